@@ -1,0 +1,11 @@
+"""Raw files to a Dataset. The same as `minionerec data`.
+
+Run: python data/prepare.py --config ml-100k
+"""
+
+import sys
+
+from minionerec.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["data", *sys.argv[1:]]))

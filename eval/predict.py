@@ -1,0 +1,11 @@
+"""Constrained 50-beam evaluation. The same as `minionerec eval`.
+
+Run: python eval/predict.py --config ml-100k
+"""
+
+import sys
+
+from minionerec.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["eval", *sys.argv[1:]]))

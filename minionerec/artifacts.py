@@ -1,0 +1,283 @@
+"""Artefacts: what a stage leaves on disk, written whole or not at all.
+
+A stage writes into `<folder>.partial`; when it succeeds, `manifest.json` is written last and the folder is renamed into
+place. A folder with its final name is therefore always complete. A training stage may keep its partial folder after an
+interruption (`resumable=True`) so that the next run continues from its checkpoints, but only for the same key.
+"""
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from minionerec.errors import ArtifactError
+
+MANIFEST = "manifest.json"
+_KEY = "key.txt"
+_PACKAGES = ("minionerec", "torch", "transformers", "trl", "accelerate", "polars", "scikit-learn", "numpy")
+
+
+def content_hash(value: Any) -> str:
+    """SHA-256 (hex) of a JSON-serialisable value, independent of dictionary order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes, read in blocks."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write UTF-8 JSON through a temporary name, so that the file is never seen half-written."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Read UTF-8 JSON.
+
+    Raises:
+        ArtifactError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: not found.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ArtifactError(f"{path}: not valid JSON ({error}). Delete the folder and run the stage again.") from None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result, and the machine's kind."""
+    found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What is known of a finished artefact; stored as `manifest.json` in its folder.
+
+    `key` identifies config and inputs: a stage is skipped when it is unchanged. `digest` identifies the content: a later
+    stage is stale only if it changed, not because an identical artefact was made anew.
+    """
+
+    stage: str
+    key: str
+    digest: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    seed: int
+    versions: dict[str, str]
+    metrics: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+    seconds: float
+    created: str
+
+    @classmethod
+    def load(cls, folder: Path) -> "Manifest":
+        """Read a folder's manifest and check that each file it names is there with its size.
+
+        Raises:
+            ArtifactError: no manifest, not a manifest, or a file is missing or has another size.
+        """
+        values = read_json(folder / MANIFEST)
+        names = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(values, dict) or set(values) != names:
+            raise ArtifactError(f"{folder / MANIFEST}: not a manifest of this version. Delete {folder} and run again.")
+        manifest = cls(**values)
+        for name, entry in manifest.files.items():
+            path = folder / name
+            size = path.stat().st_size if path.is_file() else None
+            if size != entry["bytes"]:
+                found = "missing" if size is None else f"{size} bytes"
+                raise ArtifactError(
+                    f"{path}: {found}, the manifest says {entry['bytes']} bytes. Delete {folder} and run the stage again."
+                )
+        return manifest
+
+
+def require(folder: Path, command: str) -> Manifest:
+    """The manifest of an artefact that a stage needs as input.
+
+    Raises:
+        ArtifactError: it is not there (the message names the command that makes it) or it is damaged.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise ArtifactError(f"{folder}: no finished artefact here. Make it first: {command}")
+    return Manifest.load(folder)
+
+
+def is_current(folder: Path, key: str) -> bool:
+    """Whether a finished, undamaged artefact with this key is in the folder."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    try:
+        return Manifest.load(folder).key == key
+    except ArtifactError:
+        return False
+
+
+@dataclasses.dataclass
+class Draft:
+    """An artefact being written: put files below `path`, figures into `metrics`."""
+
+    path: Path
+    metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Refuse to start when the disk cannot hold what a stage will write.
+
+    Args:
+        folder: where it will be written; the nearest existing parent is asked.
+        needed: bytes.
+
+    Raises:
+        ArtifactError: fewer bytes are free.
+    """
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise ArtifactError(
+            f"{folder}: needs about {needed / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB are free on that disk. "
+            "Free some space or choose another place with --out DIR."
+        )
+
+
+def _disk_full(error: BaseException) -> bool:
+    # Libraries with a native core (safetensors, polars) wrap the system's error and keep only its text.
+    return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in str(error)
+
+
+def _open_partial(partial: Path, key: str, resumable: bool) -> None:
+    marker = partial / _KEY
+    if partial.exists() and not (resumable and marker.is_file() and marker.read_text() == key):
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True, exist_ok=True)
+    marker.write_text(key)
+
+
+def _seal(folder: Path, partial: Path, manifest: dict[str, Any]) -> None:
+    (partial / _KEY).unlink()
+    files = {
+        path.relative_to(partial).as_posix(): {"bytes": path.stat().st_size, "sha256": file_hash(path)}
+        for path in sorted(partial.rglob("*"))
+        if path.is_file()
+    }
+    digest = content_hash({name: entry["sha256"] for name, entry in files.items()})
+    write_json(partial / MANIFEST, dataclasses.asdict(Manifest(digest=digest, files=files, **manifest)))
+    discarded = folder.with_name(folder.name + ".old")
+    if discarded.exists():
+        shutil.rmtree(discarded)
+    if folder.exists():
+        folder.rename(discarded)
+    partial.rename(folder)
+    if discarded.exists():
+        shutil.rmtree(discarded)
+
+
+def wait_for_everyone() -> None:
+    """Let all ranks reach this point; does nothing in a single process."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
+
+
+def is_main_process() -> bool:
+    """Whether this is rank 0 (or the only process): the one that writes."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextmanager
+def write_artifact(
+    folder: Path,
+    *,
+    stage: str,
+    key: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    seed: int,
+    resumable: bool = False,
+    collective: bool = False,
+) -> Iterator[Draft]:
+    """Write an artefact whole or not at all.
+
+    Args:
+        folder: final place; replaced if an older artefact is there, and only at the end.
+        key: see `Manifest`.
+        inputs: name of each input artefact to its digest.
+        resumable: keep the partial folder when interrupted, for the next run with the same key.
+        collective: every rank enters; rank 0 makes the folder, writes the manifest and renames. Otherwise only one enters.
+
+    Raises:
+        ArtifactError: the disk is full; nothing is left at `folder` (an older artefact there stays).
+    """
+    folder = Path(folder)
+    partial = folder.with_name(folder.name + ".partial")
+    main, started = is_main_process() or not collective, time.monotonic()
+    wait = wait_for_everyone if collective else (lambda: None)
+    try:
+        if main:
+            _open_partial(partial, key, resumable)
+        wait()
+        draft = Draft(partial)
+        yield draft
+        wait()
+        if main:
+            _seal(
+                folder,
+                partial,
+                {
+                    "stage": stage,
+                    "key": key,
+                    "config": dict(config),
+                    "inputs": dict(inputs),
+                    "seed": seed,
+                    "versions": versions(),
+                    "metrics": draft.metrics,
+                    "seconds": round(time.monotonic() - started, 3),
+                    "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                },
+            )
+        wait()
+    except BaseException as error:
+        if main and not resumable and partial.exists():
+            shutil.rmtree(partial, ignore_errors=True)
+        if _disk_full(error):
+            raise ArtifactError(
+                f"{folder}: no space left on the disk. Nothing unfinished was kept in place of a finished artefact. "
+                "Free some space or choose another place with --out DIR, then run the same command again."
+            ) from error
+        raise
+
+
+def cache_folder() -> Path:
+    """Where downloads and text embeddings are kept between runs: `$MINIONEREC_CACHE`, else the user's cache folder."""
+    chosen = os.environ.get("MINIONEREC_CACHE")
+    if chosen:
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME") or (
+        os.environ.get("LOCALAPPDATA") if sys.platform == "win32" else str(Path.home() / ".cache")
+    )
+    return Path(base or Path.home()) / "minionerec"

@@ -1,0 +1,164 @@
+"""The `minionerec` command: every stage by name, `run` for all of them, one configuration for all."""
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+import yaml
+from jsonargparse import ArgumentParser, set_parsing_settings
+from rich.console import Console
+
+from minionerec import __version__
+from minionerec.config import Config
+from minionerec.errors import ArtifactError, ConfigError, MiniOneRecError
+
+COMMANDS = {
+    "run": "all stages in order: data, sid, sft, rl, eval, report",
+    "data": "raw files to a Dataset: catalogue and train, valid and test examples (data/)",
+    "sid": "item text to semantic IDs (sid/)",
+    "sft": "supervised fine-tuning of a causal LM (sft/)",
+    "rl": "GRPO from the SFT model with ranking rewards (rl/)",
+    "eval": "constrained beam search over a split, metrics with intervals (eval/)",
+    "report": "one HTML page of the run (report/)",
+}
+_RUN = ("data", "sid", "sft", "rl", "eval", "report")
+
+
+def preset(name: str) -> Path:
+    """The file of a configuration: a path, or the name of a preset with or without `.yaml`.
+
+    Raises:
+        ConfigError: neither; the message names the nearest preset.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    folder = Path(str(resources.files("minionerec.presets")))
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name.removesuffix(".yaml") in known:
+        return folder / f"{name.removesuffix('.yaml')}.yaml"
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise ConfigError(f"--config {name}: no such file, and no such preset ({', '.join(known)}).{hint}")
+
+
+def parser(command: str) -> ArgumentParser:
+    """The parser of one command; all commands take the whole configuration."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    made = ArgumentParser(prog=f"minionerec {command}", description=COMMANDS[command], exit_on_error=False)
+    made.add_argument("--config", action="config", help="a YAML file, or the name of a preset that ships with the package")
+    made.add_class_arguments(Config, None)
+    return made
+
+
+def _fields(value: object, prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for name, inner in vars(value).items():
+        names.append(prefix + name)
+        if hasattr(inner, "__dataclass_fields__"):
+            names += _fields(inner, f"{prefix}{name}.")
+    return names
+
+
+def _check_fields(names: Sequence[str], where: str) -> None:
+    known = _fields(Config())
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f" Did you mean {near[0]}?" if near else " See minionerec run --help for all fields."
+            raise ConfigError(f"{where}: unknown field {name}.{hint}")
+
+
+def _yaml_fields(path: Path) -> list[str]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not readable as YAML ({error}).") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected fields and sections, found {type(values).__name__}.")
+    names = []
+    for name, value in values.items():
+        names += [f"{name}.{inner}" for inner in value] if isinstance(value, dict) else [str(name)]
+    return names
+
+
+def parse(command: str, arguments: Sequence[str]) -> Config | None:
+    """The configuration of a command line; None where it only asked for help or for the resolved configuration.
+
+    Raises:
+        ConfigError: an unknown field (the message names the nearest), or a bad value.
+    """
+    resolved = list(arguments)
+    for place, argument in enumerate(resolved):
+        name, _, value = argument.partition("=")
+        if name == "--config" and (value or place + 1 < len(resolved)):
+            path = preset(value or resolved[place + 1])
+            _check_fields(_yaml_fields(path), str(path))
+            resolved[place if value else place + 1] = f"--config={path}" if value else str(path)
+        elif name.startswith("--") and name not in ("--config", "--help", "--print_config"):
+            _check_fields([name.removeprefix("--").removesuffix("+")], "command line")
+    made = parser(command)
+    try:
+        config = made.instantiate(made.parse_args(resolved)).as_dict()
+    except MiniOneRecError:
+        raise
+    except SystemExit as stop:  # --help and --print_config
+        if stop.code:
+            raise
+        return None
+    except Exception as error:  # noqa: BLE001 - jsonargparse raises many kinds; each is a bad value of the user's
+        cause = next((e for e in (error, error.__cause__, error.__context__) if isinstance(e, MiniOneRecError)), None)
+        raise cause or ConfigError(" ".join(str(error).split())) from None
+    config.pop("config", None)
+    return Config(**config)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point: 0 when all is well, 2 for a user's mistake, 130 when interrupted."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    if arguments[:1] in (["--version"], ["-V"]):
+        print(f"minionerec {__version__}")
+        return 0
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: minionerec COMMAND [--config PRESET_OR_FILE] [--section.field VALUE ...]\n")
+        print("\n".join(f"  {name:8}{text}" for name, text in COMMANDS.items()))
+        print("\nminionerec COMMAND --help shows every field; --print_config prints the resolved configuration.")
+        return 0
+    command, *rest = arguments
+    try:
+        if command not in COMMANDS:
+            near = difflib.get_close_matches(command, COMMANDS, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"unknown command {command}; known are {', '.join(COMMANDS)}.{hint}")
+        config = parse(command, rest)
+        if config is None:
+            return 0
+        _run(command, config)
+    except MiniOneRecError as error:
+        errors.print(f"[bold red]{type(error).__name__}[/]: ", end="")
+        errors.print(str(error), markup=False)
+        return 2
+    except KeyboardInterrupt:
+        errors.print("Interrupted. Run the same command again to go on where it stopped.")
+        return 130
+    return 0
+
+
+def _run(command: str, config: Config) -> None:
+    from minionerec import pipeline
+
+    try:
+        pipeline.run(config, _RUN if command == "run" else (command,))
+    except PermissionError as error:
+        raise ArtifactError(f"{error.filename}: permission denied. Choose another folder with --out DIR.") from None
+    if command in ("run", "eval") and int(os.environ.get("RANK", "0")) == 0:
+        Console().print(pipeline.result_table(config))
+    if command in ("run", "report") and int(os.environ.get("RANK", "0")) == 0:
+        print(config.folder / "report" / "index.html")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

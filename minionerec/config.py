@@ -1,0 +1,268 @@
+"""The one configuration: an experiment is one YAML with a section per stage, read into these dataclasses.
+
+Every field has a docstring with its unit and, where the paper states one, the paper's value; `minionerec run --help` shows
+them. Values are checked when the object is made, so a mistake costs seconds, not a training run.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from minionerec.errors import ConfigError
+
+TaskName = Literal["history_sid_to_sid", "title_to_sid", "sid_to_title"]
+CUTOFFS = (1, 3, 5, 10, 20, 50)
+
+
+def _positive(section: str, **values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and value <= 0:
+            raise ConfigError(f"{section}.{name} is {value}; it must be greater than 0.")
+
+
+@dataclass
+class DataConfig:
+    """Stage `data`: raw files to a Dataset."""
+
+    source: Literal["ml-100k", "csv", "recbole"] = "ml-100k"
+    """Where interactions come from: `ml-100k` is downloaded; `csv` and `recbole` are read from `path`."""
+    path: str | None = None
+    """Folder of your own files: `interactions.csv` and `items.csv` for `csv`; one `*.inter` and one `*.item` file for
+    `recbole`. For `ml-100k` optional: a folder with `ml-100k.zip` fetched by hand."""
+    max_history: int = 20
+    """Most recent items kept in a history (items; paper: 10)."""
+    min_interactions: int = 3
+    """Users with fewer interactions are dropped and counted (interactions; at least 3: train, valid, test)."""
+    missing_text: Literal["error", "drop"] = "error"
+    """An item without title: stop with an error, or drop the item with its interactions and count both."""
+
+    def __post_init__(self) -> None:
+        _positive("data", max_history=self.max_history)
+        if self.min_interactions < 3:
+            raise ConfigError(
+                f"data.min_interactions is {self.min_interactions}; leave-last-two-out needs at least 3 per user."
+            )
+        if self.source != "ml-100k" and self.path is None:
+            raise ConfigError(f"data.source {self.source!r} needs data.path, the folder that holds your files.")
+
+
+@dataclass
+class SidConfig:
+    """Stage `sid`: item text to semantic IDs."""
+
+    encoder: str = "minilm"
+    """Text encoder: `minilm` (all-MiniLM-L6-v2 from an installed package), `tfidf` (TF-IDF and SVD, nothing to download),
+    or the name or path of any sentence-transformers model (paper: Qwen3-Embedding-4B)."""
+    max_text_tokens: int = 256
+    """Item text beyond this length is cut by the encoder (tokens; paper: 2048)."""
+    tfidf_dimensions: int = 128
+    """Vector length of the `tfidf` encoder; lowered to what the catalogue's rank allows (dimensions)."""
+    levels: int = 3
+    """Codes per SID (levels; paper: 3)."""
+    codebook_size: int = 256
+    """Centroids per level (paper: 256)."""
+    iterations: int = 50
+    """Most k-means iterations per level (iterations)."""
+    collisions: Literal["nearest-free", "keep"] = "nearest-free"
+    """Items with equal codes: `nearest-free` moves each to the free code under the nearest possible prefix that costs least,
+    so that every item has its own SID; `keep` lets them share one."""
+
+    def __post_init__(self) -> None:
+        _positive("sid", max_text_tokens=self.max_text_tokens, tfidf_dimensions=self.tfidf_dimensions)
+        _positive("sid", levels=self.levels, iterations=self.iterations)
+        if self.levels > 26:
+            raise ConfigError(f"sid.levels is {self.levels}; levels are named a to z, so 26 at most.")
+        if self.codebook_size < 2:
+            raise ConfigError(f"sid.codebook_size is {self.codebook_size}; a level needs at least 2 codes.")
+
+
+@dataclass
+class ModelConfig:
+    """The language model that both training stages share."""
+
+    init: Literal["from_scratch", "from_pretrained"] = "from_scratch"
+    """`from_scratch` makes a small Qwen2 and its tokenizer from the catalogue; `from_pretrained` loads `path`."""
+    path: str | None = None
+    """Folder or hub name of a causal LM for `from_pretrained` (paper: Qwen2.5-1.5B-Instruct)."""
+    hidden_size: int = 192
+    """Width of the from-scratch model (dimensions)."""
+    intermediate_size: int = 512
+    """Width of its feed-forward layers (dimensions)."""
+    layers: int = 4
+    """Its transformer blocks."""
+    heads: int = 4
+    """Its attention heads; they divide `hidden_size`."""
+    vocabulary: int = 2000
+    """Byte-level BPE entries learnt from the catalogue's text and the prompts, SID tokens not counted (tokens)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of a pretrained model's weights in training; from-scratch models are float32."""
+
+    def __post_init__(self) -> None:
+        _positive("model", hidden_size=self.hidden_size, intermediate_size=self.intermediate_size, layers=self.layers)
+        _positive("model", heads=self.heads)
+        if self.init == "from_pretrained" and not self.path:
+            raise ConfigError("model.init is from_pretrained, but model.path is not set: name a folder or hub model.")
+        if self.hidden_size % (2 * self.heads):
+            raise ConfigError(
+                f"model.hidden_size {self.hidden_size} does not split into {self.heads} heads of even width (model.heads)."
+            )
+        if self.vocabulary < 300:
+            raise ConfigError(f"model.vocabulary is {self.vocabulary}; byte-level BPE needs at least 300 entries.")
+
+
+@dataclass
+class SftConfig:
+    """Stage `sft`: supervised fine-tuning on (prompt, completion) pairs, loss on the completion only."""
+
+    tasks: list[TaskName] = field(default_factory=lambda: ["history_sid_to_sid", "title_to_sid", "sid_to_title"])
+    """Training tasks, mixed in one shuffled stream."""
+    history_stride: int = 1
+    """A training history starts at a multiple of this position in the user's sequence, so that up to this many examples share
+    their prompt's beginning and are computed together; up to stride - 1 of the oldest items are left out. 1 keeps every
+    history whole (items; at most `data.max_history`)."""
+    batch_size: int = 128
+    """Prefix trees per optimiser step over all devices; a tree holds up to `history_stride` examples, so with stride 1 these
+    are examples (trees; paper: 1024)."""
+    micro_batch: int = 128
+    """Prefix trees computed at once on one device; the rest of a step's share follows by gradient accumulation (trees;
+    paper: 16)."""
+    row_tokens: int = 256
+    """Length of the rows into which prefix trees are packed; one tree may exceed it (tokens)."""
+    epochs: float = 3.0
+    """Passes over the training examples (epochs; paper: 10 with early stopping)."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW (paper: 3e-4 for pretrained models)."""
+    weight_decay: float = 0.01
+    """AdamW weight decay."""
+    warmup: float = 0.05
+    """Share of the steps with rising learning rate, before the cosine (fraction)."""
+    max_grad_norm: float = 1.0
+    """Gradient clipping (L2 norm)."""
+    evaluations: int = 10
+    """Validation passes over the whole run, evenly spaced; each also saves a checkpoint (count)."""
+    patience: int = 3
+    """Stop after this many validation passes without a lower loss (passes; paper: 3)."""
+    bf16: bool = False
+    """Compute in bfloat16 with float32 weights; must agree with the launcher's mixed precision."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass to save memory."""
+
+    def __post_init__(self) -> None:
+        _positive("sft", batch_size=self.batch_size, row_tokens=self.row_tokens, epochs=self.epochs)
+        _positive("sft", micro_batch=self.micro_batch, learning_rate=self.learning_rate)
+        _positive("sft", history_stride=self.history_stride, evaluations=self.evaluations, patience=self.patience)
+        if not self.tasks:
+            raise ConfigError("sft.tasks is empty; name at least one task.")
+
+
+@dataclass
+class RlConfig:
+    """Stage `rl`: GRPO with ranked beams and ranking rewards, from the SFT model."""
+
+    tasks: list[TaskName] = field(default_factory=lambda: ["history_sid_to_sid"])
+    """Tasks whose completion is a SID; each row carries its own target."""
+    max_examples: int | None = 4096
+    """Training prompts drawn at random from the tasks' examples; null takes all (examples; paper: all)."""
+    num_generations: int = 16
+    """Ranked beams per prompt, the group of GRPO (SIDs; paper: 16)."""
+    prompts_per_step: int = 32
+    """Prompts per optimiser step over all devices (prompts; paper: 64)."""
+    micro_batch_prompts: int = 32
+    """Prompts computed at once on one device (prompts)."""
+    epochs: float = 1.0
+    """Passes over the drawn prompts (epochs; paper: 2)."""
+    learning_rate: float = 1e-4
+    """Peak learning rate of AdamW (paper: 1e-5 for a 1.5B model)."""
+    warmup: float = 0.03
+    """Share of the steps with rising learning rate, before the cosine (fraction; paper: 0.03)."""
+    max_grad_norm: float = 0.3
+    """Gradient clipping (L2 norm; paper: 0.3)."""
+    beta: float = 1e-3
+    """Weight of the KL divergence (k3) to the SFT model (paper: 1e-3)."""
+    reward: Literal["rule", "ranking", "ranking_only"] = "ranking"
+    """`rule` is 1 for the target's SID; `ranking_only` punishes the misses of a group that holds a hit, the higher ranked the
+    more; `ranking` is their sum (paper: ranking)."""
+    checkpoints: int = 5
+    """Checkpoints over the whole run, for resuming (count)."""
+    bf16: bool = False
+    """Compute in bfloat16 with float32 weights; must agree with the launcher's mixed precision."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass to save memory."""
+
+    def __post_init__(self) -> None:
+        _positive("rl", max_examples=self.max_examples, prompts_per_step=self.prompts_per_step, epochs=self.epochs)
+        _positive("rl", micro_batch_prompts=self.micro_batch_prompts, learning_rate=self.learning_rate)
+        _positive("rl", checkpoints=self.checkpoints)
+        if self.num_generations < 2:
+            raise ConfigError(f"rl.num_generations is {self.num_generations}; a group needs at least 2 to compare.")
+        if self.beta < 0:
+            raise ConfigError(f"rl.beta is {self.beta}; it must not be negative.")
+        if not self.tasks:
+            raise ConfigError("rl.tasks is empty; name at least one task.")
+        wrong = [task for task in self.tasks if not task.endswith("to_sid")]
+        if wrong:
+            raise ConfigError(f"rl.tasks holds {wrong[0]}, whose completion is not a SID: beams cannot answer it.")
+
+
+@dataclass
+class EvalConfig:
+    """Stage `eval`: rank the catalogue for every user of a split and measure."""
+
+    split: Literal["valid", "test"] = "test"
+    """Which targets are predicted."""
+    num_beams: int = 50
+    """Beams of the constrained search, and the length of each list (SIDs; paper: 50)."""
+    batch_size: int = 32
+    """Prompts decoded at once (prompts)."""
+    resamples: int = 2000
+    """Bootstrap resamples of the 95 % intervals, users as units (count)."""
+
+    def __post_init__(self) -> None:
+        _positive("eval", num_beams=self.num_beams, batch_size=self.batch_size, resamples=self.resamples)
+
+
+@dataclass
+class ReportConfig:
+    """Stage `report`: one HTML page of the run."""
+
+    examples: int = 10
+    """Example users shown with their history and recommendations (users)."""
+
+
+@dataclass
+class Config:
+    """One experiment."""
+
+    name: str = "experiment"
+    """Name of the run; also the folder under `runs/` where `out` is not given."""
+    out: str | None = None
+    """Folder of the run; `runs/<name>` where null."""
+    seed: int = 42
+    """Seed of every random choice; the same seed on the same machine gives the same result."""
+    threads: int = 2
+    """CPU threads of the numerical libraries, per process (threads)."""
+    data: DataConfig = field(default_factory=DataConfig)
+    sid: SidConfig = field(default_factory=SidConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
+    rl: RlConfig = field(default_factory=RlConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+
+    def __post_init__(self) -> None:
+        _positive("config", threads=self.threads)
+        if self.sft.history_stride > self.data.max_history:
+            raise ConfigError(
+                f"sft.history_stride {self.sft.history_stride} is longer than data.max_history {self.data.max_history}: "
+                "training histories would be empty."
+            )
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.out) if self.out else Path("runs") / self.name
+
+    def section(self, *names: str) -> dict[str, Any]:
+        """The named sections as plain values, for manifests and keys."""
+        return {name: dataclasses.asdict(getattr(self, name)) for name in names}

@@ -1,0 +1,87 @@
+"""The Dataset: a catalogue and three splits of examples, on disk as parquet.
+
+Files: `catalog.parquet` (item_id, title, text; the row number is the item's index), `train.parquet`, `valid.parquet`,
+`test.parquet` (user, history, target, timestamp, position).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+
+from minionerec.artifacts import content_hash
+from minionerec.errors import ArtifactError
+
+SplitName = Literal["train", "valid", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
+CATALOG_SCHEMA = pl.Schema({"item_id": pl.String(), "title": pl.String(), "text": pl.String()})
+SPLIT_SCHEMA = pl.Schema(
+    {
+        "user": pl.String(),
+        "history": pl.List(pl.Int32()),
+        "target": pl.Int32(),
+        "timestamp": pl.Int64(),
+        "position": pl.Int32(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A catalogue and its examples.
+
+    Attributes:
+        catalog: one row per item, schema `CATALOG_SCHEMA`. `title` is shown to people and models, `text` is embedded.
+        train, valid, test: one row per example, schema `SPLIT_SCHEMA`. `history` holds item indices, oldest first, and is
+            never empty; `target` is the next item's index; `timestamp` is the target's, in seconds since 1970 (UTC);
+            `position` is the target's 0-based place in the user's whole sequence, so `position - len(history)` is where the
+            history begins.
+    """
+
+    catalog: pl.DataFrame
+    train: pl.DataFrame
+    valid: pl.DataFrame
+    test: pl.DataFrame
+
+    @property
+    def digest(self) -> str:
+        """Identifies the catalogue: SHA-256 of the item ids in order. A SID index carries it."""
+        return content_hash(self.catalog["item_id"].to_list())
+
+    def split(self, name: SplitName) -> pl.DataFrame:
+        """The examples of one split."""
+        return {"train": self.train, "valid": self.valid, "test": self.test}[name]
+
+    def save(self, folder: Path) -> None:
+        """Write the parquet files into an existing folder."""
+        self.catalog.write_parquet(folder / "catalog.parquet")
+        for name in SPLITS:
+            self.split(name).write_parquet(folder / f"{name}.parquet")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Dataset":
+        """Read a folder that `save` wrote.
+
+        Raises:
+            ArtifactError: a file is missing, is not parquet, or has other columns.
+        """
+        names = ("catalog", *SPLITS)
+        frames = {name: _read(folder / f"{name}.parquet") for name in names}
+        for name in names:
+            expected = CATALOG_SCHEMA if name == "catalog" else SPLIT_SCHEMA
+            if frames[name].schema != expected:
+                raise ArtifactError(
+                    f"{folder / name}.parquet: columns {dict(frames[name].schema)}, expected {dict(expected)}. "
+                    "Run the data stage again."
+                )
+        return cls(**frames)
+
+
+def _read(path: Path) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path)
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: not found. Run the data stage first.") from None
+    except pl.exceptions.PolarsError as error:
+        raise ArtifactError(f"{path}: not a readable parquet file ({error}). Run the data stage again.") from None

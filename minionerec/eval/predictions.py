@@ -1,0 +1,174 @@
+"""Predictions: one ranked list of SIDs per user, stored as `predictions.jsonl`, one JSON object a line."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from minionerec.errors import CatalogError, DataError
+from minionerec.sid.index import SidIndex
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What was recommended to one user.
+
+    Attributes:
+        user: the user's id.
+        history: item indices, oldest first.
+        target: the index of the item to be found.
+        target_sid: its codes, one per level.
+        sids: recommended SIDs, best first, distinct, each with as many codes as `target_sid`.
+        items: recommended item indices, best first.
+        scores: one per SID, descending; nats where a language model made them.
+        exact: whether the list is provably the exact top of the catalogue.
+
+    Raises:
+        DataError: SIDs of unequal depth, a SID listed twice, or not one score per SID.
+    """
+
+    user: str
+    history: list[int]
+    target: int
+    target_sid: list[int]
+    sids: list[list[int]]
+    items: list[int]
+    scores: list[float]
+    exact: bool
+
+    def __post_init__(self) -> None:
+        depth = len(self.target_sid)
+        if not depth:
+            raise DataError(f"user {self.user!r}: target_sid is empty, expected one code per level.")
+        for place, sid in enumerate(self.sids):
+            if len(sid) != depth:
+                raise DataError(f"user {self.user!r}: sids[{place}] has {len(sid)} codes, target_sid has {depth}.")
+        if len(set(map(tuple, self.sids))) != len(self.sids):
+            raise DataError(f"user {self.user!r}: sids holds a SID twice; a ranked list must be distinct.")
+        if len(self.scores) != len(self.sids):
+            raise DataError(f"user {self.user!r}: {len(self.scores)} scores for {len(self.sids)} sids, expected one each.")
+
+
+def _index(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _indices(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_index, value))
+
+
+def _finite(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "user": (lambda value: isinstance(value, str), "a string"),
+    "history": (_indices, "a list of item indices"),
+    "target": (_index, "an item index"),
+    "target_sid": (_indices, "a list of codes"),
+    "sids": (lambda value: isinstance(value, list) and all(map(_indices, value)), "a list of lists of codes"),
+    "items": (_indices, "a list of item indices"),
+    "scores": (lambda value: isinstance(value, list) and all(map(_finite, value)), "a list of finite numbers"),
+    "exact": (lambda value: isinstance(value, bool), "true or false"),
+}
+
+
+def _parse(line: str) -> Prediction:
+    try:
+        values = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"not valid JSON ({error}); the file may be cut off. Run the evaluation again.") from None
+    if not isinstance(values, dict):
+        raise DataError(f"found {type(values).__name__}, expected one JSON object per line.")
+    missing, unknown = sorted(_FIELDS.keys() - values.keys()), sorted(values.keys() - _FIELDS.keys())
+    if missing or unknown:
+        found = [f"{what} {', '.join(names)}" for what, names in (("missing", missing), ("unknown", unknown)) if names]
+        raise DataError(f"fields {' and '.join(found)}; expected exactly {', '.join(_FIELDS)}.")
+    for name, (valid, expected) in _FIELDS.items():
+        if not valid(values[name]):
+            raise DataError(f"field {name} is {json.dumps(values[name])[:60]}, expected {expected}.")
+    return Prediction(**values)
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """Read a predictions file line by line.
+
+    Raises:
+        DataError: the file cannot be read or is empty, a line is malformed (the message names it), a user appears twice (as
+            when a shard was merged twice), or SIDs differ in depth between lines.
+    """
+    predictions: list[Prediction] = []
+    lines: dict[str, int] = {}
+    try:
+        with Path(path).open(encoding="utf-8") as stream:
+            for number, line in enumerate(stream, 1):
+                try:
+                    prediction = _parse(line)
+                except DataError as error:
+                    raise DataError(f"{path}, line {number}: {error}") from None
+                if prediction.user in lines:
+                    raise DataError(
+                        f"{path}, line {number}: user {prediction.user!r} is already on line {lines[prediction.user]}; "
+                        "expected one line per user. Run the evaluation again."
+                    )
+                lines[prediction.user] = number
+                predictions.append(prediction)
+                depth, expected = len(prediction.target_sid), len(predictions[0].target_sid)
+                if depth != expected:
+                    raise DataError(f"{path}, line {number}: SIDs of {depth} codes, line 1 has {expected}.")
+    except FileNotFoundError:
+        raise DataError(f"{path}: not found. Make it with the eval stage.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as text ({error}); expected a predictions.jsonl file.") from None
+    if not predictions:
+        raise DataError(f"{path}: empty; expected one JSON object per user. Run the evaluation again.")
+    return predictions
+
+
+def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
+    """Write predictions through a temporary name; equal predictions give equal bytes (scores keep 6 decimals)."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8", newline="\n") as stream:
+        for prediction in predictions:
+            values = {field: getattr(prediction, field) for field in _FIELDS}
+            values["scores"] = [round(score, 6) for score in prediction.scores]
+            stream.write(json.dumps(values, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n")
+    temporary.replace(path)
+
+
+def as_predictions(examples: pl.DataFrame, rankings: Iterable[np.ndarray], sid_index: SidIndex) -> list[Prediction]:
+    """Item rankings as predictions: each item's SID where it first occurs, the ranking's own items, minus the rank as score.
+
+    Args:
+        examples: a split; `rankings` has one list of item indices per row.
+
+    Raises:
+        CatalogError: an item lies outside the SID index.
+    """
+    predictions = []
+    for example, ranking in zip(examples.iter_rows(named=True), rankings, strict=True):
+        outside = [item for item in (*ranking.tolist(), example["target"]) if not 0 <= item < len(sid_index.codes)]
+        if outside:
+            raise CatalogError(
+                f"Item {outside[0]} of user {example['user']!r} has no SID: the index holds {len(sid_index.codes)} items. "
+                "Run the sid stage for this dataset."
+            )
+        sids = dict.fromkeys(map(tuple, sid_index.codes[ranking].tolist()))
+        predictions.append(
+            Prediction(
+                user=example["user"],
+                history=example["history"],
+                target=example["target"],
+                target_sid=sid_index.codes[example["target"]].tolist(),
+                sids=[list(sid) for sid in sids],
+                items=ranking.tolist(),
+                scores=[-float(rank) for rank in range(len(sids))],
+                exact=True,
+            )
+        )
+    return predictions

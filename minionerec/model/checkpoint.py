@@ -1,0 +1,143 @@
+"""Load a causal LM with its tokenizer, give it SID tokens, save it; find the checkpoint to resume from."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import (
+    AddedToken,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from minionerec.artifacts import read_json, write_json
+from minionerec.errors import ArtifactError, CatalogError, ConfigError
+from minionerec.sid.index import SidIndex
+
+_COMPLETE = "complete.json"
+_TIMED = ("runtime", "per_second", "flos", "time")
+
+
+def load(path: str | Path, dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal LM and its tokenizer from a folder or, by name, from the hub.
+
+    Only safetensors weights are read and no code of the checkpoint is run. Attention is sdpa, which tree masks need. A
+    tokenizer without padding token pads with its end token; padding is masked and never a label.
+
+    Raises:
+        ConfigError: nothing loadable is there, or the tokenizer has no end token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, dtype), attn_implementation="sdpa", trust_remote_code=False, use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"{path}: not a loadable causal LM ({reason}). Expected a folder with config.json, model.safetensors and "
+            "tokenizer files, or a hub name that can be reached."
+        ) from None
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"{path}: the tokenizer has no end-of-sequence token (eos_token); titles could never end.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write model (safetensors) and tokenizer into a folder, so that `load` finds both."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def add_sid_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, index: SidIndex, seed: int) -> int:
+    """Add the catalogue's SID tokens as ordinary tokens and give them rows of their own in the model.
+
+    New rows are drawn around the mean of the old ones with the old rows' spread per dimension: transformers' default would
+    make them equal to within 1e-6, and SIDs could not be told apart. Tied heads stay tied; an untied head is treated alike.
+
+    Args:
+        seed: of the new rows.
+
+    Returns:
+        How many tokens were new.
+    """
+    old = model.get_input_embeddings().weight.shape[0]
+    tokens = [AddedToken(text, normalized=False, special=False) for text in index.token_strings()]
+    added = tokenizer.add_tokens(tokens)
+    if len(tokenizer) > old:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = {id(layer.weight): layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
+    rows = tokenizer.convert_tokens_to_ids(index.token_strings())
+    with torch.no_grad():
+        for weight in embeddings.values():
+            known = weight[: min(old, len(tokenizer) - added)].float()
+            noise = torch.randn(len(rows), weight.shape[1], generator=generator)
+            weight[rows] = (known.mean(0) + noise * known.std(0)).to(weight.dtype)
+    return added
+
+
+def sid_token_ids(tokenizer: PreTrainedTokenizerBase, index: SidIndex) -> torch.Tensor:
+    """The SIDs of all items as token ids: (items, levels) int64.
+
+    Raises:
+        CatalogError: the tokenizer lacks a SID token, or splits one.
+    """
+    known = tokenizer.get_vocab()
+    missing = [text for text in index.token_strings() if text not in known]
+    if missing:
+        raise CatalogError(
+            f"{tokenizer.name_or_path or 'the tokenizer'}: lacks {len(missing)} of the catalogue's "
+            f"{len(index.token_strings())} SID tokens, the first is {missing[0]}. This checkpoint was not trained with this "
+            "SID index: run the sft stage with it, or use the checkpoint's own index."
+        )
+    split = [text for text in index.token_strings() if tokenizer.encode(text, add_special_tokens=False) != [known[text]]]
+    if split:
+        raise CatalogError(f"The tokenizer splits the SID token {split[0]} into several tokens; add it as a token first.")
+    starts = torch.tensor([0, *index.codebook_sizes[:-1]]).cumsum(0)
+    flat = torch.tensor([known[text] for text in index.token_strings()])
+    return flat[torch.from_numpy(index.codes).long() + starts]
+
+
+class MarkComplete(TrainerCallback):
+    """Marks each training checkpoint once all its files are written; the Trainer itself writes them one by one."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        """Record names and sizes of the files of the checkpoint just saved."""
+        if state.is_world_process_zero:
+            folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            files = {p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
+            write_json(folder / _COMPLETE, files)
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        sizes = read_json(folder / _COMPLETE)
+    except ArtifactError:
+        return False
+    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest complete training checkpoint below a folder, None if there is none; half-written ones are deleted."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    for path in found:
+        if not _is_complete(path):
+            shutil.rmtree(path)
+    complete = [path for path in found if path.exists()]
+    return str(complete[0]) if complete else None
+
+
+def write_log(state: TrainerState, path: Path) -> None:
+    """The curves as one JSON object a line; durations are left out, so that equal runs write equal files."""
+    rows = [{key: value for key, value in row.items() if not key.endswith(_TIMED)} for row in state.log_history]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

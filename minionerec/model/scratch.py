@@ -1,0 +1,54 @@
+"""A small Qwen2 and its byte-level BPE tokenizer, made from nothing but the catalogue's text and the prompts."""
+
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, set_seed
+
+from minionerec.config import ModelConfig
+
+END, PAD = "<|endoftext|>", "<|pad|>"
+CONTEXT = 2048
+
+
+def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE, so that any text can be written: at most `vocabulary` entries, learnt from `texts`."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, model_max_length=CONTEXT)
+
+
+def create(texts: Sequence[str], config: ModelConfig, seed: int) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
+    """A random Qwen2 of `config`'s sizes with tied embeddings, and its tokenizer.
+
+    Args:
+        texts: what the tokenizer learns from.
+        seed: of the weights.
+    """
+    tokenizer = train_tokenizer(texts, config.vocabulary)
+    set_seed(seed)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.heads,
+            max_position_embeddings=CONTEXT,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            attn_implementation="sdpa",
+        )
+    )
+    return model, tokenizer

@@ -1,0 +1,73 @@
+"""The one prompt builder: examples of a task as token ids, the same for SFT, RL and evaluation."""
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from minionerec.artifacts import content_hash
+from minionerec.config import TaskName
+from minionerec.data.dataset import Dataset, SplitName
+from minionerec.errors import ConfigError
+from minionerec.prompts.tasks import TASKS, TEMPLATES
+from minionerec.sid.index import SidIndex
+
+
+@dataclass(frozen=True)
+class TokenExample:
+    """An example as token ids; prompt and completion are tokenised apart, so that no token spans the two."""
+
+    task: TaskName
+    prompt: list[int]
+    completion: list[int]
+    target: int
+    group: int
+
+
+def templates_digest() -> str:
+    """Identifies the wording of all tasks; part of the key of every artefact that depends on it."""
+    return content_hash(TEMPLATES)
+
+
+def build_examples(
+    task: TaskName,
+    dataset: Dataset,
+    index: SidIndex,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    split: SplitName,
+    stride: int = 1,
+    context: int | None = None,
+) -> list[TokenExample]:
+    """All examples of a task, in the order of the split (or of the catalogue).
+
+    Args:
+        stride: see `history_sid_to_sid`; 1 for RL and evaluation, which use whole histories.
+        context: most tokens the model can read, prompt and completion together; None where unlimited.
+
+    Raises:
+        ConfigError: an example is longer than the context.
+    """
+    built: list[TokenExample] = []
+    examples = list(TASKS[task](dataset, index, split, stride))
+    if not examples:
+        return []
+    # A tokenizer that begins every text with a token of its own (Llama's <s>) does so here too, once, before the prompt.
+    prompts = tokenizer([example.prompt for example in examples])["input_ids"]
+    completions = tokenizer([example.completion for example in examples], add_special_tokens=False)["input_ids"]
+    for example, prompt, completion in zip(examples, prompts, completions, strict=True):
+        if example.kind == "text":
+            completion = [*completion, tokenizer.eos_token_id]
+        if context is not None and len(prompt) + len(completion) > context:
+            raise ConfigError(
+                f"Task {task}, item {example.target}: {len(prompt) + len(completion)} tokens, the model reads {context}. "
+                "Lower data.max_history, or shorten the title."
+            )
+        built.append(TokenExample(task, prompt, completion, example.target, example.group))
+    return built
+
+
+def tokenizer_corpus(dataset: Dataset) -> list[str]:
+    """What a from-scratch tokenizer learns from: item texts, titles, and the prompts' wording as often as items."""
+    wording = [part for pair in TEMPLATES.values() for part in pair]
+    texts = dataset.catalog["text"].to_list()
+    return [*texts, *dataset.catalog["title"].to_list(), *(wording * len(texts))]

@@ -1,0 +1,121 @@
+"""The page's plots: plotly figures as HTML fragments, drawn by the page's script once its layout is known."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from markupsafe import Markup
+
+COLOURS = {"sft": "#3d5afe", "rl": "#00897b"}
+_INK, _MUTED, _GRID = "#1c2333", "#667085", "#e8ebf1"
+_LINES = ("#3d5afe", "#e4572e", "#00897b", "#a23fb5", "#c98a00", "#5b6b7f")
+_SMOOTH_FROM = 40
+# A logged series goes to the first panel whose pattern its name matches; series that match none are not drawn.
+_PANELS = {
+    "Loss": r"^(eval_)?loss$",
+    "Reward": r"^(eval_)?reward$|^rewards/.*/mean$",
+    "KL divergence from the SFT model": r"^(eval_)?kl$",
+    "Share of beam groups without a reward signal": r"zero_std$|zero_advantage",
+    "Accuracy": r"(HR|NDCG)@?\d*$",
+    "Learning rate": r"^learning_rate$",
+    "Gradient norm": r"^grad_norm$",
+}
+
+
+def _fragment(figure: go.Figure, *, y: str = "", x: str = "", legend: bool = True, zero: bool = True) -> Markup:
+    axis: dict[str, Any] = {"gridcolor": _GRID, "linecolor": "#cdd3de", "zeroline": False, "automargin": True}
+    figure.update_layout(
+        template="none",
+        height=280,
+        margin={"l": 8, "r": 8, "t": 34 if legend else 10, "b": 8},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": "Inter, Segoe UI, system-ui, Roboto, Helvetica Neue, Arial, sans-serif", "size": 12, "color": _MUTED},
+        hoverlabel={"bgcolor": "white", "bordercolor": "#cdd3de", "font": {"color": _INK}},
+        hovermode="x unified",
+        showlegend=legend,
+        legend={"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
+        xaxis={**axis, "title": {"text": x, "standoff": 6}, "showgrid": False},
+        yaxis={**axis, "title": {"text": y, "standoff": 6}, "rangemode": "tozero" if zero else "normal"},
+    )
+    figure.layout.template = None
+    # Inside a script element only "<" could end the data.
+    data = figure.to_json().replace("<", "\\u003c")
+    return Markup(f'<div class="plot"><script type="application/json">{data}</script></div>')
+
+
+def funnel(levels: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str], k: int) -> Markup:
+    """Share of users with any of the top k SIDs right up to each level, bars per stage.
+
+    Args:
+        levels: per stage, its `level_tables`.
+        labels: per stage, its name for readers.
+    """
+    figure = go.Figure()
+    for stage, tables in levels.items():
+        shares = tables["cumulative"][str(k)]
+        figure.add_bar(
+            name=labels[stage],
+            x=[f"{count} code{'s' * (count > 1)}" for count in range(1, len(shares) + 1)],
+            y=list(shares.values()),
+            text=[f"{share:.3f}" for share in shares.values()],
+            textposition="outside",
+            cliponaxis=False,
+            marker={"color": COLOURS[stage], "cornerradius": 4},
+            hovertemplate="%{y:.4f}",
+        )
+    figure.update_layout(barmode="group", bargap=0.28, bargroupgap=0.08)
+    return _fragment(figure, y="share of users")
+
+
+def _series(log: Sequence[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    names = dict.fromkeys(name for entry in log for name in entry if name not in ("step", "epoch"))
+    found = {}
+    for name in names:
+        points = [(entry["step"], entry[name]) for entry in log if type(entry.get(name)) in (int, float)]
+        if points:
+            steps, values = np.array(points, dtype=float).T
+            found[name] = (steps, values)
+    return found
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    # A centred moving average over about a twentieth of the run; at the ends over what is there.
+    window = np.ones(max(3, len(values) // 20))
+    return np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")
+
+
+def _draw(figure: go.Figure, name: str, steps: np.ndarray, values: np.ndarray, colour: str) -> None:
+    line = {"color": colour, "width": 2}
+    if len(values) < _SMOOTH_FROM:
+        mode = "lines+markers" if len(values) <= 20 else "lines"
+        figure.add_scatter(x=steps.tolist(), y=values.tolist(), name=name, mode=mode, line=line, marker={"size": 6})
+        return
+    faint = {"color": colour, "width": 1}
+    figure.add_scatter(
+        x=steps.tolist(), y=values.tolist(), name=name, line=faint, opacity=0.25, showlegend=False, hoverinfo="skip"
+    )
+    figure.add_scatter(x=steps.tolist(), y=_smooth(values).tolist(), name=name, mode="lines", line=line)
+
+
+def curves(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:
+    """Panels (title, plot) of what a training log holds; long series are smoothed, with the raw values behind.
+
+    Args:
+        log: entries with `step` and any logged numbers.
+    """
+    panels: dict[str, list[str]] = {}
+    series = _series(log)
+    for name in series:
+        title = next((title for title, pattern in _PANELS.items() if re.search(pattern, name)), None)
+        if title:
+            panels.setdefault(title, []).append(name)
+    drawn = []
+    for title in [title for title in _PANELS if title in panels]:
+        figure = go.Figure()
+        for line, name in enumerate(panels[title]):
+            _draw(figure, name, *series[name], _LINES[line % len(_LINES)])
+        drawn.append((title, _fragment(figure, x="step", legend=len(panels[title]) > 1, zero=title != "Loss")))
+    return drawn

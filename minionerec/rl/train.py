@@ -1,0 +1,149 @@
+"""Stage `rl`: GRPO from the SFT model, with ranked beams as rollouts and the ranking reward.
+
+Inputs: `data/`, `sid/` and `sft/model/` of the run. Outputs: `rl/model/` (safetensors and tokenizer), `rl/log.jsonl`
+(reward, KL, hit rate by step).
+
+Deviations from the paper: rollouts come from the decoder that evaluation uses, on the prompts that SFT used; the target
+travels with its row; the KL is the plain k3 estimate to a fixed SFT model; a prompt is computed once for its group (same
+log-probabilities); prompts are drawn from the tasks at random and not from all rows.
+
+Command: `minionerec rl --config ml-100k`, or `bash scripts/rl.sh --config NAME`.
+"""
+
+import math
+import random
+import shutil
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset as TokenDataset
+from transformers import set_seed
+from trl import GRPOConfig
+
+from minionerec.artifacts import Manifest, check_space, content_hash, is_current, require, write_artifact
+from minionerec.config import Config, RlConfig
+from minionerec.data.dataset import Dataset
+from minionerec.errors import ConfigError
+from minionerec.model import checkpoint
+from minionerec.prompts.builder import build_examples, templates_digest
+from minionerec.rl.rewards import REWARDS
+from minionerec.rl.trainer import TreeGRPOTrainer, beam_rollouts, grouped
+from minionerec.sid.index import SidIndex
+from minionerec.tree import CatalogTrie
+
+
+def grpo_arguments(config: RlConfig, levels: int, seed: int, folder: Path, prompts: int) -> GRPOConfig:
+    """TRL's arguments: the global batch split over devices by whole groups.
+
+    Raises:
+        ConfigError: the prompts of a step do not split over the devices, or there are fewer prompts than one step takes.
+    """
+    world = PartialState().num_processes
+    micro = min(config.micro_batch_prompts, config.prompts_per_step // world)
+    if config.prompts_per_step % world or micro == 0 or config.prompts_per_step % (world * micro):
+        raise ConfigError(
+            f"rl.prompts_per_step {config.prompts_per_step} does not split into {world} device(s) times micro-batches of "
+            f"rl.micro_batch_prompts {config.micro_batch_prompts}; choose a multiple of {world * max(micro, 1)}."
+        )
+    if prompts < config.prompts_per_step:
+        raise ConfigError(f"rl.prompts_per_step is {config.prompts_per_step}, but there are only {prompts} prompts; lower it.")
+    steps = math.ceil(prompts // config.prompts_per_step * config.epochs)
+    return GRPOConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=micro * config.num_generations,
+        gradient_accumulation_steps=config.prompts_per_step // (world * micro),
+        steps_per_generation=1,  # a rollout per micro-batch: TRL would shuffle groups apart otherwise; the policy is the same
+        num_generations=config.num_generations,
+        max_completion_length=levels,
+        max_steps=steps,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=config.warmup,
+        max_grad_norm=config.max_grad_norm,
+        beta=config.beta,
+        loss_type="grpo",
+        scale_rewards="group",
+        use_bias_correction_kl=False,
+        save_strategy="steps",
+        save_steps=max(1, math.ceil(steps / config.checkpoints)),
+        save_total_limit=1,
+        logging_steps=max(1, steps // 50),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=not torch.cuda.is_available(),
+        bf16=config.bf16,
+        gradient_checkpointing=config.gradient_checkpointing,
+        seed=seed,
+        data_seed=seed,
+        report_to="none",
+    )
+
+
+def run(config: Config) -> tuple[Manifest, bool]:
+    """Train, unless the finished artefact is current; returns its manifest and whether it was made anew.
+
+    Raises:
+        ArtifactError: an input is missing, or the disk cannot hold the checkpoints.
+        CatalogError: the SFT checkpoint lacks the catalogue's SID tokens.
+        ConfigError: see `grpo_arguments`; or the catalogue is smaller than a group.
+    """
+    folder = config.folder / "rl"
+    inputs = {name: require(config.folder / name, f"minionerec {name}").digest for name in ("data", "sid", "sft")}
+    sections = config.section("rl")
+    key = content_hash({"config": sections, "seed": config.seed, "inputs": inputs, "prompts": templates_digest()})
+    if is_current(folder, key):
+        return Manifest.load(folder), False
+    dataset = Dataset.load(config.folder / "data")
+    index = SidIndex.load(config.folder / "sid", dataset)
+    set_seed(config.seed)
+    policy = str(config.folder / "sft" / "model")  # TRL reads the reference model from the same folder
+    model, tokenizer = checkpoint.load(policy)
+    context = getattr(model.config, "max_position_embeddings", None)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    check_space(folder, parameters * 4 * 4)  # the model, and weights and two moments of the last checkpoint
+    token_ids = checkpoint.sid_token_ids(tokenizer, index)
+    trie = CatalogTrie.from_codes(token_ids, PartialState().device)
+    if len(trie) < config.rl.num_generations:
+        raise ConfigError(
+            f"rl.num_generations is {config.rl.num_generations}, but the catalogue has only {len(trie)} SIDs; lower it."
+        )
+    examples = [
+        example
+        for task in config.rl.tasks
+        for example in build_examples(task, dataset, index, tokenizer, split="train", context=context)
+    ]
+    random.Random(config.seed).shuffle(examples)
+    examples = examples[: config.rl.max_examples]
+    rows = TokenDataset.from_dict(
+        {
+            "prompt": [example.prompt for example in examples],
+            "target": [token_ids[example.target].tolist() for example in examples],
+        }
+    )
+    with write_artifact(
+        folder,
+        stage="rl",
+        key=key,
+        config=sections,
+        inputs=inputs,
+        seed=config.seed,
+        resumable=True,
+        collective=True,
+    ) as draft:
+        checkpoints = draft.path / "checkpoints"
+        trainer = TreeGRPOTrainer(
+            model=model,
+            args=grpo_arguments(config.rl, index.levels, config.seed, checkpoints, len(rows)),
+            train_dataset=rows,
+            processing_class=tokenizer,
+            reward_funcs=grouped(REWARDS[config.rl.reward], config.rl.num_generations),
+            rollout_func=beam_rollouts(trie, config.rl.num_generations, tokenizer.pad_token_id),
+            callbacks=[checkpoint.MarkComplete()],
+        )
+        trainer.train(resume_from_checkpoint=checkpoint.last_checkpoint(checkpoints))
+        if trainer.is_world_process_zero():
+            checkpoint.save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, draft.path / "model")
+            checkpoint.write_log(trainer.state, draft.path / "log.jsonl")
+            shutil.rmtree(checkpoints)
+        draft.metrics.update(parameters=parameters, prompts=len(rows), steps=trainer.state.global_step)
+    return Manifest.load(folder), True

@@ -1,0 +1,181 @@
+"""Stage `sft`: supervised fine-tuning of a causal LM on the tasks, loss on the completion only.
+
+Inputs: `data/` and `sid/` of the run; the base model, from scratch or pretrained. Outputs: `sft/model/` (safetensors and
+tokenizer), `sft/log.jsonl` (losses by step).
+
+Deviations from the paper: examples that share a history are computed as one prefix tree (same loss and gradients); the
+prompt is the one that RL and evaluation use; the answer is never in it; the schedule is a cosine; five tasks are three so
+far; a SID has a fixed length and is not followed by an end token.
+
+Command: `minionerec sft --config ml-100k`, or `accelerate launch --config_file sft/zero2.yaml sft/train.py --config NAME`.
+"""
+
+import math
+import shutil
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+    set_seed,
+)
+
+from minionerec.artifacts import Manifest, check_space, content_hash, is_current, require, write_artifact
+from minionerec.config import Config, SftConfig, TaskName
+from minionerec.data.dataset import Dataset, SplitName
+from minionerec.errors import ConfigError, DataError
+from minionerec.model import checkpoint, scratch
+from minionerec.prompts.builder import build_examples, templates_digest, tokenizer_corpus
+from minionerec.sft.trainer import Tree, TreeCollator, TreeTrainer
+from minionerec.sid.index import SidIndex
+from minionerec.tree import Branch
+
+
+def base_model(config: Config, dataset: Dataset, index: SidIndex) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The untrained model with the catalogue's SID tokens."""
+    if config.model.init == "from_scratch":
+        model, tokenizer = scratch.create(tokenizer_corpus(dataset), config.model, config.seed)
+    else:
+        model, tokenizer = checkpoint.load(str(config.model.path), config.model.dtype)
+    checkpoint.add_sid_tokens(model, tokenizer, index, config.seed)
+    checkpoint.sid_token_ids(tokenizer, index)  # refuses a tokenizer that splits SIDs
+    return model, tokenizer
+
+
+def build_trees(
+    tasks: list[TaskName],
+    dataset: Dataset,
+    index: SidIndex,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    split: SplitName,
+    stride: int,
+    context: int | None,
+) -> list[Tree]:
+    """The tasks' examples as trees: those of a group together, at most `stride` of them, in the tasks' order."""
+    trees: dict[tuple[TaskName, int, int], Tree] = {}
+    counts: dict[tuple[TaskName, int], int] = {}
+    for task in tasks:
+        for example in build_examples(task, dataset, index, tokenizer, split=split, stride=stride, context=context):
+            seen = counts[task, example.group] = counts.get((task, example.group), 0) + 1
+            key = (task, example.group, (seen - 1) // stride)
+            trees.setdefault(key, []).append(Branch(example.prompt, example.completion))
+    return list(trees.values())
+
+
+def training_arguments(config: SftConfig, seed: int, folder: Path, trees: int) -> TrainingArguments:
+    """Transformers' arguments: the global batch split over devices, evaluation and checkpoints evenly spaced.
+
+    Raises:
+        ConfigError: the batch does not split over the devices, or there are fewer trees than one batch holds.
+    """
+    world = PartialState().num_processes
+    micro = min(config.micro_batch, config.batch_size // world)
+    if config.batch_size % world or micro == 0 or config.batch_size % (world * micro):
+        raise ConfigError(
+            f"sft.batch_size {config.batch_size} does not split into {world} device(s) times micro-batches of "
+            f"sft.micro_batch {config.micro_batch}; choose a multiple of {world * max(micro, 1)}."
+        )
+    if trees < config.batch_size:
+        raise ConfigError(f"sft.batch_size is {config.batch_size}, but there are only {trees} trees; lower it.")
+    steps = math.ceil(trees // config.batch_size * config.epochs)
+    interval = max(1, math.ceil(steps / config.evaluations))
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=micro,
+        per_device_eval_batch_size=micro,
+        gradient_accumulation_steps=config.batch_size // (world * micro),
+        max_steps=steps,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        lr_scheduler_type="cosine",
+        warmup_steps=config.warmup,
+        max_grad_norm=config.max_grad_norm,
+        eval_strategy="steps",
+        eval_steps=interval,
+        save_strategy="steps",
+        save_steps=interval,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        logging_steps=max(1, steps // 100),
+        logging_first_step=True,
+        dataloader_drop_last=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=config.bf16,
+        gradient_checkpointing=config.gradient_checkpointing,
+        seed=seed,
+        data_seed=seed,
+        report_to="none",
+    )
+
+
+def run(config: Config) -> tuple[Manifest, bool]:
+    """Train, unless the finished artefact is current; returns its manifest and whether it was made anew.
+
+    Raises:
+        ArtifactError: an input is missing, or the disk cannot hold the checkpoints.
+        ConfigError: see `training_arguments`, `checkpoint.load`.
+    """
+    folder = config.folder / "sft"
+    inputs = {
+        "data": require(config.folder / "data", "minionerec data").digest,
+        "sid": require(config.folder / "sid", "minionerec sid").digest,
+    }
+    sections = config.section("sft", "model")
+    key = content_hash({"config": sections, "seed": config.seed, "inputs": inputs, "prompts": templates_digest()})
+    if is_current(folder, key):
+        return Manifest.load(folder), False
+    dataset = Dataset.load(config.folder / "data")
+    index = SidIndex.load(config.folder / "sid", dataset)
+    set_seed(config.seed)
+    model, tokenizer = base_model(config, dataset, index)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    check_space(folder, parameters * 4 * 7)  # the model, and weights and two moments of the best and the last checkpoint
+    context = getattr(model.config, "max_position_embeddings", None)
+    stride = config.sft.history_stride
+    trees = build_trees(config.sft.tasks, dataset, index, tokenizer, split="train", stride=stride, context=context)
+    # Validation is always on whole histories of the recommending task: what evaluation will see.
+    held_out = build_trees(["history_sid_to_sid"], dataset, index, tokenizer, split="valid", stride=1, context=context)
+    if not held_out:
+        raise DataError(f"{config.folder / 'data'}: the valid split is empty; nothing to choose the best model by.")
+    with write_artifact(
+        folder,
+        stage="sft",
+        key=key,
+        config=sections,
+        inputs=inputs,
+        seed=config.seed,
+        resumable=True,
+        collective=True,
+    ) as draft:
+        checkpoints = draft.path / "checkpoints"
+        arguments = training_arguments(config.sft, config.seed, checkpoints, len(trees))
+        trainer = TreeTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=trees,
+            eval_dataset=held_out,
+            data_collator=TreeCollator(config.sft.row_tokens, tokenizer.pad_token_id),
+            callbacks=[checkpoint.MarkComplete(), EarlyStoppingCallback(config.sft.patience)],
+        )
+        trainer.train(resume_from_checkpoint=checkpoint.last_checkpoint(checkpoints))
+        if trainer.is_world_process_zero():
+            checkpoint.save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, draft.path / "model")
+            checkpoint.write_log(trainer.state, draft.path / "log.jsonl")
+            shutil.rmtree(checkpoints)
+        draft.metrics.update(
+            parameters=parameters,
+            examples=sum(len(tree) for tree in trees),
+            trees=len(trees),
+            steps=trainer.state.global_step,
+            best_valid_loss=trainer.state.best_metric,
+        )
+    return Manifest.load(folder), True

@@ -1,0 +1,65 @@
+"""Transformers' Trainer on prefix-tree batches: the same loss and gradients as padded batches, for fewer tokens."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from minionerec.tree import Branch, TreeBatch, pack, tree_logits
+
+Tree = list[Branch]
+
+
+class TreeCollator:
+    """Packs a list of trees into a `TreeBatch`, given as a dictionary of tensors.
+
+    `shift_labels` tells the Trainer how many labels there are, so that a step's loss is the mean over all of them,
+    whatever the accumulation and the number of devices.
+    """
+
+    def __init__(self, row_tokens: int, pad_token: int) -> None:
+        self.row_tokens = row_tokens
+        self.pad_token = pad_token
+
+    def __call__(self, trees: Sequence[Tree]) -> dict[str, Any]:
+        """The fields of the trees' `TreeBatch`, and `shift_labels`."""
+        batch = pack(trees, row_tokens=self.row_tokens, pad_token=self.pad_token).tensors()
+        return {**batch, "shift_labels": batch["labels"]}
+
+
+class TreeTrainer(Trainer):
+    """A Trainer whose examples are trees and whose loss is the mean over all completion tokens of a step."""
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Cross-entropy of the labels, summed and divided by the labels of the whole step over all devices."""
+        loss, count = self._summed_loss(model, inputs)
+        devices = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1  # DDP averages over them
+        return loss * devices / (num_items_in_batch if num_items_in_batch is not None else count)
+
+    def _summed_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, int]:
+        batch = TreeBatch(**{name: value for name, value in inputs.items() if name != "shift_labels"})
+        with self.accelerator.autocast():
+            logits = tree_logits(model, self.accelerator.unwrap_model(model), batch)
+        return cross_entropy(logits, batch.labels, reduction="sum"), len(batch.labels)
+
+    def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """The mean loss over all validation labels. Trainer's own loop would weigh batches by their rows."""
+        model = self._wrap_model(self.model, training=False)
+        model.eval()
+        totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        with torch.no_grad():
+            for inputs in dataloader:
+                loss, count = self._summed_loss(model, self._prepare_inputs(inputs))
+                totals += torch.stack([loss.double(), torch.tensor(float(count), dtype=torch.float64, device=loss.device)])
+        loss_sum, labels = self.accelerator.reduce(totals, "sum").tolist()
+        metrics = {f"{metric_key_prefix}_loss": loss_sum / labels}
+        return EvalLoopOutput(predictions=(), label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))

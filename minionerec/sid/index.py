@@ -1,0 +1,116 @@
+"""SidIndex: item to semantic ID and back, with the token strings.
+
+Files: `index.json` (the reference's format: item index to token strings), `codes.safetensors` (codes and codebooks),
+`sid.json` (dataset digest, codebook sizes).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from minionerec.artifacts import read_json, write_json
+from minionerec.data.dataset import Dataset
+from minionerec.errors import ArtifactError, CatalogError
+
+
+def token_string(level: int, code: int) -> str:
+    """The token of a code: level 0, code 17 is `<a_17>`."""
+    return f"<{chr(ord('a') + level)}_{code}>"
+
+
+@dataclass(frozen=True)
+class SidIndex:
+    """Semantic IDs of a catalogue.
+
+    Attributes:
+        codes: (items, levels) int32, 0-based codes; row i is the SID of item i.
+        codebook_sizes: codes per level, used or not.
+        dataset_digest: `Dataset.digest` of the catalogue these SIDs belong to.
+        codebooks: centroids per level, each (codebook size, dimensions) float32; may be empty.
+
+    Raises:
+        CatalogError: codes are not a matrix of the right width, or lie outside their codebook.
+    """
+
+    codes: np.ndarray
+    codebook_sizes: tuple[int, ...]
+    dataset_digest: str
+    codebooks: tuple[np.ndarray, ...] = ()
+    _items: dict[tuple[int, ...], list[int]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.codes.ndim != 2 or self.codes.shape[1] != len(self.codebook_sizes) or not len(self.codes):
+            raise CatalogError(f"SID codes have shape {self.codes.shape}, expected (items, {len(self.codebook_sizes)}).")
+        for level, size in enumerate(self.codebook_sizes):
+            column = self.codes[:, level]
+            if column.min() < 0 or column.max() >= size:
+                item = int(np.flatnonzero((column < 0) | (column >= size))[0])
+                raise CatalogError(f"Item {item} has code {column[item]} at level {level}, outside 0..{size - 1}.")
+        items: dict[tuple[int, ...], list[int]] = {}
+        for item, row in enumerate(self.codes.tolist()):
+            items.setdefault(tuple(row), []).append(item)
+        object.__setattr__(self, "_items", items)
+
+    @property
+    def levels(self) -> int:
+        """Codes per SID."""
+        return self.codes.shape[1]
+
+    def token_strings(self) -> list[str]:
+        """Every token of every level in order, used or not: (sum of codebook sizes) strings."""
+        return [token_string(level, code) for level, size in enumerate(self.codebook_sizes) for code in range(size)]
+
+    def text(self, item: int) -> str:
+        """The SID of an item as written in prompts, e.g. `<a_17><b_203><c_8>`."""
+        return "".join(token_string(level, code) for level, code in enumerate(self.codes[item].tolist()))
+
+    def items(self, codes: Sequence[int]) -> list[int]:
+        """The items that have this SID, in catalogue order; empty where none has it."""
+        return self._items.get(tuple(int(code) for code in codes), [])
+
+    def collisions(self) -> int:
+        """How many items share their SID with another item."""
+        return sum(len(group) for group in self._items.values() if len(group) > 1)
+
+    def save(self, folder: Path) -> None:
+        """Write the three files into an existing folder."""
+        rows = {
+            str(item): [token_string(level, code) for level, code in enumerate(row)]
+            for item, row in enumerate(self.codes.tolist())
+        }
+        (folder / "index.json").write_text(json.dumps(rows) + "\n", encoding="utf-8")
+        arrays = {"codes": np.ascontiguousarray(self.codes, dtype=np.int32)}
+        for level, codebook in enumerate(self.codebooks):
+            arrays[f"codebook_{level}"] = np.ascontiguousarray(codebook, dtype=np.float32)
+        save_file(arrays, folder / "codes.safetensors")
+        write_json(
+            folder / "sid.json",
+            {"dataset_digest": self.dataset_digest, "codebook_sizes": list(self.codebook_sizes)},
+        )
+
+    @classmethod
+    def load(cls, folder: Path, dataset: Dataset) -> "SidIndex":
+        """Read the index of a dataset.
+
+        Raises:
+            ArtifactError: files are missing or damaged, or the index was made for another catalogue.
+        """
+        header = read_json(folder / "sid.json")
+        try:
+            arrays = load_file(folder / "codes.safetensors")
+            codebooks = tuple(arrays[f"codebook_{level}"] for level in range(len(arrays) - 1))
+            index = cls(arrays["codes"], tuple(header["codebook_sizes"]), header["dataset_digest"], codebooks)
+        except (FileNotFoundError, KeyError, SafetensorError, CatalogError) as error:
+            raise ArtifactError(f"{folder}: not a complete SID index ({error}). Run the sid stage again.") from None
+        if index.dataset_digest != dataset.digest:
+            raise ArtifactError(
+                f"{folder}: this SID index belongs to another dataset ({len(index.codes)} items, digest "
+                f"{index.dataset_digest[:12]}; the dataset has {len(dataset.catalog)} items, digest {dataset.digest[:12]}). "
+                "Run the sid stage for this dataset."
+            )
+        return index

@@ -1,0 +1,11 @@
+"""Item text to semantic IDs. The same as `minionerec sid`.
+
+Run: python sid/build.py --config ml-100k
+"""
+
+import sys
+
+from minionerec.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["sid", *sys.argv[1:]]))

@@ -1,0 +1,190 @@
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minionerec.artifacts import MANIFEST, cache_folder
+from minionerec.config import Config, DataConfig
+from minionerec.data import prepare, sources
+from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, SPLITS, Dataset
+from minionerec.errors import ArtifactError, DataError
+
+CLICKS = {"user": pl.String, "item_id": pl.String, "timestamp": pl.Int64}
+ITEMS = pl.DataFrame({"item_id": list("abcdef"), "title": ["A", "B", "", "D", "E", "F"]}).with_columns(text=pl.col("title"))
+
+
+def frame(rows: list[tuple[str, str, int]]) -> pl.DataFrame:
+    return pl.DataFrame(rows, schema=CLICKS, orient="row")
+
+
+def slow_split(rows, max_history, minimum):
+    """The split rule, row by row."""
+    index = {"a": 0, "b": 1, "d": 2, "e": 3, "f": 4}  # c has no title
+    seen, users, duplicates = set(), {}, 0
+    for user, item, timestamp in rows:
+        if item not in index:
+            continue
+        if (user, item, timestamp) in seen:
+            duplicates += 1
+            continue
+        seen.add((user, item, timestamp))
+        users.setdefault(user, []).append((timestamp, index[item]))
+    splits = {name: [] for name in SPLITS}
+    short = [user for user, clicks in users.items() if len(clicks) < minimum]
+    for user, clicks in users.items():
+        if user in short:
+            continue
+        clicks = sorted(clicks, key=lambda click: click[0])  # stable
+        items = [item for _, item in clicks]
+        for place in range(1, len(items)):
+            name = {len(items) - 1: "test", len(items) - 2: "valid"}.get(place, "train")
+            splits[name].append((user, items[max(0, place - max_history) : place], items[place], clicks[place][0], place))
+    return splits, duplicates, short
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    rows=st.lists(st.tuples(st.sampled_from("xyz"), st.sampled_from("abcdef"), st.integers(0, 5)), max_size=40),
+    max_history=st.integers(1, 6),
+    minimum=st.integers(3, 6),
+)
+def test_split_equals_the_obvious_loop(rows, max_history, minimum):
+    config = DataConfig(max_history=max_history, min_interactions=minimum)
+    splits, duplicates, short = slow_split(rows, max_history, minimum)
+    if not splits["train"]:
+        with pytest.raises(DataError, match="is left"):
+            prepare.build(frame(rows), ITEMS, config)
+        return
+    dataset, metrics = prepare.build(frame(rows), ITEMS, config)
+    for name in SPLITS:
+        assert dataset.split(name).rows() == splits[name]
+        assert dataset.split(name).schema == SPLIT_SCHEMA
+        assert metrics[name] == len(splits[name])
+    assert dataset.catalog["item_id"].to_list() == ["a", "b", "d", "e", "f"] and dataset.catalog.schema == CATALOG_SCHEMA
+    assert metrics["dropped_duplicates"] == duplicates and metrics["dropped_short_users"] == len(short)
+    assert metrics["users"] == len(splits["test"])
+    lengths = [len(row[1]) for name in SPLITS for row in splits[name]]
+    assert metrics["mean_history"] == pytest.approx(sum(lengths) / len(lengths), abs=1e-4)
+
+
+def test_figures_add_up():
+    rows = [("x", item, time) for time, item in enumerate("abdac")] + [("x", "a", 0), ("y", "a", 1), ("y", "b", 2)]
+    dataset, metrics = prepare.build(frame(rows), ITEMS, DataConfig())
+    assert metrics == {
+        "users": 1,
+        "items": 5,
+        "interactions": 4,
+        "train": 1,
+        "valid": 1,
+        "test": 1,
+        "mean_history": 2.0,
+        "items_without_interaction": 2,
+        "dropped_items_without_text": 1,
+        "dropped_interactions_without_text": 1,
+        "dropped_duplicates": 1,
+        "dropped_short_users": 1,
+        "dropped_short_user_interactions": 2,
+    }
+    assert dataset.test.rows() == [("x", [0, 1, 2], 0, 3, 3)]
+
+
+def test_nothing_left():
+    with pytest.raises(DataError, match=r"No user is left: 2 interactions read.* longest user has 2"):
+        prepare.build(frame([("x", "a", 1), ("x", "b", 2)]), ITEMS, DataConfig())
+    with pytest.raises(DataError, match="No user is left: 0 interactions read"):
+        prepare.build(frame([]), ITEMS, DataConfig())
+    with pytest.raises(DataError, match="No training example is left"):
+        prepare.build(frame([("x", "a", 1), ("x", "b", 2), ("x", "d", 3)]), ITEMS, DataConfig())
+
+
+def own_files(folder: Path) -> DataConfig:
+    folder.mkdir(exist_ok=True)
+    rows = "".join(f"{user},{item},{time}\n" for user in "xy" for time, item in enumerate("abcba"))
+    (folder / "interactions.csv").write_text("user,item,timestamp\n" + rows)
+    (folder / "items.csv").write_text("item,title,description\na,A,first\nb,B,\nc,C,\nd,D,never clicked\n")
+    return DataConfig(source="csv", path=str(folder))
+
+
+def test_stage_writes_skips_and_notices_changes(tmp_path):
+    config = Config(out=str(tmp_path / "run"), data=own_files(tmp_path / "raw"))
+    manifest, made = prepare.run(config)
+    assert made and manifest.stage == "data" and set(manifest.inputs) == {"interactions.csv", "items.csv"}
+    assert manifest.key == prepare.plan(config).key
+    assert manifest.metrics["items_without_interaction"] == 1 and manifest.metrics["train"] == 4
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["data"]
+    again, made = prepare.run(replace(config, seed=7))  # the seed plays no part
+    assert not made and again == manifest
+    assert prepare.run(replace(config, data=replace(config.data, max_history=5), sft=config.sft))[1]
+    with (tmp_path / "raw" / "items.csv").open("a") as stream:
+        stream.write("e,E,\n")
+    manifest, made = prepare.run(config)
+    assert made and manifest.metrics["items"] == 5
+    (config.folder / "data" / "train.parquet").unlink()
+    assert prepare.run(config)[1]
+
+
+def test_dataset_round_trip_and_damage(tmp_path):
+    config = Config(out=str(tmp_path / "run"), data=own_files(tmp_path / "raw"))
+    prepare.run(config)
+    dataset = Dataset.load(config.folder / "data")
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    dataset.save(copy)
+    loaded = Dataset.load(copy)
+    assert loaded.digest == dataset.digest and loaded.catalog.equals(dataset.catalog)
+    assert all(loaded.split(name).equals(dataset.split(name)) for name in SPLITS)
+    (copy / "valid.parquet").write_bytes(b"PAR1 broken")
+    with pytest.raises(ArtifactError, match=r"valid\.parquet: not a readable parquet"):
+        Dataset.load(copy)
+    dataset.test.drop("position").write_parquet(copy / "valid.parquet")
+    with pytest.raises(ArtifactError, match=r"valid\.parquet: columns"):
+        Dataset.load(copy)
+    (copy / "valid.parquet").unlink()
+    with pytest.raises(ArtifactError, match=r"valid\.parquet: not found"):
+        Dataset.load(copy)
+
+
+def test_failure_leaves_nothing_and_keeps_what_was_there(tmp_path, monkeypatch):
+    config = Config(out=str(tmp_path / "run"), data=own_files(tmp_path / "raw"))
+
+    def full(self, folder):
+        (folder / "catalog.parquet").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Dataset, "save", full)
+        with pytest.raises(ArtifactError, match="no space left"):
+            prepare.run(config)
+    assert list((tmp_path / "run").iterdir()) == []
+    first, _ = prepare.run(config)
+    (tmp_path / "raw" / "interactions.csv").write_text("user,item,timestamp\nx,a,soon\n")
+    with pytest.raises(DataError, match="soon"):
+        prepare.run(config)
+    assert (config.folder / "data" / MANIFEST).is_file() and prepare.Manifest.load(config.folder / "data") == first
+
+
+def test_missing_text_is_dropped_on_request_only(tmp_path):
+    data = own_files(tmp_path / "raw")
+    (tmp_path / "raw" / "items.csv").write_text("item,title\na,A\nb,B\nc,\n")
+    config = Config(out=str(tmp_path / "run"), data=data)
+    with pytest.raises(DataError, match="row 4: item 'c' has no title"):
+        prepare.run(config)
+    manifest, _ = prepare.run(replace(config, data=replace(data, missing_text="drop")))
+    assert manifest.metrics["dropped_items_without_text"] == 1 and manifest.metrics["dropped_interactions_without_text"] == 2
+
+
+def test_movielens_from_the_cache(tmp_path, monkeypatch):
+    """The real ml-100k, where it has been fetched before: GroupLens publishes these three figures."""
+    cache = cache_folder() / "ml-100k"
+    names = [file.name for file in (sources.ARCHIVE, *sources.MEMBERS) if (cache / file.name).is_file()]
+    if sources.ARCHIVE.name not in names and len(names) < len(sources.MEMBERS):
+        pytest.skip(f"ml-100k is not in {cache}; `python data/prepare.py --config ml-100k.yaml` fetches it")
+    monkeypatch.setattr(sources, "_fetch", lambda *_: pytest.skip(f"ml-100k in {cache} is damaged"))
+    manifest, _ = prepare.run(Config(out=str(tmp_path / "run")))
+    figures = {name: manifest.metrics[name] for name in ("users", "items", "interactions", "train", "valid", "test")}
+    assert figures == {"users": 943, "items": 1682, "interactions": 100_000, "train": 97_171, "valid": 943, "test": 943}
+    dataset = Dataset.load(tmp_path / "run" / "data")
+    assert dataset.catalog.row(0)[2] == "Toy Story (1995). Genres: Animation, Children's, Comedy"

@@ -1,0 +1,50 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minionerec.eval import level_tables
+from minionerec.eval.calc_level import main
+from minionerec.eval.predictions import write_predictions
+from tests.eval.samples import random_predictions
+
+ENTRY = Path(__file__).parents[2] / "eval/calc_level.py"
+
+
+@pytest.fixture
+def path(tmp_path):
+    write_predictions(tmp_path / "predictions.jsonl", random_predictions(users=8))
+    return tmp_path / "predictions.jsonl"
+
+
+def test_prints_three_tables_and_writes_beside_the_file(path, capsys):
+    assert main(["--path", str(path)]) == 0
+    written = json.loads((path.parent / "levels.json").read_text(encoding="utf-8"))
+    assert written == {"users": 8, **level_tables(random_predictions(users=8))}
+    printed = capsys.readouterr().out
+    for words in ("Independent", "Cumulative", "Drop-off", "Exact", "L1+L2+L3", "8 users"):
+        assert words in printed
+
+
+def test_out_folder_is_made(path, tmp_path):
+    assert main(["--path", str(path), "--out", str(tmp_path / "new/folder")]) == 0
+    assert (tmp_path / "new/folder/levels.json").is_file()
+    assert not (tmp_path / "levels.json").exists()
+
+
+def test_errors_without_traceback(path, tmp_path, capsys):
+    assert main(["--path", str(tmp_path / "none.jsonl")]) == 2
+    assert "not found" in capsys.readouterr().err
+    assert main(["--path", str(path), "--out", str(path)]) == 2
+    assert "--out DIR" in capsys.readouterr().err
+
+
+def test_entry_file(path):
+    done = subprocess.run([sys.executable, ENTRY, "--path", path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    path.write_text("{")
+    failed = subprocess.run([sys.executable, ENTRY, "--path", path], capture_output=True, text=True, check=False)
+    assert failed.returncode == 2
+    assert "line 1" in failed.stderr and "Traceback" not in failed.stderr

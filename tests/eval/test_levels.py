@@ -1,0 +1,76 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from minionerec.config import CUTOFFS
+from minionerec.errors import DataError
+from minionerec.eval import hit_rate, level_tables
+from minionerec.eval.metrics import ranks
+from tests.eval.samples import prediction, random_predictions
+
+PUBLISHED = Path(__file__).parents[3] / "shared/reference/minionerec.json"
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3, 5])
+def test_against_a_slow_loop(levels):
+    predictions = random_predictions(levels=levels, length=12)
+    tables = level_tables(predictions)
+    for k in CUTOFFS:
+        for level in range(levels):
+            alone = sum(any(sid[level] == one.target_sid[level] for sid in one.sids[:k]) for one in predictions)
+            prefix = sum(any(sid[: level + 1] == one.target_sid[: level + 1] for sid in one.sids[:k]) for one in predictions)
+            name = "+".join(f"L{number + 1}" for number in range(level + 1))
+            assert tables["independent"][str(k)][f"Level {level + 1}"] == pytest.approx(alone / 40)
+            assert tables["cumulative"][str(k)][name] == pytest.approx(prefix / 40)
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_last_prefix_is_the_exact_hit_rate(levels):
+    predictions = random_predictions(levels=levels)
+    tables, found = level_tables(predictions), ranks(predictions)
+    for k in CUTOFFS:
+        assert list(tables["cumulative"][str(k)].values())[-1] == pytest.approx(hit_rate(found, k))
+        assert tables["independent"][str(k)]["Exact"] == pytest.approx(hit_rate(found, k))
+
+
+def test_drop_off_by_hand():
+    tables = level_tables([
+        prediction("a", (1, 1, 1), (1, 1, 1)),
+        prediction("b", (1, 1, 1), (1, 1, 0)),
+        prediction("c", (1, 1, 1), (1, 0, 1)),
+        prediction("d", (1, 1, 1), (0, 1, 1)),
+    ])  # fmt: skip
+    assert tables["drop_off"]["L1 accuracy"] == 0.75
+    assert tables["drop_off"]["L1 → L1+L2 retention"] == pytest.approx(2 / 3)
+    assert tables["drop_off"]["L1+L2 → L1+L2+L3 retention"] == 0.5
+    assert tables["independent"]["1"] == {"Level 1": 0.75, "Level 2": 0.75, "Level 3": 0.75, "Exact": 0.25}
+
+
+def test_nothing_left_to_keep_is_none():
+    tables = level_tables([prediction("a", (1, 1), (0, 0)), prediction("b", (1, 1))])
+    assert tables["drop_off"] == {"L1 accuracy": 0.0, "L1 → L1+L2 retention": None}
+
+
+def test_unequal_depth_and_nobody():
+    with pytest.raises(DataError, match=r"\[1, 2\] codes"):
+        level_tables([prediction("a", (1,), (0,)), prediction("b", (1, 1), (0, 0))])
+    with pytest.raises(DataError, match="at least one user"):
+        level_tables([])
+
+
+def test_names_are_those_of_the_published_replication():
+    if not PUBLISHED.is_file():
+        pytest.skip("the published tables are not beside the repository")
+    published = json.loads(PUBLISHED.read_text(encoding="utf-8"))["datasets"]
+    ours = level_tables(random_predictions(levels=3))
+    for dataset in published.values():
+        theirs = dataset["levels"]
+        for name in ("independent", "cumulative"):
+            for run in theirs[name].values():
+                assert {k: list(row) for k, row in run.items()} == {k: list(row) for k, row in ours[name].items()}
+        assert list(theirs["drop_off"]) == list(ours["drop_off"])
+        # The definition, on their numbers: retention is the ratio of neighbours in the cumulative table at K = 1.
+        top = list(theirs["cumulative"]["SFT"]["1"].values())
+        assert theirs["drop_off"]["L1 → L1+L2 retention"]["SFT"] == pytest.approx(top[1] / top[0], abs=1e-3)
+        assert theirs["drop_off"]["L1+L2 → L1+L2+L3 retention"]["SFT"] == pytest.approx(top[2] / top[1], abs=1e-3)

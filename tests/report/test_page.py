@@ -1,0 +1,183 @@
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from minionerec.artifacts import Manifest
+from minionerec.config import Config
+from minionerec.errors import ArtifactError
+from minionerec.report.build import run
+from tests.report.run_folder import NASTY, make_run
+
+
+def plain(text: str) -> str:
+    return text.translate({ord("\N{MINUS SIGN}"): "-", ord("\N{EN DASH}"): "-"})
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text that a reader sees."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.hidden = False
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.hidden = tag in ("script", "style")
+
+    def handle_endtag(self, tag):
+        self.hidden = False
+
+    def handle_data(self, data):
+        if not self.hidden:
+            self.text.append(data)
+
+    @property
+    def words(self) -> str:
+        return plain(re.sub(r"\s+", " ", " ".join(self.text)))
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    config = make_run(tmp_path_factory.mktemp("full"), collide=True)
+    manifest, made = run(config)
+    assert made
+    return config, manifest, Page(config.folder / "report/index.html")
+
+
+@pytest.fixture(scope="module")
+def without_rl(tmp_path_factory):
+    config = make_run(tmp_path_factory.mktemp("sft"), rl=False)
+    run(config)
+    return config, Page(config.folder / "report/index.html")
+
+
+def test_every_section_is_there(full):
+    _, manifest, page = full
+    assert [attributes["id"] for tag, attributes in page.tags if tag == "section"] == [
+        "results", "levels", "training", "sids", "examples", "run",
+    ]  # fmt: skip
+    for words in (
+        "Popularity",
+        "Repeat last",
+        "SFT + RL",
+        "RL - SFT, paired",
+        "vs popularity",
+        "Drop-off",
+        "Perplexity",
+        "max_history",
+    ):
+        assert words in page.words
+    assert sum(attributes.get("class") == "plot" for _, attributes in page.tags) >= 3 + 5
+    assert sum(attributes.get("class") == "card user" for _, attributes in page.tags) == 10
+    assert manifest.stage == "report" and set(manifest.inputs) == {
+        "data", "sid", "sft", "rl", "eval/popularity", "eval/repeat", "eval/sft", "eval/rl",
+    }  # fmt: skip
+
+
+def test_values_are_those_of_the_metrics(full):
+    config, _, page = full
+    for name in ("popularity", "repeat", "sft", "rl"):
+        metrics = json.loads((config.folder / "eval" / name / "metrics.json").read_text())
+        for part in ("sid", "item"):  # SIDs collide in this run, so both tables are shown
+            for cell in metrics[part].values():
+                assert f"{cell['value']:.4f} {cell['low']:.4f}-{cell['high']:.4f}" in page.words
+
+
+def test_no_python_object_leaks_into_the_page(full):
+    assert not re.search(r"built-in|object at 0x|Undefined|\bNone\b|\bnan\b", full[2].words)
+
+
+def test_titles_are_escaped(full, without_rl):
+    for page in (full[2], without_rl[1]):
+        assert NASTY in page.words
+    raw = (full[0].folder / "report/index.html").read_text(encoding="utf-8")
+    assert NASTY not in raw and "&lt;script&gt;alert" in raw
+
+
+def test_nothing_is_fetched(full):
+    config, _, page = full
+    for tag, attributes in page.tags:
+        assert not (
+            tag in ("script", "img", "iframe", "link", "source", "object", "embed")
+            and {"src", "href", "data"} & set(attributes)
+        )
+        assert not (attributes.get("href") or "#").startswith(("http:", "https:", "//"))
+    style = re.search(r"<style>(.*?)</style>", (config.folder / "report/index.html").read_text(encoding="utf-8"), re.DOTALL)
+    assert style and "url(" not in style[1] and "@import" not in style[1]
+
+
+def test_plot_data_is_json(full):
+    raw = (full[0].folder / "report/index.html").read_text(encoding="utf-8")
+    plots = re.findall(r'<script type="application/json">(.*?)</script>', raw)
+    assert plots and all(json.loads(plot)["data"] for plot in plots)
+
+
+def test_equal_inputs_give_equal_bytes_and_a_current_page_is_kept(full):
+    config, manifest, _ = full
+    again, made = run(config)
+    assert not made and again == manifest
+    path = config.folder / "report/index.html"
+    before = path.read_bytes()
+    (config.folder / "report/manifest.json").unlink()
+    _, made = run(config)
+    assert made and path.read_bytes() == before
+
+
+def test_without_rl_the_page_says_what_is_missing(without_rl):
+    config, page = without_rl
+    assert "Not in this run, and so not on this page: rl, eval/rl." in page.words
+    assert "RL - SFT" not in page.words and "Reinforcement learning" not in page.words
+    assert "Item-level figures are equal to these." in page.words
+    assert "rl" not in Manifest.load(config.folder / "report").inputs
+
+
+def test_only_differences_beyond_noise_are_coloured(full):
+    raw = plain((full[0].folder / "report/index.html").read_text(encoding="utf-8"))
+    cells = re.findall(r'<td class="n (\w*)">([+-][\d.]+)<small>([+-][\d.]+) to ([+-][\d.]+)</small>', raw)
+    assert len(cells) == 24
+    for colour, value, low, high in cells:
+        value, low, high = (float(text) for text in (value, low, high))
+        if low > 0 or high < 0:
+            assert colour == ("gain" if value > 0 else "loss")
+        elif low < 0 < high:
+            assert colour == ""
+
+
+def test_a_stage_made_from_another_input_is_noted(tmp_path):
+    config = make_run(tmp_path, users=8)
+    manifest = json.loads((tmp_path / "rl/manifest.json").read_text())
+    manifest["inputs"]["sft"] = "0" * 64
+    (tmp_path / "rl/manifest.json").write_text(json.dumps(manifest))
+    run(config)
+    assert "rl was made from another sft than the one in this folder" in Page(tmp_path / "report/index.html").words
+
+
+def test_missing_inputs_name_the_command(tmp_path):
+    with pytest.raises(ArtifactError, match="minionerec data"):
+        run(Config(out=str(tmp_path)))
+
+
+def test_sft_and_rl_on_other_users_are_refused(tmp_path):
+    config = make_run(tmp_path, users=8)
+    folder = tmp_path / "eval/rl"
+    lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / "predictions.jsonl").write_text("".join(lines[1:]), encoding="utf-8")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["predictions.jsonl"]["bytes"] = (folder / "predictions.jsonl").stat().st_size
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="8 users, eval/rl has 7"):
+        run(config)
+    assert not (tmp_path / "report").exists()
+
+
+def test_damaged_log_is_named(tmp_path):
+    config = make_run(tmp_path, users=8)
+    log = tmp_path / "sft/log.jsonl"
+    log.write_text("x" * log.stat().st_size)
+    with pytest.raises(ArtifactError, match=r"log\.jsonl, line 1: not valid JSON"):
+        run(config)

@@ -1,0 +1,60 @@
+import json
+import re
+
+from minionerec.report.plots import curves, funnel
+
+
+def _data(fragment):
+    return json.loads(re.search(r"json\">(.*)</script>", fragment)[1])["data"]
+
+
+def test_panels_follow_what_was_logged():
+    log = [
+        {"step": 1, "epoch": 0.1, "loss": 3.0, "eval_loss": 4.0, "other": 1},
+        {"step": 2, "epoch": 0.2, "loss": 2.0, "kl": None},
+    ]
+    drawn = dict(curves(log))
+    assert list(drawn) == ["Loss"]
+    loss, held_out = _data(drawn["Loss"])
+    assert (loss["name"], loss["x"], loss["y"]) == ("loss", [1, 2], [3, 2])
+    assert (held_out["name"], held_out["x"]) == ("eval_loss", [1])
+    assert curves([]) == []
+
+
+def test_rl_panels():
+    log = [
+        {
+            "step": 1,
+            "reward": 0.1,
+            "reward_std": 0.2,
+            "kl": 0.0,
+            "frac_reward_zero_std": 0.7,
+            "rewards/rule/mean": 0.1,
+            "HR@10": 0.2,
+        }
+    ]
+    drawn = dict(curves(log))
+    assert list(drawn) == [
+        "Reward",
+        "KL divergence from the SFT model",
+        "Share of beam groups without a reward signal",
+        "Accuracy",
+    ]
+    assert [trace["name"] for trace in _data(drawn["Reward"])] == ["reward", "rewards/rule/mean"]
+
+
+def test_long_series_are_smoothed_and_keep_their_level():
+    raw, smooth = _data(curves([{"step": step, "kl": 0.5} for step in range(100)])[0][1])
+    assert raw["opacity"] < 1 and len(smooth["y"]) == 100
+    assert all(abs(value - 0.5) < 1e-9 for value in smooth["y"])
+
+
+def test_funnel_draws_the_cumulative_shares():
+    levels = {"sft": {"cumulative": {"10": {"L1": 0.5, "L1+L2": 0.25}}}}
+    (bars,) = _data(funnel(levels, {"sft": "SFT"}, 10))
+    assert bars["x"] == ["1 code", "2 codes"] and bars["y"] == [0.5, 0.25]
+
+
+def test_names_cannot_close_the_script():
+    (title, fragment), *_ = curves([{"step": 1, "rewards/</script>/mean": 1.0}])
+    assert title == "Reward" and fragment.count("</script>") == 1

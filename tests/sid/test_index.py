@@ -1,0 +1,72 @@
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+
+from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, Dataset
+from minionerec.errors import ArtifactError, CatalogError
+from minionerec.sid import SidIndex, token_string
+
+
+def dataset(names: list[str]) -> Dataset:
+    catalog = pl.DataFrame({"item_id": names, "title": names, "text": names}, schema=CATALOG_SCHEMA)
+    empty = pl.DataFrame(schema=SPLIT_SCHEMA)
+    return Dataset(catalog, empty, empty, empty)
+
+
+DATASET = dataset(["x", "y", "z"])
+CODES = np.array([[0, 3], [1, 0], [0, 3]], dtype=np.int32)
+
+
+@pytest.fixture
+def index() -> SidIndex:
+    codebooks = (np.eye(2, dtype=np.float32), np.ones((4, 2), dtype=np.float32))
+    return SidIndex(CODES, (2, 4), DATASET.digest, codebooks)
+
+
+def test_both_directions_and_tokens(index):
+    assert index.text(1) == "<a_1><b_0>"
+    assert index.items((0, 3)) == [0, 2]
+    assert index.items([1, 1]) == []
+    assert index.collisions() == 2
+    assert index.token_strings() == ["<a_0>", "<a_1>", "<b_0>", "<b_1>", "<b_2>", "<b_3>"]
+    assert token_string(25, 7) == "<z_7>"
+
+
+def test_save_and_load_give_the_same_index(index, tmp_path):
+    index.save(tmp_path)
+    loaded = SidIndex.load(tmp_path, DATASET)
+    assert (loaded.codes == CODES).all() and loaded.codes.dtype == np.int32
+    assert loaded.codebook_sizes == (2, 4)
+    assert all((a == b).all() for a, b in zip(loaded.codebooks, index.codebooks, strict=True))
+    assert json.loads((tmp_path / "index.json").read_text())["1"] == ["<a_1>", "<b_0>"]
+
+
+def test_index_of_another_dataset_is_refused(index, tmp_path):
+    index.save(tmp_path)
+    with pytest.raises(ArtifactError, match="belongs to another dataset"):
+        SidIndex.load(tmp_path, dataset(["x", "z", "y"]))
+
+
+@pytest.mark.parametrize("name", ["codes.safetensors", "sid.json"])
+@pytest.mark.parametrize("keep", [None, 0, 20])
+def test_missing_and_truncated_files_are_refused(index, tmp_path, name, keep):
+    index.save(tmp_path)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).unlink() if keep is None else (tmp_path / name).write_bytes(content[:keep])
+    with pytest.raises(ArtifactError):
+        SidIndex.load(tmp_path, DATASET)
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        ([[0, 4]], "Item 0 has code 4 at level 1, outside 0..3"),
+        ([[0, 0], [-1, 0]], "Item 1 has code -1 at level 0"),
+        ([[0], [1]], "shape"),
+    ],
+)
+def test_impossible_codes_are_refused(codes, message):
+    with pytest.raises(CatalogError, match=message):
+        SidIndex(np.array(codes, dtype=np.int32), (2, 4), "digest")
