@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.table import Table
@@ -11,46 +12,47 @@ from minionerec.artifacts import Manifest, is_main_process, read_json, wait_for_
 from minionerec.config import CUTOFFS, Config
 
 # Stages are imported when they run: `--help` and `--print_config` must not wait for torch.
-Made = tuple[Manifest, bool]
+Made = tuple[Manifest, bool]  # the artefact, and whether it was made anew
 
 
-def _data(config: Config) -> list[Made]:
+def _data(config: Config) -> Iterator[Made]:
     from minionerec.data import prepare
 
-    return _on_main(lambda: prepare.run(config))
+    yield from _on_main(lambda: prepare.run(config))
 
 
-def _sid(config: Config) -> list[Made]:
+def _sid(config: Config) -> Iterator[Made]:
     from minionerec.sid import build
 
-    return _on_main(lambda: build.run(config))
+    yield from _on_main(lambda: build.run(config))
 
 
-def _sft(config: Config) -> list[Made]:
+def _sft(config: Config) -> Iterator[Made]:
     from minionerec.sft import train
 
-    return [train.run(config)]
+    yield train.run(config)
 
 
-def _rl(config: Config) -> list[Made]:
+def _rl(config: Config) -> Iterator[Made]:
     from minionerec.rl import train
 
-    return [train.run(config)]
+    yield train.run(config)
 
 
-def _eval(config: Config) -> list[Made]:
+def _eval(config: Config) -> Iterator[Made]:
     from minionerec.eval import predict
 
-    return [predict.run(config, recommender) for recommender in predict.stages(config.folder)]
+    for recommender in predict.stages(config.folder):
+        yield predict.run(config, recommender)
 
 
-def _report(config: Config) -> list[Made]:
+def _report(config: Config) -> Iterator[Made]:
     from minionerec.report import build
 
-    return _on_main(lambda: build.run(config))
+    yield from _on_main(lambda: build.run(config))
 
 
-STAGES: dict[str, Callable[[Config], list[Made]]] = {
+STAGES: dict[str, Callable[[Config], Iterator[Made]]] = {
     "data": _data,
     "sid": _sid,
     "sft": _sft,
@@ -67,17 +69,21 @@ def _on_main(stage: Callable[[], Made]) -> list[Made]:
     return made
 
 
-def set_threads(threads: int) -> None:
-    """Cap the threads of the numerical libraries, before the first of them is imported."""
+def set_up(threads: int) -> None:
+    """Cap the threads of the numerical libraries, before the first of them is imported, and quieten their chatter."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):
         os.environ.setdefault(name, str(threads))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    os.environ.setdefault("DS_LOG_LEVEL", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def run(config: Config, stages: tuple[str, ...]) -> None:
     """Run the named stages; prints one line each: what it made, where, how long."""
-    set_threads(config.threads)
+    set_up(config.threads)
     console = Console(quiet=not is_main_process(), highlight=False, soft_wrap=True)
     for stage in stages:
         started = time.monotonic()
@@ -95,15 +101,17 @@ def _summary(manifest: Manifest) -> str:
 
 def result_table(config: Config) -> Table:
     """HR and NDCG on SIDs of everything evaluated in the run, with 95 % intervals of HR@10 and NDCG@10."""
+    from minionerec.eval import predict
+
     table = Table(title=f"{config.name}, {config.eval.split} split, 95 % intervals", title_justify="left")
-    table.add_column("model")
+    table.add_column("model", no_wrap=True)
     for cutoff in CUTOFFS:
         table.add_column(f"HR@{cutoff}", justify="right")
     table.add_column("NDCG@10", justify="right")
-    for folder in sorted((config.folder / "eval").glob("*/metrics.json"), key=lambda path: path.parent.name != "popularity"):
-        cells = read_json(folder)["sid"]
+    for recommender in predict.stages(config.folder):
+        cells = read_json(config.folder / "eval" / recommender / "metrics.json")["sid"]
         hits = [_cell(cells[f"HR@{cutoff}"], cutoff == 10) for cutoff in CUTOFFS]
-        table.add_row(folder.parent.name, *hits, _cell(cells["NDCG@10"], True))
+        table.add_row(recommender, *hits, _cell(cells["NDCG@10"], True))
     return table
 
 

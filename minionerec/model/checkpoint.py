@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import (
@@ -52,6 +53,11 @@ def load(path: str | Path, dtype: str = "float32") -> tuple[PreTrainedModel, Pre
     return model, tokenizer
 
 
+def vocabulary_rows(model: PreTrainedModel) -> int:
+    """Rows of the input embedding: token ids below this number can be read."""
+    return cast(torch.nn.Embedding, model.get_input_embeddings()).num_embeddings
+
+
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write model (safetensors) and tokenizer into a folder, so that `load` finds both."""
     model.save_pretrained(folder)
@@ -70,14 +76,16 @@ def add_sid_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, i
     Returns:
         How many tokens were new.
     """
-    old = model.get_input_embeddings().weight.shape[0]
+    old = vocabulary_rows(model)
     tokens = [AddedToken(text, normalized=False, special=False) for text in index.token_strings()]
     added = tokenizer.add_tokens(tokens)
     if len(tokenizer) > old:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     generator = torch.Generator().manual_seed(seed)
-    embeddings = {id(layer.weight): layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
-    rows = tokenizer.convert_tokens_to_ids(index.token_strings())
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    embeddings = {id(weight): weight for weight in (cast(torch.Tensor, layer.weight) for layer in layers)}  # one if tied
+    ids = tokenizer.get_vocab()
+    rows = [ids[text] for text in index.token_strings()]
     with torch.no_grad():
         for weight in embeddings.values():
             known = weight[: min(old, len(tokenizer) - added)].float()

@@ -48,7 +48,7 @@ def create(texts: Sequence[str], config: ModelConfig, seed: int) -> tuple[Qwen2F
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-            attn_implementation="sdpa",
         )
     )
+    model.set_attn_implementation("sdpa")
     return model, tokenizer

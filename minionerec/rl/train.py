@@ -26,6 +26,7 @@ from minionerec.config import Config, RlConfig
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError
 from minionerec.model import checkpoint
+from minionerec.model.progress import StepBar
 from minionerec.prompts.builder import build_examples, templates_digest
 from minionerec.rl.rewards import REWARDS
 from minionerec.rl.trainer import TreeGRPOTrainer, beam_rollouts, grouped
@@ -140,6 +141,7 @@ def run(config: Config) -> tuple[Manifest, bool]:
             rollout_func=beam_rollouts(trie, config.rl.num_generations, tokenizer.pad_token_id),
             callbacks=[checkpoint.MarkComplete()],
         )
+        StepBar.install(trainer, "rl")
         trainer.train(resume_from_checkpoint=checkpoint.last_checkpoint(checkpoints))
         if trainer.is_world_process_zero():
             checkpoint.save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, draft.path / "model")

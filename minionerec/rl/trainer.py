@@ -13,7 +13,7 @@ from trl.models import unwrap_model_for_generation
 
 from minionerec.tree import Branch, CatalogTrie, beam_search, pack, tree_logits
 
-RewardFunction = Callable[..., list[float]]
+RewardFunction = Callable[..., list[float | None]]
 
 
 def beam_rollouts(trie: CatalogTrie, num_generations: int, pad_token: int) -> Callable[[list, GRPOTrainer], dict[str, Any]]:
@@ -44,8 +44,8 @@ def grouped(reward: Callable[[list, list], list[float]], num_generations: int) -
     Also logs how often the target is among the beams: a group without it carries no signal.
     """
 
-    def function(completion_ids: list, target: list, log_metric: Callable[[str, float], None], **_: Any) -> list[float]:
-        rewards: list[float] = []
+    def function(completion_ids: list, target: list, log_metric: Callable[[str, float], None], **_: Any) -> list[float | None]:
+        rewards: list[float | None] = []
         hits = 0
         for start in range(0, len(completion_ids), num_generations):
             group = completion_ids[start : start + num_generations]
@@ -80,7 +80,7 @@ class TreeGRPOTrainer(GRPOTrainer):
             trees.setdefault(tuple(rows[row][split - length : split]), []).append(row)
         order = [row for members in trees.values() for row in members]
         branches = [[Branch(prompt, rows[row][split:]) for row in members] for prompt, members in trees.items()]
-        batch = pack(branches, row_tokens=1, pad_token=self.pad_token_id).to(input_ids.device)
+        batch = pack(branches, row_tokens=1).to(input_ids.device)
         with self.accelerator.autocast():
             logits = tree_logits(model, self.accelerator.unwrap_model(model), batch)
         logprobs = torch.log_softmax(logits / self.temperature, dim=-1)  # (rows * completion, vocabulary)

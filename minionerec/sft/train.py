@@ -29,6 +29,7 @@ from minionerec.config import Config, SftConfig, TaskName
 from minionerec.data.dataset import Dataset, SplitName
 from minionerec.errors import ConfigError, DataError
 from minionerec.model import checkpoint, scratch
+from minionerec.model.progress import StepBar
 from minionerec.prompts.builder import build_examples, templates_digest, tokenizer_corpus
 from minionerec.sft.trainer import Tree, TreeCollator, TreeTrainer
 from minionerec.sid.index import SidIndex
@@ -37,6 +38,8 @@ from minionerec.tree import Branch
 
 def base_model(config: Config, dataset: Dataset, index: SidIndex) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The untrained model with the catalogue's SID tokens."""
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
     if config.model.init == "from_scratch":
         model, tokenizer = scratch.create(tokenizer_corpus(dataset), config.model, config.seed)
     else:
@@ -110,7 +113,7 @@ def training_arguments(config: SftConfig, seed: int, folder: Path, trees: int) -
         remove_unused_columns=False,
         use_cpu=not torch.cuda.is_available(),
         bf16=config.bf16,
-        gradient_checkpointing=config.gradient_checkpointing,
+        activation_checkpointing=config.gradient_checkpointing,
         seed=seed,
         data_seed=seed,
         report_to="none",
@@ -163,9 +166,10 @@ def run(config: Config) -> tuple[Manifest, bool]:
             args=arguments,
             train_dataset=trees,
             eval_dataset=held_out,
-            data_collator=TreeCollator(config.sft.row_tokens, tokenizer.pad_token_id),
+            data_collator=TreeCollator(config.sft.row_tokens),
             callbacks=[checkpoint.MarkComplete(), EarlyStoppingCallback(config.sft.patience)],
         )
+        StepBar.install(trainer, "sft")
         trainer.train(resume_from_checkpoint=checkpoint.last_checkpoint(checkpoints))
         if trainer.is_world_process_zero():
             checkpoint.save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, draft.path / "model")

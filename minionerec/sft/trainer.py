@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import Trainer
@@ -20,13 +21,12 @@ class TreeCollator:
     whatever the accumulation and the number of devices.
     """
 
-    def __init__(self, row_tokens: int, pad_token: int) -> None:
+    def __init__(self, row_tokens: int) -> None:
         self.row_tokens = row_tokens
-        self.pad_token = pad_token
 
     def __call__(self, trees: Sequence[Tree]) -> dict[str, Any]:
         """The fields of the trees' `TreeBatch`, and `shift_labels`."""
-        batch = pack(trees, row_tokens=self.row_tokens, pad_token=self.pad_token).tensors()
+        batch = pack(trees, row_tokens=self.row_tokens).tensors()
         return {**batch, "shift_labels": batch["labels"]}
 
 
@@ -53,8 +53,7 @@ class TreeTrainer(Trainer):
 
     def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """The mean loss over all validation labels. Trainer's own loop would weigh batches by their rows."""
-        model = self._wrap_model(self.model, training=False)
-        model.eval()
+        model = self.accelerator.unwrap_model(self.model).eval()
         totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         with torch.no_grad():
             for inputs in dataloader:
@@ -62,4 +61,4 @@ class TreeTrainer(Trainer):
                 totals += torch.stack([loss.double(), torch.tensor(float(count), dtype=torch.float64, device=loss.device)])
         loss_sum, labels = self.accelerator.reduce(totals, "sum").tolist()
         metrics = {f"{metric_key_prefix}_loss": loss_sum / labels}
-        return EvalLoopOutput(predictions=(), label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
+        return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))

@@ -6,7 +6,7 @@ batch. Within a row the tokens that predict a label stand last, so that `logits_
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,8 +47,8 @@ class TreeBatch:
 
     def to(self, device: torch.device | str) -> "TreeBatch":
         """Copy to a device."""
-        values = {name: value.to(device) if torch.is_tensor(value) else value for name, value in vars(self).items()}
-        return TreeBatch(**values)
+        moved: dict[str, Any] = {name: value.to(device) for name, value in vars(self).items() if torch.is_tensor(value)}
+        return replace(self, **moved)
 
     def tensors(self) -> dict[str, Any]:
         """The fields by name, as a data collator returns them."""
@@ -110,13 +110,12 @@ def _fill_rows(sizes: Sequence[int], row_tokens: int) -> list[list[int]]:
     return rows
 
 
-def pack(trees: Sequence[Sequence[Branch]], *, row_tokens: int, pad_token: int = 0) -> TreeBatch:
+def pack(trees: Sequence[Sequence[Branch]], *, row_tokens: int) -> TreeBatch:
     """Pack trees into rows.
 
     Args:
         trees: each a list of branches that are expected to share their beginnings.
         row_tokens: rows are filled up to this many distinct tokens; one tree may exceed it.
-        pad_token: any valid token id; padding is never seen by another token and never a label.
 
     Raises:
         ConstraintError: no tree, or a branch without prompt or completion.
@@ -127,7 +126,7 @@ def pack(trees: Sequence[Sequence[Branch]], *, row_tokens: int, pad_token: int =
     rows = _fill_rows([len(tree.tokens) for tree in built], row_tokens)
     length = max(sum(len(built[tree].tokens) for tree in row) for row in rows)
     kept = max(sum(len({node for path in built[tree].predictors for node in path}) for tree in row) for row in rows)
-    input_ids = np.full((len(rows), length), pad_token, dtype=np.int64)
+    input_ids = np.zeros((len(rows), length), dtype=np.int64)  # padding is never seen by another token and never a label
     positions = np.zeros((len(rows), length), dtype=np.int64)
     allowed = np.zeros((len(rows), length, length), dtype=bool)
     allowed[:, np.arange(length), np.arange(length)] = True  # padding attends to itself: no empty softmax

@@ -6,6 +6,7 @@ through a mask, at restarted positions, so no cache is copied, expanded or reord
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
@@ -75,7 +76,7 @@ def _prefill(
     model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, trie: CatalogTrie
 ) -> tuple[_Prefilled, torch.Tensor]:
     """Compute the prompts once; returns the state and the log-probabilities of the next token, (batch, vocabulary)."""
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = cast(torch.nn.Embedding, model.get_input_embeddings()).num_embeddings
     if int(trie.sids.max()) >= vocabulary:
         raise ConstraintError(
             f"The trie holds token id {int(trie.sids.max())}, but the model's vocabulary has {vocabulary} entries. "
@@ -216,8 +217,8 @@ def score_catalog(
         for level, (low, high) in enumerate(ranges):
             first_child, last_child = int(trie.offsets[level + 1][low]), int(trie.offsets[level + 1][high])
             below = slice(first_child, last_child)
-            above = parents[level + 1][below]
-            step = logprobs[:, begin + above - low, trie.tokens[level + 1][below]]
-            scores[level + 1][:, below] = scores[level][:, above] + step
+            node = parents[level + 1][below]
+            step = logprobs[:, begin + node - low, trie.tokens[level + 1][below]]
+            scores[level + 1][:, below] = scores[level][:, node] + step
             begin += high - low
     return scores[-1]

@@ -1,0 +1,70 @@
+"""Training progress on one line: steps, rate, remaining time and the latest figures."""
+
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+_SHOWN = ("loss", "eval_loss", "reward", "kl")
+
+
+class StepBar(TrainerCallback):
+    """A progress bar over the optimiser steps; draws on rank 0 only."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.latest: dict[str, float] = {}
+        self.progress: Progress | None = None
+
+    @classmethod
+    def install(cls, trainer: Trainer, name: str) -> None:
+        """Put the bar in place of transformers' own, which prints a line for every log entry."""
+        for callback in (ProgressCallback, PrinterCallback):
+            trainer.remove_callback(callback)
+        trainer.add_callback(cls(name))
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Draw the bar, from the resumed step on."""
+        if state.is_world_process_zero:
+            self.progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
+            self.progress.start()
+            self.progress.add_task(self.name, total=state.max_steps, completed=state.global_step, figures="")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Advance by a step."""
+        if self.progress:
+            task = self.progress.tasks[0]
+            figures = [f"{task.speed:.2f} steps/s"] if task.speed else []
+            figures += [f"{name} {value:.4g}" for name, value in self.latest.items()]
+            self.progress.update(task.id, completed=state.global_step, figures=" ".join(figures))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Remember the latest figures."""
+        self.latest |= {name: value for name, value in (logs or {}).items() if name in _SHOWN}
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Leave the finished bar on the screen."""
+        if self.progress:
+            self.progress.stop()

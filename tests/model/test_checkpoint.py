@@ -1,0 +1,102 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from minionerec.config import ModelConfig
+from minionerec.errors import CatalogError, ConfigError
+from minionerec.model import checkpoint, scratch
+from minionerec.sid.index import SidIndex
+
+SIZES = ModelConfig(hidden_size=32, intermediate_size=48, layers=1, heads=2, vocabulary=320)
+TEXTS = ["a red lamp", "a blue chair, quite old", "Amélie (2001)"] * 5
+
+
+def index(size: int = 8) -> SidIndex:
+    return SidIndex(np.array([[0, 1, 2], [3, 4, 5]], dtype=np.int32), (size,) * 3, "digest")
+
+
+@pytest.fixture
+def made():
+    return scratch.create(TEXTS, SIZES, 0)
+
+
+def test_any_text_survives_the_tokenizer(made):
+    for text in ("Amélie", "日本 ☂ tabs\tand\nlines", "  two  spaces", "<a_1>"):
+        assert made[1].decode(made[1](text)["input_ids"]) == text
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_rows_are_apart_old_rows_stay_and_ties_hold(made, tied):
+    _, tokenizer = made
+    config = LlamaConfig(
+        vocab_size=len(tokenizer) + 5,  # as real checkpoints have: more rows than tokens
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        tie_word_embeddings=tied,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    old = model.get_input_embeddings().weight[: len(tokenizer)].clone()
+    known = len(tokenizer)
+    assert checkpoint.add_sid_tokens(model, tokenizer, index(), seed=1) == 24
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        rows = layer.weight[known : known + 24]
+        assert torch.pdist(rows).min() > 0.3 * torch.pdist(old).median()
+        assert 0.5 < rows.std() / old.std() < 2
+    assert torch.equal(model.get_input_embeddings().weight[:known], old)
+    assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) == tied
+
+
+def test_save_and_load_give_the_same_model_and_tokens(made, tmp_path):
+    model, tokenizer = made
+    checkpoint.add_sid_tokens(model, tokenizer, index(), seed=1)
+    checkpoint.save(model, tokenizer, tmp_path)
+    loaded, words = checkpoint.load(tmp_path)
+    text = "a red<a_3><b_4><c_5> lamp"
+    assert words(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert words.decode(words(text)["input_ids"]) == text
+    ids = torch.tensor([words(text)["input_ids"]])
+    assert torch.equal(loaded(ids).logits, model.eval()(ids).logits)
+    expected = [words("<a_0><b_1><c_2>")["input_ids"], words("<a_3><b_4><c_5>")["input_ids"]]
+    assert checkpoint.sid_token_ids(words, index()).tolist() == expected
+    assert {p.suffix for p in tmp_path.iterdir()} <= {".json", ".safetensors", ".jinja"}
+
+
+def test_adding_twice_adds_nothing(made):
+    model, tokenizer = made
+    checkpoint.add_sid_tokens(model, tokenizer, index(), seed=1)
+    size = len(tokenizer)
+    assert checkpoint.add_sid_tokens(model, tokenizer, index(), seed=1) == 0
+    assert len(tokenizer) == size == checkpoint.vocabulary_rows(model)
+
+
+def test_tokenizer_without_the_catalogue(made):
+    model, tokenizer = made
+    checkpoint.add_sid_tokens(model, tokenizer, index(), seed=1)
+    with pytest.raises(CatalogError, match=r"lacks 6 of the catalogue's 30 SID tokens, the first is <a_8>"):
+        checkpoint.sid_token_ids(tokenizer, index(10))
+
+
+def test_nothing_loadable(tmp_path):
+    with pytest.raises(ConfigError, match="not a loadable causal LM"):
+        checkpoint.load(tmp_path)
+    with pytest.raises(ConfigError, match="not a loadable causal LM"):
+        checkpoint.load(tmp_path / "no such model")
+
+
+def test_half_written_checkpoints_are_passed_over(tmp_path):
+    for step, complete in ((5, True), (10, True), (15, False), (20, None)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "model.safetensors").write_text("x" * step)
+        size = step if complete else step + 1
+        if complete is not None:
+            (folder / "complete.json").write_text(json.dumps({"model.safetensors": size}))
+    assert checkpoint.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-5"]
+    assert checkpoint.last_checkpoint(tmp_path / "missing") is None

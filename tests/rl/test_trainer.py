@@ -1,0 +1,123 @@
+import pytest
+import torch
+from datasets import Dataset as TokenDataset
+from trl import GRPOTrainer
+
+from minionerec.config import ModelConfig, RlConfig
+from minionerec.errors import ConfigError
+from minionerec.model import checkpoint, scratch
+from minionerec.prompts.builder import build_examples, tokenizer_corpus
+from minionerec.rl.rewards import ranking
+from minionerec.rl.train import grpo_arguments
+from minionerec.rl.trainer import TreeGRPOTrainer, beam_rollouts, grouped
+from minionerec.tree import CatalogTrie, beam_search
+from tests.small import random_dataset
+
+G = 4
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    dataset, index = random_dataset()
+    sizes = ModelConfig(hidden_size=32, intermediate_size=48, layers=2, heads=2, vocabulary=400)
+    model, tokenizer = scratch.create(tokenizer_corpus(dataset), sizes, 0)
+    checkpoint.add_sid_tokens(model, tokenizer, index, 0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4)  # well separated beams
+    folder = tmp_path_factory.mktemp("policy")
+    checkpoint.save(model, tokenizer, folder)
+    return dataset, index, folder
+
+
+def trainer_of(parts, folder, kind=TreeGRPOTrainer, **fields):
+    dataset, index, policy = parts
+    model, tokenizer = checkpoint.load(policy)
+    ids = checkpoint.sid_token_ids(tokenizer, index)
+    examples = build_examples("history_sid_to_sid", dataset, index, tokenizer, split="train")[:24]
+    rows = TokenDataset.from_dict(
+        {"prompt": [e.prompt for e in examples], "target": [ids[e.target].tolist() for e in examples]}
+    )
+    config = RlConfig(num_generations=G, prompts_per_step=6, micro_batch_prompts=3, learning_rate=1e-3, **fields)
+    return kind(
+        model=model,
+        args=grpo_arguments(config, index.levels, 0, folder, len(rows)),
+        train_dataset=rows,
+        processing_class=tokenizer,
+        reward_funcs=grouped(ranking, G),
+        rollout_func=beam_rollouts(CatalogTrie.from_codes(ids), G, tokenizer.pad_token_id),
+    )
+
+
+@pytest.mark.parametrize("left_padding", [0, 3])
+def test_logprobs_entropies_and_gradients_equal_trls(parts, tmp_path, left_padding):
+    trainer = trainer_of(parts, tmp_path)
+    torch.manual_seed(0)
+    prompts = torch.randint(2, 300, (2, 9)).repeat_interleave(3, 0)
+    mask = torch.ones(6, 12, dtype=torch.long)
+    mask[:3, :left_padding] = 0
+    ids = torch.cat([prompts, torch.randint(2, 300, (6, 3))], dim=1)[[4, 0, 2, 5, 1, 3]]  # groups scattered
+    mask = mask[[4, 0, 2, 5, 1, 3]]
+    results = []
+    for kind in (TreeGRPOTrainer, GRPOTrainer):
+        logps, entropies, _ = kind._get_per_token_logps_and_entropies(
+            trainer, trainer.model, ids, mask, 3, compute_entropy=True
+        )
+        trainer.model.zero_grad()
+        logps.square().mean().backward()
+        results.append((logps.detach(), entropies.detach(), [p.grad.clone() for p in trainer.model.parameters()]))
+    (ours, our_entropies, our_gradients), (theirs, their_entropies, their_gradients) = results
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(our_entropies, their_entropies, atol=1e-4, rtol=1e-4)
+    for ours, theirs in zip(our_gradients, their_gradients, strict=True):
+        assert (ours - theirs).norm() <= 1e-5 * theirs.norm() + 1e-7
+
+
+def test_rollouts_are_the_evaluations_beams(parts, tmp_path):
+    trainer = trainer_of(parts, tmp_path)
+    dataset, index, _ = parts
+    tokenizer = trainer.processing_class
+    prompts = [row["prompt"] for row in trainer.train_dataset][:3]
+    trie = CatalogTrie.from_codes(checkpoint.sid_token_ids(tokenizer, index))
+    rolled = trainer.rollout_func([prompt for prompt in prompts for _ in range(G)], trainer)
+    for number, prompt in enumerate(prompts):
+        expected = beam_search(trainer.model.eval(), torch.tensor([prompt]), trie=trie, num_beams=G).tokens[0].tolist()
+        assert rolled["completion_ids"][number * G : (number + 1) * G] == expected
+        assert len({tuple(sid) for sid in expected}) == G
+        assert rolled["prompt_ids"][number * G] == prompt
+
+
+def test_rewards_use_each_rows_own_target():
+    # One prompt twice with two targets: a dictionary keyed by prompt would give both the same (reference defect D3).
+    logged = {}
+    completions = [[1, 2], [3, 4]] * 2
+    targets = [[1, 2]] * 2 + [[3, 4]] * 2
+    rewards = grouped(ranking, 2)(completions, targets, log_metric=lambda name, value: logged.update({name: value}))
+    assert rewards == [1, pytest.approx(-0.387, abs=1e-3), pytest.approx(-0.613, abs=1e-3), 1]
+    assert logged == {"HR@2": 1.0}
+
+
+def test_stock_trl_takes_the_same_steps(parts, tmp_path):
+    logs = []
+    for kind in (TreeGRPOTrainer, GRPOTrainer):
+        trainer = trainer_of(parts, tmp_path / kind.__name__, kind=kind, beta=0.01)
+        trainer.train()
+        logs.append([row for row in trainer.state.log_history if "reward" in row])
+    assert len(logs[0]) == len(logs[1]) == 4
+    assert sum(row["reward_std"] for row in logs[0]) > 0
+    for step, (ours, theirs) in enumerate(zip(*logs, strict=True)):
+        for name in ("reward", "kl", "entropy", "grad_norm"):
+            # Adam divides rounding noise by its own size, so later steps drift apart a little.
+            assert ours[name] == pytest.approx(theirs[name], rel=2e-2 if step else 1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prompts_per_step": 10, "micro_batch_prompts": 4}, "does not split into 1 device"),
+        ({"prompts_per_step": 64, "micro_batch_prompts": 64}, "only 24 prompts"),
+    ],
+)
+def test_batches_that_do_not_fit(tmp_path, fields, message):
+    with pytest.raises(ConfigError, match=message):
+        grpo_arguments(RlConfig(**fields), 3, 0, tmp_path, 24)

@@ -1,0 +1,131 @@
+import json
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from minionerec.artifacts import read_json
+from minionerec.config import ModelConfig, SftConfig
+from minionerec.errors import ConfigError
+from minionerec.model import checkpoint, scratch
+from minionerec.pipeline import run
+from minionerec.prompts.builder import build_examples, tokenizer_corpus
+from minionerec.sft.train import build_trees, training_arguments
+from minionerec.sft.trainer import TreeCollator, TreeTrainer
+from tests.launch import accelerate
+from tests.small import config, random_dataset
+
+TASKS = ["history_sid_to_sid", "title_to_sid", "sid_to_title"]
+SIZES = ModelConfig(hidden_size=32, intermediate_size=48, layers=2, heads=2, vocabulary=400)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    dataset, index = random_dataset()
+    model, tokenizer = scratch.create(tokenizer_corpus(dataset), SIZES, 0)
+    checkpoint.add_sid_tokens(model, tokenizer, index, 0)
+    return dataset, index, model, tokenizer
+
+
+def padded(branches):
+    """The ordinary batch: every example whole, padded on the right, loss on the completion only."""
+    rows = [[*branch.prompt, *branch.completion] for branch in branches]
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    labels = ids.masked_fill(mask == 0, -100)
+    for row, branch in enumerate(branches):
+        labels[row, : len(branch.prompt)] = -100
+    return ids, mask, labels
+
+
+@pytest.mark.parametrize("stride", [1, 3, 6])
+def test_every_example_is_in_exactly_one_tree(parts, stride):
+    dataset, index, _, tokenizer = parts
+    trees = build_trees(TASKS, dataset, index, tokenizer, split="train", stride=stride, context=None)
+    examples = [e for t in TASKS for e in build_examples(t, dataset, index, tokenizer, split="train", stride=stride)]
+    key = lambda example: (tuple(example.prompt), tuple(example.completion))  # noqa: E731
+    assert sorted(key(branch) for tree in trees for branch in tree) == sorted(map(key, examples))
+    assert max(map(len, trees)) <= stride
+
+
+def test_loss_and_gradients_equal_a_padded_batch_under_accumulation(parts, tmp_path):
+    dataset, index, model, tokenizer = parts
+    trees = build_trees(TASKS, dataset, index, tokenizer, split="train", stride=6, context=None)[-12:] * 2
+    ids, mask, labels = padded([branch for tree in trees for branch in tree])
+    logits = model.train()(ids, attention_mask=mask).logits[:, :-1]
+    expected = cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten())
+    model.zero_grad()
+    expected.backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    for micro in (24, 6):
+        arguments = training_arguments(SftConfig(batch_size=24, micro_batch=micro), 0, tmp_path, len(trees))
+        trainer = TreeTrainer(model=model, args=arguments, train_dataset=trees, eval_dataset=trees, data_collator=TreeCollator(64))
+        collated = [TreeCollator(64)(trees[start : start + micro]) for start in range(0, 24, micro)]
+        total = sum(len(batch["labels"]) for batch in collated)
+        losses = [trainer.compute_loss(model, batch, num_items_in_batch=total) for batch in collated]
+        torch.testing.assert_close(sum(losses), expected, atol=1e-5, rtol=0)
+        sum(losses).backward()
+        for ours, parameter in zip(gradients, model.parameters(), strict=True):
+            assert (ours - parameter.grad).norm() <= 1e-5 * ours.norm() + 1e-9
+        model.zero_grad()
+        metrics = trainer.evaluate(trees)
+        assert metrics["eval_loss"] == pytest.approx(expected.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"batch_size": 10, "micro_batch": 4}, "does not split into 1 device"),
+        ({"batch_size": 200, "micro_batch": 50}, "only 100 trees"),
+    ],
+)
+def test_batches_that_do_not_fit(tmp_path, fields, message):
+    with pytest.raises(ConfigError, match=message):
+        training_arguments(SftConfig(**fields), 0, tmp_path, 100)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    made = config(tmp_path_factory.mktemp("sft"))
+    run(made, ("data", "sid"))
+    return made
+
+
+def losses(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_learns_and_is_deterministic_and_micro_batches_do_not_matter(prepared):
+    run(prepared, ("sft",))
+    first = losses(prepared.folder / "sft")
+    weights = (prepared.folder / "sft/model/model.safetensors").read_bytes()
+    validation = [row["eval_loss"] for row in first if "eval_loss" in row]
+    assert min(validation) < 0.95 * validation[0]
+    manifest = read_json(prepared.folder / "sft/manifest.json")
+    assert manifest["metrics"]["best_valid_loss"] == pytest.approx(min(validation))
+
+    (prepared.folder / "sft/manifest.json").unlink()
+    run(prepared, ("sft",))
+    assert losses(prepared.folder / "sft") == first
+    assert (prepared.folder / "sft/model/model.safetensors").read_bytes() == weights
+
+    prepared.sft.micro_batch = 2
+    run(prepared, ("sft",))
+    prepared.sft.micro_batch = 4
+    for ours, theirs in zip(losses(prepared.folder / "sft"), first, strict=True):
+        for name in theirs.keys() & {"loss", "eval_loss", "grad_norm"}:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3)
+
+
+def test_two_processes_give_the_single_process_losses(prepared):
+    run(prepared, ("sft",))
+    alone = losses(prepared.folder / "sft")
+    (prepared.folder / "sft/manifest.json").unlink()
+    accelerate(2, "sft/train.py", "--config", str(prepared.folder.parent / "small.yaml"))
+    together = losses(prepared.folder / "sft")
+    assert len(together) == len(alone)
+    for ours, theirs in zip(together, alone, strict=True):
+        for name in theirs.keys() & {"loss", "eval_loss", "grad_norm"}:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3)
