@@ -19,13 +19,17 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from minionerec import __version__
 from minionerec.errors import ArtifactError
+
+if TYPE_CHECKING:  # importing it takes seconds, which `--help` should not
+    from accelerate import PartialState
 
 MANIFEST = "manifest.json"
 _KEY = "key.txt"
-_PACKAGES = ("minionerec", "torch", "transformers", "trl", "accelerate", "polars", "scikit-learn", "numpy")
+_PACKAGES = ("torch", "transformers", "trl", "accelerate", "polars", "scikit-learn", "numpy")
 
 
 def content_hash(value: Any) -> str:
@@ -62,7 +66,11 @@ def read_json(path: Path) -> Any:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a result, and the machine's kind."""
-    found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+    found = {
+        "minionerec": __version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
     for package in _PACKAGES:
         try:
             found[package] = metadata.version(package)
@@ -196,12 +204,18 @@ def _seal(folder: Path, partial: Path, manifest: dict[str, Any]) -> None:
         shutil.rmtree(discarded)
 
 
+def distributed_state() -> "PartialState":
+    """Accelerate's view of ranks and devices: gloo on CPUs where there is no GPU."""
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
 def wait_for_everyone() -> None:
     """Let all ranks reach this point; does nothing in a single process."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from accelerate import PartialState
-
-        PartialState().wait_for_everyone()
+        distributed_state().wait_for_everyone()
 
 
 def is_main_process() -> bool:

@@ -1,7 +1,6 @@
 """The `minionerec` command: every stage by name, `run` for all of them, one configuration for all."""
 
 import difflib
-import os
 import sys
 from collections.abc import Sequence
 from importlib import resources
@@ -12,6 +11,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from rich.console import Console
 
 from minionerec import __version__
+from minionerec.artifacts import is_main_process
 from minionerec.config import Config
 from minionerec.errors import ArtifactError, ConfigError, MiniOneRecError
 
@@ -154,9 +154,9 @@ def _run(command: str, config: Config) -> None:
         pipeline.run(config, _RUN if command == "run" else (command,))
     except PermissionError as error:
         raise ArtifactError(f"{error.filename}: permission denied. Choose another folder with --out DIR.") from None
-    if command in ("run", "eval") and int(os.environ.get("RANK", "0")) == 0:
+    if command in ("run", "eval") and is_main_process():
         Console().print(pipeline.result_table(config))
-    if command in ("run", "report") and int(os.environ.get("RANK", "0")) == 0:
+    if command in ("run", "report") and is_main_process():
         print(config.folder / "report" / "index.html")
 
 

@@ -78,7 +78,19 @@ def set_up(threads: int) -> None:
     os.environ.setdefault("DS_LOG_LEVEL", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|torch\.distributed")
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        _deepspeed_without_compiler()
+
+
+def _deepspeed_without_compiler() -> None:
+    """On CPUs, keep DeepSpeed from compiling a shared-memory kernel for two minutes; gloo serves as well."""
+    import torch
+
+    if not torch.cuda.is_available():
+        import deepspeed.ops
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def run(config: Config, stages: tuple[str, ...]) -> None:

@@ -20,7 +20,8 @@ def accelerate(processes: int, *arguments: str) -> subprocess.CompletedProcess:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+    # Without --multi_gpu accelerate starts a single process, silently, on a machine without GPUs.
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
     return _run([*command, "--num_machines", "1", "--mixed_precision", "no", "--main_process_port", port, *arguments], True)
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from minionerec.artifacts import (
     Manifest,
     content_hash,
+    distributed_state,
     is_current,
     is_main_process,
     require,
@@ -54,7 +54,7 @@ def decode(
     Raises:
         CatalogError: the tokenizer lacks the catalogue's SID tokens.
     """
-    state = PartialState()
+    state = distributed_state()
     model = model.to(state.device).eval()
     token_ids = checkpoint.sid_token_ids(tokenizer, index)
     trie = CatalogTrie.from_codes(token_ids, state.device)

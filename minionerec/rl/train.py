@@ -16,12 +16,11 @@ import shutil
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from datasets import Dataset as TokenDataset
 from transformers import set_seed
 from trl import GRPOConfig
 
-from minionerec.artifacts import Manifest, check_space, content_hash, is_current, require, write_artifact
+from minionerec.artifacts import Manifest, check_space, content_hash, distributed_state, is_current, require, write_artifact
 from minionerec.config import Config, RlConfig
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError
@@ -40,7 +39,7 @@ def grpo_arguments(config: RlConfig, levels: int, seed: int, folder: Path, promp
     Raises:
         ConfigError: the prompts of a step do not split over the devices, or there are fewer prompts than one step takes.
     """
-    world = PartialState().num_processes
+    world = distributed_state().num_processes
     micro = min(config.micro_batch_prompts, config.prompts_per_step // world)
     if config.prompts_per_step % world or micro == 0 or config.prompts_per_step % (world * micro):
         raise ConfigError(
@@ -103,7 +102,7 @@ def run(config: Config) -> tuple[Manifest, bool]:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     check_space(folder, parameters * 4 * 4)  # the model, and weights and two moments of the last checkpoint
     token_ids = checkpoint.sid_token_ids(tokenizer, index)
-    trie = CatalogTrie.from_codes(token_ids, PartialState().device)
+    trie = CatalogTrie.from_codes(token_ids, distributed_state().device)
     if len(trie) < config.rl.num_generations:
         raise ConfigError(
             f"rl.num_generations is {config.rl.num_generations}, but the catalogue has only {len(trie)} SIDs; lower it."
@@ -147,5 +146,7 @@ def run(config: Config) -> tuple[Manifest, bool]:
             checkpoint.save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, draft.path / "model")
             checkpoint.write_log(trainer.state, draft.path / "log.jsonl")
             shutil.rmtree(checkpoints)
-        draft.metrics.update(parameters=parameters, prompts=len(rows), steps=trainer.state.global_step)
+        draft.metrics.update(
+            parameters=parameters, prompts=len(rows), steps=trainer.state.global_step, devices=trainer.accelerator.num_processes
+        )
     return Manifest.load(folder), True

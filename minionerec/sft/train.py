@@ -15,7 +15,6 @@ import shutil
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
@@ -24,7 +23,7 @@ from transformers import (
     set_seed,
 )
 
-from minionerec.artifacts import Manifest, check_space, content_hash, is_current, require, write_artifact
+from minionerec.artifacts import Manifest, check_space, content_hash, distributed_state, is_current, require, write_artifact
 from minionerec.config import Config, SftConfig, TaskName
 from minionerec.data.dataset import Dataset, SplitName
 from minionerec.errors import ConfigError, DataError
@@ -76,7 +75,7 @@ def training_arguments(config: SftConfig, seed: int, folder: Path, trees: int) -
     Raises:
         ConfigError: the batch does not split over the devices, or there are fewer trees than one batch holds.
     """
-    world = PartialState().num_processes
+    world = distributed_state().num_processes
     micro = min(config.micro_batch, config.batch_size // world)
     if config.batch_size % world or micro == 0 or config.batch_size % (world * micro):
         raise ConfigError(
@@ -180,6 +179,7 @@ def run(config: Config) -> tuple[Manifest, bool]:
             examples=sum(len(tree) for tree in trees),
             trees=len(trees),
             steps=trainer.state.global_step,
+            devices=trainer.accelerator.num_processes,
             best_valid_loss=trainer.state.best_metric,
         )
     return Manifest.load(folder), True

@@ -30,8 +30,10 @@ def shifted(dataset, split):
 @pytest.mark.parametrize("stride", [1, 3, 6])
 def test_a_history_prompt_does_not_depend_on_its_answer(parts, split, stride):
     dataset, index, tokenizer = parts
-    prompts = [[e.prompt for e in build_examples("history_sid_to_sid", d, index, tokenizer, split=split, stride=stride)]
-               for d in (dataset, shifted(dataset, split))]
+    prompts = [
+        [e.prompt for e in build_examples("history_sid_to_sid", d, index, tokenizer, split=split, stride=stride)]
+        for d in (dataset, shifted(dataset, split))
+    ]
     assert prompts[0] == prompts[1]
 
 

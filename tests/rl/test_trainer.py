@@ -75,7 +75,7 @@ def test_logprobs_entropies_and_gradients_equal_trls(parts, tmp_path, left_paddi
 
 def test_rollouts_are_the_evaluations_beams(parts, tmp_path):
     trainer = trainer_of(parts, tmp_path)
-    dataset, index, _ = parts
+    _, index, _ = parts
     tokenizer = trainer.processing_class
     prompts = [row["prompt"] for row in trainer.train_dataset][:3]
     trie = CatalogTrie.from_codes(checkpoint.sid_token_ids(tokenizer, index))

@@ -61,7 +61,9 @@ def test_loss_and_gradients_equal_a_padded_batch_under_accumulation(parts, tmp_p
     model.zero_grad()
     for micro in (24, 6):
         arguments = training_arguments(SftConfig(batch_size=24, micro_batch=micro), 0, tmp_path, len(trees))
-        trainer = TreeTrainer(model=model, args=arguments, train_dataset=trees, eval_dataset=trees, data_collator=TreeCollator(64))
+        trainer = TreeTrainer(
+            model=model, args=arguments, train_dataset=trees, eval_dataset=trees, data_collator=TreeCollator(64)
+        )
         collated = [TreeCollator(64)(trees[start : start + micro]) for start in range(0, 24, micro)]
         total = sum(len(batch["labels"]) for batch in collated)
         losses = [trainer.compute_loss(model, batch, num_items_in_batch=total) for batch in collated]
@@ -124,6 +126,7 @@ def test_two_processes_give_the_single_process_losses(prepared):
     alone = losses(prepared.folder / "sft")
     (prepared.folder / "sft/manifest.json").unlink()
     accelerate(2, "sft/train.py", "--config", str(prepared.folder.parent / "small.yaml"))
+    assert read_json(prepared.folder / "sft/manifest.json")["metrics"]["devices"] == 2
     together = losses(prepared.folder / "sft")
     assert len(together) == len(alone)
     for ours, theirs in zip(together, alone, strict=True):

@@ -1,0 +1,125 @@
+"""Whole runs: the same result every time, whatever interrupts them."""
+
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from minionerec.artifacts import read_json
+from minionerec.cli import main
+from minionerec.pipeline import run
+from tests.launch import ENVIRONMENT, ROOT, minionerec
+from tests.small import config, write_config
+
+STAGES = ("data", "sid", "sft", "rl", "eval", "report")
+RESULTS = [
+    f"eval/{who}/{name}" for who in ("popularity", "repeat", "sft", "rl") for name in ("predictions.jsonl", "metrics.json")
+]
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in RESULTS}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """One run in a process of its own; its folder."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = minionerec("run", "--config", str(write_config(folder)))
+    assert done.stdout.rstrip().endswith(str(folder / "run/report/index.html"))
+    for stage in ("data", "sid", "sft", "rl", "eval/popularity", "eval/sft", "eval/rl", "report"):
+        assert f"{stage} {folder / 'run' / stage}:" in done.stdout
+    return folder / "run"
+
+
+def test_the_run_learns_something(undisturbed):
+    metrics = {who: read_json(undisturbed / f"eval/{who}/metrics.json")["sid"] for who in ("popularity", "sft", "rl")}
+    assert metrics["sft"]["HR@10"]["value"] > metrics["popularity"]["HR@10"]["value"]
+    assert read_json(undisturbed / "rl/manifest.json")["metrics"]["steps"] == 8
+    assert (undisturbed / "sft/model/model.safetensors").read_bytes() != (
+        undisturbed / "rl/model/model.safetensors"
+    ).read_bytes()
+    assert not list(undisturbed.rglob("*.partial")) + list(undisturbed.rglob("checkpoint-*"))
+
+
+def test_a_second_run_gives_the_same_bytes(undisturbed, tmp_path):
+    run(config(tmp_path), STAGES)
+    assert results(tmp_path / "run") == results(undisturbed)
+
+
+def fresh(capsys) -> list[str]:
+    """The stages that were made anew since the last call."""
+    return [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.endswith(" s)")]
+
+
+def test_an_unchanged_run_is_skipped_and_a_changed_one_redoes_only_what_depends_on_it(undisturbed, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    small = config(tmp_path)
+    run(small, STAGES)  # the raw files lie elsewhere now, with the same content
+    assert fresh(capsys) == ["data", "report"]
+    run(small, STAGES)
+    assert fresh(capsys) == []
+    small.eval.num_beams = 5
+    run(small, STAGES)
+    assert fresh(capsys) == ["eval/popularity", "eval/repeat", "eval/sft", "eval/rl", "report"]
+
+
+def kill_during(path: Path, folder: Path, stage: str, rng: random.Random) -> bool:
+    """Start the run and kill it in a stage; whether it was still running."""
+    command = [sys.executable, "-m", "minionerec.cli", "run", "--config", str(path)]
+    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    training = stage in ("sft", "rl")
+    # A training stage is killed once there is a checkpoint to resume from.
+    sign = f"{stage}.partial/checkpoints/checkpoint-*/complete.json" if training else f"{stage}*"
+    while process.poll() is None and not list(folder.glob(sign)):
+        time.sleep(0.002)
+    time.sleep(rng.uniform(0, 0.2 if training else 0.02))
+    alive = process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return alive
+
+
+def test_killed_in_every_stage_it_ends_with_the_same_metrics(undisturbed, tmp_path):
+    path, folder, rng = write_config(tmp_path), tmp_path / "run", random.Random(time.time_ns())
+    killed = {stage: kill_during(path, folder, stage, rng) for stage in ("data", "sid", "sft", "rl", "eval")}
+    assert killed["sft"] and killed["rl"], killed
+    run(config(tmp_path), STAGES)
+    assert results(folder) == results(undisturbed)
+    assert not list(folder.rglob("*.partial")) + list(folder.rglob("*.old"))
+
+
+def test_a_stage_without_its_input_names_the_command(tmp_path, capsys):
+    path = str(write_config(tmp_path))
+    assert main(["sft", "--config", path]) == 2
+    assert "minionerec data" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sid_index_of_another_dataset(undisturbed, tmp_path, capsys):
+    from minionerec.artifacts import Manifest, content_hash
+    from tests.small import write_csv
+
+    shutil.copytree(undisturbed, tmp_path / "run")
+    path = str(write_config(tmp_path))
+    write_csv(tmp_path / "raw", items=40)
+    assert main(["data", "--config", path]) == 0
+    assert main(["sft", "--config", path]) == 2
+    assert "belongs to another dataset (48 items" in capsys.readouterr().err
+    assert Manifest.load(tmp_path / "run/sft").key != content_hash("")  # the finished model is untouched
+
+
+def test_a_checkpoint_without_the_catalogues_tokens(undisturbed, tmp_path, capsys):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    path = str(write_config(tmp_path, sid={"codebook_size": 12}))
+    assert main(["sid", "--config", path]) == 0
+    assert main(["rl", "--config", path]) == 2
+    error = capsys.readouterr().err
+    assert "lacks 12 of the catalogue's 36 SID tokens" in error
+    assert "Traceback" not in error
