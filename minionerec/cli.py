@@ -158,7 +158,3 @@ def _run(command: str, config: Config) -> None:
         Console().print(pipeline.result_table(config))
     if command in ("run", "report") and is_main_process():
         print(config.folder / "report" / "index.html")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

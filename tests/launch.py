@@ -12,7 +12,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "H
 
 def minionerec(*arguments: str, check: bool = True) -> subprocess.CompletedProcess:
     """The command line in a fresh process."""
-    return _run([sys.executable, "-m", "minionerec.cli", *arguments], check)
+    return _run([sys.executable, "-m", "minionerec", *arguments], check)
 
 
 def accelerate(processes: int, *arguments: str) -> subprocess.CompletedProcess:

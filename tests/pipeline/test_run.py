@@ -72,7 +72,7 @@ def test_an_unchanged_run_is_skipped_and_a_changed_one_redoes_only_what_depends_
 
 def kill_during(path: Path, folder: Path, stage: str, rng: random.Random) -> bool:
     """Start the run and kill it in a stage; whether it was still running."""
-    command = [sys.executable, "-m", "minionerec.cli", "run", "--config", str(path)]
+    command = [sys.executable, "-m", "minionerec", "run", "--config", str(path)]
     process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     training = stage in ("sft", "rl")
     # A training stage is killed once there is a checkpoint to resume from.
