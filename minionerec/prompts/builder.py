@@ -1,5 +1,7 @@
 """The one prompt builder: examples of a task as token ids, the same for SFT, RL and evaluation."""
 
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -8,7 +10,7 @@ from minionerec.artifacts import content_hash
 from minionerec.config import TaskName
 from minionerec.data.dataset import Dataset, SplitName
 from minionerec.errors import ConfigError
-from minionerec.prompts.tasks import TASKS, TEMPLATES
+from minionerec.prompts.tasks import TASKS, TEMPLATES, Example
 from minionerec.sid.index import SidIndex
 
 
@@ -16,7 +18,6 @@ from minionerec.sid.index import SidIndex
 class TokenExample:
     """An example as token ids; prompt and completion are tokenised apart, so that no token spans the two."""
 
-    task: TaskName
     prompt: list[int]
     completion: list[int]
     target: int
@@ -47,22 +48,51 @@ def build_examples(
     Raises:
         ConfigError: an example is longer than the context.
     """
-    built: list[TokenExample] = []
-    examples = list(TASKS[task](dataset, index, split, stride))
+    return encode(list(TASKS[task](dataset, index, split, stride)), tokenizer, context)
+
+
+def sample_examples(
+    tasks: Sequence[TaskName],
+    dataset: Dataset,
+    index: SidIndex,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    split: SplitName,
+    count: int | None,
+    seed: int,
+    context: int | None = None,
+) -> list[TokenExample]:
+    """Examples of several tasks in random order, at most `count` of them, with whole histories.
+
+    Raises:
+        ConfigError: an example is longer than the context.
+    """
+    examples = [example for task in tasks for example in TASKS[task](dataset, index, split, 1)]
+    random.Random(seed).shuffle(examples)
+    return encode(examples[:count], tokenizer, context)
+
+
+def encode(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, context: int | None) -> list[TokenExample]:
+    """Texts to token ids; a text completion is ended by the tokenizer's end token, a SID has a fixed length.
+
+    Raises:
+        ConfigError: an example is longer than the context.
+    """
     if not examples:
         return []
     # A tokenizer that begins every text with a token of its own (Llama's <s>) does so here too, once, before the prompt.
     prompts = tokenizer([example.prompt for example in examples])["input_ids"]
     completions = tokenizer([example.completion for example in examples], add_special_tokens=False)["input_ids"]
+    built = []
     for example, prompt, completion in zip(examples, prompts, completions, strict=True):
         if example.kind == "text":
             completion = [*completion, tokenizer.eos_token_id]
         if context is not None and len(prompt) + len(completion) > context:
             raise ConfigError(
-                f"Task {task}, item {example.target}: {len(prompt) + len(completion)} tokens, the model reads {context}. "
-                "Lower data.max_history, or shorten the title."
+                f"Item {example.target}, prompt {example.prompt[:40]!r}...: {len(prompt) + len(completion)} tokens, the model "
+                f"reads {context}. Lower data.max_history, or shorten the item's title."
             )
-        built.append(TokenExample(task, prompt, completion, example.target, example.group))
+        built.append(TokenExample(prompt, completion, example.target, example.group))
     return built
 
 

@@ -11,7 +11,6 @@ Command: `minionerec rl --config ml-100k`, or `bash scripts/rl.sh --config NAME`
 """
 
 import math
-import random
 import shutil
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError
 from minionerec.model import checkpoint
 from minionerec.model.progress import StepBar
-from minionerec.prompts.builder import build_examples, templates_digest
+from minionerec.prompts.builder import sample_examples, templates_digest
 from minionerec.rl.rewards import REWARDS
 from minionerec.rl.trainer import TreeGRPOTrainer, beam_rollouts, grouped
 from minionerec.sid.index import SidIndex
@@ -107,13 +106,16 @@ def run(config: Config) -> tuple[Manifest, bool]:
         raise ConfigError(
             f"rl.num_generations is {config.rl.num_generations}, but the catalogue has only {len(trie)} SIDs; lower it."
         )
-    examples = [
-        example
-        for task in config.rl.tasks
-        for example in build_examples(task, dataset, index, tokenizer, split="train", context=context)
-    ]
-    random.Random(config.seed).shuffle(examples)
-    examples = examples[: config.rl.max_examples]
+    examples = sample_examples(
+        config.rl.tasks,
+        dataset,
+        index,
+        tokenizer,
+        split="train",
+        count=config.rl.max_examples,
+        seed=config.seed,
+        context=context,
+    )
     rows = TokenDataset.from_dict(
         {
             "prompt": [example.prompt for example in examples],
