@@ -24,6 +24,7 @@ from minionerec.config import Config, RlConfig
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError
 from minionerec.model import checkpoint
+from minionerec.model.launch import check_precision, split_batch
 from minionerec.model.progress import StepBar
 from minionerec.prompts.builder import sample_examples, templates_digest
 from minionerec.rl.rewards import REWARDS
@@ -36,22 +37,19 @@ def grpo_arguments(config: RlConfig, levels: int, seed: int, folder: Path, promp
     """TRL's arguments: the global batch split over devices by whole groups.
 
     Raises:
-        ConfigError: the prompts of a step do not split over the devices, or there are fewer prompts than one step takes.
+        ConfigError: see `split_batch` and `check_precision`; or there are fewer prompts than one step takes.
     """
-    world = distributed_state().num_processes
-    micro = min(config.micro_batch_prompts, config.prompts_per_step // world)
-    if config.prompts_per_step % world or micro == 0 or config.prompts_per_step % (world * micro):
-        raise ConfigError(
-            f"rl.prompts_per_step {config.prompts_per_step} does not split into {world} device(s) times micro-batches of "
-            f"rl.micro_batch_prompts {config.micro_batch_prompts}; choose a multiple of {world * max(micro, 1)}."
-        )
+    check_precision("rl.bf16", config.bf16)
+    micro, accumulation = split_batch(
+        "rl.prompts_per_step", config.prompts_per_step, "rl.micro_batch_prompts", config.micro_batch_prompts
+    )
     if prompts < config.prompts_per_step:
         raise ConfigError(f"rl.prompts_per_step is {config.prompts_per_step}, but there are only {prompts} prompts; lower it.")
     steps = math.ceil(prompts // config.prompts_per_step * config.epochs)
     return GRPOConfig(
         output_dir=str(folder),
         per_device_train_batch_size=micro * config.num_generations,
-        gradient_accumulation_steps=config.prompts_per_step // (world * micro),
+        gradient_accumulation_steps=accumulation,
         steps_per_generation=1,  # a rollout per micro-batch: TRL would shuffle groups apart otherwise; the policy is the same
         num_generations=config.num_generations,
         max_completion_length=levels,

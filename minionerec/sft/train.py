@@ -23,11 +23,12 @@ from transformers import (
     set_seed,
 )
 
-from minionerec.artifacts import Manifest, check_space, content_hash, distributed_state, is_current, require, write_artifact
+from minionerec.artifacts import Manifest, check_space, content_hash, is_current, require, write_artifact
 from minionerec.config import Config, SftConfig, TaskName
 from minionerec.data.dataset import Dataset, SplitName
 from minionerec.errors import ConfigError, DataError
 from minionerec.model import checkpoint, scratch
+from minionerec.model.launch import check_precision, split_batch
 from minionerec.model.progress import StepBar
 from minionerec.prompts.builder import build_examples, templates_digest, tokenizer_corpus
 from minionerec.sft.trainer import Tree, TreeCollator, TreeTrainer
@@ -73,15 +74,10 @@ def training_arguments(config: SftConfig, seed: int, folder: Path, trees: int) -
     """Transformers' arguments: the global batch split over devices, evaluation and checkpoints evenly spaced.
 
     Raises:
-        ConfigError: the batch does not split over the devices, or there are fewer trees than one batch holds.
+        ConfigError: see `split_batch` and `check_precision`; or there are fewer trees than one batch holds.
     """
-    world = distributed_state().num_processes
-    micro = min(config.micro_batch, config.batch_size // world)
-    if config.batch_size % world or micro == 0 or config.batch_size % (world * micro):
-        raise ConfigError(
-            f"sft.batch_size {config.batch_size} does not split into {world} device(s) times micro-batches of "
-            f"sft.micro_batch {config.micro_batch}; choose a multiple of {world * max(micro, 1)}."
-        )
+    check_precision("sft.bf16", config.bf16)
+    micro, accumulation = split_batch("sft.batch_size", config.batch_size, "sft.micro_batch", config.micro_batch)
     if trees < config.batch_size:
         raise ConfigError(f"sft.batch_size is {config.batch_size}, but there are only {trees} trees; lower it.")
     steps = math.ceil(trees // config.batch_size * config.epochs)
@@ -90,7 +86,7 @@ def training_arguments(config: SftConfig, seed: int, folder: Path, trees: int) -
         output_dir=str(folder),
         per_device_train_batch_size=micro,
         per_device_eval_batch_size=micro,
-        gradient_accumulation_steps=config.batch_size // (world * micro),
+        gradient_accumulation_steps=accumulation,
         max_steps=steps,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,

@@ -188,3 +188,23 @@ def test_movielens_from_the_cache(tmp_path, monkeypatch):
     assert figures == {"users": 943, "items": 1682, "interactions": 100_000, "train": 97_171, "valid": 943, "test": 943}
     dataset = Dataset.load(tmp_path / "run" / "data")
     assert dataset.catalog.row(0)[2] == "Toy Story (1995). Genres: Animation, Children's, Comedy"
+
+
+def test_a_finished_download_needs_neither_cache_nor_network(tmp_path, monkeypatch):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "ml-100k.item").write_text("item_id:token\tmovie_title:token_seq\na\tA\nb\tB\n")
+    rows = [f"u\t{item}\t{step}" for step, item in enumerate("abab")]
+    (raw / "ml-100k.inter").write_text("\n".join(["user_id:token\titem_id:token\ttimestamp:float", *rows]) + "\n")
+    monkeypatch.setattr(prepare, "fetch_ml_100k", lambda *_: raw)
+    config = Config(out=str(tmp_path / "run"))
+    first, made = prepare.run(config)
+    assert made
+
+    def unreachable(*_):
+        raise DataError("no network")
+
+    monkeypatch.setattr(prepare, "fetch_ml_100k", unreachable)
+    assert prepare.run(config) == (first, False)
+    with pytest.raises(DataError, match="no network"):
+        prepare.run(replace(config, data=DataConfig(max_history=5)))
