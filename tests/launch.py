@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+# Without --multi_gpu accelerate starts a single process, silently, on a machine without GPUs.
+DDP = ["--multi_gpu"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 
 
@@ -20,8 +22,7 @@ def accelerate(processes: int, *arguments: str) -> subprocess.CompletedProcess:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    # Without --multi_gpu accelerate starts a single process, silently, on a machine without GPUs.
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
     return _run([*command, "--num_machines", "1", "--mixed_precision", "no", "--main_process_port", port, *arguments], True)
 
 
