@@ -108,7 +108,7 @@ def _tiles(
         note = "proven to be the catalogue's top"
         tiles.append({"label": "Exact lists", "value": f"{final.metrics['exact']:.1%}", "note": note})
     total = sum(manifest.seconds for manifest in manifests.values())
-    tiles.append({"label": "Time", "value": _duration(total), "note": "all stages together"})
+    tiles.append({"label": "Time", "value": f"{total / 60:.1f} min", "note": "all stages together"})
     return tiles
 
 
