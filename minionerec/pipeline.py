@@ -1,6 +1,8 @@
 """Runs stages in order. A stage whose config and inputs are unchanged is skipped."""
 
 import os
+import resource
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -94,8 +96,9 @@ def _deepspeed_without_compiler() -> None:
 
 
 def run(config: Config, stages: tuple[str, ...]) -> None:
-    """Run the named stages; prints one line each: what it made, where, how long."""
+    """Run the named stages; prints one line each: what it made, where, how long. Several: also time and memory of all."""
     set_up(config.threads)
+    began = time.monotonic()
     console = Console(quiet=not is_main_process(), highlight=False, soft_wrap=True)
     for stage in stages:
         started = time.monotonic()
@@ -103,6 +106,14 @@ def run(config: Config, stages: tuple[str, ...]) -> None:
             took = f"{time.monotonic() - started:.1f} s" if fresh else "up to date"
             console.print(f"[bold]{manifest.stage}[/] {config.folder / manifest.stage}: {_summary(manifest)} [dim]({took})[/]")
             started = time.monotonic()
+    if len(stages) > 1:
+        console.print(f"[bold]all[/] {(time.monotonic() - began) / 60:.1f} min, peak memory {_peak_memory():.2f} GB")
+
+
+def _peak_memory() -> float:
+    """The most memory this process has held, in GB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9  # macOS counts bytes, Linux KiB
 
 
 def _summary(manifest: Manifest) -> str:
