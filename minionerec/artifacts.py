@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # importing it takes seconds, which `--help` should not
     from accelerate import PartialState
 
 MANIFEST = "manifest.json"
+CHECKPOINTS = "checkpoints"  # of a resumable stage; removed when the artefact is complete
 _KEY = "key.txt"
 _PACKAGES = ("torch", "transformers", "trl", "accelerate", "polars", "scikit-learn", "numpy")
 
@@ -122,25 +123,45 @@ class Manifest:
         return manifest
 
 
-def require(folder: Path, command: str) -> Manifest:
+def require(folder: Path, command: str, made_from: Mapping[str, str] | None = None) -> Manifest:
     """The manifest of an artefact that a stage needs as input.
 
+    Args:
+        command: what makes the artefact, for the message.
+        made_from: digests that those of the artefact's own inputs that are named here must have.
+
     Raises:
-        ArtifactError: it is not there (the message names the command that makes it) or it is damaged.
+        ArtifactError: it is not there, it is damaged, or it was made from other inputs.
     """
     if not (folder / MANIFEST).is_file():
         raise ArtifactError(f"{folder}: no finished artefact here. Make it first: {command}")
-    return Manifest.load(folder)
+    manifest = Manifest.load(folder)
+    for name, digest in (made_from or {}).items():
+        if manifest.inputs.get(name, digest) != digest:
+            raise ArtifactError(f"{folder}: was made from another {name} than the one in this run. Make it again: {command}")
+    return manifest
+
+
+def folder_digest(folder: Path) -> str:
+    """Identifies the content of a folder that is no artefact of ours: SHA-256 over the names and bytes of its files."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return content_hash({path.relative_to(folder).as_posix(): file_hash(path) for path in files})
 
 
 def is_current(folder: Path, key: str) -> bool:
-    """Whether a finished, undamaged artefact with this key is in the folder."""
+    """Whether a finished, undamaged artefact with this key is in the folder.
+
+    Where it is, what a killed process may have left of the artefact that it replaced is removed.
+    """
     if not (folder / MANIFEST).is_file():
         return False
     try:
-        return Manifest.load(folder).key == key
+        current = Manifest.load(folder).key == key
     except ArtifactError:
         return False
+    if current and is_main_process():
+        _remove(_discarded(folder))
+    return current
 
 
 @dataclasses.dataclass
@@ -174,34 +195,55 @@ def check_space(folder: Path, needed: int) -> None:
 
 def _disk_full(error: BaseException) -> bool:
     # Libraries with a native core (safetensors, polars) wrap the system's error and keep only its text.
-    return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in str(error)
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in full or any(os.strerror(number) in str(error) for number in full)
 
 
 def _open_partial(partial: Path, key: str, resumable: bool) -> None:
     marker = partial / _KEY
-    if partial.exists() and not (resumable and marker.is_file() and marker.read_text() == key):
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True, exist_ok=True)
-    marker.write_text(key)
+    try:
+        if resumable and marker.is_file() and marker.read_bytes() == key.encode():
+            for path in partial.iterdir():  # outputs may be half-written
+                if path.name not in (_KEY, CHECKPOINTS):
+                    _remove(path)
+        else:
+            _remove(partial)
+        partial.mkdir(parents=True, exist_ok=True)
+        marker.write_text(key)
+    except OSError as error:
+        raise ArtifactError(f"{partial}: cannot be written ({error}). Choose another folder with --out DIR.") from None
+
+
+def _discarded(folder: Path) -> Path:
+    """Where an older artefact lies while its successor takes its place."""
+    return folder.with_name(folder.name + ".old")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _seal(folder: Path, partial: Path, manifest: dict[str, Any]) -> None:
-    (partial / _KEY).unlink()
+    # Checkpoints and key stay until all else is done: hashing a large model takes long, and may be interrupted.
+    scratch = partial / CHECKPOINTS
     files = {
         path.relative_to(partial).as_posix(): {"bytes": path.stat().st_size, "sha256": file_hash(path)}
         for path in sorted(partial.rglob("*"))
-        if path.is_file()
+        if path.is_file() and scratch not in path.parents and path != partial / _KEY
     }
     digest = content_hash({name: entry["sha256"] for name, entry in files.items()})
     write_json(partial / MANIFEST, dataclasses.asdict(Manifest(digest=digest, files=files, **manifest)))
-    discarded = folder.with_name(folder.name + ".old")
-    if discarded.exists():
-        shutil.rmtree(discarded)
+    _remove(scratch)
+    (partial / _KEY).unlink()
+    discarded = _discarded(folder)
+    _remove(discarded)
     if folder.exists():
         folder.rename(discarded)
     partial.rename(folder)
-    if discarded.exists():
-        shutil.rmtree(discarded)
+    _remove(discarded)
 
 
 def distributed_state() -> "PartialState":
@@ -241,7 +283,8 @@ def write_artifact(
         folder: final place; replaced if an older artefact is there, and only at the end.
         key: see `Manifest`.
         inputs: name of each input artefact to its digest.
-        resumable: keep the partial folder when interrupted, for the next run with the same key.
+        resumable: keep the partial folder when interrupted, for the next run with the same key. What it keeps below
+            `CHECKPOINTS` for that purpose is not part of the artefact.
         collective: every rank enters; rank 0 makes the folder, writes the manifest and renames. Otherwise only one enters.
 
     Raises:

@@ -1,5 +1,6 @@
 """The `minionerec` command: every stage by name, `run` for all of them, one configuration for all."""
 
+import dataclasses
 import difflib
 import sys
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ def preset(name: str) -> Path:
     Raises:
         ConfigError: neither; the message names the nearest preset.
     """
-    if Path(name).is_file():
+    if name and Path(name).is_file():
         return Path(name)
     folder = Path(str(resources.files("minionerec.presets")))
     known = sorted(path.stem for path in folder.glob("*.yaml"))
@@ -41,6 +42,8 @@ def preset(name: str) -> Path:
         return folder / f"{name.removesuffix('.yaml')}.yaml"
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
+    if not name:
+        raise ConfigError(f"--config needs a value: a YAML file, or a preset ({', '.join(known)}).")
     raise ConfigError(f"--config {name}: no such file, and no such preset ({', '.join(known)}).{hint}")
 
 
@@ -66,42 +69,55 @@ def _check_fields(names: Sequence[str], where: str) -> None:
     known = _fields(Config())
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f" Did you mean {near[0]}?" if near else " See minionerec run --help for all fields."
+            namesakes = [field for field in known if field.rpartition(".")[2] == name.rpartition(".")[2]]  # misplaced
+            near = namesakes or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f" Did you mean {' or '.join(near)}?" if near else " See minionerec run --help for all fields."
             raise ConfigError(f"{where}: unknown field {name}.{hint}")
 
 
-def _yaml_fields(path: Path) -> list[str]:
+def _leaves(values: dict[object, object], prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for name, value in values.items():
+        names += _leaves(value, f"{prefix}{name}.") if value and isinstance(value, dict) else [f"{prefix}{name}"]
+    return names
+
+
+def _check_file(path: Path) -> None:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path}: not readable as YAML ({error}).") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected fields and sections, found {type(values).__name__}.")
-    names = []
     for name, value in values.items():
-        names += [f"{name}.{inner}" for inner in value] if isinstance(value, dict) else [str(name)]
-    return names
+        if dataclasses.is_dataclass(getattr(Config(), str(name), None)) and not isinstance(value, dict):
+            raise ConfigError(f"{path}: {name} is a section; expected its fields below it, found {value!r}.")
+    _check_fields(_leaves(values), str(path))
 
 
 def parse(command: str, arguments: Sequence[str]) -> Config | None:
     """The configuration of a command line; None where it only asked for help or for the resolved configuration.
 
+    Fields on the command line win over those of `--config`, wherever it stands.
+
     Raises:
         ConfigError: an unknown field (the message names the nearest), or a bad value.
     """
-    resolved = list(arguments)
-    for place, argument in enumerate(resolved):
-        name, _, value = argument.partition("=")
-        if name == "--config" and (value or place + 1 < len(resolved)):
-            path = preset(value or resolved[place + 1])
-            _check_fields(_yaml_fields(path), str(path))
-            resolved[place if value else place + 1] = f"--config={path}" if value else str(path)
-        elif name.startswith("--") and name not in ("--config", "--help", "--print_config"):
+    files, fields = [], []
+    remaining = iter(arguments)
+    for argument in remaining:
+        name, equals, value = argument.partition("=")
+        if name == "--config":
+            path = preset(value if equals else next(remaining, ""))
+            _check_file(path)
+            files.append(f"--config={path}")
+            continue
+        if name.startswith("--") and name not in ("--help", "--print_config"):
             _check_fields([name.removeprefix("--").removesuffix("+")], "command line")
+        fields.append(argument)
     made = parser(command)
     try:
-        config = made.instantiate(made.parse_args(resolved)).as_dict()
+        config = made.instantiate(made.parse_args(files + fields)).as_dict()
     except MiniOneRecError:
         raise
     except SystemExit as stop:  # --help and --print_config
@@ -155,6 +171,6 @@ def _run(command: str, config: Config) -> None:
     except PermissionError as error:
         raise ArtifactError(f"{error.filename}: permission denied. Choose another folder with --out DIR.") from None
     if command in ("run", "eval") and is_main_process():
-        Console().print(pipeline.result_table(config))
+        Console(width=None if sys.stdout.isatty() else 120).print(pipeline.result_table(config))
     if command in ("run", "report") and is_main_process():
         print(config.folder / "report" / "index.html")

@@ -5,6 +5,7 @@ them. Values are checked when the object is made, so a mistake costs seconds, no
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +18,15 @@ CUTOFFS = (1, 3, 5, 10, 20, 50)
 
 def _positive(section: str, **values: float | None) -> None:
     for name, value in values.items():
-        if value is not None and value <= 0:
+        if value is not None and not 0 < value < math.inf:  # NaN, which YAML can write, fails every comparison
             raise ConfigError(f"{section}.{name} is {value}; it must be greater than 0.")
+
+
+def _between(section: str, low: float, high: float, **values: float) -> None:
+    for name, value in values.items():
+        if not low <= value < high:
+            limit = f" and less than {high}" if high < math.inf else " and finite"
+            raise ConfigError(f"{section}.{name} is {value}; it must be at least {low}{limit}.")
 
 
 @dataclass
@@ -96,7 +104,7 @@ class ModelConfig:
     vocabulary: int = 2000
     """Byte-level BPE entries learnt from the catalogue's text and the prompts, SID tokens not counted (tokens)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of a pretrained model's weights in training; from-scratch models are float32."""
+    """Precision of a pretrained model's weights in SFT; from-scratch models, RL and evaluation keep float32 weights."""
 
     def __post_init__(self) -> None:
         _positive("model", hidden_size=self.hidden_size, intermediate_size=self.intermediate_size, layers=self.layers)
@@ -138,7 +146,7 @@ class SftConfig:
     warmup: float = 0.05
     """Share of the steps with rising learning rate, before the cosine (fraction)."""
     max_grad_norm: float = 1.0
-    """Gradient clipping (L2 norm)."""
+    """Gradient clipping; 0 for none (L2 norm)."""
     evaluations: int = 10
     """Validation passes over the whole run, evenly spaced; each also saves a checkpoint (count)."""
     patience: int = 3
@@ -152,6 +160,8 @@ class SftConfig:
         _positive("sft", batch_size=self.batch_size, row_tokens=self.row_tokens, epochs=self.epochs)
         _positive("sft", micro_batch=self.micro_batch, learning_rate=self.learning_rate)
         _positive("sft", history_stride=self.history_stride, evaluations=self.evaluations, patience=self.patience)
+        _between("sft", 0, math.inf, weight_decay=self.weight_decay, max_grad_norm=self.max_grad_norm)
+        _between("sft", 0, 1, warmup=self.warmup)
         if not self.tasks:
             raise ConfigError("sft.tasks is empty; name at least one task.")
 
@@ -177,7 +187,7 @@ class RlConfig:
     warmup: float = 0.03
     """Share of the steps with rising learning rate, before the cosine (fraction; paper: 0.03)."""
     max_grad_norm: float = 0.3
-    """Gradient clipping (L2 norm; paper: 0.3)."""
+    """Gradient clipping; 0 for none (L2 norm; paper: 0.3)."""
     beta: float = 1e-3
     """Weight of the KL divergence (k3) to the SFT model (paper: 1e-3)."""
     reward: Literal["rule", "ranking", "ranking_only"] = "ranking"
@@ -194,10 +204,10 @@ class RlConfig:
         _positive("rl", max_examples=self.max_examples, prompts_per_step=self.prompts_per_step, epochs=self.epochs)
         _positive("rl", micro_batch_prompts=self.micro_batch_prompts, learning_rate=self.learning_rate)
         _positive("rl", checkpoints=self.checkpoints)
+        _between("rl", 0, math.inf, beta=self.beta, max_grad_norm=self.max_grad_norm)
+        _between("rl", 0, 1, warmup=self.warmup)
         if self.num_generations < 2:
             raise ConfigError(f"rl.num_generations is {self.num_generations}; a group needs at least 2 to compare.")
-        if self.beta < 0:
-            raise ConfigError(f"rl.beta is {self.beta}; it must not be negative.")
         if not self.tasks:
             raise ConfigError("rl.tasks is empty; name at least one task.")
         wrong = [task for task in self.tasks if not task.endswith("to_sid")]
@@ -212,7 +222,8 @@ class EvalConfig:
     split: Literal["valid", "test"] = "test"
     """Which targets are predicted."""
     num_beams: int = 50
-    """Beams of the constrained search, and the length of each list (SIDs; paper: 50)."""
+    """Beams of the constrained search, and the length of each list; a metric with a larger cut-off sees the whole list and no
+    more (SIDs; paper: 50)."""
     batch_size: int = 32
     """Prompts decoded at once (prompts)."""
     resamples: int = 2000
@@ -229,6 +240,9 @@ class ReportConfig:
     examples: int = 10
     """Example users shown with their history and recommendations (users)."""
 
+    def __post_init__(self) -> None:
+        _between("report", 0, math.inf, examples=self.examples)
+
 
 @dataclass
 class Config:
@@ -239,9 +253,9 @@ class Config:
     out: str | None = None
     """Folder of the run; `runs/<name>` where null."""
     seed: int = 42
-    """Seed of every random choice; the same seed on the same machine gives the same result."""
+    """Seed of every random choice, from 0 to 2**32 - 1; the same seed on the same machine gives the same result."""
     threads: int = 2
-    """CPU threads of the numerical libraries, per process (threads)."""
+    """CPU threads of the numerical libraries, per process; an OMP_NUM_THREADS in the environment wins (threads)."""
     data: DataConfig = field(default_factory=DataConfig)
     sid: SidConfig = field(default_factory=SidConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -252,6 +266,7 @@ class Config:
 
     def __post_init__(self) -> None:
         _positive("config", threads=self.threads)
+        _between("config", 0, 2**32, seed=self.seed)  # numpy and scikit-learn take no other
         if self.sft.history_stride > self.data.max_history:
             raise ConfigError(
                 f"sft.history_stride {self.sft.history_stride} is longer than data.max_history {self.data.max_history}: "

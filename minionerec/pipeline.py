@@ -17,6 +17,14 @@ from minionerec.config import CUTOFFS, Config
 Made = tuple[Manifest, bool]  # the artefact, and whether it was made anew
 
 
+def _quieten_transformers() -> None:
+    """No bars for reading and writing a file: the stages draw their own."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
 def _data(config: Config) -> Iterator[Made]:
     from minionerec.data import prepare
 
@@ -32,18 +40,21 @@ def _sid(config: Config) -> Iterator[Made]:
 def _sft(config: Config) -> Iterator[Made]:
     from minionerec.sft import train
 
+    _quieten_transformers()
     yield train.run(config)
 
 
 def _rl(config: Config) -> Iterator[Made]:
     from minionerec.rl import train
 
+    _quieten_transformers()
     yield train.run(config)
 
 
 def _eval(config: Config) -> Iterator[Made]:
     from minionerec.eval import predict
 
+    _quieten_transformers()
     for recommender in predict.stages(config.folder):
         yield predict.run(config, recommender)
 
@@ -77,9 +88,6 @@ def set_up(threads: int) -> None:
         os.environ.setdefault(name, str(threads))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    os.environ.setdefault("DS_LOG_LEVEL", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|torch\.distributed")
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         _deepspeed_without_compiler()
@@ -98,6 +106,10 @@ def _deepspeed_without_compiler() -> None:
 def run(config: Config, stages: tuple[str, ...]) -> None:
     """Run the named stages; prints one line each: what it made, where, how long. Several: also time and memory of all."""
     set_up(config.threads)
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:  # under accelerate launch
+        from minionerec.model.launch import start_all_processes
+
+        start_all_processes()
     began = time.monotonic()
     console = Console(quiet=not is_main_process(), highlight=False, soft_wrap=True)
     for stage in stages:

@@ -7,5 +7,4 @@ if [ $# -eq 0 ]; then set -- --config ml-100k; fi
 gpus=$(scripts/python -c 'import torch; print(torch.cuda.device_count())')
 processes=${PROCESSES:-$((gpus > 0 ? gpus : 1))}
 launch=(scripts/python -m accelerate.commands.launch --num_processes "$processes" --num_machines 1 --mixed_precision no)
-if [ "$processes" -gt 1 ]; then launch+=(--multi_gpu); fi
 exec "${launch[@]}" eval/predict.py "$@"

@@ -8,9 +8,7 @@ gpus=$(scripts/python -c 'import torch; print(torch.cuda.device_count())')
 processes=${PROCESSES:-$((gpus > 0 ? gpus : 1))}
 launch=(scripts/python -m accelerate.commands.launch --num_processes "$processes")
 if [ "$gpus" -gt 0 ]; then
-  exec "${launch[@]}" --config_file rl/zero2.yaml rl/train.py "$@" --rl.bf16 true
-elif [ "$processes" -gt 1 ]; then
-  exec "${launch[@]}" --multi_gpu --num_machines 1 --mixed_precision no rl/train.py "$@" # gloo; without --multi_gpu: 1 process
+  exec "${launch[@]}" --config_file rl/zero2.yaml rl/train.py --rl.bf16 true "$@"
 else
   exec "${launch[@]}" --num_machines 1 --mixed_precision no rl/train.py "$@"
 fi

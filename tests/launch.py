@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# Without --multi_gpu accelerate starts a single process, silently, on a machine without GPUs.
-DDP = ["--multi_gpu"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 
 

@@ -14,20 +14,18 @@ import polars as pl
 import pyarrow as pa
 
 from minionerec.artifacts import (
-    MANIFEST,
     Manifest,
     cache_folder,
     content_hash,
     file_hash,
     is_current,
-    read_json,
     write_artifact,
 )
 from minionerec.config import Config, DataConfig
 from minionerec.data.dataset import SPLIT_SCHEMA, SPLITS, Dataset
 from minionerec.data.readers import Frames, raw_files, read_csv, read_movielens_zip, read_recbole
 from minionerec.data.sources import fetch_ml_100k
-from minionerec.errors import DataError
+from minionerec.errors import ArtifactError, DataError
 
 
 class Plan(NamedTuple):
@@ -85,10 +83,11 @@ def run(config: Config) -> tuple[Manifest, bool]:
 def _made_from_a_download(config: Config) -> Manifest | None:
     """The finished artefact of a download, which cannot change: neither the cache nor a network is needed to go on."""
     folder = config.folder / "data"
-    if not (folder / MANIFEST).is_file():
+    try:
+        manifest = Manifest.load(folder)
+    except ArtifactError:  # not there, or damaged: made anew
         return None
-    inputs = read_json(folder / MANIFEST).get("inputs")
-    return Manifest.load(folder) if is_current(folder, _key(config, inputs)) else None
+    return manifest if manifest.key == _key(config, manifest.inputs) else None
 
 
 def _key(config: Config, inputs: dict[str, str]) -> str:

@@ -138,8 +138,10 @@ def run(config: Config, recommender: str) -> tuple[Manifest, bool]:
         ArtifactError: an input is missing, or a rank's share of the predictions is.
     """
     folder = config.folder / "eval" / recommender
-    needed = ("data", "sid", recommender) if recommender in MODELS else ("data", "sid")
-    inputs = {name: require(config.folder / name, f"minionerec {name}").digest for name in needed}
+    inputs = {name: require(config.folder / name, f"minionerec {name}").digest for name in ("data", "sid")}
+    if recommender in MODELS:
+        model = require(config.folder / recommender, f"minionerec {recommender}", made_from=inputs)
+        inputs[recommender] = model.digest
     sections = config.section("eval")
     key = content_hash({"config": sections, "seed": config.seed, "inputs": inputs, "prompts": templates_digest()})
     if is_current(folder, key):

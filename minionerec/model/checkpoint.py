@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AddedToken,
     AutoModelForCausalLM,
@@ -18,7 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from minionerec.artifacts import read_json, write_json
+from minionerec.artifacts import is_main_process, read_json, wait_for_everyone, write_json
 from minionerec.errors import ArtifactError, CatalogError, ConfigError
 from minionerec.sid.index import SidIndex
 
@@ -40,7 +41,7 @@ def load(path: str | Path, dtype: str = "float32") -> tuple[PreTrainedModel, Pre
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=getattr(torch, dtype), attn_implementation="sdpa", trust_remote_code=False, use_safetensors=True
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
             f"{path}: not a loadable causal LM ({reason}). Expected a folder with config.json, model.safetensors and "
@@ -120,7 +121,8 @@ class MarkComplete(TrainerCallback):
     """Marks each training checkpoint once all its files are written; the Trainer itself writes them one by one."""
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        """Record names and sizes of the files of the checkpoint just saved."""
+        """Record names and sizes of the files of the checkpoint just saved, once every rank has written its own."""
+        wait_for_everyone()
         if state.is_world_process_zero:
             folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
             files = {p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
@@ -137,12 +139,13 @@ def _is_complete(folder: Path) -> bool:
 
 def last_checkpoint(folder: Path) -> str | None:
     """The newest complete training checkpoint below a folder, None if there is none; half-written ones are deleted."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    for path in found:
-        if not _is_complete(path):
-            shutil.rmtree(path)
-    complete = [path for path in found if path.exists()]
-    return str(complete[0]) if complete else None
+    if is_main_process():
+        for path in folder.glob("checkpoint-*"):
+            if not _is_complete(path):
+                shutil.rmtree(path)
+    wait_for_everyone()
+    newest = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return str(newest) if newest else None
 
 
 def write_log(state: TrainerState, path: Path) -> None:

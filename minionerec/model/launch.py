@@ -1,6 +1,12 @@
-"""What the launcher decides: how a global batch splits over devices, and the precision both sides must agree on."""
+"""What the launcher decides: how many processes run, how a global batch splits over them, in which precision."""
 
+import argparse
 import os
+import sys
+from collections.abc import Sequence
+
+import psutil
+import torch
 
 from minionerec.artifacts import distributed_state
 from minionerec.errors import ConfigError
@@ -21,9 +27,14 @@ def split_batch(total_field: str, total: int, micro_field: str, micro: int) -> t
         units at once on one device, and gradient accumulation steps.
 
     Raises:
-        ConfigError: it does not split evenly.
+        ConfigError: it does not split evenly, or one process sees several GPUs.
     """
     world = distributed_state().num_processes
+    if world == 1 and torch.cuda.device_count() > 1:  # transformers would fall back to DataParallel, with another batch
+        raise ConfigError(
+            f"This machine shows {torch.cuda.device_count()} GPUs, but one process runs. Start one per GPU with accelerate "
+            "launch (scripts/sft.sh, scripts/rl.sh), or choose one GPU with CUDA_VISIBLE_DEVICES=0."
+        )
     micro = min(micro, total // world)
     if micro == 0 or total % (world * micro):
         raise ConfigError(
@@ -45,3 +56,25 @@ def check_precision(field: str, bf16: bool) -> None:
             f"accelerate launches with mixed precision {_LAUNCHED_PRECISION}, but {field} is {str(bf16).lower()}. "
             f"Pass --{field} {fitting}, or --mixed_precision {wanted} to the launcher."
         )
+
+
+def requested_processes(command: Sequence[str]) -> int:
+    """How many processes a command line of `accelerate launch` asks for; 1 where it does not say."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--num_processes", "--num-processes", type=int, default=1)
+    return parser.parse_known_args(list(command))[0].num_processes
+
+
+def start_all_processes() -> None:
+    """Start the processes that `accelerate launch --num_processes N` was asked for on a machine without GPUs.
+
+    There accelerate starts a single one without a word, and its environment does not tell N; its command line does. This
+    process is then replaced by torch's launcher, which starts all N with gloo. Does nothing in any other situation.
+    """
+    if "LOCAL_RANK" in os.environ or _LAUNCHED_PRECISION is None:
+        return
+    parent = psutil.Process().parent()
+    wanted = 1 if parent is None or torch.cuda.is_available() else requested_processes(parent.cmdline())
+    if wanted > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(wanted)]
+        os.execv(sys.executable, [sys.executable, *launcher, *sys.argv])

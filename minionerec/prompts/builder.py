@@ -76,7 +76,7 @@ def encode(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, cont
     """Texts to token ids; a text completion is ended by the tokenizer's end token, a SID has a fixed length.
 
     Raises:
-        ConfigError: an example is longer than the context.
+        ConfigError: an example is longer than the context, or the tokenizer makes nothing of it.
     """
     if not examples:
         return []
@@ -87,6 +87,11 @@ def encode(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, cont
     for example, prompt, completion in zip(examples, prompts, completions, strict=True):
         if example.kind == "text":
             completion = [*completion, tokenizer.eos_token_id]
+        if not prompt or not completion:
+            raise ConfigError(
+                f"The tokenizer makes no tokens of {(example.completion if prompt else example.prompt)[:40]!r}; its files are "
+                "incomplete (tokenizer.json?)."
+            )
         if context is not None and len(prompt) + len(completion) > context:
             raise ConfigError(
                 f"Item {example.target}, prompt {example.prompt[:40]!r}...: {len(prompt) + len(completion)} tokens, the model "

@@ -157,9 +157,14 @@ def _context(config: Config, manifests: dict[str, Manifest]) -> dict[str, Any]:
         "final": final,
         "stages": [(name, manifests[name], content.figures(manifests[name].metrics)) for name in _ORDER if name in manifests],
         "labels": content.LABELS,
-        "settings": yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True),
+        "settings": yaml.safe_dump(_settings(manifests), sort_keys=False, allow_unicode=True),
         "versions": _versions(manifests),
     }
+
+
+def _settings(manifests: dict[str, Manifest]) -> dict[str, Any]:
+    """The configuration that each stage was really made with, by section."""
+    return {section: fields for manifest in manifests.values() for section, fields in manifest.config.items()}
 
 
 def render(config: Config, manifests: dict[str, Manifest]) -> str:

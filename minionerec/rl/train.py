@@ -11,7 +11,6 @@ Command: `minionerec rl --config ml-100k`, or `bash scripts/rl.sh --config NAME`
 """
 
 import math
-import shutil
 from pathlib import Path
 
 import torch
@@ -19,7 +18,16 @@ from datasets import Dataset as TokenDataset
 from transformers import set_seed
 from trl import GRPOConfig
 
-from minionerec.artifacts import Manifest, check_space, content_hash, distributed_state, is_current, require, write_artifact
+from minionerec.artifacts import (
+    CHECKPOINTS,
+    Manifest,
+    check_space,
+    content_hash,
+    distributed_state,
+    is_current,
+    require,
+    write_artifact,
+)
 from minionerec.config import Config, RlConfig
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError
@@ -85,7 +93,8 @@ def run(config: Config) -> tuple[Manifest, bool]:
         ConfigError: see `grpo_arguments`; or the catalogue is smaller than a group.
     """
     folder = config.folder / "rl"
-    inputs = {name: require(config.folder / name, f"minionerec {name}").digest for name in ("data", "sid", "sft")}
+    inputs = {name: require(config.folder / name, f"minionerec {name}").digest for name in ("data", "sid")}
+    inputs["sft"] = require(config.folder / "sft", "minionerec sft", made_from=inputs).digest
     sections = config.section("rl")
     key = content_hash({"config": sections, "seed": config.seed, "inputs": inputs, "prompts": templates_digest()})
     if is_current(folder, key):
@@ -97,7 +106,7 @@ def run(config: Config) -> tuple[Manifest, bool]:
     model, tokenizer = checkpoint.load(policy)
     context = getattr(model.config, "max_position_embeddings", None)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    check_space(folder, parameters * 4 * 4)  # the model, and weights and two moments of the last checkpoint
+    check_space(folder, parameters * 4 * 7)  # the model, and weights and two moments of the last and the next checkpoint
     token_ids = checkpoint.sid_token_ids(tokenizer, index)
     trie = CatalogTrie.from_codes(token_ids, distributed_state().device)
     if len(trie) < config.rl.num_generations:
@@ -114,6 +123,8 @@ def run(config: Config) -> tuple[Manifest, bool]:
         seed=config.seed,
         context=context,
     )
+    # Whole steps only: TRL would make a short one of what is left over.
+    examples = examples[: max(len(examples) // config.rl.prompts_per_step, 1) * config.rl.prompts_per_step]
     rows = TokenDataset.from_dict(
         {
             "prompt": [example.prompt for example in examples],
@@ -130,7 +141,7 @@ def run(config: Config) -> tuple[Manifest, bool]:
         resumable=True,
         collective=True,
     ) as draft:
-        checkpoints = draft.path / "checkpoints"
+        checkpoints = draft.path / CHECKPOINTS
         trainer = TreeGRPOTrainer(
             model=model,
             args=grpo_arguments(config.rl, index.levels, config.seed, checkpoints, len(rows)),
@@ -145,7 +156,6 @@ def run(config: Config) -> tuple[Manifest, bool]:
         if trainer.is_world_process_zero():
             checkpoint.save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, draft.path / "model")
             checkpoint.write_log(trainer.state, draft.path / "log.jsonl")
-            shutil.rmtree(checkpoints)
         draft.metrics.update(
             parameters=parameters, prompts=len(rows), steps=trainer.state.global_step, devices=trainer.accelerator.num_processes
         )

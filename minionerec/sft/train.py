@@ -11,7 +11,6 @@ Command: `minionerec sft --config ml-100k`, or `accelerate launch --config_file 
 """
 
 import math
-import shutil
 from pathlib import Path
 
 import torch
@@ -23,7 +22,16 @@ from transformers import (
     set_seed,
 )
 
-from minionerec.artifacts import Manifest, check_space, content_hash, is_current, require, write_artifact
+from minionerec.artifacts import (
+    CHECKPOINTS,
+    Manifest,
+    check_space,
+    content_hash,
+    folder_digest,
+    is_current,
+    require,
+    write_artifact,
+)
 from minionerec.config import Config, SftConfig, TaskName
 from minionerec.data.dataset import Dataset, SplitName
 from minionerec.errors import ConfigError, DataError
@@ -104,6 +112,7 @@ def training_arguments(config: SftConfig, seed: int, folder: Path, trees: int) -
         logging_steps=max(1, steps // 100),
         logging_first_step=True,
         dataloader_drop_last=True,
+        restore_callback_states_from_checkpoint=True,  # early stopping goes on counting after an interruption
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         use_cpu=not torch.cuda.is_available(),
@@ -123,10 +132,9 @@ def run(config: Config) -> tuple[Manifest, bool]:
         ConfigError: see `training_arguments`, `checkpoint.load`.
     """
     folder = config.folder / "sft"
-    inputs = {
-        "data": require(config.folder / "data", "minionerec data").digest,
-        "sid": require(config.folder / "sid", "minionerec sid").digest,
-    }
+    inputs = {name: require(config.folder / name, f"minionerec {name}").digest for name in ("data", "sid")}
+    if config.model.init == "from_pretrained" and Path(str(config.model.path)).is_dir():
+        inputs["model"] = folder_digest(Path(str(config.model.path)))
     sections = config.section("sft", "model")
     key = content_hash({"config": sections, "seed": config.seed, "inputs": inputs, "prompts": templates_digest()})
     if is_current(folder, key):
@@ -136,7 +144,7 @@ def run(config: Config) -> tuple[Manifest, bool]:
     set_seed(config.seed)
     model, tokenizer = base_model(config, dataset, index)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    check_space(folder, parameters * 4 * 7)  # the model, and weights and two moments of the best and the last checkpoint
+    check_space(folder, parameters * 4 * 10)  # the model, and weights and two moments of the best, last and next checkpoint
     context = getattr(model.config, "max_position_embeddings", None)
     stride = config.sft.history_stride
     trees = build_trees(config.sft.tasks, dataset, index, tokenizer, split="train", stride=stride, context=context)
@@ -154,7 +162,7 @@ def run(config: Config) -> tuple[Manifest, bool]:
         resumable=True,
         collective=True,
     ) as draft:
-        checkpoints = draft.path / "checkpoints"
+        checkpoints = draft.path / CHECKPOINTS
         arguments = training_arguments(config.sft, config.seed, checkpoints, len(trees))
         trainer = TreeTrainer(
             model=model,
@@ -169,7 +177,6 @@ def run(config: Config) -> tuple[Manifest, bool]:
         if trainer.is_world_process_zero():
             checkpoint.save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, draft.path / "model")
             checkpoint.write_log(trainer.state, draft.path / "log.jsonl")
-            shutil.rmtree(checkpoints)
         draft.metrics.update(
             parameters=parameters,
             examples=sum(len(tree) for tree in trees),

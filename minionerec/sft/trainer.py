@@ -1,11 +1,12 @@
 """Transformers' Trainer on prefix-tree batches: the same loss and gradients as padded batches, for fewer tokens."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, RandomSampler
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -50,6 +51,19 @@ class TreeTrainer(Trainer):
         with self.accelerator.autocast():
             logits = tree_logits(model, self.accelerator.unwrap_model(model), batch)
         return cross_entropy(logits, batch.labels, reduction="sum"), len(batch.labels)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> RandomSampler:
+        # Whole steps only: transformers would make a short one of the micro-batches left over at an epoch's end, so that
+        # the number of steps would depend on how a batch is split. Other trees are left out in each epoch.
+        trees = cast(list[Tree], self.train_dataset if train_dataset is None else train_dataset)
+        step = self.args.per_device_train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+        return RandomSampler(trees, num_samples=len(trees) // step * step)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """All validation trees, none twice, each on one rank."""
+        trees = cast(list[Tree], self.eval_dataset if eval_dataset is None else eval_dataset)
+        share: Any = trees[self.args.process_index :: self.args.world_size]
+        return DataLoader(share, batch_size=self.args.per_device_eval_batch_size, collate_fn=self.data_collator)
 
     def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """The mean loss over all validation labels. Trainer's own loop would weigh batches by their rows."""

@@ -11,6 +11,7 @@ Command: `minionerec sid --config ml-100k.yaml`
 """
 
 import logging
+from pathlib import Path
 
 from minionerec import artifacts
 from minionerec.artifacts import Manifest
@@ -38,6 +39,8 @@ def run(config: Config) -> tuple[Manifest, bool]:
     """
     data = artifacts.require(config.folder / "data", "minionerec data --config YOUR.yaml")
     folder, settings, inputs = config.folder / "sid", config.section("sid"), {"data": data.digest}
+    if config.sid.encoder not in ("minilm", "tfidf") and Path(config.sid.encoder).is_dir():
+        inputs["encoder"] = artifacts.folder_digest(Path(config.sid.encoder))
     key = artifacts.content_hash({"config": settings, "seed": config.seed, "inputs": inputs})
     if artifacts.is_current(folder, key):
         return Manifest.load(folder), False

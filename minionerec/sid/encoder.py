@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from minionerec.artifacts import cache_folder, content_hash, file_hash
+from minionerec.artifacts import cache_folder, content_hash, folder_digest
 from minionerec.config import SidConfig
 from minionerec.errors import ConfigError, DataError
 
@@ -92,8 +92,7 @@ def _identity(folder: Path | None, config: SidConfig, seed: int) -> Any:
         return ["tfidf", metadata.version("scikit-learn"), config.tfidf_dimensions, seed]
     if config.encoder == "minilm":
         return [_MINILM, metadata.version(_MINILM)]
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): file_hash(path) for path in files}
+    return folder_digest(folder)
 
 
 def _sentence_transformer(texts: Sequence[str], folder: Path, config: SidConfig) -> np.ndarray:

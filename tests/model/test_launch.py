@@ -2,7 +2,7 @@ import pytest
 
 from minionerec.errors import ConfigError
 from minionerec.model import launch
-from minionerec.model.launch import check_precision, split_batch
+from minionerec.model.launch import check_precision, requested_processes, split_batch
 
 
 @pytest.mark.parametrize(("total", "micro", "expected"), [(16, 16, (16, 1)), (16, 4, (4, 4)), (8, 32, (8, 1))])
@@ -26,3 +26,16 @@ def test_contradicting_precision(monkeypatch, launched, bf16, advice):
     monkeypatch.setattr(launch, "_LAUNCHED_PRECISION", launched)
     with pytest.raises(ConfigError, match=f"--sft.bf16 {advice}"):
         check_precision("sft.bf16", bf16)
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("accelerate launch --num_processes 3 sft/train.py --config a --seed 2", 3),
+        ("python -m accelerate.commands.launch --num-processes=2 x.py", 2),
+        ("accelerate launch x.py --config a", 1),
+        ("bash", 1),
+    ],
+)
+def test_requested_processes(command, expected):
+    assert requested_processes(command.split()) == expected

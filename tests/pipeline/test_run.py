@@ -115,11 +115,12 @@ def test_a_sid_index_of_another_dataset(undisturbed, tmp_path, capsys):
     assert Manifest.load(tmp_path / "run/sft").key != content_hash("")  # the finished model is untouched
 
 
-def test_a_checkpoint_without_the_catalogues_tokens(undisturbed, tmp_path, capsys):
+def test_a_model_of_another_index(undisturbed, tmp_path, capsys):
     shutil.copytree(undisturbed, tmp_path / "run")
     path = str(write_config(tmp_path, sid={"codebook_size": 12}))
     assert main(["sid", "--config", path]) == 0
     assert main(["rl", "--config", path]) == 2
-    error = capsys.readouterr().err
-    assert "lacks 12 of the catalogue's 36 SID tokens" in error
-    assert "Traceback" not in error
+    assert main(["eval", "--config", path]) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("sft: was made from another sid than the one in this run. Make it again: minionerec sft") == 2
+    assert "Traceback" not in errors

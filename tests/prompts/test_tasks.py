@@ -6,8 +6,9 @@ import pytest
 from minionerec.config import ModelConfig
 from minionerec.errors import ConfigError
 from minionerec.model import checkpoint, scratch
-from minionerec.prompts.builder import build_examples, tokenizer_corpus
+from minionerec.prompts.builder import build_examples, sample_examples, tokenizer_corpus
 from minionerec.prompts.tasks import TASKS
+from minionerec.sft.train import build_trees
 from tests.small import random_dataset
 
 
@@ -84,6 +85,16 @@ def test_stride_leaves_out_less_than_a_stride_of_the_oldest_items_and_groups_sha
         assert len(members) <= stride + 5  # histories of at most 6 items
         longest = max(members, key=lambda example: len(example.prompt)).prompt
         assert all(longest[: len(example.prompt)] == example.prompt for example in members)
+
+
+@pytest.mark.parametrize("task", ["history_sid_to_sid", "title_to_sid"])
+def test_sft_rl_and_evaluation_use_the_same_prompts(parts, task):
+    dataset, index, tokenizer = parts
+    evaluation = [tuple(e.prompt) for e in build_examples(task, dataset, index, tokenizer, split="train")]
+    trees = build_trees([task], dataset, index, tokenizer, split="train", stride=1, context=None)
+    rl = sample_examples([task], dataset, index, tokenizer, split="train", count=None, seed=3)
+    assert [tuple(branch.prompt) for tree in trees for branch in tree] == evaluation
+    assert sorted(tuple(e.prompt) for e in rl) == sorted(evaluation)
 
 
 TASK_HEADER = "The user's items, oldest first:"

@@ -106,7 +106,9 @@ def make_run(
 
     def artifact(name: str, *inputs: str):
         given = {source: digests[source] for source in inputs}
-        return write_artifact(folder / name, stage=name.partition("/")[0], key=name, config={}, inputs=given, seed=config.seed)
+        section = name.partition("/")[0]
+        sections = config.section(section)
+        return write_artifact(folder / name, stage=section, key=name, config=sections, inputs=given, seed=config.seed)
 
     def finish(name: str) -> None:
         digests[name] = json.loads((folder / name / "manifest.json").read_text())["digest"]

@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from minionerec.artifacts import read_json
 from minionerec.config import ModelConfig, SftConfig
@@ -12,7 +13,7 @@ from minionerec.pipeline import run
 from minionerec.prompts.builder import build_examples, tokenizer_corpus
 from minionerec.sft.train import build_trees, training_arguments
 from minionerec.sft.trainer import TreeCollator, TreeTrainer
-from tests.launch import DDP, accelerate
+from tests.launch import accelerate
 from tests.small import config, random_dataset
 
 TASKS = ["history_sid_to_sid", "title_to_sid", "sid_to_title"]
@@ -72,8 +73,9 @@ def test_loss_and_gradients_equal_a_padded_batch_under_accumulation(parts, tmp_p
         for ours, parameter in zip(gradients, model.parameters(), strict=True):
             assert (ours - parameter.grad).norm() <= 1e-5 * ours.norm() + 1e-9
         model.zero_grad()
-        metrics = trainer.evaluate(trees)
-        assert metrics["eval_loss"] == pytest.approx(expected.item(), abs=1e-5)
+        assert trainer.evaluate(trees)["eval_loss"] == pytest.approx(expected.item(), abs=1e-5)
+        everything = trainer.compute_loss(model, TreeCollator(64)(trees[:23]))  # 23 trees do not fill the last batch
+        assert trainer.evaluate(trees[:23])["eval_loss"] == pytest.approx(everything.item(), abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,7 @@ def losses(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def test_learns_and_is_deterministic_and_micro_batches_do_not_matter(prepared):
+def test_learns_and_is_deterministic(prepared):
     run(prepared, ("sft",))
     first = losses(prepared.folder / "sft")
     weights = (prepared.folder / "sft/model/model.safetensors").read_bytes()
@@ -113,15 +115,58 @@ def test_learns_and_is_deterministic_and_micro_batches_do_not_matter(prepared):
     assert losses(prepared.folder / "sft") == first
     assert (prepared.folder / "sft/model/model.safetensors").read_bytes() == weights
 
-    prepared.sft.micro_batch = 2
-    run(prepared, ("sft",))
-    prepared.sft.micro_batch = 4
-    for ours, theirs in zip(losses(prepared.folder / "sft"), first, strict=True):
+
+def test_micro_batches_do_not_matter(prepared):
+    prepared.sft.batch_size, logs = 16, []
+    for micro in (16, 4):  # 73 trees are 4 steps an epoch; 18 micro-batches of 4 would leave 2 over for a short fifth step
+        prepared.sft.micro_batch = micro
+        run(prepared, ("sft",))
+        logs.append(losses(prepared.folder / "sft"))
+    prepared.sft.batch_size, prepared.sft.micro_batch = 8, 4
+    for ours, theirs in zip(*logs, strict=True):
         for name in theirs.keys() & {"loss", "eval_loss", "grad_norm"}:
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3)
 
 
-@pytest.mark.parametrize("launcher", [DDP, ["--config_file", "sft/zero2.yaml"]], ids=["ddp", "zero2"])
+class Interrupt(TrainerCallback):
+    """Ctrl-C at a step."""
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == 23:
+            raise KeyboardInterrupt
+
+
+def test_early_stopping_goes_on_counting_after_an_interruption(parts, tmp_path):
+    dataset, index, model, tokenizer = parts
+    trees = build_trees(TASKS, dataset, index, tokenizer, split="train", stride=6, context=None)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    # The learning rate destroys the model, so the first validation stays the best and patience runs out at the fourth.
+    fields = SftConfig(batch_size=8, micro_batch=8, epochs=20, evaluations=12, learning_rate=0.3, patience=3, warmup=0.5)
+
+    def train(folder, *callbacks):
+        model.load_state_dict(start)
+        arguments = training_arguments(fields, 0, folder, len(trees))
+        trainer = TreeTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=trees,
+            eval_dataset=trees[:8],
+            data_collator=TreeCollator(64),
+            callbacks=[checkpoint.MarkComplete(), EarlyStoppingCallback(fields.patience), *callbacks],
+        )
+        trainer.train(resume_from_checkpoint=checkpoint.last_checkpoint(folder))
+        return trainer.state
+
+    undisturbed = train(tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "b", Interrupt())
+    resumed = train(tmp_path / "b")
+    model.load_state_dict(start)
+    assert resumed.global_step == undisturbed.global_step < undisturbed.max_steps
+    assert resumed.best_metric == undisturbed.best_metric
+
+
+@pytest.mark.parametrize("launcher", [[], ["--config_file", "sft/zero2.yaml"]], ids=["ddp", "zero2"])
 def test_two_processes_give_the_single_process_losses(prepared, launcher):
     run(prepared, ("sft",))
     alone = losses(prepared.folder / "sft")

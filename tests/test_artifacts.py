@@ -1,0 +1,398 @@
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from minionerec import artifacts
+from minionerec.artifacts import (
+    CHECKPOINTS,
+    MANIFEST,
+    Manifest,
+    cache_folder,
+    check_space,
+    content_hash,
+    file_hash,
+    folder_digest,
+    is_current,
+    read_json,
+    require,
+    write_artifact,
+    write_json,
+)
+from minionerec.errors import ArtifactError
+
+
+def writing(folder, key, **more):
+    return write_artifact(folder, stage="sid", key=key, config={"levels": 3}, inputs={"data": "d"}, seed=1, **more)
+
+
+def write(folder, key, text=None, **more):
+    with writing(folder, key, **more) as draft:
+        (draft.path / "deep").mkdir(exist_ok=True)
+        (draft.path / "deep" / "a.txt").write_text(text or key)
+        if more.get("resumable"):
+            (draft.path / CHECKPOINTS).mkdir(exist_ok=True)
+            (draft.path / CHECKPOINTS / "step.txt").write_text("5")
+        draft.metrics["items"] = 5
+    return Manifest.load(folder)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_manifest_round_trip(tmp_path):
+    manifest = write(tmp_path / "runs/x/sid", "k", "héllo")
+    assert (manifest.stage, manifest.key, manifest.seed) == ("sid", "k", 1)
+    assert (manifest.config, manifest.inputs, manifest.metrics) == ({"levels": 3}, {"data": "d"}, {"items": 5})
+    assert manifest.files == {"deep/a.txt": {"bytes": 6, "sha256": file_hash(tmp_path / "runs/x/sid/deep/a.txt")}}
+    assert manifest.versions["polars"] == pl.__version__
+    assert is_current(tmp_path / "runs/x/sid", "k") and not is_current(tmp_path / "runs/x/sid", "other")
+    assert names(tmp_path / "runs/x") == ["sid"] and names(tmp_path / "runs/x/sid") == ["deep", MANIFEST]
+
+
+def test_digest_is_of_the_content_alone(tmp_path):
+    first = write(tmp_path / "a", "k", "same")
+    assert write(tmp_path / "b", "other key", "same").digest == first.digest
+    assert write(tmp_path / "b", "k", "changed").digest != first.digest
+
+
+def test_a_newer_artifact_replaces_the_older_one_whole(tmp_path):
+    with writing(tmp_path / "sid", "old") as draft:
+        (draft.path / "only_old.txt").write_text("old")
+    write(tmp_path / "sid", "new")
+    assert names(tmp_path) == ["sid"] and names(tmp_path / "sid") == ["deep", MANIFEST]
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt()], ids=["error", "interrupt"])
+def test_an_exception_inside_leaves_nothing_or_the_older_one(tmp_path, older, error):
+    if older:
+        write(tmp_path / "sid", "old")
+    with pytest.raises(type(error)), writing(tmp_path / "sid", "new") as draft:
+        (draft.path / "half.txt").write_text("half")
+        raise error
+    assert names(tmp_path) == (["sid"] if older else [])
+    assert is_current(tmp_path / "sid", "old") == older
+
+
+@pytest.mark.parametrize(("key", "kept"), [("k", True), ("other", False)])
+def test_a_resumable_partial_is_kept_for_its_own_key_only(tmp_path, key, kept):
+    with pytest.raises(KeyboardInterrupt), writing(tmp_path / "sft", "k", resumable=True) as draft:
+        (draft.path / CHECKPOINTS).mkdir()
+        (draft.path / CHECKPOINTS / "step.txt").write_text("5")
+        (draft.path / "model").mkdir()
+        (draft.path / "log.jsonl.tmp").write_text("half")
+        raise KeyboardInterrupt
+    assert names(tmp_path) == ["sft.partial"]
+    with writing(tmp_path / "sft", key, resumable=True) as draft:
+        assert (draft.path / CHECKPOINTS / "step.txt").exists() == kept
+        assert set(names(draft.path)) <= {CHECKPOINTS, "key.txt"}  # half-written outputs are not
+    assert names(tmp_path) == ["sft"] and names(tmp_path / "sft") == [MANIFEST]
+
+
+@pytest.mark.parametrize("marker", [b"", b"\xff\xfe", None], ids=["empty", "bytes", "missing"])
+def test_a_resumable_partial_with_a_damaged_key_is_begun_anew(tmp_path, marker):
+    with pytest.raises(RuntimeError), writing(tmp_path / "sft", "k", resumable=True) as draft:
+        (draft.path / CHECKPOINTS).mkdir()
+        raise RuntimeError
+    key = tmp_path / "sft.partial/key.txt"
+    key.unlink() if marker is None else key.write_bytes(marker)
+    with writing(tmp_path / "sft", "k", resumable=True) as draft:
+        assert names(draft.path) == ["key.txt"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_file_or_a_link_in_the_place_of_an_artifact_is_replaced(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/mine.txt").write_text("mine")
+    (tmp_path / "sid").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "sid.partial").write_text("a file")
+    (tmp_path / "data").write_text("a file")
+    for name in ("sid", "data"):
+        write(tmp_path / name, "k")
+        assert is_current(tmp_path / name, "k")
+    assert names(tmp_path) == ["data", "elsewhere", "sid"] and names(tmp_path / "elsewhere") == ["mine.txt"]
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+DAMAGE = {
+    "file gone": ("deep/a.txt", lambda path: path.unlink(), "missing, the manifest says 1 bytes"),
+    "file cut": ("deep/a.txt", truncate, "0 bytes, the manifest says 1 bytes"),
+    "file is a folder": ("deep/a.txt", lambda path: (path.unlink(), path.mkdir()), "missing"),
+    "manifest cut": (MANIFEST, lambda path: path.write_bytes(path.read_bytes()[:40]), "not valid JSON"),
+    "manifest empty": (MANIFEST, lambda path: path.write_bytes(b""), "not valid JSON"),
+    "manifest of zeros": (MANIFEST, lambda path: path.write_bytes(b"\0" * 64), "not valid JSON"),
+    "manifest in latin-1": (MANIFEST, lambda path: path.write_bytes(b'{"stage": "\xe9"}'), "not valid JSON"),
+    "manifest a list": (MANIFEST, lambda path: path.write_text("[]"), "not a manifest of this version"),
+    "manifest short": (MANIFEST, lambda path: path.write_text('{"stage": "sid"}'), "not a manifest of this version"),
+    "manifest gone": (MANIFEST, lambda path: path.unlink(), "not found"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_named_and_repaired_by_the_next_run(tmp_path, damage):
+    name, spoil, message = DAMAGE[damage]
+    write(tmp_path / "sid", "k")
+    spoil(tmp_path / "sid" / name)
+    with pytest.raises(ArtifactError, match=message) as caught:
+        Manifest.load(tmp_path / "sid")
+    assert str(tmp_path / "sid" / name) in str(caught.value)
+    with pytest.raises(ArtifactError):
+        require(tmp_path / "sid", "minionerec sid")
+    assert not is_current(tmp_path / "sid", "k")
+    write(tmp_path / "sid", "k")
+    assert is_current(tmp_path / "sid", "k") and names(tmp_path) == ["sid"]
+
+
+def test_require_names_the_command(tmp_path):
+    with pytest.raises(ArtifactError, match="Make it first: minionerec sid"):
+        require(tmp_path / "sid", "minionerec sid")
+    assert write(tmp_path / "sid", "k") == require(tmp_path / "sid", "minionerec sid")
+
+
+# Disk full --------------------------------------------------------------------------------------------------------------
+
+
+def test_require_refuses_what_was_made_from_other_inputs(tmp_path):
+    manifest = write(tmp_path / "sid", "k")
+    for fits in ({"data": "d"}, {"data": "d", "not an input of it": "x"}, {}, None):
+        assert require(tmp_path / "sid", "minionerec sid", fits) == manifest
+    with pytest.raises(ArtifactError, match=r"made from another data than the one in this run.*again: minionerec sid"):
+        require(tmp_path / "sid", "minionerec sid", {"data": "other"})
+
+
+def test_folder_digest_is_of_names_and_bytes(tmp_path):
+    for name, file, content in (("a", "x", "1"), ("b", "x", "1"), ("c", "y", "1"), ("d", "x", "2"), ("e", "deep/x", "1")):
+        (tmp_path / name / file).parent.mkdir(parents=True)
+        (tmp_path / name / file).write_text(content)
+    first, same, *others = (folder_digest(tmp_path / name) for name in "abcde")
+    assert first == same and len({first, *others}) == 4
+
+
+FULL = {
+    "system": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+    "quota": OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+    "safetensors": SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+}
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize("error", FULL)
+def test_disk_full(tmp_path, error, older):
+    if older:
+        write(tmp_path / "sid", "old")
+    with pytest.raises(ArtifactError, match=r"no space left.*--out DIR") as caught, writing(tmp_path / "sid", "new") as draft:
+        (draft.path / "half.txt").write_text("half")
+        raise FULL[error]
+    assert str(tmp_path / "sid") in str(caught.value) and caught.value.__cause__ is FULL[error]
+    assert names(tmp_path) == (["sid"] if older else []) and is_current(tmp_path / "sid", "old") == older
+
+
+def test_checkpoints_outlive_a_failure_at_the_very_end(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(ArtifactError, match="no space left"):
+        patch.setattr(artifacts, "write_json", lambda *_: (_ for _ in ()).throw(FULL["system"]))
+        write(tmp_path / "sft", "k", resumable=True)
+    with writing(tmp_path / "sft", "k", resumable=True) as draft:
+        assert (draft.path / CHECKPOINTS / "step.txt").read_text() == "5"
+    assert names(tmp_path / "sft") == [MANIFEST]
+
+
+def test_disk_full_while_the_folder_is_made(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise FULL["system"]
+
+    monkeypatch.setattr("pathlib.Path.mkdir", full)
+    with pytest.raises(ArtifactError, match="no space left"), writing(tmp_path / "sid", "k"):
+        raise AssertionError("nothing to write into")
+
+
+def test_other_errors_are_not_taken_for_a_full_disk(tmp_path):
+    with pytest.raises(OSError, match="Input/output"), writing(tmp_path / "sid", "k"):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A disk of 64 KiB."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("mounting a tmpfs needs root on Linux")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this system does not let us mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+BIG = np.random.default_rng(0).integers(0, 2**62, 50_000)
+WRITERS = {
+    "bytes": lambda folder: (folder / "big").write_bytes(BIG.tobytes()),
+    "json": lambda folder: write_json(folder / "big", BIG.tolist()),
+    "safetensors": lambda folder: save_file({"big": BIG}, folder / "big"),
+    "parquet": lambda folder: pl.DataFrame({"big": BIG}).write_parquet(folder / "big"),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_disk_that_is_really_full(tiny_disk, writer):
+    write(tiny_disk / "sid", "old")
+    with pytest.raises(ArtifactError, match="no space left"), writing(tiny_disk / "sid", "new") as draft:
+        WRITERS[writer](draft.path)
+    assert names(tiny_disk) == ["sid"] and is_current(tiny_disk / "sid", "old")
+
+
+def test_a_disk_that_is_full_when_the_manifest_is_written(tiny_disk):
+    write(tiny_disk / "sid", "old")
+    with pytest.raises(ArtifactError, match="no space left"), writing(tiny_disk / "sid", "new") as draft:
+        draft.metrics["long"] = "x" * 10_000
+        with pytest.raises(OSError, match="No space left"), (draft.path / "big").open("wb", buffering=0) as stream:
+            while True:
+                stream.write(b"x" * 512)  # not a byte is left, and the stage does not notice
+    assert names(tiny_disk) == ["sid"] and is_current(tiny_disk / "sid", "old")
+
+
+def test_check_space_asks_the_nearest_folder_that_exists(tmp_path, monkeypatch):
+    asked = []
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path) or usage(5_000_000))
+    check_space(tmp_path / "runs/x/sft", 5_000_000)
+    with pytest.raises(ArtifactError, match=r"sft: needs about 6 MB, but only 5 MB are free.*--out DIR"):
+        check_space(tmp_path / "runs/x/sft", 6_000_000)
+    assert asked == [tmp_path, tmp_path]
+
+
+@pytest.mark.parametrize("place", ["file", "file/run/sid"])
+def test_a_place_that_cannot_be_a_folder(tmp_path, place):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ArtifactError, match=r"cannot be written.*--out DIR"), writing(tmp_path / place / "sid", "k"):
+        raise AssertionError("nothing to write into")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+# Killed anywhere --------------------------------------------------------------------------------------------------------
+
+STEPS = {"write_artifact", "_open_partial", "_remove", "_seal", "write_json", "_rmtree_safe_fd"}
+
+
+def stopped_at(step, folder, how, **more):
+    """Replace the artefact in a process that stops before the given executed line; whether it got to the end."""
+    child = os.fork()
+    if child == 0:
+        seen = 0
+
+        def trace(frame, event, _):
+            nonlocal seen
+            if frame.f_code.co_name not in STEPS:
+                return None
+            if event == "line":
+                seen += 1
+                if seen == step:
+                    if how == "kill":
+                        os._exit(9)
+                    raise KeyboardInterrupt
+            return trace
+
+        code = 1
+        try:
+            sys.settrace(trace)
+            write(folder, "new", "new content", **more)
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize(
+    ("how", "older", "resumable"), [("kill", False, False), ("kill", True, True), ("interrupt", True, False)]
+)
+def test_stopped_at_any_step_the_next_run_finishes(tmp_path, how, older, resumable):
+    contents = {"old": "old", "new": "new content"}
+    seen = set()
+    for step in range(1, 1000):
+        base = tmp_path / str(step)
+        folder = base / "sid"
+        if older:
+            write(folder, "old")
+        finished = stopped_at(step, folder, how, resumable=resumable)
+        if folder.exists():  # whatever bears the final name is whole
+            key = Manifest.load(folder).key
+            assert (folder / "deep/a.txt").read_text() == contents[key]
+            seen.add(key)
+        else:
+            seen.add("nothing")
+        if not is_current(folder, "new"):
+            write(folder, "new", contents["new"], resumable=resumable)
+        assert is_current(folder, "new") and names(base) == ["sid"] and names(folder) == ["deep", MANIFEST]
+        if finished:
+            break
+    assert finished and step > 20
+    # With an older artefact there is one moment, between two renames, when neither is in place.
+    assert seen == ({"old", "nothing", "new"} if older else {"nothing", "new"})
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@given(st.dictionaries(st.text(), VALUES, max_size=5))
+def test_content_hash_ignores_dictionary_order(values):
+    def reverse(value):
+        if isinstance(value, dict):
+            return {name: reverse(value[name]) for name in reversed(value)}
+        return [reverse(inner) for inner in value] if isinstance(value, list) else value
+
+    assert content_hash(reverse(values)) == content_hash(values) != content_hash([values])
+
+
+def test_json_round_trip_and_errors(tmp_path):
+    write_json(tmp_path / "a.json", {"title": "Léon ✓", "n": [1, 2.5, None]})
+    assert read_json(tmp_path / "a.json") == {"title": "Léon ✓", "n": [1, 2.5, None]}
+    assert names(tmp_path) == ["a.json"]
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", object())
+    assert read_json(tmp_path / "a.json")["n"] == [1, 2.5, None]
+    with pytest.raises(ArtifactError, match=r"nothing\.json: not found"):
+        read_json(tmp_path / "nothing.json")
+
+
+def test_only_the_main_process_writes_together(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    (tmp_path / "sid.partial").mkdir()  # made by rank 0
+    with writing(tmp_path / "sid", "k", collective=True) as draft:
+        (draft.path / "shard.txt").write_text("mine")
+    assert names(tmp_path) == ["sid.partial"] and names(tmp_path / "sid.partial") == ["shard.txt"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="paths of Linux and macOS")
+def test_cache_folder(monkeypatch):
+    monkeypatch.delenv("MINIONEREC_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    wanted = {"HOME": "/x/.cache/minionerec", "XDG_CACHE_HOME": "/x/minionerec", "MINIONEREC_CACHE": "/x"}
+    for name, expected in wanted.items():
+        monkeypatch.setenv(name, "/x")
+        assert cache_folder().as_posix() == expected
+
+
+def test_versions_name_what_is_missing(monkeypatch):
+    monkeypatch.setattr(artifacts, "_PACKAGES", ("numpy", "no-such-package"))
+    found = artifacts.versions()
+    assert found["numpy"] == np.__version__ and found["no-such-package"] == "not installed"

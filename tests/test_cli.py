@@ -1,0 +1,280 @@
+"""The command line as a user meets it: a mistake ends in one message and status 2, never in a traceback."""
+
+import re
+
+import polars as pl
+import pytest
+
+from minionerec import __version__, pipeline
+from minionerec.artifacts import Manifest
+from minionerec.cli import COMMANDS, main, parse
+from minionerec.config import Config
+from tests.small import write_config
+
+
+@pytest.fixture
+def fails(capsys):
+    """Run a command line that must fail with status 2; its message on one line."""
+
+    def run(*arguments) -> str:
+        assert main([str(argument) for argument in arguments]) == 2
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err and captured.out == ""
+        return " ".join(captured.err.split())
+
+    return run
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Write a configuration file; its path."""
+
+    def write(content: str | bytes):
+        path = tmp_path / "mine.yaml"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_of_every_command(command, flag, capsys):
+    assert main([command, flag]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"usage: minionerec {command} ") and "--sft.learning_rate" in printed
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
+def test_overview(arguments, capsys):
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert all(f"  {name} " in printed for name in COMMANDS)
+
+
+@pytest.mark.parametrize("flag", ["--version", "-V"])
+def test_version(flag, capsys):
+    assert main([flag]) == 0
+    assert capsys.readouterr().out == f"minionerec {__version__}\n"
+
+
+def test_arguments_come_from_the_process_by_default(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["minionerec", "--version"])
+    assert main() == 0
+    assert __version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("command", "near"), [("rum", "run"), ("evla", "eval"), ("reprot", "report")])
+def test_unknown_command(fails, command, near):
+    assert fails(command).endswith(f"unknown command {command}; known are {', '.join(COMMANDS)}. Did you mean {near}?")
+
+
+@pytest.mark.parametrize(
+    ("field", "hint"),
+    [
+        ("sft.learning_rte", "Did you mean sft.learning_rate?"),
+        ("sft.eopchs", "Did you mean sft.epochs?"),
+        ("epochs", "Did you mean sft.epochs or rl.epochs?"),
+        ("model.epochs", "Did you mean sft.epochs or rl.epochs?"),
+        ("codebook_size", "Did you mean sid.codebook_size?"),
+        ("data.sid.levels", "Did you mean sid.levels?"),
+        ("sft.epochs.value", "Did you mean sft.epochs?"),
+        ("zzz", "See minionerec run --help for all fields."),
+    ],
+)
+def test_unknown_and_misplaced_fields(fails, file, field, hint):
+    assert f"ConfigError: command line: unknown field {field}. {hint}" in fails("run", f"--{field}", "3")
+    assert f"unknown field {field}. {hint}" in fails("run", f"--{field}=3")
+    *sections, leaf = field.split(".")
+    nested = "".join(f"{'  ' * depth}{name}:\n" for depth, name in enumerate(sections)) + f"{'  ' * len(sections)}{leaf}: 3\n"
+    path = file(nested)
+    assert f"ConfigError: {path}: unknown field {field}. {hint}" in fails("run", "--config", path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seed", "x"], "key \"seed\": Expected a <class 'int'>. Got value: x"),
+        (["--seed=-1"], "config.seed is -1"),
+        (["--sft.epochs", "three"], "key \"sft.epochs\": Expected a <class 'float'>"),
+        (["--sft.epochs", "0"], "sft.epochs is 0"),
+        (["--sft.epochs"], "--sft.epochs: expected one argument"),
+        (["--sft.bf16", "maybe"], "sft.bf16"),
+        (["--sft.tasks", "[title_to_sad]"], "title_to_sad"),
+        (["--data.source", "kaggle"], "kaggle"),
+        (["--sid.levels", "2.5"], "sid.levels"),
+        (["--sft", "3"], "sft"),
+        (["--sft", '{"epochz": 3}'], "epochz"),
+        (["surplus"], "unrecognized arguments: surplus"),
+        (["-x"], "unrecognized arguments: -x"),
+        (["--config"], "--config needs a value: a YAML file, or a preset (ml-100k, "),
+        (["--config", ""], "--config needs a value"),
+        (["--config="], "--config needs a value"),
+        (["--config", "ml-100"], "--config ml-100: no such file, and no such preset (ml-100k, "),
+        (["--config", "ml-100"], "Did you mean ml-100k?"),
+        (["--config", "/nowhere/mine.yaml"], "--config /nowhere/mine.yaml: no such file"),
+        (["--config", "--seed", "3"], "--config --seed: no such file"),
+        (["--config", "."], "--config .: no such file"),
+    ],
+)
+def test_mistakes_on_the_command_line(fails, arguments, message):
+    error = fails("run", *arguments)
+    assert error.startswith("ConfigError: ") and message in error
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("sft: 3\n", "sft is a section; expected its fields below it, found 3."),
+        ("sft:\n", "sft is a section; expected its fields below it, found None."),
+        ("eval: [1, 2]\n", "eval is a section; expected its fields below it, found [1, 2]."),
+        ("data: other.yaml\n", "data is a section; expected its fields below it, found 'other.yaml'."),
+        ("- seed\n", "expected fields and sections, found list."),
+        ("seed\n", "expected fields and sections, found str."),
+        ("", "expected fields and sections, found NoneType."),
+        ("sft: [1\n", "not readable as YAML"),
+        ("sft:\n\tepochs: 3\n", "not readable as YAML"),
+        (b"name: caf\xe9\n", "not readable as YAML ('utf-8' codec can't decode byte 0xe9"),
+        ("!!python/object/apply:os.getcwd []\n", "not readable as YAML"),
+        ("1: 2\n", "unknown field 1."),
+        ("config: other.yaml\n", "unknown field config."),
+    ],
+)
+def test_files_that_are_no_configuration(fails, file, content, message):
+    path = file(content)
+    assert f"ConfigError: {path}: {message}" in fails("run", "--config", path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("seed: -1\n", "config.seed is -1"),
+        ("sft:\n  epochs: three\n", "sft.epochs"),
+        ("sft:\n  epochs: .nan\n", "sft.epochs is nan"),
+        ("sft:\n  batch_size: -3\n", "sft.batch_size is -3"),
+        ("rl:\n  tasks: [sid_to_title]\n", "rl.tasks holds sid_to_title"),
+        ("data:\n  max_history: 3\nsft:\n  history_stride: 4\n", "sft.history_stride 4 is longer than data.max_history 3"),
+    ],
+)
+def test_bad_values_in_a_file(fails, file, content, message):
+    error = fails("run", "--config", file(content))
+    assert error.startswith("ConfigError: ") and message in error
+
+
+def test_command_line_over_file_over_defaults_in_any_order(file):
+    path = str(file("seed: 7\nthreads: 1\nsft:\n  epochs: 2\n  learning_rate: 1e-4\n"))
+    options = [["--config", path], ["--seed", "3"], ["--sft.epochs=5"]]
+    for order in (options, options[::-1], [options[1], options[0], options[2]]):
+        config = parse("run", [word for option in order for word in option])
+        assert (config.seed, config.sft.epochs) == (3, 5)  # command line
+        assert (config.threads, config.sft.learning_rate) == (1, 1e-4)  # file
+        assert config.sft.batch_size == Config().sft.batch_size  # default
+    assert parse("run", ["--seed=3", f"--config={path}"]).seed == 3
+
+
+def test_lists_and_nulls(file):
+    assert parse("sft", ["--sft.tasks", "[title_to_sid]"]).sft.tasks == ["title_to_sid"]
+    assert parse("sft", ["--sft.tasks=[title_to_sid, sid_to_title]"]).sft.tasks == ["title_to_sid", "sid_to_title"]
+    path = str(file("sft:\n  tasks:\n  - title_to_sid\nrl:\n  max_examples: null\nsid: {}\n"))
+    config = parse("sft", ["--config", path, "--sft.tasks+", "sid_to_title"])
+    assert config.sft.tasks == ["title_to_sid", "sid_to_title"] and config.rl.max_examples is None
+    assert parse("sft", ["--rl.max_examples", "null"]).rl.max_examples is None
+
+
+def test_interrupted(monkeypatch, capsys, tmp_path):
+    def interrupt(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(pipeline.STAGES, "data", interrupt)
+    assert main(["run", "--out", str(tmp_path / "run")]) == 130
+    assert "Run the same command again" in capsys.readouterr().err
+
+
+def test_permission_denied(monkeypatch, fails):
+    def refuse(config):
+        raise PermissionError(13, "Permission denied", "/somewhere/locked")
+
+    monkeypatch.setitem(pipeline.STAGES, "data", refuse)
+    assert fails("data") == "ArtifactError: /somewhere/locked: permission denied. Choose another folder with --out DIR."
+
+
+def test_messages_are_printed_as_they_are(fails):
+    assert "--config [bold]x[/]: no such file" in fails("run", "--config", "[bold]x[/]")
+
+
+@pytest.fixture
+def small(tmp_path):
+    """The small experiment; its configuration's path and the folder of its csv files."""
+    return write_config(tmp_path), tmp_path / "raw"
+
+
+def replace(path, old: str, new: str | bytes):
+    new = new if isinstance(new, bytes) else new.encode()
+    content = path.read_bytes()
+    assert old.encode() in content
+    path.write_bytes(content.replace(old.encode(), new, 1))
+
+
+def test_an_item_without_title(fails, small, capsys):
+    path, raw = small
+    replace(raw / "items.csv", "i2,old lamp number 2", "i2,")
+    error = fails("data", "--config", path)
+    assert error.startswith(f"DataError: {raw / 'items.csv'}, row 4: item 'i2' has no title.")
+    assert "--data.missing_text drop" in error
+    assert not (path.parent / "run").exists()
+    assert main(["data", "--config", str(path), "--data.missing_text", "drop"]) == 0
+    assert Manifest.load(path.parent / "run/data").metrics["dropped_items_without_text"] == 1
+    assert "items 47" in capsys.readouterr().out
+
+
+def test_a_file_that_is_not_utf8(fails, small):
+    path, raw = small
+    replace(raw / "items.csv", "old lamp", b"l\xe9on lamp")
+    error = fails("data", "--config", path)
+    assert re.match(rf"DataError: {re.escape(str(raw / 'items.csv'))}, row 4: byte 0xe9 .*Save the file as UTF-8\.", error)
+
+
+def test_short_users_and_repeated_rows_are_counted(small, capsys):
+    path, raw = small
+    with (raw / "interactions.csv").open("a") as stream:
+        stream.write("short,i1,5\nshort,i2,6\n" + "twice,i1,5\n" * 3 + "twice,i2,6\ntwice,i3,7\n")
+    assert main(["data", "--config", str(path)]) == 0
+    assert "data " in (printed := capsys.readouterr().out) and "users 41" in printed
+    metrics = Manifest.load(path.parent / "run/data").metrics
+    assert (metrics["users"], metrics["dropped_short_users"], metrics["dropped_duplicates"]) == (41, 1, 2)
+    assert metrics["dropped_short_user_interactions"] == 2
+    catalog = pl.read_parquet(path.parent / "run/data/catalog.parquet")
+    assert len(catalog) == metrics["items"] == 48
+
+
+@pytest.mark.parametrize("place", ["file", "file/below/it"])
+def test_out_that_cannot_be_a_folder(fails, small, place):
+    path, raw = small
+    (raw / "file").write_text("mine")
+    error = fails("data", "--config", path, "--out", raw / place)
+    assert error.startswith(f"ArtifactError: {raw / place}/data.partial: cannot be written")
+    assert error.endswith("Choose another folder with --out DIR.")
+    assert (raw / "file").read_text() == "mine"
+
+
+def test_a_catalogue_that_has_more_items_than_sids(fails, small, capsys):
+    path, _ = small
+    assert main(["data", "--config", str(path)]) == 0
+    capsys.readouterr()
+    error = fails("sid", "--config", path, "--sid.levels", "1")
+    assert error.startswith("CatalogError: 48 items, but codebooks of 8 make only 8 semantic IDs.")
+    assert sorted(folder.name for folder in (path.parent / "run").iterdir()) == ["data"]
+
+
+def test_floors_are_evaluated_without_a_model_and_damage_is_named(fails, small, capsys):
+    path, _ = small
+    for command in ("data", "sid", "eval"):
+        assert main([command, "--config", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "popularity" in printed and "HR@10" in printed and "sft" not in printed
+    run = path.parent / "run"
+    (run / "data/train.parquet").write_bytes(b"cut")
+    assert f"{run / 'data/train.parquet'}: 3 bytes, the manifest says" in fails("sid", "--config", path)
+    assert main(["data", "--config", str(path)]) == 0  # made anew, and the same, so nothing else is stale
+    assert main(["sid", "--config", str(path)]) == 0
+    assert "(up to date)" in capsys.readouterr().out.splitlines()[-1]

@@ -1,0 +1,158 @@
+import dataclasses
+import re
+from contextlib import redirect_stdout
+from importlib import resources
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import yaml
+
+from minionerec.cli import main, parse
+from minionerec.config import (
+    Config,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    ReportConfig,
+    RlConfig,
+    SftConfig,
+    SidConfig,
+)
+from minionerec.errors import ConfigError
+
+SECTIONS = ("data", "sid", "model", "sft", "rl", "eval", "report")
+PRESETS = sorted(path.stem for path in Path(str(resources.files("minionerec.presets"))).glob("*.yaml"))
+FIELDS = [
+    name
+    for field in dataclasses.fields(Config)
+    for name in (
+        [f"{field.name}.{inner.name}" for inner in dataclasses.fields(field.default_factory)]
+        if field.name in SECTIONS
+        else [field.name]
+    )
+]
+
+
+def test_defaults_are_valid_and_the_folder_follows_the_name():
+    assert Config().folder == Path("runs/experiment")
+    assert Config(name="a").folder == Path("runs/a")
+    assert Config(name="a", out="/x/b").folder == Path("/x/b")
+    assert Config().section("sid", "eval") == {"sid": dataclasses.asdict(SidConfig()), "eval": dataclasses.asdict(EvalConfig())}
+
+
+def test_defaults_are_not_shared():
+    one, two = Config(), Config()
+    one.sft.tasks.clear()
+    one.data.max_history = 1
+    assert len(two.sft.tasks) == 3 and two.data.max_history == 20
+
+
+POSITIVE = {
+    DataConfig: ("max_history",),
+    SidConfig: ("max_text_tokens", "tfidf_dimensions", "levels", "iterations"),
+    ModelConfig: ("hidden_size", "intermediate_size", "layers", "heads"),
+    SftConfig: (
+        *("history_stride", "batch_size", "micro_batch", "row_tokens", "epochs", "learning_rate"),
+        *("evaluations", "patience"),
+    ),
+    RlConfig: (
+        *("max_examples", "prompts_per_step", "micro_batch_prompts", "epochs", "learning_rate"),
+        "checkpoints",
+    ),
+    EvalConfig: ("num_beams", "batch_size", "resamples"),
+    Config: ("threads",),
+}
+
+
+def section_of(made):
+    return made.__name__.removesuffix("Config").lower() or "config"
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize(("made", "name"), [(made, name) for made, names in POSITIVE.items() for name in names])
+def test_what_must_be_positive(made, name, value):
+    with pytest.raises(ConfigError, match=rf"^{section_of(made)}\.{name} is {value}; it must be greater than 0\.$"):
+        made(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("made", "values", "message"),
+    [
+        (DataConfig, {"min_interactions": 2}, "data.min_interactions is 2;"),
+        (DataConfig, {"source": "csv"}, "data.source 'csv' needs data.path"),
+        (SidConfig, {"levels": 27}, "sid.levels is 27;"),
+        (SidConfig, {"codebook_size": 1}, "sid.codebook_size is 1;"),
+        (ModelConfig, {"init": "from_pretrained"}, "model.path is not set"),
+        (ModelConfig, {"init": "from_pretrained", "path": ""}, "model.path is not set"),
+        (ModelConfig, {"hidden_size": 36, "heads": 4}, "model.hidden_size 36 does not split into 4 heads of even width"),
+        (ModelConfig, {"vocabulary": 299}, "model.vocabulary is 299;"),
+        (SftConfig, {"tasks": []}, "sft.tasks is empty"),
+        (SftConfig, {"weight_decay": -0.1}, "sft.weight_decay is -0.1; it must be at least 0"),
+        (SftConfig, {"max_grad_norm": -1}, "sft.max_grad_norm is -1; it must be at least 0 and finite"),
+        (RlConfig, {"max_grad_norm": float("inf")}, "rl.max_grad_norm is inf;"),
+        (SftConfig, {"warmup": -0.1}, "sft.warmup is -0.1; it must be at least 0 and less than 1"),
+        (SftConfig, {"warmup": 1.0}, "sft.warmup is 1.0;"),
+        (RlConfig, {"warmup": 20}, "rl.warmup is 20;"),
+        (RlConfig, {"num_generations": 1}, "rl.num_generations is 1;"),
+        (RlConfig, {"beta": -1e-3}, "rl.beta is -0.001;"),
+        (RlConfig, {"beta": float("nan")}, "rl.beta is nan;"),
+        (RlConfig, {"tasks": []}, "rl.tasks is empty"),
+        (RlConfig, {"tasks": ["history_sid_to_sid", "sid_to_title"]}, "rl.tasks holds sid_to_title"),
+        (ReportConfig, {"examples": -1}, "report.examples is -1;"),
+        (Config, {"seed": -1}, "config.seed is -1; it must be at least 0 and less than 4294967296."),
+        (Config, {"seed": 2**32}, "config.seed is 4294967296;"),
+        (Config, {"sft": SftConfig(history_stride=21)}, "sft.history_stride 21 is longer than data.max_history 20"),
+    ],
+)
+def test_refused_values(made, values, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        made(**values)
+
+
+@pytest.mark.parametrize(
+    ("made", "values"),
+    [
+        (Config, {"seed": 0}),
+        (Config, {"seed": 2**32 - 1}),
+        (Config, {"sft": SftConfig(history_stride=20)}),
+        (SidConfig, {"levels": 26, "codebook_size": 2}),
+        (RlConfig, {"max_examples": None, "beta": 0, "warmup": 0, "max_grad_norm": 0}),
+        (ModelConfig, {"vocabulary": 300, "hidden_size": 8, "heads": 4}),
+        (ReportConfig, {"examples": 0}),
+    ],
+)
+def test_accepted_limits(made, values):
+    assert made(**values)
+
+
+@pytest.fixture(scope="module")
+def help_text():
+    with redirect_stdout(StringIO()) as printed:
+        assert main(["run", "--help"]) == 0
+    return printed.getvalue().split("\noptions:")[1]
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_help_explains_every_field(help_text, field):
+    block = re.search(rf"^  --{re.escape(field)}[ ,].*?(?=^  --|^$|\Z)", help_text, re.DOTALL | re.MULTILINE)
+    assert block, f"--{field} is not in the help text"
+    words = block[0].split("(type:")[0].split()
+    prose = [word for word in words if not re.match(r"--|[\[{]|[A-Z_]+$|ITEM", word)]
+    assert len(prose) >= 3, block[0]
+    assert "default:" in block[0]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_parse_and_round_trip(preset, tmp_path, capsys):
+    config = parse("run", ["--config", preset])
+    assert config == parse("run", ["--config", f"{preset}.yaml"]) and config.name == preset
+    assert main(["run", "--config", preset, "--print_config"]) == 0
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed) == dataclasses.asdict(config)  # every field, and nothing else
+    (tmp_path / "resolved.yaml").write_text(printed)
+    assert parse("run", ["--config", str(tmp_path / "resolved.yaml")]) == config
+
+
+def test_there_are_presets():
+    assert "ml-100k" in PRESETS
