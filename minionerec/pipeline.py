@@ -34,6 +34,7 @@ def _data(config: Config) -> Iterator[Made]:
 def _sid(config: Config) -> Iterator[Made]:
     from minionerec.sid import build
 
+    _quieten_transformers()
     yield from _on_main(lambda: build.run(config))
 
 

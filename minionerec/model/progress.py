@@ -1,4 +1,4 @@
-"""Training progress on one line: steps, rate, remaining time and the latest figures."""
+"""Training progress on one line: steps, rate, remaining time and the latest figures; in a log file, ten lines."""
 
 from typing import Any
 
@@ -23,6 +23,7 @@ class StepBar(TrainerCallback):
         self.name = name
         self.latest: dict[str, float] = {}
         self.progress: Progress | None = None
+        self.tenths = 0  # of the steps, that a log file without a terminal has been told of
 
     @classmethod
     def install(cls, trainer: Trainer, name: str) -> None:
@@ -52,6 +53,10 @@ class StepBar(TrainerCallback):
             figures = [f"{task.speed:.2f} steps/s"] if task.speed else []
             figures += [f"{name} {value:.4g}" for name, value in self.latest.items()]
             self.progress.update(task.id, completed=state.global_step, figures=" ".join(figures))
+            tenths = state.global_step * 10 // state.max_steps
+            if tenths > self.tenths and not self.progress.console.is_terminal:
+                print(f"{self.name} step {state.global_step}/{state.max_steps} {' '.join(figures)}", flush=True)
+            self.tenths = tenths
 
     def on_log(
         self,

@@ -32,6 +32,7 @@ def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     done = minionerec("run", "--config", str(write_config(folder)))
     assert done.stdout.rstrip().endswith(str(folder / "run/report/index.html"))
+    assert "sft step 36/72 " in done.stdout and "all " in done.stdout  # a log file shows how far it is
     for stage in ("data", "sid", "sft", "rl", "eval/popularity", "eval/sft", "eval/rl", "report"):
         assert f"{stage} {folder / 'run' / stage}:" in done.stdout
     return folder / "run"
