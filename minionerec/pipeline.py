@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from minionerec.artifacts import Manifest, is_main_process, read_json, wait_for_everyone
@@ -117,7 +118,8 @@ def run(config: Config, stages: tuple[str, ...]) -> None:
         started = time.monotonic()
         for manifest, fresh in STAGES[stage](config):
             took = f"{time.monotonic() - started:.1f} s" if fresh else "up to date"
-            console.print(f"[bold]{manifest.stage}[/] {config.folder / manifest.stage}: {_summary(manifest)} [dim]({took})[/]")
+            folder = escape(str(config.folder / manifest.stage))
+            console.print(f"[bold]{manifest.stage}[/] {folder}: {_summary(manifest)} [dim]({took})[/]")
             started = time.monotonic()
     if len(stages) > 1:
         console.print(f"[bold]all[/] {(time.monotonic() - began) / 60:.1f} min, peak memory {_peak_memory():.2f} GB")
@@ -139,7 +141,8 @@ def result_table(config: Config) -> Table:
     """HR and NDCG on SIDs of everything evaluated in the run, with 95 % intervals of HR@10 and NDCG@10."""
     from minionerec.eval import predict
 
-    table = Table(title=f"{config.name}, {config.eval.split} split, 95 % intervals", title_justify="left")
+    title = f"{config.name}, {config.eval.split} split, {config.eval.num_beams} beams, 95 % intervals"
+    table = Table(title=escape(title), title_justify="left")
     table.add_column("model", no_wrap=True)
     for cutoff in CUTOFFS:
         table.add_column(f"HR@{cutoff}", justify="right")
