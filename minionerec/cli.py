@@ -1,5 +1,6 @@
 """The `minionerec` command: every stage by name, `run` for all of them, one configuration for all."""
 
+import argparse
 import dataclasses
 import difflib
 import sys
@@ -124,7 +125,7 @@ def parse(command: str, arguments: Sequence[str]) -> Config | None:
         if stop.code:
             raise
         return None
-    except Exception as error:  # noqa: BLE001 - jsonargparse raises many kinds; each is a bad value of the user's
+    except (argparse.ArgumentError, TypeError, ValueError) as error:
         cause = next((e for e in (error, error.__cause__, error.__context__) if isinstance(e, MiniOneRecError)), None)
         raise cause or ConfigError(" ".join(str(error).split())) from None
     config.pop("config", None)
