@@ -12,7 +12,6 @@ Command: `minionerec eval --config ml-100k`, or `accelerate launch eval/predict.
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import torch
 from accelerate.utils import gather_object
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,7 +35,7 @@ from minionerec.eval.predictions import Prediction, as_predictions, write_predic
 from minionerec.model import checkpoint
 from minionerec.prompts.builder import build_examples, templates_digest
 from minionerec.sid.index import SidIndex
-from minionerec.tree import CatalogTrie, beam_search
+from minionerec.tree import CatalogTrie, beam_search, left_pad
 
 MODELS = ("sft", "rl")
 FLOORS = ("popularity", "repeat")
@@ -63,14 +62,11 @@ def decode(
     split = config.eval.split
     examples = build_examples("history_sid_to_sid", dataset, index, tokenizer, split=split, context=context)
     rows = list(zip(dataset.split(split).iter_rows(named=True), examples, strict=True))
-    pad = tokenizer.pad_token_id
     with state.split_between_processes(rows) as share, _progress() as progress:
         task = progress.add_task(f"decode {split}", total=len(share), rate="")
         for start in range(0, len(share), config.eval.batch_size):
             batch = share[start : start + config.eval.batch_size]
-            width = max(len(example.prompt) for _, example in batch)
-            ids = torch.tensor([[pad] * (width - len(e.prompt)) + e.prompt for _, e in batch], device=state.device)
-            mask = torch.tensor([[0] * (width - len(e.prompt)) + [1] * len(e.prompt) for _, e in batch], device=state.device)
+            ids, mask = left_pad([example.prompt for _, example in batch], tokenizer.pad_token_id, state.device)
             result = beam_search(model, ids, mask, trie=trie, num_beams=config.eval.num_beams)
             lists = zip(batch, result.tokens.tolist(), result.scores.tolist(), result.exact.tolist(), strict=True)
             for (row, _), tokens, scores, exact in lists:

@@ -11,7 +11,7 @@ import torch
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
-from minionerec.tree import Branch, CatalogTrie, beam_search, pack, tree_logits
+from minionerec.tree import Branch, CatalogTrie, beam_search, left_pad, pack, tree_logits
 
 RewardFunction = Callable[..., list[float | None]]
 
@@ -24,10 +24,7 @@ def beam_rollouts(trie: CatalogTrie, num_generations: int, pad_token: int) -> Ca
 
     def rollout(prompts: list[list[int]], trainer: GRPOTrainer) -> dict[str, Any]:
         distinct = prompts[::num_generations]
-        width = max(map(len, distinct))
-        device = trainer.accelerator.device
-        ids = torch.tensor([[pad_token] * (width - len(prompt)) + prompt for prompt in distinct], device=device)
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in distinct], device=device)
+        ids, mask = left_pad(distinct, pad_token, trainer.accelerator.device)
         with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model, torch.no_grad():
             training = model.training
             model.eval()

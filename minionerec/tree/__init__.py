@@ -4,6 +4,7 @@ Knows token ids and tensors, nothing about items, prompts or stages.
 """
 
 from minionerec.tree.batch import Branch, TreeBatch, pack, tree_logits
+from minionerec.tree.forward import left_pad
 from minionerec.tree.search import NO_TOKEN, BeamResult, beam_search, score_catalog
 from minionerec.tree.trie import CatalogTrie
 
@@ -14,6 +15,7 @@ __all__ = [
     "CatalogTrie",
     "TreeBatch",
     "beam_search",
+    "left_pad",
     "pack",
     "score_catalog",
     "tree_logits",

@@ -1,9 +1,25 @@
-"""Calling a causal LM on a tree: explicit positions and a mask that says which earlier token is an ancestor."""
+"""Calling a causal LM: prompts of several lengths in one batch, and trees, whose mask says which token is an ancestor."""
+
+from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedModel
 
 from minionerec.errors import ConstraintError
+
+
+def left_pad(
+    prompts: Sequence[Sequence[int]], pad_token: int, device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts of several lengths as one batch, padded on the left.
+
+    Returns:
+        token ids and attention mask, both (prompts, longest).
+    """
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad_token] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    return ids, mask
 
 
 def attention_bias(model: PreTrainedModel, allowed: torch.Tensor) -> torch.Tensor:

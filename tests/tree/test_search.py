@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from transformers import LogitsProcessor
 
 from minionerec.errors import ConstraintError
-from minionerec.tree import NO_TOKEN, CatalogTrie, beam_search, score_catalog
+from minionerec.tree import NO_TOKEN, CatalogTrie, beam_search, left_pad, score_catalog
 from tests.tree.conftest import VOCABULARY, tiny
 
 
@@ -23,13 +23,6 @@ def random_codes(rng, items, levels, fan_out=5):
     return np.stack([rng.integers(level * 8, level * 8 + fan_out, items) for level in range(levels)], axis=1)
 
 
-def left_pad(prompts):
-    width = max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    return ids, mask
-
-
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("levels", [1, 2, 3, 4])
 def test_covering_beam_equals_brute_force(model, attention, levels):
@@ -37,7 +30,7 @@ def test_covering_beam_equals_brute_force(model, attention, levels):
     rng = np.random.default_rng(levels)
     trie = CatalogTrie.from_codes(random_codes(rng, 40, levels, 3))
     prompts = [rng.integers(0, VOCABULARY, length).tolist() for length in (1, 5, 9)]
-    ids, mask = left_pad(prompts)
+    ids, mask = left_pad(prompts, 0)
     result = beam_search(model, ids, mask, trie=trie, num_beams=100)
     model.set_attn_implementation("sdpa")
     assert result.exact.all()
@@ -62,7 +55,7 @@ def test_certificate_never_lies_and_beams_are_valid(qwen2, items, levels, beams,
     rng = np.random.default_rng(seed)
     trie = CatalogTrie.from_codes(random_codes(rng, items, levels))
     prompts = [rng.integers(0, VOCABULARY, length).tolist() for length in lengths]
-    ids, mask = left_pad(prompts)
+    ids, mask = left_pad(prompts, 0)
     result = beam_search(qwen2, ids, mask, trie=trie, num_beams=beams)
     oracle = score_catalog(qwen2, ids, mask, trie=trie, chunk_nodes=int(rng.integers(1, 40)))
     valid = set(map(tuple, trie.sids.tolist()))
@@ -122,7 +115,7 @@ def test_left_padded_batch_equals_single_runs(model):
     rng = np.random.default_rng(5)
     trie = CatalogTrie.from_codes(random_codes(rng, 100, 3))
     prompts = [rng.integers(0, VOCABULARY, length).tolist() for length in (2, 11, 6)]
-    ids, mask = left_pad(prompts)
+    ids, mask = left_pad(prompts, 0)
     together = beam_search(model, ids, mask, trie=trie, num_beams=8)
     for row, prompt in enumerate(prompts):
         alone = beam_search(model, torch.tensor([prompt]), trie=trie, num_beams=8)
