@@ -1,18 +1,21 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from minionerec.artifacts import read_json
+from minionerec.artifacts import folder_digest, read_json
 from minionerec.config import ModelConfig, SftConfig
+from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError
 from minionerec.model import checkpoint, scratch
 from minionerec.pipeline import run
 from minionerec.prompts.builder import build_examples, tokenizer_corpus
 from minionerec.sft.train import build_trees, training_arguments
 from minionerec.sft.trainer import TreeCollator, TreeTrainer
+from minionerec.sid.index import SidIndex
 from tests.launch import accelerate
 from tests.small import config, random_dataset
 
@@ -126,6 +129,20 @@ def test_micro_batches_do_not_matter(prepared):
     for ours, theirs in zip(*logs, strict=True):
         for name in theirs.keys() & {"loss", "eval_loss", "grad_norm"}:
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3)
+
+
+def test_from_pretrained_takes_a_saved_model_and_notices_when_it_changes(prepared, tmp_path):
+    base, run_folder = tmp_path / "base", tmp_path / "run"
+    for seed in (0, 1):
+        checkpoint.save(*scratch.create(["any text of theirs", "lamp chair table"], SIZES, seed), base)
+        small = replace(prepared, out=str(run_folder), model=ModelConfig(init="from_pretrained", path=str(base)))
+        run(small, ("data", "sid", "sft"))
+        model, tokenizer = checkpoint.load(run_folder / "sft/model")
+        index = SidIndex.load(run_folder / "sid", Dataset.load(run_folder / "data"))
+        assert checkpoint.sid_token_ids(tokenizer, index).shape == (48, 3)
+        assert checkpoint.vocabulary_rows(model) == len(tokenizer) == len(checkpoint.load(base)[1]) + 24
+        digests = read_json(run_folder / "sft/manifest.json")["inputs"]
+        assert digests["model"] == folder_digest(base)
 
 
 class Interrupt(TrainerCallback):
