@@ -208,3 +208,6 @@ def test_a_finished_download_needs_neither_cache_nor_network(tmp_path, monkeypat
     assert prepare.run(config) == (first, False)
     with pytest.raises(DataError, match="no network"):
         prepare.run(replace(config, data=DataConfig(max_history=5)))
+    monkeypatch.setattr(prepare, "fetch_ml_100k", lambda *_: raw)
+    with pytest.raises(ArtifactError, match="cannot be written"):
+        prepare.run(replace(config, out=str(raw / "ml-100k.item" / "below a file")))
