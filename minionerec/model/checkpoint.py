@@ -24,7 +24,7 @@ from minionerec.errors import ArtifactError, CatalogError, ConfigError
 from minionerec.sid.index import SidIndex
 
 _COMPLETE = "complete.json"
-_TIMED = ("runtime", "per_second", "flos", "time")
+_TIMED = ("per_second", "flos", "time")
 
 
 def load(path: str | Path, dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -66,10 +66,11 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
 
 
 def add_sid_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, index: SidIndex, seed: int) -> int:
-    """Add the catalogue's SID tokens as ordinary tokens and give them rows of their own in the model.
+    """Add the SID tokens that the tokenizer lacks as ordinary tokens and give them rows of their own in the model.
 
-    New rows are drawn around the mean of the old ones with the old rows' spread per dimension: transformers' default would
-    make them equal to within 1e-6, and SIDs could not be told apart. Tied heads stay tied; an untied head is treated alike.
+    Rows of tokens that are already there stay: a checkpoint trained with SIDs can be trained further. New rows are drawn
+    around the mean of the old ones with the old rows' spread per dimension: transformers' default would make them equal to
+    within 1e-6, and SIDs could not be told apart. Tied heads stay tied; an untied head is treated alike.
 
     Args:
         seed: of the new rows.
@@ -77,22 +78,22 @@ def add_sid_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, i
     Returns:
         How many tokens were new.
     """
-    old = vocabulary_rows(model)
-    tokens = [AddedToken(text, normalized=False, special=False) for text in index.token_strings()]
-    added = tokenizer.add_tokens(tokens)
+    old, known_tokens = vocabulary_rows(model), tokenizer.get_vocab()
+    lacking = [text for text in index.token_strings() if text not in known_tokens]
+    tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in lacking])
     if len(tokenizer) > old:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     generator = torch.Generator().manual_seed(seed)
     layers = (model.get_input_embeddings(), model.get_output_embeddings())
     embeddings = {id(weight): weight for weight in (cast(torch.Tensor, layer.weight) for layer in layers)}  # one if tied
     ids = tokenizer.get_vocab()
-    rows = [ids[text] for text in index.token_strings()]
+    rows = [ids[text] for text in lacking]
     with torch.no_grad():
         for weight in embeddings.values():
-            known = weight[: min(old, len(tokenizer) - added)].float()
+            known = weight[: min(old, len(tokenizer) - len(lacking))].float()
             noise = torch.randn(len(rows), weight.shape[1], generator=generator)
             weight[rows] = (known.mean(0) + noise * known.std(0)).to(weight.dtype)
-    return added
+    return len(lacking)
 
 
 def sid_token_ids(tokenizer: PreTrainedTokenizerBase, index: SidIndex) -> torch.Tensor:

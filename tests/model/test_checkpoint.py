@@ -70,8 +70,9 @@ def test_save_and_load_give_the_same_model_and_tokens(made, tmp_path):
 def test_adding_twice_adds_nothing(made):
     model, tokenizer = made
     checkpoint.add_sid_tokens(model, tokenizer, index(), seed=1)
-    size = len(tokenizer)
-    assert checkpoint.add_sid_tokens(model, tokenizer, index(), seed=1) == 0
+    size, weights = len(tokenizer), model.get_input_embeddings().weight.clone()
+    assert checkpoint.add_sid_tokens(model, tokenizer, index(), seed=2) == 0
+    assert torch.equal(model.get_input_embeddings().weight, weights)  # trained rows are kept
     assert len(tokenizer) == size == checkpoint.vocabulary_rows(model)
 
 
