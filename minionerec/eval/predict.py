@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minionerec.artifacts import (
+    MANIFEST,
     Manifest,
     content_hash,
     distributed_state,
@@ -158,4 +159,4 @@ def run(config: Config, recommender: str) -> tuple[Manifest, bool]:
 
 def stages(folder: Path) -> list[str]:
     """What can be evaluated in a run's folder: the floors, and each trained stage that is there."""
-    return [*FLOORS, *(stage for stage in MODELS if (folder / stage / "manifest.json").is_file())]
+    return [*FLOORS, *(stage for stage in MODELS if (folder / stage / MANIFEST).is_file())]

@@ -214,4 +214,5 @@ def run(config: Config) -> tuple[Manifest, bool]:
         return Manifest.load(folder), False
     with write_artifact(folder, stage="report", key=key, config=settings, inputs=inputs, seed=config.seed) as draft:
         (draft.path / "index.html").write_text(render(config, manifests), encoding="utf-8", newline="\n")
+        draft.metrics["bytes"] = (draft.path / "index.html").stat().st_size
     return Manifest.load(folder), True

@@ -13,6 +13,7 @@ from minionerec.errors import ArtifactError
 from minionerec.eval.intervals import Interval, paired
 from minionerec.eval.metrics import per_user, ranks
 from minionerec.eval.predictions import Prediction
+from minionerec.sid.diagnose import perplexity
 from minionerec.sid.index import SidIndex
 
 SCALE: tuple[Literal["sid", "item"], ...] = ("sid", "item")
@@ -120,10 +121,9 @@ def sid_levels(index: SidIndex) -> list[dict[str, Any]]:
     rows = []
     for level, size in enumerate(index.codebook_sizes):
         counts = np.bincount(index.codes[:, level], minlength=size)
-        shares = counts[counts > 0] / counts.sum()
-        perplexity = float(np.exp(-(shares * np.log(shares)).sum()))
+        used = counts[counts > 0]
         rows.append(
-            {"level": level + 1, "used": len(shares), "size": size, "perplexity": perplexity, "most": int(counts.max())}
+            {"level": level + 1, "used": len(used), "size": size, "perplexity": perplexity(used), "most": int(counts.max())}
         )
     return rows
 

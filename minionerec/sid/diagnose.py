@@ -32,7 +32,7 @@ def diagnose(codes_before: np.ndarray, codes: np.ndarray, vectors: np.ndarray, q
         "largest_group": int(groups.max()),
         "moved": float(np.mean((codes_before != codes).any(axis=1))),
         "codes_used": [len(counts) for counts in columns],
-        "perplexity": [_perplexity(counts) for counts in columns],
+        "perplexity": [perplexity(counts) for counts in columns],
         "reconstruction_error_before": _relative_error(vectors, quantizer.decode(codes_before)),
         "reconstruction_error": _relative_error(vectors, quantizer.decode(codes)),
     }
@@ -44,7 +44,12 @@ def _group_sizes(codes: np.ndarray) -> np.ndarray:
     return counts[group]
 
 
-def _perplexity(counts: np.ndarray) -> float:
+def perplexity(counts: np.ndarray) -> float:
+    """Exponential of the entropy of the codes' frequencies: that many codes, evenly used, would spread the items as well.
+
+    Args:
+        counts: items per used code, none of them 0.
+    """
     share = counts / counts.sum()
     return float(np.exp(-(share * np.log(share)).sum()))
 
