@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minionerec.errors import ConstraintError
-from minionerec.tree import Branch, pack, tree_logits
+from minionerec.tree import Branch, pack, tree_logprobs
 from tests.tree.conftest import VOCABULARY
 
 
@@ -21,8 +21,8 @@ def one_by_one(model, branches):
 
 
 def in_trees(model, trees, row_tokens):
-    batch = pack(trees, row_tokens=row_tokens)
-    return tree_logits(model, model, batch).log_softmax(-1).gather(-1, batch.labels[:, None]).squeeze(-1)
+    batch = pack([branch for tree in trees for branch in tree], row_tokens=row_tokens)
+    return tree_logprobs(model, batch).logprobs
 
 
 def random_trees(rng, trees):
@@ -60,18 +60,36 @@ def test_gradients_equal_one_by_one(model, attention):
 
 def test_shared_tokens_are_computed_once():
     trunk = list(range(1, 21))
-    tree = [Branch(trunk[:length], [30, 31]) for length in range(2, 21)]
-    batch = pack([tree], row_tokens=64)
+    branches = [Branch(trunk[:length], [30, 31]) for length in range(2, 21)]
+    batch = pack(branches[::-1], row_tokens=64)
     # The trunk's 20 tokens and, per branch, the first completion token; the last one is only a label.
     assert batch.input_ids.shape == (1, 20 + 19)
     assert len(batch.labels) == 2 * 19
-    assert batch.logits_to_keep == 19 + 19
+    assert batch.predicting.sum() == 19 + 19
 
 
 def test_rows_are_filled_and_never_overfull():
-    trees = [[Branch(list(range(length)), [1])] for length in (30, 10, 20, 40, 5, 90)]
-    batch = pack(trees, row_tokens=50)
-    assert batch.input_ids.shape == (4, 90)  # 90 alone, 40+10, 30+20, 5
+    rng = np.random.default_rng(0)
+    branches = [Branch(rng.integers(0, 9, rng.integers(1, 40)).tolist(), [1, 2]) for _ in range(60)]
+    batch = pack(branches, row_tokens=50)
+    assert batch.input_ids.shape[1] <= 50
+    distinct = {tuple([*branch.prompt, 1][:end]) for branch in branches for end in range(1, len(branch.prompt) + 2)}
+    assert len(distinct) <= batch.input_ids.numel() <= 1.15 * len(distinct)
+
+
+def test_a_long_branch_gets_a_row_of_its_own():
+    branches = [Branch(list(range(length)), [39]) for length in (30, 10)] + [Branch([*range(5), *range(30, 39)] * 6, [1])]
+    batch = pack(branches, row_tokens=40)
+    assert batch.input_ids.shape == (2, 84)
+
+
+def test_rows_are_cut_where_least_is_repeated():
+    """Two groups of 30 tokens fit three to a row only if one is torn apart; whole groups repeat nothing."""
+    groups = [[Branch([group] * 20, [30, 31 + branch % 2, branch]) for branch in range(9)] for group in range(4)]
+    batch = pack([branch for group in groups for branch in group], row_tokens=70)
+    rows = [set(row[row > -1].tolist()) & set(range(4)) for row in batch.input_ids]
+    assert batch.input_ids.shape[0] == 2
+    assert not rows[0] & rows[1] - {0}
 
 
 def test_identical_branches_count_twice(qwen2):
@@ -83,9 +101,13 @@ def test_identical_branches_count_twice(qwen2):
 
 
 def test_bad_branches():
-    with pytest.raises(ConstraintError, match="at least one prompt token"):
-        pack([[Branch([], [1])]], row_tokens=8)
-    with pytest.raises(ConstraintError, match="at least one prompt token"):
-        pack([[Branch([1], [])]], row_tokens=8)
+    with pytest.raises(ConstraintError, match="Branch 0 needs at least one prompt token"):
+        pack([Branch([], [1])], row_tokens=8)
+    with pytest.raises(ConstraintError, match="Branch 1 needs at least one prompt token"):
+        pack([Branch([1], [1]), Branch([1], [])], row_tokens=8)
     with pytest.raises(ConstraintError, match="at least one branch"):
         pack([], row_tokens=8)
+    with pytest.raises(ConstraintError, match="at least one branch with a label"):
+        pack([Branch([1], [2, 3], [0, 0])], row_tokens=8)
+    with pytest.raises(ConstraintError, match="Branch 0 has 1 weights for 2 completion tokens"):
+        pack([Branch([1], [2, 3], [1])], row_tokens=8)

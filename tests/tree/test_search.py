@@ -57,7 +57,7 @@ def test_certificate_never_lies_and_beams_are_valid(qwen2, items, levels, beams,
     prompts = [rng.integers(0, VOCABULARY, length).tolist() for length in lengths]
     ids, mask = left_pad(prompts, 0)
     result = beam_search(qwen2, ids, mask, trie=trie, num_beams=beams)
-    oracle = score_catalog(qwen2, ids, mask, trie=trie, chunk_nodes=int(rng.integers(1, 40)))
+    oracle = score_catalog(qwen2, ids, mask, trie=trie, memory=int(rng.integers(200_000, 3_000_000)))
     valid = set(map(tuple, trie.sids.tolist()))
     for row, prompt in enumerate(prompts):
         torch.testing.assert_close(oracle[row], brute_force(qwen2, prompt, trie.sids.tolist()), atol=1e-4, rtol=0)

@@ -24,7 +24,7 @@ def test_walking_the_trie_gives_exactly_the_distinct_sids(codes):
             for child, token, real in zip(nodes[0].tolist(), tokens[0].tolist(), valid[0].tolist(), strict=True):
                 if real:
                     below[*path, token] = child
-                    assert trie.parent(level)[child] == node
+                    assert trie.parent(level, torch.tensor(child)) == node
         paths = below
     assert sorted(paths) == sorted({tuple(row) for row in codes})
     assert [list(path) for path, _ in sorted(paths.items(), key=lambda pair: pair[1])] == trie.sids.tolist()
