@@ -51,7 +51,7 @@ class SampleResult:
         "Stochastic Beams and Where to Find Them", ICML 2019, equation 10.
         """
         chance = -torch.expm1(-torch.exp(self.logprobs - self.threshold[:, None]))
-        return self.logprobs - chance.log()
+        return torch.where(self.logprobs > -torch.inf, self.logprobs - chance.log(), -torch.inf)
 
 
 def _search(

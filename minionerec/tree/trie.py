@@ -185,8 +185,10 @@ class CatalogTrie:
                 as long as one of its items does.
 
         Raises:
-            CatalogError: another shape or type, or a request for which nothing is left.
+            CatalogError: another shape or type, a request for which nothing is left, or this is a view already.
         """
+        if self.legal is not None:  # two SID filters would keep a SID whose items pass one filter each
+            raise CatalogError("A view cannot be narrowed again: combine the item filters with &, and narrow the trie.")
         mask = torch.as_tensor(allowed, device=self.device)
         items = len(self.leaf_of_item)
         if mask.dtype != torch.bool or mask.dim() not in (1, 2) or mask.shape[-1] != items:
@@ -198,10 +200,6 @@ class CatalogTrie:
         leaves = torch.zeros(len(mask), len(self), dtype=torch.int32, device=self.device)
         leaves.index_add_(1, self.leaf_of_item, mask.int())
         kept = leaves > 0
-        if self.legal is not None:
-            if 1 != len(self.legal[-1]) != len(mask) != 1:
-                raise CatalogError(f"The view is of {len(self.legal[-1])} requests, the item filter of {len(mask)}.")
-            kept = kept & self.legal[-1]
         empty = (~kept.any(1)).nonzero()
         if len(empty):
             raise CatalogError(f"The item filter of request {int(empty[0])} leaves no item of the catalogue's {items}.")
