@@ -16,7 +16,9 @@ from tests.launch import ENVIRONMENT, ROOT
 FOLDERS = ("data", "sid", "sft", "rl", "eval")
 ENTRIES = sorted(path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in (ROOT / folder).glob("*.py"))
 SHELL = sorted(
-    path.relative_to(ROOT).as_posix() for path in [*(ROOT / "scripts").iterdir(), ROOT / ".ci/run"] if path.is_file()
+    path.relative_to(ROOT).as_posix()
+    for path in [*(ROOT / "scripts").iterdir(), ROOT / ".ci/run"]
+    if path.is_file() and path.suffix != ".py"
 )
 
 

@@ -132,9 +132,10 @@ def test_histories_of_the_industrial_catalogue(industrial):
     """A user's history as it grows, and 16 completions of the longest prompt, against one by one."""
     trie, codes, model = industrial
     rng = np.random.default_rng(0)
-    items = codes[rng.integers(0, len(codes), 8)].tolist()
-    branches = [Branch([1, *sum(items[:count], [])], items[count], is_sid=True) for count in range(1, 8)]
-    branches += [Branch([1, *sum(items[:7], [])], codes[place].tolist(), is_sid=True) for place in rng.integers(0, 3686, 16)]
+    history = codes[rng.integers(0, len(codes), 8)]
+    prompts = [[1, *history[:count].flatten().tolist()] for count in range(1, 8)]
+    answers = [*history[1:].tolist(), *codes[rng.integers(0, len(codes), 16)].tolist()]
+    branches = [Branch(prompts[min(place, 6)], answer, is_sid=True) for place, answer in enumerate(answers)]
     batch = pack(branches, row_tokens=256, trie=trie)
     assert batch.input_ids.shape[0] == 1
     legal = [tuple(sid) for sid in trie.sids.tolist()]

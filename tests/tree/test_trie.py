@@ -48,7 +48,7 @@ def test_trailing_tokens_follow_every_sid_and_are_not_returned(codes, trailing):
     assert torch.equal(trie.sids, plain.sids)
     assert (trie.levels, trie.depth) == (codes.shape[1], codes.shape[1] + len(trailing))
     for path in walked(trie):
-        assert list(token for token in path if token != NO_TOKEN)[-len(trailing) :] == trailing
+        assert [token for token in path if token != NO_TOKEN][-len(trailing) :] == trailing
 
 
 @settings(max_examples=60, deadline=None)
