@@ -91,8 +91,9 @@ def permutation(
         first, second, units: as in `paired`.
     """
     differences = _by_unit(np.asarray(second, dtype=float) - np.asarray(first, dtype=float), units)[:-1]
-    rng, found = np.random.default_rng(seed), []
+    found = []
     for row in differences:
+        rng = np.random.default_rng(seed)  # equal differences, equal p-values
         sizes, counts = np.unique(np.abs(row).round(12), return_counts=True)
         sizes, counts = sizes[sizes > 0], counts[sizes > 0]
         extreme, batch = 0, max(1, int(_BATCH_BYTES / 8 / max(len(counts), 1)))

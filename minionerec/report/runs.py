@@ -135,6 +135,8 @@ def load(path: Path, resamples: int, seed: int) -> list[Run]:
         lists, parts_of_lists(lists), cutoffs[-1:] if 10 not in cutoffs else (10,), resamples, seed
     )
     note = "a single file: its training data is taken on trust"
+    if lists.items is None:
+        note += "; it names no users, so each example counts as one"
     return [Run(path.stem, path, "file", lists, metrics, recipe=str(path), notes=[note])]
 
 
