@@ -6,6 +6,7 @@ all; which differences are noise; and the checklist of causes with what the runs
 """
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -261,7 +262,7 @@ def main(argv: Sequence[str]) -> int:
     except MiniOneRecError as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
-    console = Console(width=None)
+    console = Console(width=None if sys.stdout.isatty() else 120)
     _print(found, console)
     console.print(f"written to {arguments.out / 'paper_gap.html'}", highlight=False, soft_wrap=True)
     return 0

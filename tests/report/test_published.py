@@ -52,12 +52,13 @@ def test_the_discrepancy_tables_to_the_last_digit(shared):
 
 
 def test_the_drop_off_tables_to_the_last_digit(shared):
-    for entry in shared.values():
+    for name, entry in shared.items():
+        rows = DATASETS[name]["counts"]["test"]
         for stage, label in (("SFT", "SFT"), ("RL (2 epochs)", "RL (2ep)")):
-            ours = drop_off(list(entry["levels"]["cumulative"][stage]["1"].values()))
+            printed = entry["levels"]["cumulative"][stage]["1"].values()
+            ours = drop_off([round(share * rows) / rows for share in printed])  # the counts behind four decimals
             theirs = {step: row[label] for step, row in entry["levels"]["drop_off"].items()}
-            # Theirs come from unrounded shares of 4,533 and 4,866 rows, ours from four decimals.
-            assert ours == pytest.approx(theirs, abs=6e-4)
+            assert {step: round(share, 4) for step, share in ours.items()} == theirs
 
 
 @given(st.lists(st.one_of(st.integers(0, 30).map(float), st.just(float("inf"))), min_size=1, max_size=200))
@@ -72,7 +73,7 @@ def test_real_results_are_never_flagged(ranks):
         ({"HR@3": 0.2, "NDCG@3": 0.3}, "exceeds"),
         ({"HR@3": 0.2, "NDCG@3": 0.05}, "is below"),
         ({"HR@3": 1.2, "NDCG@3": 0.9}, "between 0 and 1"),
-        ({"HR@3": 0.2, "NDCG@3": 0.15, "HR@5": 0.1, "NDCG@5": 0.15}, "HR falls"),
+        ({"HR@3": 0.2, "NDCG@3": 0.15, "HR@5": 0.17, "NDCG@5": 0.15}, "HR falls"),
         ({"HR@3": 0.2, "NDCG@3": 0.15, "HR@5": 0.3, "NDCG@5": 0.16}, "NDCG must grow by"),
     ],
 )
