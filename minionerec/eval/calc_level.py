@@ -39,14 +39,17 @@ def _table(title: str, rows: Mapping[str, Mapping[str, float]]) -> Table:
 
 
 def _metrics_table(found: Mapping[str, Any]) -> Table:
-    parts = {"SID": found["sid"]} | ({"item, ties expected": found["item"]} if found["item"] else {})
-    table = Table("on", title="Metrics with 95 % intervals", title_justify="left")
-    names = [name for name in found["sid"] if not name.startswith("MRR")]
-    for name in names:
+    table = Table(
+        "Metric",
+        title="Metrics with 95 % intervals; on items: expected, best and worst order of tied ones",
+        title_justify="left",
+    )
+    on_items = found["item"] is not None
+    for name in ("on SIDs", "interval", *(("on items", "best", "worst") if on_items else ())):
         table.add_column(name, justify="right")
-    for label, cells in parts.items():
-        shown = [cells[name] for name in names]
-        table.add_row(label, *(f"{cell['value']:.4f}\n{cell['low']:.4f}\n{cell['high']:.4f}" for cell in shown))
+    for name, cell in found["sid"].items():
+        items = [f"{found['item'][name][part]:.4f}" for part in ("value", "best", "worst")] if on_items else []
+        table.add_row(name, f"{cell['value']:.4f}", f"{cell['low']:.4f} to {cell['high']:.4f}", *items)
     return table
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minionerec.errors import CatalogError, DataError
+from minionerec.errors import CatalogError, ConfigError, DataError
 from minionerec.eval.lists import EMPTY, RankedLists
 
 _TOKEN = re.compile(r"<([a-z])_(\d+)>")
@@ -150,6 +150,7 @@ def read_lists(path: Path, catalog: dict[tuple[int, ...], int] | None = None) ->
 
     Raises:
         DataError: as `RankedLists.read` and `read_reference`.
+        ConfigError: a catalogue was given for our own file, which names its items.
     """
     path = Path(path)
     try:
@@ -161,5 +162,8 @@ def read_lists(path: Path, catalog: dict[tuple[int, ...], int] | None = None) ->
         raise DataError(
             f"{path}: cannot be read as text ({error}); expected predictions.jsonl or the reference's JSON."
         ) from None
-    # "[" opens the reference's list; a line of ours opens with "{".
-    return read_reference(path, catalog) if start.startswith(b"[") else RankedLists.read(path)
+    if start.startswith(b"["):  # the reference's list; a line of ours opens with "{"
+        return read_reference(path, catalog)
+    if catalog is not None:
+        raise ConfigError(f"{path}: holds items of its own, so an index of the catalogue has no use here. Leave it out.")
+    return RankedLists.read(path)

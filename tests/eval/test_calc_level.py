@@ -27,7 +27,17 @@ def test_prints_three_tables_and_writes_beside_the_file(path, capsys):
     assert (written["users"], written["rows"], written["lengths"]) == (8, 8, {"shortest": 23, "longest": 26})
     assert (path.parent / "levels.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
-    for words in ("Independent", "Cumulative", "Drop-off", "Exact", "L1+L2+L3", "8 users"):
+    for words in (
+        "on items",
+        "MRR@20",
+        "lost the target",
+        "Independent",
+        "Cumulative",
+        "Drop-off",
+        "Exact",
+        "L1+L2+L3",
+        "8 users",
+    ):
         assert words in printed
 
 

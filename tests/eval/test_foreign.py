@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from minionerec.errors import CatalogError, DataError
+from minionerec.errors import CatalogError, ConfigError, DataError
 from minionerec.eval.foreign import codes_of, read_catalog, read_lists, read_reference
 from minionerec.eval.metrics import item_ranks, measure, ranks
 from minionerec.eval.predictions import write_predictions
@@ -81,6 +81,8 @@ def test_malformed_files(tmp_path):
 def test_our_own_files_are_told_apart(tmp_path):
     write_predictions(tmp_path / "p.jsonl", random_predictions(users=3))
     assert read_lists(tmp_path / "p.jsonl").users.tolist() == ["u0", "u1", "u2"]
+    with pytest.raises(ConfigError, match="has no use here"):
+        read_lists(tmp_path / "p.jsonl", {(0, 0, 0): 1})
 
 
 @pytest.mark.parametrize(("text", "codes"), [("<a_1><b_22>\n", (1, 22)), ("<b_1>", None), ("<a_1> <b_1>", None), ("", None)])

@@ -8,7 +8,7 @@ import torch
 from minionerec.baselines import floors
 from minionerec.config import Config, EvalConfig, ModelConfig
 from minionerec.errors import ArtifactError, CatalogError
-from minionerec.eval import predict
+from minionerec.eval import calc_level, predict
 from minionerec.eval.predictions import read_predictions
 from minionerec.model import checkpoint, scratch
 from minionerec.pipeline import run
@@ -191,7 +191,7 @@ def test_a_missing_or_short_shard_is_noticed(made, tmp_path, monkeypatch):
         predict.merge("sft", store, shards, tmp_path)
 
 
-def test_two_ranks_one_rank_and_a_resumed_run_write_the_same_files(tmp_path):
+def test_two_ranks_and_one_rank_write_the_same_files(tmp_path, capsys):
     config = small.config(tmp_path, eval={"shard_size": 8, "oracle_examples": 5}, sft={"epochs": 1})
     run(config, ("data", "sid", "sft", "eval"))
     folder = tmp_path / "run/eval/sft"
@@ -200,6 +200,10 @@ def test_two_ranks_one_rank_and_a_resumed_run_write_the_same_files(tmp_path):
     shutil.rmtree(tmp_path / "run/eval")
     accelerate(2, "eval/predict.py", "--config", str(tmp_path / "small.yaml"))
     assert {name: (folder / name).read_bytes() for name in names} == one
+    assert calc_level.main(["--path", str(folder / "predictions.jsonl"), "--out", str(tmp_path)]) == 0
+    search = json.loads(one["metrics.json"])["search"]
+    assert search["rows"] == 5 and json.loads((tmp_path / "levels.json").read_text())["search"] == search
+    assert "Beam width and search error, 5 examples" in capsys.readouterr().out
 
 
 def test_the_replayed_beam_is_the_beam_search(made):
