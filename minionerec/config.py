@@ -226,11 +226,19 @@ class EvalConfig:
     more (SIDs; paper: 50)."""
     batch_size: int = 32
     """Prompts decoded at once (prompts)."""
+    shard_size: int = 512
+    """Examples decoded and stored at a time: an interrupted evaluation goes on after the last stored shard, and ranks take
+    shards in turn, so the result does not depend on their number (examples)."""
     resamples: int = 2000
     """Bootstrap resamples of the 95 % intervals, users as units (count)."""
+    oracle_examples: int = 128
+    """Examples, evenly spread over the split, for which the whole catalogue is scored exactly: it shows what the beam search
+    missed, where it lost the target, and how narrower beams would do; 0 for none (examples)."""
 
     def __post_init__(self) -> None:
         _positive("eval", num_beams=self.num_beams, batch_size=self.batch_size, resamples=self.resamples)
+        _positive("eval", shard_size=self.shard_size)
+        _between("eval", 0, math.inf, oracle_examples=self.oracle_examples)
 
 
 @dataclass
