@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from minionerec.errors import ArtifactError
 from minionerec.eval.levels import calibrated
 from minionerec.eval.metrics import gains, hits
-from minionerec.tree import CatalogTrie, score_catalog
+from minionerec.tree import CatalogTrie, score_prefixes
 
 _CUTOFFS = (1, 10)
 
@@ -44,35 +44,6 @@ class Trace:
     pruned: dict[str, tuple[int, int]]
     confidence: list[float]
     right: list[bool]
-
-
-@dataclasses.dataclass(frozen=True)
-class PrefixTries:
-    """The catalogue's prefixes, level by level.
-
-    Attributes:
-        tries: per level, the trie of all prefixes of that length; the last is the catalogue's own.
-        parents: per level, (prefixes,) the number of each prefix's parent one level above.
-    """
-
-    tries: tuple[CatalogTrie, ...]
-    parents: tuple[np.ndarray, ...]
-
-    @classmethod
-    def of(cls, trie: CatalogTrie) -> "PrefixTries":
-        """All prefixes of a catalogue's trie."""
-        sids = trie.sids.cpu()
-        tries = [CatalogTrie.from_codes(sids[:, : level + 1], trie.device) for level in range(trie.levels - 1)]
-        parents = tuple(trie.parent(level).cpu().numpy() for level in range(trie.levels))
-        return cls((*tries, trie), parents)
-
-    def node(self, tokens: Sequence[int]) -> list[int]:
-        """Per level, the number of a SID's prefix."""
-        found = []
-        for level, trie in enumerate(self.tries):
-            same = (trie.sids.cpu() == torch.tensor(tokens[: level + 1])).all(dim=1)
-            found.append(int(same.nonzero()[0, 0]))
-        return found
 
 
 def replay(
@@ -102,7 +73,7 @@ def trace(
     model: PreTrainedModel,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    prefixes: PrefixTries,
+    trie: CatalogTrie,
     rows: Sequence[int],
     targets: Sequence[Sequence[int]],
     widths: Sequence[int],
@@ -112,25 +83,29 @@ def trace(
     Args:
         rows: the prompts' rows in the split. targets: their targets' token ids, (batch, levels). widths: beam widths.
     """
-    scored = [score_catalog(model, input_ids, attention_mask, trie=trie).double().cpu().numpy() for trie in prefixes.tries]
+    scored = [level.double().cpu().numpy() for level in score_prefixes(model, input_ids, attention_mask, trie=trie)]
+    nodes = [torch.arange(len(tokens), device=trie.device) for tokens in trie.tokens]
+    parents = [trie.parent(level, numbers).cpu().numpy() for level, numbers in enumerate(nodes)]
+    paths = trie.walk(torch.tensor([list(target) for target in targets], device=trie.device)).tolist()
     return [
-        _one(row, [level[number] for level in scored], prefixes, target, widths)
-        for number, (row, target) in enumerate(zip(rows, targets, strict=True))
+        _one(row, [level[number] for level in scored], parents, path, widths)
+        for number, (row, path) in enumerate(zip(rows, paths, strict=True))
     ]
 
 
-def _one(row: int, scores: list[np.ndarray], prefixes: PrefixTries, target: Sequence[int], widths: Sequence[int]) -> Trace:
-    path = prefixes.node(target)
+def _one(
+    row: int, scores: list[np.ndarray], parents: Sequence[np.ndarray], path: Sequence[int], widths: Sequence[int]
+) -> Trace:
     exact = np.argsort(-scores[-1], kind="stable")
     places: dict[str, int | None] = {}
     overlap, pruned = {}, {}
     for width in widths:
-        listed, dropped = replay(scores, prefixes.parents, path, width)
+        listed, dropped = replay(scores, parents, path, width)
         places[str(width)] = listed.index(path[-1]) if path[-1] in listed else None
         overlap[str(width)] = len(set(listed) & set(exact[: len(listed)].tolist())) / len(listed)
         pruned[str(width)] = dropped
     confidence, right = [], []
-    for level, (level_scores, above) in enumerate(zip(scores, prefixes.parents, strict=True)):
+    for level, (level_scores, above) in enumerate(zip(scores, parents, strict=True)):
         siblings = np.flatnonzero(above == (path[level - 1] if level else 0))
         chances = np.exp(level_scores[siblings] - level_scores[siblings].max())
         confidence.append(float(chances.max() / chances.sum()))

@@ -108,11 +108,10 @@ class Decoder:
 
     def trace(self, rows: Sequence[int]) -> Iterator[oracle.Trace]:
         """What exact scores of the whole catalogue say of some rows."""
-        prefixes = oracle.PrefixTries.of(self._trie)
         widths = sorted({*CUTOFFS, self._config.num_beams})
         for batch, (ids, mask) in self._batches(rows):
             targets = [self._tokens[self._rows[row][0]["target"]].tolist() for row in batch]
-            yield from oracle.trace(self._model, ids, mask, prefixes, batch, targets, widths)
+            yield from oracle.trace(self._model, ids, mask, self._trie, batch, targets, widths)
 
 
 def decode(

@@ -5,7 +5,7 @@ Knows token ids and tensors, nothing about items, prompts or stages.
 
 from minionerec.tree.batch import Branch, TreeBatch, TreeLogprobs, pack, tree_logprobs
 from minionerec.tree.forward import left_pad
-from minionerec.tree.oracle import score_catalog
+from minionerec.tree.oracle import score_catalog, score_prefixes
 from minionerec.tree.search import BeamResult, SampleResult, beam_search, sample_without_replacement
 from minionerec.tree.trie import NO_TOKEN, CatalogTrie
 
@@ -22,5 +22,6 @@ __all__ = [
     "pack",
     "sample_without_replacement",
     "score_catalog",
+    "score_prefixes",
     "tree_logprobs",
 ]

@@ -1,4 +1,4 @@
-"""The exact oracle: the score of every SID of the catalogue, in tree passes over all prefixes of the trie."""
+"""The exact oracle: the score of every SID and every prefix of the catalogue, in tree passes over the trie."""
 
 from collections.abc import Iterator
 
@@ -63,7 +63,6 @@ def chunk_size(prefix: Prefix, memory: int) -> int:
     return most
 
 
-@torch.no_grad()
 def score_catalog(
     model: PreTrainedModel,
     input_ids: torch.Tensor,
@@ -75,6 +74,30 @@ def score_catalog(
 ) -> torch.Tensor:
     """The exact score of every SID of the catalogue: the oracle that beam search is measured against.
 
+    Args:
+        all: as in `score_prefixes`.
+
+    Returns:
+        (batch, SIDs) scores in nats, in the order of `trie.sids`; -inf outside a view.
+
+    Raises:
+        ConstraintError: see `score_prefixes`.
+    """
+    return score_prefixes(model, input_ids, attention_mask, trie=trie, normalise=normalise, memory=memory)[-1]
+
+
+@torch.no_grad()
+def score_prefixes(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    *,
+    trie: CatalogTrie,
+    normalise: Normalise = "vocabulary",
+    memory: int = 1 << 30,
+) -> list[torch.Tensor]:
+    """The exact score of every prefix of every SID.
+
     Every inner node of the trie is one tree token, computed in chunks that fit the budget; costs one forward of all prefixes
     per prompt.
 
@@ -83,40 +106,31 @@ def score_catalog(
         others: as in `beam_search`.
 
     Returns:
-        (batch, SIDs) scores in nats, in the order of `trie.sids`; -inf outside a view.
+        Per level of the trie, (batch, nodes) scores in nats, in the order of the nodes; -inf outside a view.
 
     Raises:
         ConstraintError: see `Prefix.compute`; or the budget does not hold one path of the trie.
     """
     prefix = Prefix.compute(model, input_ids, attention_mask, trie, normalise)
     batch, device = len(input_ids), input_ids.device
+    scores = [torch.empty(batch, len(tokens), device=device) for tokens in trie.tokens]
     root = torch.zeros(batch, 1, dtype=torch.long, device=device)
-    numbers, _, steps = prefix.child_logprobs(0, root, prefix.last)
-    first = torch.empty(batch, len(trie.tokens[0]), device=device)
-    first[:, numbers[0, 0]] = steps[:, 0]
-    if trie.depth == 1:
-        return first
-    scores = torch.empty(batch, len(trie), device=device)
-    for ranges in _chunks(trie, chunk_size(prefix, memory)):
+    scores[0][:] = prefix.child_logprobs(0, root, prefix.last)[2][:, 0]
+    for ranges in _chunks(trie, chunk_size(prefix, memory)) if trie.depth > 1 else ():
         ancestors = _ancestors(trie, ranges)
         tokens = torch.cat([trie.tokens[level][low:high] for level, (low, high) in enumerate(ranges)]).long()
         depth = torch.cat([torch.full((high - low,), level) for level, (low, high) in enumerate(ranges)]).to(device)
         given = prefix.extend(tokens.expand(batch, -1), depth, ancestors.expand(batch, -1, -1))
         prefix.forget()
-        reached, begin = first[:, slice(*ranges[0])], 0  # (batch, nodes of the level in this chunk)
+        begin = 0
         for level, (low, high) in enumerate(ranges):
             nodes = torch.arange(low, high, device=device).expand(batch, -1)
-            below, _, steps = prefix.child_logprobs(level + 1, nodes, given[:, begin : begin + high - low])
+            steps = prefix.child_logprobs(level + 1, nodes, given[:, begin : begin + high - low])[2]
             begin += high - low
             counts = trie.offsets[level + 1][low : high + 1].diff()
-            real = torch.arange(below.shape[-1], device=device) < counts[:, None]  # (nodes, children): a view has -inf there
-            first_child = int(trie.offsets[level + 1][low])
-            children = (reached[..., None] + steps)[:, real]  # (batch, children of these nodes), in order
-            if level == len(ranges) - 1:
-                scores[:, first_child : first_child + children.shape[1]] = children
-            else:
-                left, right = ranges[level + 1]
-                reached = children[:, left - first_child : right - first_child]
+            real = torch.arange(steps.shape[-1], device=device) < counts[:, None]  # (nodes, children): -inf outside a view
+            below = slice(int(trie.offsets[level + 1][low]), int(trie.offsets[level + 1][high]))
+            scores[level + 1][:, below] = (scores[level][:, low:high, None] + steps)[:, real]
     return scores
 
 
