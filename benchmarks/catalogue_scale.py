@@ -75,7 +75,8 @@ def main(argv: list[str] | None = None) -> None:
     shape = (arguments.model, arguments.prompt, arguments.beams, arguments.seconds)
     if arguments.only:
         return report(arguments, measure(arguments.items[0], *shape))
-    print(f"{machine()}; {LEVELS} levels of {CODES} codes; model {arguments.model}, prompt {arguments.prompt}, {arguments.beams} beams")
+    about = f"model {arguments.model}, prompt {arguments.prompt}, {arguments.beams} beams"
+    print(f"{machine()}; {LEVELS} levels of {CODES} codes; {about}")
     rows = []
     for items in arguments.items:
         flags = ["--items", str(items)]

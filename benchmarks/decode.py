@@ -5,8 +5,9 @@ at batch 4 in fp32, and at least 30 times for a Qwen2.5-0.5B-shaped one at batch
 the run stops unless ranked SIDs are equal and scores within 1e-4. In bf16 two orders of computation round apart and near
 ties change places: the table says how much of the lists agrees, and how near either comes to the lists in fp32.
 
-`floor` is the number of tokens that a search cannot do without, P + (levels - 1) * beams per prompt; `plain forward` is the time
-of one ordinary forward pass over as many tokens. Every figure is the median over fresh processes, ours and the peer in turn.
+`floor` is the number of tokens that a search cannot do without, P + (levels - 1) * beams per prompt (a trie with fewer first
+tokens than beams needs a little less); `plain forward` is the time of one ordinary forward pass over as many tokens. Every
+figure is the median over fresh processes, ours and the peer in turn.
 
     python benchmarks/decode.py                                           # the small model, all prompts and beams
     python benchmarks/decode.py --model 0.5b --batch 2 --settings 200:50 --repeats 2     # minutes per repeat
@@ -43,7 +44,7 @@ def measure(side: str, model: str, batch: int, prompt: int, beams: int, seconds:
     """Time one side; `fp32` is ours in fp32 with the weights of the bf16 model.
 
     Returns:
-        seconds, tokens computed per prompt, peak memory, and for ours the seconds of the plain forward; tensors `sids`, `scores`.
+        seconds, tokens computed per prompt, peak memory and, for ours, the seconds of the plain forward; `sids` and `scores`.
     """
     codes, _ = industrial_codes()
     trie = CatalogTrie.from_codes(codes + SIZES[model]["vocabulary"])
@@ -145,7 +146,9 @@ def print_agreement(ours: dict[str, torch.Tensor], peer: dict[str, torch.Tensor]
     """How far lists in bf16 agree with one another and with those in fp32."""
     for name, first, second in (("ours and peer", ours, peer), ("ours and fp32", ours, whole), ("peer and fp32", peer, whole)):
         same = overlap(first["sids"], second["sids"])
-        print(f"{name}: {same:.1%} of the SIDs, scores of equal ranks within {(first['scores'] - second['scores']).abs().max():.1e}")
+        difference = (first["scores"] - second["scores"]).abs()
+        apart = f"{difference.mean():.1e} apart, at most {difference.max():.1e}"
+        print(f"{name}: {same:.1%} of the SIDs; scores at equal ranks {apart}", flush=True)
 
 
 if __name__ == "__main__":

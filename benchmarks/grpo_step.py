@@ -77,15 +77,18 @@ class Watch(TrainerCallback):
         self.loaded = 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock."""
         self.loaded = self.loaded or peak_gb()
         self.started = time.perf_counter()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: torch.nn.Module, **_: Any) -> None:
+        """Keep the first gradients, clipped, and the parameters before the step."""
         if state.global_step == 0:
             self.tensors["before"] = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
             self.tensors["gradients"] = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: torch.nn.Module, **_: Any) -> None:
+        """Stop the clock; keep the parameters after the first step."""
         self.times.append(time.perf_counter() - self.started)
         if state.global_step == 1:
             self.tensors["after"] = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])

@@ -1,4 +1,4 @@
-"""What the benchmarks of the tree engine have in common: machine, fresh processes, random models, catalogues, the peers' decoder.
+"""What the tree engine's benchmarks have in common: machine, fresh processes, random models, catalogues, the peers' decoder.
 
 Each measurement runs in a process of its own: a script calls itself with `--only SIDE --result FILE`, and the child leaves its
 figures and tensors in that file. Peak memory is the child's, imports and model included.
@@ -41,8 +41,11 @@ Measured = tuple[dict[str, Any], dict[str, torch.Tensor]]
 
 def machine() -> str:
     """Versions, threads and date, for the line above a table."""
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl"))
-    return f"{os.cpu_count()} cores, {torch.get_num_threads()} thread(s), Python {platform.python_version()}, {versions}, {date.today()}"
+    versions = [
+        f"Python {platform.python_version()}",
+        *(f"{name} {version(name)}" for name in ("torch", "transformers", "trl")),
+    ]
+    return f"{os.cpu_count()} cores, {torch.get_num_threads()} thread(s), {', '.join(versions)}, {date.today()}"
 
 
 def peak_gb() -> float:
@@ -87,7 +90,9 @@ def in_fresh_process(script: str, options: Sequence[str]) -> Measured:
         root = Path(__file__).resolve().parents[1]
         environment = {**os.environ, "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
         command = [sys.executable, script, *options, "--result", str(result)]
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        done = subprocess.run(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
         if done.returncode:
             raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-3000:]}")
         with safe_open(result, framework="pt") as file:
@@ -201,7 +206,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a Markdown table; numbers with three digits."""
 
     def text(value: Any) -> str:
-        return f"{value:.3g}" if isinstance(value, float) and value < 1000 else f"{value:,.0f}" if not isinstance(value, str) else value
+        return (
+            f"{value:.3g}"
+            if isinstance(value, float) and value < 1000
+            else f"{value:,.0f}"
+            if not isinstance(value, str)
+            else value
+        )
 
     print("| " + " | ".join(header) + " |")
     print("| " + " | ".join("---" for _ in header) + " |")
