@@ -15,7 +15,7 @@ from statistics import median
 
 import numpy as np
 import torch
-from setting import SIZES, Measured, alternate, machine, parser, peak_gb, random_model, repeat, report, table
+from setting import SIZES, Measured, alternate, machine, parser, peak_gb, positive, random_model, repeat, report, table
 
 from minionerec.tree import BeamResult, CatalogTrie, beam_search
 
@@ -67,10 +67,10 @@ def measure(items: int, model: str, prompt: int, beams: int, seconds: float) -> 
 
 def main(argv: list[str] | None = None) -> None:
     options = parser(__doc__, ("ours",))
-    options.add_argument("--items", type=int, nargs="+", default=[10**power for power in range(3, 8)])
+    options.add_argument("--items", type=positive, nargs="+", default=[10**power for power in range(3, 8)])
     options.add_argument("--model", choices=("tiny", "small"), default="small")
-    options.add_argument("--prompt", type=int, default=200)
-    options.add_argument("--beams", type=int, default=50)
+    options.add_argument("--prompt", type=positive, default=200)
+    options.add_argument("--beams", type=positive, default=50)
     arguments = options.parse_args(argv)
     shape = (arguments.model, arguments.prompt, arguments.beams, arguments.seconds)
     if arguments.only:

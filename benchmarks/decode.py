@@ -14,6 +14,7 @@ figure is the median over fresh processes, ours and the peer in turn.
     python benchmarks/decode.py --model tiny --settings 20:5              # seconds
 """
 
+import argparse
 from statistics import median
 
 import torch
@@ -28,6 +29,7 @@ from setting import (
     machine,
     parser,
     peak_gb,
+    positive,
     random_model,
     repeat,
     report,
@@ -36,7 +38,7 @@ from setting import (
 
 from minionerec.tree import CatalogTrie, beam_search
 
-SETTINGS = ["200:50", "64:50", "512:50", "200:10", "200:200"]
+SETTINGS = [(200, 50), (64, 50), (512, 50), (200, 10), (200, 200)]
 SIDES = ("ours", "peer", "fp32")
 
 
@@ -101,20 +103,31 @@ def check(ours: dict[str, torch.Tensor], peer: dict[str, torch.Tensor]) -> float
     return difference
 
 
+def setting(text: str) -> tuple[int, int]:
+    """`200:50`: a prompt of 200 tokens, 50 beams.
+
+    Raises:
+        ArgumentTypeError: anything else.
+    """
+    parts = text.split(":")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not PROMPT:BEAMS, two numbers above 0 such as 200:50")
+    return int(parts[0]), int(parts[1])
+
+
 def main(argv: list[str] | None = None) -> None:
     options = parser(__doc__, SIDES)
     options.add_argument("--model", choices=SIZES, default="small")
-    options.add_argument("--batch", type=int, default=4)
-    options.add_argument("--settings", nargs="+", default=SETTINGS, metavar="PROMPT:BEAMS")
+    options.add_argument("--batch", type=positive, default=4)
+    options.add_argument("--settings", nargs="+", type=setting, default=SETTINGS, metavar="PROMPT:BEAMS")
     arguments = options.parse_args(argv)
-    settings = [tuple(map(int, setting.split(":"))) for setting in arguments.settings]
     if arguments.only:
-        ((prompt, beams),) = settings
+        prompt, beams = arguments.settings[0]
         measured = measure(arguments.only, arguments.model, arguments.batch, prompt, beams, arguments.seconds)
         return report(arguments, measured)
     print(f"{machine()}; {industrial_codes()[1]}; model {arguments.model}, batch {arguments.batch}")
     rows = []
-    for prompt, beams in settings:
+    for prompt, beams in arguments.settings:
         flags = ["--model", arguments.model, "--batch", str(arguments.batch), "--settings", f"{prompt}:{beams}"]
         flags += ["--seconds", str(arguments.seconds)]
         found = alternate(__file__, ("ours", "peer"), flags, arguments.repeats)

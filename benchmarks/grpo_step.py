@@ -32,6 +32,7 @@ from setting import (
     machine,
     parser,
     peak_gb,
+    positive,
     random_model,
     report,
     table,
@@ -200,10 +201,10 @@ def differences(ours: Measured, peer: Measured) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> None:
     options = parser(__doc__, SIDES)
     options.add_argument("--model", choices=("tiny", "small"), default="small")
-    options.add_argument("--prompts", type=int, nargs="+", default=[64, 200, 512], help="their length (tokens)")
-    options.add_argument("--per-step", type=int, default=4, help="prompts per optimiser step")
-    options.add_argument("--generations", type=int, default=16)
-    options.add_argument("--steps", type=int, default=3, help="timed steps in a process")
+    options.add_argument("--prompts", type=positive, nargs="+", default=[64, 200, 512], help="their length (tokens)")
+    options.add_argument("--per-step", type=positive, default=4, help="prompts per optimiser step")
+    options.add_argument("--generations", type=positive, default=16)
+    options.add_argument("--steps", type=positive, default=3, help="timed steps in a process")
     arguments = options.parse_args(argv)
     settings = (arguments.per_step, arguments.generations, arguments.steps)
     if arguments.only:

@@ -63,10 +63,21 @@ def repeat(run: Callable[[], Any], seconds: float, most: int = 15) -> tuple[list
     return times, result
 
 
+def positive(text: str) -> int:
+    """A whole number above 0, for argparse.
+
+    Raises:
+        ArgumentTypeError: anything else.
+    """
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
 def parser(description: str | None, sides: Sequence[str]) -> argparse.ArgumentParser:
     """The options that all these benchmarks share."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--repeats", type=int, default=3, help="fresh processes per side, alternating")
+    made.add_argument("--repeats", type=positive, default=3, help="fresh processes per side, alternating")
     made.add_argument("--seconds", type=float, default=3.0, help="a process repeats its run for this long, once at least")
     made.add_argument("--only", choices=sides, help="measure one side in this process")
     made.add_argument("--result", type=Path, help=argparse.SUPPRESS)

@@ -33,7 +33,7 @@ import numpy as np
 import polars as pl
 import torch
 from datasets import Dataset as TokenDataset
-from setting import AMAZON, INDUSTRIAL, Measured, alternate, machine, parser, peak_gb, repeat, report, table
+from setting import AMAZON, INDUSTRIAL, Measured, alternate, machine, parser, peak_gb, positive, repeat, report, table
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
@@ -222,7 +222,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser(__doc__, SIDES)
     sizes = {"examples": 1024, "stride": 10, "hidden": 256, "micro": 128, "row-tokens": 128}
     for name, default in {**sizes, "padded-micro": 16, "packed-tokens": 256}.items():
-        options.add_argument(f"--{name}", type=int, default=default)
+        options.add_argument(f"--{name}", type=positive, default=default)
     arguments = options.parse_args(argv)
     if arguments.only:
         return report(arguments, measure(arguments.only, arguments))
@@ -235,7 +235,7 @@ def main(argv: list[str] | None = None) -> None:
         flags += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
     found = alternate(__file__, SIDES, flags, arguments.repeats)
     ours = found["ours"][0]
-    print(f"Tokens of the examples one by one: {ours['given']:,}; loss {ours['loss']:.6f}")
+    print(f"Tokens of the examples one by one: {ours['given']:,.0f}; loss {ours['loss']:.6f}")
     rows = []
     for side, (figures, _) in found.items():
         fewer, faster = figures["tokens"] / ours["tokens"], figures["seconds"] / ours["seconds"]

@@ -61,7 +61,7 @@ def test_a_process_of_its_own(script):
     figures, tensors = script("setting").in_fresh_process(str(file), options)
     assert figures["peak"] >= figures["build peak"] >= figures["before"] > 0
     assert not tensors
-    with pytest.raises(SystemExit, match=r"ended with 2:[\s\S]*invalid int value"):
+    with pytest.raises(SystemExit, match=r"ended with 2:[\s\S]*not a whole number above 0"):
         script("setting").in_fresh_process(str(file), ["--only", "ours", "--beams", "many"])
 
 
