@@ -24,11 +24,14 @@ _PANELS = {
 }
 
 
-def _fragment(figure: go.Figure, *, y: str = "", x: str = "", legend: bool = True, zero: bool = True) -> Markup:
+def fragment(
+    figure: go.Figure, *, y: str = "", x: str = "", legend: bool = True, zero: bool = True, height: int = 280
+) -> Markup:
+    """A figure in the page's style, as an element that the page's script draws; `height` in pixels."""
     axis: dict[str, Any] = {"gridcolor": _GRID, "linecolor": "#cdd3de", "zeroline": False, "automargin": True}
     figure.update_layout(
         template="none",
-        height=280,
+        height=height,
         margin={"l": 8, "r": 8, "t": 34 if legend else 10, "b": 8},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
@@ -67,7 +70,7 @@ def funnel(levels: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str], k
             hovertemplate="%{y:.4f}",
         )
     figure.update_layout(barmode="group", bargap=0.28, bargroupgap=0.08)
-    return _fragment(figure, y="share of users")
+    return fragment(figure, y="share of users")
 
 
 def _series(log: Sequence[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -117,5 +120,5 @@ def curves(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:
         figure = go.Figure()
         for line, name in enumerate(panels[title]):
             _draw(figure, name, *series[name], _LINES[line % len(_LINES)])
-        drawn.append((title, _fragment(figure, x="step", legend=len(panels[title]) > 1, zero=title != "Loss")))
+        drawn.append((title, fragment(figure, x="step", legend=len(panels[title]) > 1, zero=title != "Loss")))
     return drawn

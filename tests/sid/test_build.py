@@ -36,7 +36,7 @@ def test_run_writes_an_index_once(config, dataset):
     manifest, anew = run(config)
     assert anew and manifest.stage == "sid" and manifest.seed == config.seed
     assert manifest.inputs == {"data": artifacts.Manifest.load(config.folder / "data").digest}
-    assert set(manifest.files) == {"index.json", "codes.safetensors", "sid.json"}
+    assert set(manifest.files) == {"index.json", "codes.safetensors", "quantizer.safetensors", "sid.json"}
     index = SidIndex.load(config.folder / "sid", dataset)
     assert index.codes.shape == (40, 2) and index.collisions() == 0
     assert [codebook.shape[0] for codebook in index.codebooks] == [8, 8]

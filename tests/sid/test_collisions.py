@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minionerec.config import SidConfig
 from minionerec.errors import CatalogError
+from minionerec.sid.codebooks import ResidualQuantizer
 from minionerec.sid.collisions import resolve
-from minionerec.sid.quantize import ResidualQuantizer, residual_kmeans
+from minionerec.sid.quantize import fit
 
 INDUSTRIAL = Path(__file__).parents[2] / "../shared/data/embeddings/industrial_minilm_256.npy"
 
@@ -112,8 +114,8 @@ def test_more_items_than_sids_is_an_error():
 @pytest.mark.skipif(not INDUSTRIAL.is_file(), reason="needs ../shared/data/embeddings/industrial_minilm_256.npy")
 def test_industrial_catalogue_becomes_unique():
     vectors = np.load(INDUSTRIAL, allow_pickle=False)
-    quantizer = residual_kmeans(vectors, (64, 64, 64), iterations=10, seed=42)
-    before = quantizer.encode(vectors)
+    fitted = fit(vectors, SidConfig(method="rq-kmeans", codebook_sizes=[64, 64, 64], iterations=10), seed=42)
+    before, quantizer = fitted.codes, fitted.quantizer
     after = resolve(before, vectors, quantizer, "nearest-free")
     assert len(np.unique(before, axis=0)) < 3000
     assert len(np.unique(after, axis=0)) == len(vectors) == 3686

@@ -55,7 +55,7 @@ def test_second_call_reads_the_cache(calls, cache):
     encode(TEXTS, TFIDF, seed=2)
     encode(TEXTS, SidConfig(encoder="tfidf", tfidf_dimensions=3), seed=1)
     assert len(calls) == 4
-    assert len([*cache.iterdir()]) == 4 and all(path.suffix == ".safetensors" for path in cache.iterdir())
+    assert len([*cache.iterdir()]) == 4 and all(path.suffix == ".npy" for path in cache.iterdir())
 
 
 @pytest.mark.parametrize("keep", [0, 10, -8])
