@@ -1,10 +1,10 @@
 """Residual k-means of large catalogues: ours from a memory-mapped file against faiss, equal iterations and training sample.
 
-Claims: at 10^6 x 384 vectors and 3 x 256 codes at most 1.2 times the time of the faster peer, at no more error, and a peak memory
-of at most 1.5 times the vectors' size. Peers: faiss's `Kmeans` run level by level on residuals, and faiss's own
+Claims: at 10^6 x 384 vectors and 3 x 256 codes at most 1.2 times the time of the faster peer, at no more error, and a peak
+memory of at most 1.5 times the vectors' size. Peers: faiss's `Kmeans` run level by level on residuals, and faiss's own
 `ResidualQuantizer` with beam 1, both on vectors in memory, both trained on 256 vectors per centroid as ours. Every contender
-runs in a process of its own, which measures its own peak memory; loading the file counts for nobody's time. Times are CPU seconds of
-the one thread that each uses, so that other work on the machine does not blur the ratio.
+runs in a process of its own, which measures its own peak memory; loading the file counts for nobody's time. Times are CPU
+seconds of the one thread that each uses, so that other work on the machine does not blur the ratio.
 
 Run: python benchmarks/sid_scale.py --items 10000 100000 1000000 [--folder FOLDER]
 """
