@@ -45,6 +45,33 @@ def shipped(folder: Path) -> np.ndarray:
     return np.array([[int(token[3:-1]) for token in rows[str(item)]] for item in range(len(rows))], dtype=np.int32)
 
 
+def agreement(vectors: np.ndarray, pairs: dict[str, np.ndarray], sizes: list[int], amazon: Path, seed: int) -> Table:
+    """Neighbours and co-purchases that share codes, of the shipped SIDs and of the default method."""
+    made = Table(title="Agreement, beside the SIDs that the reference ships", title_justify="left")
+    made.add_column("SIDs")
+    made.add_column("pairs of")
+    for figure in FIGURES:
+        made.add_column(figure.replace("_", " "), justify="right")
+    theirs = shipped(amazon)[: len(vectors)]
+    default = SidConfig()
+    level_1 = len(np.unique(theirs[:, 0]))
+    ours = {"shipped": theirs}
+    for name, config in {
+        f"default method, {','.join(map(str, sizes))}, text only": SidConfig(codebook_sizes=sizes, collaborative=0),
+        f"default method, {level_1} first codes as shipped, fused": SidConfig(codebook_sizes=[level_1, 360, 360]),
+        f"the default, {','.join(map(str, default.sizes))}, fused": default,
+    }.items():
+        if len(vectors) >= max(config.sizes):
+            fitted = fit(vectors, config, seed, fuse(vectors, pairs["train"], config.collaborative))
+            ours[name] = resolve(fitted.codes, vectors, fitted.quantizer, config.collisions)
+    together = np.concatenate(list(pairs.values()))
+    for name, codes in ours.items():
+        for split, rows_of_split in {"all": together, **pairs}.items():
+            figures = structure(codes, vectors, rows_of_split)
+            made.add_row(name if split == "all" else "", split, *(f"{figures[figure]:.4f}" for figure in FIGURES))
+    return made
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
@@ -52,6 +79,7 @@ def main() -> None:
     parser.add_argument("--sizes", default="256,256,256", help="codes per level of the table of methods")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--items", type=int, default=None, help="only the first items, for a quick try")
+    parser.add_argument("--methods-only", action="store_true", help="leave out the default's sizes and the second table")
     chosen = parser.parse_args()
 
     amazon = chosen.data / "amazon"
@@ -67,31 +95,12 @@ def main() -> None:
         config = SidConfig(method=method, codebook_sizes=sizes, collaborative=0)
         rows[method] = measure(vectors, pairs["train"], together, config, chosen.seed)
     default = SidConfig()
-    if len(vectors) >= max(default.sizes):
+    if len(vectors) >= max(default.sizes) and not chosen.methods_only:
         rows["the default, coarse first, fused"] = measure(vectors, pairs["train"], together, default, chosen.seed)
     console.print(table(rows, f"{len(vectors):,} items; methods with {chosen.sizes} codes and text only, then the default"))
 
-    made = Table(title="Agreement, beside the SIDs that the reference ships", title_justify="left")
-    made.add_column("SIDs")
-    made.add_column("pairs of")
-    for figure in FIGURES:
-        made.add_column(figure.replace("_", " "), justify="right")
-    theirs = shipped(amazon)[: len(vectors)]
-    level_1 = len(np.unique(theirs[:, 0]))
-    ours = {"shipped": theirs}
-    for name, config in {
-        f"default method, {chosen.sizes}, text only": SidConfig(codebook_sizes=sizes, collaborative=0),
-        f"default method, {level_1} first codes as shipped, fused": SidConfig(codebook_sizes=[level_1, 360, 360]),
-        f"the default, {','.join(map(str, default.sizes))}, fused": default,
-    }.items():
-        if len(vectors) >= max(config.sizes):
-            fitted = fit(vectors, config, chosen.seed, fuse(vectors, pairs["train"], config.collaborative))
-            ours[name] = resolve(fitted.codes, vectors, fitted.quantizer, config.collisions)
-    for name, codes in ours.items():
-        for split, rows_of_split in {"all": together, **pairs}.items():
-            figures = structure(codes, vectors, rows_of_split)
-            made.add_row(name if split == "all" else "", split, *(f"{figures[figure]:.4f}" for figure in FIGURES))
-    console.print(made)
+    if not chosen.methods_only:
+        console.print(agreement(vectors, pairs, sizes, amazon, chosen.seed))
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
 
 
