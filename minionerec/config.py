@@ -148,17 +148,13 @@ class SidConfig:
         _between("sid", 0, math.inf, refinements=self.refinements)
         most = 26 - (self.collisions == "suffix")
         if len(self.sizes) > most:
-            raise ConfigError(
-                f"sid.{'codebook_sizes' if self.codebook_sizes else 'levels'} makes {len(self.sizes)} levels; they are named a "
-                f"to z, so {most} at most{' and the suffix' if self.collisions == 'suffix' else ''}."
-            )
-        if self.codebook_sizes is not None and not self.codebook_sizes:
+            name = "codebook_sizes" if self.codebook_sizes else "levels"
+            raise ConfigError(f"sid.{name} is {getattr(self, name)}; levels, that of a suffix too, are named a to z, so {most} at most.")
+        if self.codebook_sizes == []:
             raise ConfigError("sid.codebook_sizes is an empty list; give one size per level, or null.")
         if min(self.sizes) < 2:
-            name, found = (
-                ("codebook_sizes", self.codebook_sizes) if self.codebook_sizes else ("codebook_size", self.codebook_size)
-            )
-            raise ConfigError(f"sid.{name} is {found}; a level needs at least 2 codes.")
+            name = "codebook_sizes" if self.codebook_sizes else "codebook_size"
+            raise ConfigError(f"sid.{name} is {getattr(self, name)}; a level needs at least 2 codes.")
 
     @property
     def sizes(self) -> tuple[int, ...]:
