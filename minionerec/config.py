@@ -149,7 +149,9 @@ class SidConfig:
         most = 26 - (self.collisions == "suffix")
         if len(self.sizes) > most:
             name = "codebook_sizes" if self.codebook_sizes else "levels"
-            raise ConfigError(f"sid.{name} is {getattr(self, name)}; levels, that of a suffix too, are named a to z, so {most} at most.")
+            raise ConfigError(
+                f"sid.{name} is {getattr(self, name)}; levels, that of a suffix too, are named a to z, so {most} at most."
+            )
         if self.codebook_sizes == []:
             raise ConfigError("sid.codebook_sizes is an empty list; give one size per level, or null.")
         if min(self.sizes) < 2:

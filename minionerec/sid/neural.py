@@ -91,8 +91,9 @@ def fit_kmeans_plus(vectors: np.ndarray, guide: np.ndarray, config: SidConfig, s
     start, _ = fit_levels(guide, guide, config.sizes, [kmeans], config.iterations, seed)
     widths = [vectors.shape[1], *config.rqvae.hidden[:1], vectors.shape[1]]
     encoder, decoder = _mlp(widths), _mlp(widths)
-    for network in (encoder, decoder):
-        nn.init.zeros_(network[-1].weight)
+    for last in (encoder[-1], decoder[-1]):
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
     return _train(vectors, guide, encoder, decoder, start, config.rqvae, seed, skip=True), None
 
 

@@ -44,7 +44,8 @@ def load_quantizer(folder: Path, codebooks: tuple[np.ndarray, ...]) -> Quantizer
         residual = ResidualQuantizer(codebooks, arrays.get("router"), int(arrays["beam"][0]))
         if "skip" not in arrays:
             return residual
-        return NeuralQuantizer(residual, *(_layers(arrays, name) for name in _NETWORKS), skip=bool(arrays["skip"][0]))
+        encoder, decoder = (_layers(arrays, name) for name in _NETWORKS)
+        return NeuralQuantizer(residual, encoder, decoder, bool(arrays["skip"][0]))
     except (OSError, KeyError, SafetensorError) as error:
         raise ArtifactError(f"{folder / _FILE}: not a complete quantizer ({error}). Run the sid stage again.") from None
 
