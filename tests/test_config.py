@@ -21,7 +21,6 @@ from minionerec.config import (
 )
 from minionerec.errors import ConfigError
 
-SECTIONS = ("data", "sid", "model", "sft", "rl", "eval", "report")
 PRESETS = sorted(path.stem for path in Path(str(resources.files("minionerec.presets"))).glob("*.yaml"))
 
 

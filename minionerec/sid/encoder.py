@@ -73,7 +73,8 @@ def encoder_identity(config: SidConfig, vectors: np.ndarray) -> str:
 def encode(texts: Sequence[str], config: SidConfig, seed: int) -> np.ndarray:
     """Embed item texts; equal texts get equal vectors.
 
-    `minilm` and folders need no network. A row is all zeros only where `tfidf` finds no word that other items share.
+    `minilm` and folders need no network. A row is all zeros only where `tfidf` finds no word that other items share; `fit`
+    refuses it.
 
     Args:
         texts: one per item, in catalogue order.

@@ -1,5 +1,6 @@
 """Quantizers: vectors to codes, one codebook per level. `fit` makes any of them; all have the same few methods."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,12 +62,15 @@ def fit(vectors: np.ndarray, config: SidConfig, seed: int, guide: np.ndarray | N
     """
     check_vectors(vectors, config.sizes)
     rows = sample_rows(len(vectors), config.max_training_vectors, seed)
-    whole = guide is None or guide is vectors
+    if guide is vectors:
+        guide = None
+    if len(rows) < len(vectors):
+        config = dataclasses.replace(config, collisions="keep")  # distinct SIDs within a sample mean nothing
     with threadpool_limits(limits=1):
         sample = np.ascontiguousarray(vectors[rows])
-        quantizer, codes = METHODS[config.method](sample, sample if whole or guide is None else guide[rows], config, seed)
+        quantizer, codes = METHODS[config.method](sample, sample if guide is None else guide[rows], config, seed)
         if codes is None or len(rows) < len(vectors):
-            codes = quantizer.encode(vectors, None if whole else guide)
+            codes = quantizer.encode(vectors, guide)
     return Fitted(quantizer, np.ascontiguousarray(codes, dtype=np.int32))
 
 

@@ -117,7 +117,7 @@ def constrained_kmeans(points: np.ndarray, size: int, iterations: int, seed: int
         ) from None
     even = len(points) // size
     model = KMeansConstrained(
-        size, size_min=max(1, even - 1), size_max=even + 2, n_init=1, max_iter=min(iterations, 10), random_state=seed, n_jobs=1
+        size, size_min=max(1, even - 1), size_max=even + 1, n_init=1, max_iter=min(iterations, 10), random_state=seed, n_jobs=1
     )
     labels = model.fit_predict(points.astype(np.float64))
     return model.cluster_centers_.astype(np.float32), labels.astype(np.int64)
