@@ -9,7 +9,7 @@ from threadpoolctl import threadpool_limits
 
 from minionerec.config import SidConfig, SidMethod
 from minionerec.errors import CatalogError, DataError
-from minionerec.sid import joint, neural, product, residual
+from minionerec.sid import joint, product, residual
 from minionerec.sid.codebooks import Quantizer, sample_rows
 
 
@@ -33,13 +33,25 @@ class _Method(Protocol):
     ) -> tuple[Quantizer, np.ndarray | None]: ...
 
 
+def _rqvae(vectors: np.ndarray, guide: np.ndarray, config: SidConfig, seed: int) -> tuple[Quantizer, np.ndarray | None]:
+    from minionerec.sid import neural  # brings torch, which costs the other methods seconds and half a gigabyte
+
+    return neural.fit_rqvae(vectors, guide, config, seed)
+
+
+def _kmeans_plus(vectors: np.ndarray, guide: np.ndarray, config: SidConfig, seed: int) -> tuple[Quantizer, np.ndarray | None]:
+    from minionerec.sid import neural
+
+    return neural.fit_kmeans_plus(vectors, guide, config, seed)
+
+
 METHODS: dict[SidMethod, _Method] = {
     "rq-kmeans-joint": joint.fit,
     "rq-kmeans": residual.fit,
     "rq-kmeans-sinkhorn": residual.fit,
     "rq-kmeans-constrained": residual.fit,
-    "rq-vae": neural.fit_rqvae,
-    "rq-kmeans-plus": neural.fit_kmeans_plus,
+    "rq-vae": _rqvae,
+    "rq-kmeans-plus": _kmeans_plus,
     "pq": product.fit,
     "opq": product.fit,
 }
