@@ -59,7 +59,9 @@ def run(config: Config, methods: Sequence[str] = ()) -> Table:
     vectors = item_vectors(dataset, config.sid, config.seed)
     pairs = consecutive_pairs(dataset.train)
     chosen: list[SidMethod] = [name for name in get_args(SidMethod) if name in methods or not methods]
-    rows = {name: measure(vectors, pairs, pairs, dataclasses.replace(config.sid, method=name), config.seed) for name in chosen}
+    rows: dict[str, dict[str, Any]] = {
+        name: measure(vectors, pairs, pairs, dataclasses.replace(config.sid, method=name), config.seed) for name in chosen
+    }
     return table(rows, f"{config.name}: {len(vectors):,} items, codebooks of {' + '.join(map(str, config.sid.sizes))}")
 
 
