@@ -21,12 +21,16 @@ COMMANDS = {
     "run": "all stages in order: data, sid, sft, rl, eval, report",
     "data": "raw files to a Dataset: catalogue and train, valid and test examples (data/)",
     "sid": "item text to semantic IDs (sid/)",
+    "sid inspect": "figures of a run's semantic IDs, in the terminal and as an HTML page",
+    "sid compare": "several quantizers on a run's catalogue in one table; --methods A,B names them, all without it (sid/)",
+    "sid append": "semantic IDs for new items, those of the run --base DIR unchanged (sid/)",
     "sft": "supervised fine-tuning of a causal LM (sft/)",
     "rl": "GRPO from the SFT model with ranking rewards (rl/)",
     "eval": "constrained beam search over a split, metrics with intervals (eval/)",
     "report": "one HTML page of the run (report/)",
 }
 _RUN = ("data", "sid", "sft", "rl", "eval", "report")
+_OPTIONS = {"sid compare": "--methods", "sid append": "--base"}  # of one command only
 
 
 def preset(name: str) -> Path:
@@ -141,19 +145,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: minionerec COMMAND [--config PRESET_OR_FILE] [--section.field VALUE ...]\n")
-        print("\n".join(f"  {name:8}{text}" for name, text in COMMANDS.items()))
+        print("\n".join(f"  {name:13}{text}" for name, text in COMMANDS.items()))
         print("\nminionerec COMMAND --help shows every field; --print_config prints the resolved configuration.")
         return 0
     command, *rest = arguments
+    if rest and f"{command} {rest[0]}" in COMMANDS:
+        command, rest = f"{command} {rest[0]}", rest[1:]
     try:
         if command not in COMMANDS:
             near = difflib.get_close_matches(command, COMMANDS, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise ConfigError(f"unknown command {command}; known are {', '.join(COMMANDS)}.{hint}")
+        option, rest = _take(rest, _OPTIONS.get(command))
         config = parse(command, rest)
         if config is None:
             return 0
-        _run(command, config)
+        _run(command, config, option)
     except MiniOneRecError as error:
         errors.print(f"[bold red]{type(error).__name__}[/]: ", end="")
         errors.print(str(error), markup=False)
@@ -164,10 +171,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(command: str, config: Config) -> None:
+def _take(arguments: Sequence[str], option: str | None) -> tuple[str, list[str]]:
+    """The value of a command's own option, empty where it is not given, and the other arguments."""
+    value, others, remaining = "", [], iter(arguments)
+    for argument in remaining:
+        name, equals, given = argument.partition("=")
+        if name != option:
+            others.append(argument)
+            continue
+        value = given if equals else next(remaining, "")
+        if not value:
+            raise ConfigError(f"{option} needs a value.")
+    return value, others
+
+
+def _run(command: str, config: Config, option: str) -> None:
     from minionerec import pipeline
 
     try:
+        if command.startswith("sid "):
+            pipeline.sid_command(command.removeprefix("sid "), config, option)
+            return
         pipeline.run(config, _RUN if command == "run" else (command,))
     except PermissionError as error:
         raise ArtifactError(f"{error.filename}: permission denied. Choose another folder with --out DIR.") from None

@@ -6,6 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from minionerec.artifacts import Manifest, is_main_process, read_json, wait_for_everyone
 from minionerec.config import CUTOFFS, Config
+from minionerec.errors import ConfigError
 
 # Stages are imported when they run: `--help` and `--print_config` must not wait for torch.
 Made = tuple[Manifest, bool]  # the artefact, and whether it was made anew
@@ -36,6 +38,8 @@ def _sid(config: Config) -> Iterator[Made]:
     from minionerec.sid import build
 
     _quieten_transformers()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        build.embed(config)
     yield from _on_main(lambda: build.run(config))
 
 
@@ -75,6 +79,35 @@ STAGES: dict[str, Callable[[Config], Iterator[Made]]] = {
     "eval": _eval,
     "report": _report,
 }
+
+
+def sid_command(name: str, config: Config, option: str) -> None:
+    """`inspect`, `compare` or `append` the semantic IDs of a run; see their modules.
+
+    Args:
+        option: what the command's own option says, empty where it was not given.
+    """
+    set_up(config.threads)
+    _quieten_transformers()
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, soft_wrap=True)
+    if name == "compare":
+        from minionerec.sid import compare
+
+        console.print(compare.run(config, [method for method in option.split(",") if method]))
+    elif name == "append":
+        from minionerec.sid import append
+
+        if not option:
+            raise ConfigError("sid append needs --base DIR, the run whose semantic IDs are extended.")
+        manifest, fresh = append.run(config, Path(option))
+        what = _summary(manifest) if fresh else "up to date"
+        console.print(f"[bold]sid[/] {escape(str(config.folder / 'sid'))}: {what}")
+    else:
+        from minionerec.report import sids
+
+        manifest, _ = sids.run(config)
+        console.print(sids.figures_table(config))
+        print(config.folder / manifest.stage / "index.html")
 
 
 def _on_main(stage: Callable[[], Made]) -> list[Made]:

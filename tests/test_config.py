@@ -21,17 +21,17 @@ from minionerec.config import (
 )
 from minionerec.errors import ConfigError
 
-SECTIONS = ("data", "sid", "model", "sft", "rl", "eval", "report")
 PRESETS = sorted(path.stem for path in Path(str(resources.files("minionerec.presets"))).glob("*.yaml"))
-FIELDS = [
-    name
-    for field in dataclasses.fields(Config)
-    for name in (
-        [f"{field.name}.{inner.name}" for inner in dataclasses.fields(field.default_factory)]
-        if field.name in SECTIONS
-        else [field.name]
-    )
-]
+
+
+def leaves(made, prefix=""):
+    for field in dataclasses.fields(made):
+        section = field.default_factory
+        name = prefix + field.name
+        yield from leaves(section, f"{name}.") if dataclasses.is_dataclass(section) else [name]
+
+
+FIELDS = list(leaves(Config))
 
 
 def test_defaults_are_valid_and_the_folder_follows_the_name():

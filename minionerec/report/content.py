@@ -116,7 +116,8 @@ def sid_levels(index: SidIndex) -> list[dict[str, Any]]:
     """Per level: codes used of how many, and perplexity (exponential of the entropy of code use over items)."""
     rows = []
     for level, size in enumerate(index.codebook_sizes):
-        counts = np.bincount(index.codes[:, level], minlength=size)
+        column = index.codes[:, level]
+        counts = np.bincount(column[column >= 0], minlength=size)
         used = counts[counts > 0]
         rows.append(
             {"level": level + 1, "used": len(used), "size": size, "perplexity": perplexity(used), "most": int(counts.max())}

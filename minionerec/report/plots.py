@@ -24,9 +24,10 @@ _PANELS = {
 }
 
 
-def _fragment(
+def fragment(
     figure: go.Figure, *, y: str = "", x: str = "", legend: bool = True, zero: bool = True, height: int = 280
 ) -> Markup:
+    """A figure in the page's style, as an element that the page's script draws; `height` in pixels."""
     axis: dict[str, Any] = {"gridcolor": _GRID, "linecolor": "#cdd3de", "zeroline": False, "automargin": True}
     figure.update_layout(
         template="none",
@@ -69,7 +70,7 @@ def funnel(levels: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str], k
             hovertemplate="%{y:.4f}",
         )
     figure.update_layout(barmode="group", bargap=0.28, bargroupgap=0.08)
-    return _fragment(figure, y="share of users")
+    return fragment(figure, y="share of users")
 
 
 def _series(log: Sequence[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -119,7 +120,7 @@ def curves(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:
         figure = go.Figure()
         for line, name in enumerate(panels[title]):
             _draw(figure, name, *series[name], _LINES[line % len(_LINES)])
-        drawn.append((title, _fragment(figure, x="step", legend=len(panels[title]) > 1, zero=title != "Loss")))
+        drawn.append((title, fragment(figure, x="step", legend=len(panels[title]) > 1, zero=title != "Loss")))
     return drawn
 
 
@@ -163,7 +164,7 @@ def forest(section: Mapping[str, Any], family: str, paper: str, replicated: str)
             hovertemplate="%{y:.4f}",
         )
     figure.update_layout(scattermode="group", scattergap=0.4)
-    return _fragment(figure, y=f"{family}, share of examples" if family == "HR" else family, height=360)
+    return fragment(figure, y=f"{family}, share of examples" if family == "HR" else family, height=360)
 
 
 def level_lines(section: Mapping[str, Any]) -> Markup:
@@ -178,7 +179,7 @@ def level_lines(section: Mapping[str, Any]) -> Markup:
         shares = tables.get("10") or tables[max(tables, key=int)]
         line = {"color": _LINES[number % len(_LINES)], "width": 2}
         figure.add_scatter(x=list(shares), y=list(shares.values()), name=run["label"], line=line, hovertemplate="%{y:.4f}")
-    return _fragment(figure, y="share of examples", x="codes right", height=360)
+    return fragment(figure, y="share of examples", x="codes right", height=360)
 
 
 def reliability(tables: Mapping[str, Sequence[Mapping[str, Any]]], labels: Mapping[str, str], level: int) -> Markup:
@@ -202,7 +203,7 @@ def reliability(tables: Mapping[str, Sequence[Mapping[str, Any]]], labels: Mappi
             line={"color": COLOURS[stage], "width": 2},
             hovertemplate="%{y:.4f}",
         )
-    return _fragment(figure, y="accuracy, share of examples", x="confidence, mean probability")
+    return fragment(figure, y="accuracy, share of examples", x="confidence, mean probability")
 
 
 def changes(differences: Mapping[str, Mapping[str, float]]) -> Markup:
@@ -221,4 +222,4 @@ def changes(differences: Mapping[str, Mapping[str, float]]) -> Markup:
         )
     figure.add_hline(y=0, line={"color": "#9aa3b2", "width": 1})
     figure.update_layout(scattermode="group", scattergap=0.6)
-    return _fragment(figure, y="change, share of examples", x="cut-off", zero=False, height=320)
+    return fragment(figure, y="change, share of examples", x="cut-off", zero=False, height=320)
