@@ -26,8 +26,7 @@ def json_lines(path: Path, fields: Sequence[str], problems: Problems) -> Iterato
         DataError: the file is missing or a truncated archive; or a line is neither JSON nor a Python literal, unless skipped.
     """
     schema = pl.Schema(dict.fromkeys(fields, pl.String()))
-    for first, block in _blocks(path):
-        lines = block.count(b"\n") + (not block.endswith(b"\n"))
+    for first, lines, block in _blocks(path):
         try:
             frame = pl.read_ndjson(io.BytesIO(block), schema=schema)
         except pl.exceptions.PolarsError:
@@ -46,7 +45,7 @@ def csv_lines(path: Path, fields: Sequence[str], problems: Problems) -> Iterator
         DataError: as `json_lines`, or a column is missing.
     """
     header: list[str] = []
-    for first, block in _blocks(path):
+    for first, _, block in _blocks(path):
         if not header:
             line, _, block = block.partition(b"\n")
             first += 1
@@ -68,8 +67,8 @@ def csv_lines(path: Path, fields: Sequence[str], problems: Problems) -> Iterator
         yield frame.select(fields).insert_column(0, pl.Series("row", [first + place for place in kept], dtype=pl.UInt32))
 
 
-def _blocks(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Whole lines of a file, about `CHUNK` bytes at a time, with the number of the first line, from 1."""
+def _blocks(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Whole lines of a file, about `CHUNK` bytes at a time: the number of the first line, from 1, how many, and the lines."""
     first, rest = 1, b""
     try:
         with pa.input_stream(str(path), compression="gzip" if path.suffix == ".gz" else None) as stream:
@@ -79,15 +78,16 @@ def _blocks(path: Path) -> Iterator[tuple[int, bytes]]:
                     rest += block
                     continue
                 whole = rest + block[:cut]
-                yield first, whole
-                first += whole.count(b"\n")
+                count = whole.count(b"\n")
+                yield first, count, whole
+                first += count
                 rest = block[cut:]
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read beyond line {first} ({error}). If the archive is truncated or damaged, fetch it again."
         ) from None
     if rest:
-        yield first, rest
+        yield first, 1, rest
 
 
 def _one_by_one(block: bytes, first: int, path: Path, schema: pl.Schema, problems: Problems) -> tuple[pl.DataFrame, list[int]]:

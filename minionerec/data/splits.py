@@ -52,8 +52,10 @@ def _examples(sequences: pl.DataFrame, rows: np.ndarray, max_history: int, unit:
     offsets = np.concatenate([[0], np.cumsum(length)])
     # The places of all history items in `sequences`: of each example those from row - length up to row - 1.
     places = np.arange(offsets[-1]) + np.repeat(rows - length - offsets[:-1], length)
-    values = sequences["item"].to_numpy()[places]
-    history = pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values, pa.int32())))
+    values = pa.Array.from_buffers(pa.int32(), len(places), [None, pa.py_buffer(sequences["item"].to_numpy()[places])])
+    # From buffers: pa.array would import pandas.
+    shape = pa.large_list(pa.int32())
+    history = pl.from_arrow(pa.Array.from_buffers(shape, len(rows), [None, pa.py_buffer(offsets)], children=[values]))
     chosen = sequences[rows]
     return chosen.select(
         "user",
