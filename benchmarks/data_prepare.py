@@ -6,9 +6,9 @@ the same gzipped files with the same examples in the same order; and memory grow
     PYTHONPATH=. python benchmarks/data_prepare.py                          # 10^5, 10^6, 10^7 reviews; the loop up to 10^6
     PYTHONPATH=. python benchmarks/data_prepare.py --rows 20000 --loop 20000
 
-The synthetic dump has the fields of Amazon 2018, about 500 bytes a review, users and items of uneven activity, titles that break
-the rules, items without metadata and repeated reviews. Each measurement is a process of its own. Seconds are CPU seconds of that
-process, which other work on the machine hardly changes; with one thread they are the time it takes when the machine is idle.
+The synthetic dump has the fields of Amazon 2018, about 500 bytes a review, users and items of uneven activity, titles that
+break the rules, items without metadata and repeated reviews. Each measurement is a process of its own. Seconds are CPU seconds
+of that process, which other work on the machine changes little; with one thread they are the time it takes on an idle machine.
 """
 
 import argparse

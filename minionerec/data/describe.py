@@ -92,7 +92,7 @@ def _times(dataset: Dataset) -> dict[str, Any]:
     for name in SPLITS:
         stamps = dataset.split(name)["timestamp"].drop_nulls()
         if len(stamps):
-            days = [str(np.datetime64(int(stamp), "s"))[:10] for stamp in (stamps.min(), stamps.max())]  # type: ignore[arg-type]
+            days = pl.from_epoch(pl.Series([stamps.min(), stamps.max()], dtype=pl.Int64)).dt.strftime("%Y-%m-%d").to_list()
             found[name] = {"first target": days[0], "last target": days[1]}
     if found and dataset.interactions is not None:
         stamps = dataset.interactions["timestamp"].drop_nulls()
@@ -241,7 +241,7 @@ def _sids(dataset: Dataset, sids: np.ndarray) -> dict[str, Any]:
     for item, sid in enumerate(sids.tolist()):
         groups.setdefault(sid, []).append(item)
     shared = {sid: items for sid, items in groups.items() if len(items) > 1}
-    targets = {name: sids[dataset.split(name)["target"].to_numpy()] for name in SPLITS}
+    targets: dict[str, np.ndarray] = {name: sids[dataset.split(name)["target"].to_numpy()] for name in SPLITS}
     described = dataset.catalog.select(c for c in ("title", "description") if c in dataset.catalog.columns).rows()
     found: dict[str, Any] = {
         "different SIDs": len(groups),

@@ -301,3 +301,21 @@ def _figures(dataset: Dataset) -> dict[str, Any]:
         "mean_history": round(float(lengths.sum()) / max(len(lengths), 1), 4),
         "items_without_interaction": len(dataset.catalog) - items.drop_nulls().n_unique(),
     }
+
+
+def shipped_sids(config: DataConfig, dataset: Dataset) -> list[list[str]] | None:
+    """The semantic IDs that came with the raw files, as token strings of each item; None where the source has none.
+
+    Raises:
+        DataError: the index file is malformed, or lacks an item.
+    """
+    if config.source not in ("reference", "letter"):
+        return None
+    source = Path(config.path) if config.path else sources.fetch(sources.named(config), cache_folder())
+    if config.source == "letter" and not list(source.glob("*.index.json")):
+        return None
+    tokens = reference.shipped_sids(source, config.category, config.source)
+    missing = next((item for item in dataset.catalog["item_id"].to_list() if item not in tokens), None)
+    if missing is not None:
+        raise DataError(f"{source}: item {missing!r} has no entry in the *.index.json file.")
+    return [tokens[item] for item in dataset.catalog["item_id"].to_list()]

@@ -119,3 +119,24 @@ def curves(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:
             _draw(figure, name, *series[name], _LINES[line % len(_LINES)])
         drawn.append((title, _fragment(figure, x="step", legend=len(panels[title]) > 1, zero=title != "Loss")))
     return drawn
+
+
+def counts(by_series: Mapping[str, Mapping[int, int]], x: str, y: str) -> Markup:
+    """Bars of how often each whole number occurs, side by side per series; each series as shares of its own sum."""
+    figure = go.Figure()
+    for place, (name, found) in enumerate(by_series.items()):
+        total = sum(found.values())
+        shares = [count / total for count in found.values()]
+        figure.add_bar(
+            name=name, x=list(found), y=shares, marker={"color": _LINES[place % len(_LINES)]}, hovertemplate="%{y:.3f}"
+        )
+    figure.update_layout(barmode="group")
+    return _fragment(figure, x=x, y=y)
+
+
+def curve(points: Sequence[tuple[float, float]], x: str, y: str) -> Markup:
+    """One line through points (x, y)."""
+    figure = go.Figure()
+    across, up = ([point[axis] for point in points] for axis in (0, 1))
+    figure.add_scatter(x=across, y=up, mode="lines", line={"color": _LINES[0], "width": 2}, hovertemplate="%{y:.3f}")
+    return _fragment(figure, x=x, y=y, legend=False)

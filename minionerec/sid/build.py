@@ -37,7 +37,7 @@ def run(config: Config) -> tuple[Manifest, bool]:
         CatalogError: more items than semantic IDs.
         ConfigError, DataError: see `encode`.
     """
-    data = artifacts.require(config.folder / "data", "minionerec data --config YOUR.yaml")
+    data = artifacts.require(config.folder / "data", "minionerec data prepare --config YOUR.yaml")
     folder, settings, inputs = config.folder / "sid", config.section("sid"), {"data": data.digest}
     if config.sid.encoder not in ("minilm", "tfidf") and Path(config.sid.encoder).is_dir():
         inputs["encoder"] = artifacts.folder_digest(Path(config.sid.encoder))
