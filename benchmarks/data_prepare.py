@@ -47,11 +47,12 @@ def write_dump(folder: Path, rows: int, seed: int = 0) -> None:
         for item in range(items):
             if item % 50 == 7:
                 continue  # reviewed, but not listed
-            title = "<span id=x>" if item % 60 == 9 else " ".join(rng.choice(_WORDS, 25 if item % 40 == 3 else 6)) + f" {item}"
-            described = [" ".join(rng.choice(_WORDS, 30))]
+            words = _WORDS[item % 11 :] + _WORDS
+            title = "<span id=x>" if item % 60 == 9 else " ".join(words[: 25 if item % 40 == 3 else 6]) + f" {item}"
+            described = [" ".join(words)]
             line = {"category": ["Things"], "description": described, "title": title, "brand": "B", "asin": f"B{item:09d}"}
             stream.write(json.dumps(line) + "\n")
-    texts = np.array([" ".join(rng.choice(_WORDS, rng.integers(15, 110))) for _ in range(2000)], dtype=object)
+    texts = pl.Series([" ".join(rng.choice(_WORDS, rng.integers(15, 110))) for _ in range(2000)])
     day = 86_400
     with gzip.open(folder / f"{CATEGORY}.json.gz", "wb", compresslevel=1) as stream:
         for begin in range(0, rows, _BLOCK):
@@ -64,13 +65,17 @@ def write_dump(folder: Path, rows: int, seed: int = 0) -> None:
                     "overall": rng.integers(1, 6, count).astype(float),
                     "verified": True,
                     "reviewTime": "09 1, 2016",
-                    "reviewerID": [f"A{name:013d}" for name in user],
-                    "asin": [f"B{name:09d}" for name in item],
+                    "reviewerID": user,
+                    "asin": item,
                     "reviewerName": "A. Customer",
-                    "reviewText": texts[rng.integers(0, len(texts), count)].tolist(),
+                    "reviewText": texts.gather(rng.integers(0, len(texts), count)),
                     "summary": "Works",
                     "unixReviewTime": time_,
                 }
+            )
+            frame = frame.with_columns(
+                reviewerID="A" + pl.col("reviewerID").cast(pl.String).str.zfill(13),
+                asin="B" + pl.col("asin").cast(pl.String).str.zfill(9),
             )
             repeated = frame[: count // 100]
             stream.write(

@@ -18,7 +18,7 @@ SHARED = Path(__file__).parents[3] / "shared" / "data" / "amazon"
 # What a study of the reference's files found: design notes, section "Dataset facts that shape any metric".
 KNOWN = {
     "Industrial_and_Scientific": {
-        "shared": (31, 15, 3, 11), "targets": (238, 317), "lost": 0.0243, 
+        "shared": (31, 15, 3, 11), "targets": (238, 317), "lost": 0.0243,
         "top": ("<a_107><b_93><c_0>", 200, {"181": 132, "182": 68}),
         "constant": (0.0441, 0.0754, 0.1628), "items": (0.0291, 0.0684, 0.1546), "repeats": (0.0282, 0.0474, 0.0435, 0.0269),
         "absent": (0.698, 0.065), "later": 2546, "titles": 5,
