@@ -54,8 +54,12 @@ def csv_lines(path: Path, fields: Sequence[str], problems: Problems) -> Iterator
                 raise DataError(f"{path}, line 1: columns {', '.join(header)}; expected {', '.join(missing)} among them.")
         lines = block.decode("utf-8", "replace").split("\n")
         good = [line.count(",") == len(header) - 1 or '"' in line for line in lines]
-        for place in (place for place, fine in enumerate(good) if not fine and lines[place].strip()):
-            problems.add(f"{path}, line {first + place}: {lines[place].count(',') + 1} fields, expected {len(header)}.")
+        for place, line in enumerate(lines):
+            if "\ufffd" in line:
+                good[place] = False
+                problems.add(f"{path}, line {first + place}: has a byte that is not UTF-8.")
+            elif line.strip() and not good[place]:
+                problems.add(f"{path}, line {first + place}: {line.count(',') + 1} fields, expected {len(header)}.")
         kept = [place for place, fine in enumerate(good) if fine and lines[place].strip()]
         if not kept:
             continue

@@ -204,6 +204,29 @@ def test_broken_lines_are_skipped_counted_and_listed(tmp_path):
     assert all(dataset.split(name).equals(clean.split(name)) for name in SPLITS)
 
 
+def test_broken_rows_of_a_ratings_file(tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    rows = [
+        b"user_id,parent_asin,rating,timestamp",
+        *(b'u,"A",5,%d' % (FIRST + n) for n in range(4)),
+        b"u,A,5",
+        b"u\xff,A,5,7",
+        b"",
+    ]
+    (raw / "Tools.csv").write_bytes(b"\n".join(rows))
+    (raw / "meta_Tools.jsonl").write_text('{"parent_asin": "A", "title": "Drill"}\n')
+    data = DataConfig(source="amazon-2023", path=str(raw), item_k=0)
+    with pytest.raises(DataError, match=r"Tools\.csv, line 6: 3 fields, expected 4"):
+        run(tmp_path, data)
+    dataset, metrics = run(tmp_path, DataConfig(**{**vars(data), "on_error": "skip"}))
+    assert len(dataset.interactions) == 4 and metrics["skipped_rows"] == 2
+    assert "line 7: has a byte that is not UTF-8" in (tmp_path / "run" / "data" / "skipped.txt").read_text()
+    (raw / "Tools.csv").write_text("user,parent_asin\n")
+    with pytest.raises(DataError, match="line 1: columns user, parent_asin; expected user_id, timestamp, rating among them"):
+        run(tmp_path, data)
+
+
 def test_numbers_as_text_and_blank_lines(tmp_path):
     clean, _ = run(tmp_path, dump(tmp_path / "raw"))
     texts = [json.dumps(row | {"unixReviewTime": str(row["unixReviewTime"])}) + "\n\n" for row in REVIEWS]
