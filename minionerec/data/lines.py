@@ -54,18 +54,18 @@ def csv_lines(path: Path, fields: Sequence[str], problems: Problems) -> Iterator
                 raise DataError(f"{path}, line 1: columns {', '.join(header)}; expected {', '.join(missing)} among them.")
         lines = block.decode("utf-8", "replace").split("\n")
         good = [line.count(",") == len(header) - 1 or '"' in line for line in lines]
-        for place, line in enumerate(lines):
-            if "\ufffd" in line:
+        for place, text in enumerate(lines):
+            if "\ufffd" in text:
                 good[place] = False
                 problems.add(f"{path}, line {first + place}: has a byte that is not UTF-8.")
-            elif line.strip() and not good[place]:
-                problems.add(f"{path}, line {first + place}: {line.count(',') + 1} fields, expected {len(header)}.")
+            elif text.strip() and not good[place]:
+                problems.add(f"{path}, line {first + place}: {text.count(',') + 1} fields, expected {len(header)}.")
         kept = [place for place, fine in enumerate(good) if fine and lines[place].strip()]
         if not kept:
             continue
-        text = "\n".join(lines[place] for place in kept).encode()
+        table = "\n".join(lines[place] for place in kept).encode()
         try:
-            frame = pl.read_csv(text, has_header=False, new_columns=header, infer_schema=False, truncate_ragged_lines=False)
+            frame = pl.read_csv(table, has_header=False, new_columns=header, infer_schema=False, truncate_ragged_lines=False)
         except pl.exceptions.PolarsError as error:
             raise DataError(f"{path}, lines {first} to {first + len(lines)}: not readable as CSV ({error}).") from None
         yield frame.select(fields).insert_column(0, pl.Series("row", [first + place for place in kept], dtype=pl.UInt32))
