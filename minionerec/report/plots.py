@@ -223,3 +223,24 @@ def changes(differences: Mapping[str, Mapping[str, float]]) -> Markup:
     figure.add_hline(y=0, line={"color": "#9aa3b2", "width": 1})
     figure.update_layout(scattermode="group", scattergap=0.6)
     return fragment(figure, y="change, share of examples", x="cut-off", zero=False, height=320)
+
+
+def counts(by_series: Mapping[str, Mapping[int, int]], x: str, y: str) -> Markup:
+    """Bars of how often each whole number occurs, side by side per series; each series as shares of its own sum."""
+    figure = go.Figure()
+    for place, (name, found) in enumerate(by_series.items()):
+        total = sum(found.values())
+        shares = [count / total for count in found.values()]
+        figure.add_bar(
+            name=name, x=list(found), y=shares, marker={"color": _LINES[place % len(_LINES)]}, hovertemplate="%{y:.3f}"
+        )
+    figure.update_layout(barmode="group")
+    return fragment(figure, x=x, y=y)
+
+
+def curve(points: Sequence[tuple[float, float]], x: str, y: str) -> Markup:
+    """One line through points (x, y)."""
+    figure = go.Figure()
+    across, up = ([point[axis] for point in points] for axis in (0, 1))
+    figure.add_scatter(x=across, y=up, mode="lines", line={"color": _LINES[0], "width": 2}, hovertemplate="%{y:.3f}")
+    return fragment(figure, x=x, y=y, legend=False)

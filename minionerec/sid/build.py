@@ -43,7 +43,7 @@ def run(config: Config) -> tuple[Manifest, bool]:
         CatalogError: an item twice in the catalogue, fewer items than codes, or more items than semantic IDs.
         ConfigError, DataError: see `item_vectors` and `fit`.
     """
-    data = artifacts.require(config.folder / "data", "minionerec data --config YOUR.yaml")
+    data = artifacts.require(config.folder / "data", "minionerec data prepare --config YOUR.yaml")
     folder, settings, inputs = config.folder / "sid", config.section("sid"), stage_inputs(config, data)
     key = artifacts.content_hash({"config": settings, "seed": config.seed, "inputs": inputs})
     if artifacts.is_current(folder, key):
