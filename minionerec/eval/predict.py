@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minionerec.artifacts import (
     CHECKPOINTS,
+    ITEM_STAGES,
     MANIFEST,
     Manifest,
     content_hash,
@@ -256,7 +257,7 @@ def run(config: Config, recommender: str) -> tuple[Manifest, bool]:
         ArtifactError: an input is missing, or a shard of the predictions is.
     """
     folder = config.folder / "eval" / recommender
-    inputs = {name: require(config.folder / name, f"minionerec {name}").digest for name in ("data", "sid")}
+    inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
     if recommender in MODELS:
         model = require(config.folder / recommender, f"minionerec {recommender}", made_from=inputs)
         inputs[recommender] = model.digest

@@ -202,7 +202,7 @@ def run(config: Config) -> tuple[Manifest, bool]:
         ArtifactError, DataError: an input is missing, damaged or malformed.
     """
     manifests = {
-        name: require(config.folder / name, f"minionerec {name.partition('/')[0]} --config FILE") for name in _REQUIRED
+        name: require(config.folder / name, f"{ITEM_STAGES.get(name, 'minionerec eval')} --config FILE") for name in _REQUIRED
     }
     present = [name for name in _OPTIONAL if (config.folder / name / MANIFEST).is_file()]
     manifests |= {name: Manifest.load(config.folder / name) for name in present}

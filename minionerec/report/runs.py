@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from minionerec.artifacts import Manifest, content_hash, read_json, require
+from minionerec.artifacts import ITEM_STAGES, Manifest, content_hash, read_json, require
 from minionerec.config import CUTOFFS
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError, DataError
@@ -63,8 +63,8 @@ def _counts(folder: Path) -> dict[str, int]:
 
 
 def _of_folder(folder: Path) -> list[Run]:
-    for name in ("data", "sid"):
-        require(folder / name, f"minionerec {name}")
+    for name, command in ITEM_STAGES.items():
+        require(folder / name, command)
     manifests = {name: Manifest.load(folder / name) for name in _STAGES if (folder / name / "manifest.json").is_file()}
     dataset = Dataset.load(folder / "data")
     index, counts = SidIndex.load(folder / "sid", dataset), _counts(folder / "data")

@@ -33,7 +33,7 @@ def run(config: Config) -> tuple[Manifest, bool]:
     Raises:
         ArtifactError: data or sid are missing or damaged.
     """
-    require(config.folder / "data", "minionerec data --config FILE")
+    require(config.folder / "data", "minionerec data prepare --config FILE")
     sid = require(config.folder / "sid", "minionerec sid --config FILE")
     folder, inputs = config.folder / _STAGE, {"sid": sid.digest}
     key = content_hash({"inputs": inputs, "name": config.name})

@@ -38,7 +38,7 @@ def run(config: Config, base: Path) -> tuple[Manifest, bool]:
         CatalogError: an old item is missing, or no SID is free.
         ConfigError: the vectors come from another encoder than the base's, or `sid.collisions` differs.
     """
-    data = artifacts.require(config.folder / "data", "minionerec data --config YOUR.yaml")
+    data = artifacts.require(config.folder / "data", "minionerec data prepare --config YOUR.yaml")
     old = artifacts.require(base / "sid", "minionerec sid --config BASE.yaml")
     if (config.folder / "sid").resolve() == (base / "sid").resolve():
         raise ConfigError(f"--base {base} is this run's own folder; give the new catalogue a run of its own with --out DIR.")

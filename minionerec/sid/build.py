@@ -72,7 +72,7 @@ def embed(config: Config) -> None:
         ArtifactError, ConfigError, DataError: as `run`.
     """
     state = artifacts.distributed_state()
-    artifacts.require(config.folder / "data", "minionerec data --config YOUR.yaml")
+    artifacts.require(config.folder / "data", "minionerec data prepare --config YOUR.yaml")
     texts = Dataset.load(config.folder / "data").catalog["text"].to_list()
     embed_share(texts, config.sid, config.seed, state.process_index, state.num_processes)
     artifacts.wait_for_everyone()

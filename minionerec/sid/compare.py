@@ -53,7 +53,7 @@ def run(config: Config, methods: Sequence[str] = ()) -> Table:
     unknown = [name for name in methods if name not in get_args(SidMethod)]
     if unknown:
         raise ConfigError(f"--methods {unknown[0]}: unknown; known are {', '.join(get_args(SidMethod))}.")
-    artifacts.require(config.folder / "data", "minionerec data --config YOUR.yaml")
+    artifacts.require(config.folder / "data", "minionerec data prepare --config YOUR.yaml")
     dataset = Dataset.load(config.folder / "data")
     check_catalog(dataset)
     vectors = item_vectors(dataset, config.sid, config.seed)

@@ -197,9 +197,9 @@ class CatalogTrie:
                 f"found {mask.dtype} of shape {tuple(mask.shape)}."
             )
         mask = mask[None] if mask.dim() == 1 else mask
-        leaves = torch.zeros(len(mask), len(self), dtype=torch.int32, device=self.device)
-        leaves.index_add_(1, self.leaf_of_item, mask.int())
-        kept = leaves > 0
+        kept = torch.zeros(len(mask), len(self), dtype=torch.bool, device=self.device)
+        request, item = mask.nonzero(as_tuple=True)
+        kept[request, self.leaf_of_item[item].long()] = True
         empty = (~kept.any(1)).nonzero()
         if len(empty):
             raise CatalogError(f"The item filter of request {int(empty[0])} leaves no item of the catalogue's {items}.")

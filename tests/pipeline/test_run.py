@@ -99,7 +99,7 @@ def test_killed_in_every_stage_it_ends_with_the_same_metrics(undisturbed, tmp_pa
 def test_a_stage_without_its_input_names_the_command(tmp_path, capsys):
     path = str(write_config(tmp_path))
     assert main(["sft", "--config", path]) == 2
-    assert "minionerec data" in capsys.readouterr().err
+    assert "minionerec data prepare" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -158,7 +158,7 @@ def test_a_stage_made_from_another_input_is_noted(tmp_path):
 
 
 def test_missing_inputs_name_the_command(tmp_path):
-    with pytest.raises(ArtifactError, match="minionerec data"):
+    with pytest.raises(ArtifactError, match="minionerec data prepare"):
         run(Config(out=str(tmp_path)))
 
 

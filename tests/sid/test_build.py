@@ -64,7 +64,7 @@ def test_keep_leaves_shared_sids(config, dataset):
 
 
 def test_data_stage_is_required(config):
-    with pytest.raises(ArtifactError, match="minionerec data"):
+    with pytest.raises(ArtifactError, match="minionerec data prepare"):
         run(config)
 
 
