@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from minionerec.artifacts import (
+    ITEM_STAGES,
     MANIFEST,
     Manifest,
     content_hash,
@@ -202,7 +203,7 @@ def run(config: Config) -> tuple[Manifest, bool]:
         ArtifactError, DataError: an input is missing, damaged or malformed.
     """
     manifests = {
-        name: require(config.folder / name, f"{ITEM_STAGES.get(name, 'minionerec eval')} --config FILE") for name in _REQUIRED
+        name: require(config.folder / name, ITEM_STAGES.get(name, f"minionerec {name.partition('/')[0]}")) for name in _REQUIRED
     }
     present = [name for name in _OPTIONAL if (config.folder / name / MANIFEST).is_file()]
     manifests |= {name: Manifest.load(config.folder / name) for name in present}
