@@ -62,12 +62,12 @@ def preset(name: str) -> Path:
     raise ConfigError(f"--config {name}: no such file, and no such preset ({', '.join(known)}).{hint}")
 
 
-def parser(command: str) -> ArgumentParser:
-    """The parser of one command; all commands take the whole configuration."""
+def parser(command: str, own_options: bool = True) -> ArgumentParser:
+    """The parser of one command; all commands take the whole configuration, some have options of their own."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     made = ArgumentParser(prog=f"minionerec {command}", description=COMMANDS[command], exit_on_error=False)
     made.add_argument("--config", action="config", help="a YAML file, or the name of a preset that ships with the package")
-    for option in _OWN_OPTIONS.get(command, {}):
+    for option in _OWN_OPTIONS.get(command, {}) if own_options else ():
         made.add_argument(f"--{option}", help=_OWN_OPTIONS[command][option])
     made.add_class_arguments(Config, None)
     return made
@@ -132,7 +132,7 @@ def parse(command: str, arguments: Sequence[str]) -> Config | None:
         if name.startswith("--") and name not in ("--help", "--print_config"):
             _check_fields([name.removeprefix("--").removesuffix("+")], "command line")
         fields.append(argument)
-    made = parser(command)
+    made = parser(command, own_options="--print_config" not in arguments)  # what is printed is a configuration and no more
     try:
         config = made.instantiate(made.parse_args(files + fields)).as_dict()
     except MiniOneRecError:

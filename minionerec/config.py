@@ -92,6 +92,10 @@ class DataConfig:
             raise ConfigError(
                 f"data.source {self.source!r} needs data.category, e.g. Office_Products, or data.path, a folder of files."
             )
+        if self.on_error == "skip" and self.source in ("sequences", "letter"):
+            raise ConfigError(
+                f"data.on_error skip cannot be had with data.source {self.source!r}: a list has no rows to leave out."
+            )
         self._check_window()
         if self.filters == "reference":
             self._check_reference()
@@ -224,7 +228,8 @@ class SidConfig:
     """Vector length of the `tfidf` encoder; lowered to what the catalogue's rank allows (dimensions)."""
     collaborative: float = 0.35
     """How far items are moved to the mean of the items bought right before or after them in the training split, before level 1
-    is clustered (fraction from 0, text only, to below 1). Items nobody bought keep their text's place."""
+    is clustered (fraction from 0, text only, to below 1; not for `pq` and `opq`, which have no first level of that kind). Items
+    nobody bought keep their text's place."""
     method: SidMethod = "rq-kmeans-joint"
     """Quantizer. `rq-kmeans-joint`: size-balanced residual k-means whose levels are then refined together; `rq-kmeans`: plain
     residual k-means; `rq-kmeans-sinkhorn`, `rq-kmeans-constrained`: with balanced clusters, by Sinkhorn or by exact size
@@ -265,6 +270,10 @@ class SidConfig:
             name = "codebook_sizes" if self.codebook_sizes else "levels"
             raise ConfigError(
                 f"sid.{name} is {getattr(self, name)}; levels, that of a suffix too, are named a to z, so {most} at most."
+            )
+        if self.codebook_sizes and self.levels not in (3, len(self.codebook_sizes)):
+            raise ConfigError(
+                f"sid.codebook_sizes has {len(self.codebook_sizes)} levels, but sid.levels is {self.levels}; leave one out."
             )
         if self.codebook_sizes == []:
             raise ConfigError("sid.codebook_sizes is an empty list; give one size per level, or null.")

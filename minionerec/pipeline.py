@@ -234,10 +234,10 @@ def _sids(config: Config, dataset: "Dataset") -> list[list[str]] | None:
     from minionerec.data import prepare
 
     if (config.folder / "sid" / MANIFEST).is_file():
-        from minionerec.sid.index import SidIndex, token_string
+        from minionerec.sid.index import SidIndex
 
-        codes = SidIndex.load(config.folder / "sid", dataset).codes.tolist()
-        return [[token_string(level, code) for level, code in enumerate(row)] for row in codes]
+        index = SidIndex.load(config.folder / "sid", dataset)
+        return [index.tokens(item) for item in range(len(index.codes))]
     return prepare.shipped_sids(config.data, dataset)
 
 

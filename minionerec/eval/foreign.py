@@ -11,6 +11,7 @@ from minionerec.errors import CatalogError, ConfigError, DataError
 from minionerec.eval.lists import EMPTY, RankedLists
 
 _TOKEN = re.compile(r"<([a-z])_(\d+)>")
+_IN_PROMPT = re.compile(r"<a_\d+>(?:<[b-z]_\d+>)*")
 _WHOLE = re.compile(r"(?:<[a-z]_\d+>)+")
 
 
@@ -77,6 +78,9 @@ def read_reference(path: Path, catalog: dict[tuple[int, ...], int] | None = None
     reference's own `calc.py`. The file does not say who the user was: each record is its own unit of resampling. The history
     is read from the SIDs of the prompt.
 
+    SIDs may differ in length, as where only colliding items have a suffix: levels are those of the longest target or
+    recommendation (with a catalogue, of its longest SID), and shorter ones end in -1.
+
     Args:
         catalog: items per SID, see `read_catalog`; gives item-level ranks, and makes SIDs outside the catalogue invalid.
 
@@ -98,8 +102,6 @@ def read_reference(path: Path, catalog: dict[tuple[int, ...], int] | None = None
             raise DataError(f"{where}: field output is {json.dumps(output)[:60]}, expected a SID such as <a_17><b_203><c_8>.")
         if not isinstance(predict, list) or not predict or not all(isinstance(text, str) for text in predict):
             raise DataError(f"{where}: field predict is {json.dumps(predict)[:60]}, expected a list of SIDs as text.")
-        if targets and len(target) != len(targets[0]):
-            raise DataError(f"{where}: the target has {len(target)} codes, record 1 has {len(targets[0])}.")
         if ranked and len(predict) != len(ranked[0]):
             raise DataError(
                 f"{where}: {len(predict)} predictions, record 1 has {len(ranked[0])}; lists of unequal length are cut off or "
@@ -110,14 +112,14 @@ def read_reference(path: Path, catalog: dict[tuple[int, ...], int] | None = None
         for text in predict:
             if text not in known:
                 codes = codes_of(text)
-                good = codes is not None and len(codes) == len(target) and (catalog is None or codes in catalog)
-                known[text] = codes if good else None
+                known[text] = codes if catalog is None or codes in catalog else None
         targets.append(target)
         ranked.append([known[text] for text in predict])
-        histories.append(_history(str(record.get("input", "")), len(target)))
-    levels, width = len(targets[0]), len(ranked[0])
-    nothing = (EMPTY,) * levels
-    sids = np.array([[sid or nothing for sid in row] for row in ranked], dtype=np.int32).reshape(-1, width, levels)
+        histories.append(_history(str(record.get("input", ""))))
+    width = len(ranked[0])
+    levels = max(map(len, catalog or [*targets, *filter(None, known.values())]))
+    padded = {sid: sid + (EMPTY,) * (levels - len(sid)) for sid in {(), *targets, *filter(None, known.values())}}
+    sids = np.array([[padded[sid or ()] for sid in row] for row in ranked], dtype=np.int32).reshape(-1, width, levels)
     sizes = None
     if catalog is not None:
         sizes = np.array([[catalog[sid] if sid else 1 for sid in row] for row in ranked], dtype=np.int32)
@@ -125,7 +127,7 @@ def read_reference(path: Path, catalog: dict[tuple[int, ...], int] | None = None
         users=np.arange(1, len(targets) + 1).astype(np.str_),
         positions=np.full(len(targets), -1),
         targets=np.full(len(targets), -1),
-        target_sids=np.array(targets, dtype=np.int32),
+        target_sids=np.array([padded[target] for target in targets], dtype=np.int32),
         sids=sids,
         lengths=np.full(len(targets), width),
         scores=None,
@@ -138,10 +140,10 @@ def read_reference(path: Path, catalog: dict[tuple[int, ...], int] | None = None
     )
 
 
-def _history(prompt: str, levels: int) -> list[tuple[int, ...]]:
+def _history(prompt: str) -> list[tuple[int, ...]]:
     """The SIDs of a prompt in order, before its answer section."""
     prompt = prompt.split("### Response:")[0]
-    found = (codes_of(text) for text in re.findall(rf"(?:<[a-z]_\d+>){{{levels}}}", prompt))
+    found = (codes_of(text) for text in _IN_PROMPT.findall(prompt))
     return [codes for codes in found if codes]
 
 

@@ -14,6 +14,9 @@ _BINS = 10
 def first_matches(predictions: Lists) -> tuple[np.ndarray, np.ndarray]:
     """The best rank at which a list agrees with the target, per level.
 
+    A SID that has ended agrees at a further level with every other that has ended there: both have no code. Places that hold
+    no SID agree with nothing.
+
     Returns:
         Two arrays (rows, levels) of 0-based ranks, infinity where there is none: of the first SID with the target's code at
         that level, and of the first SID with all of the target's codes up to that level.
@@ -26,9 +29,10 @@ def first_matches(predictions: Lists) -> tuple[np.ndarray, np.ndarray]:
     if lists.width == 0:
         return alone, together
     for rows in lists.chunks():
-        so_far = np.ones((rows.stop - rows.start, lists.width), dtype=bool)
+        there = lists.sids[rows, :, 0] >= 0  # (rows, width), as all below
+        so_far = np.ones(there.shape, dtype=bool)
         for level in range(lists.levels):
-            match = lists.sids[rows, :, level] == lists.target_sids[rows, None, level]  # (rows, width)
+            match = (lists.sids[rows, :, level] == lists.target_sids[rows, None, level]) & there
             so_far &= match
             for found, table in ((match, alone), (so_far, together)):
                 table[rows, level] = np.where(found.any(axis=1), found.argmax(axis=1), np.inf)
@@ -45,10 +49,10 @@ def level_tables(predictions: Lists, cutoffs: Sequence[int] = CUTOFFS) -> dict[s
     A cut-off beyond a list's length takes the whole list.
 
     Returns:
-        `independent`: per cut-off, the share with any of the top k SIDs having the target's code at `Level l`, and
-        `Exact`, the whole SID. `cumulative`: per cut-off, the share with any of the top k SIDs sharing the first codes
-        (`L1`, `L1+L2`, ...). `drop_off`: of the first SID alone, `L1 accuracy`, then the share of what a prefix kept that the
-        next level keeps as well; None where nothing was left to keep.
+        `independent`: per cut-off, the share with any of the top k SIDs having the target's code at `Level l` (or, like the
+        target, none, where SIDs differ in length), and `Exact`, the whole SID. `cumulative`: per cut-off, the share with any of
+        the top k SIDs sharing the first codes (`L1`, `L1+L2`, ...). `drop_off`: of the first SID alone, `L1 accuracy`, then the
+        share of what a prefix kept that the next level keeps as well; None where nothing was left to keep.
 
     Raises:
         DataError: no predictions, or SIDs of unequal depth.

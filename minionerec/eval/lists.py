@@ -78,8 +78,9 @@ class RankedLists:
         users: (rows,) ids; a user with several examples has several rows.
         positions: (rows,) int, the target's place in the user's sequence; -1 where the file does not say.
         targets: (rows,) int, item indices; -1 where the file names no items.
-        target_sids: (rows, levels) int.
-        sids: (rows, width, levels) int, best first; `EMPTY` beyond a list's end and where a recommended text is no SID.
+        target_sids: (rows, levels) int; a SID with fewer codes than the longest ends in -1.
+        sids: (rows, width, levels) int, best first, short ones ending in -1; `EMPTY` at every level beyond a list's end and
+            where a recommended text is no SID.
         lengths: (rows,) int, places of each list.
         scores: (rows, width) float32, NaN beyond a list's end; None where the file has none.
         sizes: (rows, width) int, items of each SID where these are tied, 0 beyond a list's end; None where nothing is tied.
@@ -254,7 +255,8 @@ def _arrays(block: bytes) -> dict[str, Any]:
         or (code_depths != levels).any()
         or (score_lengths != lengths).any()
         or not np.isfinite(scores).all()
-        or any(values.size and values.min() < 0 for values in (history, target_codes, items, codes, targets))
+        or any(values.size and values.min() < 0 for values in (history, items, targets))
+        or not (_are_sids(target_codes.reshape(-1, levels)) and _are_sids(codes.reshape(-1, levels)))
     ):
         raise _Irregular
     filled = np.arange(int(lengths.max())) < lengths[:, None]
@@ -282,6 +284,12 @@ def _arrays(block: bytes) -> dict[str, Any]:
         "history": (history, history_lengths),
         "exact": column["exact"].to_numpy(zero_copy_only=False),
     }
+
+
+def _are_sids(codes: np.ndarray) -> bool:
+    """Whether each row of (SIDs, levels) has a first code and no code after a -1."""
+    stops = codes < 0
+    return not ((codes < -1).any() or stops[:, 0].any() or (stops[:, :-1] & ~stops[:, 1:]).any())
 
 
 def _sizes(column: pa.ListArray, filled: np.ndarray, item_lengths: np.ndarray) -> np.ndarray | None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from minionerec.errors import ArtifactError
+from minionerec.errors import ArtifactError, ConstraintError
 from minionerec.eval.levels import calibrated
 from minionerec.eval.metrics import gains, hits
 from minionerec.tree import CatalogTrie, score_prefixes
@@ -87,6 +87,9 @@ def trace(
     nodes = [torch.arange(len(tokens), device=trie.device) for tokens in trie.tokens]
     parents = [trie.parent(level, numbers).cpu().numpy() for level, numbers in enumerate(nodes)]
     paths = trie.walk(torch.tensor([list(target) for target in targets], device=trie.device)).tolist()
+    for row, target, path in zip(rows, targets, paths, strict=True):
+        if min(path) < 0:
+            raise ConstraintError(f"Row {row}: the target {list(target)} is not a SID of the catalogue.")
     return [
         _one(row, [level[number] for level in scored], parents, path, widths)
         for number, (row, path) in enumerate(zip(rows, paths, strict=True))

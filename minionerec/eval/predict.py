@@ -37,7 +37,7 @@ from minionerec.artifacts import (
 from minionerec.baselines import floors
 from minionerec.config import CUTOFFS, Config
 from minionerec.data.dataset import Dataset
-from minionerec.errors import ArtifactError
+from minionerec.errors import ArtifactError, DataError
 from minionerec.eval import oracle
 from minionerec.eval.exposure import exposure
 from minionerec.eval.lists import RankedLists, check_belongs
@@ -266,6 +266,11 @@ def run(config: Config, recommender: str) -> tuple[Manifest, bool]:
     if is_current(folder, key):
         return Manifest.load(folder), False
     dataset = Dataset.load(config.folder / "data")
+    if not len(dataset.split(config.eval.split)):
+        raise DataError(
+            f"{config.folder / 'data'}: the {config.eval.split} split is empty, there is nothing to evaluate; see data.split, "
+            "data.parts and data.test_from."
+        )
     index = SidIndex.load(config.folder / "sid", dataset)
     with write_artifact(
         folder,

@@ -25,8 +25,8 @@ class Prediction:
         user: the user's id.
         history: item indices, oldest first.
         target: the index of the item to be found.
-        target_sid: its codes, one per level.
-        sids: recommended SIDs, best first, distinct, each with as many codes as `target_sid`.
+        target_sid: its codes, one per level; a SID with fewer codes than the longest ends in -1.
+        sids: recommended SIDs, best first, distinct, each as long as `target_sid`, short ones ending in -1 as well.
         items: recommended item indices, best first.
         scores: one per SID, descending; nats where a language model made them.
         exact: whether the list is provably the exact top of the catalogue.
@@ -75,16 +75,25 @@ def _indices(value: Any) -> bool:
     return isinstance(value, list) and all(map(_index, value))
 
 
+def _sid(value: Any) -> bool:
+    """At least one code, then nothing but -1."""
+    if not isinstance(value, list):
+        return False
+    end = next((level for level, code in enumerate(value) if code == -1), len(value))
+    return end > 0 and _indices(value[:end]) and all(type(code) is int and code == -1 for code in value[end:])
+
+
 def _finite(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
+_CODES = "codes, -1 only after the last"
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "user": (lambda value: isinstance(value, str), "a string"),
     "history": (_indices, "a list of item indices"),
     "target": (_index, "an item index"),
-    "target_sid": (_indices, "a list of codes"),
-    "sids": (lambda value: isinstance(value, list) and all(map(_indices, value)), "a list of lists of codes"),
+    "target_sid": (_sid, f"a list of {_CODES}"),
+    "sids": (lambda value: isinstance(value, list) and all(map(_sid, value)), f"a list of lists of {_CODES}"),
     "items": (_indices, "a list of item indices"),
     "scores": (lambda value: isinstance(value, list) and all(map(_finite, value)), "a list of finite numbers"),
     "exact": (lambda value: isinstance(value, bool), "true or false"),

@@ -39,8 +39,11 @@ def same_time(lists: RankedLists, dataset: Dataset, split: SplitName) -> np.ndar
     Returns:
         (rows,) 1 yes, 0 no, -1 unknown; None where the dataset's timestamps say nothing.
     """
-    frames = [dataset.split(name).select("user", "position", "timestamp") for name in SPLITS]
-    known = pl.concat(frames).unique(["user", "position"], keep="first", maintain_order=True)
+    if dataset.interactions is not None:
+        known = dataset.interactions.select("user", "position", "timestamp")
+    else:  # the splits do not tell the time of a user's first item
+        frames = [dataset.split(name).select("user", "position", "timestamp") for name in SPLITS]
+        known = pl.concat(frames).unique(["user", "position"], keep="first", maintain_order=True)
     if known["timestamp"].null_count() or known["timestamp"].n_unique() < 2:
         return None
     rows = dataset.split(split).select("user", "position", "timestamp").with_columns(before=pl.col("position") - 1)

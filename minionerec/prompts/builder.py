@@ -73,7 +73,7 @@ def sample_examples(
 
 
 def encode(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, context: int | None) -> list[TokenExample]:
-    """Texts to token ids; a text completion is ended by the tokenizer's end token, a SID has a fixed length.
+    """Texts to token ids; a text completion is ended by the tokenizer's end token, a SID ends by itself.
 
     Raises:
         ConfigError: an example is longer than the context, or the tokenizer makes nothing of it.

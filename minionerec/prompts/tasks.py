@@ -28,7 +28,7 @@ class Example:
     Attributes:
         target: index of the item that the completion names.
         group: examples of a task with the same group are expected to share the beginning of their prompts.
-        kind: whether the completion is a SID (fixed length) or text (ended by the tokenizer's end token).
+        kind: whether the completion is a SID (none is the beginning of another) or text (ended by the tokenizer's end token).
     """
 
     prompt: str

@@ -122,7 +122,8 @@ def _context(config: Config, manifests: dict[str, Manifest]) -> dict[str, Any]:
         "dates": (dates[0], dates[-1]),
         "dataset": content.dataset_figures(dataset),
         "tiles": _tiles(methods, manifests, change["sid"]),
-        "users": len(final.lists),
+        "rows": final.metrics["rows"],
+        "users": final.metrics["users"],
         "results": content.result_tables(shown, "sid", change["sid"]),
         "item_results": content.result_tables(shown, "item", change["item"]) if content.items_differ(shown) else None,
         "has_floor": "popularity" in methods,
@@ -154,7 +155,7 @@ def render_rl(config: Config, manifests: dict[str, Manifest]) -> str:
     """The page of what RL changed, as HTML text.
 
     Raises:
-        ArtifactError, DataError: an artefact is damaged or malformed, or SFT and RL were measured on different users.
+        ArtifactError, DataError: an artefact is damaged or malformed, or SFT and RL were measured on different examples.
     """
     folder = config.folder
     sft, rl = (_read_method(folder, name) for name in ("sft", "rl"))
@@ -187,7 +188,7 @@ def render(config: Config, manifests: dict[str, Manifest]) -> str:
         manifests: the run's artefacts by name, e.g. `eval/sft`.
 
     Raises:
-        ArtifactError: an artefact is damaged, or SFT and RL were measured on different users.
+        ArtifactError: an artefact is damaged, or SFT and RL were measured on different examples.
         DataError: a predictions file is malformed.
     """
     return environment().get_template("page.html").render(**_context(config, manifests))

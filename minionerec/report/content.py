@@ -37,16 +37,16 @@ class Method:
 
 
 def compared(first: Method, second: Method, on: Literal["sid", "item"], config: Config) -> dict[str, dict[str, Any]]:
-    """How much `second` exceeds `first` on the same users, see `eval.compare.compare`.
+    """How much `second` exceeds `first` on the same examples, see `eval.compare.compare`.
 
     Raises:
-        ArtifactError: the two were measured on different users.
+        ArtifactError: the two were measured on different examples.
     """
     try:
         return compare(first.lists, second.lists, config.eval.resamples, config.seed, on=on)
     except DataError as error:
         raise ArtifactError(
-            f"eval/{first.name} has {len(first.lists)} users, eval/{second.name} has {len(second.lists)}: {error} "
+            f"eval/{first.name} has {len(first.lists)} examples, eval/{second.name} has {len(second.lists)}: {error} "
             "Run the eval stage again for both."
         ) from None
 
@@ -148,7 +148,7 @@ def _spread(rows: np.ndarray, count: int) -> list[int]:
 
 
 def examples(method: Method, index: SidIndex, titles: Sequence[str], count: int) -> list[dict[str, Any]]:
-    """Example users, half of them with a hit in the top five where there are so many, taken at even distances in the file.
+    """Examples, half of them with a hit in the top five where there are so many, taken at even distances in the file.
 
     Recommendations are SIDs with the titles of all their items.
     """

@@ -39,7 +39,7 @@ from minionerec.prompts.builder import sample_examples, templates_digest
 from minionerec.rl.rewards import REWARDS
 from minionerec.rl.trainer import TreeGRPOTrainer, beam_rollouts, grouped
 from minionerec.sid.index import SidIndex
-from minionerec.tree import CatalogTrie
+from minionerec.tree import NO_TOKEN, CatalogTrie
 
 
 def grpo_arguments(config: RlConfig, levels: int, seed: int, folder: Path, prompts: int) -> GRPOConfig:
@@ -129,7 +129,7 @@ def run(config: Config) -> tuple[Manifest, bool]:
     rows = TokenDataset.from_dict(
         {
             "prompt": [example.prompt for example in examples],
-            "target": [token_ids[example.target].tolist() for example in examples],
+            "target": [[token for token in token_ids[example.target].tolist() if token != NO_TOKEN] for example in examples],
         }
     )
     with write_artifact(

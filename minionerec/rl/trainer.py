@@ -12,6 +12,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import split_tensor_dict
 
+from minionerec.errors import ConstraintError
 from minionerec.tree import NO_TOKEN, Branch, CatalogTrie, beam_search, left_pad, pack, tree_logprobs
 
 RewardFunction = Callable[..., list[float | None]]
@@ -22,6 +23,8 @@ def beam_rollouts(trie: CatalogTrie, num_generations: int, pad_token: int) -> Ca
 
     TRL hands over each prompt `num_generations` times in a row (its docstring says otherwise); one search serves them all.
     """
+    if len(trie) < num_generations:
+        raise ConstraintError(f"A group needs {num_generations} SIDs, but the catalogue has only {len(trie)}.")
 
     def rollout(prompts: list[list[int]], trainer: GRPOTrainer) -> dict[str, Any]:
         distinct = prompts[::num_generations]
@@ -29,8 +32,10 @@ def beam_rollouts(trie: CatalogTrie, num_generations: int, pad_token: int) -> Ca
         with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model, torch.no_grad():
             training = model.training
             model.eval()
-            result = beam_search(model, ids, mask, trie=trie, num_beams=num_generations)
-            model.train(training)
+            try:
+                result = beam_search(model, ids, mask, trie=trie, num_beams=num_generations)
+            finally:
+                model.train(training)
         completions = [[token for token in sid if token != NO_TOKEN] for sid in result.tokens.flatten(0, 1).tolist()]
         return {"prompt_ids": prompts, "completion_ids": completions, "logprobs": None}
 
@@ -74,23 +79,37 @@ class TreeGRPOTrainer(GRPOTrainer):
         compute_aux_loss: bool = False,
         **_: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        split = input_ids.shape[1] - logits_to_keep
-        ids, seen = input_ids.cpu(), attention_mask.bool().cpu()
-        branches = [
-            Branch(row[:split][kept[:split]].tolist(), row[split:][kept[split:]].tolist())
-            for row, kept in zip(ids, seen, strict=True)
-        ]
-        longest = int(seen[:, :split].sum(1).max())
-        group = longest + cast(int, self.args.num_generations) * (
-            logits_to_keep - 1
-        )  # the most that a prompt and its completions take
-        batch = pack(branches, row_tokens=group).to(input_ids.device)
-        with self.accelerator.autocast():
-            found = tree_logprobs(model, batch, temperature=self.temperature, entropies=compute_entropy)
-        logprobs = batch.by_branch(found.logprobs, len(branches), logits_to_keep)
-        if found.entropies is None:
-            return logprobs, None, None
-        return logprobs, batch.by_branch(found.entropies, len(branches), logits_to_keep), None
+        """TRL's method: (rows, completion) log-probabilities of the completion tokens, entropies where asked for, and None.
+
+        Args:
+            batch_size: rows computed at once, but never less than a group.
+
+        Raises:
+            ConstraintError: the model has a router whose loss TRL wants; that is not computed here.
+        """
+        if compute_aux_loss:
+            raise ConstraintError(
+                "The auxiliary loss of mixture-of-experts models is not computed; set router_aux_loss_coef to 0."
+            )
+        group = cast(int, self.args.num_generations)
+        size = max(batch_size or len(input_ids), group)
+        logprobs, entropies = [], []
+        for start in range(0, len(input_ids), size):
+            ids, seen = input_ids[start : start + size].cpu(), attention_mask[start : start + size].bool().cpu()
+            split = ids.shape[1] - logits_to_keep
+            branches = [
+                Branch(row[:split][kept[:split]].tolist(), row[split:][kept[split:]].tolist())
+                for row, kept in zip(ids, seen, strict=True)
+            ]
+            # What the longest prompt and its completions take, so that a group fits into a row.
+            row_tokens = int(seen[:, :split].sum(1).max()) + group * (logits_to_keep - 1)
+            batch = pack(branches, row_tokens=row_tokens).to(input_ids.device)
+            with self.accelerator.autocast():
+                found = tree_logprobs(model, batch, temperature=self.temperature, entropies=compute_entropy)
+            logprobs.append(batch.by_branch(found.logprobs, len(branches), logits_to_keep))
+            if found.entropies is not None:
+                entropies.append(batch.by_branch(found.entropies, len(branches), logits_to_keep))
+        return torch.cat(logprobs), torch.cat(entropies) if compute_entropy else None, None
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """TRL's own, but groups stay whole when the rollouts are shuffled and split into micro-batches."""

@@ -5,7 +5,7 @@ tokenizer), `sft/log.jsonl` (losses by step).
 
 Deviations from the paper: examples that share a history are computed as one prefix tree (same loss and gradients); the
 prompt is the one that RL and evaluation use; the answer is never in it; the schedule is a cosine; five tasks are three so
-far; a SID has a fixed length and is not followed by an end token.
+far; a SID ends by itself and is not followed by an end token.
 
 Command: `minionerec sft --config ml-100k`, or `accelerate launch --config_file sft/zero2.yaml sft/train.py --config NAME`.
 """

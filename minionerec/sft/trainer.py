@@ -33,6 +33,10 @@ class TreeCollator:
 class TreeTrainer(Trainer):
     """A Trainer whose examples are trees and whose loss is the mean over all completion tokens of a step."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = True  # count the labels of a step for every model: the loss is computed here
+
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -41,9 +45,13 @@ class TreeTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """Weighted cross-entropy of the labels, summed and divided by the labels of the whole step over all devices."""
+        if return_outputs:
+            raise TypeError("TreeTrainer gives the loss only; its evaluation loop computes its own.")
         loss, count = self._summed_loss(model, inputs)
+        if num_items_in_batch is None:
+            return loss / count
         devices = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1  # DDP averages over them
-        return loss * devices / (num_items_in_batch if num_items_in_batch is not None else count)
+        return loss * devices / num_items_in_batch
 
     def _summed_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, int]:
         batch = TreeBatch(**{name: value for name, value in inputs.items() if name != "shift_labels"})

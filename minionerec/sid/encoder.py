@@ -87,6 +87,11 @@ def encode(texts: Sequence[str], config: SidConfig, seed: int) -> np.ndarray:
         DataError: there is no text, a text is empty, or the encoder's output is not finite.
         ConfigError: the encoder is not installed, not found, or not a sentence-transformers model in safetensors.
     """
+    if texts and not any(text.strip() for text in texts):
+        raise DataError(
+            "No item of the catalogue has a text; this source brings none. Give the items' vectors with --sid.vectors FILE.npy "
+            "or use a source with titles."
+        )
     for item, text in enumerate(texts):
         if not text.strip():
             raise DataError(f"Item {item} (row {item} of the catalogue) has an empty text; give it a title or drop it.")

@@ -53,6 +53,7 @@ class TreeBatch:
         steps: (labels,) place of each label in its completion.
         trie_nodes: (labels,) the trie node above each label, -1 where the completion is no SID or `pack` got no trie.
         longest: tokens of the longest branch.
+        trie_depth: depth of the trie that `pack` got, 0 where it got none.
     """
 
     input_ids: torch.Tensor
@@ -66,6 +67,7 @@ class TreeBatch:
     steps: torch.Tensor
     trie_nodes: torch.Tensor
     longest: int
+    trie_depth: int
 
     def to(self, device: torch.device | str) -> "TreeBatch":
         """Copy to a device."""
@@ -188,9 +190,14 @@ def pack(branches: Sequence[Branch], *, row_tokens: int, trie: CatalogTrie | Non
         trie: the catalogue, on the CPU, where log-probabilities over its children are wanted for the branches that are SIDs.
 
     Raises:
-        ConstraintError: no branch, none with a label, one without prompt or completion, as many weights as it has not
+        ConstraintError: `row_tokens` is below 1, the trie is a view, no branch, none with a label, one without prompt or
+            completion, as many weights as it has not
             completion tokens, or a SID that the trie does not hold; or see `CatalogTrie.check_normalisable`.
     """
+    if row_tokens < 1:
+        raise ConstraintError(f"row_tokens is {row_tokens}; a row holds at least 1 token.")
+    if trie is not None:
+        _refuse_view(trie)
     weights = [_weights(number, branch) for number, branch in enumerate(branches)]
     if not any(len(row.nonzero()[0]) for row in weights):
         raise ConstraintError("A batch needs at least one branch with a label.")
@@ -234,7 +241,15 @@ def pack(branches: Sequence[Branch], *, row_tokens: int, trie: CatalogTrie | Non
         steps=torch.from_numpy(np.concatenate(steps)),
         trie_nodes=_trie_nodes(branches, steps, trie),
         longest=max(map(len, sequences)),
+        trie_depth=0 if trie is None else trie.depth,
     )
+
+
+def _refuse_view(trie: CatalogTrie) -> None:
+    if trie.legal is not None:
+        raise ConstraintError(
+            "Log-probabilities are taken over the whole catalogue: give the trie that the view was made from."
+        )
 
 
 def _weights(number: int, branch: Branch) -> np.ndarray:
@@ -300,8 +315,15 @@ def tree_logprobs(
         entropies: also the entropy at each label.
 
     Raises:
-        ConstraintError: the model's attention cannot take a tree mask.
+        ConstraintError: the model's attention cannot take a tree mask, the temperature is not above 0, the trie is a view or
+            another one than `pack` got.
     """
+    if not temperature > 0:
+        raise ConstraintError(f"temperature is {temperature}; it must be greater than 0.")
+    if trie is not None:
+        _refuse_view(trie)
+        if batch.trie_depth != trie.depth:
+            raise ConstraintError("The batch was packed without this trie: give pack the same one.")
     config_of = cast(PreTrainedModel, extract_model_from_parallel(model))
     logits = model(
         input_ids=batch.input_ids,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from minionerec.errors import ConstraintError
 
@@ -31,12 +31,13 @@ def attention_bias(model: PreTrainedModel, allowed: torch.Tensor, longest: int) 
 
     Raises:
         ConstraintError: the attention implementation cannot take a tree mask, or a path is longer than the window of a
-            layer with sliding attention.
+            layer with sliding or chunked attention.
     """
     config = model.config
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()) and longest > config.sliding_window:
+    window = _window(config)
+    if window is not None and longest > window:
         raise ConstraintError(
-            f"A path of {longest} tokens is longer than the model's attention window of {config.sliding_window}, which a tree "
+            f"A path of {longest} tokens is longer than the model's attention window of {window}, which a tree "
             "mask does not reproduce. Shorten the prompt (data.max_history)."
         )
     implementation = config._attn_implementation
@@ -49,3 +50,16 @@ def attention_bias(model: PreTrainedModel, allowed: torch.Tensor, longest: int) 
         f"The model was loaded with attention {implementation!r}, which cannot take a tree mask. "
         "Load it with attn_implementation='sdpa'."
     )
+
+
+def _window(config: PretrainedConfig) -> int | None:
+    """The shortest attention window of the layers, None where all see everything."""
+    layers = getattr(config, "layer_types", None)
+    windows = {
+        "sliding_attention": getattr(config, "sliding_window", None),
+        "chunked_attention": getattr(config, "attention_chunk_size", None),
+    }
+    if layers is None:  # one kind of layer: Mistral has a window without naming its layers
+        sliding = windows["sliding_attention"]
+        return sliding if sliding and getattr(config, "use_sliding_window", True) else None
+    return min((size for kind, size in windows.items() if size and kind in layers), default=None)

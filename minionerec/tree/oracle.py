@@ -35,7 +35,8 @@ def chunk_size(prefix: Prefix, memory: int) -> int:
     children; an estimate from above for transformers' sdpa attention.
 
     Args:
-        memory: budget for all of these together, the prompts' own cache not counted (bytes).
+        memory: budget of the pass, without the prompts' own cache; three quarters are for what is counted here, one for
+            logits over the vocabulary (bytes).
 
     Raises:
         ConstraintError: not even one path of the trie fits.
@@ -54,11 +55,11 @@ def chunk_size(prefix: Prefix, memory: int) -> int:
     elif prefix.normalise == "catalogue":
         each += max(map(len, trie.alphabets)) * 8
     pair = 2 * 4 * heads + 8  # attention scores in float32 and the mask, per pair of tokens
-    budget = memory / len(prefix.visible)
+    budget = memory * 3 / 4 / len(prefix.visible)
     linear = each + pair * prefix.visible.shape[1]
     most = int(((linear**2 + 4 * pair * budget) ** 0.5 - linear) / (2 * pair))
     if most < trie.depth - 1:
-        least = (trie.depth - 1) * (linear + pair * (trie.depth - 1)) * len(prefix.visible)
+        least = -(-(trie.depth - 1) * (linear + pair * (trie.depth - 1)) * len(prefix.visible) * 4 // 3)
         raise ConstraintError(f"A memory budget of {memory} bytes is too small for the oracle; {least} are needed at least.")
     return most
 
@@ -102,7 +103,8 @@ def score_prefixes(
     per prompt.
 
     Args:
-        memory: what a pass may take beyond the model, the prompts and the result (bytes); see `chunk_size`.
+        memory: what a pass may take beyond the model, the prompts and the result; a quarter is for logits over the vocabulary,
+            at least one row of them, the rest for what `chunk_size` counts (bytes).
         others: as in `beam_search`.
 
     Returns:
@@ -112,6 +114,7 @@ def score_prefixes(
         ConstraintError: see `Prefix.compute`; or the budget does not hold one path of the trie.
     """
     prefix = Prefix.compute(model, input_ids, attention_mask, trie, normalise)
+    prefix.head_elements = min(prefix.head_elements, memory // 4 // 12)  # 12 bytes: three float32 copies of the logits
     batch, device = len(input_ids), input_ids.device
     scores = [torch.empty(batch, len(tokens), device=device) for tokens in trie.tokens]
     root = torch.zeros(batch, 1, dtype=torch.long, device=device)

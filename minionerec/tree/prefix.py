@@ -13,7 +13,6 @@ from minionerec.tree.trie import NO_TOKEN, CatalogTrie
 Normalise = Literal["vocabulary", "catalogue"]
 # Models whose logits are the last hidden state times the head and nothing else: rows of the head can be left out.
 _PLAIN_HEADS = frozenset({"gemma", "llama", "mistral", "qwen2", "qwen3"})
-_HEAD_ELEMENTS = 1 << 24  # logits that are held at once, in float32: 64 MiB
 
 
 def plain_head(model: PreTrainedModel) -> bool:
@@ -28,7 +27,8 @@ class Prefix:
     Attributes:
         visible: (batch, prompt length) bool, False on padding.
         lengths: (batch,) prompt tokens that are not padding.
-        last: (batch, 1, hidden or vocabulary), what the prompt's last token gives: see `forward`.
+        last: (batch, 1, hidden or vocabulary), what the prompt's last token gives, for `child_logprobs`.
+        head_elements: logits over the vocabulary that are held at once, in float32.
     """
 
     model: PreTrainedModel
@@ -38,6 +38,7 @@ class Prefix:
     visible: torch.Tensor
     lengths: torch.Tensor
     last: torch.Tensor
+    head_elements: int = 1 << 24
 
     @classmethod
     def compute(
@@ -51,9 +52,17 @@ class Prefix:
         """Compute the prompts, each once.
 
         Raises:
-            ConstraintError: the trie's tokens are outside the model's vocabulary, a prompt is empty or right-padded, the trie
-                is a view of another number of requests, or its SIDs cannot be normalised over the catalogue.
+            ConstraintError: the model is in training mode, there is no prompt, a prompt is empty or right-padded, the trie's
+                tokens are outside the model's vocabulary, the trie is a view of another number of requests, or its SIDs cannot
+                be normalised over the catalogue.
         """
+        if model.training:
+            raise ConstraintError(
+                "The model is in training mode, so dropout would falsify the scores; call model.eval() first."
+            )
+        if not len(input_ids):
+            raise ConstraintError("There is no prompt in the batch.")
+        model = getattr(model, "get_base_model", lambda: model)()  # of a PEFT model: its adapters are inside
         vocabulary = cast(torch.nn.Embedding, model.get_input_embeddings()).num_embeddings
         highest = max(int(alphabet.max()) for alphabet in trie.alphabets if len(alphabet))
         if highest >= vocabulary:
@@ -74,8 +83,9 @@ class Prefix:
         visible = attention_mask.bool()
         if input_ids.shape[1] == 0 or not bool(visible[:, -1].all()) or bool((visible[:, :-1] & ~visible[:, 1:]).any()):
             raise ConstraintError("Prompts must not be empty and must be padded on the left.")
-        cache = DynamicCache(config=model.config)
-        prefix = cls(model, trie, normalise, cache, visible, visible.sum(-1), torch.empty(0))
+        # Not made from the model's configuration: a layer with a window would drop tokens that lie side by side in the tree.
+        # Every layer keeps all, which is the same as long as no path exceeds the window, and longer ones are refused.
+        prefix = cls(model, trie, normalise, DynamicCache(), visible, visible.sum(-1), torch.empty(0))
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         prefix.last = prefix._forward(input_ids, attention_mask, positions, last_only=True)
         return prefix
@@ -92,6 +102,7 @@ class Prefix:
             self.visible[rows],
             self.lengths[rows],
             self.last[rows],
+            self.head_elements,
         )
 
     def forget(self) -> None:
@@ -151,10 +162,11 @@ class Prefix:
         self, level: int, tokens: torch.Tensor, valid: torch.Tensor, given: torch.Tensor, temperature: float
     ) -> torch.Tensor:
         del level, valid
-        rows = max(1, _HEAD_ELEMENTS // cast(torch.nn.Embedding, self.model.get_input_embeddings()).num_embeddings)
+        rows = max(1, self.head_elements // cast(torch.nn.Embedding, self.model.get_input_embeddings()).num_embeddings)
         steps = []
         for some, wanted in zip(given.flatten(0, 1).split(rows), tokens.flatten(0, 1).split(rows), strict=True):
-            logits = self._logits(some).float() / temperature
+            logits = self._logits(some).float()
+            logits = logits if temperature == 1.0 else logits / temperature
             steps.append(logits.gather(-1, wanted.clamp(min=0)) - logits.logsumexp(-1, keepdim=True))
         return torch.cat(steps).view(tokens.shape)
 
@@ -176,5 +188,7 @@ class Prefix:
         head = cast(torch.nn.Linear, self.model.get_output_embeddings())
         if tokens is None:
             return head(given)
+        if type(head) is not torch.nn.Linear:  # an adapted or quantised head has no rows to pick
+            return head(given)[..., tokens]
         bias = None if head.bias is None else head.bias[tokens]
         return torch.nn.functional.linear(given, head.weight[tokens], bias)

@@ -1,7 +1,7 @@
-"""Constrained beam search, sampling without replacement and the exact oracle over a CatalogTrie, all by tree attention.
+"""Constrained beam search and sampling without replacement over a CatalogTrie, by tree attention.
 
 The prompt is computed once. Beams are further tokens of the same row: each attends to the prompt and to its own ancestors
-through a mask, at restarted positions, so no cache is copied, expanded or reordered.
+through a mask, at restarted positions, so no cache is repeated for each beam or reordered.
 """
 
 from dataclasses import dataclass

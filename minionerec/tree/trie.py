@@ -22,7 +22,8 @@ class CatalogTrie:
 
     Nodes of a level are numbered in lexicographic order of their paths, so the children of a node are consecutive and a
     leaf's number is its SID's row in `sids`. A SID shorter than the others goes on with `NO_TOKEN`, which costs nothing. A
-    node takes 4 bytes for its token and, unless it is a leaf, 4 for its children; an item takes 4 for its leaf.
+    node takes 4 bytes for its token and, unless it is a leaf, 4 for its children; an item takes 4 for its leaf, a distinct
+    token of a level 8.
 
     Attributes:
         tokens: per level, (nodes of that level,) int32: the token that leads to each node.
@@ -297,7 +298,10 @@ def _check(matrix: np.ndarray, trailing: Sequence[int], vocabulary: int | None) 
     ended = matrix == NO_TOKEN
     for wrong, reason in (
         (matrix < NO_TOKEN, "which is negative"),
-        (matrix >= limit, f"but the vocabulary has {limit} entries"),
+        (
+            matrix >= limit,
+            "which does not fit into 32 bits" if vocabulary is None else f"but the vocabulary has {limit} entries",
+        ),
         (ended[:, :1], "which means that it has no SID at all"),
         (ended[:, :-1] & ~ended[:, 1:], f"but another token behind it: {NO_TOKEN} ends a SID"),
     ):
@@ -328,7 +332,7 @@ def _sort_distinct(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # A row as one integer: sorting ten million takes a second, sorting rows a minute.
     key = np.zeros(len(matrix), dtype=np.int64)
     for column, least, width in zip(matrix.T, low, bits, strict=True):
-        key = (key << width) | (column - least)
+        key = (key << width) | (column.astype(np.int64) - least)
     keys, inverse = np.unique(key, return_inverse=True)
     sids = np.empty((len(keys), matrix.shape[1]), dtype=np.int32)
     for level in reversed(range(matrix.shape[1])):
@@ -339,7 +343,8 @@ def _sort_distinct(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _alphabet(tokens: np.ndarray) -> np.ndarray:
     """The distinct tokens of a level, without the end mark."""
-    found = np.flatnonzero(np.bincount(tokens + 1)) - 1
+    few = tokens.max() < 1 << 22  # counting is quick unless ids are huge
+    found = np.flatnonzero(np.bincount(tokens + 1)) - 1 if few else np.unique(tokens).astype(np.int64)
     return found[found != NO_TOKEN]
 
 

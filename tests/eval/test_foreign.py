@@ -48,11 +48,34 @@ def test_a_catalogue_gives_item_ranks_and_finds_invalid_sids(tmp_path):
         read_catalog(index)
 
 
+SUFFIXED = {
+    "input": "### User Input: \nInteracted with items <a_1><b_2><c_0>, <a_0><b_0>, <a_1><b_2> in order\n\n### Response:\n",
+    "output": "<a_0><b_0>\n",
+    "predict": ["<a_1><b_2><c_1>", "<a_0><b_0>", "<b_0>"],
+}
+
+
+def test_sids_of_unequal_length_end_in_no_code(tmp_path):
+    lists = read_lists(write(tmp_path, SUFFIXED, {**SUFFIXED, "output": "<a_1><b_2><c_1>", "predict": ["<a_1><b_2>"] * 3}))
+    assert lists.target_sids.tolist() == [[0, 0, -1], [1, 2, 1]]
+    assert lists.sids.tolist() == [[[1, 2, 1], [0, 0, -1], [-1, -1, -1]], [[1, 2, -1]] * 3]
+    assert ranks(lists).tolist() == [1, float("inf")]
+    assert lists.history_lengths.tolist() == [3, 3] and lists.repeats.tolist() == [True, False]
+    assert measure(lists, resamples=10)["invalid"] == pytest.approx(1 / 6)
+
+
+def test_the_catalogue_says_how_long_sids_are(tmp_path):
+    catalog = {(0, 0): 1, (1, 2, 0): 1, (1, 2, 1): 1}
+    lists = read_lists(write(tmp_path, {**SUFFIXED, "predict": ["<a_0><b_0>", "<a_1><b_2>", "<a_0><b_0><c_0><d_0>"]}), catalog)
+    assert lists.sids.tolist() == [[[0, 0, -1], [-1, -1, -1], [-1, -1, -1]]]
+    best, ties = item_ranks(lists)
+    assert (best.tolist(), ties.tolist()) == ([0], [1])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"output": "hello"}, "record 2: field output is"),
-        ({"output": "<a_1>"}, "record 2: the target has 1 codes, record 1 has 2"),
         ({"predict": "x"}, "record 2: field predict is"),
         ({"predict": []}, "record 2: field predict is"),
         ({"predict": ["<a_0><b_0>"]}, "record 2: 1 predictions, record 1 has 3; lists of unequal length"),

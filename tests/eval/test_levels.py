@@ -6,6 +6,8 @@ import pytest
 from minionerec.config import CUTOFFS
 from minionerec.errors import DataError
 from minionerec.eval import hit_rate, level_tables
+from minionerec.eval.levels import first_matches
+from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import ranks
 from tests.eval.samples import prediction, random_predictions
 
@@ -50,6 +52,18 @@ def test_drop_off_by_hand():
 def test_nothing_left_to_keep_is_none():
     tables = level_tables([prediction("a", (1, 1), (0, 0)), prediction("b", (1, 1))])
     assert tables["drop_off"] == {"L1 accuracy": 0.0, "L1 → L1+L2 retention": None}
+
+
+def test_padding_is_no_hit_and_no_code_agrees_with_no_code():
+    lists = RankedLists.of([
+        prediction("a", (1, 2, -1), (1, 3, 0)),  # one place of two filled
+        prediction("b", (1, 2, -1), (2, 2, 5), (4, 4, -1)),
+        prediction("c", (1, 2, 0)),  # nothing listed
+    ])  # fmt: skip
+    alone, together = first_matches(lists)
+    never = float("inf")
+    assert alone.tolist() == [[0, never, never], [never, 0, 1], [never] * 3]
+    assert together.tolist() == [[0, never, never], [never] * 3, [never] * 3]
 
 
 def test_unequal_depth_and_nobody():

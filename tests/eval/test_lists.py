@@ -48,6 +48,26 @@ def test_blocks_read_what_single_lines_read(tmp_path, monkeypatch, block):
     assert_equal(RankedLists.read(path), RankedLists.of(read_predictions(path)))
 
 
+def test_short_sids_are_read_as_columns(tmp_path, monkeypatch):
+    predictions = [prediction("a", (1, 2, -1), (1, 2, 0), (1, 2, -1), (3, -1, -1)), prediction("b", (3, -1, -1), (1, 2, 1))]
+    path = tmp_path / "p.jsonl"
+    write_predictions(path, predictions)
+    monkeypatch.setattr(module, "read_predictions", lambda _: pytest.fail("the fast path gave up"))
+    assert_equal(RankedLists.read(path), RankedLists.of(predictions))
+
+
+@pytest.mark.parametrize("sid", [[-1, -1, -1], [1, -1, 0], [1, 2, -2]])
+@pytest.mark.parametrize("field", ["target_sid", "sids"])
+def test_codes_after_the_end_of_a_sid_are_named_by_line(tmp_path, field, sid):
+    path = tmp_path / "p.jsonl"
+    write_predictions(path, random_predictions(users=2, length=1))
+    lines = path.read_text().splitlines()
+    lines[1] = json.dumps(json.loads(lines[1]) | {field: [sid] if field == "sids" else sid})
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=f"line 2: field {field} is .* expected a list of"):
+        RankedLists.read(path)
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [

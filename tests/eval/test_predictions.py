@@ -26,6 +26,19 @@ def test_round_trip_and_deterministic_bytes(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_short_sids_end_in_no_code(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    short = [prediction("a", (1, 2, -1), (1, 2, 0), (1, 2, -1), (3, -1, -1)), prediction("b", (3, -1, -1), (1, 2, 1))]
+    write_predictions(path, short)
+    assert read_predictions(path) == short
+    assert ranks(read_predictions(path)).tolist() == [1, np.inf]
+
+
+def test_an_empty_target_is_refused():
+    with pytest.raises(DataError, match="target_sid is empty"):
+        prediction("a", ())
+
+
 def test_scores_keep_six_decimals_and_users_any_script(tmp_path):
     path = tmp_path / "predictions.jsonl"
     write_predictions(path, [dataclasses.replace(prediction("zoë", (1,), (1,)), scores=[-1 / 3])])
@@ -53,7 +66,12 @@ def test_failed_write_leaves_the_old_file(tmp_path):
         ({"sids": [[1, 1], [1, 1]]}, "holds a SID twice"),
         ({"scores": [0.0]}, "1 scores for 2 sids"),
         ({"scores": [0.0, float("inf")]}, "finite numbers"),
-        ({"target_sid": []}, "target_sid is empty"),
+        ({"target_sid": []}, r"field target_sid is \[\], expected a list of codes"),
+        ({"target_sid": [-1, -1]}, "field target_sid is"),
+        ({"target_sid": [1, -2]}, "field target_sid is"),
+        ({"target_sid": [1, True]}, "field target_sid is"),
+        ({"sids": [[1, 1], [-1, 1]]}, "expected a list of lists of codes, -1 only after the last"),
+        ({"sids": [[1, -1], [1, -1]]}, "holds a SID twice"),
         ({"exact": 1}, "expected true or false"),
         ({"extra": 1}, "unknown extra"),
     ],

@@ -65,12 +65,25 @@ def test_same_time_looks_at_the_item_before():
     before = DATASET.valid.with_columns(
         pl.when(pl.col("user") == "u3").then(pl.col("timestamp") + 1).otherwise(pl.col("timestamp"))
     )
-    changed = dataclasses.replace(DATASET, valid=before.rename({"timestamp": "timestamp"}))
+    examples = dataclasses.replace(DATASET, interactions=None)
+    assert same_time(LISTS, examples, "test").tolist() == [0] * len(LISTS)
+    changed = dataclasses.replace(examples, valid=before)
     assert [user for user, same in zip(LISTS.users, same_time(LISTS, changed, "test"), strict=True) if same == 1] == ["u3"]
     blind = {
         name: DATASET.split(name).with_columns(pl.lit(0, pl.Int64).alias("timestamp")) for name in ("train", "valid", "test")
     }
-    assert same_time(LISTS, dataclasses.replace(DATASET, **blind), "test") is None
+    assert same_time(LISTS, dataclasses.replace(examples, **blind), "test") is None
+
+
+def test_same_time_of_a_second_item_is_known_from_the_interactions():
+    rows = DATASET.train.filter(pl.col("position") == 1)
+    lists = RankedLists.of(as_predictions(rows, [np.arange(5)] * len(rows), INDEX))
+    data = dataclasses.replace(DATASET, test=rows)
+    assert same_time(lists, dataclasses.replace(data, interactions=None), "test").tolist() == [-1] * len(rows)
+    opens = (pl.col("position") == 0) & (pl.col("user") == rows["user"][2])
+    moved = DATASET.interactions.with_columns(timestamp=pl.when(opens).then(rows["timestamp"][2]).otherwise("timestamp"))
+    expected = [int(place == 2) for place in range(len(rows))]
+    assert same_time(lists, dataclasses.replace(data, interactions=moved), "test").tolist() == expected
 
 
 def test_gini_and_diversity_by_hand():

@@ -12,7 +12,10 @@ import pytest
 
 from minionerec.artifacts import read_json
 from minionerec.cli import main
+from minionerec.data.dataset import Dataset
+from minionerec.eval.lists import RankedLists
 from minionerec.pipeline import run
+from minionerec.sid.index import SidIndex
 from tests.launch import ENVIRONMENT, ROOT, minionerec
 from tests.small import config, write_config
 
@@ -69,6 +72,25 @@ def test_an_unchanged_run_is_skipped_and_a_changed_one_redoes_only_what_depends_
     small.eval.num_beams = 5
     run(small, STAGES)
     assert fresh(capsys) == ["eval/popularity", "eval/repeat", "eval/sft", "eval/rl", "report"]
+
+
+def test_a_run_whose_sids_differ_in_length(tmp_path):
+    made = config(
+        tmp_path,
+        sid={"codebook_size": 4, "collisions": "suffix"},
+        sft={"epochs": 1, "evaluations": 1},
+        rl={"max_examples": 16, "checkpoints": 1},
+    )
+    run(made, STAGES)
+    index = SidIndex.load(made.folder / "sid", Dataset.load(made.folder / "data"))
+    ended = index.codes[:, -1] == -1
+    assert index.levels == 4 and 0 < ended.sum() < len(ended) and index.collisions() == 0
+    for who in ("popularity", "repeat", "sft", "rl"):
+        lists = RankedLists.read(made.folder / f"eval/{who}/predictions.jsonl")
+        assert (lists.target_sids == index.codes[lists.targets]).all() and (lists.target_sids == -1).any()
+        metrics = read_json(made.folder / f"eval/{who}/metrics.json")
+        assert metrics["sid"]["HR@10"]["value"] == metrics["item"]["HR@10"]["value"] and metrics["invalid"] == 0
+    assert "every item has its own" in (made.folder / "report/index.html").read_text(encoding="utf-8")
 
 
 def kill_during(path: Path, folder: Path, stage: str, rng: random.Random) -> bool:

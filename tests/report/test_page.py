@@ -170,9 +170,22 @@ def test_sft_and_rl_on_other_users_are_refused(tmp_path):
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["predictions.jsonl"]["bytes"] = (folder / "predictions.jsonl").stat().st_size
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ArtifactError, match="8 users, eval/rl has 7"):
+    with pytest.raises(ArtifactError, match="8 examples, eval/rl has 7"):
         run(config)
     assert not (tmp_path / "report").exists()
+
+
+def test_several_examples_of_a_user_are_not_called_users(full, tmp_path):
+    assert "Next item of 60 users on the test split" in full[2].words
+    config = make_run(tmp_path, users=8)
+    path = tmp_path / "eval/rl/metrics.json"
+    metrics = json.loads(path.read_text()) | {"users": 5}
+    path.write_text(json.dumps(metrics))
+    manifest = json.loads((tmp_path / "eval/rl/manifest.json").read_text())
+    manifest["files"]["metrics.json"]["bytes"] = path.stat().st_size
+    (tmp_path / "eval/rl/manifest.json").write_text(json.dumps(manifest))
+    run(config)
+    assert "Next item of 8 examples of 5 users on the test split" in Page(tmp_path / "report/index.html").words
 
 
 def test_damaged_log_is_named(tmp_path):

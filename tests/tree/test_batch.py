@@ -208,7 +208,7 @@ def test_the_order_of_branches_changes_nothing_but_the_order(qwen2):
     assert torch.equal(forward.by_branch(there, len(branches), 5), backward.by_branch(back, len(branches), 5).flip(0))
 
 
-def test_bad_branches():
+def test_bad_branches(qwen2):
     with pytest.raises(ConstraintError, match="Branch 0 needs at least one prompt token"):
         pack([Branch([], [1])], row_tokens=8)
     with pytest.raises(ConstraintError, match="Branch 1 needs at least one prompt token"):
@@ -219,7 +219,17 @@ def test_bad_branches():
         pack([Branch([1], [2, 3], [0, 0])], row_tokens=8)
     with pytest.raises(ConstraintError, match="Branch 0 has 1 weights for 2 completion tokens"):
         pack([Branch([1], [2, 3], [1])], row_tokens=8)
+    with pytest.raises(ConstraintError, match="row_tokens is 0"):
+        pack([Branch([1], [2])], row_tokens=0)
     trie = CatalogTrie.from_codes(np.array([[1, 2], [1, 3]]))
+    plain, view = pack([Branch([1], [2])], row_tokens=8), trie.narrow(np.array([True, False]))
+    with pytest.raises(ConstraintError, match="packed without this trie"):
+        tree_logprobs(qwen2, plain, trie=trie)
+    for call in (lambda: pack([Branch([1], [2])], row_tokens=8, trie=view), lambda: tree_logprobs(qwen2, plain, trie=view)):
+        with pytest.raises(ConstraintError, match="give the trie that the view was made from"):
+            call()
+    with pytest.raises(ConstraintError, match="temperature is 0"):
+        tree_logprobs(qwen2, plain, temperature=0)
     for wrong in ([1, 4], [1], [1, 2, 3]):
         with pytest.raises(ConstraintError, match=r"completion \[1.* of branch 1 is not a SID"):
             pack([Branch([1], [1, 2], is_sid=True), Branch([1], wrong, is_sid=True)], row_tokens=8, trie=trie)

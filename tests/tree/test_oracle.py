@@ -53,3 +53,12 @@ def test_outside_a_view_nothing_has_a_score(qwen2):
     scores = score_catalog(qwen2, torch.tensor([[1, 2]]), trie=CatalogTrie.from_codes(codes).narrow(allowed))
     left = [paths(codes)[0].index(sid) for sid in paths(codes[allowed])[0]]
     assert (scores[0] > -torch.inf).nonzero().squeeze(-1).tolist() == left
+
+
+def test_logits_over_the_vocabulary_are_made_in_parts(qwen2):
+    trie = CatalogTrie.from_codes(random_codes(np.random.default_rng(0), 400, 3, 8))
+    held = []
+    hook = qwen2.get_output_embeddings().register_forward_hook(lambda module, args, output: held.append(output.numel() * 4))
+    score_catalog(qwen2, torch.arange(6).view(1, 6), trie=trie, memory=120_000)
+    hook.remove()
+    assert 0 < max(held[1:]) <= 120_000 / 4 / 3  # three copies fit into a quarter of the budget; the first is the prompt's

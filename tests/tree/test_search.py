@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LogitsProcessor, Qwen2Config, Qwen2ForCausalLM
+from transformers import LogitsProcessor, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from minionerec.errors import ConstraintError
 from minionerec.tree import NO_TOKEN, CatalogTrie, beam_search, left_pad, sample_without_replacement, score_catalog
@@ -317,3 +317,41 @@ def test_bad_calls(qwen2):
     windowed = Qwen2ForCausalLM(Qwen2Config(**sizes, **layers)).eval()
     with pytest.raises(ConstraintError, match="A path of 4 tokens is longer than the model's attention window of 3"):
         beam_search(windowed, prompt, trie=trie, num_beams=2)
+    with pytest.raises(ConstraintError, match="no prompt in the batch"):
+        beam_search(qwen2, prompt[:0], trie=trie, num_beams=2)
+    with pytest.raises(ConstraintError, match=r"call model\.eval\(\)"):
+        beam_search(tiny().train(), prompt, trie=trie, num_beams=2)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "mistral"])
+def test_windows_that_hold_every_path(kind):
+    """A window that is shorter than the prompt and all beams together, but holds each of them."""
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"num_hidden_layers": 2, "intermediate_size": 48, "initializer_range": 0.3, "sliding_window": 16}
+    torch.manual_seed(0)
+    if kind == "qwen2":
+        layers = {"layer_types": ["full_attention", "sliding_attention"], "use_sliding_window": True}
+        windowed = Qwen2ForCausalLM(Qwen2Config(**sizes, **layers)).eval()
+    else:
+        windowed = MistralForCausalLM(MistralConfig(**sizes, head_dim=8)).eval()
+    rng = np.random.default_rng(0)
+    codes = random_codes(rng, 40, 3)
+    prompt = rng.integers(0, VOCABULARY, 10).tolist()
+    result = beam_search(windowed, torch.tensor([prompt]), trie=CatalogTrie.from_codes(codes), num_beams=40)
+    assert_is_ranking_of(result.tokens[0], result.scores[0], brute_force(windowed, prompt, codes), paths(codes)[0], 1e-4)
+    with pytest.raises(ConstraintError, match="A path of 18 tokens is longer than the model's attention window of 16"):
+        beam_search(windowed, torch.tensor([prompt + prompt[:5]]), trie=CatalogTrie.from_codes(codes), num_beams=2)
+
+
+@pytest.mark.parametrize("normalise", ["vocabulary", "catalogue"])
+def test_adapters_are_part_of_the_model(normalise):
+    """LoRA in the layers and in the head: the same list as the merged model's."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    adapted = peft.get_peft_model(tiny(), peft.LoraConfig(target_modules=["q_proj", "lm_head"], init_lora_weights=False)).eval()
+    trie = CatalogTrie.from_codes(random_codes(np.random.default_rng(1), 40, 3))
+    prompt = torch.tensor([[3, 1, 4, 1, 5]])
+    before = beam_search(adapted, prompt, trie=trie, num_beams=10, normalise=normalise)
+    merged = beam_search(adapted.merge_and_unload(), prompt, trie=trie, num_beams=10, normalise=normalise)
+    assert torch.equal(before.tokens, merged.tokens)
+    torch.testing.assert_close(before.scores, merged.scores, atol=1e-4, rtol=0)
