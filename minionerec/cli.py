@@ -25,6 +25,7 @@ COMMANDS = {
     "rl": "GRPO from the SFT model with ranking rewards (rl/)",
     "eval": "constrained beam search over a split, metrics with intervals (eval/)",
     "report": "one HTML page of the run (report/)",
+    "baseline": "a sequential recommender on the same split; `baseline table beauty|lastfm|RUN_FOLDER` prints comparisons",
 }
 _RUN = ("data", "sid", "sft", "rl", "eval", "report")
 
@@ -141,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: minionerec COMMAND [--config PRESET_OR_FILE] [--section.field VALUE ...]\n")
-        print("\n".join(f"  {name:8}{text}" for name, text in COMMANDS.items()))
+        print("\n".join(f"  {name:9}{text}" for name, text in COMMANDS.items()))
         print("\nminionerec COMMAND --help shows every field; --print_config prints the resolved configuration.")
         return 0
     command, *rest = arguments
@@ -150,6 +151,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             near = difflib.get_close_matches(command, COMMANDS, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise ConfigError(f"unknown command {command}; known are {', '.join(COMMANDS)}.{hint}")
+        if command == "baseline" and rest[:1] == ["table"]:
+            _table(rest[1:])
+            return 0
         config = parse(command, rest)
         if config is None:
             return 0
@@ -162,6 +166,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         errors.print("Interrupted. Run the same command again to go on where it stopped.")
         return 130
     return 0
+
+
+def _table(arguments: Sequence[str]) -> None:
+    from minionerec.report import rivals
+
+    made = argparse.ArgumentParser(prog="minionerec baseline table", exit_on_error=False)
+    made.add_argument("name", help="beauty, lastfm, or the folder of a run with evaluated recommenders")
+    made.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs of the presets are (default: runs)")
+    try:
+        chosen = made.parse_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"baseline table: {error}. Usage: minionerec baseline table NAME [--runs DIR]") from None
+    Console(width=None if sys.stdout.isatty() else 200).print(rivals.table(chosen.name, chosen.runs))
 
 
 def _run(command: str, config: Config) -> None:

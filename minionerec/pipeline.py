@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from minionerec.artifacts import Manifest, is_main_process, read_json, wait_for_everyone
+from minionerec.artifacts import MANIFEST, Manifest, is_main_process, read_json, wait_for_everyone
 from minionerec.config import CUTOFFS, Config
 
 # Stages are imported when they run: `--help` and `--print_config` must not wait for torch.
@@ -67,6 +67,15 @@ def _report(config: Config) -> Iterator[Made]:
     yield from _on_main(lambda: build.run(config))
 
 
+def _baseline(config: Config) -> Iterator[Made]:
+    from minionerec.baselines import train
+    from minionerec.report import rivals
+
+    yield train.run(config, rivals.ranking_metrics)
+    if config.baseline.protocol == "dataset" and (config.folder / "sid" / MANIFEST).is_file():
+        yield from _on_main(lambda: rivals.evaluate(config))
+
+
 STAGES: dict[str, Callable[[Config], Iterator[Made]]] = {
     "data": _data,
     "sid": _sid,
@@ -74,6 +83,7 @@ STAGES: dict[str, Callable[[Config], Iterator[Made]]] = {
     "rl": _rl,
     "eval": _eval,
     "report": _report,
+    "baseline": _baseline,
 }
 
 
