@@ -176,8 +176,10 @@ def _table(arguments: Sequence[str]) -> None:
     made.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs of the presets are (default: runs)")
     try:
         chosen = made.parse_args(arguments)
-    except argparse.ArgumentError as error:
-        raise ConfigError(f"baseline table: {error}. Usage: minionerec baseline table NAME [--runs DIR]") from None
+    except SystemExit as stop:  # --help, or a mistake that argparse has told with the usage
+        if stop.code:
+            raise ConfigError("baseline table takes one name: minionerec baseline table NAME [--runs DIR].") from None
+        return
     Console(width=None if sys.stdout.isatty() else 200).print(rivals.table(chosen.name, chosen.runs))
 
 

@@ -75,17 +75,9 @@ class BERT4Rec(Recommender):
 
     def labels(self, masked: Tensor, batch: Batch) -> Tensor:
         """Which masks are scored, (rows, width) bool: the last `most_labels` of a history, and none at position 0."""
-        later = masked.long().flip(1).cumsum(1).flip(1)  # masks from here to the end of the row
-        # of those, the ones of the histories that follow in the row
-        after = torch.zeros_like(batch.segments)
-        ends = torch.zeros_like(masked).view(-1)
-        ends[batch.readout] = True
-        at_end = ends.view_as(masked)
-        beyond = (later - masked.long()).where(at_end, after)  # at a history's last cell: masks after it
-        index = torch.arange(masked.shape[1], device=masked.device).expand_as(masked)
-        last = index.where(at_end, masked.shape[1] - 1).flip(1).cummin(1).values.flip(1)  # column of the history's last cell
-        own = later - beyond.gather(1, last)
-        return masked & (own <= self.most_labels) & (batch.positions > 0)
+        same = batch.segments[:, :, None] == batch.segments[:, None, :]
+        from_here = (same & masked[:, None, :]).triu().sum(-1)  # masks of the history from this cell to its end
+        return masked & (from_here <= self.most_labels) & (batch.positions > 0)
 
     def forward(self, batch: Batch) -> Tensor:
         """Mean cross-entropy over the scored masks; 0 where the batch has none."""

@@ -157,7 +157,7 @@ def _check_bands(heads: int) -> None:
 
 
 class PSWRec(Recommender):
-    """What the versions share. Causal; padding enters the filter bank, so results depend on it."""
+    """What the versions share. Causal; padding before a history enters the filter bank, so results depend on it."""
 
     layout = "padded"
     normalised_twice: ClassVar[bool] = True
