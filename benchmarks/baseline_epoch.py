@@ -63,6 +63,7 @@ class TorchSASRec(nn.Module):
                     theirs.get_submodule(target).load_state_dict(own.get_submodule(source).state_dict())
 
     def forward(self, batch: Batch) -> torch.Tensor:
+        """The loss of a batch."""
         x = self.norm(self.items(batch.items) + self.positions(batch.positions))
         causal = nn.Transformer.generate_square_subsequent_mask(LENGTH)
         padding = torch.zeros_like(batch.items, dtype=x.dtype).masked_fill(batch.items == 0, -torch.inf)
@@ -79,6 +80,7 @@ class EverywhereRead(nn.Module):
         self.ours = ours
 
     def forward(self, batch: Batch) -> torch.Tensor:
+        """The loss of a batch."""
         everywhere = torch.arange(batch.items.numel())
         states = self.ours.states(batch._replace(readout=everywhere))[batch.readout]
         return functional.cross_entropy(self.ours.logits(states), batch.targets)

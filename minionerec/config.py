@@ -293,6 +293,8 @@ class BaselineConfig:
     """Stop at this many epochs without a better NDCG@10 on valid (epochs; `recbole`: 11, `wearec`: 10)."""
     top: int = 50
     """Length of the ranked lists that are stored (items)."""
+    weights: str | None = None
+    """A safetensors file, ours or the published code's: rank with these weights instead of training."""
     bf16: bool = False
     """Compute in bfloat16 with float32 weights; must agree with the launcher's mixed precision."""
     hidden_size: int | None = None
@@ -356,7 +358,9 @@ class BaselineConfig:
 
 
 BASELINE_OPTIONS = tuple(  # fields that are options of some models only
-    made.name for made in dataclasses.fields(BaselineConfig) if made.default is None and made.name != "sequences"
+    made.name
+    for made in dataclasses.fields(BaselineConfig)
+    if made.default is None and made.name not in ("sequences", "weights")
 )
 
 

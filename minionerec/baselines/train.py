@@ -33,6 +33,7 @@ from minionerec.artifacts import (
     Manifest,
     check_space,
     content_hash,
+    distributed_state,
     file_hash,
     is_current,
     is_main_process,
@@ -49,7 +50,7 @@ from minionerec.baselines.recommender import Recommender
 from minionerec.baselines.task import Task, from_dataset, from_sequences
 from minionerec.config import BaselineConfig, Config
 from minionerec.data.dataset import SPLITS, Dataset, SplitName
-from minionerec.errors import ArtifactError
+from minionerec.errors import ArtifactError, ConfigError
 from minionerec.model.launch import check_precision
 
 Measure = Callable[[np.ndarray], dict[str, float]]  # 0-based ranks to metrics by name
@@ -107,8 +108,14 @@ def run(config: Config, measure: Measure) -> tuple[Manifest, bool]:
     check_precision("baseline.bf16", baseline.bf16)
     folder = config.folder / "baselines" / baseline.model
     task, inputs = load_task(config)
+    if baseline.weights is not None:
+        if baseline.model in FLOORS:
+            raise ConfigError(f"baseline.weights is set, but {baseline.model} has no weights.")
+        inputs["weights"] = weights.digest(Path(baseline.weights))
     sections = config.section("baseline")
-    decisive = {name: value for name, value in sections["baseline"].items() if name != "sequences"}  # its digest is an input
+    # Of files the digests decide, which are among the inputs; what is not set decides nothing.
+    files = ("sequences", "weights")
+    decisive = {name: value for name, value in sections["baseline"].items() if value is not None and name not in files}
     key = content_hash({"config": decisive, "seed": config.seed, "inputs": inputs})
     if is_current(folder, key):
         return Manifest.load(folder), False
@@ -127,7 +134,7 @@ def run(config: Config, measure: Measure) -> tuple[Manifest, bool]:
             score = floor(task, **chosen(baseline, floor))
         else:
             score = _neural(config, task, measure, draft.path, draft.metrics)
-        for split in ("valid", "test"):
+        for split in ("test", "valid"):
             ranking = rank(score, task, split, baseline.top)
             draft.metrics.update({f"{split} {name}": value for name, value in measure(ranking.ranks).items()})
             if is_main_process():
@@ -158,20 +165,26 @@ def _neural(config: Config, task: Task, measure: Measure, folder: Path, metrics:
     parameters = count_parameters(model)
     check_space(folder, parameters * 4 * 10)  # last and next checkpoint: weights, the best weights, two moments
     metrics["parameters"] = parameters
-    course, accelerator = fit(model, task, config, measure, folder / CHECKPOINTS)
-    seconds = [entry["seconds"] for entry in course.log]
-    metrics.update(
-        epochs=course.epoch,
-        best_epoch=course.best_epoch,
-        seconds_per_epoch=round(float(np.median(seconds)), 2),
-        devices=accelerator.num_processes,
-    )
-    if accelerator.is_main_process:
+    device = distributed_state().device
+    if config.baseline.weights is not None:
+        if matched := weights.load(model, Path(config.baseline.weights)):
+            metrics["matched_by_shape"] = matched
+        model.to(device)
+    else:
+        course, processes = fit(model, task, config, measure, folder / CHECKPOINTS)
+        metrics.update(
+            epochs=course.epoch,
+            best_epoch=course.best_epoch,
+            seconds_per_epoch=round(float(np.median([entry["seconds"] for entry in course.log])), 2),
+            devices=processes,
+        )
+        if is_main_process():
+            (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in course.log))
+    if is_main_process():
         weights.save(model, folder / "model.safetensors")
-        (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in course.log))
         if config.baseline.protocol == "dataset":
-            save_file(vectors(model, task, config.baseline, accelerator.device), folder / "vectors.safetensors")
-    return scorer(model, config.baseline.max_history, task.protocol, accelerator.device)
+            save_file(vectors(model, task, config.baseline, device), folder / "vectors.safetensors")
+    return scorer(model, config.baseline.max_history, task.protocol, device)
 
 
 def seed_epoch(seed: int, epoch: int, process: int) -> None:
@@ -179,8 +192,9 @@ def seed_epoch(seed: int, epoch: int, process: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence([seed, epoch, process]).generate_state(1)[0]))
 
 
-def fit(model: Recommender, task: Task, config: Config, measure: Measure, checkpoints: Path) -> tuple[Course, Accelerator]:
-    """Train until early stopping; the model is left with the weights of the best epoch.
+def fit(model: Recommender, task: Task, config: Config, measure: Measure, checkpoints: Path) -> tuple[Course, int]:
+    """Train until early stopping; the model is left with the weights of the best epoch. Returns its course
+    and the number of devices.
 
     After each epoch everything is written into `checkpoints`; with a checkpoint there, training goes on from it.
 
@@ -223,7 +237,7 @@ def fit(model: Recommender, task: Task, config: Config, measure: Measure, checkp
             store(checkpoints / _STATE, model, optimizer, course, best)
         wait_for_everyone()
     model.load_state_dict(best)
-    return course, accelerator
+    return course, accelerator.num_processes
 
 
 def _copy(model: Recommender) -> dict[str, Tensor]:

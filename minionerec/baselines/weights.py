@@ -7,6 +7,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from minionerec.artifacts import file_hash
 from minionerec.baselines.recommender import Recommender
 from minionerec.errors import ArtifactError
 
@@ -26,6 +27,18 @@ _RENAMED = (
 def save(model: Recommender, path: Path) -> None:
     """Write a model's weights."""
     save_file({name: values.contiguous() for name, values in model.state_dict().items()}, path)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file of weights.
+
+    Raises:
+        ArtifactError: it cannot be read.
+    """
+    try:
+        return file_hash(path)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error}); expected a safetensors file of weights.") from None
 
 
 def load(model: Recommender, path: Path) -> dict[str, str]:

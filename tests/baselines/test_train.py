@@ -199,6 +199,19 @@ def test_an_option_of_another_model_is_an_error(sequences, tmp_path):
         train.run(config_of(sequences, tmp_path / "run", gamma=0.1), ranking_metrics)
 
 
+def test_given_weights_are_ranked_with_instead_of_training(sequences, tmp_path):
+    trained = config_of(sequences, tmp_path / "trained")
+    expected = train.run(trained, ranking_metrics)[0].metrics
+    given = config_of(sequences, tmp_path / "given", weights=tmp_path / "trained/baselines/sasrec/model.safetensors")
+    found = train.run(given, ranking_metrics)[0].metrics
+    assert "epochs" not in found and found["test NDCG@10"] == expected["test NDCG@10"]
+    with pytest.raises(ArtifactError, match=r"none: cannot be read"):
+        train.run(config_of(sequences, tmp_path / "none", weights=tmp_path / "none"), ranking_metrics)
+    plain = {"hidden_size": None, "inner_size": None, "dropout": None}
+    with pytest.raises(ConfigError, match=r"baseline\.weights is set, but markov has no weights"):
+        train.run(config_of(sequences, tmp_path / "floor", model="markov", weights=tmp_path / "x", **plain), ranking_metrics)
+
+
 def arguments_of(sequences, out, *more):
     fields = {"protocol": "recbole", "sequences": sequences, "max_history": 10, "batch_size": 32, "epochs": 3, "dropout": 0}
     fields |= {"attention_dropout": 0, "hidden_size": 16, "learning_rate": 0.01}
