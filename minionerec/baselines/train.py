@@ -16,7 +16,6 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -30,6 +29,7 @@ from torch import Tensor
 
 from minionerec.artifacts import (
     CHECKPOINTS,
+    Draft,
     Manifest,
     check_space,
     content_hash,
@@ -119,6 +119,7 @@ def run(config: Config, measure: Measure) -> tuple[Manifest, bool]:
     key = content_hash({"config": decisive, "seed": config.seed, "inputs": inputs})
     if is_current(folder, key):
         return Manifest.load(folder), False
+    made = _made(config, task)  # a model that cannot be is refused before anything is written
     with write_artifact(
         folder,
         stage=f"baselines/{baseline.model}",
@@ -129,11 +130,7 @@ def run(config: Config, measure: Measure) -> tuple[Manifest, bool]:
         resumable=True,
         collective=True,
     ) as draft:
-        if baseline.model in FLOORS:
-            floor = FLOORS[baseline.model]
-            score = floor(task, **chosen(baseline, floor))
-        else:
-            score = _neural(config, task, measure, draft.path, draft.metrics)
+        score = _neural(made, config, task, measure, draft) if isinstance(made, Recommender) else made
         for split in ("test", "valid"):
             ranking = rank(score, task, split, baseline.top)
             draft.metrics.update({f"{split} {name}": value for name, value in measure(ranking.ranks).items()})
@@ -145,7 +142,7 @@ def run(config: Config, measure: Measure) -> tuple[Manifest, bool]:
 def frame(task: Task, split: SplitName, ranking: Ranking) -> pl.DataFrame:
     """A ranking as a table, one row per example: user, target, rank (0-based; infinite where never recommended), items.
 
-    Items are 0-based, as in a Dataset.
+    Items are 0-based, as in a Dataset; -1 is the padding row, which the protocol `wearec` ranks.
     """
     rows = task.rows[split]
     return pl.DataFrame(
@@ -158,10 +155,17 @@ def frame(task: Task, split: SplitName, ranking: Ranking) -> pl.DataFrame:
     )
 
 
-def _neural(config: Config, task: Task, measure: Measure, folder: Path, metrics: dict[str, Any]) -> Scorer:
-    """Train a neural baseline into the artefact's folder; returns how its best epoch scores."""
+def _made(config: Config, task: Task) -> Recommender | Scorer:
+    """A model with fresh weights, or a floor that is ready to score."""
+    if floor := FLOORS.get(config.baseline.model):
+        return floor(task, **chosen(config.baseline, floor))
     torch.manual_seed(config.seed)
-    model = make(config.baseline, task.items)
+    return make(config.baseline, task.items)
+
+
+def _neural(model: Recommender, config: Config, task: Task, measure: Measure, draft: Draft) -> Scorer:
+    """Train a neural baseline into its artefact; returns how its best epoch scores."""
+    folder, metrics = draft.path, draft.metrics
     parameters = count_parameters(model)
     check_space(folder, parameters * 4 * 10)  # last and next checkpoint: weights, the best weights, two moments
     metrics["parameters"] = parameters

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from minionerec.artifacts import CHECKPOINTS, Manifest, read_json
 from minionerec.baselines import train
+from minionerec.baselines.models import MODELS
 from minionerec.cli import main, parse
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
@@ -194,9 +195,28 @@ def test_mistakes(arguments, message, capsys, tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_an_option_of_another_model_is_an_error(sequences, tmp_path):
-    with pytest.raises(ConfigError, match=r"baseline\.gamma is set, but sasrec does not take it"):
-        train.run(config_of(sequences, tmp_path / "run", gamma=0.1), ranking_metrics)
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"gamma": 0.1}, r"baseline\.gamma is set, but sasrec does not take it"),
+        ({"heads": 3}, r"hidden_size 16 does not split into 3 heads"),
+        ({"model": "pswrec-v12", "heads": 8}, r"heads is 8; each head takes a band"),
+        ({"model": "markov"}, r"is set, but markov does not take it. It takes no option"),
+    ],
+)
+def test_a_model_that_cannot_be_is_refused_before_anything_is_written(sequences, tmp_path, fields, message):
+    with pytest.raises(ConfigError, match=message):
+        train.run(config_of(sequences, tmp_path / "run", **fields), ranking_metrics)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_trains_and_ranks_by_every_protocol(name, sequences, tmp_path):
+    for protocol in ("recbole", "wearec"):
+        plain = {"dropout": None, "inner_size": None, "max_history": 12, "epochs": 1}
+        config = config_of(sequences, tmp_path / protocol, protocol, model=name, **plain)
+        metrics = train.run(config, ranking_metrics)[0].metrics
+        assert metrics["epochs"] == 1 and 0 <= metrics["test NDCG@10"] <= metrics["test HR@10"] <= 1
 
 
 def test_given_weights_are_ranked_with_instead_of_training(sequences, tmp_path):
