@@ -2,7 +2,7 @@
 # Trains baselines one after the other, each by its preset. Finished ones are skipped and an interrupted one goes on from its last
 # epoch, so the same command may be given again and again.
 #   SEQUENCES=FOLDER_WITH_Beauty.txt_AND_LastFM.txt bash scripts/baselines.sh [PRESET ...] [-- --baseline.field VALUE ...]
-# RUNS names the folder of the runs (runs); RUN_PYTHON another Python than scripts/python.
+# RUNS names the folder of the runs (runs); RUN_PYTHON a Python other than that of scripts/python
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${RUN_PYTHON:-scripts/python} sequences=${SEQUENCES:-data/sequential} runs=${RUNS:-runs}
