@@ -143,7 +143,16 @@ def main() -> None:
         if not chosen.sequences:
             made_up(sequences, chosen.users)
         table = Table(title=f"{sequences.name}: training per epoch, batches of {BATCH}, {chosen.steps} steps, dropout 0")
-        for column in ("model", "implementation", "wall s", "CPU s", "times ours", "peak GB", "largest loss difference"):
+        for column in (
+            "model",
+            "implementation",
+            "wall s",
+            "CPU s",
+            "wall / ours",
+            "CPU / ours",
+            "peak GB",
+            "largest loss difference",
+        ):
             table.add_column(column, justify="left" if column in ("model", "implementation") else "right")
         for model in chosen.models:
             ours = None
@@ -155,8 +164,8 @@ def main() -> None:
                 found = json.loads(done.stdout)
                 ours = ours or found
                 difference = float(np.abs(np.subtract(ours["losses"], found["losses"])).max())
-                ratio = f"{found['wall'] / ours['wall']:.2f}"
-                cells = [f"{found['wall']:.1f}", f"{found['cpu']:.1f}", ratio, f"{found['memory']:.2f}", f"{difference:.1e}"]
+                ratios = [f"{found[clock] / ours[clock]:.2f}" for clock in ("wall", "cpu")]
+                cells = [f"{found['wall']:.1f}", f"{found['cpu']:.1f}", *ratios, f"{found['memory']:.2f}", f"{difference:.1e}"]
                 table.add_row(model, implementation, *cells)
         Console(width=120).print(table)
 
