@@ -165,7 +165,8 @@ def main() -> None:
                 ours = ours or found
                 difference = float(np.abs(np.subtract(ours["losses"], found["losses"])).max())
                 ratios = [f"{found[clock] / ours[clock]:.2f}" for clock in ("wall", "cpu")]
-                cells = [f"{found['wall']:.1f}", f"{found['cpu']:.1f}", *ratios, f"{found['memory']:.2f}", f"{difference:.1e}"]
+                seconds = [f"{found[clock]:.1f}" for clock in ("wall", "cpu")]
+                cells = [*seconds, *ratios, f"{found['memory']:.2f}", f"{difference:.1e}"]
                 table.add_row(model, implementation, *cells)
         Console(width=120).print(table)
 
