@@ -1,4 +1,4 @@
-"""Raw files to a Dataset. The same as `minionerec data`.
+"""Raw files to a Dataset. The same as `minionerec data prepare`.
 
 Run: python data/prepare.py --config ml-100k
 """
@@ -8,4 +8,4 @@ import sys
 from minionerec.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(["data", *sys.argv[1:]]))
+    sys.exit(main(["data", "prepare", *sys.argv[1:]]))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # importing it takes seconds, which `--help` should not
     from accelerate import PartialState
 
 MANIFEST = "manifest.json"
+ITEM_STAGES = {"data": "minionerec data prepare", "sid": "minionerec sid"}  # what all later stages need, and what makes it
 CHECKPOINTS = "checkpoints"  # of a resumable stage; removed when the artefact is complete
 _KEY = "key.txt"
 _PACKAGES = ("torch", "transformers", "trl", "accelerate", "polars", "scikit-learn", "numpy")

@@ -19,14 +19,29 @@ from minionerec.errors import ArtifactError, ConfigError, MiniOneRecError
 
 COMMANDS = {
     "run": "all stages in order: data, sid, sft, rl, eval, report",
-    "data": "raw files to a Dataset: catalogue and train, valid and test examples (data/)",
+    "data prepare": "raw files to a Dataset: catalogue and train, valid and test examples (data/)",
+    "data describe": "what matters about a prepared Dataset: terminal, HTML and JSON",
+    "data export": "a prepared Dataset in the layout of the reference or of RecBole",
+    "data list": "the public datasets that can be fetched",
+    "data get": "fetch a public dataset into the cache",
     "sid": "item text to semantic IDs (sid/)",
+    "sid inspect": "figures of a run's semantic IDs, in the terminal and as an HTML page",
+    "sid compare": "several quantizers on a run's catalogue in one table (sid/)",
+    "sid append": "semantic IDs for new items, those of an earlier run unchanged (sid/)",
     "sft": "supervised fine-tuning of a causal LM (sft/)",
     "rl": "GRPO from the SFT model with ranking rewards (rl/)",
     "eval": "constrained beam search over a split, metrics with intervals (eval/)",
     "report": "one HTML page of the run (report/)",
-    "baseline": "a sequential recommender on the same split; `baseline table beauty|lastfm|RUN_FOLDER` prints comparisons",
+    "baseline": "a sequential recommender on the same split, with the same metrics",
+    "baseline table": "a published table beside our rows (beauty, lastfm), or everything evaluated in a run's folder",
 }
+_OWN_OPTIONS = {  # beside the configuration
+    "data describe": {"html": "write a self-contained page to this file", "json": "write the facts to this file"},
+    "data export": {"layout": "reference or recbole", "to": "the folder to write to"},
+    "sid compare": {"methods": "names with commas between them; all where it is not given"},
+    "sid append": {"base": "folder of the run whose semantic IDs are extended"},
+}
+_NO_CONFIG = ("data list", "data get")
 _RUN = ("data", "sid", "sft", "rl", "eval", "report")
 
 
@@ -54,6 +69,8 @@ def parser(command: str) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     made = ArgumentParser(prog=f"minionerec {command}", description=COMMANDS[command], exit_on_error=False)
     made.add_argument("--config", action="config", help="a YAML file, or the name of a preset that ships with the package")
+    for option in _OWN_OPTIONS.get(command, {}):
+        made.add_argument(f"--{option}", help=_OWN_OPTIONS[command][option])
     made.add_class_arguments(Config, None)
     return made
 
@@ -129,7 +146,8 @@ def parse(command: str, arguments: Sequence[str]) -> Config | None:
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         cause = next((e for e in (error, error.__cause__, error.__context__) if isinstance(e, MiniOneRecError)), None)
         raise cause or ConfigError(" ".join(str(error).split())) from None
-    config.pop("config", None)
+    for name in ("config", *_OWN_OPTIONS.get(command, ())):
+        config.pop(name, None)
     return Config(**config)
 
 
@@ -140,24 +158,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[:1] in (["--version"], ["-V"]):
         print(f"minionerec {__version__}")
         return 0
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or arguments[0] in ("-h", "--help") or arguments in (["data"], ["data", "-h"], ["data", "--help"]):
         print("usage: minionerec COMMAND [--config PRESET_OR_FILE] [--section.field VALUE ...]\n")
-        print("\n".join(f"  {name:9}{text}" for name, text in COMMANDS.items()))
+        print("\n".join(f"  {name:15}{text}" for name, text in COMMANDS.items()))
         print("\nminionerec COMMAND --help shows every field; --print_config prints the resolved configuration.")
         return 0
     command, *rest = arguments
+    if rest and (command == "data" or f"{command} {rest[0]}" in COMMANDS):
+        command, rest = f"{command} {rest[0]}", rest[1:]
     try:
+        if command.startswith("data -"):
+            raise ConfigError("minionerec data needs to know what to do, for example: minionerec data prepare --config FILE")
         if command not in COMMANDS:
-            near = difflib.get_close_matches(command, COMMANDS, n=1)
+            near = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.5)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise ConfigError(f"unknown command {command}; known are {', '.join(COMMANDS)}.{hint}")
-        if command == "baseline" and rest[:1] == ["table"]:
-            _table(rest[1:])
+        if command == "baseline table":
+            _table(rest)
             return 0
+        if command in _NO_CONFIG:
+            from minionerec.data import command as data_command
+
+            return data_command.run(command, rest)
+        rest, extra = _own_options(command, rest)
         config = parse(command, rest)
         if config is None:
             return 0
-        _run(command, config)
+        _run(command, config, extra)
     except MiniOneRecError as error:
         errors.print(f"[bold red]{type(error).__name__}[/]: ", end="")
         errors.print(str(error), markup=False)
@@ -183,11 +210,33 @@ def _table(arguments: Sequence[str]) -> None:
     Console(width=None if sys.stdout.isatty() else 200).print(rivals.table(chosen.name, chosen.runs))
 
 
-def _run(command: str, config: Config) -> None:
+def _own_options(command: str, arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The arguments of the configuration, and the options that only this command has.
+
+    Raises:
+        ConfigError: such an option without a value.
+    """
+    rest, extra = [], {}
+    remaining = iter(arguments)
+    for argument in remaining:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and name in _OWN_OPTIONS.get(command, ()):
+            extra[name] = value if equals else next(remaining, "")
+            if not extra[name]:
+                raise ConfigError(f"--{name} needs a value.")
+        else:
+            rest.append(argument)
+    return rest, extra
+
+
+def _run(command: str, config: Config, extra: dict[str, str]) -> None:
     from minionerec import pipeline
 
     try:
-        pipeline.run(config, _RUN if command == "run" else (command,))
+        if command in pipeline.COMMANDS:
+            pipeline.command(command, config, extra)
+            return
+        pipeline.run(config, _RUN if command == "run" else (command.partition(" ")[0],))
     except PermissionError as error:
         raise ArtifactError(f"{error.filename}: permission denied. Choose another folder with --out DIR.") from None
     if command in ("run", "eval") and is_main_process():

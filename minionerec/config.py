@@ -6,6 +6,7 @@ them. Values are checked when the object is made, so a mistake costs seconds, no
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,26 +15,12 @@ from minionerec.errors import ConfigError
 
 TaskName = Literal["history_sid_to_sid", "title_to_sid", "sid_to_title"]
 CUTOFFS = (1, 3, 5, 10, 20, 50)
+# fmt: off
 BaselineName = Literal[
-    "popularity",
-    "repeat",
-    "item-knn",
-    "markov",
-    "sasrec",
-    "bert4rec",
-    "lightsans",
-    "fearec",
-    "fearec-published",
-    "trm4rec",
-    "wearec",
-    "pswrec-v5",
-    "pswrec-v12",
-    "pswrec-v13",
-    "pswrec-v13-without-rotation",
-    "gru4rec",
-    "caser",
-    "hstu",
+    "popularity", "repeat", "item-knn", "markov", "gru4rec", "caser", "sasrec", "bert4rec", "lightsans", "fearec",
+    "fearec-published", "hstu", "trm4rec", "wearec", "pswrec-v5", "pswrec-v12", "pswrec-v13", "pswrec-v13-without-rotation",
 ]
+# fmt: on
 
 
 def _positive(section: str, **values: float | None) -> None:
@@ -53,26 +40,178 @@ def _between(section: str, low: float, high: float, **values: float) -> None:
 class DataConfig:
     """Stage `data`: raw files to a Dataset."""
 
-    source: Literal["ml-100k", "csv", "recbole"] = "ml-100k"
-    """Where interactions come from: `ml-100k` is downloaded; `csv` and `recbole` are read from `path`."""
+    source: Literal["ml-100k", "ml-1m", "amazon-2018", "amazon-2023", "csv", "recbole", "sequences", "letter", "reference"] = (
+        "ml-100k"
+    )
+    """Layout of the raw files. `ml-100k`, `ml-1m`, `amazon-2018`, `amazon-2023` and `reference` are downloaded where `path` is
+    not given; the others are read from `path`. data/README.md shows each layout."""
     path: str | None = None
-    """Folder of your own files: `interactions.csv` and `items.csv` for `csv`; one `*.inter` and one `*.item` file for
-    `recbole`. For `ml-100k` optional: a folder with `ml-100k.zip` fetched by hand."""
+    """Folder of the raw files; for `sequences` a text file. A relative path counts from where the command is run."""
+    category: str | None = None
+    """Which data set, where a source has several: an Amazon category such as `Industrial_and_Scientific`, or the beginning of
+    the file names of `reference`, `letter` and `amazon` folders; needed only where a folder holds more than one."""
     max_history: int = 20
     """Most recent items kept in a history (items; paper: 10)."""
-    min_interactions: int = 3
-    """Users with fewer interactions are dropped and counted (interactions; at least 3: train, valid, test)."""
+    filters: Literal["named", "reference"] = "named"
+    """`named` applies the options below as they are described. `reference` repeats the script of the reference: its title
+    rules, windows in this machine's time zone, repeated rows kept, `user_k` also for items."""
+    title_rules: bool | None = None
+    """The reference's rules for titles: items without title, with `<span id` in it, of one character or of more than 20 words
+    go, with their interactions. null: for Amazon yes, otherwise no."""
+    start: str | None = None
+    """Interactions before this are left out: a month or day, UTC, e.g. 2016-10 (paper's Industrial: 1996-10)."""
+    end: str | None = None
+    """Interactions after the first instant of this month or day are left out (UTC; paper: 2018-11)."""
+    widen_below_items: int = 0
+    """While fewer items are left, the window begins a year earlier, not before 1996; 0 for never (items; reference: 3000)."""
+    deduplicate: bool | None = None
+    """Of rows with the same user, item and timestamp only the first stays; the others are counted. null: yes, except under
+    `filters: reference`."""
+    user_k: int = 3
+    """Users with fewer interactions go (interactions; at least 3 for leave-last-two-out; paper: 5)."""
+    item_k: int | None = None
+    """Items with fewer interactions go, and users and items are looked at again until all have enough; 0 keeps every listed
+    item in the catalogue. null: `user_k` for Amazon and under `filters: reference`, otherwise 0 (interactions; paper: 5)."""
+    split: Literal["leave-last-two-out", "chronological", "date"] = "leave-last-two-out"
+    """`leave-last-two-out`: each user's last interaction is test, the one before valid. `chronological`: all examples in order
+    of time, cut at `parts`. `date`: cut at `valid_from` and `test_from` (paper: chronological)."""
+    parts: list[int] = field(default_factory=lambda: [8, 1, 1])
+    """Shares of train, valid and test for `chronological` (paper: 8, 1, 1)."""
+    valid_from: str | None = None
+    """First day of the valid split for `date` (a month or day, UTC)."""
+    test_from: str | None = None
+    """First day of the test split for `date` (a month or day, UTC)."""
     missing_text: Literal["error", "drop"] = "error"
-    """An item without title: stop with an error, or drop the item with its interactions and count both."""
+    """An item without title, or an interaction with an item that has no row among the items: stop with an error, or drop it
+    (the item with its interactions) and count. Where title rules apply they are dropped and counted."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """A row that cannot be read: stop and name it, or skip it; skipped rows are counted, and listed in `skipped.txt`."""
 
     def __post_init__(self) -> None:
-        _positive("data", max_history=self.max_history)
-        if self.min_interactions < 3:
-            raise ConfigError(
-                f"data.min_interactions is {self.min_interactions}; leave-last-two-out needs at least 3 per user."
-            )
-        if self.source != "ml-100k" and self.path is None:
+        _positive("data", max_history=self.max_history, user_k=self.user_k)
+        _between("data", 0, math.inf, widen_below_items=self.widen_below_items, item_k=self.item_k or 0)
+        if self.split == "leave-last-two-out" and self.user_k < 3:
+            raise ConfigError(f"data.user_k is {self.user_k}; leave-last-two-out needs at least 3 interactions per user.")
+        if self.path is None and self.source in ("csv", "recbole", "sequences", "letter"):
             raise ConfigError(f"data.source {self.source!r} needs data.path, the folder that holds your files.")
+        if self.path is None and self.category is None and self.source in ("amazon-2018", "amazon-2023", "reference"):
+            raise ConfigError(
+                f"data.source {self.source!r} needs data.category, e.g. Office_Products, or data.path, a folder of files."
+            )
+        self._check_window()
+        if self.filters == "reference":
+            self._check_reference()
+        if self.source == "reference":
+            self.refuse_filters("the splits of data.source 'reference' are given by its files")
+
+    def _check_window(self) -> None:
+        for name in ("start", "end", "valid_from", "test_from"):
+            text = getattr(self, name)
+            if text is not None and not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])(-(0[1-9]|[12]\d|3[01]))?", text):
+                raise ConfigError(f"data.{name} is {text!r}; expected a month like 2016-10 or a day like 2016-10-31.")
+        if self.start and self.end and self.start > self.end:
+            raise ConfigError(f"data.start {self.start} is after data.end {self.end}.")
+        if self.widen_below_items and self.start is None:
+            raise ConfigError("data.widen_below_items moves the beginning of the window: set data.start, or leave it out.")
+        if len(self.parts) != 3 or min(self.parts) < 0 or not self.parts[0]:
+            raise ConfigError(f"data.parts is {self.parts}; expected three shares, e.g. [8, 1, 1], the first above 0.")
+        if self.split == "date" and not (self.valid_from and self.test_from and self.valid_from < self.test_from):
+            raise ConfigError(
+                f"data.split is date: data.valid_from ({self.valid_from}) and data.test_from ({self.test_from}) must be set, "
+                "the first before the second."
+            )
+        if self.split != "date" and (self.valid_from or self.test_from):
+            raise ConfigError(f"data.valid_from and data.test_from belong to data.split date; it is {self.split}.")
+        if self.split != "chronological" and self.parts != [8, 1, 1]:
+            raise ConfigError(f"data.parts belongs to data.split chronological; it is {self.split}.")
+
+    def _check_reference(self) -> None:
+        if self.item_k not in (None, self.user_k):
+            raise ConfigError(
+                f"data.item_k is {self.item_k}, but under data.filters reference items need data.user_k ({self.user_k}) "
+                "interactions too: the reference's own item_k has no effect. Leave data.item_k out."
+            )
+        if self.title_rules is False or self.deduplicate:
+            name, value = ("title_rules", False) if self.title_rules is False else ("deduplicate", True)
+            raise ConfigError(f"data.{name} is {value}, which data.filters reference excludes. Leave it out.")
+
+    def refuse_filters(self, reason: str) -> None:
+        """For raw files that are split already.
+
+        Raises:
+            ConfigError: a field is set that could have no effect.
+        """
+        default = {entry.name: getattr(DataConfig, entry.name, None) for entry in dataclasses.fields(DataConfig)}
+        default["parts"] = [8, 1, 1]
+        for name in ("filters", "title_rules", "start", "end", "widen_below_items", "deduplicate", "user_k", "item_k", "split"):
+            if getattr(self, name) != default[name]:
+                raise ConfigError(f"data.{name} is {getattr(self, name)}, but {reason}: it would have no effect. Leave it out.")
+
+    @property
+    def is_amazon(self) -> bool:
+        """Whether the raw files are an Amazon dump."""
+        return self.source.startswith("amazon-")
+
+    @property
+    def applies_title_rules(self) -> bool:
+        """`title_rules`, or what stands for it."""
+        return self.filters == "reference" or (self.is_amazon if self.title_rules is None else self.title_rules)
+
+    @property
+    def drops_duplicates(self) -> bool:
+        """`deduplicate`, or what stands for it."""
+        return self.filters == "named" if self.deduplicate is None else self.deduplicate
+
+    @property
+    def item_threshold(self) -> int:
+        """`item_k`, or what stands for it."""
+        if self.item_k is not None:
+            return self.item_k
+        return self.user_k if self.is_amazon or self.filters == "reference" else 0
+
+    @property
+    def split_dates(self) -> dict[str, str]:
+        """The first days of valid and test, for `date`."""
+        return {"valid_from": self.valid_from or "", "test_from": self.test_from or ""}
+
+
+SidMethod = Literal[
+    "rq-kmeans-joint", "rq-kmeans", "rq-kmeans-sinkhorn", "rq-kmeans-constrained", "rq-vae", "rq-kmeans-plus", "pq", "opq"
+]
+
+
+@dataclass
+class RqVaeConfig:
+    """Training of the two neural quantizers, `rq-vae` and `rq-kmeans-plus`."""
+
+    hidden: list[int] = field(default_factory=lambda: [512, 256, 128])
+    """Widths of the encoder's hidden layers; the decoder mirrors them (dimensions; reference: 2048 halved down to 64)."""
+    latent: int = 32
+    """Length of the quantised vector of `rq-vae`; `rq-kmeans-plus` quantises in the text vectors' own space (dimensions;
+    reference: 32)."""
+    learning_rate: float = 1e-3
+    """AdamW, constant (reference: 1e-3 for RQ-VAE, 1e-4 for RQ-KMeans+)."""
+    commitment: float = 0.25
+    """Weight of the encoder's pull to its codes (reference: 0.25)."""
+    batch_size: int = 1024
+    """Vectors per step (vectors; reference: 20480)."""
+    max_epochs: int = 400
+    """Passes over the vectors at most (epochs; reference: 10,000, always all)."""
+    patience: int = 10
+    """Stop after this many epochs without a reconstruction error lower by 0.1 % (epochs; reference: never)."""
+    ema: float = 0.0
+    """Decay of codebooks that follow their vectors' moving average instead of a gradient, e.g. 0.99; 0 for the gradient
+    (reference: gradient)."""
+    revive: bool = True
+    """After each epoch, put a code that no vector chose onto the residual of a random vector (reference: no)."""
+
+    def __post_init__(self) -> None:
+        _positive("sid.rqvae", latent=self.latent, learning_rate=self.learning_rate, batch_size=self.batch_size)
+        _positive("sid.rqvae", max_epochs=self.max_epochs, patience=self.patience)
+        _between("sid.rqvae", 0, 1, ema=self.ema)
+        _between("sid.rqvae", 0, math.inf, commitment=self.commitment)
+        if any(width < 1 for width in self.hidden):
+            raise ConfigError(f"sid.rqvae.hidden is {self.hidden}; every width must be at least 1.")
 
 
 @dataclass
@@ -82,27 +221,73 @@ class SidConfig:
     encoder: str = "minilm"
     """Text encoder: `minilm` (all-MiniLM-L6-v2 from an installed package), `tfidf` (TF-IDF and SVD, nothing to download),
     or the name or path of any sentence-transformers model (paper: Qwen3-Embedding-4B)."""
+    vectors: str | None = None
+    """A `.npy` file of your own (items, dimensions) float32 vectors in catalogue order, used instead of the encoder; it is
+    memory-mapped, so it may be larger than the memory."""
     max_text_tokens: int = 256
     """Item text beyond this length is cut by the encoder (tokens; paper: 2048)."""
     tfidf_dimensions: int = 128
     """Vector length of the `tfidf` encoder; lowered to what the catalogue's rank allows (dimensions)."""
+    collaborative: float = 0.35
+    """How far items are moved to the mean of the items bought right before or after them in the training split, before level 1
+    is clustered (fraction from 0, text only, to below 1). Items nobody bought keep their text's place."""
+    method: SidMethod = "rq-kmeans-joint"
+    """Quantizer. `rq-kmeans-joint`: size-balanced residual k-means whose levels are then refined together; `rq-kmeans`: plain
+    residual k-means; `rq-kmeans-sinkhorn`, `rq-kmeans-constrained`: with balanced clusters, by Sinkhorn or by exact size
+    limits (needs the extra `balanced`); `rq-vae`, `rq-kmeans-plus`: neural, see `rqvae`; `pq`, `opq`: (optimised) product
+    quantisation (paper: RQ-VAE)."""
     levels: int = 3
     """Codes per SID (levels; paper: 3)."""
     codebook_size: int = 256
-    """Centroids per level (paper: 256)."""
+    """Centroids per level (paper: 256); see `coarse_first`."""
+    coarse_first: bool = True
+    """Give level 1 an eighth of `codebook_size`, at least 8 codes, and share the rest out over the other levels: 32 + 368 + 368
+    in place of 3 x 256. The number of SID tokens stays the same; items that belong together share their first code more
+    often (paper: no, though its RQ-VAE uses only 48 of its 256 first codes)."""
+    codebook_sizes: list[int] | None = None
+    """Centroids of each level one by one, e.g. [64, 256, 512]; null takes `levels`, `codebook_size` and `coarse_first`."""
     iterations: int = 50
     """Most k-means iterations per level (iterations)."""
-    collisions: Literal["nearest-free", "keep"] = "nearest-free"
+    refinements: int = 6
+    """Rounds of `rq-kmeans-joint`'s refinement (rounds; 0 for none)."""
+    beam: int = 8
+    """Partial SIDs kept per item when `rq-kmeans-joint` encodes (candidates)."""
+    max_training_vectors: int = 65536
+    """Codebooks of a larger catalogue are learnt from this many vectors drawn at random, by faiss instead of scikit-learn; all
+    items are then encoded in shards (vectors)."""
+    collisions: Literal["nearest-free", "sinkhorn", "suffix", "keep"] = "nearest-free"
     """Items with equal codes: `nearest-free` moves each to the free code under the nearest possible prefix that costs least,
-    so that every item has its own SID; `keep` lets them share one."""
+    so that every item has its own SID; `sinkhorn` reassigns their last codes as the reference does, which may leave some;
+    `suffix` tells them apart by a further code that the others do not have; `keep` lets them share a SID."""
+    rqvae: RqVaeConfig = field(default_factory=RqVaeConfig)
 
     def __post_init__(self) -> None:
-        _positive("sid", max_text_tokens=self.max_text_tokens, tfidf_dimensions=self.tfidf_dimensions)
-        _positive("sid", levels=self.levels, iterations=self.iterations)
-        if self.levels > 26:
-            raise ConfigError(f"sid.levels is {self.levels}; levels are named a to z, so 26 at most.")
-        if self.codebook_size < 2:
-            raise ConfigError(f"sid.codebook_size is {self.codebook_size}; a level needs at least 2 codes.")
+        _positive("sid", max_text_tokens=self.max_text_tokens, tfidf_dimensions=self.tfidf_dimensions, beam=self.beam)
+        _positive("sid", levels=self.levels, iterations=self.iterations, max_training_vectors=self.max_training_vectors)
+        _between("sid", 0, 1, collaborative=self.collaborative)
+        _between("sid", 0, math.inf, refinements=self.refinements)
+        most = 26 - (self.collisions == "suffix")
+        if len(self.sizes) > most:
+            name = "codebook_sizes" if self.codebook_sizes else "levels"
+            raise ConfigError(
+                f"sid.{name} is {getattr(self, name)}; levels, that of a suffix too, are named a to z, so {most} at most."
+            )
+        if self.codebook_sizes == []:
+            raise ConfigError("sid.codebook_sizes is an empty list; give one size per level, or null.")
+        if min(self.sizes) < 2:
+            name = "codebook_sizes" if self.codebook_sizes else "codebook_size"
+            raise ConfigError(f"sid.{name} is {getattr(self, name)}; a level needs at least 2 codes.")
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Centroids of each level, as `codebook_sizes` or the three fields before it have them."""
+        if self.codebook_sizes:
+            return tuple(self.codebook_sizes)
+        if not self.coarse_first or self.levels == 1:
+            return (self.codebook_size,) * self.levels
+        first = min(self.codebook_size, max(8, self.codebook_size // 8))
+        rest, more = divmod(self.levels * self.codebook_size - first, self.levels - 1)
+        return (first, *(rest + (level < more) for level in range(self.levels - 1)))
 
 
 @dataclass
@@ -246,11 +431,19 @@ class EvalConfig:
     more (SIDs; paper: 50)."""
     batch_size: int = 32
     """Prompts decoded at once (prompts)."""
+    shard_size: int = 512
+    """Examples decoded and stored at a time: an interrupted evaluation goes on after the last stored shard, and ranks take
+    shards in turn, so the result does not depend on their number (examples)."""
     resamples: int = 2000
     """Bootstrap resamples of the 95 % intervals, users as units (count)."""
+    oracle_examples: int = 128
+    """Examples, evenly spread over the split, for which the whole catalogue is scored exactly: it shows what the beam search
+    missed, where it lost the target, and how narrower beams would do; 0 for none (examples)."""
 
     def __post_init__(self) -> None:
         _positive("eval", num_beams=self.num_beams, batch_size=self.batch_size, resamples=self.resamples)
+        _positive("eval", shard_size=self.shard_size)
+        _between("eval", 0, math.inf, oracle_examples=self.oracle_examples)
 
 
 @dataclass
@@ -341,9 +534,8 @@ class BaselineConfig:
     def __post_init__(self) -> None:
         _positive("baseline", max_history=self.max_history, batch_size=self.batch_size, learning_rate=self.learning_rate)
         _positive("baseline", epochs=self.epochs, patience=self.patience, top=self.top)
-        for name in ("hidden_size", "inner_size", "layers", "heads", "interests", "steps"):
-            _positive("baseline", **{name: getattr(self, name)})
-        for name in ("window", "horizontal_filters", "vertical_filters", "neighbours"):
+        counts = ("hidden_size", "inner_size", "layers", "heads", "interests", "steps", "window", "neighbours")
+        for name in (*counts, "horizontal_filters", "vertical_filters"):
             _positive("baseline", **{name: getattr(self, name)})
         for name in ("dropout", "attention_dropout", "mask_ratio"):
             _between("baseline", 0, 1, **{name: getattr(self, name) or 0.0})

@@ -6,6 +6,8 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,6 +15,10 @@ from rich.table import Table
 
 from minionerec.artifacts import MANIFEST, Manifest, is_main_process, read_json, wait_for_everyone
 from minionerec.config import CUTOFFS, Config
+from minionerec.errors import ArtifactError, ConfigError
+
+if TYPE_CHECKING:
+    from minionerec.data.dataset import Dataset
 
 # Stages are imported when they run: `--help` and `--print_config` must not wait for torch.
 Made = tuple[Manifest, bool]  # the artefact, and whether it was made anew
@@ -36,6 +42,8 @@ def _sid(config: Config) -> Iterator[Made]:
     from minionerec.sid import build
 
     _quieten_transformers()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        build.embed(config)
     yield from _on_main(lambda: build.run(config))
 
 
@@ -69,11 +77,13 @@ def _report(config: Config) -> Iterator[Made]:
 
 def _baseline(config: Config) -> Iterator[Made]:
     from minionerec.baselines import train
+    from minionerec.eval import predict
     from minionerec.report import rivals
 
     yield train.run(config, rivals.ranking_metrics)
-    if config.baseline.protocol == "dataset" and (config.folder / "sid" / MANIFEST).is_file():
-        yield from _on_main(lambda: rivals.evaluate(config))
+    ours = config.baseline.protocol == "dataset" and config.baseline.model not in predict.FLOORS
+    if ours and (config.folder / "sid" / MANIFEST).is_file():
+        yield predict.run(config, config.baseline.model)
 
 
 STAGES: dict[str, Callable[[Config], Iterator[Made]]] = {
@@ -166,3 +176,134 @@ def result_table(config: Config) -> Table:
 
 def _cell(cell: dict[str, float], interval: bool) -> str:
     return f"{cell['value']:.4f}" + (f"\n[{cell['low']:.4f}, {cell['high']:.4f}]" if interval else "")
+
+
+def describe_data(config: Config, html: str | None = None, json: str | None = None) -> None:
+    """Print the facts of the run's dataset; also as a page and as JSON where files are named.
+
+    Raises:
+        ArtifactError: the data stage has not run, or a file cannot be written.
+    """
+    from minionerec.artifacts import require, write_json
+    from minionerec.data.dataset import Dataset
+    from minionerec.data.describe import facts
+    from minionerec.report import dataset_page
+
+    require(config.folder / "data", "minionerec data prepare --config YOUR.yaml")
+    dataset = Dataset.load(config.folder / "data")
+    sids = _sids(config, dataset)
+    found = facts(dataset, None if sids is None else ["".join(tokens) for tokens in sids])
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    for section, values in found.items():
+        columns, rows = dataset_page.table(values)
+        table = Table(title=section, title_justify="left", show_header=len(columns) > 1, min_width=60)
+        table.add_column("")
+        for column in columns:
+            table.add_column(column, justify="right")
+        for name, cells in rows:
+            table.add_row(escape(name), *map(escape, cells))
+        console.print(table)
+    try:
+        if json:
+            write_json(Path(json), found)
+        if html:
+            Path(html).write_text(dataset_page.render(found, config.name), encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise ArtifactError(f"{error.filename}: cannot be written ({error.strerror}). Choose another file.") from None
+
+
+def export_data(config: Config, layout: str = "", to: str = "") -> None:
+    """Write the run's dataset in another program's layout.
+
+    Raises:
+        ConfigError: no layout or folder is named.
+        ArtifactError: the data stage has not run; or, for the reference's layout, there are no SIDs yet.
+    """
+    from minionerec.artifacts import require
+    from minionerec.data import recbole, reference
+    from minionerec.data.dataset import Dataset
+
+    if layout not in ("reference", "recbole") or not to:
+        raise ConfigError("minionerec data export needs --layout reference or --layout recbole, and --to FOLDER.")
+    require(config.folder / "data", "minionerec data prepare --config YOUR.yaml")
+    dataset = Dataset.load(config.folder / "data")
+    name = config.data.category or config.name
+    if layout == "recbole":
+        recbole.write(dataset, name, Path(to))
+    else:
+        sids = _sids(config, dataset)
+        if sids is None:
+            raise ArtifactError(
+                f"{config.folder}: the reference's layout has SIDs. Make them first: minionerec sid --config FILE"
+            )
+        reference.write(dataset, sids, name, Path(to))
+    print(to)
+
+
+def _sids(config: Config, dataset: "Dataset") -> list[list[str]] | None:
+    """The token strings of each item: those of the run, else those that the source ships; None where there are none."""
+    from minionerec.artifacts import MANIFEST
+    from minionerec.data import prepare
+
+    if (config.folder / "sid" / MANIFEST).is_file():
+        from minionerec.sid.index import SidIndex, token_string
+
+        codes = SidIndex.load(config.folder / "sid", dataset).codes.tolist()
+        return [[token_string(level, code) for level, code in enumerate(row)] for row in codes]
+    return prepare.shipped_sids(config.data, dataset)
+
+
+def inspect_sids(config: Config) -> None:
+    """Print the figures of the run's semantic IDs and write them as a page; see `report.sids`."""
+    from minionerec.report import sids
+
+    manifest, _ = sids.run(config)
+    _console().print(sids.figures_table(config))
+    print(config.folder / manifest.stage / "index.html")
+
+
+def compare_sids(config: Config, methods: str = "") -> None:
+    """Print a table of several quantizers on the run's catalogue; see `sid.compare`.
+
+    Args:
+        methods: their names with commas between them; empty for all.
+    """
+    from minionerec.sid import compare
+
+    _console().print(compare.run(config, [method for method in methods.split(",") if method]))
+
+
+def append_sids(config: Config, base: str = "") -> None:
+    """Semantic IDs for a larger catalogue, those of the run `base` unchanged; see `sid.append`.
+
+    Raises:
+        ConfigError: no run is named.
+    """
+    from minionerec.sid import append
+
+    if not base:
+        raise ConfigError("sid append needs --base DIR, the run whose semantic IDs are extended.")
+    manifest, fresh = append.run(config, Path(base))
+    what = _summary(manifest) if fresh else "up to date"
+    _console().print(f"[bold]sid[/] {escape(str(config.folder / 'sid'))}: {what}")
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 140, highlight=False, soft_wrap=True)
+
+
+# Commands that are no stage of a run: functions of the configuration and of options of their own.
+COMMANDS: dict[str, Callable[..., None]] = {
+    "data describe": describe_data,
+    "data export": export_data,
+    "sid inspect": inspect_sids,
+    "sid compare": compare_sids,
+    "sid append": append_sids,
+}
+
+
+def command(name: str, config: Config, options: dict[str, str]) -> None:
+    """Run one of `COMMANDS`."""
+    set_up(config.threads)
+    _quieten_transformers()
+    COMMANDS[name](config, **options)

@@ -22,17 +22,17 @@ from minionerec.config import (
 )
 from minionerec.errors import ConfigError
 
-SECTIONS = ("data", "sid", "model", "sft", "rl", "eval", "report", "baseline")
 PRESETS = sorted(path.stem for path in Path(str(resources.files("minionerec.presets"))).glob("*.yaml"))
-FIELDS = [
-    name
-    for field in dataclasses.fields(Config)
-    for name in (
-        [f"{field.name}.{inner.name}" for inner in dataclasses.fields(field.default_factory)]
-        if field.name in SECTIONS
-        else [field.name]
-    )
-]
+
+
+def leaves(made, prefix=""):
+    for field in dataclasses.fields(made):
+        section = field.default_factory
+        name = prefix + field.name
+        yield from leaves(section, f"{name}.") if dataclasses.is_dataclass(section) else [name]
+
+
+FIELDS = list(leaves(Config))
 
 
 def test_defaults_are_valid_and_the_folder_follows_the_name():
@@ -84,7 +84,17 @@ def test_what_must_be_positive(made, name, value):
 @pytest.mark.parametrize(
     ("made", "values", "message"),
     [
-        (DataConfig, {"min_interactions": 2}, "data.min_interactions is 2;"),
+        (DataConfig, {"user_k": 2}, "data.user_k is 2;"),
+        (DataConfig, {"start": "2016"}, "data.start is '2016'; expected a month"),
+        (DataConfig, {"start": "2018-01", "end": "2017-01"}, "data.start 2018-01 is after data.end 2017-01"),
+        (DataConfig, {"widen_below_items": 10}, "set data.start"),
+        (DataConfig, {"split": "date", "valid_from": "2018-01"}, "data.valid_from (2018-01) and data.test_from (None)"),
+        (DataConfig, {"parts": [9, 1, 0]}, "data.parts belongs to data.split chronological"),
+        (DataConfig, {"split": "chronological", "parts": [1, 1]}, "expected three shares"),
+        (DataConfig, {"filters": "reference", "user_k": 5, "item_k": 3}, "the reference's own item_k has no effect"),
+        (DataConfig, {"filters": "reference", "deduplicate": True}, "data.deduplicate is True"),
+        (DataConfig, {"source": "amazon-2018"}, "needs data.category"),
+        (DataConfig, {"source": "reference", "path": "x", "user_k": 5}, "data.user_k is 5, but the splits"),
         (DataConfig, {"source": "csv"}, "data.source 'csv' needs data.path"),
         (SidConfig, {"levels": 27}, "sid.levels is 27;"),
         (SidConfig, {"codebook_size": 1}, "sid.codebook_size is 1;"),

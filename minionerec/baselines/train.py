@@ -29,6 +29,7 @@ from torch import Tensor
 
 from minionerec.artifacts import (
     CHECKPOINTS,
+    ITEM_STAGES,
     Draft,
     Manifest,
     check_space,
@@ -89,7 +90,7 @@ def load_task(config: Config) -> tuple[Task, dict[str, str]]:
         path = Path(baseline.sequences)
         task = from_sequences(path, baseline.protocol, baseline.max_history)
         return task, {"sequences": file_hash(path)}
-    digest = require(config.folder / "data", "minionerec data").digest
+    digest = require(config.folder / "data", ITEM_STAGES["data"]).digest
     return from_dataset(Dataset.load(config.folder / "data"), baseline.max_history), {"data": digest}
 
 

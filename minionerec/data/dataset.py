@@ -1,7 +1,8 @@
 """The Dataset: a catalogue and three splits of examples, on disk as parquet.
 
-Files: `catalog.parquet` (item_id, title, text; the row number is the item's index), `train.parquet`, `valid.parquet`,
-`test.parquet` (user, history, target, timestamp, position).
+Files: `catalog.parquet` (item_id, title, text and what else the source tells; the row number is the item's index),
+`train.parquet`, `valid.parquet`, `test.parquet` (user, history, target, timestamp, position) and, where the source gives
+interactions rather than examples, `interactions.parquet` (user, position, item, timestamp, rating).
 """
 
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from minionerec.errors import ArtifactError
 SplitName = Literal["train", "valid", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
 CATALOG_SCHEMA = pl.Schema({"item_id": pl.String(), "title": pl.String(), "text": pl.String()})
+CATALOG_DETAILS = ("description", "brand", "categories")  # further columns that a catalogue may have, all String
 SPLIT_SCHEMA = pl.Schema(
     {
         "user": pl.String(),
@@ -25,6 +27,9 @@ SPLIT_SCHEMA = pl.Schema(
         "position": pl.Int32(),
     }
 )
+INTERACTION_SCHEMA = pl.Schema(
+    {"user": pl.String(), "position": pl.Int32(), "item": pl.Int32(), "timestamp": pl.Int64(), "rating": pl.Float32()}
+)
 
 
 @dataclass(frozen=True)
@@ -32,17 +37,21 @@ class Dataset:
     """A catalogue and its examples.
 
     Attributes:
-        catalog: one row per item, schema `CATALOG_SCHEMA`. `title` is shown to people and models, `text` is embedded.
+        catalog: one row per item, schema `CATALOG_SCHEMA`, then any of `CATALOG_DETAILS`. `title` is shown to people and
+            models, `text` is embedded; it is empty where the source has no texts at all.
         train, valid, test: one row per example, schema `SPLIT_SCHEMA`. `history` holds item indices, oldest first, and is
-            never empty; `target` is the next item's index; `timestamp` is the target's, in seconds since 1970 (UTC);
-            `position` is the target's 0-based place in the user's whole sequence, so `position - len(history)` is where the
-            history begins.
+            never empty; `target` is the next item's index; `timestamp` is the target's, in seconds since 1970 (UTC), null
+            where the source has none; `position` is the target's 0-based place in the user's whole sequence, so
+            `position - len(history)` is where the history begins. A user may have several examples in a split.
+        interactions: every interaction kept, sorted by user, then position; `rating` null where unknown. None where the
+            source gives examples and not the interactions behind them.
     """
 
     catalog: pl.DataFrame
     train: pl.DataFrame
     valid: pl.DataFrame
     test: pl.DataFrame
+    interactions: pl.DataFrame | None = None
 
     @property
     def digest(self) -> str:
@@ -58,6 +67,8 @@ class Dataset:
         self.catalog.write_parquet(folder / "catalog.parquet")
         for name in SPLITS:
             self.split(name).write_parquet(folder / f"{name}.parquet")
+        if self.interactions is not None:
+            self.interactions.write_parquet(folder / "interactions.parquet")
 
     @classmethod
     def load(cls, folder: Path) -> "Dataset":
@@ -66,13 +77,16 @@ class Dataset:
         Raises:
             ArtifactError: a file is missing, is not parquet, or has other columns.
         """
-        names = ("catalog", *SPLITS)
+        names = ("catalog", *SPLITS, *(["interactions"] if (folder / "interactions.parquet").is_file() else []))
         frames = {name: _read(folder / f"{name}.parquet") for name in names}
-        for name in names:
-            expected = CATALOG_SCHEMA if name == "catalog" else SPLIT_SCHEMA
-            if frames[name].schema != expected:
+        for name, frame in frames.items():
+            expected = {"catalog": CATALOG_SCHEMA, "interactions": INTERACTION_SCHEMA}.get(name, SPLIT_SCHEMA)
+            if name == "catalog":
+                details = [column for column in CATALOG_DETAILS if column in frame.columns]
+                expected = pl.Schema([*expected.items(), *((column, pl.String()) for column in details)])
+            if frame.schema != expected:
                 raise ArtifactError(
-                    f"{folder / name}.parquet: columns {dict(frames[name].schema)}, expected {dict(expected)}. "
+                    f"{folder / name}.parquet: columns {dict(frame.schema)}, expected {dict(expected)}. "
                     "Run the data stage again."
                 )
         return cls(**frames)

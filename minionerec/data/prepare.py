@@ -1,31 +1,38 @@
 """Stage `data`: raw files to a Dataset.
 
-Inputs: ml-100k (downloaded once into the cache), or your own csv or RecBole files.
-Outputs: `<run>/data/` with `catalog.parquet`, `train.parquet`, `valid.parquet`, `test.parquet`, `manifest.json`.
-Deviation from the paper: leave-last-two-out per user instead of one global split by time.
+Inputs: a download (MovieLens, Amazon, the reference's files), or your own files in any layout of `READERS`.
+Outputs: `<run>/data/` with `catalog.parquet`, `train.parquet`, `valid.parquet`, `test.parquet`, `interactions.parquet` where
+the source has interactions, `skipped.txt` where rows were skipped, and `manifest.json` with everything counted.
+Deviation from the paper: leave-last-two-out per user is the default; the paper's global split is `data.split: chronological`.
 Command: `python data/prepare.py --config ml-100k.yaml`.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 
 from minionerec.artifacts import (
     Manifest,
     cache_folder,
+    check_space,
     content_hash,
     file_hash,
     is_current,
     write_artifact,
 )
 from minionerec.config import Config, DataConfig
-from minionerec.data.dataset import SPLIT_SCHEMA, SPLITS, Dataset
-from minionerec.data.readers import Frames, raw_files, read_csv, read_movielens_zip, read_recbole
-from minionerec.data.sources import fetch_ml_100k
+from minionerec.data import amazon, readers, recbole, reference, sources, times
+from minionerec.data.dataset import SPLITS, Dataset
+from minionerec.data.filters import Kept, Part, encode, select
+from minionerec.data.problems import Problems
+from minionerec.data.splits import split
 from minionerec.errors import ArtifactError, DataError
+
+Made = tuple[Dataset, dict[str, Any]]  # a dataset and its figures
+SCRATCH = "data.scratch"  # beside the artefact, while a dump is read
 
 
 class Plan(NamedTuple):
@@ -37,23 +44,38 @@ class Plan(NamedTuple):
 
 
 def plan(config: Config) -> Plan:
-    """Find the raw files (ml-100k: download them unless cached) and hash them.
+    """Find the raw files (downloads: fetch them unless cached) and hash them.
 
     Raises:
-        DataError: see `fetch_ml_100k` and `raw_files`.
+        DataError: files are missing, there are too many to choose from, or a download failed.
     """
     data = config.data
     source = Path(data.path) if data.path else None
-    if data.source == "ml-100k":
-        source = fetch_ml_100k(cache_folder() / "ml-100k", source)
+    if name := sources.named(data):
+        source = sources.fetch(name, cache_folder(), source)
     if source is None:
         raise DataError(f"data.source {data.source!r} needs data.path, the folder that holds your files.")
-    if source.suffix == ".zip" and data.source == "ml-100k":
-        files: tuple[Path, ...] = (source,)
-    else:
-        files = raw_files("csv" if data.source == "csv" else "recbole", source)
-    inputs = {path.name: file_hash(path) for path in files}
+    inputs = {path.name: file_hash(path) for path in _files(data, source)}
     return Plan(_key(config, inputs), inputs, source)
+
+
+def _files(data: DataConfig, source: Path) -> tuple[Path, ...]:
+    """The raw files that the stage will read."""
+    if source.is_file():
+        return (source,)
+    if data.is_amazon:
+        return amazon.files(source, data.category)
+    if data.source == "reference":
+        return tuple(reference.files(source, data.category).values())
+    if data.source == "letter":
+        name = readers.one_file(source, ".inter.json", data.category).name.removesuffix(".inter.json")
+        found = [source / f"{name}.{kind}.json" for kind in ("inter", "index", "item")]
+        return tuple(path for path in found if path.is_file())
+    if data.source == "sequences":
+        return (readers.one_file(source, ".txt", data.category),)
+    if data.source == "csv":
+        return readers.raw_files("csv", source)
+    return recbole.files(source)
 
 
 def run(config: Config) -> tuple[Manifest, bool]:
@@ -64,18 +86,27 @@ def run(config: Config) -> tuple[Manifest, bool]:
 
     Raises:
         DataError: the raw files are missing or malformed, or nothing is left of them.
+        ConfigError: options that cannot apply to these files.
         ArtifactError: the disk is full.
     """
     folder = config.folder / "data"
-    if config.data.source == "ml-100k" and (made := _made_from_a_download(config)):
+    if sources.named(config.data) and config.data.path is None and (made := _made_from_a_download(config)):
         return made, False
     key, inputs, source = plan(config)
     if is_current(folder, key):
         return Manifest.load(folder), False
-    interactions, items = _read(config.data, source)
-    dataset, metrics = build(interactions, items, config.data)
+    problems = Problems(skip=config.data.on_error == "skip")
+    if config.data.is_amazon:
+        check_space(config.folder, sum(path.stat().st_size for path in _files(config.data, source)))
+        with amazon.scratch_folder(config.folder / SCRATCH) as scratch:
+            dataset, metrics = _amazon(source, scratch, config.data, problems)
+    else:
+        dataset, metrics = READERS[config.data.source](source, config.data, problems)
+    metrics["skipped_rows"] = len(problems.found)
     with write_artifact(folder, stage="data", key=key, config=config.section("data"), inputs=inputs, seed=config.seed) as draft:
         dataset.save(draft.path)
+        if problems.found:
+            (draft.path / "skipped.txt").write_text("\n".join(problems.found) + "\n", encoding="utf-8")
         draft.metrics.update(metrics)
     return Manifest.load(folder), True
 
@@ -94,83 +125,197 @@ def _key(config: Config, inputs: dict[str, str]) -> str:
     return content_hash({"config": config.section("data"), "inputs": inputs})
 
 
-def _read(config: DataConfig, source: Path) -> Frames:
-    if config.source == "csv":
-        return read_csv(source, config.missing_text)
-    if config.source == "ml-100k" and source.is_file():
-        return read_movielens_zip(source, config.missing_text)
-    return read_recbole(source, config.missing_text)
+def _movielens_100k(source: Path, config: DataConfig, problems: Problems) -> Made:
+    read = readers.read_movielens_zip if source.is_file() else readers.read_recbole
+    return build(*read(source, config.missing_text, problems), config, str(source))
 
 
-def build(interactions: pl.DataFrame, items: pl.DataFrame, config: DataConfig) -> tuple[Dataset, dict[str, Any]]:
-    """Split each user's sequence: the last interaction is test, the one before is valid, the rest rolls into train.
+def _movielens_1m(source: Path, config: DataConfig, problems: Problems) -> Made:
+    return build(*readers.read_movielens_1m(source, config.missing_text, problems), config, str(source))
 
-    Items with an empty title go first, with their interactions; then repeated rows (same user, item and timestamp), keeping
-    the first; then users with fewer than `min_interactions`. Interactions are sorted by time within a user, ties in file
-    order. Every item of the items file stays in the catalogue, in file order, also one that nobody interacted with: it can
-    be recommended all the same. Examples are ordered by user (first appearance), then position.
+
+def _csv(source: Path, config: DataConfig, problems: Problems) -> Made:
+    return build(*readers.read_csv(source, config.missing_text, problems), config, str(source))
+
+
+def _recbole(source: Path, config: DataConfig, problems: Problems) -> Made:
+    if recbole.is_split(source):
+        config.refuse_filters(f"the splits in {source} are given")
+        return given(recbole.read_splits(source, config, problems))
+    return build(*readers.read_recbole(source, config.missing_text, problems), config, str(source))
+
+
+def _sequences(source: Path, config: DataConfig, _: Problems) -> Made:
+    return build(*readers.read_sequences(source), config, str(source))
+
+
+def _letter(source: Path, config: DataConfig, _: Problems) -> Made:
+    return build(*readers.read_letter(source, config.category, config.missing_text), config, str(source))
+
+
+def _reference(source: Path, config: DataConfig, problems: Problems) -> Made:
+    return given(reference.read(source, config, problems))
+
+
+READERS: dict[str, Callable[[Path, DataConfig, Problems], Made]] = {
+    "ml-100k": _movielens_100k,
+    "ml-1m": _movielens_1m,
+    "csv": _csv,
+    "recbole": _recbole,
+    "sequences": _sequences,
+    "letter": _letter,
+    "reference": _reference,
+}
+
+
+def _amazon(source: Path, scratch: Path, config: DataConfig, problems: Problems) -> Made:
+    paths = amazon.files(source, config.category)
+    dump = amazon.read(paths, scratch, config, problems)
+    if not len(dump.ids):
+        raise DataError(f"{paths[1]}: no item is left after the title rules, of {dump.counts['items_read']:,} read.")
+    kept = select(dump.parts, dump.unit, config, str(paths[0]))
+    return _assemble(kept, dump.ids, dump.catalogue, config, dump.unit, dump.counts)
+
+
+def build(interactions: pl.DataFrame, items: pl.DataFrame, config: DataConfig, where: str = "these files") -> Made:
+    """Filter, sort and split interactions, as the configuration says.
+
+    Items with an empty title (or one against the title rules) go first, with their interactions; then what lies outside the
+    window; then repeated rows (same user, item and timestamp), keeping the first; then users and items with too few. A user's
+    interactions are sorted by time, ties in file order. With `item_k` 0 every item of the items file stays in the catalogue, in
+    file order, also one that nobody interacted with: it can be recommended all the same.
 
     Args:
-        interactions, items: as the readers return them.
-        config: `max_history` and `min_interactions` are used.
+        interactions, items: as the readers return them; `rating` may be missing.
+        where: the files, for messages.
 
     Returns:
         the dataset, and its figures for the manifest: what is in it, and what was dropped.
 
     Raises:
-        DataError: no user, or no training example, is left.
+        DataError: no interaction, or no training example, is left; or times are needed and there are none.
     """
-    catalog = items.filter(pl.col("title") != "")
-    listed = interactions.join(
-        catalog.select("item_id", item=pl.int_range(pl.len(), dtype=pl.Int32)), on="item_id", maintain_order="left"
-    ).select("user", "item", "timestamp")
-    unique = listed.unique(maintain_order=True, keep="first")
-    kept = unique.filter(pl.len().over("user") >= config.min_interactions)
-    users = kept.select(pl.col("user").unique(maintain_order=True)).with_row_index("order")
-    kept = kept.join(users, on="user", maintain_order="left").sort("order", "timestamp", maintain_order=True)
-    splits = _split(kept, config.max_history) if len(kept) else {}
-    if not splits or not len(splits["train"]):
-        longest = int(unique.group_by("user").len().select(pl.col("len").max().fill_null(0)).item())
-        raise DataError(
-            f"No {'training example' if splits else 'user'} is left: {len(interactions)} interactions read, {len(unique)} kept "
-            f"without items that have no text and repeated rows; the longest user has {longest}. Expected users with at least "
-            f"{max(4, config.min_interactions)}; see data.min_interactions and data.missing_text."
+    titled = items.filter(amazon.passes(config.applies_title_rules))
+    if config.applies_title_rules:
+        titled = titled.with_columns(amazon.tidy_title().alias("title"))
+    codes = titled.select("item_id", item=pl.int_range(pl.len(), dtype=pl.Int32))
+    listed = interactions.with_row_index("row").join(codes, on="item_id", how="inner", maintain_order="left")
+    unlisted = len(interactions.join(items.select("item_id"), on="item_id", how="anti"))
+    timed = not len(interactions) or interactions["timestamp"].null_count() < len(interactions)
+    if not timed:
+        _refuse_times(config, where)
+    unit = times.per_second(*times.extremes(interactions["timestamp"]), where) if timed else 1
+    rating = pl.col("rating") if "rating" in interactions.columns else pl.lit(None, pl.Float32)
+    rows, names = encode(
+        listed.select(
+            "row", "user", "item", rating.alias("rating"), time="timestamp" if timed else pl.col("row").cast(pl.Int64)
         )
-    histories = pl.concat([frame["history"].list.len() for frame in splits.values()])
-    metrics = {
-        "users": len(users),
-        "items": len(catalog),
-        "interactions": len(kept),
-        **{name: len(frame) for name, frame in splits.items()},
-        "mean_history": round(float(histories.cast(pl.Float64).sum()) / len(histories), 4),
-        "items_without_interaction": len(catalog) - kept["item"].n_unique(),
-        "dropped_items_without_text": len(items) - len(catalog),
-        "dropped_interactions_without_text": len(interactions) - len(listed),
-        "dropped_duplicates": len(listed) - len(unique),
-        "dropped_short_users": unique["user"].n_unique() - len(users),
-        "dropped_short_user_interactions": len(unique) - len(kept),
+    )
+    counts = {
+        "items_read": len(items),
+        "interactions_read": len(interactions),
+        "dropped_items_without_text": len(items) - len(titled),
+        "dropped_interactions_unlisted": unlisted,
+        "dropped_interactions_without_text": len(interactions) - len(listed) - unlisted,
     }
-    return Dataset(catalog=catalog, **splits), metrics
+    kept = select([Part(lambda: rows, lambda: names)], unit, config, where)
+    return _assemble(
+        kept,
+        titled["item_id"],
+        lambda wanted: wanted.to_frame().join(titled, on="item_id", maintain_order="left"),
+        config,
+        unit if timed else None,
+        counts,
+    )
 
 
-def _split(kept: pl.DataFrame, max_history: int) -> dict[str, pl.DataFrame]:
-    """The three splits of (user, item, timestamp, order), sorted by user and time."""
-    _, start, count = np.unique(kept["order"].to_numpy(), return_index=True, return_counts=True)
-    position = np.arange(len(kept)) - np.repeat(start, count)
-    left = np.repeat(count, count) - 1 - position  # interactions of the user after this one
-    items = np.concatenate([np.zeros(max_history, np.int32), kept["item"].to_numpy()])
-    # Row r holds the items of the max_history rows before row r, oldest first; a view, nothing is copied.
-    before = np.lib.stride_tricks.sliding_window_view(items[:-1], max_history)  # (rows, max_history)
-    chosen = {"train": (left >= 2) & (position >= 1), "valid": left == 1, "test": left == 0}
-    return {name: _examples(kept, position, before, chosen[name]) for name in SPLITS}
+def _refuse_times(config: DataConfig, where: str) -> None:
+    for name, used in (("start", config.start), ("end", config.end), ("split", config.split != "leave-last-two-out")):
+        if used:
+            raise DataError(f"{where}: has no timestamps, which data.{name} {getattr(config, name)} needs.")
 
 
-def _examples(kept: pl.DataFrame, position: np.ndarray, before: np.ndarray, chosen: np.ndarray) -> pl.DataFrame:
-    max_history = before.shape[1]
-    length = np.where(chosen, np.minimum(position, max_history), 0)
-    values = before[np.arange(max_history, 0, -1) <= length[:, None]]
-    offsets = np.concatenate([[0], np.cumsum(length[chosen])])
-    history = pl.Series(values=pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values))))
-    rows = kept.filter(pl.Series(chosen))
-    frame = rows.select("user", target="item", timestamp="timestamp", position=pl.Series(position[chosen], dtype=pl.Int32))
-    return frame.with_columns(history=history).select(SPLIT_SCHEMA.names())
+def _assemble(
+    kept: Kept,
+    ids: pl.Series,
+    catalogue: Callable[[pl.Series], pl.DataFrame],
+    config: DataConfig,
+    unit: int | None,
+    counts: dict[str, int],
+) -> Made:
+    """The dataset of what the filters left; `unit` is None where there are no times."""
+    item = kept.item
+    if config.item_threshold:  # the catalogue is what is left
+        listed = np.unique(item)
+        ids, item = ids.gather(listed), np.searchsorted(listed, item).astype(np.int32)
+    order = np.lexsort((np.arange(len(item)), kept.time, kept.user))
+    user = kept.user[order]
+    begins = np.flatnonzero(np.diff(user, prepend=-1))
+    position = np.arange(len(user)) - np.repeat(begins, np.diff(np.append(begins, len(user))))
+    sequences = pl.DataFrame(
+        {
+            "user": kept.names.gather(user),
+            "position": pl.Series(position, dtype=pl.Int32),
+            "item": pl.Series(item[order], dtype=pl.Int32),
+            "time": kept.time[order],
+            "rating": pl.Series(kept.rating[order], dtype=pl.Float32).fill_nan(None),
+        }
+    )
+    splits = split(sequences, config, unit or 1)
+    if not len(splits["train"]):
+        longest = int(position.max()) + 1
+        raise DataError(
+            f"No training example is left: {counts['interactions_read']:,} interactions read, {len(user):,} kept of "
+            f"{len(begins):,} users; the longest user has {longest}. See data.user_k, data.split and data.missing_text."
+        )
+    stamp = pl.col("time") // unit if unit else pl.lit(None, pl.Int64)
+    interactions = sequences.select("user", "position", "item", timestamp=stamp, rating="rating")
+    if unit is None:
+        splits = {name: frame.with_columns(timestamp=pl.lit(None, pl.Int64)) for name, frame in splits.items()}
+    dropped = {name: value for name, value in kept.counts.items() if name not in ("read", "span")}
+    dataset = Dataset(catalog=catalogue(ids), **splits, interactions=interactions)
+    return dataset, _figures(dataset) | counts | dropped
+
+
+def given(dataset: Dataset) -> Made:
+    """A dataset that its files give whole, with its figures."""
+    return dataset, _figures(dataset)
+
+
+def _figures(dataset: Dataset) -> dict[str, Any]:
+    frames = [dataset.split(name) for name in SPLITS]
+    users = pl.concat([frame["user"] for frame in frames])
+    lengths = pl.concat([frame["history"].list.len() for frame in frames]).cast(pl.Float64)
+    if dataset.interactions is not None:
+        users = dataset.interactions["user"]
+        items = dataset.interactions["item"]
+        size = {"interactions": len(items)}
+    else:
+        items = pl.concat([*(frame["target"] for frame in frames), *(frame["history"].explode() for frame in frames)])
+        size = {}
+    return {
+        "users": users.n_unique(),
+        "items": len(dataset.catalog),
+        **size,
+        **{name: len(dataset.split(name)) for name in SPLITS},
+        "mean_history": round(float(lengths.sum()) / max(len(lengths), 1), 4),
+        "items_without_interaction": len(dataset.catalog) - items.drop_nulls().n_unique(),
+    }
+
+
+def shipped_sids(config: DataConfig, dataset: Dataset) -> list[list[str]] | None:
+    """The semantic IDs that came with the raw files, as token strings of each item; None where the source has none.
+
+    Raises:
+        DataError: the index file is malformed, or lacks an item.
+    """
+    if config.source not in ("reference", "letter"):
+        return None
+    source = Path(config.path) if config.path else sources.fetch(sources.named(config), cache_folder())
+    if config.source == "letter" and not list(source.glob("*.index.json")):
+        return None
+    tokens = reference.shipped_sids(source, config.category, config.source)
+    missing = next((item for item in dataset.catalog["item_id"].to_list() if item not in tokens), None)
+    if missing is not None:
+        raise DataError(f"{source}: item {missing!r} has no entry in the *.index.json file.")
+    return [tokens[item] for item in dataset.catalog["item_id"].to_list()]

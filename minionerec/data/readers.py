@@ -1,21 +1,22 @@
-"""Readers: raw files of three layouts to two plain frames, with every malformed row named.
+"""Readers of layouts that hold interactions and items: csv, parquet, RecBole, MovieLens, LETTER, one line per user.
 
-Each reader returns `(interactions, items)` in file order: interactions (user String, item_id String, timestamp Int64,
-seconds since 1970), items (item_id, title, text: String). Ratings are ignored: every rating is an implicit interaction.
-Rows in messages count from 1, the header included.
+Each reader returns `(interactions, items)` in file order. Interactions: user String, item_id String, timestamp Int64 (in the
+file's own unit, all null where it has none), rating Float32 (null where unknown). Items: item_id, title, text, then those of
+`CATALOG_DETAILS` that the file has, all String. Rows in messages count from 1, the header included.
 """
 
-import csv
-import io
+import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
-import pyarrow as pa
-from pyarrow import csv as arrow_csv
 
+from minionerec.data import times
+from minionerec.data.dataset import CATALOG_DETAILS
+from minionerec.data.problems import Problems, braced
+from minionerec.data.tables import read_parquet, read_table, select
 from minionerec.errors import DataError
 
 MissingText = Literal["error", "drop"]
@@ -29,45 +30,82 @@ _TITLES = ("title", "movie_title", "name", "item_name", "book_title", "app_name"
 _YEARS = ("release_year", "year")
 _GENRES = ("class", "genre", "genres")
 _CATEGORIES = ("categories", "category")
+_RATINGS = ("user", "item_id", "rating", "timestamp")  # of MovieLens, which has no headers
+SPLIT_FILES = (".train.inter", ".valid.inter", ".test.inter")  # of RecBole, with given splits
+CONTROL = r"[\x00-\x1f\x7f]"  # would break every line-based layout, ours and other people's
 
 
-def read_movielens_zip(path: Path, missing_text: MissingText = "error") -> Frames:
+def read_movielens_zip(path: Path, missing_text: MissingText = "error", problems: Problems | None = None) -> Frames:
     """The official `ml-100k.zip`: `u.data` (tab-separated) and `u.item` (latin-1, pipe-separated, 19 genre flags).
 
     Raises:
         DataError: not this archive, or see `read_csv`.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            data, item = archive.read("ml-100k/u.data"), archive.read("ml-100k/u.item")
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: not the MovieLens-100K archive with ml-100k/u.data and ml-100k/u.item ({error}).") from None
+    data, item = _members(path, "ml-100k/u.data", "ml-100k/u.item")
     names = (f"{path}, u.data", f"{path}, u.item")
-    interactions = _table(data, names[0], "\t", columns=("user", "item_id", "rating", "timestamp"))
+    interactions = read_table(data, names[0], "\t", columns=_RATINGS, problems=problems)
     columns = ("item_id", "title", "release_date", "video_date", "url", *MOVIELENS_GENRES)
-    items = _table(item, names[1], "|", columns=columns, encoding="latin-1")
+    items = read_table(item, names[1], "|", columns=columns, encoding="latin-1", problems=problems)
     flags = [pl.when(pl.col(genre) == "1").then(pl.lit(genre)) for genre in MOVIELENS_GENRES]
     genres = pl.concat_list(flags).list.drop_nulls().list.join(", ")
     items = items.select("row", "item_id", "title", detail=_labelled("Genres", genres))
-    return _checked(interactions, items, names, missing_text)
+    return _checked(interactions, items, names, missing_text, problems)
 
 
-def read_recbole(folder: Path, missing_text: MissingText = "error") -> Frames:
+def read_movielens_1m(path: Path, missing_text: MissingText = "error", problems: Problems | None = None) -> Frames:
+    """The official `ml-1m.zip`: `ratings.dat` and `movies.dat` (latin-1), fields separated by `::`.
+
+    Raises:
+        DataError: not this archive, or see `read_csv`.
+    """
+    # Arrow splits at one character; the unit separator occurs in neither file.
+    data, item = (content.replace(b"::", b"\x1f") for content in _members(path, "ml-1m/ratings.dat", "ml-1m/movies.dat"))
+    names = (f"{path}, ratings.dat", f"{path}, movies.dat")
+    interactions = read_table(data, names[0], "\x1f", columns=_RATINGS, problems=problems)
+    columns = ("item_id", "title", "genres")
+    items = read_table(item, names[1], "\x1f", columns=columns, encoding="latin-1", problems=problems)
+    items = items.select(
+        "row", "item_id", "title", detail=_labelled("Genres", pl.col("genres").str.replace_all("|", ", ", literal=True))
+    )
+    return _checked(interactions, items, names, missing_text, problems)
+
+
+def _members(path: Path, *members: str) -> list[bytes]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [archive.read(member) for member in members]
+    except (OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: not the archive with {' and '.join(members)} ({error}).") from None
+
+
+def read_recbole(folder: Path, missing_text: MissingText = "error", problems: Problems | None = None) -> Frames:
     """RecBole's atomic files: one `*.inter` and one `*.item`, tab-separated, with a typed header (`name:type`).
 
-    Interactions need user_id, item_id, timestamp; items need item_id and a title column (title, movie_title, name, ...).
-    A release year becomes `Title (1995)` unless it is no number; genres or categories follow in the text.
+    Interactions need user_id, item_id, timestamp, and may have rating; items need item_id and a title column (title,
+    movie_title, name, ...). A release year becomes `Title (1995)` unless it is no number; genres or categories follow in the
+    text, unless a column `text` gives it.
 
     Raises:
         DataError: not exactly one file of each kind, or see `read_csv`.
     """
     files = raw_files("recbole", folder)
-    interactions, items = (_table(path, str(path), "\t", typed=True) for path in files)
-    interactions = _select(interactions, files[0], {"user": ("user_id",), "item_id": ("item_id",), "timestamp": ("timestamp",)})
+    interactions = read_table(files[0], str(files[0]), "\t", typed=True, problems=problems)
+    chosen = {"user": ("user_id",), "item_id": ("item_id",), "timestamp": ("timestamp",)}
+    interactions = select(interactions, files[0], chosen | _present(interactions, "rating"))
+    return _checked(interactions, recbole_items(files[1], problems), (str(files[0]), str(files[1])), missing_text, problems)
+
+
+def recbole_items(path: Path, problems: Problems | None = None) -> pl.DataFrame:
+    """The rows of an `*.item` file: row, item_id, title, detail, and what else `_checked` knows.
+
+    Raises:
+        DataError: see `read_recbole`.
+    """
+    items = read_table(path, str(path), "\t", typed=True, problems=problems)
     chosen: dict[str, tuple[str, ...]] = {"item_id": ("item_id",), "title": _TITLES}
     optional = {"year": _YEARS, "Genres": _GENRES, "Categories": _CATEGORIES}
     chosen |= {name: options for name, options in optional.items() if set(options) & set(items.columns)}
-    items = _select(items, files[1], chosen)
+    items = select(items, path, chosen | _present(items, "text", *CATALOG_DETAILS))
     title = pl.col("title")
     if "year" in items.columns:
         year = pl.col("year").str.strip_chars()
@@ -75,30 +113,146 @@ def read_recbole(folder: Path, missing_text: MissingText = "error") -> Frames:
         title = pl.when(dated).then(title.str.strip_chars() + " (" + year.str.slice(0, 4) + ")").otherwise(title)
     labels = [_labelled(name, _listed(pl.col(name))) for name in ("Genres", "Categories") if name in items.columns]
     detail = pl.concat_list(labels).list.drop_nulls().list.join(". ") if labels else pl.lit("")
-    items = items.select("row", "item_id", title=title, detail=detail)
-    return _checked(interactions, items, (str(files[0]), str(files[1])), missing_text)
+    kept = [name for name in ("text", *CATALOG_DETAILS) if name in items.columns]
+    return items.select("row", "item_id", *kept, title=title, detail=detail)
 
 
-def read_csv(folder: Path, missing_text: MissingText = "error") -> Frames:
-    """Your own files: `interactions.csv` (user, item, timestamp) and `items.csv` (item, title, optional description).
+def read_csv(folder: Path, missing_text: MissingText = "error", problems: Problems | None = None) -> Frames:
+    """Your own files: `interactions` (user, item, timestamp, optional rating), `items` (item, title, optional description).
 
-    UTF-8, comma-separated, quoted where needed; other columns are ignored.
+    Each is `.csv` (UTF-8, comma-separated, quoted where needed) or `.parquet`; other columns are ignored.
 
     Args:
-        missing_text: "error" refuses an item without title; "drop" returns it with an empty title, for `build` to drop.
+        missing_text: "error" refuses an item without title, and an interaction with an item that is not listed; "drop" lets
+            them pass, for `build` to drop.
+        problems: what to do with malformed rows; None stops at the first.
 
     Raises:
-        DataError: a file or column is missing; a row has too few or too many fields, a byte that is not UTF-8, an empty id or
-            a timestamp that is no number; an item is listed twice, has no title, or is interacted with but not listed.
+        DataError: a file or column is missing; a row has too few or too many fields, a byte that is not UTF-8, an id that is
+            empty or has control characters, or a timestamp that is neither number nor date; an item is listed twice, has no
+            title, or is interacted with but not listed.
     """
     files = raw_files("csv", folder)
-    interactions = _table(files[0], str(files[0]), ",")
-    interactions = _select(interactions, files[0], {"user": ("user",), "item_id": ("item",), "timestamp": ("timestamp",)})
-    items = _table(files[1], str(files[1]), ",")
-    detail = pl.col("description") if "description" in items.columns else pl.lit("")
+    interactions, items = (
+        read_parquet(path) if path.suffix == ".parquet" else read_table(path, str(path), ",", problems=problems)
+        for path in files
+    )
+    chosen = {"user": ("user",), "item_id": ("item",), "timestamp": ("timestamp",)}
+    interactions = select(interactions, files[0], chosen | _present(interactions, "rating"))
     chosen = {"item_id": ("item",), "title": ("title",)}
-    items = _select(items.with_columns(detail=detail), files[1], chosen | {"detail": ("detail",)})
-    return _checked(interactions, items, (str(files[0]), str(files[1])), missing_text)
+    items = select(items, files[1], chosen | _present(items, "text", *CATALOG_DETAILS))
+    items = items.with_columns(detail=pl.col("description") if "description" in items.columns else pl.lit(""))
+    return _checked(interactions, items, (str(files[0]), str(files[1])), missing_text, problems)
+
+
+def read_letter(folder: Path, category: str | None, missing_text: MissingText = "error") -> Frames:
+    """LETTER's files: `NAME.inter.json` (user to items in time order), optional `NAME.index.json` and `NAME.item.json`.
+
+    Every item of the index or, without one, of the sequences is in the catalogue, in numerical order. Without `NAME.item.json`
+    an item's title is its id and its text is empty.
+
+    Raises:
+        DataError: a file is missing or not of this form, or an item is not in the index.
+    """
+    path = one_file(folder, ".inter.json", category)
+    values = read_json_object(path)
+    for user, items in values.items():
+        if not isinstance(items, list) or not all(isinstance(item, int | str) for item in items):
+            raise DataError(f"{path}, user {user!r}: found {str(items)[:60]}, expected a list of items.")
+    name = path.name.removesuffix(".inter.json")
+    others = [folder / f"{name}.index.json", folder / f"{name}.item.json"]
+    index, details = (read_json_object(other) if other.is_file() else None for other in others)
+    listed = index if index is not None else details
+    sequences = {user: [str(item) for item in items] for user, items in values.items()}
+    frames = _sequences(sequences, None if listed is None else list(listed), str(path), str(others[0] if index else others[1]))
+    return frames if details is None else (frames[0], _described(frames[1], details, others[1], missing_text))
+
+
+def _described(items: pl.DataFrame, details: dict[str, Any], path: Path, missing_text: MissingText) -> pl.DataFrame:
+    values = [details.get(item, {}) for item in items["item_id"].to_list()]
+    columns = {
+        name: [str(value.get(name) or "") if isinstance(value, dict) else "" for value in values]
+        for name in ("title", *CATALOG_DETAILS)
+    }
+    found = items.select(pl.int_range(1, pl.len() + 1).alias("row"), "item_id").with_columns(
+        **{name: pl.Series(column, dtype=pl.String) for name, column in columns.items()},
+        detail=pl.Series(columns["description"]),
+    )
+    return catalogue(found, str(path), missing_text, Problems())
+
+
+def read_sequences(path: Path) -> Frames:
+    """The text format with one line per user: user id, then item ids in time order, separated by blanks.
+
+    There are no texts: an item's title is its id, its text is empty. Items are numbered in numerical order.
+
+    Raises:
+        DataError: not a text file, a user without items, or a user on two lines; the message names the line.
+    """
+    if path.is_dir():
+        path = one_file(path, ".txt", None)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a readable UTF-8 text file ({error}). data.path names the file.") from None
+    found: dict[str, list[str]] = {}
+    for number, line in enumerate(lines, 1):
+        user, *items = line.split() or [""]
+        if user and not items:
+            raise DataError(f"{path}, line {number}: user {user!r} has no items; expected a user id and item ids.")
+        if user in found:
+            raise DataError(f"{path}, line {number}: user {user!r} has a line above already. Join the two.")
+        if user:
+            found[user] = items
+    return _sequences(found, None, str(path), str(path))
+
+
+def _sequences(sequences: dict[str, list[str]], listed: list[str] | None, name: str, catalogue: str) -> Frames:
+    users = [user for user, items in sequences.items() for _ in items]
+    items = [item for sequence in sequences.values() for item in sequence]
+    known = list(dict.fromkeys(items)) if listed is None else listed
+    if listed is not None and (unknown := sorted(set(items) - set(listed))):
+        owner = next(user for user, sequence in sequences.items() if unknown[0] in sequence)
+        raise DataError(f"{name}, user {owner!r}: item {unknown[0]!r} is not in {catalogue}.")
+    known.sort(key=lambda item: (0, int(item), "") if item.isdecimal() else (1, 0, item))
+    interactions = pl.DataFrame(
+        {"user": users, "item_id": items}, schema={"user": pl.String, "item_id": pl.String}
+    ).with_columns(timestamp=pl.lit(None, pl.Int64), rating=pl.lit(None, pl.Float32))
+    return interactions, pl.DataFrame({"item_id": known, "title": known, "text": ""}, schema_overrides={"text": pl.String})
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds one object.
+
+    Raises:
+        DataError: missing, not JSON, or not an object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: not a readable JSON file ({error}).") from None
+    if not isinstance(values, dict):
+        raise DataError(f"{path}: holds a {type(values).__name__}, expected an object.")
+    return values
+
+
+def one_file(folder: Path, ending: str, category: str | None) -> Path:
+    """The only file of a folder whose name has this ending and, if given, begins with the category.
+
+    Raises:
+        DataError: no such folder, no such file, or several.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: not a folder. data.path is the folder that holds your files.")
+    there = sorted(path for path in folder.iterdir() if path.name.endswith(ending) and path.is_file())
+    found = [path for path in there if path.name.startswith(category or "")]
+    exact = [path for path in found if path.name.removesuffix(ending) == category]
+    if len(exact or found) != 1:
+        names = ", ".join(path.name for path in found or there) or "none"
+        begin = f" that begins with {category!r}" if category else ""
+        hint = "Choose one with data.category." if len(found) > 1 else "data/README.md shows the layout."
+        raise DataError(f"{folder}: expected one *{ending}{begin}, found {names}. {hint}")
+    return (exact or found)[0]
 
 
 def raw_files(source: Literal["csv", "recbole"], folder: Path) -> tuple[Path, Path]:
@@ -109,108 +263,23 @@ def raw_files(source: Literal["csv", "recbole"], folder: Path) -> tuple[Path, Pa
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: not a folder. data.path is the folder that holds your files.")
-    patterns = {"csv": ("interactions.csv", "items.csv"), "recbole": ("*.inter", "*.item")}[source]
+    names = {"csv": ("interactions", "items"), "recbole": ("*.inter", "*.item")}[source]
     found = []
-    for pattern in patterns:
-        matches = sorted(folder.glob(pattern))
+    for name in names:
+        patterns = [f"{name}.csv", f"{name}.parquet"] if source == "csv" else [name]
+        matches = sorted(path for pattern in patterns for path in folder.glob(pattern))
+        matches = [path for path in matches if not path.name.endswith(SPLIT_FILES)]
         if len(matches) != 1:
-            names = ", ".join(path.name for path in matches) or "none"
-            raise DataError(f"{folder}: expected exactly one {pattern}, found {names}. data/README.md shows the layout.")
+            there = ", ".join(path.name for path in matches) or "none"
+            raise DataError(
+                f"{folder}: expected exactly one {' or '.join(patterns)}, found {there}. data/README.md shows the layout."
+            )
         found.append(matches[0])
     return found[0], found[1]
 
 
-def _table(
-    source: Path | bytes,
-    name: str,
-    delimiter: str,
-    *,
-    columns: Sequence[str] | None = None,
-    encoding: str = "utf8",
-    typed: bool = False,
-) -> pl.DataFrame:
-    """All fields as text, with the column `row`; blank lines are left out. Only comma-separated files have quotes."""
-    dialect: dict[str, Any] = {"delimiter": delimiter, "strict": True}
-    if delimiter != ",":
-        dialect["quoting"] = csv.QUOTE_NONE
-    wrong: list[Any] = []
-
-    def refuse(row: Any) -> str:
-        wrong.append(row)
-        return "error"
-
-    try:
-        header = list(columns) if columns else _header(source, name, dialect)
-        table = arrow_csv.read_csv(
-            io.BytesIO(source) if isinstance(source, bytes) else pa.OSFile(str(source)),
-            arrow_csv.ReadOptions(use_threads=False, column_names=columns, encoding=encoding),
-            arrow_csv.ParseOptions(
-                delimiter=delimiter,
-                quote_char='"' if delimiter == "," else False,
-                newlines_in_values=delimiter == ",",
-                ignore_empty_lines=False,
-                invalid_row_handler=refuse,
-            ),
-            arrow_csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False),
-        )
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        if wrong:
-            row = wrong[0]
-            raise DataError(
-                f"{name}, row {row.number}: {row.actual_columns} fields, expected {row.expected_columns} "
-                f"({', '.join(header)}). Correct or quote the row: {row.text[:80]!r}."
-            ) from None
-        _refuse_bad_bytes(source, name, dialect)
-        raise DataError(f"{name}: not a readable table ({error}).") from None
-    if typed:
-        table = table.rename_columns([field.split(":")[0] for field in header])
-    frame = pl.DataFrame(pl.from_arrow(table)).with_row_index("row", offset=1 if columns else 2)
-    return frame.filter(~pl.all_horizontal(pl.exclude("row") == ""))
-
-
-def _header(source: Path | bytes, name: str, dialect: dict[str, Any]) -> list[str]:
-    """The column names; a quoted file is read to its end, since Arrow lets an unclosed quote swallow the rest."""
-    stream = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
-    with io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
-        rows = csv.reader(text, **dialect)
-        try:
-            header = next(rows, [])
-            if dialect["delimiter"] == ",":
-                for _ in rows:
-                    pass
-        except csv.Error as error:
-            raise DataError(
-                f"{name}, near line {rows.line_num}: broken quoting ({error}). Close or double the quote."
-            ) from None
-    names = [field.split(":")[0] for field in header]
-    if not header or len(set(names)) != len(names):
-        raise DataError(f"{name}, row 1: the header is {header}, expected distinct column names.")
-    return header
-
-
-def _refuse_bad_bytes(source: Path | bytes, name: str, dialect: dict[str, Any]) -> None:
-    data = source if isinstance(source, bytes) else source.read_bytes()
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        before = io.StringIO(data[: error.start].decode("utf-8") + "?", newline="")
-        row = sum(1 for _ in csv.reader(before, **dialect | {"strict": False}))
-        raise DataError(
-            f"{name}, row {row}: byte 0x{data[error.start]:02x} at offset {error.start} is not UTF-8. Save the file as UTF-8."
-        ) from None
-
-
-def _select(frame: pl.DataFrame, path: Path, wanted: Mapping[str, tuple[str, ...]]) -> pl.DataFrame:
-    """The row number and, per wanted name, the first column that is there."""
-    chosen = {}
-    for name, options in wanted.items():
-        column = next((option for option in options if option in frame.columns), None)
-        if column is None:
-            found = [column for column in frame.columns if column not in ("row", "detail")]
-            expected = " or ".join(options)
-            raise DataError(f"{path}: columns {', '.join(found)}; expected a column {expected}. Rename or add it.")
-        chosen[name] = pl.col(column)
-    return frame.select("row", **chosen)
+def _present(frame: pl.DataFrame, *names: str) -> dict[str, tuple[str, ...]]:
+    return {name: (name,) for name in names if name in frame.columns}
 
 
 def _labelled(label: str, text: pl.Expr) -> pl.Expr:
@@ -224,38 +293,68 @@ def _listed(column: pl.Expr) -> pl.Expr:
     return parts.list.eval(part.filter(part != "")).list.join(", ")
 
 
-def _refuse(frame: pl.DataFrame, wrong: pl.Expr, message: str) -> None:
-    """Raise for the first wrong row; `message` names the row's columns in braces."""
-    found = frame.filter(wrong).head(1)
-    if len(found):
-        raise DataError(message.format(**found.row(0, named=True)))
+def one_line(column: pl.Expr) -> pl.Expr:
+    """Text without line breaks and tabs, which become one blank with what is around them, or white space at the ends."""
+    return column.fill_null("").str.replace_all(r"\s*[\t-\r\x{85}\x{2028}\x{2029}]\s*", " ").str.strip_chars()
 
 
-def _checked(interactions: pl.DataFrame, items: pl.DataFrame, names: tuple[str, str], missing_text: MissingText) -> Frames:
-    """The frames that a reader returns, or an error that names the first wrong row."""
-    clicks, catalogue = (name.replace("{", "{{").replace("}", "}}") for name in names)
-    items = items.with_columns(pl.col("title", "detail").fill_null("").str.replace_all(r"\s+", " ").str.strip_chars())
-    _refuse(items, pl.col("item_id") == "", catalogue + ", row {row}: the item id is empty.")
-    twice = items.with_columns(first=pl.col("row").first().over("item_id"))
-    _refuse(
-        twice,
-        pl.col("row") != pl.col("first"),
-        catalogue + ", rows {first} and {row}: item {item_id!r} is listed twice. Keep one of the rows.",
-    )
+def full_text(title: pl.Expr, detail: pl.Expr) -> pl.Expr:
+    """What is embedded of an item: its title and, where there is any, its description."""
+    return pl.when((detail != "") & (title != "")).then(title + ". " + detail).otherwise(title)
+
+
+def catalogue(items: pl.DataFrame, name: str, missing_text: MissingText, problems: Problems) -> pl.DataFrame:
+    """The items a reader returns, from (row, item_id, title, detail, and any of text and `CATALOG_DETAILS`)."""
+    shown = braced(name)
+    given = [column for column in ("text", *CATALOG_DETAILS) if column in items.columns]
+    items = items.with_columns(one_line(pl.col("title", "detail", *given)))
+    items = problems.without(items, pl.col("item_id") == "", shown + ", row {row}: the item id is empty.")
+    message = ", row {row}: item id {item_id!r} has a tab, line break or other control character."
+    items = problems.without(items, pl.col("item_id").str.contains(CONTROL), shown + message)
+    items = items.with_columns(first=pl.col("row").first().over("item_id"))
+    message = ", rows {first} and {row}: item {item_id!r} is listed twice. Keep one of the rows."
+    items = problems.without(items, pl.col("row") != pl.col("first"), shown + message)
     if missing_text == "error":
-        message = ", row {row}: item {item_id!r} has no title. Add one, or pass --data.missing_text drop."
-        _refuse(items, pl.col("title") == "", catalogue + message)
+        bad = items.filter(pl.col("title") == "").head(1)
+        for row in bad.iter_rows(named=True):
+            raise DataError(
+                f"{name}, row {row['row']}: item {row['item_id']!r} has no title. Add one, or pass --data.missing_text drop."
+            )
+    text = full_text(pl.col("title"), pl.col("detail"))
+    if "text" in given:
+        text = pl.when(pl.col("text") != "").then("text").otherwise(text)
+    return items.select("item_id", "title", text.alias("text"), *(column for column in CATALOG_DETAILS if column in given))
+
+
+def _checked(
+    interactions: pl.DataFrame,
+    items: pl.DataFrame,
+    names: Sequence[str],
+    missing_text: MissingText,
+    problems: Problems | None,
+) -> Frames:
+    """The frames that a reader returns, or an error that names the first wrong row."""
+    problems = problems or Problems()
+    listed, clicks = catalogue(items, names[1], missing_text, problems), braced(names[0])
     for name in ("user", "item_id"):
-        _refuse(interactions, pl.col(name) == "", clicks + f", row {{row}}: the field {name} is empty.")
-    raw = pl.col("timestamp").str.strip_chars()
-    # Integers first: a float64 would merge nanoseconds.
-    seconds = pl.coalesce(
-        raw.cast(pl.Int64, strict=False), raw.cast(pl.Float64, strict=False).floor().cast(pl.Int64, strict=False)
+        interactions = problems.without(interactions, pl.col(name) == "", clicks + f", row {{row}}: the field {name} is empty.")
+        message = f", row {{row}}: {name} {{{name}!r}} has a tab, line break or other control character."
+        interactions = problems.without(interactions, pl.col(name).str.contains(CONTROL), clicks + message)
+    interactions = interactions.with_columns(time=times.parsed(pl.col("timestamp")))
+    if interactions["time"].null_count():
+        interactions = interactions.with_columns(time=times.parsed_or_dated(pl.col("timestamp")))
+    message = ", row {row}: timestamp {timestamp!r} is not a number; expected seconds since 1970, or a date like 2016-10-31."
+    interactions = problems.without(interactions, pl.col("time").is_null(), clicks + message)
+    if missing_text == "error":
+        unlisted = interactions.filter(~pl.col("item_id").is_in(listed["item_id"].implode()))
+        for row in unlisted.head(1).iter_rows(named=True):
+            raise DataError(
+                f"{names[0]}, row {row['row']}: item {row['item_id']!r} is not in {names[1]}. Add the item there, remove "
+                "the row, or pass --data.missing_text drop."
+            )
+    rating = (
+        pl.col("rating").str.strip_chars().cast(pl.Float32, strict=False)
+        if "rating" in interactions.columns
+        else pl.lit(None, pl.Float32)
     )
-    interactions = interactions.with_columns(seconds=seconds)
-    message = ", row {row}: timestamp {timestamp!r} is not a number; expected seconds since 1970."
-    _refuse(interactions, pl.col("seconds").is_null(), clicks + message)
-    message = f", row {{row}}: item {{item_id!r}} is not in {catalogue}. Add the item there, or remove the row."
-    _refuse(interactions, ~pl.col("item_id").is_in(items["item_id"].implode()), clicks + message)
-    text = pl.when(pl.col("detail") != "").then(pl.col("title") + ". " + pl.col("detail")).otherwise(pl.col("title"))
-    return interactions.select("user", "item_id", timestamp="seconds"), items.select("item_id", "title", text=text)
+    return interactions.select("user", "item_id", timestamp="time", rating=rating), listed

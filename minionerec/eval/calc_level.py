@@ -1,16 +1,32 @@
-"""Print and store the level tables of a predictions file."""
+"""Print, plot and store the level tables of a predictions file, ours or the reference's."""
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from minionerec.artifacts import write_json
-from minionerec.errors import DataError, MiniOneRecError
-from minionerec.eval.levels import level_tables
-from minionerec.eval.predictions import read_predictions
+from minionerec.config import CUTOFFS
+from minionerec.errors import ConfigError, DataError, MiniOneRecError
+from minionerec.eval.foreign import read_catalog, read_lists
+from minionerec.eval.level_plot import draw
+from minionerec.eval.lists import RankedLists
+from minionerec.eval.metrics import measure
+
+
+def analyse(lists: RankedLists, cutoffs: Sequence[int], resamples: int, seed: int) -> dict[str, Any]:
+    """The content of `levels.json`: the three level tables on top, beside them all of `metrics.measure`.
+
+    Cut-offs beyond the longest list are left out; where that leaves none, the longest list's length is the only one.
+    """
+    kept = [k for k in cutoffs if k <= lists.width] or [max(lists.width, 1)]
+    found = measure(lists, kept, resamples, seed)
+    lengths = {"shortest": int(lists.lengths.min()), "longest": lists.width}
+    return {"users": found.pop("users"), "rows": found.pop("rows"), "lengths": lengths, **found.pop("levels"), **found}
 
 
 def _table(title: str, rows: Mapping[str, Mapping[str, float]]) -> Table:
@@ -22,33 +38,116 @@ def _table(title: str, rows: Mapping[str, Mapping[str, float]]) -> Table:
     return table
 
 
-def _run(path: Path, out: Path) -> None:
-    predictions = read_predictions(path)
-    tables = level_tables(predictions)
+def _metrics_table(found: Mapping[str, Any]) -> Table:
+    table = Table(
+        "Metric",
+        title="Metrics with 95 % intervals; on items: expected, best and worst order of tied ones",
+        title_justify="left",
+    )
+    on_items = found["item"] is not None
+    for name in ("on SIDs", "interval", *(("on items", "best", "worst") if on_items else ())):
+        table.add_column(name, justify="right")
+    for name, cell in found["sid"].items():
+        items = [f"{found['item'][name][part]:.4f}" for part in ("value", "best", "worst")] if on_items else []
+        table.add_row(name, f"{cell['value']:.4f}", f"{cell['low']:.4f} to {cell['high']:.4f}", *items)
+    return table
+
+
+def _print(found: Mapping[str, Any], console: Console) -> None:
+    console.print(_metrics_table(found))
+    console.print(_table("Independent: the code of one level, alone", found["independent"]))
+    console.print(_table("Cumulative: all codes up to a level", found["cumulative"]))
+    steps = Table("Step", title="Drop-off of the first recommendation", title_justify="left")
+    steps.add_column("Share", justify="right")
+    for step, share in found["drop_off"].items():
+        steps.add_row(step, "-" if share is None else f"{share:.4f}")
+    console.print(steps)
+    lost = Table("Level", title="Where the list lost the target", title_justify="left")
+    lost.add_column("lost here", justify="right")
+    lost.add_column("rank of the prefix before", justify="right")
+    for row in found["lost"]:
+        lost.add_row(str(row["level"]), f"{row['lost']:.4f}", "-" if row["rank"] is None else f"{row['rank']:.0f}")
+    console.print(lost)
+    if found["calibration"]:
+        sure = Table("Level", "confidence", "accuracy", "calibration error", title="Calibration", title_justify="left")
+        for row in found["calibration"]:
+            sure.add_row(str(row["level"]), *(f"{row[name]:.4f}" for name in ("confidence", "accuracy", "error")))
+        console.print(sure)
+    if found.get("search"):
+        _print_search(found["search"], console)
+
+
+def _print_search(search: Mapping[str, Any], console: Console) -> None:
+    widths = Table("beams", title=f"Beam width and search error, {search['rows']} examples", title_justify="left")
+    for name in ("HR@1", "HR@10", "NDCG@10", "overlap", "missed"):
+        widths.add_column(name, justify="right")
+    for width, row in search["widths"].items():
+        widths.add_row(width, *(f"{row[name]:.4f}" for name in ("HR@1", "HR@10", "NDCG@10", "overlap", "missed")))
+    widths.add_row("exact", *(f"{search['exact'][name]:.4f}" for name in ("HR@1", "HR@10", "NDCG@10")), "1.0000", "0.0000")
+    console.print(widths)
+    pruned = Table("Level", title="Where the beam search dropped the target", title_justify="left")
+    pruned.add_column("dropped here", justify="right")
+    pruned.add_column("median rank then", justify="right")
+    for row in search["pruned"]:
+        pruned.add_row(str(row["level"]), f"{row['dropped']:.4f}", "-" if row["rank"] is None else f"{row['rank']:.0f}")
+    console.print(pruned)
+
+
+def _search_beside(path: Path) -> Any:
+    """The section `search` of the `metrics.json` in the file's folder, which the eval stage wrote from the exact oracle."""
+    beside = path.with_name("metrics.json")
+    if not beside.is_file():
+        return None
+    try:
+        values = json.loads(beside.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{beside}: not valid JSON ({error}). Run the eval stage again.") from None
+    return values.get("search") if isinstance(values, dict) else None
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    for name, values in (("--cutoffs", arguments.cutoffs), ("--resamples", [arguments.resamples])):
+        if min(values) < 1:
+            raise ConfigError(f"{name} is {min(values)}; it must be at least 1.")
+    path: Path = arguments.path
+    out: Path = arguments.out or path.parent
+    lists = read_lists(path, read_catalog(arguments.index) if arguments.index else None)
+    found = analyse(lists, sorted(set(arguments.cutoffs)), arguments.resamples, arguments.seed)
+    found["search"] = _search_beside(path)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "levels.json", {"users": len(predictions), **tables})
+        write_json(out / "levels.json", found)
+        draw(found, out / "levels.png")
     except OSError as error:
         raise DataError(f"{out / 'levels.json'}: cannot be written ({error}). Choose another folder with --out DIR.") from None
     console = Console()
-    console.print(_table("Independent: the code of one level, alone", tables["independent"]))
-    console.print(_table("Cumulative: all codes up to a level", tables["cumulative"]))
-    drop_off = Table("Step", title="Drop-off of the first recommendation", title_justify="left")
-    drop_off.add_column("Share", justify="right")
-    for step, share in tables["drop_off"].items():
-        drop_off.add_row(step, "-" if share is None else f"{share:.4f}")
-    console.print(drop_off)
-    console.print(f"{len(predictions)} users; written to {out / 'levels.json'}", highlight=False, soft_wrap=True)
+    _print(found, console)
+    note = f", {found['invalid']:.2%} of the listed texts are no SID of the catalogue" if found["invalid"] else ""
+    console.print(
+        f"{found['users']} users, {found['rows']} examples, lists of {found['lengths']['shortest']} to "
+        f"{found['lengths']['longest']}{note}; written to {out / 'levels.json'} and levels.png",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def main(argv: Sequence[str]) -> int:
     """The command line: 0 where the tables were written, 2 where the input is wrong."""
     parser = argparse.ArgumentParser(description="Accuracy per SID level of a predictions file.")
-    parser.add_argument("--path", type=Path, required=True, metavar="FILE", help="predictions.jsonl of an eval stage")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for levels.json (default: the folder of FILE)")
-    arguments = parser.parse_args(argv)
+    parser.add_argument(
+        "--path", type=Path, required=True, metavar="FILE",
+        help="predictions.jsonl of an eval stage, or the reference's result JSON (input, output, predict)",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for levels.json and levels.png (default: that of FILE)")
+    parser.add_argument(
+        "--index", type=Path, metavar="FILE",
+        help="index.json or info text of the catalogue: item-level ranks for the reference's JSON, and a check of its SIDs",
+    )  # fmt: skip
+    parser.add_argument("--cutoffs", type=int, nargs="+", default=list(CUTOFFS), metavar="K", help="cut-offs K")
+    parser.add_argument("--resamples", type=int, default=1000, metavar="N", help="bootstrap resamples (default: 1000)")
+    parser.add_argument("--seed", type=int, default=42, metavar="N", help="seed of the resampling (default: 42)")
     try:
-        _run(arguments.path, arguments.out or arguments.path.parent)
+        _run(parser.parse_args(argv))
     except MiniOneRecError as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2

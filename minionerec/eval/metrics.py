@@ -1,4 +1,4 @@
-"""Hit rate and NDCG of ranked lists with one target per user, on SIDs and on items."""
+"""Hit rate, NDCG and MRR of ranked lists with one target per example, on SIDs and on items."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -6,86 +6,167 @@ from typing import Any, Literal
 import numpy as np
 
 from minionerec.config import CUTOFFS
-from minionerec.errors import DataError
-from minionerec.eval.intervals import intervals
-from minionerec.eval.levels import level_tables
-from minionerec.eval.predictions import Prediction
+from minionerec.eval.intervals import detectable, intervals
+from minionerec.eval.levels import calibration, level_tables, lost_targets
+from minionerec.eval.lists import Lists, RankedLists
 
 
-def ranks(predictions: Sequence[Prediction], on: Literal["sid", "item"] = "sid") -> np.ndarray:
-    """0-based rank of each user's target, (users,) float; infinity where the list does not hold it.
+def ranks(predictions: Lists, on: Literal["sid", "item"] = "sid") -> np.ndarray:
+    """0-based rank of each example's target, (rows,) float; infinity where the list does not hold it.
 
-    On `sid`, items that share the target's SID count as the target; on `item`, they do not.
+    On `sid`, items that share the target's SID count as the target; on `item`, it is the place among the listed items, where
+    the items of one SID stand in catalogue order (see `item_ranks`).
 
     Raises:
         DataError: no predictions.
     """
-    if not predictions:
-        raise DataError("There are no predictions to measure; expected one per user.")
-    found = np.full(len(predictions), np.inf)
-    for row, prediction in enumerate(predictions):
-        ranked: list[Any] = prediction.sids if on == "sid" else prediction.items
-        target = prediction.target_sid if on == "sid" else prediction.target
-        if target in ranked:
-            found[row] = ranked.index(target)
+    lists = RankedLists.of(predictions)
+    if on == "item":
+        return np.full(len(lists), np.inf) if lists.items is None else lists.items.where(lists.targets)
+    found = np.full(len(lists), np.inf)
+    for rows in lists.chunks():
+        match = (lists.sids[rows] == lists.target_sids[rows, None]).all(axis=2)  # (rows, width)
+        if match.shape[1]:
+            found[rows] = np.where(match.any(axis=1), match.argmax(axis=1), np.inf)
     return found
 
 
-def hits(ranks: np.ndarray, k: int) -> np.ndarray:
-    """1.0 where the target is among the first k, else 0.0, (users,).
+def item_ranks(predictions: Lists) -> tuple[np.ndarray, np.ndarray] | None:
+    """Where the target item stands when the items of one SID are tied: a model that writes SIDs cannot order them.
+
+    Returns:
+        Two arrays (rows,): the best 0-based rank, infinity where the target is not listed, and how many items tie at it and
+        the following ranks (1 where nothing ties). The worst rank is best + ties - 1. None where nothing is known of items.
+
+    Raises:
+        DataError: no predictions.
+    """
+    lists = RankedLists.of(predictions)
+    if lists.items is None and lists.sizes is None:
+        return None
+    if lists.sizes is None:
+        return ranks(lists, "item"), np.ones(len(lists))
+    on_sids = ranks(lists)
+    hit = np.flatnonzero(np.isfinite(on_sids))
+    place = on_sids[hit].astype(int)
+    best, ties = np.full(len(lists), np.inf), np.ones(len(lists))
+    before = np.cumsum(lists.sizes[hit], axis=1)
+    ties[hit] = lists.sizes[hit, place]
+    best[hit] = before[np.arange(len(hit)), place] - ties[hit]
+    return best, ties
+
+
+def _tied(ranks: np.ndarray, k: int, ties: np.ndarray | float, gain: np.ndarray) -> np.ndarray:
+    """Mean gain over tied ranks; `gain` (k,) is what each of the first k ranks is worth."""
+    sums = np.concatenate([[0.0], gain.cumsum()])
+    ranks = np.asarray(ranks, dtype=float)
+    first = np.where((ranks >= 0) & (ranks < k), ranks, k).astype(int)
+    last = np.minimum(first + np.asarray(ties), k).astype(int)
+    return (sums[last] - sums[first]) / ties
+
+
+def hits(ranks: np.ndarray, k: int, ties: np.ndarray | float = 1) -> np.ndarray:
+    """1.0 where the target is among the first k, else 0.0, (rows,); with ties, the share of the tied ranks that are.
 
     A k beyond the list's length is defined: it asks whether the target is anywhere in the list. A negative rank is a miss, as
     infinity is.
     """
-    ranks = np.asarray(ranks)
-    return ((ranks >= 0) & (ranks < k)).astype(float)
+    return _tied(ranks, k, ties, np.ones(k))
 
 
-def gains(ranks: np.ndarray, k: int) -> np.ndarray:
-    """NDCG@k per user, (users,): 1 / log2(rank + 2) where the target is among the first k, else 0.
+def gains(ranks: np.ndarray, k: int, ties: np.ndarray | float = 1) -> np.ndarray:
+    """NDCG@k per example, (rows,): 1 / log2(rank + 2) where the target is among the first k, else 0; the mean over ties.
 
-    With one target per user the ideal gain is 1, so nothing is left to normalise.
+    With one target per example the ideal gain is 1, so nothing is left to normalise.
     """
-    return hits(ranks, k) / np.log2(np.maximum(ranks, 0) + 2.0)
+    return _tied(ranks, k, ties, 1 / np.log2(np.arange(k) + 2.0))
+
+
+def reciprocals(ranks: np.ndarray, k: int, ties: np.ndarray | float = 1) -> np.ndarray:
+    """Reciprocal rank per example, (rows,): 1 / (rank + 1) among the first k, else 0; the mean over ties."""
+    return _tied(ranks, k, ties, 1 / np.arange(1.0, k + 1))
 
 
 def hit_rate(ranks: np.ndarray, k: int) -> float:
-    """HR@k: share of users whose target is among the first k. `ranks` as `ranks` returns them."""
+    """HR@k: share of examples whose target is among the first k. `ranks` as `ranks` returns them."""
     return float(hits(ranks, k).mean())
 
 
 def ndcg(ranks: np.ndarray, k: int) -> float:
-    """NDCG@k: mean over users of `gains`. `ranks` as `ranks` returns them."""
+    """NDCG@k: mean over examples of `gains`. `ranks` as `ranks` returns them."""
     return float(gains(ranks, k).mean())
 
 
-def per_user(ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[str, np.ndarray]:
-    """Each metric's value per user, (users,), by name: all `HR@k`, then all `NDCG@k`."""
-    return {f"HR@{k}": hits(ranks, k) for k in cutoffs} | {f"NDCG@{k}": gains(ranks, k) for k in cutoffs}
+def mrr(ranks: np.ndarray, k: int) -> float:
+    """MRR@k: mean over examples of `reciprocals`. `ranks` as `ranks` returns them."""
+    return float(reciprocals(ranks, k).mean())
 
 
-def _with_intervals(ranks: np.ndarray, cutoffs: Sequence[int], resamples: int, seed: int) -> dict[str, dict[str, float]]:
-    values = per_user(ranks, cutoffs)
-    found = intervals(np.stack(list(values.values())), resamples, seed)
+_FAMILIES = {"HR": hits, "NDCG": gains, "MRR": reciprocals}
+
+
+def per_user(ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS, ties: np.ndarray | float = 1) -> dict[str, np.ndarray]:
+    """Each metric's value per example, (rows,), by name: all `HR@k`, then all `NDCG@k`, then all `MRR@k`."""
+    return {f"{family}@{k}": value(ranks, k, ties) for family, value in _FAMILIES.items() for k in cutoffs}
+
+
+def _cells(values: dict[str, np.ndarray], resamples: int, seed: int, units: np.ndarray | None) -> dict[str, dict[str, float]]:
+    found = intervals(np.stack(list(values.values())), resamples, seed, units)
     return {name: interval._asdict() for name, interval in zip(values, found, strict=True)}
 
 
-def measure(
-    predictions: Sequence[Prediction], cutoffs: Sequence[int] = CUTOFFS, resamples: int = 2000, seed: int = 42
-) -> dict[str, Any]:
-    """Everything in `metrics.json`.
+def _on_items(
+    lists: RankedLists, cutoffs: Sequence[int], resamples: int, seed: int, units: np.ndarray | None
+) -> dict[str, dict[str, float]] | None:
+    """Expected metrics on items with intervals, and beside them the metrics at the best and at the worst of tied ranks."""
+    found = item_ranks(lists)
+    if found is None:
+        return None
+    best, ties = found
+    cells = _cells(per_user(best, cutoffs, ties), resamples, seed, units)
+    for end, at in (("best", best), ("worst", best + ties - 1)):
+        for name, values in per_user(at, cutoffs).items():
+            cells[name][end] = float(values.mean())
+    return cells
+
+
+def measure(predictions: Lists, cutoffs: Sequence[int] = CUTOFFS, resamples: int = 2000, seed: int = 42) -> dict[str, Any]:
+    """What `metrics.json` says of the lists alone; the eval stage adds slices and what needs the catalogue.
 
     Returns:
-        `users`; `exact`, the share of provably exact lists; `sid` and `item`, each metric's `value`, `low` and `high` (95 %);
-        `levels`, see `level_tables`.
+        `users` and `rows`; `exact`, the share of provably exact lists, None where unknown; `invalid`, the share of places
+        that hold no SID; `sid` and `item`, each metric's `value`, `low` and `high` (95 %, users resampled), on items also
+        `best` and `worst` of tied ranks (None where items are unknown); `per_user`, the same on SIDs with every user
+        weighing the same, None where each has one row; `detectable`, the smallest true difference that this many users
+        show, see `intervals.detectable`; `levels`, `lost` and `calibration`, see `levels`.
 
     Raises:
         DataError: no predictions, or SIDs of unequal depth.
     """
+    lists = RankedLists.of(predictions)
+    units = lists.units()
+    values = per_user(ranks(lists), cutoffs)
     return {
-        "users": len(predictions),
-        "exact": sum(prediction.exact for prediction in predictions) / max(len(predictions), 1),
-        "sid": _with_intervals(ranks(predictions, "sid"), cutoffs, resamples, seed),
-        "item": _with_intervals(ranks(predictions, "item"), cutoffs, resamples, seed),
-        "levels": level_tables(predictions, cutoffs),
+        "users": len(lists) if units is None else int(units.max()) + 1,
+        "rows": len(lists),
+        "exact": None if lists.exact is None else float(lists.exact.mean()),
+        "invalid": _invalid(lists),
+        "sid": _cells(values, resamples, seed, units),
+        "item": _on_items(lists, cutoffs, resamples, seed, units),
+        "per_user": None if units is None else _cells(_user_means(values, units), resamples, seed, None),
+        "detectable": {name: detectable(row, units) for name, row in values.items()},
+        "levels": level_tables(lists, cutoffs),
+        "lost": lost_targets(lists),
+        "calibration": calibration(lists),
     }
+
+
+def _user_means(values: dict[str, np.ndarray], units: np.ndarray) -> dict[str, np.ndarray]:
+    rows = np.bincount(units)
+    return {name: np.bincount(units, weights=row) / rows for name, row in values.items()}
+
+
+def _invalid(lists: RankedLists) -> float:
+    listed = int(lists.lengths.sum())
+    named = sum(int((lists.sids[rows, :, 0] >= 0).sum()) for rows in lists.chunks())
+    return 1 - named / listed if listed else 0.0

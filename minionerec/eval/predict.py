@@ -1,7 +1,9 @@
 """Stage `eval`: rank the catalogue for every user of a split with a checkpoint, and measure.
 
-Inputs: `data/`, `sid/` and `<stage>/model/` of the run. Outputs per stage: `eval/<stage>/predictions.jsonl` and
-`metrics.json`; for the floors the same files under `eval/popularity/` and `eval/repeat/`.
+Inputs: `data/`, `sid/` and `<stage>/model/` of the run. Outputs per stage: `eval/<stage>/predictions.jsonl`,
+`metrics.json` and, where `eval.oracle_examples` asks for it, `oracle.jsonl`; the first two also for the floors, under
+`eval/popularity/` and `eval/repeat/`, and for the run's baselines, under their names. Predictions are stored shard by shard: an
+interrupted evaluation goes on where it stopped, and any number of ranks writes the same files.
 
 Deviations from the paper: the prompt is the one the model was trained on; the search masks what the catalogue lacks instead
 of adding -1e6; the checkpoint's generation settings play no part; metrics are on SIDs and on items, with intervals.
@@ -9,14 +11,20 @@ of adding -1e6; the checkpoint's generation settings play no part; metrics are o
 Command: `minionerec eval --config ml-100k`, or `accelerate launch eval/predict.py --config NAME`.
 """
 
-from collections.abc import Callable, Iterator
+import itertools
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from accelerate.utils import gather_object
+import numpy as np
+import polars as pl
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minionerec.artifacts import (
+    CHECKPOINTS,
+    ITEM_STAGES,
     MANIFEST,
     Manifest,
     content_hash,
@@ -24,6 +32,7 @@ from minionerec.artifacts import (
     is_current,
     is_main_process,
     require,
+    wait_for_everyone,
     write_artifact,
     write_json,
 )
@@ -31,8 +40,12 @@ from minionerec.baselines import floors
 from minionerec.config import CUTOFFS, Config
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError
+from minionerec.eval import oracle
+from minionerec.eval.exposure import exposure
+from minionerec.eval.lists import RankedLists, check_belongs
 from minionerec.eval.metrics import measure
 from minionerec.eval.predictions import Prediction, as_predictions, write_predictions
+from minionerec.eval.slices import parts_of_dataset, parts_of_lists, slice_tables
 from minionerec.model import checkpoint
 from minionerec.prompts.builder import build_examples, templates_digest
 from minionerec.sid.index import SidIndex
@@ -42,49 +55,78 @@ MODELS = ("sft", "rl")
 FLOORS = ("popularity", "repeat")
 
 
-def decode(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    dataset: Dataset,
-    index: SidIndex,
-    config: Config,
-) -> Iterator[Prediction]:
-    """Predictions for this rank's share of the split, in the split's order.
+class Decoder:
+    """A checkpoint that ranks the catalogue for examples of a split.
 
     Raises:
         CatalogError: the tokenizer lacks the catalogue's SID tokens.
     """
-    state = distributed_state()
-    model = model.to(state.device).eval()
-    token_ids = checkpoint.sid_token_ids(tokenizer, index)
-    trie = CatalogTrie.from_codes(token_ids, state.device)
-    item_of = {tuple(sid): item for item, sid in reversed(list(enumerate(token_ids.tolist())))}
-    context = getattr(model.config, "max_position_embeddings", None)
-    split = config.eval.split
-    examples = build_examples("history_sid_to_sid", dataset, index, tokenizer, split=split, context=context)
-    rows = list(zip(dataset.split(split).iter_rows(named=True), examples, strict=True))
-    with state.split_between_processes(rows) as share, _progress() as progress:
-        task = progress.add_task(f"decode {split}", total=len(share), rate="")
-        for start in range(0, len(share), config.eval.batch_size):
-            batch = share[start : start + config.eval.batch_size]
-            ids, mask = left_pad([example.prompt for _, example in batch], tokenizer.pad_token_id, state.device)
-            result = beam_search(model, ids, mask, trie=trie, num_beams=config.eval.num_beams)
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, index: SidIndex, config: Config
+    ) -> None:
+        self._config, self._index, self._tokenizer = config.eval, index, tokenizer
+        self._device = distributed_state().device
+        self._model = model.to(self._device).eval()
+        self._tokens = checkpoint.sid_token_ids(tokenizer, index)  # (items, levels)
+        self._trie = CatalogTrie.from_codes(self._tokens, self._device)
+        self._item_of = {tuple(sid): item for item, sid in reversed(list(enumerate(self._tokens.tolist())))}
+        split, context = dataset.split(config.eval.split), getattr(model.config, "max_position_embeddings", None)
+        examples = build_examples("history_sid_to_sid", dataset, index, tokenizer, split=config.eval.split, context=context)
+        self._rows = list(zip(split.iter_rows(named=True), examples, strict=True))
+        self._several = split["user"].n_unique() < len(split)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def _batches(self, rows: Sequence[int]) -> Iterator[tuple[Sequence[int], tuple]]:
+        for start in range(0, len(rows), self._config.batch_size):
+            batch = rows[start : start + self._config.batch_size]
+            prompts = [self._rows[row][1].prompt for row in batch]
+            yield batch, left_pad(prompts, self._tokenizer.pad_token_id, self._device)
+
+    def predict(self, rows: Sequence[int]) -> Iterator[Prediction]:
+        """Predictions for some rows of the split, in their order."""
+        for batch, (ids, mask) in self._batches(rows):
+            result = beam_search(self._model, ids, mask, trie=self._trie, num_beams=self._config.num_beams)
             lists = zip(batch, result.tokens.tolist(), result.scores.tolist(), result.exact.tolist(), strict=True)
-            for (row, _), tokens, scores, exact in lists:
-                found = [item_of[tuple(sid)] for sid in tokens if sid[0] >= 0]  # the first item of each SID
-                sids = index.codes[found].tolist()
+            for number, tokens, scores, exact in lists:
+                row, _ = self._rows[number]
+                found = [self._item_of[tuple(sid)] for sid in tokens if sid[0] >= 0]  # the first item of each SID
+                sids = self._index.codes[found].tolist()
+                groups = [self._index.items(sid) for sid in sids]
+                items = list(itertools.chain.from_iterable(groups))
                 yield Prediction(
                     user=row["user"],
                     history=row["history"],
                     target=row["target"],
-                    target_sid=index.codes[row["target"]].tolist(),
+                    target_sid=self._index.codes[row["target"]].tolist(),
                     sids=sids,
-                    items=[item for sid in sids for item in index.items(sid)],
+                    items=items,
                     scores=scores[: len(found)],
                     exact=exact,
+                    position=row["position"] if self._several else None,
+                    sizes=[len(group) for group in groups] if len(items) > len(sids) else None,
                 )
-            progress.advance(task, len(batch))
-            progress.update(task, rate=f"{progress.tasks[task].speed or 0:.1f} users/s")
+
+    def trace(self, rows: Sequence[int]) -> Iterator[oracle.Trace]:
+        """What exact scores of the whole catalogue say of some rows."""
+        widths = sorted({*CUTOFFS, self._config.num_beams})
+        for batch, (ids, mask) in self._batches(rows):
+            targets = [self._tokens[self._rows[row][0]["target"]].tolist() for row in batch]
+            yield from oracle.trace(self._model, ids, mask, self._trie, batch, targets, widths)
+
+
+def decode(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, index: SidIndex, config: Config
+) -> Iterator[Prediction]:
+    """Predictions for the whole split in its order, in this process.
+
+    Raises:
+        CatalogError: the tokenizer lacks the catalogue's SID tokens.
+    """
+    decoder = Decoder(model, tokenizer, dataset, index, config)
+    yield from decoder.predict(range(len(decoder)))
 
 
 def _progress() -> Progress:
@@ -98,29 +140,100 @@ def _progress() -> Progress:
     )
 
 
-def _by_model(stage: str) -> Callable[[Config, Dataset, SidIndex], list[Prediction]]:
-    def predict(config: Config, dataset: Dataset, index: SidIndex) -> list[Prediction]:
-        model, tokenizer = checkpoint.load(config.folder / stage / "model")
-        found = gather_object(list(decode(model, tokenizer, dataset, index, config)))
-        expected = len(dataset.split(config.eval.split))
-        if len(found) != expected:
-            raise ArtifactError(f"eval/{stage}: {len(found)} predictions for {expected} users; a shard is missing.")
-        return found
+def _by_model(stage: str) -> Callable[[Config, Dataset, SidIndex, Path], None]:
+    def predict(config: Config, dataset: Dataset, index: SidIndex, folder: Path) -> None:
+        """Decode in shards that do not depend on the number of ranks, and put them together in the split's order."""
+        decoder = Decoder(*checkpoint.load(config.folder / stage / "model"), dataset, index, config)
+        shards = _shards(len(decoder), config.eval.shard_size)
+        traced = _spread(len(decoder), config.eval.oracle_examples)
+        store = folder / CHECKPOINTS
+        store.mkdir(exist_ok=True)
+        state = distributed_state()
+        mine = shards[state.process_index :: state.num_processes]
+        with _progress() as progress:
+            task = progress.add_task(f"decode {config.eval.split}", total=sum(map(len, mine)), rate="")
+            for rows in mine:
+                path = _shard(store, rows)
+                if not path.is_file():  # a shard under its final name is complete
+                    oracle.write_traces(path.with_suffix(".trace"), decoder.trace([row for row in rows if row in traced]))
+                    write_predictions(path, decoder.predict(rows))
+                progress.advance(task, len(rows))
+                progress.update(task, rate=f"{progress.tasks[task].speed or 0:.1f} users/s")
+        wait_for_everyone()
+        if is_main_process():
+            merge(stage, store, shards, folder)
 
     return predict
 
 
-def _popularity(config: Config, dataset: Dataset, index: SidIndex) -> list[Prediction]:
+def _shards(rows: int, size: int) -> list[range]:
+    return [range(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def _shard(store: Path, rows: range) -> Path:
+    return store / f"rows-{rows.start:09d}-{rows.stop:09d}.jsonl"
+
+
+def _spread(rows: int, count: int) -> set[int]:
+    """At most `count` rows at even distances."""
+    return {place * rows // count for place in range(count)} if count < rows else set(range(rows))
+
+
+def merge(stage: str, store: Path, shards: Sequence[range], folder: Path) -> None:
+    """Write `predictions.jsonl` and `oracle.jsonl` from the stored shards, in the split's order.
+
+    Raises:
+        ArtifactError: a shard is missing or has another number of lines than it should.
+    """
+    for name, suffix in (("predictions.jsonl", ".jsonl"), ("oracle.jsonl", ".trace")):
+        temporary = folder / f"{name}.tmp"
+        with temporary.open("wb") as merged:
+            for rows in shards:
+                path = _shard(store, rows).with_suffix(suffix)
+                if not path.is_file():
+                    raise ArtifactError(
+                        f"eval/{stage}: the predictions of rows {rows.start} to {rows.stop - 1} are missing ({path.name}); a "
+                        "rank did not finish its share. Run the same command again: what is stored is not decoded again."
+                    )
+                with path.open("rb") as shard:
+                    lines = sum(1 for _ in shard)
+                    if suffix == ".jsonl" and lines != len(rows):
+                        raise ArtifactError(
+                            f"{path}: {lines} predictions for {len(rows)} rows. Delete it and run the same command again."
+                        )
+                    shard.seek(0)
+                    shutil.copyfileobj(shard, merged)
+        if temporary.stat().st_size:
+            temporary.replace(folder / name)
+        else:  # no examples were asked for
+            temporary.unlink()
+
+
+def _popularity(config: Config, dataset: Dataset, index: SidIndex, folder: Path) -> None:
     rankings = floors.popularity(dataset, config.eval.num_beams, config.eval.split)
-    return as_predictions(dataset.split(config.eval.split), rankings, index)
+    _store(as_predictions(dataset.split(config.eval.split), rankings, index), folder)
 
 
-def _repeat(config: Config, dataset: Dataset, index: SidIndex) -> list[Prediction]:
+def _repeat(config: Config, dataset: Dataset, index: SidIndex, folder: Path) -> None:
     examples = dataset.split(config.eval.split)
-    return as_predictions(examples, floors.repeat_last(examples, config.eval.num_beams), index)
+    _store(as_predictions(examples, floors.repeat_last(examples, config.eval.num_beams), index), folder)
 
 
-RECOMMENDERS: dict[str, Callable[[Config, Dataset, SidIndex], list[Prediction]]] = {
+def _store(predictions: list[Prediction], folder: Path) -> None:
+    if is_main_process():
+        write_predictions(folder / "predictions.jsonl", predictions)
+
+
+def _by_baseline(name: str) -> Callable[[Config, Dataset, SidIndex, Path], None]:
+    def predict(config: Config, dataset: Dataset, index: SidIndex, folder: Path) -> None:
+        ranked = pl.read_parquet(config.folder / "baselines" / name / f"{config.eval.split}.parquet")["items"].to_list()
+        rankings = [np.array(items[: config.eval.num_beams], dtype=np.int64) for items in ranked]
+        _store(as_predictions(dataset.split(config.eval.split), rankings, index), folder)
+
+    return predict
+
+
+RECOMMENDERS: dict[str, Callable[[Config, Dataset, SidIndex, Path], None]] = {
     "popularity": _popularity,
     "repeat": _repeat,
     "sft": _by_model("sft"),
@@ -128,17 +241,44 @@ RECOMMENDERS: dict[str, Callable[[Config, Dataset, SidIndex], list[Prediction]]]
 }
 
 
-def run(config: Config, recommender: str) -> tuple[Manifest, bool]:
-    """Predict and measure with one of `RECOMMENDERS`, unless current; returns the manifest and whether it was made anew.
+def analyse(folder: Path, dataset: Dataset, index: SidIndex, config: Config) -> dict[str, Any]:
+    """The content of `metrics.json` for a folder's `predictions.jsonl`: see `metrics.measure`; `slices`, see
+    `slices.slice_tables`; `exposure`, see `exposure.exposure`; `search`, see `oracle.summary`, None where nothing was traced.
 
     Raises:
-        ArtifactError: an input is missing, or a rank's share of the predictions is.
+        DataError: the predictions are malformed, or not those of this split and catalogue.
+    """
+    path = folder / "predictions.jsonl"
+    lists = RankedLists.read(path)
+    check_belongs(lists, dataset, index, config.eval.split, str(path))
+    parts = parts_of_lists(lists) | parts_of_dataset(lists, dataset, index, config.eval.split)
+    traces = oracle.read_traces(folder / "oracle.jsonl") if (folder / "oracle.jsonl").is_file() else []
+    return {
+        **measure(lists, CUTOFFS, config.eval.resamples, config.seed),
+        "slices": slice_tables(lists, parts, (10,), config.eval.resamples, config.seed),
+        "exposure": exposure(lists, floors.training_counts(dataset)),
+        "search": oracle.summary(traces, config.eval.num_beams),
+    }
+
+
+def run(config: Config, recommender: str) -> tuple[Manifest, bool]:
+    """Predict and measure with one of `RECOMMENDERS` or a baseline of the run, unless current.
+
+    Returns:
+        the manifest, and whether it was made anew.
+
+    Raises:
+        ArtifactError: an input is missing, or a shard of the predictions is.
     """
     folder = config.folder / "eval" / recommender
-    inputs = {name: require(config.folder / name, f"minionerec {name}").digest for name in ("data", "sid")}
+    inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
     if recommender in MODELS:
         model = require(config.folder / recommender, f"minionerec {recommender}", made_from=inputs)
         inputs[recommender] = model.digest
+    elif recommender not in FLOORS:
+        command = f"minionerec baseline --baseline.model {recommender}"
+        baseline = require(config.folder / "baselines" / recommender, command, made_from={"data": inputs["data"]})
+        inputs[f"baselines/{recommender}"] = baseline.digest
     sections = config.section("eval")
     key = content_hash({"config": sections, "seed": config.seed, "inputs": inputs, "prompts": templates_digest()})
     if is_current(folder, key):
@@ -146,17 +286,26 @@ def run(config: Config, recommender: str) -> tuple[Manifest, bool]:
     dataset = Dataset.load(config.folder / "data")
     index = SidIndex.load(config.folder / "sid", dataset)
     with write_artifact(
-        folder, stage=f"eval/{recommender}", key=key, config=sections, inputs=inputs, seed=config.seed, collective=True
+        folder,
+        stage=f"eval/{recommender}",
+        key=key,
+        config=sections,
+        inputs=inputs,
+        seed=config.seed,
+        resumable=recommender in MODELS,
+        collective=True,
     ) as draft:
-        predictions = RECOMMENDERS[recommender](config, dataset, index)
-        metrics = measure(predictions, CUTOFFS, config.eval.resamples, config.seed)
+        predict = RECOMMENDERS.get(recommender) or _by_baseline(recommender)
+        predict(config, dataset, index, draft.path)
         if is_main_process():
-            write_predictions(draft.path / "predictions.jsonl", predictions)
+            metrics = analyse(draft.path, dataset, index, config)
             write_json(draft.path / "metrics.json", metrics)
-        draft.metrics.update({name: cell["value"] for name, cell in metrics["sid"].items()})
+            draft.metrics.update({name: cell["value"] for name, cell in metrics["sid"].items()})
     return Manifest.load(folder), True
 
 
 def stages(folder: Path) -> list[str]:
-    """What can be evaluated in a run's folder: the floors, and each trained stage that is there."""
-    return [*FLOORS, *(stage for stage in MODELS if (folder / stage / MANIFEST).is_file())]
+    """What can be evaluated in a run's folder: the floors, each baseline and each trained stage that is there."""
+    baselines = sorted(path.parent.name for path in (folder / "baselines").glob(f"*/{MANIFEST}"))
+    trained = [stage for stage in MODELS if (folder / stage / MANIFEST).is_file()]
+    return [*FLOORS, *(name for name in baselines if name not in FLOORS), *trained]

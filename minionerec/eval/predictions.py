@@ -1,4 +1,7 @@
-"""Predictions: one ranked list of SIDs per user, stored as `predictions.jsonl`, one JSON object a line."""
+"""Predictions: one ranked list of SIDs per example, stored as `predictions.jsonl`, one JSON object a line.
+
+`Prediction` is one line; `minionerec.eval.lists.RankedLists` holds a whole file as arrays.
+"""
 
 import dataclasses
 import json
@@ -16,7 +19,7 @@ from minionerec.sid.index import SidIndex
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What was recommended to one user.
+    """What was recommended to one user at one point of their sequence.
 
     Attributes:
         user: the user's id.
@@ -27,9 +30,12 @@ class Prediction:
         items: recommended item indices, best first.
         scores: one per SID, descending; nats where a language model made them.
         exact: whether the list is provably the exact top of the catalogue.
+        position: the target's 0-based place in the user's sequence; None where each user has one prediction.
+        sizes: how many of `items` each SID stands for, where a model that writes SIDs cannot order the items of one;
+            None where `items` is an order of its own, or no SID of the list has two items.
 
     Raises:
-        DataError: SIDs of unequal depth, a SID listed twice, or not one score per SID.
+        DataError: SIDs of unequal depth, a SID listed twice, not one score per SID, or sizes that do not add up.
     """
 
     user: str
@@ -40,6 +46,8 @@ class Prediction:
     items: list[int]
     scores: list[float]
     exact: bool
+    position: int | None = None
+    sizes: list[int] | None = None
 
     def __post_init__(self) -> None:
         depth = len(self.target_sid)
@@ -52,10 +60,15 @@ class Prediction:
             raise DataError(f"user {self.user!r}: sids holds a SID twice; a ranked list must be distinct.")
         if len(self.scores) != len(self.sids):
             raise DataError(f"user {self.user!r}: {len(self.scores)} scores for {len(self.sids)} sids, expected one each.")
+        if self.sizes is not None and (len(self.sizes) != len(self.sids) or sum(self.sizes) != len(self.items)):
+            raise DataError(
+                f"user {self.user!r}: {len(self.sizes)} sizes that add up to {sum(self.sizes)} for {len(self.sids)} sids and "
+                f"{len(self.items)} items; expected one size per SID and their sum to be the number of items."
+            )
 
 
 def _index(value: Any) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value < 2**31
 
 
 def _indices(value: Any) -> bool:
@@ -76,6 +89,10 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "scores": (lambda value: isinstance(value, list) and all(map(_finite, value)), "a list of finite numbers"),
     "exact": (lambda value: isinstance(value, bool), "true or false"),
 }
+_OPTIONAL: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "position": (lambda value: value is None or _index(value), "a place in the user's sequence"),
+    "sizes": (lambda value: value is None or (_indices(value) and 0 not in value), "a list of numbers of items, at least 1"),
+}
 
 
 def _parse(line: str) -> Prediction:
@@ -85,25 +102,26 @@ def _parse(line: str) -> Prediction:
         raise DataError(f"not valid JSON ({error}); the file may be cut off. Run the evaluation again.") from None
     if not isinstance(values, dict):
         raise DataError(f"found {type(values).__name__}, expected one JSON object per line.")
-    missing, unknown = sorted(_FIELDS.keys() - values.keys()), sorted(values.keys() - _FIELDS.keys())
+    known = _FIELDS | _OPTIONAL
+    missing, unknown = sorted(_FIELDS.keys() - values.keys()), sorted(values.keys() - known.keys())
     if missing or unknown:
         found = [f"{what} {', '.join(names)}" for what, names in (("missing", missing), ("unknown", unknown)) if names]
         raise DataError(f"fields {' and '.join(found)}; expected exactly {', '.join(_FIELDS)}.")
-    for name, (valid, expected) in _FIELDS.items():
-        if not valid(values[name]):
+    for name, (valid, expected) in known.items():
+        if name in values and not valid(values[name]):
             raise DataError(f"field {name} is {json.dumps(values[name])[:60]}, expected {expected}.")
     return Prediction(**values)
 
 
 def read_predictions(path: Path) -> list[Prediction]:
-    """Read a predictions file line by line.
+    """Read a predictions file line by line; `RankedLists.read` reads the same file many times faster.
 
     Raises:
-        DataError: the file cannot be read or is empty, a line is malformed (the message names it), a user appears twice (as
-            when a shard was merged twice), or SIDs differ in depth between lines.
+        DataError: the file cannot be read or is empty, a line is malformed (the message names it), an example appears twice
+            (as when a shard was merged twice), or SIDs differ in depth between lines.
     """
     predictions: list[Prediction] = []
-    lines: dict[str, int] = {}
+    lines: dict[tuple[str, int | None], int] = {}
     try:
         with Path(path).open(encoding="utf-8") as stream:
             for number, line in enumerate(stream, 1):
@@ -111,12 +129,13 @@ def read_predictions(path: Path) -> list[Prediction]:
                     prediction = _parse(line)
                 except DataError as error:
                     raise DataError(f"{path}, line {number}: {error}") from None
-                if prediction.user in lines:
+                example = (prediction.user, prediction.position)
+                if example in lines:
                     raise DataError(
-                        f"{path}, line {number}: user {prediction.user!r} is already on line {lines[prediction.user]}; "
-                        "expected one line per user. Run the evaluation again."
+                        f"{path}, line {number}: user {prediction.user!r} is already on line {lines[example]}; "
+                        "expected one line per user and position. Run the evaluation again."
                     )
-                lines[prediction.user] = number
+                lines[example] = number
                 predictions.append(prediction)
                 depth, expected = len(prediction.target_sid), len(predictions[0].target_sid)
                 if depth != expected:
@@ -130,15 +149,21 @@ def read_predictions(path: Path) -> list[Prediction]:
     return predictions
 
 
-def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
-    """Write predictions through a temporary name; equal predictions give equal bytes (scores keep 6 decimals)."""
-    temporary = path.with_name(path.name + ".tmp")
+def write_predictions(path: Path, predictions: Iterable[Prediction]) -> int:
+    """Stream predictions to disk through a temporary name; returns how many there were.
+
+    Equal predictions give equal bytes: scores keep 6 decimals, optional fields are left out where they are None.
+    """
+    temporary, written = path.with_name(path.name + ".tmp"), 0
     with temporary.open("w", encoding="utf-8", newline="\n") as stream:
         for prediction in predictions:
             values = {field: getattr(prediction, field) for field in _FIELDS}
             values["scores"] = [round(score, 6) for score in prediction.scores]
+            values |= {field: value for field in _OPTIONAL if (value := getattr(prediction, field)) is not None}
             stream.write(json.dumps(values, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n")
+            written += 1
     temporary.replace(path)
+    return written
 
 
 def as_predictions(examples: pl.DataFrame, rankings: Iterable[np.ndarray], sid_index: SidIndex) -> list[Prediction]:
@@ -151,6 +176,7 @@ def as_predictions(examples: pl.DataFrame, rankings: Iterable[np.ndarray], sid_i
         CatalogError: an item lies outside the SID index.
     """
     predictions = []
+    several = examples["user"].n_unique() < len(examples)
     for example, ranking in zip(examples.iter_rows(named=True), rankings, strict=True):
         outside = [item for item in (*ranking.tolist(), example["target"]) if not 0 <= item < len(sid_index.codes)]
         if outside:
@@ -169,6 +195,7 @@ def as_predictions(examples: pl.DataFrame, rankings: Iterable[np.ndarray], sid_i
                 items=ranking.tolist(),
                 scores=[-float(rank) for rank in range(len(sids))],
                 exact=True,
+                position=example["position"] if several else None,
             )
         )
     return predictions

@@ -97,7 +97,7 @@ def add_sid_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, i
 
 
 def sid_token_ids(tokenizer: PreTrainedTokenizerBase, index: SidIndex) -> torch.Tensor:
-    """The SIDs of all items as token ids: (items, levels) int64.
+    """The SIDs of all items as token ids: (items, levels) int64, -1 where a shorter SID has no code.
 
     Raises:
         CatalogError: the tokenizer lacks a SID token, or splits one.
@@ -115,7 +115,8 @@ def sid_token_ids(tokenizer: PreTrainedTokenizerBase, index: SidIndex) -> torch.
         raise CatalogError(f"The tokenizer splits the SID token {split[0]} into several tokens; add it as a token first.")
     starts = torch.tensor([0, *index.codebook_sizes[:-1]]).cumsum(0)
     flat = torch.tensor([known[text] for text in index.token_strings()])
-    return flat[torch.from_numpy(index.codes).long() + starts]
+    codes = torch.from_numpy(index.codes).long()
+    return flat[codes.clamp(min=0) + starts].masked_fill(codes < 0, -1)
 
 
 class MarkComplete(TrainerCallback):

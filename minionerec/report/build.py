@@ -1,8 +1,10 @@
-"""Stage `report`: one self-contained HTML page of a run.
+"""Stage `report`: self-contained HTML pages of a run.
 
-Inputs: data, sid, sft and eval/sft of the run's folder; rl, eval/rl, eval/popularity and eval/repeat where they are there.
-Output: `report/index.html`, readable without a network. Equal inputs give equal bytes: every date and version on the page
-comes from the artefacts.
+Inputs: data, sid, sft and eval/sft of the run's folder; rl, eval/rl, eval/popularity, eval/repeat and
+the baselines where they are there.
+Outputs, readable without a network: `report/index.html`, the run; `report/rl.html`, what RL changed, where there is RL;
+`report/paper_gap.{json,md,html}`, the run beside the published tables. Equal inputs give equal bytes: every date and version
+on the pages comes from the artefacts.
 """
 
 import dataclasses
@@ -10,12 +12,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from minionerec.artifacts import (
+    ITEM_STAGES,
     MANIFEST,
     Manifest,
     content_hash,
@@ -27,31 +27,17 @@ from minionerec.artifacts import (
 from minionerec.config import CUTOFFS, Config
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError
-from minionerec.eval.predictions import read_predictions
-from minionerec.report import content, plots
+from minionerec.eval.lists import RankedLists
+from minionerec.report import content, diagnosis, paper_gap, plots
+from minionerec.report.page import environment, signed
 from minionerec.sid.index import SidIndex
 
 _REQUIRED = ("data", "sid", "sft", "eval/sft")
 _OPTIONAL = ("rl", "eval/popularity", "eval/repeat", "eval/rl")
 _HEADLINE = 10
 _FUNNELS = (1, 10, 50)
-_ORDER = ("data", "sid", "sft", "rl", "eval/popularity", "eval/repeat", "eval/sft", "eval/rl")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
-def _figure(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if isinstance(value, float) else str(value)
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.4f}".replace("-", "\N{MINUS SIGN}")
+_BASELINES = tuple(f"{part}/{name}" for part in ("baselines", "eval") for name in content.BASELINES)  # present or not
+_ORDER = ("data", "sid", "sft", "rl", *_BASELINES, "eval/popularity", "eval/repeat", "eval/sft", "eval/rl")
 
 
 def _read_log(path: Path) -> list[dict[str, Any]]:
@@ -72,12 +58,12 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
 def _read_method(folder: Path, name: str) -> content.Method:
     path = folder / "eval" / name / "metrics.json"
     metrics = read_json(path)
-    expected = {f"{family}@{k}" for family in ("HR", "NDCG") for k in CUTOFFS}
+    expected = {f"{family}@{k}" for family in content.FAMILIES for k in CUTOFFS}
     for part in content.SCALE:
         lacking = sorted(expected - metrics.get(part, {}).keys())
         if lacking:
             raise ArtifactError(f"{path}: {part}.{lacking[0]} is missing; made by another version. Run the eval stage again.")
-    return content.Method(name, read_predictions(path.with_name("predictions.jsonl")), metrics)
+    return content.Method(name, RankedLists.read(path.with_name("predictions.jsonl")), metrics)
 
 
 def _tiles(
@@ -101,9 +87,9 @@ def _tiles(
         )
     if change:
         effect = change[f"NDCG@{_HEADLINE}"]
-        verdict = "beyond noise" if content.beyond_noise(effect) else "within noise"
-        note = f"NDCG@{_HEADLINE}, paired: {_signed(effect.low)} to {_signed(effect.high)}, {verdict}"
-        tiles.append({"label": "What RL changed", "value": _signed(effect.value), "note": note})
+        verdict = "within noise" if effect["noise"] else "beyond noise"
+        note = f"NDCG@{_HEADLINE}, paired: {signed(effect['low'])} to {signed(effect['high'])}, {verdict}"
+        tiles.append({"label": "What RL changed", "value": signed(effect["value"]), "note": note})
     if "exact" in final.metrics:
         note = "proven to be the catalogue's top"
         tiles.append({"label": "Exact lists", "value": f"{final.metrics['exact']:.1%}", "note": note})
@@ -128,9 +114,7 @@ def _context(config: Config, manifests: dict[str, Manifest]) -> dict[str, Any]:
     methods = {name: _read_method(folder, name) for name in content.LABELS if f"eval/{name}" in manifests}
     trained = [methods[name] for name in ("sft", "rl") if name in methods]
     final, shown = trained[-1], list(methods.values())
-    change = {
-        on: content.differences(trained[0], trained[1], on, config) if len(trained) == 2 else None for on in content.SCALE
-    }
+    change = {on: content.compared(trained[0], trained[1], on, config) if len(trained) == 2 else None for on in content.SCALE}
     levels = {method.name: method.metrics["levels"] for method in trained}
     logs = {stage: _read_log(folder / stage / "log.jsonl") for stage in ("sft", "rl") if stage in manifests}
     dates = sorted(manifest.created for manifest in manifests.values())
@@ -140,10 +124,11 @@ def _context(config: Config, manifests: dict[str, Manifest]) -> dict[str, Any]:
         "dates": (dates[0], dates[-1]),
         "dataset": content.dataset_figures(dataset),
         "tiles": _tiles(methods, manifests, change["sid"]),
-        "users": len(final.predictions),
+        "users": len(final.lists),
         "results": content.result_tables(shown, "sid", change["sid"]),
         "item_results": content.result_tables(shown, "item", change["item"]) if content.items_differ(shown) else None,
         "has_floor": "popularity" in methods,
+        "has_rl": "rl" in methods,
         "funnels": [(k, plots.funnel(levels, content.LABELS, k)) for k in _FUNNELS],
         "level_tables": content.level_rows(trained),
         "drop_off": content.drop_off(trained),
@@ -167,6 +152,36 @@ def _settings(manifests: dict[str, Manifest]) -> dict[str, Any]:
     return {section: fields for manifest in manifests.values() for section, fields in manifest.config.items()}
 
 
+def render_rl(config: Config, manifests: dict[str, Manifest]) -> str:
+    """The page of what RL changed, as HTML text.
+
+    Raises:
+        ArtifactError, DataError: an artefact is damaged or malformed, or SFT and RL were measured on different users.
+    """
+    folder = config.folder
+    sft, rl = (_read_method(folder, name) for name in ("sft", "rl"))
+    differences = content.compared(sft, rl, "sid", config)
+    log = _read_log(folder / "rl" / "log.jsonl")
+    calibrations = {method.name: method.metrics["calibration"] for method in (sft, rl) if method.metrics.get("calibration")}
+    exposures = [method.metrics.get("exposure") or {} for method in (sft, rl)]
+    return (
+        environment()
+        .get_template("rl.html")
+        .render(
+            config=config,
+            rows=len(rl.lists),
+            reading=diagnosis.reading(sft.metrics, rl.metrics, differences, log),
+            tables=diagnosis.tables(differences),
+            change_plot=plots.changes(differences),
+            levels=diagnosis.level_changes(sft.metrics, rl.metrics),
+            slices=diagnosis.slice_changes(sft.metrics, rl.metrics),
+            reliability_plot=plots.reliability(calibrations, content.LABELS, rl.lists.levels) if calibrations else None,
+            exposures=[(name, value, exposures[1][name]) for name, value in exposures[0].items() if name in exposures[1]],
+            curves=plots.curves(log),
+        )
+    )
+
+
 def render(config: Config, manifests: dict[str, Manifest]) -> str:
     """The page as HTML text.
 
@@ -177,19 +192,7 @@ def render(config: Config, manifests: dict[str, Manifest]) -> str:
         ArtifactError: an artefact is damaged, or SFT and RL were measured on different users.
         DataError: a predictions file is malformed.
     """
-    here = Path(__file__).parent
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(here),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"duration": _duration, "figure": _figure, "signed": _signed}
-    style = Markup((here / "style.css").read_text(encoding="utf-8"))
-    return environment.get_template("page.html").render(
-        **_context(config, manifests), style=style, plotly=Markup(get_plotlyjs())
-    )
+    return environment().get_template("page.html").render(**_context(config, manifests))
 
 
 def run(config: Config) -> tuple[Manifest, bool]:
@@ -202,9 +205,9 @@ def run(config: Config) -> tuple[Manifest, bool]:
         ArtifactError, DataError: an input is missing, damaged or malformed.
     """
     manifests = {
-        name: require(config.folder / name, f"minionerec {name.partition('/')[0]} --config FILE") for name in _REQUIRED
+        name: require(config.folder / name, ITEM_STAGES.get(name, f"minionerec {name.partition('/')[0]}")) for name in _REQUIRED
     }
-    present = [name for name in _OPTIONAL if (config.folder / name / MANIFEST).is_file()]
+    present = [name for name in (*_OPTIONAL, *_BASELINES) if (config.folder / name / MANIFEST).is_file()]
     manifests |= {name: Manifest.load(config.folder / name) for name in present}
     inputs = {name: manifest.digest for name, manifest in manifests.items()}
     settings = dataclasses.asdict(config)
@@ -214,5 +217,8 @@ def run(config: Config) -> tuple[Manifest, bool]:
         return Manifest.load(folder), False
     with write_artifact(folder, stage="report", key=key, config=settings, inputs=inputs, seed=config.seed) as draft:
         (draft.path / "index.html").write_text(render(config, manifests), encoding="utf-8", newline="\n")
+        if "eval/rl" in manifests:
+            (draft.path / "rl.html").write_text(render_rl(config, manifests), encoding="utf-8", newline="\n")
+        paper_gap.build([config.folder], draft.path, None, config.eval.resamples, config.seed)
         draft.metrics["bytes"] = (draft.path / "index.html").stat().st_size
     return Manifest.load(folder), True

@@ -9,25 +9,43 @@ import numpy as np
 from minionerec.artifacts import Manifest
 from minionerec.config import CUTOFFS, Config
 from minionerec.data.dataset import Dataset
-from minionerec.errors import ArtifactError
-from minionerec.eval.intervals import Interval, paired
-from minionerec.eval.metrics import per_user, ranks
-from minionerec.eval.predictions import Prediction
+from minionerec.errors import ArtifactError, DataError
+from minionerec.eval.compare import compare
+from minionerec.eval.lists import RankedLists
+from minionerec.eval.metrics import ranks
 from minionerec.sid.diagnose import perplexity
 from minionerec.sid.index import SidIndex
 
 SCALE: tuple[Literal["sid", "item"], ...] = ("sid", "item")
-LABELS = {"popularity": "Popularity", "repeat": "Repeat last", "sft": "SFT", "rl": "SFT + RL"}
-_FAMILIES = {"HR": "Hit rate", "NDCG": "NDCG"}
+BASELINES = {  # beside the two floors that every run has
+    "item-knn": "Item-kNN",
+    "markov": "Markov chain",
+    "gru4rec": "GRU4Rec",
+    "caser": "Caser",
+    "sasrec": "SASRec",
+    "bert4rec": "BERT4Rec",
+    "lightsans": "LightSANs",
+    "fearec": "FEARec",
+    "fearec-published": "FEARec (as published)",
+    "hstu": "HSTU",
+    "trm4rec": "TRM4Rec",
+    "wearec": "WEARec",
+    "pswrec-v5": "PSWRec V5",
+    "pswrec-v12": "PSWRec V12",
+    "pswrec-v13": "PSWRec V13",
+    "pswrec-v13-without-rotation": "PSWRec V13 without rotation",
+}
+LABELS = {"popularity": "Popularity", "repeat": "Repeat last", **BASELINES, "sft": "SFT", "rl": "SFT + RL"}
+FAMILIES = {"HR": "Hit rate", "NDCG": "NDCG", "MRR": "MRR"}
 _PREFIXES, _TITLES, _HISTORY, _TOP = 6, 5, 8, 5
 
 
 @dataclass(frozen=True)
 class Method:
-    """One evaluated recommender: its predictions and the content of its `metrics.json`."""
+    """One evaluated recommender: its lists and the content of its `metrics.json`."""
 
     name: str
-    predictions: list[Prediction]
+    lists: RankedLists
     metrics: dict[str, Any]
 
     @property
@@ -36,36 +54,28 @@ class Method:
         return LABELS[self.name]
 
 
-def differences(first: Method, second: Method, on: Literal["sid", "item"], config: Config) -> dict[str, Interval]:
-    """How much `second` exceeds `first` on the same users, per metric, with paired 95 % intervals.
+def compared(first: Method, second: Method, on: Literal["sid", "item"], config: Config) -> dict[str, dict[str, Any]]:
+    """How much `second` exceeds `first` on the same users, see `eval.compare.compare`.
 
     Raises:
         ArtifactError: the two were measured on different users.
     """
-    order = {prediction.user: row for row, prediction in enumerate(second.predictions)}
-    if order.keys() != {prediction.user for prediction in first.predictions}:
+    try:
+        return compare(first.lists, second.lists, config.eval.resamples, config.seed, on=on)
+    except DataError as error:
         raise ArtifactError(
-            f"eval/{first.name} has {len(first.predictions)} users, eval/{second.name} has {len(second.predictions)}, and they "
-            "are not the same: the two cannot be compared. Run the eval stage again for both."
-        )
-    aligned = [second.predictions[order[prediction.user]] for prediction in first.predictions]
-    before, after = per_user(ranks(first.predictions, on)), per_user(ranks(aligned, on))
-    found = paired(np.stack(list(before.values())), np.stack(list(after.values())), config.eval.resamples, config.seed)
-    return dict(zip(before, found, strict=True))
-
-
-def beyond_noise(interval: Interval) -> bool:
-    """Whether a difference's interval leaves out zero."""
-    return interval.low > 0 or interval.high < 0
+            f"eval/{first.name} has {len(first.lists)} users, eval/{second.name} has {len(second.lists)}: {error} "
+            "Run the eval stage again for both."
+        ) from None
 
 
 def result_tables(
-    methods: Sequence[Method], on: Literal["sid", "item"], difference: Mapping[str, Interval] | None
+    methods: Sequence[Method], on: Literal["sid", "item"], difference: Mapping[str, Mapping[str, Any]] | None
 ) -> list[dict[str, Any]]:
     """A table per metric family: rows of cells with value, interval, whether it is the best, and how it lies to popularity."""
     floor = next((method.metrics[on] for method in methods if method.name == "popularity"), None)
     tables = []
-    for family, title in _FAMILIES.items():
+    for family, title in FAMILIES.items():
         names = [f"{family}@{k}" for k in CUTOFFS]
         best = {name: max(method.metrics[on][name]["value"] for method in methods) for name in names}
         rows = []
@@ -79,7 +89,7 @@ def result_tables(
                 cells.append({**cell, "best": is_best, "sign": "above" if above else "below" if below else ""})
             rows.append({"name": method.name, "label": method.label, "cells": cells})
         changes = (
-            [{"interval": difference[name], "beyond": beyond_noise(difference[name])} for name in names] if difference else []
+            [{"interval": difference[name], "beyond": not difference[name]["noise"]} for name in names] if difference else []
         )
         tables.append({"title": title, "family": family, "cutoffs": CUTOFFS, "rows": rows, "changes": changes})
     return tables
@@ -87,7 +97,11 @@ def result_tables(
 
 def items_differ(methods: Sequence[Method]) -> bool:
     """Whether item-level figures say anything that SID-level figures do not."""
-    return any(method.metrics["sid"] != method.metrics["item"] for method in methods)
+    return any(
+        cell["value"] != method.metrics["item"][name]["value"]
+        for method in methods
+        for name, cell in method.metrics["sid"].items()
+    )
 
 
 def level_rows(methods: Sequence[Method]) -> list[dict[str, Any]]:
@@ -120,7 +134,8 @@ def sid_levels(index: SidIndex) -> list[dict[str, Any]]:
     """Per level: codes used of how many, and perplexity (exponential of the entropy of code use over items)."""
     rows = []
     for level, size in enumerate(index.codebook_sizes):
-        counts = np.bincount(index.codes[:, level], minlength=size)
+        column = index.codes[:, level]
+        counts = np.bincount(column[column >= 0], minlength=size)
         used = counts[counts > 0]
         rows.append(
             {"level": level + 1, "used": len(used), "size": size, "perplexity": perplexity(used), "most": int(counts.max())}
@@ -155,7 +170,7 @@ def examples(method: Method, index: SidIndex, titles: Sequence[str], count: int)
 
     Recommendations are SIDs with the titles of all their items.
     """
-    found = ranks(method.predictions)
+    found = ranks(method.lists)
     hits, misses = np.flatnonzero(found < _TOP), np.flatnonzero(found >= _TOP)
     chosen = _spread(hits, max(count // 2, count - len(misses)))
     chosen += _spread(misses, count - len(chosen))
@@ -165,7 +180,7 @@ def examples(method: Method, index: SidIndex, titles: Sequence[str], count: int)
 
     rows = []
     for row in chosen:
-        one = method.predictions[row]
+        one = method.lists.example(row)
         rows.append(
             {
                 "user": one.user,

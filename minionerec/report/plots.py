@@ -24,11 +24,14 @@ _PANELS = {
 }
 
 
-def _fragment(figure: go.Figure, *, y: str = "", x: str = "", legend: bool = True, zero: bool = True) -> Markup:
+def fragment(
+    figure: go.Figure, *, y: str = "", x: str = "", legend: bool = True, zero: bool = True, height: int = 280
+) -> Markup:
+    """A figure in the page's style, as an element that the page's script draws; `height` in pixels."""
     axis: dict[str, Any] = {"gridcolor": _GRID, "linecolor": "#cdd3de", "zeroline": False, "automargin": True}
     figure.update_layout(
         template="none",
-        height=280,
+        height=height,
         margin={"l": 8, "r": 8, "t": 34 if legend else 10, "b": 8},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
@@ -67,7 +70,7 @@ def funnel(levels: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str], k
             hovertemplate="%{y:.4f}",
         )
     figure.update_layout(barmode="group", bargap=0.28, bargroupgap=0.08)
-    return _fragment(figure, y="share of users")
+    return fragment(figure, y="share of users")
 
 
 def _series(log: Sequence[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -117,5 +120,127 @@ def curves(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:
         figure = go.Figure()
         for line, name in enumerate(panels[title]):
             _draw(figure, name, *series[name], _LINES[line % len(_LINES)])
-        drawn.append((title, _fragment(figure, x="step", legend=len(panels[title]) > 1, zero=title != "Loss")))
+        drawn.append((title, fragment(figure, x="step", legend=len(panels[title]) > 1, zero=title != "Loss")))
     return drawn
+
+
+def _error_bars(cells: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [cell["high"] - cell["value"] for cell in cells.values()],
+        "arrayminus": [cell["value"] - cell["low"] for cell in cells.values()],
+        "thickness": 1.4,
+        "width": 5,
+    }
+
+
+def forest(section: Mapping[str, Any], family: str, paper: str, replicated: str) -> Markup:
+    """A dataset's runs with intervals beside the paper's and the replication's values, one group per cut-off.
+
+    Args:
+        section: a dataset of `paper_gap.json`. family: HR or NDCG. paper, replicated: the rows to show.
+    """
+    figure = go.Figure()
+    names = [f"{family}@{k}" for k in (3, 5, 10)]
+    if section["published"]:
+        given = (("paper", "diamond", {name: section["published"][paper][name]["value"] for name in names}),
+                 ("replication", "x", {name: section["replication"][replicated][name] for name in names}))  # fmt: skip
+        for place, (label, symbol, row) in enumerate(given):
+            marker = {"symbol": symbol, "size": 10, "color": ("#e4572e", "#c98a00")[place]}
+            figure.add_scatter(
+                x=names, y=list(row.values()), name=label, mode="markers", marker=marker, hovertemplate="%{y:.4f}"
+            )
+    for line, run in enumerate(section["runs"]):
+        cells = {name: run["metrics"][name] for name in names if name in run["metrics"]}
+        values = [cell["value"] for cell in cells.values()]
+        figure.add_scatter(
+            x=list(cells),
+            y=values,
+            name=run["label"],
+            mode="markers",
+            marker={"size": 8, "color": _LINES[line % len(_LINES)]},
+            error_y=_error_bars(cells),
+            hovertemplate="%{y:.4f}",
+        )
+    figure.update_layout(scattermode="group", scattergap=0.4)
+    return fragment(figure, y=f"{family}, share of examples" if family == "HR" else family, height=360)
+
+
+def level_lines(section: Mapping[str, Any]) -> Markup:
+    """Cumulative accuracy per level at K = 10 (or the largest cut-off there is): our runs, and the replication's RL."""
+    figure = go.Figure()
+    if section["published"]:
+        shares = section["replication_levels"]["cumulative"]["RL (2 epochs)"]["10"]
+        line = {"color": "#c98a00", "dash": "dot", "width": 2}
+        figure.add_scatter(x=list(shares), y=list(shares.values()), name="replication", line=line, hovertemplate="%{y:.4f}")
+    for number, run in enumerate(section["runs"]):
+        tables = run["levels"]["cumulative"]
+        shares = tables.get("10") or tables[max(tables, key=int)]
+        line = {"color": _LINES[number % len(_LINES)], "width": 2}
+        figure.add_scatter(x=list(shares), y=list(shares.values()), name=run["label"], line=line, hovertemplate="%{y:.4f}")
+    return fragment(figure, y="share of examples", x="codes right", height=360)
+
+
+def reliability(tables: Mapping[str, Sequence[Mapping[str, Any]]], labels: Mapping[str, str], level: int) -> Markup:
+    """Confidence against accuracy of a level, ten groups of equal size per stage; the diagonal is perfect calibration.
+
+    Args:
+        tables: per stage its `calibration` table. level: 1-based.
+    """
+    figure = go.Figure()
+    groups = {stage: table[level - 1]["groups"] for stage, table in tables.items()}
+    most = max(max(group["confidence"], group["accuracy"]) for rows in groups.values() for group in rows)
+    figure.add_scatter(
+        x=[0, most], y=[0, most], name="perfect", mode="lines", line={"color": "#9aa3b2", "dash": "dot", "width": 1}
+    )
+    for stage, rows in groups.items():
+        figure.add_scatter(
+            x=[group["confidence"] for group in rows],
+            y=[group["accuracy"] for group in rows],
+            name=labels[stage],
+            mode="lines+markers",
+            line={"color": COLOURS[stage], "width": 2},
+            hovertemplate="%{y:.4f}",
+        )
+    return fragment(figure, y="accuracy, share of examples", x="confidence, mean probability")
+
+
+def changes(differences: Mapping[str, Mapping[str, float]]) -> Markup:
+    """RL minus SFT per cut-off, HR and NDCG, with paired 95 % intervals."""
+    figure = go.Figure()
+    for family, colour in (("HR", _LINES[0]), ("NDCG", _LINES[2])):
+        cells = {name.partition("@")[2]: cell for name, cell in differences.items() if name.startswith(f"{family}@")}
+        figure.add_scatter(
+            x=[f"@{k}" for k in cells],
+            y=[cell["value"] for cell in cells.values()],
+            name=family,
+            mode="markers",
+            marker={"size": 9, "color": colour},
+            error_y=_error_bars(cells),
+            hovertemplate="%{y:+.4f}",
+        )
+    figure.add_hline(y=0, line={"color": "#9aa3b2", "width": 1})
+    figure.update_layout(scattermode="group", scattergap=0.6)
+    return fragment(figure, y="change, share of examples", x="cut-off", zero=False, height=320)
+
+
+def counts(by_series: Mapping[str, Mapping[int, int]], x: str, y: str) -> Markup:
+    """Bars of how often each whole number occurs, side by side per series; each series as shares of its own sum."""
+    figure = go.Figure()
+    for place, (name, found) in enumerate(by_series.items()):
+        total = sum(found.values())
+        shares = [count / total for count in found.values()]
+        figure.add_bar(
+            name=name, x=list(found), y=shares, marker={"color": _LINES[place % len(_LINES)]}, hovertemplate="%{y:.3f}"
+        )
+    figure.update_layout(barmode="group")
+    return fragment(figure, x=x, y=y)
+
+
+def curve(points: Sequence[tuple[float, float]], x: str, y: str) -> Markup:
+    """One line through points (x, y)."""
+    figure = go.Figure()
+    across, up = ([point[axis] for point in points] for axis in (0, 1))
+    figure.add_scatter(x=across, y=up, mode="lines", line={"color": _LINES[0], "width": 2}, hovertemplate="%{y:.3f}")
+    return fragment(figure, x=x, y=y, legend=False)

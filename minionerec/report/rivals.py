@@ -1,7 +1,4 @@
-"""Baselines beside what they are compared with: a published table, or the generative model of a run.
-
-Metrics are those of `eval.metrics`, from exact ranks; the mean reciprocal rank, which only the Beauty table reports, is here.
-"""
+"""Baselines beside what they are compared with: a published table, or the generative model of a run."""
 
 from importlib import resources
 from pathlib import Path
@@ -13,65 +10,24 @@ import yaml
 from rich.markup import escape
 from rich.table import Table
 
-from minionerec.artifacts import MANIFEST, Manifest, content_hash, is_current, require, write_artifact, write_json
+from minionerec.artifacts import MANIFEST, Manifest, read_json
 from minionerec.baselines.models import MODELS, count_parameters, make
-from minionerec.config import CUTOFFS, BaselineConfig, Config
-from minionerec.data.dataset import Dataset
+from minionerec.config import BaselineConfig
 from minionerec.errors import ArtifactError, ConfigError
-from minionerec.eval.intervals import Interval, intervals, paired
-from minionerec.eval.metrics import hits, measure, per_user, ranks
-from minionerec.eval.predictions import as_predictions, read_predictions, write_predictions
-from minionerec.sid.index import SidIndex
+from minionerec.eval.compare import compare
+from minionerec.eval.intervals import Interval, intervals
+from minionerec.eval.lists import RankedLists
+from minionerec.eval.metrics import per_user
 
 _RESAMPLES, _SEED = 2000, 42
 _TABLE_CUTOFFS = (1, 5, 10, 20)
+_RUN_METRICS = ("HR@1", "HR@10", "NDCG@10")
 _SHOWN = {"beauty": ("HR@10", "NDCG@10", "MRR@10"), "lastfm": ("HR@10", "NDCG@10")}
 
 
-def reciprocals(ranks: np.ndarray, k: int) -> np.ndarray:
-    """MRR@k per user, (users,): 1 / (rank + 1) where the 0-based rank is below k, else 0."""
-    return hits(ranks, k) / (np.where(np.isfinite(ranks), ranks, 0.0) + 1.0)
-
-
-def values_per_user(ranks: np.ndarray) -> dict[str, np.ndarray]:
-    """HR, NDCG and MRR at 1, 5, 10 and 20 per user, by name."""
-    return per_user(ranks, _TABLE_CUTOFFS) | {f"MRR@{k}": reciprocals(ranks, k) for k in _TABLE_CUTOFFS}
-
-
 def ranking_metrics(ranks: np.ndarray) -> dict[str, float]:
-    """The means of `values_per_user`."""
-    return {name: float(values.mean()) for name, values in values_per_user(ranks).items()}
-
-
-def evaluate(config: Config) -> tuple[Manifest, bool]:
-    """The run's baseline as predictions and metrics in `eval/<model>/`, beside those of the generative model.
-
-    Returns:
-        the manifest, and whether it was made anew.
-
-    Raises:
-        ArtifactError: the run has no data, no SIDs, or no such baseline made from this data.
-    """
-    name = config.baseline.model
-    folder = config.folder / "eval" / name
-    inputs = {stage: require(config.folder / stage, f"minionerec {stage}").digest for stage in ("data", "sid")}
-    baseline = require(config.folder / "baselines" / name, "minionerec baseline", made_from={"data": inputs["data"]})
-    inputs[baseline.stage] = baseline.digest
-    sections = config.section("eval")
-    key = content_hash({"config": sections, "seed": config.seed, "inputs": inputs})
-    if is_current(folder, key):
-        return Manifest.load(folder), False
-    dataset = Dataset.load(config.folder / "data")
-    index = SidIndex.load(config.folder / "sid", dataset)
-    lists = pl.read_parquet(config.folder / "baselines" / name / f"{config.eval.split}.parquet")["items"].to_list()
-    rankings = [np.array(one[: config.eval.num_beams], dtype=np.int64) for one in lists]
-    predictions = as_predictions(dataset.split(config.eval.split), rankings, index)
-    metrics = measure(predictions, CUTOFFS, config.eval.resamples, config.seed)
-    with write_artifact(folder, stage=f"eval/{name}", key=key, config=sections, inputs=inputs, seed=config.seed) as draft:
-        write_predictions(draft.path / "predictions.jsonl", predictions)
-        write_json(draft.path / "metrics.json", metrics)
-        draft.metrics.update({metric: cell["value"] for metric, cell in metrics["sid"].items()})
-    return Manifest.load(folder), True
+    """Mean HR, NDCG and MRR at 1, 5, 10 and 20 of 0-based ranks, by name."""
+    return {name: float(values.mean()) for name, values in per_user(ranks, _TABLE_CUTOFFS).items()}
 
 
 def published(name: str) -> dict[str, Any]:
@@ -144,43 +100,37 @@ def _measured(run: Path) -> tuple[dict[str, Interval], Manifest | None]:
     if len(folders) > 1:
         raise ArtifactError(f"{run / 'baselines'}: holds {len(folders)} baselines, expected the one of the preset {run.name}.")
     manifest = Manifest.load(folders[0])
-    values = values_per_user(pl.read_parquet(folders[0] / "test.parquet")["rank"].to_numpy())
+    values = per_user(pl.read_parquet(folders[0] / "test.parquet")["rank"].to_numpy(), _TABLE_CUTOFFS)
     found = intervals(np.stack(list(values.values())), _RESAMPLES, _SEED)
     return dict(zip(values, found, strict=True)), manifest
 
 
 def run_table(run: Path) -> Table:
-    """Everything evaluated in a run, best NDCG@10 first, with paired differences from its generative model.
+    """Everything evaluated in a run on items, best NDCG@10 first, with paired differences from its generative model.
 
     Raises:
-        ArtifactError: the run has no generative model's predictions, or two were measured on different users.
+        ArtifactError: nothing is evaluated in the run, or an artefact is damaged.
+        DataError: two were measured on different examples.
     """
-    folders = sorted(path.parent for path in (run / "eval").glob(f"*/{MANIFEST}"))
-    model = next((name for name in ("rl", "sft") if run / "eval" / name in folders), None)
-    found = {}
-    for folder in folders:
-        predictions = read_predictions(folder / "predictions.jsonl")
-        found[folder.name] = {one.user: value for one, value in zip(predictions, ranks(predictions, "item"), strict=True)}
-    if not found:
+    names = sorted(path.parent.name for path in (run / "eval").glob(f"*/{MANIFEST}"))
+    if not names:
         raise ArtifactError(f"{run / 'eval'}: nothing evaluated here. Run minionerec eval and minionerec baseline first.")
-    users = list(next(iter(found.values())))
-    for name, own in found.items():
-        if own.keys() != set(users):
-            raise ArtifactError(f"{run / 'eval' / name}: other users than in eval/{folders[0].name}. Run the eval stage again.")
-    values = {name: per_user(np.array([own[user] for user in users]), (1, 10)) for name, own in found.items()}
-    table = Table(title=escape(f"{run}, {len(users):,} users, on items, 95 % intervals"), title_justify="left")
+    lists = {name: RankedLists.read(run / "eval" / name / "predictions.jsonl") for name in names}
+    cells = {name: read_json(run / "eval" / name / "metrics.json")["item"] for name in names}
+    model = next((name for name in ("rl", "sft") if name in names), None)
+    table = Table(title=escape(f"{run}, {len(lists[names[0]]):,} examples, on items, 95 % intervals"), title_justify="left")
     table.add_column("recommender", no_wrap=True)
-    for metric in ("HR@1", "HR@10", "NDCG@10"):
+    for metric in _RUN_METRICS:
         table.add_column(metric, justify="right", no_wrap=True)
     if model:
         table.add_column(f"NDCG@10 minus {model}, paired", justify="right", no_wrap=True)
-    for name in sorted(values, key=lambda one: -values[one]["NDCG@10"].mean()):
-        three = intervals(np.stack([values[name][metric] for metric in ("HR@1", "HR@10", "NDCG@10")]), _RESAMPLES, _SEED)
-        cells = [_cell(one) for one in three]
-        if model:
-            first, second = values[model]["NDCG@10"][None], values[name]["NDCG@10"][None]
-            cells.append("-" if name == model else _cell(paired(first, second, _RESAMPLES, _SEED)[0]))
-        table.add_row(name, *cells)
+        table.add_column("p", justify="right")
+    for name in sorted(names, key=lambda one: -cells[one]["NDCG@10"]["value"]):
+        shown = [_cell(Interval(*(cells[name][metric][part] for part in Interval._fields))) for metric in _RUN_METRICS]
+        if model and name != model:
+            found = compare(lists[model], lists[name], _RESAMPLES, _SEED, (10,), "item")["NDCG@10"]
+            shown += [_cell(Interval(*(found[part] for part in Interval._fields))), f"{found['p']:.3f}"]
+        table.add_row(name, *shown)
     return table
 
 

@@ -20,6 +20,7 @@ from trl import GRPOConfig
 
 from minionerec.artifacts import (
     CHECKPOINTS,
+    ITEM_STAGES,
     Manifest,
     check_space,
     content_hash,
@@ -93,7 +94,7 @@ def run(config: Config) -> tuple[Manifest, bool]:
         ConfigError: see `grpo_arguments`; or the catalogue is smaller than a group.
     """
     folder = config.folder / "rl"
-    inputs = {name: require(config.folder / name, f"minionerec {name}").digest for name in ("data", "sid")}
+    inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
     inputs["sft"] = require(config.folder / "sft", "minionerec sft", made_from=inputs).digest
     sections = config.section("rl")
     key = content_hash({"config": sections, "seed": config.seed, "inputs": inputs, "prompts": templates_digest()})

@@ -1,17 +1,18 @@
-"""TRL's GRPOTrainer with ranked beams as rollouts and prefix-shared log-probabilities, through its two seams.
+"""TRL's GRPOTrainer with ranked beams as rollouts and prefix-shared log-probabilities, through its seams.
 
 `rollout_func` gives each prompt its `num_generations` best distinct SIDs from the decoder that evaluation uses. The override
-of the log-probability method computes a prompt once for its whole group.
+of the log-probability method computes a prompt once for its whole group; the one of `_prepare_inputs` keeps groups together.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
 from trl.models import unwrap_model_for_generation
+from trl.trainer.utils import split_tensor_dict
 
-from minionerec.tree import Branch, CatalogTrie, beam_search, left_pad, pack, tree_logits
+from minionerec.tree import NO_TOKEN, Branch, CatalogTrie, beam_search, left_pad, pack, tree_logprobs
 
 RewardFunction = Callable[..., list[float | None]]
 
@@ -30,7 +31,8 @@ def beam_rollouts(trie: CatalogTrie, num_generations: int, pad_token: int) -> Ca
             model.eval()
             result = beam_search(model, ids, mask, trie=trie, num_beams=num_generations)
             model.train(training)
-        return {"prompt_ids": prompts, "completion_ids": result.tokens.flatten(0, 1).tolist(), "logprobs": None}
+        completions = [[token for token in sid if token != NO_TOKEN] for sid in result.tokens.flatten(0, 1).tolist()]
+        return {"prompt_ids": prompts, "completion_ids": completions, "logprobs": None}
 
     return rollout
 
@@ -58,6 +60,9 @@ def grouped(reward: Callable[[list, list], list[float]], num_generations: int) -
 class TreeGRPOTrainer(GRPOTrainer):
     """A GRPOTrainer that computes each prompt once for all its completions: same log-probabilities, far fewer tokens."""
 
+    args: GRPOConfig
+    _buffered_inputs: Any
+
     def _get_per_token_logps_and_entropies(
         self,
         model: torch.nn.Module,
@@ -70,21 +75,46 @@ class TreeGRPOTrainer(GRPOTrainer):
         **_: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         split = input_ids.shape[1] - logits_to_keep
-        lengths = attention_mask[:, :split].sum(1).tolist()
-        rows = input_ids.tolist()
-        trees: dict[tuple[int, ...], list[int]] = {}  # prompt -> its rows
-        for row, length in enumerate(lengths):
-            trees.setdefault(tuple(rows[row][split - length : split]), []).append(row)
-        order = [row for members in trees.values() for row in members]
-        branches = [[Branch(prompt, rows[row][split:]) for row in members] for prompt, members in trees.items()]
-        batch = pack(branches, row_tokens=1).to(input_ids.device)
+        ids, seen = input_ids.cpu(), attention_mask.bool().cpu()
+        branches = [
+            Branch(row[:split][kept[:split]].tolist(), row[split:][kept[split:]].tolist())
+            for row, kept in zip(ids, seen, strict=True)
+        ]
+        longest = int(seen[:, :split].sum(1).max())
+        group = longest + cast(int, self.args.num_generations) * (
+            logits_to_keep - 1
+        )  # the most that a prompt and its completions take
+        batch = pack(branches, row_tokens=group).to(input_ids.device)
         with self.accelerator.autocast():
-            logits = tree_logits(model, self.accelerator.unwrap_model(model), batch)
-        logprobs = torch.log_softmax(logits / self.temperature, dim=-1)  # (rows * completion, vocabulary)
-        back = torch.tensor(order, device=input_ids.device).argsort()
-        chosen = logprobs.gather(-1, batch.labels[:, None]).view(len(rows), logits_to_keep)[back]
-        entropies = None
-        if compute_entropy:
-            with torch.no_grad():
-                entropies = -(logprobs.exp() * logprobs).sum(-1).view(len(rows), logits_to_keep)[back]
-        return chosen, entropies, None
+            found = tree_logprobs(model, batch, temperature=self.temperature, entropies=compute_entropy)
+        logprobs = batch.by_branch(found.logprobs, len(branches), logits_to_keep)
+        if found.entropies is None:
+            return logprobs, None, None
+        return logprobs, batch.by_branch(found.entropies, len(branches), logits_to_keep), None
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        """TRL's own, but groups stay whole when the rollouts are shuffled and split into micro-batches."""
+        if not cast(torch.nn.Module, self.model).training:
+            return super()._prepare_inputs(generation_batch)
+        size = cast(int, self.args.steps_per_generation)
+        if self._step % (size * self.num_iterations) == 0 or self._buffered_inputs is None:
+            scored = self._generate_and_score_completions(generation_batch)
+            self._buffered_inputs = split_tensor_dict(shuffle_groups(scored, cast(int, self.args.num_generations)), size)
+        return self._buffered_inputs[self._step % size]
+
+
+def shuffle_groups(rows: dict[str, Any], group: int) -> dict[str, Any]:
+    """Tensors and lists, all of one length, in a random order of whole groups of consecutive rows; scalars stay."""
+    count = next(len(value) for value in rows.values() if _has_rows(value))
+    order = torch.randperm(count // group).repeat_interleave(group) * group + torch.arange(count) % group
+
+    def permute(value: Any) -> Any:
+        if not _has_rows(value):
+            return value
+        return value[order.to(value.device)] if torch.is_tensor(value) else [value[row] for row in order.tolist()]
+
+    return {name: permute(value) for name, value in rows.items()}
+
+
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, list) or (torch.is_tensor(value) and value.dim() > 0)

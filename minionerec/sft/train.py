@@ -24,6 +24,7 @@ from transformers import (
 
 from minionerec.artifacts import (
     CHECKPOINTS,
+    ITEM_STAGES,
     Manifest,
     check_space,
     content_hash,
@@ -132,7 +133,7 @@ def run(config: Config) -> tuple[Manifest, bool]:
         ConfigError: see `training_arguments`, `checkpoint.load`.
     """
     folder = config.folder / "sft"
-    inputs = {name: require(config.folder / name, f"minionerec {name}").digest for name in ("data", "sid")}
+    inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
     if config.model.init == "from_pretrained" and Path(str(config.model.path)).is_dir():
         inputs["model"] = folder_digest(Path(str(config.model.path)))
     sections = config.section("sft", "model")

@@ -5,12 +5,11 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, RandomSampler
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from minionerec.tree import Branch, TreeBatch, pack, tree_logits
+from minionerec.tree import Branch, TreeBatch, pack, tree_logprobs
 
 Tree = list[Branch]
 
@@ -27,7 +26,7 @@ class TreeCollator:
 
     def __call__(self, trees: Sequence[Tree]) -> dict[str, Any]:
         """The fields of the trees' `TreeBatch`, and `shift_labels`."""
-        batch = pack(trees, row_tokens=self.row_tokens).tensors()
+        batch = pack([branch for tree in trees for branch in tree], row_tokens=self.row_tokens).tensors()
         return {**batch, "shift_labels": batch["labels"]}
 
 
@@ -41,7 +40,7 @@ class TreeTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Cross-entropy of the labels, summed and divided by the labels of the whole step over all devices."""
+        """Weighted cross-entropy of the labels, summed and divided by the labels of the whole step over all devices."""
         loss, count = self._summed_loss(model, inputs)
         devices = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1  # DDP averages over them
         return loss * devices / (num_items_in_batch if num_items_in_batch is not None else count)
@@ -49,8 +48,8 @@ class TreeTrainer(Trainer):
     def _summed_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, int]:
         batch = TreeBatch(**{name: value for name, value in inputs.items() if name != "shift_labels"})
         with self.accelerator.autocast():
-            logits = tree_logits(model, self.accelerator.unwrap_model(model), batch)
-        return cross_entropy(logits, batch.labels, reduction="sum"), len(batch.labels)
+            logprobs = tree_logprobs(model, batch).logprobs
+        return -(batch.weights * logprobs).sum(), len(batch.labels)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> RandomSampler:
         # Whole steps only: transformers would make a short one of the micro-batches left over at an epoch's end, so that

@@ -1,4 +1,4 @@
-"""Semantic IDs: text encoder, residual k-means, collision handling, the index and its diagnosis."""
+"""Semantic IDs: text encoder, quantizers, collision handling, the index, its extension by new items and its diagnosis."""
 
 from minionerec.sid.index import SidIndex, token_string
 

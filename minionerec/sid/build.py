@@ -1,11 +1,12 @@
 """Stage `sid`: give every item of the catalogue a semantic ID.
 
-Inputs: `<run>/data` (the catalogue's text). Outputs in `<run>/sid`: `index.json`, `codes.safetensors`, `sid.json`, and a
-manifest with the figures of `diagnose`.
+Inputs: `<run>/data` (the catalogue's text, the training split's consecutive items). Outputs in `<run>/sid`: `index.json`,
+`codes.safetensors`, `quantizer.safetensors`, `sid.json`, and a manifest with the figures of `diagnose`.
 
-Differs from the paper, which embeds with Qwen3-Embedding-4B and quantises with an RQ-VAE or size-constrained RQ-KMeans:
-the encoder here is all-MiniLM-L6-v2 by default (22M parameters, runs on a CPU), the quantiser is residual k-means without
-a constraint, and items with equal codes are told apart by a minimum-cost assignment at the last level, not by an extra one.
+Differs from the paper, which embeds with Qwen3-Embedding-4B and quantises with an RQ-VAE or size-constrained RQ-KMeans: the
+encoder here is all-MiniLM-L6-v2 by default (22M parameters, runs on a CPU); the default quantiser, `rq-kmeans-joint`, lets
+co-occurrence have a say in the first code, balances the others and refines all levels together; and items with equal codes
+are told apart by a minimum-cost assignment at the last level, not by an extra one. All of it is a field of `--sid`.
 
 Command: `minionerec sid --config ml-100k.yaml`
 """
@@ -13,15 +14,20 @@ Command: `minionerec sid --config ml-100k.yaml`
 import logging
 from pathlib import Path
 
+import numpy as np
+
 from minionerec import artifacts
 from minionerec.artifacts import Manifest
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
+from minionerec.errors import CatalogError
+from minionerec.sid.collaborative import consecutive_pairs, fuse
 from minionerec.sid.collisions import resolve
 from minionerec.sid.diagnose import diagnose
-from minionerec.sid.encoder import encode
+from minionerec.sid.encoder import embed_share, encoder_identity, item_vectors
 from minionerec.sid.index import SidIndex
-from minionerec.sid.quantize import residual_kmeans
+from minionerec.sid.quantize import fit
+from minionerec.sid.store import save_quantizer
 
 log = logging.getLogger(__name__)
 
@@ -34,25 +40,67 @@ def run(config: Config) -> tuple[Manifest, bool]:
 
     Raises:
         ArtifactError: the data stage has not run, its files are damaged, or the disk is full.
-        CatalogError: more items than semantic IDs.
-        ConfigError, DataError: see `encode`.
+        CatalogError: an item twice in the catalogue, fewer items than codes, or more items than semantic IDs.
+        ConfigError, DataError: see `item_vectors` and `fit`.
     """
-    data = artifacts.require(config.folder / "data", "minionerec data --config YOUR.yaml")
-    folder, settings, inputs = config.folder / "sid", config.section("sid"), {"data": data.digest}
-    if config.sid.encoder not in ("minilm", "tfidf") and Path(config.sid.encoder).is_dir():
-        inputs["encoder"] = artifacts.folder_digest(Path(config.sid.encoder))
+    data = artifacts.require(config.folder / "data", "minionerec data prepare --config YOUR.yaml")
+    folder, settings, inputs = config.folder / "sid", config.section("sid"), stage_inputs(config, data)
     key = artifacts.content_hash({"config": settings, "seed": config.seed, "inputs": inputs})
     if artifacts.is_current(folder, key):
         return Manifest.load(folder), False
 
     dataset = Dataset.load(config.folder / "data")
+    check_catalog(dataset)
     with artifacts.write_artifact(folder, stage="sid", key=key, config=settings, inputs=inputs, seed=config.seed) as draft:
-        vectors = encode(dataset.catalog["text"].to_list(), config.sid, config.seed)
-        sizes = (config.sid.codebook_size,) * config.sid.levels
-        quantizer = residual_kmeans(vectors, sizes, iterations=config.sid.iterations, seed=config.seed)
-        quantised = quantizer.encode(vectors)
-        codes = resolve(quantised, vectors, quantizer, config.sid.collisions)
-        SidIndex(codes, sizes, dataset.digest, quantizer.codebooks).save(draft.path)
-        draft.metrics = diagnose(quantised, codes, vectors, quantizer)
+        vectors = item_vectors(dataset, config.sid, config.seed)
+        pairs = consecutive_pairs(dataset.train)
+        fitted = fit(vectors, config.sid, config.seed, fuse(vectors, pairs, config.sid.collaborative))
+        codes = resolve(fitted.codes, vectors, fitted.quantizer, config.sid.collisions)
+        sizes = (*config.sid.sizes, *(int(column.max()) + 1 for column in codes.T[len(config.sid.sizes) :]))
+        index = SidIndex(codes, sizes, dataset.digest, fitted.quantizer.codebooks, encoder_identity(config.sid, vectors))
+        index.save(draft.path)
+        save_quantizer(fitted.quantizer, draft.path)
+        draft.metrics = diagnose(fitted.codes, codes, vectors, fitted.quantizer, pairs)
         log.info("SIDs of %d items; %.1f %% were moved", len(codes), 100 * draft.metrics["moved"])
     return Manifest.load(folder), True
+
+
+def embed(config: Config) -> None:
+    """Embed this process's share of the catalogue's text into the cache; all processes of a launch call it before `run`.
+
+    Raises:
+        ArtifactError, ConfigError, DataError: as `run`.
+    """
+    state = artifacts.distributed_state()
+    artifacts.require(config.folder / "data", "minionerec data prepare --config YOUR.yaml")
+    texts = Dataset.load(config.folder / "data").catalog["text"].to_list()
+    embed_share(texts, config.sid, config.seed, state.process_index, state.num_processes)
+    artifacts.wait_for_everyone()
+
+
+def stage_inputs(config: Config, data: Manifest) -> dict[str, str]:
+    """Digests of what the SIDs are made from: the dataset, and where they are the user's own, encoder and vectors."""
+    inputs = {"data": data.digest}
+    if config.sid.vectors is not None:
+        path = Path(config.sid.vectors)
+        inputs["vectors"] = artifacts.file_hash(path) if path.is_file() else "missing"  # reading it explains what is wrong
+    elif config.sid.encoder not in ("minilm", "tfidf") and Path(config.sid.encoder).is_dir():
+        inputs["encoder"] = artifacts.folder_digest(Path(config.sid.encoder))
+    return inputs
+
+
+def check_catalog(dataset: Dataset) -> None:
+    """Refuse a catalogue that holds an item twice.
+
+    Raises:
+        CatalogError: naming the first such item and its rows.
+    """
+    ids = dataset.catalog["item_id"].to_numpy()
+    names, counts = np.unique(ids, return_counts=True)
+    if len(names) < len(ids):
+        twice = names[counts > 1]
+        rows = np.flatnonzero(ids == twice[0])
+        raise CatalogError(
+            f"The catalogue holds {len(twice):,} items more than once, first {twice[0]!r} in rows {rows[:5].tolist()}. "
+            "Keep one row per item and run the data stage again."
+        )

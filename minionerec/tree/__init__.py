@@ -3,20 +3,25 @@
 Knows token ids and tensors, nothing about items, prompts or stages.
 """
 
-from minionerec.tree.batch import Branch, TreeBatch, pack, tree_logits
+from minionerec.tree.batch import Branch, TreeBatch, TreeLogprobs, pack, tree_logprobs
 from minionerec.tree.forward import left_pad
-from minionerec.tree.search import NO_TOKEN, BeamResult, beam_search, score_catalog
-from minionerec.tree.trie import CatalogTrie
+from minionerec.tree.oracle import score_catalog, score_prefixes
+from minionerec.tree.search import BeamResult, SampleResult, beam_search, sample_without_replacement
+from minionerec.tree.trie import NO_TOKEN, CatalogTrie
 
 __all__ = [
     "NO_TOKEN",
     "BeamResult",
     "Branch",
     "CatalogTrie",
+    "SampleResult",
     "TreeBatch",
+    "TreeLogprobs",
     "beam_search",
     "left_pad",
     "pack",
+    "sample_without_replacement",
     "score_catalog",
-    "tree_logits",
+    "score_prefixes",
+    "tree_logprobs",
 ]

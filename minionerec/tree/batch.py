@@ -1,49 +1,71 @@
 """Prefix-tree batches: token sequences packed into rows in which every shared prefix is computed once.
 
-A tree is a list of branches; branches that begin alike share those tokens. Trees are packed side by side into rows; a mask
-lets each token see its ancestors only, so every branch gets the same log-probabilities as if it were alone in a padded
-batch. Within a row the tokens that predict a label stand last, so that `logits_to_keep` projects hardly anything else.
+Sequences are sorted, so that those that begin alike stand together, and laid into rows; each adds only the tokens that the one
+before it in its row does not have. A mask lets every token see its ancestors only, so every branch gets the same
+log-probabilities as if it were alone in a padded batch.
 """
 
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import pairwise
+from typing import Any, cast
 
 import numpy as np
 import torch
+from accelerate.utils import extract_model_from_parallel
 from transformers import PreTrainedModel
 
 from minionerec.errors import ConstraintError
 from minionerec.tree.forward import attention_bias
+from minionerec.tree.trie import NO_TOKEN, CatalogTrie
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One token sequence: a prompt and the completion whose tokens are labels."""
+    """One token sequence: a prompt and the completion whose tokens are labels.
+
+    Attributes:
+        weights: of each completion token in the loss; 0 for a token that is no label. None weighs all 1. Labels in the midst
+            of a prompt are written as a short prompt and a long completion with weights.
+        is_sid: the completion is a path of the catalogue's trie, trailing tokens included: its log-probabilities can be taken
+            over the trie's children.
+    """
 
     prompt: Sequence[int]
     completion: Sequence[int]
+    weights: Sequence[float] | None = None
+    is_sid: bool = False
 
 
 @dataclass(frozen=True)
 class TreeBatch:
-    """Rows of packed trees.
+    """Rows of packed sequences. Labels stand branch by branch in the order given, each branch's in order.
 
     Attributes:
         input_ids, position_ids: (rows, length).
         ancestors: (rows, 1, length, length) bool, True where a token may attend.
-        logits_to_keep: how many tokens at the end of each row are projected to the vocabulary.
-        label_rows, label_columns: (labels,) which kept logits predict each label.
-        labels: (labels,) token ids, branch by branch in the order given, each branch's completion in order.
+        predicting: (rows, length) bool: the tokens that predict a label, the only ones projected to the vocabulary.
+        labels: (labels,) token ids.
+        weights: (labels,) float32.
+        predictors: (labels,) which of the predicting tokens, counted row by row, predicts each label.
+        branches: (labels,) index of each label's branch.
+        steps: (labels,) place of each label in its completion.
+        trie_nodes: (labels,) the trie node above each label, -1 where the completion is no SID or `pack` got no trie.
+        longest: tokens of the longest branch.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     ancestors: torch.Tensor
-    logits_to_keep: int
-    label_rows: torch.Tensor
-    label_columns: torch.Tensor
+    predicting: torch.Tensor
     labels: torch.Tensor
+    weights: torch.Tensor
+    predictors: torch.Tensor
+    branches: torch.Tensor
+    steps: torch.Tensor
+    trie_nodes: torch.Tensor
+    longest: int
 
     def to(self, device: torch.device | str) -> "TreeBatch":
         """Copy to a device."""
@@ -54,127 +76,260 @@ class TreeBatch:
         """The fields by name, as a data collator returns them."""
         return dict(vars(self))
 
-
-@dataclass
-class _Tree:
-    """The distinct tokens of a tree, parents before children."""
-
-    tokens: list[int]
-    depths: list[int]
-    parents: list[int]
-    predictors: list[list[int]]  # per branch, the node that predicts each completion token
-
-    @classmethod
-    def of(cls, branches: Sequence[Branch]) -> "_Tree":
-        tree = cls([], [], [], [])
-        known: dict[tuple[int, int], int] = {}  # (parent, token) -> node
-        for branch in branches:
-            if not branch.prompt or not branch.completion:
-                raise ConstraintError("A branch needs at least one prompt token and one completion token.")
-            node, path = -1, []
-            # The last token is only ever a label: nothing follows it, so it is not computed.
-            for depth, token in enumerate([*branch.prompt, *branch.completion[:-1]]):
-                child = known.get((node, token))
-                if child is None:
-                    child = known[node, token] = len(tree.tokens)
-                    tree.tokens.append(token)
-                    tree.depths.append(depth)
-                    tree.parents.append(node)
-                node = child
-                path.append(node)
-            tree.predictors.append(path[len(branch.prompt) - 1 :])
-        return tree
-
-    def ancestors(self) -> np.ndarray:
-        """(nodes, nodes) bool: row i marks node i and all above it."""
-        size = len(self.tokens)
-        matrix = np.eye(size, dtype=bool)
-        for node, parent in enumerate(self.parents):
-            if parent >= 0:
-                matrix[node] |= matrix[parent]
+    def by_branch(self, values: torch.Tensor, count: int, longest: int) -> torch.Tensor:
+        """One value per label as a matrix (count, longest): branch, place in its completion; 0 where there is no label."""
+        matrix = values.new_zeros(count, longest)
+        matrix[self.branches, self.steps] = values
         return matrix
 
 
-def _fill_rows(sizes: Sequence[int], row_tokens: int) -> list[list[int]]:
-    """First-fit decreasing: which trees share a row. A tree longer than `row_tokens` gets a row of its own."""
-    rows: list[list[int]] = []
-    room: list[int] = []
-    for tree in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
-        row = next((index for index, free in enumerate(room) if free >= sizes[tree]), None)
-        if row is None:
-            rows.append([])
-            room.append(max(row_tokens, sizes[tree]))
-            row = len(rows) - 1
-        rows[row].append(tree)
-        room[row] -= sizes[tree]
-    return rows
+def _common(first: np.ndarray, second: np.ndarray) -> int:
+    """How many tokens two sequences share at their beginning."""
+    size = min(len(first), len(second))
+    different = np.flatnonzero(first[:size] != second[:size])
+    return int(different[0]) if len(different) else size
 
 
-def pack(trees: Sequence[Sequence[Branch]], *, row_tokens: int) -> TreeBatch:
-    """Pack trees into rows.
+class _Rows:
+    """Which sorted sequences share a row of at most `row_tokens` distinct tokens.
+
+    The sequences are cut into pieces wherever neighbours share little, and inside a piece that is too large where they share
+    least; then pieces are laid into rows, first-fit decreasing, counting what a piece shares with those in the row already.
 
     Args:
-        trees: each a list of branches that are expected to share their beginnings.
-        row_tokens: rows are filled up to this many distinct tokens; one tree may exceed it.
+        lengths: (sequences,) tokens of each.
+        shared: (sequences,) tokens that each shares with the one before it; 0 for the first.
+    """
+
+    def __init__(self, lengths: np.ndarray, shared: np.ndarray, row_tokens: int) -> None:
+        self.shared, self.row_tokens = shared, row_tokens
+        self._grown = np.concatenate([[0], np.cumsum(lengths - shared)])
+        self._least = [shared]  # row r: the minimum of 2**r neighbours, so that any two sequences are compared in O(1)
+        while 2 ** len(self._least) <= len(shared):
+            half = 2 ** (len(self._least) - 1)
+            self._least.append(np.minimum(self._least[-1][:-half], self._least[-1][half:]))
+
+    def _size(self, start: int, stop: int) -> int:
+        return int(self._grown[stop] - self._grown[start] + self.shared[start])
+
+    def _common(self, first: int, second: int) -> int:
+        """Tokens that two sequences share, first < second."""
+        power = (second - first).bit_length() - 1
+        return int(min(self._least[power][first + 1], self._least[power][second + 1 - 2**power]))
+
+    def _pieces(self) -> list[tuple[int, int]]:
+        """Runs of sequences, as (start, stop)."""
+        cuts = [0, *(np.flatnonzero(self.shared[1:] <= self.row_tokens // 8) + 1).tolist(), len(self.shared)]
+        open_, pieces = list(pairwise(cuts)), []
+        while open_:
+            start, stop = open_.pop()
+            if stop - start == 1 or self._size(start, stop) <= self.row_tokens:
+                pieces.append((start, stop))
+                continue
+            inner = self.shared[start + 1 : stop]
+            least = np.flatnonzero(inner == inner.min()) + start + 1
+            middle = int(least[np.abs(least - (start + stop) / 2).argmin()])
+            open_ += [(start, middle), (middle, stop)]
+        return pieces
+
+    def fill(self) -> list[list[int]]:
+        """The sequences of each row, in sorted order."""
+        rows: list[list[tuple[int, int]]] = []
+        room = np.empty(0, dtype=np.int64)
+        for start, stop in sorted(self._pieces(), key=lambda piece: (-self._size(*piece), piece)):
+            size = self._size(start, stop)
+            most = max(int(self.shared[start]), int(self.shared[stop]) if stop < len(self.shared) else 0)
+            for number in np.flatnonzero(room >= size - most).tolist():
+                place = bisect(rows[number], (start, stop))
+                before = self._common(rows[number][place - 1][1] - 1, start) if place else 0
+                after = self._common(stop - 1, rows[number][place][0]) if place < len(rows[number]) else 0
+                if room[number] >= size - max(before, after):
+                    rows[number].insert(place, (start, stop))
+                    room[number] -= size - max(before, after)
+                    break
+            else:
+                rows.append([(start, stop)])
+                room = np.append(room, self.row_tokens - size)  # negative where one sequence exceeds a row
+        return [[number for piece in row for number in range(*piece)] for row in rows]
+
+
+@dataclass
+class _Row:
+    """The distinct tokens of some sorted sequences, parents before children."""
+
+    tokens: np.ndarray  # (nodes,)
+    depths: np.ndarray  # (nodes,)
+    ancestors: np.ndarray  # (nodes, nodes) bool
+    paths: list[np.ndarray]  # per sequence its nodes
+
+    @classmethod
+    def of(cls, sequences: Sequence[np.ndarray]) -> "_Row":
+        fresh = [len(tokens) - _common(before, tokens) for before, tokens in pairwise([np.empty(0), *sequences])]
+        size = sum(fresh)
+        row = cls(np.empty(size, np.int64), np.empty(size, np.int64), np.zeros((size, size), bool), [])
+        path, end = np.empty(0, np.int64), 0
+        for tokens, new in zip(sequences, fresh, strict=True):
+            begin, end, common = end, end + new, len(tokens) - new
+            path = np.concatenate([path[:common], np.arange(begin, end)])
+            row.tokens[begin:end] = tokens[common:]
+            row.depths[begin:end] = np.arange(common, len(tokens))
+            row.ancestors[begin:end, path[:common]] = True
+            row.ancestors[begin:end, begin:end] = np.tri(new, dtype=bool)
+            row.paths.append(path)
+        return row
+
+
+def pack(branches: Sequence[Branch], *, row_tokens: int, trie: CatalogTrie | None = None) -> TreeBatch:
+    """Pack sequences into rows in which a shared prefix stands once.
+
+    Args:
+        branches: in any order; what they share is found by sorting.
+        row_tokens: rows are filled up to this many distinct tokens; one sequence may exceed it.
+        trie: the catalogue, on the CPU, where log-probabilities over its children are wanted for the branches that are SIDs.
 
     Raises:
-        ConstraintError: no tree, or a branch without prompt or completion.
+        ConstraintError: no branch, none with a label, one without prompt or completion, as many weights as it has not
+            completion tokens, or a SID that the trie does not hold; or see `CatalogTrie.check_normalisable`.
     """
-    built = [_Tree.of(branches) for branches in trees]
-    if not any(tree.predictors for tree in built):
-        raise ConstraintError("A batch needs at least one branch.")
-    rows = _fill_rows([len(tree.tokens) for tree in built], row_tokens)
-    length = max(sum(len(built[tree].tokens) for tree in row) for row in rows)
-    kept = max(sum(len({node for path in built[tree].predictors for node in path}) for tree in row) for row in rows)
-    input_ids = np.zeros((len(rows), length), dtype=np.int64)  # padding is never seen by another token and never a label
+    weights = [_weights(number, branch) for number, branch in enumerate(branches)]
+    if not any(len(row.nonzero()[0]) for row in weights):
+        raise ConstraintError("A batch needs at least one branch with a label.")
+    # What stands behind the last label is not computed, nor that label itself: nothing follows it.
+    sequences = [
+        np.array([*branch.prompt, *branch.completion[: int(row.nonzero()[0].max(initial=0))]], dtype=np.int64)
+        for branch, row in zip(branches, weights, strict=True)
+    ]
+    order = sorted(range(len(branches)), key=lambda number: sequences[number].tolist())
+    shared = [_common(sequences[first], sequences[second]) for first, second in pairwise(order)]
+    lengths = np.array([len(sequences[number]) for number in order])
+    members = [[order[place] for place in row] for row in _Rows(lengths, np.array([0, *shared]), row_tokens).fill()]
+    rows = [_Row.of([sequences[number] for number in row]) for row in members]
+
+    length = max(len(row.tokens) for row in rows)
+    input_ids = np.zeros((len(rows), length), dtype=np.int64)  # padding is never seen by another token and never predicts
     positions = np.zeros((len(rows), length), dtype=np.int64)
     allowed = np.zeros((len(rows), length, length), dtype=bool)
     allowed[:, np.arange(length), np.arange(length)] = True  # padding attends to itself: no empty softmax
-    places: list[tuple[int, np.ndarray]] = [(0, np.empty(0, dtype=np.int64))] * len(built)
-    for row, members in enumerate(rows):
-        predicting = [np.zeros(len(built[tree].tokens), dtype=bool) for tree in members]
-        for marks, tree in zip(predicting, members, strict=True):
-            marks[[node for path in built[tree].predictors for node in path]] = True
-        silent = length - sum(int(marks.sum()) for marks in predicting)
-        free = length - sum(len(marks) for marks in predicting)  # padding stands on the left
-        for marks, tree in zip(predicting, members, strict=True):
-            place = np.empty(len(marks), dtype=np.int64)
-            place[marks] = silent + np.arange(marks.sum())
-            place[~marks] = free + np.arange((~marks).sum())
-            silent, free = silent + int(marks.sum()), free + int((~marks).sum())
-            input_ids[row, place] = built[tree].tokens
-            positions[row, place] = built[tree].depths
-            allowed[row, place[:, None], place] = built[tree].ancestors()
-            places[tree] = (row, place)
-    label_rows, label_columns, labels = [], [], []
-    for branches, tree_, (row, place) in zip(trees, built, places, strict=True):
-        for branch, path in zip(branches, tree_.predictors, strict=True):
-            label_rows += [row] * len(path)
-            label_columns += (place[path] - (length - kept)).tolist()
-            labels += list(branch.completion)
+    predicting = np.zeros((len(rows), length), dtype=bool)
+    places: list[np.ndarray] = [np.empty(0)] * len(branches)  # per branch, row * length + column of each label's predictor
+    for number, (inside, row) in enumerate(zip(members, rows, strict=True)):
+        size = len(row.tokens)
+        input_ids[number, :size], positions[number, :size] = row.tokens, row.depths
+        allowed[number, :size, :size] = row.ancestors
+        for branch, path in zip(inside, row.paths, strict=True):
+            predictors = path[len(branches[branch].prompt) - 1 + weights[branch].nonzero()[0]]
+            predicting[number, predictors] = True
+            places[branch] = number * length + predictors
+    numbering = np.cumsum(predicting.reshape(-1)) - 1
+    steps = [row.nonzero()[0] for row in weights]
     return TreeBatch(
-        torch.from_numpy(input_ids),
-        torch.from_numpy(positions),
-        torch.from_numpy(allowed)[:, None],
-        kept,
-        torch.tensor(label_rows),
-        torch.tensor(label_columns),
-        torch.tensor(labels),
+        input_ids=torch.from_numpy(input_ids),
+        position_ids=torch.from_numpy(positions),
+        ancestors=torch.from_numpy(allowed)[:, None],
+        predicting=torch.from_numpy(predicting),
+        labels=torch.tensor([b.completion[step] for b, kept in zip(branches, steps, strict=True) for step in kept.tolist()]),
+        weights=torch.from_numpy(np.concatenate([row[kept] for row, kept in zip(weights, steps, strict=True)])),
+        predictors=torch.from_numpy(numbering[np.concatenate(places)]),
+        branches=torch.from_numpy(np.repeat(np.arange(len(branches)), [len(kept) for kept in steps])),
+        steps=torch.from_numpy(np.concatenate(steps)),
+        trie_nodes=_trie_nodes(branches, steps, trie),
+        longest=max(map(len, sequences)),
     )
 
 
-def tree_logits(model: torch.nn.Module, config_of: PreTrainedModel, batch: TreeBatch) -> torch.Tensor:
-    """The logits that predict each label, with gradients: (labels, vocabulary) float32.
+def _weights(number: int, branch: Branch) -> np.ndarray:
+    """A branch's weights, (completion,) float32, after its checks."""
+    if not len(branch.prompt) or not len(branch.completion):
+        raise ConstraintError(f"Branch {number} needs at least one prompt token and one completion token.")
+    if branch.weights is None:
+        return np.ones(len(branch.completion), dtype=np.float32)
+    if len(branch.weights) != len(branch.completion):
+        raise ConstraintError(
+            f"Branch {number} has {len(branch.weights)} weights for {len(branch.completion)} completion tokens."
+        )
+    return np.asarray(branch.weights, dtype=np.float32)
+
+
+def _trie_nodes(branches: Sequence[Branch], steps: Sequence[np.ndarray], trie: CatalogTrie | None) -> torch.Tensor:
+    """The trie node above each label, in the order of the labels."""
+    above = np.full((len(branches), max(len(branch.completion) for branch in branches)), -1, dtype=np.int64)
+    sids = [number for number, branch in enumerate(branches) if branch.is_sid] if trie is not None else []
+    if trie is not None and sids:
+        trie.check_normalisable()
+        paths = np.full((len(sids), trie.depth), NO_TOKEN, dtype=np.int64)
+        for row, number in zip(paths, sids, strict=True):
+            completion = branches[number].completion
+            row[: len(completion)] = completion[: trie.depth]
+        nodes = trie.walk(torch.from_numpy(paths)).numpy()
+        for path, number in zip(nodes, sids, strict=True):
+            completion = branches[number].completion
+            if len(completion) > trie.depth or path.min() < 0:
+                raise ConstraintError(f"The completion {list(completion)} of branch {number} is not a SID of the catalogue.")
+            above[number, : len(completion)] = [0, *path[: len(completion) - 1]]
+    return torch.from_numpy(np.concatenate([row[kept] for row, kept in zip(above, steps, strict=True)]))
+
+
+@dataclass(frozen=True)
+class TreeLogprobs:
+    """Per label of a `TreeBatch`, float32, in nats.
+
+    Attributes:
+        logprobs: (labels,) log-probability of the label, with gradient.
+        entropies: (labels,) entropy of the distribution that it was taken from, without gradient; None where not asked for.
+    """
+
+    logprobs: torch.Tensor
+    entropies: torch.Tensor | None
+
+
+def tree_logprobs(
+    model: torch.nn.Module,
+    batch: TreeBatch,
+    *,
+    trie: CatalogTrie | None = None,
+    temperature: float = 1.0,
+    entropies: bool = False,
+) -> TreeLogprobs:
+    """Each branch's token log-probabilities, as if it were alone in a padded batch.
 
     Args:
-        model: the causal LM, possibly wrapped by DDP or DeepSpeed: its own forward is called.
-        config_of: the unwrapped model, which knows the attention implementation.
+        model: the causal LM, possibly wrapped by DDP or DeepSpeed, whose forward is called.
+        trie: take the labels with a trie node over the trie's children, not over the vocabulary; on the model's device, and the
+            one that `pack` was given.
+        temperature: divides the logits.
+        entropies: also the entropy at each label.
+
+    Raises:
+        ConstraintError: the model's attention cannot take a tree mask.
     """
-    output = model(
+    config_of = cast(PreTrainedModel, extract_model_from_parallel(model))
+    logits = model(
         input_ids=batch.input_ids,
-        attention_mask=attention_bias(config_of, batch.ancestors),
+        attention_mask=attention_bias(config_of, batch.ancestors, batch.longest),
         position_ids=batch.position_ids,
-        logits_to_keep=batch.logits_to_keep,
+        logits_to_keep=batch.predicting,
         use_cache=False,
-    )
-    return output.logits[batch.label_rows, batch.label_columns].float()
+    ).logits  # (predicting tokens, vocabulary)
+    scaled = logits.float() / temperature
+    whole = scaled.logsumexp(-1)
+    chosen = scaled[batch.predictors, batch.labels]
+    totals, spread = whole[batch.predictors], None
+    if entropies:
+        with torch.no_grad():
+            spread = _entropy(scaled)[batch.predictors]
+    if trie is not None:
+        kept = (batch.trie_nodes >= 0).nonzero().squeeze(-1)
+        for step in batch.steps[kept].unique().tolist():
+            some = kept[batch.steps[kept] == step]
+            _, tokens, valid = trie.children(step, batch.trie_nodes[some])
+            legal = scaled[batch.predictors[some, None], tokens.clamp(min=0)]
+            legal = legal.masked_fill(~valid, torch.finfo(legal.dtype).min)  # (labels of this level, children)
+            totals = totals.index_copy(0, some, legal.logsumexp(-1))
+            if spread is not None:
+                spread[some] = _entropy(legal.detach())
+    return TreeLogprobs(chosen - totals, spread)
+
+
+def _entropy(logits: torch.Tensor) -> torch.Tensor:
+    logprobs = logits.log_softmax(-1)
+    return -(logprobs.exp() * logprobs).sum(-1)

@@ -1,4 +1,4 @@
-"""Calling a causal LM: prompts of several lengths in one batch, and trees, whose mask says which token is an ancestor."""
+"""Calling a causal LM on trees: prompts of several lengths in one batch, and masks that say which token is an ancestor."""
 
 from collections.abc import Sequence
 
@@ -22,16 +22,24 @@ def left_pad(
     return ids, mask
 
 
-def attention_bias(model: PreTrainedModel, allowed: torch.Tensor) -> torch.Tensor:
+def attention_bias(model: PreTrainedModel, allowed: torch.Tensor, longest: int) -> torch.Tensor:
     """The mask in the form that the model's attention reads correctly.
 
     Args:
         allowed: (batch, 1, queries, keys) bool, True where a query may attend.
+        longest: tokens of the longest path in the tree, its prompt included.
 
     Raises:
-        ConstraintError: the attention implementation cannot take a tree mask.
+        ConstraintError: the attention implementation cannot take a tree mask, or a path is longer than the window of a
+            layer with sliding attention.
     """
-    implementation = model.config._attn_implementation
+    config = model.config
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()) and longest > config.sliding_window:
+        raise ConstraintError(
+            f"A path of {longest} tokens is longer than the model's attention window of {config.sliding_window}, which a tree "
+            "mask does not reproduce. Shorten the prompt (data.max_history)."
+        )
+    implementation = config._attn_implementation
     if implementation == "sdpa":
         return allowed
     if implementation == "eager":  # eager adds the mask to the scores: a boolean would be silently wrong

@@ -135,8 +135,8 @@ def test_it_learns_more_than_popularity(sequences, tmp_path):
 
 def test_on_a_run_of_our_own(tmp_path, capsys):
     path = str(write_config(tmp_path))
-    for command in ("data", "sid", "eval"):
-        assert main([command, "--config", path]) == 0
+    for command in (["data", "prepare"], ["sid"], ["eval"]):
+        assert main([*command, "--config", path]) == 0
     small = ["--baseline.epochs", "2", "--baseline.max_history", "6", "--baseline.hidden_size", "16"]
     assert main(["baseline", "--config", path, *small]) == 0
     assert main(["baseline", "--config", path, "--baseline.model", "markov", "--baseline.max_history", "6"]) == 0
@@ -185,7 +185,7 @@ def test_tables_print_published_and_own_rows(sequences, tmp_path, capsys):
         (["--baseline.model", "sasrek"], "baseline.model"),
         (["--baseline.protocol", "recbole", "--baseline.sequences", "none.txt"], "none.txt: cannot be read"),
         (["--baseline.dropout", "1.5"], "baseline.dropout is 1.5"),
-        (["--out", "nowhere"], "no finished artefact here. Make it first: minionerec data"),
+        (["--out", "nowhere"], "no finished artefact here. Make it first: minionerec data prepare"),
     ],
 )
 def test_mistakes(arguments, message, capsys, tmp_path, monkeypatch):

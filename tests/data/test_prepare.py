@@ -52,10 +52,10 @@ def slow_split(rows, max_history, minimum):
     minimum=st.integers(3, 6),
 )
 def test_split_equals_the_obvious_loop(rows, max_history, minimum):
-    config = DataConfig(max_history=max_history, min_interactions=minimum)
+    config = DataConfig(max_history=max_history, user_k=minimum)
     splits, duplicates, short = slow_split(rows, max_history, minimum)
     if not splits["train"]:
-        with pytest.raises(DataError, match="is left"):
+        with pytest.raises(DataError, match=r"is left|was read"):
             prepare.build(frame(rows), ITEMS, config)
         return
     dataset, metrics = prepare.build(frame(rows), ITEMS, config)
@@ -82,19 +82,24 @@ def test_figures_add_up():
         "test": 1,
         "mean_history": 2.0,
         "items_without_interaction": 2,
+        "items_read": 6,
+        "interactions_read": 8,
         "dropped_items_without_text": 1,
+        "dropped_interactions_unlisted": 0,
         "dropped_interactions_without_text": 1,
+        "dropped_outside_window": 0,
         "dropped_duplicates": 1,
         "dropped_short_users": 1,
+        "dropped_rare_items": 0,
         "dropped_short_user_interactions": 2,
     }
     assert dataset.test.rows() == [("x", [0, 1, 2], 0, 3, 3)]
 
 
 def test_nothing_left():
-    with pytest.raises(DataError, match=r"No user is left: 2 interactions read.* longest user has 2"):
+    with pytest.raises(DataError, match=r"after the k-core \(data.user_k 3.*took the last 2 of 2"):
         prepare.build(frame([("x", "a", 1), ("x", "b", 2)]), ITEMS, DataConfig())
-    with pytest.raises(DataError, match="No user is left: 0 interactions read"):
+    with pytest.raises(DataError, match="no interaction with a listed item was read"):
         prepare.build(frame([]), ITEMS, DataConfig())
     with pytest.raises(DataError, match="No training example is left"):
         prepare.build(frame([("x", "a", 1), ("x", "b", 2), ("x", "d", 3)]), ITEMS, DataConfig())
@@ -179,8 +184,8 @@ def test_missing_text_is_dropped_on_request_only(tmp_path):
 def test_movielens_from_the_cache(tmp_path, monkeypatch):
     """The real ml-100k, where it has been fetched before: GroupLens publishes these three figures."""
     cache = cache_folder() / "ml-100k"
-    names = [file.name for file in (sources.ARCHIVE, *sources.MEMBERS) if (cache / file.name).is_file()]
-    if sources.ARCHIVE.name not in names and len(names) < len(sources.MEMBERS):
+    names = [file.name for file in (sources.SOURCES["ml-100k"].files[0], *sources.MEMBERS) if (cache / file.name).is_file()]
+    if "ml-100k.zip" not in names and len(names) < len(sources.MEMBERS):
         pytest.skip(f"ml-100k is not in {cache}; `python data/prepare.py --config ml-100k.yaml` fetches it")
     monkeypatch.setattr(sources, "_fetch", lambda *_: pytest.skip(f"ml-100k in {cache} is damaged"))
     manifest, _ = prepare.run(Config(out=str(tmp_path / "run")))
@@ -196,7 +201,7 @@ def test_a_finished_download_needs_neither_cache_nor_network(tmp_path, monkeypat
     (raw / "ml-100k.item").write_text("item_id:token\tmovie_title:token_seq\na\tA\nb\tB\n")
     rows = [f"u\t{item}\t{step}" for step, item in enumerate("abab")]
     (raw / "ml-100k.inter").write_text("\n".join(["user_id:token\titem_id:token\ttimestamp:float", *rows]) + "\n")
-    monkeypatch.setattr(prepare, "fetch_ml_100k", lambda *_: raw)
+    monkeypatch.setattr(sources, "fetch", lambda *_: raw)
     config = Config(out=str(tmp_path / "run"))
     first, made = prepare.run(config)
     assert made
@@ -204,10 +209,10 @@ def test_a_finished_download_needs_neither_cache_nor_network(tmp_path, monkeypat
     def unreachable(*_):
         raise DataError("no network")
 
-    monkeypatch.setattr(prepare, "fetch_ml_100k", unreachable)
+    monkeypatch.setattr(sources, "fetch", unreachable)
     assert prepare.run(config) == (first, False)
     with pytest.raises(DataError, match="no network"):
         prepare.run(replace(config, data=DataConfig(max_history=5)))
-    monkeypatch.setattr(prepare, "fetch_ml_100k", lambda *_: raw)
+    monkeypatch.setattr(sources, "fetch", lambda *_: raw)
     with pytest.raises(ArtifactError, match="cannot be written"):
         prepare.run(replace(config, out=str(raw / "ml-100k.item" / "below a file")))

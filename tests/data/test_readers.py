@@ -1,9 +1,20 @@
+import re
 import zipfile
 from pathlib import Path
 
+import polars as pl
 import pytest
 
-from minionerec.data.readers import MOVIELENS_GENRES, read_csv, read_movielens_zip, read_recbole
+from minionerec.data.problems import Problems
+from minionerec.data.readers import (
+    MOVIELENS_GENRES,
+    read_csv,
+    read_letter,
+    read_movielens_1m,
+    read_movielens_zip,
+    read_recbole,
+    read_sequences,
+)
 from minionerec.errors import DataError
 
 INTER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
@@ -51,7 +62,7 @@ def test_both_forms_of_movielens_agree(tmp_path):
         + "1\tToy Story\t1995\tAnimation Children's Comedy\n2\tMisérables, Les\t1995\t\n267\tunknown\tV\tunknown\n",
     )
     interactions, items = read_movielens_zip(archive)
-    assert interactions.rows() == [("196", "1", 881250949), ("186", "2", 891717742)]
+    assert interactions.rows() == [("196", "1", 881250949, 3.0), ("186", "2", 891717742, 1.0)]
     assert items.rows() == [
         ("1", "Toy Story (1995)", "Toy Story (1995). Genres: Animation, Children's, Comedy"),
         ("2", "Misérables, Les (1995)", "Misérables, Les (1995)"),
@@ -69,10 +80,10 @@ def test_recbole_categories_and_quotes(tmp_path):
         "a\t6\" pipe\t['Tools & Home', 'Pipes']\tSteel Long\nb\t\"open\t\t\n",
     )
     interactions, items = read_recbole(folder)
-    assert interactions.rows() == [("u", "a", 1500)]
+    assert interactions.rows() == [("u", "a", 1500, None)]
     assert items.rows() == [
-        ("a", '6" pipe', '6" pipe. Genres: Steel, Long. Categories: Tools & Home, Pipes'),
-        ("b", '"open', '"open'),
+        ("a", '6" pipe', '6" pipe. Genres: Steel, Long. Categories: Tools & Home, Pipes', "['Tools & Home', 'Pipes']"),
+        ("b", '"open', '"open', ""),
     ]
 
 
@@ -88,8 +99,8 @@ def test_csv(tmp_path):
         'item,brand,title,description\na,x,"Tube, 6"" ","Steel,\n long"\n\nb,y,Ärmel,\n',
     )
     interactions, items = read_csv(folder)
-    assert interactions.rows() == [("u 1", "a", 10), ("u 1", "b", 9)]
-    assert items.rows() == [("a", 'Tube, 6"', 'Tube, 6". Steel, long'), ("b", "Ärmel", "Ärmel")]
+    assert interactions.rows() == [("u 1", "a", 10, 5.0), ("u 1", "b", 9, 4.0)]
+    assert items.rows() == [("a", 'Tube, 6"', 'Tube, 6". Steel, long', "Steel, long", "x"), ("b", "Ärmel", "Ärmel", "", "y")]
 
 
 def test_nanoseconds_keep_their_order(tmp_path):
@@ -116,6 +127,8 @@ HEAD = "user,item,timestamp\n"
         (HEAD + "u,a,1\n\nu,{b},1\n", "row 4: item '{b}' is not in .*items.csv"),
         (HEAD + ",a,1\n", "row 2: the field user is empty"),
         (HEAD + "u,,1\n", "row 2: the field item_id is empty"),
+        (HEAD + "u,a,1\nu\tv,a,1\n", r"row 3: user 'u\\tv' has a tab"),
+        (HEAD + 'u,"a\nb",1\n', r"row 2: item_id 'a\\nb' has a tab, line break"),
         (HEAD.encode() + b"u,a,1\nu,a\xe9,1\n", "row 3: byte 0xe9 at offset 29 is not UTF-8"),
         (b"us\xe9r,item,timestamp\n", "row 1: byte 0xe9"),
         (HEAD + 'u,a,1\n"u,a,1\n', "broken quoting"),
@@ -170,12 +183,12 @@ def test_bad_recbole_files(tmp_path, inter, item, message):
 def test_missing_folder_files_and_archives(tmp_path):
     with pytest.raises(DataError, match="not a folder"):
         read_csv(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"exactly one interactions\.csv, found none"):
+    with pytest.raises(DataError, match=r"exactly one interactions\.csv or interactions\.parquet, found none"):
         read_csv(tmp_path)
     with pytest.raises(DataError, match=r"exactly one \*\.inter, found a\.inter, b\.inter"):
         read_recbole(write(tmp_path / "r", a__inter=INTER, b__inter=INTER))
     write(tmp_path, no__zip=b"not a zip")
-    with pytest.raises(DataError, match="not the MovieLens-100K archive"):
+    with pytest.raises(DataError, match="not the archive with ml-100k"):
         read_movielens_zip(tmp_path / "no.zip")
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("readme", "x")
@@ -184,3 +197,96 @@ def test_missing_folder_files_and_archives(tmp_path):
     bad = movielens(tmp_path / "bad.zip", "1\t1\t3\n", [u_item("1", "A")])
     with pytest.raises(DataError, match=r"u\.data, row 1: 3 fields, expected 4"):
         read_movielens_zip(bad)
+
+
+def test_bad_rows_are_skipped_counted_and_listed(tmp_path):
+    content = HEAD + "u,a,1\nu,a\nu,a,soon\n,a,1\nu,a,4,5\nu,a,2\n"
+    problems = Problems(skip=True)
+    interactions, _ = read_csv(csv_folder(tmp_path, content), problems=problems)
+    assert interactions["timestamp"].to_list() == [1, 2]
+    assert [re.search(r"row (\d)", message)[1] for message in problems.found] == ["3", "6", "5", "4"]
+
+
+def test_dates_as_timestamps(tmp_path):
+    rows = "u,a,1970-01-02\nu,a,1970-01-01T00:01:00Z\nu,a,1970-01-01 00:02\nu,a,7\n"
+    assert read_csv(csv_folder(tmp_path, HEAD + rows))[0]["timestamp"].to_list() == [86_400, 60, 120, 7]
+
+
+def test_parquet_is_as_good_as_csv(tmp_path):
+    folder = csv_folder(tmp_path, HEAD + "u,a,5\nu,a,6\n")
+    expected = read_csv(folder)
+    pl.DataFrame({"user": ["u", "u"], "item": ["a", "a"], "timestamp": [5, 6]}).write_parquet(folder / "interactions.parquet")
+    with pytest.raises(DataError, match=r"found interactions\.csv, interactions\.parquet"):
+        read_csv(folder)
+    (folder / "interactions.csv").unlink()
+    for ours, other in zip(read_csv(folder), expected, strict=True):
+        assert ours.equals(other)
+    (folder / "interactions.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"interactions\.parquet: not a table"):
+        read_csv(folder)
+
+
+def test_movielens_1m(tmp_path):
+    with zipfile.ZipFile(tmp_path / "ml-1m.zip", "w") as archive:
+        archive.writestr("ml-1m/ratings.dat", "1::2::5::978300760\n")
+        archive.writestr("ml-1m/movies.dat", "2::Jumanji: A Game (1995)::Adventure|Children's\n".encode("latin-1"))
+    interactions, items = read_movielens_1m(tmp_path / "ml-1m.zip")
+    assert interactions.rows() == [("1", "2", 978300760, 5.0)]
+    assert items.rows() == [("2", "Jumanji: A Game (1995)", "Jumanji: A Game (1995). Genres: Adventure, Children's")]
+
+
+def test_letter(tmp_path):
+    write(
+        tmp_path,
+        Toys__inter__json='{"0": [1, 10], "1": [2]}',
+        Toys__index__json='{"10": ["<a_1>"], "2": ["<a_2>"], "1": ["<a_0>"]}',
+    )
+    interactions, items = read_letter(tmp_path, None)
+    assert interactions.select("user", "item_id").rows() == [("0", "1"), ("0", "10"), ("1", "2")]
+    assert interactions["timestamp"].null_count() == 3
+    assert items.rows() == [("1", "1", ""), ("2", "2", ""), ("10", "10", "")]
+    write(tmp_path, Toys__item__json='{"1": {"title": "A", "description": "long"}, "2": {"title": "B"}, "10": {}}')
+    with pytest.raises(DataError, match=r"Toys\.item\.json, row 3: item '10' has no title"):
+        read_letter(tmp_path, None)
+    assert read_letter(tmp_path, "Toys", "drop")[1].select("title", "text").rows() == [("A", "A. long"), ("B", "B"), ("", "")]
+    write(tmp_path, Toys__inter__json='{"0": [1, 11]}')
+    with pytest.raises(DataError, match="user '0': item '11' is not in"):
+        read_letter(tmp_path, None)
+    write(tmp_path, Beauty__inter__json="[]")
+    with pytest.raises(DataError, match=r"found Beauty\.inter\.json, Toys\.inter\.json\. Choose one with data\.category"):
+        read_letter(tmp_path, None)
+    with pytest.raises(DataError, match="holds a list"):
+        read_letter(tmp_path, "Beauty")
+
+
+def test_sequences(tmp_path):
+    path = write(tmp_path, S__txt="1 3 10 2\n\n2 3\n") / "S.txt"
+    interactions, items = read_sequences(path)
+    assert interactions.select("user", "item_id").rows() == [("1", "3"), ("1", "10"), ("1", "2"), ("2", "3")]
+    assert items["item_id"].to_list() == ["2", "3", "10"]
+    for content, message in (
+        ("1 2\n3\n", "line 2: user '3' has no items"),
+        ("1 2\n1 3\n", "line 2: user '1' has a line above"),
+    ):
+        with pytest.raises(DataError, match=message):
+            read_sequences(write(tmp_path, S__txt=content) / "S.txt")
+
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+@pytest.mark.parametrize(
+    ("name", "figures"), [("Beauty", (22_363, 12_101, 198_502)), ("Instruments", (24_772, 9_922, 206_153))]
+)
+def test_the_real_letter_files(name, figures):
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} is not there")
+    interactions, items = read_letter(SHARED / "letter", name)
+    assert (interactions["user"].n_unique(), len(items), len(interactions)) == figures
+
+
+def test_the_real_sequences():
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} is not there")
+    interactions, items = read_sequences(SHARED / "sequential" / "LastFM.txt")
+    assert (interactions["user"].n_unique(), len(items), len(interactions)) == (1_090, 3_646, 52_551)

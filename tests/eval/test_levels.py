@@ -55,7 +55,7 @@ def test_nothing_left_to_keep_is_none():
 def test_unequal_depth_and_nobody():
     with pytest.raises(DataError, match=r"\[1, 2\] codes"):
         level_tables([prediction("a", (1,), (0,)), prediction("b", (1, 1), (0, 0))])
-    with pytest.raises(DataError, match="at least one user"):
+    with pytest.raises(DataError, match="no predictions to measure"):
         level_tables([])
 
 

@@ -79,7 +79,7 @@ def test_measure_is_json_and_deterministic():
     assert found == measure(predictions, resamples=50, seed=1)
     assert json.loads(json.dumps(found)) == found
     assert found["users"] == 40 and found["exact"] == 1.0
-    assert list(found["sid"]) == [f"{name}@{k}" for name in ("HR", "NDCG") for k in CUTOFFS]
+    assert list(found["sid"]) == [f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in CUTOFFS]
     for part in ("sid", "item"):
         for cell in found[part].values():
             assert cell["low"] <= cell["value"] <= cell["high"]

@@ -1,3 +1,6 @@
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -5,13 +8,14 @@ import torch
 from minionerec.baselines import floors
 from minionerec.config import Config, EvalConfig, ModelConfig
 from minionerec.errors import ArtifactError, CatalogError
-from minionerec.eval import predict
+from minionerec.eval import calc_level, predict
 from minionerec.eval.predictions import read_predictions
 from minionerec.model import checkpoint, scratch
 from minionerec.pipeline import run
 from minionerec.prompts.builder import build_examples, tokenizer_corpus
 from minionerec.sid.index import SidIndex
 from tests import small
+from tests.launch import accelerate
 
 SIZES = ModelConfig(hidden_size=32, intermediate_size=48, layers=2, heads=2, vocabulary=400)
 DATASET, DISTINCT = small.random_dataset(users=12, items=20)
@@ -114,7 +118,7 @@ def test_a_tokenizer_without_the_sid_tokens():
 
 @pytest.mark.parametrize("split", ["valid", "test"])
 @pytest.mark.parametrize("kind", INDICES)
-def test_floors_are_those_of_the_baselines(kind, split):
+def test_floors_are_those_of_the_baselines(kind, split, tmp_path):
     config, index = Config(eval=EvalConfig(num_beams=5, split=split)), INDICES[kind]
     rows = DATASET.split(split)
     rankings = {
@@ -122,7 +126,8 @@ def test_floors_are_those_of_the_baselines(kind, split):
         "repeat": floors.repeat_last(rows, 5),
     }
     for name, expected in rankings.items():
-        found = predict.RECOMMENDERS[name](config, DATASET, index)
+        predict.RECOMMENDERS[name](config, DATASET, index, tmp_path)
+        found = read_predictions(tmp_path / "predictions.jsonl")
         assert [p.items for p in found] == [ranking.tolist() for ranking in expected]
         assert [p.user for p in found] == rows["user"].to_list()
         for prediction in found:
@@ -148,9 +153,67 @@ def test_the_stage_needs_its_inputs_and_is_skipped_when_current(tmp_path):
     assert manifest.inputs.keys() == {"data", "sid"} and manifest.stage == "eval/popularity"
 
 
-def test_a_missing_shard_is_noticed(made, monkeypatch):
-    whole = predict.RECOMMENDERS["popularity"](Config(), DATASET, DISTINCT)
-    monkeypatch.setattr(predict.checkpoint, "load", lambda folder: made)
-    monkeypatch.setattr(predict, "decode", lambda *_: iter(whole[1:]))
-    with pytest.raises(ArtifactError, match="eval/rl: 11 predictions for 12 users; a shard is missing"):
-        predict.RECOMMENDERS["rl"](Config(), DATASET, DISTINCT)
+def sharded(made, folder, monkeypatch, **fields):
+    """The two files of a model's evaluation in shards of 5 rows."""
+    folder.mkdir(exist_ok=True)
+    monkeypatch.setattr(predict.checkpoint, "load", lambda _: made)
+    config = Config(eval=EvalConfig(**{"num_beams": 6, "batch_size": 2, "shard_size": 5, "oracle_examples": 4, **fields}))
+    predict.RECOMMENDERS["sft"](config, DATASET, DISTINCT, folder)
+    return (folder / "predictions.jsonl").read_bytes(), (folder / "oracle.jsonl").read_bytes()
+
+
+def test_shards_are_merged_in_order_and_not_decoded_twice(made, tmp_path, monkeypatch):
+    whole = sharded(made, tmp_path / "whole", monkeypatch)
+    assert [p.user for p in read_predictions(tmp_path / "whole/predictions.jsonl")] == DATASET.test["user"].to_list()
+    assert [json.loads(line)["row"] for line in whole[1].splitlines()] == [0, 3, 6, 9]
+
+    stored = tmp_path / "whole/checkpoints"
+    assert len(list(stored.glob("*.jsonl"))) == 3
+    shutil.copytree(stored, tmp_path / "resumed/checkpoints")
+    (tmp_path / "resumed/checkpoints/rows-000000005-000000010.jsonl").unlink()
+    decoded_rows = []
+    original = predict.Decoder.predict
+    monkeypatch.setattr(predict.Decoder, "predict", lambda self, rows: decoded_rows.extend(rows) or original(self, rows))
+    assert sharded(made, tmp_path / "resumed", monkeypatch) == whole
+    assert decoded_rows == [5, 6, 7, 8, 9]
+
+
+def test_a_missing_or_short_shard_is_noticed(made, tmp_path, monkeypatch):
+    sharded(made, tmp_path, monkeypatch)
+    shards, store = [range(0, 5), range(5, 10), range(10, 12)], tmp_path / "checkpoints"
+    last = store / "rows-000000010-000000012.jsonl"
+    kept = last.read_text().splitlines(keepends=True)
+    last.write_text(kept[0])
+    with pytest.raises(ArtifactError, match="1 predictions for 2 rows"):
+        predict.merge("sft", store, shards, tmp_path)
+    last.unlink()
+    with pytest.raises(ArtifactError, match="rows 10 to 11 are missing"):
+        predict.merge("sft", store, shards, tmp_path)
+
+
+def test_two_ranks_and_one_rank_write_the_same_files(tmp_path, capsys):
+    config = small.config(tmp_path, eval={"shard_size": 8, "oracle_examples": 5}, sft={"epochs": 1})
+    run(config, ("data", "sid", "sft", "eval"))
+    folder = tmp_path / "run/eval/sft"
+    names = ("predictions.jsonl", "oracle.jsonl", "metrics.json")
+    one = {name: (folder / name).read_bytes() for name in names}
+    shutil.rmtree(tmp_path / "run/eval")
+    accelerate(2, "eval/predict.py", "--config", str(tmp_path / "small.yaml"))
+    assert {name: (folder / name).read_bytes() for name in names} == one
+    assert calc_level.main(["--path", str(folder / "predictions.jsonl"), "--out", str(tmp_path)]) == 0
+    search = json.loads(one["metrics.json"])["search"]
+    assert search["rows"] == 5 and json.loads((tmp_path / "levels.json").read_text())["search"] == search
+    assert "Beam width and search error, 5 examples" in capsys.readouterr().out
+
+
+def test_the_replayed_beam_is_the_beam_search(made):
+    for width in (1, 3, 6):
+        config = Config(eval=EvalConfig(num_beams=width, batch_size=5))
+        decoder = predict.Decoder(*made, DATASET, DISTINCT, config)
+        rows = list(range(len(decoder)))
+        for one, traced in zip(decoder.predict(rows), decoder.trace(rows), strict=True):
+            place = one.sids.index(one.target_sid) if one.target_sid in one.sids else None
+            assert traced.widths[str(width)] == place
+            assert (traced.pruned[str(width)] == (0, 0)) == (place is not None)
+            assert not one.exact or traced.overlap[str(width)] == 1
+            assert traced.widths["50"] == traced.rank  # a beam as wide as the catalogue

@@ -99,7 +99,7 @@ def test_killed_in_every_stage_it_ends_with_the_same_metrics(undisturbed, tmp_pa
 def test_a_stage_without_its_input_names_the_command(tmp_path, capsys):
     path = str(write_config(tmp_path))
     assert main(["sft", "--config", path]) == 2
-    assert "minionerec data" in capsys.readouterr().err
+    assert "minionerec data prepare" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -110,7 +110,7 @@ def test_a_sid_index_of_another_dataset(undisturbed, tmp_path, capsys):
     shutil.copytree(undisturbed, tmp_path / "run")
     path = str(write_config(tmp_path))
     write_csv(tmp_path / "raw", items=40)
-    assert main(["data", "--config", path]) == 0
+    assert main(["data", "prepare", "--config", path]) == 0
     assert main(["sft", "--config", path]) == 2
     assert "belongs to another dataset (48 items" in capsys.readouterr().err
     assert Manifest.load(tmp_path / "run/sft").key != content_hash("")  # the finished model is untouched

@@ -11,7 +11,7 @@ from minionerec.artifacts import write_artifact, write_json
 from minionerec.baselines.floors import popularity, repeat_last
 from minionerec.config import Config, EvalConfig, SidConfig
 from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, Dataset
-from minionerec.eval.metrics import measure
+from minionerec.eval.predict import analyse
 from minionerec.eval.predictions import Prediction, as_predictions, write_predictions
 from minionerec.sid.index import SidIndex
 
@@ -47,6 +47,7 @@ def model_predictions(data: Dataset, index: SidIndex, skill: float, rng: np.rand
         score = rng.gumbel(size=items) + skill * close
         ranked = np.argsort(-score, kind="stable")
         sids = list(dict.fromkeys(map(tuple, index.codes[ranked].tolist())))[:50]
+        sizes = [len(index.items(sid)) for sid in sids]
         made.append(
             Prediction(
                 user=example["user"],
@@ -57,6 +58,7 @@ def model_predictions(data: Dataset, index: SidIndex, skill: float, rng: np.rand
                 items=[item for sid in sids for item in index.items(sid)],
                 scores=(-0.1 * np.arange(len(sids)) - 1).tolist(),
                 exact=bool(rng.random() < 0.97),
+                sizes=sizes if max(sizes) > 1 else None,
             )
         )
     return made
@@ -145,6 +147,6 @@ def make_run(
     for name, predictions in lists.items():
         with artifact(f"eval/{name}", "data", "sid", *((name,) if name in skills else ())) as draft:
             write_predictions(draft.path / "predictions.jsonl", predictions)
-            write_json(draft.path / "metrics.json", measure(predictions, resamples=config.eval.resamples, seed=config.seed))
+            write_json(draft.path / "metrics.json", analyse(draft.path, data, index, config))
             draft.metrics.update(users=len(predictions))
     return config

@@ -139,7 +139,7 @@ def test_without_rl_the_page_says_what_is_missing(without_rl):
 def test_only_differences_beyond_noise_are_coloured(full):
     raw = plain((full[0].folder / "report/index.html").read_text(encoding="utf-8"))
     cells = re.findall(r'<td class="n (\w*)">([+-][\d.]+)<small>([+-][\d.]+) to ([+-][\d.]+)</small>', raw)
-    assert len(cells) == 24
+    assert len(cells) == 36
     for colour, value, low, high in cells:
         value, low, high = (float(text) for text in (value, low, high))
         if low > 0 or high < 0:
@@ -158,7 +158,7 @@ def test_a_stage_made_from_another_input_is_noted(tmp_path):
 
 
 def test_missing_inputs_name_the_command(tmp_path):
-    with pytest.raises(ArtifactError, match="minionerec data"):
+    with pytest.raises(ArtifactError, match="minionerec data prepare"):
         run(Config(out=str(tmp_path)))
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from datasets import Dataset as TokenDataset
@@ -9,7 +11,7 @@ from minionerec.model import checkpoint, scratch
 from minionerec.prompts.builder import build_examples, tokenizer_corpus
 from minionerec.rl.rewards import ranking
 from minionerec.rl.train import grpo_arguments
-from minionerec.rl.trainer import TreeGRPOTrainer, beam_rollouts, grouped
+from minionerec.rl.trainer import TreeGRPOTrainer, beam_rollouts, grouped, shuffle_groups
 from minionerec.tree import CatalogTrie, beam_search
 from tests.small import random_dataset
 
@@ -30,7 +32,7 @@ def parts(tmp_path_factory):
     return dataset, index, folder
 
 
-def trainer_of(parts, folder, kind=TreeGRPOTrainer, **fields):
+def trainer_of(parts, folder, kind=TreeGRPOTrainer, steps_per_generation=1, **fields):
     dataset, index, policy = parts
     model, tokenizer = checkpoint.load(policy)
     ids = checkpoint.sid_token_ids(tokenizer, index)
@@ -39,9 +41,12 @@ def trainer_of(parts, folder, kind=TreeGRPOTrainer, **fields):
         {"prompt": [e.prompt for e in examples], "target": [ids[e.target].tolist() for e in examples]}
     )
     config = RlConfig(num_generations=G, prompts_per_step=6, micro_batch_prompts=3, learning_rate=1e-3, **fields)
+    arguments = grpo_arguments(config, index.levels, 0, folder, len(rows))
+    if steps_per_generation > 1:
+        arguments = replace(arguments, steps_per_generation=steps_per_generation, generation_batch_size=None)
     return kind(
         model=model,
-        args=grpo_arguments(config, index.levels, 0, folder, len(rows)),
+        args=arguments,
         train_dataset=rows,
         processing_class=tokenizer,
         reward_funcs=grouped(ranking, G),
@@ -71,6 +76,56 @@ def test_logprobs_entropies_and_gradients_equal_trls(parts, tmp_path, left_paddi
     torch.testing.assert_close(our_entropies, their_entropies, atol=1e-4, rtol=1e-4)
     for ours, theirs in zip(our_gradients, their_gradients, strict=True):
         assert (ours - theirs).norm() <= 1e-5 * theirs.norm() + 1e-7
+
+
+def test_short_sids_have_the_logprobs_of_trl(parts, tmp_path):
+    """Completions of two and three tokens, padded on the right as TRL pads them."""
+    trainer = trainer_of(parts, tmp_path)
+    torch.manual_seed(1)
+    ids = torch.cat([torch.randint(2, 300, (2, 9)).repeat_interleave(3, 0), torch.randint(2, 300, (6, 3))], dim=1)
+    mask = torch.ones(6, 12, dtype=torch.long)
+    mask[[1, 3], -1] = 0
+    with torch.no_grad():
+        ours, theirs = (
+            kind._get_per_token_logps_and_entropies(trainer, trainer.model, ids, mask, 3, compute_entropy=True)
+            for kind in (TreeGRPOTrainer, GRPOTrainer)
+        )
+    labelled = mask[:, -3:].bool()
+    torch.testing.assert_close(ours[0][labelled], theirs[0][labelled], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours[1][labelled], theirs[1][labelled], atol=1e-4, rtol=1e-4)
+
+
+def test_groups_stay_whole_when_one_rollout_serves_several_micro_batches(parts, tmp_path, monkeypatch):
+    logs, prompts = [], {}
+    for kind in (TreeGRPOTrainer, GRPOTrainer):
+        seen = prompts[kind] = []
+        trainer = trainer_of(parts, tmp_path / kind.__name__, kind=kind, beta=0.01, steps_per_generation=2)
+        original = kind._get_per_token_logps_and_entropies
+
+        def spy(self, model, input_ids, *args, seen=seen, original=original, **arguments):
+            if torch.is_grad_enabled():
+                seen.append(len(input_ids[:, : -args[1]].unique(dim=0)))
+            return original(self, model, input_ids, *args, **arguments)
+
+        monkeypatch.setattr(kind, "_get_per_token_logps_and_entropies", spy)
+        trainer.train()
+        monkeypatch.undo()
+        logs.append([row for row in trainer.state.log_history if "reward" in row])
+    assert max(prompts[TreeGRPOTrainer]) <= 3  # micro_batch_prompts; stock TRL scatters six prompts over both halves
+    assert max(prompts[GRPOTrainer]) > 3
+    for name in ("reward", "kl", "entropy", "grad_norm"):
+        assert logs[0][0][name] == pytest.approx(logs[1][0][name], rel=1e-4, abs=1e-5)
+
+
+def test_shuffling_keeps_groups_and_columns_together():
+    rows = {"ids": torch.arange(12).view(12, 1), "names": [str(row) for row in range(12)], "count": torch.tensor(5), "no": None}
+    torch.manual_seed(0)
+    shuffled = shuffle_groups(rows, 3)
+    order = shuffled["ids"].flatten().tolist()
+    assert order != sorted(order) == list(range(12))
+    assert all(order[start : start + 3] == list(range(order[start], order[start] + 3)) for start in range(0, 12, 3))
+    assert shuffled["names"] == [str(row) for row in order]
+    assert (shuffled["count"], shuffled["no"]) == (5, None)
 
 
 def test_rollouts_are_the_evaluations_beams(parts, tmp_path):

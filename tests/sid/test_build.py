@@ -4,8 +4,8 @@ import pytest
 
 from minionerec import artifacts
 from minionerec.config import Config, SidConfig
-from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, Dataset
-from minionerec.errors import ArtifactError, CatalogError
+from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, SPLITS, Dataset
+from minionerec.errors import ArtifactError, CatalogError, ConfigError, DataError
 from minionerec.sid import SidIndex
 from minionerec.sid.build import run
 
@@ -36,7 +36,7 @@ def test_run_writes_an_index_once(config, dataset):
     manifest, anew = run(config)
     assert anew and manifest.stage == "sid" and manifest.seed == config.seed
     assert manifest.inputs == {"data": artifacts.Manifest.load(config.folder / "data").digest}
-    assert set(manifest.files) == {"index.json", "codes.safetensors", "sid.json"}
+    assert set(manifest.files) == {"index.json", "codes.safetensors", "quantizer.safetensors", "sid.json"}
     index = SidIndex.load(config.folder / "sid", dataset)
     assert index.codes.shape == (40, 2) and index.collisions() == 0
     assert [codebook.shape[0] for codebook in index.codebooks] == [8, 8]
@@ -64,7 +64,7 @@ def test_keep_leaves_shared_sids(config, dataset):
 
 
 def test_data_stage_is_required(config):
-    with pytest.raises(ArtifactError, match="minionerec data"):
+    with pytest.raises(ArtifactError, match="minionerec data prepare"):
         run(config)
 
 
@@ -73,3 +73,49 @@ def test_failure_leaves_nothing_behind(config, dataset):
     with pytest.raises(CatalogError, match="40 items"):
         run(config)
     assert not [*config.folder.glob("sid*")]
+
+
+def test_suffix_makes_sids_of_unequal_length(config, dataset):
+    config.sid.collisions = "suffix"
+    manifest, _ = run(config)
+    index = SidIndex.load(config.folder / "sid", dataset)
+    assert index.levels == 3 and index.collisions() == 0 and manifest.metrics["moved"] == 0
+    assert {len(index.tokens(item)) for item in range(40)} == {2, 3}
+
+
+def test_an_item_twice_is_named(config, dataset):
+    doubled = Dataset(pl.concat([dataset.catalog, dataset.catalog[5:6]]), *(dataset.split(name) for name in SPLITS))
+    with artifacts.write_artifact(config.folder / "data", stage="data", key="d", config={}, inputs={}, seed=0) as draft:
+        doubled.save(draft.path)
+    with pytest.raises(CatalogError, match=r"1 items more than once, first '5' in rows \[5, 40\]"):
+        run(config)
+    assert not [*config.folder.glob("sid*")]
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        (None, ConfigError, "no such file"),
+        (b"not numpy", DataError, "not a complete .npy file"),
+        (np.ones((39, 3), np.float32), DataError, r"holds float32 of shape \(39, 3\); expected float32 \(40, dimensions\)"),
+        (np.ones((40, 3)), DataError, "holds float64"),
+        (np.eye(40, 39, dtype=np.float32), DataError, "1 items are all zeros: rows 39 of the catalogue"),
+        (np.full((40, 3), np.nan, np.float32), DataError, "40 items are not finite"),
+    ],
+)
+def test_own_vectors_that_are_wrong(config, dataset, tmp_path, content, error, message):
+    path = tmp_path / "own.npy"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        np.save(path, content)
+    config.sid.vectors = str(path)
+    with pytest.raises(error, match=message):
+        run(config)
+    assert not [*config.folder.glob("sid*")]
+
+
+def test_fewer_items_than_codes(config, dataset):
+    config.sid.codebook_sizes = [8, 64]
+    with pytest.raises(CatalogError, match=r"40 items are fewer than the 64 codes of level 2 \(codebooks: 8 \+ 64\)"):
+        run(config)

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minionerec.config import SidConfig
 from minionerec.errors import CatalogError
+from minionerec.sid.codebooks import ResidualQuantizer
 from minionerec.sid.collisions import resolve
-from minionerec.sid.quantize import ResidualQuantizer, residual_kmeans
+from minionerec.sid.quantize import fit
 
 INDUSTRIAL = Path(__file__).parents[2] / "../shared/data/embeddings/industrial_minilm_256.npy"
 
@@ -112,9 +114,39 @@ def test_more_items_than_sids_is_an_error():
 @pytest.mark.skipif(not INDUSTRIAL.is_file(), reason="needs ../shared/data/embeddings/industrial_minilm_256.npy")
 def test_industrial_catalogue_becomes_unique():
     vectors = np.load(INDUSTRIAL, allow_pickle=False)
-    quantizer = residual_kmeans(vectors, (64, 64, 64), iterations=10, seed=42)
-    before = quantizer.encode(vectors)
+    fitted = fit(vectors, SidConfig(method="rq-kmeans", codebook_sizes=[64, 64, 64], iterations=10), seed=42)
+    before, quantizer = fitted.codes, fitted.quantizer
     after = resolve(before, vectors, quantizer, "nearest-free")
     assert len(np.unique(before, axis=0)) < 3000
     assert len(np.unique(after, axis=0)) == len(vectors) == 3686
     assert (after[:, 0] == before[:, 0]).all()
+
+
+@given(catalogues(), st.randoms(use_true_random=False))
+@settings(max_examples=60, deadline=None)
+def test_suffixes_go_to_those_who_share_and_to_nobody_else(catalogue, random):
+    vectors, quantizer = catalogue
+    before = quantizer.encode(vectors)
+    after = resolve(before, vectors, quantizer, "suffix")
+    groups = Counter(rows(before))
+    if max(groups.values()) == 1:
+        assert after is before
+        return
+    assert (after[:, :-1] == before).all() and len(set(rows(after))) == len(after)
+    for sid in groups:
+        found = sorted(suffix for *stem, suffix in rows(after) if tuple(stem) == sid)
+        assert found == ([-1] if groups[sid] == 1 else list(range(groups[sid])))
+
+
+def test_sinkhorn_spreads_a_group_and_leaves_others_alone():
+    rng = np.random.default_rng(0)
+    quantizer = ResidualQuantizer((np.zeros((1, 2), dtype=np.float32), rng.normal(size=(16, 2)).astype(np.float32)))
+    vectors = np.concatenate(
+        [quantizer.codebooks[1][0] + rng.normal(scale=0.01, size=(6, 2)), quantizer.codebooks[1][7:8]]
+    ).astype(np.float32)
+    before = quantizer.encode(vectors)
+    assert len(set(rows(before))) == 2
+    after = resolve(before, vectors, quantizer, "sinkhorn")
+    assert len(set(rows(after[:6]))) > 1 and rows(after)[6] == rows(before)[6]
+    order = rng.permutation(7)
+    assert (resolve(before[order], vectors[order], quantizer, "sinkhorn") == after[order]).all()

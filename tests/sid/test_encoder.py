@@ -1,5 +1,6 @@
 import logging
 from importlib import util
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def test_second_call_reads_the_cache(calls, cache):
     encode(TEXTS, TFIDF, seed=2)
     encode(TEXTS, SidConfig(encoder="tfidf", tfidf_dimensions=3), seed=1)
     assert len(calls) == 4
-    assert len([*cache.iterdir()]) == 4 and all(path.suffix == ".safetensors" for path in cache.iterdir())
+    assert len([*cache.iterdir()]) == 4 and all(path.suffix == ".npy" for path in cache.iterdir())
 
 
 @pytest.mark.parametrize("keep", [0, 10, -8])
@@ -122,3 +123,49 @@ def test_minilm_without_network(monkeypatch, caplog):
     assert vectors[0] @ vectors[1] > 0.5 > 0.2 > vectors[0] @ vectors[2]
     assert (vectors[0] == vectors[3]).all()
     assert "lowered to 256" in caplog.text
+
+
+class Letters:
+    """Stands for a model: a vector of letter counts, and a note of what it was asked."""
+
+    asked: ClassVar[list[str]] = []
+
+    def encode(self, texts, **_):
+        Letters.asked += texts
+        return np.array([[text.count(letter) for letter in "aeiourst"] for text in texts], dtype=np.float32)
+
+
+@pytest.fixture
+def letters(monkeypatch, tmp_path):
+    (tmp_path / "model").mkdir()
+    monkeypatch.setattr(encoder, "_load_model", lambda *_: Letters())
+    monkeypatch.setattr(encoder, "_SHARD", 3)
+    Letters.asked = []
+    return SidConfig(encoder=str(tmp_path / "model"))
+
+
+MANY = [f"{word} {number % 9}" for number, word in enumerate(["a river", "stone", "a tree", "our road"] * 5)]
+
+
+def test_shards_of_several_processes_are_joined(letters, cache):
+    alone = encode(MANY, letters, seed=1)
+    for path in cache.iterdir():
+        path.unlink()
+    Letters.asked = []
+    for rank in (1, 0):
+        encoder.embed_share(MANY, letters, 1, rank, 2)
+    assert sorted(Letters.asked) == sorted(set(MANY))  # each text by one process
+    assert (encode(MANY, letters, seed=1) == alone).all()
+    assert len(Letters.asked) == len(set(MANY)) and [path.suffix for path in cache.iterdir()] == [".npy"]
+
+
+def test_an_interrupted_embedding_goes_on_with_the_missing_shards(letters, cache):
+    whole = encode(MANY, letters, seed=1)
+    for path in cache.iterdir():
+        path.unlink()
+    encoder.embed_share(MANY, letters, 1, 0, 2)
+    done = set(Letters.asked[len(set(MANY)) :])
+    assert 0 < len(done) < len(set(MANY))
+    Letters.asked = []
+    assert (encode(MANY, letters, seed=1) == whole).all()
+    assert not done & set(Letters.asked)

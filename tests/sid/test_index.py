@@ -70,3 +70,19 @@ def test_missing_and_truncated_files_are_refused(index, tmp_path, name, keep):
 def test_impossible_codes_are_refused(codes, message):
     with pytest.raises(CatalogError, match=message):
         SidIndex(np.array(codes, dtype=np.int32), (2, 4), "digest")
+
+
+def test_a_shorter_sid_ends_in_minus_one(tmp_path):
+    codes = np.array([[0, 1, -1], [0, 2, 0], [0, 2, 1]], dtype=np.int32)
+    index = SidIndex(codes, (2, 4, 2), DATASET.digest, encoder="minilm", lineage=({"base": "x"},))
+    assert [index.text(item) for item in range(3)] == ["<a_0><b_1>", "<a_0><b_2><c_0>", "<a_0><b_2><c_1>"]
+    assert index.items((0, 1)) == index.items((0, 1, -1)) == [0] and index.items((0, 2)) == []
+    index.save(tmp_path)
+    loaded = SidIndex.load(tmp_path, DATASET)
+    assert (loaded.codes == codes).all() and loaded.encoder == "minilm" and loaded.lineage == ({"base": "x"},)
+    assert json.loads((tmp_path / "index.json").read_text())["0"] == ["<a_0>", "<b_1>"]
+
+
+def test_a_code_after_a_missing_one_is_refused():
+    with pytest.raises(CatalogError, match="Item 0 has code 1 at level 2, but none at the level above"):
+        SidIndex(np.array([[0, -1, 1]], dtype=np.int32), (2, 2, 2), "digest")

@@ -1,69 +1,163 @@
+import subprocess
+import sys
 import warnings
+from importlib import util
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from minionerec.sid.quantize import ResidualQuantizer, residual_kmeans
+from minionerec.config import RqVaeConfig, SidConfig
+from minionerec.errors import CatalogError, ConfigError, DataError
+from minionerec.sid.collisions import resolve
+from minionerec.sid.diagnose import relative_error
+from minionerec.sid.quantize import METHODS, fit
+from minionerec.sid.residual import balanced_labels
+from minionerec.sid.store import load_quantizer, save_quantizer
+from tests.launch import ENVIRONMENT, ROOT
+
+INDUSTRIAL = Path(__file__).parents[2] / "../shared/data/embeddings/industrial_minilm_256.npy"
+SMALL = {"codebook_sizes": [8, 6, 5], "iterations": 10, "refinements": 2, "beam": 3}
+QUICK = RqVaeConfig(hidden=[16], latent=4, max_epochs=15, batch_size=64)
+needs_constrained = pytest.mark.skipif(
+    util.find_spec("k_means_constrained") is None, reason="needs the package k-means-constrained"
+)
+ALL = [pytest.param(name, marks=needs_constrained if "constrained" in name else ()) for name in METHODS]
 
 
 @pytest.fixture(scope="module")
 def vectors() -> np.ndarray:
-    rows = np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    rows = (rng.normal(size=(12, 6))[rng.integers(0, 12, 240)] + 0.3 * rng.normal(size=(240, 6))).astype(np.float32)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-@pytest.fixture(scope="module")
-def quantizer(vectors) -> ResidualQuantizer:
-    return residual_kmeans(vectors, (8, 5, 4), iterations=20, seed=3)
+def config(method: str, **changes) -> SidConfig:
+    return SidConfig(method=method, rqvae=QUICK, **{**SMALL, **changes})
 
 
-def test_encode_and_decode_equal_a_plain_loop(vectors, quantizer):
-    codes = quantizer.encode(vectors)
-    assert codes.shape == (300, 3) and codes.dtype == np.int32
-    for vector, row, decoded in zip(vectors, codes, quantizer.decode(codes), strict=True):
-        residual, total = vector.astype(np.float64), np.zeros(6)
-        for codebook, code in zip(quantizer.codebooks, row, strict=True):
-            assert code == min(range(len(codebook)), key=lambda c: ((residual - codebook[c]) ** 2).sum())
-            residual, total = residual - codebook[code], total + codebook[code]
-        np.testing.assert_allclose(decoded, total, atol=1e-12)
+@pytest.mark.parametrize("method", ALL)
+def test_every_method_keeps_the_interface_and_beats_the_mean(method, vectors, tmp_path):
+    fitted = fit(vectors, config(method), seed=1)
+    assert fitted.codes.shape == (240, 3) and fitted.codes.dtype == np.int32
+    assert (fitted.codes >= 0).all() and (fitted.codes < (8, 6, 5)).all()
+    assert fitted.quantizer.codebook_sizes == (8, 6, 5)
+    assert fitted.quantizer.decode(fitted.codes).shape == (240, 6)
+    assert relative_error(vectors, fitted.codes, fitted.quantizer) < 0.8
+    assert fitted.quantizer.distances(vectors[:3], fitted.codes[:3, :1]).shape == (3, 6)
+    again = fit(vectors, config(method), seed=1)
+    assert (again.codes == fitted.codes).all()
+    save_quantizer(fitted.quantizer, tmp_path)
+    loaded = load_quantizer(tmp_path, fitted.quantizer.codebooks)
+    assert (loaded.encode(vectors) == fitted.quantizer.encode(vectors)).all()
+    np.testing.assert_array_equal(loaded.decode(fitted.codes), fitted.quantizer.decode(fitted.codes))
+    unique = resolve(fitted.codes, vectors, fitted.quantizer, "nearest-free")
+    assert len(np.unique(unique, axis=0)) == 240
 
 
-def test_distances_are_those_of_the_residual_after_the_prefix(vectors, quantizer):
-    prefixes = np.array([[2, 1], [0, 4]])
-    distances = quantizer.distances(vectors[:2], prefixes)
-    for row, (first, second) in enumerate(prefixes):
-        rest = vectors[row] - quantizer.codebooks[0][first] - quantizer.codebooks[1][second]
-        np.testing.assert_allclose(distances[row], ((rest - quantizer.codebooks[2]) ** 2).sum(axis=1), atol=1e-6)
-    assert quantizer.distances(vectors[:2], np.empty((2, 0), dtype=int)).shape == (2, 8)
+def test_joint_refinement_lowers_the_error_of_its_start(vectors):
+    errors = [
+        relative_error(vectors, fitted.codes, fitted.quantizer)
+        for fitted in (
+            fit(vectors, config("rq-kmeans-joint", refinements=rounds, collisions="keep"), 1) for rounds in (0, 1, 6)
+        )
+    ]
+    assert errors[0] > errors[1] >= errors[2]
 
 
-def test_every_level_lowers_the_error(vectors, quantizer):
-    codes = quantizer.encode(vectors)
-    errors = [((vectors - quantizer.decode(codes[:, :levels])) ** 2).sum() for levels in range(4)]
-    assert errors == sorted(errors, reverse=True)
+def test_the_guide_decides_the_first_code(vectors):
+    guide = np.roll(vectors, 1, axis=0)
+    for method in ("rq-kmeans", "rq-kmeans-joint"):
+        fitted = fit(vectors, config(method), 1, guide)
+        router = fitted.quantizer.router
+        assert (fitted.codes[:, 0] == ((guide[:, None] - router) ** 2).sum(axis=2).argmin(axis=1)).all()
+        plain = fit(vectors, config(method), 1)
+        assert relative_error(vectors, fitted.codes, fitted.quantizer) > relative_error(vectors, plain.codes, plain.quantizer)
 
 
-def test_same_seed_same_codebooks_and_another_seed_others(vectors, quantizer):
-    again = residual_kmeans(vectors, (8, 5, 4), iterations=20, seed=3)
-    other = residual_kmeans(vectors, (8, 5, 4), iterations=20, seed=4)
-    assert all((a == b).all() for a, b in zip(again.codebooks, quantizer.codebooks, strict=True))
-    assert any((a != b).any() for a, b in zip(other.codebooks, quantizer.codebooks, strict=True))
+def test_other_seed_other_codes(vectors):
+    assert (fit(vectors, config("rq-kmeans"), 1).codes != fit(vectors, config("rq-kmeans"), 2).codes).any()
 
 
-def test_fewer_distinct_vectors_than_codes_are_kept_exactly(vectors):
-    few = vectors[[0, 1, 2, 0, 1, 0]]
+def test_codes_are_the_same_in_another_process_with_other_threads(vectors, tmp_path):
+    np.save(tmp_path / "vectors.npy", vectors)
+    script = (
+        "import sys, numpy as np; from minionerec.config import SidConfig; from minionerec.sid.quantize import fit\n"
+        f"codes = fit(np.load(sys.argv[1]), SidConfig(method='rq-kmeans-joint', **{SMALL}), 1).codes\n"
+        "np.save(sys.argv[2], codes)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "vectors.npy"), str(tmp_path / "codes.npy")]
+    environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "2"}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=400)
+    assert (np.load(tmp_path / "codes.npy") == fit(vectors, config("rq-kmeans-joint"), 1).codes).all()
+
+
+def test_a_catalogue_larger_than_the_sample_may_stay_on_disk(vectors, tmp_path):
+    np.save(tmp_path / "vectors.npy", vectors)
+    mapped = np.load(tmp_path / "vectors.npy", mmap_mode="r")
+    fitted = fit(mapped, config("rq-kmeans", max_training_vectors=100), 1)
+    assert fitted.codes.shape == (240, 3)
+    assert (fitted.codes == fit(vectors, config("rq-kmeans", max_training_vectors=100), 1).codes).all()
+    assert 0 < relative_error(vectors, fitted.codes, fitted.quantizer) < 0.6
+
+
+@pytest.mark.parametrize("method", ["rq-kmeans", "rq-kmeans-sinkhorn"])
+def test_few_distinct_vectors_are_kept_exactly(method, vectors):
+    few = np.repeat(vectors[:3], 4, axis=0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        quantizer = residual_kmeans(few, (8, 8), iterations=5, seed=0)
-    codes = quantizer.encode(few)
-    assert quantizer.codebook_sizes == (8, 8)
-    np.testing.assert_allclose(quantizer.decode(codes), few, atol=1e-6)
-    assert len(np.unique(codes, axis=0)) == 3
+        fitted = fit(few, SidConfig(method=method, codebook_sizes=[8, 8]), 0)
+    np.testing.assert_allclose(fitted.quantizer.decode(fitted.codes), few, atol=1e-6)
+    assert len(np.unique(fitted.codes, axis=0)) == 3
 
 
-def test_nearly_equal_vectors_cause_no_warning(vectors):
-    jittered = np.repeat(vectors[:3], 20, axis=0)
-    jittered += np.random.default_rng(1).normal(scale=1e-7, size=jittered.shape).astype(np.float32)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        residual_kmeans(jittered, (16, 16, 16), iterations=5, seed=0)
+def test_sinkhorn_fills_clusters_evenly():
+    rng = np.random.default_rng(0)
+    labels = balanced_labels(rng.random((400, 8)) + np.linspace(0, 0.5, 8))
+    assert np.bincount(labels, minlength=8).min() > 25
+
+
+def test_vectors_that_cannot_be_quantised(vectors):
+    for value, message in ((np.nan, "not finite"), (0, "all zeros")):
+        bad = vectors.copy()
+        bad[[7, 9]] = value
+        with pytest.raises(DataError, match=rf"2 items are {message}.*rows 7, 9 of the catalogue"):
+            fit(bad, config("rq-kmeans"), 1)
+    with pytest.raises(CatalogError, match=r"4 items are fewer than the 8 codes of level 1.*--sid.codebook_size"):
+        fit(vectors[:4], config("rq-kmeans"), 1)
+    with pytest.raises(DataError, match="expected float32"):
+        fit(np.ones((5, 2), dtype=int), config("rq-kmeans"), 1)
+    with pytest.raises(ConfigError, match="dimension per level"):
+        fit(vectors[:, :2].copy(), config("pq"), 1)
+
+
+def test_constrained_without_its_package(vectors, monkeypatch):
+    monkeypatch.setitem(sys.modules, "k_means_constrained", None)
+    with pytest.raises(ConfigError, match=r"pip install 'minionerec\[balanced\]'"):
+        fit(vectors, config("rq-kmeans-constrained"), 1)
+
+
+def test_a_neural_quantizer_that_diverges_says_so(vectors):
+    wild = SidConfig(method="rq-vae", rqvae=RqVaeConfig(hidden=[16], latent=4, learning_rate=1e18, max_epochs=5), **SMALL)
+    with pytest.raises(ConfigError, match=r"lower sid\.rqvae\.learning_rate"):
+        fit(vectors, wild, 1)
+
+
+@pytest.mark.parametrize("changes", [{"ema": 0.9}, {"revive": False}])
+def test_rqvae_options_change_the_result(vectors, changes):
+    plain = fit(vectors, config("rq-vae"), 1)
+    other = RqVaeConfig(hidden=[16], latent=4, max_epochs=15, batch_size=64, **changes)
+    changed = fit(vectors, SidConfig(method="rq-vae", rqvae=other, **SMALL), 1)
+    assert relative_error(vectors, changed.codes, changed.quantizer) < 0.9
+    if "ema" in changes:
+        assert any((a != b).any() for a, b in zip(plain.quantizer.codebooks, changed.quantizer.codebooks, strict=True))
+
+
+@pytest.mark.skipif(not INDUSTRIAL.is_file(), reason="needs ../shared/data/embeddings/industrial_minilm_256.npy")
+def test_industrial_catalogue_reaches_its_error_with_a_sid_for_every_item():
+    vectors = np.load(INDUSTRIAL, allow_pickle=False)
+    fitted = fit(vectors, SidConfig(codebook_sizes=[256, 256, 256], refinements=2), seed=42)
+    before = relative_error(vectors, fitted.codes, fitted.quantizer)
+    unique = resolve(fitted.codes, vectors, fitted.quantizer, "nearest-free")
+    assert before <= 0.35 and len(np.unique(unique, axis=0)) == len(vectors) == 3686
+    assert relative_error(vectors, unique, fitted.quantizer) <= 1.02 * before

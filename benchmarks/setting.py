@@ -1,0 +1,231 @@
+"""What the tree engine's benchmarks have in common: machine, fresh processes, random models, catalogues, the peers' decoder.
+
+Each measurement runs in a process of its own: a script calls itself with `--only SIDE --result FILE`, and the child leaves its
+figures and tensors in that file. Peak memory is the child's, imports and model included.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import LogitsProcessor, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+
+from minionerec.tree import CatalogTrie
+
+AMAZON = Path(__file__).resolve().parents[1] / "../shared/data/amazon"
+INDUSTRIAL = "Industrial_and_Scientific"
+VOCABULARY = 8192  # of the small model, SID tokens not counted
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"layers": 2, "hidden": 32, "intermediate": 64, "heads": 4, "kv_heads": 2, "vocabulary": 200},
+    "small": {"layers": 4, "hidden": 256, "intermediate": 1024, "heads": 4, "kv_heads": 4, "vocabulary": VOCABULARY},
+    "0.5b": {"layers": 24, "hidden": 896, "intermediate": 4864, "heads": 14, "kv_heads": 2, "vocabulary": 151_936},
+}
+Measured = tuple[dict[str, Any], dict[str, torch.Tensor]]
+
+
+def machine() -> str:
+    """Versions, threads and date, for the line above a table."""
+    versions = [
+        f"Python {platform.python_version()}",
+        *(f"{name} {version(name)}" for name in ("torch", "transformers", "trl")),
+    ]
+    return f"{os.cpu_count()} cores, {torch.get_num_threads()} thread(s), {', '.join(versions)}, {date.today()}"
+
+
+def peak_gb() -> float:
+    """Peak memory of this process so far (GB)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def repeat(run: Callable[[], Any], seconds: float, most: int = 15) -> tuple[list[float], Any]:
+    """The seconds of each of as many runs as fit into `seconds`, one at least; and the last result."""
+    times: list[float] = []
+    while not times or (sum(times) + times[-1] < seconds and len(times) < most):
+        started = time.perf_counter()
+        result = run()
+        times.append(time.perf_counter() - started)
+    return times, result
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, for argparse.
+
+    Raises:
+        ArgumentTypeError: anything else.
+    """
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def parser(description: str | None, sides: Sequence[str]) -> argparse.ArgumentParser:
+    """The options that all these benchmarks share."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--repeats", type=positive, default=3, help="fresh processes per side, alternating")
+    made.add_argument("--seconds", type=float, default=3.0, help="a process repeats its run for this long, once at least")
+    made.add_argument("--only", choices=sides, help="measure one side in this process")
+    made.add_argument("--result", type=Path, help=argparse.SUPPRESS)
+    return made
+
+
+def report(arguments: argparse.Namespace, measured: Measured) -> None:
+    """What a process with `--only` does with its measurement: to the parent's file, or to the screen."""
+    figures, tensors = measured
+    if arguments.result is None:
+        print(json.dumps(figures))
+        return
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, arguments.result, {"figures": json.dumps(figures)})
+
+
+def in_fresh_process(script: str, options: Sequence[str]) -> Measured:
+    """Run a benchmark's script with `--only` and read what it measured."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.safetensors"
+        root = Path(__file__).resolve().parents[1]
+        environment = {**os.environ, "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+        command = [sys.executable, script, *options, "--result", str(result)]
+        done = subprocess.run(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-3000:]}")
+        with safe_open(result, framework="pt") as file:
+            figures = json.loads(file.metadata()["figures"])
+            return figures, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+
+
+def alternate(script: str, sides: Sequence[str], options: Sequence[str], repeats: int) -> dict[str, Measured]:
+    """Each side in `repeats` fresh processes, one side after another; medians of the figures, tensors of the last."""
+    runs: dict[str, list[Measured]] = {side: [] for side in sides}
+    for _ in range(repeats):
+        for side in sides:
+            runs[side].append(in_fresh_process(script, [*options, "--only", side]))
+    return {
+        side: (
+            {name: statistics.median(figures[name] for figures, _ in done) for name in done[0][0]},
+            done[-1][1],
+        )
+        for side, done in runs.items()
+    }
+
+
+def random_model(size: str, sid_tokens: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
+    """A Qwen2 with random weights and tied embeddings; the SID tokens stand behind its vocabulary."""
+    sizes = SIZES[size]
+    config = Qwen2Config(
+        vocab_size=sizes["vocabulary"] + sid_tokens,
+        hidden_size=sizes["hidden"],
+        intermediate_size=sizes["intermediate"],
+        num_hidden_layers=sizes["layers"],
+        num_attention_heads=sizes["heads"],
+        num_key_value_heads=sizes["kv_heads"],
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+        attn_implementation="sdpa",
+    )
+    torch.manual_seed(seed)
+    return Qwen2ForCausalLM._from_config(config, dtype=dtype).eval()
+
+
+def industrial_codes(folder: Path = AMAZON) -> tuple[np.ndarray, str]:
+    """The SIDs of Industrial and Scientific as SID-token numbers from 0, (items, 3), and where they come from.
+
+    Without the data: random ones of the same shape, 3,686 items, 24 children to a node as in a residual tokenizer's trie.
+    """
+    path = folder / "index" / f"{INDUSTRIAL}.index.json"
+    if not path.exists():
+        rng = np.random.default_rng(0)
+        first = np.minimum(rng.exponential(24, 3686).astype(int), 255)
+        second = (first * 37 + np.minimum(rng.exponential(10, 3686).astype(int), 255)) % 256
+        return np.stack([first, 256 + second, 512 + rng.integers(0, 256, 3686)], 1), "a random catalogue of 3,686 items"
+    rows = list(json.loads(path.read_text(encoding="utf-8")).values())
+    numbers = {token: number for number, token in enumerate(sorted({token for row in rows for token in row}))}
+    return np.array([[numbers[token] for token in row] for row in rows]), "the Industrial catalogue"
+
+
+class TrieTable(LogitsProcessor):
+    """Masks what leads out of the trie, for transformers' own beam search: vectorised, one table per level.
+
+    A level's table holds, for each node above and each token of the level's alphabet, the child's node number, -1 where there
+    is none: a call walks the generated tokens through the tables and masks all rows at once.
+    """
+
+    def __init__(self, trie: CatalogTrie, prompt_length: int) -> None:
+        self.alphabets, self.prompt_length = trie.alphabets, prompt_length
+        self.tables = []
+        for tokens, offsets, alphabet in zip(trie.tokens, trie.offsets, trie.alphabets, strict=True):
+            table = torch.full((len(offsets) - 1, len(alphabet)), -1, dtype=torch.long)
+            above = torch.repeat_interleave(torch.arange(len(offsets) - 1), offsets.diff().long())
+            table[above, torch.searchsorted(alphabet, tokens.long())] = torch.arange(len(tokens))
+            self.tables.append(table)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """(rows, length), (rows, vocabulary) -> scores with -inf on all tokens that are no child of the row's node."""
+        generated = input_ids[:, self.prompt_length :]
+        node = torch.zeros(len(input_ids), dtype=torch.long)
+        for level in range(generated.shape[1]):
+            node = self.tables[level][node, torch.searchsorted(self.alphabets[level], generated[:, level].contiguous())]
+        level = generated.shape[1]
+        columns = self.alphabets[level]
+        masked = torch.full_like(scores, -torch.inf)
+        masked[:, columns] = scores[:, columns].masked_fill(self.tables[level][node] < 0, -torch.inf)
+        return masked
+
+
+def generate_beams(
+    model: PreTrainedModel, input_ids: torch.Tensor, processor: TrieTable, num_beams: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The peer: transformers' beam search. SIDs (batch, beams, levels) and their scores (batch, beams)."""
+    levels = len(processor.tables)
+    found = model.generate(
+        input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        num_beams=num_beams,
+        num_return_sequences=num_beams,
+        do_sample=False,
+        length_penalty=0.0,
+        max_new_tokens=levels,
+        pad_token_id=0,
+        logits_processor=[processor],
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    sids = found.sequences[:, input_ids.shape[1] :].view(len(input_ids), num_beams, levels)
+    return sids, found.sequences_scores.view(len(input_ids), num_beams)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print a Markdown table; numbers with three digits."""
+
+    def text(value: Any) -> str:
+        return (
+            f"{value:.3g}"
+            if isinstance(value, float) and value < 1000
+            else f"{value:,.0f}"
+            if not isinstance(value, str)
+            else value
+        )
+
+    print("| " + " | ".join(header) + " |")
+    print("| " + " | ".join("---" for _ in header) + " |")
+    for row in rows:
+        print("| " + " | ".join(text(value) for value in row) + " |", flush=True)

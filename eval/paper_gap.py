@@ -1,0 +1,15 @@
+"""Why are my numbers not the paper's? Our runs beside the published table, a replication and the other baselines.
+
+Writes `paper_gap.json`, `paper_gap.md` and a self-contained `paper_gap.html`: gaps with intervals, an audit of the published
+numbers, paired comparisons, several seeds, and the checklist of causes. A run is a folder of ours or a predictions file, also
+the result JSON of the reference MiniOneRec; without runs, the published tables alone.
+
+    python eval/paper_gap.py --runs runs/industrial final_result_Industrial_and_Scientific.json --out report
+"""
+
+import sys
+
+from minionerec.report.paper_gap import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,302 @@
+"""Amazon's raw dumps of 2018 and 2023: reviews and metadata, read once, in chunks, with bounded memory.
+
+Chunks of the reviews become rows (row, user, item number, time, rating), spread over files by a hash of the user, so that each
+file has all rows of its users; the filters then look at one file at a time. In memory at once are: one chunk, or one of these
+files; the ids of all items; and the rows of users with enough of them. Item texts are read again for the items that stay.
+"""
+
+import contextlib
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+
+from minionerec.config import DataConfig
+from minionerec.data import times
+from minionerec.data.filters import Part, encode
+from minionerec.data.lines import csv_lines, json_lines
+from minionerec.data.problems import Problems, braced
+from minionerec.data.readers import CONTROL, full_text, one_line
+from minionerec.errors import DataError
+
+MAX_TITLE_WORDS = 20
+_PART_BYTES = 256 << 20  # of review text whose rows go to one file
+_GZIP = 6  # reviews shrink about so many times
+_MAX_PARTS = 256  # files open at once
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What a release calls its fields; the description is put together from several."""
+
+    user: str
+    item: str
+    time: str
+    rating: str
+    description: tuple[str, ...]
+    brand: str
+    categories: str
+
+
+FIELDS = {
+    "amazon-2018": Fields("reviewerID", "asin", "unixReviewTime", "overall", ("description",), "brand", "category"),
+    "amazon-2023": Fields("user_id", "parent_asin", "timestamp", "rating", ("features", "description"), "store", "categories"),
+}
+
+
+@dataclass
+class Dump:
+    """A dump, spread over files.
+
+    Attributes:
+        parts: the interactions with items that pass; item numbers are places in `ids`.
+        ids: the items that pass the title rules, in the order of the metadata.
+        unit: time units per second.
+        counts: what was read and dropped so far.
+    """
+
+    parts: list[Part]
+    ids: pl.Series
+    unit: int
+    counts: dict[str, int]
+    _scratch: Path = field(repr=False)
+    _fields: Fields = field(repr=False)
+
+    def catalogue(self, wanted: pl.Series) -> pl.DataFrame:
+        """The catalogue of some items, in the order given: item_id, title, text, description, brand, categories."""
+        order = wanted.rename("item_id").to_frame()
+        files = sorted(self._scratch.glob("meta-*.parquet"))
+        found = pl.scan_parquet(files).join(order.lazy(), on="item_id", how="semi").collect(engine="streaming")
+        found = found.sort("row").unique("item_id", keep="last")
+        names = (*self._fields.description, self._fields.brand, self._fields.categories)
+        described = [_flat(found[name], ", " if name == self._fields.categories else " ") for name in names]
+        texts = pl.DataFrame([series.alias(f"field {place}") for place, series in enumerate(described)])
+        *parts, brand, categories = texts.columns
+        description = one_line(pl.concat_str(parts, separator=" ", ignore_nulls=True))
+        found = found.select("item_id", "title").hstack(
+            texts.select(description=description, brand=one_line(pl.col(brand)), categories=one_line(pl.col(categories)))
+        )
+        found = found.with_columns(text=full_text(pl.col("title"), pl.col("description")))
+        found = order.join(found, on="item_id", how="left", maintain_order="left")
+        return found.select("item_id", "title", "text", "description", "brand", "categories")
+
+
+def files(folder: Path, category: str | None) -> tuple[Path, Path]:
+    """The file of reviews (or ratings) and the file of metadata.
+
+    Raises:
+        DataError: no such folder, or not exactly one file of each kind.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: not a folder. data.path is the folder that holds the reviews and the metadata.")
+    pattern = re.compile(r"(meta_|reviews_)?(.+?)(_5)?\.(jsonl|json|csv)(\.gz)?")
+    reviews: list[Path] = []
+    metadata: list[Path] = []
+    for path in sorted(folder.iterdir()):
+        match = pattern.fullmatch(path.name)
+        if match and path.is_file() and category in (None, match[2]):
+            (metadata if match[1] == "meta_" else reviews).append(path)
+    for kind, found, shape in (("reviews", reviews, "[reviews_]NAME[_5]"), ("metadata", metadata, "meta_NAME")):
+        if len(found) != 1:
+            names = ", ".join(path.name for path in found) or "none"
+            wanted = f" of {category}" if category else ""
+            hint = (
+                "Choose with data.category, or move the others away." if len(found) > 1 else "data/README.md shows the layout."
+            )
+            raise DataError(f"{folder}: expected one file of {kind}{wanted}, {shape}.json[l][.gz]; found {names}. {hint}")
+    return reviews[0], metadata[0]
+
+
+def read(paths: tuple[Path, Path], scratch: Path, config: DataConfig, problems: Problems) -> Dump:
+    """Read a dump once.
+
+    Args:
+        paths: reviews (JSON lines, or CSV of ratings with a header) and metadata.
+        scratch: an empty folder for the rows; they stay there until the caller removes it.
+
+    Raises:
+        DataError: a truncated archive, a broken line, a missing field or id (each unless skipped), timestamps of mixed units;
+            an item without title or a review without item, where neither title rules nor `missing_text` drop them.
+    """
+    fields = FIELDS[config.source]
+    passing, failing, counts = _read_items(paths[1], scratch, fields, config, problems)
+    known = pl.Enum(pl.concat([passing, failing]))
+    count = max(1, min(_MAX_PARTS, paths[0].stat().st_size * (_GZIP if paths[0].suffix == ".gz" else 1) // _PART_BYTES))
+    low = high = lines = unlisted = ruled_out = 0
+    with _Spread(scratch, int(count)) as spread:
+        for frame in _reviews(paths[0], fields, problems):
+            lines += len(frame)
+            frame = frame.with_columns(item=pl.col("item").cast(known, strict=False).to_physical().cast(pl.Int32))
+            if frame["item"].null_count() and not config.applies_title_rules and config.missing_text == "error":
+                row = frame.filter(pl.col("item").is_null()).row(0, named=True)
+                raise DataError(
+                    f"{paths[0]}, line {row['row']}: item {row['asin']!r} is not in {paths[1]}. Pass --data.missing_text drop "
+                    "to leave such reviews out, counted."
+                )
+            unlisted += frame["item"].null_count()
+            ruled_out += int((frame["item"] >= len(passing)).sum())
+            frame = frame.filter(pl.col("item") < len(passing)).drop("asin")
+            earliest, latest = times.extremes(frame["time"])
+            low, high = min(low or earliest, earliest or low), max(high, latest)
+            spread.add(frame)
+    unit = times.per_second(low, high, str(paths[0]))
+    counts |= {
+        "interactions_read": lines,
+        "dropped_interactions_unlisted": unlisted,
+        "dropped_interactions_without_text": ruled_out,
+    }
+    return Dump(spread.parts(), passing, unit, counts, scratch, fields)
+
+
+def _read_items(
+    path: Path, scratch: Path, fields: Fields, config: DataConfig, problems: Problems
+) -> tuple[pl.Series, pl.Series, dict[str, int]]:
+    """The ids that pass and those that do not; what is known of the former goes to `meta-*.parquet`."""
+    names = (fields.item, "title", *fields.description, fields.brand, fields.categories)
+    passed, failed = [pl.Series([], dtype=pl.String)], [pl.Series([], dtype=pl.String)]
+    for number, frame in enumerate(json_lines(path, names, problems)):
+        frame = frame.rename({fields.item: "item_id"})
+        message = braced(str(path)) + f", line {{row}}: no {fields.item}, or one with a control character."
+        wrong = (pl.col("item_id").fill_null("") == "") | pl.col("item_id").fill_null("").str.contains(CONTROL)
+        frame = problems.without(frame, wrong, message)
+        frame = frame.with_columns(passes(config.applies_title_rules).alias("passes"), title=tidy_title())
+        if not config.applies_title_rules and config.missing_text == "error" and not frame["passes"].all():
+            row = frame.filter(~pl.col("passes")).row(0, named=True)
+            raise DataError(
+                f"{path}, line {row['row']}: item {row['item_id']!r} has no title. Pass --data.missing_text drop to leave such "
+                "items out, counted."
+            )
+        failed.append(frame.filter(~pl.col("passes"))["item_id"])
+        frame = frame.filter("passes").drop("passes")
+        passed.append(frame["item_id"])
+        frame.write_parquet(scratch / f"meta-{number:05}.parquet")
+    bad = pl.concat(failed).unique(maintain_order=True)
+    good = pl.concat(passed)
+    unique = good.unique(maintain_order=True)
+    unique = unique.filter(~unique.is_in(bad.implode()))  # listed twice, once without a title that passes
+    read = len(unique) + len(bad)
+    repeated = sum(len(series) for series in (*passed, *failed)) - read
+    return unique, bad, {"items_read": read, "repeated_items": repeated, "dropped_items_without_text": len(bad)}
+
+
+def passes(rules: bool) -> pl.Expr:
+    """Whether a row's title may stay: there is one; by the reference's rules also clean, and of 2 characters to 20 words."""
+    title, tidy = pl.col("title").fill_null(""), tidy_title(collapse=False)
+    if not rules:
+        return title.str.strip_chars() != ""
+    words = tidy.str.count_matches(" ", literal=True) + 1
+    return ~title.str.contains("<span id", literal=True) & (tidy.str.len_chars() > 1) & (words <= MAX_TITLE_WORDS)
+
+
+def tidy_title(collapse: bool = True) -> pl.Expr:
+    """The title as the reference cleans it; `collapse` also makes runs of white space one blank."""
+    title = pl.col("title").fill_null("")
+    title = title.str.replace_all("&quot;", '"', literal=True).str.replace_all("&amp;", "&", literal=True)
+    title = title.str.strip_chars(" ").str.strip_chars('"')
+    return one_line(title) if collapse else title
+
+
+def _reviews(path: Path, fields: Fields, problems: Problems) -> Iterator[pl.DataFrame]:
+    """Chunks of (row, user, asin, item, time, rating); `item` is the id still."""
+    names = (fields.user, fields.item, fields.time, fields.rating)
+    lines = csv_lines if ".csv" in path.suffixes else json_lines
+    shown = braced(str(path)) + ", line {row}: "
+    for frame in lines(path, names, problems):
+        frame = frame.select(
+            "row",
+            user=pl.col(fields.user).fill_null(""),
+            asin=pl.col(fields.item).fill_null(""),
+            time=times.parsed(pl.col(fields.time)),
+            rating=pl.col(fields.rating).cast(pl.Float32, strict=False),
+            raw=fields.time,
+        )
+        for column, name in (("user", fields.user), ("asin", fields.item)):
+            frame = problems.without(frame, pl.col(column) == "", f"{shown}no {name}.")
+            message = f"{shown}{name} {{{column}!r}} has a tab, line break or other control character."
+            frame = problems.without(frame, pl.col(column).str.contains(CONTROL), message)
+        message = f"{shown}{fields.time} {{raw!r}} is not a number; expected a time since 1970."
+        frame = problems.without(frame, pl.col("time").is_null(), message)
+        yield frame.select("row", "user", "asin", "time", "rating", item="asin")
+
+
+class _Spread:
+    """Rows written to one file per group of users, open while in use."""
+
+    def __init__(self, scratch: Path, count: int) -> None:
+        self._scratch, self._count = scratch, count
+        self._writers: dict[int, pa.RecordBatchStreamWriter] = {}
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> "_Spread":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
+
+    def add(self, frame: pl.DataFrame) -> None:
+        """Write a chunk."""
+        group = (pl.col("user").hash(0) % self._count).cast(pl.Int32)
+        for (number,), rows in frame.with_columns(group=group).partition_by("group", as_dict=True, include_key=False).items():
+            table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
+            if number not in self._writers:
+                options = pa.ipc.IpcWriteOptions(compression="lz4")
+                sink = self._open.enter_context(pa.OSFile(str(self._file(number)), "wb"))
+                self._writers[number] = self._open.enter_context(pa.ipc.new_stream(sink, table.schema, options=options))
+            self._writers[number].write_table(table)
+
+    def _file(self, number: int) -> Path:
+        return self._scratch / f"rows-{number:03}.arrow"
+
+    def parts(self) -> list[Part]:
+        """The files as parts, users as numbers."""
+        return [self._part(number) for number in sorted(self._writers)]
+
+    def _part(self, number: int) -> Part:
+        path = self._file(number)
+        with pa.OSFile(str(path)) as source:
+            frame = pl.DataFrame(pl.from_arrow(pa.ipc.open_stream(source).read_all()))
+        rows, names = encode(frame)
+        coded, listed = path.with_suffix(".rows"), path.with_suffix(".users")
+        rows.write_ipc(coded)
+        names.to_frame().write_ipc(listed)
+        path.unlink()
+        return Part(partial(pl.read_ipc, coded), lambda: pl.read_ipc(listed)["user"])
+
+
+def _flat(column: pl.Series, separator: str) -> pl.Series:
+    """JSON lists of text, as `json_lines` gives them, joined; other text as it is."""
+    return pl.Series([_joined(text, separator) for text in column.to_list()], dtype=pl.String)
+
+
+def _joined(text: str | None, separator: str) -> str:
+    if text is None or not text.startswith("["):
+        return text or ""
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError:
+        return text  # a description that merely begins with a bracket
+    return separator.join(str(value) for value in values)
+
+
+@contextlib.contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder that is removed at the end; what a killed process left there is removed first.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written ({error}). Choose another folder with --out DIR.") from None
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

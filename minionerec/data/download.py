@@ -1,0 +1,179 @@
+"""Resumable downloads, checked before they get their final name, and archives unpacked member by member.
+
+A download grows in `NAME.part`, with the server's validator (ETag or date) beside it. The next attempt asks for the rest, on
+the condition that the file is still the same; a server that cannot do that sends the whole file again.
+"""
+
+import hashlib
+import logging
+import zipfile
+from collections.abc import Sequence
+from http.client import HTTPException, HTTPMessage
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from minionerec.errors import DataError
+
+logger = logging.getLogger(__name__)
+CONNECT_SECONDS = 10  # also the longest silence while downloading
+ATTEMPTS = 4  # in a row without a single new byte
+_BLOCK = 1 << 20
+
+
+class KnownFile(NamedTuple):
+    """A file to be fetched; `bytes` and `checksum` (`sha256:...`, `md5:...`) where they are known beforehand, else None."""
+
+    name: str
+    bytes: int | None
+    checksum: str | None
+    url: str = ""
+
+
+class UnreachableError(Exception):
+    """A place cannot be reached from here, or does not have the file; another way may work."""
+
+
+def download(file: KnownFile, folder: Path) -> Path:
+    """Fetch a file into a folder, going on where an earlier attempt stopped.
+
+    Returns:
+        the file, checked; at once where it is there already and intact.
+
+    Raises:
+        UnreachableError: the server cannot be reached or refuses, also after some attempts. What came stays in `NAME.part`.
+        DataError: what came is not the file that was expected; it is removed.
+    """
+    target = folder / file.name
+    if is_intact(target, file):
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part, idle = target.with_name(target.name + ".part"), 0
+    while True:
+        before = part.stat().st_size if part.is_file() else 0
+        try:
+            _fetch(file, part)
+            break
+        except (OSError, HTTPException) as error:
+            after = part.stat().st_size if part.is_file() else 0
+            idle = 0 if after > before else idle + 1
+            final = isinstance(error, HTTPError) and error.code < 500
+            if final or idle >= ATTEMPTS or not after:
+                kept = f"; {after:,} bytes are kept in {part}, run the same command again to go on" if after else ""
+                raise UnreachableError(f"{str(error) or type(error).__name__}{kept}") from error
+            logger.warning("%s: %s; going on at byte %d.", file.url, error or type(error).__name__, after)
+    problem = _problem(part, file)
+    _validator(part).unlink(missing_ok=True)
+    if problem:
+        part.unlink()
+        raise DataError(f"{file.url}: {problem}. It was removed. Fetch it again, or by hand.")
+    return part.replace(target)
+
+
+def _fetch(file: KnownFile, part: Path) -> None:
+    """Fetch the rest of a file, or all of it.
+
+    Raises:
+        OSError, HTTPException: the connection failed, or ended early.
+    """
+    have = part.stat().st_size if part.is_file() else 0
+    known = _validator(part).read_text(encoding="utf-8") if _validator(part).is_file() else ""
+    headers = {"Range": f"bytes={have}-", "If-Range": known} if have and known else {}
+    try:
+        response = urlopen(Request(file.url, headers=headers), timeout=CONNECT_SECONDS)
+    except HTTPError as error:
+        if error.code == 416:  # the range lies behind the end: what is here is no part of that file
+            part.unlink(missing_ok=True)
+        raise
+    with response:
+        begin = _begin(response.headers) if response.status == 206 else 0
+        total = begin + int(response.headers["Content-Length"]) if response.headers["Content-Length"] else None
+        _validator(part).write_text(_identity(response.headers), encoding="utf-8")
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        with (
+            part.open("r+b" if begin else "wb") as out,
+            Progress(*columns, console=Console(stderr=True), transient=True) as bar,
+        ):
+            out.seek(begin)
+            task = bar.add_task(file.name, total=total, completed=begin)
+            # read1 hands over what is there, so that an interrupted connection costs nothing.
+            while block := response.read1(_BLOCK):
+                out.write(block)
+                bar.update(task, completed=out.tell())
+                if file.bytes is not None and out.tell() > file.bytes:
+                    return  # too long: not the file, and no reason to fill the disk
+            if total is not None and out.tell() < total:
+                raise ConnectionError(f"the connection ended at byte {out.tell():,} of {total:,}")
+
+
+def _begin(headers: HTTPMessage) -> int:
+    return int(headers["Content-Range"].removeprefix("bytes ").partition("-")[0])
+
+
+def _identity(headers: HTTPMessage) -> str:
+    etag = headers["ETag"] or ""
+    return etag if etag and not etag.startswith("W/") else headers["Last-Modified"] or ""
+
+
+def _validator(part: Path) -> Path:
+    return part.with_name(part.name + ".etag")
+
+
+def _problem(path: Path, file: KnownFile) -> str:
+    """What is wrong with a file, empty where nothing is, as far as that can be known."""
+    size = path.stat().st_size
+    if file.bytes is not None and size != file.bytes:
+        return f"{size} bytes, expected {file.bytes}: truncated or another file"
+    if file.checksum is not None:
+        kind, _, expected = file.checksum.partition(":")
+        with path.open("rb") as stream:
+            found = hashlib.file_digest(stream, kind).hexdigest()
+        if found != expected:
+            return f"{kind} {found}, expected {expected}: altered"
+    return ""
+
+
+def is_intact(path: Path, file: KnownFile) -> bool:
+    """Whether the file is there and is what it should be; a damaged one is named in the log."""
+    if not path.is_file():
+        return False
+    if problem := _problem(path, file):
+        logger.warning("%s: altered or incomplete (%s), fetching it again.", path, problem)
+        return False
+    return True
+
+
+def verify(path: Path, file: KnownFile, advice: str) -> None:
+    """Check a file that the user or another program put there.
+
+    Raises:
+        DataError: it is not what it should be.
+    """
+    if problem := _problem(path, file):
+        raise DataError(f"{path}: {problem}. It was not used. {advice}")
+
+
+def unpack(archive: Path, members: Sequence[str], folder: Path) -> list[Path]:
+    """Unpack the named members of a zip archive, without their folders.
+
+    Raises:
+        DataError: not a zip archive, a member is missing, or any member would leave the folder (`../`, absolute names).
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            for name in opened.namelist():
+                parts = PurePosixPath(name.replace("\\", "/"))
+                if parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0]:
+                    raise DataError(f"{archive}: the member {name!r} would be written outside the folder. It was not unpacked.")
+            unpacked = []
+            for member in members:
+                target = folder / PurePosixPath(member).name
+                target.write_bytes(opened.read(member))
+                unpacked.append(target)
+            return unpacked
+    except (KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{archive}: not an archive with {', '.join(members)} ({error}).") from None

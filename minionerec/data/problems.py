@@ -1,0 +1,52 @@
+"""What to do with a row that cannot be used: stop at the first, or skip it, count it and list it."""
+
+import logging
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from minionerec.errors import DataError
+
+log = logging.getLogger(__name__)
+_LOGGED = 5
+
+
+@dataclass
+class Problems:
+    """The rows of one reading that could not be used.
+
+    Attributes:
+        skip: list a bad row and go on; otherwise the first one stops.
+        found: the messages, in the order met; each names file, row and field.
+    """
+
+    skip: bool = False
+    found: list[str] = field(default_factory=list)
+
+    def add(self, message: str) -> None:
+        """Take note of one bad row.
+
+        Raises:
+            DataError: bad rows are not skipped.
+        """
+        if not self.skip:
+            raise DataError(f"{message} Correct it, or pass --data.on_error skip to leave such rows out, counted and listed.")
+        self.found.append(message)
+        if len(self.found) <= _LOGGED:
+            log.warning("Skipped: %s", message)
+
+    def without(self, frame: pl.DataFrame, wrong: pl.Expr, message: str) -> pl.DataFrame:
+        """The rows that are not wrong; `message` names the others' columns in braces.
+
+        Raises:
+            DataError: there is a wrong row and bad rows are not skipped.
+        """
+        bad = frame.filter(wrong)
+        for row in bad.iter_rows(named=True):
+            self.add(message.format(**row))
+        return frame.filter(~wrong) if len(bad) else frame
+
+
+def braced(name: str) -> str:
+    """A file name inside a message with braces."""
+    return name.replace("{", "{{").replace("}", "}}")

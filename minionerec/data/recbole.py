@@ -1,0 +1,120 @@
+"""RecBole's atomic files with given splits, and the writer of its layout.
+
+A dataset is written as `NAME.train.inter`, `NAME.valid.inter`, `NAME.test.inter` (RecBole's `benchmark_filename`, columns
+user_id, item_id_list, item_id, timestamp, position), `NAME.item`, and, where the times of all interactions are known,
+`NAME.inter`.
+"""
+
+from pathlib import Path
+
+import polars as pl
+
+from minionerec.config import DataConfig
+from minionerec.data import times
+from minionerec.data.dataset import CATALOG_DETAILS, SPLIT_SCHEMA, SPLITS, Dataset
+from minionerec.data.problems import Problems, braced
+from minionerec.data.readers import SPLIT_FILES, catalogue, one_file, one_line, raw_files, recbole_items
+from minionerec.data.tables import read_table, select
+from minionerec.errors import DataError
+
+_HEADER = "user_id:token\titem_id_list:token_seq\titem_id:token\ttimestamp:float\tposition:float"
+
+
+def is_split(folder: Path) -> bool:
+    """Whether a folder has the three split files and no plain `*.inter`."""
+    return folder.is_dir() and any(folder.glob("*.train.inter")) and not _plain(folder)
+
+
+def _plain(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("*.inter") if not path.name.endswith(SPLIT_FILES)]
+
+
+def files(folder: Path) -> tuple[Path, ...]:
+    """The files that are read: `*.inter` and `*.item`, or the three split files and `*.item`.
+
+    Raises:
+        DataError: no such folder, or not exactly one file of each kind.
+    """
+    if not is_split(folder):
+        return raw_files("recbole", folder)
+    return (*(one_file(folder, f".{name}.inter", None) for name in SPLITS), one_file(folder, ".item", None))
+
+
+def read_splits(folder: Path, config: DataConfig, problems: Problems) -> Dataset:
+    """Split files as `write` makes them; timestamp and position may be missing.
+
+    Raises:
+        DataError: a file or column is missing, or a row names an item that is not listed (unless skipped).
+    """
+    *paths, item = files(folder)
+    catalog = catalogue(recbole_items(item, problems), str(item), config.missing_text, problems)
+    place = dict(zip(catalog["item_id"].to_list(), range(len(catalog)), strict=True))
+    reached: dict[str, int] = {}
+    frames = [_read_split(path, place, reached, config.max_history, problems) for path in paths]
+    return Dataset(catalog, *frames)
+
+
+def _read_split(
+    path: Path, place: dict[str, int], reached: dict[str, int], max_history: int, problems: Problems
+) -> pl.DataFrame:
+    table = read_table(path, str(path), "\t", typed=True, problems=problems)
+    added: dict[str, tuple[str, ...]] = {name: (name,) for name in ("timestamp", "position") if name in table.columns}
+    wanted: dict[str, tuple[str, ...]] = {"user": ("user_id",), "history": ("item_id_list",), "target": ("item_id",)}
+    table = select(table, path, wanted | added)
+    shown = braced(str(path)) + ", row {row}: "
+    table = problems.without(table, pl.col("user") == "", shown + "the user id is empty.")
+    table = problems.without(table, pl.col("history").str.strip_chars() == "", shown + "the history is empty.")
+    rows = []
+    for row in table.iter_rows(named=True):
+        items = row["history"].split(" ")
+        unknown = next((item for item in (*items, row["target"]) if item not in place), None)
+        if unknown is not None:
+            problems.add(f"{path}, row {row['row']}: item {unknown!r} is not in the *.item file.")
+            continue
+        position = int(float(row["position"])) if row.get("position") else max(len(items), reached.get(row["user"], -1) + 1)
+        reached[row["user"]] = position
+        rows.append(
+            (row["user"], [place[item] for item in items[-max_history:]], place[row["target"]], row.get("timestamp"), position)
+        )
+    schema = dict(SPLIT_SCHEMA) | {"timestamp": pl.String()}
+    frame = pl.DataFrame(rows, schema=schema, orient="row")
+    return frame.with_columns(timestamp=times.parsed(pl.col("timestamp")))
+
+
+def write(dataset: Dataset, name: str, folder: Path) -> None:
+    """Write a dataset as RecBole's atomic files.
+
+    Args:
+        name: the beginning of all file names, RecBole's `dataset`.
+        folder: made where missing; files of that name are replaced.
+
+    Raises:
+        DataError: an item id has a blank, which RecBole's lists of items cannot hold.
+    """
+    blank = dataset.catalog.filter(pl.col("item_id").str.contains(" ")).head(1)
+    if len(blank):
+        raise DataError(f"item id {blank['item_id'][0]!r} has a blank, which RecBole's lists of items cannot hold. Rename it.")
+    folder.mkdir(parents=True, exist_ok=True)
+    details = [column for column in CATALOG_DETAILS if column in dataset.catalog.columns]
+    columns = ["title", "text", *details]
+    items = dataset.catalog.select("item_id", *(one_line(pl.col(column)) for column in columns))
+    header = "\t".join(["item_id:token", *(f"{column}:token_seq" for column in columns)])
+    _write(items, header, folder / f"{name}.item")
+    ids = dataset.catalog["item_id"]
+    for part in SPLITS:
+        frame = dataset.split(part)
+        listed = frame.select("user", pl.col("history"), "target", "timestamp", "position").with_columns(
+            history=pl.col("history").list.eval(pl.element().replace_strict(list(range(len(ids))), ids)).list.join(" "),
+            target=ids.gather(frame["target"]),
+        )
+        _write(listed, _HEADER, folder / f"{name}.{part}.inter")
+    whole = dataset.interactions
+    if whole is not None and not whole["timestamp"].null_count():
+        header = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
+        chosen = whole.select("user", item=ids.gather(whole["item"]), rating="rating", timestamp="timestamp")
+        _write(chosen, header, folder / f"{name}.inter")
+
+
+def _write(frame: pl.DataFrame, header: str, path: Path) -> None:
+    body = frame.write_csv(separator="\t", include_header=False, quote_style="never", null_value="")
+    path.write_text(f"{header}\n{body}", encoding="utf-8", newline="\n")

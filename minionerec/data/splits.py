@@ -1,0 +1,66 @@
+"""Splits: from each user's sequence to train, valid and test examples.
+
+Three rules, `data.split`. `leave-last-two-out`: a user's last interaction is test, the one before valid, the others train;
+examples are ordered by user, then position. `chronological`: all examples sorted by the target's time (equal times by user,
+then position) and cut at the shares of `data.parts`, as the reference does. `date`: by two dates.
+"""
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from minionerec.config import DataConfig
+from minionerec.data import times
+from minionerec.data.dataset import SPLIT_SCHEMA, SPLITS
+
+
+def split(sequences: pl.DataFrame, config: DataConfig, unit: int) -> dict[str, pl.DataFrame]:
+    """The three splits.
+
+    Args:
+        sequences: (user String, order: the user's number, item Int32, time Int64, position Int32), sorted by user, then
+            position, without gaps.
+        unit: time units per second.
+
+    Returns:
+        frames of `SPLIT_SCHEMA`; each example's history holds the up to `data.max_history` items before the target.
+    """
+    position = sequences["position"].to_numpy()
+    time = sequences["time"].to_numpy()
+    examples = np.flatnonzero(position >= 1)
+    if config.split == "leave-last-two-out":
+        last = np.append(position[1:] == 0, True) if len(position) else np.zeros(0, bool)
+        chosen = {"valid": np.append(last[1:], False)[examples], "test": last[examples]}
+        chosen["train"] = ~(chosen["valid"] | chosen["test"])
+        rows = {name: examples[chosen[name]] for name in SPLITS}
+    else:
+        ordered = examples[np.argsort(time[examples], kind="stable")]
+        if config.split == "chronological":
+            total, count = sum(config.parts), len(ordered)
+            # In integers: 0.8 + 0.1 is not 0.9.
+            cuts = [count * config.parts[0] // total, count * (config.parts[0] + config.parts[1]) // total]
+        else:
+            dates = [times.instant(str(date), name) * unit for name, date in config.split_dates.items()]
+            cuts = np.searchsorted(time[ordered], dates, side="left").tolist()
+        rows = dict(zip(SPLITS, np.split(ordered, cuts), strict=True))
+    return {name: _examples(sequences, rows[name], config.max_history, unit) for name in SPLITS}
+
+
+def _examples(sequences: pl.DataFrame, rows: np.ndarray, max_history: int, unit: int) -> pl.DataFrame:
+    position = sequences["position"].to_numpy()[rows]
+    length = np.minimum(position, max_history).astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(length)])
+    # The places of all history items in `sequences`: of each example those from row - length up to row - 1.
+    places = np.arange(offsets[-1]) + np.repeat(rows - length - offsets[:-1], length)
+    values = pa.Array.from_buffers(pa.int32(), len(places), [None, pa.py_buffer(sequences["item"].to_numpy()[places])])
+    # From buffers: pa.array would import pandas.
+    shape = pa.large_list(pa.int32())
+    history = pl.from_arrow(pa.Array.from_buffers(shape, len(rows), [None, pa.py_buffer(offsets)], children=[values]))
+    chosen = sequences[rows]
+    return chosen.select(
+        "user",
+        history=pl.Series(values=history, dtype=pl.List(pl.Int32)),
+        target="item",
+        timestamp=pl.col("time") // unit,
+        position="position",
+    ).cast(dict(SPLIT_SCHEMA))  # type: ignore[arg-type]

@@ -1,0 +1,89 @@
+"""Two runs on the same examples: paired differences, tests, and what a test of this size can see."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from minionerec.config import CUTOFFS
+from minionerec.errors import DataError
+from minionerec.eval.intervals import beyond_noise, detectable, paired, permutation
+from minionerec.eval.lists import Lists, RankedLists
+from minionerec.eval.metrics import item_ranks, per_user, ranks
+
+
+def align(first: RankedLists, second: RankedLists) -> np.ndarray:
+    """The rows of `second` in the order of `first`: by user and position, or as they stand where a file names no users.
+
+    Raises:
+        DataError: the two were measured on different examples.
+    """
+    if len(first) != len(second):
+        raise DataError(f"{len(first)} and {len(second)} examples, so some are missing from one; the two cannot be compared.")
+    if first.items is None or second.items is None:
+        rows = np.arange(len(second))
+        same = first.target_sids.shape == second.target_sids.shape and (first.target_sids == second.target_sids).all()
+        if not same:
+            raise DataError("the rows do not have the same target SIDs in the same order; the two cannot be compared.")
+        return rows
+    ours, theirs = _keys(first), _keys(second)
+    wanted, order = np.argsort(ours), np.argsort(theirs)
+    if (theirs[order] != ours[wanted]).any():
+        raise DataError("they are not of the same users; the two cannot be compared.")
+    rows = np.empty(len(ours), dtype=int)
+    rows[wanted] = order
+    if (second.targets[rows] != first.targets).any():
+        raise DataError("the same users have other targets, so the two are of different splits and cannot be compared.")
+    return rows
+
+
+def _keys(lists: RankedLists) -> np.ndarray:
+    return np.char.add(np.char.add(lists.users, "\t"), lists.positions.astype(np.str_))
+
+
+def _values(lists: RankedLists, cutoffs: Sequence[int], on: Literal["sid", "item"]) -> dict[str, np.ndarray]:
+    found = item_ranks(lists) if on == "item" else None
+    if on == "item" and found is None:
+        raise DataError("these predictions name no items; compare them on SIDs.")
+    best, ties = found if found else (ranks(lists), 1)
+    return per_user(best, cutoffs, ties)
+
+
+def compare(
+    first: Lists,
+    second: Lists,
+    resamples: int = 2000,
+    seed: int = 42,
+    cutoffs: Sequence[int] = CUTOFFS,
+    on: Literal["sid", "item"] = "sid",
+) -> dict[str, dict[str, Any]]:
+    """How much `second` exceeds `first` on the same examples, per metric.
+
+    Returns:
+        Per metric `value`, `low`, `high` (95 %, paired, users resampled), `p` of the paired permutation test, `detectable`, the
+        smallest true difference that a test of this size finds with 80 % power, and whether the interval holds zero: `noise`.
+
+    Raises:
+        DataError: see `align`.
+    """
+    first, second = RankedLists.of(first), RankedLists.of(second)
+    rows = align(first, second)
+    before = _values(first, cutoffs, on)
+    after = {name: values[rows] for name, values in _values(second, cutoffs, on).items()}
+    old, new, units = np.stack(list(before.values())), np.stack(list(after.values())), first.units()
+    found = zip(
+        before,
+        paired(old, new, resamples, seed, units),
+        permutation(old, new, resamples, seed, units),
+        new - old,
+        strict=True,
+    )
+    return {
+        name: {
+            **interval._asdict(),
+            "p": chance,
+            "detectable": detectable(change, units),
+            "noise": not beyond_noise(interval),
+        }
+        for name, interval, chance, change in found
+    }

@@ -1,0 +1,394 @@
+"""RankedLists: a whole predictions file as arrays, for files of any size, and its agreement with a dataset."""
+
+import dataclasses
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.json
+
+from minionerec.data.dataset import Dataset, SplitName
+from minionerec.errors import DataError
+from minionerec.eval.predictions import Prediction, read_predictions
+from minionerec.sid.index import SidIndex
+
+EMPTY = -1  # code of a place beyond the end of a list, and of a recommended text that is no SID
+_BLOCK = 16 << 20  # bytes of text parsed at once
+_INDICES = pa.list_(pa.int32())
+_SCHEMA = pa.schema(
+    {
+        "user": pa.string(),
+        "history": _INDICES,
+        "target": pa.int32(),
+        "target_sid": _INDICES,
+        "sids": pa.list_(_INDICES),
+        "items": _INDICES,
+        "scores": pa.list_(pa.float64()),
+        "exact": pa.bool_(),
+        "position": pa.int32(),
+        "sizes": _INDICES,
+    }
+)
+
+
+class _Irregular(Exception):  # noqa: N818 - no error: sends the reader to the slow path, which finds the line
+    """A block that the fast path does not vouch for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ragged:
+    """Lists of unequal length, end to end: row i is `values[offsets[i]:offsets[i + 1]]`."""
+
+    values: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]]) -> "Ragged":
+        """From Python lists."""
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        values = np.fromiter((value for row in rows for value in row), np.int32, int(lengths.sum()))
+        return cls(values, np.concatenate([[0], lengths.cumsum()]))
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(rows,) values per row."""
+        return np.diff(self.offsets)
+
+    def where(self, wanted: np.ndarray) -> np.ndarray:
+        """0-based place of each row's wanted value (rows,), infinity where the row lacks it."""
+        hits = np.flatnonzero(self.values == np.repeat(wanted, self.lengths))
+        rows = np.searchsorted(self.offsets, hits, side="right") - 1
+        found = np.full(len(self.offsets) - 1, np.inf)
+        found[rows[::-1]] = (hits - self.offsets[rows])[::-1]  # the first of several is written last
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class RankedLists:
+    """Predictions as arrays; row i is one example.
+
+    Attributes:
+        users: (rows,) ids; a user with several examples has several rows.
+        positions: (rows,) int, the target's place in the user's sequence; -1 where the file does not say.
+        targets: (rows,) int, item indices; -1 where the file names no items.
+        target_sids: (rows, levels) int.
+        sids: (rows, width, levels) int, best first; `EMPTY` beyond a list's end and where a recommended text is no SID.
+        lengths: (rows,) int, places of each list.
+        scores: (rows, width) float32, NaN beyond a list's end; None where the file has none.
+        sizes: (rows, width) int, items of each SID where these are tied, 0 beyond a list's end; None where nothing is tied.
+        items: recommended items; None where the file names none.
+        history: item indices, oldest first; None where the file names none.
+        history_lengths: (rows,) int.
+        repeats: (rows,) bool: the target stands in the history (the SID, where the file names no items).
+        exact: (rows,) bool, or None where the file does not say.
+    """
+
+    users: np.ndarray
+    positions: np.ndarray
+    targets: np.ndarray
+    target_sids: np.ndarray
+    sids: np.ndarray
+    lengths: np.ndarray
+    scores: np.ndarray | None
+    sizes: np.ndarray | None
+    items: Ragged | None
+    history: Ragged | None
+    history_lengths: np.ndarray
+    repeats: np.ndarray
+    exact: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    @property
+    def levels(self) -> int:
+        """Codes per SID."""
+        return self.target_sids.shape[1]
+
+    @property
+    def width(self) -> int:
+        """Places of the longest list."""
+        return self.sids.shape[1]
+
+    def units(self) -> np.ndarray | None:
+        """(rows,) a number per user for resampling; None where each user has one row."""
+        distinct, units = np.unique(self.users, return_inverse=True)
+        return units if len(distinct) < len(self.users) else None
+
+    def chunks(self, rows: int = 16384) -> Iterator[slice]:
+        """Runs of rows that bound the memory of what is computed from `sids`."""
+        for start in range(0, len(self), rows):
+            yield slice(start, min(start + rows, len(self)))
+
+    def example(self, row: int) -> Prediction:
+        """One row as a `Prediction`.
+
+        Raises:
+            DataError: the file named no items.
+        """
+        if self.items is None or self.history is None or self.scores is None:
+            raise DataError("These predictions name no items, so single examples cannot be shown.")
+        length = int(self.lengths[row])
+        return Prediction(
+            user=str(self.users[row]),
+            history=self.history[row].tolist(),
+            target=int(self.targets[row]),
+            target_sid=self.target_sids[row].tolist(),
+            sids=self.sids[row, :length].tolist(),
+            items=self.items[row].tolist(),
+            scores=self.scores[row, :length].tolist(),
+            exact=self.exact is not None and bool(self.exact[row]),
+            position=int(self.positions[row]) if self.positions[row] >= 0 else None,
+            sizes=None if self.sizes is None else self.sizes[row, :length].tolist(),
+        )
+
+    @classmethod
+    def of(cls, predictions: "Lists") -> "RankedLists":
+        """From single predictions; what is already an array form is returned as it is.
+
+        Raises:
+            DataError: no predictions, or SIDs of unequal depth.
+        """
+        if isinstance(predictions, RankedLists):
+            return predictions
+        if not predictions:
+            raise DataError("There are no predictions to measure; expected one per user.")
+        depths = sorted({len(prediction.target_sid) for prediction in predictions})
+        if len(depths) != 1:
+            raise DataError(f"Predictions have SIDs of {depths} codes; expected one depth and at least one user.")
+        lengths = np.array([len(prediction.sids) for prediction in predictions])
+        width = int(lengths.max())
+        filled = np.arange(width) < lengths[:, None]  # (rows, width)
+        sids = np.full((len(predictions), width, depths[0]), EMPTY, dtype=np.int32)
+        sids[filled] = np.array([sid for one in predictions for sid in one.sids], dtype=np.int32).reshape(-1, depths[0])
+        scores = np.full(filled.shape, np.nan, dtype=np.float32)
+        scores[filled] = [score for one in predictions for score in one.scores]
+        sizes = None
+        if any(one.sizes is not None for one in predictions):
+            sizes = np.zeros(filled.shape, dtype=np.int32)
+            sizes[filled] = [size for one in predictions for size in (one.sizes or [1] * len(one.sids))]
+        history, targets = Ragged.of([one.history for one in predictions]), np.array([one.target for one in predictions])
+        return cls(
+            users=np.array([one.user for one in predictions]),
+            positions=np.array([-1 if one.position is None else one.position for one in predictions]),
+            targets=targets,
+            target_sids=np.array([one.target_sid for one in predictions], dtype=np.int32),
+            sids=sids,
+            lengths=lengths,
+            scores=scores,
+            sizes=sizes,
+            items=Ragged.of([one.items for one in predictions]),
+            history=history,
+            history_lengths=history.lengths,
+            repeats=np.isfinite(history.where(targets)),
+            exact=np.array([one.exact for one in predictions]),
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> "RankedLists":
+        """Read a `predictions.jsonl`. Blocks of the file are parsed and checked as columns; where anything about a block is
+        unusual, the file is read again line by line for an error that names the line.
+
+        Raises:
+            DataError: as `read_predictions`.
+        """
+        try:
+            parts = [_arrays(block) for block in _blocks(Path(path))]
+            return _joined(parts)
+        except (_Irregular, OSError, pa.ArrowInvalid):
+            return cls.of(read_predictions(path))
+
+
+Lists = Union[RankedLists, Sequence[Prediction]]  # noqa: UP007 - a forward reference
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    """The file's text in blocks of whole lines."""
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            yield block + stream.readline()
+
+
+def _numbers(column: pa.ListArray, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+    """A column of lists as its values and the lengths of its rows."""
+    values = column.flatten()
+    if column.null_count or values.null_count:
+        raise _Irregular
+    return values.to_numpy(zero_copy_only=False).astype(dtype, copy=False), np.diff(column.offsets.to_numpy())
+
+
+def _arrays(block: bytes) -> dict[str, Any]:
+    """The columns of some lines, checked.
+
+    Raises:
+        _Irregular: something is not as `read_predictions` wants it.
+    """
+    options = pa.json.ParseOptions(explicit_schema=_SCHEMA, unexpected_field_behavior="error")
+    whole = pa.json.ReadOptions(use_threads=False, block_size=len(block) + 1)
+    table = pa.json.read_json(io.BytesIO(block), read_options=whole, parse_options=options).combine_chunks()
+    rows = table.num_rows
+    if rows != block.count(b"\n") + (not block.endswith(b"\n")):  # blank lines
+        raise _Irregular
+    column = {name: table[name].chunk(0) if rows else table[name] for name in _SCHEMA.names}
+    if any(column[name].null_count for name in ("user", "target", "exact")):
+        raise _Irregular
+    history, history_lengths = _numbers(column["history"], np.int32)
+    target_codes, depths = _numbers(column["target_sid"], np.int32)
+    items, item_lengths = _numbers(column["items"], np.int32)
+    scores, score_lengths = _numbers(column["scores"], np.float32)
+    if column["sids"].null_count:
+        raise _Irregular
+    codes, code_depths = _numbers(column["sids"].flatten(), np.int32)
+    lengths, levels = np.diff(column["sids"].offsets.to_numpy()), int(depths[0])
+    targets = column["target"].to_numpy()
+    if (
+        levels == 0
+        or (depths != levels).any()
+        or (code_depths != levels).any()
+        or (score_lengths != lengths).any()
+        or not np.isfinite(scores).all()
+        or any(values.size and values.min() < 0 for values in (history, target_codes, items, codes, targets))
+    ):
+        raise _Irregular
+    filled = np.arange(int(lengths.max())) < lengths[:, None]
+    narrow = np.int16 if codes.size == 0 or codes.max() < 2**15 else np.int32
+    sids = np.full((*filled.shape, levels), EMPTY, dtype=narrow)
+    sids[filled] = codes.reshape(-1, levels)
+    if _holds_twice(sids, filled):
+        raise _Irregular
+    padded = np.full(filled.shape, np.nan, dtype=np.float32)
+    padded[filled] = scores
+    positions = column["position"]
+    position = np.full(rows, -1, dtype=np.int32) if positions.null_count == rows else positions.fill_null(-1).to_numpy()
+    if (position[positions.is_valid().to_numpy(zero_copy_only=False)] < 0).any():
+        raise _Irregular
+    return {
+        "users": column["user"].to_numpy(zero_copy_only=False).astype(np.str_),
+        "positions": position,
+        "targets": targets,
+        "target_sids": target_codes.reshape(-1, levels),
+        "sids": sids,
+        "lengths": lengths,
+        "scores": padded,
+        "sizes": _sizes(column["sizes"], filled, item_lengths),
+        "items": (items, item_lengths),
+        "history": (history, history_lengths),
+        "exact": column["exact"].to_numpy(zero_copy_only=False),
+    }
+
+
+def _sizes(column: pa.ListArray, filled: np.ndarray, item_lengths: np.ndarray) -> np.ndarray | None:
+    if column.null_count == len(column):
+        return None
+    given = column.is_valid().to_numpy(zero_copy_only=False)
+    values, lengths = _numbers(column.filter(column.is_valid()), np.int32)
+    sizes = filled.astype(np.int32)  # ones where a line has no sizes
+    if (lengths != filled[given].sum(axis=1)).any() or (values.size and values.min() < 1):
+        raise _Irregular
+    sizes[filled & given[:, None]] = values
+    if (sizes.sum(axis=1)[given] != item_lengths[given]).any():
+        raise _Irregular
+    return sizes
+
+
+def _holds_twice(sids: np.ndarray, filled: np.ndarray) -> bool:
+    """Whether any list names a SID twice. Each SID becomes one number; equal numbers are neighbours once sorted."""
+    key = np.zeros(filled.shape, dtype=np.int64)
+    for level in range(sids.shape[2]):
+        radix = int(sids[..., level].max(initial=0)) + 2
+        if int(key.max(initial=0)) >= 2**62 // radix:
+            raise _Irregular
+        key = key * radix + sids[..., level] + 1
+    key[~filled] = -1 - np.arange(filled.size).reshape(filled.shape)[~filled]  # padding is never equal
+    key.sort(axis=1)
+    return bool((key[:, 1:] == key[:, :-1]).any())
+
+
+def _pad(parts: list[np.ndarray], fill: float) -> np.ndarray:
+    width = max(part.shape[1] for part in parts)
+    made = np.full((sum(map(len, parts)), width, *parts[0].shape[2:]), fill, dtype=np.result_type(*parts))
+    start = 0
+    for part in parts:
+        made[start : start + len(part), : part.shape[1]] = part
+        start += len(part)
+    return made
+
+
+def _joined(parts: list[dict[str, Any]]) -> RankedLists:
+    if not parts or len({part["target_sids"].shape[1] for part in parts}) != 1:
+        raise _Irregular
+
+    def ragged(name: str) -> Ragged:
+        lengths = np.concatenate([part[name][1] for part in parts])
+        return Ragged(np.concatenate([part[name][0] for part in parts]), np.concatenate([[0], lengths.cumsum()]))
+
+    simple = {name: np.concatenate([part.pop(name) for part in parts]) for name in
+              ("users", "positions", "targets", "target_sids", "lengths", "exact")}  # fmt: skip
+    if pl.DataFrame({name: simple[name] for name in ("users", "positions")}).is_duplicated().any():
+        raise _Irregular
+    sizes = None
+    if any(part["sizes"] is not None for part in parts):
+        ones = [(part["sids"][..., 0] != EMPTY).astype(np.int32) for part in parts]
+        sizes = _pad([one if part["sizes"] is None else part["sizes"] for part, one in zip(parts, ones, strict=True)], 0)
+    history, items = ragged("history"), ragged("items")
+    scores = _pad([part.pop("scores") for part in parts], np.nan)
+    return RankedLists(
+        **simple,
+        sids=_pad([part.pop("sids") for part in parts], EMPTY),
+        scores=scores,
+        sizes=sizes,
+        items=items,
+        history=history,
+        history_lengths=history.lengths,
+        repeats=np.isfinite(history.where(simple["targets"])),
+    )
+
+
+def check_belongs(lists: RankedLists, dataset: Dataset, index: SidIndex, split: SplitName, where: str) -> None:
+    """Whether predictions are those of this split of this catalogue, one for each of its examples, in any order.
+
+    Raises:
+        DataError: an example is missing or strange, its target or history is another, or a SID is not the item's.
+    """
+    rows = dataset.split(split)
+    several = rows["user"].n_unique() < len(rows)
+    keys = ["user", "position"] if several else ["user"]
+    found = pl.DataFrame(
+        {"user": lists.users, "position": lists.positions, "target": lists.targets, "row": np.arange(len(lists))}
+    )
+    found = found.with_columns(pl.col("user").cast(pl.String), pl.col("position", "target").cast(pl.Int32))
+    expected = rows.select("user", "position", pl.col("target").alias("expected"), pl.col("history").list.len().alias("length"))
+    remedy = (
+        f"The {split} split here has {len(rows)} examples, the file {len(lists)}. Evaluate this split of this dataset again."
+    )
+    for left, right, what in ((expected, found, "is missing"), (found, expected, "is not in this split")):
+        rest = left.join(right, on=keys, how="anti")
+        if len(rest):
+            raise DataError(f"{where}: user {rest['user'][0]!r} (and {len(rest) - 1} more) {what}. {remedy}")
+    joined = found.join(expected, on=keys, how="inner").sort("row")
+    other = joined.filter(pl.col("target") != pl.col("expected"))
+    if len(other):
+        first = other.row(0, named=True)
+        raise DataError(
+            f"{where}, line {first['row'] + 1}: user {first['user']!r} has target {first['target']}, expected "
+            f"{first['expected']}: predictions of another split. {remedy}"
+        )
+    lengths = joined["length"].to_numpy()
+    if (lengths != lists.history_lengths).any():
+        row = int(np.flatnonzero(lengths != lists.history_lengths)[0])
+        raise DataError(
+            f"{where}, line {row + 1}: a history of {lists.history_lengths[row]} items, expected {lengths[row]}. {remedy}"
+        )
+    codes = index.codes[lists.targets] if lists.targets.max() < len(index.codes) else np.empty((0, 0))
+    if codes.shape != lists.target_sids.shape or (codes != lists.target_sids).any():
+        raise DataError(
+            f"{where}: the SIDs are not those of this run's index ({len(index.codes)} items, {index.levels} levels): "
+            "predictions of another catalogue. Evaluate with this run's index again."
+        )

@@ -1,0 +1,55 @@
+"""What all pages share: the template environment with its number formats, the style and the plotting script."""
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from minionerec.report import plots
+
+
+def duration(seconds: float) -> str:
+    """Seconds for readers."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def figure(value: Any) -> str:
+    """A number for readers."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+def signed(value: float) -> str:
+    """A difference with its sign, four decimals."""
+    return f"{value:+.4f}".replace("-", "\N{MINUS SIGN}")
+
+
+def percent(value: float) -> str:
+    """A relative difference with its sign, in percent with one decimal."""
+    return f"{100 * value:+.1f} %".replace("-", "\N{MINUS SIGN}")
+
+
+def environment() -> jinja2.Environment:
+    """Templates of this package; HTML is escaped, markdown is not."""
+    here = Path(__file__).parent
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(here),
+        autoescape=lambda name: name is not None and name.endswith(".html"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {"duration": duration, "figure": figure, "signed": signed, "percent": percent}
+    made.globals |= {
+        "style": Markup((here / "style.css").read_text(encoding="utf-8")),
+        "plotly": Markup(get_plotlyjs()),
+        "forest": plots.forest,
+        "level_lines": plots.level_lines,
+        "reliability": plots.reliability,
+    }
+    return made

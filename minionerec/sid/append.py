@@ -1,0 +1,149 @@
+"""New items get SIDs; no old item's changes, so a model trained on the old ones stays valid.
+
+Inputs: `<run>/data`, whose catalogue holds every item of the base run's and further ones, and `<base>/sid`. Output:
+`<run>/sid`, of the same form as `build` leaves it; its `sid.json` lists in `lineage` every index it descends from.
+
+Command: `minionerec sid append --base runs/OLD --config YOUR.yaml`
+"""
+
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from minionerec import artifacts
+from minionerec.artifacts import Manifest
+from minionerec.config import Config
+from minionerec.data.dataset import Dataset
+from minionerec.errors import CatalogError, ConfigError
+from minionerec.sid.build import check_catalog, stage_inputs
+from minionerec.sid.codebooks import Quantizer
+from minionerec.sid.collaborative import consecutive_pairs, fuse
+from minionerec.sid.collisions import Sid, nearest_unused, occupy
+from minionerec.sid.diagnose import diagnose
+from minionerec.sid.encoder import encoder_identity, item_vectors
+from minionerec.sid.index import SidIndex
+from minionerec.sid.quantize import check_vectors
+from minionerec.sid.store import load_quantizer, save_quantizer
+
+
+def run(config: Config, base: Path) -> tuple[Manifest, bool]:
+    """Extend the SIDs of the run `base` to the catalogue of this run.
+
+    Encoder and quantizer are the base's; the configuration's `sid` section must agree with it.
+
+    Raises:
+        ArtifactError: a stage has not run, or its files are damaged.
+        CatalogError: an old item is missing, or no SID is free.
+        ConfigError: the vectors come from another encoder than the base's, or `sid.collisions` differs.
+    """
+    data = artifacts.require(config.folder / "data", "minionerec data prepare --config YOUR.yaml")
+    old = artifacts.require(base / "sid", "minionerec sid --config BASE.yaml")
+    if (config.folder / "sid").resolve() == (base / "sid").resolve():
+        raise ConfigError(f"--base {base} is this run's own folder; give the new catalogue a run of its own with --out DIR.")
+    if (before := old.config["sid"]["collisions"]) != config.sid.collisions:
+        raise ConfigError(
+            f"sid.collisions is {config.sid.collisions}, but {base / 'sid'} was made with {before}. Give the same."
+        )
+    folder, settings = config.folder / "sid", config.section("sid")
+    inputs = stage_inputs(config, data) | {"base": old.digest}
+    key = artifacts.content_hash({"config": settings, "seed": config.seed, "inputs": inputs})
+    if artifacts.is_current(folder, key):
+        return Manifest.load(folder), False
+
+    dataset, base_dataset = Dataset.load(config.folder / "data"), Dataset.load(base / "data")
+    check_catalog(dataset)
+    base_index = SidIndex.load(base / "sid", base_dataset)
+    quantizer = load_quantizer(base / "sid", base_index.codebooks)
+    old_rows = _rows_of(base_dataset, dataset, base)
+    vectors = item_vectors(dataset, config.sid, config.seed)
+    if (identity := encoder_identity(config.sid, vectors)) != base_index.encoder:
+        raise ConfigError(
+            f"The vectors come from {identity}, but {base / 'sid'} was made with {base_index.encoder}: their codes would mean "
+            "nothing. Use the base's encoder, or build the index anew with minionerec sid."
+        )
+    check_vectors(vectors)
+    with artifacts.write_artifact(folder, stage="sid", key=key, config=settings, inputs=inputs, seed=config.seed) as draft:
+        pairs = consecutive_pairs(dataset.train)
+        encoded = quantizer.encode(vectors, fuse(vectors, pairs, config.sid.collaborative))
+        codes = extend(base_index, old_rows, encoded, vectors, quantizer, share=config.sid.collisions in ("keep", "sinkhorn"))
+        step = {"base": old.digest, "items_before": len(old_rows), "items_after": len(codes)}
+        lineage = (*base_index.lineage, step)
+        index = SidIndex(codes, base_index.codebook_sizes, dataset.digest, base_index.codebooks, identity, lineage)
+        index.save(draft.path)
+        save_quantizer(quantizer, draft.path)
+        levels = encoded.shape[1]
+        encoded[old_rows] = base_index.codes[:, :levels]
+        draft.metrics = {"appended": len(codes) - len(old_rows)} | diagnose(encoded, codes, vectors, quantizer, pairs)
+    return Manifest.load(folder), True
+
+
+def extend(
+    base: SidIndex, old_rows: np.ndarray, encoded: np.ndarray, vectors: np.ndarray, quantizer: Quantizer, *, share: bool
+) -> np.ndarray:
+    """Codes of a larger catalogue.
+
+    A new item takes its own codes if no other item has them. Otherwise it shares them (`share`), or takes the next suffix of
+    a SID whose items all have one, as long as the base's suffix tokens last, or else the nearest free SID. New items are
+    served by the bytes of their vectors, not in the order they come.
+
+    Args:
+        base: the old index.
+        old_rows: row of each of its items in the new catalogue, (old items,).
+        encoded: (items, quantizer's levels), of the new catalogue.
+        vectors: (items, dimensions).
+
+    Returns:
+        (items, base.levels) int32; rows of old items are the base's.
+
+    Raises:
+        CatalogError: no SID is free.
+    """
+    levels = encoded.shape[1]
+    codes = np.full((len(encoded), base.levels), -1, dtype=np.int32)
+    codes[old_rows] = base.codes
+    used: Counter[Sid] = Counter()
+    suffixes: dict[Sid, int] = {}
+    for row in base.codes.tolist():
+        stem = tuple(row[:levels])
+        if not used[stem]:
+            occupy(stem, used)
+        if row[levels:] and row[levels] >= 0:
+            suffixes[stem] = max(suffixes.get(stem, -1), row[levels])
+    room, taken = math.prod(quantizer.codebook_sizes), len({tuple(row[:levels]) for row in base.codes.tolist()})
+    fresh = np.setdiff1d(np.arange(len(encoded)), old_rows)
+    for item in sorted(fresh.tolist(), key=lambda item: (vectors[item].tobytes(), item)):
+        stem = tuple(encoded[item].tolist())
+        further = suffixes.get(stem, -1) + 1
+        if used[stem] and not share and stem in suffixes and further < base.codebook_sizes[-1]:
+            suffixes[stem] = codes[item, levels] = further
+        elif used[stem] and not share:
+            if taken >= room:
+                raise CatalogError(f"All {room:,} semantic IDs are taken; build the index anew with larger codebooks.")
+            stem = nearest_unused(vectors[item], quantizer, used)
+        if not used[stem]:
+            occupy(stem, used)
+            taken += 1
+        codes[item, :levels] = stem
+    return codes
+
+
+def _rows_of(base: Dataset, dataset: Dataset, folder: Path) -> np.ndarray:
+    """Row of each of the base's items in the new catalogue."""
+    row = {name: number for number, name in enumerate(dataset.catalog["item_id"].to_list())}
+    names = base.catalog["item_id"].to_list()
+    missing = [name for name in names if name not in row]
+    if missing:
+        raise CatalogError(
+            f"{len(missing):,} of the {len(names):,} items of {folder} are not in the new catalogue, first {missing[0]!r}. "
+            "Appending keeps every old item: leave it in the catalogue, or build the index anew."
+        )
+    texts, old_texts = dataset.catalog["text"].to_list(), base.catalog["text"].to_list()
+    changed = [name for name, text in zip(names, old_texts, strict=True) if texts[row[name]] != text]
+    if changed:
+        raise CatalogError(
+            f"The text of {len(changed):,} items is not that of {folder} any more, first {changed[0]!r}. Their SIDs would stay "
+            "those of the old text: restore it, or build the index anew."
+        )
+    return np.array([row[name] for name in names], dtype=np.int64)

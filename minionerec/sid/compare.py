@@ -1,0 +1,100 @@
+"""Several quantizers on one catalogue, in one table.
+
+Inputs: `<run>/data`. Output: a table; nothing is written, `minionerec sid` builds the chosen one.
+
+Command: `minionerec sid compare --config ml-100k.yaml [--methods rq-kmeans,rq-vae]`
+"""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import numpy as np
+from rich.table import Table
+
+from minionerec import artifacts
+from minionerec.config import Config, SidConfig, SidMethod
+from minionerec.data.dataset import Dataset
+from minionerec.errors import ConfigError
+from minionerec.sid.build import check_catalog
+from minionerec.sid.collaborative import consecutive_pairs, fuse
+from minionerec.sid.collisions import resolve
+from minionerec.sid.diagnose import diagnose
+from minionerec.sid.encoder import item_vectors
+from minionerec.sid.quantize import fit
+
+COLUMNS = {
+    "reconstruction_error_before": "error",
+    "reconstruction_error": "error after",
+    "unique_before": "SIDs",
+    "unique": "SIDs after",
+    "largest_group_before": "largest",
+    "perplexity": "perplexity",
+    "neighbours_1": "near 1",
+    "neighbours_2": "near 2",
+    "copurchase_1": "bought 1",
+    "copurchase_2": "bought 2",
+    "chance_1": "chance 1",
+    "seconds": "s",
+}
+
+
+def run(config: Config, methods: Sequence[str] = ()) -> Table:
+    """Fit each method on the run's catalogue and measure it.
+
+    Args:
+        methods: names of `sid.method`; all where none is given.
+
+    Raises:
+        ConfigError: an unknown method, or a package that one needs is missing.
+        ArtifactError: the data stage has not run.
+    """
+    unknown = [name for name in methods if name not in get_args(SidMethod)]
+    if unknown:
+        raise ConfigError(f"--methods {unknown[0]}: unknown; known are {', '.join(get_args(SidMethod))}.")
+    artifacts.require(config.folder / "data", "minionerec data prepare --config YOUR.yaml")
+    dataset = Dataset.load(config.folder / "data")
+    check_catalog(dataset)
+    vectors = item_vectors(dataset, config.sid, config.seed)
+    pairs = consecutive_pairs(dataset.train)
+    chosen: list[SidMethod] = [name for name in get_args(SidMethod) if name in methods or not methods]
+    rows: dict[str, dict[str, Any]] = {
+        name: measure(vectors, pairs, pairs, dataclasses.replace(config.sid, method=name), config.seed) for name in chosen
+    }
+    return table(rows, f"{config.name}: {len(vectors):,} items, codebooks of {' + '.join(map(str, config.sid.sizes))}")
+
+
+def measure(vectors: np.ndarray, train_pairs: np.ndarray, pairs: np.ndarray, config: SidConfig, seed: int) -> dict[str, Any]:
+    """Fit and resolve; the figures of `diagnose`, counts of distinct SIDs, and the seconds that it took.
+
+    Args:
+        train_pairs: what the collaborative fusion may see, (pairs, 2).
+        pairs: what co-purchase agreement is measured on, (pairs, 2).
+    """
+    started = time.perf_counter()
+    fitted = fit(vectors, config, seed, fuse(vectors, train_pairs, config.collaborative))
+    codes = resolve(fitted.codes, vectors, fitted.quantizer, config.collisions)
+    seconds = time.perf_counter() - started
+    figures = diagnose(fitted.codes, codes, vectors, fitted.quantizer, pairs)
+    unique = {"unique_before": len(np.unique(fitted.codes, axis=0)), "unique": len(np.unique(codes, axis=0))}
+    return figures | unique | {"seconds": round(seconds, 1)}
+
+
+def table(rows: dict[str, dict[str, Any]], title: str) -> Table:
+    """One row per method; a figure that one lacks stays empty."""
+    made = Table(title=title, title_justify="left")
+    made.add_column("method", no_wrap=True)
+    for column in COLUMNS.values():
+        made.add_column(column, justify="right")
+    for name, figures in rows.items():
+        made.add_row(name, *(_cell(figures.get(key)) for key in COLUMNS))
+    return made
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(f"{one:.0f}" for one in value)
+    if isinstance(value, float):
+        return f"{value:.1f}" if value >= 1 else f"{value:.4f}".lstrip("0") or "0"
+    return "" if value is None else f"{value:,}"

@@ -1,0 +1,214 @@
+"""Neural quantizers: RQ-VAE, and RQ-KMeans+ that starts from residual k-means."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import nn
+
+from minionerec.config import RqVaeConfig, SidConfig
+from minionerec.errors import ConfigError
+from minionerec.sid.codebooks import ResidualQuantizer
+from minionerec.sid.residual import fit_levels, kmeans
+
+log = logging.getLogger(__name__)
+
+_IMPROVEMENT = 0.999  # of the reconstruction error, for an epoch to count as better
+_CLIP = 1.0  # L2 norm of the gradient, as in the reference
+
+Layers = tuple[tuple[np.ndarray, np.ndarray], ...]  # per layer, weight (out, in) and bias (out,)
+
+
+@dataclass(frozen=True)
+class NeuralQuantizer:
+    """A residual quantizer between an encoder and a decoder.
+
+    Attributes:
+        latent: the quantizer of encoded vectors.
+        encoder, decoder: layers with ReLU between them.
+        skip: encoder and decoder add their output to their input (RQ-KMeans+).
+    """
+
+    latent: ResidualQuantizer
+    encoder: Layers
+    decoder: Layers
+    skip: bool = False
+
+    @property
+    def codebooks(self) -> tuple[np.ndarray, ...]:
+        """Centroids per level, (codebook size, latent dimensions) float32."""
+        return self.latent.codebooks
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Codes per level, used or not."""
+        return self.latent.codebook_sizes
+
+    def encode(self, vectors: np.ndarray, guide: np.ndarray | None = None, block: int = 8192) -> np.ndarray:
+        """Codes (items, levels) int32; the encoder decides all of them, so `guide` is encoded where it is given."""
+        given = vectors if guide is None else guide
+        blocks = [given[start : start + block] for start in range(0, len(given), block)]
+        return np.concatenate([self.latent.encode(self._encoded(np.asarray(rows))) for rows in blocks])
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """The decoder's vectors of (items, levels) codes: (items, dimensions) float64."""
+        return _network(self.latent.decode(codes), self.decoder, self.skip)
+
+    def distances(self, vectors: np.ndarray, prefixes: np.ndarray) -> np.ndarray:
+        """Squared distance in the latent space of what prefixes leave to each centroid of the next level."""
+        return self.latent.distances(self._encoded(vectors), prefixes)
+
+    def _encoded(self, vectors: np.ndarray) -> np.ndarray:
+        return _network(vectors.astype(np.float32), self.encoder, self.skip)
+
+
+def fit_rqvae(vectors: np.ndarray, guide: np.ndarray, config: SidConfig, seed: int) -> tuple[NeuralQuantizer, None]:
+    """RQ-VAE (Zeghidour et al. 2021; for SIDs TIGER, arXiv 2305.05065): an autoencoder around a residual quantizer.
+
+    Loss: squared error of the reconstruction, plus per level the codebook's and `commitment` times the encoder's distance to
+    the chosen centroid, gradients straight through. Codebooks start from k-means of the first encoding. Training ends by
+    itself and the best epoch is kept; unused codes are revived. Encodes the fused vectors, reconstructs the text's.
+    """
+    torch.manual_seed(seed)
+    dimensions, settings = vectors.shape[1], config.rqvae
+    widths = [dimensions, *settings.hidden, settings.latent]
+    encoder, decoder = _mlp(widths), _mlp(widths[::-1])
+    with torch.no_grad():
+        encoded = encoder(torch.from_numpy(guide)).numpy()
+    start, _ = fit_levels(encoded, encoded, config.sizes, [kmeans], config.iterations, seed)
+    return _train(vectors, guide, encoder, decoder, start, settings, seed, skip=False), None
+
+
+def fit_kmeans_plus(vectors: np.ndarray, guide: np.ndarray, config: SidConfig, seed: int) -> tuple[NeuralQuantizer, None]:
+    """RQ-KMeans+ (MiniOneRec's): residual k-means as codebooks, then x + MLP(x) as encoder, trained with RQ-VAE's losses.
+
+    The MLP's last layer starts at zero, so training starts from residual k-means itself. The decoder has the same form.
+    """
+    torch.manual_seed(seed)
+    start, _ = fit_levels(guide, guide, config.sizes, [kmeans], config.iterations, seed)
+    widths = [vectors.shape[1], *config.rqvae.hidden[:1], vectors.shape[1]]
+    encoder, decoder = _mlp(widths), _mlp(widths)
+    for last in (encoder[-1], decoder[-1]):
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+    return _train(vectors, guide, encoder, decoder, start, config.rqvae, seed, skip=True), None
+
+
+def _mlp(widths: list[int]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for inner, outer in pairwise(widths):
+        linear = nn.Linear(inner, outer)
+        nn.init.xavier_normal_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        layers += [linear, nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _train(
+    vectors: np.ndarray,
+    guide: np.ndarray,
+    encoder: nn.Sequential,
+    decoder: nn.Sequential,
+    start: ResidualQuantizer,
+    settings: RqVaeConfig,
+    seed: int,
+    *,
+    skip: bool,
+) -> NeuralQuantizer:
+    """Train until the error over all vectors stops falling; the quantizer of the best epoch."""
+    inputs, targets = torch.from_numpy(guide), torch.from_numpy(vectors)
+    codebooks = nn.ParameterList(
+        [nn.Parameter(torch.from_numpy(book.copy()), requires_grad=not settings.ema) for book in start.codebooks]
+    )
+    trained = [*encoder.parameters(), *decoder.parameters(), *(book for book in codebooks if book.requires_grad)]
+    optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate)
+    order = torch.Generator().manual_seed(seed)
+    averages = [(torch.ones(len(book)), book.detach().clone()) for book in codebooks]
+    best, best_error, waited = _snapshot(encoder, decoder, codebooks, skip), float("inf"), 0
+    for epoch in range(settings.max_epochs):
+        used = [torch.zeros(len(book), dtype=torch.bool) for book in codebooks]
+        leftovers: list[torch.Tensor] = []
+        for batch in torch.randperm(len(inputs), generator=order).split(settings.batch_size):
+            latent = encoder(inputs[batch]) + (inputs[batch] if skip else 0)
+            quantised, loss, leftovers = torch.zeros_like(latent), latent.new_zeros(()), []
+            for level, book in enumerate(codebooks):
+                residual = latent - quantised.detach()
+                leftovers.append(residual.detach())
+                codes = torch.cdist(residual.detach(), book.detach()).argmin(dim=1)
+                centroid = book[codes]
+                used[level][codes] = True
+                loss = loss + settings.commitment * (residual - centroid.detach()).pow(2).mean()
+                if settings.ema:
+                    _move(book, averages[level], residual.detach(), codes, settings.ema)
+                else:
+                    loss = loss + (residual.detach() - centroid).pow(2).mean()
+                quantised = quantised + centroid
+            through = latent + (quantised - latent).detach()
+            rebuilt = decoder(through) + (through if skip else 0)
+            loss = (rebuilt - targets[batch]).pow(2).mean() + loss / len(codebooks)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(trained, _CLIP)
+            optimizer.step()
+        made = _snapshot(encoder, decoder, codebooks, skip)
+        error = float(((vectors - made.decode(made.encode(vectors, guide))) ** 2).mean())
+        if not np.isfinite(error):
+            raise ConfigError(
+                f"RQ-VAE training diverged in epoch {epoch + 1}; lower sid.rqvae.learning_rate ({settings.learning_rate})."
+            )
+        best, best_error, waited = (made, error, 0) if error < best_error * _IMPROVEMENT else (best, best_error, waited + 1)
+        if waited == settings.patience:
+            break
+        if settings.revive:
+            for book, chosen, rows, average in zip(codebooks, used, leftovers, averages, strict=True):
+                _revive(book, chosen, rows, average, order)
+    log.info("trained %d epochs; mean squared error %.3g", epoch + 1, best_error)
+    return best
+
+
+def _move(
+    book: torch.Tensor, average: tuple[torch.Tensor, torch.Tensor], residual: torch.Tensor, codes: torch.Tensor, decay: float
+) -> None:
+    """Let chosen centroids follow the moving average of their residuals (van den Oord et al. 2017, appendix A.1)."""
+    counts, sums = average
+    counts.mul_(decay).add_(torch.bincount(codes, minlength=len(book)).float(), alpha=1 - decay)
+    sums.mul_(decay).index_add_(0, codes, residual, alpha=1 - decay)
+    with torch.no_grad():
+        book.copy_(sums / counts.clamp(min=1e-5)[:, None])
+
+
+def _revive(
+    book: torch.Tensor,
+    used: torch.Tensor,
+    rows: torch.Tensor,
+    average: tuple[torch.Tensor, torch.Tensor],
+    order: torch.Generator,
+) -> None:
+    dead = (~used).nonzero()[:, 0]
+    picked = rows[torch.randint(len(rows), (len(dead),), generator=order)]
+    with torch.no_grad():
+        book[dead] = picked
+    average[0][dead], average[1][dead] = 1.0, picked
+
+
+def _snapshot(encoder: nn.Sequential, decoder: nn.Sequential, codebooks: nn.ParameterList, skip: bool) -> NeuralQuantizer:
+    books = tuple(book.detach().numpy().copy() for book in codebooks)
+    return NeuralQuantizer(ResidualQuantizer(books), tuple(_layers(encoder)), tuple(_layers(decoder)), skip)
+
+
+def _layers(network: nn.Sequential) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for layer in network:
+        if isinstance(layer, nn.Linear):
+            yield layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()
+
+
+def _network(rows: np.ndarray, layers: Layers, skip: bool) -> np.ndarray:
+    made = rows
+    for place, (weight, bias) in enumerate(layers):
+        made = made @ weight.T + bias
+        if place < len(layers) - 1:
+            made = np.maximum(made, 0)
+    return made + rows if skip else made

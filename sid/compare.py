@@ -1,0 +1,11 @@
+"""Several quantizers on one catalogue, in one table. The same as `minionerec sid compare`.
+
+Run: python sid/compare.py --config ml-100k --methods rq-kmeans-joint,rq-kmeans,rq-vae
+"""
+
+import sys
+
+from minionerec.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["sid", "compare", *sys.argv[1:]]))

@@ -1,0 +1,121 @@
+"""Each benchmark of the tree engine at a tiny size: it runs, both sides give the same, and its checks can fail."""
+
+import argparse
+import importlib
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.small import random_dataset
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module
+
+
+def test_decode_gives_the_peers_lists(script):
+    decode = script("decode")
+    (ours, lists), (peer, peer_lists), (_, whole) = (decode.measure(side, "tiny", 2, 12, 5, 0) for side in decode.SIDES)
+    assert decode.check(lists, peer_lists) <= 1e-4
+    assert decode.overlap(lists["sids"], whole["sids"]) == 1
+    assert ours["tokens"] == ours["floor"] == 12 + 2 * 5
+    assert peer["tokens"] == 5 * (12 + 2)
+    with pytest.raises(SystemExit, match="The lists differ: overlap"):
+        lists["sids"][0, 0] = 0
+        decode.check(lists, peer_lists)
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "row"),
+    [
+        ("decode", "--model tiny --batch 1 --settings 9:3", "| 9 | 3 |"),
+        ("grpo_step", "--model tiny --prompts 9 --per-step 1 --generations 3 --steps 1", "| 9 |"),
+        ("catalogue_scale", "--model tiny --items 500 --prompt 9 --beams 3", "| 500 |"),
+        ("sft_step", "--examples 16 --hidden 32 --stride 6 --packed-tokens 64", "| packed-plain |"),
+    ],
+)
+def test_tables(script, monkeypatch, capsys, name, flags, row):
+    """Whole scripts; what would be processes of their own runs here."""
+    benchmark = script(name)
+    if name == "sft_step":
+        monkeypatch.setattr(benchmark, "industrial", random_dataset)
+
+    def run(command, **_):
+        benchmark.main(command[2:])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(script("setting").subprocess, "run", run)
+    benchmark.main([*flags.split(), "--repeats", "1", "--seconds", "0"])
+    assert capsys.readouterr().out.splitlines()[-1].startswith(row)
+
+
+def test_a_process_of_its_own(script):
+    file = FOLDER / "catalogue_scale.py"
+    options = ["--only", "ours", "--model", "tiny", "--items", "500", "--prompt", "9", "--beams", "3", "--seconds", "0"]
+    figures, tensors = script("setting").in_fresh_process(str(file), options)
+    assert figures["peak"] >= figures["build peak"] >= figures["before"] > 0
+    assert not tensors
+    with pytest.raises(SystemExit, match=r"ended with 2:[\s\S]*not a whole number above 0"):
+        script("setting").in_fresh_process(str(file), ["--only", "ours", "--beams", "many"])
+
+
+def test_grpo_step_equals_stock_trl(script):
+    grpo_step = script("grpo_step")
+    ours, peer = (grpo_step.measure(side, "tiny", 10, 2, 4, 1) for side in grpo_step.SIDES)
+    assert set(grpo_step.differences(ours, peer)) == set(grpo_step.AGREE)
+    assert peer[0]["kl"] > 0
+    assert peer[1]["gradients"].norm() > 0
+    ours[1]["gradients"][0] += 1
+    with pytest.raises(SystemExit, match="The steps differ"):
+        grpo_step.differences(ours, peer)
+    ours[1]["sids"][0, 0] += 1
+    with pytest.raises(SystemExit, match="The rollouts differ"):
+        grpo_step.differences(ours, peer)
+
+
+def test_sft_step_has_the_peers_gradient(script, monkeypatch):
+    sft_step = script("sft_step")
+    monkeypatch.setattr(sft_step, "industrial", random_dataset)
+    sizes = {"examples": 48, "stride": 6, "hidden": 32, "micro": 24, "row_tokens": 64, "padded_micro": 8, "packed_tokens": 64}
+    found = {side: sft_step.measure(side, argparse.Namespace(**sizes, seconds=0)) for side in sft_step.SIDES}
+    for side in sft_step.SIDES:
+        assert sft_step.apart(found[side], found["padded"]) <= 1e-5
+    tokens = {side: figures["tokens"] for side, (figures, _) in found.items()}
+    assert tokens["ours"] < tokens["packed"] == found["ours"][0]["given"] < tokens["sorted"] < tokens["padded"]
+    found["ours"][1]["gradient"] *= 1.001
+    with pytest.raises(SystemExit, match="The steps differ"):
+        sft_step.apart(found["ours"], found["padded"])
+
+
+def test_sft_step_says_which_data_it_needs(script, tmp_path):
+    with pytest.raises(SystemExit, match="needs train/Industrial_and_Scientific"):
+        script("sft_step").industrial(tmp_path)
+
+
+def test_catalogue_scale_checks_its_lists(script):
+    catalogue_scale = script("catalogue_scale")
+    figures, _ = catalogue_scale.measure(1000, "tiny", 12, 5, 0)
+    assert 0 < figures["bytes"] <= 40
+    codes = catalogue_scale.random_codes(1000)
+    assert len({tuple(row) for row in codes.tolist()}) == 1000
+    tokens = torch.from_numpy(codes[:5]).long() + 7 + 256 * torch.arange(3)
+    trie = catalogue_scale.CatalogTrie.from_codes(codes + 7)
+    found = catalogue_scale.BeamResult(tokens[None], torch.zeros(1, 5), torch.ones(1, dtype=torch.bool))
+    allowed = (codes[:, None] == codes[:5]).all(-1).any(-1)
+    catalogue_scale.check(found, trie, codes, 7, allowed)
+    with pytest.raises(SystemExit, match="invalid or repeated"):
+        catalogue_scale.check(found, trie, codes, 7, ~allowed)
+
+
+def test_without_the_data_a_random_catalogue_stands_in(script, tmp_path):
+    setting = script("setting")
+    codes, name = setting.industrial_codes(tmp_path)
+    assert name.startswith("a random catalogue")
+    assert codes.shape == (3686, 3)
+    assert len({tuple(row) for row in codes.tolist()}) > 3000

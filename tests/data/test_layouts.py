@@ -1,0 +1,176 @@
+"""The reference's layout and RecBole's, there and back."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from minionerec.config import Config, DataConfig
+from minionerec.data import prepare, recbole, reference
+from minionerec.data.dataset import SPLITS, Dataset
+from minionerec.data.problems import Problems
+from minionerec.errors import ConfigError, DataError
+from tests.small import random_dataset
+
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "amazon"
+COUNTS = {
+    "Industrial_and_Scientific": {"items": 3686, "train": 10_393, "valid": 4532, "test": 4533},
+    "Office_Products": {"items": 3459, "train": 9484, "valid": 4866, "test": 4866},
+}
+
+
+def read(folder: Path, source: str, category: str | None = None, **fields) -> Dataset:
+    config = DataConfig(source=source, path=str(folder), category=category, **fields)
+    return prepare.READERS[source](folder, config, Problems())[0]
+
+
+def equal(one: Dataset, other: Dataset) -> bool:
+    return one.catalog.equals(other.catalog) and all(one.split(name).equals(other.split(name)) for name in SPLITS)
+
+
+@pytest.mark.parametrize("category", COUNTS)
+def test_the_real_files_there_and_back(tmp_path, category):
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} is not there")
+    manifest, _ = prepare.run(
+        Config(out=str(tmp_path / "run"), data=DataConfig(source="reference", path=str(SHARED), category=category))
+    )
+    assert {name: manifest.metrics[name] for name in COUNTS[category]} == COUNTS[category]
+    dataset = Dataset.load(tmp_path / "run" / "data")
+    sids = reference.shipped_sids(SHARED, category, "reference")
+    stem = f"{category}_5_2016-10-2018-11"
+    reference.write(dataset, [sids[item] for item in dataset.catalog["item_id"]], stem, tmp_path / "out")
+    for name in ("valid", "test"):  # the very bytes
+        assert (tmp_path / "out" / name / f"{stem}.csv").read_bytes() == (SHARED / name / f"{stem}.csv").read_bytes()
+    assert (tmp_path / "out" / "info" / f"{stem}.txt").read_bytes() == (SHARED / "info" / f"{stem}.txt").read_bytes()
+    for kind in ("index", "item"):
+        written = (tmp_path / "out" / "index" / f"{stem}.{kind}.json").read_bytes()
+        assert written == (SHARED / "index" / f"{category}.{kind}.json").read_bytes()
+    original = (SHARED / "train" / f"{stem}.partial.csv").read_bytes()  # written with CRLF
+    assert (tmp_path / "out" / "train" / f"{stem}.csv").read_bytes() == original.replace(b"\r\n", b"\n")
+    assert equal(read(tmp_path / "out", "reference"), dataset)
+    recbole.write(dataset, category, tmp_path / "recbole")
+    assert equal(read(tmp_path / "recbole", "recbole"), dataset)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 10**6), users=st.integers(3, 12), items=st.integers(4, 20))
+def test_round_trips_lose_nothing(tmp_path_factory, seed, users, items):
+    dataset, index = random_dataset(users, items, seed)
+    folder = tmp_path_factory.mktemp("layout")
+    strings = index.token_strings()
+    sids = [[strings[offset + code] for offset, code in zip((0, 6, 12), row, strict=True)] for row in index.codes.tolist()]
+    reference.write(dataset, sids, "small", folder / "reference")
+    back = read(folder / "reference", "reference")
+    details = ["description", "brand", "categories"]
+    assert equal(replace(back, catalog=back.catalog.drop(details)), dataset)
+    shipped = reference.shipped_sids(folder / "reference", None, "reference")
+    assert [shipped[item] for item in dataset.catalog["item_id"]] == sids
+    recbole.write(dataset, "small", folder / "recbole")
+    whole = read(folder / "recbole", "recbole", max_history=6)  # from the interactions, split again
+    assert equal(whole, dataset) and whole.interactions.equals(dataset.interactions)
+    (folder / "recbole" / "small.inter").unlink()
+    assert equal(read(folder / "recbole", "recbole"), dataset)  # with the splits as they are
+
+
+ROW = {
+    "user_id": "A1", "history_item_title": "['Lamp', \"Bob's cup\"]", "item_title": "Lamp", "history_item_id": "[0, 1]",
+    "item_id": "0", "history_item_sid": "['<a_1><b_2>', '<a_1><b_3>']", "item_sid": "<a_1><b_2>",
+}  # fmt: skip
+
+
+def layout(folder: Path, train: list[dict] | None = None, info: str | None = None, index: dict | None = None) -> Path:
+    for name in (*SPLITS, "info", "index"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    text = "<a_1><b_2>\tLamp\t0\n<a_1><b_3>\tBob's cup\t1\n" if info is None else info
+    (folder / "info" / "Toys_5.txt").write_text(text)
+    tokens = {"0": ["<a_1>", "<b_2>"], "1": ["<a_1>", "<b_3>"]} if index is None else index
+    (folder / "index" / "Toys.index.json").write_text(json.dumps(tokens))
+    items = {"0": {"title": "Lamp", "description": "['Bright', 'red']", "brand": "B"}, "1": {"title": "Bob's cup"}}
+    (folder / "index" / "Toys.item.json").write_text(json.dumps(items))
+    for name in SPLITS:
+        with (folder / name / "Toys_5.csv").open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, reference.COLUMNS)
+            writer.writeheader()
+            writer.writerows((train or [ROW]) if name == "train" else [ROW])
+    return folder
+
+
+def test_positions_grow_and_descriptions_become_prose(tmp_path):
+    dataset = read(layout(tmp_path, [ROW, ROW]), "reference")
+    assert [dataset.split(name)["position"].to_list() for name in SPLITS] == [[2, 3], [4], [5]]
+    assert dataset.catalog.row(0) == ("0", "Lamp", "Lamp. Bright red", "['Bright', 'red']", "B", "")
+    assert dataset.train.row(0) == ("A1", [0, 1], 0, None, 2)
+    assert read(tmp_path, "reference", max_history=1).train["history"].to_list() == [[1], [1]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"item_id": "7"}, "item '7' is not in the info file"),
+        ({"history_item_id": "[0, 9]"}, "item '9' is not in the info file"),
+        ({"history_item_id": "[]"}, "the history is empty"),
+        ({"history_item_id": "__import__('os').system('true')"}, "is no list"),
+        ({"history_item_id": "(0, 1)"}, r"is no list \(a tuple\)"),
+        ({"item_title": "Lump"}, "item_title 'Lump', but the info file has 'Lamp'"),
+        ({"item_sid": "<a_1>"}, "item_sid '<a_1>', but the index file has '<a_1><b_2>'"),
+        ({"history_item_title": "['Lamp']"}, "history_item_title has 1 entries that do not agree"),
+        ({"history_item_sid": "['<a_1><b_2>', open('x')]"}, "history_item_sid .* is no list"),
+        ({"user_id": ""}, "the user id is empty"),
+    ],
+)
+def test_rows_are_checked_against_info_and_index(tmp_path, change, message):
+    folder = layout(tmp_path, [ROW, ROW | change])
+    with pytest.raises(DataError, match=rf"train/Toys_5\.csv, row 3: .*{message}"):
+        read(folder, "reference")
+    problems = Problems(skip=True)
+    config = DataConfig(source="reference", path=str(folder))
+    assert len(reference.read(folder, config, problems).train) == 1 and len(problems.found) == 1
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({"info": "<a_1><b_2>\tLamp\n"}, r"line 1: 2 fields, expected SID, title and item id"),
+        ({"info": "<a_1><b_2>\tLamp\t0\n<a_1><b_2>\tLamp\t0\n"}, "line 2: item '0' is listed twice"),
+        ({"info": "<a_9><b_2>\tLamp\t0\n"}, r"SID '<a_9><b_2>', but Toys\.index\.json has \['<a_1>', '<b_2>'\]"),
+        ({"info": "<a_1><b_2>\tLamp\t0\n", "index": {"0": "<a_1>"}}, "item '0': found <a_1>, expected a list of tokens"),
+    ],
+)
+def test_info_and_index_files_are_checked(tmp_path, broken, message):
+    with pytest.raises(DataError, match=message):
+        read(layout(tmp_path, **broken), "reference")
+
+
+def test_missing_files(tmp_path):
+    layout(tmp_path)
+    (tmp_path / "test" / "Toys_5.csv").rename(tmp_path / "test" / "Toys_5.partial.csv")
+    with pytest.raises(DataError, match=r"test/Toys_5\.csv: not found"):
+        read(tmp_path, "reference")
+    (tmp_path / "info" / "Office.txt").write_text("")
+    with pytest.raises(DataError, match=r"found Office\.txt, Toys_5\.txt\. Choose one with data\.category"):
+        read(tmp_path, "reference")
+    with pytest.raises(DataError, match=r"no \*\.index\.json belongs to Office\.txt"):
+        (tmp_path / "train" / "Office.csv").touch()
+        (tmp_path / "valid" / "Office.csv").touch()
+        (tmp_path / "test" / "Office.csv").touch()
+        read(tmp_path, "reference", "Office")
+
+
+def test_given_splits_exclude_filters(tmp_path):
+    dataset, _ = random_dataset()
+    recbole.write(dataset, "small", tmp_path)
+    (tmp_path / "small.inter").unlink()
+    with pytest.raises(ConfigError, match=r"data\.user_k is 5, but the splits in .* are given: it would have no effect"):
+        read(tmp_path, "recbole", user_k=5)
+    path = tmp_path / "small.test.inter"
+    path.write_text(path.read_text().replace("\ti", "\tnowhere").replace("\tnowheretem", "\titem"))
+    with pytest.raises(DataError, match=r"small\.test\.inter, row 2: item 'nowhere"):
+        read(tmp_path, "recbole")
+    blank = dataset.catalog.with_columns(item_id=dataset.catalog["item_id"].replace("i0", "i 0"))
+    with pytest.raises(DataError, match="item id 'i 0' has a blank"):
+        recbole.write(replace(dataset, catalog=blank), "small", tmp_path)

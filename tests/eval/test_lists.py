@@ -1,0 +1,116 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from minionerec.errors import DataError
+from minionerec.eval import lists as module
+from minionerec.eval.compare import align, compare
+from minionerec.eval.lists import RankedLists, check_belongs
+from minionerec.eval.predictions import Prediction, as_predictions, read_predictions, write_predictions
+from tests import small
+from tests.eval.samples import prediction, random_predictions
+
+DATASET, INDEX = small.random_dataset()
+
+
+def whole(split="test"):
+    rows = DATASET.split(split)
+    return as_predictions(rows, [np.arange(10)] * len(rows), INDEX)
+
+
+def check(predictions, split="test"):
+    check_belongs(RankedLists.of(predictions), DATASET, INDEX, split, "p.jsonl")
+
+
+def assert_equal(first, second):
+    for field in dataclasses.fields(RankedLists):
+        ours, theirs = getattr(first, field.name), getattr(second, field.name)
+        if isinstance(ours, module.Ragged):
+            ours, theirs = (ours.values, ours.offsets), (theirs.values, theirs.offsets)
+        np.testing.assert_equal(ours, theirs) if not isinstance(ours, tuple) else [
+            np.testing.assert_array_equal(a, b) for a, b in zip(ours, theirs, strict=True)
+        ]
+
+
+@pytest.mark.parametrize("block", [1, 700, 10**6])
+def test_blocks_read_what_single_lines_read(tmp_path, monkeypatch, block):
+    predictions = random_predictions(users=30, length=7)
+    predictions[3] = dataclasses.replace(predictions[3], sids=[], scores=[], items=[])
+    first = predictions[5]
+    predictions[5] = dataclasses.replace(first, sizes=[1] * (len(first.sids) - 1) + [len(first.items) - len(first.sids) + 1])
+    predictions[7] = dataclasses.replace(predictions[7], position=4)
+    path = tmp_path / "p.jsonl"
+    write_predictions(path, predictions)
+    monkeypatch.setattr(module, "_BLOCK", block)
+    monkeypatch.setattr(module, "read_predictions", lambda _: pytest.fail("the fast path gave up"))
+    assert_equal(RankedLists.read(path), RankedLists.of(read_predictions(path)))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ('{"user": "x"', "line 2: not valid JSON"),
+        ("", "line 2: not valid JSON"),
+        ("NAN", "line 2: field scores is"),
+        ("TWICE", "line 2: user 'u1': sids holds a SID twice"),
+        ("AGAIN", "line 2: user 'u0' is already on line 1"),
+        ("SHORT", "line 2: user 'u1': 1 scores for"),
+        ("FLOAT", "line 2: field target is 1.5"),
+        ("SIZES", "line 2: user 'u1': 1 sizes that add up to 3"),
+    ],
+)
+def test_what_the_fast_path_refuses_is_named_by_line(tmp_path, bad, message):
+    path = tmp_path / "p.jsonl"
+    write_predictions(path, random_predictions(users=3, length=5))
+    lines = path.read_text().splitlines()
+    values = read_predictions(path)[1]
+    row = {name: value for name, value in dataclasses.asdict(values).items() if value is not None}
+    changes = {
+        "NAN": {"scores": [float("nan")] * len(values.scores)},
+        "TWICE": {"sids": [values.sids[0]] * len(values.sids)},
+        "AGAIN": {"user": "u0"},
+        "SHORT": {"scores": [0.0]},
+        "FLOAT": {"target": 1.5},
+        "SIZES": {"sizes": [3]},
+    }
+    lines[1] = json.dumps(row | changes[bad]) if bad in changes else bad
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=message):
+        RankedLists.read(path)
+
+
+def test_predictions_of_this_split_in_any_order_belong():
+    check(whole())
+    check(whole()[::-1])
+    check(whole("valid"), "valid")
+
+
+def test_predictions_of_other_splits_catalogues_and_missing_users():
+    with pytest.raises(DataError, match=r"user 'u\d+' \(and 1 more\) is missing.*20 examples, the file 18"):
+        check(whole()[2:])
+    with pytest.raises(DataError, match=r"p.jsonl, line \d+: .*(predictions of another split|a history of)"):
+        check(whole("valid"))
+    with pytest.raises(DataError, match=r"'stranger'.*is not in this split"):
+        check([*whole(), dataclasses.replace(whole()[0], user="stranger")])
+    other = dataclasses.replace(whole()[0], target_sid=[5, 5, 5])
+    with pytest.raises(DataError, match="predictions of another catalogue"):
+        check([other, *whole()[1:]])
+
+
+def test_comparison_needs_the_same_examples():
+    first, second = RankedLists.of(whole()), RankedLists.of(whole()[::-1])
+    assert align(first, second).tolist() == list(range(20))[::-1]
+    same = compare(first, second, resamples=50)
+    assert all(cell["value"] == 0 and cell["p"] == 1 and cell["noise"] for cell in same.values())
+    with pytest.raises(DataError, match="20 and 19 examples"):
+        compare(whole(), whole()[1:], resamples=50)
+    with pytest.raises(DataError, match="other targets"):
+        compare(whole(), whole("valid"), resamples=50)
+
+
+def test_a_user_with_several_rows_is_told_by_position():
+    rows = [Prediction("a", [1], 1, [1], [[1]], [1], [0.0], True, place) for place in (3, 4)]
+    lists = RankedLists.of(rows)
+    assert lists.units().tolist() == [0, 0] and RankedLists.of([prediction("a", (1,))]).units() is None

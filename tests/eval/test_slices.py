@@ -1,0 +1,90 @@
+import dataclasses
+
+import numpy as np
+import polars as pl
+import pytest
+
+from minionerec.eval.exposure import diversity, exposure, gini
+from minionerec.eval.lists import RankedLists
+from minionerec.eval.predictions import as_predictions
+from minionerec.eval.slices import (
+    POPULARITY,
+    parts_of_dataset,
+    parts_of_lists,
+    popularity_groups,
+    same_time,
+    slice_tables,
+)
+from tests import small
+from tests.eval.samples import prediction
+
+DATASET, INDEX = small.random_dataset(users=30)
+ROWS = DATASET.test
+LISTS = RankedLists.of(as_predictions(ROWS, [np.arange(15)] * len(ROWS), INDEX))
+PARTS = parts_of_lists(LISTS) | parts_of_dataset(LISTS, DATASET, INDEX, "test")
+
+
+@pytest.mark.parametrize("question", PARTS)
+def test_every_row_is_in_exactly_one_part(question):
+    assert np.stack(list(PARTS[question].values())).sum(axis=0).tolist() == [1] * len(LISTS)
+
+
+def test_parts_against_the_rows():
+    histories, targets = ROWS["history"].to_list(), ROWS["target"].to_list()
+    repeats = [target in history for target, history in zip(targets, histories, strict=True)]
+    assert PARTS["target in the history"]["repeat"].tolist() == repeats
+    assert PARTS["history length"]["2 to 3"].tolist() == [len(history) in (2, 3) for history in histories]
+    shared = [len(INDEX.items(INDEX.codes[target])) > 1 for target in targets]
+    assert PARTS["target's SID"]["shared by several items"].tolist() == shared
+
+
+def test_metrics_of_a_part_are_those_of_its_rows():
+    tables = slice_tables(LISTS, PARTS, (10,), resamples=50)
+    for question, answers in PARTS.items():
+        for answer, rows in answers.items():
+            if not rows.any():
+                assert answer not in tables[question]
+                continue
+            hits = [
+                sid in ranked
+                for sid, ranked in zip(LISTS.target_sids[rows].tolist(), LISTS.sids[rows, :10].tolist(), strict=True)
+            ]
+            cell = tables[question][answer]
+            assert cell["HR@10"]["value"] == pytest.approx(np.mean(hits))
+            assert (cell["rows"], cell["share"]) == (rows.sum(), pytest.approx(rows.mean()))
+
+
+def test_popularity_groups_split_interactions_in_thirds():
+    counts = np.array([0, 10, 1, 1, 1, 5, 5, 5, 2, 0])
+    groups = [POPULARITY[group] for group in popularity_groups(counts)]
+    assert groups == ["unseen", "head", "tail", "tail", "tail", "middle", "middle", "tail", "tail", "unseen"]
+
+
+def test_same_time_looks_at_the_item_before():
+    assert same_time(LISTS, DATASET, "test").tolist() == [0] * len(LISTS)  # timestamps are 0, 1, 2, ...
+    before = DATASET.valid.with_columns(
+        pl.when(pl.col("user") == "u3").then(pl.col("timestamp") + 1).otherwise(pl.col("timestamp"))
+    )
+    changed = dataclasses.replace(DATASET, valid=before.rename({"timestamp": "timestamp"}))
+    assert [user for user, same in zip(LISTS.users, same_time(LISTS, changed, "test"), strict=True) if same == 1] == ["u3"]
+    blind = {
+        name: DATASET.split(name).with_columns(pl.lit(0, pl.Int64).alias("timestamp")) for name in ("train", "valid", "test")
+    }
+    assert same_time(LISTS, dataclasses.replace(DATASET, **blind), "test") is None
+
+
+def test_gini_and_diversity_by_hand():
+    assert gini(np.array([5, 5, 5])) == 0 and gini(np.zeros(3)) == 0
+    assert gini(np.array([0, 0, 0, 8])) == pytest.approx(0.75)
+    one = prediction("a", (0, 0), (0, 0), (0, 1), (1, 1))
+    assert diversity([one]) == pytest.approx((0.5 + 1 + 1) / 3)
+    assert diversity([one], k=2) == 0.5 and diversity([prediction("a", (0,), (0,))]) is None
+
+
+def test_exposure_by_hand():
+    lists = [prediction("a", (0,), (0,), item=1, items=(0, 1)), prediction("b", (0,), (0,), item=0, items=(0, 2))]
+    found = exposure(lists, np.array([3, 1, 0, 0]), k=2)
+    assert found["coverage"] == 0.75 and found["gini"] == gini(np.array([2, 1, 1, 0]))
+    assert (found["popularity"], found["target_popularity"]) == ((3 + 1 + 3 + 0) / 4, 2)
+    assert found["popularity_bias"] == pytest.approx(7 / 8)
+    assert found["novelty"] == pytest.approx(-(2 * np.log2(4 / 8) + np.log2(2 / 8) + np.log2(1 / 8)) / 4)

@@ -1,0 +1,147 @@
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from minionerec.eval.predictions import read_predictions, write_predictions
+from minionerec.report.paper_gap import build, main
+from minionerec.report.published import METRICS, published
+from tests.report.run_folder import make_run
+from tests.report.test_page import Page
+
+
+@pytest.fixture(scope="module")
+def two_seeds(tmp_path_factory):
+    """A run of SIDs that collide, and the same recipe with another seed and other predictions."""
+    root = tmp_path_factory.mktemp("runs")
+    make_run(root / "a", collide=True)
+    make_run(root / "b", collide=True, skill=1.4)
+    for path in (root / "b").rglob("manifest.json"):
+        values = json.loads(path.read_text()) | {"seed": 43}
+        path.write_text(json.dumps(values))
+    return root
+
+
+def reference_file(path, hits: float, rows: int = 4533):
+    """A result file of the reference for as many rows as Industrial's test split, with a share of the targets at rank 1."""
+    rng = np.random.default_rng(0)
+    records = [
+        {
+            "input": "items <a_1><b_1><c_1>",
+            "output": "<a_1><b_2><c_3>\n",
+            "predict": [
+                "<a_1><b_2><c_3>" if rng.random() < hits else "<a_1><b_2><c_4>",
+                *(f"<a_2><b_0><c_{c}>" for c in range(9)),
+            ],
+        }
+        for _ in range(rows)
+    ]
+    path.write_text(json.dumps(records))
+    return path
+
+
+def test_without_runs_the_published_tables_alone(tmp_path, capsys):
+    assert main(["--out", str(tmp_path / "new")]) == 0
+    found = json.loads((tmp_path / "new/paper_gap.json").read_text(encoding="utf-8"))
+    assert [section["name"] for section in found["datasets"]] == list(published()["datasets"])
+    page = Page(tmp_path / "new/paper_gap.html")
+    text = (tmp_path / "new/paper_gap.md").read_text(encoding="utf-8")
+    for words in ("NDCG ~13-16 % below, HR ~12-16 % below the paper", "D3", "NDCG falls from @3 to @5 by 0.0002"):
+        assert words in page.words and words in text
+    raw = (tmp_path / "new/paper_gap.html").read_text(encoding="utf-8")
+    assert raw.count('class="n flagged"') == 8 + 10  # all four cells of each contradiction, shared ones once
+    assert "replication" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("hits", "verdict"), [(0.05, "below"), (0.40, "above")])
+def test_a_reference_file_is_held_against_the_paper(tmp_path, hits, verdict):
+    path = reference_file(tmp_path / "final.json", hits)
+    found = build([path], tmp_path, None, 200, 0)
+    industrial = found["datasets"][0]
+    (run,) = industrial["runs"]
+    assert run["comparable"] and "taken on trust" in run["notes"][0] and set(run["metrics"]) == set(METRICS)
+    cell, target = run["metrics"]["HR@10"], industrial["published"]["MiniOneRec"]["HR@10"]["value"]
+    assert cell["verdict"] == verdict and cell["gap"] == pytest.approx(cell["value"] - target, abs=1e-4)
+    assert (cell["high"] < target) == (verdict == "below")
+    assert run["summary"].endswith("the paper")
+
+
+def test_noise_is_called_noise(tmp_path):
+    (run,) = build([reference_file(tmp_path / "final.json", 0.1586)], tmp_path, None, 200, 0)["datasets"][0]["runs"]
+    assert run["metrics"]["HR@10"]["verdict"] == "within noise"
+
+
+def test_runs_seeds_pairs_and_causes(two_seeds, tmp_path):
+    found = build([two_seeds / "a", two_seeds / "b"], tmp_path, None, 200, 0)
+    own = found["datasets"][-1]
+    assert own["published"] is None and len(own["runs"]) == 8 and own["asked"] == "a, SFT + RL"
+    groups = {group["label"]: group for group in own["seeds"]}
+    assert groups["a, SFT"]["seeds"] == [42, 43] and groups["a, SFT"]["metrics"]["HR@10"]["sd"] > 0
+    assert len(own["pairs"]) == 28
+    pair = next(p for p in own["pairs"] if (p["first"], p["second"]) == ("a, SFT", "b, SFT"))["metrics"]["NDCG@10"]
+    assert pair["value"] > 0 and not pair["noise"] and pair["p"] < 0.05
+    causes = {cause["title"]: cause for cause in own["causes"]}
+    assert "with the luckiest order" in causes["collisions"]["effect"] and "share their SID" in causes["collisions"]["effect"]
+    assert "without them" in causes["repeats"]["effect"] and "over 2 seeds" in causes["seeds"]["effect"]
+    for title in ("prompt mismatch", "wrong reward targets", "validation labels in training rewards", "answer in the prompt",
+                  "generation defaults", "model size"):  # fmt: skip
+        assert causes[title]["effect"] is None and causes[title]["switch"]
+    assert "not measured" in Page(tmp_path / "paper_gap.html").words
+
+
+def test_equal_inputs_give_equal_bytes(two_seeds, tmp_path):
+    for name in ("one", "two"):
+        build([two_seeds / "a"], tmp_path / name, None, 100, 0)
+    for name in ("paper_gap.json", "paper_gap.md", "paper_gap.html"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_the_page_is_self_contained(two_seeds, tmp_path):
+    build([two_seeds / "a"], tmp_path, None, 100, 0)
+    raw = (tmp_path / "paper_gap.html").read_text(encoding="utf-8")
+    assert not re.search(r"<(script|img|link|iframe)[^>]*(src|href)=", raw)
+    assert not re.search(r"built-in|object at 0x|Undefined|\bNone\b|\bnan\b", Page(tmp_path / "paper_gap.html").words)
+    for plot in re.findall(r'<script type="application/json">(.*?)</script>', raw):
+        layout = json.loads(plot)["layout"]
+        assert layout["yaxis"]["title"]["text"]
+
+
+def test_a_dataset_chosen_by_hand_is_shown_without_verdict(two_seeds, tmp_path):
+    found = build([two_seeds / "a"], tmp_path, "Office_Products", 100, 0)
+    runs = found["datasets"][1]["runs"]
+    assert len(runs) == 4 and not any(run["comparable"] for run in runs)
+    assert runs[0]["metrics"]["HR@10"]["verdict"] == "not comparable" and runs[0]["summary"] is None
+    assert "80 items, published 3,459" in runs[0]["notes"][0]
+
+
+@pytest.fixture
+def fails(capsys, tmp_path):
+    def run(*arguments) -> str:
+        assert main([*map(str, arguments), "--out", str(tmp_path / "out")]) == 2
+        error = " ".join(capsys.readouterr().err.split())
+        assert "Traceback" not in error and not (tmp_path / "out").exists()
+        return error
+
+    return run
+
+
+def test_bad_runs(two_seeds, tmp_path, fails):
+    assert "not found; expected the folder of a run" in fails("--runs", tmp_path / "none")
+    assert "data: no finished artefact here" in fails("--runs", tmp_path)
+    assert "--resamples is 0" in fails("--resamples", 0)
+    assert "no published table of that name" in fails("--runs", two_seeds / "a", "--dataset", "Beauty")
+    short = shutil.copytree(two_seeds / "a", tmp_path / "short")
+    path = short / "eval/sft/predictions.jsonl"
+    write_predictions(path, read_predictions(path)[1:])
+    manifest = json.loads(path.with_name("manifest.json").read_text())
+    manifest["files"]["predictions.jsonl"]["bytes"] = path.stat().st_size
+    path.with_name("manifest.json").write_text(json.dumps(manifest))
+    assert "is missing" in fails("--runs", short)
+
+
+def test_runs_on_other_examples_cannot_be_compared(tmp_path, fails):
+    first, second = reference_file(tmp_path / "a.json", 0.1), reference_file(tmp_path / "b.json", 0.1)
+    second.write_text(second.read_text().replace("<a_1><b_2><c_3>\\n", "<a_1><b_2><c_9>\\n", 1))
+    assert "do not have the same target SIDs" in fails("--runs", first, second)

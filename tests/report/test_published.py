@@ -1,0 +1,87 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minionerec.eval.levels import drop_off
+from minionerec.eval.metrics import per_user
+from minionerec.report.published import METRICS, PAPER, REPLICATION, audit, discrepancy, gap, impossible, published, summary
+
+DATASETS = published()["datasets"]
+SHARED = Path(__file__).parents[3] / "shared/reference/minionerec.json"
+EXPECTED = {
+    "Industrial_and_Scientific": [("HSTU", 3, 5), ("D3", 3, 5)],
+    "Office_Products": [("TIGER", 3, 5), ("TIGER", 5, 10), ("S-DPO", 5, 10)],
+}
+LINES = {
+    "Industrial_and_Scientific": "NDCG ~13-16 % below, HR ~12-16 % below the paper",
+    "Office_Products": "NDCG ~0-4 % below, HR ~0-5 % below the paper",
+}
+
+
+@pytest.fixture
+def shared():
+    if not SHARED.is_file():
+        pytest.skip("the published tables are not beside the repository")
+    return json.loads(SHARED.read_text(encoding="utf-8"))["datasets"]
+
+
+def test_the_packages_tables_are_the_shared_ones(shared):
+    for name, entry in shared.items():
+        for part in ("published", "replication"):
+            assert DATASETS[name][part] == entry[part]
+        for part in ("independent", "cumulative"):
+            assert DATASETS[name]["levels"][part] == entry["levels"][part]
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_audit_flags_exactly_the_impossible_cells(name):
+    found = [(finding.method, finding.first, finding.second) for finding in audit(DATASETS[name]["published"])]
+    assert sorted(found) == sorted(EXPECTED[name])
+    assert audit(DATASETS[name]["replication"]) == []
+    assert PAPER not in impossible(DATASETS[name]["published"])
+
+
+def test_the_discrepancy_tables_to_the_last_digit(shared):
+    for name, entry in shared.items():
+        ours = discrepancy(DATASETS[name]["published"][PAPER], DATASETS[name]["replication"][REPLICATION])
+        assert ours == entry["discrepancy"] and list(ours) == list(METRICS)
+        assert summary(ours) == LINES[name]
+
+
+def test_the_drop_off_tables_to_the_last_digit(shared):
+    for name, entry in shared.items():
+        rows = DATASETS[name]["counts"]["test"]
+        for stage, label in (("SFT", "SFT"), ("RL (2 epochs)", "RL (2ep)")):
+            printed = entry["levels"]["cumulative"][stage]["1"].values()
+            ours = drop_off([round(share * rows) / rows for share in printed])  # the counts behind four decimals
+            theirs = {step: row[label] for step, row in entry["levels"]["drop_off"].items()}
+            assert {step: round(share, 4) for step, share in ours.items()} == theirs
+
+
+@given(st.lists(st.one_of(st.integers(0, 30).map(float), st.just(float("inf"))), min_size=1, max_size=200))
+def test_real_results_are_never_flagged(ranks):
+    row = {name: round(float(values.mean()), 4) for name, values in per_user(ranks, (1, 3, 5, 10, 20)).items()}
+    assert audit({"anything": row}) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "rule"),
+    [
+        ({"HR@3": 0.2, "NDCG@3": 0.3}, "exceeds"),
+        ({"HR@3": 0.2, "NDCG@3": 0.05}, "is below"),
+        ({"HR@3": 1.2, "NDCG@3": 0.9}, "between 0 and 1"),
+        ({"HR@3": 0.2, "NDCG@3": 0.15, "HR@5": 0.17, "NDCG@5": 0.15}, "HR falls"),
+        ({"HR@3": 0.2, "NDCG@3": 0.15, "HR@5": 0.3, "NDCG@5": 0.16}, "NDCG must grow by"),
+    ],
+)
+def test_each_rule(row, rule):
+    assert rule in audit({"m": row})[0].rule
+
+
+def test_gaps_are_of_printed_decimals():
+    assert gap(0.1143, 0.09664) == {"paper": 0.1143, "ours": 0.0966, "gap": -0.0177, "relative": -0.155}
+    above = {"HR@3": gap(0.1, 0.11), "NDCG@3": gap(0.1, 0.09), "NDCG@5": gap(0.1, 0.105)}
+    assert summary(above) == "NDCG -10 % to +5 %, HR ~10-10 % above the paper"
