@@ -32,6 +32,8 @@ COMMANDS = {
     "rl": "GRPO from the SFT model with ranking rewards (rl/)",
     "eval": "constrained beam search over a split, metrics with intervals (eval/)",
     "report": "one HTML page of the run (report/)",
+    "baseline": "a sequential recommender on the same split, with the same metrics",
+    "baseline table": "a published table beside our rows (beauty, lastfm), or everything evaluated in a run's folder",
 }
 _OWN_OPTIONS = {  # beside the configuration
     "data describe": {"html": "write a self-contained page to this file", "json": "write the facts to this file"},
@@ -171,6 +173,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             near = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.5)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise ConfigError(f"unknown command {command}; known are {', '.join(COMMANDS)}.{hint}")
+        if command == "baseline table":
+            _table(rest)
+            return 0
         if command in _NO_CONFIG:
             from minionerec.data import command as data_command
 
@@ -188,6 +193,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         errors.print("Interrupted. Run the same command again to go on where it stopped.")
         return 130
     return 0
+
+
+def _table(arguments: Sequence[str]) -> None:
+    from minionerec.report import rivals
+
+    made = argparse.ArgumentParser(prog="minionerec baseline table", exit_on_error=False)
+    made.add_argument("name", help="beauty, lastfm, or the folder of a run with evaluated recommenders")
+    made.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs of the presets are (default: runs)")
+    try:
+        chosen = made.parse_args(arguments)
+    except SystemExit as stop:  # --help, or a mistake that argparse has told with the usage
+        if stop.code:
+            raise ConfigError("baseline table takes one name: minionerec baseline table NAME [--runs DIR].") from None
+        return
+    Console(width=None if sys.stdout.isatty() else 200).print(rivals.table(chosen.name, chosen.runs))
 
 
 def _own_options(command: str, arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:

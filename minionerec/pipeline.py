@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from minionerec.artifacts import Manifest, is_main_process, read_json, wait_for_everyone
+from minionerec.artifacts import MANIFEST, Manifest, is_main_process, read_json, wait_for_everyone
 from minionerec.config import CUTOFFS, Config
 from minionerec.errors import ArtifactError, ConfigError
 
@@ -75,6 +75,17 @@ def _report(config: Config) -> Iterator[Made]:
     yield from _on_main(lambda: build.run(config))
 
 
+def _baseline(config: Config) -> Iterator[Made]:
+    from minionerec.baselines import train
+    from minionerec.eval import predict
+    from minionerec.report import rivals
+
+    yield train.run(config, rivals.ranking_metrics)
+    ours = config.baseline.protocol == "dataset" and config.baseline.model not in predict.FLOORS
+    if ours and (config.folder / "sid" / MANIFEST).is_file():
+        yield predict.run(config, config.baseline.model)
+
+
 STAGES: dict[str, Callable[[Config], Iterator[Made]]] = {
     "data": _data,
     "sid": _sid,
@@ -82,6 +93,7 @@ STAGES: dict[str, Callable[[Config], Iterator[Made]]] = {
     "rl": _rl,
     "eval": _eval,
     "report": _report,
+    "baseline": _baseline,
 }
 
 

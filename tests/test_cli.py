@@ -43,7 +43,7 @@ def test_help_of_every_command(command, flag, capsys):
     assert main([*command.split(), flag]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"usage: minionerec {command} ")
-    assert ("--sft.learning_rate" in printed) == (command not in ("data list", "data get"))
+    assert ("--sft.learning_rate" in printed) == (command not in ("data list", "data get", "baseline table"))
 
 
 @pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
@@ -75,8 +75,8 @@ def test_unknown_command(fails, command, near):
     [
         ("sft.learning_rte", "Did you mean sft.learning_rate?"),
         ("sft.eopchs", "Did you mean sft.epochs?"),
-        ("epochs", "Did you mean sft.epochs or rl.epochs?"),
-        ("model.epochs", "Did you mean sft.epochs or rl.epochs?"),
+        ("epochs", "Did you mean sft.epochs or rl.epochs or baseline.epochs?"),
+        ("model.epochs", "Did you mean sft.epochs or rl.epochs or baseline.epochs?"),
         ("codebook_size", "Did you mean sid.codebook_size?"),
         ("data.sid.levels", "Did you mean sid.levels?"),
         ("sft.epochs.value", "Did you mean sft.epochs?"),
@@ -108,10 +108,10 @@ def test_unknown_and_misplaced_fields(fails, file, field, hint):
         (["--sft", '{"epochz": 3}'], "epochz"),
         (["surplus"], "unrecognized arguments: surplus"),
         (["-x"], "unrecognized arguments: -x"),
-        (["--config"], "--config needs a value: a YAML file, or a preset (ml-100k, "),
+        (["--config"], "--config needs a value: a YAML file, or a preset ("),
         (["--config", ""], "--config needs a value"),
         (["--config="], "--config needs a value"),
-        (["--config", "ml-100"], "--config ml-100: no such file, and no such preset (ml-100k, "),
+        (["--config", "ml-100"], "--config ml-100: no such file, and no such preset ("),
         (["--config", "ml-100"], "Did you mean ml-100k?"),
         (["--config", "/nowhere/mine.yaml"], "--config /nowhere/mine.yaml: no such file"),
         (["--config", "--seed", "3"], "--config --seed: no such file"),

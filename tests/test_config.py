@@ -10,6 +10,7 @@ import yaml
 
 from minionerec.cli import main, parse
 from minionerec.config import (
+    BaselineConfig,
     Config,
     DataConfig,
     EvalConfig,
@@ -61,6 +62,10 @@ POSITIVE = {
         "checkpoints",
     ),
     EvalConfig: ("num_beams", "batch_size", "resamples"),
+    BaselineConfig: (
+        *("max_history", "batch_size", "learning_rate", "epochs", "patience", "top", "hidden_size", "inner_size", "layers"),
+        *("heads", "interests", "steps", "window", "horizontal_filters", "vertical_filters", "neighbours"),
+    ),
     Config: ("threads",),
 }
 
@@ -110,6 +115,11 @@ def test_what_must_be_positive(made, name, value):
         (RlConfig, {"tasks": []}, "rl.tasks is empty"),
         (RlConfig, {"tasks": ["history_sid_to_sid", "sid_to_title"]}, "rl.tasks holds sid_to_title"),
         (ReportConfig, {"examples": -1}, "report.examples is -1;"),
+        (BaselineConfig, {"protocol": "recbole"}, "baseline.protocol 'recbole' needs baseline.sequences"),
+        (BaselineConfig, {"sequences": "x"}, "baseline.sequences is set, but baseline.protocol is dataset"),
+        (BaselineConfig, {"dropout": 1.0}, "baseline.dropout is 1.0; it must be at least 0 and less than 1"),
+        (BaselineConfig, {"alpha": 1.1}, "baseline.alpha is 1.1; it must be from 0 to 1"),
+        (BaselineConfig, {"shrinkage": -1}, "baseline.shrinkage is -1"),
         (Config, {"seed": -1}, "config.seed is -1; it must be at least 0 and less than 4294967296."),
         (Config, {"seed": 2**32}, "config.seed is 4294967296;"),
         (Config, {"sft": SftConfig(history_stride=21)}, "sft.history_stride 21 is longer than data.max_history 20"),

@@ -1,9 +1,9 @@
 """Stage `eval`: rank the catalogue for every user of a split with a checkpoint, and measure.
 
 Inputs: `data/`, `sid/` and `<stage>/model/` of the run. Outputs per stage: `eval/<stage>/predictions.jsonl`,
-`metrics.json` and, where `eval.oracle_examples` asks for it, `oracle.jsonl`; for the floors the first two under
-`eval/popularity/` and `eval/repeat/`. Predictions are stored shard by shard: an interrupted evaluation goes on where it
-stopped, and any number of ranks writes the same files.
+`metrics.json` and, where `eval.oracle_examples` asks for it, `oracle.jsonl`; the first two also for the floors, under
+`eval/popularity/` and `eval/repeat/`, and for the run's baselines, under their names. Predictions are stored shard by shard: an
+interrupted evaluation goes on where it stopped, and any number of ranks writes the same files.
 
 Deviations from the paper: the prompt is the one the model was trained on; the search masks what the catalogue lacks instead
 of adding -1e6; the checkpoint's generation settings play no part; metrics are on SIDs and on items, with intervals.
@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import polars as pl
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -222,6 +224,15 @@ def _store(predictions: list[Prediction], folder: Path) -> None:
         write_predictions(folder / "predictions.jsonl", predictions)
 
 
+def _by_baseline(name: str) -> Callable[[Config, Dataset, SidIndex, Path], None]:
+    def predict(config: Config, dataset: Dataset, index: SidIndex, folder: Path) -> None:
+        ranked = pl.read_parquet(config.folder / "baselines" / name / f"{config.eval.split}.parquet")["items"].to_list()
+        rankings = [np.array(items[: config.eval.num_beams], dtype=np.int64) for items in ranked]
+        _store(as_predictions(dataset.split(config.eval.split), rankings, index), folder)
+
+    return predict
+
+
 RECOMMENDERS: dict[str, Callable[[Config, Dataset, SidIndex, Path], None]] = {
     "popularity": _popularity,
     "repeat": _repeat,
@@ -251,7 +262,10 @@ def analyse(folder: Path, dataset: Dataset, index: SidIndex, config: Config) -> 
 
 
 def run(config: Config, recommender: str) -> tuple[Manifest, bool]:
-    """Predict and measure with one of `RECOMMENDERS`, unless current; returns the manifest and whether it was made anew.
+    """Predict and measure with one of `RECOMMENDERS` or a baseline of the run, unless current.
+
+    Returns:
+        the manifest, and whether it was made anew.
 
     Raises:
         ArtifactError: an input is missing, or a shard of the predictions is.
@@ -261,6 +275,10 @@ def run(config: Config, recommender: str) -> tuple[Manifest, bool]:
     if recommender in MODELS:
         model = require(config.folder / recommender, f"minionerec {recommender}", made_from=inputs)
         inputs[recommender] = model.digest
+    elif recommender not in FLOORS:
+        command = f"minionerec baseline --baseline.model {recommender}"
+        baseline = require(config.folder / "baselines" / recommender, command, made_from={"data": inputs["data"]})
+        inputs[f"baselines/{recommender}"] = baseline.digest
     sections = config.section("eval")
     key = content_hash({"config": sections, "seed": config.seed, "inputs": inputs, "prompts": templates_digest()})
     if is_current(folder, key):
@@ -282,7 +300,8 @@ def run(config: Config, recommender: str) -> tuple[Manifest, bool]:
         resumable=recommender in MODELS,
         collective=True,
     ) as draft:
-        RECOMMENDERS[recommender](config, dataset, index, draft.path)
+        predict = RECOMMENDERS.get(recommender) or _by_baseline(recommender)
+        predict(config, dataset, index, draft.path)
         if is_main_process():
             metrics = analyse(draft.path, dataset, index, config)
             write_json(draft.path / "metrics.json", metrics)
@@ -291,5 +310,7 @@ def run(config: Config, recommender: str) -> tuple[Manifest, bool]:
 
 
 def stages(folder: Path) -> list[str]:
-    """What can be evaluated in a run's folder: the floors, and each trained stage that is there."""
-    return [*FLOORS, *(stage for stage in MODELS if (folder / stage / MANIFEST).is_file())]
+    """What can be evaluated in a run's folder: the floors, each baseline and each trained stage that is there."""
+    baselines = sorted(path.parent.name for path in (folder / "baselines").glob(f"*/{MANIFEST}"))
+    trained = [stage for stage in MODELS if (folder / stage / MANIFEST).is_file()]
+    return [*FLOORS, *(name for name in baselines if name not in FLOORS), *trained]

@@ -1,6 +1,7 @@
 """Stage `report`: self-contained HTML pages of a run.
 
-Inputs: data, sid, sft and eval/sft of the run's folder; rl, eval/rl, eval/popularity and eval/repeat where they are there.
+Inputs: data, sid, sft and eval/sft of the run's folder; rl, eval/rl, eval/popularity, eval/repeat and
+the baselines where they are there.
 Outputs, readable without a network: `report/index.html`, the run; `report/rl.html`, what RL changed, where there is RL;
 `report/paper_gap.{json,md,html}`, the run beside the published tables. Equal inputs give equal bytes: every date and version
 on the pages comes from the artefacts.
@@ -35,7 +36,8 @@ _REQUIRED = ("data", "sid", "sft", "eval/sft")
 _OPTIONAL = ("rl", "eval/popularity", "eval/repeat", "eval/rl")
 _HEADLINE = 10
 _FUNNELS = (1, 10, 50)
-_ORDER = ("data", "sid", "sft", "rl", "eval/popularity", "eval/repeat", "eval/sft", "eval/rl")
+_BASELINES = tuple(f"{part}/{name}" for part in ("baselines", "eval") for name in content.BASELINES)  # present or not
+_ORDER = ("data", "sid", "sft", "rl", *_BASELINES, "eval/popularity", "eval/repeat", "eval/sft", "eval/rl")
 
 
 def _read_log(path: Path) -> list[dict[str, Any]]:
@@ -206,7 +208,7 @@ def run(config: Config) -> tuple[Manifest, bool]:
     manifests = {
         name: require(config.folder / name, ITEM_STAGES.get(name, f"minionerec {name.partition('/')[0]}")) for name in _REQUIRED
     }
-    present = [name for name in _OPTIONAL if (config.folder / name / MANIFEST).is_file()]
+    present = [name for name in (*_OPTIONAL, *_BASELINES) if (config.folder / name / MANIFEST).is_file()]
     manifests |= {name: Manifest.load(config.folder / name) for name in present}
     inputs = {name: manifest.digest for name, manifest in manifests.items()}
     settings = dataclasses.asdict(config)

@@ -17,7 +17,25 @@ from minionerec.sid.diagnose import perplexity
 from minionerec.sid.index import SidIndex
 
 SCALE: tuple[Literal["sid", "item"], ...] = ("sid", "item")
-LABELS = {"popularity": "Popularity", "repeat": "Repeat last", "sft": "SFT", "rl": "SFT + RL"}
+BASELINES = {  # beside the two floors that every run has
+    "item-knn": "Item-kNN",
+    "markov": "Markov chain",
+    "gru4rec": "GRU4Rec",
+    "caser": "Caser",
+    "sasrec": "SASRec",
+    "bert4rec": "BERT4Rec",
+    "lightsans": "LightSANs",
+    "fearec": "FEARec",
+    "fearec-published": "FEARec (as published)",
+    "hstu": "HSTU",
+    "trm4rec": "TRM4Rec",
+    "wearec": "WEARec",
+    "pswrec-v5": "PSWRec V5",
+    "pswrec-v12": "PSWRec V12",
+    "pswrec-v13": "PSWRec V13",
+    "pswrec-v13-without-rotation": "PSWRec V13 without rotation",
+}
+LABELS = {"popularity": "Popularity", "repeat": "Repeat last", **BASELINES, "sft": "SFT", "rl": "SFT + RL"}
 FAMILIES = {"HR": "Hit rate", "NDCG": "NDCG", "MRR": "MRR"}
 _PREFIXES, _TITLES, _HISTORY, _TOP = 6, 5, 8, 5
 

@@ -1,0 +1,177 @@
+"""A ranking task: the examples of a protocol. Three protocols cut, pad and rank differently; this file says how.
+
+`recbole` and `wearec` read a file of sequences, one user a line: the user's id, then item ids from 1 in time order. `dataset`
+reads the splits of a run, so that a baseline meets exactly the examples of the generative model.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from minionerec.baselines.batches import Rows, Side
+from minionerec.data.dataset import SPLITS, Dataset, SplitName
+from minionerec.errors import DataError
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a benchmark pads, ranks and stops; how it cuts examples is in `from_sequences`.
+
+    Attributes:
+        side: where padding goes.
+        ranks_padding: the padding row of the item table is a candidate.
+        hides_history: the scores of all items that the user has had are set to 0, not to -inf.
+        equal_is_better: an epoch as good as the best takes its place.
+        decimals: early stopping compares metrics rounded to so many decimals; None compares them as they are.
+    """
+
+    side: Side
+    ranks_padding: bool
+    hides_history: bool
+    equal_is_better: bool
+    decimals: int | None
+
+
+PROTOCOLS = {
+    "dataset": Protocol("right", ranks_padding=False, hides_history=False, equal_is_better=False, decimals=None),
+    "recbole": Protocol("right", ranks_padding=False, hides_history=False, equal_is_better=True, decimals=4),
+    "wearec": Protocol("left", ranks_padding=True, hides_history=True, equal_is_better=False, decimals=None),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """Examples in the splits of a protocol.
+
+    Attributes:
+        items: items, with ids from 1 to this number.
+        users: the users' names, by number.
+        rows: examples by split.
+        training: each user's training interactions in time order, as the histories of one row per user that has any.
+        protocol: see `Protocol`.
+    """
+
+    items: int
+    users: list[str]
+    rows: dict[SplitName, Rows]
+    training: Rows
+    protocol: Protocol
+
+
+def read_sequences(path: Path) -> tuple[list[str], list[np.ndarray]]:
+    """Users and their item ids in time order.
+
+    Raises:
+        DataError: the file is missing or empty, a line holds something else than ids, or a user appears twice or has fewer
+            than three items.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}: cannot be read ({error}). Expected a file of sequences, one user a line: the user's id, then item ids "
+            "from 1 in time order. Name it with --baseline.sequences FILE; docs/baselines.md says where they come from."
+        ) from None
+    sequences: dict[str, np.ndarray] = {}
+    for number, line in enumerate(lines, 1):
+        user, *ids = line.split() or [""]
+        wrong = next((word for word in ids if not word.isdecimal() or not 0 < int(word) < 2**31), None)
+        if wrong is not None:
+            raise DataError(f"{path}, line {number}: {wrong!r} is no item id; expected whole numbers from 1, 0 is padding.")
+        if len(ids) < 3:
+            raise DataError(f"{path}, line {number}: user {user!r} has {len(ids)} items; leave-one-out needs at least 3.")
+        if user in sequences:
+            raise DataError(f"{path}, line {number}: user {user!r} appears twice; expected one line per user.")
+        sequences[user] = np.array([int(word) for word in ids], np.int32)
+    if not sequences:
+        raise DataError(f"{path}: empty; expected one user a line.")
+    return list(sequences), list(sequences.values())
+
+
+def from_sequences(path: Path, protocol: str, max_history: int) -> Task:
+    """A file of sequences, cut as `recbole` or `wearec` cuts: a user's last item is test, the one before valid.
+
+    `recbole`: training targets are all items but the first and the last two, with up to `max_history` items before each.
+    `wearec`: every prefix of the last `max_history` items before valid, its last item as target; the first has no history.
+
+    Raises:
+        DataError: see `read_sequences`.
+    """
+    users, sequences = read_sequences(path)
+    flat = np.concatenate(sequences)
+    count = np.array([len(sequence) for sequence in sequences])
+    first = np.cumsum(count) - count
+    owner = np.repeat(np.arange(len(users)), count)
+    stop = np.arange(len(flat))  # every interaction as a target
+    begin, left = first[owner], (first + count)[owner] - 1 - stop
+    recent = np.maximum(begin, stop - max_history)
+    window = np.maximum(begin, (first + count)[owner] - 2 - max_history)  # where wearec's last items before valid begin
+    train = left >= 2
+    if protocol == "recbole":
+        chosen, starts = train & (stop > begin), recent
+    else:
+        chosen, starts = train & (stop >= window), np.where(train, window, recent)
+
+    def cut(which: np.ndarray) -> Rows:
+        return Rows(flat, starts[which], stop[which], flat[which], owner[which], begin[which])
+
+    training = Rows(flat, first, first + count - 2, flat[first], np.arange(len(users)), first)
+    return Task(
+        items=int(flat.max()),
+        users=users,
+        rows={"train": cut(chosen), "valid": cut(left == 1), "test": cut(left == 0)},
+        training=training,
+        protocol=PROTOCOLS[protocol],
+    )
+
+
+def from_dataset(dataset: Dataset, max_history: int) -> Task:
+    """A run's own splits, row for row; item indices become ids by adding 1, histories keep their last `max_history` items.
+
+    Raises:
+        DataError: a split has no rows.
+    """
+    users: dict[str, int] = {}
+    rows: dict[SplitName, Rows] = {}
+    for name in SPLITS:
+        frame = dataset.split(name)
+        if not len(frame):
+            raise DataError(f"The {name} split is empty; a baseline needs rows to train on, to choose by and to measure.")
+        lengths = frame["history"].list.len().to_numpy().astype(np.int64)
+        stop = np.cumsum(lengths)
+        begin = stop - lengths
+        flat = frame["history"].explode().to_numpy().astype(np.int32) + 1
+        user = np.array([users.setdefault(one, len(users)) for one in frame["user"].to_list()])
+        rows[name] = Rows(flat, np.maximum(begin, stop - max_history), stop, frame["target"].to_numpy() + 1, user, begin)
+    return Task(len(dataset.catalog), list(users), rows, _training(dataset, users), PROTOCOLS["dataset"])
+
+
+def training_interactions(dataset: Dataset) -> pl.DataFrame:
+    """Training interactions (user, position, item index), by user (any order), then position.
+
+    Those are all train targets and each user's first item, which is nobody's target: it opens every history that reaches back
+    to the start of the sequence. Where each user's last two are held out, users with three interactions have no train row, so
+    valid rows are asked as well; under a split by time, users without a train row came later and have none.
+    """
+    examples = pl.concat([dataset.train, dataset.valid]) if _holds_out_last_two(dataset) else dataset.train
+    whole = examples.filter(pl.col("position") == pl.col("history").list.len().cast(pl.Int32)).sort("position")
+    whole = whole.unique("user", keep="first", maintain_order=True)
+    opening = whole.select("user", pl.lit(0, pl.Int32).alias("position"), pl.col("history").list.first().alias("item"))
+    return pl.concat([opening, dataset.train.select("user", "position", item="target")]).sort("user", "position")
+
+
+def _holds_out_last_two(dataset: Dataset) -> bool:
+    """Whether each user has one valid example and the next of their sequence as the one test example."""
+    following = dataset.valid.select("user", pl.col("position") + 1).sort("user")
+    return following["user"].is_unique().all() and following.equals(dataset.test.select("user", "position").sort("user"))
+
+
+def _training(dataset: Dataset, users: dict[str, int]) -> Rows:
+    interactions = training_interactions(dataset)
+    flat = interactions["item"].to_numpy() + 1
+    owner = np.array([users[user] for user in interactions["user"].to_list()])
+    first = np.flatnonzero(np.diff(owner, prepend=-1))
+    stop = np.append(first[1:], len(flat))
+    return Rows(flat, first, stop, flat[first], owner[first], first)

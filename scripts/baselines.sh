@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Trains baselines one after the other, each by its preset. Finished ones are skipped and an interrupted one goes on from its last
+# epoch, so the same command may be given again and again.
+#   SEQUENCES=FOLDER_WITH_Beauty.txt_AND_LastFM.txt bash scripts/baselines.sh [PRESET ...] [-- --baseline.field VALUE ...]
+# Without SEQUENCES the presets' own paths count. RUNS names the folder of the runs (runs); RUN_PYTHON a Python other than that of scripts/python
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=${RUN_PYTHON:-scripts/python} runs=${RUNS:-runs}
+presets=()
+while [ $# -gt 0 ] && [ "$1" != -- ]; do
+  presets+=("$1")
+  shift
+done
+if [ $# -gt 0 ]; then shift; fi
+if [ ${#presets[@]} -eq 0 ]; then
+  presets=(beauty-sasrec lastfm-sasrec lastfm-wearec lastfm-gru4rec beauty-gru4rec beauty-trm4rec-pos-fullbp-b1)
+fi
+for preset in "${presets[@]}"; do
+  case $preset in
+    beauty-*) file=Beauty.txt ;;
+    lastfm-*) file=LastFM.txt ;;
+    *) echo "scripts/baselines.sh: $preset is no beauty-* or lastfm-* preset" >&2 && exit 2 ;;
+  esac
+  "$python" -m minionerec baseline --config "$preset" ${SEQUENCES:+--baseline.sequences "$SEQUENCES/$file"} --out "$runs/$preset" "$@"
+done

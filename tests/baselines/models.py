@@ -1,0 +1,47 @@
+"""Small models and rows for the tests of the baselines."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from minionerec.baselines.batches import Rows, make_batch
+from minionerec.baselines.models import make
+from minionerec.config import BaselineConfig
+
+SHARED = Path(__file__).parents[2].parent / "shared"
+ITEMS, LENGTH = 30, 12
+NEURAL = (
+    *("sasrec", "bert4rec", "lightsans", "fearec", "fearec-published", "trm4rec", "wearec", "pswrec-v5", "pswrec-v12"),
+    *("pswrec-v13", "pswrec-v13-without-rotation", "gru4rec", "caser", "hstu"),
+)
+
+
+def small(name: str, seed: int = 0, **options):
+    """A small model in evaluation mode, its weights spread widely enough that differences show."""
+    torch.manual_seed(seed)
+    config = BaselineConfig(model=name, protocol="recbole", sequences="-", max_history=LENGTH, hidden_size=16, **options)
+    model = make(config, ITEMS).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    return model
+
+
+def rows_of(histories, targets=None) -> Rows:
+    """Rows with these histories."""
+    lengths = np.array([len(history) for history in histories])
+    stop = np.cumsum(lengths)
+    flat = np.array([item for history in histories for item in history], np.int32)
+    chosen = np.arange(1, len(histories) + 1) if targets is None else np.array(targets)
+    return Rows(flat, stop - lengths, stop, chosen, np.arange(len(histories)), stop - lengths)
+
+
+def random_rows(count: int, seed: int = 0, shortest: int = 1) -> Rows:
+    rng = np.random.default_rng(seed)
+    histories = [rng.integers(1, ITEMS + 1, rng.integers(shortest, LENGTH + 1)).tolist() for _ in range(count)]
+    return rows_of(histories, rng.integers(1, ITEMS + 1, count))
+
+
+def batch_of(rows: Rows, layout: str = "padded", side: str = "right"):
+    return make_batch(rows, layout=layout, side=side, max_history=LENGTH)

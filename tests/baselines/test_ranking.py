@@ -1,0 +1,55 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minionerec.baselines.ranking import candidates, rank, ranked, target_ranks
+from minionerec.baselines.task import PROTOCOLS, Task
+from minionerec.errors import DataError
+from tests.baselines.models import rows_of
+
+scores_of = st.lists(
+    st.lists(st.sampled_from([-math.inf, -1.0, 0.0, 0.5, 0.5001, 2.0]), min_size=8, max_size=8), min_size=1, max_size=5
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(scores_of, st.integers(1, 10))
+def test_ranks_and_lists_are_those_of_a_stable_sort(values, top):
+    scores = torch.tensor(values)
+    lists = ranked(scores, top)
+    for row, own in enumerate(values):
+        order = [item for item in sorted(range(8), key=lambda item: (-own[item], item)) if own[item] > -math.inf]
+        assert lists[row].tolist() == order[:top]
+        for target in range(8):
+            expected = order.index(target) if target in order else math.inf
+            assert target_ranks(scores[row : row + 1], torch.tensor([target])).tolist() == [expected]
+
+
+def test_protocols_treat_padding_and_history_as_they_say():
+    rows = rows_of([[2, 3], [4]])
+    rows = dataclasses.replace(rows, seen=np.array([0, 0]))  # the second user's whole history is 2 3 4, of which it reads 4
+    scores = torch.arange(1.0, 7.0).repeat(2, 1)
+    kept = candidates(scores.clone(), rows, PROTOCOLS["recbole"])
+    assert kept[0].tolist() == [-math.inf, 2, 3, 4, 5, 6]
+    hidden = candidates(scores.clone(), rows, PROTOCOLS["wearec"])
+    assert hidden.tolist() == [[1, 2, 0, 0, 5, 6], [1, 2, 0, 0, 0, 6]]
+
+
+def task_of(protocol: str) -> Task:
+    rows = rows_of([[1, 2], [3], [5, 1, 1]], [4, 2, 5])
+    return Task(5, ["a", "b", "c"], {"train": rows, "valid": rows, "test": rows}, rows, PROTOCOLS[protocol])
+
+
+def test_a_whole_split_is_ranked_in_order():
+    found = rank(lambda rows: torch.tensor([0.0, 5, 4, 3, 2, 1]).repeat(len(rows), 1), task_of("dataset"), "test", 3)
+    assert found.ranks.tolist() == [3, 1, 4] and [one.tolist() for one in found.lists] == [[1, 2, 3]] * 3
+
+
+def test_scores_that_are_not_numbers_are_refused():
+    with pytest.raises(DataError, match=r"training diverged. Lower baseline.learning_rate"):
+        rank(lambda rows: torch.full((len(rows), 6), torch.nan), task_of("dataset"), "test")
