@@ -164,7 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nminionerec COMMAND --help shows every field; --print_config prints the resolved configuration.")
         return 0
     command, *rest = arguments
-    if rest and (command == "data" or f"{command} {rest[0]}" in COMMANDS):
+    grouped = any(known.startswith(f"{command} ") for known in COMMANDS)
+    if rest and (command == "data" or (grouped and not rest[0].startswith("-"))):
         command, rest = f"{command} {rest[0]}", rest[1:]
     try:
         if command.startswith("data -"):

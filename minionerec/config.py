@@ -83,7 +83,8 @@ class DataConfig:
     """First day of the test split for `date` (a month or day, UTC)."""
     missing_text: Literal["error", "drop"] = "error"
     """An item without title, or an interaction with an item that has no row among the items: stop with an error, or drop it
-    (the item with its interactions) and count. Where title rules apply they are dropped and counted."""
+    (the item with its interactions) and count. Where title rules apply they are dropped and counted; lists of ids and the
+    reference's files have an item's id or their own title throughout, so that nothing is missing."""
     on_error: Literal["stop", "skip"] = "stop"
     """A row that cannot be read: stop and name it, or skip it; skipped rows are counted, and listed in `skipped.txt`."""
 
@@ -460,7 +461,7 @@ class ReportConfig:
     """Stage `report`: one HTML page of the run."""
 
     examples: int = 10
-    """Example users shown with their history and recommendations (users)."""
+    """Examples shown with their history and recommendations (examples)."""
 
     def __post_init__(self) -> None:
         _between("report", 0, math.inf, examples=self.examples)

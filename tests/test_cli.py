@@ -65,9 +65,11 @@ def test_arguments_come_from_the_process_by_default(monkeypatch, capsys):
     assert __version__ in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("command", "near"), [("rum", "run"), ("evla", "eval"), ("reprot", "report")])
+@pytest.mark.parametrize(
+    ("command", "near"), [("rum", "run"), ("evla", "eval"), ("reprot", "report"), ("sid inspct", "sid inspect")]
+)
 def test_unknown_command(fails, command, near):
-    assert fails(command).endswith(f"unknown command {command}; known are {', '.join(COMMANDS)}. Did you mean {near}?")
+    assert fails(*command.split()).endswith(f"unknown command {command}; known are {', '.join(COMMANDS)}. Did you mean {near}?")
 
 
 @pytest.mark.parametrize(

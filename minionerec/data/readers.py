@@ -157,8 +157,8 @@ def read_letter(folder: Path, category: str | None, missing_text: MissingText = 
     path = one_file(folder, ".inter.json", category)
     values = read_json_object(path)
     for user, items in values.items():
-        if not isinstance(items, list) or not all(isinstance(item, int | str) for item in items):
-            raise DataError(f"{path}, user {user!r}: found {str(items)[:60]}, expected a list of items.")
+        if not isinstance(items, list) or not items or not all(isinstance(item, int | str) for item in items):
+            raise DataError(f"{path}, user {user!r}: found {str(items)[:60]}, expected a list of at least one item.")
     name = path.name.removesuffix(".inter.json")
     others = [folder / f"{name}.index.json", folder / f"{name}.item.json"]
     index, details = (read_json_object(other) if other.is_file() else None for other in others)

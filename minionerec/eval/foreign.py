@@ -78,8 +78,9 @@ def read_reference(path: Path, catalog: dict[tuple[int, ...], int] | None = None
     reference's own `calc.py`. The file does not say who the user was: each record is its own unit of resampling. The history
     is read from the SIDs of the prompt.
 
-    SIDs may differ in length, as where only colliding items have a suffix: levels are those of the longest target or
-    recommendation (with a catalogue, of its longest SID), and shorter ones end in -1.
+    SIDs may differ in length, as where only colliding items have a suffix: levels are those of the longest target (with a
+    catalogue, of its longest SID), and shorter SIDs end in -1. Without a catalogue, a recommendation as long as no target is
+    no SID.
 
     Args:
         catalog: items per SID, see `read_catalog`; gives item-level ranks, and makes SIDs outside the catalogue invalid.
@@ -117,9 +118,13 @@ def read_reference(path: Path, catalog: dict[tuple[int, ...], int] | None = None
         ranked.append([known[text] for text in predict])
         histories.append(_history(str(record.get("input", ""))))
     width = len(ranked[0])
-    levels = max(map(len, catalog or [*targets, *filter(None, known.values())]))
+    depths = {len(sid) for sid in catalog or targets}
+    levels = max(depths)
     padded = {sid: sid + (EMPTY,) * (levels - len(sid)) for sid in {(), *targets, *filter(None, known.values())}}
-    sids = np.array([[padded[sid or ()] for sid in row] for row in ranked], dtype=np.int32).reshape(-1, width, levels)
+    nothing = padded[()]
+    sids = np.array(
+        [[padded[sid] if sid and len(sid) in depths else nothing for sid in row] for row in ranked], dtype=np.int32
+    ).reshape(-1, width, levels)
     sizes = None
     if catalog is not None:
         sizes = np.array([[catalog[sid] if sid else 1 for sid in row] for row in ranked], dtype=np.int32)

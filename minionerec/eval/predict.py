@@ -158,7 +158,7 @@ def _by_model(stage: str) -> Callable[[Config, Dataset, SidIndex, Path], None]:
                     oracle.write_traces(path.with_suffix(".trace"), decoder.trace([row for row in rows if row in traced]))
                     write_predictions(path, decoder.predict(rows))
                 progress.advance(task, len(rows))
-                progress.update(task, rate=f"{progress.tasks[task].speed or 0:.1f} users/s")
+                progress.update(task, rate=f"{progress.tasks[task].speed or 0:.1f} examples/s")
         wait_for_everyone()
         if is_main_process():
             merge(stage, store, shards, folder)

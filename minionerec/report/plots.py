@@ -50,7 +50,7 @@ def fragment(
 
 
 def funnel(levels: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str], k: int) -> Markup:
-    """Share of users with any of the top k SIDs right up to each level, bars per stage.
+    """Share of examples with any of the top k SIDs right up to each level, bars per stage.
 
     Args:
         levels: per stage, its `level_tables`.
@@ -70,7 +70,7 @@ def funnel(levels: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str], k
             hovertemplate="%{y:.4f}",
         )
     figure.update_layout(barmode="group", bargap=0.28, bargroupgap=0.08)
-    return fragment(figure, y="share of users")
+    return fragment(figure, y="share of examples")
 
 
 def _series(log: Sequence[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:

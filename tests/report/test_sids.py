@@ -17,7 +17,7 @@ def config(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINIONEREC_CACHE", str(folder / "cache"))
         made = small.config(folder)
-        assert main(["data", "--config", str(folder / "small.yaml")]) == 0
+        assert main(["data", "prepare", "--config", str(folder / "small.yaml")]) == 0
         assert main(["sid", "--config", str(folder / "small.yaml")]) == 0
         yield made, str(folder / "small.yaml")
 
