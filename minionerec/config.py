@@ -441,6 +441,10 @@ class EvalConfig:
     more (SIDs; paper: 50)."""
     batch_size: int = 32
     """Prompts decoded at once (prompts)."""
+    exclude_history: bool = False
+    """Recommend nothing that stands in the example's history: the search runs in a view of the catalogue without it, and the
+    lists of floors and baselines lose it (a baseline's list is then shorter than `baseline.top`). The exact scores of
+    `oracle_examples` are of the whole catalogue all the same (paper: false)."""
     shard_size: int = 512
     """Examples decoded and stored at a time: an interrupted evaluation goes on after the last stored shard, and ranks take
     shards in turn, so the result does not depend on their number (examples)."""

@@ -15,10 +15,11 @@ import itertools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
+import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -85,16 +86,25 @@ class Decoder:
             prompts = [self._rows[row][1].prompt for row in batch]
             yield batch, left_pad(prompts, self._tokenizer.pad_token_id, self._device)
 
+    def _unseen(self, rows: Sequence[int]) -> torch.Tensor:
+        """(rows, items) bool: which items do not stand in each row's history."""
+        unseen = torch.ones(len(rows), len(self._tokens), dtype=torch.bool)
+        for place, row in enumerate(rows):
+            unseen[place, self._rows[row][0]["history"]] = False
+        return unseen
+
     def predict(self, rows: Sequence[int]) -> Iterator[Prediction]:
         """Predictions for some rows of the split, in their order."""
         for batch, (ids, mask) in self._batches(rows):
-            result = beam_search(self._model, ids, mask, trie=self._trie, num_beams=self._config.num_beams)
+            trie = self._trie.narrow(self._unseen(batch)) if self._config.exclude_history else self._trie
+            result = beam_search(self._model, ids, mask, trie=trie, num_beams=self._config.num_beams)
             lists = zip(batch, result.tokens.tolist(), result.scores.tolist(), result.exact.tolist(), strict=True)
             for number, tokens, scores, exact in lists:
                 row, _ = self._rows[number]
                 found = [self._item_of[tuple(sid)] for sid in tokens if sid[0] >= 0]  # the first item of each SID
                 sids = self._index.codes[found].tolist()
-                groups = [self._index.items(sid) for sid in sids]
+                hidden = set(row["history"]) if self._config.exclude_history else set()
+                groups = [[item for item in self._index.items(sid) if item not in hidden] for sid in sids]
                 items = list(itertools.chain.from_iterable(groups))
                 yield Prediction(
                     user=row["user"],
@@ -209,14 +219,25 @@ def merge(stage: str, store: Path, shards: Sequence[range], folder: Path) -> Non
             temporary.unlink()
 
 
+def _listed(config: Config, examples: pl.DataFrame, rankings: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Rankings at most as long as the model's, without what the configuration excludes."""
+    if config.eval.exclude_history:
+        pairs = zip(rankings, examples["history"].to_list(), strict=True)
+        rankings = [ranking[~np.isin(ranking, history)] for ranking, history in pairs]
+    return [ranking[: config.eval.num_beams] for ranking in rankings]
+
+
 def _popularity(config: Config, dataset: Dataset, index: SidIndex, folder: Path) -> None:
-    rankings = floors.popularity(dataset, config.eval.num_beams, config.eval.split)
-    _store(as_predictions(dataset.split(config.eval.split), rankings, index), folder)
+    examples = dataset.split(config.eval.split)
+    longest = int(cast(int, examples["history"].list.len().max())) if config.eval.exclude_history else 0
+    rankings = floors.popularity(dataset, config.eval.num_beams + longest, config.eval.split)
+    _store(as_predictions(examples, _listed(config, examples, rankings), index), folder)
 
 
 def _repeat(config: Config, dataset: Dataset, index: SidIndex, folder: Path) -> None:
     examples = dataset.split(config.eval.split)
-    _store(as_predictions(examples, floors.repeat_last(examples, config.eval.num_beams), index), folder)
+    rankings = floors.repeat_last(examples, config.eval.num_beams)
+    _store(as_predictions(examples, _listed(config, examples, rankings), index), folder)
 
 
 def _store(predictions: list[Prediction], folder: Path) -> None:
@@ -227,8 +248,9 @@ def _store(predictions: list[Prediction], folder: Path) -> None:
 def _by_baseline(name: str) -> Callable[[Config, Dataset, SidIndex, Path], None]:
     def predict(config: Config, dataset: Dataset, index: SidIndex, folder: Path) -> None:
         ranked = pl.read_parquet(config.folder / "baselines" / name / f"{config.eval.split}.parquet")["items"].to_list()
-        rankings = [np.array(items[: config.eval.num_beams], dtype=np.int64) for items in ranked]
-        _store(as_predictions(dataset.split(config.eval.split), rankings, index), folder)
+        examples = dataset.split(config.eval.split)
+        rankings = [np.array(items, dtype=np.int64) for items in ranked]
+        _store(as_predictions(examples, _listed(config, examples, rankings), index), folder)
 
     return predict
 

@@ -99,6 +99,20 @@ def test_a_shared_sid_is_listed_once_with_all_its_items(made):
         assert prediction.items == [item for sid in prediction.sids for item in index.items(sid)]
 
 
+@pytest.mark.parametrize("kind", ["distinct", "shared"])
+def test_an_excluded_history_leaves_the_other_items_in_their_order(made, kind):
+    index = INDICES[kind]
+    whole, rest = decoded(made, index), decoded(made, index, exclude_history=True)
+    for before, after in zip(whole, rest, strict=True):
+        kept = [item for item in before.items if item not in before.history]
+        assert after.items == kept and len(kept) < len(before.items)
+        shown = [sid for sid in before.sids if not set(index.items(tuple(sid))) <= set(before.history)]
+        assert after.sids == shown and after.exact
+        assert after.sizes is None or sum(after.sizes) == len(kept)
+        scores = dict(zip(map(tuple, before.sids), before.scores, strict=True))
+        np.testing.assert_allclose(after.scores, [scores[tuple(sid)] for sid in after.sids], atol=1e-5)
+
+
 def test_generation_settings_of_the_checkpoint_play_no_part(made):
     expected = decoded(made, num_beams=4)
     model = made[0]
@@ -133,6 +147,16 @@ def test_floors_are_those_of_the_baselines(kind, split, tmp_path):
         for prediction in found:
             sids = [tuple(index.codes[item].tolist()) for item in prediction.items]
             assert prediction.sids == [list(sid) for sid in dict.fromkeys(sids)]
+
+
+def test_floors_leave_out_the_history_where_it_is_excluded(tmp_path):
+    config, rows = Config(eval=EvalConfig(num_beams=5, exclude_history=True)), DATASET.split("test")
+    every = floors.popularity(DATASET, 20)[0].tolist()
+    predict.RECOMMENDERS["popularity"](config, DATASET, DISTINCT, tmp_path)
+    expected = [[item for item in every if item not in history][:5] for history in rows["history"].to_list()]
+    assert [p.items for p in read_predictions(tmp_path / "predictions.jsonl")] == expected
+    predict.RECOMMENDERS["repeat"](config, DATASET, DISTINCT, tmp_path)
+    assert not any(p.items for p in read_predictions(tmp_path / "predictions.jsonl"))
 
 
 def test_the_stage_needs_its_inputs_and_is_skipped_when_current(tmp_path):
