@@ -40,6 +40,7 @@ class Run:
         seed: of the run; None for a single file.
         recipe: identifies everything but the seed; runs of one recipe are seeds of one another.
         parameters: of the model, None where unknown.
+        whole: the whole catalogue was ranked, the history not left out; taken on trust for a single file.
     """
 
     label: str
@@ -52,6 +53,7 @@ class Run:
     seed: int | None = None
     recipe: str = ""
     parameters: int | None = None
+    whole: bool = True
     notes: list[str] = field(default_factory=list)
 
 
@@ -96,6 +98,7 @@ def _of_folder(folder: Path) -> list[Run]:
                 seed=manifest.seed,
                 recipe=recipe,
                 parameters=parameters,
+                whole=not manifest.config.get("eval", {}).get("exclude_history", False),
             )
         )
     if not found:
@@ -160,6 +163,8 @@ def dataset_of(run: Run, chosen: str | None) -> tuple[str | None, bool, str | No
         if chosen == name or (chosen is None and same):
             if run.split != "test":
                 return name, False, f"evaluated on the {run.split} split, the published numbers are on test"
+            if not run.whole:
+                return name, False, "the history is left out of the lists, the published numbers keep it"
             differing = [
                 f"{run.counts[part]:,} {part}, published {counts[part]:,}"
                 for part in counts

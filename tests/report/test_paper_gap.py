@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from minionerec.eval.predictions import read_predictions, write_predictions
 from minionerec.report.paper_gap import build, main
 from minionerec.report.published import METRICS, published
+from minionerec.report.runs import dataset_of, load
 from tests.report.run_folder import make_run
 from tests.report.test_page import Page
 
@@ -71,6 +73,16 @@ def test_a_reference_file_is_held_against_the_paper(tmp_path, hits, verdict):
 def test_noise_is_called_noise(tmp_path):
     (run,) = build([reference_file(tmp_path / "final.json", 0.1586)], tmp_path, None, 200, 0)["datasets"][0]["runs"]
     assert run["metrics"]["HR@10"]["verdict"] == "within noise"
+
+
+def test_a_run_without_the_history_is_not_held_against_the_paper(tmp_path):
+    reference_file(tmp_path / "final.json", 0.1)
+    (run,) = load(tmp_path / "final.json", 200, 0)
+    counts = published()["datasets"]["Industrial_and_Scientific"]["counts"]
+    whole = replace(run, counts=counts, split="test")
+    assert dataset_of(whole, None) == ("Industrial_and_Scientific", True, None)
+    _, fits, why = dataset_of(replace(whole, whole=False), None)
+    assert not fits and "history is left out" in why
 
 
 def test_runs_seeds_pairs_and_causes(two_seeds, tmp_path):
