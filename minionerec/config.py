@@ -349,6 +349,9 @@ class SftConfig:
     micro_batch: int = 128
     """Prefix trees computed at once on one device; the rest of a step's share follows by gradient accumulation (trees;
     paper: 16)."""
+    normalise: Literal["vocabulary", "catalogue"] = "vocabulary"
+    """What the probabilities of a SID's token add up over in the loss: all tokens, or those with which the catalogue's SIDs can
+    go on (the children in its trie). Text completions keep the vocabulary (paper: vocabulary)."""
     row_tokens: int = 256
     """Length of the rows into which prefix trees are packed; one tree may exceed it (tokens)."""
     epochs: float = 3.0
@@ -438,6 +441,9 @@ class EvalConfig:
     num_beams: int = 50
     """Beams of the constrained search, and the length of each list; a metric with a larger cut-off sees the whole list and no
     more (SIDs; paper: 50)."""
+    normalise: Literal["vocabulary", "catalogue"] = "vocabulary"
+    """What a step's probabilities add up over in the scores: all tokens, as in the paper, or the legal next ones, as a model
+    trained with `sft.normalise: catalogue` expects."""
     batch_size: int = 32
     """Prompts decoded at once (prompts)."""
     shard_size: int = 512

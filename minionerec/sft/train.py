@@ -42,7 +42,7 @@ from minionerec.model.progress import StepBar
 from minionerec.prompts.builder import build_examples, templates_digest, tokenizer_corpus
 from minionerec.sft.trainer import Tree, TreeCollator, TreeTrainer
 from minionerec.sid.index import SidIndex
-from minionerec.tree import Branch
+from minionerec.tree import Branch, CatalogTrie
 
 
 def base_model(config: Config, dataset: Dataset, index: SidIndex) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -54,7 +54,6 @@ def base_model(config: Config, dataset: Dataset, index: SidIndex) -> tuple[PreTr
     else:
         model, tokenizer = checkpoint.load(str(config.model.path), config.model.dtype)
     checkpoint.add_sid_tokens(model, tokenizer, index, config.seed)
-    checkpoint.sid_token_ids(tokenizer, index)  # refuses a tokenizer that splits SIDs
     return model, tokenizer
 
 
@@ -75,7 +74,7 @@ def build_trees(
         for example in build_examples(task, dataset, index, tokenizer, split=split, stride=stride, context=context):
             seen = counts[task, example.group] = counts.get((task, example.group), 0) + 1
             key = (task, example.group, (seen - 1) // stride)
-            trees.setdefault(key, []).append(Branch(example.prompt, example.completion))
+            trees.setdefault(key, []).append(Branch(example.prompt, example.completion, is_sid=example.is_sid))
     return list(trees.values())
 
 
@@ -144,6 +143,7 @@ def run(config: Config) -> tuple[Manifest, bool]:
     index = SidIndex.load(config.folder / "sid", dataset)
     set_seed(config.seed)
     model, tokenizer = base_model(config, dataset, index)
+    token_ids = checkpoint.sid_token_ids(tokenizer, index)  # refuses a tokenizer that splits SIDs
     parameters = sum(parameter.numel() for parameter in model.parameters())
     check_space(folder, parameters * 4 * 10)  # the model, and weights and two moments of the best, last and next checkpoint
     context = getattr(model.config, "max_position_embeddings", None)
@@ -151,6 +151,8 @@ def run(config: Config) -> tuple[Manifest, bool]:
     trees = build_trees(config.sft.tasks, dataset, index, tokenizer, split="train", stride=stride, context=context)
     # Validation is always on whole histories of the recommending task: what evaluation will see.
     held_out = build_trees(["history_sid_to_sid"], dataset, index, tokenizer, split="valid", stride=1, context=context)
+    # Over the children of the catalogue's trie only SIDs are normalised; titles keep the vocabulary.
+    trie = CatalogTrie.from_codes(token_ids) if config.sft.normalise == "catalogue" else None
     if not held_out:
         raise DataError(f"{config.folder / 'data'}: the valid split is empty; nothing to choose the best model by.")
     with write_artifact(
@@ -170,7 +172,8 @@ def run(config: Config) -> tuple[Manifest, bool]:
             args=arguments,
             train_dataset=trees,
             eval_dataset=held_out,
-            data_collator=TreeCollator(config.sft.row_tokens),
+            data_collator=TreeCollator(config.sft.row_tokens, trie),
+            trie=trie,
             callbacks=[checkpoint.MarkComplete(), EarlyStoppingCallback(config.sft.patience)],
         )
         StepBar.install(trainer, "sft")

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from minionerec.tree import Branch, TreeBatch, pack, tree_logprobs
+from minionerec.tree import Branch, CatalogTrie, TreeBatch, pack, tree_logprobs
 
 Tree = list[Branch]
 
@@ -19,22 +19,31 @@ class TreeCollator:
 
     `shift_labels` tells the Trainer how many labels there are, so that a step's loss is the mean over all of them,
     whatever the accumulation and the number of devices.
+
+    Args:
+        trie: the catalogue, on the CPU, where SIDs are normalised over its children.
     """
 
-    def __init__(self, row_tokens: int) -> None:
-        self.row_tokens = row_tokens
+    def __init__(self, row_tokens: int, trie: CatalogTrie | None = None) -> None:
+        self.row_tokens, self.trie = row_tokens, trie
 
     def __call__(self, trees: Sequence[Tree]) -> dict[str, Any]:
         """The fields of the trees' `TreeBatch`, and `shift_labels`."""
-        batch = pack([branch for tree in trees for branch in tree], row_tokens=self.row_tokens).tensors()
+        batch = pack([branch for tree in trees for branch in tree], row_tokens=self.row_tokens, trie=self.trie).tensors()
         return {**batch, "shift_labels": batch["labels"]}
 
 
 class TreeTrainer(Trainer):
-    """A Trainer whose examples are trees and whose loss is the mean over all completion tokens of a step."""
+    """A Trainer whose examples are trees and whose loss is the mean over all completion tokens of a step.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    Args:
+        trie: the collator's, where the tokens of a SID are normalised over the legal ones; None for the whole vocabulary.
+        others: Trainer's.
+    """
+
+    def __init__(self, *args: Any, trie: CatalogTrie | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.trie = None if trie is None else trie.to(self.args.device)
         self.model_accepts_loss_kwargs = True  # count the labels of a step for every model: the loss is computed here
 
     def compute_loss(
@@ -56,7 +65,7 @@ class TreeTrainer(Trainer):
     def _summed_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, int]:
         batch = TreeBatch(**{name: value for name, value in inputs.items() if name != "shift_labels"})
         with self.accelerator.autocast():
-            logprobs = tree_logprobs(model, batch).logprobs
+            logprobs = tree_logprobs(model, batch, trie=self.trie).logprobs
         return -(batch.weights * logprobs).sum(), len(batch.labels)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> RandomSampler:

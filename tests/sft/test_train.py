@@ -16,6 +16,7 @@ from minionerec.prompts.builder import build_examples, tokenizer_corpus
 from minionerec.sft.train import build_trees, training_arguments
 from minionerec.sft.trainer import TreeCollator, TreeTrainer
 from minionerec.sid.index import SidIndex
+from minionerec.tree import CatalogTrie
 from tests.launch import accelerate
 from tests.small import config, random_dataset
 
@@ -81,6 +82,42 @@ def test_loss_and_gradients_equal_a_padded_batch_under_accumulation(parts, tmp_p
         assert trainer.evaluate(trees[:23])["eval_loss"] == pytest.approx(everything.item(), abs=1e-5)
 
 
+def test_loss_and_gradients_over_the_trie_equal_a_padded_batch(parts, tmp_path):
+    """Each SID token's row of logits without the tokens that the catalogue does not have there; titles keep theirs."""
+    dataset, index, model, tokenizer = parts
+    trees = build_trees(TASKS, dataset, index, tokenizer, split="train", stride=6, context=None)[-12:]
+    sids = checkpoint.sid_token_ids(tokenizer, index)
+    ids, mask, labels = padded([branch for tree in trees for branch in tree])
+    logits = model.train()(ids, attention_mask=mask).logits[:, :-1].float()
+    legal = torch.ones_like(logits, dtype=torch.bool)
+    branches = [branch for tree in trees for branch in tree]
+    assert 0 < sum(branch.is_sid for branch in branches) < len(branches)
+    for row, branch in enumerate(branches):
+        for step, token in enumerate(branch.completion if branch.is_sid else ()):
+            siblings = sids[(sids[:, :step] == torch.tensor(branch.completion[:step])).all(1), step]
+            assert token in siblings
+            legal[row, len(branch.prompt) - 1 + step] = torch.zeros(logits.shape[-1], dtype=torch.bool).index_fill(
+                0, siblings, True
+            )
+    expected = cross_entropy(logits.masked_fill(~legal, -torch.inf).flatten(0, 1), labels[:, 1:].flatten())
+    model.zero_grad()
+    expected.backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    trie = CatalogTrie.from_codes(sids)
+    arguments = training_arguments(SftConfig(batch_size=12, micro_batch=12), 0, tmp_path, len(trees))
+    trainer = TreeTrainer(
+        model=model, args=arguments, train_dataset=trees, eval_dataset=trees, data_collator=TreeCollator(64, trie), trie=trie
+    )
+    loss = trainer.compute_loss(model, TreeCollator(64, trie)(trees))
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
+    loss.backward()
+    for ours, parameter in zip(gradients, model.parameters(), strict=True):
+        assert (ours - parameter.grad).norm() <= 1e-5 * ours.norm() + 1e-9
+    model.zero_grad()
+    assert trainer.evaluate(trees)["eval_loss"] == pytest.approx(expected.item(), abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -117,6 +154,23 @@ def test_learns_and_is_deterministic(prepared):
     run(prepared, ("sft",))
     assert losses(prepared.folder / "sft") == first
     assert (prepared.folder / "sft/model/model.safetensors").read_bytes() == weights
+
+
+def test_normalised_over_the_catalogue_in_training_and_evaluation(prepared):
+    """Its losses start lower, as fewer tokens share the probability, and another way of scoring is another evaluation."""
+    made = replace(prepared, sft=replace(prepared.sft, epochs=1), eval=replace(prepared.eval, oracle_examples=4))
+    run(made, ("sft",))
+    plain = losses(made.folder / "sft")
+    made.sft.normalise = "catalogue"
+    run(made, ("sft", "eval"))
+    assert losses(made.folder / "sft")[0]["loss"] < 0.9 * plain[0]["loss"]
+    keys = {read_json(made.folder / "eval/sft/manifest.json")["key"]}
+    scores = [json.loads((made.folder / "eval/sft/predictions.jsonl").read_text().splitlines()[0])["scores"]]
+    made.eval.normalise = "catalogue"
+    run(made, ("eval",))
+    keys.add(read_json(made.folder / "eval/sft/manifest.json")["key"])
+    scores.append(json.loads((made.folder / "eval/sft/predictions.jsonl").read_text().splitlines()[0])["scores"])
+    assert len(keys) == 2 and scores[1][0] > scores[0][0]
 
 
 def test_micro_batches_do_not_matter(prepared):
