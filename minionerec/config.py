@@ -352,6 +352,14 @@ class SftConfig:
     normalise: Literal["vocabulary", "catalogue"] = "vocabulary"
     """What the probabilities of a SID's token add up over in the loss: all tokens, or those with which the catalogue's SIDs can
     go on (the children in its trie). Text completions keep the vocabulary (paper: vocabulary)."""
+    smoothing: float = 0.0
+    """Share of a SID token's label that is spread evenly over the legal tokens in its place, itself among them; 0 for none
+    (fraction; paper: none)."""
+    level_weights: list[float] | None = None
+    """What the levels of a SID count in the loss, from the first level on, relative to one another; null for all alike."""
+    frequency_power: float = 0.0
+    """Examples of history tasks count n ** -power, n being how often their item is a target: 0 for all alike, 0.5 lifts rare
+    items, 1 makes every item count the same."""
     row_tokens: int = 256
     """Length of the rows into which prefix trees are packed; one tree may exceed it (tokens)."""
     epochs: float = 3.0
@@ -378,7 +386,13 @@ class SftConfig:
         _positive("sft", micro_batch=self.micro_batch, learning_rate=self.learning_rate)
         _positive("sft", history_stride=self.history_stride, evaluations=self.evaluations, patience=self.patience)
         _between("sft", 0, math.inf, weight_decay=self.weight_decay, max_grad_norm=self.max_grad_norm)
-        _between("sft", 0, 1, warmup=self.warmup)
+        _between("sft", 0, 1, warmup=self.warmup, smoothing=self.smoothing)
+        _between("sft", 0, math.inf, frequency_power=self.frequency_power)
+        if self.level_weights is not None:
+            if not any(self.level_weights):
+                raise ConfigError("sft.level_weights are all 0; there would be nothing to learn. null weighs levels alike.")
+            for number, weight in enumerate(self.level_weights):
+                _between("sft", 0, math.inf, **{f"level_weights[{number}]": weight})
         if not self.tasks:
             raise ConfigError("sft.tasks is empty; name at least one task.")
 

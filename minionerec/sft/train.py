@@ -41,6 +41,7 @@ from minionerec.model.launch import check_precision, split_batch
 from minionerec.model.progress import StepBar
 from minionerec.prompts.builder import build_examples, templates_digest, tokenizer_corpus
 from minionerec.sft.trainer import Tree, TreeCollator, TreeTrainer
+from minionerec.sft.weights import LossWeights
 from minionerec.sid.index import SidIndex
 from minionerec.tree import Branch, CatalogTrie
 
@@ -66,6 +67,7 @@ def build_trees(
     split: SplitName,
     stride: int,
     context: int | None,
+    weights: LossWeights | None = None,
 ) -> list[Tree]:
     """The tasks' examples as trees: those of a group together, at most `stride` of them, in the tasks' order."""
     trees: dict[tuple[TaskName, int, int], Tree] = {}
@@ -74,7 +76,8 @@ def build_trees(
         for example in build_examples(task, dataset, index, tokenizer, split=split, stride=stride, context=context):
             seen = counts[task, example.group] = counts.get((task, example.group), 0) + 1
             key = (task, example.group, (seen - 1) // stride)
-            trees.setdefault(key, []).append(Branch(example.prompt, example.completion, is_sid=example.is_sid))
+            weigh = None if weights is None else weights.of(task, example)
+            trees.setdefault(key, []).append(Branch(example.prompt, example.completion, weigh, is_sid=example.is_sid))
     return list(trees.values())
 
 
@@ -148,11 +151,13 @@ def run(config: Config) -> tuple[Manifest, bool]:
     check_space(folder, parameters * 4 * 10)  # the model, and weights and two moments of the best, last and next checkpoint
     context = getattr(model.config, "max_position_embeddings", None)
     stride = config.sft.history_stride
-    trees = build_trees(config.sft.tasks, dataset, index, tokenizer, split="train", stride=stride, context=context)
-    # Validation is always on whole histories of the recommending task: what evaluation will see.
+    weights = LossWeights(config.sft, dataset, index.levels)
+    trees = build_trees(
+        config.sft.tasks, dataset, index, tokenizer, split="train", stride=stride, context=context, weights=weights
+    )
+    # Validation is always on whole histories of the recommending task, unweighted: what evaluation will see.
     held_out = build_trees(["history_sid_to_sid"], dataset, index, tokenizer, split="valid", stride=1, context=context)
-    # Over the children of the catalogue's trie only SIDs are normalised; titles keep the vocabulary.
-    trie = CatalogTrie.from_codes(token_ids) if config.sft.normalise == "catalogue" else None
+    trie = CatalogTrie.from_codes(token_ids) if config.sft.normalise == "catalogue" or config.sft.smoothing else None
     if not held_out:
         raise DataError(f"{config.folder / 'data'}: the valid split is empty; nothing to choose the best model by.")
     with write_artifact(
@@ -174,6 +179,8 @@ def run(config: Config) -> tuple[Manifest, bool]:
             eval_dataset=held_out,
             data_collator=TreeCollator(config.sft.row_tokens, trie),
             trie=trie,
+            normalise=config.sft.normalise,
+            smoothing=config.sft.smoothing,
             callbacks=[checkpoint.MarkComplete(), EarlyStoppingCallback(config.sft.patience)],
         )
         StepBar.install(trainer, "sft")

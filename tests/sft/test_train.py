@@ -16,7 +16,6 @@ from minionerec.prompts.builder import build_examples, tokenizer_corpus
 from minionerec.sft.train import build_trees, training_arguments
 from minionerec.sft.trainer import TreeCollator, TreeTrainer
 from minionerec.sid.index import SidIndex
-from minionerec.tree import CatalogTrie
 from tests.launch import accelerate
 from tests.small import config, random_dataset
 
@@ -80,42 +79,6 @@ def test_loss_and_gradients_equal_a_padded_batch_under_accumulation(parts, tmp_p
         assert trainer.evaluate(trees)["eval_loss"] == pytest.approx(expected.item(), abs=1e-5)
         everything = trainer.compute_loss(model, TreeCollator(64)(trees[:23]))  # 23 trees do not fill the last batch
         assert trainer.evaluate(trees[:23])["eval_loss"] == pytest.approx(everything.item(), abs=1e-5)
-
-
-def test_loss_and_gradients_over_the_trie_equal_a_padded_batch(parts, tmp_path):
-    """Each SID token's row of logits without the tokens that the catalogue does not have there; titles keep theirs."""
-    dataset, index, model, tokenizer = parts
-    trees = build_trees(TASKS, dataset, index, tokenizer, split="train", stride=6, context=None)[-12:]
-    sids = checkpoint.sid_token_ids(tokenizer, index)
-    ids, mask, labels = padded([branch for tree in trees for branch in tree])
-    logits = model.train()(ids, attention_mask=mask).logits[:, :-1].float()
-    legal = torch.ones_like(logits, dtype=torch.bool)
-    branches = [branch for tree in trees for branch in tree]
-    assert 0 < sum(branch.is_sid for branch in branches) < len(branches)
-    for row, branch in enumerate(branches):
-        for step, token in enumerate(branch.completion if branch.is_sid else ()):
-            siblings = sids[(sids[:, :step] == torch.tensor(branch.completion[:step])).all(1), step]
-            assert token in siblings
-            legal[row, len(branch.prompt) - 1 + step] = torch.zeros(logits.shape[-1], dtype=torch.bool).index_fill(
-                0, siblings, True
-            )
-    expected = cross_entropy(logits.masked_fill(~legal, -torch.inf).flatten(0, 1), labels[:, 1:].flatten())
-    model.zero_grad()
-    expected.backward()
-    gradients = [parameter.grad.clone() for parameter in model.parameters()]
-    model.zero_grad()
-    trie = CatalogTrie.from_codes(sids)
-    arguments = training_arguments(SftConfig(batch_size=12, micro_batch=12), 0, tmp_path, len(trees))
-    trainer = TreeTrainer(
-        model=model, args=arguments, train_dataset=trees, eval_dataset=trees, data_collator=TreeCollator(64, trie), trie=trie
-    )
-    loss = trainer.compute_loss(model, TreeCollator(64, trie)(trees))
-    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
-    loss.backward()
-    for ours, parameter in zip(gradients, model.parameters(), strict=True):
-        assert (ours - parameter.grad).norm() <= 1e-5 * ours.norm() + 1e-9
-    model.zero_grad()
-    assert trainer.evaluate(trees)["eval_loss"] == pytest.approx(expected.item(), abs=1e-5)
 
 
 @pytest.mark.parametrize(
