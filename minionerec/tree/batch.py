@@ -350,9 +350,10 @@ def tree_logprobs(
     if entropies:
         with torch.no_grad():
             spread = _entropy(scaled)[batch.predictors]
-    for step in batch.steps[inside].unique().tolist() if catalogue is not None else ():
+    levels = () if catalogue is None else batch.steps[inside].unique().tolist()
+    for step in levels:
         some = inside[batch.steps[inside] == step]
-        _, tokens, valid = catalogue.children(step, batch.trie_nodes[some])
+        _, tokens, valid = cast(CatalogTrie, catalogue).children(step, batch.trie_nodes[some])
         legal = scaled[batch.predictors[some, None], tokens.clamp(min=0)]  # (labels of this level, children)
         if siblings is not None:
             beside = beside.index_copy(0, some, (legal * valid).sum(-1) / valid.sum(-1))
