@@ -54,7 +54,8 @@ def base_model(config: Config, dataset: Dataset, index: SidIndex) -> tuple[PreTr
         model, tokenizer = scratch.create(tokenizer_corpus(dataset), config.model, config.seed)
     else:
         model, tokenizer = checkpoint.load(str(config.model.path), config.model.dtype)
-    checkpoint.add_sid_tokens(model, tokenizer, index, config.seed)
+    titles = dataset.catalog["title"].to_list()
+    checkpoint.add_sid_tokens(model, tokenizer, index, config.seed, config.model.sid_init, titles)
     return model, tokenizer
 
 
