@@ -318,7 +318,7 @@ class ModelConfig:
     vocabulary: int = 2000
     """Byte-level BPE entries learnt from the catalogue's text and the prompts, SID tokens not counted (tokens)."""
     sid_init: Literal["text", "mean", "random"] = "mean"
-    """Where the rows of new SID tokens begin. `text`: at the mean token row of the titles that carry the code, level by level on
+    """Where the rows of new SID tokens begin. `text`: at the mean token row of titles that carry the code, level by level on
     what the levels before leave over; `mean`: around the mean of all old rows; `random`: as the architecture draws weights."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of a pretrained model's weights in SFT; from-scratch models, RL and evaluation keep float32 weights."""
