@@ -318,6 +318,9 @@ class ModelConfig:
     """Its attention heads; they divide `hidden_size`."""
     vocabulary: int = 2000
     """Byte-level BPE entries learnt from the catalogue's text and the prompts, SID tokens not counted (tokens)."""
+    sid_init: Literal["text", "mean", "random"] = "mean"
+    """Where the rows of new SID tokens begin. `text`: at the mean token row of titles that carry the code, level by level on
+    what the levels before leave over; `mean`: around the mean of all old rows; `random`: as the architecture draws weights."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of a pretrained model's weights in SFT; from-scratch models, RL and evaluation keep float32 weights."""
 
@@ -350,6 +353,17 @@ class SftConfig:
     micro_batch: int = 128
     """Prefix trees computed at once on one device; the rest of a step's share follows by gradient accumulation (trees;
     paper: 16)."""
+    normalise: Literal["vocabulary", "catalogue"] = "vocabulary"
+    """What the probabilities of a SID's token add up over in the loss: all tokens, or those with which the catalogue's SIDs can
+    go on (the children in its trie). Text completions keep the vocabulary (paper: vocabulary)."""
+    smoothing: float = 0.0
+    """Share of a SID token's label that is spread evenly over the legal tokens in its place, itself among them; 0 for none
+    (fraction; paper: none)."""
+    level_weights: list[float] | None = None
+    """What the levels of a SID count in the loss, from the first level on, relative to one another; null for all alike."""
+    frequency_power: float = 0.0
+    """Examples of history tasks count n ** -power, n being how often their item is a target: 0 for all alike, 0.5 lifts rare
+    items, 1 makes every item count the same."""
     row_tokens: int = 256
     """Length of the rows into which prefix trees are packed; one tree may exceed it (tokens)."""
     epochs: float = 3.0
@@ -358,6 +372,9 @@ class SftConfig:
     """Peak learning rate of AdamW (paper: 3e-4 for pretrained models)."""
     weight_decay: float = 0.01
     """AdamW weight decay."""
+    dropout: float = 0.0
+    """Share of values that are dropped in training: of the embeddings, of what attention and feed-forward add, and of the last
+    states; 0 for none (fraction; paper: none). Small models that see the same histories many times need some."""
     warmup: float = 0.05
     """Share of the steps with rising learning rate, before the cosine (fraction)."""
     max_grad_norm: float = 1.0
@@ -376,7 +393,13 @@ class SftConfig:
         _positive("sft", micro_batch=self.micro_batch, learning_rate=self.learning_rate)
         _positive("sft", history_stride=self.history_stride, evaluations=self.evaluations, patience=self.patience)
         _between("sft", 0, math.inf, weight_decay=self.weight_decay, max_grad_norm=self.max_grad_norm)
-        _between("sft", 0, 1, warmup=self.warmup)
+        _between("sft", 0, 1, warmup=self.warmup, smoothing=self.smoothing, dropout=self.dropout)
+        _between("sft", 0, math.inf, frequency_power=self.frequency_power)
+        if self.level_weights is not None:
+            if not any(self.level_weights):
+                raise ConfigError("sft.level_weights are all 0; there would be nothing to learn. null weighs levels alike.")
+            for number, weight in enumerate(self.level_weights):
+                _between("sft", 0, math.inf, **{f"level_weights[{number}]": weight})
         if not self.tasks:
             raise ConfigError("sft.tasks is empty; name at least one task.")
 
@@ -439,6 +462,9 @@ class EvalConfig:
     num_beams: int = 50
     """Beams of the constrained search, and the length of each list; a metric with a larger cut-off sees the whole list and no
     more (SIDs; paper: 50)."""
+    normalise: Literal["vocabulary", "catalogue"] = "vocabulary"
+    """What a step's probabilities add up over in the scores: all tokens, as in the paper, or the legal next ones, as a model
+    trained with `sft.normalise: catalogue` expects."""
     batch_size: int = 32
     """Prompts decoded at once (prompts)."""
     exclude_history: bool = False

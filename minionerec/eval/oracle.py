@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from minionerec.errors import ArtifactError, ConstraintError
 from minionerec.eval.levels import calibrated
 from minionerec.eval.metrics import gains, hits
-from minionerec.tree import CatalogTrie, score_prefixes
+from minionerec.tree import CatalogTrie, Normalise, score_prefixes
 
 _CUTOFFS = (1, 10)
 
@@ -77,13 +77,16 @@ def trace(
     rows: Sequence[int],
     targets: Sequence[Sequence[int]],
     widths: Sequence[int],
+    normalise: Normalise = "vocabulary",
 ) -> list[Trace]:
     """Score the catalogue for a batch of prompts and replay the search.
 
     Args:
         rows: the prompts' rows in the split. targets: their targets' token ids, (batch, levels). widths: beam widths.
+        normalise: what a step's probabilities add up over, as in `beam_search`.
     """
-    scored = [level.double().cpu().numpy() for level in score_prefixes(model, input_ids, attention_mask, trie=trie)]
+    levels = score_prefixes(model, input_ids, attention_mask, trie=trie, normalise=normalise)
+    scored = [level.double().cpu().numpy() for level in levels]
     nodes = [torch.arange(len(tokens), device=trie.device) for tokens in trie.tokens]
     parents = [trie.parent(level, numbers).cpu().numpy() for level, numbers in enumerate(nodes)]
     paths = trie.walk(torch.tensor([list(target) for target in targets], device=trie.device)).tolist()

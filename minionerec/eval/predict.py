@@ -97,7 +97,14 @@ class Decoder:
         """Predictions for some rows of the split, in their order."""
         for batch, (ids, mask) in self._batches(rows):
             trie = self._trie.narrow(self._unseen(batch)) if self._config.exclude_history else self._trie
-            result = beam_search(self._model, ids, mask, trie=trie, num_beams=self._config.num_beams)
+            result = beam_search(
+                self._model,
+                ids,
+                mask,
+                trie=trie,
+                num_beams=self._config.num_beams,
+                normalise=self._config.normalise,
+            )
             lists = zip(batch, result.tokens.tolist(), result.scores.tolist(), result.exact.tolist(), strict=True)
             for number, tokens, scores, exact in lists:
                 row, _ = self._rows[number]
@@ -124,7 +131,7 @@ class Decoder:
         widths = sorted({*CUTOFFS, self._config.num_beams})
         for batch, (ids, mask) in self._batches(rows):
             targets = [self._tokens[self._rows[row][0]["target"]].tolist() for row in batch]
-            yield from oracle.trace(self._model, ids, mask, self._trie, batch, targets, widths)
+            yield from oracle.trace(self._model, ids, mask, self._trie, batch, targets, widths, self._config.normalise)
 
 
 def decode(

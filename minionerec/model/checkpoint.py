@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -21,6 +22,7 @@ from transformers import (
 
 from minionerec.artifacts import is_main_process, read_json, wait_for_everyone, write_json
 from minionerec.errors import ArtifactError, CatalogError, ConfigError
+from minionerec.model.sid_rows import SidInit, new_rows
 from minionerec.sid.index import SidIndex
 
 _COMPLETE = "complete.json"
@@ -65,25 +67,38 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
     tokenizer.save_pretrained(folder)
 
 
-def add_sid_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, index: SidIndex, seed: int) -> int:
+def add_sid_tokens(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    index: SidIndex,
+    seed: int,
+    init: SidInit = "mean",
+    titles: Sequence[str] = (),
+) -> int:
     """Add the SID tokens that the tokenizer lacks as ordinary tokens and give them rows of their own in the model.
 
-    Rows of tokens that are already there stay: a checkpoint trained with SIDs can be trained further. New rows are drawn
-    around the mean of the old ones with the old rows' spread per dimension: transformers' default would make them equal to
-    within 1e-6, and SIDs could not be told apart. Tied heads stay tied; an untied head is treated alike.
+    Rows of tokens that are already there stay: a checkpoint trained with SIDs can be trained further. Where new rows begin is
+    told in `model/sid_rows.py`: transformers' default would make them equal to within 1e-6, and SIDs could not be told apart.
+    Tied heads stay tied; an untied head is treated alike.
 
     Args:
         seed: of the new rows.
+        init: where they begin.
+        titles: the items' titles, for `text`.
 
     Returns:
         How many tokens were new.
     """
     old, known_tokens = vocabulary_rows(model), tokenizer.get_vocab()
-    lacking = [text for text in index.token_strings() if text not in known_tokens]
+    texts = index.token_strings()
+    places = [place for place, text in enumerate(texts) if text not in known_tokens]
+    lacking = [texts[place] for place in places]
+    title_ids = tokenizer(list(titles), add_special_tokens=False)["input_ids"] if init == "text" and titles else []
     tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in lacking])
     if len(tokenizer) > old:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     generator = torch.Generator().manual_seed(seed)
+    rows_of = new_rows(init, index, title_ids, getattr(model.config, "initializer_range", 0.02), generator)
     layers = (model.get_input_embeddings(), model.get_output_embeddings())
     embeddings = {id(weight): weight for weight in (cast(torch.Tensor, layer.weight) for layer in layers)}  # one if tied
     ids = tokenizer.get_vocab()
@@ -91,8 +106,7 @@ def add_sid_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, i
     with torch.no_grad():
         for weight in embeddings.values():
             known = weight[: min(old, len(tokenizer) - len(lacking))].float()
-            noise = torch.randn(len(rows), weight.shape[1], generator=generator)
-            weight[rows] = (known.mean(0) + noise * known.std(0)).to(weight.dtype)
+            weight[rows] = rows_of(known, places).to(weight.dtype)
     return len(lacking)
 
 

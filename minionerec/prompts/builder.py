@@ -16,12 +16,17 @@ from minionerec.sid.index import SidIndex
 
 @dataclass(frozen=True)
 class TokenExample:
-    """An example as token ids; prompt and completion are tokenised apart, so that no token spans the two."""
+    """An example as token ids; prompt and completion are tokenised apart, so that no token spans the two.
+
+    Attributes:
+        is_sid: the completion is a SID, a path of the catalogue's trie.
+    """
 
     prompt: list[int]
     completion: list[int]
     target: int
     group: int
+    is_sid: bool
 
 
 def templates_digest() -> str:
@@ -97,7 +102,7 @@ def encode(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, cont
                 f"Item {example.target}, prompt {example.prompt[:40]!r}...: {len(prompt) + len(completion)} tokens, the model "
                 f"reads {context}. Lower data.max_history, or shorten the item's title."
             )
-        built.append(TokenExample(prompt, completion, example.target, example.group))
+        built.append(TokenExample(prompt, completion, example.target, example.group, example.kind == "sid"))
     return built
 
 

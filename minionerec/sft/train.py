@@ -37,12 +37,14 @@ from minionerec.config import Config, SftConfig, TaskName
 from minionerec.data.dataset import Dataset, SplitName
 from minionerec.errors import ConfigError, DataError
 from minionerec.model import checkpoint, scratch
+from minionerec.model.dropout import add_dropout
 from minionerec.model.launch import check_precision, split_batch
 from minionerec.model.progress import StepBar
 from minionerec.prompts.builder import build_examples, templates_digest, tokenizer_corpus
 from minionerec.sft.trainer import Tree, TreeCollator, TreeTrainer
+from minionerec.sft.weights import LossWeights
 from minionerec.sid.index import SidIndex
-from minionerec.tree import Branch
+from minionerec.tree import Branch, CatalogTrie
 
 
 def base_model(config: Config, dataset: Dataset, index: SidIndex) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -53,8 +55,8 @@ def base_model(config: Config, dataset: Dataset, index: SidIndex) -> tuple[PreTr
         model, tokenizer = scratch.create(tokenizer_corpus(dataset), config.model, config.seed)
     else:
         model, tokenizer = checkpoint.load(str(config.model.path), config.model.dtype)
-    checkpoint.add_sid_tokens(model, tokenizer, index, config.seed)
-    checkpoint.sid_token_ids(tokenizer, index)  # refuses a tokenizer that splits SIDs
+    titles = dataset.catalog["title"].to_list()
+    checkpoint.add_sid_tokens(model, tokenizer, index, config.seed, config.model.sid_init, titles)
     return model, tokenizer
 
 
@@ -67,6 +69,7 @@ def build_trees(
     split: SplitName,
     stride: int,
     context: int | None,
+    weights: LossWeights | None = None,
 ) -> list[Tree]:
     """The tasks' examples as trees: those of a group together, at most `stride` of them, in the tasks' order."""
     trees: dict[tuple[TaskName, int, int], Tree] = {}
@@ -75,7 +78,8 @@ def build_trees(
         for example in build_examples(task, dataset, index, tokenizer, split=split, stride=stride, context=context):
             seen = counts[task, example.group] = counts.get((task, example.group), 0) + 1
             key = (task, example.group, (seen - 1) // stride)
-            trees.setdefault(key, []).append(Branch(example.prompt, example.completion))
+            weigh = None if weights is None else weights.of(task, example)
+            trees.setdefault(key, []).append(Branch(example.prompt, example.completion, weigh, is_sid=example.is_sid))
     return list(trees.values())
 
 
@@ -144,13 +148,19 @@ def run(config: Config) -> tuple[Manifest, bool]:
     index = SidIndex.load(config.folder / "sid", dataset)
     set_seed(config.seed)
     model, tokenizer = base_model(config, dataset, index)
+    token_ids = checkpoint.sid_token_ids(tokenizer, index)  # refuses a tokenizer that splits SIDs
+    add_dropout(model, config.sft.dropout)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     check_space(folder, parameters * 4 * 10)  # the model, and weights and two moments of the best, last and next checkpoint
     context = getattr(model.config, "max_position_embeddings", None)
     stride = config.sft.history_stride
-    trees = build_trees(config.sft.tasks, dataset, index, tokenizer, split="train", stride=stride, context=context)
-    # Validation is always on whole histories of the recommending task: what evaluation will see.
+    weights = LossWeights(config.sft, dataset, index.levels)
+    trees = build_trees(
+        config.sft.tasks, dataset, index, tokenizer, split="train", stride=stride, context=context, weights=weights
+    )
+    # Validation is always on whole histories of the recommending task, unweighted: what evaluation will see.
     held_out = build_trees(["history_sid_to_sid"], dataset, index, tokenizer, split="valid", stride=1, context=context)
+    trie = CatalogTrie.from_codes(token_ids) if config.sft.normalise == "catalogue" or config.sft.smoothing else None
     if not held_out:
         raise DataError(f"{config.folder / 'data'}: the valid split is empty; nothing to choose the best model by.")
     with write_artifact(
@@ -170,7 +180,10 @@ def run(config: Config) -> tuple[Manifest, bool]:
             args=arguments,
             train_dataset=trees,
             eval_dataset=held_out,
-            data_collator=TreeCollator(config.sft.row_tokens),
+            data_collator=TreeCollator(config.sft.row_tokens, trie),
+            trie=trie,
+            normalise=config.sft.normalise,
+            smoothing=config.sft.smoothing,
             callbacks=[checkpoint.MarkComplete(), EarlyStoppingCallback(config.sft.patience)],
         )
         StepBar.install(trainer, "sft")

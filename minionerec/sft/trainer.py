@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from minionerec.tree import Branch, TreeBatch, pack, tree_logprobs
+from minionerec.tree import Branch, CatalogTrie, Normalise, TreeBatch, pack, tree_logprobs
 
 Tree = list[Branch]
 
@@ -19,22 +19,43 @@ class TreeCollator:
 
     `shift_labels` tells the Trainer how many labels there are, so that a step's loss is the mean over all of them,
     whatever the accumulation and the number of devices.
+
+    Args:
+        trie: the catalogue, on the CPU, where the loss asks for its children.
     """
 
-    def __init__(self, row_tokens: int) -> None:
-        self.row_tokens = row_tokens
+    def __init__(self, row_tokens: int, trie: CatalogTrie | None = None) -> None:
+        self.row_tokens, self.trie = row_tokens, trie
 
     def __call__(self, trees: Sequence[Tree]) -> dict[str, Any]:
         """The fields of the trees' `TreeBatch`, and `shift_labels`."""
-        batch = pack([branch for tree in trees for branch in tree], row_tokens=self.row_tokens).tensors()
+        batch = pack([branch for tree in trees for branch in tree], row_tokens=self.row_tokens, trie=self.trie).tensors()
         return {**batch, "shift_labels": batch["labels"]}
 
 
 class TreeTrainer(Trainer):
-    """A Trainer whose examples are trees and whose loss is the mean over all completion tokens of a step."""
+    """A Trainer whose examples are trees and whose loss is the mean over all completion tokens of a step.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    Args:
+        trie: the collator's; needed for what follows.
+        normalise: what the probabilities of a SID's token add up over; text keeps the vocabulary.
+        smoothing: share e of a SID token's label that is spread evenly over the n legal tokens in its place, itself among them
+            (the children of its prefix in the trie): the loss is -(1 - e) log p(label) - e / n * sum of log p(child). Text is
+            not smoothed, nor is validation.
+        others: Trainer's.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        trie: CatalogTrie | None = None,
+        normalise: Normalise = "vocabulary",
+        smoothing: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self.trie = None if trie is None else trie.to(self.args.device)
+        self.normalise, self.smoothing = normalise, smoothing
         self.model_accepts_loss_kwargs = True  # count the labels of a step for every model: the loss is computed here
 
     def compute_loss(
@@ -47,16 +68,24 @@ class TreeTrainer(Trainer):
         """Weighted cross-entropy of the labels, summed and divided by the labels of the whole step over all devices."""
         if return_outputs:
             raise TypeError("TreeTrainer gives the loss only; its evaluation loop computes its own.")
-        loss, count = self._summed_loss(model, inputs)
+        loss, count = self._summed_loss(model, inputs, self.smoothing)
         if num_items_in_batch is None:
             return loss / count
         devices = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1  # DDP averages over them
         return loss * devices / num_items_in_batch
 
-    def _summed_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, int]:
+    def _summed_loss(self, model: torch.nn.Module, inputs: dict[str, Any], smoothing: float = 0.0) -> tuple[torch.Tensor, int]:
         batch = TreeBatch(**{name: value for name, value in inputs.items() if name != "shift_labels"})
         with self.accelerator.autocast():
-            logprobs = tree_logprobs(model, batch).logprobs
+            found = tree_logprobs(
+                model,
+                batch,
+                trie=self.trie if self.normalise == "catalogue" else None,
+                siblings=self.trie if smoothing else None,
+            )
+        logprobs = found.logprobs
+        if found.siblings is not None:
+            logprobs = torch.lerp(logprobs, found.siblings, smoothing)
         return -(batch.weights * logprobs).sum(), len(batch.labels)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> RandomSampler:

@@ -6,6 +6,7 @@ Knows token ids and tensors, nothing about items, prompts or stages.
 from minionerec.tree.batch import Branch, TreeBatch, TreeLogprobs, pack, tree_logprobs
 from minionerec.tree.forward import left_pad
 from minionerec.tree.oracle import score_catalog, score_prefixes
+from minionerec.tree.prefix import Normalise
 from minionerec.tree.search import BeamResult, SampleResult, beam_search, sample_without_replacement
 from minionerec.tree.trie import NO_TOKEN, CatalogTrie
 
@@ -14,6 +15,7 @@ __all__ = [
     "BeamResult",
     "Branch",
     "CatalogTrie",
+    "Normalise",
     "SampleResult",
     "TreeBatch",
     "TreeLogprobs",

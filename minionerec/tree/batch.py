@@ -291,10 +291,13 @@ class TreeLogprobs:
     Attributes:
         logprobs: (labels,) log-probability of the label, with gradient.
         entropies: (labels,) entropy of the distribution that it was taken from, without gradient; None where not asked for.
+        siblings: (labels,) mean log-probability of the tokens that are legal in the label's place, the label among them, with
+            gradient; the label's own where it has no trie node. None where not asked for.
     """
 
     logprobs: torch.Tensor
     entropies: torch.Tensor | None
+    siblings: torch.Tensor | None
 
 
 def tree_logprobs(
@@ -304,6 +307,7 @@ def tree_logprobs(
     trie: CatalogTrie | None = None,
     temperature: float = 1.0,
     entropies: bool = False,
+    siblings: CatalogTrie | None = None,
 ) -> TreeLogprobs:
     """Each branch's token log-probabilities, as if it were alone in a padded batch.
 
@@ -313,16 +317,19 @@ def tree_logprobs(
             one that `pack` was given.
         temperature: divides the logits.
         entropies: also the entropy at each label.
+        siblings: also the mean log-probability over each label's legal siblings in this trie; it must be `trie` where both are
+            given.
 
     Raises:
-        ConstraintError: the model's attention cannot take a tree mask, the temperature is not above 0, the trie is a view or
+        ConstraintError: the model's attention cannot take a tree mask, the temperature is not above 0, a trie is a view or
             another one than `pack` got.
     """
     if not temperature > 0:
         raise ConstraintError(f"temperature is {temperature}; it must be greater than 0.")
-    if trie is not None:
-        _refuse_view(trie)
-        if batch.trie_depth != trie.depth:
+    catalogue = siblings if trie is None else trie
+    if catalogue is not None:
+        _refuse_view(catalogue)
+        if batch.trie_depth != catalogue.depth or (siblings is not None and siblings is not catalogue):
             raise ConstraintError("The batch was packed without this trie: give pack the same one.")
     config_of = cast(PreTrainedModel, extract_model_from_parallel(model))
     logits = model(
@@ -333,23 +340,29 @@ def tree_logprobs(
         use_cache=False,
     ).logits  # (predicting tokens, vocabulary)
     scaled = logits.float() / temperature
-    whole = scaled.logsumexp(-1)
     chosen = scaled[batch.predictors, batch.labels]
-    totals, spread = whole[batch.predictors], None
+    inside = (batch.trie_nodes >= 0).nonzero().squeeze(-1)
+    if trie is not None and len(inside) == len(chosen):
+        totals = torch.zeros_like(chosen)  # all are taken over the trie below
+    else:
+        totals = scaled.logsumexp(-1)[batch.predictors]
+    spread, beside = None, chosen
     if entropies:
         with torch.no_grad():
             spread = _entropy(scaled)[batch.predictors]
-    if trie is not None:
-        kept = (batch.trie_nodes >= 0).nonzero().squeeze(-1)
-        for step in batch.steps[kept].unique().tolist():
-            some = kept[batch.steps[kept] == step]
-            _, tokens, valid = trie.children(step, batch.trie_nodes[some])
-            legal = scaled[batch.predictors[some, None], tokens.clamp(min=0)]
-            legal = legal.masked_fill(~valid, torch.finfo(legal.dtype).min)  # (labels of this level, children)
+    levels = () if catalogue is None else batch.steps[inside].unique().tolist()
+    for step in levels:
+        some = inside[batch.steps[inside] == step]
+        _, tokens, valid = cast(CatalogTrie, catalogue).children(step, batch.trie_nodes[some])
+        legal = scaled[batch.predictors[some, None], tokens.clamp(min=0)]  # (labels of this level, children)
+        if siblings is not None:
+            beside = beside.index_copy(0, some, (legal * valid).sum(-1) / valid.sum(-1))
+        if trie is not None:
+            legal = legal.masked_fill(~valid, torch.finfo(legal.dtype).min)
             totals = totals.index_copy(0, some, legal.logsumexp(-1))
             if spread is not None:
                 spread[some] = _entropy(legal.detach())
-    return TreeLogprobs(chosen - totals, spread)
+    return TreeLogprobs(chosen - totals, spread, None if siblings is None else beside - totals)
 
 
 def _entropy(logits: torch.Tensor) -> torch.Tensor:

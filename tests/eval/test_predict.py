@@ -48,26 +48,35 @@ def decoded(made, index=DISTINCT, **fields):
 
 
 @torch.no_grad()
-def one_by_one(model, tokenizer, index, split):
+def one_by_one(model, tokenizer, index, split, normalise="vocabulary"):
     """The slow way: for each user the score of each item's SID, from one ordinary forward per pair."""
     tokens = checkpoint.sid_token_ids(tokenizer, index).tolist()
     for example in build_examples("history_sid_to_sid", DATASET, index, tokenizer, split=split):
         start, scores = len(example.prompt), {}
         for item, sid in enumerate(tokens):
             logits = model(torch.tensor([[*example.prompt, *sid]])).logits[0, start - 1 : -1]
+            if normalise == "catalogue":
+                for level, row in enumerate(logits):
+                    legal = sorted({other[level] for other in tokens if other[:level] == sid[:level]})
+                    row[[token for token in range(len(row)) if token not in legal]] = -torch.inf
             scores[tuple(index.codes[item].tolist())] = logits.log_softmax(-1)[range(len(sid)), sid].sum().item()
         yield scores
 
 
-@pytest.mark.parametrize(("kind", "split"), [("distinct", "test"), ("shared", "valid")])
-def test_a_beam_as_wide_as_the_catalogue_sorts_every_items_score(made, kind, split):
+@pytest.mark.parametrize(
+    ("kind", "split", "normalise"),
+    [("distinct", "test", "vocabulary"), ("shared", "valid", "vocabulary"), ("shared", "test", "catalogue")],
+)
+def test_a_beam_as_wide_as_the_catalogue_sorts_every_items_score(made, kind, split, normalise):
     index = INDICES[kind]
-    found = decoded(made, index, split=split)
+    found = decoded(made, index, split=split, normalise=normalise)
     rows = DATASET.split(split)
     assert [p.user for p in found] == rows["user"].to_list() and len(found) == 12
     assert [p.target for p in found] == rows["target"].to_list()
     assert [p.history for p in found] == rows["history"].to_list()
-    for prediction, scores in zip(found, one_by_one(*made, index, split), strict=True):
+    for prediction, scores in zip(found, one_by_one(*made, index, split, normalise), strict=True):
+        total = np.exp(prediction.scores).sum()
+        assert total == pytest.approx(1, abs=1e-4) if normalise == "catalogue" else total < 0.9
         assert prediction.target_sid == index.codes[prediction.target].tolist()
         assert prediction.exact and set(map(tuple, prediction.sids)) == set(scores)
         np.testing.assert_allclose([scores[tuple(sid)] for sid in prediction.sids], prediction.scores, atol=1e-4)
@@ -230,9 +239,10 @@ def test_two_ranks_and_one_rank_write_the_same_files(tmp_path, capsys):
     assert "Beam width and search error, 5 examples" in capsys.readouterr().out
 
 
-def test_the_replayed_beam_is_the_beam_search(made):
+@pytest.mark.parametrize("normalise", ["vocabulary", "catalogue"])
+def test_the_replayed_beam_is_the_beam_search(made, normalise):
     for width in (1, 3, 6):
-        config = Config(eval=EvalConfig(num_beams=width, batch_size=5))
+        config = Config(eval=EvalConfig(num_beams=width, batch_size=5, normalise=normalise))
         decoder = predict.Decoder(*made, DATASET, DISTINCT, config)
         rows = list(range(len(decoder)))
         for one, traced in zip(decoder.predict(rows), decoder.trace(rows), strict=True):

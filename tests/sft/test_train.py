@@ -119,6 +119,23 @@ def test_learns_and_is_deterministic(prepared):
     assert (prepared.folder / "sft/model/model.safetensors").read_bytes() == weights
 
 
+def test_normalised_over_the_catalogue_in_training_and_evaluation(prepared):
+    """Its losses start lower, as fewer tokens share the probability, and another way of scoring is another evaluation."""
+    made = replace(prepared, sft=replace(prepared.sft, epochs=1), eval=replace(prepared.eval, oracle_examples=4))
+    run(made, ("sft",))
+    plain = losses(made.folder / "sft")
+    made.sft.normalise = "catalogue"
+    run(made, ("sft", "eval"))
+    assert losses(made.folder / "sft")[0]["loss"] < 0.9 * plain[0]["loss"]
+    keys = {read_json(made.folder / "eval/sft/manifest.json")["key"]}
+    scores = [json.loads((made.folder / "eval/sft/predictions.jsonl").read_text().splitlines()[0])["scores"]]
+    made.eval.normalise = "catalogue"
+    run(made, ("eval",))
+    keys.add(read_json(made.folder / "eval/sft/manifest.json")["key"])
+    scores.append(json.loads((made.folder / "eval/sft/predictions.jsonl").read_text().splitlines()[0])["scores"])
+    assert len(keys) == 2 and scores[1][0] > scores[0][0]
+
+
 def test_micro_batches_do_not_matter(prepared):
     prepared.sft.batch_size, logs = 16, []
     for micro in (16, 4):  # 73 trees are 4 steps an epoch; 18 micro-batches of 4 would leave 2 over for a short fifth step

@@ -32,6 +32,20 @@ def one_by_one(model, branches, legal=None, temperature=1.0):
     return torch.stack(logprobs), torch.stack(entropies)
 
 
+def means(model, branches, legal, temperature):
+    """Mean log-probability of the tokens that are legal in each label's place, over themselves and over the vocabulary."""
+    within, without = [], []
+    for branch in branches:
+        logits = model(torch.tensor([[*branch.prompt, *branch.completion]])).logits[0].float() / temperature
+        for step, token in enumerate(branch.completion):
+            row = logits[len(branch.prompt) - 1 + step]
+            before = tuple(branch.completion[:step])
+            allowed = sorted({path[step] for path in legal if path[:step] == before and len(path) > step})
+            within.append(row[allowed].log_softmax(-1).mean() if branch.is_sid else row.log_softmax(-1)[token])
+            without.append(row.log_softmax(-1)[allowed if branch.is_sid else [token]].mean())
+    return torch.stack(within), torch.stack(without)
+
+
 def random_branches(rng, trees):
     """Users' histories that grow: a branch's prompt holds the first tokens of a common trunk, then a question."""
     made = []
@@ -90,6 +104,13 @@ def test_logprobs_over_the_trie_equal_one_by_one(qwen2, seed, ragged, temperatur
         found = tree_logprobs(qwen2, batch, trie=trie, temperature=temperature, entropies=True)
     torch.testing.assert_close(found.logprobs, expected, atol=2e-5, rtol=0)
     torch.testing.assert_close(found.entropies, spread, atol=2e-5, rtol=0)
+    with torch.no_grad():
+        within = tree_logprobs(qwen2, batch, trie=trie, temperature=temperature, siblings=trie)
+        without = tree_logprobs(qwen2, batch, temperature=temperature, siblings=trie)
+    assert torch.equal(within.logprobs, found.logprobs)
+    expected_within, expected_without = means(qwen2, branches, paths(codes)[1], temperature)
+    torch.testing.assert_close(within.siblings, expected_within, atol=5e-5, rtol=0)
+    torch.testing.assert_close(without.siblings, expected_without, atol=5e-5, rtol=0)
     table = batch.by_branch(found.logprobs, len(branches), 5)
     assert table.shape == (len(branches), 5)
     torch.testing.assert_close(table[-1], expected[-5:], atol=2e-5, rtol=0)
@@ -225,6 +246,9 @@ def test_bad_branches(qwen2):
     plain, view = pack([Branch([1], [2])], row_tokens=8), trie.narrow(np.array([True, False]))
     with pytest.raises(ConstraintError, match="packed without this trie"):
         tree_logprobs(qwen2, plain, trie=trie)
+    packed = pack([Branch([1], [2])], row_tokens=8, trie=trie)
+    with pytest.raises(ConstraintError, match="packed without this trie"):
+        tree_logprobs(qwen2, packed, trie=trie, siblings=CatalogTrie.from_codes(np.array([[1, 2]])))
     for call in (lambda: pack([Branch([1], [2])], row_tokens=8, trie=view), lambda: tree_logprobs(qwen2, plain, trie=view)):
         with pytest.raises(ConstraintError, match="give the trie that the view was made from"):
             call()

@@ -1,0 +1,42 @@
+"""Dropout in training for architectures that have none outside their attention; the saved model knows nothing of it."""
+
+import torch
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from minionerec.errors import ConfigError
+
+
+def add_dropout(model: PreTrainedModel, share: float) -> list[RemovableHandle]:
+    """Drop values of the embeddings, of what attention and feed-forward of every layer add, and of the last states.
+
+    These are the places of the original Transformer (Vaswani et al., 2017, section 5.4) and of T5. Only in training mode; in a
+    prefix tree all examples that share a token share what is dropped there.
+
+    Args:
+        share: of the values that become 0, the others are scaled to keep the mean (fraction).
+
+    Returns:
+        Handles that take it away again; none where `share` is 0.
+
+    Raises:
+        ConfigError: the model's decoder is not built of layers with `self_attn` and `mlp`.
+    """
+    if not share:
+        return []
+    decoder = model.get_decoder()
+    try:
+        parts = [model.get_input_embeddings(), decoder.norm]
+        parts += [part for layer in decoder.layers for part in (layer.self_attn, layer.mlp)]
+    except AttributeError as error:
+        raise ConfigError(
+            f"sft.dropout is {share}, but a {type(model).__name__} is not built of layers with self_attn and mlp ({error}); "
+            "set it to 0."
+        ) from None
+
+    def drop(module: torch.nn.Module, _: tuple, output: torch.Tensor | tuple) -> torch.Tensor | tuple:
+        if isinstance(output, tuple):
+            return (torch.nn.functional.dropout(output[0], share, module.training), *output[1:])
+        return torch.nn.functional.dropout(output, share, module.training)
+
+    return [part.register_forward_hook(drop) for part in parts]
