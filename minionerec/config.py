@@ -223,6 +223,9 @@ class RqVaeConfig:
 class SidConfig:
     """Stage `sid`: item text to semantic IDs."""
 
+    shipped: bool = False
+    """Take the semantic IDs that the raw files bring (`data.source` reference or letter) instead of making some; the other
+    fields of this section then play no part."""
     encoder: str = "minilm"
     """Text encoder: `minilm` (all-MiniLM-L6-v2 from an installed package), `tfidf` (TF-IDF and SVD, nothing to download),
     or the name or path of any sentence-transformers model (paper: Qwen3-Embedding-4B)."""

@@ -77,8 +77,8 @@ def render(config: Config, sid: Manifest) -> str:
     return environment.get_template("sids.html").render(
         name=config.name,
         index=index,
-        method=sid.config["sid"].get("method", ""),
-        collisions=sid.config["sid"]["collisions"],
+        method=sid.config["sid"].get("method", "shipped"),
+        collisions=sid.config["sid"].get("collisions", "as shipped"),
         created=sid.created,
         figures={name: value for name, value in metrics.items() if not isinstance(value, list)},
         per_level={name: value for name, value in metrics.items() if isinstance(value, list)},

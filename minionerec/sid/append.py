@@ -42,6 +42,10 @@ def run(config: Config, base: Path) -> tuple[Manifest, bool]:
     old = artifacts.require(base / "sid", "minionerec sid --config BASE.yaml")
     if (config.folder / "sid").resolve() == (base / "sid").resolve():
         raise ConfigError(f"--base {base} is this run's own folder; give the new catalogue a run of its own with --out DIR.")
+    if "collisions" not in old.config["sid"]:
+        raise ConfigError(
+            f"{base / 'sid'} holds semantic IDs that came with the raw files; no quantizer can give more of them."
+        )
     if (before := old.config["sid"]["collisions"]) != config.sid.collisions:
         raise ConfigError(
             f"sid.collisions is {config.sid.collisions}, but {base / 'sid'} was made with {before}. Give the same."

@@ -23,10 +23,11 @@ from minionerec.data.dataset import Dataset
 from minionerec.errors import CatalogError
 from minionerec.sid.collaborative import consecutive_pairs, fuse
 from minionerec.sid.collisions import resolve
-from minionerec.sid.diagnose import diagnose
+from minionerec.sid.diagnose import diagnose, shared_codes, structure
 from minionerec.sid.encoder import embed_share, encoder_identity, item_vectors
 from minionerec.sid.index import SidIndex
 from minionerec.sid.quantize import fit
+from minionerec.sid.shipped import index_of_tokens, shipped_tokens
 from minionerec.sid.store import save_quantizer
 
 log = logging.getLogger(__name__)
@@ -41,9 +42,11 @@ def run(config: Config) -> tuple[Manifest, bool]:
     Raises:
         ArtifactError: the data stage has not run, its files are damaged, or the disk is full.
         CatalogError: an item twice in the catalogue, fewer items than codes, or more items than semantic IDs.
-        ConfigError, DataError: see `item_vectors` and `fit`.
+        ConfigError, DataError: see `item_vectors`, `fit` and `shipped_tokens`.
     """
     data = artifacts.require(config.folder / "data", "minionerec data prepare --config YOUR.yaml")
+    if config.sid.shipped:
+        return _take_shipped(config, data)
     folder, settings, inputs = config.folder / "sid", config.section("sid"), stage_inputs(config, data)
     key = artifacts.content_hash({"config": settings, "seed": config.seed, "inputs": inputs})
     if artifacts.is_current(folder, key):
@@ -65,12 +68,30 @@ def run(config: Config) -> tuple[Manifest, bool]:
     return Manifest.load(folder), True
 
 
+def _take_shipped(config: Config, data: Manifest) -> tuple[Manifest, bool]:
+    folder, settings = config.folder / "sid", {"sid": {"shipped": True}}
+    dataset = Dataset.load(config.folder / "data")
+    check_catalog(dataset)
+    tokens = shipped_tokens(config, dataset)
+    inputs = {"data": data.digest, "shipped": artifacts.content_hash(tokens)}
+    key = artifacts.content_hash({"config": settings, "inputs": inputs})
+    if artifacts.is_current(folder, key):
+        return Manifest.load(folder), False
+    index = index_of_tokens(tokens, dataset)
+    with artifacts.write_artifact(folder, stage="sid", key=key, config=settings, inputs=inputs, seed=config.seed) as draft:
+        index.save(draft.path)
+        draft.metrics = shared_codes(index.codes) | structure(index.codes, None, consecutive_pairs(dataset.train))
+    return Manifest.load(folder), True
+
+
 def embed(config: Config) -> None:
     """Embed this process's share of the catalogue's text into the cache; all processes of a launch call it before `run`.
 
     Raises:
         ArtifactError, ConfigError, DataError: as `run`.
     """
+    if config.sid.shipped:
+        return
     state = artifacts.distributed_state()
     artifacts.require(config.folder / "data", "minionerec data prepare --config YOUR.yaml")
     texts = Dataset.load(config.folder / "data").catalog["text"].to_list()

@@ -31,27 +31,34 @@ def diagnose(
         changed); `largest_group_before`, `largest_group` (items with one SID); `distinct_vectors`; and `structure`'s.
     """
     levels = codes_before.shape[1]
-    groups_before, groups = _group_sizes(codes_before), _group_sizes(codes)
+    groups_before, shared = _group_sizes(codes_before), shared_codes(codes)
     return {
         "items": len(codes),
         "collision_rate_before": float(np.mean(groups_before > 1)),
-        "collision_rate": float(np.mean(groups > 1)),
+        "collision_rate": shared["collision_rate"],
         "reconstruction_error_before": relative_error(vectors, codes_before, quantizer),
         "reconstruction_error": relative_error(vectors, codes[:, :levels], quantizer),
         "moved": float(np.mean((codes_before != codes[:, :levels]).any(axis=1))),
         "largest_group_before": int(groups_before.max()),
-        "largest_group": int(groups.max()),
+        "largest_group": shared["largest_group"],
         "distinct_vectors": _distinct_rows(vectors),
     } | structure(codes, vectors, pairs, quantizer.codebook_sizes)
 
 
+def shared_codes(codes: np.ndarray) -> dict[str, Any]:
+    """`items`, `collision_rate` and `largest_group` of codes, see `diagnose`."""
+    groups = _group_sizes(codes)
+    return {"items": len(codes), "collision_rate": float(np.mean(groups > 1)), "largest_group": int(groups.max())}
+
+
 def structure(
-    codes: np.ndarray, vectors: np.ndarray, pairs: np.ndarray, sizes: tuple[int, ...] | None = None
+    codes: np.ndarray, vectors: np.ndarray | None, pairs: np.ndarray, sizes: tuple[int, ...] | None = None
 ) -> dict[str, Any]:
     """What the codes alone say, so that SIDs from elsewhere can be measured with the same vectors and clicks.
 
     Args:
         codes: (items, levels), -1 for no code.
+        vectors: (items, dimensions); None leaves the neighbours out.
         sizes: codes per level; those seen where None.
 
     Returns:
@@ -70,10 +77,11 @@ def structure(
         figures["perplexity"].append(perplexity(counts))
         figures["balance"].append(perplexity(counts) / size)
         figures["next_entropy"].append(_entropy(codes[present, : level + 1]) - _entropy(codes[present, :level]))
-    queries, neighbours = nearest_neighbours(vectors)
+    queries, neighbours = nearest_neighbours(vectors) if vectors is not None else (None, None)
     for depth in _DEPTHS[: codes.shape[1]]:
         prefix = _prefix_numbers(codes[:, :depth])
-        figures[f"neighbours_{depth}"] = float(np.mean(prefix[queries][:, None] == prefix[neighbours]))
+        if queries is not None:
+            figures[f"neighbours_{depth}"] = float(np.mean(prefix[queries][:, None] == prefix[neighbours]))
         if len(pairs):
             figures[f"copurchase_{depth}"] = float(np.mean(prefix[pairs[:, 0]] == prefix[pairs[:, 1]]))
         share = np.bincount(prefix) / len(prefix)
