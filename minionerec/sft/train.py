@@ -201,6 +201,7 @@ def run(config: Config) -> tuple[Manifest, bool]:
             trees=len(trees),
             steps=trainer.state.global_step,
             devices=trainer.accelerator.num_processes,
+            distributed=trainer.accelerator.distributed_type.name,
             best_valid_loss=trainer.state.best_metric,
         )
     return Manifest.load(folder), True
