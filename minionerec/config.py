@@ -378,6 +378,9 @@ class SftConfig:
     frequency_power: float = 0.0
     """Examples of history tasks count n ** -power, n being how often their item is a target: 0 for all alike, 0.5 lifts rare
     items, 1 makes every item count the same."""
+    micro_tokens: int | None = None
+    """Chooses the micro-batch: the largest that divides a device's share of the batch, is at most `micro_batch` and keeps this
+    budget even if all its trees are as long as the longest; null takes `micro_batch` itself (tokens)."""
     row_tokens: int = 256
     """Length of the rows into which prefix trees are packed; one tree may exceed it (tokens)."""
     epochs: float = 3.0
@@ -390,7 +393,9 @@ class SftConfig:
     """Share of values that are dropped in training: of the embeddings, of what attention and feed-forward add, and of the last
     states; 0 for none (fraction; paper: none). Small models that see the same histories many times need some."""
     warmup: float = 0.05
-    """Share of the steps with rising learning rate, before the cosine (fraction)."""
+    """Share of the steps with rising learning rate, before the schedule (fraction)."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """How the learning rate falls to 0 after the warm-up (paper: cosine)."""
     max_grad_norm: float = 1.0
     """Gradient clipping; 0 for none (L2 norm)."""
     evaluations: int = 10
@@ -401,8 +406,12 @@ class SftConfig:
     """Compute in bfloat16 with float32 weights; must agree with the launcher's mixed precision."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
+    report_to: list[Literal["tensorboard", "trackio", "wandb"]] = field(default_factory=list)
+    """Where the curves are sent as well; each needs its package. TensorBoard's files go to `tensorboard/sft` in the run's
+    folder unless TENSORBOARD_LOGGING_DIR names another place."""
 
     def __post_init__(self) -> None:
+        _positive("sft", micro_tokens=self.micro_tokens)
         _positive("sft", batch_size=self.batch_size, row_tokens=self.row_tokens, epochs=self.epochs)
         _positive("sft", micro_batch=self.micro_batch, learning_rate=self.learning_rate)
         _positive("sft", history_stride=self.history_stride, evaluations=self.evaluations, patience=self.patience)

@@ -44,6 +44,49 @@ def split_batch(total_field: str, total: int, micro_field: str, micro: int) -> t
     return micro, total // (world * micro)
 
 
+def micro_batch_within(budget_field: str, budget: int, longest: int, share: int, most: int) -> int:
+    """The largest micro-batch that divides a device's share of a step and keeps a budget of tokens.
+
+    Args:
+        budget_field: the name of the configuration's field, for the message.
+        longest: tokens of the longest unit.
+        share: units per optimiser step on one device.
+        most: upper limit (units).
+
+    Raises:
+        ConfigError: a single unit exceeds the budget.
+    """
+    if longest > budget:
+        raise ConfigError(
+            f"{budget_field} is {budget}, but the longest training example has {longest} tokens. Raise it, or lower "
+            "data.max_history or sft.history_stride."
+        )
+    return max(size for size in range(1, share + 1) if share % size == 0 and size <= min(most, budget // longest))
+
+
+def check_distribution(kind: str, processes: int) -> str:
+    """What this launch has become, for the log; refuses one that silently became less than was asked for.
+
+    Args:
+        kind: accelerate's distributed type, such as DEEPSPEED or MULTI_GPU. processes: the world size that it works with.
+
+    Raises:
+        ConfigError: the launcher asked for DeepSpeed or for more processes, and that is not what runs.
+    """
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true" and kind != "DEEPSPEED":
+        raise ConfigError(
+            f"The launcher's configuration asks for DeepSpeed, but what runs is {kind}. Unset ACCELERATE_USE_CPU, which turns "
+            "DeepSpeed off without a word (sft/zero2.yaml runs on CPUs without it)."
+        )
+    if asked != processes:
+        raise ConfigError(
+            f"The launcher started {asked} processes, but {processes} train together. Do not launch with --cpu; on CPUs "
+            "accelerate launch --num_processes N is enough."
+        )
+    return f"{kind}, {processes} process{'es' if processes > 1 else ''}"
+
+
 def check_precision(field: str, bf16: bool) -> None:
     """Refuse a launcher whose mixed precision contradicts the configuration; transformers would stop with a traceback.
 

@@ -11,6 +11,7 @@ Command: `minionerec sft --config ml-100k`, or `accelerate launch --config_file 
 """
 
 import math
+import os
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.integrations import get_available_reporting_integrations
 
 from minionerec.artifacts import (
     CHECKPOINTS,
@@ -28,8 +30,10 @@ from minionerec.artifacts import (
     Manifest,
     check_space,
     content_hash,
+    distributed_state,
     folder_digest,
     is_current,
+    is_main_process,
     require,
     write_artifact,
 )
@@ -38,10 +42,10 @@ from minionerec.data.dataset import Dataset, SplitName
 from minionerec.errors import ConfigError, DataError
 from minionerec.model import adapters, checkpoint, scratch
 from minionerec.model.dropout import add_dropout
-from minionerec.model.launch import check_precision, split_batch
+from minionerec.model.launch import check_distribution, check_precision, micro_batch_within, split_batch
 from minionerec.model.progress import StepBar
 from minionerec.prompts.builder import build_examples, templates_digest, tokenizer_corpus
-from minionerec.sft.trainer import Tree, TreeCollator, TreeTrainer
+from minionerec.sft.trainer import Tree, TreeCollator, TreeTrainer, tree_tokens
 from minionerec.sft.weights import LossWeights
 from minionerec.sid.index import SidIndex
 from minionerec.tree import NO_TOKEN, Branch, CatalogTrie
@@ -83,14 +87,26 @@ def build_trees(
     return list(trees.values())
 
 
-def training_arguments(config: SftConfig, seed: int, folder: Path, trees: int) -> TrainingArguments:
+def training_arguments(config: SftConfig, seed: int, folder: Path, trees: int, longest: int = 0) -> TrainingArguments:
     """Transformers' arguments: the global batch split over devices, evaluation and checkpoints evenly spaced.
 
+    Args:
+        trees, longest: how many training trees there are, and the tokens of the longest.
+
     Raises:
-        ConfigError: see `split_batch` and `check_precision`; or there are fewer trees than one batch holds.
+        ConfigError: see `split_batch`, `micro_batch_within` and `check_precision`; there are fewer trees than one batch holds,
+            or a package of `report_to` is missing.
     """
     check_precision("sft.bf16", config.bf16)
-    micro, accumulation = split_batch("sft.batch_size", config.batch_size, "sft.micro_batch", config.micro_batch)
+    micro = config.micro_batch
+    if config.micro_tokens is not None:
+        share = config.batch_size // distributed_state().num_processes
+        micro = micro_batch_within("sft.micro_tokens", config.micro_tokens, longest, max(share, 1), micro)
+    micro, accumulation = split_batch("sft.batch_size", config.batch_size, "sft.micro_batch", micro)
+    missing = set(config.report_to) - set(get_available_reporting_integrations())
+    if missing:
+        name = min(missing)
+        raise ConfigError(f"sft.report_to names {name}, which is not installed: pip install {name}.")
     if trees < config.batch_size:
         raise ConfigError(f"sft.batch_size is {config.batch_size}, but there are only {trees} trees; lower it.")
     steps = math.ceil(trees // config.batch_size * config.epochs)
@@ -103,7 +119,7 @@ def training_arguments(config: SftConfig, seed: int, folder: Path, trees: int) -
         max_steps=steps,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
-        lr_scheduler_type="cosine",
+        lr_scheduler_type=config.schedule,
         warmup_steps=config.warmup,
         max_grad_norm=config.max_grad_norm,
         eval_strategy="steps",
@@ -125,7 +141,7 @@ def training_arguments(config: SftConfig, seed: int, folder: Path, trees: int) -
         activation_checkpointing=config.gradient_checkpointing,
         seed=seed,
         data_seed=seed,
-        report_to="none",
+        report_to=[*config.report_to] or "none",
     )
 
 
@@ -134,7 +150,8 @@ def run(config: Config) -> tuple[Manifest, bool]:
 
     Raises:
         ArtifactError: an input is missing, or the disk cannot hold the checkpoints.
-        ConfigError: see `training_arguments`, `checkpoint.load`.
+        ConfigError: see `training_arguments`, `checkpoint.load`, `check_distribution`.
+        TrainingError: see `TreeTrainer.training_step`.
     """
     folder = config.folder / "sft"
     inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
@@ -178,7 +195,10 @@ def run(config: Config) -> tuple[Manifest, bool]:
         collective=True,
     ) as draft:
         checkpoints = draft.path / CHECKPOINTS
-        arguments = training_arguments(config.sft, config.seed, checkpoints, len(trees))
+        longest = max(map(tree_tokens, trees)) if config.sft.micro_tokens is not None else 0
+        arguments = training_arguments(config.sft, config.seed, checkpoints, len(trees), longest)
+        if "tensorboard" in config.sft.report_to:  # what lies among the checkpoints is deleted at the end
+            os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(config.folder / "tensorboard" / "sft"))
         trainer = TreeTrainer(
             model=model,
             args=arguments,
@@ -191,6 +211,11 @@ def run(config: Config) -> tuple[Manifest, bool]:
             callbacks=[checkpoint.MarkComplete(), EarlyStoppingCallback(config.sft.patience)],
         )
         StepBar.install(trainer, "sft")
+        kind = trainer.accelerator.distributed_type.name
+        launched = check_distribution(kind, trainer.accelerator.num_processes)
+        if is_main_process():
+            batch = f"{arguments.per_device_train_batch_size} x {arguments.gradient_accumulation_steps}"
+            print(f"sft on {launched}, micro-batches of trees per process: {batch}", flush=True)
         trainer.train(resume_from_checkpoint=checkpoint.last_checkpoint(checkpoints))
         if trainer.is_world_process_zero():
             whole = adapters.merge(trainer.accelerator.unwrap_model(trainer.model), draft.path / "adapter")
@@ -203,7 +228,7 @@ def run(config: Config) -> tuple[Manifest, bool]:
             trees=len(trees),
             steps=trainer.state.global_step,
             devices=trainer.accelerator.num_processes,
-            distributed=trainer.accelerator.distributed_type.name,
+            distributed=kind,
             best_valid_loss=trainer.state.best_metric,
         )
     return Manifest.load(folder), True
