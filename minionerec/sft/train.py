@@ -170,9 +170,8 @@ def run(config: Config) -> tuple[Manifest, bool]:
     model = adapters.attach(model, config.sft, token_ids[token_ids != NO_TOKEN].unique().tolist())
     add_dropout(model, config.sft.dropout)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    check_space(
-        folder, (parameters + trainable * 9) * 4
-    )  # the model; weights and two moments of best, last and next checkpoint
+    # The model; weights and two moments of the best, last and next checkpoint.
+    check_space(folder, (parameters + trainable * 9) * 4)
     context = getattr(model.config, "max_position_embeddings", None)
     stride = config.sft.history_stride
     weights = LossWeights(config.sft, dataset, index.levels)
