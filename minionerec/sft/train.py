@@ -1,7 +1,7 @@
 """Stage `sft`: supervised fine-tuning of a causal LM on the tasks, loss on the completion only.
 
 Inputs: `data/` and `sid/` of the run; the base model, from scratch or pretrained. Outputs: `sft/model/` (safetensors and
-tokenizer), `sft/log.jsonl` (losses by step).
+tokenizer), `sft/log.jsonl` (losses by step), `sft/adapter/` where only a part is trained through PEFT.
 
 Deviations from the paper: examples that share a history are computed as one prefix tree (same loss and gradients); the
 prompt is the one that RL and evaluation use; the answer is never in it; the schedule is a cosine; five tasks are three so
@@ -150,7 +150,8 @@ def run(config: Config) -> tuple[Manifest, bool]:
 
     Raises:
         ArtifactError: an input is missing, or the disk cannot hold the checkpoints.
-        ConfigError: see `training_arguments`, `checkpoint.load`, `check_distribution`.
+        ConfigError: see `training_arguments`, `checkpoint.load`, `check_distribution`, `adapters.attach`, `LossWeights`.
+        ConstraintError: the loss asks for the trie's children, but some SID is the beginning of another.
         TrainingError: see `TreeTrainer.training_step`.
     """
     folder = config.folder / "sft"
@@ -181,6 +182,8 @@ def run(config: Config) -> tuple[Manifest, bool]:
     # Validation is always on whole histories of the recommending task, unweighted: what evaluation will see.
     held_out = build_trees(["history_sid_to_sid"], dataset, index, tokenizer, split="valid", stride=1, context=context)
     trie = CatalogTrie.from_codes(token_ids) if config.sft.normalise == "catalogue" or config.sft.smoothing else None
+    if trie is not None:
+        trie.check_normalisable()
     if not held_out:
         raise DataError(f"{config.folder / 'data'}: the valid split is empty; nothing to choose the best model by.")
     with write_artifact(
