@@ -356,6 +356,17 @@ class SftConfig:
     micro_batch: int = 128
     """Prefix trees computed at once on one device; the rest of a step's share follows by gradient accumulation (trees;
     paper: 16)."""
+    train: Literal["full", "lora", "sid_rows"] = "full"
+    """What is trained: everything, low-rank adapters and the rows of the SID tokens, or those rows alone (the reference's
+    freeze_LLM). The saved model is whole in each case; an adapter lies beside it (paper: full)."""
+    lora_rank: int = 16
+    """Rank of the adapters' matrices (dimensions)."""
+    lora_alpha: int = 32
+    """The adapters' output is scaled by alpha / rank."""
+    lora_dropout: float = 0.0
+    """Dropout of the adapters' input (fraction)."""
+    lora_targets: list[str] | None = None
+    """Names of the linear layers that get adapters, such as q_proj; null for all but the head."""
     normalise: Literal["vocabulary", "catalogue"] = "vocabulary"
     """What the probabilities of a SID's token add up over in the loss: all tokens, or those with which the catalogue's SIDs can
     go on (the children in its trie). Text completions keep the vocabulary (paper: vocabulary)."""
@@ -397,6 +408,11 @@ class SftConfig:
         _positive("sft", history_stride=self.history_stride, evaluations=self.evaluations, patience=self.patience)
         _between("sft", 0, math.inf, weight_decay=self.weight_decay, max_grad_norm=self.max_grad_norm)
         _between("sft", 0, 1, warmup=self.warmup, smoothing=self.smoothing, dropout=self.dropout)
+        _between("sft", 0, 1, lora_dropout=self.lora_dropout)
+        _positive("sft", lora_rank=self.lora_rank, lora_alpha=self.lora_alpha)
+        for made in dataclasses.fields(self):
+            if made.name.startswith("lora_") and self.train != "lora" and getattr(self, made.name) != made.default:
+                raise ConfigError(f"sft.{made.name} is set, but sft.train is {self.train}; it has an effect with lora only.")
         _between("sft", 0, math.inf, frequency_power=self.frequency_power)
         if self.level_weights is not None:
             if not any(self.level_weights):
@@ -623,6 +639,11 @@ class Config:
     def __post_init__(self) -> None:
         _positive("config", threads=self.threads)
         _between("config", 0, 2**32, seed=self.seed)  # numpy and scikit-learn take no other
+        if self.sft.train != "full" and self.model.init == "from_scratch":
+            raise ConfigError(
+                f"sft.train is {self.sft.train}, but model.init is from_scratch: random weights would stay as they are. "
+                "Set model.init from_pretrained and model.path, or sft.train full."
+            )
         if self.sft.history_stride > self.data.max_history:
             raise ConfigError(
                 f"sft.history_stride {self.sft.history_stride} is longer than data.max_history {self.data.max_history}: "

@@ -36,7 +36,7 @@ from minionerec.artifacts import (
 from minionerec.config import Config, SftConfig, TaskName
 from minionerec.data.dataset import Dataset, SplitName
 from minionerec.errors import ConfigError, DataError
-from minionerec.model import checkpoint, scratch
+from minionerec.model import adapters, checkpoint, scratch
 from minionerec.model.dropout import add_dropout
 from minionerec.model.launch import check_precision, split_batch
 from minionerec.model.progress import StepBar
@@ -44,7 +44,7 @@ from minionerec.prompts.builder import build_examples, templates_digest, tokeniz
 from minionerec.sft.trainer import Tree, TreeCollator, TreeTrainer
 from minionerec.sft.weights import LossWeights
 from minionerec.sid.index import SidIndex
-from minionerec.tree import Branch, CatalogTrie
+from minionerec.tree import NO_TOKEN, Branch, CatalogTrie
 
 
 def base_model(config: Config, dataset: Dataset, index: SidIndex) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -151,7 +151,11 @@ def run(config: Config) -> tuple[Manifest, bool]:
     token_ids = checkpoint.sid_token_ids(tokenizer, index)  # refuses a tokenizer that splits SIDs
     add_dropout(model, config.sft.dropout)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    check_space(folder, parameters * 4 * 10)  # the model, and weights and two moments of the best, last and next checkpoint
+    model = adapters.attach(model, config.sft, token_ids[token_ids != NO_TOKEN].unique().tolist())
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    check_space(
+        folder, (parameters + trainable * 9) * 4
+    )  # the model; weights and two moments of best, last and next checkpoint
     context = getattr(model.config, "max_position_embeddings", None)
     stride = config.sft.history_stride
     weights = LossWeights(config.sft, dataset, index.levels)
@@ -189,14 +193,17 @@ def run(config: Config) -> tuple[Manifest, bool]:
         StepBar.install(trainer, "sft")
         trainer.train(resume_from_checkpoint=checkpoint.last_checkpoint(checkpoints))
         if trainer.is_world_process_zero():
-            checkpoint.save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, draft.path / "model")
+            whole = adapters.merge(trainer.accelerator.unwrap_model(trainer.model), draft.path / "adapter")
+            checkpoint.save(whole, tokenizer, draft.path / "model")
             checkpoint.write_log(trainer.state, draft.path / "log.jsonl")
         draft.metrics.update(
             parameters=parameters,
+            trainable=trainable,
             examples=sum(len(tree) for tree in trees),
             trees=len(trees),
             steps=trainer.state.global_step,
             devices=trainer.accelerator.num_processes,
+            distributed=trainer.accelerator.distributed_type.name,
             best_valid_loss=trainer.state.best_metric,
         )
     return Manifest.load(folder), True

@@ -6,9 +6,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, RandomSampler
-from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from minionerec.model.resume import PortableTrainer
 from minionerec.tree import Branch, CatalogTrie, Normalise, TreeBatch, pack, tree_logprobs
 
 Tree = list[Branch]
@@ -33,7 +33,7 @@ class TreeCollator:
         return {**batch, "shift_labels": batch["labels"]}
 
 
-class TreeTrainer(Trainer):
+class TreeTrainer(PortableTrainer):
     """A Trainer whose examples are trees and whose loss is the mean over all completion tokens of a step.
 
     Args:
