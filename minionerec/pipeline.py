@@ -145,6 +145,38 @@ def run(config: Config, stages: tuple[str, ...]) -> None:
         console.print(f"[bold]all[/] {(time.monotonic() - began) / 60:.1f} min, peak memory {_peak_memory():.2f} GB")
 
 
+def plan(stage: str, config: Config, options: dict[str, str]) -> None:
+    """Print what a training stage would take, without training.
+
+    Args:
+        options: `dry-run`; `devices` and `gpu-memory` as text.
+
+    Raises:
+        ConfigError: an option without `dry-run`, or one that is no number above 0.
+    """
+    if "dry-run" not in options:
+        raise ConfigError(
+            f"--{next(iter(options))} belongs to --dry-run: minionerec {stage} --dry-run --{next(iter(options))} N."
+        )
+    numbers: dict[str, float] = {}
+    for name, kind in (("devices", int), ("gpu-memory", float)):
+        if name in options:
+            try:
+                numbers[name] = kind(options[name])
+            except ValueError:
+                numbers[name] = 0
+            if not 0 < numbers[name] < float("inf"):
+                raise ConfigError(f"--{name} is {options[name]!r}; expected a number above 0{' (GB)' * (kind is float)}.")
+    set_up(config.threads)
+    _quieten_transformers()
+    from minionerec.rl import plan as rl_plan
+    from minionerec.sft import plan as sft_plan
+
+    count = numbers.get("devices")
+    for planned in {"sft": sft_plan, "rl": rl_plan}[stage].plans(config, None if count is None else int(count)):
+        planned.show(numbers.get("gpu-memory"))
+
+
 def _peak_memory() -> float:
     """The most memory this process has held, in GB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -36,7 +36,7 @@ from minionerec.artifacts import (
 from minionerec.config import Config, SftConfig, TaskName
 from minionerec.data.dataset import Dataset, SplitName
 from minionerec.errors import ConfigError, DataError
-from minionerec.model import adapters, checkpoint, scratch
+from minionerec.model import adapters, checkpoint, plan, scratch
 from minionerec.model.dropout import add_dropout
 from minionerec.model.launch import check_precision, split_batch
 from minionerec.model.progress import StepBar
@@ -83,14 +83,17 @@ def build_trees(
     return list(trees.values())
 
 
-def training_arguments(config: SftConfig, seed: int, folder: Path, trees: int) -> TrainingArguments:
+def training_arguments(config: SftConfig, seed: int, folder: Path, trees: int, devices: int | None = None) -> TrainingArguments:
     """Transformers' arguments: the global batch split over devices, evaluation and checkpoints evenly spaced.
+
+    Args:
+        devices: how many there are to be, for a plan; None for those that run.
 
     Raises:
         ConfigError: see `split_batch` and `check_precision`; or there are fewer trees than one batch holds.
     """
     check_precision("sft.bf16", config.bf16)
-    micro, accumulation = split_batch("sft.batch_size", config.batch_size, "sft.micro_batch", config.micro_batch)
+    micro, accumulation = split_batch("sft.batch_size", config.batch_size, "sft.micro_batch", config.micro_batch, devices)
     if trees < config.batch_size:
         raise ConfigError(f"sft.batch_size is {config.batch_size}, but there are only {trees} trees; lower it.")
     steps = math.ceil(trees // config.batch_size * config.epochs)
@@ -126,6 +129,24 @@ def training_arguments(config: SftConfig, seed: int, folder: Path, trees: int) -
         seed=seed,
         data_seed=seed,
         report_to="none",
+    )
+
+
+def work(trees: list[Tree], arguments: TrainingArguments, collator: TreeCollator) -> plan.Work:
+    """What training on these trees takes."""
+    sizes = [sum(len(branch.prompt) + len(branch.completion) for branch in tree) for tree in trees]
+    micro = arguments.per_device_train_batch_size
+    sample, largest = plan.draw(trees, sizes, micro, lambda some: plan.Batch.of(collator(some)), int(arguments.seed))
+    return plan.Work(
+        unit="trees",
+        units=len(trees),
+        steps=arguments.max_steps,
+        micro=micro,
+        accumulation=arguments.gradient_accumulation_steps,
+        tokens=sum(sizes),
+        labels=sum(len(branch.completion) for tree in trees for branch in tree),
+        sample=sample,
+        largest=largest,
     )
 
 
@@ -179,12 +200,16 @@ def run(config: Config) -> tuple[Manifest, bool]:
     ) as draft:
         checkpoints = draft.path / CHECKPOINTS
         arguments = training_arguments(config.sft, config.seed, checkpoints, len(trees))
+        collator = TreeCollator(config.sft.row_tokens, trie)
+        devices = plan.launched(config.sft.bf16, config.sft.gradient_checkpointing)
+        planned = plan.Plan("sft", plan.Shape.of(model), work(trees, arguments, collator), devices)
+        planned.show()
         trainer = TreeTrainer(
             model=model,
             args=arguments,
             train_dataset=trees,
             eval_dataset=held_out,
-            data_collator=TreeCollator(config.sft.row_tokens, trie),
+            data_collator=collator,
             trie=trie,
             normalise=config.sft.normalise,
             smoothing=config.sft.smoothing,
@@ -205,5 +230,6 @@ def run(config: Config) -> tuple[Manifest, bool]:
             devices=trainer.accelerator.num_processes,
             distributed=trainer.accelerator.distributed_type.name,
             best_valid_loss=trainer.state.best_metric,
+            **planned.metrics(),
         )
     return Manifest.load(folder), True
