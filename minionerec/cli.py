@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
@@ -77,7 +78,7 @@ def parser(command: str, own_options: bool = True) -> ArgumentParser:
     made = ArgumentParser(prog=f"minionerec {command}", description=COMMANDS[command], exit_on_error=False)
     made.add_argument("--config", action="config", help="a YAML file, or the name of a preset that ships with the package")
     for option in _OWN_OPTIONS.get(command, {}) if own_options else ():
-        action = {"action": "store_true"} if option in _FLAGS else {}
+        action: dict[str, Any] = {"action": "store_true"} if option in _FLAGS else {}
         made.add_argument(f"--{option}", help=_OWN_OPTIONS[command][option], **action)
     made.add_class_arguments(Config, None)
     return made

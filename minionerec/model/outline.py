@@ -29,8 +29,8 @@ def outline(path: str | Path, dtype: str = "float32") -> tuple[PreTrainedModel, 
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"{path}: no plan without the model's config.json and tokenizer files ({reason}). Expected a folder that holds them, "
-            "or a hub name that can be reached; the weights are not needed."
+            f"{path}: no plan without the model's config.json and tokenizer files ({reason}). Expected a folder that holds "
+            "them, or a hub name that can be reached; the weights are not needed."
         ) from None
     check_tokenizer(path, tokenizer)
     return model, tokenizer

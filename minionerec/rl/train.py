@@ -99,8 +99,8 @@ def whole_steps(examples: list[TokenExample], prompts_per_step: int) -> list[Tok
 def work(examples: list[TokenExample], token_ids: torch.Tensor, arguments: GRPOConfig, config: RlConfig) -> plan.Work:
     """What training on these prompts takes.
 
-    Rollouts are not known before the policy is there: SIDs drawn at random stand for them, which share less of their beginnings,
-    so that positions are counted rather too high.
+    Rollouts are not known before the policy is there: SIDs drawn at random stand for them, which share less of their
+    beginnings, so that positions are counted rather too high.
 
     Args:
         token_ids: the catalogue's SIDs, (items, levels).
