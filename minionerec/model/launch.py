@@ -31,9 +31,8 @@ def split_batch(total_field: str, total: int, micro_field: str, micro: int, devi
         ConfigError: it does not split evenly, or one process sees several GPUs.
     """
     world = devices or distributed_state().num_processes
-    if (
-        devices is None and world == 1 and torch.cuda.device_count() > 1
-    ):  # transformers would fall back to DataParallel, with another batch
+    # Transformers would fall back to DataParallel, with another batch.
+    if devices is None and world == 1 and torch.cuda.device_count() > 1:
         raise ConfigError(
             f"This machine shows {torch.cuda.device_count()} GPUs, but one process runs. Start one per GPU with accelerate "
             "launch (scripts/sft.sh, scripts/rl.sh), or choose one GPU with CUDA_VISIBLE_DEVICES=0."

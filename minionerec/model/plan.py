@@ -13,8 +13,8 @@ vocabulary, m the matrices of the body; sums over parameters take each parameter
 - activations of one micro-batch, per layer and position, what autograd keeps of a decoder layer with RMSNorm, rotary sdpa
   attention and a gated feed-forward layer (the count of Korthikanti et al., 2022, section 4.1, for these layers and without
   dropout; tests hold it against what torch saves): with width h, heads' total width d, a heads, feed-forward width i, row
-  length l: float32 4(6h + 4d + 4i + 2 + a + l); autocast 26h + 8d + 8i + 8 + 4a + 2l; bf16 weights 16h + 8d + 8i + 8 + 4a + 2l. Under
-  gradient checkpointing each layer keeps its input only, and one layer's activations are there at a time.
+  length l: float32 4(6h + 4d + 4i + 2 + a + l); autocast 26h + 8d + 8i + 8 + 4a + 2l; bf16 weights (ZeRO-2) 16h instead of
+  26h. Under gradient checkpointing each layer keeps its input only, and one layer's activations are there at a time.
 - logits: only positions that predict a label are projected; four float32 matrices (labels, V) are alive at once in the backward
   pass (logits, scaled logits, their gradient, the softmax in making), in bf16 the half-width logits as well.
 - rollouts (RL): keys and values of prompts and beams, 2 x layers x key-value width.
@@ -24,8 +24,8 @@ frozen; 2 more where activations are computed again; the head only on predicting
 position forwards (Chowdhery et al., 2022, appendix B), tree masks being dense.
 
 Left out: the context of CUDA and NCCL (about 1 GB), workspaces of kernels, fragmentation (often a tenth), dropout masks,
-LoRA's own activations, evaluation. Frozen matrices keep less than is counted here. What a run computes is estimated from a sample of
-its micro-batches, memory from the micro-batch of the longest trees or prompts.
+LoRA's own activations, evaluation. Frozen matrices keep less than is counted here. What a run computes is estimated from a
+sample of its micro-batches, memory from the micro-batch of the longest trees or prompts.
 """
 
 import random
