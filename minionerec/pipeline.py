@@ -48,17 +48,19 @@ def _sid(config: Config) -> Iterator[Made]:
 
 
 def _sft(config: Config) -> Iterator[Made]:
+    from minionerec.report import curves
     from minionerec.sft import train
 
     _quieten_transformers()
-    yield train.run(config)
+    yield train.run(config, curves.write)
 
 
 def _rl(config: Config) -> Iterator[Made]:
+    from minionerec.report import curves
     from minionerec.rl import train
 
     _quieten_transformers()
-    yield train.run(config)
+    yield train.run(config, curves.write)
 
 
 def _eval(config: Config) -> Iterator[Made]:
@@ -155,9 +157,8 @@ def plan(stage: str, config: Config, options: dict[str, str]) -> None:
         ConfigError: an option without `dry-run`, or one that is no number above 0.
     """
     if "dry-run" not in options:
-        raise ConfigError(
-            f"--{next(iter(options))} belongs to --dry-run: minionerec {stage} --dry-run --{next(iter(options))} N."
-        )
+        name, value = next(iter(options.items()))
+        raise ConfigError(f"--{name} belongs to --dry-run: minionerec {stage} --dry-run --{name} {value}")
     numbers: dict[str, float] = {}
     for name, kind in (("devices", int), ("gpu-memory", float)):
         if name in options:

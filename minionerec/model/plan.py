@@ -31,7 +31,7 @@ sample of its micro-batches, memory from the micro-batch of the longest trees or
 import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -137,6 +137,7 @@ class Work:
         largest: the micro-batch of the longest units.
         rollout: positions held in the key-value cache per micro-batch, 0 where nothing is generated.
         reference: a frozen model of the same size is computed beside.
+        tasks: examples and tokens by task, where they are told apart.
     """
 
     unit: str
@@ -150,6 +151,7 @@ class Work:
     largest: Batch
     rollout: int = 0
     reference: bool = False
+    tasks: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 def draw(
@@ -316,6 +318,10 @@ class Plan:
             (
                 f"{work.unit} per step",
                 f"{work.micro * work.accumulation * devices.count:,} = {devices.count} x {work.accumulation} x {work.micro}",
+            ),
+            *(
+                (f"  {task}", f"{counts['examples']:,} examples, {counts['tokens']:,} tokens")
+                for task, counts in work.tasks.items()
             ),
             ("tokens per epoch, examples whole", f"{work.tokens:,}"),
             ("labels per epoch", f"{work.labels:,}"),

@@ -1,7 +1,7 @@
 """Stage `rl`: GRPO from the SFT model, with ranked beams as rollouts and the ranking reward.
 
-Inputs: `data/`, `sid/` and `sft/model/` of the run. Outputs: `rl/model/` (safetensors and tokenizer), `rl/log.jsonl`
-(reward, KL, hit rate by step).
+Inputs: `data/`, `sid/` and `sft/model/` of the run. Outputs: `rl/model/` (safetensors, tokenizer and model card),
+`rl/log.jsonl` (reward, KL, hit rate by step), `rl/curves.html` (the same, drawn).
 
 Deviations from the paper: rollouts come from the decoder that evaluation uses, on the prompts that SFT used; the target
 travels with its row; the KL is the plain k3 estimate to a fixed SFT model; a prompt is computed once for its group (same
@@ -12,6 +12,7 @@ Command: `minionerec rl --config ml-100k`, or `bash scripts/rl.sh --config NAME`
 
 import math
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ from minionerec.artifacts import (
 from minionerec.config import Config, RlConfig
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError
-from minionerec.model import checkpoint, plan
+from minionerec.model import card, checkpoint, plan
 from minionerec.model.launch import check_precision, split_batch
 from minionerec.model.progress import StepBar
 from minionerec.prompts.builder import TokenExample, sample_examples, templates_digest
@@ -133,8 +134,19 @@ def work(examples: list[TokenExample], token_ids: torch.Tensor, arguments: GRPOC
     )
 
 
-def run(config: Config) -> tuple[Manifest, bool]:
+def _last(history: list[dict[str, float]]) -> dict[str, float]:
+    """The last logged figures of the training prompts, for the model card."""
+    found: dict[str, float] = {}
+    for entry in history:
+        found |= {f"last {name}": value for name, value in entry.items() if name in ("reward", "kl") or name.startswith("HR@")}
+    return found
+
+
+def run(config: Config, draw: Callable[[Path, Path, str], None] | None = None) -> tuple[Manifest, bool]:
     """Train, unless the finished artefact is current; returns its manifest and whether it was made anew.
+
+    Args:
+        draw: writes the curves of a log (first) as a page (second) with a title (third); None for no page.
 
     Raises:
         ArtifactError: an input is missing, or the disk cannot hold the checkpoints.
@@ -205,14 +217,17 @@ def run(config: Config) -> tuple[Manifest, bool]:
         )
         StepBar.install(trainer, "rl")
         trainer.train(resume_from_checkpoint=checkpoint.last_checkpoint(checkpoints))
+        figures = {
+            "parameters": parameters,
+            "prompts": len(rows),
+            "steps": trainer.state.global_step,
+            "devices": trainer.accelerator.num_processes,
+        }
         if trainer.is_world_process_zero():
             checkpoint.save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, draft.path / "model")
+            card.write(draft.path / "model", "rl", config, dataset, index, figures | _last(trainer.state.log_history))
             checkpoint.write_log(trainer.state, draft.path / "log.jsonl")
-        draft.metrics.update(
-            parameters=parameters,
-            prompts=len(rows),
-            steps=trainer.state.global_step,
-            devices=trainer.accelerator.num_processes,
-            **planned.metrics(),
-        )
+            if draw is not None:
+                draw(draft.path / "log.jsonl", draft.path / "curves.html", f"{config.name}: RL")
+        draft.metrics.update(**figures, **planned.metrics())
     return Manifest.load(folder), True

@@ -32,9 +32,12 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
     context = getattr(model.config, "max_position_embeddings", None)
     model = adapters.attach(model, config.sft, token_ids[token_ids != NO_TOKEN].unique().tolist())
     stride = config.sft.history_stride
-    trees = train.build_trees(config.sft.tasks, dataset, index, tokenizer, split="train", stride=stride, context=context)
+    statistics: dict[str, dict[str, int]] = {}
+    trees = train.build_trees(
+        config.sft.tasks, dataset, index, tokenizer, split="train", stride=stride, context=context, statistics=statistics
+    )
     arguments = train.training_arguments(config.sft, config.seed, config.folder / "sft", len(trees), devices)
-    work = train.work(trees, arguments, TreeCollator(config.sft.row_tokens))
+    work = train.work(trees, arguments, TreeCollator(config.sft.row_tokens), statistics)
     shape = Shape.of(model)
     where = planned_devices(devices, config.sft.bf16, config.sft.gradient_checkpointing)
     return [Plan("sft", shape, work, some) for some in where]

@@ -107,22 +107,22 @@ def test_activations_are_what_torch_keeps(precision, zero2, hidden, key_value_he
                 tensors[storage.data_ptr()] = (storage.nbytes(), tensor)
             return tensor
 
-        mask = torch.ones(2, 1, 24, 24, dtype=torch.bool).tril()
-        predicting = torch.zeros(2, 24, dtype=torch.bool)
+        mask = torch.ones(2, 1, 20, 20, dtype=torch.bool).tril()
+        predicting = torch.zeros(2, 20, dtype=torch.bool)
         predicting[:, -1] = True
         with (
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"),
         ):
             model(
-                input_ids=torch.zeros(2, 24, dtype=torch.long),
+                input_ids=torch.zeros(2, 20, dtype=torch.long),
                 attention_mask=mask,
-                position_ids=torch.arange(24)[None].expand(2, -1),
+                position_ids=torch.arange(20)[None].expand(2, -1),
                 logits_to_keep=predicting,
                 use_cache=False,
             )
         kept[layers] = sum(size for size, _ in tensors.values())
-        batch = Batch(2, 24, 2)
+        batch = Batch(2, 20, 2)
         work = Work("trees", 1, 1, 1, 1, 1, 1, (batch,), batch)
         planned = memory(Shape.of(model), work, Devices(2 if zero2 else 1, zero2, precision != "float32"))["activations"]
     assert planned / 2 == pytest.approx(kept[2] - kept[1], rel=0.02)
@@ -141,7 +141,7 @@ def test_checkpointing_keeps_less_and_computes_more():
 def test_flops_are_six_per_parameter_and_position():
     # Short rows and no labels leave Kaplan's 6 N per token.
     some = shape(1_000_000, body=1_000_000, trainable_body=1_000_000, hidden=64, heads_width=64, layers=2)
-    assert flops(some, Batch(10, 4, 0), NOTHING, Devices()) == pytest.approx(6 * 1_000_000 * 40, rel=1e-3)
+    assert flops(some, Batch(10, 4, 0), NOTHING, Devices()) == pytest.approx(6 * 1_000_000 * 40, rel=2e-3)
 
 
 def test_the_sample_holds_each_unit_once_where_it_is_small():
