@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from minionerec.config import Config
-from minionerec.data.dataset import Dataset
+from minionerec.data.dataset import SPLITS, Dataset
 from minionerec.data.sources import SOURCES
 from minionerec.sid.index import SidIndex
 
@@ -41,9 +41,7 @@ def write(folder: Path, stage: str, config: Config, dataset: Dataset, index: Sid
             {
                 "source": " ".join(filter(None, (config.data.source, config.data.category))),
                 "items": len(dataset.catalog),
-                "examples (train, valid, test)": ", ".join(
-                    f"{len(dataset.split(name)):,}" for name in ("train", "valid", "test")
-                ),
+                "examples (train, valid, test)": ", ".join(f"{len(dataset.split(name)):,}" for name in SPLITS),
                 "longest history": config.data.max_history,
                 "semantic IDs": "those the data brings" if config.sid.shipped else config.sid.method,
                 "codes per level": " + ".join(map(str, index.codebook_sizes)),
