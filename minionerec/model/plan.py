@@ -28,6 +28,7 @@ LoRA's own activations, evaluation. Frozen matrices keep less than is counted he
 sample of its micro-batches, memory from the micro-batch of the longest trees or prompts.
 """
 
+import os
 import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -188,9 +189,9 @@ class Devices:
 
 
 def launched(bf16: bool, checkpointing: bool) -> Devices:
-    """Those that this process was started on."""
-    state = distributed_state()
-    return Devices(state.num_processes, state.distributed_type.name == "DEEPSPEED", bf16, checkpointing)
+    """Those that this process was started on; DeepSpeed is ZeRO-2, as in the launcher files that ship."""
+    zero2 = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    return Devices(distributed_state().num_processes, zero2, bf16, checkpointing)
 
 
 def planned_devices(count: int | None, bf16: bool, checkpointing: bool) -> list[Devices]:
@@ -244,7 +245,7 @@ def flops(shape: Shape, batch: Batch, work: Work, devices: Devices) -> int:
     forward = 2 * shape.body * batch.positions + attention + 2 * shape.embedding * batch.predicting
     inputs = forward  # the gradient of each layer's input
     weights = 2 * shape.trainable_body * batch.positions + attention  # attention's second operand has one as well
-    if shape.trainable >= shape.embedding:
+    if shape.trainable - shape.trainable_body >= shape.embedding:  # the head trains as a whole
         weights += 2 * shape.embedding * batch.predicting
     again = forward if devices.checkpointing else 0
     reference = forward if work.reference else 0

@@ -9,6 +9,7 @@ from minionerec.model.plan import Plan, Shape, planned_devices
 from minionerec.prompts.builder import tokenizer_corpus
 from minionerec.sft import train
 from minionerec.sft.trainer import TreeCollator
+from minionerec.sft.weights import LossWeights
 from minionerec.sid.index import SidIndex
 from minionerec.tree import NO_TOKEN
 
@@ -34,7 +35,15 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
     stride = config.sft.history_stride
     statistics: dict[str, dict[str, int]] = {}
     trees = train.build_trees(
-        config.sft.tasks, dataset, index, tokenizer, split="train", stride=stride, context=context, statistics=statistics
+        config.sft.tasks,
+        dataset,
+        index,
+        tokenizer,
+        split="train",
+        stride=stride,
+        context=context,
+        weights=LossWeights(config.sft, dataset, index.levels),
+        statistics=statistics,
     )
     arguments = train.training_arguments(config.sft, config.seed, config.folder / "sft", len(trees), devices)
     work = train.work(trees, arguments, TreeCollator(config.sft.row_tokens), statistics)

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import (
     EarlyStoppingCallback,
@@ -158,7 +159,11 @@ def work(
         micro=micro,
         accumulation=arguments.gradient_accumulation_steps,
         tokens=sum(sizes),
-        labels=sum(len(branch.completion) for tree in trees for branch in tree),
+        labels=sum(
+            len(branch.completion) if branch.weights is None else int(np.count_nonzero(branch.weights))
+            for tree in trees
+            for branch in tree
+        ),
         sample=sample,
         largest=largest,
         tasks=statistics,

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import pytest
 from transformers import AutoModelForCausalLM
@@ -52,6 +53,16 @@ def test_the_plan_is_what_the_trainer_sees(trained):
     assert metrics["tasks"] == planned.work.tasks and list(metrics["tasks"]) == TASKS
     widest = [collator(trees[start : start + 4])["input_ids"].numel() for start in range(0, len(trees), 4)]
     assert min(widest) <= planned.positions / (planned.work.steps * planned.work.accumulation) <= max(widest)
+
+
+def test_tokens_without_weight_are_no_labels(trained):
+    made, (planned,) = trained
+    sids = replace(made, sft=replace(made.sft, tasks=TASKS[:2]))
+    (all_levels,), (two_levels,) = (
+        sft_plan.plans(replace(sids, sft=replace(sids.sft, level_weights=weights))) for weights in (None, [1, 1, 0])
+    )
+    assert two_levels.work.labels * 3 == all_levels.work.labels * 2 < planned.work.labels * 2
+    assert two_levels.work.tokens == all_levels.work.tokens
 
 
 def test_trees_do_not_depend_on_the_cache(trained, monkeypatch, tmp_path):
