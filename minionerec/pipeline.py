@@ -160,14 +160,16 @@ def plan(stage: str, config: Config, options: dict[str, str]) -> None:
         name, value = next(iter(options.items()))
         raise ConfigError(f"--{name} belongs to --dry-run: minionerec {stage} --dry-run --{name} {value}")
     numbers: dict[str, float] = {}
-    for name, kind in (("devices", int), ("gpu-memory", float)):
+    for name, unit in (("devices", ""), ("gpu-memory", " (GB)")):
         if name in options:
             try:
-                numbers[name] = kind(options[name])
+                numbers[name] = float(options[name])
             except ValueError:
-                numbers[name] = 0
-            if not 0 < numbers[name] < float("inf"):
-                raise ConfigError(f"--{name} is {options[name]!r}; expected a number above 0{' (GB)' * (kind is float)}.")
+                numbers[name] = 0.0
+            whole = name != "devices" or numbers[name].is_integer()
+            if not (0 < numbers[name] < float("inf") and whole):
+                kind = "whole number" if name == "devices" else "number"
+                raise ConfigError(f"--{name} is {options[name]!r}; expected a {kind} above 0{unit}.")
     set_up(config.threads)
     _quieten_transformers()
     from minionerec.rl import plan as rl_plan
