@@ -15,13 +15,14 @@ from minionerec.errors import ConfigError
 _LAUNCHED_PRECISION = os.environ.get("ACCELERATE_MIXED_PRECISION")
 
 
-def split_batch(total_field: str, total: int, micro_field: str, micro: int) -> tuple[int, int]:
+def split_batch(total_field: str, total: int, micro_field: str, micro: int, devices: int | None = None) -> tuple[int, int]:
     """Split a step's batch over devices and micro-batches.
 
     Args:
         total_field, micro_field: the names of the configuration's fields, for the message.
         total: units per optimiser step over all devices.
         micro: most units at once on one device.
+        devices: how many there are to be, for a plan; None for those that run.
 
     Returns:
         units at once on one device, and gradient accumulation steps.
@@ -29,8 +30,9 @@ def split_batch(total_field: str, total: int, micro_field: str, micro: int) -> t
     Raises:
         ConfigError: it does not split evenly, or one process sees several GPUs.
     """
-    world = distributed_state().num_processes
-    if world == 1 and torch.cuda.device_count() > 1:  # transformers would fall back to DataParallel, with another batch
+    world = devices or distributed_state().num_processes
+    # Transformers would fall back to DataParallel, with another batch.
+    if devices is None and world == 1 and torch.cuda.device_count() > 1:
         raise ConfigError(
             f"This machine shows {torch.cuda.device_count()} GPUs, but one process runs. Start one per GPU with accelerate "
             "launch (scripts/sft.sh, scripts/rl.sh), or choose one GPU with CUDA_VISIBLE_DEVICES=0."

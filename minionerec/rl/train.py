@@ -1,7 +1,7 @@
 """Stage `rl`: GRPO from the SFT model, with ranked beams as rollouts and the ranking reward.
 
-Inputs: `data/`, `sid/` and `sft/model/` of the run. Outputs: `rl/model/` (safetensors and tokenizer), `rl/log.jsonl`
-(reward, KL, hit rate by step).
+Inputs: `data/`, `sid/` and `sft/model/` of the run. Outputs: `rl/model/` (safetensors, tokenizer and model card),
+`rl/log.jsonl` (reward, KL, hit rate by step), `rl/curves.html` (the same, drawn).
 
 Deviations from the paper: rollouts come from the decoder that evaluation uses, on the prompts that SFT used; the target
 travels with its row; the KL is the plain k3 estimate to a fixed SFT model; a prompt is computed once for its group (same
@@ -11,6 +11,8 @@ Command: `minionerec rl --config ml-100k`, or `bash scripts/rl.sh --config NAME`
 """
 
 import math
+import random
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -32,25 +34,30 @@ from minionerec.artifacts import (
 from minionerec.config import Config, RlConfig
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError
-from minionerec.model import checkpoint
+from minionerec.model import card, checkpoint, plan
 from minionerec.model.launch import check_precision, split_batch
 from minionerec.model.progress import StepBar
-from minionerec.prompts.builder import sample_examples, templates_digest
+from minionerec.prompts.builder import TokenExample, sample_examples, templates_digest
 from minionerec.rl.rewards import REWARDS
 from minionerec.rl.trainer import TreeGRPOTrainer, beam_rollouts, grouped
 from minionerec.sid.index import SidIndex
-from minionerec.tree import NO_TOKEN, CatalogTrie
+from minionerec.tree import NO_TOKEN, Branch, CatalogTrie, pack
 
 
-def grpo_arguments(config: RlConfig, levels: int, seed: int, folder: Path, prompts: int) -> GRPOConfig:
+def grpo_arguments(
+    config: RlConfig, levels: int, seed: int, folder: Path, prompts: int, devices: int | None = None
+) -> GRPOConfig:
     """TRL's arguments: the global batch split over devices by whole groups.
+
+    Args:
+        devices: how many there are to be, for a plan; None for those that run.
 
     Raises:
         ConfigError: see `split_batch` and `check_precision`; or there are fewer prompts than one step takes.
     """
     check_precision("rl.bf16", config.bf16)
     micro, accumulation = split_batch(
-        "rl.prompts_per_step", config.prompts_per_step, "rl.micro_batch_prompts", config.micro_batch_prompts
+        "rl.prompts_per_step", config.prompts_per_step, "rl.micro_batch_prompts", config.micro_batch_prompts, devices
     )
     if prompts < config.prompts_per_step:
         raise ConfigError(f"rl.prompts_per_step is {config.prompts_per_step}, but there are only {prompts} prompts; lower it.")
@@ -85,8 +92,61 @@ def grpo_arguments(config: RlConfig, levels: int, seed: int, folder: Path, promp
     )
 
 
-def run(config: Config) -> tuple[Manifest, bool]:
+def whole_steps(examples: list[TokenExample], prompts_per_step: int) -> list[TokenExample]:
+    """As many as fill whole steps: TRL would make a short one of what is left over."""
+    return examples[: max(len(examples) // prompts_per_step, 1) * prompts_per_step]
+
+
+def work(examples: list[TokenExample], token_ids: torch.Tensor, arguments: GRPOConfig, config: RlConfig) -> plan.Work:
+    """What training on these prompts takes.
+
+    Rollouts are not known before the policy is there: SIDs drawn at random stand for them, which share less of their
+    beginnings, so that positions are counted rather too high.
+
+    Args:
+        token_ids: the catalogue's SIDs, (items, levels).
+    """
+    group, levels = config.num_generations, token_ids.shape[1]
+    micro = arguments.per_device_train_batch_size // group
+    sids = [[token for token in row if token != NO_TOKEN] for row in token_ids.tolist()]
+    chance = random.Random(int(arguments.seed))
+
+    def packed(some: list[TokenExample]) -> plan.Batch:
+        longest = max(len(example.prompt) for example in some)
+        branches = [Branch(example.prompt, sid) for example in some for sid in chance.sample(sids, min(group, len(sids)))]
+        return plan.Batch.of(pack(branches, row_tokens=longest + group * (levels - 1)).tensors())
+
+    sizes = [group * (len(example.prompt) + levels) for example in examples]
+    sample, largest = plan.draw(examples, sizes, micro, packed, int(arguments.seed))
+    longest = max(len(example.prompt) for example in examples)
+    return plan.Work(
+        unit="prompts",
+        units=len(examples),
+        steps=arguments.max_steps,
+        micro=micro,
+        accumulation=arguments.gradient_accumulation_steps,
+        tokens=sum(sizes),
+        labels=sum(group * levels for _ in examples),
+        sample=sample,
+        largest=largest,
+        rollout=micro * (longest + group * (levels - 1)),
+        reference=config.beta > 0,
+    )
+
+
+def _last(history: list[dict[str, float]]) -> dict[str, float]:
+    """The last logged figures of the training prompts, for the model card."""
+    found: dict[str, float] = {}
+    for entry in history:
+        found |= {f"last {name}": value for name, value in entry.items() if name in ("reward", "kl") or name.startswith("HR@")}
+    return found
+
+
+def run(config: Config, draw: Callable[[Path, Path, str], None] | None = None) -> tuple[Manifest, bool]:
     """Train, unless the finished artefact is current; returns its manifest and whether it was made anew.
+
+    Args:
+        draw: writes the curves of a log (first) as a page (second) with a title (third); None for no page.
 
     Raises:
         ArtifactError: an input is missing, or the disk cannot hold the checkpoints.
@@ -124,8 +184,7 @@ def run(config: Config) -> tuple[Manifest, bool]:
         seed=config.seed,
         context=context,
     )
-    # Whole steps only: TRL would make a short one of what is left over.
-    examples = examples[: max(len(examples) // config.rl.prompts_per_step, 1) * config.rl.prompts_per_step]
+    examples = whole_steps(examples, config.rl.prompts_per_step)
     rows = TokenDataset.from_dict(
         {
             "prompt": [example.prompt for example in examples],
@@ -143,9 +202,13 @@ def run(config: Config) -> tuple[Manifest, bool]:
         collective=True,
     ) as draft:
         checkpoints = draft.path / CHECKPOINTS
+        arguments = grpo_arguments(config.rl, index.levels, config.seed, checkpoints, len(rows))
+        devices = plan.launched(config.rl.bf16, config.rl.gradient_checkpointing)
+        planned = plan.Plan("rl", plan.Shape.of(model), work(examples, token_ids, arguments, config.rl), devices)
+        planned.show()
         trainer = TreeGRPOTrainer(
             model=model,
-            args=grpo_arguments(config.rl, index.levels, config.seed, checkpoints, len(rows)),
+            args=arguments,
             train_dataset=rows,
             processing_class=tokenizer,
             reward_funcs=grouped(REWARDS[config.rl.reward], config.rl.num_generations),
@@ -154,10 +217,17 @@ def run(config: Config) -> tuple[Manifest, bool]:
         )
         StepBar.install(trainer, "rl")
         trainer.train(resume_from_checkpoint=checkpoint.last_checkpoint(checkpoints))
+        figures = {
+            "parameters": parameters,
+            "prompts": len(rows),
+            "steps": trainer.state.global_step,
+            "devices": trainer.accelerator.num_processes,
+        }
         if trainer.is_world_process_zero():
             checkpoint.save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, draft.path / "model")
+            card.write(draft.path / "model", "rl", config, dataset, index, figures | _last(trainer.state.log_history))
             checkpoint.write_log(trainer.state, draft.path / "log.jsonl")
-        draft.metrics.update(
-            parameters=parameters, prompts=len(rows), steps=trainer.state.global_step, devices=trainer.accelerator.num_processes
-        )
+            if draw is not None:
+                draw(draft.path / "log.jsonl", draft.path / "curves.html", f"{config.name}: RL")
+        draft.metrics.update(**figures, **planned.metrics())
     return Manifest.load(folder), True

@@ -1,7 +1,8 @@
 """Stage `sft`: supervised fine-tuning of a causal LM on the tasks, loss on the completion only.
 
-Inputs: `data/` and `sid/` of the run; the base model, from scratch or pretrained. Outputs: `sft/model/` (safetensors and
-tokenizer), `sft/log.jsonl` (losses by step), `sft/adapter/` where only a part is trained through PEFT.
+Inputs: `data/` and `sid/` of the run; the base model, from scratch or pretrained. Outputs: `sft/model/` (safetensors, tokenizer
+and model card), `sft/log.jsonl` (losses by step), `sft/curves.html` (the same, drawn), `sft/adapter/` where only a part is
+trained through PEFT.
 
 Deviations from the paper: examples that share a history are computed as one prefix tree (same loss and gradients); the
 prompt is the one that RL and evaluation use; the answer is never in it; the schedule is a cosine; five tasks are three so
@@ -12,8 +13,10 @@ Command: `minionerec sft --config ml-100k`, or `accelerate launch --config_file 
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import (
     EarlyStoppingCallback,
@@ -40,11 +43,12 @@ from minionerec.artifacts import (
 from minionerec.config import Config, SftConfig, TaskName
 from minionerec.data.dataset import Dataset, SplitName
 from minionerec.errors import ConfigError, DataError
-from minionerec.model import adapters, checkpoint, scratch
+from minionerec.model import adapters, card, checkpoint, plan, scratch
 from minionerec.model.dropout import add_dropout
 from minionerec.model.launch import check_distribution, check_precision, micro_batch_within, split_batch
 from minionerec.model.progress import StepBar
-from minionerec.prompts.builder import build_examples, templates_digest, tokenizer_corpus
+from minionerec.prompts.builder import templates_digest, tokenizer_corpus
+from minionerec.prompts.cache import cached_examples
 from minionerec.sft.trainer import Tree, TreeCollator, TreeTrainer, tree_tokens
 from minionerec.sft.weights import LossWeights
 from minionerec.sid.index import SidIndex
@@ -74,12 +78,22 @@ def build_trees(
     stride: int,
     context: int | None,
     weights: LossWeights | None = None,
+    statistics: dict[str, dict[str, int]] | None = None,
 ) -> list[Tree]:
-    """The tasks' examples as trees: those of a group together, at most `stride` of them, in the tasks' order."""
+    """The tasks' examples as trees: those of a group together, at most `stride` of them, in the tasks' order.
+
+    Args:
+        statistics: filled with examples, tokens and labels by task.
+    """
     trees: dict[tuple[TaskName, int, int], Tree] = {}
     counts: dict[tuple[TaskName, int], int] = {}
     for task in tasks:
-        for example in build_examples(task, dataset, index, tokenizer, split=split, stride=stride, context=context):
+        examples = cached_examples(task, dataset, index, tokenizer, split=split, stride=stride, context=context)
+        if statistics is not None:
+            labels = sum(len(example.completion) for example in examples)
+            tokens = sum(len(example.prompt) for example in examples) + labels
+            statistics[task] = {"examples": len(examples), "tokens": tokens, "labels": labels}
+        for example in examples:
             seen = counts[task, example.group] = counts.get((task, example.group), 0) + 1
             key = (task, example.group, (seen - 1) // stride)
             weigh = None if weights is None else weights.of(task, example)
@@ -87,11 +101,14 @@ def build_trees(
     return list(trees.values())
 
 
-def training_arguments(config: SftConfig, seed: int, folder: Path, trees: int, longest: int = 0) -> TrainingArguments:
+def training_arguments(
+    config: SftConfig, seed: int, folder: Path, trees: int, longest: int = 0, devices: int | None = None
+) -> TrainingArguments:
     """Transformers' arguments: the global batch split over devices, evaluation and checkpoints evenly spaced.
 
     Args:
         trees, longest: how many training trees there are, and the tokens of the longest.
+        devices: how many there are to be, for a plan; None for those that run.
 
     Raises:
         ConfigError: see `split_batch`, `micro_batch_within` and `check_precision`; there are fewer trees than one batch holds,
@@ -100,9 +117,9 @@ def training_arguments(config: SftConfig, seed: int, folder: Path, trees: int, l
     check_precision("sft.bf16", config.bf16)
     micro = config.micro_batch
     if config.micro_tokens is not None:
-        share = config.batch_size // distributed_state().num_processes
+        share = config.batch_size // (devices or distributed_state().num_processes)
         micro = micro_batch_within("sft.micro_tokens", config.micro_tokens, longest, max(share, 1), micro)
-    micro, accumulation = split_batch("sft.batch_size", config.batch_size, "sft.micro_batch", micro)
+    micro, accumulation = split_batch("sft.batch_size", config.batch_size, "sft.micro_batch", micro, devices)
     missing = set(config.report_to) - set(get_available_reporting_integrations())
     if missing:
         name = min(missing)
@@ -145,8 +162,36 @@ def training_arguments(config: SftConfig, seed: int, folder: Path, trees: int, l
     )
 
 
-def run(config: Config) -> tuple[Manifest, bool]:
+def work(
+    trees: list[Tree], arguments: TrainingArguments, collator: TreeCollator, statistics: dict[str, dict[str, int]]
+) -> plan.Work:
+    """What training on these trees takes; `statistics` are those of `build_trees`."""
+    sizes = [sum(len(branch.prompt) + len(branch.completion) for branch in tree) for tree in trees]
+    micro = arguments.per_device_train_batch_size
+    sample, largest = plan.draw(trees, sizes, micro, lambda some: plan.Batch.of(collator(some)), int(arguments.seed))
+    return plan.Work(
+        unit="trees",
+        units=len(trees),
+        steps=arguments.max_steps,
+        micro=micro,
+        accumulation=arguments.gradient_accumulation_steps,
+        tokens=sum(sizes),
+        labels=sum(
+            len(branch.completion) if branch.weights is None else int(np.count_nonzero(branch.weights))
+            for tree in trees
+            for branch in tree
+        ),
+        sample=sample,
+        largest=largest,
+        tasks=statistics,
+    )
+
+
+def run(config: Config, draw: Callable[[Path, Path, str], None] | None = None) -> tuple[Manifest, bool]:
     """Train, unless the finished artefact is current; returns its manifest and whether it was made anew.
+
+    Args:
+        draw: writes the curves of a log (first) as a page (second) with a title (third); None for no page.
 
     Raises:
         ArtifactError: an input is missing, or the disk cannot hold the checkpoints.
@@ -176,8 +221,17 @@ def run(config: Config) -> tuple[Manifest, bool]:
     context = getattr(model.config, "max_position_embeddings", None)
     stride = config.sft.history_stride
     weights = LossWeights(config.sft, dataset, index.levels)
+    statistics: dict[str, dict[str, int]] = {}
     trees = build_trees(
-        config.sft.tasks, dataset, index, tokenizer, split="train", stride=stride, context=context, weights=weights
+        config.sft.tasks,
+        dataset,
+        index,
+        tokenizer,
+        split="train",
+        stride=stride,
+        context=context,
+        weights=weights,
+        statistics=statistics,
     )
     # Validation is always on whole histories of the recommending task, unweighted: what evaluation will see.
     held_out = build_trees(["history_sid_to_sid"], dataset, index, tokenizer, split="valid", stride=1, context=context)
@@ -201,12 +255,16 @@ def run(config: Config) -> tuple[Manifest, bool]:
         arguments = training_arguments(config.sft, config.seed, checkpoints, len(trees), longest)
         if "tensorboard" in config.sft.report_to:  # what lies among the checkpoints is deleted at the end
             os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(config.folder / "tensorboard" / "sft"))
+        collator = TreeCollator(config.sft.row_tokens, trie)
+        devices = plan.launched(config.sft.bf16, config.sft.gradient_checkpointing)
+        planned = plan.Plan("sft", plan.Shape.of(model), work(trees, arguments, collator, statistics), devices)
+        planned.show()
         trainer = TreeTrainer(
             model=model,
             args=arguments,
             train_dataset=trees,
             eval_dataset=held_out,
-            data_collator=TreeCollator(config.sft.row_tokens, trie),
+            data_collator=collator,
             trie=trie,
             normalise=config.sft.normalise,
             smoothing=config.sft.smoothing,
@@ -219,18 +277,22 @@ def run(config: Config) -> tuple[Manifest, bool]:
             batch = f"{arguments.per_device_train_batch_size} x {arguments.gradient_accumulation_steps}"
             print(f"sft on {launched}, micro-batches of trees per process: {batch}", flush=True)
         trainer.train(resume_from_checkpoint=checkpoint.last_checkpoint(checkpoints))
+        figures = {
+            "parameters": parameters,
+            "trainable": trainable,
+            "examples": sum(len(tree) for tree in trees),
+            "trees": len(trees),
+            "steps": trainer.state.global_step,
+            "devices": trainer.accelerator.num_processes,
+            "distributed": kind,
+            "best_valid_loss": trainer.state.best_metric,
+        }
         if trainer.is_world_process_zero():
             whole = adapters.merge(trainer.accelerator.unwrap_model(trainer.model), draft.path / "adapter")
             checkpoint.save(whole, tokenizer, draft.path / "model")
+            card.write(draft.path / "model", "sft", config, dataset, index, figures)
             checkpoint.write_log(trainer.state, draft.path / "log.jsonl")
-        draft.metrics.update(
-            parameters=parameters,
-            trainable=trainable,
-            examples=sum(len(tree) for tree in trees),
-            trees=len(trees),
-            steps=trainer.state.global_step,
-            devices=trainer.accelerator.num_processes,
-            distributed=kind,
-            best_valid_loss=trainer.state.best_metric,
-        )
+            if draw is not None:
+                draw(draft.path / "log.jsonl", draft.path / "curves.html", f"{config.name}: SFT")
+        draft.metrics.update(**figures, tasks=statistics, **planned.metrics())
     return Manifest.load(folder), True
