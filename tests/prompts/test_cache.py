@@ -56,7 +56,7 @@ def test_whatever_decides_the_tokens_is_in_the_key(parts, folder, built):
     cached_examples("history_sid_to_sid", *parts, **options)
     titles = dataset.catalog.with_columns(pl.col("title") + "!")
     other = dataclasses.replace(index, codes=np.roll(index.codes, 1, axis=0))
-    words = scratch.train_tokenizer(tokenizer_corpus(dataset), 350)
+    words = scratch.train_tokenizer(tokenizer_corpus(dataset), 280)
     words.add_tokens(index.token_strings())
     for changed in (
         (dataclasses.replace(dataset, catalog=titles), index, tokenizer, options),
