@@ -55,10 +55,11 @@ def _sft(config: Config) -> Iterator[Made]:
 
 
 def _rl(config: Config) -> Iterator[Made]:
+    from minionerec.eval import validate
     from minionerec.rl import train
 
     _quieten_transformers()
-    yield train.run(config)
+    yield train.run(config, validate.validator)
 
 
 def _eval(config: Config) -> Iterator[Made]:
