@@ -35,10 +35,10 @@ class Context:
     """What a row brings along beside prompt and target.
 
     Attributes:
-        example: row of the training split whose history the prompt shows; None for a task without history.
+        row: of the training split, the one whose history the prompt shows; None for a task without history.
     """
 
-    example: int | None = None
+    row: int | None = None
 
 
 Reward = Callable[[Sequence[Tokens], Tokens, Context], list[float]]
@@ -137,9 +137,9 @@ def collaborative(states: np.ndarray, vectors: np.ndarray, bias: np.ndarray, ite
     """
 
     def reward(completions: Sequence[Tokens], target: Tokens, context: Context) -> list[float]:
-        if context.example is None:
+        if context.row is None:
             return [0.0] * len(completions)
-        scores = vectors @ states[context.example] + bias
+        scores = vectors @ states[context.row] + bias
         groups = [scores[list(_at(items, completion))].max() for completion in completions]
         return ((np.array(groups) - scores.mean()) / max(scores.std(), 1e-12)).tolist()
 
@@ -187,7 +187,8 @@ def _collaborative(config: Config, dataset: Dataset, items: ItemsOf) -> Reward:
     except FileNotFoundError:
         raise ArtifactError(
             f"{path}: not found. The reward 'collaborative' needs the vectors of a baseline that was trained on this run's "
-            f"own splits; {config.rl.collaborative_model} leaves none. Choose a neural one with rl.collaborative_model, e.g. sasrec."
+            f"own splits; {config.rl.collaborative_model} leaves none. Choose a neural one with rl.collaborative_model, e.g. "
+            "sasrec."
         ) from None
     except (OSError, KeyError, SafetensorError) as error:
         raise ArtifactError(f"{path}: not a baseline's vectors ({error}). Run again: {_train_baseline(config)}") from None

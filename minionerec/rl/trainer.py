@@ -4,6 +4,7 @@
 of the log-probability method computes a prompt once for its whole group; the one of `_prepare_inputs` keeps groups together.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -77,7 +78,7 @@ class TreeGRPOTrainer(GRPOTrainer):
 
     args: GRPOConfig
     _buffered_inputs: Any
-    _metrics: dict[str, dict[str, list[float]]]
+    _metrics: dict[str, defaultdict[Any, list[Any]]]
 
     def __init__(self, *, catalogue: CatalogTrie | None = None, watch: Watch | None = None, **arguments: Any) -> None:
         super().__init__(**arguments)
