@@ -9,7 +9,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from minionerec.errors import ConfigError
 
@@ -475,6 +475,8 @@ class RlConfig:
         _between("rl", 0, math.inf, beta=self.beta, max_grad_norm=self.max_grad_norm)
         _between("rl", 0, 1, warmup=self.warmup)
         for name, weight in self.rewards.items():
+            if name not in get_args(RewardName):
+                raise ConfigError(f"rl.rewards names {name!r}; it must be one of {', '.join(get_args(RewardName))}.")
             _between("rl", -math.inf, math.inf, **{f"rewards.{name}": weight})
         if not any(self.rewards.values()):
             raise ConfigError(f"rl.rewards is {self.rewards}; at least one reward needs a weight other than 0.")

@@ -117,6 +117,7 @@ def test_what_must_be_positive(made, name, value):
         (RlConfig, {"beta": -1e-3}, "rl.beta is -0.001;"),
         (RlConfig, {"beta": float("nan")}, "rl.beta is nan;"),
         (RlConfig, {"tasks": []}, "rl.tasks is empty"),
+        (RlConfig, {"rewards": {"prefixx": 1.0}}, "rl.rewards names 'prefixx'; it must be one of rule, ranking,"),
         (RlConfig, {"rewards": {}}, "rl.rewards is {}; at least one reward needs a weight"),
         (RlConfig, {"rewards": {"rule": 0.0}}, "at least one reward needs a weight other than 0"),
         (RlConfig, {"rewards": {"rule": float("nan")}}, "rl.rewards.rule is nan;"),

@@ -241,6 +241,7 @@ def test_stock_trl_takes_the_same_steps(parts, tmp_path):
     [
         ({"prompts_per_step": 10, "micro_batch_prompts": 4}, "does not split into 1 device"),
         ({"prompts_per_step": 64, "micro_batch_prompts": 64}, "only 24 prompts"),
+        ({"prompts_per_step": 6, "report_to": ["abacus"]}, "rl.report_to names abacus, which transformers does not know"),
     ],
 )
 def test_batches_that_do_not_fit(tmp_path, fields, message):
