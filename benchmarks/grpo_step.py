@@ -147,15 +147,16 @@ def measure(side: str, model: str, prompt: int, prompts: int, generations: int, 
             report_to="none",
             seed=0,
         )
+        targets = trie.sids[torch.arange(len(ids)) % len(trie)].tolist()  # ours logs hits; the reward does not look at them
         watch = Watch()
         ours = side == "ours"
         trainer = (TreeGRPOTrainer if ours else GRPOTrainer)(
             model=policy,
             args=arguments,
-            train_dataset=Dataset.from_dict({"prompt": ids.tolist()}),
+            train_dataset=Dataset.from_dict({"prompt": ids.tolist(), "target": targets}),
             processing_class=tokenizer,
             reward_funcs=keep_first(watch, reward),
-            rollout_func=(beam_rollouts(trie, generations, 0) if ours else generate_rollouts(trie, generations)),
+            rollout_func=(beam_rollouts(trie, generations, 0, "vocabulary") if ours else generate_rollouts(trie, generations)),
             callbacks=[watch],
         )
         trainer.train()

@@ -94,8 +94,12 @@ def _fields(value: object, prefix: str = "") -> list[str]:
 
 
 def _check_fields(names: Sequence[str], where: str) -> None:
-    known = _fields(Config())
+    made = Config()
+    known = _fields(made)
     for name in names:
+        section, _, mapping = name.rpartition(".")[0].rpartition(".")
+        if isinstance(getattr(getattr(made, section, None), mapping, None), dict):
+            continue  # a key of a field that is a mapping, like rl.rewards; the parser checks it
         if name not in known:
             namesakes = [field for field in known if field.rpartition(".")[2] == name.rpartition(".")[2]]  # misplaced
             near = namesakes or difflib.get_close_matches(name, known, n=1, cutoff=0.5)

@@ -9,11 +9,12 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from minionerec.errors import ConfigError
 
 TaskName = Literal["history_sid_to_sid", "title_to_sid", "sid_to_title"]
+RewardName = Literal["rule", "ranking", "ranking_only", "prefix", "semantic", "collaborative", "popularity"]
 CUTOFFS = (1, 3, 5, 10, 20, 50)
 # fmt: off
 BaselineName = Literal[
@@ -456,11 +457,33 @@ class RlConfig:
     """Gradient clipping; 0 for none (L2 norm; paper: 0.3)."""
     beta: float = 1e-3
     """Weight of the KL divergence (k3) to the SFT model (paper: 1e-3)."""
-    reward: Literal["rule", "ranking", "ranking_only"] = "ranking"
-    """`rule` is 1 for the target's SID; `ranking_only` punishes the misses of a group that holds a hit, the higher ranked the
-    more; `ranking` is their sum (paper: ranking)."""
+    rewards: dict[RewardName, float] = field(default_factory=lambda: {"ranking": 1.0})
+    """Weight of each reward in the sum; 0 only logs it. `rule` is 1 for the target's SID; `ranking_only` punishes the misses of
+    a group that holds a hit, the higher ranked the more; `ranking` is their sum; `prefix` is the share of levels that are right
+    from the first on; `semantic` the cosine between completion's and target's text; `collaborative` a sequential baseline's
+    standardised score; `popularity` from 0 for unknown items to -1 for the most popular (paper: ranking 1)."""
+    collaborative_model: BaselineName = "sasrec"
+    """The neural baseline of this run that scores for `collaborative`; `minionerec baseline` trains it."""
+    logp_space: Literal["vocabulary", "catalogue"] = "vocabulary"
+    """What the probabilities of a token add up over, in the policy, the reference, the KL, the entropies and the rollouts: all
+    tokens, or those with which the catalogue's SIDs can go on. Best as `sft.normalise` was (paper: vocabulary)."""
     checkpoints: int = 5
-    """Checkpoints over the whole run, for resuming (count)."""
+    """Checkpoints over the whole run, for resuming; each validation adds one (count)."""
+    evaluations: int = 5
+    """Validations over the whole run, evenly spaced, beside one of the SFT model before the first step: a beam search on the
+    valid split, as `eval` decodes. The best model becomes `rl/model`, the SFT model where no step beats it. 0 for none: the
+    last model is kept (count)."""
+    valid_examples: int | None = 512
+    """Examples of the valid split that each validation decodes, evenly spread over it; null takes all (examples)."""
+    best_metric: str = "NDCG@10"
+    """Which metric on the valid examples is best when highest: HR, NDCG or MRR at 1, 3, 5, 10, 20 or 50."""
+    patience: int = 3
+    """Stop after this many validations in a row without a better `best_metric` (validations)."""
+    max_kl: float | None = 100.0
+    """Stop with an error when the mean KL of a step's tokens to the SFT model exceeds this; it is measured only where `beta` is
+    above 0. null for never (nats)."""
+    report_to: list[str] = field(default_factory=list)
+    """Trackers that get every figure beside `log.jsonl`, e.g. [tensorboard] or [wandb]; their packages must be installed."""
     bf16: bool = False
     """Compute in bfloat16 with float32 weights; must agree with the launcher's mixed precision."""
     gradient_checkpointing: bool = False
@@ -469,9 +492,19 @@ class RlConfig:
     def __post_init__(self) -> None:
         _positive("rl", max_examples=self.max_examples, prompts_per_step=self.prompts_per_step, epochs=self.epochs)
         _positive("rl", micro_batch_prompts=self.micro_batch_prompts, learning_rate=self.learning_rate)
-        _positive("rl", checkpoints=self.checkpoints)
+        _positive("rl", checkpoints=self.checkpoints, valid_examples=self.valid_examples, patience=self.patience)
+        _positive("rl", max_kl=self.max_kl)
+        _between("rl", 0, math.inf, evaluations=self.evaluations)
+        if self.best_metric not in (known := [f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in CUTOFFS]):
+            raise ConfigError(f"rl.best_metric is {self.best_metric!r}; it must be one of {', '.join(known)}.")
         _between("rl", 0, math.inf, beta=self.beta, max_grad_norm=self.max_grad_norm)
         _between("rl", 0, 1, warmup=self.warmup)
+        for name, weight in self.rewards.items():
+            if name not in get_args(RewardName):
+                raise ConfigError(f"rl.rewards names {name!r}; it must be one of {', '.join(get_args(RewardName))}.")
+            _between("rl", -math.inf, math.inf, **{f"rewards.{name}": weight})
+        if not any(self.rewards.values()):
+            raise ConfigError(f"rl.rewards is {self.rewards}; at least one reward needs a weight other than 0.")
         if self.num_generations < 2:
             raise ConfigError(f"rl.num_generations is {self.num_generations}; a group needs at least 2 to compare.")
         if not self.tasks:

@@ -31,3 +31,7 @@ class TrainingError(MiniOneRecError):
 
 class ConstraintError(MiniOneRecError):
     """Constrained decoding is impossible: the trie is empty or its tokens are outside the model's vocabulary."""
+
+
+class DivergenceError(MiniOneRecError):
+    """Training has gone wrong on its way: a loss or weights that are no numbers, a policy too far from where it began."""

@@ -56,11 +56,12 @@ def _sft(config: Config) -> Iterator[Made]:
 
 
 def _rl(config: Config) -> Iterator[Made]:
+    from minionerec.eval import validate
     from minionerec.report import curves
     from minionerec.rl import train
 
     _quieten_transformers()
-    yield train.run(config, curves.write)
+    yield train.run(config, validate.validator, curves.write)
 
 
 def _eval(config: Config) -> Iterator[Made]:

@@ -59,7 +59,7 @@ POSITIVE = {
     ),
     RlConfig: (
         *("max_examples", "prompts_per_step", "micro_batch_prompts", "epochs", "learning_rate"),
-        "checkpoints",
+        *("checkpoints", "valid_examples", "patience", "max_kl"),
     ),
     EvalConfig: ("num_beams", "batch_size", "resamples"),
     BaselineConfig: (
@@ -120,6 +120,12 @@ def test_what_must_be_positive(made, name, value):
         (RlConfig, {"beta": -1e-3}, "rl.beta is -0.001;"),
         (RlConfig, {"beta": float("nan")}, "rl.beta is nan;"),
         (RlConfig, {"tasks": []}, "rl.tasks is empty"),
+        (RlConfig, {"rewards": {"prefixx": 1.0}}, "rl.rewards names 'prefixx'; it must be one of rule, ranking,"),
+        (RlConfig, {"rewards": {}}, "rl.rewards is {}; at least one reward needs a weight"),
+        (RlConfig, {"rewards": {"rule": 0.0}}, "at least one reward needs a weight other than 0"),
+        (RlConfig, {"rewards": {"rule": float("nan")}}, "rl.rewards.rule is nan;"),
+        (RlConfig, {"best_metric": "NDCG@7"}, "rl.best_metric is 'NDCG@7'; it must be one of HR@1,"),
+        (RlConfig, {"evaluations": -1}, "rl.evaluations is -1;"),
         (RlConfig, {"tasks": ["history_sid_to_sid", "sid_to_title"]}, "rl.tasks holds sid_to_title"),
         (ReportConfig, {"examples": -1}, "report.examples is -1;"),
         (BaselineConfig, {"protocol": "recbole"}, "baseline.protocol 'recbole' needs baseline.sequences"),

@@ -1,7 +1,8 @@
 """Stage `rl`: GRPO from the SFT model, with ranked beams as rollouts and the ranking reward.
 
-Inputs: `data/`, `sid/` and `sft/model/` of the run. Outputs: `rl/model/` (safetensors, tokenizer and model card),
-`rl/log.jsonl` (reward, KL, hit rate by step), `rl/curves.html` (the same, drawn).
+Inputs: `data/`, `sid/` and `sft/model/` of the run, and `baselines/` for the collaborative reward. Outputs: `rl/model/`
+(safetensors, tokenizer and model card), the model that was best on valid; `rl/log.jsonl` (rewards, KL, hits and validations by
+step), `rl/curves.html` (the same, drawn).
 
 Deviations from the paper: rollouts come from the decoder that evaluation uses, on the prompts that SFT used; the target
 travels with its row; the KL is the plain k3 estimate to a fixed SFT model; a prompt is computed once for its group (same
@@ -10,14 +11,17 @@ log-probabilities); prompts are drawn from the tasks at random and not from all 
 Command: `minionerec rl --config ml-100k`, or `bash scripts/rl.sh --config NAME`.
 """
 
+import logging
 import math
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from datasets import Dataset as TokenDataset
-from transformers import set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, set_seed
+from transformers.integrations import get_available_reporting_integrations
 from trl import GRPOConfig
 
 from minionerec.artifacts import (
@@ -38,10 +42,15 @@ from minionerec.model import card, checkpoint, plan
 from minionerec.model.launch import check_precision, split_batch
 from minionerec.model.progress import StepBar
 from minionerec.prompts.builder import TokenExample, sample_examples, templates_digest
-from minionerec.rl.rewards import REWARDS
+from minionerec.rl import rewards
+from minionerec.rl.monitor import Measure, Watch, best
 from minionerec.rl.trainer import TreeGRPOTrainer, beam_rollouts, grouped
 from minionerec.sid.index import SidIndex
 from minionerec.tree import NO_TOKEN, Branch, CatalogTrie, pack
+
+log = logging.getLogger(__name__)
+
+Validator = Callable[[PreTrainedModel, PreTrainedTokenizerBase, Dataset, SidIndex, Config], Measure]
 
 
 def grpo_arguments(
@@ -53,7 +62,8 @@ def grpo_arguments(
         devices: how many there are to be, for a plan; None for those that run.
 
     Raises:
-        ConfigError: see `split_batch` and `check_precision`; or there are fewer prompts than one step takes.
+        ConfigError: see `split_batch` and `check_precision`; or there are fewer prompts than one step takes, or a tracker is
+            not there.
     """
     check_precision("rl.bf16", config.bf16)
     micro, accumulation = split_batch(
@@ -61,6 +71,12 @@ def grpo_arguments(
     )
     if prompts < config.prompts_per_step:
         raise ConfigError(f"rl.prompts_per_step is {config.prompts_per_step}, but there are only {prompts} prompts; lower it.")
+    absent = sorted({*config.report_to} - {*get_available_reporting_integrations()})
+    if absent:
+        raise ConfigError(
+            f"rl.report_to names {absent[0]}, which transformers does not know or whose package is not installed; here are: "
+            f"{', '.join(sorted(get_available_reporting_integrations())) or 'none'}."
+        )
     steps = math.ceil(prompts // config.prompts_per_step * config.epochs)
     return GRPOConfig(
         output_dir=str(folder),
@@ -77,6 +93,7 @@ def grpo_arguments(
         beta=config.beta,
         loss_type="grpo",
         scale_rewards="group",
+        reward_weights=list(config.rewards.values()),
         use_bias_correction_kl=False,
         save_strategy="steps",
         save_steps=max(1, math.ceil(steps / config.checkpoints)),
@@ -88,7 +105,7 @@ def grpo_arguments(
         gradient_checkpointing=config.gradient_checkpointing,
         seed=seed,
         data_seed=seed,
-        report_to="none",
+        report_to=config.report_to or "none",
     )
 
 
@@ -134,40 +151,49 @@ def work(examples: list[TokenExample], token_ids: torch.Tensor, arguments: GRPOC
     )
 
 
-def _last(history: list[dict[str, float]]) -> dict[str, float]:
-    """The last logged figures of the training prompts, for the model card."""
-    found: dict[str, float] = {}
-    for entry in history:
-        found |= {f"last {name}": value for name, value in entry.items() if name in ("reward", "kl") or name.startswith("HR@")}
-    return found
+def check_spaces(sft: Manifest, config: RlConfig) -> None:
+    """Warn where the SFT model was trained with probabilities that add up over something else than here."""
+    trained = sft.config["sft"]["normalise"]
+    if trained != config.logp_space:
+        log.warning(
+            "The SFT model was trained with sft.normalise %s, but rl.logp_space is %s: its probabilities mean something else "
+            "here, and the KL is to a model that nobody trained. Set rl.logp_space %s unless you mean it.",
+            *(trained, config.logp_space, trained),
+        )
 
 
-def run(config: Config, draw: Callable[[Path, Path, str], None] | None = None) -> tuple[Manifest, bool]:
+def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], None] | None = None) -> tuple[Manifest, bool]:
     """Train, unless the finished artefact is current; returns its manifest and whether it was made anew.
 
     Args:
+        validator: makes what measures the policy on valid; it is called where `rl.evaluations` asks for it.
         draw: writes the curves of a log (first) as a page (second) with a title (third); None for no page.
 
     Raises:
         ArtifactError: an input is missing, or the disk cannot hold the checkpoints.
         CatalogError: the SFT checkpoint lacks the catalogue's SID tokens.
         ConfigError: see `grpo_arguments`; or the catalogue is smaller than a group.
+        DataError: the valid split is empty, and validations are asked for.
+        DivergenceError: see `Watch`.
     """
     folder = config.folder / "rl"
     inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
-    inputs["sft"] = require(config.folder / "sft", "minionerec sft", made_from=inputs).digest
+    sft = require(config.folder / "sft", "minionerec sft", made_from=inputs)
+    inputs |= {"sft": sft.digest, **rewards.sources(config, inputs["data"])}
     sections = config.section("rl")
     key = content_hash({"config": sections, "seed": config.seed, "inputs": inputs, "prompts": templates_digest()})
     if is_current(folder, key):
         return Manifest.load(folder), False
+    check_spaces(sft, config.rl)
     dataset = Dataset.load(config.folder / "data")
     index = SidIndex.load(config.folder / "sid", dataset)
     set_seed(config.seed)
-    policy = str(config.folder / "sft" / "model")  # TRL reads the reference model from the same folder
-    model, tokenizer = checkpoint.load(policy)
+    origin = config.folder / "sft" / "model"
+    model, tokenizer = checkpoint.load(str(origin))  # TRL reads the reference model from the same folder
     context = getattr(model.config, "max_position_embeddings", None)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    check_space(folder, parameters * 4 * 7)  # the model, and weights and two moments of the last and the next checkpoint
+    # The model, the best so far and the one that replaces it; weights and two moments of the last and the next checkpoint.
+    check_space(folder, parameters * 4 * 9)
     token_ids = checkpoint.sid_token_ids(tokenizer, index)
     trie = CatalogTrie.from_codes(token_ids, distributed_state().device)
     if len(trie) < config.rl.num_generations:
@@ -189,8 +215,13 @@ def run(config: Config, draw: Callable[[Path, Path, str], None] | None = None) -
         {
             "prompt": [example.prompt for example in examples],
             "target": [[token for token in token_ids[example.target].tolist() if token != NO_TOKEN] for example in examples],
+            "row": [example.row for example in examples],
         }
     )
+    functions = [
+        grouped(name, reward, config.rl.num_generations) for name, reward in rewards.build(config, dataset, token_ids).items()
+    ]
+    measure: Measure = validator(model, tokenizer, dataset, index, config) if config.rl.evaluations else dict
     with write_artifact(
         folder,
         stage="rl",
@@ -206,28 +237,55 @@ def run(config: Config, draw: Callable[[Path, Path, str], None] | None = None) -
         devices = plan.launched(config.rl.bf16, config.rl.gradient_checkpointing)
         planned = plan.Plan("rl", plan.Shape.of(model), work(examples, token_ids, arguments, config.rl), devices)
         planned.show()
+        watch = Watch(config.rl, measure, tokenizer, checkpoints, origin)
         trainer = TreeGRPOTrainer(
             model=model,
             args=arguments,
             train_dataset=rows,
             processing_class=tokenizer,
-            reward_funcs=grouped(REWARDS[config.rl.reward], config.rl.num_generations),
-            rollout_func=beam_rollouts(trie, config.rl.num_generations, tokenizer.pad_token_id),
+            reward_funcs=functions,
+            rollout_func=beam_rollouts(trie, config.rl.num_generations, tokenizer.pad_token_id, config.rl.logp_space),
             callbacks=[checkpoint.MarkComplete()],
+            catalogue=trie if config.rl.logp_space == "catalogue" else None,
+            watch=watch,
         )
         StepBar.install(trainer, "rl")
-        trainer.train(resume_from_checkpoint=checkpoint.last_checkpoint(checkpoints))
-        figures = {
+        last = checkpoint.last_checkpoint(checkpoints)
+        stopped = TrainerState.load_from_json(f"{last}/trainer_state.json") if last else None
+        if stopped is not None and watch.is_over(stopped.log_history):  # interrupted after the last step, before the end
+            trainer.state = stopped
+        else:
+            trainer.train(resume_from_checkpoint=last)
+        chosen = best(trainer.state.log_history, config.rl.best_metric)
+        if chosen is not None:
+            trainer.state.log_history.append(_verdict(config.rl, chosen, trainer.state))
+        figures: dict[str, float] = {
             "parameters": parameters,
             "prompts": len(rows),
             "steps": trainer.state.global_step,
             "devices": trainer.accelerator.num_processes,
         }
+        if chosen is not None:
+            figures |= {"best_step": chosen[0], f"best valid {config.rl.best_metric}": chosen[1]}
         if trainer.is_world_process_zero():
-            checkpoint.save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, draft.path / "model")
-            card.write(draft.path / "model", "rl", config, dataset, index, figures | _last(trainer.state.log_history))
+            if chosen is None:
+                checkpoint.save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, draft.path / "model")
+            else:
+                shutil.copytree(watch.best_model(trainer.state.log_history), draft.path / "model")
+            card.write(draft.path / "model", "rl", config, dataset, index, figures)
             checkpoint.write_log(trainer.state, draft.path / "log.jsonl")
             if draw is not None:
                 draw(draft.path / "log.jsonl", draft.path / "curves.html", f"{config.name}: RL")
         draft.metrics.update(**figures, **planned.metrics())
     return Manifest.load(folder), True
+
+
+def _verdict(config: RlConfig, chosen: tuple[int, float], state: TrainerState) -> dict[str, float]:
+    """The log's last row: which step's model was kept; said in words where it is the SFT model."""
+    step, value = chosen
+    if step == 0:
+        log.warning(
+            "No step of rl has a higher %s on valid than the SFT model (%.4f): rl/model holds the SFT model's weights.",
+            *(config.best_metric, value),
+        )
+    return {"step": state.global_step, "best_step": step, f"best_{config.best_metric}": value}
