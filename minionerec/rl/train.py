@@ -12,6 +12,7 @@ Command: `minionerec rl --config ml-100k`, or `bash scripts/rl.sh --config NAME`
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset as TokenDataset
@@ -36,8 +37,11 @@ from minionerec.model import checkpoint
 from minionerec.model.launch import check_precision, split_batch
 from minionerec.model.progress import StepBar
 from minionerec.prompts.builder import sample_examples, templates_digest
+from minionerec.rl.exact import ExactTrainer
+from minionerec.rl.objectives import KeepReference, ListwiseTrainer, ObjectiveTrainer, objective_arguments
 from minionerec.rl.rewards import REWARDS
-from minionerec.rl.trainer import TreeGRPOTrainer, beam_rollouts, grouped
+from minionerec.rl.rollouts import rollouts
+from minionerec.rl.trainer import TreeGRPOTrainer, grouped
 from minionerec.sid.index import SidIndex
 from minionerec.tree import NO_TOKEN, CatalogTrie
 
@@ -59,7 +63,6 @@ def grpo_arguments(config: RlConfig, levels: int, seed: int, folder: Path, promp
         output_dir=str(folder),
         per_device_train_batch_size=micro * config.num_generations,
         gradient_accumulation_steps=accumulation,
-        steps_per_generation=1,  # a rollout per micro-batch: TRL would shuffle groups apart otherwise; the policy is the same
         num_generations=config.num_generations,
         max_completion_length=levels,
         max_steps=steps,
@@ -67,9 +70,7 @@ def grpo_arguments(config: RlConfig, levels: int, seed: int, folder: Path, promp
         lr_scheduler_type="cosine",
         warmup_steps=config.warmup,
         max_grad_norm=config.max_grad_norm,
-        beta=config.beta,
-        loss_type="grpo",
-        scale_rewards="group",
+        **objective_arguments(config, accumulation),
         use_bias_correction_kl=False,
         save_strategy="steps",
         save_steps=max(1, math.ceil(steps / config.checkpoints)),
@@ -83,6 +84,23 @@ def grpo_arguments(config: RlConfig, levels: int, seed: int, folder: Path, promp
         data_seed=seed,
         report_to="none",
     )
+
+
+def make_trainer(config: RlConfig, trie: CatalogTrie, seed: int, **arguments: Any) -> TreeGRPOTrainer:
+    """The trainer of the objective.
+
+    Args:
+        trie: the valid SIDs, on the model's device.
+        arguments: see GRPOTrainer.
+    """
+    if config.objective == "exact":
+        reward = REWARDS[config.reward]
+        return ExactTrainer(
+            trie=trie, reward=lambda sids, row: reward(sids, row["target"]), sft_weight=config.sft_weight, **arguments
+        )
+    pad_token = arguments["processing_class"].pad_token_id
+    kind = ObjectiveTrainer if config.objective == "grpo" else ListwiseTrainer
+    return kind(config=config, rollout_func=rollouts(trie, config, pad_token, seed), **arguments)
 
 
 def run(config: Config) -> tuple[Manifest, bool]:
@@ -110,7 +128,7 @@ def run(config: Config) -> tuple[Manifest, bool]:
     check_space(folder, parameters * 4 * 7)  # the model, and weights and two moments of the last and the next checkpoint
     token_ids = checkpoint.sid_token_ids(tokenizer, index)
     trie = CatalogTrie.from_codes(token_ids, distributed_state().device)
-    if len(trie) < config.rl.num_generations:
+    if len(trie) < config.rl.num_generations and config.rl.rollouts != "sampling" and config.rl.objective != "exact":
         raise ConfigError(
             f"rl.num_generations is {config.rl.num_generations}, but the catalogue has only {len(trie)} SIDs; lower it."
         )
@@ -130,6 +148,7 @@ def run(config: Config) -> tuple[Manifest, bool]:
         {
             "prompt": [example.prompt for example in examples],
             "target": [[token for token in token_ids[example.target].tolist() if token != NO_TOKEN] for example in examples],
+            "number": list(range(len(examples))),
         }
     )
     with write_artifact(
@@ -143,17 +162,25 @@ def run(config: Config) -> tuple[Manifest, bool]:
         collective=True,
     ) as draft:
         checkpoints = draft.path / CHECKPOINTS
-        trainer = TreeGRPOTrainer(
+        trainer = make_trainer(
+            config.rl,
+            trie,
+            config.seed,
             model=model,
             args=grpo_arguments(config.rl, index.levels, config.seed, checkpoints, len(rows)),
             train_dataset=rows,
             processing_class=tokenizer,
             reward_funcs=grouped(REWARDS[config.rl.reward], config.rl.num_generations),
-            rollout_func=beam_rollouts(trie, config.rl.num_generations, tokenizer.pad_token_id),
-            callbacks=[checkpoint.MarkComplete()],
         )
+        last = checkpoint.last_checkpoint(checkpoints)
+        if config.rl.sync_reference is not None:
+            reference = KeepReference(trainer)
+            trainer.add_callback(reference)
+            if last is not None:
+                reference.restore(last)
+        trainer.add_callback(checkpoint.MarkComplete())
         StepBar.install(trainer, "rl")
-        trainer.train(resume_from_checkpoint=checkpoint.last_checkpoint(checkpoints))
+        trainer.train(resume_from_checkpoint=last)
         if trainer.is_world_process_zero():
             checkpoint.save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, draft.path / "model")
             checkpoint.write_log(trainer.state, draft.path / "log.jsonl")

@@ -10,8 +10,9 @@ from minionerec.errors import ConfigError
 from minionerec.model import checkpoint, scratch
 from minionerec.prompts.builder import build_examples, tokenizer_corpus
 from minionerec.rl.rewards import ranking
+from minionerec.rl.rollouts import rollouts
 from minionerec.rl.train import grpo_arguments
-from minionerec.rl.trainer import TreeGRPOTrainer, beam_rollouts, grouped, shuffle_groups
+from minionerec.rl.trainer import TreeGRPOTrainer, grouped, shuffle_groups
 from minionerec.tree import CatalogTrie, beam_search
 from tests.small import random_dataset
 
@@ -50,7 +51,7 @@ def trainer_of(parts, folder, kind=TreeGRPOTrainer, steps_per_generation=1, **fi
         train_dataset=rows,
         processing_class=tokenizer,
         reward_funcs=grouped(ranking, G),
-        rollout_func=beam_rollouts(CatalogTrie.from_codes(ids), G, tokenizer.pad_token_id),
+        rollout_func=rollouts(CatalogTrie.from_codes(ids), config, tokenizer.pad_token_id, 0),
     )
 
 
