@@ -114,8 +114,8 @@ def rollouts(
     """A TRL `rollout_func`: for each prompt a group of `num_generations` SIDs.
 
     TRL hands over each prompt `num_generations` times in a row (its docstring says otherwise); one search serves them all.
-    Chance depends on the seed, the optimiser step and the row's number (column `number` of the dataset), so it is the same after
-    a resume, on any number of devices and in any micro-batch.
+    Chance depends on the seed, the optimiser step and the row's number (column `number` of the dataset), so it is the same
+    after a resume, on any number of devices and in any micro-batch.
 
     Args:
         beams: what the scores of plain beams are normalised over; what is drawn is drawn over the catalogue.

@@ -11,7 +11,14 @@ from tests.small import config
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    made = config(tmp_path_factory.mktemp("rl"))
+    options = {
+        "rollouts": "stochastic",
+        "add_target": True,
+        "dynamic_sampling": "filter",
+        "sft_weight": 0.1,
+        "sync_reference": 4,
+    }
+    made = config(tmp_path_factory.mktemp("rl"), rl=options)
     run(made, ("data", "sid", "sft"))
     return made
 
@@ -30,7 +37,7 @@ def test_zero2_on_two_processes_takes_the_single_process_steps(prepared):
         logs.append([row for row in map(json.loads, lines) if "reward" in row])
     assert len(logs[0]) == len(logs[1]) == 8
     assert sum(row["HR@4"] for row in logs[0]) > 0
-    for name in ("reward", "HR@4", "kl", "entropy"):
+    for name in ("reward", "HR@4", "kl", "entropy", "sft_loss", "groups_without_signal"):
         assert logs[1][0][name] == pytest.approx(logs[0][0][name], rel=1e-4, abs=1e-5)
     # Adam divides rounding noise by its own size, so later steps drift apart a little and near ties may swap places.
     for alone, together in zip(*logs, strict=True):
