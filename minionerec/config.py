@@ -442,7 +442,13 @@ class RlConfig:
     max_examples: int | None = 4096
     """Training prompts drawn at random from the tasks' examples; null takes all (examples; paper: all)."""
     num_generations: int = 16
-    """Ranked beams per prompt, the group of GRPO (SIDs; paper: 16)."""
+    """Rollouts per prompt, the group of GRPO (SIDs; paper: 16)."""
+    rollouts: Literal["beams", "stochastic", "sampling", "mixture"] = "beams"
+    """Where a group comes from: `beams` are the most likely SIDs; `stochastic` draws distinct SIDs from the policy; `sampling`
+    draws them independently, so that a group may hold one twice; `mixture` takes half of the group from the beams and draws
+    the rest. Whichever it is, every SID is a valid one (paper: beams)."""
+    add_target: bool = False
+    """Put the target in place of a group's last SID where it is not in the group (paper: false)."""
     prompts_per_step: int = 32
     """Prompts per optimiser step over all devices (prompts; paper: 64)."""
     micro_batch_prompts: int = 32
@@ -467,6 +473,28 @@ class RlConfig:
     logp_space: Literal["vocabulary", "catalogue"] = "vocabulary"
     """What the probabilities of a token add up over, in the policy, the reference, the KL, the entropies and the rollouts: all
     tokens, or those with which the catalogue's SIDs can go on. Best as `sft.normalise` was (paper: vocabulary)."""
+    objective: Literal["grpo", "exact", "listwise", "sdpo"] = "grpo"
+    """`grpo` raises the log-probability of what is better than its group; `exact` raises the expected reward over the whole
+    catalogue, without rollouts (small catalogues); `listwise` is a softmax cross-entropy of the target over its group; `sdpo`
+    prefers the target to the rest of its group relative to the SFT model (S-DPO). The last two need `add_target`."""
+    loss: Literal["grpo", "dr_grpo", "dapo", "bnpo", "gspo"] = "grpo"
+    """How objective `grpo` scales and averages; all but `dr_grpo` divide by the group's standard deviation of the reward. See
+    docs/rl.md (paper: grpo)."""
+    advantages: Literal["group", "sibling"] = "group"
+    """What a reward is compared with: `group` with the whole group; `sibling`, token by token, with the members of the group
+    that have the same tokens so far (paper: group)."""
+    dynamic_sampling: Literal["none", "filter"] = "none"
+    """`filter` leaves groups whose rewards are all equal out of the loss, KL and averages included (paper: none)."""
+    sync_reference: int | None = None
+    """Move the reference model of the KL towards the policy after every so many steps; null keeps the SFT model (steps; paper:
+    512)."""
+    sync_mix: float = 0.6
+    """Share of the policy in a reference model that is moved (fraction; paper: 0.6)."""
+    sdpo_beta: float = 1.0
+    """Objective `sdpo`: how strongly the log-ratio of policy to SFT model counts; it takes the place of `beta`."""
+    sft_weight: float = 0.0
+    """Weight of the SFT loss of the target that is added, a mean over its tokens; 0 for none. It keeps the recommendations
+    further down the list (paper: 0)."""
     checkpoints: int = 5
     """Checkpoints over the whole run, for resuming; each validation adds one (count)."""
     evaluations: int = 5
@@ -512,6 +540,45 @@ class RlConfig:
         wrong = [task for task in self.tasks if not task.endswith("to_sid")]
         if wrong:
             raise ConfigError(f"rl.tasks holds {wrong[0]}, whose completion is not a SID: beams cannot answer it.")
+        _positive("rl", sync_reference=self.sync_reference, sdpo_beta=self.sdpo_beta, sync_mix=self.sync_mix)
+        _between("rl", 0, math.inf, sft_weight=self.sft_weight)
+        if self.sync_mix > 1:
+            raise ConfigError(f"rl.sync_mix is {self.sync_mix}; it is a share, at most 1.")
+        self._check_objective()
+
+    def _check_objective(self) -> None:
+        """Refuse options that contradict each other, rather than ignore one."""
+        group = ("listwise", "sdpo")
+        ranked = [name for name in self.rewards if name.startswith("ranking")]
+        problems = {
+            f"rl.objective {self.objective} needs its target in every group; set rl.add_target: true.": (
+                self.objective in group and not self.add_target
+            ),
+            f"rl.objective {self.objective} compares distinct SIDs; rl.rollouts sampling may draw one twice.": (
+                self.objective in group and self.rollouts == "sampling"
+            ),
+            "rl.objective exact draws no rollouts; leave rl.rollouts at beams and rl.add_target at false.": (
+                self.objective == "exact" and (self.rollouts != "beams" or self.add_target)
+            ),
+            f"rl.rewards {', '.join(ranked)} depends on the ranks within a group, which rl.objective exact does not have; "
+            "choose others, e.g. rl.rewards: {rule: 1.0}.": self.objective == "exact" and bool(ranked),
+            "rl.objective exact is the expectation over the catalogue; set rl.logp_space: catalogue.": (
+                self.objective == "exact" and self.logp_space != "catalogue"
+            ),
+            f"rl.loss, rl.advantages and rl.dynamic_sampling belong to rl.objective grpo, not to {self.objective}; leave "
+            "them as they are by default.": (
+                self.objective != "grpo" and (self.loss, self.advantages, self.dynamic_sampling) != ("grpo", "group", "none")
+            ),
+            "rl.advantages sibling gives every token its own advantage, rl.loss gspo one to the sequence; take another loss.": (
+                self.advantages == "sibling" and self.loss == "gspo"
+            ),
+            "rl.sync_reference moves the reference model of the KL, but rl.beta is 0, so there is none.": (
+                self.sync_reference is not None and self.beta == 0 and self.objective != "sdpo"
+            ),
+        }
+        for message, applies in problems.items():
+            if applies:
+                raise ConfigError(message)
 
 
 @dataclass

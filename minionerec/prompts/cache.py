@@ -30,6 +30,7 @@ from minionerec.prompts.builder import TokenExample, build_examples
 from minionerec.sid.index import SidIndex
 
 _FILES = ("tokens.npy", "offsets.npy", "facts.npy")
+_NONE = -(2**62)  # stands for None among the facts
 _FACTS = tuple(made for made in dataclasses.fields(TokenExample) if made.name not in ("prompt", "completion"))
 
 
@@ -94,7 +95,7 @@ def _write(folder: Path, examples: list[TokenExample]) -> None:
     arrays: tuple[np.ndarray, ...] = (
         np.fromiter((token for part in parts for token in part), dtype=np.int32),
         np.cumsum([0, *map(len, parts)], dtype=np.int64),
-        np.array([[getattr(example, made.name) for made in _FACTS] for example in examples], dtype=np.int64),
+        np.array([[_number(getattr(example, made.name)) for made in _FACTS] for example in examples], dtype=np.int64),
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
@@ -108,6 +109,14 @@ def _write(folder: Path, examples: list[TokenExample]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         if _read(folder) is None:  # otherwise another rank was faster
             raise
+
+
+def _number(value: int | bool | None) -> int:
+    return _NONE if value is None else int(value)
+
+
+def _value(number: int, kind: Any) -> Any:
+    return None if number == _NONE else bool(number) if kind is bool else number
 
 
 def _read(folder: Path) -> list[TokenExample] | None:
@@ -125,7 +134,7 @@ def _read(folder: Path) -> list[TokenExample] | None:
         TokenExample(
             prompt=tokens[ends[2 * row] : ends[2 * row + 1]].tolist(),
             completion=tokens[ends[2 * row + 1] : ends[2 * row + 2]].tolist(),
-            **{made.name: bool(value) if made.type is bool else value for made, value in zip(_FACTS, values, strict=True)},
+            **{made.name: _value(value, made.type) for made, value in zip(_FACTS, values, strict=True)},
         )
         for row, values in enumerate(rows)
     ]

@@ -38,15 +38,21 @@ def group_figures(completions: Sequence[Sequence[int]], target: Sequence[int]) -
     return figures | ({"hit_rank": hits.index(True) + 1.0} if any(hits) else {})
 
 
+def with_signal(rewards: torch.Tensor, group: int) -> torch.Tensor:
+    """(rows,) bool: the rewards of the row's group are not all equal."""
+    grouped = rewards.view(-1, group)
+    spread = grouped.amax(1) - grouped.amin(1)
+    return (spread > 1e-6 * grouped.abs().amax(1)).repeat_interleave(group)
+
+
 def signal_share(rewards: torch.Tensor, weights: torch.Tensor, group: int) -> float:
-    """The share of groups whose weighted rewards are not all the same; the others teach nothing.
+    """The share of groups whose weighted rewards are not all equal; the others teach nothing.
 
     Args:
         rewards: (rows, rewards), whole groups of consecutive rows.
         weights: (rewards,).
     """
-    total = (rewards * weights).sum(-1).view(-1, group)
-    return float((total.amax(-1) - total.amin(-1) > 1e-6).float().mean())
+    return float(with_signal((rewards * weights).sum(-1), group).float().mean())
 
 
 def level_means(values: torch.Tensor, mask: torch.Tensor, levels: int, accelerator: Accelerator) -> list[float]:

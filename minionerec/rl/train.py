@@ -17,6 +17,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset as TokenDataset
@@ -43,8 +44,12 @@ from minionerec.model.launch import check_precision, split_batch
 from minionerec.model.progress import StepBar
 from minionerec.prompts.builder import TokenExample, sample_examples, templates_digest
 from minionerec.rl import rewards
+from minionerec.rl.exact import ExactTrainer
 from minionerec.rl.monitor import Measure, Watch, best
-from minionerec.rl.trainer import TreeGRPOTrainer, beam_rollouts, grouped
+from minionerec.rl.objectives import KeepReference, ListwiseTrainer, ObjectiveTrainer, objective_arguments
+from minionerec.rl.rewards import Reward
+from minionerec.rl.rollouts import rollouts
+from minionerec.rl.trainer import TreeGRPOTrainer, grouped
 from minionerec.sid.index import SidIndex
 from minionerec.tree import NO_TOKEN, Branch, CatalogTrie, pack
 
@@ -82,7 +87,6 @@ def grpo_arguments(
         output_dir=str(folder),
         per_device_train_batch_size=micro * config.num_generations,
         gradient_accumulation_steps=accumulation,
-        steps_per_generation=1,  # a rollout per micro-batch: TRL would shuffle groups apart otherwise; the policy is the same
         num_generations=config.num_generations,
         max_completion_length=levels,
         max_steps=steps,
@@ -90,9 +94,7 @@ def grpo_arguments(
         lr_scheduler_type="cosine",
         warmup_steps=config.warmup,
         max_grad_norm=config.max_grad_norm,
-        beta=config.beta,
-        loss_type="grpo",
-        scale_rewards="group",
+        **objective_arguments(config, accumulation),
         reward_weights=list(config.rewards.values()),
         use_bias_correction_kl=False,
         save_strategy="steps",
@@ -162,6 +164,40 @@ def check_spaces(sft: Manifest, config: RlConfig) -> None:
         )
 
 
+def make_trainer(
+    config: RlConfig,
+    trie: CatalogTrie,
+    seed: int,
+    functions: dict[str, Reward],
+    **arguments: Any,
+) -> TreeGRPOTrainer:
+    """The trainer of the objective.
+
+    Args:
+        trie: the valid SIDs, on the model's device.
+        functions: the rewards by name, in the order of `rl.rewards`.
+        arguments: see TreeGRPOTrainer.
+    """
+    arguments["reward_funcs"] = [grouped(name, function, config.num_generations) for name, function in functions.items()]
+    if config.objective == "exact":
+        weights = list(config.rewards.values())
+        return ExactTrainer(
+            trie=trie,
+            rewards=functions,
+            weights=weights,
+            sft_weight=config.sft_weight,
+            **arguments,
+        )
+    pad_token = arguments["processing_class"].pad_token_id
+    kind = ObjectiveTrainer if config.objective == "grpo" else ListwiseTrainer
+    return kind(
+        config=config,
+        rollout_func=rollouts(trie, config, pad_token, seed),
+        catalogue=trie if config.logp_space == "catalogue" else None,
+        **arguments,
+    )
+
+
 def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], None] | None = None) -> tuple[Manifest, bool]:
     """Train, unless the finished artefact is current; returns its manifest and whether it was made anew.
 
@@ -196,7 +232,7 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
     check_space(folder, parameters * 4 * 9)
     token_ids = checkpoint.sid_token_ids(tokenizer, index)
     trie = CatalogTrie.from_codes(token_ids, distributed_state().device)
-    if len(trie) < config.rl.num_generations:
+    if len(trie) < config.rl.num_generations and config.rl.rollouts != "sampling" and config.rl.objective != "exact":
         raise ConfigError(
             f"rl.num_generations is {config.rl.num_generations}, but the catalogue has only {len(trie)} SIDs; lower it."
         )
@@ -216,11 +252,10 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
             "prompt": [example.prompt for example in examples],
             "target": [[token for token in token_ids[example.target].tolist() if token != NO_TOKEN] for example in examples],
             "row": [example.row for example in examples],
+            "number": list(range(len(examples))),
         }
     )
-    functions = [
-        grouped(name, reward, config.rl.num_generations) for name, reward in rewards.build(config, dataset, token_ids).items()
-    ]
+    functions = rewards.build(config, dataset, token_ids)
     measure: Measure = validator(model, tokenizer, dataset, index, config) if config.rl.evaluations else dict
     with write_artifact(
         folder,
@@ -238,19 +273,25 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
         planned = plan.Plan("rl", plan.Shape.of(model), work(examples, token_ids, arguments, config.rl), devices)
         planned.show()
         watch = Watch(config.rl, measure, tokenizer, checkpoints, origin)
-        trainer = TreeGRPOTrainer(
+        trainer = make_trainer(
+            config.rl,
+            trie,
+            config.seed,
+            functions,
             model=model,
             args=arguments,
             train_dataset=rows,
             processing_class=tokenizer,
-            reward_funcs=functions,
-            rollout_func=beam_rollouts(trie, config.rl.num_generations, tokenizer.pad_token_id, config.rl.logp_space),
-            callbacks=[checkpoint.MarkComplete()],
-            catalogue=trie if config.rl.logp_space == "catalogue" else None,
             watch=watch,
         )
-        StepBar.install(trainer, "rl")
         last = checkpoint.last_checkpoint(checkpoints)
+        if config.rl.sync_reference is not None:
+            reference = KeepReference(trainer)
+            trainer.add_callback(reference)
+            if last is not None:
+                reference.restore(last)
+        trainer.add_callback(checkpoint.MarkComplete())
+        StepBar.install(trainer, "rl")
         stopped = TrainerState.load_from_json(f"{last}/trainer_state.json") if last else None
         if stopped is not None and watch.is_over(stopped.log_history):  # interrupted after the last step, before the end
             trainer.state = stopped
