@@ -157,12 +157,13 @@ class Watch(TrainerCallback):
         control.should_save |= due
         if not control.should_save:
             return
-        control.should_log = True  # no window of the log goes over a checkpoint: a resumed run writes the same rows
         if not all(bool(parameter.isfinite().all()) for parameter in kwargs["model"].parameters()):
             self._diverged("its weights are no finite numbers", state.global_step)
         if due:
             self._validate()
             control.should_training_stop |= self.is_over(state.log_history)
+        # No window of the log goes over a checkpoint: a resumed run writes the same rows. Logging a validation has cleared it.
+        control.should_log = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Drop the models that a better one, by now in the checkpoint's log, has replaced."""
