@@ -194,4 +194,4 @@ def last_checkpoint(folder: Path) -> str | None:
 def write_log(state: TrainerState, path: Path) -> None:
     """The curves as one JSON object a line; durations are left out, so that equal runs write equal files."""
     rows = [{key: value for key, value in row.items() if not key.endswith(_TIMED)} for row in state.log_history]
-    path.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows), encoding="utf-8")
+    path.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows), encoding="utf-8")  # a checkpoint sorts too
