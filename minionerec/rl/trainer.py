@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import split_tensor_dict
+from trl.trainer.utils import RepeatSampler, split_tensor_dict
 
 from minionerec.errors import ConstraintError
 from minionerec.rl.monitor import Watch, group_figures, level_means, signal_share
@@ -150,6 +150,13 @@ class TreeGRPOTrainer(GRPOTrainer):
                 self._metrics["train"][f"entropy/level_{level}"].append(mean)
         return torch.cat(logprobs), spread, None
 
+    def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
+        # TRL's goes on with its random state from epoch to epoch, so that a resumed run would repeat the first epoch's order.
+        made = super()._get_train_sampler(dataset)
+        return _EpochSampler(
+            made.data_source, made.mini_repeat_count, made.batch_size, made.repeat_count, made.shuffle, made.seed
+        )
+
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """TRL's own, but groups stay whole when the rollouts are shuffled and split into micro-batches."""
         if not cast(torch.nn.Module, self.model).training:
@@ -159,6 +166,14 @@ class TreeGRPOTrainer(GRPOTrainer):
             scored = self._generate_and_score_completions(generation_batch)
             self._buffered_inputs = split_tensor_dict(shuffle_groups(scored, cast(int, self.args.num_generations)), size)
         return self._buffered_inputs[self._step % size]
+
+
+class _EpochSampler(RepeatSampler):
+    """TRL's sampler with an order that is a function of seed and epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Trainer tells it before each epoch, counted from 0."""
+        self.generator.manual_seed(int(self.seed or 0) + epoch)
 
 
 def shuffle_groups(rows: dict[str, Any], group: int) -> dict[str, Any]:
