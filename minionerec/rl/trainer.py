@@ -152,7 +152,7 @@ class TreeGRPOTrainer(GRPOTrainer):
 
     def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
         # TRL's goes on with its random state from epoch to epoch, so that a resumed run would repeat the first epoch's order.
-        made = super()._get_train_sampler(dataset)
+        made = cast(RepeatSampler, super()._get_train_sampler(dataset))
         return _EpochSampler(
             made.data_source, made.mini_repeat_count, made.batch_size, made.repeat_count, made.shuffle, made.seed
         )
