@@ -43,7 +43,7 @@ def test_the_replication_s_values(name):
     assert rl["Effective batch size"].startswith(f"{made.rl.prompts_per_step * made.rl.num_generations} ")
     assert made.rl.micro_batch_prompts * made.rl.num_generations == int(rl["Per-device batch size"])
     assert made.rl.learning_rate == 1e-5 and made.rl.beta == float(rl["Beta (KL penalty)"])
-    assert made.rl.reward == rl["Reward type"].split()[0]
+    assert made.rl.rewards == {rl["Reward type"].split()[0]: 1.0}
 
 
 @pytest.mark.parametrize("name", LARGE)
