@@ -149,12 +149,13 @@ def measure(side: str, model: str, prompt: int, prompts: int, generations: int, 
             report_to="none",
             seed=0,
         )
+        targets = trie.sids[torch.arange(len(ids)) % len(trie)].tolist()  # ours logs hits; the reward does not look at them
         watch = Watch()
         ours = side == "ours"
         trainer = (TreeGRPOTrainer if ours else GRPOTrainer)(
             model=policy,
             args=arguments,
-            train_dataset=Dataset.from_dict({"prompt": ids.tolist()}),
+            train_dataset=Dataset.from_dict({"prompt": ids.tolist(), "target": targets}),
             processing_class=tokenizer,
             reward_funcs=keep_first(watch, reward),
             rollout_func=rollouts(trie, RlConfig(num_generations=generations), 0, 0)

@@ -9,11 +9,12 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from minionerec.errors import ConfigError
 
 TaskName = Literal["history_sid_to_sid", "title_to_sid", "sid_to_title"]
+RewardName = Literal["rule", "ranking", "ranking_only", "prefix", "semantic", "collaborative", "popularity"]
 CUTOFFS = (1, 3, 5, 10, 20, 50)
 # fmt: off
 BaselineName = Literal[
@@ -356,6 +357,17 @@ class SftConfig:
     micro_batch: int = 128
     """Prefix trees computed at once on one device; the rest of a step's share follows by gradient accumulation (trees;
     paper: 16)."""
+    train: Literal["full", "lora", "sid_rows"] = "full"
+    """What is trained: everything, low-rank adapters and the rows of the SID tokens, or those rows alone (the reference's
+    freeze_LLM). The saved model is whole in each case; an adapter lies beside it (paper: full)."""
+    lora_rank: int = 16
+    """Rank of the adapters' matrices (dimensions)."""
+    lora_alpha: int = 32
+    """The adapters' output is scaled by alpha / rank."""
+    lora_dropout: float = 0.0
+    """Dropout of the adapters' input (fraction)."""
+    lora_targets: list[str] | None = None
+    """Names of the linear layers that get adapters, such as q_proj; null for all but the head."""
     normalise: Literal["vocabulary", "catalogue"] = "vocabulary"
     """What the probabilities of a SID's token add up over in the loss: all tokens, or those with which the catalogue's SIDs can
     go on (the children in its trie). Text completions keep the vocabulary (paper: vocabulary)."""
@@ -367,6 +379,9 @@ class SftConfig:
     frequency_power: float = 0.0
     """Examples of history tasks count n ** -power, n being how often their item is a target: 0 for all alike, 0.5 lifts rare
     items, 1 makes every item count the same."""
+    micro_tokens: int | None = None
+    """Chooses the micro-batch: the largest that divides a device's share of the batch, is at most `micro_batch` and keeps this
+    budget even if all its trees are as long as the longest; null takes `micro_batch` itself (tokens)."""
     row_tokens: int = 256
     """Length of the rows into which prefix trees are packed; one tree may exceed it (tokens)."""
     epochs: float = 3.0
@@ -379,7 +394,9 @@ class SftConfig:
     """Share of values that are dropped in training: of the embeddings, of what attention and feed-forward add, and of the last
     states; 0 for none (fraction; paper: none). Small models that see the same histories many times need some."""
     warmup: float = 0.05
-    """Share of the steps with rising learning rate, before the cosine (fraction)."""
+    """Share of the steps with rising learning rate, before the schedule (fraction)."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """How the learning rate falls to 0 after the warm-up (paper: cosine)."""
     max_grad_norm: float = 1.0
     """Gradient clipping; 0 for none (L2 norm)."""
     evaluations: int = 10
@@ -390,13 +407,22 @@ class SftConfig:
     """Compute in bfloat16 with float32 weights; must agree with the launcher's mixed precision."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
+    report_to: list[Literal["tensorboard", "trackio", "wandb"]] = field(default_factory=list)
+    """Where the curves are sent as well; each needs its package. TensorBoard's files go to `tensorboard/sft` in the run's
+    folder unless TENSORBOARD_LOGGING_DIR names another place."""
 
     def __post_init__(self) -> None:
+        _positive("sft", micro_tokens=self.micro_tokens)
         _positive("sft", batch_size=self.batch_size, row_tokens=self.row_tokens, epochs=self.epochs)
         _positive("sft", micro_batch=self.micro_batch, learning_rate=self.learning_rate)
         _positive("sft", history_stride=self.history_stride, evaluations=self.evaluations, patience=self.patience)
         _between("sft", 0, math.inf, weight_decay=self.weight_decay, max_grad_norm=self.max_grad_norm)
         _between("sft", 0, 1, warmup=self.warmup, smoothing=self.smoothing, dropout=self.dropout)
+        _between("sft", 0, 1, lora_dropout=self.lora_dropout)
+        _positive("sft", lora_rank=self.lora_rank, lora_alpha=self.lora_alpha)
+        for made in dataclasses.fields(self):
+            if made.name.startswith("lora_") and self.train != "lora" and getattr(self, made.name) != made.default:
+                raise ConfigError(f"sft.{made.name} is set, but sft.train is {self.train}; it has an effect with lora only.")
         _between("sft", 0, math.inf, frequency_power=self.frequency_power)
         if self.level_weights is not None:
             if not any(self.level_weights):
@@ -437,6 +463,16 @@ class RlConfig:
     """Gradient clipping; 0 for none (L2 norm; paper: 0.3)."""
     beta: float = 1e-3
     """Weight of the KL divergence (k3) to the SFT model (paper: 1e-3)."""
+    rewards: dict[RewardName, float] = field(default_factory=lambda: {"ranking": 1.0})
+    """Weight of each reward in the sum; 0 only logs it. `rule` is 1 for the target's SID; `ranking_only` punishes the misses of
+    a group that holds a hit, the higher ranked the more; `ranking` is their sum; `prefix` is the share of levels that are right
+    from the first on; `semantic` the cosine between completion's and target's text; `collaborative` a sequential baseline's
+    standardised score; `popularity` from 0 for unknown items to -1 for the most popular (paper: ranking 1)."""
+    collaborative_model: BaselineName = "sasrec"
+    """The neural baseline of this run that scores for `collaborative`; `minionerec baseline` trains it."""
+    logp_space: Literal["vocabulary", "catalogue"] = "vocabulary"
+    """What the probabilities of a token add up over, in the policy, the reference, the KL, the entropies and the rollouts: all
+    tokens, or those with which the catalogue's SIDs can go on. Best as `sft.normalise` was (paper: vocabulary)."""
     objective: Literal["grpo", "exact", "listwise", "sdpo"] = "grpo"
     """`grpo` raises the log-probability of what is better than its group; `exact` raises the expected reward over the whole
     catalogue, without rollouts (small catalogues); `listwise` is a softmax cross-entropy of the target over its group; `sdpo`
@@ -459,11 +495,23 @@ class RlConfig:
     sft_weight: float = 0.0
     """Weight of the SFT loss of the target that is added, a mean over its tokens; 0 for none. It keeps the recommendations
     further down the list (paper: 0)."""
-    reward: Literal["rule", "ranking", "ranking_only"] = "ranking"
-    """`rule` is 1 for the target's SID; `ranking_only` punishes the misses of a group that holds a hit, the higher ranked the
-    more; `ranking` is their sum (paper: ranking)."""
     checkpoints: int = 5
-    """Checkpoints over the whole run, for resuming (count)."""
+    """Checkpoints over the whole run, for resuming; each validation adds one (count)."""
+    evaluations: int = 5
+    """Validations over the whole run, evenly spaced, beside one of the SFT model before the first step: a beam search on the
+    valid split, as `eval` decodes. The best model becomes `rl/model`, the SFT model where no step beats it. 0 for none: the
+    last model is kept (count)."""
+    valid_examples: int | None = 512
+    """Examples of the valid split that each validation decodes, evenly spread over it; null takes all (examples)."""
+    best_metric: str = "NDCG@10"
+    """Which metric on the valid examples is best when highest: HR, NDCG or MRR at 1, 3, 5, 10, 20 or 50."""
+    patience: int = 3
+    """Stop after this many validations in a row without a better `best_metric` (validations)."""
+    max_kl: float | None = 100.0
+    """Stop with an error when the mean KL of a step's tokens to the SFT model exceeds this; it is measured only where `beta` is
+    above 0. null for never (nats)."""
+    report_to: list[str] = field(default_factory=list)
+    """Trackers that get every figure beside `log.jsonl`, e.g. [tensorboard] or [wandb]; their packages must be installed."""
     bf16: bool = False
     """Compute in bfloat16 with float32 weights; must agree with the launcher's mixed precision."""
     gradient_checkpointing: bool = False
@@ -472,9 +520,19 @@ class RlConfig:
     def __post_init__(self) -> None:
         _positive("rl", max_examples=self.max_examples, prompts_per_step=self.prompts_per_step, epochs=self.epochs)
         _positive("rl", micro_batch_prompts=self.micro_batch_prompts, learning_rate=self.learning_rate)
-        _positive("rl", checkpoints=self.checkpoints)
+        _positive("rl", checkpoints=self.checkpoints, valid_examples=self.valid_examples, patience=self.patience)
+        _positive("rl", max_kl=self.max_kl)
+        _between("rl", 0, math.inf, evaluations=self.evaluations)
+        if self.best_metric not in (known := [f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in CUTOFFS]):
+            raise ConfigError(f"rl.best_metric is {self.best_metric!r}; it must be one of {', '.join(known)}.")
         _between("rl", 0, math.inf, beta=self.beta, max_grad_norm=self.max_grad_norm)
         _between("rl", 0, 1, warmup=self.warmup)
+        for name, weight in self.rewards.items():
+            if name not in get_args(RewardName):
+                raise ConfigError(f"rl.rewards names {name!r}; it must be one of {', '.join(get_args(RewardName))}.")
+            _between("rl", -math.inf, math.inf, **{f"rewards.{name}": weight})
+        if not any(self.rewards.values()):
+            raise ConfigError(f"rl.rewards is {self.rewards}; at least one reward needs a weight other than 0.")
         if self.num_generations < 2:
             raise ConfigError(f"rl.num_generations is {self.num_generations}; a group needs at least 2 to compare.")
         if not self.tasks:
@@ -491,6 +549,7 @@ class RlConfig:
     def _check_objective(self) -> None:
         """Refuse options that contradict each other, rather than ignore one."""
         group = ("listwise", "sdpo")
+        ranked = [name for name in self.rewards if name.startswith("ranking")]
         problems = {
             f"rl.objective {self.objective} needs its target in every group; set rl.add_target: true.": (
                 self.objective in group and not self.add_target
@@ -501,8 +560,11 @@ class RlConfig:
             "rl.objective exact draws no rollouts; leave rl.rollouts at beams and rl.add_target at false.": (
                 self.objective == "exact" and (self.rollouts != "beams" or self.add_target)
             ),
-            f"rl.reward {self.reward} depends on the ranks within a group, which rl.objective exact does not have; "
-            "choose rl.reward: rule.": self.objective == "exact" and self.reward != "rule",
+            f"rl.rewards {', '.join(ranked)} depends on the ranks within a group, which rl.objective exact does not have; "
+            "choose others, e.g. rl.rewards: {rule: 1.0}.": self.objective == "exact" and bool(ranked),
+            "rl.objective exact is the expectation over the catalogue; set rl.logp_space: catalogue.": (
+                self.objective == "exact" and self.logp_space != "catalogue"
+            ),
             f"rl.loss, rl.advantages and rl.dynamic_sampling belong to rl.objective grpo, not to {self.objective}; leave "
             "them as they are by default.": (
                 self.objective != "grpo" and (self.loss, self.advantages, self.dynamic_sampling) != ("grpo", "group", "none")
@@ -686,6 +748,11 @@ class Config:
     def __post_init__(self) -> None:
         _positive("config", threads=self.threads)
         _between("config", 0, 2**32, seed=self.seed)  # numpy and scikit-learn take no other
+        if self.sft.train != "full" and self.model.init == "from_scratch":
+            raise ConfigError(
+                f"sft.train is {self.sft.train}, but model.init is from_scratch: random weights would stay as they are. "
+                "Set model.init from_pretrained and model.path, or sft.train full."
+            )
         if self.sft.history_stride > self.data.max_history:
             raise ConfigError(
                 f"sft.history_stride {self.sft.history_stride} is longer than data.max_history {self.data.max_history}: "

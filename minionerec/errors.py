@@ -25,5 +25,13 @@ class ArtifactError(MiniOneRecError):
     """A stage's artefact is missing, damaged, made from other inputs, or cannot be written."""
 
 
+class TrainingError(MiniOneRecError):
+    """Training cannot go on: the loss is not a number, or the memory does not suffice."""
+
+
 class ConstraintError(MiniOneRecError):
     """Constrained decoding is impossible: the trie is empty or its tokens are outside the model's vocabulary."""
+
+
+class DivergenceError(MiniOneRecError):
+    """Training has gone wrong on its way: a loss or weights that are no numbers, a policy too far from where it began."""

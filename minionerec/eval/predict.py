@@ -162,7 +162,7 @@ def _by_model(stage: str) -> Callable[[Config, Dataset, SidIndex, Path], None]:
         """Decode in shards that do not depend on the number of ranks, and put them together in the split's order."""
         decoder = Decoder(*checkpoint.load(config.folder / stage / "model"), dataset, index, config)
         shards = _shards(len(decoder), config.eval.shard_size)
-        traced = _spread(len(decoder), config.eval.oracle_examples)
+        traced = spread(len(decoder), config.eval.oracle_examples)
         store = folder / CHECKPOINTS
         store.mkdir(exist_ok=True)
         state = distributed_state()
@@ -191,7 +191,7 @@ def _shard(store: Path, rows: range) -> Path:
     return store / f"rows-{rows.start:09d}-{rows.stop:09d}.jsonl"
 
 
-def _spread(rows: int, count: int) -> set[int]:
+def spread(rows: int, count: int) -> set[int]:
     """At most `count` rows at even distances."""
     return {place * rows // count for place in range(count)} if count < rows else set(range(rows))
 

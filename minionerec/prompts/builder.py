@@ -20,6 +20,7 @@ class TokenExample:
 
     Attributes:
         is_sid: the completion is a SID, a path of the catalogue's trie.
+        row: the split's row whose history the prompt shows; None for a task without history.
     """
 
     prompt: list[int]
@@ -27,6 +28,7 @@ class TokenExample:
     target: int
     group: int
     is_sid: bool
+    row: int | None = None
 
 
 def templates_digest() -> str:
@@ -102,7 +104,7 @@ def encode(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, cont
                 f"Item {example.target}, prompt {example.prompt[:40]!r}...: {len(prompt) + len(completion)} tokens, the model "
                 f"reads {context}. Lower data.max_history, or shorten the item's title."
             )
-        built.append(TokenExample(prompt, completion, example.target, example.group, example.kind == "sid"))
+        built.append(TokenExample(prompt, completion, example.target, example.group, example.kind == "sid", example.row))
     return built
 
 

@@ -29,6 +29,7 @@ class Example:
         target: index of the item that the completion names.
         group: examples of a task with the same group are expected to share the beginning of their prompts.
         kind: whether the completion is a SID (none is the beginning of another) or text (ended by the tokenizer's end token).
+        row: the split's row whose history the prompt shows, counted from 0; None for a task without history.
     """
 
     prompt: str
@@ -36,6 +37,7 @@ class Example:
     target: int
     group: int
     kind: Literal["sid", "text"]
+    row: int | None = None
 
 
 def history_sid_to_sid(dataset: Dataset, index: SidIndex, split: SplitName, stride: int) -> Iterator[Example]:
@@ -49,7 +51,7 @@ def history_sid_to_sid(dataset: Dataset, index: SidIndex, split: SplitName, stri
     frame = dataset.split(split)
     groups: dict[tuple[str, int], int] = {}
     columns = (frame[name].to_list() for name in ("user", "history", "target", "position"))
-    for user, history, target, position in zip(*columns, strict=True):
+    for row, (user, history, target, position) in enumerate(zip(*columns, strict=True)):
         begin = position - len(history)
         skipped = min(-begin % stride, len(history) - 1)
         yield Example(
@@ -58,6 +60,7 @@ def history_sid_to_sid(dataset: Dataset, index: SidIndex, split: SplitName, stri
             target,
             groups.setdefault((user, begin + skipped), len(groups)),
             "sid",
+            row,
         )
 
 

@@ -4,16 +4,15 @@ The policy is the model's distribution over the catalogue, each step normalised 
 - sum over SIDs of p(SID) * reward(SID) + beta * KL(p, reference). Sampled rollouts estimate the gradient of this.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 
+from minionerec.rl.rewards import Context, Reward
 from minionerec.rl.trainer import TreeGRPOTrainer
 from minionerec.tree import NO_TOKEN, CatalogTrie
 from minionerec.tree.whole import catalog_logprobs
-
-CatalogReward = Callable[[Sequence[Sequence[int]], dict[str, Any]], list[float]]  # of all SIDs and a row of the dataset
 
 
 def expected_reward(logprobs: torch.Tensor, rewards: torch.Tensor) -> torch.Tensor:
@@ -35,14 +34,23 @@ class ExactTrainer(TreeGRPOTrainer):
 
     Args:
         trie: the valid SIDs, on the model's device.
-        reward: of all SIDs of the catalogue at once and a row of the dataset; a function of each SID alone.
+        rewards: by name, functions of each SID alone, none of its rank; the catalogue stands in for a group.
+        weights: one per reward.
         sft_weight: weight of the mean negative log-probability of the target's tokens.
         arguments: see GRPOTrainer.
     """
 
-    def __init__(self, *, trie: CatalogTrie, reward: CatalogReward, sft_weight: float = 0.0, **arguments: Any) -> None:
+    def __init__(
+        self,
+        *,
+        trie: CatalogTrie,
+        rewards: Mapping[str, Reward],
+        weights: Sequence[float],
+        sft_weight: float = 0.0,
+        **arguments: Any,
+    ) -> None:
         super().__init__(**arguments)
-        self.trie, self.reward, self.sft_weight = trie, reward, sft_weight
+        self.trie, self.rewards, self.weights, self.sft_weight = trie, rewards, weights, sft_weight
         self.sids = [[token for token in sid if token != NO_TOKEN] for sid in trie.sids.tolist()]
         self.leaf_of_sid = {tuple(sid): leaf for leaf, sid in enumerate(self.sids)}
 
@@ -55,10 +63,13 @@ class ExactTrainer(TreeGRPOTrainer):
         prompts = [list(row["prompt"]) for row in rows]
         with self.accelerator.autocast():
             logprobs = catalog_logprobs(model, prompts, trie=self.trie, temperature=self.temperature)
-        rewards = torch.tensor([self.reward(self.sids, row) for row in rows], device=logprobs.device)
-        expected = expected_reward(logprobs, rewards)
+        figures, expected = {}, torch.zeros(len(rows), device=logprobs.device)
+        for (name, reward), weight in zip(self.rewards.items(), self.weights, strict=True):
+            table = [reward(self.sids, row["target"], Context(row["row"])) for row in rows]
+            figures[f"rewards/{name}"] = expected_reward(logprobs, torch.tensor(table, device=logprobs.device))
+            expected = expected + weight * figures[f"rewards/{name}"]
         loss = -expected
-        figures = {"reward": expected, "entropy": -(logprobs.exp() * logprobs).sum(-1)}
+        figures |= {"reward": expected, "entropy": -(logprobs.exp() * logprobs).sum(-1)}
         if self.beta:
             with torch.no_grad(), self.accelerator.autocast():
                 reference = catalog_logprobs(

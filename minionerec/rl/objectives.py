@@ -12,6 +12,7 @@ from safetensors.torch import load_model, save_model
 from transformers import TrainerCallback
 
 from minionerec.config import RlConfig
+from minionerec.rl.monitor import with_signal
 from minionerec.rl.trainer import TreeGRPOTrainer
 
 # rl.loss in TRL's terms. With one update per rollout the ratio of new to old policy is 1, so that clipping never acts; what
@@ -76,13 +77,6 @@ def sibling_advantages(
     return torch.stack(columns, dim=-1).view(completions.shape) * mask
 
 
-def with_signal(rewards: torch.Tensor, group: int) -> torch.Tensor:
-    """(rows,) bool: the rewards of the row's group are not all equal."""
-    grouped = rewards.view(-1, group)
-    spread = grouped.amax(1) - grouped.amin(1)
-    return (spread > 1e-6 * grouped.abs().amax(1)).repeat_interleave(group)
-
-
 class ObjectiveTrainer(TreeGRPOTrainer):
     """TRL's trainer with `rl.advantages`, `rl.dynamic_sampling` and `rl.sft_weight`.
 
@@ -107,8 +101,6 @@ class ObjectiveTrainer(TreeGRPOTrainer):
         begin = self.accelerator.process_index * rows
         mine = slice(begin, begin + rows)
         kept = with_signal(self._summed, group)
-        metrics = self._metrics["train" if cast(torch.nn.Module, self.model).training else "eval"]
-        metrics["groups_without_signal"].append((~kept).sum().item() / group)
         if self.config.advantages == "sibling":
             scored["advantages"] = sibling_advantages(
                 self._summed[mine],

@@ -108,17 +108,13 @@ def with_target(group: list[list[int]], target: Sequence[int]) -> list[list[int]
     return group if wanted in group else [*group[:-1], wanted]
 
 
-def rollouts(
-    trie: CatalogTrie, config: RlConfig, pad_token: int, seed: int, beams: Normalise = "vocabulary"
-) -> Callable[[list, GRPOTrainer], dict[str, Any]]:
+def rollouts(trie: CatalogTrie, config: RlConfig, pad_token: int, seed: int) -> Callable[[list, GRPOTrainer], dict[str, Any]]:
     """A TRL `rollout_func`: for each prompt a group of `num_generations` SIDs.
 
     TRL hands over each prompt `num_generations` times in a row (its docstring says otherwise); one search serves them all.
     Chance depends on the seed, the optimiser step and the row's number (column `number` of the dataset), so it is the same
-    after a resume, on any number of devices and in any micro-batch.
-
-    Args:
-        beams: what the scores of plain beams are normalised over; what is drawn is drawn over the catalogue.
+    after a resume, on any number of devices and in any micro-batch. Plain beams rank as `rl.logp_space` says; what is drawn is
+    drawn over the catalogue.
 
     Raises:
         ConstraintError: the catalogue holds fewer SIDs than a group of distinct ones needs.
@@ -139,7 +135,7 @@ def rollouts(
             training = model.training
             model.eval()
             try:
-                tokens, _ = draw(model, ids, mask, trie, size, seeds, beams)
+                tokens, _ = draw(model, ids, mask, trie, size, seeds, config.logp_space)
             finally:
                 model.train(training)
         groups = [[[token for token in sid if token != NO_TOKEN] for sid in group] for group in tokens.tolist()]

@@ -4,47 +4,83 @@ The override of the log-probability method computes a prompt once for its whole 
 groups together; the one of `_generate_and_score_completions` shows the rows of the dataset to the rollouts.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import split_tensor_dict
+from trl.trainer.utils import RepeatSampler, split_tensor_dict
 
 from minionerec.errors import ConstraintError
-from minionerec.tree import Branch, pack, tree_logprobs
+from minionerec.rl.monitor import Watch, group_figures, level_means, signal_share
+from minionerec.rl.rewards import Context, Reward
+from minionerec.tree import Branch, CatalogTrie, pack, tree_logprobs
 
 RewardFunction = Callable[..., list[float | None]]
 
 
-def grouped(reward: Callable[[list, list], list[float]], num_generations: int) -> RewardFunction:
+def grouped(name: str, reward: Reward, num_generations: int) -> RewardFunction:
     """A TRL reward function from a function of one group; rows come in group order, best beam first.
 
-    Also logs how often the target is among the beams: a group without it carries no signal.
+    The dataset's column `target` holds the token ids of each row's target, `row` its context, see `rewards.Context`.
     """
 
-    def function(completion_ids: list, target: list, log_metric: Callable[[str, float], None], **_: Any) -> list[float | None]:
+    def function(
+        completion_ids: list[list[int]], target: list[list[int]], row: list[int | None], **_: Any
+    ) -> list[float | None]:
         rewards: list[float | None] = []
-        hits = 0
         for start in range(0, len(completion_ids), num_generations):
             group = completion_ids[start : start + num_generations]
-            hits += list(target[start]) in [list(completion) for completion in group]
-            rewards += reward(group, target[start])
-        log_metric(f"HR@{num_generations}", hits * num_generations / len(completion_ids))
+            rewards += reward(group, target[start], Context(row[start]))
         return rewards
 
-    function.__name__ = reward.__name__
+    function.__name__ = name
     return function
 
 
 class TreeGRPOTrainer(GRPOTrainer):
-    """A GRPOTrainer that computes each prompt once for all its completions: same log-probabilities, far fewer tokens."""
+    """A GRPOTrainer that computes each prompt once for all its completions: same log-probabilities, far fewer tokens.
+
+    Args:
+        catalogue: take log-probabilities and entropies over this trie's children and not over the vocabulary, for policy, old
+            policy and reference alike; on the model's device. Completions must then be SIDs of it.
+        watch: told of every step's loss and KL, and called back by the Trainer.
+        others: see GRPOTrainer.
+    """
 
     args: GRPOConfig
     _buffered_inputs: Any
     generating: list[dict[str, Any]]  # the rows that rollouts are being made for, each `num_generations` times in a row
     sft_targets: list[list[int]] | None = None  # one per group of the policy's next forward: its SFT loss is taken along
     sft_loss: torch.Tensor | None = None  # the result, with gradient
+    _metrics: dict[str, defaultdict[Any, list[Any]]]
+
+    def __init__(self, *, catalogue: CatalogTrie | None = None, watch: Watch | None = None, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._catalogue, self._watch = catalogue, watch
+        self._catalogue_on_cpu = None if catalogue is None else catalogue.to("cpu")  # where batches are packed
+        if watch is not None:
+            watch.trainer = self
+            self.add_callback(watch)
+
+    def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
+        """TRL's own; stops where the loss or the KL is not what it should be."""
+        loss = super().training_step(*arguments, **named)
+        if self._watch is not None:
+            self._watch.check_step(self.accelerator.reduce(loss.detach()).item(), self._metrics["train"].get("kl", [])[-1:])
+        return loss
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
+        """TRL's own: (rows of all devices, rewards); also logs what groups look like and how many carry a signal."""
+        size = cast(int, self.args.num_generations)
+        for start in range(0, len(completion_ids_list), size):
+            for name, value in group_figures(completion_ids_list[start : start + size], inputs[start]["target"]).items():
+                self._log_metric(name, value)
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        share = signal_share(rewards, self.reward_weights.to(rewards.device), size)
+        self._metrics["train"]["groups_with_signal"].append(share)
+        return rewards
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self.generating = inputs
@@ -80,17 +116,22 @@ class TreeGRPOTrainer(GRPOTrainer):
             ids, seen = input_ids[start : start + size].cpu(), attention_mask[start : start + size].bool().cpu()
             split = ids.shape[1] - logits_to_keep
             branches = [
-                Branch(row[:split][kept[:split]].tolist(), row[split:][kept[split:]].tolist())
+                Branch(
+                    row[:split][kept[:split]].tolist(), row[split:][kept[split:]].tolist(), is_sid=self._catalogue is not None
+                )
                 for row, kept in zip(ids, seen, strict=True)
             ]
             rows, targets = len(branches), self.sft_targets if torch.is_grad_enabled() else None
             if targets is not None:  # the targets of the SFT loss, beside their groups: they share the prompt
-                branches += [Branch(branches[n * group].prompt, target) for n, target in enumerate(targets)]
+                sid = self._catalogue is not None
+                branches += [Branch(branches[n * group].prompt, target, is_sid=sid) for n, target in enumerate(targets)]
             # What the longest prompt and its completions take, so that a group fits into a row.
             row_tokens = int(seen[:, :split].sum(1).max()) + (group + 1) * (max(len(b.completion) for b in branches) - 1)
-            batch = pack(branches, row_tokens=row_tokens).to(input_ids.device)
+            batch = pack(branches, row_tokens=row_tokens, trie=self._catalogue_on_cpu).to(input_ids.device)
             with self.accelerator.autocast():
-                found = tree_logprobs(model, batch, temperature=self.temperature, entropies=compute_entropy)
+                found = tree_logprobs(
+                    model, batch, trie=self._catalogue, temperature=self.temperature, entropies=compute_entropy
+                )
             width = max(len(branch.completion) for branch in branches)
             matrix = batch.by_branch(found.logprobs, len(branches), max(width, logits_to_keep))
             logprobs.append(matrix[:rows, :logits_to_keep])
@@ -99,7 +140,22 @@ class TreeGRPOTrainer(GRPOTrainer):
                 self.sft_loss = -(matrix[rows:].sum(1) / lengths).mean()
             if found.entropies is not None:
                 entropies.append(batch.by_branch(found.entropies, len(branches), matrix.shape[1])[:rows, :logits_to_keep])
-        return torch.cat(logprobs), torch.cat(entropies) if compute_entropy else None, None
+        if not compute_entropy:
+            return torch.cat(logprobs), None, None
+        spread = torch.cat(entropies)
+        if torch.is_grad_enabled():  # the policy, not its old or reference log-probabilities
+            levels = cast(int, self.args.max_completion_length)
+            means = level_means(spread, attention_mask[:, -logits_to_keep:], levels, self.accelerator)
+            for level, mean in enumerate(means, 1):
+                self._metrics["train"][f"entropy/level_{level}"].append(mean)
+        return torch.cat(logprobs), spread, None
+
+    def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
+        # TRL's goes on with its random state from epoch to epoch, so that a resumed run would repeat the first epoch's order.
+        made = cast(RepeatSampler, super()._get_train_sampler(dataset))
+        return _EpochSampler(
+            made.data_source, made.mini_repeat_count, made.batch_size, made.repeat_count, made.shuffle, made.seed
+        )
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """TRL's own, but groups stay whole when the rollouts are shuffled and split into micro-batches."""
@@ -110,6 +166,14 @@ class TreeGRPOTrainer(GRPOTrainer):
             scored = self._generate_and_score_completions(generation_batch)
             self._buffered_inputs = split_tensor_dict(shuffle_groups(scored, cast(int, self.args.num_generations)), size)
         return self._buffered_inputs[self._step % size]
+
+
+class _EpochSampler(RepeatSampler):
+    """TRL's sampler with an order that is a function of seed and epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Trainer tells it before each epoch, counted from 0."""
+        self.generator.manual_seed(int(self.seed or 0) + epoch)
 
 
 def shuffle_groups(rows: dict[str, Any], group: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ def policy(tmp_path_factory):
 
 @pytest.fixture
 def parts(policy, tmp_path):
-    trainer = trainer_of(policy, tmp_path, objective="exact")
+    trainer = trainer_of(policy, tmp_path, objective="exact", logp_space="catalogue")
     return trainer, trie_of(trainer), trainer.model.eval()
 
 
@@ -103,7 +103,7 @@ def test_the_sampled_policy_gradient_is_unbiased(parts, kind):
 
 
 def test_training_raises_the_expected_reward(policy, tmp_path):
-    trainer = trainer_of(policy, tmp_path, objective="exact", beta=0.01, sft_weight=0.1, epochs=3.0)
+    trainer = trainer_of(policy, tmp_path, objective="exact", logp_space="catalogue", beta=0.01, sft_weight=0.1, epochs=3.0)
     trainer.train()
     log = [row for row in trainer.state.log_history if "reward" in row]
     assert log[-1]["reward"] > 2 * log[0]["reward"] > 0

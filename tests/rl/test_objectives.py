@@ -8,8 +8,11 @@ from trl import GRPOTrainer
 
 from minionerec.config import RlConfig
 from minionerec.errors import ConfigError
-from minionerec.rl.objectives import KeepReference, listwise_loss, sdpo_loss, sibling_advantages, with_signal
+from minionerec.rl.monitor import with_signal
+from minionerec.rl.objectives import KeepReference, listwise_loss, sdpo_loss, sibling_advantages
 from tests.rl.toy import G, gradients, policy_folder, rows_of, trainer_of
+
+EXACT = {"objective": "exact", "logp_space": "catalogue", "rewards": {"rule": 1.0}}
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +112,7 @@ def test_a_filtered_step_is_the_step_of_the_groups_that_are_kept(policy, tmp_pat
     misses = [[sid for sid in distinct if sid != row["target"]][:G] for row in rows[::G]]
     groups = [[rows[0]["target"], *misses[0][:-1]], misses[1], [*misses[2][:-1], rows[-1]["target"]]]  # the second has no hit
     value, gradient, _ = one_step(trainer, copy.deepcopy(rows), [sid for group in groups for sid in group])
-    assert trainer._metrics["train"]["groups_without_signal"] == [1.0]
+    assert trainer._metrics["train"]["groups_with_signal"] == pytest.approx([2 / 3])
     plain = trainer_of(policy, tmp_path, **fields)
     expected, wanted, _ = one_step(plain, rows[:G] + rows[2 * G :], groups[0] + groups[2])
     torch.testing.assert_close(value, expected, atol=1e-6, rtol=1e-5)
@@ -196,9 +199,10 @@ def test_a_resumed_run_goes_on_as_if_never_stopped(policy, tmp_path):
     [
         ({"objective": "listwise"}, "set rl.add_target: true"),
         ({"objective": "sdpo", "add_target": True, "rollouts": "sampling"}, "may draw one twice"),
-        ({"objective": "exact", "reward": "rule", "rollouts": "stochastic"}, "draws no rollouts"),
-        ({"objective": "exact"}, "choose rl.reward: rule"),
-        ({"objective": "exact", "reward": "rule", "loss": "dapo"}, "belong to rl.objective grpo, not to exact"),
+        ({**EXACT, "rollouts": "stochastic"}, "draws no rollouts"),
+        ({"objective": "exact", "logp_space": "catalogue"}, "rl.rewards ranking depends on the ranks"),
+        ({"objective": "exact", "rewards": {"rule": 1.0}}, "set rl.logp_space: catalogue"),
+        ({**EXACT, "loss": "dapo"}, "belong to rl.objective grpo, not to exact"),
         ({"advantages": "sibling", "loss": "gspo"}, "take another loss"),
         ({"sync_reference": 5, "beta": 0.0}, "but rl.beta is 0"),
         ({"sync_reference": 5, "sync_mix": 1.5}, "at most 1"),

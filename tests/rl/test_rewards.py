@@ -1,38 +1,162 @@
 import math
+from typing import get_args
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
-from minionerec.rl.rewards import ranking, ranking_only, rule
+from minionerec.config import Config, RewardName, RlConfig
+from minionerec.errors import ArtifactError, CatalogError
+from minionerec.rl import rewards
+from minionerec.rl.rewards import Context, collaborative, items_of, popularity, prefix, ranking, ranking_only, rule, semantic
+from tests.small import random_dataset
 
+NONE = Context()
 GROUP = [[1, 2], [3, 4], [5, 6], [7, 8]]
+# Five items; the second and third share a SID, the last one's is short.
+CATALOGUE = torch.tensor([[1, 2], [3, 4], [3, 4], [3, 6], [7, -1]])
+ITEMS = items_of(CATALOGUE)
+WEIGHTS = [1, 0.6309298, 0.5, 0.4306766]  # 1 / log2(rank + 2)
+TOTAL = 2.5616064
 
 
-def test_hand_computed():
-    weights = [1 / math.log2(rank + 2) for rank in range(4)]
-    assert rule(GROUP, [5, 6]) == [0, 0, 1, 0]
-    expected = [-weights[0], -weights[1], 0, -weights[3]]
-    assert ranking_only(GROUP, [5, 6]) == pytest.approx([value / sum(weights) for value in expected])
-    assert ranking(GROUP, (5, 6))[2] == 1
+@pytest.mark.parametrize("hit", range(4))
+def test_a_hit_at_each_rank(hit):
+    target = GROUP[hit]
+    penalties = [0.0 if rank == hit else -weight / TOTAL for rank, weight in enumerate(WEIGHTS)]
+    assert rule(GROUP, target, NONE) == [float(rank == hit) for rank in range(4)]
+    assert ranking_only(GROUP, target, NONE) == pytest.approx(penalties)
+    assert ranking(GROUP, tuple(target), NONE) == pytest.approx([p + (rank == hit) for rank, p in enumerate(penalties)])
 
 
 def test_no_hit_is_zero_everywhere():
-    assert rule(GROUP, [9, 9]) == ranking_only(GROUP, [9, 9]) == ranking(GROUP, [9, 9]) == [0, 0, 0, 0]
+    for reward in (rule, ranking_only, ranking, prefix):
+        assert reward(GROUP, [9, 9], NONE) == [0, 0, 0, 0]
 
 
-def test_the_papers_sixteen_weights():
+def test_ties_and_repeated_completions_are_all_hits():
+    group = [[1, 2], [3, 4], [1, 2]]
+    total = 1 + 0.6309298 + 0.5
+    assert rule(group, [1, 2], NONE) == [1, 0, 1]
+    assert ranking(group, [1, 2], NONE) == pytest.approx([1, -0.6309298 / total, 1])
+
+
+def test_the_references_numbers():
+    """G = 16: weights 0.164 to 0.040; advantages 3.72 to 3.74 for a hit, -0.64 (top) to -0.16 (last) and -0.25 for misses."""
     group = [[rank] for rank in range(16)]
-    penalties = ranking_only(group, [15])
-    assert penalties[0] == pytest.approx(-0.164, abs=1e-3)  # measured on the reference, G = 16
-    assert ranking_only(group, [0])[15] == pytest.approx(-0.040, abs=1e-3)
+    assert ranking_only(group, [15], NONE)[0] == pytest.approx(-0.164, abs=1e-3)
+    assert ranking_only(group, [0], NONE)[15] == pytest.approx(-0.040, abs=1e-3)
+
+    def advantages(reward, hit):
+        values = torch.tensor(reward(group, [hit], NONE))
+        return ((values - values.mean()) / (values.std() + 1e-4)).tolist()
+
+    for hit in range(16):
+        found = advantages(ranking, hit)
+        assert 3.715 <= found[hit] <= 3.745
+        assert advantages(rule, hit) == pytest.approx([3.75 if rank == hit else -0.25 for rank in range(16)], abs=3e-3)
+    assert advantages(ranking, 1)[0] == pytest.approx(-0.64, abs=5e-3)
+    assert advantages(ranking, 14)[15] == pytest.approx(-0.16, abs=5e-3)
+    assert advantages(ranking, 16) == [0] * 16
 
 
 @given(st.integers(2, 32), st.data())
 def test_only_the_hit_is_rewarded_and_higher_misses_cost_more(size, data):
     hit = data.draw(st.integers(0, size - 1))
-    values = ranking([[rank] for rank in range(size)], [hit])
+    values = ranking([[rank] for rank in range(size)], [hit], NONE)
     misses = [value for rank, value in enumerate(values) if rank != hit]
     assert values[hit] == 1
     assert misses == sorted(misses)
     assert all(-1 < value < 0 for value in misses)
+
+
+def test_prefix_credits_each_correct_level_up_to_the_first_wrong_one():
+    group = [[1, 2, 3], [1, 2, 9], [1, 9, 3], [9, 2, 3], [1, 2]]
+    assert prefix(group, [1, 2, 3], NONE) == pytest.approx([1, 2 / 3, 1 / 3, 0, 2 / 3])
+    assert prefix([[1, 2, 3], [1, 2]], [1, 2], NONE) == pytest.approx([2 / 3, 1])  # the longer SID is another item's
+
+
+def test_items_that_share_a_sid_are_one_completion():
+    assert ITEMS == {(1, 2): [0], (3, 4): [1, 2], (3, 6): [3], (7,): [4]}
+
+
+def test_semantic_is_the_cosine_of_the_sids_mean_vectors():
+    vectors = np.array([[2, 0], [1, 0], [0, 5], [3, -3], [0, 0]], dtype=np.float32)  # lengths do not matter
+    reward = semantic(vectors, ITEMS)
+    half = math.sqrt(0.5)  # [3, 4] points to (1, 1): the mean of two unit vectors
+    completions = [[1, 2], [3, 4], [3, 6], [7]]
+    assert reward(completions, [1, 2], NONE) == pytest.approx([1, half, half, 0])
+    assert reward(completions, [3, 4], NONE) == pytest.approx([half, 1, 0, 0])
+    assert reward(completions, [7], NONE) == [0, 0, 0, 0]  # an unreadable text is like nothing, not even itself
+
+
+def test_collaborative_is_the_baselines_standard_score_after_the_rows_own_history():
+    states = np.array([[1.0, 0], [0, 1.0]])
+    vectors = np.array([[1.0, 0], [2.0, 0], [3.0, 4], [4.0, 0], [0, 0]])
+    bias = np.array([0.0, 0, 0, 0, 5])
+    reward = collaborative(states, vectors, bias, ITEMS)
+    # Row 0 scores 1 2 3 4 5: mean 3, deviation sqrt(2). [3, 4] stands for items 1 and 2; the better one counts.
+    expected = [-2 / math.sqrt(2), 0, 1 / math.sqrt(2), 2 / math.sqrt(2)]
+    completions = [[1, 2], [3, 4], [3, 6], [7]]
+    assert reward(completions, [1, 2], Context(0)) == pytest.approx(expected)
+    assert reward(completions, [7], Context(0)) == pytest.approx(expected)  # the target plays no part
+    deviation = math.sqrt((1.8**2 * 3 + 2.2**2 + 3.2**2) / 5)  # row 1 scores 0 0 4 0 5
+    assert reward([[3, 4]], [7], Context(1)) == pytest.approx([2.2 / deviation])
+    assert reward(completions, [7], NONE) == [0, 0, 0, 0]  # a title has no history
+
+
+def test_popularity_takes_most_from_the_most_popular_sid():
+    reward = popularity(np.array([0, 1, 2, 1, 7]), ITEMS)
+    expected = [0, -math.log(4) / math.log(8), -math.log(2) / math.log(8), -1]  # [3, 4] was bought three times
+    assert reward([[1, 2], [3, 4], [3, 6], [7]], [7], NONE) == pytest.approx(expected)
+    assert popularity(np.zeros(5, dtype=int), ITEMS)([[7]], [7], NONE) == [0]
+
+
+@pytest.mark.parametrize("reward", [semantic(np.eye(5), ITEMS), popularity(np.arange(5), ITEMS)])
+def test_what_is_no_sid_has_no_reward(reward):
+    with pytest.raises(CatalogError, match=r"\[3, 5\] is not a SID"):
+        reward([[3, 5]], [7], NONE)
+
+
+def test_every_name_of_the_configuration_has_a_reward():
+    assert {*rewards.REWARDS, *rewards.WITH_TABLES} == set(get_args(RewardName))
+
+
+@pytest.fixture
+def run(tmp_path):
+    dataset, index = random_dataset()
+    config = Config(out=str(tmp_path), rl=RlConfig(rewards={"prefix": 1, "collaborative": 0.5, "popularity": 0.1}))
+    folder = tmp_path / "baselines" / "sasrec"
+    folder.mkdir(parents=True)
+    return config, dataset, torch.from_numpy(index.codes).long(), folder / "vectors.safetensors"
+
+
+def test_build_reads_the_runs_own_tables(run):
+    config, dataset, codes, path = run
+    rng = np.random.default_rng(0)
+    arrays = {"train": rng.normal(size=(len(dataset.train), 4)), "items": rng.normal(size=(30, 4)), "bias": np.zeros(30)}
+    save_file(arrays, path)
+    built = rewards.build(config, dataset, codes)
+    assert list(built) == ["prefix", "collaborative", "popularity"] and built["prefix"] is prefix
+    scores = arrays["items"] @ arrays["train"][3]
+    best = codes[int(scores.argmax())].tolist()
+    assert built["collaborative"]([best], best, Context(3)) == pytest.approx([(scores.max() - scores.mean()) / scores.std()])
+    most = codes[dataset.train["target"].mode()[0]].tolist()
+    assert built["popularity"]([most], most, NONE)[0] <= -0.9  # alone or beside an item of the same SID
+
+
+def test_a_baseline_that_cannot_score(run):
+    config, dataset, codes, path = run
+    with pytest.raises(ArtifactError, match=r"needs the vectors of a baseline.*sasrec leaves none"):
+        rewards.build(config, dataset, codes)
+    path.write_bytes(b"damaged")
+    with pytest.raises(ArtifactError, match=r"not a baseline's vectors .* minionerec baseline --baseline.model sasrec"):
+        rewards.build(config, dataset, codes)
+    save_file({"train": np.zeros((2, 4)), "items": np.zeros((30, 4)), "bias": np.zeros(30)}, path)
+    with pytest.raises(ArtifactError, match="2 training rows and 30 items, but the run has"):
+        rewards.build(config, dataset, codes)
+    with pytest.raises(ArtifactError, match=r"no finished artefact.*minionerec baseline --baseline.model sasrec"):
+        rewards.sources(config, "digest")

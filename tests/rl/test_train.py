@@ -2,9 +2,12 @@ import json
 
 import pytest
 
-from minionerec.artifacts import read_json
-from minionerec.errors import ConfigError
+from minionerec.artifacts import Manifest, read_json
+from minionerec.config import RlConfig
+from minionerec.errors import ArtifactError, ConfigError
+from minionerec.eval.validate import SHOWN
 from minionerec.pipeline import run
+from minionerec.rl.train import check_spaces
 from tests.launch import accelerate
 from tests.small import config
 
@@ -24,7 +27,7 @@ def prepared(tmp_path_factory):
 
 
 def test_zero2_on_two_processes_takes_the_single_process_steps(prepared):
-    logs = []
+    logs, validated, metrics = [], [], {}
     for processes in (1, 2):
         if processes == 1:
             run(prepared, ("rl",))
@@ -32,16 +35,55 @@ def test_zero2_on_two_processes_takes_the_single_process_steps(prepared):
             (prepared.folder / "rl/manifest.json").unlink()
             path = str(prepared.folder.parent / "small.yaml")
             accelerate(2, "--config_file", "rl/zero2.yaml", "rl/train.py", "--config", path)
-        assert read_json(prepared.folder / "rl/manifest.json")["metrics"]["devices"] == processes
-        lines = (prepared.folder / "rl/log.jsonl").read_text().splitlines()
-        logs.append([row for row in map(json.loads, lines) if "reward" in row])
+        made = read_json(prepared.folder / "rl/manifest.json")["metrics"]
+        assert made["devices"] == processes
+        metrics = metrics or made
+        rows = [json.loads(line) for line in (prepared.folder / "rl/log.jsonl").read_text().splitlines()]
+        logs.append([row for row in rows if "reward" in row])
+        validated.append([row for row in rows if "valid_NDCG@10" in row])
+        assert rows[-1]["best_step"] == made["best_step"]
     assert len(logs[0]) == len(logs[1]) == 8
     assert sum(row["HR@4"] for row in logs[0]) > 0
-    for name in ("reward", "HR@4", "kl", "entropy", "sft_loss", "groups_without_signal"):
+    # The policy is the same before the first step: so are the figures on valid, to the last bit, however many share the work.
+    assert [row["step"] for row in validated[0]] == [0, 2, 4, 6, 8]
+    assert validated[0][0] == validated[1][0] and set(SHOWN) == {name[6:] for name in validated[0][0] if "@" in name}
+    best = max(validated[0], key=lambda row: row["valid_NDCG@10"])  # the first of equals
+    assert (metrics["best_step"], metrics["best valid NDCG@10"]) == (best["step"], best["valid_NDCG@10"])
+    for name in ("reward", "HR@4", "kl", "entropy", "sft_loss", "groups_with_signal"):
         assert logs[1][0][name] == pytest.approx(logs[0][0][name], rel=1e-4, abs=1e-5)
     # Adam divides rounding noise by its own size, so later steps drift apart a little and near ties may swap places.
     for alone, together in zip(*logs, strict=True):
         assert together["entropy"] == pytest.approx(alone["entropy"], rel=2e-2)
+
+
+def test_a_model_that_never_improves_stays_the_sft_model(prepared, caplog):
+    """Steps of almost nothing change no list: the SFT model, validated before the first, is not beaten by equals."""
+    was = prepared.rl.learning_rate, prepared.rl.patience
+    prepared.rl.learning_rate, prepared.rl.patience = 1e-12, 1
+    try:
+        run(prepared, ("rl",))
+    finally:
+        prepared.rl.learning_rate, prepared.rl.patience = was
+    metrics = read_json(prepared.folder / "rl/manifest.json")["metrics"]
+    assert metrics["best_step"] == 0 and metrics["steps"] == 2  # the first validation in vain is the last
+    assert "No step of rl has a higher NDCG@10 on valid than the SFT model" in caplog.text
+    weights = [(prepared.folder / stage / "model/model.safetensors").read_bytes() for stage in ("sft", "rl")]
+    assert weights[0] == weights[1]
+
+
+def test_another_space_than_sft_was_trained_in(prepared, caplog):
+    sft = Manifest.load(prepared.folder / "sft")
+    check_spaces(sft, RlConfig(logp_space="vocabulary"))
+    assert not caplog.text
+    check_spaces(sft, RlConfig(logp_space="catalogue"))
+    assert "trained with sft.normalise vocabulary, but rl.logp_space is catalogue" in caplog.text
+
+
+def test_a_reward_whose_baseline_is_missing(prepared):
+    prepared.rl.rewards = {"collaborative": 1.0}
+    with pytest.raises(ArtifactError, match=r"baselines/sasrec: no finished artefact.*minionerec baseline"):
+        run(prepared, ("rl",))
+    prepared.rl.rewards = {"ranking": 1.0}
 
 
 def test_a_group_larger_than_the_catalogue(prepared):

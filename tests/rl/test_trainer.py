@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import Dataset as TokenDataset
 from trl import GRPOTrainer
 
@@ -9,6 +10,7 @@ from minionerec.config import ModelConfig, RlConfig
 from minionerec.errors import ConfigError
 from minionerec.model import checkpoint, scratch
 from minionerec.prompts.builder import build_examples, tokenizer_corpus
+from minionerec.rl.monitor import level_means
 from minionerec.rl.rewards import ranking
 from minionerec.rl.rollouts import rollouts
 from minionerec.rl.train import grpo_arguments
@@ -33,25 +35,32 @@ def parts(tmp_path_factory):
     return dataset, index, folder
 
 
-def trainer_of(parts, folder, kind=TreeGRPOTrainer, steps_per_generation=1, **fields):
+def trainer_of(parts, folder, kind=TreeGRPOTrainer, steps_per_generation=1, watch=None, **fields):
     dataset, index, policy = parts
     model, tokenizer = checkpoint.load(policy)
     ids = checkpoint.sid_token_ids(tokenizer, index)
     examples = build_examples("history_sid_to_sid", dataset, index, tokenizer, split="train")[:24]
     rows = TokenDataset.from_dict(
-        {"prompt": [e.prompt for e in examples], "target": [ids[e.target].tolist() for e in examples]}
+        {
+            "prompt": [e.prompt for e in examples],
+            "target": [ids[e.target].tolist() for e in examples],
+            "row": [e.row for e in examples],
+        }
     )
     config = RlConfig(num_generations=G, prompts_per_step=6, micro_batch_prompts=3, learning_rate=1e-3, **fields)
     arguments = grpo_arguments(config, index.levels, 0, folder, len(rows))
     if steps_per_generation > 1:
         arguments = replace(arguments, steps_per_generation=steps_per_generation, generation_batch_size=None)
+    trie = CatalogTrie.from_codes(ids)
+    ours = {"catalogue": trie if config.logp_space == "catalogue" else None, "watch": watch}
     return kind(
         model=model,
         args=arguments,
         train_dataset=rows,
         processing_class=tokenizer,
-        reward_funcs=grouped(ranking, G),
+        reward_funcs=grouped("ranking", ranking, G),
         rollout_func=rollouts(CatalogTrie.from_codes(ids), config, tokenizer.pad_token_id, 0),
+        **(ours if issubclass(kind, TreeGRPOTrainer) else {}),
     )
 
 
@@ -143,14 +152,74 @@ def test_rollouts_are_the_evaluations_beams(parts, tmp_path):
         assert rolled["prompt_ids"][number * G] == prompt
 
 
-def test_rewards_use_each_rows_own_target():
+def test_rewards_use_each_rows_own_target_and_context():
     # One prompt twice with two targets: a dictionary keyed by prompt would give both the same (reference defect D3).
-    logged = {}
     completions = [[1, 2], [3, 4]] * 2
     targets = [[1, 2]] * 2 + [[3, 4]] * 2
-    rewards = grouped(ranking, 2)(completions, targets, log_metric=lambda name, value: logged.update({name: value}))
+    rewards = grouped("ranking", ranking, 2)(completions, targets, [0, 0, 1, 1])
     assert rewards == [1, pytest.approx(-0.387, abs=1e-3), pytest.approx(-0.613, abs=1e-3), 1]
-    assert logged == {"HR@2": 1.0}
+    rows = grouped("row", lambda group, target, context: [context.row] * len(group), 2)
+    assert rows(completions, targets, [7, 7, None, None]) == [7, 7, None, None]
+
+
+def slow_catalogue_logprobs(model, prompt, completion, sids):
+    """Log-probabilities and entropies over the tokens with which a SID can go on, one forward pass a token."""
+    found, spread = [], []
+    for place, token in enumerate(completion):
+        legal = sorted({sid[place] for sid in sids if sid[:place] == completion[:place]})
+        logits = model(torch.tensor([prompt + completion[:place]])).logits[0, -1, legal].double()
+        logprobs = logits.log_softmax(-1)
+        found.append(logprobs[legal.index(token)])
+        spread.append(-(logprobs.exp() * logprobs).sum())
+    return torch.stack(found), torch.stack(spread)
+
+
+def test_catalogue_logprobs_entropies_and_gradients_equal_a_slow_version(parts, tmp_path):
+    trainer = trainer_of(parts, tmp_path, logp_space="catalogue")
+    _, index, _ = parts
+    sids = checkpoint.sid_token_ids(trainer.processing_class, index).tolist()
+    torch.manual_seed(0)
+    prompts = [torch.randint(2, 300, (length,)).tolist() for length in (5, 9)]
+    rows = [(prompt, sids[item]) for prompt in prompts for item in (0, 7, 1, 29)]
+    ids = torch.tensor([[0] * (9 - len(prompt)) + prompt + sid for prompt, sid in rows])
+    mask = torch.tensor([[0] * (9 - len(prompt)) + [1] * (len(prompt) + 3) for prompt, _ in rows])
+    logps, entropies, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 3, compute_entropy=True)
+    slow = [slow_catalogue_logprobs(trainer.model, prompt, sid, sids) for prompt, sid in rows]
+    torch.testing.assert_close(logps.double(), torch.stack([found for found, _ in slow]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(entropies.double(), torch.stack([spread for _, spread in slow]), atol=1e-5, rtol=1e-5)
+    gradients = []
+    for values in (logps, torch.stack([found for found, _ in slow])):
+        trainer.model.zero_grad()
+        values.square().mean().backward()
+        gradients.append([parameter.grad.clone() for parameter in trainer.model.parameters()])
+    for ours, theirs in zip(*gradients, strict=True):
+        assert (ours - theirs).norm() <= 1e-5 * theirs.norm() + 1e-7
+
+
+def test_rollouts_and_reference_use_the_catalogue_too(parts, tmp_path):
+    """Before the first step policy and reference are one: the KL is 0 only where both are taken over the same tokens."""
+    trainer = trainer_of(parts, tmp_path, logp_space="catalogue", beta=0.01)
+    _, index, _ = parts
+    trie = CatalogTrie.from_codes(checkpoint.sid_token_ids(trainer.processing_class, index))
+    prompt = trainer.train_dataset[0]["prompt"]
+    by_catalogue, by_vocabulary = (
+        beam_search(trainer.model.eval(), torch.tensor([prompt]), trie=trie, num_beams=G, normalise=space).tokens[0].tolist()
+        for space in ("catalogue", "vocabulary")
+    )
+    assert trainer.rollout_func([prompt] * G, trainer)["completion_ids"] == by_catalogue != by_vocabulary
+    trainer.train()
+    first = next(row for row in trainer.state.log_history if "reward" in row)
+    assert first["kl"] == pytest.approx(0, abs=1e-6)
+    assert first["entropy"] <= torch.tensor(6.0).log()  # at most six codes a level
+    assert sum(first[f"entropy/level_{level}"] for level in (1, 2, 3)) / 3 == pytest.approx(first["entropy"], rel=1e-5)
+    assert first["groups_with_signal"] == pytest.approx(1 - first["frac_reward_zero_std"])
+    assert 1 <= first["first_codes"] <= G and first["rewards/ranking/mean"] == pytest.approx(first["reward"], abs=1e-6)
+    assert "hit_rank" not in first or 1 <= first["hit_rank"] <= G
+
+
+def test_the_mean_of_a_level_counts_the_completions_that_have_it(parts, tmp_path):
+    values, mask = torch.tensor([[1.0, 2], [3, 50]]), torch.tensor([[1, 1], [1, 0]])
+    assert level_means(values, mask, 3, Accelerator(cpu=True)) == [2, 2]
 
 
 def test_stock_trl_takes_the_same_steps(parts, tmp_path):
@@ -173,6 +242,7 @@ def test_stock_trl_takes_the_same_steps(parts, tmp_path):
     [
         ({"prompts_per_step": 10, "micro_batch_prompts": 4}, "does not split into 1 device"),
         ({"prompts_per_step": 64, "micro_batch_prompts": 64}, "only 24 prompts"),
+        ({"prompts_per_step": 6, "report_to": ["abacus"]}, "rl.report_to names abacus, which transformers does not know"),
     ],
 )
 def test_batches_that_do_not_fit(tmp_path, fields, message):

@@ -17,7 +17,8 @@ from minionerec.tree import CatalogTrie
 from tests.small import random_dataset
 
 G = 4
-FIELDS = {"num_generations": G, "prompts_per_step": 6, "micro_batch_prompts": 3, "learning_rate": 1e-3, "reward": "rule"}
+STEP = {"prompts_per_step": 6, "micro_batch_prompts": 3, "learning_rate": 1e-3}
+FIELDS = {"num_generations": G, "rewards": {"rule": 1.0}, **STEP}
 
 
 def policy_folder(folder: Path) -> Path:
@@ -43,6 +44,7 @@ def trainer_of(policy: Path, out: Path, kind: Callable | None = None, **fields: 
         {
             "prompt": [example.prompt for example in examples],
             "target": [ids[example.target].tolist() for example in examples],
+            "row": [example.row for example in examples],
             "number": list(range(len(examples))),
         }
     )
@@ -52,11 +54,11 @@ def trainer_of(policy: Path, out: Path, kind: Callable | None = None, **fields: 
         "args": grpo_arguments(config, index.levels, 0, out, len(rows)),
         "train_dataset": rows,
         "processing_class": tokenizer,
-        "reward_funcs": grouped(REWARDS[config.reward], G),
     }
+    functions = {name: REWARDS[name] for name in config.rewards}
     if kind is not None:
-        return kind(**arguments)
-    return make_trainer(config, CatalogTrie.from_codes(ids), 0, **arguments)
+        return kind(reward_funcs=[grouped(name, reward, G) for name, reward in functions.items()], **arguments)
+    return make_trainer(config, CatalogTrie.from_codes(ids), 0, functions, **arguments)
 
 
 def trie_of(trainer: TreeGRPOTrainer) -> CatalogTrie:

@@ -1,0 +1,49 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from minionerec.config import Config, EvalConfig, ModelConfig, RlConfig
+from minionerec.errors import DataError
+from minionerec.eval.metrics import per_user, ranks
+from minionerec.eval.predict import decode
+from minionerec.eval.validate import validator
+from minionerec.model import checkpoint, scratch
+from minionerec.prompts.builder import tokenizer_corpus
+from tests.small import random_dataset
+
+
+@pytest.fixture(scope="module")
+def parts():
+    dataset, index = random_dataset()
+    sizes = ModelConfig(hidden_size=32, intermediate_size=48, layers=1, heads=2, vocabulary=400)
+    model, tokenizer = scratch.create(tokenizer_corpus(dataset), sizes, 0)
+    checkpoint.add_sid_tokens(model, tokenizer, index, 0)
+    return model.eval(), tokenizer, dataset, index
+
+
+def test_validation_is_the_evaluations_figures_on_evenly_spread_examples(parts):
+    model = parts[0]
+    config = Config(
+        eval=EvalConfig(num_beams=20, batch_size=3, split="test"), rl=RlConfig(best_metric="MRR@5", valid_examples=7)
+    )
+    measure = validator(*parts, config)
+    whole = ranks(list(decode(*parts, replace(config, eval=replace(config.eval, split="valid")))))
+    chosen = [place * len(whole) // 7 for place in range(7)]
+    expected = {name: values[chosen].mean() for name, values in per_user(whole).items()}
+    first = measure()
+    assert first == pytest.approx({name: expected[name] for name in ("HR@1", "HR@10", "HR@50", "NDCG@10", "MRR@5")})
+    assert first == measure() and 0 < first["NDCG@10"] < 1
+    everything = validator(*parts, replace(config, rl=RlConfig(valid_examples=None)))()
+    assert everything["HR@10"] == pytest.approx(per_user(whole)["HR@10"].mean())
+    torch.manual_seed(0)
+    with torch.no_grad():  # it is the model as it is now, not a copy
+        for parameter in model.parameters():
+            parameter.mul_(torch.randn_like(parameter))
+    assert measure() != first
+
+
+def test_nothing_to_validate_on(parts):
+    *others, dataset, index = parts
+    with pytest.raises(DataError, match=r"the valid split is empty.*rl.evaluations 0"):
+        validator(*others, replace(dataset, valid=dataset.valid.clear()), index, Config())
