@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
@@ -41,6 +42,13 @@ _OWN_OPTIONS = {  # beside the configuration
     "sid compare": {"methods": "names with commas between them; all where it is not given"},
     "sid append": {"base": "folder of the run whose semantic IDs are extended"},
 }
+for _stage in ("sft", "rl"):
+    _OWN_OPTIONS[_stage] = {
+        "dry-run": "print the plan (parameters, steps, tokens, FLOPs, memory per rank) and stop; no weights are read",
+        "devices": "with --dry-run: plan for this many (default: those that run)",
+        "gpu-memory": "with --dry-run: say whether it fits into devices of so many GB",
+    }
+_FLAGS = ("dry-run",)  # options without a value
 _NO_CONFIG = ("data list", "data get")
 _RUN = ("data", "sid", "sft", "rl", "eval", "report")
 
@@ -70,7 +78,8 @@ def parser(command: str, own_options: bool = True) -> ArgumentParser:
     made = ArgumentParser(prog=f"minionerec {command}", description=COMMANDS[command], exit_on_error=False)
     made.add_argument("--config", action="config", help="a YAML file, or the name of a preset that ships with the package")
     for option in _OWN_OPTIONS.get(command, {}) if own_options else ():
-        made.add_argument(f"--{option}", help=_OWN_OPTIONS[command][option])
+        action: dict[str, Any] = {"action": "store_true"} if option in _FLAGS else {}
+        made.add_argument(f"--{option}", help=_OWN_OPTIONS[command][option], **action)
     made.add_class_arguments(Config, None)
     return made
 
@@ -151,7 +160,7 @@ def parse(command: str, arguments: Sequence[str]) -> Config | None:
         cause = next((e for e in (error, error.__cause__, error.__context__) if isinstance(e, MiniOneRecError)), None)
         raise cause or ConfigError(" ".join(str(error).split())) from None
     for name in ("config", *_OWN_OPTIONS.get(command, ())):
-        config.pop(name, None)
+        config.pop(name.replace("-", "_"), None)
     return Config(**config)
 
 
@@ -219,16 +228,19 @@ def _own_options(command: str, arguments: Sequence[str]) -> tuple[list[str], dic
     """The arguments of the configuration, and the options that only this command has.
 
     Raises:
-        ConfigError: such an option without a value.
+        ConfigError: such an option without a value, or a flag with one.
     """
     rest, extra = [], {}
     remaining = iter(arguments)
     for argument in remaining:
         name, equals, value = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and name in _OWN_OPTIONS.get(command, ()):
-            extra[name] = value if equals else next(remaining, "")
+            flag = name in _FLAGS and not equals
+            extra[name] = value if equals else "true" if flag else next(remaining, "")
             if not extra[name]:
                 raise ConfigError(f"--{name} needs a value.")
+            if name in _FLAGS and equals:
+                raise ConfigError(f"--{name} takes no value; found {value!r}.")
         else:
             rest.append(argument)
     return rest, extra
@@ -240,6 +252,9 @@ def _run(command: str, config: Config, extra: dict[str, str]) -> None:
     try:
         if command in pipeline.COMMANDS:
             pipeline.command(command, config, extra)
+            return
+        if extra:
+            pipeline.plan(command, config, extra)
             return
         pipeline.run(config, _RUN if command == "run" else (command.partition(" ")[0],))
     except PermissionError as error:

@@ -357,6 +357,17 @@ class SftConfig:
     micro_batch: int = 128
     """Prefix trees computed at once on one device; the rest of a step's share follows by gradient accumulation (trees;
     paper: 16)."""
+    train: Literal["full", "lora", "sid_rows"] = "full"
+    """What is trained: everything, low-rank adapters and the rows of the SID tokens, or those rows alone (the reference's
+    freeze_LLM). The saved model is whole in each case; an adapter lies beside it (paper: full)."""
+    lora_rank: int = 16
+    """Rank of the adapters' matrices (dimensions)."""
+    lora_alpha: int = 32
+    """The adapters' output is scaled by alpha / rank."""
+    lora_dropout: float = 0.0
+    """Dropout of the adapters' input (fraction)."""
+    lora_targets: list[str] | None = None
+    """Names of the linear layers that get adapters, such as q_proj; null for all but the head."""
     normalise: Literal["vocabulary", "catalogue"] = "vocabulary"
     """What the probabilities of a SID's token add up over in the loss: all tokens, or those with which the catalogue's SIDs can
     go on (the children in its trie). Text completions keep the vocabulary (paper: vocabulary)."""
@@ -368,6 +379,9 @@ class SftConfig:
     frequency_power: float = 0.0
     """Examples of history tasks count n ** -power, n being how often their item is a target: 0 for all alike, 0.5 lifts rare
     items, 1 makes every item count the same."""
+    micro_tokens: int | None = None
+    """Chooses the micro-batch: the largest that divides a device's share of the batch, is at most `micro_batch` and keeps this
+    budget even if all its trees are as long as the longest; null takes `micro_batch` itself (tokens)."""
     row_tokens: int = 256
     """Length of the rows into which prefix trees are packed; one tree may exceed it (tokens)."""
     epochs: float = 3.0
@@ -380,7 +394,9 @@ class SftConfig:
     """Share of values that are dropped in training: of the embeddings, of what attention and feed-forward add, and of the last
     states; 0 for none (fraction; paper: none). Small models that see the same histories many times need some."""
     warmup: float = 0.05
-    """Share of the steps with rising learning rate, before the cosine (fraction)."""
+    """Share of the steps with rising learning rate, before the schedule (fraction)."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """How the learning rate falls to 0 after the warm-up (paper: cosine)."""
     max_grad_norm: float = 1.0
     """Gradient clipping; 0 for none (L2 norm)."""
     evaluations: int = 10
@@ -391,13 +407,22 @@ class SftConfig:
     """Compute in bfloat16 with float32 weights; must agree with the launcher's mixed precision."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
+    report_to: list[Literal["tensorboard", "trackio", "wandb"]] = field(default_factory=list)
+    """Where the curves are sent as well; each needs its package. TensorBoard's files go to `tensorboard/sft` in the run's
+    folder unless TENSORBOARD_LOGGING_DIR names another place."""
 
     def __post_init__(self) -> None:
+        _positive("sft", micro_tokens=self.micro_tokens)
         _positive("sft", batch_size=self.batch_size, row_tokens=self.row_tokens, epochs=self.epochs)
         _positive("sft", micro_batch=self.micro_batch, learning_rate=self.learning_rate)
         _positive("sft", history_stride=self.history_stride, evaluations=self.evaluations, patience=self.patience)
         _between("sft", 0, math.inf, weight_decay=self.weight_decay, max_grad_norm=self.max_grad_norm)
         _between("sft", 0, 1, warmup=self.warmup, smoothing=self.smoothing, dropout=self.dropout)
+        _between("sft", 0, 1, lora_dropout=self.lora_dropout)
+        _positive("sft", lora_rank=self.lora_rank, lora_alpha=self.lora_alpha)
+        for made in dataclasses.fields(self):
+            if made.name.startswith("lora_") and self.train != "lora" and getattr(self, made.name) != made.default:
+                raise ConfigError(f"sft.{made.name} is set, but sft.train is {self.train}; it has an effect with lora only.")
         _between("sft", 0, math.inf, frequency_power=self.frequency_power)
         if self.level_weights is not None:
             if not any(self.level_weights):
@@ -417,7 +442,13 @@ class RlConfig:
     max_examples: int | None = 4096
     """Training prompts drawn at random from the tasks' examples; null takes all (examples; paper: all)."""
     num_generations: int = 16
-    """Ranked beams per prompt, the group of GRPO (SIDs; paper: 16)."""
+    """Rollouts per prompt, the group of GRPO (SIDs; paper: 16)."""
+    rollouts: Literal["beams", "stochastic", "sampling", "mixture"] = "beams"
+    """Where a group comes from: `beams` are the most likely SIDs; `stochastic` draws distinct SIDs from the policy; `sampling`
+    draws them independently, so that a group may hold one twice; `mixture` takes half of the group from the beams and draws
+    the rest. Whichever it is, every SID is a valid one (paper: beams)."""
+    add_target: bool = False
+    """Put the target in place of a group's last SID where it is not in the group (paper: false)."""
     prompts_per_step: int = 32
     """Prompts per optimiser step over all devices (prompts; paper: 64)."""
     micro_batch_prompts: int = 32
@@ -442,6 +473,28 @@ class RlConfig:
     logp_space: Literal["vocabulary", "catalogue"] = "vocabulary"
     """What the probabilities of a token add up over, in the policy, the reference, the KL, the entropies and the rollouts: all
     tokens, or those with which the catalogue's SIDs can go on. Best as `sft.normalise` was (paper: vocabulary)."""
+    objective: Literal["grpo", "exact", "listwise", "sdpo"] = "grpo"
+    """`grpo` raises the log-probability of what is better than its group; `exact` raises the expected reward over the whole
+    catalogue, without rollouts (small catalogues); `listwise` is a softmax cross-entropy of the target over its group; `sdpo`
+    prefers the target to the rest of its group relative to the SFT model (S-DPO). The last two need `add_target`."""
+    loss: Literal["grpo", "dr_grpo", "dapo", "bnpo", "gspo"] = "grpo"
+    """How objective `grpo` scales and averages; all but `dr_grpo` divide by the group's standard deviation of the reward. See
+    docs/rl.md (paper: grpo)."""
+    advantages: Literal["group", "sibling"] = "group"
+    """What a reward is compared with: `group` with the whole group; `sibling`, token by token, with the members of the group
+    that have the same tokens so far (paper: group)."""
+    dynamic_sampling: Literal["none", "filter"] = "none"
+    """`filter` leaves groups whose rewards are all equal out of the loss, KL and averages included (paper: none)."""
+    sync_reference: int | None = None
+    """Move the reference model of the KL towards the policy after every so many steps; null keeps the SFT model (steps; paper:
+    512)."""
+    sync_mix: float = 0.6
+    """Share of the policy in a reference model that is moved (fraction; paper: 0.6)."""
+    sdpo_beta: float = 1.0
+    """Objective `sdpo`: how strongly the log-ratio of policy to SFT model counts; it takes the place of `beta`."""
+    sft_weight: float = 0.0
+    """Weight of the SFT loss of the target that is added, a mean over its tokens; 0 for none. It keeps the recommendations
+    further down the list (paper: 0)."""
     checkpoints: int = 5
     """Checkpoints over the whole run, for resuming; each validation adds one (count)."""
     evaluations: int = 5
@@ -487,6 +540,45 @@ class RlConfig:
         wrong = [task for task in self.tasks if not task.endswith("to_sid")]
         if wrong:
             raise ConfigError(f"rl.tasks holds {wrong[0]}, whose completion is not a SID: beams cannot answer it.")
+        _positive("rl", sync_reference=self.sync_reference, sdpo_beta=self.sdpo_beta, sync_mix=self.sync_mix)
+        _between("rl", 0, math.inf, sft_weight=self.sft_weight)
+        if self.sync_mix > 1:
+            raise ConfigError(f"rl.sync_mix is {self.sync_mix}; it is a share, at most 1.")
+        self._check_objective()
+
+    def _check_objective(self) -> None:
+        """Refuse options that contradict each other, rather than ignore one."""
+        group = ("listwise", "sdpo")
+        ranked = [name for name in self.rewards if name.startswith("ranking")]
+        problems = {
+            f"rl.objective {self.objective} needs its target in every group; set rl.add_target: true.": (
+                self.objective in group and not self.add_target
+            ),
+            f"rl.objective {self.objective} compares distinct SIDs; rl.rollouts sampling may draw one twice.": (
+                self.objective in group and self.rollouts == "sampling"
+            ),
+            "rl.objective exact draws no rollouts; leave rl.rollouts at beams and rl.add_target at false.": (
+                self.objective == "exact" and (self.rollouts != "beams" or self.add_target)
+            ),
+            f"rl.rewards {', '.join(ranked)} depends on the ranks within a group, which rl.objective exact does not have; "
+            "choose others, e.g. rl.rewards: {rule: 1.0}.": self.objective == "exact" and bool(ranked),
+            "rl.objective exact is the expectation over the catalogue; set rl.logp_space: catalogue.": (
+                self.objective == "exact" and self.logp_space != "catalogue"
+            ),
+            f"rl.loss, rl.advantages and rl.dynamic_sampling belong to rl.objective grpo, not to {self.objective}; leave "
+            "them as they are by default.": (
+                self.objective != "grpo" and (self.loss, self.advantages, self.dynamic_sampling) != ("grpo", "group", "none")
+            ),
+            "rl.advantages sibling gives every token its own advantage, rl.loss gspo one to the sequence; take another loss.": (
+                self.advantages == "sibling" and self.loss == "gspo"
+            ),
+            "rl.sync_reference moves the reference model of the KL, but rl.beta is 0, so there is none.": (
+                self.sync_reference is not None and self.beta == 0 and self.objective != "sdpo"
+            ),
+        }
+        for message, applies in problems.items():
+            if applies:
+                raise ConfigError(message)
 
 
 @dataclass
@@ -656,6 +748,11 @@ class Config:
     def __post_init__(self) -> None:
         _positive("config", threads=self.threads)
         _between("config", 0, 2**32, seed=self.seed)  # numpy and scikit-learn take no other
+        if self.sft.train != "full" and self.model.init == "from_scratch":
+            raise ConfigError(
+                f"sft.train is {self.sft.train}, but model.init is from_scratch: random weights would stay as they are. "
+                "Set model.init from_pretrained and model.path, or sft.train full."
+            )
         if self.sft.history_stride > self.data.max_history:
             raise ConfigError(
                 f"sft.history_stride {self.sft.history_stride} is longer than data.max_history {self.data.max_history}: "

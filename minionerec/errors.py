@@ -25,6 +25,10 @@ class ArtifactError(MiniOneRecError):
     """A stage's artefact is missing, damaged, made from other inputs, or cannot be written."""
 
 
+class TrainingError(MiniOneRecError):
+    """Training cannot go on: the loss is not a number, or the memory does not suffice."""
+
+
 class ConstraintError(MiniOneRecError):
     """Constrained decoding is impossible: the trie is empty or its tokens are outside the model's vocabulary."""
 

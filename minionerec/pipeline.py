@@ -48,18 +48,20 @@ def _sid(config: Config) -> Iterator[Made]:
 
 
 def _sft(config: Config) -> Iterator[Made]:
+    from minionerec.report import curves
     from minionerec.sft import train
 
     _quieten_transformers()
-    yield train.run(config)
+    yield train.run(config, curves.write)
 
 
 def _rl(config: Config) -> Iterator[Made]:
     from minionerec.eval import validate
+    from minionerec.report import curves
     from minionerec.rl import train
 
     _quieten_transformers()
-    yield train.run(config, validate.validator)
+    yield train.run(config, validate.validator, curves.write)
 
 
 def _eval(config: Config) -> Iterator[Made]:
@@ -144,6 +146,39 @@ def run(config: Config, stages: tuple[str, ...]) -> None:
             started = time.monotonic()
     if len(stages) > 1:
         console.print(f"[bold]all[/] {(time.monotonic() - began) / 60:.1f} min, peak memory {_peak_memory():.2f} GB")
+
+
+def plan(stage: str, config: Config, options: dict[str, str]) -> None:
+    """Print what a training stage would take, without training.
+
+    Args:
+        options: `dry-run`; `devices` and `gpu-memory` as text.
+
+    Raises:
+        ConfigError: an option without `dry-run`, or one that is no number above 0.
+    """
+    if "dry-run" not in options:
+        name, value = next(iter(options.items()))
+        raise ConfigError(f"--{name} belongs to --dry-run: minionerec {stage} --dry-run --{name} {value}")
+    numbers: dict[str, float] = {}
+    for name, unit in (("devices", ""), ("gpu-memory", " (GB)")):
+        if name in options:
+            try:
+                numbers[name] = float(options[name])
+            except ValueError:
+                numbers[name] = 0.0
+            whole = name != "devices" or numbers[name].is_integer()
+            if not (0 < numbers[name] < float("inf") and whole):
+                kind = "whole number" if name == "devices" else "number"
+                raise ConfigError(f"--{name} is {options[name]!r}; expected a {kind} above 0{unit}.")
+    set_up(config.threads)
+    _quieten_transformers()
+    from minionerec.rl import plan as rl_plan
+    from minionerec.sft import plan as sft_plan
+
+    count = numbers.get("devices")
+    for planned in {"sft": sft_plan, "rl": rl_plan}[stage].plans(config, None if count is None else int(count)):
+        planned.show(numbers.get("gpu-memory"))
 
 
 def _peak_memory() -> float:

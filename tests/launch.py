@@ -15,13 +15,13 @@ def minionerec(*arguments: str, check: bool = True) -> subprocess.CompletedProce
     return _run([sys.executable, "-m", "minionerec", *arguments], check)
 
 
-def accelerate(processes: int, *arguments: str) -> subprocess.CompletedProcess:
+def accelerate(processes: int, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
     """`accelerate launch` on CPUs with gloo."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
-    return _run([*command, "--num_machines", "1", "--mixed_precision", "no", "--main_process_port", port, *arguments], True)
+    return _run([*command, "--num_machines", "1", "--mixed_precision", "no", "--main_process_port", port, *arguments], check)
 
 
 def _run(command: list[str], check: bool) -> subprocess.CompletedProcess:

@@ -49,11 +49,27 @@ def load(path: str | Path, dtype: str = "float32") -> tuple[PreTrainedModel, Pre
             f"{path}: not a loadable causal LM ({reason}). Expected a folder with config.json, model.safetensors and "
             "tokenizer files, or a hub name that can be reached."
         ) from None
+    check_tokenizer(path, tokenizer)
+    rows = vocabulary_rows(model)
+    highest = max(number for number in tokenizer.get_vocab().values() if number != tokenizer.pad_token_id)  # never read
+    if highest >= rows:
+        raise ConfigError(
+            f"{path}: the tokenizer has a token with id {highest}, but the model's vocabulary has only {rows} rows (ids 0 to "
+            f"{rows - 1}). Model and tokenizer do not belong together: take the tokenizer files of this model."
+        )
+    return model, tokenizer
+
+
+def check_tokenizer(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a tokenizer without padding token its end token for that; padding is masked and never a label.
+
+    Raises:
+        ConfigError: it has no end token.
+    """
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"{path}: the tokenizer has no end-of-sequence token (eos_token); titles could never end.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model, tokenizer
 
 
 def vocabulary_rows(model: PreTrainedModel) -> int:
@@ -89,14 +105,10 @@ def add_sid_tokens(
     Returns:
         How many tokens were new.
     """
-    old, known_tokens = vocabulary_rows(model), tokenizer.get_vocab()
-    texts = index.token_strings()
-    places = [place for place, text in enumerate(texts) if text not in known_tokens]
-    lacking = [texts[place] for place in places]
+    old = vocabulary_rows(model)
     title_ids = tokenizer(list(titles), add_special_tokens=False)["input_ids"] if init == "text" and titles else []
-    tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in lacking])
-    if len(tokenizer) > old:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    places = add_tokens(model, tokenizer, index)
+    lacking = [index.token_strings()[place] for place in places]
     generator = torch.Generator().manual_seed(seed)
     rows_of = new_rows(init, index, title_ids, getattr(model.config, "initializer_range", 0.02), generator)
     layers = (model.get_input_embeddings(), model.get_output_embeddings())
@@ -108,6 +120,21 @@ def add_sid_tokens(
             known = weight[: min(old, len(tokenizer) - len(lacking))].float()
             weight[rows] = rows_of(known, places).to(weight.dtype)
     return len(lacking)
+
+
+def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, index: SidIndex) -> list[int]:
+    """Add the SID tokens that the tokenizer lacks, and rows for them whose values are not set; see `add_sid_tokens`.
+
+    Returns:
+        the places of the new tokens in `index.token_strings()`.
+    """
+    known = tokenizer.get_vocab()
+    places = [place for place, text in enumerate(index.token_strings()) if text not in known]
+    lacking = [index.token_strings()[place] for place in places]
+    tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in lacking])
+    if len(tokenizer) > vocabulary_rows(model):
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    return places
 
 
 def sid_token_ids(tokenizer: PreTrainedTokenizerBase, index: SidIndex) -> torch.Tensor:
@@ -167,4 +194,4 @@ def last_checkpoint(folder: Path) -> str | None:
 def write_log(state: TrainerState, path: Path) -> None:
     """The curves as one JSON object a line; durations are left out, so that equal runs write equal files."""
     rows = [{key: value for key, value in row.items() if not key.endswith(_TIMED)} for row in state.log_history]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    path.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows), encoding="utf-8")

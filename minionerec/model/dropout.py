@@ -24,6 +24,7 @@ def add_dropout(model: PreTrainedModel, share: float) -> list[RemovableHandle]:
     """
     if not share:
         return []
+    model = getattr(model, "get_base_model", lambda: model)()  # inside of PEFT's wrapping
     decoder = model.get_decoder()
     try:
         parts = [model.get_input_embeddings(), decoder.norm]

@@ -15,13 +15,14 @@ from minionerec.errors import ConfigError
 _LAUNCHED_PRECISION = os.environ.get("ACCELERATE_MIXED_PRECISION")
 
 
-def split_batch(total_field: str, total: int, micro_field: str, micro: int) -> tuple[int, int]:
+def split_batch(total_field: str, total: int, micro_field: str, micro: int, devices: int | None = None) -> tuple[int, int]:
     """Split a step's batch over devices and micro-batches.
 
     Args:
         total_field, micro_field: the names of the configuration's fields, for the message.
         total: units per optimiser step over all devices.
         micro: most units at once on one device.
+        devices: how many there are to be, for a plan; None for those that run.
 
     Returns:
         units at once on one device, and gradient accumulation steps.
@@ -29,8 +30,9 @@ def split_batch(total_field: str, total: int, micro_field: str, micro: int) -> t
     Raises:
         ConfigError: it does not split evenly, or one process sees several GPUs.
     """
-    world = distributed_state().num_processes
-    if world == 1 and torch.cuda.device_count() > 1:  # transformers would fall back to DataParallel, with another batch
+    world = devices or distributed_state().num_processes
+    # Transformers would fall back to DataParallel, with another batch.
+    if devices is None and world == 1 and torch.cuda.device_count() > 1:
         raise ConfigError(
             f"This machine shows {torch.cuda.device_count()} GPUs, but one process runs. Start one per GPU with accelerate "
             "launch (scripts/sft.sh, scripts/rl.sh), or choose one GPU with CUDA_VISIBLE_DEVICES=0."
@@ -42,6 +44,49 @@ def split_batch(total_field: str, total: int, micro_field: str, micro: int) -> t
             f"choose a multiple of {world * max(micro, 1)}."
         )
     return micro, total // (world * micro)
+
+
+def micro_batch_within(budget_field: str, budget: int, longest: int, share: int, most: int) -> int:
+    """The largest micro-batch that divides a device's share of a step and keeps a budget of tokens.
+
+    Args:
+        budget_field: the name of the configuration's field, for the message.
+        longest: tokens of the longest unit.
+        share: units per optimiser step on one device.
+        most: upper limit (units).
+
+    Raises:
+        ConfigError: a single unit exceeds the budget.
+    """
+    if longest > budget:
+        raise ConfigError(
+            f"{budget_field} is {budget}, but the longest training example has {longest} tokens. Raise it, or lower "
+            "data.max_history or sft.history_stride."
+        )
+    return max(size for size in range(1, share + 1) if share % size == 0 and size <= min(most, budget // longest))
+
+
+def check_distribution(kind: str, processes: int) -> str:
+    """What this launch has become, for the log; refuses one that silently became less than was asked for.
+
+    Args:
+        kind: accelerate's distributed type, such as DEEPSPEED or MULTI_GPU. processes: the world size that it works with.
+
+    Raises:
+        ConfigError: the launcher asked for DeepSpeed or for more processes, and that is not what runs.
+    """
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true" and kind != "DEEPSPEED":
+        raise ConfigError(
+            f"The launcher's configuration asks for DeepSpeed, but what runs is {kind}. Unset ACCELERATE_USE_CPU, which turns "
+            "DeepSpeed off without a word (sft/zero2.yaml runs on CPUs without it)."
+        )
+    if asked != processes:
+        raise ConfigError(
+            f"The launcher started {asked} processes, but {processes} train together. Do not launch with --cpu; on CPUs "
+            "accelerate launch --num_processes N is enough."
+        )
+    return f"{kind}, {processes} process{'es' if processes > 1 else ''}"
 
 
 def check_precision(field: str, bf16: bool) -> None:

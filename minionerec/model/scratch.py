@@ -1,9 +1,11 @@
 """A small Qwen2 and its byte-level BPE tokenizer, made from nothing but the catalogue's text and the prompts."""
 
+import json
 from collections.abc import Sequence
+from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, set_seed
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer, set_seed
 
 from minionerec.config import ModelConfig
 
@@ -11,11 +13,15 @@ END, PAD = "<|endoftext|>", "<|pad|>"
 CONTEXT = 2048
 
 
-def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE, so that any text can be written: at most `vocabulary` entries, learnt from `texts`."""
+def train_tokenizer(texts: Sequence[str], vocabulary: int) -> Qwen2Tokenizer:
+    """Byte-level BPE, so that any text can be written: at most `vocabulary` entries, learnt from `texts`.
+
+    Text is split as Qwen2 splits it. Another way would be lost: transformers reads every tokenizer that lies beside a Qwen2 as
+    Qwen2's, so that the same text would have other tokens after saving and loading.
+    """
+    qwen2 = Qwen2Tokenizer().backend_tokenizer
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.normalizer, tokenizer.pre_tokenizer = qwen2.normalizer, qwen2.pre_tokenizer
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         special_tokens=[END, PAD],
@@ -23,10 +29,12 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenize
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, model_max_length=CONTEXT)
+    learnt = json.loads(tokenizer.to_str())["model"]
+    merges: Any = [tuple(pair) for pair in learnt["merges"]]
+    return Qwen2Tokenizer(learnt["vocab"], merges, eos_token=END, pad_token=PAD, model_max_length=CONTEXT)
 
 
-def create(texts: Sequence[str], config: ModelConfig, seed: int) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
+def create(texts: Sequence[str], config: ModelConfig, seed: int) -> tuple[Qwen2ForCausalLM, Qwen2Tokenizer]:
     """A random Qwen2 of `config`'s sizes with tied embeddings, and its tokenizer.
 
     Args:

@@ -18,7 +18,7 @@ _PANELS = {
     "Reward": r"^(eval_)?reward$|^rewards/.*/mean$",
     "KL divergence from the SFT model": r"^(eval_)?kl$",
     "Share of beam groups without a reward signal": r"zero_std$|zero_advantage",
-    "Accuracy": r"(HR|NDCG)@?\d*$",
+    "Accuracy": r"(HR|NDCG|MRR)@?\d*$",
     "Learning rate": r"^learning_rate$",
     "Gradient norm": r"^grad_norm$",
 }

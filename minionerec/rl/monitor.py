@@ -38,15 +38,21 @@ def group_figures(completions: Sequence[Sequence[int]], target: Sequence[int]) -
     return figures | ({"hit_rank": hits.index(True) + 1.0} if any(hits) else {})
 
 
+def with_signal(rewards: torch.Tensor, group: int) -> torch.Tensor:
+    """(rows,) bool: the rewards of the row's group are not all equal."""
+    grouped = rewards.view(-1, group)
+    spread = grouped.amax(1) - grouped.amin(1)
+    return (spread > 1e-6 * grouped.abs().amax(1)).repeat_interleave(group)
+
+
 def signal_share(rewards: torch.Tensor, weights: torch.Tensor, group: int) -> float:
-    """The share of groups whose weighted rewards are not all the same; the others teach nothing.
+    """The share of groups whose weighted rewards are not all equal; the others teach nothing.
 
     Args:
         rewards: (rows, rewards), whole groups of consecutive rows.
         weights: (rewards,).
     """
-    total = (rewards * weights).sum(-1).view(-1, group)
-    return float((total.amax(-1) - total.amin(-1) > 1e-6).float().mean())
+    return float(with_signal((rewards * weights).sum(-1), group).float().mean())
 
 
 def level_means(values: torch.Tensor, mask: torch.Tensor, levels: int, accelerator: Accelerator) -> list[float]:
@@ -151,12 +157,13 @@ class Watch(TrainerCallback):
         control.should_save |= due
         if not control.should_save:
             return
-        control.should_log = True  # no window of the log goes over a checkpoint: a resumed run writes the same rows
         if not all(bool(parameter.isfinite().all()) for parameter in kwargs["model"].parameters()):
             self._diverged("its weights are no finite numbers", state.global_step)
         if due:
             self._validate()
             control.should_training_stop |= self.is_over(state.log_history)
+        # No window of the log goes over a checkpoint: a resumed run writes the same rows. Logging a validation has cleared it.
+        control.should_log = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Drop the models that a better one, by now in the checkpoint's log, has replaced."""

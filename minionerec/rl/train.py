@@ -1,7 +1,8 @@
 """Stage `rl`: GRPO from the SFT model, with ranked beams as rollouts and the ranking reward.
 
 Inputs: `data/`, `sid/` and `sft/model/` of the run, and `baselines/` for the collaborative reward. Outputs: `rl/model/`
-(safetensors and tokenizer), the model that was best on valid; `rl/log.jsonl` (rewards, KL, hits and validations by step).
+(safetensors, tokenizer and model card), the model that was best on valid; `rl/log.jsonl` (rewards, KL, hits and validations by
+step), `rl/curves.html` (the same, drawn).
 
 Deviations from the paper: rollouts come from the decoder that evaluation uses, on the prompts that SFT used; the target
 travels with its row; the KL is the plain k3 estimate to a fixed SFT model; a prompt is computed once for its group (same
@@ -12,9 +13,11 @@ Command: `minionerec rl --config ml-100k`, or `bash scripts/rl.sh --config NAME`
 
 import logging
 import math
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset as TokenDataset
@@ -36,23 +39,32 @@ from minionerec.artifacts import (
 from minionerec.config import Config, RlConfig
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError
-from minionerec.model import checkpoint
+from minionerec.model import card, checkpoint, plan
 from minionerec.model.launch import check_precision, split_batch
 from minionerec.model.progress import StepBar
-from minionerec.prompts.builder import sample_examples, templates_digest
+from minionerec.prompts.builder import TokenExample, sample_examples, templates_digest
 from minionerec.rl import rewards
+from minionerec.rl.exact import ExactTrainer
 from minionerec.rl.monitor import Measure, Watch, best
-from minionerec.rl.trainer import TreeGRPOTrainer, beam_rollouts, grouped
+from minionerec.rl.objectives import KeepReference, ListwiseTrainer, ObjectiveTrainer, objective_arguments
+from minionerec.rl.rewards import Reward
+from minionerec.rl.rollouts import rollouts
+from minionerec.rl.trainer import TreeGRPOTrainer, grouped
 from minionerec.sid.index import SidIndex
-from minionerec.tree import NO_TOKEN, CatalogTrie
+from minionerec.tree import NO_TOKEN, Branch, CatalogTrie, pack
 
 log = logging.getLogger(__name__)
 
 Validator = Callable[[PreTrainedModel, PreTrainedTokenizerBase, Dataset, SidIndex, Config], Measure]
 
 
-def grpo_arguments(config: RlConfig, levels: int, seed: int, folder: Path, prompts: int) -> GRPOConfig:
+def grpo_arguments(
+    config: RlConfig, levels: int, seed: int, folder: Path, prompts: int, devices: int | None = None
+) -> GRPOConfig:
     """TRL's arguments: the global batch split over devices by whole groups.
+
+    Args:
+        devices: how many there are to be, for a plan; None for those that run.
 
     Raises:
         ConfigError: see `split_batch` and `check_precision`; or there are fewer prompts than one step takes, or a tracker is
@@ -60,7 +72,7 @@ def grpo_arguments(config: RlConfig, levels: int, seed: int, folder: Path, promp
     """
     check_precision("rl.bf16", config.bf16)
     micro, accumulation = split_batch(
-        "rl.prompts_per_step", config.prompts_per_step, "rl.micro_batch_prompts", config.micro_batch_prompts
+        "rl.prompts_per_step", config.prompts_per_step, "rl.micro_batch_prompts", config.micro_batch_prompts, devices
     )
     if prompts < config.prompts_per_step:
         raise ConfigError(f"rl.prompts_per_step is {config.prompts_per_step}, but there are only {prompts} prompts; lower it.")
@@ -75,7 +87,6 @@ def grpo_arguments(config: RlConfig, levels: int, seed: int, folder: Path, promp
         output_dir=str(folder),
         per_device_train_batch_size=micro * config.num_generations,
         gradient_accumulation_steps=accumulation,
-        steps_per_generation=1,  # a rollout per micro-batch: TRL would shuffle groups apart otherwise; the policy is the same
         num_generations=config.num_generations,
         max_completion_length=levels,
         max_steps=steps,
@@ -83,9 +94,7 @@ def grpo_arguments(config: RlConfig, levels: int, seed: int, folder: Path, promp
         lr_scheduler_type="cosine",
         warmup_steps=config.warmup,
         max_grad_norm=config.max_grad_norm,
-        beta=config.beta,
-        loss_type="grpo",
-        scale_rewards="group",
+        **objective_arguments(config, accumulation),
         reward_weights=list(config.rewards.values()),
         use_bias_correction_kl=False,
         save_strategy="steps",
@@ -102,6 +111,48 @@ def grpo_arguments(config: RlConfig, levels: int, seed: int, folder: Path, promp
     )
 
 
+def whole_steps(examples: list[TokenExample], prompts_per_step: int) -> list[TokenExample]:
+    """As many as fill whole steps: TRL would make a short one of what is left over."""
+    return examples[: max(len(examples) // prompts_per_step, 1) * prompts_per_step]
+
+
+def work(examples: list[TokenExample], token_ids: torch.Tensor, arguments: GRPOConfig, config: RlConfig) -> plan.Work:
+    """What training on these prompts takes.
+
+    Rollouts are not known before the policy is there: SIDs drawn at random stand for them, which share less of their
+    beginnings, so that positions are counted rather too high.
+
+    Args:
+        token_ids: the catalogue's SIDs, (items, levels).
+    """
+    group, levels = config.num_generations, token_ids.shape[1]
+    micro = arguments.per_device_train_batch_size // group
+    sids = [[token for token in row if token != NO_TOKEN] for row in token_ids.tolist()]
+    chance = random.Random(int(arguments.seed))
+
+    def packed(some: list[TokenExample]) -> plan.Batch:
+        longest = max(len(example.prompt) for example in some)
+        branches = [Branch(example.prompt, sid) for example in some for sid in chance.sample(sids, min(group, len(sids)))]
+        return plan.Batch.of(pack(branches, row_tokens=longest + group * (levels - 1)).tensors())
+
+    sizes = [group * (len(example.prompt) + levels) for example in examples]
+    sample, largest = plan.draw(examples, sizes, micro, packed, int(arguments.seed))
+    longest = max(len(example.prompt) for example in examples)
+    return plan.Work(
+        unit="prompts",
+        units=len(examples),
+        steps=arguments.max_steps,
+        micro=micro,
+        accumulation=arguments.gradient_accumulation_steps,
+        tokens=sum(sizes),
+        labels=sum(group * levels for _ in examples),
+        sample=sample,
+        largest=largest,
+        rollout=micro * (longest + group * (levels - 1)),
+        reference=config.beta > 0,
+    )
+
+
 def check_spaces(sft: Manifest, config: RlConfig) -> None:
     """Warn where the SFT model was trained with probabilities that add up over something else than here."""
     trained = sft.config["sft"]["normalise"]
@@ -113,11 +164,46 @@ def check_spaces(sft: Manifest, config: RlConfig) -> None:
         )
 
 
-def run(config: Config, validator: Validator) -> tuple[Manifest, bool]:
+def make_trainer(
+    config: RlConfig,
+    trie: CatalogTrie,
+    seed: int,
+    functions: dict[str, Reward],
+    **arguments: Any,
+) -> TreeGRPOTrainer:
+    """The trainer of the objective.
+
+    Args:
+        trie: the valid SIDs, on the model's device.
+        functions: the rewards by name, in the order of `rl.rewards`.
+        arguments: see TreeGRPOTrainer.
+    """
+    arguments["reward_funcs"] = [grouped(name, function, config.num_generations) for name, function in functions.items()]
+    if config.objective == "exact":
+        weights = list(config.rewards.values())
+        return ExactTrainer(
+            trie=trie,
+            rewards=functions,
+            weights=weights,
+            sft_weight=config.sft_weight,
+            **arguments,
+        )
+    pad_token = arguments["processing_class"].pad_token_id
+    kind = ObjectiveTrainer if config.objective == "grpo" else ListwiseTrainer
+    return kind(
+        config=config,
+        rollout_func=rollouts(trie, config, pad_token, seed),
+        catalogue=trie if config.logp_space == "catalogue" else None,
+        **arguments,
+    )
+
+
+def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], None] | None = None) -> tuple[Manifest, bool]:
     """Train, unless the finished artefact is current; returns its manifest and whether it was made anew.
 
     Args:
         validator: makes what measures the policy on valid; it is called where `rl.evaluations` asks for it.
+        draw: writes the curves of a log (first) as a page (second) with a title (third); None for no page.
 
     Raises:
         ArtifactError: an input is missing, or the disk cannot hold the checkpoints.
@@ -146,7 +232,7 @@ def run(config: Config, validator: Validator) -> tuple[Manifest, bool]:
     check_space(folder, parameters * 4 * 9)
     token_ids = checkpoint.sid_token_ids(tokenizer, index)
     trie = CatalogTrie.from_codes(token_ids, distributed_state().device)
-    if len(trie) < config.rl.num_generations:
+    if len(trie) < config.rl.num_generations and config.rl.rollouts != "sampling" and config.rl.objective != "exact":
         raise ConfigError(
             f"rl.num_generations is {config.rl.num_generations}, but the catalogue has only {len(trie)} SIDs; lower it."
         )
@@ -160,18 +246,16 @@ def run(config: Config, validator: Validator) -> tuple[Manifest, bool]:
         seed=config.seed,
         context=context,
     )
-    # Whole steps only: TRL would make a short one of what is left over.
-    examples = examples[: max(len(examples) // config.rl.prompts_per_step, 1) * config.rl.prompts_per_step]
+    examples = whole_steps(examples, config.rl.prompts_per_step)
     rows = TokenDataset.from_dict(
         {
             "prompt": [example.prompt for example in examples],
             "target": [[token for token in token_ids[example.target].tolist() if token != NO_TOKEN] for example in examples],
             "row": [example.row for example in examples],
+            "number": list(range(len(examples))),
         }
     )
-    functions = [
-        grouped(name, reward, config.rl.num_generations) for name, reward in rewards.build(config, dataset, token_ids).items()
-    ]
+    functions = rewards.build(config, dataset, token_ids)
     measure: Measure = validator(model, tokenizer, dataset, index, config) if config.rl.evaluations else dict
     with write_artifact(
         folder,
@@ -184,20 +268,30 @@ def run(config: Config, validator: Validator) -> tuple[Manifest, bool]:
         collective=True,
     ) as draft:
         checkpoints = draft.path / CHECKPOINTS
+        arguments = grpo_arguments(config.rl, index.levels, config.seed, checkpoints, len(rows))
+        devices = plan.launched(config.rl.bf16, config.rl.gradient_checkpointing)
+        planned = plan.Plan("rl", plan.Shape.of(model), work(examples, token_ids, arguments, config.rl), devices)
+        planned.show()
         watch = Watch(config.rl, measure, tokenizer, checkpoints, origin)
-        trainer = TreeGRPOTrainer(
+        trainer = make_trainer(
+            config.rl,
+            trie,
+            config.seed,
+            functions,
             model=model,
-            args=grpo_arguments(config.rl, index.levels, config.seed, checkpoints, len(rows)),
+            args=arguments,
             train_dataset=rows,
             processing_class=tokenizer,
-            reward_funcs=functions,
-            rollout_func=beam_rollouts(trie, config.rl.num_generations, tokenizer.pad_token_id, config.rl.logp_space),
-            callbacks=[checkpoint.MarkComplete()],
-            catalogue=trie if config.rl.logp_space == "catalogue" else None,
             watch=watch,
         )
-        StepBar.install(trainer, "rl")
         last = checkpoint.last_checkpoint(checkpoints)
+        if config.rl.sync_reference is not None:
+            reference = KeepReference(trainer)
+            trainer.add_callback(reference)
+            if last is not None:
+                reference.restore(last)
+        trainer.add_callback(checkpoint.MarkComplete())
+        StepBar.install(trainer, "rl")
         stopped = TrainerState.load_from_json(f"{last}/trainer_state.json") if last else None
         if stopped is not None and watch.is_over(stopped.log_history):  # interrupted after the last step, before the end
             trainer.state = stopped
@@ -206,17 +300,24 @@ def run(config: Config, validator: Validator) -> tuple[Manifest, bool]:
         chosen = best(trainer.state.log_history, config.rl.best_metric)
         if chosen is not None:
             trainer.state.log_history.append(_verdict(config.rl, chosen, trainer.state))
+        figures: dict[str, float] = {
+            "parameters": parameters,
+            "prompts": len(rows),
+            "steps": trainer.state.global_step,
+            "devices": trainer.accelerator.num_processes,
+        }
+        if chosen is not None:
+            figures |= {"best_step": chosen[0], f"best valid {config.rl.best_metric}": chosen[1]}
         if trainer.is_world_process_zero():
             if chosen is None:
                 checkpoint.save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, draft.path / "model")
             else:
                 shutil.copytree(watch.best_model(trainer.state.log_history), draft.path / "model")
+            card.write(draft.path / "model", "rl", config, dataset, index, figures)
             checkpoint.write_log(trainer.state, draft.path / "log.jsonl")
-        draft.metrics.update(
-            parameters=parameters, prompts=len(rows), steps=trainer.state.global_step, devices=trainer.accelerator.num_processes
-        )
-        if chosen is not None:
-            draft.metrics.update({"best_step": chosen[0], f"best valid {config.rl.best_metric}": chosen[1]})
+            if draw is not None:
+                draw(draft.path / "log.jsonl", draft.path / "curves.html", f"{config.name}: RL")
+        draft.metrics.update(**figures, **planned.metrics())
     return Manifest.load(folder), True
 
 

@@ -1,7 +1,7 @@
-"""TRL's GRPOTrainer with ranked beams as rollouts and prefix-shared log-probabilities, through its seams.
+"""TRL's GRPOTrainer with prefix-shared log-probabilities, through its seams.
 
-`rollout_func` gives each prompt its `num_generations` best distinct SIDs from the decoder that evaluation uses. The override
-of the log-probability method computes a prompt once for its whole group; the one of `_prepare_inputs` keeps groups together.
+The override of the log-probability method computes a prompt once for its whole group; the one of `_prepare_inputs` keeps
+groups together; the one of `_generate_and_score_completions` shows the rows of the dataset to the rollouts.
 """
 
 from collections import defaultdict
@@ -10,41 +10,14 @@ from typing import Any, cast
 
 import torch
 from trl import GRPOConfig, GRPOTrainer
-from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import split_tensor_dict
 
 from minionerec.errors import ConstraintError
 from minionerec.rl.monitor import Watch, group_figures, level_means, signal_share
 from minionerec.rl.rewards import Context, Reward
-from minionerec.tree import NO_TOKEN, Branch, CatalogTrie, Normalise, beam_search, left_pad, pack, tree_logprobs
+from minionerec.tree import Branch, CatalogTrie, pack, tree_logprobs
 
 RewardFunction = Callable[..., list[float | None]]
-
-
-def beam_rollouts(
-    trie: CatalogTrie, num_generations: int, pad_token: int, normalise: Normalise
-) -> Callable[[list, GRPOTrainer], dict[str, Any]]:
-    """A TRL `rollout_func`: ranked beams, best first; `normalise` as in `beam_search`.
-
-    TRL hands over each prompt `num_generations` times in a row (its docstring says otherwise); one search serves them all.
-    """
-    if len(trie) < num_generations:
-        raise ConstraintError(f"A group needs {num_generations} SIDs, but the catalogue has only {len(trie)}.")
-
-    def rollout(prompts: list[list[int]], trainer: GRPOTrainer) -> dict[str, Any]:
-        distinct = prompts[::num_generations]
-        ids, mask = left_pad(distinct, pad_token, trainer.accelerator.device)
-        with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model, torch.no_grad():
-            training = model.training
-            model.eval()
-            try:
-                result = beam_search(model, ids, mask, trie=trie, num_beams=num_generations, normalise=normalise)
-            finally:
-                model.train(training)
-        completions = [[token for token in sid if token != NO_TOKEN] for sid in result.tokens.flatten(0, 1).tolist()]
-        return {"prompt_ids": prompts, "completion_ids": completions, "logprobs": None}
-
-    return rollout
 
 
 def grouped(name: str, reward: Reward, num_generations: int) -> RewardFunction:
@@ -78,6 +51,9 @@ class TreeGRPOTrainer(GRPOTrainer):
 
     args: GRPOConfig
     _buffered_inputs: Any
+    generating: list[dict[str, Any]]  # the rows that rollouts are being made for, each `num_generations` times in a row
+    sft_targets: list[list[int]] | None = None  # one per group of the policy's next forward: its SFT loss is taken along
+    sft_loss: torch.Tensor | None = None  # the result, with gradient
     _metrics: dict[str, defaultdict[Any, list[Any]]]
 
     def __init__(self, *, catalogue: CatalogTrie | None = None, watch: Watch | None = None, **arguments: Any) -> None:
@@ -105,6 +81,10 @@ class TreeGRPOTrainer(GRPOTrainer):
         share = signal_share(rewards, self.reward_weights.to(rewards.device), size)
         self._metrics["train"]["groups_with_signal"].append(share)
         return rewards
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self.generating = inputs
+        return super()._generate_and_score_completions(inputs)
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -141,16 +121,25 @@ class TreeGRPOTrainer(GRPOTrainer):
                 )
                 for row, kept in zip(ids, seen, strict=True)
             ]
+            rows, targets = len(branches), self.sft_targets if torch.is_grad_enabled() else None
+            if targets is not None:  # the targets of the SFT loss, beside their groups: they share the prompt
+                sid = self._catalogue is not None
+                branches += [Branch(branches[n * group].prompt, target, is_sid=sid) for n, target in enumerate(targets)]
             # What the longest prompt and its completions take, so that a group fits into a row.
-            row_tokens = int(seen[:, :split].sum(1).max()) + group * (logits_to_keep - 1)
+            row_tokens = int(seen[:, :split].sum(1).max()) + (group + 1) * (max(len(b.completion) for b in branches) - 1)
             batch = pack(branches, row_tokens=row_tokens, trie=self._catalogue_on_cpu).to(input_ids.device)
             with self.accelerator.autocast():
                 found = tree_logprobs(
                     model, batch, trie=self._catalogue, temperature=self.temperature, entropies=compute_entropy
                 )
-            logprobs.append(batch.by_branch(found.logprobs, len(branches), logits_to_keep))
+            width = max(len(branch.completion) for branch in branches)
+            matrix = batch.by_branch(found.logprobs, len(branches), max(width, logits_to_keep))
+            logprobs.append(matrix[:rows, :logits_to_keep])
+            if targets is not None:
+                lengths = torch.tensor([len(target) for target in targets], device=matrix.device)
+                self.sft_loss = -(matrix[rows:].sum(1) / lengths).mean()
             if found.entropies is not None:
-                entropies.append(batch.by_branch(found.entropies, len(branches), logits_to_keep))
+                entropies.append(batch.by_branch(found.entropies, len(branches), matrix.shape[1])[:rows, :logits_to_keep])
         if not compute_entropy:
             return torch.cat(logprobs), None, None
         spread = torch.cat(entropies)

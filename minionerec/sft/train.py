@@ -1,7 +1,8 @@
 """Stage `sft`: supervised fine-tuning of a causal LM on the tasks, loss on the completion only.
 
-Inputs: `data/` and `sid/` of the run; the base model, from scratch or pretrained. Outputs: `sft/model/` (safetensors and
-tokenizer), `sft/log.jsonl` (losses by step).
+Inputs: `data/` and `sid/` of the run; the base model, from scratch or pretrained. Outputs: `sft/model/` (safetensors, tokenizer
+and model card), `sft/log.jsonl` (losses by step), `sft/curves.html` (the same, drawn), `sft/adapter/` where only a part is
+trained through PEFT.
 
 Deviations from the paper: examples that share a history are computed as one prefix tree (same loss and gradients); the
 prompt is the one that RL and evaluation use; the answer is never in it; the schedule is a cosine; five tasks are three so
@@ -11,8 +12,11 @@ Command: `minionerec sft --config ml-100k`, or `accelerate launch --config_file 
 """
 
 import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import (
     EarlyStoppingCallback,
@@ -21,6 +25,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.integrations import get_available_reporting_integrations
 
 from minionerec.artifacts import (
     CHECKPOINTS,
@@ -28,23 +33,26 @@ from minionerec.artifacts import (
     Manifest,
     check_space,
     content_hash,
+    distributed_state,
     folder_digest,
     is_current,
+    is_main_process,
     require,
     write_artifact,
 )
 from minionerec.config import Config, SftConfig, TaskName
 from minionerec.data.dataset import Dataset, SplitName
 from minionerec.errors import ConfigError, DataError
-from minionerec.model import checkpoint, scratch
+from minionerec.model import adapters, card, checkpoint, plan, scratch
 from minionerec.model.dropout import add_dropout
-from minionerec.model.launch import check_precision, split_batch
+from minionerec.model.launch import check_distribution, check_precision, micro_batch_within, split_batch
 from minionerec.model.progress import StepBar
-from minionerec.prompts.builder import build_examples, templates_digest, tokenizer_corpus
-from minionerec.sft.trainer import Tree, TreeCollator, TreeTrainer
+from minionerec.prompts.builder import templates_digest, tokenizer_corpus
+from minionerec.prompts.cache import cached_examples
+from minionerec.sft.trainer import Tree, TreeCollator, TreeTrainer, tree_tokens
 from minionerec.sft.weights import LossWeights
 from minionerec.sid.index import SidIndex
-from minionerec.tree import Branch, CatalogTrie
+from minionerec.tree import NO_TOKEN, Branch, CatalogTrie
 
 
 def base_model(config: Config, dataset: Dataset, index: SidIndex) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -70,12 +78,22 @@ def build_trees(
     stride: int,
     context: int | None,
     weights: LossWeights | None = None,
+    statistics: dict[str, dict[str, int]] | None = None,
 ) -> list[Tree]:
-    """The tasks' examples as trees: those of a group together, at most `stride` of them, in the tasks' order."""
+    """The tasks' examples as trees: those of a group together, at most `stride` of them, in the tasks' order.
+
+    Args:
+        statistics: filled with examples, tokens and labels by task.
+    """
     trees: dict[tuple[TaskName, int, int], Tree] = {}
     counts: dict[tuple[TaskName, int], int] = {}
     for task in tasks:
-        for example in build_examples(task, dataset, index, tokenizer, split=split, stride=stride, context=context):
+        examples = cached_examples(task, dataset, index, tokenizer, split=split, stride=stride, context=context)
+        if statistics is not None:
+            labels = sum(len(example.completion) for example in examples)
+            tokens = sum(len(example.prompt) for example in examples) + labels
+            statistics[task] = {"examples": len(examples), "tokens": tokens, "labels": labels}
+        for example in examples:
             seen = counts[task, example.group] = counts.get((task, example.group), 0) + 1
             key = (task, example.group, (seen - 1) // stride)
             weigh = None if weights is None else weights.of(task, example)
@@ -83,14 +101,29 @@ def build_trees(
     return list(trees.values())
 
 
-def training_arguments(config: SftConfig, seed: int, folder: Path, trees: int) -> TrainingArguments:
+def training_arguments(
+    config: SftConfig, seed: int, folder: Path, trees: int, longest: int = 0, devices: int | None = None
+) -> TrainingArguments:
     """Transformers' arguments: the global batch split over devices, evaluation and checkpoints evenly spaced.
 
+    Args:
+        trees, longest: how many training trees there are, and the tokens of the longest.
+        devices: how many there are to be, for a plan; None for those that run.
+
     Raises:
-        ConfigError: see `split_batch` and `check_precision`; or there are fewer trees than one batch holds.
+        ConfigError: see `split_batch`, `micro_batch_within` and `check_precision`; there are fewer trees than one batch holds,
+            or a package of `report_to` is missing.
     """
     check_precision("sft.bf16", config.bf16)
-    micro, accumulation = split_batch("sft.batch_size", config.batch_size, "sft.micro_batch", config.micro_batch)
+    micro = config.micro_batch
+    if config.micro_tokens is not None:
+        share = config.batch_size // (devices or distributed_state().num_processes)
+        micro = micro_batch_within("sft.micro_tokens", config.micro_tokens, longest, max(share, 1), micro)
+    micro, accumulation = split_batch("sft.batch_size", config.batch_size, "sft.micro_batch", micro, devices)
+    missing = set(config.report_to) - set(get_available_reporting_integrations())
+    if missing:
+        name = min(missing)
+        raise ConfigError(f"sft.report_to names {name}, which is not installed: pip install {name}.")
     if trees < config.batch_size:
         raise ConfigError(f"sft.batch_size is {config.batch_size}, but there are only {trees} trees; lower it.")
     steps = math.ceil(trees // config.batch_size * config.epochs)
@@ -103,7 +136,7 @@ def training_arguments(config: SftConfig, seed: int, folder: Path, trees: int) -
         max_steps=steps,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
-        lr_scheduler_type="cosine",
+        lr_scheduler_type=config.schedule,
         warmup_steps=config.warmup,
         max_grad_norm=config.max_grad_norm,
         eval_strategy="steps",
@@ -125,16 +158,46 @@ def training_arguments(config: SftConfig, seed: int, folder: Path, trees: int) -
         activation_checkpointing=config.gradient_checkpointing,
         seed=seed,
         data_seed=seed,
-        report_to="none",
+        report_to=[*config.report_to] or "none",
     )
 
 
-def run(config: Config) -> tuple[Manifest, bool]:
+def work(
+    trees: list[Tree], arguments: TrainingArguments, collator: TreeCollator, statistics: dict[str, dict[str, int]]
+) -> plan.Work:
+    """What training on these trees takes; `statistics` are those of `build_trees`."""
+    sizes = [sum(len(branch.prompt) + len(branch.completion) for branch in tree) for tree in trees]
+    micro = arguments.per_device_train_batch_size
+    sample, largest = plan.draw(trees, sizes, micro, lambda some: plan.Batch.of(collator(some)), int(arguments.seed))
+    return plan.Work(
+        unit="trees",
+        units=len(trees),
+        steps=arguments.max_steps,
+        micro=micro,
+        accumulation=arguments.gradient_accumulation_steps,
+        tokens=sum(sizes),
+        labels=sum(
+            len(branch.completion) if branch.weights is None else int(np.count_nonzero(branch.weights))
+            for tree in trees
+            for branch in tree
+        ),
+        sample=sample,
+        largest=largest,
+        tasks=statistics,
+    )
+
+
+def run(config: Config, draw: Callable[[Path, Path, str], None] | None = None) -> tuple[Manifest, bool]:
     """Train, unless the finished artefact is current; returns its manifest and whether it was made anew.
+
+    Args:
+        draw: writes the curves of a log (first) as a page (second) with a title (third); None for no page.
 
     Raises:
         ArtifactError: an input is missing, or the disk cannot hold the checkpoints.
-        ConfigError: see `training_arguments`, `checkpoint.load`.
+        ConfigError: see `training_arguments`, `checkpoint.load`, `check_distribution`, `adapters.attach`, `LossWeights`.
+        ConstraintError: the loss asks for the trie's children, but some SID is the beginning of another.
+        TrainingError: see `TreeTrainer.training_step`.
     """
     folder = config.folder / "sft"
     inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
@@ -149,18 +212,32 @@ def run(config: Config) -> tuple[Manifest, bool]:
     set_seed(config.seed)
     model, tokenizer = base_model(config, dataset, index)
     token_ids = checkpoint.sid_token_ids(tokenizer, index)  # refuses a tokenizer that splits SIDs
-    add_dropout(model, config.sft.dropout)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    check_space(folder, parameters * 4 * 10)  # the model, and weights and two moments of the best, last and next checkpoint
+    model = adapters.attach(model, config.sft, token_ids[token_ids != NO_TOKEN].unique().tolist())
+    add_dropout(model, config.sft.dropout)
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    # The model; weights and two moments of the best, last and next checkpoint.
+    check_space(folder, (parameters + trainable * 9) * 4)
     context = getattr(model.config, "max_position_embeddings", None)
     stride = config.sft.history_stride
     weights = LossWeights(config.sft, dataset, index.levels)
+    statistics: dict[str, dict[str, int]] = {}
     trees = build_trees(
-        config.sft.tasks, dataset, index, tokenizer, split="train", stride=stride, context=context, weights=weights
+        config.sft.tasks,
+        dataset,
+        index,
+        tokenizer,
+        split="train",
+        stride=stride,
+        context=context,
+        weights=weights,
+        statistics=statistics,
     )
     # Validation is always on whole histories of the recommending task, unweighted: what evaluation will see.
     held_out = build_trees(["history_sid_to_sid"], dataset, index, tokenizer, split="valid", stride=1, context=context)
     trie = CatalogTrie.from_codes(token_ids) if config.sft.normalise == "catalogue" or config.sft.smoothing else None
+    if trie is not None:
+        trie.check_normalisable()
     if not held_out:
         raise DataError(f"{config.folder / 'data'}: the valid split is empty; nothing to choose the best model by.")
     with write_artifact(
@@ -174,29 +251,48 @@ def run(config: Config) -> tuple[Manifest, bool]:
         collective=True,
     ) as draft:
         checkpoints = draft.path / CHECKPOINTS
-        arguments = training_arguments(config.sft, config.seed, checkpoints, len(trees))
+        longest = max(map(tree_tokens, trees)) if config.sft.micro_tokens is not None else 0
+        arguments = training_arguments(config.sft, config.seed, checkpoints, len(trees), longest)
+        if "tensorboard" in config.sft.report_to:  # what lies among the checkpoints is deleted at the end
+            os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(config.folder / "tensorboard" / "sft"))
+        collator = TreeCollator(config.sft.row_tokens, trie)
+        devices = plan.launched(config.sft.bf16, config.sft.gradient_checkpointing)
+        planned = plan.Plan("sft", plan.Shape.of(model), work(trees, arguments, collator, statistics), devices)
+        planned.show()
         trainer = TreeTrainer(
             model=model,
             args=arguments,
             train_dataset=trees,
             eval_dataset=held_out,
-            data_collator=TreeCollator(config.sft.row_tokens, trie),
+            data_collator=collator,
             trie=trie,
             normalise=config.sft.normalise,
             smoothing=config.sft.smoothing,
             callbacks=[checkpoint.MarkComplete(), EarlyStoppingCallback(config.sft.patience)],
         )
         StepBar.install(trainer, "sft")
+        kind = trainer.accelerator.distributed_type.name
+        launched = check_distribution(kind, trainer.accelerator.num_processes)
+        if is_main_process():
+            batch = f"{arguments.per_device_train_batch_size} x {arguments.gradient_accumulation_steps}"
+            print(f"sft on {launched}, micro-batches of trees per process: {batch}", flush=True)
         trainer.train(resume_from_checkpoint=checkpoint.last_checkpoint(checkpoints))
+        figures = {
+            "parameters": parameters,
+            "trainable": trainable,
+            "examples": sum(len(tree) for tree in trees),
+            "trees": len(trees),
+            "steps": trainer.state.global_step,
+            "devices": trainer.accelerator.num_processes,
+            "distributed": kind,
+            "best_valid_loss": trainer.state.best_metric,
+        }
         if trainer.is_world_process_zero():
-            checkpoint.save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, draft.path / "model")
+            whole = adapters.merge(trainer.accelerator.unwrap_model(trainer.model), draft.path / "adapter")
+            checkpoint.save(whole, tokenizer, draft.path / "model")
+            card.write(draft.path / "model", "sft", config, dataset, index, figures)
             checkpoint.write_log(trainer.state, draft.path / "log.jsonl")
-        draft.metrics.update(
-            parameters=parameters,
-            examples=sum(len(tree) for tree in trees),
-            trees=len(trees),
-            steps=trainer.state.global_step,
-            devices=trainer.accelerator.num_processes,
-            best_valid_loss=trainer.state.best_metric,
-        )
+            if draw is not None:
+                draw(draft.path / "log.jsonl", draft.path / "curves.html", f"{config.name}: SFT")
+        draft.metrics.update(**figures, tasks=statistics, **planned.metrics())
     return Manifest.load(folder), True

@@ -1,17 +1,28 @@
 """Transformers' Trainer on prefix-tree batches: the same loss and gradients as padded batches, for fewer tokens."""
 
 from collections.abc import Sequence
+from itertools import pairwise, takewhile
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader, RandomSampler
-from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from minionerec.errors import TrainingError
+from minionerec.model.resume import PortableTrainer
 from minionerec.tree import Branch, CatalogTrie, Normalise, TreeBatch, pack, tree_logprobs
 
 Tree = list[Branch]
+
+
+def tree_tokens(tree: Tree) -> int:
+    """Distinct tokens of a tree, last labels included."""
+    paths = sorted([*branch.prompt, *branch.completion] for branch in tree)
+    shared = (takewhile(lambda two: two[0] == two[1], zip(*pair, strict=False)) for pair in pairwise(paths))
+    return sum(map(len, paths)) - sum(len(list(same)) for same in shared)
 
 
 class TreeCollator:
@@ -33,7 +44,7 @@ class TreeCollator:
         return {**batch, "shift_labels": batch["labels"]}
 
 
-class TreeTrainer(Trainer):
+class TreeTrainer(PortableTrainer):
     """A Trainer whose examples are trees and whose loss is the mean over all completion tokens of a step.
 
     Args:
@@ -58,6 +69,37 @@ class TreeTrainer(Trainer):
         self.normalise, self.smoothing = normalise, smoothing
         self.model_accepts_loss_kwargs = True  # count the labels of a step for every model: the loss is computed here
 
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Trainer's own.
+
+        Raises:
+            TrainingError: the loss is not finite (the batch is kept), or the memory does not suffice.
+        """
+        try:
+            return super().training_step(*args, **kwargs)
+        except RuntimeError as error:  # on a GPU torch.OutOfMemoryError, on a CPU nothing more specific
+            if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+                raise
+            reason = str(error).strip().splitlines()[0]
+            raise TrainingError(
+                f"Out of memory at step {self.state.global_step + 1} with micro-batches of "
+                f"{self.args.per_device_train_batch_size} trees ({reason}). Lower sft.micro_batch or sft.micro_tokens; the "
+                "global batch and the result stay the same. Where a single tree is too much: sft.gradient_checkpointing true, "
+                "a lower sft.history_stride or sft.row_tokens, sft.train lora, more devices."
+            ) from error
+
+    def _refuse(self, inputs: dict[str, Any]) -> None:
+        """Keep the batch whose loss is not finite, and stop."""
+        step = self.state.global_step + 1
+        path = Path(str(self.args.output_dir)) / f"not-finite-step-{step}-rank-{self.args.process_index}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.cpu().clone() for name, value in inputs.items() if torch.is_tensor(value)}, path)
+        raise TrainingError(
+            f"The loss of step {step} is not finite (learning rate {self._get_learning_rate():.3g}). The batch is kept in "
+            f"{path}. Lower sft.learning_rate, lengthen sft.warmup, set sft.max_grad_norm to 1, or compute in float32 "
+            "(sft.bf16 false)."
+        )
+
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -69,6 +111,8 @@ class TreeTrainer(Trainer):
         if return_outputs:
             raise TypeError("TreeTrainer gives the loss only; its evaluation loop computes its own.")
         loss, count = self._summed_loss(model, inputs, self.smoothing)
+        if not torch.isfinite(loss):
+            self._refuse(inputs)
         if num_items_in_batch is None:
             return loss / count
         devices = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1  # DDP averages over them
@@ -108,6 +152,8 @@ class TreeTrainer(Trainer):
         with torch.no_grad():
             for inputs in dataloader:
                 loss, count = self._summed_loss(model, self._prepare_inputs(inputs))
+                if not torch.isfinite(loss):
+                    self._refuse(inputs)
                 totals += torch.stack([loss.double(), torch.tensor(float(count), dtype=torch.float64, device=loss.device)])
         loss_sum, labels = self.accelerator.reduce(totals, "sum").tolist()
         metrics = {f"{metric_key_prefix}_loss": loss_sum / labels}

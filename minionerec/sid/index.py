@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from minionerec.artifacts import read_json, write_json
-from minionerec.data.dataset import Dataset
+from minionerec.data.dataset import SPLITS, Dataset
 from minionerec.errors import ArtifactError, CatalogError
 
 
@@ -118,7 +119,7 @@ class SidIndex:
         """Read the index of a dataset.
 
         Raises:
-            ArtifactError: files are missing or damaged, or the index was made for another catalogue.
+            ArtifactError: files are missing or damaged, the index was made for another catalogue, or an item has no SID.
         """
         header = read_json(folder / "sid.json")
         try:
@@ -140,7 +141,24 @@ class SidIndex:
                 f"{index.dataset_digest[:12]}; the dataset has {len(dataset.catalog)} items, digest {dataset.digest[:12]}). "
                 "Run the sid stage for this dataset."
             )
+        if len(index.codes) != len(dataset.catalog):
+            raise ArtifactError(
+                f"{folder}: the index has SIDs of {len(index.codes)} items, but the dataset has {len(dataset.catalog)}. "
+                "Run the sid stage again."
+            )
+        highest = max((_highest(dataset.split(name)) for name in SPLITS), default=-1)
+        if highest >= len(index.codes):
+            raise ArtifactError(
+                f"{folder}: an example of the dataset holds item {highest}, which has no SID: the catalogue has "
+                f"{len(index.codes)} items. Run the data stage again, then the sid stage."
+            )
         return index
+
+
+def _highest(frame: pl.DataFrame) -> int:
+    """The highest item index in the examples of a split, -1 where there is none."""
+    found = frame.select(pl.max_horizontal(pl.col("target").max(), pl.col("history").list.max().max())).item()
+    return -1 if found is None else int(found)
 
 
 def _shorten(codes: Sequence[int]) -> tuple[int, ...]:

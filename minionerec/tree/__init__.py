@@ -7,7 +7,7 @@ from minionerec.tree.batch import Branch, TreeBatch, TreeLogprobs, pack, tree_lo
 from minionerec.tree.forward import left_pad
 from minionerec.tree.oracle import score_catalog, score_prefixes
 from minionerec.tree.prefix import Normalise
-from minionerec.tree.search import BeamResult, SampleResult, beam_search, sample_without_replacement
+from minionerec.tree.search import BeamResult, SampleResult, beam_search, sample_with_replacement, sample_without_replacement
 from minionerec.tree.trie import NO_TOKEN, CatalogTrie
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "beam_search",
     "left_pad",
     "pack",
+    "sample_with_replacement",
     "sample_without_replacement",
     "score_catalog",
     "score_prefixes",

@@ -120,7 +120,7 @@ def score_prefixes(
     root = torch.zeros(batch, 1, dtype=torch.long, device=device)
     scores[0][:] = prefix.child_logprobs(0, root, prefix.last)[2][:, 0]
     for ranges in _chunks(trie, chunk_size(prefix, memory)) if trie.depth > 1 else ():
-        ancestors = _ancestors(trie, ranges)
+        ancestors = node_ancestors(trie, ranges)
         tokens = torch.cat([trie.tokens[level][low:high] for level, (low, high) in enumerate(ranges)]).long()
         depth = torch.cat([torch.full((high - low,), level) for level, (low, high) in enumerate(ranges)]).to(device)
         given = prefix.extend(tokens.expand(batch, -1), depth, ancestors.expand(batch, -1, -1))
@@ -137,7 +137,7 @@ def score_prefixes(
     return scores
 
 
-def _ancestors(trie: CatalogTrie, ranges: list[tuple[int, int]]) -> torch.Tensor:
+def node_ancestors(trie: CatalogTrie, ranges: list[tuple[int, int]]) -> torch.Tensor:
     """(nodes, nodes) bool: which nodes of a chunk are above each, itself included."""
     matrix = torch.eye(sum(high - low for low, high in ranges), dtype=torch.bool, device=trie.device)
     begin = 0

@@ -20,6 +20,10 @@ def plain_head(model: PreTrainedModel) -> bool:
     return model.config.model_type in _PLAIN_HEADS
 
 
+def _vocabulary_size(model: PreTrainedModel) -> int:
+    return cast(torch.Tensor, model.get_input_embeddings().weight).shape[0]  # an adapted embedding counts no rows itself
+
+
 @dataclass
 class Prefix:
     """A model whose cache holds the prompts of a batch.
@@ -63,7 +67,7 @@ class Prefix:
         if not len(input_ids):
             raise ConstraintError("There is no prompt in the batch.")
         model = getattr(model, "get_base_model", lambda: model)()  # of a PEFT model: its adapters are inside
-        vocabulary = cast(torch.nn.Embedding, model.get_input_embeddings()).num_embeddings
+        vocabulary = _vocabulary_size(model)
         highest = max(int(alphabet.max()) for alphabet in trie.alphabets if len(alphabet))
         if highest >= vocabulary:
             raise ConstraintError(
@@ -162,7 +166,7 @@ class Prefix:
         self, level: int, tokens: torch.Tensor, valid: torch.Tensor, given: torch.Tensor, temperature: float
     ) -> torch.Tensor:
         del level, valid
-        rows = max(1, self.head_elements // cast(torch.nn.Embedding, self.model.get_input_embeddings()).num_embeddings)
+        rows = max(1, self.head_elements // _vocabulary_size(self.model))
         steps = []
         for some, wanted in zip(given.flatten(0, 1).split(rows), tokens.flatten(0, 1).split(rows), strict=True):
             logits = self._logits(some).float()

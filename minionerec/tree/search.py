@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from minionerec.errors import ConstraintError
+from minionerec.tree.noise import combine, gumbel
 from minionerec.tree.prefix import Normalise, Prefix
 from minionerec.tree.trie import CatalogTrie
 
@@ -55,9 +56,9 @@ class SampleResult:
 
 
 def _search(
-    prefix: Prefix, width: int, generator: torch.Generator | None = None, temperature: float = 1.0
+    prefix: Prefix, width: int, seeds: torch.Tensor | None = None, temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The `width` best leaves by score, or, with a generator, by perturbed score.
+    """The `width` best leaves by score, or, with a seed per prompt, by perturbed score.
 
     Returns:
         leaves (batch, found), -1 where missing; their scores and their keys (what they are ordered by), both (batch, found);
@@ -67,14 +68,14 @@ def _search(
     batch = len(prefix.visible)
     nodes = torch.zeros(batch, 1, dtype=torch.long, device=device)  # (batch, beams), -1 where a beam is missing
     scores = torch.zeros(batch, 1, device=device)
-    keys = scores if generator is None else _gumbel(scores.shape, generator).to(device)
+    keys = scores if seeds is None else gumbel(seeds, 0, nodes)
     given = prefix.last  # (batch, beams, hidden or vocabulary)
     ancestors = torch.zeros(batch, 1, 0, dtype=torch.bool, device=device)  # (batch, beams, tree tokens so far)
     pruned = torch.full((batch,), -torch.inf, device=device)
     for level in range(trie.depth):
         numbers, tokens, steps = prefix.child_logprobs(level, nodes, given, temperature)  # each (batch, beams, children)
         reached = scores[..., None] + steps
-        candidates = (reached if generator is None else _perturb(reached, keys, generator)).flatten(1)
+        candidates = (reached if seeds is None else _perturb(reached, keys, gumbel(seeds, level + 1, numbers))).flatten(1)
         found = min(width, candidates.shape[1])
         kept = min(found + 1, candidates.shape[1])  # one more than needed: the best of those pruned
         keys, chosen = candidates.topk(kept, dim=1)
@@ -93,17 +94,12 @@ def _search(
     return nodes, scores, keys, pruned
 
 
-def _gumbel(shape: tuple[int, ...] | torch.Size, generator: torch.Generator) -> torch.Tensor:
-    uniform = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64)
-    return (-(-uniform.clamp(min=1e-300).log()).log()).float()
-
-
-def _perturb(reached: torch.Tensor, keys: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _perturb(reached: torch.Tensor, keys: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """Gumbel noise for children, given that their maximum is their parent's: (batch, beams, children).
 
     Kool et al. 2019, section 3.2 and appendix B.3 (the form that does not overflow).
     """
-    noisy = reached + _gumbel(reached.shape, generator).to(reached.device)
+    noisy = reached + noise
     highest = noisy.amax(-1, keepdim=True)
     gap = keys[..., None] - noisy + torch.log1p(-torch.exp(noisy - highest))
     moved = keys[..., None] - gap.clamp(min=0) - torch.log1p(torch.exp(-gap.abs()))
@@ -178,7 +174,7 @@ def sample_without_replacement(
     *,
     trie: CatalogTrie,
     num_samples: int,
-    generator: torch.Generator,
+    seeds: torch.Tensor,
     temperature: float = 1.0,
 ) -> SampleResult:
     """Distinct SIDs drawn after each prompt by stochastic beam search (Gumbel top-k, Kool et al. 2019).
@@ -188,19 +184,72 @@ def sample_without_replacement(
 
     Args:
         num_samples: SIDs per prompt; fewer where the catalogue is smaller.
-        generator: the source of randomness.
+        seeds: (batch,) int64, one per prompt: what is drawn for a prompt depends on its seed alone, not on the rest of the
+            batch.
         temperature: divides the logits; above 0.
         others: as in `beam_search`.
 
     Raises:
-        ConstraintError: see `Prefix.compute`; or `num_samples` is below 1, or the temperature not above 0.
+        ConstraintError: see `Prefix.compute`; or `num_samples` is below 1, the temperature not above 0, or there is not one
+            seed per prompt.
     """
+    _check_sampling(input_ids, num_samples, seeds, temperature)
+    prefix = Prefix.compute(model, input_ids, attention_mask, trie, "catalogue")
+    leaves, scores, keys, _ = _search(prefix, num_samples + 1, seeds.to(input_ids.device), temperature)
+    threshold = _fill(keys, num_samples + 1, -torch.inf)[:, -1]
+    drawn = _fill(leaves, num_samples, -1)
+    return SampleResult(trie.sid(drawn), _fill(scores, num_samples, -torch.inf), threshold)
+
+
+@torch.no_grad()
+def sample_with_replacement(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    *,
+    trie: CatalogTrie,
+    num_samples: int,
+    seeds: torch.Tensor,
+    temperature: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Independent SIDs drawn after each prompt from the model's distribution over the catalogue; a SID may come twice.
+
+    Args:
+        all: as in `sample_without_replacement`; the catalogue may be smaller than `num_samples`.
+
+    Returns:
+        (batch, samples, levels) token ids in the order of drawing, and (batch, samples) log-probabilities of the SIDs.
+
+    Raises:
+        ConstraintError: see `sample_without_replacement`.
+    """
+    _check_sampling(input_ids, num_samples, seeds, temperature)
+    prefix = Prefix.compute(model, input_ids, attention_mask, trie, "catalogue")
+    batch, device = len(input_ids), input_ids.device
+    own_seeds = combine(seeds.to(device)[:, None], torch.arange(num_samples, device=device))
+    nodes = torch.zeros(batch, num_samples, dtype=torch.long, device=device)
+    logprobs = torch.zeros(batch, num_samples, device=device)
+    given = prefix.last.expand(-1, num_samples, -1)
+    ancestors = torch.zeros(batch, num_samples, 0, dtype=torch.bool, device=device)
+    own = torch.eye(num_samples, dtype=torch.bool, device=device).expand(batch, -1, -1)
+    for level in range(trie.depth):
+        numbers, tokens, steps = prefix.child_logprobs(level, nodes, given, temperature)
+        drawn = (steps + gumbel(own_seeds, level + 1, numbers)).argmax(-1, keepdim=True)
+        logprobs += steps.gather(-1, drawn).squeeze(-1)
+        nodes = numbers.gather(-1, drawn).squeeze(-1)
+        if level < trie.depth - 1:
+            ancestors = torch.cat([ancestors, own], dim=-1)
+            given = prefix.extend(tokens.gather(-1, drawn).squeeze(-1), level, ancestors)
+    return trie.sid(nodes), logprobs
+
+
+def _check_sampling(input_ids: torch.Tensor, num_samples: int, seeds: torch.Tensor, temperature: float) -> None:
     if num_samples < 1:
         raise ConstraintError(f"num_samples is {num_samples}; at least 1 is needed.")
     if not temperature > 0:
         raise ConstraintError(f"temperature is {temperature}; it must be greater than 0.")
-    prefix = Prefix.compute(model, input_ids, attention_mask, trie, "catalogue")
-    leaves, scores, keys, _ = _search(prefix, num_samples + 1, generator, temperature)
-    threshold = _fill(keys, num_samples + 1, -torch.inf)[:, -1]
-    drawn = _fill(leaves, num_samples, -1)
-    return SampleResult(trie.sid(drawn), _fill(scores, num_samples, -torch.inf), threshold)
+    if seeds.dtype != torch.int64 or seeds.shape != input_ids.shape[:1]:
+        raise ConstraintError(
+            f"Sampling needs an int64 seed per prompt, of shape ({len(input_ids)},); found {seeds.dtype} of shape "
+            f"{tuple(seeds.shape)}."
+        )

@@ -90,6 +90,36 @@ def test_nothing_loadable(tmp_path):
         checkpoint.load(tmp_path / "no such model")
 
 
+def saved(made, folder, change):
+    """A base model on disk whose tokenizer was changed."""
+    model, tokenizer = made
+    change(tokenizer)
+    checkpoint.save(model, tokenizer, folder)
+    return folder
+
+
+def test_a_tokenizer_without_end_or_padding_token(made, tmp_path):
+    folder = saved(made, tmp_path, lambda tokenizer: setattr(tokenizer, "pad_token", None))
+    tokenizer = checkpoint.load(folder)[1]
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id is not None
+    saved(made, folder, lambda tokenizer: setattr(tokenizer, "eos_token", None))
+    with pytest.raises(ConfigError, match=r"no end-of-sequence token \(eos_token\)"):
+        checkpoint.load(folder)
+
+
+def test_a_vocabulary_smaller_than_the_tokenizer(made, tmp_path):
+    rows = len(made[1])
+    folder = saved(made, tmp_path, lambda tokenizer: tokenizer.add_tokens(["one", "more"]))
+    with pytest.raises(ConfigError, match=rf"a token with id {rows + 1}, but the model's vocabulary has only {rows} rows"):
+        checkpoint.load(folder)
+
+
+def test_a_padding_token_may_lie_outside_the_vocabulary(made, tmp_path):
+    folder = saved(made, tmp_path, lambda tokenizer: tokenizer.add_special_tokens({"pad_token": "<nothing>"}))
+    model, tokenizer = checkpoint.load(folder)
+    assert tokenizer.pad_token_id == checkpoint.vocabulary_rows(model)
+
+
 def test_half_written_checkpoints_are_passed_over(tmp_path):
     for step, complete in ((5, True), (10, True), (15, False), (20, None)):
         folder = tmp_path / f"checkpoint-{step}"

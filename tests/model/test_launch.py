@@ -2,7 +2,13 @@ import pytest
 
 from minionerec.errors import ConfigError
 from minionerec.model import launch
-from minionerec.model.launch import check_precision, requested_processes, split_batch
+from minionerec.model.launch import (
+    check_distribution,
+    check_precision,
+    micro_batch_within,
+    requested_processes,
+    split_batch,
+)
 
 
 @pytest.mark.parametrize(("total", "micro", "expected"), [(16, 16, (16, 1)), (16, 4, (4, 4)), (8, 32, (8, 1))])
@@ -39,3 +45,26 @@ def test_contradicting_precision(monkeypatch, launched, bf16, advice):
 )
 def test_requested_processes(command, expected):
     assert requested_processes(command.split()) == expected
+
+
+def test_a_launch_that_became_less_is_refused(monkeypatch):
+    """What accelerate does without a word: ZeRO-2 turned into DDP by ACCELERATE_USE_CPU, one process instead of two."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert check_distribution("MULTI_CPU", 2) == "MULTI_CPU, 2 processes"
+    with pytest.raises(ConfigError, match="started 2 processes, but 1 train together"):
+        check_distribution("NO", 1)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    assert check_distribution("DEEPSPEED", 2) == "DEEPSPEED, 2 processes"
+    with pytest.raises(ConfigError, match=r"asks for DeepSpeed, but what runs is MULTI_CPU. Unset ACCELERATE_USE_CPU"):
+        check_distribution("MULTI_CPU", 2)
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED")
+    assert check_distribution("NO", 1) == "NO, 1 process"
+
+
+def test_micro_batches_within_a_budget():
+    assert micro_batch_within("a", 100, 10, 12, 128) == 6  # ten trees would fit, but twelve do not split into tens
+    assert micro_batch_within("a", 100, 10, 12, 3) == 3
+    assert micro_batch_within("a", 10, 10, 7, 128) == 1
+    with pytest.raises(ConfigError, match="a is 9, but the longest training example has 10 tokens"):
+        micro_batch_within("a", 9, 10, 12, 128)

@@ -1,4 +1,6 @@
 import json
+import re
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -200,15 +202,51 @@ def test_early_stopping_goes_on_counting_after_an_interruption(parts, tmp_path):
     assert resumed.best_metric == undisturbed.best_metric
 
 
-@pytest.mark.parametrize("launcher", [[], ["--config_file", "sft/zero2.yaml"]], ids=["ddp", "zero2"])
-def test_two_processes_give_the_single_process_losses(prepared, launcher):
+def test_two_processes_give_the_single_process_losses(prepared):
     run(prepared, ("sft",))
     alone = losses(prepared.folder / "sft")
     (prepared.folder / "sft/manifest.json").unlink()
-    accelerate(2, *launcher, "sft/train.py", "--config", str(prepared.folder.parent / "small.yaml"))
-    assert read_json(prepared.folder / "sft/manifest.json")["metrics"]["devices"] == 2
+    done = accelerate(2, "sft/train.py", "--config", str(prepared.folder.parent / "small.yaml"))
+    assert done.stdout.count("sft on MULTI_CPU, 2 processes, micro-batches of trees per process: 4 x 1") == 1
+    metrics = read_json(prepared.folder / "sft/manifest.json")["metrics"]
+    assert (metrics["devices"], metrics["distributed"]) == (2, "MULTI_CPU")
     together = losses(prepared.folder / "sft")
     assert len(together) == len(alone)
     for ours, theirs in zip(together, alone, strict=True):
         for name in theirs.keys() & {"loss", "eval_loss"}:
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3)
+
+
+def test_killed_under_zero2_and_resumed_by_two_ranks_or_by_one(prepared, tmp_path):
+    """Both go on with the curve of the run that was left alone, from the last checkpoint, whoever wrote it."""
+    run(prepared, ("sft",))
+    alone = losses(prepared.folder / "sft")
+    (prepared.folder / "sft/manifest.json").unlink()
+    path = str(prepared.folder.parent / "small.yaml")
+    launcher = ["--config_file", "sft/zero2.yaml"]
+    killed = accelerate(2, *launcher, "tests/sft/killed.py", "53", "--config", path, check=False)
+    assert re.search("exitcode *: 9", killed.stdout + killed.stderr), killed.stdout + killed.stderr
+    partial = prepared.folder / "sft.partial"
+    steps = [int(path.parent.name.partition("-")[2]) for path in (partial / "checkpoints").glob("*/complete.json")]
+    assert max(steps) == 36
+    kept = tmp_path / "partial"
+    shutil.copytree(partial, kept)
+
+    def resumed():
+        log = losses(prepared.folder / "sft")
+        assert len(log) == len(alone)
+        for ours, theirs in zip(log, alone, strict=True):
+            assert ours["step"] == theirs["step"]
+            for name in theirs.keys() & {"loss", "eval_loss", "grad_norm", "learning_rate"}:
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-3)
+        return read_json(prepared.folder / "sft/manifest.json")["metrics"]
+
+    again = accelerate(2, *launcher, "sft/train.py", "--config", path)
+    assert again.stdout.count("sft on DEEPSPEED, 2 processes, micro-batches of trees per process: 4 x 1") == 1
+    metrics = resumed()
+    assert (metrics["devices"], metrics["distributed"]) == (2, "DEEPSPEED")
+    shutil.rmtree(prepared.folder / "sft")
+    shutil.copytree(kept, partial)
+    run(prepared, ("sft",))
+    metrics = resumed()
+    assert (metrics["devices"], metrics["distributed"]) == (1, "NO")

@@ -1,16 +1,24 @@
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
+from transformers import Qwen2Config, Qwen2ForCausalLM, Trainer, TrainerCallback
 
 from minionerec.config import ModelConfig, SftConfig
-from minionerec.errors import ConfigError
+from minionerec.errors import ConfigError, TrainingError
 from minionerec.model import checkpoint, scratch
 from minionerec.prompts.builder import tokenizer_corpus
+from minionerec.sft import train
 from minionerec.sft.train import build_trees, training_arguments
-from minionerec.sft.trainer import TreeCollator, TreeTrainer
+from minionerec.sft.trainer import TreeCollator, TreeTrainer, tree_tokens
 from minionerec.sft.weights import LossWeights
-from minionerec.tree import CatalogTrie
+from minionerec.tree import Branch, CatalogTrie
 from tests.small import random_dataset
 
 TASKS = ["history_sid_to_sid", "title_to_sid", "sid_to_title"]
@@ -112,3 +120,156 @@ def test_levels_without_weight_are_no_labels(parts):
     assert TreeCollator(64)(trees[-1:])["weights"].unique().tolist() == [1]  # a title
     with pytest.raises(ConfigError, match="has 3 weights, but the SIDs have 4 levels"):
         LossWeights(SftConfig(level_weights=[0, 1, 3]), dataset, 4)
+
+
+def synthetic(count, seed=0):
+    """Trees of one branch, and a small model: nothing that depends on prompts or tokenizers."""
+    rng = np.random.default_rng(seed)
+    trees = []
+    for _ in range(count):
+        start = int(rng.integers(40))
+        walk = [(start + step) % 40 + 2 for step in range(int(rng.integers(4, 12)))]
+        trees.append([Branch(walk[:-3], walk[-3:], is_sid=True)])
+    return trees
+
+
+def tiny_model(seed=0):
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return Qwen2ForCausalLM(Qwen2Config(vocab_size=48, num_key_value_heads=2, tie_word_embeddings=True, **sizes))
+
+
+def tree_trainer(folder, trees, held_out=None, model=None, **fields):
+    config = SftConfig(**{"batch_size": 8, "micro_batch": 4, "epochs": 4, "learning_rate": 3e-3, "evaluations": 2, **fields})
+    arguments = training_arguments(config, 3, folder, len(trees), max(map(tree_tokens, trees)))
+    arguments.logging_steps = 1
+    return TreeTrainer(
+        model=model or tiny_model(),
+        args=arguments,
+        train_dataset=trees,
+        eval_dataset=held_out or trees[:10],
+        data_collator=TreeCollator(32),
+    )
+
+
+def curve(trainer):
+    trainer.train()
+    return [row for row in trainer.state.log_history if "loss" in row], dict(trainer.model.state_dict())
+
+
+def pad(trees):
+    rows = [[*branch.prompt, *branch.completion] for tree in trees for branch in tree]
+    prompts = [len(branch.prompt) for tree in trees for branch in tree]
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    place = torch.arange(width)[None]
+    labels = ids.masked_fill((mask == 0) | (place < torch.tensor(prompts)[:, None]), -100)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_every_step_is_that_of_the_plain_trainer(tmp_path, schedule):
+    """transformers' own Trainer on padded batches of the same examples, with accumulation: losses, gradients, weights."""
+    trees = synthetic(40)
+    ours, weights = curve(tree_trainer(tmp_path / "ours", trees, schedule=schedule))
+    arguments = tree_trainer(tmp_path / "theirs", trees, schedule=schedule).args
+    plain = Trainer(model=tiny_model(), args=arguments, train_dataset=trees, eval_dataset=trees[:10], data_collator=pad)
+    theirs, expected = curve(plain)
+    assert len(ours) == len(theirs) == 20
+    for own, other in zip(ours, theirs, strict=True):
+        assert own["learning_rate"] == other["learning_rate"]
+        assert own["loss"] == pytest.approx(other["loss"], abs=2e-5)
+        assert own["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+    for name in expected:
+        torch.testing.assert_close(weights[name], expected[name], atol=1e-4, rtol=0)
+
+
+def test_the_curve_is_the_stored_one(tmp_path):
+    """A refactoring may not change it. To store another, on purpose: the message prints it; put it into the file."""
+    trees = synthetic(40)
+    plain, _ = curve(tree_trainer(tmp_path / "plain", trees))
+    weighted = [[replace(branch, weights=[2, 1, 0.5])] for [branch] in trees]
+    others, _ = curve(tree_trainer(tmp_path / "weighted", weighted, gradient_checkpointing=True, schedule="linear"))
+    found = {"plain": [row["loss"] for row in plain], "weighted": [row["loss"] for row in others]}
+    stored = json.loads((Path(__file__).parent / "curves.json").read_text())
+    for name, losses in stored.items():
+        assert found[name] == pytest.approx(losses, rel=1e-3), json.dumps(found)
+    assert found.keys() == stored.keys()
+
+
+def test_gradient_checkpointing_recomputes_and_changes_nothing(tmp_path):
+    trees = synthetic(24)
+    results, calls = [], []
+    for on in (False, True):
+        trainer = tree_trainer(tmp_path / str(on), trees, gradient_checkpointing=on, epochs=2)
+        calls.append(0)
+        layer = trainer.model.model.layers[0].input_layernorm  # recomputing stops at the last tensor that is needed
+
+        def count(*_):
+            calls[-1] += torch.is_grad_enabled()
+
+        layer.register_forward_hook(count)
+        results.append(curve(trainer))
+    assert calls[1] == 2 * calls[0] > 0
+    for ours, theirs in zip(results[0][0], results[1][0], strict=True):
+        assert (ours["loss"], ours["grad_norm"]) == (theirs["loss"], theirs["grad_norm"])
+    assert all(torch.equal(results[0][1][name], value) for name, value in results[1][1].items())
+
+
+def test_a_loss_that_is_no_number_stops_with_the_batch(tmp_path):
+    trees = synthetic(24)
+    trainer = tree_trainer(tmp_path, trees, epochs=2)
+
+    class Break(TrainerCallback):
+        def on_step_end(self, args, state, control, model, **_):
+            if state.global_step == 2:
+                with torch.no_grad():
+                    model.get_input_embeddings().weight[:] = torch.nan
+
+    trainer.add_callback(Break())
+    path = tmp_path / "not-finite-step-3-rank-0.safetensors"
+    with pytest.raises(TrainingError, match=rf"loss of step 3 is not finite.*{re.escape(str(path))}"):
+        trainer.train()
+    kept = load_file(path)
+    sequences = {tuple([*branch.prompt, *branch.completion][:-1]) for [branch] in trees}
+    assert len(kept["labels"]) == 4 * 3 and kept["input_ids"].shape == kept["position_ids"].shape
+    assert any(tuple(row[: len(one)].tolist()) == one for row in kept["input_ids"] for one in sequences)
+    with pytest.raises(TrainingError, match="not finite"):
+        trainer.evaluate()
+
+
+def test_out_of_memory_names_the_settings(tmp_path, monkeypatch):
+    trainer = tree_trainer(tmp_path, synthetic(24))
+    forward = trainer.model.forward
+
+    def greedy(*args, **kwargs):
+        return forward(*args, **kwargs) if not trainer.model.training else torch.empty(1 << 55)
+
+    monkeypatch.setattr(trainer.model, "forward", greedy)
+    with pytest.raises(TrainingError, match=r"Out of memory at step 1 with micro-batches of 4 trees .* Lower sft.micro_batch"):
+        trainer.train()
+
+
+def test_micro_batches_by_tokens_keep_the_global_batch(tmp_path):
+    trees = synthetic(24)
+    longest = max(map(tree_tokens, trees))
+    plain, _ = curve(tree_trainer(tmp_path / "plain", trees, micro_batch=8))
+    for budget, micro in ((longest, 1), (3 * longest, 2), (4 * longest, 4), (100 * longest, 8)):
+        trainer = tree_trainer(tmp_path / str(budget), trees, micro_batch=8, micro_tokens=budget)
+        arguments = trainer.args
+        assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (micro, 8 // micro)
+    few, _ = curve(tree_trainer(tmp_path / "few", trees, micro_batch=8, micro_tokens=3 * longest))
+    for ours, theirs in zip(few, plain, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+    with pytest.raises(ConfigError, match=rf"sft.micro_tokens is 3, but the longest training example has {longest} tokens"):
+        tree_trainer(tmp_path / "none", trees, micro_tokens=3)
+    assert tree_tokens([Branch([1, 2, 3], [4, 5]), Branch([1, 2], [3, 9]), Branch([1], [7])]) == 7
+
+
+def test_curves_need_their_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "get_available_reporting_integrations", lambda: ["trackio"])
+    with pytest.raises(ConfigError, match=r"sft.report_to names wandb, which is not installed: pip install wandb"):
+        training_arguments(SftConfig(report_to=["trackio", "wandb"]), 0, tmp_path, 200)
+    assert training_arguments(SftConfig(report_to=["trackio"]), 0, tmp_path, 200).report_to == ["trackio"]
+    assert training_arguments(SftConfig(), 0, tmp_path, 200).report_to == []

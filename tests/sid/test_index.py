@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -7,6 +8,7 @@ import pytest
 from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, Dataset
 from minionerec.errors import ArtifactError, CatalogError
 from minionerec.sid import SidIndex, token_string
+from tests.small import random_dataset
 
 
 def dataset(names: list[str]) -> Dataset:
@@ -86,3 +88,16 @@ def test_a_shorter_sid_ends_in_minus_one(tmp_path):
 def test_a_code_after_a_missing_one_is_refused():
     with pytest.raises(CatalogError, match="Item 0 has code 1 at level 2, but none at the level above"):
         SidIndex(np.array([[0, -1, 1]], dtype=np.int32), (2, 2, 2), "digest")
+
+
+def test_items_without_a_sid(tmp_path):
+    whole, index = random_dataset()
+    short = replace(index, codes=index.codes[:-1])
+    short.save(tmp_path)
+    with pytest.raises(ArtifactError, match="the index has SIDs of 29 items, but the dataset has 30"):
+        SidIndex.load(tmp_path, whole)
+    index.save(tmp_path)
+    beyond = whole.valid.with_columns(target=pl.lit(30, dtype=pl.Int32))
+    with pytest.raises(ArtifactError, match="holds item 30, which has no SID"):
+        SidIndex.load(tmp_path, replace(whole, valid=beyond))
+    SidIndex.load(tmp_path, whole)

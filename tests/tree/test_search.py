@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 from transformers import LogitsProcessor, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from minionerec.errors import ConstraintError
-from minionerec.tree import NO_TOKEN, CatalogTrie, beam_search, left_pad, sample_without_replacement, score_catalog
+from minionerec.tree import (
+    NO_TOKEN,
+    CatalogTrie,
+    beam_search,
+    left_pad,
+    sample_with_replacement,
+    sample_without_replacement,
+    score_catalog,
+)
+from minionerec.tree.whole import catalog_logprobs
 from tests.tree.conftest import VOCABULARY, brute_force, catalogues, paths, random_codes, tiny
 
 prompt_lengths = st.lists(st.integers(1, 7), min_size=1, max_size=3)
@@ -233,16 +242,15 @@ def test_samples_without_replacement_are_unbiased(qwen2, temperature):
         prompt.expand(draws, -1),
         trie=trie,
         num_samples=number,
-        generator=torch.Generator().manual_seed(0),
+        seeds=torch.arange(draws),
         temperature=temperature,
     )
     leaf = trie.walk(result.tokens.flatten(0, 1))[:, -1].view(draws, number)
     assert (leaf >= 0).all()
     assert all(len(set(row)) == number for row in leaf.tolist())
-    exact = torch.full((len(trie),), -torch.inf).index_copy(0, leaf.flatten().unique(), torch.zeros(len(leaf.unique())))
-    chance = torch.zeros(len(trie))
-    chance[leaf.flatten()] = result.logprobs.flatten().exp()
-    assert (exact == 0).sum() == len(trie)  # every SID was drawn at least once, so all chances are known
+    with torch.no_grad():
+        chance = catalog_logprobs(qwen2, [[3, 1, 4]], trie=trie, temperature=temperature)[0].exp()
+    torch.testing.assert_close(result.logprobs.exp(), chance[leaf], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(chance.sum(), torch.tensor(1.0), atol=1e-4, rtol=0)
     if temperature == 1.0:
         torch.testing.assert_close(chance.log(), brute_force(qwen2, [3, 1, 4], codes, "catalogue"), atol=1e-4, rtol=0)
@@ -262,9 +270,7 @@ def test_samples_without_replacement_are_unbiased(qwen2, temperature):
 def test_sampling_more_than_there_is_gives_everything(qwen2):
     codes = random_codes(np.random.default_rng(2), 12, 2, 3)
     trie = CatalogTrie.from_codes(codes)
-    result = sample_without_replacement(
-        qwen2, torch.tensor([[1], [2]]), trie=trie, num_samples=20, generator=torch.Generator().manual_seed(1)
-    )
+    result = sample_without_replacement(qwen2, torch.tensor([[1], [2]]), trie=trie, num_samples=20, seeds=torch.tensor([1, 2]))
     for row in range(2):
         found = sorted(tuple(sid) for sid in result.tokens[row].tolist() if sid[0] != NO_TOKEN)
         assert found == paths(codes)[0]
@@ -275,13 +281,42 @@ def test_sampling_more_than_there_is_gives_everything(qwen2):
 def test_same_seed_same_samples(qwen2):
     trie = CatalogTrie.from_codes(random_codes(np.random.default_rng(2), 50, 3))
     drawn = [
-        sample_without_replacement(
-            qwen2, torch.tensor([[1, 2]]), trie=trie, num_samples=5, generator=torch.Generator().manual_seed(seed)
-        ).tokens
+        sample_without_replacement(qwen2, torch.tensor([[1, 2]]), trie=trie, num_samples=5, seeds=torch.tensor([seed])).tokens
         for seed in (0, 0, 1)
     ]
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize("sample", [sample_with_replacement, sample_without_replacement])
+def test_a_prompts_samples_do_not_depend_on_the_rest_of_the_batch(qwen2, sample):
+    trie = CatalogTrie.from_codes(random_codes(np.random.default_rng(2), 50, 3, ragged=True))
+    ids, mask = left_pad([[1, 2], [4, 1, 2, 5], [3, 2, 2]], 0)
+    seeds = torch.tensor([5, -7, 2**60])
+    both = sample(qwen2, ids, mask, trie=trie, num_samples=6, seeds=seeds)
+    for row, prompt in enumerate(([1, 2], [4, 1, 2, 5], [3, 2, 2])):
+        alone = sample(qwen2, torch.tensor([prompt]), trie=trie, num_samples=6, seeds=seeds[row : row + 1])
+        tokens = [found[0] if isinstance(found, tuple) else found.tokens for found in (both, alone)]
+        assert torch.equal(tokens[0][row], tokens[1][0])
+
+
+def test_samples_with_replacement_follow_the_distribution(qwen2):
+    codes = random_codes(np.random.default_rng(2), 18, 3, 3, ragged=True)
+    trie = CatalogTrie.from_codes(codes)
+    prompts, number = 500, 8
+    tokens, logprobs = sample_with_replacement(
+        qwen2, torch.tensor([[3, 1, 4]]).expand(prompts, -1), trie=trie, num_samples=number, seeds=torch.arange(prompts)
+    )
+    leaf = trie.walk(tokens.flatten(0, 1))[:, -1]
+    exact = brute_force(qwen2, [3, 1, 4], codes, "catalogue")
+    torch.testing.assert_close(logprobs.flatten(), exact[leaf], atol=1e-4, rtol=0)
+    chance, draws = exact.exp(), prompts * number
+    share = torch.bincount(leaf, minlength=len(trie)) / draws
+    assert ((share - chance).abs() <= 4.5 * (chance * (1 - chance) / draws).sqrt() + 1e-9).all()
+    pairs = leaf.view(prompts, number)
+    same = (pairs[:, 0] == pairs[:, 1]).float().mean()  # two samples of a prompt are independent
+    expected = chance.square().sum()
+    assert abs(same - expected) <= 4.5 * (expected * (1 - expected) / prompts).sqrt()
 
 
 def test_bad_calls(qwen2):
@@ -307,11 +342,13 @@ def test_bad_calls(qwen2):
     assert beam_search(qwen2, prompt, trie=open_ended, num_beams=2).tokens[0].tolist() == [[1, NO_TOKEN], [1, 3]]
     with pytest.raises(ConstraintError, match="beginning of another"):
         beam_search(qwen2, prompt, trie=open_ended, num_beams=2, normalise="catalogue")
-    generator = torch.Generator()
+    seeds = torch.tensor([0])
     with pytest.raises(ConstraintError, match="num_samples is 0"):
-        sample_without_replacement(qwen2, prompt, trie=trie, num_samples=0, generator=generator)
+        sample_without_replacement(qwen2, prompt, trie=trie, num_samples=0, seeds=seeds)
     with pytest.raises(ConstraintError, match="temperature is 0"):
-        sample_without_replacement(qwen2, prompt, trie=trie, num_samples=1, generator=generator, temperature=0)
+        sample_without_replacement(qwen2, prompt, trie=trie, num_samples=1, seeds=seeds, temperature=0)
+    with pytest.raises(ConstraintError, match=r"int64 seed per prompt, of shape \(1,\)"):
+        sample_without_replacement(qwen2, prompt, trie=trie, num_samples=1, seeds=torch.tensor([0, 1]))
     sizes = {"vocab_size": 40, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 3}
     layers = {"num_hidden_layers": 2, "layer_types": ["full_attention", "sliding_attention"], "use_sliding_window": True}
     windowed = Qwen2ForCausalLM(Qwen2Config(**sizes, **layers)).eval()

@@ -1,0 +1,72 @@
+"""Training a part of a model through PEFT: low-rank adapters (LoRA) with the SID rows, or the SID rows alone.
+
+New tokens have to learn their rows, so LoRA trains them too: PEFT's trainable tokens keep those rows apart, as parameters of
+their own, and leave the matrix they belong to untouched, so that neither gradient, moments nor weight decay reach another row.
+The embedding and an untied head each have such rows; a tied head shares the embedding's.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from minionerec.config import SftConfig
+from minionerec.errors import ConfigError
+
+
+def attach(model: PreTrainedModel, config: SftConfig, token_ids: list[int]) -> PreTrainedModel:
+    """The model with what `sft.train` asks for: itself for `full`, else a PEFT model around it, all else frozen.
+
+    Args:
+        token_ids: the SID tokens, whose rows train.
+
+    Raises:
+        ConfigError: PEFT is not installed; a LoRA target is not in the model; the head has a bias.
+    """
+    if config.train == "full":
+        return model
+    try:
+        import peft  # an optional extra, and slow to import
+    except ImportError:
+        raise ConfigError(f"sft.train {config.train} needs PEFT, which is not installed: pip install '.[lora]'.") from None
+    head = model.get_output_embeddings()
+    if getattr(head, "bias", None) is not None:
+        raise ConfigError(
+            f"sft.train is {config.train}, but the model's head has a bias, which PEFT's trainable tokens leave out; use full."
+        )
+    tied = head.weight is model.get_input_embeddings().weight
+    layers = [model.get_input_embeddings(), *([] if tied else [head])]
+    names = [name for name, module in model.named_modules() if any(module is layer for layer in layers)]
+    chosen: Any
+    if config.train == "sid_rows":
+        chosen = peft.TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=token_ids, target_modules=names)
+    else:
+        chosen = peft.LoraConfig(
+            task_type="CAUSAL_LM",
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            lora_dropout=config.lora_dropout,
+            target_modules=config.lora_targets or "all-linear",
+            trainable_token_indices=dict.fromkeys(names, token_ids),
+        )
+    # From a base on disk PEFT would learn that the vocabulary has grown, and save whole embedding matrices with each adapter.
+    model.name_or_path = ""
+    try:
+        adapted: Any = peft.get_peft_model(model, chosen)
+    except ValueError as error:
+        raise ConfigError(f"sft.lora_targets {config.lora_targets}: {str(error).splitlines()[0]}") from None
+    return adapted
+
+
+def merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Write a PEFT model's adapter into a folder and merge it into the weights; any other model is returned as it is.
+
+    The adapter fits the base model after `checkpoint.add_sid_tokens` with the same seed.
+    """
+    if not hasattr(model, "peft_config"):
+        return model
+    adapted: Any = model
+    adapted.save_pretrained(folder, save_embedding_layers=False)
+    merged: PreTrainedModel = adapted.merge_and_unload()
+    merged.tie_weights()
+    return merged

@@ -1,0 +1,147 @@
+"""Training checkpoints that load in any number of processes, under ZeRO-2, DDP or alone.
+
+Trainer's own hold the optimiser as the launch split it: DeepSpeed refuses a checkpoint of another world size, and nobody else
+reads its files. Here the moments are stored whole and by parameter name (`optimizer.safetensors`), beside float32 copies of
+weights that train in a lower precision; the schedule is a small JSON file; nothing is pickled but the random states.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers import Trainer, trainer
+
+from minionerec.artifacts import read_json, write_json
+from minionerec.errors import ArtifactError
+
+_OPTIMIZER, _SCHEDULER = "optimizer.safetensors", "scheduler.json"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class PortableTrainer(Trainer):
+    """A Trainer (AdamW) whose checkpoints do not depend on how it was launched."""
+
+    model: torch.nn.Module
+    model_wrapped: Any
+    optimizer: Any
+    lr_scheduler: Any
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's own, but a checkpoint's weights are read the same way with and without DeepSpeed."""
+        with _instead_of_zeros_own_files(self):
+            return super().train(*args, **kwargs)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        tensors = {}
+        for name, value in self._optimizer_state():  # every rank takes part where the state is split
+            if self.args.should_save:
+                tensors[name] = value.detach().cpu().contiguous()
+        if self.args.should_save:
+            save_file(tensors, Path(output_dir) / _OPTIMIZER)
+            write_json(Path(output_dir) / _SCHEDULER, self.lr_scheduler.state_dict())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Restore what `_save_optimizer_and_scheduler` wrote.
+
+        Raises:
+            ArtifactError: the files are missing or damaged.
+        """
+        if checkpoint is None:
+            return
+        path = Path(checkpoint) / _OPTIMIZER
+        try:
+            with safe_open(path, framework="pt") as file:
+                self._set_optimizer_state({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (not a mapping)
+        except (OSError, SafetensorError) as error:
+            raise ArtifactError(
+                f"{path}: cannot be read ({error}). Delete {path.parent.parent} and train from the start."
+            ) from None
+        self.lr_scheduler.load_state_dict(read_json(Path(checkpoint) / _SCHEDULER))
+        schedule = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
+        for group, rate in zip(schedule.optimizer.param_groups, schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
+    def _trained(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        return ((name, one) for name, one in self.model.named_parameters() if one.requires_grad)
+
+    def _optimizer_state(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Moments, step and, where the model is not float32, master weights of each parameter that trains."""
+        if self.is_deepspeed_enabled:
+            from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+            zero = self.model_wrapped.optimizer
+            _link(zero)
+            step = next(iter(zero.optimizer.state.values()))["step"]
+            for name, parameter in self._trained():
+                for moment in _MOMENTS:
+                    yield f"{moment}.{name}", safe_get_full_optimizer_state(parameter, moment)
+                yield f"step.{name}", torch.as_tensor(step, dtype=torch.float32).clone()
+                if parameter.dtype != torch.float32:
+                    yield f"master.{name}", safe_get_full_fp32_param(parameter)
+            return
+        state = self.optimizer.state
+        for name, parameter in self._trained():
+            if parameter in state:
+                for key in (*_MOMENTS, "step"):
+                    yield f"{key}.{name}", state[parameter][key]
+
+    def _set_optimizer_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        if self.is_deepspeed_enabled:
+            self._set_zero_state(tensors)
+            return
+        places = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        names = {parameter: name for name, parameter in self._trained()}
+        state = {}
+        for number, parameter in enumerate(places):
+            if f"step.{names[parameter]}" in tensors:
+                state[number] = {key: tensors[f"{key}.{names[parameter]}"] for key in (*_MOMENTS, "step")}
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        with torch.no_grad():
+            for name, parameter in self._trained():
+                if f"master.{name}" in tensors:
+                    parameter.copy_(tensors[f"master.{name}"])
+
+    def _set_zero_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Each rank takes its part of the whole tensors."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        zero = self.model_wrapped.optimizer
+        step = max((value for name, value in tensors.items() if name.startswith("step.")), default=torch.zeros(()))
+        for flat in zero.single_partition_of_fp32_groups:  # what AdamW would make at its first step
+            zero.optimizer.state[flat] = {"step": step.clone(), **{key: torch.zeros_like(flat) for key in _MOMENTS}}
+        _link(zero)
+        for name, parameter in self._trained():
+            master = tensors.get(f"master.{name}", parameter.detach()).to(parameter.device, torch.float32)
+            safe_set_full_fp32_param(parameter, master)
+            for moment in _MOMENTS:
+                if f"{moment}.{name}" in tensors:
+                    safe_set_full_optimizer_state(parameter, tensors[f"{moment}.{name}"].to(parameter.device), moment)
+
+
+def _link(zero: Any) -> None:
+    """Let DeepSpeed know where in its flat state each parameter's moments are.
+
+    It does so itself at the first step, but after the first group of parameters, when the others have no state yet.
+    """
+    from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+    for parameters, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+        lazy_init_hp_params_optimizer_state(parameters, flat, zero.optimizer.state)
+
+
+@contextmanager
+def _instead_of_zeros_own_files(one: PortableTrainer) -> Iterator[None]:
+    """While training, the function through which Trainer reads DeepSpeed's files reads a checkpoint's weights instead."""
+    original = trainer.deepspeed_load_checkpoint
+    trainer.deepspeed_load_checkpoint = lambda engine, path, **_: one._load_from_checkpoint(path)
+    try:
+        yield
+    finally:
+        trainer.deepspeed_load_checkpoint = original

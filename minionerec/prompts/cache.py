@@ -1,0 +1,140 @@
+"""Examples of a task, tokenised once and kept as token arrays below the cache folder.
+
+An entry is a folder `tokens/<key>/`: `tokens.npy` (tokens of all prompts and completions in a row, int32), `offsets.npy` (where
+each begins: prompt, completion, prompt, ..., and the end, int64), `facts.npy` (the other fields of each example, int64), and
+`sha256.json` (hashes of the three). It is written under a temporary name and renamed, and read through memory maps. The key
+covers everything that decides the tokens: catalogue, split, SIDs, tokenizer, this package's wording and code, all options. An
+entry that is damaged is made anew. `$MINIONEREC_CACHE/tokens` may be deleted at any time.
+"""
+
+import dataclasses
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import tokenizers
+from transformers import PreTrainedTokenizerBase, __version__
+
+from minionerec.artifacts import cache_folder, content_hash, file_hash, read_json, write_json
+from minionerec.config import TaskName
+from minionerec.data.dataset import Dataset, SplitName
+from minionerec.errors import ArtifactError
+from minionerec.prompts.builder import TokenExample, build_examples
+from minionerec.sid.index import SidIndex
+
+_FILES = ("tokens.npy", "offsets.npy", "facts.npy")
+_NONE = -(2**62)  # stands for None among the facts
+_FACTS = tuple(made for made in dataclasses.fields(TokenExample) if made.name not in ("prompt", "completion"))
+
+
+def cached_examples(
+    task: TaskName,
+    dataset: Dataset,
+    index: SidIndex,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    split: SplitName,
+    **options: Any,
+) -> list[TokenExample]:
+    """`build_examples`, from the cache where it has been computed before; slow tokenizers, which tell no digest, never.
+
+    Args:
+        options: those of `build_examples`, plain values.
+
+    Raises:
+        ConfigError: see `build_examples`; what raises is not cached.
+    """
+    digest = tokenizer_digest(tokenizer)
+    if digest is None:
+        return build_examples(task, dataset, index, tokenizer, split=split, **options)
+    key = content_hash(
+        {
+            "catalog": _frame_digest(dataset.catalog),
+            "split": [split, _frame_digest(dataset.split(split))],
+            "sids": [hashlib.sha256(index.codes.tobytes()).hexdigest(), list(index.codebook_sizes)],
+            "tokenizer": digest,
+            "code": {path.name: file_hash(path) for path in sorted(Path(__file__).parent.glob("*.py"))},
+            "task": task,
+            "options": options,
+        }
+    )
+    folder = cache_folder() / "tokens" / key
+    found = _read(folder)
+    if found is None:
+        found = build_examples(task, dataset, index, tokenizer, split=split, **options)
+        try:
+            _write(folder, found)
+        except OSError as error:
+            warnings.warn(f"{folder}: tokens are not cached ({error.strerror}); set MINIONEREC_CACHE.", stacklevel=2)
+    return found
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Identifies what a fast tokenizer makes of a text; None for a slow one."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    return content_hash([backend.to_str(), tokenizer.special_tokens_map, __version__, tokenizers.__version__])
+
+
+def _frame_digest(frame: pl.DataFrame) -> str:
+    stream = io.BytesIO()
+    frame.rechunk().write_ipc(stream)
+    return hashlib.sha256(stream.getbuffer()).hexdigest()
+
+
+def _write(folder: Path, examples: list[TokenExample]) -> None:
+    parts = [part for example in examples for part in (example.prompt, example.completion)]
+    arrays: tuple[np.ndarray, ...] = (
+        np.fromiter((token for part in parts for token in part), dtype=np.int32),
+        np.cumsum([0, *map(len, parts)], dtype=np.int64),
+        np.array([[_number(getattr(example, made.name)) for made in _FACTS] for example in examples], dtype=np.int64),
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    try:
+        for name, array in zip(_FILES, arrays, strict=True):
+            np.save(partial / name, array)
+        write_json(partial / "sha256.json", {name: file_hash(partial / name) for name in _FILES})
+        shutil.rmtree(folder, ignore_errors=True)  # damaged: an intact one would have been read
+        os.rename(partial, folder)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        if _read(folder) is None:  # otherwise another rank was faster
+            raise
+
+
+def _number(value: int | bool | None) -> int:
+    return _NONE if value is None else int(value)
+
+
+def _value(number: int, kind: Any) -> Any:
+    return None if number == _NONE else bool(number) if kind is bool else number
+
+
+def _read(folder: Path) -> list[TokenExample] | None:
+    """The examples of an entry; None where it is not there or damaged."""
+    try:
+        hashes = read_json(folder / "sha256.json")
+        if hashes != {name: file_hash(folder / name) for name in _FILES}:
+            return None
+        tokens, offsets, facts = (np.load(folder / name, mmap_mode="r") for name in _FILES)
+    except (OSError, ArtifactError, ValueError):
+        return None
+    ends = offsets.tolist()
+    rows = facts.tolist()
+    return [
+        TokenExample(
+            prompt=tokens[ends[2 * row] : ends[2 * row + 1]].tolist(),
+            completion=tokens[ends[2 * row + 1] : ends[2 * row + 2]].tolist(),
+            **{made.name: _value(value, made.type) for made, value in zip(_FACTS, values, strict=True)},
+        )
+        for row, values in enumerate(rows)
+    ]

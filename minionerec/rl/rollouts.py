@@ -1,0 +1,148 @@
+"""Rollouts: a group of valid SIDs for each prompt, from the decoder that evaluation uses.
+
+All are kept in the order of their log-probability, the most likely first, so that rewards of the rank mean the same for each
+kind; only a target that was added stands last, wherever it would rank.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from trl import GRPOTrainer
+from trl.models import unwrap_model_for_generation
+
+from minionerec.config import RlConfig
+from minionerec.errors import ConstraintError
+from minionerec.tree import (
+    NO_TOKEN,
+    CatalogTrie,
+    Normalise,
+    beam_search,
+    left_pad,
+    sample_with_replacement,
+    sample_without_replacement,
+)
+from minionerec.tree.noise import combine
+
+Ranked = tuple[torch.Tensor, torch.Tensor]  # (prompts, group, levels) token ids and (prompts, group) log-probabilities
+Draw = Callable[[PreTrainedModel, torch.Tensor, torch.Tensor, CatalogTrie, int, torch.Tensor, Normalise], Ranked]
+
+
+def _beams(
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    trie: CatalogTrie,
+    size: int,
+    seeds: torch.Tensor,
+    beams: Normalise,
+) -> Ranked:
+    """The most likely SIDs; no chance is involved."""
+    del seeds
+    found = beam_search(model, ids, mask, trie=trie, num_beams=size, normalise=beams)
+    return found.tokens, found.scores
+
+
+def _stochastic(
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    trie: CatalogTrie,
+    size: int,
+    seeds: torch.Tensor,
+    beams: Normalise,
+) -> Ranked:
+    """Distinct SIDs drawn without replacement from the policy over the catalogue."""
+    del beams
+    found = sample_without_replacement(model, ids, mask, trie=trie, num_samples=size, seeds=seeds)
+    return _ranked(found.tokens, found.logprobs)
+
+
+def _sampling(
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    trie: CatalogTrie,
+    size: int,
+    seeds: torch.Tensor,
+    beams: Normalise,
+) -> Ranked:
+    """Independent draws from the policy over the catalogue; a SID may come several times."""
+    del beams
+    return _ranked(*sample_with_replacement(model, ids, mask, trie=trie, num_samples=size, seeds=seeds))
+
+
+def _mixture(
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    trie: CatalogTrie,
+    size: int,
+    seeds: torch.Tensor,
+    beams: Normalise,
+) -> Ranked:
+    """The best half of the beams, rounded up, and for the rest what was drawn first without being among them."""
+    del beams  # ranked together with what is drawn, so over the catalogue as well
+    best = (size + 1) // 2
+    top = beam_search(model, ids, mask, trie=trie, num_beams=best, normalise="catalogue")
+    drawn = sample_without_replacement(model, ids, mask, trie=trie, num_samples=size, seeds=seeds)
+    # At most `best` of the drawn are beams, so enough are left; a stable sort keeps the order of drawing among these.
+    repeats = (drawn.tokens[:, :, None] == top.tokens[:, None]).all(-1).any(-1)
+    fresh = repeats.to(torch.int8).argsort(dim=1, stable=True)[:, : size - best]
+    tokens = torch.cat([top.tokens, drawn.tokens.take_along_dim(fresh[..., None], 1)], dim=1)
+    return _ranked(tokens, torch.cat([top.scores, drawn.logprobs.take_along_dim(fresh, 1)], dim=1))
+
+
+ROLLOUTS: dict[str, Draw] = {"beams": _beams, "stochastic": _stochastic, "sampling": _sampling, "mixture": _mixture}
+
+
+def _ranked(tokens: torch.Tensor, logprobs: torch.Tensor) -> Ranked:
+    order = logprobs.argsort(dim=1, descending=True, stable=True)
+    return tokens.take_along_dim(order[..., None], 1), logprobs.take_along_dim(order, 1)
+
+
+def with_target(group: list[list[int]], target: Sequence[int]) -> list[list[int]]:
+    """The group with its target, in place of the last SID where it is not among them."""
+    wanted = list(target)
+    return group if wanted in group else [*group[:-1], wanted]
+
+
+def rollouts(trie: CatalogTrie, config: RlConfig, pad_token: int, seed: int) -> Callable[[list, GRPOTrainer], dict[str, Any]]:
+    """A TRL `rollout_func`: for each prompt a group of `num_generations` SIDs.
+
+    TRL hands over each prompt `num_generations` times in a row (its docstring says otherwise); one search serves them all.
+    Chance depends on the seed, the optimiser step and the row's number (column `number` of the dataset), so it is the same
+    after a resume, on any number of devices and in any micro-batch. Plain beams rank as `rl.logp_space` says; what is drawn is
+    drawn over the catalogue.
+
+    Raises:
+        ConstraintError: the catalogue holds fewer SIDs than a group of distinct ones needs.
+    """
+    size = config.num_generations
+    if config.rollouts != "sampling" and len(trie) < size:
+        raise ConstraintError(f"A group needs {size} SIDs, but the catalogue has only {len(trie)}.")
+    draw = ROLLOUTS[config.rollouts]
+
+    def rollout(prompts: list[list[int]], trainer: Any) -> dict[str, Any]:
+        device = trainer.accelerator.device
+        ids, mask = left_pad(prompts[::size], pad_token, device)
+        seeds = torch.zeros(len(ids), dtype=torch.long, device=device)
+        if config.rollouts != "beams":
+            step = combine(torch.tensor(seed, device=device), trainer.state.global_step)
+            seeds = combine(step, torch.tensor([row["number"] for row in trainer.generating[::size]], device=device))
+        with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model, torch.no_grad():
+            training = model.training
+            model.eval()
+            try:
+                tokens, _ = draw(model, ids, mask, trie, size, seeds, config.logp_space)
+            finally:
+                model.train(training)
+        groups = [[[token for token in sid if token != NO_TOKEN] for sid in group] for group in tokens.tolist()]
+        if config.add_target:
+            rows = trainer.generating[::size]
+            groups = [with_target(group, row["target"]) for group, row in zip(groups, rows, strict=True)]
+        completions = [sid for group in groups for sid in group]
+        return {"prompt_ids": prompts, "completion_ids": completions, "logprobs": None}
+
+    return rollout

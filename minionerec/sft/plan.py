@@ -1,0 +1,53 @@
+"""What `minionerec sft` would take: its plan from the data, the SIDs and the model's configuration alone."""
+
+from minionerec.artifacts import ITEM_STAGES, require
+from minionerec.config import Config
+from minionerec.data.dataset import Dataset
+from minionerec.model import adapters, checkpoint
+from minionerec.model.outline import base_outline
+from minionerec.model.plan import Plan, Shape, planned_devices
+from minionerec.prompts.builder import tokenizer_corpus
+from minionerec.sft import train
+from minionerec.sft.trainer import TreeCollator, tree_tokens
+from minionerec.sft.weights import LossWeights
+from minionerec.sid.index import SidIndex
+from minionerec.tree import NO_TOKEN
+
+
+def plans(config: Config, devices: int | None = None) -> list[Plan]:
+    """One plan per way to distribute: ZeRO-2 and DDP on several devices.
+
+    Args:
+        devices: how many; None for those that run.
+
+    Raises:
+        ArtifactError: data or SIDs are not there.
+        ConfigError: see `train.training_arguments`, `outline.base_outline`.
+    """
+    for name, command in ITEM_STAGES.items():
+        require(config.folder / name, command)
+    dataset = Dataset.load(config.folder / "data")
+    index = SidIndex.load(config.folder / "sid", dataset)
+    model, tokenizer = base_outline(config.model, index, tokenizer_corpus(dataset), config.seed)
+    token_ids = checkpoint.sid_token_ids(tokenizer, index)
+    context = getattr(model.config, "max_position_embeddings", None)
+    model = adapters.attach(model, config.sft, token_ids[token_ids != NO_TOKEN].unique().tolist())
+    stride = config.sft.history_stride
+    statistics: dict[str, dict[str, int]] = {}
+    trees = train.build_trees(
+        config.sft.tasks,
+        dataset,
+        index,
+        tokenizer,
+        split="train",
+        stride=stride,
+        context=context,
+        weights=LossWeights(config.sft, dataset, index.levels),
+        statistics=statistics,
+    )
+    longest = max(map(tree_tokens, trees))
+    arguments = train.training_arguments(config.sft, config.seed, config.folder / "sft", len(trees), longest, devices)
+    work = train.work(trees, arguments, TreeCollator(config.sft.row_tokens), statistics)
+    shape = Shape.of(model)
+    where = planned_devices(devices, config.sft.bf16, config.sft.gradient_checkpointing)
+    return [Plan("sft", shape, work, some) for some in where]

@@ -1,0 +1,163 @@
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from minionerec.config import ModelConfig, SftConfig
+from minionerec.errors import ConfigError
+from minionerec.model import adapters, checkpoint, scratch
+from minionerec.model.outline import base_outline, outline
+from minionerec.model.plan import Batch, Devices, Plan, Shape, Work, draw, flops, memory
+from minionerec.prompts.builder import tokenizer_corpus
+from tests.small import random_dataset
+
+SIZES = ModelConfig(hidden_size=32, intermediate_size=48, layers=2, heads=2, vocabulary=400)
+
+
+def shape(parameters, **changes):
+    """A shape that consists of parameters alone."""
+    sizes = dict.fromkeys(Shape.__dataclass_fields__, 0)
+    return Shape(**{**sizes, "parameters": parameters, "trainable": parameters, **changes})
+
+
+NOTHING = Work("trees", 1, 1, 1, 1, 1, 1, (Batch(0, 0, 0),), Batch(0, 0, 0))
+
+
+@pytest.fixture(scope="module")
+def parts():
+    dataset, index = random_dataset()
+    model, tokenizer = scratch.create(tokenizer_corpus(dataset), SIZES, 0)
+    checkpoint.add_sid_tokens(model, tokenizer, index, 0)
+    return dataset, index, model, tokenizer
+
+
+@pytest.mark.parametrize("train", ["full", "lora", "sid_rows"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_counts_equal_the_real_models(parts, tmp_path, train, tied):
+    dataset, index, model, tokenizer = parts
+    if tied:
+        real, words, config = model, tokenizer, SIZES
+    else:
+        made = LlamaConfig(
+            vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, pad_token_id=None
+        )
+        base, words = LlamaForCausalLM(made), scratch.create(tokenizer_corpus(dataset), SIZES, 0)[1]
+        checkpoint.save(base, words, tmp_path)
+        real, words = checkpoint.load(tmp_path)
+        checkpoint.add_sid_tokens(real, words, index, 0)
+        config = ModelConfig(init="from_pretrained", path=str(tmp_path))
+    drawn, _ = base_outline(config, index, tokenizer_corpus(dataset), 0)
+    ids = checkpoint.sid_token_ids(words, index).unique().tolist()
+    real.save_pretrained(tmp_path / "copy")
+    real = type(real).from_pretrained(tmp_path / "copy")
+    chosen = SftConfig(train=train)
+    real, drawn = adapters.attach(real, chosen, ids), adapters.attach(drawn, chosen, ids)
+    assert all(parameter.is_meta for parameter in drawn.parameters())
+    found = Shape.of(drawn)
+    assert found == Shape.of(real)
+    assert found.parameters == sum(parameter.numel() for parameter in real.parameters())
+    assert found.trainable == sum(parameter.numel() for parameter in real.parameters() if parameter.requires_grad)
+    assert (found.trainable == found.parameters) == (train == "full")
+    if train == "full":
+        assert found.body == found.parameters - (1 if tied else 2) * found.embedding
+
+
+def test_static_memory_is_that_of_the_zero_paper():
+    # Rajbhandari et al., 2020, figure 1: 7.5 billion parameters on 64 devices, mixed precision with Adam: 16.6 GB.
+    size = 7_500_000_000
+    found = memory(shape(size, weight_bytes=4 * size, trainable_bytes=4 * size), NOTHING, Devices(64, zero2=True, bf16=True))
+    assert found["weights"] + found["gradients"] + found["optimizer"] == pytest.approx(16.6e9, rel=0.01)
+    assert found["reduction bucket"] == 2 * 500_000_000
+
+
+def test_static_memory_of_ddp_and_of_one_device():
+    whole = shape(1000, weight_bytes=4000, trainable=250, trainable_bytes=1000)
+    alone, ddp = memory(whole, NOTHING, Devices()), memory(whole, NOTHING, Devices(2))
+    assert alone == {"weights": 4000, "gradients": 1000, "optimizer": 2000, "activations": 0, "logits": 0}
+    assert ddp == {**alone, "reduction bucket": 1000}
+    sharded = memory(whole, NOTHING, Devices(2, zero2=True))
+    assert (sharded["weights"], sharded["gradients"], sharded["optimizer"]) == (4000, 500, 1500)
+
+
+@pytest.mark.parametrize(("precision", "zero2"), [("float32", False), ("autocast", False), ("bfloat16", True)])
+@pytest.mark.parametrize(("hidden", "key_value_heads"), [(64, 4), (96, 2)])
+def test_activations_are_what_torch_keeps(precision, zero2, hidden, key_value_heads):
+    """The bytes that one more layer keeps for the backward pass, without weights and their copies."""
+    kept = {}
+    for layers in (1, 2):
+        made = Qwen2Config(
+            vocab_size=50,
+            hidden_size=hidden,
+            intermediate_size=160,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=key_value_heads,
+            tie_word_embeddings=True,
+        )
+        model = Qwen2ForCausalLM(made).train()
+        model.set_attn_implementation("sdpa")
+        if precision == "bfloat16":
+            model = model.bfloat16()
+        weights = {tuple(sorted(parameter.shape)) for parameter in model.parameters()}
+        pointers = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        tensors = {}
+
+        def keep(tensor, pointers=pointers, weights=weights, tensors=tensors):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in pointers and tuple(sorted(tensor.shape)) not in weights:
+                tensors[storage.data_ptr()] = (storage.nbytes(), tensor)
+            return tensor
+
+        mask = torch.ones(2, 1, 20, 20, dtype=torch.bool).tril()
+        predicting = torch.zeros(2, 20, dtype=torch.bool)
+        predicting[:, -1] = True
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"),
+        ):
+            model(
+                input_ids=torch.zeros(2, 20, dtype=torch.long),
+                attention_mask=mask,
+                position_ids=torch.arange(20)[None].expand(2, -1),
+                logits_to_keep=predicting,
+                use_cache=False,
+            )
+        kept[layers] = sum(size for size, _ in tensors.values())
+        batch = Batch(2, 20, 2)
+        work = Work("trees", 1, 1, 1, 1, 1, 1, (batch,), batch)
+        planned = memory(Shape.of(model), work, Devices(2 if zero2 else 1, zero2, precision != "float32"))["activations"]
+    assert planned / 2 == pytest.approx(kept[2] - kept[1], rel=0.02)
+
+
+def test_checkpointing_keeps_less_and_computes_more():
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=50, hidden_size=64, intermediate_size=96, num_hidden_layers=8))
+    batch = Batch(4, 100, 12)
+    work = Work("trees", 1, 1, 1, 1, 1, 1, (batch,), batch)
+    some = Shape.of(model)
+    plain, again = Devices(), Devices(checkpointing=True)
+    assert memory(some, work, again)["activations"] < memory(some, work, plain)["activations"] / 4
+    assert flops(some, batch, work, again) * 3 == flops(some, batch, work, plain) * 4
+
+
+def test_flops_are_six_per_parameter_and_position():
+    # Short rows and no labels leave Kaplan's 6 N per token.
+    some = shape(1_000_000, body=1_000_000, trainable_body=1_000_000, hidden=64, heads_width=64, layers=2)
+    assert flops(some, Batch(10, 4, 0), NOTHING, Devices()) == pytest.approx(6 * 1_000_000 * 40, rel=2e-3)
+
+
+def test_the_sample_holds_each_unit_once_where_it_is_small():
+    seen = []
+    sizes = [3, 9, 1, 7, 5, 8]
+    sample, largest = draw(sizes, sizes, 2, lambda some: seen.append(some) or Batch(len(some), max(some), 1), 0)
+    assert sorted(size for some in seen[:3] for size in some) == sorted(sizes) and len(sample) == 3
+    assert largest == Batch(2, 9, 1) and sorted(seen[3]) == [8, 9]
+
+
+def test_the_verdict_leaves_a_tenth():
+    whole = shape(0, weight_bytes=9_000_000_000)
+    plan = Plan("sft", whole, NOTHING, Devices())
+    assert [plan.verdict(size) for size in (10, 9.5, 8.9)] == ["fits", "tight: less than a tenth is left", "does not fit"]
+
+
+def test_a_model_that_is_not_there(tmp_path):
+    with pytest.raises(ConfigError, match=r"no plan without the model's config\.json"):
+        outline(tmp_path)

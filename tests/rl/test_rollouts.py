@@ -1,0 +1,56 @@
+import pytest
+import torch
+
+from minionerec.errors import ConstraintError
+from minionerec.rl.rollouts import with_target
+from minionerec.tree import beam_search
+from tests.rl.toy import G, policy_folder, rows_of, trainer_of, trie_of
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    return policy_folder(tmp_path_factory.mktemp("policy"))
+
+
+def rolled(trainer, rows, step=0):
+    trainer.generating = rows
+    trainer.state.global_step = step
+    found = trainer.rollout_func([row["prompt"] for row in rows], trainer)
+    assert found["prompt_ids"] == [row["prompt"] for row in rows]
+    return [[tuple(sid) for sid in found["completion_ids"][start : start + G]] for start in range(0, len(rows), G)]
+
+
+@pytest.mark.parametrize("kind", ["beams", "stochastic", "sampling", "mixture"])
+@pytest.mark.parametrize("add_target", [False, True])
+def test_groups_are_valid_ranked_and_the_same_in_any_batch(policy, tmp_path, kind, add_target):
+    trainer = trainer_of(policy, tmp_path, rollouts=kind, add_target=add_target)
+    rows = rows_of(trainer, 6)
+    trie = trie_of(trainer)
+    catalogue = {tuple(sid) for sid in trie.sids.tolist()}
+    groups = rolled(trainer, rows)
+    for group, row in zip(groups, rows[::G], strict=True):
+        assert set(group) <= catalogue
+        if kind != "sampling":
+            assert len(set(group)) == G
+        assert not add_target or tuple(row["target"]) in group
+    # Two devices see halves of the batch; a resumed run makes the same step again.
+    assert rolled(trainer, rows[: 3 * G]) + rolled(trainer, rows[3 * G :]) == groups
+    later = rolled(trainer, rows, step=1)
+    assert (later == groups) == (kind == "beams")
+    prompt = torch.tensor([rows[0]["prompt"]])
+    scores = beam_search(trainer.model.eval(), prompt, trie=trie, num_beams=len(trie), normalise="catalogue")
+    rank = {tuple(sid): place for place, sid in enumerate(scores.tokens[0].tolist())}
+    if kind != "beams" and not add_target:
+        assert [rank[sid] for sid in groups[0]] == sorted(rank[sid] for sid in groups[0])
+    if kind == "mixture":
+        assert {0, 1} <= {rank[sid] for sid in groups[0]}
+
+
+def test_a_target_takes_the_last_place_only_where_it_is_missing():
+    assert with_target([[1], [2], [3]], [2]) == [[1], [2], [3]]
+    assert with_target([[1], [2], [3]], (4,)) == [[1], [2], [4]]
+
+
+def test_a_group_larger_than_the_catalogue(policy, tmp_path):
+    with pytest.raises(ConstraintError, match="A group needs 36 SIDs, but the catalogue has only"):
+        trainer_of(policy, tmp_path, num_generations=36)

@@ -1,0 +1,77 @@
+"""A toy of the rl stage in memory: 30 items, a random policy whose beams are well separated, and its trainers."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset as TokenDataset
+
+from minionerec.config import ModelConfig, RlConfig
+from minionerec.model import checkpoint, scratch
+from minionerec.prompts.builder import build_examples, tokenizer_corpus
+from minionerec.rl.rewards import REWARDS
+from minionerec.rl.train import grpo_arguments, make_trainer
+from minionerec.rl.trainer import TreeGRPOTrainer, grouped
+from minionerec.tree import CatalogTrie
+from tests.small import random_dataset
+
+G = 4
+STEP = {"prompts_per_step": 6, "micro_batch_prompts": 3, "learning_rate": 1e-3}
+FIELDS = {"num_generations": G, "rewards": {"rule": 1.0}, **STEP}
+
+
+def policy_folder(folder: Path) -> Path:
+    """Save the policy; TRL reads the reference from the same place."""
+    dataset, index = random_dataset()
+    sizes = ModelConfig(hidden_size=32, intermediate_size=48, layers=2, heads=2, vocabulary=400)
+    model, tokenizer = scratch.create(tokenizer_corpus(dataset), sizes, 0)
+    checkpoint.add_sid_tokens(model, tokenizer, index, 0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4)
+    checkpoint.save(model, tokenizer, folder)
+    return folder
+
+
+def trainer_of(policy: Path, out: Path, kind: Callable | None = None, **fields: Any) -> TreeGRPOTrainer:
+    """The trainer that these fields of section `rl` ask for, or one of another class."""
+    dataset, index = random_dataset()
+    model, tokenizer = checkpoint.load(str(policy))
+    ids = checkpoint.sid_token_ids(tokenizer, index)
+    examples = build_examples("history_sid_to_sid", dataset, index, tokenizer, split="train")[:24]
+    rows = TokenDataset.from_dict(
+        {
+            "prompt": [example.prompt for example in examples],
+            "target": [ids[example.target].tolist() for example in examples],
+            "row": [example.row for example in examples],
+            "number": list(range(len(examples))),
+        }
+    )
+    config = RlConfig(**{**FIELDS, **fields})
+    arguments = {
+        "model": model,
+        "args": grpo_arguments(config, index.levels, 0, out, len(rows)),
+        "train_dataset": rows,
+        "processing_class": tokenizer,
+    }
+    functions = {name: REWARDS[name] for name in config.rewards}
+    if kind is not None:
+        return kind(reward_funcs=[grouped(name, reward, G) for name, reward in functions.items()], **arguments)
+    return make_trainer(config, CatalogTrie.from_codes(ids), 0, functions, **arguments)
+
+
+def trie_of(trainer: TreeGRPOTrainer) -> CatalogTrie:
+    """The toy's catalogue."""
+    return CatalogTrie.from_codes(checkpoint.sid_token_ids(trainer.processing_class, random_dataset()[1]))
+
+
+def rows_of(trainer: TreeGRPOTrainer, prompts: int = 3) -> list[dict[str, Any]]:
+    """The first rows of the data set, each for a whole group."""
+    return [dict(row) for row in trainer.train_dataset.select(range(prompts)) for _ in range(G)]
+
+
+def gradients(trainer: TreeGRPOTrainer) -> torch.Tensor:
+    """All gradients of the policy in one vector."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in model.parameters()])

@@ -1,0 +1,148 @@
+import re
+from dataclasses import replace
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from minionerec.artifacts import read_json
+from minionerec.cli import main
+from minionerec.data.dataset import Dataset
+from minionerec.errors import ConfigError
+from minionerec.model import checkpoint
+from minionerec.model.outline import base_outline
+from minionerec.pipeline import run
+from minionerec.prompts.builder import build_examples, tokenizer_corpus
+from minionerec.rl import plan as rl_plan
+from minionerec.sft import plan as sft_plan
+from minionerec.sft.train import build_trees
+from minionerec.sft.trainer import TreeCollator
+from minionerec.sid.index import SidIndex
+from tests.small import config
+
+TASKS = ["history_sid_to_sid", "title_to_sid", "sid_to_title"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run with its SFT model, and the plan that was made before."""
+    folder = tmp_path_factory.mktemp("plan")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINIONEREC_CACHE", str(folder / "cache"))
+        made = config(folder, sft={"epochs": 2})
+        run(made, ("data", "sid"))
+        planned = sft_plan.plans(made)
+        assert not (made.folder / "sft").exists() and not (made.folder / "sft.partial").exists()
+        run(made, ("sft",))
+        yield made, planned
+
+
+def test_the_plan_is_what_the_trainer_sees(trained):
+    made, (planned,) = trained
+    dataset = Dataset.load(made.folder / "data")
+    index = SidIndex.load(made.folder / "sid", dataset)
+    model, _ = checkpoint.load(made.folder / "sft/model")
+    _, tokenizer = base_outline(made.model, index, tokenizer_corpus(dataset), made.seed)
+    trees = build_trees(TASKS, dataset, index, tokenizer, split="train", stride=6, context=2048)
+    examples = [e for t in TASKS for e in build_examples(t, dataset, index, tokenizer, split="train", stride=6)]
+    assert planned.work.tokens == sum(len(example.prompt) + len(example.completion) for example in examples)
+    collator = TreeCollator(made.sft.row_tokens)
+    assert planned.work.labels == sum(len(collator([tree])["labels"]) for tree in trees)
+    assert sum(counts["tokens"] for counts in planned.work.tasks.values()) == planned.work.tokens
+    assert planned.shape.parameters == sum(parameter.numel() for parameter in model.parameters())
+    metrics = read_json(made.folder / "sft/manifest.json")["metrics"]
+    assert metrics["steps"] <= planned.work.steps == len(trees) // made.sft.batch_size * made.sft.epochs
+    assert {name: metrics[name] for name in planned.metrics()} == planned.metrics()
+    assert metrics["tasks"] == planned.work.tasks and list(metrics["tasks"]) == TASKS
+    widest = [collator(trees[start : start + 4])["input_ids"].numel() for start in range(0, len(trees), 4)]
+    assert min(widest) <= planned.positions / (planned.work.steps * planned.work.accumulation) <= max(widest)
+
+
+def test_tokens_without_weight_are_no_labels(trained):
+    made, (planned,) = trained
+    sids = replace(made, sft=replace(made.sft, tasks=TASKS[:2]))
+    (all_levels,), (two_levels,) = (
+        sft_plan.plans(replace(sids, sft=replace(sids.sft, level_weights=weights))) for weights in (None, [1, 1, 0])
+    )
+    assert two_levels.work.labels * 3 == all_levels.work.labels * 2 < planned.work.labels * 2
+    assert two_levels.work.tokens == all_levels.work.tokens
+
+
+def test_trees_do_not_depend_on_the_cache(trained, monkeypatch, tmp_path):
+    made, _ = trained
+    dataset = Dataset.load(made.folder / "data")
+    index = SidIndex.load(made.folder / "sid", dataset)
+    tokenizer = checkpoint.load(made.folder / "sft/model")[1]
+    monkeypatch.setenv("MINIONEREC_CACHE", str(tmp_path))
+    options = {"split": "train", "stride": 6, "context": 2048}
+    first = build_trees(TASKS, dataset, index, tokenizer, **options)
+    assert len(list((tmp_path / "tokens").iterdir())) == 3
+    assert build_trees(TASKS, dataset, index, tokenizer, **options) == first
+
+
+def test_more_devices_take_the_same_steps_and_zero2_less_memory(trained):
+    made, (alone,) = trained
+    zero2, ddp = sft_plan.plans(made, 2)
+    assert zero2.devices.zero2 and not ddp.devices.zero2
+    assert {plan.work.steps for plan in (alone, zero2, ddp)} == {alone.work.steps}
+    assert alone.work.accumulation == 2 and ddp.work.accumulation == 1
+    assert ddp.memory_per_rank > alone.memory_per_rank
+    with pytest.raises(ConfigError, match=r"does not split into 3 device\(s\)"):
+        sft_plan.plans(made, 3)
+
+
+def test_rl_is_planned_with_the_trained_model_and_without_it(trained, tmp_path):
+    made, _ = trained
+    (after,) = rl_plan.plans(made)
+    hidden = made.folder / "sft.hidden"
+    (made.folder / "sft").rename(hidden)
+    try:
+        (before,) = rl_plan.plans(made)
+    finally:
+        hidden.rename(made.folder / "sft")
+    assert before.shape == after.shape and before.work == after.work
+    assert after.memory["reference model"] == after.memory["weights"] == 4 * after.shape.parameters
+    assert after.work.labels == after.work.units * 4 * 3
+
+
+@pytest.fixture
+def command(trained, tmp_path):
+    return ["--config", str(trained[0].folder.parent / "small.yaml")]
+
+
+def test_the_dry_run_of_the_command_line(command, capsys):
+    assert main(["sft", *command, "--dry-run", "--devices", "2", "--gpu-memory=80"]) == 0
+    printed = capsys.readouterr().out
+    assert "Plan of sft on 2 devices, ZeRO-2" in printed and "Plan of sft on 2 devices, DDP" in printed
+    assert re.search(r"of 80 GB\W+fits", printed)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--devices", "2"], "--devices belongs to --dry-run"),
+        (["--dry-run", "--devices", "0"], "--devices is '0'; expected a whole number above 0"),
+        (["--dry-run", "--devices", "1.5"], "--devices is '1.5'; expected a whole number above 0"),
+        (["--dry-run", "--gpu-memory", "many"], "--gpu-memory is 'many'; expected a number above 0 (GB)"),
+        (["--dry-run=yes"], "--dry-run takes no value"),
+        (
+            ["--dry-run", "--model.init", "from_pretrained", "--model.path", "nowhere"],
+            "no plan without the model's config.json",
+        ),
+    ],
+)
+def test_refused_options(command, capsys, options, message):
+    assert main(["sft", *command, *options]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_model_card_and_the_curves(trained):
+    made, (planned,) = trained
+    card = (made.folder / "sft/model/README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n") and "# small: supervised fine-tuning" in card
+    assert f"| parameters | {planned.shape.parameters:,} |" in card and "| items | 48 |" in card
+    loss = read_json(made.folder / "sft/manifest.json")["metrics"]["best_valid_loss"]
+    assert f"| best_valid_loss | {loss:.4g} |" in card and "history_stride: 6" in card and "your own files" in card
+    assert AutoModelForCausalLM.from_pretrained(made.folder / "sft/model").num_parameters() == planned.shape.parameters
+    page = (made.folder / "sft/curves.html").read_text()
+    assert page.count('<div class="plot">') >= 2 and "Loss" in page
+    assert not re.search(r"<(script|link|img)\b[^>]*(src|href)=", page)

@@ -1,0 +1,58 @@
+"""The recipes that ship with the package; `test_config.py` parses every preset."""
+
+from pathlib import Path
+
+import pytest
+
+from minionerec.artifacts import read_json
+from minionerec.cli import parse
+from minionerec.model.launch import split_batch
+
+SHARED = Path(__file__).parents[2] / "shared"
+NAMES = {"industrial": "Industrial_and_Scientific", "office": "Office_Products"}
+LARGE = [f"{name}-qwen2.5-{size}" for name in NAMES for size in ("0.5b", "1.5b")]
+
+
+def preset(name):
+    made = parse("run", ["--config", name])
+    assert made is not None
+    return made
+
+
+@pytest.mark.parametrize("name", [*LARGE, *(f"{name}-tiny" for name in NAMES)])
+def test_the_paper_s_data_and_beams(name):
+    made = preset(name)
+    assert made.data.source == "reference" and made.data.category == NAMES[name.partition("-")[0]]
+    assert made.sid.shipped and made.data.max_history == 10
+    assert made.eval.num_beams == 50 and made.rl.num_generations == 16
+    assert made.model.init == ("from_scratch" if name.endswith("tiny") else "from_pretrained")
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_the_replication_s_values(name):
+    if not (SHARED / "reference").is_dir():
+        pytest.skip("the published setup is not beside this checkout")
+    setup = read_json(SHARED / "reference" / "minionerec.json")["datasets"]["Industrial_and_Scientific"]["setup"]
+    made = preset(name)
+    sft, rl = setup["SFT"], setup["RL (GRPO, 2 epochs)"]
+    assert made.sft.batch_size == int(sft["Global batch size"]) and made.sft.history_stride == 1
+    assert made.sft.micro_batch == int(sft["Micro batch size"])
+    assert sft["Learning rate"].startswith("3e-4") and made.sft.learning_rate == 3e-4
+    assert sft["Max epochs"] == f"{made.sft.epochs:g} (early stopping patience={made.sft.patience})"
+    assert made.rl.num_generations == int(rl["Num generations"]) and made.rl.epochs == int(rl["Num epochs"])
+    assert rl["Effective batch size"].startswith(f"{made.rl.prompts_per_step * made.rl.num_generations} ")
+    assert made.rl.micro_batch_prompts * made.rl.num_generations == int(rl["Per-device batch size"])
+    assert made.rl.learning_rate == 1e-5 and made.rl.beta == float(rl["Beta (KL penalty)"])
+    assert made.rl.reward == rl["Reward type"].split()[0]
+
+
+@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+def test_batches_split_over_any_usual_number_of_devices(name, devices):
+    made = preset(name)
+    sft = split_batch("sft.batch_size", made.sft.batch_size, "sft.micro_batch", made.sft.micro_batch, devices)
+    assert sft == (16, 64 // devices)
+    rl = split_batch(
+        "rl.prompts_per_step", made.rl.prompts_per_step, "rl.micro_batch_prompts", made.rl.micro_batch_prompts, devices
+    )
+    assert rl == (4, 16 // devices)
