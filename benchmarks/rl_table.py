@@ -55,7 +55,9 @@ VARIANTS = {
     "semantic": "--rl.rewards '{semantic: 1}'",
     "collaborative": "--rl.rewards '{collaborative: 1}'",
     "sibling": "--rl.rewards '{ranking: 1}' --rl.advantages sibling",
-    "exact": "--rl.rewards '{rule: 1}' --rl.objective exact",
+    "exact": "--rl.rewards '{rule: 1}' --rl.objective exact --rl.logp_space catalogue",
+    "listwise": "--rl.rewards '{rule: 1}' --rl.objective listwise --rl.add_target true",
+    "sdpo": "--rl.rewards '{rule: 1}' --rl.objective sdpo --rl.add_target true",
     "catalogue": "--rl.rewards '{ranking: 1}' --rl.logp_space catalogue",
     "sft-mixed": "--rl.rewards '{ranking: 1}' --rl.sft_weight 0.5",
 }
