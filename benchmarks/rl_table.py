@@ -1,0 +1,251 @@
+"""What RL does to an SFT model, by reward and setting: HR and NDCG minus the SFT model's, with paired intervals.
+
+Claim: from one finished SFT run, our settings are no worse than SFT at any cut-off and better at NDCG@10; the reference's
+settings lift the first places and lower the last ones. The script trains every variant with every seed from that one model,
+evaluates all on the same users, and prints the differences. It never writes into the run it starts from.
+
+A variant is a set of fields over the `rl` section of the configuration; `config` changes nothing. Every variant is checked
+before the first is trained. Each lives in `OUT/<variant>/seed-<n>/`, a run of its own whose data, SIDs and SFT model are links:
+what is finished is not made again, and what was interrupted goes on from its last checkpoint, so the same command resumes.
+
+A difference is a user's mean over the seeds; its 95 % interval resamples users. `*` marks intervals that leave out 0. Between
+seeds: the standard deviation of the difference of NDCG@10, None for one seed.
+
+    python benchmarks/rl_table.py runs/ml-100k --config ml-100k --out runs/rl-table --seeds 3          # a night
+    python benchmarks/rl_table.py runs/ml-100k --config ml-100k --out runs/rl-small --seeds 1 --variants rule ranking \
+        --rl.max_examples 256                                                                          # minutes
+    python benchmarks/rl_table.py ... --add "wide=--rl.sft_weight 0.5 --rl.num_generations 32"          # a variant of one's own
+
+Fields behind the options hold for all variants, unless a variant sets them itself. The collaborative variant needs a baseline
+in the run: `minionerec baseline --baseline.model sasrec`.
+"""
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from setting import machine, positive, table
+
+from minionerec.artifacts import MANIFEST, Manifest, write_json
+from minionerec.cli import parse
+from minionerec.config import CUTOFFS, Config
+from minionerec.errors import ConfigError, MiniOneRecError
+from minionerec.eval.compare import align
+from minionerec.eval.intervals import Interval, across_seeds, beyond_noise, paired
+from minionerec.eval.lists import RankedLists
+from minionerec.eval.metrics import per_user, ranks
+
+LINKED = ("data", "sid", "sft", "baselines")
+METRICS = [f"{family}@{k}" for family in ("HR", "NDCG") for k in CUTOFFS]
+_PAPER = "--rl.num_generations 16 --rl.prompts_per_step 64 --rl.micro_batch_prompts 16 --rl.beta 1e-3 --rl.epochs 2 "
+_PAPER += "--rl.rewards '{ranking: 1}' --rl.logp_space vocabulary --rl.sync_reference 512 --rl.evaluations 0"
+VARIANTS = {
+    "config": "",
+    "reference": f"{_PAPER} --rl.learning_rate 1e-5",  # chosen for 1.5 B parameters: a tiny model hardly moves
+    "reference-lr": _PAPER,  # with the configuration's own learning rate
+    "rule": "--rl.rewards '{rule: 1}'",
+    "ranking": "--rl.rewards '{ranking: 1}'",
+    "prefix": "--rl.rewards '{prefix: 1}'",
+    "semantic": "--rl.rewards '{semantic: 1}'",
+    "collaborative": "--rl.rewards '{collaborative: 1}'",
+    "sibling": "--rl.rewards '{ranking: 1}' --rl.advantages sibling",
+    "exact": "--rl.rewards '{rule: 1}' --rl.objective exact --rl.logp_space catalogue",
+    "listwise": "--rl.rewards '{rule: 1}' --rl.objective listwise --rl.add_target true",
+    "sdpo": "--rl.rewards '{rule: 1}' --rl.objective sdpo --rl.add_target true",
+    "catalogue": "--rl.rewards '{ranking: 1}' --rl.logp_space catalogue",
+    "sft-mixed": "--rl.rewards '{ranking: 1}' --rl.sft_weight 0.5",
+}
+
+
+def link_run(run: Path, folder: Path) -> None:
+    """Make `folder` a run that starts from another's data, SIDs, SFT model and baselines.
+
+    Raises:
+        SystemExit: the run has no finished SFT model.
+    """
+    if not (run / "sft" / MANIFEST).is_file():
+        raise SystemExit(f"{run}/sft: no finished SFT model here; make it first: minionerec sft --config NAME --out {run}")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in LINKED:
+        link = folder / name
+        if link.is_symlink():
+            link.unlink()  # it may point to another run
+        if (run / name).is_dir():
+            link.symlink_to((run / name).resolve(), target_is_directory=True)
+
+
+def configuration(name: str, folder: Path, seed: int, flags: Sequence[str]) -> Config:
+    """A run's configuration from a preset or file and fields over it; the last of equal fields counts.
+
+    Raises:
+        ConfigError: a field is unknown, of another section than `rl` and `eval`, or the fields contradict each other.
+    """
+    for flag in flags:
+        if flag.startswith("--") and not flag.startswith(("--rl.", "--eval.")):
+            raise ConfigError(f"{flag}: variants differ in fields of rl and eval only; all else is the run's, in --config.")
+    made = parse("run", ["--config", name, "--out", str(folder), "--seed", str(seed), *flags])
+    assert made is not None  # only --help and --print_config give none
+    return made
+
+
+def make(config: Config, stage: str) -> None:
+    """Train, where the stage is `rl`, and decode the split, in this process; what is current stays."""
+    from minionerec import pipeline
+    from minionerec.eval import predict
+
+    if stage == "rl":
+        pipeline.run(config, ("rl",))
+    else:
+        pipeline.set_up(config.threads)
+    predict.run(config, stage)
+
+
+def in_process_of_its_own(arguments: argparse.Namespace, job: Sequence[str]) -> None:
+    """Run this script for one job, so that no memory or random state passes from one variant to the next.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    root = Path(__file__).resolve().parents[1]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, __file__, str(arguments.run), "--config", arguments.config, "--out", str(arguments.out), *job]
+    if done := subprocess.run(command, env=environment, check=False).returncode:
+        raise SystemExit(f"{shlex.join(command)} ended with {done}. The same command of the whole table goes on from here.")
+
+
+def differences(
+    sft: RankedLists, variants: Mapping[str, Sequence[RankedLists]], resamples: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """How much each variant exceeds SFT, per metric.
+
+    Args:
+        sft: the SFT model's lists.
+        variants: per variant the lists of its seeds, on the same examples.
+
+    Returns:
+        per variant `metrics`, an `Interval` by metric, and `seeds`, what `across_seeds` says of the differences of NDCG@10.
+
+    Raises:
+        DataError: the lists are of other examples.
+    """
+    before = per_user(ranks(sft), CUTOFFS)
+    old = np.stack([before[name] for name in METRICS])
+    found = {}
+    for variant, runs in variants.items():
+        after = [per_user(ranks(lists)[align(sft, lists)], CUTOFFS) for lists in runs]
+        new = np.stack([[values[name] for name in METRICS] for values in after]).mean(0)  # (metrics, rows)
+        intervals = paired(old, new, resamples, seed, sft.units())
+        each = [float((values["NDCG@10"] - before["NDCG@10"]).mean()) for values in after]
+        found[variant] = {"metrics": dict(zip(METRICS, intervals, strict=True)), "seeds": across_seeds(each)}
+    return found
+
+
+def verdict(metrics: Mapping[str, Interval]) -> str:
+    """Where a variant is beyond noise better and worse than SFT, in words."""
+    better = [name for name in METRICS if beyond_noise(metrics[name]) and metrics[name].value > 0]
+    worse = [name for name in METRICS if beyond_noise(metrics[name]) and metrics[name].value < 0]
+    return f"better at {', '.join(better) or 'nothing'}; worse at {', '.join(worse) or 'nothing'}"
+
+
+def show(sft: RankedLists, found: Mapping[str, Mapping[str, Any]], trained: Mapping[str, Sequence[Manifest]]) -> None:
+    """Print the two tables, what holds beyond noise, and what each variant took."""
+    before = {name: float(values.mean()) for name, values in per_user(ranks(sft), CUTOFFS).items()}
+    for family in ("HR", "NDCG"):
+        names = [name for name in METRICS if name.startswith(family)]
+        rows = [["SFT", *(f"{before[name]:.4f}" for name in names)]]
+        for variant, one in found.items():
+            cells = [one["metrics"][name] for name in names]
+            rows.append(
+                [
+                    f"{variant} - SFT",
+                    *(f"{c.value:+.4f}{'*' if beyond_noise(c) else ''} [{c.low:+.4f}, {c.high:+.4f}]" for c in cells),
+                ]
+            )
+        print()
+        table(["", *names], rows)
+    print()
+    rows = []
+    for variant, one in found.items():
+        made = trained[variant]
+        sd = one["seeds"]["sd"]
+        kept = ", ".join(str(manifest.metrics.get("best_step", manifest.metrics["steps"])) for manifest in made)
+        minutes = sum(manifest.seconds for manifest in made) / 60
+        rows.append(
+            [variant, verdict(one["metrics"]), "None" if sd is None else f"{sd:.4f}", f"{made[0].metrics['steps']}", kept,
+             f"{minutes:.1f}"]
+        )  # fmt: skip
+    header = ["variant", "beyond noise", "NDCG@10, sd over seeds", "steps", "step kept, by seed", "minutes, all seeds"]
+    table(header, rows)
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    options.add_argument("run", type=Path, help="folder of a run with a finished SFT model; it is only read")
+    options.add_argument("--config", required=True, help="the run's configuration: a preset or a YAML file")
+    options.add_argument("--out", type=Path, required=True, help="where the variants and table.json are kept")
+    options.add_argument("--seeds", type=positive, default=3, help="RL seeds per variant: 1, 2, ...")
+    options.add_argument("--variants", nargs="+", help=f"some of: {', '.join(VARIANTS)}, or names of --add; default: all")
+    options.add_argument("--add", action="append", default=[], metavar="NAME=FIELDS", help="one more variant")
+    options.add_argument("--only", nargs=2, metavar=("FOLDER", "SEED"), help=argparse.SUPPRESS)
+    arguments, common = options.parse_known_args(argv)
+    if arguments.only:  # a child; its fields are complete
+        folder, seed = arguments.out / arguments.only[0], int(arguments.only[1])
+        return make(configuration(arguments.config, folder, seed, common), "sft" if folder.name == "sft" else "rl")
+
+    variants = dict(VARIANTS)
+    for text in arguments.add:
+        name, equals, fields = text.partition("=")
+        if not equals or not name or name in ("sft", *VARIANTS) or not name.replace("-", "").isalnum():
+            raise SystemExit(f"--add {text!r}: expected NAME=FIELDS, the name new and of letters, digits and '-'.")
+        variants[name] = fields
+    wanted = list(dict.fromkeys(arguments.variants or variants))
+    if unknown := [name for name in wanted if name not in variants]:
+        raise SystemExit(f"{unknown[0]!r} is no variant; there are {', '.join(variants)}.")
+    seeds = range(1, arguments.seeds + 1)
+    jobs = {(name, seed): Path(name) / f"seed-{seed}" for name in wanted for seed in seeds}
+    flags = {name: [*common, *shlex.split(variants[name])] for name in wanted}
+    for name in wanted:
+        try:
+            configuration(arguments.config, arguments.out / name, 1, flags[name])
+        except MiniOneRecError as error:
+            raise SystemExit(f"variant {name}: {error}") from None
+
+    link_run(arguments.run, arguments.out / "sft")
+    in_process_of_its_own(arguments, [*common, "--only", "sft", "1"])
+    for (name, seed), folder in jobs.items():
+        print(f"{name}, seed {seed}", flush=True)
+        link_run(arguments.run, arguments.out / folder)
+        in_process_of_its_own(arguments, [*flags[name], "--only", str(folder), str(seed)])
+
+    config = configuration(arguments.config, arguments.out, 1, common)
+    sft = RankedLists.read(arguments.out / "sft" / "eval" / "sft" / "predictions.jsonl")
+    lists: dict[str, list[RankedLists]] = {name: [] for name in wanted}
+    trained: dict[str, list[Manifest]] = {name: [] for name in wanted}
+    for (name, _), folder in jobs.items():
+        lists[name].append(RankedLists.read(arguments.out / folder / "eval" / "rl" / "predictions.jsonl"))
+        trained[name].append(Manifest.load(arguments.out / folder / "rl"))
+    found = differences(sft, lists, config.eval.resamples, config.seed)
+    print(f"\n{machine()}; {arguments.run.name}, {config.eval.split} split, {len(sft)} examples")
+    print(f"{config.eval.num_beams} beams, {len(seeds)} seed(s) per variant")
+    show(sft, found, trained)
+    stored = {
+        name: {
+            "fields": flags[name],
+            "metrics": {metric: interval._asdict() for metric, interval in one["metrics"].items()},
+            "seeds": one["seeds"],
+        }
+        for name, one in found.items()
+    }
+    write_json(arguments.out / "table.json", stored)
+
+
+if __name__ == "__main__":
+    main()
