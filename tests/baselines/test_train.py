@@ -252,6 +252,7 @@ def test_two_processes_take_the_steps_of_one(sequences, tmp_path):
         torch.testing.assert_close(values, two[0][name], rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_bf16_trains_close_to_fp32(sequences, tmp_path):
     assert main(arguments_of(sequences, tmp_path / "full")) == 0
     minionerec(*arguments_of(sequences, tmp_path / "half", "--baseline.bf16", "true"))
@@ -260,6 +261,7 @@ def test_bf16_trains_close_to_fp32(sequences, tmp_path):
     np.testing.assert_allclose([loss for loss, _ in full[1]], [loss for loss, _ in half[1]], rtol=0.02)
 
 
+@pytest.mark.slow
 def test_the_script_skips_what_is_finished(sequences, tmp_path):
     import subprocess
     import sys

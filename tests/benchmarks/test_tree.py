@@ -55,6 +55,7 @@ def test_tables(script, monkeypatch, capsys, name, flags, row):
     assert capsys.readouterr().out.splitlines()[-1].startswith(row)
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own(script):
     file = FOLDER / "catalogue_scale.py"
     options = ["--only", "ours", "--model", "tiny", "--items", "500", "--prompt", "9", "--beams", "3", "--seconds", "0"]
