@@ -1,0 +1,84 @@
+"""The one configuration: an experiment is one YAML with a section per stage, read into these dataclasses.
+
+Every field has a docstring with its unit and, where the paper states one, the paper's value; `minionerec run --help` shows
+them. Values are checked when the object is made, so a mistake costs seconds, not a training run.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from minionerec.config.baseline import BASELINE_OPTIONS, BaselineConfig, BaselineName
+from minionerec.config.checks import between, positive
+from minionerec.config.data import DataConfig
+from minionerec.config.evaluation import CUTOFFS, EvalConfig, ReportConfig
+from minionerec.config.model import ModelConfig
+from minionerec.config.rl import RewardName, RlConfig
+from minionerec.config.sft import SftConfig, TaskName
+from minionerec.config.sid import RqVaeConfig, SidConfig, SidMethod
+from minionerec.errors import ConfigError
+
+__all__ = [
+    "BASELINE_OPTIONS",
+    "CUTOFFS",
+    "BaselineConfig",
+    "BaselineName",
+    "Config",
+    "DataConfig",
+    "EvalConfig",
+    "ModelConfig",
+    "ReportConfig",
+    "RewardName",
+    "RlConfig",
+    "RqVaeConfig",
+    "SftConfig",
+    "SidConfig",
+    "SidMethod",
+    "TaskName",
+]
+
+
+@dataclass
+class Config:
+    """One experiment."""
+
+    name: str = "experiment"
+    """Name of the run; also the folder under `runs/` where `out` is not given."""
+    out: str | None = None
+    """Folder of the run; `runs/<name>` where null."""
+    seed: int = 42
+    """Seed of every random choice, from 0 to 2**32 - 1; the same seed on the same machine gives the same result."""
+    threads: int = 2
+    """CPU threads of the numerical libraries, per process; an OMP_NUM_THREADS in the environment wins (threads)."""
+    data: DataConfig = field(default_factory=DataConfig)
+    sid: SidConfig = field(default_factory=SidConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
+    rl: RlConfig = field(default_factory=RlConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
+
+    def __post_init__(self) -> None:
+        positive("config", threads=self.threads)
+        between("config", 0, 2**32, seed=self.seed)  # numpy and scikit-learn take no other
+        if self.sft.train != "full" and self.model.init == "from_scratch":
+            raise ConfigError(
+                f"sft.train is {self.sft.train}, but model.init is from_scratch: random weights would stay as they are. "
+                "Set model.init from_pretrained and model.path, or sft.train full."
+            )
+        if self.sft.history_stride > self.data.max_history:
+            raise ConfigError(
+                f"sft.history_stride {self.sft.history_stride} is longer than data.max_history {self.data.max_history}: "
+                "training histories would be empty."
+            )
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.out) if self.out else Path("runs") / self.name
+
+    def section(self, *names: str) -> dict[str, Any]:
+        """The named sections as plain values, for manifests and keys."""
+        return {name: dataclasses.asdict(getattr(self, name)) for name in names}

@@ -1,0 +1,28 @@
+"""Checks of single values, with the message that every section gives."""
+
+import math
+
+from minionerec.errors import ConfigError
+
+
+def positive(section: str, **values: float | None) -> None:
+    """Every value that is given is above 0 and finite.
+
+    Raises:
+        ConfigError: one is not; it names the field.
+    """
+    for name, value in values.items():
+        if value is not None and not 0 < value < math.inf:  # NaN, which YAML can write, fails every comparison
+            raise ConfigError(f"{section}.{name} is {value}; it must be greater than 0.")
+
+
+def between(section: str, low: float, high: float, **values: float) -> None:
+    """Every value is at least `low` and less than `high`.
+
+    Raises:
+        ConfigError: one is not; it names the field.
+    """
+    for name, value in values.items():
+        if not low <= value < high:
+            limit = f" and less than {high}" if high < math.inf else " and finite"
+            raise ConfigError(f"{section}.{name} is {value}; it must be at least {low}{limit}.")

@@ -1,0 +1,154 @@
+"""Section `data`."""
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from minionerec.config.checks import between, positive
+from minionerec.errors import ConfigError
+
+
+@dataclass
+class DataConfig:
+    """Stage `data`: raw files to a Dataset."""
+
+    source: Literal["ml-100k", "ml-1m", "amazon-2018", "amazon-2023", "csv", "recbole", "sequences", "letter", "reference"] = (
+        "ml-100k"
+    )
+    """Layout of the raw files. `ml-100k`, `ml-1m`, `amazon-2018`, `amazon-2023` and `reference` are downloaded where `path` is
+    not given; the others are read from `path`. data/README.md shows each layout."""
+    path: str | None = None
+    """Folder of the raw files; for `sequences` a text file. A relative path counts from where the command is run."""
+    category: str | None = None
+    """Which data set, where a source has several: an Amazon category such as `Industrial_and_Scientific`, or the beginning of
+    the file names of `reference`, `letter` and `amazon` folders; needed only where a folder holds more than one."""
+    max_history: int = 20
+    """Most recent items kept in a history (items; paper: 10)."""
+    filters: Literal["named", "reference"] = "named"
+    """`named` applies the options below as they are described. `reference` repeats the script of the reference: its title
+    rules, windows in this machine's time zone, repeated rows kept, `user_k` also for items."""
+    title_rules: bool | None = None
+    """The reference's rules for titles: items without title, with `<span id` in it, of one character or of more than 20 words
+    go, with their interactions. null: for Amazon yes, otherwise no."""
+    start: str | None = None
+    """Interactions before this are left out: a month or day, UTC, e.g. 2016-10 (paper's Industrial: 1996-10)."""
+    end: str | None = None
+    """Interactions after the first instant of this month or day are left out (UTC; paper: 2018-11)."""
+    widen_below_items: int = 0
+    """While fewer items are left, the window begins a year earlier, not before 1996; 0 for never (items; reference: 3000)."""
+    deduplicate: bool | None = None
+    """Of rows with the same user, item and timestamp only the first stays; the others are counted. null: yes, except under
+    `filters: reference`."""
+    user_k: int = 3
+    """Users with fewer interactions go (interactions; at least 3 for leave-last-two-out; paper: 5)."""
+    item_k: int | None = None
+    """Items with fewer interactions go, and users and items are looked at again until all have enough; 0 keeps every listed
+    item in the catalogue. null: `user_k` for Amazon and under `filters: reference`, otherwise 0 (interactions; paper: 5)."""
+    split: Literal["leave-last-two-out", "chronological", "date"] = "leave-last-two-out"
+    """`leave-last-two-out`: each user's last interaction is test, the one before valid. `chronological`: all examples in order
+    of time, cut at `parts`. `date`: cut at `valid_from` and `test_from` (paper: chronological)."""
+    parts: list[int] = field(default_factory=lambda: [8, 1, 1])
+    """Shares of train, valid and test for `chronological` (paper: 8, 1, 1)."""
+    valid_from: str | None = None
+    """First day of the valid split for `date` (a month or day, UTC)."""
+    test_from: str | None = None
+    """First day of the test split for `date` (a month or day, UTC)."""
+    missing_text: Literal["error", "drop"] = "error"
+    """An item without title, or an interaction with an item that has no row among the items: stop with an error, or drop it
+    (the item with its interactions) and count. Where title rules apply they are dropped and counted; lists of ids and the
+    reference's files have an item's id or their own title throughout, so that nothing is missing."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """A row that cannot be read: stop and name it, or skip it; skipped rows are counted, and listed in `skipped.txt`."""
+
+    def __post_init__(self) -> None:
+        positive("data", max_history=self.max_history, user_k=self.user_k)
+        between("data", 0, math.inf, widen_below_items=self.widen_below_items, item_k=self.item_k or 0)
+        if self.split == "leave-last-two-out" and self.user_k < 3:
+            raise ConfigError(f"data.user_k is {self.user_k}; leave-last-two-out needs at least 3 interactions per user.")
+        if self.path is None and self.source in ("csv", "recbole", "sequences", "letter"):
+            raise ConfigError(f"data.source {self.source!r} needs data.path, the folder that holds your files.")
+        if self.path is None and self.category is None and self.source in ("amazon-2018", "amazon-2023", "reference"):
+            raise ConfigError(
+                f"data.source {self.source!r} needs data.category, e.g. Office_Products, or data.path, a folder of files."
+            )
+        if self.on_error == "skip" and self.source in ("sequences", "letter"):
+            raise ConfigError(
+                f"data.on_error skip cannot be had with data.source {self.source!r}: a list has no rows to leave out."
+            )
+        self._check_window()
+        if self.filters == "reference":
+            self._check_reference()
+        if self.source == "reference":
+            self.refuse_filters("the splits of data.source 'reference' are given by its files")
+
+    def _check_window(self) -> None:
+        for name in ("start", "end", "valid_from", "test_from"):
+            text = getattr(self, name)
+            if text is not None and not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])(-(0[1-9]|[12]\d|3[01]))?", text):
+                raise ConfigError(f"data.{name} is {text!r}; expected a month like 2016-10 or a day like 2016-10-31.")
+        if self.start and self.end and self.start > self.end:
+            raise ConfigError(f"data.start {self.start} is after data.end {self.end}.")
+        if self.widen_below_items and self.start is None:
+            raise ConfigError("data.widen_below_items moves the beginning of the window: set data.start, or leave it out.")
+        if len(self.parts) != 3 or min(self.parts) < 0 or not self.parts[0]:
+            raise ConfigError(f"data.parts is {self.parts}; expected three shares, e.g. [8, 1, 1], the first above 0.")
+        if self.split == "date" and not (self.valid_from and self.test_from and self.valid_from < self.test_from):
+            raise ConfigError(
+                f"data.split is date: data.valid_from ({self.valid_from}) and data.test_from ({self.test_from}) must be set, "
+                "the first before the second."
+            )
+        if self.split != "date" and (self.valid_from or self.test_from):
+            raise ConfigError(f"data.valid_from and data.test_from belong to data.split date; it is {self.split}.")
+        if self.split != "chronological" and self.parts != [8, 1, 1]:
+            raise ConfigError(f"data.parts belongs to data.split chronological; it is {self.split}.")
+
+    def _check_reference(self) -> None:
+        if self.item_k not in (None, self.user_k):
+            raise ConfigError(
+                f"data.item_k is {self.item_k}, but under data.filters reference items need data.user_k ({self.user_k}) "
+                "interactions too: the reference's own item_k has no effect. Leave data.item_k out."
+            )
+        if self.title_rules is False or self.deduplicate:
+            name, value = ("title_rules", False) if self.title_rules is False else ("deduplicate", True)
+            raise ConfigError(f"data.{name} is {value}, which data.filters reference excludes. Leave it out.")
+
+    def refuse_filters(self, reason: str) -> None:
+        """For raw files that are split already.
+
+        Raises:
+            ConfigError: a field is set that could have no effect.
+        """
+        default = {entry.name: getattr(DataConfig, entry.name, None) for entry in dataclasses.fields(DataConfig)}
+        default["parts"] = [8, 1, 1]
+        for name in ("filters", "title_rules", "start", "end", "widen_below_items", "deduplicate", "user_k", "item_k", "split"):
+            if getattr(self, name) != default[name]:
+                raise ConfigError(f"data.{name} is {getattr(self, name)}, but {reason}: it would have no effect. Leave it out.")
+
+    @property
+    def is_amazon(self) -> bool:
+        """Whether the raw files are an Amazon dump."""
+        return self.source.startswith("amazon-")
+
+    @property
+    def applies_title_rules(self) -> bool:
+        """`title_rules`, or what stands for it."""
+        return self.filters == "reference" or (self.is_amazon if self.title_rules is None else self.title_rules)
+
+    @property
+    def drops_duplicates(self) -> bool:
+        """`deduplicate`, or what stands for it."""
+        return self.filters == "named" if self.deduplicate is None else self.deduplicate
+
+    @property
+    def item_threshold(self) -> int:
+        """`item_k`, or what stands for it."""
+        if self.item_k is not None:
+            return self.item_k
+        return self.user_k if self.is_amazon or self.filters == "reference" else 0
+
+    @property
+    def split_dates(self) -> dict[str, str]:
+        """The first days of valid and test, for `date`."""
+        return {"valid_from": self.valid_from or "", "test_from": self.test_from or ""}

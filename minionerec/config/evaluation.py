@@ -1,0 +1,53 @@
+"""Sections `eval` and `report`."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from minionerec.config.checks import between, positive
+
+CUTOFFS = (1, 3, 5, 10, 20, 50)
+
+
+@dataclass
+class EvalConfig:
+    """Stage `eval`: rank the catalogue for every user of a split and measure."""
+
+    split: Literal["valid", "test"] = "test"
+    """Which targets are predicted."""
+    num_beams: int = 50
+    """Beams of the constrained search, and the length of each list; a metric with a larger cut-off sees the whole list and no
+    more (SIDs; paper: 50)."""
+    normalise: Literal["vocabulary", "catalogue"] = "vocabulary"
+    """What a step's probabilities add up over in the scores: all tokens, as in the paper, or the legal next ones, as a model
+    trained with `sft.normalise: catalogue` expects."""
+    batch_size: int = 32
+    """Prompts decoded at once (prompts)."""
+    exclude_history: bool = False
+    """Recommend nothing that stands in the example's history: the search runs in a view of the catalogue without it, and the
+    lists of floors and baselines lose it (a baseline's list is then shorter than `baseline.top`). The exact scores of
+    `oracle_examples` are of the whole catalogue all the same (paper: false)."""
+    shard_size: int = 512
+    """Examples decoded and stored at a time: an interrupted evaluation goes on after the last stored shard, and ranks take
+    shards in turn, so the result does not depend on their number (examples)."""
+    resamples: int = 2000
+    """Bootstrap resamples of the 95 % intervals, users as units (count)."""
+    oracle_examples: int = 128
+    """Examples, evenly spread over the split, for which the whole catalogue is scored exactly: it shows what the beam search
+    missed, where it lost the target, and how narrower beams would do; 0 for none (examples)."""
+
+    def __post_init__(self) -> None:
+        positive("eval", num_beams=self.num_beams, batch_size=self.batch_size, resamples=self.resamples)
+        positive("eval", shard_size=self.shard_size)
+        between("eval", 0, math.inf, oracle_examples=self.oracle_examples)
+
+
+@dataclass
+class ReportConfig:
+    """Stage `report`: one HTML page of the run."""
+
+    examples: int = 10
+    """Examples shown with their history and recommendations (examples)."""
+
+    def __post_init__(self) -> None:
+        between("report", 0, math.inf, examples=self.examples)

@@ -1,0 +1,44 @@
+"""Section `model`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from minionerec.config.checks import positive
+from minionerec.errors import ConfigError
+
+
+@dataclass
+class ModelConfig:
+    """The language model that both training stages share."""
+
+    init: Literal["from_scratch", "from_pretrained"] = "from_scratch"
+    """`from_scratch` makes a small Qwen2 and its tokenizer from the catalogue; `from_pretrained` loads `path`."""
+    path: str | None = None
+    """Folder or hub name of a causal LM for `from_pretrained` (paper: Qwen2.5-1.5B-Instruct)."""
+    hidden_size: int = 192
+    """Width of the from-scratch model (dimensions)."""
+    intermediate_size: int = 512
+    """Width of its feed-forward layers (dimensions)."""
+    layers: int = 4
+    """Its transformer blocks."""
+    heads: int = 4
+    """Its attention heads; they divide `hidden_size`."""
+    vocabulary: int = 2000
+    """Byte-level BPE entries learnt from the catalogue's text and the prompts, SID tokens not counted (tokens)."""
+    sid_init: Literal["text", "mean", "random"] = "mean"
+    """Where the rows of new SID tokens begin. `text`: at the mean token row of titles that carry the code, level by level on
+    what the levels before leave over; `mean`: around the mean of all old rows; `random`: as the architecture draws weights."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of a pretrained model's weights in SFT; from-scratch models, RL and evaluation keep float32 weights."""
+
+    def __post_init__(self) -> None:
+        positive("model", hidden_size=self.hidden_size, intermediate_size=self.intermediate_size, layers=self.layers)
+        positive("model", heads=self.heads)
+        if self.init == "from_pretrained" and not self.path:
+            raise ConfigError("model.init is from_pretrained, but model.path is not set: name a folder or hub model.")
+        if self.hidden_size % (2 * self.heads):
+            raise ConfigError(
+                f"model.hidden_size {self.hidden_size} does not split into {self.heads} heads of even width (model.heads)."
+            )
+        if self.vocabulary < 300:
+            raise ConfigError(f"model.vocabulary is {self.vocabulary}; byte-level BPE needs at least 300 entries.")

@@ -1,0 +1,161 @@
+"""Section `rl`."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from minionerec.config.baseline import BaselineName
+from minionerec.config.checks import between, positive
+from minionerec.config.evaluation import CUTOFFS
+from minionerec.config.sft import TaskName
+from minionerec.errors import ConfigError
+
+RewardName = Literal["rule", "ranking", "ranking_only", "prefix", "semantic", "collaborative", "popularity"]
+
+
+@dataclass
+class RlConfig:
+    """Stage `rl`: GRPO with ranked beams and ranking rewards, from the SFT model."""
+
+    tasks: list[TaskName] = field(default_factory=lambda: ["history_sid_to_sid"])
+    """Tasks whose completion is a SID; each row carries its own target."""
+    max_examples: int | None = 4096
+    """Training prompts drawn at random from the tasks' examples; null takes all (examples; paper: all)."""
+    num_generations: int = 16
+    """Rollouts per prompt, the group of GRPO (SIDs; paper: 16)."""
+    rollouts: Literal["beams", "stochastic", "sampling", "mixture"] = "beams"
+    """Where a group comes from: `beams` are the most likely SIDs; `stochastic` draws distinct SIDs from the policy; `sampling`
+    draws them independently, so that a group may hold one twice; `mixture` takes half of the group from the beams and draws
+    the rest. Whichever it is, every SID is a valid one (paper: beams)."""
+    add_target: bool = False
+    """Put the target in place of a group's last SID where it is not in the group (paper: false)."""
+    prompts_per_step: int = 32
+    """Prompts per optimiser step over all devices (prompts; paper: 64)."""
+    micro_batch_prompts: int = 32
+    """Prompts computed at once on one device (prompts)."""
+    epochs: float = 1.0
+    """Passes over the drawn prompts (epochs; paper: 2)."""
+    learning_rate: float = 1e-4
+    """Peak learning rate of AdamW (paper: 1e-5 for a 1.5B model)."""
+    warmup: float = 0.03
+    """Share of the steps with rising learning rate, before the cosine (fraction; paper: 0.03)."""
+    max_grad_norm: float = 0.3
+    """Gradient clipping; 0 for none (L2 norm; paper: 0.3)."""
+    beta: float = 1e-3
+    """Weight of the KL divergence (k3) to the SFT model (paper: 1e-3)."""
+    rewards: dict[RewardName, float] = field(default_factory=lambda: {"ranking": 1.0})
+    """Weight of each reward in the sum; 0 only logs it. `rule` is 1 for the target's SID; `ranking_only` punishes the misses of
+    a group that holds a hit, the higher ranked the more; `ranking` is their sum; `prefix` is the share of levels that are right
+    from the first on; `semantic` the cosine between completion's and target's text; `collaborative` a sequential baseline's
+    standardised score; `popularity` from 0 for unknown items to -1 for the most popular (paper: ranking 1)."""
+    collaborative_model: BaselineName = "sasrec"
+    """The neural baseline of this run that scores for `collaborative`; `minionerec baseline` trains it."""
+    logp_space: Literal["vocabulary", "catalogue"] = "vocabulary"
+    """What the probabilities of a token add up over, in the policy, the reference, the KL, the entropies and the rollouts: all
+    tokens, or those with which the catalogue's SIDs can go on. Best as `sft.normalise` was (paper: vocabulary)."""
+    objective: Literal["grpo", "exact", "listwise", "sdpo"] = "grpo"
+    """`grpo` raises the log-probability of what is better than its group; `exact` raises the expected reward over the whole
+    catalogue, without rollouts (small catalogues); `listwise` is a softmax cross-entropy of the target over its group; `sdpo`
+    prefers the target to the rest of its group relative to the SFT model (S-DPO). The last two need `add_target`."""
+    loss: Literal["grpo", "dr_grpo", "dapo", "bnpo", "gspo"] = "grpo"
+    """How objective `grpo` scales and averages; all but `dr_grpo` divide by the group's standard deviation of the reward. See
+    docs/rl.md (paper: grpo)."""
+    advantages: Literal["group", "sibling"] = "group"
+    """What a reward is compared with: `group` with the whole group; `sibling`, token by token, with the members of the group
+    that have the same tokens so far (paper: group)."""
+    dynamic_sampling: Literal["none", "filter"] = "none"
+    """`filter` leaves groups whose rewards are all equal out of the loss, KL and averages included (paper: none)."""
+    sync_reference: int | None = None
+    """Move the reference model of the KL towards the policy after every so many steps; null keeps the SFT model (steps; paper:
+    512)."""
+    sync_mix: float = 0.6
+    """Share of the policy in a reference model that is moved (fraction; paper: 0.6)."""
+    sdpo_beta: float = 1.0
+    """Objective `sdpo`: how strongly the log-ratio of policy to SFT model counts; it takes the place of `beta`."""
+    sft_weight: float = 0.0
+    """Weight of the SFT loss of the target that is added, a mean over its tokens; 0 for none. It keeps the recommendations
+    further down the list (paper: 0)."""
+    checkpoints: int = 5
+    """Checkpoints over the whole run, for resuming; each validation adds one (count)."""
+    evaluations: int = 5
+    """Validations over the whole run, evenly spaced, beside one of the SFT model before the first step: a beam search on the
+    valid split, as `eval` decodes. The best model becomes `rl/model`, the SFT model where no step beats it. 0 for none: the
+    last model is kept (count)."""
+    valid_examples: int | None = 512
+    """Examples of the valid split that each validation decodes, evenly spread over it; null takes all (examples)."""
+    best_metric: str = "NDCG@10"
+    """Which metric on the valid examples is best when highest: HR, NDCG or MRR at 1, 3, 5, 10, 20 or 50."""
+    patience: int = 3
+    """Stop after this many validations in a row without a better `best_metric` (validations)."""
+    max_kl: float | None = 100.0
+    """Stop with an error when the mean KL of a step's tokens to the SFT model exceeds this; it is measured only where `beta` is
+    above 0. null for never (nats)."""
+    report_to: list[str] = field(default_factory=list)
+    """Trackers that get every figure beside `log.jsonl`, e.g. [tensorboard] or [wandb]; their packages must be installed."""
+    bf16: bool = False
+    """Compute in bfloat16 with float32 weights; must agree with the launcher's mixed precision."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass to save memory."""
+
+    def __post_init__(self) -> None:
+        positive("rl", max_examples=self.max_examples, prompts_per_step=self.prompts_per_step, epochs=self.epochs)
+        positive("rl", micro_batch_prompts=self.micro_batch_prompts, learning_rate=self.learning_rate)
+        positive("rl", checkpoints=self.checkpoints, valid_examples=self.valid_examples, patience=self.patience)
+        positive("rl", max_kl=self.max_kl)
+        between("rl", 0, math.inf, evaluations=self.evaluations)
+        if self.best_metric not in (known := [f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in CUTOFFS]):
+            raise ConfigError(f"rl.best_metric is {self.best_metric!r}; it must be one of {', '.join(known)}.")
+        between("rl", 0, math.inf, beta=self.beta, max_grad_norm=self.max_grad_norm)
+        between("rl", 0, 1, warmup=self.warmup)
+        for name, weight in self.rewards.items():
+            if name not in get_args(RewardName):
+                raise ConfigError(f"rl.rewards names {name!r}; it must be one of {', '.join(get_args(RewardName))}.")
+            between("rl", -math.inf, math.inf, **{f"rewards.{name}": weight})
+        if not any(self.rewards.values()):
+            raise ConfigError(f"rl.rewards is {self.rewards}; at least one reward needs a weight other than 0.")
+        if self.num_generations < 2:
+            raise ConfigError(f"rl.num_generations is {self.num_generations}; a group needs at least 2 to compare.")
+        if not self.tasks:
+            raise ConfigError("rl.tasks is empty; name at least one task.")
+        wrong = [task for task in self.tasks if not task.endswith("to_sid")]
+        if wrong:
+            raise ConfigError(f"rl.tasks holds {wrong[0]}, whose completion is not a SID: beams cannot answer it.")
+        positive("rl", sync_reference=self.sync_reference, sdpo_beta=self.sdpo_beta, sync_mix=self.sync_mix)
+        between("rl", 0, math.inf, sft_weight=self.sft_weight)
+        if self.sync_mix > 1:
+            raise ConfigError(f"rl.sync_mix is {self.sync_mix}; it is a share, at most 1.")
+        self._check_objective()
+
+    def _check_objective(self) -> None:
+        """Refuse options that contradict each other, rather than ignore one."""
+        group = ("listwise", "sdpo")
+        ranked = [name for name in self.rewards if name.startswith("ranking")]
+        problems = {
+            f"rl.objective {self.objective} needs its target in every group; set rl.add_target: true.": (
+                self.objective in group and not self.add_target
+            ),
+            f"rl.objective {self.objective} compares distinct SIDs; rl.rollouts sampling may draw one twice.": (
+                self.objective in group and self.rollouts == "sampling"
+            ),
+            "rl.objective exact draws no rollouts; leave rl.rollouts at beams and rl.add_target at false.": (
+                self.objective == "exact" and (self.rollouts != "beams" or self.add_target)
+            ),
+            f"rl.rewards {', '.join(ranked)} depends on the ranks within a group, which rl.objective exact does not have; "
+            "choose others, e.g. rl.rewards: {rule: 1.0}.": self.objective == "exact" and bool(ranked),
+            "rl.objective exact is the expectation over the catalogue; set rl.logp_space: catalogue.": (
+                self.objective == "exact" and self.logp_space != "catalogue"
+            ),
+            f"rl.loss, rl.advantages and rl.dynamic_sampling belong to rl.objective grpo, not to {self.objective}; leave "
+            "them as they are by default.": (
+                self.objective != "grpo" and (self.loss, self.advantages, self.dynamic_sampling) != ("grpo", "group", "none")
+            ),
+            "rl.advantages sibling gives every token its own advantage, rl.loss gspo one to the sequence; take another loss.": (
+                self.advantages == "sibling" and self.loss == "gspo"
+            ),
+            "rl.sync_reference moves the reference model of the KL, but rl.beta is 0, so there is none.": (
+                self.sync_reference is not None and self.beta == 0 and self.objective != "sdpo"
+            ),
+        }
+        for message, applies in problems.items():
+            if applies:
+                raise ConfigError(message)

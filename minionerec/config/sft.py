@@ -1,0 +1,103 @@
+"""Section `sft`."""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from minionerec.config.checks import between, positive
+from minionerec.errors import ConfigError
+
+TaskName = Literal["history_sid_to_sid", "title_to_sid", "sid_to_title"]
+
+
+@dataclass
+class SftConfig:
+    """Stage `sft`: supervised fine-tuning on (prompt, completion) pairs, loss on the completion only."""
+
+    tasks: list[TaskName] = field(default_factory=lambda: ["history_sid_to_sid", "title_to_sid", "sid_to_title"])
+    """Training tasks, mixed in one shuffled stream."""
+    history_stride: int = 1
+    """A training history starts at a multiple of this position in the user's sequence, so that up to this many examples share
+    their prompt's beginning and are computed together; up to stride - 1 of the oldest items are left out. 1 keeps every
+    history whole (items; at most `data.max_history`)."""
+    batch_size: int = 128
+    """Prefix trees per optimiser step over all devices; a tree holds up to `history_stride` examples, so with stride 1 these
+    are examples (trees; paper: 1024)."""
+    micro_batch: int = 128
+    """Prefix trees computed at once on one device; the rest of a step's share follows by gradient accumulation (trees;
+    paper: 16)."""
+    train: Literal["full", "lora", "sid_rows"] = "full"
+    """What is trained: everything, low-rank adapters and the rows of the SID tokens, or those rows alone (the reference's
+    freeze_LLM). The saved model is whole in each case; an adapter lies beside it (paper: full)."""
+    lora_rank: int = 16
+    """Rank of the adapters' matrices (dimensions)."""
+    lora_alpha: int = 32
+    """The adapters' output is scaled by alpha / rank."""
+    lora_dropout: float = 0.0
+    """Dropout of the adapters' input (fraction)."""
+    lora_targets: list[str] | None = None
+    """Names of the linear layers that get adapters, such as q_proj; null for all but the head."""
+    normalise: Literal["vocabulary", "catalogue"] = "vocabulary"
+    """What the probabilities of a SID's token add up over in the loss: all tokens, or those with which the catalogue's SIDs can
+    go on (the children in its trie). Text completions keep the vocabulary (paper: vocabulary)."""
+    smoothing: float = 0.0
+    """Share of a SID token's label that is spread evenly over the legal tokens in its place, itself among them; 0 for none
+    (fraction; paper: none)."""
+    level_weights: list[float] | None = None
+    """What the levels of a SID count in the loss, from the first level on, relative to one another; null for all alike."""
+    frequency_power: float = 0.0
+    """Examples of history tasks count n ** -power, n being how often their item is a target: 0 for all alike, 0.5 lifts rare
+    items, 1 makes every item count the same."""
+    micro_tokens: int | None = None
+    """Chooses the micro-batch: the largest that divides a device's share of the batch, is at most `micro_batch` and keeps this
+    budget even if all its trees are as long as the longest; null takes `micro_batch` itself (tokens)."""
+    row_tokens: int = 256
+    """Length of the rows into which prefix trees are packed; one tree may exceed it (tokens)."""
+    epochs: float = 3.0
+    """Passes over the training examples (epochs; paper: 10 with early stopping)."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW (paper: 3e-4 for pretrained models)."""
+    weight_decay: float = 0.01
+    """AdamW weight decay."""
+    dropout: float = 0.0
+    """Share of values that are dropped in training: of the embeddings, of what attention and feed-forward add, and of the last
+    states; 0 for none (fraction; paper: none). Small models that see the same histories many times need some."""
+    warmup: float = 0.05
+    """Share of the steps with rising learning rate, before the schedule (fraction)."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """How the learning rate falls to 0 after the warm-up (paper: cosine)."""
+    max_grad_norm: float = 1.0
+    """Gradient clipping; 0 for none (L2 norm)."""
+    evaluations: int = 10
+    """Validation passes over the whole run, evenly spaced; each also saves a checkpoint (count)."""
+    patience: int = 3
+    """Stop after this many validation passes without a lower loss (passes; paper: 3)."""
+    bf16: bool = False
+    """Compute in bfloat16 with float32 weights; must agree with the launcher's mixed precision."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass to save memory."""
+    report_to: list[Literal["tensorboard", "trackio", "wandb"]] = field(default_factory=list)
+    """Where the curves are sent as well; each needs its package. TensorBoard's files go to `tensorboard/sft` in the run's
+    folder unless TENSORBOARD_LOGGING_DIR names another place."""
+
+    def __post_init__(self) -> None:
+        positive("sft", micro_tokens=self.micro_tokens)
+        positive("sft", batch_size=self.batch_size, row_tokens=self.row_tokens, epochs=self.epochs)
+        positive("sft", micro_batch=self.micro_batch, learning_rate=self.learning_rate)
+        positive("sft", history_stride=self.history_stride, evaluations=self.evaluations, patience=self.patience)
+        between("sft", 0, math.inf, weight_decay=self.weight_decay, max_grad_norm=self.max_grad_norm)
+        between("sft", 0, 1, warmup=self.warmup, smoothing=self.smoothing, dropout=self.dropout)
+        between("sft", 0, 1, lora_dropout=self.lora_dropout)
+        positive("sft", lora_rank=self.lora_rank, lora_alpha=self.lora_alpha)
+        for made in dataclasses.fields(self):
+            if made.name.startswith("lora_") and self.train != "lora" and getattr(self, made.name) != made.default:
+                raise ConfigError(f"sft.{made.name} is set, but sft.train is {self.train}; it has an effect with lora only.")
+        between("sft", 0, math.inf, frequency_power=self.frequency_power)
+        if self.level_weights is not None:
+            if not any(self.level_weights):
+                raise ConfigError("sft.level_weights are all 0; there would be nothing to learn. null weighs levels alike.")
+            for number, weight in enumerate(self.level_weights):
+                between("sft", 0, math.inf, **{f"level_weights[{number}]": weight})
+        if not self.tasks:
+            raise ConfigError("sft.tasks is empty; name at least one task.")

@@ -1,0 +1,130 @@
+"""Section `sid`."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from minionerec.config.checks import between, positive
+from minionerec.errors import ConfigError
+
+SidMethod = Literal[
+    "rq-kmeans-joint", "rq-kmeans", "rq-kmeans-sinkhorn", "rq-kmeans-constrained", "rq-vae", "rq-kmeans-plus", "pq", "opq"
+]
+
+
+@dataclass
+class RqVaeConfig:
+    """Training of the two neural quantizers, `rq-vae` and `rq-kmeans-plus`."""
+
+    hidden: list[int] = field(default_factory=lambda: [512, 256, 128])
+    """Widths of the encoder's hidden layers; the decoder mirrors them (dimensions; reference: 2048 halved down to 64)."""
+    latent: int = 32
+    """Length of the quantised vector of `rq-vae`; `rq-kmeans-plus` quantises in the text vectors' own space (dimensions;
+    reference: 32)."""
+    learning_rate: float = 1e-3
+    """AdamW, constant (reference: 1e-3 for RQ-VAE, 1e-4 for RQ-KMeans+)."""
+    commitment: float = 0.25
+    """Weight of the encoder's pull to its codes (reference: 0.25)."""
+    batch_size: int = 1024
+    """Vectors per step (vectors; reference: 20480)."""
+    max_epochs: int = 400
+    """Passes over the vectors at most (epochs; reference: 10,000, always all)."""
+    patience: int = 10
+    """Stop after this many epochs without a reconstruction error lower by 0.1 % (epochs; reference: never)."""
+    ema: float = 0.0
+    """Decay of codebooks that follow their vectors' moving average instead of a gradient, e.g. 0.99; 0 for the gradient
+    (reference: gradient)."""
+    revive: bool = True
+    """After each epoch, put a code that no vector chose onto the residual of a random vector (reference: no)."""
+
+    def __post_init__(self) -> None:
+        positive("sid.rqvae", latent=self.latent, learning_rate=self.learning_rate, batch_size=self.batch_size)
+        positive("sid.rqvae", max_epochs=self.max_epochs, patience=self.patience)
+        between("sid.rqvae", 0, 1, ema=self.ema)
+        between("sid.rqvae", 0, math.inf, commitment=self.commitment)
+        if any(width < 1 for width in self.hidden):
+            raise ConfigError(f"sid.rqvae.hidden is {self.hidden}; every width must be at least 1.")
+
+
+@dataclass
+class SidConfig:
+    """Stage `sid`: item text to semantic IDs."""
+
+    shipped: bool = False
+    """Take the semantic IDs that the raw files bring (`data.source` reference or letter) instead of making some; the other
+    fields of this section then play no part."""
+    encoder: str = "minilm"
+    """Text encoder: `minilm` (all-MiniLM-L6-v2 from an installed package), `tfidf` (TF-IDF and SVD, nothing to download),
+    or the name or path of any sentence-transformers model (paper: Qwen3-Embedding-4B)."""
+    vectors: str | None = None
+    """A `.npy` file of your own (items, dimensions) float32 vectors in catalogue order, used instead of the encoder; it is
+    memory-mapped, so it may be larger than the memory."""
+    max_text_tokens: int = 256
+    """Item text beyond this length is cut by the encoder (tokens; paper: 2048)."""
+    tfidf_dimensions: int = 128
+    """Vector length of the `tfidf` encoder; lowered to what the catalogue's rank allows (dimensions)."""
+    collaborative: float = 0.35
+    """How far items are moved to the mean of the items bought right before or after them in the training split, before level 1
+    is clustered (fraction from 0, text only, to below 1; not for `pq` and `opq`, which have no first level of that kind). Items
+    nobody bought keep their text's place."""
+    method: SidMethod = "rq-kmeans-joint"
+    """Quantizer. `rq-kmeans-joint`: size-balanced residual k-means whose levels are then refined together; `rq-kmeans`: plain
+    residual k-means; `rq-kmeans-sinkhorn`, `rq-kmeans-constrained`: with balanced clusters, by Sinkhorn or by exact size
+    limits (needs the extra `balanced`); `rq-vae`, `rq-kmeans-plus`: neural, see `rqvae`; `pq`, `opq`: (optimised) product
+    quantisation (paper: RQ-VAE)."""
+    levels: int = 3
+    """Codes per SID (levels; paper: 3)."""
+    codebook_size: int = 256
+    """Centroids per level (paper: 256); see `coarse_first`."""
+    coarse_first: bool = True
+    """Give level 1 an eighth of `codebook_size`, at least 8 codes, and share the rest out over the other levels: 32 + 368 + 368
+    in place of 3 x 256. The number of SID tokens stays the same; items that belong together share their first code more
+    often (paper: no, though its RQ-VAE uses only 48 of its 256 first codes)."""
+    codebook_sizes: list[int] | None = None
+    """Centroids of each level one by one, e.g. [64, 256, 512]; null takes `levels`, `codebook_size` and `coarse_first`."""
+    iterations: int = 50
+    """Most k-means iterations per level (iterations)."""
+    refinements: int = 6
+    """Rounds of `rq-kmeans-joint`'s refinement (rounds; 0 for none)."""
+    beam: int = 8
+    """Partial SIDs kept per item when `rq-kmeans-joint` encodes (candidates)."""
+    max_training_vectors: int = 65536
+    """Codebooks of a larger catalogue are learnt from this many vectors drawn at random, by faiss instead of scikit-learn; all
+    items are then encoded in shards (vectors)."""
+    collisions: Literal["nearest-free", "sinkhorn", "suffix", "keep"] = "nearest-free"
+    """Items with equal codes: `nearest-free` moves each to the free code under the nearest possible prefix that costs least,
+    so that every item has its own SID; `sinkhorn` reassigns their last codes as the reference does, which may leave some;
+    `suffix` tells them apart by a further code that the others do not have; `keep` lets them share a SID."""
+    rqvae: RqVaeConfig = field(default_factory=RqVaeConfig)
+
+    def __post_init__(self) -> None:
+        positive("sid", max_text_tokens=self.max_text_tokens, tfidf_dimensions=self.tfidf_dimensions, beam=self.beam)
+        positive("sid", levels=self.levels, iterations=self.iterations, max_training_vectors=self.max_training_vectors)
+        between("sid", 0, 1, collaborative=self.collaborative)
+        between("sid", 0, math.inf, refinements=self.refinements)
+        most = 26 - (self.collisions == "suffix")
+        if len(self.sizes) > most:
+            name = "codebook_sizes" if self.codebook_sizes else "levels"
+            raise ConfigError(
+                f"sid.{name} is {getattr(self, name)}; levels, that of a suffix too, are named a to z, so {most} at most."
+            )
+        if self.codebook_sizes and self.levels not in (3, len(self.codebook_sizes)):
+            raise ConfigError(
+                f"sid.codebook_sizes has {len(self.codebook_sizes)} levels, but sid.levels is {self.levels}; leave one out."
+            )
+        if self.codebook_sizes == []:
+            raise ConfigError("sid.codebook_sizes is an empty list; give one size per level, or null.")
+        if min(self.sizes) < 2:
+            name = "codebook_sizes" if self.codebook_sizes else "codebook_size"
+            raise ConfigError(f"sid.{name} is {getattr(self, name)}; a level needs at least 2 codes.")
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Centroids of each level, as `codebook_sizes` or the three fields before it have them."""
+        if self.codebook_sizes:
+            return tuple(self.codebook_sizes)
+        if not self.coarse_first or self.levels == 1:
+            return (self.codebook_size,) * self.levels
+        first = min(self.codebook_size, max(8, self.codebook_size // 8))
+        rest, more = divmod(self.levels * self.codebook_size - first, self.levels - 1)
+        return (first, *(rest + (level < more) for level in range(self.levels - 1)))
