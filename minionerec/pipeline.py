@@ -48,11 +48,12 @@ def _sid(config: Config) -> Iterator[Made]:
 
 
 def _sft(config: Config) -> Iterator[Made]:
+    from minionerec.eval import validate
     from minionerec.report import curves
     from minionerec.sft import train
 
     _quieten_transformers()
-    yield train.run(config, curves.write)
+    yield train.run(config, validate.validator, curves.write)
 
 
 def _rl(config: Config) -> Iterator[Made]:

@@ -124,6 +124,8 @@ def test_what_must_be_positive(made, name, value):
         (RlConfig, {"rewards": {}}, "rl.rewards is {}; at least one reward needs a weight"),
         (RlConfig, {"rewards": {"rule": 0.0}}, "at least one reward needs a weight other than 0"),
         (RlConfig, {"rewards": {"rule": float("nan")}}, "rl.rewards.rule is nan;"),
+        (SftConfig, {"best_metric": "NDCG"}, "sft.best_metric is 'NDCG'; it must be one of loss, HR@1,"),
+        (SftConfig, {"valid_examples": 9}, "sft.valid_examples is set, but sft.best_metric is loss"),
         (RlConfig, {"best_metric": "NDCG@7"}, "rl.best_metric is 'NDCG@7'; it must be one of HR@1,"),
         (RlConfig, {"evaluations": -1}, "rl.evaluations is -1;"),
         (RlConfig, {"tasks": ["history_sid_to_sid", "sid_to_title"]}, "rl.tasks holds sid_to_title"),

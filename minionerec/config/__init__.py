@@ -12,7 +12,7 @@ from typing import Any
 from minionerec.config.baseline import BASELINE_OPTIONS, BaselineConfig, BaselineName
 from minionerec.config.checks import between, positive
 from minionerec.config.data import DataConfig
-from minionerec.config.evaluation import CUTOFFS, EvalConfig, ReportConfig
+from minionerec.config.evaluation import CUTOFFS, RANKING_METRICS, EvalConfig, ReportConfig
 from minionerec.config.model import ModelConfig
 from minionerec.config.rl import RewardName, RlConfig
 from minionerec.config.sft import SftConfig, TaskName
@@ -22,6 +22,7 @@ from minionerec.errors import ConfigError
 __all__ = [
     "BASELINE_OPTIONS",
     "CUTOFFS",
+    "RANKING_METRICS",
     "BaselineConfig",
     "BaselineName",
     "Config",
@@ -78,6 +79,11 @@ class Config:
     def folder(self) -> Path:
         """The run's folder."""
         return Path(self.out) if self.out else Path("runs") / self.name
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """What decides the lists of an evaluation, and of the validations that choose a model."""
+        return {name: getattr(self.eval, name) for name in ("num_beams", "normalise", "exclude_history")}
 
     def section(self, *names: str) -> dict[str, Any]:
         """The named sections as plain values, for manifests and keys."""

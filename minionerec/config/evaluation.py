@@ -7,6 +7,7 @@ from typing import Literal
 from minionerec.config.checks import between, positive
 
 CUTOFFS = (1, 3, 5, 10, 20, 50)
+RANKING_METRICS = tuple(f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in CUTOFFS)
 
 
 @dataclass

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from minionerec.config.baseline import BaselineName
 from minionerec.config.checks import between, positive
-from minionerec.config.evaluation import CUTOFFS
+from minionerec.config.evaluation import RANKING_METRICS
 from minionerec.config.sft import TaskName
 from minionerec.errors import ConfigError
 
@@ -103,8 +103,8 @@ class RlConfig:
         positive("rl", checkpoints=self.checkpoints, valid_examples=self.valid_examples, patience=self.patience)
         positive("rl", max_kl=self.max_kl)
         between("rl", 0, math.inf, evaluations=self.evaluations)
-        if self.best_metric not in (known := [f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in CUTOFFS]):
-            raise ConfigError(f"rl.best_metric is {self.best_metric!r}; it must be one of {', '.join(known)}.")
+        if self.best_metric not in RANKING_METRICS:
+            raise ConfigError(f"rl.best_metric is {self.best_metric!r}; it must be one of {', '.join(RANKING_METRICS)}.")
         between("rl", 0, math.inf, beta=self.beta, max_grad_norm=self.max_grad_norm)
         between("rl", 0, 1, warmup=self.warmup)
         for name, weight in self.rewards.items():

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from minionerec.config.checks import between, positive
+from minionerec.config.evaluation import RANKING_METRICS
 from minionerec.errors import ConfigError
 
 TaskName = Literal["history_sid_to_sid", "title_to_sid", "sid_to_title"]
@@ -71,8 +72,15 @@ class SftConfig:
     """Gradient clipping; 0 for none (L2 norm)."""
     evaluations: int = 10
     """Validation passes over the whole run, evenly spaced; each also saves a checkpoint (count)."""
+    best_metric: str = "loss"
+    """Which checkpoint becomes `sft/model`: the one with the lowest `loss` on the valid split, or with the highest HR, NDCG or
+    MRR at 1, 3, 5, 10, 20 or 50 there, e.g. NDCG@10, by a beam search as `eval` decodes. A small model's ranking still improves
+    long after its loss does not (paper: loss)."""
+    valid_examples: int | None = None
+    """Examples of the valid split that each beam search of `best_metric` decodes, evenly spread over it; null takes all
+    (examples)."""
     patience: int = 3
-    """Stop after this many validation passes without a lower loss (passes; paper: 3)."""
+    """Stop after this many validation passes without a better `best_metric` (passes; paper: 3)."""
     bf16: bool = False
     """Compute in bfloat16 with float32 weights; must agree with the launcher's mixed precision."""
     gradient_checkpointing: bool = False
@@ -99,5 +107,10 @@ class SftConfig:
                 raise ConfigError("sft.level_weights are all 0; there would be nothing to learn. null weighs levels alike.")
             for number, weight in enumerate(self.level_weights):
                 between("sft", 0, math.inf, **{f"level_weights[{number}]": weight})
+        positive("sft", valid_examples=self.valid_examples)
+        if self.best_metric not in (known := ("loss", *RANKING_METRICS)):
+            raise ConfigError(f"sft.best_metric is {self.best_metric!r}; it must be one of {', '.join(known)}.")
+        if self.best_metric == "loss" and self.valid_examples is not None:
+            raise ConfigError("sft.valid_examples is set, but sft.best_metric is loss, which is of the whole valid split.")
         if not self.tasks:
             raise ConfigError("sft.tasks is empty; name at least one task.")

@@ -20,12 +20,18 @@ SHOWN = ("HR@1", "HR@10", "HR@50", "NDCG@10")
 
 
 def validator(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, index: SidIndex, config: Config
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    index: SidIndex,
+    config: Config,
+    examples: int | None,
+    metric: str,
 ) -> Callable[[], dict[str, float]]:
-    """A function that measures the model as it is when it is called, on `rl.valid_examples` of the valid split.
+    """A function that measures the model as it is when it is called, on `examples` of the valid split (None: on all).
 
     Every device calls it; they share the batches, which do not depend on their number, and all get the same figures: `SHOWN`
-    and `rl.best_metric`, on SIDs. Lists are as long as `eval.num_beams`, so a metric with a larger cut-off sees no more. The
+    and `metric`, on SIDs. Lists are as long as `eval.num_beams`, so a metric with a larger cut-off sees no more. The
     model must be in evaluation mode.
 
     Raises:
@@ -34,10 +40,10 @@ def validator(
     if not len(dataset.valid):
         raise DataError(
             f"{Path(config.folder) / 'data'}: the valid split is empty; there is nothing to choose the best model by. Set "
-            "rl.evaluations 0 to keep the last one."
+            "sft.best_metric loss and rl.evaluations 0."
         )
     decoder = Decoder(model, tokenizer, dataset, index, replace(config, eval=replace(config.eval, split="valid")))
-    rows = sorted(spread(len(decoder), config.rl.valid_examples or len(decoder)))
+    rows = sorted(spread(len(decoder), examples or len(decoder)))
     size = config.eval.batch_size
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
 
@@ -47,6 +53,6 @@ def validator(
         found = [(number, ranks(list(decoder.predict(batches[number])))) for number in mine]
         together = np.concatenate([part for _, part in sorted(gather_object(found), key=lambda pair: pair[0])])
         values = per_user(together)
-        return {name: float(values[name].mean()) for name in dict.fromkeys((*SHOWN, config.rl.best_metric))}
+        return {name: float(values[name].mean()) for name in dict.fromkeys((*SHOWN, metric))}
 
     return measure

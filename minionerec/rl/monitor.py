@@ -7,7 +7,7 @@ have gone by since, are read from it. So an interrupted run goes on as if it had
 import logging
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ from trl.models import unwrap_model_for_generation
 from minionerec.config import RlConfig
 from minionerec.errors import DivergenceError
 from minionerec.model import checkpoint
+from minionerec.model.validator import Measure
 
 log = logging.getLogger(__name__)
 
-Measure = Callable[[], Mapping[str, float]]  # metrics of the policy as it is now, the same on all devices
 VALID = "valid_"  # before a metric's name in the log
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset as TokenDataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, set_seed
+from transformers import TrainerState, set_seed
 from transformers.integrations import get_available_reporting_integrations
 from trl import GRPOConfig
 
@@ -42,10 +42,11 @@ from minionerec.errors import ConfigError
 from minionerec.model import card, checkpoint, plan
 from minionerec.model.launch import check_precision, split_batch
 from minionerec.model.progress import StepBar
+from minionerec.model.validator import Measure, Validator
 from minionerec.prompts.builder import TokenExample, sample_examples, templates_digest
 from minionerec.rl import rewards
 from minionerec.rl.exact import ExactTrainer
-from minionerec.rl.monitor import Measure, Watch, best
+from minionerec.rl.monitor import Watch, best
 from minionerec.rl.objectives import KeepReference, ListwiseTrainer, ObjectiveTrainer, objective_arguments
 from minionerec.rl.rewards import Reward
 from minionerec.rl.rollouts import rollouts
@@ -54,8 +55,6 @@ from minionerec.sid.index import SidIndex
 from minionerec.tree import NO_TOKEN, Branch, CatalogTrie, pack
 
 log = logging.getLogger(__name__)
-
-Validator = Callable[[PreTrainedModel, PreTrainedTokenizerBase, Dataset, SidIndex, Config], Measure]
 
 
 def grpo_arguments(
@@ -217,6 +216,8 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
     sft = require(config.folder / "sft", "minionerec sft", made_from=inputs)
     inputs |= {"sft": sft.digest, **rewards.sources(config, inputs["data"])}
     sections = config.section("rl")
+    if config.rl.evaluations:
+        sections |= {"validation": config.decoding}
     key = content_hash({"config": sections, "seed": config.seed, "inputs": inputs, "prompts": templates_digest()})
     if is_current(folder, key):
         return Manifest.load(folder), False
@@ -256,7 +257,9 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
         }
     )
     functions = rewards.build(config, dataset, token_ids)
-    measure: Measure = validator(model, tokenizer, dataset, index, config) if config.rl.evaluations else dict
+    measure: Measure = dict
+    if config.rl.evaluations:
+        measure = validator(model, tokenizer, dataset, index, config, config.rl.valid_examples, config.rl.best_metric)
     with write_artifact(
         folder,
         stage="rl",

@@ -47,6 +47,7 @@ from minionerec.model import adapters, card, checkpoint, plan, scratch
 from minionerec.model.dropout import add_dropout
 from minionerec.model.launch import check_distribution, check_precision, micro_batch_within, split_batch
 from minionerec.model.progress import StepBar
+from minionerec.model.validator import Measure, Validator
 from minionerec.prompts.builder import templates_digest, tokenizer_corpus
 from minionerec.prompts.cache import cached_examples
 from minionerec.sft.trainer import Tree, TreeCollator, TreeTrainer, tree_tokens
@@ -145,8 +146,8 @@ def training_arguments(
         save_steps=interval,
         save_total_limit=1,
         load_best_model_at_end=True,
-        metric_for_best_model="eval_loss",
-        greater_is_better=False,
+        metric_for_best_model=f"eval_{config.best_metric}",
+        greater_is_better=config.best_metric != "loss",
         logging_steps=max(1, steps // 100),
         logging_first_step=True,
         dataloader_drop_last=True,
@@ -187,10 +188,11 @@ def work(
     )
 
 
-def run(config: Config, draw: Callable[[Path, Path, str], None] | None = None) -> tuple[Manifest, bool]:
+def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], None] | None = None) -> tuple[Manifest, bool]:
     """Train, unless the finished artefact is current; returns its manifest and whether it was made anew.
 
     Args:
+        validator: makes what measures the model on valid, where `sft.best_metric` is a ranking metric.
         draw: writes the curves of a log (first) as a page (second) with a title (third); None for no page.
 
     Raises:
@@ -204,6 +206,8 @@ def run(config: Config, draw: Callable[[Path, Path, str], None] | None = None) -
     if config.model.init == "from_pretrained" and Path(str(config.model.path)).is_dir():
         inputs["model"] = folder_digest(Path(str(config.model.path)))
     sections = config.section("sft", "model")
+    if config.sft.best_metric != "loss":
+        sections |= {"validation": config.decoding}
     key = content_hash({"config": sections, "seed": config.seed, "inputs": inputs, "prompts": templates_digest()})
     if is_current(folder, key):
         return Manifest.load(folder), False
@@ -235,6 +239,9 @@ def run(config: Config, draw: Callable[[Path, Path, str], None] | None = None) -
     )
     # Validation is always on whole histories of the recommending task, unweighted: what evaluation will see.
     held_out = build_trees(["history_sid_to_sid"], dataset, index, tokenizer, split="valid", stride=1, context=context)
+    measure: Measure | None = None
+    if config.sft.best_metric != "loss":
+        measure = validator(model, tokenizer, dataset, index, config, config.sft.valid_examples, config.sft.best_metric)
     trie = CatalogTrie.from_codes(token_ids) if config.sft.normalise == "catalogue" or config.sft.smoothing else None
     if trie is not None:
         trie.check_normalisable()
@@ -268,6 +275,7 @@ def run(config: Config, draw: Callable[[Path, Path, str], None] | None = None) -
             trie=trie,
             normalise=config.sft.normalise,
             smoothing=config.sft.smoothing,
+            measure=measure,
             callbacks=[checkpoint.MarkComplete(), EarlyStoppingCallback(config.sft.patience)],
         )
         StepBar.install(trainer, "sft")
@@ -285,7 +293,7 @@ def run(config: Config, draw: Callable[[Path, Path, str], None] | None = None) -
             "steps": trainer.state.global_step,
             "devices": trainer.accelerator.num_processes,
             "distributed": kind,
-            "best_valid_loss": trainer.state.best_metric,
+            f"best_valid_{config.sft.best_metric}": trainer.state.best_metric,
         }
         if trainer.is_world_process_zero():
             whole = adapters.merge(trainer.accelerator.unwrap_model(trainer.model), draft.path / "adapter")

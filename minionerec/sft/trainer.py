@@ -13,6 +13,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from minionerec.errors import TrainingError
 from minionerec.model.resume import PortableTrainer
+from minionerec.model.validator import Measure
 from minionerec.tree import Branch, CatalogTrie, Normalise, TreeBatch, pack, tree_logprobs
 
 Tree = list[Branch]
@@ -53,6 +54,7 @@ class TreeTrainer(PortableTrainer):
         smoothing: share e of a SID token's label that is spread evenly over the n legal tokens in its place, itself among them
             (the children of its prefix in the trie): the loss is -(1 - e) log p(label) - e / n * sum of log p(child). Text is
             not smoothed, nor is validation.
+        measure: ranking metrics of the model, which a validation adds to the loss.
         others: Trainer's.
     """
 
@@ -62,11 +64,12 @@ class TreeTrainer(PortableTrainer):
         trie: CatalogTrie | None = None,
         normalise: Normalise = "vocabulary",
         smoothing: float = 0.0,
+        measure: Measure | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.trie = None if trie is None else trie.to(self.args.device)
-        self.normalise, self.smoothing = normalise, smoothing
+        self.normalise, self.smoothing, self.measure = normalise, smoothing, measure
         self.model_accepts_loss_kwargs = True  # count the labels of a step for every model: the loss is computed here
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -146,7 +149,7 @@ class TreeTrainer(PortableTrainer):
         return DataLoader(share, batch_size=self.args.per_device_eval_batch_size, collate_fn=self.data_collator)
 
     def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """The mean loss over all validation labels. Trainer's own loop would weigh batches by their rows."""
+        """The mean loss over all validation labels, and what `measure` gives. Trainer's own weighs batches by rows."""
         model = self.accelerator.unwrap_model(self.model).eval()
         totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         with torch.no_grad():
@@ -157,4 +160,7 @@ class TreeTrainer(PortableTrainer):
                 totals += torch.stack([loss.double(), torch.tensor(float(count), dtype=torch.float64, device=loss.device)])
         loss_sum, labels = self.accelerator.reduce(totals, "sum").tolist()
         metrics = {f"{metric_key_prefix}_loss": loss_sum / labels}
+        if self.measure is not None:
+            with torch.no_grad():
+                metrics |= {f"{metric_key_prefix}_{name}": value for name, value in self.measure().items()}
         return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))

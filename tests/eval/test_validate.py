@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minionerec.config import Config, EvalConfig, ModelConfig, RlConfig
+from minionerec.config import Config, EvalConfig, ModelConfig
 from minionerec.errors import DataError
 from minionerec.eval.metrics import per_user, ranks
 from minionerec.eval.predict import decode
@@ -24,17 +24,15 @@ def parts():
 
 def test_validation_is_the_evaluations_figures_on_evenly_spread_examples(parts):
     model = parts[0]
-    config = Config(
-        eval=EvalConfig(num_beams=20, batch_size=3, split="test"), rl=RlConfig(best_metric="MRR@5", valid_examples=7)
-    )
-    measure = validator(*parts, config)
+    config = Config(eval=EvalConfig(num_beams=20, batch_size=3, split="test"))
+    measure = validator(*parts, config, 7, "MRR@5")
     whole = ranks(list(decode(*parts, replace(config, eval=replace(config.eval, split="valid")))))
     chosen = [place * len(whole) // 7 for place in range(7)]
     expected = {name: values[chosen].mean() for name, values in per_user(whole).items()}
     first = measure()
     assert first == pytest.approx({name: expected[name] for name in ("HR@1", "HR@10", "HR@50", "NDCG@10", "MRR@5")})
     assert first == measure() and 0 < first["NDCG@10"] < 1
-    everything = validator(*parts, replace(config, rl=RlConfig(valid_examples=None)))()
+    everything = validator(*parts, config, None, "HR@1")()
     assert everything["HR@10"] == pytest.approx(per_user(whole)["HR@10"].mean())
     torch.manual_seed(0)
     with torch.no_grad():  # it is the model as it is now, not a copy
@@ -45,5 +43,5 @@ def test_validation_is_the_evaluations_figures_on_evenly_spread_examples(parts):
 
 def test_nothing_to_validate_on(parts):
     *others, dataset, index = parts
-    with pytest.raises(DataError, match=r"the valid split is empty.*rl.evaluations 0"):
-        validator(*others, replace(dataset, valid=dataset.valid.clear()), index, Config())
+    with pytest.raises(DataError, match=r"the valid split is empty.*sft.best_metric loss and rl.evaluations 0"):
+        validator(*others, replace(dataset, valid=dataset.valid.clear()), index, Config(), None, "HR@1")

@@ -138,6 +138,32 @@ def test_normalised_over_the_catalogue_in_training_and_evaluation(prepared):
     assert len(keys) == 2 and scores[1][0] > scores[0][0]
 
 
+@pytest.mark.parametrize("fields", [{}, {"train": "lora"}], ids=["full", "lora"])
+def test_the_best_model_by_a_ranking_metric(prepared, tmp_path, fields):
+    """The model that is kept has the highest validation by beam search, which changes nothing in training."""
+    if fields:
+        checkpoint.save(*scratch.create(["any text of theirs", "lamp chair table"], SIZES, 0), tmp_path / "base")
+        prepared = replace(prepared, model=ModelConfig(init="from_pretrained", path=str(tmp_path / "base")))
+    logs = []
+    for metric in ("loss", "NDCG@10"):
+        made = replace(prepared, out=str(tmp_path / metric), sft=replace(prepared.sft, **fields, best_metric=metric))
+        run(made, ("data", "sid", "sft"))
+        logs.append(losses(made.folder / "sft"))
+    values = [row["eval_NDCG@10"] for row in logs[1] if "eval_NDCG@10" in row]
+    assert len(values) == 4 and len(set(values)) > 1
+    for ours, theirs in zip(*logs, strict=True):
+        same = theirs.keys() & {"loss", "eval_loss", "grad_norm"}
+        assert {name: ours[name] for name in same} == {name: theirs[name] for name in same}
+    best = read_json(made.folder / "sft/manifest.json")["metrics"]["best_valid_NDCG@10"]
+    assert best == max(values)
+    run(replace(made, eval=replace(made.eval, split="valid")), ("eval",))
+    metrics = read_json(made.folder / "eval/sft/metrics.json")["sid"]["NDCG@10"]
+    assert metrics["value"] == pytest.approx(best, rel=1e-6)
+    # Shorter lists in the validations may choose another model, so the finished one is not taken for it.
+    run(replace(made, eval=replace(made.eval, num_beams=5)), ("sft",))
+    assert read_json(made.folder / "sft/manifest.json")["config"]["validation"]["num_beams"] == 5
+
+
 def test_micro_batches_do_not_matter(prepared):
     prepared.sft.batch_size, logs = 16, []
     for micro in (16, 4):  # 73 trees are 4 steps an epoch; 18 micro-batches of 4 would leave 2 over for a short fifth step
