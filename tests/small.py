@@ -68,7 +68,7 @@ def write_config(folder: Path, **changes: dict) -> Path:
     """Write data and configuration below a folder; `changes` update sections. Returns the configuration's path."""
     chosen = values(write_csv(folder / "raw"), folder / "run")
     for section, fields in changes.items():
-        chosen[section] = {**chosen[section], **fields}
+        chosen[section] = {**chosen.get(section, {}), **fields}
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(chosen))
     return path

@@ -14,21 +14,25 @@ from minionerec.config.checks import between, positive
 from minionerec.config.data import DataConfig
 from minionerec.config.evaluation import CUTOFFS, RANKING_METRICS, EvalConfig, ReportConfig
 from minionerec.config.model import ModelConfig
+from minionerec.config.prompts import PromptsConfig
 from minionerec.config.rl import RewardName, RlConfig
-from minionerec.config.sft import SftConfig, TaskName
+from minionerec.config.sft import DEFAULT_TASKS, REFERENCE_TASKS, SftConfig, TaskName
 from minionerec.config.sid import RqVaeConfig, SidConfig, SidMethod
 from minionerec.errors import ConfigError
 
 __all__ = [
     "BASELINE_OPTIONS",
     "CUTOFFS",
+    "DEFAULT_TASKS",
     "RANKING_METRICS",
+    "REFERENCE_TASKS",
     "BaselineConfig",
     "BaselineName",
     "Config",
     "DataConfig",
     "EvalConfig",
     "ModelConfig",
+    "PromptsConfig",
     "ReportConfig",
     "RewardName",
     "RlConfig",
@@ -55,6 +59,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     sid: SidConfig = field(default_factory=SidConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
     sft: SftConfig = field(default_factory=SftConfig)
     rl: RlConfig = field(default_factory=RlConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -79,6 +84,12 @@ class Config:
     def folder(self) -> Path:
         """The run's folder."""
         return Path(self.out) if self.out else Path("runs") / self.name
+
+    @property
+    def asked(self) -> PromptsConfig:
+        """The section `prompts` with its wording chosen."""
+        wording = self.prompts.wording or ("reference" if self.sft.tasks == "reference" else "plain")
+        return dataclasses.replace(self.prompts, wording=wording)
 
     @property
     def decoding(self) -> dict[str, Any]:

@@ -9,15 +9,36 @@ from minionerec.config.checks import between, positive
 from minionerec.config.evaluation import RANKING_METRICS
 from minionerec.errors import ConfigError
 
-TaskName = Literal["history_sid_to_sid", "title_to_sid", "sid_to_title"]
+TaskName = Literal[
+    "history_sid_to_sid",
+    "title_to_sid",
+    "sid_to_title",
+    "description_to_sid",
+    "history_sid_to_title",
+    "history_sid_to_description",
+    "history_title_to_title",
+    "history_title_to_sid",
+]
+DEFAULT_TASKS: tuple[TaskName, ...] = ("history_sid_to_sid", "title_to_sid", "sid_to_title")
+# The reference's five classes: SidSFT, SidItemFeat (both directions), FusionSeqRec, SFTData, TitleHistory2SidSFT.
+REFERENCE_TASKS: tuple[TaskName, ...] = (
+    *DEFAULT_TASKS,
+    "history_sid_to_title",
+    "history_title_to_title",
+    "history_title_to_sid",
+)
 
 
 @dataclass
 class SftConfig:
     """Stage `sft`: supervised fine-tuning on (prompt, completion) pairs, loss on the completion only."""
 
-    tasks: list[TaskName] = field(default_factory=lambda: ["history_sid_to_sid", "title_to_sid", "sid_to_title"])
-    """Training tasks, mixed in one shuffled stream."""
+    tasks: list[TaskName] | Literal["reference"] = field(default_factory=lambda: list(DEFAULT_TASKS))
+    """Training tasks, mixed in one shuffled stream; docs/tasks.md shows each. `reference` stands for the reference's five
+    classes in its words."""
+    task_shares: dict[TaskName, float] = field(default_factory=dict)
+    """Share of a task's examples that are trained, drawn once for the whole run; tasks that are not named count whole (fraction
+    above 0, at most 1)."""
     history_stride: int = 1
     """A training history starts at a multiple of this position in the user's sequence, so that up to this many examples share
     their prompt's beginning and are computed together; up to stride - 1 of the oldest items are left out. 1 keeps every
@@ -112,5 +133,15 @@ class SftConfig:
             raise ConfigError(f"sft.best_metric is {self.best_metric!r}; it must be one of {', '.join(known)}.")
         if self.best_metric == "loss" and self.valid_examples is not None:
             raise ConfigError("sft.valid_examples is set, but sft.best_metric is loss, which is of the whole valid split.")
+        for task, share in self.task_shares.items():
+            if task not in self.task_names:
+                raise ConfigError(f"sft.task_shares names {task}, which is not among sft.tasks: {', '.join(self.task_names)}.")
+            if not 0 < share <= 1:
+                raise ConfigError(f"sft.task_shares.{task} is {share}; it is a share above 0 and at most 1.")
         if not self.tasks:
             raise ConfigError("sft.tasks is empty; name at least one task.")
+
+    @property
+    def task_names(self) -> list[TaskName]:
+        """The tasks one by one."""
+        return list(REFERENCE_TASKS) if self.tasks == "reference" else list(self.tasks)

@@ -131,12 +131,12 @@ def _catalogue(found: dict[str, Path]) -> tuple[pl.DataFrame, dict[str, tuple[st
     for name in CATALOG_DETAILS:
         columns[name] = [str(items[item].get(name) or "") for item in texts]
     catalog = pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String))
-    described = pl.Series([_prose(text) for text in columns["description"]], dtype=pl.String)
+    described = pl.Series([prose(text) for text in columns["description"]], dtype=pl.String)
     catalog = catalog.with_columns(text=full_text(one_line(pl.col("title")), one_line(pl.lit(described))))
     return catalog.select("item_id", "title", "text", *CATALOG_DETAILS), texts
 
 
-def _prose(description: str) -> str:
+def prose(description: str) -> str:
     """A description that was stored as the repr of a list, as text."""
     if not description.startswith("["):
         return description

@@ -12,6 +12,7 @@ Command: `minionerec eval --config ml-100k`, or `accelerate launch eval/predict.
 """
 
 import itertools
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -48,9 +49,11 @@ from minionerec.eval.metrics import measure
 from minionerec.eval.predictions import Prediction, as_predictions, write_predictions
 from minionerec.eval.slices import parts_of_dataset, parts_of_lists, slice_tables
 from minionerec.model import checkpoint
-from minionerec.prompts.builder import build_examples, templates_digest
+from minionerec.prompts.builder import build_examples, check_prompts, prompts_section
 from minionerec.sid.index import SidIndex
 from minionerec.tree import CatalogTrie, beam_search, left_pad
+
+log = logging.getLogger(__name__)
 
 MODELS = ("sft", "rl")
 FLOORS = ("popularity", "repeat")
@@ -73,7 +76,8 @@ class Decoder:
         self._trie = CatalogTrie.from_codes(self._tokens, self._device)
         self._item_of = {tuple(sid): item for item, sid in reversed(list(enumerate(self._tokens.tolist())))}
         split, context = dataset.split(config.eval.split), getattr(model.config, "max_position_embeddings", None)
-        examples = build_examples("history_sid_to_sid", dataset, index, tokenizer, split=config.eval.split, context=context)
+        options: dict[str, Any] = {"split": config.eval.split, "context": context, "prompts": config.asked}
+        examples = build_examples("history_sid_to_sid", dataset, index, tokenizer, **options)
         self._rows = list(zip(split.iter_rows(named=True), examples, strict=True))
         self._several = split["user"].n_unique() < len(split)
 
@@ -304,12 +308,21 @@ def run(config: Config, recommender: str) -> tuple[Manifest, bool]:
     if recommender in MODELS:
         model = require(config.folder / recommender, f"minionerec {recommender}", made_from=inputs)
         inputs[recommender] = model.digest
+        check_prompts(model.config, config.asked, str(config.folder / recommender))
+        if config.asked.eval_style == "reference":
+            log.warning(
+                "prompts.eval_style is reference: %s is asked with a sentence that it was not trained with, as in the "
+                "reference's evaluation. The figures measure that mistake.",
+                recommender,
+            )
     elif recommender not in FLOORS:
         command = f"minionerec baseline --baseline.model {recommender}"
         baseline = require(config.folder / "baselines" / recommender, command, made_from={"data": inputs["data"]})
         inputs[f"baselines/{recommender}"] = baseline.digest
     sections = config.section("eval")
-    key = content_hash({"config": sections, "seed": config.seed, "inputs": inputs, "prompts": templates_digest()})
+    if recommender in MODELS:
+        sections["prompts"] = prompts_section(config.asked)
+    key = content_hash({"config": sections, "seed": config.seed, "inputs": inputs})
     if is_current(folder, key):
         return Manifest.load(folder), False
     dataset = Dataset.load(config.folder / "data")

@@ -42,7 +42,8 @@ def validator(
             f"{Path(config.folder) / 'data'}: the valid split is empty; there is nothing to choose the best model by. Set "
             "sft.best_metric loss and rl.evaluations 0."
         )
-    decoder = Decoder(model, tokenizer, dataset, index, replace(config, eval=replace(config.eval, split="valid")))
+    alike = replace(config, eval=replace(config.eval, split="valid"), prompts=config.prompts.for_training())
+    decoder = Decoder(model, tokenizer, dataset, index, alike)
     rows = sorted(spread(len(decoder), examples or len(decoder)))
     size = config.eval.batch_size
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]

@@ -320,10 +320,7 @@ class Plan:
                 f"{work.unit} per step",
                 f"{work.micro * work.accumulation * devices.count:,} = {devices.count} x {work.accumulation} x {work.micro}",
             ),
-            *(
-                (f"  {task}", f"{counts['examples']:,} examples, {counts['tokens']:,} tokens")
-                for task, counts in work.tasks.items()
-            ),
+            *((f"  {task}", _examples(counts)) for task, counts in work.tasks.items()),
             ("tokens per epoch, examples whole", f"{work.tokens:,}"),
             ("labels per epoch", f"{work.labels:,}"),
             ("positions of the run (estimate)", f"{self.positions:,}"),
@@ -356,3 +353,8 @@ class Plan:
 def gigabytes(size: int) -> str:
     """Bytes for readers, in GB (1e9)."""
     return f"{size / 1e9:,.2f} GB" if size >= 1e7 else f"{size / 1e6:,.2f} MB"
+
+
+def _examples(counts: Mapping[str, int]) -> str:
+    cut = f", {counts['truncated']:,} truncated" if counts.get("truncated") else ""
+    return f"{counts['examples']:,} examples, {counts['tokens']:,} tokens{cut}"

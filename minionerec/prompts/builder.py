@@ -1,17 +1,21 @@
 """The one prompt builder: examples of a task as token ids, the same for SFT, RL and evaluation."""
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from minionerec.artifacts import content_hash
-from minionerec.config import TaskName
+from minionerec.config import DEFAULT_TASKS, PromptsConfig, TaskName
 from minionerec.data.dataset import Dataset, SplitName
 from minionerec.errors import ConfigError
-from minionerec.prompts.tasks import TASKS, TEMPLATES, Example
+from minionerec.prompts.tasks import Example, examples_of
+from minionerec.prompts.wordings import HEADER, WORDINGS, wordings_digest
 from minionerec.sid.index import SidIndex
+
+PLAIN = PromptsConfig()
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,7 @@ class TokenExample:
     Attributes:
         is_sid: the completion is a SID, a path of the catalogue's trie.
         row: the split's row whose history the prompt shows; None for a task without history.
+        cut: something was left out because the example was too long.
     """
 
     prompt: list[int]
@@ -29,11 +34,32 @@ class TokenExample:
     group: int
     is_sid: bool
     row: int | None = None
+    cut: bool = False
 
 
-def templates_digest() -> str:
-    """Identifies the wording of all tasks; part of the key of every artefact that depends on it."""
-    return content_hash(TEMPLATES)
+def prompts_section(prompts: PromptsConfig) -> dict[str, Any]:
+    """What the key of an artefact says of its prompts: the section's values, and the words themselves by their digest."""
+    return {**asdict(prompts), "words": wordings_digest()}
+
+
+def check_prompts(made: Mapping[str, Any], prompts: PromptsConfig, folder: str) -> None:
+    """Compare the prompts that a model was trained with to those that it is to be asked with.
+
+    Args:
+        made: the `config` of the model's manifest.
+
+    Raises:
+        ConfigError: they differ; a model that was never asked like this answers badly, and nothing would say why.
+    """
+    now, then = prompts_section(prompts.for_training()), made["prompts"]
+    for name, value in now.items():
+        if value != then.get(name):
+            what = "words of this version" if name == "words" else f"prompts.{name} {value}"
+            raise ConfigError(
+                f"{folder} was trained with other prompts ({name}: {then.get(name)}), but now it is to be asked with {what}. "
+                "Train it again, or set the section prompts as it was. To measure the reference's mistake of asking "
+                "differently in evaluation: prompts.eval_style reference."
+            )
 
 
 def build_examples(
@@ -45,17 +71,19 @@ def build_examples(
     split: SplitName,
     stride: int = 1,
     context: int | None = None,
+    prompts: PromptsConfig = PLAIN,
 ) -> list[TokenExample]:
     """All examples of a task, in the order of the split (or of the catalogue).
 
     Args:
-        stride: see `history_sid_to_sid`; 1 for RL and evaluation, which use whole histories.
+        stride: see `examples_of`; 1 for RL and evaluation, which use whole histories.
         context: most tokens the model can read, prompt and completion together; None where unlimited.
 
     Raises:
-        ConfigError: an example is longer than the context.
+        ConfigError: see `encode`.
+        DataError: see `examples_of`.
     """
-    return encode(list(TASKS[task](dataset, index, split, stride)), tokenizer, context)
+    return encode(list(examples_of(task, dataset, index, split, stride, prompts)), tokenizer, context, prompts)
 
 
 def sample_examples(
@@ -68,48 +96,119 @@ def sample_examples(
     count: int | None,
     seed: int,
     context: int | None = None,
+    prompts: PromptsConfig = PLAIN,
 ) -> list[TokenExample]:
     """Examples of several tasks in random order, at most `count` of them, with whole histories.
 
     Raises:
-        ConfigError: an example is longer than the context.
+        ConfigError: see `encode`.
+        DataError: see `examples_of`.
     """
-    examples = [example for task in tasks for example in TASKS[task](dataset, index, split, 1)]
+    examples = [example for task in tasks for example in examples_of(task, dataset, index, split, 1, prompts)]
     random.Random(seed).shuffle(examples)
-    return encode(examples[:count], tokenizer, context)
+    return encode(examples[:count], tokenizer, context, prompts)
 
 
-def encode(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, context: int | None) -> list[TokenExample]:
+def encode(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, context: int | None, prompts: PromptsConfig = PLAIN
+) -> list[TokenExample]:
     """Texts to token ids; a text completion is ended by the tokenizer's end token, a SID ends by itself.
 
+    An example longer than `context` or `prompts.max_tokens` is cut: a text that is to be written to half of the limit, without
+    an end; then a history loses its oldest items, a text its last words. A SID is never cut.
+
     Raises:
-        ConfigError: an example is longer than the context, or the tokenizer makes nothing of it.
+        ConfigError: an example is too long with one item or word; the tokenizer makes nothing of it, or has no chat template.
     """
     if not examples:
         return []
-    # A tokenizer that begins every text with a token of its own (Llama's <s>) does so here too, once, before the prompt.
-    prompts = tokenizer([example.prompt for example in examples])["input_ids"]
-    completions = tokenizer([example.completion for example in examples], add_special_tokens=False)["input_ids"]
+    dress = _dresser(prompts.style, tokenizer)
+    limit = min((most for most in (context, prompts.max_tokens) if most is not None), default=None)
+
+    def tokens_of(texts: list[str]) -> list[list[int]]:
+        # A tokenizer that begins every text with a token of its own (Llama's <s>) does so here too, once, before the prompt;
+        # a chat template brings its own.
+        found: list[list[int]] = tokenizer(texts, add_special_tokens=prompts.style != "chat")["input_ids"]
+        return found
+
+    asked = tokens_of([dress(example.instruction, example.question()) for example in examples])
+    answers = [example.completion if prompts.style == "plain" else example.completion.lstrip() for example in examples]
+    completions = tokenizer(answers, add_special_tokens=False)["input_ids"]
     built = []
-    for example, prompt, completion in zip(examples, prompts, completions, strict=True):
+    for example, prompt, completion in zip(examples, asked, completions, strict=True):
         if example.kind == "text":
             completion = [*completion, tokenizer.eos_token_id]
         if not prompt or not completion:
             raise ConfigError(
-                f"The tokenizer makes no tokens of {(example.completion if prompt else example.prompt)[:40]!r}; its files are "
-                "incomplete (tokenizer.json?)."
+                f"The tokenizer makes no tokens of {(example.completion if prompt else example.question())[:40]!r}; its files "
+                "are incomplete (tokenizer.json?)."
             )
-        if context is not None and len(prompt) + len(completion) > context:
-            raise ConfigError(
-                f"Item {example.target}, prompt {example.prompt[:40]!r}...: {len(prompt) + len(completion)} tokens, the model "
-                f"reads {context}. Lower data.max_history, or shorten the item's title."
-            )
-        built.append(TokenExample(prompt, completion, example.target, example.group, example.kind == "sid", example.row))
+        cut = limit is not None and len(prompt) + len(completion) > limit
+        if limit is not None and cut:
+            if example.kind == "text":
+                completion = completion[: max(limit // 2, 1)]
+
+            def shorter(count: int, words: int | None = None, example: Example = example) -> list[int]:
+                return tokens_of([dress(example.instruction, example.question(count, words))])[0]
+
+            room = limit - len(completion)
+            prompt = _fit(shorter, len(example.parts), room)
+            if len(prompt) > room:  # a single title that is too long
+                prompt = _fit(partial(shorter, 1), len(example.parts[-1].split(" ")), room)
+            if len(prompt) + len(completion) > limit:
+                bound = "prompts.max_tokens is" if limit == prompts.max_tokens else "the model reads"
+                raise ConfigError(
+                    f"Item {example.target}, prompt {example.question(1)[:40]!r}...: {len(prompt) + len(completion)} tokens "
+                    f"with one {'item' if example.row is not None else 'word'} left of it, {bound} {limit}. Take a model that "
+                    "reads more, a shorter prompts.style, or shorten the item's text."
+                )
+        is_sid = example.kind == "sid"
+        built.append(TokenExample(prompt, completion, example.target, example.group, is_sid, example.row, cut))
     return built
 
 
-def tokenizer_corpus(dataset: Dataset) -> list[str]:
-    """What a from-scratch tokenizer learns from: item texts, titles, and the prompts' wording as often as items."""
-    wording = [part for pair in TEMPLATES.values() for part in pair]
+def _fit(shorter: Callable[[int], list[int]], parts: int, room: int) -> list[int]:
+    """The longest prompt of at most `room` tokens, by bisection over the number of parts; with one part where none fits."""
+    low, high = 1, parts
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if len(shorter(middle)) <= room else (low, middle - 1)
+    return shorter(low)
+
+
+def _dresser(style: str, tokenizer: PreTrainedTokenizerBase) -> Callable[[str, str], str]:
+    """A function of instruction and question that gives the whole prompt's text.
+
+    Raises:
+        ConfigError: the style is chat, and the tokenizer has no chat template.
+    """
+    if style == "plain":
+        return lambda instruction, question: question
+    if style == "alpaca":
+        return lambda instruction, question: HEADER.replace("{instruction}", instruction).replace("{question}", question, 1)
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise ConfigError(
+            "prompts.style is chat, but the model's tokenizer has no chat template. Take an instruct model, or prompts.style "
+            "plain."
+        )
+
+    def chat(instruction: str, question: str) -> str:
+        message = [{"role": "user", "content": f"{instruction}\n\n{question}"}]
+        return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+
+    return chat
+
+
+def tokenizer_corpus(dataset: Dataset, prompts: PromptsConfig = PLAIN, tasks: Sequence[TaskName] = ()) -> list[str]:
+    """What a from-scratch tokenizer learns from: item texts, titles, and the prompts' wording as often as items.
+
+    Args:
+        tasks: those that are trained; the words of the default ones are in anyway, as evaluation uses some.
+    """
+    wording = []
+    for task in dict.fromkeys((*DEFAULT_TASKS, *tasks)):
+        made = WORDINGS[prompts.wording or "plain"][task]
+        wording += [*made.questions, made.completion]
+        wording += [] if prompts.style == "plain" else [*made.instructions, HEADER]
     texts = dataset.catalog["text"].to_list()
     return [*texts, *dataset.catalog["title"].to_list(), *(wording * len(texts))]

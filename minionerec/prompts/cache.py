@@ -23,13 +23,15 @@ import tokenizers
 from transformers import PreTrainedTokenizerBase, __version__
 
 from minionerec.artifacts import cache_folder, content_hash, file_hash, read_json, write_json
-from minionerec.config import TaskName
+from minionerec.config import PromptsConfig, TaskName
+from minionerec.data import reference
 from minionerec.data.dataset import Dataset, SplitName
 from minionerec.errors import ArtifactError
 from minionerec.prompts.builder import TokenExample, build_examples
 from minionerec.sid.index import SidIndex
 
 _FILES = ("tokens.npy", "offsets.npy", "facts.npy")
+_CODE = (*Path(__file__).parent.glob("*.py"), Path(reference.__file__))  # the latter makes prose of descriptions
 _NONE = -(2**62)  # stands for None among the facts
 _FACTS = tuple(made for made in dataclasses.fields(TokenExample) if made.name not in ("prompt", "completion"))
 
@@ -46,7 +48,7 @@ def cached_examples(
     """`build_examples`, from the cache where it has been computed before; slow tokenizers, which tell no digest, never.
 
     Args:
-        options: those of `build_examples`, plain values.
+        options: those of `build_examples`.
 
     Raises:
         ConfigError: see `build_examples`; what raises is not cached.
@@ -60,9 +62,12 @@ def cached_examples(
             "split": [split, _frame_digest(dataset.split(split))],
             "sids": [hashlib.sha256(index.codes.tobytes()).hexdigest(), list(index.codebook_sizes)],
             "tokenizer": digest,
-            "code": {path.name: file_hash(path) for path in sorted(Path(__file__).parent.glob("*.py"))},
+            "code": {path.name: file_hash(path) for path in sorted(_CODE)},
             "task": task,
-            "options": options,
+            "options": {
+                name: dataclasses.asdict(value) if isinstance(value, PromptsConfig) else value
+                for name, value in options.items()
+            },
         }
     )
     folder = cache_folder() / "tokens" / key
@@ -81,7 +86,8 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str | None:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
-    return content_hash([backend.to_str(), tokenizer.special_tokens_map, __version__, tokenizers.__version__])
+    template = getattr(tokenizer, "chat_template", None)
+    return content_hash([backend.to_str(), template, tokenizer.special_tokens_map, __version__, tokenizers.__version__])
 
 
 def _frame_digest(frame: pl.DataFrame) -> str:

@@ -1,85 +1,162 @@
-"""The training tasks: each turns the dataset into (prompt, completion) texts, with its wording in one place.
+"""The training tasks: each turns the dataset into examples, in the words that the configuration asks for.
 
 SFT, RL and evaluation take their prompts from here and from nowhere else. A prompt is a function of the example's inputs
-only, never of its answer. SIDs are written without separators: their tokens are atomic and levels tell them apart, while a
-space would cost a token of its own.
+only, never of its answer. Our own words write SIDs without separators: their tokens are atomic and levels tell them apart,
+while a space would cost a token of its own.
 """
 
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from minionerec.config import TaskName
+from minionerec.config import PromptsConfig, TaskName
 from minionerec.data.dataset import Dataset, SplitName
+from minionerec.data.reference import prose
+from minionerec.errors import DataError
+from minionerec.prompts.wordings import REFERENCE_EVALUATION, WORDINGS, Wording
 from minionerec.sid.index import SidIndex
-
-TEMPLATES: dict[TaskName, tuple[str, str]] = {
-    # The list is simply continued: a history is then a prefix of every longer one, and all of them are computed at once.
-    "history_sid_to_sid": ("The user's items, oldest first:{sids}", "{sid}"),
-    "title_to_sid": ("The item with the title {title}:", "{sid}"),
-    "sid_to_title": ("The title of the item{sid}:", " {title}"),
-}
 
 
 @dataclass(frozen=True)
 class Example:
-    """One (prompt, completion) pair.
+    """One (prompt, completion) pair, in parts, so that one that is too long can be cut.
 
     Attributes:
+        instruction: shown by styles that have one.
+        before, parts, separator, after: the question; the parts are the items of a history or the words of a text.
+        newest: whether the last parts stay when some have to go (a history) or the first (a text).
         target: index of the item that the completion names.
         group: examples of a task with the same group are expected to share the beginning of their prompts.
         kind: whether the completion is a SID (none is the beginning of another) or text (ended by the tokenizer's end token).
         row: the split's row whose history the prompt shows, counted from 0; None for a task without history.
     """
 
-    prompt: str
+    instruction: str
+    before: str
+    parts: tuple[str, ...]
+    separator: str
+    after: str
     completion: str
     target: int
     group: int
     kind: Literal["sid", "text"]
+    newest: bool = False
     row: int | None = None
 
+    def question(self, count: int | None = None, words: int | None = None) -> str:
+        """The question with at most `count` parts, at least one, and of each at most so many words; None for all."""
+        kept = self.parts if count is None else self.parts[-count:] if self.newest else self.parts[:count]
+        if words is not None:
+            kept = tuple(" ".join(part.split(" ")[:words]) for part in kept)
+        return self.before + self.separator.join(kept) + self.after
 
-def history_sid_to_sid(dataset: Dataset, index: SidIndex, split: SplitName, stride: int) -> Iterator[Example]:
-    """History SIDs to the next item's SID, one example per row of the split, in order.
 
-    With a stride above 1 a history begins at the next multiple of it in the user's sequence, so that neighbours share their
-    beginning; up to `stride - 1` of its oldest items are left out.
+def examples_of(
+    task: TaskName, dataset: Dataset, index: SidIndex, split: SplitName, stride: int, prompts: PromptsConfig
+) -> Iterator[Example]:
+    """All examples of a task, in the order of the split's rows, or of the catalogue for a task without history.
+
+    Of several wordings one is chosen by the row's or item's number, so that every stage asks about it alike.
+
+    Args:
+        stride: above 1, a history begins at the next multiple of it in the user's sequence, so that neighbours share their
+            beginning; up to `stride - 1` of its oldest items are left out.
+
+    Raises:
+        DataError: the task needs descriptions, and the catalogue has none.
     """
-    prompt, completion = TEMPLATES["history_sid_to_sid"]
-    sids = [index.text(item) for item in range(len(index.codes))]
+    wording = WORDINGS[prompts.wording or "plain"][task]
+    if prompts.eval_style == "reference" and task == "history_sid_to_sid":
+        wording = REFERENCE_EVALUATION
+    if "description" in task and not any(_descriptions(dataset)):
+        raise DataError(f"The task {task} needs descriptions, and the catalogue has none; leave it out of the tasks.")
+    made = _of_histories if task.startswith("history") else _of_items
+    return made(task, wording, dataset, index, split, stride, prompts.category)
+
+
+def _descriptions(dataset: Dataset) -> list[str]:
+    """One line of prose per item, whatever form the files keep it in; empty where an item has none."""
+    catalog = dataset.catalog
+    if "description" not in catalog.columns:
+        return [""] * len(catalog)
+    return [" ".join(prose(text).split()) for text in catalog["description"].to_list()]
+
+
+def _one(choices: tuple[str, ...], task: TaskName, number: int) -> str:
+    return choices[zlib.crc32(f"{task} {number}".encode()) % len(choices)] if len(choices) > 1 else choices[0]
+
+
+def _around(question: str, slot: str, category: str) -> tuple[str, str]:
+    before, _, after = question.replace("{category}", category).partition("{" + slot + "}")
+    return before, after
+
+
+def _answer(task: TaskName, dataset: Dataset, index: SidIndex) -> tuple[str, list[str]]:
+    """The name of what the completion holds, and its value for every item; empty where an item has none."""
+    slot = task.rpartition("_to_")[2]
+    values = {
+        "sid": lambda: [index.text(item) for item in range(len(index.codes))],
+        "title": lambda: dataset.catalog["title"].to_list(),
+        "description": lambda: _descriptions(dataset),
+    }
+    return slot, values[slot]()
+
+
+def _of_histories(
+    task: TaskName, wording: Wording, dataset: Dataset, index: SidIndex, split: SplitName, stride: int, category: str
+) -> Iterator[Example]:
+    slot, answers = _answer(task, dataset, index)
+    given = "titles" if task.startswith("history_title") else "sids"
+    shown = dataset.catalog["title"].to_list() if given == "titles" else [index.text(item) for item in range(len(index.codes))]
+    shown = [wording.part.replace("{}", text) for text in shown]
     frame = dataset.split(split)
     groups: dict[tuple[str, int], int] = {}
     columns = (frame[name].to_list() for name in ("user", "history", "target", "position"))
     for row, (user, history, target, position) in enumerate(zip(*columns, strict=True)):
+        if not answers[target]:
+            continue
         begin = position - len(history)
         skipped = min(-begin % stride, len(history) - 1)
+        before, after = _around(_one(wording.questions, task, row), given, category)
         yield Example(
-            prompt.format(sids="".join(sids[item] for item in history[skipped:])),
-            completion.format(sid=sids[target]),
-            target,
-            groups.setdefault((user, begin + skipped), len(groups)),
-            "sid",
-            row,
+            instruction=_one(wording.instructions, task, row).replace("{category}", category),
+            before=before,
+            parts=tuple(shown[item] for item in history[skipped:]),
+            separator=wording.separator,
+            after=after,
+            completion=wording.completion.replace("{" + slot + "}", answers[target]),
+            target=target,
+            group=groups.setdefault((user, begin + skipped), len(groups)),
+            kind="sid" if slot == "sid" else "text",
+            newest=True,
+            row=row,
         )
 
 
-def title_to_sid(dataset: Dataset, index: SidIndex, split: SplitName, stride: int) -> Iterator[Example]:
-    """An item's title to its SID, one example per item of the catalogue; the split plays no part."""
-    prompt, completion = TEMPLATES["title_to_sid"]
-    for item, title in enumerate(dataset.catalog["title"].to_list()):
-        yield Example(prompt.format(title=title), completion.format(sid=index.text(item)), item, item // stride, "sid")
-
-
-def sid_to_title(dataset: Dataset, index: SidIndex, split: SplitName, stride: int) -> Iterator[Example]:
-    """An item's SID to its title, one example per item of the catalogue; the split plays no part."""
-    prompt, completion = TEMPLATES["sid_to_title"]
-    for item, title in enumerate(dataset.catalog["title"].to_list()):
-        yield Example(prompt.format(sid=index.text(item)), completion.format(title=title), item, item // stride, "text")
-
-
-TASKS: dict[TaskName, Callable[[Dataset, SidIndex, SplitName, int], Iterator[Example]]] = {
-    "history_sid_to_sid": history_sid_to_sid,
-    "title_to_sid": title_to_sid,
-    "sid_to_title": sid_to_title,
-}
+def _of_items(
+    task: TaskName, wording: Wording, dataset: Dataset, index: SidIndex, split: SplitName, stride: int, category: str
+) -> Iterator[Example]:
+    slot, answers = _answer(task, dataset, index)
+    given = task.partition("_to_")[0]
+    questions: list[tuple[str, ...]]
+    if given == "sid":
+        questions = [(index.text(item),) for item in range(len(index.codes))]
+    else:
+        texts = dataset.catalog["title"].to_list() if given == "title" else _descriptions(dataset)
+        questions = [tuple(text.split(" ")) if text else () for text in texts]
+    for item, (parts, answer) in enumerate(zip(questions, answers, strict=True)):
+        if not parts or not answer:
+            continue
+        before, after = _around(_one(wording.questions, task, item), given, category)
+        yield Example(
+            instruction=_one(wording.instructions, task, item).replace("{category}", category),
+            before=before,
+            parts=parts,
+            separator=" ",
+            after=after,
+            completion=wording.completion.replace("{" + slot + "}", answer),
+            target=item,
+            group=item // stride,
+            kind="sid" if slot == "sid" else "text",
+        )

@@ -30,7 +30,8 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
     if (policy := config.folder / "sft" / "model").is_dir():
         model, tokenizer = outline(policy)
     else:
-        model, tokenizer = base_outline(config.model, index, tokenizer_corpus(dataset), config.seed)
+        corpus = tokenizer_corpus(dataset, config.asked, config.sft.task_names)
+        model, tokenizer = base_outline(config.model, index, corpus, config.seed)
         model = model.float()
     token_ids = checkpoint.sid_token_ids(tokenizer, index)
     examples = sample_examples(
@@ -42,6 +43,7 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
         count=config.rl.max_examples,
         seed=config.seed,
         context=getattr(model.config, "max_position_embeddings", None),
+        prompts=config.asked.for_training(),
     )
     examples = train.whole_steps(examples, config.rl.prompts_per_step)
     arguments = train.grpo_arguments(config.rl, index.levels, config.seed, config.folder / "rl", len(examples), devices)

@@ -43,7 +43,7 @@ from minionerec.model import card, checkpoint, plan
 from minionerec.model.launch import check_precision, split_batch
 from minionerec.model.progress import StepBar
 from minionerec.model.validator import Measure, Validator
-from minionerec.prompts.builder import TokenExample, sample_examples, templates_digest
+from minionerec.prompts.builder import TokenExample, check_prompts, prompts_section, sample_examples
 from minionerec.rl import rewards
 from minionerec.rl.exact import ExactTrainer
 from minionerec.rl.monitor import Watch, best
@@ -215,12 +215,14 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
     inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
     sft = require(config.folder / "sft", "minionerec sft", made_from=inputs)
     inputs |= {"sft": sft.digest, **rewards.sources(config, inputs["data"])}
-    sections = config.section("rl")
+    prompts = config.asked.for_training()
+    sections = {**config.section("rl"), "prompts": prompts_section(prompts)}
     if config.rl.evaluations:
         sections |= {"validation": config.decoding}
-    key = content_hash({"config": sections, "seed": config.seed, "inputs": inputs, "prompts": templates_digest()})
+    key = content_hash({"config": sections, "seed": config.seed, "inputs": inputs})
     if is_current(folder, key):
         return Manifest.load(folder), False
+    check_prompts(sft.config, prompts, str(config.folder / "sft"))
     check_spaces(sft, config.rl)
     dataset = Dataset.load(config.folder / "data")
     index = SidIndex.load(config.folder / "sid", dataset)
@@ -246,6 +248,7 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
         count=config.rl.max_examples,
         seed=config.seed,
         context=context,
+        prompts=prompts,
     )
     examples = whole_steps(examples, config.rl.prompts_per_step)
     rows = TokenDataset.from_dict(

@@ -28,20 +28,24 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
         require(config.folder / name, command)
     dataset = Dataset.load(config.folder / "data")
     index = SidIndex.load(config.folder / "sid", dataset)
-    model, tokenizer = base_outline(config.model, index, tokenizer_corpus(dataset), config.seed)
+    corpus = tokenizer_corpus(dataset, config.asked, config.sft.task_names)
+    model, tokenizer = base_outline(config.model, index, corpus, config.seed)
     token_ids = checkpoint.sid_token_ids(tokenizer, index)
     context = getattr(model.config, "max_position_embeddings", None)
     model = adapters.attach(model, config.sft, token_ids[token_ids != NO_TOKEN].unique().tolist())
     stride = config.sft.history_stride
     statistics: dict[str, dict[str, int]] = {}
     trees = train.build_trees(
-        config.sft.tasks,
+        config.sft.task_names,
         dataset,
         index,
         tokenizer,
         split="train",
         stride=stride,
         context=context,
+        prompts=config.asked.for_training(),
+        shares=config.sft.task_shares,
+        seed=config.seed,
         weights=LossWeights(config.sft, dataset, index.levels),
         statistics=statistics,
     )

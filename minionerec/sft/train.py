@@ -5,16 +5,19 @@ and model card), `sft/log.jsonl` (losses by step), `sft/curves.html` (the same, 
 trained through PEFT.
 
 Deviations from the paper: examples that share a history are computed as one prefix tree (same loss and gradients); the
-prompt is the one that RL and evaluation use; the answer is never in it; the schedule is a cosine; five tasks are three so
-far; a SID ends by itself and is not followed by an end token.
+prompt is the one that RL and evaluation use; the answer is never in it; a SID ends by itself, without
+an end token.
 
 Command: `minionerec sft --config ml-100k`, or `accelerate launch --config_file sft/zero2.yaml sft/train.py --config NAME`.
 """
 
 import math
 import os
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +43,7 @@ from minionerec.artifacts import (
     require,
     write_artifact,
 )
-from minionerec.config import Config, SftConfig, TaskName
+from minionerec.config import Config, PromptsConfig, SftConfig, TaskName
 from minionerec.data.dataset import Dataset, SplitName
 from minionerec.errors import ConfigError, DataError
 from minionerec.model import adapters, card, checkpoint, plan, scratch
@@ -48,7 +51,7 @@ from minionerec.model.dropout import add_dropout
 from minionerec.model.launch import check_distribution, check_precision, micro_batch_within, split_batch
 from minionerec.model.progress import StepBar
 from minionerec.model.validator import Measure, Validator
-from minionerec.prompts.builder import templates_digest, tokenizer_corpus
+from minionerec.prompts.builder import PLAIN, prompts_section, tokenizer_corpus
 from minionerec.prompts.cache import cached_examples
 from minionerec.sft.trainer import Tree, TreeCollator, TreeTrainer, tree_tokens
 from minionerec.sft.weights import LossWeights
@@ -61,7 +64,8 @@ def base_model(config: Config, dataset: Dataset, index: SidIndex) -> tuple[PreTr
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     if config.model.init == "from_scratch":
-        model, tokenizer = scratch.create(tokenizer_corpus(dataset), config.model, config.seed)
+        corpus = tokenizer_corpus(dataset, config.asked, config.sft.task_names)
+        model, tokenizer = scratch.create(corpus, config.model, config.seed)
     else:
         model, tokenizer = checkpoint.load(str(config.model.path), config.model.dtype)
     titles = dataset.catalog["title"].to_list()
@@ -70,7 +74,7 @@ def base_model(config: Config, dataset: Dataset, index: SidIndex) -> tuple[PreTr
 
 
 def build_trees(
-    tasks: list[TaskName],
+    tasks: Sequence[TaskName],
     dataset: Dataset,
     index: SidIndex,
     tokenizer: PreTrainedTokenizerBase,
@@ -78,22 +82,31 @@ def build_trees(
     split: SplitName,
     stride: int,
     context: int | None,
+    prompts: PromptsConfig = PLAIN,
+    shares: Mapping[TaskName, float] = MappingProxyType({}),
+    seed: int = 0,
     weights: LossWeights | None = None,
     statistics: dict[str, dict[str, int]] | None = None,
 ) -> list[Tree]:
     """The tasks' examples as trees: those of a group together, at most `stride` of them, in the tasks' order.
 
     Args:
-        statistics: filled with examples, tokens and labels by task.
+        shares: the share of a task's examples that is taken, drawn with the seed; the others are taken whole.
+        statistics: filled with examples, tokens, labels and truncated examples by task.
     """
     trees: dict[tuple[TaskName, int, int], Tree] = {}
     counts: dict[tuple[TaskName, int], int] = {}
     for task in tasks:
-        examples = cached_examples(task, dataset, index, tokenizer, split=split, stride=stride, context=context)
+        options: dict[str, Any] = {"split": split, "stride": stride, "context": context, "prompts": prompts}
+        examples = cached_examples(task, dataset, index, tokenizer, **options)
+        if (share := shares.get(task, 1.0)) < 1:
+            chosen = random.Random(f"{seed} {task}").sample(range(len(examples)), max(1, round(share * len(examples))))
+            examples = [examples[place] for place in sorted(chosen)]
         if statistics is not None:
             labels = sum(len(example.completion) for example in examples)
             tokens = sum(len(example.prompt) for example in examples) + labels
-            statistics[task] = {"examples": len(examples), "tokens": tokens, "labels": labels}
+            cut = sum(example.cut for example in examples)
+            statistics[task] = {"examples": len(examples), "tokens": tokens, "labels": labels, "truncated": cut}
         for example in examples:
             seen = counts[task, example.group] = counts.get((task, example.group), 0) + 1
             key = (task, example.group, (seen - 1) // stride)
@@ -205,10 +218,11 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
     inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
     if config.model.init == "from_pretrained" and Path(str(config.model.path)).is_dir():
         inputs["model"] = folder_digest(Path(str(config.model.path)))
-    sections = config.section("sft", "model")
+    prompts = config.asked.for_training()
+    sections = {**config.section("sft", "model"), "prompts": prompts_section(prompts)}
     if config.sft.best_metric != "loss":
         sections |= {"validation": config.decoding}
-    key = content_hash({"config": sections, "seed": config.seed, "inputs": inputs, "prompts": templates_digest()})
+    key = content_hash({"config": sections, "seed": config.seed, "inputs": inputs})
     if is_current(folder, key):
         return Manifest.load(folder), False
     dataset = Dataset.load(config.folder / "data")
@@ -227,18 +241,22 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
     weights = LossWeights(config.sft, dataset, index.levels)
     statistics: dict[str, dict[str, int]] = {}
     trees = build_trees(
-        config.sft.tasks,
+        config.sft.task_names,
         dataset,
         index,
         tokenizer,
         split="train",
         stride=stride,
         context=context,
+        prompts=prompts,
+        shares=config.sft.task_shares,
+        seed=config.seed,
         weights=weights,
         statistics=statistics,
     )
     # Validation is always on whole histories of the recommending task, unweighted: what evaluation will see.
-    held_out = build_trees(["history_sid_to_sid"], dataset, index, tokenizer, split="valid", stride=1, context=context)
+    task: TaskName = "history_sid_to_sid"
+    held_out = build_trees([task], dataset, index, tokenizer, split="valid", stride=1, context=context, prompts=prompts)
     measure: Measure | None = None
     if config.sft.best_metric != "loss":
         measure = validator(model, tokenizer, dataset, index, config, config.sft.valid_examples, config.sft.best_metric)

@@ -1,21 +1,25 @@
+import copy
 import dataclasses
 
 import numpy as np
 import polars as pl
 import pytest
 
+from minionerec.config import PromptsConfig
 from minionerec.errors import ConfigError
 from minionerec.model import scratch
 from minionerec.prompts import cache
 from minionerec.prompts.builder import build_examples, tokenizer_corpus
 from minionerec.prompts.cache import cached_examples
-from minionerec.prompts.tasks import TASKS
+from minionerec.prompts.wordings import PLAIN
 from tests.small import random_dataset
 
 
 @pytest.fixture(scope="module")
 def parts():
     dataset, index = random_dataset()
+    described = dataset.catalog.with_columns(description=pl.lit("It is ") + pl.col("title"))
+    dataset = dataclasses.replace(dataset, catalog=described)
     tokenizer = scratch.train_tokenizer(tokenizer_corpus(dataset), 400)
     tokenizer.add_tokens(index.token_strings())
     return dataset, index, tokenizer
@@ -40,7 +44,7 @@ def built(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", PLAIN)
 @pytest.mark.parametrize("stride", [1, 4])
 def test_the_same_examples_with_and_without_cache(parts, folder, built, task, stride):
     for _ in range(2):
@@ -58,6 +62,8 @@ def test_whatever_decides_the_tokens_is_in_the_key(parts, folder, built):
     other = dataclasses.replace(index, codes=np.roll(index.codes, 1, axis=0))
     words = scratch.train_tokenizer(tokenizer_corpus(dataset), 280)
     words.add_tokens(index.token_strings())
+    templated = copy.deepcopy(tokenizer)
+    templated.chat_template = "{{ messages }}"
     for changed in (
         (dataclasses.replace(dataset, catalog=titles), index, tokenizer, options),
         (dataclasses.replace(dataset, train=dataset.train[1:]), index, tokenizer, options),
@@ -66,6 +72,9 @@ def test_whatever_decides_the_tokens_is_in_the_key(parts, folder, built):
         (dataset, index, tokenizer, {**options, "split": "valid"}),
         (dataset, index, tokenizer, {**options, "stride": 2}),
         (dataset, index, tokenizer, {**options, "context": 2047}),
+        (dataset, index, tokenizer, {**options, "prompts": PromptsConfig(style="alpaca")}),
+        (dataset, index, tokenizer, {**options, "prompts": PromptsConfig(max_tokens=2047)}),
+        (dataset, index, templated, options),
     ):
         *some, wanted = changed
         before = len(built)
@@ -89,7 +98,7 @@ def test_a_damaged_entry_is_made_anew(parts, folder, built, name, damage):
 
 
 def test_nothing_is_kept_of_what_fails(parts, folder):
-    with pytest.raises(ConfigError, match="tokens, the model reads 3"):
+    with pytest.raises(ConfigError, match="the model reads 3"):
         cached_examples("title_to_sid", *parts, split="train", context=3)
     assert not folder.exists()
 

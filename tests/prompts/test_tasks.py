@@ -1,22 +1,36 @@
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from minionerec.config import ModelConfig
-from minionerec.errors import ConfigError
+from minionerec.config import DEFAULT_TASKS, REFERENCE_TASKS, ModelConfig, PromptsConfig
+from minionerec.errors import ConfigError, DataError
 from minionerec.model import checkpoint, scratch
-from minionerec.prompts.builder import build_examples, sample_examples, tokenizer_corpus
-from minionerec.prompts.tasks import TASKS
+from minionerec.prompts.builder import build_examples, check_prompts, prompts_section, sample_examples, tokenizer_corpus
+from minionerec.prompts.tasks import examples_of
+from minionerec.prompts.wordings import WORDINGS
 from minionerec.sft.train import build_trees
 from tests.small import random_dataset
+
+TASKS = list(WORDINGS["plain"])
+REFERENCE = PromptsConfig(style="alpaca", wording="reference", category="industrial and scientific item")
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{{ '<|im_start|>assistant\n' }}"
+)
 
 
 @pytest.fixture(scope="module")
 def parts():
     dataset, index = random_dataset()
-    model, tokenizer = scratch.create(tokenizer_corpus(dataset), ModelConfig(hidden_size=16, heads=2, vocabulary=400), 0)
+    descriptions = [f"['A {title} that is', 'good, item {item}.']" for item, title in enumerate(dataset.catalog["title"])]
+    descriptions[3] = ""
+    dataset = replace(dataset, catalog=dataset.catalog.with_columns(description=pl.Series(descriptions)))
+    corpus = tokenizer_corpus(dataset, REFERENCE, TASKS)
+    model, tokenizer = scratch.create(corpus, ModelConfig(hidden_size=16, heads=2, vocabulary=500), 0)
     checkpoint.add_sid_tokens(model, tokenizer, index, 0)
+    tokenizer.chat_template = TEMPLATE
     return dataset, index, tokenizer
 
 
@@ -27,45 +41,149 @@ def shifted(dataset, split):
     return replace(dataset, **{split: frame})
 
 
+def texts(tokenizer, example):
+    return tokenizer.decode(example.prompt), tokenizer.decode(example.completion, skip_special_tokens=True)
+
+
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
 @pytest.mark.parametrize("stride", [1, 3, 6])
-def test_a_history_prompt_does_not_depend_on_its_answer(parts, split, stride):
+@pytest.mark.parametrize("task", [task for task in TASKS if task.startswith("history") and "description" not in task])
+def test_a_history_prompt_does_not_depend_on_its_answer(parts, task, split, stride):
     dataset, index, tokenizer = parts
-    prompts = [
-        [e.prompt for e in build_examples("history_sid_to_sid", d, index, tokenizer, split=split, stride=stride)]
-        for d in (dataset, shifted(dataset, split))
-    ]
-    assert prompts[0] == prompts[1]
+    for prompts in (PromptsConfig(), REFERENCE):
+        made = [
+            [e.prompt for e in build_examples(task, d, index, tokenizer, split=split, stride=stride, prompts=prompts)]
+            for d in (dataset, shifted(dataset, split))
+        ]
+        assert made[0] == made[1]
 
 
-def test_an_item_prompt_does_not_hold_its_answer(parts):
+@pytest.mark.parametrize("prompts", [PromptsConfig(), REFERENCE], ids=["plain", "reference"])
+def test_an_item_prompt_does_not_hold_its_answer(parts, prompts):
     dataset, index, _ = parts
-    for task in ("title_to_sid", "sid_to_title"):
-        for example in TASKS[task](dataset, index, "train", 1):
-            assert example.completion.strip() not in example.prompt
-            assert not (task == "title_to_sid" and "<a_" in example.prompt)
+    for task in ("title_to_sid", "sid_to_title", "description_to_sid"):
+        for example in examples_of(task, dataset, index, "train", 1, prompts):
+            assert example.completion.strip() not in example.question()
+            assert task == "sid_to_title" or "<a_" not in example.question()
 
 
-@pytest.mark.parametrize("task", list(TASKS))
+@pytest.mark.parametrize("task", TASKS)
 def test_tokens_are_those_of_the_text(parts, task):
     dataset, index, tokenizer = parts
-    texts = list(TASKS[task](dataset, index, "train", 1))
-    for example, text in zip(build_examples(task, dataset, index, tokenizer, split="train"), texts, strict=True):
-        assert tokenizer.decode(example.prompt) == text.prompt
-        assert tokenizer.decode(example.completion, skip_special_tokens=True) == text.completion
-        assert (example.completion[-1] == tokenizer.eos_token_id) == (task == "sid_to_title")
-        whole = tokenizer(text.prompt + text.completion)["input_ids"]
+    made = list(examples_of(task, dataset, index, "train", 1, PromptsConfig()))
+    for example, text in zip(build_examples(task, dataset, index, tokenizer, split="train"), made, strict=True):
+        assert texts(tokenizer, example) == (text.question(), text.completion)
+        assert (example.completion[-1] == tokenizer.eos_token_id) == (not task.endswith("to_sid"))
+        whole = tokenizer(text.question() + text.completion)["input_ids"]
         assert whole == [*example.prompt, *example.completion][: len(whole)]  # no token spans the two
 
 
-def test_history_holds_the_sids_of_the_row_oldest_first(parts):
+def test_the_words_of_the_default_tasks(parts):
+    """They decide what a trained model understands: a change here is a change of every model."""
     dataset, index, tokenizer = parts
-    rows = dataset.test.iter_rows(named=True)
-    for example, row in zip(build_examples("history_sid_to_sid", dataset, index, tokenizer, split="test"), rows, strict=True):
-        text = tokenizer.decode(example.prompt)
-        assert text.endswith(":" + "".join(index.text(item) for item in row["history"]))
-        assert example.target == row["target"]
-        assert tokenizer.decode(example.completion) == index.text(row["target"])
+    row, sids = dataset.train.row(5, named=True), [index.text(item) for item in range(30)]
+    expected = {
+        "history_sid_to_sid": (
+            "The user's items, oldest first:" + "".join(sids[item] for item in row["history"]),
+            sids[row["target"]],
+        ),
+        "title_to_sid": (f"The item with the title {dataset.catalog['title'][5]}:", sids[5]),
+        "sid_to_title": (f"The title of the item{sids[5]}:", f" {dataset.catalog['title'][5]}"),
+    }
+    for task in DEFAULT_TASKS:
+        assert texts(tokenizer, build_examples(task, dataset, index, tokenizer, split="train")[5]) == expected[task]
+    corpus = tokenizer_corpus(dataset)
+    assert corpus[60:66] == [
+        *("The user's items, oldest first:{sids}", "{sid}", "The item with the title {title}:", "{sid}"),
+        *("The title of the item{sid}:", " {title}"),
+    ]
+
+
+def test_the_references_words(parts):
+    dataset, index, tokenizer = parts
+    row, sids = dataset.train.row(5, named=True), [index.text(item) for item in range(30)]
+    history, target = row["history"], row["target"]
+    listed, titles = ", ".join(sids[item] for item in history), [dataset.catalog["title"][item] for item in history]
+    header = (
+        "Below is an instruction that describes a task, paired with an input that provides further context. Write a response "
+        "that appropriately completes the request. \n\n### Instruction:\n{}\n\n### User Input: \n{}\n\n### Response:\n"
+    )
+    title = dataset.catalog["title"][target]
+    expected = {
+        "history_sid_to_sid": (
+            "Can you predict the next possible item that the user may expect?",
+            f"The user has interacted with items {listed} in chronological order. Can you predict the next possible item that "
+            "the user may expect?",
+            sids[target],
+        ),
+        "history_sid_to_title": (
+            "Can you recommend the next item for the user based on their interaction history?",
+            f"The user has sequentially interacted with items {listed}. Can you recommend the next item for him? Tell me the "
+            "title of the item",
+            title,
+        ),
+        "history_title_to_sid": (
+            "Based on the user's historical interaction with item titles, predict the semantic ID of the next item they may "
+            "expect.",
+            "The user has interacted with the following industrial and scientific item items in chronological order: "
+            + ", ".join(f'"{one}"' for one in titles)
+            + ". Can you predict the next item the user may expect?",
+            sids[target],
+        ),
+    }
+    for task, (instruction, question, answer) in expected.items():
+        example = build_examples(task, dataset, index, tokenizer, split="train", prompts=REFERENCE)[5]
+        assert texts(tokenizer, example) == (header.format(instruction, question), answer)
+    made = build_examples("history_title_to_title", dataset, index, tokenizer, split="train", prompts=REFERENCE)
+    prompt, answer = texts(tokenizer, made[5])
+    asked = "The user has palyed the following industrial and scientific items before: " + ",\t".join(f'"{t}"' for t in titles)
+    assert prompt.endswith(f"### User Input: \n{asked}\n\n### Response:\n") and answer == f'"{title}"'
+    instructions = {tokenizer.decode(example.prompt).split("### ")[1] for example in made}
+    assert len(instructions) == 11  # each of its wordings occurs
+    example = build_examples("title_to_sid", dataset, index, tokenizer, split="train", prompts=REFERENCE)[5]
+    asked = f"Which item has the title: {dataset.catalog['title'][5]}?"
+    assert texts(tokenizer, example) == (header.format("Answer the question about item identification.", asked), sids[5])
+    assert set(REFERENCE_TASKS) < set(TASKS)
+
+
+def test_descriptions_are_prose_and_items_without_one_are_left_out(parts):
+    dataset, index, tokenizer = parts
+    made = build_examples("description_to_sid", dataset, index, tokenizer, split="train")
+    assert len(made) == 29 and 3 not in {example.target for example in made}
+    title = dataset.catalog["title"][0]
+    assert tokenizer.decode(made[0].prompt) == f"The item with the description A {title} that is good, item 0.:"
+    rows = dataset.train.filter(pl.col("target") != 3)
+    told = build_examples("history_sid_to_description", dataset, index, tokenizer, split="train")
+    assert [example.target for example in told] == rows["target"].to_list()
+    bare = replace(dataset, catalog=dataset.catalog.drop("description"))
+    with pytest.raises(DataError, match="history_sid_to_description needs descriptions"):
+        build_examples("history_sid_to_description", bare, index, tokenizer, split="train")
+
+
+def test_the_evaluation_of_the_reference_asks_with_another_sentence_and_only_there(parts):
+    dataset, index, tokenizer = parts
+    mistaken = replace(REFERENCE, eval_style="reference")
+    options = {"split": "test", "prompts": mistaken}
+    prompt = tokenizer.decode(build_examples("history_sid_to_sid", dataset, index, tokenizer, **options)[0].prompt)
+    history = dataset.test["history"][0]
+    asked = (
+        "Can you predict the next possible item the user may expect, given the following chronological interaction history: "
+    )
+    assert asked + ", ".join(index.text(item) for item in history) in prompt
+    assert "### Instruction:\nCan you predict the next possible item that the user may expect?\n" in prompt
+    assert mistaken.for_training() == REFERENCE
+
+
+def test_chat(parts):
+    dataset, index, tokenizer = parts
+    prompts = PromptsConfig(style="chat")
+    example = build_examples("title_to_sid", dataset, index, tokenizer, split="train", prompts=prompts)[2]
+    question = f"Tell which item it is.\n\nThe item with the title {dataset.catalog['title'][2]}:"
+    assert tokenizer.decode(example.prompt) == f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    tokenizer.chat_template = None
+    with pytest.raises(ConfigError, match=r"prompts.style is chat.*no chat template"):
+        build_examples("title_to_sid", dataset, index, tokenizer, split="train", prompts=prompts)
+    tokenizer.chat_template = TEMPLATE
 
 
 @pytest.mark.parametrize("stride", [2, 4, 6])
@@ -73,7 +191,7 @@ def test_stride_leaves_out_less_than_a_stride_of_the_oldest_items_and_groups_sha
     dataset, index, tokenizer = parts
     whole = build_examples("history_sid_to_sid", dataset, index, tokenizer, split="train")
     cut = build_examples("history_sid_to_sid", dataset, index, tokenizer, split="train", stride=stride)
-    header = len(tokenizer(TASK_HEADER)["input_ids"])
+    header = len(tokenizer("The user's items, oldest first:")["input_ids"])
     groups = {}
     for long, short in zip(whole, cut, strict=True):
         left_out = (len(long.prompt) - len(short.prompt)) // index.levels
@@ -87,20 +205,95 @@ def test_stride_leaves_out_less_than_a_stride_of_the_oldest_items_and_groups_sha
         assert all(longest[: len(example.prompt)] == example.prompt for example in members)
 
 
-@pytest.mark.parametrize("task", ["history_sid_to_sid", "title_to_sid"])
-def test_sft_rl_and_evaluation_use_the_same_prompts(parts, task):
+@pytest.mark.parametrize("task", ["history_sid_to_sid", "title_to_sid", "history_title_to_sid"])
+@pytest.mark.parametrize("prompts", [PromptsConfig(), REFERENCE, PromptsConfig(style="chat")], ids=lambda made: made.style)
+def test_sft_rl_and_evaluation_use_the_same_prompts(parts, task, prompts):
     dataset, index, tokenizer = parts
-    evaluation = [tuple(e.prompt) for e in build_examples(task, dataset, index, tokenizer, split="train")]
-    trees = build_trees([task], dataset, index, tokenizer, split="train", stride=1, context=None)
-    rl = sample_examples([task], dataset, index, tokenizer, split="train", count=None, seed=3)
-    assert [tuple(branch.prompt) for tree in trees for branch in tree] == evaluation
+    evaluation = build_examples(task, dataset, index, tokenizer, split="train", prompts=prompts)
+    evaluation = [tuple(example.prompt) for example in evaluation]
+    trees = build_trees([task], dataset, index, tokenizer, split="train", stride=1, context=None, prompts=prompts)
+    rl = sample_examples([task], dataset, index, tokenizer, split="train", count=None, seed=3, prompts=prompts)
+    asked = [tuple(branch.prompt) for tree in trees for branch in tree]
+    assert asked == evaluation if task != "title_to_sid" else sorted(asked) == sorted(evaluation)
     assert sorted(tuple(e.prompt) for e in rl) == sorted(evaluation)
 
 
-TASK_HEADER = "The user's items, oldest first:"
+@settings(max_examples=25, deadline=None)
+@given(limit=st.integers(24, 160), style=st.sampled_from(["plain", "alpaca"]), task=st.sampled_from(TASKS))
+def test_what_is_too_long_loses_whole_items_or_words(parts, limit, style, task):
+    dataset, index, tokenizer = parts
+    prompts = PromptsConfig(style=style, max_tokens=limit)
+    whole = build_examples(task, dataset, index, tokenizer, split="train", prompts=PromptsConfig(style=style))
+    try:
+        made = build_examples(task, dataset, index, tokenizer, split="train", prompts=prompts)
+    except ConfigError as error:
+        assert f"prompts.max_tokens is {limit}" in str(error)
+        return
+    sources = examples_of(task, dataset, index, "train", 1, prompts)
+    for short, long, source in zip(made, whole, sources, strict=True):
+        assert len(short.prompt) + len(short.completion) <= limit
+        assert short.cut == (len(long.prompt) + len(long.completion) > limit)
+        if not short.cut:
+            assert short == long
+        elif source.kind == "sid":
+            assert short.completion == long.completion
+        text = tokenizer.decode(short.prompt)
+        fits = [count for count in range(1, len(source.parts) + 1) if source.question(count) in text]
+        if not fits:  # of a single title, a whole number of words
+            assert any(source.question(1, words) in text for words in range(1, len(source.parts[-1].split(" "))))
+        elif max(fits) < len(source.parts):  # and not one more would have fitted
+            longer = text.replace(source.question(max(fits)), source.question(max(fits) + 1))
+            assert len(tokenizer(longer)["input_ids"]) + len(short.completion) > limit
+
+
+def test_a_single_long_title_loses_its_last_words(parts):
+    dataset, index, tokenizer = parts
+    titles = pl.Series([f"{title}{' and more' * 40}" for title in dataset.catalog["title"]])
+    dataset = replace(dataset, catalog=dataset.catalog.with_columns(title=titles))
+    prompts = PromptsConfig(max_tokens=80)
+    for example in build_examples("history_title_to_sid", dataset, index, tokenizer, split="test", prompts=prompts):
+        text = tokenizer.decode(example.prompt)
+        last = dataset.test["history"][example.row][-1]
+        assert text.count("- ") == 1 and titles[last][:20] in text and " and more" in text and example.cut
+        assert text.endswith("\nThe next item:") and len(example.prompt) + 3 <= 80
 
 
 def test_too_long_for_the_model(parts):
     dataset, index, tokenizer = parts
-    with pytest.raises(ConfigError, match=r"tokens, the model reads 10.*data.max_history"):
+    with pytest.raises(ConfigError, match=r"tokens with one item left of it, the model reads 10"):
         build_examples("history_sid_to_sid", dataset, index, tokenizer, split="train", context=10)
+
+
+def test_shares_and_truncation_are_counted(parts):
+    dataset, index, tokenizer = parts
+    options = {"split": "train", "stride": 1, "context": None, "prompts": PromptsConfig(max_tokens=30)}
+    for _ in range(2):  # computed, and from the cache
+        statistics = {}
+        trees = build_trees(
+            ["history_sid_to_sid", "title_to_sid"],
+            *(dataset, index, tokenizer),
+            **options,
+            shares={"title_to_sid": 0.3},
+            seed=1,
+            statistics=statistics,
+        )
+        whole = build_examples("history_sid_to_sid", dataset, index, tokenizer, split="train", prompts=options["prompts"])
+        assert statistics["history_sid_to_sid"]["truncated"] == sum(example.cut for example in whole) > 0
+        assert statistics["title_to_sid"]["examples"] == 9
+        assert sum(len(tree) for tree in trees) == len(whole) + 9
+    other = build_trees(["title_to_sid"], dataset, index, tokenizer, **options, shares={"title_to_sid": 0.3}, seed=2)
+    assert other != [tree for tree in trees if tree in other]
+
+
+def test_a_model_is_asked_as_it_was_trained():
+    made = {"prompts": prompts_section(REFERENCE)}
+    check_prompts(made, replace(REFERENCE, eval_style="reference"), "runs/x/sft")
+    for field, value in (("style", "plain"), ("wording", "plain"), ("category", "book"), ("max_tokens", 9)):
+        with pytest.raises(
+            ConfigError, match=rf"runs/x/sft was trained with other prompts \({field}: .*prompts.{field} {value}"
+        ):
+            check_prompts(made, replace(REFERENCE, **{field: value}), "runs/x/sft")
+    made["prompts"]["words"] = "others"
+    with pytest.raises(ConfigError, match="words of this version"):
+        check_prompts(made, REFERENCE, "runs/x/sft")
+    assert asdict(REFERENCE).items() <= prompts_section(REFERENCE).items()

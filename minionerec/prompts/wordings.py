@@ -1,0 +1,164 @@
+"""The words of every task: ours, and the reference's.
+
+The sentences under `reference` are those of MiniOneRec (github.com/AkaliKong/MiniOneRec, `data.py`, Apache License 2.0), its
+spelling included; those under `plain` are ours, and so are all that the reference does not have.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from minionerec.artifacts import content_hash
+from minionerec.config import TaskName
+
+HEADER = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request. \n\n"
+    "### Instruction:\n{instruction}\n\n### User Input: \n{question}\n\n### Response:\n"
+)
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How one task is put into words.
+
+    Attributes:
+        instructions: what is asked for in general; only styles with an instruction show it. One is taken per example.
+        questions: what is asked of the example; one is taken per example.
+        completion: the answer.
+        part: how each SID or title of a history is written.
+        separator: what stands between them.
+    """
+
+    instructions: tuple[str, ...]
+    questions: tuple[str, ...]
+    completion: str
+    part: str = "{}"
+    separator: str = ""
+
+
+_RECOMMEND = ("Recommend the user's next item.",)
+_IDENTIFY = ("Tell which item it is.",)
+_DESCRIBE = ("Tell what the item is.",)
+
+PLAIN: dict[TaskName, Wording] = {
+    # The list is simply continued: a history is then a prefix of every longer one, and all of them are computed at once.
+    "history_sid_to_sid": Wording(_RECOMMEND, ("The user's items, oldest first:{sids}",), "{sid}"),
+    "title_to_sid": Wording(_IDENTIFY, ("The item with the title {title}:",), "{sid}"),
+    "sid_to_title": Wording(_DESCRIBE, ("The title of the item{sid}:",), " {title}"),
+    "description_to_sid": Wording(_IDENTIFY, ("The item with the description {description}:",), "{sid}"),
+    "history_sid_to_title": Wording(
+        _RECOMMEND, ("The user's items, oldest first:{sids}\nThe title of the next item:",), " {title}"
+    ),
+    "history_sid_to_description": Wording(
+        _RECOMMEND, ("The user's items, oldest first:{sids}\nThe description of the next item:",), " {description}"
+    ),
+    "history_title_to_title": Wording(
+        _RECOMMEND,
+        ("The titles of the user's items, oldest first:{titles}\nThe title of the next item:",),
+        " {title}",
+        "\n- {}",
+    ),
+    "history_title_to_sid": Wording(
+        _RECOMMEND, ("The titles of the user's items, oldest first:{titles}\nThe next item:",), "{sid}", "\n- {}"
+    ),
+}
+
+_IDENTIFICATION = ("Answer the question about item identification.",)
+_FUSED = ("Can you recommend the next item for the user based on their interaction history?",)
+
+REFERENCE: dict[TaskName, Wording] = {
+    "history_sid_to_sid": Wording(
+        ("Can you predict the next possible item that the user may expect?",),
+        (
+            "The user has interacted with items {sids} in chronological order. Can you predict the next possible item that the "
+            "user may expect?",
+        ),
+        "{sid}",
+        separator=", ",
+    ),
+    "title_to_sid": Wording(_IDENTIFICATION, ("Which item has the title: {title}?",), "{sid}"),
+    "sid_to_title": Wording(_IDENTIFICATION, ('What is the title of item "{sid}"?',), "{title}"),
+    "description_to_sid": Wording(
+        _IDENTIFICATION,
+        ('An item can be described as follows: "{description}". Which item is it describing?',),
+        "{sid}",
+    ),
+    "history_sid_to_title": Wording(
+        _FUSED,
+        (
+            "The user has sequentially interacted with items {sids}. Can you recommend the next item for him? Tell me the "
+            "title of the item",
+        ),
+        "{title}",
+        separator=", ",
+    ),
+    "history_sid_to_description": Wording(
+        _FUSED,
+        (
+            "The user has sequentially interacted with items {sids}. Can you recommend the next item for him? Tell me the "
+            "description of the item",
+        ),
+        "{description}",
+        separator=", ",
+    ),
+    "history_title_to_title": Wording(
+        (
+            "Given a list of {category} the user recetenly enjoy, please write a new {category} that the user may bought",
+            "Considering the {category} that has recently captured the user's interest, kindly create a compilation of other "
+            "{category} that the user might have played prior to this.",
+            "Based on the user's current gaming preference, please draft a list of potential {category} they may have "
+            "experienced beforehand.",
+            "Reflecting on the {category} the user has taken pleasure in recently, we request that you formulate a list of "
+            "{category} that may have preceded the user's current enjoyment.",
+            "In light of the recent gaming enjoyment expressed by the user, please assemble a list of {category} that could "
+            "potentially include past titles the user has engaged with.",
+            "Taking into account the {category} that has lately provided enjoyment to the user, please put together an "
+            "inventory of {category} the user might have explored previously.",
+            "Given the user's newfound enjoyment of a particular {category}, would you kindly generate a roster of other "
+            "{category} that might resonate with their past gaming experiences?",
+            "In response to the user's recent fondness for a specific {category}, we seek your assistance in listing possible "
+            "{category} the user may have delighted in earlier.",
+            "With respect to the {category} currently enjoyed by the user, please compile a suggestive list of {category} they "
+            "may have played in the past.",
+            "Bearing in mind the {category} that the user has recently been enthralled by, please construct a catalog of other "
+            "{category} that the user potentially partook in beforehand.",
+            "In relation to the user's recent entertainment with a given {category}, it would be appreciated if you could "
+            "curate a list of {category} that might form part of the user's previous gaming history.",
+        ),
+        ("The user has palyed the following {category}s before: {titles}",),
+        '"{title}"',
+        '"{}"',
+        ",\t",
+    ),
+    "history_title_to_sid": Wording(
+        (
+            "Based on the user's historical interaction with item titles, predict the semantic ID of the next item they may "
+            "expect.",
+        ),
+        (
+            "The user has interacted with the following {category} items in chronological order: {titles}. Can you predict the "
+            "next item the user may expect?",
+        ),
+        "{sid}",
+        '"{}"',
+        ", ",
+    ),
+}
+
+# What the reference's evaluation script asks instead of the sentence that was trained; the header is the same.
+REFERENCE_EVALUATION = dataclasses.replace(
+    REFERENCE["history_sid_to_sid"],
+    questions=(
+        "Can you predict the next possible item the user may expect, given the following chronological interaction history: "
+        "{sids}",
+    ),
+)
+
+WORDINGS: dict[Literal["plain", "reference"], dict[TaskName, Wording]] = {"plain": PLAIN, "reference": REFERENCE}
+
+
+def wordings_digest() -> str:
+    """Identifies all words and the header; part of the key of every artefact that depends on them."""
+    words = {name: {task: dataclasses.asdict(made) for task, made in found.items()} for name, found in WORDINGS.items()}
+    return content_hash([words, dataclasses.asdict(REFERENCE_EVALUATION), HEADER])
