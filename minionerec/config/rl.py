@@ -19,6 +19,10 @@ class RlConfig:
 
     tasks: list[TaskName] = field(default_factory=lambda: ["history_sid_to_sid"])
     """Tasks whose completion is a SID; each row carries its own target."""
+    targets: Literal["row", "last_row", "reference"] = "row"
+    """What a rollout is rewarded for: its `row`'s target; or as the reference looks it up by the text of the prompt, where the
+    `last_row` with the same prompt wins, and in full (`reference`) the validation split over all: mistakes to measure, not to
+    make."""
     max_examples: int | None = 4096
     """Training prompts drawn at random from the tasks' examples; null takes all (examples; paper: all)."""
     num_generations: int = 16

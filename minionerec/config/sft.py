@@ -39,6 +39,9 @@ class SftConfig:
     task_shares: dict[TaskName, float] = field(default_factory=dict)
     """Share of a task's examples that are trained, drawn once for the whole run; tasks that are not named count whole (fraction
     above 0, at most 1)."""
+    answer_in_prompt: bool = False
+    """Write the answer at the end of the prompts that ask for an item by its title or SID, as the reference does: a mistake to
+    measure, not to make."""
     history_stride: int = 1
     """A training history starts at a multiple of this position in the user's sequence, so that up to this many examples share
     their prompt's beginning and are computed together; up to stride - 1 of the oldest items are left out. 1 keeps every

@@ -50,6 +50,7 @@ from minionerec.rl.monitor import Watch, best
 from minionerec.rl.objectives import KeepReference, ListwiseTrainer, ObjectiveTrainer, objective_arguments
 from minionerec.rl.rewards import Reward
 from minionerec.rl.rollouts import rollouts
+from minionerec.rl.targets import with_targets
 from minionerec.rl.trainer import TreeGRPOTrainer, grouped
 from minionerec.sid.index import SidIndex
 from minionerec.tree import NO_TOKEN, Branch, CatalogTrie, pack
@@ -251,6 +252,7 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
         prompts=prompts,
     )
     examples = whole_steps(examples, config.rl.prompts_per_step)
+    examples = with_targets(examples, config.rl, dataset, index, tokenizer, context, prompts)
     rows = TokenDataset.from_dict(
         {
             "prompt": [example.prompt for example in examples],

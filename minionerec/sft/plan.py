@@ -46,6 +46,7 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
         prompts=config.asked.for_training(),
         shares=config.sft.task_shares,
         seed=config.seed,
+        answer_in_prompt=config.sft.answer_in_prompt,
         weights=LossWeights(config.sft, dataset, index.levels),
         statistics=statistics,
     )

@@ -11,10 +11,12 @@ an end token.
 Command: `minionerec sft --config ml-100k`, or `accelerate launch --config_file sft/zero2.yaml sft/train.py --config NAME`.
 """
 
+import logging
 import math
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -58,6 +60,8 @@ from minionerec.sft.weights import LossWeights
 from minionerec.sid.index import SidIndex
 from minionerec.tree import NO_TOKEN, Branch, CatalogTrie
 
+log = logging.getLogger(__name__)
+
 
 def base_model(config: Config, dataset: Dataset, index: SidIndex) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The untrained model with the catalogue's SID tokens."""
@@ -85,12 +89,14 @@ def build_trees(
     prompts: PromptsConfig = PLAIN,
     shares: Mapping[TaskName, float] = MappingProxyType({}),
     seed: int = 0,
+    answer_in_prompt: bool = False,
     weights: LossWeights | None = None,
     statistics: dict[str, dict[str, int]] | None = None,
 ) -> list[Tree]:
     """The tasks' examples as trees: those of a group together, at most `stride` of them, in the tasks' order.
 
     Args:
+        answer_in_prompt: repeat the reference's mistake, see `sft.answer_in_prompt`.
         shares: the share of a task's examples that is taken, drawn with the seed; the others are taken whole.
         statistics: filled with examples, tokens, labels and truncated examples by task.
     """
@@ -102,6 +108,8 @@ def build_trees(
         if (share := shares.get(task, 1.0)) < 1:
             chosen = random.Random(f"{seed} {task}").sample(range(len(examples)), max(1, round(share * len(examples))))
             examples = [examples[place] for place in sorted(chosen)]
+        if answer_in_prompt and not task.startswith("history"):
+            examples = [replace(example, prompt=[*example.prompt, *example.completion]) for example in examples]
         if statistics is not None:
             labels = sum(len(example.completion) for example in examples)
             tokens = sum(len(example.prompt) for example in examples) + labels
@@ -238,6 +246,8 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
     check_space(folder, (parameters + trainable * 9) * 4)
     context = getattr(model.config, "max_position_embeddings", None)
     stride = config.sft.history_stride
+    if config.sft.answer_in_prompt:
+        log.warning("sft.answer_in_prompt is true: prompts about an item end with their own answer, as in the reference.")
     weights = LossWeights(config.sft, dataset, index.levels)
     statistics: dict[str, dict[str, int]] = {}
     trees = build_trees(
@@ -251,6 +261,7 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
         prompts=prompts,
         shares=config.sft.task_shares,
         seed=config.seed,
+        answer_in_prompt=config.sft.answer_in_prompt,
         weights=weights,
         statistics=statistics,
     )
