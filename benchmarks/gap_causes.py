@@ -119,7 +119,7 @@ def decode(arguments: argparse.Namespace, arm: str, seed: str, fields: Sequence[
     config = parse("run", ["--config", arguments.config, "--out", str(folder), "--seed", seed, *fields])
     assert config is not None  # only --help and --print_config give none
     pipeline.set_up(config.threads)
-    from minionerec.eval import predict  # torch takes its threads from what has just been set
+    from minionerec.eval import predict
 
     predict.run(config, ARMS[arm].recommender)
 

@@ -276,3 +276,15 @@ def test_killed_under_zero2_and_resumed_by_two_ranks_or_by_one(prepared, tmp_pat
     run(prepared, ("sft",))
     metrics = resumed()
     assert (metrics["devices"], metrics["distributed"]) == (1, "NO")
+
+
+def test_the_references_answer_in_the_prompt(parts):
+    dataset, index, _, tokenizer = parts
+    options = {"split": "train", "stride": 1, "context": None}
+    clean = build_trees(TASKS, dataset, index, tokenizer, **options)
+    mistaken = build_trees(TASKS, dataset, index, tokenizer, **options, answer_in_prompt=True)
+    histories = len(dataset.train)
+    for number, (tree, given_away) in enumerate(zip(clean, mistaken, strict=True)):
+        (branch,), (other,) = tree, given_away
+        answer = [] if number < histories else branch.completion
+        assert other.prompt == [*branch.prompt, *answer] and other.completion == branch.completion
