@@ -97,8 +97,12 @@ def test_runs_seeds_pairs_and_causes(two_seeds, tmp_path):
     causes = {cause["title"]: cause for cause in own["causes"]}
     assert "with the luckiest order" in causes["collisions"]["effect"] and "share their SID" in causes["collisions"]["effect"]
     assert "without them" in causes["repeats"]["effect"] and "over 2 seeds" in causes["seeds"]["effect"]
-    for title in ("prompt mismatch", "wrong reward targets", "validation labels in training rewards", "answer in the prompt",
-                  "generation defaults", "model size"):  # fmt: skip
+    for title in ("prompt mismatch", "wrong reward targets", "validation labels in training rewards", "answer in the prompt"):
+        assert (
+            causes[title]["effect"].startswith("not in these runs; on industrial-partial") and "--" in causes[title]["switch"]
+        )
+    assert causes["prompt mismatch"]["effect"].count("NDCG@10 -0.0") == 1
+    for title in ("generation defaults", "model size"):
         assert causes[title]["effect"] is None and causes[title]["switch"]
     assert "not measured" in Page(tmp_path / "paper_gap.html").words
 
