@@ -67,8 +67,14 @@ class RlConfig:
     advantages: Literal["group", "sibling"] = "group"
     """What a reward is compared with: `group` with the whole group; `sibling`, token by token, with the members of the group
     that have the same tokens so far (paper: group)."""
-    dynamic_sampling: Literal["none", "filter"] = "none"
-    """`filter` leaves groups whose rewards are all equal out of the loss, KL and averages included (paper: none)."""
+    importance_weights: bool = False
+    """Weight what stochastic beams drew so that the gradient is that of the expected reward over the catalogue, without bias
+    (`rl.loss: dr_grpo`, `rl.logp_space: catalogue`; paper: false)."""
+    dynamic_sampling: Literal["none", "filter", "refill"] = "none"
+    """`filter` leaves groups whose rewards are all equal out of the loss, KL and averages included; `refill` first puts other
+    prompts in their place (paper: none)."""
+    refill_rounds: int = 3
+    """How often `refill` tries as many further prompts as a step has; what is still without signal then is left out."""
     sync_reference: int | None = None
     """Move the reference model of the KL towards the policy after every so many steps; null keeps the SFT model (steps; paper:
     512)."""
@@ -105,7 +111,7 @@ class RlConfig:
         positive("rl", max_examples=self.max_examples, prompts_per_step=self.prompts_per_step, epochs=self.epochs)
         positive("rl", micro_batch_prompts=self.micro_batch_prompts, learning_rate=self.learning_rate)
         positive("rl", checkpoints=self.checkpoints, valid_examples=self.valid_examples, patience=self.patience)
-        positive("rl", max_kl=self.max_kl)
+        positive("rl", max_kl=self.max_kl, refill_rounds=self.refill_rounds)
         between("rl", 0, math.inf, evaluations=self.evaluations)
         if self.best_metric not in RANKING_METRICS:
             raise ConfigError(f"rl.best_metric is {self.best_metric!r}; it must be one of {', '.join(RANKING_METRICS)}.")
@@ -134,6 +140,8 @@ class RlConfig:
         """Refuse options that contradict each other, rather than ignore one."""
         group = ("listwise", "sdpo")
         ranked = [name for name in self.rewards if name.startswith("ranking")]
+        unbiased = {"objective": "grpo", "rollouts": "stochastic", "add_target": False, "logp_space": "catalogue"}
+        unbiased |= {"loss": "dr_grpo", "advantages": "group", "dynamic_sampling": "none"}
         problems = {
             f"rl.objective {self.objective} needs its target in every group; set rl.add_target: true.": (
                 self.objective in group and not self.add_target
@@ -156,6 +164,13 @@ class RlConfig:
             "rl.advantages sibling gives every token its own advantage, rl.loss gspo one to the sequence; take another loss.": (
                 self.advantages == "sibling" and self.loss == "gspo"
             ),
+            "rl.importance_weights belongs to distinct SIDs drawn from the policy over the catalogue and to unscaled rewards; "
+            f"set {', '.join(f'rl.{name}: {str(value).lower()}' for name, value in unbiased.items())}.": (
+                self.importance_weights and tuple(getattr(self, name) for name in unbiased) != tuple(unbiased.values())
+            ),
+            f"rl.rewards {', '.join(ranked)} depends on the ranks within a group, so there is no expectation that "
+            "rl.importance_weights could estimate; choose others, e.g. rl.rewards: {rule: 1.0}.": self.importance_weights
+            and bool(ranked),
             "rl.sync_reference moves the reference model of the KL, but rl.beta is 0, so there is none.": (
                 self.sync_reference is not None and self.beta == 0 and self.objective != "sdpo"
             ),

@@ -13,6 +13,8 @@ from transformers import TrainerCallback
 
 from minionerec.config import RlConfig
 from minionerec.rl.monitor import with_signal
+from minionerec.rl.refill import refill
+from minionerec.rl.rollouts import Rollouts
 from minionerec.rl.trainer import TreeGRPOTrainer
 
 # rl.loss in TRL's terms. With one update per rollout the ratio of new to old policy is 1, so that clipping never acts; what
@@ -30,11 +32,12 @@ def objective_arguments(config: RlConfig, accumulation: int) -> dict[str, Any]:
     """The GRPOConfig fields that the objective decides.
 
     Args:
-        accumulation: micro-batches per step. Filtered groups are counted over a whole step, so its rollouts are made at once.
+        accumulation: micro-batches per step. Groups without signal are counted over a whole step, so its rollouts are made at
+            once.
     """
     fields = dict(LOSSES[config.loss])
     fields["beta"] = config.sdpo_beta if config.objective == "sdpo" else config.beta
-    fields["steps_per_generation"] = accumulation if config.dynamic_sampling == "filter" else 1
+    fields["steps_per_generation"] = 1 if config.dynamic_sampling == "none" else accumulation
     if config.sync_reference is not None:
         fields |= {"sync_ref_model": True, "ref_model_sync_steps": config.sync_reference}
         fields["ref_model_mixup_alpha"] = config.sync_mix
@@ -77,8 +80,27 @@ def sibling_advantages(
     return torch.stack(columns, dim=-1).view(completions.shape) * mask
 
 
+def importance_advantages(rewards: torch.Tensor, logprobs: torch.Tensor, log_weights: torch.Tensor) -> torch.Tensor:
+    """Advantages with which a group drawn without replacement gives the gradient of the expected reward without bias.
+
+    Kool, van Hoof, Welling, "Stochastic Beams and Where to Find Them", ICML 2019, section 4.2, with a baseline that is
+    corrected for each member's own share, so that it keeps out the bias which section 4.2's has: for member i with
+    probability p_i, weight w_i and reward r_i it is G * w_i * (r_i * (1 - p_i + w_i) - sum over j of w_j * r_j). Weights of two
+    different members are uncorrelated, E[w_i w_j] = p_i p_j. G makes up for the loss's mean over the group.
+
+    Args:
+        rewards, logprobs, log_weights: (groups, G); see `rollouts.Ranked`.
+
+    Returns:
+        (groups, G).
+    """
+    weights = log_weights.exp()
+    baseline = (weights * rewards).sum(1, keepdim=True)
+    return rewards.shape[1] * weights * (rewards * (1 - logprobs.exp() + weights) - baseline)
+
+
 class ObjectiveTrainer(TreeGRPOTrainer):
-    """TRL's trainer with `rl.advantages`, `rl.dynamic_sampling` and `rl.sft_weight`.
+    """TRL's trainer with `rl.advantages`, `rl.importance_weights`, `rl.dynamic_sampling` and `rl.sft_weight`.
 
     Args:
         config: section `rl`.
@@ -96,6 +118,8 @@ class ObjectiveTrainer(TreeGRPOTrainer):
         return rewards
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        if self.config.dynamic_sampling == "refill":
+            inputs = refill(self, inputs, self.config.refill_rounds)
         scored = super()._generate_and_score_completions(inputs)
         group, rows = cast(int, self.args.num_generations), len(inputs)
         begin = self.accelerator.process_index * rows
@@ -109,7 +133,12 @@ class ObjectiveTrainer(TreeGRPOTrainer):
                 group,
                 self.args.scale_rewards != "none",
             )
-        if self.config.dynamic_sampling == "filter":
+        if self.config.importance_weights:
+            drawn = cast(Rollouts, self.rollout_func).drawn
+            weights = cast(torch.Tensor, drawn.log_weights)
+            summed = self._summed[mine].view(-1, group)
+            scored["advantages"] = importance_advantages(summed, drawn.logprobs, weights).flatten()
+        if self.config.dynamic_sampling != "none":
             # TRL's mask of tokens that the policy did not write: they are computed, but count in no sum and no average.
             scored["tool_mask"] = scored["completion_mask"] * kept[mine, None]
             scored["num_items_in_batch"] = self.accelerator.gather(scored["tool_mask"].sum()).sum()

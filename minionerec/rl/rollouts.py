@@ -4,12 +4,11 @@ All are kept in the order of their log-probability, the most likely first, so th
 kind; only a target that was added stands last, wherever it would rank.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
-from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
 from minionerec.config import RlConfig
@@ -25,7 +24,22 @@ from minionerec.tree import (
 )
 from minionerec.tree.noise import combine
 
-Ranked = tuple[torch.Tensor, torch.Tensor]  # (prompts, group, levels) token ids and (prompts, group) log-probabilities
+
+class Ranked(NamedTuple):
+    """Groups, each in the order of log-probability, the most likely first.
+
+    Attributes:
+        tokens: (prompts, group, levels) token ids, `NO_TOKEN` behind a short SID.
+        logprobs: (prompts, group) in nats.
+        log_weights: (prompts, group) log importance weights (`SampleResult.log_weights`), of stochastic beams only.
+    """
+
+    tokens: torch.Tensor
+    logprobs: torch.Tensor
+    log_weights: torch.Tensor | None = None
+
+
+Group = list[list[int]]  # one prompt's SIDs as token ids
 Draw = Callable[[PreTrainedModel, torch.Tensor, torch.Tensor, CatalogTrie, int, torch.Tensor, Normalise], Ranked]
 
 
@@ -41,7 +55,7 @@ def _beams(
     """The most likely SIDs; no chance is involved."""
     del seeds
     found = beam_search(model, ids, mask, trie=trie, num_beams=size, normalise=beams)
-    return found.tokens, found.scores
+    return Ranked(found.tokens, found.scores)
 
 
 def _stochastic(
@@ -56,7 +70,7 @@ def _stochastic(
     """Distinct SIDs drawn without replacement from the policy over the catalogue."""
     del beams
     found = sample_without_replacement(model, ids, mask, trie=trie, num_samples=size, seeds=seeds)
-    return _ranked(found.tokens, found.logprobs)
+    return _ranked(found.tokens, found.logprobs, found.log_weights())
 
 
 def _sampling(
@@ -97,9 +111,10 @@ def _mixture(
 ROLLOUTS: dict[str, Draw] = {"beams": _beams, "stochastic": _stochastic, "sampling": _sampling, "mixture": _mixture}
 
 
-def _ranked(tokens: torch.Tensor, logprobs: torch.Tensor) -> Ranked:
+def _ranked(tokens: torch.Tensor, logprobs: torch.Tensor, log_weights: torch.Tensor | None = None) -> Ranked:
     order = logprobs.argsort(dim=1, descending=True, stable=True)
-    return tokens.take_along_dim(order[..., None], 1), logprobs.take_along_dim(order, 1)
+    weights = None if log_weights is None else log_weights.take_along_dim(order, 1)
+    return Ranked(tokens.take_along_dim(order[..., None], 1), logprobs.take_along_dim(order, 1), weights)
 
 
 def with_target(group: list[list[int]], target: Sequence[int]) -> list[list[int]]:
@@ -108,7 +123,7 @@ def with_target(group: list[list[int]], target: Sequence[int]) -> list[list[int]
     return group if wanted in group else [*group[:-1], wanted]
 
 
-def rollouts(trie: CatalogTrie, config: RlConfig, pad_token: int, seed: int) -> Callable[[list, GRPOTrainer], dict[str, Any]]:
+class Rollouts:
     """A TRL `rollout_func`: for each prompt a group of `num_generations` SIDs.
 
     TRL hands over each prompt `num_generations` times in a row (its docstring says otherwise); one search serves them all.
@@ -116,33 +131,48 @@ def rollouts(trie: CatalogTrie, config: RlConfig, pad_token: int, seed: int) -> 
     after a resume, on any number of devices and in any micro-batch. Plain beams rank as `rl.logp_space` says; what is drawn is
     drawn over the catalogue.
 
+    Attributes:
+        drawn: what the last call of `groups` drew, before a target was added.
+        ready: groups for TRL's next call, made before (see `refill`); None to make them then.
+
     Raises:
         ConstraintError: the catalogue holds fewer SIDs than a group of distinct ones needs.
     """
-    size = config.num_generations
-    if config.rollouts != "sampling" and len(trie) < size:
-        raise ConstraintError(f"A group needs {size} SIDs, but the catalogue has only {len(trie)}.")
-    draw = ROLLOUTS[config.rollouts]
 
-    def rollout(prompts: list[list[int]], trainer: Any) -> dict[str, Any]:
+    drawn: Ranked
+    ready: list[Group] | None = None
+
+    def __init__(self, trie: CatalogTrie, config: RlConfig, pad_token: int, seed: int) -> None:
+        if config.rollouts != "sampling" and len(trie) < config.num_generations:
+            raise ConstraintError(f"A group needs {config.num_generations} SIDs, but the catalogue has only {len(trie)}.")
+        self._trie, self._config, self._pad_token, self._seed = trie, config, pad_token, seed
+        self._draw = ROLLOUTS[config.rollouts]
+
+    def groups(self, rows: Sequence[Mapping[str, Any]], trainer: Any) -> list[Group]:
+        """A group for each row of the dataset, by the policy as it is now."""
+        if not rows:
+            return []
         device = trainer.accelerator.device
-        ids, mask = left_pad(prompts[::size], pad_token, device)
+        ids, mask = left_pad([row["prompt"] for row in rows], self._pad_token, device)
         seeds = torch.zeros(len(ids), dtype=torch.long, device=device)
-        if config.rollouts != "beams":
-            step = combine(torch.tensor(seed, device=device), trainer.state.global_step)
-            seeds = combine(step, torch.tensor([row["number"] for row in trainer.generating[::size]], device=device))
+        if self._config.rollouts != "beams":
+            step = combine(torch.tensor(self._seed, device=device), trainer.state.global_step)
+            seeds = combine(step, torch.tensor([row["number"] for row in rows], device=device))
+        size, normalise = self._config.num_generations, self._config.logp_space
         with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model, torch.no_grad():
             training = model.training
             model.eval()
             try:
-                tokens, _ = draw(model, ids, mask, trie, size, seeds, config.logp_space)
+                self.drawn = self._draw(model, ids, mask, self._trie, size, seeds, normalise)
             finally:
                 model.train(training)
-        groups = [[[token for token in sid if token != NO_TOKEN] for sid in group] for group in tokens.tolist()]
-        if config.add_target:
-            rows = trainer.generating[::size]
+        groups = [[[token for token in sid if token != NO_TOKEN] for sid in group] for group in self.drawn.tokens.tolist()]
+        if self._config.add_target:
             groups = [with_target(group, row["target"]) for group, row in zip(groups, rows, strict=True)]
-        completions = [sid for group in groups for sid in group]
-        return {"prompt_ids": prompts, "completion_ids": completions, "logprobs": None}
+        return groups
 
-    return rollout
+    def __call__(self, prompts: list[list[int]], trainer: Any) -> dict[str, Any]:
+        """What TRL calls; the rows behind the prompts are `trainer.generating`."""
+        groups = self.ready or self.groups(trainer.generating[:: self._config.num_generations], trainer)
+        self.ready = None
+        return {"prompt_ids": prompts, "completion_ids": [sid for group in groups for sid in group], "logprobs": None}

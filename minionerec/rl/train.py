@@ -49,7 +49,7 @@ from minionerec.rl.exact import ExactTrainer
 from minionerec.rl.monitor import Watch, best
 from minionerec.rl.objectives import KeepReference, ListwiseTrainer, ObjectiveTrainer, objective_arguments
 from minionerec.rl.rewards import Reward
-from minionerec.rl.rollouts import rollouts
+from minionerec.rl.rollouts import Rollouts
 from minionerec.rl.targets import with_targets
 from minionerec.rl.trainer import TreeGRPOTrainer, grouped
 from minionerec.sid.index import SidIndex
@@ -192,7 +192,7 @@ def make_trainer(
     kind = ObjectiveTrainer if config.objective == "grpo" else ListwiseTrainer
     return kind(
         config=config,
-        rollout_func=rollouts(trie, config, pad_token, seed),
+        rollout_func=Rollouts(trie, config, pad_token, seed),
         catalogue=trie if config.logp_space == "catalogue" else None,
         **arguments,
     )

@@ -3,6 +3,7 @@ import torch
 
 from minionerec.errors import ConstraintError
 from minionerec.rl.exact import exact_kl, expected_reward
+from minionerec.rl.objectives import importance_advantages
 from minionerec.tree import CatalogTrie, left_pad, sample_with_replacement, sample_without_replacement, score_catalog, whole
 from minionerec.tree.whole import catalog_logprobs
 from tests.rl.toy import policy_folder, trainer_of, trie_of
@@ -93,13 +94,16 @@ def test_the_sampled_policy_gradient_is_unbiased(parts, kind):
     else:
         drawn = sample_without_replacement(model, ids, trie=trie, num_samples=size, seeds=seeds)
         leaves = trie.walk(drawn.tokens.flatten(0, 1))[:, -1].view(groups, size)
-        advantages = drawn.log_weights().exp() * rewards[leaves]
+        plain = (drawn.log_weights().exp() * rewards[leaves])[..., None] * score[leaves]
+        advantages = importance_advantages(rewards[leaves], drawn.logprobs, drawn.log_weights()) / size
     estimates = (advantages[..., None] * score[leaves]).sum(1)
     error = estimates.std(0) / groups**0.5
     common = chance * groups * size > 50  # the spread of what is hardly ever drawn cannot be told from its draws
     assert common.sum() > 8
     assert ((estimates.mean(0) - exact).abs() <= 4.5 * error + 1e-6)[common].all()
     assert exact.abs().max() > 20 * error.max()
+    if kind == "stochastic":  # what the baseline is there for
+        assert estimates.std(0)[common].mean() < 0.8 * plain.sum(1).std(0)[common].mean()
 
 
 def test_training_raises_the_expected_reward(policy, tmp_path):

@@ -10,8 +10,9 @@ from minionerec.config import RlConfig
 from minionerec.errors import ConfigError
 from minionerec.rl.monitor import with_signal
 from minionerec.rl.objectives import KeepReference, listwise_loss, sdpo_loss, sibling_advantages
-from tests.rl.toy import G, gradients, policy_folder, rows_of, trainer_of
+from tests.rl.toy import G, gradients, policy_folder, rows_of, trainer_of, trie_of
 
+UNBIASED = {"importance_weights": True, "rollouts": "stochastic", "logp_space": "catalogue", "loss": "dr_grpo"}
 EXACT = {"objective": "exact", "logp_space": "catalogue", "rewards": {"rule": 1.0}}
 
 
@@ -141,6 +142,26 @@ def test_sft_weight_adds_the_targets_loss_in_the_same_pass(policy, tmp_path):
     assert trainer._metrics["train"]["sft_loss"] == [pytest.approx(sft_loss.item(), rel=1e-5)]
 
 
+def test_with_the_whole_catalogue_drawn_importance_weights_give_the_exact_gradient(policy, tmp_path):
+    """Nothing is left undrawn, so there is no chance in it: weights are probabilities."""
+    fields = {"rewards": {"rule": 1.0, "prefix": 0.5}, "beta": 0.0, "prompts_per_step": 3}
+    exact = trainer_of(policy, tmp_path, **fields, objective="exact", logp_space="catalogue")
+    size = len(trie_of(exact))
+    rows = rows_of(exact)
+    torch.manual_seed(0)
+    exact.model.train()
+    exact.current_gradient_accumulation_steps = 1
+    exact._compute_loss(exact.model, {"rows": rows[::G]}).backward()
+    ours = trainer_of(policy, tmp_path, **fields, **UNBIASED, num_generations=size)
+    scored = ours._generate_and_score_completions([row for row in rows[::G] for _ in range(size)])
+    ours.model.train()
+    ours.current_gradient_accumulation_steps = 1
+    ours._compute_loss(ours.model, scored).backward()
+    wanted = gradients(exact) / ours.args.max_completion_length  # dr_grpo averages over the tokens of the longest SID
+    assert wanted.norm() > 1e-3
+    assert (gradients(ours) - wanted).norm() <= 1e-4 * wanted.norm()
+
+
 def test_listwise_losses_by_hand():
     scores, target = torch.tensor([[-1.0, -2.0, -3.0]]), torch.tensor([[False, True, False]])
     total = math.exp(-1) + math.exp(-2) + math.exp(-3)
@@ -204,6 +225,10 @@ def test_a_resumed_run_goes_on_as_if_never_stopped(policy, tmp_path):
         ({"objective": "exact", "rewards": {"rule": 1.0}}, "set rl.logp_space: catalogue"),
         ({**EXACT, "loss": "dapo"}, "belong to rl.objective grpo, not to exact"),
         ({"advantages": "sibling", "loss": "gspo"}, "take another loss"),
+        ({"importance_weights": True, "rewards": {"rule": 1.0}}, "set rl.objective: grpo, rl.rollouts: stochastic, "),
+        ({**UNBIASED, "rewards": {"rule": 1.0}, "dynamic_sampling": "refill"}, "rl.dynamic_sampling: none"),
+        (UNBIASED, "rl.rewards ranking depends on the ranks .* no expectation"),
+        ({"refill_rounds": 0}, "greater than 0"),
         ({"sync_reference": 5, "beta": 0.0}, "but rl.beta is 0"),
         ({"sync_reference": 5, "sync_mix": 1.5}, "at most 1"),
         ({"sync_reference": 0}, "greater than 0"),
