@@ -165,6 +165,13 @@ class ObjectiveTrainer(TreeGRPOTrainer):
 
     def _policy_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         loss = super()._compute_loss(model, inputs)
+        if "rows_per_kept" in inputs and not self.accelerator.reduce(inputs["tool_mask"].sum()):
+            # No device keeps a group of this micro-batch: TRL has logged 0 for means over nothing.
+            metrics = self._metrics["train" if model.training else "eval"]
+            for name in [name for name in metrics if name in ("kl", "entropy")]:
+                metrics[name].pop()
+                if not metrics[name]:
+                    del metrics[name]
         if "rows_per_kept" in inputs and self.loss_type in ("grpo", "dr_grpo"):  # the others average over the masked tokens
             loss = loss * inputs["rows_per_kept"]
         return loss

@@ -51,6 +51,22 @@ def test_prompts_without_signal_are_replaced_by_the_first_candidates_with_one(po
     assert with_signal(trainer._summed, G).float().mean() == pytest.approx(figures["groups_with_signal"][0])
 
 
+def test_a_micro_batch_without_signal_counts_in_no_mean(policy, tmp_path):
+    """Six groups in micro-batches of one: most of them keep nothing, and log no KL or entropy of 0."""
+    trainer = trainer_of(policy, tmp_path, dynamic_sampling="filter", **{**FIELDS, "micro_batch_prompts": 1})
+    trainer.state.global_step = STEP
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 6
+    kept = 0
+    trainer._prepare_inputs(rows_of(trainer, 6))  # makes the rollouts of the whole step
+    for part in trainer._buffered_inputs:
+        trainer._compute_loss(trainer.model, part)
+        kept += bool(part["tool_mask"].any())
+    figures = trainer._metrics["train"]
+    assert 0 < kept < 6 and len(figures["entropy"]) == len(figures["kl"]) == kept
+    assert min(figures["entropy"]) > 0.1
+
+
 def test_a_refilled_step_is_the_step_of_the_prompts_that_it_chose(policy, tmp_path):
     trainer = trainer_of(policy, tmp_path, dynamic_sampling="refill", **FIELDS)
     trainer.state.global_step = STEP

@@ -49,7 +49,7 @@ def test_zero2_on_two_processes_takes_the_single_process_steps(prepared):
     assert validated[0][0] == validated[1][0] and set(SHOWN) == {name[6:] for name in validated[0][0] if "@" in name}
     best = max(validated[0], key=lambda row: row["valid_NDCG@10"])  # the first of equals
     assert (metrics["best_step"], metrics["best valid NDCG@10"]) == (best["step"], best["valid_NDCG@10"])
-    # TRL averages the entropy over the tokens of the groups that are kept, on each device, and then over devices.
+    # The entropy's mean is over kept groups, then over micro-batches, and these are other ones.
     for name in ("reward", "HR@4", "kl", "entropy/level_1", "sft_loss", "groups_with_signal", "prompts_tried"):
         assert logs[1][0][name] == pytest.approx(logs[0][0][name], rel=1e-4, abs=1e-5)
     # Adam divides rounding noise by its own size, so later steps drift apart a little and near ties may swap places.
