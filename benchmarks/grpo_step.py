@@ -44,7 +44,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
 from minionerec.config import RlConfig
-from minionerec.rl.rollouts import rollouts
+from minionerec.rl.rollouts import Rollouts
 from minionerec.rl.trainer import TreeGRPOTrainer
 from minionerec.tree import CatalogTrie
 
@@ -158,7 +158,7 @@ def measure(side: str, model: str, prompt: int, prompts: int, generations: int, 
             train_dataset=Dataset.from_dict({"prompt": ids.tolist(), "target": targets}),
             processing_class=tokenizer,
             reward_funcs=keep_first(watch, reward),
-            rollout_func=rollouts(trie, RlConfig(num_generations=generations), 0, 0)
+            rollout_func=Rollouts(trie, RlConfig(num_generations=generations), 0, 0)
             if ours
             else generate_rollouts(trie, generations),
             callbacks=[watch],

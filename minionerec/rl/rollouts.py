@@ -172,7 +172,10 @@ class Rollouts:
         return groups
 
     def __call__(self, prompts: list[list[int]], trainer: Any) -> dict[str, Any]:
-        """What TRL calls; the rows behind the prompts are `trainer.generating`."""
-        groups = self.ready or self.groups(trainer.generating[:: self._config.num_generations], trainer)
-        self.ready = None
+        """What TRL calls; where more than the prompts matters, the rows behind them are `trainer.generating`."""
+        groups, self.ready = self.ready, None
+        if groups is None:
+            size, plain = self._config.num_generations, self._config.rollouts == "beams" and not self._config.add_target
+            rows = [{"prompt": prompt} for prompt in prompts[::size]] if plain else trainer.generating[::size]
+            groups = self.groups(rows, trainer)
         return {"prompt_ids": prompts, "completion_ids": [sid for group in groups for sid in group], "logprobs": None}

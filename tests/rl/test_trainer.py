@@ -12,7 +12,7 @@ from minionerec.model import checkpoint, scratch
 from minionerec.prompts.builder import build_examples, tokenizer_corpus
 from minionerec.rl.monitor import level_means
 from minionerec.rl.rewards import ranking
-from minionerec.rl.rollouts import rollouts
+from minionerec.rl.rollouts import Rollouts
 from minionerec.rl.train import grpo_arguments
 from minionerec.rl.trainer import TreeGRPOTrainer, grouped, shuffle_groups
 from minionerec.tree import CatalogTrie, beam_search
@@ -59,7 +59,7 @@ def trainer_of(parts, folder, kind=TreeGRPOTrainer, steps_per_generation=1, watc
         train_dataset=rows,
         processing_class=tokenizer,
         reward_funcs=grouped("ranking", ranking, G),
-        rollout_func=rollouts(CatalogTrie.from_codes(ids), config, tokenizer.pad_token_id, 0),
+        rollout_func=Rollouts(CatalogTrie.from_codes(ids), config, tokenizer.pad_token_id, 0),
         **(ours if issubclass(kind, TreeGRPOTrainer) else {}),
     )
 
