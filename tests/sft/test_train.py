@@ -278,6 +278,30 @@ def test_killed_under_zero2_and_resumed_by_two_ranks_or_by_one(prepared, tmp_pat
     assert (metrics["devices"], metrics["distributed"]) == (1, "NO")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("fields", "precision"), [(["--sft.train", "lora"], "no"), (["--sft.bf16", "true"], "bf16")])
+def test_adapters_and_bfloat16_killed_and_resumed_under_zero2(prepared, tmp_path, fields, precision):
+    """Three launches of two ranks: undisturbed, killed, resumed with the same curve; from a model that was trained before."""
+    run(prepared, ("sft",))
+    shutil.copytree(prepared.folder / "sft/model", tmp_path / "base")
+    base = ["--model.init", "from_pretrained", "--model.path", str(tmp_path / "base")]
+    command = ["--config", str(prepared.folder.parent / "small.yaml"), *base, *fields]
+    launcher = ["--mixed_precision", precision, "--config_file", "sft/zero2.yaml"]
+    shutil.rmtree(prepared.folder / "sft")
+    accelerate(2, *launcher, "sft/train.py", *command)
+    alone = losses(prepared.folder / "sft")
+    shutil.rmtree(prepared.folder / "sft")
+    killed = accelerate(2, *launcher, "tests/sft/killed.py", "53", *command, check=False)
+    assert re.search("exitcode *: 9", killed.stdout + killed.stderr), killed.stdout + killed.stderr
+    assert list((prepared.folder / "sft.partial/checkpoints").glob("*/complete.json"))
+    accelerate(2, *launcher, "sft/train.py", *command)
+    log = losses(prepared.folder / "sft")
+    assert [row["step"] for row in log] == [row["step"] for row in alone]
+    for ours, theirs in zip(log, alone, strict=True):
+        for name in theirs.keys() & {"loss", "eval_loss", "grad_norm"}:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3)
+
+
 def test_the_references_answer_in_the_prompt(parts):
     dataset, index, _, tokenizer = parts
     options = {"split": "train", "stride": 1, "context": None}
