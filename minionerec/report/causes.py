@@ -132,7 +132,7 @@ CAUSES = (
     Cause(
         "generation defaults",
         "the checkpoint's generation_config turns beam search into sampling with temperature and repetition penalty",
-        "none in this version: the decoder never reads it",
+        "python benchmarks/generation_defaults.py RUN --config NAME; the decoder itself never reads it",
     ),
     Cause("collisions", "several items share a SID and count as one hit", "--sid.collisions keep", _collisions),
     Cause(

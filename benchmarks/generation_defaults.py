@@ -1,0 +1,148 @@
+"""What an Instruct checkpoint's generation defaults do to the reference's evaluation: HR@10 and NDCG@10, with paired intervals.
+
+transformers merges a checkpoint's `generation_config` into every field that a caller leaves at its default, `do_sample=False`
+included. What is meant as beam search then is beam sampling with the defaults of Qwen2.5-Instruct: top-k 20, top-p 0.8,
+temperature 0.7, and a repetition penalty that punishes the SIDs of the history. Our decoder never reads that file, so the
+mistake lives here and not behind a switch of the evaluation. The script asks one finished SFT model about the same users in
+three ways: our decoder, transformers' beam search with the reference's constraint, and the same with the defaults.
+
+    python benchmarks/generation_defaults.py RUN --config NAME --examples 512 --data.path FOLDER
+
+The run is only read. Train it with `sft.normalise: vocabulary`, as the reference does: its constraint scores so.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from setting import machine, positive, table
+from transformers import LogitsProcessor, PreTrainedModel
+
+from minionerec.cli import parse
+from minionerec.data.dataset import Dataset
+from minionerec.eval.intervals import beyond_noise, paired, permutation
+from minionerec.eval.metrics import per_user
+from minionerec.eval.predict import spread
+from minionerec.model import checkpoint
+from minionerec.prompts.builder import build_examples
+from minionerec.sid.index import SidIndex
+from minionerec.tree import CatalogTrie, beam_search, left_pad
+
+METRICS = ("HR@10", "NDCG@10")
+RESAMPLES = 10_000
+DEFAULTS = {"do_sample": True, "top_k": 20, "top_p": 0.8, "temperature": 0.7, "repetition_penalty": 1.1}
+PENALTY = -1e6
+
+
+class ReferenceConstraint(LogitsProcessor):
+    """The reference's: log-softmax over all tokens, then a penalty of a million for those that lead to no SID.
+
+    Behind a beginning that no SID has, every token is penalised, so decoding goes on without a constraint.
+
+    Args:
+        sids: token ids of the catalogue's SIDs.
+        prompt_length: padded length of the prompts (tokens).
+    """
+
+    def __init__(self, sids: list[list[int]], prompt_length: int) -> None:
+        self.prompt_length = prompt_length
+        allowed: dict[tuple[int, ...], set[int]] = {}
+        for sid in sids:
+            for level, token in enumerate(sid):
+                allowed.setdefault(tuple(sid[:level]), set()).add(token)
+        self.allowed = {prefix: sorted(tokens) for prefix, tokens in allowed.items()}
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """(rows, length), (rows, vocabulary) -> (rows, vocabulary) scores."""
+        penalties = torch.full_like(scores, PENALTY)
+        for row, generated in enumerate(input_ids[:, self.prompt_length :].tolist()):
+            penalties[row, self.allowed.get(tuple(generated), [])] = 0
+        return scores.log_softmax(-1) + penalties
+
+
+def generate(
+    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, sids: list[list[int]], num_beams: int, **options: object
+) -> torch.Tensor:
+    """SIDs, or what is none, by transformers' `generate`, best first: (batch, beams, levels) token ids."""
+    found = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        num_beams=num_beams,
+        num_return_sequences=num_beams,
+        length_penalty=0.0,
+        max_new_tokens=len(sids[0]),
+        min_new_tokens=len(sids[0]),
+        pad_token_id=0,
+        logits_processor=[ReferenceConstraint(sids, ids.shape[1])],
+        **{"do_sample": False, **options},
+    )
+    return found[:, ids.shape[1] :].view(len(ids), num_beams, -1)
+
+
+def places(lists: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
+    """0-based rank of each target (batch, levels) in its list (batch, beams, levels); infinity where it is missing."""
+    match = (lists == targets[:, None]).all(-1)
+    return np.where(match.any(1), match.int().argmax(1), np.inf)
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    options.add_argument("run", type=Path, help="folder of a run with a finished SFT model whose SIDs have one length")
+    options.add_argument("--config", required=True, help="the run's configuration: a preset or a YAML file")
+    options.add_argument("--examples", type=positive, default=512, help="test examples, evenly spread")
+    options.add_argument("--seed", type=int, default=1, help="of the sampling")
+    arguments, fields = options.parse_known_args(argv)
+    config = parse("run", ["--config", arguments.config, "--out", str(arguments.run), *fields])
+    assert config is not None  # only --help and --print_config give none
+    dataset = Dataset.load(config.folder / "data")
+    index = SidIndex.load(config.folder / "sid", dataset)
+    model, tokenizer = checkpoint.load(str(config.folder / "sft" / "model"))
+    model.eval()
+    tokens = checkpoint.sid_token_ids(tokenizer, index)
+    if (tokens < 0).any():
+        raise SystemExit(f"{config.folder}/sid: SIDs differ in length; the reference's constraint takes one length only.")
+    trie, sids = CatalogTrie.from_codes(tokens), tokens.unique(dim=0).tolist()
+    context = getattr(model.config, "max_position_embeddings", None)
+    examples = build_examples(
+        "history_sid_to_sid", dataset, index, tokenizer, split="test", context=context, prompts=config.asked
+    )
+    chosen = [examples[row] for row in sorted(spread(len(examples), arguments.examples))]
+    beams, size = config.eval.num_beams, config.eval.batch_size
+    found: dict[str, list[np.ndarray]] = {"our decoder": [], "generate": [], "generate with the defaults": []}
+    valid = []
+    torch.manual_seed(arguments.seed)
+    known = set(map(tuple, sids))
+    with torch.no_grad():
+        for start in range(0, len(chosen), size):
+            batch = chosen[start : start + size]
+            ids, mask = left_pad([example.prompt for example in batch], tokenizer.pad_token_id)
+            targets = tokens[[example.target for example in batch]]
+            ours = beam_search(model, ids, mask, trie=trie, num_beams=beams, normalise="vocabulary").tokens
+            plain = generate(model, ids, mask, sids, beams)
+            sampled = generate(model, ids, mask, sids, beams, **DEFAULTS)
+            for name, lists in zip(found, (ours, plain, sampled), strict=True):
+                found[name].append(places(lists, targets))
+            valid += [tuple(sid) in known for group in sampled.tolist() for sid in group]
+    values = {name: per_user(np.concatenate(parts)) for name, parts in found.items()}
+    stacked = {name: np.stack([cells[metric] for metric in METRICS]) for name, cells in values.items()}
+    print(f"{machine()}; {arguments.config}, {len(chosen)} test examples, {beams} beams")
+    table(["decoder", *METRICS], [[name, *(f"{row.mean():.4f}" for row in cells)] for name, cells in stacked.items()])
+    print()
+    rows = []
+    for name in ("generate", "generate with the defaults"):
+        intervals = paired(stacked["our decoder"], stacked[name], RESAMPLES, 0)
+        p_values = permutation(stacked["our decoder"], stacked[name], RESAMPLES, 0)
+        cells = [
+            f"{i.value:+.4f}{'*' if beyond_noise(i) else ''} [{i.low:+.4f}, {i.high:+.4f}], p {p:.2g}"
+            for i, p in zip(intervals, p_values, strict=True)
+        ]
+        rows.append([f"{name} - our decoder", *cells])
+    table(["", *METRICS], rows)
+    print(f"\n{1 - np.mean(valid):.1%} of what is sampled with the defaults is no SID of the catalogue.")
+
+
+if __name__ == "__main__":
+    main()
