@@ -63,7 +63,7 @@ def measure(side: str, model: str, batch: int, prompt: int, beams: int, seconds:
 
     def search(some: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if side == "peer":
-            return generate_beams(lm, some, TrieTable(trie, some.shape[1]), beams)
+            return generate_beams(lm, some, TrieTable(trie, some.shape[1]), beams, trie.depth)
         found = beam_search(lm, some, trie=trie, num_beams=beams)
         return found.tokens, found.scores
 

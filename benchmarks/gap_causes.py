@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from setting import machine, positive, table
+from setting import difference_text, machine, positive, table
 
 from minionerec import pipeline
 from minionerec.artifacts import read_json, write_json
 from minionerec.cli import parse
 from minionerec.eval.compare import align
-from minionerec.eval.intervals import across_seeds, beyond_noise, paired, permutation
+from minionerec.eval.intervals import Interval, across_seeds, beyond_noise, paired, permutation
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import per_user, ranks
 
@@ -152,9 +152,8 @@ def levels(arm: str, seeds: Sequence[int], out: Path) -> dict[str, list[float]]:
 
 
 def text(cell: dict[str, Any]) -> str:
-    """A difference with its interval, `*` where that leaves out 0."""
-    mark = "" if cell["noise"] else "*"
-    return f"{cell['value']:+.4f}{mark} [{cell['low']:+.4f}, {cell['high']:+.4f}], p {cell['p']:.2g}"
+    """A stored difference, as `difference_text` writes it."""
+    return difference_text(Interval(cell["value"], cell["low"], cell["high"]), cell["p"])
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from setting import machine, positive, table
+from setting import difference_text, generate_beams, machine, positive, table
 from transformers import LogitsProcessor, PreTrainedModel
 
 from minionerec.cli import parse
 from minionerec.data.dataset import Dataset
-from minionerec.eval.intervals import beyond_noise, paired, permutation
+from minionerec.eval.intervals import paired, permutation
 from minionerec.eval.metrics import per_user
 from minionerec.eval.predict import spread
 from minionerec.model import checkpoint
@@ -65,19 +65,9 @@ def generate(
     model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, sids: list[list[int]], num_beams: int, **options: object
 ) -> torch.Tensor:
     """SIDs, or what is none, by transformers' `generate`, best first: (batch, beams, levels) token ids."""
-    found = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        num_beams=num_beams,
-        num_return_sequences=num_beams,
-        length_penalty=0.0,
-        max_new_tokens=len(sids[0]),
-        min_new_tokens=len(sids[0]),
-        pad_token_id=0,
-        logits_processor=[ReferenceConstraint(sids, ids.shape[1])],
-        **{"do_sample": False, **options},
-    )
-    return found[:, ids.shape[1] :].view(len(ids), num_beams, -1)
+    levels, constraint = len(sids[0]), ReferenceConstraint(sids, ids.shape[1])
+    # Sampling may leave the catalogue, where a model could end early.
+    return generate_beams(model, ids, constraint, num_beams, levels, mask, min_new_tokens=levels, **options)[0]
 
 
 def places(lists: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
@@ -135,11 +125,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("generate", "generate with the defaults"):
         intervals = paired(stacked["our decoder"], stacked[name], RESAMPLES, 0)
         p_values = permutation(stacked["our decoder"], stacked[name], RESAMPLES, 0)
-        cells = [
-            f"{i.value:+.4f}{'*' if beyond_noise(i) else ''} [{i.low:+.4f}, {i.high:+.4f}], p {p:.2g}"
-            for i, p in zip(intervals, p_values, strict=True)
-        ]
-        rows.append([f"{name} - our decoder", *cells])
+        rows.append([f"{name} - our decoder", *map(difference_text, intervals, p_values)])
     table(["", *METRICS], rows)
     print(f"\n{1 - np.mean(valid):.1%} of what is sampled with the defaults is no SID of the catalogue.")
 

@@ -60,7 +60,7 @@ def generate_rollouts(trie: CatalogTrie, num_generations: int) -> Callable[[list
         ids = torch.tensor(prompts[::num_generations])
         with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model, torch.no_grad():
             model.eval()
-            sids, _ = generate_beams(model, ids, TrieTable(trie, ids.shape[1]), num_generations)
+            sids, _ = generate_beams(model, ids, TrieTable(trie, ids.shape[1]), num_generations, trie.depth)
             model.train()
         return {"prompt_ids": prompts, "completion_ids": sids.flatten(0, 1).tolist(), "logprobs": None}
 

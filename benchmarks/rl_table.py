@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from setting import machine, positive, table
+from setting import difference_text, machine, positive, table
 
 from minionerec.artifacts import MANIFEST, Manifest, write_json
 from minionerec.cli import parse
@@ -164,7 +164,7 @@ def show(sft: RankedLists, found: Mapping[str, Mapping[str, Any]], trained: Mapp
             rows.append(
                 [
                     f"{variant} - SFT",
-                    *(f"{c.value:+.4f}{'*' if beyond_noise(c) else ''} [{c.low:+.4f}, {c.high:+.4f}]" for c in cells),
+                    *map(difference_text, cells),
                 ]
             )
         print()

@@ -26,6 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import LogitsProcessor, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
+from minionerec.eval.intervals import Interval, beyond_noise
 from minionerec.tree import CatalogTrie
 
 AMAZON = Path(__file__).resolve().parents[1] / "../shared/data/amazon"
@@ -192,25 +193,42 @@ class TrieTable(LogitsProcessor):
 
 
 def generate_beams(
-    model: PreTrainedModel, input_ids: torch.Tensor, processor: TrieTable, num_beams: int
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    processor: LogitsProcessor,
+    num_beams: int,
+    levels: int,
+    attention_mask: torch.Tensor | None = None,
+    **options: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The peer: transformers' beam search. SIDs (batch, beams, levels) and their scores (batch, beams)."""
-    levels = len(processor.tables)
+    """The peer: transformers' beam search. SIDs (batch, beams, levels) and their scores (batch, beams).
+
+    Args:
+        attention_mask: (batch, prompt), 0 on padding; None for none.
+        options: of `generate`, over ours.
+    """
     found = model.generate(
         input_ids,
-        attention_mask=torch.ones_like(input_ids),
+        attention_mask=torch.ones_like(input_ids) if attention_mask is None else attention_mask,
         num_beams=num_beams,
         num_return_sequences=num_beams,
-        do_sample=False,
         length_penalty=0.0,
         max_new_tokens=levels,
         pad_token_id=0,
         logits_processor=[processor],
         return_dict_in_generate=True,
         output_scores=True,
+        **{"do_sample": False, **options},
     )
     sids = found.sequences[:, input_ids.shape[1] :].view(len(input_ids), num_beams, levels)
     return sids, found.sequences_scores.view(len(input_ids), num_beams)
+
+
+def difference_text(difference: Interval, p: float | None = None) -> str:
+    """A paired difference with its interval, `*` where that leaves out 0, and the p-value where there is one."""
+    mark = "*" if beyond_noise(difference) else ""
+    text = f"{difference.value:+.4f}{mark} [{difference.low:+.4f}, {difference.high:+.4f}]"
+    return text if p is None else f"{text}, p {p:.2g}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -83,10 +83,10 @@ def sibling_advantages(
 def importance_advantages(rewards: torch.Tensor, logprobs: torch.Tensor, log_weights: torch.Tensor) -> torch.Tensor:
     """Advantages with which a group drawn without replacement gives the gradient of the expected reward without bias.
 
-    Kool, van Hoof, Welling, "Stochastic Beams and Where to Find Them", ICML 2019, section 4.2, with a baseline that is
-    corrected for each member's own share, so that it keeps out the bias which section 4.2's has: for member i with
-    probability p_i, weight w_i and reward r_i it is G * w_i * (r_i * (1 - p_i + w_i) - sum over j of w_j * r_j). Weights of two
-    different members are uncorrelated, E[w_i w_j] = p_i p_j. G makes up for the loss's mean over the group.
+    For member i with probability p_i, importance weight w_i (`SampleResult.log_weights`) and reward r_i it is
+    G * w_i * (r_i * (1 - p_i + w_i) - sum over j of w_j * r_j). The sum is a baseline in which the member's own share,
+    w_i * r_i, is replaced by p_i * r_i: since E[w_i w_j] = p_i p_j for two different SIDs, it then is p_i times a constant on
+    average, and has no gradient. G makes up for the loss's mean over the group.
 
     Args:
         rewards, logprobs, log_weights: (groups, G); see `rollouts.Ranked`.
@@ -168,7 +168,7 @@ class ObjectiveTrainer(TreeGRPOTrainer):
         if "rows_per_kept" in inputs and not self.accelerator.reduce(inputs["tool_mask"].sum()):
             # No device keeps a group of this micro-batch: TRL has logged 0 for means over nothing.
             metrics = self._metrics["train" if model.training else "eval"]
-            for name in [name for name in metrics if name in ("kl", "entropy")]:
+            for name in {"kl", "entropy"} & metrics.keys():
                 metrics[name].pop()
                 if not metrics[name]:
                     del metrics[name]

@@ -56,7 +56,8 @@ def refill(trainer: TreeGRPOTrainer, inputs: Rows, rounds: int) -> Rows:
 
     step = roll(inputs[::size])
     missing = [place for place, (_, _, signal) in enumerate(step) if not signal]
-    at_first = 1 - len(missing) / len(step)
+    metrics = trainer._metrics["train"]
+    metrics["groups_with_signal_at_first"].append(1 - len(missing) / len(step))
     taken = [number for number, _, _ in step]
     waiting = candidates(len(data), taken, int(trainer.args.seed), trainer.state.global_step)
     tried = len(step)
@@ -66,14 +67,13 @@ def refill(trainer: TreeGRPOTrainer, inputs: Rows, rounds: int) -> Rows:
             break
         tried += len(chunk)
         mine = chunk[accelerator.process_index :: accelerator.num_processes]
-        found = {number: (number, group, signal) for number, group, signal in roll([data[number] for number in mine]) if signal}
+        found = {one[0]: one for one in roll([data[number] for number in mine]) if one[2]}
         better = [found[number] for number in chunk if number in found]
-        for place, one in zip(missing, better):  # noqa: B905 (the shorter of the two decides)
+        for place, one in zip(missing, better, strict=False):  # the shorter of the two decides
             step[place] = one
         missing = missing[len(better) :]
-    for name, value in {"prompts_tried": float(tried), "groups_with_signal_at_first": at_first}.items():
-        trainer._metrics["train"][name].append(value)
-    begin = accelerator.process_index * (len(inputs) // size)
-    own = step[begin : begin + len(inputs) // size]
+    metrics["prompts_tried"].append(float(tried))
+    prompts = len(inputs) // size
+    own = step[accelerator.process_index * prompts :][:prompts]
     rollouts.ready = [group for _, group, _ in own]
     return [data[number] for number, _, _ in own for _ in range(size)]

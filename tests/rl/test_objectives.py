@@ -10,7 +10,7 @@ from minionerec.config import RlConfig
 from minionerec.errors import ConfigError
 from minionerec.rl.monitor import with_signal
 from minionerec.rl.objectives import KeepReference, listwise_loss, sdpo_loss, sibling_advantages
-from tests.rl.toy import G, gradients, policy_folder, rows_of, trainer_of, trie_of
+from tests.rl.toy import G, completions_of, gradients, one_step, policy_folder, rows_of, trainer_of, trie_of
 
 UNBIASED = {"importance_weights": True, "rollouts": "stochastic", "logp_space": "catalogue", "loss": "dr_grpo"}
 EXACT = {"objective": "exact", "logp_space": "catalogue", "rewards": {"rule": 1.0}}
@@ -19,28 +19,6 @@ EXACT = {"objective": "exact", "logp_space": "catalogue", "rewards": {"rule": 1.
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
     return policy_folder(tmp_path_factory.mktemp("policy"))
-
-
-def one_step(trainer, rows, replay=None):
-    """Loss and gradients of the policy, moved off the reference; the rollouts are the trainer's own or given ones."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in trainer.model.parameters():
-            parameter += 0.01 * torch.randn_like(parameter)
-    trainer.model.train()
-    trainer.current_gradient_accumulation_steps = 1
-    if replay is not None:
-        trainer.rollout_func = lambda prompts, _: {"prompt_ids": prompts, "completion_ids": replay, "logprobs": None}
-    scored = trainer._generate_and_score_completions(rows)
-    trainer.model.zero_grad()
-    loss = trainer._compute_loss(trainer.model, scored)
-    loss.backward()
-    return loss.detach(), gradients(trainer), scored
-
-
-def completions_of(scored):
-    pairs = zip(scored["completion_ids"], scored["completion_mask"], strict=True)
-    return [ids[kept.bool()].tolist() for ids, kept in pairs]
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.05])

@@ -5,8 +5,7 @@ import torch
 
 from minionerec.rl.monitor import with_signal
 from minionerec.rl.refill import candidates
-from tests.rl.test_objectives import completions_of, one_step
-from tests.rl.toy import G, policy_folder, rows_of, trainer_of
+from tests.rl.toy import G, completions_of, one_step, policy_folder, rows_of, trainer_of
 
 STEP = 6  # one at which two prompts of six have signal, and two of the others
 FIELDS = {"rollouts": "stochastic", "beta": 0.05, "prompts_per_step": 6, "micro_batch_prompts": 6}

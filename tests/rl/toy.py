@@ -75,3 +75,26 @@ def gradients(trainer: TreeGRPOTrainer) -> torch.Tensor:
     """All gradients of the policy in one vector."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     return torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in model.parameters()])
+
+
+def one_step(trainer, rows, replay=None):
+    """Loss and gradients of the policy, moved off the reference; the rollouts are the trainer's own or given ones."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    if replay is not None:
+        trainer.rollout_func = lambda prompts, _: {"prompt_ids": prompts, "completion_ids": replay, "logprobs": None}
+    scored = trainer._generate_and_score_completions(rows)
+    trainer.model.zero_grad()
+    loss = trainer._compute_loss(trainer.model, scored)
+    loss.backward()
+    return loss.detach(), gradients(trainer), scored
+
+
+def completions_of(scored):
+    """The SIDs of scored rollouts, as token ids without padding."""
+    pairs = zip(scored["completion_ids"], scored["completion_mask"], strict=True)
+    return [ids[kept.bool()].tolist() for ids, kept in pairs]
