@@ -8,7 +8,8 @@ three ways: our decoder, transformers' beam search with the reference's constrai
 
     python benchmarks/generation_defaults.py RUN --config NAME --examples 512 --data.path FOLDER
 
-The run is only read. Train it with `sft.normalise: vocabulary`, as the reference does: its constraint scores so.
+The run is only read. It must be trained with `sft.normalise: vocabulary`, as the reference does: its constraint scores so. Of
+the section `eval`, split, number of beams and batch size count; the reference knows no `normalise` and no `exclude_history`.
 """
 
 import argparse
@@ -19,8 +20,10 @@ import torch
 from setting import difference_text, generate_beams, machine, positive, table
 from transformers import LogitsProcessor, PreTrainedModel
 
+from minionerec.artifacts import Manifest
 from minionerec.cli import parse
 from minionerec.data.dataset import Dataset
+from minionerec.errors import MiniOneRecError
 from minionerec.eval.intervals import paired, permutation
 from minionerec.eval.metrics import per_user
 from minionerec.eval.predict import spread
@@ -82,11 +85,17 @@ def main(argv: list[str] | None = None) -> None:
     )
     options.add_argument("run", type=Path, help="folder of a run with a finished SFT model whose SIDs have one length")
     options.add_argument("--config", required=True, help="the run's configuration: a preset or a YAML file")
-    options.add_argument("--examples", type=positive, default=512, help="test examples, evenly spread")
+    options.add_argument("--examples", type=positive, default=512, help="examples of the split, evenly spread")
     options.add_argument("--seed", type=int, default=1, help="of the sampling")
     arguments, fields = options.parse_known_args(argv)
     config = parse("run", ["--config", arguments.config, "--out", str(arguments.run), *fields])
     assert config is not None  # only --help and --print_config give none
+    try:
+        trained = Manifest.load(config.folder / "sft").config["sft"]["normalise"]
+    except MiniOneRecError as error:
+        raise SystemExit(f"{error} The run needs a finished SFT model: minionerec sft --config NAME") from None
+    if trained != "vocabulary":
+        raise SystemExit(f"{config.folder}/sft: trained with sft.normalise {trained}; the reference's needs vocabulary.")
     dataset = Dataset.load(config.folder / "data")
     index = SidIndex.load(config.folder / "sid", dataset)
     model, tokenizer = checkpoint.load(str(config.folder / "sft" / "model"))
@@ -97,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     trie, sids = CatalogTrie.from_codes(tokens), tokens.unique(dim=0).tolist()
     context = getattr(model.config, "max_position_embeddings", None)
     examples = build_examples(
-        "history_sid_to_sid", dataset, index, tokenizer, split="test", context=context, prompts=config.asked
+        "history_sid_to_sid", dataset, index, tokenizer, split=config.eval.split, context=context, prompts=config.asked
     )
     chosen = [examples[row] for row in sorted(spread(len(examples), arguments.examples))]
     beams, size = config.eval.num_beams, config.eval.batch_size
@@ -118,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
             valid += [tuple(sid) in known for group in sampled.tolist() for sid in group]
     values = {name: per_user(np.concatenate(parts)) for name, parts in found.items()}
     stacked = {name: np.stack([cells[metric] for metric in METRICS]) for name, cells in values.items()}
-    print(f"{machine()}; {arguments.config}, {len(chosen)} test examples, {beams} beams")
+    print(f"{machine()}; {arguments.config}, {len(chosen)} {config.eval.split} examples, {beams} beams")
     table(["decoder", *METRICS], [[name, *(f"{row.mean():.4f}" for row in cells)] for name, cells in stacked.items()])
     print()
     rows = []

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from minionerec.artifacts import write_artifact
 from minionerec.model import checkpoint
 from minionerec.tree import CatalogTrie, beam_search, left_pad
 from tests.rl.toy import policy_folder
@@ -52,6 +53,16 @@ def test_the_constraint_gives_way_behind_a_dead_end(defaults):
     flat = math.log(1 / 8)
     assert scores[0].tolist() == pytest.approx([flat + defaults.PENALTY * (token not in (5, 6)) for token in range(8)])
     assert scores[1].tolist() == pytest.approx([flat + defaults.PENALTY] * 8)
+
+
+def test_a_run_that_cannot_be_asked(defaults, tmp_path):
+    command = [str(tmp_path), "--config", "ml-100k"]
+    with pytest.raises(SystemExit, match=r"sft.*manifest.json: not found. The run needs a finished SFT model"):
+        defaults.main(command)
+    with write_artifact(tmp_path / "sft", stage="sft", key="", config={"sft": {"normalise": "catalogue"}}, inputs={}, seed=0):
+        pass
+    with pytest.raises(SystemExit, match=r"trained with sft.normalise catalogue; the reference's needs vocabulary"):
+        defaults.main(command)
 
 
 def test_places(defaults):
