@@ -80,6 +80,13 @@ class Config:
                 "training histories would be empty."
             )
 
+        if self.eval.exclude_history and (self.rl.importance_weights or self.rl.objective == "exact"):
+            option = "rl.importance_weights" if self.rl.importance_weights else "rl.objective exact"
+            raise ConfigError(
+                f"{option} is about the whole catalogue, but with eval.exclude_history lists leave a part of it out. Set "
+                "eval.exclude_history false, or take another objective."
+            )
+
     @property
     def folder(self) -> Path:
         """The run's folder."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from minionerec.errors import ConfigError
 
@@ -29,7 +30,7 @@ def between(section: str, low: float, high: float, **values: float) -> None:
             raise ConfigError(f"{section}.{name} is {value}; it must be at least {low}{limit}.")
 
 
-def check_shares(section: str, shares: Mapping[str, float], tasks: Collection[str]) -> None:
+def check_shares(section: str, shares: Mapping[Any, float], tasks: Collection[str]) -> None:
     """`task_shares` names tasks of the section, each with a share.
 
     Raises:

@@ -116,7 +116,7 @@ def sample_examples(
 
 
 def take_share(examples: Sequence[Any], task: TaskName, shares: Mapping[TaskName, float], seed: int) -> Sequence[Any]:
-    """A task's examples in their order; where `shares` names the task, that share of them, drawn with the seed, at least one."""
+    """A task's examples in their order; of a task that `shares` names, that share, drawn with the seed, at least one."""
     share = shares.get(task, 1.0)
     if share >= 1:
         return examples

@@ -113,7 +113,7 @@ class Watch(TrainerCallback):
 
         Args:
             loss: over all devices.
-            kl: mean over the step's tokens on all devices; empty where it is not measured.
+            kl: mean over the micro-batch's tokens on all devices; empty where it is not measured.
 
         Raises:
             DivergenceError: the loss or the KL is no finite number, or the KL exceeds `rl.max_kl`.
