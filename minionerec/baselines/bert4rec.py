@@ -17,6 +17,7 @@ from minionerec.baselines.recommender import Recommender, initialise
 class BERT4Rec(Recommender):
     """Bidirectional: every item of a history sees all of it. A history's result does not depend on padding."""
 
+    renames = ((r"^output_ffn\.", "head."), (r"^output_ln\.", "head_norm."), (r"^output_bias$", "item_bias"))
     last_item_share = 0.5  # share of batches in which each row masks its last item and no other
     most_labels = 10  # masks scored per history: the last so many
 

@@ -67,6 +67,11 @@ class FEARec(Recommender):
     """As run. Neither causal nor independent of padding."""
 
     layout = "padded"
+    renames = (
+        (r"^item_encoder\.layer\.", "encoder.layers."),
+        (r"\.hybrid_attention\.", ".attn."),
+        (r"\.(query|key|value)_layer\.", r".\1."),
+    )
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ class GRU4Rec(Recommender):
     """Causal; the GRU stops at each history's end, so padding plays no part. An empty history is read as one padding item."""
 
     layout = "padded"
+    renames = ((r"^gru_layers\.", "gru."),)
 
     def __init__(
         self,

@@ -46,6 +46,12 @@ class LightSANs(Recommender):
     """Neither causal nor independent of padding: every cell of the row of `max_history` takes part."""
 
     layout = "padded"
+    renames = (
+        (r"\.attpooling_(key|value)\.theta$", r".theta_\1"),
+        (r"\.pos_q_linear\.", ".position_query."),
+        (r"\.pos_k_linear\.", ".position_key."),
+        (r"\.pos_ln\.", ".position_norm."),
+    )
 
     def __init__(
         self,

@@ -259,3 +259,4 @@ class PSWRecV13WithoutRotation(PSWRec):
     """Magnitude scaling and phase bias, no rotation."""
 
     attention = ScaleAttention
+    renames = ((r"\.gamma$", ".magnitude_scale"), (r"\.phase_bias$", ".phase_bias_scale"))

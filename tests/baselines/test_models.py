@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from minionerec.baselines import weights
 from minionerec.baselines.models import MODELS, count_parameters, make
@@ -354,27 +355,104 @@ def test_weights_survive_a_file_and_mistakes_are_named(tmp_path):
         weights.load(other, path)
 
 
-def test_names_of_recbole_are_understood(tmp_path):
-    from safetensors.torch import save_file
+# Ours and the published code's names of tensors, replaced in this order.
+RECBOLE = (
+    (r"^item_embeddings\.", "item_embedding."),
+    (r"^embedding\.position_embeddings\.", "position_embedding."),
+    (r"^embedding\.layer_norm\.", "LayerNorm."),
+    (r"\.attn\.out_proj\.", ".attn.dense."),
+    (r"\.ffn\.", ".feed_forward."),
+    (r"\.layer_norm\.", ".LayerNorm."),
+)
+TRANSFORMER = ((r"^encoder\.layers\.", "trm_encoder.layer."), (r"\.attn\.", ".multi_head_attention."))
+LIGHTSANS = (
+    (r"\.theta_(key|value)$", r".attpooling_\1.theta"),
+    (r"\.position_(q|k)\w+\.", r".pos_\1_linear."),
+    (r"\.position_norm\.", ".pos_ln."),
+)
+HYBRID = (
+    (r"^encoder\.layers\.", "item_encoder.layer."),
+    (r"\.attn\.(query|key|value)\.", r".attn.\1_layer."),
+    (r"\.attn\.", ".hybrid_attention."),
+)
+TRM = (
+    (r"^item_embeddings\.", "item_embedding."),
+    (r"^position_embeddings\.", "position_embedding."),
+    (r"^blocks\.", "trm_blocks."),
+    (r"\.qkv\.", ".self_attn.qkv_proj."),
+    (r"\.out_proj\.", ".self_attn.o_proj."),
+    (r"\.(gate_up|down)\.", r".mlp.\1_proj."),
+    (r"^z_a$", "z_answer_init"),
+    (r"^z_r$", "z_reason_init"),
+)
+LASTFM = ((r"^embedding\.position_embeddings\.", "position_embeddings."), (r"^embedding\.layer_norm\.", "LayerNorm."))
+PUBLISHED_NAMES = {
+    "sasrec": (*RECBOLE, *TRANSFORMER),
+    "bert4rec": (
+        *RECBOLE,
+        *TRANSFORMER,
+        (r"^head\.", "output_ffn."),
+        (r"^head_norm\.", "output_ln."),
+        (r"^item_bias$", "output_bias"),
+    ),
+    "lightsans": (*RECBOLE, *TRANSFORMER, *LIGHTSANS),
+    "fearec": (*RECBOLE, *HYBRID),
+    "fearec-published": (*RECBOLE, *HYBRID),
+    "gru4rec": (*RECBOLE, (r"^gru\.", "gru_layers.")),
+    "trm4rec": TRM,
+    "wearec": (
+        *LASTFM,
+        (r"^encoder\.layers\.", "item_encoder.blocks."),
+        (r"\.attn\.", ".layer."),
+        (r"\.ffn\.", ".feed_forward."),
+        (r"\.layer_norm\.", ".LayerNorm."),
+    ),
+    "pswrec-v5": LASTFM,
+    "pswrec-v12": LASTFM,
+    "pswrec-v13": LASTFM,
+    "pswrec-v13-without-rotation": (*LASTFM, (r"\.magnitude_scale$", ".gamma"), (r"\.phase_bias_scale$", ".phase_bias")),
+}
 
-    model = small("sasrec", seed=1)
+
+def published_file(model, patterns, path, prefix=""):
+    """A model's weights under the published code's names."""
     theirs = {}
     for name, values in model.state_dict().items():
-        name = name.replace("item_embeddings.", "item_embedding.").replace(
-            "embedding.position_embeddings", "position_embedding"
-        )
-        name = name.replace("embedding.layer_norm", "LayerNorm").replace("encoder.layers", "trm_encoder.layer")
-        name = name.replace(".attn.out_proj.", ".attn.dense.").replace(".attn.", ".multi_head_attention.")
-        theirs[name.replace(".ffn.", ".feed_forward.").replace(".layer_norm.", ".LayerNorm.")] = values
-    save_file(theirs, tmp_path / "theirs.safetensors")
-    loaded = small("sasrec", seed=2)
-    assert weights.load(loaded, tmp_path / "theirs.safetensors") == {}
-    assert torch.equal(loaded.encoder.layers[1].attn.out_proj.weight, model.encoder.layers[1].attn.out_proj.weight)
+        for pattern, replacement in patterns:
+            name = re.sub(pattern, replacement, name)
+        theirs[prefix + name] = (values[None, None] if name.startswith("z_") else values).contiguous()
+    if patterns is TRM and model.rope:
+        theirs |= {f"{prefix}rotary_emb.{name}_cached": torch.zeros(LENGTH, 8) for name in ("cos", "sin")}
+    save_file(theirs, path)
+    return theirs
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model."])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(name, {}) for name in PUBLISHED_NAMES] + [("trm4rec", {"positions": True, "rope": False, "layers": 2})],
+)
+def test_names_of_the_published_code_are_understood(name, options, prefix, tmp_path):
+    model, loaded = small(name, seed=1, **options), small(name, seed=2, **options)
+    theirs = published_file(model, PUBLISHED_NAMES[name], tmp_path / "theirs.safetensors", prefix)
+    assert theirs.keys() != model.state_dict().keys()
+    assert weights.load(loaded, tmp_path / "theirs.safetensors") == {}  # by name, none by shape
+    expected, found = model.state_dict(), loaded.state_dict()
+    assert all(torch.equal(values, found[key]) for key, values in expected.items())
+
+
+def test_what_is_missing_and_what_is_left_over_is_named_as_in_the_file(tmp_path):
+    model = small("bert4rec")
+    patterns = (*PUBLISHED_NAMES["bert4rec"], (r"^output_ffn\.", "head_of_another_kind."))
+    published_file(model, patterns, tmp_path / "theirs.safetensors")
+    with pytest.raises(
+        ArtifactError,
+        match=r"missing head\.bias, head\.weight; unknown head_of_another_kind\.bias, head_of_another_kind\.weight",
+    ):
+        weights.load(model, tmp_path / "theirs.safetensors")
 
 
 def test_an_unknown_name_is_matched_by_shape_where_that_is_certain(tmp_path):
-    from safetensors.torch import save_file
-
     model = small("pswrec-v13-without-rotation", seed=1)
     theirs = {name.replace("magnitude_scale", "amp_logits"): values for name, values in model.state_dict().items()}
     save_file(theirs, tmp_path / "theirs.safetensors")
