@@ -69,6 +69,12 @@ class Batch(NamedTuple):
         """The same batch on a device."""
         return Batch(*(values.to(device) for values in self))
 
+    def cells(self) -> Tensor:
+        """Flat index of every item, history by history and oldest first, (items,): the same order in every layout."""
+        before = self.lengths.cumsum(0) - self.lengths
+        within = torch.arange(int(self.lengths.sum()), device=self.lengths.device) - before.repeat_interleave(self.lengths)
+        return (self.readout - self.lengths + 1).repeat_interleave(self.lengths) + within
+
 
 def _places(lengths: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Where each history goes, (row, column) per history: the longest first, each into the fullest row with room for it."""

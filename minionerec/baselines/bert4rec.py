@@ -71,8 +71,10 @@ class BERT4Rec(Recommender):
         masked = torch.zeros_like(batch.items, dtype=torch.bool)
         if torch.rand(()) < self.last_item_share:
             masked.view(-1)[batch.readout[batch.lengths > 0]] = True
-            return masked
-        return (torch.rand(batch.items.shape, device=batch.items.device) < self.mask_ratio) & (batch.segments > 0)
+        else:  # one number per item, so that packed and padded batches draw the same masks
+            cells = batch.cells()
+            masked.view(-1)[cells] = torch.rand(len(cells), device=cells.device) < self.mask_ratio
+        return masked
 
     def labels(self, masked: Tensor, batch: Batch) -> Tensor:
         """Which masks are scored, (rows, width) bool: the last `most_labels` of a history, and none at position 0."""

@@ -32,6 +32,7 @@ def test_every_history_lies_whole_in_one_row_and_ends_at_its_readout(some, layou
     assert (items[~taken] == 0).all() and (segments[~taken] == 0).all()
     assert ((positions >= 0) & (positions < LENGTH)).all()
     assert batch.lengths.tolist() == [len(history) for history in some]
+    assert items[batch.cells().numpy()].tolist() == [item for history in some for item in history]
 
 
 @settings(max_examples=60, deadline=None)
