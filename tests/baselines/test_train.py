@@ -173,8 +173,14 @@ def test_tables_print_published_and_own_rows(sequences, tmp_path, capsys):
     lines = {line.split("│")[1].strip(): line for line in capsys.readouterr().out.splitlines() if line.startswith("│")}
     assert "328,674 │ 328,674" in lines["WEARec Official"] and "0.0440" in lines["WEARec Official"]
     assert "not run" in lines["WEARec Official"] and "not run" not in lines["SASRec"]
-    value = Manifest.load(runs / "lastfm-sasrec/baselines/sasrec").metrics["test NDCG@10"]
-    assert f"{value:.4f} [" in lines["SASRec"]
+    trained = runs / "lastfm-sasrec/baselines/sasrec"
+    value = Manifest.load(trained).metrics["test NDCG@10"]
+    assert f"{value:.4f} [" in lines["SASRec"] and "given weights" not in lines["SASRec"]
+    given = config_of(sequences, tmp_path / "given/lastfm-sasrec", "wearec", weights=trained / "model.safetensors")
+    train.run(given, ranking_metrics)
+    assert main(["baseline", "table", "lastfm", "--runs", str(tmp_path / "given")]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("│ SASRec"))
+    assert f"{value:.4f} [" in line and "given weights" in line
 
 
 @pytest.mark.parametrize(
