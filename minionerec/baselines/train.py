@@ -103,7 +103,8 @@ def run(config: Config, measure: Measure) -> tuple[Manifest, bool]:
     Raises:
         ArtifactError: an input is missing, the disk is full, or a checkpoint is damaged.
         ConfigError: an option that the model does not take, or a precision other than the launcher's.
-        DataError: see `load_task`; or training diverged.
+        DataError: see `load_task`.
+        TrainingError: training diverged.
     """
     baseline = config.baseline
     check_precision("baseline.bf16", baseline.bf16)
@@ -205,7 +206,7 @@ def fit(model: Recommender, task: Task, config: Config, measure: Measure, checkp
 
     Raises:
         ArtifactError: the checkpoint is damaged.
-        DataError: scores are not numbers any more.
+        TrainingError: scores are not numbers any more.
     """
     baseline, protocol = config.baseline, task.protocol
     accelerator = Accelerator(
