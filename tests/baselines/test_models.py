@@ -341,6 +341,26 @@ def test_the_average_of_depthwise_filters_is_one_filter():
             torch.testing.assert_close(real[:, band], convolution(padded).mean(1), rtol=1e-4, atol=1e-5)
 
 
+def test_pswrec_v5_leaves_quiet_cells_out_of_the_smoothness():
+    model, batch = small("pswrec-v5", phase_weight=1.0), batch_of(random_rows(10))
+    ranked = torch.nn.functional.cross_entropy(model.scores(batch), batch.targets)
+    assert model(batch) - ranked > 1e-3
+    with torch.no_grad():
+        for filters in model.phase_filter.parameters():
+            filters *= 1e-5  # every magnitude is below 1e-3 now
+        ranked = torch.nn.functional.cross_entropy(model.scores(batch), batch.targets)
+        assert model(batch) == ranked
+
+
+@pytest.mark.parametrize("name", ["pswrec-v12", "pswrec-v13"])
+def test_with_two_heads_the_later_bands_play_no_part(name):
+    model, batch = small(name, heads=2, phase_weight=1.0), batch_of(random_rows(10), side="left")
+    model(batch).backward()
+    for part in (model.phase_filter.real_convs, model.phase_filter.imag_convs):
+        learns = [bool(filters.weight.grad.abs().any()) for filters in part]
+        assert learns == [True, True, False, False]
+
+
 def test_options_that_a_model_does_not_take_are_refused():
     config = BaselineConfig(model="gru4rec", protocol="recbole", sequences="-", heads=2)
     with pytest.raises(
