@@ -127,3 +127,14 @@ def make_batch(rows: Rows, *, layout: Literal["packed", "padded"], side: Side, m
     cell_values = (torch.from_numpy(values.reshape(count, width)) for values in (items, positions, segments))
     per_history = (row * width + last, lengths.astype(np.int64), rows.target.astype(np.int64))
     return Batch(*cell_values, *(torch.from_numpy(values) for values in per_history))
+
+
+def partners(targets: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """For each row another one with the same target, (rows,): every such row equally likely, itself where there is none."""
+    order = np.argsort(targets, kind="stable")
+    first = np.searchsorted(targets[order], targets)  # where each row's group begins
+    others = np.searchsorted(targets[order], targets, "right") - first - 1
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    drawn = first + rng.integers(0, np.maximum(others, 1))
+    return order[drawn + ((drawn >= place) & (others > 0))]

@@ -16,6 +16,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -43,7 +44,7 @@ from minionerec.artifacts import (
     write_artifact,
 )
 from minionerec.baselines import weights
-from minionerec.baselines.batches import make_batch
+from minionerec.baselines.batches import make_batch, partners
 from minionerec.baselines.floors import FLOORS
 from minionerec.baselines.models import chosen, count_parameters, make
 from minionerec.baselines.ranking import Ranking, Scorer, rank, scorer
@@ -262,7 +263,11 @@ def train_epoch(
     """One pass over the shuffled rows; returns the mean loss of the steps. Every device takes its share of each batch."""
     baseline, processes, process = config.baseline, accelerator.num_processes, accelerator.process_index
     rows = task.rows["train"]
-    order = np.random.default_rng([config.seed, epoch]).permutation(len(rows))
+    rng = np.random.default_rng([config.seed, epoch])
+    order = rng.permutation(len(rows))
+    read = [np.arange(len(rows))]  # the rows whose histories a step reads for each of its rows
+    if model.contrasts:
+        read.append(partners(rows.target, rng))
     seed_epoch(config.seed, epoch, process)
     wrapped.train()
     total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
@@ -270,13 +275,12 @@ def train_epoch(
     for start in starts:
         whole = order[start : start + baseline.batch_size]
         share = whole[process::processes]
-        part = rows.take(share if len(share) else whole[:1])
-        batch = make_batch(part, layout=model.layout, side=task.protocol.side, max_history=baseline.max_history).to(
-            accelerator.device
-        )
+        parts = [rows.take(which[share if len(share) else whole[:1]]) for which in read]
+        layout: dict[str, Any] = {"layout": model.layout, "side": task.protocol.side, "max_history": baseline.max_history}
+        batches = [make_batch(part, **layout).to(accelerator.device) for part in parts]
         with accelerator.autocast():
             # Devices average their gradients: weighed so, the step's loss is the mean over all its rows.
-            loss = wrapped(batch) * (len(share) * processes / len(whole))
+            loss = wrapped(*batches) * (len(share) * processes / len(whole))
         accelerator.backward(loss)
         optimizer.step()
         optimizer.zero_grad()

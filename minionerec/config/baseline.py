@@ -60,7 +60,7 @@ class BaselineConfig:
     dropout: float | None = None
     """Dropout of embeddings and residual branches (fraction)."""
     attention_dropout: float | None = None
-    """Dropout of attention weights (fraction)."""
+    """Dropout of attention weights; `fearec` has none (fraction)."""
     mask_ratio: float | None = None
     """`bert4rec`: share of a history's items that are masked in training (fraction)."""
     interests: int | None = None

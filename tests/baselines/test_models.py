@@ -3,6 +3,7 @@
 import re
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -319,6 +320,21 @@ def test_fearec_rolls_by_the_strongest_delays(training):
         torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_published_fearec_contrasts_a_second_draw_with_another_history():
+    model = small("fearec-published", dropout=0.0)  # in evaluation mode: all draws are the same
+    rows, others = random_rows(5), random_rows(5, seed=1)
+    batch, partners = batch_of(rows), batch_of(others)
+    with torch.no_grad():
+        first, other = model.states(batch), model.states(partners)
+        loss, views = 0.0, torch.cat([first, other])
+        for own in range(10):
+            rest = [place for place in range(10) if place != own]
+            loss += (torch.logsumexp(views[rest] @ views[own], 0) - views[(own + 5) % 10] @ views[own]) / 10
+        spectra = torch.tensor([[abs(value) for value in np.fft.rfft(row, norm="ortho")] for row in (first - other).numpy()])
+        expected = torch.nn.functional.cross_entropy(model.logits(first), batch.targets) + 0.1 * loss + 0.1 * spectra.mean()
+        torch.testing.assert_close(model(batch, partners), expected.float(), rtol=1e-5, atol=1e-5)
+
+
 def test_hstu_sums_without_a_softmax():
     model = small("hstu", layers=1, heads=1)
     layer, history = model.layers[0], [3, 8, 8, 1]
@@ -366,6 +382,9 @@ def test_options_that_a_model_does_not_take_are_refused():
     with pytest.raises(
         ConfigError, match=r"baseline.heads is set, but gru4rec does not take it. It takes dropout, hidden_size"
     ):
+        make(config, ITEMS)
+    config = BaselineConfig(model="fearec", protocol="recbole", sequences="-", attention_dropout=0.5)
+    with pytest.raises(ConfigError, match=r"baseline\.attention_dropout is set, but fearec does not take it"):
         make(config, ITEMS)
 
 

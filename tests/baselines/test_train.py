@@ -55,9 +55,9 @@ def same(first, second):
     assert first[1] == second[1] and first[2].equals(second[2])
 
 
-@pytest.mark.parametrize("protocol", ["recbole", "wearec"])
-def test_one_seed_gives_one_result_and_an_interrupted_run_the_same(sequences, tmp_path, protocol, monkeypatch):
-    whole, broken = config_of(sequences, tmp_path / "whole", protocol), config_of(sequences, tmp_path / "broken", protocol)
+@pytest.mark.parametrize(("protocol", "name"), [("recbole", "sasrec"), ("wearec", "sasrec"), ("recbole", "fearec-published")])
+def test_one_seed_gives_one_result_and_an_interrupted_run_the_same(sequences, tmp_path, protocol, name, monkeypatch):
+    whole, broken = (config_of(sequences, tmp_path / out, protocol, model=name) for out in ("whole", "broken"))
     manifest, fresh = train.run(whole, ranking_metrics)
     assert fresh and manifest.metrics["epochs"] == 4
     with monkeypatch.context() as patched:
@@ -72,18 +72,18 @@ def test_one_seed_gives_one_result_and_an_interrupted_run_the_same(sequences, tm
         patched.setattr(train, "store", stop)
         with pytest.raises(KeyboardInterrupt):
             train.run(broken, ranking_metrics)
-    partial = tmp_path / "broken/baselines/sasrec.partial"
-    assert (partial / CHECKPOINTS / "state.safetensors").is_file() and not (tmp_path / "broken/baselines/sasrec").exists()
+    partial = tmp_path / f"broken/baselines/{name}.partial"
+    assert (partial / CHECKPOINTS / "state.safetensors").is_file() and not (tmp_path / f"broken/baselines/{name}").exists()
     epochs = []
     monkeypatch.setattr(train, "train_epoch", lambda *a, f=train.train_epoch: (epochs.append(a[-1]), f(*a))[1])
     train.run(broken, ranking_metrics)
     assert epochs == [2, 3]
-    same(result(tmp_path / "whole"), result(tmp_path / "broken"))
+    same(result(tmp_path / "whole", name), result(tmp_path / "broken", name))
     assert train.run(broken, ranking_metrics)[1] is False
-    other = config_of(sequences, tmp_path / "other", protocol)
+    other = config_of(sequences, tmp_path / "other", protocol, model=name)
     other.seed = 4
     train.run(other, ranking_metrics)
-    assert result(tmp_path / "other")[1] != result(tmp_path / "whole")[1]
+    assert result(tmp_path / "other", name)[1] != result(tmp_path / "whole", name)[1]
 
 
 def test_a_damaged_checkpoint_is_named(sequences, tmp_path, monkeypatch):
