@@ -116,6 +116,7 @@ def run(config: Config, measure: Measure) -> tuple[Manifest, bool]:
             raise ConfigError(f"baseline.weights is set, but {baseline.model} has no weights.")
         inputs["weights"] = weights.digest(Path(baseline.weights))
     sections = config.section("baseline")
+    sections["baseline"]["top"] = top = list_length(config, task)
     # Of files the digests decide, which are among the inputs; what is not set decides nothing.
     files = ("sequences", "weights")
     decisive = {name: value for name, value in sections["baseline"].items() if value is not None and name not in files}
@@ -135,11 +136,20 @@ def run(config: Config, measure: Measure) -> tuple[Manifest, bool]:
     ) as draft:
         score = _neural(made, config, task, measure, draft) if isinstance(made, Recommender) else made
         for split in ("test", "valid"):
-            ranking = rank(score, task, split, baseline.top)
+            ranking = rank(score, task, split, top)
             draft.metrics.update({f"{split} {name}": value for name, value in measure(ranking.ranks).items()})
             if is_main_process():
                 frame(task, split, ranking).write_parquet(draft.path / f"{split}.parquet")
     return Manifest.load(folder), True
+
+
+def list_length(config: Config, task: Task) -> int:
+    """Items in the stored lists: `baseline.top`, or more where `eval` will take each history out of them."""
+    top = config.baseline.top
+    if not config.eval.exclude_history or config.baseline.protocol != "dataset":
+        return top
+    longest = max(int((rows.stop - rows.seen).max()) for name, rows in task.rows.items() if name != "train")
+    return max(top, config.eval.num_beams + longest)
 
 
 def frame(task: Task, split: SplitName, ranking: Ranking) -> pl.DataFrame:

@@ -44,7 +44,8 @@ class BaselineConfig:
     patience: int = 11
     """Stop at this many epochs without a better NDCG@10 on valid (epochs; `recbole`: 11, `wearec`: 10)."""
     top: int = 50
-    """Length of the ranked lists that are stored (items)."""
+    """Length of the ranked lists that are stored (items). With `eval.exclude_history`, on the run's own splits, at least
+    `eval.num_beams` and as many more as the longest history has."""
     weights: str | None = None
     """A safetensors file, ours or the published code's: rank with these weights instead of training."""
     bf16: bool = False

@@ -9,11 +9,15 @@ from safetensors.torch import load_file
 
 from minionerec.artifacts import CHECKPOINTS, Manifest, read_json
 from minionerec.baselines import train
+from minionerec.baselines.floors import FLOORS
 from minionerec.baselines.models import MODELS
+from minionerec.baselines.ranking import rank
 from minionerec.cli import main, parse
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError, ConfigError
+from minionerec.eval import predict
+from minionerec.eval.predictions import read_predictions
 from minionerec.report.rivals import ranking_metrics
 from minionerec.report.runs import load
 from tests.launch import ROOT, accelerate, minionerec
@@ -164,6 +168,27 @@ def test_on_a_run_of_our_own(tmp_path, capsys):
     assert main(["baseline", "table", str(run)]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("sasrec", "markov", "popularity", "repeat"))
+
+
+def test_a_history_that_is_left_out_does_not_shorten_the_lists(tmp_path):
+    path = str(write_config(tmp_path))
+    for command in (["data", "prepare"], ["sid"]):
+        assert main([*command, "--config", path]) == 0
+    options = ["--config", path, "--baseline.top", "12", "--eval.num_beams", "10", "--baseline.model", "markov"]
+    assert main(["baseline", *options]) == 0
+    run, hiding = tmp_path / "run", parse("baseline", [*options, "--eval.exclude_history", "true"])
+    with pytest.raises(
+        ArtifactError, match=r"markov: holds lists of 12 items; .* keep 10, 16 are needed\. Run minionerec base"
+    ):
+        predict.run(hiding, "markov")
+    train.run(hiding, ranking_metrics)
+    predict.run(hiding, "markov")
+    task, _ = train.load_task(hiding)
+    whole = rank(FLOORS["markov"](task), task, "test", task.items).lists
+    histories = Dataset.load(run / "data").test["history"].to_list()
+    assert max(map(len, histories)) == 6
+    expected = [[item - 1 for item in ids if item - 1 not in own][:10] for ids, own in zip(whole, histories, strict=True)]
+    assert [one.items for one in read_predictions(run / "eval/markov/predictions.jsonl")] == expected
 
 
 def test_tables_print_published_and_own_rows(sequences, tmp_path, capsys):
