@@ -224,7 +224,49 @@ def wearec(model, items: Tensor, last: int) -> Tensor:
     return model.item_embeddings.weight @ x[last]
 
 
+def outputs(model, state: Tensor) -> Tensor:
+    return torch.cat([torch.tensor([-torch.inf], dtype=torch.float64), linear(state, model.output)])
+
+
+def their_gru4rec(model, items: Tensor, last: int) -> Tensor:
+    gru, state = model.gru, torch.zeros(HIDDEN, dtype=torch.float64)
+    for item in items[: last + 1]:
+        given = (gru.weight_ih_l0 @ model.item_embeddings.weight[item] + gru.bias_ih_l0).chunk(3)
+        kept = (gru.weight_hh_l0 @ state + gru.bias_hh_l0).chunk(3)
+        reset, update = (1 / (1 + torch.exp(-(a + b))) for a, b in zip(given[:2], kept[:2], strict=True))
+        state = (1 - update) * torch.tanh(given[2] + reset * kept[2]) + update * state
+    return outputs(model, state)
+
+
+def their_caser(model, items: Tensor, last: int) -> Tensor:
+    image, found = model.item_embeddings.weight[items], []
+    for height, convolution in zip((2, 3, 4), model.horizontal, strict=True):
+        for weight, bias in zip(convolution.weight[:, 0], convolution.bias, strict=True):
+            places = range(LENGTH - height + 1)
+            found.append(max((image[place : place + height] * weight).sum() + bias for place in places).clamp(min=0))
+    place_weights = model.vertical.weight[0, 0, :, 0]
+    found += [((image[:, channel] * place_weights).sum() + model.vertical.bias[0]).clamp(min=0) for channel in range(HIDDEN)]
+    return outputs(model, torch.stack(found))
+
+
+def their_sasrec(model, items: Tensor, last: int) -> Tensor:
+    def usual(x: Tensor, layer) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * layer.weight + layer.bias
+
+    x = (model.item_embeddings.weight[items] + model.position_embeddings.weight) * (items > 0)[:, None]
+    queries = usual(x, model.input_norm)
+    scores = linear(queries, model.query) @ linear(x, model.key).T / math.sqrt(HIDDEN)
+    gathered = softmax(scores + visible(items, causal=True), 1) @ linear(x, model.value)
+    y = usual(gathered + queries, model.middle_norm)
+    inner = linear(linear(y, model.dense_1).clamp(min=0), model.dense_2)
+    return outputs(model, usual(usual(y + inner, model.inner_norm), model.output_norm)[last])
+
+
 REFERENCES = {
+    "gru4rec-reference": their_gru4rec,
+    "caser-reference": their_caser,
+    "sasrec-reference": their_sasrec,
     "sasrec": sasrec,
     "bert4rec": bert4rec,
     "lightsans": lightsans,
@@ -249,7 +291,9 @@ def test_scores_are_those_of_the_equations(name, side):
             items = torch.zeros(LENGTH, dtype=torch.long)
             first = LENGTH - len(history) if side == "left" else 0
             items[first : first + len(history)] = torch.tensor(history)
-            given = (torch.tensor(history), len(history) - 1) if name == "gru4rec" else (items, first + len(history) - 1)
+            given = (
+                (torch.tensor(history), len(history) - 1) if name.startswith("gru4rec") else (items, first + len(history) - 1)
+            )
             expected = REFERENCES[name](model, *given)
             # The Fourier transforms of fearec and wearec are in single precision.
             tolerance = 1e-4 if name in ("fearec", "wearec") else 1e-9

@@ -22,8 +22,9 @@ from minionerec.report.rivals import published
 from tests.baselines.models import ITEMS, LENGTH, NEURAL, SHARED, batch_of, random_rows, rows_of, small
 
 CAUSAL = ("sasrec", "trm4rec", "pswrec-v5", "pswrec-v12", "pswrec-v13", "pswrec-v13-without-rotation", "gru4rec", "hstu")
-PADDING_FREE = ("sasrec", "bert4rec", "trm4rec", "gru4rec", "caser", "hstu")
-PACKED = ("sasrec", "bert4rec", "trm4rec", "hstu")
+CAUSAL += ("gru4rec-reference", "sasrec-reference")
+PADDING_FREE = ("sasrec", "bert4rec", "trm4rec", "gru4rec", "caser", "hstu", "gru4rec-reference", "sasrec-reference")
+PACKED = ("sasrec", "bert4rec", "trm4rec", "hstu", "sasrec-reference")
 NEVER_LEARN = {"wearec": r"gate_param", "trm4rec": r"^z_[ar]$"}
 
 
@@ -92,7 +93,7 @@ def test_causal_models_do_not_see_the_future(name):
     model = small(name)
     torch.manual_seed(1)
     history = torch.randint(1, ITEMS + 1, (LENGTH,)).tolist()
-    if name == "gru4rec":  # reads out at a history's end only: a prefix must not change what is carried on
+    if name.startswith("gru4rec"):  # reads out at a history's end only: a prefix must not change what is carried on
         whole = model.gru(model.item_embeddings(torch.tensor([history])))[0]
         other = model.gru(model.item_embeddings(torch.tensor([[*history[:7], *[1] * (LENGTH - 7)]])))[0]
         torch.testing.assert_close(whole[:, :7], other[:, :7])
@@ -130,7 +131,7 @@ def test_padding_plays_a_part_only_where_stated(name, side):
     assert same == (free or (name.startswith("pswrec") and side == "right"))
 
 
-@pytest.mark.parametrize("name", ["gru4rec", "caser"])
+@pytest.mark.parametrize("name", ["gru4rec", "caser", "gru4rec-reference"])
 def test_the_side_of_padding_does_not_matter_to_models_without_positions(name):
     model, rows = small(name), random_rows(20)
     with torch.no_grad():
@@ -214,7 +215,7 @@ def test_gradient_reaches_what_should_learn(name, options):
 def test_models_learn_a_rule(name):
     # The next item is the last one plus one; bert4rec has to learn it from the few masks in its histories.
     torch.manual_seed(0)
-    options = {} if name in ("trm4rec", "hstu", "gru4rec") else {"dropout": 0.1}
+    options = {} if name in ("trm4rec", "hstu") or name.startswith("gru4rec") else {"dropout": 0.1}
     if name == "bert4rec":
         options = {"dropout": 0.0, "attention_dropout": 0.0}
     config = BaselineConfig(model=name, protocol="recbole", sequences="-", max_history=LENGTH, hidden_size=16, **options)
@@ -223,7 +224,7 @@ def test_models_learn_a_rule(name):
     sequences = [[1 + (start - 1 + step) % ITEMS for step in range(5 + start % 5)] for start in starts]
     rows = rows_of([one[:-1] for one in sequences], [one[-1] for one in sequences])
     batch = batch_of(rows, model.layout)
-    rate, steps, share = (1e-2, 450, 0.3) if name == "bert4rec" else (2e-2, 40, 0.9)
+    rate, steps, share = (1e-2, 450, 0.3) if name == "bert4rec" else (2e-2, 120 if "reference" in name else 40, 0.9)
     optimizer = torch.optim.Adam(model.parameters(), rate)
     for _ in range(steps):
         model.train()
@@ -335,6 +336,24 @@ def test_published_fearec_contrasts_a_second_draw_with_another_history():
         torch.testing.assert_close(model(batch, partners), expected.float(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("loss", ["bce", "softmax"])
+def test_references_rank_by_an_output_layer_and_never_padding(loss):
+    model, batch = small("sasrec-reference", loss=loss), batch_of(random_rows(2000))
+    with torch.no_grad():
+        states, scores = model.states(batch), model.scores(batch)
+        assert scores[:, 0].isneginf().all()
+        torch.testing.assert_close(scores[:, 1:], states @ model.vectors()[1:].T + model.output.bias)
+        own = scores[:, 1:].gather(1, batch.targets[:, None] - 1)
+        if loss == "softmax":
+            expected = (scores[:, 1:].logsumexp(1, keepdim=True) - own).mean()
+        else:  # in expectation over the other item
+            softplus = torch.nn.functional.softplus(scores[:, 1:])
+            others = (softplus.sum(1, keepdim=True) - softplus.gather(1, batch.targets[:, None] - 1)) / (ITEMS - 1)
+            expected = (torch.nn.functional.softplus(-own) + others).mean() / 2
+        drawn = torch.stack([model(batch) for _ in range(20)]).mean()
+    torch.testing.assert_close(drawn, expected, rtol=1e-5 if loss == "softmax" else 5e-3, atol=1e-6)
+
+
 def test_hstu_sums_without_a_softmax():
     model = small("hstu", layers=1, heads=1)
     layer, history = model.layers[0], [3, 8, 8, 1]
@@ -395,6 +414,7 @@ def test_options_that_a_model_does_not_take_are_refused():
         ({"model": "wearec", "max_history": 9}, "max_history is 9; the Haar branch"),
         ({"model": "pswrec-v13", "heads": 8}, "heads is 8; each head takes a band"),
         ({"model": "trm4rec", "positions": False, "rope": False}, "would not know the order"),
+        ({"model": "caser-reference", "max_history": 3}, "max_history is 3; the filters of caser-reference cover 4"),
         ({"model": "caser", "window": 3}, "window is 3"),
         ({"model": "caser", "window": 60}, "window is 60"),
     ],
