@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from minionerec.baselines.batches import Batch
-from minionerec.baselines.layers import Attention, Encoder, FeedForward, InputEmbedding, Layer, layer_norm, mask
+from minionerec.baselines.layers import Attention, Encoder, InputEmbedding, layer_norm, mask
 from minionerec.baselines.recommender import Recommender, initialise
 
 
@@ -38,10 +38,7 @@ class BERT4Rec(Recommender):
         self.mask_id, self.mask_ratio = items + 1, mask_ratio
         self.embedding = InputEmbedding(hidden_size, max_history, dropout)
         self.encoder = Encoder(
-            [
-                Layer(Attention(hidden_size, heads, dropout, attention_dropout), FeedForward(hidden_size, inner_size, dropout))
-                for _ in range(layers)
-            ]
+            (Attention(hidden_size, heads, dropout, attention_dropout) for _ in range(layers)), hidden_size, inner_size, dropout
         )
         self.head = nn.Linear(hidden_size, hidden_size)
         self.head_norm = layer_norm(hidden_size)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from minionerec.baselines.batches import Batch
-from minionerec.baselines.layers import Attention, Encoder, FeedForward, InputEmbedding, Layer, mask
+from minionerec.baselines.layers import Attention, Encoder, InputEmbedding, mask
 from minionerec.baselines.recommender import Recommender, initialise
 
 
@@ -90,13 +90,13 @@ class FEARec(Recommender):
         super().__init__(items, hidden_size)
         self.embedding = InputEmbedding(hidden_size, max_history, dropout)
         self.encoder = Encoder(
-            [
-                Layer(
-                    AutoCorrelation(hidden_size, heads, dropout, bins, self.time_share, **attention),
-                    FeedForward(hidden_size, inner_size, dropout),
-                )
+            (
+                AutoCorrelation(hidden_size, heads, dropout, bins, self.time_share, **attention)
                 for bins in self.ramp(max_history // 2 + 1, layers)
-            ]
+            ),
+            hidden_size,
+            inner_size,
+            dropout,
         )
         initialise(self)
 

@@ -41,7 +41,7 @@ class GRU4Rec(Recommender):
 
 
 def in_front(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Ids of a padded batch with padding behind, (batch, longest history), and lengths; an empty history is one padding item."""
+    """Ids of a padded batch, padding behind, (batch, longest history), and lengths; an empty history is one padding item."""
     lengths = batch.lengths.clamp(min=1)
     first = (batch.segments == 0).long().argsort(dim=1, stable=True)[:, : int(lengths.max())]
     return batch.items.gather(1, first), lengths

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from minionerec.baselines.batches import Batch
-from minionerec.baselines.layers import Attention, Encoder, FeedForward, InputEmbedding, Layer, mask
+from minionerec.baselines.layers import Attention, Encoder, InputEmbedding, mask
 from minionerec.baselines.recommender import Recommender, initialise
 from minionerec.baselines.trm4rec import rotate_half
 from minionerec.errors import ConfigError
@@ -186,13 +186,10 @@ class PSWRec(Recommender):
         self.embedding = InputEmbedding(hidden_size, max_history, dropout)
         self.phase_filter = PhaseFilter(hidden_size)
         self.encoder = Encoder(
-            [
-                Layer(
-                    self.attention(hidden_size, heads, dropout, attention_dropout, **attention),
-                    FeedForward(hidden_size, inner_size, dropout),
-                )
-                for _ in range(layers)
-            ]
+            (self.attention(hidden_size, heads, dropout, attention_dropout, **attention) for _ in range(layers)),
+            hidden_size,
+            inner_size,
+            dropout,
         )
         initialise(self)
 
