@@ -238,10 +238,14 @@ def _listed(config: Config, examples: pl.DataFrame, rankings: Sequence[np.ndarra
     return [ranking[: config.eval.num_beams] for ranking in rankings]
 
 
+def _hidden(config: Config, examples: pl.DataFrame) -> int:
+    """How many items of a ranking the configuration may exclude."""
+    return int(cast(int, examples["history"].list.len().max())) if config.eval.exclude_history else 0
+
+
 def _popularity(config: Config, dataset: Dataset, index: SidIndex, folder: Path) -> None:
     examples = dataset.split(config.eval.split)
-    longest = int(cast(int, examples["history"].list.len().max())) if config.eval.exclude_history else 0
-    rankings = floors.popularity(dataset, config.eval.num_beams + longest, config.eval.split)
+    rankings = floors.popularity(dataset, config.eval.num_beams + _hidden(config, examples), config.eval.split)
     _store(as_predictions(examples, _listed(config, examples, rankings), index), folder)
 
 
@@ -258,8 +262,16 @@ def _store(predictions: list[Prediction], folder: Path) -> None:
 
 def _by_baseline(name: str) -> Callable[[Config, Dataset, SidIndex, Path], None]:
     def predict(config: Config, dataset: Dataset, index: SidIndex, folder: Path) -> None:
-        ranked = pl.read_parquet(config.folder / "baselines" / name / f"{config.eval.split}.parquet")["items"].to_list()
+        ranking = config.folder / "baselines" / name
         examples = dataset.split(config.eval.split)
+        stored, needed = Manifest.load(ranking).config["baseline"]["top"], config.eval.num_beams + _hidden(config, examples)
+        if config.eval.exclude_history and stored < min(needed, len(dataset.catalog)):
+            raise ArtifactError(
+                f"{ranking}: holds lists of {stored} items; to leave histories out of them and keep {config.eval.num_beams}, "
+                f"{needed} are needed. Run minionerec baseline --baseline.model {name} again with eval.exclude_history set: it "
+                "then stores so many."
+            )
+        ranked = pl.read_parquet(ranking / f"{config.eval.split}.parquet")["items"].to_list()
         rankings = [np.array(items, dtype=np.int64) for items in ranked]
         _store(as_predictions(examples, _listed(config, examples, rankings), index), folder)
 

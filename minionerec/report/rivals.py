@@ -87,6 +87,8 @@ def published_table(name: str, runs: Path) -> Table:
             cells += [_target(row, metric), _cell(measured[metric]) if measured else "not run"]
         figures = manifest.metrics if manifest else {}
         epoch, seconds = figures.get("best_epoch"), figures.get("seconds_per_epoch")
+        if manifest and manifest.config["baseline"]["weights"] is not None:
+            epoch = "given weights"  # ranked, not trained here
         cells += [str(value) if value is not None else "-" for value in (row.get("best_epoch"), epoch)]
         table.add_row(*cells, f"{seconds:.1f}" if seconds is not None else "-")
     return table
