@@ -118,7 +118,7 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
         CatalogError: the SFT checkpoint lacks the catalogue's SID tokens.
         ConfigError: see `split_prompts`, `training_prompts` and `check_distribution`; or see `check_group`.
         DataError: the valid split is empty, and validations are asked for.
-        DivergenceError: see `Watch`.
+        TrainingError: see `Watch`.
     """
     folder = config.folder / "rl"
     inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
