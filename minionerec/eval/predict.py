@@ -43,8 +43,9 @@ from minionerec.config import CUTOFFS, Config
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError, DataError
 from minionerec.eval import oracle
+from minionerec.eval.belongs import check_belongs
 from minionerec.eval.exposure import exposure
-from minionerec.eval.lists import RankedLists, check_belongs
+from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import measure
 from minionerec.eval.predictions import Prediction, as_predictions, write_predictions
 from minionerec.eval.slices import parts_of_dataset, parts_of_lists, slice_tables

@@ -11,9 +11,10 @@ from minionerec.artifacts import ITEM_STAGES, Manifest, content_hash, read_json,
 from minionerec.config import CUTOFFS
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError, DataError
+from minionerec.eval.belongs import check_belongs
 from minionerec.eval.compare import compare
 from minionerec.eval.foreign import read_lists
-from minionerec.eval.lists import RankedLists, check_belongs
+from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import measure
 from minionerec.eval.slices import parts_of_lists, slice_tables
 from minionerec.report.content import LABELS

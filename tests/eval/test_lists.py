@@ -7,7 +7,7 @@ import pytest
 from minionerec.errors import DataError
 from minionerec.eval import lists as module
 from minionerec.eval.compare import align, compare
-from minionerec.eval.lists import RankedLists, check_belongs
+from minionerec.eval.lists import RankedLists
 from minionerec.eval.predictions import Prediction, as_predictions, read_predictions, write_predictions
 from tests import small
 from tests.eval.samples import prediction, random_predictions
@@ -18,10 +18,6 @@ DATASET, INDEX = small.random_dataset()
 def whole(split="test"):
     rows = DATASET.split(split)
     return as_predictions(rows, [np.arange(10)] * len(rows), INDEX)
-
-
-def check(predictions, split="test"):
-    check_belongs(RankedLists.of(predictions), DATASET, INDEX, split, "p.jsonl")
 
 
 def assert_equal(first, second):
@@ -99,24 +95,6 @@ def test_what_the_fast_path_refuses_is_named_by_line(tmp_path, bad, message):
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(DataError, match=message):
         RankedLists.read(path)
-
-
-def test_predictions_of_this_split_in_any_order_belong():
-    check(whole())
-    check(whole()[::-1])
-    check(whole("valid"), "valid")
-
-
-def test_predictions_of_other_splits_catalogues_and_missing_users():
-    with pytest.raises(DataError, match=r"user 'u\d+' \(and 1 more\) is missing.*20 examples, the file 18"):
-        check(whole()[2:])
-    with pytest.raises(DataError, match=r"p.jsonl, line \d+: .*(predictions of another split|a history of)"):
-        check(whole("valid"))
-    with pytest.raises(DataError, match=r"'stranger'.*is not in this split"):
-        check([*whole(), dataclasses.replace(whole()[0], user="stranger")])
-    other = dataclasses.replace(whole()[0], target_sid=[5, 5, 5])
-    with pytest.raises(DataError, match="predictions of another catalogue"):
-        check([other, *whole()[1:]])
 
 
 def test_comparison_needs_the_same_examples():
