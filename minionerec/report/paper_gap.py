@@ -17,6 +17,7 @@ from rich.table import Table
 
 from minionerec.artifacts import write_json
 from minionerec.errors import ArtifactError, ConfigError, MiniOneRecError
+from minionerec.eval.compare import left_out
 from minionerec.eval.intervals import across_seeds
 from minionerec.report import runs as sources
 from minionerec.report.causes import checklist
@@ -87,7 +88,8 @@ def _pairs(runs: Sequence[Run], resamples: int, seed: int) -> list[dict[str, Any
     for first, second in combinations(runs, 2):
         differences = sources.compared(first, second, resamples, seed)
         metrics = {name: differences[name] for name in PAIRED if name in differences}
-        found.append({"first": first.label, "second": second.label, "metrics": metrics})
+        note = left_out(first.lists, second.lists)
+        found.append({"first": first.label, "second": second.label, "metrics": metrics, "note": note})
     return found
 
 
@@ -200,7 +202,7 @@ def _cross(found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def write(found: Mapping[str, Any], folder: Path) -> None:
     """Write the three files into an existing folder; equal content gives equal bytes."""
-    values = {**found, "cross": _cross(found), "metrics": METRICS, "paper": PAPER, "replicated": REPLICATION}
+    values = {**found, "cross": _cross(found), "metrics": METRICS, "paired": PAIRED, "paper": PAPER, "replicated": REPLICATION}
     pages = environment()
     for name in ("paper_gap.md", "paper_gap.html"):
         text = pages.get_template(name).render(**values)

@@ -80,6 +80,8 @@ def _of_folder(folder: Path) -> list[Run]:
         check_belongs(lists, dataset, index, split, str(path.with_name("predictions.jsonl")))
         metrics = read_json(path.with_name("metrics.json"))
         lacking = [part for part in ("sid", "item", "levels", "detectable") if part not in metrics]
+        if metrics.get("search") and "num_beams" not in metrics["search"]:
+            lacking.append("search.num_beams")
         if lacking:
             raise DataError(
                 f"{path.with_name('metrics.json')}: {lacking[0]} is missing; made by another version. Evaluate again."
@@ -178,7 +180,7 @@ def dataset_of(run: Run, chosen: str | None) -> tuple[str | None, bool, str | No
 
 
 def compared(first: Run, second: Run, resamples: int, seed: int) -> dict[str, dict[str, Any]]:
-    """`eval.compare.compare` of two runs.
+    """`eval.compare.compare` of two runs, at the cut-offs that both lists reach.
 
     Raises:
         DataError: they were measured on different examples; the message names both files.

@@ -6,7 +6,7 @@ import pytest
 
 from minionerec.errors import DataError
 from minionerec.eval import lists as module
-from minionerec.eval.compare import align, compare
+from minionerec.eval.compare import align, compare, left_out
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.predictions import Prediction, as_predictions, read_predictions, write_predictions
 from tests import small
@@ -106,6 +106,18 @@ def test_comparison_needs_the_same_examples():
         compare(whole(), whole()[1:], resamples=50)
     with pytest.raises(DataError, match="other targets"):
         compare(whole(), whole("valid"), resamples=50)
+
+
+def test_lists_of_unequal_width_are_compared_as_far_as_both_reach():
+    long = random_predictions(users=30, length=60, codes=6)
+    wide = max(len(one.sids) for one in long)
+    short = [dataclasses.replace(one, sids=one.sids[:16], scores=one.scores[:16]) for one in long]
+    short[0] = dataclasses.replace(short[0], sids=short[0].sids[:2], scores=short[0].scores[:2])  # found less than asked for
+    found = compare(long, short, resamples=50)
+    assert [name for name in found if name.startswith("HR")] == ["HR@1", "HR@3", "HR@5", "HR@10"]
+    long_lists, short_lists = RankedLists.of(long), RankedLists.of(short)
+    assert left_out(long_lists, short_lists) == f"lists of {wide} and 16 places: cut-offs beyond 16 are left out"
+    assert left_out(long_lists, long_lists) is None and "HR@50" in compare(long, long, resamples=50)
 
 
 def test_a_user_with_several_rows_is_told_by_position():

@@ -235,7 +235,8 @@ def test_two_ranks_and_one_rank_write_the_same_files(tmp_path, capsys):
     assert {name: (folder / name).read_bytes() for name in names} == one
     assert calc_level.main(["--path", str(folder / "predictions.jsonl"), "--out", str(tmp_path)]) == 0
     search = json.loads(one["metrics.json"])["search"]
-    assert search["rows"] == 5 and json.loads((tmp_path / "levels.json").read_text())["search"] == search
+    assert (search["rows"], search["num_beams"]) == (5, 10)
+    assert json.loads((tmp_path / "levels.json").read_text())["search"] == search
     assert "Beam width and search error, 5 examples" in capsys.readouterr().out
 
 
