@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from minionerec.config import CUTOFFS
+from minionerec.config import CUTOFFS, RESAMPLES
 from minionerec.errors import DataError
 from minionerec.eval.intervals import beyond_noise, detectable, paired, permutation
 from minionerec.eval.lists import Lists, RankedLists
@@ -70,7 +70,7 @@ def _values(lists: RankedLists, cutoffs: Sequence[int], on: Literal["sid", "item
 def compare(
     first: Lists,
     second: Lists,
-    resamples: int = 2000,
+    resamples: int = RESAMPLES,
     seed: int = 42,
     cutoffs: Sequence[int] | None = None,
     on: Literal["sid", "item"] = "sid",

@@ -133,6 +133,7 @@ CAUSES = (
         "generation defaults",
         "the checkpoint's generation_config turns beam search into sampling with temperature and repetition penalty",
         "python benchmarks/generation_defaults.py RUN --config NAME; the decoder itself never reads it",
+        quirks=("generation defaults",),
     ),
     Cause("collisions", "several items share a SID and count as one hit", "--sid.collisions keep", _collisions),
     Cause(

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from minionerec.artifacts import write_json
+from minionerec.config import RESAMPLES
 from minionerec.errors import ArtifactError, ConfigError, MiniOneRecError
 from minionerec.eval.compare import left_out
 from minionerec.eval.intervals import across_seeds
@@ -72,7 +73,7 @@ def _seed_groups(runs: Sequence[Run]) -> list[dict[str, Any]]:
             "label": group[0].label,
             "seeds": [run.seed for run in group],
             "metrics": {
-                name: across_seeds([run.metrics["sid"][name]["value"] for run in group])
+                name: across_seeds([run.metrics["sid"][name]["value"] for run in group], (0.0, 1.0))
                 for name in ("HR@1", *METRICS)
                 if all(name in run.metrics["sid"] for run in group)
             },
@@ -254,7 +255,9 @@ def main(argv: Sequence[str]) -> int:
     )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for paper_gap.json, .md and .html")
     parser.add_argument("--dataset", metavar="NAME", help="published dataset of all runs, where their size does not tell it")
-    parser.add_argument("--resamples", type=int, default=1000, metavar="N", help="bootstrap resamples (default: 1000)")
+    parser.add_argument(
+        "--resamples", type=int, default=RESAMPLES, metavar="N", help=f"bootstrap resamples (default: {RESAMPLES})"
+    )
     parser.add_argument("--seed", type=int, default=42, metavar="N", help="seed of the resampling (default: 42)")
     arguments = parser.parse_args(argv)
     try:

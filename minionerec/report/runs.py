@@ -84,7 +84,8 @@ def _of_folder(folder: Path) -> list[Run]:
             lacking.append("search.num_beams")
         if lacking:
             raise DataError(
-                f"{path.with_name('metrics.json')}: {lacking[0]} is missing; made by another version. Evaluate again."
+                f"{path.with_name('metrics.json')}: {lacking[0]} is missing; made by another version. Delete "
+                f"{path.parent} and evaluate again."
             )
         used = [stage for stage in ("data", "sid", *_TRAINED.get(name, ())) if stage in manifests]
         recipe = content_hash([name, manifest.config, {stage: _without_place(manifests[stage].config) for stage in used}])

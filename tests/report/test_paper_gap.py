@@ -104,8 +104,7 @@ def test_runs_seeds_pairs_and_causes(two_seeds, tmp_path):
             causes[title]["effect"].startswith("not in these runs; on industrial-partial") and "--" in causes[title]["switch"]
         )
     assert causes["prompt mismatch"]["effect"].count("NDCG@10 -0.0") == 1
-    for title in ("generation defaults", "model size"):
-        assert causes[title]["effect"] is None and causes[title]["switch"]
+    assert causes["model size"]["effect"] is None and causes["model size"]["switch"]
     assert "not measured" in Page(tmp_path / "paper_gap.html").words
 
 
@@ -118,7 +117,7 @@ def test_search_error_is_told_of_the_beams_that_the_run_used(two_seeds, monkeypa
     assert "with this run's 10 beams the search itself loses a target that belongs into the list in 25.00%" in effect
     old = {**run.metrics, "search": {name: value for name, value in search.items() if name != "num_beams"}}
     monkeypatch.setattr(runs, "read_json", lambda _: old)
-    with pytest.raises(DataError, match=r"search.num_beams is missing; made by another version. Evaluate again"):
+    with pytest.raises(DataError, match=r"search.num_beams is missing.*Delete .*eval/.* and evaluate again"):
         load(two_seeds / "a", 50, 0)
 
 
@@ -134,6 +133,18 @@ def test_pairs_are_compared_as_far_as_both_lists_reach(two_seeds, tmp_path):
     assert "HR@50" not in pair["metrics"] and pair["metrics"]["HR@10"]["value"] == 0
     assert pair["note"] == "lists of 40 and 16 places: cut-offs beyond 16 are left out"
     assert pair["note"] in Page(tmp_path / "paper_gap.html").words and pair["note"] in (tmp_path / "paper_gap.md").read_text()
+
+
+def test_generation_defaults_are_shown_where_the_shipped_figures_have_them(monkeypatch):
+    (cause,) = (cause for cause in causes.CAUSES if cause.title == "generation defaults")
+    shipped = causes._elsewhere()
+    others = {name: cells for name, cells in shipped["quirks"].items() if name not in cause.quirks}
+    cell = {"value": -0.0052, "low": -0.0104, "high": -0.0007, "p": 0.056, "noise": False}
+    monkeypatch.setattr(causes, "_elsewhere", lambda: {**shipped, "quirks": others})
+    assert causes._measured(cause.quirks) is None
+    sampled = {"HR@10": cell, "NDCG@10": cell, "sd": 0.001, "examples": 512, "invalid": 0.1}
+    monkeypatch.setattr(causes, "_elsewhere", lambda: {**shipped, "quirks": {**others, "generation defaults": sampled}})
+    assert "3 seeds: HR@10 -0.0052 [-0.0104, -0.0007], NDCG@10" in causes._measured(cause.quirks)
 
 
 def test_equal_inputs_give_equal_bytes(two_seeds, tmp_path):
