@@ -13,7 +13,6 @@ its own, one after the other: steps on the same random batches, then time, scale
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from memory import peak_gb
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -131,7 +131,7 @@ def run_one(name: str, implementation: str, sequences: Path, steps: int) -> dict
         "losses": losses,
         "wall": float(np.median(wall[warm])) * scale,
         "cpu": float(np.mean(cpu[warm])) * scale,
-        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        "memory": peak_gb(),
     }
 
 

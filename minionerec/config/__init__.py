@@ -12,7 +12,7 @@ from typing import Any
 from minionerec.config.baseline import BASELINE_OPTIONS, BaselineConfig, BaselineName
 from minionerec.config.checks import between, positive
 from minionerec.config.data import DataConfig
-from minionerec.config.evaluation import CUTOFFS, RANKING_METRICS, EvalConfig, ReportConfig
+from minionerec.config.evaluation import CUTOFFS, RANKING_METRICS, RESAMPLES, EvalConfig, ReportConfig
 from minionerec.config.model import ModelConfig
 from minionerec.config.prompts import PromptsConfig
 from minionerec.config.rl import RewardName, RlConfig
@@ -26,6 +26,7 @@ __all__ = [
     "DEFAULT_TASKS",
     "RANKING_METRICS",
     "REFERENCE_TASKS",
+    "RESAMPLES",
     "BaselineConfig",
     "BaselineName",
     "Config",

@@ -43,8 +43,9 @@ from minionerec.config import CUTOFFS, Config
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError, DataError
 from minionerec.eval import oracle
+from minionerec.eval.belongs import check_belongs
 from minionerec.eval.exposure import exposure
-from minionerec.eval.lists import RankedLists, check_belongs
+from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import measure
 from minionerec.eval.predictions import Prediction, as_predictions, write_predictions
 from minionerec.eval.slices import parts_of_dataset, parts_of_lists, slice_tables
@@ -56,7 +57,7 @@ from minionerec.tree import CatalogTrie, beam_search, left_pad
 log = logging.getLogger(__name__)
 
 MODELS = ("sft", "rl")
-FLOORS = ("popularity", "repeat")
+BUILT_IN = ("popularity", "repeat")  # ranked here, without a model or a baseline of the run
 
 
 class Decoder:
@@ -301,7 +302,7 @@ def analyse(folder: Path, dataset: Dataset, index: SidIndex, config: Config) -> 
     return {
         **measure(lists, CUTOFFS, config.eval.resamples, config.seed),
         "slices": slice_tables(lists, parts, (10,), config.eval.resamples, config.seed),
-        "exposure": exposure(lists, floors.training_counts(dataset)),
+        "exposure": exposure(lists, floors.interaction_counts(dataset)),
         "search": oracle.summary(traces, config.eval.num_beams),
     }
 
@@ -327,7 +328,7 @@ def run(config: Config, recommender: str) -> tuple[Manifest, bool]:
                 "reference's evaluation. The figures measure that mistake.",
                 recommender,
             )
-    elif recommender not in FLOORS:
+    elif recommender not in BUILT_IN:
         command = f"minionerec baseline --baseline.model {recommender}"
         baseline = require(config.folder / "baselines" / recommender, command, made_from={"data": inputs["data"]})
         inputs[f"baselines/{recommender}"] = baseline.digest
@@ -367,4 +368,4 @@ def stages(folder: Path) -> list[str]:
     """What can be evaluated in a run's folder: the floors, each baseline and each trained stage that is there."""
     baselines = sorted(path.parent.name for path in (folder / "baselines").glob(f"*/{MANIFEST}"))
     trained = [stage for stage in MODELS if (folder / stage / MANIFEST).is_file()]
-    return [*FLOORS, *(name for name in baselines if name not in FLOORS), *trained]
+    return [*BUILT_IN, *(name for name in baselines if name not in BUILT_IN), *trained]
