@@ -62,10 +62,6 @@ def _levels(run: Run) -> dict[str, Any]:
 
 
 def _seed_groups(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        if run.seed is not None:
-            groups.setdefault(run.recipe, []).append(run)
     return [
         {
             "label": group[0].label,
@@ -76,8 +72,7 @@ def _seed_groups(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 if all(name in run.metrics["sid"] for run in group)
             },
         }
-        for group in groups.values()
-        if len({run.seed for run in group}) > 1
+        for group in sources.seeds(runs)
     ]
 
 
@@ -169,7 +164,11 @@ def gather(runs: Sequence[Run], chosen: str | None, resamples: int, seed: int) -
         section["pairs"] = _pairs(members, resamples, seed)
         main = _main_run(members) if members else None
         section["asked"] = main.label if main else None
-        section["causes"] = checklist(main, [run for run in members if run is not main]) if main else None
+        section["causes"] = None
+        if main:
+            differences = {(pair["first"], pair["second"]): pair["metrics"] for pair in section["pairs"]}
+            released = name if name in known and len(main.lists) == known[name]["counts"]["test"] else None
+            section["causes"] = checklist(main, [run for run in members if run is not main], differences, released)
         datasets.append(section)
     return {"sources": published()["sources"], "resamples": resamples, "seed": seed, "datasets": datasets}
 
@@ -216,7 +215,7 @@ def build(paths: Sequence[Path], folder: Path, chosen: str | None, resamples: in
     Raises:
         ConfigError, DataError, ArtifactError: a run is missing, malformed or of other examples; the folder cannot be written.
     """
-    loaded = [run for path in paths for run in sources.load(path, resamples, seed)]
+    loaded = [run for label, path in sources.named(paths).items() for run in sources.load(path, label, resamples, seed)]
     found = gather(loaded, chosen, resamples, seed)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -6,10 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from minionerec.config import BaselineConfig, PromptsConfig, RlConfig
 from minionerec.eval.predictions import read_predictions, write_predictions
+from minionerec.report.page import signed
 from minionerec.report.paper_gap import build, main
 from minionerec.report.published import METRICS, published
-from minionerec.report.runs import dataset_of, load
+from minionerec.report.runs import dataset_of, load, named, seeds
 from tests.report.run_folder import make_run
 from tests.report.test_page import Page
 
@@ -77,7 +79,7 @@ def test_noise_is_called_noise(tmp_path):
 
 def test_a_run_without_the_history_is_not_held_against_the_paper(tmp_path):
     reference_file(tmp_path / "final.json", 0.1)
-    (run,) = load(tmp_path / "final.json", 200, 0)
+    (run,) = load(tmp_path / "final.json", "final", 200, 0)
     counts = published()["datasets"]["Industrial_and_Scientific"]["counts"]
     whole = replace(run, counts=counts, split="test")
     assert dataset_of(whole, None) == ("Industrial_and_Scientific", True, None)
@@ -98,13 +100,76 @@ def test_runs_seeds_pairs_and_causes(two_seeds, tmp_path):
     assert "with the luckiest order" in causes["collisions"]["effect"] and "share their SID" in causes["collisions"]["effect"]
     assert "without them" in causes["repeats"]["effect"] and "over 2 seeds" in causes["seeds"]["effect"]
     for title in ("prompt mismatch", "wrong reward targets", "validation labels in training rewards", "answer in the prompt"):
-        assert (
-            causes[title]["effect"].startswith("not in these runs; on industrial-partial") and "--" in causes[title]["switch"]
-        )
-    assert causes["prompt mismatch"]["effect"].count("NDCG@10 -0.0") == 1
+        assert causes[title]["effect"].startswith("not set in these runs; on industrial-partial")
+        assert "--" in causes[title]["switch"] and causes[title]["on"] == []
+    assert causes["prompt mismatch"]["effect"].count("NDCG@10 \N{MINUS SIGN}0.0") == 1
     for title in ("generation defaults", "model size"):
         assert causes[title]["effect"] is None and causes[title]["switch"]
     assert "not measured" in Page(tmp_path / "paper_gap.html").words
+
+
+def test_causes_ask_the_settings_of_the_runs(tmp_path):
+    clean, quirks, asked = (tmp_path / name for name in ("clean", "quirks", "asked"))
+    make_run(clean)
+    mistakes = {"rl": RlConfig(targets="reference"), "prompts": PromptsConfig(eval_style="reference")}
+    make_run(quirks, skill=1.4, given=mistakes)
+    make_run(asked, skill=1.4, given={"prompts": PromptsConfig(eval_style="reference")})
+    single = tmp_path / "single.jsonl"
+    shutil.copy(clean / "eval/sft/predictions.jsonl", single)
+    section = build([clean, quirks, asked, single], tmp_path / "out", "Office_Products", 200, 0)["datasets"][1]
+    causes = {cause["title"]: cause for cause in section["causes"]}
+    prompts, targets = causes["prompt mismatch"], causes["validation labels in training rewards"]
+    assert prompts["on"] == ["quirks, SFT", "quirks, SFT + RL", "asked, SFT", "asked, SFT + RL"]
+    assert prompts["effect"].startswith("ON in quirks, SFT (prompts.eval_style reference), ")
+    pairs = {(pair["first"], pair["second"]): pair["metrics"]["HR@10"] for pair in section["pairs"]}
+    pair = pairs["clean, SFT", "asked, SFT"]
+    figures = f"HR@10 {signed(pair['value'])} [{signed(pair['low'])}, {signed(pair['high'])}]"
+    assert f"asked, SFT minus clean, SFT (prompts.eval_style same), paired: {figures}" in prompts["effect"]
+    assert "quirks, SFT + RL minus" not in prompts["effect"]  # it differs in the targets as well
+    assert targets["on"] == ["quirks, SFT + RL"] and "ON in quirks, SFT + RL (rl.targets reference)" in targets["effect"]
+    pair = pairs["quirks, SFT + RL", "asked, SFT + RL"]  # the other way round than the effect
+    figures = f"HR@10 {signed(-pair['value'])} [{signed(-pair['high'])}, {signed(-pair['low'])}]"
+    assert f"quirks, SFT + RL minus asked, SFT + RL (rl.targets row), paired: {figures}" in targets["effect"]
+    for cause in (prompts, targets):
+        assert "unknown for single.jsonl" in cause["effect"] and "on industrial-partial" in cause["effect"]
+    assert causes["answer in the prompt"]["effect"].startswith("not set in these runs; unknown for single.jsonl; on")
+
+
+def test_a_single_file_does_not_tell_its_settings(tmp_path):
+    found = build([reference_file(tmp_path / "final.json", 0.1)], tmp_path, None, 100, 0)
+    causes = {cause["title"]: cause["effect"] for cause in found["datasets"][0]["causes"]}
+    assert causes["prompt mismatch"].startswith("unknown: a predictions file does not tell")
+    assert "39.3 % of the targets have the timestamp of the item before" in causes["same-day ties"]
+    assert "6.99 % of the targets share their SID" in causes["collisions"]
+
+
+def test_names_tell_runs_apart(tmp_path):
+    paths = [tmp_path / run / "eval/sft/predictions.jsonl" for run in ("a", "b")]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    assert named([*paths, tmp_path / "a", tmp_path / "link", paths[0]]) == {
+        "a/eval/sft/predictions.jsonl": paths[0],
+        "b/eval/sft/predictions.jsonl": paths[1],
+        "a": tmp_path / "a",
+    }
+
+
+def test_only_runs_of_one_recipe_are_seeds(two_seeds):
+    runs = [run for name in "ab" for run in load(two_seeds / name, name, 100, 0)]
+    assert [[run.label for run in group] for group in seeds(runs)] == [["a, SFT", "b, SFT"], ["a, SFT + RL", "b, SFT + RL"]]
+    assert seeds([runs[2], replace(runs[2], label="again")]) == []  # one seed, twice
+
+
+def test_baselines_of_other_settings_are_no_seeds(tmp_path):
+    for name, width in (("a", 32), ("b", 64)):
+        make_run(tmp_path / name, users=8, baseline=BaselineConfig(model="sasrec", hidden_size=width))
+        for path in (tmp_path / name).rglob("manifest.json"):
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"seed": width}))
+    runs = [run for name in "ab" for run in load(tmp_path / name, name, 100, 0) if run.recommender == "sasrec"]
+    assert len(runs) == 2 and seeds(runs) == []
+    assert len(seeds([runs[0], replace(runs[0], seed=1)])) == 1
 
 
 def test_equal_inputs_give_equal_bytes(two_seeds, tmp_path):
