@@ -149,11 +149,11 @@ def _context(config: Config, manifests: dict[str, Manifest]) -> dict[str, Any]:
 
 
 def _settings(manifests: dict[str, Manifest]) -> dict[str, Any]:
-    """The configuration that each stage was really made with, by section."""
-    return {section: fields for manifest in manifests.values() for section, fields in manifest.config.items()}
+    """The configuration that each artefact was really made with."""
+    return {name: manifests[name].config for name in _ORDER if name in manifests}
 
 
-def render_rl(config: Config, manifests: dict[str, Manifest]) -> str:
+def render_rl(config: Config) -> str:
     """The page of what RL changed, as HTML text.
 
     Raises:
@@ -219,7 +219,7 @@ def run(config: Config) -> tuple[Manifest, bool]:
     with write_artifact(folder, stage="report", key=key, config=settings, inputs=inputs, seed=config.seed) as draft:
         (draft.path / "index.html").write_text(render(config, manifests), encoding="utf-8", newline="\n")
         if "eval/rl" in manifests:
-            (draft.path / "rl.html").write_text(render_rl(config, manifests), encoding="utf-8", newline="\n")
+            (draft.path / "rl.html").write_text(render_rl(config), encoding="utf-8", newline="\n")
         paper_gap.build([config.folder], draft.path, None, config.eval.resamples, config.seed)
         draft.metrics["bytes"] = (draft.path / "index.html").stat().st_size
     return Manifest.load(folder), True
