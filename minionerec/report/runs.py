@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, content_hash, read_json, require
@@ -14,8 +15,9 @@ from minionerec.config import CUTOFFS
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError, DataError
 from minionerec.eval.compare import compare
+from minionerec.eval.exposure import diversity
 from minionerec.eval.foreign import read_lists
-from minionerec.eval.lists import RankedLists, check_belongs
+from minionerec.eval.lists import EMPTY, RankedLists, check_belongs
 from minionerec.eval.metrics import measure
 from minionerec.eval.slices import parts_of_lists, slice_tables
 from minionerec.report.content import LABELS
@@ -164,14 +166,15 @@ def seeds(runs: Sequence[Run]) -> list[list[Run]]:
     return [list(group.values()) for group in groups.values() if len(group) > 1]
 
 
-def load(path: Path, label: str, resamples: int, seed: int) -> list[Run]:
+def load(path: Path, label: str, resamples: int, seed: int, catalog: dict[tuple[int, ...], int] | None = None) -> list[Run]:
     """The evaluated recommenders of a run's folder, or the one of a predictions file (ours or the reference's JSON).
 
     Args:
         label: what to call the folder or the file.
+        catalog: items per SID, for the reference's JSON; see `eval.foreign.read_catalog`. A folder has its own.
 
     Raises:
-        ConfigError: there is nothing at the path, or nothing evaluated in the folder.
+        ConfigError: there is nothing at the path, or nothing evaluated in the folder; a catalogue for a file of ours.
         DataError: predictions are malformed, or not those of the folder's own split and catalogue.
         ArtifactError: an artefact of the folder is missing or damaged.
     """
@@ -179,12 +182,17 @@ def load(path: Path, label: str, resamples: int, seed: int) -> list[Run]:
         return _of_folder(path, label)
     if not path.is_file():
         raise ConfigError(f"--runs {path}: not found; expected the folder of a run or a predictions file.")
-    lists = read_lists(path)
+    lists = read_lists(path, catalog)
     cutoffs = [k for k in CUTOFFS if k <= lists.width] or [max(1, lists.width)]
     metrics = measure(lists, cutoffs, resamples, seed)
-    metrics["slices"] = slice_tables(
-        lists, parts_of_lists(lists), cutoffs[-1:] if 10 not in cutoffs else (10,), resamples, seed
-    )
+    parts = parts_of_lists(lists)
+    if not lists.history_lengths.any():  # the prompts do not show their histories
+        parts = {}
+    if catalog:
+        shared = np.array([catalog[tuple(code for code in sid if code != EMPTY)] > 1 for sid in lists.target_sids.tolist()])
+        parts["target's SID"] = {"shared by several items": shared, "its own": ~shared}
+    metrics["slices"] = slice_tables(lists, parts, cutoffs[-1:] if 10 not in cutoffs else (10,), resamples, seed)
+    metrics["exposure"] = {"k": 10, "diversity": diversity(lists, 10)}
     note = "a single file: its training data is taken on trust"
     if lists.items is None:
         note += "; it names no users, so each example counts as one"

@@ -88,7 +88,10 @@ def _logs(rng: np.random.Generator) -> dict[str, list[dict[str, float]]]:
             "epoch": step / 128,
             "reward": 0.1 + 0.001 * step + float(rng.normal(0, 0.03)),
             "kl": 0.0005 * step,
-            "frac_reward_zero_std": 0.7 + float(rng.normal(0, 0.05)),
+            "groups_with_signal": 0.3 + float(rng.normal(0, 0.05)),
+            "first_codes": 4 - 0.01 * step,
+            "entropy": 1.5 - 0.005 * step,
+            **{f"entropy/level_{level}": 2.5 / level - 0.005 * step for level in (1, 2, 3)},
             "loss": float(rng.normal(0, 0.001)),
         }
         for step in range(1, 129)

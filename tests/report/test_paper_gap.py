@@ -226,3 +226,51 @@ def test_runs_on_other_examples_cannot_be_compared(tmp_path, fails):
     first, second = reference_file(tmp_path / "a.json", 0.1), reference_file(tmp_path / "b.json", 0.1)
     second.write_text(second.read_text().replace("<a_1><b_2><c_3>\\n", "<a_1><b_2><c_9>\\n", 1))
     assert "do not have the same target SIDs" in fails("--runs", first, second)
+
+
+def test_levels_stand_beside_the_replications(tmp_path):
+    path = reference_file(tmp_path / "final.json", 0.1586)
+    found = build([path], tmp_path / "out", None, 100, 0)
+    levels = found["datasets"][0]["runs"][0]["levels"]
+    page = Page(tmp_path / "out/paper_gap.html").words
+    markdown = (tmp_path / "out/paper_gap.md").read_text(encoding="utf-8")
+    shares = " | ".join(f"{share:.4f}" for share in levels["cumulative"]["10"].values())
+    assert f"| 10 | final.json | {shares} |" in markdown
+    assert "| 10 | replication, RL (2 epochs) | 0.3905 | 0.1915 | 0.1396 |" in markdown
+    assert "| 10 | replication, SFT | 0.4161 | 0.2358 | 0.1935 | 0.1379 |" in markdown
+    for text in ("Independent: one level's code alone", "Cumulative: all codes so far", "0.3905", "L1 → L1+L2 retention"):
+        assert text in page
+
+
+def test_a_catalogue_tells_the_collisions_of_a_result_file(tmp_path, fails):
+    path, index = reference_file(tmp_path / "final.json", 0.1), tmp_path / "index.json"
+    sids = ["<a_1><b_2><c_3>", "<a_1><b_2><c_3>", "<a_1><b_2><c_4>", *(f"<a_2><b_0><c_{c}>" for c in range(9))]
+    index.write_text(json.dumps({str(item): [f"{code}>" for code in sid.split(">")[:3]] for item, sid in enumerate(sids)}))
+    assert main(["--runs", str(path), "--index", str(index), "--out", str(tmp_path), "--resamples", "50"]) == 0
+    found = json.loads((tmp_path / "paper_gap.json").read_text(encoding="utf-8"))["datasets"][0]
+    (run,) = found["runs"]
+    assert run["item"]["HR@1"]["value"] == pytest.approx(run["all_metrics"]["HR@1"]["value"] / 2)
+    effect = next(cause["effect"] for cause in found["causes"] if cause["title"] == "collisions")
+    assert "100.0% of the targets share their SID" in effect and "released" not in effect
+    assert "is not in the catalogue" in fails("--runs", path, "--index", _index_of(tmp_path, "<a_0><b_0><c_0>"))
+    make_run(tmp_path / "run", users=8)
+    assert "only for result files" in fails("--runs", tmp_path / "run", "--index", index)
+
+
+def _index_of(folder, sid):
+    (folder / "other.json").write_text(json.dumps({"0": sid}))
+    return folder / "other.json"
+
+
+def test_names_fit_a_markdown_table(tmp_path):
+    make_run(tmp_path / "a|b", users=8)
+    build([tmp_path / "a|b"], tmp_path / "out", None, 50, 0)
+    rows = [line for line in (tmp_path / "out/paper_gap.md").read_text(encoding="utf-8").splitlines() if "a\\|b" in line]
+    assert rows and not any("a|b" in line for line in rows if line.startswith("|"))
+
+
+def test_tables_of_a_single_file(tmp_path):
+    build([reference_file(tmp_path / "final.json", 0.1)], tmp_path / "out", None, 50, 0)
+    words = Page(tmp_path / "out/paper_gap.html").words
+    for text in ("history length", "diversity", "Where the lists lost their target"):
+        assert text in words
