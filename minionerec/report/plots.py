@@ -83,9 +83,6 @@ def funnel(levels: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str], k
             name=labels[stage],
             x=[f"{count} code{'s' * (count > 1)}" for count in range(1, len(shares) + 1)],
             y=list(shares.values()),
-            text=[f"{share:.3f}" for share in shares.values()],
-            textposition="inside",
-            insidetextanchor="start",
             error_y={**_binomial_bars(shares.values(), rows), "width": 3, "color": "#667085"},
             marker={"color": COLOURS[stage], "cornerradius": 4},
             hovertemplate="%{y:.4f}",
@@ -186,7 +183,9 @@ def forest(section: Mapping[str, Any], family: str, paper: str, replicated: str)
             hovertemplate="%{y:.4f}",
         )
     figure.update_layout(scattermode="group", scattergap=0.4)
-    return fragment(figure, y=f"{_FAMILIES[family]}, mean over examples (0 to 1)", x="metric at its cut-off", height=360)
+    return fragment(
+        figure, y=f"{_FAMILIES[family]} (0 to 1)", x="metric at its cut-off", height=330 + 20 * len(section["runs"])
+    )
 
 
 def level_lines(section: Mapping[str, Any]) -> Markup:
@@ -203,7 +202,7 @@ def level_lines(section: Mapping[str, Any]) -> Markup:
         tables = run["levels"]["cumulative"]
         shares = tables.get("10") or tables[max(tables, key=int)]
         _level_line(figure, run["label"], shares, {"color": _LINES[number % len(_LINES)], "width": 2}, run["rows"])
-    return fragment(figure, y="share of examples", x="codes right", height=360)
+    return fragment(figure, y="share of examples", x="codes right", height=330 + 20 * len(section["runs"]))
 
 
 def _level_line(figure: go.Figure, name: str, shares: Mapping[str, float], line: dict[str, Any], rows: int) -> None:

@@ -59,7 +59,7 @@ def model_predictions(data: Dataset, index: SidIndex, skill: float, rng: np.rand
                 target_sid=target.tolist(),
                 sids=[list(sid) for sid in sids],
                 items=[item for sid in sids for item in index.items(sid)],
-                scores=(-0.1 * np.arange(len(sids)) - 1).tolist(),
+                scores=(-0.1 * np.arange(len(sids)) - 3).tolist(),
                 exact=bool(rng.random() < 0.97),
                 sizes=sizes if max(sizes) > 1 else None,
             )
