@@ -1,6 +1,6 @@
 """Two runs on the same examples: paired differences, tests, and what a test of this size can see."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -92,7 +92,19 @@ def compare(
     cutoffs = shared_cutoffs(first, second) if cutoffs is None else cutoffs
     before = _values(first, cutoffs, on)
     after = {name: values[rows] for name, values in _values(second, cutoffs, on).items()}
-    old, new, units = np.stack(list(before.values())), np.stack(list(after.values())), first.units()
+    return differences(before, after, resamples, seed, first.units())
+
+
+def differences(
+    before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], resamples: int, seed: int, units: np.ndarray | None
+) -> dict[str, dict[str, Any]]:
+    """How much `after` exceeds `before` per name; what `compare` returns.
+
+    Args:
+        before, after: per name a value of each row, (rows,), rows in the same order.
+        units: as in `intervals.paired`.
+    """
+    old, new = np.stack(list(before.values())), np.stack([after[name] for name in before])
     found = zip(
         before,
         paired(old, new, resamples, seed, units),

@@ -27,9 +27,10 @@ from minionerec.artifacts import (
 from minionerec.config import CUTOFFS, Config
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError
-from minionerec.eval.compare import left_out, shared_cutoffs
+from minionerec.eval.compare import left_out
 from minionerec.eval.lists import RankedLists
-from minionerec.report import content, diagnosis, paper_gap, plots
+from minionerec.eval.slices import parts_of_dataset, parts_of_lists
+from minionerec.report import analysis, content, diagnosis, paper_gap, plots
 from minionerec.report.page import environment, signed
 from minionerec.sid.index import SidIndex
 
@@ -60,6 +61,8 @@ def _read_method(folder: Path, name: str) -> content.Method:
     path = folder / "eval" / name / "metrics.json"
     metrics = read_json(path)
     expected = {f"{family}@{k}" for family in content.FAMILIES for k in CUTOFFS}
+    if lacking := [part for part in ("levels", "slices", "lost") if part not in metrics]:
+        raise ArtifactError(f"{path}: {lacking[0]} is missing; made by another version. Run the eval stage again.")
     for part in content.SCALE:
         lacking = sorted(expected - metrics.get(part, {}).keys())
         if lacking:
@@ -132,9 +135,10 @@ def _context(config: Config, manifests: dict[str, Manifest]) -> dict[str, Any]:
         "item_results": content.result_tables(shown, "item", change["item"]) if content.items_differ(shown) else None,
         "has_floor": "popularity" in methods,
         "has_rl": "rl" in methods,
-        "funnels": [(k, plots.funnel(levels, content.LABELS, k)) for k in _FUNNELS],
-        "level_tables": content.level_rows(trained),
-        "drop_off": content.drop_off(trained),
+        "funnels": [(k, plots.funnel(levels, content.LABELS, k, len(final.lists))) for k in _FUNNELS],
+        "level_tables": analysis.level_tables({method.label: method.metrics["levels"] for method in trained}),
+        "drop_off": analysis.drop_off({method.label: method.metrics["levels"] for method in trained}),
+        "more_tables": analysis.tables({method.label: method.metrics for method in shown}),
         "curves": {stage: plots.curves(log) for stage, log in logs.items()},
         "sid_levels": content.sid_levels(index),
         "sid_figures": content.figures(manifests["sid"].metrics),
@@ -151,11 +155,11 @@ def _context(config: Config, manifests: dict[str, Manifest]) -> dict[str, Any]:
 
 
 def _settings(manifests: dict[str, Manifest]) -> dict[str, Any]:
-    """The configuration that each stage was really made with, by section."""
-    return {section: fields for manifest in manifests.values() for section, fields in manifest.config.items()}
+    """The configuration that each artefact was really made with."""
+    return {name: manifests[name].config for name in _ORDER if name in manifests}
 
 
-def render_rl(config: Config, manifests: dict[str, Manifest]) -> str:
+def render_rl(config: Config) -> str:
     """The page of what RL changed, as HTML text.
 
     Raises:
@@ -165,8 +169,12 @@ def render_rl(config: Config, manifests: dict[str, Manifest]) -> str:
     sft, rl = (_read_method(folder, name) for name in ("sft", "rl"))
     differences = content.compared(sft, rl, "sid", config)
     log = _read_log(folder / "rl" / "log.jsonl")
+    dataset = Dataset.load(folder / "data")
+    parts = parts_of_lists(sft.lists) | parts_of_dataset(
+        sft.lists, dataset, SidIndex.load(folder / "sid", dataset), config.eval.split
+    )
+    levels, slices = diagnosis.level_changes(sft, rl, config), diagnosis.slice_changes(sft, rl, parts, config)
     calibrations = {method.name: method.metrics["calibration"] for method in (sft, rl) if method.metrics.get("calibration")}
-    exposures = [method.metrics.get("exposure") or {} for method in (sft, rl)]
     return (
         environment()
         .get_template("rl.html")
@@ -174,13 +182,15 @@ def render_rl(config: Config, manifests: dict[str, Manifest]) -> str:
             config=config,
             rows=len(rl.lists),
             left_out=left_out(sft.lists, rl.lists),
-            reading=diagnosis.reading(sft.metrics, rl.metrics, differences, log),
+            reading=diagnosis.reading(sft.metrics, rl.metrics, differences, levels, slices, log),
             tables=diagnosis.tables(differences),
             change_plot=plots.changes(differences),
-            levels=diagnosis.level_changes(sft.metrics, rl.metrics, shared_cutoffs(sft.lists, rl.lists)),
-            slices=diagnosis.slice_changes(sft.metrics, rl.metrics),
-            reliability_plot=plots.reliability(calibrations, content.LABELS, rl.lists.levels) if calibrations else None,
-            exposures=[(name, value, exposures[1][name]) for name, value in exposures[0].items() if name in exposures[1]],
+            levels=levels,
+            slices=slices,
+            reliability_plot=plots.reliability(calibrations, content.LABELS, rl.lists.levels, len(rl.lists))
+            if calibrations
+            else None,
+            exposure=analysis.tables({method.label: method.metrics for method in (sft, rl)})["exposure"],
             curves=plots.curves(log),
         )
     )
@@ -222,7 +232,7 @@ def run(config: Config) -> tuple[Manifest, bool]:
     with write_artifact(folder, stage="report", key=key, config=settings, inputs=inputs, seed=config.seed) as draft:
         (draft.path / "index.html").write_text(render(config, manifests), encoding="utf-8", newline="\n")
         if "eval/rl" in manifests:
-            (draft.path / "rl.html").write_text(render_rl(config, manifests), encoding="utf-8", newline="\n")
+            (draft.path / "rl.html").write_text(render_rl(config), encoding="utf-8", newline="\n")
         paper_gap.build([config.folder], draft.path, None, config.eval.resamples, config.seed)
         draft.metrics["bytes"] = (draft.path / "index.html").stat().st_size
     return Manifest.load(folder), True

@@ -105,32 +105,6 @@ def items_differ(methods: Sequence[Method]) -> bool:
     )
 
 
-def level_rows(methods: Sequence[Method]) -> list[dict[str, Any]]:
-    """The independent and cumulative level tables of several methods, interleaved by cut-off."""
-    tables = []
-    for key, title in (("independent", "Independent: one level's code alone"), ("cumulative", "Cumulative: all codes so far")):
-        first = methods[0].metrics["levels"][key]
-        rows = [
-            {
-                "k": k,
-                "label": method.label,
-                "first": method is methods[0],
-                "shares": list(method.metrics["levels"][key][k].values()),
-            }
-            for k in first
-            for method in methods
-        ]
-        tables.append({"title": title, "columns": list(next(iter(first.values()))), "rows": rows, "methods": len(methods)})
-    return tables
-
-
-def drop_off(methods: Sequence[Method]) -> dict[str, Any]:
-    """The drop-off table: one row per step, one share per method."""
-    steps = methods[0].metrics["levels"]["drop_off"]
-    rows = [{"step": step, "shares": [method.metrics["levels"]["drop_off"][step] for method in methods]} for step in steps]
-    return {"labels": [method.label for method in methods], "rows": rows}
-
-
 def sid_levels(index: SidIndex) -> list[dict[str, Any]]:
     """Per level: codes used of how many, and perplexity (exponential of the entropy of code use over items)."""
     rows = []

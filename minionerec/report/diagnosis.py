@@ -3,46 +3,106 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minionerec.config import CUTOFFS
-from minionerec.eval.intervals import beyond_noise
+import numpy as np
+
+from minionerec.config import CUTOFFS, Config
+from minionerec.eval.compare import align, differences, shared_cutoffs
+from minionerec.eval.levels import first_matches
+from minionerec.eval.metrics import per_user, ranks
+from minionerec.eval.slices import Parts
+from minionerec.report.content import Method
+from minionerec.report.page import signed
 
 _SHARPER = ("HR@1", "HR@3")
 _DEEPER = ("HR@20", "HR@50")
+_SLICED = "HR@10"
+_LEVELS_READ = ("1", "10", "50")  # cut-offs of the sentences about levels
 
 
-def over_sharpened(differences: Mapping[str, Mapping[str, float]]) -> bool:
+def over_sharpened(changes: Mapping[str, Mapping[str, float]]) -> bool:
     """Whether RL moved weight to the top of the lists at the cost of their depth.
 
-    That is a gain at HR@1 or HR@3, and a loss at HR@20 or HR@50 that is beyond noise.
+    That is a gain at HR@1 or HR@3 and a loss at HR@20 or HR@50, both beyond noise.
     """
-    gained = any(differences[name]["value"] > 0 for name in _SHARPER if name in differences)
-    lost = any(differences[name]["high"] < 0 for name in _DEEPER if name in differences)
-    return gained and lost
+    return _gained_at_the_top(changes) and _lost_in_depth(changes)
 
 
-def level_changes(sft: Mapping[str, Any], rl: Mapping[str, Any], cutoffs: Sequence[int]) -> list[dict[str, Any]]:
-    """Cumulative level accuracy of both models per cut-off; each row has `k`, `prefix`, `sft`, `rl` and `change`."""
-    rows = []
-    for k in map(str, cutoffs):
-        before, after = sft["levels"]["cumulative"][k], rl["levels"]["cumulative"][k]
-        rows += [
-            {"k": k, "prefix": prefix, "sft": before[prefix], "rl": after[prefix], "change": after[prefix] - before[prefix]}
-            for prefix in before
-        ]
-    return rows
+def _gained_at_the_top(changes: Mapping[str, Mapping[str, float]]) -> bool:
+    return any(changes[name]["low"] > 0 for name in _SHARPER if name in changes)
 
 
-def slice_changes(sft: Mapping[str, Any], rl: Mapping[str, Any], metric: str = "HR@10") -> list[dict[str, Any]]:
-    """One metric of both models per slice, with intervals; each row has `question`, `answer`, `share`, `sft` and `rl`."""
-    rows = []
-    for question, answers in (sft.get("slices") or {}).items():
-        others = (rl.get("slices") or {}).get(question, {})
-        rows += [
-            {"question": question, "answer": answer, "share": part["share"], "sft": part[metric], "rl": others[answer][metric]}
-            for answer, part in answers.items()
-            if answer in others and metric in part
-        ]
-    return rows
+def _lost_in_depth(changes: Mapping[str, Mapping[str, float]]) -> bool:
+    return any(changes[name]["high"] < 0 for name in _DEEPER if name in changes)
+
+
+def level_changes(sft: Method, rl: Method, config: Config) -> list[dict[str, Any]]:
+    """Cumulative level accuracy of both models per cut-off that both lists reach.
+
+    Returns:
+        Rows of `k`, `prefix`, the shares `sft` and `rl`, and `change`, RL minus SFT as `eval.compare.compare` has it.
+
+    Raises:
+        DataError: the two were measured on different examples.
+    """
+    order = align(sft.lists, rl.lists)
+    old, new = first_matches(sft.lists)[1], first_matches(rl.lists)[1][order]
+    places = {
+        f"{k} {prefix}": (k, prefix, level)
+        for k, shares in sft.metrics["levels"]["cumulative"].items()
+        if int(k) in shared_cutoffs(sft.lists, rl.lists)
+        for level, prefix in enumerate(shares)
+    }
+    before = {name: (old[:, level] < int(k)).astype(float) for name, (k, _, level) in places.items()}
+    after = {name: (new[:, level] < int(k)).astype(float) for name, (k, _, level) in places.items()}
+    changes = differences(before, after, config.eval.resamples, config.seed, sft.lists.units())
+    return [
+        {
+            "k": k,
+            "prefix": prefix,
+            "sft": float(before[name].mean()),
+            "rl": float(after[name].mean()),
+            "change": changes[name],
+        }
+        for name, (k, prefix, _) in places.items()
+    ]
+
+
+def slice_changes(sft: Method, rl: Method, parts: Parts, config: Config) -> list[dict[str, Any]]:
+    """HR@10 of both models on parts of the split.
+
+    Args:
+        parts: of the rows of `sft`.
+
+    Returns:
+        Rows of `question`, `answer`, `share` of the examples, `sft` and `rl` with intervals, and `change`, RL minus SFT as
+        `eval.compare.compare` has it; empty parts are left out. Nothing where a list is shorter than 10.
+
+    Raises:
+        DataError: the two were measured on different examples.
+    """
+    if 10 not in shared_cutoffs(sft.lists, rl.lists):
+        return []
+    order, units = align(sft.lists, rl.lists), sft.lists.units()
+    old, new = (per_user(ranks(method.lists), (10,))[_SLICED] for method in (sft, rl))
+    new, found = new[order], []
+    for question, answers in parts.items():
+        for answer, rows in answers.items():
+            if not rows.any():
+                continue
+            own = None if units is None else np.unique(units[rows], return_inverse=True)[1]
+            change = differences({_SLICED: old[rows]}, {_SLICED: new[rows]}, config.eval.resamples, config.seed, own)
+            before, after = (method.metrics["slices"][question][answer] for method in (sft, rl))
+            found.append(
+                {
+                    "question": question,
+                    "answer": answer,
+                    "share": before["share"],
+                    "sft": before[_SLICED],
+                    "rl": after[_SLICED],
+                    "change": change[_SLICED],
+                }
+            )
+    return found
 
 
 def _words(names: Sequence[str]) -> str:
@@ -52,36 +112,85 @@ def _words(names: Sequence[str]) -> str:
 def reading(
     sft: Mapping[str, Any],
     rl: Mapping[str, Any],
-    differences: Mapping[str, Mapping[str, Any]],
+    changes: Mapping[str, Mapping[str, Any]],
+    levels: Sequence[Mapping[str, Any]],
+    slices: Sequence[Mapping[str, Any]],
     log: Sequence[Mapping[str, Any]],
 ) -> list[str]:
     """What the figures say, in plain sentences.
 
     Args:
         sft, rl: `metrics.json` of both.
-        differences: RL minus SFT per metric, see `eval.compare.compare`.
+        changes: RL minus SFT per metric, see `eval.compare.compare`.
+        levels, slices: see `level_changes` and `slice_changes`.
         log: RL's training log.
     """
     ranked = [f"{family}@{k}" for family in ("HR", "NDCG") for k in CUTOFFS]
-    better = [name for name in ranked if name in differences and differences[name]["low"] > 0]
-    worse = [name for name in ranked if name in differences and differences[name]["high"] < 0]
+    better = [name for name in ranked if name in changes and changes[name]["low"] > 0]
+    worse = [name for name in ranked if name in changes and changes[name]["high"] < 0]
     said = []
     if better:
         said.append(f"RL is better than SFT beyond noise at {_words(better)}.")
     if worse:
         said.append(f"RL is worse than SFT beyond noise at {_words(worse)}.")
     if not better and not worse:
-        least = differences["NDCG@10"]["detectable"] if "NDCG@10" in differences else None
+        least = changes["NDCG@10"]["detectable"] if "NDCG@10" in changes else None
         extra = f" With so many users, only a true change of about {least:.4f} in NDCG@10 would show." if least else ""
         said.append(f"At no cut-off is RL's change beyond noise.{extra}")
-    if over_sharpened(differences):
-        said.append(
-            "The lists are over-sharpened: what RL gained at the top it lost in depth. Fewer steps, a larger KL weight or "
-            "a reward that still counts lower ranks are the usual remedies."
-        )
+    said.append(_said_of_sharpness(changes))
+    said += [*_said_of_levels(levels), *_said_of_slices(slices)]
     said += _said_of_lists(sft, rl)
     said += _said_of_training(log)
     return said
+
+
+def _said_of_sharpness(changes: Mapping[str, Mapping[str, Any]]) -> str:
+    if over_sharpened(changes):
+        return (
+            "The lists are over-sharpened: what RL gained at the top it lost in depth. Fewer steps, a larger KL weight or "
+            "a reward that still counts lower ranks are the usual remedies."
+        )
+    if _lost_in_depth(changes):
+        return (
+            "The lists lost in depth without a gain beyond noise at the top: that is no trade, RL made them worse. A smaller "
+            "learning rate or fewer steps come first."
+        )
+    return f"No sign of over-sharpening: no loss beyond noise at {_words([name for name in _DEEPER if name in changes])}."
+
+
+def _said_of_levels(levels: Sequence[Mapping[str, Any]]) -> list[str]:
+    read = [row for row in levels if row["k"] in _LEVELS_READ]
+    if not read:
+        return []
+    said = []
+    for word, sign in (("better", 1), ("worse", -1)):
+        rows = [row for row in read if not row["change"]["noise"] and row["change"]["value"] * sign > 0]
+        if rows:
+            shown = [f"{row['prefix']} in the top {row['k']} ({signed(row['change']['value'])})" for row in rows]
+            said.append(f"Along the SID, RL is {word} beyond noise at {_words(shown)}.")
+    if not said:
+        return ["Along the SID, no change is beyond noise in the top 1, 10 or 50."]
+    first = read[0]["prefix"]
+    lost = any(row["prefix"] == first and row["change"]["high"] < 0 for row in read)
+    if lost:
+        said.append(f"A loss at {first} means that whole branches of the catalogue fell out of the lists.")
+    elif any(row["change"]["high"] < 0 for row in read):
+        said.append(f"{first} is not lost, later codes are: the right branch stays in the lists, the item in it does not.")
+    return said
+
+
+def _said_of_slices(slices: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not slices:
+        return []
+    said = []
+    for word, sign in (("gains", 1), ("loses", -1)):
+        rows = [row for row in slices if not row["change"]["noise"] and row["change"]["value"] * sign > 0]
+        if rows:
+            shown = [f"{row['question']}: {row['answer']} ({signed(row['change']['value'])})" for row in rows]
+            said.append(f"In {_SLICED}, RL {word} beyond noise on {_words(shown)}.")
+    if not said:
+        return [f"On none of the {len(slices)} parts of the split is the change in {_SLICED} beyond noise."]
+    return [*said, f"Of {len(slices)} parts about one in twenty would look so by chance."]
 
 
 def _said_of_lists(sft: Mapping[str, Any], rl: Mapping[str, Any]) -> list[str]:
@@ -110,19 +219,29 @@ def _said_of_training(log: Sequence[Mapping[str, Any]]) -> list[str]:
     kl = [entry["kl"] for entry in log if isinstance(entry.get("kl"), int | float)]
     if kl:
         said.append(f"The model moved away from SFT by a KL divergence of {kl[-1]:.4f} at the end, {max(kl):.4f} at most.")
-    idle = [entry["frac_reward_zero_std"] for entry in log if isinstance(entry.get("frac_reward_zero_std"), int | float)]
-    if idle:
-        share = sum(idle) / len(idle)
+    told = [entry["groups_with_signal"] for entry in log if isinstance(entry.get("groups_with_signal"), int | float)]
+    if told:
+        share = 1 - sum(told) / len(told)
         said.append(f"On average {share:.0%} of the beam groups carried no signal: all their rewards were equal.")
+    said += _said_of_diversity(log)
     return said
 
 
-def tables(differences: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The differences by metric family, for the page; each cell says whether it is beyond noise."""
-    found = []
-    for family in ("HR", "NDCG", "MRR"):
-        cells = {name: cell for name, cell in differences.items() if name.startswith(f"{family}@")}
-        if cells:
-            rows = [{"name": name, **cell, "beyond": beyond_noise(cell)} for name, cell in cells.items()]
-            found.append({"family": family, "rows": rows})
-    return found
+def _said_of_diversity(log: Sequence[Mapping[str, Any]]) -> list[str]:
+    said = []
+    for name, what in (("entropy", "entropy per token (nats)"), ("first_codes", "different first codes per group")):
+        values = [entry[name] for entry in log if isinstance(entry.get(name), int | float)]
+        if len(values) > 1:
+            tenth = max(1, len(values) // 10)
+            first, last = (sum(part) / tenth for part in (values[:tenth], values[-tenth:]))
+            trend = "fell" if last < first else "did not fall"
+            said.append(f"The diversity of the rollouts {trend}: {what} {first:.3f} at the beginning, {last:.3f} at the end.")
+    return said
+
+
+def tables(changes: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The differences by metric family, for the page."""
+    return [
+        {"family": family, "rows": [{"name": name, **cell} for name, cell in changes.items() if name.startswith(f"{family}@")]}
+        for family in ("HR", "NDCG", "MRR")
+    ]

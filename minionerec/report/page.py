@@ -1,5 +1,6 @@
 """What all pages share: the template environment with its number formats, the style and the plotting script."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,14 @@ def duration(seconds: float) -> str:
 
 
 def figure(value: Any) -> str:
-    """A number for readers."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if isinstance(value, float) else str(value)
+    """A value for readers: thousands separated, fractions with four digits, the values of a table one after the other."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {figure(inner)}" for name, inner in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def signed(value: float) -> str:
@@ -34,6 +41,11 @@ def percent(value: float) -> str:
     return f"{100 * value:+.1f} %".replace("-", "\N{MINUS SIGN}")
 
 
+def cell(value: object) -> str:
+    """Text for a cell of a markdown table."""
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
 def environment() -> jinja2.Environment:
     """Templates of this package; HTML is escaped, markdown is not."""
     here = Path(__file__).parent
@@ -44,7 +56,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"duration": duration, "figure": figure, "signed": signed, "percent": percent}
+    made.filters |= {"duration": duration, "figure": figure, "signed": signed, "percent": percent, "cell": cell}
     made.globals |= {
         "style": Markup((here / "style.css").read_text(encoding="utf-8")),
         "plotly": Markup(get_plotlyjs()),

@@ -19,7 +19,9 @@ from minionerec.artifacts import write_json
 from minionerec.config import RESAMPLES
 from minionerec.errors import ArtifactError, ConfigError, MiniOneRecError
 from minionerec.eval.compare import left_out
+from minionerec.eval.foreign import read_catalog
 from minionerec.eval.intervals import across_seeds
+from minionerec.report import analysis
 from minionerec.report import runs as sources
 from minionerec.report.causes import checklist
 from minionerec.report.page import environment
@@ -32,6 +34,7 @@ from minionerec.report.published import (
     gap,
     impossible,
     published,
+    replication_levels,
     summary,
 )
 from minionerec.report.runs import PAIRED, Run
@@ -64,10 +67,6 @@ def _levels(run: Run) -> dict[str, Any]:
 
 
 def _seed_groups(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        if run.seed is not None:
-            groups.setdefault(run.recipe, []).append(run)
     return [
         {
             "label": group[0].label,
@@ -78,8 +77,7 @@ def _seed_groups(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 if all(name in run.metrics["sid"] for run in group)
             },
         }
-        for group in groups.values()
-        if len({run.seed for run in group}) > 1
+        for group in sources.seeds(runs)
     ]
 
 
@@ -121,7 +119,7 @@ def _published_section(name: str) -> dict[str, Any]:
         "replication_audit": [finding.rule for finding in audit(entry["replication"])],
         "replication_gap": table,
         "replication_summary": summary(table),
-        "replication_levels": entry["levels"],
+        "replication_levels": replication_levels(name),
     }
 
 
@@ -165,6 +163,7 @@ def gather(runs: Sequence[Run], chosen: str | None, resamples: int, seed: int) -
                     "all_metrics": run.metrics["sid"],
                     "item": run.metrics["item"],
                     "levels": _levels(run),
+                    **{name: run.metrics.get(name) for name in ("per_user", "slices", "exposure", "lost", "search")},
                     "summary": summary(lines) if lines and comparable else None,
                 }
             )
@@ -172,7 +171,11 @@ def gather(runs: Sequence[Run], chosen: str | None, resamples: int, seed: int) -
         section["pairs"] = _pairs(members, resamples, seed)
         main = _main_run(members) if members else None
         section["asked"] = main.label if main else None
-        section["causes"] = checklist(main, [run for run in members if run is not main]) if main else None
+        section["causes"] = None
+        if main:
+            differences = {(pair["first"], pair["second"]): pair["metrics"] for pair in section["pairs"]}
+            released = name if name in known and len(main.lists) == known[name]["counts"]["test"] else None
+            section["causes"] = checklist(main, [run for run in members if run is not main], differences, released)
         datasets.append(section)
     return {"sources": published()["sources"], "resamples": resamples, "seed": seed, "datasets": datasets}
 
@@ -201,9 +204,35 @@ def _cross(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def _tables(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The level tables of a dataset's runs beside the replication's, and the tables that only runs have."""
+    levels = {run["label"]: run["levels"] for run in section["runs"]}
+    if section["published"]:
+        replicated = section["replication_levels"]
+        stages = {
+            f"replication, {stage}": {name: replicated[name][stage] for name in ("independent", "cumulative", "drop_off")}
+            for stage in replicated["drop_off"]
+        }
+        levels = {**stages, **levels}
+    return {
+        "level_tables": analysis.level_tables(levels),
+        "drop_off": analysis.drop_off(levels),
+        "more_tables": analysis.tables({run["label"]: run for run in section["runs"]}) if section["runs"] else None,
+    }
+
+
 def write(found: Mapping[str, Any], folder: Path) -> None:
     """Write the three files into an existing folder; equal content gives equal bytes."""
-    values = {**found, "cross": _cross(found), "metrics": METRICS, "paired": PAIRED, "paper": PAPER, "replicated": REPLICATION}
+    sections = [{**section, **_tables(section)} for section in found["datasets"]]
+    values = {
+        **found,
+        "datasets": sections,
+        "cross": _cross(found),
+        "metrics": METRICS,
+        "paired": PAIRED,
+        "paper": PAPER,
+        "replicated": REPLICATION,
+    }
     pages = environment()
     for name in ("paper_gap.md", "paper_gap.html"):
         text = pages.get_template(name).render(**values)
@@ -213,13 +242,23 @@ def write(found: Mapping[str, Any], folder: Path) -> None:
     write_json(folder / "paper_gap.json", dict(found))
 
 
-def build(paths: Sequence[Path], folder: Path, chosen: str | None, resamples: int, seed: int) -> dict[str, Any]:
+def build(
+    paths: Sequence[Path], folder: Path, chosen: str | None, resamples: int, seed: int, index: Path | None = None
+) -> dict[str, Any]:
     """Load the runs, compare, write; returns the content of `paper_gap.json`.
+
+    Args:
+        chosen: the published dataset that all runs belong to, where their size does not tell it.
+        index: the catalogue of the reference's result files, see `eval.foreign.read_catalog`.
 
     Raises:
         ConfigError, DataError, ArtifactError: a run is missing, malformed or of other examples; the folder cannot be written.
     """
-    loaded = [run for path in paths for run in sources.load(path, resamples, seed)]
+    catalog = read_catalog(index) if index else None
+    named = sources.named(paths)
+    if index and all(path.is_dir() for path in named.values()):
+        raise ConfigError(f"--index {index}: only for result files of the reference, and --runs names none. Leave it out.")
+    loaded = [run for label, path in named.items() for run in sources.load(path, label, resamples, seed, catalog)]
     found = gather(loaded, chosen, resamples, seed)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -256,6 +295,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for paper_gap.json, .md and .html")
     parser.add_argument("--dataset", metavar="NAME", help="published dataset of all runs, where their size does not tell it")
     parser.add_argument(
+        "--index", type=Path, metavar="FILE",
+        help="index.json or info text of the catalogue of the reference's result files: item-level ranks and collisions",
+    )  # fmt: skip
+    parser.add_argument(
         "--resamples", type=int, default=RESAMPLES, metavar="N", help=f"bootstrap resamples (default: {RESAMPLES})"
     )
     parser.add_argument("--seed", type=int, default=42, metavar="N", help="seed of the resampling (default: 42)")
@@ -263,7 +306,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         if arguments.resamples < 1:
             raise ConfigError(f"--resamples is {arguments.resamples}; it must be at least 1.")
-        found = build(arguments.runs, arguments.out, arguments.dataset, arguments.resamples, arguments.seed)
+        found = build(arguments.runs, arguments.out, arguments.dataset, arguments.resamples, arguments.seed, arguments.index)
     except MiniOneRecError as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2

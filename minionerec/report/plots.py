@@ -1,7 +1,8 @@
 """The page's plots: plotly figures as HTML fragments, drawn by the page's script once its layout is known."""
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,20 @@ COLOURS = {"sft": "#3d5afe", "rl": "#00897b"}
 _INK, _MUTED, _GRID = "#1c2333", "#667085", "#e8ebf1"
 _LINES = ("#3d5afe", "#e4572e", "#00897b", "#a23fb5", "#c98a00", "#5b6b7f")
 _SMOOTH_FROM = 40
-# A logged series goes to the first panel whose pattern its name matches; series that match none are not drawn.
+_Z = 1.959964  # a normal variable lies within this many standard deviations with a probability of 95 %
+_FAMILIES = {"HR": "hit rate", "NDCG": "NDCG"}
+# A logged series goes to the first panel whose pattern its name matches; series that match none are not drawn. Per panel the
+# pattern, and what its vertical axis counts.
 _PANELS = {
-    "Loss": r"^(eval_)?loss$",
-    "Reward": r"^(eval_)?reward$|^rewards/.*/mean$",
-    "KL divergence from the SFT model": r"^(eval_)?kl$",
-    "Share of beam groups without a reward signal": r"zero_std$|zero_advantage",
-    "Accuracy": r"(HR|NDCG|MRR)@?\d*$",
-    "Learning rate": r"^learning_rate$",
-    "Gradient norm": r"^grad_norm$",
+    "Loss": (r"^(eval_)?loss$", "loss (SFT: nats per token)"),
+    "Reward": (r"^(eval_)?reward$|^rewards/.*/mean$", "mean reward of a rollout"),
+    "KL divergence from the SFT model": (r"^(eval_)?kl$", "mean KL per token (nats)"),
+    "Entropy of the policy": (r"^entropy(/level_\d+)?$", "mean entropy per token (nats)"),
+    "Different first codes in a group": (r"^first_codes$", "codes"),
+    "Beam groups with a reward signal": (r"^groups_with_signal(_at_first)?$", "share of groups"),
+    "Accuracy": (r"(HR|NDCG|MRR)@?\d*$", "HR, NDCG or MRR (0 to 1)"),
+    "Learning rate": (r"^learning_rate$", "learning rate"),
+    "Gradient norm": (r"^grad_norm$", "L2 norm"),
 }
 
 
@@ -49,12 +55,26 @@ def fragment(
     return Markup(f'<div class="plot"><script type="application/json">{data}</script></div>')
 
 
-def funnel(levels: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str], k: int) -> Markup:
-    """Share of examples with any of the top k SIDs right up to each level, bars per stage.
+def _binomial(share: float, rows: int) -> tuple[float, float]:
+    """The 95 % interval of a share of `rows` independent examples (Wilson, 1927)."""
+    spread = _Z**2 / rows
+    middle = (share + spread / 2) / (1 + spread)
+    half = _Z * math.sqrt(share * (1 - share) / rows + spread / (4 * rows)) / (1 + spread)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _binomial_bars(shares: Iterable[float], rows: int) -> dict[str, Any]:
+    cells = [{"value": share, **dict(zip(("low", "high"), _binomial(share, rows), strict=True))} for share in shares]
+    return _error_bars(cells)
+
+
+def funnel(levels: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str], k: int, rows: int) -> Markup:
+    """Share of examples with any of the top k SIDs right up to each level, bars per stage, with binomial 95 % intervals.
 
     Args:
         levels: per stage, its `level_tables`.
         labels: per stage, its name for readers.
+        rows: examples.
     """
     figure = go.Figure()
     for stage, tables in levels.items():
@@ -63,14 +83,12 @@ def funnel(levels: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str], k
             name=labels[stage],
             x=[f"{count} code{'s' * (count > 1)}" for count in range(1, len(shares) + 1)],
             y=list(shares.values()),
-            text=[f"{share:.3f}" for share in shares.values()],
-            textposition="outside",
-            cliponaxis=False,
+            error_y={**_binomial_bars(shares.values(), rows), "width": 3, "color": "#667085"},
             marker={"color": COLOURS[stage], "cornerradius": 4},
             hovertemplate="%{y:.4f}",
         )
     figure.update_layout(barmode="group", bargap=0.28, bargroupgap=0.08)
-    return fragment(figure, y="share of examples")
+    return fragment(figure, y="share of examples", x="codes right from the first on")
 
 
 def _series(log: Sequence[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -112,7 +130,7 @@ def curves(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:
     panels: dict[str, list[str]] = {}
     series = _series(log)
     for name in series:
-        title = next((title for title, pattern in _PANELS.items() if re.search(pattern, name)), None)
+        title = next((title for title, (pattern, _) in _PANELS.items() if re.search(pattern, name)), None)
         if title:
             panels.setdefault(title, []).append(name)
     drawn = []
@@ -120,16 +138,17 @@ def curves(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:
         figure = go.Figure()
         for line, name in enumerate(panels[title]):
             _draw(figure, name, *series[name], _LINES[line % len(_LINES)])
-        drawn.append((title, fragment(figure, x="step", legend=len(panels[title]) > 1, zero=title != "Loss")))
+        several, unit = len(panels[title]) > 1, _PANELS[title][1]
+        drawn.append((title, fragment(figure, x="optimiser step", y=unit, legend=several, zero=title != "Loss")))
     return drawn
 
 
-def _error_bars(cells: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+def _error_bars(cells: Collection[Mapping[str, float]]) -> dict[str, Any]:
     return {
         "type": "data",
         "symmetric": False,
-        "array": [cell["high"] - cell["value"] for cell in cells.values()],
-        "arrayminus": [cell["value"] - cell["low"] for cell in cells.values()],
+        "array": [cell["high"] - cell["value"] for cell in cells],
+        "arrayminus": [cell["value"] - cell["low"] for cell in cells],
         "thickness": 1.4,
         "width": 5,
     }
@@ -160,47 +179,67 @@ def forest(section: Mapping[str, Any], family: str, paper: str, replicated: str)
             name=run["label"],
             mode="markers",
             marker={"size": 8, "color": _LINES[line % len(_LINES)]},
-            error_y=_error_bars(cells),
+            error_y=_error_bars(cells.values()),
             hovertemplate="%{y:.4f}",
         )
     figure.update_layout(scattermode="group", scattergap=0.4)
-    return fragment(figure, y=f"{family}, share of examples" if family == "HR" else family, height=360)
+    return fragment(
+        figure, y=f"{_FAMILIES[family]} (0 to 1)", x="metric at its cut-off", height=330 + 20 * len(section["runs"])
+    )
 
 
 def level_lines(section: Mapping[str, Any]) -> Markup:
-    """Cumulative accuracy per level at K = 10 (or the largest cut-off there is): our runs, and the replication's RL."""
+    """Cumulative accuracy per level at K = 10 (or the largest cut-off there is): our runs, and the replication's RL.
+
+    Intervals are binomial, 95 %.
+    """
     figure = go.Figure()
     if section["published"]:
         shares = section["replication_levels"]["cumulative"]["RL (2 epochs)"]["10"]
         line = {"color": "#c98a00", "dash": "dot", "width": 2}
-        figure.add_scatter(x=list(shares), y=list(shares.values()), name="replication", line=line, hovertemplate="%{y:.4f}")
+        _level_line(figure, "replication", shares, line, section["counts"]["test"])
     for number, run in enumerate(section["runs"]):
         tables = run["levels"]["cumulative"]
         shares = tables.get("10") or tables[max(tables, key=int)]
-        line = {"color": _LINES[number % len(_LINES)], "width": 2}
-        figure.add_scatter(x=list(shares), y=list(shares.values()), name=run["label"], line=line, hovertemplate="%{y:.4f}")
-    return fragment(figure, y="share of examples", x="codes right", height=360)
+        _level_line(figure, run["label"], shares, {"color": _LINES[number % len(_LINES)], "width": 2}, run["rows"])
+    return fragment(figure, y="share of examples", x="codes right", height=330 + 20 * len(section["runs"]))
 
 
-def reliability(tables: Mapping[str, Sequence[Mapping[str, Any]]], labels: Mapping[str, str], level: int) -> Markup:
+def _level_line(figure: go.Figure, name: str, shares: Mapping[str, float], line: dict[str, Any], rows: int) -> None:
+    figure.add_scatter(
+        x=list(shares),
+        y=list(shares.values()),
+        name=name,
+        mode="lines+markers",
+        line=line,
+        error_y=_binomial_bars(shares.values(), rows),
+        hovertemplate="%{y:.4f}",
+    )
+
+
+def reliability(tables: Mapping[str, Sequence[Mapping[str, Any]]], labels: Mapping[str, str], level: int, rows: int) -> Markup:
     """Confidence against accuracy of a level, ten groups of equal size per stage; the diagonal is perfect calibration.
 
+    Intervals of the accuracy are binomial, 95 %.
+
     Args:
-        tables: per stage its `calibration` table. level: 1-based.
+        tables: per stage its `calibration` table. level: 1-based. rows: examples.
     """
     figure = go.Figure()
     groups = {stage: table[level - 1]["groups"] for stage, table in tables.items()}
-    most = max(max(group["confidence"], group["accuracy"]) for rows in groups.values() for group in rows)
+    most = max(max(group["confidence"], group["accuracy"]) for found in groups.values() for group in found)
     figure.add_scatter(
         x=[0, most], y=[0, most], name="perfect", mode="lines", line={"color": "#9aa3b2", "dash": "dot", "width": 1}
     )
-    for stage, rows in groups.items():
+    for stage, found in groups.items():
+        accuracies = [group["accuracy"] for group in found]
         figure.add_scatter(
-            x=[group["confidence"] for group in rows],
-            y=[group["accuracy"] for group in rows],
+            x=[group["confidence"] for group in found],
+            y=accuracies,
             name=labels[stage],
             mode="lines+markers",
             line={"color": COLOURS[stage], "width": 2},
+            error_y=_binomial_bars(accuracies, max(1, rows // len(found))),
             hovertemplate="%{y:.4f}",
         )
     return fragment(figure, y="accuracy, share of examples", x="confidence, mean probability")
@@ -217,7 +256,7 @@ def changes(differences: Mapping[str, Mapping[str, float]]) -> Markup:
             name=family,
             mode="markers",
             marker={"size": 9, "color": colour},
-            error_y=_error_bars(cells),
+            error_y=_error_bars(cells.values()),
             hovertemplate="%{y:+.4f}",
         )
     figure.add_hline(y=0, line={"color": "#9aa3b2", "width": 1})

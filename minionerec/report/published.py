@@ -9,6 +9,8 @@ from importlib import resources
 from itertools import pairwise
 from typing import Any
 
+from minionerec.eval.levels import drop_off
+
 METRICS = ("HR@3", "HR@5", "HR@10", "NDCG@3", "NDCG@5", "NDCG@10")  # what the paper prints
 PAPER, REPLICATION = "MiniOneRec", "RL (2 epochs)"  # the rows that ours is held against
 _ROUNDING = 0.5e-4  # tables print four decimals
@@ -96,6 +98,17 @@ def impossible(table: Mapping[str, Row]) -> dict[str, set[str]]:
     for finding in audit(table):
         cells.setdefault(finding.method, set()).update(finding.cells)
     return cells
+
+
+def replication_levels(dataset: str) -> dict[str, Any]:
+    """The replication's level tables: `independent` and `cumulative` as published, and `drop_off`, which follows from them."""
+    entry = published()["datasets"][dataset]
+    rows = entry["counts"]["test"]
+    drops = {
+        stage: drop_off([round(share * rows) / rows for share in table["1"].values()])  # the counts behind four decimals
+        for stage, table in entry["levels"]["cumulative"].items()
+    }
+    return {**entry["levels"], "drop_off": drops}
 
 
 def gap(paper: float, ours: float) -> dict[str, float]:

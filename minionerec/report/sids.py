@@ -5,19 +5,18 @@ bytes.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import plotly.graph_objects as go
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 from rich.table import Table
 
 from minionerec.artifacts import Manifest, content_hash, is_current, require, write_artifact
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
+from minionerec.report.page import environment
+from minionerec.report.page import figure as shown
 from minionerec.report.plots import fragment
 from minionerec.sid.index import SidIndex, token_string
 
@@ -54,12 +53,12 @@ def figures_table(config: Config) -> Table:
         table.add_column("all" if not level else "", justify="right")
     for name, value in metrics.items():
         if not isinstance(value, list):
-            table.add_row(name.replace("_", " "), _figure(value))
+            table.add_row(name.replace("_", " "), shown(value))
     table.add_section()
     table.add_row("per level", *(f"level {level + 1}" for level in range(depth)), style="bold")
     for name, value in metrics.items():
         if isinstance(value, list):
-            table.add_row(name.replace("_", " "), *map(_figure, value))
+            table.add_row(name.replace("_", " "), *map(shown, value))
     return table
 
 
@@ -68,25 +67,22 @@ def render(config: Config, sid: Manifest) -> str:
     dataset = Dataset.load(config.folder / "data")
     index = SidIndex.load(config.folder / "sid", dataset)
     titles = dataset.catalog["title"].to_list()
-    here = Path(__file__).parent
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(here), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    environment.filters["figure"] = _figure
     metrics = sid.metrics
-    return environment.get_template("sids.html").render(
-        name=config.name,
-        index=index,
-        method=sid.config["sid"].get("method", "shipped"),
-        collisions=sid.config["sid"].get("collisions", "as shipped"),
-        created=sid.created,
-        figures={name: value for name, value in metrics.items() if not isinstance(value, list)},
-        per_level={name: value for name, value in metrics.items() if isinstance(value, list)},
-        treemap=treemap(index, titles),
-        left_out=max(0, len(titles) - _MOST_ITEMS),
-        groups=first_codes(index, titles),
-        style=Markup((here / "style.css").read_text(encoding="utf-8")),
-        plotly=Markup(get_plotlyjs()),
+    return (
+        environment()
+        .get_template("sids.html")
+        .render(
+            name=config.name,
+            index=index,
+            method=sid.config["sid"].get("method", "shipped"),
+            collisions=sid.config["sid"].get("collisions", "as shipped"),
+            created=sid.created,
+            figures={name: value for name, value in metrics.items() if not isinstance(value, list)},
+            per_level={name: value for name, value in metrics.items() if isinstance(value, list)},
+            treemap=treemap(index, titles),
+            left_out=max(0, len(titles) - _MOST_ITEMS),
+            groups=first_codes(index, titles),
+        )
     )
 
 
@@ -129,7 +125,3 @@ def first_codes(index: SidIndex, titles: Sequence[str]) -> list[dict[str, Any]]:
         shown = [titles[item] for item in members[:_TITLES]]
         groups.append({"token": token_string(0, code), "items": count, "titles": shown, "more": count - len(shown)})
     return groups
-
-
-def _figure(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"

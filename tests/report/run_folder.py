@@ -1,18 +1,21 @@
 """A synthetic run on disk: every artefact the report reads, without training anything."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from minionerec.artifacts import write_artifact, write_json
 from minionerec.baselines.floors import popularity, repeat_last
-from minionerec.config import Config, EvalConfig, SidConfig
+from minionerec.config import BaselineConfig, Config, EvalConfig, SidConfig
 from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, Dataset
 from minionerec.eval.predict import analyse
 from minionerec.eval.predictions import Prediction, as_predictions, write_predictions
+from minionerec.prompts.builder import prompts_section
 from minionerec.sid.index import SidIndex
 
 NASTY = '<script>alert("x")</script> & <b>bold</b>'
@@ -56,7 +59,7 @@ def model_predictions(data: Dataset, index: SidIndex, skill: float, rng: np.rand
                 target_sid=target.tolist(),
                 sids=[list(sid) for sid in sids],
                 items=[item for sid in sids for item in index.items(sid)],
-                scores=(-0.1 * np.arange(len(sids)) - 1).tolist(),
+                scores=(-0.1 * np.arange(len(sids)) - 3).tolist(),
                 exact=bool(rng.random() < 0.97),
                 sizes=sizes if max(sizes) > 1 else None,
             )
@@ -85,7 +88,10 @@ def _logs(rng: np.random.Generator) -> dict[str, list[dict[str, float]]]:
             "epoch": step / 128,
             "reward": 0.1 + 0.001 * step + float(rng.normal(0, 0.03)),
             "kl": 0.0005 * step,
-            "frac_reward_zero_std": 0.7 + float(rng.normal(0, 0.05)),
+            "groups_with_signal": 0.3 + float(rng.normal(0, 0.05)),
+            "first_codes": 4 - 0.01 * step,
+            "entropy": 1.5 - 0.005 * step,
+            **{f"entropy/level_{level}": 2.5 / level - 0.005 * step for level in (1, 2, 3)},
             "loss": float(rng.normal(0, 0.001)),
         }
         for step in range(1, 129)
@@ -93,12 +99,33 @@ def _logs(rng: np.random.Generator) -> dict[str, list[dict[str, float]]]:
     return {"sft": sft, "rl": rl}
 
 
+def _sections(config: Config, name: str) -> dict[str, Any]:
+    """What the manifest of an artefact says of its configuration."""
+    stage, _, recommender = name.partition("/")
+    sections = {"sft": ("sft", "model"), "baselines": ("baseline",)}
+    made = config.section(*sections.get(stage, (stage,)))
+    if stage in ("sft", "rl"):
+        made["prompts"] = prompts_section(config.asked.for_training())
+    if recommender in ("sft", "rl"):
+        made["prompts"] = prompts_section(config.asked)
+    return made
+
+
 def make_run(
-    folder: Path, *, rl: bool = True, users: int = 60, items: int = 80, collide: bool = False, skill: float = 0.9
+    folder: Path,
+    *,
+    rl: bool = True,
+    users: int = 60,
+    items: int = 80,
+    collide: bool = False,
+    skill: float = 0.9,
+    given: dict[str, Any] | None = None,
+    baseline: BaselineConfig | None = None,
 ) -> Config:
-    """Write the artefacts of a run into `folder` and return its configuration."""
+    """Write the artefacts of a run into `folder` and return its configuration, of which sections may be `given`."""
     rng = np.random.default_rng(0)
     config = Config(name="demo", out=str(folder), sid=SidConfig(codebook_size=8), eval=EvalConfig(resamples=200))
+    config = dataclasses.replace(config, **(given or {}))
     data = dataset(users, items, rng)
     codes = np.array([(i // 64, i // 8 % 8, i % 8) for i in rng.permutation(min(items, 512))], dtype=np.int32)
     if collide:
@@ -107,10 +134,9 @@ def make_run(
     digests: dict[str, str] = {}
 
     def artifact(name: str, *inputs: str):
-        given = {source: digests[source] for source in inputs}
-        section = name.partition("/")[0]
-        sections = config.section(section)
-        return write_artifact(folder / name, stage=section, key=name, config=sections, inputs=given, seed=config.seed)
+        known = {source: digests[source] for source in inputs}
+        stage, made = name.partition("/")[0], _sections(config, name)
+        return write_artifact(folder / name, stage=stage, key=name, config=made, inputs=known, seed=config.seed)
 
     def finish(name: str) -> None:
         digests[name] = json.loads((folder / name / "manifest.json").read_text())["digest"]
@@ -144,6 +170,11 @@ def make_run(
         "repeat": as_predictions(data.test, repeat_last(data.test, 50), index),
         **{stage: model_predictions(data, index, strength, np.random.default_rng(7)) for stage, strength in skills.items()},
     }
+    if baseline is not None:
+        config = dataclasses.replace(config, baseline=baseline)
+        with artifact(f"baselines/{baseline.model}", "data"):
+            pass
+        lists[baseline.model] = model_predictions(data, index, 0.5, np.random.default_rng(8))
     for name, predictions in lists.items():
         with artifact(f"eval/{name}", "data", "sid", *((name,) if name in skills else ())) as draft:
             write_predictions(draft.path / "predictions.jsonl", predictions)

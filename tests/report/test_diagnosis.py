@@ -1,11 +1,17 @@
 import re
 
+import numpy as np
 import pytest
 
+from minionerec.artifacts import read_json
+from minionerec.eval.compare import compare
+from minionerec.eval.lists import RankedLists
+from minionerec.eval.slices import parts_of_lists
 from minionerec.report.build import run
-from minionerec.report.diagnosis import over_sharpened, reading
+from minionerec.report.content import Method
+from minionerec.report.diagnosis import level_changes, over_sharpened, reading, slice_changes
 from tests.report.run_folder import make_run
-from tests.report.test_page import Page
+from tests.report.test_page import Page, plain
 
 
 def cell(value, half=0.01):
@@ -23,17 +29,67 @@ def differences(top, deep):
     return {"HR@1": cell(top), "HR@10": cell(0.0), "HR@50": cell(deep), "NDCG@10": cell(0.0)}
 
 
-@pytest.mark.parametrize(("top", "deep", "expected"), [(0.02, -0.03, True), (0.02, -0.005, False), (-0.02, -0.03, False)])
+@pytest.mark.parametrize(
+    ("top", "deep", "expected"),
+    [(0.02, -0.03, True), (0.005, -0.03, False), (0.02, -0.005, False), (-0.02, -0.03, False)],
+)
 def test_over_sharpened(top, deep, expected):
     assert over_sharpened(differences(top, deep)) is expected
 
 
+def level(k, prefix, value):
+    return {"k": k, "prefix": prefix, "sft": 0.1, "rl": 0.1 + value, "change": cell(value)}
+
+
 def test_the_reading_names_what_is_beyond_noise():
-    said = " ".join(reading({}, {}, differences(0.02, -0.03), [{"step": 1, "kl": 0.1}, {"step": 2, "kl": 0.05}]))
+    log = [{"step": 1, "kl": 0.1, "entropy": 2.0}, {"step": 2, "kl": 0.05, "entropy": 1.5}]
+    said = " ".join(reading({}, {}, differences(0.02, -0.03), [], [], log))
+    assert "entropy per token (nats) 2.000 at the beginning, 1.500 at the end" in said
     assert "better than SFT beyond noise at HR@1." in said and "worse than SFT beyond noise at HR@50." in said
     assert "over-sharpened" in said and "0.0500 at the end, 0.1000 at most" in said
-    quiet = " ".join(reading({}, {}, differences(0.0, 0.0), []))
+    quiet = " ".join(reading({}, {}, differences(0.0, 0.0), [], [], []))
     assert "At no cut-off" in quiet and "0.0200 in NDCG@10" in quiet and "over-sharpened" not in quiet
+    assert "No sign of over-sharpening: no loss beyond noise at HR@50." in quiet
+    assert "without a gain beyond noise at the top" in " ".join(reading({}, {}, differences(0.0, -0.03), [], [], []))
+
+
+def test_the_reading_of_levels_and_slices():
+    levels = [level("50", "L1", 0.0), level("50", "L1+L2", -0.02), level("3", "L1", 0.5)]
+    slices = [
+        {"question": "user", "answer": "new", "change": cell(0.03)},
+        {"question": "user", "answer": "old", "change": cell(0)},
+    ]
+    said = plain(" ".join(reading({}, {}, differences(0.0, 0.0), levels, slices, [])))
+    assert "worse beyond noise at L1+L2 in the top 50 (-0.0200)" in said and "the right branch stays" in said
+    assert "better beyond noise" not in said and "gains beyond noise on user: new (+0.0300)" in said
+    levels, slices = [level("50", "L1", -0.02)], [{"question": "user", "answer": "old", "change": cell(0)}]
+    said = " ".join(reading({}, {}, differences(0.0, 0.0), levels, slices, []))
+    assert "whole branches" in said and "On none of the 1 parts" in said
+    assert "no change is beyond noise in the top" in " ".join(reading({}, {}, differences(0, 0), [level("1", "L1", 0)], [], []))
+
+
+def test_changes_per_level_and_slice_are_paired(tmp_path):
+    config = make_run(tmp_path, users=40)
+    rl = tmp_path / "eval/rl/predictions.jsonl"
+    rl.write_text("".join(reversed(rl.read_text().splitlines(keepends=True))))  # the order of the file does not matter
+    sft, rl = (Method(name, RankedLists.read(tmp_path / f"eval/{name}/predictions.jsonl"),
+                      read_json(tmp_path / f"eval/{name}/metrics.json")) for name in ("sft", "rl"))  # fmt: skip
+    rows = level_changes(sft, rl, config)
+    whole = compare(sft.lists, rl.lists, config.eval.resamples, config.seed)
+    for row in rows:
+        if row["prefix"] == "L1+L2+L3":
+            expected = whole[f"HR@{row['k']}"]
+            assert row["change"]["value"] == pytest.approx(expected["value"]) and row["change"]["p"] == expected["p"]
+            assert row["change"]["low"] == pytest.approx(expected["low"], abs=0.06)  # other resamples
+        for method, name in ((sft, "sft"), (rl, "rl")):
+            assert row[name] == pytest.approx(method.metrics["levels"]["cumulative"][row["k"]][row["prefix"]])
+    parts = parts_of_lists(sft.lists) | {"all": {"of them": np.ones(len(sft.lists), dtype=bool)}}
+    for method in (sft, rl):
+        method.metrics["slices"]["all"] = {"of them": {"share": 1.0, **method.metrics["sid"]}}
+    found = {(row["question"], row["answer"]): row for row in slice_changes(sft, rl, parts, config)}
+    assert found["all", "of them"]["change"]["value"] == pytest.approx(whole["HR@10"]["value"])
+    repeat = found["target in the history", "repeat"]
+    assert repeat["change"]["value"] == pytest.approx(repeat["rl"]["value"] - repeat["sft"]["value"])
 
 
 def test_the_page_of_a_run(tmp_path):
@@ -42,7 +98,7 @@ def test_the_page_of_a_run(tmp_path):
     page = Page(tmp_path / "report/rl.html")
     ids = [attributes["id"] for tag, attributes in page.tags if tag == "section"]
     assert ids == ["reading", "cutoffs", "levels", "slices", "sharpness", "training"]
-    for words in ("MRR@50", "target popularity", "intra-list diversity", "KL divergence from the SFT model"):
+    for words in ("MRR@50", "target popularity", "diversity", "Entropy of the policy", "KL divergence from the SFT model"):
         assert words in page.words
     assert not re.search(r"built-in|object at 0x|Undefined|\bNone\b|\bnan\b", page.words)
     assert {"index.html", "rl.html", "paper_gap.html", "paper_gap.md", "paper_gap.json", "manifest.json"} == {

@@ -1,11 +1,13 @@
+import html
 import json
 import re
 from html.parser import HTMLParser
 
 import pytest
+import yaml
 
 from minionerec.artifacts import Manifest
-from minionerec.config import Config
+from minionerec.config import Config, PromptsConfig
 from minionerec.errors import ArtifactError
 from minionerec.report.build import run
 from tests.report.run_folder import NASTY, make_run
@@ -59,7 +61,7 @@ def without_rl(tmp_path_factory):
 def test_every_section_is_there(full):
     _, manifest, page = full
     assert [attributes["id"] for tag, attributes in page.tags if tag == "section"] == [
-        "results", "levels", "training", "sids", "examples", "run",
+        "results", "levels", "more", "training", "sids", "examples", "run",
     ]  # fmt: skip
     for words in (
         "Popularity",
@@ -69,6 +71,9 @@ def test_every_section_is_there(full):
         "vs popularity",
         "Drop-off",
         "Perplexity",
+        "target popularity",
+        "coverage",
+        "Where the lists lost their target",
         "max_history",
     ):
         assert words in page.words
@@ -195,3 +200,21 @@ def test_damaged_log_is_named(tmp_path):
     log.write_text("x" * log.stat().st_size)
     with pytest.raises(ArtifactError, match=r"log\.jsonl, line 1: not valid JSON"):
         run(config)
+
+
+def test_the_configuration_is_shown_per_artefact(tmp_path):
+    config = make_run(tmp_path, users=8, given={"prompts": PromptsConfig(eval_style="reference")})
+    run(config)
+    shown = re.search(r"<pre>(.*?)</pre>", (tmp_path / "report/index.html").read_text(encoding="utf-8"), re.DOTALL)
+    settings = yaml.safe_load(html.unescape(shown[1]))
+    assert settings["sft"]["prompts"]["eval_style"] == "same"  # what it was trained with
+    assert settings["eval/sft"]["prompts"]["eval_style"] == "reference"
+
+
+def test_every_plot_of_every_page_says_what_its_axes_are(full):
+    pages = list((full[0].folder / "report").glob("*.html"))
+    assert len(pages) == 3
+    for page in pages:
+        for plot in re.findall(r'<script type="application/json">(.*?)</script>', page.read_text(encoding="utf-8")):
+            layout = json.loads(plot)["layout"]
+            assert layout["xaxis"]["title"]["text"] and layout["yaxis"]["title"]["text"], page

@@ -6,14 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from minionerec.config import BaselineConfig, PromptsConfig, RlConfig
 from minionerec.errors import DataError
 from minionerec.eval.predictions import read_predictions, write_predictions
 from minionerec.report import causes, runs
+from minionerec.report.page import signed
 from minionerec.report.paper_gap import build, main
 from minionerec.report.published import METRICS, published
-from minionerec.report.runs import dataset_of, load
+from minionerec.report.runs import dataset_of, load, named, seeds
 from tests.report.run_folder import make_run
-from tests.report.test_page import Page
+from tests.report.test_page import Page, plain
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def test_noise_is_called_noise(tmp_path):
 
 def test_a_run_without_the_history_is_not_held_against_the_paper(tmp_path):
     reference_file(tmp_path / "final.json", 0.1)
-    (run,) = load(tmp_path / "final.json", 200, 0)
+    (run,) = load(tmp_path / "final.json", "final", 200, 0)
     counts = published()["datasets"]["Industrial_and_Scientific"]["counts"]
     whole = replace(run, counts=counts, split="test")
     assert dataset_of(whole, None) == ("Industrial_and_Scientific", True, None)
@@ -100,16 +102,79 @@ def test_runs_seeds_pairs_and_causes(two_seeds, tmp_path):
     assert "with the luckiest order" in causes["collisions"]["effect"] and "share their SID" in causes["collisions"]["effect"]
     assert "without them" in causes["repeats"]["effect"] and "over 2 seeds" in causes["seeds"]["effect"]
     for title in ("prompt mismatch", "wrong reward targets", "validation labels in training rewards", "answer in the prompt"):
-        assert (
-            causes[title]["effect"].startswith("not in these runs; on industrial-partial") and "--" in causes[title]["switch"]
-        )
-    assert causes["prompt mismatch"]["effect"].count("NDCG@10 -0.0") == 1
+        assert causes[title]["effect"].startswith("not set in these runs; on industrial-partial")
+        assert "--" in causes[title]["switch"] and causes[title]["on"] == []
+    assert causes["prompt mismatch"]["effect"].count("NDCG@10 \N{MINUS SIGN}0.0") == 1
     assert causes["model size"]["effect"] is None and causes["model size"]["switch"]
     assert "not measured" in Page(tmp_path / "paper_gap.html").words
 
 
+def test_causes_ask_the_settings_of_the_runs(tmp_path):
+    clean, quirks, asked = (tmp_path / name for name in ("clean", "quirks", "asked"))
+    make_run(clean)
+    mistakes = {"rl": RlConfig(targets="reference"), "prompts": PromptsConfig(eval_style="reference")}
+    make_run(quirks, skill=1.4, given=mistakes)
+    make_run(asked, skill=1.4, given={"prompts": PromptsConfig(eval_style="reference")})
+    single = tmp_path / "single.jsonl"
+    shutil.copy(clean / "eval/sft/predictions.jsonl", single)
+    section = build([clean, quirks, asked, single], tmp_path / "out", "Office_Products", 200, 0)["datasets"][1]
+    causes = {cause["title"]: cause for cause in section["causes"]}
+    prompts, targets = causes["prompt mismatch"], causes["validation labels in training rewards"]
+    assert prompts["on"] == ["quirks, SFT", "quirks, SFT + RL", "asked, SFT", "asked, SFT + RL"]
+    assert prompts["effect"].startswith("ON in quirks, SFT (prompts.eval_style reference), ")
+    pairs = {(pair["first"], pair["second"]): pair["metrics"]["HR@10"] for pair in section["pairs"]}
+    pair = pairs["clean, SFT", "asked, SFT"]
+    figures = f"HR@10 {signed(pair['value'])} [{signed(pair['low'])}, {signed(pair['high'])}]"
+    assert f"asked, SFT minus clean, SFT (prompts.eval_style same), paired: {figures}" in prompts["effect"]
+    assert "quirks, SFT + RL minus" not in prompts["effect"]  # it differs in the targets as well
+    assert targets["on"] == ["quirks, SFT + RL"] and "ON in quirks, SFT + RL (rl.targets reference)" in targets["effect"]
+    pair = pairs["quirks, SFT + RL", "asked, SFT + RL"]  # the other way round than the effect
+    figures = f"HR@10 {signed(-pair['value'])} [{signed(-pair['high'])}, {signed(-pair['low'])}]"
+    assert f"quirks, SFT + RL minus asked, SFT + RL (rl.targets row), paired: {figures}" in targets["effect"]
+    for cause in (prompts, targets):
+        assert "unknown for single.jsonl" in cause["effect"] and "on industrial-partial" in cause["effect"]
+    assert causes["answer in the prompt"]["effect"].startswith("not set in these runs; unknown for single.jsonl; on")
+
+
+def test_a_single_file_does_not_tell_its_settings(tmp_path):
+    found = build([reference_file(tmp_path / "final.json", 0.1)], tmp_path, None, 100, 0)
+    causes = {cause["title"]: cause["effect"] for cause in found["datasets"][0]["causes"]}
+    assert causes["prompt mismatch"].startswith("unknown: a predictions file does not tell")
+    assert "39.3 % of the targets have the timestamp of the item before" in causes["same-day ties"]
+    assert "6.99 % of the targets share their SID" in causes["collisions"]
+
+
+def test_names_tell_runs_apart(tmp_path):
+    paths = [tmp_path / run / "eval/sft/predictions.jsonl" for run in ("a", "b")]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    assert named([*paths, tmp_path / "a", tmp_path / "link", paths[0]]) == {
+        "a/eval/sft/predictions.jsonl": paths[0],
+        "b/eval/sft/predictions.jsonl": paths[1],
+        "a": tmp_path / "a",
+    }
+
+
+def test_only_runs_of_one_recipe_are_seeds(two_seeds):
+    runs = [run for name in "ab" for run in load(two_seeds / name, name, 100, 0)]
+    assert [[run.label for run in group] for group in seeds(runs)] == [["a, SFT", "b, SFT"], ["a, SFT + RL", "b, SFT + RL"]]
+    assert seeds([runs[2], replace(runs[2], label="again")]) == []  # one seed, twice
+
+
+def test_baselines_of_other_settings_are_no_seeds(tmp_path):
+    for name, width in (("a", 32), ("b", 64)):
+        make_run(tmp_path / name, users=8, baseline=BaselineConfig(model="sasrec", hidden_size=width))
+        for path in (tmp_path / name).rglob("manifest.json"):
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"seed": width}))
+    runs = [run for name in "ab" for run in load(tmp_path / name, name, 100, 0) if run.recommender == "sasrec"]
+    assert len(runs) == 2 and seeds(runs) == []
+    assert len(seeds([runs[0], replace(runs[0], seed=1)])) == 1
+
+
 def test_search_error_is_told_of_the_beams_that_the_run_used(two_seeds, monkeypatch):
-    run = next(run for run in load(two_seeds / "a", 50, 0) if run.recommender == "sft")
+    run = next(run for run in load(two_seeds / "a", "a", 50, 0) if run.recommender == "sft")
     rates = {"HR@1": 0.1, "HR@10": 0.3, "NDCG@10": 0.2}
     widths = {"10": {**rates, "overlap": 0.8, "missed": 0.25}, "50": {**rates, "overlap": 1.0, "missed": 0.0}}
     search = {"rows": 128, "num_beams": 10, "exact": rates, "widths": widths, "pruned": [], "calibration": []}
@@ -118,7 +183,7 @@ def test_search_error_is_told_of_the_beams_that_the_run_used(two_seeds, monkeypa
     old = {**run.metrics, "search": {name: value for name, value in search.items() if name != "num_beams"}}
     monkeypatch.setattr(runs, "read_json", lambda _: old)
     with pytest.raises(DataError, match=r"search.num_beams is missing.*Delete .*eval/.* and evaluate again"):
-        load(two_seeds / "a", 50, 0)
+        load(two_seeds / "a", "a", 50, 0)
 
 
 def test_pairs_are_compared_as_far_as_both_lists_reach(two_seeds, tmp_path):
@@ -144,7 +209,7 @@ def test_generation_defaults_are_shown_where_the_shipped_figures_have_them(monke
     assert causes._measured(cause.quirks) is None
     sampled = {"HR@10": cell, "NDCG@10": cell, "sd": 0.001, "examples": 512, "invalid": 0.1}
     monkeypatch.setattr(causes, "_elsewhere", lambda: {**shipped, "quirks": {**others, "generation defaults": sampled}})
-    assert "3 seeds: HR@10 -0.0052 [-0.0104, -0.0007], NDCG@10" in causes._measured(cause.quirks)
+    assert "3 seeds: HR@10 -0.0052 [-0.0104, -0.0007], NDCG@10" in plain(causes._measured(cause.quirks))
 
 
 def test_equal_inputs_give_equal_bytes(two_seeds, tmp_path):
@@ -201,3 +266,51 @@ def test_runs_on_other_examples_cannot_be_compared(tmp_path, fails):
     first, second = reference_file(tmp_path / "a.json", 0.1), reference_file(tmp_path / "b.json", 0.1)
     second.write_text(second.read_text().replace("<a_1><b_2><c_3>\\n", "<a_1><b_2><c_9>\\n", 1))
     assert "do not have the same target SIDs" in fails("--runs", first, second)
+
+
+def test_levels_stand_beside_the_replications(tmp_path):
+    path = reference_file(tmp_path / "final.json", 0.1586)
+    found = build([path], tmp_path / "out", None, 100, 0)
+    levels = found["datasets"][0]["runs"][0]["levels"]
+    page = Page(tmp_path / "out/paper_gap.html").words
+    markdown = (tmp_path / "out/paper_gap.md").read_text(encoding="utf-8")
+    shares = " | ".join(f"{share:.4f}" for share in levels["cumulative"]["10"].values())
+    assert f"| 10 | final.json | {shares} |" in markdown
+    assert "| 10 | replication, RL (2 epochs) | 0.3905 | 0.1915 | 0.1396 |" in markdown
+    assert "| 10 | replication, SFT | 0.4161 | 0.2358 | 0.1935 | 0.1379 |" in markdown
+    for text in ("Independent: one level's code alone", "Cumulative: all codes so far", "0.3905", "L1 → L1+L2 retention"):
+        assert text in page
+
+
+def test_a_catalogue_tells_the_collisions_of_a_result_file(tmp_path, fails):
+    path, index = reference_file(tmp_path / "final.json", 0.1), tmp_path / "index.json"
+    sids = ["<a_1><b_2><c_3>", "<a_1><b_2><c_3>", "<a_1><b_2><c_4>", *(f"<a_2><b_0><c_{c}>" for c in range(9))]
+    index.write_text(json.dumps({str(item): [f"{code}>" for code in sid.split(">")[:3]] for item, sid in enumerate(sids)}))
+    assert main(["--runs", str(path), "--index", str(index), "--out", str(tmp_path), "--resamples", "50"]) == 0
+    found = json.loads((tmp_path / "paper_gap.json").read_text(encoding="utf-8"))["datasets"][0]
+    (run,) = found["runs"]
+    assert run["item"]["HR@1"]["value"] == pytest.approx(run["all_metrics"]["HR@1"]["value"] / 2)
+    effect = next(cause["effect"] for cause in found["causes"] if cause["title"] == "collisions")
+    assert "100.0% of the targets share their SID" in effect and "released" not in effect
+    assert "is not in the catalogue" in fails("--runs", path, "--index", _index_of(tmp_path, "<a_0><b_0><c_0>"))
+    make_run(tmp_path / "run", users=8)
+    assert "only for result files" in fails("--runs", tmp_path / "run", "--index", index)
+
+
+def _index_of(folder, sid):
+    (folder / "other.json").write_text(json.dumps({"0": sid}))
+    return folder / "other.json"
+
+
+def test_names_fit_a_markdown_table(tmp_path):
+    make_run(tmp_path / "a|b", users=8)
+    build([tmp_path / "a|b"], tmp_path / "out", None, 50, 0)
+    rows = [line for line in (tmp_path / "out/paper_gap.md").read_text(encoding="utf-8").splitlines() if "a\\|b" in line]
+    assert rows and not any("a|b" in line for line in rows if line.startswith("|"))
+
+
+def test_tables_of_a_single_file(tmp_path):
+    build([reference_file(tmp_path / "final.json", 0.1)], tmp_path / "out", None, 50, 0)
+    words = Page(tmp_path / "out/paper_gap.html").words
+    for text in ("history length", "diversity", "Where the lists lost their target"):
+        assert text in words

@@ -1,6 +1,8 @@
 import json
 import re
 
+import pytest
+
 from minionerec.report.plots import curves, funnel
 
 
@@ -28,7 +30,10 @@ def test_rl_panels():
             "reward": 0.1,
             "reward_std": 0.2,
             "kl": 0.0,
-            "frac_reward_zero_std": 0.7,
+            "groups_with_signal": 0.3,
+            "first_codes": 4.0,
+            "entropy": 1.0,
+            "entropy/level_1": 2.0,
             "rewards/rule/mean": 0.1,
             "HR@10": 0.2,
         }
@@ -37,7 +42,9 @@ def test_rl_panels():
     assert list(drawn) == [
         "Reward",
         "KL divergence from the SFT model",
-        "Share of beam groups without a reward signal",
+        "Entropy of the policy",
+        "Different first codes in a group",
+        "Beam groups with a reward signal",
         "Accuracy",
     ]
     assert [trace["name"] for trace in _data(drawn["Reward"])] == ["reward", "rewards/rule/mean"]
@@ -51,8 +58,10 @@ def test_long_series_are_smoothed_and_keep_their_level():
 
 def test_funnel_draws_the_cumulative_shares():
     levels = {"sft": {"cumulative": {"10": {"L1": 0.5, "L1+L2": 0.25}}}}
-    (bars,) = _data(funnel(levels, {"sft": "SFT"}, 10))
+    (bars,) = _data(funnel(levels, {"sft": "SFT"}, 10, 100))
     assert bars["x"] == ["1 code", "2 codes"] and bars["y"] == [0.5, 0.25]
+    low, high = (0.5 - bars["error_y"]["arrayminus"][0], 0.5 + bars["error_y"]["array"][0])
+    assert (low, high) == pytest.approx((0.4038, 0.5962), abs=1e-4)  # Wilson's interval of 50 in 100
 
 
 def test_names_cannot_close_the_script():

@@ -1,0 +1,54 @@
+from minionerec.report.analysis import drop_off, level_tables, tables
+from minionerec.report.page import environment
+
+
+def cell(value):
+    return {"value": value, "low": value - 0.1, "high": value + 0.1}
+
+
+def test_levels_of_other_depths_and_cut_offs():
+    shallow = {"independent": {"1": {"Level 1": 0.5, "Exact": 0.5}}, "cumulative": {"1": {"L1": 0.5}}}
+    deep = {
+        "independent": {
+            "1": {"Level 1": 0.4, "Level 2": 0.2, "Exact": 0.1},
+            "50": {"Level 1": 0.6, "Level 2": 0.4, "Exact": 0.3},
+        },
+        "cumulative": {"1": {"L1": 0.4, "L1+L2": 0.1}, "50": {"L1": 0.6, "L1+L2": 0.3}},
+    }
+    independent, cumulative = level_tables({"a": shallow, "b": deep})
+    assert independent["columns"] == ["Level 1", "Level 2", "Exact"] and cumulative["columns"] == ["L1", "L1+L2"]
+    assert [group["k"] for group in independent["groups"]] == ["1", "50"]
+    assert independent["groups"][0]["rows"][0] == {"label": "a", "shares": [0.5, None, 0.5]}
+    assert [row["label"] for row in independent["groups"][1]["rows"]] == ["b"]
+    steps = drop_off(
+        {"a": {"drop_off": {"L1 accuracy": 0.5}}, "b": {"drop_off": {"L1 accuracy": 0.4, "L1 → L1+L2 retention": None}}}
+    )
+    assert steps["rows"] == [
+        {"step": "L1 accuracy", "shares": [0.5, 0.4]},
+        {"step": "L1 → L1+L2 retention", "shares": [None, None]},
+    ]
+
+
+def test_every_table_that_a_run_has_is_on_the_page():
+    width = {"HR@1": 0.1, "HR@10": 0.2, "NDCG@10": 0.15, "overlap": 0.9, "missed": 0.01}
+    search = {
+        "rows": 64,
+        "exact": {"HR@1": 0.1, "HR@10": 0.21, "NDCG@10": 0.16},
+        "widths": {"10": width},
+        "pruned": [{"level": 1, "dropped": 0.0125, "rank": 17.0}, {"level": 2, "dropped": 0.0, "rank": None}],
+    }
+    whole = {
+        "per_user": {"HR@10": cell(0.3123)},
+        "slices": {"user": {"new": {"rows": 5, "share": 0.25, "HR@10": cell(0.2345)}}},
+        "exposure": {"k": 10, "coverage": 0.375, "gini": None},
+        "lost": [{"level": 1, "lost": 0.4567, "rank": None}, {"level": 2, "lost": 0.1, "rank": 3.0}],
+        "search": search,
+    }
+    bare = {"per_user": None, "lost": whole["lost"]}
+    found = tables({"whole": whole, "bare": bare})
+    page = environment().from_string('{% from "tables.html" import more %}{{ more(tables) }}').render(tables=found)
+    for text in ("0.3123", "0.2345", "0.375", "0.4567", "place 3", "64 examples", "10 beams", "0.9000", "0.0125", "17"):
+        assert text in page
+    assert "gini" not in page.lower().split("coverage: share")[-1].split("<table>")[1]  # known of none
+    empty = tables({"bare": bare})
+    assert empty["per_user"] is empty["slices"] is empty["exposure"] is None and empty["search"] == []
