@@ -4,7 +4,8 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,6 +17,9 @@ from minionerec.prompts.wordings import HEADER, WORDINGS, wordings_digest
 from minionerec.sid.index import SidIndex
 
 PLAIN = PromptsConfig()
+WHOLE: Mapping[TaskName, float] = MappingProxyType({})  # shares: of every task all examples
+
+_One = TypeVar("_One")
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,19 @@ def build_examples(
     return encode(list(examples_of(task, dataset, index, split, stride, prompts)), tokenizer, context, prompts)
 
 
+def share_of(task: TaskName, examples: Sequence[_One], shares: Mapping[TaskName, float], seed: int) -> Sequence[_One]:
+    """The share of a task's examples that is taken, drawn with the seed, in their order; at least one of them.
+
+    Args:
+        shares: fraction by task, above 0 and at most 1; a task that is not named is taken whole.
+    """
+    share = shares.get(task, 1.0)
+    if share >= 1 or not examples:
+        return examples
+    chosen = random.Random(f"{seed} {task}").sample(range(len(examples)), max(1, round(share * len(examples))))
+    return [examples[place] for place in sorted(chosen)]
+
+
 def sample_examples(
     tasks: Sequence[TaskName],
     dataset: Dataset,
@@ -97,14 +114,20 @@ def sample_examples(
     seed: int,
     context: int | None = None,
     prompts: PromptsConfig = PLAIN,
+    shares: Mapping[TaskName, float] = WHOLE,
 ) -> list[TokenExample]:
     """Examples of several tasks in random order, at most `count` of them, with whole histories.
+
+    Args:
+        shares: see `share_of`; `count` are drawn from what they leave.
 
     Raises:
         ConfigError: see `encode`.
         DataError: see `examples_of`.
     """
-    examples = [example for task in tasks for example in examples_of(task, dataset, index, split, 1, prompts)]
+    examples: list[Example] = []
+    for task in tasks:
+        examples += share_of(task, list(examples_of(task, dataset, index, split, 1, prompts)), shares, seed)
     random.Random(seed).shuffle(examples)
     return encode(examples[:count], tokenizer, context, prompts)
 

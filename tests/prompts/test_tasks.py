@@ -285,6 +285,17 @@ def test_shares_and_truncation_are_counted(parts):
     assert other != [tree for tree in trees if tree in other]
 
 
+def test_rl_draws_the_same_share_of_a_task_as_sft(parts):
+    dataset, index, tokenizer = parts
+    tasks, shares = ["history_sid_to_sid", "title_to_sid"], {"title_to_sid": 0.3}
+    options = {"split": "train", "seed": 1, "shares": shares}
+    rl = sample_examples(tasks, dataset, index, tokenizer, count=None, **options)
+    sft = build_trees(tasks, dataset, index, tokenizer, stride=1, context=None, **options)
+    assert sorted(tuple(example.prompt) for example in rl) == sorted(tuple(branch.prompt) for [branch] in sft)
+    assert sum(example.row is None for example in rl) == 9
+    assert len(sample_examples(tasks, dataset, index, tokenizer, count=5, **options)) == 5
+
+
 def test_a_model_is_asked_as_it_was_trained():
     made = {"prompts": prompts_section(REFERENCE)}
     check_prompts(made, replace(REFERENCE, eval_style="reference"), "runs/x/sft")
