@@ -32,8 +32,8 @@ class TokenExample:
         cut: something was left out because the example was too long.
     """
 
-    prompt: list[int]
-    completion: list[int]
+    prompt: Sequence[int]
+    completion: Sequence[int]
     target: int
     group: int
     is_sid: bool
@@ -138,10 +138,12 @@ def encode(
     """Texts to token ids; a text completion is ended by the tokenizer's end token, a SID ends by itself.
 
     An example longer than `context` or `prompts.max_tokens` is cut: a text that is to be written to half of the limit, without
-    an end; then a history loses its oldest items, a text its last words. A SID is never cut.
+    an end; then a history loses its oldest items, a text its last words, a single word (a
+    text without spaces) its last characters. A SID is never cut.
 
     Raises:
-        ConfigError: an example is too long with one item or word; the tokenizer makes nothing of it, or has no chat template.
+        ConfigError: an example is too long with one item or character left; the tokenizer makes nothing of it, or has no chat
+            template.
     """
     if not examples:
         return []
@@ -171,18 +173,21 @@ def encode(
             if example.kind == "text":
                 completion = completion[: max(limit // 2, 1)]
 
-            def shorter(count: int, words: int | None = None, example: Example = example) -> list[int]:
-                return tokens_of([dress(example.instruction, example.question(count, words))])[0]
+            def shorter(*most: int, example: Example = example) -> list[int]:
+                return tokens_of([dress(example.instruction, example.question(*most))])[0]
 
             room = limit - len(completion)
             prompt = _fit(shorter, len(example.parts), room)
-            if len(prompt) > room:  # a single title that is too long
-                prompt = _fit(partial(shorter, 1), len(example.parts[-1].split(" ")), room)
+            if len(prompt) > room and example.breakable:  # a single title that is too long, or a single word
+                words = example.parts[-1 if example.newest else 0].removeprefix(example.mark).split(" ")
+                prompt = _fit(partial(shorter, 1), len(words), room)
+                if len(prompt) > room:
+                    prompt = _fit(partial(shorter, 1, 1), len(words[0]), room)
             if len(prompt) + len(completion) > limit:
                 bound = "prompts.max_tokens is" if limit == prompts.max_tokens else "the model reads"
                 raise ConfigError(
                     f"Item {example.target}, prompt {example.question(1)[:40]!r}...: {len(prompt) + len(completion)} tokens "
-                    f"with one {'item' if example.row is not None else 'word'} left of it, {bound} {limit}. Take a model that "
+                    f"with one {'character' if example.breakable else 'item'} left of it, {bound} {limit}. Take a model that "
                     "reads more, a shorter prompts.style, or shorten the item's text."
                 )
         is_sid = example.kind == "sid"

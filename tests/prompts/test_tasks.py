@@ -258,6 +258,26 @@ def test_a_single_long_title_loses_its_last_words(parts):
         assert text.endswith("\nThe next item:") and len(example.prompt) + 3 <= 80
 
 
+@pytest.mark.parametrize("prompts", [PromptsConfig(max_tokens=128), replace(REFERENCE, style="plain", max_tokens=160)])
+@pytest.mark.parametrize("task", ["title_to_sid", "history_title_to_sid", "history_title_to_title"])
+def test_a_title_without_spaces_loses_its_last_characters(parts, task, prompts):
+    dataset, index, tokenizer = parts
+    long = "長い商品名" * 40
+    titles = pl.Series([long if item % 2 else title for item, title in enumerate(dataset.catalog["title"])])
+    dataset = replace(dataset, catalog=dataset.catalog.with_columns(title=titles))
+    made = build_examples(task, dataset, index, tokenizer, split="train", prompts=prompts)
+    cut = 0
+    for example, source in zip(made, examples_of(task, dataset, index, "train", 1, prompts), strict=True):
+        assert len(example.prompt) + len(example.completion) <= prompts.max_tokens
+        if source.parts[-1].removeprefix(source.mark).rstrip('"') == long:  # it alone is too long
+            room, shown = prompts.max_tokens - len(example.completion), tokenizer.decode(example.prompt)
+            kept = next(count for count in range(200, 0, -1) if long[:count] in shown)
+            longer = tokenizer(source.question(1, 1, kept + 2))["input_ids"]  # a character may take more than a token
+            assert 0 < kept < 200 and example.cut and len(longer) > room
+            cut += 1
+    assert cut > 0
+
+
 def test_too_long_for_the_model(parts):
     dataset, index, tokenizer = parts
     with pytest.raises(ConfigError, match=r"tokens with one item left of it, the model reads 10"):
