@@ -220,7 +220,7 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
     sections = {**config.section("rl"), "prompts": prompts_section(prompts)}
     if config.rl.evaluations:
         sections |= {"validation": config.decoding}
-    key = content_hash({"config": sections, "seed": config.seed, "inputs": inputs})
+    key = content_hash({"config": {**sections, **config.decisive("rl")}, "seed": config.seed, "inputs": inputs})
     if is_current(folder, key):
         return Manifest.load(folder), False
     check_prompts(sft.config, prompts, str(config.folder / "sft"))
