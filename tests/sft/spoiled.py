@@ -1,4 +1,4 @@
-"""The sft stage where a loss or gradient of one rank is no number at a step: python tests/sft/spoiled.py WHAT STEP --config NAME."""
+"""The sft stage where one rank's loss or gradient is no number: python tests/sft/spoiled.py WHAT STEP ARGUMENTS."""
 
 import os
 import sys
