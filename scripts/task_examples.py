@@ -59,10 +59,10 @@ has no other use. Validations while a model is trained ask as in training, as th
 
 ## What is too long
 An example may be as long as the model can read, or `prompts.max_tokens` (reference: 512). From a longer one the oldest
-items of the history are left out, or the last words of a title or description in the question; a title or description that
-is the answer is cut to half of the limit, without an end token. A SID is never cut. The plan that is printed before
-training counts what was truncated, task by task. Tokens are cached by content below `$MINIONEREC_CACHE`, and read through
-memory maps."""
+items of the history are left out, or the last words of a title or description in the question (the last characters of a
+single word that is too long, as of a text without spaces); a title or description that is the answer is cut to half of the
+limit, without an end token. A SID is never cut. The plan that is printed before training counts what was truncated, task by
+task. Tokens are cached by content below `$MINIONEREC_CACHE` and stay in a memory map, which the ranks of a machine share."""
 
 
 def dataset() -> tuple[Dataset, SidIndex]:

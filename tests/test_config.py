@@ -42,6 +42,17 @@ def test_defaults_are_valid_and_the_folder_follows_the_name():
     assert Config().section("sid", "eval") == {"sid": dataclasses.asdict(SidConfig()), "eval": dataclasses.asdict(EvalConfig())}
 
 
+def test_keys_leave_out_what_only_decides_how_it_is_computed():
+    made = Config()
+    decisive, whole = made.decisive("sft", "rl", "eval", "model"), made.section("sft", "rl", "eval", "model")
+    left_out = {f"{name}.{field}" for name in whole for field in whole[name].keys() - decisive[name].keys()}
+    assert {"sft.micro_batch", "sft.micro_tokens", "sft.gradient_checkpointing", "rl.micro_batch_prompts"} < left_out
+    assert "eval.batch_size" in left_out and not left_out & {"eval.shard_size", "sft.batch_size", "sft.bf16", "rl.bf16"}
+    assert all(decisive[name][field] == whole[name][field] for name in whole for field in decisive[name])
+    other = dataclasses.replace(made, sft=SftConfig(micro_batch=1, micro_tokens=9, row_tokens=9, gradient_checkpointing=True))
+    assert other.decisive("sft") == made.decisive("sft") != dataclasses.replace(made, sft=SftConfig(epochs=1)).decisive("sft")
+
+
 def test_defaults_are_not_shared():
     one, two = Config(), Config()
     one.sft.tasks.clear()
@@ -101,6 +112,8 @@ def test_what_must_be_positive(made, name, value):
         (ModelConfig, {"init": "from_pretrained"}, "model.path is not set"),
         (ModelConfig, {"init": "from_pretrained", "path": ""}, "model.path is not set"),
         (ModelConfig, {"hidden_size": 36, "heads": 4}, "model.hidden_size 36 does not split into 4 heads of even width"),
+        (ModelConfig, {"path": "x"}, "model.path is x, but model.init is from_scratch"),
+        (ModelConfig, {"dtype": "bfloat16"}, "model.dtype is bfloat16, but a model from scratch keeps float32 weights"),
         (ModelConfig, {"vocabulary": 299}, "model.vocabulary is 299;"),
         (SftConfig, {"tasks": []}, "sft.tasks is empty"),
         (SftConfig, {"weight_decay": -0.1}, "sft.weight_decay is -0.1; it must be at least 0"),
@@ -115,6 +128,19 @@ def test_what_must_be_positive(made, name, value):
         (SftConfig, {"frequency_power": -1}, "sft.frequency_power is -1;"),
         (SftConfig, {"level_weights": [1, -2]}, "sft.level_weights[1] is -2; it must be at least 0"),
         (SftConfig, {"level_weights": [0, 0, 0]}, "sft.level_weights are all 0"),
+        (
+            SftConfig,
+            {"tasks": ["sid_to_title"], "level_weights": [1, 2]},
+            "sft.level_weights is [1, 2], but no task of sft.tasks",
+        ),
+        (SftConfig, {"tasks": ["sid_to_title"], "smoothing": 0.1}, "sft.smoothing is 0.1, but no task of sft.tasks"),
+        (SftConfig, {"tasks": ["sid_to_title"], "normalise": "catalogue"}, "sft.normalise is catalogue, but no task"),
+        (
+            SftConfig,
+            {"tasks": ["title_to_sid"], "frequency_power": 0.5},
+            "sft.frequency_power is 0.5, but no task of sft.tasks",
+        ),
+        (SftConfig, {"tasks": ["title_to_sid"] * 2}, "sft.tasks names title_to_sid twice"),
         (RlConfig, {"warmup": 20}, "rl.warmup is 20;"),
         (RlConfig, {"num_generations": 1}, "rl.num_generations is 1;"),
         (RlConfig, {"beta": -1e-3}, "rl.beta is -0.001;"),

@@ -37,7 +37,7 @@ def test_the_replication_s_values(name):
     sft, rl = setup["SFT"], setup["RL (GRPO, 2 epochs)"]
     assert made.sft.batch_size == int(sft["Global batch size"]) and made.sft.history_stride == 1
     assert made.sft.micro_batch == int(sft["Micro batch size"])
-    assert sft["Learning rate"].startswith("3e-4") and made.sft.learning_rate == 3e-4
+    assert sft["Learning rate"].startswith("3e-4") and made.sft.learning_rate == 3e-4 and made.sft.schedule == "cosine"
     assert sft["Max epochs"] == f"{made.sft.epochs:g} (early stopping patience={made.sft.patience})"
     assert made.rl.num_generations == int(rl["Num generations"]) and made.rl.epochs == int(rl["Num epochs"])
     assert rl["Effective batch size"].startswith(f"{made.rl.prompts_per_step * made.rl.num_generations} ")
@@ -45,6 +45,16 @@ def test_the_replication_s_values(name):
     assert made.rl.learning_rate == 1e-5 and made.rl.beta == float(rl["Beta (KL penalty)"])
     assert made.rl.rewards == {rl["Reward type"].split()[0]: 1.0}
     assert rl["Sync ref model"] == "True" and (made.rl.sync_reference, made.rl.sync_mix) == (512, 0.6)
+
+
+@pytest.mark.parametrize(("name", "examples"), [("industrial", 152_352), ("office", 162_500)])
+@pytest.mark.parametrize("size", ["0.5b", "1.5b"])
+def test_the_reference_s_values(name, examples, size):
+    made = preset(f"{name}-qwen2.5-{size}")
+    assert made.sft.tasks == "reference" and made.prompts.max_tokens == 512 and made.prompts.style == "alpaca"
+    steps = examples // made.sft.batch_size * made.sft.epochs
+    assert round(made.sft.warmup * steps) == 20
+    assert made.sft.weight_decay == 0 and made.sft.evaluations == 20
 
 
 @pytest.mark.parametrize("name", LARGE)

@@ -105,5 +105,13 @@ class Config:
         return {name: getattr(self.eval, name) for name in ("num_beams", "normalise", "exclude_history")}
 
     def section(self, *names: str) -> dict[str, Any]:
-        """The named sections as plain values, for manifests and keys."""
+        """The named sections as plain values, for manifests."""
         return {name: dataclasses.asdict(getattr(self, name)) for name in names}
+
+    def decisive(self, *names: str) -> dict[str, Any]:
+        """The same without what a section calls `INDIFFERENT`, for keys: what may be changed and the stage goes on."""
+        sections = self.section(*names)
+        for name, fields in sections.items():
+            for field_name in getattr(getattr(self, name), "INDIFFERENT", ()):
+                del fields[field_name]
+        return sections

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from minionerec.config.checks import between, positive
 
@@ -14,6 +14,9 @@ RANKING_METRICS = tuple(f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in
 @dataclass
 class EvalConfig:
     """Stage `eval`: rank the catalogue for every user of a split and measure."""
+
+    INDIFFERENT: ClassVar[tuple[str, ...]] = ("batch_size",)
+    """Fields that decide how it is computed, not what: results agree up to rounding, so `Config.decisive` leaves them out."""
 
     split: Literal["valid", "test"] = "test"
     """Which targets are predicted."""

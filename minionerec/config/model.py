@@ -36,6 +36,16 @@ class ModelConfig:
         positive("model", heads=self.heads)
         if self.init == "from_pretrained" and not self.path:
             raise ConfigError("model.init is from_pretrained, but model.path is not set: name a folder or hub model.")
+        if self.init == "from_scratch" and self.path:
+            raise ConfigError(
+                f"model.path is {self.path}, but model.init is from_scratch, which reads nothing from there. Set model.init "
+                "from_pretrained, or leave model.path out."
+            )
+        if self.init == "from_scratch" and self.dtype != "float32":
+            raise ConfigError(
+                f"model.dtype is {self.dtype}, but a model from scratch keeps float32 weights. Leave it out; sft.bf16 "
+                "computes in bfloat16."
+            )
         if self.hidden_size % (2 * self.heads):
             raise ConfigError(
                 f"model.hidden_size {self.hidden_size} does not split into {self.heads} heads of even width (model.heads)."

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from minionerec.config.baseline import BaselineName
 from minionerec.config.checks import between, check_shares, positive
@@ -16,6 +16,9 @@ RewardName = Literal["rule", "ranking", "ranking_only", "prefix", "semantic", "c
 @dataclass
 class RlConfig:
     """Stage `rl`: GRPO with ranked beams and ranking rewards, from the SFT model."""
+
+    INDIFFERENT: ClassVar[tuple[str, ...]] = ("micro_batch_prompts", "gradient_checkpointing", "report_to")
+    """Fields that decide how it is computed, not what: results agree up to rounding, so `Config.decisive` leaves them out."""
 
     tasks: list[TaskName] = field(default_factory=lambda: ["history_sid_to_sid"])
     """Tasks whose completion is a SID; each row carries its own target."""

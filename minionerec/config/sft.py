@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from minionerec.config.checks import between, check_shares, positive
 from minionerec.config.evaluation import RANKING_METRICS
@@ -32,6 +32,15 @@ REFERENCE_TASKS: tuple[TaskName, ...] = (
 @dataclass
 class SftConfig:
     """Stage `sft`: supervised fine-tuning on (prompt, completion) pairs, loss on the completion only."""
+
+    INDIFFERENT: ClassVar[tuple[str, ...]] = (
+        "micro_batch",
+        "micro_tokens",
+        "row_tokens",
+        "gradient_checkpointing",
+        "report_to",
+    )
+    """Fields that decide how it is computed, not what: results agree up to rounding, so `Config.decisive` leaves them out."""
 
     tasks: list[TaskName] | Literal["reference"] = field(default_factory=lambda: list(DEFAULT_TASKS))
     """Training tasks, mixed in one shuffled stream; docs/tasks.md shows each. `reference` stands for the reference's five
@@ -139,6 +148,29 @@ class SftConfig:
         check_shares("sft", self.task_shares, self.task_names)
         if not self.tasks:
             raise ConfigError("sft.tasks is empty; name at least one task.")
+        self._check_effects()
+
+    def _check_effects(self) -> None:
+        """Refuse what would have no effect on the tasks, rather than ignore it."""
+        for task in self.task_names:
+            if self.task_names.count(task) > 1:
+                raise ConfigError(f"sft.tasks names {task} twice; name each task once, sft.task_shares lowers a task's share.")
+        of_sids = {
+            "level_weights": self.level_weights is not None,
+            "smoothing": self.smoothing > 0,
+            "normalise": self.normalise == "catalogue",
+        }
+        if not any(task.endswith("_to_sid") for task in self.task_names):
+            for name in (name for name, is_set in of_sids.items() if is_set):
+                raise ConfigError(
+                    f"sft.{name} is {getattr(self, name)}, but no task of sft.tasks has a SID as its answer, and text is not "
+                    "affected; leave it as it is by default."
+                )
+        if self.frequency_power and not any(task.startswith("history") for task in self.task_names):
+            raise ConfigError(
+                f"sft.frequency_power is {self.frequency_power}, but no task of sft.tasks reads a history, and the others see "
+                "every item once; leave it at 0."
+            )
 
     @property
     def task_names(self) -> list[TaskName]:

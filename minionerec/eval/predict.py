@@ -335,7 +335,7 @@ def run(config: Config, recommender: str) -> tuple[Manifest, bool]:
     sections = config.section("eval")
     if recommender in MODELS:
         sections["prompts"] = prompts_section(config.asked)
-    key = content_hash({"config": sections, "seed": config.seed, "inputs": inputs})
+    key = content_hash({"config": {**sections, **config.decisive("eval")}, "seed": config.seed, "inputs": inputs})
     if is_current(folder, key):
         return Manifest.load(folder), False
     dataset = Dataset.load(config.folder / "data")

@@ -5,6 +5,7 @@ their own, and leave the matrix they belong to untouched, so that neither gradie
 The embedding and an untied head each have such rows; a tied head shares the embedding's.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +59,19 @@ def attach(model: PreTrainedModel, config: SftConfig, token_ids: list[int]) -> P
     return adapted
 
 
-def merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Write a PEFT model's adapter into a folder and merge it into the weights; any other model is returned as it is.
+def merge(model: PreTrainedModel, folder: Path, base: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    """Write a PEFT model's adapter into a folder and merge it into the base's weights; any other model is returned as it is.
 
-    The adapter fits the base model after `checkpoint.add_sid_tokens` with the same seed.
+    Args:
+        base: loads what the adapter fits: the base model after `checkpoint.add_sid_tokens` with the same seed. DeepSpeed rounds
+            the weights that it trains in bfloat16, the frozen ones too; those that are saved are the base's own.
     """
     if not hasattr(model, "peft_config"):
         return model
+    import peft
+
     adapted: Any = model
     adapted.save_pretrained(folder, save_embedding_layers=False)
-    merged: PreTrainedModel = adapted.merge_and_unload()
+    merged: PreTrainedModel = peft.PeftModel.from_pretrained(base(), folder).merge_and_unload()
     merged.tie_weights()
     return merged

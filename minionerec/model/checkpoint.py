@@ -36,7 +36,7 @@ def load(path: str | Path, dtype: str = "float32") -> tuple[PreTrainedModel, Pre
     tokenizer without padding token pads with its end token; padding is masked and never a label.
 
     Raises:
-        ConfigError: nothing loadable is there, or the tokenizer has no end token.
+        ConfigError: nothing loadable is there; or see `check_tokenizer`.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
@@ -49,7 +49,20 @@ def load(path: str | Path, dtype: str = "float32") -> tuple[PreTrainedModel, Pre
             f"{path}: not a loadable causal LM ({reason}). Expected a folder with config.json, model.safetensors and "
             "tokenizer files, or a hub name that can be reached."
         ) from None
-    check_tokenizer(path, tokenizer)
+    check_tokenizer(path, tokenizer, model)
+    return model, tokenizer
+
+
+def check_tokenizer(path: str | Path, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Give a tokenizer without padding token its end token for that; padding is masked and never a label.
+
+    Raises:
+        ConfigError: it has no end token, or tokens that the model has no rows for.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"{path}: the tokenizer has no end-of-sequence token (eos_token); titles could never end.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
     rows = vocabulary_rows(model)
     highest = max(number for number in tokenizer.get_vocab().values() if number != tokenizer.pad_token_id)  # never read
     if highest >= rows:
@@ -57,19 +70,6 @@ def load(path: str | Path, dtype: str = "float32") -> tuple[PreTrainedModel, Pre
             f"{path}: the tokenizer has a token with id {highest}, but the model's vocabulary has only {rows} rows (ids 0 to "
             f"{rows - 1}). Model and tokenizer do not belong together: take the tokenizer files of this model."
         )
-    return model, tokenizer
-
-
-def check_tokenizer(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give a tokenizer without padding token its end token for that; padding is masked and never a label.
-
-    Raises:
-        ConfigError: it has no end token.
-    """
-    if tokenizer.eos_token_id is None:
-        raise ConfigError(f"{path}: the tokenizer has no end-of-sequence token (eos_token); titles could never end.")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
 
 
 def vocabulary_rows(model: PreTrainedModel) -> int:

@@ -66,14 +66,16 @@ def micro_batch_within(budget_field: str, budget: int, longest: int, share: int,
     return max(size for size in range(1, share + 1) if share % size == 0 and size <= min(most, budget // longest))
 
 
-def check_distribution(kind: str, processes: int) -> str:
+def check_distribution(kind: str, processes: int, stage: int | None = None) -> str:
     """What this launch has become, for the log; refuses one that silently became less than was asked for.
 
     Args:
         kind: accelerate's distributed type, such as DEEPSPEED or MULTI_GPU. processes: the world size that it works with.
+        stage: DeepSpeed's stage of ZeRO; None without DeepSpeed.
 
     Raises:
-        ConfigError: the launcher asked for DeepSpeed or for more processes, and that is not what runs.
+        ConfigError: the launcher asked for DeepSpeed or for more processes, and that is not what runs; or for another stage of
+            ZeRO than 2, whose checkpoints could not be written.
     """
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true" and kind != "DEEPSPEED":
@@ -86,7 +88,12 @@ def check_distribution(kind: str, processes: int) -> str:
             f"The launcher started {asked} processes, but {processes} train together. Do not launch with --cpu; on CPUs "
             "accelerate launch --num_processes N is enough."
         )
-    return f"{kind}, {processes} process{'es' if processes > 1 else ''}"
+    if kind == "DEEPSPEED" and stage != 2:
+        raise ConfigError(
+            f"The launcher's configuration asks for stage {stage} of DeepSpeed's ZeRO; checkpoints here hold what stage 2 "
+            "splits. Set zero_stage: 2, as sft/zero2.yaml does."
+        )
+    return f"{kind}{' ZeRO-2' * (kind == 'DEEPSPEED')}, {processes} process{'es' if processes > 1 else ''}"
 
 
 def check_precision(field: str, bf16: bool) -> None:

@@ -17,7 +17,7 @@ def outline(path: str | Path, dtype: str = "float32") -> tuple[PreTrainedModel, 
     """What `checkpoint.load` loads, without its weights: only the configuration and the tokenizer are read.
 
     Raises:
-        ConfigError: either is not there, or the tokenizer has no end token.
+        ConfigError: either is not there; or see `check_tokenizer`.
     """
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
@@ -32,7 +32,7 @@ def outline(path: str | Path, dtype: str = "float32") -> tuple[PreTrainedModel, 
             f"{path}: no plan without the model's config.json and tokenizer files ({reason}). Expected a folder that holds "
             "them, or a hub name that can be reached; the weights are not needed."
         ) from None
-    check_tokenizer(path, tokenizer)
+    check_tokenizer(path, tokenizer, model)
     return model, tokenizer
 
 

@@ -17,15 +17,18 @@ vocabulary, m the matrices of the body; sums over parameters take each parameter
   26h. Under gradient checkpointing each layer keeps its input only, and one layer's activations are there at a time.
 - logits: only positions that predict a label are projected; four float32 matrices (labels, V) are alive at once in the backward
   pass (logits, scaled logits, their gradient, the softmax in making), in bf16 the half-width logits as well.
+- SID rows alone, or with LoRA: PEFT's trainable tokens write them into a copy of the matrix in each forward pass, and its
+  gradient is dense: two matrices (V, h) more at once, as wide as the weights (measured, tied or not).
 - rollouts (RL): keys and values of prompts and beams, 2 x layers x key-value width.
 
 FLOPs (Kaplan et al., 2020, section 2.1): 2 a parameter and position forwards, 4 backwards, of which half for weights that are
-frozen; 2 more where activations are computed again; the head only on predicting positions; attention 4 x l x d a layer and
-position forwards (Chowdhery et al., 2022, appendix B), tree masks being dense.
+frozen (where PEFT trains rows of the head, the gradient of all its rows is computed); 2 more where activations are computed
+again; the head only on predicting positions; attention 4 x l x d a layer and position forwards (Chowdhery et al., 2022,
+appendix B), tree masks being dense.
 
 Left out: the context of CUDA and NCCL (about 1 GB), workspaces of kernels, fragmentation (often a tenth), dropout masks,
 LoRA's own activations, evaluation. Frozen matrices keep less than is counted here. What a run computes is estimated from a
-sample of its micro-batches, memory from the micro-batch of the longest trees or prompts.
+sample of its micro-batches; memory from the most demanding of some: of the longest units, of the most labels, and in between.
 """
 
 import os
@@ -44,6 +47,7 @@ from minionerec.artifacts import distributed_state, is_main_process
 
 _BUCKET = 500_000_000  # DeepSpeed's reduce_bucket_size (elements)
 _SAMPLE = 16  # micro-batches that are packed to estimate a run's positions
+_PER_LABEL = (0, 1, 10, 100, 1000)  # positions that a label may weigh: by activations and vocabulary, some tens
 _WIDTH = {True: 2, False: 4}  # bytes of a number in bf16 or not
 
 
@@ -56,6 +60,7 @@ class Shape:
         weight_bytes, trainable_bytes: of the weights as they are stored.
         body, trainable_body: parameters outside the embedding and the head.
         embedding: rows of the vocabulary times the width.
+        token_rows: whether rows of the embedding and the head train through PEFT.
         hidden, heads_width, heads, key_value_width, intermediate, layers, vocabulary: of the decoder.
     """
 
@@ -66,6 +71,7 @@ class Shape:
     body: int
     trainable_body: int
     embedding: int
+    token_rows: bool
     hidden: int
     heads_width: int
     heads: int
@@ -93,6 +99,7 @@ class Shape:
             body=sum(parameter.numel() for parameter in everything if id(parameter) not in outer),
             trainable_body=sum(parameter.numel() for parameter in free if id(parameter) not in outer),
             embedding=embedding.weight.numel(),
+            token_rows=any(hasattr(module, "trainable_tokens_delta") for module in model.modules()),
             hidden=config.hidden_size,
             heads_width=heads * head,
             heads=heads,
@@ -135,7 +142,7 @@ class Work:
         accumulation: micro-batches per step and device.
         tokens, labels: tokens of all examples of one epoch, each example whole, and those of them that are labels.
         sample: some micro-batches.
-        largest: the micro-batch of the longest units.
+        largest: micro-batches of which one takes the most memory.
         rollout: positions generated per micro-batch, prompts with them, 0 where nothing is; where groups are refilled, at most.
         cached: of them, those held in the key-value cache at once.
         reference: a frozen model of the same size is computed beside.
@@ -150,7 +157,7 @@ class Work:
     tokens: int
     labels: int
     sample: tuple[Batch, ...]
-    largest: Batch
+    largest: tuple[Batch, ...]
     rollout: int = 0
     cached: int = 0
     reference: bool = False
@@ -158,19 +165,30 @@ class Work:
 
 
 def draw(
-    units: Sequence[Any], sizes: Sequence[int], micro: int, pack: Callable[[list[Any]], Batch], seed: int
-) -> tuple[tuple[Batch, ...], Batch]:
-    """Micro-batches drawn at random as training draws them, and the one of the longest units.
+    units: Sequence[Any],
+    sizes: Sequence[int],
+    micro: int,
+    pack: Callable[[list[Any]], Batch],
+    seed: int,
+    labels: Sequence[int] | None = None,
+) -> tuple[tuple[Batch, ...], tuple[Batch, ...]]:
+    """Micro-batches drawn at random as training draws them, and those of the largest units, whatever a label weighs.
 
     Args:
         sizes: tokens of each unit.
+        labels: labels of each; None where all have the same number.
     """
     order = list(range(len(units)))
     random.Random(seed).shuffle(order)
     starts = range(0, max(len(order) - micro + 1, 1), micro)[:_SAMPLE]
     sample = tuple(pack([units[place] for place in order[start : start + micro]]) for start in starts)
-    longest = sorted(order, key=lambda place: -sizes[place])[:micro]
-    return sample, pack([units[place] for place in longest])
+    largest: dict[tuple[int, ...], Batch] = {}
+    for weight in (0,) if labels is None else _PER_LABEL:
+        costs = sizes if labels is None else [size + weight * count for size, count in zip(sizes, labels, strict=True)]
+        chosen = tuple(sorted(order, key=lambda place: -costs[place])[:micro])
+        if chosen not in largest:
+            largest[chosen] = pack([units[place] for place in chosen])
+    return sample, tuple(largest.values())
 
 
 @dataclass(frozen=True)
@@ -222,8 +240,10 @@ def memory(shape: Shape, work: Work, devices: Devices) -> dict[str, int]:
     if work.reference:
         found["reference model"] = weights
     width = _WIDTH[devices.bf16]
-    found["activations"] = _activations(shape, work.largest, devices)
-    found["logits"] = work.largest.predicting * shape.vocabulary * (16 + (2 if devices.bf16 else 0))
+    if shape.token_rows:
+        found["copies for SID rows"] = 2 * shape.embedding * (weights // shape.parameters)
+    largest = max(work.largest, key=lambda batch: _activations(shape, batch, devices) + _logits(shape, batch, devices))
+    found["activations"], found["logits"] = _activations(shape, largest, devices), _logits(shape, largest, devices)
     if work.cached:
         found["rollouts"] = work.cached * 2 * shape.layers * shape.key_value_width * width
     return found
@@ -241,13 +261,17 @@ def _activations(shape: Shape, batch: Batch, devices: Devices) -> int:
     return batch.positions * shape.layers * layer
 
 
+def _logits(shape: Shape, batch: Batch, devices: Devices) -> int:
+    return batch.predicting * shape.vocabulary * (16 + (2 if devices.bf16 else 0))
+
+
 def flops(shape: Shape, batch: Batch, work: Work, devices: Devices) -> int:
     """Floating-point operations of one micro-batch, forwards and backwards, over all its passes."""
     attention = 4 * batch.length * shape.heads_width * shape.layers * batch.positions
     forward = 2 * shape.body * batch.positions + attention + 2 * shape.embedding * batch.predicting
     inputs = forward  # the gradient of each layer's input
     weights = 2 * shape.trainable_body * batch.positions + attention  # attention's second operand has one as well
-    if shape.trainable - shape.trainable_body >= shape.embedding:  # the head trains as a whole
+    if shape.token_rows or shape.trainable - shape.trainable_body >= shape.embedding:  # the head has a gradient
         weights += 2 * shape.embedding * batch.predicting
     again = forward if devices.checkpointing else 0
     reference = forward if work.reference else 0

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -17,6 +17,9 @@ from minionerec.prompts.wordings import HEADER, WORDINGS, wordings_digest
 from minionerec.sid.index import SidIndex
 
 PLAIN = PromptsConfig()
+WHOLE: Mapping[TaskName, float] = MappingProxyType({})  # shares: of every task all examples
+
+_One = TypeVar("_One")
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,8 @@ class TokenExample:
         cut: something was left out because the example was too long.
     """
 
-    prompt: list[int]
-    completion: list[int]
+    prompt: Sequence[int]
+    completion: Sequence[int]
     target: int
     group: int
     is_sid: bool
@@ -87,6 +90,19 @@ def build_examples(
     return encode(list(examples_of(task, dataset, index, split, stride, prompts)), tokenizer, context, prompts)
 
 
+def share_of(task: TaskName, examples: Sequence[_One], shares: Mapping[TaskName, float], seed: int) -> Sequence[_One]:
+    """The share of a task's examples that is taken, drawn with the seed, in their order; at least one of them.
+
+    Args:
+        shares: fraction by task, above 0 and at most 1; a task that is not named is taken whole.
+    """
+    share = shares.get(task, 1.0)
+    if share >= 1 or not examples:
+        return examples
+    chosen = random.Random(f"{seed} {task}").sample(range(len(examples)), max(1, round(share * len(examples))))
+    return [examples[place] for place in sorted(chosen)]
+
+
 def sample_examples(
     tasks: Sequence[TaskName],
     dataset: Dataset,
@@ -98,30 +114,22 @@ def sample_examples(
     seed: int,
     context: int | None = None,
     prompts: PromptsConfig = PLAIN,
-    shares: Mapping[TaskName, float] = MappingProxyType({}),
+    shares: Mapping[TaskName, float] = WHOLE,
 ) -> list[TokenExample]:
     """Examples of several tasks in random order, at most `count` of them, with whole histories.
 
     Args:
-        shares: see `take_share`.
+        shares: see `share_of`; `count` are drawn from what they leave.
 
     Raises:
         ConfigError: see `encode`.
         DataError: see `examples_of`.
     """
-    made = {task: list(examples_of(task, dataset, index, split, 1, prompts)) for task in tasks}
-    examples = [example for task in tasks for example in take_share(made[task], task, shares, seed)]
+    examples: list[Example] = []
+    for task in tasks:
+        examples += share_of(task, list(examples_of(task, dataset, index, split, 1, prompts)), shares, seed)
     random.Random(seed).shuffle(examples)
     return encode(examples[:count], tokenizer, context, prompts)
-
-
-def take_share(examples: Sequence[Any], task: TaskName, shares: Mapping[TaskName, float], seed: int) -> Sequence[Any]:
-    """A task's examples in their order; of a task that `shares` names, that share, drawn with the seed, at least one."""
-    share = shares.get(task, 1.0)
-    if share >= 1:
-        return examples
-    chosen = random.Random(f"{seed} {task}").sample(range(len(examples)), max(1, round(share * len(examples))))
-    return [examples[place] for place in sorted(chosen)]
 
 
 def encode(
@@ -130,10 +138,12 @@ def encode(
     """Texts to token ids; a text completion is ended by the tokenizer's end token, a SID ends by itself.
 
     An example longer than `context` or `prompts.max_tokens` is cut: a text that is to be written to half of the limit, without
-    an end; then a history loses its oldest items, a text its last words. A SID is never cut.
+    an end; then a history loses its oldest items, a text its last words, a single word (a
+    text without spaces) its last characters. A SID is never cut.
 
     Raises:
-        ConfigError: an example is too long with one item or word; the tokenizer makes nothing of it, or has no chat template.
+        ConfigError: an example is too long with one item or character left; the tokenizer makes nothing of it, or has no chat
+            template.
     """
     if not examples:
         return []
@@ -163,18 +173,21 @@ def encode(
             if example.kind == "text":
                 completion = completion[: max(limit // 2, 1)]
 
-            def shorter(count: int, words: int | None = None, example: Example = example) -> list[int]:
-                return tokens_of([dress(example.instruction, example.question(count, words))])[0]
+            def shorter(*most: int, example: Example = example) -> list[int]:
+                return tokens_of([dress(example.instruction, example.question(*most))])[0]
 
             room = limit - len(completion)
             prompt = _fit(shorter, len(example.parts), room)
-            if len(prompt) > room:  # a single title that is too long
-                prompt = _fit(partial(shorter, 1), len(example.parts[-1].split(" ")), room)
+            if len(prompt) > room and example.breakable:  # a single title that is too long, or a single word
+                words = example.parts[-1 if example.newest else 0].removeprefix(example.mark).split(" ")
+                prompt = _fit(partial(shorter, 1), len(words), room)
+                if len(prompt) > room:
+                    prompt = _fit(partial(shorter, 1, 1), len(words[0]), room)
             if len(prompt) + len(completion) > limit:
                 bound = "prompts.max_tokens is" if limit == prompts.max_tokens else "the model reads"
                 raise ConfigError(
                     f"Item {example.target}, prompt {example.question(1)[:40]!r}...: {len(prompt) + len(completion)} tokens "
-                    f"with one {'item' if example.row is not None else 'word'} left of it, {bound} {limit}. Take a model that "
+                    f"with one {'character' if example.breakable else 'item'} left of it, {bound} {limit}. Take a model that "
                     "reads more, a shorter prompts.style, or shorten the item's text."
                 )
         is_sid = example.kind == "sid"

@@ -2,7 +2,8 @@
 
 An entry is a folder `tokens/<key>/`: `tokens.npy` (tokens of all prompts and completions in a row, int32), `offsets.npy` (where
 each begins: prompt, completion, prompt, ..., and the end, int64), `facts.npy` (the other fields of each example, int64), and
-`sha256.json` (hashes of the three). It is written under a temporary name and renamed, and read through memory maps. The key
+`sha256.json` (hashes of the three). It is written under a temporary name and renamed. Prompts and completions are views of the
+memory-mapped file: the ranks of a machine share its pages, and an example costs some hundred bytes, however long it is. The key
 covers everything that decides the tokens: catalogue, split, SIDs, tokenizer, this package's wording and code, all options. An
 entry that is damaged is made anew. `$MINIONEREC_CACHE/tokens` may be deleted at any time.
 """
@@ -76,6 +77,7 @@ def cached_examples(
         found = build_examples(task, dataset, index, tokenizer, split=split, **options)
         try:
             _write(folder, found)
+            found = _read(folder) or found
         except OSError as error:
             warnings.warn(f"{folder}: tokens are not cached ({error.strerror}); set MINIONEREC_CACHE.", stacklevel=2)
     return found
@@ -134,12 +136,11 @@ def _read(folder: Path) -> list[TokenExample] | None:
         tokens, offsets, facts = (np.load(folder / name, mmap_mode="r") for name in _FILES)
     except (OSError, ArtifactError, ValueError):
         return None
-    ends = offsets.tolist()
-    rows = facts.tolist()
+    ends, rows, mapped = offsets.tolist(), facts.tolist(), tokens.data
     return [
         TokenExample(
-            prompt=tokens[ends[2 * row] : ends[2 * row + 1]].tolist(),
-            completion=tokens[ends[2 * row + 1] : ends[2 * row + 2]].tolist(),
+            prompt=mapped[ends[2 * row] : ends[2 * row + 1]],
+            completion=mapped[ends[2 * row + 1] : ends[2 * row + 2]],
             **{made.name: _value(value, made.type) for made, value in zip(_FACTS, values, strict=True)},
         )
         for row, values in enumerate(rows)

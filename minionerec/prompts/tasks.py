@@ -25,6 +25,8 @@ class Example:
     Attributes:
         instruction: shown by styles that have one.
         before, parts, separator, after: the question; the parts are the items of a history or the words of a text.
+        mark: what stands before the text in each part, such as a list's dash.
+        breakable: whether a part may be cut inside: a text, not a SID.
         newest: whether the last parts stay when some have to go (a history) or the first (a text).
         target: index of the item that the completion names.
         group: examples of a task with the same group are expected to share the beginning of their prompts.
@@ -41,14 +43,17 @@ class Example:
     target: int
     group: int
     kind: Literal["sid", "text"]
+    breakable: bool
+    mark: str = ""
     newest: bool = False
     row: int | None = None
 
-    def question(self, count: int | None = None, words: int | None = None) -> str:
-        """The question with at most `count` parts, at least one, and of each at most so many words; None for all."""
+    def question(self, count: int | None = None, words: int | None = None, characters: int | None = None) -> str:
+        """The question with at most `count` parts, at least one, of each at most so many words and characters; None for all."""
         kept = self.parts if count is None else self.parts[-count:] if self.newest else self.parts[:count]
         if words is not None:
-            kept = tuple(" ".join(part.split(" ")[:words]) for part in kept)
+            texts = (part.removeprefix(self.mark) for part in kept)
+            kept = tuple(self.mark + " ".join(text.split(" ")[:words])[:characters] for text in texts)
         return self.before + self.separator.join(kept) + self.after
 
 
@@ -129,6 +134,8 @@ def _of_histories(
             target=target,
             group=groups.setdefault((user, begin + skipped), len(groups)),
             kind="sid" if slot == "sid" else "text",
+            breakable=given == "titles",
+            mark=wording.part.partition("{}")[0],
             newest=True,
             row=row,
         )
@@ -159,4 +166,5 @@ def _of_items(
             target=item,
             group=item // stride,
             kind="sid" if slot == "sid" else "text",
+            breakable=given != "sid",
         )

@@ -129,7 +129,7 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
     sections = {**config.section("rl"), "prompts": prompts_section(prompts), "rollouts": {"exclude_history": filtered}}
     if config.rl.evaluations:
         sections |= {"validation": config.decoding}
-    key = content_hash({"config": sections, "seed": config.seed, "inputs": inputs})
+    key = content_hash({"config": {**sections, **config.decisive("rl")}, "seed": config.seed, "inputs": inputs})
     if is_current(folder, key):
         return Manifest.load(folder), False
     split_prompts(config.rl)  # refuses before anything is loaded

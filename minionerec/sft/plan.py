@@ -9,7 +9,6 @@ from minionerec.model.plan import Plan, Shape, planned_devices
 from minionerec.prompts.builder import tokenizer_corpus
 from minionerec.sft import train
 from minionerec.sft.trainer import TreeCollator, tree_tokens
-from minionerec.sft.weights import LossWeights
 from minionerec.sid.index import SidIndex
 from minionerec.tree import NO_TOKEN
 
@@ -24,6 +23,7 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
         ArtifactError: data or SIDs are not there.
         ConfigError: see `train.training_arguments`, `outline.base_outline`.
     """
+    train.check_options(config.sft, devices)
     for name, command in ITEM_STAGES.items():
         require(config.folder / name, command)
     dataset = Dataset.load(config.folder / "data")
@@ -31,25 +31,8 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
     corpus = tokenizer_corpus(dataset, config.asked, config.sft.task_names)
     model, tokenizer = base_outline(config.model, index, corpus, config.seed)
     token_ids = checkpoint.sid_token_ids(tokenizer, index)
-    context = getattr(model.config, "max_position_embeddings", None)
     model = adapters.attach(model, config.sft, token_ids[token_ids != NO_TOKEN].unique().tolist())
-    stride = config.sft.history_stride
-    statistics: dict[str, dict[str, int]] = {}
-    trees = train.build_trees(
-        config.sft.task_names,
-        dataset,
-        index,
-        tokenizer,
-        split="train",
-        stride=stride,
-        context=context,
-        prompts=config.asked.for_training(),
-        shares=config.sft.task_shares,
-        seed=config.seed,
-        answer_in_prompt=config.sft.answer_in_prompt,
-        weights=LossWeights(config.sft, dataset, index.levels),
-        statistics=statistics,
-    )
+    trees, statistics = train.training_trees(config, dataset, index, model, tokenizer)
     longest = max(map(tree_tokens, trees))
     arguments = train.training_arguments(config.sft, config.seed, config.folder / "sft", len(trees), longest, devices)
     work = train.work(trees, arguments, TreeCollator(config.sft.row_tokens), statistics)

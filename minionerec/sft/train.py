@@ -17,7 +17,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -50,11 +49,12 @@ from minionerec.errors import ConfigError, DataError
 from minionerec.model import adapters, card, checkpoint, plan, scratch
 from minionerec.model.dropout import add_dropout
 from minionerec.model.launch import check_distribution, check_precision, micro_batch_within, split_batch
+from minionerec.model.memory import enough_memory
 from minionerec.model.progress import StepBar
 from minionerec.model.validator import Measure, Validator
-from minionerec.prompts.builder import PLAIN, prompts_section, take_share, tokenizer_corpus
+from minionerec.prompts.builder import PLAIN, WHOLE, prompts_section, share_of, tokenizer_corpus
 from minionerec.prompts.cache import cached_examples
-from minionerec.sft.trainer import Tree, TreeCollator, TreeTrainer, tree_tokens
+from minionerec.sft.trainer import Tree, TreeCollator, TreeTrainer, setting_up, tree_tokens
 from minionerec.sft.weights import LossWeights
 from minionerec.sid.index import SidIndex
 from minionerec.tree import NO_TOKEN, Branch, CatalogTrie
@@ -86,7 +86,7 @@ def build_trees(
     stride: int,
     context: int | None,
     prompts: PromptsConfig = PLAIN,
-    shares: Mapping[TaskName, float] = MappingProxyType({}),
+    shares: Mapping[TaskName, float] = WHOLE,
     seed: int = 0,
     answer_in_prompt: bool = False,
     weights: LossWeights | None = None,
@@ -96,14 +96,14 @@ def build_trees(
 
     Args:
         answer_in_prompt: repeat the reference's mistake, see `sft.answer_in_prompt`.
-        shares: see `take_share`.
+        shares: see `share_of`.
         statistics: filled with examples, tokens, labels and truncated examples by task.
     """
     trees: dict[tuple[TaskName, int, int], Tree] = {}
     counts: dict[tuple[TaskName, int], int] = {}
     for task in tasks:
         options: dict[str, Any] = {"split": split, "stride": stride, "context": context, "prompts": prompts}
-        examples = take_share(cached_examples(task, dataset, index, tokenizer, **options), task, shares, seed)
+        examples = share_of(task, cached_examples(task, dataset, index, tokenizer, **options), shares, seed)
         if answer_in_prompt and not task.startswith("history"):
             examples = [replace(example, prompt=[*example.prompt, *example.completion]) for example in examples]
         if statistics is not None:
@@ -119,6 +119,70 @@ def build_trees(
     return list(trees.values())
 
 
+def training_trees(
+    config: Config, dataset: Dataset, index: SidIndex, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[Tree], dict[str, dict[str, int]]]:
+    """All that is trained on, and its statistics by task; see `build_trees`.
+
+    Raises:
+        ConfigError: see `LossWeights`, `encode`.
+        DataError: see `examples_of`.
+    """
+    statistics: dict[str, dict[str, int]] = {}
+    trees = build_trees(
+        config.sft.task_names,
+        dataset,
+        index,
+        tokenizer,
+        split="train",
+        stride=config.sft.history_stride,
+        context=_context(model),
+        prompts=config.asked.for_training(),
+        shares=config.sft.task_shares,
+        seed=config.seed,
+        answer_in_prompt=config.sft.answer_in_prompt,
+        weights=LossWeights(config.sft, dataset, index.levels),
+        statistics=statistics,
+    )
+    return trees, statistics
+
+
+def validation_trees(
+    config: Config, dataset: Dataset, index: SidIndex, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> list[Tree]:
+    """Whole histories of the recommending task, unweighted: what evaluation will see, whatever is trained.
+
+    Raises:
+        DataError: the valid split is empty.
+    """
+    options: dict[str, Any] = {"context": _context(model), "prompts": config.asked.for_training()}
+    trees = build_trees(["history_sid_to_sid"], dataset, index, tokenizer, split="valid", stride=1, **options)
+    if not trees:
+        raise DataError(f"{config.folder / 'data'}: the valid split is empty; nothing to choose the best model by.")
+    return trees
+
+
+def _context(model: PreTrainedModel) -> int | None:
+    """The most tokens that a model can read; None where unlimited."""
+    found: int | None = getattr(model.config, "max_position_embeddings", None)
+    return found
+
+
+def check_options(config: SftConfig, devices: int | None = None) -> None:
+    """What can be refused before anything is loaded; `training_arguments` does as well.
+
+    Raises:
+        ConfigError: see `check_precision` and `split_batch`; or a package of `report_to` is missing.
+    """
+    check_precision("sft.bf16", config.bf16)
+    micro = config.micro_batch if config.micro_tokens is None else 1
+    split_batch("sft.batch_size", config.batch_size, "sft.micro_batch", micro, devices)
+    missing = set(config.report_to) - set(get_available_reporting_integrations())
+    if missing:
+        name = min(missing)
+        raise ConfigError(f"sft.report_to names {name}, which is not installed: pip install {name}.")
+
+
 def training_arguments(
     config: SftConfig, seed: int, folder: Path, trees: int, longest: int = 0, devices: int | None = None
 ) -> TrainingArguments:
@@ -129,19 +193,14 @@ def training_arguments(
         devices: how many there are to be, for a plan; None for those that run.
 
     Raises:
-        ConfigError: see `split_batch`, `micro_batch_within` and `check_precision`; there are fewer trees than one batch holds,
-            or a package of `report_to` is missing.
+        ConfigError: see `check_options` and `micro_batch_within`; or there are fewer trees than one batch holds.
     """
-    check_precision("sft.bf16", config.bf16)
+    check_options(config, devices)
     micro = config.micro_batch
     if config.micro_tokens is not None:
         share = config.batch_size // (devices or distributed_state().num_processes)
         micro = micro_batch_within("sft.micro_tokens", config.micro_tokens, longest, max(share, 1), micro)
     micro, accumulation = split_batch("sft.batch_size", config.batch_size, "sft.micro_batch", micro, devices)
-    missing = set(config.report_to) - set(get_available_reporting_integrations())
-    if missing:
-        name = min(missing)
-        raise ConfigError(f"sft.report_to names {name}, which is not installed: pip install {name}.")
     if trees < config.batch_size:
         raise ConfigError(f"sft.batch_size is {config.batch_size}, but there are only {trees} trees; lower it.")
     steps = math.ceil(trees // config.batch_size * config.epochs)
@@ -185,8 +244,9 @@ def work(
 ) -> plan.Work:
     """What training on these trees takes; `statistics` are those of `build_trees`."""
     sizes = [sum(len(branch.prompt) + len(branch.completion) for branch in tree) for tree in trees]
-    micro = arguments.per_device_train_batch_size
-    sample, largest = plan.draw(trees, sizes, micro, lambda some: plan.Batch.of(collator(some)), int(arguments.seed))
+    labels = [sum(map(_labels, tree)) for tree in trees]
+    micro, seed = arguments.per_device_train_batch_size, int(arguments.seed)
+    sample, largest = plan.draw(trees, sizes, micro, lambda some: plan.Batch.of(collator(some)), seed, labels)
     return plan.Work(
         unit="trees",
         units=len(trees),
@@ -194,15 +254,15 @@ def work(
         micro=micro,
         accumulation=arguments.gradient_accumulation_steps,
         tokens=sum(sizes),
-        labels=sum(
-            len(branch.completion) if branch.weights is None else int(np.count_nonzero(branch.weights))
-            for tree in trees
-            for branch in tree
-        ),
+        labels=sum(labels),
         sample=sample,
         largest=largest,
         tasks=statistics,
     )
+
+
+def _labels(branch: Branch) -> int:
+    return len(branch.completion) if branch.weights is None else int(np.count_nonzero(branch.weights))
 
 
 def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], None] | None = None) -> tuple[Manifest, bool]:
@@ -214,9 +274,10 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
 
     Raises:
         ArtifactError: an input is missing, or the disk cannot hold the checkpoints.
-        ConfigError: see `training_arguments`, `checkpoint.load`, `check_distribution`, `adapters.attach`, `LossWeights`.
+        ConfigError: see `check_options`, `training_arguments`, `checkpoint.load`, `check_distribution`, `adapters.attach`,
+            `LossWeights`.
         ConstraintError: the loss asks for the trie's children, but some SID is the beginning of another.
-        TrainingError: see `TreeTrainer.training_step`.
+        TrainingError: see `TreeTrainer.train`.
     """
     folder = config.folder / "sft"
     inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
@@ -226,9 +287,13 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
     sections = {**config.section("sft", "model"), "prompts": prompts_section(prompts)}
     if config.sft.best_metric != "loss":
         sections |= {"validation": config.decoding}
-    key = content_hash({"config": sections, "seed": config.seed, "inputs": inputs})
+    decisive = {**sections, **config.decisive("sft", "model")}
+    key = content_hash({"config": decisive, "seed": config.seed, "inputs": inputs})
     if is_current(folder, key):
         return Manifest.load(folder), False
+    check_options(config.sft)
+    if config.sft.answer_in_prompt:
+        log.warning("sft.answer_in_prompt is true: prompts about an item end with their own answer, as in the reference.")
     dataset = Dataset.load(config.folder / "data")
     index = SidIndex.load(config.folder / "sid", dataset)
     set_seed(config.seed)
@@ -240,38 +305,23 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     # The model; weights and two moments of the best, last and next checkpoint.
     check_space(folder, (parameters + trainable * 9) * 4)
-    context = getattr(model.config, "max_position_embeddings", None)
-    stride = config.sft.history_stride
-    if config.sft.answer_in_prompt:
-        log.warning("sft.answer_in_prompt is true: prompts about an item end with their own answer, as in the reference.")
-    weights = LossWeights(config.sft, dataset, index.levels)
-    statistics: dict[str, dict[str, int]] = {}
-    trees = build_trees(
-        config.sft.task_names,
-        dataset,
-        index,
-        tokenizer,
-        split="train",
-        stride=stride,
-        context=context,
-        prompts=prompts,
-        shares=config.sft.task_shares,
-        seed=config.seed,
-        answer_in_prompt=config.sft.answer_in_prompt,
-        weights=weights,
-        statistics=statistics,
-    )
-    # Validation is always on whole histories of the recommending task, unweighted: what evaluation will see.
-    task: TaskName = "history_sid_to_sid"
-    held_out = build_trees([task], dataset, index, tokenizer, split="valid", stride=1, context=context, prompts=prompts)
+    trees, statistics = training_trees(config, dataset, index, model, tokenizer)
+    held_out = validation_trees(config, dataset, index, model, tokenizer)
     measure: Measure | None = None
     if config.sft.best_metric != "loss":
         measure = validator(model, tokenizer, dataset, index, config, config.sft.valid_examples, config.sft.best_metric)
     trie = CatalogTrie.from_codes(token_ids) if config.sft.normalise == "catalogue" or config.sft.smoothing else None
     if trie is not None:
         trie.check_normalisable()
-    if not held_out:
-        raise DataError(f"{config.folder / 'data'}: the valid split is empty; nothing to choose the best model by.")
+    longest = max(map(tree_tokens, trees)) if config.sft.micro_tokens is not None else 0
+    arguments = training_arguments(config.sft, config.seed, folder, len(trees), longest)
+    collator = TreeCollator(config.sft.row_tokens, trie)
+    devices = plan.launched(config.sft.bf16, config.sft.gradient_checkpointing)
+    planned = plan.Plan("sft", plan.Shape.of(model), work(trees, arguments, collator, statistics), devices)
+    planned.show()
+    if "tensorboard" in config.sft.report_to:  # what lies among the checkpoints is deleted at the end
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(config.folder / "tensorboard" / "sft"))
+    # All that the configuration or the data can be refused for lies behind: a partial folder of other options is removed now.
     with write_artifact(
         folder,
         stage="sft",
@@ -282,34 +332,24 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
         resumable=True,
         collective=True,
     ) as draft:
-        checkpoints = draft.path / CHECKPOINTS
-        longest = max(map(tree_tokens, trees)) if config.sft.micro_tokens is not None else 0
-        arguments = training_arguments(config.sft, config.seed, checkpoints, len(trees), longest)
-        if "tensorboard" in config.sft.report_to:  # what lies among the checkpoints is deleted at the end
-            os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(config.folder / "tensorboard" / "sft"))
-        collator = TreeCollator(config.sft.row_tokens, trie)
-        devices = plan.launched(config.sft.bf16, config.sft.gradient_checkpointing)
-        planned = plan.Plan("sft", plan.Shape.of(model), work(trees, arguments, collator, statistics), devices)
-        planned.show()
-        trainer = TreeTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=trees,
-            eval_dataset=held_out,
-            data_collator=collator,
-            trie=trie,
-            normalise=config.sft.normalise,
-            smoothing=config.sft.smoothing,
-            measure=measure,
-            callbacks=[checkpoint.MarkComplete(), EarlyStoppingCallback(config.sft.patience)],
-        )
+        arguments.output_dir = str(draft.path / CHECKPOINTS)
+        with enough_memory(setting_up):
+            trainer = TreeTrainer(
+                model=model,
+                args=arguments,
+                train_dataset=trees,
+                eval_dataset=held_out,
+                data_collator=collator,
+                trie=trie,
+                normalise=config.sft.normalise,
+                smoothing=config.sft.smoothing,
+                measure=measure,
+                failed=config.folder / "sft-failed",
+                callbacks=[checkpoint.MarkComplete(), EarlyStoppingCallback(config.sft.patience)],
+            )
         StepBar.install(trainer, "sft")
-        kind = trainer.accelerator.distributed_type.name
-        launched = check_distribution(kind, trainer.accelerator.num_processes)
-        if is_main_process():
-            batch = f"{arguments.per_device_train_batch_size} x {arguments.gradient_accumulation_steps}"
-            print(f"sft on {launched}, micro-batches of trees per process: {batch}", flush=True)
-        trainer.train(resume_from_checkpoint=checkpoint.last_checkpoint(checkpoints))
+        kind = _launched_as(trainer)
+        trainer.train(resume_from_checkpoint=checkpoint.last_checkpoint(draft.path / CHECKPOINTS))
         figures = {
             "parameters": parameters,
             "trainable": trainable,
@@ -321,7 +361,8 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
             f"best_valid_{config.sft.best_metric}": trainer.state.best_metric,
         }
         if trainer.is_world_process_zero():
-            whole = adapters.merge(trainer.accelerator.unwrap_model(trainer.model), draft.path / "adapter")
+            trained = trainer.accelerator.unwrap_model(trainer.model)
+            whole = adapters.merge(trained, draft.path / "adapter", lambda: base_model(config, dataset, index)[0])
             checkpoint.save(whole, tokenizer, draft.path / "model")
             card.write(draft.path / "model", "sft", config, dataset, index, figures)
             checkpoint.write_log(trainer.state, draft.path / "log.jsonl")
@@ -329,3 +370,17 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
                 draw(draft.path / "log.jsonl", draft.path / "curves.html", f"{config.name}: SFT")
         draft.metrics.update(**figures, tasks=statistics, **planned.metrics())
     return Manifest.load(folder), True
+
+
+def _launched_as(trainer: TreeTrainer) -> str:
+    """Accelerate's distributed type, after its check; the main process prints what the launch has become.
+
+    Raises:
+        ConfigError: see `check_distribution`.
+    """
+    kind, plugin = trainer.accelerator.distributed_type.name, trainer.accelerator.state.deepspeed_plugin
+    launched = check_distribution(kind, trainer.accelerator.num_processes, None if plugin is None else plugin.zero_stage)
+    if is_main_process():
+        batch = f"{trainer.args.per_device_train_batch_size} x {trainer.args.gradient_accumulation_steps}"
+        print(f"sft on {launched}, micro-batches of trees per process: {batch}", flush=True)
+    return kind

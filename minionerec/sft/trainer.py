@@ -1,5 +1,6 @@
 """Transformers' Trainer on prefix-tree batches: the same loss and gradients as padded batches, for fewer tokens."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -12,11 +13,34 @@ from torch.utils.data import DataLoader, RandomSampler
 from transformers.trainer_utils import EvalLoopOutput
 
 from minionerec.errors import TrainingError
+from minionerec.model.memory import enough_memory
 from minionerec.model.resume import PortableTrainer
 from minionerec.model.validator import Measure
 from minionerec.tree import Branch, CatalogTrie, Normalise, TreeBatch, pack, tree_logprobs
 
 Tree = list[Branch]
+
+_WEIGHTS = (
+    "Weights, gradients and AdamW's moments do not fit, whatever the micro-batch: more devices under ZeRO-2 (sft/zero2.yaml), "
+    "sft.train lora or sid_rows, sft.bf16 true under ZeRO-2, or a smaller model. --dry-run shows what each takes."
+)
+_STEP = (
+    "Lower sft.micro_batch or sft.micro_tokens; the global batch and the result stay the same. Where a single tree is too "
+    "much: sft.gradient_checkpointing true, a lower sft.history_stride or sft.row_tokens, sft.train lora, more devices."
+)
+_VALIDATION = (
+    "Lower sft.micro_batch, whose size the validation's batches have; with a ranking metric as sft.best_metric also "
+    "eval.num_beams or eval.batch_size."
+)
+_CHECKPOINT = (
+    "The main process gathers the optimiser's state in main memory, about 12 bytes for each trained parameter: free some, or "
+    "sft.train lora or sid_rows."
+)
+
+
+def setting_up() -> tuple[str, str]:
+    """For `enough_memory`: before the first step."""
+    return "while the training was set up", _WEIGHTS
 
 
 def tree_tokens(tree: Tree) -> int:
@@ -55,6 +79,7 @@ class TreeTrainer(PortableTrainer):
             (the children of its prefix in the trie): the loss is -(1 - e) log p(label) - e / n * sum of log p(child). Text is
             not smoothed, nor is validation.
         measure: ranking metrics of the model, which a validation adds to the loss.
+        failed: folder for batches whose loss or gradient is not finite; Trainer's own where None.
         others: Trainer's.
     """
 
@@ -65,41 +90,59 @@ class TreeTrainer(PortableTrainer):
         normalise: Normalise = "vocabulary",
         smoothing: float = 0.0,
         measure: Measure | None = None,
+        failed: Path | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.failed = Path(str(self.args.output_dir)) if failed is None else failed
+        self._micro_batches: list[dict[str, Any]] = []  # of the step that is being computed
+        self._begun = False
         self.trie = None if trie is None else trie.to(self.args.device)
         self.normalise, self.smoothing, self.measure = normalise, smoothing, measure
         self.model_accepts_loss_kwargs = True  # count the labels of a step for every model: the loss is computed here
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Trainer's own.
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """PortableTrainer's own.
 
         Raises:
-            TrainingError: the loss is not finite (the batch is kept), or the memory does not suffice.
+            TrainingError: a loss or a gradient is not finite (the batch is kept), or the memory does not suffice.
         """
-        try:
-            return super().training_step(*args, **kwargs)
-        except RuntimeError as error:  # on a GPU torch.OutOfMemoryError, on a CPU nothing more specific
-            if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
-                raise
-            reason = str(error).strip().splitlines()[0]
-            raise TrainingError(
-                f"Out of memory at step {self.state.global_step + 1} with micro-batches of "
-                f"{self.args.per_device_train_batch_size} trees ({reason}). Lower sft.micro_batch or sft.micro_tokens; the "
-                "global batch and the result stay the same. Where a single tree is too much: sft.gradient_checkpointing true, "
-                "a lower sft.history_stride or sft.row_tokens, sft.train lora, more devices."
-            ) from error
+        with enough_memory(
+            lambda: (f"in the optimiser, at step {self.state.global_step + 1}", _WEIGHTS) if self._begun else setting_up()
+        ):
+            return super().train(*args, **kwargs)
 
-    def _refuse(self, inputs: dict[str, Any]) -> None:
-        """Keep the batch whose loss is not finite, and stop."""
-        step = self.state.global_step + 1
-        path = Path(str(self.args.output_dir)) / f"not-finite-step-{step}-rank-{self.args.process_index}.safetensors"
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Trainer's own; see `train` for what it raises."""
+        self._begun = True
+        self._micro_batches.append(inputs)
+        trees = self.args.per_device_train_batch_size
+        with enough_memory(lambda: (f"at step {self.state.global_step + 1} with micro-batches of {trees} trees", _STEP)):
+            return super().training_step(model, inputs, *args, **kwargs)
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        """Trainer's own, before it takes the step. DeepSpeed has taken it by then: its weights in memory may be lost, but no
+        checkpoint was written with them.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        if norm is not None and not math.isfinite(norm):
+            self._refuse("gradient", f"step {self.state.global_step + 1}", self._micro_batches)
+        self._micro_batches.clear()
+        return norm
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with enough_memory(lambda: (f"while the checkpoint of step {self.state.global_step} was written", _CHECKPOINT)):
+            super()._save_checkpoint(*args, **kwargs)
+
+    def _refuse(self, what: str, where: str, batches: Sequence[dict[str, Any]], cause: str = "") -> None:
+        """Keep the micro-batches whose loss or gradient is not finite, each tensor under its batch's number, and stop."""
+        path = self.failed / f"not-finite-{where.replace(' ', '-')}-rank-{self.args.process_index}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.cpu().clone() for name, value in inputs.items() if torch.is_tensor(value)}, path)
+        named = ((f"{number}.{name}", value) for number, batch in enumerate(batches) for name, value in batch.items())
+        save_file({name: value.cpu().clone() for name, value in named if torch.is_tensor(value)}, path)
         raise TrainingError(
-            f"The loss of step {step} is not finite (learning rate {self._get_learning_rate():.3g}). The batch is kept in "
-            f"{path}. Lower sft.learning_rate, lengthen sft.warmup, set sft.max_grad_norm to 1, or compute in float32 "
+            f"The {what} of {where} is not finite (learning rate {self._get_learning_rate():.3g}). The batch is kept in "
+            f"{path}. {cause}Lower sft.learning_rate, lengthen sft.warmup, set sft.max_grad_norm to 1, or compute in float32 "
             "(sft.bf16 false)."
         )
 
@@ -115,7 +158,7 @@ class TreeTrainer(PortableTrainer):
             raise TypeError("TreeTrainer gives the loss only; its evaluation loop computes its own.")
         loss, count = self._summed_loss(model, inputs, self.smoothing)
         if not torch.isfinite(loss):
-            self._refuse(inputs)
+            self._refuse("loss", f"step {self.state.global_step + 1}", [inputs])
         if num_items_in_batch is None:
             return loss / count
         devices = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1  # DDP averages over them
@@ -150,17 +193,17 @@ class TreeTrainer(PortableTrainer):
 
     def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """The mean loss over all validation labels, and what `measure` gives. Trainer's own weighs batches by rows."""
+        place = f"validation after step {self.state.global_step}"
         model = self.accelerator.unwrap_model(self.model).eval()
         totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-        with torch.no_grad():
+        with torch.no_grad(), enough_memory(lambda: (f"in the {place}", _VALIDATION)):
             for inputs in dataloader:
                 loss, count = self._summed_loss(model, self._prepare_inputs(inputs))
                 if not torch.isfinite(loss):
-                    self._refuse(inputs)
+                    self._refuse("loss", place, [inputs], "The steps before had finite gradients, so training diverges. ")
                 totals += torch.stack([loss.double(), torch.tensor(float(count), dtype=torch.float64, device=loss.device)])
-        loss_sum, labels = self.accelerator.reduce(totals, "sum").tolist()
-        metrics = {f"{metric_key_prefix}_loss": loss_sum / labels}
-        if self.measure is not None:
-            with torch.no_grad():
+            loss_sum, labels = self.accelerator.reduce(totals, "sum").tolist()
+            metrics = {f"{metric_key_prefix}_loss": loss_sum / labels}
+            if self.measure is not None:
                 metrics |= {f"{metric_key_prefix}_{name}": value for name, value in self.measure().items()}
         return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))

@@ -54,7 +54,10 @@ def test_a_launch_that_became_less_is_refused(monkeypatch):
     with pytest.raises(ConfigError, match="started 2 processes, but 1 train together"):
         check_distribution("NO", 1)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    assert check_distribution("DEEPSPEED", 2) == "DEEPSPEED, 2 processes"
+    assert check_distribution("DEEPSPEED", 2, 2) == "DEEPSPEED ZeRO-2, 2 processes"
+    for stage in (1, 3):
+        with pytest.raises(ConfigError, match=rf"stage {stage} of DeepSpeed's ZeRO; .* Set zero_stage: 2"):
+            check_distribution("DEEPSPEED", 2, stage)
     with pytest.raises(ConfigError, match=r"asks for DeepSpeed, but what runs is MULTI_CPU. Unset ACCELERATE_USE_CPU"):
         check_distribution("MULTI_CPU", 2)
     monkeypatch.delenv("WORLD_SIZE")

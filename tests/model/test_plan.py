@@ -1,5 +1,9 @@
+import dataclasses
+import weakref
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from minionerec.config import ModelConfig, SftConfig
@@ -19,7 +23,7 @@ def shape(parameters, **changes):
     return Shape(**{**sizes, "parameters": parameters, "trainable": parameters, **changes})
 
 
-NOTHING = Work("trees", 1, 1, 1, 1, 1, 1, (Batch(0, 0, 0),), Batch(0, 0, 0))
+NOTHING = Work("trees", 1, 1, 1, 1, 1, 1, (Batch(0, 0, 0),), (Batch(0, 0, 0),))
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +127,7 @@ def test_activations_are_what_torch_keeps(precision, zero2, hidden, key_value_he
             )
         kept[layers] = sum(size for size, _ in tensors.values())
         batch = Batch(2, 20, 2)
-        work = Work("trees", 1, 1, 1, 1, 1, 1, (batch,), batch)
+        work = Work("trees", 1, 1, 1, 1, 1, 1, (batch,), (batch,))
         planned = memory(Shape.of(model), work, Devices(2 if zero2 else 1, zero2, precision != "float32"))["activations"]
     assert planned / 2 == pytest.approx(kept[2] - kept[1], rel=0.02)
 
@@ -131,7 +135,7 @@ def test_activations_are_what_torch_keeps(precision, zero2, hidden, key_value_he
 def test_checkpointing_keeps_less_and_computes_more():
     model = Qwen2ForCausalLM(Qwen2Config(vocab_size=50, hidden_size=64, intermediate_size=96, num_hidden_layers=8))
     batch = Batch(4, 100, 12)
-    work = Work("trees", 1, 1, 1, 1, 1, 1, (batch,), batch)
+    work = Work("trees", 1, 1, 1, 1, 1, 1, (batch,), (batch,))
     some = Shape.of(model)
     plain, again = Devices(), Devices(checkpointing=True)
     assert memory(some, work, again)["activations"] < memory(some, work, plain)["activations"] / 4
@@ -149,13 +153,84 @@ def test_the_sample_holds_each_unit_once_where_it_is_small():
     sizes = [3, 9, 1, 7, 5, 8]
     sample, largest = draw(sizes, sizes, 2, lambda some: seen.append(some) or Batch(len(some), max(some), 1), 0)
     assert sorted(size for some in seen[:3] for size in some) == sorted(sizes) and len(sample) == 3
-    assert largest == Batch(2, 9, 1) and sorted(seen[3]) == [8, 9]
+    assert largest == (Batch(2, 9, 1),) and sorted(seen[3]) == [8, 9]
+
+
+def test_memory_is_that_of_the_worst_micro_batch_whether_of_positions_or_of_labels():
+    """Units of (tokens, labels): long prompts with short answers, short prompts with long ones, and a few of both kinds."""
+
+    def pack(some):
+        return Batch(len(some), max(tokens for tokens, _ in some), sum(labels for _, labels in some))
+
+    kinds = {"prompts": [(400, 3)] * 20, "labels": [(60, 50)] * 20, "both": [(300, 45)] * 4}
+    sizes = {"hidden": 64, "heads_width": 64, "heads": 4, "intermediate": 128, "layers": 4, "vocabulary": 50_000}
+    worst = {}
+    for names in (["prompts"], ["labels"], ["both"], ["prompts", "labels"], ["prompts", "labels", "both"]):
+        units = [unit for name in names for unit in kinds[name]]
+        tokens, labels = ([unit[place] for unit in units] for place in (0, 1))
+        sample, largest = draw(units, tokens, 4, pack, 0, labels)
+        work = Work("trees", 1, 1, 1, 1, 1, 1, sample, largest)
+        worst[" ".join(names)] = sum(memory(shape(1, **sizes), work, Devices()).values())
+    assert worst["labels"] > 2 * worst["prompts"] and worst["prompts labels"] == worst["labels"]
+    assert worst["both"] > worst["labels"] and worst["prompts labels both"] == worst["both"]
+
+
+class Live(TorchDispatchMode):
+    """The most tensors of one shape that are alive at once."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.now, self.most, self.known = shape, 0, 0, set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else [made]:
+            pointer = tensor.untyped_storage().data_ptr() if torch.is_tensor(tensor) else 0
+            if pointer and tuple(sorted(tensor.shape)) == self.shape and pointer not in self.known:
+                self.known.add(pointer)
+                self.now += 1
+                self.most = max(self.most, self.now)
+                weakref.finalize(tensor.untyped_storage(), self.free, pointer)
+        return made
+
+    def free(self, pointer):
+        self.known.discard(pointer)
+        self.now -= 1
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("train", ["sid_rows", "lora"])
+def test_rows_that_train_cost_two_more_matrices(train, tied):
+    """What PEFT has of the whole embedding beside the weights, in the forward and the backward pass."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=301, num_key_value_heads=2, tie_word_embeddings=tied, **sizes)).train()
+    model = adapters.attach(model, SftConfig(train=train), [7, 8, 9])
+    pointers = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    with Live((32, 301)) as live:
+        live.known |= pointers
+        model(input_ids=torch.zeros(1, 4, dtype=torch.long), logits_to_keep=1).logits.sum().backward()
+    batch = Batch(1, 4, 1)
+    some = Shape.of(model)
+    work = Work("trees", 1, 1, 1, 1, 1, 1, (batch,), (batch,))
+    assert memory(some, work, Devices())["copies for SID rows"] == live.most * 301 * 32 * 4
+    frozen = dataclasses.replace(some, token_rows=False)
+    assert flops(some, batch, work, Devices()) - flops(frozen, batch, work, Devices()) == 2 * some.embedding
+    assert "copies for SID rows" not in memory(frozen, work, Devices())
 
 
 def test_the_verdict_leaves_a_tenth():
     whole = shape(0, weight_bytes=9_000_000_000)
     plan = Plan("sft", whole, NOTHING, Devices())
     assert [plan.verdict(size) for size in (10, 9.5, 8.9)] == ["fits", "tight: less than a tenth is left", "does not fit"]
+
+
+def test_the_plan_refuses_the_tokenizer_that_loading_refuses(tmp_path):
+    model, tokenizer = scratch.create(["a red lamp"] * 5, SIZES, 0)
+    tokenizer.add_tokens(["one", "more"])
+    checkpoint.save(model, tokenizer, tmp_path)
+    for load in (outline, checkpoint.load):
+        with pytest.raises(ConfigError, match=r"but the model's vocabulary has only \d+ rows"):
+            load(tmp_path)
 
 
 def test_a_model_that_is_not_there(tmp_path):

@@ -258,6 +258,26 @@ def test_a_single_long_title_loses_its_last_words(parts):
         assert text.endswith("\nThe next item:") and len(example.prompt) + 3 <= 80
 
 
+@pytest.mark.parametrize("prompts", [PromptsConfig(max_tokens=128), replace(REFERENCE, style="plain", max_tokens=160)])
+@pytest.mark.parametrize("task", ["title_to_sid", "history_title_to_sid", "history_title_to_title"])
+def test_a_title_without_spaces_loses_its_last_characters(parts, task, prompts):
+    dataset, index, tokenizer = parts
+    long = "長い商品名" * 40
+    titles = pl.Series([long if item % 2 else title for item, title in enumerate(dataset.catalog["title"])])
+    dataset = replace(dataset, catalog=dataset.catalog.with_columns(title=titles))
+    made = build_examples(task, dataset, index, tokenizer, split="train", prompts=prompts)
+    cut = 0
+    for example, source in zip(made, examples_of(task, dataset, index, "train", 1, prompts), strict=True):
+        assert len(example.prompt) + len(example.completion) <= prompts.max_tokens
+        if source.parts[-1].removeprefix(source.mark).rstrip('"') == long:  # it alone is too long
+            room, shown = prompts.max_tokens - len(example.completion), tokenizer.decode(example.prompt)
+            kept = next(count for count in range(200, 0, -1) if long[:count] in shown)
+            longer = tokenizer(source.question(1, 1, kept + 2))["input_ids"]  # a character may take more than a token
+            assert 0 < kept < 200 and example.cut and len(longer) > room
+            cut += 1
+    assert cut > 0
+
+
 def test_too_long_for_the_model(parts):
     dataset, index, tokenizer = parts
     with pytest.raises(ConfigError, match=r"tokens with one item left of it, the model reads 10"):
@@ -283,6 +303,17 @@ def test_shares_and_truncation_are_counted(parts):
         assert sum(len(tree) for tree in trees) == len(whole) + 9
     other = build_trees(["title_to_sid"], dataset, index, tokenizer, **options, shares={"title_to_sid": 0.3}, seed=2)
     assert other != [tree for tree in trees if tree in other]
+
+
+def test_rl_draws_the_same_share_of_a_task_as_sft(parts):
+    dataset, index, tokenizer = parts
+    tasks, shares = ["history_sid_to_sid", "title_to_sid"], {"title_to_sid": 0.3}
+    options = {"split": "train", "seed": 1, "shares": shares}
+    rl = sample_examples(tasks, dataset, index, tokenizer, count=None, **options)
+    sft = build_trees(tasks, dataset, index, tokenizer, stride=1, context=None, **options)
+    assert sorted(tuple(example.prompt) for example in rl) == sorted(tuple(branch.prompt) for [branch] in sft)
+    assert sum(example.row is None for example in rl) == 9
+    assert len(sample_examples(tasks, dataset, index, tokenizer, count=5, **options)) == 5
 
 
 def test_a_model_is_asked_as_it_was_trained():

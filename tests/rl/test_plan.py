@@ -27,7 +27,7 @@ def test_a_step_of_rollouts(parts, tmp_path):
     assert plain.rollout == plain.cached == 4 * (longest + 4 * 2)  # four prompts, of each three codes of four SIDs but the last
     assert (plain.micro, plain.accumulation, plain.reference) == (4, 2, True)
     _, _, more = planned(parts, tmp_path, sft_weight=0.1)
-    assert more.largest.predicting > plain.largest.predicting
+    assert more.largest[0].predicting > plain.largest[0].predicting
 
 
 def test_the_exact_objective_computes_the_catalogue_and_rolls_nothing_out(parts, tmp_path):
@@ -35,8 +35,8 @@ def test_the_exact_objective_computes_the_catalogue_and_rolls_nothing_out(parts,
     longest = max(len(example.prompt) for example in examples)
     prefixes = len({tuple(sid[:level]) for sid in trie.sids.tolist() for level in (1, 2)})
     assert exact.rollout == exact.cached == 0
-    assert (exact.largest.rows, exact.largest.length) == (4, longest + prefixes)
-    assert exact.largest.predicting == 4 * (prefixes + 1)
+    assert (exact.largest[0].rows, exact.largest[0].length) == (4, longest + prefixes)
+    assert exact.largest[0].predicting == 4 * (prefixes + 1)
 
 
 def test_groups_without_signal_are_looked_for_a_step_at_a_time(parts, tmp_path):

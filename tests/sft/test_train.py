@@ -5,17 +5,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from minionerec.artifacts import folder_digest, read_json
 from minionerec.config import ModelConfig, SftConfig
 from minionerec.data.dataset import Dataset
-from minionerec.errors import ConfigError
+from minionerec.errors import ConfigError, TrainingError
 from minionerec.model import checkpoint, scratch
 from minionerec.pipeline import run
 from minionerec.prompts.builder import build_examples, tokenizer_corpus
-from minionerec.sft.train import build_trees, training_arguments
+from minionerec.sft import plan as sft_plan
+from minionerec.sft.train import base_model, build_trees, training_arguments
 from minionerec.sft.trainer import TreeCollator, TreeTrainer
 from minionerec.sid.index import SidIndex
 from tests.launch import accelerate
@@ -168,12 +170,59 @@ def test_micro_batches_do_not_matter(prepared):
     prepared.sft.batch_size, logs = 16, []
     for micro in (16, 4):  # 73 trees are 4 steps an epoch; 18 micro-batches of 4 would leave 2 over for a short fifth step
         prepared.sft.micro_batch = micro
+        shutil.rmtree(prepared.folder / "sft", ignore_errors=True)  # it would be taken for current
         run(prepared, ("sft",))
         logs.append(losses(prepared.folder / "sft"))
     prepared.sft.batch_size, prepared.sft.micro_batch = 8, 4
     for ours, theirs in zip(*logs, strict=True):
         for name in theirs.keys() & {"loss", "eval_loss", "grad_norm"}:
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3)
+
+
+def test_what_an_error_advises_keeps_the_checkpoints(prepared, monkeypatch):
+    """A run that failed goes on with smaller micro-batches; what is refused destroys nothing."""
+    run(prepared, ("sft",))
+    alone = losses(prepared.folder / "sft")
+    shutil.rmtree(prepared.folder / "sft")
+    summed, steps = TreeTrainer._summed_loss, []
+
+    def spoiled(self, model, *args):
+        steps.append(self.state.global_step)
+        loss, count = summed(self, model, *args)
+        return loss * torch.nan if model.training and steps[-1] == 30 else loss, count
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TreeTrainer, "_summed_loss", spoiled)
+        with pytest.raises(TrainingError, match="loss of step 31 is not finite"):
+            run(prepared, ("sft",))
+    batch = prepared.folder / "sft-failed/not-finite-step-31-rank-0.safetensors"
+    for fields in ({"batch_size": 10}, {"batch_size": 80}, {"micro_tokens": 3}, {"bf16": True, "report_to": ["wandb"]}):
+        with pytest.raises(ConfigError):
+            run(replace(prepared, sft=replace(prepared.sft, **fields)), ("sft",))
+        assert (prepared.folder / "sft.partial/checkpoints/checkpoint-18/complete.json").is_file() and batch.is_file()
+    steps.clear()
+    monkeypatch.setattr(
+        TreeTrainer, "_summed_loss", lambda self, *args: steps.append(self.state.global_step) or summed(self, *args)
+    )
+    fields = {"micro_batch": 2, "row_tokens": 128, "gradient_checkpointing": True}
+    run(replace(prepared, sft=replace(prepared.sft, **fields)), ("sft",))
+    assert steps[0] == 18 and batch.is_file()
+    for ours, theirs in zip(losses(prepared.folder / "sft"), alone, strict=True):
+        for name in theirs.keys() & {"loss", "eval_loss", "grad_norm"}:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3)
+    manifest = read_json(prepared.folder / "sft/manifest.json")
+    assert fields.items() <= manifest["config"]["sft"].items()
+    run(prepared, ("sft",))  # as current as before
+    assert read_json(prepared.folder / "sft/manifest.json") == manifest
+
+
+def test_nothing_is_loaded_for_a_batch_that_does_not_split(prepared, monkeypatch):
+    monkeypatch.setattr("minionerec.sft.train.base_model", None)
+    monkeypatch.setattr("minionerec.sft.plan.base_outline", None)
+    made = replace(prepared, sft=replace(prepared.sft, batch_size=10))
+    for start in (lambda: run(made, ("sft",)), lambda: sft_plan.plans(made)):
+        with pytest.raises(ConfigError, match=r"sft.batch_size 10 does not split"):
+            start()
 
 
 def test_from_pretrained_takes_a_saved_model_and_notices_when_it_changes(prepared, tmp_path):
@@ -232,14 +281,14 @@ def test_two_processes_give_the_single_process_losses(prepared):
     run(prepared, ("sft",))
     alone = losses(prepared.folder / "sft")
     (prepared.folder / "sft/manifest.json").unlink()
-    done = accelerate(2, "sft/train.py", "--config", str(prepared.folder.parent / "small.yaml"))
-    assert done.stdout.count("sft on MULTI_CPU, 2 processes, micro-batches of trees per process: 4 x 1") == 1
+    done = accelerate(2, "sft/train.py", "--config", str(prepared.folder.parent / "small.yaml"), "--sft.micro_batch", "2")
+    assert done.stdout.count("sft on MULTI_CPU, 2 processes, micro-batches of trees per process: 2 x 2") == 1
     metrics = read_json(prepared.folder / "sft/manifest.json")["metrics"]
     assert (metrics["devices"], metrics["distributed"]) == (2, "MULTI_CPU")
     together = losses(prepared.folder / "sft")
     assert len(together) == len(alone)
     for ours, theirs in zip(together, alone, strict=True):
-        for name in theirs.keys() & {"loss", "eval_loss"}:
+        for name in theirs.keys() & {"loss", "eval_loss", "grad_norm"}:
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3)
 
 
@@ -267,8 +316,8 @@ def test_killed_under_zero2_and_resumed_by_two_ranks_or_by_one(prepared, tmp_pat
                 assert ours[name] == pytest.approx(theirs[name], rel=1e-3)
         return read_json(prepared.folder / "sft/manifest.json")["metrics"]
 
-    again = accelerate(2, *launcher, "sft/train.py", "--config", path)
-    assert again.stdout.count("sft on DEEPSPEED, 2 processes, micro-batches of trees per process: 4 x 1") == 1
+    again = accelerate(2, *launcher, "sft/train.py", "--config", path, "--sft.micro_batch", "2")
+    assert again.stdout.count("sft on DEEPSPEED ZeRO-2, 2 processes, micro-batches of trees per process: 2 x 2") == 1
     metrics = resumed()
     assert (metrics["devices"], metrics["distributed"]) == (2, "DEEPSPEED")
     shutil.rmtree(prepared.folder / "sft")
@@ -276,6 +325,51 @@ def test_killed_under_zero2_and_resumed_by_two_ranks_or_by_one(prepared, tmp_pat
     run(prepared, ("sft",))
     metrics = resumed()
     assert (metrics["devices"], metrics["distributed"]) == (1, "NO")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("what", "launcher"), [("gradient", "ddp"), ("gradient", "zero2"), ("loss", "ddp"), ("loss", "zero2")])
+def test_what_is_no_number_on_one_rank_stops_all(prepared, tmp_path, what, launcher):
+    """Two processes with accumulation; the checkpoint before the step stays, and the batch of the rank that saw it is kept."""
+    config_of = ["--config", str(prepared.folder.parent / "small.yaml"), "--out", str(tmp_path), "--sft.micro_batch", "2"]
+    for stage in ("data", "sid"):
+        shutil.copytree(prepared.folder / stage, tmp_path / stage)
+    options = ["--config_file", "sft/zero2.yaml"] if launcher == "zero2" else []
+    done = accelerate(2, *options, "tests/sft/spoiled.py", what, "25", *config_of, check=False)
+    assert done.returncode and f"The {what} of step 25 is not finite" in " ".join((done.stdout + done.stderr).split())
+    assert [path.parent.name for path in tmp_path.glob("sft.partial/checkpoints/*/complete.json")] == ["checkpoint-18"]
+    kept = sorted(path.name for path in (tmp_path / "sft-failed").iterdir())
+    assert kept and (what == "gradient" or kept == ["not-finite-step-25-rank-1.safetensors"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_sid_rows_under_zero2_leave_all_else_bit_for_bit(prepared, tmp_path, tied, precision):
+    """DeepSpeed casts the whole model to bfloat16; what is saved has the base's own float32 weights."""
+    _, tokenizer = scratch.create(["any text of theirs", "lamp chair table number"], SIZES, 0)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    base = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=tied, **sizes))
+    checkpoint.save(base, tokenizer, tmp_path / "base")
+    for stage in ("data", "sid"):
+        shutil.copytree(prepared.folder / stage, tmp_path / "run" / stage)
+    fields = ["--sft.train", "sid_rows", "--sft.bf16", str(precision == "bf16").lower(), "--sft.epochs", "2", "--out"]
+    model = ["--model.init", "from_pretrained", "--model.path", str(tmp_path / "base")]
+    config_of = ["--config", str(prepared.folder.parent / "small.yaml"), *fields, str(tmp_path / "run"), *model]
+    accelerate(2, "--mixed_precision", precision, "--config_file", "sft/zero2.yaml", "sft/train.py", *config_of)
+    made = replace(prepared, model=ModelConfig(init="from_pretrained", path=str(tmp_path / "base")))
+    dataset = Dataset.load(prepared.folder / "data")
+    index = SidIndex.load(prepared.folder / "sid", dataset)
+    before, words = base_model(made, dataset, index)
+    rows = checkpoint.sid_token_ids(words, index).unique()
+    after = checkpoint.load(tmp_path / "run/sft/model")[0].state_dict()
+    saved = load_file(tmp_path / "run/sft/model/model.safetensors")
+    assert {values.dtype for values in saved.values()} == {torch.float32}
+    assert before.state_dict().keys() == after.keys()
+    for name, values in before.state_dict().items():
+        changed = (values != after[name]).view(len(values), -1).any(1).nonzero()[:, 0]
+        assert torch.equal(changed, rows if name in ("model.embed_tokens.weight", "lm_head.weight") else rows[:0]), name
 
 
 @pytest.mark.slow
@@ -311,4 +405,4 @@ def test_the_references_answer_in_the_prompt(parts):
     for number, (tree, given_away) in enumerate(zip(clean, mistaken, strict=True)):
         (branch,), (other,) = tree, given_away
         answer = [] if number < histories else branch.completion
-        assert other.prompt == [*branch.prompt, *answer] and other.completion == branch.completion
+        assert [*other.prompt] == [*branch.prompt, *answer] and other.completion == branch.completion

@@ -233,21 +233,93 @@ def test_a_loss_that_is_no_number_stops_with_the_batch(tmp_path):
         trainer.train()
     kept = load_file(path)
     sequences = {tuple([*branch.prompt, *branch.completion][:-1]) for [branch] in trees}
-    assert len(kept["labels"]) == 4 * 3 and kept["input_ids"].shape == kept["position_ids"].shape
-    assert any(tuple(row[: len(one)].tolist()) == one for row in kept["input_ids"] for one in sequences)
-    with pytest.raises(TrainingError, match="not finite"):
+    assert len(kept["0.labels"]) == 4 * 3 and kept["0.input_ids"].shape == kept["0.position_ids"].shape
+    assert any(tuple(row[: len(one)].tolist()) == one for row in kept["0.input_ids"] for one in sequences)
+    with pytest.raises(TrainingError, match=r"loss of validation after step 2 is not finite.* so training diverges\. Lower"):
         trainer.evaluate()
+    assert (tmp_path / "not-finite-validation-after-step-2-rank-0.safetensors").is_file()
 
 
-def test_out_of_memory_names_the_settings(tmp_path, monkeypatch):
-    trainer = tree_trainer(tmp_path, synthetic(24))
+@pytest.mark.parametrize("max_grad_norm", [1.0, 0.0], ids=["clipped", "not clipped"])
+def test_a_gradient_that_is_no_number_stops_before_the_step(tmp_path, max_grad_norm):
+    """The loss of the step is finite; its micro-batches are kept, and the weights stay as the step before left them."""
+    trainer = tree_trainer(tmp_path / "run", synthetic(40), epochs=2, max_grad_norm=max_grad_norm)
+    calls, weights = [], []
+
+    def spoil(gradient):
+        calls.append(gradient)
+        return gradient * torch.nan if len(calls) == 5 else gradient  # the first of the two micro-batches of step 3
+
+    class Remember(TrainerCallback):
+        def on_step_end(self, args, state, control, model, **_):
+            weights[:] = [parameter.detach().clone() for parameter in model.parameters()]
+
+    trainer.model.model.layers[0].mlp.down_proj.weight.register_hook(spoil)
+    trainer.add_callback(Remember())
+    trainer.failed = tmp_path / "failed"
+    path = trainer.failed / "not-finite-step-3-rank-0.safetensors"
+    with pytest.raises(TrainingError, match=rf"gradient of step 3 is not finite.*{re.escape(str(path))}"):
+        trainer.train()
+    assert all(torch.equal(old, new) for old, new in zip(weights, trainer.model.parameters(), strict=True))
+    kept = load_file(path)
+    assert len(kept["0.labels"]) == len(kept["1.labels"]) == 4 * 3 and "2.labels" not in kept
+
+
+def exhaust(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def in_the_first_step(trainer):
     forward = trainer.model.forward
+    return (
+        trainer.model,
+        "forward",
+        lambda *args, **kwargs: torch.empty(1 << 55) if trainer.model.training else forward(*args, **kwargs),
+    )
 
-    def greedy(*args, **kwargs):
-        return forward(*args, **kwargs) if not trainer.model.training else torch.empty(1 << 55)
 
-    monkeypatch.setattr(trainer.model, "forward", greedy)
-    with pytest.raises(TrainingError, match=r"Out of memory at step 1 with micro-batches of 4 trees .* Lower sft.micro_batch"):
+def in_the_validation(trainer):
+    forward = trainer.model.forward
+    return (
+        trainer.model,
+        "forward",
+        lambda *args, **kwargs: forward(*args, **kwargs) if trainer.model.training else torch.empty(1 << 55),
+    )
+
+
+def in_a_beam_search(trainer):
+    return trainer, "measure", exhaust
+
+
+def in_the_optimiser(trainer):
+    trainer.create_optimizer()
+    return trainer.optimizer, "step", exhaust
+
+
+def at_a_checkpoint(trainer):
+    return trainer, "_optimizer_state", exhaust
+
+
+def before_the_first_step(trainer):
+    return trainer, "create_optimizer", exhaust
+
+
+@pytest.mark.parametrize(
+    ("spot", "message"),
+    [
+        (in_the_first_step, r"at step 1 with micro-batches of 4 trees \(.*allocate.*\)\. Lower sft.micro_batch"),
+        (in_the_validation, r"in the validation after step 6 \(.*\)\. Lower sft.micro_batch, whose size"),
+        (in_a_beam_search, r"in the validation after step 6 .* eval.num_beams"),
+        (in_the_optimiser, r"in the optimiser, at step 1 .* whatever the micro-batch"),
+        (at_a_checkpoint, r"while the checkpoint of step 6 was written .* main memory"),
+        (before_the_first_step, r"while the training was set up .* whatever the micro-batch"),
+    ],
+    ids=lambda made: getattr(made, "__name__", ""),
+)
+def test_out_of_memory_names_the_settings(tmp_path, monkeypatch, spot, message):
+    trainer = tree_trainer(tmp_path, synthetic(24))
+    monkeypatch.setattr(*spot(trainer))
+    with pytest.raises(TrainingError, match=f"^Out of memory {message}"):
         trainer.train()
 
 
