@@ -38,6 +38,7 @@ from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError
 from minionerec.model import card, checkpoint, plan
 from minionerec.model.launch import check_distribution
+from minionerec.model.memory import enough_memory
 from minionerec.model.progress import StepBar
 from minionerec.model.validator import Measure, Validator
 from minionerec.prompts.builder import check_prompts, prompts_section
@@ -51,7 +52,7 @@ from minionerec.rl.rewards import Reward
 from minionerec.rl.rollouts import Rollouts
 from minionerec.rl.rows import token_rows, training_prompts
 from minionerec.rl.targets import with_targets
-from minionerec.rl.trainer import TreeGRPOTrainer, grouped
+from minionerec.rl.trainer import TreeGRPOTrainer, grouped, setting_up
 from minionerec.sid.index import SidIndex
 from minionerec.tree import CatalogTrie
 
@@ -118,7 +119,7 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
         CatalogError: the SFT checkpoint lacks the catalogue's SID tokens.
         ConfigError: see `split_prompts`, `training_prompts` and `check_distribution`; or see `check_group`.
         DataError: the valid split is empty, and validations are asked for.
-        TrainingError: see `Watch`.
+        TrainingError: see `TreeGRPOTrainer.train`.
     """
     folder = config.folder / "rl"
     inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
@@ -173,18 +174,19 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
         planned = plan.Plan("rl", plan.Shape.of(model), work(examples, trie, arguments, config.rl), devices)
         planned.show()
         watch = Watch(config.rl, measure, tokenizer, checkpoints, origin)
-        trainer = make_trainer(
-            config.rl,
-            trie,
-            config.seed,
-            functions,
-            filtered=filtered,
-            model=model,
-            args=arguments,
-            train_dataset=rows,
-            processing_class=tokenizer,
-            watch=watch,
-        )
+        with enough_memory(setting_up):
+            trainer = make_trainer(
+                config.rl,
+                trie,
+                config.seed,
+                functions,
+                filtered=filtered,
+                model=model,
+                args=arguments,
+                train_dataset=rows,
+                processing_class=tokenizer,
+                watch=watch,
+            )
         launched = check_distribution(trainer.accelerator.distributed_type.name, trainer.accelerator.num_processes)
         if is_main_process():
             micro = arguments.per_device_train_batch_size // config.rl.num_generations

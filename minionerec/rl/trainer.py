@@ -13,10 +13,23 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, split_tensor_dict
 
 from minionerec.errors import ConstraintError
+from minionerec.model.memory import enough_memory
 from minionerec.model.resume import PortableTrainer
 from minionerec.rl.monitor import Watch, group_figures, level_means, signal_share
 from minionerec.rl.rewards import Context, Reward
 from minionerec.tree import Branch, CatalogTrie, pack, tree_logprobs
+
+_MEMORY = (
+    "Lower rl.micro_batch_prompts; prompts_per_step and the result stay the same. Where a single group is too much: "
+    "rl.gradient_checkpointing true, a lower rl.num_generations, more devices. Validations take eval.batch_size lists of "
+    "eval.num_beams at once."
+)
+
+
+def setting_up() -> tuple[str, str]:
+    """For `enough_memory`: before the first step."""
+    return "while the training was set up", _MEMORY
+
 
 RewardFunction = Callable[..., list[float | None]]
 
@@ -64,6 +77,15 @@ class TreeGRPOTrainer(PortableTrainer, GRPOTrainer):
         if watch is not None:
             watch.trainer = self
             self.add_callback(watch)
+
+    def train(self, *arguments: Any, **named: Any) -> Any:
+        """TRL's own.
+
+        Raises:
+            TrainingError: see `Watch`; or the memory does not suffice.
+        """
+        with enough_memory(lambda: (f"at step {self.state.global_step + 1}", _MEMORY)):
+            return super().train(*arguments, **named)
 
     def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
         """TRL's own; stops where the loss or the KL is not what it should be."""

@@ -7,7 +7,7 @@ from datasets import Dataset as TokenDataset
 from trl import GRPOTrainer
 
 from minionerec.config import ModelConfig, RlConfig
-from minionerec.errors import ConfigError
+from minionerec.errors import ConfigError, TrainingError
 from minionerec.model import checkpoint, scratch
 from minionerec.prompts.builder import build_examples, tokenizer_corpus
 from minionerec.rl.arguments import grpo_arguments
@@ -247,3 +247,14 @@ def test_stock_trl_takes_the_same_steps(parts, tmp_path):
 def test_batches_that_do_not_fit(tmp_path, fields, message):
     with pytest.raises(ConfigError, match=message):
         grpo_arguments(RlConfig(**fields), 3, 0, tmp_path, 24)
+
+
+def test_out_of_memory_names_the_settings(parts, tmp_path, monkeypatch):
+    trainer = trainer_of(parts, tmp_path)
+
+    def full(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 17 bytes")
+
+    monkeypatch.setattr(trainer, "_get_per_token_logps_and_entropies", full)
+    with pytest.raises(TrainingError, match=r"Out of memory at step 1 \(.*17 bytes\)\. Lower rl.micro_batch_prompts"):
+        trainer.train()
