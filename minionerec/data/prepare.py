@@ -36,7 +36,7 @@ SCRATCH = "data.scratch"  # beside the artefact, while a dump is read
 
 
 class Plan(NamedTuple):
-    """What the stage would read: the artefact's key, the SHA-256 of each raw file, and where the files are."""
+    """What the stage would read: the artefact's key, the SHA-256 of each raw file by its path in `source`, and `source`."""
 
     key: str
     inputs: dict[str, str]
@@ -55,7 +55,8 @@ def plan(config: Config) -> Plan:
         source = sources.fetch(name, cache_folder(), source)
     if source is None:
         raise DataError(f"data.source {data.source!r} needs data.path, the folder that holds your files.")
-    inputs = {path.name: file_hash(path) for path in _files(data, source)}
+    folder = source.parent if source.is_file() else source
+    inputs = {path.relative_to(folder).as_posix(): file_hash(path) for path in _files(data, source)}
     return Plan(_key(config, inputs), inputs, source)
 
 
