@@ -278,16 +278,13 @@ def export_data(config: Config, layout: str = "", to: str = "") -> None:
 
 
 def _sids(config: Config, dataset: "Dataset") -> list[list[str]] | None:
-    """The token strings of each item: those of the run, else those that the source ships; None where there are none."""
-    from minionerec.artifacts import MANIFEST
-    from minionerec.data import prepare
-
+    """The token strings of each item: those of the run, else those that came with the data; None where there are none."""
     if (config.folder / "sid" / MANIFEST).is_file():
         from minionerec.sid.index import SidIndex
 
         index = SidIndex.load(config.folder / "sid", dataset)
         return [index.tokens(item) for item in range(len(index.codes))]
-    return prepare.shipped_sids(config.data, dataset)
+    return None if dataset.sids is None else dataset.sids["tokens"].to_list()
 
 
 def inspect_sids(config: Config) -> None:

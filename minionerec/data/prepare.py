@@ -2,12 +2,14 @@
 
 Inputs: a download (MovieLens, Amazon, the reference's files), or your own files in any layout of `READERS`.
 Outputs: `<run>/data/` with `catalog.parquet`, `train.parquet`, `valid.parquet`, `test.parquet`, `interactions.parquet` where
-the source has interactions, `skipped.txt` where rows were skipped, and `manifest.json` with everything counted.
+the source has interactions, `sids.parquet` where it brings semantic IDs, `skipped.txt` where rows were skipped, and
+`manifest.json` with everything counted.
 Deviation from the paper: leave-last-two-out per user is the default; the paper's global split is `data.split: chronological`.
 Command: `python data/prepare.py --config ml-100k.yaml`.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,7 +153,12 @@ def _sequences(source: Path, config: DataConfig, _: Problems) -> Made:
 
 
 def _letter(source: Path, config: DataConfig, _: Problems) -> Made:
-    return build(*readers.read_letter(source, config.category, config.missing_text), config, str(source))
+    dataset, metrics = build(*readers.read_letter(source, config.category, config.missing_text), config, str(source))
+    index = next((path for path in _files(config, source) if path.name.endswith(".index.json")), None)
+    if index is None:
+        return dataset, metrics
+    tokens = reference.sid_tokens(index)
+    return replace(dataset, sids=reference.sid_frame([tokens[item] for item in dataset.catalog["item_id"].to_list()])), metrics
 
 
 def _reference(source: Path, config: DataConfig, problems: Problems) -> Made:
@@ -302,21 +309,3 @@ def _figures(dataset: Dataset) -> dict[str, Any]:
         "mean_history": round(float(lengths.sum()) / max(len(lengths), 1), 4),
         "items_without_interaction": len(dataset.catalog) - items.drop_nulls().n_unique(),
     }
-
-
-def shipped_sids(config: DataConfig, dataset: Dataset) -> list[list[str]] | None:
-    """The semantic IDs that came with the raw files, as token strings of each item; None where the source has none.
-
-    Raises:
-        DataError: the index file is malformed, or lacks an item.
-    """
-    if config.source not in ("reference", "letter"):
-        return None
-    source = Path(config.path) if config.path else sources.fetch(sources.named(config), cache_folder())
-    if config.source == "letter" and not list(source.glob("*.index.json")):
-        return None
-    tokens = reference.shipped_sids(source, config.category, config.source)
-    missing = next((item for item in dataset.catalog["item_id"].to_list() if item not in tokens), None)
-    if missing is not None:
-        raise DataError(f"{source}: item {missing!r} has no entry in the *.index.json file.")
-    return [tokens[item] for item in dataset.catalog["item_id"].to_list()]

@@ -17,7 +17,7 @@ import polars as pl
 
 from minionerec.config import DataConfig
 from minionerec.data import times
-from minionerec.data.dataset import CATALOG_DETAILS, SPLIT_SCHEMA, SPLITS, Dataset
+from minionerec.data.dataset import CATALOG_DETAILS, SID_SCHEMA, SPLIT_SCHEMA, SPLITS, Dataset
 from minionerec.data.problems import Problems, braced
 from minionerec.data.readers import CONTROL, full_text, one_file, one_line, read_json_object
 from minionerec.data.tables import read_table, select
@@ -67,21 +67,9 @@ def sid_tokens(path: Path) -> dict[str, list[str]]:
     return values
 
 
-def shipped_sids(folder: Path, category: str | None, source: str) -> dict[str, list[str]]:
-    """The semantic IDs that a folder ships: `item_id` of the catalogue to token strings, one per level.
-
-    Args:
-        source: `reference` or `letter`, the folder's layout.
-
-    Raises:
-        DataError: there is no index file, several fit, or it is malformed.
-    """
-    if source == "letter":
-        return sid_tokens(one_file(folder, ".index.json", category))
-    found = files(folder, category)
-    tokens = sid_tokens(found["index"])
-    names = _item_names(found)
-    return {names.get(item, item): sid for item, sid in tokens.items()}
+def sid_frame(tokens: Sequence[Sequence[str]]) -> pl.DataFrame:
+    """The token strings of each item as `Dataset.sids`."""
+    return pl.DataFrame({"tokens": tokens}, schema=SID_SCHEMA)
 
 
 def _item_names(found: dict[str, Path]) -> dict[str, str]:
@@ -99,7 +87,8 @@ def read(folder: Path, config: DataConfig, problems: Problems) -> Dataset:
         DataError: a file is missing or malformed; a row disagrees with the info or the index file (unless skipped).
     """
     found = files(folder, config.category)
-    catalog, texts = _catalogue(found)
+    tokens = sid_tokens(found["index"])
+    catalog, texts = _catalogue(found, tokens)
     place = {item: number for number, item in enumerate(texts)}
     splits: dict[str, list[tuple[Any, ...]]] = {}
     reached: dict[str, int] = {}  # a user's last position so far
@@ -107,12 +96,13 @@ def read(folder: Path, config: DataConfig, problems: Problems) -> Dataset:
         splits[name] = list(_examples(found[name], texts, place, reached, config.max_history, problems))
     names = _item_names(found)
     catalog = catalog.with_columns(pl.col("item_id").replace(names))
-    return Dataset(catalog, *(pl.DataFrame(splits[name], schema=SPLIT_SCHEMA, orient="row") for name in SPLITS))
+    train, valid, test = (pl.DataFrame(splits[name], schema=SPLIT_SCHEMA, orient="row") for name in SPLITS)
+    return Dataset(catalog, train, valid, test, sids=sid_frame([tokens[item] for item in texts]))
 
 
-def _catalogue(found: dict[str, Path]) -> tuple[pl.DataFrame, dict[str, tuple[str, str]]]:
+def _catalogue(found: dict[str, Path], tokens: dict[str, list[str]]) -> tuple[pl.DataFrame, dict[str, tuple[str, str]]]:
     """The catalogue in the order of the info file, and each item's title and SID."""
-    tokens, items = sid_tokens(found["index"]), read_json_object(found["item"])
+    items = read_json_object(found["item"])
     texts: dict[str, tuple[str, str]] = {}
     for number, line in enumerate(found["info"].read_text(encoding="utf-8").splitlines(), 1):
         fields = line.split("\t")
@@ -122,7 +112,7 @@ def _catalogue(found: dict[str, Path]) -> tuple[pl.DataFrame, dict[str, tuple[st
         sid, title, item = fields
         if item in texts:
             raise DataError(f"{where}: item {item!r} is listed twice. Keep one of the lines.")
-        if sid != "".join(tokens.get(item, [])):
+        if item not in tokens or sid != "".join(tokens[item]):
             raise DataError(f"{where}: SID {sid!r}, but {found['index'].name} has {tokens.get(item)} for item {item!r}.")
         if not isinstance(items.get(item), dict):
             raise DataError(f"{where}: item {item!r} has no entry in {found['item']}.")

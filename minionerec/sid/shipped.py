@@ -5,29 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from minionerec.config import Config
 from minionerec.data.dataset import Dataset
-from minionerec.data.prepare import shipped_sids
-from minionerec.errors import CatalogError, ConfigError
+from minionerec.errors import CatalogError
 from minionerec.sid.index import SidIndex
 
 _TOKEN = re.compile(r"<([a-z])_(\d+)>")
-
-
-def shipped_tokens(config: Config, dataset: Dataset) -> list[list[str]]:
-    """The token strings of each item of the catalogue.
-
-    Raises:
-        ConfigError: the source brings none.
-        DataError: its index file is malformed, or lacks an item.
-    """
-    tokens = shipped_sids(config.data, dataset)
-    if tokens is None:
-        raise ConfigError(
-            f"sid.shipped is set, but data.source {config.data.source!r} brings no semantic IDs (no *.index.json); set it to "
-            "false."
-        )
-    return tokens
 
 
 def index_of_tokens(tokens: Sequence[Sequence[str]], dataset: Dataset) -> SidIndex:

@@ -41,9 +41,8 @@ def test_the_real_files_there_and_back(tmp_path, category):
     )
     assert {name: manifest.metrics[name] for name in COUNTS[category]} == COUNTS[category]
     dataset = Dataset.load(tmp_path / "run" / "data")
-    sids = reference.shipped_sids(SHARED, category, "reference")
     stem = f"{category}_5_2016-10-2018-11"
-    reference.write(dataset, [sids[item] for item in dataset.catalog["item_id"]], stem, tmp_path / "out")
+    reference.write(dataset, dataset.sids["tokens"].to_list(), stem, tmp_path / "out")
     for name in ("valid", "test"):  # the very bytes
         assert (tmp_path / "out" / name / f"{stem}.csv").read_bytes() == (SHARED / name / f"{stem}.csv").read_bytes()
     assert (tmp_path / "out" / "info" / f"{stem}.txt").read_bytes() == (SHARED / "info" / f"{stem}.txt").read_bytes()
@@ -68,8 +67,7 @@ def test_round_trips_lose_nothing(tmp_path_factory, seed, users, items):
     back = read(folder / "reference", "reference")
     details = ["description", "brand", "categories"]
     assert equal(replace(back, catalog=back.catalog.drop(details)), dataset)
-    shipped = reference.shipped_sids(folder / "reference", None, "reference")
-    assert [shipped[item] for item in dataset.catalog["item_id"]] == sids
+    assert back.sids["tokens"].to_list() == sids
     recbole.write(dataset, "small", folder / "recbole")
     whole = read(folder / "recbole", "recbole", max_history=6)  # from the interactions, split again
     assert equal(whole, dataset) and whole.interactions.equals(dataset.interactions)
