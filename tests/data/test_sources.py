@@ -33,6 +33,7 @@ class Server:
         cut: bytes after which the connection breaks, by turns; then whole.
         ranges: whether it can send a part.
         etag: identifies the version.
+        content_range: what a partial answer says of itself; None is the truth.
     """
 
     def __init__(self) -> None:
@@ -40,6 +41,7 @@ class Server:
         self.cut: list[int] = []
         self.ranges = True
         self.etag = '"1"'
+        self.content_range: str | None = None
         self.asked: list[str | None] = []
         outer = self
 
@@ -54,7 +56,8 @@ class Server:
                 if outer.ranges and self.headers["Range"] and self.headers["If-Range"] == outer.etag:
                     begin = int(self.headers["Range"][6:-1])
                     self.send_response(206)
-                    self.send_header("Content-Range", f"bytes {begin}-{len(content) - 1}/{len(content)}")
+                    told = f"bytes {begin}-{len(content) - 1}/{len(content)}"
+                    self.send_header("Content-Range", told if outer.content_range is None else outer.content_range)
                 else:
                     self.send_response(200)
                 self.send_header("Content-Length", str(len(content) - begin))
@@ -107,6 +110,13 @@ def test_a_later_run_goes_on(server, tmp_path, monkeypatch):
     assert (tmp_path / "file.bin.part").stat().st_size == 400_000
     assert download(file, tmp_path).read_bytes() == CONTENT
     assert server.asked[-1] == "bytes=400000-"
+
+
+@pytest.mark.parametrize("content_range", ["", "bytes */1024000", "bytes 900000-1023999/1024000"])
+def test_a_part_that_does_not_say_where_it_belongs_is_not_used(server, tmp_path, content_range):
+    server.cut, server.content_range = [300_000], content_range
+    assert download(known("file.bin", CONTENT, server.url), tmp_path).read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=300000-", None] and names(tmp_path) == ["file.bin"]
 
 
 @pytest.mark.parametrize("reason", ["another version", "no ranges"])
