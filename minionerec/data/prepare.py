@@ -148,12 +148,13 @@ def _recbole(source: Path, config: DataConfig, problems: Problems) -> Made:
     return build(*readers.read_recbole(source, config.missing_text, problems), config, str(source))
 
 
-def _sequences(source: Path, config: DataConfig, _: Problems) -> Made:
-    return build(*readers.read_sequences(source), config, str(source))
+def _sequences(source: Path, config: DataConfig, problems: Problems) -> Made:
+    return build(*readers.read_sequences(source, problems), config, str(source))
 
 
-def _letter(source: Path, config: DataConfig, _: Problems) -> Made:
-    dataset, metrics = build(*readers.read_letter(source, config.category, config.missing_text), config, str(source))
+def _letter(source: Path, config: DataConfig, problems: Problems) -> Made:
+    read = readers.read_letter(source, config.category, config.missing_text, problems)
+    dataset, metrics = build(*read, config, str(source))
     index = next((path for path in _files(config, source) if path.name.endswith(".index.json")), None)
     if index is None:
         return dataset, metrics
