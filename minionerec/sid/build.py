@@ -44,7 +44,7 @@ def run(config: Config) -> tuple[Manifest, bool]:
         ArtifactError: the data stage has not run, its files are damaged, or the disk is full.
         CatalogError: an item twice in the catalogue, fewer items than codes, or more items than semantic IDs.
         ConfigError: `sid.shipped`, but the data brings no semantic IDs; see also `item_vectors` and `fit`.
-        DataError: see `item_vectors` and `fit`.
+        DataError, TrainingError: see `item_vectors` and `fit`.
     """
     data = artifacts.require(config.folder / "data", "minionerec data prepare --config YOUR.yaml")
     if config.sid.shipped:
@@ -59,7 +59,7 @@ def run(config: Config) -> tuple[Manifest, bool]:
     with artifacts.write_artifact(folder, stage="sid", key=key, config=settings, inputs=inputs, seed=config.seed) as draft:
         vectors = item_vectors(dataset, config.sid, config.seed)
         pairs = consecutive_pairs(dataset.train)
-        fitted = fit(vectors, config.sid, config.seed, fuse(vectors, pairs, config.sid.collaborative))
+        fitted = fit(vectors, config.sid, config.seed, fuse(vectors, pairs, config.sid.fusion))
         codes = resolve(fitted.codes, vectors, fitted.quantizer, config.sid.collisions)
         sizes = (*config.sid.sizes, *(int(column.max()) + 1 for column in codes.T[len(config.sid.sizes) :]))
         index = SidIndex(codes, sizes, dataset.digest, fitted.quantizer.codebooks, encoder_identity(config.sid, vectors))

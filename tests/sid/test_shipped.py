@@ -62,7 +62,7 @@ def test_short_sids_end_in_no_code():
     np.testing.assert_array_equal(codes, [[1, 0], [0, -1], [2, -1], [1, 1]])
 
 
-@pytest.mark.parametrize("token", ["<b_1>", "a_1", "<a_-1>", "<a_99999999>"])
+@pytest.mark.parametrize("token", ["<b_1>", "a_1", "<a_-1>", "<a_01>", "<a_99999999>"])
 def test_a_token_of_another_level_is_named(token):
-    with pytest.raises(CatalogError, match=r"Item 1: token 1 of its SID is .* expected <a_N>"):
+    with pytest.raises(CatalogError, match=r"Item 1: token 1 of its SID is .* expected one like <a_0>"):
         index_of_tokens([["<a_1>"], [token]], DATASET)
