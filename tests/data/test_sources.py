@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from minionerec.cli import main
 from minionerec.config import DataConfig
 from minionerec.data import download as module
 from minionerec.data import sources
@@ -295,27 +294,3 @@ def test_every_source_is_complete():
     for name, source in sources.SOURCES.items():
         assert source.name == name and source.terms and source.page.startswith("https://")
         assert all(file.url.startswith("https://") and (file.checksum or "sha256:").partition(":")[1] for file in source.files)
-
-
-def test_list_and_get(server, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("MINIONEREC_CACHE", str(tmp_path))
-    assert main(["data", "list"]) == 0
-    printed = capsys.readouterr().out
-    assert all(name in printed for name in sources.SOURCES) and "no redistribution" in printed
-    assert main(["data", "list", "reference/O"]) == 0
-    assert capsys.readouterr().out.count("https://") == 1
-    file = known("ml-1m.zip", CONTENT, server.url)
-    monkeypatch.setitem(sources.SOURCES, "ml-1m", sources.SOURCES["ml-1m"]._replace(files=(file,)))
-    assert main(["data", "get", "ml-1m"]) == 0
-    assert "minionerec data prepare --data.source ml-1m" in capsys.readouterr().out
-    assert (tmp_path / "ml-1m" / "ml-1m.zip").read_bytes() == CONTENT
-    for arguments, message in (
-        (["get", "ml-1k"], "Did you mean ml-1"),
-        (["get"], "needs a name"),
-        (["list", "zzz"], "no dataset begins with 'zzz'"),
-        (["get", "ml-1m", "--fast"], "unknown argument --fast"),
-        (["prepair"], "Did you mean data prepare?"),
-        (["--config", "ml-100k"], "for example: minionerec data prepare --config"),
-    ):
-        assert main(["data", *arguments]) == 2
-        assert message in " ".join(capsys.readouterr().err.split())
