@@ -121,7 +121,7 @@ def _made_from_a_download(config: Config) -> Manifest | None:
         manifest = Manifest.load(folder)
     except ArtifactError:  # not there, or damaged: made anew
         return None
-    return manifest if manifest.key == _key(config, manifest.inputs) else None
+    return manifest if is_current(folder, _key(config, manifest.inputs)) else None
 
 
 def _key(config: Config, inputs: dict[str, str]) -> str:
