@@ -1,8 +1,8 @@
-"""Training time per epoch of the baselines whose batches are packed, against full-length batches of the same rows.
+"""Training time per epoch of the baselines that compute no padding, against full-length batches of the same rows.
 
 Claimed: at least twice the speed of a straightforward implementation in which every history takes a row of `max_history`, with
-the same loss at every step. Two peers: torch's own `nn.TransformerEncoder` with SASRec's weights, and, for every packed model,
-the model itself on padded batches, all cells of all layers computed.
+the same loss at every step. Two peers: torch's own `nn.TransformerEncoder` with SASRec's weights, and for every model its own
+layers on padded batches, all cells of all layers computed (of GRU4Rec: the GRU over all cells).
 
 Dropout is 0, so that losses can be compared; it would cost the full-length side more. Each implementation runs in a process of
 its own, one after the other: steps on the same random batches, then time, scaled to an epoch, and peak memory are printed.
@@ -13,7 +13,6 @@ its own, one after the other: steps on the same random batches, then time, scale
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,12 +21,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from memory import peak_gb
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 from torch.nn import functional
 
 from minionerec.baselines.batches import Batch, make_batch
+from minionerec.baselines.bert4rec import BERT4Rec
+from minionerec.baselines.gru4rec import GRU4Rec
 from minionerec.baselines.models import make
 from minionerec.baselines.recommender import Recommender
 from minionerec.baselines.task import from_sequences
@@ -36,6 +38,8 @@ from minionerec.config import BaselineConfig
 LENGTH, BATCH = 50, 128
 MODELS = {
     "sasrec": {"model": "sasrec", "dropout": 0.0, "attention_dropout": 0.0},
+    "bert4rec": {"model": "bert4rec", "dropout": 0.0, "attention_dropout": 0.0},
+    "gru4rec": {"model": "gru4rec", "dropout": 0.0},
     "trm4rec vanilla B1": {"model": "trm4rec", "layers": 1},
     "trm4rec FullBP B1": {"model": "trm4rec", "layers": 1, "full_backpropagation": True},
     "trm4rec FullBP B2": {"model": "trm4rec", "layers": 2, "full_backpropagation": True},
@@ -79,14 +83,24 @@ class EverywhereRead(nn.Module):
         super().__init__()
         self.ours = ours
 
+    def states(self, batch: Batch, everywhere: torch.Tensor) -> torch.Tensor:
+        """The model's states at all cells, (cells, hidden)."""
+        if isinstance(self.ours, GRU4Rec):
+            return self.ours.dense(self.ours.gru(self.ours.item_embeddings(batch.items))[0]).flatten(0, 1)
+        return self.ours.states(batch._replace(readout=everywhere))
+
     def forward(self, batch: Batch) -> torch.Tensor:
         """The loss of a batch."""
         everywhere = torch.arange(batch.items.numel())
-        states = self.ours.states(batch._replace(readout=everywhere))[batch.readout]
-        return functional.cross_entropy(self.ours.logits(states), batch.targets)
+        if isinstance(self.ours, BERT4Rec):
+            masked = self.ours.draw_masks(batch)
+            labels = self.ours.labels(masked, batch)
+            states = self.ours.filled(batch.items.masked_fill(masked, self.ours.mask_id), batch, everywhere)[labels.flatten()]
+            return functional.cross_entropy(self.ours.logits(states), batch.items[labels])
+        return functional.cross_entropy(self.ours.logits(self.states(batch, everywhere)[batch.readout]), batch.targets)
 
 
-IMPLEMENTATIONS = {"packed": lambda ours: ours, "full length": EverywhereRead, "torch encoder": TorchSASRec}
+IMPLEMENTATIONS = {"ours": lambda ours: ours, "full length": EverywhereRead, "torch encoder": TorchSASRec}
 
 
 def run_one(name: str, implementation: str, sequences: Path, steps: int) -> dict:
@@ -98,7 +112,8 @@ def run_one(name: str, implementation: str, sequences: Path, steps: int) -> dict
     model = IMPLEMENTATIONS[implementation](ours).train()
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
     order = np.random.default_rng(0).permutation(len(rows))
-    layout = "packed" if implementation == "packed" else "padded"
+    layout = ours.layout if implementation == "ours" else "padded"
+    torch.manual_seed(0)  # bert4rec draws its masks; every implementation the same
     losses, wall, cpu = [], [], []
     for step in range(steps):
         began, began_cpu = time.perf_counter(), time.process_time()
@@ -116,7 +131,7 @@ def run_one(name: str, implementation: str, sequences: Path, steps: int) -> dict
         "losses": losses,
         "wall": float(np.median(wall[warm])) * scale,
         "cpu": float(np.mean(cpu[warm])) * scale,
-        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        "memory": peak_gb(),
     }
 
 

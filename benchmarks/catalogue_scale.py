@@ -15,7 +15,8 @@ from statistics import median
 
 import numpy as np
 import torch
-from setting import SIZES, Measured, alternate, machine, parser, peak_gb, positive, random_model, repeat, report, table
+from memory import peak_gb
+from setting import SIZES, Measured, alternate, machine, parser, positive, random_model, repeat, report, table
 
 from minionerec.tree import BeamResult, CatalogTrie, beam_search
 

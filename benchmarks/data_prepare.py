@@ -15,7 +15,6 @@ import argparse
 import gzip
 import json
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from memory import peak_gb
 
 from minionerec.artifacts import Manifest
 from minionerec.config import Config, DataConfig
@@ -168,21 +168,13 @@ def same(run: Path, other: Path) -> bool:
 
 
 def _measured(method: str, folder: Path, out: Path, widen_below: int) -> tuple[float, float]:
-    """Seconds and peak memory in MB of a process of its own, without the imports' seconds."""
+    """Seconds and peak memory (GB) of a process of its own, without the imports' seconds."""
     command = [sys.executable, __file__, "--measure", method, "--folder", str(folder), "--out", str(out)]
     done = subprocess.run([*command, "--widen", str(widen_below)], capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{method} failed:\n{done.stderr}")
     seconds, peak = done.stdout.split()[-2:]
     return float(seconds), float(peak)
-
-
-def _peak() -> float:
-    """The most memory this program has held, in MB; ru_maxrss would begin with what the parent held when it started this."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # macOS counts bytes
 
 
 def main() -> None:
@@ -198,24 +190,24 @@ def main() -> None:
         started = time.process_time()
         {"ours": ours, "loop": loop}[given.measure](given.folder, given.out, given.widen)
         seconds = time.process_time() - started
-        print(seconds, _peak())
+        print(seconds, peak_gb())
         return
     print(f"Python {platform.python_version()}, polars {pl.__version__}, {pl.thread_pool_size()} thread(s)")
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         for rows in given.rows:
             folder = Path(name) / str(rows)
             write_dump(folder / "raw", rows)
-            size = (folder / "raw" / f"{CATEGORY}.json.gz").stat().st_size / 1e6
-            print(f"\n{rows:,} reviews, {size:,.0f} MB gzipped")
-            print(f"{'CPU seconds':34}{'kept':>10}{'ours s':>9}{'rows/s':>11}{'MB':>8}{'loop s':>9}{'MB':>8}{'ratio':>8}  same")
+            size = (folder / "raw" / f"{CATEGORY}.json.gz").stat().st_size / 1e9
+            print(f"\n{rows:,} reviews, {size:,.3f} GB gzipped")
+            print(f"{'CPU seconds':34}{'kept':>10}{'ours s':>9}{'rows/s':>11}{'GB':>8}{'loop s':>9}{'GB':>8}{'ratio':>8}  same")
             for place, (label, widen) in enumerate(WIDEN.items()):
                 run, other = folder / f"ours {place}", folder / f"loop {place}"
                 seconds, peak = _measured("ours", folder / "raw", run, widen)
                 kept = Manifest.load(run / "data").metrics["interactions"]
-                line = f"{label:34}{kept:>10,}{seconds:>9.2f}{rows / seconds:>11,.0f}{peak:>8,.0f}"
+                line = f"{label:34}{kept:>10,}{seconds:>9.2f}{rows / seconds:>11,.0f}{peak:>8.2f}"
                 if rows <= given.loop:
                     slow, most = _measured("loop", folder / "raw", other, widen)
-                    line += f"{slow:>9.1f}{most:>8,.0f}{slow / seconds:>8.1f}  {'yes' if same(run, other) else 'NO'}"
+                    line += f"{slow:>9.1f}{most:>8.2f}{slow / seconds:>8.1f}  {'yes' if same(run, other) else 'NO'}"
                 print(line, flush=True)
 
 

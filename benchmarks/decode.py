@@ -18,6 +18,7 @@ import argparse
 from statistics import median
 
 import torch
+from memory import peak_gb
 from setting import (
     SIZES,
     Measured,
@@ -28,7 +29,6 @@ from setting import (
     industrial_codes,
     machine,
     parser,
-    peak_gb,
     positive,
     random_model,
     repeat,

@@ -5,11 +5,14 @@ time and trains again what the switch touches (all, RL alone, or nothing but the
 and prints the differences. A difference is a user's mean over the seeds; its 95 % interval resamples users, p is that of a
 paired permutation test. Between seeds: the standard deviation of the seeds' differences in NDCG@10.
 
-Each run lives in `OUT/<arm>/seed-<n>/`. What is finished is not made again and what was interrupted goes on, so the same
-command resumes. `OUT/gap_causes.json` holds the figures; the report's checklist shows those of
-`minionerec/report/gap_causes.json`.
+One mistake is no switch: what an Instruct checkpoint's generation defaults do, see `generation_defaults.py`. The models of the
+arm that is trained over the whole vocabulary, as the reference's are, are asked about `--examples` of the split.
 
-    python benchmarks/gap_causes.py --config industrial-tiny --out runs/gap --data.path FOLDER
+Each run lives in `OUT/<arm>/seed-<n>/`. What is finished is not made again and what was interrupted goes on, so the same
+command resumes. `OUT/gap_causes.json` holds the figures; copied to `minionerec/report/gap_causes.json` as it is, it is what the
+report's checklist shows.
+
+    python benchmarks/gap_causes.py --config industrial-tiny --out runs/gap --dataset NAME --data.path FOLDER
     python benchmarks/gap_causes.py --config industrial-tiny --out runs/gap --data.path FOLDER --seeds 1 --quirks beams-10
 
 Fields behind the options hold for all runs. On the reference's files with a partial train split, call it partial: effects there
@@ -17,27 +20,24 @@ compare the pipeline with itself, not with the published table.
 """
 
 import argparse
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from setting import difference_text, machine, positive, table
+import polars as pl
+from generation_defaults import DEFAULTED, DEFAULTS, METRICS, OURS, RESAMPLES, ask
+from setting import difference_text, in_process_of_its_own, link_parts, machine, positive, table
 
 from minionerec import pipeline
-from minionerec.artifacts import read_json, write_json
+from minionerec.artifacts import Manifest, content_hash, is_current, require, write_artifact, write_json
 from minionerec.cli import parse
+from minionerec.config import Config
 from minionerec.eval.compare import align
 from minionerec.eval.intervals import Interval, across_seeds, beyond_noise, paired, permutation
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import per_user, ranks
-
-METRICS = ("HR@10", "NDCG@10")
-RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -88,40 +88,63 @@ QUIRKS = {  # the arm with the mistake, and the one without
 }
 
 
-def make(arm: str, folder: Path, seed: int, arguments: argparse.Namespace, common: Sequence[str]) -> None:
+SAMPLED, GENERATION = "generation-defaults", "generation defaults"  # what --quirks and the table call it
+ASKED = "vocabulary"  # the arm whose models are asked with an Instruct checkpoint's defaults: trained as the reference trains
+
+
+def make(arm: str, seed: int, arguments: argparse.Namespace, common: Sequence[str]) -> None:
     """Make an arm's run of one seed, each stage in a process of its own; what is current stays.
 
     Raises:
         SystemExit: a stage failed.
     """
-    chosen = ARMS[arm]
+    chosen, folder = ARMS[arm], arguments.out / arm / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     if chosen.parent is not None:
-        for name in ("data", "sid", "sft"):
-            link = folder / name
-            if not link.is_symlink():
-                link.symlink_to((arguments.out / chosen.parent / f"seed-{seed}" / name).resolve(), target_is_directory=True)
-    root = Path(__file__).resolve().parents[1]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
-    fields = [*common, *chosen.fields.split()]
-    for stage in (*chosen.own, "eval"):
-        command = [sys.executable, "-m", "minionerec", *stage.split(), "--out", str(folder), "--seed", str(seed)]
-        if stage == "eval":  # of the one model, nothing else
-            command = [sys.executable, __file__, "--out", str(arguments.out), "--only", arm, str(seed)]
-        command += ["--config", arguments.config, *fields]
-        if done := subprocess.run(command, env=environment, check=False).returncode:
-            raise SystemExit(f"{' '.join(command)} ended with {done}. The same command of the whole table goes on from here.")
+        link_parts(arguments.out / chosen.parent / f"seed-{seed}", folder, ("data", "sid", "sft"))
+    fields = ["--config", arguments.config, *common, *chosen.fields.split()]
+    for stage in chosen.own:
+        in_process_of_its_own(["-m", "minionerec", *stage.split(), "--out", str(folder), "--seed", str(seed), *fields])
+    alone(arm, arm, seed, arguments, common)
 
 
-def decode(arguments: argparse.Namespace, arm: str, seed: str, fields: Sequence[str]) -> None:
-    """Evaluate one arm's model, in this process."""
+def alone(job: str, arm: str, seed: int, arguments: argparse.Namespace, common: Sequence[str]) -> None:
+    """Do a job on an arm's run, evaluate its one model or ask it, in a process of its own.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    options = ["--out", str(arguments.out), "--examples", str(arguments.examples), "--only", job, str(seed)]
+    in_process_of_its_own([__file__, *options, "--config", arguments.config, *common, *ARMS[arm].fields.split()])
+
+
+def work(arguments: argparse.Namespace, job: str, seed: str, fields: Sequence[str]) -> None:
+    """What `alone` starts."""
+    arm = ASKED if job == SAMPLED else job
     folder = arguments.out / arm / f"seed-{seed}"
     config = parse("run", ["--config", arguments.config, "--out", str(folder), "--seed", seed, *fields])
-    assert config is not None  # only --help and --print_config give none
+    if config is None:
+        return
     pipeline.set_up(config.threads)
+    if job == SAMPLED:
+        return sample(config, arguments.examples)
     from minionerec.eval import predict
 
     predict.run(config, ARMS[arm].recommender)
+
+
+def sample(config: Config, examples: int) -> None:
+    """Store the ranks that our decoder and `generate` with the defaults give the targets, unless they are current."""
+    folder = config.folder / GENERATION.replace(" ", "_")
+    inputs = {"sft": require(config.folder / "sft", "minionerec sft").digest}
+    settings = {**config.section("eval", "prompts"), "defaults": DEFAULTS, "examples": examples}
+    key = content_hash({"config": settings, "seed": config.seed, "inputs": inputs})
+    if is_current(folder, key):
+        return
+    found = ask(config, examples, config.seed, (OURS, DEFAULTED))
+    with write_artifact(folder, stage=GENERATION, key=key, config=settings, inputs=inputs, seed=config.seed) as draft:
+        pl.DataFrame({**found.ranks, "unit": found.units}).write_parquet(draft.path / "ranks.parquet")
+        draft.metrics["invalid"] = found.invalid
 
 
 def lists(arm: str, seed: int, out: Path) -> RankedLists:
@@ -129,15 +152,41 @@ def lists(arm: str, seed: int, out: Path) -> RankedLists:
     return RankedLists.read(out / arm / f"seed-{seed}" / "eval" / ARMS[arm].recommender / "predictions.jsonl")
 
 
-def difference(mistaken: str, clean: str, seeds: Sequence[int], out: Path) -> dict[str, Any]:
-    """How much the one arm exceeds the other: `value`, `low`, `high` and `p` by metric, and `sd` between the seeds."""
+def _stacked(found: dict[str, np.ndarray]) -> np.ndarray:
+    return np.stack([found[name] for name in METRICS])
+
+
+def of_arms(mistaken: str, clean: str, seeds: Sequence[int], out: Path) -> dict[str, Any]:
+    """How much the one arm exceeds the other, see `difference`."""
     before, after = [], []
     for seed in seeds:
         base, other = lists(clean, seed, out), lists(mistaken, seed, out)
-        units = base.units()
-        old, new = per_user(ranks(base)), per_user(ranks(other)[align(base, other)])
-        before.append(np.stack([old[name] for name in METRICS]))
-        after.append(np.stack([new[name] for name in METRICS]))
+        before.append(_stacked(per_user(ranks(base))))
+        after.append(_stacked(per_user(ranks(other)[align(base, other)])))
+    return difference(before, after, base.units())
+
+
+def of_defaults(seeds: Sequence[int], out: Path) -> dict[str, Any]:
+    """What the generation defaults change, see `difference`; also `examples`, and `invalid`, the share of listed texts that are
+    no SID of the catalogue.
+    """
+    before, after, invalid = [], [], []
+    for seed in seeds:
+        folder = out / ASKED / f"seed-{seed}" / GENERATION.replace(" ", "_")
+        found = pl.read_parquet(folder / "ranks.parquet")
+        before.append(_stacked(per_user(found[OURS].to_numpy())))
+        after.append(_stacked(per_user(found[DEFAULTED].to_numpy())))
+        invalid.append(Manifest.load(folder).metrics["invalid"])
+    cells = difference(before, after, found["unit"].to_numpy())
+    return {**cells, "examples": len(found), "invalid": float(np.mean(invalid))}
+
+
+def difference(before: Sequence[np.ndarray], after: Sequence[np.ndarray], units: np.ndarray | None) -> dict[str, Any]:
+    """How much `after` exceeds `before`: `value`, `low`, `high` and `p` by metric, and `sd` between the seeds.
+
+    Args:
+        before, after: per seed (metrics, examples), on the same examples.
+    """
     old, new = np.mean(before, axis=0), np.mean(after, axis=0)
     found = zip(METRICS, paired(old, new, RESAMPLES, 0, units), permutation(old, new, RESAMPLES, 0, units), strict=True)
     cells = {name: {**interval._asdict(), "p": p, "noise": not beyond_noise(interval)} for name, interval, p in found}
@@ -156,6 +205,19 @@ def text(cell: dict[str, Any]) -> str:
     return difference_text(Interval(cell["value"], cell["low"], cell["high"]), cell["p"])
 
 
+def shown_fields(fields: Sequence[str]) -> list[str]:
+    """The fields behind the options without those that say where files lie on this machine."""
+    kept, skip = [], False
+    for field in fields:
+        if skip:
+            skip = False
+        elif field.partition("=")[0].endswith(".path"):
+            skip = "=" not in field
+        else:
+            kept.append(field)
+    return kept
+
+
 def main(argv: list[str] | None = None) -> None:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -163,44 +225,68 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--config", required=True, help="a preset or a YAML file")
     options.add_argument("--out", type=Path, required=True, help="where the runs are kept")
     options.add_argument("--seeds", type=positive, default=3, help="1, 2, ...")
-    arms = ", ".join(dict.fromkeys(mistaken for mistaken, _ in QUIRKS.values()))
-    options.add_argument("--quirks", nargs="+", help=f"arms with a mistake, some of: {arms}")
-    options.add_argument("--only", nargs=2, metavar=("ARM", "SEED"), help=argparse.SUPPRESS)
+    known = list(dict.fromkeys([*(mistaken for mistaken, _ in QUIRKS.values()), SAMPLED]))
+    options.add_argument("--quirks", nargs="+", help=f"arms with a mistake, some of: {', '.join(known)}")
+    options.add_argument("--examples", type=positive, default=512, help=f"of the split, evenly spread, for {SAMPLED}")
+    options.add_argument("--dataset", help="what the report calls the data (default: the configuration's name)")
+    options.add_argument("--only", nargs=2, metavar=("JOB", "SEED"), help=argparse.SUPPRESS)
     arguments, common = options.parse_known_args(argv)
     if arguments.only:  # a child; its fields are complete
-        return decode(arguments, *arguments.only, common)
-    known = {mistaken for mistaken, _ in QUIRKS.values()}
-    if unknown := sorted({*(arguments.quirks or [])} - known):
+        return work(arguments, *arguments.only, common)
+    if unknown := sorted({*(arguments.quirks or [])} - {*known}):
         raise SystemExit(f"{unknown[0]!r} is no quirk; there are {', '.join(sorted(known))}.")
-    chosen = {name: pair for name, pair in QUIRKS.items() if arguments.quirks is None or pair[0] in arguments.quirks}
-    needed = {arm for pair in chosen.values() for arm in pair} | {"clean"}
+    if parse("run", ["--config", arguments.config, *common]) is None:
+        return None
+    wanted = arguments.quirks or known
+    chosen = {name: pair for name, pair in QUIRKS.items() if pair[0] in wanted}
+    needed = {arm for pair in chosen.values() for arm in pair} | {"clean"} | ({ASKED} if SAMPLED in wanted else set())
     needed |= {parent for arm in needed if (parent := ARMS[arm].parent)}
-    seeds = range(1, arguments.seeds + 1)
+    arms, seeds = [arm for arm in ARMS if arm in needed], range(1, arguments.seeds + 1)
     for seed in seeds:
-        for arm in [arm for arm in ARMS if arm in needed]:
+        for arm in arms:
             print(f"{arm}, seed {seed}", flush=True)
-            make(arm, arguments.out / arm / f"seed-{seed}", seed, arguments, common)
+            make(arm, seed, arguments, common)
+        if SAMPLED in wanted:
+            print(f"{SAMPLED}, seed {seed}", flush=True)
+            alone(SAMPLED, ASKED, seed, arguments, common)
 
-    found = {name: difference(*pair, seeds, arguments.out) for name, pair in chosen.items()}
-    base = arguments.out / "clean" / "seed-1"
-    examples = len(lists("clean", 1, arguments.out))
-    print(f"\n{machine()}; {arguments.config}, {' '.join(common)}; {examples} examples, {len(seeds)} seed(s)\n")
+    found = {name: of_arms(*pair, seeds, arguments.out) for name, pair in chosen.items()}
+    runs = {name: f"{mistaken} - {clean}" for name, (mistaken, clean) in chosen.items()}
+    if SAMPLED in wanted:
+        found[GENERATION] = of_defaults(seeds, arguments.out)
+        runs[GENERATION] = f"{DEFAULTED} - {OURS}, {ASKED}, {found[GENERATION]['examples']} examples"
+    stored = {**describe(arguments, common), "quirks": found}
+    print(f"\n{machine()}; {stored['dataset']}, {' '.join(stored['fields'])}")
+    print(f"{stored['examples']} examples, {len(seeds)} seed(s)\n")
     rows = [
         [arm, *(f"{np.mean(values):.4f} ({', '.join(f'{v:.4f}' for v in values)})" for values in cells.values())]
-        for arm, cells in ((arm, levels(arm, seeds, arguments.out)) for arm in ARMS if arm in needed)
+        for arm, cells in ((arm, levels(arm, seeds, arguments.out)) for arm in arms)
     ]
     table(["run", *(f"{name}, mean (by seed)" for name in METRICS)], rows)
     print()
     rows = [
-        [name, f"{chosen[name][0]} - {chosen[name][1]}", *(text(cells[metric]) for metric in METRICS),
-         "" if cells["sd"] is None else f"{cells['sd']:.4f}"]
+        [name, runs[name], *(text(cells[metric]) for metric in METRICS), "" if cells["sd"] is None else f"{cells['sd']:.4f}"]
         for name, cells in found.items()
-    ]  # fmt: skip
+    ]
     table(["quirk", "runs", *METRICS, "sd over seeds"], rows)
-    data = read_json(base / "data" / "manifest.json")["metrics"]
-    stored = {"config": arguments.config, "fields": list(common), "seeds": len(seeds), "examples": examples,
-              "train": data["train"], "machine": machine(), "quirks": found}  # fmt: skip
     write_json(arguments.out / "gap_causes.json", stored)
+
+
+def describe(arguments: argparse.Namespace, fields: Sequence[str]) -> dict[str, Any]:
+    """What the stored figures are of."""
+    clean = arguments.out / "clean" / "seed-1"
+    train = Manifest.load(clean / "data").metrics["train"]
+    parameters = Manifest.load(clean / "sft").metrics["parameters"]
+    name = Path(arguments.config).stem
+    return {
+        "dataset": f"{arguments.dataset or name} ({train:,} training rows) with a model of {parameters / 1e6:.1f} M parameters",
+        "config": name,
+        "fields": shown_fields(fields),
+        "seeds": arguments.seeds,
+        "examples": len(lists("clean", 1, arguments.out)),
+        "train": train,
+        "machine": machine(),
+    }
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ the section `eval`, split, number of beams and batch size count; the reference k
 """
 
 import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +24,11 @@ from transformers import LogitsProcessor, PreTrainedModel
 
 from minionerec.artifacts import Manifest
 from minionerec.cli import parse
+from minionerec.config import Config
 from minionerec.data.dataset import Dataset
 from minionerec.errors import MiniOneRecError
 from minionerec.eval.intervals import paired, permutation
-from minionerec.eval.metrics import per_user
+from minionerec.eval.metrics import per_user, places
 from minionerec.eval.predict import spread
 from minionerec.model import checkpoint
 from minionerec.prompts.builder import build_examples
@@ -73,23 +76,39 @@ def generate(
     return generate_beams(model, ids, constraint, num_beams, levels, mask, min_new_tokens=levels, **options)[0]
 
 
-def places(lists: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
-    """0-based rank of each target (batch, levels) in its list (batch, beams, levels); infinity where it is missing."""
-    match = (lists == targets[:, None]).all(-1)
-    return np.where(match.any(1), match.int().argmax(1), np.inf)
+@dataclass(frozen=True)
+class Asked:
+    """What some ways of asking one model gave.
+
+    Attributes:
+        ranks: per way of `WAYS`, (examples,) the target's 0-based rank, infinity where its list lacks it.
+        units: (examples,) the number of each example's user, from 0.
+        invalid: share of what `DEFAULTED` lists that is no SID of the catalogue.
+    """
+
+    ranks: dict[str, np.ndarray]
+    units: np.ndarray
+    invalid: float
+
+    def values(self, way: str) -> np.ndarray:
+        """(metrics, examples), in the order of `METRICS`."""
+        found = per_user(self.ranks[way])
+        return np.stack([found[name] for name in METRICS])
 
 
-def main(argv: list[str] | None = None) -> None:
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    options.add_argument("run", type=Path, help="folder of a run with a finished SFT model whose SIDs have one length")
-    options.add_argument("--config", required=True, help="the run's configuration: a preset or a YAML file")
-    options.add_argument("--examples", type=positive, default=512, help="examples of the split, evenly spread")
-    options.add_argument("--seed", type=int, default=1, help="of the sampling")
-    arguments, fields = options.parse_known_args(argv)
-    config = parse("run", ["--config", arguments.config, "--out", str(arguments.run), *fields])
-    assert config is not None  # only --help and --print_config give none
+OURS, PLAIN, DEFAULTED = WAYS = ("our decoder", "generate", "generate with the defaults")
+
+
+def ask(config: Config, examples: int, seed: int, ways: Sequence[str] = WAYS) -> Asked:
+    """Ask a run's SFT model about examples of the split, evenly spread.
+
+    Args:
+        seed: of the sampling.
+
+    Raises:
+        SystemExit: there is no finished SFT model, it was trained with other probabilities than the reference's, or SIDs differ
+            in length.
+    """
     try:
         trained = Manifest.load(config.folder / "sft").config["sft"]["normalise"]
     except MiniOneRecError as error:
@@ -104,39 +123,56 @@ def main(argv: list[str] | None = None) -> None:
     if (tokens < 0).any():
         raise SystemExit(f"{config.folder}/sid: SIDs differ in length; the reference's constraint takes one length only.")
     trie, sids = CatalogTrie.from_codes(tokens), tokens.unique(dim=0).tolist()
-    context = getattr(model.config, "max_position_embeddings", None)
-    examples = build_examples(
-        "history_sid_to_sid", dataset, index, tokenizer, split=config.eval.split, context=context, prompts=config.asked
-    )
-    chosen = [examples[row] for row in sorted(spread(len(examples), arguments.examples))]
+    context, split = getattr(model.config, "max_position_embeddings", None), config.eval.split
+    made = build_examples("history_sid_to_sid", dataset, index, tokenizer, split=split, context=context, prompts=config.asked)
+    rows = sorted(spread(len(made), examples))
     beams, size = config.eval.num_beams, config.eval.batch_size
-    found: dict[str, list[np.ndarray]] = {"our decoder": [], "generate": [], "generate with the defaults": []}
-    valid = []
-    torch.manual_seed(arguments.seed)
-    known = set(map(tuple, sids))
+    decoders: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+        OURS: lambda ids, mask: beam_search(model, ids, mask, trie=trie, num_beams=beams, normalise="vocabulary").tokens,
+        PLAIN: lambda ids, mask: generate(model, ids, mask, sids, beams),
+        DEFAULTED: lambda ids, mask: generate(model, ids, mask, sids, beams, **DEFAULTS),
+    }
+    found: dict[str, list[np.ndarray]] = {way: [] for way in ways}
+    valid, known = [], set(map(tuple, sids))
+    torch.manual_seed(seed)
     with torch.no_grad():
-        for start in range(0, len(chosen), size):
-            batch = chosen[start : start + size]
+        for start in range(0, len(rows), size):
+            batch = [made[row] for row in rows[start : start + size]]
             ids, mask = left_pad([example.prompt for example in batch], tokenizer.pad_token_id)
-            targets = tokens[[example.target for example in batch]]
-            ours = beam_search(model, ids, mask, trie=trie, num_beams=beams, normalise="vocabulary").tokens
-            plain = generate(model, ids, mask, sids, beams)
-            sampled = generate(model, ids, mask, sids, beams, **DEFAULTS)
-            for name, lists in zip(found, (ours, plain, sampled), strict=True):
-                found[name].append(places(lists, targets))
-            valid += [tuple(sid) in known for group in sampled.tolist() for sid in group]
-    values = {name: per_user(np.concatenate(parts)) for name, parts in found.items()}
-    stacked = {name: np.stack([cells[metric] for metric in METRICS]) for name, cells in values.items()}
-    print(f"{machine()}; {arguments.config}, {len(chosen)} {config.eval.split} examples, {beams} beams")
-    table(["decoder", *METRICS], [[name, *(f"{row.mean():.4f}" for row in cells)] for name, cells in stacked.items()])
+            targets = tokens[[example.target for example in batch]].numpy()
+            for way in ways:
+                lists = decoders[way](ids, mask)
+                found[way].append(places(lists.numpy(), targets))
+                if way == DEFAULTED:
+                    valid += [tuple(sid) in known for group in lists.tolist() for sid in group]
+    users = dataset.split(split)["user"].to_numpy()[rows]
+    ranks = {way: np.concatenate(parts) for way, parts in found.items()}
+    return Asked(ranks, np.unique(users, return_inverse=True)[1], float(1 - np.mean(valid)) if valid else 0.0)
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    options.add_argument("run", type=Path, help="folder of a run with a finished SFT model whose SIDs have one length")
+    options.add_argument("--config", required=True, help="the run's configuration: a preset or a YAML file")
+    options.add_argument("--examples", type=positive, default=512, help="examples of the split, evenly spread")
+    options.add_argument("--seed", type=int, default=1, help="of the sampling")
+    arguments, fields = options.parse_known_args(argv)
+    config = parse("run", ["--config", arguments.config, "--out", str(arguments.run), *fields])
+    if config is None:
+        return
+    found = ask(config, arguments.examples, arguments.seed)
+    print(f"{machine()}; {arguments.config}, {len(found.units)} {config.eval.split} examples, {config.eval.num_beams} beams")
+    table(["decoder", *METRICS], [[way, *(f"{row.mean():.4f}" for row in found.values(way))] for way in WAYS])
     print()
-    rows = []
-    for name in ("generate", "generate with the defaults"):
-        intervals = paired(stacked["our decoder"], stacked[name], RESAMPLES, 0)
-        p_values = permutation(stacked["our decoder"], stacked[name], RESAMPLES, 0)
-        rows.append([f"{name} - our decoder", *map(difference_text, intervals, p_values)])
+    ours, rows = found.values(OURS), []
+    for way in (PLAIN, DEFAULTED):
+        intervals = paired(ours, found.values(way), RESAMPLES, 0, found.units)
+        p_values = permutation(ours, found.values(way), RESAMPLES, 0, found.units)
+        rows.append([f"{way} - {OURS}", *map(difference_text, intervals, p_values)])
     table(["", *METRICS], rows)
-    print(f"\n{1 - np.mean(valid):.1%} of what is sampled with the defaults is no SID of the catalogue.")
+    print(f"\n{found.invalid:.1%} of what is sampled with the defaults is no SID of the catalogue.")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from memory import peak_gb
 from setting import (
     SIZES,
     Measured,
@@ -31,7 +32,6 @@ from setting import (
     industrial_codes,
     machine,
     parser,
-    peak_gb,
     positive,
     random_model,
     report,

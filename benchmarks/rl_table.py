@@ -21,16 +21,13 @@ in the run: `minionerec baseline --baseline.model sasrec`.
 """
 
 import argparse
-import os
 import shlex
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from setting import difference_text, machine, positive, table
+from setting import difference_text, in_process_of_its_own, link_parts, machine, positive, table
 
 from minionerec.artifacts import MANIFEST, Manifest, write_json
 from minionerec.cli import parse
@@ -63,35 +60,18 @@ VARIANTS = {
 }
 
 
-def link_run(run: Path, folder: Path) -> None:
-    """Make `folder` a run that starts from another's data, SIDs, SFT model and baselines.
-
-    Raises:
-        SystemExit: the run has no finished SFT model.
-    """
-    if not (run / "sft" / MANIFEST).is_file():
-        raise SystemExit(f"{run}/sft: no finished SFT model here; make it first: minionerec sft --config NAME --out {run}")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in LINKED:
-        link = folder / name
-        if link.is_symlink():
-            link.unlink()  # it may point to another run
-        if (run / name).is_dir():
-            link.symlink_to((run / name).resolve(), target_is_directory=True)
-
-
-def configuration(name: str, folder: Path, seed: int, flags: Sequence[str]) -> Config:
+def configuration(name: str, folder: Path, seed: int, flags: Sequence[str]) -> Config | None:
     """A run's configuration from a preset or file and fields over it; the last of equal fields counts.
+
+    None where the fields only ask for help or for the configuration.
 
     Raises:
         ConfigError: a field is unknown, of another section than `rl` and `eval`, or the fields contradict each other.
     """
     for flag in flags:
-        if flag.startswith("--") and not flag.startswith(("--rl.", "--eval.")):
+        if flag.startswith("--") and not flag.startswith(("--rl.", "--eval.", "--print_config")):
             raise ConfigError(f"{flag}: variants differ in fields of rl and eval only; all else is the run's, in --config.")
-    made = parse("run", ["--config", name, "--out", str(folder), "--seed", str(seed), *flags])
-    assert made is not None  # only --help and --print_config give none
-    return made
+    return parse("run", ["--config", name, "--out", str(folder), "--seed", str(seed), *flags])
 
 
 def make(config: Config, stage: str) -> None:
@@ -104,19 +84,6 @@ def make(config: Config, stage: str) -> None:
     else:
         pipeline.set_up(config.threads)
     predict.run(config, stage)
-
-
-def in_process_of_its_own(arguments: argparse.Namespace, job: Sequence[str]) -> None:
-    """Run this script for one job, so that no memory or random state passes from one variant to the next.
-
-    Raises:
-        SystemExit: it failed.
-    """
-    root = Path(__file__).resolve().parents[1]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, __file__, str(arguments.run), "--config", arguments.config, "--out", str(arguments.out), *job]
-    if done := subprocess.run(command, env=environment, check=False).returncode:
-        raise SystemExit(f"{shlex.join(command)} ended with {done}. The same command of the whole table goes on from here.")
 
 
 def differences(
@@ -198,7 +165,8 @@ def main(argv: list[str] | None = None) -> None:
     arguments, common = options.parse_known_args(argv)
     if arguments.only:  # a child; its fields are complete
         folder, seed = arguments.out / arguments.only[0], int(arguments.only[1])
-        return make(configuration(arguments.config, folder, seed, common), "sft" if folder.name == "sft" else "rl")
+        config = configuration(arguments.config, folder, seed, common)
+        return None if config is None else make(config, "sft" if folder.name == "sft" else "rl")
 
     variants = dict(VARIANTS)
     for text in arguments.add:
@@ -212,20 +180,28 @@ def main(argv: list[str] | None = None) -> None:
     seeds = range(1, arguments.seeds + 1)
     jobs = {(name, seed): Path(name) / f"seed-{seed}" for name in wanted for seed in seeds}
     flags = {name: [*common, *shlex.split(variants[name])] for name in wanted}
-    for name in wanted:
+    made: dict[str, Config] = {}
+    for name, given in {"all variants": common, **{f"variant {name}": flags[name] for name in wanted}}.items():
         try:
-            configuration(arguments.config, arguments.out / name, 1, flags[name])
+            checked = configuration(arguments.config, arguments.out, 1, given)
         except MiniOneRecError as error:
-            raise SystemExit(f"variant {name}: {error}") from None
+            raise SystemExit(f"{name}: {error}") from None
+        if checked is None:
+            return None
+        made[name] = checked
+    config = made["all variants"]
 
-    link_run(arguments.run, arguments.out / "sft")
-    in_process_of_its_own(arguments, [*common, "--only", "sft", "1"])
+    run = arguments.run
+    if not (run / "sft" / MANIFEST).is_file():
+        raise SystemExit(f"{run}/sft: no finished SFT model here; make it first: minionerec sft --config NAME --out {run}")
+    script = [__file__, str(run), "--config", arguments.config, "--out", str(arguments.out)]
+    link_parts(run, arguments.out / "sft", LINKED)
+    in_process_of_its_own([*script, *common, "--only", "sft", "1"])
     for (name, seed), folder in jobs.items():
         print(f"{name}, seed {seed}", flush=True)
-        link_run(arguments.run, arguments.out / folder)
-        in_process_of_its_own(arguments, [*flags[name], "--only", str(folder), str(seed)])
+        link_parts(run, arguments.out / folder, LINKED)
+        in_process_of_its_own([*script, *flags[name], "--only", str(folder), str(seed)])
 
-    config = configuration(arguments.config, arguments.out, 1, common)
     sft = RankedLists.read(arguments.out / "sft" / "eval" / "sft" / "predictions.jsonl")
     lists: dict[str, list[RankedLists]] = {name: [] for name in wanted}
     trained: dict[str, list[Manifest]] = {name: [] for name in wanted}

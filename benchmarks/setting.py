@@ -1,4 +1,4 @@
-"""What the tree engine's benchmarks have in common: machine, fresh processes, random models, catalogues, the peers' decoder.
+"""What benchmarks have in common: machine, fresh processes, random models, catalogues, the peers' decoder, linked runs.
 
 Each measurement runs in a process of its own: a script calls itself with `--only SIDE --result FILE`, and the child leaves its
 figures and tensors in that file. Peak memory is the child's, imports and model included.
@@ -8,7 +8,7 @@ import argparse
 import json
 import os
 import platform
-import resource
+import shlex
 import statistics
 import subprocess
 import sys
@@ -47,11 +47,6 @@ def machine() -> str:
         *(f"{name} {version(name)}" for name in ("torch", "transformers", "trl")),
     ]
     return f"{os.cpu_count()} cores, {torch.get_num_threads()} thread(s), {', '.join(versions)}, {date.today()}"
-
-
-def peak_gb() -> float:
-    """Peak memory of this process so far (GB)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def repeat(run: Callable[[], Any], seconds: float, most: int = 15) -> tuple[list[float], Any]:
@@ -125,6 +120,32 @@ def alternate(script: str, sides: Sequence[str], options: Sequence[str], repeats
         )
         for side, done in runs.items()
     }
+
+
+def link_parts(run: Path, folder: Path, names: Sequence[str]) -> None:
+    """Make `folder` a run that starts from another's data, SIDs, models, whatever of `names` the other has."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        link = folder / name
+        if link.is_symlink():
+            link.unlink()  # it may point to another run
+        if (run / name).is_dir():
+            link.symlink_to((run / name).resolve(), target_is_directory=True)
+
+
+def in_process_of_its_own(command: Sequence[str]) -> None:
+    """Run Python for one job of a table, so that no memory or random state passes from one to the next.
+
+    Args:
+        command: what follows `python`.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    root = Path(__file__).resolve().parents[1]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
+    if done := subprocess.run([sys.executable, *command], env=environment, check=False).returncode:
+        raise SystemExit(f"{shlex.join(command)} ended with {done}. The same command of the whole table goes on from here.")
 
 
 def random_model(size: str, sid_tokens: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:

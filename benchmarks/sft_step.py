@@ -33,7 +33,8 @@ import numpy as np
 import polars as pl
 import torch
 from datasets import Dataset as TokenDataset
-from setting import AMAZON, INDUSTRIAL, Measured, alternate, machine, parser, peak_gb, positive, repeat, report, table
+from memory import peak_gb
+from setting import AMAZON, INDUSTRIAL, Measured, alternate, machine, parser, positive, repeat, report, table
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 

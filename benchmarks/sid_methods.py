@@ -10,12 +10,12 @@ Run: python benchmarks/sid_methods.py --data ../shared/data [--methods rq-kmeans
 
 import argparse
 import ast
-import resource
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import polars as pl
+from memory import peak_gb
 from rich.console import Console
 from rich.table import Table
 
@@ -103,7 +103,7 @@ def main() -> None:
 
     if not chosen.methods_only:
         console.print(agreement(vectors, pairs, sizes, amazon, chosen.seed))
-    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+    print(f"peak memory {peak_gb():.2f} GB")
 
 
 if __name__ == "__main__":

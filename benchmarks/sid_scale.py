@@ -11,7 +11,6 @@ Run: python benchmarks/sid_scale.py --items 10000 100000 1000000 [--folder FOLDE
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from memory import peak_gb
 
 CODES, LEVELS = 256, 3
 PER_CENTROID = 256  # faiss's default
@@ -53,7 +53,7 @@ def ours(path: Path, iterations: int, seed: int) -> dict[str, float]:
     )
     started = time.process_time()
     fitted = fit(vectors, config, seed)
-    seconds, peak = time.process_time() - started, _peak()
+    seconds, peak = time.process_time() - started, peak_gb()
     return {"seconds": seconds, "peak": peak, "error": relative_error(vectors, fitted.codes, fitted.quantizer)}
 
 
@@ -70,7 +70,7 @@ def faiss_kmeans(path: Path, iterations: int, seed: int) -> dict[str, float]:
         codes = model.index.search(residual, 1)[1][:, 0]
         for start in range(0, len(residual), 65536):
             residual[start : start + 65536] -= model.centroids[codes[start : start + 65536]]
-    seconds, peak = time.process_time() - started, _peak()
+    seconds, peak = time.process_time() - started, peak_gb()
     return {"seconds": seconds, "peak": peak, "error": float((residual**2).sum(dtype=np.float64)) / spread}
 
 
@@ -88,17 +88,12 @@ def faiss_residual_quantizer(path: Path, iterations: int, seed: int) -> dict[str
     quantizer.cp.niter, quantizer.cp.seed = iterations, seed
     quantizer.train(vectors[rows])
     codes = quantizer.compute_codes(vectors)
-    seconds, peak = time.process_time() - started, _peak()
+    seconds, peak = time.process_time() - started, peak_gb()
     error = sum(
         float(((vectors[start : start + 65536] - quantizer.decode(codes[start : start + 65536])) ** 2).sum(dtype=np.float64))
         for start in range(0, len(vectors), 65536)
     )
     return {"seconds": seconds, "peak": peak, "error": error / spread}
-
-
-def _peak() -> float:
-    """Most memory this process has held, in GB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 RUN = dict(zip(CONTENDERS, (ours, faiss_kmeans, faiss_residual_quantizer), strict=True))

@@ -26,12 +26,8 @@ class ArtifactError(MiniOneRecError):
 
 
 class TrainingError(MiniOneRecError):
-    """Training cannot go on: the loss is not a number, or the memory does not suffice."""
+    """Training cannot go on: losses, gradients or weights that are no numbers, a policy gone too far, or no memory left."""
 
 
 class ConstraintError(MiniOneRecError):
     """Constrained decoding is impossible: the trie is empty or its tokens are outside the model's vocabulary."""
-
-
-class DivergenceError(MiniOneRecError):
-    """Training has gone wrong on its way: a loss or weights that are no numbers, a policy too far from where it began."""

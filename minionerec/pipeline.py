@@ -84,7 +84,7 @@ def _baseline(config: Config) -> Iterator[Made]:
     from minionerec.report import rivals
 
     yield train.run(config, rivals.ranking_metrics)
-    ours = config.baseline.protocol == "dataset" and config.baseline.model not in predict.FLOORS
+    ours = config.baseline.protocol == "dataset" and config.baseline.model not in predict.BUILT_IN
     if ours and (config.folder / "sid" / MANIFEST).is_file():
         yield predict.run(config, config.baseline.model)
 

@@ -24,6 +24,12 @@ def accelerate(processes: int, *arguments: str, check: bool = True) -> subproces
     return _run([*command, "--num_machines", "1", "--mixed_precision", "no", "--main_process_port", port, *arguments], check)
 
 
+def torchrun(processes: int, *arguments: str) -> subprocess.CompletedProcess:
+    """torch's own launcher on CPUs with gloo: plain DDP."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return _run([*command, *arguments], check=True)
+
+
 def _run(command: list[str], check: bool) -> subprocess.CompletedProcess:
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=400, check=False)
     assert not check or done.returncode == 0, done.stdout + done.stderr

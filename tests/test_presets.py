@@ -44,6 +44,7 @@ def test_the_replication_s_values(name):
     assert made.rl.micro_batch_prompts * made.rl.num_generations == int(rl["Per-device batch size"])
     assert made.rl.learning_rate == 1e-5 and made.rl.beta == float(rl["Beta (KL penalty)"])
     assert made.rl.rewards == {rl["Reward type"].split()[0]: 1.0}
+    assert rl["Sync ref model"] == "True" and (made.rl.sync_reference, made.rl.sync_mix) == (512, 0.6)
 
 
 @pytest.mark.parametrize("name", LARGE)

@@ -69,6 +69,12 @@ class Batch(NamedTuple):
         """The same batch on a device."""
         return Batch(*(values.to(device) for values in self))
 
+    def cells(self) -> Tensor:
+        """Flat index of every item, history by history and oldest first, (items,): the same order in every layout."""
+        before = self.lengths.cumsum(0) - self.lengths
+        within = torch.arange(int(self.lengths.sum()), device=self.lengths.device) - before.repeat_interleave(self.lengths)
+        return (self.readout - self.lengths + 1).repeat_interleave(self.lengths) + within
+
 
 def _places(lengths: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Where each history goes, (row, column) per history: the longest first, each into the fullest row with room for it."""
@@ -121,3 +127,14 @@ def make_batch(rows: Rows, *, layout: Literal["packed", "padded"], side: Side, m
     cell_values = (torch.from_numpy(values.reshape(count, width)) for values in (items, positions, segments))
     per_history = (row * width + last, lengths.astype(np.int64), rows.target.astype(np.int64))
     return Batch(*cell_values, *(torch.from_numpy(values) for values in per_history))
+
+
+def partners(targets: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """For each row another one with the same target, (rows,): every such row equally likely, itself where there is none."""
+    order = np.argsort(targets, kind="stable")
+    first = np.searchsorted(targets[order], targets)  # where each row's group begins
+    others = np.searchsorted(targets[order], targets, "right") - first - 1
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    drawn = first + rng.integers(0, np.maximum(others, 1))
+    return order[drawn + ((drawn >= place) & (others > 0))]

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from minionerec.baselines.batches import Batch
-from minionerec.baselines.layers import Attention, Encoder, FeedForward, InputEmbedding, Layer, layer_norm, mask
+from minionerec.baselines.layers import Attention, Encoder, InputEmbedding, layer_norm, mask
 from minionerec.baselines.recommender import Recommender, initialise
 
 
 class BERT4Rec(Recommender):
     """Bidirectional: every item of a history sees all of it. A history's result does not depend on padding."""
 
+    renames = ((r"^output_ffn\.", "head."), (r"^output_ln\.", "head_norm."), (r"^output_bias$", "item_bias"))
     last_item_share = 0.5  # share of batches in which each row masks its last item and no other
     most_labels = 10  # masks scored per history: the last so many
 
@@ -37,10 +38,7 @@ class BERT4Rec(Recommender):
         self.mask_id, self.mask_ratio = items + 1, mask_ratio
         self.embedding = InputEmbedding(hidden_size, max_history, dropout)
         self.encoder = Encoder(
-            [
-                Layer(Attention(hidden_size, heads, dropout, attention_dropout), FeedForward(hidden_size, inner_size, dropout))
-                for _ in range(layers)
-            ]
+            (Attention(hidden_size, heads, dropout, attention_dropout) for _ in range(layers)), hidden_size, inner_size, dropout
         )
         self.head = nn.Linear(hidden_size, hidden_size)
         self.head_norm = layer_norm(hidden_size)
@@ -70,8 +68,10 @@ class BERT4Rec(Recommender):
         masked = torch.zeros_like(batch.items, dtype=torch.bool)
         if torch.rand(()) < self.last_item_share:
             masked.view(-1)[batch.readout[batch.lengths > 0]] = True
-            return masked
-        return (torch.rand(batch.items.shape, device=batch.items.device) < self.mask_ratio) & (batch.segments > 0)
+        else:  # one number per item, so that packed and padded batches draw the same masks
+            cells = batch.cells()
+            masked.view(-1)[cells] = torch.rand(len(cells), device=cells.device) < self.mask_ratio
+        return masked
 
     def labels(self, masked: Tensor, batch: Batch) -> Tensor:
         """Which masks are scored, (rows, width) bool: the last `most_labels` of a history, and none at position 0."""

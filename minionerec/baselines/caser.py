@@ -1,7 +1,8 @@
 """Caser (Tang and Wang, 2018) without user embeddings: convolutions over the most recent items as over an image.
 
 Horizontal filters of several heights see runs of items, vertical ones weigh the items' places. Deviation from the paper: no
-user embedding, so that users unseen in training can be ranked for, and a full softmax on the tied table.
+user embedding, so that users unseen in training can be ranked for, and a full softmax on the tied table. MiniOneRec's Caser is
+`caser-reference`; RecBole's, with user embeddings, is not built.
 """
 
 import torch
@@ -12,7 +13,7 @@ from minionerec.baselines.batches import Batch
 from minionerec.baselines.recommender import Recommender, initialise
 from minionerec.errors import ConfigError
 
-_HEIGHTS = (2, 3, 4)  # items that a horizontal filter covers
+HEIGHTS = (2, 3, 4)  # items that a horizontal filter covers
 
 
 class Caser(Recommender):
@@ -32,16 +33,16 @@ class Caser(Recommender):
         dropout: float = 0.3,
     ) -> None:
         super().__init__(items, hidden_size)
-        if not max(_HEIGHTS) <= window <= max_history:
+        if not max(HEIGHTS) <= window <= max_history:
             raise ConfigError(
-                f"baseline.window is {window}; filters cover {max(_HEIGHTS)} items and histories hold {max_history}: choose "
+                f"baseline.window is {window}; filters cover {max(HEIGHTS)} items and histories hold {max_history}: choose "
                 "something between."
             )
         self.window = window
-        self.horizontal = nn.ModuleList(nn.Conv2d(1, horizontal_filters, (height, hidden_size)) for height in _HEIGHTS)
+        self.horizontal = nn.ModuleList(nn.Conv2d(1, horizontal_filters, (height, hidden_size)) for height in HEIGHTS)
         self.vertical = nn.Conv2d(1, vertical_filters, (window, 1))
         self.dropout = nn.Dropout(dropout)
-        self.dense = nn.Linear(horizontal_filters * len(_HEIGHTS) + vertical_filters * hidden_size, hidden_size)
+        self.dense = nn.Linear(horizontal_filters * len(HEIGHTS) + vertical_filters * hidden_size, hidden_size)
         initialise(self)
 
     def states(self, batch: Batch) -> Tensor:

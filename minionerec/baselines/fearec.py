@@ -1,18 +1,19 @@
 """FEARec (Du et al., 2023): attention by auto-correlation in the frequency domain.
 
 `FEARec` is what the published Beauty row ran: all frequencies, no time-domain branch and, because three settings were missing
-from its configuration, plain cross-entropy. `FEARecPublished` is the model as its paper describes it: a frequency ramp over the
-layers, a time-domain branch, two contrastive losses and a frequency regulariser. Its details follow the paper, not a run.
+from its configuration, plain cross-entropy. `FEARecPublished` is the model with these settings: a frequency ramp over the
+layers, a time-domain branch, a contrastive loss (`us_x`) and a frequency regulariser. It is checked against no run.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from minionerec.baselines.batches import Batch
-from minionerec.baselines.layers import Attention, Encoder, FeedForward, InputEmbedding, Layer, mask
+from minionerec.baselines.layers import Attention, Encoder, InputEmbedding, mask
 from minionerec.baselines.recommender import Recommender, initialise
 
 
@@ -22,6 +23,7 @@ class AutoCorrelation(Attention):
     Args:
         bins: first and last + 1 of the frequencies that are used.
         time_share: weight of the softmax branch on the same frequencies; 0 leaves it out.
+        attention_dropout: of the softmax branch.
     """
 
     def __init__(
@@ -29,9 +31,9 @@ class AutoCorrelation(Attention):
         hidden_size: int,
         heads: int,
         dropout: float,
-        attention_dropout: float,
         bins: tuple[int, int],
         time_share: float = 0.0,
+        attention_dropout: float = 0.0,
     ) -> None:
         super().__init__(hidden_size, heads, dropout, attention_dropout)
         self.bins, self.time_share = bins, time_share
@@ -67,6 +69,11 @@ class FEARec(Recommender):
     """As run. Neither causal nor independent of padding."""
 
     layout = "padded"
+    renames = (
+        (r"^item_encoder\.layer\.", "encoder.layers."),
+        (r"\.hybrid_attention\.", ".attn."),
+        (r"\.(query|key|value)_layer\.", r".\1."),
+    )
 
     def __init__(
         self,
@@ -78,18 +85,18 @@ class FEARec(Recommender):
         layers: int = 2,
         heads: int = 2,
         dropout: float = 0.5,
-        attention_dropout: float = 0.5,
+        **attention: float,
     ) -> None:
         super().__init__(items, hidden_size)
         self.embedding = InputEmbedding(hidden_size, max_history, dropout)
         self.encoder = Encoder(
-            [
-                Layer(
-                    AutoCorrelation(hidden_size, heads, dropout, attention_dropout, bins, self.time_share),
-                    FeedForward(hidden_size, inner_size, dropout),
-                )
+            (
+                AutoCorrelation(hidden_size, heads, dropout, bins, self.time_share, **attention)
                 for bins in self.ramp(max_history // 2 + 1, layers)
-            ]
+            ),
+            hidden_size,
+            inner_size,
+            dropout,
         )
         initialise(self)
 
@@ -106,14 +113,18 @@ class FEARec(Recommender):
 
 
 class FEARecPublished(FEARec):
-    """As its paper describes it. A training batch is computed twice, under two draws of dropout; histories of the batch that
-    share a target are each other's positive examples besides.
+    """With its contrastive loss. A training batch is computed twice, under two draws of dropout, and so are other histories
+    that lead to the same targets: the second draw and the other history are each other's positive example.
     """
 
+    contrasts = True
     time_share = 0.1
     frequency_share = 0.6  # of the spectrum, in each layer
-    contrastive_weight = 0.1  # of the unsupervised and of the supervised InfoNCE
+    contrastive_weight = 0.1
     frequency_weight = 0.1
+
+    def __init__(self, items: int, max_history: int, *, attention_dropout: float = 0.5, **options: Any) -> None:
+        super().__init__(items, max_history, attention_dropout=attention_dropout, **options)
 
     def ramp(self, bins: int, layers: int) -> list[tuple[int, int]]:
         """From the high frequencies in the first layer down to the low ones in the last."""
@@ -121,22 +132,22 @@ class FEARecPublished(FEARec):
         starts = [round((bins - size) * (1 - layer / max(layers - 1, 1))) for layer in range(layers)]
         return [(start, start + size) for start in starts]
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Cross-entropy, InfoNCE between the two draws and between histories with one target, and their spectra's distance."""
-        first, second = self.states(batch), self.states(batch)
-        loss = functional.cross_entropy(self.logits(first), batch.targets)
-        same = batch.targets[:, None] == batch.targets[None]
-        own = torch.eye(len(same), dtype=torch.bool, device=same.device)
-        similarity = first @ second.T  # dot products, temperature 1
-        loss = loss + self.contrastive_weight * _info_nce(similarity, own, ~same | own)
-        shared = same & ~own
-        loss = loss + self.contrastive_weight * _info_nce(similarity, shared, ~own)
-        spectra = torch.fft.rfft(first.float(), norm="ortho") - torch.fft.rfft(second.float(), norm="ortho")
-        return loss + self.frequency_weight * spectra.abs().mean()
+    def forward(self, batch: Batch, partners: Batch | None = None) -> Tensor:
+        """Cross-entropy of the first draw; InfoNCE and the distance of spectra between the second draw and the partners.
+
+        Args:
+            partners: for each row another history with its target; None where every history is its own.
+        """
+        loss = functional.cross_entropy(self.scores(batch), batch.targets)
+        second, other = self.states(batch), self.states(partners or batch)
+        spectra = torch.fft.rfft(second.float(), norm="ortho") - torch.fft.rfft(other.float(), norm="ortho")
+        return loss + self.contrastive_weight * info_nce(second, other) + self.frequency_weight * spectra.abs().mean()
 
 
-def _info_nce(similarity: Tensor, positive: Tensor, candidates: Tensor) -> Tensor:
-    """Mean over positive pairs of -log softmax among a row's candidates; 0 where there is no positive pair."""
-    logits = similarity.masked_fill(~candidates, -torch.inf)
-    surprise = logits.logsumexp(1, keepdim=True) - similarity
-    return surprise[positive].sum() / max(int(positive.sum()), 1)
+def info_nce(first: Tensor, second: Tensor) -> Tensor:
+    """Row i of either (batch, hidden) tells its partner, row i of the other, from all rows but itself: mean cross-entropy of
+    dot products, temperature 1, one positive and 2 x batch - 2 negatives.
+    """
+    views = torch.cat([first, second])
+    similarity = (views @ views.T).fill_diagonal_(-torch.inf)
+    return functional.cross_entropy(similarity, torch.arange(len(views), device=views.device).roll(len(first)))

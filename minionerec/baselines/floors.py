@@ -19,18 +19,21 @@ from minionerec.data.dataset import Dataset, SplitName
 from minionerec.errors import ConfigError
 
 
-def training_counts(dataset: Dataset) -> np.ndarray:
-    """How often each item occurs in training interactions, (items,) int."""
+def interaction_counts(dataset: Dataset) -> np.ndarray:
+    """How often each item occurs in training interactions, (items,) int.
+
+    A user's opening item counts, though it is no example's target: what training weighs and rewards by are counts of targets.
+    """
     return np.bincount(training_interactions(dataset)["item"].to_numpy(), minlength=len(dataset.catalog))
 
 
 def popularity(dataset: Dataset, length: int, split: SplitName = "test") -> list[np.ndarray]:
-    """For each example of the split the same list: items by `training_counts`, ties by item index.
+    """For each example of the split the same list: items by `interaction_counts`, ties by item index.
 
     Returns:
         Item indices, (min(length, items),), per example.
     """
-    ranked = np.argsort(-training_counts(dataset), kind="stable")[:length]
+    ranked = np.argsort(-interaction_counts(dataset), kind="stable")[:length]
     return [ranked] * len(dataset.split(split))
 
 

@@ -11,6 +11,7 @@ class GRU4Rec(Recommender):
     """Causal; the GRU stops at each history's end, so padding plays no part. An empty history is read as one padding item."""
 
     layout = "padded"
+    renames = ((r"^gru_layers\.", "gru."),)
 
     def __init__(
         self,
@@ -33,8 +34,14 @@ class GRU4Rec(Recommender):
 
     def states(self, batch: Batch) -> Tensor:
         """(batch, hidden), see `Recommender`."""
-        lengths = batch.lengths.clamp(min=1)
-        first = (batch.segments == 0).long().argsort(dim=1, stable=True)[:, : int(lengths.max())]  # real items in front
-        x = self.dropout(self.item_embeddings(batch.items.gather(1, first)))
+        ids, lengths = in_front(batch)
+        x = self.dropout(self.item_embeddings(ids))
         _, final = self.gru(pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False))
         return self.dense(final[-1])
+
+
+def in_front(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Ids of a padded batch, padding behind, (batch, longest history), and lengths; an empty history is one padding item."""
+    lengths = batch.lengths.clamp(min=1)
+    first = (batch.segments == 0).long().argsort(dim=1, stable=True)[:, : int(lengths.max())]
+    return batch.items.gather(1, first), lengths

@@ -1,6 +1,7 @@
 """Layers that several baselines share: the input embedding, the post-norm feed-forward, masked attention, the encoder."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -116,11 +117,11 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Layers in a row; the last one computes only what is read out."""
+    """Layers in a row, each an attention and a feed-forward; the last one computes only what is read out."""
 
-    def __init__(self, layers: list[Layer]) -> None:
+    def __init__(self, attentions: Iterable[nn.Module], hidden_size: int, inner_size: int, dropout: float) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(layers)
+        self.layers = nn.ModuleList(Layer(attn, FeedForward(hidden_size, inner_size, dropout)) for attn in attentions)
 
     def forward(self, x: Tensor, given: Any, readout: Tensor) -> Tensor:
         """States at flat indices, (batch, hidden). `given` goes to every attention."""

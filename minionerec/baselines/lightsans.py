@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from minionerec.baselines.batches import Batch
-from minionerec.baselines.layers import Attention, Encoder, FeedForward, InputEmbedding, Layer, layer_norm, split_heads
+from minionerec.baselines.layers import Attention, Encoder, InputEmbedding, layer_norm, split_heads
 from minionerec.baselines.recommender import Recommender, initialise
 
 
@@ -46,6 +46,12 @@ class LightSANs(Recommender):
     """Neither causal nor independent of padding: every cell of the row of `max_history` takes part."""
 
     layout = "padded"
+    renames = (
+        (r"\.attpooling_(key|value)\.theta$", r".theta_\1"),
+        (r"\.pos_q_linear\.", ".position_query."),
+        (r"\.pos_k_linear\.", ".position_key."),
+        (r"\.pos_ln\.", ".position_norm."),
+    )
 
     def __init__(
         self,
@@ -64,13 +70,10 @@ class LightSANs(Recommender):
         self.embedding = InputEmbedding(hidden_size, max_history, dropout)
         theta = (torch.randn(hidden_size, interests), torch.randn(hidden_size, interests))  # all layers start with the same
         self.encoder = Encoder(
-            [
-                Layer(
-                    InterestAttention(hidden_size, heads, dropout, attention_dropout, theta),
-                    FeedForward(hidden_size, inner_size, dropout),
-                )
-                for _ in range(layers)
-            ]
+            (InterestAttention(hidden_size, heads, dropout, attention_dropout, theta) for _ in range(layers)),
+            hidden_size,
+            inner_size,
+            dropout,
         )
         initialise(self)
 

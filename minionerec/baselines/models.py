@@ -11,6 +11,7 @@ from minionerec.baselines.hstu import HSTU
 from minionerec.baselines.lightsans import LightSANs
 from minionerec.baselines.pswrec import PSWRecV5, PSWRecV12, PSWRecV13, PSWRecV13WithoutRotation
 from minionerec.baselines.recommender import Recommender
+from minionerec.baselines.reference import ReferenceCaser, ReferenceGRU4Rec, ReferenceSASRec
 from minionerec.baselines.sasrec import SASRec
 from minionerec.baselines.trm4rec import TRM4Rec
 from minionerec.baselines.wearec import WEARec
@@ -32,6 +33,9 @@ MODELS: dict[str, Callable[..., Recommender]] = {
     "gru4rec": GRU4Rec,
     "caser": Caser,
     "hstu": HSTU,
+    "gru4rec-reference": ReferenceGRU4Rec,
+    "caser-reference": ReferenceCaser,
+    "sasrec-reference": ReferenceSASRec,
 }
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from minionerec.baselines.batches import Batch
-from minionerec.baselines.layers import Attention, Encoder, FeedForward, InputEmbedding, Layer, mask
+from minionerec.baselines.layers import Attention, Encoder, InputEmbedding, mask
 from minionerec.baselines.recommender import Recommender, initialise
 from minionerec.baselines.trm4rec import rotate_half
 from minionerec.errors import ConfigError
@@ -24,7 +24,10 @@ _QUIET = 1e-3  # magnitudes below have no phase, in the versions that ask
 
 
 class Waves(NamedTuple):
-    """Magnitude and phase per band and cell, each (rows, bands, width), and the additive attention mask."""
+    """Magnitude and phase per band and cell, each (rows, bands, width), and the additive attention mask.
+
+    A quiet cell's cosine and sine are both 0 in V5.
+    """
 
     magnitude: Tensor
     cos: Tensor
@@ -104,7 +107,7 @@ class SyncAttention(Attention):
     def context(self, x: Tensor, given: Waves) -> Tensor:
         """(rows, heads, width, size), see `Attention`."""
         q, k, v = self.projections(x)
-        c, s = (values[:, : self.heads, :, None] for values in (given.cos, given.sin))  # (rows, heads, width, 1)
+        c, s = given.cos[..., None], given.sin[..., None]  # (rows, heads, width, 1)
         q, k = (values * c + rotate_half(values) * s for values in (q, k))
         in_phase = c @ c.transpose(-1, -2) + s @ s.transpose(-1, -2)
         closed = (in_phase < 0) & ~torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
@@ -123,7 +126,7 @@ class AmplitudeAttention(Attention):
     def context(self, x: Tensor, given: Waves) -> Tensor:
         """(rows, heads, width, size), see `Attention`."""
         q, k, v = self.projections(x)
-        m, c, s = (values[:, : self.heads, :, None] for values in given[:3])
+        m, c, s = (values[..., None] for values in given[:3])  # (rows, heads, width, 1)
         scale = 1 + self.gamma * m
         q, k = (scale * (values * c + rotate_half(values) * s) for values in (q, k))
         return self.weights(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + given.mask) @ v
@@ -161,6 +164,7 @@ class PSWRec(Recommender):
 
     layout = "padded"
     normalised_twice: ClassVar[bool] = True
+    band_per_head: ClassVar[bool] = False  # with fewer heads than bands, the later bands play no part
 
     def __init__(
         self,
@@ -178,16 +182,14 @@ class PSWRec(Recommender):
     ) -> None:
         super().__init__(items, hidden_size)
         self.phase_weight = phase_weight
+        self.bands = heads if self.band_per_head else len(BANDS)
         self.embedding = InputEmbedding(hidden_size, max_history, dropout)
         self.phase_filter = PhaseFilter(hidden_size)
         self.encoder = Encoder(
-            [
-                Layer(
-                    self.attention(hidden_size, heads, dropout, attention_dropout, **attention),
-                    FeedForward(hidden_size, inner_size, dropout),
-                )
-                for _ in range(layers)
-            ]
+            (self.attention(hidden_size, heads, dropout, attention_dropout, **attention) for _ in range(layers)),
+            hidden_size,
+            inner_size,
+            dropout,
         )
         initialise(self)
 
@@ -199,14 +201,14 @@ class PSWRec(Recommender):
         magnitude = (real.square() + imaginary.square() + 1e-8).sqrt()
         return magnitude, torch.atan2(imaginary, real + 1e-8), torch.ones_like(magnitude)
 
-    def encoded(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """States, (batch, hidden), and phases."""
+    def encoded(self, batch: Batch) -> tuple[Tensor, Waves]:
+        """States, (batch, hidden), and what the attention saw."""
         h = self.embedding(self.item_embeddings(batch.items), batch)
         if self.normalised_twice:
             h = self.embedding.normalised(h)
-        magnitude, phase, factor = self.phases(h)
+        magnitude, phase, factor = (values[:, : self.bands] for values in self.phases(h))
         waves = Waves(magnitude, phase.cos() * factor, phase.sin() * factor, mask(batch.segments, causal=True))
-        return self.encoder(h, waves, batch.readout), phase
+        return self.encoder(h, waves, batch.readout), waves
 
     def states(self, batch: Batch) -> Tensor:
         """(batch, hidden), see `Recommender`."""
@@ -214,8 +216,8 @@ class PSWRec(Recommender):
 
     def forward(self, batch: Batch) -> Tensor:
         """Cross-entropy, plus `phase_weight` x how much the phases turn from cell to cell, padding included."""
-        states, phase = self.encoded(batch)
-        turn = phase.cos().diff(dim=-1).square() + phase.sin().diff(dim=-1).square()
+        states, waves = self.encoded(batch)
+        turn = waves.cos.diff(dim=-1).square() + waves.sin.diff(dim=-1).square()
         return functional.cross_entropy(self.logits(states), batch.targets) + self.phase_weight * turn.mean()
 
 
@@ -239,6 +241,7 @@ class PSWRecV12(PSWRec):
     """B-RoPE with the sync gate."""
 
     attention = SyncAttention
+    band_per_head = True
 
     def phases(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As in every version, with this one's gate on quiet cells."""
@@ -250,6 +253,7 @@ class PSWRecV13(PSWRec):
     """AM-B-RoPE. V14 is `gamma` 0.1."""
 
     attention = AmplitudeAttention
+    band_per_head = True
 
     def __init__(self, items: int, max_history: int, *, gamma: float = 0.0, **options: Any) -> None:
         super().__init__(items, max_history, gamma=gamma, **options)
@@ -259,3 +263,4 @@ class PSWRecV13WithoutRotation(PSWRec):
     """Magnitude scaling and phase bias, no rotation."""
 
     attention = ScaleAttention
+    renames = ((r"\.gamma$", ".magnitude_scale"), (r"\.phase_bias$", ".phase_bias_scale"))

@@ -13,7 +13,7 @@ from minionerec.baselines.batches import Rows, make_batch
 from minionerec.baselines.recommender import Recommender
 from minionerec.baselines.task import Protocol, Task
 from minionerec.data.dataset import SplitName
-from minionerec.errors import DataError
+from minionerec.errors import TrainingError
 
 Scorer = Callable[[Rows], Tensor]  # scores of all items and padding, (rows, items + 1); -inf is never recommended
 _CHUNK = 512  # rows at once
@@ -46,10 +46,10 @@ def candidates(scores: Tensor, rows: Rows, protocol: Protocol) -> Tensor:
     """Scores as the protocol ranks them: padding and history dealt with. The tensor is changed in place.
 
     Raises:
-        DataError: a score is not a number.
+        TrainingError: a score is not a number.
     """
     if scores.isnan().any():
-        raise DataError("A baseline's scores are not numbers: its training diverged. Lower baseline.learning_rate.")
+        raise TrainingError("A baseline's scores are not numbers: its training diverged. Lower baseline.learning_rate.")
     if not protocol.ranks_padding:
         scores[:, 0] = -torch.inf
     if protocol.hides_history:
@@ -91,7 +91,7 @@ def rank(score: Scorer, task: Task, split: SplitName, top: int = 0) -> Ranking:
         top: length of the lists; 0 makes none.
 
     Raises:
-        DataError: a score is not a number.
+        TrainingError: a score is not a number.
     """
     rows = task.rows[split]
     state = distributed_state()

@@ -8,6 +8,7 @@ from torch.nn import functional
 from minionerec.baselines.batches import Batch
 
 Layout = Literal["packed", "padded"]
+Renames = tuple[tuple[str, str], ...]  # pattern and replacement
 
 
 class Recommender(nn.Module):
@@ -20,9 +21,13 @@ class Recommender(nn.Module):
         layout: `packed` where the result of a history is the same whatever shares its row, so that short histories are
             computed together and padding costs nothing; `padded` where padding enters the computation and every history
             takes a row of `max_history`.
+        contrasts: training takes a second batch: for each history another one with the same target (`batches.partners`).
+        renames: names of tensors in the published code's checkpoints that this model alone has, and ours; see `weights`.
     """
 
     layout: ClassVar[Layout] = "packed"
+    contrasts: ClassVar[bool] = False
+    renames: ClassVar[Renames] = ()
 
     def __init__(self, items: int, hidden_size: int, extra_rows: int = 0) -> None:
         super().__init__()

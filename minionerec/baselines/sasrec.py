@@ -7,7 +7,7 @@ the item table.
 from torch import Tensor
 
 from minionerec.baselines.batches import Batch
-from minionerec.baselines.layers import Attention, Encoder, FeedForward, InputEmbedding, Layer, mask
+from minionerec.baselines.layers import Attention, Encoder, InputEmbedding, mask
 from minionerec.baselines.recommender import Recommender, initialise
 
 
@@ -29,10 +29,7 @@ class SASRec(Recommender):
         super().__init__(items, hidden_size)
         self.embedding = InputEmbedding(hidden_size, max_history, dropout)
         self.encoder = Encoder(
-            [
-                Layer(Attention(hidden_size, heads, dropout, attention_dropout), FeedForward(hidden_size, inner_size, dropout))
-                for _ in range(layers)
-            ]
+            (Attention(hidden_size, heads, dropout, attention_dropout) for _ in range(layers)), hidden_size, inner_size, dropout
         )
         initialise(self)
 

@@ -16,6 +16,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -43,7 +44,7 @@ from minionerec.artifacts import (
     write_artifact,
 )
 from minionerec.baselines import weights
-from minionerec.baselines.batches import make_batch
+from minionerec.baselines.batches import make_batch, partners
 from minionerec.baselines.floors import FLOORS
 from minionerec.baselines.models import chosen, count_parameters, make
 from minionerec.baselines.ranking import Ranking, Scorer, rank, scorer
@@ -103,7 +104,8 @@ def run(config: Config, measure: Measure) -> tuple[Manifest, bool]:
     Raises:
         ArtifactError: an input is missing, the disk is full, or a checkpoint is damaged.
         ConfigError: an option that the model does not take, or a precision other than the launcher's.
-        DataError: see `load_task`; or training diverged.
+        DataError: see `load_task`.
+        TrainingError: training diverged.
     """
     baseline = config.baseline
     check_precision("baseline.bf16", baseline.bf16)
@@ -114,6 +116,7 @@ def run(config: Config, measure: Measure) -> tuple[Manifest, bool]:
             raise ConfigError(f"baseline.weights is set, but {baseline.model} has no weights.")
         inputs["weights"] = weights.digest(Path(baseline.weights))
     sections = config.section("baseline")
+    sections["baseline"]["top"] = top = list_length(config, task)
     # Of files the digests decide, which are among the inputs; what is not set decides nothing.
     files = ("sequences", "weights")
     decisive = {name: value for name, value in sections["baseline"].items() if value is not None and name not in files}
@@ -133,11 +136,20 @@ def run(config: Config, measure: Measure) -> tuple[Manifest, bool]:
     ) as draft:
         score = _neural(made, config, task, measure, draft) if isinstance(made, Recommender) else made
         for split in ("test", "valid"):
-            ranking = rank(score, task, split, baseline.top)
+            ranking = rank(score, task, split, top)
             draft.metrics.update({f"{split} {name}": value for name, value in measure(ranking.ranks).items()})
             if is_main_process():
                 frame(task, split, ranking).write_parquet(draft.path / f"{split}.parquet")
     return Manifest.load(folder), True
+
+
+def list_length(config: Config, task: Task) -> int:
+    """Items in the stored lists: `baseline.top`, or more where `eval` will take each history out of them."""
+    top = config.baseline.top
+    if not config.eval.exclude_history or config.baseline.protocol != "dataset":
+        return top
+    longest = max(int((rows.stop - rows.seen).max()) for name, rows in task.rows.items() if name != "train")
+    return max(top, config.eval.num_beams + longest)
 
 
 def frame(task: Task, split: SplitName, ranking: Ranking) -> pl.DataFrame:
@@ -205,7 +217,7 @@ def fit(model: Recommender, task: Task, config: Config, measure: Measure, checkp
 
     Raises:
         ArtifactError: the checkpoint is damaged.
-        DataError: scores are not numbers any more.
+        TrainingError: scores are not numbers any more.
     """
     baseline, protocol = config.baseline, task.protocol
     accelerator = Accelerator(
@@ -261,7 +273,11 @@ def train_epoch(
     """One pass over the shuffled rows; returns the mean loss of the steps. Every device takes its share of each batch."""
     baseline, processes, process = config.baseline, accelerator.num_processes, accelerator.process_index
     rows = task.rows["train"]
-    order = np.random.default_rng([config.seed, epoch]).permutation(len(rows))
+    rng = np.random.default_rng([config.seed, epoch])
+    order = rng.permutation(len(rows))
+    read = [np.arange(len(rows))]  # the rows whose histories a step reads for each of its rows
+    if model.contrasts:
+        read.append(partners(rows.target, rng))
     seed_epoch(config.seed, epoch, process)
     wrapped.train()
     total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
@@ -269,13 +285,12 @@ def train_epoch(
     for start in starts:
         whole = order[start : start + baseline.batch_size]
         share = whole[process::processes]
-        part = rows.take(share if len(share) else whole[:1])
-        batch = make_batch(part, layout=model.layout, side=task.protocol.side, max_history=baseline.max_history).to(
-            accelerator.device
-        )
+        parts = [rows.take(which[share if len(share) else whole[:1]]) for which in read]
+        layout: dict[str, Any] = {"layout": model.layout, "side": task.protocol.side, "max_history": baseline.max_history}
+        batches = [make_batch(part, **layout).to(accelerator.device) for part in parts]
         with accelerator.autocast():
             # Devices average their gradients: weighed so, the step's loss is the mean over all its rows.
-            loss = wrapped(batch) * (len(share) * processes / len(whole))
+            loss = wrapped(*batches) * (len(share) * processes / len(whole))
         accelerator.backward(loss)
         optimizer.step()
         optimizer.zero_grad()

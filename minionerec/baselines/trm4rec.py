@@ -68,6 +68,16 @@ class TRM4Rec(Recommender):
     must tell the model the order.
     """
 
+    renames = (
+        (r"^trm_blocks\.", "blocks."),
+        (r"\.(self_attn|mlp)\.", "."),
+        (r"\.(qkv|gate_up|down)_proj\.", r".\1."),
+        (r"\.o_proj\.", ".out_proj."),
+        (r"^z_a(nswer)?_init$", "z_a"),
+        (r"^z_r(eason)?_init$", "z_r"),
+        (r"^position_embedding\.", "position_embeddings."),
+        (r"^rotary_emb\.(cos|sin)_cached$", ""),  # the table of angles
+    )
     cosines: Tensor
     sines: Tensor
 

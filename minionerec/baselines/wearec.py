@@ -7,16 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from minionerec.baselines.batches import Batch
-from minionerec.baselines.layers import (
-    Encoder,
-    FeedForward,
-    InputEmbedding,
-    Layer,
-    check_heads,
-    layer_norm,
-    merge_heads,
-    split_heads,
-)
+from minionerec.baselines.layers import Encoder, InputEmbedding, check_heads, layer_norm, merge_heads, split_heads
 from minionerec.baselines.recommender import Recommender, at, initialise
 from minionerec.errors import ConfigError
 
@@ -84,13 +75,10 @@ class WEARec(Recommender):
         self.embedding = InputEmbedding(hidden_size, max_history, dropout)
         wavelet = torch.randn(1, heads, max_history // 2, hidden_size // heads) * 0.02  # all layers start with the same
         self.encoder = Encoder(
-            [
-                Layer(
-                    FilterLayer(hidden_size, max_history, heads, dropout, alpha, wavelet),
-                    FeedForward(hidden_size, inner_size, dropout),
-                )
-                for _ in range(layers)
-            ]
+            (FilterLayer(hidden_size, max_history, heads, dropout, alpha, wavelet) for _ in range(layers)),
+            hidden_size,
+            inner_size,
+            dropout,
         )
         initialise(self)
 

@@ -1,6 +1,7 @@
 """Weights of neural baselines: our own files, and those of the published code."""
 
 import re
+from collections.abc import Container
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -8,13 +9,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minionerec.artifacts import file_hash
-from minionerec.baselines.recommender import Recommender
+from minionerec.baselines.recommender import Recommender, Renames
 from minionerec.errors import ArtifactError
 
-# Names in RecBole's and WEARec's checkpoints, and ours.
-_RENAMED = (
+# Names that the checkpoints of RecBole and WEARec share, and ours; a model's own come before them (`Recommender.renames`).
+_SHARED: Renames = (
     (r"^item_embedding\.", "item_embeddings."),
-    (r"^position_embedding(s?)\.", "embedding.position_embeddings."),
+    (r"^position_embeddings?\.", "embedding.position_embeddings."),
     (r"^LayerNorm\.", "embedding.layer_norm."),
     (r"^(item_encoder\.blocks|trm_encoder\.layer)\.", "encoder.layers."),
     (r"\.(layer|multi_head_attention)\.", ".attn."),
@@ -22,6 +23,7 @@ _RENAMED = (
     (r"\.attn\.dense\.", ".attn.out_proj."),
     (r"\.LayerNorm\.", ".layer_norm."),
 )
+_WRAPPED = r"^(module|model)\."  # what a wrapper for training puts before every name
 
 
 def save(model: Recommender, path: Path) -> None:
@@ -44,7 +46,8 @@ def digest(path: Path) -> str:
 def load(model: Recommender, path: Path) -> dict[str, str]:
     """Fill a model with the weights of a safetensors file, ours or one of the published code.
 
-    Names are translated. What is left over in a module is matched by shape where that leaves no choice.
+    Names are translated. What is left over in a module is matched by shape where that leaves no choice. Dimensions of size 1
+    do not count in a shape.
 
     Returns:
         parameters that were matched by shape: ours to the file's.
@@ -57,35 +60,50 @@ def load(model: Recommender, path: Path) -> dict[str, str]:
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{path}: not a readable safetensors file ({error}).") from None
     wanted = model.state_dict()
-    given: dict[str, Tensor] = {}
-    for name, values in tensors.items():
-        ours = name
-        if ours not in wanted:
-            for pattern, replacement in _RENAMED:
-                ours = re.sub(pattern, replacement, ours)
-        given[ours] = values
+    source: dict[str, str] = {}  # the file's name of each of ours
+    unknown: dict[str, str] = {}  # the file's name by what became of it
+    for name in tensors:
+        ours = _translated(name, model.renames, wanted)
+        if ours in wanted and ours not in source:
+            source[ours] = name
+        elif ours:
+            unknown[name if ours in source else ours] = name
     matched = {}
-    for name in [name for name in wanted if name not in given]:
-        module = name.rpartition(".")[0]
+    for name in wanted.keys() - source.keys():
+        module, shape = name.rpartition(".")[0], wanted[name].squeeze().shape
         fitting = [
             other
-            for other in given
-            if other not in wanted and other.rpartition(".")[0] == module and given[other].shape == wanted[name].shape
+            for other in unknown
+            if other.rpartition(".")[0] == module and tensors[unknown[other]].squeeze().shape == shape
         ]
         if len(fitting) == 1:
-            matched[name] = fitting[0]
-            given[name] = given.pop(fitting[0])
-    missing, surplus = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
+            matched[name] = source[name] = unknown.pop(fitting[0])
+    missing, surplus = sorted(wanted.keys() - source.keys()), sorted(unknown.values())
     if missing or surplus:
         raise ArtifactError(
             f"{path}: not weights of {type(model).__name__}: missing {', '.join(missing) or 'nothing'}; unknown "
             f"{', '.join(surplus) or 'nothing'}."
         )
-    for name, values in given.items():
-        if values.shape != wanted[name].shape:
+    given: dict[str, Tensor] = {}
+    for name, theirs in source.items():
+        values, shape = tensors[theirs], wanted[name].shape
+        if values.squeeze().shape != wanted[name].squeeze().shape:
             raise ArtifactError(
-                f"{path}: {name} is {tuple(values.shape)}, the model has {tuple(wanted[name].shape)}. Another number of items, "
-                "width or length?"
+                f"{path}: {theirs} is {tuple(values.shape)}, the model has {tuple(shape)}. Another number of items, width or "
+                "length?"
             )
+        given[name] = values.reshape(shape)
     model.load_state_dict(given)
     return matched
+
+
+def _translated(name: str, renames: Renames, wanted: Container[str]) -> str:
+    """Our name of a file's tensor: patterns are replaced one after the other until it is a wanted one.
+
+    Empty for a tensor that the model computes itself.
+    """
+    for pattern, replacement in ((_WRAPPED, ""), *renames, *_SHARED):
+        if name in wanted:
+            break
+        name = re.sub(pattern, replacement, name)
+    return name

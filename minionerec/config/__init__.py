@@ -12,7 +12,7 @@ from typing import Any
 from minionerec.config.baseline import BASELINE_OPTIONS, BaselineConfig, BaselineName
 from minionerec.config.checks import between, positive
 from minionerec.config.data import DataConfig
-from minionerec.config.evaluation import CUTOFFS, RANKING_METRICS, EvalConfig, ReportConfig
+from minionerec.config.evaluation import CUTOFFS, RANKING_METRICS, RESAMPLES, EvalConfig, ReportConfig
 from minionerec.config.model import ModelConfig
 from minionerec.config.prompts import PromptsConfig
 from minionerec.config.rl import RewardName, RlConfig
@@ -26,6 +26,7 @@ __all__ = [
     "DEFAULT_TASKS",
     "RANKING_METRICS",
     "REFERENCE_TASKS",
+    "RESAMPLES",
     "BaselineConfig",
     "BaselineName",
     "Config",
@@ -78,6 +79,13 @@ class Config:
             raise ConfigError(
                 f"sft.history_stride {self.sft.history_stride} is longer than data.max_history {self.data.max_history}: "
                 "training histories would be empty."
+            )
+
+        if self.eval.exclude_history and (self.rl.importance_weights or self.rl.objective == "exact"):
+            option = "rl.importance_weights" if self.rl.importance_weights else "rl.objective exact"
+            raise ConfigError(
+                f"{option} is about the whole catalogue, but with eval.exclude_history lists leave a part of it out. Set "
+                "eval.exclude_history false, or take another objective."
             )
 
     @property

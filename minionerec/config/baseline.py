@@ -12,6 +12,7 @@ from minionerec.errors import ConfigError
 BaselineName = Literal[
     "popularity", "repeat", "item-knn", "markov", "gru4rec", "caser", "sasrec", "bert4rec", "lightsans", "fearec",
     "fearec-published", "hstu", "trm4rec", "wearec", "pswrec-v5", "pswrec-v12", "pswrec-v13", "pswrec-v13-without-rotation",
+    "gru4rec-reference", "caser-reference", "sasrec-reference",
 ]
 # fmt: on
 
@@ -44,7 +45,8 @@ class BaselineConfig:
     patience: int = 11
     """Stop at this many epochs without a better NDCG@10 on valid (epochs; `recbole`: 11, `wearec`: 10)."""
     top: int = 50
-    """Length of the ranked lists that are stored (items)."""
+    """Length of the ranked lists that are stored (items). With `eval.exclude_history`, on the run's own splits, at least
+    `eval.num_beams` and as many more as the longest history has."""
     weights: str | None = None
     """A safetensors file, ours or the published code's: rank with these weights instead of training."""
     bf16: bool = False
@@ -60,7 +62,7 @@ class BaselineConfig:
     dropout: float | None = None
     """Dropout of embeddings and residual branches (fraction)."""
     attention_dropout: float | None = None
-    """Dropout of attention weights (fraction)."""
+    """Dropout of attention weights; `fearec` has none (fraction)."""
     mask_ratio: float | None = None
     """`bert4rec`: share of a history's items that are masked in training (fraction)."""
     interests: int | None = None
@@ -79,12 +81,14 @@ class BaselineConfig:
     """`pswrec-*`: weight of the phase smoothness in the loss."""
     gamma: float | None = None
     """`pswrec-v13`: where the amplitude scale starts; 0.1 is the published V14."""
+    loss: Literal["bce", "softmax"] | None = None
+    """`*-reference`: binary cross-entropy against one other item drawn uniformly, or cross-entropy among all items."""
     window: int | None = None
     """`caser`: most recent items that the filters see (items)."""
     horizontal_filters: int | None = None
-    """`caser`: filters per height."""
+    """`caser`, `caser-reference`: filters per height."""
     vertical_filters: int | None = None
-    """`caser`: filters over single places."""
+    """`caser`, `caser-reference`: filters over places."""
     neighbours: int | None = None
     """`item-knn`: most similar items kept per item (items)."""
     shrinkage: float | None = None

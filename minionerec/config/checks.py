@@ -1,6 +1,8 @@
 """Checks of single values, with the message that every section gives."""
 
 import math
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from minionerec.errors import ConfigError
 
@@ -26,3 +28,16 @@ def between(section: str, low: float, high: float, **values: float) -> None:
         if not low <= value < high:
             limit = f" and less than {high}" if high < math.inf else " and finite"
             raise ConfigError(f"{section}.{name} is {value}; it must be at least {low}{limit}.")
+
+
+def check_shares(section: str, shares: Mapping[Any, float], tasks: Collection[str]) -> None:
+    """`task_shares` names tasks of the section, each with a share.
+
+    Raises:
+        ConfigError: a task is not among the section's, or a share is not above 0 and at most 1.
+    """
+    for task, share in shares.items():
+        if task not in tasks:
+            raise ConfigError(f"{section}.task_shares names {task}, which is not among {section}.tasks: {', '.join(tasks)}.")
+        if not 0 < share <= 1:
+            raise ConfigError(f"{section}.task_shares.{task} is {share}; it is a share above 0 and at most 1.")

@@ -7,6 +7,7 @@ from typing import Literal
 from minionerec.config.checks import between, positive
 
 CUTOFFS = (1, 3, 5, 10, 20, 50)
+RESAMPLES = 2000  # of bootstrap intervals and permutation tests, where nobody asks for another number
 RANKING_METRICS = tuple(f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in CUTOFFS)
 
 
@@ -31,7 +32,7 @@ class EvalConfig:
     shard_size: int = 512
     """Examples decoded and stored at a time: an interrupted evaluation goes on after the last stored shard, and ranks take
     shards in turn, so the result does not depend on their number (examples)."""
-    resamples: int = 2000
+    resamples: int = RESAMPLES
     """Bootstrap resamples of the 95 % intervals, users as units (count)."""
     oracle_examples: int = 128
     """Examples, evenly spread over the split, for which the whole catalogue is scored exactly: it shows what the beam search

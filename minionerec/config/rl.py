@@ -1,11 +1,11 @@
 """Section `rl`."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
 from minionerec.config.baseline import BaselineName
-from minionerec.config.checks import between, positive
+from minionerec.config.checks import between, check_shares, positive
 from minionerec.config.evaluation import RANKING_METRICS
 from minionerec.config.sft import TaskName
 from minionerec.errors import ConfigError
@@ -19,6 +19,9 @@ class RlConfig:
 
     tasks: list[TaskName] = field(default_factory=lambda: ["history_sid_to_sid"])
     """Tasks whose completion is a SID; each row carries its own target."""
+    task_shares: dict[TaskName, float] = field(default_factory=dict)
+    """Share of a task's examples that are rolled out, drawn with the seed; tasks that are not named take all (fraction;
+    reference: 10,000 examples of history_title_to_sid)."""
     targets: Literal["row", "last_row", "reference"] = "row"
     """What a rollout is rewarded for: its `row`'s target; or as the reference looks it up by the text of the prompt, where the
     `last_row` with the same prompt wins, and in full (`reference`) the validation split over all: mistakes to measure, not to
@@ -98,8 +101,8 @@ class RlConfig:
     patience: int = 3
     """Stop after this many validations in a row without a better `best_metric` (validations)."""
     max_kl: float | None = 100.0
-    """Stop with an error when the mean KL of a step's tokens to the SFT model exceeds this; it is measured only where `beta` is
-    above 0. null for never (nats)."""
+    """Stop with an error when the mean KL of a micro-batch's tokens, over all devices, to the SFT model exceeds this; it is
+    measured only where `beta` is above 0. null for never (nats)."""
     report_to: list[str] = field(default_factory=list)
     """Trackers that get every figure beside `log.jsonl`, e.g. [tensorboard] or [wandb]; their packages must be installed."""
     bf16: bool = False
@@ -130,6 +133,7 @@ class RlConfig:
         wrong = [task for task in self.tasks if not task.endswith("to_sid")]
         if wrong:
             raise ConfigError(f"rl.tasks holds {wrong[0]}, whose completion is not a SID: beams cannot answer it.")
+        check_shares("rl", self.task_shares, self.tasks)
         positive("rl", sync_reference=self.sync_reference, sdpo_beta=self.sdpo_beta, sync_mix=self.sync_mix)
         between("rl", 0, math.inf, sft_weight=self.sft_weight)
         if self.sync_mix > 1:
@@ -137,44 +141,68 @@ class RlConfig:
         self._check_objective()
 
     def _check_objective(self) -> None:
-        """Refuse options that contradict each other, rather than ignore one."""
-        group = ("listwise", "sdpo")
+        """Refuse options that contradict each other, or would have no effect, rather than ignore one."""
+        group = self.objective in ("listwise", "sdpo")
+        exact = self.objective == "exact"
         ranked = [name for name in self.rewards if name.startswith("ranking")]
         unbiased = {"objective": "grpo", "rollouts": "stochastic", "add_target": False, "logp_space": "catalogue"}
         unbiased |= {"loss": "dr_grpo", "advantages": "group", "dynamic_sampling": "none"}
-        problems = {
-            f"rl.objective {self.objective} needs its target in every group; set rl.add_target: true.": (
-                self.objective in group and not self.add_target
+        problems = [
+            (
+                group and not self.add_target,
+                f"rl.objective {self.objective} needs its target in every group; set rl.add_target: true.",
             ),
-            f"rl.objective {self.objective} compares distinct SIDs; rl.rollouts sampling may draw one twice.": (
-                self.objective in group and self.rollouts == "sampling"
+            (
+                group and self.rollouts == "sampling",
+                f"rl.objective {self.objective} compares distinct SIDs; rl.rollouts sampling may draw one twice.",
             ),
-            "rl.objective exact draws no rollouts; leave rl.rollouts at beams and rl.add_target at false.": (
-                self.objective == "exact" and (self.rollouts != "beams" or self.add_target)
+            (
+                exact and (self.rollouts != "beams" or self.add_target),
+                "rl.objective exact draws no rollouts; leave rl.rollouts at beams and rl.add_target at false.",
             ),
-            f"rl.rewards {', '.join(ranked)} depends on the ranks within a group, which rl.objective exact does not have; "
-            "choose others, e.g. rl.rewards: {rule: 1.0}.": self.objective == "exact" and bool(ranked),
-            "rl.objective exact is the expectation over the catalogue; set rl.logp_space: catalogue.": (
-                self.objective == "exact" and self.logp_space != "catalogue"
+            (
+                exact and bool(ranked),
+                f"rl.rewards {', '.join(ranked)} depends on the ranks within a group, which rl.objective exact does not have; "
+                "choose others, e.g. rl.rewards: {rule: 1.0}.",
             ),
-            f"rl.loss, rl.advantages and rl.dynamic_sampling belong to rl.objective grpo, not to {self.objective}; leave "
-            "them as they are by default.": (
-                self.objective != "grpo" and (self.loss, self.advantages, self.dynamic_sampling) != ("grpo", "group", "none")
+            (
+                exact and self.logp_space != "catalogue",
+                "rl.objective exact is the expectation over the catalogue; set rl.logp_space: catalogue.",
             ),
-            "rl.advantages sibling gives every token its own advantage, rl.loss gspo one to the sequence; take another loss.": (
-                self.advantages == "sibling" and self.loss == "gspo"
+            (
+                self.objective != "grpo" and (self.loss, self.advantages, self.dynamic_sampling) != ("grpo", "group", "none"),
+                f"rl.loss, rl.advantages and rl.dynamic_sampling belong to rl.objective grpo, not to {self.objective}; leave "
+                "them as they are by default.",
             ),
-            "rl.importance_weights belongs to distinct SIDs drawn from the policy over the catalogue and to unscaled rewards; "
-            f"set {', '.join(f'rl.{name}: {str(value).lower()}' for name, value in unbiased.items())}.": (
-                self.importance_weights and tuple(getattr(self, name) for name in unbiased) != tuple(unbiased.values())
+            (
+                self.advantages == "sibling" and self.loss == "gspo",
+                "rl.advantages sibling gives every token its own advantage, rl.loss gspo one to the sequence; choose another.",
             ),
-            f"rl.rewards {', '.join(ranked)} depends on the ranks within a group, so there is no expectation that "
-            "rl.importance_weights could estimate; choose others, e.g. rl.rewards: {rule: 1.0}.": self.importance_weights
-            and bool(ranked),
-            "rl.sync_reference moves the reference model of the KL, but rl.beta is 0, so there is none.": (
-                self.sync_reference is not None and self.beta == 0 and self.objective != "sdpo"
+            (
+                self.importance_weights and any(getattr(self, name) != value for name, value in unbiased.items()),
+                "rl.importance_weights belongs to distinct SIDs drawn from the policy over the catalogue and to unscaled "
+                f"rewards; set {', '.join(f'rl.{name}: {str(value).lower()}' for name, value in unbiased.items())}.",
             ),
+            (
+                self.importance_weights and bool(ranked),
+                f"rl.rewards {', '.join(ranked)} depends on the ranks within a group, so there is no expectation that "
+                "rl.importance_weights could estimate; choose others, e.g. rl.rewards: {rule: 1.0}.",
+            ),
+            (
+                self.sync_reference is not None and self.beta == 0 and self.objective != "sdpo",
+                "rl.sync_reference moves the reference model of the KL, but rl.beta is 0, so there is none.",
+            ),
+        ]
+        needs = {
+            "refill_rounds": (self.dynamic_sampling == "refill", "rl.dynamic_sampling: refill"),
+            "sync_mix": (self.sync_reference is not None, "rl.sync_reference"),
+            "sdpo_beta": (self.objective == "sdpo", "rl.objective: sdpo"),
+            "collaborative_model": ("collaborative" in self.rewards, "the reward collaborative in rl.rewards"),
         }
-        for message, applies in problems.items():
+        for made in fields(self):
+            met, what = needs.get(made.name, (True, ""))
+            changed = getattr(self, made.name) != made.default
+            problems.append((changed and not met, f"rl.{made.name} is set, but it has an effect with {what} only."))
+        for applies, message in problems:
             if applies:
                 raise ConfigError(message)

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from minionerec.config.checks import between, positive
+from minionerec.config.checks import between, check_shares, positive
 from minionerec.config.evaluation import RANKING_METRICS
 from minionerec.errors import ConfigError
 
@@ -136,11 +136,7 @@ class SftConfig:
             raise ConfigError(f"sft.best_metric is {self.best_metric!r}; it must be one of {', '.join(known)}.")
         if self.best_metric == "loss" and self.valid_examples is not None:
             raise ConfigError("sft.valid_examples is set, but sft.best_metric is loss, which is of the whole valid split.")
-        for task, share in self.task_shares.items():
-            if task not in self.task_names:
-                raise ConfigError(f"sft.task_shares names {task}, which is not among sft.tasks: {', '.join(self.task_names)}.")
-            if not 0 < share <= 1:
-                raise ConfigError(f"sft.task_shares.{task} is {share}; it is a share above 0 and at most 1.")
+        check_shares("sft", self.task_shares, self.task_names)
         if not self.tasks:
             raise ConfigError("sft.tasks is empty; name at least one task.")
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from minionerec.artifacts import write_json
-from minionerec.config import CUTOFFS
+from minionerec.config import CUTOFFS, RESAMPLES
 from minionerec.errors import ConfigError, DataError, MiniOneRecError
 from minionerec.eval.foreign import read_catalog, read_lists
 from minionerec.eval.level_plot import draw
@@ -144,7 +144,9 @@ def main(argv: Sequence[str]) -> int:
         help="index.json or info text of the catalogue: item-level ranks for the reference's JSON, and a check of its SIDs",
     )  # fmt: skip
     parser.add_argument("--cutoffs", type=int, nargs="+", default=list(CUTOFFS), metavar="K", help="cut-offs K")
-    parser.add_argument("--resamples", type=int, default=1000, metavar="N", help="bootstrap resamples (default: 1000)")
+    parser.add_argument(
+        "--resamples", type=int, default=RESAMPLES, metavar="N", help=f"bootstrap resamples (default: {RESAMPLES})"
+    )
     parser.add_argument("--seed", type=int, default=42, metavar="N", help="seed of the resampling (default: 42)")
     try:
         _run(parser.parse_args(argv))

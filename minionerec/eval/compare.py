@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from minionerec.config import CUTOFFS
+from minionerec.config import CUTOFFS, RESAMPLES
 from minionerec.errors import DataError
 from minionerec.eval.intervals import beyond_noise, detectable, paired, permutation
 from minionerec.eval.lists import Lists, RankedLists
@@ -41,6 +41,24 @@ def _keys(lists: RankedLists) -> np.ndarray:
     return np.char.add(np.char.add(lists.users, "\t"), lists.positions.astype(np.str_))
 
 
+def shared_cutoffs(first: RankedLists, second: RankedLists) -> list[int]:
+    """The cut-offs at which two files say something of one another: those of `CUTOFFS` up to the shorter width.
+
+    A file's width, its longest list, is what was asked for. Beyond it a metric counts the whole list and no more, so a
+    difference there would be the lists' lengths'.
+    """
+    width = min(first.width, second.width)
+    return [k for k in CUTOFFS if k <= max(width, 1)]
+
+
+def left_out(first: RankedLists, second: RankedLists) -> str | None:
+    """What a table of two files must say of the cut-offs that it lacks; None where it lacks none."""
+    width = min(first.width, second.width)
+    if width >= CUTOFFS[-1]:
+        return None
+    return f"lists of {first.width} and {second.width} places: cut-offs beyond {width} are left out"
+
+
 def _values(lists: RankedLists, cutoffs: Sequence[int], on: Literal["sid", "item"]) -> dict[str, np.ndarray]:
     found = item_ranks(lists) if on == "item" else None
     if on == "item" and found is None:
@@ -52,12 +70,15 @@ def _values(lists: RankedLists, cutoffs: Sequence[int], on: Literal["sid", "item
 def compare(
     first: Lists,
     second: Lists,
-    resamples: int = 2000,
+    resamples: int = RESAMPLES,
     seed: int = 42,
-    cutoffs: Sequence[int] = CUTOFFS,
+    cutoffs: Sequence[int] | None = None,
     on: Literal["sid", "item"] = "sid",
 ) -> dict[str, dict[str, Any]]:
     """How much `second` exceeds `first` on the same examples, per metric.
+
+    Args:
+        cutoffs: None for `shared_cutoffs`; others mean that both lists are whole, however short.
 
     Returns:
         Per metric `value`, `low`, `high` (95 %, paired, users resampled), `p` of the paired permutation test, `detectable`, the
@@ -68,6 +89,7 @@ def compare(
     """
     first, second = RankedLists.of(first), RankedLists.of(second)
     rows = align(first, second)
+    cutoffs = shared_cutoffs(first, second) if cutoffs is None else cutoffs
     before = _values(first, cutoffs, on)
     after = {name: values[rows] for name, values in _values(second, cutoffs, on).items()}
     old, new, units = np.stack(list(before.values())), np.stack(list(after.values())), first.units()

@@ -36,7 +36,7 @@ def read_catalog(path: Path) -> dict[tuple[int, ...], int]:
         try:
             rows = json.loads(text)
         except json.JSONDecodeError as error:
-            raise CatalogError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}).") from None
+            raise CatalogError(f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}).") from None
         entries = [(f"item {item}", "".join(sid) if isinstance(sid, list) else str(sid)) for item, sid in rows.items()]
     else:
         entries = [(f"line {number}", line.split("\t")[0]) for number, line in enumerate(text.splitlines(), 1)]
@@ -58,7 +58,8 @@ def _records(path: Path) -> list[Any]:
         raise DataError(f"{path}: not found.") from None
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{path}, line {error.lineno}: not valid JSON ({error.msg}); the file may be cut off. Run the evaluation again."
+            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}); the file may be cut off. "
+            "Run the evaluation again."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as text ({error}).") from None

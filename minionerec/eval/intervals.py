@@ -121,8 +121,11 @@ def detectable(values: np.ndarray, units: np.ndarray | None = None) -> float:
     return _POWER * standard_error(values, units)
 
 
-def across_seeds(values: Sequence[float]) -> dict[str, Any]:
+def across_seeds(values: Sequence[float], within: tuple[float, float] = (-math.inf, math.inf)) -> dict[str, Any]:
     """Mean of one metric over runs that differ in their seed.
+
+    Args:
+        within: the least and the greatest value that the metric can have; the interval ends there.
 
     Returns:
         `runs`, `mean`, and the standard deviation `sd` with the 95 % t-interval `low` to `high` of the mean over seeds; these
@@ -132,7 +135,7 @@ def across_seeds(values: Sequence[float]) -> dict[str, Any]:
     if len(values) > 1:
         sd = float(np.std(values, ddof=1))
         half = float(stats.t.ppf(0.975, len(values) - 1)) * sd / math.sqrt(len(values))
-        found |= {"sd": sd, "low": found["mean"] - half, "high": found["mean"] + half}
+        found |= {"sd": sd, "low": max(found["mean"] - half, within[0]), "high": min(found["mean"] + half, within[1])}
     return found
 
 

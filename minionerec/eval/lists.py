@@ -1,4 +1,4 @@
-"""RankedLists: a whole predictions file as arrays, for files of any size, and its agreement with a dataset."""
+"""RankedLists: a whole predictions file as arrays, for files of any size."""
 
 import dataclasses
 import io
@@ -11,10 +11,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.json
 
-from minionerec.data.dataset import Dataset, SplitName
 from minionerec.errors import DataError
 from minionerec.eval.predictions import Prediction, read_predictions
-from minionerec.sid.index import SidIndex
 
 EMPTY = -1  # code of a place beyond the end of a list, and of a recommended text that is no SID
 _BLOCK = 16 << 20  # bytes of text parsed at once
@@ -60,6 +58,10 @@ class Ragged:
     def lengths(self) -> np.ndarray:
         """(rows,) values per row."""
         return np.diff(self.offsets)
+
+    def row(self, place: int) -> int:
+        """The row of `values[place]`."""
+        return int(np.searchsorted(self.offsets, place, side="right")) - 1
 
     def where(self, wanted: np.ndarray) -> np.ndarray:
         """0-based place of each row's wanted value (rows,), infinity where the row lacks it."""
@@ -357,46 +359,3 @@ def _joined(parts: list[dict[str, Any]]) -> RankedLists:
         history_lengths=history.lengths,
         repeats=np.isfinite(history.where(simple["targets"])),
     )
-
-
-def check_belongs(lists: RankedLists, dataset: Dataset, index: SidIndex, split: SplitName, where: str) -> None:
-    """Whether predictions are those of this split of this catalogue, one for each of its examples, in any order.
-
-    Raises:
-        DataError: an example is missing or strange, its target or history is another, or a SID is not the item's.
-    """
-    rows = dataset.split(split)
-    several = rows["user"].n_unique() < len(rows)
-    keys = ["user", "position"] if several else ["user"]
-    found = pl.DataFrame(
-        {"user": lists.users, "position": lists.positions, "target": lists.targets, "row": np.arange(len(lists))}
-    )
-    found = found.with_columns(pl.col("user").cast(pl.String), pl.col("position", "target").cast(pl.Int32))
-    expected = rows.select("user", "position", pl.col("target").alias("expected"), pl.col("history").list.len().alias("length"))
-    remedy = (
-        f"The {split} split here has {len(rows)} examples, the file {len(lists)}. Evaluate this split of this dataset again."
-    )
-    for left, right, what in ((expected, found, "is missing"), (found, expected, "is not in this split")):
-        rest = left.join(right, on=keys, how="anti")
-        if len(rest):
-            raise DataError(f"{where}: user {rest['user'][0]!r} (and {len(rest) - 1} more) {what}. {remedy}")
-    joined = found.join(expected, on=keys, how="inner").sort("row")
-    other = joined.filter(pl.col("target") != pl.col("expected"))
-    if len(other):
-        first = other.row(0, named=True)
-        raise DataError(
-            f"{where}, line {first['row'] + 1}: user {first['user']!r} has target {first['target']}, expected "
-            f"{first['expected']}: predictions of another split. {remedy}"
-        )
-    lengths = joined["length"].to_numpy()
-    if (lengths != lists.history_lengths).any():
-        row = int(np.flatnonzero(lengths != lists.history_lengths)[0])
-        raise DataError(
-            f"{where}, line {row + 1}: a history of {lists.history_lengths[row]} items, expected {lengths[row]}. {remedy}"
-        )
-    codes = index.codes[lists.targets] if lists.targets.max() < len(index.codes) else np.empty((0, 0))
-    if codes.shape != lists.target_sids.shape or (codes != lists.target_sids).any():
-        raise DataError(
-            f"{where}: the SIDs are not those of this run's index ({len(index.codes)} items, {index.levels} levels): "
-            "predictions of another catalogue. Evaluate with this run's index again."
-        )

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from minionerec.config import CUTOFFS
+from minionerec.config import CUTOFFS, RESAMPLES
 from minionerec.eval.intervals import detectable, intervals
 from minionerec.eval.levels import calibration, level_tables, lost_targets
 from minionerec.eval.lists import Lists, RankedLists
@@ -25,10 +25,20 @@ def ranks(predictions: Lists, on: Literal["sid", "item"] = "sid") -> np.ndarray:
         return np.full(len(lists), np.inf) if lists.items is None else lists.items.where(lists.targets)
     found = np.full(len(lists), np.inf)
     for rows in lists.chunks():
-        match = (lists.sids[rows] == lists.target_sids[rows, None]).all(axis=2)  # (rows, width)
-        if match.shape[1]:
-            found[rows] = np.where(match.any(axis=1), match.argmax(axis=1), np.inf)
+        found[rows] = places(lists.sids[rows], lists.target_sids[rows])
     return found
+
+
+def places(sids: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """0-based place of each row's target among its SIDs, (rows,) float; infinity where it is missing.
+
+    Args:
+        sids: (rows, width, levels). targets: (rows, levels).
+    """
+    match = (sids == targets[:, None]).all(axis=2)
+    if not match.shape[1]:
+        return np.full(len(match), np.inf)
+    return np.where(match.any(axis=1), match.argmax(axis=1), np.inf)
 
 
 def item_ranks(predictions: Lists) -> tuple[np.ndarray, np.ndarray] | None:
@@ -130,7 +140,7 @@ def _on_items(
     return cells
 
 
-def measure(predictions: Lists, cutoffs: Sequence[int] = CUTOFFS, resamples: int = 2000, seed: int = 42) -> dict[str, Any]:
+def measure(predictions: Lists, cutoffs: Sequence[int] = CUTOFFS, resamples: int = RESAMPLES, seed: int = 42) -> dict[str, Any]:
     """What `metrics.json` says of the lists alone; the eval stage adds slices and what needs the catalogue.
 
     Returns:

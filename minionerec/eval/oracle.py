@@ -124,10 +124,11 @@ def summary(traces: Sequence[Trace], num_beams: int) -> dict[str, Any] | None:
     """The section `search` of `metrics.json`; None where there are no traces.
 
     Returns:
-        `rows`; `exact`, HR and NDCG with the whole catalogue in sight (cut to `num_beams` places); `widths`, per beam width the
-        same metrics of the replayed beam, `overlap` with the exact list, and `missed`, the share of examples whose target is in
-        the exact list and not in the beam's; `pruned`, at `num_beams`, per level the share of examples whose target was dropped
-        there and the median rank it had; `calibration`, per level as `levels.calibrated`, after the target's own codes.
+        `rows`; `num_beams`, the width of the run's own search; `exact`, HR and NDCG with the whole catalogue in sight (cut to
+        `num_beams` places); `widths`, per beam width the same metrics of the replayed beam, `overlap` with the exact list, and
+        `missed`, the share of examples whose target is in the exact list and not in the beam's; `pruned`, at `num_beams`, per
+        level the share of examples whose target was dropped there and the median rank it had; `calibration`, per level as
+        `levels.calibrated`, after the target's own codes.
     """
     if not traces:
         return None
@@ -135,10 +136,10 @@ def summary(traces: Sequence[Trace], num_beams: int) -> dict[str, Any] | None:
     widths: dict[str, Any] = {}
     for width in traces[0].widths:
         places = [one.widths[width] for one in traces]
-        found = np.array([np.inf if place is None else place for place in places], dtype=float)
-        missed = (exact < int(width)) & ~np.isfinite(found)
+        ranks = np.array([np.inf if place is None else place for place in places], dtype=float)
+        missed = (exact < int(width)) & ~np.isfinite(ranks)
         overlap = float(np.mean([one.overlap[width] for one in traces]))
-        widths[width] = {**_metrics(found), "overlap": overlap, "missed": float(missed.mean())}
+        widths[width] = {**_metrics(ranks), "overlap": overlap, "missed": float(missed.mean())}
     pruned = []
     for level in range(1, len(traces[0].right) + 1):
         there = [one.pruned[str(num_beams)][1] for one in traces if one.pruned[str(num_beams)][0] == level]
@@ -150,7 +151,8 @@ def summary(traces: Sequence[Trace], num_beams: int) -> dict[str, Any] | None:
         for level in range(len(traces[0].right))
     ]  # fmt: skip
     cut = np.where(exact < num_beams, exact, np.inf)
-    return {"rows": len(traces), "exact": _metrics(cut), "widths": widths, "pruned": pruned, "calibration": tables}
+    found = {"rows": len(traces), "num_beams": num_beams, "exact": _metrics(cut), "widths": widths}
+    return {**found, "pruned": pruned, "calibration": tables}
 
 
 def _metrics(ranks: np.ndarray) -> dict[str, float]:

@@ -43,8 +43,9 @@ from minionerec.config import CUTOFFS, Config
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError, DataError
 from minionerec.eval import oracle
+from minionerec.eval.belongs import check_belongs
 from minionerec.eval.exposure import exposure
-from minionerec.eval.lists import RankedLists, check_belongs
+from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import measure
 from minionerec.eval.predictions import Prediction, as_predictions, write_predictions
 from minionerec.eval.slices import parts_of_dataset, parts_of_lists, slice_tables
@@ -56,7 +57,7 @@ from minionerec.tree import CatalogTrie, beam_search, left_pad
 log = logging.getLogger(__name__)
 
 MODELS = ("sft", "rl")
-FLOORS = ("popularity", "repeat")
+BUILT_IN = ("popularity", "repeat")  # ranked here, without a model or a baseline of the run
 
 
 class Decoder:
@@ -238,10 +239,14 @@ def _listed(config: Config, examples: pl.DataFrame, rankings: Sequence[np.ndarra
     return [ranking[: config.eval.num_beams] for ranking in rankings]
 
 
+def _hidden(config: Config, examples: pl.DataFrame) -> int:
+    """How many items of a ranking the configuration may exclude."""
+    return int(cast(int, examples["history"].list.len().max())) if config.eval.exclude_history else 0
+
+
 def _popularity(config: Config, dataset: Dataset, index: SidIndex, folder: Path) -> None:
     examples = dataset.split(config.eval.split)
-    longest = int(cast(int, examples["history"].list.len().max())) if config.eval.exclude_history else 0
-    rankings = floors.popularity(dataset, config.eval.num_beams + longest, config.eval.split)
+    rankings = floors.popularity(dataset, config.eval.num_beams + _hidden(config, examples), config.eval.split)
     _store(as_predictions(examples, _listed(config, examples, rankings), index), folder)
 
 
@@ -258,8 +263,16 @@ def _store(predictions: list[Prediction], folder: Path) -> None:
 
 def _by_baseline(name: str) -> Callable[[Config, Dataset, SidIndex, Path], None]:
     def predict(config: Config, dataset: Dataset, index: SidIndex, folder: Path) -> None:
-        ranked = pl.read_parquet(config.folder / "baselines" / name / f"{config.eval.split}.parquet")["items"].to_list()
+        ranking = config.folder / "baselines" / name
         examples = dataset.split(config.eval.split)
+        stored, needed = Manifest.load(ranking).config["baseline"]["top"], config.eval.num_beams + _hidden(config, examples)
+        if config.eval.exclude_history and stored < min(needed, len(dataset.catalog)):
+            raise ArtifactError(
+                f"{ranking}: holds lists of {stored} items; to leave histories out of them and keep {config.eval.num_beams}, "
+                f"{needed} are needed. Run minionerec baseline --baseline.model {name} again with eval.exclude_history set: it "
+                "then stores so many."
+            )
+        ranked = pl.read_parquet(ranking / f"{config.eval.split}.parquet")["items"].to_list()
         rankings = [np.array(items, dtype=np.int64) for items in ranked]
         _store(as_predictions(examples, _listed(config, examples, rankings), index), folder)
 
@@ -289,7 +302,7 @@ def analyse(folder: Path, dataset: Dataset, index: SidIndex, config: Config) -> 
     return {
         **measure(lists, CUTOFFS, config.eval.resamples, config.seed),
         "slices": slice_tables(lists, parts, (10,), config.eval.resamples, config.seed),
-        "exposure": exposure(lists, floors.training_counts(dataset)),
+        "exposure": exposure(lists, floors.interaction_counts(dataset)),
         "search": oracle.summary(traces, config.eval.num_beams),
     }
 
@@ -315,7 +328,7 @@ def run(config: Config, recommender: str) -> tuple[Manifest, bool]:
                 "reference's evaluation. The figures measure that mistake.",
                 recommender,
             )
-    elif recommender not in FLOORS:
+    elif recommender not in BUILT_IN:
         command = f"minionerec baseline --baseline.model {recommender}"
         baseline = require(config.folder / "baselines" / recommender, command, made_from={"data": inputs["data"]})
         inputs[f"baselines/{recommender}"] = baseline.digest
@@ -355,4 +368,4 @@ def stages(folder: Path) -> list[str]:
     """What can be evaluated in a run's folder: the floors, each baseline and each trained stage that is there."""
     baselines = sorted(path.parent.name for path in (folder / "baselines").glob(f"*/{MANIFEST}"))
     trained = [stage for stage in MODELS if (folder / stage / MANIFEST).is_file()]
-    return [*FLOORS, *(name for name in baselines if name not in FLOORS), *trained]
+    return [*BUILT_IN, *(name for name in baselines if name not in BUILT_IN), *trained]

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from minionerec.baselines.floors import training_counts
+from minionerec.baselines.floors import interaction_counts
+from minionerec.config import RESAMPLES
 from minionerec.data.dataset import SPLITS, Dataset, SplitName
 from minionerec.eval.intervals import intervals
 from minionerec.eval.lists import Lists, RankedLists
@@ -20,10 +21,10 @@ POPULARITY = ("head", "middle", "tail", "unseen")
 
 
 def popularity_groups(counts: np.ndarray) -> np.ndarray:
-    """The group of each item, an index into `POPULARITY`, (items,).
+    """The group of each item, an index into `POPULARITY`, (items,), from its `interaction_counts`.
 
     Head: the fewest most popular items that make up a third of all training interactions; middle: the next third; tail: the
-    rest that were seen; unseen: never a training target.
+    rest that were seen; unseen: in no training interaction.
     """
     order = np.argsort(-counts, kind="stable")
     before = np.concatenate([[0], counts[order].cumsum()[:-1]])  # interactions of the more popular items
@@ -71,7 +72,7 @@ def parts_of_lists(lists: RankedLists) -> Parts:
 
 def parts_of_dataset(lists: RankedLists, dataset: Dataset, index: SidIndex, split: SplitName) -> Parts:
     """What takes the dataset and the SID index to answer."""
-    group = popularity_groups(training_counts(dataset))[lists.targets]
+    group = popularity_groups(interaction_counts(dataset))[lists.targets]
     shared = np.array([len(index.items(sid)) > 1 for sid in index.codes.tolist()])[lists.targets]
     trained = np.isin(lists.users, dataset.train["user"].unique().to_numpy().astype(np.str_))
     parts: Parts = {
@@ -87,7 +88,7 @@ def parts_of_dataset(lists: RankedLists, dataset: Dataset, index: SidIndex, spli
 
 
 def slice_tables(
-    predictions: Lists, parts: Parts, cutoffs: Sequence[int] = (10,), resamples: int = 2000, seed: int = 42
+    predictions: Lists, parts: Parts, cutoffs: Sequence[int] = (10,), resamples: int = RESAMPLES, seed: int = 42
 ) -> dict[str, dict[str, Any]]:
     """Metrics on SIDs per part.
 

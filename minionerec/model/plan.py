@@ -136,7 +136,8 @@ class Work:
         tokens, labels: tokens of all examples of one epoch, each example whole, and those of them that are labels.
         sample: some micro-batches.
         largest: the micro-batch of the longest units.
-        rollout: positions held in the key-value cache per micro-batch, 0 where nothing is generated.
+        rollout: positions generated per micro-batch, prompts with them, 0 where nothing is; where groups are refilled, at most.
+        cached: of them, those held in the key-value cache at once.
         reference: a frozen model of the same size is computed beside.
         tasks: examples and tokens by task, where they are told apart.
     """
@@ -151,6 +152,7 @@ class Work:
     sample: tuple[Batch, ...]
     largest: Batch
     rollout: int = 0
+    cached: int = 0
     reference: bool = False
     tasks: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
@@ -222,8 +224,8 @@ def memory(shape: Shape, work: Work, devices: Devices) -> dict[str, int]:
     width = _WIDTH[devices.bf16]
     found["activations"] = _activations(shape, work.largest, devices)
     found["logits"] = work.largest.predicting * shape.vocabulary * (16 + (2 if devices.bf16 else 0))
-    if work.rollout:
-        found["rollouts"] = work.rollout * 2 * shape.layers * shape.key_value_width * width
+    if work.cached:
+        found["rollouts"] = work.cached * 2 * shape.layers * shape.key_value_width * width
     return found
 
 

@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -97,16 +98,30 @@ def sample_examples(
     seed: int,
     context: int | None = None,
     prompts: PromptsConfig = PLAIN,
+    shares: Mapping[TaskName, float] = MappingProxyType({}),
 ) -> list[TokenExample]:
     """Examples of several tasks in random order, at most `count` of them, with whole histories.
+
+    Args:
+        shares: see `take_share`.
 
     Raises:
         ConfigError: see `encode`.
         DataError: see `examples_of`.
     """
-    examples = [example for task in tasks for example in examples_of(task, dataset, index, split, 1, prompts)]
+    made = {task: list(examples_of(task, dataset, index, split, 1, prompts)) for task in tasks}
+    examples = [example for task in tasks for example in take_share(made[task], task, shares, seed)]
     random.Random(seed).shuffle(examples)
     return encode(examples[:count], tokenizer, context, prompts)
+
+
+def take_share(examples: Sequence[Any], task: TaskName, shares: Mapping[TaskName, float], seed: int) -> Sequence[Any]:
+    """A task's examples in their order; of a task that `shares` names, that share, drawn with the seed, at least one."""
+    share = shares.get(task, 1.0)
+    if share >= 1:
+        return examples
+    chosen = random.Random(f"{seed} {task}").sample(range(len(examples)), max(1, round(share * len(examples))))
+    return [examples[place] for place in sorted(chosen)]
 
 
 def encode(

@@ -27,6 +27,7 @@ from minionerec.artifacts import (
 from minionerec.config import CUTOFFS, Config
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError
+from minionerec.eval.compare import left_out, shared_cutoffs
 from minionerec.eval.lists import RankedLists
 from minionerec.report import content, diagnosis, paper_gap, plots
 from minionerec.report.page import environment, signed
@@ -85,7 +86,7 @@ def _tiles(
                 "note": f"HR@{_HEADLINE}; popularity has {floor:.4f}",
             }
         )
-    if change:
+    if change and f"NDCG@{_HEADLINE}" in change:
         effect = change[f"NDCG@{_HEADLINE}"]
         verdict = "within noise" if effect["noise"] else "beyond noise"
         note = f"NDCG@{_HEADLINE}, paired: {signed(effect['low'])} to {signed(effect['high'])}, {verdict}"
@@ -126,6 +127,7 @@ def _context(config: Config, manifests: dict[str, Manifest]) -> dict[str, Any]:
         "tiles": _tiles(methods, manifests, change["sid"]),
         "rows": final.metrics["rows"],
         "users": final.metrics["users"],
+        "left_out": left_out(trained[0].lists, trained[1].lists) if len(trained) == 2 else None,
         "results": content.result_tables(shown, "sid", change["sid"]),
         "item_results": content.result_tables(shown, "item", change["item"]) if content.items_differ(shown) else None,
         "has_floor": "popularity" in methods,
@@ -171,10 +173,11 @@ def render_rl(config: Config, manifests: dict[str, Manifest]) -> str:
         .render(
             config=config,
             rows=len(rl.lists),
+            left_out=left_out(sft.lists, rl.lists),
             reading=diagnosis.reading(sft.metrics, rl.metrics, differences, log),
             tables=diagnosis.tables(differences),
             change_plot=plots.changes(differences),
-            levels=diagnosis.level_changes(sft.metrics, rl.metrics),
+            levels=diagnosis.level_changes(sft.metrics, rl.metrics, shared_cutoffs(sft.lists, rl.lists)),
             slices=diagnosis.slice_changes(sft.metrics, rl.metrics),
             reliability_plot=plots.reliability(calibrations, content.LABELS, rl.lists.levels) if calibrations else None,
             exposures=[(name, value, exposures[1][name]) for name, value in exposures[0].items() if name in exposures[1]],

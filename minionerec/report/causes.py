@@ -74,11 +74,11 @@ def _search(run: Run, _: Sequence[Run]) -> Effect:
         return None
     shown = [width for width in ("1", "5", "10", "20", "50") if width in search["widths"]]
     rates = ", ".join(f"{width} beams {search['widths'][width]['HR@10']:.4f}" for width in shown)
-    widest = max(search["widths"], key=int)
-    missed = search["widths"][widest]["missed"]
+    beams = search["num_beams"]
+    missed = search["widths"][str(beams)]["missed"]
     return (
-        f"HR@10 on {search['rows']} examples: {rates}, whole catalogue in sight {search['exact']['HR@10']:.4f}; with {widest} "
-        f"beams the search itself loses {missed:.2%} of the targets that belong into the list"
+        f"HR@10 on {search['rows']} examples: {rates}, whole catalogue in sight {search['exact']['HR@10']:.4f}; with this "
+        f"run's {beams} beams the search itself loses a target that belongs into the list in {missed:.2%} of the examples"
     )
 
 
@@ -133,6 +133,7 @@ CAUSES = (
         "generation defaults",
         "the checkpoint's generation_config turns beam search into sampling with temperature and repetition penalty",
         "python benchmarks/generation_defaults.py RUN --config NAME; the decoder itself never reads it",
+        quirks=("generation defaults",),
     ),
     Cause("collisions", "several items share a SID and count as one hit", "--sid.collisions keep", _collisions),
     Cause(

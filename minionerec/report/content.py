@@ -21,8 +21,11 @@ BASELINES = {  # beside the two floors that every run has
     "item-knn": "Item-kNN",
     "markov": "Markov chain",
     "gru4rec": "GRU4Rec",
+    "gru4rec-reference": "GRU4Rec (MiniOneRec's)",
     "caser": "Caser",
+    "caser-reference": "Caser (MiniOneRec's)",
     "sasrec": "SASRec",
+    "sasrec-reference": "SASRec (MiniOneRec's)",
     "bert4rec": "BERT4Rec",
     "lightsans": "LightSANs",
     "fearec": "FEARec",
@@ -88,9 +91,7 @@ def result_tables(
                 is_best = best[name] > 0 and cell["value"] == best[name]
                 cells.append({**cell, "best": is_best, "sign": "above" if above else "below" if below else ""})
             rows.append({"name": method.name, "label": method.label, "cells": cells})
-        changes = (
-            [{"interval": difference[name], "beyond": not difference[name]["noise"]} for name in names] if difference else []
-        )
+        changes = [difference.get(name) for name in names] if difference else []
         tables.append({"title": title, "family": family, "cutoffs": CUTOFFS, "rows": rows, "changes": changes})
     return tables
 

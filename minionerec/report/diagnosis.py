@@ -20,11 +20,11 @@ def over_sharpened(differences: Mapping[str, Mapping[str, float]]) -> bool:
     return gained and lost
 
 
-def level_changes(sft: Mapping[str, Any], rl: Mapping[str, Any]) -> list[dict[str, Any]]:
+def level_changes(sft: Mapping[str, Any], rl: Mapping[str, Any], cutoffs: Sequence[int]) -> list[dict[str, Any]]:
     """Cumulative level accuracy of both models per cut-off; each row has `k`, `prefix`, `sft`, `rl` and `change`."""
     rows = []
-    for k, before in sft["levels"]["cumulative"].items():
-        after = rl["levels"]["cumulative"][k]
+    for k in map(str, cutoffs):
+        before, after = sft["levels"]["cumulative"][k], rl["levels"]["cumulative"][k]
         rows += [
             {"k": k, "prefix": prefix, "sft": before[prefix], "rl": after[prefix], "change": after[prefix] - before[prefix]}
             for prefix in before
@@ -58,7 +58,9 @@ def reading(
     """What the figures say, in plain sentences.
 
     Args:
-        sft, rl: `metrics.json` of both. differences: RL minus SFT per metric, see `runs.compare`. log: RL's training log.
+        sft, rl: `metrics.json` of both.
+        differences: RL minus SFT per metric, see `eval.compare.compare`.
+        log: RL's training log.
     """
     ranked = [f"{family}@{k}" for family in ("HR", "NDCG") for k in CUTOFFS]
     better = [name for name in ranked if name in differences and differences[name]["low"] > 0]

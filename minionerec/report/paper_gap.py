@@ -16,7 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from minionerec.artifacts import write_json
+from minionerec.config import RESAMPLES
 from minionerec.errors import ArtifactError, ConfigError, MiniOneRecError
+from minionerec.eval.compare import left_out
 from minionerec.eval.intervals import across_seeds
 from minionerec.report import runs as sources
 from minionerec.report.causes import checklist
@@ -71,7 +73,7 @@ def _seed_groups(runs: Sequence[Run]) -> list[dict[str, Any]]:
             "label": group[0].label,
             "seeds": [run.seed for run in group],
             "metrics": {
-                name: across_seeds([run.metrics["sid"][name]["value"] for run in group])
+                name: across_seeds([run.metrics["sid"][name]["value"] for run in group], (0.0, 1.0))
                 for name in ("HR@1", *METRICS)
                 if all(name in run.metrics["sid"] for run in group)
             },
@@ -87,7 +89,8 @@ def _pairs(runs: Sequence[Run], resamples: int, seed: int) -> list[dict[str, Any
     for first, second in combinations(runs, 2):
         differences = sources.compared(first, second, resamples, seed)
         metrics = {name: differences[name] for name in PAIRED if name in differences}
-        found.append({"first": first.label, "second": second.label, "metrics": metrics})
+        note = left_out(first.lists, second.lists)
+        found.append({"first": first.label, "second": second.label, "metrics": metrics, "note": note})
     return found
 
 
@@ -200,7 +203,7 @@ def _cross(found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def write(found: Mapping[str, Any], folder: Path) -> None:
     """Write the three files into an existing folder; equal content gives equal bytes."""
-    values = {**found, "cross": _cross(found), "metrics": METRICS, "paper": PAPER, "replicated": REPLICATION}
+    values = {**found, "cross": _cross(found), "metrics": METRICS, "paired": PAIRED, "paper": PAPER, "replicated": REPLICATION}
     pages = environment()
     for name in ("paper_gap.md", "paper_gap.html"):
         text = pages.get_template(name).render(**values)
@@ -252,7 +255,9 @@ def main(argv: Sequence[str]) -> int:
     )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for paper_gap.json, .md and .html")
     parser.add_argument("--dataset", metavar="NAME", help="published dataset of all runs, where their size does not tell it")
-    parser.add_argument("--resamples", type=int, default=1000, metavar="N", help="bootstrap resamples (default: 1000)")
+    parser.add_argument(
+        "--resamples", type=int, default=RESAMPLES, metavar="N", help=f"bootstrap resamples (default: {RESAMPLES})"
+    )
     parser.add_argument("--seed", type=int, default=42, metavar="N", help="seed of the resampling (default: 42)")
     arguments = parser.parse_args(argv)
     try:

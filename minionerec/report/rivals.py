@@ -12,14 +12,14 @@ from rich.table import Table
 
 from minionerec.artifacts import MANIFEST, Manifest, read_json
 from minionerec.baselines.models import MODELS, count_parameters, make
-from minionerec.config import BaselineConfig
+from minionerec.config import RESAMPLES, BaselineConfig
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.compare import compare
 from minionerec.eval.intervals import Interval, intervals
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import per_user
 
-_RESAMPLES, _SEED = 2000, 42
+_SEED = 42
 _TABLE_CUTOFFS = (1, 5, 10, 20)
 _RUN_METRICS = ("HR@1", "HR@10", "NDCG@10")
 _SHOWN = {"beauty": ("HR@10", "NDCG@10", "MRR@10"), "lastfm": ("HR@10", "NDCG@10")}
@@ -87,6 +87,8 @@ def published_table(name: str, runs: Path) -> Table:
             cells += [_target(row, metric), _cell(measured[metric]) if measured else "not run"]
         figures = manifest.metrics if manifest else {}
         epoch, seconds = figures.get("best_epoch"), figures.get("seconds_per_epoch")
+        if manifest and manifest.config["baseline"]["weights"] is not None:
+            epoch = "given weights"  # ranked, not trained here
         cells += [str(value) if value is not None else "-" for value in (row.get("best_epoch"), epoch)]
         table.add_row(*cells, f"{seconds:.1f}" if seconds is not None else "-")
     return table
@@ -101,7 +103,7 @@ def _measured(run: Path) -> tuple[dict[str, Interval], Manifest | None]:
         raise ArtifactError(f"{run / 'baselines'}: holds {len(folders)} baselines, expected the one of the preset {run.name}.")
     manifest = Manifest.load(folders[0])
     values = per_user(pl.read_parquet(folders[0] / "test.parquet")["rank"].to_numpy(), _TABLE_CUTOFFS)
-    found = intervals(np.stack(list(values.values())), _RESAMPLES, _SEED)
+    found = intervals(np.stack(list(values.values())), RESAMPLES, _SEED)
     return dict(zip(values, found, strict=True)), manifest
 
 
@@ -128,7 +130,7 @@ def run_table(run: Path) -> Table:
     for name in sorted(names, key=lambda one: -cells[one]["NDCG@10"]["value"]):
         shown = [_cell(Interval(*(cells[name][metric][part] for part in Interval._fields))) for metric in _RUN_METRICS]
         if model and name != model:
-            found = compare(lists[model], lists[name], _RESAMPLES, _SEED, (10,), "item")["NDCG@10"]
+            found = compare(lists[model], lists[name], RESAMPLES, _SEED, (10,), "item")["NDCG@10"]
             shown += [_cell(Interval(*(found[part] for part in Interval._fields))), f"{found['p']:.3f}"]
         table.add_row(name, *shown)
     return table

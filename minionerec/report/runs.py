@@ -11,9 +11,10 @@ from minionerec.artifacts import ITEM_STAGES, Manifest, content_hash, read_json,
 from minionerec.config import CUTOFFS
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError, DataError
+from minionerec.eval.belongs import check_belongs
 from minionerec.eval.compare import compare
 from minionerec.eval.foreign import read_lists
-from minionerec.eval.lists import RankedLists, check_belongs
+from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import measure
 from minionerec.eval.slices import parts_of_lists, slice_tables
 from minionerec.report.content import LABELS
@@ -79,9 +80,12 @@ def _of_folder(folder: Path) -> list[Run]:
         check_belongs(lists, dataset, index, split, str(path.with_name("predictions.jsonl")))
         metrics = read_json(path.with_name("metrics.json"))
         lacking = [part for part in ("sid", "item", "levels", "detectable") if part not in metrics]
+        if metrics.get("search") and "num_beams" not in metrics["search"]:
+            lacking.append("search.num_beams")
         if lacking:
             raise DataError(
-                f"{path.with_name('metrics.json')}: {lacking[0]} is missing; made by another version. Evaluate again."
+                f"{path.with_name('metrics.json')}: {lacking[0]} is missing; made by another version. Delete "
+                f"{path.parent} and evaluate again."
             )
         used = [stage for stage in ("data", "sid", *_TRAINED.get(name, ())) if stage in manifests]
         recipe = content_hash([name, manifest.config, {stage: _without_place(manifests[stage].config) for stage in used}])
@@ -177,7 +181,7 @@ def dataset_of(run: Run, chosen: str | None) -> tuple[str | None, bool, str | No
 
 
 def compared(first: Run, second: Run, resamples: int, seed: int) -> dict[str, dict[str, Any]]:
-    """`eval.compare.compare` of two runs.
+    """`eval.compare.compare` of two runs, at the cut-offs that both lists reach.
 
     Raises:
         DataError: they were measured on different examples; the message names both files.

@@ -5,6 +5,7 @@ The policy is the model's distribution over the catalogue, each step normalised 
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -27,6 +28,23 @@ def expected_reward(logprobs: torch.Tensor, rewards: torch.Tensor) -> torch.Tens
 def exact_kl(logprobs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """KL(policy, reference) of each prompt over the whole catalogue in nats, (prompts,); both (prompts, SIDs)."""
     return (logprobs.exp() * (logprobs - reference)).sum(-1)
+
+
+def level_entropies(logprobs: torch.Tensor, trie: CatalogTrie) -> list[torch.Tensor]:
+    """Entropy of each level's token given those before, in nats: (prompts,) per level; their sum is that of the SID.
+
+    Args:
+        logprobs: (prompts, SIDs), of the whole catalogue.
+        trie: the catalogue.
+    """
+    probabilities, sums = logprobs.exp(), []
+    for level in reversed(range(trie.depth)):
+        sums.append(-torch.special.xlogy(probabilities, probabilities).sum(-1))  # of the prefixes that end here
+        parents = trie.parent(level, torch.arange(probabilities.shape[1], device=probabilities.device))
+        above = probabilities.new_zeros(len(probabilities), len(trie.tokens[level - 1]) if level else 1)
+        probabilities = above.scatter_add(1, parents.expand_as(probabilities), probabilities)
+    totals = sums[::-1]
+    return [totals[0], *(below - above for above, below in pairwise(totals))]
 
 
 class ExactTrainer(TreeGRPOTrainer):
@@ -63,20 +81,25 @@ class ExactTrainer(TreeGRPOTrainer):
         prompts = [list(row["prompt"]) for row in rows]
         with self.accelerator.autocast():
             logprobs = catalog_logprobs(model, prompts, trie=self.trie, temperature=self.temperature)
-        figures, expected = {}, torch.zeros(len(rows), device=logprobs.device)
+        figures: dict[str, torch.Tensor] = {}
+        expected = torch.zeros(len(rows), device=logprobs.device)
         for (name, reward), weight in zip(self.rewards.items(), self.weights, strict=True):
             table = [reward(self.sids, row["target"], Context(row["row"])) for row in rows]
-            figures[f"rewards/{name}"] = expected_reward(logprobs, torch.tensor(table, device=logprobs.device))
-            expected = expected + weight * figures[f"rewards/{name}"]
+            value = expected_reward(logprobs, torch.tensor(table, device=logprobs.device))
+            figures[f"rewards/{name}/mean"] = value
+            expected = expected + weight * value
         loss = -expected
-        figures |= {"reward": expected, "entropy": -(logprobs.exp() * logprobs).sum(-1)}
+        entropies = level_entropies(logprobs.detach(), self.trie)
+        figures |= {f"entropy/level_{level}": value for level, value in enumerate(entropies, 1)}
+        figures |= {"reward": expected, "entropy": torch.stack(entropies).sum(0) / self.trie.depth}
         if self.beta:
             with torch.no_grad(), self.accelerator.autocast():
                 reference = catalog_logprobs(
                     cast(torch.nn.Module, self.ref_model), prompts, trie=self.trie, temperature=self.temperature
                 )
-            figures["kl"] = exact_kl(logprobs, reference)
-            loss = loss + self.beta * figures["kl"]
+            divergence = exact_kl(logprobs, reference)
+            figures["kl"] = divergence / self.trie.depth  # as the other objectives log it: a mean over tokens
+            loss = loss + self.beta * divergence
         if self.sft_weight:
             leaves = torch.tensor([self.leaf_of_sid[tuple(row["target"])] for row in rows], device=logprobs.device)
             lengths = torch.tensor([len(row["target"]) for row in rows], device=logprobs.device)

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, Trai
 from trl.models import unwrap_model_for_generation
 
 from minionerec.config import RlConfig
-from minionerec.errors import DivergenceError
+from minionerec.errors import TrainingError
 from minionerec.model import checkpoint
 from minionerec.model.validator import Measure
 
@@ -113,10 +113,10 @@ class Watch(TrainerCallback):
 
         Args:
             loss: over all devices.
-            kl: mean over the step's tokens on all devices; empty where it is not measured.
+            kl: mean over the micro-batch's tokens on all devices; empty where it is not measured.
 
         Raises:
-            DivergenceError: the loss or the KL is no finite number, or the KL exceeds `rl.max_kl`.
+            TrainingError: the loss or the KL is no finite number, or the KL exceeds `rl.max_kl`.
         """
         if not math.isfinite(loss):
             self._diverged(f"the loss is {loss}", self.trainer.state.global_step + 1)
@@ -134,7 +134,7 @@ class Watch(TrainerCallback):
     def _diverged(self, what: str, at: int) -> None:
         good = self._last_good()
         held = "the SFT model" if good == self._origin else f"the model of step {good.name.rpartition('-')[2]}"
-        raise DivergenceError(
+        raise TrainingError(
             f"rl, step {at} of {self.trainer.state.max_steps}: {what}; training was stopped. The last good checkpoint is "
             f"{held}, {good}, which can be loaded as it is; copy it away before you change the configuration. Lower "
             f"rl.learning_rate, raise rl.beta, or try rl.logp_space catalogue."
@@ -149,7 +149,7 @@ class Watch(TrainerCallback):
         """Validate where it is due, and have that logged and saved.
 
         Raises:
-            DivergenceError: the weights are no finite numbers; they are not saved.
+            TrainingError: the weights are no finite numbers; they are not saved.
         """
         count = self._config.evaluations
         interval = max(1, math.ceil(state.max_steps / count)) if count else 0

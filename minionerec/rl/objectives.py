@@ -172,9 +172,12 @@ class ObjectiveTrainer(TreeGRPOTrainer):
                 metrics[name].pop()
                 if not metrics[name]:
                     del metrics[name]
-        if "rows_per_kept" in inputs and self.loss_type in ("grpo", "dr_grpo"):  # the others average over the masked tokens
-            loss = loss * inputs["rows_per_kept"]
-        return loss
+        if "rows_per_kept" not in inputs or self.loss_type == "dapo":  # dapo averages over the kept tokens of the step
+            return loss
+        if self.loss_type == "bnpo":  # it has averaged over the kept tokens here; the step's mean weighs by their number
+            shares = self._accumulation(model) * self.accelerator.num_processes
+            return loss * shares * inputs["tool_mask"].sum() / inputs["num_items_in_batch"].clamp(min=1)
+        return loss * inputs["rows_per_kept"]
 
     def _accumulation(self, model: torch.nn.Module) -> int:
         return self.current_gradient_accumulation_steps if model.training else 1

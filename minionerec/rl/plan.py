@@ -1,14 +1,65 @@
 """What `minionerec rl` would take: its plan from the data, the SIDs and the model's configuration alone."""
 
+import random
+
+from trl import GRPOConfig
+
 from minionerec.artifacts import ITEM_STAGES, require
-from minionerec.config import Config
+from minionerec.config import Config, RlConfig
 from minionerec.data.dataset import Dataset
 from minionerec.model import checkpoint
 from minionerec.model.outline import base_outline, outline
-from minionerec.model.plan import Plan, Shape, planned_devices
-from minionerec.prompts.builder import sample_examples, tokenizer_corpus
-from minionerec.rl import train
+from minionerec.model.plan import Batch, Plan, Shape, Work, draw, planned_devices
+from minionerec.prompts.builder import TokenExample, tokenizer_corpus
+from minionerec.rl.arguments import grpo_arguments
+from minionerec.rl.rows import training_prompts
 from minionerec.sid.index import SidIndex
+from minionerec.tree import NO_TOKEN, Branch, CatalogTrie, pack
+
+
+def work(examples: list[TokenExample], trie: CatalogTrie, arguments: GRPOConfig, config: RlConfig) -> Work:
+    """What training on these prompts takes.
+
+    Rollouts are not known before the policy is there: SIDs drawn at random stand for them, which share less of their
+    beginnings, so that positions are counted rather too high. Groups that are refilled count with all their rounds.
+
+    Args:
+        trie: the valid SIDs.
+    """
+    group, levels = config.num_generations, trie.depth
+    micro, accumulation = arguments.per_device_train_batch_size // group, arguments.gradient_accumulation_steps
+    sids = [[token for token in row if token != NO_TOKEN] for row in trie.sids.tolist()]
+    prefixes = sum(len(tokens) for tokens in trie.tokens[:-1])
+    chance = random.Random(int(arguments.seed))
+    exact = config.objective == "exact"
+
+    def packed(some: list[TokenExample]) -> Batch:
+        longest = max(len(example.prompt) for example in some)
+        if exact:  # the whole catalogue behind each prompt, see `tree.whole`
+            return Batch(len(some), longest + prefixes, len(some) * (prefixes + 1))
+        branches = [Branch(example.prompt, sid) for example in some for sid in chance.sample(sids, min(group, len(sids)))]
+        if config.sft_weight:
+            branches += [Branch(example.prompt, example.completion) for example in some]
+        return Batch.of(pack(branches, row_tokens=longest + (group + 1) * (levels - 1)).tensors())
+
+    sizes = [group * (len(example.prompt) + levels) for example in examples]
+    sample, largest = draw(examples, sizes, micro, packed, int(arguments.seed))
+    rolled = 0 if exact else micro * (max(len(example.prompt) for example in examples) + group * (levels - 1))
+    whole_step = config.dynamic_sampling != "none"  # see `objective_arguments`
+    return Work(
+        unit="prompts",
+        units=len(examples),
+        steps=arguments.max_steps,
+        micro=micro,
+        accumulation=accumulation,
+        tokens=sum(sizes),
+        labels=sum(group * levels for _ in examples),
+        sample=sample,
+        largest=largest,
+        rollout=rolled * (1 + config.refill_rounds if config.dynamic_sampling == "refill" else 1),
+        cached=rolled * (accumulation if whole_step else 1),
+        reference=arguments.beta > 0,
+    )
 
 
 def plans(config: Config, devices: int | None = None) -> list[Plan]:
@@ -21,7 +72,7 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
 
     Raises:
         ArtifactError: data or SIDs are not there.
-        ConfigError: see `train.grpo_arguments`, `outline.outline`.
+        ConfigError: see `grpo_arguments`, `training_prompts`, `outline.outline`.
     """
     for name, command in ITEM_STAGES.items():
         require(config.folder / name, command)
@@ -34,20 +85,10 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
         model, tokenizer = base_outline(config.model, index, corpus, config.seed)
         model = model.float()
     token_ids = checkpoint.sid_token_ids(tokenizer, index)
-    examples = sample_examples(
-        config.rl.tasks,
-        dataset,
-        index,
-        tokenizer,
-        split="train",
-        count=config.rl.max_examples,
-        seed=config.seed,
-        context=getattr(model.config, "max_position_embeddings", None),
-        prompts=config.asked.for_training(),
-    )
-    examples = train.whole_steps(examples, config.rl.prompts_per_step)
-    arguments = train.grpo_arguments(config.rl, index.levels, config.seed, config.folder / "rl", len(examples), devices)
-    work = train.work(examples, token_ids, arguments, config.rl)
+    context = getattr(model.config, "max_position_embeddings", None)
+    examples = training_prompts(config, dataset, index, tokenizer, context)
+    arguments = grpo_arguments(config.rl, index.levels, config.seed, config.folder / "rl", len(examples), devices)
+    planned = work(examples, CatalogTrie.from_codes(token_ids), arguments, config.rl)
     shape = Shape.of(model)
     where = planned_devices(devices, config.rl.bf16, config.rl.gradient_checkpointing)
-    return [Plan("rl", shape, work, some) for some in where]
+    return [Plan("rl", shape, planned, some) for some in where]

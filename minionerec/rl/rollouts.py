@@ -5,6 +5,7 @@ kind; only a target that was added stands last, wherever it would rank.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -40,75 +41,72 @@ class Ranked(NamedTuple):
 
 
 Group = list[list[int]]  # one prompt's SIDs as token ids
-Draw = Callable[[PreTrainedModel, torch.Tensor, torch.Tensor, CatalogTrie, int, torch.Tensor, Normalise], Ranked]
 
 
-def _beams(
-    model: PreTrainedModel,
-    ids: torch.Tensor,
-    mask: torch.Tensor,
-    trie: CatalogTrie,
-    size: int,
-    seeds: torch.Tensor,
-    beams: Normalise,
-) -> Ranked:
+@dataclass(frozen=True)
+class Request:
+    """What a group of rollouts is drawn for.
+
+    Attributes:
+        ids, mask: prompts, (prompts, length), left-padded.
+        trie: the valid SIDs, or a view with a row for each prompt.
+        size: SIDs of a group.
+        seeds: (prompts,) where chance begins, for each prompt.
+        beams: what the probabilities of plain beams add up over.
+    """
+
+    model: PreTrainedModel
+    ids: torch.Tensor
+    mask: torch.Tensor
+    trie: CatalogTrie
+    size: int
+    seeds: torch.Tensor
+    beams: Normalise
+
+    @property
+    def prompts(self) -> tuple[PreTrainedModel, torch.Tensor, torch.Tensor]:
+        """The positional arguments of the decoders."""
+        return self.model, self.ids, self.mask
+
+
+def _beams(asked: Request) -> Ranked:
     """The most likely SIDs; no chance is involved."""
-    del seeds
-    found = beam_search(model, ids, mask, trie=trie, num_beams=size, normalise=beams)
+    found = beam_search(*asked.prompts, trie=asked.trie, num_beams=asked.size, normalise=asked.beams)
     return Ranked(found.tokens, found.scores)
 
 
-def _stochastic(
-    model: PreTrainedModel,
-    ids: torch.Tensor,
-    mask: torch.Tensor,
-    trie: CatalogTrie,
-    size: int,
-    seeds: torch.Tensor,
-    beams: Normalise,
-) -> Ranked:
+def _stochastic(asked: Request) -> Ranked:
     """Distinct SIDs drawn without replacement from the policy over the catalogue."""
-    del beams
-    found = sample_without_replacement(model, ids, mask, trie=trie, num_samples=size, seeds=seeds)
+    found = sample_without_replacement(*asked.prompts, trie=asked.trie, num_samples=asked.size, seeds=asked.seeds)
     return _ranked(found.tokens, found.logprobs, found.log_weights())
 
 
-def _sampling(
-    model: PreTrainedModel,
-    ids: torch.Tensor,
-    mask: torch.Tensor,
-    trie: CatalogTrie,
-    size: int,
-    seeds: torch.Tensor,
-    beams: Normalise,
-) -> Ranked:
+def _sampling(asked: Request) -> Ranked:
     """Independent draws from the policy over the catalogue; a SID may come several times."""
-    del beams
-    return _ranked(*sample_with_replacement(model, ids, mask, trie=trie, num_samples=size, seeds=seeds))
+    return _ranked(*sample_with_replacement(*asked.prompts, trie=asked.trie, num_samples=asked.size, seeds=asked.seeds))
 
 
-def _mixture(
-    model: PreTrainedModel,
-    ids: torch.Tensor,
-    mask: torch.Tensor,
-    trie: CatalogTrie,
-    size: int,
-    seeds: torch.Tensor,
-    beams: Normalise,
-) -> Ranked:
-    """The best half of the beams, rounded up, and for the rest what was drawn first without being among them."""
-    del beams  # ranked together with what is drawn, so over the catalogue as well
-    best = (size + 1) // 2
-    top = beam_search(model, ids, mask, trie=trie, num_beams=best, normalise="catalogue")
-    drawn = sample_without_replacement(model, ids, mask, trie=trie, num_samples=size, seeds=seeds)
+def _mixture(asked: Request) -> Ranked:
+    """The best half of the beams, rounded up, and for the rest what was drawn first without being among them.
+
+    Both are ranked together, so the beams' probabilities too add up over the catalogue.
+    """
+    best = (asked.size + 1) // 2
+    top = beam_search(*asked.prompts, trie=asked.trie, num_beams=best, normalise="catalogue")
+    drawn = sample_without_replacement(*asked.prompts, trie=asked.trie, num_samples=asked.size, seeds=asked.seeds)
     # At most `best` of the drawn are beams, so enough are left; a stable sort keeps the order of drawing among these.
     repeats = (drawn.tokens[:, :, None] == top.tokens[:, None]).all(-1).any(-1)
-    fresh = repeats.to(torch.int8).argsort(dim=1, stable=True)[:, : size - best]
+    fresh = repeats.to(torch.int8).argsort(dim=1, stable=True)[:, : asked.size - best]
     tokens = torch.cat([top.tokens, drawn.tokens.take_along_dim(fresh[..., None], 1)], dim=1)
     return _ranked(tokens, torch.cat([top.scores, drawn.logprobs.take_along_dim(fresh, 1)], dim=1))
 
 
-ROLLOUTS: dict[str, Draw] = {"beams": _beams, "stochastic": _stochastic, "sampling": _sampling, "mixture": _mixture}
+ROLLOUTS: dict[str, Callable[[Request], Ranked]] = {
+    "beams": _beams,
+    "stochastic": _stochastic,
+    "sampling": _sampling,
+    "mixture": _mixture,
+}
 
 
 def _ranked(tokens: torch.Tensor, logprobs: torch.Tensor, log_weights: torch.Tensor | None = None) -> Ranked:
@@ -131,6 +129,11 @@ class Rollouts:
     after a resume, on any number of devices and in any micro-batch. Plain beams rank as `rl.logp_space` says; what is drawn is
     drawn over the catalogue.
 
+    Args:
+        trie: the valid SIDs, on the model's device.
+        pad_token: fills prompts up on the left.
+        filtered: no group holds an item of its row's column `hidden` (item indices), as `eval.exclude_history` asks for.
+
     Attributes:
         drawn: what the last call of `groups` drew, before a target was added.
         ready: groups for TRL's next call, made before (see `refill`); None to make them then.
@@ -142,11 +145,12 @@ class Rollouts:
     drawn: Ranked
     ready: list[Group] | None = None
 
-    def __init__(self, trie: CatalogTrie, config: RlConfig, pad_token: int, seed: int) -> None:
+    def __init__(self, trie: CatalogTrie, config: RlConfig, pad_token: int, seed: int, *, filtered: bool = False) -> None:
         if config.rollouts != "sampling" and len(trie) < config.num_generations:
             raise ConstraintError(f"A group needs {config.num_generations} SIDs, but the catalogue has only {len(trie)}.")
         self._trie, self._config, self._pad_token, self._seed = trie, config, pad_token, seed
-        self._draw = ROLLOUTS[config.rollouts]
+        self._filtered = filtered
+        self._prompts_suffice = config.rollouts == "beams" and not config.add_target and not filtered
 
     def groups(self, rows: Sequence[Mapping[str, Any]], trainer: Any) -> list[Group]:
         """A group for each row of the dataset, by the policy as it is now."""
@@ -158,12 +162,18 @@ class Rollouts:
         if self._config.rollouts != "beams":
             step = combine(torch.tensor(self._seed, device=device), trainer.state.global_step)
             seeds = combine(step, torch.tensor([row["number"] for row in rows], device=device))
-        size, normalise = self._config.num_generations, self._config.logp_space
+        trie = self._trie
+        if self._filtered:
+            allowed = torch.ones(len(rows), len(trie.leaf_of_item), dtype=torch.bool)
+            for place, row in enumerate(rows):
+                allowed[place, row["hidden"]] = False
+            trie = trie.narrow(allowed)
         with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model, torch.no_grad():
             training = model.training
             model.eval()
             try:
-                self.drawn = self._draw(model, ids, mask, self._trie, size, seeds, normalise)
+                asked = Request(model, ids, mask, trie, self._config.num_generations, seeds, self._config.logp_space)
+                self.drawn = ROLLOUTS[self._config.rollouts](asked)
             finally:
                 model.train(training)
         groups = [[[token for token in sid if token != NO_TOKEN] for sid in group] for group in self.drawn.tokens.tolist()]
@@ -175,7 +185,8 @@ class Rollouts:
         """What TRL calls; where more than the prompts matters, the rows behind them are `trainer.generating`."""
         groups, self.ready = self.ready, None
         if groups is None:
-            size, plain = self._config.num_generations, self._config.rollouts == "beams" and not self._config.add_target
-            rows = [{"prompt": prompt} for prompt in prompts[::size]] if plain else trainer.generating[::size]
+            size = self._config.num_generations
+            bare = [{"prompt": prompt} for prompt in prompts[::size]]
+            rows = bare if self._prompts_suffice else trainer.generating[::size]
             groups = self.groups(rows, trainer)
         return {"prompt_ids": prompts, "completion_ids": [sid for group in groups for sid in group], "logprobs": None}

@@ -13,6 +13,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, split_tensor_dict
 
 from minionerec.errors import ConstraintError
+from minionerec.model.resume import PortableTrainer
 from minionerec.rl.monitor import Watch, group_figures, level_means, signal_share
 from minionerec.rl.rewards import Context, Reward
 from minionerec.tree import Branch, CatalogTrie, pack, tree_logprobs
@@ -39,7 +40,7 @@ def grouped(name: str, reward: Reward, num_generations: int) -> RewardFunction:
     return function
 
 
-class TreeGRPOTrainer(GRPOTrainer):
+class TreeGRPOTrainer(PortableTrainer, GRPOTrainer):
     """A GRPOTrainer that computes each prompt once for all its completions: same log-probabilities, far fewer tokens.
 
     Args:

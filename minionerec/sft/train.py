@@ -14,7 +14,6 @@ Command: `minionerec sft --config ml-100k`, or `accelerate launch --config_file 
 import logging
 import math
 import os
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +52,7 @@ from minionerec.model.dropout import add_dropout
 from minionerec.model.launch import check_distribution, check_precision, micro_batch_within, split_batch
 from minionerec.model.progress import StepBar
 from minionerec.model.validator import Measure, Validator
-from minionerec.prompts.builder import PLAIN, prompts_section, tokenizer_corpus
+from minionerec.prompts.builder import PLAIN, prompts_section, take_share, tokenizer_corpus
 from minionerec.prompts.cache import cached_examples
 from minionerec.sft.trainer import Tree, TreeCollator, TreeTrainer, tree_tokens
 from minionerec.sft.weights import LossWeights
@@ -97,17 +96,14 @@ def build_trees(
 
     Args:
         answer_in_prompt: repeat the reference's mistake, see `sft.answer_in_prompt`.
-        shares: the share of a task's examples that is taken, drawn with the seed; the others are taken whole.
+        shares: see `take_share`.
         statistics: filled with examples, tokens, labels and truncated examples by task.
     """
     trees: dict[tuple[TaskName, int, int], Tree] = {}
     counts: dict[tuple[TaskName, int], int] = {}
     for task in tasks:
         options: dict[str, Any] = {"split": split, "stride": stride, "context": context, "prompts": prompts}
-        examples = cached_examples(task, dataset, index, tokenizer, **options)
-        if (share := shares.get(task, 1.0)) < 1:
-            chosen = random.Random(f"{seed} {task}").sample(range(len(examples)), max(1, round(share * len(examples))))
-            examples = [examples[place] for place in sorted(chosen)]
+        examples = take_share(cached_examples(task, dataset, index, tokenizer, **options), task, shares, seed)
         if answer_in_prompt and not task.startswith("history"):
             examples = [replace(example, prompt=[*example.prompt, *example.completion]) for example in examples]
         if statistics is not None:

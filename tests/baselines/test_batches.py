@@ -2,6 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minionerec.baselines.batches import partners
 from tests.baselines.models import LENGTH, batch_of, rows_of
 
 histories = st.lists(st.lists(st.integers(1, 30), max_size=LENGTH), min_size=1, max_size=30)
@@ -32,6 +33,7 @@ def test_every_history_lies_whole_in_one_row_and_ends_at_its_readout(some, layou
     assert (items[~taken] == 0).all() and (segments[~taken] == 0).all()
     assert ((positions >= 0) & (positions < LENGTH)).all()
     assert batch.lengths.tolist() == [len(history) for history in some]
+    assert items[batch.cells().numpy()].tolist() == [item for history in some for item in history]
 
 
 @settings(max_examples=60, deadline=None)
@@ -48,3 +50,12 @@ def test_padded_sides():
     left, right = (batch_of(rows_of([[4, 5]]), "padded", side) for side in ("left", "right"))
     assert left.items[0].tolist() == [0] * (LENGTH - 2) + [4, 5] and left.readout.tolist() == [LENGTH - 1]
     assert right.items[0].tolist() == [4, 5] + [0] * (LENGTH - 2) and right.readout.tolist() == [1]
+
+
+def test_a_partner_is_any_other_row_with_the_same_target():
+    targets = np.array([7, 3, 7, 9, 7, 3])
+    drawn = np.array([partners(targets, np.random.default_rng(seed)) for seed in range(600)])
+    assert (targets[drawn] == targets).all()
+    for row, others in enumerate([{2, 4}, {5}, {0, 4}, {3}, {0, 2}, {1}]):
+        found, times = np.unique(drawn[:, row], return_counts=True)
+        assert set(found) == others and times.min() > 600 / len(others) * 0.8

@@ -2,7 +2,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from minionerec.baselines.floors import FLOORS, popularity, repeat_last, training_counts
+from minionerec.baselines.floors import FLOORS, interaction_counts, popularity, repeat_last
 from minionerec.baselines.ranking import rank
 from minionerec.baselines.task import from_dataset, from_sequences
 from minionerec.config import DataConfig
@@ -28,7 +28,7 @@ def make(sequences, items: int, max_history: int) -> Dataset:
 @pytest.mark.parametrize("max_history", [1, 2, 20])
 def test_counts_are_of_all_but_the_last_two_whatever_the_history_length(max_history):
     # short: 4; long: 2 3 2 2; mid: 4 3
-    assert training_counts(make(SEQUENCES, 6, max_history)).tolist() == [0, 0, 3, 2, 2, 0]
+    assert interaction_counts(make(SEQUENCES, 6, max_history)).tolist() == [0, 0, 3, 2, 2, 0]
 
 
 def test_under_a_split_by_time_users_that_came_later_count_nothing():
@@ -42,7 +42,7 @@ def test_under_a_split_by_time_users_that_came_later_count_nothing():
     catalog = pl.DataFrame({"item_id": ids, "title": ids, "text": ids})
     data, _ = build(interactions, catalog, DataConfig(user_k=3, split="chronological", parts=[3, 2, 2]))
     assert data.train["user"].unique().to_list() == ["old"] and data.valid["user"].to_list() == ["late", "late"]
-    assert training_counts(data).tolist() == [1, 1, 1, 1, 0, 0]
+    assert interaction_counts(data).tolist() == [1, 1, 1, 1, 0, 0]
 
 
 def test_popularity_ranks_by_count_then_index_for_every_row():

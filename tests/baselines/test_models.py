@@ -3,9 +3,11 @@
 import re
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from minionerec.baselines import weights
 from minionerec.baselines.models import MODELS, count_parameters, make
@@ -20,8 +22,9 @@ from minionerec.report.rivals import published
 from tests.baselines.models import ITEMS, LENGTH, NEURAL, SHARED, batch_of, random_rows, rows_of, small
 
 CAUSAL = ("sasrec", "trm4rec", "pswrec-v5", "pswrec-v12", "pswrec-v13", "pswrec-v13-without-rotation", "gru4rec", "hstu")
-PADDING_FREE = ("sasrec", "bert4rec", "trm4rec", "gru4rec", "caser", "hstu")
-PACKED = ("sasrec", "bert4rec", "trm4rec", "hstu")
+CAUSAL += ("gru4rec-reference", "sasrec-reference")
+PADDING_FREE = ("sasrec", "bert4rec", "trm4rec", "gru4rec", "caser", "hstu", "gru4rec-reference", "sasrec-reference")
+PACKED = ("sasrec", "bert4rec", "trm4rec", "hstu", "sasrec-reference")
 NEVER_LEARN = {"wearec": r"gate_param", "trm4rec": r"^z_[ar]$"}
 
 
@@ -90,7 +93,7 @@ def test_causal_models_do_not_see_the_future(name):
     model = small(name)
     torch.manual_seed(1)
     history = torch.randint(1, ITEMS + 1, (LENGTH,)).tolist()
-    if name == "gru4rec":  # reads out at a history's end only: a prefix must not change what is carried on
+    if name.startswith("gru4rec"):  # reads out at a history's end only: a prefix must not change what is carried on
         whole = model.gru(model.item_embeddings(torch.tensor([history])))[0]
         other = model.gru(model.item_embeddings(torch.tensor([[*history[:7], *[1] * (LENGTH - 7)]])))[0]
         torch.testing.assert_close(whole[:, :7], other[:, :7])
@@ -128,7 +131,7 @@ def test_padding_plays_a_part_only_where_stated(name, side):
     assert same == (free or (name.startswith("pswrec") and side == "right"))
 
 
-@pytest.mark.parametrize("name", ["gru4rec", "caser"])
+@pytest.mark.parametrize("name", ["gru4rec", "caser", "gru4rec-reference"])
 def test_the_side_of_padding_does_not_matter_to_models_without_positions(name):
     model, rows = small(name), random_rows(20)
     with torch.no_grad():
@@ -153,13 +156,37 @@ def test_sharing_a_row_changes_no_result(name, side, shortest):
     assert packed.items.numel() < 0.8 * padded.items.numel()
     with torch.no_grad():
         torch.testing.assert_close(model.scores(packed), model.scores(padded), rtol=1e-4, atol=1e-4)
-    if name != "bert4rec":  # its loss draws masks by cell
-        gradients = []
-        for batch in (packed, padded):
-            model.zero_grad()
-            model(batch).backward()
-            gradients.append([p.grad for p in model.parameters() if p.grad is not None])
-        torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+    losses, gradients = [], []
+    for batch in (packed, padded):
+        model.zero_grad()
+        torch.manual_seed(2)  # bert4rec draws masks, here for single items
+        loss = model(batch)
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_stopping_the_gru_at_the_end_changes_no_gradient(side):
+    model, rows = small("gru4rec", dropout=0.0), random_rows(40)
+    batch = batch_of(rows, side="right")
+    whole = model.dense(model.gru(model.item_embeddings(batch.items))[0]).flatten(0, 1)[batch.readout]  # over padding, too
+    losses = (model(batch_of(rows, side=side)), torch.nn.functional.cross_entropy(model.logits(whole), batch.targets))
+    torch.testing.assert_close(*losses)
+    gradients = [torch.autograd.grad(loss, list(model.parameters())) for loss in losses]
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
+
+
+def test_bert4rec_masks_the_same_items_in_every_layout():
+    model, rows = small("bert4rec", mask_ratio=0.5), random_rows(30, shortest=0)
+    drawn = []
+    for layout, side in (("packed", "right"), ("padded", "right"), ("padded", "left")):
+        torch.manual_seed(2)
+        batch = batch_of(rows, layout, side)
+        drawn.append(model.draw_masks(batch).flatten()[batch.cells()].tolist())
+    assert drawn[0] == drawn[1] == drawn[2] and 0.3 < sum(drawn[0]) / len(drawn[0]) < 0.7
 
 
 def variants():
@@ -188,14 +215,16 @@ def test_gradient_reaches_what_should_learn(name, options):
 def test_models_learn_a_rule(name):
     # The next item is the last one plus one; bert4rec has to learn it from the few masks in its histories.
     torch.manual_seed(0)
-    options = {} if name in ("trm4rec", "hstu", "gru4rec") else {"dropout": 0.1}
+    options = {} if name in ("trm4rec", "hstu") or name.startswith("gru4rec") else {"dropout": 0.1}
+    if name == "bert4rec":
+        options = {"dropout": 0.0, "attention_dropout": 0.0}
     config = BaselineConfig(model=name, protocol="recbole", sequences="-", max_history=LENGTH, hidden_size=16, **options)
     model = make(config, ITEMS)
     starts = torch.arange(1, ITEMS + 1).repeat(2).tolist()
     sequences = [[1 + (start - 1 + step) % ITEMS for step in range(5 + start % 5)] for start in starts]
     rows = rows_of([one[:-1] for one in sequences], [one[-1] for one in sequences])
     batch = batch_of(rows, model.layout)
-    rate, steps, share = (1e-2, 450, 0.4) if name == "bert4rec" else (2e-2, 40, 0.9)
+    rate, steps, share = (1e-2, 450, 0.3) if name == "bert4rec" else (2e-2, 120 if "reference" in name else 40, 0.9)
     optimizer = torch.optim.Adam(model.parameters(), rate)
     for _ in range(steps):
         model.train()
@@ -292,6 +321,39 @@ def test_fearec_rolls_by_the_strongest_delays(training):
         torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_published_fearec_contrasts_a_second_draw_with_another_history():
+    model = small("fearec-published", dropout=0.0)  # in evaluation mode: all draws are the same
+    rows, others = random_rows(5), random_rows(5, seed=1)
+    batch, partners = batch_of(rows), batch_of(others)
+    with torch.no_grad():
+        first, other = model.states(batch), model.states(partners)
+        loss, views = 0.0, torch.cat([first, other])
+        for own in range(10):
+            rest = [place for place in range(10) if place != own]
+            loss += (torch.logsumexp(views[rest] @ views[own], 0) - views[(own + 5) % 10] @ views[own]) / 10
+        spectra = torch.tensor([[abs(value) for value in np.fft.rfft(row, norm="ortho")] for row in (first - other).numpy()])
+        expected = torch.nn.functional.cross_entropy(model.logits(first), batch.targets) + 0.1 * loss + 0.1 * spectra.mean()
+        torch.testing.assert_close(model(batch, partners), expected.float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["bce", "softmax"])
+def test_references_rank_by_an_output_layer_and_never_padding(loss):
+    model, batch = small("sasrec-reference", loss=loss), batch_of(random_rows(2000))
+    with torch.no_grad():
+        states, scores = model.states(batch), model.scores(batch)
+        assert scores[:, 0].isneginf().all()
+        torch.testing.assert_close(scores[:, 1:], states @ model.vectors()[1:].T + model.output.bias)
+        own = scores[:, 1:].gather(1, batch.targets[:, None] - 1)
+        if loss == "softmax":
+            expected = (scores[:, 1:].logsumexp(1, keepdim=True) - own).mean()
+        else:  # in expectation over the other item
+            softplus = torch.nn.functional.softplus(scores[:, 1:])
+            others = (softplus.sum(1, keepdim=True) - softplus.gather(1, batch.targets[:, None] - 1)) / (ITEMS - 1)
+            expected = (torch.nn.functional.softplus(-own) + others).mean() / 2
+        drawn = torch.stack([model(batch) for _ in range(20)]).mean()
+    torch.testing.assert_close(drawn, expected, rtol=1e-5 if loss == "softmax" else 5e-3, atol=1e-6)
+
+
 def test_hstu_sums_without_a_softmax():
     model = small("hstu", layers=1, heads=1)
     layer, history = model.layers[0], [3, 8, 8, 1]
@@ -314,11 +376,34 @@ def test_the_average_of_depthwise_filters_is_one_filter():
             torch.testing.assert_close(real[:, band], convolution(padded).mean(1), rtol=1e-4, atol=1e-5)
 
 
+def test_pswrec_v5_leaves_quiet_cells_out_of_the_smoothness():
+    model, batch = small("pswrec-v5", phase_weight=1.0), batch_of(random_rows(10))
+    ranked = torch.nn.functional.cross_entropy(model.scores(batch), batch.targets)
+    assert model(batch) - ranked > 1e-3
+    with torch.no_grad():
+        for filters in model.phase_filter.parameters():
+            filters *= 1e-5  # every magnitude is below 1e-3 now
+        ranked = torch.nn.functional.cross_entropy(model.scores(batch), batch.targets)
+        assert model(batch) == ranked
+
+
+@pytest.mark.parametrize("name", ["pswrec-v12", "pswrec-v13"])
+def test_with_two_heads_the_later_bands_play_no_part(name):
+    model, batch = small(name, heads=2, phase_weight=1.0), batch_of(random_rows(10), side="left")
+    model(batch).backward()
+    for part in (model.phase_filter.real_convs, model.phase_filter.imag_convs):
+        learns = [bool(filters.weight.grad.abs().any()) for filters in part]
+        assert learns == [True, True, False, False]
+
+
 def test_options_that_a_model_does_not_take_are_refused():
     config = BaselineConfig(model="gru4rec", protocol="recbole", sequences="-", heads=2)
     with pytest.raises(
         ConfigError, match=r"baseline.heads is set, but gru4rec does not take it. It takes dropout, hidden_size"
     ):
+        make(config, ITEMS)
+    config = BaselineConfig(model="fearec", protocol="recbole", sequences="-", attention_dropout=0.5)
+    with pytest.raises(ConfigError, match=r"baseline\.attention_dropout is set, but fearec does not take it"):
         make(config, ITEMS)
 
 
@@ -329,6 +414,7 @@ def test_options_that_a_model_does_not_take_are_refused():
         ({"model": "wearec", "max_history": 9}, "max_history is 9; the Haar branch"),
         ({"model": "pswrec-v13", "heads": 8}, "heads is 8; each head takes a band"),
         ({"model": "trm4rec", "positions": False, "rope": False}, "would not know the order"),
+        ({"model": "caser-reference", "max_history": 3}, "max_history is 3; the filters of caser-reference cover 4"),
         ({"model": "caser", "window": 3}, "window is 3"),
         ({"model": "caser", "window": 60}, "window is 60"),
     ],
@@ -354,27 +440,104 @@ def test_weights_survive_a_file_and_mistakes_are_named(tmp_path):
         weights.load(other, path)
 
 
-def test_names_of_recbole_are_understood(tmp_path):
-    from safetensors.torch import save_file
+# Ours and the published code's names of tensors, replaced in this order.
+RECBOLE = (
+    (r"^item_embeddings\.", "item_embedding."),
+    (r"^embedding\.position_embeddings\.", "position_embedding."),
+    (r"^embedding\.layer_norm\.", "LayerNorm."),
+    (r"\.attn\.out_proj\.", ".attn.dense."),
+    (r"\.ffn\.", ".feed_forward."),
+    (r"\.layer_norm\.", ".LayerNorm."),
+)
+TRANSFORMER = ((r"^encoder\.layers\.", "trm_encoder.layer."), (r"\.attn\.", ".multi_head_attention."))
+LIGHTSANS = (
+    (r"\.theta_(key|value)$", r".attpooling_\1.theta"),
+    (r"\.position_(q|k)\w+\.", r".pos_\1_linear."),
+    (r"\.position_norm\.", ".pos_ln."),
+)
+HYBRID = (
+    (r"^encoder\.layers\.", "item_encoder.layer."),
+    (r"\.attn\.(query|key|value)\.", r".attn.\1_layer."),
+    (r"\.attn\.", ".hybrid_attention."),
+)
+TRM = (
+    (r"^item_embeddings\.", "item_embedding."),
+    (r"^position_embeddings\.", "position_embedding."),
+    (r"^blocks\.", "trm_blocks."),
+    (r"\.qkv\.", ".self_attn.qkv_proj."),
+    (r"\.out_proj\.", ".self_attn.o_proj."),
+    (r"\.(gate_up|down)\.", r".mlp.\1_proj."),
+    (r"^z_a$", "z_answer_init"),
+    (r"^z_r$", "z_reason_init"),
+)
+LASTFM = ((r"^embedding\.position_embeddings\.", "position_embeddings."), (r"^embedding\.layer_norm\.", "LayerNorm."))
+PUBLISHED_NAMES = {
+    "sasrec": (*RECBOLE, *TRANSFORMER),
+    "bert4rec": (
+        *RECBOLE,
+        *TRANSFORMER,
+        (r"^head\.", "output_ffn."),
+        (r"^head_norm\.", "output_ln."),
+        (r"^item_bias$", "output_bias"),
+    ),
+    "lightsans": (*RECBOLE, *TRANSFORMER, *LIGHTSANS),
+    "fearec": (*RECBOLE, *HYBRID),
+    "fearec-published": (*RECBOLE, *HYBRID),
+    "gru4rec": (*RECBOLE, (r"^gru\.", "gru_layers.")),
+    "trm4rec": TRM,
+    "wearec": (
+        *LASTFM,
+        (r"^encoder\.layers\.", "item_encoder.blocks."),
+        (r"\.attn\.", ".layer."),
+        (r"\.ffn\.", ".feed_forward."),
+        (r"\.layer_norm\.", ".LayerNorm."),
+    ),
+    "pswrec-v5": LASTFM,
+    "pswrec-v12": LASTFM,
+    "pswrec-v13": LASTFM,
+    "pswrec-v13-without-rotation": (*LASTFM, (r"\.magnitude_scale$", ".gamma"), (r"\.phase_bias_scale$", ".phase_bias")),
+}
 
-    model = small("sasrec", seed=1)
+
+def published_file(model, patterns, path, prefix=""):
+    """A model's weights under the published code's names."""
     theirs = {}
     for name, values in model.state_dict().items():
-        name = name.replace("item_embeddings.", "item_embedding.").replace(
-            "embedding.position_embeddings", "position_embedding"
-        )
-        name = name.replace("embedding.layer_norm", "LayerNorm").replace("encoder.layers", "trm_encoder.layer")
-        name = name.replace(".attn.out_proj.", ".attn.dense.").replace(".attn.", ".multi_head_attention.")
-        theirs[name.replace(".ffn.", ".feed_forward.").replace(".layer_norm.", ".LayerNorm.")] = values
-    save_file(theirs, tmp_path / "theirs.safetensors")
-    loaded = small("sasrec", seed=2)
-    assert weights.load(loaded, tmp_path / "theirs.safetensors") == {}
-    assert torch.equal(loaded.encoder.layers[1].attn.out_proj.weight, model.encoder.layers[1].attn.out_proj.weight)
+        for pattern, replacement in patterns:
+            name = re.sub(pattern, replacement, name)
+        theirs[prefix + name] = (values[None, None] if name.startswith("z_") else values).contiguous()
+    if patterns is TRM and model.rope:
+        theirs |= {f"{prefix}rotary_emb.{name}_cached": torch.zeros(LENGTH, 8) for name in ("cos", "sin")}
+    save_file(theirs, path)
+    return theirs
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model."])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(name, {}) for name in PUBLISHED_NAMES] + [("trm4rec", {"positions": True, "rope": False, "layers": 2})],
+)
+def test_names_of_the_published_code_are_understood(name, options, prefix, tmp_path):
+    model, loaded = small(name, seed=1, **options), small(name, seed=2, **options)
+    theirs = published_file(model, PUBLISHED_NAMES[name], tmp_path / "theirs.safetensors", prefix)
+    assert theirs.keys() != model.state_dict().keys()
+    assert weights.load(loaded, tmp_path / "theirs.safetensors") == {}  # by name, none by shape
+    expected, found = model.state_dict(), loaded.state_dict()
+    assert all(torch.equal(values, found[key]) for key, values in expected.items())
+
+
+def test_what_is_missing_and_what_is_left_over_is_named_as_in_the_file(tmp_path):
+    model = small("bert4rec")
+    patterns = (*PUBLISHED_NAMES["bert4rec"], (r"^output_ffn\.", "head_of_another_kind."))
+    published_file(model, patterns, tmp_path / "theirs.safetensors")
+    with pytest.raises(
+        ArtifactError,
+        match=r"missing head\.bias, head\.weight; unknown head_of_another_kind\.bias, head_of_another_kind\.weight",
+    ):
+        weights.load(model, tmp_path / "theirs.safetensors")
 
 
 def test_an_unknown_name_is_matched_by_shape_where_that_is_certain(tmp_path):
-    from safetensors.torch import save_file
-
     model = small("pswrec-v13-without-rotation", seed=1)
     theirs = {name.replace("magnitude_scale", "amp_logits"): values for name, values in model.state_dict().items()}
     save_file(theirs, tmp_path / "theirs.safetensors")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from minionerec.baselines.ranking import candidates, rank, ranked, target_ranks
 from minionerec.baselines.task import PROTOCOLS, Task
-from minionerec.errors import DataError
+from minionerec.errors import TrainingError
 from tests.baselines.models import rows_of
 
 scores_of = st.lists(
@@ -51,5 +51,5 @@ def test_a_whole_split_is_ranked_in_order():
 
 
 def test_scores_that_are_not_numbers_are_refused():
-    with pytest.raises(DataError, match=r"training diverged. Lower baseline.learning_rate"):
+    with pytest.raises(TrainingError, match=r"training diverged. Lower baseline.learning_rate"):
         rank(lambda rows: torch.full((len(rows), 6), torch.nan), task_of("dataset"), "test")

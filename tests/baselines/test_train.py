@@ -9,11 +9,15 @@ from safetensors.torch import load_file
 
 from minionerec.artifacts import CHECKPOINTS, Manifest, read_json
 from minionerec.baselines import train
+from minionerec.baselines.floors import FLOORS
 from minionerec.baselines.models import MODELS
+from minionerec.baselines.ranking import rank
 from minionerec.cli import main, parse
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError, ConfigError
+from minionerec.eval import predict
+from minionerec.eval.predictions import read_predictions
 from minionerec.report.rivals import ranking_metrics
 from minionerec.report.runs import load
 from tests.launch import ROOT, accelerate, minionerec
@@ -55,9 +59,9 @@ def same(first, second):
     assert first[1] == second[1] and first[2].equals(second[2])
 
 
-@pytest.mark.parametrize("protocol", ["recbole", "wearec"])
-def test_one_seed_gives_one_result_and_an_interrupted_run_the_same(sequences, tmp_path, protocol, monkeypatch):
-    whole, broken = config_of(sequences, tmp_path / "whole", protocol), config_of(sequences, tmp_path / "broken", protocol)
+@pytest.mark.parametrize(("protocol", "name"), [("recbole", "sasrec"), ("wearec", "sasrec"), ("recbole", "fearec-published")])
+def test_one_seed_gives_one_result_and_an_interrupted_run_the_same(sequences, tmp_path, protocol, name, monkeypatch):
+    whole, broken = (config_of(sequences, tmp_path / out, protocol, model=name) for out in ("whole", "broken"))
     manifest, fresh = train.run(whole, ranking_metrics)
     assert fresh and manifest.metrics["epochs"] == 4
     with monkeypatch.context() as patched:
@@ -72,18 +76,18 @@ def test_one_seed_gives_one_result_and_an_interrupted_run_the_same(sequences, tm
         patched.setattr(train, "store", stop)
         with pytest.raises(KeyboardInterrupt):
             train.run(broken, ranking_metrics)
-    partial = tmp_path / "broken/baselines/sasrec.partial"
-    assert (partial / CHECKPOINTS / "state.safetensors").is_file() and not (tmp_path / "broken/baselines/sasrec").exists()
+    partial = tmp_path / f"broken/baselines/{name}.partial"
+    assert (partial / CHECKPOINTS / "state.safetensors").is_file() and not (tmp_path / f"broken/baselines/{name}").exists()
     epochs = []
     monkeypatch.setattr(train, "train_epoch", lambda *a, f=train.train_epoch: (epochs.append(a[-1]), f(*a))[1])
     train.run(broken, ranking_metrics)
     assert epochs == [2, 3]
-    same(result(tmp_path / "whole"), result(tmp_path / "broken"))
+    same(result(tmp_path / "whole", name), result(tmp_path / "broken", name))
     assert train.run(broken, ranking_metrics)[1] is False
-    other = config_of(sequences, tmp_path / "other", protocol)
+    other = config_of(sequences, tmp_path / "other", protocol, model=name)
     other.seed = 4
     train.run(other, ranking_metrics)
-    assert result(tmp_path / "other")[1] != result(tmp_path / "whole")[1]
+    assert result(tmp_path / "other", name)[1] != result(tmp_path / "whole", name)[1]
 
 
 def test_a_damaged_checkpoint_is_named(sequences, tmp_path, monkeypatch):
@@ -166,6 +170,27 @@ def test_on_a_run_of_our_own(tmp_path, capsys):
     assert all(name in printed for name in ("sasrec", "markov", "popularity", "repeat"))
 
 
+def test_a_history_that_is_left_out_does_not_shorten_the_lists(tmp_path):
+    path = str(write_config(tmp_path))
+    for command in (["data", "prepare"], ["sid"]):
+        assert main([*command, "--config", path]) == 0
+    options = ["--config", path, "--baseline.top", "12", "--eval.num_beams", "10", "--baseline.model", "markov"]
+    assert main(["baseline", *options]) == 0
+    run, hiding = tmp_path / "run", parse("baseline", [*options, "--eval.exclude_history", "true"])
+    with pytest.raises(
+        ArtifactError, match=r"markov: holds lists of 12 items; .* keep 10, 16 are needed\. Run minionerec base"
+    ):
+        predict.run(hiding, "markov")
+    train.run(hiding, ranking_metrics)
+    predict.run(hiding, "markov")
+    task, _ = train.load_task(hiding)
+    whole = rank(FLOORS["markov"](task), task, "test", task.items).lists
+    histories = Dataset.load(run / "data").test["history"].to_list()
+    assert max(map(len, histories)) == 6
+    expected = [[item - 1 for item in ids if item - 1 not in own][:10] for ids, own in zip(whole, histories, strict=True)]
+    assert [one.items for one in read_predictions(run / "eval/markov/predictions.jsonl")] == expected
+
+
 def test_tables_print_published_and_own_rows(sequences, tmp_path, capsys):
     runs = tmp_path / "runs"
     train.run(config_of(sequences, runs / "lastfm-sasrec", "wearec"), ranking_metrics)
@@ -173,8 +198,14 @@ def test_tables_print_published_and_own_rows(sequences, tmp_path, capsys):
     lines = {line.split("│")[1].strip(): line for line in capsys.readouterr().out.splitlines() if line.startswith("│")}
     assert "328,674 │ 328,674" in lines["WEARec Official"] and "0.0440" in lines["WEARec Official"]
     assert "not run" in lines["WEARec Official"] and "not run" not in lines["SASRec"]
-    value = Manifest.load(runs / "lastfm-sasrec/baselines/sasrec").metrics["test NDCG@10"]
-    assert f"{value:.4f} [" in lines["SASRec"]
+    trained = runs / "lastfm-sasrec/baselines/sasrec"
+    value = Manifest.load(trained).metrics["test NDCG@10"]
+    assert f"{value:.4f} [" in lines["SASRec"] and "given weights" not in lines["SASRec"]
+    given = config_of(sequences, tmp_path / "given/lastfm-sasrec", "wearec", weights=trained / "model.safetensors")
+    train.run(given, ranking_metrics)
+    assert main(["baseline", "table", "lastfm", "--runs", str(tmp_path / "given")]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("│ SASRec"))
+    assert f"{value:.4f} [" in line and "given weights" in line
 
 
 @pytest.mark.parametrize(

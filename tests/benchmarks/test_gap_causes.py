@@ -7,6 +7,7 @@ import pytest
 
 from minionerec.artifacts import read_json
 from minionerec.cli import parse
+from minionerec.report import causes
 from tests.small import write_config
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -32,18 +33,34 @@ def test_what_is_no_quirk(gap_causes, tmp_path):
         gap_causes.main(["--config", "ml-100k", "--out", str(tmp_path), "--quirks", "nonsense"])
 
 
+def test_what_is_only_asked_for_is_printed(gap_causes, tmp_path, capsys):
+    gap_causes.main(["--config", "ml-100k", "--out", str(tmp_path), "--print_config"])
+    assert "num_beams: 50" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+def test_places_on_this_machine_are_not_stored(gap_causes):
+    fields = ["--data.path", "/here", "--sft.epochs", "6", "--data.path=/there", "--seed=3"]
+    assert gap_causes.shown_fields(fields) == ["--sft.epochs", "6", "--seed=3"]
+
+
 @pytest.mark.slow
 def test_a_table_and_again(gap_causes, tmp_path, capfd):
     command = ["--config", str(write_config(tmp_path)), "--out", str(tmp_path / "out"), "--seeds", "2"]
-    command += ["--quirks", "eval-sentence", "rl-last-row"]
+    command += ["--dataset", "toys", "--quirks", "eval-sentence", "rl-last-row", "generation-defaults"]
+    command += ["--examples", "20", "--data.path", str(tmp_path / "raw"), "--sft.epochs", "2"]
     gap_causes.main(command)
     printed = capfd.readouterr().out
     assert "| prompt mismatch | eval-sentence - reference-prompts |" in printed
     stored = read_json(tmp_path / "out/gap_causes.json")
     assert set(stored["quirks"]) == {
-        *("prompt mismatch", "prompts of the reference, with the mismatch", "wrong reward targets")
+        *("prompt mismatch", "prompts of the reference, with the mismatch", "wrong reward targets", "generation defaults")
     }
     assert stored["seeds"] == 2 and stored["examples"] == 40
+    assert set(stored) == set(causes._elsewhere())  # it can be shipped as it is
+    assert stored["dataset"].startswith(f"toys ({stored['train']:,} training rows) with a model of 0.0 M")
+    assert stored["fields"] == ["--sft.epochs", "2"]  # no place on this machine
+    sampled = stored["quirks"]["generation defaults"]
+    assert sampled["examples"] == 20 and 0 <= sampled["invalid"] < 1 and sampled["NDCG@10"]["low"] <= sampled["NDCG@10"]["high"]
     trained = [path for path in (tmp_path / "out").glob("*/seed-*/*/manifest.json") if not path.parent.is_symlink()]
     before = {path: path.stat().st_mtime_ns for path in trained}
     gap_causes.main(command)

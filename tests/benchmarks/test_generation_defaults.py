@@ -4,15 +4,17 @@ import importlib
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from minionerec.artifacts import write_artifact
+from minionerec.eval.lists import RankedLists
+from minionerec.eval.metrics import ranks
 from minionerec.model import checkpoint
+from minionerec.pipeline import run
 from minionerec.tree import CatalogTrie, beam_search, left_pad
 from tests.rl.toy import policy_folder
-from tests.small import random_dataset
+from tests.small import config, random_dataset
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 PROMPTS = [[5, 6, 7], [9, 8, 7, 6, 5]]
@@ -65,7 +67,20 @@ def test_a_run_that_cannot_be_asked(defaults, tmp_path):
         defaults.main(command)
 
 
-def test_places(defaults):
-    lists = torch.tensor([[[1, 2], [1, 3]], [[1, 2], [1, 3]]])
-    found = defaults.places(lists, torch.tensor([[1, 3], [2, 2]]))
-    assert found.tolist() == [1, np.inf]
+def test_what_is_only_asked_for_is_printed(defaults, tmp_path, capsys):
+    defaults.main([str(tmp_path), "--config", "ml-100k", "--print_config"])
+    assert "num_beams: 50" in capsys.readouterr().out
+
+
+def test_asking_a_run(defaults, tmp_path):
+    prepared = config(tmp_path, sft={"normalise": "vocabulary", "epochs": 1}, eval={"normalise": "vocabulary"})
+    run(prepared, ("data", "sid", "sft", "eval"))
+    found = defaults.ask(prepared, 1000, 1, (defaults.OURS, defaults.DEFAULTED))
+    lists = RankedLists.read(prepared.folder / "eval/sft/predictions.jsonl")
+    assert found.ranks[defaults.OURS].tolist() == ranks(lists).tolist()
+    assert list(found.ranks) == [defaults.OURS, defaults.DEFAULTED] and sorted(found.units) == list(range(40))
+    again = defaults.ask(prepared, 1000, 1, (defaults.OURS, defaults.DEFAULTED))
+    assert again.ranks[defaults.DEFAULTED].tolist() == found.ranks[defaults.DEFAULTED].tolist()
+    assert 0 <= found.invalid < 1 and found.values(defaults.OURS).shape == (2, 40)
+    few = defaults.ask(prepared, 4, 1, (defaults.OURS,))
+    assert few.ranks[defaults.OURS].tolist() == ranks(lists)[::10].tolist()

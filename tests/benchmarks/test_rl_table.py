@@ -90,6 +90,11 @@ def test_what_is_refused_before_anything_is_trained(rl_table, tmp_path, argument
     assert not list((tmp_path / "out").glob("*/rl*"))
 
 
+def test_what_is_only_asked_for_is_printed(rl_table, tmp_path, capsys):
+    rl_table.main([str(tmp_path), "--config", "ml-100k", "--out", str(tmp_path / "out"), "--print_config"])
+    assert "num_beams: 50" in capsys.readouterr().out and not (tmp_path / "out").exists()
+
+
 def test_fields_of_other_sections(rl_table, tmp_path):
     with pytest.raises(ConfigError, match=r"--data\.user_k"):
         rl_table.configuration("ml-100k", tmp_path, 1, ["--data.user_k", "9"])

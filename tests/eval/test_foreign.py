@@ -90,7 +90,10 @@ def test_malformed_files(tmp_path):
     path = write(tmp_path, RECORD, RECORD)
     text = path.read_text()
     path.write_text(text[: text.rindex('"output"')])
-    with pytest.raises(DataError, match=r"final_result.json, line \d+: not valid JSON"):
+    with pytest.raises(DataError, match=r"final_result.json, line \d+, column \d+: not valid JSON"):
+        read_lists(path)
+    path.write_text(json.dumps([RECORD])[:-5])  # all on one line
+    with pytest.raises(DataError, match=r"line 1, column \d\d\d: not valid JSON"):
         read_lists(path)
     path.write_text("[]")
     with pytest.raises(DataError, match="expected a list of objects"):

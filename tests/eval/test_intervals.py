@@ -103,3 +103,5 @@ def test_seeds():
     found = across_seeds([0.1, 0.2, 0.3])
     assert (found["mean"], found["sd"]) == (pytest.approx(0.2), pytest.approx(0.1))
     assert found["high"] == pytest.approx(0.2 + 4.302653 * 0.1 / np.sqrt(3))
+    two = across_seeds([0.01, 0.03], (0.0, 1.0))  # the t-interval of two seeds is wide
+    assert two["low"] == 0 and 0.1 < two["high"] < 1 and across_seeds([0.01, 0.03])["low"] < 0

@@ -6,8 +6,8 @@ import pytest
 
 from minionerec.errors import DataError
 from minionerec.eval import lists as module
-from minionerec.eval.compare import align, compare
-from minionerec.eval.lists import RankedLists, check_belongs
+from minionerec.eval.compare import align, compare, left_out
+from minionerec.eval.lists import RankedLists
 from minionerec.eval.predictions import Prediction, as_predictions, read_predictions, write_predictions
 from tests import small
 from tests.eval.samples import prediction, random_predictions
@@ -18,10 +18,6 @@ DATASET, INDEX = small.random_dataset()
 def whole(split="test"):
     rows = DATASET.split(split)
     return as_predictions(rows, [np.arange(10)] * len(rows), INDEX)
-
-
-def check(predictions, split="test"):
-    check_belongs(RankedLists.of(predictions), DATASET, INDEX, split, "p.jsonl")
 
 
 def assert_equal(first, second):
@@ -101,24 +97,6 @@ def test_what_the_fast_path_refuses_is_named_by_line(tmp_path, bad, message):
         RankedLists.read(path)
 
 
-def test_predictions_of_this_split_in_any_order_belong():
-    check(whole())
-    check(whole()[::-1])
-    check(whole("valid"), "valid")
-
-
-def test_predictions_of_other_splits_catalogues_and_missing_users():
-    with pytest.raises(DataError, match=r"user 'u\d+' \(and 1 more\) is missing.*20 examples, the file 18"):
-        check(whole()[2:])
-    with pytest.raises(DataError, match=r"p.jsonl, line \d+: .*(predictions of another split|a history of)"):
-        check(whole("valid"))
-    with pytest.raises(DataError, match=r"'stranger'.*is not in this split"):
-        check([*whole(), dataclasses.replace(whole()[0], user="stranger")])
-    other = dataclasses.replace(whole()[0], target_sid=[5, 5, 5])
-    with pytest.raises(DataError, match="predictions of another catalogue"):
-        check([other, *whole()[1:]])
-
-
 def test_comparison_needs_the_same_examples():
     first, second = RankedLists.of(whole()), RankedLists.of(whole()[::-1])
     assert align(first, second).tolist() == list(range(20))[::-1]
@@ -128,6 +106,18 @@ def test_comparison_needs_the_same_examples():
         compare(whole(), whole()[1:], resamples=50)
     with pytest.raises(DataError, match="other targets"):
         compare(whole(), whole("valid"), resamples=50)
+
+
+def test_lists_of_unequal_width_are_compared_as_far_as_both_reach():
+    long = random_predictions(users=30, length=60, codes=6)
+    wide = max(len(one.sids) for one in long)
+    short = [dataclasses.replace(one, sids=one.sids[:16], scores=one.scores[:16]) for one in long]
+    short[0] = dataclasses.replace(short[0], sids=short[0].sids[:2], scores=short[0].scores[:2])  # found less than asked for
+    found = compare(long, short, resamples=50)
+    assert [name for name in found if name.startswith("HR")] == ["HR@1", "HR@3", "HR@5", "HR@10"]
+    long_lists, short_lists = RankedLists.of(long), RankedLists.of(short)
+    assert left_out(long_lists, short_lists) == f"lists of {wide} and 16 places: cut-offs beyond 16 are left out"
+    assert left_out(long_lists, long_lists) is None and "HR@50" in compare(long, long, resamples=50)
 
 
 def test_a_user_with_several_rows_is_told_by_position():

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import numpy as np
@@ -224,7 +225,7 @@ def test_a_missing_or_short_shard_is_noticed(made, tmp_path, monkeypatch):
         predict.merge("sft", store, shards, tmp_path)
 
 
-def test_two_ranks_and_one_rank_write_the_same_files(tmp_path, capsys):
+def test_two_ranks_one_rank_and_a_resumed_run_write_the_same_files(tmp_path, capsys):
     config = small.config(tmp_path, eval={"shard_size": 8, "oracle_examples": 5}, sft={"epochs": 1})
     run(config, ("data", "sid", "sft", "eval"))
     folder = tmp_path / "run/eval/sft"
@@ -233,9 +234,16 @@ def test_two_ranks_and_one_rank_write_the_same_files(tmp_path, capsys):
     shutil.rmtree(tmp_path / "run/eval")
     accelerate(2, "eval/predict.py", "--config", str(tmp_path / "small.yaml"))
     assert {name: (folder / name).read_bytes() for name in names} == one
+    shutil.rmtree(folder)
+    killed = accelerate(2, "tests/eval/killed.py", "--config", str(tmp_path / "small.yaml"), check=False)
+    assert re.search("exitcode *: 9", killed.stdout + killed.stderr), killed.stdout + killed.stderr
+    assert 1 <= len(list((tmp_path / "run/eval/sft.partial/checkpoints").glob("*.jsonl"))) <= 2  # of five shards
+    assert predict.run(config, "sft")[1]  # by one rank
+    assert {name: (folder / name).read_bytes() for name in names} == one
     assert calc_level.main(["--path", str(folder / "predictions.jsonl"), "--out", str(tmp_path)]) == 0
     search = json.loads(one["metrics.json"])["search"]
-    assert search["rows"] == 5 and json.loads((tmp_path / "levels.json").read_text())["search"] == search
+    assert (search["rows"], search["num_beams"]) == (5, 10)
+    assert json.loads((tmp_path / "levels.json").read_text())["search"] == search
     assert "Beam width and search error, 5 examples" in capsys.readouterr().out
 
 

@@ -6,7 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from minionerec.errors import DataError
 from minionerec.eval.predictions import read_predictions, write_predictions
+from minionerec.report import causes, runs
 from minionerec.report.paper_gap import build, main
 from minionerec.report.published import METRICS, published
 from minionerec.report.runs import dataset_of, load
@@ -102,9 +104,47 @@ def test_runs_seeds_pairs_and_causes(two_seeds, tmp_path):
             causes[title]["effect"].startswith("not in these runs; on industrial-partial") and "--" in causes[title]["switch"]
         )
     assert causes["prompt mismatch"]["effect"].count("NDCG@10 -0.0") == 1
-    for title in ("generation defaults", "model size"):
-        assert causes[title]["effect"] is None and causes[title]["switch"]
+    assert causes["model size"]["effect"] is None and causes["model size"]["switch"]
     assert "not measured" in Page(tmp_path / "paper_gap.html").words
+
+
+def test_search_error_is_told_of_the_beams_that_the_run_used(two_seeds, monkeypatch):
+    run = next(run for run in load(two_seeds / "a", 50, 0) if run.recommender == "sft")
+    rates = {"HR@1": 0.1, "HR@10": 0.3, "NDCG@10": 0.2}
+    widths = {"10": {**rates, "overlap": 0.8, "missed": 0.25}, "50": {**rates, "overlap": 1.0, "missed": 0.0}}
+    search = {"rows": 128, "num_beams": 10, "exact": rates, "widths": widths, "pruned": [], "calibration": []}
+    effect = causes._search(replace(run, metrics={**run.metrics, "search": search}), [])
+    assert "with this run's 10 beams the search itself loses a target that belongs into the list in 25.00%" in effect
+    old = {**run.metrics, "search": {name: value for name, value in search.items() if name != "num_beams"}}
+    monkeypatch.setattr(runs, "read_json", lambda _: old)
+    with pytest.raises(DataError, match=r"search.num_beams is missing.*Delete .*eval/.* and evaluate again"):
+        load(two_seeds / "a", 50, 0)
+
+
+def test_pairs_are_compared_as_far_as_both_lists_reach(two_seeds, tmp_path):
+    path = tmp_path / "short.jsonl"
+    shorter = [
+        replace(one, sids=one.sids[:16], scores=one.scores[:16], sizes=one.sizes[:16], items=one.items[: sum(one.sizes[:16])])
+        for one in read_predictions(two_seeds / "a/eval/sft/predictions.jsonl")
+    ]
+    write_predictions(path, shorter)
+    build([two_seeds / "a/eval/sft/predictions.jsonl", path], tmp_path, None, 100, 0)
+    (pair,) = json.loads((tmp_path / "paper_gap.json").read_text())["datasets"][-1]["pairs"]
+    assert "HR@50" not in pair["metrics"] and pair["metrics"]["HR@10"]["value"] == 0
+    assert pair["note"] == "lists of 40 and 16 places: cut-offs beyond 16 are left out"
+    assert pair["note"] in Page(tmp_path / "paper_gap.html").words and pair["note"] in (tmp_path / "paper_gap.md").read_text()
+
+
+def test_generation_defaults_are_shown_where_the_shipped_figures_have_them(monkeypatch):
+    (cause,) = (cause for cause in causes.CAUSES if cause.title == "generation defaults")
+    shipped = causes._elsewhere()
+    others = {name: cells for name, cells in shipped["quirks"].items() if name not in cause.quirks}
+    cell = {"value": -0.0052, "low": -0.0104, "high": -0.0007, "p": 0.056, "noise": False}
+    monkeypatch.setattr(causes, "_elsewhere", lambda: {**shipped, "quirks": others})
+    assert causes._measured(cause.quirks) is None
+    sampled = {"HR@10": cell, "NDCG@10": cell, "sd": 0.001, "examples": 512, "invalid": 0.1}
+    monkeypatch.setattr(causes, "_elsewhere", lambda: {**shipped, "quirks": {**others, "generation defaults": sampled}})
+    assert "3 seeds: HR@10 -0.0052 [-0.0104, -0.0007], NDCG@10" in causes._measured(cause.quirks)
 
 
 def test_equal_inputs_give_equal_bytes(two_seeds, tmp_path):

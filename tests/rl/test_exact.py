@@ -1,8 +1,10 @@
+import math
+
 import pytest
 import torch
 
 from minionerec.errors import ConstraintError
-from minionerec.rl.exact import exact_kl, expected_reward
+from minionerec.rl.exact import exact_kl, expected_reward, level_entropies
 from minionerec.rl.objectives import importance_advantages
 from minionerec.tree import CatalogTrie, left_pad, sample_with_replacement, sample_without_replacement, score_catalog, whole
 from minionerec.tree.whole import catalog_logprobs
@@ -106,13 +108,34 @@ def test_the_sampled_policy_gradient_is_unbiased(parts, kind):
         assert estimates.std(0)[common].mean() < 0.8 * plain.sum(1).std(0)[common].mean()
 
 
+def test_entropies_by_level(parts):
+    """Against the definition: the entropy of each prefix's next token, weighted by the prefix's probability."""
+    _, trie, model = parts
+    with torch.no_grad():
+        logprobs = catalog_logprobs(model, PROMPTS, trie=trie).double()
+    wanted = torch.zeros(2, trie.depth, dtype=torch.float64)
+    for prompt in range(2):
+        for level in range(trie.depth):
+            mass: dict = {}
+            for sid, chance in zip(trie.sids.tolist(), logprobs[prompt].exp().tolist(), strict=True):
+                after = mass.setdefault(tuple(sid[:level]), {})
+                after[sid[level]] = after.get(sid[level], 0) + chance
+            for after in mass.values():
+                total = sum(after.values())
+                wanted[prompt, level] -= sum(chance * math.log(chance / total) for chance in after.values())
+    found = torch.stack(level_entropies(logprobs, trie), dim=1)
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found.sum(1), -(logprobs.exp() * logprobs).sum(1), atol=1e-6, rtol=1e-6)
+
+
 def test_training_raises_the_expected_reward(policy, tmp_path):
     trainer = trainer_of(policy, tmp_path, objective="exact", logp_space="catalogue", beta=0.01, sft_weight=0.1, epochs=3.0)
     trainer.train()
     log = [row for row in trainer.state.log_history if "reward" in row]
     assert log[-1]["reward"] > 2 * log[0]["reward"] > 0
     assert log[0]["kl"] == pytest.approx(0, abs=1e-5) and log[-1]["kl"] > 1e-3
-    assert log[0]["loss"] == pytest.approx(-log[0]["reward"] + 0.01 * log[0]["kl"] + 0.1 * log[0]["sft_loss"], abs=1e-3)
+    assert {"entropy", "entropy/level_1", "entropy/level_3", "rewards/rule/mean"} <= log[0].keys()
+    assert log[0]["loss"] == pytest.approx(-log[0]["reward"] + 0.03 * log[0]["kl"] + 0.1 * log[0]["sft_loss"], abs=1e-3)
 
 
 def test_a_catalogue_that_is_too_large(parts, monkeypatch):

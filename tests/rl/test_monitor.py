@@ -6,7 +6,7 @@ import torch
 from transformers import TrainerCallback
 
 from minionerec.config import RlConfig
-from minionerec.errors import DivergenceError
+from minionerec.errors import TrainingError
 from minionerec.model import checkpoint
 from minionerec.rl.monitor import Watch, best, group_figures, signal_share
 from tests.rl.test_trainer import parts, trainer_of  # noqa: F401 - parts is a fixture
@@ -64,10 +64,10 @@ def test_a_step_gone_wrong_names_itself_and_the_last_good_checkpoint(tmp_path, l
     watch = watch_of(tmp_path, max_kl=5)
     watch.trainer = SimpleNamespace(state=SimpleNamespace(global_step=6, max_steps=9, log_history=HISTORY))
     watch.check_step(0.1, [4.9])
-    with pytest.raises(DivergenceError, match=rf"step 7 of 9: (the )?{message}.*the model of step 2, \S+checkpoints/best-2"):
+    with pytest.raises(TrainingError, match=rf"step 7 of 9: (the )?{message}.*the model of step 2, \S+checkpoints/best-2"):
         watch.check_step(loss, kl)
     watch.trainer.state.log_history = HISTORY[:1]
-    with pytest.raises(DivergenceError, match=r"The last good checkpoint is the SFT model, \S+sft, which can be loaded"):
+    with pytest.raises(TrainingError, match=r"The last good checkpoint is the SFT model, \S+sft, which can be loaded"):
         watch.check_step(loss, kl)
 
 
@@ -155,16 +155,16 @@ def test_weights_that_are_no_numbers_stop_the_run_and_are_not_saved(parts, tmp_p
 
     values = iter([0.1, 0.2, 0.1, 0.1])
     trainer, watch = watched(parts, tmp_path, lambda model: {"NDCG@10": next(values)}, At(3, poison))
-    with pytest.raises(DivergenceError, match=r"step 3 of 8: the loss is nan.*the model of step 1, \S+best-1, which can be"):
+    with pytest.raises(TrainingError, match=r"step 3 of 8: the loss is nan.*the model of step 1, \S+best-1, which can be"):
         trainer.train()
     kept, _ = checkpoint.load(watch.best_model(trainer.state.log_history))
     assert all(parameter.isfinite().all() for parameter in kept.parameters())
     state = SimpleNamespace(global_step=4, max_steps=8, log_history=trainer.state.log_history)
-    with pytest.raises(DivergenceError, match="step 4 of 8: its weights are no finite numbers"):
+    with pytest.raises(TrainingError, match="step 4 of 8: its weights are no finite numbers"):
         watch.on_step_end(trainer.args, state, SimpleNamespace(should_save=True, should_log=False), model=trainer.model)
 
 
 def test_a_policy_that_runs_away_is_stopped(parts, tmp_path):  # noqa: F811
     trainer, _ = watched(parts, tmp_path, lambda model: {"NDCG@10": 0.1}, max_kl=1e-9)
-    with pytest.raises(DivergenceError, match=r"step [2-8] of 8: the KL divergence .* above rl.max_kl 1e-09.* the SFT model,"):
+    with pytest.raises(TrainingError, match=r"step [2-8] of 8: the KL divergence .* above rl.max_kl 1e-09.* the SFT model,"):
         trainer.train()

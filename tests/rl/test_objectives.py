@@ -81,21 +81,47 @@ def test_groups_with_signal():
     assert with_signal(rewards, 4).tolist() == [True] * 4 + [False] * 8
 
 
-@pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "bnpo"])
-def test_a_filtered_step_is_the_step_of_the_groups_that_are_kept(policy, tmp_path, loss):
-    fields = {"loss": loss, "beta": 0.05, "prompts_per_step": 3}
-    trainer = trainer_of(policy, tmp_path, dynamic_sampling="filter", **fields)
-    rows = rows_of(trainer, 3)
-    valid = [row["target"] for row in rows_of(trainer, 12)[::G]]
-    distinct = [list(sid) for sid in dict.fromkeys(map(tuple, valid))]
+@pytest.mark.parametrize("micro", [1, 2, 3])
+@pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "bnpo", "gspo"])
+def test_a_filtered_step_is_the_step_of_the_groups_that_are_kept(policy, tmp_path, loss, micro):
+    """Six groups, three of them with signal, unevenly spread over micro-batches of one, two or three groups."""
+    fields = {"loss": loss, "beta": 0.05, "prompts_per_step": 6}
+    trainer = trainer_of(policy, tmp_path, dynamic_sampling="filter", **{**fields, "micro_batch_prompts": micro})
+    rows = rows_of(trainer, 6)
+    distinct = [list(sid) for sid in dict.fromkeys(tuple(row["target"]) for row in rows_of(trainer, 12)[::G])]
     misses = [[sid for sid in distinct if sid != row["target"]][:G] for row in rows[::G]]
-    groups = [[rows[0]["target"], *misses[0][:-1]], misses[1], [*misses[2][:-1], rows[-1]["target"]]]  # the second has no hit
-    value, gradient, _ = one_step(trainer, copy.deepcopy(rows), [sid for group in groups for sid in group])
-    assert trainer._metrics["train"]["groups_with_signal"] == pytest.approx([2 / 3])
-    plain = trainer_of(policy, tmp_path, **fields)
-    expected, wanted, _ = one_step(plain, rows[:G] + rows[2 * G :], groups[0] + groups[2])
+    hits = {0: 0, 1: 2, 5: 3}  # group to the place of its hit; the others have none
+    groups = [list(some) for some in misses]
+    for group, place in hits.items():
+        groups[group][place] = rows[group * G]["target"]
+    kept = [row for group in hits for row in rows[group * G : (group + 1) * G]]
+    plain = trainer_of(policy, tmp_path, **{**fields, "micro_batch_prompts": 3, "prompts_per_step": 3})
+    expected, wanted, _ = one_step(plain, copy.deepcopy(kept), [sid for group in hits for sid in groups[group]])
+
+    value, gradient, _ = one_step(trainer, rows, [sid for group in groups for sid in group], micro_batches=6 // micro)
+    assert trainer._metrics["train"]["groups_with_signal"] == pytest.approx([1 / 2])
     torch.testing.assert_close(value, expected, atol=1e-6, rtol=1e-5)
     assert (gradient - wanted).norm() <= 1e-5 * wanted.norm()
+
+
+def test_advantages_in_a_step_by_hand(policy, tmp_path):
+    """The ranking reward with the hit at each rank of a group of four, and no hit, through TRL's own scoring."""
+    trainer = trainer_of(policy, tmp_path, rewards={"ranking": 1.0}, beta=0.0, prompts_per_step=5, micro_batch_prompts=5)
+    rows = rows_of(trainer, 5)
+    distinct = [list(sid) for sid in dict.fromkeys(tuple(row["target"]) for row in rows_of(trainer, 12)[::G])]
+    groups = [[sid for sid in distinct if sid != row["target"]][:G] for row in rows[::G]]
+    for place in range(4):
+        groups[place][place] = rows[place * G]["target"]
+    _, _, scored = one_step(trainer, rows, [sid for group in groups for sid in group])
+    # 1 / log2(rank + 2) over their sum: .3904, .2463, .1952, .1681. Rewards less their mean, over their deviation + 1e-4.
+    expected = [
+        [1.4976, -0.5707, -0.4859, -0.4410],
+        [-0.7134, 1.4813, -0.4053, -0.3626],
+        [-0.6853, -0.4605, 1.4842, -0.3385],
+        [-0.6714, -0.4477, -0.3683, 1.4874],
+        [0, 0, 0, 0],
+    ]
+    assert scored["advantages"].view(5, 4).tolist() == [pytest.approx(row, abs=1e-4) for row in expected]
 
 
 def test_sft_weight_adds_the_targets_loss_in_the_same_pass(policy, tmp_path):
@@ -202,7 +228,7 @@ def test_a_resumed_run_goes_on_as_if_never_stopped(policy, tmp_path):
         ({"objective": "exact", "logp_space": "catalogue"}, "rl.rewards ranking depends on the ranks"),
         ({"objective": "exact", "rewards": {"rule": 1.0}}, "set rl.logp_space: catalogue"),
         ({**EXACT, "loss": "dapo"}, "belong to rl.objective grpo, not to exact"),
-        ({"advantages": "sibling", "loss": "gspo"}, "take another loss"),
+        ({"advantages": "sibling", "loss": "gspo"}, "choose another"),
         ({"importance_weights": True, "rewards": {"rule": 1.0}}, "set rl.objective: grpo, rl.rollouts: stochastic, "),
         ({**UNBIASED, "rewards": {"rule": 1.0}, "dynamic_sampling": "refill"}, "rl.dynamic_sampling: none"),
         (UNBIASED, "rl.rewards ranking depends on the ranks .* no expectation"),
@@ -211,6 +237,12 @@ def test_a_resumed_run_goes_on_as_if_never_stopped(policy, tmp_path):
         ({"sync_reference": 5, "sync_mix": 1.5}, "at most 1"),
         ({"sync_reference": 0}, "greater than 0"),
         ({"sft_weight": -1.0}, "at least 0"),
+        ({"refill_rounds": 5}, "rl.refill_rounds is set, but it has an effect with rl.dynamic_sampling: refill only"),
+        ({"sync_mix": 0.5}, "with rl.sync_reference only"),
+        ({"sdpo_beta": 0.5}, "with rl.objective: sdpo only"),
+        ({"collaborative_model": "gru4rec"}, "with the reward collaborative in rl.rewards only"),
+        ({"task_shares": {"title_to_sid": 0.5}}, "rl.task_shares names title_to_sid, which is not among rl.tasks"),
+        ({"task_shares": {"history_sid_to_sid": 1.5}}, "is a share above 0"),
     ],
 )
 def test_options_that_do_not_fit_together(fields, message):

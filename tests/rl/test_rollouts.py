@@ -2,9 +2,11 @@ import pytest
 import torch
 
 from minionerec.errors import ConstraintError
+from minionerec.model import checkpoint
 from minionerec.rl.rollouts import with_target
 from minionerec.tree import beam_search
 from tests.rl.toy import G, policy_folder, rows_of, trainer_of, trie_of
+from tests.small import random_dataset
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,28 @@ def test_groups_are_valid_ranked_and_the_same_in_any_batch(policy, tmp_path, kin
         assert [rank[sid] for sid in groups[0]] == sorted(rank[sid] for sid in groups[0])
     if kind == "mixture":
         assert {0, 1} <= {rank[sid] for sid in groups[0]}
+
+
+@pytest.mark.parametrize("kind", ["beams", "stochastic", "sampling", "mixture"])
+def test_what_evaluation_leaves_out_no_group_holds(policy, tmp_path, kind):
+    """As with eval.exclude_history; without it, the same rows bring items of their own history."""
+    _, index = random_dataset()
+
+    def recommended(filtered):
+        trainer = trainer_of(policy, tmp_path, rollouts=kind, filtered=filtered)
+        ids = checkpoint.sid_token_ids(trainer.processing_class, index).tolist()
+        item_of = {tuple(sid): item for item, sid in enumerate(ids)}  # the toy's items have SIDs of their own
+        assert len(item_of) == len(ids)
+        groups = rolled(trainer, rows if rows else rows_of(trainer, 12))
+        return trainer, [{item_of[sid] for sid in group} for group in groups]
+
+    rows: list = []
+    trainer, groups = recommended(filtered=True)
+    rows = rows_of(trainer, 12)
+    hidden = [set(row["hidden"]) for row in rows[::G]]
+    assert all(hidden) and not any(group & items for group, items in zip(groups, hidden, strict=True))
+    _, unfiltered = recommended(filtered=False)
+    assert any(group & items for group, items in zip(unfiltered, hidden, strict=True))
 
 
 def test_a_target_takes_the_last_place_only_where_it_is_missing():

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -6,6 +7,7 @@ from minionerec.artifacts import Manifest, read_json
 from minionerec.config import RlConfig
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.validate import SHOWN
+from minionerec.model import checkpoint
 from minionerec.pipeline import run
 from minionerec.rl.train import check_spaces
 from tests.launch import accelerate
@@ -78,6 +80,28 @@ def test_another_space_than_sft_was_trained_in(prepared, caplog):
     assert not caplog.text
     check_spaces(sft, RlConfig(logp_space="catalogue"))
     assert "trained with sft.normalise vocabulary, but rl.logp_space is catalogue" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prompts_per_step": 10, "micro_batch_prompts": 4}, "rl.prompts_per_step 10 does not split into 1 device"),
+        ({"report_to": ["abacus"]}, "rl.report_to names abacus"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_is_loaded(prepared, monkeypatch, fields, message):
+    def loaded(*_, **__):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(checkpoint, "load", loaded)
+    kept = prepared.folder / "rl.partial" / "checkpoints" / "kept"
+    kept.mkdir(parents=True)
+    for name, value in fields.items():
+        monkeypatch.setattr(prepared.rl, name, value)
+    with pytest.raises(ConfigError, match=message):
+        run(prepared, ("rl",))
+    assert kept.is_dir()  # nor is what an interrupted run has left touched
+    shutil.rmtree(prepared.folder / "rl.partial")
 
 
 def test_a_reward_whose_baseline_is_missing(prepared):

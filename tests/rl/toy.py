@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset as TokenDataset
+from trl.trainer.utils import split_tensor_dict
 
 from minionerec.config import ModelConfig, RlConfig
 from minionerec.model import checkpoint, scratch
 from minionerec.prompts.builder import build_examples, tokenizer_corpus
+from minionerec.rl.arguments import grpo_arguments
 from minionerec.rl.rewards import REWARDS
-from minionerec.rl.train import grpo_arguments, make_trainer
+from minionerec.rl.rows import token_rows
+from minionerec.rl.train import make_trainer
 from minionerec.rl.trainer import TreeGRPOTrainer, grouped
 from minionerec.tree import CatalogTrie
 from tests.small import random_dataset
@@ -34,20 +36,17 @@ def policy_folder(folder: Path) -> Path:
     return folder
 
 
-def trainer_of(policy: Path, out: Path, kind: Callable | None = None, **fields: Any) -> TreeGRPOTrainer:
-    """The trainer that these fields of section `rl` ask for, or one of another class."""
+def trainer_of(policy: Path, out: Path, kind: Callable | None = None, filtered: bool = False, **fields: Any) -> TreeGRPOTrainer:
+    """The trainer that these fields of section `rl` ask for, or one of another class.
+
+    Args:
+        filtered: histories are left out of the rollouts.
+    """
     dataset, index = random_dataset()
     model, tokenizer = checkpoint.load(str(policy))
     ids = checkpoint.sid_token_ids(tokenizer, index)
     examples = build_examples("history_sid_to_sid", dataset, index, tokenizer, split="train")[:24]
-    rows = TokenDataset.from_dict(
-        {
-            "prompt": [example.prompt for example in examples],
-            "target": [ids[example.target].tolist() for example in examples],
-            "row": [example.row for example in examples],
-            "number": list(range(len(examples))),
-        }
-    )
+    rows = token_rows(examples, ids, dataset if filtered else None)
     config = RlConfig(**{**FIELDS, **fields})
     arguments = {
         "model": model,
@@ -58,7 +57,7 @@ def trainer_of(policy: Path, out: Path, kind: Callable | None = None, **fields: 
     functions = {name: REWARDS[name] for name in config.rewards}
     if kind is not None:
         return kind(reward_funcs=[grouped(name, reward, G) for name, reward in functions.items()], **arguments)
-    return make_trainer(config, CatalogTrie.from_codes(ids), 0, functions, **arguments)
+    return make_trainer(config, CatalogTrie.from_codes(ids), 0, functions, filtered=filtered, **arguments)
 
 
 def trie_of(trainer: TreeGRPOTrainer) -> CatalogTrie:
@@ -77,21 +76,27 @@ def gradients(trainer: TreeGRPOTrainer) -> torch.Tensor:
     return torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in model.parameters()])
 
 
-def one_step(trainer, rows, replay=None):
-    """Loss and gradients of the policy, moved off the reference; the rollouts are the trainer's own or given ones."""
+def one_step(trainer, rows, replay=None, micro_batches=1):
+    """Loss and gradients of the policy, moved off the reference; the rollouts are the trainer's own or given ones.
+
+    Where there are several micro-batches, as many consecutive rows each, the losses are added up.
+    """
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in trainer.model.parameters():
             parameter += 0.01 * torch.randn_like(parameter)
     trainer.model.train()
-    trainer.current_gradient_accumulation_steps = 1
+    trainer.current_gradient_accumulation_steps = micro_batches
     if replay is not None:
         trainer.rollout_func = lambda prompts, _: {"prompt_ids": prompts, "completion_ids": replay, "logprobs": None}
     scored = trainer._generate_and_score_completions(rows)
     trainer.model.zero_grad()
-    loss = trainer._compute_loss(trainer.model, scored)
-    loss.backward()
-    return loss.detach(), gradients(trainer), scored
+    loss = torch.zeros(())
+    for part in split_tensor_dict(scored, micro_batches):
+        one = trainer._compute_loss(trainer.model, part)
+        one.backward()
+        loss += one.detach()
+    return loss, gradients(trainer), scored
 
 
 def completions_of(scored):

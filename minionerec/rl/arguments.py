@@ -1,0 +1,76 @@
+"""TRL's arguments from the section `rl`; what of it needs neither model nor data is checked before either is loaded."""
+
+import math
+from pathlib import Path
+
+import torch
+from transformers.integrations import get_available_reporting_integrations
+from trl import GRPOConfig
+
+from minionerec.config import RlConfig
+from minionerec.errors import ConfigError
+from minionerec.model.launch import check_precision, split_batch
+from minionerec.rl.objectives import objective_arguments
+
+
+def split_prompts(config: RlConfig, devices: int | None = None) -> tuple[int, int]:
+    """Prompts at once on one device and micro-batches per step, by whole groups; needs neither model nor data.
+
+    Args:
+        devices: how many there are to be, for a plan; None for those that run.
+
+    Raises:
+        ConfigError: see `split_batch` and `check_precision`; or a tracker is not there.
+    """
+    check_precision("rl.bf16", config.bf16)
+    absent = sorted({*config.report_to} - {*get_available_reporting_integrations()})
+    if absent:
+        raise ConfigError(
+            f"rl.report_to names {absent[0]}, which transformers does not know or whose package is not installed; here are: "
+            f"{', '.join(sorted(get_available_reporting_integrations())) or 'none'}."
+        )
+    return split_batch(
+        "rl.prompts_per_step", config.prompts_per_step, "rl.micro_batch_prompts", config.micro_batch_prompts, devices
+    )
+
+
+def grpo_arguments(
+    config: RlConfig, levels: int, seed: int, folder: Path, prompts: int, devices: int | None = None
+) -> GRPOConfig:
+    """TRL's arguments: the global batch split over devices by whole groups.
+
+    Args:
+        prompts: how many there are, whole steps of them.
+        devices: how many there are to be, for a plan; None for those that run.
+
+    Raises:
+        ConfigError: see `split_prompts`.
+    """
+    micro, accumulation = split_prompts(config, devices)
+    steps = math.ceil(prompts // config.prompts_per_step * config.epochs)
+    return GRPOConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=micro * config.num_generations,
+        gradient_accumulation_steps=accumulation,
+        num_generations=config.num_generations,
+        max_completion_length=levels,
+        max_steps=steps,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=config.warmup,
+        max_grad_norm=config.max_grad_norm,
+        **objective_arguments(config, accumulation),
+        reward_weights=list(config.rewards.values()),
+        use_bias_correction_kl=False,
+        save_strategy="steps",
+        save_steps=max(1, math.ceil(steps / config.checkpoints)),
+        save_total_limit=1,
+        logging_steps=max(1, steps // 50),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=not torch.cuda.is_available(),
+        bf16=config.bf16,
+        gradient_checkpointing=config.gradient_checkpointing,
+        seed=seed,
+        data_seed=seed,
+        report_to=config.report_to or "none",
+    )

@@ -1,0 +1,21 @@
+"""The eval stage, each rank killed without warning in its second shard: python tests/eval/killed.py --config NAME."""
+
+import os
+import sys
+
+from minionerec.cli import main
+from minionerec.eval.predict import Decoder
+
+original, shards = Decoder.predict, []
+
+
+def patched(self, rows):
+    shards.append(rows)
+    if len(shards) == 2:
+        os._exit(9)
+    return original(self, rows)
+
+
+if __name__ == "__main__":
+    Decoder.predict = patched
+    sys.exit(main(["eval", *sys.argv[1:]]))

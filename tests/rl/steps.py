@@ -1,0 +1,92 @@
+"""Two SGD steps with several losses, by as many processes as it is launched with: python -m tests.rl.steps POLICY OUT.
+
+SGD, unlike AdamW, does not divide rounding noise by its own size, so that parameters can be compared across launches.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.training_args import OptimizerNames
+from trl import GRPOTrainer
+
+from minionerec.config import RlConfig
+from minionerec.model import checkpoint
+from minionerec.pipeline import set_up
+from minionerec.rl import arguments
+from minionerec.rl.rollouts import Rollouts
+from tests.rl import toy
+
+CASES: dict[str, dict[str, Any]] = {
+    **{
+        f"{loss}, beta {beta}": {"loss": loss, "beta": beta, "rewards": {"prefix": 1.0}}
+        for loss in ("grpo", "dapo", "gspo")
+        for beta in (0.0, 0.05)
+    },
+    "filter, bnpo": {"loss": "bnpo", "dynamic_sampling": "filter", "rollouts": "stochastic", "sft_weight": 0.2},
+    "sibling": {"advantages": "sibling", "rewards": {"prefix": 1.0}, "beta": 0.05},
+    "listwise": {"objective": "listwise", "add_target": True, "rollouts": "stochastic"},
+    "importance": {
+        "importance_weights": True,
+        "rollouts": "stochastic",
+        "logp_space": "catalogue",
+        "loss": "dr_grpo",
+        "rewards": {"prefix": 1.0},
+    },
+    "exact": {"objective": "exact", "logp_space": "catalogue", "rewards": {"rule": 1.0, "prefix": 0.5}, "beta": 0.05},
+}
+STOCK = [name for name, fields in CASES.items() if fields.get("loss") in ("grpo", "dapo", "gspo")]
+_BATCH = {"prompts_per_step": 12, "micro_batch_prompts": 3}  # alone four micro-batches a step, two on each of two processes
+
+
+def _stock(fields: dict[str, Any]) -> Any:
+    """Stock TRL with our rollouts."""
+
+    def make(**given: Any) -> GRPOTrainer:
+        tokenizer = given["processing_class"]
+        trie = toy.CatalogTrie.from_codes(checkpoint.sid_token_ids(tokenizer, toy.random_dataset()[1]))
+        config = RlConfig(**{**toy.FIELDS, **fields})
+        return GRPOTrainer(rollout_func=Rollouts(trie, config, tokenizer.pad_token_id, 0), **given)
+
+    return make
+
+
+def steps(policy: Path, out: Path, case: str, stock: bool = False) -> dict[str, Any]:
+    """Gradient norm and loss figures of each step, how far the parameters moved, and who took part."""
+    fields = {**CASES[case], **_BATCH}
+    made = arguments.grpo_arguments
+
+    def plain(*given: Any, **named: Any) -> Any:
+        found = made(*given, **named)
+        found.optim, found.lr_scheduler_type = OptimizerNames.SGD, "constant"
+        found.learning_rate, found.warmup_steps, found.max_grad_norm = 0.05, 0, 1e9
+        found.max_steps, found.logging_steps, found.save_strategy = 2, 1, "no"
+        return found
+
+    toy.grpo_arguments = plain
+    try:
+        trainer = toy.trainer_of(policy, out, kind=_stock(fields) if stock else None, **fields)
+    finally:
+        toy.grpo_arguments = made
+    chance = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # off the reference, so that there is a KL
+        for parameter in trainer.model.parameters():
+            parameter += 0.01 * torch.randn(parameter.shape, generator=chance)
+    before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+    trainer.train()
+    after = dict(trainer.accelerator.unwrap_model(trainer.model).named_parameters())
+    names = ("grad_norm", "reward", "kl", "entropy")
+    return {
+        "kind": f"{trainer.accelerator.distributed_type.name} {trainer.accelerator.num_processes}",
+        "log": [{name: row.get(name) for name in names} for row in trainer.state.log_history if "reward" in row],
+        "moved": torch.cat([(after[name].detach().float() - old).flatten() for name, old in before.items()]),
+    }
+
+
+if __name__ == "__main__":
+    set_up(1)
+    found = {case: steps(Path(sys.argv[1]), Path(sys.argv[2]), case) for case in CASES}
+    if os.environ.get("RANK", "0") == "0":
+        torch.save(found, Path(sys.argv[2]) / "found.pt")

@@ -1,0 +1,47 @@
+"""Steps of RL do not depend on how they are launched, and are stock TRL's."""
+
+import pytest
+import torch
+
+from tests.launch import accelerate, torchrun
+from tests.rl.steps import CASES, STOCK, steps
+from tests.rl.toy import policy_folder
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    return policy_folder(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture(scope="module")
+def alone(policy, tmp_path_factory):
+    return {case: steps(policy, tmp_path_factory.mktemp("alone"), case) for case in CASES}
+
+
+def assert_same(found, wanted):
+    assert len(found["log"]) == len(wanted["log"]) == 2
+    for now, then in zip(found["log"], wanted["log"], strict=True):
+        assert now["grad_norm"] == pytest.approx(then["grad_norm"], rel=1e-4) and now["grad_norm"] > 1e-3
+        assert now["reward"] == pytest.approx(then["reward"], abs=1e-6)
+        for name in ("kl", "entropy"):
+            if then[name] is not None:
+                assert now[name] == pytest.approx(then[name], rel=1e-3, abs=1e-6)
+    assert (found["moved"] - wanted["moved"]).norm() <= 1e-4 * wanted["moved"].norm()
+
+
+@pytest.mark.parametrize("case", STOCK)
+def test_one_process_takes_the_steps_of_stock_trl(policy, alone, tmp_path, case):
+    assert_same(alone[case], steps(policy, tmp_path, case, stock=True))
+
+
+@pytest.mark.parametrize("launch", ["MULTI_CPU", "DEEPSPEED"])
+def test_two_processes_take_the_steps_of_one(policy, alone, tmp_path, launch):
+    script = ("-m", "tests.rl.steps", str(policy), str(tmp_path))
+    if launch == "DEEPSPEED":
+        accelerate(2, "--config_file", "rl/zero2.yaml", *script)
+    else:
+        torchrun(2, *script)
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    for case, wanted in alone.items():
+        assert found[case]["kind"] == f"{launch} 2"
+        assert_same(found[case], wanted)

@@ -1,0 +1,105 @@
+import dataclasses
+
+import pytest
+import torch
+
+from minionerec.config import Config, EvalConfig, RlConfig
+from minionerec.errors import ConfigError
+from minionerec.model import checkpoint, scratch
+from minionerec.prompts.builder import tokenizer_corpus
+from minionerec.rl.rows import token_rows, training_prompts
+from minionerec.rl.train import check_group
+from minionerec.tree import CatalogTrie
+from tests.small import random_dataset
+
+TASKS = ["history_sid_to_sid", "title_to_sid", "description_to_sid", "history_title_to_sid"]
+
+
+@pytest.fixture(scope="module")
+def parts():
+    dataset, index = random_dataset()
+    described = dataset.catalog.with_columns(description=dataset.catalog["title"] + ", as described")
+    dataset = dataclasses.replace(dataset, catalog=described)
+    config = Config()
+    sizes = dataclasses.replace(config.model, hidden_size=32, intermediate_size=48, layers=1, heads=2, vocabulary=400)
+    model, tokenizer = scratch.create(tokenizer_corpus(dataset), sizes, 0)
+    checkpoint.add_sid_tokens(model, tokenizer, index, 0)
+    return dataset, index, tokenizer
+
+
+def prompts(parts, exclude_history=False, **fields):
+    rl = RlConfig(**{"max_examples": None, "prompts_per_step": 4, "micro_batch_prompts": 4, **fields})
+    return training_prompts(Config(rl=rl, eval=EvalConfig(exclude_history=exclude_history)), *parts, None)
+
+
+def test_each_task_asks_in_its_words_and_keeps_its_own_target(parts):
+    dataset, index, tokenizer = parts
+    token_ids = checkpoint.sid_token_ids(tokenizer, index)
+    titles = dataset.catalog["title"].to_list()
+    for task in TASKS:
+        examples = prompts(parts, tasks=[task])
+        rows = token_rows(examples, token_ids, dataset)
+        assert len(rows) > 20
+        for example, row in zip(examples, rows, strict=True):
+            asked = tokenizer.decode(row["prompt"])
+            assert row["target"] == token_ids[example.target].tolist() == example.completion
+            if task.startswith("history"):
+                of = dataset.train.row(row["row"], named=True)
+                assert of["target"] == example.target and of["history"] == row["hidden"]
+                shown = titles if "title" in task else [tokenizer.decode(sid) for sid in token_ids.tolist()]
+                assert all(shown[item] in asked for item in of["history"])
+            else:
+                assert row["row"] is None and row["hidden"] == [] and titles[example.target] in asked
+
+
+def test_whole_steps_of_shares_of_the_tasks(parts):
+    every = prompts(parts, tasks=TASKS)
+    some = prompts(parts, tasks=TASKS, task_shares={"history_title_to_sid": 0.25, "title_to_sid": 0.5})
+    rows = len(parts[0].train)
+    assert len(every) == (2 * rows + 60) // 4 * 4
+    assert len(some) == (rows + round(rows * 0.25) + 15 + 30) // 4 * 4
+    assert prompts(parts, tasks=TASKS, max_examples=30) == every[:28]
+
+
+def test_a_target_that_no_list_may_hold_is_not_rolled_out(parts):
+    dataset = parts[0]
+    repeats = [
+        row for row, (history, target) in enumerate(dataset.train.select("history", "target").rows()) if target in history
+    ]
+    asked = {example.row for example in prompts(parts, exclude_history=True, prompts_per_step=1, micro_batch_prompts=1)}
+    assert repeats and asked == {*range(len(dataset.train))} - {*repeats}
+
+
+def test_fewer_prompts_than_a_step(parts):
+    with pytest.raises(ConfigError, match=r"rl.prompts_per_step is 5000, but there are only \d+ prompts; lower it"):
+        prompts(parts, prompts_per_step=5000, micro_batch_prompts=5000)
+
+
+def test_a_group_must_find_enough_items_outside_a_history():
+    trie = CatalogTrie.from_codes(torch.arange(60).view(20, 3))
+    config = RlConfig(num_generations=16)
+    check_group(config, trie, 4)
+    with pytest.raises(ConfigError, match=r"has only 20 SIDs, and 5 items of a history are left out \(eval.exclude_history\)"):
+        check_group(config, trie, 5)
+    check_group(RlConfig(num_generations=16, rollouts="sampling"), trie, 5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "option"),
+    [
+        ({"objective": "exact", "logp_space": "catalogue", "rewards": {"rule": 1.0}}, "rl.objective exact"),
+        (
+            {
+                "importance_weights": True,
+                "rollouts": "stochastic",
+                "logp_space": "catalogue",
+                "loss": "dr_grpo",
+                "rewards": {"rule": 1.0},
+            },
+            "rl.importance_weights",
+        ),
+    ],
+)
+def test_objectives_of_the_whole_catalogue_hide_nothing(fields, option):
+    with pytest.raises(ConfigError, match=f"{option} is about the whole catalogue"):
+        Config(rl=RlConfig(**fields), eval=EvalConfig(exclude_history=True))
