@@ -10,7 +10,6 @@ Run: python benchmarks/sid_methods.py --data ../shared/data [--methods rq-kmeans
 
 import argparse
 import ast
-import json
 from pathlib import Path
 from typing import get_args
 
@@ -21,10 +20,12 @@ from rich.console import Console
 from rich.table import Table
 
 from minionerec.config import SidConfig, SidMethod
+from minionerec.data.reference import sid_tokens
 from minionerec.sid.collaborative import fuse
 from minionerec.sid.collisions import resolve
 from minionerec.sid.compare import measure, table
 from minionerec.sid.diagnose import structure
+from minionerec.sid.index import parse_token
 from minionerec.sid.quantize import fit
 
 NAME = "Industrial_and_Scientific"
@@ -41,8 +42,9 @@ def read_pairs(folder: Path, split: str) -> np.ndarray:
 
 def shipped(folder: Path) -> np.ndarray:
     """The reference's SIDs, (items, 3)."""
-    rows = json.loads((folder / "index" / f"{NAME}.index.json").read_text())
-    return np.array([[int(token[3:-1]) for token in rows[str(item)]] for item in range(len(rows))], dtype=np.int32)
+    rows = sid_tokens(folder / "index" / f"{NAME}.index.json")
+    found = [[parse_token(token) for token in rows[str(item)]] for item in range(len(rows))]
+    return np.array([[token[1] for token in sid if token] for sid in found], dtype=np.int32)
 
 
 def agreement(vectors: np.ndarray, pairs: dict[str, np.ndarray], sizes: list[int], amazon: Path, seed: int) -> Table:
@@ -62,7 +64,7 @@ def agreement(vectors: np.ndarray, pairs: dict[str, np.ndarray], sizes: list[int
         f"the default, {','.join(map(str, default.sizes))}, fused": default,
     }.items():
         if len(vectors) >= max(config.sizes):
-            fitted = fit(vectors, config, seed, fuse(vectors, pairs["train"], config.collaborative))
+            fitted = fit(vectors, config, seed, fuse(vectors, pairs["train"], config.fusion))
             ours[name] = resolve(fitted.codes, vectors, fitted.quantizer, config.collisions)
     together = np.concatenate(list(pairs.values()))
     for name, codes in ours.items():

@@ -29,6 +29,9 @@ if TYPE_CHECKING:  # importing it takes seconds, which `--help` should not
 
 MANIFEST = "manifest.json"
 ITEM_STAGES = {"data": "minionerec data prepare", "sid": "minionerec sid"}  # what all later stages need, and what makes it
+# What a stage makes of the same configuration and inputs changes with its code. Such a change raises the stage's number here
+# (`eval` for all below `eval/`; 0 where it is not named), and artefacts made before it are made anew.
+REVISIONS = {"data": 1, "sid": 1}
 CHECKPOINTS = "checkpoints"  # of a resumable stage; removed when the artefact is complete
 _KEY = "key.txt"
 _PACKAGES = ("torch", "transformers", "trl", "accelerate", "polars", "scikit-learn", "numpy")
@@ -85,8 +88,8 @@ def versions() -> dict[str, str]:
 class Manifest:
     """What is known of a finished artefact; stored as `manifest.json` in its folder.
 
-    `key` identifies config and inputs: a stage is skipped when it is unchanged. `digest` identifies the content: a later
-    stage is stale only if it changed, not because an identical artefact was made anew.
+    `key` identifies config, inputs and the stage's revision: a stage is skipped when it is unchanged. `digest` identifies the
+    content: a later stage is stale only if it changed, not because an identical artefact was made anew.
     """
 
     stage: str
@@ -149,17 +152,24 @@ def folder_digest(folder: Path) -> str:
     return content_hash({path.relative_to(folder).as_posix(): file_hash(path) for path in files})
 
 
+def _revised(stage: str, key: str) -> str:
+    """A stage's key with its revision."""
+    revision = REVISIONS.get(stage.partition("/")[0], 0)
+    return f"{key}-{revision}" if revision else key
+
+
 def is_current(folder: Path, key: str) -> bool:
-    """Whether a finished, undamaged artefact with this key is in the folder.
+    """Whether a finished, undamaged artefact with this key, made by this revision of its stage, is in the folder.
 
     Where it is, what a killed process may have left of the artefact that it replaced is removed.
     """
     if not (folder / MANIFEST).is_file():
         return False
     try:
-        current = Manifest.load(folder).key == key
+        manifest = Manifest.load(folder)
     except ArtifactError:
         return False
+    current = manifest.key == _revised(manifest.stage, key)
     if current and is_main_process():
         _remove(_discarded(folder))
     return current
@@ -282,7 +292,7 @@ def write_artifact(
 
     Args:
         folder: final place; replaced if an older artefact is there, and only at the end.
-        key: see `Manifest`.
+        key: identifies config and inputs; the stage's revision is added.
         inputs: name of each input artefact to its digest.
         resumable: keep the partial folder when interrupted, for the next run with the same key. What it keeps below
             `CHECKPOINTS` for that purpose is not part of the artefact.
@@ -292,7 +302,7 @@ def write_artifact(
         ArtifactError: the disk is full; nothing is left at `folder` (an older artefact there stays).
     """
     folder = Path(folder)
-    partial = folder.with_name(folder.name + ".partial")
+    partial, key = folder.with_name(folder.name + ".partial"), _revised(stage, key)
     main, started = is_main_process() or not collective, time.monotonic()
     wait = wait_for_everyone if collective else (lambda: None)
     try:

@@ -191,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _table(rest)
             return 0
         if command in _NO_CONFIG:
-            from minionerec.data import command as data_command
+            from minionerec import data_command
 
             return data_command.run(command, rest)
         rest, extra = _own_options(command, rest)

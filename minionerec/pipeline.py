@@ -1,7 +1,6 @@
 """Runs stages in order. A stage whose config and inputs are unchanged is skipped."""
 
 import os
-import resource
 import sys
 import time
 import warnings
@@ -146,7 +145,7 @@ def run(config: Config, stages: tuple[str, ...]) -> None:
             console.print(f"[bold]{manifest.stage}[/] {folder}: {_summary(manifest)} [dim]({took})[/]")
             started = time.monotonic()
     if len(stages) > 1:
-        console.print(f"[bold]all[/] {(time.monotonic() - began) / 60:.1f} min, peak memory {_peak_memory():.2f} GB")
+        console.print(f"[bold]all[/] {(time.monotonic() - began) / 60:.1f} min{_peak_memory()}")
 
 
 def plan(stage: str, config: Config, options: dict[str, str]) -> None:
@@ -182,10 +181,14 @@ def plan(stage: str, config: Config, options: dict[str, str]) -> None:
         planned.show(numbers.get("gpu-memory"))
 
 
-def _peak_memory() -> float:
-    """The most memory this process has held, in GB."""
+def _peak_memory() -> str:
+    """The most memory this process has held, as text; empty on Windows, where Python cannot tell."""
+    if sys.platform == "win32":
+        return ""
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9  # macOS counts bytes, Linux KiB
+    return f", peak memory {peak / 1e9 if sys.platform == 'darwin' else peak * 1024 / 1e9:.2f} GB"  # macOS: bytes, Linux: KiB
 
 
 def _summary(manifest: Manifest) -> str:
@@ -278,16 +281,13 @@ def export_data(config: Config, layout: str = "", to: str = "") -> None:
 
 
 def _sids(config: Config, dataset: "Dataset") -> list[list[str]] | None:
-    """The token strings of each item: those of the run, else those that the source ships; None where there are none."""
-    from minionerec.artifacts import MANIFEST
-    from minionerec.data import prepare
-
+    """The token strings of each item: those of the run, else those that came with the data; None where there are none."""
     if (config.folder / "sid" / MANIFEST).is_file():
         from minionerec.sid.index import SidIndex
 
         index = SidIndex.load(config.folder / "sid", dataset)
         return [index.tokens(item) for item in range(len(index.codes))]
-    return prepare.shipped_sids(config.data, dataset)
+    return None if dataset.sids is None else dataset.sids["tokens"].to_list()
 
 
 def inspect_sids(config: Config) -> None:

@@ -33,7 +33,7 @@ from minionerec.errors import ArtifactError
 
 
 def writing(folder, key, **more):
-    return write_artifact(folder, stage="sid", key=key, config={"levels": 3}, inputs={"data": "d"}, seed=1, **more)
+    return write_artifact(folder, stage="toy", key=key, config={"levels": 3}, inputs={"data": "d"}, seed=1, **more)
 
 
 def write(folder, key, text=None, **more):
@@ -53,7 +53,7 @@ def names(folder):
 
 def test_manifest_round_trip(tmp_path):
     manifest = write(tmp_path / "runs/x/sid", "k", "héllo")
-    assert (manifest.stage, manifest.key, manifest.seed) == ("sid", "k", 1)
+    assert (manifest.stage, manifest.key, manifest.seed) == ("toy", "k", 1)
     assert (manifest.config, manifest.inputs, manifest.metrics) == ({"levels": 3}, {"data": "d"}, {"items": 5})
     assert manifest.files == {"deep/a.txt": {"bytes": 6, "sha256": file_hash(tmp_path / "runs/x/sid/deep/a.txt")}}
     assert manifest.versions["polars"] == pl.__version__
@@ -99,6 +99,23 @@ def test_a_resumable_partial_is_kept_for_its_own_key_only(tmp_path, key, kept):
         assert (draft.path / CHECKPOINTS / "step.txt").exists() == kept
         assert set(names(draft.path)) <= {CHECKPOINTS, "key.txt"}  # half-written outputs are not
     assert names(tmp_path) == ["sft"] and names(tmp_path / "sft") == [MANIFEST]
+
+
+def test_another_revision_of_a_stage_makes_its_artefacts_and_partials_anew(tmp_path, monkeypatch):
+    def interrupted() -> bool:
+        """Whether it began with the checkpoints of an earlier attempt."""
+        with pytest.raises(KeyboardInterrupt), writing(tmp_path / "partial", "k", resumable=True) as draft:
+            found = (draft.path / CHECKPOINTS).is_dir()
+            (draft.path / CHECKPOINTS).mkdir(exist_ok=True)
+            raise KeyboardInterrupt
+        return found
+
+    write(tmp_path / "sid", "k")
+    assert [interrupted(), interrupted()] == [False, True]
+    monkeypatch.setitem(artifacts.REVISIONS, "toy", 1)
+    assert not is_current(tmp_path / "sid", "k") and not interrupted()
+    write(tmp_path / "sid", "k")
+    assert is_current(tmp_path / "sid", "k") and interrupted()
 
 
 @pytest.mark.parametrize("marker", [b"", b"\xff\xfe", None], ids=["empty", "bytes", "missing"])

@@ -1,6 +1,8 @@
 """The command line as a user meets it: a mistake ends in one message and status 2, never in a traceback."""
 
 import re
+import subprocess
+import sys
 
 import polars as pl
 import pytest
@@ -9,6 +11,7 @@ from minionerec import __version__, pipeline
 from minionerec.artifacts import Manifest
 from minionerec.cli import COMMANDS, main, parse
 from minionerec.config import Config
+from tests.launch import ENVIRONMENT
 from tests.small import write_config
 
 
@@ -283,3 +286,13 @@ def test_floors_are_evaluated_without_a_model_and_damage_is_named(fails, small, 
     assert main(["data", "prepare", "--config", str(path)]) == 0  # made anew, and the same, so nothing else is stale
     assert main(["sid", "--config", str(path)]) == 0
     assert "(up to date)" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_pipeline_loads_where_there_is_no_module_resource():
+    """As on Windows, which then has no peak memory to show."""
+    script = "import sys; sys.modules['resource'] = None; sys.platform = 'win32'; from minionerec import pipeline; "
+    done = subprocess.run(
+        [sys.executable, "-c", script + "print(repr(pipeline._peak_memory()))"],
+        env=ENVIRONMENT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout == "''\n", done.stderr

@@ -12,6 +12,7 @@ import polars as pl
 
 from minionerec.baselines.batches import Rows, Side
 from minionerec.data.dataset import SPLITS, Dataset, SplitName
+from minionerec.data.readers import user_sequences
 from minionerec.errors import DataError
 
 
@@ -64,30 +65,23 @@ def read_sequences(path: Path) -> tuple[list[str], list[np.ndarray]]:
     """Users and their item ids in time order.
 
     Raises:
-        DataError: the file is missing or empty, a line holds something else than ids, or a user appears twice or has fewer
-            than three items.
+        DataError: the file is missing or empty, as `user_sequences`, or a user has something else than ids or fewer than three.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    if not path.is_file():
         raise DataError(
-            f"{path}: cannot be read ({error}). Expected a file of sequences, one user a line: the user's id, then item ids "
-            "from 1 in time order. Name it with --baseline.sequences FILE; docs/baselines.md says where they come from."
-        ) from None
-    sequences: dict[str, np.ndarray] = {}
-    for number, line in enumerate(lines, 1):
-        user, *ids = line.split() or [""]
-        wrong = next((word for word in ids if not word.isdecimal() or not 0 < int(word) < 2**31), None)
+            f"{path}: not found. Expected a file of sequences, one user a line: the user's id, then item ids from 1 in time "
+            "order. Name it with --baseline.sequences FILE; docs/baselines.md says where they come from."
+        )
+    found = user_sequences(path)
+    for user, items in found.items():
+        wrong = next((item for item in items if not item.isdecimal() or not 0 < int(item) < 2**31), None)
         if wrong is not None:
-            raise DataError(f"{path}, line {number}: {wrong!r} is no item id; expected whole numbers from 1, 0 is padding.")
-        if len(ids) < 3:
-            raise DataError(f"{path}, line {number}: user {user!r} has {len(ids)} items; leave-one-out needs at least 3.")
-        if user in sequences:
-            raise DataError(f"{path}, line {number}: user {user!r} appears twice; expected one line per user.")
-        sequences[user] = np.array([int(word) for word in ids], np.int32)
-    if not sequences:
+            raise DataError(f"{path}, user {user!r}: {wrong!r} is no item id; expected whole numbers from 1, 0 is padding.")
+        if len(items) < 3:
+            raise DataError(f"{path}, user {user!r}: {len(items)} items; leave-one-out needs at least 3.")
+    if not found:
         raise DataError(f"{path}: empty; expected one user a line.")
-    return list(sequences), list(sequences.values())
+    return list(found), [np.array([int(item) for item in items], np.int32) for items in found.values()]
 
 
 def from_sequences(path: Path, protocol: str, max_history: int) -> Task:

@@ -119,6 +119,11 @@ class SidConfig:
             raise ConfigError(f"sid.{name} is {getattr(self, name)}; a level needs at least 2 codes.")
 
     @property
+    def fusion(self) -> float:
+        """`collaborative`; 0 where the method has no first level that it could decide."""
+        return 0.0 if self.method in ("pq", "opq") else self.collaborative
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         """Centroids of each level, as `codebook_sizes` or the three fields before it have them."""
         if self.codebook_sizes:

@@ -1,8 +1,9 @@
 """The Dataset: a catalogue and three splits of examples, on disk as parquet.
 
 Files: `catalog.parquet` (item_id, title, text and what else the source tells; the row number is the item's index),
-`train.parquet`, `valid.parquet`, `test.parquet` (user, history, target, timestamp, position) and, where the source gives
-interactions rather than examples, `interactions.parquet` (user, position, item, timestamp, rating).
+`train.parquet`, `valid.parquet`, `test.parquet` (user, history, target, timestamp, position); where the source gives
+interactions rather than examples, `interactions.parquet` (user, position, item, timestamp, rating); and where it brings
+semantic IDs, `sids.parquet` (tokens).
 """
 
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ SPLIT_SCHEMA = pl.Schema(
 INTERACTION_SCHEMA = pl.Schema(
     {"user": pl.String(), "position": pl.Int32(), "item": pl.Int32(), "timestamp": pl.Int64(), "rating": pl.Float32()}
 )
+SID_SCHEMA = pl.Schema({"tokens": pl.List(pl.String())})
+_OPTIONAL = ("interactions", "sids")
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Dataset:
             `position - len(history)` is where the history begins. A user may have several examples in a split.
         interactions: every interaction kept, sorted by user, then position; `rating` null where unknown. None where the
             source gives examples and not the interactions behind them.
+        sids: the semantic IDs that came with the source, one row per item of the catalogue, schema `SID_SCHEMA`: `tokens`
+            holds `<a_17>` and so on, one per level. None where the source has none.
     """
 
     catalog: pl.DataFrame
@@ -52,6 +57,7 @@ class Dataset:
     valid: pl.DataFrame
     test: pl.DataFrame
     interactions: pl.DataFrame | None = None
+    sids: pl.DataFrame | None = None
 
     @property
     def digest(self) -> str:
@@ -67,8 +73,9 @@ class Dataset:
         self.catalog.write_parquet(folder / "catalog.parquet")
         for name in SPLITS:
             self.split(name).write_parquet(folder / f"{name}.parquet")
-        if self.interactions is not None:
-            self.interactions.write_parquet(folder / "interactions.parquet")
+        for optional in _OPTIONAL:
+            if (frame := getattr(self, optional)) is not None:
+                frame.write_parquet(folder / f"{optional}.parquet")
 
     @classmethod
     def load(cls, folder: Path) -> "Dataset":
@@ -77,10 +84,12 @@ class Dataset:
         Raises:
             ArtifactError: a file is missing, is not parquet, or has other columns.
         """
-        names = ("catalog", *SPLITS, *(["interactions"] if (folder / "interactions.parquet").is_file() else []))
+        names = ("catalog", *SPLITS, *(name for name in _OPTIONAL if (folder / f"{name}.parquet").is_file()))
         frames = {name: _read(folder / f"{name}.parquet") for name in names}
         for name, frame in frames.items():
-            expected = {"catalog": CATALOG_SCHEMA, "interactions": INTERACTION_SCHEMA}.get(name, SPLIT_SCHEMA)
+            expected = {"catalog": CATALOG_SCHEMA, "interactions": INTERACTION_SCHEMA, "sids": SID_SCHEMA}.get(
+                name, SPLIT_SCHEMA
+            )
             if name == "catalog":
                 details = [column for column in CATALOG_DETAILS if column in frame.columns]
                 expected = pl.Schema([*expected.items(), *((column, pl.String()) for column in details)])

@@ -6,6 +6,7 @@ the condition that the file is still the same; a server that cannot do that send
 
 import hashlib
 import logging
+import re
 import zipfile
 from collections.abc import Sequence
 from http.client import HTTPException, HTTPMessage
@@ -90,7 +91,10 @@ def _fetch(file: KnownFile, part: Path) -> None:
             part.unlink(missing_ok=True)
         raise
     with response:
-        begin = _begin(response.headers) if response.status == 206 else 0
+        begin = _begin(response.headers, have) if response.status == 206 else 0
+        if begin is None:
+            part.unlink()
+            return _fetch(file, part)
         total = begin + int(response.headers["Content-Length"]) if response.headers["Content-Length"] else None
         _validator(part).write_text(_identity(response.headers), encoding="utf-8")
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
@@ -110,8 +114,12 @@ def _fetch(file: KnownFile, part: Path) -> None:
                 raise ConnectionError(f"the connection ended at byte {out.tell():,} of {total:,}")
 
 
-def _begin(headers: HTTPMessage) -> int:
-    return int(headers["Content-Range"].removeprefix("bytes ").partition("-")[0])
+def _begin(headers: HTTPMessage, have: int) -> int | None:
+    """Where the bytes of a partial answer belong; None where it does not say, or would leave a gap behind what is here."""
+    if not have:  # nothing was asked for but all of it
+        return 0
+    stated = re.match(r"bytes (\d+)-", headers["Content-Range"] or "")
+    return int(stated[1]) if stated and int(stated[1]) <= have else None
 
 
 def _identity(headers: HTTPMessage) -> str:

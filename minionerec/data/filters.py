@@ -93,7 +93,7 @@ def select(parts: Sequence[Part], unit: int, config: DataConfig, where: str) -> 
     """
     start, widened = config.start, 0
     while True:
-        kept = _select(parts, unit, config, start, where)
+        kept = _select(parts, unit, config, start)
         items = len(np.unique(kept.item))
         if start is None or items >= config.widen_below_items or int(start[:4]) <= EARLIEST_YEAR:
             break
@@ -105,7 +105,7 @@ def select(parts: Sequence[Part], unit: int, config: DataConfig, where: str) -> 
     return kept
 
 
-def _select(parts: Sequence[Part], unit: int, config: DataConfig, start: str | None, where: str) -> Kept:
+def _select(parts: Sequence[Part], unit: int, config: DataConfig, start: str | None) -> Kept:
     local = config.filters == "reference"
     low = times.instant(start, "start", local=local) * unit if start else None
     high = times.instant(config.end, "end", local=local) * unit if config.end else None

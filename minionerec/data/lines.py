@@ -5,6 +5,7 @@ line by line, to find the broken line, or because its lines are Python literals,
 """
 
 import ast
+import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
@@ -47,28 +48,45 @@ def csv_lines(path: Path, fields: Sequence[str], problems: Problems) -> Iterator
     header: list[str] = []
     for first, _, block in _blocks(path):
         if not header:
-            line, _, block = block.partition(b"\n")
+            names, _, block = block.partition(b"\n")
             first += 1
-            header = [name.strip().strip('"') for name in line.decode("utf-8-sig", "replace").split(",")]
+            header = [name.strip().strip('"') for name in names.decode("utf-8-sig", "replace").split(",")]
             if missing := [name for name in fields if name not in header]:
                 raise DataError(f"{path}, line 1: columns {', '.join(header)}; expected {', '.join(missing)} among them.")
-        lines = block.decode("utf-8", "replace").split("\n")
-        good = [line.count(",") == len(header) - 1 or '"' in line for line in lines]
-        for place, text in enumerate(lines):
-            if "\ufffd" in text:
-                good[place] = False
-                problems.add(f"{path}, line {first + place}: has a byte that is not UTF-8.")
-            elif text.strip() and not good[place]:
-                problems.add(f"{path}, line {first + place}: {text.count(',') + 1} fields, expected {len(header)}.")
-        kept = [place for place, fine in enumerate(good) if fine and lines[place].strip()]
+        numbers: list[int] = []
+        kept: list[str] = []
+        for number, line in enumerate(block.decode("utf-8", "replace").split("\n"), first):
+            if line.count(",") == len(header) - 1 and '"' not in line and "\ufffd" not in line:  # nearly all
+                numbers.append(number)
+                kept.append(line)
+            elif line.strip():
+                try:
+                    kept.append(_requoted(line, header))
+                    numbers.append(number)
+                except ValueError as error:
+                    problems.add(f"{path}, line {number}: {error}.")
         if not kept:
             continue
-        table = "\n".join(lines[place] for place in kept).encode()
-        try:
-            frame = pl.read_csv(table, has_header=False, new_columns=header, infer_schema=False, truncate_ragged_lines=False)
-        except pl.exceptions.PolarsError as error:
-            raise DataError(f"{path}, lines {first} to {first + len(lines)}: not readable as CSV ({error}).") from None
-        yield frame.select(fields).insert_column(0, pl.Series("row", [first + place for place in kept], dtype=pl.UInt32))
+        table = "\n".join(kept).encode()
+        frame = pl.read_csv(table, has_header=False, new_columns=header, infer_schema=False, truncate_ragged_lines=False)
+        yield frame.select(fields).insert_column(0, pl.Series("row", numbers, dtype=pl.UInt32))
+
+
+def _requoted(line: str, header: Sequence[str]) -> str:
+    """A line with every field in quotes: polars takes a quote inside an unquoted field for the beginning of a quoted one.
+
+    Raises:
+        ValueError: not such a line.
+    """
+    if "\ufffd" in line:
+        raise ValueError("has a byte that is not UTF-8")
+    try:
+        fields = next(csv.reader([line], strict=True))
+    except csv.Error as error:
+        raise ValueError(f"broken quoting ({error}): {line[:60]!r}. Close or double the quote") from None
+    if len(fields) != len(header):
+        raise ValueError(f"{len(fields)} fields, expected {len(header)} ({', '.join(header)}): {line[:60]!r}")
+    return ",".join('"' + field.replace('"', '""') + '"' for field in fields)
 
 
 def _blocks(path: Path) -> Iterator[tuple[int, int, bytes]]:

@@ -2,12 +2,14 @@
 
 Inputs: a download (MovieLens, Amazon, the reference's files), or your own files in any layout of `READERS`.
 Outputs: `<run>/data/` with `catalog.parquet`, `train.parquet`, `valid.parquet`, `test.parquet`, `interactions.parquet` where
-the source has interactions, `skipped.txt` where rows were skipped, and `manifest.json` with everything counted.
+the source has interactions, `sids.parquet` where it brings semantic IDs, `skipped.txt` where rows were skipped, and
+`manifest.json` with everything counted.
 Deviation from the paper: leave-last-two-out per user is the default; the paper's global split is `data.split: chronological`.
 Command: `python data/prepare.py --config ml-100k.yaml`.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +38,7 @@ SCRATCH = "data.scratch"  # beside the artefact, while a dump is read
 
 
 class Plan(NamedTuple):
-    """What the stage would read: the artefact's key, the SHA-256 of each raw file, and where the files are."""
+    """What the stage would read: the artefact's key, the SHA-256 of each raw file by its path in `source`, and `source`."""
 
     key: str
     inputs: dict[str, str]
@@ -55,7 +57,8 @@ def plan(config: Config) -> Plan:
         source = sources.fetch(name, cache_folder(), source)
     if source is None:
         raise DataError(f"data.source {data.source!r} needs data.path, the folder that holds your files.")
-    inputs = {path.name: file_hash(path) for path in _files(data, source)}
+    folder = source.parent if source.is_file() else source
+    inputs = {path.relative_to(folder).as_posix(): file_hash(path) for path in _files(data, source)}
     return Plan(_key(config, inputs), inputs, source)
 
 
@@ -118,7 +121,7 @@ def _made_from_a_download(config: Config) -> Manifest | None:
         manifest = Manifest.load(folder)
     except ArtifactError:  # not there, or damaged: made anew
         return None
-    return manifest if manifest.key == _key(config, manifest.inputs) else None
+    return manifest if is_current(folder, _key(config, manifest.inputs)) else None
 
 
 def _key(config: Config, inputs: dict[str, str]) -> str:
@@ -145,12 +148,18 @@ def _recbole(source: Path, config: DataConfig, problems: Problems) -> Made:
     return build(*readers.read_recbole(source, config.missing_text, problems), config, str(source))
 
 
-def _sequences(source: Path, config: DataConfig, _: Problems) -> Made:
-    return build(*readers.read_sequences(source), config, str(source))
+def _sequences(source: Path, config: DataConfig, problems: Problems) -> Made:
+    return build(*readers.read_sequences(source, problems), config, str(source))
 
 
-def _letter(source: Path, config: DataConfig, _: Problems) -> Made:
-    return build(*readers.read_letter(source, config.category, config.missing_text), config, str(source))
+def _letter(source: Path, config: DataConfig, problems: Problems) -> Made:
+    read = readers.read_letter(source, config.category, config.missing_text, problems)
+    dataset, metrics = build(*read, config, str(source))
+    index = next((path for path in _files(config, source) if path.name.endswith(".index.json")), None)
+    if index is None:
+        return dataset, metrics
+    tokens = reference.sid_tokens(index)
+    return replace(dataset, sids=reference.sid_frame([tokens[item] for item in dataset.catalog["item_id"].to_list()])), metrics
 
 
 def _reference(source: Path, config: DataConfig, problems: Problems) -> Made:
@@ -301,21 +310,3 @@ def _figures(dataset: Dataset) -> dict[str, Any]:
         "mean_history": round(float(lengths.sum()) / max(len(lengths), 1), 4),
         "items_without_interaction": len(dataset.catalog) - items.drop_nulls().n_unique(),
     }
-
-
-def shipped_sids(config: DataConfig, dataset: Dataset) -> list[list[str]] | None:
-    """The semantic IDs that came with the raw files, as token strings of each item; None where the source has none.
-
-    Raises:
-        DataError: the index file is malformed, or lacks an item.
-    """
-    if config.source not in ("reference", "letter"):
-        return None
-    source = Path(config.path) if config.path else sources.fetch(sources.named(config), cache_folder())
-    if config.source == "letter" and not list(source.glob("*.index.json")):
-        return None
-    tokens = reference.shipped_sids(source, config.category, config.source)
-    missing = next((item for item in dataset.catalog["item_id"].to_list() if item not in tokens), None)
-    if missing is not None:
-        raise DataError(f"{source}: item {missing!r} has no entry in the *.index.json file.")
-    return [tokens[item] for item in dataset.catalog["item_id"].to_list()]

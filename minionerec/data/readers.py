@@ -7,7 +7,7 @@ file's own unit, all null where it has none), rating Float32 (null where unknown
 
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import polars as pl
 from minionerec.data import times
 from minionerec.data.dataset import CATALOG_DETAILS
 from minionerec.data.problems import Problems, braced
-from minionerec.data.tables import read_parquet, read_table, select
+from minionerec.data.tables import read_parquet, read_table, select, text_lines
 from minionerec.errors import DataError
 
 MissingText = Literal["error", "drop"]
@@ -32,6 +32,7 @@ _GENRES = ("class", "genre", "genres")
 _CATEGORIES = ("categories", "category")
 _RATINGS = ("user", "item_id", "rating", "timestamp")  # of MovieLens, which has no headers
 SPLIT_FILES = (".train.inter", ".valid.inter", ".test.inter")  # of RecBole, with given splits
+PLACED = ("timestamp", "position")  # what a row of a split file may tell beside its items
 CONTROL = r"[\x00-\x1f\x7f]"  # would break every line-based layout, ours and other people's
 
 
@@ -145,30 +146,41 @@ def read_csv(folder: Path, missing_text: MissingText = "error", problems: Proble
     return _checked(interactions, items, (str(files[0]), str(files[1])), missing_text, problems)
 
 
-def read_letter(folder: Path, category: str | None, missing_text: MissingText = "error") -> Frames:
+def read_letter(
+    folder: Path, category: str | None, missing_text: MissingText = "error", problems: Problems | None = None
+) -> Frames:
     """LETTER's files: `NAME.inter.json` (user to items in time order), optional `NAME.index.json` and `NAME.item.json`.
 
     Every item of the index or, without one, of the sequences is in the catalogue, in numerical order. Without `NAME.item.json`
     an item's title is its id and its text is empty.
 
     Raises:
-        DataError: a file is missing or not of this form, or an item is not in the index.
+        DataError: a file is missing or not of this form; or a user's items are no list or not in the index, unless skipped.
     """
+    problems = problems or Problems()
     path = one_file(folder, ".inter.json", category)
-    values = read_json_object(path)
-    for user, items in values.items():
-        if not isinstance(items, list) or not items or not all(isinstance(item, int | str) for item in items):
-            raise DataError(f"{path}, user {user!r}: found {str(items)[:60]}, expected a list of at least one item.")
     name = path.name.removesuffix(".inter.json")
     others = [folder / f"{name}.index.json", folder / f"{name}.item.json"]
     index, details = (read_json_object(other) if other.is_file() else None for other in others)
-    listed = index if index is not None else details
-    sequences = {user: [str(item) for item in items] for user, items in values.items()}
-    frames = _sequences(sequences, None if listed is None else list(listed), str(path), str(others[0] if index else others[1]))
-    return frames if details is None else (frames[0], _described(frames[1], details, others[1], missing_text))
+    listed, where = (details, others[1]) if index is None else (index, others[0])
+    sequences: dict[str, list[str]] = {}
+    for user, given in read_json_object(path).items():
+        if not isinstance(given, list) or not given or not all(isinstance(item, int | str) for item in given):
+            problems.add(f"{path}, user {user!r}: found {str(given)[:60]}, expected a list of at least one item.")
+            continue
+        items = [str(item) for item in given]
+        unknown = None if listed is None else next((item for item in items if item not in listed), None)
+        if unknown is not None:
+            problems.add(f"{path}, user {user!r}: item {unknown!r} is not in {where}.")
+            continue
+        sequences[user] = items
+    frames = _sequences(sequences, listed)
+    return frames if details is None else (frames[0], _described(frames[1], details, others[1], missing_text, problems))
 
 
-def _described(items: pl.DataFrame, details: dict[str, Any], path: Path, missing_text: MissingText) -> pl.DataFrame:
+def _described(
+    items: pl.DataFrame, details: dict[str, Any], path: Path, missing_text: MissingText, problems: Problems
+) -> pl.DataFrame:
     values = [details.get(item, {}) for item in items["item_id"].to_list()]
     columns = {
         name: [str(value.get(name) or "") if isinstance(value, dict) else "" for value in values]
@@ -178,42 +190,46 @@ def _described(items: pl.DataFrame, details: dict[str, Any], path: Path, missing
         **{name: pl.Series(column, dtype=pl.String) for name, column in columns.items()},
         detail=pl.Series(columns["description"]),
     )
-    return catalogue(found, str(path), missing_text, Problems())
+    return catalogue(found, str(path), missing_text, problems)
 
 
-def read_sequences(path: Path) -> Frames:
+def read_sequences(path: Path, problems: Problems | None = None) -> Frames:
     """The text format with one line per user: user id, then item ids in time order, separated by blanks.
 
     There are no texts: an item's title is its id, its text is empty. Items are numbered in numerical order.
 
     Raises:
-        DataError: not a text file, a user without items, or a user on two lines; the message names the line.
+        DataError: not a text file; or a user without items or on two lines, unless skipped. The message names the line.
     """
     if path.is_dir():
         path = one_file(path, ".txt", None)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a readable UTF-8 text file ({error}). data.path names the file.") from None
+    return _sequences(user_sequences(path, problems))
+
+
+def user_sequences(path: Path, problems: Problems | None = None) -> dict[str, list[str]]:
+    """The users of such a file with their items, both in the file's order; blank lines are left out.
+
+    Raises:
+        DataError: see `read_sequences`.
+    """
+    problems = problems or Problems()
     found: dict[str, list[str]] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text_lines(path), 1):
         user, *items = line.split() or [""]
         if user and not items:
-            raise DataError(f"{path}, line {number}: user {user!r} has no items; expected a user id and item ids.")
-        if user in found:
-            raise DataError(f"{path}, line {number}: user {user!r} has a line above already. Join the two.")
-        if user:
+            problems.add(f"{path}, line {number}: user {user!r} has no items; expected a user id and item ids.")
+        elif user in found:
+            problems.add(f"{path}, line {number}: user {user!r} has a line above already. Join the two.")
+        elif user:
             found[user] = items
-    return _sequences(found, None, str(path), str(path))
+    return found
 
 
-def _sequences(sequences: dict[str, list[str]], listed: list[str] | None, name: str, catalogue: str) -> Frames:
+def _sequences(sequences: dict[str, list[str]], listed: Iterable[str] | None = None) -> Frames:
+    """Interactions in the order given, and the items listed (where None, those of the sequences) in numerical order."""
     users = [user for user, items in sequences.items() for _ in items]
     items = [item for sequence in sequences.values() for item in sequence]
-    known = list(dict.fromkeys(items)) if listed is None else listed
-    if listed is not None and (unknown := sorted(set(items) - set(listed))):
-        owner = next(user for user, sequence in sequences.items() if unknown[0] in sequence)
-        raise DataError(f"{name}, user {owner!r}: item {unknown[0]!r} is not in {catalogue}.")
+    known = list(dict.fromkeys(items) if listed is None else listed)
     known.sort(key=lambda item: (0, int(item), "") if item.isdecimal() else (1, 0, item))
     interactions = pl.DataFrame(
         {"user": users, "item_id": items}, schema={"user": pl.String, "item_id": pl.String}
@@ -301,6 +317,23 @@ def one_line(column: pl.Expr) -> pl.Expr:
 def full_text(title: pl.Expr, detail: pl.Expr) -> pl.Expr:
     """What is embedded of an item: its title and, where there is any, its description."""
     return pl.when((detail != "") & (title != "")).then(title + ". " + detail).otherwise(title)
+
+
+def placed(table: pl.DataFrame, path: Path, problems: Problems) -> pl.DataFrame:
+    """The rows of a split file with `PLACED` as Int64, null where a field is empty or there is no such column.
+
+    Raises:
+        DataError: something else stands there, unless skipped.
+    """
+    for name, low, high in (("timestamp", -(2**63), 2**63 - 1), ("position", 0, 2**31 - 1)):
+        if name not in table.columns:
+            table = table.with_columns(pl.lit(None, pl.Int64).alias(name))
+            continue
+        number, empty = times.parsed(pl.col(name)), pl.col(name).str.strip_chars() == ""
+        message = f"{braced(str(path))}, row {{row}}: {name} {{{name}!r}} is not a number{' from 0' if low == 0 else ''}."
+        table = problems.without(table, ~(empty | number.is_between(low, high).fill_null(False)), message)
+        table = table.with_columns(number)
+    return table
 
 
 def catalogue(items: pl.DataFrame, name: str, missing_text: MissingText, problems: Problems) -> pl.DataFrame:

@@ -10,10 +10,9 @@ from pathlib import Path
 import polars as pl
 
 from minionerec.config import DataConfig
-from minionerec.data import times
 from minionerec.data.dataset import CATALOG_DETAILS, SPLIT_SCHEMA, SPLITS, Dataset
 from minionerec.data.problems import Problems, braced
-from minionerec.data.readers import SPLIT_FILES, catalogue, one_file, one_line, raw_files, recbole_items
+from minionerec.data.readers import PLACED, SPLIT_FILES, catalogue, one_file, one_line, placed, raw_files, recbole_items
 from minionerec.data.tables import read_table, select
 from minionerec.errors import DataError
 
@@ -58,12 +57,13 @@ def _read_split(
     path: Path, place: dict[str, int], reached: dict[str, int], max_history: int, problems: Problems
 ) -> pl.DataFrame:
     table = read_table(path, str(path), "\t", typed=True, problems=problems)
-    added: dict[str, tuple[str, ...]] = {name: (name,) for name in ("timestamp", "position") if name in table.columns}
+    added: dict[str, tuple[str, ...]] = {name: (name,) for name in PLACED if name in table.columns}
     wanted: dict[str, tuple[str, ...]] = {"user": ("user_id",), "history": ("item_id_list",), "target": ("item_id",)}
     table = select(table, path, wanted | added)
     shown = braced(str(path)) + ", row {row}: "
     table = problems.without(table, pl.col("user") == "", shown + "the user id is empty.")
     table = problems.without(table, pl.col("history").str.strip_chars() == "", shown + "the history is empty.")
+    table = placed(table, path, problems)
     rows = []
     for row in table.iter_rows(named=True):
         items = row["history"].split(" ")
@@ -71,14 +71,13 @@ def _read_split(
         if unknown is not None:
             problems.add(f"{path}, row {row['row']}: item {unknown!r} is not in the *.item file.")
             continue
-        position = int(float(row["position"])) if row.get("position") else max(len(items), reached.get(row["user"], -1) + 1)
+        position = row["position"]
+        if position is None:
+            position = max(len(items), reached.get(row["user"], -1) + 1)
         reached[row["user"]] = position
-        rows.append(
-            (row["user"], [place[item] for item in items[-max_history:]], place[row["target"]], row.get("timestamp"), position)
-        )
-    schema = dict(SPLIT_SCHEMA) | {"timestamp": pl.String()}
-    frame = pl.DataFrame(rows, schema=schema, orient="row")
-    return frame.with_columns(timestamp=times.parsed(pl.col("timestamp")))
+        history = [place[item] for item in items[-max_history:]]
+        rows.append((row["user"], history, place[row["target"]], row["timestamp"], position))
+    return pl.DataFrame(rows, schema=SPLIT_SCHEMA, orient="row")
 
 
 def write(dataset: Dataset, name: str, folder: Path) -> None:

@@ -9,6 +9,7 @@ where a dataset has timestamps, at the end of each row, where the reference's co
 import ast
 import csv
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,13 @@ from typing import Any
 import polars as pl
 
 from minionerec.config import DataConfig
-from minionerec.data import times
-from minionerec.data.dataset import CATALOG_DETAILS, SPLIT_SCHEMA, SPLITS, Dataset
+from minionerec.data.dataset import CATALOG_DETAILS, SID_SCHEMA, SPLIT_SCHEMA, SPLITS, Dataset
 from minionerec.data.problems import Problems, braced
-from minionerec.data.readers import CONTROL, full_text, one_file, one_line, read_json_object
-from minionerec.data.tables import read_table, select
+from minionerec.data.readers import CONTROL, PLACED, full_text, one_file, one_line, placed, read_json_object
+from minionerec.data.tables import read_table, select, text_lines
 from minionerec.errors import DataError
 
 COLUMNS = (*("user_id", "history_item_title", "item_title", "history_item_id", "item_id", "history_item_sid", "item_sid"),)
-_ADDED = ("timestamp", "position")
 
 
 def files(folder: Path, category: str | None) -> dict[str, Path]:
@@ -67,29 +66,25 @@ def sid_tokens(path: Path) -> dict[str, list[str]]:
     return values
 
 
-def shipped_sids(folder: Path, category: str | None, source: str) -> dict[str, list[str]]:
-    """The semantic IDs that a folder ships: `item_id` of the catalogue to token strings, one per level.
-
-    Args:
-        source: `reference` or `letter`, the folder's layout.
-
-    Raises:
-        DataError: there is no index file, several fit, or it is malformed.
-    """
-    if source == "letter":
-        return sid_tokens(one_file(folder, ".index.json", category))
-    found = files(folder, category)
-    tokens = sid_tokens(found["index"])
-    names = _item_names(found)
-    return {names.get(item, item): sid for item, sid in tokens.items()}
+def sid_frame(tokens: Sequence[Sequence[str]]) -> pl.DataFrame:
+    """The token strings of each item as `Dataset.sids`."""
+    return pl.DataFrame({"tokens": tokens}, schema=SID_SCHEMA)
 
 
-def _item_names(found: dict[str, Path]) -> dict[str, str]:
-    """Item numbers to the ids behind them, where a mapping is given."""
-    if "item2id" not in found:
-        return {}
-    lines = found["item2id"].read_text(encoding="utf-8").splitlines()
-    return {number: name for name, _, number in (line.rpartition("\t") for line in lines)}
+def _item_names(path: Path, problems: Problems) -> dict[str, str]:
+    """Item numbers to the ids behind them."""
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for place, line in enumerate(text_lines(path), 1):
+        name, _, number = line.rpartition("\t")
+        if not name or not number or re.search(CONTROL, name):
+            problems.add(f"{path}, line {place}: found {line[:60]!r}, expected an item's id, a tab and its number.")
+        elif number in names or name in taken:
+            problems.add(f"{path}, line {place}: item {name!r} or its number {number!r} has a line above already.")
+        else:
+            names[number] = name
+            taken.add(name)
+    return names
 
 
 def read(folder: Path, config: DataConfig, problems: Problems) -> Dataset:
@@ -99,34 +94,40 @@ def read(folder: Path, config: DataConfig, problems: Problems) -> Dataset:
         DataError: a file is missing or malformed; a row disagrees with the info or the index file (unless skipped).
     """
     found = files(folder, config.category)
-    catalog, texts = _catalogue(found)
+    tokens = sid_tokens(found["index"])
+    catalog, texts = _catalogue(found, tokens, problems)
     place = {item: number for number, item in enumerate(texts)}
     splits: dict[str, list[tuple[Any, ...]]] = {}
     reached: dict[str, int] = {}  # a user's last position so far
     for name in SPLITS:
         splits[name] = list(_examples(found[name], texts, place, reached, config.max_history, problems))
-    names = _item_names(found)
-    catalog = catalog.with_columns(pl.col("item_id").replace(names))
-    return Dataset(catalog, *(pl.DataFrame(splits[name], schema=SPLIT_SCHEMA, orient="row") for name in SPLITS))
+    if "item2id" in found:
+        catalog = catalog.with_columns(pl.col("item_id").replace(_item_names(found["item2id"], problems)))
+    train, valid, test = (pl.DataFrame(splits[name], schema=SPLIT_SCHEMA, orient="row") for name in SPLITS)
+    return Dataset(catalog, train, valid, test, sids=sid_frame([tokens[item] for item in texts]))
 
 
-def _catalogue(found: dict[str, Path]) -> tuple[pl.DataFrame, dict[str, tuple[str, str]]]:
+def _catalogue(
+    found: dict[str, Path], tokens: dict[str, list[str]], problems: Problems
+) -> tuple[pl.DataFrame, dict[str, tuple[str, str]]]:
     """The catalogue in the order of the info file, and each item's title and SID."""
-    tokens, items = sid_tokens(found["index"]), read_json_object(found["item"])
+    items = read_json_object(found["item"])
     texts: dict[str, tuple[str, str]] = {}
-    for number, line in enumerate(found["info"].read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(text_lines(found["info"]), 1):
         fields = line.split("\t")
         where = f"{found['info']}, line {number}"
         if len(fields) != 3 or not fields[2]:
-            raise DataError(f"{where}: {len(fields)} fields, expected SID, title and item id, separated by tabs.")
+            problems.add(f"{where}: {len(fields)} fields, expected SID, title and item id, separated by tabs.")
+            continue
         sid, title, item = fields
         if item in texts:
-            raise DataError(f"{where}: item {item!r} is listed twice. Keep one of the lines.")
-        if sid != "".join(tokens.get(item, [])):
-            raise DataError(f"{where}: SID {sid!r}, but {found['index'].name} has {tokens.get(item)} for item {item!r}.")
-        if not isinstance(items.get(item), dict):
-            raise DataError(f"{where}: item {item!r} has no entry in {found['item']}.")
-        texts[item] = (title, sid)
+            problems.add(f"{where}: item {item!r} is listed twice. Keep one of the lines.")
+        elif item not in tokens or sid != "".join(tokens[item]):
+            problems.add(f"{where}: SID {sid!r}, but {found['index'].name} has {tokens.get(item)} for item {item!r}.")
+        elif not isinstance(items.get(item), dict):
+            problems.add(f"{where}: item {item!r} has no entry in {found['item']}.")
+        else:
+            texts[item] = (title, sid)
     columns: dict[str, list[str]] = {"item_id": list(texts), "title": [title for title, _ in texts.values()]}
     for name in CATALOG_DETAILS:
         columns[name] = [str(items[item].get(name) or "") for item in texts]
@@ -157,7 +158,7 @@ def _examples(
 ) -> Any:
     """The rows of a split in file order; a position is as far as the files tell, and grows from row to row of a user."""
     table = read_table(path, str(path), ",", problems=problems)
-    added = {name: (name,) for name in _ADDED if name in table.columns}
+    added = {name: (name,) for name in PLACED if name in table.columns}
     table = select(table, path, {name: (name,) for name in COLUMNS} | added)
     table = problems.without(table, pl.col("user_id") == "", braced(str(path)) + ", row {row}: the user id is empty.")
     table = problems.without(
@@ -165,9 +166,7 @@ def _examples(
         pl.col("user_id").str.contains(CONTROL),
         braced(str(path)) + ", row {row}: user id {user_id!r} has a tab or line break.",
     )
-    table = table.with_columns(
-        **{name: times.parsed(pl.col(name)) if name in added else pl.lit(None, pl.Int64) for name in _ADDED}
-    )
+    table = placed(table, path, problems)
     for row in table.iter_rows(named=True):
         where = f"{path}, row {row['row']}"
         ids, wrong = _history(row, texts)
@@ -256,7 +255,7 @@ def write(dataset: Dataset, sids: Sequence[Sequence[str]], name: str, folder: Pa
     for part in SPLITS:
         with (folder / part / f"{name}.csv").open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow([*COLUMNS, *(_ADDED if timed else ())])
+            writer.writerow([*COLUMNS, *(PLACED if timed else ())])
             for user, history, target, timestamp, position in dataset.split(part).iter_rows():
                 row = [user, [titles[item] for item in history], titles[target], history, target]
                 row += [[texts[item] for item in history], texts[target]]

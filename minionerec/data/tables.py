@@ -1,4 +1,4 @@
-"""Delimited text and parquet as frames of text with row numbers; every malformed row is named."""
+"""Lines, delimited text and parquet as frames of text with row numbers; every malformed row is named."""
 
 import csv
 import io
@@ -80,6 +80,25 @@ def _wrong_width(name: str, row: Any, header: Sequence[str]) -> str:
         f"{name}, row {row.number}: {row.actual_columns} fields, expected {row.expected_columns} "
         f"({', '.join(header)}). Correct or quote the row: {row.text[:80]!r}."
     )
+
+
+def text_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 file, without what ends them.
+
+    Raises:
+        DataError: it cannot be read, or a byte is not UTF-8; the message names the line.
+    """
+    try:
+        data = path.read_bytes()
+        lines = data.decode("utf-8").replace("\r\n", "\n").split("\n")  # not at U+2028 and the like, which titles have
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error}).") from None
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}, line {line}: byte 0x{data[error.start]:02x} at offset {error.start} is not UTF-8. Save the file as UTF-8."
+        ) from None
+    return lines if lines[-1] else lines[:-1]
 
 
 def read_parquet(path: Path) -> pl.DataFrame:

@@ -9,21 +9,17 @@ import numpy as np
 
 from minionerec.errors import CatalogError, ConfigError, DataError
 from minionerec.eval.lists import EMPTY, RankedLists
+from minionerec.sid.index import parse_token
 
-_TOKEN = re.compile(r"<([a-z])_(\d+)>")
 _IN_PROMPT = re.compile(r"<a_\d+>(?:<[b-z]_\d+>)*")
-_WHOLE = re.compile(r"(?:<[a-z]_\d+>)+")
 
 
 def codes_of(text: str) -> tuple[int, ...] | None:
     """The codes of a SID as text, e.g. `<a_17><b_203><c_8>`; None where the text is no SID with its levels in order."""
-    text = text.strip().strip('"').strip()
-    if not _WHOLE.fullmatch(text):
-        return None
-    tokens = _TOKEN.findall(text)
-    in_order = all(letter == chr(ord("a") + level) for level, (letter, _) in enumerate(tokens))
-    codes = tuple(int(code) for _, code in tokens)
-    return codes if in_order and max(codes) < 2**31 else None
+    *tokens, rest = text.strip().strip('"').strip().split(">")
+    found = [parse_token(f"{token}>") for token in tokens]
+    codes = tuple(one[1] for level, one in enumerate(found) if one is not None and one[0] == level)
+    return codes if codes and len(codes) == len(tokens) and not rest else None
 
 
 def read_catalog(path: Path) -> dict[tuple[int, ...], int]:

@@ -76,8 +76,9 @@ def examples_of(
         wording = REFERENCE_EVALUATION
     if "description" in task and not any(_descriptions(dataset)):
         raise DataError(f"The task {task} needs descriptions, and the catalogue has none; leave it out of the tasks.")
-    made = _of_histories if task.startswith("history") else _of_items
-    return made(task, wording, dataset, index, split, stride, prompts.category)
+    if task.startswith("history"):
+        return _of_histories(task, wording, dataset, index, split, stride, prompts.category)
+    return _of_items(task, wording, dataset, index, stride, prompts.category)
 
 
 def _descriptions(dataset: Dataset) -> list[str]:
@@ -142,7 +143,7 @@ def _of_histories(
 
 
 def _of_items(
-    task: TaskName, wording: Wording, dataset: Dataset, index: SidIndex, split: SplitName, stride: int, category: str
+    task: TaskName, wording: Wording, dataset: Dataset, index: SidIndex, stride: int, category: str
 ) -> Iterator[Example]:
     slot, answers = _answer(task, dataset, index)
     given = task.partition("_to_")[0]

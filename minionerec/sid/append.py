@@ -70,7 +70,7 @@ def run(config: Config, base: Path) -> tuple[Manifest, bool]:
     check_vectors(vectors)
     with artifacts.write_artifact(folder, stage="sid", key=key, config=settings, inputs=inputs, seed=config.seed) as draft:
         pairs = consecutive_pairs(dataset.train)
-        encoded = quantizer.encode(vectors, fuse(vectors, pairs, config.sid.collaborative))
+        encoded = quantizer.encode(vectors, fuse(vectors, pairs, config.sid.fusion))
         codes = extend(base_index, old_rows, encoded, vectors, quantizer, share=config.sid.collisions in ("keep", "sinkhorn"))
         step = {"base": old.digest, "items_before": len(old_rows), "items_after": len(codes)}
         lineage = (*base_index.lineage, step)

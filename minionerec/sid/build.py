@@ -1,7 +1,8 @@
 """Stage `sid`: give every item of the catalogue a semantic ID.
 
-Inputs: `<run>/data` (the catalogue's text, the training split's consecutive items). Outputs in `<run>/sid`: `index.json`,
-`codes.safetensors`, `quantizer.safetensors`, `sid.json`, and a manifest with the figures of `diagnose`.
+Inputs: `<run>/data` (the catalogue's text, the training split's consecutive items, or the SIDs that came with it). Outputs in
+`<run>/sid`: `index.json`, `codes.safetensors`, `quantizer.safetensors`, `sid.json`, and a manifest with the figures of
+`diagnose`.
 
 Differs from the paper, which embeds with Qwen3-Embedding-4B and quantises with an RQ-VAE or size-constrained RQ-KMeans: the
 encoder here is all-MiniLM-L6-v2 by default (22M parameters, runs on a CPU); the default quantiser, `rq-kmeans-joint`, lets
@@ -20,14 +21,14 @@ from minionerec import artifacts
 from minionerec.artifacts import Manifest
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
-from minionerec.errors import CatalogError
+from minionerec.errors import CatalogError, ConfigError
 from minionerec.sid.collaborative import consecutive_pairs, fuse
 from minionerec.sid.collisions import resolve
 from minionerec.sid.diagnose import diagnose, shared_codes, structure
 from minionerec.sid.encoder import embed_share, encoder_identity, item_vectors
 from minionerec.sid.index import SidIndex
 from minionerec.sid.quantize import fit
-from minionerec.sid.shipped import index_of_tokens, shipped_tokens
+from minionerec.sid.shipped import index_of_tokens
 from minionerec.sid.store import save_quantizer
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,8 @@ def run(config: Config) -> tuple[Manifest, bool]:
     Raises:
         ArtifactError: the data stage has not run, its files are damaged, or the disk is full.
         CatalogError: an item twice in the catalogue, fewer items than codes, or more items than semantic IDs.
-        ConfigError, DataError: see `item_vectors`, `fit` and `shipped_tokens`.
+        ConfigError: `sid.shipped`, but the data brings no semantic IDs; see also `item_vectors` and `fit`.
+        DataError, TrainingError: see `item_vectors` and `fit`.
     """
     data = artifacts.require(config.folder / "data", "minionerec data prepare --config YOUR.yaml")
     if config.sid.shipped:
@@ -57,7 +59,7 @@ def run(config: Config) -> tuple[Manifest, bool]:
     with artifacts.write_artifact(folder, stage="sid", key=key, config=settings, inputs=inputs, seed=config.seed) as draft:
         vectors = item_vectors(dataset, config.sid, config.seed)
         pairs = consecutive_pairs(dataset.train)
-        fitted = fit(vectors, config.sid, config.seed, fuse(vectors, pairs, config.sid.collaborative))
+        fitted = fit(vectors, config.sid, config.seed, fuse(vectors, pairs, config.sid.fusion))
         codes = resolve(fitted.codes, vectors, fitted.quantizer, config.sid.collisions)
         sizes = (*config.sid.sizes, *(int(column.max()) + 1 for column in codes.T[len(config.sid.sizes) :]))
         index = SidIndex(codes, sizes, dataset.digest, fitted.quantizer.codebooks, encoder_identity(config.sid, vectors))
@@ -69,15 +71,18 @@ def run(config: Config) -> tuple[Manifest, bool]:
 
 
 def _take_shipped(config: Config, data: Manifest) -> tuple[Manifest, bool]:
-    folder, settings = config.folder / "sid", {"sid": {"shipped": True}}
-    dataset = Dataset.load(config.folder / "data")
-    check_catalog(dataset)
-    tokens = shipped_tokens(config, dataset)
-    inputs = {"data": data.digest, "shipped": artifacts.content_hash(tokens)}
+    folder, settings, inputs = config.folder / "sid", {"sid": {"shipped": True}}, {"data": data.digest}
     key = artifacts.content_hash({"config": settings, "inputs": inputs})
     if artifacts.is_current(folder, key):
         return Manifest.load(folder), False
-    index = index_of_tokens(tokens, dataset)
+    dataset = Dataset.load(config.folder / "data")
+    check_catalog(dataset)
+    if dataset.sids is None:
+        raise ConfigError(
+            f"sid.shipped is set, but data.source {config.data.source!r} brings no semantic IDs (no *.index.json); set it to "
+            "false."
+        )
+    index = index_of_tokens(dataset.sids["tokens"].to_list(), dataset)
     with artifacts.write_artifact(folder, stage="sid", key=key, config=settings, inputs=inputs, seed=config.seed) as draft:
         index.save(draft.path)
         draft.metrics = shared_codes(index.codes) | structure(index.codes, None, consecutive_pairs(dataset.train))

@@ -73,7 +73,7 @@ def measure(vectors: np.ndarray, train_pairs: np.ndarray, pairs: np.ndarray, con
         pairs: what co-purchase agreement is measured on, (pairs, 2).
     """
     started = time.perf_counter()
-    fitted = fit(vectors, config, seed, fuse(vectors, train_pairs, config.collaborative))
+    fitted = fit(vectors, config, seed, fuse(vectors, train_pairs, config.fusion))
     codes = resolve(fitted.codes, vectors, fitted.quantizer, config.collisions)
     seconds = time.perf_counter() - started
     figures = diagnose(fitted.codes, codes, vectors, fitted.quantizer, pairs)

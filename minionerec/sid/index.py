@@ -5,6 +5,7 @@ Files: `index.json` (the reference's format: item index to token strings), `code
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +20,19 @@ from minionerec.artifacts import read_json, write_json
 from minionerec.data.dataset import SPLITS, Dataset
 from minionerec.errors import ArtifactError, CatalogError
 
+MOST_CODES = 2**24  # of a level; all of them become tokens, so more is a mistake
+_TOKEN = re.compile(r"<([a-z])_(0|[1-9][0-9]{0,7})>")
+
 
 def token_string(level: int, code: int) -> str:
     """The token of a code: level 0, code 17 is `<a_17>`."""
     return f"<{chr(ord('a') + level)}_{code}>"
+
+
+def parse_token(token: str) -> tuple[int, int] | None:
+    """Level and code of a token as `token_string` writes it, the code below `MOST_CODES`; None of any other text."""
+    match = _TOKEN.fullmatch(token)
+    return (ord(match[1]) - ord("a"), int(match[2])) if match and int(match[2]) < MOST_CODES else None
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,14 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 import torch
 from torch import nn
 
 from minionerec.config import RqVaeConfig, SidConfig
-from minionerec.errors import ConfigError
+from minionerec.errors import TrainingError
 from minionerec.sid.codebooks import ResidualQuantizer
 from minionerec.sid.residual import fit_levels, kmeans
 
@@ -89,11 +90,10 @@ def fit_kmeans_plus(vectors: np.ndarray, guide: np.ndarray, config: SidConfig, s
     """
     torch.manual_seed(seed)
     start, _ = fit_levels(guide, guide, config.sizes, [kmeans], config.iterations, seed)
-    widths = [vectors.shape[1], *config.rqvae.hidden[:1], vectors.shape[1]]
-    encoder, decoder = _mlp(widths), _mlp(widths)
-    for last in (encoder[-1], decoder[-1]):
-        assert isinstance(last, nn.Linear)
-        nn.init.zeros_(last.weight)
+    widths = [vectors.shape[1], *config.rqvae.hidden, vectors.shape[1]]
+    encoder, decoder = _mlp(widths), _mlp(widths[::-1])
+    for network in (encoder, decoder):
+        nn.init.zeros_(cast(nn.Linear, network[-1]).weight)
     return _train(vectors, guide, encoder, decoder, start, config.rqvae, seed, skip=True), None
 
 
@@ -156,7 +156,7 @@ def _train(
         made = _snapshot(encoder, decoder, codebooks, skip)
         error = float(((vectors - made.decode(made.encode(vectors, guide))) ** 2).mean())
         if not np.isfinite(error):
-            raise ConfigError(
+            raise TrainingError(
                 f"RQ-VAE training diverged in epoch {epoch + 1}; lower sid.rqvae.learning_rate ({settings.learning_rate})."
             )
         best, best_error, waited = (made, error, 0) if error < best_error * _IMPROVEMENT else (best, best_error, waited + 1)

@@ -10,12 +10,12 @@ from minionerec.sid.residual import kmeans
 _ROTATIONS = 10  # alternations of codebooks and rotation
 
 
-def fit(vectors: np.ndarray, guide: np.ndarray, config: SidConfig, seed: int) -> tuple[ResidualQuantizer, None]:
+def fit(vectors: np.ndarray, config: SidConfig, seed: int) -> ResidualQuantizer:
     """Product quantisation (Jégou et al., TPAMI 2011); `opq` with a learnt rotation (Ge et al., CVPR 2013, non-parametric).
 
     The dimensions are cut into one group per level, by `opq` after a rotation that makes them fit the codebooks. A centroid
     is written back into the full space, zero outside its group, so that codes add up like those of residual quantisation.
-    The guide is not used: no level stands above the others here.
+    No level stands above the others here, so none is decided by a guide.
 
     Raises:
         ConfigError: fewer dimensions than levels.
@@ -33,7 +33,7 @@ def fit(vectors: np.ndarray, guide: np.ndarray, config: SidConfig, seed: int) ->
         rotation = left @ right
     parts, _ = _codebooks((vectors @ rotation).astype(np.float32), groups, config.sizes, config.iterations, seed)
     books = tuple((part @ rotation[:, group].T).astype(np.float32) for part, group in zip(parts, groups, strict=True))
-    return ResidualQuantizer(books), None
+    return ResidualQuantizer(books)
 
 
 def _codebooks(

@@ -1,8 +1,8 @@
 """Quantizers: vectors to codes, one codebook per level. `fit` makes any of them; all have the same few methods."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -27,10 +27,8 @@ class Fitted:
     codes: np.ndarray
 
 
-class _Method(Protocol):
-    def __call__(
-        self, vectors: np.ndarray, guide: np.ndarray, config: SidConfig, seed: int
-    ) -> tuple[Quantizer, np.ndarray | None]: ...
+# Vectors, guide, configuration and seed to a quantizer, and to codes where the method balances them itself.
+_Method = Callable[[np.ndarray, np.ndarray, SidConfig, int], tuple[Quantizer, np.ndarray | None]]
 
 
 def _rqvae(vectors: np.ndarray, guide: np.ndarray, config: SidConfig, seed: int) -> tuple[Quantizer, np.ndarray | None]:
@@ -45,6 +43,10 @@ def _kmeans_plus(vectors: np.ndarray, guide: np.ndarray, config: SidConfig, seed
     return neural.fit_kmeans_plus(vectors, guide, config, seed)
 
 
+def _product(vectors: np.ndarray, _: np.ndarray, config: SidConfig, seed: int) -> tuple[Quantizer, None]:
+    return product.fit(vectors, config, seed), None
+
+
 METHODS: dict[SidMethod, _Method] = {
     "rq-kmeans-joint": joint.fit,
     "rq-kmeans": residual.fit,
@@ -52,8 +54,8 @@ METHODS: dict[SidMethod, _Method] = {
     "rq-kmeans-constrained": residual.fit,
     "rq-vae": _rqvae,
     "rq-kmeans-plus": _kmeans_plus,
-    "pq": product.fit,
-    "opq": product.fit,
+    "pq": _product,
+    "opq": _product,
 }
 
 
@@ -71,6 +73,8 @@ def fit(vectors: np.ndarray, config: SidConfig, seed: int, guide: np.ndarray | N
     Raises:
         DataError: a vector is not finite or all zeros.
         CatalogError: fewer items than codes in a level.
+        ConfigError: fewer dimensions than levels of `pq` and `opq`, or a package is missing.
+        TrainingError: a neural method diverged.
     """
     check_vectors(vectors, config.sizes)
     rows = sample_rows(len(vectors), config.max_training_vectors, seed)

@@ -1,6 +1,7 @@
 """A quantizer on disk: `quantizer.safetensors` beside the codebooks that `SidIndex` keeps."""
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -16,8 +17,7 @@ _NETWORKS = ("encoder", "decoder")
 
 def save_quantizer(quantizer: Quantizer, folder: Path) -> None:
     """Write all of a quantizer but its codebooks into an existing folder."""
-    residual = quantizer.latent if isinstance(quantizer, NeuralQuantizer) else quantizer
-    assert isinstance(residual, ResidualQuantizer)
+    residual = quantizer.latent if isinstance(quantizer, NeuralQuantizer) else cast(ResidualQuantizer, quantizer)
     arrays = {"beam": np.array([residual.beam])}
     if residual.router is not None:
         arrays["router"] = residual.router

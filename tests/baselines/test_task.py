@@ -15,7 +15,7 @@ def listed(rows):
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "three.txt"
-    path.write_text("u 1 2 3 4 5 6 7\nv 3 1 2\n")
+    path.write_text("u 1 2 3 4 5 6 7\n\nv 3 1 2\n")  # a blank line is no user
     return path
 
 
@@ -58,12 +58,12 @@ def test_sizes_are_those_of_the_published_runs(name, protocol, users, items, tra
     ("content", "message"),
     [
         ("", "empty; expected one user a line"),
-        ("u 1 2 3\n\nv 1 2 3\n", "line 2: user '' has 0 items"),
-        ("u 1 2\n", "line 1: user 'u' has 2 items; leave-one-out needs at least 3"),
-        ("u 1 2 x\n", "line 1: 'x' is no item id; expected whole numbers from 1, 0 is padding"),
-        ("u 1 0 2 3\n", "line 1: '0' is no item id"),
-        ("u 1 2 -3\n", "line 1: '-3' is no item id"),
-        ("u 1 2 3\nu 3 4 5\n", "line 2: user 'u' appears twice"),
+        ("u 1 2\n", "user 'u': 2 items; leave-one-out needs at least 3"),
+        ("u 1 2 x\n", "user 'u': 'x' is no item id; expected whole numbers from 1, 0 is padding"),
+        ("u 1 0 2 3\n", "user 'u': '0' is no item id"),
+        ("u 1 2 -3\n", "user 'u': '-3' is no item id"),
+        ("u 1 2 3\nv\n", "line 2: user 'v' has no items"),
+        ("u 1 2 3\nu 3 4 5\n", "line 2: user 'u' has a line above already"),
     ],
 )
 def test_malformed_files_are_refused(tmp_path, content, message):

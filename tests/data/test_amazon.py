@@ -227,6 +227,31 @@ def test_broken_rows_of_a_ratings_file(tmp_path):
         run(tmp_path, data)
 
 
+QUOTED = {
+    b'u,"A",5': "3 fields, expected 4",
+    b'u,"A,5,7': "broken quoting",
+    b'"u"x,A,5,7': "broken quoting",
+    b'u,"A",5,7,8': "5 fields, expected 4",
+    b'"u,A,5,7"': "1 fields, expected 4",
+}
+
+
+@pytest.mark.parametrize("line", QUOTED)
+def test_a_broken_row_with_quotes_is_named_and_costs_no_other(tmp_path, line):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    good = [b'u"x"y,"A",5,%d' % FIRST, *(b'"u""x""y",A,5,%d' % (FIRST + n) for n in range(1, 4))]
+    rows = [b"user_id,parent_asin,rating,timestamp", *good[:2], line, *good[2:]]
+    (raw / "Tools.csv").write_bytes(b"\r\n".join(rows))
+    (raw / "meta_Tools.jsonl").write_text('{"parent_asin": "A", "title": "Drill"}\n')
+    data = DataConfig(source="amazon-2023", path=str(raw), item_k=0)
+    with pytest.raises(DataError, match=rf"Tools\.csv, line 4: {QUOTED[line]}"):
+        run(tmp_path, data)
+    dataset, metrics = run(tmp_path, DataConfig(**{**vars(data), "on_error": "skip"}))
+    assert dataset.interactions["user"].to_list() == ['u"x"y'] * 4 and metrics["skipped_rows"] == 1
+    assert dataset.interactions["timestamp"].to_list() == [FIRST + n for n in range(4)]
+
+
 def test_numbers_as_text_and_blank_lines(tmp_path):
     clean, _ = run(tmp_path, dump(tmp_path / "raw"))
     texts = [json.dumps(row | {"unixReviewTime": str(row["unixReviewTime"])}) + "\n\n" for row in REVIEWS]

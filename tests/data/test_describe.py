@@ -37,8 +37,7 @@ def test_the_real_files_have_the_known_facts(category):
         pytest.skip(f"{SHARED} is not there")
     config = DataConfig(source="reference", path=str(SHARED), category=category)
     dataset = reference.read(SHARED, config, Problems())
-    tokens = prepare.shipped_sids(config, dataset)
-    found, known = facts(dataset, ["".join(row) for row in tokens]), KNOWN[category]
+    found, known = facts(dataset, ["".join(row) for row in dataset.sids["tokens"]]), KNOWN[category]
     sids, splits, leaks = found["semantic IDs"], found["splits"], found["leaks"]
     assert (
         sids["items that share a SID"],

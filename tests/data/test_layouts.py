@@ -41,9 +41,8 @@ def test_the_real_files_there_and_back(tmp_path, category):
     )
     assert {name: manifest.metrics[name] for name in COUNTS[category]} == COUNTS[category]
     dataset = Dataset.load(tmp_path / "run" / "data")
-    sids = reference.shipped_sids(SHARED, category, "reference")
     stem = f"{category}_5_2016-10-2018-11"
-    reference.write(dataset, [sids[item] for item in dataset.catalog["item_id"]], stem, tmp_path / "out")
+    reference.write(dataset, dataset.sids["tokens"].to_list(), stem, tmp_path / "out")
     for name in ("valid", "test"):  # the very bytes
         assert (tmp_path / "out" / name / f"{stem}.csv").read_bytes() == (SHARED / name / f"{stem}.csv").read_bytes()
     assert (tmp_path / "out" / "info" / f"{stem}.txt").read_bytes() == (SHARED / "info" / f"{stem}.txt").read_bytes()
@@ -68,8 +67,7 @@ def test_round_trips_lose_nothing(tmp_path_factory, seed, users, items):
     back = read(folder / "reference", "reference")
     details = ["description", "brand", "categories"]
     assert equal(replace(back, catalog=back.catalog.drop(details)), dataset)
-    shipped = reference.shipped_sids(folder / "reference", None, "reference")
-    assert [shipped[item] for item in dataset.catalog["item_id"]] == sids
+    assert back.sids["tokens"].to_list() == sids
     recbole.write(dataset, "small", folder / "recbole")
     whole = read(folder / "recbole", "recbole", max_history=6)  # from the interactions, split again
     assert equal(whole, dataset) and whole.interactions.equals(dataset.interactions)
@@ -144,6 +142,91 @@ def test_rows_are_checked_against_info_and_index(tmp_path, change, message):
 def test_info_and_index_files_are_checked(tmp_path, broken, message):
     with pytest.raises(DataError, match=message):
         read(layout(tmp_path, **broken), "reference")
+
+
+def test_a_file_that_is_not_utf8_is_named_with_its_line(tmp_path):
+    folder = layout(tmp_path)
+    (folder / "info" / "Toys_5.txt").write_bytes("<a_1><b_2>\tLamp\t0\n<a_1><b_3>\tTäschchen\t1\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"Toys_5\.txt, line 2: byte 0xe4 at offset 30 is not UTF-8"):
+        read(folder, "reference")
+    (layout(tmp_path) / "index" / "Toys.item2id").write_bytes(b"B\xff\t0\n")
+    with pytest.raises(DataError, match=r"Toys\.item2id, line 1: byte 0xff"):
+        read(folder, "reference")
+
+
+def test_a_title_may_hold_what_other_programs_take_for_the_end_of_a_line(tmp_path):
+    title = "Bob's\x85 cup\u2028"
+    row = ROW | {"history_item_title": repr(["Lamp", title])}
+    folder = layout(tmp_path, info=f"<a_1><b_2>\tLamp\t0\n<a_1><b_3>\t{title}\t1\n")
+    for name in SPLITS:
+        with (folder / name / "Toys_5.csv").open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, reference.COLUMNS)
+            writer.writeheader()
+            writer.writerow(row)
+    assert read(folder, "reference").catalog["title"].to_list() == ["Lamp", title]
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ("B0\n", "line 1: found 'B0', expected an item's id, a tab and its number"),
+        ("B0\t0\n\nB1\t1\n", "line 2: found ''"),
+        ("B0\t0\nB0\t1\n", "line 2: item 'B0' or its number '1' has a line above already"),
+        ("B0\t0\nB1\t0\n", "line 2: item 'B1' or its number '0' has a line above already"),
+    ],
+)
+def test_lines_that_name_items_are_checked(tmp_path, mapping, message):
+    folder = layout(tmp_path)
+    (folder / "index" / "Toys.item2id").write_text(mapping)
+    with pytest.raises(DataError, match=rf"Toys\.item2id, {message}"):
+        read(folder, "reference")
+    problems = Problems(skip=True)
+    reference.read(folder, DataConfig(source="reference", path=str(folder)), problems)
+    assert len(problems.found) == 1
+
+
+def test_broken_lines_of_the_info_file_are_skipped_with_their_rows(tmp_path):
+    folder = layout(tmp_path, [ROW, ROW | {"history_item_title": "['Lamp']", "history_item_id": "[0]",
+                                           "history_item_sid": "['<a_1><b_2>']"}],
+                    info="<a_1><b_2>\tLamp\t0\n<a_1><b_3>\tBob's cup\n")  # fmt: skip
+    problems = Problems(skip=True)
+    dataset = reference.read(folder, DataConfig(source="reference", path=str(folder)), problems)
+    assert dataset.catalog["item_id"].to_list() == ["0"] and len(dataset.train) == 1
+    assert "info/Toys_5.txt, line 2: 2 fields" in problems.found[0] and len(problems.found) == 4  # with a row of each split
+
+
+@pytest.mark.parametrize("kind", ["reference", "recbole"])
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("timestamp", "oops", "timestamp 'oops' is not a number"),
+        ("timestamp", "nan", "timestamp 'nan' is not a number"),
+        ("position", "abc", "position 'abc' is not a number from 0"),
+        ("position", "-1", "position '-1' is not a number from 0"),
+        ("position", "3000000000", "position '3000000000' is not a number from 0"),
+    ],
+)
+def test_times_and_positions_of_given_splits_are_numbers(tmp_path, kind, field, value, message):
+    dataset, index = random_dataset()
+    if kind == "reference":
+        reference.write(dataset, [index.tokens(item) for item in range(len(index.codes))], "small", tmp_path)
+        path, separator = tmp_path / "test" / "small.csv", ","
+    else:
+        recbole.write(dataset, "small", tmp_path)
+        (tmp_path / "small.inter").unlink()
+        path, separator = tmp_path / "small.test.inter", "\t"
+    lines = path.read_text().splitlines()
+    fields = lines[2].rsplit(separator, 2)
+    fields[1 if field == "timestamp" else 2] = value
+    path.write_text("\n".join([*lines[:2], separator.join(fields), *lines[3:]]) + "\n")
+    with pytest.raises(DataError, match=rf"{path.name}, row 3: {message}"):
+        read(tmp_path, kind)
+    problems = Problems(skip=True)
+    found = prepare.READERS[kind](tmp_path, DataConfig(source=kind, path=str(tmp_path)), problems)[0]
+    assert len(found.test) == len(dataset.test) - 1 and len(problems.found) == 1
+    fields[1 if field == "timestamp" else 2] = ""  # not known
+    path.write_text("\n".join([*lines[:2], separator.join(fields), *lines[3:]]) + "\n")
+    assert read(tmp_path, kind).test["timestamp" if field == "timestamp" else "position"].null_count() == (field == "timestamp")
 
 
 def test_missing_files(tmp_path):

@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minionerec.artifacts import MANIFEST, cache_folder
+from minionerec.artifacts import MANIFEST, cache_folder, is_current
 from minionerec.config import Config, DataConfig
 from minionerec.data import prepare, sources
 from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, SPLITS, Dataset
@@ -117,7 +118,7 @@ def test_stage_writes_skips_and_notices_changes(tmp_path):
     config = Config(out=str(tmp_path / "run"), data=own_files(tmp_path / "raw"))
     manifest, made = prepare.run(config)
     assert made and manifest.stage == "data" and set(manifest.inputs) == {"interactions.csv", "items.csv"}
-    assert manifest.key == prepare.plan(config).key
+    assert is_current(config.folder / "data", prepare.plan(config).key)
     assert manifest.metrics["items_without_interaction"] == 1 and manifest.metrics["train"] == 4
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["data"]
     again, made = prepare.run(replace(config, seed=7))  # the seed plays no part
@@ -129,6 +130,40 @@ def test_stage_writes_skips_and_notices_changes(tmp_path):
     assert made and manifest.metrics["items"] == 5
     (config.folder / "data" / "train.parquet").unlink()
     assert prepare.run(config)[1]
+
+
+LAYOUTS = {
+    "csv": ("interactions.csv", "items.parquet"),
+    "recbole": ("x.inter", "x.item"),
+    "recbole with splits": ("x.train.inter", "x.valid.inter", "x.test.inter", "x.item"),
+    "reference": (
+        *("train/X_5.csv", "valid/X_5.csv", "test/X_5.csv", "info/X_5.txt"),
+        *("index/X.index.json", "index/X.item.json", "index/X.item2id"),
+    ),
+    "letter": ("X.inter.json", "X.index.json", "X.item.json"),
+    "sequences": ("X.txt",),
+    "amazon-2018": ("X.json.gz", "meta_X.json.gz"),
+    "amazon-2023": ("X.csv", "meta_X.jsonl"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_raw_file_counts_and_its_folder_does_not(tmp_path, layout):
+    def plan(folder: Path) -> prepare.Plan:
+        return prepare.plan(Config(data=DataConfig(source=layout.partition(" ")[0], path=str(folder))))
+
+    for name in LAYOUTS[layout]:
+        (tmp_path / "raw" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "raw" / name).write_text(name)
+    planned = plan(tmp_path / "raw")
+    assert set(planned.inputs) == set(LAYOUTS[layout])
+    for name in LAYOUTS[layout]:
+        (tmp_path / "raw" / name).write_text("edited")
+        assert plan(tmp_path / "raw").key != planned.key
+        (tmp_path / "raw" / name).write_text(name)
+    assert plan(tmp_path / "raw") == planned
+    shutil.move(tmp_path / "raw", tmp_path / "elsewhere")
+    assert plan(tmp_path / "elsewhere").inputs == planned.inputs
 
 
 def test_dataset_round_trip_and_damage(tmp_path):

@@ -272,6 +272,20 @@ def test_sequences(tmp_path):
             read_sequences(write(tmp_path, S__txt=content) / "S.txt")
 
 
+def test_bad_users_of_letter_and_sequences_are_skipped_and_listed(tmp_path):
+    write(
+        tmp_path, Toys__inter__json='{"0": [1, 2], "1": [], "2": [1, 9]}', Toys__index__json='{"1": ["<a_0>"], "2": ["<a_1>"]}'
+    )
+    problems = Problems(skip=True)
+    assert read_letter(tmp_path, None, problems=problems)[0]["user"].to_list() == ["0", "0"]
+    path = write(tmp_path, S__txt="1 3 10\n2\n1 4\n") / "S.txt"
+    assert read_sequences(path, problems)[0]["item_id"].to_list() == ["3", "10"]
+    assert [message.partition(": ")[0].rpartition(", ")[2] for message in problems.found] == [
+        *("user '1'", "user '2'"),
+        *("line 2", "line 3"),
+    ]
+
+
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 

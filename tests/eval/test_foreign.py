@@ -111,6 +111,19 @@ def test_our_own_files_are_told_apart(tmp_path):
         read_lists(tmp_path / "p.jsonl", {(0, 0, 0): 1})
 
 
-@pytest.mark.parametrize(("text", "codes"), [("<a_1><b_22>\n", (1, 22)), ("<b_1>", None), ("<a_1> <b_1>", None), ("", None)])
+@pytest.mark.parametrize(
+    ("text", "codes"),
+    [
+        ("<a_1><b_22>\n", (1, 22)),
+        ('"<a_0>"', (0,)),
+        ("<b_1>", None),
+        ("<a_1> <b_1>", None),
+        ("<a_1><b_1", None),
+        ("<a_1><a_1>", None),
+        ("<a_1>x", None),
+        ("<a_99999999>", None),
+        ("", None),
+    ],
+)
 def test_codes_of_text(text, codes):
     assert codes_of(text) == codes

@@ -1,6 +1,5 @@
 """Whole runs: the same result every time, whatever interrupts them."""
 
-import random
 import shutil
 import signal
 import subprocess
@@ -97,16 +96,14 @@ def test_a_run_whose_sids_differ_in_length(tmp_path):
     assert "every item has its own" in (made.folder / "report/index.html").read_text(encoding="utf-8")
 
 
-def kill_during(path: Path, folder: Path, stage: str, rng: random.Random) -> bool:
-    """Start the run and kill it in a stage; whether it was still running."""
+def kill_during(path: Path, folder: Path, stage: str) -> bool:
+    """Start the run and kill it as soon as a stage has begun to write; whether it was still running."""
     command = [sys.executable, "-m", "minionerec", "run", "--config", str(path)]
     process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    training = stage in ("sft", "rl")
-    # A training stage is killed once there is a checkpoint to resume from.
-    sign = f"{stage}.partial/checkpoints/checkpoint-*/complete.json" if training else f"{stage}*"
+    # A training stage is killed once there is a checkpoint to resume from, the first of several.
+    sign = f"{stage}.partial/checkpoints/checkpoint-*/complete.json" if stage in ("sft", "rl") else f"{stage}*"
     while process.poll() is None and not list(folder.glob(sign)):
         time.sleep(0.002)
-    time.sleep(rng.uniform(0, 0.2 if training else 0.02))
     alive = process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -114,8 +111,8 @@ def kill_during(path: Path, folder: Path, stage: str, rng: random.Random) -> boo
 
 
 def test_killed_in_every_stage_it_ends_with_the_same_metrics(undisturbed, tmp_path):
-    path, folder, rng = write_config(tmp_path), tmp_path / "run", random.Random(time.time_ns())
-    killed = {stage: kill_during(path, folder, stage, rng) for stage in ("data", "sid", "sft", "rl", "eval")}
+    path, folder = write_config(tmp_path), tmp_path / "run"
+    killed = {stage: kill_during(path, folder, stage) for stage in ("data", "sid", "sft", "rl", "eval")}
     assert killed["sft"] and killed["rl"], killed
     run(config(tmp_path), STAGES)
     assert results(folder) == results(undisturbed)

@@ -2,6 +2,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from minionerec.config import SidConfig
 from minionerec.data.dataset import SPLIT_SCHEMA
 from minionerec.sid.collaborative import consecutive_pairs, fuse
 
@@ -39,3 +40,7 @@ def test_blocks_and_direction_do_not_matter():
 @pytest.mark.parametrize(("pairs", "weight"), [(np.array([[0, 1]]), 0.0), (np.empty((0, 2), dtype=int), 0.5)])
 def test_nothing_to_fuse(pairs, weight):
     assert fuse(VECTORS, pairs, weight) is VECTORS
+
+
+def test_methods_without_a_first_level_fuse_nothing():
+    assert [SidConfig(method=method, collaborative=0.2).fusion for method in ("rq-kmeans", "pq", "opq")] == [0.2, 0, 0]

@@ -7,7 +7,7 @@ import pytest
 
 from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, Dataset
 from minionerec.errors import ArtifactError, CatalogError
-from minionerec.sid import SidIndex, token_string
+from minionerec.sid import SidIndex, parse_token, token_string
 from tests.small import random_dataset
 
 
@@ -34,6 +34,9 @@ def test_both_directions_and_tokens(index):
     assert index.collisions() == 2
     assert index.token_strings() == ["<a_0>", "<a_1>", "<b_0>", "<b_1>", "<b_2>", "<b_3>"]
     assert token_string(25, 7) == "<z_7>"
+    assert parse_token("<z_7>") == (25, 7) and parse_token(token_string(0, 2**24 - 1)) == (0, 2**24 - 1)
+    for text in ("<A_1>", "<a_01>", "<a_1> ", "<a_16777216>", "<a_\u0661>", "a_1"):
+        assert parse_token(text) is None
 
 
 def test_save_and_load_give_the_same_index(index, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from minionerec.config import RqVaeConfig, SidConfig
-from minionerec.errors import CatalogError, ConfigError, DataError
+from minionerec.errors import CatalogError, ConfigError, DataError, TrainingError
 from minionerec.sid.collisions import resolve
 from minionerec.sid.diagnose import relative_error
 from minionerec.sid.quantize import METHODS, fit
@@ -137,9 +137,17 @@ def test_constrained_without_its_package(vectors, monkeypatch):
         fit(vectors, config("rq-kmeans-constrained"), 1)
 
 
+def test_every_hidden_width_plays_a_part(vectors):
+    deep = RqVaeConfig(hidden=[16, 8], latent=4, max_epochs=1, batch_size=64)
+    for method, encoder in (("rq-vae", [(16, 6), (8, 16), (4, 8)]), ("rq-kmeans-plus", [(16, 6), (8, 16), (6, 8)])):
+        quantizer = fit(vectors, SidConfig(method=method, rqvae=deep, **SMALL), 1).quantizer
+        assert [weight.shape for weight, _ in quantizer.encoder] == encoder
+        assert [weight.shape for weight, _ in quantizer.decoder] == [shape[::-1] for shape in encoder[::-1]]
+
+
 def test_a_neural_quantizer_that_diverges_says_so(vectors):
     wild = SidConfig(method="rq-vae", rqvae=RqVaeConfig(hidden=[16], latent=4, learning_rate=1e18, max_epochs=5), **SMALL)
-    with pytest.raises(ConfigError, match=r"lower sid\.rqvae\.learning_rate"):
+    with pytest.raises(TrainingError, match=r"lower sid\.rqvae\.learning_rate"):
         fit(vectors, wild, 1)
 
 

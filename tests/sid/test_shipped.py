@@ -36,10 +36,15 @@ def test_a_run_takes_the_sids_of_its_files(tmp_path, capsys):
     capsys.readouterr()
     assert main(["sid", *options]) == 0
     assert "up to date" in capsys.readouterr().out
+    moved = (tmp_path / "raw").rename(tmp_path / "elsewhere")  # a finished stage needs its source no longer
+    assert main(["sid", *options]) == 0
+    assert "up to date" in capsys.readouterr().out
+    moved.rename(tmp_path / "raw")
     assert main(["sid", "inspect", *options]) == 0
     assert (tmp_path / "run/sid-inspect/index.html").is_file()
     assert main(["sid", "append", *options[:-1], str(tmp_path / "new"), "--base", str(tmp_path / "run")]) == 2
     (tmp_path / "raw/Toys.index.json").write_text(json.dumps(index | {"0": ["<a_9>", "<b_0>"]}))
+    assert main(["data", "prepare", *options]) == 0
     assert main(["sid", *options]) == 0
     assert SidIndex.load(tmp_path / "run/sid", dataset).codebook_sizes == (10, 8)
 
@@ -57,7 +62,7 @@ def test_short_sids_end_in_no_code():
     np.testing.assert_array_equal(codes, [[1, 0], [0, -1], [2, -1], [1, 1]])
 
 
-@pytest.mark.parametrize("token", ["<b_1>", "a_1", "<a_-1>", "<a_99999999>"])
+@pytest.mark.parametrize("token", ["<b_1>", "a_1", "<a_-1>", "<a_01>", "<a_99999999>"])
 def test_a_token_of_another_level_is_named(token):
-    with pytest.raises(CatalogError, match=r"Item 1: token 1 of its SID is .* expected <a_N>"):
+    with pytest.raises(CatalogError, match=r"Item 1: token 1 of its SID is .* expected one like <a_0>"):
         index_of_tokens([["<a_1>"], [token]], DATASET)
