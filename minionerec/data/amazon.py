@@ -215,6 +215,7 @@ def _reviews(path: Path, fields: Fields, problems: Problems) -> Iterator[pl.Data
             time=times.parsed(pl.col(fields.time)),
             rating=pl.col(fields.rating).cast(pl.Float32, strict=False),
             raw=fields.time,
+            raw_rating=fields.rating,
         )
         for column, name in (("user", fields.user), ("asin", fields.item)):
             frame = problems.without(frame, pl.col(column) == "", f"{shown}no {name}.")
@@ -222,6 +223,9 @@ def _reviews(path: Path, fields: Fields, problems: Problems) -> Iterator[pl.Data
             frame = problems.without(frame, pl.col(column).str.contains(CONTROL), message)
         message = f"{shown}{fields.time} {{raw!r}} is not a number; expected a time since 1970."
         frame = problems.without(frame, pl.col("time").is_null(), message)
+        message = f"{shown}{fields.rating} {{raw_rating!r}} is not a number."
+        unread = pl.col("rating").is_null() & (pl.col("raw_rating").fill_null("") != "")
+        frame = problems.without(frame, unread, message)
         yield frame.select("row", "user", "asin", "time", "rating", item="asin")
 
 

@@ -385,9 +385,10 @@ def _checked(
                 f"{names[0]}, row {row['row']}: item {row['item_id']!r} is not in {names[1]}. Add the item there, remove "
                 "the row, or pass --data.missing_text drop."
             )
-    rating = (
-        pl.col("rating").str.strip_chars().cast(pl.Float32, strict=False)
-        if "rating" in interactions.columns
-        else pl.lit(None, pl.Float32)
-    )
-    return interactions.select("user", "item_id", timestamp="time", rating=rating), listed
+    if "rating" not in interactions.columns:
+        return interactions.select("user", "item_id", timestamp="time", rating=pl.lit(None, pl.Float32)), listed
+    given = pl.col("rating").str.strip_chars()  # an empty one is unknown
+    interactions = interactions.with_columns(stars=given.cast(pl.Float32, strict=False))
+    message = clicks + ", row {row}: rating {rating!r} is not a number."
+    interactions = problems.without(interactions, pl.col("stars").is_null() & (given != ""), message)
+    return interactions.select("user", "item_id", timestamp="time", rating="stars"), listed

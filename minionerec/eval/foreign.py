@@ -39,7 +39,8 @@ def read_catalog(path: Path) -> dict[tuple[int, ...], int]:
             raise CatalogError(f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}).") from None
         entries = [(f"item {item}", "".join(sid) if isinstance(sid, list) else str(sid)) for item, sid in rows.items()]
     else:
-        entries = [(f"line {number}", line.split("\t")[0]) for number, line in enumerate(text.splitlines(), 1)]
+        lines = text.replace("\r\n", "\n").rstrip("\n").split("\n")  # titles may hold other breaks
+        entries = [(f"line {number}", line.split("\t")[0]) for number, line in enumerate(lines, 1)]
     sizes: dict[tuple[int, ...], int] = {}
     for where, sid in entries:
         codes = codes_of(sid)

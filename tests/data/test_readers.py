@@ -121,6 +121,7 @@ HEAD = "user,item,timestamp\n"
         (HEAD + "u,a,1\n\nu,a,1,9\n", "row 4: 4 fields, expected 3"),
         (HEAD + "u,a,1\nu,a,yesterday\n", "row 3: timestamp 'yesterday' is not a number"),
         (HEAD + "u,a,\n", "row 2: timestamp '' is not a number"),
+        ("user,item,timestamp,rating\nu,a,1,5\nu,a,2,\nu,a,3,good\n", "row 4: rating 'good' is not a number"),
         (HEAD + "u,a,nan\n", "row 2: timestamp 'nan'"),
         (HEAD + "u,a,inf\n", "row 2: timestamp 'inf'"),
         (HEAD + "u,a,1e30\n", "row 2: timestamp '1e30'"),

@@ -104,6 +104,11 @@ def test_malformed_files(tmp_path):
         read_lists(tmp_path)
 
 
+def test_a_title_with_a_line_separator_of_unicode_is_one_line(tmp_path):
+    (tmp_path / "info.txt").write_text("<a_1><b_2><c_3>\tA\u2028B\t0\n<a_1><b_2><c_4>\tC\t1\n", encoding="utf-8")
+    assert read_catalog(tmp_path / "info.txt") == {(1, 2, 3): 1, (1, 2, 4): 1}
+
+
 def test_our_own_files_are_told_apart(tmp_path):
     write_predictions(tmp_path / "p.jsonl", random_predictions(users=3))
     assert read_lists(tmp_path / "p.jsonl").users.tolist() == ["u0", "u1", "u2"]
