@@ -1,6 +1,7 @@
 """GRPO with ranking rewards. The same as `minionerec rl`.
 
-Run: accelerate launch --config_file rl/zero2.yaml rl/train.py --config ml-100k
+Run: accelerate launch --config_file rl/zero2.yaml rl/train.py --config industrial-qwen2.5-1.5b
+rl/zero2.yaml computes in bfloat16; for a preset that does not, such as ml-100k, add --mixed_precision no before rl/train.py.
 """
 
 import sys

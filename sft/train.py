@@ -1,6 +1,7 @@
 """Supervised fine-tuning. The same as `minionerec sft`.
 
-Run: accelerate launch --config_file sft/zero2.yaml sft/train.py --config ml-100k
+Run: accelerate launch --config_file sft/zero2.yaml sft/train.py --config industrial-qwen2.5-1.5b
+sft/zero2.yaml computes in bfloat16; for a preset that does not, such as ml-100k, add --mixed_precision no before sft/train.py.
 """
 
 import sys

@@ -2,14 +2,18 @@ import html
 import json
 import re
 from html.parser import HTMLParser
+from typing import get_args
 
 import pytest
 import yaml
 
 from minionerec.artifacts import Manifest
-from minionerec.config import Config, PromptsConfig
+from minionerec.baselines.floors import FLOORS
+from minionerec.baselines.models import MODELS
+from minionerec.config import BaselineName, Config, PromptsConfig
 from minionerec.errors import ArtifactError
 from minionerec.report.build import run
+from minionerec.report.content import LABELS
 from tests.report.run_folder import NASTY, make_run
 
 
@@ -218,3 +222,8 @@ def test_every_plot_of_every_page_says_what_its_axes_are(full):
         for plot in re.findall(r'<script type="application/json">(.*?)</script>', page.read_text(encoding="utf-8")):
             layout = json.loads(plot)["layout"]
             assert layout["xaxis"]["title"]["text"] and layout["yaxis"]["title"]["text"], page
+
+
+def test_every_baseline_can_be_trained_or_counted_and_has_a_name_for_readers():
+    for name in get_args(BaselineName):
+        assert name in LABELS and (name in MODELS) != (name in FLOORS)
