@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from minionerec.config.baseline import BaselineName
 from minionerec.config.checks import between, positive
 from minionerec.errors import ConfigError
 
@@ -67,6 +68,10 @@ class SidConfig:
     """How far items are moved to the mean of the items bought right before or after them in the training split, before level 1
     is clustered (fraction from 0, text only, to below 1; not for `pq` and `opq`, which have no first level of that kind). Items
     nobody bought keep their text's place."""
+    collaborative_model: BaselineName | None = None
+    """The neural baseline of this run that says which items belong together for `collaborative`: those nearest by its item
+    vectors, in place of the items bought right before or after; null for these (`minionerec baseline` trains it, before this
+    stage)."""
     method: SidMethod = "rq-kmeans-joint"
     """Quantizer. `rq-kmeans-joint`: size-balanced residual k-means whose levels are then refined together; `rq-kmeans`: plain
     residual k-means; `rq-kmeans-sinkhorn`, `rq-kmeans-constrained`: with balanced clusters, by Sinkhorn or by exact size
@@ -101,6 +106,11 @@ class SidConfig:
         positive("sid", max_text_tokens=self.max_text_tokens, tfidf_dimensions=self.tfidf_dimensions, beam=self.beam)
         positive("sid", levels=self.levels, iterations=self.iterations, max_training_vectors=self.max_training_vectors)
         between("sid", 0, 1, collaborative=self.collaborative)
+        if self.collaborative_model is not None and not self.fusion:
+            raise ConfigError(
+                f"sid.collaborative_model is {self.collaborative_model}, but nothing is fused: sid.collaborative is "
+                f"{self.collaborative}, sid.method {self.method}."
+            )
         between("sid", 0, math.inf, refinements=self.refinements)
         most = 26 - (self.collisions == "suffix")
         if len(self.sizes) > most:

@@ -17,13 +17,12 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
-from minionerec.artifacts import content_hash, file_hash, require
+from minionerec.artifacts import content_hash, file_hash
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError, CatalogError
+from minionerec.sid.collaborative import baseline_digest, baseline_vectors, train_baseline
 from minionerec.sid.encoder import item_vectors
 from minionerec.tree import NO_TOKEN
 
@@ -180,22 +179,14 @@ def _semantic(config: Config, dataset: Dataset, items: ItemsOf) -> Reward:
 
 
 def _collaborative(config: Config, dataset: Dataset, items: ItemsOf) -> Reward:
-    path = config.folder / "baselines" / config.rl.collaborative_model / "vectors.safetensors"
-    try:
-        found = load_file(path)
-        states, vectors, bias = found["train"], found["items"], found["bias"]
-    except FileNotFoundError:
+    name = config.rl.collaborative_model
+    tensors = ("train", "items", "bias")
+    found = baseline_vectors(config.folder, name, tensors, len(dataset.catalog), "The reward 'collaborative'")
+    states, vectors, bias = (found[tensor] for tensor in tensors)
+    if len(states) != len(dataset.train):
         raise ArtifactError(
-            f"{path}: not found. The reward 'collaborative' needs the vectors of a baseline that was trained on this run's "
-            f"own splits; {config.rl.collaborative_model} leaves none. Choose a neural one with rl.collaborative_model, e.g. "
-            "sasrec."
-        ) from None
-    except (OSError, KeyError, SafetensorError) as error:
-        raise ArtifactError(f"{path}: not a baseline's vectors ({error}). Run again: {_train_baseline(config)}") from None
-    if (len(states), len(vectors)) != (len(dataset.train), len(dataset.catalog)):
-        raise ArtifactError(
-            f"{path}: {len(states)} training rows and {len(vectors)} items, but the run has {len(dataset.train)} and "
-            f"{len(dataset.catalog)}. Run again: {_train_baseline(config)}"
+            f"{config.folder / 'baselines' / name}: {len(states)} training rows, but the run has {len(dataset.train)}. "
+            f"Run again: {train_baseline(name)}"
         )
     return collaborative(states, vectors, bias, items)
 
@@ -231,8 +222,8 @@ def sources(config: Config, data_digest: str) -> dict[str, str]:
     """
     found = {}
     if "collaborative" in config.rl.rewards:
-        name = f"baselines/{config.rl.collaborative_model}"
-        found[name] = require(config.folder / name, _train_baseline(config), made_from={"data": data_digest}).digest
+        name = config.rl.collaborative_model
+        found[f"baselines/{name}"] = baseline_digest(config.folder, name, data_digest)
     if "semantic" in config.rl.rewards:
         own = None if config.sid.vectors is None else Path(config.sid.vectors)
         if own is None:
@@ -240,7 +231,3 @@ def sources(config: Config, data_digest: str) -> dict[str, str]:
         else:
             found["vectors"] = file_hash(own) if own.is_file() else "missing"  # reading it explains what is wrong
     return found
-
-
-def _train_baseline(config: Config) -> str:
-    return f"minionerec baseline --baseline.model {config.rl.collaborative_model}"

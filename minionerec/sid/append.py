@@ -19,7 +19,7 @@ from minionerec.data.dataset import Dataset
 from minionerec.errors import CatalogError, ConfigError
 from minionerec.sid.build import check_catalog, stage_inputs
 from minionerec.sid.codebooks import Quantizer
-from minionerec.sid.collaborative import consecutive_pairs, fuse
+from minionerec.sid.collaborative import consecutive_pairs, fuse, fusion_pairs
 from minionerec.sid.collisions import Sid, nearest_unused, occupy
 from minionerec.sid.diagnose import diagnose
 from minionerec.sid.encoder import encoder_identity, item_vectors
@@ -70,7 +70,7 @@ def run(config: Config, base: Path) -> tuple[Manifest, bool]:
     check_vectors(vectors)
     with artifacts.write_artifact(folder, stage="sid", key=key, config=settings, inputs=inputs, seed=config.seed) as draft:
         pairs = consecutive_pairs(dataset.train)
-        encoded = quantizer.encode(vectors, fuse(vectors, pairs, config.sid.fusion))
+        encoded = quantizer.encode(vectors, fuse(vectors, fusion_pairs(config, dataset), config.sid.fusion))
         codes = extend(base_index, old_rows, encoded, vectors, quantizer, share=config.sid.collisions in ("keep", "sinkhorn"))
         step = {"base": old.digest, "items_before": len(old_rows), "items_after": len(codes)}
         lineage = (*base_index.lineage, step)

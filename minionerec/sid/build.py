@@ -22,7 +22,7 @@ from minionerec.artifacts import Manifest
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
 from minionerec.errors import CatalogError, ConfigError
-from minionerec.sid.collaborative import consecutive_pairs, fuse
+from minionerec.sid.collaborative import baseline_digest, consecutive_pairs, fuse, fusion_pairs
 from minionerec.sid.collisions import resolve
 from minionerec.sid.diagnose import diagnose, shared_codes, structure
 from minionerec.sid.encoder import embed_share, encoder_identity, item_vectors
@@ -41,7 +41,7 @@ def run(config: Config) -> tuple[Manifest, bool]:
         The manifest, and whether the artefact was made anew.
 
     Raises:
-        ArtifactError: the data stage has not run, its files are damaged, or the disk is full.
+        ArtifactError: the data stage has not run, its files are damaged, the disk is full, or see `fusion_pairs`.
         CatalogError: an item twice in the catalogue, fewer items than codes, or more items than semantic IDs.
         ConfigError: `sid.shipped`, but the data brings no semantic IDs; see also `item_vectors` and `fit`.
         DataError, TrainingError: see `item_vectors` and `fit`.
@@ -59,7 +59,7 @@ def run(config: Config) -> tuple[Manifest, bool]:
     with artifacts.write_artifact(folder, stage="sid", key=key, config=settings, inputs=inputs, seed=config.seed) as draft:
         vectors = item_vectors(dataset, config.sid, config.seed)
         pairs = consecutive_pairs(dataset.train)
-        fitted = fit(vectors, config.sid, config.seed, fuse(vectors, pairs, config.sid.fusion))
+        fitted = fit(vectors, config.sid, config.seed, fuse(vectors, fusion_pairs(config, dataset), config.sid.fusion))
         codes = resolve(fitted.codes, vectors, fitted.quantizer, config.sid.collisions)
         sizes = (*config.sid.sizes, *(int(column.max()) + 1 for column in codes.T[len(config.sid.sizes) :]))
         index = SidIndex(codes, sizes, dataset.digest, fitted.quantizer.codebooks, encoder_identity(config.sid, vectors))
@@ -105,8 +105,14 @@ def embed(config: Config) -> None:
 
 
 def stage_inputs(config: Config, data: Manifest) -> dict[str, str]:
-    """Digests of what the SIDs are made from: the dataset, and where they are the user's own, encoder and vectors."""
+    """Digests of what the SIDs are made from: the dataset, the baseline that is asked, and the user's own encoder and vectors.
+
+    Raises:
+        ArtifactError: the baseline is missing.
+    """
     inputs = {"data": data.digest}
+    if (name := config.sid.collaborative_model) is not None:
+        inputs[f"baselines/{name}"] = baseline_digest(config.folder, name, data.digest)
     if config.sid.vectors is not None:
         path = Path(config.sid.vectors)
         inputs["vectors"] = artifacts.file_hash(path) if path.is_file() else "missing"  # reading it explains what is wrong

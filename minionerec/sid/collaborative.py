@@ -1,14 +1,103 @@
-"""Collaborative signal: item vectors moved towards those of the items that the same users take next."""
+"""Collaborative signal: item vectors moved towards those of the items that the same users take next.
+
+Which items these are is counted in the training split, or asked of a sequential baseline that was trained on it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import scipy.sparse as sp
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from minionerec.artifacts import require
+from minionerec.config import Config
+from minionerec.data.dataset import Dataset
+from minionerec.errors import ArtifactError
+
+NEIGHBOURS = 10  # that a baseline names for an item
 
 
 def consecutive_pairs(examples: pl.DataFrame) -> np.ndarray:
     """Pairs of different items that a user took one after the other, (pairs, 2): the end of each history and its target."""
     pairs = examples.select(pl.col("history").list.last(), "target").to_numpy().astype(np.int64)
     return pairs[pairs[:, 0] != pairs[:, 1]]
+
+
+def fusion_pairs(config: Config, dataset: Dataset) -> np.ndarray:
+    """The pairs of items that `fuse` brings together, (pairs, 2), as `sid.collaborative_model` asks for.
+
+    Raises:
+        ArtifactError: see `baseline_vectors`.
+    """
+    name = config.sid.collaborative_model
+    if name is None:
+        return consecutive_pairs(dataset.train)
+    vectors = baseline_vectors(config.folder, name, ("items",), len(dataset.catalog), "sid.collaborative_model")["items"]
+    seen = np.union1d(dataset.train["target"].to_numpy(), dataset.train["history"].explode().drop_nulls().to_numpy())
+    return neighbour_pairs(vectors, seen.astype(np.int64))
+
+
+def neighbour_pairs(vectors: np.ndarray, seen: np.ndarray, count: int = NEIGHBOURS, block: int = 4096) -> np.ndarray:
+    """Each seen item with the seen items nearest to it by cosine, (pairs, 2).
+
+    Args:
+        vectors: (items, dimensions).
+        seen: the items whose vectors were learnt, (seen,) int64; those of others are chance.
+        count: neighbours of an item, fewer where there are not so many.
+    """
+    learnt = vectors[seen] / np.maximum(np.linalg.norm(vectors[seen], axis=1, keepdims=True), 1e-12)
+    count, pairs = min(count, len(seen) - 1), []
+    for start in range(0, len(seen), block):
+        near = learnt[start : start + block] @ learnt.T
+        rows = np.arange(len(near))
+        near[rows, start + rows] = -np.inf  # the item itself
+        chosen = np.argsort(-near, axis=1, kind="stable")[:, :count]
+        pairs.append(np.stack([np.repeat(seen[start : start + block], count), seen[chosen].ravel()], axis=1))
+    return np.concatenate(pairs) if pairs else np.empty((0, 2), np.int64)
+
+
+def train_baseline(name: str) -> str:
+    """The command that makes a run's baseline."""
+    return f"minionerec baseline --baseline.model {name}"
+
+
+def baseline_digest(run: Path, name: str, data_digest: str) -> str:
+    """The digest of a run's baseline.
+
+    Raises:
+        ArtifactError: it is not there, or it was made from other data.
+    """
+    return require(run / "baselines" / name, train_baseline(name), made_from={"data": data_digest}).digest
+
+
+def baseline_vectors(run: Path, name: str, tensors: Sequence[str], items: int, field: str) -> dict[str, np.ndarray]:
+    """What a sequential baseline of the run has learnt, see docs/baselines.md.
+
+    Args:
+        tensors: names of tensors, `items` among them.
+        items: of the catalogue.
+        field: the configuration's field that chose the baseline, for the message.
+
+    Raises:
+        ArtifactError: it left no vectors, or they are of another catalogue.
+    """
+    path = run / "baselines" / name / "vectors.safetensors"
+    try:
+        found = load_file(path)
+        chosen = {tensor: found[tensor] for tensor in tensors}
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"{path}: not found. {field} needs the vectors of a baseline that was trained on this run's own splits; {name} "
+            "leaves none. Choose a neural one, e.g. sasrec."
+        ) from None
+    except (OSError, KeyError, SafetensorError) as error:
+        raise ArtifactError(f"{path}: not a baseline's vectors ({error}). Run again: {train_baseline(name)}") from None
+    if len(chosen["items"]) != items:
+        raise ArtifactError(f"{path}: {len(chosen['items'])} items, but the run has {items}. Run again: {train_baseline(name)}")
+    return chosen
 
 
 def fuse(vectors: np.ndarray, pairs: np.ndarray, weight: float, block: int = 65536) -> np.ndarray:

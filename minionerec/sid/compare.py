@@ -18,7 +18,7 @@ from minionerec.config import Config, SidConfig, SidMethod
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError
 from minionerec.sid.build import check_catalog
-from minionerec.sid.collaborative import consecutive_pairs, fuse
+from minionerec.sid.collaborative import consecutive_pairs, fuse, fusion_pairs
 from minionerec.sid.collisions import resolve
 from minionerec.sid.diagnose import diagnose
 from minionerec.sid.encoder import item_vectors
@@ -57,10 +57,10 @@ def run(config: Config, methods: Sequence[str] = ()) -> Table:
     dataset = Dataset.load(config.folder / "data")
     check_catalog(dataset)
     vectors = item_vectors(dataset, config.sid, config.seed)
-    pairs = consecutive_pairs(dataset.train)
+    pairs, fused = consecutive_pairs(dataset.train), fusion_pairs(config, dataset)
     chosen: list[SidMethod] = [name for name in get_args(SidMethod) if name in methods or not methods]
     rows: dict[str, dict[str, Any]] = {
-        name: measure(vectors, pairs, pairs, dataclasses.replace(config.sid, method=name), config.seed) for name in chosen
+        name: measure(vectors, fused, pairs, dataclasses.replace(config.sid, method=name), config.seed) for name in chosen
     }
     return table(rows, f"{config.name}: {len(vectors):,} items, codebooks of {' + '.join(map(str, config.sid.sizes))}")
 

@@ -2,9 +2,14 @@ import numpy as np
 import polars as pl
 import pytest
 
+from minionerec.artifacts import Manifest
 from minionerec.config import SidConfig
-from minionerec.data.dataset import SPLIT_SCHEMA
-from minionerec.sid.collaborative import consecutive_pairs, fuse
+from minionerec.data.dataset import SPLIT_SCHEMA, Dataset
+from minionerec.errors import ArtifactError, ConfigError
+from minionerec.pipeline import run
+from minionerec.sid.collaborative import consecutive_pairs, fuse, neighbour_pairs
+from minionerec.sid.index import SidIndex
+from tests.small import config
 
 VECTORS = np.eye(4, dtype=np.float32)[:, :3] + 0.1
 
@@ -35,6 +40,35 @@ def test_blocks_and_direction_do_not_matter():
     vectors, pairs = rng.normal(size=(50, 3)).astype(np.float32), rng.integers(0, 50, (80, 2))
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
     np.testing.assert_allclose(fuse(vectors, pairs, 0.3), fuse(vectors, pairs[:, ::-1], 0.3, block=7), atol=1e-6)
+
+
+def test_neighbours_by_a_baselines_vectors_are_seen_items_nearest_by_cosine():
+    vectors = np.array([[1, 0], [5, 0.5], [0, 2], [1, 0.01], [0.1, 1]], dtype=np.float32)
+    seen = np.array([0, 1, 2, 4])  # item 3 is nearest to 0, but its vector was never learnt
+    assert neighbour_pairs(vectors, seen, 1).tolist() == [[0, 1], [1, 0], [2, 4], [4, 2]]
+    np.testing.assert_array_equal(neighbour_pairs(vectors, seen, 2, block=3), neighbour_pairs(vectors, seen, 2))
+    assert len(neighbour_pairs(vectors, seen)) == 4 * 3 and len(neighbour_pairs(vectors, seen[:1])) == 0
+
+
+def test_sids_ask_the_runs_baseline(tmp_path):
+    """Through the stages: a baseline is needed first, changes the SIDs, and is an input of the artefact."""
+    made = config(tmp_path, sid={"collaborative_model": "sasrec"}, baseline={"model": "sasrec", "epochs": 1, "hidden_size": 16})
+    run(made, ("data",))
+    with pytest.raises(ArtifactError, match=r"baselines/sasrec: no finished artefact.*minionerec baseline"):
+        run(made, ("sid",))
+    run(made, ("baseline", "sid"))
+    manifest = Manifest.load(made.folder / "sid")
+    assert manifest.inputs["baselines/sasrec"] == Manifest.load(made.folder / "baselines/sasrec").digest
+    asked = SidIndex.load(made.folder / "sid", Dataset.load(made.folder / "data")).codes
+    made.sid.collaborative_model = None
+    run(made, ("sid",))
+    assert (SidIndex.load(made.folder / "sid", Dataset.load(made.folder / "data")).codes != asked).any()
+
+
+def test_a_baseline_is_asked_only_where_its_answer_counts():
+    for fields in ({"collaborative": 0.0}, {"method": "pq"}):
+        with pytest.raises(ConfigError, match="collaborative_model is sasrec, but nothing is fused"):
+            SidConfig(collaborative_model="sasrec", **fields)
 
 
 @pytest.mark.parametrize(("pairs", "weight"), [(np.array([[0, 1]]), 0.0), (np.empty((0, 2), dtype=int), 0.5)])
