@@ -10,7 +10,7 @@ arm that is trained over the whole vocabulary, as the reference's are, are asked
 
 Each run lives in `OUT/<arm>/seed-<n>/`. What is finished is not made again and what was interrupted goes on, so the same
 command resumes. `OUT/gap_causes.json` holds the figures; copied to `minionerec/report/gap_causes.json` as it is, it is what the
-report's checklist shows.
+report's checklist shows. `--merge FILE` takes over what an earlier file of the same configuration has of other mistakes.
 
     python benchmarks/gap_causes.py --config industrial-tiny --out runs/gap --dataset NAME --data.path FOLDER
     python benchmarks/gap_causes.py --config industrial-tiny --out runs/gap --data.path FOLDER --seeds 1 --quirks beams-10
@@ -31,7 +31,7 @@ from generation_defaults import DEFAULTED, DEFAULTS, METRICS, OURS, RESAMPLES, a
 from setting import difference_text, in_process_of_its_own, link_parts, machine, positive, table
 
 from minionerec import pipeline
-from minionerec.artifacts import Manifest, content_hash, is_current, require, write_artifact, write_json
+from minionerec.artifacts import Manifest, content_hash, is_current, read_json, require, write_artifact, write_json
 from minionerec.cli import parse
 from minionerec.config import Config
 from minionerec.eval.compare import align
@@ -229,6 +229,7 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--quirks", nargs="+", help=f"arms with a mistake, some of: {', '.join(known)}")
     options.add_argument("--examples", type=positive, default=512, help=f"of the split, evenly spread, for {SAMPLED}")
     options.add_argument("--dataset", help="what the report calls the data (default: the configuration's name)")
+    options.add_argument("--merge", type=Path, metavar="FILE", help="an earlier gap_causes.json to take other mistakes from")
     options.add_argument("--only", nargs=2, metavar=("JOB", "SEED"), help=argparse.SUPPRESS)
     arguments, common = options.parse_known_args(argv)
     if arguments.only:  # a child; its fields are complete
@@ -239,7 +240,7 @@ def main(argv: list[str] | None = None) -> None:
         return None
     wanted = arguments.quirks or known
     chosen = {name: pair for name, pair in QUIRKS.items() if pair[0] in wanted}
-    needed = {arm for pair in chosen.values() for arm in pair} | {"clean"} | ({ASKED} if SAMPLED in wanted else set())
+    needed = {arm for pair in chosen.values() for arm in pair} | ({ASKED} if SAMPLED in wanted else set())
     needed |= {parent for arm in needed if (parent := ARMS[arm].parent)}
     arms, seeds = [arm for arm in ARMS if arm in needed], range(1, arguments.seeds + 1)
     for seed in seeds:
@@ -255,7 +256,9 @@ def main(argv: list[str] | None = None) -> None:
     if SAMPLED in wanted:
         found[GENERATION] = of_defaults(seeds, arguments.out)
         runs[GENERATION] = f"{DEFAULTED} - {OURS}, {ASKED}, {found[GENERATION]['examples']} examples"
-    stored = {**describe(arguments, common), "quirks": found}
+    stored = {**describe(arguments, common, arms[0]), "quirks": found}
+    if arguments.merge is not None:
+        stored = merged(stored, read_json(arguments.merge), arguments.merge)
     print(f"\n{machine()}; {stored['dataset']}, {' '.join(stored['fields'])}")
     print(f"{stored['examples']} examples, {len(seeds)} seed(s)\n")
     rows = [
@@ -272,18 +275,31 @@ def main(argv: list[str] | None = None) -> None:
     write_json(arguments.out / "gap_causes.json", stored)
 
 
-def describe(arguments: argparse.Namespace, fields: Sequence[str]) -> dict[str, Any]:
-    """What the stored figures are of."""
-    clean = arguments.out / "clean" / "seed-1"
-    train = Manifest.load(clean / "data").metrics["train"]
-    parameters = Manifest.load(clean / "sft").metrics["parameters"]
+def merged(stored: dict[str, Any], earlier: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The figures of now, and of an earlier file those of the mistakes that were not measured now, with their own `machine`.
+
+    Raises:
+        SystemExit: the earlier file is of another configuration.
+    """
+    for name in stored.keys() - {"quirks", "machine"}:
+        if earlier.get(name) != stored[name]:
+            raise SystemExit(f"{path}: {name} is {earlier.get(name)!r}, here it is {stored[name]!r}; the two cannot be merged.")
+    others = {name: {"machine": earlier["machine"], **cells} for name, cells in earlier["quirks"].items()}
+    return {**stored, "quirks": {**others, **stored["quirks"]}}
+
+
+def describe(arguments: argparse.Namespace, fields: Sequence[str], arm: str) -> dict[str, Any]:
+    """What the stored figures are of, told by the runs of an arm."""
+    run = arguments.out / arm / "seed-1"
+    train = Manifest.load(run / "data").metrics["train"]
+    parameters = Manifest.load(run / "sft").metrics["parameters"]
     name = Path(arguments.config).stem
     return {
         "dataset": f"{arguments.dataset or name} ({train:,} training rows) with a model of {parameters / 1e6:.1f} M parameters",
         "config": name,
         "fields": shown_fields(fields),
         "seeds": arguments.seeds,
-        "examples": len(lists("clean", 1, arguments.out)),
+        "examples": len(lists(arm, 1, arguments.out)),
         "train": train,
         "machine": machine(),
     }

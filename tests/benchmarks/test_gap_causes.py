@@ -43,6 +43,15 @@ def test_places_on_this_machine_are_not_stored(gap_causes):
     assert gap_causes.shown_fields(fields) == ["--sft.epochs", "6", "--seed=3"]
 
 
+def test_earlier_figures_of_the_same_configuration_are_taken_over(gap_causes):
+    now = {"config": "a", "seeds": 3, "machine": "new", "quirks": {"x": {"sd": 1.0}}}
+    earlier = {"config": "a", "seeds": 3, "machine": "old", "quirks": {"x": {"sd": 9.0}, "y": {"sd": 2.0}}}
+    found = gap_causes.merged(now, earlier, Path("earlier.json"))
+    assert found == {**now, "quirks": {"x": {"sd": 1.0}, "y": {"sd": 2.0, "machine": "old"}}}
+    with pytest.raises(SystemExit, match="seeds is 1, here it is 3; the two cannot be merged"):
+        gap_causes.merged(now, {**earlier, "seeds": 1}, Path("earlier.json"))
+
+
 @pytest.mark.slow
 def test_a_table_and_again(gap_causes, tmp_path, capfd):
     command = ["--config", str(write_config(tmp_path)), "--out", str(tmp_path / "out"), "--seeds", "2"]
