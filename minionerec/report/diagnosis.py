@@ -155,7 +155,10 @@ def _said_of_sharpness(changes: Mapping[str, Mapping[str, Any]]) -> str:
             "The lists lost in depth without a gain beyond noise at the top: that is no trade, RL made them worse. A smaller "
             "learning rate or fewer steps come first."
         )
-    return f"No sign of over-sharpening: no loss beyond noise at {_words([name for name in _DEEPER if name in changes])}."
+    reached = [name for name in _DEEPER if name in changes]
+    if not reached:
+        return f"The lists are too short for {_words(_DEEPER)}, so they do not tell whether RL lost in depth."
+    return f"No sign of over-sharpening: no loss beyond noise at {_words(reached)}."
 
 
 def _said_of_levels(levels: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -217,7 +217,10 @@ def test_tables_print_published_and_own_rows(sequences, tmp_path, capsys):
         (["--baseline.protocol", "wearec"], "baseline.protocol 'wearec' needs baseline.sequences"),
         (["--baseline.sequences", "x.txt"], "baseline.protocol is dataset"),
         (["--baseline.model", "sasrek"], "baseline.model"),
-        (["--baseline.protocol", "recbole", "--baseline.sequences", "none.txt"], "none.txt: not found. Expected a file of sequences"),
+        (
+            ["--baseline.protocol", "recbole", "--baseline.sequences", "none.txt"],
+            "none.txt: not found. Expected a file of sequences",
+        ),
         (["--baseline.dropout", "1.5"], "baseline.dropout is 1.5"),
         (["--out", "nowhere"], "no finished artefact here. Make it first: minionerec data prepare"),
     ],

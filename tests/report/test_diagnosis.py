@@ -50,6 +50,8 @@ def test_the_reading_names_what_is_beyond_noise():
     quiet = " ".join(reading({}, {}, differences(0.0, 0.0), [], [], []))
     assert "At no cut-off" in quiet and "0.0200 in NDCG@10" in quiet and "over-sharpened" not in quiet
     assert "No sign of over-sharpening: no loss beyond noise at HR@50." in quiet
+    short = {name: cell for name, cell in differences(0.0, 0.0).items() if name != "HR@50"}
+    assert "too short for HR@20 and HR@50" in " ".join(reading({}, {}, short, [], [], []))
     assert "without a gain beyond noise at the top" in " ".join(reading({}, {}, differences(0.0, -0.03), [], [], []))
 
 
