@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import psutil
 import torch
+from accelerate import Accelerator
 
 from minionerec.artifacts import distributed_state
 from minionerec.errors import ConfigError
@@ -94,6 +95,17 @@ def check_distribution(kind: str, processes: int, stage: int | None = None) -> s
             "splits. Set zero_stage: 2, as sft/zero2.yaml does."
         )
     return f"{kind}{' ZeRO-2' * (kind == 'DEEPSPEED')}, {processes} process{'es' if processes > 1 else ''}"
+
+
+def launch_of(accelerator: Accelerator) -> str:
+    """What the launch of a trainer has become, for the log.
+
+    Raises:
+        ConfigError: see `check_distribution`.
+    """
+    plugin = accelerator.state.deepspeed_plugin
+    stage = None if plugin is None else plugin.zero_stage
+    return check_distribution(accelerator.distributed_type.name, accelerator.num_processes, stage)
 
 
 def check_precision(field: str, bf16: bool) -> None:

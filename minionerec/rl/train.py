@@ -37,7 +37,7 @@ from minionerec.config import Config, RlConfig
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError
 from minionerec.model import card, checkpoint, plan
-from minionerec.model.launch import check_distribution
+from minionerec.model.launch import launch_of
 from minionerec.model.memory import enough_memory
 from minionerec.model.progress import StepBar
 from minionerec.model.validator import Measure, Validator
@@ -117,7 +117,7 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
     Raises:
         ArtifactError: an input is missing, or the disk cannot hold the checkpoints.
         CatalogError: the SFT checkpoint lacks the catalogue's SID tokens.
-        ConfigError: see `split_prompts`, `training_prompts` and `check_distribution`; or see `check_group`.
+        ConfigError: see `split_prompts`, `training_prompts`, `check_group` and `launch_of`.
         DataError: the valid split is empty, and validations are asked for.
         TrainingError: see `TreeGRPOTrainer.train`.
     """
@@ -187,7 +187,7 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
                 processing_class=tokenizer,
                 watch=watch,
             )
-        launched = check_distribution(trainer.accelerator.distributed_type.name, trainer.accelerator.num_processes)
+        launched = launch_of(trainer.accelerator)
         if is_main_process():
             micro = arguments.per_device_train_batch_size // config.rl.num_generations
             print(f"rl on {launched}, prompts per process: {micro} x {arguments.gradient_accumulation_steps}", flush=True)

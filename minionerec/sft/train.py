@@ -48,7 +48,7 @@ from minionerec.data.dataset import Dataset, SplitName
 from minionerec.errors import ConfigError, DataError
 from minionerec.model import adapters, card, checkpoint, plan, scratch
 from minionerec.model.dropout import add_dropout
-from minionerec.model.launch import check_distribution, check_precision, micro_batch_within, split_batch
+from minionerec.model.launch import check_precision, launch_of, micro_batch_within, split_batch
 from minionerec.model.memory import enough_memory
 from minionerec.model.progress import StepBar
 from minionerec.model.validator import Measure, Validator
@@ -274,7 +274,7 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
 
     Raises:
         ArtifactError: an input is missing, or the disk cannot hold the checkpoints.
-        ConfigError: see `check_options`, `training_arguments`, `checkpoint.load`, `check_distribution`, `adapters.attach`,
+        ConfigError: see `check_options`, `training_arguments`, `checkpoint.load`, `launch_of`, `adapters.attach`,
             `LossWeights`.
         ConstraintError: the loss asks for the trie's children, but some SID is the beginning of another.
         TrainingError: see `TreeTrainer.train`.
@@ -376,11 +376,10 @@ def _launched_as(trainer: TreeTrainer) -> str:
     """Accelerate's distributed type, after its check; the main process prints what the launch has become.
 
     Raises:
-        ConfigError: see `check_distribution`.
+        ConfigError: see `launch_of`.
     """
-    kind, plugin = trainer.accelerator.distributed_type.name, trainer.accelerator.state.deepspeed_plugin
-    launched = check_distribution(kind, trainer.accelerator.num_processes, None if plugin is None else plugin.zero_stage)
+    launched = launch_of(trainer.accelerator)
     if is_main_process():
         batch = f"{trainer.args.per_device_train_batch_size} x {trainer.args.gradient_accumulation_steps}"
         print(f"sft on {launched}, micro-batches of trees per process: {batch}", flush=True)
-    return kind
+    return trainer.accelerator.distributed_type.name
