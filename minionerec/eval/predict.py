@@ -20,7 +20,6 @@ from typing import Any, cast
 
 import numpy as np
 import polars as pl
-import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -91,17 +90,12 @@ class Decoder:
             prompts = [self._rows[row][1].prompt for row in batch]
             yield batch, left_pad(prompts, self._tokenizer.pad_token_id, self._device)
 
-    def _unseen(self, rows: Sequence[int]) -> torch.Tensor:
-        """(rows, items) bool: which items do not stand in each row's history."""
-        unseen = torch.ones(len(rows), len(self._tokens), dtype=torch.bool)
-        for place, row in enumerate(rows):
-            unseen[place, self._rows[row][0]["history"]] = False
-        return unseen
-
     def predict(self, rows: Sequence[int]) -> Iterator[Prediction]:
         """Predictions for some rows of the split, in their order."""
         for batch, (ids, mask) in self._batches(rows):
-            trie = self._trie.narrow(self._unseen(batch)) if self._config.exclude_history else self._trie
+            trie = self._trie
+            if self._config.exclude_history:
+                trie = trie.without([self._rows[row][0]["history"] for row in batch])
             result = beam_search(
                 self._model,
                 ids,

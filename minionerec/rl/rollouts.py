@@ -162,12 +162,7 @@ class Rollouts:
         if self._config.rollouts != "beams":
             step = combine(torch.tensor(self._seed, device=device), trainer.state.global_step)
             seeds = combine(step, torch.tensor([row["number"] for row in rows], device=device))
-        trie = self._trie
-        if self._filtered:
-            allowed = torch.ones(len(rows), len(trie.leaf_of_item), dtype=torch.bool)
-            for place, row in enumerate(rows):
-                allowed[place, row["hidden"]] = False
-            trie = trie.narrow(allowed)
+        trie = self._trie.without([row["hidden"] for row in rows]) if self._filtered else self._trie
         with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model, torch.no_grad():
             training = model.training
             model.eval()

@@ -210,6 +210,20 @@ class CatalogTrie:
             legal.insert(0, below[:, 1:] > below[:, :-1])
         return replace(self, legal=tuple(legal))
 
+    def without(self, hidden: Sequence[Sequence[int]]) -> "CatalogTrie":
+        """A view that leaves items out, others for each request of a batch.
+
+        Args:
+            hidden: item numbers, a list for each request; it may be empty.
+
+        Raises:
+            CatalogError: see `narrow`.
+        """
+        allowed = torch.ones(len(hidden), len(self.leaf_of_item), dtype=torch.bool)
+        for request, items in enumerate(hidden):
+            allowed[request, list(items)] = False
+        return self.narrow(allowed)
+
     def check_normalisable(self) -> None:
         """Refuse a catalogue whose probabilities would not add up to 1.
 

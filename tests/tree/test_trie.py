@@ -160,3 +160,11 @@ def test_bad_filters():
         trie.narrow(np.array([[True, False, False], [False, False, False]]))
     with pytest.raises(CatalogError, match="combine the item filters"):
         trie.narrow(np.ones((2, 3), dtype=bool)).narrow(np.ones((2, 3), dtype=bool))
+
+
+def test_items_left_out_by_request_are_the_narrowed_view():
+    trie = CatalogTrie.from_codes(torch.tensor([[1, 2], [1, 3], [4, 2], [4, 2]]))
+    found = trie.without([[], [0], [1, 2], [2, 3]])
+    allowed = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1], [1, 0, 0, 1], [1, 1, 0, 0]]).bool()
+    for ours, wanted in zip(found.legal, trie.narrow(allowed).legal, strict=True):
+        assert torch.equal(ours, wanted)
