@@ -161,13 +161,18 @@ def _said_of_sharpness(changes: Mapping[str, Mapping[str, Any]]) -> str:
     return f"No sign of over-sharpening: no loss beyond noise at {_words(reached)}."
 
 
+def _beyond_noise(rows: Sequence[Mapping[str, Any]], sign: int) -> list[Mapping[str, Any]]:
+    """The rows whose change is beyond noise and of this sign."""
+    return [row for row in rows if not row["change"]["noise"] and row["change"]["value"] * sign > 0]
+
+
 def _said_of_levels(levels: Sequence[Mapping[str, Any]]) -> list[str]:
     read = [row for row in levels if row["k"] in _LEVELS_READ]
     if not read:
         return []
     said = []
     for word, sign in (("better", 1), ("worse", -1)):
-        rows = [row for row in read if not row["change"]["noise"] and row["change"]["value"] * sign > 0]
+        rows = _beyond_noise(read, sign)
         if rows:
             shown = [f"{row['prefix']} in the top {row['k']} ({signed(row['change']['value'])})" for row in rows]
             said.append(f"Along the SID, RL is {word} beyond noise at {_words(shown)}.")
@@ -187,7 +192,7 @@ def _said_of_slices(slices: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     said = []
     for word, sign in (("gains", 1), ("loses", -1)):
-        rows = [row for row in slices if not row["change"]["noise"] and row["change"]["value"] * sign > 0]
+        rows = _beyond_noise(slices, sign)
         if rows:
             shown = [f"{row['question']}: {row['answer']} ({signed(row['change']['value'])})" for row in rows]
             said.append(f"In {_SLICED}, RL {word} beyond noise on {_words(shown)}.")
