@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import psutil
 import torch
@@ -14,6 +15,8 @@ from minionerec.errors import ConfigError
 
 # Read before transformers, whose TrainingArguments overwrite the variable with their own value.
 _LAUNCHED_PRECISION = os.environ.get("ACCELERATE_MIXED_PRECISION")
+_TENSORBOARD = "TENSORBOARD_LOGGING_DIR"
+_CHOSEN_TENSORBOARD = os.environ.get(_TENSORBOARD)  # by the user, not by an earlier stage of this process
 
 
 def split_batch(total_field: str, total: int, micro_field: str, micro: int, devices: int | None = None) -> tuple[int, int]:
@@ -106,6 +109,15 @@ def launch_of(accelerator: Accelerator) -> str:
     plugin = accelerator.state.deepspeed_plugin
     stage = None if plugin is None else plugin.zero_stage
     return check_distribution(accelerator.distributed_type.name, accelerator.num_processes, stage)
+
+
+def keep_tensorboard(folder: Path, trackers: Sequence[str]) -> None:
+    """Have TensorBoard's files written to a folder that stays, where it is among the trackers and no other was chosen.
+
+    By default transformers puts them among a stage's checkpoints, which are deleted at its end.
+    """
+    if "tensorboard" in trackers and _CHOSEN_TENSORBOARD is None:
+        os.environ[_TENSORBOARD] = str(folder)
 
 
 def check_precision(field: str, bf16: bool) -> None:

@@ -13,7 +13,6 @@ Command: `minionerec rl --config ml-100k`, or `bash scripts/rl.sh --config NAME`
 """
 
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +36,7 @@ from minionerec.config import Config, RlConfig
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError
 from minionerec.model import card, checkpoint, plan
-from minionerec.model.launch import launch_of
+from minionerec.model.launch import keep_tensorboard, launch_of
 from minionerec.model.memory import enough_memory
 from minionerec.model.progress import StepBar
 from minionerec.model.validator import Measure, Validator
@@ -167,8 +166,7 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
         collective=True,
     ) as draft:
         checkpoints = draft.path / CHECKPOINTS
-        if "tensorboard" in config.rl.report_to:  # what lies among the checkpoints is deleted at the end
-            os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(config.folder / "tensorboard" / "rl"))
+        keep_tensorboard(config.folder / "tensorboard" / "rl", config.rl.report_to)
         arguments = grpo_arguments(config.rl, index.levels, config.seed, checkpoints, len(rows))
         devices = plan.launched(config.rl.bf16, config.rl.gradient_checkpointing)
         planned = plan.Plan("rl", plan.Shape.of(model), work(examples, trie, arguments, config.rl), devices)

@@ -13,7 +13,6 @@ Command: `minionerec sft --config ml-100k`, or `accelerate launch --config_file 
 
 import logging
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +47,7 @@ from minionerec.data.dataset import Dataset, SplitName
 from minionerec.errors import ConfigError, DataError
 from minionerec.model import adapters, card, checkpoint, plan, scratch
 from minionerec.model.dropout import add_dropout
-from minionerec.model.launch import check_precision, launch_of, micro_batch_within, split_batch
+from minionerec.model.launch import check_precision, keep_tensorboard, launch_of, micro_batch_within, split_batch
 from minionerec.model.memory import enough_memory
 from minionerec.model.progress import StepBar
 from minionerec.model.validator import Measure, Validator
@@ -319,8 +318,7 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
     devices = plan.launched(config.sft.bf16, config.sft.gradient_checkpointing)
     planned = plan.Plan("sft", plan.Shape.of(model), work(trees, arguments, collator, statistics), devices)
     planned.show()
-    if "tensorboard" in config.sft.report_to:  # what lies among the checkpoints is deleted at the end
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(config.folder / "tensorboard" / "sft"))
+    keep_tensorboard(config.folder / "tensorboard" / "sft", config.sft.report_to)
     # All that the configuration or the data can be refused for lies behind: a partial folder of other options is removed now.
     with write_artifact(
         folder,

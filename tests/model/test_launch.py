@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from minionerec.errors import ConfigError
@@ -71,3 +73,15 @@ def test_micro_batches_within_a_budget():
     assert micro_batch_within("a", 10, 10, 7, 128) == 1
     with pytest.raises(ConfigError, match="a is 9, but the longest training example has 10 tokens"):
         micro_batch_within("a", 9, 10, 12, 128)
+
+
+def test_each_stage_of_a_process_has_a_tensorboard_folder_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")
+    monkeypatch.setattr(launch, "_CHOSEN_TENSORBOARD", None)
+    for stage in ("sft", "rl"):
+        launch.keep_tensorboard(tmp_path / stage, ["tensorboard"])
+        assert os.environ["TENSORBOARD_LOGGING_DIR"] == str(tmp_path / stage)
+    launch.keep_tensorboard(tmp_path / "other", ["wandb"])
+    monkeypatch.setattr(launch, "_CHOSEN_TENSORBOARD", str(tmp_path / "rl"))
+    launch.keep_tensorboard(tmp_path / "other", ["tensorboard"])
+    assert os.environ["TENSORBOARD_LOGGING_DIR"] == str(tmp_path / "rl")
