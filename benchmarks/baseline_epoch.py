@@ -28,11 +28,11 @@ from torch import nn
 from torch.nn import functional
 
 from minionerec.baselines.batches import Batch, make_batch
-from minionerec.baselines.bert4rec import BERT4Rec
-from minionerec.baselines.gru4rec import GRU4Rec
 from minionerec.baselines.models import make
-from minionerec.baselines.recommender import Recommender
-from minionerec.baselines.task import from_sequences
+from minionerec.baselines.models.bert4rec import BERT4Rec
+from minionerec.baselines.models.gru4rec import GRU4Rec
+from minionerec.baselines.models.recommender import Recommender
+from minionerec.baselines.ranking_data import from_sequences
 from minionerec.config import BaselineConfig
 
 LENGTH, BATCH = 50, 128

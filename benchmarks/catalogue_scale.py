@@ -1,13 +1,13 @@
-"""How a catalogue's size tells: building the trie, its memory, decoding one request, whole and narrowed.
+"""How a catalog's size tells: building the trie, its memory, decoding one request, whole and narrowed.
 
 Claims: at most 40 bytes per item; decoding with a million items takes at most 1.5 times what it takes with ten thousand.
-Random catalogues of distinct SIDs of three levels with 256 codes (16.8 million possible); one request, a prompt of 200
+Random catalogs of distinct SIDs of three levels with 256 codes (16.8 million possible); one request, a prompt of 200
 tokens, 50 beams, the 4-layer, 256-wide model in fp32. `narrowed` decodes in a view of a random half of the items that is
 made for the request (`CatalogTrie.narrow`), and `narrow` is the time to make it. Every list is checked: distinct SIDs of
-the catalogue, and in the view only those that it holds. Each size runs in fresh processes; the median is shown.
+the catalog, and in the view only those that it holds. Each size runs in fresh processes; the median is shown.
 
-    python benchmarks/catalogue_scale.py                                      # 10^3 to 10^7
-    python benchmarks/catalogue_scale.py --items 1000 --model tiny --repeats 1 --seconds 0.2
+    python benchmarks/catalog_scale.py                                      # 10^3 to 10^7
+    python benchmarks/catalog_scale.py --items 1000 --model tiny --repeats 1 --seconds 0.2
 """
 
 import time

@@ -1,7 +1,8 @@
 """Raw Amazon reviews to a Dataset: rows per second and peak memory, against the straightforward Python loop.
 
-Claim: preparing is at least 20 times as fast as the algorithm of the reference's script, written anew below as plain loops, on
-the same gzipped files with the same examples in the same order; and memory grows no faster than the rows that are kept.
+Claim: preparing is at least 20 times as fast as the algorithm of the released code's script, written anew below as plain
+loops, on the same gzipped files with the same examples in the same order; and memory grows no faster than the rows that are
+kept.
 
     PYTHONPATH=. python benchmarks/data_prepare.py                          # 10^5, 10^6, 10^7 reviews; the loop up to 10^6
     PYTHONPATH=. python benchmarks/data_prepare.py --rows 20000 --loop 20000
@@ -86,7 +87,7 @@ def write_dump(folder: Path, rows: int, seed: int = 0) -> None:
 
 
 def loop(folder: Path, out: Path, widen_below: int) -> None:
-    """The reference's algorithm, as it is usually written: dictionaries, and passes over a list of dictionaries."""
+    """The released code's algorithm, as it is usually written: dictionaries, and passes over a list of dictionaries."""
     with gzip.open(folder / f"{CATEGORY}.json.gz", "rt", encoding="utf-8") as stream:
         reviews = [json.loads(line) for line in stream]
     with gzip.open(folder / f"meta_{CATEGORY}.json.gz", "rt", encoding="utf-8") as stream:
@@ -149,7 +150,7 @@ def _loop_core(reviews: list[dict], refused: set[str], start: float, end: float)
 def ours(folder: Path, out: Path, widen_below: int) -> None:
     """The data stage."""
     data = DataConfig(
-        source="amazon-2018", path=str(folder), category=CATEGORY, filters="reference", user_k=USER_K, max_history=HISTORY,
+        source="amazon-2018", path=str(folder), category=CATEGORY, filters="released", user_k=USER_K, max_history=HISTORY,
         start="2016-10", end="2018-11", widen_below_items=widen_below, split="chronological",
     )  # fmt: skip
     prepare.run(Config(out=str(out), data=data))

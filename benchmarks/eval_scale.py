@@ -2,7 +2,7 @@
 
 Claim: 4,533 examples x 50 predictions with 1,000 resamples in at most 5 s, one million in at most 3 minutes and 4 GB, on
 2 cores. Each size runs in a fresh process and does what the eval stage does once it has decoded: read `predictions.jsonl`,
-check every line, that it is this split's and that it is this catalogue's; all metrics with intervals on SIDs and items, also
+check every line, that it is this split's and that it is this catalog's; all metrics with intervals on SIDs and items, also
 per user; level tables, lost targets, calibration; slices by history, popularity, time, SID and user; exposure. Predictions are
 synthetic (popular SIDs more often, a tenth of all targets planted), as random ones would compress and sort unusually well; a
 tenth of the users have two rows, some SIDs several items.

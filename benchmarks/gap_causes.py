@@ -1,4 +1,4 @@
-"""What each mistake of the reference costs, alone: HR@10 and NDCG@10 minus the clean pipeline's, with paired intervals.
+"""What each mistake of the released code costs, alone: HR@10 and NDCG@10 minus the clean pipeline's, with paired intervals.
 
 Every mistake is a switch of the configuration. The script trains the clean pipeline with every seed, turns one switch on at a
 time and trains again what the switch touches (all, RL alone, or nothing but the evaluation), evaluates all on the same users,
@@ -6,7 +6,7 @@ and prints the differences. A difference is a user's mean over the seeds; its 95
 paired permutation test. Between seeds: the standard deviation of the seeds' differences in NDCG@10.
 
 One mistake is no switch: what an Instruct checkpoint's generation defaults do, see `generation_defaults.py`. The models of the
-arm that is trained over the whole vocabulary, as the reference's are, are asked about `--examples` of the split.
+arm that is trained over the whole vocabulary, as the released code's are, are asked about `--examples` of the split.
 
 Each run lives in `OUT/<arm>/seed-<n>/`. What is finished is not made again and what was interrupted goes on, so the same
 command resumes. `OUT/gap_causes.json` holds the figures; copied to `minionerec/report/gap_causes.json` as it is, it is what the
@@ -15,8 +15,8 @@ report's checklist shows. `--merge FILE` takes over what an earlier file of the 
     python benchmarks/gap_causes.py --config industrial-tiny --out runs/gap --dataset NAME --data.path FOLDER
     python benchmarks/gap_causes.py --config industrial-tiny --out runs/gap --data.path FOLDER --seeds 1 --quirks beams-10
 
-Fields behind the options hold for all runs. On the reference's files with a partial train split, call it partial: effects there
-compare the pipeline with itself, not with the published table.
+Fields behind the options hold for all runs. On the released code's files with a partial train split, call it partial: effects
+there compare the pipeline with itself, not with the published table.
 """
 
 import argparse
@@ -35,9 +35,9 @@ from minionerec.artifacts import Manifest, content_hash, is_current, read_json, 
 from minionerec.cli import parse
 from minionerec.config import Config
 from minionerec.eval.compare import align
-from minionerec.eval.intervals import Interval, across_seeds, beyond_noise, paired, permutation
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import per_user, ranks
+from minionerec.statistics.intervals import Interval, across_seeds, beyond_noise, paired, permutation
 
 
 @dataclass(frozen=True)
@@ -61,27 +61,27 @@ class Arm:
 
 
 TRAINED = ("data prepare", "sid", "sft")
-_REFERENCE = "--prompts.style alpaca --prompts.wording reference"
+_RELEASED = "--prompts.style alpaca --prompts.wording released"
 _RL = "--rl.evaluations 0"
 ARMS = {
     "clean": Arm(own=TRAINED),
-    "reference-prompts": Arm(_REFERENCE, own=TRAINED),
-    "eval-sentence": Arm(f"{_REFERENCE} --prompts.eval_style reference", "reference-prompts"),
+    "released-prompts": Arm(_RELEASED, own=TRAINED),
+    "eval-sentence": Arm(f"{_RELEASED} --prompts.eval_style released", "released-prompts"),
     "answer-in-prompt": Arm("--sft.answer_in_prompt true", own=TRAINED),
-    "vocabulary": Arm("--sft.normalise vocabulary --eval.normalise vocabulary", own=TRAINED),
+    "vocabulary": Arm("--sft.normalise_over vocabulary --eval.normalise_over vocabulary", own=TRAINED),
     "beams-10": Arm("--eval.num_beams 10", "clean"),
     "beams-20": Arm("--eval.num_beams 20", "clean"),
     "rl": Arm(_RL, "clean", ("rl",)),
     "rl-last-row": Arm(f"{_RL} --rl.targets last_row", "clean", ("rl",)),
-    "rl-reference-targets": Arm(f"{_RL} --rl.targets reference", "clean", ("rl",)),
+    "rl-released-targets": Arm(f"{_RL} --rl.targets released", "clean", ("rl",)),
 }
 QUIRKS = {  # the arm with the mistake, and the one without
-    "prompt mismatch": ("eval-sentence", "reference-prompts"),
-    "prompts of the reference, asked as trained": ("reference-prompts", "clean"),
-    "prompts of the reference, with the mismatch": ("eval-sentence", "clean"),
+    "prompt mismatch": ("eval-sentence", "released-prompts"),
+    "prompts of the released code, asked as trained": ("released-prompts", "clean"),
+    "prompts of the released code, with the mismatch": ("eval-sentence", "clean"),
     "answer in the prompt": ("answer-in-prompt", "clean"),
     "wrong reward targets": ("rl-last-row", "rl"),
-    "validation labels in training rewards": ("rl-reference-targets", "rl-last-row"),
+    "validation labels in training rewards": ("rl-released-targets", "rl-last-row"),
     "probabilities over the whole vocabulary": ("vocabulary", "clean"),
     "20 beams": ("beams-20", "clean"),
     "10 beams": ("beams-10", "clean"),
@@ -89,7 +89,9 @@ QUIRKS = {  # the arm with the mistake, and the one without
 
 
 SAMPLED, GENERATION = "generation-defaults", "generation defaults"  # what --quirks and the table call it
-ASKED = "vocabulary"  # the arm whose models are asked with an Instruct checkpoint's defaults: trained as the reference trains
+ASKED = (
+    "vocabulary"  # the arm whose models are asked with an Instruct checkpoint's defaults: trained as the released code trains
+)
 
 
 def make(arm: str, seed: int, arguments: argparse.Namespace, common: Sequence[str]) -> None:
@@ -168,7 +170,7 @@ def of_arms(mistaken: str, clean: str, seeds: Sequence[int], out: Path) -> dict[
 
 def of_defaults(seeds: Sequence[int], out: Path) -> dict[str, Any]:
     """What the generation defaults change, see `difference`; also `examples`, and `invalid`, the share of listed texts that are
-    no SID of the catalogue.
+    no SID of the catalog.
     """
     before, after, invalid = [], [], []
     for seed in seeds:

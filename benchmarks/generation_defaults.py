@@ -1,15 +1,17 @@
-"""What an Instruct checkpoint's generation defaults do to the reference's evaluation: HR@10 and NDCG@10, with paired intervals.
+"""What an Instruct checkpoint's generation defaults do to the released code's evaluation: HR@10 and NDCG@10, with paired
+intervals.
 
 transformers merges a checkpoint's `generation_config` into every field that a caller leaves at its default, `do_sample=False`
 included. What is meant as beam search then is beam sampling with the defaults of Qwen2.5-Instruct: top-k 20, top-p 0.8,
 temperature 0.7, and a repetition penalty that punishes the SIDs of the history. Our decoder never reads that file, so the
 mistake lives here and not behind a switch of the evaluation. The script asks one finished SFT model about the same users in
-three ways: our decoder, transformers' beam search with the reference's constraint, and the same with the defaults.
+three ways: our decoder, transformers' beam search with the released code's constraint, and the same with the defaults.
 
     python benchmarks/generation_defaults.py RUN --config NAME --examples 512 --data.path FOLDER
 
-The run is only read. It must be trained with `sft.normalise: vocabulary`, as the reference does: its constraint scores so. Of
-the section `eval`, split, number of beams and batch size count; the reference knows no `normalise` and no `exclude_history`.
+The run is only read. It must be trained with `sft.normalise_over: vocabulary`, as the released code does: its constraint
+scores so. Of the section `eval`, split, number of beams and batch size count; the released code knows no `normalise_over` and
+no `exclude_history`.
 """
 
 import argparse
@@ -27,12 +29,12 @@ from minionerec.cli import parse
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
 from minionerec.errors import MiniOneRecError
-from minionerec.eval.intervals import paired, permutation
 from minionerec.eval.metrics import per_user, places
-from minionerec.eval.predict import spread
+from minionerec.eval.predict import evenly_spaced
 from minionerec.model import checkpoint
 from minionerec.prompts.builder import build_examples
 from minionerec.sid.index import SidIndex
+from minionerec.statistics.intervals import paired, permutation
 from minionerec.tree import CatalogTrie, beam_search, left_pad
 
 METRICS = ("HR@10", "NDCG@10")
@@ -41,13 +43,13 @@ DEFAULTS = {"do_sample": True, "top_k": 20, "top_p": 0.8, "temperature": 0.7, "r
 PENALTY = -1e6
 
 
-class ReferenceConstraint(LogitsProcessor):
-    """The reference's: log-softmax over all tokens, then a penalty of a million for those that lead to no SID.
+class ReleasedConstraint(LogitsProcessor):
+    """The released code's: log-softmax over all tokens, then a penalty of a million for those that lead to no SID.
 
     Behind a beginning that no SID has, every token is penalised, so decoding goes on without a constraint.
 
     Args:
-        sids: token ids of the catalogue's SIDs.
+        sids: token ids of the catalog's SIDs.
         prompt_length: padded length of the prompts (tokens).
     """
 
@@ -71,8 +73,8 @@ def generate(
     model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, sids: list[list[int]], num_beams: int, **options: object
 ) -> torch.Tensor:
     """SIDs, or what is none, by transformers' `generate`, best first: (batch, beams, levels) token ids."""
-    levels, constraint = len(sids[0]), ReferenceConstraint(sids, ids.shape[1])
-    # Sampling may leave the catalogue, where a model could end early.
+    levels, constraint = len(sids[0]), ReleasedConstraint(sids, ids.shape[1])
+    # Sampling may leave the catalog, where a model could end early.
     return generate_beams(model, ids, constraint, num_beams, levels, mask, min_new_tokens=levels, **options)[0]
 
 
@@ -83,7 +85,7 @@ class Asked:
     Attributes:
         ranks: per way of `WAYS`, (examples,) the target's 0-based rank, infinity where its list lacks it.
         units: (examples,) the number of each example's user, from 0.
-        invalid: share of what `DEFAULTED` lists that is no SID of the catalogue.
+        invalid: share of what `DEFAULTED` lists that is no SID of the catalog.
     """
 
     ranks: dict[str, np.ndarray]
@@ -106,29 +108,34 @@ def ask(config: Config, examples: int, seed: int, ways: Sequence[str] = WAYS) ->
         seed: of the sampling.
 
     Raises:
-        SystemExit: there is no finished SFT model, it was trained with other probabilities than the reference's, or SIDs differ
+        SystemExit: there is no finished SFT model, it was trained with other probabilities than the released code's, or SIDs
+        differ
             in length.
     """
     try:
-        trained = Manifest.load(config.folder / "sft").config["sft"]["normalise"]
+        trained = Manifest.load(config.folder / "sft").config["sft"]["normalise_over"]
     except MiniOneRecError as error:
         raise SystemExit(f"{error} The run needs a finished SFT model: minionerec sft --config NAME") from None
     if trained != "vocabulary":
-        raise SystemExit(f"{config.folder}/sft: trained with sft.normalise {trained}; the reference's needs vocabulary.")
+        raise SystemExit(
+            f"{config.folder}/sft: trained with sft.normalise_over {trained}; the released code's needs vocabulary."
+        )
     dataset = Dataset.load(config.folder / "data")
     index = SidIndex.load(config.folder / "sid", dataset)
     model, tokenizer = checkpoint.load(str(config.folder / "sft" / "model"))
     model.eval()
     tokens = checkpoint.sid_token_ids(tokenizer, index)
     if (tokens < 0).any():
-        raise SystemExit(f"{config.folder}/sid: SIDs differ in length; the reference's constraint takes one length only.")
+        raise SystemExit(f"{config.folder}/sid: SIDs differ in length; the released code's constraint takes one length only.")
     trie, sids = CatalogTrie.from_codes(tokens), tokens.unique(dim=0).tolist()
     context, split = getattr(model.config, "max_position_embeddings", None), config.eval.split
-    made = build_examples("history_sid_to_sid", dataset, index, tokenizer, split=split, context=context, prompts=config.asked)
-    rows = sorted(spread(len(made), examples))
+    made = build_examples(
+        "history_sid_to_sid", dataset, index, tokenizer, split=split, context=context, prompts=config.resolved_prompts
+    )
+    rows = sorted(evenly_spaced(len(made), examples))
     beams, size = config.eval.num_beams, config.eval.batch_size
     decoders: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-        OURS: lambda ids, mask: beam_search(model, ids, mask, trie=trie, num_beams=beams, normalise="vocabulary").tokens,
+        OURS: lambda ids, mask: beam_search(model, ids, mask, trie=trie, num_beams=beams, normalise_over="vocabulary").tokens,
         PLAIN: lambda ids, mask: generate(model, ids, mask, sids, beams),
         DEFAULTED: lambda ids, mask: generate(model, ids, mask, sids, beams, **DEFAULTS),
     }
@@ -172,7 +179,7 @@ def main(argv: list[str] | None = None) -> None:
         p_values = permutation(ours, found.values(way), RESAMPLES, 0, found.units)
         rows.append([f"{way} - {OURS}", *map(difference_text, intervals, p_values)])
     table(["", *METRICS], rows)
-    print(f"\n{found.invalid:.1%} of what is sampled with the defaults is no SID of the catalogue.")
+    print(f"\n{found.invalid:.1%} of what is sampled with the defaults is no SID of the catalog.")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What RL does to an SFT model, by reward and setting: HR and NDCG minus the SFT model's, with paired intervals.
 
-Claim: from one finished SFT run, our settings are no worse than SFT at any cut-off and better at NDCG@10; the reference's
+Claim: from one finished SFT run, our settings are no worse than SFT at any cut-off and better at NDCG@10; the released code's
 settings lift the first places and lower the last ones. The script trains every variant with every seed from that one model,
 evaluates all on the same users, and prints the differences. It never writes into the run it starts from.
 
@@ -34,28 +34,28 @@ from minionerec.cli import parse
 from minionerec.config import CUTOFFS, Config
 from minionerec.errors import ConfigError, MiniOneRecError
 from minionerec.eval.compare import align
-from minionerec.eval.intervals import Interval, across_seeds, beyond_noise, paired
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import per_user, ranks
+from minionerec.statistics.intervals import Interval, across_seeds, beyond_noise, paired
 
 LINKED = ("data", "sid", "sft", "baselines")
 METRICS = [f"{family}@{k}" for family in ("HR", "NDCG") for k in CUTOFFS]
 _PAPER = "--rl.num_generations 16 --rl.prompts_per_step 64 --rl.micro_batch_prompts 16 --rl.beta 1e-3 --rl.epochs 2 "
-_PAPER += "--rl.rewards '{ranking: 1}' --rl.logp_space vocabulary --rl.sync_reference 512 --rl.evaluations 0"
+_PAPER += "--rl.rewards '{ranking: 1}' --rl.normalise_over vocabulary --rl.sync_reference 512 --rl.evaluations 0"
 VARIANTS = {
     "config": "",
-    "reference": f"{_PAPER} --rl.learning_rate 1e-5",  # chosen for 1.5 B parameters: a tiny model hardly moves
-    "reference-lr": _PAPER,  # with the configuration's own learning rate
+    "released": f"{_PAPER} --rl.learning_rate 1e-5",  # chosen for 1.5 B parameters: a tiny model hardly moves
+    "released-lr": _PAPER,  # with the configuration's own learning rate
     "rule": "--rl.rewards '{rule: 1}'",
     "ranking": "--rl.rewards '{ranking: 1}'",
     "prefix": "--rl.rewards '{prefix: 1}'",
     "semantic": "--rl.rewards '{semantic: 1}'",
     "collaborative": "--rl.rewards '{collaborative: 1}'",
     "sibling": "--rl.rewards '{ranking: 1}' --rl.advantages sibling",
-    "exact": "--rl.rewards '{rule: 1}' --rl.objective exact --rl.logp_space catalogue",
+    "exact": "--rl.rewards '{rule: 1}' --rl.objective exact --rl.normalise_over catalog",
     "listwise": "--rl.rewards '{rule: 1}' --rl.objective listwise --rl.add_target true",
     "sdpo": "--rl.rewards '{rule: 1}' --rl.objective sdpo --rl.add_target true",
-    "catalogue": "--rl.rewards '{ranking: 1}' --rl.logp_space catalogue",
+    "catalog": "--rl.rewards '{ranking: 1}' --rl.normalise_over catalog",
     "sft-mixed": "--rl.rewards '{ranking: 1}' --rl.sft_weight 0.5",
 }
 

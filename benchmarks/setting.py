@@ -1,4 +1,4 @@
-"""What benchmarks have in common: machine, fresh processes, random models, catalogues, the peers' decoder, linked runs.
+"""What benchmarks have in common: machine, fresh processes, random models, catalogs, the peers' decoder, linked runs.
 
 Each measurement runs in a process of its own: a script calls itself with `--only SIDE --result FILE`, and the child leaves its
 figures and tensors in that file. Peak memory is the child's, imports and model included.
@@ -26,7 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import LogitsProcessor, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from minionerec.eval.intervals import Interval, beyond_noise
+from minionerec.statistics.intervals import Interval, beyond_noise
 from minionerec.tree import CatalogTrie
 
 AMAZON = Path(__file__).resolve().parents[1] / "../shared/data/amazon"
@@ -178,10 +178,10 @@ def industrial_codes(folder: Path = AMAZON) -> tuple[np.ndarray, str]:
         rng = np.random.default_rng(0)
         first = np.minimum(rng.exponential(24, 3686).astype(int), 255)
         second = (first * 37 + np.minimum(rng.exponential(10, 3686).astype(int), 255)) % 256
-        return np.stack([first, 256 + second, 512 + rng.integers(0, 256, 3686)], 1), "a random catalogue of 3,686 items"
+        return np.stack([first, 256 + second, 512 + rng.integers(0, 256, 3686)], 1), "a random catalog of 3,686 items"
     rows = list(json.loads(path.read_text(encoding="utf-8")).values())
     numbers = {token: number for number, token in enumerate(sorted({token for row in rows for token in row}))}
-    return np.array([[numbers[token] for token in row] for row in rows]), "the Industrial catalogue"
+    return np.array([[numbers[token] for token in row] for row in rows]), "the Industrial catalog"
 
 
 class TrieTable(LogitsProcessor):

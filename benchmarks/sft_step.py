@@ -1,6 +1,6 @@
 """One SFT step of 1,024 examples: prefix trees against padded batches and against TRL's packing, same gradient.
 
-Claim: on the three tasks of the project over the Industrial catalogue and the training rows at hand (`industrial-partial`), a
+Claim: on the three tasks of the project over the Industrial catalog and the training rows at hand (`industrial-partial`), a
 step computes at least 2.5 times fewer tokens than padded batches do (padding included, on both sides) and takes half the time.
 Trees of users' histories are drawn at random until they hold 1,024 examples; every side gets these examples:
 

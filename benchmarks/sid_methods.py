@@ -1,4 +1,4 @@
-"""Every quantizer on the 3,686 Industrial items, beside the SIDs that the reference ships, measured by the same code.
+"""Every quantizer on the 3,686 Industrial items, beside the SIDs that the released code ships, measured by the same code.
 
 Claims: the default method has a relative error of at most .350 with 3 x 256 codes before collisions are resolved, and gives
 every item its own SID for at most 2 % more; with its default sizes (the same 768 tokens, coarse first) neighbourhood
@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from minionerec.config import SidConfig, SidMethod
-from minionerec.data.reference import sid_tokens
+from minionerec.data.released import sid_tokens
 from minionerec.sid.collaborative import fuse
 from minionerec.sid.collisions import resolve
 from minionerec.sid.compare import measure, table
@@ -41,7 +41,7 @@ def read_pairs(folder: Path, split: str) -> np.ndarray:
 
 
 def shipped(folder: Path) -> np.ndarray:
-    """The reference's SIDs, (items, 3)."""
+    """The released code's SIDs, (items, 3)."""
     rows = sid_tokens(folder / "index" / f"{NAME}.index.json")
     found = [[parse_token(token) for token in rows[str(item)]] for item in range(len(rows))]
     return np.array([[token[1] for token in sid if token] for sid in found], dtype=np.int32)
@@ -49,7 +49,7 @@ def shipped(folder: Path) -> np.ndarray:
 
 def agreement(vectors: np.ndarray, pairs: dict[str, np.ndarray], sizes: list[int], amazon: Path, seed: int) -> Table:
     """Neighbours and co-purchases that share codes, of the shipped SIDs and of the default method."""
-    made = Table(title="Agreement, beside the SIDs that the reference ships", title_justify="left")
+    made = Table(title="Agreement, beside the SIDs that the released code ships", title_justify="left")
     made.add_column("SIDs")
     made.add_column("pairs of")
     for figure in FIGURES:

@@ -1,4 +1,4 @@
-"""Residual k-means of large catalogues: ours from a memory-mapped file against faiss, equal iterations and training sample.
+"""Residual k-means of large catalogs: ours from a memory-mapped file against faiss, equal iterations and training sample.
 
 Claims: at 10^6 x 384 vectors and 3 x 256 codes at most 1.2 times the time of the faster peer, at no more error, and a peak
 memory of at most 1.5 times the vectors' size. Peers: faiss's `Kmeans` run level by level on residuals, and faiss's own

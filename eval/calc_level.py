@@ -1,6 +1,6 @@
 """Where along the SID recommendations go wrong: accuracy per level, per prefix, drop-off, lost targets and calibration.
 
-Reads a `predictions.jsonl` of ours, or the result JSON of the reference MiniOneRec (`input`, `output`, `predict`); prints the
+Reads a `predictions.jsonl` of ours, or the result JSON of the released MiniOneRec (`input`, `output`, `predict`); prints the
 tables and writes `levels.json` and `levels.png`.
 
     python eval/calc_level.py --path runs/ml-100k/eval/sft/predictions.jsonl [--out DIR]

@@ -2,7 +2,7 @@
 
 Writes `paper_gap.json`, `paper_gap.md` and a self-contained `paper_gap.html`: gaps with intervals, an audit of the published
 numbers, paired comparisons, several seeds, and the checklist of causes. A run is a folder of ours or a predictions file, also
-the result JSON of the reference MiniOneRec; without runs, the published tables alone.
+the result JSON of the released MiniOneRec; without runs, the published tables alone.
 
     python eval/paper_gap.py --runs runs/industrial final_result_Industrial_and_Scientific.json --out report
 """

@@ -183,7 +183,7 @@ class Draft:
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def check_space(folder: Path, needed: int) -> None:
+def check_disk_space(folder: Path, needed: int) -> None:
     """Refuse to start when the disk cannot hold what a stage will write.
 
     Args:

@@ -20,14 +20,14 @@ from minionerec.errors import ArtifactError, ConfigError, MiniOneRecError
 
 COMMANDS = {
     "run": "all stages in order: data, sid, sft, rl, eval, report",
-    "data prepare": "raw files to a Dataset: catalogue and train, valid and test examples (data/)",
+    "data prepare": "raw files to a Dataset: catalog and train, valid and test examples (data/)",
     "data describe": "what matters about a prepared Dataset: terminal, HTML and JSON",
-    "data export": "a prepared Dataset in the layout of the reference or of RecBole",
+    "data export": "a prepared Dataset in the layout of the released code or of RecBole",
     "data list": "the public datasets that can be fetched",
     "data get": "fetch a public dataset into the cache",
     "sid": "item text to semantic IDs (sid/)",
     "sid inspect": "figures of a run's semantic IDs, in the terminal and as an HTML page",
-    "sid compare": "several quantizers on a run's catalogue in one table (sid/)",
+    "sid compare": "several quantizers on a run's catalog in one table (sid/)",
     "sid append": "semantic IDs for new items, those of an earlier run unchanged (sid/)",
     "sft": "supervised fine-tuning of a causal LM (sft/)",
     "rl": "GRPO from the SFT model with ranking rewards (rl/)",
@@ -38,7 +38,7 @@ COMMANDS = {
 }
 _OWN_OPTIONS = {  # beside the configuration
     "data describe": {"html": "write a self-contained page to this file", "json": "write the facts to this file"},
-    "data export": {"layout": "reference or recbole", "to": "the folder to write to"},
+    "data export": {"layout": "released or recbole", "to": "the folder to write to"},
     "sid compare": {"methods": "names with commas between them; all where it is not given"},
     "sid append": {"base": "folder of the run whose semantic IDs are extended"},
 }
@@ -210,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _table(arguments: Sequence[str]) -> None:
-    from minionerec.report import rivals
+    from minionerec.report import baseline_tables
 
     made = argparse.ArgumentParser(prog="minionerec baseline table", exit_on_error=False)
     made.add_argument("name", help="beauty, lastfm, or the folder of a run with evaluated recommenders")
@@ -221,7 +221,7 @@ def _table(arguments: Sequence[str]) -> None:
         if stop.code:
             raise ConfigError("baseline table takes one name: minionerec baseline table NAME [--runs DIR].") from None
         return
-    Console(width=None if sys.stdout.isatty() else 200).print(rivals.table(chosen.name, chosen.runs))
+    Console(width=None if sys.stdout.isatty() else 200).print(baseline_tables.table(chosen.name, chosen.runs))
 
 
 def _own_options(command: str, arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:

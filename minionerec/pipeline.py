@@ -81,9 +81,9 @@ def _report(config: Config) -> Iterator[Made]:
 def _baseline(config: Config) -> Iterator[Made]:
     from minionerec.baselines import train
     from minionerec.eval import predict
-    from minionerec.report import rivals
+    from minionerec.report import baseline_tables
 
-    yield train.run(config, rivals.ranking_metrics)
+    yield train.run(config, baseline_tables.ranking_metrics)
     ours = config.baseline.protocol == "dataset" and config.baseline.model not in predict.BUILT_IN
     if ours and (config.folder / "sid" / MANIFEST).is_file():
         yield predict.run(config, config.baseline.model)
@@ -132,7 +132,7 @@ def run(config: Config, stages: tuple[str, ...]) -> None:
     """Run the named stages; prints one line each: what it made, where, how long. Several: also time and memory of all."""
     set_up(config.threads)
     if "ACCELERATE_MIXED_PRECISION" in os.environ:  # under accelerate launch
-        from minionerec.model.launch import start_all_processes
+        from minionerec.training.launch import start_all_processes
 
         start_all_processes()
     began = time.monotonic()
@@ -257,14 +257,14 @@ def export_data(config: Config, layout: str = "", to: str = "") -> None:
 
     Raises:
         ConfigError: no layout or folder is named.
-        ArtifactError: the data stage has not run; or, for the reference's layout, there are no SIDs yet.
+        ArtifactError: the data stage has not run; or, for the released code's layout, there are no SIDs yet.
     """
     from minionerec.artifacts import require
-    from minionerec.data import recbole, reference
+    from minionerec.data import recbole, released
     from minionerec.data.dataset import Dataset
 
-    if layout not in ("reference", "recbole") or not to:
-        raise ConfigError("minionerec data export needs --layout reference or --layout recbole, and --to FOLDER.")
+    if layout not in ("released", "recbole") or not to:
+        raise ConfigError("minionerec data export needs --layout released or --layout recbole, and --to FOLDER.")
     require(config.folder / "data", "minionerec data prepare --config YOUR.yaml")
     dataset = Dataset.load(config.folder / "data")
     name = config.data.category or config.name
@@ -274,9 +274,9 @@ def export_data(config: Config, layout: str = "", to: str = "") -> None:
         sids = _sids(config, dataset)
         if sids is None:
             raise ArtifactError(
-                f"{config.folder}: the reference's layout has SIDs. Make them first: minionerec sid --config FILE"
+                f"{config.folder}: the released code's layout has SIDs. Make them first: minionerec sid --config FILE"
             )
-        reference.write(dataset, sids, name, Path(to))
+        released.write(dataset, sids, name, Path(to))
     print(to)
 
 
@@ -300,7 +300,7 @@ def inspect_sids(config: Config) -> None:
 
 
 def compare_sids(config: Config, methods: str = "") -> None:
-    """Print a table of several quantizers on the run's catalogue; see `sid.compare`.
+    """Print a table of several quantizers on the run's catalog; see `sid.compare`.
 
     Args:
         methods: their names with commas between them; empty for all.
@@ -311,7 +311,7 @@ def compare_sids(config: Config, methods: str = "") -> None:
 
 
 def append_sids(config: Config, base: str = "") -> None:
-    """Semantic IDs for a larger catalogue, those of the run `base` unchanged; see `sid.append`.
+    """Semantic IDs for a larger catalog, those of the run `base` unchanged; see `sid.append`.
 
     Raises:
         ConfigError: no run is named.

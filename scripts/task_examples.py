@@ -1,4 +1,4 @@
-"""Prints docs/tasks.md: one rendered example of every task, in our words and in the reference's.
+"""Prints docs/tasks.md: one rendered example of every task, in our words and in the released code's.
 
 scripts/python scripts/task_examples.py > docs/tasks.md
 """
@@ -8,11 +8,11 @@ from collections.abc import Iterable
 import numpy as np
 import polars as pl
 
-from minionerec.config import REFERENCE_TASKS, DataConfig, PromptsConfig, TaskName
+from minionerec.config import RELEASED_TASKS, DataConfig, PromptsConfig, TaskName
 from minionerec.data.dataset import Dataset
 from minionerec.data.prepare import build
 from minionerec.prompts.tasks import examples_of
-from minionerec.prompts.wordings import HEADER, PLAIN, REFERENCE, REFERENCE_EVALUATION
+from minionerec.prompts.wordings import HEADER, PLAIN, RELEASED, RELEASED_EVALUATION
 from minionerec.sid.index import SidIndex
 
 TITLES = ("Gel pen, black", "Ring binder", "Paper clips", "Stapler")
@@ -20,8 +20,8 @@ INTRODUCTION = """\
 # Tasks and prompts
 
 `sft.tasks` names the tasks that are trained, `sft.task_shares` the share of a task's examples that is used (all where it
-names none), `rl.tasks` those that RL rolls out; their answers are SIDs. `sft.tasks: reference` stands for the reference's
-five classes in its words: {reference}.
+names none), `rl.tasks` those that RL rolls out; their answers are SIDs. `sft.tasks: released` stands for the released code's
+five classes in its words: {released}.
 
 `prompts.style` is what stands around the words, `prompts.wording` whose words they are, and both hold for SFT, RL and
 evaluation alike: a model that was trained with others is refused. This page is printed by `scripts/python
@@ -30,17 +30,17 @@ scripts/task_examples.py`, for a user who bought *{first}* and *{second}*, and t
 ## Our words (`prompts.wording: plain`)
 With `prompts.style: plain`, the default, a prompt is the question alone. The list of SIDs is simply continued, so that a
 user's histories are beginnings of one another and are computed once."""
-REFERENCE_TEXT = """
-## The reference's words (`prompts.wording: reference`)
+RELEASED_TEXT = """
+## The released code's words (`prompts.wording: released`)
 The sentences are those of [MiniOneRec](https://github.com/AkaliKong/MiniOneRec) (`data.py`, Apache License 2.0), its
 spelling included; it has no description of the next item and rolls out the description of an item in RL only.
 `prompts.category` is what it calls the items: `industrial and scientific items`, `office products`. Where it draws one of
-several instructions at random, the row's number decides here. Three things are as ours: a SID ends by itself (the reference
-appends a line break and an end token), the answer is not repeated in the prompt (it is in the reference's title prompts),
+several instructions at random, the row's number decides here. Three things are as ours: a SID ends by itself (the released code
+appends a line break and an end token), the answer is not repeated in the prompt (it is in the released code's title prompts),
 and RL asks with the same header as SFT (it has none)."""
 STYLES = """
 ## Styles
-`prompts.style: alpaca` is the header of the reference, with its trailing spaces:
+`prompts.style: alpaca` is the header of the released code, with its trailing spaces:
 
 ```text
 {header}
@@ -49,16 +49,16 @@ STYLES = """
 `prompts.style: chat` puts instruction, an empty line and question into the chat template of the model's tokenizer, as the
 user's message, and lets the answer follow; a tokenizer without template is refused.
 
-## The reference's evaluation
+## The released code's evaluation
 Its evaluation script asks with a sentence that no training example has:
 
 > {evaluation}
 
-`prompts.eval_style: reference` does the same, and a warning says so: it measures that mistake (docs/reproduction.md), and
-has no other use. Validations while a model is trained ask as in training, as the reference's do.
+`prompts.eval_style: released` does the same, and a warning says so: it measures that mistake (docs/reproduction.md), and
+has no other use. Validations while a model is trained ask as in training, as the released code's do.
 
 ## What is too long
-An example may be as long as the model can read, or `prompts.max_tokens` (reference: 512). From a longer one the oldest
+An example may be as long as the model can read, or `prompts.max_tokens` (released: 512). From a longer one the oldest
 items of the history are left out, or the last words of a title or description in the question (the last characters of a
 single word that is too long, as of a text without spaces); a title or description that is the answer is cut to half of the
 limit, without an end token. A SID is never cut. The plan that is printed before training counts what was truncated, task by
@@ -96,19 +96,19 @@ def rows(tasks: Iterable[TaskName], prompts: PromptsConfig, instructions: bool) 
 def page() -> str:
     """The whole of docs/tasks.md."""
     first, second, third, _ = TITLES
-    listed = ", ".join(f"`{task}`" for task in REFERENCE_TASKS)
-    reference = PromptsConfig(wording="reference", category="office products")
+    listed = ", ".join(f"`{task}`" for task in RELEASED_TASKS)
+    released = PromptsConfig(wording="released", category="office products")
     return "\n".join(
         [
-            INTRODUCTION.format(reference=listed, first=first, second=second, third=third),
+            INTRODUCTION.format(released=listed, first=first, second=second, third=third),
             "",
             *rows(PLAIN, PromptsConfig(), instructions=False),
-            REFERENCE_TEXT,
+            RELEASED_TEXT,
             "",
-            *rows(REFERENCE, reference, instructions=True),
+            *rows(RELEASED, released, instructions=True),
             STYLES.format(
                 header=HEADER.format(instruction="{instruction}", question="{question}").rstrip("\n"),
-                evaluation=REFERENCE_EVALUATION.questions[0].replace("{sids}", "SID, SID, ..."),
+                evaluation=RELEASED_EVALUATION.questions[0].replace("{sids}", "SID, SID, ..."),
             ),
         ]
     )

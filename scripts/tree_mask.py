@@ -1,6 +1,6 @@
 """Draws docs/tree.png: the attention masks of one request and of one GRPO group, as the engine makes them.
 
-Run it with `scripts/python scripts/tree_mask.py`. A small random model decodes a catalogue of seven SIDs; the masks shown are
+Run it with `scripts/python scripts/tree_mask.py`. A small random model decodes a catalog of seven SIDs; the masks shown are
 the ones that the model was given.
 """
 
@@ -16,7 +16,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from minionerec.tree import Branch, CatalogTrie, beam_search, pack
 
 NAMES = ["next:", "<a_1>", "<a_2>", "<a_3>", "<b_1>", "<b_2>", "<b_3>", "<c_1>", "<c_2>", "<c_3>"]
-CATALOGUE = [[1, 4, 7], [1, 4, 8], [1, 5, 7], [2, 4, 9], [2, 6, 7], [2, 6, 8], [3, 5, 9]]
+CATALOG = [[1, 4, 7], [1, 4, 8], [1, 5, 7], [2, 4, 9], [2, 6, 7], [2, 6, 8], [3, 5, 9]]
 PROMPT = [0, 2, 6, 8]
 COLOURS = ListedColormap(["#ffffff", "#c7d2e0", "#1f5fa8"])  # not seen, prompt, tree
 
@@ -31,7 +31,7 @@ def request(model: Qwen2ForCausalLM) -> tuple[np.ndarray, list[str], list[int]]:
         tokens.extend(NAMES[token] for token in ids.tolist())
 
     hook = model.base_model.register_forward_pre_hook(keep, with_kwargs=True)
-    beam_search(model, torch.tensor([PROMPT]), trie=CatalogTrie.from_codes(np.array(CATALOGUE)), num_beams=3)
+    beam_search(model, torch.tensor([PROMPT]), trie=CatalogTrie.from_codes(np.array(CATALOG)), num_beams=3)
     hook.remove()
     whole = np.zeros((len(tokens), len(tokens)), dtype=bool)
     starts = [0]
@@ -43,7 +43,7 @@ def request(model: Qwen2ForCausalLM) -> tuple[np.ndarray, list[str], list[int]]:
 
 def group() -> tuple[np.ndarray, list[str], list[int]]:
     """Mask of a prompt with four completions."""
-    batch = pack([Branch(PROMPT, sid) for sid in (CATALOGUE[1], CATALOGUE[3], CATALOGUE[4], CATALOGUE[5])], row_tokens=1000)
+    batch = pack([Branch(PROMPT, sid) for sid in (CATALOG[1], CATALOG[3], CATALOG[4], CATALOG[5])], row_tokens=1000)
     return batch.ancestors[0, 0].numpy(), [NAMES[token] for token in batch.input_ids[0].tolist()], [0, len(PROMPT)]
 
 

@@ -19,7 +19,7 @@ from minionerec.artifacts import (
     MANIFEST,
     Manifest,
     cache_folder,
-    check_space,
+    check_disk_space,
     content_hash,
     file_hash,
     folder_digest,
@@ -287,9 +287,9 @@ def test_check_space_asks_the_nearest_folder_that_exists(tmp_path, monkeypatch):
     asked = []
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path) or usage(5_000_000))
-    check_space(tmp_path / "runs/x/sft", 5_000_000)
+    check_disk_space(tmp_path / "runs/x/sft", 5_000_000)
     with pytest.raises(ArtifactError, match=r"sft: needs about 6 MB, but only 5 MB are free.*--out DIR"):
-        check_space(tmp_path / "runs/x/sft", 6_000_000)
+        check_disk_space(tmp_path / "runs/x/sft", 6_000_000)
     assert asked == [tmp_path, tmp_path]
 
 

@@ -265,7 +265,7 @@ def test_out_that_cannot_be_a_folder(fails, small, place):
     assert (raw / "file").read_text() == "mine"
 
 
-def test_a_catalogue_that_has_more_items_than_sids(fails, small, capsys):
+def test_a_catalog_that_has_more_items_than_sids(fails, small, capsys):
     path, _ = small
     assert main(["data", "prepare", "--config", str(path)]) == 0
     capsys.readouterr()

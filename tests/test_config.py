@@ -44,13 +44,17 @@ def test_defaults_are_valid_and_the_folder_follows_the_name():
 
 def test_keys_leave_out_what_only_decides_how_it_is_computed():
     made = Config()
-    decisive, whole = made.decisive("sft", "rl", "eval", "model"), made.section("sft", "rl", "eval", "model")
+    decisive, whole = made.key_fields("sft", "rl", "eval", "model"), made.section("sft", "rl", "eval", "model")
     left_out = {f"{name}.{field}" for name in whole for field in whole[name].keys() - decisive[name].keys()}
     assert {"sft.micro_batch", "sft.micro_tokens", "sft.gradient_checkpointing", "rl.micro_batch_prompts"} < left_out
     assert "eval.batch_size" in left_out and not left_out & {"eval.shard_size", "sft.batch_size", "sft.bf16", "rl.bf16"}
     assert all(decisive[name][field] == whole[name][field] for name in whole for field in decisive[name])
     other = dataclasses.replace(made, sft=SftConfig(micro_batch=1, micro_tokens=9, row_tokens=9, gradient_checkpointing=True))
-    assert other.decisive("sft") == made.decisive("sft") != dataclasses.replace(made, sft=SftConfig(epochs=1)).decisive("sft")
+    assert (
+        other.key_fields("sft")
+        == made.key_fields("sft")
+        != dataclasses.replace(made, sft=SftConfig(epochs=1)).key_fields("sft")
+    )
 
 
 def test_defaults_are_not_shared():
@@ -102,10 +106,10 @@ def test_what_must_be_positive(made, name, value):
         (DataConfig, {"split": "date", "valid_from": "2018-01"}, "data.valid_from (2018-01) and data.test_from (None)"),
         (DataConfig, {"parts": [9, 1, 0]}, "data.parts belongs to data.split chronological"),
         (DataConfig, {"split": "chronological", "parts": [1, 1]}, "expected three shares"),
-        (DataConfig, {"filters": "reference", "user_k": 5, "item_k": 3}, "the reference's own item_k has no effect"),
-        (DataConfig, {"filters": "reference", "deduplicate": True}, "data.deduplicate is True"),
+        (DataConfig, {"filters": "released", "user_k": 5, "item_k": 3}, "the released code's own item_k has no effect"),
+        (DataConfig, {"filters": "released", "deduplicate": True}, "data.deduplicate is True"),
         (DataConfig, {"source": "amazon-2018"}, "needs data.category"),
-        (DataConfig, {"source": "reference", "path": "x", "user_k": 5}, "data.user_k is 5, but the splits"),
+        (DataConfig, {"source": "released", "path": "x", "user_k": 5}, "data.user_k is 5, but the splits"),
         (DataConfig, {"source": "csv"}, "data.source 'csv' needs data.path"),
         (SidConfig, {"levels": 27}, "sid.levels is 27;"),
         (SidConfig, {"codebook_size": 1}, "sid.codebook_size is 1;"),
@@ -134,7 +138,7 @@ def test_what_must_be_positive(made, name, value):
             "sft.level_weights is [1, 2], but no task of sft.tasks",
         ),
         (SftConfig, {"tasks": ["sid_to_title"], "smoothing": 0.1}, "sft.smoothing is 0.1, but no task of sft.tasks"),
-        (SftConfig, {"tasks": ["sid_to_title"], "normalise": "catalogue"}, "sft.normalise is catalogue, but no task"),
+        (SftConfig, {"tasks": ["sid_to_title"], "normalise_over": "catalog"}, "sft.normalise_over is catalog, but no task"),
         (
             SftConfig,
             {"tasks": ["title_to_sid"], "frequency_power": 0.5},

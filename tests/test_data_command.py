@@ -10,7 +10,7 @@ def test_list_and_get(tmp_path, monkeypatch, capsys):
     assert main(["data", "list"]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in sources.SOURCES) and "no redistribution" in printed
-    assert main(["data", "list", "reference/O"]) == 0
+    assert main(["data", "list", "released/O"]) == 0
     assert capsys.readouterr().out.count("https://") == 1
     file = KnownFile("ml-1m.zip", 5, None)
     (tmp_path / "ml-1m").mkdir()

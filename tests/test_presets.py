@@ -6,7 +6,7 @@ import pytest
 
 from minionerec.artifacts import read_json
 from minionerec.cli import parse
-from minionerec.model.launch import split_batch
+from minionerec.training.launch import split_batch
 
 SHARED = Path(__file__).parents[2] / "shared"
 NAMES = {"industrial": "Industrial_and_Scientific", "office": "Office_Products"}
@@ -22,7 +22,7 @@ def preset(name):
 @pytest.mark.parametrize("name", [*LARGE, *(f"{name}-tiny" for name in NAMES)])
 def test_the_paper_s_data_and_beams(name):
     made = preset(name)
-    assert made.data.source == "reference" and made.data.category == NAMES[name.partition("-")[0]]
+    assert made.data.source == "released" and made.data.category == NAMES[name.partition("-")[0]]
     assert made.sid.shipped and made.data.max_history == 10
     assert made.eval.num_beams == 50 and made.rl.num_generations == 16
     assert made.model.init == ("from_scratch" if name.endswith("tiny") else "from_pretrained")
@@ -49,9 +49,9 @@ def test_the_replication_s_values(name):
 
 @pytest.mark.parametrize(("name", "examples"), [("industrial", 152_352), ("office", 162_500)])
 @pytest.mark.parametrize("size", ["0.5b", "1.5b"])
-def test_the_reference_s_values(name, examples, size):
+def test_the_released_values(name, examples, size):
     made = preset(f"{name}-qwen2.5-{size}")
-    assert made.sft.tasks == "reference" and made.prompts.max_tokens == 512 and made.prompts.style == "alpaca"
+    assert made.sft.tasks == "released" and made.prompts.max_tokens == 512 and made.prompts.style == "alpaca"
     steps = examples // made.sft.batch_size * made.sft.epochs
     assert round(made.sft.warmup * steps) == 20
     assert made.sft.weight_decay == 0 and made.sft.evaluations == 20

@@ -1,4 +1,4 @@
-"""The ranking evaluator: exact ranks and ranked lists over the whole catalogue. Ranks become metrics in `eval.metrics`."""
+"""The ranking evaluator: exact ranks and ranked lists over the whole catalog. Ranks become metrics in `eval.metrics`."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from minionerec.artifacts import distributed_state
 from minionerec.baselines.batches import Rows, make_batch
-from minionerec.baselines.recommender import Recommender
-from minionerec.baselines.task import Protocol, Task
+from minionerec.baselines.models.recommender import Recommender
+from minionerec.baselines.ranking_data import Protocol, Task
 from minionerec.data.dataset import SplitName
 from minionerec.errors import TrainingError
 
@@ -85,7 +85,7 @@ def ranked(scores: Tensor, top: int) -> list[np.ndarray]:
 
 
 def rank(score: Scorer, task: Task, split: SplitName, top: int = 0) -> Ranking:
-    """Rank the catalogue for every row of a split; ranks of the launcher share the rows and all get the whole result.
+    """Rank the catalog for every row of a split; ranks of the launcher share the rows and all get the whole result.
 
     Args:
         top: length of the lists; 0 makes none.

@@ -33,7 +33,7 @@ from minionerec.artifacts import (
     ITEM_STAGES,
     Draft,
     Manifest,
-    check_space,
+    check_disk_space,
     content_hash,
     distributed_state,
     file_hash,
@@ -45,15 +45,15 @@ from minionerec.artifacts import (
 )
 from minionerec.baselines import weights
 from minionerec.baselines.batches import make_batch, partners
-from minionerec.baselines.floors import FLOORS
 from minionerec.baselines.models import chosen, count_parameters, make
+from minionerec.baselines.models.recommender import Recommender
 from minionerec.baselines.ranking import Ranking, Scorer, rank, scorer
-from minionerec.baselines.recommender import Recommender
-from minionerec.baselines.task import Task, from_dataset, from_sequences
+from minionerec.baselines.ranking_data import Task, from_dataset, from_sequences
+from minionerec.baselines.trivial import TRIVIAL
 from minionerec.config import BaselineConfig, Config
 from minionerec.data.dataset import SPLITS, Dataset, SplitName
 from minionerec.errors import ArtifactError, ConfigError
-from minionerec.model.launch import check_precision
+from minionerec.training.launch import check_precision
 
 Measure = Callable[[np.ndarray], dict[str, float]]  # 0-based ranks to metrics by name
 CHOOSES = "NDCG@10"  # the metric on valid that early stopping watches
@@ -112,7 +112,7 @@ def run(config: Config, measure: Measure) -> tuple[Manifest, bool]:
     folder = config.folder / "baselines" / baseline.model
     task, inputs = load_task(config)
     if baseline.weights is not None:
-        if baseline.model in FLOORS:
+        if baseline.model in TRIVIAL:
             raise ConfigError(f"baseline.weights is set, but {baseline.model} has no weights.")
         inputs["weights"] = weights.digest(Path(baseline.weights))
     sections = config.section("baseline")
@@ -170,7 +170,7 @@ def frame(task: Task, split: SplitName, ranking: Ranking) -> pl.DataFrame:
 
 def _made(config: Config, task: Task) -> Recommender | Scorer:
     """A model with fresh weights, or a floor that is ready to score."""
-    if floor := FLOORS.get(config.baseline.model):
+    if floor := TRIVIAL.get(config.baseline.model):
         return floor(task, **chosen(config.baseline, floor))
     torch.manual_seed(config.seed)
     return make(config.baseline, task.items)
@@ -180,7 +180,7 @@ def _neural(model: Recommender, config: Config, task: Task, measure: Measure, dr
     """Train a neural baseline into its artefact; returns how its best epoch scores."""
     folder, metrics = draft.path, draft.metrics
     parameters = count_parameters(model)
-    check_space(folder, parameters * 4 * 10)  # last and next checkpoint: weights, the best weights, two moments
+    check_disk_space(folder, parameters * 4 * 10)  # last and next checkpoint: weights, the best weights, two moments
     metrics["parameters"] = parameters
     device = distributed_state().device
     if config.baseline.weights is not None:
@@ -340,7 +340,7 @@ def vectors(model: Recommender, task: Task, config: BaselineConfig, device: torc
     """What scores any item after any history of a split: `score = states[row] @ items[item] + bias[item]`.
 
     Returns:
-        `items` (items, hidden) and `bias` (items,), rows in catalogue order; per split its states, (rows, hidden), rows in the
+        `items` (items, hidden) and `bias` (items,), rows in catalog order; per split its states, (rows, hidden), rows in the
         split's order. float32, on the CPU.
     """
     found: dict[str, Tensor] = {"items": model.vectors()[1:].detach().float().cpu().contiguous()}

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minionerec.artifacts import file_hash
-from minionerec.baselines.recommender import Recommender, Renames
+from minionerec.baselines.models.recommender import Recommender, Renames
 from minionerec.errors import ArtifactError
 
 # Names that the checkpoints of RecBole and WEARec share, and ours; a model's own come before them (`Recommender.renames`).

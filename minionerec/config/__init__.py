@@ -16,7 +16,7 @@ from minionerec.config.evaluation import CUTOFFS, RANKING_METRICS, RESAMPLES, Ev
 from minionerec.config.model import ModelConfig
 from minionerec.config.prompts import PromptsConfig
 from minionerec.config.rl import RewardName, RlConfig
-from minionerec.config.sft import DEFAULT_TASKS, REFERENCE_TASKS, SftConfig, TaskName
+from minionerec.config.sft import DEFAULT_TASKS, RELEASED_TASKS, SftConfig, TaskName
 from minionerec.config.sid import RqVaeConfig, SidConfig, SidMethod
 from minionerec.errors import ConfigError
 
@@ -25,7 +25,7 @@ __all__ = [
     "CUTOFFS",
     "DEFAULT_TASKS",
     "RANKING_METRICS",
-    "REFERENCE_TASKS",
+    "RELEASED_TASKS",
     "RESAMPLES",
     "BaselineConfig",
     "BaselineName",
@@ -84,7 +84,7 @@ class Config:
         if self.eval.exclude_history and (self.rl.importance_weights or self.rl.objective == "exact"):
             option = "rl.importance_weights" if self.rl.importance_weights else "rl.objective exact"
             raise ConfigError(
-                f"{option} is about the whole catalogue, but with eval.exclude_history lists leave a part of it out. Set "
+                f"{option} is about the whole catalog, but with eval.exclude_history lists leave a part of it out. Set "
                 "eval.exclude_history false, or take another objective."
             )
 
@@ -94,24 +94,24 @@ class Config:
         return Path(self.out) if self.out else Path("runs") / self.name
 
     @property
-    def asked(self) -> PromptsConfig:
+    def resolved_prompts(self) -> PromptsConfig:
         """The section `prompts` with its wording chosen."""
-        wording = self.prompts.wording or ("reference" if self.sft.tasks == "reference" else "plain")
+        wording = self.prompts.wording or ("released" if self.sft.tasks == "released" else "plain")
         return dataclasses.replace(self.prompts, wording=wording)
 
     @property
     def decoding(self) -> dict[str, Any]:
         """What decides the lists of an evaluation, and of the validations that choose a model."""
-        return {name: getattr(self.eval, name) for name in ("num_beams", "normalise", "exclude_history")}
+        return {name: getattr(self.eval, name) for name in ("num_beams", "normalise_over", "exclude_history")}
 
     def section(self, *names: str) -> dict[str, Any]:
         """The named sections as plain values, for manifests."""
         return {name: dataclasses.asdict(getattr(self, name)) for name in names}
 
-    def decisive(self, *names: str) -> dict[str, Any]:
-        """The same without what a section calls `INDIFFERENT`, for keys: what may be changed and the stage goes on."""
+    def key_fields(self, *names: str) -> dict[str, Any]:
+        """The same without what a section calls `NOT_IN_KEY`, for keys: what may be changed and the stage goes on."""
         sections = self.section(*names)
         for name, fields in sections.items():
-            for field_name in getattr(getattr(self, name), "INDIFFERENT", ()):
+            for field_name in getattr(getattr(self, name), "NOT_IN_KEY", ()):
                 del fields[field_name]
         return sections

@@ -12,7 +12,7 @@ from minionerec.errors import ConfigError
 BaselineName = Literal[
     "popularity", "repeat", "item-knn", "markov", "gru4rec", "caser", "sasrec", "bert4rec", "lightsans", "fearec",
     "fearec-published", "hstu", "trm4rec", "wearec", "pswrec-v5", "pswrec-v12", "pswrec-v13", "pswrec-v13-without-rotation",
-    "gru4rec-reference", "caser-reference", "sasrec-reference",
+    "gru4rec-released", "caser-released", "sasrec-released",
 ]
 # fmt: on
 
@@ -82,13 +82,13 @@ class BaselineConfig:
     gamma: float | None = None
     """`pswrec-v13`: where the amplitude scale starts; 0.1 is the published V14."""
     loss: Literal["bce", "softmax"] | None = None
-    """`*-reference`: binary cross-entropy against one other item drawn uniformly, or cross-entropy among all items."""
+    """`*-released`: binary cross-entropy against one other item drawn uniformly, or cross-entropy among all items."""
     window: int | None = None
     """`caser`: most recent items that the filters see (items)."""
     horizontal_filters: int | None = None
-    """`caser`, `caser-reference`: filters per height."""
+    """`caser`, `caser-released`: filters per height."""
     vertical_filters: int | None = None
-    """`caser`, `caser-reference`: filters over places."""
+    """`caser`, `caser-released`: filters over places."""
     neighbours: int | None = None
     """`item-knn`: most similar items kept per item (items)."""
     shrinkage: float | None = None

@@ -14,38 +14,38 @@ from minionerec.errors import ConfigError
 class DataConfig:
     """Stage `data`: raw files to a Dataset."""
 
-    source: Literal["ml-100k", "ml-1m", "amazon-2018", "amazon-2023", "csv", "recbole", "sequences", "letter", "reference"] = (
+    source: Literal["ml-100k", "ml-1m", "amazon-2018", "amazon-2023", "csv", "recbole", "sequences", "letter", "released"] = (
         "ml-100k"
     )
-    """Layout of the raw files. `ml-100k`, `ml-1m`, `amazon-2018`, `amazon-2023` and `reference` are downloaded where `path` is
+    """Layout of the raw files. `ml-100k`, `ml-1m`, `amazon-2018`, `amazon-2023` and `released` are downloaded where `path` is
     not given; the others are read from `path`. data/README.md shows each layout."""
     path: str | None = None
     """Folder of the raw files; for `sequences` a text file. A relative path counts from where the command is run."""
     category: str | None = None
     """Which data set, where a source has several: an Amazon category such as `Industrial_and_Scientific`, or the beginning of
-    the file names of `reference`, `letter` and `amazon` folders; needed only where a folder holds more than one."""
+    the file names of `released`, `letter` and `amazon` folders; needed only where a folder holds more than one."""
     max_history: int = 20
     """Most recent items kept in a history (items; paper: 10)."""
-    filters: Literal["named", "reference"] = "named"
-    """`named` applies the options below as they are described. `reference` repeats the script of the reference: its title
+    filters: Literal["named", "released"] = "named"
+    """`named` applies the options below as they are described. `released` repeats the script of the released code: its title
     rules, windows in this machine's time zone, repeated rows kept, `user_k` also for items."""
     title_rules: bool | None = None
-    """The reference's rules for titles: items without title, with `<span id` in it, of one character or of more than 20 words
-    go, with their interactions. null: for Amazon yes, otherwise no."""
+    """The released code's rules for titles: items without title, with `<span id` in it, of one character or of more than 20
+    words go, with their interactions. null: for Amazon yes, otherwise no."""
     start: str | None = None
     """Interactions before this are left out: a month or day, UTC, e.g. 2016-10 (paper's Industrial: 1996-10)."""
     end: str | None = None
     """Interactions after the first instant of this month or day are left out (UTC; paper: 2018-11)."""
     widen_below_items: int = 0
-    """While fewer items are left, the window begins a year earlier, not before 1996; 0 for never (items; reference: 3000)."""
+    """While fewer items are left, the window begins a year earlier, not before 1996; 0 for never (items; released: 3000)."""
     deduplicate: bool | None = None
     """Of rows with the same user, item and timestamp only the first stays; the others are counted. null: yes, except under
-    `filters: reference`."""
+    `filters: released`."""
     user_k: int = 3
     """Users with fewer interactions go (interactions; at least 3 for leave-last-two-out; paper: 5)."""
     item_k: int | None = None
     """Items with fewer interactions go, and users and items are looked at again until all have enough; 0 keeps every listed
-    item in the catalogue. null: `user_k` for Amazon and under `filters: reference`, otherwise 0 (interactions; paper: 5)."""
+    item in the catalog. null: `user_k` for Amazon and under `filters: released`, otherwise 0 (interactions; paper: 5)."""
     split: Literal["leave-last-two-out", "chronological", "date"] = "leave-last-two-out"
     """`leave-last-two-out`: each user's last interaction is test, the one before valid. `chronological`: all examples in order
     of time, cut at `parts`. `date`: cut at `valid_from` and `test_from` (paper: chronological)."""
@@ -58,7 +58,7 @@ class DataConfig:
     missing_text: Literal["error", "drop"] = "error"
     """An item without title, or an interaction with an item that has no row among the items: stop with an error, or drop it
     (the item with its interactions) and count. Where title rules apply they are dropped and counted; lists of ids and the
-    reference's files have an item's id or their own title throughout, so that nothing is missing."""
+    released code's files have an item's id or their own title throughout, so that nothing is missing."""
     on_error: Literal["stop", "skip"] = "stop"
     """A row that cannot be read: stop and name it, or skip it; skipped rows are counted, and listed in `skipped.txt`."""
 
@@ -69,7 +69,7 @@ class DataConfig:
             raise ConfigError(f"data.user_k is {self.user_k}; leave-last-two-out needs at least 3 interactions per user.")
         if self.path is None and self.source in ("csv", "recbole", "sequences", "letter"):
             raise ConfigError(f"data.source {self.source!r} needs data.path, the folder that holds your files.")
-        if self.path is None and self.category is None and self.source in ("amazon-2018", "amazon-2023", "reference"):
+        if self.path is None and self.category is None and self.source in ("amazon-2018", "amazon-2023", "released"):
             raise ConfigError(
                 f"data.source {self.source!r} needs data.category, e.g. Office_Products, or data.path, a folder of files."
             )
@@ -78,10 +78,10 @@ class DataConfig:
                 f"data.on_error skip cannot be had with data.source {self.source!r}: a list has no rows to leave out."
             )
         self._check_window()
-        if self.filters == "reference":
-            self._check_reference()
-        if self.source == "reference":
-            self.refuse_filters("the splits of data.source 'reference' are given by its files")
+        if self.filters == "released":
+            self._check_released()
+        if self.source == "released":
+            self.refuse_filters("the splits of data.source 'released' are given by its files")
 
     def _check_window(self) -> None:
         for name in ("start", "end", "valid_from", "test_from"):
@@ -104,15 +104,15 @@ class DataConfig:
         if self.split != "chronological" and self.parts != [8, 1, 1]:
             raise ConfigError(f"data.parts belongs to data.split chronological; it is {self.split}.")
 
-    def _check_reference(self) -> None:
+    def _check_released(self) -> None:
         if self.item_k not in (None, self.user_k):
             raise ConfigError(
-                f"data.item_k is {self.item_k}, but under data.filters reference items need data.user_k ({self.user_k}) "
-                "interactions too: the reference's own item_k has no effect. Leave data.item_k out."
+                f"data.item_k is {self.item_k}, but under data.filters released items need data.user_k ({self.user_k}) "
+                "interactions too: the released code's own item_k has no effect. Leave data.item_k out."
             )
         if self.title_rules is False or self.deduplicate:
             name, value = ("title_rules", False) if self.title_rules is False else ("deduplicate", True)
-            raise ConfigError(f"data.{name} is {value}, which data.filters reference excludes. Leave it out.")
+            raise ConfigError(f"data.{name} is {value}, which data.filters released excludes. Leave it out.")
 
     def refuse_filters(self, reason: str) -> None:
         """For raw files that are split already.
@@ -134,7 +134,7 @@ class DataConfig:
     @property
     def applies_title_rules(self) -> bool:
         """`title_rules`, or what stands for it."""
-        return self.filters == "reference" or (self.is_amazon if self.title_rules is None else self.title_rules)
+        return self.filters == "released" or (self.is_amazon if self.title_rules is None else self.title_rules)
 
     @property
     def drops_duplicates(self) -> bool:
@@ -146,7 +146,7 @@ class DataConfig:
         """`item_k`, or what stands for it."""
         if self.item_k is not None:
             return self.item_k
-        return self.user_k if self.is_amazon or self.filters == "reference" else 0
+        return self.user_k if self.is_amazon or self.filters == "released" else 0
 
     @property
     def split_dates(self) -> dict[str, str]:

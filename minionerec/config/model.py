@@ -12,7 +12,7 @@ class ModelConfig:
     """The language model that both training stages share."""
 
     init: Literal["from_scratch", "from_pretrained"] = "from_scratch"
-    """`from_scratch` makes a small Qwen2 and its tokenizer from the catalogue; `from_pretrained` loads `path`."""
+    """`from_scratch` makes a small Qwen2 and its tokenizer from the catalog; `from_pretrained` loads `path`."""
     path: str | None = None
     """Folder or hub name of a causal LM for `from_pretrained` (paper: Qwen2.5-1.5B-Instruct)."""
     hidden_size: int = 192
@@ -24,7 +24,7 @@ class ModelConfig:
     heads: int = 4
     """Its attention heads; they divide `hidden_size`."""
     vocabulary: int = 2000
-    """Byte-level BPE entries learnt from the catalogue's text and the prompts, SID tokens not counted (tokens)."""
+    """Byte-level BPE entries learnt from the catalog's text and the prompts, SID tokens not counted (tokens)."""
     sid_init: Literal["text", "mean", "random"] = "mean"
     """Where the rows of new SID tokens begin. `text`: at the mean token row of titles that carry the code, level by level on
     what the levels before leave over; `mean`: around the mean of all old rows; `random`: as the architecture draws weights."""

@@ -17,18 +17,18 @@ RewardName = Literal["rule", "ranking", "ranking_only", "prefix", "semantic", "c
 class RlConfig:
     """Stage `rl`: GRPO with ranked beams and ranking rewards, from the SFT model."""
 
-    INDIFFERENT: ClassVar[tuple[str, ...]] = ("micro_batch_prompts", "gradient_checkpointing", "report_to")
-    """Fields that decide how it is computed, not what: results agree up to rounding, so `Config.decisive` leaves them out."""
+    NOT_IN_KEY: ClassVar[tuple[str, ...]] = ("micro_batch_prompts", "gradient_checkpointing", "report_to")
+    """Fields that decide how it is computed, not what: results agree up to rounding, so `Config.key_fields` leaves them out."""
 
     tasks: list[TaskName] = field(default_factory=lambda: ["history_sid_to_sid"])
     """Tasks whose completion is a SID; each row carries its own target."""
     task_shares: dict[TaskName, float] = field(default_factory=dict)
     """Share of a task's examples that are rolled out, drawn with the seed; tasks that are not named take all (fraction;
-    reference: 10,000 examples of history_title_to_sid)."""
-    targets: Literal["row", "last_row", "reference"] = "row"
-    """What a rollout is rewarded for: its `row`'s target; or as the reference looks it up by the text of the prompt, where the
-    `last_row` with the same prompt wins, and in full (`reference`) the validation split over all: mistakes to measure, not to
-    make."""
+    released: 10,000 examples of history_title_to_sid)."""
+    targets: Literal["row", "last_row", "released"] = "row"
+    """What a rollout is rewarded for: its `row`'s target; or as the released code looks it up by the text of the prompt, where
+    the `last_row` with the same prompt wins, and in full (`released`) the validation split over all: mistakes to measure, not
+    to make."""
     max_examples: int | None = 4096
     """Training prompts drawn at random from the tasks' examples; null takes all (examples; paper: all)."""
     num_generations: int = 16
@@ -60,12 +60,12 @@ class RlConfig:
     standardised score; `popularity` from 0 for unknown items to -1 for the most popular (paper: ranking 1)."""
     collaborative_model: BaselineName = "sasrec"
     """The neural baseline of this run that scores for `collaborative`; `minionerec baseline` trains it."""
-    logp_space: Literal["vocabulary", "catalogue"] = "vocabulary"
+    normalise_over: Literal["vocabulary", "catalog"] = "vocabulary"
     """What the probabilities of a token add up over, in the policy, the reference, the KL, the entropies and the rollouts: all
-    tokens, or those with which the catalogue's SIDs can go on. Best as `sft.normalise` was (paper: vocabulary)."""
+    tokens, or those with which the catalog's SIDs can go on. Best as `sft.normalise_over` was (paper: vocabulary)."""
     objective: Literal["grpo", "exact", "listwise", "sdpo"] = "grpo"
     """`grpo` raises the log-probability of what is better than its group; `exact` raises the expected reward over the whole
-    catalogue, without rollouts (small catalogues); `listwise` is a softmax cross-entropy of the target over its group; `sdpo`
+    catalog, without rollouts (small catalogs); `listwise` is a softmax cross-entropy of the target over its group; `sdpo`
     prefers the target to the rest of its group relative to the SFT model (S-DPO). The last two need `add_target`."""
     loss: Literal["grpo", "dr_grpo", "dapo", "bnpo", "gspo"] = "grpo"
     """How objective `grpo` scales and averages; all but `dr_grpo` divide by the group's standard deviation of the reward. See
@@ -74,8 +74,8 @@ class RlConfig:
     """What a reward is compared with: `group` with the whole group; `sibling`, token by token, with the members of the group
     that have the same tokens so far (paper: group)."""
     importance_weights: bool = False
-    """Weight what stochastic beams drew so that the gradient is that of the expected reward over the catalogue, without bias
-    (`rl.loss: dr_grpo`, `rl.logp_space: catalogue`; paper: false)."""
+    """Weight what stochastic beams drew so that the gradient is that of the expected reward over the catalog, without bias
+    (`rl.loss: dr_grpo`, `rl.normalise_over: catalog`; paper: false)."""
     dynamic_sampling: Literal["none", "filter", "refill"] = "none"
     """`filter` leaves groups whose rewards are all equal out of the loss, KL and averages included; `refill` first puts other
     prompts in their place (paper: none)."""
@@ -148,7 +148,7 @@ class RlConfig:
         group = self.objective in ("listwise", "sdpo")
         exact = self.objective == "exact"
         ranked = [name for name in self.rewards if name.startswith("ranking")]
-        unbiased = {"objective": "grpo", "rollouts": "stochastic", "add_target": False, "logp_space": "catalogue"}
+        unbiased = {"objective": "grpo", "rollouts": "stochastic", "add_target": False, "normalise_over": "catalog"}
         unbiased |= {"loss": "dr_grpo", "advantages": "group", "dynamic_sampling": "none"}
         problems = [
             (
@@ -169,8 +169,8 @@ class RlConfig:
                 "choose others, e.g. rl.rewards: {rule: 1.0}.",
             ),
             (
-                exact and self.logp_space != "catalogue",
-                "rl.objective exact is the expectation over the catalogue; set rl.logp_space: catalogue.",
+                exact and self.normalise_over != "catalog",
+                "rl.objective exact is the expectation over the catalog; set rl.normalise_over: catalog.",
             ),
             (
                 self.objective != "grpo" and (self.loss, self.advantages, self.dynamic_sampling) != ("grpo", "group", "none"),
@@ -183,7 +183,7 @@ class RlConfig:
             ),
             (
                 self.importance_weights and any(getattr(self, name) != value for name, value in unbiased.items()),
-                "rl.importance_weights belongs to distinct SIDs drawn from the policy over the catalogue and to unscaled "
+                "rl.importance_weights belongs to distinct SIDs drawn from the policy over the catalog and to unscaled "
                 f"rewards; set {', '.join(f'rl.{name}: {str(value).lower()}' for name, value in unbiased.items())}.",
             ),
             (

@@ -20,8 +20,8 @@ TaskName = Literal[
     "history_title_to_sid",
 ]
 DEFAULT_TASKS: tuple[TaskName, ...] = ("history_sid_to_sid", "title_to_sid", "sid_to_title")
-# The reference's five classes: SidSFT, SidItemFeat (both directions), FusionSeqRec, SFTData, TitleHistory2SidSFT.
-REFERENCE_TASKS: tuple[TaskName, ...] = (
+# The released code's five classes: SidSFT, SidItemFeat (both directions), FusionSeqRec, SFTData, TitleHistory2SidSFT.
+RELEASED_TASKS: tuple[TaskName, ...] = (
     *DEFAULT_TASKS,
     "history_sid_to_title",
     "history_title_to_title",
@@ -33,24 +33,24 @@ REFERENCE_TASKS: tuple[TaskName, ...] = (
 class SftConfig:
     """Stage `sft`: supervised fine-tuning on (prompt, completion) pairs, loss on the completion only."""
 
-    INDIFFERENT: ClassVar[tuple[str, ...]] = (
+    NOT_IN_KEY: ClassVar[tuple[str, ...]] = (
         "micro_batch",
         "micro_tokens",
         "row_tokens",
         "gradient_checkpointing",
         "report_to",
     )
-    """Fields that decide how it is computed, not what: results agree up to rounding, so `Config.decisive` leaves them out."""
+    """Fields that decide how it is computed, not what: results agree up to rounding, so `Config.key_fields` leaves them out."""
 
-    tasks: list[TaskName] | Literal["reference"] = field(default_factory=lambda: list(DEFAULT_TASKS))
-    """Training tasks, mixed in one shuffled stream; docs/tasks.md shows each. `reference` stands for the reference's five
+    tasks: list[TaskName] | Literal["released"] = field(default_factory=lambda: list(DEFAULT_TASKS))
+    """Training tasks, mixed in one shuffled stream; docs/tasks.md shows each. `released` stands for the released code's five
     classes in its words."""
     task_shares: dict[TaskName, float] = field(default_factory=dict)
     """Share of a task's examples that are trained, drawn once for the whole run; tasks that are not named count whole (fraction
     above 0, at most 1)."""
     answer_in_prompt: bool = False
-    """Write the answer at the end of the prompts that ask for an item by its title or SID, as the reference does: a mistake to
-    measure, not to make."""
+    """Write the answer at the end of the prompts that ask for an item by its title or SID, as the released code does: a
+    mistake to measure, not to make."""
     history_stride: int = 1
     """A training history starts at a multiple of this position in the user's sequence, so that up to this many examples share
     their prompt's beginning and are computed together; up to stride - 1 of the oldest items are left out. 1 keeps every
@@ -62,7 +62,7 @@ class SftConfig:
     """Prefix trees computed at once on one device; the rest of a step's share follows by gradient accumulation (trees;
     paper: 16)."""
     train: Literal["full", "lora", "sid_rows"] = "full"
-    """What is trained: everything, low-rank adapters and the rows of the SID tokens, or those rows alone (the reference's
+    """What is trained: everything, low-rank adapters and the rows of the SID tokens, or those rows alone (the released code's
     freeze_LLM). The saved model is whole in each case; an adapter lies beside it (paper: full)."""
     lora_rank: int = 16
     """Rank of the adapters' matrices (dimensions)."""
@@ -72,8 +72,8 @@ class SftConfig:
     """Dropout of the adapters' input (fraction)."""
     lora_targets: list[str] | None = None
     """Names of the linear layers that get adapters, such as q_proj; null for all but the head."""
-    normalise: Literal["vocabulary", "catalogue"] = "vocabulary"
-    """What the probabilities of a SID's token add up over in the loss: all tokens, or those with which the catalogue's SIDs can
+    normalise_over: Literal["vocabulary", "catalog"] = "vocabulary"
+    """What the probabilities of a SID's token add up over in the loss: all tokens, or those with which the catalog's SIDs can
     go on (the children in its trie). Text completions keep the vocabulary (paper: vocabulary)."""
     smoothing: float = 0.0
     """Share of a SID token's label that is spread evenly over the legal tokens in its place, itself among them; 0 for none
@@ -158,7 +158,7 @@ class SftConfig:
         of_sids = {
             "level_weights": self.level_weights is not None,
             "smoothing": self.smoothing > 0,
-            "normalise": self.normalise == "catalogue",
+            "normalise_over": self.normalise_over == "catalog",
         }
         if not any(task.endswith("_to_sid") for task in self.task_names):
             for name in (name for name, is_set in of_sids.items() if is_set):
@@ -175,4 +175,4 @@ class SftConfig:
     @property
     def task_names(self) -> list[TaskName]:
         """The tasks one by one."""
-        return list(REFERENCE_TASKS) if self.tasks == "reference" else list(self.tasks)
+        return list(RELEASED_TASKS) if self.tasks == "released" else list(self.tasks)

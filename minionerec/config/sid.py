@@ -18,25 +18,25 @@ class RqVaeConfig:
     """Training of the two neural quantizers, `rq-vae` and `rq-kmeans-plus`."""
 
     hidden: list[int] = field(default_factory=lambda: [512, 256, 128])
-    """Widths of the encoder's hidden layers; the decoder mirrors them (dimensions; reference: 2048 halved down to 64)."""
+    """Widths of the encoder's hidden layers; the decoder mirrors them (dimensions; released: 2048 halved down to 64)."""
     latent: int = 32
     """Length of the quantised vector of `rq-vae`; `rq-kmeans-plus` quantises in the text vectors' own space (dimensions;
-    reference: 32)."""
+    released: 32)."""
     learning_rate: float = 1e-3
-    """AdamW, constant (reference: 1e-3 for RQ-VAE, 1e-4 for RQ-KMeans+)."""
+    """AdamW, constant (released: 1e-3 for RQ-VAE, 1e-4 for RQ-KMeans+)."""
     commitment: float = 0.25
-    """Weight of the encoder's pull to its codes (reference: 0.25)."""
+    """Weight of the encoder's pull to its codes (released: 0.25)."""
     batch_size: int = 1024
-    """Vectors per step (vectors; reference: 20480)."""
+    """Vectors per step (vectors; released: 20480)."""
     max_epochs: int = 400
-    """Passes over the vectors at most (epochs; reference: 10,000, always all)."""
+    """Passes over the vectors at most (epochs; released: 10,000, always all)."""
     patience: int = 10
-    """Stop after this many epochs without a reconstruction error lower by 0.1 % (epochs; reference: never)."""
+    """Stop after this many epochs without a reconstruction error lower by 0.1 % (epochs; released: never)."""
     ema: float = 0.0
     """Decay of codebooks that follow their vectors' moving average instead of a gradient, e.g. 0.99; 0 for the gradient
-    (reference: gradient)."""
+    (released: gradient)."""
     revive: bool = True
-    """After each epoch, put a code that no vector chose onto the residual of a random vector (reference: no)."""
+    """After each epoch, put a code that no vector chose onto the residual of a random vector (released: no)."""
 
     def __post_init__(self) -> None:
         positive("sid.rqvae", latent=self.latent, learning_rate=self.learning_rate, batch_size=self.batch_size)
@@ -52,18 +52,18 @@ class SidConfig:
     """Stage `sid`: item text to semantic IDs."""
 
     shipped: bool = False
-    """Take the semantic IDs that the raw files bring (`data.source` reference or letter) instead of making some; the other
+    """Take the semantic IDs that the raw files bring (`data.source` released or letter) instead of making some; the other
     fields of this section then play no part."""
     encoder: str = "minilm"
     """Text encoder: `minilm` (all-MiniLM-L6-v2 from an installed package), `tfidf` (TF-IDF and SVD, nothing to download),
     or the name or path of any sentence-transformers model (paper: Qwen3-Embedding-4B)."""
     vectors: str | None = None
-    """A `.npy` file of your own (items, dimensions) float32 vectors in catalogue order, used instead of the encoder; it is
+    """A `.npy` file of your own (items, dimensions) float32 vectors in catalog order, used instead of the encoder; it is
     memory-mapped, so it may be larger than the memory."""
     max_text_tokens: int = 256
     """Item text beyond this length is cut by the encoder (tokens; paper: 2048)."""
     tfidf_dimensions: int = 128
-    """Vector length of the `tfidf` encoder; lowered to what the catalogue's rank allows (dimensions)."""
+    """Vector length of the `tfidf` encoder; lowered to what the catalog's rank allows (dimensions)."""
     collaborative: float = 0.35
     """How far items are moved to the mean of the items bought right before or after them in the training split, before level 1
     is clustered (fraction from 0, text only, to below 1; not for `pq` and `opq`, which have no first level of that kind). Items
@@ -94,11 +94,11 @@ class SidConfig:
     beam: int = 8
     """Partial SIDs kept per item when `rq-kmeans-joint` encodes (candidates)."""
     max_training_vectors: int = 65536
-    """Codebooks of a larger catalogue are learnt from this many vectors drawn at random, by faiss instead of scikit-learn; all
+    """Codebooks of a larger catalog are learnt from this many vectors drawn at random, by faiss instead of scikit-learn; all
     items are then encoded in shards (vectors)."""
     collisions: Literal["nearest-free", "sinkhorn", "suffix", "keep"] = "nearest-free"
     """Items with equal codes: `nearest-free` moves each to the free code under the nearest possible prefix that costs least,
-    so that every item has its own SID; `sinkhorn` reassigns their last codes as the reference does, which may leave some;
+    so that every item has its own SID; `sinkhorn` reassigns their last codes as the released code does, which may leave some;
     `suffix` tells them apart by a further code that the others do not have; `keep` lets them share a SID."""
     rqvae: RqVaeConfig = field(default_factory=RqVaeConfig)
 

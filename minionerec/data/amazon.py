@@ -19,10 +19,10 @@ import pyarrow as pa
 
 from minionerec.config import DataConfig
 from minionerec.data import times
+from minionerec.data.bad_rows import Problems, braced
 from minionerec.data.filters import Part, encode
-from minionerec.data.lines import csv_lines, json_lines
-from minionerec.data.problems import Problems, braced
 from minionerec.data.readers import CONTROL, full_text, one_line
+from minionerec.data.text_lines import csv_lines, json_lines
 from minionerec.errors import DataError
 
 MAX_TITLE_WORDS = 20
@@ -68,8 +68,8 @@ class Dump:
     _scratch: Path = field(repr=False)
     _fields: Fields = field(repr=False)
 
-    def catalogue(self, wanted: pl.Series) -> pl.DataFrame:
-        """The catalogue of some items, in the order given: item_id, title, text, description, brand, categories."""
+    def catalog(self, wanted: pl.Series) -> pl.DataFrame:
+        """The catalog of some items, in the order given: item_id, title, text, description, brand, categories."""
         order = wanted.rename("item_id").to_frame()
         files = sorted(self._scratch.glob("meta-*.parquet"))
         found = pl.scan_parquet(files).join(order.lazy(), on="item_id", how="semi").collect(engine="streaming")
@@ -186,7 +186,9 @@ def _read_items(
 
 
 def passes(rules: bool) -> pl.Expr:
-    """Whether a row's title may stay: there is one; by the reference's rules also clean, and of 2 characters to 20 words."""
+    """Whether a row's title may stay: there is one; by the released code's rules also clean, and of 2 characters to 20
+    words.
+    """
     title, tidy = pl.col("title").fill_null(""), tidy_title(collapse=False)
     if not rules:
         return title.str.strip_chars() != ""
@@ -195,7 +197,7 @@ def passes(rules: bool) -> pl.Expr:
 
 
 def tidy_title(collapse: bool = True) -> pl.Expr:
-    """The title as the reference cleans it; `collapse` also makes runs of white space one blank."""
+    """The title as the released code cleans it; `collapse` also makes runs of white space one blank."""
     title = pl.col("title").fill_null("")
     title = title.str.replace_all("&quot;", '"', literal=True).str.replace_all("&amp;", "&", literal=True)
     title = title.str.strip_chars(" ").str.strip_chars('"')

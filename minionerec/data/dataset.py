@@ -1,4 +1,4 @@
-"""The Dataset: a catalogue and three splits of examples, on disk as parquet.
+"""The Dataset: a catalog and three splits of examples, on disk as parquet.
 
 Files: `catalog.parquet` (item_id, title, text and what else the source tells; the row number is the item's index),
 `train.parquet`, `valid.parquet`, `test.parquet` (user, history, target, timestamp, position); where the source gives
@@ -18,7 +18,7 @@ from minionerec.errors import ArtifactError
 SplitName = Literal["train", "valid", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
 CATALOG_SCHEMA = pl.Schema({"item_id": pl.String(), "title": pl.String(), "text": pl.String()})
-CATALOG_DETAILS = ("description", "brand", "categories")  # further columns that a catalogue may have, all String
+CATALOG_DETAILS = ("description", "brand", "categories")  # further columns that a catalog may have, all String
 SPLIT_SCHEMA = pl.Schema(
     {
         "user": pl.String(),
@@ -37,7 +37,7 @@ _OPTIONAL = ("interactions", "sids")
 
 @dataclass(frozen=True)
 class Dataset:
-    """A catalogue and its examples.
+    """A catalog and its examples.
 
     Attributes:
         catalog: one row per item, schema `CATALOG_SCHEMA`, then any of `CATALOG_DETAILS`. `title` is shown to people and
@@ -48,7 +48,7 @@ class Dataset:
             `position - len(history)` is where the history begins. A user may have several examples in a split.
         interactions: every interaction kept, sorted by user, then position; `rating` null where unknown. None where the
             source gives examples and not the interactions behind them.
-        sids: the semantic IDs that came with the source, one row per item of the catalogue, schema `SID_SCHEMA`: `tokens`
+        sids: the semantic IDs that came with the source, one row per item of the catalog, schema `SID_SCHEMA`: `tokens`
             holds `<a_17>` and so on, one per level. None where the source has none.
     """
 
@@ -61,7 +61,7 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """Identifies the catalogue: SHA-256 of the item ids in order. A SID index carries it."""
+        """Identifies the catalog: SHA-256 of the item ids in order. A SID index carries it."""
         return content_hash(self.catalog["item_id"].to_list())
 
     def split(self, name: SplitName) -> pl.DataFrame:

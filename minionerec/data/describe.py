@@ -22,7 +22,7 @@ def facts(dataset: Dataset, sids: Sequence[str] | None = None) -> Facts:
     """All facts of a dataset, by section.
 
     Args:
-        sids: the semantic ID of each item as text, in catalogue order.
+        sids: the semantic ID of each item as text, in catalog order.
     """
     found: Facts = {
         "size": _size(dataset),

@@ -15,7 +15,7 @@ from minionerec.config import DataConfig
 from minionerec.data import times
 from minionerec.errors import DataError
 
-EARLIEST_YEAR = 1996  # where the reference's widening window stops
+EARLIEST_YEAR = 1996  # where the released code's widening window stops
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Part:
     """Interactions of some users, and all of theirs.
 
     Attributes:
-        rows: gives the columns row (UInt32, place in the file), user (UInt32, from 0), item (Int32, the catalogue's row),
+        rows: gives the columns row (UInt32, place in the file), user (UInt32, from 0), item (Int32, the catalog's row),
             time (Int64), rating (Float32 or null), first (Boolean: no earlier row has the same user, item and time).
         names: gives the ids of the users, in the order of their numbers.
     """
@@ -106,7 +106,7 @@ def select(parts: Sequence[Part], unit: int, config: DataConfig, where: str) -> 
 
 
 def _select(parts: Sequence[Part], unit: int, config: DataConfig, start: str | None) -> Kept:
-    local = config.filters == "reference"
+    local = config.filters == "released"
     low = times.instant(start, "start", local=local) * unit if start else None
     high = times.instant(config.end, "end", local=local) * unit if config.end else None
     read = inside = unique = users = 0

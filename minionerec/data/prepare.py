@@ -1,6 +1,6 @@
 """Stage `data`: raw files to a Dataset.
 
-Inputs: a download (MovieLens, Amazon, the reference's files), or your own files in any layout of `READERS`.
+Inputs: a download (MovieLens, Amazon, the released code's files), or your own files in any layout of `READERS`.
 Outputs: `<run>/data/` with `catalog.parquet`, `train.parquet`, `valid.parquet`, `test.parquet`, `interactions.parquet` where
 the source has interactions, `sids.parquet` where it brings semantic IDs, `skipped.txt` where rows were skipped, and
 `manifest.json` with everything counted.
@@ -19,17 +19,17 @@ import polars as pl
 from minionerec.artifacts import (
     Manifest,
     cache_folder,
-    check_space,
+    check_disk_space,
     content_hash,
     file_hash,
     is_current,
     write_artifact,
 )
 from minionerec.config import Config, DataConfig
-from minionerec.data import amazon, readers, recbole, reference, sources, times
+from minionerec.data import amazon, readers, recbole, released, sources, times
+from minionerec.data.bad_rows import Problems
 from minionerec.data.dataset import SPLITS, Dataset
 from minionerec.data.filters import Kept, Part, encode, select
-from minionerec.data.problems import Problems
 from minionerec.data.splits import split
 from minionerec.errors import ArtifactError, DataError
 
@@ -68,8 +68,8 @@ def _files(data: DataConfig, source: Path) -> tuple[Path, ...]:
         return (source,)
     if data.is_amazon:
         return amazon.files(source, data.category)
-    if data.source == "reference":
-        return tuple(reference.files(source, data.category).values())
+    if data.source == "released":
+        return tuple(released.files(source, data.category).values())
     if data.source == "letter":
         name = readers.one_file(source, ".inter.json", data.category).name.removesuffix(".inter.json")
         found = [source / f"{name}.{kind}.json" for kind in ("inter", "index", "item")]
@@ -100,7 +100,7 @@ def run(config: Config) -> tuple[Manifest, bool]:
         return Manifest.load(folder), False
     problems = Problems(skip=config.data.on_error == "skip")
     if config.data.is_amazon:
-        check_space(config.folder, sum(path.stat().st_size for path in _files(config.data, source)))
+        check_disk_space(config.folder, sum(path.stat().st_size for path in _files(config.data, source)))
         with amazon.scratch_folder(config.folder / SCRATCH) as scratch:
             dataset, metrics = _amazon(source, scratch, config.data, problems)
     else:
@@ -158,12 +158,12 @@ def _letter(source: Path, config: DataConfig, problems: Problems) -> Made:
     index = next((path for path in _files(config, source) if path.name.endswith(".index.json")), None)
     if index is None:
         return dataset, metrics
-    tokens = reference.sid_tokens(index)
-    return replace(dataset, sids=reference.sid_frame([tokens[item] for item in dataset.catalog["item_id"].to_list()])), metrics
+    tokens = released.sid_tokens(index)
+    return replace(dataset, sids=released.sid_frame([tokens[item] for item in dataset.catalog["item_id"].to_list()])), metrics
 
 
-def _reference(source: Path, config: DataConfig, problems: Problems) -> Made:
-    return given(reference.read(source, config, problems))
+def _released(source: Path, config: DataConfig, problems: Problems) -> Made:
+    return given(released.read(source, config, problems))
 
 
 READERS: dict[str, Callable[[Path, DataConfig, Problems], Made]] = {
@@ -173,7 +173,7 @@ READERS: dict[str, Callable[[Path, DataConfig, Problems], Made]] = {
     "recbole": _recbole,
     "sequences": _sequences,
     "letter": _letter,
-    "reference": _reference,
+    "released": _released,
 }
 
 
@@ -183,7 +183,7 @@ def _amazon(source: Path, scratch: Path, config: DataConfig, problems: Problems)
     if not len(dump.ids):
         raise DataError(f"{paths[1]}: no item is left after the title rules, of {dump.counts['items_read']:,} read.")
     kept = select(dump.parts, dump.unit, config, str(paths[0]))
-    return _assemble(kept, dump.ids, dump.catalogue, config, dump.unit, dump.counts)
+    return _assemble(kept, dump.ids, dump.catalog, config, dump.unit, dump.counts)
 
 
 def build(interactions: pl.DataFrame, items: pl.DataFrame, config: DataConfig, where: str = "these files") -> Made:
@@ -191,7 +191,7 @@ def build(interactions: pl.DataFrame, items: pl.DataFrame, config: DataConfig, w
 
     Items with an empty title (or one against the title rules) go first, with their interactions; then what lies outside the
     window; then repeated rows (same user, item and timestamp), keeping the first; then users and items with too few. A user's
-    interactions are sorted by time, ties in file order. With `item_k` 0 every item of the items file stays in the catalogue, in
+    interactions are sorted by time, ties in file order. With `item_k` 0 every item of the items file stays in the catalog, in
     file order, also one that nobody interacted with: it can be recommended all the same.
 
     Args:
@@ -247,14 +247,14 @@ def _refuse_times(config: DataConfig, where: str) -> None:
 def _assemble(
     kept: Kept,
     ids: pl.Series,
-    catalogue: Callable[[pl.Series], pl.DataFrame],
+    catalog: Callable[[pl.Series], pl.DataFrame],
     config: DataConfig,
     unit: int | None,
     counts: dict[str, int],
 ) -> Made:
     """The dataset of what the filters left; `unit` is None where there are no times."""
     item = kept.item
-    if config.item_threshold:  # the catalogue is what is left
+    if config.item_threshold:  # the catalog is what is left
         listed = np.unique(item)
         ids, item = ids.gather(listed), np.searchsorted(listed, item).astype(np.int32)
     order = np.lexsort((np.arange(len(item)), kept.time, kept.user))
@@ -282,7 +282,7 @@ def _assemble(
     if unit is None:
         splits = {name: frame.with_columns(timestamp=pl.lit(None, pl.Int64)) for name, frame in splits.items()}
     dropped = {name: value for name, value in kept.counts.items() if name not in ("read", "span")}
-    dataset = Dataset(catalog=catalogue(ids), **splits, interactions=interactions)
+    dataset = Dataset(catalog=catalog(ids), **splits, interactions=interactions)
     return dataset, _figures(dataset) | counts | dropped
 
 

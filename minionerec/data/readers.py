@@ -14,8 +14,8 @@ from typing import Any, Literal
 import polars as pl
 
 from minionerec.data import times
+from minionerec.data.bad_rows import Problems, braced
 from minionerec.data.dataset import CATALOG_DETAILS
-from minionerec.data.problems import Problems, braced
 from minionerec.data.tables import read_parquet, read_table, select, text_lines
 from minionerec.errors import DataError
 
@@ -151,7 +151,7 @@ def read_letter(
 ) -> Frames:
     """LETTER's files: `NAME.inter.json` (user to items in time order), optional `NAME.index.json` and `NAME.item.json`.
 
-    Every item of the index or, without one, of the sequences is in the catalogue, in numerical order. Without `NAME.item.json`
+    Every item of the index or, without one, of the sequences is in the catalog, in numerical order. Without `NAME.item.json`
     an item's title is its id and its text is empty.
 
     Raises:
@@ -190,7 +190,7 @@ def _described(
         **{name: pl.Series(column, dtype=pl.String) for name, column in columns.items()},
         detail=pl.Series(columns["description"]),
     )
-    return catalogue(found, str(path), missing_text, problems)
+    return make_catalog(found, str(path), missing_text, problems)
 
 
 def read_sequences(path: Path, problems: Problems | None = None) -> Frames:
@@ -336,7 +336,7 @@ def placed(table: pl.DataFrame, path: Path, problems: Problems) -> pl.DataFrame:
     return table
 
 
-def catalogue(items: pl.DataFrame, name: str, missing_text: MissingText, problems: Problems) -> pl.DataFrame:
+def make_catalog(items: pl.DataFrame, name: str, missing_text: MissingText, problems: Problems) -> pl.DataFrame:
     """The items a reader returns, from (row, item_id, title, detail, and any of text and `CATALOG_DETAILS`)."""
     shown = braced(name)
     given = [column for column in ("text", *CATALOG_DETAILS) if column in items.columns]
@@ -368,7 +368,7 @@ def _checked(
 ) -> Frames:
     """The frames that a reader returns, or an error that names the first wrong row."""
     problems = problems or Problems()
-    listed, clicks = catalogue(items, names[1], missing_text, problems), braced(names[0])
+    listed, clicks = make_catalog(items, names[1], missing_text, problems), braced(names[0])
     for name in ("user", "item_id"):
         interactions = problems.without(interactions, pl.col(name) == "", clicks + f", row {{row}}: the field {name} is empty.")
         message = f", row {{row}}: {name} {{{name}!r}} has a tab, line break or other control character."

@@ -10,9 +10,9 @@ from pathlib import Path
 import polars as pl
 
 from minionerec.config import DataConfig
+from minionerec.data.bad_rows import Problems, braced
 from minionerec.data.dataset import CATALOG_DETAILS, SPLIT_SCHEMA, SPLITS, Dataset
-from minionerec.data.problems import Problems, braced
-from minionerec.data.readers import PLACED, SPLIT_FILES, catalogue, one_file, one_line, placed, raw_files, recbole_items
+from minionerec.data.readers import PLACED, SPLIT_FILES, make_catalog, one_file, one_line, placed, raw_files, recbole_items
 from minionerec.data.tables import read_table, select
 from minionerec.errors import DataError
 
@@ -46,7 +46,7 @@ def read_splits(folder: Path, config: DataConfig, problems: Problems) -> Dataset
         DataError: a file or column is missing, or a row names an item that is not listed (unless skipped).
     """
     *paths, item = files(folder)
-    catalog = catalogue(recbole_items(item, problems), str(item), config.missing_text, problems)
+    catalog = make_catalog(recbole_items(item, problems), str(item), config.missing_text, problems)
     place = dict(zip(catalog["item_id"].to_list(), range(len(catalog)), strict=True))
     reached: dict[str, int] = {}
     frames = [_read_split(path, place, reached, config.max_history, problems) for path in paths]

@@ -78,8 +78,8 @@ AMAZON_2023 = (
     *("Movies_and_TV", "Musical_Instruments", "Office_Products", "Patio_Lawn_and_Garden", "Pet_Supplies", "Software"),
     *("Sports_and_Outdoors", "Subscription_Boxes", "Tools_and_Home_Improvement", "Toys_and_Games", "Unknown", "Video_Games"),
 )
-# Size and SHA-256 of the reference's files, None where they are not known.
-_REFERENCE: dict[str, dict[str, tuple[int | None, str | None]]] = {
+# Size and SHA-256 of the released code's files, None where they are not known.
+_RELEASED: dict[str, dict[str, tuple[int | None, str | None]]] = {
     "Industrial_and_Scientific": {
         "train": (None, None),
         "valid": (2_915_875, "12bbb02bced0bd754a8b4e0f9ca4086416e30d12b0b73a2c95e7b195dd67385a"),
@@ -128,18 +128,18 @@ def _amazon_2023(category: str) -> Source:
     return Source(f"amazon-2023/{category}", "reviews to September 2023 and metadata", _UCSD, page, files, options)
 
 
-def _reference(category: str) -> Source:
+def _released(category: str) -> Source:
     base = "https://raw.githubusercontent.com/AkaliKong/MiniOneRec/main/data/Amazon"
     files = []
-    for kind, (size, sha256) in _REFERENCE[category].items():
+    for kind, (size, sha256) in _RELEASED[category].items():
         name = f"{kind}/{category}_5_2016-10-2018-11.{'txt' if kind == 'info' else 'csv'}"
         if kind in ("index", "item"):
             name = f"index/{category}.{kind}.json"
         files.append(KnownFile(name, size, sha256 and f"sha256:{sha256}", f"{base}/{name}"))
-    options = f"--data.source reference --data.category {category}"
-    what = "as the reference MiniOneRec processed it: splits, item text and SIDs"
+    options = f"--data.source released --data.category {category}"
+    what = "as the released MiniOneRec processed it: splits, item text and SIDs"
     page = "https://github.com/AkaliKong/MiniOneRec"
-    return Source(f"reference/{category}", what, f"Apache-2.0; {_UCSD}", page, tuple(files), options)
+    return Source(f"released/{category}", what, f"Apache-2.0; {_UCSD}", page, tuple(files), options)
 
 
 SOURCES: dict[str, Source] = {
@@ -152,7 +152,7 @@ SOURCES: dict[str, Source] = {
             "sha256:50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
         ),
         _movielens("ml-1m", "6,040 users, 3,883 films, 1,000,209 ratings", 5_917_549, "md5:c4d9eecfca2ab87c1945afe126590906"),
-        *(_reference(category) for category in _REFERENCE),
+        *(_released(category) for category in _RELEASED),
         *(_amazon_2018(category) for category in AMAZON_2018),
         *(_amazon_2023(category) for category in AMAZON_2023),
     )
@@ -167,7 +167,7 @@ def named(config: DataConfig) -> str:
     """
     if config.source in SOURCES:
         return config.source
-    if config.path is not None or config.source not in ("amazon-2018", "amazon-2023", "reference"):
+    if config.path is not None or config.source not in ("amazon-2018", "amazon-2023", "released"):
         return ""
     name = f"{config.source}/{config.category}"
     if name not in SOURCES:

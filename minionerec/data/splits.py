@@ -2,7 +2,7 @@
 
 Three rules, `data.split`. `leave-last-two-out`: a user's last interaction is test, the one before valid, the others train;
 examples are ordered by user, then position. `chronological`: all examples sorted by the target's time (equal times by user,
-then position) and cut at the shares of `data.parts`, as the reference does. `date`: by two dates.
+then position) and cut at the shares of `data.parts`, as the released code does. `date`: by two dates.
 """
 
 import numpy as np

@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 from pyarrow import csv as arrow_csv
 
-from minionerec.data.problems import Problems
+from minionerec.data.bad_rows import Problems
 from minionerec.errors import DataError
 
 

@@ -61,7 +61,7 @@ def instant(text: str, field: str, *, local: bool = False) -> int:
     """The beginning of `2016-10` or `2016-10-31`, in seconds since 1970.
 
     Args:
-        local: in this machine's time zone instead of UTC, as the reference's script has it.
+        local: in this machine's time zone instead of UTC, as the released code's script has it.
 
     Raises:
         ConfigError: not such a date.

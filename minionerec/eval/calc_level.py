@@ -1,4 +1,4 @@
-"""Print, plot and store the level tables of a predictions file, ours or the reference's."""
+"""Print, plot and store the level tables of a predictions file, ours or the released code's."""
 
 import argparse
 import json
@@ -12,10 +12,10 @@ from rich.table import Table
 from minionerec.artifacts import write_json
 from minionerec.config import CUTOFFS, RESAMPLES
 from minionerec.errors import ConfigError, DataError, MiniOneRecError
-from minionerec.eval.foreign import read_catalog, read_lists
 from minionerec.eval.level_plot import draw
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import measure
+from minionerec.eval.result_json import read_catalog, read_lists
 
 
 def analyse(lists: RankedLists, cutoffs: Sequence[int], resamples: int, seed: int) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _run(arguments: argparse.Namespace) -> None:
         raise DataError(f"{out / 'levels.json'}: cannot be written ({error}). Choose another folder with --out DIR.") from None
     console = Console()
     _print(found, console)
-    note = f", {found['invalid']:.2%} of the listed texts are no SID of the catalogue" if found["invalid"] else ""
+    note = f", {found['invalid']:.2%} of the listed texts are no SID of the catalog" if found["invalid"] else ""
     console.print(
         f"{found['users']} users, {found['rows']} examples, lists of {found['lengths']['shortest']} to "
         f"{found['lengths']['longest']}{note}; written to {out / 'levels.json'} and levels.png",
@@ -136,12 +136,12 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description="Accuracy per SID level of a predictions file.")
     parser.add_argument(
         "--path", type=Path, required=True, metavar="FILE",
-        help="predictions.jsonl of an eval stage, or the reference's result JSON (input, output, predict)",
+        help="predictions.jsonl of an eval stage, or the released code's result JSON (input, output, predict)",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for levels.json and levels.png (default: that of FILE)")
     parser.add_argument(
         "--index", type=Path, metavar="FILE",
-        help="index.json or info text of the catalogue: item-level ranks for the reference's JSON, and a check of its SIDs",
+        help="index.json or info text of the catalog: item-level ranks for the released code's JSON, and a check of its SIDs",
     )  # fmt: skip
     parser.add_argument("--cutoffs", type=int, nargs="+", default=list(CUTOFFS), metavar="K", help="cut-offs K")
     parser.add_argument(

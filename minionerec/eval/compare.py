@@ -7,9 +7,9 @@ import numpy as np
 
 from minionerec.config import CUTOFFS, RESAMPLES
 from minionerec.errors import DataError
-from minionerec.eval.intervals import beyond_noise, detectable, paired, permutation
 from minionerec.eval.lists import Lists, RankedLists
 from minionerec.eval.metrics import item_ranks, per_user, ranks
+from minionerec.statistics.intervals import beyond_noise, detectable, paired, permutation
 
 
 def align(first: RankedLists, second: RankedLists) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Beyond accuracy: what the lists show of the catalogue."""
+"""Beyond accuracy: what the lists show of the catalog."""
 
 from typing import Any
 
@@ -42,13 +42,13 @@ def diversity(predictions: Lists, k: int = 10) -> float | None:
 
 
 def exposure(predictions: Lists, popularity: np.ndarray, k: int = 10) -> dict[str, Any]:
-    """What the first k items of the lists show of the catalogue.
+    """What the first k items of the lists show of the catalog.
 
     Args:
         popularity: (items,) how often each item occurs in training interactions.
 
     Returns:
-        `k`; `coverage`, the share of the catalogue shown to anyone; `gini` of how often each item is shown; `popularity`, mean
+        `k`; `coverage`, the share of the catalog shown to anyone; `gini` of how often each item is shown; `popularity`, mean
         training count of a shown item, `target_popularity` the same of the targets, and `popularity_bias`, their ratio (None
         where targets have 0); `novelty`, mean of -log2 of a shown item's share of the training interactions, with one added to
         each count (bits); `diversity`, see `diversity`. The first four and `novelty` are None where the lists name no items.

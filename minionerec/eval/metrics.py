@@ -6,16 +6,16 @@ from typing import Any, Literal
 import numpy as np
 
 from minionerec.config import CUTOFFS, RESAMPLES
-from minionerec.eval.intervals import detectable, intervals
 from minionerec.eval.levels import calibration, level_tables, lost_targets
 from minionerec.eval.lists import Lists, RankedLists
+from minionerec.statistics.intervals import detectable, intervals
 
 
 def ranks(predictions: Lists, on: Literal["sid", "item"] = "sid") -> np.ndarray:
     """0-based rank of each example's target, (rows,) float; infinity where the list does not hold it.
 
     On `sid`, items that share the target's SID count as the target; on `item`, it is the place among the listed items, where
-    the items of one SID stand in catalogue order (see `item_ranks`).
+    the items of one SID stand in catalog order (see `item_ranks`).
 
     Raises:
         DataError: no predictions.
@@ -141,7 +141,7 @@ def _on_items(
 
 
 def measure(predictions: Lists, cutoffs: Sequence[int] = CUTOFFS, resamples: int = RESAMPLES, seed: int = 42) -> dict[str, Any]:
-    """What `metrics.json` says of the lists alone; the eval stage adds slices and what needs the catalogue.
+    """What `metrics.json` says of the lists alone; the eval stage adds slices and what needs the catalog.
 
     Returns:
         `users` and `rows`; `exact`, the share of provably exact lists, None where unknown; `invalid`, the share of places

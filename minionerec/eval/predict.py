@@ -1,11 +1,11 @@
-"""Stage `eval`: rank the catalogue for every user of a split with a checkpoint, and measure.
+"""Stage `eval`: rank the catalog for every user of a split with a checkpoint, and measure.
 
 Inputs: `data/`, `sid/` and `<stage>/model/` of the run. Outputs per stage: `eval/<stage>/predictions.jsonl`,
 `metrics.json` and, where `eval.oracle_examples` asks for it, `oracle.jsonl`; the first two also for the floors, under
 `eval/popularity/` and `eval/repeat/`, and for the run's baselines, under their names. Predictions are stored shard by shard: an
 interrupted evaluation goes on where it stopped, and any number of ranks writes the same files.
 
-Deviations from the paper: the prompt is the one the model was trained on; the search masks what the catalogue lacks instead
+Deviations from the paper: the prompt is the one the model was trained on; the search masks what the catalog lacks instead
 of adding -1e6; the checkpoint's generation settings play no part; metrics are on SIDs and on items, with intervals.
 
 Command: `minionerec eval --config ml-100k`, or `accelerate launch eval/predict.py --config NAME`.
@@ -37,12 +37,12 @@ from minionerec.artifacts import (
     write_artifact,
     write_json,
 )
-from minionerec.baselines import floors
+from minionerec.baselines import trivial
 from minionerec.config import CUTOFFS, Config
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError, DataError
-from minionerec.eval import oracle
-from minionerec.eval.belongs import check_belongs
+from minionerec.eval import search_error
+from minionerec.eval.check_predictions import check_belongs
 from minionerec.eval.exposure import exposure
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import measure
@@ -60,10 +60,10 @@ BUILT_IN = ("popularity", "repeat")  # ranked here, without a model or a baselin
 
 
 class Decoder:
-    """A checkpoint that ranks the catalogue for examples of a split.
+    """A checkpoint that ranks the catalog for examples of a split.
 
     Raises:
-        CatalogError: the tokenizer lacks the catalogue's SID tokens.
+        CatalogError: the tokenizer lacks the catalog's SID tokens.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Decoder:
         self._trie = CatalogTrie.from_codes(self._tokens, self._device)
         self._item_of = {tuple(sid): item for item, sid in reversed(list(enumerate(self._tokens.tolist())))}
         split, context = dataset.split(config.eval.split), getattr(model.config, "max_position_embeddings", None)
-        options: dict[str, Any] = {"split": config.eval.split, "context": context, "prompts": config.asked}
+        options: dict[str, Any] = {"split": config.eval.split, "context": context, "prompts": config.resolved_prompts}
         examples = build_examples("history_sid_to_sid", dataset, index, tokenizer, **options)
         self._rows = list(zip(split.iter_rows(named=True), examples, strict=True))
         self._several = split["user"].n_unique() < len(split)
@@ -102,7 +102,7 @@ class Decoder:
                 mask,
                 trie=trie,
                 num_beams=self._config.num_beams,
-                normalise=self._config.normalise,
+                normalise_over=self._config.normalise_over,
             )
             lists = zip(batch, result.tokens.tolist(), result.scores.tolist(), result.exact.tolist(), strict=True)
             for number, tokens, scores, exact in lists:
@@ -125,12 +125,14 @@ class Decoder:
                     sizes=[len(group) for group in groups] if len(items) > len(sids) else None,
                 )
 
-    def trace(self, rows: Sequence[int]) -> Iterator[oracle.Trace]:
-        """What exact scores of the whole catalogue say of some rows."""
+    def trace(self, rows: Sequence[int]) -> Iterator[search_error.Trace]:
+        """What exact scores of the whole catalog say of some rows."""
         widths = sorted({*CUTOFFS, self._config.num_beams})
         for batch, (ids, mask) in self._batches(rows):
             targets = [self._tokens[self._rows[row][0]["target"]].tolist() for row in batch]
-            yield from oracle.trace(self._model, ids, mask, self._trie, batch, targets, widths, self._config.normalise)
+            yield from search_error.trace(
+                self._model, ids, mask, self._trie, batch, targets, widths, self._config.normalise_over
+            )
 
 
 def decode(
@@ -139,7 +141,7 @@ def decode(
     """Predictions for the whole split in its order, in this process.
 
     Raises:
-        CatalogError: the tokenizer lacks the catalogue's SID tokens.
+        CatalogError: the tokenizer lacks the catalog's SID tokens.
     """
     decoder = Decoder(model, tokenizer, dataset, index, config)
     yield from decoder.predict(range(len(decoder)))
@@ -161,7 +163,7 @@ def _by_model(stage: str) -> Callable[[Config, Dataset, SidIndex, Path], None]:
         """Decode in shards that do not depend on the number of ranks, and put them together in the split's order."""
         decoder = Decoder(*checkpoint.load(config.folder / stage / "model"), dataset, index, config)
         shards = _shards(len(decoder), config.eval.shard_size)
-        traced = spread(len(decoder), config.eval.oracle_examples)
+        traced = evenly_spaced(len(decoder), config.eval.oracle_examples)
         store = folder / CHECKPOINTS
         store.mkdir(exist_ok=True)
         state = distributed_state()
@@ -171,7 +173,7 @@ def _by_model(stage: str) -> Callable[[Config, Dataset, SidIndex, Path], None]:
             for rows in mine:
                 path = _shard(store, rows)
                 if not path.is_file():  # a shard under its final name is complete
-                    oracle.write_traces(path.with_suffix(".trace"), decoder.trace([row for row in rows if row in traced]))
+                    search_error.write_traces(path.with_suffix(".trace"), decoder.trace([row for row in rows if row in traced]))
                     write_predictions(path, decoder.predict(rows))
                 progress.advance(task, len(rows))
                 progress.update(task, rate=f"{progress.tasks[task].speed or 0:.1f} examples/s")
@@ -190,7 +192,7 @@ def _shard(store: Path, rows: range) -> Path:
     return store / f"rows-{rows.start:09d}-{rows.stop:09d}.jsonl"
 
 
-def spread(rows: int, count: int) -> set[int]:
+def evenly_spaced(rows: int, count: int) -> set[int]:
     """At most `count` rows at even distances."""
     return {place * rows // count for place in range(count)} if count < rows else set(range(rows))
 
@@ -240,13 +242,13 @@ def _hidden(config: Config, examples: pl.DataFrame) -> int:
 
 def _popularity(config: Config, dataset: Dataset, index: SidIndex, folder: Path) -> None:
     examples = dataset.split(config.eval.split)
-    rankings = floors.popularity(dataset, config.eval.num_beams + _hidden(config, examples), config.eval.split)
+    rankings = trivial.popularity(dataset, config.eval.num_beams + _hidden(config, examples), config.eval.split)
     _store(as_predictions(examples, _listed(config, examples, rankings), index), folder)
 
 
 def _repeat(config: Config, dataset: Dataset, index: SidIndex, folder: Path) -> None:
     examples = dataset.split(config.eval.split)
-    rankings = floors.repeat_last(examples, config.eval.num_beams)
+    rankings = trivial.repeat_last(examples, config.eval.num_beams)
     _store(as_predictions(examples, _listed(config, examples, rankings), index), folder)
 
 
@@ -286,18 +288,18 @@ def analyse(folder: Path, dataset: Dataset, index: SidIndex, config: Config) -> 
     `slices.slice_tables`; `exposure`, see `exposure.exposure`; `search`, see `oracle.summary`, None where nothing was traced.
 
     Raises:
-        DataError: the predictions are malformed, or not those of this split and catalogue.
+        DataError: the predictions are malformed, or not those of this split and catalog.
     """
     path = folder / "predictions.jsonl"
     lists = RankedLists.read(path)
     check_belongs(lists, dataset, index, config.eval.split, str(path))
     parts = parts_of_lists(lists) | parts_of_dataset(lists, dataset, index, config.eval.split)
-    traces = oracle.read_traces(folder / "oracle.jsonl") if (folder / "oracle.jsonl").is_file() else []
+    traces = search_error.read_traces(folder / "oracle.jsonl") if (folder / "oracle.jsonl").is_file() else []
     return {
         **measure(lists, CUTOFFS, config.eval.resamples, config.seed),
         "slices": slice_tables(lists, parts, (10,), config.eval.resamples, config.seed),
-        "exposure": exposure(lists, floors.interaction_counts(dataset)),
-        "search": oracle.summary(traces, config.eval.num_beams),
+        "exposure": exposure(lists, trivial.interaction_counts(dataset)),
+        "search": search_error.summary(traces, config.eval.num_beams),
     }
 
 
@@ -315,11 +317,11 @@ def run(config: Config, recommender: str) -> tuple[Manifest, bool]:
     if recommender in MODELS:
         model = require(config.folder / recommender, f"minionerec {recommender}", made_from=inputs)
         inputs[recommender] = model.digest
-        check_prompts(model.config, config.asked, str(config.folder / recommender))
-        if config.asked.eval_style == "reference":
+        check_prompts(model.config, config.resolved_prompts, str(config.folder / recommender))
+        if config.resolved_prompts.eval_style == "released":
             log.warning(
-                "prompts.eval_style is reference: %s is asked with a sentence that it was not trained with, as in the "
-                "reference's evaluation. The figures measure that mistake.",
+                "prompts.eval_style is released: %s is asked with a sentence that it was not trained with, as in the "
+                "released's evaluation. The figures measure that mistake.",
                 recommender,
             )
     elif recommender not in BUILT_IN:
@@ -328,8 +330,8 @@ def run(config: Config, recommender: str) -> tuple[Manifest, bool]:
         inputs[f"baselines/{recommender}"] = baseline.digest
     sections = config.section("eval")
     if recommender in MODELS:
-        sections["prompts"] = prompts_section(config.asked)
-    key = content_hash({"config": {**sections, **config.decisive("eval")}, "seed": config.seed, "inputs": inputs})
+        sections["prompts"] = prompts_section(config.resolved_prompts)
+    key = content_hash({"config": {**sections, **config.key_fields("eval")}, "seed": config.seed, "inputs": inputs})
     if is_current(folder, key):
         return Manifest.load(folder), False
     dataset = Dataset.load(config.folder / "data")

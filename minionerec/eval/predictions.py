@@ -29,7 +29,7 @@ class Prediction:
         sids: recommended SIDs, best first, distinct, each as long as `target_sid`, short ones ending in -1 as well.
         items: recommended item indices, best first.
         scores: one per SID, descending; nats where a language model made them.
-        exact: whether the list is provably the exact top of the catalogue.
+        exact: whether the list is provably the exact top of the catalog.
         position: the target's 0-based place in the user's sequence; None where each user has one prediction.
         sizes: how many of `items` each SID stands for, where a model that writes SIDs cannot order the items of one;
             None where `items` is an order of its own, or no SID of the list has two items.

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from minionerec.baselines.floors import interaction_counts
+from minionerec.baselines.trivial import interaction_counts
 from minionerec.config import RESAMPLES
 from minionerec.data.dataset import SPLITS, Dataset, SplitName
-from minionerec.eval.intervals import intervals
 from minionerec.eval.lists import Lists, RankedLists
 from minionerec.eval.metrics import per_user, ranks
 from minionerec.sid.index import SidIndex
+from minionerec.statistics.intervals import intervals
 
 Parts = dict[str, dict[str, np.ndarray]]  # question, then answer, to the rows (rows,) bool to which it applies
 

@@ -13,7 +13,7 @@ from minionerec.config import Config
 from minionerec.data.dataset import Dataset
 from minionerec.errors import DataError
 from minionerec.eval.metrics import per_user, ranks
-from minionerec.eval.predict import Decoder, spread
+from minionerec.eval.predict import Decoder, evenly_spaced
 from minionerec.sid.index import SidIndex
 
 SHOWN = ("HR@1", "HR@10", "HR@50", "NDCG@10")
@@ -44,7 +44,7 @@ def validator(
         )
     alike = replace(config, eval=replace(config.eval, split="valid"), prompts=config.prompts.for_training())
     decoder = Decoder(model, tokenizer, dataset, index, alike)
-    rows = sorted(spread(len(decoder), examples or len(decoder)))
+    rows = sorted(evenly_spaced(len(decoder), examples or len(decoder)))
     size = config.eval.batch_size
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
 

@@ -147,7 +147,7 @@ def sid_token_ids(tokenizer: PreTrainedTokenizerBase, index: SidIndex) -> torch.
     missing = [text for text in index.token_strings() if text not in known]
     if missing:
         raise CatalogError(
-            f"{tokenizer.name_or_path or 'the tokenizer'}: lacks {len(missing)} of the catalogue's "
+            f"{tokenizer.name_or_path or 'the tokenizer'}: lacks {len(missing)} of the catalog's "
             f"{len(index.token_strings())} SID tokens, the first is {missing[0]}. This checkpoint was not trained with this "
             "SID index: run the sft stage with it, or use the checkpoint's own index."
         )

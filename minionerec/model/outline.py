@@ -39,7 +39,7 @@ def outline(path: str | Path, dtype: str = "float32") -> tuple[PreTrainedModel, 
 def base_outline(
     config: ModelConfig, index: SidIndex, texts: Sequence[str], seed: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The base model that SFT begins from, with the catalogue's SID tokens.
+    """The base model that SFT begins from, with the catalog's SID tokens.
 
     Args:
         texts: what the tokenizer of a from-scratch model learns from.

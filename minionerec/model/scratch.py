@@ -1,4 +1,4 @@
-"""A small Qwen2 and its byte-level BPE tokenizer, made from nothing but the catalogue's text and the prompts."""
+"""A small Qwen2 and its byte-level BPE tokenizer, made from nothing but the catalog's text and the prompts."""
 
 import json
 from collections.abc import Sequence

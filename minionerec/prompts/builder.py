@@ -27,7 +27,7 @@ class TokenExample:
     """An example as token ids; prompt and completion are tokenised apart, so that no token spans the two.
 
     Attributes:
-        is_sid: the completion is a SID, a path of the catalogue's trie.
+        is_sid: the completion is a SID, a path of the catalog's trie.
         row: the split's row whose history the prompt shows; None for a task without history.
         cut: something was left out because the example was too long.
     """
@@ -61,8 +61,8 @@ def check_prompts(made: Mapping[str, Any], prompts: PromptsConfig, folder: str) 
             what = "words of this version" if name == "words" else f"prompts.{name} {value}"
             raise ConfigError(
                 f"{folder} was trained with other prompts ({name}: {then.get(name)}), but now it is to be asked with {what}. "
-                "Train it again, or set the section prompts as it was. To measure the reference's mistake of asking "
-                "differently in evaluation: prompts.eval_style reference."
+                "Train it again, or set the section prompts as it was. To measure the released code's mistake of asking "
+                "differently in evaluation: prompts.eval_style released."
             )
 
 
@@ -77,7 +77,7 @@ def build_examples(
     context: int | None = None,
     prompts: PromptsConfig = PLAIN,
 ) -> list[TokenExample]:
-    """All examples of a task, in the order of the split (or of the catalogue).
+    """All examples of a task, in the order of the split (or of the catalog).
 
     Args:
         stride: see `examples_of`; 1 for RL and evaluation, which use whole histories.

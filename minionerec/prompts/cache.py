@@ -4,7 +4,7 @@ An entry is a folder `tokens/<key>/`: `tokens.npy` (tokens of all prompts and co
 each begins: prompt, completion, prompt, ..., and the end, int64), `facts.npy` (the other fields of each example, int64), and
 `sha256.json` (hashes of the three). It is written under a temporary name and renamed. Prompts and completions are views of the
 memory-mapped file: the ranks of a machine share its pages, and an example costs some hundred bytes, however long it is. The key
-covers everything that decides the tokens: catalogue, split, SIDs, tokenizer, this package's wording and code, all options. An
+covers everything that decides the tokens: catalog, split, SIDs, tokenizer, this package's wording and code, all options. An
 entry that is damaged is made anew. `$MINIONEREC_CACHE/tokens` may be deleted at any time.
 """
 
@@ -25,14 +25,14 @@ from transformers import PreTrainedTokenizerBase, __version__
 
 from minionerec.artifacts import cache_folder, content_hash, file_hash, read_json, write_json
 from minionerec.config import PromptsConfig, TaskName
-from minionerec.data import reference
+from minionerec.data import released
 from minionerec.data.dataset import Dataset, SplitName
 from minionerec.errors import ArtifactError
 from minionerec.prompts.builder import TokenExample, build_examples
 from minionerec.sid.index import SidIndex
 
 _FILES = ("tokens.npy", "offsets.npy", "facts.npy")
-_CODE = (*Path(__file__).parent.glob("*.py"), Path(reference.__file__))  # the latter makes prose of descriptions
+_CODE = (*Path(__file__).parent.glob("*.py"), Path(released.__file__))  # the latter makes prose of descriptions
 _NONE = -(2**62)  # stands for None among the facts
 _FACTS = tuple(made for made in dataclasses.fields(TokenExample) if made.name not in ("prompt", "completion"))
 

@@ -12,9 +12,9 @@ from typing import Literal
 
 from minionerec.config import PromptsConfig, TaskName
 from minionerec.data.dataset import Dataset, SplitName
-from minionerec.data.reference import prose
+from minionerec.data.released import prose
 from minionerec.errors import DataError
-from minionerec.prompts.wordings import REFERENCE_EVALUATION, WORDINGS, Wording
+from minionerec.prompts.wordings import RELEASED_EVALUATION, WORDINGS, Wording
 from minionerec.sid.index import SidIndex
 
 
@@ -60,7 +60,7 @@ class Example:
 def examples_of(
     task: TaskName, dataset: Dataset, index: SidIndex, split: SplitName, stride: int, prompts: PromptsConfig
 ) -> Iterator[Example]:
-    """All examples of a task, in the order of the split's rows, or of the catalogue for a task without history.
+    """All examples of a task, in the order of the split's rows, or of the catalog for a task without history.
 
     Of several wordings one is chosen by the row's or item's number, so that every stage asks about it alike.
 
@@ -69,13 +69,13 @@ def examples_of(
             beginning; up to `stride - 1` of its oldest items are left out.
 
     Raises:
-        DataError: the task needs descriptions, and the catalogue has none.
+        DataError: the task needs descriptions, and the catalog has none.
     """
     wording = WORDINGS[prompts.wording or "plain"][task]
-    if prompts.eval_style == "reference" and task == "history_sid_to_sid":
-        wording = REFERENCE_EVALUATION
+    if prompts.eval_style == "released" and task == "history_sid_to_sid":
+        wording = RELEASED_EVALUATION
     if "description" in task and not any(_descriptions(dataset)):
-        raise DataError(f"The task {task} needs descriptions, and the catalogue has none; leave it out of the tasks.")
+        raise DataError(f"The task {task} needs descriptions, and the catalog has none; leave it out of the tasks.")
     if task.startswith("history"):
         return _of_histories(task, wording, dataset, index, split, stride, prompts.category)
     return _of_items(task, wording, dataset, index, stride, prompts.category)

@@ -1,7 +1,7 @@
-"""The words of every task: ours, and the reference's.
+"""The words of every task: ours, and the released code's.
 
-The sentences under `reference` are those of MiniOneRec (github.com/AkaliKong/MiniOneRec, `data.py`, Apache License 2.0), its
-spelling included; those under `plain` are ours, and so are all that the reference does not have.
+The sentences under `released` are those of MiniOneRec (github.com/AkaliKong/MiniOneRec, `data.py`, Apache License 2.0), its
+spelling included; those under `plain` are ours, and so are all that the released code does not have.
 """
 
 import dataclasses
@@ -67,7 +67,7 @@ PLAIN: dict[TaskName, Wording] = {
 _IDENTIFICATION = ("Answer the question about item identification.",)
 _FUSED = ("Can you recommend the next item for the user based on their interaction history?",)
 
-REFERENCE: dict[TaskName, Wording] = {
+RELEASED: dict[TaskName, Wording] = {
     "history_sid_to_sid": Wording(
         ("Can you predict the next possible item that the user may expect?",),
         (
@@ -146,19 +146,19 @@ REFERENCE: dict[TaskName, Wording] = {
     ),
 }
 
-# What the reference's evaluation script asks instead of the sentence that was trained; the header is the same.
-REFERENCE_EVALUATION = dataclasses.replace(
-    REFERENCE["history_sid_to_sid"],
+# What the released code's evaluation script asks instead of the sentence that was trained; the header is the same.
+RELEASED_EVALUATION = dataclasses.replace(
+    RELEASED["history_sid_to_sid"],
     questions=(
         "Can you predict the next possible item the user may expect, given the following chronological interaction history: "
         "{sids}",
     ),
 )
 
-WORDINGS: dict[Literal["plain", "reference"], dict[TaskName, Wording]] = {"plain": PLAIN, "reference": REFERENCE}
+WORDINGS: dict[Literal["plain", "released"], dict[TaskName, Wording]] = {"plain": PLAIN, "released": RELEASED}
 
 
 def wordings_digest() -> str:
     """Identifies all words and the header; part of the key of every artefact that depends on them."""
     words = {name: {task: dataclasses.asdict(made) for task, made in found.items()} for name, found in WORDINGS.items()}
-    return content_hash([words, dataclasses.asdict(REFERENCE_EVALUATION), HEADER])
+    return content_hash([words, dataclasses.asdict(RELEASED_EVALUATION), HEADER])

@@ -105,7 +105,7 @@ def _search(found: Found) -> list[dict[str, Any]]:
             {"width": f"{width} beams", "values": [row[name] for name in _SEARCH]} for width, row in search["widths"].items()
         ]
         whole = [search["exact"].get(name) for name in _SEARCH[:3]]
-        rows.append({"width": "whole catalogue", "values": [*whole, 1.0, 0.0]})
+        rows.append({"width": "whole catalog", "values": [*whole, 1.0, 0.0]})
         tables.append({"label": label, "examples": search["rows"], "names": _SEARCH, "rows": rows, "pruned": search["pruned"]})
     return tables
 

@@ -30,7 +30,7 @@ from minionerec.errors import ArtifactError
 from minionerec.eval.compare import left_out
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.slices import parts_of_dataset, parts_of_lists
-from minionerec.report import analysis, content, diagnosis, paper_gap, plots
+from minionerec.report import analysis, diagnosis, paper_gap, plots, run_page
 from minionerec.report.page import environment, signed
 from minionerec.sid.index import SidIndex
 
@@ -38,7 +38,7 @@ _REQUIRED = ("data", "sid", "sft", "eval/sft")
 _OPTIONAL = ("rl", "eval/popularity", "eval/repeat", "eval/rl")
 _HEADLINE = 10
 _FUNNELS = (1, 10, 50)
-_BASELINES = tuple(f"{part}/{name}" for part in ("baselines", "eval") for name in content.BASELINES)  # present or not
+_BASELINES = tuple(f"{part}/{name}" for part in ("baselines", "eval") for name in run_page.BASELINES)  # present or not
 _ORDER = ("data", "sid", "sft", "rl", *_BASELINES, "eval/popularity", "eval/repeat", "eval/sft", "eval/rl")
 
 
@@ -57,21 +57,21 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _read_method(folder: Path, name: str) -> content.Method:
+def _read_method(folder: Path, name: str) -> run_page.Method:
     path = folder / "eval" / name / "metrics.json"
     metrics = read_json(path)
-    expected = {f"{family}@{k}" for family in content.FAMILIES for k in CUTOFFS}
+    expected = {f"{family}@{k}" for family in run_page.FAMILIES for k in CUTOFFS}
     if lacking := [part for part in ("levels", "slices", "lost") if part not in metrics]:
         raise ArtifactError(f"{path}: {lacking[0]} is missing; made by another version. Run the eval stage again.")
-    for part in content.SCALE:
+    for part in run_page.SCALE:
         lacking = sorted(expected - metrics.get(part, {}).keys())
         if lacking:
             raise ArtifactError(f"{path}: {part}.{lacking[0]} is missing; made by another version. Run the eval stage again.")
-    return content.Method(name, RankedLists.read(path.with_name("predictions.jsonl")), metrics)
+    return run_page.Method(name, RankedLists.read(path.with_name("predictions.jsonl")), metrics)
 
 
 def _tiles(
-    methods: dict[str, content.Method], manifests: dict[str, Manifest], change: dict[str, Any] | None
+    methods: dict[str, run_page.Method], manifests: dict[str, Manifest], change: dict[str, Any] | None
 ) -> list[dict[str, str]]:
     final = methods.get("rl", methods["sft"])
     tiles = []
@@ -95,7 +95,7 @@ def _tiles(
         note = f"NDCG@{_HEADLINE}, paired: {signed(effect['low'])} to {signed(effect['high'])}, {verdict}"
         tiles.append({"label": "What RL changed", "value": signed(effect["value"]), "note": note})
     if "exact" in final.metrics:
-        note = "proven to be the catalogue's top"
+        note = "proven to be the catalog's top"
         tiles.append({"label": "Exact lists", "value": f"{final.metrics['exact']:.1%}", "note": note})
     total = sum(manifest.seconds for manifest in manifests.values())
     tiles.append({"label": "Time", "value": f"{total / 60:.1f} min", "note": "all stages together"})
@@ -115,40 +115,40 @@ def _context(config: Config, manifests: dict[str, Manifest]) -> dict[str, Any]:
     dataset = Dataset.load(folder / "data")
     index = SidIndex.load(folder / "sid", dataset)
     titles = dataset.catalog["title"].to_list()
-    methods = {name: _read_method(folder, name) for name in content.LABELS if f"eval/{name}" in manifests}
+    methods = {name: _read_method(folder, name) for name in run_page.LABELS if f"eval/{name}" in manifests}
     trained = [methods[name] for name in ("sft", "rl") if name in methods]
     final, shown = trained[-1], list(methods.values())
-    change = {on: content.compared(trained[0], trained[1], on, config) if len(trained) == 2 else None for on in content.SCALE}
+    change = {on: run_page.compared(trained[0], trained[1], on, config) if len(trained) == 2 else None for on in run_page.SCALE}
     levels = {method.name: method.metrics["levels"] for method in trained}
     logs = {stage: _read_log(folder / stage / "log.jsonl") for stage in ("sft", "rl") if stage in manifests}
     dates = sorted(manifest.created for manifest in manifests.values())
     return {
         "config": config,
-        "notes": content.notes(manifests, [name for name in _OPTIONAL if name not in manifests]),
+        "notes": run_page.notes(manifests, [name for name in _OPTIONAL if name not in manifests]),
         "dates": (dates[0], dates[-1]),
-        "dataset": content.dataset_figures(dataset),
+        "dataset": run_page.dataset_figures(dataset),
         "tiles": _tiles(methods, manifests, change["sid"]),
         "rows": final.metrics["rows"],
         "users": final.metrics["users"],
         "left_out": left_out(trained[0].lists, trained[1].lists) if len(trained) == 2 else None,
-        "results": content.result_tables(shown, "sid", change["sid"]),
-        "item_results": content.result_tables(shown, "item", change["item"]) if content.items_differ(shown) else None,
+        "results": run_page.result_tables(shown, "sid", change["sid"]),
+        "item_results": run_page.result_tables(shown, "item", change["item"]) if run_page.items_differ(shown) else None,
         "has_floor": "popularity" in methods,
         "has_rl": "rl" in methods,
-        "funnels": [(k, plots.funnel(levels, content.LABELS, k, len(final.lists))) for k in _FUNNELS],
+        "funnels": [(k, plots.funnel(levels, run_page.LABELS, k, len(final.lists))) for k in _FUNNELS],
         "level_tables": analysis.level_tables({method.label: method.metrics["levels"] for method in trained}),
         "drop_off": analysis.drop_off({method.label: method.metrics["levels"] for method in trained}),
         "more_tables": analysis.tables({method.label: method.metrics for method in shown}),
         "curves": {stage: plots.curves(log) for stage, log in logs.items()},
-        "sid_levels": content.sid_levels(index),
-        "sid_figures": content.figures(manifests["sid"].metrics),
+        "sid_levels": run_page.sid_levels(index),
+        "sid_figures": run_page.figures(manifests["sid"].metrics),
         "collisions": index.collisions(),
         "distinct": len({tuple(row) for row in index.codes.tolist()}),
-        "prefixes": content.prefixes(index, titles),
-        "examples": content.examples(final, index, titles, config.report.examples),
+        "prefixes": run_page.prefixes(index, titles),
+        "examples": run_page.examples(final, index, titles, config.report.examples),
         "final": final,
-        "stages": [(name, manifests[name], content.figures(manifests[name].metrics)) for name in _ORDER if name in manifests],
-        "labels": content.LABELS,
+        "stages": [(name, manifests[name], run_page.figures(manifests[name].metrics)) for name in _ORDER if name in manifests],
+        "labels": run_page.LABELS,
         "settings": yaml.safe_dump(_settings(manifests), sort_keys=False, allow_unicode=True),
         "versions": _versions(manifests),
     }
@@ -167,7 +167,7 @@ def render_rl(config: Config) -> str:
     """
     folder = config.folder
     sft, rl = (_read_method(folder, name) for name in ("sft", "rl"))
-    differences = content.compared(sft, rl, "sid", config)
+    differences = run_page.compared(sft, rl, "sid", config)
     log = _read_log(folder / "rl" / "log.jsonl")
     dataset = Dataset.load(folder / "data")
     parts = parts_of_lists(sft.lists) | parts_of_dataset(
@@ -187,7 +187,7 @@ def render_rl(config: Config) -> str:
             change_plot=plots.changes(differences),
             levels=levels,
             slices=slices,
-            reliability_plot=plots.reliability(calibrations, content.LABELS, rl.lists.levels, len(rl.lists))
+            reliability_plot=plots.reliability(calibrations, run_page.LABELS, rl.lists.levels, len(rl.lists))
             if calibrations
             else None,
             exposure=analysis.tables({method.label: method.metrics for method in (sft, rl)})["exposure"],

@@ -10,8 +10,8 @@ from minionerec.eval.compare import align, differences, shared_cutoffs
 from minionerec.eval.levels import first_matches
 from minionerec.eval.metrics import per_user, ranks
 from minionerec.eval.slices import Parts
-from minionerec.report.content import Method
 from minionerec.report.page import signed
+from minionerec.report.run_page import Method
 
 _SHARPER = ("HR@1", "HR@3")
 _DEEPER = ("HR@20", "HR@50")
@@ -181,7 +181,7 @@ def _said_of_levels(levels: Sequence[Mapping[str, Any]]) -> list[str]:
     first = read[0]["prefix"]
     lost = any(row["prefix"] == first and row["change"]["high"] < 0 for row in read)
     if lost:
-        said.append(f"A loss at {first} means that whole branches of the catalogue fell out of the lists.")
+        said.append(f"A loss at {first} means that whole branches of the catalog fell out of the lists.")
     elif any(row["change"]["high"] < 0 for row in read):
         said.append(f"{first} is not lost, later codes are: the right branch stays in the lists, the item in it does not.")
     return said
@@ -217,7 +217,7 @@ def _said_of_lists(sft: Mapping[str, Any], rl: Mapping[str, Any]) -> list[str]:
         trend = "narrower" if new["diversity"] < old["diversity"] else "no narrower"
         said.append(
             f"Its lists are {trend}: intra-list diversity {old['diversity']:.3f} before, {new['diversity']:.3f} after; all "
-            f"lists together show {old['coverage']:.1%} of the catalogue before, {new['coverage']:.1%} after."
+            f"lists together show {old['coverage']:.1%} of the catalog before, {new['coverage']:.1%} after."
         )
     return said
 

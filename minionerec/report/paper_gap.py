@@ -19,11 +19,10 @@ from minionerec.artifacts import write_json
 from minionerec.config import RESAMPLES
 from minionerec.errors import ArtifactError, ConfigError, MiniOneRecError
 from minionerec.eval.compare import left_out
-from minionerec.eval.foreign import read_catalog
-from minionerec.eval.intervals import across_seeds
+from minionerec.eval.result_json import read_catalog
 from minionerec.report import analysis
 from minionerec.report import runs as sources
-from minionerec.report.causes import checklist
+from minionerec.report.gap_causes import checklist
 from minionerec.report.page import environment
 from minionerec.report.published import (
     METRICS,
@@ -38,6 +37,7 @@ from minionerec.report.published import (
     summary,
 )
 from minionerec.report.runs import PAIRED, Run
+from minionerec.statistics.intervals import across_seeds
 
 
 def _verdict(cell: Mapping[str, float], target: float) -> str:
@@ -249,7 +249,7 @@ def build(
 
     Args:
         chosen: the published dataset that all runs belong to, where their size does not tell it.
-        index: the catalogue of the reference's result files, see `eval.foreign.read_catalog`.
+        index: the catalog of the released code's result files, see `eval.foreign.read_catalog`.
 
     Raises:
         ConfigError, DataError, ArtifactError: a run is missing, malformed or of other examples; the folder cannot be written.
@@ -257,7 +257,7 @@ def build(
     catalog = read_catalog(index) if index else None
     named = sources.named(paths)
     if index and all(path.is_dir() for path in named.values()):
-        raise ConfigError(f"--index {index}: only for result files of the reference, and --runs names none. Leave it out.")
+        raise ConfigError(f"--index {index}: only for result files of the released code, and --runs names none. Leave it out.")
     loaded = [run for label, path in named.items() for run in sources.load(path, label, resamples, seed, catalog)]
     found = gather(loaded, chosen, resamples, seed)
     try:
@@ -290,13 +290,13 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description="Our runs beside the published tables: gaps, noise, causes.")
     parser.add_argument(
         "--runs", type=Path, nargs="*", default=[], metavar="RUN",
-        help="folders of runs, or predictions files (predictions.jsonl, or the reference's result JSON)",
+        help="folders of runs, or predictions files (predictions.jsonl, or the released code's result JSON)",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for paper_gap.json, .md and .html")
     parser.add_argument("--dataset", metavar="NAME", help="published dataset of all runs, where their size does not tell it")
     parser.add_argument(
         "--index", type=Path, metavar="FILE",
-        help="index.json or info text of the catalogue of the reference's result files: item-level ranks and collisions",
+        help="index.json or info text of the catalog of the released code's result files: item-level ranks and collisions",
     )  # fmt: skip
     parser.add_argument(
         "--resamples", type=int, default=RESAMPLES, metavar="N", help=f"bootstrap resamples (default: {RESAMPLES})"

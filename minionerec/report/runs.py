@@ -10,19 +10,19 @@ import numpy as np
 import polars as pl
 
 from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, content_hash, read_json, require
-from minionerec.baselines.floors import FLOORS
+from minionerec.baselines.trivial import TRIVIAL
 from minionerec.config import CUTOFFS
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError, DataError
-from minionerec.eval.belongs import check_belongs
+from minionerec.eval.check_predictions import check_belongs
 from minionerec.eval.compare import compare
 from minionerec.eval.exposure import diversity
-from minionerec.eval.foreign import read_lists
 from minionerec.eval.lists import EMPTY, RankedLists
 from minionerec.eval.metrics import measure
+from minionerec.eval.result_json import read_lists
 from minionerec.eval.slices import parts_of_lists, slice_tables
-from minionerec.report.content import LABELS
 from minionerec.report.published import published
+from minionerec.report.run_page import LABELS
 from minionerec.sid.index import SidIndex
 
 Setting = tuple[str, str, str]  # artefact, section, field
@@ -48,7 +48,7 @@ class Run:
         settings: per artefact that the predictions come from (`data`, `sft`, ..., `eval`) the sections of its manifest's
             configuration; None for a single file.
         parameters: of the model, None where unknown.
-        whole: the whole catalogue was ranked, the history not left out; taken on trust for a single file.
+        whole: the whole catalog was ranked, the history not left out; taken on trust for a single file.
     """
 
     label: str
@@ -165,21 +165,21 @@ def seeds(runs: Sequence[Run]) -> list[list[Run]]:
     """The groups of runs that differ in nothing but their seed, one run per seed; what draws nothing at random is no seed."""
     groups: dict[str | None, dict[int | None, Run]] = {}
     for run in runs:
-        if run.settings is not None and run.recommender not in FLOORS:
+        if run.settings is not None and run.recommender not in TRIVIAL:
             groups.setdefault(run.recipe(), {}).setdefault(run.seed, run)
     return [list(group.values()) for group in groups.values() if len(group) > 1]
 
 
 def load(path: Path, label: str, resamples: int, seed: int, catalog: dict[tuple[int, ...], int] | None = None) -> list[Run]:
-    """The evaluated recommenders of a run's folder, or the one of a predictions file (ours or the reference's JSON).
+    """The evaluated recommenders of a run's folder, or the one of a predictions file (ours or the released code's JSON).
 
     Args:
         label: what to call the folder or the file.
-        catalog: items per SID, for the reference's JSON; see `eval.foreign.read_catalog`. A folder has its own.
+        catalog: items per SID, for the released code's JSON; see `eval.foreign.read_catalog`. A folder has its own.
 
     Raises:
-        ConfigError: there is nothing at the path, or nothing evaluated in the folder; a catalogue for a file of ours.
-        DataError: predictions are malformed, or not those of the folder's own split and catalogue.
+        ConfigError: there is nothing at the path, or nothing evaluated in the folder; a catalog for a file of ours.
+        DataError: predictions are malformed, or not those of the folder's own split and catalog.
         ArtifactError: an artefact of the folder is missing or damaged.
     """
     if path.is_dir():

@@ -87,7 +87,7 @@ def render(config: Config, sid: Manifest) -> str:
 
 
 def treemap(index: SidIndex, titles: Sequence[str]) -> Markup:
-    """The hierarchy of codes with the items' titles as leaves; a click zooms in. Of a large catalogue an even sample."""
+    """The hierarchy of codes with the items' titles as leaves; a click zooms in. Of a large catalog an even sample."""
     items = np.unique(np.linspace(0, len(titles) - 1, min(len(titles), _MOST_ITEMS)).round().astype(int))
     ids, labels, parents = ["all"], ["all items"], [""]
     seen: set[str] = set()

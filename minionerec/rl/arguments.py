@@ -9,8 +9,8 @@ from trl import GRPOConfig
 
 from minionerec.config import RlConfig
 from minionerec.errors import ConfigError
-from minionerec.model.launch import check_precision, split_batch
 from minionerec.rl.objectives import objective_arguments
+from minionerec.training.launch import check_precision, split_batch
 
 
 def split_prompts(config: RlConfig, devices: int | None = None) -> tuple[int, int]:

@@ -1,6 +1,6 @@
-"""The exact objective: expected reward and KL over the whole catalogue, computed rather than sampled.
+"""The exact objective: expected reward and KL over the whole catalog, computed rather than sampled.
 
-The policy is the model's distribution over the catalogue, each step normalised over the legal tokens. For a prompt the loss is
+The policy is the model's distribution over the catalog, each step normalised over the legal tokens. For a prompt the loss is
 - sum over SIDs of p(SID) * reward(SID) + beta * KL(p, reference). Sampled rollouts estimate the gradient of this.
 """
 
@@ -13,20 +13,20 @@ import torch
 from minionerec.rl.rewards import Context, Reward
 from minionerec.rl.trainer import TreeGRPOTrainer
 from minionerec.tree import NO_TOKEN, CatalogTrie
-from minionerec.tree.whole import catalog_logprobs
+from minionerec.tree.catalog_logprobs import catalog_logprobs
 
 
 def expected_reward(logprobs: torch.Tensor, rewards: torch.Tensor) -> torch.Tensor:
     """Expected reward of each prompt, (prompts,).
 
     Args:
-        logprobs, rewards: (prompts, SIDs), of the whole catalogue.
+        logprobs, rewards: (prompts, SIDs), of the whole catalog.
     """
     return (logprobs.exp() * rewards).sum(-1)
 
 
 def exact_kl(logprobs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """KL(policy, reference) of each prompt over the whole catalogue in nats, (prompts,); both (prompts, SIDs)."""
+    """KL(policy, reference) of each prompt over the whole catalog in nats, (prompts,); both (prompts, SIDs)."""
     return (logprobs.exp() * (logprobs - reference)).sum(-1)
 
 
@@ -34,8 +34,8 @@ def level_entropies(logprobs: torch.Tensor, trie: CatalogTrie) -> list[torch.Ten
     """Entropy of each level's token given those before, in nats: (prompts,) per level; their sum is that of the SID.
 
     Args:
-        logprobs: (prompts, SIDs), of the whole catalogue.
-        trie: the catalogue.
+        logprobs: (prompts, SIDs), of the whole catalog.
+        trie: the catalog.
     """
     probabilities, sums = logprobs.exp(), []
     for level in reversed(range(trie.depth)):
@@ -52,7 +52,7 @@ class ExactTrainer(TreeGRPOTrainer):
 
     Args:
         trie: the valid SIDs, on the model's device.
-        rewards: by name, functions of each SID alone, none of its rank; the catalogue stands in for a group.
+        rewards: by name, functions of each SID alone, none of its rank; the catalog stands in for a group.
         weights: one per reward.
         sft_weight: weight of the mean negative log-probability of the target's tokens.
         arguments: see GRPOTrainer.

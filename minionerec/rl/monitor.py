@@ -19,7 +19,7 @@ from trl.models import unwrap_model_for_generation
 from minionerec.config import RlConfig
 from minionerec.errors import TrainingError
 from minionerec.model import checkpoint
-from minionerec.model.validator import Measure
+from minionerec.training.evaluator import Measure
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class Watch(TrainerCallback):
         raise TrainingError(
             f"rl, step {at} of {self.trainer.state.max_steps}: {what}; training was stopped. The last good checkpoint is "
             f"{held}, {good}, which can be loaded as it is; copy it away before you change the configuration. Lower "
-            f"rl.learning_rate, raise rl.beta, or try rl.logp_space catalogue."
+            f"rl.learning_rate, raise rl.beta, or try rl.normalise_over catalog."
         )
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

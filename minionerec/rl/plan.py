@@ -9,11 +9,11 @@ from minionerec.config import Config, RlConfig
 from minionerec.data.dataset import Dataset
 from minionerec.model import checkpoint
 from minionerec.model.outline import base_outline, outline
-from minionerec.model.plan import Batch, Plan, Shape, Work, draw, planned_devices
 from minionerec.prompts.builder import TokenExample, tokenizer_corpus
 from minionerec.rl.arguments import grpo_arguments
 from minionerec.rl.rows import training_prompts
 from minionerec.sid.index import SidIndex
+from minionerec.training.plan import PackedShape, Plan, Shape, Work, planned_devices, sample_batches
 from minionerec.tree import NO_TOKEN, Branch, CatalogTrie, pack
 
 
@@ -33,17 +33,17 @@ def work(examples: list[TokenExample], trie: CatalogTrie, arguments: GRPOConfig,
     chance = random.Random(int(arguments.seed))
     exact = config.objective == "exact"
 
-    def packed(some: list[TokenExample]) -> Batch:
+    def packed(some: list[TokenExample]) -> PackedShape:
         longest = max(len(example.prompt) for example in some)
-        if exact:  # the whole catalogue behind each prompt, see `tree.whole`
-            return Batch(len(some), longest + prefixes, len(some) * (prefixes + 1))
+        if exact:  # the whole catalog behind each prompt, see `tree.whole`
+            return PackedShape(len(some), longest + prefixes, len(some) * (prefixes + 1))
         branches = [Branch(example.prompt, sid) for example in some for sid in chance.sample(sids, min(group, len(sids)))]
         if config.sft_weight:
             branches += [Branch(example.prompt, example.completion) for example in some]
-        return Batch.of(pack(branches, row_tokens=longest + (group + 1) * (levels - 1)).tensors())
+        return PackedShape.of(pack(branches, row_tokens=longest + (group + 1) * (levels - 1)).tensors())
 
     sizes = [group * (len(example.prompt) + levels) for example in examples]
-    sample, largest = draw(examples, sizes, micro, packed, int(arguments.seed))
+    sample, largest = sample_batches(examples, sizes, micro, packed, int(arguments.seed))
     rolled = 0 if exact else micro * (max(len(example.prompt) for example in examples) + group * (levels - 1))
     whole_step = config.dynamic_sampling != "none"  # see `objective_arguments`
     return Work(
@@ -81,7 +81,7 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
     if (policy := config.folder / "sft" / "model").is_dir():
         model, tokenizer = outline(policy)
     else:
-        corpus = tokenizer_corpus(dataset, config.asked, config.sft.task_names)
+        corpus = tokenizer_corpus(dataset, config.resolved_prompts, config.sft.task_names)
         model, tokenizer = base_outline(config.model, index, corpus, config.seed)
         model = model.float()
     token_ids = checkpoint.sid_token_ids(tokenizer, index)

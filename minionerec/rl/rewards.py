@@ -92,7 +92,7 @@ def prefix(completions: Sequence[Tokens], target: Tokens, context: Context) -> l
 
 
 def items_of(token_ids: torch.Tensor) -> dict[tuple[int, ...], list[int]]:
-    """The items behind each SID, in catalogue order.
+    """The items behind each SID, in catalog order.
 
     Args:
         token_ids: (items, levels), as `checkpoint.sid_token_ids` gives them.
@@ -125,7 +125,7 @@ def semantic(vectors: np.ndarray, items: ItemsOf) -> Reward:
 def collaborative(states: np.ndarray, vectors: np.ndarray, bias: np.ndarray, items: ItemsOf) -> Reward:
     """What a sequential baseline thinks of the completion after the row's history, whatever the target is.
 
-    It is the baseline's score as a standard score: minus the mean over the catalogue, divided by the deviation. Alone it gives
+    It is the baseline's score as a standard score: minus the mean over the catalog, divided by the deviation. Alone it gives
     the same advantages as the raw score; in a sum its weight means the same for every baseline. A row without history gets 0
     everywhere.
 
@@ -171,7 +171,7 @@ def _at(table: Mapping[tuple[int, ...], Value], completion: Tokens) -> Value:
     try:
         return table[tuple(completion)]
     except KeyError:
-        raise CatalogError(f"The completion {list(completion)} is not a SID of the catalogue; it has no reward.") from None
+        raise CatalogError(f"The completion {list(completion)} is not a SID of the catalog; it has no reward.") from None
 
 
 def _semantic(config: Config, dataset: Dataset, items: ItemsOf) -> Reward:

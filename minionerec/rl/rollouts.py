@@ -23,7 +23,7 @@ from minionerec.tree import (
     sample_with_replacement,
     sample_without_replacement,
 )
-from minionerec.tree.noise import combine
+from minionerec.tree.hashed_gumbel import combine
 
 
 class Ranked(NamedTuple):
@@ -71,28 +71,28 @@ class Request:
 
 def _beams(asked: Request) -> Ranked:
     """The most likely SIDs; no chance is involved."""
-    found = beam_search(*asked.prompts, trie=asked.trie, num_beams=asked.size, normalise=asked.beams)
+    found = beam_search(*asked.prompts, trie=asked.trie, num_beams=asked.size, normalise_over=asked.beams)
     return Ranked(found.tokens, found.scores)
 
 
 def _stochastic(asked: Request) -> Ranked:
-    """Distinct SIDs drawn without replacement from the policy over the catalogue."""
+    """Distinct SIDs drawn without replacement from the policy over the catalog."""
     found = sample_without_replacement(*asked.prompts, trie=asked.trie, num_samples=asked.size, seeds=asked.seeds)
     return _ranked(found.tokens, found.logprobs, found.log_weights())
 
 
 def _sampling(asked: Request) -> Ranked:
-    """Independent draws from the policy over the catalogue; a SID may come several times."""
+    """Independent draws from the policy over the catalog; a SID may come several times."""
     return _ranked(*sample_with_replacement(*asked.prompts, trie=asked.trie, num_samples=asked.size, seeds=asked.seeds))
 
 
 def _mixture(asked: Request) -> Ranked:
     """The best half of the beams, rounded up, and for the rest what was drawn first without being among them.
 
-    Both are ranked together, so the beams' probabilities too add up over the catalogue.
+    Both are ranked together, so the beams' probabilities too add up over the catalog.
     """
     best = (asked.size + 1) // 2
-    top = beam_search(*asked.prompts, trie=asked.trie, num_beams=best, normalise="catalogue")
+    top = beam_search(*asked.prompts, trie=asked.trie, num_beams=best, normalise_over="catalog")
     drawn = sample_without_replacement(*asked.prompts, trie=asked.trie, num_samples=asked.size, seeds=asked.seeds)
     # At most `best` of the drawn are beams, so enough are left; a stable sort keeps the order of drawing among these.
     repeats = (drawn.tokens[:, :, None] == top.tokens[:, None]).all(-1).any(-1)
@@ -126,8 +126,8 @@ class Rollouts:
 
     TRL hands over each prompt `num_generations` times in a row (its docstring says otherwise); one search serves them all.
     Chance depends on the seed, the optimiser step and the row's number (column `number` of the dataset), so it is the same
-    after a resume, on any number of devices and in any micro-batch. Plain beams rank as `rl.logp_space` says; what is drawn is
-    drawn over the catalogue.
+    after a resume, on any number of devices and in any micro-batch. Plain beams rank as `rl.normalise_over` says; what is
+    drawn is drawn over the catalog.
 
     Args:
         trie: the valid SIDs, on the model's device.
@@ -139,7 +139,7 @@ class Rollouts:
         ready: groups for TRL's next call, made before (see `refill`); None to make them then.
 
     Raises:
-        ConstraintError: the catalogue holds fewer SIDs than a group of distinct ones needs.
+        ConstraintError: the catalog holds fewer SIDs than a group of distinct ones needs.
     """
 
     drawn: Ranked
@@ -147,7 +147,7 @@ class Rollouts:
 
     def __init__(self, trie: CatalogTrie, config: RlConfig, pad_token: int, seed: int, *, filtered: bool = False) -> None:
         if config.rollouts != "sampling" and len(trie) < config.num_generations:
-            raise ConstraintError(f"A group needs {config.num_generations} SIDs, but the catalogue has only {len(trie)}.")
+            raise ConstraintError(f"A group needs {config.num_generations} SIDs, but the catalog has only {len(trie)}.")
         self._trie, self._config, self._pad_token, self._seed = trie, config, pad_token, seed
         self._filtered = filtered
         self._prompts_suffice = config.rollouts == "beams" and not config.add_target and not filtered
@@ -167,7 +167,7 @@ class Rollouts:
             training = model.training
             model.eval()
             try:
-                asked = Request(model, ids, mask, trie, self._config.num_generations, seeds, self._config.logp_space)
+                asked = Request(model, ids, mask, trie, self._config.num_generations, seeds, self._config.normalise_over)
                 self.drawn = ROLLOUTS[self._config.rollouts](asked)
             finally:
                 model.train(training)

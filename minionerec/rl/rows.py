@@ -44,7 +44,7 @@ def training_prompts(
         count=rl.max_examples,
         seed=config.seed,
         context=context,
-        prompts=config.asked.for_training(),
+        prompts=config.resolved_prompts.for_training(),
         shares=rl.task_shares,
     )
     if config.eval.exclude_history:
@@ -66,7 +66,7 @@ def token_rows(examples: list[TokenExample], token_ids: torch.Tensor, dataset: D
     """The examples as the trainer takes them.
 
     Args:
-        token_ids: the catalogue's SIDs, (items, levels).
+        token_ids: the catalog's SIDs, (items, levels).
         dataset: where histories are hidden from the rollouts; None where nothing is.
 
     Returns:

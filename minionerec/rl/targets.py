@@ -1,8 +1,8 @@
-"""Which target a rollout is rewarded for: its row's own, or by the reference's look-up.
+"""Which target a rollout is rewarded for: its row's own, or by the released code's look-up.
 
-The reference does not keep the target with its row. It looks it up by the text of the prompt's history, in a dictionary that
-is filled row by row, so that of rows with the same history the last one wins, and then with the rows of the validation split,
-which win over all (`rl.py` of MiniOneRec). docs/reproduction.md has what that costs.
+The released code does not keep the target with its row. It looks it up by the text of the prompt's history, in a dictionary
+that is filled row by row, so that of rows with the same history the last one wins, and then with the rows of the validation
+split, which win over all (`rl.py` of MiniOneRec). docs/reproduction.md has what that costs.
 """
 
 import logging
@@ -31,7 +31,8 @@ def with_targets(
     """The examples with the targets that `rl.targets` asks for; a warning counts the wrong ones.
 
     Equal prompts stand for equal histories, titles or descriptions: each is written into its prompt whole, unless it was cut.
-    The reference's further confusion of tasks, where a history of one title is taken for that title itself, is not repeated.
+    The released code's further confusion of tasks, where a history of one title is taken for that title itself, is not
+    repeated.
 
     Args:
         examples, context, prompts: of the train split, as `sample_examples` made them.
@@ -39,9 +40,9 @@ def with_targets(
     if config.targets == "row":
         return list(examples)
     known: dict[tuple[int, ...], TokenExample] = {}
-    splits: tuple[SplitName, ...] = ("train", "valid") if config.targets == "reference" else ("train",)
+    splits: tuple[SplitName, ...] = ("train", "valid") if config.targets == "released" else ("train",)
     for split in splits:
-        tasks = config.tasks if split == "train" else ["history_sid_to_sid"]  # the reference validates on this one
+        tasks = config.tasks if split == "train" else ["history_sid_to_sid"]  # the released code validates on this one
         for task in tasks:
             options = {"split": split, "context": context, "prompts": prompts}
             made = build_examples(task, dataset, index, tokenizer, **options)  # type: ignore[arg-type]
@@ -52,7 +53,7 @@ def with_targets(
     ]
     wrong = sum(now.completion != row.completion for now, row in zip(found, examples, strict=True))
     log.warning(
-        "rl.targets is %s: %d of %d prompts (%.1f %%) are rewarded for another SID than their row's, as in the reference.",
+        "rl.targets is %s: %d of %d prompts (%.1f %%) are rewarded for another SID than their row's, as in the released code.",
         *(config.targets, wrong, len(examples), 100 * wrong / max(len(examples), 1)),
     )
     return found

@@ -24,7 +24,7 @@ from minionerec.artifacts import (
     CHECKPOINTS,
     ITEM_STAGES,
     Manifest,
-    check_space,
+    check_disk_space,
     content_hash,
     distributed_state,
     is_current,
@@ -35,11 +35,7 @@ from minionerec.artifacts import (
 from minionerec.config import Config, RlConfig
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError
-from minionerec.model import card, checkpoint, plan
-from minionerec.model.launch import keep_tensorboard, launch_of
-from minionerec.model.memory import enough_memory
-from minionerec.model.progress import StepBar
-from minionerec.model.validator import Measure, Validator
+from minionerec.model import checkpoint
 from minionerec.prompts.builder import check_prompts, prompts_section
 from minionerec.rl import rewards
 from minionerec.rl.arguments import grpo_arguments, split_prompts
@@ -53,19 +49,25 @@ from minionerec.rl.rows import token_rows, training_prompts
 from minionerec.rl.targets import with_targets
 from minionerec.rl.trainer import TreeGRPOTrainer, grouped, setting_up
 from minionerec.sid.index import SidIndex
+from minionerec.training import card, plan
+from minionerec.training.evaluator import Measure, Validator
+from minionerec.training.launch import keep_tensorboard, launch_of
+from minionerec.training.memory import enough_memory
+from minionerec.training.progress import StepBar
 from minionerec.tree import CatalogTrie
 
 log = logging.getLogger(__name__)
 
 
-def check_spaces(sft: Manifest, config: RlConfig) -> None:
+def warn_if_normalised_otherwise(sft: Manifest, config: RlConfig) -> None:
     """Warn where the SFT model was trained with probabilities that add up over something else than here."""
-    trained = sft.config["sft"]["normalise"]
-    if trained != config.logp_space:
+    trained = sft.config["sft"]["normalise_over"]
+    if trained != config.normalise_over:
         log.warning(
-            "The SFT model was trained with sft.normalise %s, but rl.logp_space is %s: its probabilities mean something else "
-            "here, and the KL is to a model that nobody trained. Set rl.logp_space %s unless you mean it.",
-            *(trained, config.logp_space, trained),
+            "The SFT model was trained with sft.normalise_over %s, but rl.normalise_over is %s: its "
+            "probabilities mean something else here, and the KL is to a model that nobody trained. "
+            "Set rl.normalise_over %s unless you mean it.",
+            *(trained, config.normalise_over, trained),
         )
 
 
@@ -101,7 +103,7 @@ def make_trainer(
     return kind(
         config=config,
         rollout_func=Rollouts(trie, config, pad_token, seed, filtered=filtered),
-        catalogue=trie if config.logp_space == "catalogue" else None,
+        catalog=trie if config.normalise_over == "catalog" else None,
         **arguments,
     )
 
@@ -115,7 +117,7 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
 
     Raises:
         ArtifactError: an input is missing, or the disk cannot hold the checkpoints.
-        CatalogError: the SFT checkpoint lacks the catalogue's SID tokens.
+        CatalogError: the SFT checkpoint lacks the catalog's SID tokens.
         ConfigError: see `split_prompts`, `training_prompts`, `check_group` and `launch_of`.
         DataError: the valid split is empty, and validations are asked for.
         TrainingError: see `TreeGRPOTrainer.train`.
@@ -124,17 +126,17 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
     inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
     sft = require(config.folder / "sft", "minionerec sft", made_from=inputs)
     inputs |= {"sft": sft.digest, **rewards.sources(config, inputs["data"])}
-    prompts = config.asked.for_training()
+    prompts = config.resolved_prompts.for_training()
     filtered = config.eval.exclude_history
     sections = {**config.section("rl"), "prompts": prompts_section(prompts), "rollouts": {"exclude_history": filtered}}
     if config.rl.evaluations:
         sections |= {"validation": config.decoding}
-    key = content_hash({"config": {**sections, **config.decisive("rl")}, "seed": config.seed, "inputs": inputs})
+    key = content_hash({"config": {**sections, **config.key_fields("rl")}, "seed": config.seed, "inputs": inputs})
     if is_current(folder, key):
         return Manifest.load(folder), False
     split_prompts(config.rl)  # refuses before anything is loaded
     check_prompts(sft.config, prompts, str(config.folder / "sft"))
-    check_spaces(sft, config.rl)
+    warn_if_normalised_otherwise(sft, config.rl)
     dataset = Dataset.load(config.folder / "data")
     index = SidIndex.load(config.folder / "sid", dataset)
     set_seed(config.seed)
@@ -143,8 +145,8 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
     context = getattr(model.config, "max_position_embeddings", None)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     # The model, the best so far and the one that replaces it; of the last and the next checkpoint weights, two moments and,
-    # where it moves, the reference.
-    check_space(folder, parameters * 4 * (9 if config.rl.sync_reference is None else 11))
+    # where it moves, the reference model.
+    check_disk_space(folder, parameters * 4 * (9 if config.rl.sync_reference is None else 11))
     token_ids = checkpoint.sid_token_ids(tokenizer, index)
     trie = CatalogTrie.from_codes(token_ids, distributed_state().device)
     examples = training_prompts(config, dataset, index, tokenizer, context)
@@ -215,7 +217,7 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
 
 
 def check_group(config: RlConfig, trie: CatalogTrie, hidden: int) -> None:
-    """Refuse a group of distinct SIDs for which the catalogue does not suffice.
+    """Refuse a group of distinct SIDs for which the catalog does not suffice.
 
     Args:
         trie: the valid SIDs.
@@ -225,17 +227,17 @@ def check_group(config: RlConfig, trie: CatalogTrie, hidden: int) -> None:
     if left < config.num_generations and config.rollouts != "sampling" and config.objective != "exact":
         without = f", and {hidden} items of a history are left out (eval.exclude_history)" if hidden else ""
         raise ConfigError(
-            f"rl.num_generations is {config.num_generations}, but the catalogue has only {len(trie)} SIDs{without}; lower it."
+            f"rl.num_generations is {config.num_generations}, but the catalog has only {len(trie)} SIDs{without}; lower it."
         )
 
 
 def _train(trainer: TreeGRPOTrainer, watch: Watch, config: RlConfig, last: str | None) -> None:
     """Train to the end, from the checkpoint `last` where there is one."""
     if config.sync_reference is not None:
-        reference = KeepReference(trainer)
-        trainer.add_callback(reference)
+        keeper = KeepReference(trainer)
+        trainer.add_callback(keeper)
         if last is not None:
-            reference.restore(last)
+            keeper.restore(last)
     trainer.add_callback(checkpoint.MarkComplete())
     StepBar.install(trainer, "rl")
     stopped = TrainerState.load_from_json(f"{last}/trainer_state.json") if last else None

@@ -13,10 +13,10 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, split_tensor_dict
 
 from minionerec.errors import ConstraintError
-from minionerec.model.memory import enough_memory
-from minionerec.model.resume import PortableTrainer
 from minionerec.rl.monitor import Watch, group_figures, level_means, signal_share
 from minionerec.rl.rewards import Context, Reward
+from minionerec.training.memory import enough_memory
+from minionerec.training.resume import PortableTrainer
 from minionerec.tree import Branch, CatalogTrie, pack, tree_logprobs
 
 _MEMORY = (
@@ -57,7 +57,7 @@ class TreeGRPOTrainer(PortableTrainer, GRPOTrainer):
     """A GRPOTrainer that computes each prompt once for all its completions: same log-probabilities, far fewer tokens.
 
     Args:
-        catalogue: take log-probabilities and entropies over this trie's children and not over the vocabulary, for policy, old
+        catalog: take log-probabilities and entropies over this trie's children and not over the vocabulary, for policy, old
             policy and reference alike; on the model's device. Completions must then be SIDs of it.
         watch: told of every step's loss and KL, and called back by the Trainer.
         others: see GRPOTrainer.
@@ -70,10 +70,10 @@ class TreeGRPOTrainer(PortableTrainer, GRPOTrainer):
     sft_loss: torch.Tensor | None = None  # the result, with gradient
     _metrics: dict[str, defaultdict[Any, list[Any]]]
 
-    def __init__(self, *, catalogue: CatalogTrie | None = None, watch: Watch | None = None, **arguments: Any) -> None:
+    def __init__(self, *, catalog: CatalogTrie | None = None, watch: Watch | None = None, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self._catalogue, self._watch = catalogue, watch
-        self._catalogue_on_cpu = None if catalogue is None else catalogue.to("cpu")  # where batches are packed
+        self._catalog, self._watch = catalog, watch
+        self._catalog_on_cpu = None if catalog is None else catalog.to("cpu")  # where batches are packed
         if watch is not None:
             watch.trainer = self
             self.add_callback(watch)
@@ -139,22 +139,18 @@ class TreeGRPOTrainer(PortableTrainer, GRPOTrainer):
             ids, seen = input_ids[start : start + size].cpu(), attention_mask[start : start + size].bool().cpu()
             split = ids.shape[1] - logits_to_keep
             branches = [
-                Branch(
-                    row[:split][kept[:split]].tolist(), row[split:][kept[split:]].tolist(), is_sid=self._catalogue is not None
-                )
+                Branch(row[:split][kept[:split]].tolist(), row[split:][kept[split:]].tolist(), is_sid=self._catalog is not None)
                 for row, kept in zip(ids, seen, strict=True)
             ]
             rows, targets = len(branches), self.sft_targets if torch.is_grad_enabled() else None
             if targets is not None:  # the targets of the SFT loss, beside their groups: they share the prompt
-                sid = self._catalogue is not None
+                sid = self._catalog is not None
                 branches += [Branch(branches[n * group].prompt, target, is_sid=sid) for n, target in enumerate(targets)]
             # What the longest prompt and its completions take, so that a group fits into a row.
             row_tokens = int(seen[:, :split].sum(1).max()) + (group + 1) * (max(len(b.completion) for b in branches) - 1)
-            batch = pack(branches, row_tokens=row_tokens, trie=self._catalogue_on_cpu).to(input_ids.device)
+            batch = pack(branches, row_tokens=row_tokens, trie=self._catalog_on_cpu).to(input_ids.device)
             with self.accelerator.autocast():
-                found = tree_logprobs(
-                    model, batch, trie=self._catalogue, temperature=self.temperature, entropies=compute_entropy
-                )
+                found = tree_logprobs(model, batch, trie=self._catalog, temperature=self.temperature, entropies=compute_entropy)
             width = max(len(branch.completion) for branch in branches)
             matrix = batch.by_branch(found.logprobs, len(branches), max(width, logits_to_keep))
             logprobs.append(matrix[:rows, :logits_to_keep])

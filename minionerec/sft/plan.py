@@ -5,11 +5,11 @@ from minionerec.config import Config
 from minionerec.data.dataset import Dataset
 from minionerec.model import adapters, checkpoint
 from minionerec.model.outline import base_outline
-from minionerec.model.plan import Plan, Shape, planned_devices
 from minionerec.prompts.builder import tokenizer_corpus
 from minionerec.sft import train
 from minionerec.sft.trainer import TreeCollator, tree_tokens
 from minionerec.sid.index import SidIndex
+from minionerec.training.plan import Plan, Shape, planned_devices
 from minionerec.tree import NO_TOKEN
 
 
@@ -28,7 +28,7 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
         require(config.folder / name, command)
     dataset = Dataset.load(config.folder / "data")
     index = SidIndex.load(config.folder / "sid", dataset)
-    corpus = tokenizer_corpus(dataset, config.asked, config.sft.task_names)
+    corpus = tokenizer_corpus(dataset, config.resolved_prompts, config.sft.task_names)
     model, tokenizer = base_outline(config.model, index, corpus, config.seed)
     token_ids = checkpoint.sid_token_ids(tokenizer, index)
     model = adapters.attach(model, config.sft, token_ids[token_ids != NO_TOKEN].unique().tolist())

@@ -33,7 +33,7 @@ from minionerec.artifacts import (
     CHECKPOINTS,
     ITEM_STAGES,
     Manifest,
-    check_space,
+    check_disk_space,
     content_hash,
     distributed_state,
     folder_digest,
@@ -45,28 +45,29 @@ from minionerec.artifacts import (
 from minionerec.config import Config, PromptsConfig, SftConfig, TaskName
 from minionerec.data.dataset import Dataset, SplitName
 from minionerec.errors import ConfigError, DataError
-from minionerec.model import adapters, card, checkpoint, plan, scratch
+from minionerec.model import adapters, checkpoint, scratch
 from minionerec.model.dropout import add_dropout
-from minionerec.model.launch import check_precision, keep_tensorboard, launch_of, micro_batch_within, split_batch
-from minionerec.model.memory import enough_memory
-from minionerec.model.progress import StepBar
-from minionerec.model.validator import Measure, Validator
 from minionerec.prompts.builder import PLAIN, WHOLE, prompts_section, share_of, tokenizer_corpus
 from minionerec.prompts.cache import cached_examples
 from minionerec.sft.trainer import Tree, TreeCollator, TreeTrainer, setting_up, tree_tokens
 from minionerec.sft.weights import LossWeights
 from minionerec.sid.index import SidIndex
+from minionerec.training import card, plan
+from minionerec.training.evaluator import Measure, Validator
+from minionerec.training.launch import check_precision, keep_tensorboard, launch_of, micro_batch_within, split_batch
+from minionerec.training.memory import enough_memory
+from minionerec.training.progress import StepBar
 from minionerec.tree import NO_TOKEN, Branch, CatalogTrie
 
 log = logging.getLogger(__name__)
 
 
 def base_model(config: Config, dataset: Dataset, index: SidIndex) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The untrained model with the catalogue's SID tokens."""
+    """The untrained model with the catalog's SID tokens."""
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     if config.model.init == "from_scratch":
-        corpus = tokenizer_corpus(dataset, config.asked, config.sft.task_names)
+        corpus = tokenizer_corpus(dataset, config.resolved_prompts, config.sft.task_names)
         model, tokenizer = scratch.create(corpus, config.model, config.seed)
     else:
         model, tokenizer = checkpoint.load(str(config.model.path), config.model.dtype)
@@ -94,7 +95,7 @@ def build_trees(
     """The tasks' examples as trees: those of a group together, at most `stride` of them, in the tasks' order.
 
     Args:
-        answer_in_prompt: repeat the reference's mistake, see `sft.answer_in_prompt`.
+        answer_in_prompt: repeat the released code's mistake, see `sft.answer_in_prompt`.
         shares: see `share_of`.
         statistics: filled with examples, tokens, labels and truncated examples by task.
     """
@@ -136,7 +137,7 @@ def training_trees(
         split="train",
         stride=config.sft.history_stride,
         context=_context(model),
-        prompts=config.asked.for_training(),
+        prompts=config.resolved_prompts.for_training(),
         shares=config.sft.task_shares,
         seed=config.seed,
         answer_in_prompt=config.sft.answer_in_prompt,
@@ -154,7 +155,7 @@ def validation_trees(
     Raises:
         DataError: the valid split is empty.
     """
-    options: dict[str, Any] = {"context": _context(model), "prompts": config.asked.for_training()}
+    options: dict[str, Any] = {"context": _context(model), "prompts": config.resolved_prompts.for_training()}
     trees = build_trees(["history_sid_to_sid"], dataset, index, tokenizer, split="valid", stride=1, **options)
     if not trees:
         raise DataError(f"{config.folder / 'data'}: the valid split is empty; nothing to choose the best model by.")
@@ -245,7 +246,7 @@ def work(
     sizes = [sum(len(branch.prompt) + len(branch.completion) for branch in tree) for tree in trees]
     labels = [sum(map(_labels, tree)) for tree in trees]
     micro, seed = arguments.per_device_train_batch_size, int(arguments.seed)
-    sample, largest = plan.draw(trees, sizes, micro, lambda some: plan.Batch.of(collator(some)), seed, labels)
+    sample, largest = plan.sample_batches(trees, sizes, micro, lambda some: plan.PackedShape.of(collator(some)), seed, labels)
     return plan.Work(
         unit="trees",
         units=len(trees),
@@ -282,17 +283,17 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
     inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
     if config.model.init == "from_pretrained" and Path(str(config.model.path)).is_dir():
         inputs["model"] = folder_digest(Path(str(config.model.path)))
-    prompts = config.asked.for_training()
+    prompts = config.resolved_prompts.for_training()
     sections = {**config.section("sft", "model"), "prompts": prompts_section(prompts)}
     if config.sft.best_metric != "loss":
         sections |= {"validation": config.decoding}
-    decisive = {**sections, **config.decisive("sft", "model")}
+    decisive = {**sections, **config.key_fields("sft", "model")}
     key = content_hash({"config": decisive, "seed": config.seed, "inputs": inputs})
     if is_current(folder, key):
         return Manifest.load(folder), False
     check_options(config.sft)
     if config.sft.answer_in_prompt:
-        log.warning("sft.answer_in_prompt is true: prompts about an item end with their own answer, as in the reference.")
+        log.warning("sft.answer_in_prompt is true: prompts about an item end with their own answer, as in the released code.")
     dataset = Dataset.load(config.folder / "data")
     index = SidIndex.load(config.folder / "sid", dataset)
     set_seed(config.seed)
@@ -303,13 +304,13 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
     add_dropout(model, config.sft.dropout)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     # The model; weights and two moments of the best, last and next checkpoint.
-    check_space(folder, (parameters + trainable * 9) * 4)
+    check_disk_space(folder, (parameters + trainable * 9) * 4)
     trees, statistics = training_trees(config, dataset, index, model, tokenizer)
     held_out = validation_trees(config, dataset, index, model, tokenizer)
     measure: Measure | None = None
     if config.sft.best_metric != "loss":
         measure = validator(model, tokenizer, dataset, index, config, config.sft.valid_examples, config.sft.best_metric)
-    trie = CatalogTrie.from_codes(token_ids) if config.sft.normalise == "catalogue" or config.sft.smoothing else None
+    trie = CatalogTrie.from_codes(token_ids) if config.sft.normalise_over == "catalog" or config.sft.smoothing else None
     if trie is not None:
         trie.check_normalisable()
     longest = max(map(tree_tokens, trees)) if config.sft.micro_tokens is not None else 0
@@ -339,7 +340,7 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
                 eval_dataset=held_out,
                 data_collator=collator,
                 trie=trie,
-                normalise=config.sft.normalise,
+                normalise_over=config.sft.normalise_over,
                 smoothing=config.sft.smoothing,
                 measure=measure,
                 failed=config.folder / "sft-failed",

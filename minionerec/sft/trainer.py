@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader, RandomSampler
 from transformers.trainer_utils import EvalLoopOutput
 
 from minionerec.errors import TrainingError
-from minionerec.model.memory import enough_memory
-from minionerec.model.resume import PortableTrainer
-from minionerec.model.validator import Measure
+from minionerec.training.evaluator import Measure
+from minionerec.training.memory import enough_memory
+from minionerec.training.resume import PortableTrainer
 from minionerec.tree import Branch, CatalogTrie, Normalise, TreeBatch, pack, tree_logprobs
 
 Tree = list[Branch]
@@ -57,7 +57,7 @@ class TreeCollator:
     whatever the accumulation and the number of devices.
 
     Args:
-        trie: the catalogue, on the CPU, where the loss asks for its children.
+        trie: the catalog, on the CPU, where the loss asks for its children.
     """
 
     def __init__(self, row_tokens: int, trie: CatalogTrie | None = None) -> None:
@@ -74,7 +74,7 @@ class TreeTrainer(PortableTrainer):
 
     Args:
         trie: the collator's; needed for what follows.
-        normalise: what the probabilities of a SID's token add up over; text keeps the vocabulary.
+        normalise_over: what the probabilities of a SID's token add up over; text keeps the vocabulary.
         smoothing: share e of a SID token's label that is spread evenly over the n legal tokens in its place, itself among them
             (the children of its prefix in the trie): the loss is -(1 - e) log p(label) - e / n * sum of log p(child). Text is
             not smoothed, nor is validation.
@@ -87,7 +87,7 @@ class TreeTrainer(PortableTrainer):
         self,
         *args: Any,
         trie: CatalogTrie | None = None,
-        normalise: Normalise = "vocabulary",
+        normalise_over: Normalise = "vocabulary",
         smoothing: float = 0.0,
         measure: Measure | None = None,
         failed: Path | None = None,
@@ -98,7 +98,7 @@ class TreeTrainer(PortableTrainer):
         self._micro_batches: list[dict[str, Any]] = []  # of the step that is being computed
         self._begun = False
         self.trie = None if trie is None else trie.to(self.args.device)
-        self.normalise, self.smoothing, self.measure = normalise, smoothing, measure
+        self.normalise_over, self.smoothing, self.measure = normalise_over, smoothing, measure
         self.model_accepts_loss_kwargs = True  # count the labels of a step for every model: the loss is computed here
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -170,7 +170,7 @@ class TreeTrainer(PortableTrainer):
             found = tree_logprobs(
                 model,
                 batch,
-                trie=self.trie if self.normalise == "catalogue" else None,
+                trie=self.trie if self.normalise_over == "catalog" else None,
                 siblings=self.trie if smoothing else None,
             )
         logprobs = found.logprobs

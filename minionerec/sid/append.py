@@ -1,6 +1,6 @@
 """New items get SIDs; no old item's changes, so a model trained on the old ones stays valid.
 
-Inputs: `<run>/data`, whose catalogue holds every item of the base run's and further ones, and `<base>/sid`. Output:
+Inputs: `<run>/data`, whose catalog holds every item of the base run's and further ones, and `<base>/sid`. Output:
 `<run>/sid`, of the same form as `build` leaves it; its `sid.json` lists in `lineage` every index it descends from.
 
 Command: `minionerec sid append --base runs/OLD --config YOUR.yaml`
@@ -29,7 +29,7 @@ from minionerec.sid.store import load_quantizer, save_quantizer
 
 
 def run(config: Config, base: Path) -> tuple[Manifest, bool]:
-    """Extend the SIDs of the run `base` to the catalogue of this run.
+    """Extend the SIDs of the run `base` to the catalog of this run.
 
     Encoder and quantizer are the base's; the configuration's `sid` section must agree with it.
 
@@ -41,7 +41,7 @@ def run(config: Config, base: Path) -> tuple[Manifest, bool]:
     data = artifacts.require(config.folder / "data", "minionerec data prepare --config YOUR.yaml")
     old = artifacts.require(base / "sid", "minionerec sid --config BASE.yaml")
     if (config.folder / "sid").resolve() == (base / "sid").resolve():
-        raise ConfigError(f"--base {base} is this run's own folder; give the new catalogue a run of its own with --out DIR.")
+        raise ConfigError(f"--base {base} is this run's own folder; give the new catalog a run of its own with --out DIR.")
     if "collisions" not in old.config["sid"]:
         raise ConfigError(
             f"{base / 'sid'} holds semantic IDs that came with the raw files; no quantizer can give more of them."
@@ -86,7 +86,7 @@ def run(config: Config, base: Path) -> tuple[Manifest, bool]:
 def extend(
     base: SidIndex, old_rows: np.ndarray, encoded: np.ndarray, vectors: np.ndarray, quantizer: Quantizer, *, share: bool
 ) -> np.ndarray:
-    """Codes of a larger catalogue.
+    """Codes of a larger catalog.
 
     A new item takes its own codes if no other item has them. Otherwise it shares them (`share`), or takes the next suffix of
     a SID whose items all have one, as long as the base's suffix tokens last, or else the nearest free SID. New items are
@@ -94,8 +94,8 @@ def extend(
 
     Args:
         base: the old index.
-        old_rows: row of each of its items in the new catalogue, (old items,).
-        encoded: (items, quantizer's levels), of the new catalogue.
+        old_rows: row of each of its items in the new catalog, (old items,).
+        encoded: (items, quantizer's levels), of the new catalog.
         vectors: (items, dimensions).
 
     Returns:
@@ -134,14 +134,14 @@ def extend(
 
 
 def _rows_of(base: Dataset, dataset: Dataset, folder: Path) -> np.ndarray:
-    """Row of each of the base's items in the new catalogue."""
+    """Row of each of the base's items in the new catalog."""
     row = {name: number for number, name in enumerate(dataset.catalog["item_id"].to_list())}
     names = base.catalog["item_id"].to_list()
     missing = [name for name in names if name not in row]
     if missing:
         raise CatalogError(
-            f"{len(missing):,} of the {len(names):,} items of {folder} are not in the new catalogue, first {missing[0]!r}. "
-            "Appending keeps every old item: leave it in the catalogue, or build the index anew."
+            f"{len(missing):,} of the {len(names):,} items of {folder} are not in the new catalog, first {missing[0]!r}. "
+            "Appending keeps every old item: leave it in the catalog, or build the index anew."
         )
     texts, old_texts = dataset.catalog["text"].to_list(), base.catalog["text"].to_list()
     changed = [name for name, text in zip(names, old_texts, strict=True) if texts[row[name]] != text]

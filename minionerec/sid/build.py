@@ -1,6 +1,6 @@
-"""Stage `sid`: give every item of the catalogue a semantic ID.
+"""Stage `sid`: give every item of the catalog a semantic ID.
 
-Inputs: `<run>/data` (the catalogue's text, the training split's consecutive items, or the SIDs that came with it). Outputs in
+Inputs: `<run>/data` (the catalog's text, the training split's consecutive items, or the SIDs that came with it). Outputs in
 `<run>/sid`: `index.json`, `codes.safetensors`, `quantizer.safetensors`, `sid.json`, and a manifest with the figures of
 `diagnose`.
 
@@ -42,7 +42,7 @@ def run(config: Config) -> tuple[Manifest, bool]:
 
     Raises:
         ArtifactError: the data stage has not run, its files are damaged, the disk is full, or see `fusion_pairs`.
-        CatalogError: an item twice in the catalogue, fewer items than codes, or more items than semantic IDs.
+        CatalogError: an item twice in the catalog, fewer items than codes, or more items than semantic IDs.
         ConfigError: `sid.shipped`, but the data brings no semantic IDs; see also `item_vectors` and `fit`.
         DataError, TrainingError: see `item_vectors` and `fit`.
     """
@@ -90,7 +90,7 @@ def _take_shipped(config: Config, data: Manifest) -> tuple[Manifest, bool]:
 
 
 def embed(config: Config) -> None:
-    """Embed this process's share of the catalogue's text into the cache; all processes of a launch call it before `run`.
+    """Embed this process's share of the catalog's text into the cache; all processes of a launch call it before `run`.
 
     Raises:
         ArtifactError, ConfigError, DataError: as `run`.
@@ -122,7 +122,7 @@ def stage_inputs(config: Config, data: Manifest) -> dict[str, str]:
 
 
 def check_catalog(dataset: Dataset) -> None:
-    """Refuse a catalogue that holds an item twice.
+    """Refuse a catalog that holds an item twice.
 
     Raises:
         CatalogError: naming the first such item and its rows.
@@ -133,6 +133,6 @@ def check_catalog(dataset: Dataset) -> None:
         twice = names[counts > 1]
         rows = np.flatnonzero(ids == twice[0])
         raise CatalogError(
-            f"The catalogue holds {len(twice):,} items more than once, first {twice[0]!r} in rows {rows[:5].tolist()}. "
+            f"The catalog holds {len(twice):,} items more than once, first {twice[0]!r} in rows {rows[:5].tolist()}. "
             "Keep one row per item and run the data stage again."
         )

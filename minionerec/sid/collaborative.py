@@ -78,11 +78,11 @@ def baseline_vectors(run: Path, name: str, tensors: Sequence[str], items: int, f
 
     Args:
         tensors: names of tensors, `items` among them.
-        items: of the catalogue.
+        items: of the catalog.
         field: the configuration's field that chose the baseline, for the message.
 
     Raises:
-        ArtifactError: it left no vectors, or they are of another catalogue.
+        ArtifactError: it left no vectors, or they are of another catalog.
     """
     path = run / "baselines" / name / "vectors.safetensors"
     try:

@@ -13,11 +13,11 @@ from minionerec.sid.residual import balanced_labels
 
 Sid = tuple[int, ...]
 Collisions = Literal["nearest-free", "sinkhorn", "suffix", "keep"]
-_ROUNDS = 20  # of `sinkhorn`, as in the reference
+_ROUNDS = 20  # of `sinkhorn`, as in the released code
 
 
 def resolve(codes: np.ndarray, vectors: np.ndarray, quantizer: Quantizer, method: Collisions) -> np.ndarray:
-    """Resolve the collisions of a catalogue; `keep` changes nothing, for the others see the functions of that name.
+    """Resolve the collisions of a catalog; `keep` changes nothing, for the others see the functions of that name.
 
     Args:
         codes: (items, levels) int32, as quantised.
@@ -41,7 +41,7 @@ def resolve(codes: np.ndarray, vectors: np.ndarray, quantizer: Quantizer, method
 def suffix(codes: np.ndarray, vectors: np.ndarray, quantizer: Quantizer) -> np.ndarray:
     """A further code for every member of a group that shares a SID, 0 for the nearest to its centroids; none for other items.
 
-    As in TIGER (arXiv 2305.05065) and the reference's constrained RQ-KMeans. All members get one, so that no SID is the
+    As in TIGER (arXiv 2305.05065) and the released code's constrained RQ-KMeans. All members get one, so that no SID is the
     beginning of another.
 
     Returns:
@@ -61,7 +61,7 @@ def suffix(codes: np.ndarray, vectors: np.ndarray, quantizer: Quantizer) -> np.n
 
 
 def sinkhorn(codes: np.ndarray, vectors: np.ndarray, quantizer: Quantizer) -> np.ndarray:
-    """The reference's re-assignment: each group that shares a SID spreads evenly over the last codes, up to 20 times.
+    """The released code's re-assignment: each group that shares a SID spreads evenly over the last codes, up to 20 times.
 
     Only the group is looked at, not whom it meets at its new codes, so items that share a SID may be left; figures of
     `diagnose` say how many. LC-Rec (arXiv 2311.09049).

@@ -1,4 +1,4 @@
-"""Several quantizers on one catalogue, in one table.
+"""Several quantizers on one catalog, in one table.
 
 Inputs: `<run>/data`. Output: a table; nothing is written, `minionerec sid` builds the chosen one.
 
@@ -41,7 +41,7 @@ COLUMNS = {
 
 
 def run(config: Config, methods: Sequence[str] = ()) -> Table:
-    """Fit each method on the run's catalogue and measure it.
+    """Fit each method on the run's catalog and measure it.
 
     Args:
         methods: names of `sid.method`; all where none is given.

@@ -8,7 +8,7 @@ from scipy.special import xlogy
 from minionerec.sid.codebooks import Quantizer
 
 _NEIGHBOURS = 10
-_QUERIES = 5000  # items whose neighbours are looked for, spread evenly over a larger catalogue
+_QUERIES = 5000  # items whose neighbours are looked for, spread evenly over a larger catalog
 _BLOCK = 512  # of them at once
 _DEPTHS = (1, 2)  # leading codes that are compared
 
@@ -93,7 +93,7 @@ def nearest_neighbours(vectors: np.ndarray, count: int = _NEIGHBOURS) -> tuple[n
     """The nearest other items by cosine similarity.
 
     Returns:
-        queries (queries,): the items asked for, all of a small catalogue; neighbours (queries, up to count), nearest first.
+        queries (queries,): the items asked for, all of a small catalog; neighbours (queries, up to count), nearest first.
     """
     items = len(vectors)
     queries = np.unique(np.linspace(0, items - 1, min(items, _QUERIES)).round().astype(np.int64))
@@ -101,7 +101,7 @@ def nearest_neighbours(vectors: np.ndarray, count: int = _NEIGHBOURS) -> tuple[n
     best = np.full((len(queries), count), -np.inf)
     found = np.zeros((len(queries), count), dtype=np.int64)
     asked = _unit(vectors[queries])
-    for start in range(0, items, 65536):  # the catalogue may be memory-mapped
+    for start in range(0, items, 65536):  # the catalog may be memory-mapped
         block = _unit(vectors[start : start + 65536])
         for low in range(0, len(queries), _BLOCK):
             part = slice(low, low + _BLOCK)

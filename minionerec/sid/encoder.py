@@ -35,7 +35,7 @@ _SHARD = 8192  # texts; what an interruption may cost
 
 
 def item_vectors(dataset: Dataset, config: SidConfig, seed: int) -> np.ndarray:
-    """The catalogue's vectors: those of `config.vectors` where it is set, else of the encoder.
+    """The catalog's vectors: those of `config.vectors` where it is set, else of the encoder.
 
     Returns:
         (items, dimensions) float32, perhaps memory-mapped.
@@ -56,7 +56,7 @@ def item_vectors(dataset: Dataset, config: SidConfig, seed: int) -> np.ndarray:
     if vectors.ndim != 2 or len(vectors) != len(texts) or vectors.dtype != np.float32:
         raise DataError(
             f"{path}: holds {vectors.dtype} of shape {vectors.shape}; expected float32 ({len(texts)}, dimensions), one row per "
-            "item in the order of the catalogue."
+            "item in the order of the catalog."
         )
     return vectors
 
@@ -77,7 +77,7 @@ def encode(texts: Sequence[str], config: SidConfig, seed: int) -> np.ndarray:
     refuses it.
 
     Args:
-        texts: one per item, in catalogue order.
+        texts: one per item, in catalog order.
         seed: of the randomised SVD of `tfidf`; the other encoders are deterministic.
 
     Returns:
@@ -89,14 +89,14 @@ def encode(texts: Sequence[str], config: SidConfig, seed: int) -> np.ndarray:
     """
     if texts and not any(text.strip() for text in texts):
         raise DataError(
-            "No item of the catalogue has a text; this source brings none. Give the items' vectors with --sid.vectors FILE.npy "
+            "No item of the catalog has a text; this source brings none. Give the items' vectors with --sid.vectors FILE.npy "
             "or use a source with titles."
         )
     for item, text in enumerate(texts):
         if not text.strip():
-            raise DataError(f"Item {item} (row {item} of the catalogue) has an empty text; give it a title or drop it.")
+            raise DataError(f"Item {item} (row {item} of the catalog) has an empty text; give it a title or drop it.")
     if not texts:
-        raise DataError("The catalogue holds no item; there is nothing to embed.")
+        raise DataError("The catalog holds no item; there is nothing to embed.")
     folder = None if config.encoder == "tfidf" else _model_folder(config.encoder)
     cached = _cache_path(texts, folder, config, seed)
     vectors = _read_cache(cached, len(texts))
@@ -116,7 +116,7 @@ def encode(texts: Sequence[str], config: SidConfig, seed: int) -> np.ndarray:
 
 
 def embed_share(texts: Sequence[str], config: SidConfig, seed: int, rank: int, world: int) -> None:
-    """Embed this process's shards of a catalogue into the cache, for `encode` to join; every `world`-th, from `rank` on.
+    """Embed this process's shards of a catalog into the cache, for `encode` to join; every `world`-th, from `rank` on.
 
     Does nothing for `tfidf` and own vectors, and where the joined embeddings are there already. Raises as `encode` does.
     """
@@ -219,14 +219,14 @@ def _tfidf(texts: Sequence[str], config: SidConfig, seed: int) -> np.ndarray:
         return re.findall(r"\w+", text)[: config.max_text_tokens]
 
     if len({word for text in texts for word in words(text.lower())}) < 2:
-        raise DataError("The catalogue's texts hold fewer than two different words; tfidf cannot tell its items apart.")
+        raise DataError("The catalog's texts hold fewer than two different words; tfidf cannot tell its items apart.")
     vectorizer = TfidfVectorizer(tokenizer=words, token_pattern=None, sublinear_tf=True)
     matrix = vectorizer.fit_transform(texts)
     svd = TruncatedSVD(min(config.tfidf_dimensions, *matrix.shape), random_state=seed)
     vectors = svd.fit(matrix).transform(matrix)  # unlike fit_transform, gives equal rows equal vectors
     kept = int(np.sum(svd.singular_values_ > 1e-6 * svd.singular_values_[0]))
     if kept < config.tfidf_dimensions:
-        log.info("tfidf: %d dimensions, all that the catalogue's rank allows", kept)
+        log.info("tfidf: %d dimensions, all that the catalog's rank allows", kept)
     return vectors[:, :kept]
 
 

@@ -1,6 +1,6 @@
 """SidIndex: item to semantic ID and back, with the token strings.
 
-Files: `index.json` (the reference's format: item index to token strings), `codes.safetensors` (codes and codebooks),
+Files: `index.json` (the released code's format: item index to token strings), `codes.safetensors` (codes and codebooks),
 `sid.json` (dataset digest, codebook sizes, encoder, lineage).
 """
 
@@ -37,13 +37,13 @@ def parse_token(token: str) -> tuple[int, int] | None:
 
 @dataclass(frozen=True)
 class SidIndex:
-    """Semantic IDs of a catalogue.
+    """Semantic IDs of a catalog.
 
     Attributes:
         codes: (items, levels) int32, 0-based codes; row i is the SID of item i. A shorter SID ends in -1, no code: with a
             suffix level, that of every item that needs none.
         codebook_sizes: codes per level, used or not, those of a suffix level included.
-        dataset_digest: `Dataset.digest` of the catalogue these SIDs belong to.
+        dataset_digest: `Dataset.digest` of the catalog these SIDs belong to.
         codebooks: centroids per level, each (codebook size, dimensions) float32; a suffix level has none; may be empty.
         encoder: identifies what made the vectors, so that items are only appended with vectors of the same kind.
         lineage: one entry per append, oldest first: digest of the index before, items before and after.
@@ -99,7 +99,7 @@ class SidIndex:
         return [token_string(level, code) for level, code in enumerate(self.codes[item].tolist()) if code >= 0]
 
     def items(self, codes: Sequence[int]) -> list[int]:
-        """The items that have this SID, in catalogue order, trailing -1 or not; empty where none has it."""
+        """The items that have this SID, in catalog order, trailing -1 or not; empty where none has it."""
         return self._items.get(_shorten(codes), [])
 
     def collisions(self) -> int:
@@ -129,7 +129,7 @@ class SidIndex:
         """Read the index of a dataset.
 
         Raises:
-            ArtifactError: files are missing or damaged, the index was made for another catalogue, or an item has no SID.
+            ArtifactError: files are missing or damaged, the index was made for another catalog, or an item has no SID.
         """
         header = read_json(folder / "sid.json")
         try:
@@ -159,7 +159,7 @@ class SidIndex:
         highest = max((_highest(dataset.split(name)) for name in SPLITS), default=-1)
         if highest >= len(index.codes):
             raise ArtifactError(
-                f"{folder}: an example of the dataset holds item {highest}, which has no SID: the catalogue has "
+                f"{folder}: an example of the dataset holds item {highest}, which has no SID: the catalog has "
                 f"{len(index.codes)} items. Run the data stage again, then the sid stage."
             )
         return index

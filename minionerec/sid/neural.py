@@ -18,7 +18,7 @@ from minionerec.sid.residual import fit_levels, kmeans
 log = logging.getLogger(__name__)
 
 _IMPROVEMENT = 0.999  # of the reconstruction error, for an epoch to count as better
-_CLIP = 1.0  # L2 norm of the gradient, as in the reference
+_CLIP = 1.0  # L2 norm of the gradient, as in the released code
 
 Layers = tuple[tuple[np.ndarray, np.ndarray], ...]  # per layer, weight (out, in) and bias (out,)
 

@@ -15,7 +15,7 @@ from minionerec.sid.codebooks import Quantizer, sample_rows
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a quantizer makes of the catalogue that it was fitted to.
+    """What a quantizer makes of the catalog that it was fitted to.
 
     Attributes:
         quantizer: for these and for further items.
@@ -60,9 +60,9 @@ METHODS: dict[SidMethod, _Method] = {
 
 
 def fit(vectors: np.ndarray, config: SidConfig, seed: int, guide: np.ndarray | None = None) -> Fitted:
-    """Fit the configured method and encode the catalogue with it.
+    """Fit the configured method and encode the catalog with it.
 
-    A catalogue of more than `config.max_training_vectors` items is fitted to a random sample of that many and then encoded
+    A catalog of more than `config.max_training_vectors` items is fitted to a random sample of that many and then encoded
     in blocks, so that vectors may be memory-mapped and larger than the memory. One thread does the arithmetic whose order
     could change the result, so equal seeds give equal codes with any number of threads and processes.
 
@@ -110,7 +110,7 @@ def check_vectors(vectors: np.ndarray, sizes: tuple[int, ...] = (), block: int =
         if len(items):
             raise DataError(
                 f"The vectors of {len(items):,} items are {fault}: rows {', '.join(map(str, items[:5]))}"
-                f"{', ...' if len(items) > 5 else ''} of the catalogue (from 0). Give these items more text, drop them, or "
+                f"{', ...' if len(items) > 5 else ''} of the catalog (from 0). Give these items more text, drop them, or "
                 "choose another encoder (--sid.encoder)."
             )
     for level, size in enumerate(sizes):

@@ -103,7 +103,7 @@ def balanced_labels(distances: np.ndarray, temperature: float = _TEMPERATURE, st
 
 
 def constrained_kmeans(points: np.ndarray, size: int, iterations: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """k-means with cluster sizes within one of each other's mean, solved exactly; as the reference's constrained RQ-KMeans.
+    """k-means with cluster sizes within one of each other's mean, solved exactly; as the released code's constrained RQ-KMeans.
 
     Raises:
         ConfigError: the package k-means-constrained is not installed.

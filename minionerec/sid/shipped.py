@@ -1,4 +1,4 @@
-"""Semantic IDs that the raw files bring along, as the reference's and LETTER's `*.index.json` do."""
+"""Semantic IDs that the raw files bring along, as the released code's and LETTER's `*.index.json` do."""
 
 from collections.abc import Sequence
 

@@ -4,9 +4,9 @@ Knows token ids and tensors, nothing about items, prompts or stages.
 """
 
 from minionerec.tree.batch import Branch, TreeBatch, TreeLogprobs, pack, tree_logprobs
+from minionerec.tree.exact_scores import score_catalog, score_prefixes
 from minionerec.tree.forward import left_pad
-from minionerec.tree.oracle import score_catalog, score_prefixes
-from minionerec.tree.prefix import Normalise
+from minionerec.tree.prompt_cache import Normalise
 from minionerec.tree.search import BeamResult, SampleResult, beam_search, sample_with_replacement, sample_without_replacement
 from minionerec.tree.trie import NO_TOKEN, CatalogTrie
 

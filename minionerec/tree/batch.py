@@ -28,7 +28,7 @@ class Branch:
     Attributes:
         weights: of each completion token in the loss; 0 for a token that is no label. None weighs all 1. Labels in the midst
             of a prompt are written as a short prompt and a long completion with weights.
-        is_sid: the completion is a path of the catalogue's trie, trailing tokens included: its log-probabilities can be taken
+        is_sid: the completion is a path of the catalog's trie, trailing tokens included: its log-probabilities can be taken
             over the trie's children.
     """
 
@@ -187,7 +187,7 @@ def pack(branches: Sequence[Branch], *, row_tokens: int, trie: CatalogTrie | Non
     Args:
         branches: in any order; what they share is found by sorting.
         row_tokens: rows are filled up to this many distinct tokens; one sequence may exceed it.
-        trie: the catalogue, on the CPU, where log-probabilities over its children are wanted for the branches that are SIDs.
+        trie: the catalog, on the CPU, where log-probabilities over its children are wanted for the branches that are SIDs.
 
     Raises:
         ConstraintError: `row_tokens` is below 1, the trie is a view, no branch, none with a label, one without prompt or
@@ -247,9 +247,7 @@ def pack(branches: Sequence[Branch], *, row_tokens: int, trie: CatalogTrie | Non
 
 def _refuse_view(trie: CatalogTrie) -> None:
     if trie.legal is not None:
-        raise ConstraintError(
-            "Log-probabilities are taken over the whole catalogue: give the trie that the view was made from."
-        )
+        raise ConstraintError("Log-probabilities are taken over the whole catalog: give the trie that the view was made from.")
 
 
 def _weights(number: int, branch: Branch) -> np.ndarray:
@@ -279,7 +277,7 @@ def _trie_nodes(branches: Sequence[Branch], steps: Sequence[np.ndarray], trie: C
         for path, number in zip(nodes, sids, strict=True):
             completion = branches[number].completion
             if len(completion) > trie.depth or path.min() < 0:
-                raise ConstraintError(f"The completion {list(completion)} of branch {number} is not a SID of the catalogue.")
+                raise ConstraintError(f"The completion {list(completion)} of branch {number} is not a SID of the catalog.")
             above[number, : len(completion)] = [0, *path[: len(completion) - 1]]
     return torch.from_numpy(np.concatenate([row[kept] for row, kept in zip(above, steps, strict=True)]))
 
@@ -326,10 +324,10 @@ def tree_logprobs(
     """
     if not temperature > 0:
         raise ConstraintError(f"temperature is {temperature}; it must be greater than 0.")
-    catalogue = siblings if trie is None else trie
-    if catalogue is not None:
-        _refuse_view(catalogue)
-        if batch.trie_depth != catalogue.depth or (siblings is not None and siblings is not catalogue):
+    catalog = siblings if trie is None else trie
+    if catalog is not None:
+        _refuse_view(catalog)
+        if batch.trie_depth != catalog.depth or (siblings is not None and siblings is not catalog):
             raise ConstraintError("The batch was packed without this trie: give pack the same one.")
     config_of = cast(PreTrainedModel, extract_model_from_parallel(model))
     logits = model(
@@ -350,10 +348,10 @@ def tree_logprobs(
     if entropies:
         with torch.no_grad():
             spread = _entropy(scaled)[batch.predictors]
-    levels = () if catalogue is None else batch.steps[inside].unique().tolist()
+    levels = () if catalog is None else batch.steps[inside].unique().tolist()
     for step in levels:
         some = inside[batch.steps[inside] == step]
-        _, tokens, valid = cast(CatalogTrie, catalogue).children(step, batch.trie_nodes[some])
+        _, tokens, valid = cast(CatalogTrie, catalog).children(step, batch.trie_nodes[some])
         legal = scaled[batch.predictors[some, None], tokens.clamp(min=0)]  # (labels of this level, children)
         if siblings is not None:
             beside = beside.index_copy(0, some, (legal * valid).sum(-1) / valid.sum(-1))

@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from minionerec.errors import ConstraintError
-from minionerec.tree.noise import combine, gumbel
-from minionerec.tree.prefix import Normalise, Prefix
+from minionerec.tree.hashed_gumbel import combine, gumbel
+from minionerec.tree.prompt_cache import Normalise, PromptCache
 from minionerec.tree.trie import CatalogTrie
 
 
@@ -21,9 +21,9 @@ class BeamResult:
 
     Attributes:
         tokens: (batch, beams, levels) token ids; `NO_TOKEN` behind the end of a short SID, and in the rows beyond the size of
-            the catalogue or of its view.
+            the catalog or of its view.
         scores: (batch, beams) sums of log-probabilities in nats, descending; -inf in those rows.
-        exact: (batch,) bool: the list is proven to be the exact top of the whole catalogue.
+        exact: (batch,) bool: the list is proven to be the exact top of the whole catalog.
     """
 
     tokens: torch.Tensor
@@ -56,7 +56,7 @@ class SampleResult:
 
 
 def _search(
-    prefix: Prefix, width: int, seeds: torch.Tensor | None = None, temperature: float = 1.0
+    prefix: PromptCache, width: int, seeds: torch.Tensor | None = None, temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The `width` best leaves by score, or, with a seed per prompt, by perturbed score.
 
@@ -121,10 +121,10 @@ def beam_search(
     *,
     trie: CatalogTrie,
     num_beams: int,
-    normalise: Normalise = "vocabulary",
+    normalise_over: Normalise = "vocabulary",
     widest: int | None = None,
 ) -> BeamResult:
-    """The `num_beams` most likely catalogue SIDs after each prompt.
+    """The `num_beams` most likely catalog SIDs after each prompt.
 
     Scores are sums of log-probabilities; the checkpoint's `generation_config` plays no part. A result is proven exact where
     its last score is no lower than the best prefix that was ever pruned: log-probabilities are at most 0, so no completion of
@@ -136,20 +136,20 @@ def beam_search(
         input_ids: prompts, (batch, length), left-padded.
         attention_mask: of the same shape; None where nothing is padded.
         trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt.
-        num_beams: length of each list; the lists end early where the catalogue is smaller.
-        normalise: `vocabulary` normalises each step over the full vocabulary, as transformers' beam search does; `catalogue`
-            over the legal next tokens, so that the whole catalogue's probabilities add up to 1.
+        num_beams: length of each list; the lists end early where the catalog is smaller.
+        normalise_over: `vocabulary` normalises each step over the full vocabulary, as transformers' beam search does; `catalog`
+            over the legal next tokens, so that the whole catalog's probabilities add up to 1.
         widest: where a list is not proven exact, search again with twice the beams, until it is or this width has been
             searched; the list keeps its length. None searches once, with `num_beams`.
 
     Raises:
-        ConstraintError: see `Prefix.compute`; or `num_beams` is below 1, or `widest` below `num_beams`.
+        ConstraintError: see `PromptCache.compute`; or `num_beams` is below 1, or `widest` below `num_beams`.
     """
     if num_beams < 1:
         raise ConstraintError(f"num_beams is {num_beams}; at least 1 is needed.")
     if widest is not None and widest < num_beams:
         raise ConstraintError(f"widest is {widest}, below num_beams, which is {num_beams}.")
-    prefix = Prefix.compute(model, input_ids, attention_mask, trie, normalise)
+    prefix = PromptCache.compute(model, input_ids, attention_mask, trie, normalise_over)
     leaves = torch.full((len(input_ids), num_beams), -1, device=input_ids.device)
     scores = torch.full((len(input_ids), num_beams), -torch.inf, device=input_ids.device)
     exact = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
@@ -179,22 +179,23 @@ def sample_without_replacement(
 ) -> SampleResult:
     """Distinct SIDs drawn after each prompt by stochastic beam search (Gumbel top-k, Kool et al. 2019).
 
-    The first SID is a draw from the model's distribution over the catalogue (each step normalised over the legal tokens), the
+    The first SID is a draw from the model's distribution over the catalog (each step normalised over the legal tokens), the
     second a draw from what remains, and so on: as if one sampled and put nothing back, for the price of one beam search.
 
     Args:
-        num_samples: SIDs per prompt; fewer where the catalogue is smaller.
+        num_samples: SIDs per prompt; fewer where the catalog is smaller.
         seeds: (batch,) int64, one per prompt: what is drawn for a prompt depends on its seed alone, not on the rest of the
             batch.
         temperature: divides the logits; above 0.
         others: as in `beam_search`.
 
     Raises:
-        ConstraintError: see `Prefix.compute`; or `num_samples` is below 1, the temperature not above 0, or there is not one
+        ConstraintError: see `PromptCache.compute`; or `num_samples` is below 1, the temperature not above 0, or there is not
+        one
             seed per prompt.
     """
     _check_sampling(input_ids, num_samples, seeds, temperature)
-    prefix = Prefix.compute(model, input_ids, attention_mask, trie, "catalogue")
+    prefix = PromptCache.compute(model, input_ids, attention_mask, trie, "catalog")
     leaves, scores, keys, _ = _search(prefix, num_samples + 1, seeds.to(input_ids.device), temperature)
     threshold = _fill(keys, num_samples + 1, -torch.inf)[:, -1]
     drawn = _fill(leaves, num_samples, -1)
@@ -212,10 +213,10 @@ def sample_with_replacement(
     seeds: torch.Tensor,
     temperature: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Independent SIDs drawn after each prompt from the model's distribution over the catalogue; a SID may come twice.
+    """Independent SIDs drawn after each prompt from the model's distribution over the catalog; a SID may come twice.
 
     Args:
-        all: as in `sample_without_replacement`; the catalogue may be smaller than `num_samples`.
+        all: as in `sample_without_replacement`; the catalog may be smaller than `num_samples`.
 
     Returns:
         (batch, samples, levels) token ids in the order of drawing, and (batch, samples) log-probabilities of the SIDs.
@@ -224,7 +225,7 @@ def sample_with_replacement(
         ConstraintError: see `sample_without_replacement`.
     """
     _check_sampling(input_ids, num_samples, seeds, temperature)
-    prefix = Prefix.compute(model, input_ids, attention_mask, trie, "catalogue")
+    prefix = PromptCache.compute(model, input_ids, attention_mask, trie, "catalog")
     batch, device = len(input_ids), input_ids.device
     own_seeds = combine(seeds.to(device)[:, None], torch.arange(num_samples, device=device))
     nodes = torch.zeros(batch, num_samples, dtype=torch.long, device=device)

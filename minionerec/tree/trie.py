@@ -54,13 +54,13 @@ class CatalogTrie:
         trailing: Sequence[int] = (),
         vocabulary: int | None = None,
     ) -> "CatalogTrie":
-        """Build the trie of a catalogue, O(items log items).
+        """Build the trie of a catalog, O(items log items).
 
         Args:
             codes: token ids, (items, levels); items may share a SID. A SID that needs fewer levels (no suffix) ends in
                 `NO_TOKEN`.
             device: where the arrays are kept: the model's.
-            trailing: tokens that follow every SID; they are scored but not returned. The reference generates a newline and
+            trailing: tokens that follow every SID; they are scored but not returned. The released code generates a newline and
                 the end token after each SID.
             vocabulary: entries of the model's vocabulary; None leaves the check to the search.
 
@@ -203,7 +203,7 @@ class CatalogTrie:
         kept[request, self.leaf_of_item[item].long()] = True
         empty = (~kept.any(1)).nonzero()
         if len(empty):
-            raise CatalogError(f"The item filter of request {int(empty[0])} leaves no item of the catalogue's {items}.")
+            raise CatalogError(f"The item filter of request {int(empty[0])} leaves no item of the catalog's {items}.")
         legal = [kept]
         for level in reversed(range(1, self.depth)):
             below = torch.nn.functional.pad(legal[0].cumsum(1, dtype=torch.int32), (1, 0))[:, self.offsets[level]]
@@ -225,14 +225,14 @@ class CatalogTrie:
         return self.narrow(allowed)
 
     def check_normalisable(self) -> None:
-        """Refuse a catalogue whose probabilities would not add up to 1.
+        """Refuse a catalog whose probabilities would not add up to 1.
 
         Raises:
             ConstraintError: some SID is the beginning of another.
         """
         if self.prefixed:
             raise ConstraintError(
-                "Some SID is the beginning of another, so probabilities over the catalogue would not add up to 1. "
+                "Some SID is the beginning of another, so probabilities over the catalog would not add up to 1. "
                 "Give every item of a collision its own suffix, or build the trie with an end token (trailing=[...])."
             )
 
@@ -261,7 +261,7 @@ class CatalogTrie:
         """Write the trie as safetensors, whole or not at all.
 
         Raises:
-            CatalogError: this is a view: a filter belongs to a request, not to the catalogue.
+            CatalogError: this is a view: a filter belongs to a request, not to the catalog.
         """
         if self.legal is not None:
             raise CatalogError("A narrowed view cannot be saved; save the trie that it was made from.")

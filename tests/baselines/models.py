@@ -13,8 +13,8 @@ SHARED = Path(__file__).parents[2].parent / "shared"
 ITEMS, LENGTH = 30, 12
 NEURAL = (
     *("sasrec", "bert4rec", "lightsans", "fearec", "fearec-published", "trm4rec", "wearec", "pswrec-v5", "pswrec-v12"),
-    *("pswrec-v13", "pswrec-v13-without-rotation", "gru4rec", "caser", "hstu", "gru4rec-reference"),
-    *("caser-reference", "sasrec-reference"),
+    *("pswrec-v13", "pswrec-v13-without-rotation", "gru4rec", "caser", "hstu", "gru4rec-released"),
+    *("caser-released", "sasrec-released"),
 )
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from minionerec.baselines.pswrec import BANDS
+from minionerec.baselines.models.pswrec import BANDS
 from tests.baselines.models import ITEMS, LENGTH, batch_of, rows_of, small
 
 HIDDEN = 16
@@ -263,10 +263,10 @@ def their_sasrec(model, items: Tensor, last: int) -> Tensor:
     return outputs(model, usual(usual(y + inner, model.inner_norm), model.output_norm)[last])
 
 
-REFERENCES = {
-    "gru4rec-reference": their_gru4rec,
-    "caser-reference": their_caser,
-    "sasrec-reference": their_sasrec,
+PEERS = {
+    "gru4rec-released": their_gru4rec,
+    "caser-released": their_caser,
+    "sasrec-released": their_sasrec,
     "sasrec": sasrec,
     "bert4rec": bert4rec,
     "lightsans": lightsans,
@@ -280,7 +280,7 @@ REFERENCES = {
 @pytest.mark.parametrize(
     ("name", "side"),
     # BERT4Rec drops the first cell of the row; that is its oldest item only with padding on the right, as specified.
-    [(name, side) for name in REFERENCES for side in ("left", "right") if (name, side) != ("bert4rec", "left")],
+    [(name, side) for name in PEERS for side in ("left", "right") if (name, side) != ("bert4rec", "left")],
 )
 def test_scores_are_those_of_the_equations(name, side):
     model = small(name).double()
@@ -294,7 +294,7 @@ def test_scores_are_those_of_the_equations(name, side):
             given = (
                 (torch.tensor(history), len(history) - 1) if name.startswith("gru4rec") else (items, first + len(history) - 1)
             )
-            expected = REFERENCES[name](model, *given)
+            expected = PEERS[name](model, *given)
             # The Fourier transforms of fearec and wearec are in single precision.
             tolerance = 1e-4 if name in ("fearec", "wearec") else 1e-9
             torch.testing.assert_close(found[row], expected, rtol=tolerance, atol=tolerance)

@@ -11,20 +11,20 @@ from safetensors.torch import save_file
 
 from minionerec.baselines import weights
 from minionerec.baselines.models import MODELS, count_parameters, make
-from minionerec.baselines.pswrec import BANDS
+from minionerec.baselines.models.pswrec import BANDS
 from minionerec.baselines.ranking import rank, scorer
-from minionerec.baselines.task import from_sequences
+from minionerec.baselines.ranking_data import from_sequences
 from minionerec.cli import parse, preset
 from minionerec.config import BaselineConfig
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.metrics import hit_rate, ndcg
-from minionerec.report.rivals import published
+from minionerec.report.baseline_tables import published
 from tests.baselines.models import ITEMS, LENGTH, NEURAL, SHARED, batch_of, random_rows, rows_of, small
 
 CAUSAL = ("sasrec", "trm4rec", "pswrec-v5", "pswrec-v12", "pswrec-v13", "pswrec-v13-without-rotation", "gru4rec", "hstu")
-CAUSAL += ("gru4rec-reference", "sasrec-reference")
-PADDING_FREE = ("sasrec", "bert4rec", "trm4rec", "gru4rec", "caser", "hstu", "gru4rec-reference", "sasrec-reference")
-PACKED = ("sasrec", "bert4rec", "trm4rec", "hstu", "sasrec-reference")
+CAUSAL += ("gru4rec-released", "sasrec-released")
+PADDING_FREE = ("sasrec", "bert4rec", "trm4rec", "gru4rec", "caser", "hstu", "gru4rec-released", "sasrec-released")
+PACKED = ("sasrec", "bert4rec", "trm4rec", "hstu", "sasrec-released")
 NEVER_LEARN = {"wearec": r"gate_param", "trm4rec": r"^z_[ar]$"}
 
 
@@ -131,7 +131,7 @@ def test_padding_plays_a_part_only_where_stated(name, side):
     assert same == (free or (name.startswith("pswrec") and side == "right"))
 
 
-@pytest.mark.parametrize("name", ["gru4rec", "caser", "gru4rec-reference"])
+@pytest.mark.parametrize("name", ["gru4rec", "caser", "gru4rec-released"])
 def test_the_side_of_padding_does_not_matter_to_models_without_positions(name):
     model, rows = small(name), random_rows(20)
     with torch.no_grad():
@@ -224,7 +224,7 @@ def test_models_learn_a_rule(name):
     sequences = [[1 + (start - 1 + step) % ITEMS for step in range(5 + start % 5)] for start in starts]
     rows = rows_of([one[:-1] for one in sequences], [one[-1] for one in sequences])
     batch = batch_of(rows, model.layout)
-    rate, steps, share = (1e-2, 450, 0.3) if name == "bert4rec" else (2e-2, 120 if "reference" in name else 40, 0.9)
+    rate, steps, share = (1e-2, 450, 0.3) if name == "bert4rec" else (2e-2, 120 if "released" in name else 40, 0.9)
     optimizer = torch.optim.Adam(model.parameters(), rate)
     for _ in range(steps):
         model.train()
@@ -337,8 +337,8 @@ def test_published_fearec_contrasts_a_second_draw_with_another_history():
 
 
 @pytest.mark.parametrize("loss", ["bce", "softmax"])
-def test_references_rank_by_an_output_layer_and_never_padding(loss):
-    model, batch = small("sasrec-reference", loss=loss), batch_of(random_rows(2000))
+def test_released_models_rank_by_an_output_layer_and_never_padding(loss):
+    model, batch = small("sasrec-released", loss=loss), batch_of(random_rows(2000))
     with torch.no_grad():
         states, scores = model.states(batch), model.scores(batch)
         assert scores[:, 0].isneginf().all()
@@ -414,7 +414,7 @@ def test_options_that_a_model_does_not_take_are_refused():
         ({"model": "wearec", "max_history": 9}, "max_history is 9; the Haar branch"),
         ({"model": "pswrec-v13", "heads": 8}, "heads is 8; each head takes a band"),
         ({"model": "trm4rec", "positions": False, "rope": False}, "would not know the order"),
-        ({"model": "caser-reference", "max_history": 3}, "max_history is 3; the filters of caser-reference cover 4"),
+        ({"model": "caser-released", "max_history": 3}, "max_history is 3; the filters of caser-released cover 4"),
         ({"model": "caser", "window": 3}, "window is 3"),
         ({"model": "caser", "window": 60}, "window is 60"),
     ],

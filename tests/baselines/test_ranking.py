@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minionerec.baselines.ranking import candidates, rank, ranked, target_ranks
-from minionerec.baselines.task import PROTOCOLS, Task
+from minionerec.baselines.ranking_data import PROTOCOLS, Task
 from minionerec.errors import TrainingError
 from tests.baselines.models import rows_of
 

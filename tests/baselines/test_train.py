@@ -9,16 +9,16 @@ from safetensors.torch import load_file
 
 from minionerec.artifacts import CHECKPOINTS, Manifest, read_json
 from minionerec.baselines import train
-from minionerec.baselines.floors import FLOORS
 from minionerec.baselines.models import MODELS
 from minionerec.baselines.ranking import rank
+from minionerec.baselines.trivial import TRIVIAL
 from minionerec.cli import main, parse
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval import predict
 from minionerec.eval.predictions import read_predictions
-from minionerec.report.rivals import ranking_metrics
+from minionerec.report.baseline_tables import ranking_metrics
 from minionerec.report.runs import load
 from tests.launch import ROOT, accelerate, minionerec
 from tests.small import write_config
@@ -184,7 +184,7 @@ def test_a_history_that_is_left_out_does_not_shorten_the_lists(tmp_path):
     train.run(hiding, ranking_metrics)
     predict.run(hiding, "markov")
     task, _ = train.load_task(hiding)
-    whole = rank(FLOORS["markov"](task), task, "test", task.items).lists
+    whole = rank(TRIVIAL["markov"](task), task, "test", task.items).lists
     histories = Dataset.load(run / "data").test["history"].to_list()
     assert max(map(len, histories)) == 6
     expected = [[item - 1 for item in ids if item - 1 not in own][:10] for ids, own in zip(whole, histories, strict=True)]

@@ -1,4 +1,4 @@
-"""The table of the reference's mistakes at a tiny size: what it compares, and that it resumes."""
+"""The table of the released code's mistakes at a tiny size: what it compares, and that it resumes."""
 
 import importlib
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from minionerec.artifacts import read_json
 from minionerec.cli import parse
-from minionerec.report import causes
+from minionerec.report import gap_causes as shipped
 from tests.small import write_config
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -59,13 +59,13 @@ def test_a_table_and_again(gap_causes, tmp_path, capfd):
     command += ["--examples", "20", "--data.path", str(tmp_path / "raw"), "--sft.epochs", "2"]
     gap_causes.main(command)
     printed = capfd.readouterr().out
-    assert "| prompt mismatch | eval-sentence - reference-prompts |" in printed
+    assert "| prompt mismatch | eval-sentence - released-prompts |" in printed
     stored = read_json(tmp_path / "out/gap_causes.json")
     assert set(stored["quirks"]) == {
-        *("prompt mismatch", "prompts of the reference, with the mismatch", "wrong reward targets", "generation defaults")
+        *("prompt mismatch", "prompts of the released code, with the mismatch", "wrong reward targets", "generation defaults")
     }
     assert stored["seeds"] == 2 and stored["examples"] == 40
-    assert set(stored) == set(causes._elsewhere())  # it can be shipped as it is
+    assert set(stored) == set(shipped._elsewhere())  # it can be shipped as it is
     assert stored["dataset"].startswith(f"toys ({stored['train']:,} training rows) with a model of 0.0 M")
     assert stored["fields"] == ["--sft.epochs", "2"]  # no place on this machine
     sampled = stored["quirks"]["generation defaults"]

@@ -1,4 +1,4 @@
-"""The reference's constraint, and what generation defaults make of it, on a toy."""
+"""The released code's constraint, and what generation defaults make of it, on a toy."""
 
 import importlib
 import math
@@ -35,7 +35,7 @@ def parts(tmp_path_factory):
 def test_without_the_defaults_generate_gives_our_decoders_lists(defaults, parts):
     model, tokens = parts
     ids, mask = left_pad(PROMPTS, 0)
-    ours = beam_search(model, ids, mask, trie=CatalogTrie.from_codes(tokens), num_beams=10, normalise="vocabulary").tokens
+    ours = beam_search(model, ids, mask, trie=CatalogTrie.from_codes(tokens), num_beams=10, normalise_over="vocabulary").tokens
     assert (defaults.generate(model, ids, mask, tokens.tolist(), 10) == ours).all()
 
 
@@ -50,7 +50,7 @@ def test_with_the_defaults_other_lists_come_out(defaults, parts):
 
 
 def test_the_constraint_gives_way_behind_a_dead_end(defaults):
-    constraint = defaults.ReferenceConstraint([[3, 5], [3, 6], [4, 5]], prompt_length=1)
+    constraint = defaults.ReleasedConstraint([[3, 5], [3, 6], [4, 5]], prompt_length=1)
     scores = constraint(torch.tensor([[9, 3], [9, 7]]), torch.zeros(2, 8))
     flat = math.log(1 / 8)
     assert scores[0].tolist() == pytest.approx([flat + defaults.PENALTY * (token not in (5, 6)) for token in range(8)])
@@ -61,9 +61,11 @@ def test_a_run_that_cannot_be_asked(defaults, tmp_path):
     command = [str(tmp_path), "--config", "ml-100k"]
     with pytest.raises(SystemExit, match=r"sft.*manifest.json: not found. The run needs a finished SFT model"):
         defaults.main(command)
-    with write_artifact(tmp_path / "sft", stage="sft", key="", config={"sft": {"normalise": "catalogue"}}, inputs={}, seed=0):
+    with write_artifact(
+        tmp_path / "sft", stage="sft", key="", config={"sft": {"normalise_over": "catalog"}}, inputs={}, seed=0
+    ):
         pass
-    with pytest.raises(SystemExit, match=r"trained with sft.normalise catalogue; the reference's needs vocabulary"):
+    with pytest.raises(SystemExit, match=r"trained with sft.normalise_over catalog; the released code's needs vocabulary"):
         defaults.main(command)
 
 
@@ -73,7 +75,7 @@ def test_what_is_only_asked_for_is_printed(defaults, tmp_path, capsys):
 
 
 def test_asking_a_run(defaults, tmp_path):
-    prepared = config(tmp_path, sft={"normalise": "vocabulary", "epochs": 1}, eval={"normalise": "vocabulary"})
+    prepared = config(tmp_path, sft={"normalise_over": "vocabulary", "epochs": 1}, eval={"normalise_over": "vocabulary"})
     run(prepared, ("data", "sid", "sft", "eval"))
     found = defaults.ask(prepared, 1000, 1, (defaults.OURS, defaults.DEFAULTED))
     lists = RankedLists.read(prepared.folder / "eval/sft/predictions.jsonl")

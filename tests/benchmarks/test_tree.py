@@ -36,7 +36,7 @@ def test_decode_gives_the_peers_lists(script):
     [
         ("decode", "--model tiny --batch 1 --settings 9:3", "| 9 | 3 |"),
         ("grpo_step", "--model tiny --prompts 9 --per-step 1 --generations 3 --steps 1", "| 9 |"),
-        ("catalogue_scale", "--model tiny --items 500 --prompt 9 --beams 3", "| 500 |"),
+        ("catalog_scale", "--model tiny --items 500 --prompt 9 --beams 3", "| 500 |"),
         ("sft_step", "--examples 16 --hidden 32 --stride 6 --packed-tokens 64", "| packed-plain |"),
     ],
 )
@@ -57,7 +57,7 @@ def test_tables(script, monkeypatch, capsys, name, flags, row):
 
 @pytest.mark.slow
 def test_a_process_of_its_own(script):
-    file = FOLDER / "catalogue_scale.py"
+    file = FOLDER / "catalog_scale.py"
     options = ["--only", "ours", "--model", "tiny", "--items", "500", "--prompt", "9", "--beams", "3", "--seconds", "0"]
     figures, tensors = script("setting").in_fresh_process(str(file), options)
     assert figures["peak"] >= figures["build peak"] >= figures["before"] > 0
@@ -99,24 +99,24 @@ def test_sft_step_says_which_data_it_needs(script, tmp_path):
         script("sft_step").industrial(tmp_path)
 
 
-def test_catalogue_scale_checks_its_lists(script):
-    catalogue_scale = script("catalogue_scale")
-    figures, _ = catalogue_scale.measure(1000, "tiny", 12, 5, 0)
+def test_catalog_scale_checks_its_lists(script):
+    catalog_scale = script("catalog_scale")
+    figures, _ = catalog_scale.measure(1000, "tiny", 12, 5, 0)
     assert 0 < figures["bytes"] <= 40
-    codes = catalogue_scale.random_codes(1000)
+    codes = catalog_scale.random_codes(1000)
     assert len({tuple(row) for row in codes.tolist()}) == 1000
     tokens = torch.from_numpy(codes[:5]).long() + 7 + 256 * torch.arange(3)
-    trie = catalogue_scale.CatalogTrie.from_codes(codes + 7)
-    found = catalogue_scale.BeamResult(tokens[None], torch.zeros(1, 5), torch.ones(1, dtype=torch.bool))
+    trie = catalog_scale.CatalogTrie.from_codes(codes + 7)
+    found = catalog_scale.BeamResult(tokens[None], torch.zeros(1, 5), torch.ones(1, dtype=torch.bool))
     allowed = (codes[:, None] == codes[:5]).all(-1).any(-1)
-    catalogue_scale.check(found, trie, codes, 7, allowed)
+    catalog_scale.check(found, trie, codes, 7, allowed)
     with pytest.raises(SystemExit, match="invalid or repeated"):
-        catalogue_scale.check(found, trie, codes, 7, ~allowed)
+        catalog_scale.check(found, trie, codes, 7, ~allowed)
 
 
-def test_without_the_data_a_random_catalogue_stands_in(script, tmp_path):
+def test_without_the_data_a_random_catalog_stands_in(script, tmp_path):
     setting = script("setting")
     codes, name = setting.industrial_codes(tmp_path)
-    assert name.startswith("a random catalogue")
+    assert name.startswith("a random catalog")
     assert codes.shape == (3686, 3)
     assert len({tuple(row) for row in codes.tolist()}) > 3000

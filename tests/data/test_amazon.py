@@ -13,7 +13,7 @@ import pytest
 
 from minionerec.artifacts import Manifest
 from minionerec.config import Config, DataConfig
-from minionerec.data import lines, prepare
+from minionerec.data import prepare, text_lines
 from minionerec.data.dataset import SPLITS, Dataset
 from minionerec.errors import DataError
 
@@ -102,9 +102,9 @@ def test_filters_by_name(tmp_path):
     assert metrics["interactions"] == 8
 
 
-def test_the_reference_keeps_repeated_rows_and_uses_user_k_for_items(tmp_path):
+def test_the_released_keeps_repeated_rows_and_uses_user_k_for_items(tmp_path):
     data = dump(tmp_path / "raw")
-    chosen = {"filters": "reference", "item_k": None, "split": "chronological", "parts": [1, 0, 0]}
+    chosen = {"filters": "released", "item_k": None, "split": "chronological", "parts": [1, 0, 0]}
     dataset, metrics = run(tmp_path, DataConfig(**{**vars(data), **chosen}))
     # Without G, which two people have, v has only two interactions and goes, then B.
     assert metrics["dropped_duplicates"] == 0 and metrics["dropped_rare_items"] == 2
@@ -112,7 +112,7 @@ def test_the_reference_keeps_repeated_rows_and_uses_user_k_for_items(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(time, "tzset"), reason="the time zone cannot be changed here")
-def test_local_time_only_under_the_reference(tmp_path, monkeypatch):
+def test_local_time_only_under_the_released(tmp_path, monkeypatch):
     midnight = 1_475_280_000  # 2016-10-01, UTC
     reviews = [review("u", "A", 0) | {"unixReviewTime": midnight + hour * 3600} for hour in (-3, -1, 0, 1, 2, 3)]
     data = dump(tmp_path / "raw", reviews)
@@ -120,7 +120,7 @@ def test_local_time_only_under_the_reference(tmp_path, monkeypatch):
     time.tzset()
     try:
         counts = []
-        for filters in ("named", "reference"):
+        for filters in ("named", "released"):
             fields = {**vars(data), "filters": filters, "start": "2016-10", "item_k": None}
             counts.append(run(tmp_path, DataConfig(**fields))[1]["dropped_outside_window"])
     finally:
@@ -155,7 +155,7 @@ def test_the_release_of_2023(tmp_path, ending):
 def test_many_small_chunks_and_files_change_nothing(tmp_path, monkeypatch):
     data = dump(tmp_path / "raw", REVIEWS + [review(f"x{n % 7}", "AB"[n % 2], n) for n in range(60)])
     whole, figures = run(tmp_path, data)
-    monkeypatch.setattr(lines, "CHUNK", 300)
+    monkeypatch.setattr(text_lines, "CHUNK", 300)
     monkeypatch.setattr(prepare.amazon, "_PART_BYTES", 2000)
     manifest, made = prepare.run(Config(out=str(tmp_path / "small"), data=data))
     split = Dataset.load(tmp_path / "small" / "data")

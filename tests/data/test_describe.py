@@ -8,14 +8,14 @@ import pytest
 
 from minionerec.cli import main
 from minionerec.config import DataConfig
-from minionerec.data import prepare, reference
+from minionerec.data import prepare, released
+from minionerec.data.bad_rows import Problems
 from minionerec.data.dataset import SPLIT_SCHEMA, Dataset
 from minionerec.data.describe import facts
-from minionerec.data.problems import Problems
 from tests.small import write_config
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "amazon"
-# What a study of the reference's files found: design notes, section "Dataset facts that shape any metric".
+# What a study of the released code's files found: design notes, section "Dataset facts that shape any metric".
 KNOWN = {
     "Industrial_and_Scientific": {
         "shared": (31, 15, 3, 11), "targets": (238, 317), "lost": 0.0243,
@@ -35,8 +35,8 @@ KNOWN = {
 def test_the_real_files_have_the_known_facts(category):
     if not SHARED.is_dir():
         pytest.skip(f"{SHARED} is not there")
-    config = DataConfig(source="reference", path=str(SHARED), category=category)
-    dataset = reference.read(SHARED, config, Problems())
+    config = DataConfig(source="released", path=str(SHARED), category=category)
+    dataset = released.read(SHARED, config, Problems())
     found, known = facts(dataset, ["".join(row) for row in dataset.sids["tokens"]]), KNOWN[category]
     sids, splits, leaks = found["semantic IDs"], found["splits"], found["leaks"]
     assert (
@@ -132,10 +132,10 @@ def test_the_commands_describe_and_export(tmp_path, capsys):
     assert "Sparsity" in html or "sparsity" in html
     assert main(["data", "export", "--config", path, "--layout", "recbole", "--to", str(tmp_path / "r")]) == 0
     assert (tmp_path / "r" / "small.inter").is_file()
-    assert main(["data", "export", "--config", path, "--layout", "reference", "--to", str(tmp_path / "x")]) == 2
+    assert main(["data", "export", "--config", path, "--layout", "released", "--to", str(tmp_path / "x")]) == 2
     assert "Make them first: minionerec sid" in capsys.readouterr().err
     assert main(["sid", "--config", path]) == 0
-    assert main(["data", "export", "--config", path, "--layout", "reference", "--to", str(tmp_path / "x")]) == 0
+    assert main(["data", "export", "--config", path, "--layout", "released", "--to", str(tmp_path / "x")]) == 0
     assert (tmp_path / "x" / "test" / "small.csv").read_text().startswith("user_id,history_item_title,")
     assert main(["data", "describe", "--config", path]) == 0
     assert "shared SIDs" in capsys.readouterr().out

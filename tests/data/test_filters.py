@@ -110,7 +110,7 @@ def test_the_window_widens_year_by_year_until_items_suffice():
     assert times.year_earlier("2016-02-29") == "2015-02-28"
 
 
-def test_item_k_drops_items_from_the_catalogue_and_zero_keeps_them():
+def test_item_k_drops_items_from_the_catalog_and_zero_keeps_them():
     rows = [("u", item, time) for time, item in enumerate("aabbc")]
     whole, _ = prepare.build(interactions(rows), items(*"abcd"), csv_config())
     assert whole.catalog["item_id"].to_list() == list("abcd")

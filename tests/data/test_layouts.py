@@ -1,4 +1,4 @@
-"""The reference's layout and RecBole's, there and back."""
+"""The released code's layout and RecBole's, there and back."""
 
 import csv
 import json
@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minionerec.config import Config, DataConfig
-from minionerec.data import prepare, recbole, reference
+from minionerec.data import prepare, recbole, released
+from minionerec.data.bad_rows import Problems
 from minionerec.data.dataset import SPLITS, Dataset
-from minionerec.data.problems import Problems
 from minionerec.errors import ConfigError, DataError
 from tests.small import random_dataset
 
@@ -37,12 +37,12 @@ def test_the_real_files_there_and_back(tmp_path, category):
     if not SHARED.is_dir():
         pytest.skip(f"{SHARED} is not there")
     manifest, _ = prepare.run(
-        Config(out=str(tmp_path / "run"), data=DataConfig(source="reference", path=str(SHARED), category=category))
+        Config(out=str(tmp_path / "run"), data=DataConfig(source="released", path=str(SHARED), category=category))
     )
     assert {name: manifest.metrics[name] for name in COUNTS[category]} == COUNTS[category]
     dataset = Dataset.load(tmp_path / "run" / "data")
     stem = f"{category}_5_2016-10-2018-11"
-    reference.write(dataset, dataset.sids["tokens"].to_list(), stem, tmp_path / "out")
+    released.write(dataset, dataset.sids["tokens"].to_list(), stem, tmp_path / "out")
     for name in ("valid", "test"):  # the very bytes
         assert (tmp_path / "out" / name / f"{stem}.csv").read_bytes() == (SHARED / name / f"{stem}.csv").read_bytes()
     assert (tmp_path / "out" / "info" / f"{stem}.txt").read_bytes() == (SHARED / "info" / f"{stem}.txt").read_bytes()
@@ -51,7 +51,7 @@ def test_the_real_files_there_and_back(tmp_path, category):
         assert written == (SHARED / "index" / f"{category}.{kind}.json").read_bytes()
     original = (SHARED / "train" / f"{stem}.partial.csv").read_bytes()  # written with CRLF
     assert (tmp_path / "out" / "train" / f"{stem}.csv").read_bytes() == original.replace(b"\r\n", b"\n")
-    assert equal(read(tmp_path / "out", "reference"), dataset)
+    assert equal(read(tmp_path / "out", "released"), dataset)
     recbole.write(dataset, category, tmp_path / "recbole")
     assert equal(read(tmp_path / "recbole", "recbole"), dataset)
 
@@ -63,8 +63,8 @@ def test_round_trips_lose_nothing(tmp_path_factory, seed, users, items):
     folder = tmp_path_factory.mktemp("layout")
     strings = index.token_strings()
     sids = [[strings[offset + code] for offset, code in zip((0, 6, 12), row, strict=True)] for row in index.codes.tolist()]
-    reference.write(dataset, sids, "small", folder / "reference")
-    back = read(folder / "reference", "reference")
+    released.write(dataset, sids, "small", folder / "released")
+    back = read(folder / "released", "released")
     details = ["description", "brand", "categories"]
     assert equal(replace(back, catalog=back.catalog.drop(details)), dataset)
     assert back.sids["tokens"].to_list() == sids
@@ -92,18 +92,18 @@ def layout(folder: Path, train: list[dict] | None = None, info: str | None = Non
     (folder / "index" / "Toys.item.json").write_text(json.dumps(items))
     for name in SPLITS:
         with (folder / name / "Toys_5.csv").open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, reference.COLUMNS)
+            writer = csv.DictWriter(stream, released.COLUMNS)
             writer.writeheader()
             writer.writerows((train or [ROW]) if name == "train" else [ROW])
     return folder
 
 
 def test_positions_grow_and_descriptions_become_prose(tmp_path):
-    dataset = read(layout(tmp_path, [ROW, ROW]), "reference")
+    dataset = read(layout(tmp_path, [ROW, ROW]), "released")
     assert [dataset.split(name)["position"].to_list() for name in SPLITS] == [[2, 3], [4], [5]]
     assert dataset.catalog.row(0) == ("0", "Lamp", "Lamp. Bright red", "['Bright', 'red']", "B", "")
     assert dataset.train.row(0) == ("A1", [0, 1], 0, None, 2)
-    assert read(tmp_path, "reference", max_history=1).train["history"].to_list() == [[1], [1]]
+    assert read(tmp_path, "released", max_history=1).train["history"].to_list() == [[1], [1]]
 
 
 @pytest.mark.parametrize(
@@ -124,10 +124,10 @@ def test_positions_grow_and_descriptions_become_prose(tmp_path):
 def test_rows_are_checked_against_info_and_index(tmp_path, change, message):
     folder = layout(tmp_path, [ROW, ROW | change])
     with pytest.raises(DataError, match=rf"train/Toys_5\.csv, row 3: .*{message}"):
-        read(folder, "reference")
+        read(folder, "released")
     problems = Problems(skip=True)
-    config = DataConfig(source="reference", path=str(folder))
-    assert len(reference.read(folder, config, problems).train) == 1 and len(problems.found) == 1
+    config = DataConfig(source="released", path=str(folder))
+    assert len(released.read(folder, config, problems).train) == 1 and len(problems.found) == 1
 
 
 @pytest.mark.parametrize(
@@ -141,17 +141,17 @@ def test_rows_are_checked_against_info_and_index(tmp_path, change, message):
 )
 def test_info_and_index_files_are_checked(tmp_path, broken, message):
     with pytest.raises(DataError, match=message):
-        read(layout(tmp_path, **broken), "reference")
+        read(layout(tmp_path, **broken), "released")
 
 
 def test_a_file_that_is_not_utf8_is_named_with_its_line(tmp_path):
     folder = layout(tmp_path)
     (folder / "info" / "Toys_5.txt").write_bytes("<a_1><b_2>\tLamp\t0\n<a_1><b_3>\tTäschchen\t1\n".encode("latin-1"))
     with pytest.raises(DataError, match=r"Toys_5\.txt, line 2: byte 0xe4 at offset 30 is not UTF-8"):
-        read(folder, "reference")
+        read(folder, "released")
     (layout(tmp_path) / "index" / "Toys.item2id").write_bytes(b"B\xff\t0\n")
     with pytest.raises(DataError, match=r"Toys\.item2id, line 1: byte 0xff"):
-        read(folder, "reference")
+        read(folder, "released")
 
 
 def test_a_title_may_hold_what_other_programs_take_for_the_end_of_a_line(tmp_path):
@@ -160,10 +160,10 @@ def test_a_title_may_hold_what_other_programs_take_for_the_end_of_a_line(tmp_pat
     folder = layout(tmp_path, info=f"<a_1><b_2>\tLamp\t0\n<a_1><b_3>\t{title}\t1\n")
     for name in SPLITS:
         with (folder / name / "Toys_5.csv").open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, reference.COLUMNS)
+            writer = csv.DictWriter(stream, released.COLUMNS)
             writer.writeheader()
             writer.writerow(row)
-    assert read(folder, "reference").catalog["title"].to_list() == ["Lamp", title]
+    assert read(folder, "released").catalog["title"].to_list() == ["Lamp", title]
 
 
 @pytest.mark.parametrize(
@@ -179,9 +179,9 @@ def test_lines_that_name_items_are_checked(tmp_path, mapping, message):
     folder = layout(tmp_path)
     (folder / "index" / "Toys.item2id").write_text(mapping)
     with pytest.raises(DataError, match=rf"Toys\.item2id, {message}"):
-        read(folder, "reference")
+        read(folder, "released")
     problems = Problems(skip=True)
-    reference.read(folder, DataConfig(source="reference", path=str(folder)), problems)
+    released.read(folder, DataConfig(source="released", path=str(folder)), problems)
     assert len(problems.found) == 1
 
 
@@ -190,12 +190,12 @@ def test_broken_lines_of_the_info_file_are_skipped_with_their_rows(tmp_path):
                                            "history_item_sid": "['<a_1><b_2>']"}],
                     info="<a_1><b_2>\tLamp\t0\n<a_1><b_3>\tBob's cup\n")  # fmt: skip
     problems = Problems(skip=True)
-    dataset = reference.read(folder, DataConfig(source="reference", path=str(folder)), problems)
+    dataset = released.read(folder, DataConfig(source="released", path=str(folder)), problems)
     assert dataset.catalog["item_id"].to_list() == ["0"] and len(dataset.train) == 1
     assert "info/Toys_5.txt, line 2: 2 fields" in problems.found[0] and len(problems.found) == 4  # with a row of each split
 
 
-@pytest.mark.parametrize("kind", ["reference", "recbole"])
+@pytest.mark.parametrize("kind", ["released", "recbole"])
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
@@ -208,8 +208,8 @@ def test_broken_lines_of_the_info_file_are_skipped_with_their_rows(tmp_path):
 )
 def test_times_and_positions_of_given_splits_are_numbers(tmp_path, kind, field, value, message):
     dataset, index = random_dataset()
-    if kind == "reference":
-        reference.write(dataset, [index.tokens(item) for item in range(len(index.codes))], "small", tmp_path)
+    if kind == "released":
+        released.write(dataset, [index.tokens(item) for item in range(len(index.codes))], "small", tmp_path)
         path, separator = tmp_path / "test" / "small.csv", ","
     else:
         recbole.write(dataset, "small", tmp_path)
@@ -233,15 +233,15 @@ def test_missing_files(tmp_path):
     layout(tmp_path)
     (tmp_path / "test" / "Toys_5.csv").rename(tmp_path / "test" / "Toys_5.partial.csv")
     with pytest.raises(DataError, match=r"test/Toys_5\.csv: not found"):
-        read(tmp_path, "reference")
+        read(tmp_path, "released")
     (tmp_path / "info" / "Office.txt").write_text("")
     with pytest.raises(DataError, match=r"found Office\.txt, Toys_5\.txt\. Choose one with data\.category"):
-        read(tmp_path, "reference")
+        read(tmp_path, "released")
     with pytest.raises(DataError, match=r"no \*\.index\.json belongs to Office\.txt"):
         (tmp_path / "train" / "Office.csv").touch()
         (tmp_path / "valid" / "Office.csv").touch()
         (tmp_path / "test" / "Office.csv").touch()
-        read(tmp_path, "reference", "Office")
+        read(tmp_path, "released", "Office")
 
 
 def test_given_splits_exclude_filters(tmp_path):

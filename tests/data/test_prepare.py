@@ -136,7 +136,7 @@ LAYOUTS = {
     "csv": ("interactions.csv", "items.parquet"),
     "recbole": ("x.inter", "x.item"),
     "recbole with splits": ("x.train.inter", "x.valid.inter", "x.test.inter", "x.item"),
-    "reference": (
+    "released": (
         *("train/X_5.csv", "valid/X_5.csv", "test/X_5.csv", "info/X_5.txt"),
         *("index/X.index.json", "index/X.item.json", "index/X.item2id"),
     ),

@@ -5,7 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from minionerec.data.problems import Problems
+from minionerec.data.bad_rows import Problems
 from minionerec.data.readers import (
     MOVIELENS_GENRES,
     read_csv,

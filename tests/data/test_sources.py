@@ -264,7 +264,7 @@ def test_a_given_folder_is_used_and_checked(wheel, server, tmp_path):
 
 def test_a_folder_of_several_files(server, tmp_path, monkeypatch):
     base = server.url.rpartition("/")[0]
-    name = "reference/Office_Products"
+    name = "released/Office_Products"
     files = [file._replace(url=f"{base}/{file.name}", bytes=None, checksum=None) for file in sources.SOURCES[name].files]
     monkeypatch.setitem(sources.SOURCES, name, sources.SOURCES[name]._replace(files=tuple(files)))
     server.files |= {f"/{file.name}": file.name.encode() for file in files[1:]}
@@ -286,8 +286,8 @@ def test_what_a_configuration_needs():
     assert sources.named(DataConfig()) == "ml-100k"
     assert sources.named(DataConfig(source="amazon-2023", category="Books")) == "amazon-2023/Books"
     assert sources.named(DataConfig(source="amazon-2023", path="x")) == ""
-    with pytest.raises(ConfigError, match=r"'Cats' is none of reference; there are Industrial_and_Scientific, Office_Products"):
-        sources.named(DataConfig(source="reference", category="Cats"))
+    with pytest.raises(ConfigError, match=r"'Cats' is none of released; there are Industrial_and_Scientific, Office_Products"):
+        sources.named(DataConfig(source="released", category="Cats"))
 
 
 def test_every_source_is_complete():

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from minionerec.eval import hit_rate, level_tables, mrr, ndcg
 from minionerec.eval.calc_level import analyse
-from minionerec.eval.foreign import read_reference
 from minionerec.eval.levels import calibration, lost_targets
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import measure, ranks
 from minionerec.eval.predictions import Prediction
+from minionerec.eval.result_json import read_released
 from tests.eval import brute
 
 CUTOFFS = (1, 2, 3, 5, 10, 50)
@@ -21,7 +21,7 @@ NOT_SIDS = ("", "<a_1>", "hello", "<b_1><a_1>", "<a_1><b_2><c_3><d_4>", "<a_x><b
 
 
 @st.composite
-def reference_records(draw):
+def released_records(draw):
     """Records of one depth and one list length, with duplicates and texts that are no SID (None)."""
     depth, width = draw(st.integers(1, 4)), draw(st.integers(1, 12))
     sid = st.tuples(*[st.integers(0, 2)] * depth)
@@ -33,7 +33,7 @@ def text(sid):
     return "".join(f"<{chr(97 + level)}_{code}>" for level, code in enumerate(sid))
 
 
-def as_reference(records):
+def as_released(records):
     bad = [t for t in NOT_SIDS if t != "<a_1>" or len(records[0][0]) != 1]
     bad = [t for t in bad if t.count("<") != len(records[0][0]) or t not in ("<a_1>", "<a_1><b_2><c_3><d_4>")]
     return [
@@ -44,11 +44,11 @@ def as_reference(records):
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(reference_records())
-def test_the_references_json(tmp_path, records):
+@given(released_records())
+def test_the_released_json(tmp_path, records):
     path = tmp_path / "result.json"
-    path.write_text(json.dumps(as_reference(records)))
-    lists = read_reference(path)
+    path.write_text(json.dumps(as_released(records)))
+    lists = read_released(path)
     found = ranks(lists)
     independent, cumulative = brute.levels(records, CUTOFFS)
     tables = level_tables(lists, CUTOFFS)

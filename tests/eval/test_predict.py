@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from minionerec.baselines import floors
+from minionerec.baselines import trivial
 from minionerec.config import Config, EvalConfig, ModelConfig
 from minionerec.errors import ArtifactError, CatalogError
 from minionerec.eval import calc_level, predict
@@ -49,14 +49,14 @@ def decoded(made, index=DISTINCT, **fields):
 
 
 @torch.no_grad()
-def one_by_one(model, tokenizer, index, split, normalise="vocabulary"):
+def one_by_one(model, tokenizer, index, split, normalise_over="vocabulary"):
     """The slow way: for each user the score of each item's SID, from one ordinary forward per pair."""
     tokens = checkpoint.sid_token_ids(tokenizer, index).tolist()
     for example in build_examples("history_sid_to_sid", DATASET, index, tokenizer, split=split):
         start, scores = len(example.prompt), {}
         for item, sid in enumerate(tokens):
             logits = model(torch.tensor([[*example.prompt, *sid]])).logits[0, start - 1 : -1]
-            if normalise == "catalogue":
+            if normalise_over == "catalog":
                 for level, row in enumerate(logits):
                     legal = sorted({other[level] for other in tokens if other[:level] == sid[:level]})
                     row[[token for token in range(len(row)) if token not in legal]] = -torch.inf
@@ -65,19 +65,19 @@ def one_by_one(model, tokenizer, index, split, normalise="vocabulary"):
 
 
 @pytest.mark.parametrize(
-    ("kind", "split", "normalise"),
-    [("distinct", "test", "vocabulary"), ("shared", "valid", "vocabulary"), ("shared", "test", "catalogue")],
+    ("kind", "split", "normalise_over"),
+    [("distinct", "test", "vocabulary"), ("shared", "valid", "vocabulary"), ("shared", "test", "catalog")],
 )
-def test_a_beam_as_wide_as_the_catalogue_sorts_every_items_score(made, kind, split, normalise):
+def test_a_beam_as_wide_as_the_catalog_sorts_every_items_score(made, kind, split, normalise_over):
     index = INDICES[kind]
-    found = decoded(made, index, split=split, normalise=normalise)
+    found = decoded(made, index, split=split, normalise_over=normalise_over)
     rows = DATASET.split(split)
     assert [p.user for p in found] == rows["user"].to_list() and len(found) == 12
     assert [p.target for p in found] == rows["target"].to_list()
     assert [p.history for p in found] == rows["history"].to_list()
-    for prediction, scores in zip(found, one_by_one(*made, index, split, normalise), strict=True):
+    for prediction, scores in zip(found, one_by_one(*made, index, split, normalise_over), strict=True):
         total = np.exp(prediction.scores).sum()
-        assert total == pytest.approx(1, abs=1e-4) if normalise == "catalogue" else total < 0.9
+        assert total == pytest.approx(1, abs=1e-4) if normalise_over == "catalog" else total < 0.9
         assert prediction.target_sid == index.codes[prediction.target].tolist()
         assert prediction.exact and set(map(tuple, prediction.sids)) == set(scores)
         np.testing.assert_allclose([scores[tuple(sid)] for sid in prediction.sids], prediction.scores, atol=1e-4)
@@ -136,7 +136,7 @@ def test_generation_settings_of_the_checkpoint_play_no_part(made):
 
 def test_a_tokenizer_without_the_sid_tokens():
     model, tokenizer = scratch.create(tokenizer_corpus(DATASET), SIZES, 0)
-    with pytest.raises(CatalogError, match=r"lacks 18 of the catalogue's 18 SID tokens, the first is <a_0>.*sft stage"):
+    with pytest.raises(CatalogError, match=r"lacks 18 of the catalog's 18 SID tokens, the first is <a_0>.*sft stage"):
         decoded((model, tokenizer))
 
 
@@ -146,8 +146,8 @@ def test_floors_are_those_of_the_baselines(kind, split, tmp_path):
     config, index = Config(eval=EvalConfig(num_beams=5, split=split)), INDICES[kind]
     rows = DATASET.split(split)
     rankings = {
-        "popularity": floors.popularity(DATASET, 5, split),
-        "repeat": floors.repeat_last(rows, 5),
+        "popularity": trivial.popularity(DATASET, 5, split),
+        "repeat": trivial.repeat_last(rows, 5),
     }
     for name, expected in rankings.items():
         predict.RECOMMENDERS[name](config, DATASET, index, tmp_path)
@@ -161,7 +161,7 @@ def test_floors_are_those_of_the_baselines(kind, split, tmp_path):
 
 def test_floors_leave_out_the_history_where_it_is_excluded(tmp_path):
     config, rows = Config(eval=EvalConfig(num_beams=5, exclude_history=True)), DATASET.split("test")
-    every = floors.popularity(DATASET, 20)[0].tolist()
+    every = trivial.popularity(DATASET, 20)[0].tolist()
     predict.RECOMMENDERS["popularity"](config, DATASET, DISTINCT, tmp_path)
     expected = [[item for item in every if item not in history][:5] for history in rows["history"].to_list()]
     assert [p.items for p in read_predictions(tmp_path / "predictions.jsonl")] == expected
@@ -247,10 +247,10 @@ def test_two_ranks_one_rank_and_a_resumed_run_write_the_same_files(tmp_path, cap
     assert "Beam width and search error, 5 examples" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("normalise", ["vocabulary", "catalogue"])
-def test_the_replayed_beam_is_the_beam_search(made, normalise):
+@pytest.mark.parametrize("normalise_over", ["vocabulary", "catalog"])
+def test_the_replayed_beam_is_the_beam_search(made, normalise_over):
     for width in (1, 3, 6):
-        config = Config(eval=EvalConfig(num_beams=width, batch_size=5, normalise=normalise))
+        config = Config(eval=EvalConfig(num_beams=width, batch_size=5, normalise_over=normalise_over))
         decoder = predict.Decoder(*made, DATASET, DISTINCT, config)
         rows = list(range(len(decoder)))
         for one, traced in zip(decoder.predict(rows), decoder.trace(rows), strict=True):
@@ -258,4 +258,4 @@ def test_the_replayed_beam_is_the_beam_search(made, normalise):
             assert traced.widths[str(width)] == place
             assert (traced.pruned[str(width)] == (0, 0)) == (place is not None)
             assert not one.exact or traced.overlap[str(width)] == 1
-            assert traced.widths["50"] == traced.rank  # a beam as wide as the catalogue
+            assert traced.widths["50"] == traced.rank  # a beam as wide as the catalog

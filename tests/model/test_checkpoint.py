@@ -76,10 +76,10 @@ def test_adding_twice_adds_nothing(made):
     assert len(tokenizer) == size == checkpoint.vocabulary_rows(model)
 
 
-def test_tokenizer_without_the_catalogue(made):
+def test_tokenizer_without_the_catalog(made):
     model, tokenizer = made
     checkpoint.add_sid_tokens(model, tokenizer, index(), seed=1)
-    with pytest.raises(CatalogError, match=r"lacks 6 of the catalogue's 30 SID tokens, the first is <a_8>"):
+    with pytest.raises(CatalogError, match=r"lacks 6 of the catalog's 30 SID tokens, the first is <a_8>"):
         checkpoint.sid_token_ids(tokenizer, index(10))
 
 

@@ -1,4 +1,4 @@
-"""The reference's tasks in its words through SFT, RL and evaluation, and its evaluation's other sentence."""
+"""The released code's tasks in its words through SFT, RL and evaluation, and its evaluation's other sentence."""
 
 import logging
 from dataclasses import replace
@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from minionerec.artifacts import read_json
-from minionerec.config import REFERENCE_TASKS, PromptsConfig
+from minionerec.config import RELEASED_TASKS, PromptsConfig
 from minionerec.errors import ConfigError
 from minionerec.pipeline import run
 from tests.small import config
@@ -16,25 +16,25 @@ def lists(folder):
     return (folder / "eval/sft/predictions.jsonl").read_bytes()
 
 
-def test_the_references_recipe_and_its_mistake(tmp_path, caplog):
+def test_the_released_recipe_and_its_mistake(tmp_path, caplog):
     made = config(
         tmp_path,
         prompts={"style": "alpaca", "category": "lamps", "max_tokens": 300},
-        sft={"tasks": "reference", "epochs": 2, "history_stride": 1, "task_shares": {"sid_to_title": 0.5}},
+        sft={"tasks": "released", "epochs": 2, "history_stride": 1, "task_shares": {"sid_to_title": 0.5}},
         rl={"tasks": ["history_sid_to_sid", "title_to_sid", "history_title_to_sid"], "max_examples": 16},
     )
     run(made, ("data", "sid", "sft", "rl", "eval"))
     manifest = read_json(made.folder / "sft/manifest.json")
     counts = manifest["metrics"]["tasks"]
-    assert list(counts) == list(REFERENCE_TASKS) and counts["sid_to_title"]["examples"] == 24
-    assert manifest["config"]["prompts"]["wording"] == "reference" and manifest["config"]["prompts"]["eval_style"] == "same"
+    assert list(counts) == list(RELEASED_TASKS) and counts["sid_to_title"]["examples"] == 24
+    assert manifest["config"]["prompts"]["wording"] == "released" and manifest["config"]["prompts"]["eval_style"] == "same"
     clean = lists(made.folder)
     assert not [record for record in caplog.records if "eval_style" in record.message]
-    mistaken = replace(made, prompts=replace(made.prompts, eval_style="reference"))
+    mistaken = replace(made, prompts=replace(made.prompts, eval_style="released"))
     with caplog.at_level(logging.WARNING):
         run(mistaken, ("sft", "rl", "eval"))
     assert read_json(made.folder / "sft/manifest.json") == manifest  # training has not changed
-    assert any("prompts.eval_style is reference" in record.message for record in caplog.records)
+    assert any("prompts.eval_style is released" in record.message for record in caplog.records)
     assert lists(made.folder) != clean
     for stage in ("rl", "eval"):
         with pytest.raises(ConfigError, match=r"sft was trained with other prompts \(style: alpaca\)"):

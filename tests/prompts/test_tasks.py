@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minionerec.config import DEFAULT_TASKS, REFERENCE_TASKS, ModelConfig, PromptsConfig
+from minionerec.config import DEFAULT_TASKS, RELEASED_TASKS, ModelConfig, PromptsConfig
 from minionerec.errors import ConfigError, DataError
 from minionerec.model import checkpoint, scratch
 from minionerec.prompts.builder import build_examples, check_prompts, prompts_section, sample_examples, tokenizer_corpus
@@ -15,7 +15,7 @@ from minionerec.sft.train import build_trees
 from tests.small import random_dataset
 
 TASKS = list(WORDINGS["plain"])
-REFERENCE = PromptsConfig(style="alpaca", wording="reference", category="industrial and scientific item")
+RELEASED = PromptsConfig(style="alpaca", wording="released", category="industrial and scientific item")
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{{ '<|im_start|>assistant\n' }}"
 )
@@ -27,7 +27,7 @@ def parts():
     descriptions = [f"['A {title} that is', 'good, item {item}.']" for item, title in enumerate(dataset.catalog["title"])]
     descriptions[3] = ""
     dataset = replace(dataset, catalog=dataset.catalog.with_columns(description=pl.Series(descriptions)))
-    corpus = tokenizer_corpus(dataset, REFERENCE, TASKS)
+    corpus = tokenizer_corpus(dataset, RELEASED, TASKS)
     model, tokenizer = scratch.create(corpus, ModelConfig(hidden_size=16, heads=2, vocabulary=500), 0)
     checkpoint.add_sid_tokens(model, tokenizer, index, 0)
     tokenizer.chat_template = TEMPLATE
@@ -50,7 +50,7 @@ def texts(tokenizer, example):
 @pytest.mark.parametrize("task", [task for task in TASKS if task.startswith("history") and "description" not in task])
 def test_a_history_prompt_does_not_depend_on_its_answer(parts, task, split, stride):
     dataset, index, tokenizer = parts
-    for prompts in (PromptsConfig(), REFERENCE):
+    for prompts in (PromptsConfig(), RELEASED):
         made = [
             [e.prompt for e in build_examples(task, d, index, tokenizer, split=split, stride=stride, prompts=prompts)]
             for d in (dataset, shifted(dataset, split))
@@ -58,7 +58,7 @@ def test_a_history_prompt_does_not_depend_on_its_answer(parts, task, split, stri
         assert made[0] == made[1]
 
 
-@pytest.mark.parametrize("prompts", [PromptsConfig(), REFERENCE], ids=["plain", "reference"])
+@pytest.mark.parametrize("prompts", [PromptsConfig(), RELEASED], ids=["plain", "released"])
 def test_an_item_prompt_does_not_hold_its_answer(parts, prompts):
     dataset, index, _ = parts
     for task in ("title_to_sid", "sid_to_title", "description_to_sid"):
@@ -99,7 +99,7 @@ def test_the_words_of_the_default_tasks(parts):
     ]
 
 
-def test_the_references_words(parts):
+def test_the_released_words(parts):
     dataset, index, tokenizer = parts
     row, sids = dataset.train.row(5, named=True), [index.text(item) for item in range(30)]
     history, target = row["history"], row["target"]
@@ -132,18 +132,18 @@ def test_the_references_words(parts):
         ),
     }
     for task, (instruction, question, answer) in expected.items():
-        example = build_examples(task, dataset, index, tokenizer, split="train", prompts=REFERENCE)[5]
+        example = build_examples(task, dataset, index, tokenizer, split="train", prompts=RELEASED)[5]
         assert texts(tokenizer, example) == (header.format(instruction, question), answer)
-    made = build_examples("history_title_to_title", dataset, index, tokenizer, split="train", prompts=REFERENCE)
+    made = build_examples("history_title_to_title", dataset, index, tokenizer, split="train", prompts=RELEASED)
     prompt, answer = texts(tokenizer, made[5])
     asked = "The user has palyed the following industrial and scientific items before: " + ",\t".join(f'"{t}"' for t in titles)
     assert prompt.endswith(f"### User Input: \n{asked}\n\n### Response:\n") and answer == f'"{title}"'
     instructions = {tokenizer.decode(example.prompt).split("### ")[1] for example in made}
     assert len(instructions) == 11  # each of its wordings occurs
-    example = build_examples("title_to_sid", dataset, index, tokenizer, split="train", prompts=REFERENCE)[5]
+    example = build_examples("title_to_sid", dataset, index, tokenizer, split="train", prompts=RELEASED)[5]
     asked = f"Which item has the title: {dataset.catalog['title'][5]}?"
     assert texts(tokenizer, example) == (header.format("Answer the question about item identification.", asked), sids[5])
-    assert set(REFERENCE_TASKS) < set(TASKS)
+    assert set(RELEASED_TASKS) < set(TASKS)
 
 
 def test_descriptions_are_prose_and_items_without_one_are_left_out(parts):
@@ -160,9 +160,9 @@ def test_descriptions_are_prose_and_items_without_one_are_left_out(parts):
         build_examples("history_sid_to_description", bare, index, tokenizer, split="train")
 
 
-def test_the_evaluation_of_the_reference_asks_with_another_sentence_and_only_there(parts):
+def test_the_evaluation_of_the_released_asks_with_another_sentence_and_only_there(parts):
     dataset, index, tokenizer = parts
-    mistaken = replace(REFERENCE, eval_style="reference")
+    mistaken = replace(RELEASED, eval_style="released")
     options = {"split": "test", "prompts": mistaken}
     prompt = tokenizer.decode(build_examples("history_sid_to_sid", dataset, index, tokenizer, **options)[0].prompt)
     history = dataset.test["history"][0]
@@ -171,7 +171,7 @@ def test_the_evaluation_of_the_reference_asks_with_another_sentence_and_only_the
     )
     assert asked + ", ".join(index.text(item) for item in history) in prompt
     assert "### Instruction:\nCan you predict the next possible item that the user may expect?\n" in prompt
-    assert mistaken.for_training() == REFERENCE
+    assert mistaken.for_training() == RELEASED
 
 
 def test_chat(parts):
@@ -206,7 +206,7 @@ def test_stride_leaves_out_less_than_a_stride_of_the_oldest_items_and_groups_sha
 
 
 @pytest.mark.parametrize("task", ["history_sid_to_sid", "title_to_sid", "history_title_to_sid"])
-@pytest.mark.parametrize("prompts", [PromptsConfig(), REFERENCE, PromptsConfig(style="chat")], ids=lambda made: made.style)
+@pytest.mark.parametrize("prompts", [PromptsConfig(), RELEASED, PromptsConfig(style="chat")], ids=lambda made: made.style)
 def test_sft_rl_and_evaluation_use_the_same_prompts(parts, task, prompts):
     dataset, index, tokenizer = parts
     evaluation = build_examples(task, dataset, index, tokenizer, split="train", prompts=prompts)
@@ -258,7 +258,7 @@ def test_a_single_long_title_loses_its_last_words(parts):
         assert text.endswith("\nThe next item:") and len(example.prompt) + 3 <= 80
 
 
-@pytest.mark.parametrize("prompts", [PromptsConfig(max_tokens=128), replace(REFERENCE, style="plain", max_tokens=160)])
+@pytest.mark.parametrize("prompts", [PromptsConfig(max_tokens=128), replace(RELEASED, style="plain", max_tokens=160)])
 @pytest.mark.parametrize("task", ["title_to_sid", "history_title_to_sid", "history_title_to_title"])
 def test_a_title_without_spaces_loses_its_last_characters(parts, task, prompts):
     dataset, index, tokenizer = parts
@@ -317,14 +317,14 @@ def test_rl_draws_the_same_share_of_a_task_as_sft(parts):
 
 
 def test_a_model_is_asked_as_it_was_trained():
-    made = {"prompts": prompts_section(REFERENCE)}
-    check_prompts(made, replace(REFERENCE, eval_style="reference"), "runs/x/sft")
+    made = {"prompts": prompts_section(RELEASED)}
+    check_prompts(made, replace(RELEASED, eval_style="released"), "runs/x/sft")
     for field, value in (("style", "plain"), ("wording", "plain"), ("category", "book"), ("max_tokens", 9)):
         with pytest.raises(
             ConfigError, match=rf"runs/x/sft was trained with other prompts \({field}: .*prompts.{field} {value}"
         ):
-            check_prompts(made, replace(REFERENCE, **{field: value}), "runs/x/sft")
+            check_prompts(made, replace(RELEASED, **{field: value}), "runs/x/sft")
     made["prompts"]["words"] = "others"
     with pytest.raises(ConfigError, match="words of this version"):
-        check_prompts(made, REFERENCE, "runs/x/sft")
-    assert asdict(REFERENCE).items() <= prompts_section(REFERENCE).items()
+        check_prompts(made, RELEASED, "runs/x/sft")
+    assert asdict(RELEASED).items() <= prompts_section(RELEASED).items()

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from minionerec.artifacts import write_artifact, write_json
-from minionerec.baselines.floors import popularity, repeat_last
+from minionerec.baselines.trivial import popularity, repeat_last
 from minionerec.config import BaselineConfig, Config, EvalConfig, SidConfig
 from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, Dataset
 from minionerec.eval.predict import analyse
@@ -105,9 +105,9 @@ def _sections(config: Config, name: str) -> dict[str, Any]:
     sections = {"sft": ("sft", "model"), "baselines": ("baseline",)}
     made = config.section(*sections.get(stage, (stage,)))
     if stage in ("sft", "rl"):
-        made["prompts"] = prompts_section(config.asked.for_training())
+        made["prompts"] = prompts_section(config.resolved_prompts.for_training())
     if recommender in ("sft", "rl"):
-        made["prompts"] = prompts_section(config.asked)
+        made["prompts"] = prompts_section(config.resolved_prompts)
     return made
 
 

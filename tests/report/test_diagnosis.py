@@ -8,8 +8,8 @@ from minionerec.eval.compare import compare
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.slices import parts_of_lists
 from minionerec.report.build import run
-from minionerec.report.content import Method
 from minionerec.report.diagnosis import level_changes, over_sharpened, reading, slice_changes
+from minionerec.report.run_page import Method
 from tests.report.run_folder import make_run
 from tests.report.test_page import Page, plain
 

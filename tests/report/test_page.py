@@ -8,12 +8,12 @@ import pytest
 import yaml
 
 from minionerec.artifacts import Manifest
-from minionerec.baselines.floors import FLOORS
 from minionerec.baselines.models import MODELS
+from minionerec.baselines.trivial import TRIVIAL
 from minionerec.config import BaselineName, Config, PromptsConfig
 from minionerec.errors import ArtifactError
 from minionerec.report.build import run
-from minionerec.report.content import LABELS
+from minionerec.report.run_page import LABELS
 from tests.report.run_folder import NASTY, make_run
 
 
@@ -207,12 +207,12 @@ def test_damaged_log_is_named(tmp_path):
 
 
 def test_the_configuration_is_shown_per_artefact(tmp_path):
-    config = make_run(tmp_path, users=8, given={"prompts": PromptsConfig(eval_style="reference")})
+    config = make_run(tmp_path, users=8, given={"prompts": PromptsConfig(eval_style="released")})
     run(config)
     shown = re.search(r"<pre>(.*?)</pre>", (tmp_path / "report/index.html").read_text(encoding="utf-8"), re.DOTALL)
     settings = yaml.safe_load(html.unescape(shown[1]))
     assert settings["sft"]["prompts"]["eval_style"] == "same"  # what it was trained with
-    assert settings["eval/sft"]["prompts"]["eval_style"] == "reference"
+    assert settings["eval/sft"]["prompts"]["eval_style"] == "released"
 
 
 def test_every_plot_of_every_page_says_what_its_axes_are(full):
@@ -226,4 +226,4 @@ def test_every_plot_of_every_page_says_what_its_axes_are(full):
 
 def test_every_baseline_can_be_trained_or_counted_and_has_a_name_for_readers():
     for name in get_args(BaselineName):
-        assert name in LABELS and (name in MODELS) != (name in FLOORS)
+        assert name in LABELS and (name in MODELS) != (name in TRIVIAL)

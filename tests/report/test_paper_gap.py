@@ -9,7 +9,7 @@ import pytest
 from minionerec.config import BaselineConfig, PromptsConfig, RlConfig
 from minionerec.errors import DataError
 from minionerec.eval.predictions import read_predictions, write_predictions
-from minionerec.report import causes, runs
+from minionerec.report import gap_causes, runs
 from minionerec.report.page import signed
 from minionerec.report.paper_gap import build, main
 from minionerec.report.published import METRICS, published
@@ -30,8 +30,8 @@ def two_seeds(tmp_path_factory):
     return root
 
 
-def reference_file(path, hits: float, rows: int = 4533):
-    """A result file of the reference for as many rows as Industrial's test split, with a share of the targets at rank 1."""
+def released_file(path, hits: float, rows: int = 4533):
+    """A result file of the released code for as many rows as Industrial's test split, with a share of the targets at rank 1."""
     rng = np.random.default_rng(0)
     records = [
         {
@@ -62,8 +62,8 @@ def test_without_runs_the_published_tables_alone(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("hits", "verdict"), [(0.05, "below"), (0.40, "above")])
-def test_a_reference_file_is_held_against_the_paper(tmp_path, hits, verdict):
-    path = reference_file(tmp_path / "final.json", hits)
+def test_a_released_file_is_held_against_the_paper(tmp_path, hits, verdict):
+    path = released_file(tmp_path / "final.json", hits)
     found = build([path], tmp_path, None, 200, 0)
     industrial = found["datasets"][0]
     (run,) = industrial["runs"]
@@ -75,12 +75,12 @@ def test_a_reference_file_is_held_against_the_paper(tmp_path, hits, verdict):
 
 
 def test_noise_is_called_noise(tmp_path):
-    (run,) = build([reference_file(tmp_path / "final.json", 0.1586)], tmp_path, None, 200, 0)["datasets"][0]["runs"]
+    (run,) = build([released_file(tmp_path / "final.json", 0.1586)], tmp_path, None, 200, 0)["datasets"][0]["runs"]
     assert run["metrics"]["HR@10"]["verdict"] == "within noise"
 
 
 def test_a_run_without_the_history_is_not_held_against_the_paper(tmp_path):
-    reference_file(tmp_path / "final.json", 0.1)
+    released_file(tmp_path / "final.json", 0.1)
     (run,) = load(tmp_path / "final.json", "final", 200, 0)
     counts = published()["datasets"]["Industrial_and_Scientific"]["counts"]
     whole = replace(run, counts=counts, split="test")
@@ -112,22 +112,22 @@ def test_runs_seeds_pairs_and_causes(two_seeds, tmp_path):
 def test_causes_ask_the_settings_of_the_runs(tmp_path):
     clean, quirks, asked = (tmp_path / name for name in ("clean", "quirks", "asked"))
     make_run(clean)
-    mistakes = {"rl": RlConfig(targets="reference"), "prompts": PromptsConfig(eval_style="reference")}
+    mistakes = {"rl": RlConfig(targets="released"), "prompts": PromptsConfig(eval_style="released")}
     make_run(quirks, skill=1.4, given=mistakes)
-    make_run(asked, skill=1.4, given={"prompts": PromptsConfig(eval_style="reference")})
+    make_run(asked, skill=1.4, given={"prompts": PromptsConfig(eval_style="released")})
     single = tmp_path / "single.jsonl"
     shutil.copy(clean / "eval/sft/predictions.jsonl", single)
     section = build([clean, quirks, asked, single], tmp_path / "out", "Office_Products", 200, 0)["datasets"][1]
     causes = {cause["title"]: cause for cause in section["causes"]}
     prompts, targets = causes["prompt mismatch"], causes["validation labels in training rewards"]
     assert prompts["on"] == ["quirks, SFT", "quirks, SFT + RL", "asked, SFT", "asked, SFT + RL"]
-    assert prompts["effect"].startswith("ON in quirks, SFT (prompts.eval_style reference), ")
+    assert prompts["effect"].startswith("ON in quirks, SFT (prompts.eval_style released), ")
     pairs = {(pair["first"], pair["second"]): pair["metrics"]["HR@10"] for pair in section["pairs"]}
     pair = pairs["clean, SFT", "asked, SFT"]
     figures = f"HR@10 {signed(pair['value'])} [{signed(pair['low'])}, {signed(pair['high'])}]"
     assert f"asked, SFT minus clean, SFT (prompts.eval_style same), paired: {figures}" in prompts["effect"]
     assert "quirks, SFT + RL minus" not in prompts["effect"]  # it differs in the targets as well
-    assert targets["on"] == ["quirks, SFT + RL"] and "ON in quirks, SFT + RL (rl.targets reference)" in targets["effect"]
+    assert targets["on"] == ["quirks, SFT + RL"] and "ON in quirks, SFT + RL (rl.targets released)" in targets["effect"]
     pair = pairs["quirks, SFT + RL", "asked, SFT + RL"]  # the other way round than the effect
     figures = f"HR@10 {signed(-pair['value'])} [{signed(-pair['high'])}, {signed(-pair['low'])}]"
     assert f"quirks, SFT + RL minus asked, SFT + RL (rl.targets row), paired: {figures}" in targets["effect"]
@@ -137,7 +137,7 @@ def test_causes_ask_the_settings_of_the_runs(tmp_path):
 
 
 def test_a_single_file_does_not_tell_its_settings(tmp_path):
-    found = build([reference_file(tmp_path / "final.json", 0.1)], tmp_path, None, 100, 0)
+    found = build([released_file(tmp_path / "final.json", 0.1)], tmp_path, None, 100, 0)
     causes = {cause["title"]: cause["effect"] for cause in found["datasets"][0]["causes"]}
     assert causes["prompt mismatch"].startswith("unknown: a predictions file does not tell")
     assert "39.3 % of the targets have the timestamp of the item before" in causes["same-day ties"]
@@ -178,7 +178,7 @@ def test_search_error_is_told_of_the_beams_that_the_run_used(two_seeds, monkeypa
     rates = {"HR@1": 0.1, "HR@10": 0.3, "NDCG@10": 0.2}
     widths = {"10": {**rates, "overlap": 0.8, "missed": 0.25}, "50": {**rates, "overlap": 1.0, "missed": 0.0}}
     search = {"rows": 128, "num_beams": 10, "exact": rates, "widths": widths, "pruned": [], "calibration": []}
-    effect = causes._search(replace(run, metrics={**run.metrics, "search": search}), [])
+    effect = gap_causes._search(replace(run, metrics={**run.metrics, "search": search}), [])
     assert "with this run's 10 beams the search itself loses a target that belongs into the list in 25.00%" in effect
     old = {**run.metrics, "search": {name: value for name, value in search.items() if name != "num_beams"}}
     monkeypatch.setattr(runs, "read_json", lambda _: old)
@@ -201,15 +201,15 @@ def test_pairs_are_compared_as_far_as_both_lists_reach(two_seeds, tmp_path):
 
 
 def test_generation_defaults_are_shown_where_the_shipped_figures_have_them(monkeypatch):
-    (cause,) = (cause for cause in causes.CAUSES if cause.title == "generation defaults")
-    shipped = causes._elsewhere()
+    (cause,) = (cause for cause in gap_causes.CAUSES if cause.title == "generation defaults")
+    shipped = gap_causes._elsewhere()
     others = {name: cells for name, cells in shipped["quirks"].items() if name not in cause.quirks}
     cell = {"value": -0.0052, "low": -0.0104, "high": -0.0007, "p": 0.056, "noise": False}
-    monkeypatch.setattr(causes, "_elsewhere", lambda: {**shipped, "quirks": others})
-    assert causes._measured(cause.quirks) is None
+    monkeypatch.setattr(gap_causes, "_elsewhere", lambda: {**shipped, "quirks": others})
+    assert gap_causes._measured(cause.quirks) is None
     sampled = {"HR@10": cell, "NDCG@10": cell, "sd": 0.001, "examples": 512, "invalid": 0.1}
-    monkeypatch.setattr(causes, "_elsewhere", lambda: {**shipped, "quirks": {**others, "generation defaults": sampled}})
-    assert "3 seeds: HR@10 -0.0052 [-0.0104, -0.0007], NDCG@10" in plain(causes._measured(cause.quirks))
+    monkeypatch.setattr(gap_causes, "_elsewhere", lambda: {**shipped, "quirks": {**others, "generation defaults": sampled}})
+    assert "3 seeds: HR@10 -0.0052 [-0.0104, -0.0007], NDCG@10" in plain(gap_causes._measured(cause.quirks))
 
 
 def test_equal_inputs_give_equal_bytes(two_seeds, tmp_path):
@@ -263,13 +263,13 @@ def test_bad_runs(two_seeds, tmp_path, fails):
 
 
 def test_runs_on_other_examples_cannot_be_compared(tmp_path, fails):
-    first, second = reference_file(tmp_path / "a.json", 0.1), reference_file(tmp_path / "b.json", 0.1)
+    first, second = released_file(tmp_path / "a.json", 0.1), released_file(tmp_path / "b.json", 0.1)
     second.write_text(second.read_text().replace("<a_1><b_2><c_3>\\n", "<a_1><b_2><c_9>\\n", 1))
     assert "do not have the same target SIDs" in fails("--runs", first, second)
 
 
 def test_levels_stand_beside_the_replications(tmp_path):
-    path = reference_file(tmp_path / "final.json", 0.1586)
+    path = released_file(tmp_path / "final.json", 0.1586)
     found = build([path], tmp_path / "out", None, 100, 0)
     levels = found["datasets"][0]["runs"][0]["levels"]
     page = Page(tmp_path / "out/paper_gap.html").words
@@ -282,8 +282,8 @@ def test_levels_stand_beside_the_replications(tmp_path):
         assert text in page
 
 
-def test_a_catalogue_tells_the_collisions_of_a_result_file(tmp_path, fails):
-    path, index = reference_file(tmp_path / "final.json", 0.1), tmp_path / "index.json"
+def test_a_catalog_tells_the_collisions_of_a_result_file(tmp_path, fails):
+    path, index = released_file(tmp_path / "final.json", 0.1), tmp_path / "index.json"
     sids = ["<a_1><b_2><c_3>", "<a_1><b_2><c_3>", "<a_1><b_2><c_4>", *(f"<a_2><b_0><c_{c}>" for c in range(9))]
     index.write_text(json.dumps({str(item): [f"{code}>" for code in sid.split(">")[:3]] for item, sid in enumerate(sids)}))
     assert main(["--runs", str(path), "--index", str(index), "--out", str(tmp_path), "--resamples", "50"]) == 0
@@ -292,7 +292,7 @@ def test_a_catalogue_tells_the_collisions_of_a_result_file(tmp_path, fails):
     assert run["item"]["HR@1"]["value"] == pytest.approx(run["all_metrics"]["HR@1"]["value"] / 2)
     effect = next(cause["effect"] for cause in found["causes"] if cause["title"] == "collisions")
     assert "100.0% of the targets share their SID" in effect and "released" not in effect
-    assert "is not in the catalogue" in fails("--runs", path, "--index", _index_of(tmp_path, "<a_0><b_0><c_0>"))
+    assert "is not in the catalog" in fails("--runs", path, "--index", _index_of(tmp_path, "<a_0><b_0><c_0>"))
     make_run(tmp_path / "run", users=8)
     assert "only for result files" in fails("--runs", tmp_path / "run", "--index", index)
 
@@ -310,7 +310,7 @@ def test_names_fit_a_markdown_table(tmp_path):
 
 
 def test_tables_of_a_single_file(tmp_path):
-    build([reference_file(tmp_path / "final.json", 0.1)], tmp_path / "out", None, 50, 0)
+    build([released_file(tmp_path / "final.json", 0.1)], tmp_path / "out", None, 50, 0)
     words = Page(tmp_path / "out/paper_gap.html").words
     for text in ("history length", "diversity", "Where the lists lost their target"):
         assert text in words

@@ -31,11 +31,11 @@ CASES: dict[str, dict[str, Any]] = {
     "importance": {
         "importance_weights": True,
         "rollouts": "stochastic",
-        "logp_space": "catalogue",
+        "normalise_over": "catalog",
         "loss": "dr_grpo",
         "rewards": {"prefix": 1.0},
     },
-    "exact": {"objective": "exact", "logp_space": "catalogue", "rewards": {"rule": 1.0, "prefix": 0.5}, "beta": 0.05},
+    "exact": {"objective": "exact", "normalise_over": "catalog", "rewards": {"rule": 1.0, "prefix": 0.5}, "beta": 0.05},
 }
 STOCK = [name for name, fields in CASES.items() if fields.get("loss") in ("grpo", "dapo", "gspo")]
 _BATCH = {"prompts_per_step": 12, "micro_batch_prompts": 3}  # alone four micro-batches a step, two on each of two processes

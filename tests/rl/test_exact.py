@@ -6,8 +6,14 @@ import torch
 from minionerec.errors import ConstraintError
 from minionerec.rl.exact import exact_kl, expected_reward, level_entropies
 from minionerec.rl.objectives import importance_advantages
-from minionerec.tree import CatalogTrie, left_pad, sample_with_replacement, sample_without_replacement, score_catalog, whole
-from minionerec.tree.whole import catalog_logprobs
+from minionerec.tree import (
+    CatalogTrie,
+    left_pad,
+    sample_with_replacement,
+    sample_without_replacement,
+    score_catalog,
+)
+from minionerec.tree.catalog_logprobs import catalog_logprobs
 from tests.rl.toy import policy_folder, trainer_of, trie_of
 
 PROMPTS = [[5, 6, 7], [9, 8, 7, 6, 5]]
@@ -20,7 +26,7 @@ def policy(tmp_path_factory):
 
 @pytest.fixture
 def parts(policy, tmp_path):
-    trainer = trainer_of(policy, tmp_path, objective="exact", logp_space="catalogue")
+    trainer = trainer_of(policy, tmp_path, objective="exact", normalise_over="catalog")
     return trainer, trie_of(trainer), trainer.model.eval()
 
 
@@ -28,7 +34,9 @@ def test_logprobs_are_the_oracles(parts):
     _, trie, model = parts
     found = catalog_logprobs(model, PROMPTS, trie=trie)
     ids, mask = left_pad(PROMPTS, 0)
-    torch.testing.assert_close(found, score_catalog(model, ids, mask, trie=trie, normalise="catalogue"), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(
+        found, score_catalog(model, ids, mask, trie=trie, normalise_over="catalog"), atol=1e-4, rtol=1e-5
+    )
     torch.testing.assert_close(found.exp().sum(1), torch.ones(2), atol=1e-5, rtol=0)
 
 
@@ -42,7 +50,9 @@ def test_logprobs_of_short_sids_are_the_oracles(parts):
     found.sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
     plain = catalog_logprobs(model, PROMPTS, trie=trie)
-    torch.testing.assert_close(plain, score_catalog(model, ids, mask, trie=trie, normalise="catalogue"), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(
+        plain, score_catalog(model, ids, mask, trie=trie, normalise_over="catalog"), atol=1e-4, rtol=1e-5
+    )
 
 
 def test_the_gradient_is_that_of_finite_differences(parts):
@@ -83,7 +93,7 @@ def test_the_sampled_policy_gradient_is_unbiased(parts, kind):
     rewards = torch.rand(len(trie))
     with torch.no_grad():
         logprobs = catalog_logprobs(model, PROMPTS[:1], trie=trie)[0]
-    # d log p(SID) / d(logit of a SID) of the softmax over the catalogue: the chain rule beyond is the same for all.
+    # d log p(SID) / d(logit of a SID) of the softmax over the catalog: the chain rule beyond is the same for all.
     chance = logprobs.exp()
     score = torch.eye(len(trie)) - chance
     exact = chance * (rewards - (chance * rewards).sum())
@@ -129,7 +139,7 @@ def test_entropies_by_level(parts):
 
 
 def test_training_raises_the_expected_reward(policy, tmp_path):
-    trainer = trainer_of(policy, tmp_path, objective="exact", logp_space="catalogue", beta=0.01, sft_weight=0.1, epochs=3.0)
+    trainer = trainer_of(policy, tmp_path, objective="exact", normalise_over="catalog", beta=0.01, sft_weight=0.1, epochs=3.0)
     trainer.train()
     log = [row for row in trainer.state.log_history if "reward" in row]
     assert log[-1]["reward"] > 2 * log[0]["reward"] > 0
@@ -138,9 +148,9 @@ def test_training_raises_the_expected_reward(policy, tmp_path):
     assert log[0]["loss"] == pytest.approx(-log[0]["reward"] + 0.03 * log[0]["kl"] + 0.1 * log[0]["sft_loss"], abs=1e-3)
 
 
-def test_a_catalogue_that_is_too_large(parts, monkeypatch):
+def test_a_catalog_that_is_too_large(parts, monkeypatch):
     _, trie, model = parts
-    monkeypatch.setattr(whole, "MOST_PREFIXES", 10)
+    monkeypatch.setattr("minionerec.tree.catalog_logprobs.MOST_PREFIXES", 10)
     with pytest.raises(ConstraintError, match=r"prefixes, more than the 10 .* use rollouts"):
         catalog_logprobs(model, PROMPTS, trie=trie)
     with pytest.raises(ConstraintError, match="must not be empty"):

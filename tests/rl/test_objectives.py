@@ -12,8 +12,8 @@ from minionerec.rl.monitor import with_signal
 from minionerec.rl.objectives import KeepReference, listwise_loss, sdpo_loss, sibling_advantages
 from tests.rl.toy import G, completions_of, gradients, one_step, policy_folder, rows_of, trainer_of, trie_of
 
-UNBIASED = {"importance_weights": True, "rollouts": "stochastic", "logp_space": "catalogue", "loss": "dr_grpo"}
-EXACT = {"objective": "exact", "logp_space": "catalogue", "rewards": {"rule": 1.0}}
+UNBIASED = {"importance_weights": True, "rollouts": "stochastic", "normalise_over": "catalog", "loss": "dr_grpo"}
+EXACT = {"objective": "exact", "normalise_over": "catalog", "rewards": {"rule": 1.0}}
 
 
 @pytest.fixture(scope="module")
@@ -146,10 +146,10 @@ def test_sft_weight_adds_the_targets_loss_in_the_same_pass(policy, tmp_path):
     assert trainer._metrics["train"]["sft_loss"] == [pytest.approx(sft_loss.item(), rel=1e-5)]
 
 
-def test_with_the_whole_catalogue_drawn_importance_weights_give_the_exact_gradient(policy, tmp_path):
+def test_with_the_whole_catalog_drawn_importance_weights_give_the_exact_gradient(policy, tmp_path):
     """Nothing is left undrawn, so there is no chance in it: weights are probabilities."""
     fields = {"rewards": {"rule": 1.0, "prefix": 0.5}, "beta": 0.0, "prompts_per_step": 3}
-    exact = trainer_of(policy, tmp_path, **fields, objective="exact", logp_space="catalogue")
+    exact = trainer_of(policy, tmp_path, **fields, objective="exact", normalise_over="catalog")
     size = len(trie_of(exact))
     rows = rows_of(exact)
     torch.manual_seed(0)
@@ -225,8 +225,8 @@ def test_a_resumed_run_goes_on_as_if_never_stopped(policy, tmp_path):
         ({"objective": "listwise"}, "set rl.add_target: true"),
         ({"objective": "sdpo", "add_target": True, "rollouts": "sampling"}, "may draw one twice"),
         ({**EXACT, "rollouts": "stochastic"}, "draws no rollouts"),
-        ({"objective": "exact", "logp_space": "catalogue"}, "rl.rewards ranking depends on the ranks"),
-        ({"objective": "exact", "rewards": {"rule": 1.0}}, "set rl.logp_space: catalogue"),
+        ({"objective": "exact", "normalise_over": "catalog"}, "rl.rewards ranking depends on the ranks"),
+        ({"objective": "exact", "rewards": {"rule": 1.0}}, "set rl.normalise_over: catalog"),
         ({**EXACT, "loss": "dapo"}, "belong to rl.objective grpo, not to exact"),
         ({"advantages": "sibling", "loss": "gspo"}, "choose another"),
         ({"importance_weights": True, "rewards": {"rule": 1.0}}, "set rl.objective: grpo, rl.rollouts: stochastic, "),

@@ -8,7 +8,7 @@ from minionerec.tree import CatalogTrie
 from tests.rl.test_rows import TASKS, prompts
 from tests.rl.test_rows import parts as parts  # the fixture
 
-EXACT = {"objective": "exact", "logp_space": "catalogue", "rewards": {"rule": 1.0}}
+EXACT = {"objective": "exact", "normalise_over": "catalog", "rewards": {"rule": 1.0}}
 
 
 def planned(parts, tmp_path, **fields):
@@ -30,7 +30,7 @@ def test_a_step_of_rollouts(parts, tmp_path):
     assert more.largest[0].predicting > plain.largest[0].predicting
 
 
-def test_the_exact_objective_computes_the_catalogue_and_rolls_nothing_out(parts, tmp_path):
+def test_the_exact_objective_computes_the_catalog_and_rolls_nothing_out(parts, tmp_path):
     examples, trie, exact = planned(parts, tmp_path, **EXACT)
     longest = max(len(example.prompt) for example in examples)
     prefixes = len({tuple(sid[:level]) for sid in trie.sids.tolist() for level in (1, 2)})

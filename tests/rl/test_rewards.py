@@ -17,8 +17,8 @@ from tests.small import random_dataset
 NONE = Context()
 GROUP = [[1, 2], [3, 4], [5, 6], [7, 8]]
 # Five items; the second and third share a SID, the last one's is short.
-CATALOGUE = torch.tensor([[1, 2], [3, 4], [3, 4], [3, 6], [7, -1]])
-ITEMS = items_of(CATALOGUE)
+CATALOG = torch.tensor([[1, 2], [3, 4], [3, 4], [3, 6], [7, -1]])
+ITEMS = items_of(CATALOG)
 WEIGHTS = [1, 0.6309298, 0.5, 0.4306766]  # 1 / log2(rank + 2)
 TOTAL = 2.5616064
 
@@ -44,7 +44,7 @@ def test_ties_and_repeated_completions_are_all_hits():
     assert ranking(group, [1, 2], NONE) == pytest.approx([1, -0.6309298 / total, 1])
 
 
-def test_the_references_numbers():
+def test_the_released_numbers():
     """G = 16: weights 0.164 to 0.040; advantages 3.72 to 3.74 for a hit, -0.64 (top) to -0.16 (last) and -0.25 for misses."""
     group = [[rank] for rank in range(16)]
     assert ranking_only(group, [15], NONE)[0] == pytest.approx(-0.164, abs=1e-3)

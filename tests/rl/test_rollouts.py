@@ -28,10 +28,10 @@ def test_groups_are_valid_ranked_and_the_same_in_any_batch(policy, tmp_path, kin
     trainer = trainer_of(policy, tmp_path, rollouts=kind, add_target=add_target)
     rows = rows_of(trainer, 6)
     trie = trie_of(trainer)
-    catalogue = {tuple(sid) for sid in trie.sids.tolist()}
+    catalog = {tuple(sid) for sid in trie.sids.tolist()}
     groups = rolled(trainer, rows)
     for group, row in zip(groups, rows[::G], strict=True):
-        assert set(group) <= catalogue
+        assert set(group) <= catalog
         if kind != "sampling":
             assert len(set(group)) == G
         assert not add_target or tuple(row["target"]) in group
@@ -40,7 +40,7 @@ def test_groups_are_valid_ranked_and_the_same_in_any_batch(policy, tmp_path, kin
     later = rolled(trainer, rows, step=1)
     assert (later == groups) == (kind == "beams")
     prompt = torch.tensor([rows[0]["prompt"]])
-    scores = beam_search(trainer.model.eval(), prompt, trie=trie, num_beams=len(trie), normalise="catalogue")
+    scores = beam_search(trainer.model.eval(), prompt, trie=trie, num_beams=len(trie), normalise_over="catalog")
     rank = {tuple(sid): place for place, sid in enumerate(scores.tokens[0].tolist())}
     if kind != "beams" and not add_target:
         assert [rank[sid] for sid in groups[0]] == sorted(rank[sid] for sid in groups[0])
@@ -75,6 +75,6 @@ def test_a_target_takes_the_last_place_only_where_it_is_missing():
     assert with_target([[1], [2], [3]], (4,)) == [[1], [2], [4]]
 
 
-def test_a_group_larger_than_the_catalogue(policy, tmp_path):
-    with pytest.raises(ConstraintError, match="A group needs 36 SIDs, but the catalogue has only"):
+def test_a_group_larger_than_the_catalog(policy, tmp_path):
+    with pytest.raises(ConstraintError, match="A group needs 36 SIDs, but the catalog has only"):
         trainer_of(policy, tmp_path, num_generations=36)

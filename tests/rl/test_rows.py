@@ -87,12 +87,12 @@ def test_a_group_must_find_enough_items_outside_a_history():
 @pytest.mark.parametrize(
     ("fields", "option"),
     [
-        ({"objective": "exact", "logp_space": "catalogue", "rewards": {"rule": 1.0}}, "rl.objective exact"),
+        ({"objective": "exact", "normalise_over": "catalog", "rewards": {"rule": 1.0}}, "rl.objective exact"),
         (
             {
                 "importance_weights": True,
                 "rollouts": "stochastic",
-                "logp_space": "catalogue",
+                "normalise_over": "catalog",
                 "loss": "dr_grpo",
                 "rewards": {"rule": 1.0},
             },
@@ -100,6 +100,6 @@ def test_a_group_must_find_enough_items_outside_a_history():
         ),
     ],
 )
-def test_objectives_of_the_whole_catalogue_hide_nothing(fields, option):
-    with pytest.raises(ConfigError, match=f"{option} is about the whole catalogue"):
+def test_objectives_of_the_whole_catalog_hide_nothing(fields, option):
+    with pytest.raises(ConfigError, match=f"{option} is about the whole catalog"):
         Config(rl=RlConfig(**fields), eval=EvalConfig(exclude_history=True))

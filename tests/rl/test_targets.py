@@ -39,7 +39,7 @@ def parts():
 
 
 @pytest.mark.parametrize(
-    ("targets", "expected"), [("row", [5, 6, 7, 9]), ("last_row", [7, 7, 7, 9]), ("reference", [8, 8, 8, 9])]
+    ("targets", "expected"), [("row", [5, 6, 7, 9]), ("last_row", [7, 7, 7, 9]), ("released", [8, 8, 8, 9])]
 )
 def test_equal_histories_get_the_last_target_and_validation_wins(parts, targets, expected, caplog):
     dataset, index, tokenizer = parts
@@ -68,16 +68,16 @@ def test_rl_is_rewarded_for_them(tmp_path):
     made = config(tmp_path, rl={"evaluations": 0})
     run(made, ("data", "sid", "sft", "rl"))
     first = (made.folder / "rl/model/model.safetensors").read_bytes()
-    run(replace(made, rl=replace(made.rl, targets="reference")), ("rl",))
+    run(replace(made, rl=replace(made.rl, targets="released")), ("rl",))
     assert (made.folder / "rl/model/model.safetensors").read_bytes() != first
-    assert read_json(made.folder / "rl/manifest.json")["config"]["rl"]["targets"] == "reference"
+    assert read_json(made.folder / "rl/manifest.json")["config"]["rl"]["targets"] == "released"
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data/amazon, which is not part of the project")
-def test_shares_on_the_references_files(tmp_path):
+def test_shares_on_the_released_files(tmp_path):
     """How many rewards are wrong on the rebuilt part of Industrial; reference.md has 14.3 % and 8.0 % on its own rebuild."""
     made = config(tmp_path)
-    data = DataConfig(source="reference", path=str(SHARED), category="Industrial_and_Scientific", max_history=10)
+    data = DataConfig(source="released", path=str(SHARED), category="Industrial_and_Scientific", max_history=10)
     prepare(replace(made, data=data))
     dataset = Dataset.load(made.folder / "data")
     histories = [tuple(history) for history in dataset.train["history"].to_list()]

@@ -9,7 +9,7 @@ from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.validate import SHOWN
 from minionerec.model import checkpoint
 from minionerec.pipeline import run
-from minionerec.rl.train import check_spaces
+from minionerec.rl.train import warn_if_normalised_otherwise
 from tests.launch import accelerate
 from tests.small import config
 
@@ -76,10 +76,10 @@ def test_a_model_that_never_improves_stays_the_sft_model(prepared, caplog):
 
 def test_another_space_than_sft_was_trained_in(prepared, caplog):
     sft = Manifest.load(prepared.folder / "sft")
-    check_spaces(sft, RlConfig(logp_space="vocabulary"))
+    warn_if_normalised_otherwise(sft, RlConfig(normalise_over="vocabulary"))
     assert not caplog.text
-    check_spaces(sft, RlConfig(logp_space="catalogue"))
-    assert "trained with sft.normalise vocabulary, but rl.logp_space is catalogue" in caplog.text
+    warn_if_normalised_otherwise(sft, RlConfig(normalise_over="catalog"))
+    assert "trained with sft.normalise_over vocabulary, but rl.normalise_over is catalog" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -111,8 +111,8 @@ def test_a_reward_whose_baseline_is_missing(prepared):
     prepared.rl.rewards = {"ranking": 1.0}
 
 
-def test_a_group_larger_than_the_catalogue(prepared):
+def test_a_group_larger_than_the_catalog(prepared):
     prepared.rl.num_generations = 64
-    with pytest.raises(ConfigError, match="num_generations is 64, but the catalogue has only 48 SIDs"):
+    with pytest.raises(ConfigError, match="num_generations is 64, but the catalog has only 48 SIDs"):
         run(prepared, ("rl",))
     prepared.rl.num_generations = 4

@@ -52,7 +52,7 @@ def trainer_of(parts, folder, kind=TreeGRPOTrainer, steps_per_generation=1, watc
     if steps_per_generation > 1:
         arguments = replace(arguments, steps_per_generation=steps_per_generation, generation_batch_size=None)
     trie = CatalogTrie.from_codes(ids)
-    ours = {"catalogue": trie if config.logp_space == "catalogue" else None, "watch": watch}
+    ours = {"catalog": trie if config.normalise_over == "catalog" else None, "watch": watch}
     return kind(
         model=model,
         args=arguments,
@@ -162,7 +162,7 @@ def test_rewards_use_each_rows_own_target_and_context():
     assert rows(completions, targets, [7, 7, None, None]) == [7, 7, None, None]
 
 
-def slow_catalogue_logprobs(model, prompt, completion, sids):
+def slow_catalog_logprobs(model, prompt, completion, sids):
     """Log-probabilities and entropies over the tokens with which a SID can go on, one forward pass a token."""
     found, spread = [], []
     for place, token in enumerate(completion):
@@ -174,8 +174,8 @@ def slow_catalogue_logprobs(model, prompt, completion, sids):
     return torch.stack(found), torch.stack(spread)
 
 
-def test_catalogue_logprobs_entropies_and_gradients_equal_a_slow_version(parts, tmp_path):
-    trainer = trainer_of(parts, tmp_path, logp_space="catalogue")
+def test_catalog_logprobs_entropies_and_gradients_equal_a_slow_version(parts, tmp_path):
+    trainer = trainer_of(parts, tmp_path, normalise_over="catalog")
     _, index, _ = parts
     sids = checkpoint.sid_token_ids(trainer.processing_class, index).tolist()
     torch.manual_seed(0)
@@ -184,7 +184,7 @@ def test_catalogue_logprobs_entropies_and_gradients_equal_a_slow_version(parts, 
     ids = torch.tensor([[0] * (9 - len(prompt)) + prompt + sid for prompt, sid in rows])
     mask = torch.tensor([[0] * (9 - len(prompt)) + [1] * (len(prompt) + 3) for prompt, _ in rows])
     logps, entropies, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 3, compute_entropy=True)
-    slow = [slow_catalogue_logprobs(trainer.model, prompt, sid, sids) for prompt, sid in rows]
+    slow = [slow_catalog_logprobs(trainer.model, prompt, sid, sids) for prompt, sid in rows]
     torch.testing.assert_close(logps.double(), torch.stack([found for found, _ in slow]), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(entropies.double(), torch.stack([spread for _, spread in slow]), atol=1e-5, rtol=1e-5)
     gradients = []
@@ -196,17 +196,19 @@ def test_catalogue_logprobs_entropies_and_gradients_equal_a_slow_version(parts, 
         assert (ours - theirs).norm() <= 1e-5 * theirs.norm() + 1e-7
 
 
-def test_rollouts_and_reference_use_the_catalogue_too(parts, tmp_path):
+def test_rollouts_and_reference_use_the_catalog_too(parts, tmp_path):
     """Before the first step policy and reference are one: the KL is 0 only where both are taken over the same tokens."""
-    trainer = trainer_of(parts, tmp_path, logp_space="catalogue", beta=0.01)
+    trainer = trainer_of(parts, tmp_path, normalise_over="catalog", beta=0.01)
     _, index, _ = parts
     trie = CatalogTrie.from_codes(checkpoint.sid_token_ids(trainer.processing_class, index))
     prompt = trainer.train_dataset[0]["prompt"]
-    by_catalogue, by_vocabulary = (
-        beam_search(trainer.model.eval(), torch.tensor([prompt]), trie=trie, num_beams=G, normalise=space).tokens[0].tolist()
-        for space in ("catalogue", "vocabulary")
+    by_catalog, by_vocabulary = (
+        beam_search(trainer.model.eval(), torch.tensor([prompt]), trie=trie, num_beams=G, normalise_over=space)
+        .tokens[0]
+        .tolist()
+        for space in ("catalog", "vocabulary")
     )
-    assert trainer.rollout_func([prompt] * G, trainer)["completion_ids"] == by_catalogue != by_vocabulary
+    assert trainer.rollout_func([prompt] * G, trainer)["completion_ids"] == by_catalog != by_vocabulary
     trainer.train()
     first = next(row for row in trainer.state.log_history if "reward" in row)
     assert first["kl"] == pytest.approx(0, abs=1e-6)

@@ -61,7 +61,7 @@ def trainer_of(policy: Path, out: Path, kind: Callable | None = None, filtered: 
 
 
 def trie_of(trainer: TreeGRPOTrainer) -> CatalogTrie:
-    """The toy's catalogue."""
+    """The toy's catalog."""
     return CatalogTrie.from_codes(checkpoint.sid_token_ids(trainer.processing_class, random_dataset()[1]))
 
 

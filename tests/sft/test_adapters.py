@@ -80,8 +80,10 @@ def test_lora_is_saved_merged_and_the_adapter_gives_the_same_outputs(prepared, t
         batch = pack(branches, row_tokens=32, trie=trie)
         ours, theirs = (tree_logprobs(one, batch, trie=trie).logprobs for one in (adapted, model))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-    for normalise in ("vocabulary", "catalogue"):  # the search reads the head of a model with adapters in its own way
-        ours, theirs = (beam_search(one, prompt, trie=trie, num_beams=5, normalise=normalise) for one in (adapted, model))
+    for normalise_over in ("vocabulary", "catalog"):  # the search reads the head of a model with adapters in its own way
+        ours, theirs = (
+            beam_search(one, prompt, trie=trie, num_beams=5, normalise_over=normalise_over) for one in (adapted, model)
+        )
         assert torch.equal(ours.tokens, theirs.tokens)
         torch.testing.assert_close(ours.scores, theirs.scores, atol=1e-5, rtol=1e-5)
     merged, saved = adapted.merge_and_unload().state_dict(), model.state_dict()

@@ -123,17 +123,17 @@ def test_learns_and_is_deterministic(prepared):
     assert (prepared.folder / "sft/model/model.safetensors").read_bytes() == weights
 
 
-def test_normalised_over_the_catalogue_in_training_and_evaluation(prepared):
+def test_normalised_over_the_catalog_in_training_and_evaluation(prepared):
     """Its losses start lower, as fewer tokens share the probability, and another way of scoring is another evaluation."""
     made = replace(prepared, sft=replace(prepared.sft, epochs=1), eval=replace(prepared.eval, oracle_examples=4))
     run(made, ("sft",))
     plain = losses(made.folder / "sft")
-    made.sft.normalise = "catalogue"
+    made.sft.normalise_over = "catalog"
     run(made, ("sft", "eval"))
     assert losses(made.folder / "sft")[0]["loss"] < 0.9 * plain[0]["loss"]
     keys = {read_json(made.folder / "eval/sft/manifest.json")["key"]}
     scores = [json.loads((made.folder / "eval/sft/predictions.jsonl").read_text().splitlines()[0])["scores"]]
-    made.eval.normalise = "catalogue"
+    made.eval.normalise_over = "catalog"
     run(made, ("eval",))
     keys.add(read_json(made.folder / "eval/sft/manifest.json")["key"])
     scores.append(json.loads((made.folder / "eval/sft/predictions.jsonl").read_text().splitlines()[0])["scores"])
@@ -396,7 +396,7 @@ def test_adapters_and_bfloat16_killed_and_resumed_under_zero2(prepared, tmp_path
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3)
 
 
-def test_the_references_answer_in_the_prompt(parts):
+def test_the_released_answer_in_the_prompt(parts):
     dataset, index, _, tokenizer = parts
     options = {"split": "train", "stride": 1, "context": None}
     clean = build_trees(TASKS, dataset, index, tokenizer, **options)

@@ -33,7 +33,7 @@ def parts():
     return dataset, index, model, tokenizer
 
 
-def slow_loss(model, branches, sids, normalise, smoothing):
+def slow_loss(model, branches, sids, normalise_over, smoothing):
     """Label by label from a forward of each example alone; torch's cross-entropy smooths over the classes given."""
     total = torch.zeros(())
     for branch in branches:
@@ -45,7 +45,7 @@ def slow_loss(model, branches, sids, normalise, smoothing):
                 continue
             legal = sids[(sids[:, :step] == torch.tensor(branch.completion[:step])).all(1), step].unique()
             place = (legal == token).nonzero()[0, 0]
-            if normalise == "catalogue":
+            if normalise_over == "catalog":
                 total += weight * cross_entropy(row[legal], place, label_smoothing=smoothing)
             else:
                 logprobs = row.log_softmax(-1)
@@ -53,15 +53,15 @@ def slow_loss(model, branches, sids, normalise, smoothing):
     return total
 
 
-@pytest.mark.parametrize("normalise", ["vocabulary", "catalogue"])
+@pytest.mark.parametrize("normalise_over", ["vocabulary", "catalog"])
 @pytest.mark.parametrize(
     "options",
     [{}, {"smoothing": 0.2}, {"smoothing": 0.1, "level_weights": [4, 2, 1], "frequency_power": 0.5}],
     ids=["plain", "smooth", "weighted"],
 )
-def test_loss_and_gradients_equal_the_slow_way(parts, tmp_path, normalise, options):
+def test_loss_and_gradients_equal_the_slow_way(parts, tmp_path, normalise_over, options):
     dataset, index, model, tokenizer = parts
-    config = SftConfig(batch_size=12, micro_batch=12, normalise=normalise, **options)
+    config = SftConfig(batch_size=12, micro_batch=12, normalise_over=normalise_over, **options)
     weights = LossWeights(config, dataset, index.levels)
     trees = build_trees(TASKS, dataset, index, tokenizer, split="train", stride=6, context=None, weights=weights)
     trees = trees[:6] + trees[-6:]
@@ -69,7 +69,7 @@ def test_loss_and_gradients_equal_the_slow_way(parts, tmp_path, normalise, optio
     assert 0 < sum(branch.is_sid for branch in branches) < len(branches)
     labels = sum(len(branch.completion) for branch in branches)
     sids = checkpoint.sid_token_ids(tokenizer, index)
-    expected = slow_loss(model.train(), branches, sids, normalise, config.smoothing) / labels
+    expected = slow_loss(model.train(), branches, sids, normalise_over, config.smoothing) / labels
     model.zero_grad()
     expected.backward()
     gradients = [parameter.grad.clone() for parameter in model.parameters()]
@@ -83,7 +83,7 @@ def test_loss_and_gradients_equal_the_slow_way(parts, tmp_path, normalise, optio
         eval_dataset=trees,
         data_collator=collator,
         trie=trie,
-        normalise=normalise,
+        normalise_over=normalise_over,
         smoothing=config.smoothing,
     )
     loss = trainer.compute_loss(model, collator(trees))
@@ -93,7 +93,7 @@ def test_loss_and_gradients_equal_the_slow_way(parts, tmp_path, normalise, optio
         assert (ours - parameter.grad).norm() <= 1e-5 * ours.norm() + 1e-9
     model.zero_grad()
     with torch.no_grad():
-        plain = slow_loss(model, branches, sids, normalise, smoothing=0.0) / labels
+        plain = slow_loss(model, branches, sids, normalise_over, smoothing=0.0) / labels
     assert trainer.evaluate(trees)["eval_loss"] == pytest.approx(plain.item(), abs=1e-5)
 
 

@@ -59,7 +59,7 @@ def test_old_sids_stay_and_tokens_are_the_same(tmp_path, method, collisions):
 def test_what_cannot_be_appended(tmp_path):
     old = write_run(tmp_path / "old", list(range(40)))
     build.run(old)
-    with pytest.raises(CatalogError, match=r"1 of the 40 items of .* are not in the new catalogue, first 'i39'"):
+    with pytest.raises(CatalogError, match=r"1 of the 40 items of .* are not in the new catalog, first 'i39'"):
         append.run(write_run(tmp_path / "less", list(range(39))), old.folder)
     with pytest.raises(ConfigError, match=r"sid\.collisions is keep, but .* was made with nearest-free"):
         append.run(write_run(tmp_path / "other", list(range(41)), collisions="keep"), old.folder)

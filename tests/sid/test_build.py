@@ -99,7 +99,7 @@ def test_an_item_twice_is_named(config, dataset):
         (b"not numpy", DataError, "not a complete .npy file"),
         (np.ones((39, 3), np.float32), DataError, r"holds float32 of shape \(39, 3\); expected float32 \(40, dimensions\)"),
         (np.ones((40, 3)), DataError, "holds float64"),
-        (np.eye(40, 39, dtype=np.float32), DataError, "1 items are all zeros: rows 39 of the catalogue"),
+        (np.eye(40, 39, dtype=np.float32), DataError, "1 items are all zeros: rows 39 of the catalog"),
         (np.full((40, 3), np.nan, np.float32), DataError, "40 items are not finite"),
     ],
 )

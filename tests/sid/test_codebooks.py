@@ -30,7 +30,7 @@ def test_encode_and_decode_equal_a_plain_loop(vectors, books):
         np.testing.assert_allclose(decoded, total, atol=1e-12)
 
 
-def test_a_beam_as_wide_as_the_catalogue_of_prefixes_finds_the_best_sum(vectors, books):
+def test_a_beam_as_wide_as_the_catalog_of_prefixes_finds_the_best_sum(vectors, books):
     quantizer = ResidualQuantizer(books, beam=40)
     sums = {
         codes: sum(book[code] for book, code in zip(books, codes, strict=True))

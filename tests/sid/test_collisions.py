@@ -1,4 +1,4 @@
-"""`resolve` against brute force on tiny catalogues, and its promises on random ones."""
+"""`resolve` against brute force on tiny catalogs, and its promises on random ones."""
 
 import itertools
 import math
@@ -20,7 +20,7 @@ INDUSTRIAL = Path(__file__).parents[2] / "../shared/data/embeddings/industrial_m
 
 
 @st.composite
-def catalogues(draw, distinct: bool = False):
+def catalogs(draw, distinct: bool = False):
     """Vectors and a quantizer with room for all: few codes, so collisions and full prefixes are common."""
     sizes = draw(st.sampled_from([(7,), (3, 3), (2, 4), (4, 2), (2, 2, 3)]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -37,10 +37,10 @@ def rows(codes: np.ndarray) -> list[tuple[int, ...]]:
     return [tuple(row) for row in codes.tolist()]
 
 
-@given(catalogues())
+@given(catalogs())
 @settings(max_examples=150, deadline=None)
-def test_each_item_gets_its_own_sid_and_moves_only_if_it_must(catalogue):
-    vectors, quantizer = catalogue
+def test_each_item_gets_its_own_sid_and_moves_only_if_it_must(catalog):
+    vectors, quantizer = catalog
     before = quantizer.encode(vectors)
     after = resolve(before, vectors, quantizer, "nearest-free")
     assert after.dtype == np.int32 and (after >= 0).all() and (after < quantizer.codebook_sizes).all()
@@ -59,10 +59,10 @@ def test_each_item_gets_its_own_sid_and_moves_only_if_it_must(catalogue):
         assert len(kept) == 1 and error[kept[0]] == error.min()
 
 
-@given(catalogues(distinct=True), st.randoms(use_true_random=False))
+@given(catalogs(distinct=True), st.randoms(use_true_random=False))
 @settings(max_examples=100, deadline=None)
-def test_the_order_of_items_does_not_matter(catalogue, random):
-    vectors, quantizer = catalogue
+def test_the_order_of_items_does_not_matter(catalog, random):
+    vectors, quantizer = catalog
     order = list(range(len(vectors)))
     random.shuffle(order)
     straight = resolve(quantizer.encode(vectors), vectors, quantizer, "nearest-free")
@@ -112,7 +112,7 @@ def test_more_items_than_sids_is_an_error():
 
 
 @pytest.mark.skipif(not INDUSTRIAL.is_file(), reason="needs ../shared/data/embeddings/industrial_minilm_256.npy")
-def test_industrial_catalogue_becomes_unique():
+def test_industrial_catalog_becomes_unique():
     vectors = np.load(INDUSTRIAL, allow_pickle=False)
     fitted = fit(vectors, SidConfig(method="rq-kmeans", codebook_sizes=[64, 64, 64], iterations=10), seed=42)
     before, quantizer = fitted.codes, fitted.quantizer
@@ -122,10 +122,10 @@ def test_industrial_catalogue_becomes_unique():
     assert (after[:, 0] == before[:, 0]).all()
 
 
-@given(catalogues(), st.randoms(use_true_random=False))
+@given(catalogs(), st.randoms(use_true_random=False))
 @settings(max_examples=60, deadline=None)
-def test_suffixes_go_to_those_who_share_and_to_nobody_else(catalogue, random):
-    vectors, quantizer = catalogue
+def test_suffixes_go_to_those_who_share_and_to_nobody_else(catalog, random):
+    vectors, quantizer = catalog
     before = quantizer.encode(vectors)
     after = resolve(before, vectors, quantizer, "suffix")
     groups = Counter(rows(before))

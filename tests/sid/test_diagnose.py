@@ -7,7 +7,7 @@ from minionerec.sid.codebooks import ResidualQuantizer
 from minionerec.sid.diagnose import diagnose, nearest_neighbours, structure
 
 
-def test_figures_of_a_catalogue_worked_by_hand():
+def test_figures_of_a_catalog_worked_by_hand():
     quantizer = ResidualQuantizer((np.array([[0.0], [4.0]], dtype=np.float32), np.array([[0.0], [1.0]], dtype=np.float32)))
     vectors = np.array([[0], [0], [4], [5]], dtype=np.float32)
     before = quantizer.encode(vectors)

@@ -83,7 +83,7 @@ def test_empty_text_names_the_item(text):
         encode(["bolt", text], TFIDF, seed=1)
 
 
-def test_empty_catalogue():
+def test_empty_catalog():
     with pytest.raises(DataError, match="no item"):
         encode([], TFIDF, seed=1)
 

@@ -92,7 +92,7 @@ def test_codes_are_the_same_in_another_process_with_other_threads(vectors, tmp_p
     assert (np.load(tmp_path / "codes.npy") == fit(vectors, config("rq-kmeans-joint"), 1).codes).all()
 
 
-def test_a_catalogue_larger_than_the_sample_may_stay_on_disk(vectors, tmp_path):
+def test_a_catalog_larger_than_the_sample_may_stay_on_disk(vectors, tmp_path):
     np.save(tmp_path / "vectors.npy", vectors)
     mapped = np.load(tmp_path / "vectors.npy", mmap_mode="r")
     fitted = fit(mapped, config("rq-kmeans", max_training_vectors=100), 1)
@@ -121,7 +121,7 @@ def test_vectors_that_cannot_be_quantised(vectors):
     for value, message in ((np.nan, "not finite"), (0, "all zeros")):
         bad = vectors.copy()
         bad[[7, 9]] = value
-        with pytest.raises(DataError, match=rf"2 items are {message}.*rows 7, 9 of the catalogue"):
+        with pytest.raises(DataError, match=rf"2 items are {message}.*rows 7, 9 of the catalog"):
             fit(bad, config("rq-kmeans"), 1)
     with pytest.raises(CatalogError, match=r"4 items are fewer than the 8 codes of level 1.*--sid.codebook_size"):
         fit(vectors[:4], config("rq-kmeans"), 1)
@@ -162,7 +162,7 @@ def test_rqvae_options_change_the_result(vectors, changes):
 
 
 @pytest.mark.skipif(not INDUSTRIAL.is_file(), reason="needs ../shared/data/embeddings/industrial_minilm_256.npy")
-def test_industrial_catalogue_reaches_its_error_with_a_sid_for_every_item():
+def test_industrial_catalog_reaches_its_error_with_a_sid_for_every_item():
     vectors = np.load(INDUSTRIAL, allow_pickle=False)
     fitted = fit(vectors, SidConfig(codebook_sizes=[256, 256, 256], refinements=2), seed=42)
     before = relative_error(vectors, fitted.codes, fitted.quantizer)

@@ -63,7 +63,7 @@ def qwen2():
 
 
 def random_codes(rng, items, levels, fan_out=5, ragged=False):
-    """Token ids of a random catalogue; ragged ones end early at random, none as the beginning of another."""
+    """Token ids of a random catalog; ragged ones end early at random, none as the beginning of another."""
     codes = np.stack([rng.integers(level * 8, level * 8 + fan_out, items) for level in range(levels)], axis=1)
     if ragged:
         # An odd first token marks short SIDs, an even one long ones.
@@ -79,7 +79,7 @@ def paths(codes, trailing=()):
     return sids, [(*(token for token in sid if token != NO_TOKEN), *trailing) for sid in sids]
 
 
-def brute_force(model, prompt, codes, normalise="vocabulary", trailing=()):
+def brute_force(model, prompt, codes, normalise_over="vocabulary", trailing=()):
     """Score each SID on its own, the slow and obvious way: (SIDs,) in the trie's order."""
     _, generated = paths(codes, trailing)
     scores = []
@@ -89,7 +89,7 @@ def brute_force(model, prompt, codes, normalise="vocabulary", trailing=()):
         score = 0.0
         for step, token in enumerate(path):
             row = logits[len(prompt) - 1 + step]
-            if normalise == "catalogue":
+            if normalise_over == "catalog":
                 legal = {other[step] for other in generated if other[:step] == path[:step] and len(other) > step}
                 row = torch.full_like(row, -torch.inf).index_copy(0, torch.tensor(sorted(legal)), row[sorted(legal)])
             score += float(row.log_softmax(-1)[token])
@@ -98,7 +98,7 @@ def brute_force(model, prompt, codes, normalise="vocabulary", trailing=()):
 
 
 @st.composite
-def catalogues(draw, most=50):
+def catalogs(draw, most=50):
     """Random code matrices: depth, fan-out, ragged or not."""
     rng = np.random.default_rng(draw(st.integers(0, 2**20)))
     return random_codes(
@@ -108,9 +108,9 @@ def catalogues(draw, most=50):
 
 @pytest.fixture(scope="session")
 def industrial():
-    """The trie of the shipped Industrial catalogue, its item codes, and a model that knows its tokens (ids from 40 on)."""
+    """The trie of the shipped Industrial catalog, its item codes, and a model that knows its tokens (ids from 40 on)."""
     if not INDUSTRIAL.is_file():
-        pytest.skip(f"the shared Industrial catalogue is not here ({INDUSTRIAL})")
+        pytest.skip(f"the shared Industrial catalog is not here ({INDUSTRIAL})")
     index = json.loads(INDUSTRIAL.read_text())
     tokens = sorted({token for sid in index.values() for token in sid})
     ids = {token: VOCABULARY + number for number, token in enumerate(tokens)}

@@ -12,7 +12,7 @@ from tests.tree.conftest import VOCABULARY, paths, random_codes
 def one_by_one(model, branches, legal=None, temperature=1.0):
     """Log-probability and entropy of every label, each branch alone: the slow and obvious way.
 
-    `legal` gives the catalogue's paths, for completions that are SIDs.
+    `legal` gives the catalog's paths, for completions that are SIDs.
     """
     logprobs, entropies = [], []
     for branch in branches:
@@ -149,7 +149,7 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch(qwen2):
     qwen2.zero_grad()
 
 
-def test_histories_of_the_industrial_catalogue(industrial):
+def test_histories_of_the_industrial_catalog(industrial):
     """A user's history as it grows, and 16 completions of the longest prompt, against one by one."""
     trie, codes, model = industrial
     rng = np.random.default_rng(0)

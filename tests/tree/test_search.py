@@ -17,8 +17,8 @@ from minionerec.tree import (
     sample_without_replacement,
     score_catalog,
 )
-from minionerec.tree.whole import catalog_logprobs
-from tests.tree.conftest import VOCABULARY, brute_force, catalogues, paths, random_codes, tiny
+from minionerec.tree.catalog_logprobs import catalog_logprobs
+from tests.tree.conftest import VOCABULARY, brute_force, catalogs, paths, random_codes, tiny
 
 prompt_lengths = st.lists(st.integers(1, 7), min_size=1, max_size=3)
 
@@ -29,7 +29,7 @@ def random_prompts(rng, lengths):
 
 
 def assert_is_ranking_of(found, scores, expected, sids, tolerance):
-    """A list is the catalogue ranked by `expected`, where scores closer than the tolerance may swap."""
+    """A list is the catalog ranked by `expected`, where scores closer than the tolerance may swap."""
     listed = [tuple(sid) for sid in found.tolist() if sid[0] != NO_TOKEN]
     assert sorted(listed) == sids
     own = torch.tensor([expected[sids.index(sid)] for sid in listed])
@@ -39,36 +39,36 @@ def assert_is_ranking_of(found, scores, expected, sids, tolerance):
     assert (scores[len(sids) :] == -torch.inf).all()
 
 
-@pytest.mark.parametrize("normalise", ["vocabulary", "catalogue"])
+@pytest.mark.parametrize("normalise_over", ["vocabulary", "catalog"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("levels", [1, 3])
-def test_covering_beam_equals_brute_force(model, attention, levels, normalise):
+def test_covering_beam_equals_brute_force(model, attention, levels, normalise_over):
     rng = np.random.default_rng(levels)
     codes = random_codes(rng, 25, levels, 3, ragged=levels > 1)
     prompts, ids, mask = random_prompts(rng, (1, 5, 9))
     model.set_attn_implementation(attention)
-    result = beam_search(model, ids, mask, trie=CatalogTrie.from_codes(codes), num_beams=40, normalise=normalise)
+    result = beam_search(model, ids, mask, trie=CatalogTrie.from_codes(codes), num_beams=40, normalise_over=normalise_over)
     model.set_attn_implementation("sdpa")
     assert result.exact.all()
     for row, prompt in enumerate(prompts):
-        expected = brute_force(model, prompt, codes, normalise)
+        expected = brute_force(model, prompt, codes, normalise_over)
         assert_is_ranking_of(result.tokens[row], result.scores[row], expected, paths(codes)[0], 1e-4)
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    catalogues(most=20),
+    catalogs(most=20),
     prompt_lengths,
-    st.sampled_from(["vocabulary", "catalogue"]),
+    st.sampled_from(["vocabulary", "catalog"]),
     st.sampled_from([(), (38,), (38, 39)]),
     st.sampled_from([torch.float32, torch.bfloat16]),
 )
-def test_covering_beam_equals_brute_force_on_random_tries(qwen2, codes, lengths, normalise, trailing, dtype):
+def test_covering_beam_equals_brute_force_on_random_tries(qwen2, codes, lengths, normalise_over, trailing, dtype):
     prompts, ids, mask = random_prompts(np.random.default_rng(len(codes)), lengths)
     trie = CatalogTrie.from_codes(codes, trailing=trailing)
     qwen2.to(dtype)
-    result = beam_search(qwen2, ids, mask, trie=trie, num_beams=21, normalise=normalise)
-    expected = [brute_force(qwen2, prompt, codes, normalise, trailing) for prompt in prompts]
+    result = beam_search(qwen2, ids, mask, trie=trie, num_beams=21, normalise_over=normalise_over)
+    expected = [brute_force(qwen2, prompt, codes, normalise_over, trailing) for prompt in prompts]
     qwen2.to(torch.float32)
     # Logits of about 10 carry an error of 0.03 in bfloat16, at every token.
     tolerance = 1e-4 if dtype == torch.float32 else 0.15 * trie.depth
@@ -78,25 +78,27 @@ def test_covering_beam_equals_brute_force_on_random_tries(qwen2, codes, lengths,
 
 @settings(max_examples=60, deadline=None)
 @given(
-    catalogues(),
+    catalogs(),
     prompt_lengths,
     st.integers(1, 12),
-    st.sampled_from(["vocabulary", "catalogue"]),
+    st.sampled_from(["vocabulary", "catalog"]),
     st.sampled_from([None, 4, 16, 64]),
     st.integers(0, 2**20),
 )
-def test_certificate_never_lies_and_beams_are_valid(qwen2, codes, lengths, beams, normalise, factor, seed):
+def test_certificate_never_lies_and_beams_are_valid(qwen2, codes, lengths, beams, normalise_over, factor, seed):
     rng = np.random.default_rng(seed)
     prompts, ids, mask = random_prompts(rng, lengths)
     allowed = rng.random((len(prompts), len(codes))) < 0.7
     allowed[:, rng.integers(len(codes))] = True
     trie = CatalogTrie.from_codes(codes).narrow(allowed)
     widest = None if factor is None else beams * factor
-    result = beam_search(qwen2, ids, mask, trie=trie, num_beams=beams, normalise=normalise, widest=widest)
-    oracle = score_catalog(qwen2, ids, mask, trie=trie, normalise=normalise, memory=int(rng.integers(200_000, 3_000_000)))
+    result = beam_search(qwen2, ids, mask, trie=trie, num_beams=beams, normalise_over=normalise_over, widest=widest)
+    oracle = score_catalog(
+        qwen2, ids, mask, trie=trie, normalise_over=normalise_over, memory=int(rng.integers(200_000, 3_000_000))
+    )
     for row, prompt in enumerate(prompts):
         valid, _ = paths(codes[allowed[row]])
-        expected = brute_force(qwen2, prompt, codes[allowed[row]], normalise)
+        expected = brute_force(qwen2, prompt, codes[allowed[row]], normalise_over)
         legal = oracle[row] > -torch.inf
         assert [tuple(sid) for sid in trie.sids[legal].tolist()] == valid
         torch.testing.assert_close(oracle[row, legal], expected, atol=1e-4, rtol=0)
@@ -118,13 +120,13 @@ def test_widening_helps_only_the_lists_that_need_it():
     trie = CatalogTrie.from_codes(codes)
     model = tiny(seed=3)
     _, ids, mask = random_prompts(rng, [5] * 12)
-    plain = beam_search(model, ids, mask, trie=trie, num_beams=5, normalise="catalogue")
-    wide = beam_search(model, ids, mask, trie=trie, num_beams=5, normalise="catalogue", widest=512)
+    plain = beam_search(model, ids, mask, trie=trie, num_beams=5, normalise_over="catalog")
+    wide = beam_search(model, ids, mask, trie=trie, num_beams=5, normalise_over="catalog", widest=512)
     assert 0 < plain.exact.sum() < 12
     assert wide.exact.all()
     assert torch.equal(plain.tokens[plain.exact], wide.tokens[plain.exact])
     assert torch.equal(plain.scores[plain.exact], wide.scores[plain.exact])
-    best = score_catalog(model, ids, mask, trie=trie, normalise="catalogue").topk(5).values
+    best = score_catalog(model, ids, mask, trie=trie, normalise_over="catalog").topk(5).values
     torch.testing.assert_close(wide.scores, best, atol=1e-4, rtol=0)
     assert (plain.scores[:, -1] < best[:, -1] - 1e-3).any()
 
@@ -177,7 +179,7 @@ def test_equals_transformers_generate(model, trailing):
     torch.testing.assert_close(ours.scores[0], theirs.sequences_scores, atol=1e-4, rtol=0)
 
 
-def test_equals_generate_and_the_oracle_on_the_industrial_catalogue(industrial):
+def test_equals_generate_and_the_oracle_on_the_industrial_catalog(industrial):
     trie, codes, model = industrial
     rng = np.random.default_rng(0)
     prompts = [codes[rng.integers(0, len(codes), items)].reshape(-1).tolist() for items in (10, 3)]
@@ -253,14 +255,14 @@ def test_samples_without_replacement_are_unbiased(qwen2, temperature):
     torch.testing.assert_close(result.logprobs.exp(), chance[leaf], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(chance.sum(), torch.tensor(1.0), atol=1e-4, rtol=0)
     if temperature == 1.0:
-        torch.testing.assert_close(chance.log(), brute_force(qwen2, [3, 1, 4], codes, "catalogue"), atol=1e-4, rtol=0)
+        torch.testing.assert_close(chance.log(), brute_force(qwen2, [3, 1, 4], codes, "catalog"), atol=1e-4, rtol=0)
     first = torch.bincount(leaf[:, 0], minlength=len(trie)) / draws
     error = (chance * (1 - chance) / draws).sqrt()
     assert ((first - chance).abs() <= 4.5 * error + 1e-9).all()  # the first of them is a plain draw
     second = torch.bincount(leaf[:, 1], minlength=len(trie)) / draws
     expected = (chance[:, None] * chance / (1 - chance[:, None])).fill_diagonal_(0).sum(0)
     assert ((second - expected).abs() <= 4.5 * (expected * (1 - expected) / draws).sqrt() + 1e-9).all()
-    # The weights estimate expectations over the whole catalogue.
+    # The weights estimate expectations over the whole catalog.
     value = torch.arange(len(trie)).float()
     estimates = (result.log_weights().exp() * value[leaf]).sum(1)
     deviation = estimates.std() / math.sqrt(draws)
@@ -308,7 +310,7 @@ def test_samples_with_replacement_follow_the_distribution(qwen2):
         qwen2, torch.tensor([[3, 1, 4]]).expand(prompts, -1), trie=trie, num_samples=number, seeds=torch.arange(prompts)
     )
     leaf = trie.walk(tokens.flatten(0, 1))[:, -1]
-    exact = brute_force(qwen2, [3, 1, 4], codes, "catalogue")
+    exact = brute_force(qwen2, [3, 1, 4], codes, "catalog")
     torch.testing.assert_close(logprobs.flatten(), exact[leaf], atol=1e-4, rtol=0)
     chance, draws = exact.exp(), prompts * number
     share = torch.bincount(leaf, minlength=len(trie)) / draws
@@ -334,14 +336,14 @@ def test_bad_calls(qwen2):
         beam_search(qwen2, prompt, trie=trie, num_beams=0)
     with pytest.raises(ConstraintError, match="widest is 1, below num_beams, which is 2"):
         beam_search(qwen2, prompt, trie=trie, num_beams=2, widest=1)
-    with pytest.raises(ConstraintError, match="must be 'vocabulary' or 'catalogue'"):
-        beam_search(qwen2, prompt, trie=trie, num_beams=2, normalise="children")
+    with pytest.raises(ConstraintError, match="must be 'vocabulary' or 'catalog'"):
+        beam_search(qwen2, prompt, trie=trie, num_beams=2, normalise_over="children")
     with pytest.raises(ConstraintError, match="view of 3 requests, but there are 1 prompts"):
         beam_search(qwen2, prompt, trie=trie.narrow(np.ones((3, 2), dtype=bool)), num_beams=2)
     open_ended = CatalogTrie.from_codes(np.array([[1, NO_TOKEN], [1, 3]]))
     assert beam_search(qwen2, prompt, trie=open_ended, num_beams=2).tokens[0].tolist() == [[1, NO_TOKEN], [1, 3]]
     with pytest.raises(ConstraintError, match="beginning of another"):
-        beam_search(qwen2, prompt, trie=open_ended, num_beams=2, normalise="catalogue")
+        beam_search(qwen2, prompt, trie=open_ended, num_beams=2, normalise_over="catalog")
     seeds = torch.tensor([0])
     with pytest.raises(ConstraintError, match="num_samples is 0"):
         sample_without_replacement(qwen2, prompt, trie=trie, num_samples=0, seeds=seeds)
@@ -380,15 +382,15 @@ def test_windows_that_hold_every_path(kind):
         beam_search(windowed, torch.tensor([prompt + prompt[:5]]), trie=CatalogTrie.from_codes(codes), num_beams=2)
 
 
-@pytest.mark.parametrize("normalise", ["vocabulary", "catalogue"])
-def test_adapters_are_part_of_the_model(normalise):
+@pytest.mark.parametrize("normalise_over", ["vocabulary", "catalog"])
+def test_adapters_are_part_of_the_model(normalise_over):
     """LoRA in the layers and in the head: the same list as the merged model's."""
     peft = pytest.importorskip("peft")
     torch.manual_seed(0)
     adapted = peft.get_peft_model(tiny(), peft.LoraConfig(target_modules=["q_proj", "lm_head"], init_lora_weights=False)).eval()
     trie = CatalogTrie.from_codes(random_codes(np.random.default_rng(1), 40, 3))
     prompt = torch.tensor([[3, 1, 4, 1, 5]])
-    before = beam_search(adapted, prompt, trie=trie, num_beams=10, normalise=normalise)
-    merged = beam_search(adapted.merge_and_unload(), prompt, trie=trie, num_beams=10, normalise=normalise)
+    before = beam_search(adapted, prompt, trie=trie, num_beams=10, normalise_over=normalise_over)
+    merged = beam_search(adapted.merge_and_unload(), prompt, trie=trie, num_beams=10, normalise_over=normalise_over)
     assert torch.equal(before.tokens, merged.tokens)
     torch.testing.assert_close(before.scores, merged.scores, atol=1e-4, rtol=0)

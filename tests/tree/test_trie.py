@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from minionerec.errors import ArtifactError, CatalogError, ConstraintError
 from minionerec.tree import NO_TOKEN, CatalogTrie
-from tests.tree.conftest import catalogues, paths
+from tests.tree.conftest import catalogs, paths
 
 
 def walked(trie):
@@ -26,7 +26,7 @@ def walked(trie):
 
 
 @settings(max_examples=80, deadline=None)
-@given(catalogues())
+@given(catalogs())
 def test_walking_the_trie_gives_exactly_the_distinct_sids(codes):
     trie = CatalogTrie.from_codes(codes)
     found = walked(trie)
@@ -41,7 +41,7 @@ def test_walking_the_trie_gives_exactly_the_distinct_sids(codes):
 
 
 @settings(max_examples=40, deadline=None)
-@given(catalogues(), st.lists(st.integers(33, 39), min_size=1, max_size=2))
+@given(catalogs(), st.lists(st.integers(33, 39), min_size=1, max_size=2))
 def test_trailing_tokens_follow_every_sid_and_are_not_returned(codes, trailing):
     trie = CatalogTrie.from_codes(codes, trailing=trailing)
     plain = CatalogTrie.from_codes(codes)
@@ -52,7 +52,7 @@ def test_trailing_tokens_follow_every_sid_and_are_not_returned(codes, trailing):
 
 
 @settings(max_examples=60, deadline=None)
-@given(catalogues(), st.integers(0, 2**20), st.integers(1, 4))
+@given(catalogs(), st.integers(0, 2**20), st.integers(1, 4))
 def test_a_view_is_the_trie_of_the_items_that_are_left(codes, seed, requests):
     rng = np.random.default_rng(seed)
     allowed = rng.random((requests, len(codes))) < 0.4
@@ -156,7 +156,7 @@ def test_bad_filters():
         trie.narrow(np.array([True, False]))
     with pytest.raises(CatalogError, match=r"must be boolean.* found torch.int64"):
         trie.narrow(np.array([1, 0, 1]))
-    with pytest.raises(CatalogError, match="request 1 leaves no item of the catalogue's 3"):
+    with pytest.raises(CatalogError, match="request 1 leaves no item of the catalog's 3"):
         trie.narrow(np.array([[True, False, False], [False, False, False]]))
     with pytest.raises(CatalogError, match="combine the item filters"):
         trie.narrow(np.ones((2, 3), dtype=bool)).narrow(np.ones((2, 3), dtype=bool))

@@ -1,0 +1,266 @@
+"""PSWRec: a causal Transformer whose attention knows the phase and magnitude of a filter bank over the item stream.
+
+Versions: V5 adds a phase bias and gates the weights; V12 rotates queries and keys by the phase (B-RoPE) and closes scores
+between cells out of phase; V13 rotates and scales by the magnitude (AM-B-RoPE); V14 is V13 with another start; V13 without
+rotation scales and adds a phase bias. Every version but V5 applies the embedding's LayerNorm and dropout twice, as published.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any, ClassVar, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from minionerec.baselines.batches import Batch
+from minionerec.baselines.models.layers import Attention, Encoder, InputEmbedding, mask
+from minionerec.baselines.models.recommender import Recommender, initialise
+from minionerec.baselines.models.trm4rec import rotate_half
+from minionerec.errors import ConfigError
+
+BANDS = ((3, 1), (7, 2), (15, 4), (31, 8))  # kernel and dilation
+_QUIET = 1e-3  # magnitudes below have no phase, in the versions that ask
+
+
+class Waves(NamedTuple):
+    """Magnitude and phase per band and cell, each (rows, bands, width), and the additive attention mask.
+
+    A quiet cell's cosine and sine are both 0 in V5.
+    """
+
+    magnitude: Tensor
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor
+
+
+class PhaseFilter(nn.Module):
+    """Four pairs of causal depth-wise convolutions, averaged over channels: real and imaginary part of a band."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.real_convs, self.imag_convs = (
+            nn.ModuleList(
+                nn.Conv1d(hidden_size, hidden_size, kernel, dilation=dilation, groups=hidden_size, bias=False)
+                for kernel, dilation in BANDS
+            )
+            for _ in range(2)
+        )
+
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Real and imaginary part of (rows, width, hidden), each (rows, bands, width)."""
+        return self._bands(h, self.real_convs), self._bands(h, self.imag_convs)
+
+    def _bands(self, h: Tensor, convolutions: Iterable[nn.Module]) -> Tensor:
+        channels = h.transpose(1, 2)
+        bands = []
+        for convolution, (kernel, dilation) in zip(convolutions, BANDS, strict=True):
+            # The mean over channels of a depth-wise convolution is one convolution over all channels, divided by their number.
+            weight = cast(nn.Conv1d, convolution).weight
+            joint = weight.transpose(0, 1) / channels.shape[1]  # (1, hidden, kernel)
+            bands.append(functional.conv1d(functional.pad(channels, ((kernel - 1) * dilation, 0)), joint, dilation=dilation))
+        return torch.cat(bands, 1)
+
+
+def _band_logits(heads: int, centre: float) -> Tensor:
+    """Start of the heads' preference for bands, (heads, bands): head h for the band whose middle is (h + 0.5) * centre."""
+    band, head = torch.arange(len(BANDS)) + 0.5, torch.arange(heads) + 0.5
+    return -((band[None] - head[:, None] * centre) ** 2)
+
+
+def _agreement(weights: Tensor, waves: Waves) -> Tensor:
+    """Weighted sum over bands of cos(phi_i - phi_j), (rows, heads, width, width). `weights` is (heads, bands)."""
+    cos, sin = (values[:, None] * weights[None, :, :, None].sqrt() for values in (waves.cos, waves.sin))
+    return cos.transpose(-1, -2) @ cos + sin.transpose(-1, -2) @ sin  # (rows, heads, width, bands) x its transpose
+
+
+class BiasAttention(Attention):
+    """V5: a bias from harmonic-mean magnitude and phase agreement; the weights are gated by it and renormalised."""
+
+    def __init__(self, hidden_size: int, heads: int, dropout: float, attention_dropout: float) -> None:
+        super().__init__(hidden_size, heads, dropout, attention_dropout)
+        self.band_logits = nn.Parameter(_band_logits(heads, len(BANDS) / heads))
+        self.phase_bias_scale = nn.Parameter(torch.full((heads,), 0.1))
+        self.phase_gate_scale = nn.Parameter(torch.ones(()))
+
+    def context(self, x: Tensor, given: Waves) -> Tensor:
+        """(rows, heads, width, size), see `Attention`."""
+        weights = self.band_logits.softmax(-1)
+        agreement = _agreement(weights + 1e-8, given)
+        m = torch.einsum("hs,bst->bht", weights, given.magnitude)
+        i, j = m[..., :, None], m[..., None, :]
+        bias = self.phase_bias_scale.exp()[:, None, None] * (2 * i * j / (i + j + 1e-8)) * agreement
+        q, k, v = self.projections(x)
+        attended = self.weights(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + bias + given.mask)
+        attended = attended * torch.sigmoid(self.phase_gate_scale * bias)
+        return attended / (attended.sum(-1, keepdim=True) + 1e-9) @ v
+
+
+class SyncAttention(Attention):
+    """V12: head h is rotated by the phase of band h; cells out of phase do not attend to each other."""
+
+    def __init__(self, hidden_size: int, heads: int, dropout: float, attention_dropout: float) -> None:
+        super().__init__(hidden_size, heads, dropout, attention_dropout)
+        _check_bands(heads)
+
+    def context(self, x: Tensor, given: Waves) -> Tensor:
+        """(rows, heads, width, size), see `Attention`."""
+        q, k, v = self.projections(x)
+        c, s = given.cos[..., None], given.sin[..., None]  # (rows, heads, width, 1)
+        q, k = (values * c + rotate_half(values) * s for values in (q, k))
+        in_phase = c @ c.transpose(-1, -2) + s @ s.transpose(-1, -2)
+        closed = (in_phase < 0) & ~torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+        scores = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).masked_fill(closed, -1e9)
+        return self.weights(scores + given.mask) @ v
+
+
+class AmplitudeAttention(Attention):
+    """V13 and V14: head h is scaled by 1 + gamma x magnitude of band h, then rotated by its phase."""
+
+    def __init__(self, hidden_size: int, heads: int, dropout: float, attention_dropout: float, gamma: float) -> None:
+        super().__init__(hidden_size, heads, dropout, attention_dropout)
+        _check_bands(heads)
+        self.gamma = nn.Parameter(torch.full((1, heads, 1, 1), gamma))
+
+    def context(self, x: Tensor, given: Waves) -> Tensor:
+        """(rows, heads, width, size), see `Attention`."""
+        q, k, v = self.projections(x)
+        m, c, s = (values[..., None] for values in given[:3])  # (rows, heads, width, 1)
+        scale = 1 + self.gamma * m
+        q, k = (scale * (values * c + rotate_half(values) * s) for values in (q, k))
+        return self.weights(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + given.mask) @ v
+
+
+class ScaleAttention(Attention):
+    """V13 without rotation: queries and keys scaled by bounded magnitudes, a small phase bias on the scores."""
+
+    def __init__(self, hidden_size: int, heads: int, dropout: float, attention_dropout: float) -> None:
+        super().__init__(hidden_size, heads, dropout, attention_dropout)
+        self.band_logits = nn.Parameter(_band_logits(heads, 1.0))
+        self.magnitude_scale = nn.Parameter(torch.full((heads, len(BANDS)), -3.0))
+        self.phase_bias_scale = nn.Parameter(torch.full((heads,), -5.0))
+
+    def context(self, x: Tensor, given: Waves) -> Tensor:
+        """(rows, heads, width, size), see `Attention`."""
+        relative = given.magnitude / (given.magnitude.mean(1, keepdim=True) + 1e-8)
+        scale = (
+            1 + 0.5 * torch.tanh(torch.einsum("hs,bst->bht", functional.softplus(self.magnitude_scale), relative))[..., None]
+        )
+        agreement = _agreement(self.band_logits.softmax(-1) + 1e-8, given)
+        bias = functional.softplus(self.phase_bias_scale)[:, None, None] * agreement / math.sqrt(len(BANDS))
+        q, k, v = self.projections(x)
+        scores = (scale * q) @ (scale * k).transpose(-1, -2) / math.sqrt(q.shape[-1])
+        return self.weights(scores + bias + given.mask) @ v
+
+
+def _check_bands(heads: int) -> None:
+    if heads > len(BANDS):
+        raise ConfigError(f"baseline.heads is {heads}; each head takes a band of its own and there are {len(BANDS)}.")
+
+
+class PSWRec(Recommender):
+    """What the versions share. Causal; padding before a history enters the filter bank, so results depend on it."""
+
+    layout = "padded"
+    normalised_twice: ClassVar[bool] = True
+    band_per_head: ClassVar[bool] = False  # with fewer heads than bands, the later bands play no part
+
+    def __init__(
+        self,
+        items: int,
+        max_history: int,
+        *,
+        hidden_size: int = 64,
+        inner_size: int = 256,
+        layers: int = 2,
+        heads: int = 4,
+        dropout: float = 0.5,
+        attention_dropout: float = 0.5,
+        phase_weight: float = 0.05,
+        **attention: float,
+    ) -> None:
+        super().__init__(items, hidden_size)
+        self.phase_weight = phase_weight
+        self.bands = heads if self.band_per_head else len(BANDS)
+        self.embedding = InputEmbedding(hidden_size, max_history, dropout)
+        self.phase_filter = PhaseFilter(hidden_size)
+        self.encoder = Encoder(
+            (self.attention(hidden_size, heads, dropout, attention_dropout, **attention) for _ in range(layers)),
+            hidden_size,
+            inner_size,
+            dropout,
+        )
+        initialise(self)
+
+    attention: ClassVar[type[Attention]]
+
+    def phases(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Magnitude, phase, and what cosine and sine are multiplied with, each (rows, bands, width)."""
+        real, imaginary = self.phase_filter(h)
+        magnitude = (real.square() + imaginary.square() + 1e-8).sqrt()
+        return magnitude, torch.atan2(imaginary, real + 1e-8), torch.ones_like(magnitude)
+
+    def encoded(self, batch: Batch) -> tuple[Tensor, Waves]:
+        """States, (batch, hidden), and what the attention saw."""
+        h = self.embedding(self.item_embeddings(batch.items), batch)
+        if self.normalised_twice:
+            h = self.embedding.normalised(h)
+        magnitude, phase, factor = (values[:, : self.bands] for values in self.phases(h))
+        waves = Waves(magnitude, phase.cos() * factor, phase.sin() * factor, mask(batch.segments, causal=True))
+        return self.encoder(h, waves, batch.readout), waves
+
+    def states(self, batch: Batch) -> Tensor:
+        """(batch, hidden), see `Recommender`."""
+        return self.encoded(batch)[0]
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Cross-entropy, plus `phase_weight` x how much the phases turn from cell to cell, padding included."""
+        states, waves = self.encoded(batch)
+        turn = waves.cos.diff(dim=-1).square() + waves.sin.diff(dim=-1).square()
+        return functional.cross_entropy(self.logits(states), batch.targets) + self.phase_weight * turn.mean()
+
+
+class PSWRecV5(PSWRec):
+    """Two heads; the embedding is normalised once."""
+
+    attention = BiasAttention
+    normalised_twice = False
+
+    def __init__(self, items: int, max_history: int, *, heads: int = 2, **options: Any) -> None:
+        super().__init__(items, max_history, heads=heads, **options)
+
+    def phases(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As in every version, with this one's gate on quiet cells."""
+        real, imaginary = self.phase_filter(h)
+        magnitude = (real.square() + imaginary.square() + 1e-8).sqrt()
+        return magnitude, torch.atan2(imaginary, real), magnitude > _QUIET
+
+
+class PSWRecV12(PSWRec):
+    """B-RoPE with the sync gate."""
+
+    attention = SyncAttention
+    band_per_head = True
+
+    def phases(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As in every version, with this one's gate on quiet cells."""
+        magnitude, phase, factor = super().phases(h)
+        return magnitude, phase * (magnitude > _QUIET), factor
+
+
+class PSWRecV13(PSWRec):
+    """AM-B-RoPE. V14 is `gamma` 0.1."""
+
+    attention = AmplitudeAttention
+    band_per_head = True
+
+    def __init__(self, items: int, max_history: int, *, gamma: float = 0.0, **options: Any) -> None:
+        super().__init__(items, max_history, gamma=gamma, **options)
+
+
+class PSWRecV13WithoutRotation(PSWRec):
+    """Magnitude scaling and phase bias, no rotation."""
+
+    attention = ScaleAttention
+    renames = ((r"\.gamma$", ".magnitude_scale"), (r"\.phase_bias$", ".phase_bias_scale"))

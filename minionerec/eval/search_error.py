@@ -1,0 +1,187 @@
+"""What the beam search missed: the whole catalog scored exactly, and the search replayed on those scores.
+
+The score of every prefix is known, so the beam of any width can be replayed without the model: which prefixes it kept at each
+level, at which level and rank it dropped the target's, and what the list would have been with every SID in sight.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from minionerec.errors import ArtifactError, ConstraintError
+from minionerec.eval.levels import calibrated
+from minionerec.eval.metrics import gains, hits
+from minionerec.tree import CatalogTrie, Normalise, score_prefixes
+
+_CUTOFFS = (1, 10)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """What exact scores say of one example.
+
+    Attributes:
+        row: its row in the split.
+        rank: 0-based rank of the target's SID in the whole catalog.
+        widths: per beam width, the 0-based rank of the target in that beam's list; None where the list lacks it.
+        overlap: per beam width, the share of the exact top SIDs that the beam's list holds.
+        pruned: per beam width, the 1-based level at which the target's prefix was dropped and its 1-based rank among that
+            level's candidates, 0 and 0 where it never was.
+        confidence: per level, the probability of the favourite code among the legal ones after the target's codes before it.
+        right: per level, whether that favourite is the target's code.
+    """
+
+    row: int
+    rank: int
+    widths: dict[str, int | None]
+    overlap: dict[str, float]
+    pruned: dict[str, tuple[int, int]]
+    confidence: list[float]
+    right: list[bool]
+
+
+def replay(
+    scores: Sequence[np.ndarray], parents: Sequence[np.ndarray], target: Sequence[int], width: int
+) -> tuple[list[int], tuple[int, int]]:
+    """The beam search of a width, replayed on exact prefix scores.
+
+    Args:
+        scores: per level, (prefixes,) sums of log-probabilities.
+        parents: per level, (prefixes,) parent numbers.
+        target: per level, the number of the target's prefix.
+
+    Returns:
+        The SIDs of the list, best first, and the level and rank (1-based) at which the target was dropped, 0 and 0 if never.
+    """
+    kept, dropped = np.zeros(1, dtype=int), (0, 0)
+    for level, (level_scores, above) in enumerate(zip(scores, parents, strict=True)):
+        candidates = np.flatnonzero(np.isin(above, kept))
+        order = candidates[np.argsort(-level_scores[candidates], kind="stable")]
+        if dropped == (0, 0) and (rank := int(np.flatnonzero(order == target[level])[0])) >= width:
+            dropped = (level + 1, rank + 1)
+        kept = order[:width]
+    return kept.tolist(), dropped
+
+
+def trace(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    trie: CatalogTrie,
+    rows: Sequence[int],
+    targets: Sequence[Sequence[int]],
+    widths: Sequence[int],
+    normalise_over: Normalise = "vocabulary",
+) -> list[Trace]:
+    """Score the catalog for a batch of prompts and replay the search.
+
+    Args:
+        rows: the prompts' rows in the split. targets: their targets' token ids, (batch, levels). widths: beam widths.
+        normalise_over: what a step's probabilities add up over, as in `beam_search`.
+    """
+    levels = score_prefixes(model, input_ids, attention_mask, trie=trie, normalise_over=normalise_over)
+    scored = [level.double().cpu().numpy() for level in levels]
+    nodes = [torch.arange(len(tokens), device=trie.device) for tokens in trie.tokens]
+    parents = [trie.parent(level, numbers).cpu().numpy() for level, numbers in enumerate(nodes)]
+    paths = trie.walk(torch.tensor([list(target) for target in targets], device=trie.device)).tolist()
+    for row, target, path in zip(rows, targets, paths, strict=True):
+        if min(path) < 0:
+            raise ConstraintError(f"Row {row}: the target {list(target)} is not a SID of the catalog.")
+    return [
+        _one(row, [level[number] for level in scored], parents, path, widths)
+        for number, (row, path) in enumerate(zip(rows, paths, strict=True))
+    ]
+
+
+def _one(
+    row: int, scores: list[np.ndarray], parents: Sequence[np.ndarray], path: Sequence[int], widths: Sequence[int]
+) -> Trace:
+    exact = np.argsort(-scores[-1], kind="stable")
+    places: dict[str, int | None] = {}
+    overlap, pruned = {}, {}
+    for width in widths:
+        listed, dropped = replay(scores, parents, path, width)
+        places[str(width)] = listed.index(path[-1]) if path[-1] in listed else None
+        overlap[str(width)] = len(set(listed) & set(exact[: len(listed)].tolist())) / len(listed)
+        pruned[str(width)] = dropped
+    confidence, right = [], []
+    for level, (level_scores, above) in enumerate(zip(scores, parents, strict=True)):
+        siblings = np.flatnonzero(above == (path[level - 1] if level else 0))
+        chances = np.exp(level_scores[siblings] - level_scores[siblings].max())
+        confidence.append(float(chances.max() / chances.sum()))
+        right.append(bool(siblings[chances.argmax()] == path[level]))
+    rank = int(np.flatnonzero(exact == path[-1])[0])
+    return Trace(row, rank, places, overlap, pruned, confidence, right)
+
+
+def summary(traces: Sequence[Trace], num_beams: int) -> dict[str, Any] | None:
+    """The section `search` of `metrics.json`; None where there are no traces.
+
+    Returns:
+        `rows`; `num_beams`, the width of the run's own search; `exact`, HR and NDCG with the whole catalog in sight (cut to
+        `num_beams` places); `widths`, per beam width the same metrics of the replayed beam, `overlap` with the exact list, and
+        `missed`, the share of examples whose target is in the exact list and not in the beam's; `pruned`, at `num_beams`, per
+        level the share of examples whose target was dropped there and the median rank it had; `calibration`, per level as
+        `levels.calibrated`, after the target's own codes.
+    """
+    if not traces:
+        return None
+    exact = np.array([one.rank for one in traces], dtype=float)
+    widths: dict[str, Any] = {}
+    for width in traces[0].widths:
+        places = [one.widths[width] for one in traces]
+        ranks = np.array([np.inf if place is None else place for place in places], dtype=float)
+        missed = (exact < int(width)) & ~np.isfinite(ranks)
+        overlap = float(np.mean([one.overlap[width] for one in traces]))
+        widths[width] = {**_metrics(ranks), "overlap": overlap, "missed": float(missed.mean())}
+    pruned = []
+    for level in range(1, len(traces[0].right) + 1):
+        there = [one.pruned[str(num_beams)][1] for one in traces if one.pruned[str(num_beams)][0] == level]
+        rank = float(np.median(there)) if there else None
+        pruned.append({"level": level, "dropped": len(there) / len(traces), "rank": rank})
+    tables = [
+        {"level": level + 1, **calibrated(*(np.array([getattr(one, name)[level] for one in traces], dtype=float)
+         for name in ("confidence", "right")))}
+        for level in range(len(traces[0].right))
+    ]  # fmt: skip
+    cut = np.where(exact < num_beams, exact, np.inf)
+    found = {"rows": len(traces), "num_beams": num_beams, "exact": _metrics(cut), "widths": widths}
+    return {**found, "pruned": pruned, "calibration": tables}
+
+
+def _metrics(ranks: np.ndarray) -> dict[str, float]:
+    return {
+        **{f"HR@{k}": float(hits(ranks, k).mean()) for k in _CUTOFFS},
+        **{f"NDCG@{k}": float(gains(ranks, k).mean()) for k in _CUTOFFS},
+    }
+
+
+def write_traces(path: Path, traces: Iterable[Trace]) -> None:
+    """One JSON object a line, through a temporary name."""
+    temporary = path.with_name(path.name + ".tmp")
+    lines = (json.dumps(dataclasses.asdict(one), separators=(",", ":")) + "\n" for one in traces)
+    temporary.write_text("".join(lines), encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_traces(path: Path) -> list[Trace]:
+    """Read what `write_traces` wrote.
+
+    Raises:
+        ArtifactError: a line is malformed (the message names it).
+    """
+    traces = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            values: Mapping[str, Any] = json.loads(line)
+            pruned = {width: (int(level), int(rank)) for width, (level, rank) in values["pruned"].items()}
+            traces.append(Trace(**{**values, "pruned": pruned}))
+        except (json.JSONDecodeError, TypeError, KeyError, ValueError, AttributeError) as error:
+            raise ArtifactError(f"{path}, line {number}: not a trace of this version ({error}). Evaluate again.") from None
+    return traces

@@ -1,0 +1,198 @@
+"""A batch of prompts computed once, onto which tree tokens are added: what beam search and the oracle have in common."""
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from minionerec.errors import ConstraintError
+from minionerec.tree.forward import attention_bias
+from minionerec.tree.trie import NO_TOKEN, CatalogTrie
+
+Normalise = Literal["vocabulary", "catalog"]
+# Models whose logits are the last hidden state times the head and nothing else: rows of the head can be left out.
+_PLAIN_HEADS = frozenset({"gemma", "llama", "mistral", "qwen2", "qwen3"})
+
+
+def plain_head(model: PreTrainedModel) -> bool:
+    """Whether the model's logits can be computed for some tokens only."""
+    return model.config.model_type in _PLAIN_HEADS
+
+
+def _vocabulary_size(model: PreTrainedModel) -> int:
+    return cast(torch.Tensor, model.get_input_embeddings().weight).shape[0]  # an adapted embedding counts no rows itself
+
+
+@dataclass
+class PromptCache:
+    """A model whose cache holds the prompts of a batch.
+
+    Attributes:
+        visible: (batch, prompt length) bool, False on padding.
+        lengths: (batch,) prompt tokens that are not padding.
+        last: (batch, 1, hidden or vocabulary), what the prompt's last token gives, for `child_logprobs`.
+        head_elements: logits over the vocabulary that are held at once, in float32.
+    """
+
+    model: PreTrainedModel
+    trie: CatalogTrie
+    normalise_over: Normalise
+    cache: DynamicCache
+    visible: torch.Tensor
+    lengths: torch.Tensor
+    last: torch.Tensor
+    head_elements: int = 1 << 24
+
+    @classmethod
+    def compute(
+        cls,
+        model: PreTrainedModel,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        trie: CatalogTrie,
+        normalise_over: Normalise,
+    ) -> "PromptCache":
+        """Compute the prompts, each once.
+
+        Raises:
+            ConstraintError: the model is in training mode, there is no prompt, a prompt is empty or right-padded, the trie's
+                tokens are outside the model's vocabulary, the trie is a view of another number of requests, or its SIDs cannot
+                be normalised over the catalog.
+        """
+        if model.training:
+            raise ConstraintError(
+                "The model is in training mode, so dropout would falsify the scores; call model.eval() first."
+            )
+        if not len(input_ids):
+            raise ConstraintError("There is no prompt in the batch.")
+        model = getattr(model, "get_base_model", lambda: model)()  # of a PEFT model: its adapters are inside
+        vocabulary = _vocabulary_size(model)
+        highest = max(int(alphabet.max()) for alphabet in trie.alphabets if len(alphabet))
+        if highest >= vocabulary:
+            raise ConstraintError(
+                f"The trie holds token id {highest}, but the model's vocabulary has {vocabulary} entries. "
+                "The model lacks this catalog's SID tokens: load the checkpoint that was trained with them."
+            )
+        if normalise_over not in ("vocabulary", "catalog"):
+            raise ConstraintError(f"normalise_over is {normalise_over!r}; it must be 'vocabulary' or 'catalog'.")
+        if normalise_over == "catalog":
+            trie.check_normalisable()
+        if trie.legal is not None and len(trie.legal[0]) not in (1, len(input_ids)):
+            raise ConstraintError(
+                f"The trie is a view of {len(trie.legal[0])} requests, but there are {len(input_ids)} prompts."
+            )
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        visible = attention_mask.bool()
+        if input_ids.shape[1] == 0 or not bool(visible[:, -1].all()) or bool((visible[:, :-1] & ~visible[:, 1:]).any()):
+            raise ConstraintError("Prompts must not be empty and must be padded on the left.")
+        # Not made from the model's configuration: a layer with a window would drop tokens that lie side by side in the tree.
+        # Every layer keeps all, which is the same as long as no path exceeds the window, and longer ones are refused.
+        prefix = cls(model, trie, normalise_over, DynamicCache(), visible, visible.sum(-1), torch.empty(0))
+        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+        prefix.last = prefix._forward(input_ids, attention_mask, positions, last_only=True)
+        return prefix
+
+    def select(self, rows: torch.Tensor) -> "PromptCache":
+        """The state of some prompts of the batch, without the tree tokens added so far; this one must not be used again."""
+        self.drop_tree_tokens()
+        self.cache.batch_select_indices(rows)
+        return PromptCache(
+            self.model,
+            self.trie.requests(rows),
+            self.normalise_over,
+            self.cache,
+            self.visible[rows],
+            self.lengths[rows],
+            self.last[rows],
+            self.head_elements,
+        )
+
+    def drop_tree_tokens(self) -> None:
+        """Drop all tree tokens from the cache."""
+        self.cache.crop(-(self.cache.get_seq_length() - self.visible.shape[1]))
+
+    def extend(self, tokens: torch.Tensor, depth: int | torch.Tensor, ancestors: torch.Tensor) -> torch.Tensor:
+        """What further tree tokens give.
+
+        Args:
+            tokens: (batch, nodes); `NO_TOKEN` where a SID has ended.
+            depth: 0-based level of the nodes, one number or (nodes,).
+            ancestors: (batch, nodes, tree tokens so far including these) bool.
+
+        Returns:
+            (batch, nodes, hidden or vocabulary), for `child_logprobs`.
+        """
+        batch, nodes = tokens.shape
+        prompt = self.visible[:, None, :].expand(batch, nodes, -1)
+        allowed = torch.cat([prompt, ancestors], dim=-1)[:, None]  # (batch, 1, nodes, prompt + tree)
+        longest = self.visible.shape[1] + self.trie.depth
+        positions = (self.lengths[:, None] + depth).expand(batch, nodes)
+        return self._forward(tokens.clamp(min=0), attention_bias(self.model, allowed, longest), positions)
+
+    def _forward(
+        self, input_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, last_only: bool = False
+    ) -> torch.Tensor:
+        """Hidden states where the head can be taken apart, else logits."""
+        arguments = {"attention_mask": mask, "position_ids": positions, "past_key_values": self.cache, "use_cache": True}
+        if plain_head(self.model):
+            hidden = self.model.base_model(input_ids=input_ids, **arguments).last_hidden_state
+            return hidden[:, -1:] if last_only else hidden
+        return self.model(input_ids=input_ids, logits_to_keep=int(last_only), **arguments).logits
+
+    def child_logprobs(
+        self, level: int, nodes: torch.Tensor, given: torch.Tensor, temperature: float = 1.0
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Log-probabilities of the legal next tokens.
+
+        Args:
+            level: level of the children.
+            nodes: (batch, nodes) of the level above.
+            given: (batch, nodes, hidden or vocabulary) of these nodes: `last` for the root, else from `extend`.
+
+        Returns:
+            per node and child, (batch, nodes, most children): node numbers; tokens; float32 log-probabilities in nats, 0 where
+            a SID has ended, -inf where there is no child.
+        """
+        numbers, tokens, valid = self.trie.children(level, nodes)
+        chosen = self._catalog if self.normalise_over == "catalog" else self._vocabulary
+        steps = chosen(level, tokens, valid, given, temperature)
+        # Rounding may leave a log-probability a hair above 0, which would break the certificate's "scores only fall".
+        steps = steps.clamp(max=0.0).masked_fill(tokens == NO_TOKEN, 0.0).masked_fill(~valid, -torch.inf)
+        return numbers, tokens, steps
+
+    def _vocabulary(
+        self, level: int, tokens: torch.Tensor, valid: torch.Tensor, given: torch.Tensor, temperature: float
+    ) -> torch.Tensor:
+        del level, valid
+        rows = max(1, self.head_elements // _vocabulary_size(self.model))
+        steps = []
+        for some, wanted in zip(given.flatten(0, 1).split(rows), tokens.flatten(0, 1).split(rows), strict=True):
+            logits = self._logits(some).float()
+            logits = logits if temperature == 1.0 else logits / temperature
+            steps.append(logits.gather(-1, wanted.clamp(min=0)) - logits.logsumexp(-1, keepdim=True))
+        return torch.cat(steps).view(tokens.shape)
+
+    def _catalog(
+        self, level: int, tokens: torch.Tensor, valid: torch.Tensor, given: torch.Tensor, temperature: float
+    ) -> torch.Tensor:
+        alphabet = self.trie.alphabets[level]
+        if not len(alphabet):  # every SID has ended
+            return torch.zeros(tokens.shape, device=tokens.device)
+        column = torch.searchsorted(alphabet, tokens).clamp(max=len(alphabet) - 1)
+        scores = self._logits(given, alphabet).gather(-1, column).float() / temperature
+        scores = scores.masked_fill(~valid, torch.finfo(torch.float32).min)
+        return scores.log_softmax(-1)
+
+    def _logits(self, given: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits of some tokens, or of the vocabulary: (..., tokens)."""
+        if not plain_head(self.model):
+            return given if tokens is None else given[..., tokens]
+        head = cast(torch.nn.Linear, self.model.get_output_embeddings())
+        if tokens is None:
+            return head(given)
+        if type(head) is not torch.nn.Linear:  # an adapted or quantised head has no rows to pick
+            return head(given)[..., tokens]
+        bias = None if head.bias is None else head.bias[tokens]
+        return torch.nn.functional.linear(given, head.weight[tokens], bias)

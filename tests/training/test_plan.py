@@ -1,0 +1,238 @@
+import dataclasses
+import weakref
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from minionerec.config import ModelConfig, SftConfig
+from minionerec.errors import ConfigError
+from minionerec.model import adapters, checkpoint, scratch
+from minionerec.model.outline import base_outline, outline
+from minionerec.prompts.builder import tokenizer_corpus
+from minionerec.training.plan import Devices, PackedShape, Plan, Shape, Work, flops, memory, sample_batches
+from tests.small import random_dataset
+
+SIZES = ModelConfig(hidden_size=32, intermediate_size=48, layers=2, heads=2, vocabulary=400)
+
+
+def shape(parameters, **changes):
+    """A shape that consists of parameters alone."""
+    sizes = dict.fromkeys(Shape.__dataclass_fields__, 0)
+    return Shape(**{**sizes, "parameters": parameters, "trainable": parameters, **changes})
+
+
+NOTHING = Work("trees", 1, 1, 1, 1, 1, 1, (PackedShape(0, 0, 0),), (PackedShape(0, 0, 0),))
+
+
+@pytest.fixture(scope="module")
+def parts():
+    dataset, index = random_dataset()
+    model, tokenizer = scratch.create(tokenizer_corpus(dataset), SIZES, 0)
+    checkpoint.add_sid_tokens(model, tokenizer, index, 0)
+    return dataset, index, model, tokenizer
+
+
+@pytest.mark.parametrize("train", ["full", "lora", "sid_rows"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_counts_equal_the_real_models(parts, tmp_path, train, tied):
+    dataset, index, model, tokenizer = parts
+    if tied:
+        real, words, config = model, tokenizer, SIZES
+    else:
+        made = LlamaConfig(
+            vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, pad_token_id=None
+        )
+        base, words = LlamaForCausalLM(made), scratch.create(tokenizer_corpus(dataset), SIZES, 0)[1]
+        checkpoint.save(base, words, tmp_path)
+        real, words = checkpoint.load(tmp_path)
+        checkpoint.add_sid_tokens(real, words, index, 0)
+        config = ModelConfig(init="from_pretrained", path=str(tmp_path))
+    drawn, _ = base_outline(config, index, tokenizer_corpus(dataset), 0)
+    ids = checkpoint.sid_token_ids(words, index).unique().tolist()
+    real.save_pretrained(tmp_path / "copy")
+    real = type(real).from_pretrained(tmp_path / "copy")
+    chosen = SftConfig(train=train)
+    real, drawn = adapters.attach(real, chosen, ids), adapters.attach(drawn, chosen, ids)
+    assert all(parameter.is_meta for parameter in drawn.parameters())
+    found = Shape.of(drawn)
+    assert found == Shape.of(real)
+    assert found.parameters == sum(parameter.numel() for parameter in real.parameters())
+    assert found.trainable == sum(parameter.numel() for parameter in real.parameters() if parameter.requires_grad)
+    assert (found.trainable == found.parameters) == (train == "full")
+    if train == "full":
+        assert found.body == found.parameters - (1 if tied else 2) * found.embedding
+
+
+def test_static_memory_is_that_of_the_zero_paper():
+    # Rajbhandari et al., 2020, figure 1: 7.5 billion parameters on 64 devices, mixed precision with Adam: 16.6 GB.
+    size = 7_500_000_000
+    found = memory(shape(size, weight_bytes=4 * size, trainable_bytes=4 * size), NOTHING, Devices(64, zero2=True, bf16=True))
+    assert found["weights"] + found["gradients"] + found["optimizer"] == pytest.approx(16.6e9, rel=0.01)
+    assert found["reduction bucket"] == 2 * 500_000_000
+
+
+def test_static_memory_of_ddp_and_of_one_device():
+    whole = shape(1000, weight_bytes=4000, trainable=250, trainable_bytes=1000)
+    alone, ddp = memory(whole, NOTHING, Devices()), memory(whole, NOTHING, Devices(2))
+    assert alone == {"weights": 4000, "gradients": 1000, "optimizer": 2000, "activations": 0, "logits": 0}
+    assert ddp == {**alone, "reduction bucket": 1000}
+    sharded = memory(whole, NOTHING, Devices(2, zero2=True))
+    assert (sharded["weights"], sharded["gradients"], sharded["optimizer"]) == (4000, 500, 1500)
+
+
+@pytest.mark.parametrize(("precision", "zero2"), [("float32", False), ("autocast", False), ("bfloat16", True)])
+@pytest.mark.parametrize(("hidden", "key_value_heads"), [(64, 4), (96, 2)])
+def test_activations_are_what_torch_keeps(precision, zero2, hidden, key_value_heads):
+    """The bytes that one more layer keeps for the backward pass, without weights and their copies."""
+    kept = {}
+    for layers in (1, 2):
+        made = Qwen2Config(
+            vocab_size=50,
+            hidden_size=hidden,
+            intermediate_size=160,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=key_value_heads,
+            tie_word_embeddings=True,
+        )
+        model = Qwen2ForCausalLM(made).train()
+        model.set_attn_implementation("sdpa")
+        if precision == "bfloat16":
+            model = model.bfloat16()
+        weights = {tuple(sorted(parameter.shape)) for parameter in model.parameters()}
+        pointers = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        tensors = {}
+
+        def keep(tensor, pointers=pointers, weights=weights, tensors=tensors):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in pointers and tuple(sorted(tensor.shape)) not in weights:
+                tensors[storage.data_ptr()] = (storage.nbytes(), tensor)
+            return tensor
+
+        mask = torch.ones(2, 1, 20, 20, dtype=torch.bool).tril()
+        predicting = torch.zeros(2, 20, dtype=torch.bool)
+        predicting[:, -1] = True
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"),
+        ):
+            model(
+                input_ids=torch.zeros(2, 20, dtype=torch.long),
+                attention_mask=mask,
+                position_ids=torch.arange(20)[None].expand(2, -1),
+                logits_to_keep=predicting,
+                use_cache=False,
+            )
+        kept[layers] = sum(size for size, _ in tensors.values())
+        batch = PackedShape(2, 20, 2)
+        work = Work("trees", 1, 1, 1, 1, 1, 1, (batch,), (batch,))
+        planned = memory(Shape.of(model), work, Devices(2 if zero2 else 1, zero2, precision != "float32"))["activations"]
+    assert planned / 2 == pytest.approx(kept[2] - kept[1], rel=0.02)
+
+
+def test_checkpointing_keeps_less_and_computes_more():
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=50, hidden_size=64, intermediate_size=96, num_hidden_layers=8))
+    batch = PackedShape(4, 100, 12)
+    work = Work("trees", 1, 1, 1, 1, 1, 1, (batch,), (batch,))
+    some = Shape.of(model)
+    plain, again = Devices(), Devices(checkpointing=True)
+    assert memory(some, work, again)["activations"] < memory(some, work, plain)["activations"] / 4
+    assert flops(some, batch, work, again) * 3 == flops(some, batch, work, plain) * 4
+
+
+def test_flops_are_six_per_parameter_and_position():
+    # Short rows and no labels leave Kaplan's 6 N per token.
+    some = shape(1_000_000, body=1_000_000, trainable_body=1_000_000, hidden=64, heads_width=64, layers=2)
+    assert flops(some, PackedShape(10, 4, 0), NOTHING, Devices()) == pytest.approx(6 * 1_000_000 * 40, rel=2e-3)
+
+
+def test_the_sample_holds_each_unit_once_where_it_is_small():
+    seen = []
+    sizes = [3, 9, 1, 7, 5, 8]
+    sample, largest = sample_batches(sizes, sizes, 2, lambda some: seen.append(some) or PackedShape(len(some), max(some), 1), 0)
+    assert sorted(size for some in seen[:3] for size in some) == sorted(sizes) and len(sample) == 3
+    assert largest == (PackedShape(2, 9, 1),) and sorted(seen[3]) == [8, 9]
+
+
+def test_memory_is_that_of_the_worst_micro_batch_whether_of_positions_or_of_labels():
+    """Units of (tokens, labels): long prompts with short answers, short prompts with long ones, and a few of both kinds."""
+
+    def pack(some):
+        return PackedShape(len(some), max(tokens for tokens, _ in some), sum(labels for _, labels in some))
+
+    kinds = {"prompts": [(400, 3)] * 20, "labels": [(60, 50)] * 20, "both": [(300, 45)] * 4}
+    sizes = {"hidden": 64, "heads_width": 64, "heads": 4, "intermediate": 128, "layers": 4, "vocabulary": 50_000}
+    worst = {}
+    for names in (["prompts"], ["labels"], ["both"], ["prompts", "labels"], ["prompts", "labels", "both"]):
+        units = [unit for name in names for unit in kinds[name]]
+        tokens, labels = ([unit[place] for unit in units] for place in (0, 1))
+        sample, largest = sample_batches(units, tokens, 4, pack, 0, labels)
+        work = Work("trees", 1, 1, 1, 1, 1, 1, sample, largest)
+        worst[" ".join(names)] = sum(memory(shape(1, **sizes), work, Devices()).values())
+    assert worst["labels"] > 2 * worst["prompts"] and worst["prompts labels"] == worst["labels"]
+    assert worst["both"] > worst["labels"] and worst["prompts labels both"] == worst["both"]
+
+
+class Live(TorchDispatchMode):
+    """The most tensors of one shape that are alive at once."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.now, self.most, self.known = shape, 0, 0, set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else [made]:
+            pointer = tensor.untyped_storage().data_ptr() if torch.is_tensor(tensor) else 0
+            if pointer and tuple(sorted(tensor.shape)) == self.shape and pointer not in self.known:
+                self.known.add(pointer)
+                self.now += 1
+                self.most = max(self.most, self.now)
+                weakref.finalize(tensor.untyped_storage(), self.free, pointer)
+        return made
+
+    def free(self, pointer):
+        self.known.discard(pointer)
+        self.now -= 1
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("train", ["sid_rows", "lora"])
+def test_rows_that_train_cost_two_more_matrices(train, tied):
+    """What PEFT has of the whole embedding beside the weights, in the forward and the backward pass."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=301, num_key_value_heads=2, tie_word_embeddings=tied, **sizes)).train()
+    model = adapters.attach(model, SftConfig(train=train), [7, 8, 9])
+    pointers = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    with Live((32, 301)) as live:
+        live.known |= pointers
+        model(input_ids=torch.zeros(1, 4, dtype=torch.long), logits_to_keep=1).logits.sum().backward()
+    batch = PackedShape(1, 4, 1)
+    some = Shape.of(model)
+    work = Work("trees", 1, 1, 1, 1, 1, 1, (batch,), (batch,))
+    assert memory(some, work, Devices())["copies for SID rows"] == live.most * 301 * 32 * 4
+    frozen = dataclasses.replace(some, token_rows=False)
+    assert flops(some, batch, work, Devices()) - flops(frozen, batch, work, Devices()) == 2 * some.embedding
+    assert "copies for SID rows" not in memory(frozen, work, Devices())
+
+
+def test_the_verdict_leaves_a_tenth():
+    whole = shape(0, weight_bytes=9_000_000_000)
+    plan = Plan("sft", whole, NOTHING, Devices())
+    assert [plan.verdict(size) for size in (10, 9.5, 8.9)] == ["fits", "tight: less than a tenth is left", "does not fit"]
+
+
+def test_the_plan_refuses_the_tokenizer_that_loading_refuses(tmp_path):
+    model, tokenizer = scratch.create(["a red lamp"] * 5, SIZES, 0)
+    tokenizer.add_tokens(["one", "more"])
+    checkpoint.save(model, tokenizer, tmp_path)
+    for load in (outline, checkpoint.load):
+        with pytest.raises(ConfigError, match=r"but the model's vocabulary has only \d+ rows"):
+            load(tmp_path)
+
+
+def test_a_model_that_is_not_there(tmp_path):
+    with pytest.raises(ConfigError, match=r"no plan without the model's config\.json"):
+        outline(tmp_path)
