@@ -19,13 +19,11 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minionerec import __version__
+from minionerec.distributed import is_main_process, wait_for_everyone
 from minionerec.errors import ArtifactError
-
-if TYPE_CHECKING:  # importing it takes seconds, which `--help` should not
-    from accelerate import PartialState
 
 MANIFEST = "manifest.json"
 ITEM_STAGES = {"data": "minionerec data prepare", "sid": "minionerec sid"}  # what all later stages need, and what makes it
@@ -255,25 +253,6 @@ def _seal(folder: Path, partial: Path, manifest: dict[str, Any]) -> None:
         folder.rename(discarded)
     partial.rename(folder)
     _remove(discarded)
-
-
-def distributed_state() -> "PartialState":
-    """Accelerate's view of ranks and devices: gloo on CPUs where there is no GPU."""
-    import torch
-    from accelerate import PartialState
-
-    return PartialState(cpu=not torch.cuda.is_available())
-
-
-def wait_for_everyone() -> None:
-    """Let all ranks reach this point; does nothing in a single process."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        distributed_state().wait_for_everyone()
-
-
-def is_main_process() -> bool:
-    """Whether this is rank 0 (or the only process): the one that writes."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from rich.console import Console
 
 from minionerec import __version__
-from minionerec.artifacts import is_main_process
 from minionerec.config import Config
+from minionerec.distributed import is_main_process
 from minionerec.errors import ArtifactError, ConfigError, MiniOneRecError
 
 COMMANDS = {

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from minionerec.artifacts import MANIFEST, Manifest, is_main_process, read_json, wait_for_everyone
+from minionerec.artifacts import MANIFEST, Manifest, read_json
 from minionerec.config import CUTOFFS, Config
+from minionerec.distributed import is_main_process, wait_for_everyone
 from minionerec.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from minionerec.artifacts import distributed_state
 from minionerec.baselines.batches import Rows, make_batch
 from minionerec.baselines.models.recommender import Recommender
 from minionerec.baselines.ranking_data import Protocol, Task
 from minionerec.data.dataset import SplitName
+from minionerec.distributed import distributed_state
 from minionerec.errors import TrainingError
 
 Scorer = Callable[[Rows], Tensor]  # scores of all items and padding, (rows, items + 1); -inf is never recommended

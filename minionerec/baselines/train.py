@@ -35,12 +35,9 @@ from minionerec.artifacts import (
     Manifest,
     check_disk_space,
     content_hash,
-    distributed_state,
     file_hash,
     is_current,
-    is_main_process,
     require,
-    wait_for_everyone,
     write_artifact,
 )
 from minionerec.baselines import weights
@@ -52,6 +49,7 @@ from minionerec.baselines.ranking_data import Task, from_dataset, from_sequences
 from minionerec.baselines.trivial import TRIVIAL
 from minionerec.config import BaselineConfig, Config
 from minionerec.data.dataset import SPLITS, Dataset, SplitName
+from minionerec.distributed import distributed_state, is_main_process, wait_for_everyone
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.training.launch import check_precision
 

@@ -16,8 +16,9 @@ from minionerec.config.evaluation import CUTOFFS, RANKING_METRICS, RESAMPLES, Ev
 from minionerec.config.model import ModelConfig
 from minionerec.config.prompts import PromptsConfig
 from minionerec.config.rl import RewardName, RlConfig
-from minionerec.config.sft import DEFAULT_TASKS, RELEASED_TASKS, SftConfig, TaskName
+from minionerec.config.sft import SftConfig
 from minionerec.config.sid import RqVaeConfig, SidConfig, SidMethod
+from minionerec.config.tasks import DEFAULT_TASKS, RELEASED_TASKS, TaskName
 from minionerec.errors import ConfigError
 
 __all__ = [

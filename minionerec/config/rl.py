@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, get_args
 from minionerec.config.baseline import BaselineName
 from minionerec.config.checks import between, check_shares, positive
 from minionerec.config.evaluation import RANKING_METRICS
-from minionerec.config.sft import TaskName
+from minionerec.config.tasks import TaskName
 from minionerec.errors import ConfigError
 
 RewardName = Literal["rule", "ranking", "ranking_only", "prefix", "semantic", "collaborative", "popularity"]

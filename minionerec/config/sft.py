@@ -7,26 +7,8 @@ from typing import ClassVar, Literal
 
 from minionerec.config.checks import between, check_shares, positive
 from minionerec.config.evaluation import RANKING_METRICS
+from minionerec.config.tasks import DEFAULT_TASKS, RELEASED_TASKS, TaskName
 from minionerec.errors import ConfigError
-
-TaskName = Literal[
-    "history_sid_to_sid",
-    "title_to_sid",
-    "sid_to_title",
-    "description_to_sid",
-    "history_sid_to_title",
-    "history_sid_to_description",
-    "history_title_to_title",
-    "history_title_to_sid",
-]
-DEFAULT_TASKS: tuple[TaskName, ...] = ("history_sid_to_sid", "title_to_sid", "sid_to_title")
-# The released code's five classes: SidSFT, SidItemFeat (both directions), FusionSeqRec, SFTData, TitleHistory2SidSFT.
-RELEASED_TASKS: tuple[TaskName, ...] = (
-    *DEFAULT_TASKS,
-    "history_sid_to_title",
-    "history_title_to_title",
-    "history_title_to_sid",
-)
 
 
 @dataclass

@@ -29,17 +29,15 @@ from minionerec.artifacts import (
     MANIFEST,
     Manifest,
     content_hash,
-    distributed_state,
     is_current,
-    is_main_process,
     require,
-    wait_for_everyone,
     write_artifact,
     write_json,
 )
 from minionerec.baselines import trivial
 from minionerec.config import CUTOFFS, Config
 from minionerec.data.dataset import Dataset
+from minionerec.distributed import distributed_state, is_main_process, wait_for_everyone
 from minionerec.errors import ArtifactError, DataError
 from minionerec.eval import search_error
 from minionerec.eval.check_predictions import check_belongs

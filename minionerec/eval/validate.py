@@ -8,9 +8,9 @@ import numpy as np
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from minionerec.artifacts import distributed_state
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
+from minionerec.distributed import distributed_state
 from minionerec.errors import DataError
 from minionerec.eval.metrics import per_user, ranks
 from minionerec.eval.predict import Decoder, evenly_spaced

@@ -19,6 +19,7 @@ from trl.models import unwrap_model_for_generation
 from minionerec.config import RlConfig
 from minionerec.errors import TrainingError
 from minionerec.model import checkpoint
+from minionerec.training.checkpoints import last_checkpoint
 from minionerec.training.evaluator import Measure
 
 log = logging.getLogger(__name__)
@@ -129,7 +130,7 @@ class Watch(TrainerCallback):
         """The best model, or where nothing is validated the last that was saved."""
         if self._config.evaluations:
             return self.best_model(self.trainer.state.log_history)
-        return Path(checkpoint.last_checkpoint(self._folder) or self._origin)
+        return Path(last_checkpoint(self._folder) or self._origin)
 
     def _diverged(self, what: str, at: int) -> None:
         good = self._last_good()

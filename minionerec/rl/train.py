@@ -26,14 +26,13 @@ from minionerec.artifacts import (
     Manifest,
     check_disk_space,
     content_hash,
-    distributed_state,
     is_current,
-    is_main_process,
     require,
     write_artifact,
 )
 from minionerec.config import Config, RlConfig
 from minionerec.data.dataset import Dataset
+from minionerec.distributed import distributed_state, is_main_process
 from minionerec.errors import ConfigError
 from minionerec.model import checkpoint
 from minionerec.prompts.builder import check_prompts, prompts_section
@@ -50,6 +49,7 @@ from minionerec.rl.targets import with_targets
 from minionerec.rl.trainer import TreeGRPOTrainer, grouped, setting_up
 from minionerec.sid.index import SidIndex
 from minionerec.training import card, plan
+from minionerec.training.checkpoints import MarkComplete, last_checkpoint, write_log
 from minionerec.training.evaluator import Measure, Validator
 from minionerec.training.launch import keep_tensorboard, launch_of
 from minionerec.training.memory import enough_memory
@@ -191,7 +191,7 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
         if is_main_process():
             micro = arguments.per_device_train_batch_size // config.rl.num_generations
             print(f"rl on {launched}, prompts per process: {micro} x {arguments.gradient_accumulation_steps}", flush=True)
-        _train(trainer, watch, config.rl, checkpoint.last_checkpoint(checkpoints))
+        _train(trainer, watch, config.rl, last_checkpoint(checkpoints))
         chosen = best(trainer.state.log_history, config.rl.best_metric)
         if chosen is not None:
             trainer.state.log_history.append(_verdict(config.rl, chosen, trainer.state))
@@ -209,7 +209,7 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
             else:
                 shutil.copytree(watch.best_model(trainer.state.log_history), draft.path / "model")
             card.write(draft.path / "model", "rl", config, dataset, index, figures)
-            checkpoint.write_log(trainer.state, draft.path / "log.jsonl")
+            write_log(trainer.state, draft.path / "log.jsonl")
             if draw is not None:
                 draw(draft.path / "log.jsonl", draft.path / "curves.html", f"{config.name}: RL")
         draft.metrics.update(**figures, **planned.metrics())
@@ -238,7 +238,7 @@ def _train(trainer: TreeGRPOTrainer, watch: Watch, config: RlConfig, last: str |
         trainer.add_callback(keeper)
         if last is not None:
             keeper.restore(last)
-    trainer.add_callback(checkpoint.MarkComplete())
+    trainer.add_callback(MarkComplete())
     StepBar.install(trainer, "rl")
     stopped = TrainerState.load_from_json(f"{last}/trainer_state.json") if last else None
     if stopped is not None and watch.is_over(stopped.log_history):  # interrupted after the last step, before the end

@@ -35,15 +35,14 @@ from minionerec.artifacts import (
     Manifest,
     check_disk_space,
     content_hash,
-    distributed_state,
     folder_digest,
     is_current,
-    is_main_process,
     require,
     write_artifact,
 )
 from minionerec.config import Config, PromptsConfig, SftConfig, TaskName
 from minionerec.data.dataset import Dataset, SplitName
+from minionerec.distributed import distributed_state, is_main_process
 from minionerec.errors import ConfigError, DataError
 from minionerec.model import adapters, checkpoint, scratch
 from minionerec.model.dropout import add_dropout
@@ -53,6 +52,7 @@ from minionerec.sft.trainer import Tree, TreeCollator, TreeTrainer, setting_up, 
 from minionerec.sft.weights import LossWeights
 from minionerec.sid.index import SidIndex
 from minionerec.training import card, plan
+from minionerec.training.checkpoints import MarkComplete, last_checkpoint, write_log
 from minionerec.training.evaluator import Measure, Validator
 from minionerec.training.launch import check_precision, keep_tensorboard, launch_of, micro_batch_within, split_batch
 from minionerec.training.memory import enough_memory
@@ -344,11 +344,11 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
                 smoothing=config.sft.smoothing,
                 measure=measure,
                 failed=config.folder / "sft-failed",
-                callbacks=[checkpoint.MarkComplete(), EarlyStoppingCallback(config.sft.patience)],
+                callbacks=[MarkComplete(), EarlyStoppingCallback(config.sft.patience)],
             )
         StepBar.install(trainer, "sft")
         kind = _launched_as(trainer)
-        trainer.train(resume_from_checkpoint=checkpoint.last_checkpoint(draft.path / CHECKPOINTS))
+        trainer.train(resume_from_checkpoint=last_checkpoint(draft.path / CHECKPOINTS))
         figures = {
             "parameters": parameters,
             "trainable": trainable,
@@ -364,7 +364,7 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
             whole = adapters.merge(trained, draft.path / "adapter", lambda: base_model(config, dataset, index)[0])
             checkpoint.save(whole, tokenizer, draft.path / "model")
             card.write(draft.path / "model", "sft", config, dataset, index, figures)
-            checkpoint.write_log(trainer.state, draft.path / "log.jsonl")
+            write_log(trainer.state, draft.path / "log.jsonl")
             if draw is not None:
                 draw(draft.path / "log.jsonl", draft.path / "curves.html", f"{config.name}: SFT")
         draft.metrics.update(**figures, tasks=statistics, **planned.metrics())

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minionerec import artifacts
+from minionerec import artifacts, distributed
 from minionerec.artifacts import Manifest
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
@@ -97,11 +97,11 @@ def embed(config: Config) -> None:
     """
     if config.sid.shipped:
         return
-    state = artifacts.distributed_state()
+    state = distributed.distributed_state()
     artifacts.require(config.folder / "data", "minionerec data prepare --config YOUR.yaml")
     texts = Dataset.load(config.folder / "data").catalog["text"].to_list()
     embed_share(texts, config.sid, config.seed, state.process_index, state.num_processes)
-    artifacts.wait_for_everyone()
+    distributed.wait_for_everyone()
 
 
 def stage_inputs(config: Config, data: Manifest) -> dict[str, str]:

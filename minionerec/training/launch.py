@@ -10,7 +10,7 @@ import psutil
 import torch
 from accelerate import Accelerator
 
-from minionerec.artifacts import distributed_state
+from minionerec.distributed import distributed_state
 from minionerec.errors import ConfigError
 
 # Read before transformers, whose TrainingArguments overwrite the variable with their own value.

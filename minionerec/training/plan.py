@@ -43,7 +43,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel
 
-from minionerec.artifacts import distributed_state, is_main_process
+from minionerec.distributed import distributed_state, is_main_process
 
 _BUCKET = 500_000_000  # DeepSpeed's reduce_bucket_size (elements)
 _SAMPLE = 16  # micro-batches that are packed to estimate a run's positions

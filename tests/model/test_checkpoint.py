@@ -9,6 +9,7 @@ from minionerec.config import ModelConfig
 from minionerec.errors import CatalogError, ConfigError
 from minionerec.model import checkpoint, scratch
 from minionerec.sid.index import SidIndex
+from minionerec.training.checkpoints import last_checkpoint
 
 SIZES = ModelConfig(hidden_size=32, intermediate_size=48, layers=1, heads=2, vocabulary=320)
 TEXTS = ["a red lamp", "a blue chair, quite old", "Amélie (2001)"] * 5
@@ -128,6 +129,6 @@ def test_half_written_checkpoints_are_passed_over(tmp_path):
         size = step if complete else step + 1
         if complete is not None:
             (folder / "complete.json").write_text(json.dumps({"model.safetensors": size}))
-    assert checkpoint.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-5"]
-    assert checkpoint.last_checkpoint(tmp_path / "missing") is None
+    assert last_checkpoint(tmp_path / "missing") is None

@@ -9,6 +9,7 @@ from minionerec.config import RlConfig
 from minionerec.errors import TrainingError
 from minionerec.model import checkpoint
 from minionerec.rl.monitor import Watch, best, group_figures, signal_share
+from minionerec.training.checkpoints import MarkComplete, last_checkpoint, write_log
 from tests.rl.test_trainer import parts, trainer_of  # noqa: F401 - parts is a fixture
 
 
@@ -92,7 +93,7 @@ def watched(parts, folder, measure, *callbacks, **fields):  # noqa: F811 - the f
     watch = Watch(RlConfig(**settings), lambda: measure(trainer.model), None, folder, parts[2])
     trainer = trainer_of(parts, folder, watch=watch, **settings)
     watch._tokenizer = trainer.processing_class
-    for callback in (checkpoint.MarkComplete(), *callbacks):
+    for callback in (MarkComplete(), *callbacks):
         trainer.add_callback(callback)
     return trainer, watch
 
@@ -134,11 +135,11 @@ def test_an_interrupted_run_goes_on_with_the_same_curve(parts, tmp_path):  # noq
     with pytest.raises(KeyboardInterrupt):
         broken.train()
     resumed, _ = watched(parts, tmp_path / "broken", measure, **settings)
-    last = checkpoint.last_checkpoint(tmp_path / "broken")
+    last = last_checkpoint(tmp_path / "broken")
     assert last.endswith("checkpoint-4")
     resumed.train(resume_from_checkpoint=last)
     for trainer, name in ((whole, "whole"), (resumed, "broken")):
-        checkpoint.write_log(trainer.state, tmp_path / name / "log.jsonl")
+        write_log(trainer.state, tmp_path / name / "log.jsonl")
     rows = [(tmp_path / name / "log.jsonl").read_text().splitlines()[:-1] for name in ("whole", "broken")]  # not the totals
     for row, again in zip(*rows, strict=True):
         assert json.loads(row) == json.loads(again) and row == again

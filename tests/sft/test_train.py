@@ -20,6 +20,7 @@ from minionerec.sft import plan as sft_plan
 from minionerec.sft.train import base_model, build_trees, training_arguments
 from minionerec.sft.trainer import TreeCollator, TreeTrainer
 from minionerec.sid.index import SidIndex
+from minionerec.training.checkpoints import MarkComplete, last_checkpoint
 from tests.launch import accelerate
 from tests.small import config, random_dataset
 
@@ -263,9 +264,9 @@ def test_early_stopping_goes_on_counting_after_an_interruption(parts, tmp_path):
             train_dataset=trees,
             eval_dataset=trees[:8],
             data_collator=TreeCollator(64),
-            callbacks=[checkpoint.MarkComplete(), EarlyStoppingCallback(fields.patience), *callbacks],
+            callbacks=[MarkComplete(), EarlyStoppingCallback(fields.patience), *callbacks],
         )
-        trainer.train(resume_from_checkpoint=checkpoint.last_checkpoint(folder))
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder))
         return trainer.state
 
     undisturbed = train(tmp_path / "a")

@@ -1,0 +1,26 @@
+"""Who computes: the launcher's processes and their devices. Read from the environment, so that `--help` imports no torch."""
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # importing it takes seconds, which `--help` should not
+    from accelerate import PartialState
+
+
+def distributed_state() -> "PartialState":
+    """Accelerate's view of ranks and devices: gloo on CPUs where there is no GPU."""
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def wait_for_everyone() -> None:
+    """Let all ranks reach this point; does nothing in a single process."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        distributed_state().wait_for_everyone()
+
+
+def is_main_process() -> bool:
+    """Whether this is rank 0 (or the only process): the one that writes."""
+    return int(os.environ.get("RANK", "0")) == 0
