@@ -31,7 +31,7 @@ from generation_defaults import DEFAULTED, DEFAULTS, METRICS, OURS, RESAMPLES, a
 from setting import difference_text, in_process_of_its_own, link_parts, machine, positive, table
 
 from minionerec import pipeline
-from minionerec.artifacts import Manifest, content_hash, is_current, read_json, require, write_artifact, write_json
+from minionerec.artifacts import Manifest, Recipe, read_json, require, write_json
 from minionerec.cli import parse
 from minionerec.config import Config
 from minionerec.eval.compare import align
@@ -140,11 +140,11 @@ def sample(config: Config, examples: int) -> None:
     folder = config.folder / GENERATION.replace(" ", "_")
     inputs = {"sft": require(config.folder / "sft", "minionerec sft").digest}
     settings = {**config.section("eval", "prompts"), "defaults": DEFAULTS, "examples": examples}
-    key = content_hash({"config": settings, "seed": config.seed, "inputs": inputs})
-    if is_current(folder, key):
+    recipe = Recipe(GENERATION, folder, settings, inputs, config.seed, replace=True)
+    if recipe.finished() is not None:
         return
     found = ask(config, examples, config.seed, (OURS, DEFAULTED))
-    with write_artifact(folder, stage=GENERATION, key=key, config=settings, inputs=inputs, seed=config.seed) as draft:
+    with recipe.write() as draft:
         pl.DataFrame({**found.ranks, "unit": found.units}).write_parquet(draft.path / "ranks.parquet")
         draft.metrics["invalid"] = found.invalid
 

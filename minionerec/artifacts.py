@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +30,7 @@ ITEM_STAGES = {"data": "minionerec data prepare", "sid": "minionerec sid"}  # wh
 # What a stage makes of the same configuration and inputs changes with its code. Such a change raises the stage's number here
 # (`eval` for all below `eval/`; 0 where it is not named), and artefacts made before it are made anew.
 REVISIONS = {"data": 1, "sid": 1}
+UNSEEDED = 0  # the seed of a stage that makes no random choice: no seed makes its artefact stale
 CHECKPOINTS = "checkpoints"  # of a resumable stage; removed when the artefact is complete
 _KEY = "key.txt"
 _PACKAGES = ("torch", "transformers", "trl", "accelerate", "polars", "scikit-learn", "numpy")
@@ -179,6 +180,66 @@ class Draft:
 
     path: Path
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What an artefact is made from. Equal recipes make equal artefacts, so a stage is skipped if its recipe is unchanged.
+
+    Attributes:
+        stage: the artefact's name: its folder's path in the run, such as `data` or `eval/sft`.
+        folder: where the artefact lies, or will.
+        config: the settings, by section; the manifest keeps them.
+        inputs: name of each input to its digest.
+        seed: of all random choices; `UNSEEDED` for a stage that makes none.
+        key_fields: the settings that decide what is made, by section; None if all of `config` does.
+        replace: whether a finished artefact of another recipe may be replaced.
+    """
+
+    stage: str
+    folder: Path
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    seed: int
+    key_fields: Mapping[str, Any] | None = None
+    replace: bool = False
+
+    @property
+    def key(self) -> str:
+        """Identifies settings, seed, inputs and the stage's revision."""
+        return _revised(self.stage, self._content)
+
+    @property
+    def _content(self) -> str:
+        settings = self.config if self.key_fields is None else self.key_fields
+        return content_hash({"config": settings, "seed": self.seed, "inputs": dict(self.inputs)})
+
+    def finished(self) -> Manifest | None:
+        """The finished, undamaged artefact of this recipe; None if it must be made."""
+        return Manifest.load(self.folder) if is_current(self.folder, self._content) else None
+
+    def write(self, *, resumable: bool = False, collective: bool = False) -> AbstractContextManager[Draft]:
+        """Write the artefact whole or not at all; an older one in its place is replaced at the end.
+
+        Args:
+            resumable: keep the partial folder when interrupted, for the next run with the same key. What it keeps below
+                `CHECKPOINTS` for that purpose is not part of the artefact.
+            collective: every process enters; the main process makes the folder, writes the manifest and renames. Otherwise
+                only one process enters.
+
+        Raises:
+            ArtifactError: the disk is full; nothing is left at `folder` (an older artefact there stays).
+        """
+        return write_artifact(
+            self.folder,
+            stage=self.stage,
+            key=self._content,
+            config=self.config,
+            inputs=self.inputs,
+            seed=self.seed,
+            resumable=resumable,
+            collective=collective,
+        )
 
 
 def check_disk_space(folder: Path, needed: int) -> None:

@@ -144,6 +144,8 @@ def parse(command: str, arguments: Sequence[str]) -> Config | None:
             _check_file(path)
             files.append(f"--config={path}")
             continue
+        if argument == "--replace":  # the one field that needs no value
+            argument = "--replace=true"
         if name.startswith("--") and name not in ("--help", "--print_config"):
             _check_fields([name.removeprefix("--").removesuffix("+")], "command line")
         fields.append(argument)

@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import os
 import shutil
@@ -18,28 +19,35 @@ from minionerec.artifacts import (
     CHECKPOINTS,
     MANIFEST,
     Manifest,
+    Recipe,
     cache_folder,
     check_disk_space,
     content_hash,
     file_hash,
     folder_digest,
-    is_current,
     read_json,
     require,
-    write_artifact,
     write_json,
 )
 from minionerec.errors import ArtifactError
 
 
-def writing(folder, key, **more):
-    return write_artifact(folder, stage="toy", key=key, config={"levels": 3}, inputs={"data": "d"}, seed=1, **more)
+def recipe(folder, settings):
+    return Recipe("toy", folder, {"levels": 3, "settings": settings}, {"data": "d"}, seed=1)
 
 
-def write(folder, key, text=None, **more):
-    with writing(folder, key, **more) as draft:
+def is_current(folder, settings):
+    return recipe(folder, settings).finished() is not None
+
+
+def writing(folder, settings, **more):
+    return recipe(folder, settings).write(**more)
+
+
+def write(folder, settings, text=None, **more):
+    with writing(folder, settings, **more) as draft:
         (draft.path / "deep").mkdir(exist_ok=True)
-        (draft.path / "deep" / "a.txt").write_text(text or key)
+        (draft.path / "deep" / "a.txt").write_text(text or settings)
         if more.get("resumable"):
             (draft.path / CHECKPOINTS).mkdir(exist_ok=True)
             (draft.path / CHECKPOINTS / "step.txt").write_text("5")
@@ -53,12 +61,23 @@ def names(folder):
 
 def test_manifest_round_trip(tmp_path):
     manifest = write(tmp_path / "runs/x/sid", "k", "héllo")
-    assert (manifest.stage, manifest.key, manifest.seed) == ("toy", "k", 1)
-    assert (manifest.config, manifest.inputs, manifest.metrics) == ({"levels": 3}, {"data": "d"}, {"items": 5})
+    assert (manifest.stage, manifest.key, manifest.seed) == ("toy", recipe(tmp_path, "k").key, 1)
+    assert (manifest.config, manifest.inputs) == ({"levels": 3, "settings": "k"}, {"data": "d"})
+    assert manifest.metrics == {"items": 5}
     assert manifest.files == {"deep/a.txt": {"bytes": 6, "sha256": file_hash(tmp_path / "runs/x/sid/deep/a.txt")}}
     assert manifest.versions["polars"] == pl.__version__
     assert is_current(tmp_path / "runs/x/sid", "k") and not is_current(tmp_path / "runs/x/sid", "other")
     assert names(tmp_path / "runs/x") == ["sid"] and names(tmp_path / "runs/x/sid") == ["deep", MANIFEST]
+
+
+def test_settings_seed_inputs_and_stage_decide_the_key_and_nothing_else(tmp_path, monkeypatch):
+    first = recipe(tmp_path / "a", "k")
+    other = dataclasses.replace(first, folder=tmp_path / "b", replace=True, key_fields=dict(first.config), config={"more": 1})
+    assert other.key == first.key
+    for change in ({"seed": 2}, {"inputs": {}}, {"config": {"levels": 4}}, {"key_fields": {"levels": 3}}):
+        assert dataclasses.replace(first, **change).key != first.key
+    monkeypatch.setitem(artifacts.REVISIONS, "toy", 1)
+    assert first.key != other.key.removesuffix("-1") == other.key[:64]
 
 
 def test_digest_is_of_the_content_alone(tmp_path):
@@ -105,10 +124,10 @@ def test_another_revision_of_a_stage_makes_its_artefacts_and_partials_anew(tmp_p
     def interrupted() -> bool:
         """Whether it began with the checkpoints of an earlier attempt."""
         with pytest.raises(KeyboardInterrupt), writing(tmp_path / "partial", "k", resumable=True) as draft:
-            found = (draft.path / CHECKPOINTS).is_dir()
+            resumed = (draft.path / CHECKPOINTS).is_dir()
             (draft.path / CHECKPOINTS).mkdir(exist_ok=True)
             raise KeyboardInterrupt
-        return found
+        return resumed
 
     write(tmp_path / "sid", "k")
     assert [interrupted(), interrupted()] == [False, True]
@@ -348,9 +367,9 @@ def test_stopped_at_any_step_the_next_run_finishes(tmp_path, how, older, resumab
             write(folder, "old")
         finished = stopped_at(step, folder, how, resumable=resumable)
         if folder.exists():  # whatever bears the final name is whole
-            key = Manifest.load(folder).key
-            assert (folder / "deep/a.txt").read_text() == contents[key]
-            seen.add(key)
+            settings = Manifest.load(folder).config["settings"]
+            assert (folder / "deep/a.txt").read_text() == contents[settings]
+            seen.add(settings)
         else:
             seen.add("nothing")
         if not is_current(folder, "new"):

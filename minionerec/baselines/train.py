@@ -33,12 +33,10 @@ from minionerec.artifacts import (
     ITEM_STAGES,
     Draft,
     Manifest,
+    Recipe,
     check_disk_space,
-    content_hash,
     file_hash,
-    is_current,
     require,
-    write_artifact,
 )
 from minionerec.baselines import weights
 from minionerec.baselines.batches import make_batch, partners
@@ -107,7 +105,6 @@ def run(config: Config, measure: Measure) -> tuple[Manifest, bool]:
     """
     baseline = config.baseline
     check_precision("baseline.bf16", baseline.bf16)
-    folder = config.folder / "baselines" / baseline.model
     task, inputs = load_task(config)
     if baseline.weights is not None:
         if baseline.model in TRIVIAL:
@@ -118,27 +115,26 @@ def run(config: Config, measure: Measure) -> tuple[Manifest, bool]:
     # Of files the digests decide, which are among the inputs; what is not set decides nothing.
     files = ("sequences", "weights")
     decisive = {name: value for name, value in sections["baseline"].items() if value is not None and name not in files}
-    key = content_hash({"config": decisive, "seed": config.seed, "inputs": inputs})
-    if is_current(folder, key):
-        return Manifest.load(folder), False
-    made = _made(config, task)  # a model that cannot be is refused before anything is written
-    with write_artifact(
-        folder,
+    recipe = Recipe(
         stage=f"baselines/{baseline.model}",
-        key=key,
+        folder=config.folder / "baselines" / baseline.model,
         config=sections,
         inputs=inputs,
         seed=config.seed,
-        resumable=True,
-        collective=True,
-    ) as draft:
+        key_fields={"baseline": decisive},
+        replace=config.replace,
+    )
+    if (manifest := recipe.finished()) is not None:
+        return manifest, False
+    made = _made(config, task)  # a model that cannot be is refused before anything is written
+    with recipe.write(resumable=True, collective=True) as draft:
         score = _neural(made, config, task, measure, draft) if isinstance(made, Recommender) else made
         for split in ("test", "valid"):
             ranking = rank(score, task, split, top)
             draft.metrics.update({f"{split} {name}": value for name, value in measure(ranking.ranks).items()})
             if is_main_process():
                 frame(task, split, ranking).write_parquet(draft.path / f"{split}.parquet")
-    return Manifest.load(folder), True
+    return Manifest.load(recipe.folder), True
 
 
 def list_length(config: Config, task: Task) -> int:

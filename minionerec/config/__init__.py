@@ -51,13 +51,16 @@ class Config:
     """One experiment."""
 
     name: str = "experiment"
-    """Name of the run; also the folder under `runs/` where `out` is not given."""
+    """Name of the run; also its folder under `runs/` if `out` is not given."""
     out: str | None = None
-    """Folder of the run; `runs/<name>` where null."""
+    """Folder of the run; null: `runs/<name>`."""
     seed: int = 42
     """Seed of every random choice, from 0 to 2**32 - 1; the same seed on the same machine gives the same result."""
     threads: int = 2
     """CPU threads of the numerical libraries, per process; an OMP_NUM_THREADS in the environment wins (threads)."""
+    replace: bool = False
+    """Replace finished stages that were made from other settings or inputs; without it such a command stops and says what
+    differs. On the command line `--replace` needs no value."""
     data: DataConfig = field(default_factory=DataConfig)
     sid: SidConfig = field(default_factory=SidConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -104,6 +107,11 @@ class Config:
     def decoding(self) -> dict[str, Any]:
         """What decides the lists of an evaluation, and of the validations that choose a model."""
         return {name: getattr(self.eval, name) for name in ("num_beams", "normalise_over", "exclude_history")}
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """Every field that says what a run is, as plain values: all but where it lies and what may be replaced in it."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in ("out", "replace")}
 
     def section(self, *names: str) -> dict[str, Any]:
         """The named sections as plain values, for manifests."""

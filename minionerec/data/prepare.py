@@ -8,7 +8,7 @@ Deviation from the paper: leave-last-two-out per user is the default; the paper'
 Command: `python data/prepare.py --config ml-100k.yaml`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,13 +17,12 @@ import numpy as np
 import polars as pl
 
 from minionerec.artifacts import (
+    UNSEEDED,
     Manifest,
+    Recipe,
     cache_folder,
     check_disk_space,
-    content_hash,
     file_hash,
-    is_current,
-    write_artifact,
 )
 from minionerec.config import Config, DataConfig
 from minionerec.data import amazon, readers, recbole, released, sources, times
@@ -37,15 +36,14 @@ Made = tuple[Dataset, dict[str, Any]]  # a dataset and its figures
 SCRATCH = "data.scratch"  # beside the artefact, while a dump is read
 
 
-class Plan(NamedTuple):
-    """What the stage would read: the artefact's key, the SHA-256 of each raw file by its path in `source`, and `source`."""
+class Inputs(NamedTuple):
+    """The raw files: the SHA-256 of each by its path in `source`, and `source`, a folder or a file."""
 
-    key: str
-    inputs: dict[str, str]
+    digests: dict[str, str]
     source: Path
 
 
-def plan(config: Config) -> Plan:
+def find_inputs(config: Config) -> Inputs:
     """Find the raw files (downloads: fetch them unless cached) and hash them.
 
     Raises:
@@ -58,8 +56,7 @@ def plan(config: Config) -> Plan:
     if source is None:
         raise DataError(f"data.source {data.source!r} needs data.path, the folder that holds your files.")
     folder = source.parent if source.is_file() else source
-    inputs = {path.relative_to(folder).as_posix(): file_hash(path) for path in _files(data, source)}
-    return Plan(_key(config, inputs), inputs, source)
+    return Inputs({path.relative_to(folder).as_posix(): file_hash(path) for path in _files(data, source)}, source)
 
 
 def _files(data: DataConfig, source: Path) -> tuple[Path, ...]:
@@ -92,12 +89,12 @@ def run(config: Config) -> tuple[Manifest, bool]:
         ConfigError: options that cannot apply to these files.
         ArtifactError: the disk is full.
     """
-    folder = config.folder / "data"
     if sources.named(config.data) and config.data.path is None and (made := _made_from_a_download(config)):
         return made, False
-    key, inputs, source = plan(config)
-    if is_current(folder, key):
-        return Manifest.load(folder), False
+    inputs, source = find_inputs(config)
+    recipe = data_recipe(config, inputs)
+    if (manifest := recipe.finished()) is not None:
+        return manifest, False
     problems = Problems(skip=config.data.on_error == "skip")
     if config.data.is_amazon:
         check_disk_space(config.folder, sum(path.stat().st_size for path in _files(config.data, source)))
@@ -106,26 +103,26 @@ def run(config: Config) -> tuple[Manifest, bool]:
     else:
         dataset, metrics = READERS[config.data.source](source, config.data, problems)
     metrics["skipped_rows"] = len(problems.found)
-    with write_artifact(folder, stage="data", key=key, config=config.section("data"), inputs=inputs, seed=config.seed) as draft:
+    with recipe.write() as draft:
         dataset.save(draft.path)
         if problems.found:
             (draft.path / "skipped.txt").write_text("\n".join(problems.found) + "\n", encoding="utf-8")
         draft.metrics.update(metrics)
-    return Manifest.load(folder), True
+    return Manifest.load(recipe.folder), True
 
 
 def _made_from_a_download(config: Config) -> Manifest | None:
     """The finished artefact of a download, which cannot change: neither the cache nor a network is needed to go on."""
-    folder = config.folder / "data"
     try:
-        manifest = Manifest.load(folder)
+        manifest = Manifest.load(config.folder / "data")
     except ArtifactError:  # not there, or damaged: made anew
         return None
-    return manifest if is_current(folder, _key(config, manifest.inputs)) else None
+    return data_recipe(config, manifest.inputs).finished()
 
 
-def _key(config: Config, inputs: dict[str, str]) -> str:
-    return content_hash({"config": config.section("data"), "inputs": inputs})
+def data_recipe(config: Config, inputs: Mapping[str, str]) -> Recipe:
+    """What the artefact is made from; `inputs` are the digests of the raw files."""
+    return Recipe("data", config.folder / "data", config.section("data"), inputs, UNSEEDED, replace=config.replace)
 
 
 def _movielens_100k(source: Path, config: DataConfig, problems: Problems) -> Made:

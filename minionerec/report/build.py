@@ -7,7 +7,6 @@ Outputs, readable without a network: `report/index.html`, the run; `report/rl.ht
 on the pages comes from the artefacts.
 """
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,9 @@ from minionerec.artifacts import (
     ITEM_STAGES,
     MANIFEST,
     Manifest,
-    content_hash,
-    is_current,
+    Recipe,
     read_json,
     require,
-    write_artifact,
 )
 from minionerec.config import CUTOFFS, Config
 from minionerec.data.dataset import Dataset
@@ -224,15 +221,13 @@ def run(config: Config) -> tuple[Manifest, bool]:
     present = [name for name in (*_OPTIONAL, *_BASELINES) if (config.folder / name / MANIFEST).is_file()]
     manifests |= {name: Manifest.load(config.folder / name) for name in present}
     inputs = {name: manifest.digest for name, manifest in manifests.items()}
-    settings = dataclasses.asdict(config)
-    key = content_hash({"config": settings, "inputs": inputs})
-    folder = config.folder / "report"
-    if is_current(folder, key):
-        return Manifest.load(folder), False
-    with write_artifact(folder, stage="report", key=key, config=settings, inputs=inputs, seed=config.seed) as draft:
+    recipe = Recipe("report", config.folder / "report", config.recorded, inputs, config.seed)
+    if (manifest := recipe.finished()) is not None:
+        return manifest, False
+    with recipe.write() as draft:
         (draft.path / "index.html").write_text(render(config, manifests), encoding="utf-8", newline="\n")
         if "eval/rl" in manifests:
             (draft.path / "rl.html").write_text(render_rl(config), encoding="utf-8", newline="\n")
         paper_gap.build([config.folder], draft.path, None, config.eval.resamples, config.seed)
         draft.metrics["bytes"] = (draft.path / "index.html").stat().st_size
-    return Manifest.load(folder), True
+    return Manifest.load(recipe.folder), True

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from rich.table import Table
 
-from minionerec.artifacts import Manifest, content_hash, is_current, require, write_artifact
+from minionerec.artifacts import UNSEEDED, Manifest, Recipe, require
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
 from minionerec.report.page import environment
@@ -34,13 +34,12 @@ def run(config: Config) -> tuple[Manifest, bool]:
     """
     require(config.folder / "data", "minionerec data prepare --config FILE")
     sid = require(config.folder / "sid", "minionerec sid --config FILE")
-    folder, inputs = config.folder / _STAGE, {"sid": sid.digest}
-    key = content_hash({"inputs": inputs, "name": config.name})
-    if is_current(folder, key):
-        return Manifest.load(folder), False
-    with write_artifact(folder, stage=_STAGE, key=key, config=sid.config, inputs=inputs, seed=sid.seed) as draft:
+    recipe = Recipe(_STAGE, config.folder / _STAGE, {"name": config.name}, {"sid": sid.digest}, UNSEEDED)
+    if (manifest := recipe.finished()) is not None:
+        return manifest, False
+    with recipe.write() as draft:
         (draft.path / "index.html").write_text(render(config, sid), encoding="utf-8", newline="\n")
-    return Manifest.load(folder), True
+    return Manifest.load(recipe.folder), True
 
 
 def figures_table(config: Config) -> Table:

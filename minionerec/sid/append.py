@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from minionerec import artifacts
-from minionerec.artifacts import Manifest
+from minionerec.artifacts import Manifest, Recipe
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
 from minionerec.errors import CatalogError, ConfigError
@@ -50,11 +50,10 @@ def run(config: Config, base: Path) -> tuple[Manifest, bool]:
         raise ConfigError(
             f"sid.collisions is {config.sid.collisions}, but {base / 'sid'} was made with {before}. Give the same."
         )
-    folder, settings = config.folder / "sid", config.section("sid")
     inputs = stage_inputs(config, data) | {"base": old.digest}
-    key = artifacts.content_hash({"config": settings, "seed": config.seed, "inputs": inputs})
-    if artifacts.is_current(folder, key):
-        return Manifest.load(folder), False
+    recipe = Recipe("sid", config.folder / "sid", config.section("sid"), inputs, config.seed, replace=config.replace)
+    if (manifest := recipe.finished()) is not None:
+        return manifest, False
 
     dataset, base_dataset = Dataset.load(config.folder / "data"), Dataset.load(base / "data")
     check_catalog(dataset)
@@ -68,7 +67,7 @@ def run(config: Config, base: Path) -> tuple[Manifest, bool]:
             "nothing. Use the base's encoder, or build the index anew with minionerec sid."
         )
     check_vectors(vectors)
-    with artifacts.write_artifact(folder, stage="sid", key=key, config=settings, inputs=inputs, seed=config.seed) as draft:
+    with recipe.write() as draft:
         pairs = consecutive_pairs(dataset.train)
         encoded = quantizer.encode(vectors, fuse(vectors, fusion_pairs(config, dataset), config.sid.fusion))
         codes = extend(base_index, old_rows, encoded, vectors, quantizer, share=config.sid.collisions in ("keep", "sinkhorn"))
@@ -80,7 +79,7 @@ def run(config: Config, base: Path) -> tuple[Manifest, bool]:
         levels = encoded.shape[1]
         encoded[old_rows] = base_index.codes[:, :levels]
         draft.metrics = {"appended": len(codes) - len(old_rows)} | diagnose(encoded, codes, vectors, quantizer, pairs)
-    return Manifest.load(folder), True
+    return Manifest.load(recipe.folder), True
 
 
 def extend(

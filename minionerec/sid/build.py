@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from minionerec import artifacts, distributed
-from minionerec.artifacts import Manifest
+from minionerec.artifacts import UNSEEDED, Manifest, Recipe
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
 from minionerec.errors import CatalogError, ConfigError
@@ -49,14 +49,14 @@ def run(config: Config) -> tuple[Manifest, bool]:
     data = artifacts.require(config.folder / "data", "minionerec data prepare --config YOUR.yaml")
     if config.sid.shipped:
         return _take_shipped(config, data)
-    folder, settings, inputs = config.folder / "sid", config.section("sid"), stage_inputs(config, data)
-    key = artifacts.content_hash({"config": settings, "seed": config.seed, "inputs": inputs})
-    if artifacts.is_current(folder, key):
-        return Manifest.load(folder), False
+    inputs = stage_inputs(config, data)
+    recipe = Recipe("sid", config.folder / "sid", config.section("sid"), inputs, config.seed, replace=config.replace)
+    if (manifest := recipe.finished()) is not None:
+        return manifest, False
 
     dataset = Dataset.load(config.folder / "data")
     check_catalog(dataset)
-    with artifacts.write_artifact(folder, stage="sid", key=key, config=settings, inputs=inputs, seed=config.seed) as draft:
+    with recipe.write() as draft:
         vectors = item_vectors(dataset, config.sid, config.seed)
         pairs = consecutive_pairs(dataset.train)
         fitted = fit(vectors, config.sid, config.seed, fuse(vectors, fusion_pairs(config, dataset), config.sid.fusion))
@@ -67,14 +67,14 @@ def run(config: Config) -> tuple[Manifest, bool]:
         save_quantizer(fitted.quantizer, draft.path)
         draft.metrics = diagnose(fitted.codes, codes, vectors, fitted.quantizer, pairs)
         log.info("SIDs of %d items; %.1f %% were moved", len(codes), 100 * draft.metrics["moved"])
-    return Manifest.load(folder), True
+    return Manifest.load(recipe.folder), True
 
 
 def _take_shipped(config: Config, data: Manifest) -> tuple[Manifest, bool]:
-    folder, settings, inputs = config.folder / "sid", {"sid": {"shipped": True}}, {"data": data.digest}
-    key = artifacts.content_hash({"config": settings, "inputs": inputs})
-    if artifacts.is_current(folder, key):
-        return Manifest.load(folder), False
+    settings, inputs = {"sid": {"shipped": True}}, {"data": data.digest}
+    recipe = Recipe("sid", config.folder / "sid", settings, inputs, UNSEEDED, replace=config.replace)
+    if (manifest := recipe.finished()) is not None:
+        return manifest, False
     dataset = Dataset.load(config.folder / "data")
     check_catalog(dataset)
     if dataset.sids is None:
@@ -83,10 +83,10 @@ def _take_shipped(config: Config, data: Manifest) -> tuple[Manifest, bool]:
             "false."
         )
     index = index_of_tokens(dataset.sids["tokens"].to_list(), dataset)
-    with artifacts.write_artifact(folder, stage="sid", key=key, config=settings, inputs=inputs, seed=config.seed) as draft:
+    with recipe.write() as draft:
         index.save(draft.path)
         draft.metrics = shared_codes(index.codes) | structure(index.codes, None, consecutive_pairs(dataset.train))
-    return Manifest.load(folder), True
+    return Manifest.load(recipe.folder), True
 
 
 def embed(config: Config) -> None:

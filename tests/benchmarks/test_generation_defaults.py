@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minionerec.artifacts import write_artifact
+from minionerec.artifacts import Recipe
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import ranks
 from minionerec.model import checkpoint
@@ -61,9 +61,7 @@ def test_a_run_that_cannot_be_asked(defaults, tmp_path):
     command = [str(tmp_path), "--config", "ml-100k"]
     with pytest.raises(SystemExit, match=r"sft.*manifest.json: not found. The run needs a finished SFT model"):
         defaults.main(command)
-    with write_artifact(
-        tmp_path / "sft", stage="sft", key="", config={"sft": {"normalise_over": "catalog"}}, inputs={}, seed=0
-    ):
+    with Recipe("sft", tmp_path / "sft", {"sft": {"normalise_over": "catalog"}}, {}, 0).write():
         pass
     with pytest.raises(SystemExit, match=r"trained with sft.normalise_over catalog; the released code's needs vocabulary"):
         defaults.main(command)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minionerec.artifacts import MANIFEST, cache_folder, is_current
+from minionerec.artifacts import MANIFEST, Recipe, cache_folder
 from minionerec.config import Config, DataConfig
 from minionerec.data import prepare, sources
 from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, SPLITS, Dataset
@@ -118,7 +118,7 @@ def test_stage_writes_skips_and_notices_changes(tmp_path):
     config = Config(out=str(tmp_path / "run"), data=own_files(tmp_path / "raw"))
     manifest, made = prepare.run(config)
     assert made and manifest.stage == "data" and set(manifest.inputs) == {"interactions.csv", "items.csv"}
-    assert is_current(config.folder / "data", prepare.plan(config).key)
+    assert prepare.data_recipe(config, prepare.find_inputs(config).digests).finished() == manifest
     assert manifest.metrics["items_without_interaction"] == 1 and manifest.metrics["train"] == 4
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["data"]
     again, made = prepare.run(replace(config, seed=7))  # the seed plays no part
@@ -149,21 +149,22 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_raw_file_counts_and_its_folder_does_not(tmp_path, layout):
-    def plan(folder: Path) -> prepare.Plan:
-        return prepare.plan(Config(data=DataConfig(source=layout.partition(" ")[0], path=str(folder))))
+    def recipe(folder: Path) -> Recipe:
+        config = Config(data=DataConfig(source=layout.partition(" ")[0], path=str(folder)))
+        return prepare.data_recipe(config, prepare.find_inputs(config).digests)
 
     for name in LAYOUTS[layout]:
         (tmp_path / "raw" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "raw" / name).write_text(name)
-    planned = plan(tmp_path / "raw")
-    assert set(planned.inputs) == set(LAYOUTS[layout])
+    original = recipe(tmp_path / "raw")
+    assert set(original.inputs) == set(LAYOUTS[layout])
     for name in LAYOUTS[layout]:
         (tmp_path / "raw" / name).write_text("edited")
-        assert plan(tmp_path / "raw").key != planned.key
+        assert recipe(tmp_path / "raw").key != original.key
         (tmp_path / "raw" / name).write_text(name)
-    assert plan(tmp_path / "raw") == planned
+    assert recipe(tmp_path / "raw") == original
     shutil.move(tmp_path / "raw", tmp_path / "elsewhere")
-    assert plan(tmp_path / "elsewhere").inputs == planned.inputs
+    assert recipe(tmp_path / "elsewhere").inputs == original.inputs
 
 
 def test_dataset_round_trip_and_damage(tmp_path):

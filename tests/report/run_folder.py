@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from minionerec.artifacts import write_artifact, write_json
+from minionerec.artifacts import Recipe, write_json
 from minionerec.baselines.trivial import popularity, repeat_last
 from minionerec.config import BaselineConfig, Config, EvalConfig, SidConfig
 from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, Dataset
@@ -136,7 +136,7 @@ def make_run(
     def artifact(name: str, *inputs: str):
         known = {source: digests[source] for source in inputs}
         stage, made = name.partition("/")[0], _sections(config, name)
-        return write_artifact(folder / name, stage=stage, key=name, config=made, inputs=known, seed=config.seed)
+        return Recipe(stage, folder / name, made, known, config.seed).write()
 
     def finish(name: str) -> None:
         digests[name] = json.loads((folder / name / "manifest.json").read_text())["digest"]

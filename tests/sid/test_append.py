@@ -24,7 +24,7 @@ def write_run(folder: Path, rows: list[int], **fields) -> Config:
     names = [f"i{row}" for row in rows]
     empty = pl.DataFrame(schema=SPLIT_SCHEMA)
     catalog = pl.DataFrame({"item_id": names, "title": names, "text": names}, schema=CATALOG_SCHEMA)
-    with artifacts.write_artifact(folder / "data", stage="data", key=str(rows), config={}, inputs={}, seed=0) as draft:
+    with artifacts.Recipe("data", folder / "data", {}, {}, 0).write() as draft:
         Dataset(catalog, empty, empty, empty).save(draft.path)
     np.save(folder / "vectors.npy", VECTORS[rows])
     chosen = {"vectors": str(folder / "vectors.npy"), "codebook_sizes": [4, 4, 6], "refinements": 1, "beam": 2} | fields

@@ -27,7 +27,7 @@ def dataset(config) -> Dataset:
     catalog = pl.DataFrame({"item_id": ids, "title": texts, "text": texts}, schema=CATALOG_SCHEMA)
     empty = pl.DataFrame(schema=SPLIT_SCHEMA)
     made = Dataset(catalog, empty, empty, empty)
-    with artifacts.write_artifact(config.folder / "data", stage="data", key="k", config={}, inputs={}, seed=0) as draft:
+    with artifacts.Recipe("data", config.folder / "data", {}, {}, 0).write() as draft:
         made.save(draft.path)
     return made
 
@@ -85,7 +85,7 @@ def test_suffix_makes_sids_of_unequal_length(config, dataset):
 
 def test_an_item_twice_is_named(config, dataset):
     doubled = Dataset(pl.concat([dataset.catalog, dataset.catalog[5:6]]), *(dataset.split(name) for name in SPLITS))
-    with artifacts.write_artifact(config.folder / "data", stage="data", key="d", config={}, inputs={}, seed=0) as draft:
+    with artifacts.Recipe("data", config.folder / "data", {}, {}, 0).write() as draft:
         doubled.save(draft.path)
     with pytest.raises(CatalogError, match=r"1 items more than once, first '5' in rows \[5, 40\]"):
         run(config)
