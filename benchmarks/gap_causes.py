@@ -36,8 +36,9 @@ from minionerec.cli import parse
 from minionerec.config import Config
 from minionerec.eval.compare import align
 from minionerec.eval.lists import RankedLists
-from minionerec.eval.metrics import per_user, ranks
+from minionerec.eval.metrics import ranks
 from minionerec.statistics.intervals import Interval, across_seeds, beyond_noise, paired, permutation
+from minionerec.statistics.ranking import per_user
 
 
 @dataclass(frozen=True)

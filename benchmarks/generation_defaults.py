@@ -29,12 +29,13 @@ from minionerec.cli import parse
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
 from minionerec.errors import MiniOneRecError
-from minionerec.eval.metrics import per_user, places
+from minionerec.eval.metrics import places
 from minionerec.eval.predict import evenly_spaced
 from minionerec.model import checkpoint
 from minionerec.prompts.builder import build_examples
 from minionerec.sid.index import SidIndex
 from minionerec.statistics.intervals import paired, permutation
+from minionerec.statistics.ranking import per_user
 from minionerec.tree import CatalogTrie, beam_search, left_pad
 
 METRICS = ("HR@10", "NDCG@10")

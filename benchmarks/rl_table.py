@@ -35,8 +35,9 @@ from minionerec.config import CUTOFFS, Config
 from minionerec.errors import ConfigError, MiniOneRecError
 from minionerec.eval.compare import align
 from minionerec.eval.lists import RankedLists
-from minionerec.eval.metrics import per_user, ranks
+from minionerec.eval.metrics import ranks
 from minionerec.statistics.intervals import Interval, across_seeds, beyond_noise, paired
+from minionerec.statistics.ranking import per_user
 
 LINKED = ("data", "sid", "sft", "baselines")
 METRICS = [f"{family}@{k}" for family in ("HR", "NDCG") for k in CUTOFFS]

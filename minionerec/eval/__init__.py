@@ -2,6 +2,5 @@
 
 from minionerec.eval.levels import level_tables
 from minionerec.eval.lists import RankedLists
-from minionerec.eval.metrics import hit_rate, mrr, ndcg
 
-__all__ = ["RankedLists", "hit_rate", "level_tables", "mrr", "ndcg"]
+__all__ = ["RankedLists", "level_tables"]

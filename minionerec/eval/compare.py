@@ -1,6 +1,6 @@
 """Two runs on the same examples: paired differences, tests, and what a test of this size can see."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -8,8 +8,9 @@ import numpy as np
 from minionerec.config import CUTOFFS, RESAMPLES
 from minionerec.errors import DataError
 from minionerec.eval.lists import Lists, RankedLists
-from minionerec.eval.metrics import item_ranks, per_user, ranks
-from minionerec.statistics.intervals import beyond_noise, detectable, paired, permutation
+from minionerec.eval.metrics import item_ranks, ranks
+from minionerec.statistics.differences import differences
+from minionerec.statistics.ranking import per_user
 
 
 def align(first: RankedLists, second: RankedLists) -> np.ndarray:
@@ -93,31 +94,3 @@ def compare(
     before = _values(first, cutoffs, on)
     after = {name: values[rows] for name, values in _values(second, cutoffs, on).items()}
     return differences(before, after, resamples, seed, first.units())
-
-
-def differences(
-    before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], resamples: int, seed: int, units: np.ndarray | None
-) -> dict[str, dict[str, Any]]:
-    """How much `after` exceeds `before` per name; what `compare` returns.
-
-    Args:
-        before, after: per name a value of each row, (rows,), rows in the same order.
-        units: as in `intervals.paired`.
-    """
-    old, new = np.stack(list(before.values())), np.stack([after[name] for name in before])
-    found = zip(
-        before,
-        paired(old, new, resamples, seed, units),
-        permutation(old, new, resamples, seed, units),
-        new - old,
-        strict=True,
-    )
-    return {
-        name: {
-            **interval._asdict(),
-            "p": chance,
-            "detectable": detectable(change, units),
-            "noise": not beyond_noise(interval),
-        }
-        for name, interval, chance, change in found
-    }

@@ -9,6 +9,7 @@ from minionerec.config import CUTOFFS, RESAMPLES
 from minionerec.eval.levels import calibration, level_tables, lost_targets
 from minionerec.eval.lists import Lists, RankedLists
 from minionerec.statistics.intervals import detectable, intervals
+from minionerec.statistics.ranking import per_user
 
 
 def ranks(predictions: Lists, on: Literal["sid", "item"] = "sid") -> np.ndarray:
@@ -64,60 +65,6 @@ def item_ranks(predictions: Lists) -> tuple[np.ndarray, np.ndarray] | None:
     ties[hit] = lists.sizes[hit, place]
     best[hit] = before[np.arange(len(hit)), place] - ties[hit]
     return best, ties
-
-
-def _tied(ranks: np.ndarray, k: int, ties: np.ndarray | float, gain: np.ndarray) -> np.ndarray:
-    """Mean gain over tied ranks; `gain` (k,) is what each of the first k ranks is worth."""
-    sums = np.concatenate([[0.0], gain.cumsum()])
-    ranks = np.asarray(ranks, dtype=float)
-    first = np.where((ranks >= 0) & (ranks < k), ranks, k).astype(int)
-    last = np.minimum(first + np.asarray(ties), k).astype(int)
-    return (sums[last] - sums[first]) / ties
-
-
-def hits(ranks: np.ndarray, k: int, ties: np.ndarray | float = 1) -> np.ndarray:
-    """1.0 where the target is among the first k, else 0.0, (rows,); with ties, the share of the tied ranks that are.
-
-    A k beyond the list's length is defined: it asks whether the target is anywhere in the list. A negative rank is a miss, as
-    infinity is.
-    """
-    return _tied(ranks, k, ties, np.ones(k))
-
-
-def gains(ranks: np.ndarray, k: int, ties: np.ndarray | float = 1) -> np.ndarray:
-    """NDCG@k per example, (rows,): 1 / log2(rank + 2) where the target is among the first k, else 0; the mean over ties.
-
-    With one target per example the ideal gain is 1, so nothing is left to normalise.
-    """
-    return _tied(ranks, k, ties, 1 / np.log2(np.arange(k) + 2.0))
-
-
-def reciprocals(ranks: np.ndarray, k: int, ties: np.ndarray | float = 1) -> np.ndarray:
-    """Reciprocal rank per example, (rows,): 1 / (rank + 1) among the first k, else 0; the mean over ties."""
-    return _tied(ranks, k, ties, 1 / np.arange(1.0, k + 1))
-
-
-def hit_rate(ranks: np.ndarray, k: int) -> float:
-    """HR@k: share of examples whose target is among the first k. `ranks` as `ranks` returns them."""
-    return float(hits(ranks, k).mean())
-
-
-def ndcg(ranks: np.ndarray, k: int) -> float:
-    """NDCG@k: mean over examples of `gains`. `ranks` as `ranks` returns them."""
-    return float(gains(ranks, k).mean())
-
-
-def mrr(ranks: np.ndarray, k: int) -> float:
-    """MRR@k: mean over examples of `reciprocals`. `ranks` as `ranks` returns them."""
-    return float(reciprocals(ranks, k).mean())
-
-
-_FAMILIES = {"HR": hits, "NDCG": gains, "MRR": reciprocals}
-
-
-def per_user(ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS, ties: np.ndarray | float = 1) -> dict[str, np.ndarray]:
-    """Each metric's value per example, (rows,), by name: all `HR@k`, then all `NDCG@k`, then all `MRR@k`."""
-    return {f"{family}@{k}": value(ranks, k, ties) for family, value in _FAMILIES.items() for k in cutoffs}
 
 
 def _cells(values: dict[str, np.ndarray], resamples: int, seed: int, units: np.ndarray | None) -> dict[str, dict[str, float]]:

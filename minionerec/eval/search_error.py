@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from minionerec.errors import ArtifactError, ConstraintError
 from minionerec.eval.levels import calibrated
-from minionerec.eval.metrics import gains, hits
+from minionerec.statistics.ranking import gains, hits
 from minionerec.tree import CatalogTrie, Normalise, score_prefixes
 
 _CUTOFFS = (1, 10)

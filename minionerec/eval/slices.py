@@ -10,9 +10,10 @@ from minionerec.baselines.trivial import interaction_counts
 from minionerec.config import RESAMPLES
 from minionerec.data.dataset import SPLITS, Dataset, SplitName
 from minionerec.eval.lists import Lists, RankedLists
-from minionerec.eval.metrics import per_user, ranks
+from minionerec.eval.metrics import ranks
 from minionerec.sid.index import SidIndex
 from minionerec.statistics.intervals import intervals
+from minionerec.statistics.ranking import per_user
 
 Parts = dict[str, dict[str, np.ndarray]]  # question, then answer, to the rows (rows,) bool to which it applies
 

@@ -12,9 +12,10 @@ from minionerec.config import Config
 from minionerec.data.dataset import Dataset
 from minionerec.distributed import distributed_state
 from minionerec.errors import DataError
-from minionerec.eval.metrics import per_user, ranks
+from minionerec.eval.metrics import ranks
 from minionerec.eval.predict import Decoder, evenly_spaced
 from minionerec.sid.index import SidIndex
+from minionerec.statistics.ranking import per_user
 
 SHOWN = ("HR@1", "HR@10", "HR@50", "NDCG@10")
 

@@ -16,8 +16,8 @@ from minionerec.config import RESAMPLES, BaselineConfig
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.compare import compare
 from minionerec.eval.lists import RankedLists
-from minionerec.eval.metrics import per_user
 from minionerec.statistics.intervals import Interval, intervals
+from minionerec.statistics.ranking import per_user
 
 _SEED = 42
 _TABLE_CUTOFFS = (1, 5, 10, 20)

@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 
 from minionerec.config import CUTOFFS, Config
-from minionerec.eval.compare import align, differences, shared_cutoffs
+from minionerec.eval.compare import align, shared_cutoffs
 from minionerec.eval.levels import first_matches
-from minionerec.eval.metrics import per_user, ranks
+from minionerec.eval.metrics import ranks
 from minionerec.eval.slices import Parts
 from minionerec.report.page import signed
 from minionerec.report.run_page import Method
+from minionerec.statistics.differences import differences
+from minionerec.statistics.ranking import per_user
 
 _SHARPER = ("HR@1", "HR@3")
 _DEEPER = ("HR@20", "HR@50")

@@ -1,8 +1,8 @@
 """What is noise: bootstrap intervals with users as units, paired tests between runs, and several seeds together.
 
-Resampling users with replacement draws, for users with equal values, a multinomial number of each kind. There are few kinds
-(a rank is one of fifty, or a miss), so drawing those numbers gives the bootstrap's very distribution at a cost that does not
-grow with the number of users; the tests compare with scipy's.
+Users with equal values are of one kind. Resampling users with replacement draws how many users there are of each kind, and
+these numbers are multinomial. There are few kinds (a rank is one of fifty, or a miss). Drawing the numbers instead of the users
+therefore gives exactly the bootstrap's distribution, at a cost that does not grow with the users. The tests compare with scipy.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-_BATCH_BYTES = 64e6
+_BATCH_BYTES = 64e6  # of draws held at once: bounds the memory, whatever `resamples` is
 _POWER = float(stats.norm.ppf(0.975) + stats.norm.ppf(0.8))  # two-sided 5 % level, 80 % power
 
 
@@ -25,8 +25,16 @@ class Interval(NamedTuple):
 
 
 def _kinds(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct columns of (metrics, users) and how many users have each."""
-    # Columns are told apart by a random projection; should two distinct ones ever agree in it, the slow way decides.
+    """The kinds of users.
+
+    Args:
+        values: (metrics, users).
+
+    Returns:
+        The distinct columns of `values`, (metrics, kinds), and how many users have each, (kinds,).
+    """
+    # Sorting whole columns is slow (`np.unique(axis=1)`), so one random combination of a user's values stands for them. Two
+    # distinct columns could have equal combinations; every row is compared, and a difference falls back to the slow way.
     mixed = np.random.default_rng(0).standard_normal(len(values)) @ values
     _, first, kind, counts = np.unique(mixed, return_index=True, return_inverse=True, return_counts=True)
     columns = values[:, first]
@@ -37,7 +45,17 @@ def _kinds(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _by_unit(values: np.ndarray, units: np.ndarray | None) -> np.ndarray:
-    """(metrics + 1, units): each unit's sums, and its number of rows last."""
+    """Sums over the rows of each user.
+
+    The number of rows comes last, so that a resample's mean is a ratio of two of its sums.
+
+    Args:
+        values: (metrics, rows).
+        units: (rows,) the number of each row's user; None if every row is a user.
+
+    Returns:
+        (metrics + 1, users).
+    """
     if units is None:
         return np.concatenate([values, np.ones((1, values.shape[1]))])
     sums = [np.bincount(units, weights=row) for row in values]
@@ -54,19 +72,22 @@ def intervals(values: np.ndarray, resamples: int, seed: int, units: np.ndarray |
         resamples: bootstrap resamples.
         seed: of the resampling; equal arguments give equal intervals.
         units: (rows,) the number of each row's user, from 0; users are resampled with all their rows. None: one row each.
+
+    Returns:
+        One interval per metric.
     """
     values = np.asarray(values, dtype=float)
     means = values.mean(axis=1)
     columns, counts = _kinds(_by_unit(values, units))
     if len(counts) == 1:  # every resample is the same
         return [Interval(mean, mean, mean) for mean in means.tolist()]
-    rng, users, drawn = np.random.default_rng(seed), int(counts.sum()), []
+    rng, users, resampled_means = np.random.default_rng(seed), int(counts.sum()), []
     batch = max(1, int(_BATCH_BYTES / 8 / len(counts)))
     for start in range(0, resamples, batch):
-        picked = rng.multinomial(users, counts / users, size=min(batch, resamples - start))  # (resamples, kinds)
-        sums = picked.astype(float) @ columns.T
-        drawn.append(sums[:, :-1] / sums[:, -1:])
-    low, high = np.percentile(np.concatenate(drawn), [2.5, 97.5], axis=0)
+        users_of_kind = rng.multinomial(users, counts / users, size=min(batch, resamples - start))  # (resamples, kinds)
+        sums = users_of_kind.astype(float) @ columns.T  # (resamples, metrics + 1)
+        resampled_means.append(sums[:, :-1] / sums[:, -1:])
+    low, high = np.percentile(np.concatenate(resampled_means), [2.5, 97.5], axis=0)
     return [Interval(*row) for row in zip(means.tolist(), low.tolist(), high.tolist(), strict=True)]
 
 
@@ -75,7 +96,9 @@ def paired(first: np.ndarray, second: np.ndarray, resamples: int, seed: int, uni
 
     Args:
         first, second: (metrics, rows) float, rows in the same order.
-        units: as in `intervals`.
+        resamples: bootstrap resamples.
+        seed: of the resampling.
+        units: (rows,) the number of each row's user, from 0; None if every user has one row.
     """
     return intervals(np.asarray(second, dtype=float) - np.asarray(first, dtype=float), resamples, seed, units)
 
@@ -88,35 +111,43 @@ def permutation(
     Each user's difference gets a random sign. The p-value is (1 + permutations at least as extreme) / (1 + permutations).
 
     Args:
-        first, second, units: as in `paired`.
+        first, second: (metrics, rows) float, rows in the same order.
+        resamples: permutations.
+        seed: of the signs.
+        units: (rows,) the number of each row's user, from 0; None if every user has one row.
     """
     differences = _by_unit(np.asarray(second, dtype=float) - np.asarray(first, dtype=float), units)[:-1]
-    found = []
+    p_values = []
     for row in differences:
         rng = np.random.default_rng(seed)  # equal differences, equal p-values
+        # Users whose differences have one size are alike: how many of them get a plus is binomial.
         sizes, counts = np.unique(np.abs(row).round(12), return_counts=True)
         sizes, counts = sizes[sizes > 0], counts[sizes > 0]
         extreme, batch = 0, max(1, int(_BATCH_BYTES / 8 / max(len(counts), 1)))
         for start in range(0, resamples, batch):
             positive = rng.binomial(counts, 0.5, size=(min(batch, resamples - start), len(counts)))
-            extreme += int((np.abs((2 * positive - counts) @ sizes) >= abs(row.sum()) - 1e-9).sum())
-        found.append((1 + extreme) / (1 + resamples))
-    return found
+            extreme += int((np.abs((2 * positive - counts) @ sizes) >= abs(row.sum()) - 1e-9).sum())  # 1e-9: rounding of sums
+        p_values.append((1 + extreme) / (1 + resamples))
+    return p_values
 
 
 def standard_error(values: np.ndarray, units: np.ndarray | None = None) -> float:
-    """Standard error of the mean over rows, users as units (linearised where users have several rows)."""
+    """Standard error of the mean over rows, with users as units.
+
+    If users have several rows, the mean is a ratio of two sums over users, and the error is that of its linearisation.
+    """
     sums, rows = _by_unit(np.asarray(values, dtype=float)[None], units)
     users = len(rows)
     if users < 2:
         return 0.0
-    rest = sums - sums.sum() / rows.sum() * rows
-    return float(math.sqrt(users / (users - 1) * (rest**2).sum()) / rows.sum())
+    residuals = sums - sums.sum() / rows.sum() * rows
+    return float(math.sqrt(users / (users - 1) * (residuals**2).sum()) / rows.sum())
 
 
 def detectable(values: np.ndarray, units: np.ndarray | None = None) -> float:
-    """The minimum detectable difference from a fixed number: the true difference that a two-sided test at 5 % finds with 80 %
-    power, 2.8 standard errors. Pass paired differences to have that between two runs.
+    """The smallest true difference from a fixed number that a two-sided test at 5 % finds with 80 % power: 2.8 standard errors.
+
+    Given the paired differences of two runs, it is the smallest true difference between these.
     """
     return _POWER * standard_error(values, units)
 
@@ -131,12 +162,13 @@ def across_seeds(values: Sequence[float], within: tuple[float, float] = (-math.i
         `runs`, `mean`, and the standard deviation `sd` with the 95 % t-interval `low` to `high` of the mean over seeds; these
         three are None for a single run.
     """
-    found: dict[str, Any] = {"runs": len(values), "mean": float(np.mean(values)), "sd": None, "low": None, "high": None}
-    if len(values) > 1:
-        sd = float(np.std(values, ddof=1))
-        half = float(stats.t.ppf(0.975, len(values) - 1)) * sd / math.sqrt(len(values))
-        found |= {"sd": sd, "low": max(found["mean"] - half, within[0]), "high": min(found["mean"] + half, within[1])}
-    return found
+    mean = float(np.mean(values))
+    if len(values) == 1:
+        return {"runs": 1, "mean": mean, "sd": None, "low": None, "high": None}
+    sd = float(np.std(values, ddof=1))
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * sd / math.sqrt(len(values))
+    low, high = max(mean - half, within[0]), min(mean + half, within[1])
+    return {"runs": len(values), "mean": mean, "sd": sd, "low": low, "high": high}
 
 
 def beyond_noise(interval: Interval | Mapping[str, float]) -> bool:

@@ -17,8 +17,8 @@ from minionerec.baselines.ranking_data import from_sequences
 from minionerec.cli import parse, preset
 from minionerec.config import BaselineConfig
 from minionerec.errors import ArtifactError, ConfigError
-from minionerec.eval.metrics import hit_rate, ndcg
 from minionerec.report.baseline_tables import published
+from minionerec.statistics.ranking import hit_rate, ndcg
 from tests.baselines.models import ITEMS, LENGTH, NEURAL, SHARED, batch_of, random_rows, rows_of, small
 
 CAUSAL = ("sasrec", "trm4rec", "pswrec-v5", "pswrec-v12", "pswrec-v13", "pswrec-v13-without-rotation", "gru4rec", "hstu")

@@ -11,9 +11,9 @@ import yaml
 from minionerec.artifacts import read_json
 from minionerec.errors import ConfigError, DataError
 from minionerec.eval.lists import RankedLists
-from minionerec.eval.metrics import gains, hits
 from minionerec.eval.predictions import Prediction
 from minionerec.pipeline import run
+from minionerec.statistics.ranking import gains, hits
 from tests.small import config
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"

@@ -7,13 +7,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minionerec.eval import hit_rate, level_tables, mrr, ndcg
+from minionerec.eval import level_tables
 from minionerec.eval.calc_level import analyse
 from minionerec.eval.levels import calibration, lost_targets
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import measure, ranks
 from minionerec.eval.predictions import Prediction
 from minionerec.eval.result_json import read_released
+from minionerec.statistics.ranking import hit_rate, mrr, ndcg
 from tests.eval import brute
 
 CUTOFFS = (1, 2, 3, 5, 10, 50)

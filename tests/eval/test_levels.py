@@ -5,10 +5,11 @@ import pytest
 
 from minionerec.config import CUTOFFS
 from minionerec.errors import DataError
-from minionerec.eval import hit_rate, level_tables
+from minionerec.eval import level_tables
 from minionerec.eval.levels import first_matches
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import ranks
+from minionerec.statistics.ranking import hit_rate
 from tests.eval.samples import prediction, random_predictions
 
 PUBLISHED = Path(__file__).parents[3] / "shared/reference/minionerec.json"

@@ -5,11 +5,12 @@ import torch
 
 from minionerec.config import Config, EvalConfig, ModelConfig
 from minionerec.errors import DataError
-from minionerec.eval.metrics import per_user, ranks
+from minionerec.eval.metrics import ranks
 from minionerec.eval.predict import decode
 from minionerec.eval.validate import validator
 from minionerec.model import checkpoint, scratch
 from minionerec.prompts.builder import tokenizer_corpus
+from minionerec.statistics.ranking import per_user
 from tests.small import random_dataset
 
 

@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minionerec.eval.metrics import per_user
 from minionerec.report.published import (
     METRICS,
     PAPER,
@@ -18,6 +17,7 @@ from minionerec.report.published import (
     replication_levels,
     summary,
 )
+from minionerec.statistics.ranking import per_user
 
 DATASETS = published()["datasets"]
 SHARED = Path(__file__).parents[3] / "shared/reference/minionerec.json"

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score, top_k_accuracy_score
 
-from minionerec.eval.metrics import hit_rate, mrr, ndcg, ranks
+from minionerec.eval.metrics import ranks
+from minionerec.statistics.ranking import hit_rate, mrr, ndcg
 from tests.eval.samples import random_predictions
 
 PREDICTIONS = random_predictions(users=60, length=200)
