@@ -8,7 +8,7 @@ import yaml
 
 from minionerec.cli import parse
 from minionerec.config import Config, DataConfig
-from minionerec.data.dataset import Dataset
+from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, Dataset
 from minionerec.data.prepare import build
 from minionerec.sid.index import SidIndex
 
@@ -79,6 +79,22 @@ def config(folder: Path, **changes: dict) -> Config:
     made = parse("run", ["--config", str(write_config(folder, **changes))])
     assert made is not None
     return made
+
+
+SEQUENCES = {"short": [4, 0, 1], "long": [2, 3, 2, 2, 0, 1], "mid": [4, 3, 1, 1]}
+
+
+def leave_one_out(sequences: dict[str, list[int]], items: int, max_history: int) -> Dataset:
+    """A dataset of users' sequences of items; the last item of each is its test target, the one before its valid target."""
+    rows = {"train": [], "valid": [], "test": []}
+    for user, sequence in sequences.items():
+        for position in range(1, len(sequence)):
+            split = {len(sequence) - 1: "test", len(sequence) - 2: "valid"}.get(position, "train")
+            history = sequence[max(0, position - max_history) : position]
+            rows[split].append((user, history, sequence[position], 0, position))
+    ids = [str(item) for item in range(items)]
+    catalog = pl.DataFrame({"item_id": ids, "title": ids, "text": ids}, schema=CATALOG_SCHEMA)
+    return Dataset(catalog, **{name: pl.DataFrame(some, schema=SPLIT_SCHEMA, orient="row") for name, some in rows.items()})
 
 
 def random_dataset(users: int = 20, items: int = 30, seed: int = 0) -> tuple[Dataset, SidIndex]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 
 from minionerec.baselines.batches import Rows, Side
 from minionerec.data.dataset import SPLITS, Dataset, SplitName
+from minionerec.data.interactions import training_interactions
 from minionerec.data.readers import user_sequences
 from minionerec.errors import DataError
 
@@ -140,26 +140,6 @@ def from_dataset(dataset: Dataset, max_history: int) -> Task:
         user = np.array([users.setdefault(one, len(users)) for one in frame["user"].to_list()])
         rows[name] = Rows(flat, np.maximum(begin, stop - max_history), stop, frame["target"].to_numpy() + 1, user, begin)
     return Task(len(dataset.catalog), list(users), rows, _training(dataset, users), PROTOCOLS["dataset"])
-
-
-def training_interactions(dataset: Dataset) -> pl.DataFrame:
-    """Training interactions (user, position, item index), by user (any order), then position.
-
-    Those are all train targets and each user's first item, which is nobody's target: it opens every history that reaches back
-    to the start of the sequence. Where each user's last two are held out, users with three interactions have no train row, so
-    valid rows are asked as well; under a split by time, users without a train row came later and have none.
-    """
-    examples = pl.concat([dataset.train, dataset.valid]) if _holds_out_last_two(dataset) else dataset.train
-    whole = examples.filter(pl.col("position") == pl.col("history").list.len().cast(pl.Int32)).sort("position")
-    whole = whole.unique("user", keep="first", maintain_order=True)
-    opening = whole.select("user", pl.lit(0, pl.Int32).alias("position"), pl.col("history").list.first().alias("item"))
-    return pl.concat([opening, dataset.train.select("user", "position", item="target")]).sort("user", "position")
-
-
-def _holds_out_last_two(dataset: Dataset) -> bool:
-    """Whether each user has one valid example and the next of their sequence as the one test example."""
-    following = dataset.valid.select("user", pl.col("position") + 1).sort("user")
-    return following["user"].is_unique().all() and following.equals(dataset.test.select("user", "position").sort("user"))
 
 
 def _training(dataset: Dataset, users: dict[str, int]) -> Rows:

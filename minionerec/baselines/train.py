@@ -47,6 +47,7 @@ from minionerec.baselines.ranking_data import Task, from_dataset, from_sequences
 from minionerec.baselines.trivial import TRIVIAL
 from minionerec.config import BaselineConfig, Config
 from minionerec.data.dataset import SPLITS, Dataset, SplitName
+from minionerec.data.vectors import BaselineVectors
 from minionerec.distributed import distributed_state, is_main_process, wait_for_everyone
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.training.launch import check_precision
@@ -194,7 +195,7 @@ def _neural(model: Recommender, config: Config, task: Task, measure: Measure, dr
     if is_main_process():
         weights.save(model, folder / "model.safetensors")
         if config.baseline.protocol == "dataset":
-            save_file(vectors(model, task, config.baseline, device), folder / "vectors.safetensors")
+            vectors(model, task, config.baseline, device).save(folder)
     return scorer(model, config.baseline.max_history, task.protocol, device)
 
 
@@ -330,23 +331,19 @@ def restore(path: Path, model: Recommender, optimizer: torch.optim.Optimizer) ->
     return course, parts["best"]
 
 
-def vectors(model: Recommender, task: Task, config: BaselineConfig, device: torch.device) -> dict[str, Tensor]:
-    """What scores any item after any history of a split: `score = states[row] @ items[item] + bias[item]`.
-
-    Returns:
-        `items` (items, hidden) and `bias` (items,), rows in catalog order; per split its states, (rows, hidden), rows in the
-        split's order. float32, on the CPU.
-    """
-    found: dict[str, Tensor] = {"items": model.vectors()[1:].detach().float().cpu().contiguous()}
-    zero = torch.zeros(1, found["items"].shape[1], device=device)
-    found["bias"] = model.logits(zero)[0, 1:].detach().float().cpu()  # what a state of zeros scores
+def vectors(model: Recommender, task: Task, config: BaselineConfig, device: torch.device) -> BaselineVectors:
+    """What scores any item after any history of a split, on the CPU."""
+    items = model.vectors()[1:].detach().float().cpu().contiguous()
+    # A state of zeros scores each item's bias.
+    bias = model.logits(torch.zeros(1, items.shape[1], device=device))[0, 1:].detach().float().cpu()
+    states: dict[SplitName, np.ndarray] = {}
     for split in SPLITS:
         rows = task.rows[split]
-        states = []
+        parts = []
         for start in range(0, len(rows), 512):
             part = rows.take(np.arange(start, min(start + 512, len(rows))))
             batch = make_batch(part, layout=model.layout, side=task.protocol.side, max_history=config.max_history)
             with torch.no_grad():
-                states.append(model.eval().states(batch.to(device)).float().cpu())
-        found[split] = torch.cat(states)
-    return found
+                parts.append(model.eval().states(batch.to(device)).float().cpu())
+        states[split] = torch.cat(parts).numpy()
+    return BaselineVectors(items.numpy(), bias.numpy(), states)

@@ -14,17 +14,10 @@ from scipy import sparse
 from torch import Tensor
 
 from minionerec.baselines.batches import Rows
-from minionerec.baselines.ranking_data import Task, training_interactions
+from minionerec.baselines.ranking_data import Task
 from minionerec.data.dataset import Dataset, SplitName
+from minionerec.data.interactions import interaction_counts
 from minionerec.errors import ConfigError
-
-
-def interaction_counts(dataset: Dataset) -> np.ndarray:
-    """How often each item occurs in training interactions, (items,) int.
-
-    A user's opening item counts, though it is no example's target: what training weighs and rewards by are counts of targets.
-    """
-    return np.bincount(training_interactions(dataset)["item"].to_numpy(), minlength=len(dataset.catalog))
 
 
 def popularity(dataset: Dataset, length: int, split: SplitName = "test") -> list[np.ndarray]:

@@ -37,6 +37,7 @@ from minionerec.artifacts import (
 from minionerec.baselines import trivial
 from minionerec.config import CUTOFFS, Config
 from minionerec.data.dataset import Dataset
+from minionerec.data.interactions import interaction_counts
 from minionerec.distributed import distributed_state, is_main_process, wait_for_everyone
 from minionerec.errors import ArtifactError, DataError
 from minionerec.eval import search_error
@@ -296,7 +297,7 @@ def analyse(folder: Path, dataset: Dataset, index: SidIndex, config: Config) -> 
     return {
         **measure(lists, CUTOFFS, config.eval.resamples, config.seed),
         "slices": slice_tables(lists, parts, (10,), config.eval.resamples, config.seed),
-        "exposure": exposure(lists, trivial.interaction_counts(dataset)),
+        "exposure": exposure(lists, interaction_counts(dataset)),
         "search": search_error.summary(traces, config.eval.num_beams),
     }
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from minionerec.baselines.trivial import interaction_counts
 from minionerec.config import RESAMPLES
 from minionerec.data.dataset import SPLITS, Dataset, SplitName
+from minionerec.data.interactions import interaction_counts
 from minionerec.eval.lists import Lists, RankedLists
 from minionerec.eval.metrics import ranks
 from minionerec.sid.index import SidIndex

@@ -21,8 +21,8 @@ import torch
 from minionerec.artifacts import content_hash, file_hash
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
-from minionerec.errors import ArtifactError, CatalogError
-from minionerec.sid.collaborative import baseline_digest, baseline_vectors, train_baseline
+from minionerec.data.vectors import baseline_digest, load_vectors
+from minionerec.errors import CatalogError
 from minionerec.sid.encoder import item_vectors
 from minionerec.tree import NO_TOKEN
 
@@ -180,15 +180,8 @@ def _semantic(config: Config, dataset: Dataset, items: ItemsOf) -> Reward:
 
 def _collaborative(config: Config, dataset: Dataset, items: ItemsOf) -> Reward:
     name = config.rl.collaborative_model
-    tensors = ("train", "items", "bias")
-    found = baseline_vectors(config.folder, name, tensors, len(dataset.catalog), "The reward 'collaborative'")
-    states, vectors, bias = (found[tensor] for tensor in tensors)
-    if len(states) != len(dataset.train):
-        raise ArtifactError(
-            f"{config.folder / 'baselines' / name}: {len(states)} training rows, but the run has {len(dataset.train)}. "
-            f"Run again: {train_baseline(name)}"
-        )
-    return collaborative(states, vectors, bias, items)
+    vectors = load_vectors(config.folder, name, dataset, "The reward 'collaborative'")
+    return collaborative(vectors.states["train"], vectors.items, vectors.bias, items)
 
 
 def _popularity(config: Config, dataset: Dataset, items: ItemsOf) -> Reward:

@@ -21,8 +21,9 @@ from minionerec import artifacts, distributed
 from minionerec.artifacts import UNSEEDED, Manifest, Recipe
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
+from minionerec.data.vectors import baseline_digest
 from minionerec.errors import CatalogError, ConfigError
-from minionerec.sid.collaborative import baseline_digest, consecutive_pairs, fuse, fusion_pairs
+from minionerec.sid.collaborative import consecutive_pairs, fuse, fusion_pairs
 from minionerec.sid.collisions import resolve
 from minionerec.sid.diagnose import diagnose, shared_codes, structure
 from minionerec.sid.encoder import embed_share, encoder_identity, item_vectors

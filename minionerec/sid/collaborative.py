@@ -3,19 +3,13 @@
 Which items these are is counted in the training split, or asked of a sequential baseline that was trained on it.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import numpy as np
 import polars as pl
 import scipy.sparse as sp
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
-from minionerec.artifacts import require
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
-from minionerec.errors import ArtifactError
+from minionerec.data.vectors import load_vectors
 
 NEIGHBOURS = 10  # that a baseline names for an item
 
@@ -30,12 +24,12 @@ def fusion_pairs(config: Config, dataset: Dataset) -> np.ndarray:
     """The pairs of items that `fuse` brings together, (pairs, 2), as `sid.collaborative_model` asks for.
 
     Raises:
-        ArtifactError: see `baseline_vectors`.
+        ArtifactError: the baseline left no vectors, or they belong to other data.
     """
     name = config.sid.collaborative_model
     if name is None:
         return consecutive_pairs(dataset.train)
-    vectors = baseline_vectors(config.folder, name, ("items",), len(dataset.catalog), "sid.collaborative_model")["items"]
+    vectors = load_vectors(config.folder, name, dataset, "sid.collaborative_model").items
     seen = np.union1d(dataset.train["target"].to_numpy(), dataset.train["history"].explode().drop_nulls().to_numpy())
     return neighbour_pairs(vectors, seen.astype(np.int64))
 
@@ -57,47 +51,6 @@ def neighbour_pairs(vectors: np.ndarray, seen: np.ndarray, count: int = NEIGHBOU
         chosen = np.argsort(-near, axis=1, kind="stable")[:, :count]
         pairs.append(np.stack([np.repeat(seen[start : start + block], count), seen[chosen].ravel()], axis=1))
     return np.concatenate(pairs) if pairs else np.empty((0, 2), np.int64)
-
-
-def train_baseline(name: str) -> str:
-    """The command that makes a run's baseline."""
-    return f"minionerec baseline --baseline.model {name}"
-
-
-def baseline_digest(run: Path, name: str, data_digest: str) -> str:
-    """The digest of a run's baseline.
-
-    Raises:
-        ArtifactError: it is not there, or it was made from other data.
-    """
-    return require(run / "baselines" / name, train_baseline(name), made_from={"data": data_digest}).digest
-
-
-def baseline_vectors(run: Path, name: str, tensors: Sequence[str], items: int, field: str) -> dict[str, np.ndarray]:
-    """What a sequential baseline of the run has learnt, see docs/baselines.md.
-
-    Args:
-        tensors: names of tensors, `items` among them.
-        items: of the catalog.
-        field: the configuration's field that chose the baseline, for the message.
-
-    Raises:
-        ArtifactError: it left no vectors, or they are of another catalog.
-    """
-    path = run / "baselines" / name / "vectors.safetensors"
-    try:
-        found = load_file(path)
-        chosen = {tensor: found[tensor] for tensor in tensors}
-    except FileNotFoundError:
-        raise ArtifactError(
-            f"{path}: not found. {field} needs the vectors of a baseline that was trained on this run's own splits; {name} "
-            "leaves none. Choose a neural one, e.g. sasrec."
-        ) from None
-    except (OSError, KeyError, SafetensorError) as error:
-        raise ArtifactError(f"{path}: not a baseline's vectors ({error}). Run again: {train_baseline(name)}") from None
-    if len(chosen["items"]) != items:
-        raise ArtifactError(f"{path}: {len(chosen['items'])} items, but the run has {items}. Run again: {train_baseline(name)}")
-    return chosen
 
 
 def fuse(vectors: np.ndarray, pairs: np.ndarray, weight: float, block: int = 65536) -> np.ndarray:

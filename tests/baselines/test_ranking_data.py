@@ -4,8 +4,7 @@ import pytest
 from minionerec.baselines.ranking_data import from_dataset, from_sequences, read_sequences
 from minionerec.errors import DataError
 from tests.baselines.models import SHARED
-from tests.baselines.test_trivial import SEQUENCES, make
-from tests.small import random_dataset
+from tests.small import SEQUENCES, leave_one_out, random_dataset
 
 
 def listed(rows):
@@ -92,7 +91,7 @@ def test_a_dataset_is_taken_row_for_row():
 
 @pytest.mark.parametrize("max_history", [2, 20])
 def test_training_interactions_are_all_but_the_last_two(max_history):
-    task = from_dataset(make(SEQUENCES, 6, max_history), 50)
+    task = from_dataset(leave_one_out(SEQUENCES, 6, max_history), 50)
     found = {task.users[user]: task.training.history(row) - 1 for row, user in enumerate(task.training.user)}
     assert {user: own.tolist() for user, own in found.items()} == {user: own[:-2] for user, own in SEQUENCES.items()}
 
@@ -100,7 +99,7 @@ def test_training_interactions_are_all_but_the_last_two(max_history):
 def test_recbole_on_a_file_is_the_leave_one_out_dataset(file):
     # The same examples by both roads.
     sequences = {"u": [0, 1, 2, 3, 4, 5, 6], "v": [2, 0, 1]}
-    by_file, by_dataset = from_sequences(file, "recbole", 3), from_dataset(make(sequences, 7, 3), 3)
+    by_file, by_dataset = from_sequences(file, "recbole", 3), from_dataset(leave_one_out(sequences, 7, 3), 3)
     for name in ("train", "valid", "test"):
         assert listed(by_file.rows[name]) == listed(by_dataset.rows[name])
     assert np.array_equal(by_file.training.flat[:5], by_dataset.training.flat[:5])

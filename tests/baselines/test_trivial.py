@@ -1,52 +1,15 @@
 import numpy as np
-import polars as pl
 import pytest
 
 from minionerec.baselines.ranking import rank
 from minionerec.baselines.ranking_data import from_dataset, from_sequences
-from minionerec.baselines.trivial import TRIVIAL, interaction_counts, popularity, repeat_last
-from minionerec.config import DataConfig
-from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, Dataset
-from minionerec.data.prepare import build
+from minionerec.baselines.trivial import TRIVIAL, popularity, repeat_last
 from minionerec.errors import ConfigError
-
-SEQUENCES = {"short": [4, 0, 1], "long": [2, 3, 2, 2, 0, 1], "mid": [4, 3, 1, 1]}
-
-
-def make(sequences, items: int, max_history: int) -> Dataset:
-    rows = {"train": [], "valid": [], "test": []}
-    for user, sequence in sequences.items():
-        for position in range(1, len(sequence)):
-            split = {len(sequence) - 1: "test", len(sequence) - 2: "valid"}.get(position, "train")
-            history = sequence[max(0, position - max_history) : position]
-            rows[split].append((user, history, sequence[position], 0, position))
-    ids = [str(item) for item in range(items)]
-    catalog = pl.DataFrame({"item_id": ids, "title": ids, "text": ids}, schema=CATALOG_SCHEMA)
-    return Dataset(catalog, **{name: pl.DataFrame(some, schema=SPLIT_SCHEMA, orient="row") for name, some in rows.items()})
-
-
-@pytest.mark.parametrize("max_history", [1, 2, 20])
-def test_counts_are_of_all_but_the_last_two_whatever_the_history_length(max_history):
-    # short: 4; long: 2 3 2 2; mid: 4 3
-    assert interaction_counts(make(SEQUENCES, 6, max_history)).tolist() == [0, 0, 3, 2, 2, 0]
-
-
-def test_under_a_split_by_time_users_that_came_later_count_nothing():
-    times = {"old": {1: 0, 2: 1, 3: 2, 4: 3}, "late": {5: 4, 6: 5, 9: 4}, "last": {8: 3, 10: 1, 11: 1}}
-    interactions = pl.DataFrame(
-        [(user, str(item), time) for user, items in times.items() for time, item in items.items()],
-        schema={"user": pl.String, "item_id": pl.String, "timestamp": pl.Int64},
-        orient="row",
-    )
-    ids = [str(item) for item in range(6)]
-    catalog = pl.DataFrame({"item_id": ids, "title": ids, "text": ids})
-    data, _ = build(interactions, catalog, DataConfig(user_k=3, split="chronological", parts=[3, 2, 2]))
-    assert data.train["user"].unique().to_list() == ["old"] and data.valid["user"].to_list() == ["late", "late"]
-    assert interaction_counts(data).tolist() == [1, 1, 1, 1, 0, 0]
+from tests.small import SEQUENCES, leave_one_out
 
 
 def test_popularity_ranks_by_count_then_index_for_every_row():
-    data = make(SEQUENCES, 6, 20)
+    data = leave_one_out(SEQUENCES, 6, 20)
     found = popularity(data, 50)
     assert [ranking.tolist() for ranking in found] == [[2, 3, 4, 0, 1, 5]] * 3
     assert popularity(data, 2)[0].tolist() == [2, 3]
@@ -54,7 +17,7 @@ def test_popularity_ranks_by_count_then_index_for_every_row():
 
 
 def test_repeat_last_is_recent_first_and_distinct():
-    data = make(SEQUENCES, 6, 20)
+    data = leave_one_out(SEQUENCES, 6, 20)
     assert [ranking.tolist() for ranking in repeat_last(data.test, 50)] == [[0, 4], [0, 2, 3], [1, 3, 4]]
     assert [ranking.tolist() for ranking in repeat_last(data.test, 1)] == [[0], [0], [1]]
 
@@ -65,7 +28,7 @@ def scored(name, data, **options):
 
 
 def test_scorers_of_a_task_are_the_floors_of_the_eval_stage():
-    data = make(SEQUENCES, 6, 20)
+    data = leave_one_out(SEQUENCES, 6, 20)
     for name, rankings in (("popularity", popularity(data, 6)), ("repeat", repeat_last(data.test, 6))):
         _, found = scored(name, data)
         assert [(one - 1).tolist() for one in found.lists] == [one.tolist() for one in rankings]
@@ -74,7 +37,7 @@ def test_scorers_of_a_task_are_the_floors_of_the_eval_stage():
 
 def test_markov_counts_what_followed_and_backs_off_to_popularity():
     # Training: 0 1 2 1 / 1 2 / 1 0; 2 follows 1 twice, 0 once.
-    data = make({"a": [0, 1, 2, 1, 1, 9], "b": [1, 2, 0, 9], "c": [1, 0, 9, 9]}, 10, 20)
+    data = leave_one_out({"a": [0, 1, 2, 1, 1, 9], "b": [1, 2, 0, 9], "c": [1, 0, 9, 9]}, 10, 20)
     _, found = scored("markov", data)
     last_is_1, last_is_0, last_is_9 = ((one - 1).tolist() for one in found.lists)
     assert last_is_1[:2] == [2, 0]
@@ -83,7 +46,7 @@ def test_markov_counts_what_followed_and_backs_off_to_popularity():
 
 
 def test_item_knn_is_the_cosine_over_users():
-    data = make({"a": [0, 1, 5, 5], "b": [0, 1, 2, 5, 5], "c": [2, 3, 5, 5], "d": [0, 3, 0, 9]}, 10, 20)
+    data = leave_one_out({"a": [0, 1, 5, 5], "b": [0, 1, 2, 5, 5], "c": [2, 3, 5, 5], "d": [0, 3, 0, 9]}, 10, 20)
     task = from_dataset(data, 20)
     matrix = np.zeros((4, 11))
     for user, own in enumerate([[0, 1], [0, 1, 2], [2, 3], [0, 3]]):

@@ -134,11 +134,15 @@ def run(tmp_path):
     return config, dataset, torch.from_numpy(index.codes).long(), folder / "vectors.safetensors"
 
 
+def states(dataset, *splits):
+    return {split: np.zeros((len(dataset.split(split)), 4)) for split in splits}
+
+
 def test_build_reads_the_runs_own_tables(run):
     config, dataset, codes, path = run
     rng = np.random.default_rng(0)
     arrays = {"train": rng.normal(size=(len(dataset.train), 4)), "items": rng.normal(size=(30, 4)), "bias": np.zeros(30)}
-    save_file(arrays, path)
+    save_file(arrays | states(dataset, "valid", "test"), path)
     built = rewards.build(config, dataset, codes)
     assert list(built) == ["prefix", "collaborative", "popularity"] and built["prefix"] is prefix
     scores = arrays["items"] @ arrays["train"][3]
@@ -155,8 +159,9 @@ def test_a_baseline_that_cannot_score(run):
     path.write_bytes(b"damaged")
     with pytest.raises(ArtifactError, match=r"not a baseline's vectors .* minionerec baseline --baseline.model sasrec"):
         rewards.build(config, dataset, codes)
-    save_file({"train": np.zeros((2, 4)), "items": np.zeros((30, 4)), "bias": np.zeros(30)}, path)
-    with pytest.raises(ArtifactError, match="2 training rows, but the run has 104"):
+    arrays = {"train": np.zeros((2, 4)), "items": np.zeros((30, 4)), "bias": np.zeros(30), **states(dataset, "valid", "test")}
+    save_file(arrays, path)
+    with pytest.raises(ArtifactError, match="2 train rows, but the run has 104"):
         rewards.build(config, dataset, codes)
     with pytest.raises(ArtifactError, match=r"no finished artefact.*minionerec baseline --baseline.model sasrec"):
         rewards.sources(config, "digest")

@@ -1,0 +1,79 @@
+"""What a neural baseline leaves for other stages: vectors that score any item after any history of the run's splits.
+
+The file is `baselines/<model>/vectors.safetensors`. The command `baseline` writes it; the stage `sid` reads the item vectors,
+the reward `collaborative` the scores of the train split. Both put the baseline's digest into the key of what they make.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from minionerec.artifacts import require
+from minionerec.data.dataset import SPLITS, Dataset, SplitName
+from minionerec.errors import ArtifactError
+
+_FILE = "vectors.safetensors"
+
+
+@dataclass(frozen=True)
+class BaselineVectors:
+    """The score of item `i` after row `r` of a split is `states[split][r] @ items[i] + bias[i]`.
+
+    Attributes:
+        items: (items, hidden) float32, in catalog order.
+        bias: (items,) float32; zeros for a model without.
+        states: the model's state after the history of each row, (rows, hidden) float32, by split.
+    """
+
+    items: np.ndarray
+    bias: np.ndarray
+    states: dict[SplitName, np.ndarray]
+
+    def save(self, folder: Path) -> None:
+        """Write the file into a baseline's folder."""
+        save_file({"items": self.items, "bias": self.bias, **self.states}, folder / _FILE)
+
+
+def baseline_digest(run: Path, name: str, data_digest: str) -> str:
+    """The digest of a run's baseline.
+
+    Raises:
+        ArtifactError: the run has no such baseline, or it was made from other data.
+    """
+    return require(run / "baselines" / name, _train(name), made_from={"data": data_digest}).digest
+
+
+def load_vectors(run: Path, name: str, dataset: Dataset, needed_by: str) -> BaselineVectors:
+    """The vectors of a run's baseline.
+
+    Args:
+        dataset: the run's; its catalog and splits give the expected numbers of rows.
+        needed_by: what asks for the vectors, for the message.
+
+    Raises:
+        ArtifactError: the baseline left no vectors, or they belong to other data.
+    """
+    path = run / "baselines" / name / _FILE
+    try:
+        tensors = load_file(path)
+        vectors = BaselineVectors(tensors["items"], tensors["bias"], {split: tensors[split] for split in SPLITS})
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"{path}: not found. {needed_by} needs the vectors of a baseline that was trained on this run's own splits; {name} "
+            "leaves none. Choose a neural one, e.g. sasrec."
+        ) from None
+    except (OSError, KeyError, SafetensorError) as error:
+        raise ArtifactError(f"{path}: not a baseline's vectors ({error}). Run again: {_train(name)}") from None
+    rows = {"items": (len(vectors.items), len(dataset.catalog))}
+    rows |= {f"{split} rows": (len(vectors.states[split]), len(dataset.split(split))) for split in SPLITS}
+    for what, (count, expected) in rows.items():
+        if count != expected:
+            raise ArtifactError(f"{path}: {count} {what}, but the run has {expected}. Run again: {_train(name)}")
+    return vectors
+
+
+def _train(name: str) -> str:
+    return f"minionerec baseline --baseline.model {name}"
