@@ -83,7 +83,8 @@ def _stochastic(asked: Request) -> Ranked:
 
 def _sampling(asked: Request) -> Ranked:
     """Independent draws from the policy over the catalog; a SID may come several times."""
-    return _ranked(*sample_with_replacement(*asked.prompts, trie=asked.trie, num_samples=asked.size, seeds=asked.seeds))
+    drawn = sample_with_replacement(*asked.prompts, trie=asked.trie, num_samples=asked.size, seeds=asked.seeds)
+    return _ranked(drawn.tokens, drawn.logprobs)
 
 
 def _mixture(asked: Request) -> Ranked:

@@ -8,7 +8,7 @@ from minionerec.tree.exact_scores import score_catalog, score_prefixes
 from minionerec.tree.forward import left_pad
 from minionerec.tree.prompt_cache import Normalise
 from minionerec.tree.search import BeamResult, SampleResult, beam_search, sample_with_replacement, sample_without_replacement
-from minionerec.tree.trie import NO_TOKEN, CatalogTrie
+from minionerec.tree.trie import NO_TOKEN, CatalogTrie, without_padding
 
 __all__ = [
     "NO_TOKEN",
@@ -27,4 +27,5 @@ __all__ = [
     "score_catalog",
     "score_prefixes",
     "tree_logprobs",
+    "without_padding",
 ]

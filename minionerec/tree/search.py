@@ -4,6 +4,7 @@ The prompt is computed once. Beams are further tokens of the same row: each atte
 through a mask, at restarted positions, so no cache is repeated for each beam or reordered.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -23,34 +24,41 @@ class BeamResult:
         tokens: (batch, beams, levels) token ids; `NO_TOKEN` behind the end of a short SID, and in the rows beyond the size of
             the catalog or of its view.
         scores: (batch, beams) sums of log-probabilities in nats, descending; -inf in those rows.
+        leaves: (batch, beams) int64, the number of each SID in the trie; -1 in those rows.
         exact: (batch,) bool: the list is proven to be the exact top of the whole catalog.
     """
 
     tokens: torch.Tensor
     scores: torch.Tensor
+    leaves: torch.Tensor
     exact: torch.Tensor
 
 
 @dataclass(frozen=True)
 class SampleResult:
-    """SIDs drawn without replacement.
+    """SIDs drawn at random.
 
     Attributes:
-        tokens: (batch, samples, levels) token ids, in the order of drawing; as in `BeamResult` where there are fewer.
+        tokens: (batch, samples, levels) token ids, in the order of drawing; only `NO_TOKEN` where there are fewer SIDs.
         logprobs: (batch, samples) log-probability of each SID under the distribution drawn from; -inf where there is none.
-        threshold: (batch,) the perturbed log-probability of the first SID that was not drawn; -inf where all were.
+        leaves: (batch, samples) int64, the number of each SID in the trie; -1 where there is none.
+        threshold: (batch,) the perturbed log-probability of the first SID that was not drawn, -inf where all were; None for
+            independent draws.
     """
 
     tokens: torch.Tensor
     logprobs: torch.Tensor
-    threshold: torch.Tensor
+    leaves: torch.Tensor
+    threshold: torch.Tensor | None = None
 
     def log_weights(self) -> torch.Tensor:
         """Log importance weights, (batch, samples): sums of exp(weight) * f(SID) estimate E[f] without bias.
 
-        A SID's weight is its probability over the chance that it lies above the threshold: Kool, van Hoof, Welling,
-        "Stochastic Beams and Where to Find Them", ICML 2019, equation 10.
+        Independent draws weigh alike. Without replacement a SID's weight is its probability over the chance that it lies above
+        the threshold: Kool, van Hoof, Welling, "Stochastic Beams and Where to Find Them", ICML 2019, equation 10.
         """
+        if self.threshold is None:
+            return torch.full_like(self.logprobs, -math.log(self.logprobs.shape[1]))
         chance = -torch.expm1(-torch.exp(self.logprobs - self.threshold[:, None]))
         return torch.where(self.logprobs > -torch.inf, self.logprobs - chance.log(), -torch.inf)
 
@@ -161,7 +169,7 @@ def beam_search(
         exact[rows] = scores[rows, -1] >= pruned
         open_ = (~exact[rows]).nonzero().squeeze(-1)
         if widest is None or width >= widest or not len(open_):
-            return BeamResult(trie.sid(leaves), scores, exact)
+            return BeamResult(trie.sid(leaves), scores, leaves, exact)
         rows, width = rows[open_], min(2 * width, widest)
         prefix = prefix.select(open_)
 
@@ -199,7 +207,7 @@ def sample_without_replacement(
     leaves, scores, keys, _ = _search(prefix, num_samples + 1, seeds.to(input_ids.device), temperature)
     threshold = _fill(keys, num_samples + 1, -torch.inf)[:, -1]
     drawn = _fill(leaves, num_samples, -1)
-    return SampleResult(trie.sid(drawn), _fill(scores, num_samples, -torch.inf), threshold)
+    return SampleResult(trie.sid(drawn), _fill(scores, num_samples, -torch.inf), drawn, threshold)
 
 
 @torch.no_grad()
@@ -212,14 +220,11 @@ def sample_with_replacement(
     num_samples: int,
     seeds: torch.Tensor,
     temperature: float = 1.0,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> SampleResult:
     """Independent SIDs drawn after each prompt from the model's distribution over the catalog; a SID may come twice.
 
     Args:
         all: as in `sample_without_replacement`; the catalog may be smaller than `num_samples`.
-
-    Returns:
-        (batch, samples, levels) token ids in the order of drawing, and (batch, samples) log-probabilities of the SIDs.
 
     Raises:
         ConstraintError: see `sample_without_replacement`.
@@ -241,7 +246,7 @@ def sample_with_replacement(
         if level < trie.depth - 1:
             ancestors = torch.cat([ancestors, own], dim=-1)
             given = prefix.extend(tokens.gather(-1, drawn).squeeze(-1), level, ancestors)
-    return trie.sid(nodes), logprobs
+    return SampleResult(trie.sid(nodes), logprobs, nodes)
 
 
 def _check_sampling(input_ids: torch.Tensor, num_samples: int, seeds: torch.Tensor, temperature: float) -> None:

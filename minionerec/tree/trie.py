@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,19 @@ from minionerec.errors import ArtifactError, CatalogError, ConstraintError
 
 NO_TOKEN = -1
 _FORMAT = "minionerec-trie-1"
+
+
+def without_padding(sid: torch.Tensor | Sequence[int]) -> list[int]:
+    """The token ids of one SID without the `NO_TOKEN` that fills up a short one.
+
+    >>> without_padding(torch.tensor([17, 203, NO_TOKEN]))
+    [17, 203]
+
+    Args:
+        sid: (levels,), such as a row of `CatalogTrie.sids` or of `BeamResult.tokens`.
+    """
+    tokens = sid.tolist() if isinstance(sid, torch.Tensor) else sid
+    return [token for token in tokens if token != NO_TOKEN]
 
 
 @dataclass(frozen=True)
@@ -134,6 +148,39 @@ class CatalogTrie:
             length = (found >= 0).sum(-1, keepdim=True) - self.trailing
             found = found.masked_fill(torch.arange(self.depth, device=self.device) >= length, NO_TOKEN)[..., : self.levels]
         return found.masked_fill((leaves < 0)[..., None], NO_TOKEN)
+
+    def items(self, leaf: int) -> list[int]:
+        """The items that have a SID, in ascending order: the inverse of `leaf_of_item`.
+
+        Several items may share a SID. A view gives all of them, whatever its filter leaves.
+
+        >>> trie = CatalogTrie.from_codes(np.array([[4, 2], [1, 3], [4, 2]]))
+        >>> trie.sids.tolist()
+        [[1, 3], [4, 2]]
+        >>> trie.items(1)
+        [0, 2]
+
+        Args:
+            leaf: number of the SID, as in `BeamResult.leaves`; -1, where a list has no SID, has no items.
+
+        Returns:
+            rows of the codes that the trie was built from.
+
+        Raises:
+            CatalogError: the trie has no such leaf.
+        """
+        if not -1 <= leaf < len(self):
+            raise CatalogError(f"The trie has no leaf {leaf}: its {len(self)} SIDs are numbered from 0.")
+        items, starts = self._items_by_leaf
+        return [] if leaf == -1 else items[starts[leaf] : starts[leaf + 1]].tolist()
+
+    @cached_property
+    def _items_by_leaf(self) -> tuple[np.ndarray, np.ndarray]:
+        """All items in the order of their leaves, and where each leaf's items begin; made at the first call of `items`."""
+        leaf_of_item = self.leaf_of_item.cpu().numpy()
+        items = leaf_of_item.argsort(kind="stable").astype(np.int32)  # stable: ascending within a leaf
+        starts = np.searchsorted(leaf_of_item[items], np.arange(len(self) + 1))
+        return items, starts
 
     def children(self, level: int, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Children of several nodes, padded to the largest number among them.

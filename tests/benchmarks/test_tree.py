@@ -107,7 +107,7 @@ def test_catalog_scale_checks_its_lists(script):
     assert len({tuple(row) for row in codes.tolist()}) == 1000
     tokens = torch.from_numpy(codes[:5]).long() + 7 + 256 * torch.arange(3)
     trie = catalog_scale.CatalogTrie.from_codes(codes + 7)
-    found = catalog_scale.BeamResult(tokens[None], torch.zeros(1, 5), torch.ones(1, dtype=torch.bool))
+    found = catalog_scale.BeamResult(tokens[None], torch.zeros(1, 5), torch.arange(5)[None], torch.ones(1, dtype=torch.bool))
     allowed = (codes[:, None] == codes[:5]).all(-1).any(-1)
     catalog_scale.check(found, trie, codes, 7, allowed)
     with pytest.raises(SystemExit, match="invalid or repeated"):

@@ -99,7 +99,7 @@ def test_the_sampled_policy_gradient_is_unbiased(parts, kind):
     exact = chance * (rewards - (chance * rewards).sum())
     ids, seeds = torch.tensor(PROMPTS[:1]).expand(groups, -1), torch.arange(groups)
     if kind == "sampling":
-        tokens, _ = sample_with_replacement(model, ids, trie=trie, num_samples=size, seeds=seeds)
+        tokens = sample_with_replacement(model, ids, trie=trie, num_samples=size, seeds=seeds).tokens
         leaves = trie.walk(tokens.flatten(0, 1))[:, -1].view(groups, size)
         gained = rewards[leaves]
         advantages = (gained - gained.mean(1, keepdim=True)) / (size - 1)  # dr_grpo; G / (G - 1) makes up for the own share

@@ -105,6 +105,9 @@ def test_certificate_never_lies_and_beams_are_valid(qwen2, codes, lengths, beams
         found = [tuple(sid) for sid in result.tokens[row].tolist() if sid[0] != NO_TOKEN]
         assert len(found) == len(set(found)) <= min(beams, len(valid))
         assert set(found) <= set(valid)
+        assert trie.sid(result.leaves[row]).tolist() == result.tokens[row].tolist()
+        leaves = [leaf for leaf in result.leaves[row].tolist() if leaf >= 0]
+        assert [tuple(codes[trie.items(leaf)[0]].tolist()) for leaf in leaves] == found
         assert result.scores[row].diff().nan_to_num(0).le(0).all()
         best = expected.sort(descending=True).values[: len(found)]
         if result.exact[row]:
@@ -247,7 +250,8 @@ def test_samples_without_replacement_are_unbiased(qwen2, temperature):
         seeds=torch.arange(draws),
         temperature=temperature,
     )
-    leaf = trie.walk(result.tokens.flatten(0, 1))[:, -1].view(draws, number)
+    leaf = result.leaves
+    assert torch.equal(trie.walk(result.tokens.flatten(0, 1))[:, -1].view(draws, number), leaf)
     assert (leaf >= 0).all()
     assert all(len(set(row)) == number for row in leaf.tolist())
     with torch.no_grad():
@@ -276,6 +280,7 @@ def test_sampling_more_than_there_is_gives_everything(qwen2):
     for row in range(2):
         found = sorted(tuple(sid) for sid in result.tokens[row].tolist() if sid[0] != NO_TOKEN)
         assert found == paths(codes)[0]
+    assert torch.equal(result.leaves >= 0, torch.arange(20).expand(2, -1) < len(trie))
     assert (result.threshold == -torch.inf).all()
     torch.testing.assert_close(result.log_weights().exp().sum(1), torch.ones(2), atol=1e-4, rtol=0)
 
@@ -298,20 +303,21 @@ def test_a_prompts_samples_do_not_depend_on_the_rest_of_the_batch(qwen2, sample)
     both = sample(qwen2, ids, mask, trie=trie, num_samples=6, seeds=seeds)
     for row, prompt in enumerate(([1, 2], [4, 1, 2, 5], [3, 2, 2])):
         alone = sample(qwen2, torch.tensor([prompt]), trie=trie, num_samples=6, seeds=seeds[row : row + 1])
-        tokens = [found[0] if isinstance(found, tuple) else found.tokens for found in (both, alone)]
-        assert torch.equal(tokens[0][row], tokens[1][0])
+        assert torch.equal(both.tokens[row], alone.tokens[0])
 
 
 def test_samples_with_replacement_follow_the_distribution(qwen2):
     codes = random_codes(np.random.default_rng(2), 18, 3, 3, ragged=True)
     trie = CatalogTrie.from_codes(codes)
     prompts, number = 500, 8
-    tokens, logprobs = sample_with_replacement(
+    drawn = sample_with_replacement(
         qwen2, torch.tensor([[3, 1, 4]]).expand(prompts, -1), trie=trie, num_samples=number, seeds=torch.arange(prompts)
     )
-    leaf = trie.walk(tokens.flatten(0, 1))[:, -1]
+    leaf = trie.walk(drawn.tokens.flatten(0, 1))[:, -1]
+    assert torch.equal(drawn.leaves.flatten(), leaf)
     exact = brute_force(qwen2, [3, 1, 4], codes, "catalog")
-    torch.testing.assert_close(logprobs.flatten(), exact[leaf], atol=1e-4, rtol=0)
+    torch.testing.assert_close(drawn.logprobs.flatten(), exact[leaf], atol=1e-4, rtol=0)
+    torch.testing.assert_close(drawn.log_weights().exp().sum(1), torch.ones(prompts))
     chance, draws = exact.exp(), prompts * number
     share = torch.bincount(leaf, minlength=len(trie)) / draws
     assert ((share - chance).abs() <= 4.5 * (chance * (1 - chance) / draws).sqrt() + 1e-9).all()

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from minionerec.errors import ArtifactError, CatalogError, ConstraintError
-from minionerec.tree import NO_TOKEN, CatalogTrie
+from minionerec.tree import NO_TOKEN, CatalogTrie, without_padding
 from tests.tree.conftest import catalogs, paths
 
 
@@ -38,6 +38,33 @@ def test_walking_the_trie_gives_exactly_the_distinct_sids(codes):
     assert len(trie) == len(expected)
     walk = trie.walk(torch.from_numpy(codes))
     assert walk[:, -1].tolist() == trie.leaf_of_item.tolist()
+
+
+@settings(max_examples=80, deadline=None)
+@given(catalogs(), st.sampled_from([(), (38, 39)]), st.integers(0, 2**20))
+def test_items_of_a_leaf_are_the_rows_with_its_sid(codes, trailing, seed):
+    """Short and shared SIDs included, in a narrowed view too."""
+    allowed = np.random.default_rng(seed).random(len(codes)) < 0.5
+    allowed[0] = True
+    trie = CatalogTrie.from_codes(codes, trailing=trailing)
+    for one in (trie, trie.narrow(allowed)):
+        for leaf, sid in enumerate(one.sids.tolist()):
+            assert one.items(leaf) == [item for item, row in enumerate(codes.tolist()) if row == sid]
+        assert one.items(-1) == []
+
+
+@pytest.mark.parametrize("leaf", [-2, 3])
+def test_a_leaf_that_is_not_there_is_an_error(leaf):
+    trie = CatalogTrie.from_codes(np.array([[1, 2], [1, 3], [4, 2]]))
+    with pytest.raises(CatalogError, match=f"no leaf {leaf}: its 3 SIDs are numbered from 0"):
+        trie.items(leaf)
+
+
+@given(st.lists(st.integers(0, 50), max_size=5), st.integers(0, 3))
+def test_without_padding_gives_the_tokens_alone(tokens, missing):
+    padded = [*tokens, *[NO_TOKEN] * missing]
+    assert without_padding(padded) == without_padding(tuple(padded)) == tokens
+    assert without_padding(torch.tensor(padded, dtype=torch.int64)) == tokens
 
 
 @settings(max_examples=40, deadline=None)
