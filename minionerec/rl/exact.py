@@ -1,7 +1,11 @@
 """The exact objective: expected reward and KL over the whole catalog, computed rather than sampled.
 
-The policy is the model's distribution over the catalog, each step normalised over the legal tokens. For a prompt the loss is
-- sum over SIDs of p(SID) * reward(SID) + beta * KL(p, reference). Sampled rollouts estimate the gradient of this.
+The policy p is the model's distribution over the catalog, each step normalised over the legal tokens; q is that of the reference
+model. The loss of a prompt is
+
+    - sum over SIDs s of p(s) * reward(s) + beta * sum over SIDs s of p(s) * (log p(s) - log q(s)).
+
+Sampled rollouts estimate the gradient of this.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,8 +15,9 @@ from typing import Any, cast
 import torch
 
 from minionerec.rl.rewards import Context, Reward
+from minionerec.rl.step import Rows
 from minionerec.rl.trainer import TreeGRPOTrainer
-from minionerec.tree import NO_TOKEN, CatalogTrie
+from minionerec.tree import CatalogTrie, without_padding
 from minionerec.tree.catalog_logprobs import catalog_logprobs
 
 
@@ -26,25 +31,31 @@ def expected_reward(logprobs: torch.Tensor, rewards: torch.Tensor) -> torch.Tens
 
 
 def exact_kl(logprobs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """KL(policy, reference) of each prompt over the whole catalog in nats, (prompts,); both (prompts, SIDs)."""
+    """KL divergence of the policy from the reference model, (prompts,), in nats.
+
+    Args:
+        logprobs, reference: (prompts, SIDs), of the whole catalog.
+    """
     return (logprobs.exp() * (logprobs - reference)).sum(-1)
 
 
 def level_entropies(logprobs: torch.Tensor, trie: CatalogTrie) -> list[torch.Tensor]:
-    """Entropy of each level's token given those before, in nats: (prompts,) per level; their sum is that of the SID.
+    """Entropy of each level's token given the tokens before it, in nats: (prompts,) per level; their sum is the SID's entropy.
 
     Args:
         logprobs: (prompts, SIDs), of the whole catalog.
         trie: the catalog.
     """
-    probabilities, sums = logprobs.exp(), []
+    # H(token | prefix) = H(prefix and token) - H(prefix), the chain rule. So the entropies of all prefixes of a length are
+    # enough; their probabilities come from the leaves upwards, a prefix having the sum of its children.
+    probabilities, prefix_entropies = logprobs.exp(), []
     for level in reversed(range(trie.depth)):
-        sums.append(-torch.special.xlogy(probabilities, probabilities).sum(-1))  # of the prefixes that end here
+        prefix_entropies.append(-torch.special.xlogy(probabilities, probabilities).sum(-1))  # xlogy: 0 log 0 is 0
         parents = trie.parent(level, torch.arange(probabilities.shape[1], device=probabilities.device))
         above = probabilities.new_zeros(len(probabilities), len(trie.tokens[level - 1]) if level else 1)
         probabilities = above.scatter_add(1, parents.expand_as(probabilities), probabilities)
-    totals = sums[::-1]
-    return [totals[0], *(below - above for above, below in pairwise(totals))]
+    by_length = prefix_entropies[::-1]
+    return [by_length[0], *(longer - shorter for shorter, longer in pairwise(by_length))]
 
 
 class ExactTrainer(TreeGRPOTrainer):
@@ -55,7 +66,7 @@ class ExactTrainer(TreeGRPOTrainer):
         rewards: by name, functions of each SID alone, none of its rank; the catalog stands in for a group.
         weights: one per reward.
         sft_weight: weight of the mean negative log-probability of the target's tokens.
-        arguments: see GRPOTrainer.
+        arguments: of GRPOTrainer.
     """
 
     def __init__(
@@ -67,13 +78,12 @@ class ExactTrainer(TreeGRPOTrainer):
         sft_weight: float = 0.0,
         **arguments: Any,
     ) -> None:
-        super().__init__(**arguments)
-        self.trie, self.rewards, self.weights, self.sft_weight = trie, rewards, weights, sft_weight
-        self.sids = [[token for token in sid if token != NO_TOKEN] for sid in trie.sids.tolist()]
-        self.leaf_of_sid = {tuple(sid): leaf for leaf, sid in enumerate(self.sids)}
+        super().__init__(trie=trie, **arguments)
+        self.rewards, self.weights, self.sft_weight = rewards, weights, sft_weight
+        self._sids = [without_padding(sid) for sid in trie.sids.tolist()]
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        """The rows themselves, each once."""
+        """The rows themselves, each once: nothing is rolled out."""
         return {"rows": generation_batch[:: cast(int, self.args.num_generations)]}
 
     def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
@@ -81,11 +91,10 @@ class ExactTrainer(TreeGRPOTrainer):
         prompts = [list(row["prompt"]) for row in rows]
         with self.accelerator.autocast():
             logprobs = catalog_logprobs(model, prompts, trie=self.trie, temperature=self.temperature)
-        figures: dict[str, torch.Tensor] = {}
+        figures: dict[str, torch.Tensor] = {}  # by the name in the log, (prompts,)
         expected = torch.zeros(len(rows), device=logprobs.device)
         for (name, reward), weight in zip(self.rewards.items(), self.weights, strict=True):
-            table = [reward(self.sids, row["target"], Context(row["row"])) for row in rows]
-            value = expected_reward(logprobs, torch.tensor(table, device=logprobs.device))
+            value = expected_reward(logprobs, self._reward_table(reward, rows).to(logprobs.device))
             figures[f"rewards/{name}/mean"] = value
             expected = expected + weight * value
         loss = -expected
@@ -93,19 +102,25 @@ class ExactTrainer(TreeGRPOTrainer):
         figures |= {f"entropy/level_{level}": value for level, value in enumerate(entropies, 1)}
         figures |= {"reward": expected, "entropy": torch.stack(entropies).sum(0) / self.trie.depth}
         if self.beta:
+            reference_model = cast(torch.nn.Module, self.ref_model)
             with torch.no_grad(), self.accelerator.autocast():
-                reference = catalog_logprobs(
-                    cast(torch.nn.Module, self.ref_model), prompts, trie=self.trie, temperature=self.temperature
-                )
+                reference = catalog_logprobs(reference_model, prompts, trie=self.trie, temperature=self.temperature)
             divergence = exact_kl(logprobs, reference)
-            figures["kl"] = divergence / self.trie.depth  # as the other objectives log it: a mean over tokens
+            figures["kl"] = divergence / self.trie.depth  # the objectives over rollouts log a mean over tokens
             loss = loss + self.beta * divergence
         if self.sft_weight:
-            leaves = torch.tensor([self.leaf_of_sid[tuple(row["target"])] for row in rows], device=logprobs.device)
+            leaves = torch.tensor([row["target_leaf"] for row in rows], device=logprobs.device)
             lengths = torch.tensor([len(row["target"]) for row in rows], device=logprobs.device)
             figures["sft_loss"] = -logprobs.gather(1, leaves[:, None]).squeeze(1) / lengths
             loss = loss + self.sft_weight * figures["sft_loss"]
         for name, values in figures.items():
             gathered = self.accelerator.gather(values.detach().contiguous())
             self._metrics["train" if model.training else "eval"][name].append(gathered.mean().item())
+        # Gradients of micro-batches are added up, so each counts with its share of the step.
         return loss.mean() / (self.current_gradient_accumulation_steps if model.training else 1)
+
+    def _reward_table(self, reward: Reward, rows: Rows) -> torch.Tensor:
+        """The reward of every SID after each prompt, (prompts, SIDs), in the order of the trie's leaves."""
+        leaves = range(len(self._sids))
+        contexts = [Context(row["train_row"], leaves, row["target_leaf"]) for row in rows]
+        return torch.tensor([reward(self._sids, row["target"], context) for row, context in zip(rows, contexts, strict=True)])

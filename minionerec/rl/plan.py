@@ -14,7 +14,7 @@ from minionerec.rl.arguments import grpo_arguments
 from minionerec.rl.rows import training_prompts
 from minionerec.sid.index import SidIndex
 from minionerec.training.plan import PackedShape, Plan, Shape, Work, planned_devices, sample_batches
-from minionerec.tree import NO_TOKEN, Branch, CatalogTrie, pack
+from minionerec.tree import Branch, CatalogTrie, pack, without_padding
 
 
 def work(examples: list[TokenExample], trie: CatalogTrie, arguments: GRPOConfig, config: RlConfig) -> Work:
@@ -28,7 +28,7 @@ def work(examples: list[TokenExample], trie: CatalogTrie, arguments: GRPOConfig,
     """
     group, levels = config.num_generations, trie.depth
     micro, accumulation = arguments.per_device_train_batch_size // group, arguments.gradient_accumulation_steps
-    sids = [[token for token in row if token != NO_TOKEN] for row in trie.sids.tolist()]
+    sids = [without_padding(sid) for sid in trie.sids.tolist()]
     prefixes = sum(len(tokens) for tokens in trie.tokens[:-1])
     chance = random.Random(int(arguments.seed))
     exact = config.objective == "exact"

@@ -1,12 +1,12 @@
 """Rollouts: a group of valid SIDs for each prompt, from the decoder that evaluation uses.
 
-All are kept in the order of their log-probability, the most likely first, so that rewards of the rank mean the same for each
-kind; only a target that was added stands last, wherever it would rank.
+A group stands in the order of log-probability, the most likely first, so a reward that looks at ranks means the same for every
+kind of rollout. Only a target that was added stands last, whatever its rank is.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -14,45 +14,29 @@ from trl.models import unwrap_model_for_generation
 
 from minionerec.config import RlConfig
 from minionerec.errors import ConstraintError
+from minionerec.rl.step import Groups, Step
 from minionerec.tree import (
-    NO_TOKEN,
     CatalogTrie,
     Normalise,
     beam_search,
     left_pad,
     sample_with_replacement,
     sample_without_replacement,
+    without_padding,
 )
 from minionerec.tree.hashed_gumbel import combine
 
 
-class Ranked(NamedTuple):
-    """Groups, each in the order of log-probability, the most likely first.
-
-    Attributes:
-        tokens: (prompts, group, levels) token ids, `NO_TOKEN` behind a short SID.
-        logprobs: (prompts, group) in nats.
-        log_weights: (prompts, group) log importance weights (`SampleResult.log_weights`), of stochastic beams only.
-    """
-
-    tokens: torch.Tensor
-    logprobs: torch.Tensor
-    log_weights: torch.Tensor | None = None
-
-
-Group = list[list[int]]  # one prompt's SIDs as token ids
-
-
 @dataclass(frozen=True)
 class Request:
-    """What a group of rollouts is drawn for.
+    """What groups are drawn for.
 
     Attributes:
         ids, mask: prompts, (prompts, length), left-padded.
         trie: the valid SIDs, or a view with a row for each prompt.
         size: SIDs of a group.
-        seeds: (prompts,) where chance begins, for each prompt.
-        beams: what the probabilities of plain beams add up over.
+        seeds: (prompts,) the seed of each prompt's draws.
+        normalise_over: what the probabilities of plain beams add up over.
     """
 
     model: PreTrainedModel
@@ -61,7 +45,7 @@ class Request:
     trie: CatalogTrie
     size: int
     seeds: torch.Tensor
-    beams: Normalise
+    normalise_over: Normalise
 
     @property
     def prompts(self) -> tuple[PreTrainedModel, torch.Tensor, torch.Tensor]:
@@ -69,40 +53,40 @@ class Request:
         return self.model, self.ids, self.mask
 
 
-def _beams(asked: Request) -> Ranked:
+def _beams(request: Request) -> Groups:
     """The most likely SIDs; no chance is involved."""
-    found = beam_search(*asked.prompts, trie=asked.trie, num_beams=asked.size, normalise_over=asked.beams)
-    return Ranked(found.tokens, found.scores)
+    beams = beam_search(*request.prompts, trie=request.trie, num_beams=request.size, normalise_over=request.normalise_over)
+    return Groups(beams.leaves, beams.scores)
 
 
-def _stochastic(asked: Request) -> Ranked:
+def _stochastic(request: Request) -> Groups:
     """Distinct SIDs drawn without replacement from the policy over the catalog."""
-    found = sample_without_replacement(*asked.prompts, trie=asked.trie, num_samples=asked.size, seeds=asked.seeds)
-    return _ranked(found.tokens, found.logprobs, found.log_weights())
+    drawn = sample_without_replacement(*request.prompts, trie=request.trie, num_samples=request.size, seeds=request.seeds)
+    return _ranked(drawn.leaves, drawn.logprobs, drawn.log_weights())
 
 
-def _sampling(asked: Request) -> Ranked:
+def _sampling(request: Request) -> Groups:
     """Independent draws from the policy over the catalog; a SID may come several times."""
-    drawn = sample_with_replacement(*asked.prompts, trie=asked.trie, num_samples=asked.size, seeds=asked.seeds)
-    return _ranked(drawn.tokens, drawn.logprobs)
+    drawn = sample_with_replacement(*request.prompts, trie=request.trie, num_samples=request.size, seeds=request.seeds)
+    return _ranked(drawn.leaves, drawn.logprobs)
 
 
-def _mixture(asked: Request) -> Ranked:
-    """The best half of the beams, rounded up, and for the rest what was drawn first without being among them.
+def _mixture(request: Request) -> Groups:
+    """The best half of the beams, rounded up; the rest are the first draws that are not among these beams.
 
     Both are ranked together, so the beams' probabilities too add up over the catalog.
     """
-    best = (asked.size + 1) // 2
-    top = beam_search(*asked.prompts, trie=asked.trie, num_beams=best, normalise_over="catalog")
-    drawn = sample_without_replacement(*asked.prompts, trie=asked.trie, num_samples=asked.size, seeds=asked.seeds)
-    # At most `best` of the drawn are beams, so enough are left; a stable sort keeps the order of drawing among these.
-    repeats = (drawn.tokens[:, :, None] == top.tokens[:, None]).all(-1).any(-1)
-    fresh = repeats.to(torch.int8).argsort(dim=1, stable=True)[:, : asked.size - best]
-    tokens = torch.cat([top.tokens, drawn.tokens.take_along_dim(fresh[..., None], 1)], dim=1)
-    return _ranked(tokens, torch.cat([top.scores, drawn.logprobs.take_along_dim(fresh, 1)], dim=1))
+    best = (request.size + 1) // 2
+    top = beam_search(*request.prompts, trie=request.trie, num_beams=best, normalise_over="catalog")
+    drawn = sample_without_replacement(*request.prompts, trie=request.trie, num_samples=request.size, seeds=request.seeds)
+    # At most `best` of the draws are beams, so enough remain; a stable sort keeps these in the order of drawing.
+    repeats = (drawn.leaves[:, :, None] == top.leaves[:, None]).any(-1)
+    fresh = repeats.to(torch.int8).argsort(dim=1, stable=True)[:, : request.size - best]
+    leaves = torch.cat([top.leaves, drawn.leaves.take_along_dim(fresh, 1)], dim=1)
+    return _ranked(leaves, torch.cat([top.scores, drawn.logprobs.take_along_dim(fresh, 1)], dim=1))
 
 
-ROLLOUTS: dict[str, Callable[[Request], Ranked]] = {
+ROLLOUTS: dict[str, Callable[[Request], Groups]] = {
     "beams": _beams,
     "stochastic": _stochastic,
     "sampling": _sampling,
@@ -110,79 +94,82 @@ ROLLOUTS: dict[str, Callable[[Request], Ranked]] = {
 }
 
 
-def _ranked(tokens: torch.Tensor, logprobs: torch.Tensor, log_weights: torch.Tensor | None = None) -> Ranked:
+def _ranked(leaves: torch.Tensor, logprobs: torch.Tensor, log_weights: torch.Tensor | None = None) -> Groups:
     order = logprobs.argsort(dim=1, descending=True, stable=True)
     weights = None if log_weights is None else log_weights.take_along_dim(order, 1)
-    return Ranked(tokens.take_along_dim(order[..., None], 1), logprobs.take_along_dim(order, 1), weights)
+    return Groups(leaves.take_along_dim(order, 1), logprobs.take_along_dim(order, 1), weights)
 
 
-def with_target(group: list[list[int]], target: Sequence[int]) -> list[list[int]]:
-    """The group with its target, in place of the last SID where it is not among them."""
-    wanted = list(target)
-    return group if wanted in group else [*group[:-1], wanted]
+def add_targets(leaves: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The groups with their targets: a target that is missing takes the place of its group's last SID.
+
+    Args:
+        leaves: (prompts, G).
+        targets: (prompts,) the leaf of each target.
+    """
+    missing = (leaves != targets[:, None]).all(1)
+    return torch.cat([leaves[:, :-1], torch.where(missing, targets, leaves[:, -1])[:, None]], dim=1)
 
 
 class Rollouts:
     """A TRL `rollout_func`: for each prompt a group of `num_generations` SIDs.
 
     TRL hands over each prompt `num_generations` times in a row (its docstring says otherwise); one search serves them all.
-    Chance depends on the seed, the optimiser step and the row's number (column `number` of the dataset), so it is the same
-    after a resume, on any number of devices and in any micro-batch. Plain beams rank as `rl.normalise_over` says; what is
-    drawn is drawn over the catalog.
+    Chance depends on the seed, the optimiser step and the row's `rollout_id`, so it is the same after a resume, on any number
+    of processes and in any micro-batch. Plain beams rank as `rl.normalise_over` says; all other kinds draw over the catalog.
 
     Args:
         trie: the valid SIDs, on the model's device.
         pad_token: fills prompts up on the left.
         filtered: no group holds an item of its row's column `hidden` (item indices), as `eval.exclude_history` asks for.
 
-    Attributes:
-        drawn: what the last call of `groups` drew, before a target was added.
-        ready: groups for TRL's next call, made before (see `refill`); None to make them then.
-
     Raises:
         ConstraintError: the catalog holds fewer SIDs than a group of distinct ones needs.
     """
-
-    drawn: Ranked
-    ready: list[Group] | None = None
 
     def __init__(self, trie: CatalogTrie, config: RlConfig, pad_token: int, seed: int, *, filtered: bool = False) -> None:
         if config.rollouts != "sampling" and len(trie) < config.num_generations:
             raise ConstraintError(f"A group needs {config.num_generations} SIDs, but the catalog has only {len(trie)}.")
         self._trie, self._config, self._pad_token, self._seed = trie, config, pad_token, seed
         self._filtered = filtered
-        self._prompts_suffice = config.rollouts == "beams" and not config.add_target and not filtered
 
-    def groups(self, rows: Sequence[Mapping[str, Any]], trainer: Any) -> list[Group]:
+    def groups(self, rows: Sequence[Mapping[str, Any]], trainer: Any) -> Groups:
         """A group for each row of the dataset, by the policy as it is now."""
-        if not rows:
-            return []
         device = trainer.accelerator.device
+        if not rows:
+            return Groups(torch.empty(0, self._config.num_generations, dtype=torch.long, device=device))
         ids, mask = left_pad([row["prompt"] for row in rows], self._pad_token, device)
         seeds = torch.zeros(len(ids), dtype=torch.long, device=device)
         if self._config.rollouts != "beams":
-            step = combine(torch.tensor(self._seed, device=device), trainer.state.global_step)
-            seeds = combine(step, torch.tensor([row["number"] for row in rows], device=device))
+            step_seed = combine(torch.tensor(self._seed, device=device), trainer.state.global_step)
+            seeds = combine(step_seed, torch.tensor([row["rollout_id"] for row in rows], device=device))
         trie = self._trie.without([row["hidden"] for row in rows]) if self._filtered else self._trie
         with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model, torch.no_grad():
             training = model.training
-            model.eval()
+            model.eval()  # dropout would falsify the scores
             try:
-                asked = Request(model, ids, mask, trie, self._config.num_generations, seeds, self._config.normalise_over)
-                self.drawn = ROLLOUTS[self._config.rollouts](asked)
+                request = Request(model, ids, mask, trie, self._config.num_generations, seeds, self._config.normalise_over)
+                groups = ROLLOUTS[self._config.rollouts](request)
             finally:
                 model.train(training)
-        groups = [[[token for token in sid if token != NO_TOKEN] for sid in group] for group in self.drawn.tokens.tolist()]
         if self._config.add_target:
-            groups = [with_target(group, row["target"]) for group, row in zip(groups, rows, strict=True)]
+            targets = torch.tensor([row["target_leaf"] for row in rows], device=device)
+            groups = groups._replace(leaves=add_targets(groups.leaves, targets))
         return groups
 
+    def completions(self, groups: Groups) -> list[list[int]]:
+        """Token ids of all SIDs, group by group, without padding."""
+        return [without_padding(sid) for sid in self._trie.sid(groups.leaves.flatten()).tolist()]
+
     def __call__(self, prompts: list[list[int]], trainer: Any) -> dict[str, Any]:
-        """What TRL calls; where more than the prompts matters, the rows behind them are `trainer.generating`."""
-        groups, self.ready = self.ready, None
-        if groups is None:
-            size = self._config.num_generations
-            bare = [{"prompt": prompt} for prompt in prompts[::size]]
-            rows = bare if self._prompts_suffice else trainer.generating[::size]
-            groups = self.groups(rows, trainer)
-        return {"prompt_ids": prompts, "completion_ids": [sid for group in groups for sid in group], "logprobs": None}
+        """What TRL calls. The prompts are those of the step's rows; `leaf` reaches the rewards as a column of its own."""
+        # Stock TRL keeps no step. Its prompts alone suffice for plain beams, so that the two can be compared.
+        step = getattr(trainer, "step", None) or Step([{"prompt": prompt} for prompt in prompts])
+        if step.groups is None:
+            step.groups = self.groups(step.rows[:: self._config.num_generations], trainer)
+        return {
+            "prompt_ids": prompts,
+            "completion_ids": self.completions(step.groups),
+            "logprobs": None,
+            "leaf": step.groups.leaves.flatten().tolist(),
+        }

@@ -11,7 +11,7 @@ from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError
 from minionerec.prompts.builder import TokenExample, sample_examples
 from minionerec.sid.index import SidIndex
-from minionerec.tree import NO_TOKEN
+from minionerec.tree import CatalogTrie, without_padding
 
 log = logging.getLogger(__name__)
 
@@ -62,22 +62,26 @@ def training_prompts(
     return examples[: len(examples) // step * step]
 
 
-def token_rows(examples: list[TokenExample], token_ids: torch.Tensor, dataset: Dataset | None) -> TokenDataset:
+def token_rows(examples: list[TokenExample], trie: CatalogTrie, dataset: Dataset | None) -> TokenDataset:
     """The examples as the trainer takes them.
 
     Args:
-        token_ids: the catalog's SIDs, (items, levels).
-        dataset: where histories are hidden from the rollouts; None where nothing is.
+        trie: the catalog's SIDs.
+        dataset: brings the histories that rollouts leave out; None if they leave out nothing.
 
     Returns:
-        per example its `prompt` and `target` as token ids, its `row` of the train split, its `number`, and `hidden`, the items
-        that no list may hold (`dataset` given).
+        per example its `prompt` and its `target` as token ids, `target_leaf`, the target's number in the trie, `train_row` of
+        the training split (None for a task without history), `rollout_id`, which counts the rows from 0, and, if `dataset` is
+        given, `hidden`, the items that no list may hold.
     """
+    items = torch.tensor([example.target for example in examples], dtype=torch.long, device=trie.device)
+    leaves = trie.leaf_of_item[items].long()
     columns = {
         "prompt": [example.prompt for example in examples],
-        "target": [[token for token in token_ids[example.target].tolist() if token != NO_TOKEN] for example in examples],
-        "row": [example.row for example in examples],
-        "number": list(range(len(examples))),
+        "target": [without_padding(sid) for sid in trie.sid(leaves).tolist()],
+        "target_leaf": leaves.tolist(),
+        "train_row": [example.row for example in examples],
+        "rollout_id": list(range(len(examples))),
     }
     if dataset is not None:
         columns["hidden"] = [hidden_items(example, dataset) for example in examples]

@@ -46,7 +46,7 @@ from minionerec.rl.rewards import Reward
 from minionerec.rl.rollouts import Rollouts
 from minionerec.rl.rows import token_rows, training_prompts
 from minionerec.rl.targets import with_targets
-from minionerec.rl.trainer import TreeGRPOTrainer, grouped, setting_up
+from minionerec.rl.trainer import SETUP_MEMORY_ADVICE, TreeGRPOTrainer, grouped
 from minionerec.sid.index import SidIndex
 from minionerec.training import card, plan
 from minionerec.training.checkpoints import MarkComplete, last_checkpoint, write_log
@@ -74,9 +74,9 @@ def warn_if_normalised_otherwise(sft: Manifest, config: RlConfig) -> None:
 def make_trainer(
     config: RlConfig,
     trie: CatalogTrie,
-    seed: int,
     functions: dict[str, Reward],
     *,
+    seed: int,
     filtered: bool = False,
     **arguments: Any,
 ) -> TreeGRPOTrainer:
@@ -84,28 +84,19 @@ def make_trainer(
 
     Args:
         trie: the valid SIDs, on the model's device.
-        filtered: the rows have a column `hidden`, see `Rollouts`.
         functions: the rewards by name, in the order of `rl.rewards`.
-        arguments: see TreeGRPOTrainer.
+        seed: of what rollouts draw.
+        filtered: the rows have a column `hidden`, whose items no group holds.
+        arguments: of TreeGRPOTrainer.
     """
     arguments["reward_funcs"] = [grouped(name, function, config.num_generations) for name, function in functions.items()]
+    arguments |= {"trie": trie, "normalise_over": config.normalise_over}
     if config.objective == "exact":
         weights = list(config.rewards.values())
-        return ExactTrainer(
-            trie=trie,
-            rewards=functions,
-            weights=weights,
-            sft_weight=config.sft_weight,
-            **arguments,
-        )
+        return ExactTrainer(rewards=functions, weights=weights, sft_weight=config.sft_weight, **arguments)
     pad_token = arguments["processing_class"].pad_token_id
-    kind = ObjectiveTrainer if config.objective == "grpo" else ListwiseTrainer
-    return kind(
-        config=config,
-        rollout_func=Rollouts(trie, config, pad_token, seed, filtered=filtered),
-        catalog=trie if config.normalise_over == "catalog" else None,
-        **arguments,
-    )
+    trainer_class = ObjectiveTrainer if config.objective == "grpo" else ListwiseTrainer
+    return trainer_class(config=config, rollout_func=Rollouts(trie, config, pad_token, seed, filtered=filtered), **arguments)
 
 
 def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], None] | None = None) -> tuple[Manifest, bool]:
@@ -151,9 +142,9 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
     trie = CatalogTrie.from_codes(token_ids, distributed_state().device)
     examples = training_prompts(config, dataset, index, tokenizer, context)
     examples = with_targets(examples, config.rl, dataset, index, tokenizer, context, prompts)
-    rows = token_rows(examples, token_ids, dataset if filtered else None)
+    rows = token_rows(examples, trie, dataset if filtered else None)
     check_group(config.rl, trie, max(map(len, rows["hidden"])) if filtered else 0)
-    functions = rewards.build(config, dataset, token_ids)
+    functions = rewards.build(config, dataset, [trie.items(leaf) for leaf in range(len(trie))])
     measure: Measure = dict
     if config.rl.evaluations:
         measure = validator(model, tokenizer, dataset, index, config, config.rl.valid_examples, config.rl.best_metric)
@@ -174,12 +165,12 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
         planned = plan.Plan("rl", plan.Shape.of(model), work(examples, trie, arguments, config.rl), devices)
         planned.show()
         watch = Watch(config.rl, measure, tokenizer, checkpoints, origin)
-        with enough_memory(setting_up):
+        with enough_memory(lambda: SETUP_MEMORY_ADVICE):
             trainer = make_trainer(
                 config.rl,
                 trie,
-                config.seed,
                 functions,
+                seed=config.seed,
                 filtered=filtered,
                 model=model,
                 args=arguments,

@@ -1,7 +1,8 @@
-"""TRL's GRPOTrainer with prefix-shared log-probabilities, through its seams.
+"""TRL's GRPOTrainer with prefix-shared log-probabilities, through the methods that it lets a subclass override.
 
-The override of the log-probability method computes a prompt once for its whole group; the one of `_prepare_inputs` keeps
-groups together; the one of `_generate_and_score_completions` shows the rows of the dataset to the rollouts.
+- `_get_per_token_logps_and_entropies` computes a prompt once for its whole group.
+- `_prepare_inputs` keeps groups together when micro-batches are formed.
+- `_generate_and_score_completions` begins a `Step`, which carries what TRL's arguments do not.
 """
 
 from collections import defaultdict
@@ -15,38 +16,41 @@ from trl.trainer.utils import RepeatSampler, split_tensor_dict
 from minionerec.errors import ConstraintError
 from minionerec.rl.monitor import Watch, group_figures, level_means, signal_share
 from minionerec.rl.rewards import Context, Reward
+from minionerec.rl.step import Rows, Step
 from minionerec.training.memory import enough_memory
 from minionerec.training.resume import PortableTrainer
-from minionerec.tree import Branch, CatalogTrie, pack, tree_logprobs
+from minionerec.tree import Branch, CatalogTrie, Normalise, pack, tree_logprobs
 
-_MEMORY = (
-    "Lower rl.micro_batch_prompts; prompts_per_step and the result stay the same. Where a single group is too much: "
+_MEMORY_ADVICE = (
+    "Lower rl.micro_batch_prompts; prompts_per_step and the result stay the same. If a single group is too much: "
     "rl.gradient_checkpointing true, a lower rl.num_generations, more devices. Validations take eval.batch_size lists of "
     "eval.num_beams at once."
 )
-
-
-def setting_up() -> tuple[str, str]:
-    """For `enough_memory`: before the first step."""
-    return "while the training was set up", _MEMORY
-
+SETUP_MEMORY_ADVICE = ("while the training was set up", _MEMORY_ADVICE)
 
 RewardFunction = Callable[..., list[float | None]]
 
 
 def grouped(name: str, reward: Reward, num_generations: int) -> RewardFunction:
-    """A TRL reward function from a function of one group; rows come in group order, best beam first.
+    """A TRL reward function from a function of one group.
 
-    The dataset's column `target` holds the token ids of each row's target, `row` its context, see `rewards.Context`.
+    TRL passes rows in group order, best beam first. The dataset brings the columns `target`, `target_leaf` and `train_row`, the
+    rollouts the column `leaf`; see `rows.token_rows` and `rewards.Context`.
     """
 
     def function(
-        completion_ids: list[list[int]], target: list[list[int]], row: list[int | None], **_: Any
+        completion_ids: list[list[int]],
+        target: list[list[int]],
+        target_leaf: list[int],
+        train_row: list[int | None],
+        leaf: list[int],
+        **_: Any,
     ) -> list[float | None]:
         rewards: list[float | None] = []
         for start in range(0, len(completion_ids), num_generations):
-            group = completion_ids[start : start + num_generations]
-            rewards += reward(group, target[start], Context(row[start]))
+            group = slice(start, start + num_generations)
+            context = Context(train_row[start], leaf[group], target_leaf[start])
+            rewards += reward(completion_ids[group], target[start], context)
         return rewards
 
     function.__name__ = name
@@ -57,45 +61,63 @@ class TreeGRPOTrainer(PortableTrainer, GRPOTrainer):
     """A GRPOTrainer that computes each prompt once for all its completions: same log-probabilities, far fewer tokens.
 
     Args:
-        catalog: take log-probabilities and entropies over this trie's children and not over the vocabulary, for policy, old
-            policy and reference alike; on the model's device. Completions must then be SIDs of it.
-        watch: told of every step's loss and KL, and called back by the Trainer.
-        others: see GRPOTrainer.
+        trie: the valid SIDs, on the model's device.
+        normalise_over: what the probabilities of a token add up over, for the policy, the old policy and the reference model.
+            With `catalog` completions must be SIDs of the trie.
+        watch: checks every step's loss and KL, and validates; the Trainer calls it back.
+        arguments: of GRPOTrainer.
+
+    Attributes:
+        step: the batch of rollouts that is being made or learnt from.
     """
 
     args: GRPOConfig
+    step: Step
     _buffered_inputs: Any
-    generating: list[dict[str, Any]]  # the rows that rollouts are being made for, each `num_generations` times in a row
-    sft_targets: list[list[int]] | None = None  # one per group of the policy's next forward: its SFT loss is taken along
-    sft_loss: torch.Tensor | None = None  # the result, with gradient
     _metrics: dict[str, defaultdict[Any, list[Any]]]
 
-    def __init__(self, *, catalog: CatalogTrie | None = None, watch: Watch | None = None, **arguments: Any) -> None:
+    def __init__(
+        self,
+        *,
+        trie: CatalogTrie,
+        normalise_over: Normalise = "vocabulary",
+        watch: Watch | None = None,
+        **arguments: Any,
+    ) -> None:
         super().__init__(**arguments)
-        self._catalog, self._watch = catalog, watch
-        self._catalog_on_cpu = None if catalog is None else catalog.to("cpu")  # where batches are packed
+        self.step = Step([])
+        self.trie, self._watch = trie, watch
+        # The trie that log-probabilities are normalised over, on the model's device and where batches are packed.
+        self._normalising_trie = trie if normalise_over == "catalog" else None
+        self._packing_trie = trie.to("cpu") if normalise_over == "catalog" else None
         if watch is not None:
             watch.trainer = self
             self.add_callback(watch)
 
     def train(self, *arguments: Any, **named: Any) -> Any:
-        """TRL's own.
+        """Train, as GRPOTrainer does.
 
         Raises:
-            TrainingError: see `Watch`; or the memory does not suffice.
+            TrainingError: a step went wrong (`Watch`), or the memory does not suffice; the message says what to change.
         """
-        with enough_memory(lambda: (f"at step {self.state.global_step + 1}", _MEMORY)):
+        with enough_memory(lambda: (f"at step {self.state.global_step + 1}", _MEMORY_ADVICE)):
             return super().train(*arguments, **named)
 
     def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
-        """TRL's own; stops where the loss or the KL is not what it should be."""
+        """Compute a micro-batch's gradient; stop if its loss or KL is not what it should be."""
         loss = super().training_step(*arguments, **named)
         if self._watch is not None:
-            self._watch.check_step(self.accelerator.reduce(loss.detach()).item(), self._metrics["train"].get("kl", [])[-1:])
+            # The last entry is this micro-batch's; a KL of earlier ones was checked with them.
+            kl = self._metrics["train"].get("kl", [])[-1:]
+            self._watch.check_step(self.accelerator.reduce(loss.detach()).item(), kl)
         return loss
 
+    def begin_step(self, inputs: Rows) -> Step:
+        """The step of these rows, each of which TRL hands over `num_generations` times in a row."""
+        return Step(inputs)
+
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
-        """TRL's own: (rows of all devices, rewards); also logs what groups look like and how many carry a signal."""
+        """The rewards, (rows of all processes, rewards); also logs what groups look like and how many carry a signal."""
         size = cast(int, self.args.num_generations)
         for start in range(0, len(completion_ids_list), size):
             for name, value in group_figures(completion_ids_list[start : start + size], inputs[start]["target"]).items():
@@ -105,9 +127,9 @@ class TreeGRPOTrainer(PortableTrainer, GRPOTrainer):
         self._metrics["train"]["groups_with_signal"].append(share)
         return rewards
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self.generating = inputs
-        return super()._generate_and_score_completions(inputs)
+    def _generate_and_score_completions(self, inputs: Rows) -> dict[str, Any]:
+        self.step = self.begin_step(inputs)
+        return super()._generate_and_score_completions(self.step.rows)
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -120,7 +142,9 @@ class TreeGRPOTrainer(PortableTrainer, GRPOTrainer):
         compute_aux_loss: bool = False,
         **_: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """TRL's method: (rows, completion) log-probabilities of the completion tokens, entropies where asked for, and None.
+        """Log-probabilities of the completion tokens, (rows, completion), their entropies if wanted, and None.
+
+        TRL calls this for the policy, the old policy and the reference model alike.
 
         Args:
             batch_size: rows computed at once, but never less than a group.
@@ -133,51 +157,78 @@ class TreeGRPOTrainer(PortableTrainer, GRPOTrainer):
                 "The auxiliary loss of mixture-of-experts models is not computed; set router_aux_loss_coef to 0."
             )
         group = cast(int, self.args.num_generations)
-        size = max(batch_size or len(input_ids), group)
+        rows_at_once = max(batch_size or len(input_ids), group)
+        # Only the policy's forward has gradients; the old policy and the reference model have no SFT loss.
+        sft_targets = self.step.sft_targets if torch.is_grad_enabled() else None
         logprobs, entropies = [], []
-        for start in range(0, len(input_ids), size):
-            ids, seen = input_ids[start : start + size].cpu(), attention_mask[start : start + size].bool().cpu()
-            split = ids.shape[1] - logits_to_keep
-            branches = [
-                Branch(row[:split][kept[:split]].tolist(), row[split:][kept[split:]].tolist(), is_sid=self._catalog is not None)
-                for row, kept in zip(ids, seen, strict=True)
-            ]
-            rows, targets = len(branches), self.sft_targets if torch.is_grad_enabled() else None
-            if targets is not None:  # the targets of the SFT loss, beside their groups: they share the prompt
-                sid = self._catalog is not None
-                branches += [Branch(branches[n * group].prompt, target, is_sid=sid) for n, target in enumerate(targets)]
-            # What the longest prompt and its completions take, so that a group fits into a row.
-            row_tokens = int(seen[:, :split].sum(1).max()) + (group + 1) * (max(len(b.completion) for b in branches) - 1)
-            batch = pack(branches, row_tokens=row_tokens, trie=self._catalog_on_cpu).to(input_ids.device)
+        for start in range(0, len(input_ids), rows_at_once):
+            # 1. TRL pads prompts on the left and completions on the right, so that all rows are equally long. A tree shares
+            #    prefixes that begin at its root, and has no use for padding: take it off, row by row.
+            ids = input_ids[start : start + rows_at_once].cpu()
+            mask = attention_mask[start : start + rows_at_once].bool().cpu()
+            branches = self._branches(ids, mask, ids.shape[1] - logits_to_keep)
+            rows = len(branches)
+            # 2. The targets of the SFT loss are further branches: they share the prompt of their group, so that they cost
+            #    only their own tokens.
+            for number, target in enumerate(sft_targets or []):
+                branches.append(Branch(branches[number * group].prompt, target, is_sid=self._normalising_trie is not None))
+            # 3. Pack. A packed row has room for the longest prompt and, below it, for a group and its SFT target: no group is
+            #    cut in two, so no prompt is computed twice. The last token of a completion predicts nothing and is left out.
+            longest = max(len(branch.completion) for branch in branches)
+            longest_prompt = max(len(branch.prompt) for branch in branches)
+            row_tokens = longest_prompt + (group + 1) * (longest - 1)
+            batch = pack(branches, row_tokens=row_tokens, trie=self._packing_trie).to(input_ids.device)
+            # 4. One forward for all of them.
             with self.accelerator.autocast():
-                found = tree_logprobs(model, batch, trie=self._catalog, temperature=self.temperature, entropies=compute_entropy)
-            width = max(len(branch.completion) for branch in branches)
-            matrix = batch.by_branch(found.logprobs, len(branches), max(width, logits_to_keep))
+                by_label = tree_logprobs(
+                    model, batch, trie=self._normalising_trie, temperature=self.temperature, entropies=compute_entropy
+                )
+            # 5. Back to what TRL expects: a row per completion, 0 where it has no token. A target of the SFT loss may be
+            #    longer than all completions; its columns are for its own loss alone.
+            width = max(longest, logits_to_keep)
+            matrix = batch.by_branch(by_label.logprobs, len(branches), width)
             logprobs.append(matrix[:rows, :logits_to_keep])
-            if targets is not None:
-                lengths = torch.tensor([len(target) for target in targets], device=matrix.device)
-                self.sft_loss = -(matrix[rows:].sum(1) / lengths).mean()
-            if found.entropies is not None:
-                entropies.append(batch.by_branch(found.entropies, len(branches), matrix.shape[1])[:rows, :logits_to_keep])
+            if sft_targets is not None:
+                lengths = torch.tensor([len(target) for target in sft_targets], device=matrix.device)
+                self.step.sft_loss = -(matrix[rows:].sum(1) / lengths).mean()
+            if by_label.entropies is not None:
+                entropies.append(batch.by_branch(by_label.entropies, len(branches), width)[:rows, :logits_to_keep])
         if not compute_entropy:
             return torch.cat(logprobs), None, None
-        spread = torch.cat(entropies)
-        if torch.is_grad_enabled():  # the policy, not its old or reference log-probabilities
-            levels = cast(int, self.args.max_completion_length)
-            means = level_means(spread, attention_mask[:, -logits_to_keep:], levels, self.accelerator)
-            for level, mean in enumerate(means, 1):
-                self._metrics["train"][f"entropy/level_{level}"].append(mean)
-        return torch.cat(logprobs), spread, None
+        all_entropies = torch.cat(entropies)
+        if torch.is_grad_enabled():  # the policy
+            self._log_level_entropies(all_entropies, attention_mask[:, -logits_to_keep:])
+        return torch.cat(logprobs), all_entropies, None
+
+    def _branches(self, ids: torch.Tensor, mask: torch.Tensor, prompt_columns: int) -> list[Branch]:
+        """A branch for each of TRL's padded rows."""
+        is_sid = self._normalising_trie is not None
+        branches = []
+        for row, is_token in zip(ids, mask, strict=True):
+            prompt = row[:prompt_columns][is_token[:prompt_columns]]
+            completion = row[prompt_columns:][is_token[prompt_columns:]]
+            branches.append(Branch(prompt.tolist(), completion.tolist(), is_sid=is_sid))
+        return branches
+
+    def _log_level_entropies(self, entropies: torch.Tensor, mask: torch.Tensor) -> None:
+        means = level_means(entropies, mask, cast(int, self.args.max_completion_length), self.accelerator)
+        for level, mean in enumerate(means, 1):
+            self._metrics["train"][f"entropy/level_{level}"].append(mean)
 
     def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
-        # TRL's goes on with its random state from epoch to epoch, so that a resumed run would repeat the first epoch's order.
-        made = cast(RepeatSampler, super()._get_train_sampler(dataset))
+        # TRL's sampler carries its random state from epoch to epoch. A resumed run would repeat the first epoch's order.
+        sampler = cast(RepeatSampler, super()._get_train_sampler(dataset))
         return _EpochSampler(
-            made.data_source, made.mini_repeat_count, made.batch_size, made.repeat_count, made.shuffle, made.seed
+            *(sampler.data_source, sampler.mini_repeat_count, sampler.batch_size, sampler.repeat_count),
+            *(sampler.shuffle, sampler.seed),
         )
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        """TRL's own, but groups stay whole when the rollouts are shuffled and split into micro-batches."""
+        """The next micro-batch. Unlike TRL's, it holds whole groups.
+
+        TRL shuffles the rows of a rollout before it splits them into micro-batches. That scatters a group, and a prompt would
+        be computed in several micro-batches. Here whole groups are shuffled; what a step learns from is the same.
+        """
         if not cast(torch.nn.Module, self.model).training:
             return super()._prepare_inputs(generation_batch)
         size = cast(int, self.args.steps_per_generation)
@@ -191,7 +242,7 @@ class _EpochSampler(RepeatSampler):
     """TRL's sampler with an order that is a function of seed and epoch."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Trainer tells it before each epoch, counted from 0."""
+        """Seed the order of an epoch, counted from 0; Trainer calls this before each."""
         self.generator.manual_seed(int(self.seed or 0) + epoch)
 
 

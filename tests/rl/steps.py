@@ -10,14 +10,10 @@ from typing import Any
 
 import torch
 from transformers.training_args import OptimizerNames
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
 
-from minionerec.config import RlConfig
-from minionerec.model import checkpoint
 from minionerec.pipeline import set_up
-from minionerec.rl import arguments
-from minionerec.rl.rollouts import Rollouts
-from tests.rl import toy
+from tests.rl.toy import trainer_of
 
 CASES: dict[str, dict[str, Any]] = {
     **{
@@ -41,37 +37,23 @@ STOCK = [name for name, fields in CASES.items() if fields.get("loss") in ("grpo"
 _BATCH = {"prompts_per_step": 12, "micro_batch_prompts": 3}  # alone four micro-batches a step, two on each of two processes
 
 
-def _stock(fields: dict[str, Any]) -> Any:
-    """Stock TRL with our rollouts."""
-
-    def make(**given: Any) -> GRPOTrainer:
-        tokenizer = given["processing_class"]
-        trie = toy.CatalogTrie.from_codes(checkpoint.sid_token_ids(tokenizer, toy.random_dataset()[1]))
-        config = RlConfig(**{**toy.FIELDS, **fields})
-        return GRPOTrainer(rollout_func=Rollouts(trie, config, tokenizer.pad_token_id, 0), **given)
-
-    return make
+def _plain(arguments: GRPOConfig) -> GRPOConfig:
+    """Two steps of SGD at a constant rate, with nothing clipped."""
+    arguments.optim, arguments.lr_scheduler_type = OptimizerNames.SGD, "constant"
+    arguments.learning_rate, arguments.warmup_steps, arguments.max_grad_norm = 0.05, 0, 1e9
+    arguments.max_steps, arguments.logging_steps, arguments.save_strategy = 2, 1, "no"
+    return arguments
 
 
 def steps(policy: Path, out: Path, case: str, stock: bool = False) -> dict[str, Any]:
-    """Gradient norm and loss figures of each step, how far the parameters moved, and who took part."""
-    fields = {**CASES[case], **_BATCH}
-    made = arguments.grpo_arguments
+    """Gradient norm and loss figures of each step, how far the parameters moved, and who took part.
 
-    def plain(*given: Any, **named: Any) -> Any:
-        found = made(*given, **named)
-        found.optim, found.lr_scheduler_type = OptimizerNames.SGD, "constant"
-        found.learning_rate, found.warmup_steps, found.max_grad_norm = 0.05, 0, 1e9
-        found.max_steps, found.logging_steps, found.save_strategy = 2, 1, "no"
-        return found
-
-    toy.grpo_arguments = plain
-    try:
-        trainer = toy.trainer_of(policy, out, kind=_stock(fields) if stock else None, **fields)
-    finally:
-        toy.grpo_arguments = made
+    Args:
+        stock: TRL's own trainer with our rollouts.
+    """
+    trainer = trainer_of(policy, out, kind=GRPOTrainer if stock else None, adjust=_plain, **{**CASES[case], **_BATCH})
     chance = torch.Generator().manual_seed(0)
-    with torch.no_grad():  # off the reference, so that there is a KL
+    with torch.no_grad():  # off the reference model, so that there is a KL
         for parameter in trainer.model.parameters():
             parameter += 0.01 * torch.randn(parameter.shape, generator=chance)
     before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
@@ -87,6 +69,6 @@ def steps(policy: Path, out: Path, case: str, stock: bool = False) -> dict[str, 
 
 if __name__ == "__main__":
     set_up(1)
-    found = {case: steps(Path(sys.argv[1]), Path(sys.argv[2]), case) for case in CASES}
+    results = {case: steps(Path(sys.argv[1]), Path(sys.argv[2]), case) for case in CASES}
     if os.environ.get("RANK", "0") == "0":
-        torch.save(found, Path(sys.argv[2]) / "found.pt")
+        torch.save(results, Path(sys.argv[2]) / "results.pt")

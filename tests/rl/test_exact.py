@@ -14,14 +14,9 @@ from minionerec.tree import (
     score_catalog,
 )
 from minionerec.tree.catalog_logprobs import catalog_logprobs
-from tests.rl.toy import policy_folder, trainer_of, trie_of
+from tests.rl.toy import trainer_of, trie_of
 
 PROMPTS = [[5, 6, 7], [9, 8, 7, 6, 5]]
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory):
-    return policy_folder(tmp_path_factory.mktemp("policy"))
 
 
 @pytest.fixture
@@ -99,13 +94,12 @@ def test_the_sampled_policy_gradient_is_unbiased(parts, kind):
     exact = chance * (rewards - (chance * rewards).sum())
     ids, seeds = torch.tensor(PROMPTS[:1]).expand(groups, -1), torch.arange(groups)
     if kind == "sampling":
-        tokens = sample_with_replacement(model, ids, trie=trie, num_samples=size, seeds=seeds).tokens
-        leaves = trie.walk(tokens.flatten(0, 1))[:, -1].view(groups, size)
+        leaves = sample_with_replacement(model, ids, trie=trie, num_samples=size, seeds=seeds).leaves
         gained = rewards[leaves]
         advantages = (gained - gained.mean(1, keepdim=True)) / (size - 1)  # dr_grpo; G / (G - 1) makes up for the own share
     else:
         drawn = sample_without_replacement(model, ids, trie=trie, num_samples=size, seeds=seeds)
-        leaves = trie.walk(drawn.tokens.flatten(0, 1))[:, -1].view(groups, size)
+        leaves = drawn.leaves
         plain = (drawn.log_weights().exp() * rewards[leaves])[..., None] * score[leaves]
         advantages = importance_advantages(rewards[leaves], drawn.logprobs, drawn.log_weights()) / size
     estimates = (advantages[..., None] * score[leaves]).sum(1)

@@ -9,8 +9,9 @@ from minionerec.config import RlConfig
 from minionerec.errors import TrainingError
 from minionerec.model import checkpoint
 from minionerec.rl.monitor import Watch, best, group_figures, signal_share
+from minionerec.rl.trainer import TreeGRPOTrainer
 from minionerec.training.checkpoints import MarkComplete, last_checkpoint, write_log
-from tests.rl.test_trainer import parts, trainer_of  # noqa: F401 - parts is a fixture
+from tests.rl.toy import trainer_of
 
 
 def test_figures_of_a_group():
@@ -87,11 +88,11 @@ class At(TrainerCallback):
             self.action(model)
 
 
-def watched(parts, folder, measure, *callbacks, **fields):  # noqa: F811 - the fixture's value
+def watched(policy, folder, measure, *callbacks, **fields):
     """A trainer of eight steps; `measure` gets the model."""
     settings = {"epochs": 2, "evaluations": 8, "patience": 3, "beta": 0.01, "max_kl": None, **fields}
-    watch = Watch(RlConfig(**settings), lambda: measure(trainer.model), None, folder, parts[2])
-    trainer = trainer_of(parts, folder, watch=watch, **settings)
+    watch = Watch(RlConfig(**settings), lambda: measure(trainer.model), None, folder, policy)
+    trainer = trainer_of(policy, folder, kind=TreeGRPOTrainer, watch=watch, rewards={"ranking": 1.0}, **settings)
     watch._tokenizer = trainer.processing_class
     for callback in (MarkComplete(), *callbacks):
         trainer.add_callback(callback)
@@ -102,7 +103,7 @@ def weights(model):
     return [parameter.detach().clone() for parameter in model.parameters()]
 
 
-def test_the_best_model_is_kept_and_training_stops_when_nothing_is_better(parts, tmp_path):  # noqa: F811
+def test_the_best_model_is_kept_and_training_stops_when_nothing_is_better(policy, tmp_path):
     values, seen = iter([0.2, 0.1, 0.3, 0.25, 0.3, 0.1, 0.9]), []
 
     def measure(model):
@@ -110,7 +111,7 @@ def test_the_best_model_is_kept_and_training_stops_when_nothing_is_better(parts,
         seen.append(weights(model))
         return {"NDCG@10": next(values)}
 
-    trainer, watch = watched(parts, tmp_path, measure)
+    trainer, watch = watched(policy, tmp_path, measure)
     trainer.train()
     assert trainer.state.global_step == 5  # best at step 2, three in vain after it
     assert best(trainer.state.log_history, "NDCG@10") == (2, 0.3)
@@ -121,7 +122,7 @@ def test_the_best_model_is_kept_and_training_stops_when_nothing_is_better(parts,
     assert [row["step"] for row in trainer.state.log_history if "reward" in row] == [1, 2, 3, 4, 5]
 
 
-def test_an_interrupted_run_goes_on_with_the_same_curve(parts, tmp_path):  # noqa: F811
+def test_an_interrupted_run_goes_on_with_the_same_curve(policy, tmp_path):
     def measure(model):  # every bit of the weights decides it
         return {"NDCG@10": float(sum(parameter.double().abs().sum() for parameter in model.parameters()))}
 
@@ -129,12 +130,12 @@ def test_an_interrupted_run_goes_on_with_the_same_curve(parts, tmp_path):  # noq
         raise KeyboardInterrupt
 
     settings = {"evaluations": 4, "checkpoints": 3, "patience": 9}
-    whole, _ = watched(parts, tmp_path / "whole", measure, **settings)
+    whole, _ = watched(policy, tmp_path / "whole", measure, **settings)
     whole.train()
-    broken, _ = watched(parts, tmp_path / "broken", measure, At(6, interrupt), **settings)
+    broken, _ = watched(policy, tmp_path / "broken", measure, At(6, interrupt), **settings)
     with pytest.raises(KeyboardInterrupt):
         broken.train()
-    resumed, _ = watched(parts, tmp_path / "broken", measure, **settings)
+    resumed, _ = watched(policy, tmp_path / "broken", measure, **settings)
     last = last_checkpoint(tmp_path / "broken")
     assert last.endswith("checkpoint-4")
     resumed.train(resume_from_checkpoint=last)
@@ -149,13 +150,13 @@ def test_an_interrupted_run_goes_on_with_the_same_curve(parts, tmp_path):  # noq
     assert [path.name for path in (tmp_path / "broken").glob("best-*")] == ([f"best-{step}"] if step else [])
 
 
-def test_weights_that_are_no_numbers_stop_the_run_and_are_not_saved(parts, tmp_path):  # noqa: F811
+def test_weights_that_are_no_numbers_stop_the_run_and_are_not_saved(policy, tmp_path):
     def poison(model):
         with torch.no_grad():
             next(model.parameters()).fill_(torch.nan)
 
     values = iter([0.1, 0.2, 0.1, 0.1])
-    trainer, watch = watched(parts, tmp_path, lambda model: {"NDCG@10": next(values)}, At(3, poison))
+    trainer, watch = watched(policy, tmp_path, lambda model: {"NDCG@10": next(values)}, At(3, poison))
     with pytest.raises(TrainingError, match=r"step 3 of 8: the loss is nan.*the model of step 1, \S+best-1, which can be"):
         trainer.train()
     kept, _ = checkpoint.load(watch.best_model(trainer.state.log_history))
@@ -165,7 +166,7 @@ def test_weights_that_are_no_numbers_stop_the_run_and_are_not_saved(parts, tmp_p
         watch.on_step_end(trainer.args, state, SimpleNamespace(should_save=True, should_log=False), model=trainer.model)
 
 
-def test_a_policy_that_runs_away_is_stopped(parts, tmp_path):  # noqa: F811
-    trainer, _ = watched(parts, tmp_path, lambda model: {"NDCG@10": 0.1}, max_kl=1e-9)
+def test_a_policy_that_runs_away_is_stopped(policy, tmp_path):
+    trainer, _ = watched(policy, tmp_path, lambda model: {"NDCG@10": 0.1}, max_kl=1e-9)
     with pytest.raises(TrainingError, match=r"step [2-8] of 8: the KL divergence .* above rl.max_kl 1e-09.* the SFT model,"):
         trainer.train()

@@ -10,15 +10,10 @@ from minionerec.config import RlConfig
 from minionerec.errors import ConfigError
 from minionerec.rl.monitor import with_signal
 from minionerec.rl.objectives import KeepReference, listwise_loss, sdpo_loss, sibling_advantages
-from tests.rl.toy import G, completions_of, gradients, one_step, policy_folder, rows_of, trainer_of, trie_of
+from tests.rl.toy import G, completions_of, figures, gradients, one_step, rows_of, scored_rollouts, trainer_of, trie_of
 
 UNBIASED = {"importance_weights": True, "rollouts": "stochastic", "normalise_over": "catalog", "loss": "dr_grpo"}
 EXACT = {"objective": "exact", "normalise_over": "catalog", "rewards": {"rule": 1.0}}
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory):
-    return policy_folder(tmp_path_factory.mktemp("policy"))
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.05])
@@ -99,7 +94,7 @@ def test_a_filtered_step_is_the_step_of_the_groups_that_are_kept(policy, tmp_pat
     expected, wanted, _ = one_step(plain, copy.deepcopy(kept), [sid for group in hits for sid in groups[group]])
 
     value, gradient, _ = one_step(trainer, rows, [sid for group in groups for sid in group], micro_batches=6 // micro)
-    assert trainer._metrics["train"]["groups_with_signal"] == pytest.approx([1 / 2])
+    assert figures(trainer)["groups_with_signal"] == pytest.approx([1 / 2])
     torch.testing.assert_close(value, expected, atol=1e-6, rtol=1e-5)
     assert (gradient - wanted).norm() <= 1e-5 * wanted.norm()
 
@@ -143,7 +138,7 @@ def test_sft_weight_adds_the_targets_loss_in_the_same_pass(policy, tmp_path):
     torch.testing.assert_close(value, policy_loss + 0.3 * sft_loss.detach(), atol=1e-6, rtol=1e-5)
     wanted = policy_gradient + 0.3 * gradients(plain)
     assert (gradient - wanted).norm() <= 1e-5 * wanted.norm()
-    assert trainer._metrics["train"]["sft_loss"] == [pytest.approx(sft_loss.item(), rel=1e-5)]
+    assert figures(trainer)["sft_loss"] == [pytest.approx(sft_loss.item(), rel=1e-5)]
 
 
 def test_with_the_whole_catalog_drawn_importance_weights_give_the_exact_gradient(policy, tmp_path):
@@ -155,12 +150,12 @@ def test_with_the_whole_catalog_drawn_importance_weights_give_the_exact_gradient
     torch.manual_seed(0)
     exact.model.train()
     exact.current_gradient_accumulation_steps = 1
-    exact._compute_loss(exact.model, {"rows": rows[::G]}).backward()
+    exact.compute_loss(exact.model, {"rows": rows[::G]}).backward()
     ours = trainer_of(policy, tmp_path, **fields, **UNBIASED, num_generations=size)
-    scored = ours._generate_and_score_completions([row for row in rows[::G] for _ in range(size)])
+    scored = scored_rollouts(ours, [dict(row) for row in rows[::G] for _ in range(size)])
     ours.model.train()
     ours.current_gradient_accumulation_steps = 1
-    ours._compute_loss(ours.model, scored).backward()
+    ours.compute_loss(ours.model, scored).backward()
     wanted = gradients(exact) / ours.args.max_completion_length  # dr_grpo averages over the tokens of the longest SID
     assert wanted.norm() > 1e-3
     assert (gradients(ours) - wanted).norm() <= 1e-4 * wanted.norm()

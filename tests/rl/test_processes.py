@@ -5,12 +5,6 @@ import torch
 
 from tests.launch import accelerate, torchrun
 from tests.rl.steps import CASES, STOCK, steps
-from tests.rl.toy import policy_folder
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory):
-    return policy_folder(tmp_path_factory.mktemp("policy"))
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +35,7 @@ def test_two_processes_take_the_steps_of_one(policy, alone, tmp_path, launch):
         accelerate(2, "--config_file", "rl/zero2.yaml", *script)
     else:
         torchrun(2, *script)
-    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    results = torch.load(tmp_path / "results.pt", weights_only=True)
     for case, wanted in alone.items():
-        assert found[case]["kind"] == f"{launch} 2"
-        assert_same(found[case], wanted)
+        assert results[case]["kind"] == f"{launch} 2"
+        assert_same(results[case], wanted)

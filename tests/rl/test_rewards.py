@@ -1,9 +1,11 @@
 import math
+import subprocess
+import sys
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
@@ -11,16 +13,23 @@ from safetensors.numpy import save_file
 from minionerec.config import Config, RewardName, RlConfig
 from minionerec.errors import ArtifactError, CatalogError
 from minionerec.rl import rewards
-from minionerec.rl.rewards import Context, collaborative, items_of, popularity, prefix, ranking, ranking_only, rule, semantic
+from minionerec.rl.rewards import Context, collaborative, popularity, prefix, ranking, ranking_only, rule, semantic
+from tests.launch import ENVIRONMENT, ROOT
 from tests.small import random_dataset
 
 NONE = Context()
 GROUP = [[1, 2], [3, 4], [5, 6], [7, 8]]
 # Five items; the second and third share a SID, the last one's is short.
-CATALOG = torch.tensor([[1, 2], [3, 4], [3, 4], [3, 6], [7, -1]])
-ITEMS = items_of(CATALOG)
+SIDS = [[1, 2], [3, 4], [3, 6], [7]]
+ITEMS = [[0], [1, 2], [3], [4]]
 WEIGHTS = [1, 0.6309298, 0.5, 0.4306766]  # 1 / log2(rank + 2)
 TOTAL = 2.5616064
+
+
+def rewarded(reward, completions, target, train_row=None):
+    """The rewards of these SIDs, with the numbers that the trie gives them; -1 is no SID."""
+    leaves = [SIDS.index(sid) if sid in SIDS else -1 for sid in [*completions, target]]
+    return reward(completions, target, Context(train_row, leaves[:-1], leaves[-1]))
 
 
 @pytest.mark.parametrize("hit", range(4))
@@ -51,12 +60,11 @@ def test_the_released_numbers():
     assert ranking_only(group, [0], NONE)[15] == pytest.approx(-0.040, abs=1e-3)
 
     def advantages(reward, hit):
-        values = torch.tensor(reward(group, [hit], NONE))
-        return ((values - values.mean()) / (values.std() + 1e-4)).tolist()
+        values = np.array(reward(group, [hit], NONE))
+        return ((values - values.mean()) / (values.std(ddof=1) + 1e-4)).tolist()
 
     for hit in range(16):
-        found = advantages(ranking, hit)
-        assert 3.715 <= found[hit] <= 3.745
+        assert 3.715 <= advantages(ranking, hit)[hit] <= 3.745
         assert advantages(rule, hit) == pytest.approx([3.75 if rank == hit else -0.25 for rank in range(16)], abs=3e-3)
     assert advantages(ranking, 1)[0] == pytest.approx(-0.64, abs=5e-3)
     assert advantages(ranking, 14)[15] == pytest.approx(-0.16, abs=5e-3)
@@ -79,18 +87,13 @@ def test_prefix_credits_each_correct_level_up_to_the_first_wrong_one():
     assert prefix([[1, 2, 3], [1, 2]], [1, 2], NONE) == pytest.approx([2 / 3, 1])  # the longer SID is another item's
 
 
-def test_items_that_share_a_sid_are_one_completion():
-    assert ITEMS == {(1, 2): [0], (3, 4): [1, 2], (3, 6): [3], (7,): [4]}
-
-
 def test_semantic_is_the_cosine_of_the_sids_mean_vectors():
     vectors = np.array([[2, 0], [1, 0], [0, 5], [3, -3], [0, 0]], dtype=np.float32)  # lengths do not matter
     reward = semantic(vectors, ITEMS)
     half = math.sqrt(0.5)  # [3, 4] points to (1, 1): the mean of two unit vectors
-    completions = [[1, 2], [3, 4], [3, 6], [7]]
-    assert reward(completions, [1, 2], NONE) == pytest.approx([1, half, half, 0])
-    assert reward(completions, [3, 4], NONE) == pytest.approx([half, 1, 0, 0])
-    assert reward(completions, [7], NONE) == [0, 0, 0, 0]  # an unreadable text is like nothing, not even itself
+    assert rewarded(reward, SIDS, [1, 2]) == pytest.approx([1, half, half, 0])
+    assert rewarded(reward, SIDS, [3, 4]) == pytest.approx([half, 1, 0, 0])
+    assert rewarded(reward, SIDS, [7]) == [0, 0, 0, 0]  # an unreadable text is like nothing, not even itself
 
 
 def test_collaborative_is_the_baselines_standard_score_after_the_rows_own_history():
@@ -100,25 +103,24 @@ def test_collaborative_is_the_baselines_standard_score_after_the_rows_own_histor
     reward = collaborative(states, vectors, bias, ITEMS)
     # Row 0 scores 1 2 3 4 5: mean 3, deviation sqrt(2). [3, 4] stands for items 1 and 2; the better one counts.
     expected = [-2 / math.sqrt(2), 0, 1 / math.sqrt(2), 2 / math.sqrt(2)]
-    completions = [[1, 2], [3, 4], [3, 6], [7]]
-    assert reward(completions, [1, 2], Context(0)) == pytest.approx(expected)
-    assert reward(completions, [7], Context(0)) == pytest.approx(expected)  # the target plays no part
+    assert rewarded(reward, SIDS, [1, 2], train_row=0) == pytest.approx(expected)
+    assert rewarded(reward, SIDS, [7], train_row=0) == pytest.approx(expected)  # the target plays no part
     deviation = math.sqrt((1.8**2 * 3 + 2.2**2 + 3.2**2) / 5)  # row 1 scores 0 0 4 0 5
-    assert reward([[3, 4]], [7], Context(1)) == pytest.approx([2.2 / deviation])
-    assert reward(completions, [7], NONE) == [0, 0, 0, 0]  # a title has no history
+    assert rewarded(reward, [[3, 4]], [7], train_row=1) == pytest.approx([2.2 / deviation])
+    assert rewarded(reward, SIDS, [7]) == [0, 0, 0, 0]  # a title has no history
 
 
 def test_popularity_takes_most_from_the_most_popular_sid():
     reward = popularity(np.array([0, 1, 2, 1, 7]), ITEMS)
     expected = [0, -math.log(4) / math.log(8), -math.log(2) / math.log(8), -1]  # [3, 4] was bought three times
-    assert reward([[1, 2], [3, 4], [3, 6], [7]], [7], NONE) == pytest.approx(expected)
-    assert popularity(np.zeros(5, dtype=int), ITEMS)([[7]], [7], NONE) == [0]
+    assert rewarded(reward, SIDS, [7]) == pytest.approx(expected)
+    assert rewarded(popularity(np.zeros(5, dtype=int), ITEMS), [[7]], [7]) == [0]
 
 
 @pytest.mark.parametrize("reward", [semantic(np.eye(5), ITEMS), popularity(np.arange(5), ITEMS)])
 def test_what_is_no_sid_has_no_reward(reward):
     with pytest.raises(CatalogError, match=r"\[3, 5\] is not a SID"):
-        reward([[3, 5]], [7], NONE)
+        rewarded(reward, [[3, 5]], [7])
 
 
 def test_every_name_of_the_configuration_has_a_reward():
@@ -127,11 +129,14 @@ def test_every_name_of_the_configuration_has_a_reward():
 
 @pytest.fixture
 def run(tmp_path):
+    """A configuration, its dataset, the items of each SID, and where its baseline's vectors belong."""
     dataset, index = random_dataset()
     config = Config(out=str(tmp_path), rl=RlConfig(rewards={"prefix": 1, "collaborative": 0.5, "popularity": 0.1}))
     folder = tmp_path / "baselines" / "sasrec"
     folder.mkdir(parents=True)
-    return config, dataset, torch.from_numpy(index.codes).long(), folder / "vectors.safetensors"
+    sids, leaf_of_item = np.unique(index.codes, axis=0, return_inverse=True)
+    items = [np.flatnonzero(leaf_of_item == leaf).tolist() for leaf in range(len(sids))]
+    return SimpleNamespace(config=config, dataset=dataset, items=items, vectors=folder / "vectors.safetensors")
 
 
 def states(dataset, *splits):
@@ -139,29 +144,43 @@ def states(dataset, *splits):
 
 
 def test_build_reads_the_runs_own_tables(run):
-    config, dataset, codes, path = run
     rng = np.random.default_rng(0)
-    arrays = {"train": rng.normal(size=(len(dataset.train), 4)), "items": rng.normal(size=(30, 4)), "bias": np.zeros(30)}
-    save_file(arrays | states(dataset, "valid", "test"), path)
-    built = rewards.build(config, dataset, codes)
+    arrays = {"train": rng.normal(size=(len(run.dataset.train), 4)), "items": rng.normal(size=(30, 4)), "bias": np.zeros(30)}
+    save_file(arrays | states(run.dataset, "valid", "test"), run.vectors)
+    built = rewards.build(run.config, run.dataset, run.items)
     assert list(built) == ["prefix", "collaborative", "popularity"] and built["prefix"] is prefix
+
+    def context(item):
+        leaf = next(leaf for leaf, items in enumerate(run.items) if item in items)
+        return Context(3, [leaf], leaf)
+
     scores = arrays["items"] @ arrays["train"][3]
-    best = codes[int(scores.argmax())].tolist()
-    assert built["collaborative"]([best], best, Context(3)) == pytest.approx([(scores.max() - scores.mean()) / scores.std()])
-    most = codes[dataset.train["target"].mode()[0]].tolist()
-    assert built["popularity"]([most], most, NONE)[0] <= -0.9  # alone or beside an item of the same SID
+    best = context(int(scores.argmax()))
+    assert built["collaborative"]([[1]], [1], best) == pytest.approx([(scores.max() - scores.mean()) / scores.std()])
+    most = context(run.dataset.train["target"].mode()[0])
+    assert built["popularity"]([[1]], [1], most)[0] <= -0.9  # alone, or with another item of the same SID
 
 
 def test_a_baseline_that_cannot_score(run):
-    config, dataset, codes, path = run
     with pytest.raises(ArtifactError, match=r"needs the vectors of a baseline.*sasrec leaves none"):
-        rewards.build(config, dataset, codes)
-    path.write_bytes(b"damaged")
+        rewards.build(run.config, run.dataset, run.items)
+    run.vectors.write_bytes(b"damaged")
     with pytest.raises(ArtifactError, match=r"not a baseline's vectors .* minionerec baseline --baseline.model sasrec"):
-        rewards.build(config, dataset, codes)
-    arrays = {"train": np.zeros((2, 4)), "items": np.zeros((30, 4)), "bias": np.zeros(30), **states(dataset, "valid", "test")}
-    save_file(arrays, path)
+        rewards.build(run.config, run.dataset, run.items)
+    arrays = {
+        "train": np.zeros((2, 4)),
+        "items": np.zeros((30, 4)),
+        "bias": np.zeros(30),
+        **states(run.dataset, "valid", "test"),
+    }
+    save_file(arrays, run.vectors)
     with pytest.raises(ArtifactError, match="2 train rows, but the run has 104"):
-        rewards.build(config, dataset, codes)
+        rewards.build(run.config, run.dataset, run.items)
     with pytest.raises(ArtifactError, match=r"no finished artefact.*minionerec baseline --baseline.model sasrec"):
-        rewards.sources(config, "digest")
+        rewards.sources(run.config, "digest")
+
+
+def test_the_rewards_need_no_torch():
+    """Their tests start at once."""
+    code = "import sys, minionerec.rl.rewards; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, check=True)

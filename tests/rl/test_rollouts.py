@@ -3,23 +3,21 @@ import torch
 
 from minionerec.errors import ConstraintError
 from minionerec.model import checkpoint
-from minionerec.rl.rollouts import with_target
+from minionerec.rl.rollouts import add_targets
+from minionerec.rl.step import Step
 from minionerec.tree import beam_search
-from tests.rl.toy import G, policy_folder, rows_of, trainer_of, trie_of
+from tests.rl.toy import G, rows_of, trainer_of, trie_of
 from tests.small import random_dataset
 
 
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory):
-    return policy_folder(tmp_path_factory.mktemp("policy"))
-
-
 def rolled(trainer, rows, step=0):
-    trainer.generating = rows
+    trainer.step = Step(rows)
     trainer.state.global_step = step
-    found = trainer.rollout_func([row["prompt"] for row in rows], trainer)
-    assert found["prompt_ids"] == [row["prompt"] for row in rows]
-    return [[tuple(sid) for sid in found["completion_ids"][start : start + G]] for start in range(0, len(rows), G)]
+    rollouts = trainer.rollout_func([row["prompt"] for row in rows], trainer)
+    assert rollouts["prompt_ids"] == [row["prompt"] for row in rows]
+    sids = [tuple(sid) for sid in rollouts["completion_ids"]]
+    assert sids == [tuple(sid) for sid in trainer.trie.sid(torch.tensor(rollouts["leaf"])).tolist()]
+    return [sids[start : start + G] for start in range(0, len(rows), G)]
 
 
 @pytest.mark.parametrize("kind", ["beams", "stochastic", "sampling", "mixture"])
@@ -71,8 +69,8 @@ def test_what_evaluation_leaves_out_no_group_holds(policy, tmp_path, kind):
 
 
 def test_a_target_takes_the_last_place_only_where_it_is_missing():
-    assert with_target([[1], [2], [3]], [2]) == [[1], [2], [3]]
-    assert with_target([[1], [2], [3]], (4,)) == [[1], [2], [4]]
+    groups = torch.tensor([[1, 2, 3], [1, 2, 3], [1, 2, 3]])
+    assert add_targets(groups, torch.tensor([2, 4, 3])).tolist() == [[1, 2, 3], [1, 2, 4], [1, 2, 3]]
 
 
 def test_a_group_larger_than_the_catalog(policy, tmp_path):

@@ -35,21 +35,23 @@ def prompts(parts, exclude_history=False, **fields):
 def test_each_task_asks_in_its_words_and_keeps_its_own_target(parts):
     dataset, index, tokenizer = parts
     token_ids = checkpoint.sid_token_ids(tokenizer, index)
+    trie = CatalogTrie.from_codes(token_ids)
     titles = dataset.catalog["title"].to_list()
     for task in TASKS:
         examples = prompts(parts, tasks=[task])
-        rows = token_rows(examples, token_ids, dataset)
-        assert len(rows) > 20
+        rows = token_rows(examples, trie, dataset)
+        assert len(rows) > 20 and rows["rollout_id"][:] == list(range(len(rows)))
         for example, row in zip(examples, rows, strict=True):
             asked = tokenizer.decode(row["prompt"])
             assert row["target"] == token_ids[example.target].tolist() == example.completion
+            assert example.target in trie.items(row["target_leaf"])
             if task.startswith("history"):
-                of = dataset.train.row(row["row"], named=True)
+                of = dataset.train.row(row["train_row"], named=True)
                 assert of["target"] == example.target and of["history"] == row["hidden"]
                 shown = titles if "title" in task else [tokenizer.decode(sid) for sid in token_ids.tolist()]
                 assert all(shown[item] in asked for item in of["history"])
             else:
-                assert row["row"] is None and row["hidden"] == [] and titles[example.target] in asked
+                assert row["train_row"] is None and row["hidden"] == [] and titles[example.target] in asked
 
 
 def test_whole_steps_of_shares_of_the_tasks(parts):

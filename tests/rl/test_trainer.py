@@ -3,70 +3,27 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
-from datasets import Dataset as TokenDataset
 from trl import GRPOTrainer
 
-from minionerec.config import ModelConfig, RlConfig
+from minionerec.config import RlConfig
 from minionerec.errors import ConfigError, TrainingError
-from minionerec.model import checkpoint, scratch
-from minionerec.prompts.builder import build_examples, tokenizer_corpus
 from minionerec.rl.arguments import grpo_arguments
 from minionerec.rl.monitor import level_means
 from minionerec.rl.rewards import ranking
-from minionerec.rl.rollouts import Rollouts
+from minionerec.rl.step import Step
 from minionerec.rl.trainer import TreeGRPOTrainer, grouped, shuffle_groups
-from minionerec.tree import CatalogTrie, beam_search
-from tests.small import random_dataset
-
-G = 4
+from minionerec.tree import beam_search
+from tests.rl.toy import G, completion_logprobs, trainer_of, trie_of
 
 
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    dataset, index = random_dataset()
-    sizes = ModelConfig(hidden_size=32, intermediate_size=48, layers=2, heads=2, vocabulary=400)
-    model, tokenizer = scratch.create(tokenizer_corpus(dataset), sizes, 0)
-    checkpoint.add_sid_tokens(model, tokenizer, index, 0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(4)  # well separated beams
-    folder = tmp_path_factory.mktemp("policy")
-    checkpoint.save(model, tokenizer, folder)
-    return dataset, index, folder
-
-
-def trainer_of(parts, folder, kind=TreeGRPOTrainer, steps_per_generation=1, watch=None, **fields):
-    dataset, index, policy = parts
-    model, tokenizer = checkpoint.load(policy)
-    ids = checkpoint.sid_token_ids(tokenizer, index)
-    examples = build_examples("history_sid_to_sid", dataset, index, tokenizer, split="train")[:24]
-    rows = TokenDataset.from_dict(
-        {
-            "prompt": [e.prompt for e in examples],
-            "target": [ids[e.target].tolist() for e in examples],
-            "row": [e.row for e in examples],
-        }
-    )
-    config = RlConfig(num_generations=G, prompts_per_step=6, micro_batch_prompts=3, learning_rate=1e-3, **fields)
-    arguments = grpo_arguments(config, index.levels, 0, folder, len(rows))
-    if steps_per_generation > 1:
-        arguments = replace(arguments, steps_per_generation=steps_per_generation, generation_batch_size=None)
-    trie = CatalogTrie.from_codes(ids)
-    ours = {"catalog": trie if config.normalise_over == "catalog" else None, "watch": watch}
-    return kind(
-        model=model,
-        args=arguments,
-        train_dataset=rows,
-        processing_class=tokenizer,
-        reward_funcs=grouped("ranking", ranking, G),
-        rollout_func=Rollouts(CatalogTrie.from_codes(ids), config, tokenizer.pad_token_id, 0),
-        **(ours if issubclass(kind, TreeGRPOTrainer) else {}),
-    )
+def ranking_trainer(policy, folder, kind=TreeGRPOTrainer, **options):
+    """A trainer without the options of ObjectiveTrainer, with the paper's reward."""
+    return trainer_of(policy, folder, kind=kind, rewards={"ranking": 1.0}, **options)
 
 
 @pytest.mark.parametrize("left_padding", [0, 3])
-def test_logprobs_entropies_and_gradients_equal_trls(parts, tmp_path, left_padding):
-    trainer = trainer_of(parts, tmp_path)
+def test_logprobs_entropies_and_gradients_equal_trls(policy, tmp_path, left_padding):
+    trainer = ranking_trainer(policy, tmp_path)
     torch.manual_seed(0)
     prompts = torch.randint(2, 300, (2, 9)).repeat_interleave(3, 0)
     mask = torch.ones(6, 12, dtype=torch.long)
@@ -75,9 +32,7 @@ def test_logprobs_entropies_and_gradients_equal_trls(parts, tmp_path, left_paddi
     mask = mask[[4, 0, 2, 5, 1, 3]]
     results = []
     for kind in (TreeGRPOTrainer, GRPOTrainer):
-        logps, entropies, _ = kind._get_per_token_logps_and_entropies(
-            trainer, trainer.model, ids, mask, 3, compute_entropy=True
-        )
+        logps, entropies = completion_logprobs(trainer, ids, mask, 3, kind)
         trainer.model.zero_grad()
         logps.square().mean().backward()
         results.append((logps.detach(), entropies.detach(), [p.grad.clone() for p in trainer.model.parameters()]))
@@ -88,28 +43,30 @@ def test_logprobs_entropies_and_gradients_equal_trls(parts, tmp_path, left_paddi
         assert (ours - theirs).norm() <= 1e-5 * theirs.norm() + 1e-7
 
 
-def test_short_sids_have_the_logprobs_of_trl(parts, tmp_path):
+def test_short_sids_have_the_logprobs_of_trl(policy, tmp_path):
     """Completions of two and three tokens, padded on the right as TRL pads them."""
-    trainer = trainer_of(parts, tmp_path)
+    trainer = ranking_trainer(policy, tmp_path)
     torch.manual_seed(1)
     ids = torch.cat([torch.randint(2, 300, (2, 9)).repeat_interleave(3, 0), torch.randint(2, 300, (6, 3))], dim=1)
     mask = torch.ones(6, 12, dtype=torch.long)
     mask[[1, 3], -1] = 0
     with torch.no_grad():
-        ours, theirs = (
-            kind._get_per_token_logps_and_entropies(trainer, trainer.model, ids, mask, 3, compute_entropy=True)
-            for kind in (TreeGRPOTrainer, GRPOTrainer)
-        )
+        ours, theirs = (completion_logprobs(trainer, ids, mask, 3, kind) for kind in (TreeGRPOTrainer, GRPOTrainer))
     labelled = mask[:, -3:].bool()
     torch.testing.assert_close(ours[0][labelled], theirs[0][labelled], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(ours[1][labelled], theirs[1][labelled], atol=1e-4, rtol=1e-4)
 
 
-def test_groups_stay_whole_when_one_rollout_serves_several_micro_batches(parts, tmp_path, monkeypatch):
+def two_micro_batches_at_once(arguments):
+    return replace(arguments, steps_per_generation=2, generation_batch_size=None)
+
+
+def test_groups_stay_whole_when_one_rollout_serves_several_micro_batches(policy, tmp_path, monkeypatch):
     logs, prompts = [], {}
     for kind in (TreeGRPOTrainer, GRPOTrainer):
         seen = prompts[kind] = []
-        trainer = trainer_of(parts, tmp_path / kind.__name__, kind=kind, beta=0.01, steps_per_generation=2)
+        folder = tmp_path / kind.__name__
+        trainer = ranking_trainer(policy, folder, kind=kind, beta=0.01, adjust=two_micro_batches_at_once)
         original = kind._get_per_token_logps_and_entropies
 
         def spy(self, model, input_ids, *args, seen=seen, original=original, **arguments):
@@ -138,57 +95,70 @@ def test_shuffling_keeps_groups_and_columns_together():
     assert (shuffled["count"], shuffled["no"]) == (5, None)
 
 
-def test_rollouts_are_the_evaluations_beams(parts, tmp_path):
-    trainer = trainer_of(parts, tmp_path)
-    _, index, _ = parts
-    tokenizer = trainer.processing_class
+def rolled(trainer, prompts):
+    """The rollouts of these prompts, as TRL asks for them."""
+    repeated = [prompt for prompt in prompts for _ in range(G)]
+    trainer.step = Step([{"prompt": prompt} for prompt in repeated])
+    return trainer.rollout_func(repeated, trainer)
+
+
+def test_rollouts_are_the_evaluations_beams(policy, tmp_path):
+    trainer = ranking_trainer(policy, tmp_path)
     prompts = [row["prompt"] for row in trainer.train_dataset][:3]
-    trie = CatalogTrie.from_codes(checkpoint.sid_token_ids(tokenizer, index))
-    rolled = trainer.rollout_func([prompt for prompt in prompts for _ in range(G)], trainer)
+    rollouts = rolled(trainer, prompts)
     for number, prompt in enumerate(prompts):
-        expected = beam_search(trainer.model.eval(), torch.tensor([prompt]), trie=trie, num_beams=G).tokens[0].tolist()
-        assert rolled["completion_ids"][number * G : (number + 1) * G] == expected
+        beams = beam_search(trainer.model.eval(), torch.tensor([prompt]), trie=trie_of(trainer), num_beams=G)
+        expected = beams.tokens[0].tolist()
+        assert rollouts["completion_ids"][number * G : (number + 1) * G] == expected
+        assert rollouts["leaf"][number * G : (number + 1) * G] == beams.leaves[0].tolist()
         assert len({tuple(sid) for sid in expected}) == G
-        assert rolled["prompt_ids"][number * G] == prompt
+        assert rollouts["prompt_ids"][number * G] == prompt
 
 
 def test_rewards_use_each_rows_own_target_and_context():
     # One prompt twice with two targets: a dictionary keyed by prompt would give both the same (reference defect D3).
     completions = [[1, 2], [3, 4]] * 2
     targets = [[1, 2]] * 2 + [[3, 4]] * 2
-    rewards = grouped("ranking", ranking, 2)(completions, targets, [0, 0, 1, 1])
+    columns = {"target": targets, "target_leaf": [0, 0, 1, 1], "leaf": [0, 1] * 2}
+    rewards = grouped("ranking", ranking, 2)(completions, train_row=[0, 0, 1, 1], **columns)
     assert rewards == [1, pytest.approx(-0.387, abs=1e-3), pytest.approx(-0.613, abs=1e-3), 1]
-    rows = grouped("row", lambda group, target, context: [context.row] * len(group), 2)
-    assert rows(completions, targets, [7, 7, None, None]) == [7, 7, None, None]
+    contexts = []
+    grouped("row", lambda group, target, context: contexts.append(context) or [0] * len(group), 2)(
+        completions, train_row=[7, 7, None, None], **columns
+    )
+    assert [(context.train_row, context.leaves, context.target_leaf) for context in contexts] == [
+        (7, [0, 1], 0),
+        (None, [0, 1], 1),
+    ]
 
 
 def slow_catalog_logprobs(model, prompt, completion, sids):
     """Log-probabilities and entropies over the tokens with which a SID can go on, one forward pass a token."""
-    found, spread = [], []
-    for place, token in enumerate(completion):
-        legal = sorted({sid[place] for sid in sids if sid[:place] == completion[:place]})
-        logits = model(torch.tensor([prompt + completion[:place]])).logits[0, -1, legal].double()
+    of_tokens, entropies = [], []
+    for level, token in enumerate(completion):
+        legal = sorted({sid[level] for sid in sids if sid[:level] == completion[:level]})
+        logits = model(torch.tensor([prompt + completion[:level]])).logits[0, -1, legal].double()
         logprobs = logits.log_softmax(-1)
-        found.append(logprobs[legal.index(token)])
-        spread.append(-(logprobs.exp() * logprobs).sum())
-    return torch.stack(found), torch.stack(spread)
+        of_tokens.append(logprobs[legal.index(token)])
+        entropies.append(-(logprobs.exp() * logprobs).sum())
+    return torch.stack(of_tokens), torch.stack(entropies)
 
 
-def test_catalog_logprobs_entropies_and_gradients_equal_a_slow_version(parts, tmp_path):
-    trainer = trainer_of(parts, tmp_path, normalise_over="catalog")
-    _, index, _ = parts
-    sids = checkpoint.sid_token_ids(trainer.processing_class, index).tolist()
+def test_catalog_logprobs_entropies_and_gradients_equal_a_slow_version(policy, tmp_path):
+    trainer = ranking_trainer(policy, tmp_path, normalise_over="catalog")
+    trie = trie_of(trainer)
+    sids = trie.sid(trie.leaf_of_item.long()).tolist()  # in the order of the items
     torch.manual_seed(0)
     prompts = [torch.randint(2, 300, (length,)).tolist() for length in (5, 9)]
     rows = [(prompt, sids[item]) for prompt in prompts for item in (0, 7, 1, 29)]
     ids = torch.tensor([[0] * (9 - len(prompt)) + prompt + sid for prompt, sid in rows])
     mask = torch.tensor([[0] * (9 - len(prompt)) + [1] * (len(prompt) + 3) for prompt, _ in rows])
-    logps, entropies, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 3, compute_entropy=True)
+    logps, entropies = completion_logprobs(trainer, ids, mask, 3)
     slow = [slow_catalog_logprobs(trainer.model, prompt, sid, sids) for prompt, sid in rows]
-    torch.testing.assert_close(logps.double(), torch.stack([found for found, _ in slow]), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(entropies.double(), torch.stack([spread for _, spread in slow]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logps.double(), torch.stack([logprobs for logprobs, _ in slow]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(entropies.double(), torch.stack([entropy for _, entropy in slow]), atol=1e-5, rtol=1e-5)
     gradients = []
-    for values in (logps, torch.stack([found for found, _ in slow])):
+    for values in (logps, torch.stack([logprobs for logprobs, _ in slow])):
         trainer.model.zero_grad()
         values.square().mean().backward()
         gradients.append([parameter.grad.clone() for parameter in trainer.model.parameters()])
@@ -196,11 +166,10 @@ def test_catalog_logprobs_entropies_and_gradients_equal_a_slow_version(parts, tm
         assert (ours - theirs).norm() <= 1e-5 * theirs.norm() + 1e-7
 
 
-def test_rollouts_and_reference_use_the_catalog_too(parts, tmp_path):
-    """Before the first step policy and reference are one: the KL is 0 only where both are taken over the same tokens."""
-    trainer = trainer_of(parts, tmp_path, normalise_over="catalog", beta=0.01)
-    _, index, _ = parts
-    trie = CatalogTrie.from_codes(checkpoint.sid_token_ids(trainer.processing_class, index))
+def test_rollouts_and_reference_model_use_the_catalog_too(policy, tmp_path):
+    """Before the first step policy and reference model are one: the KL is 0 only if both are taken over the same tokens."""
+    trainer = ranking_trainer(policy, tmp_path, normalise_over="catalog", beta=0.01)
+    trie = trie_of(trainer)
     prompt = trainer.train_dataset[0]["prompt"]
     by_catalog, by_vocabulary = (
         beam_search(trainer.model.eval(), torch.tensor([prompt]), trie=trie, num_beams=G, normalise_over=space)
@@ -208,7 +177,7 @@ def test_rollouts_and_reference_use_the_catalog_too(parts, tmp_path):
         .tolist()
         for space in ("catalog", "vocabulary")
     )
-    assert trainer.rollout_func([prompt] * G, trainer)["completion_ids"] == by_catalog != by_vocabulary
+    assert rolled(trainer, [prompt])["completion_ids"] == by_catalog != by_vocabulary
     trainer.train()
     first = next(row for row in trainer.state.log_history if "reward" in row)
     assert first["kl"] == pytest.approx(0, abs=1e-6)
@@ -219,15 +188,15 @@ def test_rollouts_and_reference_use_the_catalog_too(parts, tmp_path):
     assert "hit_rank" not in first or 1 <= first["hit_rank"] <= G
 
 
-def test_the_mean_of_a_level_counts_the_completions_that_have_it(parts, tmp_path):
+def test_the_mean_of_a_level_counts_the_completions_that_have_it():
     values, mask = torch.tensor([[1.0, 2], [3, 50]]), torch.tensor([[1, 1], [1, 0]])
     assert level_means(values, mask, 3, Accelerator(cpu=True)) == [2, 2]
 
 
-def test_stock_trl_takes_the_same_steps(parts, tmp_path):
+def test_stock_trl_takes_the_same_steps(policy, tmp_path):
     logs = []
     for kind in (TreeGRPOTrainer, GRPOTrainer):
-        trainer = trainer_of(parts, tmp_path / kind.__name__, kind=kind, beta=0.01)
+        trainer = ranking_trainer(policy, tmp_path / kind.__name__, kind=kind, beta=0.01)
         trainer.train()
         logs.append([row for row in trainer.state.log_history if "reward" in row])
     assert len(logs[0]) == len(logs[1]) == 4
@@ -251,8 +220,8 @@ def test_batches_that_do_not_fit(tmp_path, fields, message):
         grpo_arguments(RlConfig(**fields), 3, 0, tmp_path, 24)
 
 
-def test_out_of_memory_names_the_settings(parts, tmp_path, monkeypatch):
-    trainer = trainer_of(parts, tmp_path)
+def test_out_of_memory_names_the_settings(policy, tmp_path, monkeypatch):
+    trainer = ranking_trainer(policy, tmp_path)
 
     def full(*_, **__):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 17 bytes")
