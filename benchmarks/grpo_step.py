@@ -99,7 +99,7 @@ class Watch(TrainerCallback):
 
 
 def policy_folder(folder: Path, size: str, sid_tokens: int) -> PreTrainedTokenizerFast:
-    """A checkpoint that TRL can load its reference from, with a tokenizer of one word per token id."""
+    """A checkpoint that TRL can load its reference model from, with a tokenizer of one word per token id."""
     words = {f"t{token}": token for token in range(SIZES[size]["vocabulary"] + sid_tokens)}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(words, unk_token="t0")), eos_token="t1", pad_token="t0", unk_token="t0"
@@ -123,7 +123,7 @@ def measure(side: str, model: str, prompt: int, prompts: int, generations: int, 
         policy = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
         generator = torch.Generator().manual_seed(2)
         with torch.no_grad():
-            for parameter in policy.parameters():  # the reference stays what the folder holds
+            for parameter in policy.parameters():  # the reference model stays what the folder holds
                 parameter += 0.01 * torch.randn(parameter.shape, generator=generator)
         ids = torch.randint(2, SIZES[model]["vocabulary"], (prompts * (steps + 1), prompt), generator=generator)
         arguments = GRPOConfig(
@@ -149,19 +149,21 @@ def measure(side: str, model: str, prompt: int, prompts: int, generations: int, 
             report_to="none",
             seed=0,
         )
-        targets = trie.sids[torch.arange(len(ids)) % len(trie)].tolist()  # ours logs hits; the reward does not look at them
+        leaves = torch.arange(len(ids)) % len(trie)  # ours logs hits; the reward does not look at the target
+        rows = {"prompt": ids.tolist(), "target": trie.sid(leaves).tolist()}
         watch = Watch()
         ours = side == "ours"
         trainer = (TreeGRPOTrainer if ours else GRPOTrainer)(
             model=policy,
             args=arguments,
-            train_dataset=Dataset.from_dict({"prompt": ids.tolist(), "target": targets}),
+            train_dataset=Dataset.from_dict(rows),
             processing_class=tokenizer,
             reward_funcs=keep_first(watch, reward),
             rollout_func=Rollouts(trie, RlConfig(num_generations=generations), 0, 0)
             if ours
             else generate_rollouts(trie, generations),
             callbacks=[watch],
+            **({"trie": trie} if ours else {}),
         )
         trainer.train()
     first = trainer.state.log_history[0]

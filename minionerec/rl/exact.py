@@ -1,7 +1,7 @@
 """The exact objective: expected reward and KL over the whole catalog, computed rather than sampled.
 
-The policy p is the model's distribution over the catalog, each step normalised over the legal tokens; q is that of the reference
-model. The loss of a prompt is
+The policy p is the model's distribution over the catalog, each step normalised over the legal tokens; q is the reference
+model's. The loss of a prompt is
 
     - sum over SIDs s of p(s) * reward(s) + beta * sum over SIDs s of p(s) * (log p(s) - log q(s)).
 
