@@ -29,7 +29,7 @@ from minionerec.cli import parse
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
 from minionerec.errors import MiniOneRecError
-from minionerec.eval.metrics import places
+from minionerec.eval.metrics import positions
 from minionerec.eval.predict import evenly_spaced
 from minionerec.model import checkpoint
 from minionerec.prompts.builder import build_examples
@@ -150,7 +150,7 @@ def ask(config: Config, examples: int, seed: int, ways: Sequence[str] = WAYS) ->
             targets = tokens[[example.target for example in batch]].numpy()
             for way in ways:
                 lists = decoders[way](ids, mask)
-                found[way].append(places(lists.numpy(), targets))
+                found[way].append(positions(lists.numpy(), targets))
                 if way == DEFAULTED:
                     valid += [tuple(sid) in known for group in lists.tolist() for sid in group]
     users = dataset.split(split)["user"].to_numpy()[rows]

@@ -17,16 +17,27 @@ from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import measure
 from minionerec.eval.result_json import read_catalog, read_lists
 
+_MEASURED = ("exact", "invalid", "sid", "item", "per_user", "detectable", "lost", "calibration")  # copied into levels.json
+
 
 def analyse(lists: RankedLists, cutoffs: Sequence[int], resamples: int, seed: int) -> dict[str, Any]:
-    """The content of `levels.json`: the three level tables on top, beside them all of `metrics.measure`.
+    """The content of `levels.json`: numbers of users and rows, lengths of the lists, the three level tables, and the metrics.
 
-    Cut-offs beyond the longest list are left out; where that leaves none, the longest list's length is the only one.
+    Cut-offs beyond the longest list are left out. If that leaves none, the longest list's length is the only cut-off.
+
+    Args:
+        resamples: of the bootstrap intervals.
+        seed: of the resampling.
     """
-    kept = [k for k in cutoffs if k <= lists.width] or [max(lists.width, 1)]
-    found = measure(lists, kept, resamples, seed)
-    lengths = {"shortest": int(lists.lengths.min()), "longest": lists.width}
-    return {"users": found.pop("users"), "rows": found.pop("rows"), "lengths": lengths, **found.pop("levels"), **found}
+    within_lists = [k for k in cutoffs if k <= lists.width] or [max(lists.width, 1)]
+    metrics = measure(lists, within_lists, resamples, seed)
+    return {
+        "users": metrics.users,
+        "rows": metrics.rows,
+        "lengths": {"shortest": int(lists.lengths.min()), "longest": lists.width},
+        **metrics.levels,
+        **{name: getattr(metrics, name) for name in _MEASURED},
+    }
 
 
 def _table(title: str, rows: Mapping[str, Mapping[str, float]]) -> Table:

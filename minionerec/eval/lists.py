@@ -63,13 +63,13 @@ class Ragged:
         """The row of `values[place]`."""
         return int(np.searchsorted(self.offsets, place, side="right")) - 1
 
-    def where(self, wanted: np.ndarray) -> np.ndarray:
-        """0-based place of each row's wanted value (rows,), infinity where the row lacks it."""
+    def positions_of(self, wanted: np.ndarray) -> np.ndarray:
+        """0-based position of each row's wanted value (rows,), infinity if the row lacks it."""
         hits = np.flatnonzero(self.values == np.repeat(wanted, self.lengths))
         rows = np.searchsorted(self.offsets, hits, side="right") - 1
-        found = np.full(len(self.offsets) - 1, np.inf)
-        found[rows[::-1]] = (hits - self.offsets[rows])[::-1]  # the first of several is written last
-        return found
+        positions = np.full(len(self.offsets) - 1, np.inf)
+        positions[rows[::-1]] = (hits - self.offsets[rows])[::-1]  # backwards, so that a row's first hit is written last
+        return positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +190,7 @@ class RankedLists:
             items=Ragged.of([one.items for one in predictions]),
             history=history,
             history_lengths=history.lengths,
-            repeats=np.isfinite(history.where(targets)),
+            repeats=np.isfinite(history.positions_of(targets)),
             exact=np.array([one.exact for one in predictions]),
         )
 
@@ -357,5 +357,5 @@ def _joined(parts: list[dict[str, Any]]) -> RankedLists:
         items=items,
         history=history,
         history_lengths=history.lengths,
-        repeats=np.isfinite(history.where(simple["targets"])),
+        repeats=np.isfinite(history.positions_of(simple["targets"])),
     )

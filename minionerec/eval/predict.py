@@ -11,15 +11,14 @@ of adding -1e6; the checkpoint's generation settings play no part; metrics are o
 Command: `minionerec eval --config ml-100k`, or `accelerate launch eval/predict.py --config NAME`.
 """
 
+import dataclasses
 import itertools
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
-import polars as pl
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -32,9 +31,7 @@ from minionerec.artifacts import (
     is_current,
     require,
     write_artifact,
-    write_json,
 )
-from minionerec.baselines import trivial
 from minionerec.config import CUTOFFS, Config
 from minionerec.data.dataset import Dataset
 from minionerec.data.interactions import interaction_counts
@@ -43,9 +40,11 @@ from minionerec.errors import ArtifactError, DataError
 from minionerec.eval import search_error
 from minionerec.eval.check_predictions import check_belongs
 from minionerec.eval.exposure import exposure
+from minionerec.eval.listed import BUILT_IN, listed_predictions
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import measure
-from minionerec.eval.predictions import Prediction, as_predictions, write_predictions
+from minionerec.eval.metrics_json import Metrics
+from minionerec.eval.predictions import Prediction, write_predictions
 from minionerec.eval.slices import parts_of_dataset, parts_of_lists, slice_tables
 from minionerec.model import checkpoint
 from minionerec.prompts.builder import build_examples, check_prompts, prompts_section
@@ -55,7 +54,6 @@ from minionerec.tree import CatalogTrie, beam_search, left_pad
 log = logging.getLogger(__name__)
 
 MODELS = ("sft", "rl")
-BUILT_IN = ("popularity", "repeat")  # ranked here, without a model or a baseline of the run
 
 
 class Decoder:
@@ -157,30 +155,27 @@ def _progress() -> Progress:
     )
 
 
-def _by_model(stage: str) -> Callable[[Config, Dataset, SidIndex, Path], None]:
-    def predict(config: Config, dataset: Dataset, index: SidIndex, folder: Path) -> None:
-        """Decode in shards that do not depend on the number of ranks, and put them together in the split's order."""
-        decoder = Decoder(*checkpoint.load(config.folder / stage / "model"), dataset, index, config)
-        shards = _shards(len(decoder), config.eval.shard_size)
-        traced = evenly_spaced(len(decoder), config.eval.oracle_examples)
-        store = folder / CHECKPOINTS
-        store.mkdir(exist_ok=True)
-        state = distributed_state()
-        mine = shards[state.process_index :: state.num_processes]
-        with _progress() as progress:
-            task = progress.add_task(f"decode {config.eval.split}", total=sum(map(len, mine)), rate="")
-            for rows in mine:
-                path = _shard(store, rows)
-                if not path.is_file():  # a shard under its final name is complete
-                    search_error.write_traces(path.with_suffix(".trace"), decoder.trace([row for row in rows if row in traced]))
-                    write_predictions(path, decoder.predict(rows))
-                progress.advance(task, len(rows))
-                progress.update(task, rate=f"{progress.tasks[task].speed or 0:.1f} examples/s")
-        wait_for_everyone()
-        if is_main_process():
-            merge(stage, store, shards, folder)
-
-    return predict
+def predict_with_model(stage: str, config: Config, dataset: Dataset, index: SidIndex, folder: Path) -> None:
+    """Decode in shards that do not depend on the number of processes, and put them together in the split's order."""
+    decoder = Decoder(*checkpoint.load(config.folder / stage / "model"), dataset, index, config)
+    shards = _shards(len(decoder), config.eval.shard_size)
+    traced = evenly_spaced(len(decoder), config.eval.oracle_examples)
+    store = folder / CHECKPOINTS
+    store.mkdir(exist_ok=True)
+    state = distributed_state()
+    mine = shards[state.process_index :: state.num_processes]
+    with _progress() as progress:
+        task = progress.add_task(f"decode {config.eval.split}", total=sum(map(len, mine)), rate="")
+        for rows in mine:
+            path = _shard(store, rows)
+            if not path.is_file():  # a shard under its final name is complete
+                search_error.write_traces(path.with_suffix(".trace"), decoder.trace([row for row in rows if row in traced]))
+                write_predictions(path, decoder.predict(rows))
+            progress.advance(task, len(rows))
+            progress.update(task, rate=f"{progress.tasks[task].speed or 0:.1f} examples/s")
+    wait_for_everyone()
+    if is_main_process():
+        merge(stage, store, shards, folder)
 
 
 def _shards(rows: int, size: int) -> list[range]:
@@ -226,84 +221,28 @@ def merge(stage: str, store: Path, shards: Sequence[range], folder: Path) -> Non
             temporary.unlink()
 
 
-def _listed(config: Config, examples: pl.DataFrame, rankings: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Rankings at most as long as the model's, without what the configuration excludes."""
-    if config.eval.exclude_history:
-        pairs = zip(rankings, examples["history"].to_list(), strict=True)
-        rankings = [ranking[~np.isin(ranking, history)] for ranking, history in pairs]
-    return [ranking[: config.eval.num_beams] for ranking in rankings]
-
-
-def _hidden(config: Config, examples: pl.DataFrame) -> int:
-    """How many items of a ranking the configuration may exclude."""
-    return int(cast(int, examples["history"].list.len().max())) if config.eval.exclude_history else 0
-
-
-def _popularity(config: Config, dataset: Dataset, index: SidIndex, folder: Path) -> None:
-    examples = dataset.split(config.eval.split)
-    rankings = trivial.popularity(dataset, config.eval.num_beams + _hidden(config, examples), config.eval.split)
-    _store(as_predictions(examples, _listed(config, examples, rankings), index), folder)
-
-
-def _repeat(config: Config, dataset: Dataset, index: SidIndex, folder: Path) -> None:
-    examples = dataset.split(config.eval.split)
-    rankings = trivial.repeat_last(examples, config.eval.num_beams)
-    _store(as_predictions(examples, _listed(config, examples, rankings), index), folder)
-
-
-def _store(predictions: list[Prediction], folder: Path) -> None:
-    if is_main_process():
-        write_predictions(folder / "predictions.jsonl", predictions)
-
-
-def _by_baseline(name: str) -> Callable[[Config, Dataset, SidIndex, Path], None]:
-    def predict(config: Config, dataset: Dataset, index: SidIndex, folder: Path) -> None:
-        ranking = config.folder / "baselines" / name
-        examples = dataset.split(config.eval.split)
-        stored, needed = Manifest.load(ranking).config["baseline"]["top"], config.eval.num_beams + _hidden(config, examples)
-        if config.eval.exclude_history and stored < min(needed, len(dataset.catalog)):
-            raise ArtifactError(
-                f"{ranking}: holds lists of {stored} items; to leave histories out of them and keep {config.eval.num_beams}, "
-                f"{needed} are needed. Run minionerec baseline --baseline.model {name} again with eval.exclude_history set: it "
-                "then stores so many."
-            )
-        ranked = pl.read_parquet(ranking / f"{config.eval.split}.parquet")["items"].to_list()
-        rankings = [np.array(items, dtype=np.int64) for items in ranked]
-        _store(as_predictions(examples, _listed(config, examples, rankings), index), folder)
-
-    return predict
-
-
-RECOMMENDERS: dict[str, Callable[[Config, Dataset, SidIndex, Path], None]] = {
-    "popularity": _popularity,
-    "repeat": _repeat,
-    "sft": _by_model("sft"),
-    "rl": _by_model("rl"),
-}
-
-
-def analyse(folder: Path, dataset: Dataset, index: SidIndex, config: Config) -> dict[str, Any]:
-    """The content of `metrics.json` for a folder's `predictions.jsonl`: see `metrics.measure`; `slices`, see
-    `slices.slice_tables`; `exposure`, see `exposure.exposure`; `search`, see `oracle.summary`, None where nothing was traced.
+def analyse(folder: Path, dataset: Dataset, index: SidIndex, config: Config) -> Metrics:
+    """Measure a folder's `predictions.jsonl`, and what the beam search missed if there is an `oracle.jsonl`.
 
     Raises:
         DataError: the predictions are malformed, or not those of this split and catalog.
+        ArtifactError: a line of `oracle.jsonl` is malformed.
     """
-    path = folder / "predictions.jsonl"
+    path, exact_scores = folder / "predictions.jsonl", folder / "oracle.jsonl"
     lists = RankedLists.read(path)
     check_belongs(lists, dataset, index, config.eval.split, str(path))
     parts = parts_of_lists(lists) | parts_of_dataset(lists, dataset, index, config.eval.split)
-    traces = search_error.read_traces(folder / "oracle.jsonl") if (folder / "oracle.jsonl").is_file() else []
-    return {
-        **measure(lists, CUTOFFS, config.eval.resamples, config.seed),
-        "slices": slice_tables(lists, parts, (10,), config.eval.resamples, config.seed),
-        "exposure": exposure(lists, interaction_counts(dataset)),
-        "search": search_error.summary(traces, config.eval.num_beams),
-    }
+    traces = search_error.read_traces(exact_scores) if exact_scores.is_file() else []
+    return dataclasses.replace(
+        measure(lists, CUTOFFS, config.eval.resamples, config.seed),
+        slices=slice_tables(lists, parts, (10,), config.eval.resamples, config.seed),
+        exposure=exposure(lists, interaction_counts(dataset)),
+        search=search_error.summary(traces, config.eval.num_beams),
+    )
 
 
 def run(config: Config, recommender: str) -> tuple[Manifest, bool]:
-    """Predict and measure with one of `RECOMMENDERS` or a baseline of the run, unless current.
+    """Predict and measure with `sft`, `rl`, one of `BUILT_IN` or a baseline of the run, unless current.
 
     Returns:
         the manifest, and whether it was made anew.
@@ -350,12 +289,14 @@ def run(config: Config, recommender: str) -> tuple[Manifest, bool]:
         resumable=recommender in MODELS,
         collective=True,
     ) as draft:
-        predict = RECOMMENDERS.get(recommender) or _by_baseline(recommender)
-        predict(config, dataset, index, draft.path)
+        if recommender in MODELS:
+            predict_with_model(recommender, config, dataset, index, draft.path)
+        elif is_main_process():
+            write_predictions(draft.path / "predictions.jsonl", listed_predictions(recommender, config, dataset, index))
         if is_main_process():
             metrics = analyse(draft.path, dataset, index, config)
-            write_json(draft.path / "metrics.json", metrics)
-            draft.metrics.update({name: cell["value"] for name, cell in metrics["sid"].items()})
+            metrics.write(draft.path / "metrics.json")
+            draft.metrics.update({name: cell["value"] for name, cell in metrics.sid.items()})
     return Manifest.load(folder), True
 
 

@@ -188,7 +188,7 @@ def load(path: Path, label: str, resamples: int, seed: int, catalog: dict[tuple[
         raise ConfigError(f"--runs {path}: not found; expected the folder of a run or a predictions file.")
     lists = read_lists(path, catalog)
     cutoffs = [k for k in CUTOFFS if k <= lists.width] or [max(1, lists.width)]
-    metrics = measure(lists, cutoffs, resamples, seed)
+    metrics = measure(lists, cutoffs, resamples, seed).as_dict()
     parts = parts_of_lists(lists)
     if not lists.history_lengths.any():  # the prompts do not show their histories
         parts = {}

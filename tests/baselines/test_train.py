@@ -178,7 +178,7 @@ def test_a_history_that_is_left_out_does_not_shorten_the_lists(tmp_path):
     assert main(["baseline", *options]) == 0
     run, hiding = tmp_path / "run", parse("baseline", [*options, "--eval.exclude_history", "true"])
     with pytest.raises(
-        ArtifactError, match=r"markov: holds lists of 12 items; .* keep 10, 16 are needed\. Run minionerec base"
+        ArtifactError, match=r"markov: the lists have 12 items, but 16 are needed to .* keep 10\. Run minionerec base"
     ):
         predict.run(hiding, "markov")
     train.run(hiding, ranking_metrics)

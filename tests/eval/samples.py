@@ -1,8 +1,22 @@
-"""Hand-made and random predictions."""
+"""Hand-made and random predictions, and a small catalog with distinct and with shared SIDs."""
 
 import numpy as np
 
 from minionerec.eval.predictions import Prediction
+from minionerec.sid.index import SidIndex
+from tests import small
+
+DATASET, DISTINCT = small.random_dataset(users=12, items=20)
+
+
+def shared_sids() -> SidIndex:
+    """Every third item has the SID of the item before it."""
+    codes = DISTINCT.codes.copy()
+    codes[2::3] = codes[1::3][: len(codes[2::3])]
+    return SidIndex(codes, DISTINCT.codebook_sizes, DATASET.digest)
+
+
+INDICES = {"distinct": DISTINCT, "shared": shared_sids()}
 
 
 def prediction(

@@ -62,7 +62,7 @@ def test_the_released_json(tmp_path, records):
     width = len(records[0][1])
     assert analyse(lists, CUTOFFS, 20, 0)["lengths"]["longest"] == width
     invalid = sum(sid is None for _, ranked in records for sid in ranked) / (width * len(records))
-    assert measure(lists, (1,), 20)["invalid"] == pytest.approx(invalid)
+    assert measure(lists, (1,), 20).invalid == pytest.approx(invalid)
 
 
 @st.composite
@@ -88,17 +88,15 @@ def our_predictions(draw):
 @given(our_predictions())
 def test_tied_items_and_short_lists(predictions):
     records = [(tuple(one.target_sid), [tuple(sid) for sid in one.sids]) for one in predictions]
-    found = measure(predictions, CUTOFFS, 20)
+    metrics = measure(predictions, CUTOFFS, 20)
     for k in CUTOFFS:
         hit, gain, reciprocal = brute.metrics(records, k)
-        assert [found["sid"][f"{name}@{k}"]["value"] for name in ("HR", "NDCG", "MRR")] == pytest.approx(
-            [hit, gain, reciprocal]
-        )
+        assert [metrics.sid[f"{name}@{k}"]["value"] for name in ("HR", "NDCG", "MRR")] == pytest.approx([hit, gain, reciprocal])
         expected = brute.tied(records, [one.sizes for one in predictions], k)
-        ours = [found["item"][f"{name}@{k}"][part] for name in ("HR", "NDCG") for part in ("value", "best", "worst")]
+        ours = [metrics.item[f"{name}@{k}"][part] for name in ("HR", "NDCG") for part in ("value", "best", "worst")]
         assert ours == pytest.approx(expected)
-        assert found["item"][f"HR@{k}"]["worst"] <= found["item"][f"HR@{k}"]["value"] + 1e-12
-    assert [row["lost"] for row in found["lost"]] == pytest.approx(brute.lost(records))
+        assert metrics.item[f"HR@{k}"]["worst"] <= metrics.item[f"HR@{k}"]["value"] + 1e-12
+    assert [row["lost"] for row in metrics.lost] == pytest.approx(brute.lost(records))
 
 
 @settings(max_examples=60, deadline=None)

@@ -49,15 +49,15 @@ def test_against_a_slow_loop(on):
 
 def test_measure_is_json_and_deterministic():
     predictions = random_predictions()
-    found = measure(predictions, resamples=50, seed=1)
-    assert found == measure(predictions, resamples=50, seed=1)
-    assert json.loads(json.dumps(found)) == found
-    assert found["users"] == 40 and found["exact"] == 1.0
-    assert list(found["sid"]) == [f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in CUTOFFS]
-    for part in ("sid", "item"):
-        for cell in found[part].values():
+    metrics = measure(predictions, resamples=50, seed=1)
+    assert metrics == measure(predictions, resamples=50, seed=1)
+    assert json.loads(json.dumps(metrics.as_dict())) == metrics.as_dict()
+    assert metrics.users == 40 and metrics.exact == 1.0
+    assert list(metrics.sid) == [f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in CUTOFFS]
+    for part in (metrics.sid, metrics.item):
+        for cell in part.values():
             assert cell["low"] <= cell["value"] <= cell["high"]
-    assert found["levels"]["cumulative"]["10"]["L1+L2+L3"] == pytest.approx(found["sid"]["HR@10"]["value"])
+    assert metrics.levels["cumulative"]["10"]["L1+L2+L3"] == pytest.approx(metrics.sid["HR@10"]["value"])
 
 
 def test_measure_of_nobody():

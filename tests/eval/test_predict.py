@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from minionerec.baselines import trivial
 from minionerec.config import Config, EvalConfig, ModelConfig
 from minionerec.errors import ArtifactError, CatalogError
 from minionerec.eval import calc_level, predict
@@ -14,22 +13,11 @@ from minionerec.eval.predictions import read_predictions
 from minionerec.model import checkpoint, scratch
 from minionerec.pipeline import run
 from minionerec.prompts.builder import build_examples, tokenizer_corpus
-from minionerec.sid.index import SidIndex
 from tests import small
+from tests.eval.samples import DATASET, DISTINCT, INDICES
 from tests.launch import accelerate
 
 SIZES = ModelConfig(hidden_size=32, intermediate_size=48, layers=2, heads=2, vocabulary=400)
-DATASET, DISTINCT = small.random_dataset(users=12, items=20)
-
-
-def shared_sids() -> SidIndex:
-    """Every third item has the SID of the item before it."""
-    codes = DISTINCT.codes.copy()
-    codes[2::3] = codes[1::3][: len(codes[2::3])]
-    return SidIndex(codes, DISTINCT.codebook_sizes, DATASET.digest)
-
-
-INDICES = {"distinct": DISTINCT, "shared": shared_sids()}
 
 
 @pytest.fixture(scope="module")
@@ -140,35 +128,6 @@ def test_a_tokenizer_without_the_sid_tokens():
         decoded((model, tokenizer))
 
 
-@pytest.mark.parametrize("split", ["valid", "test"])
-@pytest.mark.parametrize("kind", INDICES)
-def test_floors_are_those_of_the_baselines(kind, split, tmp_path):
-    config, index = Config(eval=EvalConfig(num_beams=5, split=split)), INDICES[kind]
-    rows = DATASET.split(split)
-    rankings = {
-        "popularity": trivial.popularity(DATASET, 5, split),
-        "repeat": trivial.repeat_last(rows, 5),
-    }
-    for name, expected in rankings.items():
-        predict.RECOMMENDERS[name](config, DATASET, index, tmp_path)
-        found = read_predictions(tmp_path / "predictions.jsonl")
-        assert [p.items for p in found] == [ranking.tolist() for ranking in expected]
-        assert [p.user for p in found] == rows["user"].to_list()
-        for prediction in found:
-            sids = [tuple(index.codes[item].tolist()) for item in prediction.items]
-            assert prediction.sids == [list(sid) for sid in dict.fromkeys(sids)]
-
-
-def test_floors_leave_out_the_history_where_it_is_excluded(tmp_path):
-    config, rows = Config(eval=EvalConfig(num_beams=5, exclude_history=True)), DATASET.split("test")
-    every = trivial.popularity(DATASET, 20)[0].tolist()
-    predict.RECOMMENDERS["popularity"](config, DATASET, DISTINCT, tmp_path)
-    expected = [[item for item in every if item not in history][:5] for history in rows["history"].to_list()]
-    assert [p.items for p in read_predictions(tmp_path / "predictions.jsonl")] == expected
-    predict.RECOMMENDERS["repeat"](config, DATASET, DISTINCT, tmp_path)
-    assert not any(p.items for p in read_predictions(tmp_path / "predictions.jsonl"))
-
-
 def test_the_stage_needs_its_inputs_and_is_skipped_when_current(tmp_path):
     config = small.config(tmp_path)
     with pytest.raises(ArtifactError, match="Make it first: minionerec data"):
@@ -192,7 +151,7 @@ def sharded(made, folder, monkeypatch, **fields):
     folder.mkdir(exist_ok=True)
     monkeypatch.setattr(predict.checkpoint, "load", lambda _: made)
     config = Config(eval=EvalConfig(**{"num_beams": 6, "batch_size": 2, "shard_size": 5, "oracle_examples": 4, **fields}))
-    predict.RECOMMENDERS["sft"](config, DATASET, DISTINCT, folder)
+    predict.predict_with_model("sft", config, DATASET, DISTINCT, folder)
     return (folder / "predictions.jsonl").read_bytes(), (folder / "oracle.jsonl").read_bytes()
 
 

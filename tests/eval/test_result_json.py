@@ -26,8 +26,8 @@ def test_a_record_by_hand(tmp_path):
     lists = read_lists(path)
     assert ranks(lists).tolist() == [2, float("inf")]
     assert lists.history_lengths.tolist() == [2, 0] and lists.repeats.tolist() == [True, False]
-    assert item_ranks(lists) is None and measure(lists, resamples=10)["item"] is None
-    assert measure(lists, resamples=10)["invalid"] == pytest.approx(1 / 3)
+    assert item_ranks(lists) is None and measure(lists, resamples=10).item is None
+    assert measure(lists, resamples=10).invalid == pytest.approx(1 / 3)
 
 
 def test_a_catalog_gives_item_ranks_and_finds_invalid_sids(tmp_path):
@@ -61,7 +61,7 @@ def test_sids_of_unequal_length_end_in_no_code(tmp_path):
     assert lists.sids.tolist() == [[[1, 2, 1], [0, 0, -1], [-1, -1, -1]], [[1, 2, -1]] * 3]
     assert ranks(lists).tolist() == [1, float("inf")]
     assert lists.history_lengths.tolist() == [3, 3] and lists.repeats.tolist() == [True, False]
-    assert measure(lists, resamples=10)["invalid"] == pytest.approx(1 / 6)
+    assert measure(lists, resamples=10).invalid == pytest.approx(1 / 6)
 
 
 def test_the_catalog_says_how_long_sids_are(tmp_path):
