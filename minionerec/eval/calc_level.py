@@ -12,7 +12,7 @@ from rich.table import Table
 from minionerec.artifacts import write_json
 from minionerec.config import CUTOFFS, RESAMPLES
 from minionerec.errors import ConfigError, DataError, MiniOneRecError
-from minionerec.eval.level_plot import draw
+from minionerec.eval.level_plot import draw_levels
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import measure
 from minionerec.eval.result_json import read_catalog, read_lists
@@ -128,7 +128,7 @@ def _run(arguments: argparse.Namespace) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "levels.json", found)
-        draw(found, out / "levels.png")
+        draw_levels(found, out / "levels.png")
     except OSError as error:
         raise DataError(f"{out / 'levels.json'}: cannot be written ({error}). Choose another folder with --out DIR.") from None
     console = Console()

@@ -1,4 +1,4 @@
-"""Two runs on the same examples: paired differences, tests, and what a test of this size can see."""
+"""Two files of predictions for the same examples: how much the second exceeds the first, per metric."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from minionerec.statistics.ranking import per_user
 
 
 def align(first: RankedLists, second: RankedLists) -> np.ndarray:
-    """The rows of `second` in the order of `first`: by user and position, or as they stand where a file names no users.
+    """The rows of `second` in the order of `first`: by user and position, or unchanged if a file names no users.
 
     Raises:
         DataError: the two were measured on different examples.
@@ -27,33 +27,34 @@ def align(first: RankedLists, second: RankedLists) -> np.ndarray:
         if not same:
             raise DataError("the rows do not have the same target SIDs in the same order; the two cannot be compared.")
         return rows
-    ours, theirs = _keys(first), _keys(second)
-    wanted, order = np.argsort(ours), np.argsort(theirs)
-    if (theirs[order] != ours[wanted]).any():
+    first_keys, second_keys = _keys(first), _keys(second)
+    first_order, second_order = np.argsort(first_keys), np.argsort(second_keys)
+    if (second_keys[second_order] != first_keys[first_order]).any():
         raise DataError("they are not of the same users; the two cannot be compared.")
-    rows = np.empty(len(ours), dtype=int)
-    rows[wanted] = order
+    rows = np.empty(len(first), dtype=int)
+    rows[first_order] = second_order
     if (second.targets[rows] != first.targets).any():
         raise DataError("the same users have other targets, so the two are of different splits and cannot be compared.")
     return rows
 
 
 def _keys(lists: RankedLists) -> np.ndarray:
+    """(rows,) one text per example: its user and the target's position. Texts sort quickly, pairs do not."""
     return np.char.add(np.char.add(lists.users, "\t"), lists.positions.astype(np.str_))
 
 
 def shared_cutoffs(first: RankedLists, second: RankedLists) -> list[int]:
-    """The cut-offs at which two files say something of one another: those of `CUTOFFS` up to the shorter width.
+    """The cut-offs at which two files can be compared: `CUTOFFS` up to the smaller width.
 
-    A file's width, its longest list, is what was asked for. Beyond it a metric counts the whole list and no more, so a
-    difference there would be the lists' lengths'.
+    A file's width is the length of its longest list. At a larger cut-off a metric counts the whole list and no more, so a
+    difference there would only show that one list is longer.
     """
     width = min(first.width, second.width)
     return [k for k in CUTOFFS if k <= max(width, 1)]
 
 
 def left_out(first: RankedLists, second: RankedLists) -> str | None:
-    """What a table of two files must say of the cut-offs that it lacks; None where it lacks none."""
+    """The note of a table of two files about the cut-offs that it lacks; None if it lacks none."""
     width = min(first.width, second.width)
     if width >= CUTOFFS[-1]:
         return None
@@ -61,10 +62,13 @@ def left_out(first: RankedLists, second: RankedLists) -> str | None:
 
 
 def _values(lists: RankedLists, cutoffs: Sequence[int], on: Literal["sid", "item"]) -> dict[str, np.ndarray]:
-    found = item_ranks(lists) if on == "item" else None
-    if on == "item" and found is None:
+    """Each metric's value per example, (rows,)."""
+    if on == "sid":
+        return per_user(ranks(lists), cutoffs)
+    ranks_and_ties = item_ranks(lists)
+    if ranks_and_ties is None:
         raise DataError("these predictions name no items; compare them on SIDs.")
-    best, ties = found if found else (ranks(lists), 1)
+    best, ties = ranks_and_ties
     return per_user(best, cutoffs, ties)
 
 
@@ -79,14 +83,16 @@ def compare(
     """How much `second` exceeds `first` on the same examples, per metric.
 
     Args:
-        cutoffs: None for `shared_cutoffs`; others mean that both lists are whole, however short.
+        resamples: bootstrap resamples, and sign permutations.
+        seed: of both.
+        cutoffs: None for `shared_cutoffs`. Other cut-offs take every list as whole, however short it is.
+        on: whether a SID or an item must be the target's.
 
     Returns:
-        Per metric `value`, `low`, `high` (95 %, paired, users resampled), `p` of the paired permutation test, `detectable`, the
-        smallest true difference that a test of this size finds with 80 % power, and whether the interval holds zero: `noise`.
+        Per metric a difference with its interval and test, see `statistics.differences.differences`.
 
     Raises:
-        DataError: see `align`.
+        DataError: the two were measured on different examples, or name no items and `on` is `item`.
     """
     first, second = RankedLists.of(first), RankedLists.of(second)
     rows = align(first, second)

@@ -1,4 +1,4 @@
-"""Beyond accuracy: what the lists show of the catalog."""
+"""Beyond accuracy: how much of the catalog the lists show, and how evenly."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from minionerec.eval.lists import Lists, RankedLists
 
 
 def gini(counts: np.ndarray) -> float:
-    """Gini coefficient of how often each item is shown: 0 all items alike, towards 1 one item alone; 0 where nothing is shown.
+    """Gini coefficient of how often each item is shown: 0 all items alike, towards 1 one item alone; 0 if nothing is shown.
 
     Args:
         counts: (items,), items that are never shown included.
@@ -24,7 +24,7 @@ def gini(counts: np.ndarray) -> float:
 def diversity(predictions: Lists, k: int = 10) -> float | None:
     """Intra-list diversity of the first k SIDs: the mean over pairs of 1 - (codes they share from the start) / (codes).
 
-    Lists with fewer than two SIDs have no pairs and are left out; None where all are.
+    Lists with fewer than two SIDs have no pairs and are left out; None if all are.
     """
     lists = RankedLists.of(predictions)
     total, pairs_seen = 0.0, 0
@@ -32,7 +32,7 @@ def diversity(predictions: Lists, k: int = 10) -> float | None:
     first, second = np.triu_indices(width, 1)
     for rows in lists.chunks(4096):
         sids = lists.sids[rows, :width]
-        both = (sids[:, first, 0] >= 0) & (sids[:, second, 0] >= 0)  # (rows, pairs)
+        both = (sids[:, first, 0] >= 0) & (sids[:, second, 0] >= 0)  # (rows, pairs); a position without a SID is in no pair
         count = both.sum(axis=1)
         shared = np.logical_and.accumulate(sids[:, first] == sids[:, second], axis=2).sum(axis=2)
         apart = np.where(both, 1 - shared / lists.levels, 0).sum(axis=1)
@@ -42,35 +42,36 @@ def diversity(predictions: Lists, k: int = 10) -> float | None:
 
 
 def exposure(predictions: Lists, popularity: np.ndarray, k: int = 10) -> dict[str, Any]:
-    """What the first k items of the lists show of the catalog.
+    """How much of the catalog the first k items of the lists show.
 
     Args:
         popularity: (items,) how often each item occurs in training interactions.
 
     Returns:
         `k`; `coverage`, the share of the catalog shown to anyone; `gini` of how often each item is shown; `popularity`, mean
-        training count of a shown item, `target_popularity` the same of the targets, and `popularity_bias`, their ratio (None
-        where targets have 0); `novelty`, mean of -log2 of a shown item's share of the training interactions, with one added to
-        each count (bits); `diversity`, see `diversity`. The first four and `novelty` are None where the lists name no items.
+        training count of a shown item, `target_popularity` the mean training count of a target, and `popularity_bias`, their
+        ratio (None if it is 0 for all targets); `novelty`, mean of -log2 of a shown item's share of the training interactions,
+        with one added to each count (bits); `diversity`, see `diversity`. All but `k` and `diversity` are None if the lists
+        name no items.
     """
     lists = RankedLists.of(predictions)
-    found: dict[str, Any] = {"k": k, "coverage": None, "gini": None, "popularity": None, "target_popularity": None}
-    found |= {"popularity_bias": None, "novelty": None, "diversity": diversity(lists, k)}
+    table: dict[str, Any] = {"k": k, "coverage": None, "gini": None, "popularity": None, "target_popularity": None}
+    table |= {"popularity_bias": None, "novelty": None, "diversity": diversity(lists, k)}
     if lists.items is None:
-        return found
-    places = np.arange(len(lists.items.values)) - np.repeat(lists.items.offsets[:-1], lists.items.lengths)
-    shown = lists.items.values[places < k]
-    if not len(shown):
-        return found
-    counts = np.bincount(shown, minlength=len(popularity))
-    surprise = -np.log2((popularity + 1) / (popularity + 1).sum())
+        return table
+    positions = np.arange(len(lists.items.values)) - np.repeat(lists.items.offsets[:-1], lists.items.lengths)
+    listed_items = lists.items.values[positions < k]
+    if not len(listed_items):
+        return table
+    counts = np.bincount(listed_items, minlength=len(popularity))
+    surprise = -np.log2((popularity + 1) / (popularity + 1).sum())  # 1 added: finite for an unsold item
     of_targets = float(popularity[lists.targets].mean())
-    of_shown = float(popularity[shown].mean())
-    return found | {
+    of_listed = float(popularity[listed_items].mean())
+    return table | {
         "coverage": float((counts > 0).mean()),
         "gini": gini(counts),
-        "popularity": of_shown,
+        "popularity": of_listed,
         "target_popularity": of_targets,
-        "popularity_bias": of_shown / of_targets if of_targets else None,
-        "novelty": float(surprise[shown].mean()),
+        "popularity_bias": of_listed / of_targets if of_targets else None,
+        "novelty": float(surprise[listed_items].mean()),
     }
