@@ -14,8 +14,8 @@ import pyarrow.json
 from minionerec.errors import DataError
 from minionerec.eval.predictions import Prediction, read_predictions
 
-EMPTY = -1  # code of a place beyond the end of a list, and of a recommended text that is no SID
-_BLOCK = 16 << 20  # bytes of text parsed at once
+EMPTY = -1  # code of a position beyond the end of a list, and of a recommended text that is no SID
+_BLOCK = 16 << 20  # bytes of text parsed at once: large enough to be fast, and memory stays bounded
 _INDICES = pa.list_(pa.int32())
 _SCHEMA = pa.schema(
     {
@@ -34,7 +34,7 @@ _SCHEMA = pa.schema(
 
 
 class _Irregular(Exception):  # noqa: N818 - no error: sends the reader to the slow path, which finds the line
-    """A block that the fast path does not vouch for."""
+    """A block that the fast path cannot check."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +59,9 @@ class Ragged:
         """(rows,) values per row."""
         return np.diff(self.offsets)
 
-    def row(self, place: int) -> int:
-        """The row of `values[place]`."""
-        return int(np.searchsorted(self.offsets, place, side="right")) - 1
+    def row(self, position: int) -> int:
+        """The row of `values[position]`."""
+        return int(np.searchsorted(self.offsets, position, side="right")) - 1
 
     def positions_of(self, wanted: np.ndarray) -> np.ndarray:
         """0-based position of each row's wanted value (rows,), infinity if the row lacks it."""
@@ -78,19 +78,19 @@ class RankedLists:
 
     Attributes:
         users: (rows,) ids; a user with several examples has several rows.
-        positions: (rows,) int, the target's place in the user's sequence; -1 where the file does not say.
-        targets: (rows,) int, item indices; -1 where the file names no items.
+        positions: (rows,) int, the target's position in the user's sequence; -1 if the file does not say.
+        targets: (rows,) int, item indices; -1 if the file names no items.
         target_sids: (rows, levels) int; a SID with fewer codes than the longest ends in -1.
         sids: (rows, width, levels) int, best first, short ones ending in -1; `EMPTY` at every level beyond a list's end and
-            where a recommended text is no SID.
-        lengths: (rows,) int, places of each list.
-        scores: (rows, width) float32, NaN beyond a list's end; None where the file has none.
-        sizes: (rows, width) int, items of each SID where these are tied, 0 beyond a list's end; None where nothing is tied.
-        items: recommended items; None where the file names none.
-        history: item indices, oldest first; None where the file names none.
+            if a recommended text is no SID.
+        lengths: (rows,) int, length of each list.
+        scores: (rows, width) float32, NaN beyond a list's end; None if the file has none.
+        sizes: (rows, width) int, how many items share each SID and are tied, 0 beyond a list's end; None if nothing is tied.
+        items: recommended items; None if the file names none.
+        history: item indices, oldest first; None if the file names none.
         history_lengths: (rows,) int.
-        repeats: (rows,) bool: the target stands in the history (the SID, where the file names no items).
-        exact: (rows,) bool, or None where the file does not say.
+        repeats: (rows,) bool: the target is in the history (its SID, if the file names no items).
+        exact: (rows,) bool, or None if the file does not say.
     """
 
     users: np.ndarray
@@ -117,7 +117,7 @@ class RankedLists:
 
     @property
     def width(self) -> int:
-        """Places of the longest list."""
+        """Length of the longest list."""
         return self.sids.shape[1]
 
     def units(self) -> np.ndarray | None:
@@ -126,7 +126,7 @@ class RankedLists:
         return units if len(distinct) < len(self.users) else None
 
     def chunks(self, rows: int = 16384) -> Iterator[slice]:
-        """Runs of rows that bound the memory of what is computed from `sids`."""
+        """All rows in slices, so that what is computed from `sids` needs little memory."""
         for start in range(0, len(self), rows):
             yield slice(start, min(start + rows, len(self)))
 
@@ -154,7 +154,7 @@ class RankedLists:
 
     @classmethod
     def of(cls, predictions: "Lists") -> "RankedLists":
-        """From single predictions; what is already an array form is returned as it is.
+        """From single predictions; `RankedLists` are returned unchanged.
 
         Raises:
             DataError: no predictions, or SIDs of unequal depth.
@@ -170,37 +170,39 @@ class RankedLists:
         width = int(lengths.max())
         filled = np.arange(width) < lengths[:, None]  # (rows, width)
         sids = np.full((len(predictions), width, depths[0]), EMPTY, dtype=np.int32)
-        sids[filled] = np.array([sid for one in predictions for sid in one.sids], dtype=np.int32).reshape(-1, depths[0])
+        sids[filled] = np.array([sid for row in predictions for sid in row.sids], dtype=np.int32).reshape(-1, depths[0])
         scores = np.full(filled.shape, np.nan, dtype=np.float32)
-        scores[filled] = [score for one in predictions for score in one.scores]
+        scores[filled] = [score for row in predictions for score in row.scores]
         sizes = None
-        if any(one.sizes is not None for one in predictions):
+        if any(row.sizes is not None for row in predictions):
             sizes = np.zeros(filled.shape, dtype=np.int32)
-            sizes[filled] = [size for one in predictions for size in (one.sizes or [1] * len(one.sids))]
-        history, targets = Ragged.of([one.history for one in predictions]), np.array([one.target for one in predictions])
+            sizes[filled] = [size for row in predictions for size in (row.sizes or [1] * len(row.sids))]
+        history, targets = Ragged.of([row.history for row in predictions]), np.array([row.target for row in predictions])
         return cls(
-            users=np.array([one.user for one in predictions]),
-            positions=np.array([-1 if one.position is None else one.position for one in predictions]),
+            users=np.array([row.user for row in predictions]),
+            positions=np.array([-1 if row.position is None else row.position for row in predictions]),
             targets=targets,
-            target_sids=np.array([one.target_sid for one in predictions], dtype=np.int32),
+            target_sids=np.array([row.target_sid for row in predictions], dtype=np.int32),
             sids=sids,
             lengths=lengths,
             scores=scores,
             sizes=sizes,
-            items=Ragged.of([one.items for one in predictions]),
+            items=Ragged.of([row.items for row in predictions]),
             history=history,
             history_lengths=history.lengths,
             repeats=np.isfinite(history.positions_of(targets)),
-            exact=np.array([one.exact for one in predictions]),
+            exact=np.array([row.exact for row in predictions]),
         )
 
     @classmethod
     def read(cls, path: Path) -> "RankedLists":
-        """Read a `predictions.jsonl`. Blocks of the file are parsed and checked as columns; where anything about a block is
-        unusual, the file is read again line by line for an error that names the line.
+        """Read a `predictions.jsonl`.
+
+        Blocks of the file are parsed and checked as columns. If anything in a block is unusual, the file is read again line by
+        line, for an error that names the line.
 
         Raises:
-            DataError: as `read_predictions`.
+            DataError: the file is missing, malformed or empty, or lists an example twice; the message names the line.
         """
         try:
             parts = [_arrays(block) for block in _blocks(Path(path))]
@@ -228,10 +230,10 @@ def _numbers(column: pa.ListArray, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _arrays(block: bytes) -> dict[str, Any]:
-    """The columns of some lines, checked.
+    """The checked columns of a block of lines.
 
     Raises:
-        _Irregular: something is not as `read_predictions` wants it.
+        _Irregular: `read_predictions` might refuse a line.
     """
     options = pa.json.ParseOptions(explicit_schema=_SCHEMA, unexpected_field_behavior="error")
     whole = pa.json.ReadOptions(use_threads=False, block_size=len(block) + 1)
@@ -262,7 +264,7 @@ def _arrays(block: bytes) -> dict[str, Any]:
     ):
         raise _Irregular
     filled = np.arange(int(lengths.max())) < lengths[:, None]
-    narrow = np.int16 if codes.size == 0 or codes.max() < 2**15 else np.int32
+    narrow = np.int16 if codes.size == 0 or codes.max() < 2**15 else np.int32  # codes are most of a file's memory
     sids = np.full((*filled.shape, levels), EMPTY, dtype=narrow)
     sids[filled] = codes.reshape(-1, levels)
     if _holds_twice(sids, filled):
@@ -295,15 +297,22 @@ def _are_sids(codes: np.ndarray) -> bool:
 
 
 def _sizes(column: pa.ListArray, filled: np.ndarray, item_lengths: np.ndarray) -> np.ndarray | None:
+    """The sizes of all lists, (rows, width); None if no line has any.
+
+    Args:
+        column: the field `sizes`; null in lines without it.
+        filled: (rows, width) whether a list has a SID at this position.
+        item_lengths: (rows,) items of each line.
+    """
     if column.null_count == len(column):
         return None
-    given = column.is_valid().to_numpy(zero_copy_only=False)
+    has_sizes = column.is_valid().to_numpy(zero_copy_only=False)
     values, lengths = _numbers(column.filter(column.is_valid()), np.int32)
-    sizes = filled.astype(np.int32)  # ones where a line has no sizes
-    if (lengths != filled[given].sum(axis=1)).any() or (values.size and values.min() < 1):
+    sizes = filled.astype(np.int32)  # a line without sizes has one item per SID
+    if (lengths != filled[has_sizes].sum(axis=1)).any() or (values.size and values.min() < 1):
         raise _Irregular
-    sizes[filled & given[:, None]] = values
-    if (sizes.sum(axis=1)[given] != item_lengths[given]).any():
+    sizes[filled & has_sizes[:, None]] = values
+    if (sizes.sum(axis=1)[has_sizes] != item_lengths[has_sizes]).any():
         raise _Irregular
     return sizes
 
@@ -322,16 +331,22 @@ def _holds_twice(sids: np.ndarray, filled: np.ndarray) -> bool:
 
 
 def _pad(parts: list[np.ndarray], fill: float) -> np.ndarray:
+    """The parts one below the other, all as wide as the widest."""
     width = max(part.shape[1] for part in parts)
-    made = np.full((sum(map(len, parts)), width, *parts[0].shape[2:]), fill, dtype=np.result_type(*parts))
+    padded = np.full((sum(map(len, parts)), width, *parts[0].shape[2:]), fill, dtype=np.result_type(*parts))
     start = 0
     for part in parts:
-        made[start : start + len(part), : part.shape[1]] = part
+        padded[start : start + len(part), : part.shape[1]] = part
         start += len(part)
-    return made
+    return padded
 
 
 def _joined(parts: list[dict[str, Any]]) -> RankedLists:
+    """The columns of all blocks, one below the other.
+
+    Raises:
+        _Irregular: blocks differ in SID depth, or an example appears twice.
+    """
     if not parts or len({part["target_sids"].shape[1] for part in parts}) != 1:
         raise _Irregular
 
@@ -345,8 +360,8 @@ def _joined(parts: list[dict[str, Any]]) -> RankedLists:
         raise _Irregular
     sizes = None
     if any(part["sizes"] is not None for part in parts):
-        ones = [(part["sids"][..., 0] != EMPTY).astype(np.int32) for part in parts]
-        sizes = _pad([one if part["sizes"] is None else part["sizes"] for part, one in zip(parts, ones, strict=True)], 0)
+        untied = [(part["sids"][..., 0] != EMPTY).astype(np.int32) for part in parts]  # one item per SID
+        sizes = _pad([ones if part["sizes"] is None else part["sizes"] for part, ones in zip(parts, untied, strict=True)], 0)
     history, items = ragged("history"), ragged("items")
     scores = _pad([part.pop("scores") for part in parts], np.nan)
     return RankedLists(

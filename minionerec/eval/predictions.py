@@ -28,11 +28,11 @@ class Prediction:
         target_sid: its codes, one per level; a SID with fewer codes than the longest ends in -1.
         sids: recommended SIDs, best first, distinct, each as long as `target_sid`, short ones ending in -1 as well.
         items: recommended item indices, best first.
-        scores: one per SID, descending; nats where a language model made them.
+        scores: one per SID, descending; in nats if a language model made them.
         exact: whether the list is provably the exact top of the catalog.
-        position: the target's 0-based place in the user's sequence; None where each user has one prediction.
-        sizes: how many of `items` each SID stands for, where a model that writes SIDs cannot order the items of one;
-            None where `items` is an order of its own, or no SID of the list has two items.
+        position: the target's 0-based position in the user's sequence; None if each user has one prediction.
+        sizes: how many of `items` each SID stands for: a model that writes SIDs cannot order the items of one. None if
+            `items` is itself an order, or no SID of the list has two items.
 
     Raises:
         DataError: SIDs of unequal depth, a SID listed twice, not one score per SID, or sizes that do not add up.
@@ -99,24 +99,29 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "exact": (lambda value: isinstance(value, bool), "true or false"),
 }
 _OPTIONAL: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "position": (lambda value: value is None or _index(value), "a place in the user's sequence"),
+    "position": (lambda value: value is None or _index(value), "a position in the user's sequence"),
     "sizes": (lambda value: value is None or (_indices(value) and 0 not in value), "a list of numbers of items, at least 1"),
 }
 
 
 def _parse(line: str) -> Prediction:
+    """The prediction on a line.
+
+    Raises:
+        DataError: it is malformed; the message does not name the line.
+    """
     try:
         values = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"not valid JSON ({error}); the file may be cut off. Run the evaluation again.") from None
     if not isinstance(values, dict):
         raise DataError(f"found {type(values).__name__}, expected one JSON object per line.")
-    known = _FIELDS | _OPTIONAL
-    missing, unknown = sorted(_FIELDS.keys() - values.keys()), sorted(values.keys() - known.keys())
+    fields = _FIELDS | _OPTIONAL
+    missing, unknown = sorted(_FIELDS.keys() - values.keys()), sorted(values.keys() - fields.keys())
     if missing or unknown:
-        found = [f"{what} {', '.join(names)}" for what, names in (("missing", missing), ("unknown", unknown)) if names]
-        raise DataError(f"fields {' and '.join(found)}; expected exactly {', '.join(_FIELDS)}.")
-    for name, (valid, expected) in known.items():
+        differences = [f"{what} {', '.join(names)}" for what, names in (("missing", missing), ("unknown", unknown)) if names]
+        raise DataError(f"fields {' and '.join(differences)}; expected exactly {', '.join(_FIELDS)}.")
+    for name, (valid, expected) in fields.items():
         if name in values and not valid(values[name]):
             raise DataError(f"field {name} is {json.dumps(values[name])[:60]}, expected {expected}.")
     return Prediction(**values)
@@ -126,8 +131,8 @@ def read_predictions(path: Path) -> list[Prediction]:
     """Read a predictions file line by line; `RankedLists.read` reads the same file many times faster.
 
     Raises:
-        DataError: the file cannot be read or is empty, a line is malformed (the message names it), an example appears twice
-            (as when a shard was merged twice), or SIDs differ in depth between lines.
+        DataError: the file cannot be read or is empty, a line is malformed (the message names it), an example appears twice,
+            or SIDs differ in depth between lines.
     """
     predictions: list[Prediction] = []
     lines: dict[tuple[str, int | None], int] = {}
@@ -161,7 +166,7 @@ def read_predictions(path: Path) -> list[Prediction]:
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> int:
     """Stream predictions to disk through a temporary name; returns how many there were.
 
-    Equal predictions give equal bytes: scores keep 6 decimals, optional fields are left out where they are None.
+    Equal predictions give equal bytes: scores keep 6 decimals, optional fields are left out if they are None.
     """
     temporary, written = path.with_name(path.name + ".tmp"), 0
     with temporary.open("w", encoding="utf-8", newline="\n") as stream:
@@ -176,10 +181,12 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> int:
 
 
 def as_predictions(examples: pl.DataFrame, rankings: Iterable[np.ndarray], sid_index: SidIndex) -> list[Prediction]:
-    """Item rankings as predictions: each item's SID where it first occurs, the ranking's own items, minus the rank as score.
+    """Item rankings as predictions: the ranking's items, their SIDs in the order of first occurrence, minus the rank as score.
 
     Args:
-        examples: a split; `rankings` has one list of item indices per row.
+        examples: a split.
+        rankings: item indices, best first, per row of the split.
+        sid_index: the SIDs of the items.
 
     Raises:
         CatalogError: an item lies outside the SID index.

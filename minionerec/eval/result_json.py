@@ -1,4 +1,4 @@
-"""Other people's predictions: the result JSON of the released MiniOneRec, a list of objects `input`, `output`, `predict`."""
+"""Result files of the released MiniOneRec: a JSON list of objects `input`, `output`, `predict`."""
 
 import json
 import re
@@ -15,10 +15,10 @@ _IN_PROMPT = re.compile(r"<a_\d+>(?:<[b-z]_\d+>)*")
 
 
 def codes_of(text: str) -> tuple[int, ...] | None:
-    """The codes of a SID as text, e.g. `<a_17><b_203><c_8>`; None where the text is no SID with its levels in order."""
+    """The codes of a SID as text, e.g. `<a_17><b_203><c_8>`; None if the text is no SID with its levels in order."""
     *tokens, rest = text.strip().strip('"').strip().split(">")
-    found = [parse_token(f"{token}>") for token in tokens]
-    codes = tuple(one[1] for level, one in enumerate(found) if one is not None and one[0] == level)
+    parsed = [parse_token(f"{token}>") for token in tokens]
+    codes = tuple(pair[1] for level, pair in enumerate(parsed) if pair is not None and pair[0] == level)
     return codes if codes and len(codes) == len(tokens) and not rest else None
 
 
@@ -26,7 +26,7 @@ def read_catalog(path: Path) -> dict[tuple[int, ...], int]:
     """How many items each SID has, from an `index.json` (item to token strings) or the released code's info text.
 
     Raises:
-        CatalogError: the file is not one of the two, or an item's SID is malformed (the message names it).
+        CatalogError: the file is neither, or an item's SID is malformed (the message names it).
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -53,6 +53,11 @@ def read_catalog(path: Path) -> dict[tuple[int, ...], int]:
 
 
 def _records(path: Path) -> list[Any]:
+    """The objects of a result file.
+
+    Raises:
+        DataError: the file is missing, is not JSON, or is no list of objects.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""What the beam search missed: the whole catalog scored exactly, and the search replayed on those scores.
+"""What the beam search missed: the whole catalog is scored exactly, and the search is replayed on these scores.
 
-The score of every prefix is known, so the beam of any width can be replayed without the model: which prefixes it kept at each
-level, at which level and rank it dropped the target's, and what the list would have been with every SID in sight.
+With the score of every prefix, a beam search of any width can be replayed without the model. The replay shows which prefixes it
+keeps at each level, at which level and rank it drops the target's, and how its list differs from the exact one.
 """
 
 import dataclasses
@@ -29,12 +29,12 @@ class Trace:
     Attributes:
         row: its row in the split.
         rank: 0-based rank of the target's SID in the whole catalog.
-        widths: per beam width, the 0-based rank of the target in that beam's list; None where the list lacks it.
+        widths: per beam width, the 0-based rank of the target in that beam's list; None if the list lacks it.
         overlap: per beam width, the share of the exact top SIDs that the beam's list holds.
         pruned: per beam width, the 1-based level at which the target's prefix was dropped and its 1-based rank among that
-            level's candidates, 0 and 0 where it never was.
-        confidence: per level, the probability of the favourite code among the legal ones after the target's codes before it.
-        right: per level, whether that favourite is the target's code.
+            level's candidates, 0 and 0 if it was not dropped.
+        confidence: per level, the probability of the most likely code after the target's earlier codes, among the legal codes.
+        right: per level, whether that most likely code is the target's.
     """
 
     row: int
@@ -59,14 +59,14 @@ def replay(
     Returns:
         The SIDs of the list, best first, and the level and rank (1-based) at which the target was dropped, 0 and 0 if never.
     """
-    kept, dropped = np.zeros(1, dtype=int), (0, 0)
+    beams, dropped = np.zeros(1, dtype=int), (0, 0)
     for level, (level_scores, above) in enumerate(zip(scores, parents, strict=True)):
-        candidates = np.flatnonzero(np.isin(above, kept))
+        candidates = np.flatnonzero(np.isin(above, beams))
         order = candidates[np.argsort(-level_scores[candidates], kind="stable")]
         if dropped == (0, 0) and (rank := int(np.flatnonzero(order == target[level])[0])) >= width:
             dropped = (level + 1, rank + 1)
-        kept = order[:width]
-    return kept.tolist(), dropped
+        beams = order[:width]
+    return beams.tolist(), dropped
 
 
 def trace(
@@ -102,57 +102,70 @@ def trace(
 def _one(
     row: int, scores: list[np.ndarray], parents: Sequence[np.ndarray], path: Sequence[int], widths: Sequence[int]
 ) -> Trace:
+    """The trace of one example.
+
+    Args:
+        row: its row in the split.
+        scores: per level, (prefixes,) sums of log-probabilities.
+        parents: per level, (prefixes,) parent numbers.
+        path: per level, the number of the target's prefix.
+        widths: beam widths.
+    """
     exact = np.argsort(-scores[-1], kind="stable")
-    places: dict[str, int | None] = {}
+    ranks: dict[str, int | None] = {}
     overlap, pruned = {}, {}
     for width in widths:
         listed, dropped = replay(scores, parents, path, width)
-        places[str(width)] = listed.index(path[-1]) if path[-1] in listed else None
+        ranks[str(width)] = listed.index(path[-1]) if path[-1] in listed else None
         overlap[str(width)] = len(set(listed) & set(exact[: len(listed)].tolist())) / len(listed)
         pruned[str(width)] = dropped
     confidence, right = [], []
     for level, (level_scores, above) in enumerate(zip(scores, parents, strict=True)):
         siblings = np.flatnonzero(above == (path[level - 1] if level else 0))
-        chances = np.exp(level_scores[siblings] - level_scores[siblings].max())
+        chances = np.exp(level_scores[siblings] - level_scores[siblings].max())  # less the maximum: no underflow
         confidence.append(float(chances.max() / chances.sum()))
         right.append(bool(siblings[chances.argmax()] == path[level]))
     rank = int(np.flatnonzero(exact == path[-1])[0])
-    return Trace(row, rank, places, overlap, pruned, confidence, right)
+    return Trace(row, rank, ranks, overlap, pruned, confidence, right)
 
 
 def summary(traces: Sequence[Trace], num_beams: int) -> dict[str, Any] | None:
-    """The section `search` of `metrics.json`; None where there are no traces.
+    """The section `search` of `metrics.json`; None if there are no traces.
 
     Returns:
-        `rows`; `num_beams`, the width of the run's own search; `exact`, HR and NDCG with the whole catalog in sight (cut to
-        `num_beams` places); `widths`, per beam width the same metrics of the replayed beam, `overlap` with the exact list, and
-        `missed`, the share of examples whose target is in the exact list and not in the beam's; `pruned`, at `num_beams`, per
-        level the share of examples whose target was dropped there and the median rank it had; `calibration`, per level as
-        `levels.calibrated`, after the target's own codes.
+        `rows`; `num_beams`, the width of the run's own search; `exact`, HR and NDCG of the exact list (its first `num_beams`
+        SIDs); `widths`, per beam width HR and NDCG of the replayed beam, `overlap` with the exact list, and `missed`, the share
+        of examples whose target is in the exact list but not in the beam's; `pruned`, at `num_beams`, per level the share of
+        examples whose target was dropped there and the median rank it had; `calibration`, per level as `levels.calibrated`,
+        after the target's own codes.
     """
     if not traces:
         return None
-    exact = np.array([one.rank for one in traces], dtype=float)
+    exact = np.array([trace.rank for trace in traces], dtype=float)
     widths: dict[str, Any] = {}
     for width in traces[0].widths:
-        places = [one.widths[width] for one in traces]
-        ranks = np.array([np.inf if place is None else place for place in places], dtype=float)
+        in_beam = [trace.widths[width] for trace in traces]
+        ranks = np.array([np.inf if rank is None else rank for rank in in_beam], dtype=float)
         missed = (exact < int(width)) & ~np.isfinite(ranks)
-        overlap = float(np.mean([one.overlap[width] for one in traces]))
+        overlap = float(np.mean([trace.overlap[width] for trace in traces]))
         widths[width] = {**_metrics(ranks), "overlap": overlap, "missed": float(missed.mean())}
     pruned = []
     for level in range(1, len(traces[0].right) + 1):
-        there = [one.pruned[str(num_beams)][1] for one in traces if one.pruned[str(num_beams)][0] == level]
-        rank = float(np.median(there)) if there else None
-        pruned.append({"level": level, "dropped": len(there) / len(traces), "rank": rank})
-    tables = [
-        {"level": level + 1, **calibrated(*(np.array([getattr(one, name)[level] for one in traces], dtype=float)
-         for name in ("confidence", "right")))}
-        for level in range(len(traces[0].right))
-    ]  # fmt: skip
-    cut = np.where(exact < num_beams, exact, np.inf)
-    found = {"rows": len(traces), "num_beams": num_beams, "exact": _metrics(cut), "widths": widths}
-    return {**found, "pruned": pruned, "calibration": tables}
+        drops = [trace.pruned[str(num_beams)] for trace in traces]
+        ranks_here = [rank for dropped_at, rank in drops if dropped_at == level]
+        rank = float(np.median(ranks_here)) if ranks_here else None
+        pruned.append({"level": level, "dropped": len(ranks_here) / len(traces), "rank": rank})
+    confidence, right = (np.array([getattr(trace, name) for trace in traces], dtype=float) for name in ("confidence", "right"))
+    return {
+        "rows": len(traces),
+        "num_beams": num_beams,
+        "exact": _metrics(np.where(exact < num_beams, exact, np.inf)),
+        "widths": widths,
+        "pruned": pruned,
+        "calibration": [
+            {"level": level + 1, **calibrated(confidence[:, level], right[:, level])} for level in range(right.shape[1])
+        ],
+    }
 
 
 def _metrics(ranks: np.ndarray) -> dict[str, float]:
@@ -163,9 +176,9 @@ def _metrics(ranks: np.ndarray) -> dict[str, float]:
 
 
 def write_traces(path: Path, traces: Iterable[Trace]) -> None:
-    """One JSON object a line, through a temporary name."""
+    """One JSON object per line, through a temporary name."""
     temporary = path.with_name(path.name + ".tmp")
-    lines = (json.dumps(dataclasses.asdict(one), separators=(",", ":")) + "\n" for one in traces)
+    lines = (json.dumps(dataclasses.asdict(trace), separators=(",", ":")) + "\n" for trace in traces)
     temporary.write_text("".join(lines), encoding="utf-8")
     temporary.replace(path)
 

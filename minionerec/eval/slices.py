@@ -1,4 +1,4 @@
-"""For whom it works: the same metrics on parts of the split."""
+"""For whom it works: metrics on parts of the split."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from minionerec.sid.index import SidIndex
 from minionerec.statistics.intervals import intervals
 from minionerec.statistics.ranking import per_user
 
-Parts = dict[str, dict[str, np.ndarray]]  # question, then answer, to the rows (rows,) bool to which it applies
+Parts = dict[str, dict[str, np.ndarray]]  # per question, per answer: (rows,) bool, the rows with this answer
 
 _LENGTHS = {"1 item": (1, 1), "2 to 3": (2, 3), "4 to 5": (4, 5), "6 to 10": (6, 10), "more than 10": (11, 2**31)}
 POPULARITY = ("head", "middle", "tail", "unseen")
@@ -24,8 +24,8 @@ POPULARITY = ("head", "middle", "tail", "unseen")
 def popularity_groups(counts: np.ndarray) -> np.ndarray:
     """The group of each item, an index into `POPULARITY`, (items,), from its `interaction_counts`.
 
-    Head: the fewest most popular items that make up a third of all training interactions; middle: the next third; tail: the
-    rest that were seen; unseen: in no training interaction.
+    Head: the most popular items, as few as make up a third of all training interactions; middle: the next third; tail: all
+    other items with interactions; unseen: items with no training interaction.
     """
     order = np.argsort(-counts, kind="stable")
     before = np.concatenate([[0], counts[order].cumsum()[:-1]])  # interactions of the more popular items
@@ -36,33 +36,33 @@ def popularity_groups(counts: np.ndarray) -> np.ndarray:
 
 
 def same_time(lists: RankedLists, dataset: Dataset, split: SplitName) -> np.ndarray | None:
-    """Whether the target has the very timestamp of the item before it, so that their order is arbitrary.
+    """Whether the target has the timestamp of the item before it, so that their order is arbitrary.
 
     Returns:
-        (rows,) 1 yes, 0 no, -1 unknown; None where the dataset's timestamps say nothing.
+        (rows,) 1 yes, 0 no, -1 unknown; None if timestamps are missing or all equal.
     """
     if dataset.interactions is not None:
-        known = dataset.interactions.select("user", "position", "timestamp")
+        times = dataset.interactions.select("user", "position", "timestamp")
     else:  # the splits do not tell the time of a user's first item
         frames = [dataset.split(name).select("user", "position", "timestamp") for name in SPLITS]
-        known = pl.concat(frames).unique(["user", "position"], keep="first", maintain_order=True)
-    if known["timestamp"].null_count() or known["timestamp"].n_unique() < 2:
+        times = pl.concat(frames).unique(["user", "position"], keep="first", maintain_order=True)
+    if times["timestamp"].null_count() or times["timestamp"].n_unique() < 2:
         return None
     rows = dataset.split(split).select("user", "position", "timestamp").with_columns(before=pl.col("position") - 1)
-    earlier = known.rename({"timestamp": "earlier", "position": "before"})
+    earlier = times.rename({"timestamp": "earlier", "position": "before"})
     joined = rows.join(earlier, on=["user", "before"], how="left")
     several = rows["user"].n_unique() < len(rows)
     keys = ["user", "position"] if several else ["user"]
     order = pl.DataFrame({"user": lists.users, "position": lists.positions}).with_columns(
         pl.col("user").cast(pl.String), pl.col("position").cast(pl.Int32)
     )
-    aligned = order.join(joined, on=keys, how="left", maintain_order="left")
+    aligned = order.join(joined, on=keys, how="left", maintain_order="left")  # in the order of the predictions
     same = (aligned["timestamp"] == aligned["earlier"]).cast(pl.Int8).fill_null(-1)
     return same.to_numpy()
 
 
 def parts_of_lists(lists: RankedLists) -> Parts:
-    """What the predictions alone can answer."""
+    """Parts that the predictions alone can tell."""
     lengths = lists.history_lengths
     parts: Parts = {
         "history length": {name: (lengths >= low) & (lengths <= high) for name, (low, high) in _LENGTHS.items()},
@@ -72,7 +72,7 @@ def parts_of_lists(lists: RankedLists) -> Parts:
 
 
 def parts_of_dataset(lists: RankedLists, dataset: Dataset, index: SidIndex, split: SplitName) -> Parts:
-    """What takes the dataset and the SID index to answer."""
+    """Parts that need the dataset and the SID index."""
     group = popularity_groups(interaction_counts(dataset))[lists.targets]
     shared = np.array([len(index.items(sid)) > 1 for sid in index.codes.tolist()])[lists.targets]
     trained = np.isin(lists.users, dataset.train["user"].unique().to_numpy().astype(np.str_))
@@ -93,14 +93,24 @@ def slice_tables(
 ) -> dict[str, dict[str, Any]]:
     """Metrics on SIDs per part.
 
+    Args:
+        parts: see `Parts`.
+        cutoffs: of HR, NDCG and MRR.
+        resamples: of the bootstrap intervals.
+        seed: of the resampling.
+
     Returns:
         Per question and answer: `rows`, their `share` of all, and each metric with its 95 % interval. Empty parts are left out.
     """
     lists = RankedLists.of(predictions)
-    found, units = ranks(lists), lists.units()
+    target_ranks, units = ranks(lists), lists.units()
     return {
         question: {
-            answer: _part(found[rows], None if units is None else units[rows], len(lists), cutoffs, resamples, seed)
+            answer: {
+                "rows": int(rows.sum()),
+                "share": int(rows.sum()) / len(lists),
+                **_cells(per_user(target_ranks[rows], cutoffs), resamples, seed, None if units is None else units[rows]),
+            }
             for answer, rows in answers.items()
             if rows.any()
         }
@@ -108,11 +118,10 @@ def slice_tables(
     }
 
 
-def _part(
-    found: np.ndarray, units: np.ndarray | None, whole: int, cutoffs: Sequence[int], resamples: int, seed: int
-) -> dict[str, Any]:
-    values = per_user(found, cutoffs)
-    units = None if units is None else np.unique(units, return_inverse=True)[1]
-    cells = intervals(np.stack(list(values.values())), resamples, seed, units)
-    named: Mapping[str, Any] = {name: cell._asdict() for name, cell in zip(values, cells, strict=True)}
-    return {"rows": len(found), "share": len(found) / whole, **named}
+def _cells(
+    values: Mapping[str, np.ndarray], resamples: int, seed: int, units: np.ndarray | None
+) -> dict[str, dict[str, float]]:
+    if units is not None:
+        units = np.unique(units, return_inverse=True)[1]  # the users of this part, numbered from 0
+    means = intervals(np.stack(list(values.values())), resamples, seed, units)
+    return {name: mean._asdict() for name, mean in zip(values, means, strict=True)}
