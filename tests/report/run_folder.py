@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from minionerec.artifacts import Recipe, write_json
+from minionerec.artifacts import Recipe
 from minionerec.baselines.trivial import popularity, repeat_last
 from minionerec.config import BaselineConfig, Config, EvalConfig, SidConfig
 from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, Dataset
@@ -178,6 +178,6 @@ def make_run(
     for name, predictions in lists.items():
         with artifact(f"eval/{name}", "data", "sid", *((name,) if name in skills else ())) as draft:
             write_predictions(draft.path / "predictions.jsonl", predictions)
-            write_json(draft.path / "metrics.json", analyse(draft.path, data, index, config))
+            analyse(draft.path, data, index, config).write(draft.path / "metrics.json")
             draft.metrics.update(users=len(predictions))
     return config
