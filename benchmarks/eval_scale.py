@@ -84,14 +84,14 @@ def measure(folder: Path, resamples: int) -> None:
     dataset = Dataset.load(folder)
     index = SidIndex.load(folder / "sid", dataset)
     before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    found = analyse(folder, dataset, index, Config(eval=EvalConfig(resamples=resamples)))
+    metrics = analyse(folder, dataset, index, Config(eval=EvalConfig(resamples=resamples)))
     seconds, used = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
     peak, started = peak_gb(), time.perf_counter()
     RankedLists.read(folder / "predictions.jsonl")  # once more, alone
     read = time.perf_counter() - started
     cpu = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
-    result = {"examples": found["rows"], "users": found["users"], "read": read, "seconds": seconds, "cpu": cpu}
-    print(json.dumps({**result, "peak": peak, "HR@10": found["sid"]["HR@10"]}))
+    result = {"examples": metrics.rows, "users": metrics.users, "read": read, "seconds": seconds, "cpu": cpu}
+    print(json.dumps({**result, "peak": peak, "HR@10": metrics.sid["HR@10"]}))
 
 
 def main() -> None:
