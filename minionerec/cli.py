@@ -223,7 +223,7 @@ def _table(arguments: Sequence[str]) -> None:
         if stop.code:
             raise ConfigError("baseline table takes one name: minionerec baseline table NAME [--runs DIR].") from None
         return
-    Console(width=None if sys.stdout.isatty() else 200).print(baseline_tables.table(chosen.name, chosen.runs))
+    Console(width=None if sys.stdout.isatty() else 200).print(baseline_tables.baseline_table(chosen.name, chosen.runs))
 
 
 def _own_options(command: str, arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:

@@ -53,7 +53,7 @@ def _sft(config: Config) -> Iterator[Made]:
     from minionerec.sft import train
 
     _quieten_transformers()
-    yield train.run(config, validate.validator, curves.write)
+    yield train.run(config, validate.validator, curves.write_curves)
 
 
 def _rl(config: Config) -> Iterator[Made]:
@@ -62,7 +62,7 @@ def _rl(config: Config) -> Iterator[Made]:
     from minionerec.rl import train
 
     _quieten_transformers()
-    yield train.run(config, validate.validator, curves.write)
+    yield train.run(config, validate.validator, curves.write_curves)
 
 
 def _eval(config: Config) -> Iterator[Made]:
@@ -76,7 +76,7 @@ def _eval(config: Config) -> Iterator[Made]:
 def _report(config: Config) -> Iterator[Made]:
     from minionerec.report import build
 
-    yield from _on_main(lambda: build.run(config))
+    yield from _on_main(lambda: build.write_report(config))
 
 
 def _baseline(config: Config) -> Iterator[Made]:
@@ -236,19 +236,20 @@ def describe_data(config: Config, html: str | None = None, json: str | None = No
     found = facts(dataset, None if sids is None else ["".join(tokens) for tokens in sids])
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     for section, values in found.items():
-        columns, rows = dataset_page.table(values)
+        section_table = dataset_page.facts_table(values)
+        columns = section_table.columns
         table = Table(title=section, title_justify="left", show_header=len(columns) > 1, min_width=60)
         table.add_column("")
         for column in columns:
             table.add_column(column, justify="right")
-        for name, cells in rows:
-            table.add_row(escape(name), *map(escape, cells))
+        for row in section_table.rows:
+            table.add_row(*map(escape, row.headings), *(escape(cell.text) for cell in row.cells))
         console.print(table)
     try:
         if json:
             write_json(Path(json), found)
         if html:
-            Path(html).write_text(dataset_page.render(found, config.name), encoding="utf-8", newline="\n")
+            Path(html).write_text(dataset_page.render_dataset_page(found, config.name), encoding="utf-8", newline="\n")
     except OSError as error:
         raise ArtifactError(f"{error.filename}: cannot be written ({error.strerror}). Choose another file.") from None
 
@@ -295,7 +296,7 @@ def inspect_sids(config: Config) -> None:
     """Print the figures of the run's semantic IDs and write them as a page; see `report.sids`."""
     from minionerec.report import sids
 
-    manifest, _ = sids.run(config)
+    manifest, _ = sids.write_sid_page(config)
     _console().print(sids.figures_table(config))
     print(config.folder / manifest.stage / "index.html")
 

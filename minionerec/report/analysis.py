@@ -1,126 +1,178 @@
-"""Tables beyond the headline, of several recommenders side by side: per level, per user, per slice, and what got lost."""
+"""The tables of a page beyond its headline figures, several recommenders next to one another: levels, users, slices, losses."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-Found = Mapping[str, Mapping[str, Any]]  # label to what `metrics.json` holds, or a part of it
+from minionerec.report.table import NO_VALUE, Cell, Row, Table, interval, number, percentage, share
+
+ByLabel = Mapping[str, Mapping[str, Any]]  # a recommender's label to its `metrics.json`, or to a part of it
 
 _KINDS = {"independent": "Independent: one level's code alone", "cumulative": "Cumulative: all codes so far"}
 _PER_USER = ("HR@1", "HR@5", "HR@10", "HR@50", "NDCG@10", "MRR@10")
-_SEARCH = ("HR@1", "HR@10", "NDCG@10", "overlap", "missed")
+_RATES = ("HR@1", "HR@10", "NDCG@10")
+_SEARCH = (*_RATES, "overlap", "missed")
 
 
-def level_tables(levels: Found) -> list[dict[str, Any]]:
-    """The independent and the cumulative level table, recommenders interleaved by cut-off.
+@dataclass(frozen=True)
+class SearchTables:
+    """Beam width and search error of one recommender.
+
+    Attributes:
+        label: the recommender.
+        examples: how many examples were scored over the whole catalog.
+        widths: metrics per beam width.
+        dropped: per level, how often the search dropped the target there.
+    """
+
+    label: str
+    examples: int
+    widths: Table
+    dropped: Table
+
+
+@dataclass(frozen=True)
+class MetricTables:
+    """The tables of `metrics.json` beyond accuracy; None if no recommender has the metrics.
+
+    Attributes:
+        per_user: metrics in which every user weighs the same.
+        slices: a metric on parts of the split, named by `sliced`.
+        exposure: what the first `exposed` places show of the catalog.
+        lost: at which level the lists lost their target.
+        search: one entry per recommender whose search was replayed.
+    """
+
+    per_user: Table | None
+    slices: Table | None
+    sliced: str
+    exposure: Table | None
+    exposed: int
+    lost: Table
+    search: list[SearchTables]
+
+
+def level_tables(levels: ByLabel) -> list[Table]:
+    """The independent and the cumulative level table, rows grouped by cut-off.
 
     Args:
-        levels: per label the section `levels`; depths and cut-offs may differ.
-
-    Returns:
-        Per table its `kind`, `title`, `columns`, `labels` and `groups`; a group has the cut-off `k` and `rows` of `label` and
-        `shares`, one per column, None where SIDs are not that deep.
+        levels: per label the section `levels` of `metrics.json`; depths and cut-offs may differ.
     """
     tables = []
     for kind, title in _KINDS.items():
-        found = {label: tables_of[kind] for label, tables_of in levels.items()}
-        columns = max((list(shares) for rows in found.values() for shares in rows.values()), key=len)
-        cutoffs = sorted({k for rows in found.values() for k in rows}, key=int)
-        groups = [
-            {
-                "k": k,
-                "rows": [
-                    {"label": label, "shares": [rows[k].get(column) for column in columns]}
-                    for label, rows in found.items()
-                    if k in rows
-                ],
-            }
+        by_label = {label: tables_of_label[kind] for label, tables_of_label in levels.items()}
+        columns = max((list(shares) for by_cutoff in by_label.values() for shares in by_cutoff.values()), key=len)
+        cutoffs = sorted({k for by_cutoff in by_label.values() for k in by_cutoff}, key=int)
+        headings = ("K", "Recommender") if len(by_label) > 1 else ("K",)
+        rows = tuple(
+            Row((k, label)[: len(headings)], tuple(share(by_cutoff[k].get(column)) for column in columns))
             for k in cutoffs
-        ]
-        tables.append({"kind": kind, "title": title, "columns": columns, "labels": list(found), "groups": groups})
+            for label, by_cutoff in by_label.items()
+            if k in by_cutoff
+        )
+        tables.append(Table(headings, tuple(columns), rows, title))
     return tables
 
 
-def drop_off(levels: Found) -> dict[str, Any]:
-    """The drop-off table: `labels`, and `rows` of a `step` and a share per label, None where nothing was left to keep."""
-    found = {label: tables["drop_off"] for label, tables in levels.items()}
-    steps = max(found.values(), key=len)
-    return {
-        "labels": list(found),
-        "rows": [{"step": step, "shares": [steps_of.get(step) for steps_of in found.values()]} for step in steps],
-    }
+def drop_off(levels: ByLabel) -> Table:
+    """The drop-off of the first recommendation: a row per step, a column per recommender; no value if no code was left."""
+    by_label = {label: tables_of_label["drop_off"] for label, tables_of_label in levels.items()}
+    steps = max(by_label.values(), key=len)
+    rows = tuple(Row((step,), tuple(share(shares.get(step)) for shares in by_label.values())) for step in steps)
+    return Table(("Step",), tuple(by_label), rows)
 
 
-def _per_user(found: Found) -> dict[str, Any] | None:
-    known = {label: metrics["per_user"] for label, metrics in found.items() if metrics.get("per_user")}
-    if not known:
+def metric_tables(metrics: ByLabel) -> MetricTables:
+    """The tables of several recommenders.
+
+    Args:
+        metrics: per label the content of `metrics.json`.
+    """
+    sliced, slices = _slices(metrics)
+    exposed, exposure = _exposure(metrics)
+    return MetricTables(
+        per_user=_per_user(metrics),
+        slices=slices,
+        sliced=sliced,
+        exposure=exposure,
+        exposed=exposed,
+        lost=_lost(metrics),
+        search=[_search(label, part["search"]) for label, part in metrics.items() if part.get("search")],
+    )
+
+
+def _with_part(metrics: ByLabel, part: str) -> dict[str, Any]:
+    """One part of the metrics, of the recommenders that have it."""
+    return {label: values[part] for label, values in metrics.items() if values.get(part)}
+
+
+def _per_user(metrics: ByLabel) -> Table | None:
+    by_label = _with_part(metrics, "per_user")
+    if not by_label:
         return None
-    names = [name for name in _PER_USER if any(name in cells for cells in known.values())]
-    rows = [{"label": label, "cells": [cells.get(name) for name in names]} for label, cells in known.items()]
-    return {"names": names, "rows": rows}
+    names = tuple(name for name in _PER_USER if any(name in values for values in by_label.values()))
+    rows = tuple(Row((label,), tuple(interval(values.get(name)) for name in names)) for label, values in by_label.items())
+    return Table(("",), names, rows)
 
 
-def _slices(found: Found) -> dict[str, Any] | None:
-    known = {label: metrics["slices"] for label, metrics in found.items() if metrics.get("slices")}
+def _slices(metrics: ByLabel) -> tuple[str, Table | None]:
+    by_label = _with_part(metrics, "slices")
     parts = {
         (question, answer): part
-        for slices in known.values()
+        for slices in by_label.values()
         for question, answers in slices.items()
         for answer, part in answers.items()
     }
     if not parts:
-        return None
+        return "", None
     metric = next(name for name in next(iter(parts.values())) if name.startswith("HR@"))
     questions = list(dict.fromkeys(question for question, _ in parts))
     rows = []
-    for question, answer in sorted(parts, key=lambda pair: questions.index(pair[0])):
-        cells = [slices.get(question, {}).get(answer, {}).get(metric) for slices in known.values()]
-        rows.append({"question": question, "answer": answer, "share": parts[question, answer]["share"], "cells": cells})
-    return {"metric": metric, "labels": list(known), "rows": rows}
+    for question, answer in sorted(parts, key=lambda part: questions.index(part[0])):
+        values = [slices.get(question, {}).get(answer, {}).get(metric) for slices in by_label.values()]
+        cells = (percentage(parts[question, answer]["share"]), *map(interval, values))
+        rows.append(Row((question, answer), cells))
+    return metric, Table(("Question", "Part"), ("Share", *by_label), tuple(rows))
 
 
-def _exposure(found: Found) -> dict[str, Any] | None:
-    known = {label: metrics["exposure"] for label, metrics in found.items() if metrics.get("exposure")}
-    names = [name for name in dict.fromkeys(name for values in known.values() for name in values) if name != "k"]
-    rows = [{"name": name.replace("_", " "), "values": [values.get(name) for values in known.values()]} for name in names]
-    rows = [row for row in rows if any(value is not None for value in row["values"])]
-    return {"k": next(iter(known.values()))["k"], "labels": list(known), "rows": rows} if rows else None
+def _exposure(metrics: ByLabel) -> tuple[int, Table | None]:
+    by_label = _with_part(metrics, "exposure")
+    names = [name for name in dict.fromkeys(name for values in by_label.values() for name in values) if name != "k"]
+    rows = tuple(
+        Row((name.replace("_", " "),), tuple(number(values.get(name)) for values in by_label.values()))
+        for name in names
+        if any(values.get(name) is not None for values in by_label.values())
+    )
+    if not rows:
+        return 0, None
+    return next(iter(by_label.values()))["k"], Table(("",), tuple(by_label), rows)
 
 
-def _lost(found: Found) -> dict[str, Any]:
-    by_level = {label: {row["level"]: row for row in metrics["lost"]} for label, metrics in found.items()}
-    levels = sorted({level for rows in by_level.values() for level in rows})
-    return {
-        "labels": list(by_level),
-        "rows": [{"level": level, "cells": [rows.get(level) for rows in by_level.values()]} for level in levels],
-    }
+def _lost(metrics: ByLabel) -> Table:
+    by_label = {label: {row["level"]: row for row in values["lost"]} for label, values in metrics.items()}
+    levels = sorted({level for by_level in by_label.values() for level in by_level})
+    rows = tuple(Row((str(level),), tuple(_loss(losses.get(level)) for losses in by_label.values())) for level in levels)
+    return Table(("Level",), tuple(by_label), rows)
 
 
-def _search(found: Found) -> list[dict[str, Any]]:
-    tables = []
-    for label, metrics in found.items():
-        search = metrics.get("search")
-        if not search:
-            continue
-        rows = [
-            {"width": f"{width} beams", "values": [row[name] for name in _SEARCH]} for width, row in search["widths"].items()
-        ]
-        whole = [search["exact"].get(name) for name in _SEARCH[:3]]
-        rows.append({"width": "whole catalog", "values": [*whole, 1.0, 0.0]})
-        tables.append({"label": label, "examples": search["rows"], "names": _SEARCH, "rows": rows, "pruned": search["pruned"]})
-    return tables
+def _loss(loss: Mapping[str, Any] | None) -> Cell:
+    if loss is None:
+        return NO_VALUE
+    place = "" if loss["rank"] is None else f"place {number(loss['rank']).text}"
+    return Cell(share(loss["lost"]).text, place)
 
 
-def tables(found: Found) -> dict[str, Any]:
-    """What `metrics.json` says beside accuracy, as tables with a column or row per recommender.
-
-    Returns:
-        `per_user`, `slices`, `exposure`: None where no recommender has it; `lost`; `search`: a list, one entry per
-        recommender that was traced.
-    """
-    return {
-        "per_user": _per_user(found),
-        "slices": _slices(found),
-        "exposure": _exposure(found),
-        "lost": _lost(found),
-        "search": _search(found),
-    }
+def _search(label: str, search: Mapping[str, Any]) -> SearchTables:
+    widths = [
+        Row((f"{width} beams",), tuple(share(rates[name]) for name in _SEARCH)) for width, rates in search["widths"].items()
+    ]
+    # Scoring the whole catalog finds the exact list: it overlaps with itself and misses nothing.
+    exact = [*(search["exact"].get(name) for name in _RATES), 1.0, 0.0]
+    widths.append(Row(("whole catalog",), tuple(map(share, exact))))
+    dropped = [Row((str(level["level"]),), (share(level["dropped"]), number(level["rank"]))) for level in search["pruned"]]
+    return SearchTables(
+        label,
+        search["rows"],
+        Table(("",), _SEARCH, tuple(widths)),
+        Table(("Level",), ("Target dropped here", "Median rank then"), tuple(dropped)),
+    )

@@ -1,5 +1,6 @@
-"""Baselines beside what they are compared with: a published table, or the generative model of a run."""
+"""Tables of baselines: next to a published table, or next to the generative model of a run."""
 
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,19 @@ import yaml
 from rich.markup import escape
 from rich.table import Table
 
-from minionerec.artifacts import MANIFEST, Manifest, read_json
+from minionerec.artifacts import MANIFEST, Manifest
 from minionerec.baselines.models import MODELS, count_parameters, make
 from minionerec.config import RESAMPLES, BaselineConfig
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.compare import compare
-from minionerec.eval.lists import RankedLists
+from minionerec.report.evaluated import read_evaluated
 from minionerec.statistics.intervals import Interval, intervals
 from minionerec.statistics.ranking import per_user
 
 _SEED = 42
 _TABLE_CUTOFFS = (1, 5, 10, 20)
 _RUN_METRICS = ("HR@1", "HR@10", "NDCG@10")
-_SHOWN = {"beauty": ("HR@10", "NDCG@10", "MRR@10"), "lastfm": ("HR@10", "NDCG@10")}
+_PUBLISHED_METRICS = {"beauty": ("HR@10", "NDCG@10", "MRR@10"), "lastfm": ("HR@10", "NDCG@10")}
 
 
 def ranking_metrics(ranks: np.ndarray) -> dict[str, float]:
@@ -30,8 +31,8 @@ def ranking_metrics(ranks: np.ndarray) -> dict[str, float]:
     return {name: float(values.mean()) for name, values in per_user(ranks, _TABLE_CUTOFFS).items()}
 
 
-def published(name: str) -> dict[str, Any]:
-    """A published table: its title and rows.
+def published_rows(name: str) -> dict[str, Any]:
+    """A published table: its `title`, how many `items` its data has, and its `rows`.
 
     Raises:
         ConfigError: there is no such table.
@@ -44,47 +45,55 @@ def published(name: str) -> dict[str, Any]:
     return tables[name]
 
 
+def _interval(metric: Mapping[str, float]) -> Interval:
+    return Interval(metric["value"], metric["low"], metric["high"])
+
+
 def _cell(interval: Interval, digits: int = 4) -> str:
     return f"{interval.value:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
 
 
 def _target(row: dict[str, Any], metric: str) -> str:
-    shown = [f"{row[part][metric]:.4f}" for part in ("published", "again") if metric in row.get(part, {})]
-    return " / ".join(shown) or "-"
+    values = [f"{row[part][metric]:.4f}" for part in ("published", "again") if metric in row.get(part, {})]
+    return " / ".join(values) or "-"
 
 
-def _own_parameters(preset: str, items: int) -> int | None:
+def _our_parameters(preset: str, items: int) -> int | None:
     values = yaml.safe_load(resources.files("minionerec.presets").joinpath(f"{preset}.yaml").read_text(encoding="utf-8"))
     config = BaselineConfig(**values["baseline"])
     return count_parameters(make(config, items)) if config.model in MODELS else None
 
 
 def published_table(name: str, runs: Path) -> Table:
-    """Each row of a published table beside ours, where a run named like its preset is finished below `runs`.
+    """A published table next to our results, from the runs below `runs` that are named like the presets of its rows.
 
     Raises:
         ConfigError: there is no such table.
         ArtifactError: a run's folder is damaged.
     """
-    found = published(name)
-    shown = _SHOWN[name]
+    contents = published_rows(name)
+    metrics = _PUBLISHED_METRICS[name]
     caption = "Published / a later run of the same code. Ours: test, with 95 % bootstrap intervals over users."
-    table = Table(title=found["title"], caption=caption, title_justify="left", caption_justify="left")
+    table = Table(title=contents["title"], caption=caption, title_justify="left", caption_justify="left")
     table.add_column("row", overflow="fold")
     table.add_column("parameters\npublished", justify="right")
     table.add_column("ours", justify="right")
-    for metric in shown:
+    for metric in metrics:
         table.add_column(f"{metric}\npublished", justify="right", no_wrap=True)
         table.add_column("ours [95 %]", justify="right", no_wrap=True)
     table.add_column("best epoch\npublished", justify="right")
     table.add_column("ours", justify="right")
     table.add_column("s/epoch", justify="right")
-    for row in found["rows"]:
-        own = _own_parameters(row["preset"], found["items"])
-        cells = [row["name"], f"{row['parameters']:,}" if "parameters" in row else "-", f"{own:,}" if own else "-"]
-        measured, manifest = _measured(runs / row["preset"])
-        for metric in shown:
-            cells += [_target(row, metric), _cell(measured[metric]) if measured else "not run"]
+    for row in contents["rows"]:
+        parameters = _our_parameters(row["preset"], contents["items"])
+        cells = [
+            row["name"],
+            f"{row['parameters']:,}" if "parameters" in row else "-",
+            f"{parameters:,}" if parameters else "-",
+        ]
+        results, manifest = _read_results(runs / row["preset"])
+        for metric in metrics:
+            cells += [_target(row, metric), _cell(results[metric]) if results else "not run"]
         figures = manifest.metrics if manifest else {}
         epoch, seconds = figures.get("best_epoch"), figures.get("seconds_per_epoch")
         if manifest and manifest.config["baseline"]["weights"] is not None:
@@ -94,53 +103,57 @@ def published_table(name: str, runs: Path) -> Table:
     return table
 
 
-def _measured(run: Path) -> tuple[dict[str, Interval], Manifest | None]:
-    """A run's test metrics with intervals, by name, and its baseline's manifest; empty and None where nothing is finished."""
+def _read_results(run: Path) -> tuple[dict[str, Interval], Manifest | None]:
+    """A run's test metrics with intervals, by name, and its baseline's manifest; empty and None if no baseline is finished."""
     folders = sorted(path.parent for path in (run / "baselines").glob(f"*/{MANIFEST}"))
     if not folders:
         return {}, None
     if len(folders) > 1:
-        raise ArtifactError(f"{run / 'baselines'}: holds {len(folders)} baselines, expected the one of the preset {run.name}.")
+        raise ArtifactError(
+            f"{run / 'baselines'}: holds {len(folders)} baselines, expected only that of the preset {run.name}."
+        )
     manifest = Manifest.load(folders[0])
     values = per_user(pl.read_parquet(folders[0] / "test.parquet")["rank"].to_numpy(), _TABLE_CUTOFFS)
-    found = intervals(np.stack(list(values.values())), RESAMPLES, _SEED)
-    return dict(zip(values, found, strict=True)), manifest
+    return dict(zip(values, intervals(np.stack(list(values.values())), RESAMPLES, _SEED), strict=True)), manifest
 
 
 def run_table(run: Path) -> Table:
-    """Everything evaluated in a run on items, best NDCG@10 first, with paired differences from its generative model.
+    """All recommenders of a run, on items, best NDCG@10 first, with paired differences from the generative model.
 
     Raises:
         ArtifactError: nothing is evaluated in the run, or an artefact is damaged.
-        DataError: two were measured on different examples.
+        DataError: two recommenders were measured on different examples.
     """
     names = sorted(path.parent.name for path in (run / "eval").glob(f"*/{MANIFEST}"))
     if not names:
         raise ArtifactError(f"{run / 'eval'}: nothing evaluated here. Run minionerec eval and minionerec baseline first.")
-    lists = {name: RankedLists.read(run / "eval" / name / "predictions.jsonl") for name in names}
-    cells = {name: read_json(run / "eval" / name / "metrics.json")["item"] for name in names}
+    evaluated = {name: read_evaluated(run / "eval" / name) for name in names}
     model = next((name for name in ("rl", "sft") if name in names), None)
-    table = Table(title=escape(f"{run}, {len(lists[names[0]]):,} examples, on items, 95 % intervals"), title_justify="left")
+    table = Table(
+        title=escape(f"{run}, {len(evaluated[names[0]].lists):,} examples, on items, 95 % intervals"), title_justify="left"
+    )
     table.add_column("recommender", no_wrap=True)
     for metric in _RUN_METRICS:
         table.add_column(metric, justify="right", no_wrap=True)
     if model:
         table.add_column(f"NDCG@10 minus {model}, paired", justify="right", no_wrap=True)
         table.add_column("p", justify="right")
-    for name in sorted(names, key=lambda one: -cells[one]["NDCG@10"]["value"]):
-        shown = [_cell(Interval(*(cells[name][metric][part] for part in Interval._fields))) for metric in _RUN_METRICS]
+    for name in sorted(names, key=lambda name: -evaluated[name].metrics["item"]["NDCG@10"]["value"]):
+        metrics = evaluated[name].metrics["item"]
+        cells = [_cell(_interval(metrics[metric])) for metric in _RUN_METRICS]
         if model and name != model:
-            found = compare(lists[model], lists[name], RESAMPLES, _SEED, (10,), "item")["NDCG@10"]
-            shown += [_cell(Interval(*(found[part] for part in Interval._fields))), f"{found['p']:.3f}"]
-        table.add_row(name, *shown)
+            lists, other_lists = evaluated[model].lists, evaluated[name].lists
+            change = compare(lists, other_lists, RESAMPLES, _SEED, (10,), "item")["NDCG@10"]
+            cells += [_cell(_interval(change)), f"{change['p']:.3f}"]
+        table.add_row(name, *cells)
     return table
 
 
-def table(name: str, runs: Path) -> Table:
-    """The table of that name, or the comparison within the run whose folder it is.
+def baseline_table(name: str, runs: Path) -> Table:
+    """The published table of this name, or the table of the run if the name is a run's folder.
 
     Raises:
-        ConfigError: neither.
-        ArtifactError: see `published_table` and `run_table`.
+        ConfigError: there is no such table or folder.
+        ArtifactError: an artefact of a run is damaged.
     """
     return run_table(Path(name)) if (Path(name) / "eval").is_dir() else published_table(name, runs)

@@ -1,33 +1,27 @@
 """Stage `report`: self-contained HTML pages of a run.
 
-Inputs: data, sid, sft and eval/sft of the run's folder; rl, eval/rl, eval/popularity, eval/repeat and
-the baselines where they are there.
-Outputs, readable without a network: `report/index.html`, the run; `report/rl.html`, what RL changed, where there is RL;
-`report/paper_gap.{json,md,html}`, the run beside the published tables. Equal inputs give equal bytes: every date and version
+Inputs: data, sid, sft and eval/sft of the run's folder; if they exist, rl, eval/rl, eval/popularity, eval/repeat and the
+baselines.
+Outputs, readable without a network: `report/index.html`, the run; `report/rl.html`, what RL changed, if there is RL;
+`report/paper_gap.{json,md,html}`, the run next to the published tables. Equal inputs give equal bytes: every date and version
 on the pages comes from the artefacts.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from minionerec.artifacts import (
-    ITEM_STAGES,
-    MANIFEST,
-    Manifest,
-    Recipe,
-    read_json,
-    require,
-)
-from minionerec.config import CUTOFFS, Config
+from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, Recipe, require
+from minionerec.config import Config
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError
 from minionerec.eval.compare import left_out
-from minionerec.eval.lists import RankedLists
 from minionerec.eval.slices import parts_of_dataset, parts_of_lists
 from minionerec.report import analysis, diagnosis, paper_gap, plots, run_page
+from minionerec.report.evaluated import BASELINES, LABELS, SCALES, Evaluated, Scale, compare_evaluated, read_evaluated
 from minionerec.report.page import environment, signed
 from minionerec.sid.index import SidIndex
 
@@ -35,8 +29,74 @@ _REQUIRED = ("data", "sid", "sft", "eval/sft")
 _OPTIONAL = ("rl", "eval/popularity", "eval/repeat", "eval/rl")
 _HEADLINE = 10
 _FUNNELS = (1, 10, 50)
-_BASELINES = tuple(f"{part}/{name}" for part in ("baselines", "eval") for name in run_page.BASELINES)  # present or not
+_BASELINES = tuple(f"{folder}/{name}" for folder in ("baselines", "eval") for name in BASELINES)  # present or not
 _ORDER = ("data", "sid", "sft", "rl", *_BASELINES, "eval/popularity", "eval/repeat", "eval/sft", "eval/rl")
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """What the pages of a run are made from.
+
+    Attributes:
+        config: the run's configuration.
+        manifests: its artefacts by name, e.g. `eval/sft`.
+        dataset, index: the run's items and their semantic IDs.
+        evaluated: its recommenders by name, in the order of the page.
+        logs: the training log per stage.
+        changes: RL minus SFT per metric, on SIDs and on items; empty without RL.
+    """
+
+    config: Config
+    manifests: dict[str, Manifest]
+    dataset: Dataset
+    index: SidIndex
+    evaluated: dict[str, Evaluated]
+    logs: dict[str, list[dict[str, Any]]]
+    changes: dict[Scale, dict[str, dict[str, Any]]]
+
+    @classmethod
+    def load(cls, config: Config, manifests: dict[str, Manifest]) -> "RunResults":
+        """Read the artefacts of a run's folder.
+
+        Raises:
+            ArtifactError: an artefact is damaged, or SFT and RL were measured on different examples.
+            DataError: a predictions file is malformed.
+        """
+        folder = config.folder
+        dataset = Dataset.load(folder / "data")
+        evaluated = {name: read_evaluated(folder / "eval" / name) for name in LABELS if f"eval/{name}" in manifests}
+        changes: dict[Scale, dict[str, dict[str, Any]]] = {}
+        if "rl" in evaluated:
+            sft, rl = evaluated["sft"], evaluated["rl"]
+            changes = {on: compare_evaluated(sft, rl, config.eval.resamples, config.seed, on) for on in SCALES}
+        return cls(
+            config,
+            manifests,
+            dataset,
+            SidIndex.load(folder / "sid", dataset),
+            evaluated,
+            {stage: _read_log(folder / stage / "log.jsonl") for stage in ("sft", "rl") if stage in manifests},
+            changes,
+        )
+
+    @property
+    def trained(self) -> list[Evaluated]:
+        """The SFT model and, if there is one, the RL model."""
+        return [self.evaluated[name] for name in ("sft", "rl") if name in self.evaluated]
+
+    @property
+    def left_out(self) -> str | None:
+        """What a comparison of SFT and RL must say about cut-offs that it lacks; None if it lacks none, or without RL."""
+        return left_out(*(recommender.lists for recommender in self.trained)) if len(self.trained) == 2 else None
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A headline figure: its name, its value, and a line in small print."""
+
+    label: str
+    value: str
+    note: str
 
 
 def _read_log(path: Path) -> list[dict[str, Any]]:
@@ -54,101 +114,36 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _read_method(folder: Path, name: str) -> run_page.Method:
-    path = folder / "eval" / name / "metrics.json"
-    metrics = read_json(path)
-    expected = {f"{family}@{k}" for family in run_page.FAMILIES for k in CUTOFFS}
-    if lacking := [part for part in ("levels", "slices", "lost") if part not in metrics]:
-        raise ArtifactError(f"{path}: {lacking[0]} is missing; made by another version. Run the eval stage again.")
-    for part in run_page.SCALE:
-        lacking = sorted(expected - metrics.get(part, {}).keys())
-        if lacking:
-            raise ArtifactError(f"{path}: {part}.{lacking[0]} is missing; made by another version. Run the eval stage again.")
-    return run_page.Method(name, RankedLists.read(path.with_name("predictions.jsonl")), metrics)
-
-
-def _tiles(
-    methods: dict[str, run_page.Method], manifests: dict[str, Manifest], change: dict[str, Any] | None
-) -> list[dict[str, str]]:
-    final = methods.get("rl", methods["sft"])
+def _tiles(results: RunResults) -> list[Tile]:
+    final = results.trained[-1]
     tiles = []
     for name in (f"HR@{_HEADLINE}", f"NDCG@{_HEADLINE}"):
-        value = final.metrics["sid"][name]
-        note = f"{final.label}; 95 %: {value['low']:.4f} to {value['high']:.4f}"
-        tiles.append({"label": name, "value": f"{value['value']:.4f}", "note": note})
-    floor = methods["popularity"].metrics["sid"][f"HR@{_HEADLINE}"]["value"] if "popularity" in methods else 0.0
+        metric = final.metrics["sid"][name]
+        note = f"{final.label}; 95 %: {metric['low']:.4f} to {metric['high']:.4f}"
+        tiles.append(Tile(name, f"{metric['value']:.4f}", note))
+    popularity = results.evaluated.get("popularity")
+    floor = popularity.metrics["sid"][f"HR@{_HEADLINE}"]["value"] if popularity else 0.0
     if floor:
         ratio = final.metrics["sid"][f"HR@{_HEADLINE}"]["value"] / floor
-        tiles.append(
-            {
-                "label": "vs popularity",
-                "value": f"{ratio:.2f}\N{MULTIPLICATION SIGN}",
-                "note": f"HR@{_HEADLINE}; popularity has {floor:.4f}",
-            }
-        )
-    if change and f"NDCG@{_HEADLINE}" in change:
-        effect = change[f"NDCG@{_HEADLINE}"]
-        verdict = "within noise" if effect["noise"] else "beyond noise"
-        note = f"NDCG@{_HEADLINE}, paired: {signed(effect['low'])} to {signed(effect['high'])}, {verdict}"
-        tiles.append({"label": "What RL changed", "value": signed(effect["value"]), "note": note})
+        note = f"HR@{_HEADLINE}; popularity has {floor:.4f}"
+        tiles.append(Tile("vs popularity", f"{ratio:.2f}\N{MULTIPLICATION SIGN}", note))
+    if change := results.changes.get("sid", {}).get(f"NDCG@{_HEADLINE}"):
+        verdict = "within noise" if change["noise"] else "beyond noise"
+        note = f"NDCG@{_HEADLINE}, paired: {signed(change['low'])} to {signed(change['high'])}, {verdict}"
+        tiles.append(Tile("What RL changed", signed(change["value"]), note))
     if "exact" in final.metrics:
-        note = "proven to be the catalog's top"
-        tiles.append({"label": "Exact lists", "value": f"{final.metrics['exact']:.1%}", "note": note})
-    total = sum(manifest.seconds for manifest in manifests.values())
-    tiles.append({"label": "Time", "value": f"{total / 60:.1f} min", "note": "all stages together"})
+        tiles.append(Tile("Exact lists", f"{final.metrics['exact']:.1%}", "proven to be the catalog's top"))
+    total = sum(manifest.seconds for manifest in results.manifests.values())
+    tiles.append(Tile("Time", f"{total / 60:.1f} min", "all stages together"))
     return tiles
 
 
 def _versions(manifests: dict[str, Manifest]) -> dict[str, str]:
-    found: dict[str, set[str]] = {}
+    versions: dict[str, set[str]] = {}
     for manifest in manifests.values():
         for package, version in manifest.versions.items():
-            found.setdefault(package, set()).add(version)
-    return {package: ", ".join(sorted(versions)) for package, versions in found.items()}
-
-
-def _context(config: Config, manifests: dict[str, Manifest]) -> dict[str, Any]:
-    folder = config.folder
-    dataset = Dataset.load(folder / "data")
-    index = SidIndex.load(folder / "sid", dataset)
-    titles = dataset.catalog["title"].to_list()
-    methods = {name: _read_method(folder, name) for name in run_page.LABELS if f"eval/{name}" in manifests}
-    trained = [methods[name] for name in ("sft", "rl") if name in methods]
-    final, shown = trained[-1], list(methods.values())
-    change = {on: run_page.compared(trained[0], trained[1], on, config) if len(trained) == 2 else None for on in run_page.SCALE}
-    levels = {method.name: method.metrics["levels"] for method in trained}
-    logs = {stage: _read_log(folder / stage / "log.jsonl") for stage in ("sft", "rl") if stage in manifests}
-    dates = sorted(manifest.created for manifest in manifests.values())
-    return {
-        "config": config,
-        "notes": run_page.notes(manifests, [name for name in _OPTIONAL if name not in manifests]),
-        "dates": (dates[0], dates[-1]),
-        "dataset": run_page.dataset_figures(dataset),
-        "tiles": _tiles(methods, manifests, change["sid"]),
-        "rows": final.metrics["rows"],
-        "users": final.metrics["users"],
-        "left_out": left_out(trained[0].lists, trained[1].lists) if len(trained) == 2 else None,
-        "results": run_page.result_tables(shown, "sid", change["sid"]),
-        "item_results": run_page.result_tables(shown, "item", change["item"]) if run_page.items_differ(shown) else None,
-        "has_floor": "popularity" in methods,
-        "has_rl": "rl" in methods,
-        "funnels": [(k, plots.funnel(levels, run_page.LABELS, k, len(final.lists))) for k in _FUNNELS],
-        "level_tables": analysis.level_tables({method.label: method.metrics["levels"] for method in trained}),
-        "drop_off": analysis.drop_off({method.label: method.metrics["levels"] for method in trained}),
-        "more_tables": analysis.tables({method.label: method.metrics for method in shown}),
-        "curves": {stage: plots.curves(log) for stage, log in logs.items()},
-        "sid_levels": run_page.sid_levels(index),
-        "sid_figures": run_page.figures(manifests["sid"].metrics),
-        "collisions": index.collisions(),
-        "distinct": len({tuple(row) for row in index.codes.tolist()}),
-        "prefixes": run_page.prefixes(index, titles),
-        "examples": run_page.examples(final, index, titles, config.report.examples),
-        "final": final,
-        "stages": [(name, manifests[name], run_page.figures(manifests[name].metrics)) for name in _ORDER if name in manifests],
-        "labels": run_page.LABELS,
-        "settings": yaml.safe_dump(_settings(manifests), sort_keys=False, allow_unicode=True),
-        "versions": _versions(manifests),
-    }
+            versions.setdefault(package, set()).add(version)
+    return {package: ", ".join(sorted(numbers)) for package, numbers in versions.items()}
 
 
 def _settings(manifests: dict[str, Manifest]) -> dict[str, Any]:
@@ -156,61 +151,88 @@ def _settings(manifests: dict[str, Manifest]) -> dict[str, Any]:
     return {name: manifests[name].config for name in _ORDER if name in manifests}
 
 
-def render_rl(config: Config) -> str:
-    """The page of what RL changed, as HTML text.
+def render_run_page(results: RunResults) -> str:
+    """The page of the run, as HTML text."""
+    manifests, index = results.manifests, results.index
+    titles = results.dataset.catalog["title"].to_list()
+    evaluated, final = list(results.evaluated.values()), results.trained[-1]
+    levels = {recommender.name: recommender.metrics["levels"] for recommender in results.trained}
+    levels_by_label = {LABELS[name]: tables for name, tables in levels.items()}
+    dates = sorted(manifest.created for manifest in manifests.values())
+    return (
+        environment()
+        .get_template("page.html")
+        .render(
+            config=results.config,
+            notes=run_page.notes(manifests, [name for name in _OPTIONAL if name not in manifests]),
+            dates=(dates[0], dates[-1]),
+            dataset=run_page.dataset_figures(results.dataset),
+            tiles=_tiles(results),
+            rows=final.metrics["rows"],
+            users=final.metrics["users"],
+            left_out=results.left_out,
+            results=run_page.result_tables(evaluated, "sid", results.changes.get("sid")),
+            item_results=run_page.result_tables(evaluated, "item", results.changes.get("item"))
+            if run_page.items_differ(evaluated)
+            else None,
+            has_floor="popularity" in results.evaluated,
+            has_rl="rl" in results.evaluated,
+            funnels=[(k, plots.funnel(levels, LABELS, k, len(final.lists))) for k in _FUNNELS],
+            level_tables=analysis.level_tables(levels_by_label),
+            drop_off=analysis.drop_off(levels_by_label),
+            more_tables=analysis.metric_tables({recommender.label: recommender.metrics for recommender in evaluated}),
+            curves={stage: plots.curves(log) for stage, log in results.logs.items()},
+            codebook_use=run_page.codebook_use(index),
+            sid_figures=run_page.figures(manifests["sid"].metrics),
+            collisions=index.collisions(),
+            distinct=len({tuple(codes) for codes in index.codes.tolist()}),
+            item_groups=run_page.item_groups(index, titles),
+            examples=run_page.examples(final, index, titles, results.config.report.examples),
+            final=final,
+            stages=[(name, manifests[name], run_page.figures(manifests[name].metrics)) for name in _ORDER if name in manifests],
+            settings=yaml.safe_dump(_settings(manifests), sort_keys=False, allow_unicode=True),
+            versions=_versions(manifests),
+        )
+    )
+
+
+def render_rl_page(results: RunResults) -> str:
+    """The page of what RL changed, as HTML text; only for a run with RL.
 
     Raises:
-        ArtifactError, DataError: an artefact is damaged or malformed, or SFT and RL were measured on different examples.
+        DataError: SFT and RL were measured on different examples.
     """
-    folder = config.folder
-    sft, rl = (_read_method(folder, name) for name in ("sft", "rl"))
-    differences = run_page.compared(sft, rl, "sid", config)
-    log = _read_log(folder / "rl" / "log.jsonl")
-    dataset = Dataset.load(folder / "data")
-    parts = parts_of_lists(sft.lists) | parts_of_dataset(
-        sft.lists, dataset, SidIndex.load(folder / "sid", dataset), config.eval.split
-    )
+    config, changes, log = results.config, results.changes["sid"], results.logs.get("rl", [])
+    sft, rl = results.trained
+    parts = parts_of_lists(sft.lists) | parts_of_dataset(sft.lists, results.dataset, results.index, config.eval.split)
     levels, slices = diagnosis.level_changes(sft, rl, config), diagnosis.slice_changes(sft, rl, parts, config)
-    calibrations = {method.name: method.metrics["calibration"] for method in (sft, rl) if method.metrics.get("calibration")}
+    calibrations = {one.name: one.metrics["calibration"] for one in (sft, rl) if one.metrics.get("calibration")}
+    tables = analysis.metric_tables({recommender.label: recommender.metrics for recommender in (sft, rl)})
     return (
         environment()
         .get_template("rl.html")
         .render(
             config=config,
             rows=len(rl.lists),
-            left_out=left_out(sft.lists, rl.lists),
-            reading=diagnosis.reading(sft.metrics, rl.metrics, differences, levels, slices, log),
-            tables=diagnosis.tables(differences),
-            change_plot=plots.changes(differences),
-            levels=levels,
-            slices=slices,
-            reliability_plot=plots.reliability(calibrations, run_page.LABELS, rl.lists.levels, len(rl.lists))
-            if calibrations
-            else None,
-            exposure=analysis.tables({method.label: method.metrics for method in (sft, rl)})["exposure"],
+            left_out=results.left_out,
+            reading=diagnosis.reading(sft.metrics, rl.metrics, changes, levels, slices, log),
+            cutoff_tables=diagnosis.cutoff_tables(changes),
+            change_plot=plots.changes(changes),
+            level_table=diagnosis.level_table(levels),
+            slice_table=diagnosis.slice_table(slices),
+            reliability_plot=plots.reliability(calibrations, LABELS, rl.lists.levels, len(rl.lists)) if calibrations else None,
+            exposure=tables.exposure,
+            exposed=tables.exposed,
             curves=plots.curves(log),
         )
     )
 
 
-def render(config: Config, manifests: dict[str, Manifest]) -> str:
-    """The page as HTML text.
-
-    Args:
-        manifests: the run's artefacts by name, e.g. `eval/sft`.
-
-    Raises:
-        ArtifactError: an artefact is damaged, or SFT and RL were measured on different examples.
-        DataError: a predictions file is malformed.
-    """
-    return environment().get_template("page.html").render(**_context(config, manifests))
-
-
-def run(config: Config) -> tuple[Manifest, bool]:
-    """Write the run's page into `report/`.
+def write_report(config: Config) -> tuple[Manifest, bool]:
+    """Write the run's pages into `report/`, unless they are current.
 
     Returns:
-        The page's manifest, and whether it was written now (False: it was already current).
+        The manifest of the pages, and whether they were written now.
 
     Raises:
         ArtifactError, DataError: an input is missing, damaged or malformed.
@@ -224,10 +246,11 @@ def run(config: Config) -> tuple[Manifest, bool]:
     recipe = Recipe("report", config.folder / "report", config.recorded, inputs, config.seed)
     if (manifest := recipe.finished()) is not None:
         return manifest, False
+    results = RunResults.load(config, manifests)
     with recipe.write() as draft:
-        (draft.path / "index.html").write_text(render(config, manifests), encoding="utf-8", newline="\n")
-        if "eval/rl" in manifests:
-            (draft.path / "rl.html").write_text(render_rl(config), encoding="utf-8", newline="\n")
-        paper_gap.build([config.folder], draft.path, None, config.eval.resamples, config.seed)
+        (draft.path / "index.html").write_text(render_run_page(results), encoding="utf-8", newline="\n")
+        if "rl" in results.evaluated:
+            (draft.path / "rl.html").write_text(render_rl_page(results), encoding="utf-8", newline="\n")
+        paper_gap.write_gap_report([config.folder], draft.path, resamples=config.eval.resamples, seed=config.seed)
         draft.metrics["bytes"] = (draft.path / "index.html").stat().st_size
     return Manifest.load(recipe.folder), True

@@ -1,4 +1,4 @@
-"""The training curves of one stage as a self-contained page, written beside its model."""
+"""The training curves of one stage as a self-contained page, written next to its model."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,8 @@ from minionerec.report import plots
 from minionerec.report.page import environment
 
 
-def write(log: Path, page: Path, title: str) -> None:
-    """Draw a stage's `log.jsonl`.
+def write_curves(log: Path, page: Path, title: str) -> None:
+    """Write the page of a stage's `log.jsonl`.
 
     Args:
         page: the HTML file to write.

@@ -5,36 +5,40 @@ from typing import Any
 from minionerec.data.describe import Facts
 from minionerec.report import plots
 from minionerec.report.page import environment, figure
+from minionerec.report.table import NO_VALUE, Cell, Row, Table, number
 
-_DRAWN = ("curve", "of length")  # facts that are a plot, not a row
+_PLOTTED = ("curve", "of length")  # facts that the page plots instead of giving them a row
 
 
-def table(section: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """A section as columns and rows: one column per split where its facts are given per split, otherwise one for the value."""
-    plain = {name: found for name, found in section.items() if name not in _DRAWN}
-    splits = {name: found for name, found in plain.items() if isinstance(found, dict) and name in ("train", "valid", "test")}
+def facts_table(facts: dict[str, Any]) -> Table:
+    """A section of the facts: one column per split if its facts are given per split, otherwise one for the value."""
+    plain = {name: value for name, value in facts.items() if name not in _PLOTTED}
+    splits = {name: value for name, value in plain.items() if isinstance(value, dict) and name in ("train", "valid", "test")}
     if not splits:
-        return [""], [(name, [figure(found)]) for name, found in plain.items()]
-    names = list(dict.fromkeys(name for found in splits.values() for name in found if name not in _DRAWN))
-    rows = [(name, [figure(found[name]) if name in found else "" for found in splits.values()]) for name in names]
-    rest = [(name, [figure(found), *[""] * (len(splits) - 1)]) for name, found in plain.items() if name not in splits]
-    return list(splits), rows + rest
+        return Table(("",), ("",), tuple(Row((name,), (Cell(figure(value)),)) for name, value in plain.items()))
+    names = dict.fromkeys(name for values in splits.values() for name in values if name not in _PLOTTED)
+    rows = [Row((name,), tuple(number(values.get(name)) for values in splits.values())) for name in names]
+    for name, value in plain.items():
+        if name not in splits:
+            rows.append(Row((name,), (number(value), *[NO_VALUE] * (len(splits) - 1))))
+    return Table(("",), tuple(splits), tuple(rows))
 
 
-def render(facts: Facts, name: str) -> str:
+def render_dataset_page(facts: Facts, name: str) -> str:
     """The page as HTML text, readable without a network."""
-    lengths = {split: found["of length"] for split, found in facts["histories"].items() if "of length" in found}
-    drawn = {
-        "histories": plots.counts(lengths, "items in the history", "share of examples"),
-        "popularity": plots.curve(facts["popularity"]["curve"], "share of items, most popular first", "share of interactions"),
-    }
+    lengths = {split: values["of length"] for split, values in facts["histories"].items() if "of length" in values}
     return (
         environment()
         .get_template("dataset.html")
         .render(
             name=name,
             size=facts["size"],
-            sections={section: table(found) for section, found in facts.items()},
-            plots=drawn,
+            sections={section: facts_table(values) for section, values in facts.items()},
+            plots={
+                "histories": plots.counts(lengths, "items in the history", "share of examples"),
+                "popularity": plots.curve(
+                    facts["popularity"]["curve"], "share of items, most popular first", "share of interactions"
+                ),
+            },
         )
     )

@@ -1,7 +1,8 @@
-"""What RL changed: the RL model against the SFT model it came from, per cut-off, per level, per slice, and a plain reading."""
+"""What RL changed: the RL model compared with its SFT model, per cut-off, per level, per slice, and in plain sentences."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -10,10 +11,13 @@ from minionerec.eval.compare import align, shared_cutoffs
 from minionerec.eval.levels import first_matches
 from minionerec.eval.metrics import ranks
 from minionerec.eval.slices import Parts
+from minionerec.report.evaluated import FAMILIES, Evaluated
 from minionerec.report.page import signed
-from minionerec.report.run_page import Method
+from minionerec.report.table import Cell, Row, Table, difference, interval, percentage, share
 from minionerec.statistics.differences import differences
 from minionerec.statistics.ranking import per_user
+
+Changes = Mapping[str, Mapping[str, Any]]  # metric to RL minus SFT, see `eval.compare.compare`
 
 _SHARPER = ("HR@1", "HR@3")
 _DEEPER = ("HR@20", "HR@50")
@@ -21,7 +25,43 @@ _SLICED = "HR@10"
 _LEVELS_READ = ("1", "10", "50")  # cut-offs of the sentences about levels
 
 
-def over_sharpened(changes: Mapping[str, Mapping[str, float]]) -> bool:
+@dataclass(frozen=True)
+class LevelChange:
+    """Cumulative accuracy of both models: share of examples in which one of the first `k` SIDs has the codes of `prefix`."""
+
+    k: str
+    prefix: str
+    sft: float
+    rl: float
+    change: Mapping[str, Any]
+
+    @property
+    def text(self) -> str:
+        """The change in words."""
+        return f"{self.prefix} in the top {self.k} ({signed(self.change['value'])})"
+
+
+@dataclass(frozen=True)
+class SliceChange:
+    """HR@10 of both models, with intervals, on the part of the split in which `question` has this `answer`."""
+
+    question: str
+    answer: str
+    share: float
+    sft: Mapping[str, float]
+    rl: Mapping[str, float]
+    change: Mapping[str, Any]
+
+    @property
+    def text(self) -> str:
+        """The change in words."""
+        return f"{self.question}: {self.answer} ({signed(self.change['value'])})"
+
+
+_Change = TypeVar("_Change", LevelChange, SliceChange)
+
+
+def over_sharpened(changes: Changes) -> bool:
     """Whether RL moved weight to the top of the lists at the cost of their depth.
 
     That is a gain at HR@1 or HR@3 and a loss at HR@20 or HR@50, both beyond noise.
@@ -29,229 +69,249 @@ def over_sharpened(changes: Mapping[str, Mapping[str, float]]) -> bool:
     return _gained_at_the_top(changes) and _lost_in_depth(changes)
 
 
-def _gained_at_the_top(changes: Mapping[str, Mapping[str, float]]) -> bool:
+def _gained_at_the_top(changes: Changes) -> bool:
     return any(changes[name]["low"] > 0 for name in _SHARPER if name in changes)
 
 
-def _lost_in_depth(changes: Mapping[str, Mapping[str, float]]) -> bool:
+def _lost_in_depth(changes: Changes) -> bool:
     return any(changes[name]["high"] < 0 for name in _DEEPER if name in changes)
 
 
-def level_changes(sft: Method, rl: Method, config: Config) -> list[dict[str, Any]]:
-    """Cumulative level accuracy of both models per cut-off that both lists reach.
-
-    Returns:
-        Rows of `k`, `prefix`, the shares `sft` and `rl`, and `change`, RL minus SFT as `eval.compare.compare` has it.
+def level_changes(sft: Evaluated, rl: Evaluated, config: Config) -> list[LevelChange]:
+    """Cumulative level accuracy of both models at each cut-off that both lists reach.
 
     Raises:
-        DataError: the two were measured on different examples.
+        DataError: the models were measured on different examples.
     """
     order = align(sft.lists, rl.lists)
-    old, new = first_matches(sft.lists)[1], first_matches(rl.lists)[1][order]
-    places = {
+    first_before, first_after = first_matches(sft.lists)[1], first_matches(rl.lists)[1][order]
+    table_cells = {
         f"{k} {prefix}": (k, prefix, level)
         for k, shares in sft.metrics["levels"]["cumulative"].items()
         if int(k) in shared_cutoffs(sft.lists, rl.lists)
         for level, prefix in enumerate(shares)
     }
-    before = {name: (old[:, level] < int(k)).astype(float) for name, (k, _, level) in places.items()}
-    after = {name: (new[:, level] < int(k)).astype(float) for name, (k, _, level) in places.items()}
+    before = {name: (first_before[:, level] < int(k)).astype(float) for name, (k, _, level) in table_cells.items()}
+    after = {name: (first_after[:, level] < int(k)).astype(float) for name, (k, _, level) in table_cells.items()}
     changes = differences(before, after, config.eval.resamples, config.seed, sft.lists.units())
     return [
-        {
-            "k": k,
-            "prefix": prefix,
-            "sft": float(before[name].mean()),
-            "rl": float(after[name].mean()),
-            "change": changes[name],
-        }
-        for name, (k, prefix, _) in places.items()
+        LevelChange(k, prefix, float(before[name].mean()), float(after[name].mean()), changes[name])
+        for name, (k, prefix, _) in table_cells.items()
     ]
 
 
-def slice_changes(sft: Method, rl: Method, parts: Parts, config: Config) -> list[dict[str, Any]]:
-    """HR@10 of both models on parts of the split.
+def slice_changes(sft: Evaluated, rl: Evaluated, parts: Parts, config: Config) -> list[SliceChange]:
+    """HR@10 of both models on each part of the split that has examples; nothing if a list is shorter than 10.
 
     Args:
         parts: of the rows of `sft`.
 
-    Returns:
-        Rows of `question`, `answer`, `share` of the examples, `sft` and `rl` with intervals, and `change`, RL minus SFT as
-        `eval.compare.compare` has it; empty parts are left out. Nothing where a list is shorter than 10.
-
     Raises:
-        DataError: the two were measured on different examples.
+        DataError: the models were measured on different examples.
     """
     if 10 not in shared_cutoffs(sft.lists, rl.lists):
         return []
     order, units = align(sft.lists, rl.lists), sft.lists.units()
-    old, new = (per_user(ranks(method.lists), (10,))[_SLICED] for method in (sft, rl))
-    new, found = new[order], []
+    before = per_user(ranks(sft.lists), (10,))[_SLICED]
+    after = per_user(ranks(rl.lists), (10,))[_SLICED][order]
+    slices = []
     for question, answers in parts.items():
         for answer, rows in answers.items():
             if not rows.any():
                 continue
-            own = None if units is None else np.unique(units[rows], return_inverse=True)[1]
-            change = differences({_SLICED: old[rows]}, {_SLICED: new[rows]}, config.eval.resamples, config.seed, own)
-            before, after = (method.metrics["slices"][question][answer] for method in (sft, rl))
-            found.append(
-                {
-                    "question": question,
-                    "answer": answer,
-                    "share": before["share"],
-                    "sft": before[_SLICED],
-                    "rl": after[_SLICED],
-                    "change": change[_SLICED],
-                }
-            )
-    return found
+            # Users are numbered from 0 within the part, as the bootstrap expects.
+            units_of_part = None if units is None else np.unique(units[rows], return_inverse=True)[1]
+            change = differences(
+                {_SLICED: before[rows]}, {_SLICED: after[rows]}, config.eval.resamples, config.seed, units_of_part
+            )[_SLICED]
+            sft_part, rl_part = (model.metrics["slices"][question][answer] for model in (sft, rl))
+            slices.append(SliceChange(question, answer, sft_part["share"], sft_part[_SLICED], rl_part[_SLICED], change))
+    return slices
 
 
-def _words(names: Sequence[str]) -> str:
-    return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + names[-1]
+def cutoff_tables(changes: Changes) -> list[Table]:
+    """The changes as one table per metric family."""
+    return [
+        Table(
+            (family,),
+            ("Change", "p", "Detectable"),
+            tuple(
+                Row((name,), (difference(change), _p_value(change), share(change["detectable"])))
+                for name, change in changes.items()
+                if name.startswith(f"{family}@")
+            ),
+        )
+        for family in FAMILIES
+    ]
+
+
+def level_table(levels: Sequence[LevelChange]) -> Table:
+    """The changes per level, grouped by cut-off."""
+    rows = (
+        Row((row.k, row.prefix), (share(row.sft), share(row.rl), difference(row.change), _p_value(row.change)))
+        for row in levels
+    )
+    return Table(("K", "Codes"), ("SFT", "SFT + RL", "Change", "p"), tuple(rows))
+
+
+def slice_table(slices: Sequence[SliceChange]) -> Table:
+    """The changes per slice, grouped by question."""
+    rows = (
+        Row(
+            (row.question, row.answer),
+            (percentage(row.share), interval(row.sft), interval(row.rl), difference(row.change), _p_value(row.change)),
+        )
+        for row in slices
+    )
+    return Table(("Question", "Part"), ("Share", "SFT", "SFT + RL", "Change", "p"), tuple(rows))
+
+
+def _p_value(change: Mapping[str, Any]) -> Cell:
+    return Cell(f"{change['p']:.3f}")
 
 
 def reading(
     sft: Mapping[str, Any],
     rl: Mapping[str, Any],
-    changes: Mapping[str, Mapping[str, Any]],
-    levels: Sequence[Mapping[str, Any]],
-    slices: Sequence[Mapping[str, Any]],
+    changes: Changes,
+    levels: Sequence[LevelChange],
+    slices: Sequence[SliceChange],
     log: Sequence[Mapping[str, Any]],
 ) -> list[str]:
-    """What the figures say, in plain sentences.
+    """What the numbers say, in plain sentences.
 
     Args:
-        sft, rl: `metrics.json` of both.
-        changes: RL minus SFT per metric, see `eval.compare.compare`.
-        levels, slices: see `level_changes` and `slice_changes`.
+        sft, rl: `metrics.json` of both models.
         log: RL's training log.
     """
-    ranked = [f"{family}@{k}" for family in ("HR", "NDCG") for k in CUTOFFS]
-    better = [name for name in ranked if name in changes and changes[name]["low"] > 0]
-    worse = [name for name in ranked if name in changes and changes[name]["high"] < 0]
-    said = []
+    return [
+        *_on_metrics(changes),
+        _on_sharpness(changes),
+        *_on_levels(levels),
+        *_on_slices(slices),
+        *_on_calibration(sft.get("calibration"), rl.get("calibration")),
+        *_on_breadth(sft.get("exposure"), rl.get("exposure")),
+        *_on_training(log),
+    ]
+
+
+def _enumerate(names: Sequence[str]) -> str:
+    return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + names[-1]
+
+
+def _on_metrics(changes: Changes) -> list[str]:
+    names = [name for family in ("HR", "NDCG") for k in CUTOFFS if (name := f"{family}@{k}") in changes]
+    better = [name for name in names if changes[name]["low"] > 0]
+    worse = [name for name in names if changes[name]["high"] < 0]
+    sentences = []
     if better:
-        said.append(f"RL is better than SFT beyond noise at {_words(better)}.")
+        sentences.append(f"RL is better than SFT beyond noise at {_enumerate(better)}.")
     if worse:
-        said.append(f"RL is worse than SFT beyond noise at {_words(worse)}.")
-    if not better and not worse:
-        least = changes["NDCG@10"]["detectable"] if "NDCG@10" in changes else None
-        extra = f" With so many users, only a true change of about {least:.4f} in NDCG@10 would show." if least else ""
-        said.append(f"At no cut-off is RL's change beyond noise.{extra}")
-    said.append(_said_of_sharpness(changes))
-    said += [*_said_of_levels(levels), *_said_of_slices(slices)]
-    said += _said_of_lists(sft, rl)
-    said += _said_of_training(log)
-    return said
+        sentences.append(f"RL is worse than SFT beyond noise at {_enumerate(worse)}.")
+    if sentences:
+        return sentences
+    detectable = changes["NDCG@10"]["detectable"] if "NDCG@10" in changes else None
+    hint = f" With so many users, only a true change of about {detectable:.4f} in NDCG@10 would show." if detectable else ""
+    return [f"At no cut-off is RL's change beyond noise.{hint}"]
 
 
-def _said_of_sharpness(changes: Mapping[str, Mapping[str, Any]]) -> str:
+def _on_sharpness(changes: Changes) -> str:
     if over_sharpened(changes):
         return (
-            "The lists are over-sharpened: what RL gained at the top it lost in depth. Fewer steps, a larger KL weight or "
-            "a reward that still counts lower ranks are the usual remedies."
+            "The lists are over-sharpened: RL gained at the top and lost in depth. Try fewer steps, a larger KL weight, or "
+            "a reward that still counts lower ranks."
         )
     if _lost_in_depth(changes):
         return (
-            "The lists lost in depth without a gain beyond noise at the top: that is no trade, RL made them worse. A smaller "
-            "learning rate or fewer steps come first."
+            "The lists lost in depth without a gain beyond noise at the top: RL made them worse. Try a smaller learning rate "
+            "or fewer steps first."
         )
     reached = [name for name in _DEEPER if name in changes]
     if not reached:
-        return f"The lists are too short for {_words(_DEEPER)}, so they do not tell whether RL lost in depth."
-    return f"No sign of over-sharpening: no loss beyond noise at {_words(reached)}."
+        return f"The lists are too short for {_enumerate(_DEEPER)}, so they cannot show whether RL lost in depth."
+    return f"No sign of over-sharpening: no loss beyond noise at {_enumerate(reached)}."
 
 
-def _beyond_noise(rows: Sequence[Mapping[str, Any]], sign: int) -> list[Mapping[str, Any]]:
+def _beyond_noise(rows: Sequence[_Change], sign: int) -> list[_Change]:
     """The rows whose change is beyond noise and of this sign."""
-    return [row for row in rows if not row["change"]["noise"] and row["change"]["value"] * sign > 0]
+    return [row for row in rows if not row.change["noise"] and row.change["value"] * sign > 0]
 
 
-def _said_of_levels(levels: Sequence[Mapping[str, Any]]) -> list[str]:
-    read = [row for row in levels if row["k"] in _LEVELS_READ]
-    if not read:
+def _on_levels(levels: Sequence[LevelChange]) -> list[str]:
+    rows = [row for row in levels if row.k in _LEVELS_READ]
+    if not rows:
         return []
-    said = []
-    for word, sign in (("better", 1), ("worse", -1)):
-        rows = _beyond_noise(read, sign)
-        if rows:
-            shown = [f"{row['prefix']} in the top {row['k']} ({signed(row['change']['value'])})" for row in rows]
-            said.append(f"Along the SID, RL is {word} beyond noise at {_words(shown)}.")
-    if not said:
+    sentences = [
+        f"Along the SID, RL is {word} beyond noise at {_enumerate([row.text for row in changed])}."
+        for word, sign in (("better", 1), ("worse", -1))
+        if (changed := _beyond_noise(rows, sign))
+    ]
+    if not sentences:
         return ["Along the SID, no change is beyond noise in the top 1, 10 or 50."]
-    first = read[0]["prefix"]
-    lost = any(row["prefix"] == first and row["change"]["high"] < 0 for row in read)
-    if lost:
-        said.append(f"A loss at {first} means that whole branches of the catalog fell out of the lists.")
-    elif any(row["change"]["high"] < 0 for row in read):
-        said.append(f"{first} is not lost, later codes are: the right branch stays in the lists, the item in it does not.")
-    return said
+    first_level = rows[0].prefix
+    losses = [row for row in rows if row.change["high"] < 0]
+    if any(row.prefix == first_level for row in losses):
+        sentences.append(f"A loss at {first_level} means that whole branches of the catalog fell out of the lists.")
+    elif losses:
+        sentences.append(
+            f"{first_level} is not lost, later codes are: the right branch stays in the lists, the item in it does not."
+        )
+    return sentences
 
 
-def _said_of_slices(slices: Sequence[Mapping[str, Any]]) -> list[str]:
+def _on_slices(slices: Sequence[SliceChange]) -> list[str]:
     if not slices:
         return []
-    said = []
-    for word, sign in (("gains", 1), ("loses", -1)):
-        rows = _beyond_noise(slices, sign)
-        if rows:
-            shown = [f"{row['question']}: {row['answer']} ({signed(row['change']['value'])})" for row in rows]
-            said.append(f"In {_SLICED}, RL {word} beyond noise on {_words(shown)}.")
-    if not said:
+    sentences = [
+        f"In {_SLICED}, RL {word} beyond noise on {_enumerate([row.text for row in changed])}."
+        for word, sign in (("gains", 1), ("loses", -1))
+        if (changed := _beyond_noise(slices, sign))
+    ]
+    if not sentences:
         return [f"On none of the {len(slices)} parts of the split is the change in {_SLICED} beyond noise."]
-    return [*said, f"Of {len(slices)} parts about one in twenty would look so by chance."]
+    return [*sentences, f"Of {len(slices)} parts, chance alone would show a change in about one of twenty."]
 
 
-def _said_of_lists(sft: Mapping[str, Any], rl: Mapping[str, Any]) -> list[str]:
-    said = []
-    before, after = sft.get("calibration"), rl.get("calibration")
-    if before and after:
-        first, last = before[-1], after[-1]
-        trend = "more" if last["confidence"] > first["confidence"] else "less"
-        said.append(
-            f"RL is {trend} sure of its first recommendation: probability {first['confidence']:.3f} before, "
-            f"{last['confidence']:.3f} after, right in {first['accuracy']:.3f} and {last['accuracy']:.3f} of the cases "
-            f"(calibration error {first['error']:.3f}, then {last['error']:.3f})."
-        )
-    old, new = sft.get("exposure"), rl.get("exposure")
-    if old and new and old["diversity"] is not None and new["diversity"] is not None and old["coverage"] is not None:
-        trend = "narrower" if new["diversity"] < old["diversity"] else "no narrower"
-        said.append(
-            f"Its lists are {trend}: intra-list diversity {old['diversity']:.3f} before, {new['diversity']:.3f} after; all "
-            f"lists together show {old['coverage']:.1%} of the catalog before, {new['coverage']:.1%} after."
-        )
-    return said
+def _on_calibration(sft: Sequence[Mapping[str, Any]] | None, rl: Sequence[Mapping[str, Any]] | None) -> list[str]:
+    if not sft or not rl:
+        return []
+    before, after = sft[-1], rl[-1]
+    trend = "more" if after["confidence"] > before["confidence"] else "less"
+    return [
+        f"RL is {trend} sure of its first recommendation: its mean probability is {before['confidence']:.3f} before RL and "
+        f"{after['confidence']:.3f} after, its share of hits {before['accuracy']:.3f} and {after['accuracy']:.3f} "
+        f"(calibration error {before['error']:.3f}, then {after['error']:.3f})."
+    ]
 
 
-def _said_of_training(log: Sequence[Mapping[str, Any]]) -> list[str]:
-    said = []
-    kl = [entry["kl"] for entry in log if isinstance(entry.get("kl"), int | float)]
-    if kl:
-        said.append(f"The model moved away from SFT by a KL divergence of {kl[-1]:.4f} at the end, {max(kl):.4f} at most.")
-    told = [entry["groups_with_signal"] for entry in log if isinstance(entry.get("groups_with_signal"), int | float)]
-    if told:
-        share = 1 - sum(told) / len(told)
-        said.append(f"On average {share:.0%} of the beam groups carried no signal: all their rewards were equal.")
-    said += _said_of_diversity(log)
-    return said
+def _on_breadth(sft: Mapping[str, Any] | None, rl: Mapping[str, Any] | None) -> list[str]:
+    if not sft or not rl or sft["diversity"] is None or rl["diversity"] is None or sft["coverage"] is None:
+        return []
+    trend = "narrower" if rl["diversity"] < sft["diversity"] else "no narrower"
+    return [
+        f"Its lists are {trend}: intra-list diversity {sft['diversity']:.3f} before, {rl['diversity']:.3f} after; all "
+        f"lists together show {sft['coverage']:.1%} of the catalog before, {rl['coverage']:.1%} after."
+    ]
 
 
-def _said_of_diversity(log: Sequence[Mapping[str, Any]]) -> list[str]:
-    said = []
-    for name, what in (("entropy", "entropy per token (nats)"), ("first_codes", "different first codes per group")):
-        values = [entry[name] for entry in log if isinstance(entry.get(name), int | float)]
+def _on_training(log: Sequence[Mapping[str, Any]]) -> list[str]:
+    sentences = []
+    if kl := _logged(log, "kl"):
+        sentences.append(f"The model moved away from SFT by a KL divergence of {kl[-1]:.4f} at the end, {max(kl):.4f} at most.")
+    if with_signal := _logged(log, "groups_with_signal"):
+        without = 1 - sum(with_signal) / len(with_signal)
+        sentences.append(f"On average {without:.0%} of the beam groups carried no signal: all their rewards were equal.")
+    for name, words in (("entropy", "entropy per token (nats)"), ("first_codes", "different first codes per group")):
+        values = _logged(log, name)
         if len(values) > 1:
             tenth = max(1, len(values) // 10)
             first, last = (sum(part) / tenth for part in (values[:tenth], values[-tenth:]))
             trend = "fell" if last < first else "did not fall"
-            said.append(f"The diversity of the rollouts {trend}: {what} {first:.3f} at the beginning, {last:.3f} at the end.")
-    return said
+            sentences.append(
+                f"The diversity of the rollouts {trend}: {words} {first:.3f} at the beginning, {last:.3f} at the end."
+            )
+    return sentences
 
 
-def tables(changes: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The differences by metric family, for the page."""
-    return [
-        {"family": family, "rows": [{"name": name, **cell} for name, cell in changes.items() if name.startswith(f"{family}@")]}
-        for family in ("HR", "NDCG", "MRR")
-    ]
+def _logged(log: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    return [entry[name] for entry in log if isinstance(entry.get(name), int | float)]

@@ -1,4 +1,4 @@
-"""Why numbers differ from the paper's: the checklist, with the measured effect wherever a run at hand shows it."""
+"""Why numbers differ from the paper's: the checklist, with the measured effect if a run of the report shows it."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -7,15 +7,16 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from minionerec.report.evaluated import Evaluated, Setting
 from minionerec.report.page import signed
 from minionerec.report.published import published
-from minionerec.report.runs import Run, Setting, seeds
+from minionerec.report.runs import seed_groups
 
-Effect = str | None
-Differences = Mapping[tuple[str, str], Mapping[str, Mapping[str, Any]]]  # labels of two runs, to the second minus the first
+Effect = Callable[[Evaluated, Sequence[Evaluated]], str | None]
+PairedDifferences = Mapping[tuple[str, str], Mapping[str, Mapping[str, Any]]]  # labels of two runs: the second minus the first
 
 _METRICS = ("HR@10", "NDCG@10")
-_WIDEST = 50  # beams of the paper
+_PAPER_BEAMS = 50
 
 
 @dataclass(frozen=True)
@@ -23,16 +24,20 @@ class Switch:
     """The setting that makes a mistake.
 
     Attributes:
-        at: where a run's manifests hold it.
-        on: whether a value of it makes the mistake.
+        setting: where a run's manifests hold it.
+        makes_mistake: whether a value of it makes the mistake.
     """
 
-    at: Setting
-    on: Callable[[Any], bool]
+    setting: Setting
+    makes_mistake: Callable[[Any], bool]
 
-    def described(self, run: Run) -> str:
-        """The setting of a run for readers."""
-        return f"{self.at[1]}.{self.at[2]} {str(run.setting(self.at)).lower()}"
+    def is_on(self, run: Evaluated) -> bool:
+        """Whether a run was made with the mistake."""
+        return self.makes_mistake(run.setting(self.setting))
+
+    def described(self, run: Evaluated) -> str:
+        """The setting of a run for display."""
+        return f"{self.setting[1]}.{self.setting[2]} {str(run.setting(self.setting)).lower()}"
 
 
 @dataclass(frozen=True)
@@ -43,37 +48,57 @@ class Cause:
         title: its name.
         meaning: what happens, for a newcomer.
         switch: how to reproduce it here.
-        effect: measures it in the runs of one dataset, the run in question first; None where they do not show it.
-        on: how the runs' own settings tell whether they have it.
-        quirks: what `benchmarks/gap_causes.py` calls it: measured once, on other data.
-        fact: which of a published dataset's facts stands in where the run shows nothing, and its words.
+        effect: measures it in the runs of one dataset, the run in question first; None if they do not show it.
+        on: how the runs' own settings show whether they have it.
+        quirks: its names in `benchmarks/gap_causes.py`, which measured it once, on other data.
+        fact: a fact about a published dataset that is shown if no run shows the effect, and its words.
     """
 
     title: str
     meaning: str
     switch: str
-    effect: Callable[[Run, Sequence[Run]], Effect] | None = None
+    effect: Effect | None = None
     on: Switch | None = None
     quirks: tuple[str, ...] = ()
     fact: tuple[str, str] | None = None
 
 
-def _collisions(run: Run, _: Sequence[Run]) -> Effect:
-    item = run.metrics.get("item")
-    name = "HR@10" if "HR@10" in run.metrics["sid"] else next(iter(run.metrics["sid"]))
-    if item is None:
+@dataclass(frozen=True)
+class CheckedCause:
+    """A cause with what the runs of a report show of it.
+
+    Attributes:
+        title, meaning, switch: see `Cause`.
+        on: labels of the runs that were made with it.
+        effect: in words; None if neither a run nor our benchmark measured it.
+    """
+
+    title: str
+    meaning: str
+    switch: str
+    on: list[str]
+    effect: str | None
+
+
+def collision_effect(run: Evaluated, _: Sequence[Evaluated]) -> str | None:
+    """Metrics on SIDs and on items, and how many targets share their SID; None if items are unknown."""
+    item_metrics = run.metrics.get("item")
+    if item_metrics is None:
         return None
-    on_sid, cell = run.metrics["sid"][name]["value"], item[name]
+    name = "HR@10" if "HR@10" in run.metrics["sid"] else next(iter(run.metrics["sid"]))
+    on_sids, on_items = run.metrics["sid"][name]["value"], item_metrics[name]
     text = (
-        f"{name} on SIDs {on_sid:.4f}, on items {cell['value']:.4f} expected ({signed(cell['value'] - on_sid)}), "
-        f"{cell['best']:.4f} with the luckiest order of tied items, {cell['worst']:.4f} with the unluckiest"
+        f"{name} on SIDs {on_sids:.4f}, on items {on_items['value']:.4f} expected ({signed(on_items['value'] - on_sids)}), "
+        f"{on_items['best']:.4f} with the luckiest order of tied items, {on_items['worst']:.4f} with the unluckiest"
     )
     shared = run.metrics.get("slices", {}).get("target's SID", {}).get("shared by several items")
     return text + (f"; {shared['share']:.1%} of the targets share their SID" if shared else "")
 
 
-def _slice(question: str, answer: str) -> Callable[[Run, Sequence[Run]], Effect]:
-    def effect(run: Run, _: Sequence[Run]) -> Effect:
+def slice_effect(question: str, answer: str) -> Effect:
+    """Measures a cause by the metrics with and without the part of the split in which `question` has this `answer`."""
+
+    def effect(run: Evaluated, _: Sequence[Evaluated]) -> str | None:
         parts = run.metrics.get("slices", {}).get(question)
         if parts is None:
             return None
@@ -81,43 +106,46 @@ def _slice(question: str, answer: str) -> Callable[[Run, Sequence[Run]], Effect]
             return f"no target is of this kind ({question}: {answer})"
         part = parts[answer]
         name = next(metric for metric in part if metric.startswith("HR@"))
-        whole, rest = run.metrics["sid"][name]["value"], run.metrics["rows"] - part["rows"]
+        overall, rows = run.metrics["sid"][name]["value"], run.metrics["rows"]
         text = f"{part['share']:.1%} of the targets, {name} {part[name]['value']:.4f} on them"
-        if rest:
-            others = (whole * run.metrics["rows"] - part[name]["value"] * part["rows"]) / rest
-            text += f"; without them {name} is {others:.4f} instead of {whole:.4f}"
+        if rest := rows - part["rows"]:
+            without = (overall * rows - part[name]["value"] * part["rows"]) / rest
+            text += f"; without them {name} is {without:.4f} instead of {overall:.4f}"
         return text
 
     return effect
 
 
-def _search(run: Run, _: Sequence[Run]) -> Effect:
+def search_error_effect(run: Evaluated, _: Sequence[Evaluated]) -> str | None:
+    """Metrics per beam width, and how often the run's own width loses a target; None if the search was not replayed."""
     search = run.metrics.get("search")
     if not search:
         return None
-    shown = [width for width in ("1", "5", "10", "20", "50") if width in search["widths"]]
-    rates = ", ".join(f"{width} beams {search['widths'][width]['HR@10']:.4f}" for width in shown)
+    widths = [width for width in ("1", "5", "10", "20", "50") if width in search["widths"]]
+    rates = ", ".join(f"{width} beams {search['widths'][width]['HR@10']:.4f}" for width in widths)
     beams = search["num_beams"]
     missed = search["widths"][str(beams)]["missed"]
     return (
-        f"HR@10 on {search['rows']} examples: {rates}, whole catalog in sight {search['exact']['HR@10']:.4f}; with this "
-        f"run's {beams} beams the search itself loses a target that belongs into the list in {missed:.2%} of the examples"
+        f"HR@10 on {search['rows']} examples: {rates}, whole catalog scored {search['exact']['HR@10']:.4f}; with this "
+        f"run's {beams} beams the search itself loses a target that belongs in the list in {missed:.2%} of the examples"
     )
 
 
-def _sizes(run: Run, others: Sequence[Run]) -> Effect:
+def size_effect(run: Evaluated, others: Sequence[Evaluated]) -> str | None:
+    """HR@10 by the number of parameters; None if the runs of this recommender have only one size."""
     rows = sorted(
         (other.parameters, other.metrics["sid"]["HR@10"]["value"])
         for other in (run, *others)
-        if other.parameters and other.recommender == run.recommender and "HR@10" in other.metrics["sid"]
+        if other.parameters and other.name == run.name and "HR@10" in other.metrics["sid"]
     )
     if len({parameters for parameters, _ in rows}) < 2:
         return None
     return "HR@10 by parameters: " + ", ".join(f"{parameters / 1e6:,.1f} M {value:.4f}" for parameters, value in rows)
 
 
-def _seeds(run: Run, others: Sequence[Run]) -> Effect:
-    group = next((group for group in seeds([run, *others]) if run in group), None)
+def seed_effect(run: Evaluated, others: Sequence[Evaluated]) -> str | None:
+    """The range of HR@10 over the seeds of the run's recipe; None if there is only one seed."""
+    group = next((group for group in seed_groups([run, *others]) if run in group), None)
     if group is None:
         return None
     values = [other.metrics["sid"]["HR@10"]["value"] for other in group]
@@ -127,21 +155,21 @@ def _seeds(run: Run, others: Sequence[Run]) -> Effect:
 CAUSES = (
     Cause(
         "prompt mismatch",
-        "the model is asked in evaluation with another sentence than in training",
+        "evaluation asks the model with another sentence than training did",
         "--prompts.style alpaca --prompts.wording released --prompts.eval_style released",
         on=Switch(("eval", "prompts", "eval_style"), lambda style: style == "released"),
         quirks=("prompt mismatch",),
     ),
     Cause(
         "wrong reward targets",
-        "the reward looks its target up by the history's text, so that of equal histories the last one wins",
+        "the reward looks its target up by the text of the history: of rows with equal histories, the last one wins",
         "--rl.targets last_row",
         on=Switch(("rl", "rl", "targets"), lambda targets: targets in ("last_row", "released")),
         quirks=("wrong reward targets",),
     ),
     Cause(
         "validation labels in training rewards",
-        "the look-up table of rewards is overwritten with validation targets",
+        "validation targets overwrite training targets in the rewards' look-up table",
         "--rl.targets released",
         on=Switch(("rl", "rl", "targets"), lambda targets: targets == "released"),
         quirks=("validation labels in training rewards",),
@@ -150,7 +178,7 @@ CAUSES = (
         "answer in the prompt",
         "alignment prompts end with their own answer",
         "--sft.answer_in_prompt true",
-        on=Switch(("sft", "sft", "answer_in_prompt"), lambda answered: answered is True),
+        on=Switch(("sft", "sft", "answer_in_prompt"), lambda answer_in_prompt: answer_in_prompt is True),
         quirks=("answer in the prompt",),
     ),
     Cause(
@@ -163,96 +191,96 @@ CAUSES = (
         "collisions",
         "several items share a SID and count as one hit",
         "--sid.collisions keep",
-        _collisions,
+        collision_effect,
         fact=("shared_sid", "share their SID in the released index"),
     ),
     Cause(
         "repeats",
-        "the target already stands in the history, often a duplicate of the same purchase",
-        "none needed: a property of the data",
-        _slice("target in the history", "repeat"),
-        fact=("repeat", "stand in their own history"),
+        "the target is already in the history, often a duplicate of the same purchase",
+        "none: a property of the data",
+        slice_effect("target in the history", "repeat"),
+        fact=("repeat", "are in their own history"),
     ),
     Cause(
         "same-day ties",
-        "target and last history item have one timestamp, so which comes next is arbitrary",
-        "none needed: a property of the data",
-        _slice("target's time", "same as the item before"),
+        "target and last history item have the same timestamp, so which of them comes next is arbitrary",
+        "none: a property of the data",
+        slice_effect("target's time", "same as the item before"),
         fact=("same_time", "have the timestamp of the item before"),
     ),
     Cause(
         "beam width and search error",
         "a narrow beam drops the target's prefix early; a wide one is slow",
         "--eval.num_beams N; --eval.oracle_examples N measures it",
-        _search,
-        on=Switch(("eval", "eval", "num_beams"), lambda beams: beams is not None and beams < _WIDEST),
+        search_error_effect,
+        on=Switch(("eval", "eval", "num_beams"), lambda beams: beams is not None and beams < _PAPER_BEAMS),
         quirks=("20 beams", "10 beams"),
     ),
-    Cause("model size", "a smaller model than the paper's", "--model.path, --model.hidden_size, --model.layers", _sizes),
-    Cause("seeds", "one run's luck", "--seed N with a folder of its own (--out)", _seeds),
+    Cause("model size", "a smaller model than the paper's", "--model.path, --model.hidden_size, --model.layers", size_effect),
+    Cause("seeds", "the luck of a single run", "--seed N with a folder of its own (--out)", seed_effect),
 )
 
 
 @cache
-def _elsewhere() -> dict[str, Any]:
-    """`gap_causes.json`: what `benchmarks/gap_causes.py` stored, and `dataset`, the name of what it ran on."""
+def stored_effects() -> dict[str, Any]:
+    """`gap_causes.json`: what `benchmarks/gap_causes.py` measured, and `dataset`, the name of the data that it ran on."""
     text = (resources.files("minionerec.report") / "gap_causes.json").read_text(encoding="utf-8")
-    found: dict[str, Any] = json.loads(text)
-    return found
+    effects: dict[str, Any] = json.loads(text)
+    return effects
 
 
-def _shown(cell: Mapping[str, Any]) -> str:
-    text = f"{signed(cell['value'])} [{signed(cell['low'])}, {signed(cell['high'])}]"
-    return text + (" (noise)" if cell["noise"] else "")
-
-
-def _measured(quirks: Sequence[str]) -> Effect:
-    """What the benchmark found of some of its quirks, in words."""
-    stored = _elsewhere()
-    known = [name for name in quirks if name in stored["quirks"]]
-    if not known:
+def stored_effect(quirks: Sequence[str]) -> str | None:
+    """What the benchmark measured about some of its quirks, in words; None if it measured none of them."""
+    stored = stored_effects()
+    names = [name for name in quirks if name in stored["quirks"]]
+    if not names:
         return None
     parts = []
-    for name in known:
-        figures = ", ".join(f"{metric} {_shown(stored['quirks'][name][metric])}" for metric in _METRICS)
-        parts.append(figures if len(known) == 1 else f"{name}: {figures}")
+    for name in names:
+        figures = ", ".join(f"{metric} {_describe(stored['quirks'][name][metric])}" for metric in _METRICS)
+        parts.append(figures if len(names) == 1 else f"{name}: {figures}")
     return f"on {stored['dataset']}, {stored['seeds']} seeds: {'; '.join(parts)}"
 
 
-def _state(switch: Switch, runs: Sequence[Run]) -> str:
+def _describe(difference: Mapping[str, Any]) -> str:
+    text = f"{signed(difference['value'])} [{signed(difference['low'])}, {signed(difference['high'])}]"
+    return text + (" (noise)" if difference["noise"] else "")
+
+
+def _describe_state(switch: Switch, runs: Sequence[Evaluated]) -> str:
     """Which of the runs have the mistake, by their own settings."""
-    told = [run for run in runs if run.settings is not None]
-    if not told:
-        return "unknown: a predictions file does not tell how it was made"
-    having = [f"{run.label} ({switch.described(run)})" for run in told if switch.on(run.setting(switch.at))]
-    text = f"ON in {', '.join(having)}" if having else "not set in these runs"
+    with_settings = [run for run in runs if run.settings is not None]
+    if not with_settings:
+        return "unknown: a predictions file does not say how it was made"
+    mistaken = [f"{run.label} ({switch.described(run)})" for run in with_settings if switch.is_on(run)]
+    text = f"ON in {', '.join(mistaken)}" if mistaken else "not set in these runs"
     unknown = [run.label for run in runs if run.settings is None]
     return text + (f"; unknown for {', '.join(unknown)}" if unknown else "")
 
 
-def _beside(switch: Switch, runs: Sequence[Run], differences: Differences) -> list[str]:
-    """Each run with the mistake minus one that differs in this setting alone, and at most in its seed."""
-    found = []
+def _compare_with_clean(switch: Switch, runs: Sequence[Evaluated], differences: PairedDifferences) -> list[str]:
+    """Each run with the mistake minus a run that differs in this setting alone, and at most in its seed."""
+    sentences = []
     for run in runs:
-        if run.settings is None or not switch.on(run.setting(switch.at)):
+        if run.settings is None or not switch.is_on(run):
             continue
-        clean = [
+        recipe = run.recipe(switch.setting)
+        clean_runs = [
             other
             for other in runs
-            if other.settings is not None
-            and not switch.on(other.setting(switch.at))
-            and other.recipe(switch.at) == run.recipe(switch.at)
+            if other.settings is not None and not switch.is_on(other) and other.recipe(switch.setting) == recipe
         ]
-        if not clean:
+        if not clean_runs:
             continue
-        other = min(clean, key=lambda one: one.seed != run.seed)  # with the same seed, where there is one
-        cells = _minus(run, other, differences)
-        figures = ", ".join(f"{metric} {_shown(cells[metric])}" for metric in _METRICS if metric in cells)
-        found.append(f"{run.label} minus {other.label} ({switch.described(other)}), paired: {figures}")
-    return found
+        clean = min(clean_runs, key=lambda other: other.seed != run.seed)  # with the same seed, if there is one
+        difference = _difference(run, clean, differences)
+        figures = ", ".join(f"{metric} {_describe(difference[metric])}" for metric in _METRICS if metric in difference)
+        sentences.append(f"{run.label} minus {clean.label} ({switch.described(clean)}), paired: {figures}")
+    return sentences
 
 
-def _minus(run: Run, other: Run, differences: Differences) -> Mapping[str, Mapping[str, Any]]:
+def _difference(run: Evaluated, other: Evaluated, differences: PairedDifferences) -> Mapping[str, Mapping[str, Any]]:
+    """`run` minus `other`; the differences hold each pair in one direction only."""
     if (other.label, run.label) in differences:
         return differences[other.label, run.label]
     return {
@@ -261,42 +289,35 @@ def _minus(run: Run, other: Run, differences: Differences) -> Mapping[str, Mappi
     }
 
 
-def _known(fact: tuple[str, str], dataset: str) -> str:
+def _describe_fact(fact: tuple[str, str], dataset: str) -> str:
     name, words = fact
     facts = published()["datasets"][dataset]["facts"]
     share = f"{100 * facts[name]:.3g} % of the targets {words}"
-    return f"not shown by this run; of the released test split, {share} ({facts['source']})"
+    return f"not shown by this run; in the released test split, {share} ({facts['source']})"
 
 
-def checklist(run: Run, others: Sequence[Run], differences: Differences, dataset: str | None = None) -> list[dict[str, Any]]:
-    """Each cause with what the runs of a report tell of it.
+def check_causes(
+    run: Evaluated, others: Sequence[Evaluated], differences: PairedDifferences, dataset: str | None = None
+) -> list[CheckedCause]:
+    """Each cause with what the runs of a report show of it.
 
     Args:
-        run: the one in question.
+        run: the run in question.
+        others: the other runs on the same dataset.
         differences: of every two of the runs.
-        dataset: the published dataset whose test split this is, None where it is another.
-
-    Returns:
-        Per cause `title`, `meaning`, `switch`; `on`, the labels of the runs that were made with it; and `effect` in words, None
-        where neither a run at hand nor our benchmark shows it.
+        dataset: the published dataset whose test split this is; None if it is another.
     """
-    found = []
+    models = [model for model in (run, *others) if model.name in ("sft", "rl", "file")]
+    checked = []
     for cause in CAUSES:
-        said: list[Effect] = []
-        models = [one for one in (run, *others) if one.recommender in ("sft", "rl", "file")]
+        sentences: list[str | None] = []
         if cause.on:
-            said += [_state(cause.on, models), *_beside(cause.on, models, differences)]
-        own = cause.effect(run, others) if cause.effect else None
-        said += [own, _measured(cause.quirks)]
-        if own is None and cause.fact and dataset:
-            said.append(_known(cause.fact, dataset))
-        found.append(
-            {
-                "title": cause.title,
-                "meaning": cause.meaning,
-                "switch": cause.switch,
-                "on": [one.label for one in models if cause.on and cause.on.on(one.setting(cause.on.at))],
-                "effect": "; ".join(text for text in said if text) or None,
-            }
-        )
-    return found
+            sentences += [_describe_state(cause.on, models), *_compare_with_clean(cause.on, models, differences)]
+        measured = cause.effect(run, others) if cause.effect else None
+        sentences += [measured, stored_effect(cause.quirks)]
+        if measured is None and cause.fact and dataset:
+            sentences.append(_describe_fact(cause.fact, dataset))
+        mistaken = [model.label for model in models if cause.on and cause.on.is_on(model)]
+        effect = "; ".join(sentence for sentence in sentences if sentence) or None
+        checked.append(CheckedCause(cause.title, cause.meaning, cause.switch, mistaken, effect))
+    return checked

@@ -1,4 +1,4 @@
-"""What all pages share: the template environment with its number formats, the style and the plotting script."""
+"""Shared by all pages: the template environment with its number formats, the style and the plotting script."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,11 +8,9 @@ import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from minionerec.report import plots
-
 
 def duration(seconds: float) -> str:
-    """Seconds for readers."""
+    """Seconds for display."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -21,7 +19,7 @@ def duration(seconds: float) -> str:
 
 
 def figure(value: Any) -> str:
-    """A value for readers: thousands separated, fractions with four digits, the values of a table one after the other."""
+    """A value for display: thousands separated, fractions with four digits, the values of a mapping one after the other."""
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {figure(inner)}" for name, inner in value.items())
     if isinstance(value, bool):
@@ -49,19 +47,16 @@ def cell(value: object) -> str:
 def environment() -> jinja2.Environment:
     """Templates of this package; HTML is escaped, markdown is not."""
     here = Path(__file__).parent
-    made = jinja2.Environment(
+    templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(here),
         autoescape=lambda name: name is not None and name.endswith(".html"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"duration": duration, "figure": figure, "signed": signed, "percent": percent, "cell": cell}
-    made.globals |= {
+    templates.filters |= {"duration": duration, "figure": figure, "signed": signed, "percent": percent, "cell": cell}
+    templates.globals |= {
         "style": Markup((here / "style.css").read_text(encoding="utf-8")),
         "plotly": Markup(get_plotlyjs()),
-        "forest": plots.forest,
-        "level_lines": plots.level_lines,
-        "reliability": plots.reliability,
     }
-    return made
+    return templates

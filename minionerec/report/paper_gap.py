@@ -1,299 +1,193 @@
-"""The paper-gap report answers: why are my numbers not the paper's.
+"""The paper-gap report: why our numbers are not the paper's.
 
-Our runs beside the published table, a replication of it and the other baselines; what of the published numbers is possible at
-all; which differences are noise; and the checklist of causes with what the runs at hand show of them. Writes
-`paper_gap.json`, `paper_gap.md` and `paper_gap.html`; the last is self-contained and covers all datasets on one page.
+It compares our runs with the published table, a replication of it and the other baselines. It audits the published numbers,
+says which differences are noise, and goes through a checklist of causes with what the runs show of them. It writes
+`paper_gap.json`, `paper_gap.md` and `paper_gap.html`, which is self-contained and covers all datasets on one page.
 """
 
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 
 from minionerec.artifacts import write_json
 from minionerec.config import RESAMPLES
 from minionerec.errors import ArtifactError, ConfigError, MiniOneRecError
-from minionerec.eval.compare import left_out
 from minionerec.eval.result_json import read_catalog
-from minionerec.report import analysis
-from minionerec.report import runs as sources
-from minionerec.report.gap_causes import checklist
+from minionerec.report import analysis, plots, table
+from minionerec.report.gap import LEVEL_TABLES, MORE_METRICS, GapDataset, GapReport, compare_with_paper
 from minionerec.report.page import environment
-from minionerec.report.published import (
-    METRICS,
-    PAPER,
-    REPLICATION,
-    audit,
-    discrepancy,
-    gap,
-    impossible,
-    published,
-    replication_levels,
-    summary,
-)
-from minionerec.report.runs import PAIRED, Run
-from minionerec.statistics.intervals import across_seeds
+from minionerec.report.published import METRICS, PAPER, REPLICATION
+from minionerec.report.runs import PAIRED, distinct_names, load_runs
 
 
-def _verdict(cell: Mapping[str, float], target: float) -> str:
-    """How a published number lies to our interval."""
-    if cell["low"] <= target <= cell["high"]:
-        return "within noise"
-    return "below" if cell["high"] < target else "above"
+@dataclass(frozen=True)
+class _GapRow:
+    """A row of the table across datasets: its cells hold the `relative` gap per metric."""
+
+    dataset: str
+    label: str
+    cells: Mapping[str, Mapping[str, Any]]
+    summary: str
 
 
-def _against(run: Run, target: Mapping[str, float], skip: set[str], comparable: bool) -> dict[str, Any]:
-    """Each published metric of a run: value, interval, gap, verdict."""
-    cells = {}
-    for name in METRICS:
-        if name not in run.metrics["sid"]:
-            continue
-        cell = dict(run.metrics["sid"][name])
-        cell["detectable"] = run.metrics["detectable"][name]
-        if name in target and name not in skip:
-            cell |= {key: value for key, value in gap(target[name], cell["value"]).items() if key != "ours"}
-            cell["verdict"] = _verdict(cell, target[name]) if comparable else "not comparable"
-        cells[name] = cell
-    return cells
-
-
-def _levels(run: Run) -> dict[str, Any]:
-    return {name: run.metrics["levels"][name] for name in ("cumulative", "independent", "drop_off")}
-
-
-def _seed_groups(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    return [
-        {
-            "label": group[0].label,
-            "seeds": [run.seed for run in group],
-            "metrics": {
-                name: across_seeds([run.metrics["sid"][name]["value"] for run in group], (0.0, 1.0))
-                for name in ("HR@1", *METRICS)
-                if all(name in run.metrics["sid"] for run in group)
-            },
-        }
-        for group in sources.seeds(runs)
-    ]
-
-
-def _pairs(runs: Sequence[Run], resamples: int, seed: int) -> list[dict[str, Any]]:
-    """Paired comparisons of every two runs of a dataset, the later minus the earlier."""
-    found = []
-    for first, second in combinations(runs, 2):
-        differences = sources.compared(first, second, resamples, seed)
-        metrics = {name: differences[name] for name in PAIRED if name in differences}
-        note = left_out(first.lists, second.lists)
-        found.append({"first": first.label, "second": second.label, "metrics": metrics, "note": note})
-    return found
-
-
-def _main_run(runs: Sequence[Run]) -> Run:
-    """The run that the causes are asked of: the first RL model, else SFT model, else file, else whatever came first."""
-    for kind in ("rl", "sft", "file"):
-        for run in runs:
-            if run.recommender == kind:
-                return run
-    return runs[0]
-
-
-def _published_section(name: str) -> dict[str, Any]:
-    entry = published()["datasets"][name]
-    flagged = impossible(entry["published"])
-    table = discrepancy(entry["published"][PAPER], entry["replication"][REPLICATION], tuple(flagged.get(PAPER, ())))
-    return {
-        "counts": entry["counts"],
-        "published": {
-            method: {metric: {"value": value, "target": metric not in flagged.get(method, ())} for metric, value in row.items()}
-            for method, row in entry["published"].items()
-        },
-        "audit": [
-            {"method": finding.method, "first": finding.first, "second": finding.second, "rule": finding.rule}
-            for finding in audit(entry["published"])
-        ],
-        "replication": entry["replication"],
-        "replication_audit": [finding.rule for finding in audit(entry["replication"])],
-        "replication_gap": table,
-        "replication_summary": summary(table),
-        "replication_levels": replication_levels(name),
-    }
-
-
-def gather(runs: Sequence[Run], chosen: str | None, resamples: int, seed: int) -> dict[str, Any]:
-    """The content of `paper_gap.json`.
-
-    Args:
-        chosen: the published dataset that all runs belong to, where their size does not tell it.
-
-    Raises:
-        DataError: two runs of one dataset were measured on different examples.
-    """
-    groups: dict[str, list[Run]] = {name: [] for name in published()["datasets"]}
-    fits: dict[str, tuple[bool, str | None]] = {}
-    for run in runs:
-        name, comparable, note = sources.dataset_of(run, chosen)
-        name = name or _own_name(run)
-        groups.setdefault(name, []).append(run)
-        fits[str(run.path)] = (comparable, note)
-    known = published()["datasets"]
-    datasets = []
-    for name, members in groups.items():
-        flagged = impossible(known[name]["published"]).get(PAPER, set()) if name in known else set()
-        target = known[name]["published"][PAPER] if name in known else {}
-        section: dict[str, Any] = {"name": name, "runs": []}
-        section |= _published_section(name) if name in known else {"published": None}
-        for run in members:
-            comparable, note = fits[str(run.path)]
-            cells = _against(run, target, flagged, comparable)
-            lines = {metric: cell for metric, cell in cells.items() if "relative" in cell}
-            section["runs"].append(
-                {
-                    "label": run.label,
-                    "recommender": run.recommender,
-                    "rows": run.metrics["rows"],
-                    "users": run.metrics["users"],
-                    "seed": run.seed,
-                    "comparable": comparable,
-                    "notes": [*run.notes, *([note] if note else [])],
-                    "metrics": cells,
-                    "all_metrics": run.metrics["sid"],
-                    "item": run.metrics["item"],
-                    "levels": _levels(run),
-                    **{name: run.metrics.get(name) for name in ("per_user", "slices", "exposure", "lost", "search")},
-                    "summary": summary(lines) if lines and comparable else None,
-                }
-            )
-        section["seeds"] = _seed_groups(members)
-        section["pairs"] = _pairs(members, resamples, seed)
-        main = _main_run(members) if members else None
-        section["asked"] = main.label if main else None
-        section["causes"] = None
-        if main:
-            differences = {(pair["first"], pair["second"]): pair["metrics"] for pair in section["pairs"]}
-            released = name if name in known and len(main.lists) == known[name]["counts"]["test"] else None
-            section["causes"] = checklist(main, [run for run in members if run is not main], differences, released)
-        datasets.append(section)
-    return {"sources": published()["sources"], "resamples": resamples, "seed": seed, "datasets": datasets}
-
-
-def _own_name(run: Run) -> str:
-    counts = run.counts
-    return (
-        f"other: {counts['items']:,} items, {counts['test']:,} test examples"
-        if counts
-        else f"other: {len(run.lists):,} examples"
-    )
-
-
-def _cross(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The cross-dataset table: one line per replication and comparable run."""
+def _rows_across_datasets(report: GapReport) -> list[_GapRow]:
+    """One row per replication and comparable run."""
     rows = []
-    for section in found["datasets"]:
-        if section["published"] is None:
+    for part in report.datasets:
+        if part.tables is None:
             continue
-        rows.append({"dataset": section["name"], "label": "replication", "cells": section["replication_gap"],
-                     "summary": section["replication_summary"]})  # fmt: skip
-        for run in section["runs"]:
-            if run["summary"]:
-                rows.append({"dataset": section["name"], "label": run["label"], "cells": run["metrics"],
-                             "summary": run["summary"]})  # fmt: skip
+        rows.append(_GapRow(part.name, "replication", part.tables.replication_gap, part.tables.replication_summary))
+        rows += [_GapRow(part.name, run.label, run.metrics, run.summary) for run in part.runs if run.summary]
     return rows
 
 
-def _tables(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The level tables of a dataset's runs beside the replication's, and the tables that only runs have."""
-    levels = {run["label"]: run["levels"] for run in section["runs"]}
-    if section["published"]:
-        replicated = section["replication_levels"]
-        stages = {
-            f"replication, {stage}": {name: replicated[name][stage] for name in ("independent", "cumulative", "drop_off")}
-            for stage in replicated["drop_off"]
-        }
-        levels = {**stages, **levels}
-    return {
-        "level_tables": analysis.level_tables(levels),
-        "drop_off": analysis.drop_off(levels),
-        "more_tables": analysis.tables({run["label"]: run for run in section["runs"]}) if section["runs"] else None,
-    }
+def _levels_by_label(part: GapDataset) -> dict[str, Mapping[str, Any]]:
+    """The level tables of the replication's stages and of the runs."""
+    levels: dict[str, Mapping[str, Any]] = {}
+    if part.tables:
+        replicated = part.tables.replication_levels
+        for stage in replicated["drop_off"]:
+            levels[f"replication, {stage}"] = {name: replicated[name][stage] for name in LEVEL_TABLES}
+    return {**levels, **{run.label: run.levels for run in part.runs}}
 
 
-def write(found: Mapping[str, Any], folder: Path) -> None:
+@dataclass(frozen=True)
+class _Section:
+    """A dataset with its tables, for the templates."""
+
+    dataset: GapDataset
+    forests: dict[str, Markup]
+    level_plot: Markup
+    level_tables: list[table.Table]
+    drop_off: table.Table
+    more_tables: analysis.MetricTables | None
+
+
+def _section(part: GapDataset) -> _Section:
+    levels = _levels_by_label(part)
+    metrics = {run.label: {name: getattr(run, name) for name in MORE_METRICS} for run in part.runs}
+    more_tables = analysis.metric_tables(metrics) if metrics else None
+    targets: dict[str, dict[str, float]] = {}
+    if part.tables:
+        targets["paper"] = {name: cell["value"] for name, cell in part.tables.published[PAPER].items()}
+        targets["replication"] = part.tables.replication[REPLICATION]
+    runs = {run.label: run.metrics for run in part.runs}
+    forests = {title: plots.forest(family, targets, runs) for family, title in (("HR", "Hit rate"), ("NDCG", "NDCG"))}
+    return _Section(part, forests, _level_plot(part), analysis.level_tables(levels), analysis.drop_off(levels), more_tables)
+
+
+def _level_plot(part: GapDataset) -> Markup:
+    """Level accuracy in the top 10, or at a run's largest cut-off if its lists are shorter."""
+    replication = None
+    if part.tables:
+        shares = part.tables.replication_levels["cumulative"][REPLICATION]["10"]
+        replication = plots.LevelCurve("replication", shares, part.tables.counts["test"])
+    curves = []
+    for run in part.runs:
+        by_cutoff = run.levels["cumulative"]
+        shares = by_cutoff.get("10") or by_cutoff[max(by_cutoff, key=int)]
+        curves.append(plots.LevelCurve(run.label, shares, run.rows))
+    return plots.level_lines(replication, curves)
+
+
+def _as_json(report: GapReport) -> dict[str, Any]:
+    """The report as plain values; what is published about a dataset stands at the same level as its runs."""
+    values = asdict(report)
+    for part in values["datasets"]:
+        part.update(part.pop("tables") or {"published": None})
+    return values
+
+
+def _write_files(report: GapReport, folder: Path) -> None:
     """Write the three files into an existing folder; equal content gives equal bytes."""
-    sections = [{**section, **_tables(section)} for section in found["datasets"]]
-    values = {
-        **found,
-        "datasets": sections,
-        "cross": _cross(found),
-        "metrics": METRICS,
-        "paired": PAIRED,
-        "paper": PAPER,
-        "replicated": REPLICATION,
-    }
     pages = environment()
     for name in ("paper_gap.md", "paper_gap.html"):
-        text = pages.get_template(name).render(**values)
+        text = pages.get_template(name).render(
+            report=report,
+            sections=[_section(part) for part in report.datasets],
+            rows_across_datasets=_rows_across_datasets(report),
+            metrics=METRICS,
+            paired=PAIRED,
+            paper=PAPER,
+        )
         temporary = folder / f"{name}.tmp"
         temporary.write_text(text, encoding="utf-8", newline="\n")
         temporary.replace(folder / name)
-    write_json(folder / "paper_gap.json", dict(found))
+    write_json(folder / "paper_gap.json", _as_json(report))
 
 
-def build(
-    paths: Sequence[Path], folder: Path, chosen: str | None, resamples: int, seed: int, index: Path | None = None
-) -> dict[str, Any]:
-    """Load the runs, compare, write; returns the content of `paper_gap.json`.
+def write_gap_report(
+    runs: Sequence[Path],
+    folder: Path,
+    dataset: str | None = None,
+    index: Path | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 42,
+) -> GapReport:
+    """Load runs, compare them with the published tables, and write `paper_gap.json`, `.md` and `.html`.
 
     Args:
-        chosen: the published dataset that all runs belong to, where their size does not tell it.
-        index: the catalog of the released code's result files, see `eval.foreign.read_catalog`.
+        runs: folders of runs, or predictions files. Without any, the published tables alone.
+        folder: where the files are written; it is made if it does not exist.
+        dataset: the published dataset that all runs belong to, if their size does not tell it.
+        index: the catalog of the released code's result files, see `eval.result_json.read_catalog`.
 
     Raises:
-        ConfigError, DataError, ArtifactError: a run is missing, malformed or of other examples; the folder cannot be written.
+        ConfigError: a run or the dataset does not exist, or an option does not fit the runs.
+        DataError, ArtifactError: a run is malformed or of other examples; the folder cannot be written.
     """
+    if resamples < 1:
+        raise ConfigError(f"--resamples is {resamples}; it must be at least 1.")
     catalog = read_catalog(index) if index else None
-    named = sources.named(paths)
-    if index and all(path.is_dir() for path in named.values()):
+    paths = distinct_names(runs)
+    if index and all(path.is_dir() for path in paths.values()):
         raise ConfigError(f"--index {index}: only for result files of the released code, and --runs names none. Leave it out.")
-    loaded = [run for label, path in named.items() for run in sources.load(path, label, resamples, seed, catalog)]
-    found = gather(loaded, chosen, resamples, seed)
+    evaluated = [run for label, path in paths.items() for run in load_runs(path, label, resamples, seed, catalog)]
+    report = compare_with_paper(evaluated, dataset, resamples, seed)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write(found, folder)
+        _write_files(report, folder)
     except OSError as error:
         raise ArtifactError(f"{folder}: cannot be written ({error}). Choose another folder with --out DIR.") from None
-    return found
+    return report
 
 
-def _print(found: Mapping[str, Any], console: Console) -> None:
-    for section in found["datasets"]:
-        table = Table(title=section["name"], title_justify="left")
+def gap_tables(report: GapReport) -> list[Table]:
+    """The report for the terminal, a table per dataset."""
+    tables = []
+    for part in report.datasets:
+        table_of_part = Table(title=part.name, title_justify="left")
         for column in ("", *METRICS, "in short"):
-            table.add_column(column, justify="left" if column in ("", "in short") else "right")
-        if section["published"]:
-            table.add_row("paper", *(f"{section['published'][PAPER][name]['value']:.4f}" for name in METRICS), "")
-            lines = section["replication_gap"]
-            shown = [f"{lines[name]['ours']:.4f}\n{lines[name]['relative']:+.1%}" if name in lines else "-" for name in METRICS]
-            table.add_row("replication", *shown, section["replication_summary"])
-        for run in section["runs"]:
-            cells = [run["metrics"].get(name) for name in METRICS]
-            shown = ["-" if cell is None else f"{cell['value']:.4f}\n{cell.get('verdict', '')}" for cell in cells]
-            table.add_row(run["label"], *shown, run["summary"] or "; ".join(run["notes"]))
-        console.print(table)
+            table_of_part.add_column(column, justify="left" if column in ("", "in short") else "right")
+        if part.tables:
+            table_of_part.add_row("paper", *(f"{part.tables.published[PAPER][name]['value']:.4f}" for name in METRICS), "")
+            gaps = part.tables.replication_gap
+            cells = [f"{gaps[name]['ours']:.4f}\n{gaps[name]['relative']:+.1%}" if name in gaps else "-" for name in METRICS]
+            table_of_part.add_row("replication", *cells, part.tables.replication_summary)
+        for run in part.runs:
+            metrics = [run.metrics.get(name) for name in METRICS]
+            cells = ["-" if not metric else f"{metric['value']:.4f}\n{metric.get('verdict', '')}" for metric in metrics]
+            table_of_part.add_row(run.label, *cells, run.summary or "; ".join(run.notes))
+        tables.append(table_of_part)
+    return tables
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command line: 0 where the report was written, 2 where the input is wrong."""
-    parser = argparse.ArgumentParser(description="Our runs beside the published tables: gaps, noise, causes.")
+    """The command line: 0 if the report was written, 2 if the input is wrong."""
+    parser = argparse.ArgumentParser(description="Our runs next to the published tables: gaps, noise, causes.")
     parser.add_argument(
         "--runs", type=Path, nargs="*", default=[], metavar="RUN",
         help="folders of runs, or predictions files (predictions.jsonl, or the released code's result JSON)",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for paper_gap.json, .md and .html")
-    parser.add_argument("--dataset", metavar="NAME", help="published dataset of all runs, where their size does not tell it")
+    parser.add_argument("--dataset", metavar="NAME", help="published dataset of all runs, if their size does not tell it")
     parser.add_argument(
         "--index", type=Path, metavar="FILE",
         help="index.json or info text of the catalog of the released code's result files: item-level ranks and collisions",
@@ -304,13 +198,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=42, metavar="N", help="seed of the resampling (default: 42)")
     arguments = parser.parse_args(argv)
     try:
-        if arguments.resamples < 1:
-            raise ConfigError(f"--resamples is {arguments.resamples}; it must be at least 1.")
-        found = build(arguments.runs, arguments.out, arguments.dataset, arguments.resamples, arguments.seed, arguments.index)
+        report = write_gap_report(
+            arguments.runs, arguments.out, arguments.dataset, arguments.index, arguments.resamples, arguments.seed
+        )
     except MiniOneRecError as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     console = Console(width=None if sys.stdout.isatty() else 120)
-    _print(found, console)
+    console.print(*gap_tables(report))
     console.print(f"written to {arguments.out / 'paper_gap.html'}", highlight=False, soft_wrap=True)
     return 0

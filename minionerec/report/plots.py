@@ -1,9 +1,9 @@
-"""The page's plots: plotly figures as HTML fragments, drawn by the page's script once its layout is known."""
+"""The plots of the pages: plotly figures as HTML fragments; the script of a page draws them once its layout is known."""
 
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
@@ -12,11 +12,12 @@ from markupsafe import Markup
 COLOURS = {"sft": "#3d5afe", "rl": "#00897b"}
 _INK, _MUTED, _GRID = "#1c2333", "#667085", "#e8ebf1"
 _LINES = ("#3d5afe", "#e4572e", "#00897b", "#a23fb5", "#c98a00", "#5b6b7f")
+_REPLICATION = "#c98a00"
 _SMOOTH_FROM = 40
 _Z = 1.959964  # a normal variable lies within this many standard deviations with a probability of 95 %
 _FAMILIES = {"HR": "hit rate", "NDCG": "NDCG"}
-# A logged series goes to the first panel whose pattern its name matches; series that match none are not drawn. Per panel the
-# pattern, and what its vertical axis counts.
+# A logged series is drawn in the first panel whose pattern matches its name; a series that matches none is not drawn. Per
+# panel the pattern and the label of its vertical axis.
 _PANELS = {
     "Loss": (r"^(eval_)?loss$", "loss (SFT: nats per token)"),
     "Reward": (r"^(eval_)?reward$|^rewards/.*/mean$", "mean reward of a rollout"),
@@ -33,7 +34,7 @@ _PANELS = {
 def fragment(
     figure: go.Figure, *, y: str = "", x: str = "", legend: bool = True, zero: bool = True, height: int = 280
 ) -> Markup:
-    """A figure in the page's style, as an element that the page's script draws; `height` in pixels."""
+    """A figure in the style of the pages, as an element that their script draws; `height` in pixels."""
     axis: dict[str, Any] = {"gridcolor": _GRID, "linecolor": "#cdd3de", "zeroline": False, "automargin": True}
     figure.update_layout(
         template="none",
@@ -57,9 +58,9 @@ def fragment(
 
 def _binomial(share: float, rows: int) -> tuple[float, float]:
     """The 95 % interval of a share of `rows` independent examples (Wilson, 1927)."""
-    spread = _Z**2 / rows
-    middle = (share + spread / 2) / (1 + spread)
-    half = _Z * math.sqrt(share * (1 - share) / rows + spread / (4 * rows)) / (1 + spread)
+    shrinkage = _Z**2 / rows  # towards one half
+    middle = (share + shrinkage / 2) / (1 + shrinkage)
+    half = _Z * math.sqrt(share * (1 - share) / rows + shrinkage / (4 * rows)) / (1 + shrinkage)
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
@@ -72,9 +73,9 @@ def funnel(levels: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str], k
     """Share of examples with any of the top k SIDs right up to each level, bars per stage, with binomial 95 % intervals.
 
     Args:
-        levels: per stage, its `level_tables`.
-        labels: per stage, its name for readers.
-        rows: examples.
+        levels: level tables per stage.
+        labels: name per stage, for display.
+        rows: number of examples.
     """
     figure = go.Figure()
     for stage, tables in levels.items():
@@ -93,22 +94,22 @@ def funnel(levels: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str], k
 
 def _series(log: Sequence[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     names = dict.fromkeys(name for entry in log for name in entry if name not in ("step", "epoch"))
-    found = {}
+    series = {}
     for name in names:
         points = [(entry["step"], entry[name]) for entry in log if type(entry.get(name)) in (int, float)]
         if points:
             steps, values = np.array(points, dtype=float).T
-            found[name] = (steps, values)
-    return found
+            series[name] = (steps, values)
+    return series
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    # A centred moving average over about a twentieth of the run; at the ends over what is there.
+    # A centred moving average over about a twentieth of the run; at the ends over the values that exist.
     window = np.ones(max(3, len(values) // 20))
     return np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")
 
 
-def _draw(figure: go.Figure, name: str, steps: np.ndarray, values: np.ndarray, colour: str) -> None:
+def _add_curve(figure: go.Figure, name: str, steps: np.ndarray, values: np.ndarray, colour: str) -> None:
     line = {"color": colour, "width": 2}
     if len(values) < _SMOOTH_FROM:
         mode = "lines+markers" if len(values) <= 20 else "lines"
@@ -122,10 +123,10 @@ def _draw(figure: go.Figure, name: str, steps: np.ndarray, values: np.ndarray, c
 
 
 def curves(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:
-    """Panels (title, plot) of what a training log holds; long series are smoothed, with the raw values behind.
+    """Panels (title, plot) of the series in a training log; long series are smoothed, with the raw values behind.
 
     Args:
-        log: entries with `step` and any logged numbers.
+        log: entries with `step` and logged numbers.
     """
     panels: dict[str, list[str]] = {}
     series = _series(log)
@@ -133,14 +134,14 @@ def curves(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:
         title = next((title for title, (pattern, _) in _PANELS.items() if re.search(pattern, name)), None)
         if title:
             panels.setdefault(title, []).append(name)
-    drawn = []
+    plots = []
     for title in [title for title in _PANELS if title in panels]:
         figure = go.Figure()
         for line, name in enumerate(panels[title]):
-            _draw(figure, name, *series[name], _LINES[line % len(_LINES)])
+            _add_curve(figure, name, *series[name], _LINES[line % len(_LINES)])
         several, unit = len(panels[title]) > 1, _PANELS[title][1]
-        drawn.append((title, fragment(figure, x="optimiser step", y=unit, legend=several, zero=title != "Loss")))
-    return drawn
+        plots.append((title, fragment(figure, x="optimiser step", y=unit, legend=several, zero=title != "Loss")))
+    return plots
 
 
 def _error_bars(cells: Collection[Mapping[str, float]]) -> dict[str, Any]:
@@ -154,92 +155,97 @@ def _error_bars(cells: Collection[Mapping[str, float]]) -> dict[str, Any]:
     }
 
 
-def forest(section: Mapping[str, Any], family: str, paper: str, replicated: str) -> Markup:
-    """A dataset's runs with intervals beside the paper's and the replication's values, one group per cut-off.
+def forest(family: str, targets: Mapping[str, Mapping[str, float]], runs: Mapping[str, Mapping[str, Any]]) -> Markup:
+    """Published values next to the runs' values with intervals, one group per cut-off.
 
     Args:
-        section: a dataset of `paper_gap.json`. family: HR or NDCG. paper, replicated: the rows to show.
+        family: HR or NDCG.
+        targets: label of a published row to its value per metric; two at most.
+        runs: label of a run to its metrics.
     """
     figure = go.Figure()
     names = [f"{family}@{k}" for k in (3, 5, 10)]
-    if section["published"]:
-        given = (("paper", "diamond", {name: section["published"][paper][name]["value"] for name in names}),
-                 ("replication", "x", {name: section["replication"][replicated][name] for name in names}))  # fmt: skip
-        for place, (label, symbol, row) in enumerate(given):
-            marker = {"symbol": symbol, "size": 10, "color": ("#e4572e", "#c98a00")[place]}
-            figure.add_scatter(
-                x=names, y=list(row.values()), name=label, mode="markers", marker=marker, hovertemplate="%{y:.4f}"
-            )
-    for line, run in enumerate(section["runs"]):
-        cells = {name: run["metrics"][name] for name in names if name in run["metrics"]}
-        values = [cell["value"] for cell in cells.values()]
+    for (label, row), symbol, colour in zip(targets.items(), ("diamond", "x"), ("#e4572e", _REPLICATION), strict=False):
+        marker = {"symbol": symbol, "size": 10, "color": colour}
+        values = [row[name] for name in names]
+        figure.add_scatter(x=names, y=values, name=label, mode="markers", marker=marker, hovertemplate="%{y:.4f}")
+    for number, (label, metrics) in enumerate(runs.items()):
+        cells = {name: metrics[name] for name in names if name in metrics}
         figure.add_scatter(
             x=list(cells),
-            y=values,
-            name=run["label"],
+            y=[cell["value"] for cell in cells.values()],
+            name=label,
             mode="markers",
-            marker={"size": 8, "color": _LINES[line % len(_LINES)]},
+            marker={"size": 8, "color": _LINES[number % len(_LINES)]},
             error_y=_error_bars(cells.values()),
             hovertemplate="%{y:.4f}",
         )
     figure.update_layout(scattermode="group", scattergap=0.4)
-    return fragment(
-        figure, y=f"{_FAMILIES[family]} (0 to 1)", x="metric at its cut-off", height=330 + 20 * len(section["runs"])
-    )
+    return fragment(figure, y=f"{_FAMILIES[family]} (0 to 1)", x="metric at its cut-off", height=330 + 20 * len(runs))
 
 
-def level_lines(section: Mapping[str, Any]) -> Markup:
-    """Cumulative accuracy per level at K = 10 (or the largest cut-off there is): our runs, and the replication's RL.
+class LevelCurve(NamedTuple):
+    """Cumulative accuracy per level of one recommender, measured on so many rows."""
 
-    Intervals are binomial, 95 %.
+    label: str
+    shares: Mapping[str, float]
+    rows: int
+
+
+def level_lines(replication: LevelCurve | None, runs: Sequence[LevelCurve]) -> Markup:
+    """Cumulative accuracy per level at one cut-off, with binomial 95 % intervals.
+
+    Args:
+        replication: None if nothing is published.
+        runs: one curve per run.
     """
     figure = go.Figure()
-    if section["published"]:
-        shares = section["replication_levels"]["cumulative"]["RL (2 epochs)"]["10"]
-        line = {"color": "#c98a00", "dash": "dot", "width": 2}
-        _level_line(figure, "replication", shares, line, section["counts"]["test"])
-    for number, run in enumerate(section["runs"]):
-        tables = run["levels"]["cumulative"]
-        shares = tables.get("10") or tables[max(tables, key=int)]
-        _level_line(figure, run["label"], shares, {"color": _LINES[number % len(_LINES)], "width": 2}, run["rows"])
-    return fragment(figure, y="share of examples", x="codes right", height=330 + 20 * len(section["runs"]))
+    if replication:
+        line = {"color": _REPLICATION, "dash": "dot", "width": 2}
+        _level_line(figure, replication, line)
+    for number, curve in enumerate(runs):
+        _level_line(figure, curve, {"color": _LINES[number % len(_LINES)], "width": 2})
+    return fragment(figure, y="share of examples", x="codes right", height=330 + 20 * len(runs))
 
 
-def _level_line(figure: go.Figure, name: str, shares: Mapping[str, float], line: dict[str, Any], rows: int) -> None:
+def _level_line(figure: go.Figure, curve: LevelCurve, line: dict[str, Any]) -> None:
     figure.add_scatter(
-        x=list(shares),
-        y=list(shares.values()),
-        name=name,
+        x=list(curve.shares),
+        y=list(curve.shares.values()),
+        name=curve.label,
         mode="lines+markers",
         line=line,
-        error_y=_binomial_bars(shares.values(), rows),
+        error_y=_binomial_bars(curve.shares.values(), curve.rows),
         hovertemplate="%{y:.4f}",
     )
 
 
 def reliability(tables: Mapping[str, Sequence[Mapping[str, Any]]], labels: Mapping[str, str], level: int, rows: int) -> Markup:
-    """Confidence against accuracy of a level, ten groups of equal size per stage; the diagonal is perfect calibration.
+    """Confidence and accuracy of a level in ten groups of equal size per stage; the diagonal is perfect calibration.
 
     Intervals of the accuracy are binomial, 95 %.
 
     Args:
-        tables: per stage its `calibration` table. level: 1-based. rows: examples.
+        tables: the `calibration` table per stage.
+        labels: name per stage, for display.
+        level: 1-based.
+        rows: number of examples.
     """
     figure = go.Figure()
     groups = {stage: table[level - 1]["groups"] for stage, table in tables.items()}
-    most = max(max(group["confidence"], group["accuracy"]) for found in groups.values() for group in found)
+    upper = max(max(group["confidence"], group["accuracy"]) for stage_groups in groups.values() for group in stage_groups)
     figure.add_scatter(
-        x=[0, most], y=[0, most], name="perfect", mode="lines", line={"color": "#9aa3b2", "dash": "dot", "width": 1}
+        x=[0, upper], y=[0, upper], name="perfect", mode="lines", line={"color": "#9aa3b2", "dash": "dot", "width": 1}
     )
-    for stage, found in groups.items():
-        accuracies = [group["accuracy"] for group in found]
+    for stage, stage_groups in groups.items():
+        accuracies = [group["accuracy"] for group in stage_groups]
         figure.add_scatter(
-            x=[group["confidence"] for group in found],
+            x=[group["confidence"] for group in stage_groups],
             y=accuracies,
             name=labels[stage],
             mode="lines+markers",
             line={"color": COLOURS[stage], "width": 2},
-            error_y=_binomial_bars(accuracies, max(1, rows // len(found))),
+            error_y=_binomial_bars(accuracies, max(1, rows // len(stage_groups))),
             hovertemplate="%{y:.4f}",
         )
     return fragment(figure, y="accuracy, share of examples", x="confidence, mean probability")
@@ -265,13 +271,13 @@ def changes(differences: Mapping[str, Mapping[str, float]]) -> Markup:
 
 
 def counts(by_series: Mapping[str, Mapping[int, int]], x: str, y: str) -> Markup:
-    """Bars of how often each whole number occurs, side by side per series; each series as shares of its own sum."""
+    """Bars of how often each whole number occurs, one series next to the other; a series is shown as shares of its sum."""
     figure = go.Figure()
-    for place, (name, found) in enumerate(by_series.items()):
-        total = sum(found.values())
-        shares = [count / total for count in found.values()]
+    for number, (name, count_of) in enumerate(by_series.items()):
+        total = sum(count_of.values())
+        shares = [count / total for count in count_of.values()]
         figure.add_bar(
-            name=name, x=list(found), y=shares, marker={"color": _LINES[place % len(_LINES)]}, hovertemplate="%{y:.3f}"
+            name=name, x=list(count_of), y=shares, marker={"color": _LINES[number % len(_LINES)]}, hovertemplate="%{y:.3f}"
         )
     figure.update_layout(barmode="group")
     return fragment(figure, x=x, y=y)
@@ -280,6 +286,6 @@ def counts(by_series: Mapping[str, Mapping[int, int]], x: str, y: str) -> Markup
 def curve(points: Sequence[tuple[float, float]], x: str, y: str) -> Markup:
     """One line through points (x, y)."""
     figure = go.Figure()
-    across, up = ([point[axis] for point in points] for axis in (0, 1))
-    figure.add_scatter(x=across, y=up, mode="lines", line={"color": _LINES[0], "width": 2}, hovertemplate="%{y:.3f}")
+    horizontal, vertical = ([point[axis] for point in points] for axis in (0, 1))
+    figure.add_scatter(x=horizontal, y=vertical, mode="lines", line={"color": _LINES[0], "width": 2}, hovertemplate="%{y:.3f}")
     return fragment(figure, x=x, y=y, legend=False)

@@ -11,8 +11,8 @@ from typing import Any
 
 from minionerec.eval.levels import drop_off
 
-METRICS = ("HR@3", "HR@5", "HR@10", "NDCG@3", "NDCG@5", "NDCG@10")  # what the paper prints
-PAPER, REPLICATION = "MiniOneRec", "RL (2 epochs)"  # the rows that ours is held against
+METRICS = ("HR@3", "HR@5", "HR@10", "NDCG@3", "NDCG@5", "NDCG@10")  # the columns of the paper's table
+PAPER, REPLICATION = "MiniOneRec", "RL (2 epochs)"  # the rows that our runs are compared with
 _ROUNDING = 0.5e-4  # tables print four decimals
 Row = Mapping[str, float]
 
@@ -21,8 +21,8 @@ Row = Mapping[str, float]
 def published() -> dict[str, Any]:
     """`published.json`: `sources`, and per dataset its `counts`, the `published` and `replication` rows, and `levels`."""
     text = (resources.files("minionerec.report") / "published.json").read_text(encoding="utf-8")
-    found: dict[str, Any] = json.loads(text)
-    return found
+    tables: dict[str, Any] = json.loads(text)
+    return tables
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Finding:
 
     Attributes:
         method: the row.
-        first, second: the cut-offs between which the rule breaks; equal where it is within one.
+        first, second: the cut-offs between which the rule is broken; equal if it is broken within one.
         rule: the rule in words, with the numbers.
     """
 
@@ -42,7 +42,7 @@ class Finding:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """The metrics of which at least one is wrong."""
+        """The metrics, at least one of which is wrong."""
         return tuple(f"{family}@{k}" for k in dict.fromkeys((self.first, self.second)) for family in ("HR", "NDCG"))
 
 
@@ -62,15 +62,18 @@ def _within(method: str, k: int, hit: float, gain: float) -> Finding | None:
 
 
 def _between(method: str, a: int, b: int, row: Row) -> Finding | None:
-    grown, gained = row[f"HR@{b}"] - row[f"HR@{a}"], row[f"NDCG@{b}"] - row[f"NDCG@{a}"]
-    for name, change in (("HR", grown), ("NDCG", gained)):
+    hit_growth, gain_growth = row[f"HR@{b}"] - row[f"HR@{a}"], row[f"NDCG@{b}"] - row[f"NDCG@{a}"]
+    for name, change in (("HR", hit_growth), ("NDCG", gain_growth)):
         if change < -2 * _ROUNDING:
             return Finding(method, a, b, f"{name} falls from @{a} to @{b} by {-change:.4f}")
-    low, high = grown / math.log2(b + 1), grown / math.log2(a + 2)
+    low, high = hit_growth / math.log2(b + 1), hit_growth / math.log2(a + 2)
     slack_low, slack_high = (2 * _ROUNDING * (1 + 1 / math.log2(k)) for k in (b + 1, a + 2))
-    if not low - slack_low <= gained <= high + slack_high:
+    if not low - slack_low <= gain_growth <= high + slack_high:
         return Finding(
-            method, a, b, f"HR grows by {grown:.4f}, so NDCG must grow by {low:.4f} to {high:.4f}; it grows by {gained:.4f}"
+            method,
+            a,
+            b,
+            f"HR grows by {hit_growth:.4f}, so NDCG must grow by {low:.4f} to {high:.4f}; it grows by {gain_growth:.4f}",
         )
     return None
 
@@ -84,16 +87,16 @@ def audit(table: Mapping[str, Row]) -> list[Finding]:
     Args:
         table: method to metric to value.
     """
-    found: list[Finding | None] = []
+    findings: list[Finding | None] = []
     for method, row in table.items():
         cutoffs = _cutoffs(row)
-        found += [_within(method, k, row[f"HR@{k}"], row[f"NDCG@{k}"]) for k in cutoffs]
-        found += [_between(method, a, b, row) for a, b in pairwise(cutoffs)]
-    return [finding for finding in found if finding]
+        findings += [_within(method, k, row[f"HR@{k}"], row[f"NDCG@{k}"]) for k in cutoffs]
+        findings += [_between(method, a, b, row) for a, b in pairwise(cutoffs)]
+    return [finding for finding in findings if finding]
 
 
 def impossible(table: Mapping[str, Row]) -> dict[str, set[str]]:
-    """Per method the cells that the audit flags: they are no targets."""
+    """The cells per method that the audit flags; they cannot serve as targets."""
     cells: dict[str, set[str]] = {}
     for finding in audit(table):
         cells.setdefault(finding.method, set()).update(finding.cells)
@@ -118,7 +121,7 @@ def gap(paper: float, ours: float) -> dict[str, float]:
 
 
 def discrepancy(paper: Row, ours: Row, skip: Sequence[str] = ()) -> dict[str, dict[str, float]]:
-    """The discrepancy table over the metrics that both have; `skip` names cells that are no targets."""
+    """The discrepancy table over the metrics that both have; `skip` names cells that cannot serve as targets."""
     return {name: gap(paper[name], ours[name]) for name in METRICS if name in paper and name in ours and name not in skip}
 
 

@@ -1,173 +1,212 @@
-"""What the page says: tables and examples as plain values, computed from the run's artefacts."""
+"""The content of a run's page: result tables, semantic IDs and examples, computed from the run's artefacts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from minionerec.artifacts import Manifest
-from minionerec.config import CUTOFFS, Config
+from minionerec.config import CUTOFFS
 from minionerec.data.dataset import Dataset
-from minionerec.errors import ArtifactError, DataError
-from minionerec.eval.compare import compare
-from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import ranks
+from minionerec.report.evaluated import FAMILIES, Evaluated, Scale
+from minionerec.report.table import Row, Table, number
 from minionerec.sid.diagnose import perplexity
 from minionerec.sid.index import SidIndex
 
-SCALE: tuple[Literal["sid", "item"], ...] = ("sid", "item")
-BASELINES = {  # beside the two floors that every run has
-    "item-knn": "Item-kNN",
-    "markov": "Markov chain",
-    "gru4rec": "GRU4Rec",
-    "gru4rec-released": "GRU4Rec (MiniOneRec's)",
-    "caser": "Caser",
-    "caser-released": "Caser (MiniOneRec's)",
-    "sasrec": "SASRec",
-    "sasrec-released": "SASRec (MiniOneRec's)",
-    "bert4rec": "BERT4Rec",
-    "lightsans": "LightSANs",
-    "fearec": "FEARec",
-    "fearec-published": "FEARec (as published)",
-    "hstu": "HSTU",
-    "trm4rec": "TRM4Rec",
-    "wearec": "WEARec",
-    "pswrec-v5": "PSWRec V5",
-    "pswrec-v12": "PSWRec V12",
-    "pswrec-v13": "PSWRec V13",
-    "pswrec-v13-without-rotation": "PSWRec V13 without rotation",
-}
-LABELS = {"popularity": "Popularity", "repeat": "Repeat last", **BASELINES, "sft": "SFT", "rl": "SFT + RL"}
-FAMILIES = {"HR": "Hit rate", "NDCG": "NDCG", "MRR": "MRR"}
-_PREFIXES, _TITLES, _HISTORY, _TOP = 6, 5, 8, 5
+_GROUPS, _TITLES = 6, 5  # groups of items that share their first codes, and titles of each
+_HISTORY, _TOP = 8, 5  # newest items of a history, and first recommendations
 
 
 @dataclass(frozen=True)
-class Method:
-    """One evaluated recommender: its lists and the content of its `metrics.json`."""
+class ResultCell:
+    """A metric of one recommender.
+
+    Attributes:
+        value, low, high: the metric and its 95 % interval.
+        best: no recommender has a higher value.
+        sign: `above` or `below` if the interval lies wholly above or below popularity's, else empty.
+    """
+
+    value: float
+    low: float
+    high: float
+    best: bool
+    sign: str
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """The metrics of one recommender, one cell per cut-off."""
 
     name: str
-    lists: RankedLists
-    metrics: dict[str, Any]
-
-    @property
-    def label(self) -> str:
-        """Its name for readers."""
-        return LABELS[self.name]
+    label: str
+    cells: list[ResultCell]
 
 
-def compared(first: Method, second: Method, on: Literal["sid", "item"], config: Config) -> dict[str, dict[str, Any]]:
-    """How much `second` exceeds `first` on the same examples, see `eval.compare.compare`.
+@dataclass(frozen=True)
+class ResultTable:
+    """A metric family of all recommenders.
 
-    Raises:
-        ArtifactError: the two were measured on different examples.
+    Attributes:
+        title: the family.
+        cutoffs: one per column.
+        rows: one per recommender.
+        changes: RL minus SFT per cut-off as `eval.compare.compare` has it, None if the lists are too short; empty without RL.
     """
-    try:
-        return compare(first.lists, second.lists, config.eval.resamples, config.seed, on=on)
-    except DataError as error:
-        raise ArtifactError(
-            f"eval/{first.name} has {len(first.lists)} examples, eval/{second.name} has {len(second.lists)}: {error} "
-            "Run the eval stage again for both."
-        ) from None
+
+    title: str
+    cutoffs: Sequence[int]
+    rows: list[ResultRow]
+    changes: list[Mapping[str, Any] | None]
+
+
+@dataclass(frozen=True)
+class ItemGroup:
+    """Items that share their first codes: the codes, the first titles, and how many more there are."""
+
+    prefix: str
+    titles: list[str]
+    more: int
+
+
+@dataclass(frozen=True)
+class ShownItem:
+    """The titles of all items of a SID, the SID, and whether it is the target's."""
+
+    title: str
+    sid: str
+    hit: bool = False
+
+
+@dataclass(frozen=True)
+class ShownExample:
+    """An example with its recommendations.
+
+    Attributes:
+        user: the user's id.
+        history: the newest items, oldest first.
+        earlier: how many older items are not shown.
+        target: the item to be found.
+        top: the first recommendations.
+        rank: the target's 1-based rank, None if it is not listed.
+        length: SIDs in the list.
+    """
+
+    user: str
+    history: list[ShownItem]
+    earlier: int
+    target: ShownItem
+    top: list[ShownItem]
+    rank: int | None
+    length: int
 
 
 def result_tables(
-    methods: Sequence[Method], on: Literal["sid", "item"], difference: Mapping[str, Mapping[str, Any]] | None
-) -> list[dict[str, Any]]:
-    """A table per metric family: rows of cells with value, interval, whether it is the best, and how it lies to popularity."""
-    floor = next((method.metrics[on] for method in methods if method.name == "popularity"), None)
+    evaluated: Sequence[Evaluated], on: Scale, changes: Mapping[str, Mapping[str, Any]] | None
+) -> list[ResultTable]:
+    """A table per metric family.
+
+    Args:
+        changes: RL minus SFT by metric; None without RL.
+    """
+    floor = next((one.metrics[on] for one in evaluated if one.name == "popularity"), None)
     tables = []
     for family, title in FAMILIES.items():
         names = [f"{family}@{k}" for k in CUTOFFS]
-        best = {name: max(method.metrics[on][name]["value"] for method in methods) for name in names}
-        rows = []
-        for method in methods:
-            cells = []
-            for name in names:
-                cell = method.metrics[on][name]
-                above = floor is not None and cell["low"] > floor[name]["high"]
-                below = floor is not None and cell["high"] < floor[name]["low"]
-                is_best = best[name] > 0 and cell["value"] == best[name]
-                cells.append({**cell, "best": is_best, "sign": "above" if above else "below" if below else ""})
-            rows.append({"name": method.name, "label": method.label, "cells": cells})
-        changes = [difference.get(name) for name in names] if difference else []
-        tables.append({"title": title, "family": family, "cutoffs": CUTOFFS, "rows": rows, "changes": changes})
+        best = {name: max(one.metrics[on][name]["value"] for one in evaluated) for name in names}
+        rows = [
+            ResultRow(
+                recommender.name,
+                recommender.label,
+                [_result_cell(recommender.metrics[on][name], best[name], floor and floor[name]) for name in names],
+            )
+            for recommender in evaluated
+        ]
+        tables.append(ResultTable(title, CUTOFFS, rows, [changes.get(name) for name in names] if changes else []))
     return tables
 
 
-def items_differ(methods: Sequence[Method]) -> bool:
-    """Whether item-level figures say anything that SID-level figures do not."""
+def _result_cell(metric: Mapping[str, float], best: float, floor: Mapping[str, float] | None) -> ResultCell:
+    value, low, high = metric["value"], metric["low"], metric["high"]
+    sign = ""
+    if floor is not None:
+        sign = "above" if low > floor["high"] else "below" if high < floor["low"] else ""
+    return ResultCell(value, low, high, best > 0 and value == best, sign)
+
+
+def items_differ(evaluated: Sequence[Evaluated]) -> bool:
+    """Whether item-level metrics say anything that SID-level metrics do not."""
     return any(
-        cell["value"] != method.metrics["item"][name]["value"]
-        for method in methods
-        for name, cell in method.metrics["sid"].items()
+        cell["value"] != recommender.metrics["item"][name]["value"]
+        for recommender in evaluated
+        for name, cell in recommender.metrics["sid"].items()
     )
 
 
-def sid_levels(index: SidIndex) -> list[dict[str, Any]]:
-    """Per level: codes used of how many, and perplexity (exponential of the entropy of code use over items)."""
+def codebook_use(index: SidIndex) -> Table:
+    """How evenly each level uses its codes; perplexity is the exponential of the entropy of code use over items."""
     rows = []
     for level, size in enumerate(index.codebook_sizes):
         column = index.codes[:, level]
         counts = np.bincount(column[column >= 0], minlength=size)
         used = counts[counts > 0]
-        rows.append(
-            {"level": level + 1, "used": len(used), "size": size, "perplexity": perplexity(used), "most": int(counts.max())}
-        )
-    return rows
+        values = (str(len(used)), str(size), f"{perplexity(used):.1f}", str(int(counts.max())))
+        rows.append(Row((str(level + 1),), tuple(map(number, values))))
+    return Table(("Level",), ("Codes used", "of", "Perplexity", "Most used, items"), tuple(rows))
 
 
-def prefixes(index: SidIndex, titles: Sequence[str]) -> list[dict[str, Any]]:
-    """The largest groups of items that share their first two codes (one code where SIDs have one level)."""
+def item_groups(index: SidIndex, titles: Sequence[str]) -> list[ItemGroup]:
+    """The largest groups of items that share their first two codes (one code if SIDs have one level)."""
     depth = min(2, index.levels)
     groups: dict[tuple[int, ...], list[int]] = {}
-    for item, row in enumerate(index.codes[:, :depth].tolist()):
-        groups.setdefault(tuple(row), []).append(item)
+    for item, codes in enumerate(index.codes[:, :depth].tolist()):
+        groups.setdefault(tuple(codes), []).append(item)
     largest = sorted(groups.values(), key=lambda items: (-len(items), items[0]))
     return [
-        {
-            "prefix": "".join(f"{token}>" for token in index.text(items[0]).split(">")[:depth]),
-            "titles": [titles[item] for item in items[:_TITLES]],
-            "more": max(0, len(items) - _TITLES),
-        }
-        for items in largest[:_PREFIXES]
+        ItemGroup(
+            prefix="".join(f"{token}>" for token in index.text(items[0]).split(">")[:depth]),
+            titles=[titles[item] for item in items[:_TITLES]],
+            more=max(0, len(items) - _TITLES),
+        )
+        for items in largest[:_GROUPS]
         if len(items) > 1
     ]
 
 
-def _spread(rows: np.ndarray, count: int) -> list[int]:
+def _evenly_spaced(rows: np.ndarray, count: int) -> list[int]:
     return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)].tolist() if len(rows) else []
 
 
-def examples(method: Method, index: SidIndex, titles: Sequence[str], count: int) -> list[dict[str, Any]]:
-    """Examples, half of them with a hit in the top five where there are so many, taken at even distances in the file.
+def examples(recommender: Evaluated, index: SidIndex, titles: Sequence[str], count: int) -> list[ShownExample]:
+    """Examples evenly spaced over the file; half of them have the target in the top five, if there are enough.
 
     Recommendations are SIDs with the titles of all their items.
     """
-    found = ranks(method.lists)
-    hits, misses = np.flatnonzero(found < _TOP), np.flatnonzero(found >= _TOP)
-    chosen = _spread(hits, max(count // 2, count - len(misses)))
-    chosen += _spread(misses, count - len(chosen))
+    rank_of_row = ranks(recommender.lists)
+    hits, misses = np.flatnonzero(rank_of_row < _TOP), np.flatnonzero(rank_of_row >= _TOP)
+    rows = _evenly_spaced(hits, max(count // 2, count - len(misses)))
+    rows += _evenly_spaced(misses, count - len(rows))
 
-    def shown(items: Sequence[int]) -> dict[str, Any]:
-        return {"title": " / ".join(titles[item] for item in items), "sid": index.text(items[0])}
+    def shown(items: Sequence[int], hit: bool = False) -> ShownItem:
+        return ShownItem(" / ".join(titles[item] for item in items), index.text(items[0]), hit)
 
-    rows = []
-    for row in chosen:
-        one = method.lists.example(row)
-        rows.append(
-            {
-                "user": one.user,
-                "history": [shown([item]) for item in one.history[-_HISTORY:]],
-                "earlier": max(0, len(one.history) - _HISTORY),
-                "target": shown([one.target]),
-                "top": [{**shown(index.items(sid)), "hit": sid == one.target_sid} for sid in one.sids[:_TOP]],
-                "rank": int(found[row]) + 1 if np.isfinite(found[row]) else None,
-                "length": len(one.sids),
-            }
+    shown_examples = []
+    for row in rows:
+        example = recommender.lists.example(row)
+        shown_examples.append(
+            ShownExample(
+                user=example.user,
+                history=[shown([item]) for item in example.history[-_HISTORY:]],
+                earlier=max(0, len(example.history) - _HISTORY),
+                target=shown([example.target]),
+                top=[shown(index.items(sid), sid == example.target_sid) for sid in example.sids[:_TOP]],
+                rank=int(rank_of_row[row]) + 1 if np.isfinite(rank_of_row[row]) else None,
+                length=len(example.sids),
+            )
         )
-    return rows
+    return shown_examples
 
 
 def dataset_figures(dataset: Dataset) -> dict[str, float]:
@@ -188,10 +227,10 @@ def figures(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def notes(manifests: Mapping[str, Manifest], missing: Sequence[str]) -> list[str]:
-    """What the reader must know first: parts that are not there, and parts made from another run of their input."""
-    said = [f"Not in this run, and so not on this page: {', '.join(missing)}."] if missing else []
+    """What the reader must know first: parts that are missing, and parts that were made from another run of their input."""
+    sentences = [f"Not in this run, and so not on this page: {', '.join(missing)}."] if missing else []
     for name, manifest in manifests.items():
         for source, digest in manifest.inputs.items():
             if source in manifests and manifests[source].digest != digest:
-                said.append(f"{name} was made from another {source} than the one in this folder: run {name} again.")
-    return said
+                sentences.append(f"{name} was made from another {source} than the one in this folder: run {name} again.")
+    return sentences

@@ -1,10 +1,11 @@
-"""`minionerec sid inspect`: a run's semantic IDs as a table for the terminal and as one self-contained page.
+"""`minionerec sid inspect`: the semantic IDs of a run as a table for the terminal and as one self-contained page.
 
 Inputs: data and sid of the run's folder. Output: `sid-inspect/index.html`, readable without a network. Equal inputs give equal
 bytes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from rich.table import Table
 from minionerec.artifacts import UNSEEDED, Manifest, Recipe, require
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
-from minionerec.report.page import environment
-from minionerec.report.page import figure as shown
+from minionerec.report.page import environment, figure
 from minionerec.report.plots import fragment
+from minionerec.report.table import Row, number
+from minionerec.report.table import Table as PageTable
 from minionerec.sid.index import SidIndex, token_string
 
 _STAGE = "sid-inspect"
@@ -26,8 +28,11 @@ _MOST_ITEMS = 20_000  # drawn in the treemap; a browser draws no more in reasona
 _LABEL = 60  # characters of a title in the treemap
 
 
-def run(config: Config) -> tuple[Manifest, bool]:
-    """Write the page into `<run>/sid-inspect/`, or leave it where it is current.
+def write_sid_page(config: Config) -> tuple[Manifest, bool]:
+    """Write the page into `<run>/sid-inspect/`, unless it is current.
+
+    Returns:
+        The page's manifest, and whether it was written now.
 
     Raises:
         ArtifactError: data or sid are missing or damaged.
@@ -38,12 +43,12 @@ def run(config: Config) -> tuple[Manifest, bool]:
     if (manifest := recipe.finished()) is not None:
         return manifest, False
     with recipe.write() as draft:
-        (draft.path / "index.html").write_text(render(config, sid), encoding="utf-8", newline="\n")
+        (draft.path / "index.html").write_text(render_sid_page(config, sid), encoding="utf-8", newline="\n")
     return Manifest.load(recipe.folder), True
 
 
 def figures_table(config: Config) -> Table:
-    """The figures of the run's SIDs: first those of the whole index, then those per level."""
+    """The figures of the run's SIDs: first of the whole index, then per level."""
     metrics = require(config.folder / "sid", "minionerec sid --config FILE").metrics
     table = Table(title=f"{config.name}: semantic IDs", title_justify="left")
     table.add_column("figure")
@@ -52,16 +57,16 @@ def figures_table(config: Config) -> Table:
         table.add_column("all" if not level else "", justify="right")
     for name, value in metrics.items():
         if not isinstance(value, list):
-            table.add_row(name.replace("_", " "), shown(value))
+            table.add_row(name.replace("_", " "), figure(value))
     table.add_section()
     table.add_row("per level", *(f"level {level + 1}" for level in range(depth)), style="bold")
     for name, value in metrics.items():
         if isinstance(value, list):
-            table.add_row(name.replace("_", " "), *map(shown, value))
+            table.add_row(name.replace("_", " "), *map(figure, value))
     return table
 
 
-def render(config: Config, sid: Manifest) -> str:
+def render_sid_page(config: Config, sid: Manifest) -> str:
     """The page as HTML text."""
     dataset = Dataset.load(config.folder / "data")
     index = SidIndex.load(config.folder / "sid", dataset)
@@ -77,7 +82,7 @@ def render(config: Config, sid: Manifest) -> str:
             collisions=sid.config["sid"].get("collisions", "as shipped"),
             created=sid.created,
             figures={name: value for name, value in metrics.items() if not isinstance(value, list)},
-            per_level={name: value for name, value in metrics.items() if isinstance(value, list)},
+            per_level=_level_table(index.levels, {name: value for name, value in metrics.items() if isinstance(value, list)}),
             treemap=treemap(index, titles),
             left_out=max(0, len(titles) - _MOST_ITEMS),
             groups=first_codes(index, titles),
@@ -85,17 +90,22 @@ def render(config: Config, sid: Manifest) -> str:
     )
 
 
+def _level_table(levels: int, figures: Mapping[str, Sequence[Any]]) -> PageTable:
+    rows = tuple(Row((name.replace("_", " "),), tuple(map(number, values))) for name, values in figures.items())
+    return PageTable(("Per level",), tuple(str(level + 1) for level in range(levels)), rows)
+
+
 def treemap(index: SidIndex, titles: Sequence[str]) -> Markup:
-    """The hierarchy of codes with the items' titles as leaves; a click zooms in. Of a large catalog an even sample."""
+    """The hierarchy of codes with the items' titles as leaves; a click zooms in. A large catalog is sampled evenly."""
     items = np.unique(np.linspace(0, len(titles) - 1, min(len(titles), _MOST_ITEMS)).round().astype(int))
     ids, labels, parents = ["all"], ["all items"], [""]
-    seen: set[str] = set()
+    nodes: set[str] = set()
     for item in items.tolist():
         tokens, parent = index.tokens(item), "all"
         for level, token in enumerate(tokens[:-1], 1):
             node = "".join(tokens[:level])
-            if node not in seen:
-                seen.add(node)
+            if node not in nodes:
+                nodes.add(node)
                 ids.append(node)
                 labels.append(token)
                 parents.append(parent)
@@ -104,23 +114,33 @@ def treemap(index: SidIndex, titles: Sequence[str]) -> Markup:
         labels.append(f"{tokens[-1]} {titles[item][:_LABEL]}")
         parents.append(parent)
     labels = [label.replace("&", "&amp;").replace("<", "&lt;") for label in labels]  # plotly reads labels as HTML
-    figure = go.Figure(go.Treemap(ids=ids, labels=labels, parents=parents, maxdepth=3, tiling={"pad": 1}))
-    return fragment(figure, legend=False, height=640)
+    tiles = go.Treemap(ids=ids, labels=labels, parents=parents, maxdepth=3, tiling={"pad": 1})
+    return fragment(go.Figure(tiles), legend=False, height=640)
 
 
-def first_codes(index: SidIndex, titles: Sequence[str]) -> list[dict[str, Any]]:
-    """Per first code, most items first: its token, how many items it has, and the titles nearest to their middle.
+@dataclass(frozen=True)
+class FirstCode:
+    """A first code: its token, how many items have it, some of their titles, and how many more there are."""
 
-    Items stand where the centroids of their codes put them; without codebooks the first items are shown.
+    token: str
+    items: int
+    titles: list[str]
+    more: int
+
+
+def first_codes(index: SidIndex, titles: Sequence[str]) -> list[FirstCode]:
+    """The first codes, those with most items first, with the titles that are nearest to the mean of the code's items.
+
+    An item's position is the sum of its codes' centroids. Without codebooks the first titles are shown.
     """
-    places = sum(book[index.codes[:, level]] for level, book in enumerate(index.codebooks))
+    positions = sum(book[index.codes[:, level]] for level, book in enumerate(index.codebooks))
     groups = []
     codes, counts = np.unique(index.codes[:, 0], return_counts=True)
     for code, count in sorted(zip(codes.tolist(), counts.tolist(), strict=True), key=lambda pair: (-pair[1], pair[0])):
         members = np.flatnonzero(index.codes[:, 0] == code)
-        if isinstance(places, np.ndarray):
-            middle = places[members].mean(axis=0)
-            members = members[np.argsort(((places[members] - middle) ** 2).sum(axis=1), kind="stable")]
-        shown = [titles[item] for item in members[:_TITLES]]
-        groups.append({"token": token_string(0, code), "items": count, "titles": shown, "more": count - len(shown)})
+        if isinstance(positions, np.ndarray):
+            mean = positions[members].mean(axis=0)
+            members = members[np.argsort(((positions[members] - mean) ** 2).sum(axis=1), kind="stable")]
+        nearest = [titles[item] for item in members[:_TITLES]]
+        groups.append(FirstCode(token_string(0, code), count, nearest, count - len(nearest)))
     return groups

@@ -17,7 +17,7 @@ from minionerec.baselines.ranking_data import from_sequences
 from minionerec.cli import parse, preset
 from minionerec.config import BaselineConfig
 from minionerec.errors import ArtifactError, ConfigError
-from minionerec.report.baseline_tables import published
+from minionerec.report.baseline_tables import published_rows
 from minionerec.statistics.ranking import hit_rate, ndcg
 from tests.baselines.models import ITEMS, LENGTH, NEURAL, SHARED, batch_of, random_rows, rows_of, small
 
@@ -43,7 +43,7 @@ def test_the_list_of_models_is_complete():
 
 @pytest.mark.parametrize("table", ["beauty", "lastfm"])
 def test_parameter_counts_are_the_published_ones(table):
-    found = published(table)
+    found = published_rows(table)
     checked = 0
     for row in found["rows"]:
         if "parameters" in row:
@@ -56,7 +56,7 @@ def test_parameter_counts_are_the_published_ones(table):
 @pytest.mark.parametrize("table", ["beauty", "lastfm"])
 def test_published_cells_are_arithmetically_possible(table):
     # With one target, NDCG grows from a to b by between dHR / log2(b + 1) and dHR / log2(a + 2); cells are rounded.
-    for row in published(table)["rows"]:
+    for row in published_rows(table)["rows"]:
         cells = row.get("published", {})
         cutoffs = sorted(int(name.removeprefix("HR@")) for name in cells if name.startswith("HR@"))
         for low, high in pairwise(cutoffs):
@@ -81,7 +81,7 @@ def test_published_weights_reproduce_their_row(name):
     task = from_sequences(SHARED / "data/sequential/LastFM.txt", config.protocol, config.max_history)
     model = make(config, task.items)
     assert weights.load(model, SHARED / f"reference/lastfm_weights/{WEIGHTS[name]}.safetensors") == {}
-    row = next(row for row in published("lastfm")["rows"] if row["preset"] == name)
+    row = next(row for row in published_rows("lastfm")["rows"] if row["preset"] == name)
     expected = {"valid": list(VALID[name]), "test": list(row["published"].values())}
     for split, values in expected.items():
         found = rank(scorer(model, config.max_history, task.protocol, torch.device("cpu")), task, split).ranks
@@ -547,7 +547,7 @@ def test_an_unknown_name_is_matched_by_shape_where_that_is_certain(tmp_path):
 
 def test_every_row_of_the_tables_has_a_preset():
     for table in ("beauty", "lastfm"):
-        names = [row["preset"] for row in published(table)["rows"]]
+        names = [row["preset"] for row in published_rows(table)["rows"]]
         assert len(set(names)) == len(names)
         for name in names:
             assert yaml.safe_load(preset(name).read_text())["name"] == name

@@ -19,7 +19,7 @@ from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval import predict
 from minionerec.eval.predictions import read_predictions
 from minionerec.report.baseline_tables import ranking_metrics
-from minionerec.report.runs import load
+from minionerec.report.runs import load_runs
 from tests.launch import ROOT, accelerate, minionerec
 from tests.small import write_config
 
@@ -162,7 +162,7 @@ def test_on_a_run_of_our_own(tmp_path, capsys):
     ranks = (scores > scores.gather(1, target[:, None])).sum(1)
     assert ranks.tolist() == pl.read_parquet(run / "baselines/sasrec/test.parquet")["rank"].to_list()
     assert vectors["train"].shape == (len(dataset.train), 16)
-    labels = [one.label for one in load(run, "run", 100, 0)]  # as the report on the gap to the paper sees the run
+    labels = [one.label for one in load_runs(run, "run", 100, 0)]  # as the report on the gap to the paper sees the run
     assert labels == ["run, Popularity", "run, Repeat last", "run, Markov chain", "run, SASRec"]
     capsys.readouterr()
     assert main(["baseline", "table", str(run)]) == 0

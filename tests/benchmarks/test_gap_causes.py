@@ -65,7 +65,7 @@ def test_a_table_and_again(gap_causes, tmp_path, capfd):
         *("prompt mismatch", "prompts of the released code, with the mismatch", "wrong reward targets", "generation defaults")
     }
     assert stored["seeds"] == 2 and stored["examples"] == 40
-    assert set(stored) == set(shipped._elsewhere())  # it can be shipped as it is
+    assert set(stored) == set(shipped.stored_effects())  # it can be shipped as it is
     assert stored["dataset"].startswith(f"toys ({stored['train']:,} training rows) with a model of 0.0 M")
     assert stored["fields"] == ["--sft.epochs", "2"]  # no place on this machine
     sampled = stored["quirks"]["generation defaults"]

@@ -1,9 +1,16 @@
-from minionerec.report.analysis import drop_off, level_tables, tables
+import re
+
+from minionerec.report.analysis import drop_off, level_tables, metric_tables
 from minionerec.report.page import environment
+from minionerec.report.table import NO_VALUE, Cell, Row, Table
 
 
 def cell(value):
     return {"value": value, "low": value - 0.1, "high": value + 0.1}
+
+
+def texts(row):
+    return [cell.text for cell in row.cells]
 
 
 def test_levels_of_other_depths_and_cut_offs():
@@ -16,17 +23,21 @@ def test_levels_of_other_depths_and_cut_offs():
         "cumulative": {"1": {"L1": 0.4, "L1+L2": 0.1}, "50": {"L1": 0.6, "L1+L2": 0.3}},
     }
     independent, cumulative = level_tables({"a": shallow, "b": deep})
-    assert independent["columns"] == ["Level 1", "Level 2", "Exact"] and cumulative["columns"] == ["L1", "L1+L2"]
-    assert [group["k"] for group in independent["groups"]] == ["1", "50"]
-    assert independent["groups"][0]["rows"][0] == {"label": "a", "shares": [0.5, None, 0.5]}
-    assert [row["label"] for row in independent["groups"][1]["rows"]] == ["b"]
+    assert independent.columns == ("Level 1", "Level 2", "Exact") and cumulative.columns == ("L1", "L1+L2")
+    assert [[row.headings for row in group] for group in independent.groups] == [[("1", "a"), ("1", "b")], [("50", "b")]]
+    assert texts(independent.rows[0]) == ["0.5000", "", "0.5000"]
     steps = drop_off(
         {"a": {"drop_off": {"L1 accuracy": 0.5}}, "b": {"drop_off": {"L1 accuracy": 0.4, "L1 → L1+L2 retention": None}}}
     )
-    assert steps["rows"] == [
-        {"step": "L1 accuracy", "shares": [0.5, 0.4]},
-        {"step": "L1 → L1+L2 retention", "shares": [None, None]},
+    assert [(row.headings, texts(row)) for row in steps.rows] == [
+        (("L1 accuracy",), ["0.5000", "0.4000"]),
+        (("L1 → L1+L2 retention",), ["", ""]),
     ]
+
+
+def test_the_levels_of_one_recommender_do_not_name_it():
+    independent, _ = level_tables({"a": {"independent": {"1": {"Level 1": 0.5}}, "cumulative": {"1": {"L1": 0.5}}}})
+    assert independent.headings == ("K",) and [row.headings for row in independent.rows] == [("1",)]
 
 
 def test_every_table_that_a_run_has_is_on_the_page():
@@ -45,10 +56,16 @@ def test_every_table_that_a_run_has_is_on_the_page():
         "search": search,
     }
     bare = {"per_user": None, "lost": whole["lost"]}
-    found = tables({"whole": whole, "bare": bare})
-    page = environment().from_string('{% from "tables.html" import more %}{{ more(tables) }}').render(tables=found)
+    tables = metric_tables({"whole": whole, "bare": bare})
+    page = environment().from_string('{% from "tables.html" import more %}{{ more(tables) }}').render(tables=tables)
     for text in ("0.3123", "0.2345", "0.375", "0.4567", "place 3", "64 examples", "10 beams", "0.9000", "0.0125", "17"):
         assert text in page
-    assert "gini" not in page.lower().split("coverage: share")[-1].split("<table>")[1]  # known of none
-    empty = tables({"bare": bare})
-    assert empty["per_user"] is empty["slices"] is empty["exposure"] is None and empty["search"] == []
+    assert "gini" not in page.lower().split("coverage: share")[-1].split("<table>")[1]  # no recommender has it
+    empty = metric_tables({"bare": bare})
+    assert empty.per_user is empty.slices is empty.exposure is None and empty.search == []
+
+
+def test_texts_of_a_table_are_escaped():
+    table = Table(("<a>",), ("<b>",), (Row(("<c>",), (Cell("<d>", "<e>"), NO_VALUE)),))
+    page = environment().from_string('{% from "tables.html" import show %}{{ show(table) }}').render(table=table)
+    assert not re.search("<[abcde]>", page) and all(f"&lt;{letter}&gt;" in page for letter in "abcde") and "\N{EN DASH}" in page

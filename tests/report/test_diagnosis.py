@@ -3,13 +3,11 @@ import re
 import numpy as np
 import pytest
 
-from minionerec.artifacts import read_json
 from minionerec.eval.compare import compare
-from minionerec.eval.lists import RankedLists
 from minionerec.eval.slices import parts_of_lists
-from minionerec.report.build import run
-from minionerec.report.diagnosis import level_changes, over_sharpened, reading, slice_changes
-from minionerec.report.run_page import Method
+from minionerec.report.build import write_report
+from minionerec.report.diagnosis import LevelChange, SliceChange, level_changes, over_sharpened, reading, slice_changes
+from minionerec.report.evaluated import read_evaluated
 from tests.report.run_folder import make_run
 from tests.report.test_page import Page, plain
 
@@ -38,15 +36,19 @@ def test_over_sharpened(top, deep, expected):
 
 
 def level(k, prefix, value):
-    return {"k": k, "prefix": prefix, "sft": 0.1, "rl": 0.1 + value, "change": cell(value)}
+    return LevelChange(k, prefix, sft=0.1, rl=0.1 + value, change=cell(value))
+
+
+def part(answer, value):
+    return SliceChange("user", answer, share=0.5, sft=cell(0.1), rl=cell(0.1 + value), change=cell(value))
 
 
 def test_the_reading_names_what_is_beyond_noise():
     log = [{"step": 1, "kl": 0.1, "entropy": 2.0}, {"step": 2, "kl": 0.05, "entropy": 1.5}]
-    said = " ".join(reading({}, {}, differences(0.02, -0.03), [], [], log))
-    assert "entropy per token (nats) 2.000 at the beginning, 1.500 at the end" in said
-    assert "better than SFT beyond noise at HR@1." in said and "worse than SFT beyond noise at HR@50." in said
-    assert "over-sharpened" in said and "0.0500 at the end, 0.1000 at most" in said
+    text = " ".join(reading({}, {}, differences(0.02, -0.03), [], [], log))
+    assert "entropy per token (nats) 2.000 at the beginning, 1.500 at the end" in text
+    assert "better than SFT beyond noise at HR@1." in text and "worse than SFT beyond noise at HR@50." in text
+    assert "over-sharpened" in text and "0.0500 at the end, 0.1000 at most" in text
     quiet = " ".join(reading({}, {}, differences(0.0, 0.0), [], [], []))
     assert "At no cut-off" in quiet and "0.0200 in NDCG@10" in quiet and "over-sharpened" not in quiet
     assert "No sign of over-sharpening: no loss beyond noise at HR@50." in quiet
@@ -57,16 +59,13 @@ def test_the_reading_names_what_is_beyond_noise():
 
 def test_the_reading_of_levels_and_slices():
     levels = [level("50", "L1", 0.0), level("50", "L1+L2", -0.02), level("3", "L1", 0.5)]
-    slices = [
-        {"question": "user", "answer": "new", "change": cell(0.03)},
-        {"question": "user", "answer": "old", "change": cell(0)},
-    ]
-    said = plain(" ".join(reading({}, {}, differences(0.0, 0.0), levels, slices, [])))
-    assert "worse beyond noise at L1+L2 in the top 50 (-0.0200)" in said and "the right branch stays" in said
-    assert "better beyond noise" not in said and "gains beyond noise on user: new (+0.0300)" in said
-    levels, slices = [level("50", "L1", -0.02)], [{"question": "user", "answer": "old", "change": cell(0)}]
-    said = " ".join(reading({}, {}, differences(0.0, 0.0), levels, slices, []))
-    assert "whole branches" in said and "On none of the 1 parts" in said
+    slices = [part("new", 0.03), part("old", 0)]
+    text = plain(" ".join(reading({}, {}, differences(0.0, 0.0), levels, slices, [])))
+    assert "worse beyond noise at L1+L2 in the top 50 (-0.0200)" in text and "the right branch stays" in text
+    assert "better beyond noise" not in text and "gains beyond noise on user: new (+0.0300)" in text
+    levels, slices = [level("50", "L1", -0.02)], [part("old", 0)]
+    text = " ".join(reading({}, {}, differences(0.0, 0.0), levels, slices, []))
+    assert "whole branches" in text and "On none of the 1 parts" in text
     assert "no change is beyond noise in the top" in " ".join(reading({}, {}, differences(0, 0), [level("1", "L1", 0)], [], []))
 
 
@@ -74,29 +73,28 @@ def test_changes_per_level_and_slice_are_paired(tmp_path):
     config = make_run(tmp_path, users=40)
     rl = tmp_path / "eval/rl/predictions.jsonl"
     rl.write_text("".join(reversed(rl.read_text().splitlines(keepends=True))))  # the order of the file does not matter
-    sft, rl = (Method(name, RankedLists.read(tmp_path / f"eval/{name}/predictions.jsonl"),
-                      read_json(tmp_path / f"eval/{name}/metrics.json")) for name in ("sft", "rl"))  # fmt: skip
+    sft, rl = (read_evaluated(tmp_path / "eval" / name) for name in ("sft", "rl"))
     rows = level_changes(sft, rl, config)
     whole = compare(sft.lists, rl.lists, config.eval.resamples, config.seed)
     for row in rows:
-        if row["prefix"] == "L1+L2+L3":
-            expected = whole[f"HR@{row['k']}"]
-            assert row["change"]["value"] == pytest.approx(expected["value"]) and row["change"]["p"] == expected["p"]
-            assert row["change"]["low"] == pytest.approx(expected["low"], abs=0.06)  # other resamples
+        if row.prefix == "L1+L2+L3":
+            expected = whole[f"HR@{row.k}"]
+            assert row.change["value"] == pytest.approx(expected["value"]) and row.change["p"] == expected["p"]
+            assert row.change["low"] == pytest.approx(expected["low"], abs=0.06)  # other resamples
         for method, name in ((sft, "sft"), (rl, "rl")):
-            assert row[name] == pytest.approx(method.metrics["levels"]["cumulative"][row["k"]][row["prefix"]])
+            assert getattr(row, name) == pytest.approx(method.metrics["levels"]["cumulative"][row.k][row.prefix])
     parts = parts_of_lists(sft.lists) | {"all": {"of them": np.ones(len(sft.lists), dtype=bool)}}
     for method in (sft, rl):
         method.metrics["slices"]["all"] = {"of them": {"share": 1.0, **method.metrics["sid"]}}
-    found = {(row["question"], row["answer"]): row for row in slice_changes(sft, rl, parts, config)}
-    assert found["all", "of them"]["change"]["value"] == pytest.approx(whole["HR@10"]["value"])
-    repeat = found["target in the history", "repeat"]
-    assert repeat["change"]["value"] == pytest.approx(repeat["rl"]["value"] - repeat["sft"]["value"])
+    changes = {(row.question, row.answer): row for row in slice_changes(sft, rl, parts, config)}
+    assert changes["all", "of them"].change["value"] == pytest.approx(whole["HR@10"]["value"])
+    repeat = changes["target in the history", "repeat"]
+    assert repeat.change["value"] == pytest.approx(repeat.rl["value"] - repeat.sft["value"])
 
 
 def test_the_page_of_a_run(tmp_path):
     config = make_run(tmp_path, users=40)
-    run(config)
+    write_report(config)
     page = Page(tmp_path / "report/rl.html")
     ids = [attributes["id"] for tag, attributes in page.tags if tag == "section"]
     assert ids == ["reading", "cutoffs", "levels", "slices", "sharpness", "training"]

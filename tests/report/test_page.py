@@ -12,8 +12,8 @@ from minionerec.baselines.models import MODELS
 from minionerec.baselines.trivial import TRIVIAL
 from minionerec.config import BaselineName, Config, PromptsConfig
 from minionerec.errors import ArtifactError
-from minionerec.report.build import run
-from minionerec.report.run_page import LABELS
+from minionerec.report.build import write_report
+from minionerec.report.evaluated import LABELS
 from tests.report.run_folder import NASTY, make_run
 
 
@@ -50,7 +50,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
     config = make_run(tmp_path_factory.mktemp("full"), collide=True)
-    manifest, made = run(config)
+    manifest, made = write_report(config)
     assert made
     return config, manifest, Page(config.folder / "report/index.html")
 
@@ -58,7 +58,7 @@ def full(tmp_path_factory):
 @pytest.fixture(scope="module")
 def without_rl(tmp_path_factory):
     config = make_run(tmp_path_factory.mktemp("sft"), rl=False)
-    run(config)
+    write_report(config)
     return config, Page(config.folder / "report/index.html")
 
 
@@ -128,12 +128,12 @@ def test_plot_data_is_json(full):
 
 def test_equal_inputs_give_equal_bytes_and_a_current_page_is_kept(full):
     config, manifest, _ = full
-    again, made = run(config)
+    again, made = write_report(config)
     assert not made and again == manifest
     path = config.folder / "report/index.html"
     before = path.read_bytes()
     (config.folder / "report/manifest.json").unlink()
-    _, made = run(config)
+    _, made = write_report(config)
     assert made and path.read_bytes() == before
 
 
@@ -141,7 +141,7 @@ def test_without_rl_the_page_says_what_is_missing(without_rl):
     config, page = without_rl
     assert "Not in this run, and so not on this page: rl, eval/rl." in page.words
     assert "RL - SFT" not in page.words and "Reinforcement learning" not in page.words
-    assert "Item-level figures are equal to these." in page.words
+    assert "Item-level metrics are equal to these." in page.words
     assert "rl" not in Manifest.load(config.folder / "report").inputs
 
 
@@ -163,13 +163,13 @@ def test_a_stage_made_from_another_input_is_noted(tmp_path):
     manifest = json.loads((tmp_path / "rl/manifest.json").read_text())
     manifest["inputs"]["sft"] = "0" * 64
     (tmp_path / "rl/manifest.json").write_text(json.dumps(manifest))
-    run(config)
+    write_report(config)
     assert "rl was made from another sft than the one in this folder" in Page(tmp_path / "report/index.html").words
 
 
 def test_missing_inputs_name_the_command(tmp_path):
     with pytest.raises(ArtifactError, match="minionerec data prepare"):
-        run(Config(out=str(tmp_path)))
+        write_report(Config(out=str(tmp_path)))
 
 
 def test_sft_and_rl_on_other_users_are_refused(tmp_path):
@@ -180,8 +180,8 @@ def test_sft_and_rl_on_other_users_are_refused(tmp_path):
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["predictions.jsonl"]["bytes"] = (folder / "predictions.jsonl").stat().st_size
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ArtifactError, match="8 examples, eval/rl has 7"):
-        run(config)
+    with pytest.raises(ArtifactError, match=r"sft/predictions.jsonl has 8 examples, .*rl/predictions.jsonl has 7"):
+        write_report(config)
     assert not (tmp_path / "report").exists()
 
 
@@ -194,7 +194,7 @@ def test_several_examples_of_a_user_are_not_called_users(full, tmp_path):
     manifest = json.loads((tmp_path / "eval/rl/manifest.json").read_text())
     manifest["files"]["metrics.json"]["bytes"] = path.stat().st_size
     (tmp_path / "eval/rl/manifest.json").write_text(json.dumps(manifest))
-    run(config)
+    write_report(config)
     assert "Next item of 8 examples of 5 users on the test split" in Page(tmp_path / "report/index.html").words
 
 
@@ -203,12 +203,12 @@ def test_damaged_log_is_named(tmp_path):
     log = tmp_path / "sft/log.jsonl"
     log.write_text("x" * log.stat().st_size)
     with pytest.raises(ArtifactError, match=r"log\.jsonl, line 1: not valid JSON"):
-        run(config)
+        write_report(config)
 
 
 def test_the_configuration_is_shown_per_artefact(tmp_path):
     config = make_run(tmp_path, users=8, given={"prompts": PromptsConfig(eval_style="released")})
-    run(config)
+    write_report(config)
     shown = re.search(r"<pre>(.*?)</pre>", (tmp_path / "report/index.html").read_text(encoding="utf-8"), re.DOTALL)
     settings = yaml.safe_load(html.unescape(shown[1]))
     assert settings["sft"]["prompts"]["eval_style"] == "same"  # what it was trained with

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from minionerec.config import BaselineConfig, PromptsConfig, RlConfig
-from minionerec.errors import DataError
+from minionerec.errors import ArtifactError
 from minionerec.eval.predictions import read_predictions, write_predictions
-from minionerec.report import gap_causes, runs
+from minionerec.report import evaluated, gap_causes
 from minionerec.report.page import signed
-from minionerec.report.paper_gap import build, main
+from minionerec.report.paper_gap import main, write_gap_report
 from minionerec.report.published import METRICS, published
-from minionerec.report.runs import dataset_of, load, named, seeds
+from minionerec.report.runs import distinct_names, load_runs, match_dataset, seed_groups
 from tests.report.run_folder import make_run
 from tests.report.test_page import Page, plain
 
@@ -62,50 +62,52 @@ def test_without_runs_the_published_tables_alone(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("hits", "verdict"), [(0.05, "below"), (0.40, "above")])
-def test_a_released_file_is_held_against_the_paper(tmp_path, hits, verdict):
+def test_a_released_file_is_compared_with_the_paper(tmp_path, hits, verdict):
     path = released_file(tmp_path / "final.json", hits)
-    found = build([path], tmp_path, None, 200, 0)
-    industrial = found["datasets"][0]
-    (run,) = industrial["runs"]
-    assert run["comparable"] and "taken on trust" in run["notes"][0] and set(run["metrics"]) == set(METRICS)
-    cell, target = run["metrics"]["HR@10"], industrial["published"]["MiniOneRec"]["HR@10"]["value"]
+    report = write_gap_report([path], tmp_path, resamples=200, seed=0)
+    industrial = report.datasets[0]
+    (run,) = industrial.runs
+    assert run.comparable and "taken on trust" in run.notes[0] and set(run.metrics) == set(METRICS)
+    cell, target = run.metrics["HR@10"], industrial.tables.published["MiniOneRec"]["HR@10"]["value"]
     assert cell["verdict"] == verdict and cell["gap"] == pytest.approx(cell["value"] - target, abs=1e-4)
     assert (cell["high"] < target) == (verdict == "below")
-    assert run["summary"].endswith("the paper")
+    assert run.summary.endswith("the paper")
 
 
 def test_noise_is_called_noise(tmp_path):
-    (run,) = build([released_file(tmp_path / "final.json", 0.1586)], tmp_path, None, 200, 0)["datasets"][0]["runs"]
-    assert run["metrics"]["HR@10"]["verdict"] == "within noise"
+    (run,) = (
+        write_gap_report([released_file(tmp_path / "final.json", 0.1586)], tmp_path, resamples=200, seed=0).datasets[0].runs
+    )
+    assert run.metrics["HR@10"]["verdict"] == "within noise"
 
 
-def test_a_run_without_the_history_is_not_held_against_the_paper(tmp_path):
+def test_a_run_without_the_history_is_not_compared_with_the_paper(tmp_path):
     released_file(tmp_path / "final.json", 0.1)
-    (run,) = load(tmp_path / "final.json", "final", 200, 0)
+    (run,) = load_runs(tmp_path / "final.json", "final", 200, 0)
     counts = published()["datasets"]["Industrial_and_Scientific"]["counts"]
     whole = replace(run, counts=counts, split="test")
-    assert dataset_of(whole, None) == ("Industrial_and_Scientific", True, None)
-    _, fits, why = dataset_of(replace(whole, whole=False), None)
+    assert match_dataset(whole, None) == ("Industrial_and_Scientific", True, None)
+    _, fits, why = match_dataset(replace(whole, ranks_whole_catalog=False), None)
     assert not fits and "history is left out" in why
 
 
 def test_runs_seeds_pairs_and_causes(two_seeds, tmp_path):
-    found = build([two_seeds / "a", two_seeds / "b"], tmp_path, None, 200, 0)
-    own = found["datasets"][-1]
-    assert own["published"] is None and len(own["runs"]) == 8 and own["asked"] == "a, SFT + RL"
-    groups = {group["label"]: group for group in own["seeds"]}
-    assert groups["a, SFT"]["seeds"] == [42, 43] and groups["a, SFT"]["metrics"]["HR@10"]["sd"] > 0
-    assert len(own["pairs"]) == 28
-    pair = next(p for p in own["pairs"] if (p["first"], p["second"]) == ("a, SFT", "b, SFT"))["metrics"]["NDCG@10"]
+    report = write_gap_report([two_seeds / "a", two_seeds / "b"], tmp_path, resamples=200, seed=0)
+    section = report.datasets[-1]
+    assert section.tables is None and len(section.runs) == 8 and section.run_in_question == "a, SFT + RL"
+    groups = {group.label: group for group in section.seeds}
+    assert groups["a, SFT"].seeds == [42, 43] and groups["a, SFT"].metrics["HR@10"]["sd"] > 0
+    assert len(section.pairs) == 28
+    pair = next(pair for pair in section.pairs if (pair.first, pair.second) == ("a, SFT", "b, SFT")).metrics["NDCG@10"]
     assert pair["value"] > 0 and not pair["noise"] and pair["p"] < 0.05
-    causes = {cause["title"]: cause for cause in own["causes"]}
-    assert "with the luckiest order" in causes["collisions"]["effect"] and "share their SID" in causes["collisions"]["effect"]
-    assert "without them" in causes["repeats"]["effect"] and "over 2 seeds" in causes["seeds"]["effect"]
+    causes = {cause.title: cause for cause in section.causes}
+    assert "with the luckiest order" in causes["collisions"].effect and "share their SID" in causes["collisions"].effect
+    assert "without them" in causes["repeats"].effect and "over 2 seeds" in causes["seeds"].effect
     for title in ("prompt mismatch", "wrong reward targets", "validation labels in training rewards", "answer in the prompt"):
-        assert causes[title]["effect"].startswith("not set in these runs; on industrial-partial")
-        assert "--" in causes[title]["switch"] and causes[title]["on"] == []
-    assert causes["prompt mismatch"]["effect"].count("NDCG@10 \N{MINUS SIGN}0.0") == 1
-    assert causes["model size"]["effect"] is None and causes["model size"]["switch"]
+        assert causes[title].effect.startswith("not set in these runs; on industrial-partial")
+        assert "--" in causes[title].switch and causes[title].on == []
+    assert causes["prompt mismatch"].effect.count("NDCG@10 \N{MINUS SIGN}0.0") == 1
+    assert causes["model size"].effect is None and causes["model size"].switch
     assert "not measured" in Page(tmp_path / "paper_gap.html").words
 
 
@@ -117,29 +119,31 @@ def test_causes_ask_the_settings_of_the_runs(tmp_path):
     make_run(asked, skill=1.4, given={"prompts": PromptsConfig(eval_style="released")})
     single = tmp_path / "single.jsonl"
     shutil.copy(clean / "eval/sft/predictions.jsonl", single)
-    section = build([clean, quirks, asked, single], tmp_path / "out", "Office_Products", 200, 0)["datasets"][1]
-    causes = {cause["title"]: cause for cause in section["causes"]}
+    section = write_gap_report(
+        [clean, quirks, asked, single], tmp_path / "out", "Office_Products", resamples=200, seed=0
+    ).datasets[1]
+    causes = {cause.title: cause for cause in section.causes}
     prompts, targets = causes["prompt mismatch"], causes["validation labels in training rewards"]
-    assert prompts["on"] == ["quirks, SFT", "quirks, SFT + RL", "asked, SFT", "asked, SFT + RL"]
-    assert prompts["effect"].startswith("ON in quirks, SFT (prompts.eval_style released), ")
-    pairs = {(pair["first"], pair["second"]): pair["metrics"]["HR@10"] for pair in section["pairs"]}
+    assert prompts.on == ["quirks, SFT", "quirks, SFT + RL", "asked, SFT", "asked, SFT + RL"]
+    assert prompts.effect.startswith("ON in quirks, SFT (prompts.eval_style released), ")
+    pairs = {(pair.first, pair.second): pair.metrics["HR@10"] for pair in section.pairs}
     pair = pairs["clean, SFT", "asked, SFT"]
     figures = f"HR@10 {signed(pair['value'])} [{signed(pair['low'])}, {signed(pair['high'])}]"
-    assert f"asked, SFT minus clean, SFT (prompts.eval_style same), paired: {figures}" in prompts["effect"]
-    assert "quirks, SFT + RL minus" not in prompts["effect"]  # it differs in the targets as well
-    assert targets["on"] == ["quirks, SFT + RL"] and "ON in quirks, SFT + RL (rl.targets released)" in targets["effect"]
+    assert f"asked, SFT minus clean, SFT (prompts.eval_style same), paired: {figures}" in prompts.effect
+    assert "quirks, SFT + RL minus" not in prompts.effect  # it differs in the targets as well
+    assert targets.on == ["quirks, SFT + RL"] and "ON in quirks, SFT + RL (rl.targets released)" in targets.effect
     pair = pairs["quirks, SFT + RL", "asked, SFT + RL"]  # the other way round than the effect
     figures = f"HR@10 {signed(-pair['value'])} [{signed(-pair['high'])}, {signed(-pair['low'])}]"
-    assert f"quirks, SFT + RL minus asked, SFT + RL (rl.targets row), paired: {figures}" in targets["effect"]
+    assert f"quirks, SFT + RL minus asked, SFT + RL (rl.targets row), paired: {figures}" in targets.effect
     for cause in (prompts, targets):
-        assert "unknown for single.jsonl" in cause["effect"] and "on industrial-partial" in cause["effect"]
-    assert causes["answer in the prompt"]["effect"].startswith("not set in these runs; unknown for single.jsonl; on")
+        assert "unknown for single.jsonl" in cause.effect and "on industrial-partial" in cause.effect
+    assert causes["answer in the prompt"].effect.startswith("not set in these runs; unknown for single.jsonl; on")
 
 
 def test_a_single_file_does_not_tell_its_settings(tmp_path):
-    found = build([released_file(tmp_path / "final.json", 0.1)], tmp_path, None, 100, 0)
-    causes = {cause["title"]: cause["effect"] for cause in found["datasets"][0]["causes"]}
-    assert causes["prompt mismatch"].startswith("unknown: a predictions file does not tell")
+    report = write_gap_report([released_file(tmp_path / "final.json", 0.1)], tmp_path, resamples=100, seed=0)
+    causes = {cause.title: cause.effect for cause in report.datasets[0].causes}
+    assert causes["prompt mismatch"].startswith("unknown: a predictions file does not say")
     assert "39.3 % of the targets have the timestamp of the item before" in causes["same-day ties"]
     assert "6.99 % of the targets share their SID" in causes["collisions"]
 
@@ -150,7 +154,7 @@ def test_names_tell_runs_apart(tmp_path):
         path.parent.mkdir(parents=True)
         path.touch()
     (tmp_path / "link").symlink_to(tmp_path / "a")
-    assert named([*paths, tmp_path / "a", tmp_path / "link", paths[0]]) == {
+    assert distinct_names([*paths, tmp_path / "a", tmp_path / "link", paths[0]]) == {
         "a/eval/sft/predictions.jsonl": paths[0],
         "b/eval/sft/predictions.jsonl": paths[1],
         "a": tmp_path / "a",
@@ -158,9 +162,12 @@ def test_names_tell_runs_apart(tmp_path):
 
 
 def test_only_runs_of_one_recipe_are_seeds(two_seeds):
-    runs = [run for name in "ab" for run in load(two_seeds / name, name, 100, 0)]
-    assert [[run.label for run in group] for group in seeds(runs)] == [["a, SFT", "b, SFT"], ["a, SFT + RL", "b, SFT + RL"]]
-    assert seeds([runs[2], replace(runs[2], label="again")]) == []  # one seed, twice
+    runs = [run for name in "ab" for run in load_runs(two_seeds / name, name, 100, 0)]
+    assert [[run.label for run in group] for group in seed_groups(runs)] == [
+        ["a, SFT", "b, SFT"],
+        ["a, SFT + RL", "b, SFT + RL"],
+    ]
+    assert seed_groups([runs[2], replace(runs[2], label="again")]) == []  # one seed, twice
 
 
 def test_baselines_of_other_settings_are_no_seeds(tmp_path):
@@ -168,22 +175,22 @@ def test_baselines_of_other_settings_are_no_seeds(tmp_path):
         make_run(tmp_path / name, users=8, baseline=BaselineConfig(model="sasrec", hidden_size=width))
         for path in (tmp_path / name).rglob("manifest.json"):
             path.write_text(json.dumps(json.loads(path.read_text()) | {"seed": width}))
-    runs = [run for name in "ab" for run in load(tmp_path / name, name, 100, 0) if run.recommender == "sasrec"]
-    assert len(runs) == 2 and seeds(runs) == []
-    assert len(seeds([runs[0], replace(runs[0], seed=1)])) == 1
+    runs = [run for name in "ab" for run in load_runs(tmp_path / name, name, 100, 0) if run.name == "sasrec"]
+    assert len(runs) == 2 and seed_groups(runs) == []
+    assert len(seed_groups([runs[0], replace(runs[0], seed=1)])) == 1
 
 
-def test_search_error_is_told_of_the_beams_that_the_run_used(two_seeds, monkeypatch):
-    run = next(run for run in load(two_seeds / "a", "a", 50, 0) if run.recommender == "sft")
+def test_search_error_is_that_of_the_beams_that_the_run_used(two_seeds, monkeypatch):
+    run = next(run for run in load_runs(two_seeds / "a", "a", 50, 0) if run.name == "sft")
     rates = {"HR@1": 0.1, "HR@10": 0.3, "NDCG@10": 0.2}
     widths = {"10": {**rates, "overlap": 0.8, "missed": 0.25}, "50": {**rates, "overlap": 1.0, "missed": 0.0}}
     search = {"rows": 128, "num_beams": 10, "exact": rates, "widths": widths, "pruned": [], "calibration": []}
-    effect = gap_causes._search(replace(run, metrics={**run.metrics, "search": search}), [])
-    assert "with this run's 10 beams the search itself loses a target that belongs into the list in 25.00%" in effect
+    effect = gap_causes.search_error_effect(replace(run, metrics={**run.metrics, "search": search}), [])
+    assert "with this run's 10 beams the search itself loses a target that belongs in the list in 25.00%" in effect
     old = {**run.metrics, "search": {name: value for name, value in search.items() if name != "num_beams"}}
-    monkeypatch.setattr(runs, "read_json", lambda _: old)
-    with pytest.raises(DataError, match=r"search.num_beams is missing.*Delete .*eval/.* and evaluate again"):
-        load(two_seeds / "a", "a", 50, 0)
+    monkeypatch.setattr(evaluated, "read_json", lambda _: old)
+    with pytest.raises(ArtifactError, match=r"search.num_beams is missing.*Delete .*eval/.* and evaluate again"):
+        load_runs(two_seeds / "a", "a", 50, 0)
 
 
 def test_pairs_are_compared_as_far_as_both_lists_reach(two_seeds, tmp_path):
@@ -193,7 +200,7 @@ def test_pairs_are_compared_as_far_as_both_lists_reach(two_seeds, tmp_path):
         for one in read_predictions(two_seeds / "a/eval/sft/predictions.jsonl")
     ]
     write_predictions(path, shorter)
-    build([two_seeds / "a/eval/sft/predictions.jsonl", path], tmp_path, None, 100, 0)
+    write_gap_report([two_seeds / "a/eval/sft/predictions.jsonl", path], tmp_path, resamples=100, seed=0)
     (pair,) = json.loads((tmp_path / "paper_gap.json").read_text())["datasets"][-1]["pairs"]
     assert "HR@50" not in pair["metrics"] and pair["metrics"]["HR@10"]["value"] == 0
     assert pair["note"] == "lists of 40 and 16 places: cut-offs beyond 16 are left out"
@@ -202,25 +209,25 @@ def test_pairs_are_compared_as_far_as_both_lists_reach(two_seeds, tmp_path):
 
 def test_generation_defaults_are_shown_where_the_shipped_figures_have_them(monkeypatch):
     (cause,) = (cause for cause in gap_causes.CAUSES if cause.title == "generation defaults")
-    shipped = gap_causes._elsewhere()
+    shipped = gap_causes.stored_effects()
     others = {name: cells for name, cells in shipped["quirks"].items() if name not in cause.quirks}
     cell = {"value": -0.0052, "low": -0.0104, "high": -0.0007, "p": 0.056, "noise": False}
-    monkeypatch.setattr(gap_causes, "_elsewhere", lambda: {**shipped, "quirks": others})
-    assert gap_causes._measured(cause.quirks) is None
+    monkeypatch.setattr(gap_causes, "stored_effects", lambda: {**shipped, "quirks": others})
+    assert gap_causes.stored_effect(cause.quirks) is None
     sampled = {"HR@10": cell, "NDCG@10": cell, "sd": 0.001, "examples": 512, "invalid": 0.1}
-    monkeypatch.setattr(gap_causes, "_elsewhere", lambda: {**shipped, "quirks": {**others, "generation defaults": sampled}})
-    assert "3 seeds: HR@10 -0.0052 [-0.0104, -0.0007], NDCG@10" in plain(gap_causes._measured(cause.quirks))
+    monkeypatch.setattr(gap_causes, "stored_effects", lambda: {**shipped, "quirks": {**others, "generation defaults": sampled}})
+    assert "3 seeds: HR@10 -0.0052 [-0.0104, -0.0007], NDCG@10" in plain(gap_causes.stored_effect(cause.quirks))
 
 
 def test_equal_inputs_give_equal_bytes(two_seeds, tmp_path):
     for name in ("one", "two"):
-        build([two_seeds / "a"], tmp_path / name, None, 100, 0)
+        write_gap_report([two_seeds / "a"], tmp_path / name, resamples=100, seed=0)
     for name in ("paper_gap.json", "paper_gap.md", "paper_gap.html"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 def test_the_page_is_self_contained(two_seeds, tmp_path):
-    build([two_seeds / "a"], tmp_path, None, 100, 0)
+    write_gap_report([two_seeds / "a"], tmp_path, resamples=100, seed=0)
     raw = (tmp_path / "paper_gap.html").read_text(encoding="utf-8")
     assert not re.search(r"<(script|img|link|iframe)[^>]*(src|href)=", raw)
     assert not re.search(r"built-in|object at 0x|Undefined|\bNone\b|\bnan\b", Page(tmp_path / "paper_gap.html").words)
@@ -230,11 +237,11 @@ def test_the_page_is_self_contained(two_seeds, tmp_path):
 
 
 def test_a_dataset_chosen_by_hand_is_shown_without_verdict(two_seeds, tmp_path):
-    found = build([two_seeds / "a"], tmp_path, "Office_Products", 100, 0)
-    runs = found["datasets"][1]["runs"]
-    assert len(runs) == 4 and not any(run["comparable"] for run in runs)
-    assert runs[0]["metrics"]["HR@10"]["verdict"] == "not comparable" and runs[0]["summary"] is None
-    assert "80 items, published 3,459" in runs[0]["notes"][0]
+    report = write_gap_report([two_seeds / "a"], tmp_path, "Office_Products", resamples=100, seed=0)
+    runs = report.datasets[1].runs
+    assert len(runs) == 4 and not any(run.comparable for run in runs)
+    assert runs[0].metrics["HR@10"]["verdict"] == "not comparable" and runs[0].summary is None
+    assert "80 items, published 3,459" in runs[0].notes[0]
 
 
 @pytest.fixture
@@ -268,10 +275,10 @@ def test_runs_on_other_examples_cannot_be_compared(tmp_path, fails):
     assert "do not have the same target SIDs" in fails("--runs", first, second)
 
 
-def test_levels_stand_beside_the_replications(tmp_path):
+def test_levels_stand_next_to_the_replications(tmp_path):
     path = released_file(tmp_path / "final.json", 0.1586)
-    found = build([path], tmp_path / "out", None, 100, 0)
-    levels = found["datasets"][0]["runs"][0]["levels"]
+    report = write_gap_report([path], tmp_path / "out", resamples=100, seed=0)
+    levels = report.datasets[0].runs[0].levels
     page = Page(tmp_path / "out/paper_gap.html").words
     markdown = (tmp_path / "out/paper_gap.md").read_text(encoding="utf-8")
     shares = " | ".join(f"{share:.4f}" for share in levels["cumulative"]["10"].values())
@@ -304,13 +311,13 @@ def _index_of(folder, sid):
 
 def test_names_fit_a_markdown_table(tmp_path):
     make_run(tmp_path / "a|b", users=8)
-    build([tmp_path / "a|b"], tmp_path / "out", None, 50, 0)
+    write_gap_report([tmp_path / "a|b"], tmp_path / "out", resamples=50, seed=0)
     rows = [line for line in (tmp_path / "out/paper_gap.md").read_text(encoding="utf-8").splitlines() if "a\\|b" in line]
     assert rows and not any("a|b" in line for line in rows if line.startswith("|"))
 
 
 def test_tables_of_a_single_file(tmp_path):
-    build([released_file(tmp_path / "final.json", 0.1)], tmp_path / "out", None, 50, 0)
+    write_gap_report([released_file(tmp_path / "final.json", 0.1)], tmp_path / "out", resamples=50, seed=0)
     words = Page(tmp_path / "out/paper_gap.html").words
     for text in ("history length", "diversity", "Where the lists lost their target"):
         assert text in words

@@ -35,9 +35,9 @@ def test_inspect_prints_figures_and_writes_a_page(config, capsys):
     assert data["type"] == "treemap" and len(items) == Manifest.load(made.folder / "sid").metrics["items"]
     assert set(data["parents"]) - {""} <= set(data["ids"])
     before = page.encode()
-    assert sids.run(made)[1] is False
+    assert sids.write_sid_page(made)[1] is False
     (made.folder / "sid-inspect" / "index.html").unlink()
-    assert sids.run(made)[1] is True and (made.folder / "sid-inspect" / "index.html").read_bytes() == before
+    assert sids.write_sid_page(made)[1] is True and (made.folder / "sid-inspect" / "index.html").read_bytes() == before
 
 
 def test_compare_prints_a_row_per_method(config, capsys):

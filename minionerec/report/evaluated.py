@@ -1,0 +1,157 @@
+"""An evaluated recommender: its lists with their metrics, and how it was made. Every page of a report is made from these."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from minionerec.artifacts import Manifest, content_hash, read_json
+from minionerec.config import CUTOFFS
+from minionerec.data.dataset import SplitName
+from minionerec.errors import ArtifactError, DataError
+from minionerec.eval.compare import compare
+from minionerec.eval.lists import RankedLists
+
+Setting = tuple[str, str, str]  # artefact, section, field
+Scale = Literal["sid", "item"]
+SCALES: tuple[Scale, ...] = ("sid", "item")
+FAMILIES = {"HR": "Hit rate", "NDCG": "NDCG", "MRR": "MRR"}
+BASELINES = {  # every run has popularity and repeat, these are trained on request
+    "item-knn": "Item-kNN",
+    "markov": "Markov chain",
+    "gru4rec": "GRU4Rec",
+    "gru4rec-released": "GRU4Rec (MiniOneRec's)",
+    "caser": "Caser",
+    "caser-released": "Caser (MiniOneRec's)",
+    "sasrec": "SASRec",
+    "sasrec-released": "SASRec (MiniOneRec's)",
+    "bert4rec": "BERT4Rec",
+    "lightsans": "LightSANs",
+    "fearec": "FEARec",
+    "fearec-published": "FEARec (as published)",
+    "hstu": "HSTU",
+    "trm4rec": "TRM4Rec",
+    "wearec": "WEARec",
+    "pswrec-v5": "PSWRec V5",
+    "pswrec-v12": "PSWRec V12",
+    "pswrec-v13": "PSWRec V13",
+    "pswrec-v13-without-rotation": "PSWRec V13 without rotation",
+}
+LABELS = {"popularity": "Popularity", "repeat": "Repeat last", **BASELINES, "sft": "SFT", "rl": "SFT + RL"}
+_RAW_FILES: Setting = ("data", "data", "path")  # where the raw files are stored is no part of a recipe
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One recommender's predictions with their metrics.
+
+    Attributes:
+        name: `sft`, `rl`, a baseline's name, or `file`.
+        label: its name on a page; unique within a page.
+        path: the predictions file.
+        lists: the predictions.
+        metrics: the content of `metrics.json`; a single file lacks the parts that need its dataset.
+        counts: items, and rows of each split; None for a single file.
+        split: the split that was predicted; None if unknown.
+        seed: the run's seed; None for a single file.
+        settings: the configuration of each artefact that the predictions come from (`data`, `sft`, ..., `eval`), by section;
+            None for a single file.
+        parameters: parameters of the model; None if unknown.
+        ranks_whole_catalog: False if items of the history were left out. A single file is trusted to rank all items.
+        notes: what a reader must know about this recommender.
+    """
+
+    name: str
+    label: str
+    path: Path
+    lists: RankedLists
+    metrics: dict[str, Any]
+    counts: Mapping[str, int] | None = None
+    split: SplitName | None = None
+    seed: int | None = None
+    settings: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None
+    parameters: int | None = None
+    ranks_whole_catalog: bool = True
+    notes: tuple[str, ...] = ()
+
+    def setting(self, setting: Setting) -> Any:
+        """A value of the configuration; None if there is no such artefact, section or field."""
+        artefact, section, field = setting
+        return (self.settings or {}).get(artefact, {}).get(section, {}).get(field)
+
+    def recipe(self, without: Setting | None = None) -> str | None:
+        """A hash of all settings but the seed and one more: evaluated recommenders with equal recipes differ in their seed.
+
+        None for a single file, whose settings are unknown.
+        """
+        if self.settings is None:
+            return None
+        values = {
+            f"{artefact}.{section}.{field}": value
+            for artefact, sections in self.settings.items()
+            for section, fields in sections.items()
+            for field, value in fields.items()
+            if (artefact, section, field) not in (_RAW_FILES, without)
+        }
+        return content_hash([self.name, values])
+
+
+def read_evaluated(folder: Path, label: str | None = None) -> Evaluated:
+    """Read what the eval stage wrote about one recommender.
+
+    Args:
+        folder: `eval/<recommender>` of a run.
+        label: None for the recommender's own, see `LABELS`.
+
+    Raises:
+        ArtifactError: the artefact is damaged, or its metrics are those of another version.
+        DataError: the predictions are malformed.
+    """
+    manifest = Manifest.load(folder)
+    options = manifest.config.get("eval", {})
+    metrics = read_json(folder / "metrics.json")
+    _check_version(metrics, folder / "metrics.json")
+    return Evaluated(
+        name=folder.name,
+        label=label or LABELS.get(folder.name, folder.name),
+        path=folder / "predictions.jsonl",
+        lists=RankedLists.read(folder / "predictions.jsonl"),
+        metrics=metrics,
+        split=options.get("split", "test"),
+        seed=manifest.seed,
+        ranks_whole_catalog=not options.get("exclude_history", False),
+    )
+
+
+def _check_version(metrics: Mapping[str, Any], path: Path) -> None:
+    """Check that the parts that the pages show are there.
+
+    Raises:
+        ArtifactError: one is missing.
+    """
+    missing = [part for part in ("levels", "slices", "lost", "detectable") if part not in metrics]
+    names = [f"{family}@{k}" for family in FAMILIES for k in CUTOFFS]
+    missing += [f"{scale}.{name}" for scale in SCALES for name in names if name not in (metrics.get(scale) or {})]
+    if metrics.get("search") and "num_beams" not in metrics["search"]:
+        missing.append("search.num_beams")
+    if missing:
+        raise ArtifactError(
+            f"{path}: {missing[0]} is missing; another version made this file. Delete {path.parent} and evaluate again."
+        )
+
+
+def compare_evaluated(
+    first: Evaluated, second: Evaluated, resamples: int, seed: int, on: Scale = "sid"
+) -> dict[str, dict[str, Any]]:
+    """How much `second` exceeds `first` on the same examples, see `eval.compare.compare`.
+
+    Raises:
+        ArtifactError: they were measured on different examples; the message names both files.
+    """
+    try:
+        return compare(first.lists, second.lists, resamples, seed, on=on)
+    except DataError as error:
+        raise ArtifactError(
+            f"{first.path} has {len(first.lists)} examples, {second.path} has {len(second.lists)}: {error} "
+            "Evaluate both on the same split again."
+        ) from None
