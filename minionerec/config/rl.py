@@ -1,6 +1,7 @@
 """Section `rl`."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal, get_args
 
@@ -11,6 +12,16 @@ from minionerec.config.tasks import TaskName
 from minionerec.errors import ConfigError
 
 RewardName = Literal["rule", "ranking", "ranking_only", "prefix", "semantic", "collaborative", "popularity"]
+# What an unbiased gradient from a group drawn without replacement takes, see `importance_advantages`.
+_UNBIASED = {
+    "objective": "grpo",
+    "rollouts": "stochastic",
+    "add_target": False,
+    "normalise_over": "catalog",
+    "loss": "dr_grpo",
+    "advantages": "group",
+    "dynamic_sampling": "none",
+}
 
 
 @dataclass
@@ -18,85 +29,89 @@ class RlConfig:
     """Stage `rl`: GRPO with ranked beams and ranking rewards, from the SFT model."""
 
     NOT_IN_KEY: ClassVar[tuple[str, ...]] = ("micro_batch_prompts", "gradient_checkpointing", "report_to")
-    """Fields that decide how it is computed, not what: results agree up to rounding, so `Config.key_fields` leaves them out."""
+    """Fields that decide how a result is computed, not which one; `Config.key_fields` leaves them out. Results agree up to
+    rounding."""
 
     tasks: list[TaskName] = field(default_factory=lambda: ["history_sid_to_sid"])
     """Tasks whose completion is a SID; each row carries its own target."""
     task_shares: dict[TaskName, float] = field(default_factory=dict)
-    """Share of a task's examples that are rolled out, drawn with the seed; tasks that are not named take all (fraction;
+    """Share of a task's examples that are rolled out, drawn with the seed; a task without a share takes all (fraction;
     released: 10,000 examples of history_title_to_sid)."""
     targets: Literal["row", "last_row", "released"] = "row"
-    """What a rollout is rewarded for: its `row`'s target; or as the released code looks it up by the text of the prompt, where
-    the `last_row` with the same prompt wins, and in full (`released`) the validation split over all: mistakes to measure, not
-    to make."""
+    """Which target a rollout is rewarded for. `row`: its own. `last_row`: that of the last training row with the same prompt.
+    `released`: like `last_row`, but a validation row with that prompt overrides it, as in the released code. The last two are
+    mistakes, kept to measure what they cost."""
     max_examples: int | None = 4096
-    """Training prompts drawn at random from the tasks' examples; null takes all (examples; paper: all)."""
+    """Training prompts, drawn at random from the tasks' examples; null takes all (examples; paper: all)."""
     num_generations: int = 16
     """Rollouts per prompt, the group of GRPO (SIDs; paper: 16)."""
     rollouts: Literal["beams", "stochastic", "sampling", "mixture"] = "beams"
-    """Where a group comes from: `beams` are the most likely SIDs; `stochastic` draws distinct SIDs from the policy; `sampling`
-    draws them independently, so that a group may hold one twice; `mixture` takes half of the group from the beams and draws
-    the rest. Whichever it is, every SID is a valid one (paper: beams)."""
+    """Where a group comes from. `beams`: the most likely SIDs. `stochastic`: distinct SIDs drawn from the policy. `sampling`:
+    independent draws, so a SID may come twice. `mixture`: half of the group from the beams, the rest drawn. All SIDs are valid
+    ones (paper: beams)."""
     add_target: bool = False
-    """Put the target in place of a group's last SID where it is not in the group (paper: false)."""
+    """If a group lacks its target, put it in place of the group's last SID (paper: false)."""
     prompts_per_step: int = 32
-    """Prompts per optimiser step over all devices (prompts; paper: 64)."""
+    """Prompts per optimiser step, over all devices (prompts; paper: 64)."""
     micro_batch_prompts: int = 32
     """Prompts computed at once on one device (prompts)."""
     epochs: float = 1.0
-    """Passes over the drawn prompts (epochs; paper: 2)."""
+    """Passes over the training prompts (epochs; paper: 2)."""
     learning_rate: float = 1e-4
     """Peak learning rate of AdamW (paper: 1e-5 for a 1.5B model)."""
     warmup: float = 0.03
-    """Share of the steps with rising learning rate, before the cosine (fraction; paper: 0.03)."""
+    """Share of the steps in which the learning rate rises, before its cosine decay (fraction; paper: 0.03)."""
     max_grad_norm: float = 0.3
     """Gradient clipping; 0 for none (L2 norm; paper: 0.3)."""
     beta: float = 1e-3
     """Weight of the KL divergence (k3) to the SFT model (paper: 1e-3)."""
     rewards: dict[RewardName, float] = field(default_factory=lambda: {"ranking": 1.0})
-    """Weight of each reward in the sum; 0 only logs it. `rule` is 1 for the target's SID; `ranking_only` punishes the misses of
-    a group that holds a hit, the higher ranked the more; `ranking` is their sum; `prefix` is the share of levels that are right
-    from the first on; `semantic` the cosine between completion's and target's text; `collaborative` a sequential baseline's
-    standardised score; `popularity` from 0 for unknown items to -1 for the most popular (paper: ranking 1)."""
+    """Weight of each reward in the sum; 0 only logs it. `rule`: 1 for the target's SID. `ranking_only`: punishes the misses of
+    a group with a hit, the higher ranked the more. `ranking`: their sum. `prefix`: the share of levels that are right, up to
+    the first wrong one. `semantic`: the cosine between the texts of completion and target. `collaborative`: a sequential
+    baseline's standardised score. `popularity`: from 0 for an item nobody bought to -1 for the most popular (paper: ranking
+    1)."""
     collaborative_model: BaselineName = "sasrec"
     """The neural baseline of this run that scores for `collaborative`; `minionerec baseline` trains it."""
     normalise_over: Literal["vocabulary", "catalog"] = "vocabulary"
-    """What the probabilities of a token add up over, in the policy, the reference, the KL, the entropies and the rollouts: all
-    tokens, or those with which the catalog's SIDs can go on. Best as `sft.normalise_over` was (paper: vocabulary)."""
+    """What the probabilities of a token add up over: all tokens (`vocabulary`), or those that continue a SID of the `catalog`.
+    Holds for the policy, the reference model, the KL, the entropies and the rollouts. Best as `sft.normalise_over` was (paper:
+    vocabulary)."""
     objective: Literal["grpo", "exact", "listwise", "sdpo"] = "grpo"
-    """`grpo` raises the log-probability of what is better than its group; `exact` raises the expected reward over the whole
-    catalog, without rollouts (small catalogs); `listwise` is a softmax cross-entropy of the target over its group; `sdpo`
-    prefers the target to the rest of its group relative to the SFT model (S-DPO). The last two need `add_target`."""
+    """`grpo`: raise the log-probability of SIDs that are better than their group. `exact`: raise the expected reward over the
+    whole catalog, without rollouts (small catalogs). `listwise`: softmax cross-entropy of the target over its group. `sdpo`:
+    prefer the target to the rest of its group, relative to the SFT model (S-DPO). The last two need `add_target`."""
     loss: Literal["grpo", "dr_grpo", "dapo", "bnpo", "gspo"] = "grpo"
-    """How objective `grpo` scales and averages; all but `dr_grpo` divide by the group's standard deviation of the reward. See
-    docs/rl.md (paper: grpo)."""
+    """How objective `grpo` scales rewards and averages tokens; all but `dr_grpo` divide by the standard deviation of a group's
+    rewards. See docs/rl.md (paper: grpo)."""
     advantages: Literal["group", "sibling"] = "group"
-    """What a reward is compared with: `group` with the whole group; `sibling`, token by token, with the members of the group
-    that have the same tokens so far (paper: group)."""
+    """What a reward is compared with. `group`: the whole group. `sibling`: token by token, the members of the group that have
+    the same tokens so far (paper: group)."""
     importance_weights: bool = False
-    """Weight what stochastic beams drew so that the gradient is that of the expected reward over the catalog, without bias
-    (`rl.loss: dr_grpo`, `rl.normalise_over: catalog`; paper: false)."""
+    """Weight the SIDs that stochastic beams drew, so that the gradient is that of the expected reward over the catalog, without
+    bias. Needs `rl.loss: dr_grpo` and `rl.normalise_over: catalog` (paper: false)."""
     dynamic_sampling: Literal["none", "filter", "refill"] = "none"
-    """`filter` leaves groups whose rewards are all equal out of the loss, KL and averages included; `refill` first puts other
-    prompts in their place (paper: none)."""
+    """`filter`: leave groups whose rewards are all equal out of the loss, of the KL and of the averages. `refill`: first put
+    other prompts in their place (paper: none)."""
     refill_rounds: int = 3
-    """How often `refill` tries as many further prompts as a step has; what is still without signal then is left out."""
+    """How often `refill` tries as many further prompts as a step has; groups that have no signal even then are left out
+    (rounds)."""
     sync_reference: int | None = None
-    """Move the reference model of the KL towards the policy after every so many steps; null keeps the SFT model (steps; paper:
+    """Move the reference model of the KL towards the policy every so many steps; null keeps the SFT model (steps; paper:
     512)."""
     sync_mix: float = 0.6
-    """Share of the policy in a reference model that is moved (fraction; paper: 0.6)."""
+    """Share of the policy in a reference model that moves (fraction; paper: 0.6)."""
     sdpo_beta: float = 1.0
-    """Objective `sdpo`: how strongly the log-ratio of policy to SFT model counts; it takes the place of `beta`."""
+    """Objective `sdpo`: how strongly the log-ratio of policy to SFT model counts; it replaces `beta`."""
     sft_weight: float = 0.0
-    """Weight of the SFT loss of the target that is added, a mean over its tokens; 0 for none. It keeps the recommendations
-    further down the list (paper: 0)."""
+    """Weight of the target's SFT loss, a mean over its tokens, which is added to the objective; 0 for none. It keeps
+    recommendations further down the list (paper: 0)."""
     checkpoints: int = 5
     """Checkpoints over the whole run, for resuming; each validation adds one (count)."""
     evaluations: int = 5
-    """Validations over the whole run, evenly spaced, beside one of the SFT model before the first step: a beam search on the
-    valid split, as `eval` decodes. The best model becomes `rl/model`, the SFT model where no step beats it. 0 for none: the
-    last model is kept (count)."""
+    """Validations over the whole run, evenly spaced, and one more of the SFT model before the first step: a beam search on the
+    valid split, as `eval` decodes. The best model becomes `rl/model`; if no step beats the SFT model, that is the best. 0 for
+    none: the last model is kept (count)."""
     valid_examples: int | None = 512
     """Examples of the valid split that each validation decodes, evenly spread over it; null takes all (examples)."""
     best_metric: str = "NDCG@10"
@@ -104,10 +119,10 @@ class RlConfig:
     patience: int = 3
     """Stop after this many validations in a row without a better `best_metric` (validations)."""
     max_kl: float | None = 100.0
-    """Stop with an error when the mean KL of a micro-batch's tokens, over all devices, to the SFT model exceeds this; it is
-    measured only where `beta` is above 0. null for never (nats)."""
+    """Stop with an error when the mean KL of a micro-batch's tokens to the SFT model, over all devices, exceeds this; null for
+    never. The KL is measured only if `beta` is above 0 (nats)."""
     report_to: list[str] = field(default_factory=list)
-    """Trackers that get every figure beside `log.jsonl`, e.g. [tensorboard] or [wandb]; their packages must be installed."""
+    """Trackers that get every figure in addition to `log.jsonl`, e.g. [tensorboard]; their packages must be installed."""
     bf16: bool = False
     """Compute in bfloat16 with float32 weights; must agree with the launcher's mixed precision."""
     gradient_checkpointing: bool = False
@@ -141,71 +156,58 @@ class RlConfig:
         between("rl", 0, math.inf, sft_weight=self.sft_weight)
         if self.sync_mix > 1:
             raise ConfigError(f"rl.sync_mix is {self.sync_mix}; it is a share, at most 1.")
-        self._check_objective()
+        for problem in (*self._conflicts(), *self._without_effect()):
+            raise ConfigError(problem)
 
-    def _check_objective(self) -> None:
-        """Refuse options that contradict each other, or would have no effect, rather than ignore one."""
-        group = self.objective in ("listwise", "sdpo")
-        exact = self.objective == "exact"
-        ranked = [name for name in self.rewards if name.startswith("ranking")]
-        unbiased = {"objective": "grpo", "rollouts": "stochastic", "add_target": False, "normalise_over": "catalog"}
-        unbiased |= {"loss": "dr_grpo", "advantages": "group", "dynamic_sampling": "none"}
-        problems = [
-            (
-                group and not self.add_target,
-                f"rl.objective {self.objective} needs its target in every group; set rl.add_target: true.",
-            ),
-            (
-                group and self.rollouts == "sampling",
-                f"rl.objective {self.objective} compares distinct SIDs; rl.rollouts sampling may draw one twice.",
-            ),
-            (
-                exact and (self.rollouts != "beams" or self.add_target),
-                "rl.objective exact draws no rollouts; leave rl.rollouts at beams and rl.add_target at false.",
-            ),
-            (
-                exact and bool(ranked),
-                f"rl.rewards {', '.join(ranked)} depends on the ranks within a group, which rl.objective exact does not have; "
-                "choose others, e.g. rl.rewards: {rule: 1.0}.",
-            ),
-            (
-                exact and self.normalise_over != "catalog",
-                "rl.objective exact is the expectation over the catalog; set rl.normalise_over: catalog.",
-            ),
-            (
-                self.objective != "grpo" and (self.loss, self.advantages, self.dynamic_sampling) != ("grpo", "group", "none"),
+    def _conflicts(self) -> Iterator[str]:
+        """Options that contradict each other: refused rather than one of them ignored."""
+        ranked = ", ".join(name for name in self.rewards if name.startswith("ranking"))
+        if self.objective in ("listwise", "sdpo"):
+            if not self.add_target:
+                yield f"rl.objective {self.objective} needs its target in every group; set rl.add_target: true."
+            if self.rollouts == "sampling":
+                yield f"rl.objective {self.objective} compares distinct SIDs; rl.rollouts sampling may draw one twice."
+        if self.objective == "exact":
+            if self.rollouts != "beams" or self.add_target:
+                yield "rl.objective exact draws no rollouts; leave rl.rollouts at beams and rl.add_target at false."
+            if ranked:
+                yield (
+                    f"rl.rewards {ranked} depends on the ranks within a group, which rl.objective exact does not have; "
+                    "choose others, e.g. rl.rewards: {rule: 1.0}."
+                )
+            if self.normalise_over != "catalog":
+                yield "rl.objective exact is the expectation over the catalog; set rl.normalise_over: catalog."
+        if self.objective != "grpo" and (self.loss, self.advantages, self.dynamic_sampling) != ("grpo", "group", "none"):
+            yield (
                 f"rl.loss, rl.advantages and rl.dynamic_sampling belong to rl.objective grpo, not to {self.objective}; leave "
-                "them as they are by default.",
-            ),
-            (
-                self.advantages == "sibling" and self.loss == "gspo",
-                "rl.advantages sibling gives every token its own advantage, rl.loss gspo one to the sequence; choose another.",
-            ),
-            (
-                self.importance_weights and any(getattr(self, name) != value for name, value in unbiased.items()),
-                "rl.importance_weights belongs to distinct SIDs drawn from the policy over the catalog and to unscaled "
-                f"rewards; set {', '.join(f'rl.{name}: {str(value).lower()}' for name, value in unbiased.items())}.",
-            ),
-            (
-                self.importance_weights and bool(ranked),
-                f"rl.rewards {', '.join(ranked)} depends on the ranks within a group, so there is no expectation that "
-                "rl.importance_weights could estimate; choose others, e.g. rl.rewards: {rule: 1.0}.",
-            ),
-            (
-                self.sync_reference is not None and self.beta == 0 and self.objective != "sdpo",
-                "rl.sync_reference moves the reference model of the KL, but rl.beta is 0, so there is none.",
-            ),
-        ]
-        needs = {
+                "them as they are by default."
+            )
+        if self.advantages == "sibling" and self.loss == "gspo":
+            yield "rl.advantages sibling gives every token its own advantage, rl.loss gspo one to the sequence; choose another."
+        if self.importance_weights:
+            if any(getattr(self, name) != value for name, value in _UNBIASED.items()):
+                needed = ", ".join(f"rl.{name}: {str(value).lower()}" for name, value in _UNBIASED.items())
+                yield (
+                    "rl.importance_weights belongs to distinct SIDs drawn from the policy over the catalog and to unscaled "
+                    f"rewards; set {needed}."
+                )
+            if ranked:
+                yield (
+                    f"rl.rewards {ranked} depends on the ranks within a group, so there is no expectation that "
+                    "rl.importance_weights could estimate; choose others, e.g. rl.rewards: {rule: 1.0}."
+                )
+        if self.sync_reference is not None and self.beta == 0 and self.objective != "sdpo":
+            yield "rl.sync_reference moves the reference model of the KL, but rl.beta is 0, so there is none."
+
+    def _without_effect(self) -> Iterator[str]:
+        """Fields that were changed although another field makes them idle."""
+        acts_with = {
             "refill_rounds": (self.dynamic_sampling == "refill", "rl.dynamic_sampling: refill"),
             "sync_mix": (self.sync_reference is not None, "rl.sync_reference"),
             "sdpo_beta": (self.objective == "sdpo", "rl.objective: sdpo"),
             "collaborative_model": ("collaborative" in self.rewards, "the reward collaborative in rl.rewards"),
         }
-        for made in fields(self):
-            met, what = needs.get(made.name, (True, ""))
-            changed = getattr(self, made.name) != made.default
-            problems.append((changed and not met, f"rl.{made.name} is set, but it has an effect with {what} only."))
-        for applies, message in problems:
-            if applies:
-                raise ConfigError(message)
+        defaults = {entry.name: entry.default for entry in fields(self)}
+        for name, (acts, condition) in acts_with.items():
+            if not acts and getattr(self, name) != defaults[name]:
+                yield f"rl.{name} is set, but it has an effect with {condition} only."

@@ -1,4 +1,4 @@
-"""TRL's arguments from the section `rl`; what of it needs neither model nor data is checked before either is loaded."""
+"""TRL's arguments from the section `rl`; settings that need neither model nor data are checked before either is loaded."""
 
 import math
 from pathlib import Path
@@ -14,20 +14,22 @@ from minionerec.training.launch import check_precision, split_batch
 
 
 def split_prompts(config: RlConfig, devices: int | None = None) -> tuple[int, int]:
-    """Prompts at once on one device and micro-batches per step, by whole groups; needs neither model nor data.
+    """Prompts at once on one device, and micro-batches per step; a prompt's group stays whole.
 
     Args:
-        devices: how many there are to be, for a plan; None for those that run.
+        devices: how many a plan assumes; None for the devices of this launch.
 
     Raises:
-        ConfigError: see `split_batch` and `check_precision`; or a tracker is not there.
+        ConfigError: `rl.prompts_per_step` does not split over the devices, the launcher's precision is another one, or a
+            tracker is not installed.
     """
     check_precision("rl.bf16", config.bf16)
-    absent = sorted({*config.report_to} - {*get_available_reporting_integrations()})
-    if absent:
+    available = sorted(get_available_reporting_integrations())
+    missing = sorted({*config.report_to} - {*available})
+    if missing:
         raise ConfigError(
-            f"rl.report_to names {absent[0]}, which transformers does not know or whose package is not installed; here are: "
-            f"{', '.join(sorted(get_available_reporting_integrations())) or 'none'}."
+            f"rl.report_to names {missing[0]}, which transformers does not know or whose package is not installed; available "
+            f"are: {', '.join(available) or 'none'}."
         )
     return split_batch(
         "rl.prompts_per_step", config.prompts_per_step, "rl.micro_batch_prompts", config.micro_batch_prompts, devices
@@ -40,11 +42,12 @@ def grpo_arguments(
     """TRL's arguments: the global batch split over devices by whole groups.
 
     Args:
-        prompts: how many there are, whole steps of them.
-        devices: how many there are to be, for a plan; None for those that run.
+        folder: of the checkpoints.
+        prompts: how many are rolled out, a multiple of `rl.prompts_per_step`.
+        devices: how many a plan assumes; None for the devices of this launch.
 
     Raises:
-        ConfigError: see `split_prompts`.
+        ConfigError: the settings do not fit the launch, see `split_prompts`.
     """
     micro, accumulation = split_prompts(config, devices)
     steps = math.ceil(prompts // config.prompts_per_step * config.epochs)

@@ -1,7 +1,7 @@
 """What is watched while the policy learns: figures of every step, validation by beam search, and when to stop.
 
-Nothing here keeps a state of its own beside the Trainer's log, which every checkpoint holds: the best validation, and how many
-have gone by since, are read from it. So an interrupted run goes on as if it had not been interrupted.
+Nothing here keeps a state of its own. The best validation, and how many validations there were after it, are read from the
+Trainer's log, which every checkpoint holds. So an interrupted run resumes as if it had not been interrupted.
 """
 
 import logging
@@ -31,8 +31,8 @@ def group_figures(completions: Sequence[Sequence[int]], target: Sequence[int]) -
     """Figures of one group of G completions, best first.
 
     Returns:
-        `HR@G`: 1 where the target is among them, else 0; `hit_rank`: its place, from 1, only where it is; `first_codes`: how
-        many first codes they have between them, from 1 to G.
+        `HR@G`: 1 if the target is among them, else 0; `hit_rank`: its rank, from 1, only if it is; `first_codes`: how many
+        different first codes the completions have, from 1 to G.
     """
     hits = [list(completion) == list(target) for completion in completions]
     figures = {f"HR@{len(hits)}": float(any(hits)), "first_codes": float(len({completion[0] for completion in completions}))}
@@ -42,12 +42,13 @@ def group_figures(completions: Sequence[Sequence[int]], target: Sequence[int]) -
 def with_signal(rewards: torch.Tensor, group: int) -> torch.Tensor:
     """(rows,) bool: the rewards of the row's group are not all equal."""
     grouped = rewards.view(-1, group)
-    spread = grouped.amax(1) - grouped.amin(1)
-    return (spread > 1e-6 * grouped.abs().amax(1)).repeat_interleave(group)
+    width = grouped.amax(1) - grouped.amin(1)
+    # Sums of float32 rewards in another order differ in their last digits; that is no signal.
+    return (width > 1e-6 * grouped.abs().amax(1)).repeat_interleave(group)
 
 
 def signal_share(rewards: torch.Tensor, weights: torch.Tensor, group: int) -> float:
-    """The share of groups whose weighted rewards are not all equal; the others teach nothing.
+    """The share of groups whose weighted rewards are not all equal; a group of equal rewards teaches nothing.
 
     Args:
         rewards: (rows, rewards), whole groups of consecutive rows.
@@ -57,7 +58,7 @@ def signal_share(rewards: torch.Tensor, weights: torch.Tensor, group: int) -> fl
 
 
 def level_means(values: torch.Tensor, mask: torch.Tensor, levels: int, accelerator: Accelerator) -> list[float]:
-    """The mean of each level over the completions of all devices; levels that none has are left out.
+    """The mean of each level over the completions of all processes; a level that no completion has is left out.
 
     Args:
         values, mask: (rows, longest completion here), at most `levels` wide.
@@ -75,8 +76,8 @@ def validations(history: Sequence[Mapping[str, Any]], metric: str) -> list[tuple
 
 
 def best(history: Sequence[Mapping[str, Any]], metric: str) -> tuple[int, float] | None:
-    """(step, value) of the best validation in a Trainer's log, the earliest of equals; None where there is none."""
-    return max(validations(history, metric), key=lambda found: found[1], default=None)
+    """(step, value) of the best validation in a Trainer's log, the earliest of equals; None without a validation."""
+    return max(validations(history, metric), key=lambda validation: validation[1], default=None)
 
 
 class Watch(TrainerCallback):
@@ -84,8 +85,8 @@ class Watch(TrainerCallback):
 
     Args:
         config: which intervals and limits.
-        measure: decodes the valid examples with the model that is trained; every device calls it.
-        tokenizer: saved beside the best model.
+        measure: decodes the valid examples with the model in training; every process calls it.
+        tokenizer: saved with the best model.
         folder: of the checkpoints; the best model lies in `best-<step>` there.
         origin: the folder of the model that training began with, the best one until a step beats it.
     """
@@ -99,22 +100,26 @@ class Watch(TrainerCallback):
         self._folder, self._origin = folder, origin
 
     def best_model(self, history: Sequence[Mapping[str, Any]]) -> Path:
-        """The folder of the best model that was validated; the SFT model's where none has beaten it."""
-        found = best(history, self._config.best_metric)
-        return self._folder / f"best-{found[0]}" if found and found[0] else self._origin
+        """The folder of the best validated model; the SFT model's if no step has beaten it."""
+        best_validation = best(history, self._config.best_metric)
+        if best_validation is None or best_validation[0] == 0:  # step 0 is the SFT model
+            return self._origin
+        return self._folder / f"best-{best_validation[0]}"
 
     def is_over(self, history: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether too many validations have gone by without a better one."""
-        found = best(history, self._config.best_metric)
-        later = [step for step, _ in validations(history, self._config.best_metric) if found and step > found[0]]
+        """Whether there were `rl.patience` validations after the best one."""
+        best_validation = best(history, self._config.best_metric)
+        if best_validation is None:
+            return False
+        later = [step for step, _ in validations(history, self._config.best_metric) if step > best_validation[0]]
         return len(later) >= self._config.patience
 
     def check_step(self, loss: float, kl: Sequence[float]) -> None:
         """Look at a step before it changes the weights.
 
         Args:
-            loss: over all devices.
-            kl: mean over the micro-batch's tokens on all devices; empty where it is not measured.
+            loss: over all processes.
+            kl: mean over the micro-batch's tokens on all processes; empty if it is not measured.
 
         Raises:
             TrainingError: the loss or the KL is no finite number, or the KL exceeds `rl.max_kl`.
@@ -127,27 +132,27 @@ class Watch(TrainerCallback):
             self._diverged(what, self.trainer.state.global_step + 1)
 
     def _last_good(self) -> Path:
-        """The best model, or where nothing is validated the last that was saved."""
+        """The best model; if nothing is validated, the last one saved."""
         if self._config.evaluations:
             return self.best_model(self.trainer.state.log_history)
         return Path(last_checkpoint(self._folder) or self._origin)
 
     def _diverged(self, what: str, at: int) -> None:
-        good = self._last_good()
-        held = "the SFT model" if good == self._origin else f"the model of step {good.name.rpartition('-')[2]}"
+        folder = self._last_good()
+        model = "the SFT model" if folder == self._origin else f"the model of step {folder.name.rpartition('-')[2]}"
         raise TrainingError(
             f"rl, step {at} of {self.trainer.state.max_steps}: {what}; training was stopped. The last good checkpoint is "
-            f"{held}, {good}, which can be loaded as it is; copy it away before you change the configuration. Lower "
+            f"{model}, {folder}, which can be loaded as it is; copy it away before you change the configuration. Lower "
             f"rl.learning_rate, raise rl.beta, or try rl.normalise_over catalog."
         )
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Validate the SFT model, unless the run goes on from a checkpoint."""
+        """Validate the SFT model, unless the run resumes from a checkpoint."""
         if self._config.evaluations and not validations(state.log_history, self._config.best_metric):
             self._validate()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Validate where it is due, and have that logged and saved.
+        """Validate if it is due, and have the validation logged and saved.
 
         Raises:
             TrainingError: the weights are no finite numbers; they are not saved.
@@ -163,15 +168,16 @@ class Watch(TrainerCallback):
         if due:
             self._validate()
             control.should_training_stop |= self.is_over(state.log_history)
-        # No window of the log goes over a checkpoint: a resumed run writes the same rows. Logging a validation has cleared it.
+        # A row of the log averages the steps since the last one. It ends at every checkpoint, so that a resumed run writes the
+        # same rows. Logging a validation has cleared the flag, so it is set last.
         control.should_log = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Drop the models that a better one, by now in the checkpoint's log, has replaced."""
+        """Delete the models that a better one has replaced; only now does the checkpoint's log name the better one."""
         if state.is_world_process_zero:
-            kept = self.best_model(state.log_history)
+            best_model = self.best_model(state.log_history)
             for path in self._folder.glob("best-*"):
-                if path != kept:
+                if path != best_model:
                     shutil.rmtree(path)
 
     def _validate(self) -> None:
@@ -188,8 +194,8 @@ class Watch(TrainerCallback):
             value = metrics[metric]
             if state.global_step and (before is None or value > before[1]) and trainer.is_world_process_zero():
                 checkpoint.save(model, self._tokenizer, self._folder / f"best-{state.global_step}")
-        # Not the trainer's own method: TRL's would close the window of the training figures here.
+        # Trainer's method, not TRL's: that one would also log the training figures, in the midst of their row.
         Trainer.log(trainer, {VALID + name: figure for name, figure in metrics.items()})
         if trainer.is_world_process_zero():
-            said = "" if before is None else f", best before {before[1]:.4f} at step {before[0]}"
-            log.info("rl step %d: valid %s %.4f%s", state.global_step, metric, value, said)
+            comparison = "" if before is None else f", best before {before[1]:.4f} at step {before[0]}"
+            log.info("rl step %d: valid %s %.4f%s", state.global_step, metric, value, comparison)
