@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from minionerec import __version__
+from minionerec.config.differences import leaves, recipe_changes
 from minionerec.distributed import is_main_process, wait_for_everyone
-from minionerec.errors import ArtifactError
+from minionerec.errors import ArtifactError, ConfigError
 
 MANIFEST = "manifest.json"
 ITEM_STAGES = {"data": "minionerec data prepare", "sid": "minionerec sid"}  # what all later stages need, and what makes it
@@ -32,7 +33,9 @@ ITEM_STAGES = {"data": "minionerec data prepare", "sid": "minionerec sid"}  # wh
 REVISIONS = {"data": 1, "sid": 1}
 UNSEEDED = 0  # the seed of a stage that makes no random choice: no seed makes its artefact stale
 CHECKPOINTS = "checkpoints"  # of a resumable stage; removed when the artefact is complete
-_KEY = "key.txt"
+_KEY, _RECIPE = "key.txt", "recipe.json"  # in a partial folder: which artefact it will be, and what that is made from
+# Cheap to make from the artefacts of other stages: replaced without a question. No other stage is.
+_DERIVED = ("eval", "report", "sid-inspect")
 _PACKAGES = ("torch", "transformers", "trl", "accelerate", "polars", "scikit-learn", "numpy")
 
 
@@ -215,8 +218,51 @@ class Recipe:
         return content_hash({"config": settings, "seed": self.seed, "inputs": dict(self.inputs)})
 
     def finished(self) -> Manifest | None:
-        """The finished, undamaged artefact of this recipe; None if it must be made."""
-        return Manifest.load(self.folder) if is_current(self.folder, self._content) else None
+        """The finished, undamaged artefact of this recipe; None if it must be made.
+
+        Raises:
+            ConfigError: making it would replace what was made from another recipe, and `replace` is not set. A change of the
+                stage's revision alone is no other recipe.
+        """
+        if is_current(self.folder, self._content):
+            return Manifest.load(self.folder)
+        if not self.replace:
+            self._refuse_to_replace()
+        return None
+
+    def _refuse_to_replace(self) -> None:
+        advice = "pass --replace to {} it, or keep both: choose another --name or --out."
+        holds_files = any(self.folder.glob("*")) and not self.folder.is_symlink()
+        if holds_files and not (self.folder / MANIFEST).is_file():
+            raise ConfigError(
+                f"{self.folder}: expected nothing or a finished artefact (with {MANIFEST}), found other files. Stage "
+                f"{self.stage} would delete them. Nothing was changed. Choose another --name or --out, or pass --replace."
+            )
+        if self.stage.partition("/")[0] in _DERIVED:
+            return
+        if changes := self._changes(_manifest_values(self.folder)):
+            raise ConfigError(
+                f"{self.folder} is finished, but was made from something else than this command says:\n{changes}\n"
+                "Nothing was changed. Give the settings of before (--config RUN_FOLDER reads the run's own), "
+                + advice.format("replace")
+            )
+        partial = _partial(self.folder)
+        resumable = _has_key(partial, self.key) or not any((partial / CHECKPOINTS).glob("*"))
+        if not resumable and (changes := self._changes(_recorded_recipe(partial))):
+            raise ConfigError(
+                f"{partial} holds checkpoints of an interrupted training with other settings than this command's:\n{changes}\n"
+                "Nothing was changed. Give the settings of before to resume it, " + advice.format("discard")
+            )
+
+    def _changes(self, before: Mapping[str, Any] | None) -> str:
+        """What differs from an earlier recipe, one line each; empty if nothing does, or if there is no earlier one."""
+        if before is None:
+            return ""
+        # A field outside the key decides nothing; but a baseline's key leaves out fields that are not set, which may have been.
+        settings, deciding = leaves(self.config), leaves(self.config if self.key_fields is None else self.key_fields)
+        indifferent = {name for name, value in settings.items() if name not in deciding and value is not None}
+        now = {"config": self.config, "seed": self.seed, "inputs": self.inputs}
+        return "\n".join(f"  {line}" for line in recipe_changes(before, now, indifferent))
 
     def write(self, *, resumable: bool = False, collective: bool = False) -> AbstractContextManager[Draft]:
         """Write the artefact whole or not at all; an older one in its place is replaced at the end.
@@ -240,6 +286,23 @@ class Recipe:
             resumable=resumable,
             collective=collective,
         )
+
+
+def _manifest_values(folder: Path) -> dict[str, Any] | None:
+    """A finished artefact's manifest; None if there is none, or if the artefact is damaged and must be made anew anyway."""
+    try:
+        return dataclasses.asdict(Manifest.load(folder))
+    except ArtifactError:
+        return None
+
+
+def _recorded_recipe(partial: Path) -> dict[str, Any]:
+    """What the artefact in a partial folder was to be made from; empty fields if that is not recorded."""
+    try:
+        values = read_json(partial / _RECIPE)
+        return {name: values[name] for name in ("config", "seed", "inputs")}
+    except (ArtifactError, KeyError, TypeError):
+        return {"config": {}, "seed": None, "inputs": {}}
 
 
 def check_disk_space(folder: Path, needed: int) -> None:
@@ -269,17 +332,26 @@ def _disk_full(error: BaseException) -> bool:
     return getattr(error, "errno", None) in full or any(os.strerror(number) in str(error) for number in full)
 
 
-def _open_partial(partial: Path, key: str, resumable: bool) -> None:
-    marker = partial / _KEY
+def _partial(folder: Path) -> Path:
+    """Where an artefact lies while it is written."""
+    return folder.with_name(folder.name + ".partial")
+
+
+def _has_key(partial: Path, key: str) -> bool:
+    return (partial / _KEY).is_file() and (partial / _KEY).read_bytes() == key.encode()
+
+
+def _open_partial(partial: Path, key: str, recipe: Mapping[str, Any], resumable: bool) -> None:
     try:
-        if resumable and marker.is_file() and marker.read_bytes() == key.encode():
+        if resumable and _has_key(partial, key):
             for path in partial.iterdir():  # outputs may be half-written
-                if path.name not in (_KEY, CHECKPOINTS):
+                if path.name not in (_KEY, _RECIPE, CHECKPOINTS):
                     _remove(path)
         else:
             _remove(partial)
         partial.mkdir(parents=True, exist_ok=True)
-        marker.write_text(key)
+        write_json(partial / _RECIPE, recipe)
+        (partial / _KEY).write_text(key)
     except OSError as error:
         raise ArtifactError(f"{partial}: cannot be written ({error}). Choose another folder with --out DIR.") from None
 
@@ -302,11 +374,12 @@ def _seal(folder: Path, partial: Path, manifest: dict[str, Any]) -> None:
     files = {
         path.relative_to(partial).as_posix(): {"bytes": path.stat().st_size, "sha256": file_hash(path)}
         for path in sorted(partial.rglob("*"))
-        if path.is_file() and scratch not in path.parents and path != partial / _KEY
+        if path.is_file() and scratch not in path.parents and path not in (partial / _KEY, partial / _RECIPE)
     }
     digest = content_hash({name: entry["sha256"] for name, entry in files.items()})
     write_json(partial / MANIFEST, dataclasses.asdict(Manifest(digest=digest, files=files, **manifest)))
     _remove(scratch)
+    (partial / _RECIPE).unlink()
     (partial / _KEY).unlink()
     discarded = _discarded(folder)
     _remove(discarded)
@@ -342,12 +415,13 @@ def write_artifact(
         ArtifactError: the disk is full; nothing is left at `folder` (an older artefact there stays).
     """
     folder = Path(folder)
-    partial, key = folder.with_name(folder.name + ".partial"), _revised(stage, key)
+    partial, key = _partial(folder), _revised(stage, key)
     main, started = is_main_process() or not collective, time.monotonic()
     wait = wait_for_everyone if collective else (lambda: None)
     try:
         if main:
-            _open_partial(partial, key, resumable)
+            recipe = {"config": dict(config), "seed": seed, "inputs": dict(inputs)}
+            _open_partial(partial, key, recipe, resumable)
         wait()
         draft = Draft(partial)
         yield draft

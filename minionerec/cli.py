@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from rich.console import Console
 
 from minionerec import __version__
-from minionerec.config import Config
+from minionerec.config import Config, run_file
 from minionerec.distributed import is_main_process
 from minionerec.errors import ArtifactError, ConfigError, MiniOneRecError
 
@@ -54,17 +54,22 @@ _RUN = ("data", "sid", "sft", "rl", "eval", "report")
 
 
 def preset(name: str) -> Path:
-    """The file of a configuration: a path, or the name of a preset with or without `.yaml`.
+    """The file of a configuration: a path, a run's folder, or the name of a preset with or without `.yaml`.
 
     Raises:
-        ConfigError: neither; the message names the nearest preset.
+        ConfigError: none of these (the message names the nearest preset); or the run's `run.yaml` is missing or damaged.
     """
     if name and Path(name).is_file():
         return Path(name)
+    if name and (Path(name) / run_file.RUN_FILE).is_file():
+        run_file.load(Path(name))
+        return Path(name) / run_file.RUN_FILE
     folder = Path(str(resources.files("minionerec.presets")))
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     if name.removesuffix(".yaml") in known:
         return folder / f"{name.removesuffix('.yaml')}.yaml"
+    if name and Path(name).is_dir():
+        run_file.load(Path(name))
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     if not name:
@@ -140,9 +145,12 @@ def parse(command: str, arguments: Sequence[str]) -> Config | None:
     for argument in remaining:
         name, equals, value = argument.partition("=")
         if name == "--config":
-            path = preset(value if equals else next(remaining, ""))
+            given = value if equals else next(remaining, "")
+            path = preset(given)
             _check_file(path)
             files.append(f"--config={path}")
+            if path == Path(given) / run_file.RUN_FILE and not any(field.partition("=")[0] == "--name" for field in arguments):
+                files.append(f"--out={given}")  # a new name asks for a new run with the same configuration
             continue
         if argument == "--replace":  # the one field that needs no value
             argument = "--replace=true"

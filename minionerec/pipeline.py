@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from minionerec.artifacts import MANIFEST, Manifest, read_json
-from minionerec.config import CUTOFFS, Config
+from minionerec.config import CUTOFFS, Config, run_file
 from minionerec.distributed import is_main_process, wait_for_everyone
 from minionerec.errors import ArtifactError, ConfigError
 
@@ -138,13 +138,16 @@ def run(config: Config, stages: tuple[str, ...]) -> None:
         start_all_processes()
     began = time.monotonic()
     console = Console(quiet=not is_main_process(), highlight=False, soft_wrap=True)
+    if (line := run_file.other_settings(config, stages)) is not None:
+        Console(stderr=True, quiet=console.quiet, highlight=False, soft_wrap=True).print(line, markup=False)
     for stage in stages:
         started = time.monotonic()
-        for manifest, fresh in STAGES[stage](config):
-            took = f"{time.monotonic() - started:.1f} s" if fresh else "up to date"
-            folder = escape(str(config.folder / manifest.stage))
-            console.print(f"[bold]{manifest.stage}[/] {folder}: {_summary(manifest)} [dim]({took})[/]")
-            started = time.monotonic()
+        with run_file.recording(config, stage):
+            for manifest, fresh in STAGES[stage](config):
+                took = f"{time.monotonic() - started:.1f} s" if fresh else "up to date"
+                folder = escape(str(config.folder / manifest.stage))
+                console.print(f"[bold]{manifest.stage}[/] {folder}: {_summary(manifest)} [dim]({took})[/]")
+                started = time.monotonic()
     if len(stages) > 1:
         console.print(f"[bold]all[/] {(time.monotonic() - began) / 60:.1f} min{_peak_memory()}")
 
@@ -322,7 +325,8 @@ def append_sids(config: Config, base: str = "") -> None:
 
     if not base:
         raise ConfigError("sid append needs --base DIR, the run whose semantic IDs are extended.")
-    manifest, fresh = append.run(config, Path(base))
+    with run_file.recording(config, "sid"):
+        manifest, fresh = append.run(config, Path(base))
     what = _summary(manifest) if fresh else "up to date"
     _console().print(f"[bold]sid[/] {escape(str(config.folder / 'sid'))}: {what}")
 

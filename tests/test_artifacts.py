@@ -29,19 +29,20 @@ from minionerec.artifacts import (
     require,
     write_json,
 )
-from minionerec.errors import ArtifactError
+from minionerec.errors import ArtifactError, ConfigError
 
 
-def recipe(folder, settings):
-    return Recipe("toy", folder, {"levels": 3, "settings": settings}, {"data": "d"}, seed=1)
+def recipe(folder, settings, **changes):
+    made = Recipe("toy", folder, {"levels": 3, "settings": settings}, {"data": "d"}, seed=1, replace=True)
+    return dataclasses.replace(made, **changes)
 
 
 def is_current(folder, settings):
     return recipe(folder, settings).finished() is not None
 
 
-def writing(folder, settings, **more):
-    return recipe(folder, settings).write(**more)
+def writing(folder, settings, **how):
+    return recipe(folder, settings).write(**how)
 
 
 def write(folder, settings, text=None, **more):
@@ -70,9 +71,96 @@ def test_manifest_round_trip(tmp_path):
     assert names(tmp_path / "runs/x") == ["sid"] and names(tmp_path / "runs/x/sid") == ["deep", MANIFEST]
 
 
+CHANGES = {
+    "a field": ({"config": {"levels": 2, "settings": "k"}}, ["levels: 3 there, 2 now"]),
+    "fields": (
+        {"config": {"sft": {"epochs": 1}, "settings": "k" * 80}},
+        [
+            "sft.epochs: not recorded there, 1 now",
+            f'settings: "k" there, "{"k" * 59}... now',
+            "levels: 3 there, not recorded now",
+        ],
+    ),
+    "the seed": ({"seed": 2}, ["seed: 1 there, 2 now"]),
+    "an input": ({"inputs": {"data": "e"}}, ["input data: changed"]),
+    "other inputs": ({"inputs": {"sid": "s"}}, ["input sid: not used there", "input data: not used now"]),
+    "a field of the key": ({"key_fields": {"levels": 2}, "config": {"levels": 2, "settings": "j"}}, ["levels: 3 there, 2 now"]),
+    "a field that is unset": (
+        {"key_fields": {"levels": 3}, "config": {"levels": 3, "settings": None}},
+        ['settings: "k" there, null now'],
+    ),
+    "many fields": (
+        {"config": {"levels": 3, "settings": "k", "rl": {str(number): number for number in range(10)}}},
+        [f"rl.{number}: not recorded there, {number} now" for number in range(8)] + ["and 2 more"],
+    ),
+}
+
+
+def differing(error):
+    """The lines of a refusal that say what differs."""
+    return [line.strip() for line in str(error.value).splitlines() if line.startswith("  ")]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_finished_artefact_of_another_recipe_is_replaced_only_on_request(tmp_path, change):
+    changes, lines = CHANGES[change]
+    manifest = write(tmp_path / "sid", "k")
+    other = recipe(tmp_path / "sid", "k", **{**changes, "replace": False})
+    with pytest.raises(ConfigError, match=r"(?s)sid is finished, but.*Nothing was changed.*--replace.*--name") as refused:
+        other.finished()
+    assert differing(refused) == lines
+    assert Manifest.load(tmp_path / "sid") == manifest and names(tmp_path) == ["sid"]
+    assert dataclasses.replace(other, replace=True).finished() is None
+    assert recipe(tmp_path / "sid", "k", replace=False).finished() == manifest
+
+
+def test_what_is_cheap_or_damaged_or_of_another_revision_is_replaced_without_a_question(tmp_path, monkeypatch):
+    with Recipe("eval/sft", tmp_path / "eval", {"eval": 1}, {}, 0).write():
+        pass
+    assert Recipe("eval/sft", tmp_path / "eval", {"eval": 2}, {}, 0).finished() is None
+    write(tmp_path / "sid", "k")
+    monkeypatch.setitem(artifacts.REVISIONS, "toy", 1)
+    assert recipe(tmp_path / "sid", "k", replace=False).finished() is None
+    (tmp_path / "sid/deep/a.txt").unlink()
+    assert recipe(tmp_path / "sid", "other", replace=False).finished() is None
+
+
+def test_a_folder_of_other_files_is_replaced_only_on_request(tmp_path):
+    (tmp_path / "data").mkdir()
+    mine = recipe(tmp_path / "data", "k", replace=False)
+    assert mine.finished() is None  # an empty folder is nothing to lose
+    (tmp_path / "data/interactions.csv").write_text("mine")
+    for stage in ("toy", "report"):
+        with pytest.raises(ConfigError, match=rf"other files. Stage {stage} would delete them.*--out, or pass --replace"):
+            dataclasses.replace(mine, stage=stage).finished()
+    assert names(tmp_path / "data") == ["interactions.csv"]
+    assert dataclasses.replace(mine, replace=True).finished() is None
+
+
+def test_checkpoints_of_another_recipe_are_discarded_only_on_request(tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt), writing(tmp_path / "sft", "k", resumable=True) as draft:
+        (draft.path / CHECKPOINTS).mkdir()
+        (draft.path / CHECKPOINTS / "step.txt").write_text("5")
+        raise KeyboardInterrupt
+    other = recipe(tmp_path / "sft", "other", replace=False)
+    with pytest.raises(
+        ConfigError, match=r"(?s)sft.partial holds checkpoints.*to resume it, pass --replace to disc"
+    ) as refused:
+        other.finished()
+    assert differing(refused) == ['settings: "k" there, "other" now']
+    assert recipe(tmp_path / "sft", "k", replace=False).finished() is None  # resumed
+    assert dataclasses.replace(other, replace=True).finished() is None
+    (tmp_path / "sft.partial/recipe.json").write_text("{")
+    with pytest.raises(ConfigError, match="settings: not recorded there"):
+        other.finished()
+    assert recipe(tmp_path / "sft", "k", replace=False).finished() is None
+    (tmp_path / "sft.partial/checkpoints/step.txt").unlink()
+    assert other.finished() is None
+
+
 def test_settings_seed_inputs_and_stage_decide_the_key_and_nothing_else(tmp_path, monkeypatch):
     first = recipe(tmp_path / "a", "k")
-    other = dataclasses.replace(first, folder=tmp_path / "b", replace=True, key_fields=dict(first.config), config={"more": 1})
+    other = dataclasses.replace(first, folder=tmp_path / "b", replace=False, key_fields=dict(first.config), config={"more": 1})
     assert other.key == first.key
     for change in ({"seed": 2}, {"inputs": {}}, {"config": {"levels": 4}}, {"key_fields": {"levels": 3}}):
         assert dataclasses.replace(first, **change).key != first.key
@@ -116,7 +204,7 @@ def test_a_resumable_partial_is_kept_for_its_own_key_only(tmp_path, key, kept):
     assert names(tmp_path) == ["sft.partial"]
     with writing(tmp_path / "sft", key, resumable=True) as draft:
         assert (draft.path / CHECKPOINTS / "step.txt").exists() == kept
-        assert set(names(draft.path)) <= {CHECKPOINTS, "key.txt"}  # half-written outputs are not
+        assert set(names(draft.path)) <= {CHECKPOINTS, "key.txt", "recipe.json"}  # half-written outputs are not
     assert names(tmp_path) == ["sft"] and names(tmp_path / "sft") == [MANIFEST]
 
 
@@ -145,7 +233,7 @@ def test_a_resumable_partial_with_a_damaged_key_is_begun_anew(tmp_path, marker):
     key = tmp_path / "sft.partial/key.txt"
     key.unlink() if marker is None else key.write_bytes(marker)
     with writing(tmp_path / "sft", "k", resumable=True) as draft:
-        assert names(draft.path) == ["key.txt"]
+        assert names(draft.path) == ["key.txt", "recipe.json"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
@@ -239,8 +327,13 @@ def test_disk_full(tmp_path, error, older):
 
 
 def test_checkpoints_outlive_a_failure_at_the_very_end(tmp_path, monkeypatch):
+    def full(path, value):
+        if path.name == MANIFEST:
+            raise FULL["system"]
+        write_json(path, value)
+
     with monkeypatch.context() as patch, pytest.raises(ArtifactError, match="no space left"):
-        patch.setattr(artifacts, "write_json", lambda *_: (_ for _ in ()).throw(FULL["system"]))
+        patch.setattr(artifacts, "write_json", full)
         write(tmp_path / "sft", "k", resumable=True)
     with writing(tmp_path / "sft", "k", resumable=True) as draft:
         assert (draft.path / CHECKPOINTS / "step.txt").read_text() == "5"

@@ -120,7 +120,7 @@ def test_unknown_and_misplaced_fields(fails, file, field, hint):
         (["--config", "ml-100"], "Did you mean ml-100k?"),
         (["--config", "/nowhere/mine.yaml"], "--config /nowhere/mine.yaml: no such file"),
         (["--config", "--seed", "3"], "--config --seed: no such file"),
-        (["--config", "."], "--config .: no such file"),
+        (["--config", "."], "--config .: this folder holds no run.yaml"),
     ],
 )
 def test_mistakes_on_the_command_line(fails, arguments, message):
@@ -196,7 +196,9 @@ def test_interrupted(monkeypatch, capsys, tmp_path):
     assert "Run the same command again" in capsys.readouterr().err
 
 
-def test_permission_denied(monkeypatch, fails):
+def test_permission_denied(monkeypatch, fails, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
     def refuse(config):
         raise PermissionError(13, "Permission denied", "/somewhere/locked")
 
@@ -260,7 +262,7 @@ def test_out_that_cannot_be_a_folder(fails, small, place):
     path, raw = small
     (raw / "file").write_text("mine")
     error = fails("data", "prepare", "--config", path, "--out", raw / place)
-    assert error.startswith(f"ArtifactError: {raw / place}/data.partial: cannot be written")
+    assert error.startswith(f"ArtifactError: {raw / place}/run.yaml: cannot be written")
     assert error.endswith("Choose another folder with --out DIR.")
     assert (raw / "file").read_text() == "mine"
 
@@ -271,7 +273,7 @@ def test_a_catalog_that_has_more_items_than_sids(fails, small, capsys):
     capsys.readouterr()
     error = fails("sid", "--config", path, "--sid.levels", "1")
     assert error.startswith("CatalogError: 48 items, but codebooks of 8 make only 8 semantic IDs.")
-    assert sorted(folder.name for folder in (path.parent / "run").iterdir()) == ["data"]
+    assert sorted(folder.name for folder in (path.parent / "run").iterdir()) == ["data", "run.yaml"]
 
 
 def test_floors_are_evaluated_without_a_model_and_damage_is_named(fails, small, capsys):

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from minionerec.config.checks import between, positive
 from minionerec.errors import ConfigError
@@ -13,6 +13,8 @@ from minionerec.errors import ConfigError
 @dataclass
 class DataConfig:
     """Stage `data`: raw files to a Dataset."""
+
+    NOT_IN_KEY: ClassVar[tuple[str, ...]] = ("path",)  # the content of the files decides, wherever they lie
 
     source: Literal["ml-100k", "ml-1m", "amazon-2018", "amazon-2023", "csv", "recbole", "sequences", "letter", "released"] = (
         "ml-100k"

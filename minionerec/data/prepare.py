@@ -89,8 +89,10 @@ def run(config: Config) -> tuple[Manifest, bool]:
         ConfigError: options that cannot apply to these files.
         ArtifactError: the disk is full.
     """
-    if sources.named(config.data) and config.data.path is None and (made := _made_from_a_download(config)):
-        return made, False
+    # Before anything is downloaded: a download cannot change, so that neither the cache nor a network is needed to resume.
+    manifest = _of_the_same_settings(config)
+    if manifest is not None and config.data.path is None and manifest.config["data"]["path"] is None:
+        return manifest, False
     inputs, source = find_inputs(config)
     recipe = data_recipe(config, inputs)
     if (manifest := recipe.finished()) is not None:
@@ -111,18 +113,23 @@ def run(config: Config) -> tuple[Manifest, bool]:
     return Manifest.load(recipe.folder), True
 
 
-def _made_from_a_download(config: Config) -> Manifest | None:
-    """The finished artefact of a download, which cannot change: neither the cache nor a network is needed to go on."""
+def _of_the_same_settings(config: Config) -> Manifest | None:
+    """The finished artefact if it was made with these settings, from whatever files.
+
+    Raises:
+        ConfigError: it was made with other settings, and `config.replace` is not set.
+    """
     try:
-        manifest = Manifest.load(config.folder / "data")
-    except ArtifactError:  # not there, or damaged: made anew
-        return None
-    return data_recipe(config, manifest.inputs).finished()
+        inputs = Manifest.load(config.folder / "data").inputs
+    except ArtifactError:  # not there, or damaged: it is made anew
+        inputs = {}
+    return data_recipe(config, inputs).finished()
 
 
 def data_recipe(config: Config, inputs: Mapping[str, str]) -> Recipe:
     """What the artefact is made from; `inputs` are the digests of the raw files."""
-    return Recipe("data", config.folder / "data", config.section("data"), inputs, UNSEEDED, replace=config.replace)
+    folder, settings, deciding = config.folder / "data", config.section("data"), config.key_fields("data")
+    return Recipe("data", folder, settings, inputs, UNSEEDED, deciding, config.replace)
 
 
 def _movielens_100k(source: Path, config: DataConfig, problems: Problems) -> Made:

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minionerec.artifacts import MANIFEST, Recipe, cache_folder
+from minionerec.artifacts import MANIFEST, Manifest, Recipe, cache_folder
 from minionerec.config import Config, DataConfig
 from minionerec.data import prepare, sources
 from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, SPLITS, Dataset
-from minionerec.errors import ArtifactError, DataError
+from minionerec.errors import ArtifactError, ConfigError, DataError
 
 CLICKS = {"user": pl.String, "item_id": pl.String, "timestamp": pl.Int64}
 ITEMS = pl.DataFrame({"item_id": list("abcdef"), "title": ["A", "B", "", "D", "E", "F"]}).with_columns(text=pl.col("title"))
@@ -123,13 +123,33 @@ def test_stage_writes_skips_and_notices_changes(tmp_path):
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["data"]
     again, made = prepare.run(replace(config, seed=7))  # the seed plays no part
     assert not made and again == manifest
-    assert prepare.run(replace(config, data=replace(config.data, max_history=5), sft=config.sft))[1]
+    assert prepare.run(replace(config, data=replace(config.data, max_history=5), replace=True))[1]
     with (tmp_path / "raw" / "items.csv").open("a") as stream:
         stream.write("e,E,\n")
+    config = replace(config, replace=True)
     manifest, made = prepare.run(config)
     assert made and manifest.metrics["items"] == 5
     (config.folder / "data" / "train.parquet").unlink()
     assert prepare.run(config)[1]
+
+
+def test_a_dataset_is_replaced_only_on_request(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "fetch", lambda *_: pytest.fail("it asks before it downloads"))
+    config = Config(out=str(tmp_path / "run"), data=own_files(tmp_path / "raw"))
+    mine, _ = prepare.run(config)
+    with pytest.raises(ConfigError) as forgotten:  # the default, MovieLens, in place of the user's own files
+        prepare.run(replace(config, data=DataConfig()))
+    assert 'data.source: "csv" there, "ml-100k" now' in str(forgotten.value)
+    with pytest.raises(ConfigError, match=r"data.max_history: 20 there, 5 now"):
+        prepare.run(replace(config, data=replace(config.data, max_history=5)))
+    shutil.copytree(tmp_path / "raw", tmp_path / "copy")
+    elsewhere = replace(config, data=replace(config.data, path=str(tmp_path / "copy")))
+    assert prepare.run(elsewhere) == (mine, False)  # the same files in another place
+    (tmp_path / "copy/items.csv").write_text("item,title\na,A\nb,B\nc,C\n")
+    with pytest.raises(ConfigError, match=r"input items.csv: changed"):
+        prepare.run(elsewhere)
+    assert Manifest.load(config.folder / "data") == mine
+    assert prepare.run(replace(elsewhere, replace=True))[0].metrics["items"] == 3
 
 
 LAYOUTS = {
@@ -203,7 +223,7 @@ def test_failure_leaves_nothing_and_keeps_what_was_there(tmp_path, monkeypatch):
     first, _ = prepare.run(config)
     (tmp_path / "raw" / "interactions.csv").write_text("user,item,timestamp\nx,a,soon\n")
     with pytest.raises(DataError, match="soon"):
-        prepare.run(config)
+        prepare.run(replace(config, replace=True))
     assert (config.folder / "data" / MANIFEST).is_file() and prepare.Manifest.load(config.folder / "data") == first
 
 
@@ -248,7 +268,7 @@ def test_a_finished_download_needs_neither_cache_nor_network(tmp_path, monkeypat
     monkeypatch.setattr(sources, "fetch", unreachable)
     assert prepare.run(config) == (first, False)
     with pytest.raises(DataError, match="no network"):
-        prepare.run(replace(config, data=DataConfig(max_history=5)))
+        prepare.run(replace(config, data=DataConfig(max_history=5), replace=True))
     monkeypatch.setattr(sources, "fetch", lambda *_: raw)
     with pytest.raises(ArtifactError, match="cannot be written"):
         prepare.run(replace(config, out=str(raw / "ml-100k.item" / "below a file")))

@@ -51,7 +51,9 @@ def test_same_seed_same_content_and_a_changed_seed_runs_again(config, dataset, t
     (config.folder / "sid" / "index.json").unlink()
     repaired, anew = run(config)
     assert anew and repaired.digest == first.digest
-    other, anew = run(Config(out=config.out, seed=7, sid=config.sid))
+    with pytest.raises(ConfigError, match=f"seed: {config.seed} there, 7 now"):
+        run(Config(out=config.out, seed=7, sid=config.sid))
+    other, anew = run(Config(out=config.out, seed=7, sid=config.sid, replace=True))
     assert anew and other.key != first.key
 
 

@@ -60,7 +60,7 @@ def test_sids_ask_the_runs_baseline(tmp_path):
     manifest = Manifest.load(made.folder / "sid")
     assert manifest.inputs["baselines/sasrec"] == Manifest.load(made.folder / "baselines/sasrec").digest
     asked = SidIndex.load(made.folder / "sid", Dataset.load(made.folder / "data")).codes
-    made.sid.collaborative_model = None
+    made.sid.collaborative_model, made.replace = None, True
     run(made, ("sid",))
     assert (SidIndex.load(made.folder / "sid", Dataset.load(made.folder / "data")).codes != asked).any()
 

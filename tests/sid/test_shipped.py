@@ -44,8 +44,10 @@ def test_a_run_takes_the_sids_of_its_files(tmp_path, capsys):
     assert (tmp_path / "run/sid-inspect/index.html").is_file()
     assert main(["sid", "append", *options[:-1], str(tmp_path / "new"), "--base", str(tmp_path / "run")]) == 2
     (tmp_path / "raw/Toys.index.json").write_text(json.dumps(index | {"0": ["<a_9>", "<b_0>"]}))
-    assert main(["data", "prepare", *options]) == 0
-    assert main(["sid", *options]) == 0
+    for stage in (["data", "prepare"], ["sid"]):
+        assert main([*stage, *options]) == 2  # each is finished, and asks in turn
+        assert "Toys.index.json: changed" in (shown := capsys.readouterr().err) or "input data: changed" in shown
+        assert main([*stage, *options, "--replace"]) == 0
     assert SidIndex.load(tmp_path / "run/sid", dataset).codebook_sizes == (10, 8)
 
 

@@ -1,0 +1,146 @@
+"""`run.yaml` in a run's folder: the name and the configuration that its artefacts were made with, every field.
+
+A run's first command writes the file whole. A later command updates only the sections that its stages read, so the file keeps
+saying what each finished stage was made with. `--config RUN_FOLDER` reads it.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from minionerec.config import Config
+from minionerec.config.differences import differences
+from minionerec.distributed import is_main_process
+from minionerec.errors import ArtifactError, ConfigError
+
+RUN_FILE = "run.yaml"
+_HEADER = "# What this run's artefacts were made with, kept by MiniOneRec. Pass it to later commands: --config THIS_FOLDER.\n"
+_END = "...\n"  # YAML's end of a document: a file that was cut off lacks it
+_READS = {  # what each stage reads; validations and rollouts read `eval` too
+    "data": ("data",),
+    "sid": ("seed", "sid"),
+    "sft": ("seed", "model", "prompts", "sft", "eval"),
+    "rl": ("seed", "prompts", "rl", "eval"),
+    "eval": ("seed", "prompts", "eval"),
+    "report": ("report",),
+    "baseline": ("seed", "baseline", "eval"),
+}
+_MADE_WITH = {"data": ("data",), "sid": ("sid",), "sft": ("model", "prompts", "sft"), "rl": ("rl",)}  # stages that take long
+_FOLDERS = {"eval": "eval/*", "baseline": "baselines/*"}  # of stages that make several artefacts
+_MOST_DIFFERENCES = 5  # fields named in a line
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """The content of a run's `run.yaml`.
+
+    Raises:
+        ConfigError: the folder holds none, or it is damaged.
+    """
+    path = folder / RUN_FILE
+    if not path.is_file():
+        raise ConfigError(
+            f"--config {folder}: this folder holds no {RUN_FILE}, so it is not a run's. Give a YAML file or a preset's name; "
+            f"to make a run in this folder, add --out {folder}."
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = yaml.safe_load(text)
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise _damaged(path, "not readable as YAML: " + " ".join(str(error).split())) from None
+    if not text.endswith(_END) or not isinstance(values, dict):
+        raise _damaged(path, "its end is missing")
+    for name in _sections():
+        if not isinstance(values.get(name, {}), dict):
+            raise _damaged(path, f"{name} is a section, found {values[name]!r}")
+    return values
+
+
+def _damaged(path: Path, what: str) -> ConfigError:
+    return ConfigError(
+        f"{path}: damaged ({what}). Delete the file and give the run's configuration again: --config FILE --out {path.parent}. "
+        "The finished stages stay, and the command writes the file anew."
+    )
+
+
+def _sections() -> set[str]:
+    return {name for names in _READS.values() for name in names} - {"seed"}
+
+
+def other_settings(config: Config, stages: Sequence[str]) -> str | None:
+    """One line about the settings in which a command differs from what finished stages were made with; None if in none.
+
+    Args:
+        stages: what the command runs. These stages compare their settings themselves.
+
+    Raises:
+        ConfigError: the run's `run.yaml` is damaged.
+    """
+    if not (config.folder / RUN_FILE).is_file():
+        return None
+    stored = load(config.folder)
+    updated = {name for stage in stages for name in _READS[stage]}
+    changed = []
+    for stage, sections in _MADE_WITH.items():
+        if stage not in stages and (config.folder / stage / "manifest.json").is_file():
+            now = config.key_fields(*(name for name in sections if name not in updated))
+            before = {name: {key: value for key, value in stored.get(name, {}).items() if key in now[name]} for name in now}
+            changed += differences(before, now)
+    if not changed:
+        return None
+    fields = ", ".join(f"{change.field} {change.before} (here {change.now})" for change in changed[:_MOST_DIFFERENCES])
+    more = f" and {len(changed) - _MOST_DIFFERENCES} more" if len(changed) > _MOST_DIFFERENCES else ""
+    return (
+        f"Finished stages keep the settings of {config.folder / RUN_FILE}, which are not this command's: {fields}{more}. "
+        f"--config {config.folder} gives the run's own."
+    )
+
+
+@contextmanager
+def recording(config: Config, stage: str) -> Iterator[None]:
+    """While and after a stage runs, `run.yaml` holds what the stage reads; of a run without the file, everything.
+
+    An interrupted training can so be resumed with `--config RUN_FOLDER`. If the stage is refused before it begins, the file is
+    put back: nothing was made with the new settings. Only the main process writes.
+
+    Raises:
+        ConfigError: the run's `run.yaml` is damaged.
+        ArtifactError: the folder cannot be written.
+    """
+    path, folder = config.folder / RUN_FILE, config.folder
+    before = load(folder) if path.is_file() else None
+    if not is_main_process():
+        yield
+        return
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    now = config.recorded
+    untouched = {name: value for name, value in (before or {}).items() if name in now and name not in _READS[stage]}
+    _write(path, now | untouched)
+    try:
+        yield
+    except BaseException as error:
+        begun = not isinstance(error, ConfigError) and any(folder.glob(f"{_FOLDERS.get(stage, stage)}.partial"))
+        if not begun and before is not None:
+            _write(path, before)
+        elif not begun:
+            path.unlink(missing_ok=True)
+            with suppress(OSError):  # one holds something else
+                for parent in missing:
+                    parent.rmdir()
+        raise
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    fields = {name: value for name, value in values.items() if not isinstance(value, dict)}
+    parts = [fields, *({name: value} for name, value in values.items() if name not in fields)]
+    texts = [yaml.safe_dump(part, sort_keys=False, allow_unicode=True, width=120) for part in parts]
+    temporary = path.with_name(f"{RUN_FILE}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(_HEADER + "\n".join(texts) + _END, encoding="utf-8", newline="\n")
+        temporary.replace(path)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be written ({error.strerror}). Choose another folder with --out DIR.") from None

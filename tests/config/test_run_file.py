@@ -1,0 +1,200 @@
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from minionerec import pipeline
+from minionerec.cli import main, parse
+from minionerec.config import Config, DataConfig, EvalConfig, RlConfig, SftConfig, run_file
+from minionerec.config.run_file import RUN_FILE, load, other_settings, recording
+from minionerec.errors import ArtifactError, ConfigError, TrainingError
+from tests.small import write_config
+
+PRESETS = sorted(Path(run_file.__file__).parents[1].joinpath("presets").glob("*.yaml"))
+
+
+def make(config, stage):
+    """Leave what a finished stage leaves."""
+    with recording(config, stage):
+        (config.folder / stage).mkdir(parents=True)
+        (config.folder / stage / "manifest.json").write_text("{}")
+
+
+@pytest.fixture
+def config(tmp_path):
+    return Config(name="Lamps ✓", out=str(tmp_path / "run"), sft=SftConfig(epochs=2, learning_rate=1e-5))
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_every_preset_comes_back_from_its_runs_file(preset, tmp_path):
+    config = parse("run", ["--config", str(preset), "--out", str(tmp_path / "run")])
+    make(config, "data")
+    assert parse("run", ["--config", str(tmp_path / "run")]) == config
+
+
+def test_the_file_is_for_people_too(config):
+    make(config, "data")
+    lines = (config.folder / RUN_FILE).read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("# What this run's artefacts were made with") and "--config" in lines[0]
+    assert lines[1:5] == ["name: Lamps ✓", "seed: 42", "threads: 2", ""] and "sft:" in lines and "  epochs: 2" in lines
+    values = load(config.folder)
+    assert set(values) == set(config.recorded) == set(vars(config)) - {"out", "replace"}
+    assert os.listdir(config.folder.parent) == ["run"] and sorted(os.listdir(config.folder)) == ["data", RUN_FILE]
+
+
+def test_a_stage_updates_the_sections_that_it_reads(config):
+    make(config, "data")
+    later = replace(
+        config, name="other", seed=1, threads=7, data=DataConfig(max_history=5), sft=SftConfig(), rl=RlConfig(beta=1)
+    )
+    make(later, "sft")
+    values = load(config.folder)
+    assert (values["name"], values["threads"], values["data"]["max_history"]) == ("Lamps ✓", 2, 20)
+    assert (values["seed"], values["sft"]["epochs"], values["rl"]["beta"]) == (1, SftConfig().epochs, RlConfig().beta)
+
+
+def test_settings_of_finished_stages_that_differ_are_named_in_one_line(config):
+    assert other_settings(config, ("sft",)) is None  # there is no run yet
+    make(config, "data")
+    make(config, "sft")
+    later = replace(config, data=DataConfig(max_history=5), sft=SftConfig(micro_batch=1), rl=RlConfig(beta=1))
+    assert other_settings(config, ("rl",)) is None
+    line = other_settings(later, ("rl",))
+    assert "data.max_history 20 (here 5), " in line and f", sft.epochs 2 (here {SftConfig().epochs})" in line
+    assert "\n" not in line
+    assert "micro_batch" not in line and "beta" not in line  # it decides nothing; rl is not finished
+    assert f"--config {config.folder}" in line
+    assert "sft" not in other_settings(later, ("sft", "rl"))  # sft is asked itself
+    assert other_settings(later, ("data", "sid", "sft", "rl")) is None
+    many = replace(config, sft=SftConfig(batch_size=1, warmup=0.5, patience=9, smoothing=0.5, dropout=0.5, train="lora"))
+    assert "and 3 more. --config" in other_settings(many, ("rl",))
+
+
+@pytest.mark.parametrize(
+    ("error", "partial", "kept"),
+    [
+        (ConfigError("refused"), False, False),
+        (ConfigError("refused"), True, False),
+        (ArtifactError("no input"), False, False),
+        (TrainingError("diverged"), True, True),
+        (KeyboardInterrupt(), True, True),
+        (KeyboardInterrupt(), False, False),
+        (RuntimeError("a mistake of ours"), True, True),
+    ],
+)
+def test_a_stage_that_did_not_begin_changes_nothing(config, error, partial, kept):
+    make(config, "data")
+    before = (config.folder / RUN_FILE).read_bytes()
+    with pytest.raises(type(error)), recording(replace(config, sft=SftConfig(epochs=9)), "sft"):
+        assert load(config.folder)["sft"]["epochs"] == 9  # while it trains, for a process that is killed
+        if partial:
+            (config.folder / "sft.partial").mkdir()
+        raise error
+    assert ((config.folder / RUN_FILE).read_bytes() != before) == kept
+    assert load(config.folder)["sft"]["epochs"] == (9 if kept else 2)
+
+
+def test_a_run_whose_first_stage_fails_leaves_nothing(config, tmp_path):
+    config = replace(config, out=str(tmp_path / "deep" / "run"))
+    for left in ([], ["deep"]):
+        with pytest.raises(ArtifactError), recording(config, "data"):
+            raise ArtifactError("no disk")
+        assert os.listdir(tmp_path) == left
+        (tmp_path / "deep").mkdir(exist_ok=True)
+
+
+DAMAGE = {
+    "cut": (lambda text: text[: len(text) // 2].rpartition("\n")[0] + "\n", "its end is missing"),
+    "empty": (lambda _: "", "its end is missing"),
+    "no YAML": (lambda text: text.replace("sft:", "sft: ["), "not readable as YAML"),
+    "a section that is none": (lambda text: text + "rl: 3\n...\n", "not readable as YAML|rl is a section, found 3"),
+    "a list": (lambda _: "- 1\n...\n", "its end is missing"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_named(config, damage):
+    spoil, message = DAMAGE[damage]
+    make(config, "data")
+    path = config.folder / RUN_FILE
+    path.write_text(spoil(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for use in (
+        lambda: parse("run", ["--config", str(config.folder)]),
+        lambda: make(config, "sft"),
+        lambda: other_settings(config, ("sft",)),
+    ):
+        with pytest.raises(ConfigError, match=rf"run\.yaml: damaged \(.*({message}).*Delete the file and give .*--config"):
+            use()
+    assert not (config.folder / "sft").exists()
+    path.unlink()
+    make(config, "sft")
+    assert load(config.folder)["sft"]["epochs"] == 2
+
+
+def test_only_the_main_process_writes(config, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    with recording(config, "data"):
+        pass
+    assert not config.folder.exists()
+
+
+def test_commands_know_their_run(tmp_path, capsys):
+    path, run = write_config(tmp_path), tmp_path / "run"
+    assert main(["data", "prepare", "--config", str(path), "--data.max_history", "7", "--replace"]) == 0
+    assert yaml.safe_load((run / RUN_FILE).read_text())["data"]["max_history"] == 7
+    assert main(["sid", "--config", str(path)]) == 0  # the flag is forgotten, but the data is not touched
+    assert "data.max_history 7 (here 6)" in capsys.readouterr().err
+    assert main(["data", "prepare", "--config", str(path)]) == 2
+    assert "data.max_history: 7 there, 6 now" in capsys.readouterr().err
+    moved = shutil.move(run, tmp_path / "moved")
+    assert main(["data", "prepare", "--config", str(moved)]) == 0
+    assert main(["sid", f"--config={moved}"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count("up to date") == 2 and not captured.err and not run.exists()
+    assert main(["sid", "--config", str(moved), "--sid.codebook_size", "9"]) == 2  # a flag wins, and is asked about
+    assert "sid.codebook_size: 8 there, 9 now" in capsys.readouterr().err
+    assert load(moved)["sid"]["codebook_size"] == 8
+    assert main(["sid", "--config", str(moved), "--sid.codebook_size", "9", "--replace"]) == 0
+    assert load(moved)["sid"]["codebook_size"] == 9
+
+
+def test_where_a_configuration_of_a_run_leads(config, tmp_path, monkeypatch):
+    make(config, "data")
+    monkeypatch.chdir(tmp_path)
+    for folder in ("run", str(tmp_path / "run"), "./run/"):
+        assert parse("run", ["--config", folder]).folder.resolve() == config.folder
+    assert parse("run", ["--config", "run", "--out", "elsewhere"]).folder == Path("elsewhere")
+    assert parse("run", ["--out=elsewhere", "--config=run"]).folder == Path("elsewhere")
+    copied = parse("run", ["--config", "run", "--name", "again"])  # a new run with the same configuration
+    assert copied.folder == Path("runs/again") and copied.sft == config.sft
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"--config empty: this folder holds no run\.yaml"):
+        parse("run", ["--config", "empty"])
+    (tmp_path / "ml-100k").mkdir()  # a folder of that name hides no preset
+    assert parse("run", ["--config", "ml-100k"]).name == "ml-100k"
+
+
+def test_replace_needs_no_value_and_is_recorded_nowhere(config):
+    flags = {(): False, ("--replace",): True, ("--replace=true",): True, ("--replace=false",): False}
+    assert {flag: parse("run", list(flag)).replace for flag in flags} == flags
+    make(replace(config, replace=True, eval=EvalConfig(num_beams=7)), "data")
+    text = (config.folder / RUN_FILE).read_text()
+    assert "\nreplace:" not in text and "\nout:" not in text and "num_beams: 7" in text
+    names = ("data", "sid", "model", "prompts", "sft", "rl", "eval", "report", "baseline")
+    assert config.section(*names) == replace(config, replace=True).section(*names)
+    assert config.key_fields(*names) == replace(config, replace=True).key_fields(*names)
+
+
+def test_each_stage_of_a_pipeline_is_recorded(config, monkeypatch):
+    def refuse(_):
+        raise ConfigError("asks")
+
+    monkeypatch.setattr(pipeline, "STAGES", {"data": lambda _: [], "sid": refuse, "sft": lambda _: []})
+    pipeline.run(config, ("data",))
+    with pytest.raises(ConfigError, match="asks"):
+        pipeline.run(replace(config, seed=9, data=DataConfig(max_history=3)), ("data", "sid", "sft"))
+    values = load(config.folder)
+    assert (values["data"]["max_history"], values["seed"]) == (3, 42)
