@@ -69,7 +69,7 @@ def test_settings_of_finished_stages_that_differ_are_named_in_one_line(config):
     assert f"--config {config.folder}" in line
     assert "sft" not in other_settings(later, ("sft", "rl"))  # sft is asked itself
     assert other_settings(later, ("data", "sid", "sft", "rl")) is None
-    many = replace(config, sft=SftConfig(batch_size=1, warmup=0.5, patience=9, smoothing=0.5, dropout=0.5, train="lora"))
+    many = replace(config, sft=SftConfig(batch_size=1, warmup=0.5, patience=9, smoothing=0.5, dropout=0.5, max_grad_norm=5))
     assert "and 3 more. --config" in other_settings(many, ("rl",))
 
 
