@@ -32,7 +32,7 @@ from minionerec.errors import MiniOneRecError
 from minionerec.eval.metrics import positions
 from minionerec.eval.predict import evenly_spaced
 from minionerec.model import checkpoint
-from minionerec.prompts.builder import build_examples
+from minionerec.prompts.builder import Prompts
 from minionerec.sid.index import SidIndex
 from minionerec.statistics.intervals import paired, permutation
 from minionerec.statistics.ranking import per_user
@@ -125,14 +125,12 @@ def ask(config: Config, examples: int, seed: int, ways: Sequence[str] = WAYS) ->
     index = SidIndex.load(config.folder / "sid", dataset)
     model, tokenizer = checkpoint.load(str(config.folder / "sft" / "model"))
     model.eval()
-    tokens = checkpoint.sid_token_ids(tokenizer, index)
+    prompts = Prompts(dataset, index, tokenizer, config.resolved_prompts, checkpoint.context_of(model))
+    tokens = prompts.sid_tokens
     if (tokens < 0).any():
         raise SystemExit(f"{config.folder}/sid: SIDs differ in length; the released code's constraint takes one length only.")
     trie, sids = CatalogTrie.from_codes(tokens), tokens.unique(dim=0).tolist()
-    context, split = getattr(model.config, "max_position_embeddings", None), config.eval.split
-    made = build_examples(
-        "history_sid_to_sid", dataset, index, tokenizer, split=split, context=context, prompts=config.resolved_prompts
-    )
+    made = prompts.examples("history_sid_to_sid", config.eval.split)
     rows = sorted(evenly_spaced(len(made), examples))
     beams, size = config.eval.num_beams, config.eval.batch_size
     decoders: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
@@ -153,7 +151,7 @@ def ask(config: Config, examples: int, seed: int, ways: Sequence[str] = WAYS) ->
                 found[way].append(positions(lists.numpy(), targets))
                 if way == DEFAULTED:
                     valid += [tuple(sid) in known for group in lists.tolist() for sid in group]
-    users = dataset.split(split)["user"].to_numpy()[rows]
+    users = dataset.split(config.eval.split)["user"].to_numpy()[rows]
     ranks = {way: np.concatenate(parts) for way, parts in found.items()}
     return Asked(ranks, np.unique(users, return_inverse=True)[1], float(1 - np.mean(valid)) if valid else 0.0)
 

@@ -41,9 +41,9 @@ from trl import SFTConfig, SFTTrainer
 from minionerec.config import ModelConfig, TaskName
 from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, Dataset
 from minionerec.model import checkpoint, scratch
-from minionerec.prompts.builder import tokenizer_corpus
-from minionerec.sft.train import build_trees
+from minionerec.prompts.builder import Prompts, tokenizer_corpus
 from minionerec.sft.trainer import Tree, TreeCollator
+from minionerec.sft.trees import build_trees, examples_by_task
 from minionerec.sid.index import SidIndex
 from minionerec.tree import TreeBatch, tree_logprobs
 
@@ -167,7 +167,8 @@ def measure(side: str, arguments: argparse.Namespace) -> Measured:
     sizes = ModelConfig(hidden_size=arguments.hidden, intermediate_size=4 * arguments.hidden, heads=4, vocabulary=8192)
     model, tokenizer = scratch.create(tokenizer_corpus(dataset), sizes, 0)
     checkpoint.add_sid_tokens(model, tokenizer, index, 0)
-    trees = build_trees(TASKS, dataset, index, tokenizer, split="train", stride=arguments.stride, context=None)
+    examples = examples_by_task(Prompts(dataset, index, tokenizer), TASKS, "train", arguments.stride)
+    trees = build_trees(examples, arguments.stride).trees
     trees = draw(trees, arguments.examples)
     branches = [branch for tree in trees for branch in tree]
     labels = sum(len(branch.completion) for branch in branches)

@@ -88,8 +88,8 @@ def rows(tasks: Iterable[TaskName], prompts: PromptsConfig, instructions: bool) 
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for task in tasks:
         example = next(e for e in examples_of(task, made, index, "valid", 1, prompts) if e.target == 2)
-        cells = [f"`{task}`", *([cell(example.instruction)] if instructions else [])]
-        lines.append(f"| {' | '.join([*cells, cell(example.question()), cell(example.completion)])} |")
+        cells = [f"`{task}`", *([cell(example.question.instruction)] if instructions else [])]
+        lines.append(f"| {' | '.join([*cells, cell(example.question.text()), cell(example.completion)])} |")
     return lines
 
 

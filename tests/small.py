@@ -1,5 +1,6 @@
 """A small synthetic experiment for whole-pipeline tests: users walk around a ring of items, so the next one can be learnt."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,11 @@ import polars as pl
 import yaml
 
 from minionerec.cli import parse
-from minionerec.config import Config, DataConfig
-from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, Dataset
+from minionerec.config import Config, DataConfig, TaskName
+from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, Dataset, SplitName
 from minionerec.data.prepare import build
+from minionerec.prompts.builder import Prompts
+from minionerec.prompts.encode import TokenExample
 from minionerec.sid.index import SidIndex
 
 _WORDS = ("red", "blue", "old", "new", "small", "large", "round", "square")
@@ -111,3 +114,9 @@ def random_dataset(users: int = 20, items: int = 30, seed: int = 0) -> tuple[Dat
     dataset, _ = build(interactions, catalog, DataConfig(max_history=6))
     codes = np.stack([np.arange(items) // 6, np.arange(items) % 6, rng.integers(0, 6, items)], axis=1).astype(np.int32)
     return dataset, SidIndex(codes, (6, 6, 6), dataset.digest)
+
+
+def listed_examples(prompts: Prompts, task: TaskName, split: SplitName = "train", stride: int = 1) -> list[TokenExample]:
+    """A task's examples with their tokens as lists, which compare with other lists; from the cache they are views of a file."""
+    examples = prompts.examples(task, split, stride)
+    return [replace(example, prompt=[*example.prompt], completion=[*example.completion]) for example in examples]

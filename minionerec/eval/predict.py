@@ -17,10 +17,9 @@ import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from minionerec.artifacts import (
     CHECKPOINTS,
@@ -32,7 +31,7 @@ from minionerec.artifacts import (
     require,
     write_artifact,
 )
-from minionerec.config import CUTOFFS, Config
+from minionerec.config import CUTOFFS, Config, EvalConfig
 from minionerec.data.dataset import Dataset
 from minionerec.data.interactions import interaction_counts
 from minionerec.distributed import distributed_state, is_main_process, wait_for_everyone
@@ -47,7 +46,8 @@ from minionerec.eval.metrics_json import Metrics
 from minionerec.eval.predictions import Prediction, write_predictions
 from minionerec.eval.slices import parts_of_dataset, parts_of_lists, slice_tables
 from minionerec.model import checkpoint
-from minionerec.prompts.builder import build_examples, check_prompts, prompts_section
+from minionerec.prompts.builder import Prompts
+from minionerec.prompts.record import check_prompts, prompts_section
 from minionerec.sid.index import SidIndex
 from minionerec.tree import CatalogTrie, beam_search, left_pad
 
@@ -63,18 +63,15 @@ class Decoder:
         CatalogError: the tokenizer lacks the catalog's SID tokens.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, index: SidIndex, config: Config
-    ) -> None:
-        self._config, self._index, self._tokenizer = config.eval, index, tokenizer
+    def __init__(self, model: PreTrainedModel, prompts: Prompts, config: EvalConfig) -> None:
+        self._config, self._index, self._tokenizer = config, prompts.index, prompts.tokenizer
         self._device = distributed_state().device
         self._model = model.to(self._device).eval()
-        self._tokens = checkpoint.sid_token_ids(tokenizer, index)  # (items, levels)
+        self._tokens = prompts.sid_tokens
         self._trie = CatalogTrie.from_codes(self._tokens, self._device)
         self._item_of = {tuple(sid): item for item, sid in reversed(list(enumerate(self._tokens.tolist())))}
-        split, context = dataset.split(config.eval.split), getattr(model.config, "max_position_embeddings", None)
-        options: dict[str, Any] = {"split": config.eval.split, "context": context, "prompts": config.resolved_prompts}
-        examples = build_examples("history_sid_to_sid", dataset, index, tokenizer, **options)
+        split = prompts.dataset.split(config.split)
+        examples = prompts.examples("history_sid_to_sid", config.split)
         self._rows = list(zip(split.iter_rows(named=True), examples, strict=True))
         self._several = split["user"].n_unique() < len(split)
 
@@ -132,15 +129,13 @@ class Decoder:
             )
 
 
-def decode(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, index: SidIndex, config: Config
-) -> Iterator[Prediction]:
+def decode(model: PreTrainedModel, prompts: Prompts, config: EvalConfig) -> Iterator[Prediction]:
     """Predictions for the whole split in its order, in this process.
 
     Raises:
         CatalogError: the tokenizer lacks the catalog's SID tokens.
     """
-    decoder = Decoder(model, tokenizer, dataset, index, config)
+    decoder = Decoder(model, prompts, config)
     yield from decoder.predict(range(len(decoder)))
 
 
@@ -157,7 +152,9 @@ def _progress() -> Progress:
 
 def predict_with_model(stage: str, config: Config, dataset: Dataset, index: SidIndex, folder: Path) -> None:
     """Decode in shards that do not depend on the number of processes, and put them together in the split's order."""
-    decoder = Decoder(*checkpoint.load(config.folder / stage / "model"), dataset, index, config)
+    model, tokenizer = checkpoint.load(config.folder / stage / "model")
+    prompts = Prompts(dataset, index, tokenizer, config.resolved_prompts, checkpoint.context_of(model))
+    decoder = Decoder(model, prompts, config.eval)
     shards = _shards(len(decoder), config.eval.shard_size)
     traced = evenly_spaced(len(decoder), config.eval.oracle_examples)
     store = folder / CHECKPOINTS

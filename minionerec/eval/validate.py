@@ -6,28 +6,21 @@ from pathlib import Path
 
 import numpy as np
 from accelerate.utils import gather_object
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from minionerec.config import Config
-from minionerec.data.dataset import Dataset
 from minionerec.distributed import distributed_state
 from minionerec.errors import DataError
 from minionerec.eval.metrics import ranks
 from minionerec.eval.predict import Decoder, evenly_spaced
-from minionerec.sid.index import SidIndex
+from minionerec.prompts.builder import Prompts
 from minionerec.statistics.ranking import per_user
 
 SHOWN = ("HR@1", "HR@10", "HR@50", "NDCG@10")
 
 
 def validator(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    dataset: Dataset,
-    index: SidIndex,
-    config: Config,
-    examples: int | None,
-    metric: str,
+    model: PreTrainedModel, prompts: Prompts, config: Config, examples: int | None, metric: str
 ) -> Callable[[], dict[str, float]]:
     """A function that measures the model as it is when it is called, on `examples` of the valid split (None: on all).
 
@@ -38,13 +31,12 @@ def validator(
     Raises:
         DataError: the valid split is empty.
     """
-    if not len(dataset.valid):
+    if not len(prompts.dataset.valid):
         raise DataError(
             f"{Path(config.folder) / 'data'}: the valid split is empty; there is nothing to choose the best model by. Set "
             "sft.best_metric loss and rl.evaluations 0."
         )
-    alike = replace(config, eval=replace(config.eval, split="valid"), prompts=config.prompts.for_training())
-    decoder = Decoder(model, tokenizer, dataset, index, alike)
+    decoder = Decoder(model, prompts, replace(config.eval, split="valid"))
     rows = sorted(evenly_spaced(len(decoder), examples or len(decoder)))
     size = config.eval.batch_size
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]

@@ -67,6 +67,12 @@ def vocabulary_rows(model: PreTrainedModel) -> int:
     return cast(torch.nn.Embedding, model.get_input_embeddings()).num_embeddings
 
 
+def context_of(model: PreTrainedModel) -> int | None:
+    """Tokens that a model can read, prompt and completion together; None if unlimited."""
+    context: int | None = getattr(model.config, "max_position_embeddings", None)
+    return context
+
+
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write model (safetensors) and tokenizer into a folder, so that `load` finds both."""
     model.save_pretrained(folder)

@@ -3,9 +3,9 @@
 An entry is a folder `tokens/<key>/`: `tokens.npy` (tokens of all prompts and completions in a row, int32), `offsets.npy` (where
 each begins: prompt, completion, prompt, ..., and the end, int64), `facts.npy` (the other fields of each example, int64), and
 `sha256.json` (hashes of the three). It is written under a temporary name and renamed. Prompts and completions are views of the
-memory-mapped file: the ranks of a machine share its pages, and an example costs some hundred bytes, however long it is. The key
-covers everything that decides the tokens: catalog, split, SIDs, tokenizer, this package's wording and code, all options. An
-entry that is damaged is made anew. `$MINIONEREC_CACHE/tokens` may be deleted at any time.
+memory-mapped file: the processes of a machine share its pages, and an example costs some hundred bytes, however long it is. The
+key covers everything that decides the tokens: catalog, split, SIDs, tokenizer, this package's wording and code, all options. A
+damaged entry is built again. `$MINIONEREC_CACHE/tokens` may be deleted at any time.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,67 +25,43 @@ import tokenizers
 from transformers import PreTrainedTokenizerBase, __version__
 
 from minionerec.artifacts import cache_folder, content_hash, file_hash, read_json, write_json
-from minionerec.config import PromptsConfig, TaskName
+from minionerec.config import PromptsConfig
 from minionerec.data import released
-from minionerec.data.dataset import Dataset, SplitName
 from minionerec.errors import ArtifactError
-from minionerec.prompts.builder import TokenExample, build_examples
+from minionerec.prompts.encode import TokenExample
 from minionerec.sid.index import SidIndex
 
 _FILES = ("tokens.npy", "offsets.npy", "facts.npy")
 _CODE = (*Path(__file__).parent.glob("*.py"), Path(released.__file__))  # the latter makes prose of descriptions
 _NONE = -(2**62)  # stands for None among the facts
-_FACTS = tuple(made for made in dataclasses.fields(TokenExample) if made.name not in ("prompt", "completion"))
+_FACTS = tuple(field for field in dataclasses.fields(TokenExample) if field.name not in ("prompt", "completion"))
 
 
-def cached_examples(
-    task: TaskName,
-    dataset: Dataset,
-    index: SidIndex,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    split: SplitName,
-    **options: Any,
-) -> list[TokenExample]:
-    """`build_examples`, from the cache where it has been computed before; slow tokenizers, which tell no digest, never.
+def cached(key: Mapping[str, Any], build: Callable[[], list[TokenExample]]) -> list[TokenExample]:
+    """What `build` returns, read from the cache if it was built before with the same key.
 
     Args:
-        options: those of `build_examples`.
+        key: all that decides the tokens, apart from this package's code.
 
     Raises:
-        ConfigError: see `build_examples`; what raises is not cached.
+        Whatever `build` raises; nothing is cached then.
     """
-    digest = tokenizer_digest(tokenizer)
-    if digest is None:
-        return build_examples(task, dataset, index, tokenizer, split=split, **options)
-    key = content_hash(
-        {
-            "catalog": _frame_digest(dataset.catalog),
-            "split": [split, _frame_digest(dataset.split(split))],
-            "sids": [hashlib.sha256(index.codes.tobytes()).hexdigest(), list(index.codebook_sizes)],
-            "tokenizer": digest,
-            "code": {path.name: file_hash(path) for path in sorted(_CODE)},
-            "task": task,
-            "options": {
-                name: dataclasses.asdict(value) if isinstance(value, PromptsConfig) else value
-                for name, value in options.items()
-            },
-        }
-    )
-    folder = cache_folder() / "tokens" / key
-    found = _read(folder)
-    if found is None:
-        found = build_examples(task, dataset, index, tokenizer, split=split, **options)
+    values = {name: dataclasses.asdict(value) if isinstance(value, PromptsConfig) else value for name, value in key.items()}
+    code = {path.name: file_hash(path) for path in sorted(_CODE)}
+    folder = cache_folder() / "tokens" / content_hash({**values, "code": code})
+    examples = _read(folder)
+    if examples is None:
+        examples = build()
         try:
-            _write(folder, found)
-            found = _read(folder) or found
+            _write(folder, examples)
+            examples = _read(folder) or examples
         except OSError as error:
             warnings.warn(f"{folder}: tokens are not cached ({error.strerror}); set MINIONEREC_CACHE.", stacklevel=2)
-    return found
+    return examples
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Identifies what a fast tokenizer makes of a text; None for a slow one."""
+    """Identifies how a fast tokenizer splits texts; None for a slow one."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
@@ -92,7 +69,13 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return content_hash([backend.to_str(), template, tokenizer.special_tokens_map, __version__, tokenizers.__version__])
 
 
-def _frame_digest(frame: pl.DataFrame) -> str:
+def sids_digest(index: SidIndex) -> str:
+    """Identifies the SIDs of all items."""
+    return content_hash([hashlib.sha256(index.codes.tobytes()).hexdigest(), list(index.codebook_sizes)])
+
+
+def frame_digest(frame: pl.DataFrame) -> str:
+    """Identifies the content of a table."""
     stream = io.BytesIO()
     frame.rechunk().write_ipc(stream)
     return hashlib.sha256(stream.getbuffer()).hexdigest()
@@ -103,7 +86,7 @@ def _write(folder: Path, examples: list[TokenExample]) -> None:
     arrays: tuple[np.ndarray, ...] = (
         np.fromiter((token for part in parts for token in part), dtype=np.int32),
         np.cumsum([0, *map(len, parts)], dtype=np.int64),
-        np.array([[_number(getattr(example, made.name)) for made in _FACTS] for example in examples], dtype=np.int64),
+        np.array([[_number(getattr(example, field.name)) for field in _FACTS] for example in examples], dtype=np.int64),
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
@@ -115,7 +98,7 @@ def _write(folder: Path, examples: list[TokenExample]) -> None:
         os.rename(partial, folder)
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)
-        if _read(folder) is None:  # otherwise another rank was faster
+        if _read(folder) is None:  # otherwise another process was faster
             raise
 
 
@@ -128,7 +111,7 @@ def _value(number: int, kind: Any) -> Any:
 
 
 def _read(folder: Path) -> list[TokenExample] | None:
-    """The examples of an entry; None where it is not there or damaged."""
+    """The examples of an entry; None if it is missing or damaged."""
     try:
         hashes = read_json(folder / "sha256.json")
         if hashes != {name: file_hash(folder / name) for name in _FILES}:
@@ -141,7 +124,7 @@ def _read(folder: Path) -> list[TokenExample] | None:
         TokenExample(
             prompt=mapped[ends[2 * row] : ends[2 * row + 1]],
             completion=mapped[ends[2 * row + 1] : ends[2 * row + 2]],
-            **{made.name: _value(value, made.type) for made, value in zip(_FACTS, values, strict=True)},
+            **{field.name: _value(value, field.type) for field, value in zip(_FACTS, values, strict=True)},
         )
         for row, values in enumerate(rows)
     ]

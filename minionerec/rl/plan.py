@@ -9,7 +9,8 @@ from minionerec.config import Config, RlConfig
 from minionerec.data.dataset import Dataset
 from minionerec.model import checkpoint
 from minionerec.model.outline import base_outline, outline
-from minionerec.prompts.builder import TokenExample, tokenizer_corpus
+from minionerec.prompts.builder import Prompts, tokenizer_corpus
+from minionerec.prompts.encode import TokenExample
 from minionerec.rl.arguments import grpo_arguments
 from minionerec.rl.rows import training_prompts
 from minionerec.sid.index import SidIndex
@@ -84,11 +85,10 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
         corpus = tokenizer_corpus(dataset, config.resolved_prompts, config.sft.task_names)
         model, tokenizer = base_outline(config.model, index, corpus, config.seed)
         model = model.float()
-    token_ids = checkpoint.sid_token_ids(tokenizer, index)
-    context = getattr(model.config, "max_position_embeddings", None)
-    examples = training_prompts(config, dataset, index, tokenizer, context)
+    prompts = Prompts(dataset, index, tokenizer, config.resolved_prompts.for_training(), checkpoint.context_of(model))
+    examples = training_prompts(config, prompts)
     arguments = grpo_arguments(config.rl, index.levels, config.seed, config.folder / "rl", len(examples), devices)
-    planned = work(examples, CatalogTrie.from_codes(token_ids), arguments, config.rl)
+    planned = work(examples, CatalogTrie.from_codes(prompts.sid_tokens), arguments, config.rl)
     shape = Shape.of(model)
     where = planned_devices(devices, config.rl.bf16, config.rl.gradient_checkpointing)
     return [Plan("rl", shape, planned, some) for some in where]

@@ -4,13 +4,12 @@ import logging
 
 import torch
 from datasets import Dataset as TokenDataset
-from transformers import PreTrainedTokenizerBase
 
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError
-from minionerec.prompts.builder import TokenExample, sample_examples
-from minionerec.sid.index import SidIndex
+from minionerec.prompts.builder import Prompts
+from minionerec.prompts.encode import TokenExample
 from minionerec.tree import CatalogTrie, without_padding
 
 log = logging.getLogger(__name__)
@@ -21,32 +20,16 @@ def hidden_items(example: TokenExample, dataset: Dataset) -> list[int]:
     return [] if example.row is None else dataset.train["history"][example.row].to_list()
 
 
-def training_prompts(
-    config: Config, dataset: Dataset, index: SidIndex, tokenizer: PreTrainedTokenizerBase, context: int | None
-) -> list[TokenExample]:
+def training_prompts(config: Config, prompts: Prompts) -> list[TokenExample]:
     """What is rolled out: examples of the tasks at random, as many as fill whole steps (TRL makes a short one of the rest).
 
     Where `eval.exclude_history` hides an example's target, it is left out: no list can hold it, so there is nothing to learn.
 
-    Args:
-        context: most tokens the model can read; None where unlimited.
-
     Raises:
-        ConfigError: there are fewer than one step takes, or see `sample_examples`.
+        ConfigError: there are fewer than one step takes, or see `Prompts.sample`.
     """
-    rl = config.rl
-    examples = sample_examples(
-        rl.tasks,
-        dataset,
-        index,
-        tokenizer,
-        split="train",
-        count=rl.max_examples,
-        seed=config.seed,
-        context=context,
-        prompts=config.resolved_prompts.for_training(),
-        shares=rl.task_shares,
-    )
+    rl, dataset, index = config.rl, prompts.dataset, prompts.index
+    examples = prompts.sample(rl.tasks, "train", rl.max_examples, config.seed, rl.task_shares)
     if config.eval.exclude_history:
         drawn = len(examples)
         examples = [

@@ -9,25 +9,15 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
-from transformers import PreTrainedTokenizerBase
-
-from minionerec.config import PromptsConfig, RlConfig
-from minionerec.data.dataset import Dataset, SplitName
-from minionerec.prompts.builder import TokenExample, build_examples
-from minionerec.sid.index import SidIndex
+from minionerec.config import RlConfig, TaskName
+from minionerec.data.dataset import SplitName
+from minionerec.prompts.builder import Prompts
+from minionerec.prompts.encode import TokenExample
 
 log = logging.getLogger(__name__)
 
 
-def with_targets(
-    examples: Sequence[TokenExample],
-    config: RlConfig,
-    dataset: Dataset,
-    index: SidIndex,
-    tokenizer: PreTrainedTokenizerBase,
-    context: int | None,
-    prompts: PromptsConfig,
-) -> list[TokenExample]:
+def with_targets(examples: Sequence[TokenExample], config: RlConfig, prompts: Prompts) -> list[TokenExample]:
     """The examples with the targets that `rl.targets` asks for; a warning counts the wrong ones.
 
     Equal prompts stand for equal histories, titles or descriptions: each is written into its prompt whole, unless it was cut.
@@ -35,20 +25,20 @@ def with_targets(
     repeated.
 
     Args:
-        examples, context, prompts: of the train split, as `sample_examples` made them.
+        examples: of the train split, as `Prompts.sample` drew them.
     """
     if config.targets == "row":
         return list(examples)
     known: dict[tuple[int, ...], TokenExample] = {}
     splits: tuple[SplitName, ...] = ("train", "valid") if config.targets == "released" else ("train",)
     for split in splits:
-        tasks = config.tasks if split == "train" else ["history_sid_to_sid"]  # the released code validates on this one
+        tasks: Sequence[TaskName] = (
+            config.tasks if split == "train" else ["history_sid_to_sid"]
+        )  # the released code validates on this one
         for task in tasks:
-            options = {"split": split, "context": context, "prompts": prompts}
-            made = build_examples(task, dataset, index, tokenizer, **options)  # type: ignore[arg-type]
-            known |= {tuple(example.prompt): example for example in made}
+            known |= {tuple(example.prompt): example for example in prompts.examples(task, split)}
     found = [
-        replace(example, target=(given := known[tuple(example.prompt)]).target, completion=given.completion)
+        replace(example, target=(given := known[tuple(example.prompt)]).target, completion=[*given.completion])
         for example in examples
     ]
     wrong = sum(now.completion != row.completion for now, row in zip(found, examples, strict=True))

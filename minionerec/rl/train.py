@@ -35,7 +35,8 @@ from minionerec.data.dataset import Dataset
 from minionerec.distributed import distributed_state, is_main_process
 from minionerec.errors import ConfigError
 from minionerec.model import checkpoint
-from minionerec.prompts.builder import check_prompts, prompts_section
+from minionerec.prompts.builder import Prompts
+from minionerec.prompts.record import check_prompts, prompts_section
 from minionerec.rl import rewards
 from minionerec.rl.arguments import grpo_arguments, split_prompts
 from minionerec.rl.exact import ExactTrainer
@@ -117,37 +118,35 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
     inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
     sft = require(config.folder / "sft", "minionerec sft", made_from=inputs)
     inputs |= {"sft": sft.digest, **rewards.sources(config, inputs["data"])}
-    prompts = config.resolved_prompts.for_training()
+    asked = config.resolved_prompts.for_training()
     filtered = config.eval.exclude_history
-    sections = {**config.section("rl"), "prompts": prompts_section(prompts), "rollouts": {"exclude_history": filtered}}
+    sections = {**config.section("rl"), "prompts": prompts_section(asked), "rollouts": {"exclude_history": filtered}}
     if config.rl.evaluations:
         sections |= {"validation": config.decoding}
     key = content_hash({"config": {**sections, **config.key_fields("rl")}, "seed": config.seed, "inputs": inputs})
     if is_current(folder, key):
         return Manifest.load(folder), False
     split_prompts(config.rl)  # refuses before anything is loaded
-    check_prompts(sft.config, prompts, str(config.folder / "sft"))
+    check_prompts(sft.config, asked, str(config.folder / "sft"))
     warn_if_normalised_otherwise(sft, config.rl)
     dataset = Dataset.load(config.folder / "data")
     index = SidIndex.load(config.folder / "sid", dataset)
     set_seed(config.seed)
     origin = config.folder / "sft" / "model"
     model, tokenizer = checkpoint.load(str(origin))  # TRL reads the reference model from the same folder
-    context = getattr(model.config, "max_position_embeddings", None)
+    prompts = Prompts(dataset, index, tokenizer, asked, checkpoint.context_of(model))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     # The model, the best so far and the one that replaces it; of the last and the next checkpoint weights, two moments and,
     # where it moves, the reference model.
     check_disk_space(folder, parameters * 4 * (9 if config.rl.sync_reference is None else 11))
-    token_ids = checkpoint.sid_token_ids(tokenizer, index)
-    trie = CatalogTrie.from_codes(token_ids, distributed_state().device)
-    examples = training_prompts(config, dataset, index, tokenizer, context)
-    examples = with_targets(examples, config.rl, dataset, index, tokenizer, context, prompts)
+    trie = CatalogTrie.from_codes(prompts.sid_tokens, distributed_state().device)
+    examples = with_targets(training_prompts(config, prompts), config.rl, prompts)
     rows = token_rows(examples, trie, dataset if filtered else None)
     check_group(config.rl, trie, max(map(len, rows["hidden"])) if filtered else 0)
     functions = rewards.build(config, dataset, [trie.items(leaf) for leaf in range(len(trie))])
     measure: Measure = dict
     if config.rl.evaluations:
-        measure = validator(model, tokenizer, dataset, index, config, config.rl.valid_examples, config.rl.best_metric)
+        measure = validator(model, prompts, config, config.rl.valid_examples, config.rl.best_metric)
     with write_artifact(
         folder,
         stage="rl",

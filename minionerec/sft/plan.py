@@ -5,9 +5,10 @@ from minionerec.config import Config
 from minionerec.data.dataset import Dataset
 from minionerec.model import adapters, checkpoint
 from minionerec.model.outline import base_outline
-from minionerec.prompts.builder import tokenizer_corpus
+from minionerec.prompts.builder import Prompts, tokenizer_corpus
 from minionerec.sft import train
 from minionerec.sft.trainer import TreeCollator, tree_tokens
+from minionerec.sft.trees import training_trees
 from minionerec.sid.index import SidIndex
 from minionerec.training.plan import Plan, Shape, planned_devices
 from minionerec.tree import NO_TOKEN
@@ -30,12 +31,13 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
     index = SidIndex.load(config.folder / "sid", dataset)
     corpus = tokenizer_corpus(dataset, config.resolved_prompts, config.sft.task_names)
     model, tokenizer = base_outline(config.model, index, corpus, config.seed)
-    token_ids = checkpoint.sid_token_ids(tokenizer, index)
+    prompts = Prompts(dataset, index, tokenizer, config.resolved_prompts.for_training(), checkpoint.context_of(model))
+    token_ids = prompts.sid_tokens
     model = adapters.attach(model, config.sft, token_ids[token_ids != NO_TOKEN].unique().tolist())
-    trees, statistics = train.training_trees(config, dataset, index, model, tokenizer)
-    longest = max(map(tree_tokens, trees))
-    arguments = train.training_arguments(config.sft, config.seed, config.folder / "sft", len(trees), longest, devices)
-    work = train.work(trees, arguments, TreeCollator(config.sft.row_tokens), statistics)
+    training = training_trees(config.sft, config.seed, prompts)
+    longest = max(map(tree_tokens, training.trees))
+    arguments = train.training_arguments(config.sft, config.seed, config.folder / "sft", len(training.trees), longest, devices)
+    work = train.work(training, arguments, TreeCollator(config.sft.row_tokens))
     shape = Shape.of(model)
     where = planned_devices(devices, config.sft.bf16, config.sft.gradient_checkpointing)
     return [Plan("sft", shape, work, some) for some in where]

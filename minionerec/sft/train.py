@@ -13,10 +13,8 @@ Command: `minionerec sft --config ml-100k`, or `accelerate launch --config_file 
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,16 +38,16 @@ from minionerec.artifacts import (
     require,
     write_artifact,
 )
-from minionerec.config import Config, PromptsConfig, SftConfig, TaskName
-from minionerec.data.dataset import Dataset, SplitName
+from minionerec.config import Config, SftConfig
+from minionerec.data.dataset import Dataset
 from minionerec.distributed import distributed_state, is_main_process
-from minionerec.errors import ConfigError, DataError
+from minionerec.errors import ConfigError
 from minionerec.model import adapters, checkpoint, scratch
 from minionerec.model.dropout import add_dropout
-from minionerec.prompts.builder import PLAIN, WHOLE, prompts_section, share_of, tokenizer_corpus
-from minionerec.prompts.cache import cached_examples
-from minionerec.sft.trainer import Tree, TreeCollator, TreeTrainer, setting_up, tree_tokens
-from minionerec.sft.weights import LossWeights
+from minionerec.prompts.builder import Prompts, tokenizer_corpus
+from minionerec.prompts.record import prompts_section
+from minionerec.sft.trainer import TreeCollator, TreeTrainer, setting_up, tree_tokens
+from minionerec.sft.trees import Trees, training_trees, validation_trees
 from minionerec.sid.index import SidIndex
 from minionerec.training import card, plan
 from minionerec.training.checkpoints import MarkComplete, last_checkpoint, write_log
@@ -74,98 +72,6 @@ def base_model(config: Config, dataset: Dataset, index: SidIndex) -> tuple[PreTr
     titles = dataset.catalog["title"].to_list()
     checkpoint.add_sid_tokens(model, tokenizer, index, config.seed, config.model.sid_init, titles)
     return model, tokenizer
-
-
-def build_trees(
-    tasks: Sequence[TaskName],
-    dataset: Dataset,
-    index: SidIndex,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    split: SplitName,
-    stride: int,
-    context: int | None,
-    prompts: PromptsConfig = PLAIN,
-    shares: Mapping[TaskName, float] = WHOLE,
-    seed: int = 0,
-    answer_in_prompt: bool = False,
-    weights: LossWeights | None = None,
-    statistics: dict[str, dict[str, int]] | None = None,
-) -> list[Tree]:
-    """The tasks' examples as trees: those of a group together, at most `stride` of them, in the tasks' order.
-
-    Args:
-        answer_in_prompt: repeat the released code's mistake, see `sft.answer_in_prompt`.
-        shares: see `share_of`.
-        statistics: filled with examples, tokens, labels and truncated examples by task.
-    """
-    trees: dict[tuple[TaskName, int, int], Tree] = {}
-    counts: dict[tuple[TaskName, int], int] = {}
-    for task in tasks:
-        options: dict[str, Any] = {"split": split, "stride": stride, "context": context, "prompts": prompts}
-        examples = share_of(task, cached_examples(task, dataset, index, tokenizer, **options), shares, seed)
-        if answer_in_prompt and not task.startswith("history"):
-            examples = [replace(example, prompt=[*example.prompt, *example.completion]) for example in examples]
-        if statistics is not None:
-            labels = sum(len(example.completion) for example in examples)
-            tokens = sum(len(example.prompt) for example in examples) + labels
-            cut = sum(example.cut for example in examples)
-            statistics[task] = {"examples": len(examples), "tokens": tokens, "labels": labels, "truncated": cut}
-        for example in examples:
-            seen = counts[task, example.group] = counts.get((task, example.group), 0) + 1
-            key = (task, example.group, (seen - 1) // stride)
-            weigh = None if weights is None else weights.of(task, example)
-            trees.setdefault(key, []).append(Branch(example.prompt, example.completion, weigh, is_sid=example.is_sid))
-    return list(trees.values())
-
-
-def training_trees(
-    config: Config, dataset: Dataset, index: SidIndex, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[Tree], dict[str, dict[str, int]]]:
-    """All that is trained on, and its statistics by task; see `build_trees`.
-
-    Raises:
-        ConfigError: see `LossWeights`, `encode`.
-        DataError: see `examples_of`.
-    """
-    statistics: dict[str, dict[str, int]] = {}
-    trees = build_trees(
-        config.sft.task_names,
-        dataset,
-        index,
-        tokenizer,
-        split="train",
-        stride=config.sft.history_stride,
-        context=_context(model),
-        prompts=config.resolved_prompts.for_training(),
-        shares=config.sft.task_shares,
-        seed=config.seed,
-        answer_in_prompt=config.sft.answer_in_prompt,
-        weights=LossWeights(config.sft, dataset, index.levels),
-        statistics=statistics,
-    )
-    return trees, statistics
-
-
-def validation_trees(
-    config: Config, dataset: Dataset, index: SidIndex, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> list[Tree]:
-    """Whole histories of the recommending task, unweighted: what evaluation will see, whatever is trained.
-
-    Raises:
-        DataError: the valid split is empty.
-    """
-    options: dict[str, Any] = {"context": _context(model), "prompts": config.resolved_prompts.for_training()}
-    trees = build_trees(["history_sid_to_sid"], dataset, index, tokenizer, split="valid", stride=1, **options)
-    if not trees:
-        raise DataError(f"{config.folder / 'data'}: the valid split is empty; nothing to choose the best model by.")
-    return trees
-
-
-def _context(model: PreTrainedModel) -> int | None:
-    """The most tokens that a model can read; None where unlimited."""
-    found: int | None = getattr(model.config, "max_position_embeddings", None)
-    return found
 
 
 def check_options(config: SftConfig, devices: int | None = None) -> None:
@@ -239,10 +145,9 @@ def training_arguments(
     )
 
 
-def work(
-    trees: list[Tree], arguments: TrainingArguments, collator: TreeCollator, statistics: dict[str, dict[str, int]]
-) -> plan.Work:
-    """What training on these trees takes; `statistics` are those of `build_trees`."""
+def work(training: Trees, arguments: TrainingArguments, collator: TreeCollator) -> plan.Work:
+    """What training on these trees takes."""
+    trees = training.trees
     sizes = [sum(len(branch.prompt) + len(branch.completion) for branch in tree) for tree in trees]
     labels = [sum(map(_labels, tree)) for tree in trees]
     micro, seed = arguments.per_device_train_batch_size, int(arguments.seed)
@@ -257,7 +162,7 @@ def work(
         labels=sum(labels),
         sample=sample,
         largest=largest,
-        tasks=statistics,
+        tasks=training.statistics,
     )
 
 
@@ -283,8 +188,8 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
     inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
     if config.model.init == "from_pretrained" and Path(str(config.model.path)).is_dir():
         inputs["model"] = folder_digest(Path(str(config.model.path)))
-    prompts = config.resolved_prompts.for_training()
-    sections = {**config.section("sft", "model"), "prompts": prompts_section(prompts)}
+    asked = config.resolved_prompts.for_training()
+    sections = {**config.section("sft", "model"), "prompts": prompts_section(asked)}
     if config.sft.best_metric != "loss":
         sections |= {"validation": config.decoding}
     decisive = {**sections, **config.key_fields("sft", "model")}
@@ -298,18 +203,20 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
     index = SidIndex.load(config.folder / "sid", dataset)
     set_seed(config.seed)
     model, tokenizer = base_model(config, dataset, index)
-    token_ids = checkpoint.sid_token_ids(tokenizer, index)  # refuses a tokenizer that splits SIDs
+    prompts = Prompts(dataset, index, tokenizer, asked, checkpoint.context_of(model))
+    token_ids = prompts.sid_tokens  # refuses a tokenizer that splits SIDs
     parameters = sum(parameter.numel() for parameter in model.parameters())
     model = adapters.attach(model, config.sft, token_ids[token_ids != NO_TOKEN].unique().tolist())
     add_dropout(model, config.sft.dropout)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     # The model; weights and two moments of the best, last and next checkpoint.
     check_disk_space(folder, (parameters + trainable * 9) * 4)
-    trees, statistics = training_trees(config, dataset, index, model, tokenizer)
-    held_out = validation_trees(config, dataset, index, model, tokenizer)
+    training = training_trees(config.sft, config.seed, prompts)
+    trees = training.trees
+    held_out = validation_trees(prompts)
     measure: Measure | None = None
     if config.sft.best_metric != "loss":
-        measure = validator(model, tokenizer, dataset, index, config, config.sft.valid_examples, config.sft.best_metric)
+        measure = validator(model, prompts, config, config.sft.valid_examples, config.sft.best_metric)
     trie = CatalogTrie.from_codes(token_ids) if config.sft.normalise_over == "catalog" or config.sft.smoothing else None
     if trie is not None:
         trie.check_normalisable()
@@ -317,7 +224,7 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
     arguments = training_arguments(config.sft, config.seed, folder, len(trees), longest)
     collator = TreeCollator(config.sft.row_tokens, trie)
     devices = plan.launched(config.sft.bf16, config.sft.gradient_checkpointing)
-    planned = plan.Plan("sft", plan.Shape.of(model), work(trees, arguments, collator, statistics), devices)
+    planned = plan.Plan("sft", plan.Shape.of(model), work(training, arguments, collator), devices)
     planned.show()
     keep_tensorboard(config.folder / "tensorboard" / "sft", config.sft.report_to)
     # All that the configuration or the data can be refused for lies behind: a partial folder of other options is removed now.
@@ -367,7 +274,7 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
             write_log(trainer.state, draft.path / "log.jsonl")
             if draw is not None:
                 draw(draft.path / "log.jsonl", draft.path / "curves.html", f"{config.name}: SFT")
-        draft.metrics.update(**figures, tasks=statistics, **planned.metrics())
+        draft.metrics.update(**figures, tasks=training.statistics, **planned.metrics())
     return Manifest.load(folder), True
 
 

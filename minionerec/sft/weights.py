@@ -7,7 +7,7 @@ import numpy as np
 from minionerec.config import SftConfig, TaskName
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError
-from minionerec.prompts.builder import TokenExample
+from minionerec.prompts.encode import TokenExample
 
 
 class LossWeights:

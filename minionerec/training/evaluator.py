@@ -3,11 +3,10 @@
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from minionerec.config import Config
-from minionerec.data.dataset import Dataset
-from minionerec.sid.index import SidIndex
+from minionerec.prompts.builder import Prompts
 
 Measure = Callable[[], Mapping[str, float]]  # ranking metrics of the model as it is now, the same on all devices
 
@@ -18,9 +17,7 @@ class Validator(Protocol):
     def __call__(
         self,
         model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        dataset: Dataset,
-        index: SidIndex,
+        prompts: Prompts,
         config: Config,
         examples: int | None,
         metric: str,

@@ -12,7 +12,7 @@ from minionerec.eval import calc_level, predict
 from minionerec.eval.predictions import read_predictions
 from minionerec.model import checkpoint, scratch
 from minionerec.pipeline import run
-from minionerec.prompts.builder import build_examples, tokenizer_corpus
+from minionerec.prompts.builder import Prompts, tokenizer_corpus
 from tests import small
 from tests.eval.samples import DATASET, DISTINCT, INDICES
 from tests.launch import accelerate
@@ -32,15 +32,16 @@ def made():
 
 
 def decoded(made, index=DISTINCT, **fields):
-    config = Config(eval=EvalConfig(**{"num_beams": 50, "batch_size": 5, **fields}))
-    return list(predict.decode(*made, DATASET, index, config))
+    model, tokenizer = made
+    config = EvalConfig(**{"num_beams": 50, "batch_size": 5, **fields})
+    return list(predict.decode(model, Prompts(DATASET, index, tokenizer), config))
 
 
 @torch.no_grad()
 def one_by_one(model, tokenizer, index, split, normalise_over="vocabulary"):
     """The slow way: for each user the score of each item's SID, from one ordinary forward per pair."""
     tokens = checkpoint.sid_token_ids(tokenizer, index).tolist()
-    for example in build_examples("history_sid_to_sid", DATASET, index, tokenizer, split=split):
+    for example in small.listed_examples(Prompts(DATASET, index, tokenizer), "history_sid_to_sid", split):
         start, scores = len(example.prompt), {}
         for item, sid in enumerate(tokens):
             logits = model(torch.tensor([[*example.prompt, *sid]])).logits[0, start - 1 : -1]
@@ -209,8 +210,8 @@ def test_two_ranks_one_rank_and_a_resumed_run_write_the_same_files(tmp_path, cap
 @pytest.mark.parametrize("normalise_over", ["vocabulary", "catalog"])
 def test_the_replayed_beam_is_the_beam_search(made, normalise_over):
     for width in (1, 3, 6):
-        config = Config(eval=EvalConfig(num_beams=width, batch_size=5, normalise_over=normalise_over))
-        decoder = predict.Decoder(*made, DATASET, DISTINCT, config)
+        config = EvalConfig(num_beams=width, batch_size=5, normalise_over=normalise_over)
+        decoder = predict.Decoder(made[0], Prompts(DATASET, DISTINCT, made[1]), config)
         rows = list(range(len(decoder)))
         for one, traced in zip(decoder.predict(rows), decoder.trace(rows), strict=True):
             place = one.sids.index(one.target_sid) if one.target_sid in one.sids else None

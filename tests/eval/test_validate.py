@@ -9,7 +9,7 @@ from minionerec.eval.metrics import ranks
 from minionerec.eval.predict import decode
 from minionerec.eval.validate import validator
 from minionerec.model import checkpoint, scratch
-from minionerec.prompts.builder import tokenizer_corpus
+from minionerec.prompts.builder import Prompts, tokenizer_corpus
 from minionerec.statistics.ranking import per_user
 from tests.small import random_dataset
 
@@ -20,14 +20,14 @@ def parts():
     sizes = ModelConfig(hidden_size=32, intermediate_size=48, layers=1, heads=2, vocabulary=400)
     model, tokenizer = scratch.create(tokenizer_corpus(dataset), sizes, 0)
     checkpoint.add_sid_tokens(model, tokenizer, index, 0)
-    return model.eval(), tokenizer, dataset, index
+    return model.eval(), Prompts(dataset, index, tokenizer)
 
 
 def test_validation_is_the_evaluations_figures_on_evenly_spread_examples(parts):
     model = parts[0]
     config = Config(eval=EvalConfig(num_beams=20, batch_size=3, split="test"))
     measure = validator(*parts, config, 7, "MRR@5")
-    whole = ranks(list(decode(*parts, replace(config, eval=replace(config.eval, split="valid")))))
+    whole = ranks(list(decode(*parts, replace(config.eval, split="valid"))))
     chosen = [place * len(whole) // 7 for place in range(7)]
     expected = {name: values[chosen].mean() for name, values in per_user(whole).items()}
     first = measure()
@@ -43,6 +43,7 @@ def test_validation_is_the_evaluations_figures_on_evenly_spread_examples(parts):
 
 
 def test_nothing_to_validate_on(parts):
-    *others, dataset, index = parts
+    model, prompts = parts
+    empty = replace(prompts, dataset=replace(prompts.dataset, valid=prompts.dataset.valid.clear()))
     with pytest.raises(DataError, match=r"the valid split is empty.*sft.best_metric loss and rl.evaluations 0"):
-        validator(*others, replace(dataset, valid=dataset.valid.clear()), index, Config(), None, "HR@1")
+        validator(model, empty, Config(), None, "HR@1")

@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 from minionerec.config import DEFAULT_TASKS, RELEASED_TASKS, ModelConfig, PromptsConfig
 from minionerec.errors import ConfigError, DataError
 from minionerec.model import checkpoint, scratch
-from minionerec.prompts.builder import build_examples, check_prompts, prompts_section, sample_examples, tokenizer_corpus
+from minionerec.prompts.builder import Prompts, tokenizer_corpus
+from minionerec.prompts.record import check_prompts, prompts_section
 from minionerec.prompts.tasks import examples_of
 from minionerec.prompts.wordings import WORDINGS
-from minionerec.sft.train import build_trees
-from tests.small import random_dataset
+from minionerec.sft.trees import build_trees, examples_by_task
+from tests.small import listed_examples, random_dataset
 
 TASKS = list(WORDINGS["plain"])
 RELEASED = PromptsConfig(style="alpaca", wording="released", category="industrial and scientific item")
@@ -52,7 +53,7 @@ def test_a_history_prompt_does_not_depend_on_its_answer(parts, task, split, stri
     dataset, index, tokenizer = parts
     for prompts in (PromptsConfig(), RELEASED):
         made = [
-            [e.prompt for e in build_examples(task, d, index, tokenizer, split=split, stride=stride, prompts=prompts)]
+            [e.prompt for e in listed_examples(Prompts(d, index, tokenizer, prompts), task, split, stride)]
             for d in (dataset, shifted(dataset, split))
         ]
         assert made[0] == made[1]
@@ -63,18 +64,18 @@ def test_an_item_prompt_does_not_hold_its_answer(parts, prompts):
     dataset, index, _ = parts
     for task in ("title_to_sid", "sid_to_title", "description_to_sid"):
         for example in examples_of(task, dataset, index, "train", 1, prompts):
-            assert example.completion.strip() not in example.question()
-            assert task == "sid_to_title" or "<a_" not in example.question()
+            assert example.completion.strip() not in example.question.text()
+            assert task == "sid_to_title" or "<a_" not in example.question.text()
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_tokens_are_those_of_the_text(parts, task):
     dataset, index, tokenizer = parts
     made = list(examples_of(task, dataset, index, "train", 1, PromptsConfig()))
-    for example, text in zip(build_examples(task, dataset, index, tokenizer, split="train"), made, strict=True):
-        assert texts(tokenizer, example) == (text.question(), text.completion)
+    for example, text in zip(listed_examples(Prompts(dataset, index, tokenizer), task), made, strict=True):
+        assert texts(tokenizer, example) == (text.question.text(), text.completion)
         assert (example.completion[-1] == tokenizer.eos_token_id) == (not task.endswith("to_sid"))
-        whole = tokenizer(text.question() + text.completion)["input_ids"]
+        whole = tokenizer(text.question.text() + text.completion)["input_ids"]
         assert whole == [*example.prompt, *example.completion][: len(whole)]  # no token spans the two
 
 
@@ -91,7 +92,7 @@ def test_the_words_of_the_default_tasks(parts):
         "sid_to_title": (f"The title of the item{sids[5]}:", f" {dataset.catalog['title'][5]}"),
     }
     for task in DEFAULT_TASKS:
-        assert texts(tokenizer, build_examples(task, dataset, index, tokenizer, split="train")[5]) == expected[task]
+        assert texts(tokenizer, listed_examples(Prompts(dataset, index, tokenizer), task)[5]) == expected[task]
     corpus = tokenizer_corpus(dataset)
     assert corpus[60:66] == [
         *("The user's items, oldest first:{sids}", "{sid}", "The item with the title {title}:", "{sid}"),
@@ -132,15 +133,15 @@ def test_the_released_words(parts):
         ),
     }
     for task, (instruction, question, answer) in expected.items():
-        example = build_examples(task, dataset, index, tokenizer, split="train", prompts=RELEASED)[5]
+        example = listed_examples(Prompts(dataset, index, tokenizer, RELEASED), task)[5]
         assert texts(tokenizer, example) == (header.format(instruction, question), answer)
-    made = build_examples("history_title_to_title", dataset, index, tokenizer, split="train", prompts=RELEASED)
+    made = listed_examples(Prompts(dataset, index, tokenizer, RELEASED), "history_title_to_title")
     prompt, answer = texts(tokenizer, made[5])
     asked = "The user has palyed the following industrial and scientific items before: " + ",\t".join(f'"{t}"' for t in titles)
     assert prompt.endswith(f"### User Input: \n{asked}\n\n### Response:\n") and answer == f'"{title}"'
     instructions = {tokenizer.decode(example.prompt).split("### ")[1] for example in made}
     assert len(instructions) == 11  # each of its wordings occurs
-    example = build_examples("title_to_sid", dataset, index, tokenizer, split="train", prompts=RELEASED)[5]
+    example = listed_examples(Prompts(dataset, index, tokenizer, RELEASED), "title_to_sid")[5]
     asked = f"Which item has the title: {dataset.catalog['title'][5]}?"
     assert texts(tokenizer, example) == (header.format("Answer the question about item identification.", asked), sids[5])
     assert set(RELEASED_TASKS) < set(TASKS)
@@ -148,23 +149,23 @@ def test_the_released_words(parts):
 
 def test_descriptions_are_prose_and_items_without_one_are_left_out(parts):
     dataset, index, tokenizer = parts
-    made = build_examples("description_to_sid", dataset, index, tokenizer, split="train")
+    made = listed_examples(Prompts(dataset, index, tokenizer), "description_to_sid")
     assert len(made) == 29 and 3 not in {example.target for example in made}
     title = dataset.catalog["title"][0]
     assert tokenizer.decode(made[0].prompt) == f"The item with the description A {title} that is good, item 0.:"
     rows = dataset.train.filter(pl.col("target") != 3)
-    told = build_examples("history_sid_to_description", dataset, index, tokenizer, split="train")
+    told = listed_examples(Prompts(dataset, index, tokenizer), "history_sid_to_description")
     assert [example.target for example in told] == rows["target"].to_list()
     bare = replace(dataset, catalog=dataset.catalog.drop("description"))
     with pytest.raises(DataError, match="history_sid_to_description needs descriptions"):
-        build_examples("history_sid_to_description", bare, index, tokenizer, split="train")
+        listed_examples(Prompts(bare, index, tokenizer), "history_sid_to_description")
 
 
 def test_the_evaluation_of_the_released_asks_with_another_sentence_and_only_there(parts):
     dataset, index, tokenizer = parts
     mistaken = replace(RELEASED, eval_style="released")
-    options = {"split": "test", "prompts": mistaken}
-    prompt = tokenizer.decode(build_examples("history_sid_to_sid", dataset, index, tokenizer, **options)[0].prompt)
+    prompts = Prompts(dataset, index, tokenizer, mistaken)
+    prompt = tokenizer.decode(listed_examples(prompts, "history_sid_to_sid", "test")[0].prompt)
     history = dataset.test["history"][0]
     asked = (
         "Can you predict the next possible item the user may expect, given the following chronological interaction history: "
@@ -177,20 +178,20 @@ def test_the_evaluation_of_the_released_asks_with_another_sentence_and_only_ther
 def test_chat(parts):
     dataset, index, tokenizer = parts
     prompts = PromptsConfig(style="chat")
-    example = build_examples("title_to_sid", dataset, index, tokenizer, split="train", prompts=prompts)[2]
+    example = listed_examples(Prompts(dataset, index, tokenizer, prompts), "title_to_sid")[2]
     question = f"Tell which item it is.\n\nThe item with the title {dataset.catalog['title'][2]}:"
     assert tokenizer.decode(example.prompt) == f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
     tokenizer.chat_template = None
     with pytest.raises(ConfigError, match=r"prompts.style is chat.*no chat template"):
-        build_examples("title_to_sid", dataset, index, tokenizer, split="train", prompts=prompts)
+        listed_examples(Prompts(dataset, index, tokenizer, prompts), "title_to_sid")
     tokenizer.chat_template = TEMPLATE
 
 
 @pytest.mark.parametrize("stride", [2, 4, 6])
 def test_stride_leaves_out_less_than_a_stride_of_the_oldest_items_and_groups_share_a_prompt(parts, stride):
     dataset, index, tokenizer = parts
-    whole = build_examples("history_sid_to_sid", dataset, index, tokenizer, split="train")
-    cut = build_examples("history_sid_to_sid", dataset, index, tokenizer, split="train", stride=stride)
+    whole = listed_examples(Prompts(dataset, index, tokenizer), "history_sid_to_sid")
+    cut = listed_examples(Prompts(dataset, index, tokenizer), "history_sid_to_sid", "train", stride)
     header = len(tokenizer("The user's items, oldest first:")["input_ids"])
     groups = {}
     for long, short in zip(whole, cut, strict=True):
@@ -209,10 +210,10 @@ def test_stride_leaves_out_less_than_a_stride_of_the_oldest_items_and_groups_sha
 @pytest.mark.parametrize("prompts", [PromptsConfig(), RELEASED, PromptsConfig(style="chat")], ids=lambda made: made.style)
 def test_sft_rl_and_evaluation_use_the_same_prompts(parts, task, prompts):
     dataset, index, tokenizer = parts
-    evaluation = build_examples(task, dataset, index, tokenizer, split="train", prompts=prompts)
-    evaluation = [tuple(example.prompt) for example in evaluation]
-    trees = build_trees([task], dataset, index, tokenizer, split="train", stride=1, context=None, prompts=prompts)
-    rl = sample_examples([task], dataset, index, tokenizer, split="train", count=None, seed=3, prompts=prompts)
+    builder = Prompts(dataset, index, tokenizer, prompts)
+    evaluation = [tuple(example.prompt) for example in builder.examples(task, "train")]
+    trees = build_trees(examples_by_task(builder, [task], "train"), 1).trees
+    rl = builder.sample([task], "train", count=None, seed=3)
     asked = [tuple(branch.prompt) for tree in trees for branch in tree]
     assert asked == evaluation if task != "title_to_sid" else sorted(asked) == sorted(evaluation)
     assert sorted(tuple(e.prompt) for e in rl) == sorted(evaluation)
@@ -223,9 +224,9 @@ def test_sft_rl_and_evaluation_use_the_same_prompts(parts, task, prompts):
 def test_what_is_too_long_loses_whole_items_or_words(parts, limit, style, task):
     dataset, index, tokenizer = parts
     prompts = PromptsConfig(style=style, max_tokens=limit)
-    whole = build_examples(task, dataset, index, tokenizer, split="train", prompts=PromptsConfig(style=style))
+    whole = listed_examples(Prompts(dataset, index, tokenizer, PromptsConfig(style=style)), task)
     try:
-        made = build_examples(task, dataset, index, tokenizer, split="train", prompts=prompts)
+        made = listed_examples(Prompts(dataset, index, tokenizer, prompts), task)
     except ConfigError as error:
         assert f"prompts.max_tokens is {limit}" in str(error)
         return
@@ -235,14 +236,14 @@ def test_what_is_too_long_loses_whole_items_or_words(parts, limit, style, task):
         assert short.cut == (len(long.prompt) + len(long.completion) > limit)
         if not short.cut:
             assert short == long
-        elif source.kind == "sid":
+        elif source.is_sid:
             assert short.completion == long.completion
-        text = tokenizer.decode(short.prompt)
-        fits = [count for count in range(1, len(source.parts) + 1) if source.question(count) in text]
+        text, question = tokenizer.decode(short.prompt), source.question
+        fits = [count for count in range(1, len(question.parts) + 1) if question.text(count) in text]
         if not fits:  # of a single title, a whole number of words
-            assert any(source.question(1, words) in text for words in range(1, len(source.parts[-1].split(" "))))
-        elif max(fits) < len(source.parts):  # and not one more would have fitted
-            longer = text.replace(source.question(max(fits)), source.question(max(fits) + 1))
+            assert any(question.text(1, words) in text for words in range(1, len(question.parts[-1].split(" "))))
+        elif max(fits) < len(question.parts):  # and not one more would have fitted
+            longer = text.replace(question.text(max(fits)), question.text(max(fits) + 1))
             assert len(tokenizer(longer)["input_ids"]) + len(short.completion) > limit
 
 
@@ -251,7 +252,7 @@ def test_a_single_long_title_loses_its_last_words(parts):
     titles = pl.Series([f"{title}{' and more' * 40}" for title in dataset.catalog["title"]])
     dataset = replace(dataset, catalog=dataset.catalog.with_columns(title=titles))
     prompts = PromptsConfig(max_tokens=80)
-    for example in build_examples("history_title_to_sid", dataset, index, tokenizer, split="test", prompts=prompts):
+    for example in listed_examples(Prompts(dataset, index, tokenizer, prompts), "history_title_to_sid", "test"):
         text = tokenizer.decode(example.prompt)
         last = dataset.test["history"][example.row][-1]
         assert text.count("- ") == 1 and titles[last][:20] in text and " and more" in text and example.cut
@@ -265,14 +266,15 @@ def test_a_title_without_spaces_loses_its_last_characters(parts, task, prompts):
     long = "長い商品名" * 40
     titles = pl.Series([long if item % 2 else title for item, title in enumerate(dataset.catalog["title"])])
     dataset = replace(dataset, catalog=dataset.catalog.with_columns(title=titles))
-    made = build_examples(task, dataset, index, tokenizer, split="train", prompts=prompts)
+    made = listed_examples(Prompts(dataset, index, tokenizer, prompts), task)
     cut = 0
     for example, source in zip(made, examples_of(task, dataset, index, "train", 1, prompts), strict=True):
         assert len(example.prompt) + len(example.completion) <= prompts.max_tokens
-        if source.parts[-1].removeprefix(source.mark).rstrip('"') == long:  # it alone is too long
+        question = source.question
+        if question.parts[-1].removeprefix(question.mark).rstrip('"') == long:  # it alone is too long
             room, shown = prompts.max_tokens - len(example.completion), tokenizer.decode(example.prompt)
             kept = next(count for count in range(200, 0, -1) if long[:count] in shown)
-            longer = tokenizer(source.question(1, 1, kept + 2))["input_ids"]  # a character may take more than a token
+            longer = tokenizer(question.text(1, 1, kept + 2))["input_ids"]  # a character may take more than a token
             assert 0 < kept < 200 and example.cut and len(longer) > room
             cut += 1
     assert cut > 0
@@ -281,39 +283,33 @@ def test_a_title_without_spaces_loses_its_last_characters(parts, task, prompts):
 def test_too_long_for_the_model(parts):
     dataset, index, tokenizer = parts
     with pytest.raises(ConfigError, match=r"tokens with one item left of it, the model reads 10"):
-        build_examples("history_sid_to_sid", dataset, index, tokenizer, split="train", context=10)
+        listed_examples(Prompts(dataset, index, tokenizer, context=10), "history_sid_to_sid")
 
 
 def test_shares_and_truncation_are_counted(parts):
     dataset, index, tokenizer = parts
-    options = {"split": "train", "stride": 1, "context": None, "prompts": PromptsConfig(max_tokens=30)}
+    prompts, shares = Prompts(dataset, index, tokenizer, PromptsConfig(max_tokens=30)), {"title_to_sid": 0.3}
     for _ in range(2):  # computed, and from the cache
-        statistics = {}
-        trees = build_trees(
-            ["history_sid_to_sid", "title_to_sid"],
-            *(dataset, index, tokenizer),
-            **options,
-            shares={"title_to_sid": 0.3},
-            seed=1,
-            statistics=statistics,
-        )
-        whole = build_examples("history_sid_to_sid", dataset, index, tokenizer, split="train", prompts=options["prompts"])
+        examples = examples_by_task(prompts, ["history_sid_to_sid", "title_to_sid"], "train", shares=shares, seed=1)
+        built = build_trees(examples, 1)
+        trees, statistics = built.trees, built.statistics
+        whole = listed_examples(prompts, "history_sid_to_sid")
         assert statistics["history_sid_to_sid"]["truncated"] == sum(example.cut for example in whole) > 0
         assert statistics["title_to_sid"]["examples"] == 9
         assert sum(len(tree) for tree in trees) == len(whole) + 9
-    other = build_trees(["title_to_sid"], dataset, index, tokenizer, **options, shares={"title_to_sid": 0.3}, seed=2)
+    other = build_trees(examples_by_task(prompts, ["title_to_sid"], "train", shares=shares, seed=2), 1).trees
     assert other != [tree for tree in trees if tree in other]
 
 
 def test_rl_draws_the_same_share_of_a_task_as_sft(parts):
     dataset, index, tokenizer = parts
     tasks, shares = ["history_sid_to_sid", "title_to_sid"], {"title_to_sid": 0.3}
-    options = {"split": "train", "seed": 1, "shares": shares}
-    rl = sample_examples(tasks, dataset, index, tokenizer, count=None, **options)
-    sft = build_trees(tasks, dataset, index, tokenizer, stride=1, context=None, **options)
+    prompts = Prompts(dataset, index, tokenizer)
+    rl = prompts.sample(tasks, "train", None, 1, shares)
+    sft = build_trees(examples_by_task(prompts, tasks, "train", shares=shares, seed=1), 1).trees
     assert sorted(tuple(example.prompt) for example in rl) == sorted(tuple(branch.prompt) for [branch] in sft)
     assert sum(example.row is None for example in rl) == 9
-    assert len(sample_examples(tasks, dataset, index, tokenizer, count=5, **options)) == 5
+    assert len(prompts.sample(tasks, "train", 5, 1, shares)) == 5
 
 
 def test_a_model_is_asked_as_it_was_trained():

@@ -15,7 +15,7 @@ from minionerec.config import BaselineConfig, Config, EvalConfig, SidConfig
 from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, Dataset
 from minionerec.eval.predict import analyse
 from minionerec.eval.predictions import Prediction, as_predictions, write_predictions
-from minionerec.prompts.builder import prompts_section
+from minionerec.prompts.record import prompts_section
 from minionerec.sid.index import SidIndex
 
 NASTY = '<script>alert("x")</script> & <b>bold</b>'

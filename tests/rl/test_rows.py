@@ -6,7 +6,7 @@ import torch
 from minionerec.config import Config, EvalConfig, RlConfig
 from minionerec.errors import ConfigError
 from minionerec.model import checkpoint, scratch
-from minionerec.prompts.builder import tokenizer_corpus
+from minionerec.prompts.builder import Prompts, tokenizer_corpus
 from minionerec.rl.rows import token_rows, training_prompts
 from minionerec.rl.train import check_group
 from minionerec.tree import CatalogTrie
@@ -29,7 +29,7 @@ def parts():
 
 def prompts(parts, exclude_history=False, **fields):
     rl = RlConfig(**{"max_examples": None, "prompts_per_step": 4, "micro_batch_prompts": 4, **fields})
-    return training_prompts(Config(rl=rl, eval=EvalConfig(exclude_history=exclude_history)), *parts, None)
+    return training_prompts(Config(rl=rl, eval=EvalConfig(exclude_history=exclude_history)), Prompts(*parts))
 
 
 def test_each_task_asks_in_its_words_and_keeps_its_own_target(parts):

@@ -6,17 +6,16 @@ import polars as pl
 import pytest
 
 from minionerec.artifacts import read_json
-from minionerec.config import DataConfig, ModelConfig, PromptsConfig, RlConfig
+from minionerec.config import DataConfig, ModelConfig, RlConfig
 from minionerec.data.dataset import Dataset
 from minionerec.data.prepare import run as prepare
 from minionerec.model import checkpoint, scratch
 from minionerec.pipeline import run
-from minionerec.prompts.builder import build_examples, tokenizer_corpus
+from minionerec.prompts.builder import Prompts, tokenizer_corpus
 from minionerec.rl.targets import with_targets
-from tests.small import config, random_dataset
+from tests.small import config, listed_examples, random_dataset
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared/data/amazon"
-PLAIN = PromptsConfig()
 
 
 @pytest.fixture
@@ -43,9 +42,9 @@ def parts():
 )
 def test_equal_histories_get_the_last_target_and_validation_wins(parts, targets, expected, caplog):
     dataset, index, tokenizer = parts
-    examples = build_examples("history_sid_to_sid", dataset, index, tokenizer, split="train")
+    examples = listed_examples(Prompts(dataset, index, tokenizer), "history_sid_to_sid")
     with caplog.at_level(logging.WARNING):
-        found = with_targets(examples, RlConfig(targets=targets), dataset, index, tokenizer, None, PLAIN)
+        found = with_targets(examples, RlConfig(targets=targets), Prompts(dataset, index, tokenizer))
     assert [example.target for example in found[:4]] == expected
     assert [tokenizer.decode(example.completion) for example in found[:4]] == [index.text(item) for item in expected]
     assert [example.prompt for example in found] == [example.prompt for example in examples]
@@ -57,9 +56,9 @@ def test_a_title_that_several_items_have_stands_for_the_last(parts):
     titles = dataset.catalog["title"].to_list()
     titles[20] = titles[4]
     dataset = replace(dataset, catalog=dataset.catalog.with_columns(title=pl.Series(titles)))
-    examples = build_examples("title_to_sid", dataset, index, tokenizer, split="train")
+    examples = listed_examples(Prompts(dataset, index, tokenizer), "title_to_sid")
     chosen = RlConfig(targets="last_row", tasks=["history_sid_to_sid", "title_to_sid"])
-    found = with_targets(examples, chosen, dataset, index, tokenizer, None, PLAIN)
+    found = with_targets(examples, chosen, Prompts(dataset, index, tokenizer))
     assert [example.target for example in found] == [20 if item == 4 else item for item in range(30)]
 
 

@@ -13,7 +13,7 @@ from trl.trainer.utils import split_tensor_dict
 
 from minionerec.config import ModelConfig, RlConfig
 from minionerec.model import checkpoint, scratch
-from minionerec.prompts.builder import build_examples, tokenizer_corpus
+from minionerec.prompts.builder import Prompts, tokenizer_corpus
 from minionerec.rl.arguments import grpo_arguments
 from minionerec.rl.monitor import Watch
 from minionerec.rl.rewards import REWARDS
@@ -22,7 +22,7 @@ from minionerec.rl.rows import token_rows
 from minionerec.rl.train import make_trainer
 from minionerec.rl.trainer import TreeGRPOTrainer, grouped
 from minionerec.tree import CatalogTrie
-from tests.small import random_dataset
+from tests.small import listed_examples, random_dataset
 
 G = 4
 STEP = {"prompts_per_step": 6, "micro_batch_prompts": 3, "learning_rate": 1e-3}
@@ -62,7 +62,7 @@ def trainer_of(
     dataset, index = random_dataset()
     model, tokenizer = checkpoint.load(str(policy))
     trie = CatalogTrie.from_codes(checkpoint.sid_token_ids(tokenizer, index))
-    examples = build_examples("history_sid_to_sid", dataset, index, tokenizer, split="train")[:24]
+    examples = listed_examples(Prompts(dataset, index, tokenizer), "history_sid_to_sid")[:24]
     rows = token_rows(examples, trie, dataset if filtered else None)
     config = RlConfig(**{**FIELDS, **fields})
     arguments: dict[str, Any] = {

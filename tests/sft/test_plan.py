@@ -11,13 +11,13 @@ from minionerec.errors import ConfigError
 from minionerec.model import checkpoint
 from minionerec.model.outline import base_outline
 from minionerec.pipeline import run
-from minionerec.prompts.builder import build_examples, tokenizer_corpus
+from minionerec.prompts.builder import Prompts, tokenizer_corpus
 from minionerec.rl import plan as rl_plan
 from minionerec.sft import plan as sft_plan
-from minionerec.sft.train import build_trees
 from minionerec.sft.trainer import TreeCollator
+from minionerec.sft.trees import build_trees, examples_by_task
 from minionerec.sid.index import SidIndex
-from tests.small import config
+from tests.small import config, listed_examples
 
 TASKS = ["history_sid_to_sid", "title_to_sid", "sid_to_title"]
 
@@ -42,8 +42,8 @@ def test_the_plan_is_what_the_trainer_sees(trained):
     index = SidIndex.load(made.folder / "sid", dataset)
     model, _ = checkpoint.load(made.folder / "sft/model")
     _, tokenizer = base_outline(made.model, index, tokenizer_corpus(dataset), made.seed)
-    trees = build_trees(TASKS, dataset, index, tokenizer, split="train", stride=6, context=2048)
-    examples = [e for t in TASKS for e in build_examples(t, dataset, index, tokenizer, split="train", stride=6)]
+    trees = build_trees(examples_by_task(Prompts(dataset, index, tokenizer, context=2048), TASKS, "train", 6), 6).trees
+    examples = [e for t in TASKS for e in listed_examples(Prompts(dataset, index, tokenizer), t, "train", 6)]
     assert planned.work.tokens == sum(len(example.prompt) + len(example.completion) for example in examples)
     collator = TreeCollator(made.sft.row_tokens)
     assert planned.work.labels == sum(len(collator([tree])["labels"]) for tree in trees)
@@ -73,10 +73,10 @@ def test_trees_do_not_depend_on_the_cache(trained, monkeypatch, tmp_path):
     index = SidIndex.load(made.folder / "sid", dataset)
     tokenizer = checkpoint.load(made.folder / "sft/model")[1]
     monkeypatch.setenv("MINIONEREC_CACHE", str(tmp_path))
-    options = {"split": "train", "stride": 6, "context": 2048}
-    first = build_trees(TASKS, dataset, index, tokenizer, **options)
+    prompts = Prompts(dataset, index, tokenizer, context=2048)
+    first = build_trees(examples_by_task(prompts, TASKS, "train", 6), 6)
     assert len(list((tmp_path / "tokens").iterdir())) == 3
-    assert build_trees(TASKS, dataset, index, tokenizer, **options) == first
+    assert build_trees(examples_by_task(prompts, TASKS, "train", 6), 6) == first
 
 
 def test_more_devices_take_the_same_steps_and_zero2_less_memory(trained):

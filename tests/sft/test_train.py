@@ -15,14 +15,15 @@ from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError, TrainingError
 from minionerec.model import checkpoint, scratch
 from minionerec.pipeline import run
-from minionerec.prompts.builder import build_examples, tokenizer_corpus
+from minionerec.prompts.builder import Prompts, tokenizer_corpus
 from minionerec.sft import plan as sft_plan
-from minionerec.sft.train import base_model, build_trees, training_arguments
+from minionerec.sft.train import base_model, training_arguments
 from minionerec.sft.trainer import TreeCollator, TreeTrainer
+from minionerec.sft.trees import build_trees, examples_by_task, with_answers_in_prompts
 from minionerec.sid.index import SidIndex
 from minionerec.training.checkpoints import MarkComplete, last_checkpoint
 from tests.launch import accelerate
-from tests.small import config, random_dataset
+from tests.small import config, listed_examples, random_dataset
 
 TASKS = ["history_sid_to_sid", "title_to_sid", "sid_to_title"]
 SIZES = ModelConfig(hidden_size=32, intermediate_size=48, layers=2, heads=2, vocabulary=400)
@@ -51,8 +52,8 @@ def padded(branches):
 @pytest.mark.parametrize("stride", [1, 3, 6])
 def test_every_example_is_in_exactly_one_tree(parts, stride):
     dataset, index, _, tokenizer = parts
-    trees = build_trees(TASKS, dataset, index, tokenizer, split="train", stride=stride, context=None)
-    examples = [e for t in TASKS for e in build_examples(t, dataset, index, tokenizer, split="train", stride=stride)]
+    trees = build_trees(examples_by_task(Prompts(dataset, index, tokenizer), TASKS, "train", stride), stride).trees
+    examples = [e for t in TASKS for e in listed_examples(Prompts(dataset, index, tokenizer), t, "train", stride)]
     key = lambda example: (tuple(example.prompt), tuple(example.completion))  # noqa: E731
     assert sorted(key(branch) for tree in trees for branch in tree) == sorted(map(key, examples))
     assert max(map(len, trees)) <= stride
@@ -60,7 +61,7 @@ def test_every_example_is_in_exactly_one_tree(parts, stride):
 
 def test_loss_and_gradients_equal_a_padded_batch_under_accumulation(parts, tmp_path):
     dataset, index, model, tokenizer = parts
-    trees = build_trees(TASKS, dataset, index, tokenizer, split="train", stride=6, context=None)[-12:] * 2
+    trees = build_trees(examples_by_task(Prompts(dataset, index, tokenizer), TASKS, "train", 6), 6).trees[-12:] * 2
     ids, mask, labels = padded([branch for tree in trees for branch in tree])
     logits = model.train()(ids, attention_mask=mask).logits[:, :-1]
     expected = cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten())
@@ -250,7 +251,7 @@ class Interrupt(TrainerCallback):
 
 def test_early_stopping_goes_on_counting_after_an_interruption(parts, tmp_path):
     dataset, index, model, tokenizer = parts
-    trees = build_trees(TASKS, dataset, index, tokenizer, split="train", stride=6, context=None)
+    trees = build_trees(examples_by_task(Prompts(dataset, index, tokenizer), TASKS, "train", 6), 6).trees
     start = {name: value.clone() for name, value in model.state_dict().items()}
     # The learning rate destroys the model, so the first validation stays the best and patience runs out at the fourth.
     fields = SftConfig(batch_size=8, micro_batch=8, epochs=20, evaluations=12, learning_rate=0.3, patience=3, warmup=0.5)
@@ -399,9 +400,9 @@ def test_adapters_and_bfloat16_killed_and_resumed_under_zero2(prepared, tmp_path
 
 def test_the_released_answer_in_the_prompt(parts):
     dataset, index, _, tokenizer = parts
-    options = {"split": "train", "stride": 1, "context": None}
-    clean = build_trees(TASKS, dataset, index, tokenizer, **options)
-    mistaken = build_trees(TASKS, dataset, index, tokenizer, **options, answer_in_prompt=True)
+    examples = examples_by_task(Prompts(dataset, index, tokenizer), TASKS, "train")
+    clean = build_trees(examples, 1).trees
+    mistaken = build_trees(with_answers_in_prompts(examples), 1).trees
     histories = len(dataset.train)
     for number, (tree, given_away) in enumerate(zip(clean, mistaken, strict=True)):
         (branch,), (other,) = tree, given_away

@@ -13,10 +13,11 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Trainer, TrainerCallback
 from minionerec.config import ModelConfig, SftConfig
 from minionerec.errors import ConfigError, TrainingError
 from minionerec.model import checkpoint, scratch
-from minionerec.prompts.builder import tokenizer_corpus
+from minionerec.prompts.builder import Prompts, tokenizer_corpus
 from minionerec.sft import train
-from minionerec.sft.train import build_trees, training_arguments
+from minionerec.sft.train import training_arguments
 from minionerec.sft.trainer import TreeCollator, TreeTrainer, tree_tokens
+from minionerec.sft.trees import build_trees, examples_by_task
 from minionerec.sft.weights import LossWeights
 from minionerec.tree import Branch, CatalogTrie
 from tests.small import random_dataset
@@ -63,7 +64,7 @@ def test_loss_and_gradients_equal_the_slow_way(parts, tmp_path, normalise_over, 
     dataset, index, model, tokenizer = parts
     config = SftConfig(batch_size=12, micro_batch=12, normalise_over=normalise_over, **options)
     weights = LossWeights(config, dataset, index.levels)
-    trees = build_trees(TASKS, dataset, index, tokenizer, split="train", stride=6, context=None, weights=weights)
+    trees = build_trees(examples_by_task(Prompts(dataset, index, tokenizer), TASKS, "train", 6), 6, weights).trees
     trees = trees[:6] + trees[-6:]
     branches = [branch for tree in trees for branch in tree]
     assert 0 < sum(branch.is_sid for branch in branches) < len(branches)
@@ -102,7 +103,7 @@ def test_weights_follow_the_targets_frequency_and_keep_the_mean(parts):
     targets = dataset.train["target"].to_list()
     for power in (0.5, 1.0):
         weights = LossWeights(SftConfig(frequency_power=power), dataset, index.levels)
-        trees = build_trees(TASKS, dataset, index, tokenizer, split="train", stride=1, context=None, weights=weights)
+        trees = build_trees(examples_by_task(Prompts(dataset, index, tokenizer), TASKS, "train"), 1, weights).trees
         histories, others = trees[: len(targets)], trees[len(targets) :]
         found = np.array([branch.weights[0] for tree in histories for branch in tree])
         assert found.mean() == pytest.approx(1)
@@ -115,7 +116,7 @@ def test_weights_follow_the_targets_frequency_and_keep_the_mean(parts):
 def test_levels_without_weight_are_no_labels(parts):
     dataset, index, _, tokenizer = parts
     weights = LossWeights(SftConfig(level_weights=[0, 1, 3]), dataset, index.levels)
-    trees = build_trees(TASKS, dataset, index, tokenizer, split="train", stride=1, context=None, weights=weights)
+    trees = build_trees(examples_by_task(Prompts(dataset, index, tokenizer), TASKS, "train"), 1, weights).trees
     assert TreeCollator(64)(trees[:1])["weights"].tolist() == [0.75, 2.25]
     assert TreeCollator(64)(trees[-1:])["weights"].unique().tolist() == [1]  # a title
     with pytest.raises(ConfigError, match="has 3 weights, but the SIDs have 4 levels"):

@@ -1,0 +1,171 @@
+"""Examples as token ids, cut to what the model can read."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from transformers import PreTrainedTokenizerBase
+
+from minionerec.config import PromptsConfig
+from minionerec.errors import ConfigError
+from minionerec.prompts.tasks import Example, Question
+from minionerec.prompts.wordings import HEADER
+
+
+@dataclass(frozen=True)
+class TokenExample:
+    """An example as token ids. Prompt and completion are tokenized separately, so that no token spans the two.
+
+    Attributes:
+        target: index of the item that the completion names.
+        group: examples of a task with the same group are expected to share the beginning of their prompts.
+        is_sid: the completion is a SID, a path of the catalog's trie.
+        row: the split's row whose history the prompt shows; None for a task without history.
+        cut: something was left out because the example was too long.
+    """
+
+    prompt: Sequence[int]
+    completion: Sequence[int]
+    target: int
+    group: int
+    is_sid: bool
+    row: int | None = None
+    cut: bool = False
+
+
+class Encoder:
+    """Turns examples into token ids.
+
+    A text completion ends with the tokenizer's end token; a SID needs none, because no SID is the beginning of another.
+
+    An example longer than `context` or `prompts.max_tokens` is cut. A text completion is first cut to half the limit and loses
+    its end token. Then the prompt is shortened: a history loses its oldest items, a text its last words, and a single long word
+    its last characters. A SID is never cut.
+
+    Args:
+        context: tokens that the model can read, prompt and completion together; None if unlimited.
+        levels: tokens of the longest SID.
+
+    Raises:
+        ConfigError: the style is chat, and the tokenizer has no chat template.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: PromptsConfig, context: int | None, levels: int) -> None:
+        self._tokenizer, self._config, self._levels = tokenizer, config, levels
+        self._render = _renderer(config.style, tokenizer)
+        self._limit = min((limit for limit in (context, config.max_tokens) if limit is not None), default=None)
+
+    def examples(self, examples: Sequence[Example]) -> list[TokenExample]:
+        """Prompts and completions of the examples, in their order.
+
+        Raises:
+            ConfigError: an example is too long even with one item or character, or the tokenizer makes no tokens of it.
+        """
+        if not examples:
+            return []
+        prompts = self._tokens([self._text(example.question) for example in examples])
+        # Only the plain style continues the prompt's text; after a header or a chat turn a leading space would be wrong.
+        plain = self._config.style == "plain"
+        answers = [example.completion if plain else example.completion.lstrip() for example in examples]
+        completions = self._tokenizer(answers, add_special_tokens=False)["input_ids"]
+        encoded = []
+        for example, prompt, completion in zip(examples, prompts, completions, strict=True):
+            if not example.is_sid:
+                completion = [*completion, self._tokenizer.eos_token_id]
+            if not prompt or not completion:
+                raise self._no_tokens(example.completion if prompt else example.question.text())
+            # A prompt must not tell how long its answer is, so every SID reserves the room of the longest.
+            reserved = self._levels if example.is_sid else len(completion)
+            cut = self._limit is not None and len(prompt) + reserved > self._limit
+            if self._limit is not None and cut:
+                if not example.is_sid:
+                    completion = completion[: max(self._limit // 2, 1)]
+                    reserved = len(completion)
+                prompt = self._shortened(example.question, self._limit - reserved, f"Item {example.target}")
+            encoded.append(TokenExample(prompt, completion, example.target, example.group, example.is_sid, example.row, cut))
+        return encoded
+
+    def prompt(self, question: Question) -> list[int]:
+        """The prompt of a question whose answer is a SID that is not known yet.
+
+        Raises:
+            ConfigError: the prompt is too long even with one item, or the tokenizer makes no tokens of it.
+        """
+        [prompt] = self._tokens([self._text(question)])
+        if not prompt:
+            raise self._no_tokens(question.text())
+        if self._limit is not None and len(prompt) + self._levels > self._limit:
+            return self._shortened(question, self._limit - self._levels, "A history")
+        return prompt
+
+    def _text(self, question: Question, *limits: int) -> str:
+        return self._render(question.instruction, question.text(*limits))
+
+    def _tokens(self, texts: list[str]) -> list[list[int]]:
+        # A tokenizer that begins every text with a token of its own (Llama's <s>) does so here too, once, before the prompt;
+        # a chat template brings its own.
+        ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=self._config.style != "chat")["input_ids"]
+        return ids
+
+    def _shortened(self, question: Question, room: int, asker: str) -> list[int]:
+        """The prompt with as many parts as fit into `room` tokens, or as many words or characters of a single part.
+
+        Args:
+            asker: whom an error names.
+        """
+
+        def with_at_most(*limits: int) -> list[int]:
+            return self._tokens([self._text(question, *limits)])[0]
+
+        prompt = _longest_fit(with_at_most, len(question.parts), room)
+        if len(prompt) > room and question.breakable:
+            words = question.parts[-1 if question.newest else 0].removeprefix(question.mark).split(" ")
+            prompt = _longest_fit(partial(with_at_most, 1), len(words), room)
+            if len(prompt) > room:
+                prompt = _longest_fit(partial(with_at_most, 1, 1), len(words[0]), room)
+        if len(prompt) > room and self._limit is not None:
+            bound = "prompts.max_tokens is" if self._limit == self._config.max_tokens else "the model reads"
+            raise ConfigError(
+                f"{asker}, prompt {question.text(1)[:40]!r}...: {len(prompt) + self._limit - room} tokens with one "
+                f"{'character' if question.breakable else 'item'} left of it, {bound} {self._limit}. Take a model that reads "
+                "more, a shorter prompts.style, or shorten the item's text."
+            )
+        return prompt
+
+    @staticmethod
+    def _no_tokens(text: str) -> ConfigError:
+        return ConfigError(
+            f"The tokenizer makes no tokens of {text[:40]!r}; its files are incomplete (is tokenizer.json missing?)."
+        )
+
+
+def _longest_fit(with_at_most: Callable[[int], list[int]], parts: int, room: int) -> list[int]:
+    """The longest prompt of at most `room` tokens, by bisection over the number of parts; with one part if none fits."""
+    low, high = 1, parts
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if len(with_at_most(middle)) <= room else (low, middle - 1)
+    return with_at_most(low)
+
+
+def _renderer(style: str, tokenizer: PreTrainedTokenizerBase) -> Callable[[str, str], str]:
+    """A function of instruction and question that returns the whole prompt's text.
+
+    Raises:
+        ConfigError: the style is chat, and the tokenizer has no chat template.
+    """
+    if style == "plain":
+        return lambda instruction, question: question
+    if style == "alpaca":
+        return lambda instruction, question: HEADER.replace("{instruction}", instruction).replace("{question}", question, 1)
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise ConfigError(
+            "prompts.style is chat, but the model's tokenizer has no chat template. Take an instruct model, or prompts.style "
+            "plain."
+        )
+
+    def chat(instruction: str, question: str) -> str:
+        message = [{"role": "user", "content": f"{instruction}\n\n{question}"}]
+        return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+
+    return chat

@@ -1,0 +1,121 @@
+"""Examples to prefix trees: what SFT trains on and validates with."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from minionerec.config import SftConfig, TaskName
+from minionerec.data.dataset import SplitName
+from minionerec.errors import DataError
+from minionerec.prompts.builder import WHOLE, Prompts, share_of
+from minionerec.prompts.encode import TokenExample
+from minionerec.sft.trainer import Tree
+from minionerec.sft.weights import LossWeights
+from minionerec.tree import Branch
+
+ExamplesByTask = Mapping[TaskName, Sequence[TokenExample]]
+
+
+@dataclass(frozen=True)
+class Trees:
+    """Examples grouped into prefix trees.
+
+    Attributes:
+        statistics: by task how many examples, tokens, labels and truncated examples there are.
+    """
+
+    trees: list[Tree]
+    statistics: dict[str, dict[str, int]]
+
+
+def examples_by_task(
+    prompts: Prompts,
+    tasks: Sequence[TaskName],
+    split: SplitName,
+    stride: int = 1,
+    shares: Mapping[TaskName, float] = WHOLE,
+    seed: int = 0,
+) -> ExamplesByTask:
+    """The examples of several tasks, or the shares of them that are used.
+
+    Args:
+        stride: see `Prompts.examples`.
+        shares, seed: see `share_of`.
+
+    Raises:
+        ConfigError: an example is too long even with one item or character, or the tokenizer has no chat template.
+        DataError: a task needs descriptions, and the catalog has none.
+    """
+    return {task: share_of(task, prompts.examples(task, split, stride), shares, seed) for task in tasks}
+
+
+def with_answers_in_prompts(examples: ExamplesByTask) -> ExamplesByTask:
+    """The released code's mistake, see `sft.answer_in_prompt`: prompts about an item end with their own answer."""
+    return {
+        task: of_task
+        if task.startswith("history")
+        else [replace(example, prompt=[*example.prompt, *example.completion]) for example in of_task]
+        for task, of_task in examples.items()
+    }
+
+
+def build_trees(examples: ExamplesByTask, size: int, weights: LossWeights | None = None) -> Trees:
+    """Put the examples of a group into a common tree, in the tasks' order.
+
+    Args:
+        size: most examples of a tree; a larger group becomes several trees. The stride with which the examples were made, so
+            that prompts in a tree share most of their tokens.
+        weights: of the labels; None weighs all alike.
+    """
+    trees: dict[tuple[TaskName, int, int], Tree] = {}
+    seen: dict[tuple[TaskName, int], int] = {}  # examples of a group so far
+    for task, of_task in examples.items():
+        for example in of_task:
+            number = seen.get((task, example.group), 0)
+            seen[task, example.group] = number + 1
+            label_weights = None if weights is None else weights.of(task, example)
+            branch = Branch(example.prompt, example.completion, label_weights, is_sid=example.is_sid)
+            trees.setdefault((task, example.group, number // size), []).append(branch)
+    return Trees(list(trees.values()), {task: _statistics(of_task) for task, of_task in examples.items()})
+
+
+def _statistics(examples: Sequence[TokenExample]) -> dict[str, int]:
+    labels = sum(len(example.completion) for example in examples)
+    return {
+        "examples": len(examples),
+        "tokens": sum(len(example.prompt) for example in examples) + labels,
+        "labels": labels,
+        "truncated": sum(example.cut for example in examples),
+    }
+
+
+def training_trees(config: SftConfig, seed: int, prompts: Prompts) -> Trees:
+    """Everything that is trained on.
+
+    Args:
+        seed: draws the shares of the tasks.
+
+    Raises:
+        ConfigError: `sft.level_weights` does not fit the SIDs, an example is too long, or the tokenizer has no chat template.
+        DataError: a task needs descriptions, and the catalog has none.
+    """
+    weights = LossWeights(config, prompts.dataset, prompts.index.levels)
+    stride = config.history_stride
+    examples = examples_by_task(prompts, config.task_names, "train", stride, config.task_shares, seed)
+    if config.answer_in_prompt:
+        examples = with_answers_in_prompts(examples)
+    return build_trees(examples, stride, weights)
+
+
+def validation_trees(prompts: Prompts) -> list[Tree]:
+    """Whole histories of the recommending task, unweighted: what evaluation will see, whatever is trained.
+
+    Raises:
+        DataError: the valid split is empty.
+    """
+    trees = build_trees(examples_by_task(prompts, ["history_sid_to_sid"], "valid"), 1).trees
+    if not trees:
+        raise DataError(
+            "The valid split of the run's data is empty, so there is nothing to choose the best model by. Prepare the data "
+            "again with a valid split (data.split, data.parts)."
+        )
+    return trees
