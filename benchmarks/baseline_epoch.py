@@ -27,11 +27,11 @@ from rich.table import Table
 from torch import nn
 from torch.nn import functional
 
-from minionerec.baselines.batches import Batch, make_batch
+from minionerec.baselines.batches import HistoryBatch, make_batch
 from minionerec.baselines.models import make
 from minionerec.baselines.models.bert4rec import BERT4Rec
 from minionerec.baselines.models.gru4rec import GRU4Rec
-from minionerec.baselines.models.recommender import Recommender
+from minionerec.baselines.models.sequential_model import SequentialModel
 from minionerec.baselines.ranking_data import from_sequences
 from minionerec.config import BaselineConfig
 
@@ -50,7 +50,7 @@ MODELS = {
 class TorchSASRec(nn.Module):
     """SASRec by torch's encoder, causal with a key padding mask, on right-padded rows of full length."""
 
-    def __init__(self, ours: Recommender) -> None:
+    def __init__(self, ours: SequentialModel) -> None:
         super().__init__()
         self.items, self.positions = ours.item_embeddings, ours.embedding.position_embeddings
         self.norm = ours.embedding.layer_norm
@@ -66,7 +66,7 @@ class TorchSASRec(nn.Module):
                 for source, target in names.items():
                     theirs.get_submodule(target).load_state_dict(own.get_submodule(source).state_dict())
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def forward(self, batch: HistoryBatch) -> torch.Tensor:
         """The loss of a batch."""
         x = self.norm(self.items(batch.items) + self.positions(batch.positions))
         causal = nn.Transformer.generate_square_subsequent_mask(LENGTH)
@@ -79,17 +79,17 @@ class TorchSASRec(nn.Module):
 class EverywhereRead(nn.Module):
     """A model on a padded batch, every cell of the last layer computed, too."""
 
-    def __init__(self, ours: Recommender) -> None:
+    def __init__(self, ours: SequentialModel) -> None:
         super().__init__()
         self.ours = ours
 
-    def states(self, batch: Batch, everywhere: torch.Tensor) -> torch.Tensor:
+    def states(self, batch: HistoryBatch, everywhere: torch.Tensor) -> torch.Tensor:
         """The model's states at all cells, (cells, hidden)."""
         if isinstance(self.ours, GRU4Rec):
             return self.ours.dense(self.ours.gru(self.ours.item_embeddings(batch.items))[0]).flatten(0, 1)
         return self.ours.states(batch._replace(readout=everywhere))
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def forward(self, batch: HistoryBatch) -> torch.Tensor:
         """The loss of a batch."""
         everywhere = torch.arange(batch.items.numel())
         if isinstance(self.ours, BERT4Rec):

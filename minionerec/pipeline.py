@@ -80,11 +80,10 @@ def _report(config: Config) -> Iterator[Made]:
 
 
 def _baseline(config: Config) -> Iterator[Made]:
-    from minionerec.baselines import train
+    from minionerec.baselines.train import train_baseline
     from minionerec.eval import predict
-    from minionerec.report import baseline_tables
 
-    yield train.run(config, baseline_tables.ranking_metrics)
+    yield train_baseline(config)
     ours = config.baseline.protocol == "dataset" and config.baseline.model not in predict.BUILT_IN
     if ours and (config.folder / "sid" / MANIFEST).is_file():
         yield predict.run(config, config.baseline.model)

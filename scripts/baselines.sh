@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Trains baselines one after the other, each by its preset. Finished ones are skipped and an interrupted one goes on from its last
-# epoch, so the same command may be given again and again.
+# Trains baselines one after the other, each by its preset. Finished baselines are skipped and an interrupted one resumes after its
+# last epoch, so the same command may be given again and again.
 #   SEQUENCES=FOLDER_WITH_Beauty.txt_AND_LastFM.txt bash scripts/baselines.sh [PRESET ...] [-- --baseline.field VALUE ...]
-# Without SEQUENCES the presets' own paths count. RUNS names the folder of the runs (runs); RUN_PYTHON a Python other than that of scripts/python
+# Without SEQUENCES the paths in the presets are read. RUNS: the folder of the runs (default runs). RUN_PYTHON: a Python other than
+# that of scripts/python
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${RUN_PYTHON:-scripts/python} runs=${RUNS:-runs}
@@ -19,7 +20,7 @@ for preset in "${presets[@]}"; do
   case $preset in
     beauty-*) file=Beauty.txt ;;
     lastfm-*) file=LastFM.txt ;;
-    *) echo "scripts/baselines.sh: $preset is no beauty-* or lastfm-* preset" >&2 && exit 2 ;;
+    *) echo "scripts/baselines.sh: $preset is not a beauty-* or lastfm-* preset" >&2 && exit 2 ;;
   esac
   "$python" -m minionerec baseline --config "$preset" ${SEQUENCES:+--baseline.sequences "$SEQUENCES/$file"} --out "$runs/$preset" "$@"
 done

@@ -1,8 +1,8 @@
 """Histories as slices of one flat array, and the batches that models compute.
 
-A batch is a rectangle of item ids with a segment number for every cell. `padded` gives every history a row of its own, as long
-as the longest history allowed. `packed` puts several histories into one row: a model that sees only its own segment gives each
-history the result it would get alone, so padding costs next to nothing and the batch stays the batch that was drawn.
+A batch is a rectangle of item ids with a segment number for every cell. `padded` gives every history a row of `max_history`
+cells. `packed` puts several histories into one row. A model whose cells see only their own segment gives each history the
+result that it would get alone, so padding costs almost nothing and the batch has the same examples.
 """
 
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ Side = Literal["left", "right"]
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Examples: `flat[start:stop]` is a history (ids from 1, oldest first; may be empty), `target` what follows it.
+class HistoryRows:
+    """Examples: `flat[start:stop]` is a history (ids from 1, oldest first; may be empty), `target` the item that follows it.
 
     Attributes:
         flat: item ids, (cells,).
         start, stop: the history that a model reads, (rows,).
         target: (rows,).
         user: the user's number, (rows,).
-        seen: where the user's whole history begins in `flat`, (rows,); at most `start`.
+        seen: index in `flat` at which the user's whole history begins, (rows,); at most `start`.
     """
 
     flat: np.ndarray
@@ -37,17 +37,27 @@ class Rows:
     def __len__(self) -> int:
         return len(self.target)
 
-    def take(self, chosen: np.ndarray) -> "Rows":
-        """The chosen rows, in that order."""
-        return Rows(self.flat, *(values[chosen] for values in (self.start, self.stop, self.target, self.user, self.seen)))
+    def take(self, rows: np.ndarray) -> "HistoryRows":
+        """The rows of these numbers, in that order."""
+        return HistoryRows(self.flat, *(values[rows] for values in (self.start, self.stop, self.target, self.user, self.seen)))
 
     def history(self, row: int) -> np.ndarray:
         """One row's history, oldest first."""
         return self.flat[self.start[row] : self.stop[row]]
 
+    def cells(self, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All cells of `flat` from `start` to `stop`, row by row: the row of each, and its index in `flat`.
 
-class Batch(NamedTuple):
-    """What a model reads.
+        Args:
+            start: `self.start` for what a model reads, `self.seen` for the user's whole history.
+        """
+        lengths = self.stop - start
+        row = np.repeat(np.arange(len(self)), lengths)
+        return row, start[row] + np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+
+
+class HistoryBatch(NamedTuple):
+    """What a model reads: a rectangle of cells, and where each history ends in it.
 
     Attributes:
         items: ids, (rows, width); 0 is padding.
@@ -65,9 +75,9 @@ class Batch(NamedTuple):
     lengths: Tensor
     targets: Tensor
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: torch.device) -> "HistoryBatch":
         """The same batch on a device."""
-        return Batch(*(values.to(device) for values in self))
+        return HistoryBatch(*(values.to(device) for values in self))
 
     def cells(self) -> Tensor:
         """Flat index of every item, history by history and oldest first, (items,): the same order in every layout."""
@@ -76,8 +86,8 @@ class Batch(NamedTuple):
         return (self.readout - self.lengths + 1).repeat_interleave(self.lengths) + within
 
 
-def _places(lengths: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where each history goes, (row, column) per history: the longest first, each into the fullest row with room for it."""
+def _best_fit(lengths: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row and first column of each history: the longest first, each into the fullest row with room for it (best fit)."""
     open_rows: list[list[int]] = [[] for _ in range(width + 1)]  # by free cells
     row, column = np.zeros(len(lengths), np.int64), np.zeros(len(lengths), np.int64)
     rows = 0
@@ -85,21 +95,22 @@ def _places(lengths: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
         length = int(lengths[history])
         room = next((free for free in range(length, width + 1) if open_rows[free]), None)
         if room is None:
-            room, chosen, rows = width, rows, rows + 1
+            room, target_row, rows = width, rows, rows + 1
         else:
-            chosen = open_rows[room].pop()
-        row[history], column[history] = chosen, width - room
-        open_rows[room - length].append(chosen)
+            target_row = open_rows[room].pop()
+        row[history], column[history] = target_row, width - room
+        open_rows[room - length].append(target_row)
     return row, column
 
 
-def make_batch(rows: Rows, *, layout: Literal["packed", "padded"], side: Side, max_history: int) -> Batch:
+def make_batch(rows: HistoryRows, *, layout: Literal["packed", "padded"], side: Side, max_history: int) -> HistoryBatch:
     """Lay histories out.
 
     Args:
-        side: where padding goes. It decides positions (`right`: 0 is the oldest item; `left`: max_history - 1 the newest) and,
-            for `padded`, the cells.
-        max_history: the longest history; no row's is longer.
+        layout: `padded` gives each history a row; `packed` lets histories share rows.
+        side: the side of padding. It decides the positions (`right`: the oldest item has 0; `left`: the newest has
+            max_history - 1) and, for `padded`, the cells.
+        max_history: no history is longer.
 
     An empty history is read at the last cell of a row that is all padding, in both layouts.
     """
@@ -111,7 +122,7 @@ def make_batch(rows: Rows, *, layout: Literal["packed", "padded"], side: Side, m
         row, column = np.arange(len(rows)), shift
     else:
         width = max_history if empty.any() else int(lengths.max())
-        row, column = _places(np.where(empty, width, lengths), width)
+        row, column = _best_fit(np.where(empty, width, lengths), width)
         count = int(row.max()) + 1
     # One entry per item of the batch, history by history.
     history = np.repeat(np.arange(len(rows)), lengths)
@@ -119,22 +130,23 @@ def make_batch(rows: Rows, *, layout: Literal["packed", "padded"], side: Side, m
     cells = row[history] * width + column[history] + within
     items = np.zeros(count * width, np.int64)
     segments = np.zeros(count * width, np.int64)
-    positions = np.tile(np.arange(width), count)  # what padding has
+    positions = np.tile(np.arange(width), count)  # padding has its column as position
     items[cells] = rows.flat[rows.start[history] + within]
     segments[cells] = column[history] + 1 if layout == "packed" else 1  # distinct within a row
     positions[cells] = shift[history] + within
     last = np.where(empty, width - 1, column + lengths - 1)
     cell_values = (torch.from_numpy(values.reshape(count, width)) for values in (items, positions, segments))
     per_history = (row * width + last, lengths.astype(np.int64), rows.target.astype(np.int64))
-    return Batch(*cell_values, *(torch.from_numpy(values) for values in per_history))
+    return HistoryBatch(*cell_values, *(torch.from_numpy(values) for values in per_history))
 
 
 def partners(targets: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """For each row another one with the same target, (rows,): every such row equally likely, itself where there is none."""
+    """For each row another one with the same target, each equally likely, or itself if there is no other one, (rows,)."""
     order = np.argsort(targets, kind="stable")
     first = np.searchsorted(targets[order], targets)  # where each row's group begins
     others = np.searchsorted(targets[order], targets, "right") - first - 1
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
+    position = np.empty_like(order)  # of each row in the sorted order
+    position[order] = np.arange(len(order))
+    # Draw among one row fewer than the group has, and step over the row itself.
     drawn = first + rng.integers(0, np.maximum(others, 1))
-    return order[drawn + ((drawn >= place) & (others > 0))]
+    return order[drawn + ((drawn >= position) & (others > 0))]

@@ -1,4 +1,4 @@
-"""The ranking evaluator: exact ranks and ranked lists over the whole catalog. Ranks become metrics in `eval.metrics`."""
+"""Exact ranks and ranked lists over the whole catalog. Ranks become metrics in `statistics.ranking`."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,22 +8,24 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from minionerec.baselines.batches import Rows, make_batch
-from minionerec.baselines.models.recommender import Recommender
-from minionerec.baselines.ranking_data import Protocol, Task
+from minionerec.baselines.batches import HistoryRows, make_batch
+from minionerec.baselines.models.sequential_model import SequentialModel
+from minionerec.baselines.ranking_data import Protocol, RankingData
 from minionerec.data.dataset import SplitName
 from minionerec.distributed import distributed_state
 from minionerec.errors import TrainingError
+from minionerec.statistics.ranking import per_user
 
-Scorer = Callable[[Rows], Tensor]  # scores of all items and padding, (rows, items + 1); -inf is never recommended
+Scorer = Callable[[HistoryRows], Tensor]  # scores of all items and padding, (rows, items + 1); -inf is never recommended
+TABLE_CUTOFFS = (1, 5, 10, 20)  # of the published tables
 _CHUNK = 512  # rows at once
 
 
 class Ranking(NamedTuple):
-    """What a recommender makes of a split, row by row.
+    """How a recommender ranks a split, row by row.
 
     Attributes:
-        ranks: 0-based rank of each target among all candidates, (rows,) float; infinity where it is never recommended.
+        ranks: 0-based rank of each target among all candidates, (rows,) float; infinity if it is never recommended.
         lists: the best item ids, best first, at most `top` per row.
     """
 
@@ -31,10 +33,10 @@ class Ranking(NamedTuple):
     lists: list[np.ndarray]
 
 
-def scorer(model: Recommender, max_history: int, protocol: Protocol, device: torch.device) -> Scorer:
-    """How a neural baseline scores rows, in evaluation mode and without gradient."""
+def scorer(model: SequentialModel, max_history: int, protocol: Protocol, device: torch.device) -> Scorer:
+    """A function that scores rows with a neural baseline, in evaluation mode and without gradient."""
 
-    def score(rows: Rows) -> Tensor:
+    def score(rows: HistoryRows) -> Tensor:
         batch = make_batch(rows, layout=model.layout, side=protocol.side, max_history=max_history)
         with torch.no_grad():
             return model.eval().scores(batch.to(device)).float()
@@ -42,8 +44,8 @@ def scorer(model: Recommender, max_history: int, protocol: Protocol, device: tor
     return score
 
 
-def candidates(scores: Tensor, rows: Rows, protocol: Protocol) -> Tensor:
-    """Scores as the protocol ranks them: padding and history dealt with. The tensor is changed in place.
+def candidates(scores: Tensor, rows: HistoryRows, protocol: Protocol) -> Tensor:
+    """Scores as the protocol ranks them, with its rules for padding and history. The tensor is changed in place.
 
     Raises:
         TrainingError: a score is not a number.
@@ -53,39 +55,37 @@ def candidates(scores: Tensor, rows: Rows, protocol: Protocol) -> Tensor:
     if not protocol.ranks_padding:
         scores[:, 0] = -torch.inf
     if protocol.hides_history:
-        lengths = rows.stop - rows.seen
-        row = np.repeat(np.arange(len(rows)), lengths)
-        cell = rows.seen[row] + np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        row, cell = rows.cells(rows.seen)
         scores[torch.from_numpy(row), torch.from_numpy(rows.flat[cell].astype(np.int64))] = 0.0
     return scores
 
 
 def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
-    """0-based ranks, (rows,) float64: candidates with a higher score, and those with the same and a lower id, come first."""
-    own = scores.gather(1, targets[:, None])
-    rank = (scores > own).sum(1).double()
-    tied = scores == own
-    tied &= torch.arange(scores.shape[1], device=scores.device) < targets[:, None]
-    return (rank + tied.sum(1)).masked_fill(own[:, 0].isneginf(), torch.inf)
+    """0-based ranks, (rows,) float64: how many candidates have a higher score, or the same score and a lower id."""
+    target_scores = scores.gather(1, targets[:, None])
+    higher = (scores > target_scores).sum(1).double()
+    tied_before = scores == target_scores
+    tied_before &= torch.arange(scores.shape[1], device=scores.device) < targets[:, None]
+    return (higher + tied_before.sum(1)).masked_fill(target_scores[:, 0].isneginf(), torch.inf)
 
 
 def ranked(scores: Tensor, top: int) -> list[np.ndarray]:
-    """The `top` best ids per row, ties by id, without those that score -inf."""
+    """The `top` best ids per row, ties by id; items that score -inf are left out."""
     top = min(top, scores.shape[1])
     values, ids = scores.topk(top)
     ids, values = ids.gather(1, order := ids.argsort(dim=1)), values.gather(1, order)
     ids = ids.gather(1, values.argsort(dim=1, descending=True, stable=True))
     last = values.amin(1, keepdim=True)
-    # Where more candidates tie with the last of the list than fit, topk chose any of them: such rows are sorted whole.
+    # If more candidates tie with the last of the list than fit, topk took any of them: sort such rows whole.
     crowded = ((scores >= last).sum(1) > top) & ~last[:, 0].isneginf()
     for row in crowded.nonzero()[:, 0].tolist():
         ids[row] = scores[row].argsort(dim=0, descending=True, stable=True)[:top]
-    kept = (~scores.gather(1, ids).isneginf()).sum(1).tolist()
-    return [row[:count].numpy() for row, count in zip(ids.cpu(), kept, strict=True)]
+    counts = (~scores.gather(1, ids).isneginf()).sum(1).tolist()
+    return [row[:count].numpy() for row, count in zip(ids.cpu(), counts, strict=True)]
 
 
-def rank(score: Scorer, task: Task, split: SplitName, top: int = 0) -> Ranking:
-    """Rank the catalog for every row of a split; ranks of the launcher share the rows and all get the whole result.
+def rank_split(score: Scorer, data: RankingData, split: SplitName, top: int = 0) -> Ranking:
+    """Rank the catalog for every row of a split. The launcher's processes share the rows, and each gets the whole result.
 
     Args:
         top: length of the lists; 0 makes none.
@@ -93,15 +93,21 @@ def rank(score: Scorer, task: Task, split: SplitName, top: int = 0) -> Ranking:
     Raises:
         TrainingError: a score is not a number.
     """
-    rows = task.rows[split]
+    rows = data.rows[split]
     state = distributed_state()
     share = np.array_split(np.arange(len(rows)), state.num_processes)[state.process_index]
-    found: list[tuple[np.ndarray, list[np.ndarray]]] = []
+    ranks_and_lists: list[tuple[np.ndarray, list[np.ndarray]]] = []
     for start in range(0, len(share), _CHUNK):
         part = rows.take(share[start : start + _CHUNK])
-        scores = candidates(score(part), part, task.protocol)
+        scores = candidates(score(part), part, data.protocol)
         targets = torch.from_numpy(part.target.astype(np.int64)).to(scores.device)
-        found.append((target_ranks(scores, targets).cpu().numpy(), ranked(scores, top) if top else []))
+        ranks_and_lists.append((target_ranks(scores, targets).cpu().numpy(), ranked(scores, top) if top else []))
     if state.num_processes > 1:
-        found = gather_object(found)
-    return Ranking(np.concatenate([ranks for ranks, _ in found]), [one for _, lists in found for one in lists])
+        ranks_and_lists = gather_object(ranks_and_lists)
+    ranks = np.concatenate([ranks for ranks, _ in ranks_and_lists])
+    return Ranking(ranks, [ids for _, lists in ranks_and_lists for ids in lists])
+
+
+def ranking_metrics(ranks: np.ndarray) -> dict[str, float]:
+    """Mean HR, NDCG and MRR at `TABLE_CUTOFFS` of 0-based ranks, by name."""
+    return {name: float(values.mean()) for name, values in per_user(ranks, TABLE_CUTOFFS).items()}

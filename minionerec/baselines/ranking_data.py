@@ -1,4 +1,4 @@
-"""A ranking task: the examples of a protocol. Three protocols cut, pad and rank differently; this file says how.
+"""The examples that a baseline learns from and is ranked on. Three protocols cut, pad and rank differently; this file says how.
 
 `recbole` and `wearec` read a file of sequences, one user a line: the user's id, then item ids from 1 in time order. `dataset`
 reads the splits of a run, so that a baseline meets exactly the examples of the generative model.
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minionerec.baselines.batches import Rows, Side
+from minionerec.baselines.batches import HistoryRows, Side
 from minionerec.data.dataset import SPLITS, Dataset, SplitName
 from minionerec.data.interactions import training_interactions
 from minionerec.data.readers import user_sequences
@@ -23,7 +23,7 @@ class Protocol:
     Attributes:
         side: where padding goes.
         ranks_padding: the padding row of the item table is a candidate.
-        hides_history: the scores of all items that the user has had are set to 0, not to -inf.
+        hides_history: the scores of all items in the user's history are set to 0 (to 0 and not to -inf, as published).
         equal_is_better: an epoch as good as the best takes its place.
         decimals: early stopping compares metrics rounded to so many decimals; None compares them as they are.
     """
@@ -43,21 +43,21 @@ PROTOCOLS = {
 
 
 @dataclass(frozen=True)
-class Task:
-    """Examples in the splits of a protocol.
+class RankingData:
+    """A protocol's examples in all splits.
 
     Attributes:
         items: items, with ids from 1 to this number.
-        users: the users' names, by number.
+        users: each user's name, by number.
         rows: examples by split.
-        training: each user's training interactions in time order, as the histories of one row per user that has any.
-        protocol: see `Protocol`.
+        training: one row per user with training interactions: they are its history, in time order.
+        protocol: how the rows are padded and ranked.
     """
 
     items: int
     users: list[str]
-    rows: dict[SplitName, Rows]
-    training: Rows
+    rows: dict[SplitName, HistoryRows]
+    training: HistoryRows
     protocol: Protocol
 
 
@@ -65,33 +65,33 @@ def read_sequences(path: Path) -> tuple[list[str], list[np.ndarray]]:
     """Users and their item ids in time order.
 
     Raises:
-        DataError: the file is missing or empty, as `user_sequences`, or a user has something else than ids or fewer than three.
+        DataError: the file is missing, empty or malformed, or a user has fewer than three items or one that is no id.
     """
     if not path.is_file():
         raise DataError(
             f"{path}: not found. Expected a file of sequences, one user a line: the user's id, then item ids from 1 in time "
-            "order. Name it with --baseline.sequences FILE; docs/baselines.md says where they come from."
+            "order. Name it with --baseline.sequences FILE; docs/baselines.md says who ships these files."
         )
-    found = user_sequences(path)
-    for user, items in found.items():
-        wrong = next((item for item in items if not item.isdecimal() or not 0 < int(item) < 2**31), None)
-        if wrong is not None:
-            raise DataError(f"{path}, user {user!r}: {wrong!r} is no item id; expected whole numbers from 1, 0 is padding.")
+    sequences = user_sequences(path)
+    for user, items in sequences.items():
+        bad_id = next((item for item in items if not item.isdecimal() or not 0 < int(item) < 2**31), None)
+        if bad_id is not None:
+            raise DataError(f"{path}, user {user!r}: {bad_id!r} is no item id; expected whole numbers from 1, 0 is padding.")
         if len(items) < 3:
             raise DataError(f"{path}, user {user!r}: {len(items)} items; leave-one-out needs at least 3.")
-    if not found:
+    if not sequences:
         raise DataError(f"{path}: empty; expected one user a line.")
-    return list(found), [np.array([int(item) for item in items], np.int32) for items in found.values()]
+    return list(sequences), [np.array([int(item) for item in items], np.int32) for items in sequences.values()]
 
 
-def from_sequences(path: Path, protocol: str, max_history: int) -> Task:
+def from_sequences(path: Path, protocol: str, max_history: int) -> RankingData:
     """A file of sequences, cut as `recbole` or `wearec` cuts: a user's last item is test, the one before valid.
 
     `recbole`: training targets are all items but the first and the last two, with up to `max_history` items before each.
     `wearec`: every prefix of the last `max_history` items before valid, its last item as target; the first has no history.
 
     Raises:
-        DataError: see `read_sequences`.
+        DataError: the file is missing or malformed.
     """
     users, sequences = read_sequences(path)
     flat = np.concatenate(sequences)
@@ -99,53 +99,56 @@ def from_sequences(path: Path, protocol: str, max_history: int) -> Task:
     first = np.cumsum(count) - count
     owner = np.repeat(np.arange(len(users)), count)
     stop = np.arange(len(flat))  # every interaction as a target
-    begin, left = first[owner], (first + count)[owner] - 1 - stop
+    begin, after = first[owner], (first + count)[owner] - 1 - stop  # items of the user after the target
     recent = np.maximum(begin, stop - max_history)
-    window = np.maximum(begin, (first + count)[owner] - 2 - max_history)  # where wearec's last items before valid begin
-    train = left >= 2
+    window = np.maximum(begin, (first + count)[owner] - 2 - max_history)  # wearec's last items before valid begin here
+    train = after >= 2
     if protocol == "recbole":
-        chosen, starts = train & (stop > begin), recent
+        train_targets, starts = train & (stop > begin), recent
     else:
-        chosen, starts = train & (stop >= window), np.where(train, window, recent)
+        train_targets, starts = train & (stop >= window), np.where(train, window, recent)
 
-    def cut(which: np.ndarray) -> Rows:
-        return Rows(flat, starts[which], stop[which], flat[which], owner[which], begin[which])
+    def cut(targets: np.ndarray) -> HistoryRows:
+        return HistoryRows(flat, starts[targets], stop[targets], flat[targets], owner[targets], begin[targets])
 
-    training = Rows(flat, first, first + count - 2, flat[first], np.arange(len(users)), first)
-    return Task(
+    training = HistoryRows(flat, first, first + count - 2, flat[first], np.arange(len(users)), first)
+    return RankingData(
         items=int(flat.max()),
         users=users,
-        rows={"train": cut(chosen), "valid": cut(left == 1), "test": cut(left == 0)},
+        rows={"train": cut(train_targets), "valid": cut(after == 1), "test": cut(after == 0)},
         training=training,
         protocol=PROTOCOLS[protocol],
     )
 
 
-def from_dataset(dataset: Dataset, max_history: int) -> Task:
+def from_dataset(dataset: Dataset, max_history: int) -> RankingData:
     """A run's own splits, row for row; item indices become ids by adding 1, histories keep their last `max_history` items.
 
     Raises:
         DataError: a split has no rows.
     """
     users: dict[str, int] = {}
-    rows: dict[SplitName, Rows] = {}
-    for name in SPLITS:
-        frame = dataset.split(name)
+    rows: dict[SplitName, HistoryRows] = {}
+    for split in SPLITS:
+        frame = dataset.split(split)
         if not len(frame):
-            raise DataError(f"The {name} split is empty; a baseline needs rows to train on, to choose by and to measure.")
+            raise DataError(
+                f"The {split} split is empty; a baseline needs rows to train on, to choose its best epoch by and to measure."
+            )
         lengths = frame["history"].list.len().to_numpy().astype(np.int64)
         stop = np.cumsum(lengths)
         begin = stop - lengths
         flat = frame["history"].explode().to_numpy().astype(np.int32) + 1
-        user = np.array([users.setdefault(one, len(users)) for one in frame["user"].to_list()])
-        rows[name] = Rows(flat, np.maximum(begin, stop - max_history), stop, frame["target"].to_numpy() + 1, user, begin)
-    return Task(len(dataset.catalog), list(users), rows, _training(dataset, users), PROTOCOLS["dataset"])
+        user = np.array([users.setdefault(name, len(users)) for name in frame["user"].to_list()])
+        start, target = np.maximum(begin, stop - max_history), frame["target"].to_numpy() + 1
+        rows[split] = HistoryRows(flat, start, stop, target, user, begin)
+    return RankingData(len(dataset.catalog), list(users), rows, _training(dataset, users), PROTOCOLS["dataset"])
 
 
-def _training(dataset: Dataset, users: dict[str, int]) -> Rows:
+def _training(dataset: Dataset, users: dict[str, int]) -> HistoryRows:
     interactions = training_interactions(dataset)
     flat = interactions["item"].to_numpy() + 1
     owner = np.array([users[user] for user in interactions["user"].to_list()])
     first = np.flatnonzero(np.diff(owner, prepend=-1))
     stop = np.append(first[1:], len(flat))
-    return Rows(flat, first, stop, flat[first], owner[first], first)
+    return HistoryRows(flat, first, stop, flat[first], owner[first], first)

@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minionerec.artifacts import file_hash
-from minionerec.baselines.models.recommender import Recommender, Renames
+from minionerec.baselines.models.sequential_model import Renames, SequentialModel
 from minionerec.errors import ArtifactError
 
-# Names that the checkpoints of RecBole and WEARec share, and ours; a model's own come before them (`Recommender.renames`).
+# Names that the checkpoints of RecBole and WEARec share, and ours. A model's own (`SequentialModel.renames`) are tried first.
 _SHARED: Renames = (
     (r"^item_embedding\.", "item_embeddings."),
     (r"^position_embeddings?\.", "embedding.position_embeddings."),
@@ -23,10 +23,10 @@ _SHARED: Renames = (
     (r"\.attn\.dense\.", ".attn.out_proj."),
     (r"\.LayerNorm\.", ".layer_norm."),
 )
-_WRAPPED = r"^(module|model)\."  # what a wrapper for training puts before every name
+_WRAPPED = r"^(module|model)\."  # a wrapper for training puts this before every name
 
 
-def save(model: Recommender, path: Path) -> None:
+def save(model: SequentialModel, path: Path) -> None:
     """Write a model's weights."""
     save_file({name: values.contiguous() for name, values in model.state_dict().items()}, path)
 
@@ -43,14 +43,14 @@ def digest(path: Path) -> str:
         raise ArtifactError(f"{path}: cannot be read ({error}); expected a safetensors file of weights.") from None
 
 
-def load(model: Recommender, path: Path) -> dict[str, str]:
-    """Fill a model with the weights of a safetensors file, ours or one of the published code.
+def load(model: SequentialModel, path: Path) -> dict[str, str]:
+    """Fill a model with the weights of a safetensors file of ours or of the published code.
 
-    Names are translated. What is left over in a module is matched by shape where that leaves no choice. Dimensions of size 1
-    do not count in a shape.
+    Names are translated. A parameter that is still missing is matched by shape if exactly one tensor of its module fits;
+    dimensions of size 1 do not count.
 
     Returns:
-        parameters that were matched by shape: ours to the file's.
+        the parameters that were matched by shape: our name to the file's.
 
     Raises:
         ArtifactError: the file cannot be read, or does not fit the model.
@@ -59,51 +59,54 @@ def load(model: Recommender, path: Path) -> dict[str, str]:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{path}: not a readable safetensors file ({error}).") from None
-    wanted = model.state_dict()
-    source: dict[str, str] = {}  # the file's name of each of ours
-    unknown: dict[str, str] = {}  # the file's name by what became of it
-    for name in tensors:
-        ours = _translated(name, model.renames, wanted)
-        if ours in wanted and ours not in source:
-            source[ours] = name
-        elif ours:
-            unknown[name if ours in source else ours] = name
+    parameters = model.state_dict()
+    # 1. By name.
+    source: dict[str, str] = {}  # our name to the file's
+    unmatched: dict[str, str] = {}  # a translated name that is none of ours, or is taken, to the file's
+    for file_name in tensors:
+        name = _translated(file_name, model.renames, parameters)
+        if name in parameters and name not in source:
+            source[name] = file_name
+        elif name:
+            unmatched[file_name if name in source else name] = file_name
+    # 2. By shape within the module, if that leaves no choice.
     matched = {}
-    for name in wanted.keys() - source.keys():
-        module, shape = name.rpartition(".")[0], wanted[name].squeeze().shape
+    for name in parameters.keys() - source.keys():
+        module, shape = name.rpartition(".")[0], parameters[name].squeeze().shape
         fitting = [
             other
-            for other in unknown
-            if other.rpartition(".")[0] == module and tensors[unknown[other]].squeeze().shape == shape
+            for other in unmatched
+            if other.rpartition(".")[0] == module and tensors[unmatched[other]].squeeze().shape == shape
         ]
         if len(fitting) == 1:
-            matched[name] = source[name] = unknown.pop(fitting[0])
-    missing, surplus = sorted(wanted.keys() - source.keys()), sorted(unknown.values())
+            matched[name] = source[name] = unmatched.pop(fitting[0])
+    missing, surplus = sorted(parameters.keys() - source.keys()), sorted(unmatched.values())
     if missing or surplus:
         raise ArtifactError(
             f"{path}: not weights of {type(model).__name__}: missing {', '.join(missing) or 'nothing'}; unknown "
             f"{', '.join(surplus) or 'nothing'}."
         )
-    given: dict[str, Tensor] = {}
-    for name, theirs in source.items():
-        values, shape = tensors[theirs], wanted[name].shape
-        if values.squeeze().shape != wanted[name].squeeze().shape:
+    # 3. All shapes must agree.
+    values_by_name: dict[str, Tensor] = {}
+    for name, file_name in source.items():
+        values, shape = tensors[file_name], parameters[name].shape
+        if values.squeeze().shape != parameters[name].squeeze().shape:
             raise ArtifactError(
-                f"{path}: {theirs} is {tuple(values.shape)}, the model has {tuple(shape)}. Another number of items, width or "
-                "length?"
+                f"{path}: {file_name} is {tuple(values.shape)}, the model has {tuple(shape)}. Another number of items, "
+                "width or length?"
             )
-        given[name] = values.reshape(shape)
-    model.load_state_dict(given)
+        values_by_name[name] = values.reshape(shape)
+    model.load_state_dict(values_by_name)
     return matched
 
 
-def _translated(name: str, renames: Renames, wanted: Container[str]) -> str:
-    """Our name of a file's tensor: patterns are replaced one after the other until it is a wanted one.
+def _translated(name: str, renames: Renames, parameters: Container[str]) -> str:
+    """Our name of a file's tensor: patterns are replaced one after the other until the name is one of our parameters.
 
     Empty for a tensor that the model computes itself.
     """
     for pattern, replacement in ((_WRAPPED, ""), *renames, *_SHARED):
-        if name in wanted:
+        if name in parameters:
             break
         name = re.sub(pattern, replacement, name)
     return name

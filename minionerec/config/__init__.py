@@ -9,7 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from minionerec.config.baseline import BASELINE_OPTIONS, BaselineConfig, BaselineName
+from minionerec.config.baseline import (
+    BASELINE_OPTIONS,
+    BASELINES,
+    NEURAL_BASELINES,
+    TRIVIAL_BASELINES,
+    BaselineConfig,
+    BaselineName,
+)
 from minionerec.config.checks import between, positive
 from minionerec.config.data import DataConfig
 from minionerec.config.evaluation import CUTOFFS, RANKING_METRICS, RESAMPLES, EvalConfig, ReportConfig
@@ -22,12 +29,15 @@ from minionerec.config.tasks import DEFAULT_TASKS, RELEASED_TASKS, TaskName
 from minionerec.errors import ConfigError
 
 __all__ = [
+    "BASELINES",
     "BASELINE_OPTIONS",
     "CUTOFFS",
     "DEFAULT_TASKS",
+    "NEURAL_BASELINES",
     "RANKING_METRICS",
     "RELEASED_TASKS",
     "RESAMPLES",
+    "TRIVIAL_BASELINES",
     "BaselineConfig",
     "BaselineName",
     "Config",

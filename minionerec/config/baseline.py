@@ -1,39 +1,82 @@
-"""Section `baseline`."""
+"""Section `baseline`, and the one table of the baselines.
+
+To add a baseline, write its class into `minionerec/baselines/models/` and give it a line in `NEURAL_BASELINES`. Everything else
+reads this table: the names that the command line accepts, the labels on pages, `models.make` and the tests. The class stands
+here by name, so that reading a configuration, or the labels, does not import torch.
+"""
 
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from minionerec.config.checks import between, positive
 from minionerec.errors import ConfigError
 
-# fmt: off
-BaselineName = Literal[
-    "popularity", "repeat", "item-knn", "markov", "gru4rec", "caser", "sasrec", "bert4rec", "lightsans", "fearec",
-    "fearec-published", "hstu", "trm4rec", "wearec", "pswrec-v5", "pswrec-v12", "pswrec-v13", "pswrec-v13-without-rotation",
-    "gru4rec-released", "caser-released", "sasrec-released",
-]
-# fmt: on
+
+class Baseline(NamedTuple):
+    """A line of the table.
+
+    Attributes:
+        label: its name for display.
+        implementation: its class, as module and name below `minionerec.baselines`. The options that it takes, and what is
+            claimed of it (causal, padding_free, ...), stand on the class.
+    """
+
+    label: str
+    implementation: str
+
+
+TRIVIAL_BASELINES = {  # counted, not trained; every run evaluates the first two
+    "popularity": Baseline("Popularity", "trivial.Popularity"),
+    "repeat": Baseline("Repeat last", "trivial.RepeatLast"),
+    "item-knn": Baseline("Item-kNN", "trivial.ItemKNN"),
+    "markov": Baseline("Markov chain", "trivial.MarkovChain"),
+}
+NEURAL_BASELINES = {
+    "gru4rec": Baseline("GRU4Rec", "models.gru4rec.GRU4Rec"),
+    "gru4rec-released": Baseline("GRU4Rec (MiniOneRec's)", "models.released.ReleasedGRU4Rec"),
+    "caser": Baseline("Caser", "models.caser.Caser"),
+    "caser-released": Baseline("Caser (MiniOneRec's)", "models.released.ReleasedCaser"),
+    "sasrec": Baseline("SASRec", "models.sasrec.SASRec"),
+    "sasrec-released": Baseline("SASRec (MiniOneRec's)", "models.released.ReleasedSASRec"),
+    "bert4rec": Baseline("BERT4Rec", "models.bert4rec.BERT4Rec"),
+    "lightsans": Baseline("LightSANs", "models.lightsans.LightSANs"),
+    "fearec": Baseline("FEARec", "models.fearec.FEARec"),
+    "fearec-published": Baseline("FEARec (as published)", "models.fearec.FEARecPublished"),
+    "hstu": Baseline("HSTU", "models.hstu.HSTU"),
+    "trm4rec": Baseline("TRM4Rec", "models.trm4rec.TRM4Rec"),
+    "wearec": Baseline("WEARec", "models.wearec.WEARec"),
+    "pswrec-v5": Baseline("PSWRec V5", "models.pswrec.PSWRecV5"),
+    "pswrec-v12": Baseline("PSWRec V12", "models.pswrec.PSWRecV12"),
+    "pswrec-v13": Baseline("PSWRec V13", "models.pswrec.PSWRecV13"),
+    "pswrec-v13-without-rotation": Baseline("PSWRec V13 without rotation", "models.pswrec.PSWRecV13WithoutRotation"),
+}
+BASELINES = TRIVIAL_BASELINES | NEURAL_BASELINES
+
+if TYPE_CHECKING:
+    BaselineName = str  # a type checker wants the names written out
+else:
+    BaselineName = Literal[tuple(BASELINES)]
 
 
 @dataclass
 class BaselineConfig:
     """Command `baseline`: a sequential recommender on the same split, with the same metrics.
 
-    Fields from `hidden_size` on are options of some models only. Null leaves the model its own value; a value for a model that
-    does not take the option is an error.
+    From `hidden_size` on, each field is an option of some models only. Null keeps the model's own default. Setting an option
+    that the model does not take is an error.
     """
 
     model: BaselineName = "sasrec"
-    """Which recommender; docs/baselines.md describes each."""
+    """The recommender; docs/baselines.md describes each."""
     protocol: Literal["dataset", "recbole", "wearec"] = "dataset"
     """How examples are cut, padded and ranked: `dataset` takes the run's own splits; `recbole` (Beauty table) and `wearec`
     (LastFM table) cut a file of sequences as those projects do. See docs/baselines.md."""
     sequences: str | None = None
     """File of sequences for `recbole` and `wearec`: one user a line, the user's id, then item ids from 1 in time order."""
     max_history: int = 50
-    """Most recent items that a model reads (items)."""
+    """How many of the most recent items a model reads (items)."""
     batch_size: int = 128
     """Examples per optimiser step over all devices (examples; `wearec`: 256)."""
     learning_rate: float = 1e-3
@@ -41,16 +84,16 @@ class BaselineConfig:
     weight_decay: float = 0.0
     """L2 penalty of Adam."""
     epochs: int = 200
-    """Most passes over the training examples (epochs)."""
+    """Passes over the training examples at most (epochs)."""
     patience: int = 11
-    """Stop at this many epochs without a better NDCG@10 on valid (epochs; `recbole`: 11, `wearec`: 10)."""
+    """Stop after this many epochs without a better NDCG@10 on valid (epochs; `recbole`: 11, `wearec`: 10)."""
     top: int = 50
-    """Length of the ranked lists that are stored (items). With `eval.exclude_history`, on the run's own splits, at least
-    `eval.num_beams` and as many more as the longest history has."""
+    """Length of the stored ranked lists (items). With `eval.exclude_history` on the run's own splits, lists hold at least
+    `eval.num_beams` items plus the length of the longest history."""
     weights: str | None = None
-    """A safetensors file, ours or the published code's: rank with these weights instead of training."""
+    """A safetensors file of ours or of the published code: rank with these weights instead of training."""
     bf16: bool = False
-    """Compute in bfloat16 with float32 weights; must agree with the launcher's mixed precision."""
+    """Compute in bfloat16 with float32 weights; must agree with the mixed precision of the launcher."""
     hidden_size: int | None = None
     """Width of item vectors and states (dimensions)."""
     inner_size: int | None = None
@@ -66,7 +109,7 @@ class BaselineConfig:
     mask_ratio: float | None = None
     """`bert4rec`: share of a history's items that are masked in training (fraction)."""
     interests: int | None = None
-    """`lightsans`: interests that items are pooled into."""
+    """`lightsans`: number of interests that items are pooled into."""
     steps: int | None = None
     """`trm4rec`: cycles of the recursion."""
     positions: bool | None = None
@@ -80,9 +123,9 @@ class BaselineConfig:
     phase_weight: float | None = None
     """`pswrec-*`: weight of the phase smoothness in the loss."""
     gamma: float | None = None
-    """`pswrec-v13`: where the amplitude scale starts; 0.1 is the published V14."""
+    """`pswrec-v13`: initial value of the amplitude scale; 0.1 makes it the published V14."""
     loss: Literal["bce", "softmax"] | None = None
-    """`*-released`: binary cross-entropy against one other item drawn uniformly, or cross-entropy among all items."""
+    """`*-released`: binary cross-entropy against one other item, drawn uniformly, or cross-entropy over all items."""
     window: int | None = None
     """`caser`: most recent items that the filters see (items)."""
     horizontal_filters: int | None = None
@@ -113,7 +156,7 @@ class BaselineConfig:
 
 
 BASELINE_OPTIONS = tuple(  # fields that are options of some models only
-    made.name
-    for made in dataclasses.fields(BaselineConfig)
-    if made.default is None and made.name not in ("sequences", "weights")
+    field.name
+    for field in dataclasses.fields(BaselineConfig)
+    if field.default is None and field.name not in ("sequences", "weights")
 )

@@ -34,7 +34,8 @@ class BaselineVectors:
 
     def save(self, folder: Path) -> None:
         """Write the file into a baseline's folder."""
-        save_file({"items": self.items, "bias": self.bias, **self.states}, folder / _FILE)
+        states = {str(split): values for split, values in self.states.items()}
+        save_file({"items": self.items, "bias": self.bias, **states}, folder / _FILE)
 
 
 def baseline_digest(run: Path, name: str, data_digest: str) -> str:

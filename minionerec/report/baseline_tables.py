@@ -12,8 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from minionerec.artifacts import MANIFEST, Manifest
-from minionerec.baselines.models import MODELS, count_parameters, make
-from minionerec.config import RESAMPLES, BaselineConfig
+from minionerec.baselines.models import count_parameters, make
+from minionerec.baselines.ranking import TABLE_CUTOFFS
+from minionerec.config import NEURAL_BASELINES, RESAMPLES, BaselineConfig
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.compare import compare
 from minionerec.report.evaluated import read_evaluated
@@ -21,14 +22,8 @@ from minionerec.statistics.intervals import Interval, intervals
 from minionerec.statistics.ranking import per_user
 
 _SEED = 42
-_TABLE_CUTOFFS = (1, 5, 10, 20)
 _RUN_METRICS = ("HR@1", "HR@10", "NDCG@10")
 _PUBLISHED_METRICS = {"beauty": ("HR@10", "NDCG@10", "MRR@10"), "lastfm": ("HR@10", "NDCG@10")}
-
-
-def ranking_metrics(ranks: np.ndarray) -> dict[str, float]:
-    """Mean HR, NDCG and MRR at 1, 5, 10 and 20 of 0-based ranks, by name."""
-    return {name: float(values.mean()) for name, values in per_user(ranks, _TABLE_CUTOFFS).items()}
 
 
 def published_rows(name: str) -> dict[str, Any]:
@@ -61,7 +56,7 @@ def _target(row: dict[str, Any], metric: str) -> str:
 def _our_parameters(preset: str, items: int) -> int | None:
     values = yaml.safe_load(resources.files("minionerec.presets").joinpath(f"{preset}.yaml").read_text(encoding="utf-8"))
     config = BaselineConfig(**values["baseline"])
-    return count_parameters(make(config, items)) if config.model in MODELS else None
+    return count_parameters(make(config, items)) if config.model in NEURAL_BASELINES else None
 
 
 def published_table(name: str, runs: Path) -> Table:
@@ -113,7 +108,7 @@ def _read_results(run: Path) -> tuple[dict[str, Interval], Manifest | None]:
             f"{run / 'baselines'}: holds {len(folders)} baselines, expected only that of the preset {run.name}."
         )
     manifest = Manifest.load(folders[0])
-    values = per_user(pl.read_parquet(folders[0] / "test.parquet")["rank"].to_numpy(), _TABLE_CUTOFFS)
+    values = per_user(pl.read_parquet(folders[0] / "test.parquet")["rank"].to_numpy(), TABLE_CUTOFFS)
     return dict(zip(values, intervals(np.stack(list(values.values())), RESAMPLES, _SEED), strict=True)), manifest
 
 

@@ -15,13 +15,13 @@ from typing import Any
 import yaml
 
 from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, Recipe, require
-from minionerec.config import Config
+from minionerec.config import BASELINES, Config
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError
 from minionerec.eval.compare import left_out
 from minionerec.eval.slices import parts_of_dataset, parts_of_lists
 from minionerec.report import analysis, diagnosis, paper_gap, plots, run_page
-from minionerec.report.evaluated import BASELINES, LABELS, SCALES, Evaluated, Scale, compare_evaluated, read_evaluated
+from minionerec.report.evaluated import LABELS, SCALES, Evaluated, Scale, compare_evaluated, read_evaluated
 from minionerec.report.page import environment, signed
 from minionerec.sid.index import SidIndex
 
@@ -29,7 +29,8 @@ _REQUIRED = ("data", "sid", "sft", "eval/sft")
 _OPTIONAL = ("rl", "eval/popularity", "eval/repeat", "eval/rl")
 _HEADLINE = 10
 _FUNNELS = (1, 10, 50)
-_BASELINES = tuple(f"{folder}/{name}" for folder in ("baselines", "eval") for name in BASELINES)  # present or not
+_TRAINED_ON_REQUEST = [name for name in BASELINES if f"eval/{name}" not in _OPTIONAL]
+_BASELINES = tuple(f"{folder}/{name}" for folder in ("baselines", "eval") for name in _TRAINED_ON_REQUEST)
 _ORDER = ("data", "sid", "sft", "rl", *_BASELINES, "eval/popularity", "eval/repeat", "eval/sft", "eval/rl")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from minionerec.artifacts import Manifest, content_hash, read_json
-from minionerec.config import CUTOFFS
+from minionerec.config import BASELINES, CUTOFFS
 from minionerec.data.dataset import SplitName
 from minionerec.errors import ArtifactError, DataError
 from minionerec.eval.compare import compare
@@ -16,28 +16,7 @@ Setting = tuple[str, str, str]  # artefact, section, field
 Scale = Literal["sid", "item"]
 SCALES: tuple[Scale, ...] = ("sid", "item")
 FAMILIES = {"HR": "Hit rate", "NDCG": "NDCG", "MRR": "MRR"}
-BASELINES = {  # every run has popularity and repeat, these are trained on request
-    "item-knn": "Item-kNN",
-    "markov": "Markov chain",
-    "gru4rec": "GRU4Rec",
-    "gru4rec-released": "GRU4Rec (MiniOneRec's)",
-    "caser": "Caser",
-    "caser-released": "Caser (MiniOneRec's)",
-    "sasrec": "SASRec",
-    "sasrec-released": "SASRec (MiniOneRec's)",
-    "bert4rec": "BERT4Rec",
-    "lightsans": "LightSANs",
-    "fearec": "FEARec",
-    "fearec-published": "FEARec (as published)",
-    "hstu": "HSTU",
-    "trm4rec": "TRM4Rec",
-    "wearec": "WEARec",
-    "pswrec-v5": "PSWRec V5",
-    "pswrec-v12": "PSWRec V12",
-    "pswrec-v13": "PSWRec V13",
-    "pswrec-v13-without-rotation": "PSWRec V13 without rotation",
-}
-LABELS = {"popularity": "Popularity", "repeat": "Repeat last", **BASELINES, "sft": "SFT", "rl": "SFT + RL"}
+LABELS = {name: baseline.label for name, baseline in BASELINES.items()} | {"sft": "SFT", "rl": "SFT + RL"}
 _RAW_FILES: Setting = ("data", "data", "path")  # where the raw files are stored is no part of a recipe
 
 

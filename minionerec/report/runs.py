@@ -10,8 +10,7 @@ import numpy as np
 import polars as pl
 
 from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, require
-from minionerec.baselines.trivial import TRIVIAL
-from minionerec.config import CUTOFFS
+from minionerec.config import CUTOFFS, TRIVIAL_BASELINES
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError
 from minionerec.eval.check_predictions import check_belongs
@@ -156,7 +155,7 @@ def seed_groups(runs: Iterable[Evaluated]) -> list[list[Evaluated]]:
     """The groups of runs that differ only in their seed, one run per seed. Recommenders without randomness form no group."""
     groups: dict[str | None, dict[int | None, Evaluated]] = {}
     for run in runs:
-        if run.settings is not None and run.name not in TRIVIAL:
+        if run.settings is not None and run.name not in TRIVIAL_BASELINES:
             groups.setdefault(run.recipe(), {}).setdefault(run.seed, run)
     return [list(group.values()) for group in groups.values() if len(group) > 1]
 

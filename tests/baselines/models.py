@@ -5,17 +5,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minionerec.baselines.batches import Rows, make_batch
-from minionerec.baselines.models import make
-from minionerec.config import BaselineConfig
+from minionerec.baselines.batches import HistoryRows, make_batch
+from minionerec.baselines.models import make, model_class
+from minionerec.config import NEURAL_BASELINES, BaselineConfig
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 ITEMS, LENGTH = 30, 12
-NEURAL = (
-    *("sasrec", "bert4rec", "lightsans", "fearec", "fearec-published", "trm4rec", "wearec", "pswrec-v5", "pswrec-v12"),
-    *("pswrec-v13", "pswrec-v13-without-rotation", "gru4rec", "caser", "hstu", "gru4rec-released"),
-    *("caser-released", "sasrec-released"),
-)
+
+
+def those(**flags) -> list[str]:
+    """The neural baselines whose classes have these attributes; all without."""
+    classes = {name: model_class(name) for name in NEURAL_BASELINES}
+    return [name for name, model in classes.items() if all(getattr(model, flag) == value for flag, value in flags.items())]
 
 
 def small(name: str, seed: int = 0, **options):
@@ -29,20 +30,20 @@ def small(name: str, seed: int = 0, **options):
     return model
 
 
-def rows_of(histories, targets=None) -> Rows:
+def rows_of(histories, targets=None) -> HistoryRows:
     """Rows with these histories."""
     lengths = np.array([len(history) for history in histories])
     stop = np.cumsum(lengths)
     flat = np.array([item for history in histories for item in history], np.int32)
     chosen = np.arange(1, len(histories) + 1) if targets is None else np.array(targets)
-    return Rows(flat, stop - lengths, stop, chosen, np.arange(len(histories)), stop - lengths)
+    return HistoryRows(flat, stop - lengths, stop, chosen, np.arange(len(histories)), stop - lengths)
 
 
-def random_rows(count: int, seed: int = 0, shortest: int = 1) -> Rows:
+def random_rows(count: int, seed: int = 0, shortest: int = 1) -> HistoryRows:
     rng = np.random.default_rng(seed)
     histories = [rng.integers(1, ITEMS + 1, rng.integers(shortest, LENGTH + 1)).tolist() for _ in range(count)]
     return rows_of(histories, rng.integers(1, ITEMS + 1, count))
 
 
-def batch_of(rows: Rows, layout: str = "padded", side: str = "right"):
+def batch_of(rows: HistoryRows, layout: str = "padded", side: str = "right"):
     return make_batch(rows, layout=layout, side=side, max_history=LENGTH)

@@ -1,7 +1,9 @@
 """What is claimed of each neural baseline: size, what a history's result depends on, and what learns."""
 
+import dataclasses
 import re
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,21 +12,21 @@ import yaml
 from safetensors.torch import save_file
 
 from minionerec.baselines import weights
-from minionerec.baselines.models import MODELS, count_parameters, make
-from minionerec.baselines.models.pswrec import BANDS
-from minionerec.baselines.ranking import rank, scorer
+from minionerec.baselines.implementation import implementation
+from minionerec.baselines.models import count_parameters, make, model_class
+from minionerec.baselines.models.encoder import EncoderModel
+from minionerec.baselines.models.pswrec import BANDS, PSWRec
+from minionerec.baselines.models.sequential_model import SequentialModel
+from minionerec.baselines.ranking import rank_split, scorer
 from minionerec.baselines.ranking_data import from_sequences
+from minionerec.baselines.trivial import TrivialRecommender
 from minionerec.cli import parse, preset
-from minionerec.config import BaselineConfig
+from minionerec.config import BASELINE_OPTIONS, BASELINES, NEURAL_BASELINES, TRIVIAL_BASELINES, BaselineConfig, BaselineName
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.report.baseline_tables import published_rows
 from minionerec.statistics.ranking import hit_rate, ndcg
-from tests.baselines.models import ITEMS, LENGTH, NEURAL, SHARED, batch_of, random_rows, rows_of, small
+from tests.baselines.models import ITEMS, LENGTH, SHARED, batch_of, random_rows, rows_of, small, those
 
-CAUSAL = ("sasrec", "trm4rec", "pswrec-v5", "pswrec-v12", "pswrec-v13", "pswrec-v13-without-rotation", "gru4rec", "hstu")
-CAUSAL += ("gru4rec-released", "sasrec-released")
-PADDING_FREE = ("sasrec", "bert4rec", "trm4rec", "gru4rec", "caser", "hstu", "gru4rec-released", "sasrec-released")
-PACKED = ("sasrec", "bert4rec", "trm4rec", "hstu", "sasrec-released")
 NEVER_LEARN = {"wearec": r"gate_param", "trm4rec": r"^z_[ar]$"}
 
 
@@ -36,9 +38,22 @@ def states_everywhere(model, items):
     return model.states(batch._replace(readout=torch.arange(LENGTH), lengths=torch.tensor([LENGTH])))
 
 
-def test_the_list_of_models_is_complete():
-    assert set(NEURAL) == set(MODELS)
-    assert {name for name in MODELS if MODELS[name].layout == "packed"} == set(PACKED)
+def test_every_name_of_the_configuration_has_a_class_with_all_claims_and_a_label_of_its_own():
+    assert set(get_args(BaselineName)) == set(BASELINES)
+    assert len(BASELINES) == len(NEURAL_BASELINES) + len(TRIVIAL_BASELINES)
+    assert len({baseline.label for baseline in BASELINES.values()} - {""}) == len(BASELINES)
+    accepted = set()
+    for name in BASELINES:
+        baseline = implementation(name)
+        assert issubclass(baseline, SequentialModel if name in NEURAL_BASELINES else TrivialRecommender), name
+        options = {field.name for field in dataclasses.fields(baseline.options)}
+        assert options <= set(BASELINE_OPTIONS), f"{name} takes options that section baseline has not"
+        accepted |= options
+    assert accepted == set(BASELINE_OPTIONS), "section baseline has options that no baseline takes"
+    for name in NEURAL_BASELINES:
+        model = model_class(name)
+        assert {type(model.causal), type(model.padding_free), type(model.knows_order)} == {bool}, name
+        assert model.padding_free or model.layout == "padded", f"{name}: padding enters its result, so it cannot be packed"
 
 
 @pytest.mark.parametrize("table", ["beauty", "lastfm"])
@@ -78,22 +93,22 @@ VALID = {
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_published_weights_reproduce_their_row(name):
     config = parse("baseline", ["--config", name]).baseline
-    task = from_sequences(SHARED / "data/sequential/LastFM.txt", config.protocol, config.max_history)
-    model = make(config, task.items)
+    data = from_sequences(SHARED / "data/sequential/LastFM.txt", config.protocol, config.max_history)
+    model = make(config, data.items)
     assert weights.load(model, SHARED / f"reference/lastfm_weights/{WEIGHTS[name]}.safetensors") == {}
     row = next(row for row in published_rows("lastfm")["rows"] if row["preset"] == name)
     expected = {"valid": list(VALID[name]), "test": list(row["published"].values())}
     for split, values in expected.items():
-        found = rank(scorer(model, config.max_history, task.protocol, torch.device("cpu")), task, split).ranks
+        found = rank_split(scorer(model, config.max_history, data.protocol, torch.device("cpu")), data, split).ranks
         assert [round(metric(found, k), 4) for k in (5, 10, 20) for metric in (hit_rate, ndcg)] == values
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", those(causal=True))
 def test_causal_models_do_not_see_the_future(name):
     model = small(name)
     torch.manual_seed(1)
     history = torch.randint(1, ITEMS + 1, (LENGTH,)).tolist()
-    if name.startswith("gru4rec"):  # reads out at a history's end only: a prefix must not change what is carried on
+    if hasattr(model, "gru"):  # reads out at a history's end only: a prefix must not change what is carried on
         whole = model.gru(model.item_embeddings(torch.tensor([history])))[0]
         other = model.gru(model.item_embeddings(torch.tensor([[*history[:7], *[1] * (LENGTH - 7)]])))[0]
         torch.testing.assert_close(whole[:, :7], other[:, :7])
@@ -105,8 +120,8 @@ def test_causal_models_do_not_see_the_future(name):
     assert (before[7:] - after[7:]).abs().amax(1).min() > 1e-4
 
 
-@pytest.mark.parametrize("name", ["bert4rec", "lightsans", "fearec", "wearec"])
-def test_the_others_do(name):
+@pytest.mark.parametrize("name", [name for name in those(causal=False) if issubclass(model_class(name), EncoderModel)])
+def test_other_encoders_do(name):
     model = small(name)
     torch.manual_seed(1)
     history = torch.randint(1, ITEMS + 1, (LENGTH,)).tolist()
@@ -117,7 +132,7 @@ def test_the_others_do(name):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("name", NEURAL)
+@pytest.mark.parametrize("name", NEURAL_BASELINES)
 def test_padding_plays_a_part_only_where_stated(name, side):
     model = small(name)
     batch = batch_of(rows_of([[3, 7, 7, 9]]), side=side)
@@ -126,9 +141,8 @@ def test_padding_plays_a_part_only_where_stated(name, side):
         model.item_embeddings.weight[0] += torch.randn(16)  # another padding vector; not among the items that are scored
         after = model.scores(batch)
     same = torch.allclose(before[:, 1:], after[:, 1:], rtol=1e-4, atol=1e-5)
-    # Caser pads its own window. PSWRec's filters look back only, so with padding on the right they see none of it.
-    free = name in PADDING_FREE and name != "caser"
-    assert same == (free or (name.startswith("pswrec") and side == "right"))
+    # PSWRec's filters look back only, so with padding on the right they see none of it.
+    assert same == (model.padding_free or (isinstance(model, PSWRec) and side == "right"))
 
 
 @pytest.mark.parametrize("name", ["gru4rec", "caser", "gru4rec-released"])
@@ -149,7 +163,7 @@ def test_caser_reads_its_window_and_no_more():
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("shortest", [0, 1])
-@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("name", those(layout="packed"))
 def test_sharing_a_row_changes_no_result(name, side, shortest):
     model, rows = small(name), random_rows(40, shortest=shortest)
     packed, padded = batch_of(rows, "packed", side), batch_of(rows, "padded", side)
@@ -190,7 +204,7 @@ def test_bert4rec_masks_the_same_items_in_every_layout():
 
 
 def variants():
-    yield from ((name, {}) for name in NEURAL)
+    yield from ((name, {}) for name in NEURAL_BASELINES)
     for rope in (True, False):
         for full in (True, False):
             for layers in (1, 2):
@@ -211,18 +225,20 @@ def test_gradient_reaches_what_should_learn(name, options):
     assert bool(still) == (expected != "(?!)")
 
 
-@pytest.mark.parametrize("name", NEURAL)
+@pytest.mark.parametrize("name", NEURAL_BASELINES)
 def test_models_learn_a_rule(name):
-    # The next item is the last one plus one; bert4rec has to learn it from the few masks in its histories.
+    # The next item is the last one plus one; bert4rec has to learn it from the few masks in its histories. A model that
+    # does not know the order reads the last item only.
     torch.manual_seed(0)
-    options = {} if name in ("trm4rec", "hstu") or name.startswith("gru4rec") else {"dropout": 0.1}
+    options = {"dropout": 0.1} if "dropout" in {field.name for field in dataclasses.fields(model_class(name).options)} else {}
     if name == "bert4rec":
         options = {"dropout": 0.0, "attention_dropout": 0.0}
     config = BaselineConfig(model=name, protocol="recbole", sequences="-", max_history=LENGTH, hidden_size=16, **options)
     model = make(config, ITEMS)
     starts = torch.arange(1, ITEMS + 1).repeat(2).tolist()
-    sequences = [[1 + (start - 1 + step) % ITEMS for step in range(5 + start % 5)] for start in starts]
-    rows = rows_of([one[:-1] for one in sequences], [one[-1] for one in sequences])
+    lengths = [5 + start % 5 if model.knows_order else 2 for start in starts]
+    sequences = [[1 + (start - 1 + step) % ITEMS for step in range(n)] for start, n in zip(starts, lengths, strict=True)]
+    rows = rows_of([sequence[:-1] for sequence in sequences], [sequence[-1] for sequence in sequences])
     batch = batch_of(rows, model.layout)
     rate, steps, share = (1e-2, 450, 0.3) if name == "bert4rec" else (2e-2, 120 if "released" in name else 40, 0.9)
     optimizer = torch.optim.Adam(model.parameters(), rate)

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minionerec.baselines.ranking import candidates, rank, ranked, target_ranks
-from minionerec.baselines.ranking_data import PROTOCOLS, Task
+from minionerec.baselines.ranking import candidates, rank_split, ranked, target_ranks
+from minionerec.baselines.ranking_data import PROTOCOLS, RankingData
 from minionerec.errors import TrainingError
 from tests.baselines.models import rows_of
 
@@ -40,16 +40,16 @@ def test_protocols_treat_padding_and_history_as_they_say():
     assert hidden.tolist() == [[1, 2, 0, 0, 5, 6], [1, 2, 0, 0, 0, 6]]
 
 
-def task_of(protocol: str) -> Task:
+def data_of(protocol: str) -> RankingData:
     rows = rows_of([[1, 2], [3], [5, 1, 1]], [4, 2, 5])
-    return Task(5, ["a", "b", "c"], {"train": rows, "valid": rows, "test": rows}, rows, PROTOCOLS[protocol])
+    return RankingData(5, ["a", "b", "c"], {"train": rows, "valid": rows, "test": rows}, rows, PROTOCOLS[protocol])
 
 
 def test_a_whole_split_is_ranked_in_order():
-    found = rank(lambda rows: torch.tensor([0.0, 5, 4, 3, 2, 1]).repeat(len(rows), 1), task_of("dataset"), "test", 3)
+    found = rank_split(lambda rows: torch.tensor([0.0, 5, 4, 3, 2, 1]).repeat(len(rows), 1), data_of("dataset"), "test", 3)
     assert found.ranks.tolist() == [3, 1, 4] and [one.tolist() for one in found.lists] == [[1, 2, 3]] * 3
 
 
 def test_scores_that_are_not_numbers_are_refused():
     with pytest.raises(TrainingError, match=r"training diverged. Lower baseline.learning_rate"):
-        rank(lambda rows: torch.full((len(rows), 6), torch.nan), task_of("dataset"), "test")
+        rank_split(lambda rows: torch.full((len(rows), 6), torch.nan), data_of("dataset"), "test")

@@ -19,19 +19,19 @@ def file(tmp_path):
 
 
 def test_recbole_slides_over_the_whole_history(file):
-    task = from_sequences(file, "recbole", 3)
-    assert listed(task.rows["train"]) == [([1], 2), ([1, 2], 3), ([1, 2, 3], 4), ([2, 3, 4], 5)]
-    assert listed(task.rows["valid"]) == [([3, 4, 5], 6), ([3], 1)]
-    assert listed(task.rows["test"]) == [([4, 5, 6], 7), ([3, 1], 2)]
-    assert (task.items, task.users) == (7, ["u", "v"])
-    assert [task.training.history(row).tolist() for row in range(2)] == [[1, 2, 3, 4, 5], [3]]
+    data = from_sequences(file, "recbole", 3)
+    assert listed(data.rows["train"]) == [([1], 2), ([1, 2], 3), ([1, 2, 3], 4), ([2, 3, 4], 5)]
+    assert listed(data.rows["valid"]) == [([3, 4, 5], 6), ([3], 1)]
+    assert listed(data.rows["test"]) == [([4, 5, 6], 7), ([3, 1], 2)]
+    assert (data.items, data.users) == (7, ["u", "v"])
+    assert [data.training.history(row).tolist() for row in range(2)] == [[1, 2, 3, 4, 5], [3]]
 
 
 def test_wearec_takes_every_prefix_of_the_last_items_and_the_empty_one(file):
-    task = from_sequences(file, "wearec", 3)
-    assert listed(task.rows["train"]) == [([], 3), ([3], 4), ([3, 4], 5), ([], 3)]
-    assert listed(task.rows["valid"]) == [([3, 4, 5], 6), ([3], 1)]
-    test = task.rows["test"]
+    data = from_sequences(file, "wearec", 3)
+    assert listed(data.rows["train"]) == [([], 3), ([3], 4), ([3, 4], 5), ([], 3)]
+    assert listed(data.rows["valid"]) == [([3, 4, 5], 6), ([3], 1)]
+    test = data.rows["test"]
     assert listed(test) == [([4, 5, 6], 7), ([3, 1], 2)]
     assert test.flat[test.seen[0] : test.stop[0]].tolist() == [1, 2, 3, 4, 5, 6]  # the whole history is hidden
 
@@ -46,11 +46,11 @@ def test_wearec_takes_every_prefix_of_the_last_items_and_the_empty_one(file):
     ],
 )
 def test_sizes_are_those_of_the_published_runs(name, protocol, users, items, train):
-    task = from_sequences(SHARED / f"data/sequential/{name}.txt", protocol, 50)
-    assert (len(task.users), task.items, len(task.rows["train"])) == (users, items, train)
-    assert len(task.rows["valid"]) == len(task.rows["test"]) == users
-    assert max(rows.stop.max() - rows.stop.min() for rows in task.rows.values()) > 0
-    assert all((rows.stop - rows.start).max() <= 50 for rows in task.rows.values())
+    data = from_sequences(SHARED / f"data/sequential/{name}.txt", protocol, 50)
+    assert (len(data.users), data.items, len(data.rows["train"])) == (users, items, train)
+    assert len(data.rows["valid"]) == len(data.rows["test"]) == users
+    assert max(rows.stop.max() - rows.stop.min() for rows in data.rows.values()) > 0
+    assert all((rows.stop - rows.start).max() <= 50 for rows in data.rows.values())
 
 
 @pytest.mark.parametrize(
@@ -80,19 +80,19 @@ def test_a_missing_file_says_what_was_expected(tmp_path):
 
 def test_a_dataset_is_taken_row_for_row():
     dataset, _ = random_dataset()
-    task = from_dataset(dataset, 4)
-    for name, rows in task.rows.items():
+    data = from_dataset(dataset, 4)
+    for name, rows in data.rows.items():
         frame = dataset.split(name)
         expected = [[item + 1 for item in history][-4:] for history in frame["history"].to_list()]
         assert [history for history, _ in listed(rows)] == expected
         assert (rows.target - 1).tolist() == frame["target"].to_list()
-        assert [task.users[user] for user in rows.user] == frame["user"].to_list()
+        assert [data.users[user] for user in rows.user] == frame["user"].to_list()
 
 
 @pytest.mark.parametrize("max_history", [2, 20])
 def test_training_interactions_are_all_but_the_last_two(max_history):
-    task = from_dataset(leave_one_out(SEQUENCES, 6, max_history), 50)
-    found = {task.users[user]: task.training.history(row) - 1 for row, user in enumerate(task.training.user)}
+    data = from_dataset(leave_one_out(SEQUENCES, 6, max_history), 50)
+    found = {data.users[user]: data.training.history(row) - 1 for row, user in enumerate(data.training.user)}
     assert {user: own.tolist() for user, own in found.items()} == {user: own[:-2] for user, own in SEQUENCES.items()}
 
 

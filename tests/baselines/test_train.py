@@ -9,16 +9,14 @@ from safetensors.torch import load_file
 
 from minionerec.artifacts import CHECKPOINTS, Manifest, read_json
 from minionerec.baselines import train
-from minionerec.baselines.models import MODELS
-from minionerec.baselines.ranking import rank
-from minionerec.baselines.trivial import TRIVIAL
+from minionerec.baselines.ranking import rank_split
+from minionerec.baselines.trivial import MarkovChain
 from minionerec.cli import main, parse
-from minionerec.config import Config
+from minionerec.config import NEURAL_BASELINES, Config
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval import predict
 from minionerec.eval.predictions import read_predictions
-from minionerec.report.baseline_tables import ranking_metrics
 from minionerec.report.runs import load_runs
 from tests.launch import ROOT, accelerate, minionerec
 from tests.small import write_config
@@ -62,7 +60,7 @@ def same(first, second):
 @pytest.mark.parametrize(("protocol", "name"), [("recbole", "sasrec"), ("wearec", "sasrec"), ("recbole", "fearec-published")])
 def test_one_seed_gives_one_result_and_an_interrupted_run_the_same(sequences, tmp_path, protocol, name, monkeypatch):
     whole, broken = (config_of(sequences, tmp_path / out, protocol, model=name) for out in ("whole", "broken"))
-    manifest, fresh = train.run(whole, ranking_metrics)
+    manifest, fresh = train.train_baseline(whole)
     assert fresh and manifest.metrics["epochs"] == 4
     with monkeypatch.context() as patched:
         original, stored = train.store, []
@@ -75,18 +73,18 @@ def test_one_seed_gives_one_result_and_an_interrupted_run_the_same(sequences, tm
 
         patched.setattr(train, "store", stop)
         with pytest.raises(KeyboardInterrupt):
-            train.run(broken, ranking_metrics)
+            train.train_baseline(broken)
     partial = tmp_path / f"broken/baselines/{name}.partial"
     assert (partial / CHECKPOINTS / "state.safetensors").is_file() and not (tmp_path / f"broken/baselines/{name}").exists()
     epochs = []
     monkeypatch.setattr(train, "train_epoch", lambda *a, f=train.train_epoch: (epochs.append(a[-1]), f(*a))[1])
-    train.run(broken, ranking_metrics)
+    train.train_baseline(broken)
     assert epochs == [2, 3]
     same(result(tmp_path / "whole", name), result(tmp_path / "broken", name))
-    assert train.run(broken, ranking_metrics)[1] is False
+    assert train.train_baseline(broken)[1] is False
     other = config_of(sequences, tmp_path / "other", protocol, model=name)
     other.seed = 4
-    train.run(other, ranking_metrics)
+    train.train_baseline(other)
     assert result(tmp_path / "other", name)[1] != result(tmp_path / "whole", name)[1]
 
 
@@ -101,9 +99,9 @@ def test_a_damaged_checkpoint_is_named(sequences, tmp_path, monkeypatch):
 
         patched.setattr(train, "store", stop)
         with pytest.raises(KeyboardInterrupt):
-            train.run(config, ranking_metrics)
+            train.train_baseline(config)
     with pytest.raises(ArtifactError, match=r"state.safetensors: not a checkpoint of this model .* Delete .*sasrec.partial"):
-        train.run(config, ranking_metrics)
+        train.train_baseline(config)
 
 
 @pytest.mark.parametrize(
@@ -118,14 +116,14 @@ def test_a_damaged_checkpoint_is_named(sequences, tmp_path, monkeypatch):
 )
 def test_early_stopping_is_the_protocols(sequences, tmp_path, monkeypatch, protocol, values, best, epochs):
     config = config_of(sequences, tmp_path / "run", protocol, epochs=6, patience=2)
-    given, kept = iter(values), []
-    monkeypatch.setattr(train, "rank", lambda *a, **k: type("Ranking", (), {"ranks": next(given)}))
-    monkeypatch.setattr(train, "store", lambda *a: kept.append({name: v.clone() for name, v in a[1].state_dict().items()}))
-    task, _ = train.load_task(config)
-    model = train.make(config.baseline, task.items)
-    course, _ = train.fit(model, task, config, lambda value: {"NDCG@10": value}, tmp_path / "none")
+    measured, weights = iter(values), []
+    monkeypatch.setattr(train, "ranking_metrics", lambda ranks: {"NDCG@10": next(measured)})
+    monkeypatch.setattr(train, "store", lambda *a: weights.append({name: v.clone() for name, v in a[1].state_dict().items()}))
+    data, _ = train.load_ranking_data(config)
+    model = train.make(config.baseline, data.items)
+    course, _ = train.fit(model, data, config, tmp_path / "none")
     assert (course.best_epoch, course.epoch) == (best, epochs)
-    assert all(torch.equal(values, kept[best][name]) for name, values in model.state_dict().items())
+    assert all(torch.equal(values, weights[best][name]) for name, values in model.state_dict().items())
 
 
 def test_it_learns_more_than_popularity(sequences, tmp_path):
@@ -134,7 +132,7 @@ def test_it_learns_more_than_popularity(sequences, tmp_path):
         ("sasrec", {"epochs": 25}),
         ("popularity", {"hidden_size": None, "inner_size": None, "dropout": None}),
     ):
-        found[model] = train.run(config_of(sequences, tmp_path / model, model=model, **fields), ranking_metrics)[0].metrics
+        found[model] = train.train_baseline(config_of(sequences, tmp_path / model, model=model, **fields))[0].metrics
     assert found["sasrec"]["test NDCG@10"] > 1.5 * found["popularity"]["test NDCG@10"]
 
 
@@ -181,10 +179,10 @@ def test_a_history_that_is_left_out_does_not_shorten_the_lists(tmp_path):
         ArtifactError, match=r"markov: the lists have 12 items, but 16 are needed to .* keep 10\. Run minionerec base"
     ):
         predict.run(hiding, "markov")
-    train.run(hiding, ranking_metrics)
+    train.train_baseline(hiding)
     predict.run(hiding, "markov")
-    task, _ = train.load_task(hiding)
-    whole = rank(TRIVIAL["markov"](task), task, "test", task.items).lists
+    data, _ = train.load_ranking_data(hiding)
+    whole = rank_split(MarkovChain(data), data, "test", data.items).lists
     histories = Dataset.load(run / "data").test["history"].to_list()
     assert max(map(len, histories)) == 6
     expected = [[item - 1 for item in ids if item - 1 not in own][:10] for ids, own in zip(whole, histories, strict=True)]
@@ -193,7 +191,7 @@ def test_a_history_that_is_left_out_does_not_shorten_the_lists(tmp_path):
 
 def test_tables_print_published_and_own_rows(sequences, tmp_path, capsys):
     runs = tmp_path / "runs"
-    train.run(config_of(sequences, runs / "lastfm-sasrec", "wearec"), ranking_metrics)
+    train.train_baseline(config_of(sequences, runs / "lastfm-sasrec", "wearec"))
     assert main(["baseline", "table", "lastfm", "--runs", str(runs)]) == 0
     lines = {line.split("│")[1].strip(): line for line in capsys.readouterr().out.splitlines() if line.startswith("│")}
     assert "328,674 │ 328,674" in lines["WEARec Official"] and "0.0440" in lines["WEARec Official"]
@@ -202,7 +200,7 @@ def test_tables_print_published_and_own_rows(sequences, tmp_path, capsys):
     value = Manifest.load(trained).metrics["test NDCG@10"]
     assert f"{value:.4f} [" in lines["SASRec"] and "given weights" not in lines["SASRec"]
     given = config_of(sequences, tmp_path / "given/lastfm-sasrec", "wearec", weights=trained / "model.safetensors")
-    train.run(given, ranking_metrics)
+    train.train_baseline(given)
     assert main(["baseline", "table", "lastfm", "--runs", str(tmp_path / "given")]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("│ SASRec"))
     assert f"{value:.4f} [" in line and "given weights" in line
@@ -243,30 +241,30 @@ def test_mistakes(arguments, message, capsys, tmp_path, monkeypatch):
 )
 def test_a_model_that_cannot_be_is_refused_before_anything_is_written(sequences, tmp_path, fields, message):
     with pytest.raises(ConfigError, match=message):
-        train.run(config_of(sequences, tmp_path / "run", **fields), ranking_metrics)
+        train.train_baseline(config_of(sequences, tmp_path / "run", **fields))
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NEURAL_BASELINES)
 def test_every_model_trains_and_ranks_by_every_protocol(name, sequences, tmp_path):
     for protocol in ("recbole", "wearec"):
         plain = {"dropout": None, "inner_size": None, "max_history": 12, "epochs": 1}
         config = config_of(sequences, tmp_path / protocol, protocol, model=name, **plain)
-        metrics = train.run(config, ranking_metrics)[0].metrics
+        metrics = train.train_baseline(config)[0].metrics
         assert metrics["epochs"] == 1 and 0 <= metrics["test NDCG@10"] <= metrics["test HR@10"] <= 1
 
 
 def test_given_weights_are_ranked_with_instead_of_training(sequences, tmp_path):
     trained = config_of(sequences, tmp_path / "trained")
-    expected = train.run(trained, ranking_metrics)[0].metrics
+    expected = train.train_baseline(trained)[0].metrics
     given = config_of(sequences, tmp_path / "given", weights=tmp_path / "trained/baselines/sasrec/model.safetensors")
-    found = train.run(given, ranking_metrics)[0].metrics
+    found = train.train_baseline(given)[0].metrics
     assert "epochs" not in found and found["test NDCG@10"] == expected["test NDCG@10"]
     with pytest.raises(ArtifactError, match=r"none: cannot be read"):
-        train.run(config_of(sequences, tmp_path / "none", weights=tmp_path / "none"), ranking_metrics)
+        train.train_baseline(config_of(sequences, tmp_path / "none", weights=tmp_path / "none"))
     plain = {"hidden_size": None, "inner_size": None, "dropout": None}
     with pytest.raises(ConfigError, match=r"baseline\.weights is set, but markov has no weights"):
-        train.run(config_of(sequences, tmp_path / "floor", model="markov", weights=tmp_path / "x", **plain), ranking_metrics)
+        train.train_baseline(config_of(sequences, tmp_path / "floor", model="markov", weights=tmp_path / "x", **plain))
 
 
 def arguments_of(sequences, out, *more):
@@ -307,4 +305,4 @@ def test_the_script_skips_what_is_finished(sequences, tmp_path):
     first, second = (subprocess.run(command, env=environment, capture_output=True, text=True, check=True) for _ in range(2))
     assert "up to date" not in first.stdout and "up to date" in second.stdout
     wrong = subprocess.run([*command[:2], "ml-100k"], env=environment, capture_output=True, text=True, check=False)
-    assert wrong.returncode == 2 and "is no beauty-* or lastfm-* preset" in wrong.stderr
+    assert wrong.returncode == 2 and "is not a beauty-* or lastfm-* preset" in wrong.stderr

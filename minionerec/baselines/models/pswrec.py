@@ -6,21 +6,47 @@ rotation scales and adds a phase bias. Every version but V5 applies the embeddin
 """
 
 import math
-from collections.abc import Iterable
-from typing import Any, ClassVar, NamedTuple, cast
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from minionerec.baselines.batches import Batch
-from minionerec.baselines.models.layers import Attention, Encoder, InputEmbedding, mask
-from minionerec.baselines.models.recommender import Recommender, initialise
+from minionerec.baselines.batches import HistoryBatch
+from minionerec.baselines.models.encoder import EncoderModel
+from minionerec.baselines.models.layers import Attention, SoftmaxSizes, mask
 from minionerec.baselines.models.trm4rec import rotate_half
 from minionerec.errors import ConfigError
 
 BANDS = ((3, 1), (7, 2), (15, 4), (31, 8))  # kernel and dilation
-_QUIET = 1e-3  # magnitudes below have no phase, in the versions that ask
+_QUIET = 1e-3  # magnitudes below have no phase in V5 and V12
+
+
+@dataclass(frozen=True)
+class PSWRecSizes(SoftmaxSizes):
+    """Options of every version; a head takes a band, so most have four."""
+
+    heads: int = 4
+    phase_weight: float = 0.05
+
+
+@dataclass(frozen=True)
+class PSWRecV5Sizes(PSWRecSizes):
+    """Options of V5."""
+
+    heads: int = 2
+
+
+@dataclass(frozen=True)
+class PSWRecV13Sizes(PSWRecSizes):
+    """Options of V13."""
+
+    gamma: float = 0.0
+
+
+AnySizes = TypeVar("AnySizes", bound=PSWRecSizes)
 
 
 class Waves(NamedTuple):
@@ -78,21 +104,21 @@ def _agreement(weights: Tensor, waves: Waves) -> Tensor:
 class BiasAttention(Attention):
     """V5: a bias from harmonic-mean magnitude and phase agreement; the weights are gated by it and renormalised."""
 
-    def __init__(self, hidden_size: int, heads: int, dropout: float, attention_dropout: float) -> None:
-        super().__init__(hidden_size, heads, dropout, attention_dropout)
-        self.band_logits = nn.Parameter(_band_logits(heads, len(BANDS) / heads))
-        self.phase_bias_scale = nn.Parameter(torch.full((heads,), 0.1))
+    def __init__(self, sizes: PSWRecSizes) -> None:
+        super().__init__(sizes, sizes.attention_dropout)
+        self.band_logits = nn.Parameter(_band_logits(sizes.heads, len(BANDS) / sizes.heads))
+        self.phase_bias_scale = nn.Parameter(torch.full((sizes.heads,), 0.1))
         self.phase_gate_scale = nn.Parameter(torch.ones(()))
 
-    def context(self, x: Tensor, given: Waves) -> Tensor:
+    def context(self, x: Tensor, waves: Waves) -> Tensor:
         """(rows, heads, width, size), see `Attention`."""
         weights = self.band_logits.softmax(-1)
-        agreement = _agreement(weights + 1e-8, given)
-        m = torch.einsum("hs,bst->bht", weights, given.magnitude)
+        agreement = _agreement(weights + 1e-8, waves)
+        m = torch.einsum("hs,bst->bht", weights, waves.magnitude)
         i, j = m[..., :, None], m[..., None, :]
         bias = self.phase_bias_scale.exp()[:, None, None] * (2 * i * j / (i + j + 1e-8)) * agreement
         q, k, v = self.projections(x)
-        attended = self.weights(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + bias + given.mask)
+        attended = self.weights(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + bias + waves.mask)
         attended = attended * torch.sigmoid(self.phase_gate_scale * bias)
         return attended / (attended.sum(-1, keepdim=True) + 1e-9) @ v
 
@@ -100,58 +126,58 @@ class BiasAttention(Attention):
 class SyncAttention(Attention):
     """V12: head h is rotated by the phase of band h; cells out of phase do not attend to each other."""
 
-    def __init__(self, hidden_size: int, heads: int, dropout: float, attention_dropout: float) -> None:
-        super().__init__(hidden_size, heads, dropout, attention_dropout)
-        _check_bands(heads)
+    def __init__(self, sizes: PSWRecSizes) -> None:
+        super().__init__(sizes, sizes.attention_dropout)
+        _check_bands(sizes.heads)
 
-    def context(self, x: Tensor, given: Waves) -> Tensor:
+    def context(self, x: Tensor, waves: Waves) -> Tensor:
         """(rows, heads, width, size), see `Attention`."""
         q, k, v = self.projections(x)
-        c, s = given.cos[..., None], given.sin[..., None]  # (rows, heads, width, 1)
+        c, s = waves.cos[..., None], waves.sin[..., None]  # (rows, heads, width, 1)
         q, k = (values * c + rotate_half(values) * s for values in (q, k))
         in_phase = c @ c.transpose(-1, -2) + s @ s.transpose(-1, -2)
         closed = (in_phase < 0) & ~torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
         scores = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).masked_fill(closed, -1e9)
-        return self.weights(scores + given.mask) @ v
+        return self.weights(scores + waves.mask) @ v
 
 
 class AmplitudeAttention(Attention):
     """V13 and V14: head h is scaled by 1 + gamma x magnitude of band h, then rotated by its phase."""
 
-    def __init__(self, hidden_size: int, heads: int, dropout: float, attention_dropout: float, gamma: float) -> None:
-        super().__init__(hidden_size, heads, dropout, attention_dropout)
-        _check_bands(heads)
-        self.gamma = nn.Parameter(torch.full((1, heads, 1, 1), gamma))
+    def __init__(self, sizes: PSWRecV13Sizes) -> None:
+        super().__init__(sizes, sizes.attention_dropout)
+        _check_bands(sizes.heads)
+        self.gamma = nn.Parameter(torch.full((1, sizes.heads, 1, 1), sizes.gamma))
 
-    def context(self, x: Tensor, given: Waves) -> Tensor:
+    def context(self, x: Tensor, waves: Waves) -> Tensor:
         """(rows, heads, width, size), see `Attention`."""
         q, k, v = self.projections(x)
-        m, c, s = (values[..., None] for values in given[:3])  # (rows, heads, width, 1)
+        m, c, s = (values[..., None] for values in waves[:3])  # (rows, heads, width, 1)
         scale = 1 + self.gamma * m
         q, k = (scale * (values * c + rotate_half(values) * s) for values in (q, k))
-        return self.weights(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + given.mask) @ v
+        return self.weights(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + waves.mask) @ v
 
 
 class ScaleAttention(Attention):
     """V13 without rotation: queries and keys scaled by bounded magnitudes, a small phase bias on the scores."""
 
-    def __init__(self, hidden_size: int, heads: int, dropout: float, attention_dropout: float) -> None:
-        super().__init__(hidden_size, heads, dropout, attention_dropout)
-        self.band_logits = nn.Parameter(_band_logits(heads, 1.0))
-        self.magnitude_scale = nn.Parameter(torch.full((heads, len(BANDS)), -3.0))
-        self.phase_bias_scale = nn.Parameter(torch.full((heads,), -5.0))
+    def __init__(self, sizes: PSWRecSizes) -> None:
+        super().__init__(sizes, sizes.attention_dropout)
+        self.band_logits = nn.Parameter(_band_logits(sizes.heads, 1.0))
+        self.magnitude_scale = nn.Parameter(torch.full((sizes.heads, len(BANDS)), -3.0))
+        self.phase_bias_scale = nn.Parameter(torch.full((sizes.heads,), -5.0))
 
-    def context(self, x: Tensor, given: Waves) -> Tensor:
+    def context(self, x: Tensor, waves: Waves) -> Tensor:
         """(rows, heads, width, size), see `Attention`."""
-        relative = given.magnitude / (given.magnitude.mean(1, keepdim=True) + 1e-8)
+        relative = waves.magnitude / (waves.magnitude.mean(1, keepdim=True) + 1e-8)
         scale = (
             1 + 0.5 * torch.tanh(torch.einsum("hs,bst->bht", functional.softplus(self.magnitude_scale), relative))[..., None]
         )
-        agreement = _agreement(self.band_logits.softmax(-1) + 1e-8, given)
+        agreement = _agreement(self.band_logits.softmax(-1) + 1e-8, waves)
         bias = functional.softplus(self.phase_bias_scale)[:, None, None] * agreement / math.sqrt(len(BANDS))
         q, k, v = self.projections(x)
         scores = (scale * q) @ (scale * k).transpose(-1, -2) / math.sqrt(q.shape[-1])
-        return self.weights(scores + bias + given.mask) @ v
+        return self.weights(scores + bias + waves.mask) @ v
 
 
 def _check_bands(heads: int) -> None:
@@ -159,41 +185,22 @@ def _check_bands(heads: int) -> None:
         raise ConfigError(f"baseline.heads is {heads}; each head takes a band of its own and there are {len(BANDS)}.")
 
 
-class PSWRec(Recommender):
-    """What the versions share. Causal; padding before a history enters the filter bank, so results depend on it."""
+class PSWRec(EncoderModel[AnySizes]):
+    """What the versions share. Causal; the filter bank reads padding before a history, so results depend on it."""
 
+    causal = True
+    padding_free = False
     layout = "padded"
+    attention: ClassVar[Callable[..., Attention]]
     normalised_twice: ClassVar[bool] = True
     band_per_head: ClassVar[bool] = False  # with fewer heads than bands, the later bands play no part
 
-    def __init__(
-        self,
-        items: int,
-        max_history: int,
-        *,
-        hidden_size: int = 64,
-        inner_size: int = 256,
-        layers: int = 2,
-        heads: int = 4,
-        dropout: float = 0.5,
-        attention_dropout: float = 0.5,
-        phase_weight: float = 0.05,
-        **attention: float,
-    ) -> None:
-        super().__init__(items, hidden_size)
-        self.phase_weight = phase_weight
-        self.bands = heads if self.band_per_head else len(BANDS)
-        self.embedding = InputEmbedding(hidden_size, max_history, dropout)
-        self.phase_filter = PhaseFilter(hidden_size)
-        self.encoder = Encoder(
-            (self.attention(hidden_size, heads, dropout, attention_dropout, **attention) for _ in range(layers)),
-            hidden_size,
-            inner_size,
-            dropout,
-        )
-        initialise(self)
-
-    attention: ClassVar[type[Attention]]
+    def attentions(self, sizes: AnySizes, max_history: int) -> Iterator[nn.Module]:
+        """Also makes the filter bank, whose initial weights are drawn before those of the layers."""
+        self.phase_weight = sizes.phase_weight
+        self.bands = sizes.heads if self.band_per_head else len(BANDS)
+        self.phase_filter = PhaseFilter(sizes.hidden_size)
+        return (self.attention(sizes) for _ in range(sizes.layers))
 
     def phases(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Magnitude, phase, and what cosine and sine are multiplied with, each (rows, bands, width)."""
@@ -201,66 +208,63 @@ class PSWRec(Recommender):
         magnitude = (real.square() + imaginary.square() + 1e-8).sqrt()
         return magnitude, torch.atan2(imaginary, real + 1e-8), torch.ones_like(magnitude)
 
-    def encoded(self, batch: Batch) -> tuple[Tensor, Waves]:
-        """States, (batch, hidden), and what the attention saw."""
-        h = self.embedding(self.item_embeddings(batch.items), batch)
-        if self.normalised_twice:
-            h = self.embedding.normalised(h)
-        magnitude, phase, factor = (values[:, : self.bands] for values in self.phases(h))
-        waves = Waves(magnitude, phase.cos() * factor, phase.sin() * factor, mask(batch.segments, causal=True))
-        return self.encoder(h, waves, batch.readout), waves
+    def embedded(self, batch: HistoryBatch) -> Tensor:
+        """What the first layer and the filter bank read, (rows, width, hidden)."""
+        h = super().embedded(batch)
+        return self.embedding.normalised(h) if self.normalised_twice else h
 
-    def states(self, batch: Batch) -> Tensor:
-        """(batch, hidden), see `Recommender`."""
-        return self.encoded(batch)[0]
+    def attention_input(self, batch: HistoryBatch, x: Tensor) -> Waves:
+        """The bands' magnitudes and phases, and the mask."""
+        magnitude, phase, factor = (values[:, : self.bands] for values in self.phases(x))
+        return Waves(magnitude, phase.cos() * factor, phase.sin() * factor, mask(batch.segments, causal=True))
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: HistoryBatch) -> Tensor:
         """Cross-entropy, plus `phase_weight` x how much the phases turn from cell to cell, padding included."""
-        states, waves = self.encoded(batch)
+        x = self.embedded(batch)
+        waves = self.attention_input(batch, x)
+        logits = self.logits(self.encoder(x, waves, batch.readout))
         turn = waves.cos.diff(dim=-1).square() + waves.sin.diff(dim=-1).square()
-        return functional.cross_entropy(self.logits(states), batch.targets) + self.phase_weight * turn.mean()
+        return functional.cross_entropy(logits, batch.targets) + self.phase_weight * turn.mean()
 
 
-class PSWRecV5(PSWRec):
+class PSWRecV5(PSWRec[PSWRecV5Sizes]):
     """Two heads; the embedding is normalised once."""
 
+    options = PSWRecV5Sizes
     attention = BiasAttention
     normalised_twice = False
 
-    def __init__(self, items: int, max_history: int, *, heads: int = 2, **options: Any) -> None:
-        super().__init__(items, max_history, heads=heads, **options)
-
     def phases(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As in every version, with this one's gate on quiet cells."""
+        """Quiet cells have cosine and sine 0."""
         real, imaginary = self.phase_filter(h)
         magnitude = (real.square() + imaginary.square() + 1e-8).sqrt()
         return magnitude, torch.atan2(imaginary, real), magnitude > _QUIET
 
 
-class PSWRecV12(PSWRec):
+class PSWRecV12(PSWRec[PSWRecSizes]):
     """B-RoPE with the sync gate."""
 
+    options = PSWRecSizes
     attention = SyncAttention
     band_per_head = True
 
     def phases(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As in every version, with this one's gate on quiet cells."""
+        """Quiet cells have phase 0."""
         magnitude, phase, factor = super().phases(h)
         return magnitude, phase * (magnitude > _QUIET), factor
 
 
-class PSWRecV13(PSWRec):
+class PSWRecV13(PSWRec[PSWRecV13Sizes]):
     """AM-B-RoPE. V14 is `gamma` 0.1."""
 
+    options = PSWRecV13Sizes
     attention = AmplitudeAttention
     band_per_head = True
 
-    def __init__(self, items: int, max_history: int, *, gamma: float = 0.0, **options: Any) -> None:
-        super().__init__(items, max_history, gamma=gamma, **options)
 
-
-class PSWRecV13WithoutRotation(PSWRec):
+class PSWRecV13WithoutRotation(PSWRec[PSWRecSizes]):
     """Magnitude scaling and phase bias, no rotation."""
 
+    options = PSWRecSizes
     attention = ScaleAttention
     renames = ((r"\.gamma$", ".magnitude_scale"), (r"\.phase_bias$", ".phase_bias_scale"))

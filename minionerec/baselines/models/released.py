@@ -1,4 +1,4 @@
-"""GRU4Rec, Caser and SASRec as MiniOneRec's repository trains them: small, with an output layer of their own.
+"""GRU4Rec, Caser and SASRec as the released MiniOneRec code trains them: small, with an output layer of their own.
 
 They differ from the models of the same names here in their layers, in scoring by Linear(state -> items) with bias instead of
 the item table, and in the loss, which by default is binary cross-entropy against one uniformly drawn other item. What the
@@ -9,6 +9,7 @@ Its settings: `--baseline.max_history 10 --baseline.batch_size 1024 --baseline.w
 """
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -16,24 +17,49 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from minionerec.baselines.batches import Batch
+from minionerec.baselines.batches import HistoryBatch
 from minionerec.baselines.models.caser import HEIGHTS
 from minionerec.baselines.models.gru4rec import in_front
 from minionerec.baselines.models.layers import mask
-from minionerec.baselines.models.recommender import Recommender, at
+from minionerec.baselines.models.sequential_model import Options, SequentialModel, at
 from minionerec.errors import ConfigError
 
 Loss = Literal["bce", "softmax"]
 
 
-class Untied(Recommender):
+@dataclass(frozen=True)
+class ReleasedOptions(Options):
+    """Options of all three."""
+
+    hidden_size: int = 32
+    loss: Loss = "bce"
+
+
+@dataclass(frozen=True)
+class ReleasedCaserOptions(ReleasedOptions):
+    """Options of the released Caser."""
+
+    horizontal_filters: int = 16
+    dropout: float = 0.3
+    vertical_filters: int = 1
+
+
+@dataclass(frozen=True)
+class ReleasedSASRecOptions(ReleasedOptions):
+    """Options of the released SASRec."""
+
+    dropout: float = 0.3
+    attention_dropout: float = 0.3
+
+
+class Untied(SequentialModel):
     """What the three share. Padding has a row in the item table and no class in the output."""
 
-    def __init__(self, items: int, hidden_size: int, state_size: int, loss: Loss) -> None:
-        super().__init__(items, hidden_size)
+    def __init__(self, items: int, options: ReleasedOptions, state_size: int) -> None:
+        super().__init__(items, options)
         nn.init.normal_(self.item_embeddings.weight, std=0.01)
         self.output = nn.Linear(state_size, items)
-        self.loss = loss
+        self.loss = options.loss
 
     def vectors(self) -> Tensor:
         """The output layer's weights, (items + 1, state); a row of zeros for padding."""
@@ -43,7 +69,7 @@ class Untied(Recommender):
         """Scores of all items, (batch, items + 1); padding is never recommended."""
         return functional.pad(self.output(states), (1, 0), value=-torch.inf)
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: HistoryBatch) -> Tensor:
         """Binary cross-entropy of the target and of one other item, or cross-entropy among all items."""
         logits = self.scores(batch)
         if self.loss == "softmax":
@@ -57,16 +83,18 @@ class Untied(Recommender):
 
 
 class ReleasedGRU4Rec(Untied):
-    """One GRU with biases; its last state is the state. Causal, padding plays no part."""
+    """One GRU with biases; its last state is the history's state."""
 
+    options = ReleasedOptions
+    causal = padding_free = True
     layout = "padded"
 
-    def __init__(self, items: int, max_history: int, *, hidden_size: int = 32, loss: Loss = "bce") -> None:
-        super().__init__(items, hidden_size, hidden_size, loss)
-        self.gru = nn.GRU(hidden_size, hidden_size, batch_first=True)
+    def __init__(self, items: int, max_history: int, options: ReleasedOptions) -> None:
+        super().__init__(items, options, options.hidden_size)
+        self.gru = nn.GRU(options.hidden_size, options.hidden_size, batch_first=True)
 
-    def states(self, batch: Batch) -> Tensor:
-        """(batch, hidden), see `Recommender`."""
+    def states(self, batch: HistoryBatch) -> Tensor:
+        """(batch, hidden), see `SequentialModel`."""
         ids, lengths = in_front(batch)
         packed = pack_padded_sequence(self.item_embeddings(ids), lengths.cpu(), batch_first=True, enforce_sorted=False)
         return self.gru(packed)[1][-1]
@@ -75,57 +103,46 @@ class ReleasedGRU4Rec(Untied):
 class ReleasedCaser(Untied):
     """Convolutions over the whole row of `max_history`, padding included: 16 filters per height and one over places."""
 
+    options = ReleasedCaserOptions
+    causal = padding_free = False
     layout = "padded"
 
-    def __init__(
-        self,
-        items: int,
-        max_history: int,
-        *,
-        hidden_size: int = 32,
-        horizontal_filters: int = 16,
-        vertical_filters: int = 1,
-        dropout: float = 0.3,
-        loss: Loss = "bce",
-    ) -> None:
+    def __init__(self, items: int, max_history: int, options: ReleasedCaserOptions) -> None:
+        hidden_size = options.hidden_size
+        horizontal_filters, vertical_filters = options.horizontal_filters, options.vertical_filters
         if max_history < max(HEIGHTS):
             raise ConfigError(
                 f"baseline.max_history is {max_history}; the filters of caser-released cover {max(HEIGHTS)} items."
             )
-        super().__init__(items, hidden_size, horizontal_filters * len(HEIGHTS) + vertical_filters * hidden_size, loss)
+        super().__init__(items, options, horizontal_filters * len(HEIGHTS) + vertical_filters * hidden_size)
         self.horizontal = nn.ModuleList(nn.Conv2d(1, horizontal_filters, (height, hidden_size)) for height in HEIGHTS)
         self.vertical = nn.Conv2d(1, vertical_filters, (max_history, 1))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(options.dropout)
 
-    def states(self, batch: Batch) -> Tensor:
-        """(batch, state), see `Recommender`."""
+    def states(self, batch: HistoryBatch) -> Tensor:
+        """(batch, state), see `SequentialModel`."""
         image = self.item_embeddings(batch.items)[:, None]  # (batch, 1, max_history, hidden)
         runs = [functional.relu(convolution(image)).amax(2).flatten(1) for convolution in self.horizontal]
         return self.dropout(torch.cat([*runs, functional.relu(self.vertical(image)).flatten(1)], 1))
 
 
 class ReleasedSASRec(Untied):
-    """One block with one head. Causal, padding plays no part."""
+    """One block with one head."""
 
-    def __init__(
-        self,
-        items: int,
-        max_history: int,
-        *,
-        hidden_size: int = 32,
-        dropout: float = 0.3,
-        attention_dropout: float = 0.3,
-        loss: Loss = "bce",
-    ) -> None:
-        super().__init__(items, hidden_size, hidden_size, loss)
+    options = ReleasedSASRecOptions
+    causal = padding_free = True
+
+    def __init__(self, items: int, max_history: int, options: ReleasedSASRecOptions) -> None:
+        hidden_size = options.hidden_size
+        super().__init__(items, options, hidden_size)
         self.position_embeddings = nn.Embedding(max_history, hidden_size)
         self.input_norm, self.middle_norm, self.inner_norm, self.output_norm = (nn.LayerNorm(hidden_size) for _ in range(4))
         self.query, self.key, self.value = (nn.Linear(hidden_size, hidden_size) for _ in range(3))
         self.dense_1, self.dense_2 = (nn.Linear(hidden_size, hidden_size) for _ in range(2))
-        self.dropout, self.attention_dropout = nn.Dropout(dropout), nn.Dropout(attention_dropout)
+        self.dropout, self.attention_dropout = nn.Dropout(options.dropout), nn.Dropout(options.attention_dropout)
 
-    def states(self, batch: Batch) -> Tensor:
-        """(batch, hidden), see `Recommender`."""
+    def states(self, batch: HistoryBatch) -> Tensor:
+        """(batch, hidden), see `SequentialModel`."""
         x = self.dropout(self.item_embeddings(batch.items) + self.position_embeddings(batch.positions))
         x = x * (batch.segments > 0)[..., None]
         normed = self.input_norm(x)

@@ -6,14 +6,15 @@ No dropout, no biases, no learnt norm.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from minionerec.baselines.batches import Batch
+from minionerec.baselines.batches import HistoryBatch
 from minionerec.baselines.models.layers import check_heads, mask, merge_heads, split_heads
-from minionerec.baselines.models.recommender import Recommender, at, initialise
+from minionerec.baselines.models.sequential_model import Options, SequentialModel, at, initialise
 from minionerec.errors import ConfigError
 
 _THETA = 10_000.0
@@ -37,6 +38,7 @@ class Block(nn.Module):
         super().__init__()
         check_heads(hidden_size, heads)
         self.heads = heads
+        # SwiGLU has three matrices instead of two: 2/3 of the width costs the same; then up to the next multiple of 256.
         inner = math.ceil(round(expansion * hidden_size * 2 / 3) / 256) * 256
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
         self.out_proj = nn.Linear(hidden_size, hidden_size, bias=False)
@@ -61,13 +63,27 @@ class Block(nn.Module):
         return rms(x + self.down(functional.silu(gate) * up))
 
 
-class TRM4Rec(Recommender):
-    """Causal; a history's result does not depend on padding.
+@dataclass(frozen=True)
+class TRM4RecOptions(Options):
+    """Options of TRM4Rec."""
+
+    positions: bool = False
+    rope: bool = True
+    full_backpropagation: bool = False
+    layers: int = 1
+    heads: int = 2
+    steps: int = 4
+
+
+class TRM4Rec(SequentialModel):
+    """Two states per cell, refined over and over by the same blocks.
 
     With `positions`, a learnt position table is added to the input; with `rope`, attention is rotary. At least one of them
     must tell the model the order.
     """
 
+    options = TRM4RecOptions
+    causal = padding_free = True
     renames = (
         (r"^trm_blocks\.", "blocks."),
         (r"\.(self_attn|mlp)\.", "."),
@@ -81,37 +97,26 @@ class TRM4Rec(Recommender):
     cosines: Tensor
     sines: Tensor
 
-    def __init__(
-        self,
-        items: int,
-        max_history: int,
-        *,
-        hidden_size: int = 64,
-        layers: int = 1,
-        heads: int = 2,
-        steps: int = 4,
-        positions: bool = False,
-        rope: bool = True,
-        full_backpropagation: bool = False,
-    ) -> None:
-        super().__init__(items, hidden_size)
-        if not positions and not rope:
+    def __init__(self, items: int, max_history: int, options: TRM4RecOptions) -> None:
+        hidden_size = options.hidden_size
+        super().__init__(items, options)
+        if not options.positions and not options.rope:
             raise ConfigError("baseline.positions and baseline.rope are both false: trm4rec would not know the order of items.")
-        self.steps, self.full_backpropagation = steps, full_backpropagation
-        self.blocks = nn.ModuleList(Block(hidden_size, heads) for _ in range(layers))
-        self.position_embeddings = nn.Embedding(max_history, hidden_size) if positions else None
+        self.steps, self.full_backpropagation = options.steps, options.full_backpropagation
+        self.blocks = nn.ModuleList(Block(hidden_size, options.heads) for _ in range(options.layers))
+        self.position_embeddings = nn.Embedding(max_history, hidden_size) if options.positions else None
         self.z_a, self.z_r = (nn.Parameter(torch.randn(hidden_size) * 0.02) for _ in range(2))
-        if rope:
-            size = hidden_size // heads
+        if options.rope:
+            size = hidden_size // options.heads
             frequencies = _THETA ** (-torch.arange(0, size, 2) / size)
             angles = torch.outer(torch.arange(max_history).float(), frequencies).repeat(1, 2)  # (max_history, size)
             self.register_buffer("cosines", angles.cos(), persistent=False)
             self.register_buffer("sines", angles.sin(), persistent=False)
-        self.rope = rope
+        self.rope = options.rope
         initialise(self)
 
-    def states(self, batch: Batch) -> Tensor:
-        """(batch, hidden), see `Recommender`."""
+    def states(self, batch: HistoryBatch) -> Tensor:
+        """(batch, hidden), see `SequentialModel`."""
         x = self.item_embeddings(batch.items) * math.sqrt(self.item_embeddings.embedding_dim)
         if self.position_embeddings is not None:
             x = x + self.position_embeddings(batch.positions)
