@@ -1,17 +1,44 @@
 """The tables of a page beyond its headline figures, several recommenders next to one another: levels, users, slices, losses."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from minionerec.report.table import NO_VALUE, Cell, Row, Table, interval, number, percentage, share
 
-ByLabel = Mapping[str, Mapping[str, Any]]  # a recommender's label to its `metrics.json`, or to a part of it
+LevelsByLabel = Mapping[str, Mapping[str, Any]]  # a recommender's label to its level tables
 
 _KINDS = {"independent": "Independent: one level's code alone", "cumulative": "Cumulative: all codes so far"}
 _PER_USER = ("HR@1", "HR@5", "HR@10", "HR@50", "NDCG@10", "MRR@10")
 _RATES = ("HR@1", "HR@10", "NDCG@10")
 _SEARCH = (*_RATES, "overlap", "missed")
+
+
+class MoreMetrics(Protocol):
+    """The metrics that these tables show, see `eval.metrics_json.Metrics`."""
+
+    @property
+    def per_user(self) -> Mapping[str, Any] | None:
+        """Metrics in which every user counts the same."""
+
+    @property
+    def slices(self) -> Mapping[str, Any] | None:
+        """Metrics on parts of the split."""
+
+    @property
+    def exposure(self) -> Mapping[str, Any] | None:
+        """What the lists show of the catalog."""
+
+    @property
+    def lost(self) -> Sequence[Mapping[str, Any]]:
+        """Where the lists lost their target."""
+
+    @property
+    def search(self) -> Mapping[str, Any] | None:
+        """What the beam search missed."""
+
+
+ByLabel = Mapping[str, MoreMetrics]
 
 
 @dataclass(frozen=True)
@@ -52,7 +79,7 @@ class MetricTables:
     search: list[SearchTables]
 
 
-def level_tables(levels: ByLabel) -> list[Table]:
+def level_tables(levels: LevelsByLabel) -> list[Table]:
     """The independent and the cumulative level table, rows grouped by cut-off.
 
     Args:
@@ -74,7 +101,7 @@ def level_tables(levels: ByLabel) -> list[Table]:
     return tables
 
 
-def drop_off(levels: ByLabel) -> Table:
+def drop_off(levels: LevelsByLabel) -> Table:
     """The drop-off of the first recommendation: a row per step, a column per recommender; no value if no code was left."""
     by_label = {label: tables_of_label["drop_off"] for label, tables_of_label in levels.items()}
     steps = max(by_label.values(), key=len)
@@ -86,7 +113,7 @@ def metric_tables(metrics: ByLabel) -> MetricTables:
     """The tables of several recommenders.
 
     Args:
-        metrics: per label the content of `metrics.json`.
+        metrics: the metrics of each recommender by its label.
     """
     sliced, slices = _slices(metrics)
     exposed, exposure = _exposure(metrics)
@@ -97,13 +124,13 @@ def metric_tables(metrics: ByLabel) -> MetricTables:
         exposure=exposure,
         exposed=exposed,
         lost=_lost(metrics),
-        search=[_search(label, part["search"]) for label, part in metrics.items() if part.get("search")],
+        search=[_search(label, values.search) for label, values in metrics.items() if values.search],
     )
 
 
 def _with_part(metrics: ByLabel, part: str) -> dict[str, Any]:
     """One part of the metrics, of the recommenders that have it."""
-    return {label: values[part] for label, values in metrics.items() if values.get(part)}
+    return {label: getattr(values, part) for label, values in metrics.items() if getattr(values, part)}
 
 
 def _per_user(metrics: ByLabel) -> Table | None:
@@ -149,7 +176,7 @@ def _exposure(metrics: ByLabel) -> tuple[int, Table | None]:
 
 
 def _lost(metrics: ByLabel) -> Table:
-    by_label = {label: {row["level"]: row for row in values["lost"]} for label, values in metrics.items()}
+    by_label = {label: {row["level"]: row for row in values.lost} for label, values in metrics.items()}
     levels = sorted({level for by_level in by_label.values() for level in by_level})
     rows = tuple(Row((str(level),), tuple(_loss(losses.get(level)) for losses in by_label.values())) for level in levels)
     return Table(("Level",), tuple(by_label), rows)

@@ -40,7 +40,7 @@ def published_rows(name: str) -> dict[str, Any]:
     return tables[name]
 
 
-def _interval(metric: Mapping[str, float]) -> Interval:
+def _interval(metric: Mapping[str, Any]) -> Interval:
     return Interval(metric["value"], metric["low"], metric["high"])
 
 
@@ -133,8 +133,8 @@ def run_table(run: Path) -> Table:
     if model:
         table.add_column(f"NDCG@10 minus {model}, paired", justify="right", no_wrap=True)
         table.add_column("p", justify="right")
-    for name in sorted(names, key=lambda name: -evaluated[name].metrics["item"]["NDCG@10"]["value"]):
-        metrics = evaluated[name].metrics["item"]
+    for name in sorted(names, key=lambda name: -evaluated[name].metrics_on("item")["NDCG@10"]["value"]):
+        metrics = evaluated[name].metrics_on("item")
         cells = [_cell(_interval(metrics[metric])) for metric in _RUN_METRICS]
         if model and name != model:
             lists, other_lists = evaluated[model].lists, evaluated[name].lists

@@ -119,21 +119,21 @@ def _tiles(results: RunResults) -> list[Tile]:
     final = results.trained[-1]
     tiles = []
     for name in (f"HR@{_HEADLINE}", f"NDCG@{_HEADLINE}"):
-        metric = final.metrics["sid"][name]
+        metric = final.metrics.sid[name]
         note = f"{final.label}; 95 %: {metric['low']:.4f} to {metric['high']:.4f}"
         tiles.append(Tile(name, f"{metric['value']:.4f}", note))
     popularity = results.evaluated.get("popularity")
-    floor = popularity.metrics["sid"][f"HR@{_HEADLINE}"]["value"] if popularity else 0.0
+    floor = popularity.metrics.sid[f"HR@{_HEADLINE}"]["value"] if popularity else 0.0
     if floor:
-        ratio = final.metrics["sid"][f"HR@{_HEADLINE}"]["value"] / floor
+        ratio = final.metrics.sid[f"HR@{_HEADLINE}"]["value"] / floor
         note = f"HR@{_HEADLINE}; popularity has {floor:.4f}"
         tiles.append(Tile("vs popularity", f"{ratio:.2f}\N{MULTIPLICATION SIGN}", note))
     if change := results.changes.get("sid", {}).get(f"NDCG@{_HEADLINE}"):
         verdict = "within noise" if change["noise"] else "beyond noise"
         note = f"NDCG@{_HEADLINE}, paired: {signed(change['low'])} to {signed(change['high'])}, {verdict}"
         tiles.append(Tile("What RL changed", signed(change["value"]), note))
-    if "exact" in final.metrics:
-        tiles.append(Tile("Exact lists", f"{final.metrics['exact']:.1%}", "proven to be the catalog's top"))
+    if final.metrics.exact is not None:
+        tiles.append(Tile("Exact lists", f"{final.metrics.exact:.1%}", "proven to be the catalog's top"))
     total = sum(manifest.seconds for manifest in results.manifests.values())
     tiles.append(Tile("Time", f"{total / 60:.1f} min", "all stages together"))
     return tiles
@@ -157,7 +157,7 @@ def render_run_page(results: RunResults) -> str:
     manifests, index = results.manifests, results.index
     titles = results.dataset.catalog["title"].to_list()
     evaluated, final = list(results.evaluated.values()), results.trained[-1]
-    levels = {recommender.name: recommender.metrics["levels"] for recommender in results.trained}
+    levels = {recommender.name: recommender.metrics.levels for recommender in results.trained}
     levels_by_label = {LABELS[name]: tables for name, tables in levels.items()}
     dates = sorted(manifest.created for manifest in manifests.values())
     return (
@@ -169,8 +169,8 @@ def render_run_page(results: RunResults) -> str:
             dates=(dates[0], dates[-1]),
             dataset=run_page.dataset_figures(results.dataset),
             tiles=_tiles(results),
-            rows=final.metrics["rows"],
-            users=final.metrics["users"],
+            rows=final.metrics.rows,
+            users=final.metrics.users,
             left_out=results.left_out,
             results=run_page.result_tables(evaluated, "sid", results.changes.get("sid")),
             item_results=run_page.result_tables(evaluated, "item", results.changes.get("item"))
@@ -207,7 +207,7 @@ def render_rl_page(results: RunResults) -> str:
     sft, rl = results.trained
     parts = parts_of_lists(sft.lists) | parts_of_dataset(sft.lists, results.dataset, results.index, config.eval.split)
     levels, slices = diagnosis.level_changes(sft, rl, config), diagnosis.slice_changes(sft, rl, parts, config)
-    calibrations = {one.name: one.metrics["calibration"] for one in (sft, rl) if one.metrics.get("calibration")}
+    calibrations = {one.name: one.metrics.calibration for one in (sft, rl) if one.metrics.calibration}
     tables = analysis.metric_tables({recommender.label: recommender.metrics for recommender in (sft, rl)})
     return (
         environment()

@@ -10,6 +10,7 @@ from minionerec.config import CUTOFFS, Config
 from minionerec.eval.compare import align, shared_cutoffs
 from minionerec.eval.levels import first_matches
 from minionerec.eval.metrics import ranks
+from minionerec.eval.metrics_json import Metrics
 from minionerec.eval.slices import Parts
 from minionerec.report.evaluated import FAMILIES, Evaluated
 from minionerec.report.page import signed
@@ -87,7 +88,7 @@ def level_changes(sft: Evaluated, rl: Evaluated, config: Config) -> list[LevelCh
     first_before, first_after = first_matches(sft.lists)[1], first_matches(rl.lists)[1][order]
     table_cells = {
         f"{k} {prefix}": (k, prefix, level)
-        for k, shares in sft.metrics["levels"]["cumulative"].items()
+        for k, shares in sft.metrics.levels["cumulative"].items()
         if int(k) in shared_cutoffs(sft.lists, rl.lists)
         for level, prefix in enumerate(shares)
     }
@@ -124,7 +125,7 @@ def slice_changes(sft: Evaluated, rl: Evaluated, parts: Parts, config: Config) -
             change = differences(
                 {_SLICED: before[rows]}, {_SLICED: after[rows]}, config.eval.resamples, config.seed, units_of_part
             )[_SLICED]
-            sft_part, rl_part = (model.metrics["slices"][question][answer] for model in (sft, rl))
+            sft_part, rl_part = (model.metrics.slices[question][answer] for model in (sft, rl))
             slices.append(SliceChange(question, answer, sft_part["share"], sft_part[_SLICED], rl_part[_SLICED], change))
     return slices
 
@@ -171,8 +172,8 @@ def _p_value(change: Mapping[str, Any]) -> Cell:
 
 
 def reading(
-    sft: Mapping[str, Any],
-    rl: Mapping[str, Any],
+    sft: Metrics,
+    rl: Metrics,
     changes: Changes,
     levels: Sequence[LevelChange],
     slices: Sequence[SliceChange],
@@ -181,7 +182,7 @@ def reading(
     """What the numbers say, in plain sentences.
 
     Args:
-        sft, rl: `metrics.json` of both models.
+        sft, rl: the metrics of both models.
         log: RL's training log.
     """
     return [
@@ -189,8 +190,8 @@ def reading(
         _on_sharpness(changes),
         *_on_levels(levels),
         *_on_slices(slices),
-        *_on_calibration(sft.get("calibration"), rl.get("calibration")),
-        *_on_breadth(sft.get("exposure"), rl.get("exposure")),
+        *_on_calibration(sft.calibration, rl.calibration),
+        *_on_breadth(sft.exposure, rl.exposure),
         *_on_training(log),
     ]
 

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from minionerec.artifacts import Manifest, content_hash, read_json
-from minionerec.config import BASELINES, CUTOFFS
+from minionerec.artifacts import Manifest, content_hash
+from minionerec.config import BASELINES
 from minionerec.data.dataset import SplitName
 from minionerec.errors import ArtifactError, DataError
 from minionerec.eval.compare import compare
 from minionerec.eval.lists import RankedLists
+from minionerec.eval.metrics_json import Cell, Metrics
 
 Setting = tuple[str, str, str]  # artefact, section, field
 Scale = Literal["sid", "item"]
@@ -29,7 +30,7 @@ class Evaluated:
         label: its name on a page; unique within a page.
         path: the predictions file.
         lists: the predictions.
-        metrics: the content of `metrics.json`; a single file lacks the parts that need its dataset.
+        metrics: the content of `metrics.json`; a single file lacks the metrics that need its dataset.
         counts: items, and rows of each split; None for a single file.
         split: the split that was predicted; None if unknown.
         seed: the run's seed; None for a single file.
@@ -44,7 +45,7 @@ class Evaluated:
     label: str
     path: Path
     lists: RankedLists
-    metrics: dict[str, Any]
+    metrics: Metrics
     counts: Mapping[str, int] | None = None
     split: SplitName | None = None
     seed: int | None = None
@@ -52,6 +53,11 @@ class Evaluated:
     parameters: int | None = None
     ranks_whole_catalog: bool = True
     notes: tuple[str, ...] = ()
+
+    def metrics_on(self, scale: Scale) -> Mapping[str, Cell]:
+        """The metrics on SIDs or on items, with intervals; those on items are empty if the lists name no items."""
+        on_items: Mapping[str, Cell] = self.metrics.item or {}
+        return self.metrics.sid if scale == "sid" else on_items
 
     def setting(self, setting: Setting) -> Any:
         """A value of the configuration; None if there is no such artefact, section or field."""
@@ -88,35 +94,16 @@ def read_evaluated(folder: Path, label: str | None = None) -> Evaluated:
     """
     manifest = Manifest.load(folder)
     options = manifest.config.get("eval", {})
-    metrics = read_json(folder / "metrics.json")
-    _check_version(metrics, folder / "metrics.json")
     return Evaluated(
         name=folder.name,
         label=label or LABELS.get(folder.name, folder.name),
         path=folder / "predictions.jsonl",
         lists=RankedLists.read(folder / "predictions.jsonl"),
-        metrics=metrics,
+        metrics=Metrics.read(folder / "metrics.json"),
         split=options.get("split", "test"),
         seed=manifest.seed,
         ranks_whole_catalog=not options.get("exclude_history", False),
     )
-
-
-def _check_version(metrics: Mapping[str, Any], path: Path) -> None:
-    """Check that the parts that the pages show are there.
-
-    Raises:
-        ArtifactError: one is missing.
-    """
-    missing = [part for part in ("levels", "slices", "lost", "detectable") if part not in metrics]
-    names = [f"{family}@{k}" for family in FAMILIES for k in CUTOFFS]
-    missing += [f"{scale}.{name}" for scale in SCALES for name in names if name not in (metrics.get(scale) or {})]
-    if metrics.get("search") and "num_beams" not in metrics["search"]:
-        missing.append("search.num_beams")
-    if missing:
-        raise ArtifactError(
-            f"{path}: {missing[0]} is missing; another version made this file. Delete {path.parent} and evaluate again."
-        )
 
 
 def compare_evaluated(

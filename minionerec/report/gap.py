@@ -26,7 +26,6 @@ from minionerec.report.runs import PAIRED, DatasetMatch, match_dataset, seed_gro
 from minionerec.statistics.intervals import across_seeds
 
 LEVEL_TABLES = ("cumulative", "independent", "drop_off")
-MORE_METRICS = ("per_user", "slices", "exposure", "lost", "search")
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class GapRun:
     per_user: dict[str, Any] | None
     slices: dict[str, Any] | None
     exposure: dict[str, Any] | None
-    lost: list[dict[str, Any]] | None
+    lost: list[dict[str, Any]]
     search: dict[str, Any] | None
     summary: str | None
 
@@ -149,9 +148,9 @@ def _gap_run(run: Evaluated, match: DatasetMatch) -> GapRun:
     flagged = impossible(entry["published"]).get(PAPER, set()) if entry else set()
     metrics = {}
     for name in METRICS:
-        if name not in run.metrics["sid"]:
+        if name not in run.metrics.sid:
             continue
-        metric = {**run.metrics["sid"][name], "detectable": run.metrics["detectable"][name]}
+        metric: dict[str, Any] = {**run.metrics.sid[name], "detectable": run.metrics.detectable[name]}
         if name in targets and name not in flagged:
             metric |= {key: value for key, value in gap(targets[name], metric["value"]).items() if key != "ours"}
             metric["verdict"] = _verdict(metric, targets[name]) if match.comparable else "not comparable"
@@ -160,25 +159,29 @@ def _gap_run(run: Evaluated, match: DatasetMatch) -> GapRun:
     return GapRun(
         label=run.label,
         recommender=run.name,
-        rows=run.metrics["rows"],
-        users=run.metrics["users"],
+        rows=run.metrics.rows,
+        users=run.metrics.users,
         seed=run.seed,
         comparable=match.comparable,
         notes=[*run.notes, *([match.note] if match.note else [])],
         metrics=metrics,
-        all_metrics=run.metrics["sid"],
-        item=run.metrics["item"],
-        levels={name: run.metrics["levels"][name] for name in LEVEL_TABLES},
-        **{name: run.metrics.get(name) for name in MORE_METRICS},
+        all_metrics=run.metrics.sid,
+        item=run.metrics.item,
+        levels={name: run.metrics.levels[name] for name in LEVEL_TABLES},
+        per_user=run.metrics.per_user,
+        slices=run.metrics.slices,
+        exposure=run.metrics.exposure,
+        lost=run.metrics.lost,
+        search=run.metrics.search,
         summary=summary(gaps) if gaps and match.comparable else None,
     )
 
 
 def _seed_group(runs: Sequence[Evaluated]) -> SeedGroup:
     metrics = {
-        name: across_seeds([run.metrics["sid"][name]["value"] for run in runs], (0.0, 1.0))
+        name: across_seeds([run.metrics.sid[name]["value"] for run in runs], (0.0, 1.0))
         for name in ("HR@1", *METRICS)
-        if all(name in run.metrics["sid"] for run in runs)
+        if all(name in run.metrics.sid for run in runs)
     }
     return SeedGroup(runs[0].label, [run.seed for run in runs], metrics)
 

@@ -82,16 +82,16 @@ class CheckedCause:
 
 def collision_effect(run: Evaluated, _: Sequence[Evaluated]) -> str | None:
     """Metrics on SIDs and on items, and how many targets share their SID; None if items are unknown."""
-    item_metrics = run.metrics.get("item")
+    item_metrics = run.metrics.item
     if item_metrics is None:
         return None
-    name = "HR@10" if "HR@10" in run.metrics["sid"] else next(iter(run.metrics["sid"]))
-    on_sids, on_items = run.metrics["sid"][name]["value"], item_metrics[name]
+    name = "HR@10" if "HR@10" in run.metrics.sid else next(iter(run.metrics.sid))
+    on_sids, on_items = run.metrics.sid[name]["value"], item_metrics[name]
     text = (
         f"{name} on SIDs {on_sids:.4f}, on items {on_items['value']:.4f} expected ({signed(on_items['value'] - on_sids)}), "
         f"{on_items['best']:.4f} with the luckiest order of tied items, {on_items['worst']:.4f} with the unluckiest"
     )
-    shared = run.metrics.get("slices", {}).get("target's SID", {}).get("shared by several items")
+    shared = run.metrics.slices.get("target's SID", {}).get("shared by several items")
     return text + (f"; {shared['share']:.1%} of the targets share their SID" if shared else "")
 
 
@@ -99,14 +99,14 @@ def slice_effect(question: str, answer: str) -> Effect:
     """Measures a cause by the metrics with and without the part of the split in which `question` has this `answer`."""
 
     def effect(run: Evaluated, _: Sequence[Evaluated]) -> str | None:
-        parts = run.metrics.get("slices", {}).get(question)
+        parts = run.metrics.slices.get(question)
         if parts is None:
             return None
         if answer not in parts:
             return f"no target is of this kind ({question}: {answer})"
         part = parts[answer]
         name = next(metric for metric in part if metric.startswith("HR@"))
-        overall, rows = run.metrics["sid"][name]["value"], run.metrics["rows"]
+        overall, rows = run.metrics.sid[name]["value"], run.metrics.rows
         text = f"{part['share']:.1%} of the targets, {name} {part[name]['value']:.4f} on them"
         if rest := rows - part["rows"]:
             without = (overall * rows - part[name]["value"] * part["rows"]) / rest
@@ -118,7 +118,7 @@ def slice_effect(question: str, answer: str) -> Effect:
 
 def search_error_effect(run: Evaluated, _: Sequence[Evaluated]) -> str | None:
     """Metrics per beam width, and how often the run's own width loses a target; None if the search was not replayed."""
-    search = run.metrics.get("search")
+    search = run.metrics.search
     if not search:
         return None
     widths = [width for width in ("1", "5", "10", "20", "50") if width in search["widths"]]
@@ -134,9 +134,9 @@ def search_error_effect(run: Evaluated, _: Sequence[Evaluated]) -> str | None:
 def size_effect(run: Evaluated, others: Sequence[Evaluated]) -> str | None:
     """HR@10 by the number of parameters; None if the runs of this recommender have only one size."""
     rows = sorted(
-        (other.parameters, other.metrics["sid"]["HR@10"]["value"])
+        (other.parameters, other.metrics.sid["HR@10"]["value"])
         for other in (run, *others)
-        if other.parameters and other.name == run.name and "HR@10" in other.metrics["sid"]
+        if other.parameters and other.name == run.name and "HR@10" in other.metrics.sid
     )
     if len({parameters for parameters, _ in rows}) < 2:
         return None
@@ -148,7 +148,7 @@ def seed_effect(run: Evaluated, others: Sequence[Evaluated]) -> str | None:
     group = next((group for group in seed_groups([run, *others]) if run in group), None)
     if group is None:
         return None
-    values = [other.metrics["sid"]["HR@10"]["value"] for other in group]
+    values = [other.metrics.sid["HR@10"]["value"] for other in group]
     return f"HR@10 over {len(values)} seeds: {min(values):.4f} to {max(values):.4f}"
 
 

@@ -21,7 +21,7 @@ from minionerec.config import RESAMPLES
 from minionerec.errors import ArtifactError, ConfigError, MiniOneRecError
 from minionerec.eval.result_json import read_catalog
 from minionerec.report import analysis, plots, table
-from minionerec.report.gap import LEVEL_TABLES, MORE_METRICS, GapDataset, GapReport, compare_with_paper
+from minionerec.report.gap import LEVEL_TABLES, GapDataset, GapReport, compare_with_paper
 from minionerec.report.page import environment
 from minionerec.report.published import METRICS, PAPER, REPLICATION
 from minionerec.report.runs import PAIRED, distinct_names, load_runs
@@ -72,14 +72,13 @@ class _Section:
 
 def _section(part: GapDataset) -> _Section:
     levels = _levels_by_label(part)
-    metrics = {run.label: {name: getattr(run, name) for name in MORE_METRICS} for run in part.runs}
-    more_tables = analysis.metric_tables(metrics) if metrics else None
     targets: dict[str, dict[str, float]] = {}
     if part.tables:
         targets["paper"] = {name: cell["value"] for name, cell in part.tables.published[PAPER].items()}
         targets["replication"] = part.tables.replication[REPLICATION]
     runs = {run.label: run.metrics for run in part.runs}
     forests = {title: plots.forest(family, targets, runs) for family, title in (("HR", "Hit rate"), ("NDCG", "NDCG"))}
+    more_tables = analysis.metric_tables({run.label: run for run in part.runs}) if part.runs else None
     return _Section(part, forests, _level_plot(part), analysis.level_tables(levels), analysis.drop_off(levels), more_tables)
 
 

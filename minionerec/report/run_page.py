@@ -10,6 +10,7 @@ from minionerec.artifacts import Manifest
 from minionerec.config import CUTOFFS
 from minionerec.data.dataset import Dataset
 from minionerec.eval.metrics import ranks
+from minionerec.eval.metrics_json import Cell as MetricCell
 from minionerec.report.evaluated import FAMILIES, Evaluated, Scale
 from minionerec.report.table import Row, Table, number
 from minionerec.sid.diagnose import perplexity
@@ -111,16 +112,16 @@ def result_tables(
     Args:
         changes: RL minus SFT by metric; None without RL.
     """
-    floor = next((one.metrics[on] for one in evaluated if one.name == "popularity"), None)
+    floor = next((one.metrics_on(on) for one in evaluated if one.name == "popularity"), None)
     tables = []
     for family, title in FAMILIES.items():
         names = [f"{family}@{k}" for k in CUTOFFS]
-        best = {name: max(one.metrics[on][name]["value"] for one in evaluated) for name in names}
+        best = {name: max(one.metrics_on(on)[name]["value"] for one in evaluated) for name in names}
         rows = [
             ResultRow(
                 recommender.name,
                 recommender.label,
-                [_result_cell(recommender.metrics[on][name], best[name], floor and floor[name]) for name in names],
+                [_result_cell(recommender.metrics_on(on)[name], best[name], floor[name] if floor else None) for name in names],
             )
             for recommender in evaluated
         ]
@@ -128,7 +129,7 @@ def result_tables(
     return tables
 
 
-def _result_cell(metric: Mapping[str, float], best: float, floor: Mapping[str, float] | None) -> ResultCell:
+def _result_cell(metric: MetricCell, best: float, floor: MetricCell | None) -> ResultCell:
     value, low, high = metric["value"], metric["low"], metric["high"]
     sign = ""
     if floor is not None:
@@ -139,9 +140,9 @@ def _result_cell(metric: Mapping[str, float], best: float, floor: Mapping[str, f
 def items_differ(evaluated: Sequence[Evaluated]) -> bool:
     """Whether item-level metrics say anything that SID-level metrics do not."""
     return any(
-        cell["value"] != recommender.metrics["item"][name]["value"]
+        cell["value"] != recommender.metrics_on("item")[name]["value"]
         for recommender in evaluated
-        for name, cell in recommender.metrics["sid"].items()
+        for name, cell in recommender.metrics.sid.items()
     )
 
 

@@ -130,11 +130,12 @@ def _load_file(
 ) -> Evaluated:
     lists = read_lists(path, catalog)
     cutoffs = [k for k in CUTOFFS if k <= lists.width] or [max(1, lists.width)]
-    metrics = measure(lists, cutoffs, resamples, seed).as_dict()
-    metrics["slices"] = slice_tables(
-        lists, _parts_of_file(lists, catalog), cutoffs[-1:] if 10 not in cutoffs else (10,), resamples, seed
+    sliced = (10,) if 10 in cutoffs else cutoffs[-1:]
+    metrics = replace(
+        measure(lists, cutoffs, resamples, seed),
+        slices=slice_tables(lists, _parts_of_file(lists, catalog), sliced, resamples, seed),
+        exposure={"k": 10, "diversity": diversity(lists, 10)},
     )
-    metrics["exposure"] = {"k": 10, "diversity": diversity(lists, 10)}
     note = "a single file: its training data is taken on trust"
     if lists.items is None:
         note += "; it names no users, so each example counts as one"

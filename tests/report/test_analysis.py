@@ -1,4 +1,5 @@
 import re
+from types import SimpleNamespace
 
 from minionerec.report.analysis import drop_off, level_tables, metric_tables
 from minionerec.report.page import environment
@@ -48,14 +49,15 @@ def test_every_table_that_a_run_has_is_on_the_page():
         "widths": {"10": width},
         "pruned": [{"level": 1, "dropped": 0.0125, "rank": 17.0}, {"level": 2, "dropped": 0.0, "rank": None}],
     }
-    whole = {
-        "per_user": {"HR@10": cell(0.3123)},
-        "slices": {"user": {"new": {"rows": 5, "share": 0.25, "HR@10": cell(0.2345)}}},
-        "exposure": {"k": 10, "coverage": 0.375, "gini": None},
-        "lost": [{"level": 1, "lost": 0.4567, "rank": None}, {"level": 2, "lost": 0.1, "rank": 3.0}],
-        "search": search,
-    }
-    bare = {"per_user": None, "lost": whole["lost"]}
+    lost = [{"level": 1, "lost": 0.4567, "rank": None}, {"level": 2, "lost": 0.1, "rank": 3.0}]
+    whole = SimpleNamespace(
+        per_user={"HR@10": cell(0.3123)},
+        slices={"user": {"new": {"rows": 5, "share": 0.25, "HR@10": cell(0.2345)}}},
+        exposure={"k": 10, "coverage": 0.375, "gini": None},
+        lost=lost,
+        search=search,
+    )
+    bare = SimpleNamespace(per_user=None, slices={}, exposure=None, lost=lost, search=None)
     tables = metric_tables({"whole": whole, "bare": bare})
     page = environment().from_string('{% from "tables.html" import more %}{{ more(tables) }}').render(tables=tables)
     for text in ("0.3123", "0.2345", "0.375", "0.4567", "place 3", "64 examples", "10 beams", "0.9000", "0.0125", "17"):

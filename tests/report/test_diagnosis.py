@@ -1,4 +1,5 @@
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from minionerec.report.diagnosis import LevelChange, SliceChange, level_changes,
 from minionerec.report.evaluated import read_evaluated
 from tests.report.run_folder import make_run
 from tests.report.test_page import Page, plain
+
+NOTHING = SimpleNamespace(calibration=None, exposure=None)  # metrics that say nothing about the lists
 
 
 def cell(value, half=0.01):
@@ -45,28 +48,30 @@ def part(answer, value):
 
 def test_the_reading_names_what_is_beyond_noise():
     log = [{"step": 1, "kl": 0.1, "entropy": 2.0}, {"step": 2, "kl": 0.05, "entropy": 1.5}]
-    text = " ".join(reading({}, {}, differences(0.02, -0.03), [], [], log))
+    text = " ".join(reading(NOTHING, NOTHING, differences(0.02, -0.03), [], [], log))
     assert "entropy per token (nats) 2.000 at the beginning, 1.500 at the end" in text
     assert "better than SFT beyond noise at HR@1." in text and "worse than SFT beyond noise at HR@50." in text
     assert "over-sharpened" in text and "0.0500 at the end, 0.1000 at most" in text
-    quiet = " ".join(reading({}, {}, differences(0.0, 0.0), [], [], []))
+    quiet = " ".join(reading(NOTHING, NOTHING, differences(0.0, 0.0), [], [], []))
     assert "At no cut-off" in quiet and "0.0200 in NDCG@10" in quiet and "over-sharpened" not in quiet
     assert "No sign of over-sharpening: no loss beyond noise at HR@50." in quiet
     short = {name: cell for name, cell in differences(0.0, 0.0).items() if name != "HR@50"}
-    assert "too short for HR@20 and HR@50" in " ".join(reading({}, {}, short, [], [], []))
-    assert "without a gain beyond noise at the top" in " ".join(reading({}, {}, differences(0.0, -0.03), [], [], []))
+    assert "too short for HR@20 and HR@50" in " ".join(reading(NOTHING, NOTHING, short, [], [], []))
+    assert "without a gain beyond noise at the top" in " ".join(reading(NOTHING, NOTHING, differences(0.0, -0.03), [], [], []))
 
 
 def test_the_reading_of_levels_and_slices():
     levels = [level("50", "L1", 0.0), level("50", "L1+L2", -0.02), level("3", "L1", 0.5)]
     slices = [part("new", 0.03), part("old", 0)]
-    text = plain(" ".join(reading({}, {}, differences(0.0, 0.0), levels, slices, [])))
+    text = plain(" ".join(reading(NOTHING, NOTHING, differences(0.0, 0.0), levels, slices, [])))
     assert "worse beyond noise at L1+L2 in the top 50 (-0.0200)" in text and "the right branch stays" in text
     assert "better beyond noise" not in text and "gains beyond noise on user: new (+0.0300)" in text
     levels, slices = [level("50", "L1", -0.02)], [part("old", 0)]
-    text = " ".join(reading({}, {}, differences(0.0, 0.0), levels, slices, []))
+    text = " ".join(reading(NOTHING, NOTHING, differences(0.0, 0.0), levels, slices, []))
     assert "whole branches" in text and "On none of the 1 parts" in text
-    assert "no change is beyond noise in the top" in " ".join(reading({}, {}, differences(0, 0), [level("1", "L1", 0)], [], []))
+    assert "no change is beyond noise in the top" in " ".join(
+        reading(NOTHING, NOTHING, differences(0, 0), [level("1", "L1", 0)], [], [])
+    )
 
 
 def test_changes_per_level_and_slice_are_paired(tmp_path):
@@ -82,10 +87,10 @@ def test_changes_per_level_and_slice_are_paired(tmp_path):
             assert row.change["value"] == pytest.approx(expected["value"]) and row.change["p"] == expected["p"]
             assert row.change["low"] == pytest.approx(expected["low"], abs=0.06)  # other resamples
         for method, name in ((sft, "sft"), (rl, "rl")):
-            assert getattr(row, name) == pytest.approx(method.metrics["levels"]["cumulative"][row.k][row.prefix])
+            assert getattr(row, name) == pytest.approx(method.metrics.levels["cumulative"][row.k][row.prefix])
     parts = parts_of_lists(sft.lists) | {"all": {"of them": np.ones(len(sft.lists), dtype=bool)}}
     for method in (sft, rl):
-        method.metrics["slices"]["all"] = {"of them": {"share": 1.0, **method.metrics["sid"]}}
+        method.metrics.slices["all"] = {"of them": {"share": 1.0, **method.metrics.sid}}
     changes = {(row.question, row.answer): row for row in slice_changes(sft, rl, parts, config)}
     assert changes["all", "of them"].change["value"] == pytest.approx(whole["HR@10"]["value"])
     repeat = changes["target in the history", "repeat"]

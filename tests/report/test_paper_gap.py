@@ -8,8 +8,9 @@ import pytest
 
 from minionerec.config import BaselineConfig, PromptsConfig, RlConfig
 from minionerec.errors import ArtifactError
+from minionerec.eval import metrics_json
 from minionerec.eval.predictions import read_predictions, write_predictions
-from minionerec.report import evaluated, gap_causes
+from minionerec.report import gap_causes
 from minionerec.report.page import signed
 from minionerec.report.paper_gap import main, write_gap_report
 from minionerec.report.published import METRICS, published
@@ -185,10 +186,10 @@ def test_search_error_is_that_of_the_beams_that_the_run_used(two_seeds, monkeypa
     rates = {"HR@1": 0.1, "HR@10": 0.3, "NDCG@10": 0.2}
     widths = {"10": {**rates, "overlap": 0.8, "missed": 0.25}, "50": {**rates, "overlap": 1.0, "missed": 0.0}}
     search = {"rows": 128, "num_beams": 10, "exact": rates, "widths": widths, "pruned": [], "calibration": []}
-    effect = gap_causes.search_error_effect(replace(run, metrics={**run.metrics, "search": search}), [])
+    effect = gap_causes.search_error_effect(replace(run, metrics=replace(run.metrics, search=search)), [])
     assert "with this run's 10 beams the search itself loses a target that belongs in the list in 25.00%" in effect
-    old = {**run.metrics, "search": {name: value for name, value in search.items() if name != "num_beams"}}
-    monkeypatch.setattr(evaluated, "read_json", lambda _: old)
+    old = {**run.metrics.as_dict(), "search": {name: value for name, value in search.items() if name != "num_beams"}}
+    monkeypatch.setattr(metrics_json, "read_json", lambda _: old)
     with pytest.raises(ArtifactError, match=r"search.num_beams is missing.*Delete .*eval/.* and evaluate again"):
         load_runs(two_seeds / "a", "a", 50, 0)
 
