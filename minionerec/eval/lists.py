@@ -121,7 +121,7 @@ class RankedLists:
         return self.sids.shape[1]
 
     def units(self) -> np.ndarray | None:
-        """(rows,) a number per user for resampling; None where each user has one row."""
+        """(rows,) a number per user for resampling; None if each user has one row."""
         distinct, units = np.unique(self.users, return_inverse=True)
         return units if len(distinct) < len(self.users) else None
 

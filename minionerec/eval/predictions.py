@@ -53,9 +53,9 @@ class Prediction:
         depth = len(self.target_sid)
         if not depth:
             raise DataError(f"user {self.user!r}: target_sid is empty, expected one code per level.")
-        for place, sid in enumerate(self.sids):
+        for position, sid in enumerate(self.sids):
             if len(sid) != depth:
-                raise DataError(f"user {self.user!r}: sids[{place}] has {len(sid)} codes, target_sid has {depth}.")
+                raise DataError(f"user {self.user!r}: sids[{position}] has {len(sid)} codes, target_sid has {depth}.")
         if len(set(map(tuple, self.sids))) != len(self.sids):
             raise DataError(f"user {self.user!r}: sids holds a SID twice; a ranked list must be distinct.")
         if len(self.scores) != len(self.sids):

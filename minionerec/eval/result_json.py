@@ -42,10 +42,10 @@ def read_catalog(path: Path) -> dict[tuple[int, ...], int]:
         lines = text.replace("\r\n", "\n").rstrip("\n").split("\n")  # titles may hold other breaks
         entries = [(f"line {number}", line.split("\t")[0]) for number, line in enumerate(lines, 1)]
     sizes: dict[tuple[int, ...], int] = {}
-    for where, sid in entries:
+    for position, sid in entries:
         codes = codes_of(sid)
         if codes is None:
-            raise CatalogError(f"{path}, {where}: {sid[:60]!r} is no SID; expected text such as <a_17><b_203><c_8>.")
+            raise CatalogError(f"{path}, {position}: {sid[:60]!r} is no SID; expected text such as <a_17><b_203><c_8>.")
         sizes[codes] = sizes.get(codes, 0) + 1
     if not sizes:
         raise CatalogError(f"{path}: no items; expected an index.json or an info text file.")
@@ -77,13 +77,13 @@ def _records(path: Path) -> list[Any]:
 def read_released(path: Path, catalog: dict[tuple[int, ...], int] | None = None) -> RankedLists:
     """Read the released code's result file.
 
-    Its lists may hold a SID twice and text that is no SID; such a place counts as a rank and matches nothing, as in the
-    released code's own `calc.py`. The file does not say who the user was: each record is its own unit of resampling. The
-    history is read from the SIDs of the prompt.
+    Its lists may hold a SID twice, and text that is no SID. Such a position counts as a rank and matches nothing, as in the
+    released code's own `calc.py`. The file names no users, so each record is its own unit of resampling. The history is read
+    from the SIDs of the prompt.
 
-    SIDs may differ in length, as where only colliding items have a suffix: levels are those of the longest target (with a
-    catalog, of its longest SID), and shorter SIDs end in -1. Without a catalog, a recommendation as long as no target is
-    no SID.
+    SIDs may differ in length, for example if only colliding items have a suffix. The longest target (with a catalog, its
+    longest SID) decides the number of levels, and shorter SIDs end in -1. Without a catalog, a recommendation is a SID only if
+    some target has its length.
 
     Args:
         catalog: items per SID, see `read_catalog`; gives item-level ranks, and makes SIDs outside the catalog invalid.
@@ -96,7 +96,7 @@ def read_released(path: Path, catalog: dict[tuple[int, ...], int] | None = None)
     targets: list[tuple[int, ...]] = []
     ranked: list[list[tuple[int, ...] | None]] = []
     histories: list[list[tuple[int, ...]]] = []
-    known: dict[str, tuple[int, ...] | None] = {}  # the same text is recommended many times
+    codes_by_text: dict[str, tuple[int, ...] | None] = {}  # a text is recommended many times, and parsed once
     for number, record in enumerate(_records(path), 1):
         where = f"{path}, record {number}"
         if not isinstance(record, dict):
@@ -114,19 +114,19 @@ def read_released(path: Path, catalog: dict[tuple[int, ...], int] | None = None)
         if catalog is not None and target not in catalog:
             raise DataError(f"{where}: the target {output.strip()} is not in the catalog: predictions of another catalog.")
         for text in predict:
-            if text not in known:
+            if text not in codes_by_text:
                 codes = codes_of(text)
-                known[text] = codes if catalog is None or codes in catalog else None
+                codes_by_text[text] = codes if catalog is None or codes in catalog else None
         targets.append(target)
-        ranked.append([known[text] for text in predict])
+        ranked.append([codes_by_text[text] for text in predict])
         histories.append(_history(str(record.get("input", ""))))
     width = len(ranked[0])
     depths = {len(sid) for sid in catalog or targets}
     levels = max(depths)
-    padded = {sid: sid + (EMPTY,) * (levels - len(sid)) for sid in {(), *targets, *filter(None, known.values())}}
-    nothing = padded[()]
+    padded = {sid: sid + (EMPTY,) * (levels - len(sid)) for sid in {(), *targets, *filter(None, codes_by_text.values())}}
+    no_sid = padded[()]
     sids = np.array(
-        [[padded[sid] if sid and len(sid) in depths else nothing for sid in row] for row in ranked], dtype=np.int32
+        [[padded[sid] if sid and len(sid) in depths else no_sid for sid in row] for row in ranked], dtype=np.int32
     ).reshape(-1, width, levels)
     sizes = None
     if catalog is not None:
@@ -151,15 +151,18 @@ def read_released(path: Path, catalog: dict[tuple[int, ...], int] | None = None)
 def _history(prompt: str) -> list[tuple[int, ...]]:
     """The SIDs of a prompt in order, before its answer section."""
     prompt = prompt.split("### Response:")[0]
-    found = (codes_of(text) for text in _IN_PROMPT.findall(prompt))
-    return [codes for codes in found if codes]
+    sids = (codes_of(text) for text in _IN_PROMPT.findall(prompt))
+    return [codes for codes in sids if codes]
 
 
 def read_lists(path: Path, catalog: dict[tuple[int, ...], int] | None = None) -> RankedLists:
-    """Read a predictions file of either kind: our `predictions.jsonl`, or the released code's JSON list.
+    """Read a predictions file: our `predictions.jsonl`, or the released code's JSON list.
+
+    Args:
+        catalog: items per SID, see `read_catalog`; for the released code's file only.
 
     Raises:
-        DataError: as `RankedLists.read` and `read_released`.
+        DataError: the file is missing or malformed; the message names the line or record.
         ConfigError: a catalog was given for our own file, which names its items.
     """
     path = Path(path)
@@ -175,5 +178,5 @@ def read_lists(path: Path, catalog: dict[tuple[int, ...], int] | None = None) ->
     if start.startswith(b"["):  # the released code's list; a line of ours opens with "{"
         return read_released(path, catalog)
     if catalog is not None:
-        raise ConfigError(f"{path}: holds items of its own, so an index of the catalog has no use here. Leave it out.")
+        raise ConfigError(f"{path}: holds items of its own, so it needs no index of the catalog. Leave the index out.")
     return RankedLists.read(path)

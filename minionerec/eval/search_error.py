@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
-from minionerec.errors import ArtifactError, ConstraintError
+from minionerec.errors import ArtifactError
 from minionerec.eval.levels import calibrated
 from minionerec.statistics.ranking import gains, hits
-from minionerec.tree import CatalogTrie, Normalise, score_prefixes
+from minionerec.recommend.recommender import Recommender
+from minionerec.tree import Normalise, score_prefixes
 
 _CUTOFFS = (1, 10)
 
@@ -70,36 +70,36 @@ def replay(
 
 
 def trace(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    trie: CatalogTrie,
+    recommender: Recommender,
     rows: Sequence[int],
-    targets: Sequence[Sequence[int]],
+    histories: Sequence[Sequence[int]],
+    targets: Sequence[int],
     widths: Sequence[int],
     normalise_over: Normalise = "vocabulary",
 ) -> list[Trace]:
-    """Score the catalog for a batch of prompts and replay the search.
+    """Score the catalog for a batch of examples and replay the search.
 
     Args:
-        rows: the prompts' rows in the split. targets: their targets' token ids, (batch, levels). widths: beam widths.
-        normalise_over: what a step's probabilities add up over, as in `beam_search`.
+        rows: the examples' rows in the split.
+        histories: item indices, oldest first.
+        targets: item indices.
+        widths: beam widths.
+        normalise_over: what a step's probabilities add up over.
     """
-    levels = score_prefixes(model, input_ids, attention_mask, trie=trie, normalise_over=normalise_over)
-    scored = [level.double().cpu().numpy() for level in levels]
+    trie = recommender.trie
+    input_ids, mask = recommender.encode(histories)
+    scores = score_prefixes(recommender.model, input_ids, mask, trie=trie, normalise_over=normalise_over)
+    level_scores = [level.double().cpu().numpy() for level in scores]  # per level, (examples, prefixes)
     nodes = [torch.arange(len(tokens), device=trie.device) for tokens in trie.tokens]
     parents = [trie.parent(level, numbers).cpu().numpy() for level, numbers in enumerate(nodes)]
-    paths = trie.walk(torch.tensor([list(target) for target in targets], device=trie.device)).tolist()
-    for row, target, path in zip(rows, targets, paths, strict=True):
-        if min(path) < 0:
-            raise ConstraintError(f"Row {row}: the target {list(target)} is not a SID of the catalog.")
+    paths = trie.walk(recommender.prompts.sid_tokens[targets].to(trie.device)).tolist()
     return [
-        _one(row, [level[number] for level in scored], parents, path, widths)
+        _trace_one(row, [level[number] for level in level_scores], parents, path, widths)
         for number, (row, path) in enumerate(zip(rows, paths, strict=True))
     ]
 
 
-def _one(
+def _trace_one(
     row: int, scores: list[np.ndarray], parents: Sequence[np.ndarray], path: Sequence[int], widths: Sequence[int]
 ) -> Trace:
     """The trace of one example.

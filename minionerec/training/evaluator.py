@@ -1,26 +1,74 @@
-"""What a training stage is handed to validate its model with; `eval/validate.py` makes it, on a higher floor."""
+"""Validation by ranking: the metrics of `eval` on part of the valid split, while a model is trained."""
 
-from collections.abc import Callable, Mapping
-from typing import Protocol
+import numpy as np
+from accelerate.utils import gather_object
 
-from transformers import PreTrainedModel
+from minionerec.config import EvalConfig
+from minionerec.distributed import distributed_state
+from minionerec.errors import DataError
+from minionerec.recommend.recommender import Recommender
+from minionerec.statistics.ranking import per_user
+from minionerec.statistics.sampling import evenly_spaced
 
-from minionerec.config import Config
-from minionerec.prompts.builder import Prompts
-
-Measure = Callable[[], Mapping[str, float]]  # ranking metrics of the model as it is now, the same on all devices
+MONITORED = ("HR@1", "HR@10", "HR@50", "NDCG@10")  # reported in addition to the primary metric
 
 
-class Validator(Protocol):
-    """Makes a `Measure`."""
+class RankingEvaluator:
+    """Ranking metrics on SIDs of the model as it is when the evaluator is called.
 
-    def __call__(
-        self,
-        model: PreTrainedModel,
-        prompts: Prompts,
-        config: Config,
-        examples: int | None,
-        metric: str,
-    ) -> Measure:
-        """A function that measures the model on `examples` of the valid split (None: all), by `metric` among others."""
-        ...
+    Every process calls it. They share the batches, whose content does not depend on the number of processes, and all get the
+    same figures. Lists are as long as `eval.num_beams`, so a metric with a larger cut-off counts the whole list. The model must
+    be in evaluation mode.
+
+    Attributes:
+        primary_metric: chooses the best model.
+        greater_is_better: of the primary metric.
+    """
+
+    greater_is_better = True
+
+    def __init__(self, recommender: Recommender, config: EvalConfig, examples: int | None, primary_metric: str) -> None:
+        """Choose the examples.
+
+        Args:
+            recommender: asks the model that is trained.
+            config: how lists are decoded; its `split` plays no part.
+            examples: of the valid split, evenly spaced; None for all.
+            primary_metric: one of `RANKING_METRICS`.
+
+        Raises:
+            DataError: the valid split is empty.
+        """
+        valid = recommender.prompts.dataset.valid
+        if not len(valid):
+            raise DataError(
+                "Validation by a ranking metric needs examples, but the valid split is empty. Set sft.best_metric loss and "
+                "rl.evaluations 0."
+            )
+        rows = evenly_spaced(len(valid), examples or len(valid))
+        self.primary_metric = primary_metric
+        self._recommender, self._config = recommender, config
+        self._histories, self._targets = (valid[name].gather(rows).to_list() for name in ("history", "target"))
+
+    def __call__(self) -> dict[str, float]:
+        """Means of `MONITORED` and of the primary metric, by name."""
+        size, state = self._config.batch_size, distributed_state()
+        batches = [slice(start, start + size) for start in range(0, len(self._targets), size)]
+        numbers = range(state.process_index, len(batches), state.num_processes)
+        parts = gather_object([(number, self._ranks(batches[number])) for number in numbers])
+        ranks = np.concatenate([part for _, part in sorted(parts, key=lambda pair: pair[0])])
+        values = per_user(ranks)
+        return {name: float(values[name].mean()) for name in dict.fromkeys((*MONITORED, self.primary_metric))}
+
+    def _ranks(self, batch: slice) -> np.ndarray:
+        """0-based ranks of the targets' SIDs, infinity for a miss."""
+        histories = self._histories[batch]
+        result = self._recommender.recommend(
+            histories,
+            num_beams=self._config.num_beams,
+            normalise_over=self._config.normalise_over,
+            hidden=histories if self._config.exclude_history else None,
+        )
+        targets = self._recommender.trie.leaf_of_item[self._targets[batch]]
+        match = (result.leaves == targets[:, None]).cpu().numpy()
+        return np.where(match.any(axis=1), match.argmax(axis=1), np.inf)

@@ -1,12 +1,12 @@
-"""The eval stage, each rank killed without warning in its second shard: python tests/eval/killed.py --config NAME."""
+"""The eval stage, each process killed without warning in its second shard: python tests/eval/killed.py --config NAME."""
 
 import os
 import sys
 
 from minionerec.cli import main
-from minionerec.eval.predict import Decoder
+from minionerec.eval.decode import SplitDecoder
 
-original, shards = Decoder.predict, []
+original, shards = SplitDecoder.predict, []
 
 
 def patched(self, rows):
@@ -17,5 +17,5 @@ def patched(self, rows):
 
 
 if __name__ == "__main__":
-    Decoder.predict = patched
+    SplitDecoder.predict = patched
     sys.exit(main(["eval", *sys.argv[1:]]))

@@ -112,7 +112,7 @@ def test_a_title_with_a_line_separator_of_unicode_is_one_line(tmp_path):
 def test_our_own_files_are_told_apart(tmp_path):
     write_predictions(tmp_path / "p.jsonl", random_predictions(users=3))
     assert read_lists(tmp_path / "p.jsonl").users.tolist() == ["u0", "u1", "u2"]
-    with pytest.raises(ConfigError, match="has no use here"):
+    with pytest.raises(ConfigError, match="needs no index of the catalog"):
         read_lists(tmp_path / "p.jsonl", {(0, 0, 0): 1})
 
 

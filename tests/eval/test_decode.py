@@ -1,21 +1,18 @@
 import json
-import re
 import shutil
 
 import numpy as np
 import pytest
 import torch
 
-from minionerec.config import Config, EvalConfig, ModelConfig
+from minionerec.config import EvalConfig, ModelConfig
 from minionerec.errors import ArtifactError, CatalogError
-from minionerec.eval import calc_level, predict
+from minionerec.eval import decode
 from minionerec.eval.predictions import read_predictions
 from minionerec.model import checkpoint, scratch
-from minionerec.pipeline import run
 from minionerec.prompts.builder import Prompts, tokenizer_corpus
-from tests import small
+from minionerec.recommend.recommender import Recommender
 from tests.eval.samples import DATASET, DISTINCT, INDICES
-from tests.launch import accelerate
 
 SIZES = ModelConfig(hidden_size=32, intermediate_size=48, layers=2, heads=2, vocabulary=400)
 
@@ -31,17 +28,22 @@ def made():
     return model.eval(), tokenizer
 
 
-def decoded(made, index=DISTINCT, **fields):
+def decoder(made, index=DISTINCT, **fields):
     model, tokenizer = made
     config = EvalConfig(**{"num_beams": 50, "batch_size": 5, **fields})
-    return list(predict.decode(model, Prompts(DATASET, index, tokenizer), config))
+    return decode.SplitDecoder(Recommender(model, Prompts(DATASET, index, tokenizer)), config)
+
+
+def decoded(made, index=DISTINCT, **fields):
+    split_decoder = decoder(made, index, **fields)
+    return list(split_decoder.predict(range(len(split_decoder))))
 
 
 @torch.no_grad()
 def one_by_one(model, tokenizer, index, split, normalise_over="vocabulary"):
     """The slow way: for each user the score of each item's SID, from one ordinary forward per pair."""
     tokens = checkpoint.sid_token_ids(tokenizer, index).tolist()
-    for example in small.listed_examples(Prompts(DATASET, index, tokenizer), "history_sid_to_sid", split):
+    for example in Prompts(DATASET, index, tokenizer).examples("history_sid_to_sid", split):
         start, scores = len(example.prompt), {}
         for item, sid in enumerate(tokens):
             logits = model(torch.tensor([[*example.prompt, *sid]])).logits[0, start - 1 : -1]
@@ -129,35 +131,16 @@ def test_a_tokenizer_without_the_sid_tokens():
         decoded((model, tokenizer))
 
 
-def test_the_stage_needs_its_inputs_and_is_skipped_when_current(tmp_path):
-    config = small.config(tmp_path)
-    with pytest.raises(ArtifactError, match="Make it first: minionerec data"):
-        predict.run(config, "popularity")
-    run(config, ("data", "sid"))
-    with pytest.raises(ArtifactError, match="Make it first: minionerec sft"):
-        predict.run(config, "sft")
-    assert predict.stages(config.folder) == ["popularity", "repeat"]
-
-    manifest, fresh = predict.run(config, "popularity")
-    assert fresh and not predict.run(config, "popularity")[1]
-    predictions = read_predictions(config.folder / "eval/popularity/predictions.jsonl")
-    assert len(predictions) == 40
-    hits = [p.target_sid in p.sids for p in predictions]
-    assert manifest.metrics["HR@10"] == pytest.approx(np.mean(hits))
-    assert manifest.inputs.keys() == {"data", "sid"} and manifest.stage == "eval/popularity"
-
-
-def sharded(made, folder, monkeypatch, **fields):
+def sharded(made, folder, **fields):
     """The two files of a model's evaluation in shards of 5 rows."""
     folder.mkdir(exist_ok=True)
-    monkeypatch.setattr(predict.checkpoint, "load", lambda _: made)
-    config = Config(eval=EvalConfig(**{"num_beams": 6, "batch_size": 2, "shard_size": 5, "oracle_examples": 4, **fields}))
-    predict.predict_with_model("sft", config, DATASET, DISTINCT, folder)
+    config = EvalConfig(**{"num_beams": 6, "batch_size": 2, "shard_size": 5, "oracle_examples": 4, **fields})
+    decode.decode_split(Recommender(made[0], Prompts(DATASET, DISTINCT, made[1])), config, folder)
     return (folder / "predictions.jsonl").read_bytes(), (folder / "oracle.jsonl").read_bytes()
 
 
 def test_shards_are_merged_in_order_and_not_decoded_twice(made, tmp_path, monkeypatch):
-    whole = sharded(made, tmp_path / "whole", monkeypatch)
+    whole = sharded(made, tmp_path / "whole")
     assert [p.user for p in read_predictions(tmp_path / "whole/predictions.jsonl")] == DATASET.test["user"].to_list()
     assert [json.loads(line)["row"] for line in whole[1].splitlines()] == [0, 3, 6, 9]
 
@@ -166,54 +149,31 @@ def test_shards_are_merged_in_order_and_not_decoded_twice(made, tmp_path, monkey
     shutil.copytree(stored, tmp_path / "resumed/checkpoints")
     (tmp_path / "resumed/checkpoints/rows-000000005-000000010.jsonl").unlink()
     decoded_rows = []
-    original = predict.Decoder.predict
-    monkeypatch.setattr(predict.Decoder, "predict", lambda self, rows: decoded_rows.extend(rows) or original(self, rows))
-    assert sharded(made, tmp_path / "resumed", monkeypatch) == whole
+    original = decode.SplitDecoder.predict
+    monkeypatch.setattr(decode.SplitDecoder, "predict", lambda self, rows: decoded_rows.extend(rows) or original(self, rows))
+    assert sharded(made, tmp_path / "resumed") == whole
     assert decoded_rows == [5, 6, 7, 8, 9]
 
 
-def test_a_missing_or_short_shard_is_noticed(made, tmp_path, monkeypatch):
-    sharded(made, tmp_path, monkeypatch)
+def test_a_missing_or_short_shard_is_noticed(made, tmp_path):
+    sharded(made, tmp_path)
     shards, store = [range(0, 5), range(5, 10), range(10, 12)], tmp_path / "checkpoints"
     last = store / "rows-000000010-000000012.jsonl"
     kept = last.read_text().splitlines(keepends=True)
     last.write_text(kept[0])
     with pytest.raises(ArtifactError, match="1 predictions for 2 rows"):
-        predict.merge("sft", store, shards, tmp_path)
+        decode.merge(store, shards, tmp_path)
     last.unlink()
     with pytest.raises(ArtifactError, match="rows 10 to 11 are missing"):
-        predict.merge("sft", store, shards, tmp_path)
-
-
-def test_two_ranks_one_rank_and_a_resumed_run_write_the_same_files(tmp_path, capsys):
-    config = small.config(tmp_path, eval={"shard_size": 8, "oracle_examples": 5}, sft={"epochs": 1})
-    run(config, ("data", "sid", "sft", "eval"))
-    folder = tmp_path / "run/eval/sft"
-    names = ("predictions.jsonl", "oracle.jsonl", "metrics.json")
-    one = {name: (folder / name).read_bytes() for name in names}
-    shutil.rmtree(tmp_path / "run/eval")
-    accelerate(2, "eval/predict.py", "--config", str(tmp_path / "small.yaml"))
-    assert {name: (folder / name).read_bytes() for name in names} == one
-    shutil.rmtree(folder)
-    killed = accelerate(2, "tests/eval/killed.py", "--config", str(tmp_path / "small.yaml"), check=False)
-    assert re.search("exitcode *: 9", killed.stdout + killed.stderr), killed.stdout + killed.stderr
-    assert 1 <= len(list((tmp_path / "run/eval/sft.partial/checkpoints").glob("*.jsonl"))) <= 2  # of five shards
-    assert predict.run(config, "sft")[1]  # by one rank
-    assert {name: (folder / name).read_bytes() for name in names} == one
-    assert calc_level.main(["--path", str(folder / "predictions.jsonl"), "--out", str(tmp_path)]) == 0
-    search = json.loads(one["metrics.json"])["search"]
-    assert (search["rows"], search["num_beams"]) == (5, 10)
-    assert json.loads((tmp_path / "levels.json").read_text())["search"] == search
-    assert "Beam width and search error, 5 examples" in capsys.readouterr().out
+        decode.merge(store, shards, tmp_path)
 
 
 @pytest.mark.parametrize("normalise_over", ["vocabulary", "catalog"])
 def test_the_replayed_beam_is_the_beam_search(made, normalise_over):
     for width in (1, 3, 6):
-        config = EvalConfig(num_beams=width, batch_size=5, normalise_over=normalise_over)
-        decoder = predict.Decoder(made[0], Prompts(DATASET, DISTINCT, made[1]), config)
-        rows = list(range(len(decoder)))
-        for one, traced in zip(decoder.predict(rows), decoder.trace(rows), strict=True):
+        split_decoder = decoder(made, num_beams=width, normalise_over=normalise_over)
+        rows = list(range(len(split_decoder)))
+        for one, traced in zip(split_decoder.predict(rows), split_decoder.trace(rows), strict=True):
             place = one.sids.index(one.target_sid) if one.target_sid in one.sids else None
             assert traced.widths[str(width)] == place
             assert (traced.pruned[str(width)] == (0, 0)) == (place is not None)

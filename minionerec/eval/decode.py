@@ -1,0 +1,158 @@
+"""A model's predictions for a split, decoded and stored in shards.
+
+A shard is a file of some rows. Its rows do not depend on the number of processes, so any number of them writes the same files,
+and an interrupted evaluation resumes after the shards that are complete.
+"""
+
+import itertools
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from minionerec.artifacts import CHECKPOINTS
+from minionerec.config import CUTOFFS, EvalConfig
+from minionerec.distributed import distributed_state, is_main_process, wait_for_everyone
+from minionerec.errors import ArtifactError
+from minionerec.eval import search_error
+from minionerec.eval.predictions import Prediction, write_predictions
+from minionerec.recommend.recommender import Recommender
+from minionerec.statistics.sampling import evenly_spaced
+
+
+class SplitDecoder:
+    """Asks a recommender about the rows of a split."""
+
+    def __init__(self, recommender: Recommender, config: EvalConfig) -> None:
+        """Read the split that the configuration names."""
+        self._recommender, self._config = recommender, config
+        split = recommender.prompts.dataset.split(config.split)
+        self._rows = split.rows(named=True)
+        self._several = split["user"].n_unique() < len(split)  # then a prediction names its position in the sequence
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def predict(self, rows: Sequence[int]) -> Iterator[Prediction]:
+        """Predictions for some rows of the split, in their order."""
+        for batch in self._batches(rows):
+            examples = [self._rows[row] for row in batch]
+            histories = [example["history"] for example in examples]
+            result = self._recommender.recommend(
+                histories,
+                num_beams=self._config.num_beams,
+                normalise_over=self._config.normalise_over,
+                hidden=histories if self._config.exclude_history else None,
+            )
+            lists = zip(examples, result.leaves.tolist(), result.scores.tolist(), result.exact.tolist(), strict=True)
+            for example, leaves, scores, exact in lists:
+                yield self._prediction(example, [leaf for leaf in leaves if leaf >= 0], scores, exact)
+
+    def _prediction(self, example: dict[str, Any], leaves: list[int], scores: list[float], exact: bool) -> Prediction:
+        codes = self._recommender.prompts.index.codes
+        groups = [self._recommender.trie.items(leaf) for leaf in leaves]
+        sids = codes[[group[0] for group in groups]].tolist()  # the items of a leaf have the same codes
+        if self._config.exclude_history:  # an item may share its SID with one that is not in the history
+            hidden = set(example["history"])
+            groups = [[item for item in group if item not in hidden] for group in groups]
+        items = list(itertools.chain.from_iterable(groups))
+        return Prediction(
+            user=example["user"],
+            history=example["history"],
+            target=example["target"],
+            target_sid=codes[example["target"]].tolist(),
+            sids=sids,
+            items=items,
+            scores=scores[: len(leaves)],
+            exact=exact,
+            position=example["position"] if self._several else None,
+            sizes=[len(group) for group in groups] if len(items) > len(sids) else None,
+        )
+
+    def trace(self, rows: Sequence[int]) -> Iterator[search_error.Trace]:
+        """The whole catalog scored exactly for some rows of the split, and the beam search replayed on these scores."""
+        widths = sorted({*CUTOFFS, self._config.num_beams})
+        for batch in self._batches(rows):
+            histories, targets = ([self._rows[row][name] for row in batch] for name in ("history", "target"))
+            yield from search_error.trace(self._recommender, batch, histories, targets, widths, self._config.normalise_over)
+
+    def _batches(self, rows: Sequence[int]) -> Iterator[Sequence[int]]:
+        for start in range(0, len(rows), self._config.batch_size):
+            yield rows[start : start + self._config.batch_size]
+
+
+def decode_split(recommender: Recommender, config: EvalConfig, folder: Path) -> None:
+    """Write `predictions.jsonl` and, if `eval.oracle_examples` is above 0, `oracle.jsonl` for a whole split.
+
+    Every process calls it and takes its share of the shards; the main process merges them.
+
+    Raises:
+        ArtifactError: a process did not finish its share.
+    """
+    decoder = SplitDecoder(recommender, config)
+    starts = range(0, len(decoder), config.shard_size)
+    shards = [range(start, min(start + config.shard_size, len(decoder))) for start in starts]
+    traced = set(evenly_spaced(len(decoder), config.oracle_examples))
+    store = folder / CHECKPOINTS
+    store.mkdir(exist_ok=True)
+    state = distributed_state()
+    share = shards[state.process_index :: state.num_processes]
+    with _progress() as progress:
+        task = progress.add_task(f"decode {config.split}", total=sum(map(len, share)), rate="")
+        for rows in share:
+            path = _shard(store, rows)
+            if not path.is_file():  # a shard under its final name is complete, and was written after its traces
+                search_error.write_traces(path.with_suffix(".trace"), decoder.trace([row for row in rows if row in traced]))
+                write_predictions(path, decoder.predict(rows))
+            progress.advance(task, len(rows))
+            progress.update(task, rate=f"{progress.tasks[task].speed or 0:.1f} examples/s")
+    wait_for_everyone()
+    if is_main_process():
+        merge(store, shards, folder)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        disable=not is_main_process(),
+    )
+
+
+def _shard(store: Path, rows: range) -> Path:
+    return store / f"rows-{rows.start:09d}-{rows.stop:09d}.jsonl"
+
+
+def merge(store: Path, shards: Sequence[range], folder: Path) -> None:
+    """Write `predictions.jsonl` and `oracle.jsonl` from the stored shards, in the split's order.
+
+    Raises:
+        ArtifactError: a shard is missing, or its number of lines is not its number of rows.
+    """
+    for name, suffix in (("predictions.jsonl", ".jsonl"), ("oracle.jsonl", ".trace")):
+        temporary = folder / f"{name}.tmp"
+        with temporary.open("wb") as merged:
+            for rows in shards:
+                path = _shard(store, rows).with_suffix(suffix)
+                if not path.is_file():
+                    raise ArtifactError(
+                        f"{path}: the predictions of rows {rows.start} to {rows.stop - 1} are missing: a process did not "
+                        "finish its share. Run the same command again; shards that are stored are not decoded again."
+                    )
+                with path.open("rb") as shard:
+                    lines = sum(1 for _ in shard)
+                    if suffix == ".jsonl" and lines != len(rows):
+                        raise ArtifactError(
+                            f"{path}: {lines} predictions for {len(rows)} rows. Delete it and run the same command again."
+                        )
+                    shard.seek(0)
+                    shutil.copyfileobj(shard, merged)
+        if temporary.stat().st_size:
+            temporary.replace(folder / name)
+        else:  # no examples were traced
+            temporary.unlink()

@@ -1,0 +1,140 @@
+"""Stage `eval`: rank the catalog for every user of a split, and measure.
+
+Inputs: `data/`, `sid/` and `<stage>/model/` of the run. Outputs per stage: `eval/<stage>/predictions.jsonl`, `metrics.json`
+and, if `eval.oracle_examples` is above 0, `oracle.jsonl`. The first two are also written for the trivial recommenders, under
+`eval/popularity/` and `eval/repeat/`, and for the run's baselines, under their names. Predictions are stored shard by shard: an
+interrupted evaluation resumes where it stopped, and any number of processes writes the same files.
+
+Deviations from the paper: the prompt is the one that the model was trained with; the search masks what the catalog lacks
+instead of adding -1e6; the checkpoint's generation settings play no part; metrics are on SIDs and on items, with intervals.
+
+Command: `minionerec eval --config ml-100k`, or `accelerate launch eval/predict.py --config NAME`.
+"""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, Recipe, require
+from minionerec.config import CUTOFFS, Config
+from minionerec.data.dataset import Dataset
+from minionerec.data.interactions import interaction_counts
+from minionerec.distributed import distributed_state, is_main_process
+from minionerec.errors import DataError
+from minionerec.eval import search_error
+from minionerec.eval.check_predictions import check_belongs
+from minionerec.eval.decode import decode_split
+from minionerec.eval.exposure import exposure
+from minionerec.eval.listed import BUILT_IN, listed_predictions
+from minionerec.eval.lists import RankedLists
+from minionerec.eval.metrics import measure
+from minionerec.eval.metrics_json import Metrics
+from minionerec.eval.predictions import write_predictions
+from minionerec.eval.slices import parts_of_dataset, parts_of_lists, slice_tables
+from minionerec.model import checkpoint
+from minionerec.prompts.builder import Prompts
+from minionerec.prompts.record import check_prompts, prompts_section
+from minionerec.recommend.recommender import STAGES, Recommender
+from minionerec.sid.index import SidIndex
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(config: Config, name: str) -> tuple[Manifest, bool]:
+    """Predict a split and measure the predictions, unless the finished artefact is current.
+
+    Args:
+        name: of the recommender: `sft`, `rl`, `popularity`, `repeat` or a baseline of the run.
+
+    Returns:
+        the manifest, and whether it was made now.
+
+    Raises:
+        ArtifactError: an input is missing or was made from other data, or a process did not finish its share.
+        ConfigError: the model was trained with other prompts.
+        DataError: the split is empty.
+    """
+    recipe = _recipe(config, name)
+    if (manifest := recipe.finished()) is not None:
+        return manifest, False
+    dataset = Dataset.load(config.folder / "data")
+    if not len(dataset.split(config.eval.split)):
+        raise DataError(
+            f"{config.folder / 'data'}: the {config.eval.split} split is empty, so there is nothing to evaluate. Make it with "
+            "data.split, data.parts or data.test_from."
+        )
+    index = SidIndex.load(config.folder / "sid", dataset)
+    with recipe.write(resumable=name in STAGES, collective=True) as draft:
+        if name in STAGES:
+            model, tokenizer = checkpoint.load(config.folder / name / "model")
+            prompts = Prompts(dataset, index, tokenizer, config.resolved_prompts, checkpoint.context_of(model))
+            decode_split(Recommender(model.to(distributed_state().device), prompts), config.eval, draft.path)
+        elif is_main_process():
+            write_predictions(draft.path / "predictions.jsonl", listed_predictions(name, config, dataset, index))
+        if is_main_process():
+            metrics = analyse(draft.path, dataset, index, config)
+            metrics.write(draft.path / "metrics.json")
+            draft.metrics.update({metric: cell["value"] for metric, cell in metrics.sid.items()})
+    return Manifest.load(recipe.folder), True
+
+
+def _recipe(config: Config, name: str) -> Recipe:
+    """What the evaluation of a recommender is made from.
+
+    Raises:
+        ArtifactError: an input is missing or was made from other data.
+        ConfigError: the model was trained with other prompts.
+    """
+    inputs = {stage: require(config.folder / stage, command).digest for stage, command in ITEM_STAGES.items()}
+    sections = config.section("eval")
+    if name in STAGES:
+        model = require(config.folder / name, f"minionerec {name}", made_from=inputs)
+        inputs[name] = model.digest
+        check_prompts(model.config, config.resolved_prompts, str(config.folder / name))
+        sections["prompts"] = prompts_section(config.resolved_prompts)
+        if config.resolved_prompts.eval_style == "released":
+            log.warning(
+                "prompts.eval_style is released: %s is asked with a sentence that it was not trained with, as in the released "
+                "code's evaluation. The figures measure that mistake.",
+                name,
+            )
+    elif name not in BUILT_IN:
+        command = f"minionerec baseline --baseline.model {name}"
+        baseline = require(config.folder / "baselines" / name, command, made_from={"data": inputs["data"]})
+        inputs[f"baselines/{name}"] = baseline.digest
+    return Recipe(
+        stage=f"eval/{name}",
+        folder=config.folder / "eval" / name,
+        config=sections,
+        inputs=inputs,
+        seed=config.seed,
+        key_fields={**sections, **config.key_fields("eval")},
+        replace=config.replace,
+    )
+
+
+def analyse(folder: Path, dataset: Dataset, index: SidIndex, config: Config) -> Metrics:
+    """Measure a folder's `predictions.jsonl`, and what the beam search missed if there is an `oracle.jsonl`.
+
+    Raises:
+        DataError: the predictions are malformed, or do not belong to this split and catalog.
+        ArtifactError: a line of `oracle.jsonl` is malformed.
+    """
+    path, exact_scores = folder / "predictions.jsonl", folder / "oracle.jsonl"
+    lists = RankedLists.read(path)
+    check_belongs(lists, dataset, index, config.eval.split, str(path))
+    parts = parts_of_lists(lists) | parts_of_dataset(lists, dataset, index, config.eval.split)
+    traces = search_error.read_traces(exact_scores) if exact_scores.is_file() else []
+    return dataclasses.replace(
+        measure(lists, CUTOFFS, config.eval.resamples, config.seed),
+        slices=slice_tables(lists, parts, (10,), config.eval.resamples, config.seed),
+        exposure=exposure(lists, interaction_counts(dataset)),
+        search=search_error.summary(traces, config.eval.num_beams),
+    )
+
+
+def evaluable(folder: Path) -> list[str]:
+    """The recommenders of a run's folder: the trivial ones, each baseline and each trained model."""
+    baselines = sorted(path.parent.name for path in (folder / "baselines").glob(f"*/{MANIFEST}"))
+    trained = [stage for stage in STAGES if (folder / stage / MANIFEST).is_file()]
+    return [*BUILT_IN, *(name for name in baselines if name not in BUILT_IN), *trained]

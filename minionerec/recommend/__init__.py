@@ -1,0 +1,1 @@
+"""Asking a trained model: histories in, ranked lists of the catalog out."""
