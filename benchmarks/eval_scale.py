@@ -78,8 +78,8 @@ def write(folder: Path, examples: int, seed: int = 0) -> None:
 
 def measure(folder: Path, resamples: int) -> None:
     """Analyse in this process and print what it took."""
+    from minionerec.eval.evaluate import analyse
     from minionerec.eval.lists import RankedLists
-    from minionerec.eval.predict import analyse
 
     dataset = Dataset.load(folder)
     index = SidIndex.load(folder / "sid", dataset)

@@ -131,9 +131,9 @@ def work(arguments: argparse.Namespace, job: str, seed: str, fields: Sequence[st
     pipeline.set_up(config.threads)
     if job == SAMPLED:
         return sample(config, arguments.examples)
-    from minionerec.eval import predict
+    from minionerec.eval.evaluate import evaluate
 
-    predict.run(config, ARMS[arm].recommender)
+    evaluate(config, ARMS[arm].recommender)
 
 
 def sample(config: Config, examples: int) -> None:

@@ -30,12 +30,12 @@ from minionerec.config import Config
 from minionerec.data.dataset import Dataset
 from minionerec.errors import MiniOneRecError
 from minionerec.eval.metrics import positions
-from minionerec.eval.predict import evenly_spaced
 from minionerec.model import checkpoint
 from minionerec.prompts.builder import Prompts
 from minionerec.sid.index import SidIndex
 from minionerec.statistics.intervals import paired, permutation
 from minionerec.statistics.ranking import per_user
+from minionerec.statistics.sampling import evenly_spaced
 from minionerec.tree import CatalogTrie, beam_search, left_pad
 
 METRICS = ("HR@10", "NDCG@10")
@@ -131,7 +131,7 @@ def ask(config: Config, examples: int, seed: int, ways: Sequence[str] = WAYS) ->
         raise SystemExit(f"{config.folder}/sid: SIDs differ in length; the released code's constraint takes one length only.")
     trie, sids = CatalogTrie.from_codes(tokens), tokens.unique(dim=0).tolist()
     made = prompts.examples("history_sid_to_sid", config.eval.split)
-    rows = sorted(evenly_spaced(len(made), examples))
+    rows = evenly_spaced(len(made), examples)
     beams, size = config.eval.num_beams, config.eval.batch_size
     decoders: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
         OURS: lambda ids, mask: beam_search(model, ids, mask, trie=trie, num_beams=beams, normalise_over="vocabulary").tokens,

@@ -78,13 +78,13 @@ def configuration(name: str, folder: Path, seed: int, flags: Sequence[str]) -> C
 def make(config: Config, stage: str) -> None:
     """Train, where the stage is `rl`, and decode the split, in this process; what is current stays."""
     from minionerec import pipeline
-    from minionerec.eval import predict
+    from minionerec.eval.evaluate import evaluate
 
     if stage == "rl":
         pipeline.run(config, ("rl",))
     else:
         pipeline.set_up(config.threads)
-    predict.run(config, stage)
+    evaluate(config, stage)
 
 
 def differences(

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from minionerec.artifacts import MANIFEST, Manifest, read_json
+from minionerec.artifacts import MANIFEST, Manifest
 from minionerec.config import CUTOFFS, Config, run_file
 from minionerec.distributed import is_main_process, wait_for_everyone
 from minionerec.errors import ArtifactError, ConfigError
@@ -48,29 +48,27 @@ def _sid(config: Config) -> Iterator[Made]:
 
 
 def _sft(config: Config) -> Iterator[Made]:
-    from minionerec.eval import validate
     from minionerec.report import curves
     from minionerec.sft import train
 
     _quieten_transformers()
-    yield train.run(config, validate.validator, curves.write_curves)
+    yield train.run(config, curves.write_curves)
 
 
 def _rl(config: Config) -> Iterator[Made]:
-    from minionerec.eval import validate
     from minionerec.report import curves
     from minionerec.rl import train
 
     _quieten_transformers()
-    yield train.run(config, validate.validator, curves.write_curves)
+    yield train.run(config, curves.write_curves)
 
 
 def _eval(config: Config) -> Iterator[Made]:
-    from minionerec.eval import predict
+    from minionerec.eval.evaluate import evaluable, evaluate
 
     _quieten_transformers()
-    for recommender in predict.stages(config.folder):
-        yield predict.run(config, recommender)
+    for recommender in evaluable(config.folder):
+        yield evaluate(config, recommender)
 
 
 def _report(config: Config) -> Iterator[Made]:
@@ -81,12 +79,13 @@ def _report(config: Config) -> Iterator[Made]:
 
 def _baseline(config: Config) -> Iterator[Made]:
     from minionerec.baselines.train import train_baseline
-    from minionerec.eval import predict
+    from minionerec.eval.evaluate import evaluate
+    from minionerec.eval.listed import BUILT_IN
 
     yield train_baseline(config)
-    ours = config.baseline.protocol == "dataset" and config.baseline.model not in predict.BUILT_IN
+    ours = config.baseline.protocol == "dataset" and config.baseline.model not in BUILT_IN
     if ours and (config.folder / "sid" / MANIFEST).is_file():
-        yield predict.run(config, config.baseline.model)
+        yield evaluate(config, config.baseline.model)
 
 
 STAGES: dict[str, Callable[[Config], Iterator[Made]]] = {
@@ -202,7 +201,8 @@ def _summary(manifest: Manifest) -> str:
 
 def result_table(config: Config) -> Table:
     """HR and NDCG on SIDs of everything evaluated in the run, with 95 % intervals of HR@10 and NDCG@10."""
-    from minionerec.eval import predict
+    from minionerec.eval.evaluate import evaluable
+    from minionerec.eval.metrics_json import Metrics
 
     title = f"{config.name}, {config.eval.split} split, {config.eval.num_beams} beams, 95 % intervals"
     table = Table(title=escape(title), title_justify="left")
@@ -210,8 +210,8 @@ def result_table(config: Config) -> Table:
     for cutoff in CUTOFFS:
         table.add_column(f"HR@{cutoff}", justify="right")
     table.add_column("NDCG@10", justify="right")
-    for recommender in predict.stages(config.folder):
-        cells = read_json(config.folder / "eval" / recommender / "metrics.json")["sid"]
+    for recommender in evaluable(config.folder):
+        cells = Metrics.read(config.folder / "eval" / recommender / "metrics.json").sid
         hits = [_cell(cells[f"HR@{cutoff}"], cutoff == 10) for cutoff in CUTOFFS]
         table.add_row(recommender, *hits, _cell(cells["NDCG@10"], True))
     return table

@@ -69,7 +69,15 @@ def item_ranks(predictions: Lists) -> tuple[np.ndarray, np.ndarray] | None:
     return best, ties
 
 
-def _cells(values: dict[str, np.ndarray], resamples: int, seed: int, units: np.ndarray | None) -> dict[str, Cell]:
+def interval_cells(values: dict[str, np.ndarray], resamples: int, seed: int, units: np.ndarray | None) -> dict[str, Cell]:
+    """Each metric's mean with its 95 % interval.
+
+    Args:
+        values: per metric a value per row, (rows,).
+        resamples: of the bootstrap.
+        seed: of the resampling.
+        units: (rows,) the number of each row's user, from 0; None if every user has one row.
+    """
     means = intervals(np.stack(list(values.values())), resamples, seed, units)
     return {name: Cell(value=mean.value, low=mean.low, high=mean.high) for name, mean in zip(values, means, strict=True)}
 
@@ -83,7 +91,7 @@ def _on_items(
         return None
     best, ties = ranks_and_ties
     at_best, at_worst = (per_user(rank, cutoffs) for rank in (best, best + ties - 1))
-    expected = _cells(per_user(best, cutoffs, ties), resamples, seed, units)
+    expected = interval_cells(per_user(best, cutoffs, ties), resamples, seed, units)
     return {
         name: ItemCell(**cell, best=float(at_best[name].mean()), worst=float(at_worst[name].mean()))
         for name, cell in expected.items()
@@ -109,9 +117,9 @@ def measure(predictions: Lists, cutoffs: Sequence[int] = CUTOFFS, resamples: int
         rows=len(lists),
         exact=None if lists.exact is None else float(lists.exact.mean()),
         invalid=_invalid(lists),
-        sid=_cells(values, resamples, seed, units),
+        sid=interval_cells(values, resamples, seed, units),
         item=_on_items(lists, cutoffs, resamples, seed, units),
-        per_user=None if units is None else _cells(_user_means(values, units), resamples, seed, None),
+        per_user=None if units is None else interval_cells(_user_means(values, units), resamples, seed, None),
         detectable={name: detectable(row, units) for name, row in values.items()},
         levels=level_tables(lists, cutoffs),
         lost=lost_targets(lists),

@@ -15,8 +15,8 @@ import torch
 
 from minionerec.errors import ArtifactError
 from minionerec.eval.levels import calibrated
-from minionerec.statistics.ranking import gains, hits
 from minionerec.recommend.recommender import Recommender
+from minionerec.statistics.ranking import gains, hits
 from minionerec.tree import Normalise, score_prefixes
 
 _CUTOFFS = (1, 10)

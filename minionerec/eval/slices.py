@@ -1,6 +1,6 @@
 """For whom it works: metrics on parts of the split."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,8 @@ from minionerec.config import RESAMPLES
 from minionerec.data.dataset import SPLITS, Dataset, SplitName
 from minionerec.data.interactions import interaction_counts
 from minionerec.eval.lists import Lists, RankedLists
-from minionerec.eval.metrics import ranks
+from minionerec.eval.metrics import interval_cells, ranks
 from minionerec.sid.index import SidIndex
-from minionerec.statistics.intervals import intervals
 from minionerec.statistics.ranking import per_user
 
 Parts = dict[str, dict[str, np.ndarray]]  # per question, per answer: (rows,) bool, the rows with this answer
@@ -104,24 +103,20 @@ def slice_tables(
     """
     lists = RankedLists.of(predictions)
     target_ranks, units = ranks(lists), lists.units()
+
+    def units_of(rows: np.ndarray) -> np.ndarray | None:
+        """The users of some rows, numbered from 0."""
+        return None if units is None else np.unique(units[rows], return_inverse=True)[1]
+
     return {
         question: {
             answer: {
                 "rows": int(rows.sum()),
                 "share": int(rows.sum()) / len(lists),
-                **_cells(per_user(target_ranks[rows], cutoffs), resamples, seed, None if units is None else units[rows]),
+                **interval_cells(per_user(target_ranks[rows], cutoffs), resamples, seed, units_of(rows)),
             }
             for answer, rows in answers.items()
             if rows.any()
         }
         for question, answers in parts.items()
     }
-
-
-def _cells(
-    values: Mapping[str, np.ndarray], resamples: int, seed: int, units: np.ndarray | None
-) -> dict[str, dict[str, float]]:
-    if units is not None:
-        units = np.unique(units, return_inverse=True)[1]  # the users of this part, numbered from 0
-    means = intervals(np.stack(list(values.values())), resamples, seed, units)
-    return {name: mean._asdict() for name, mean in zip(values, means, strict=True)}

@@ -18,6 +18,7 @@ from minionerec.distributed import distributed_state
 from minionerec.errors import ConfigError, DataError
 from minionerec.model import checkpoint
 from minionerec.prompts.builder import Prompts
+from minionerec.prompts.record import check_prompts
 from minionerec.sid.index import SidIndex
 from minionerec.tree import BeamResult, CatalogTrie, Normalise, beam_search, left_pad
 

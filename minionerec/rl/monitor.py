@@ -7,7 +7,7 @@ Trainer's log, which every checkpoint holds. So an interrupted run resumes as if
 import logging
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from minionerec.config import RlConfig
 from minionerec.errors import TrainingError
 from minionerec.model import checkpoint
 from minionerec.training.checkpoints import last_checkpoint
-from minionerec.training.evaluator import Measure
 
 log = logging.getLogger(__name__)
+Evaluator = Callable[[], Mapping[str, float]]  # such as a `RankingEvaluator`
 
 VALID = "valid_"  # before a metric's name in the log
 
@@ -85,7 +85,7 @@ class Watch(TrainerCallback):
 
     Args:
         config: which intervals and limits.
-        measure: decodes the valid examples with the model in training; every process calls it.
+        evaluator: ranking metrics of the model in training; every process calls it.
         tokenizer: saved with the best model.
         folder: of the checkpoints; the best model lies in `best-<step>` there.
         origin: the folder of the model that training began with, the best one until a step beats it.
@@ -94,9 +94,9 @@ class Watch(TrainerCallback):
     trainer: Trainer  # set by the trainer that is watched
 
     def __init__(
-        self, config: RlConfig, measure: Measure, tokenizer: PreTrainedTokenizerBase, folder: Path, origin: Path
+        self, config: RlConfig, evaluator: Evaluator, tokenizer: PreTrainedTokenizerBase, folder: Path, origin: Path
     ) -> None:
-        self._config, self._measure, self._tokenizer = config, measure, tokenizer
+        self._config, self._evaluator, self._tokenizer = config, evaluator, tokenizer
         self._folder, self._origin = folder, origin
 
     def best_model(self, history: Sequence[Mapping[str, Any]]) -> Path:
@@ -188,7 +188,7 @@ class Watch(TrainerCallback):
             training = model.training
             model.eval()
             try:
-                metrics = self._measure()
+                metrics = self._evaluator()
             finally:
                 model.train(training)
             value = metrics[metric]

@@ -37,10 +37,11 @@ from minionerec.errors import ConfigError
 from minionerec.model import checkpoint
 from minionerec.prompts.builder import Prompts
 from minionerec.prompts.record import check_prompts, prompts_section
+from minionerec.recommend.recommender import Recommender
 from minionerec.rl import rewards
 from minionerec.rl.arguments import grpo_arguments, split_prompts
 from minionerec.rl.exact import ExactTrainer
-from minionerec.rl.monitor import Watch, best
+from minionerec.rl.monitor import Evaluator, Watch, best
 from minionerec.rl.objectives import KeepReference, ListwiseTrainer, ObjectiveTrainer
 from minionerec.rl.plan import work
 from minionerec.rl.rewards import Reward
@@ -51,7 +52,7 @@ from minionerec.rl.trainer import SETUP_MEMORY_ADVICE, TreeGRPOTrainer, grouped
 from minionerec.sid.index import SidIndex
 from minionerec.training import card, plan
 from minionerec.training.checkpoints import MarkComplete, last_checkpoint, write_log
-from minionerec.training.evaluator import Measure, Validator
+from minionerec.training.evaluator import RankingEvaluator
 from minionerec.training.launch import keep_tensorboard, launch_of
 from minionerec.training.memory import enough_memory
 from minionerec.training.progress import StepBar
@@ -100,11 +101,10 @@ def make_trainer(
     return trainer_class(config=config, rollout_func=Rollouts(trie, config, pad_token, seed, filtered=filtered), **arguments)
 
 
-def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], None] | None = None) -> tuple[Manifest, bool]:
+def run(config: Config, draw: Callable[[Path, Path, str], None] | None = None) -> tuple[Manifest, bool]:
     """Train, unless the finished artefact is current; returns its manifest and whether it was made anew.
 
     Args:
-        validator: makes what measures the policy on valid; it is called where `rl.evaluations` asks for it.
         draw: writes the curves of a log (first) as a page (second) with a title (third); None for no page.
 
     Raises:
@@ -144,9 +144,10 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
     rows = token_rows(examples, trie, dataset if filtered else None)
     check_group(config.rl, trie, max(map(len, rows["hidden"])) if filtered else 0)
     functions = rewards.build(config, dataset, [trie.items(leaf) for leaf in range(len(trie))])
-    measure: Measure = dict
+    evaluator: Evaluator = dict  # without validations it is never called
     if config.rl.evaluations:
-        measure = validator(model, prompts, config, config.rl.valid_examples, config.rl.best_metric)
+        recommender = Recommender(model.to(distributed_state().device), prompts, trie)
+        evaluator = RankingEvaluator(recommender, config.eval, config.rl.valid_examples, config.rl.best_metric)
     with write_artifact(
         folder,
         stage="rl",
@@ -163,7 +164,7 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
         devices = plan.launched(config.rl.bf16, config.rl.gradient_checkpointing)
         planned = plan.Plan("rl", plan.Shape.of(model), work(examples, trie, arguments, config.rl), devices)
         planned.show()
-        watch = Watch(config.rl, measure, tokenizer, checkpoints, origin)
+        watch = Watch(config.rl, evaluator, tokenizer, checkpoints, origin)
         with enough_memory(lambda: SETUP_MEMORY_ADVICE):
             trainer = make_trainer(
                 config.rl,

@@ -46,12 +46,13 @@ from minionerec.model import adapters, checkpoint, scratch
 from minionerec.model.dropout import add_dropout
 from minionerec.prompts.builder import Prompts, tokenizer_corpus
 from minionerec.prompts.record import prompts_section
+from minionerec.recommend.recommender import Recommender
 from minionerec.sft.trainer import TreeCollator, TreeTrainer, setting_up, tree_tokens
 from minionerec.sft.trees import Trees, training_trees, validation_trees
 from minionerec.sid.index import SidIndex
 from minionerec.training import card, plan
 from minionerec.training.checkpoints import MarkComplete, last_checkpoint, write_log
-from minionerec.training.evaluator import Measure, Validator
+from minionerec.training.evaluator import RankingEvaluator
 from minionerec.training.launch import check_precision, keep_tensorboard, launch_of, micro_batch_within, split_batch
 from minionerec.training.memory import enough_memory
 from minionerec.training.progress import StepBar
@@ -170,11 +171,10 @@ def _labels(branch: Branch) -> int:
     return len(branch.completion) if branch.weights is None else int(np.count_nonzero(branch.weights))
 
 
-def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], None] | None = None) -> tuple[Manifest, bool]:
+def run(config: Config, draw: Callable[[Path, Path, str], None] | None = None) -> tuple[Manifest, bool]:
     """Train, unless the finished artefact is current; returns its manifest and whether it was made anew.
 
     Args:
-        validator: makes what measures the model on valid, where `sft.best_metric` is a ranking metric.
         draw: writes the curves of a log (first) as a page (second) with a title (third); None for no page.
 
     Raises:
@@ -214,9 +214,10 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
     training = training_trees(config.sft, config.seed, prompts)
     trees = training.trees
     held_out = validation_trees(prompts)
-    measure: Measure | None = None
+    evaluator: RankingEvaluator | None = None
     if config.sft.best_metric != "loss":
-        measure = validator(model, prompts, config, config.sft.valid_examples, config.sft.best_metric)
+        recommender = Recommender(model.to(distributed_state().device), prompts)
+        evaluator = RankingEvaluator(recommender, config.eval, config.sft.valid_examples, config.sft.best_metric)
     trie = CatalogTrie.from_codes(token_ids) if config.sft.normalise_over == "catalog" or config.sft.smoothing else None
     if trie is not None:
         trie.check_normalisable()
@@ -249,7 +250,7 @@ def run(config: Config, validator: Validator, draw: Callable[[Path, Path, str], 
                 trie=trie,
                 normalise_over=config.sft.normalise_over,
                 smoothing=config.sft.smoothing,
-                measure=measure,
+                evaluator=evaluator,
                 failed=config.folder / "sft-failed",
                 callbacks=[MarkComplete(), EarlyStoppingCallback(config.sft.patience)],
             )

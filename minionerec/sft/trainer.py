@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from transformers.trainer_utils import EvalLoopOutput
 
 from minionerec.errors import TrainingError
-from minionerec.training.evaluator import Measure
+from minionerec.training.evaluator import RankingEvaluator
 from minionerec.training.memory import enough_memory
 from minionerec.training.resume import PortableTrainer
 from minionerec.tree import Branch, CatalogTrie, Normalise, TreeBatch, pack, tree_logprobs
@@ -78,7 +78,7 @@ class TreeTrainer(PortableTrainer):
         smoothing: share e of a SID token's label that is spread evenly over the n legal tokens in its place, itself among them
             (the children of its prefix in the trie): the loss is -(1 - e) log p(label) - e / n * sum of log p(child). Text is
             not smoothed, nor is validation.
-        measure: ranking metrics of the model, which a validation adds to the loss.
+        evaluator: its ranking metrics are added to a validation's loss.
         failed: folder for batches whose loss or gradient is not finite; Trainer's own where None.
         others: Trainer's.
     """
@@ -89,7 +89,7 @@ class TreeTrainer(PortableTrainer):
         trie: CatalogTrie | None = None,
         normalise_over: Normalise = "vocabulary",
         smoothing: float = 0.0,
-        measure: Measure | None = None,
+        evaluator: RankingEvaluator | None = None,
         failed: Path | None = None,
         **kwargs: Any,
     ) -> None:
@@ -98,7 +98,7 @@ class TreeTrainer(PortableTrainer):
         self._micro_batches: list[dict[str, Any]] = []  # of the step that is being computed
         self._begun = False
         self.trie = None if trie is None else trie.to(self.args.device)
-        self.normalise_over, self.smoothing, self.measure = normalise_over, smoothing, measure
+        self.normalise_over, self.smoothing, self.evaluator = normalise_over, smoothing, evaluator
         self.model_accepts_loss_kwargs = True  # count the labels of a step for every model: the loss is computed here
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -192,7 +192,7 @@ class TreeTrainer(PortableTrainer):
         return DataLoader(share, batch_size=self.args.per_device_eval_batch_size, collate_fn=self.data_collator)
 
     def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """The mean loss over all validation labels, and what `measure` gives. Trainer's own weighs batches by rows."""
+        """The mean loss over all validation labels, and the metrics of `evaluator`. Trainer's own weighs batches by rows."""
         place = f"validation after step {self.state.global_step}"
         model = self.accelerator.unwrap_model(self.model).eval()
         totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)
@@ -204,6 +204,6 @@ class TreeTrainer(PortableTrainer):
                 totals += torch.stack([loss.double(), torch.tensor(float(count), dtype=torch.float64, device=loss.device)])
             loss_sum, labels = self.accelerator.reduce(totals, "sum").tolist()
             metrics = {f"{metric_key_prefix}_loss": loss_sum / labels}
-            if self.measure is not None:
-                metrics |= {f"{metric_key_prefix}_{name}": value for name, value in self.measure().items()}
+            if self.evaluator is not None:
+                metrics |= {f"{metric_key_prefix}_{name}": value for name, value in self.evaluator().items()}
         return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))

@@ -15,7 +15,7 @@ from minionerec.cli import main, parse
 from minionerec.config import NEURAL_BASELINES, Config
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError, ConfigError
-from minionerec.eval import predict
+from minionerec.eval.evaluate import evaluate
 from minionerec.eval.predictions import read_predictions
 from minionerec.report.runs import load_runs
 from tests.launch import ROOT, accelerate, minionerec
@@ -178,9 +178,9 @@ def test_a_history_that_is_left_out_does_not_shorten_the_lists(tmp_path):
     with pytest.raises(
         ArtifactError, match=r"markov: the lists have 12 items, but 16 are needed to .* keep 10\. Run minionerec base"
     ):
-        predict.run(hiding, "markov")
+        evaluate(hiding, "markov")
     train.train_baseline(hiding)
-    predict.run(hiding, "markov")
+    evaluate(hiding, "markov")
     data, _ = train.load_ranking_data(hiding)
     whole = rank_split(MarkovChain(data), data, "test", data.items).lists
     histories = Dataset.load(run / "data").test["history"].to_list()

@@ -32,7 +32,7 @@ def test_the_stage_needs_its_inputs_and_is_skipped_when_current(tmp_path):
     assert manifest.inputs.keys() == {"data", "sid"} and manifest.stage == "eval/popularity"
 
 
-def test_two_ranks_one_rank_and_a_resumed_run_write_the_same_files(tmp_path, capsys):
+def test_two_processes_one_process_and_a_resumed_run_write_the_same_files(tmp_path, capsys):
     config = small.config(tmp_path, eval={"shard_size": 8, "oracle_examples": 5}, sft={"epochs": 1})
     run(config, ("data", "sid", "sft", "eval"))
     folder = tmp_path / "run/eval/sft"
@@ -45,12 +45,10 @@ def test_two_ranks_one_rank_and_a_resumed_run_write_the_same_files(tmp_path, cap
     killed = accelerate(2, "tests/eval/killed.py", "--config", str(tmp_path / "small.yaml"), check=False)
     assert re.search("exitcode *: 9", killed.stdout + killed.stderr), killed.stdout + killed.stderr
     assert 1 <= len(list((tmp_path / "run/eval/sft.partial/checkpoints").glob("*.jsonl"))) <= 2  # of five shards
-    assert evaluate(config, "sft")[1]  # by one rank
+    assert evaluate(config, "sft")[1]  # by one process
     assert {name: (folder / name).read_bytes() for name in names} == one
     assert calc_level.main(["--path", str(folder / "predictions.jsonl"), "--out", str(tmp_path)]) == 0
     search = json.loads(one["metrics.json"])["search"]
     assert (search["rows"], search["num_beams"]) == (5, 10)
     assert json.loads((tmp_path / "levels.json").read_text())["search"] == search
     assert "Beam width and search error, 5 examples" in capsys.readouterr().out
-
-

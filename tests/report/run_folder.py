@@ -13,7 +13,7 @@ from minionerec.artifacts import Recipe
 from minionerec.baselines.trivial import popularity, repeat_last
 from minionerec.config import BaselineConfig, Config, EvalConfig, SidConfig
 from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, Dataset
-from minionerec.eval.predict import analyse
+from minionerec.eval.evaluate import analyse
 from minionerec.eval.predictions import Prediction, as_predictions, write_predictions
 from minionerec.prompts.record import prompts_section
 from minionerec.sid.index import SidIndex
