@@ -25,7 +25,7 @@ from minionerec.config.prompts import PromptsConfig
 from minionerec.config.rl import RewardName, RlConfig
 from minionerec.config.sft import SftConfig
 from minionerec.config.sid import RqVaeConfig, SidConfig, SidMethod
-from minionerec.config.tasks import DEFAULT_TASKS, RELEASED_TASKS, TaskName
+from minionerec.config.tasks import DEFAULT_TASKS, RECOMMENDING, RELEASED_TASKS, TASKS, Task, TaskName
 from minionerec.errors import ConfigError
 
 __all__ = [
@@ -35,8 +35,10 @@ __all__ = [
     "DEFAULT_TASKS",
     "NEURAL_BASELINES",
     "RANKING_METRICS",
+    "RECOMMENDING",
     "RELEASED_TASKS",
     "RESAMPLES",
+    "TASKS",
     "TRIVIAL_BASELINES",
     "BaselineConfig",
     "BaselineName",
@@ -52,6 +54,7 @@ __all__ = [
     "SftConfig",
     "SidConfig",
     "SidMethod",
+    "Task",
     "TaskName",
 ]
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, get_args
 from minionerec.config.baseline import BaselineName
 from minionerec.config.checks import between, check_shares, positive
 from minionerec.config.evaluation import RANKING_METRICS
-from minionerec.config.tasks import TaskName
+from minionerec.config.tasks import RECOMMENDING, TASKS, TaskName
 from minionerec.errors import ConfigError
 
 RewardName = Literal["rule", "ranking", "ranking_only", "prefix", "semantic", "collaborative", "popularity"]
@@ -32,7 +32,7 @@ class RlConfig:
     """Fields that decide how a result is computed, not which one; `Config.key_fields` leaves them out. Results agree up to
     rounding."""
 
-    tasks: list[TaskName] = field(default_factory=lambda: ["history_sid_to_sid"])
+    tasks: list[TaskName] = field(default_factory=lambda: [RECOMMENDING])
     """Tasks whose completion is a SID; each row carries its own target."""
     task_shares: dict[TaskName, float] = field(default_factory=dict)
     """Share of a task's examples that are rolled out, drawn with the seed; a task without a share takes all (fraction;
@@ -148,7 +148,7 @@ class RlConfig:
             raise ConfigError(f"rl.num_generations is {self.num_generations}; a group needs at least 2 to compare.")
         if not self.tasks:
             raise ConfigError("rl.tasks is empty; name at least one task.")
-        wrong = [task for task in self.tasks if not task.endswith("to_sid")]
+        wrong = [task for task in self.tasks if not TASKS[task].answers_with_sid]
         if wrong:
             raise ConfigError(f"rl.tasks holds {wrong[0]}, whose completion is not a SID: beams cannot answer it.")
         check_shares("rl", self.task_shares, self.tasks)

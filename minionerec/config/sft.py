@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from minionerec.config.checks import between, check_shares, positive
 from minionerec.config.evaluation import RANKING_METRICS
-from minionerec.config.tasks import DEFAULT_TASKS, RELEASED_TASKS, TaskName
+from minionerec.config.tasks import DEFAULT_TASKS, RELEASED_TASKS, TASKS, TaskName
 from minionerec.errors import ConfigError
 
 
@@ -142,13 +142,13 @@ class SftConfig:
             "smoothing": self.smoothing > 0,
             "normalise_over": self.normalise_over == "catalog",
         }
-        if not any(task.endswith("_to_sid") for task in self.task_names):
+        if not any(TASKS[task].answers_with_sid for task in self.task_names):
             for name in (name for name, is_set in of_sids.items() if is_set):
                 raise ConfigError(
                     f"sft.{name} is {getattr(self, name)}, but no task of sft.tasks has a SID as its answer, and text is not "
                     "affected; leave it as it is by default."
                 )
-        if self.frequency_power and not any(task.startswith("history") for task in self.task_names):
+        if self.frequency_power and not any(TASKS[task].reads_history for task in self.task_names):
             raise ConfigError(
                 f"sft.frequency_power is {self.frequency_power}, but no task of sft.tasks reads a history, and the others see "
                 "every item once; leave it at 0."

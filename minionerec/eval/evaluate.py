@@ -16,7 +16,7 @@ import logging
 from pathlib import Path
 
 from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, Recipe, require
-from minionerec.config import CUTOFFS, Config
+from minionerec.config import CUTOFFS, RECOMMENDING, Config
 from minionerec.data.dataset import Dataset
 from minionerec.data.interactions import interaction_counts
 from minionerec.distributed import distributed_state, is_main_process
@@ -91,7 +91,7 @@ def _recipe(config: Config, name: str) -> Recipe:
         model = require(config.folder / name, f"minionerec {name}", made_from=inputs)
         inputs[name] = model.digest
         check_prompts(model.config, config.resolved_prompts, str(config.folder / name))
-        sections["prompts"] = prompts_section(config.resolved_prompts)
+        sections["prompts"] = prompts_section(config.resolved_prompts, [RECOMMENDING])
         if config.resolved_prompts.eval_style == "released":
             log.warning(
                 "prompts.eval_style is released: %s is asked with a sentence that it was not trained with, as in the released "

@@ -17,7 +17,7 @@ from minionerec.model.checkpoint import sid_token_ids
 from minionerec.prompts import cache
 from minionerec.prompts.encode import Encoder, TokenExample
 from minionerec.prompts.tasks import Example, examples_of, question_of
-from minionerec.prompts.wordings import HEADER, WORDINGS
+from minionerec.prompts.wordings import HEADER, wording_of
 from minionerec.sid.index import SidIndex
 
 _DEFAULT = PromptsConfig()
@@ -152,7 +152,7 @@ def tokenizer_corpus(dataset: Dataset, prompts: PromptsConfig = _DEFAULT, tasks:
     """
     words = []
     for task in dict.fromkeys((*DEFAULT_TASKS, *tasks)):
-        wording = WORDINGS[prompts.wording or "plain"][task]
+        wording = wording_of(task, prompts)
         words += [*wording.questions, wording.completion]
         words += [] if prompts.style == "plain" else [*wording.instructions, HEADER]
     texts = dataset.catalog["text"].to_list()

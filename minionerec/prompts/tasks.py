@@ -9,11 +9,11 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from minionerec.config import PromptsConfig, TaskName
+from minionerec.config import RECOMMENDING, TASKS, PromptsConfig, TaskName
 from minionerec.data.dataset import Dataset, SplitName
 from minionerec.data.released import prose
 from minionerec.errors import DataError
-from minionerec.prompts.wordings import RELEASED_EVALUATION, WORDINGS, Wording
+from minionerec.prompts.wordings import wording_of
 from minionerec.sid.index import SidIndex
 
 
@@ -80,11 +80,11 @@ def examples_of(
     Raises:
         DataError: the task needs descriptions, and the catalog has none.
     """
-    if "description" in task and not any(_descriptions(dataset)):
+    if TASKS[task].needs_descriptions and not any(_descriptions(dataset)):
         raise DataError(f"The task {task} needs descriptions, and the catalog has none; leave it out of the tasks.")
-    if task.startswith("history"):
+    if TASKS[task].reads_history:
         return _of_histories(task, dataset, index, split, stride, prompts)
-    return _of_items(task, _wording(task, prompts), dataset, index, stride, prompts.category)
+    return _of_items(task, dataset, index, stride, prompts)
 
 
 def question_of(history: Sequence[int], dataset: Dataset, index: SidIndex, prompts: PromptsConfig) -> Question:
@@ -93,19 +93,12 @@ def question_of(history: Sequence[int], dataset: Dataset, index: SidIndex, promp
     Args:
         history: item indices, oldest first, at least one.
     """
-    task: TaskName = "history_sid_to_sid"
-    written = _item_writer(task, dataset, index, prompts)
-    return _history_question(task, tuple(written(item) for item in history), 0, prompts)
-
-
-def _wording(task: TaskName, prompts: PromptsConfig) -> Wording:
-    if prompts.eval_style == "released" and task == "history_sid_to_sid":
-        return RELEASED_EVALUATION
-    return WORDINGS[prompts.wording or "plain"][task]
+    written = _item_writer(RECOMMENDING, dataset, index, prompts)
+    return _history_question(RECOMMENDING, tuple(written(item) for item in history), 0, prompts)
 
 
 def _descriptions(dataset: Dataset) -> list[str]:
-    """One line of prose per item, whatever form the files keep it in; empty where an item has none."""
+    """One line of prose per item, whatever form the files keep it in; empty if an item has none."""
     catalog = dataset.catalog
     if "description" not in catalog.columns:
         return [""] * len(catalog)
@@ -121,21 +114,20 @@ def _around(question: str, slot: str, category: str) -> tuple[str, str]:
     return before, after
 
 
-def _answer(task: TaskName, dataset: Dataset, index: SidIndex) -> tuple[str, list[str]]:
-    """The name of what the completion holds, and its value for every item; empty where an item has none."""
-    slot = task.rpartition("_to_")[2]
-    values = {
-        "sid": lambda: [index.text(item) for item in range(len(index.codes))],
-        "title": lambda: dataset.catalog["title"].to_list(),
-        "description": lambda: _descriptions(dataset),
-    }
-    return slot, values[slot]()
+def _answers(task: TaskName, dataset: Dataset, index: SidIndex, completion: str) -> list[str]:
+    """The completion about every item, made from the wording's `completion`; empty if an item has no such text."""
+    asks = TASKS[task].asks
+    if asks == "sid":
+        values = [index.text(item) for item in range(len(index.codes))]
+    else:
+        values = dataset.catalog["title"].to_list() if asks == "title" else _descriptions(dataset)
+    return [completion.replace("{" + asks + "}", value) if value else "" for value in values]
 
 
 def _item_writer(task: TaskName, dataset: Dataset, index: SidIndex, prompts: PromptsConfig) -> Callable[[int], str]:
     """A function of an item that returns how a task's histories write it."""
-    part = _wording(task, prompts).part
-    if not task.startswith("history_title"):
+    part = wording_of(task, prompts).part
+    if TASKS[task].shows == "sids":
         return lambda item: part.replace("{}", index.text(item))
     titles = dataset.catalog["title"].to_list()
     return lambda item: part.replace("{}", titles[item])
@@ -148,15 +140,15 @@ def _history_question(task: TaskName, parts: tuple[str, ...], number: int, promp
         parts: the items as they are written.
         number: chooses between several wordings.
     """
-    wording, slot = _wording(task, prompts), "titles" if task.startswith("history_title") else "sids"
-    before, after = _around(_choice(wording.questions, task, number), slot, prompts.category)
+    wording, shows = wording_of(task, prompts), TASKS[task].shows
+    before, after = _around(_choice(wording.questions, task, number), shows, prompts.category)
     return Question(
         instruction=_choice(wording.instructions, task, number).replace("{category}", prompts.category),
         before=before,
         parts=parts,
         separator=wording.separator,
         after=after,
-        breakable=slot == "titles",
+        breakable=shows == "titles",
         mark=wording.part.partition("{}")[0],
         newest=True,
     )
@@ -165,8 +157,7 @@ def _history_question(task: TaskName, parts: tuple[str, ...], number: int, promp
 def _of_histories(
     task: TaskName, dataset: Dataset, index: SidIndex, split: SplitName, stride: int, prompts: PromptsConfig
 ) -> Iterator[Example]:
-    slot, answers = _answer(task, dataset, index)
-    completion = _wording(task, prompts).completion
+    answers = _answers(task, dataset, index, wording_of(task, prompts).completion)
     written = list(map(_item_writer(task, dataset, index, prompts), range(len(index.codes))))
     frame = dataset.split(split)
     groups: dict[tuple[str, int], int] = {}
@@ -178,41 +169,39 @@ def _of_histories(
         skipped = min(-begin % stride, len(history) - 1)
         yield Example(
             _history_question(task, tuple(written[item] for item in history[skipped:]), row, prompts),
-            completion=completion.replace("{" + slot + "}", answers[target]),
+            completion=answers[target],
             target=target,
             group=groups.setdefault((user, begin + skipped), len(groups)),
-            is_sid=slot == "sid",
+            is_sid=TASKS[task].answers_with_sid,
             row=row,
         )
 
 
-def _of_items(
-    task: TaskName, wording: Wording, dataset: Dataset, index: SidIndex, stride: int, category: str
-) -> Iterator[Example]:
-    slot, answers = _answer(task, dataset, index)
-    given = task.partition("_to_")[0]
-    questions: list[tuple[str, ...]]
-    if given == "sid":
-        questions = [(index.text(item),) for item in range(len(index.codes))]
+def _of_items(task: TaskName, dataset: Dataset, index: SidIndex, stride: int, prompts: PromptsConfig) -> Iterator[Example]:
+    wording, shows = wording_of(task, prompts), TASKS[task].shows
+    answers = _answers(task, dataset, index, wording.completion)
+    parts_of_items: list[tuple[str, ...]]
+    if shows == "sid":
+        parts_of_items = [(index.text(item),) for item in range(len(index.codes))]
     else:
-        texts = dataset.catalog["title"].to_list() if given == "title" else _descriptions(dataset)
-        questions = [tuple(text.split(" ")) if text else () for text in texts]
-    for item, (parts, answer) in enumerate(zip(questions, answers, strict=True)):
+        texts = dataset.catalog["title"].to_list() if shows == "title" else _descriptions(dataset)
+        parts_of_items = [tuple(text.split(" ")) if text else () for text in texts]
+    for item, (parts, answer) in enumerate(zip(parts_of_items, answers, strict=True)):
         if not parts or not answer:
             continue
-        before, after = _around(_choice(wording.questions, task, item), given, category)
+        before, after = _around(_choice(wording.questions, task, item), shows, prompts.category)
         question = Question(
-            instruction=_choice(wording.instructions, task, item).replace("{category}", category),
+            instruction=_choice(wording.instructions, task, item).replace("{category}", prompts.category),
             before=before,
             parts=parts,
             separator=" ",
             after=after,
-            breakable=given != "sid",
+            breakable=shows != "sid",
         )
         yield Example(
             question,
-            completion=wording.completion.replace("{" + slot + "}", answer),
+            completion=answer,
             target=item,
             group=item // stride,
-            is_sid=slot == "sid",
+            is_sid=TASKS[task].answers_with_sid,
         )

@@ -8,8 +8,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from minionerec.artifacts import content_hash
-from minionerec.config import TaskName
+from minionerec.config import RECOMMENDING, PromptsConfig, TaskName
+from minionerec.errors import ConfigError
 
 HEADER = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -23,11 +23,11 @@ class Wording:
     """How one task is put into words.
 
     Attributes:
-        instructions: what is asked for in general; only styles with an instruction show it. One is taken per example.
-        questions: what is asked of the example; one is taken per example.
-        completion: the answer.
+        instructions: the request in general; only styles with an instruction show it. Each example takes one.
+        questions: the request about the example, with a slot for what `Task.shows`. Each example takes one.
+        completion: the answer, with a slot for what `Task.asks`.
         part: how each SID or title of a history is written.
-        separator: what stands between them.
+        separator: what stands between the items of a history.
     """
 
     instructions: tuple[str, ...]
@@ -158,7 +158,17 @@ RELEASED_EVALUATION = dataclasses.replace(
 WORDINGS: dict[Literal["plain", "released"], dict[TaskName, Wording]] = {"plain": PLAIN, "released": RELEASED}
 
 
-def wordings_digest() -> str:
-    """Identifies all words and the header; part of the key of every artefact that depends on them."""
-    words = {name: {task: dataclasses.asdict(made) for task, made in found.items()} for name, found in WORDINGS.items()}
-    return content_hash([words, dataclasses.asdict(RELEASED_EVALUATION), HEADER])
+def wording_of(task: TaskName, prompts: PromptsConfig) -> Wording:
+    """The words of a task that the configuration asks for.
+
+    Raises:
+        ConfigError: the task is not put into words everywhere.
+    """
+    if prompts.eval_style == "released" and task == RECOMMENDING:
+        return RELEASED_EVALUATION
+    if missing := [name for name, words in WORDINGS.items() if task not in words]:
+        raise ConfigError(
+            f"The task {task} has no wording under {' and '.join(missing)}. A task needs a Wording in both PLAIN and "
+            "RELEASED of minionerec/prompts/wordings.py; repeat ours if the released code does not have the task."
+        )
+    return WORDINGS[prompts.wording or "plain"][task]

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
-from minionerec.config import RlConfig, TaskName
+from minionerec.config import RECOMMENDING, RlConfig, TaskName
 from minionerec.data.dataset import SplitName
 from minionerec.prompts.builder import Prompts
 from minionerec.prompts.encode import TokenExample
@@ -33,7 +33,7 @@ def with_targets(examples: Sequence[TokenExample], config: RlConfig, prompts: Pr
     splits: tuple[SplitName, ...] = ("train", "valid") if config.targets == "released" else ("train",)
     for split in splits:
         tasks: Sequence[TaskName] = (
-            config.tasks if split == "train" else ["history_sid_to_sid"]
+            config.tasks if split == "train" else [RECOMMENDING]
         )  # the released code validates on this one
         for task in tasks:
             known |= {tuple(example.prompt): example for example in prompts.examples(task, split)}

@@ -30,7 +30,7 @@ from minionerec.artifacts import (
     require,
     write_artifact,
 )
-from minionerec.config import Config, RlConfig
+from minionerec.config import RECOMMENDING, Config, RlConfig
 from minionerec.data.dataset import Dataset
 from minionerec.distributed import distributed_state, is_main_process
 from minionerec.errors import ConfigError
@@ -120,7 +120,11 @@ def run(config: Config, draw: Callable[[Path, Path, str], None] | None = None) -
     inputs |= {"sft": sft.digest, **rewards.sources(config, inputs["data"])}
     asked = config.resolved_prompts.for_training()
     filtered = config.eval.exclude_history
-    sections = {**config.section("rl"), "prompts": prompts_section(asked), "rollouts": {"exclude_history": filtered}}
+    sections = {
+        **config.section("rl"),
+        "prompts": prompts_section(asked, [RECOMMENDING, *config.rl.tasks]),
+        "rollouts": {"exclude_history": filtered},
+    }
     if config.rl.evaluations:
         sections |= {"validation": config.decoding}
     key = content_hash({"config": {**sections, **config.key_fields("rl")}, "seed": config.seed, "inputs": inputs})

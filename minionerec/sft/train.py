@@ -38,7 +38,7 @@ from minionerec.artifacts import (
     require,
     write_artifact,
 )
-from minionerec.config import Config, SftConfig
+from minionerec.config import DEFAULT_TASKS, RECOMMENDING, Config, SftConfig, TaskName
 from minionerec.data.dataset import Dataset
 from minionerec.distributed import distributed_state, is_main_process
 from minionerec.errors import ConfigError
@@ -73,6 +73,12 @@ def base_model(config: Config, dataset: Dataset, index: SidIndex) -> tuple[PreTr
     titles = dataset.catalog["title"].to_list()
     checkpoint.add_sid_tokens(model, tokenizer, index, config.seed, config.model.sid_init, titles)
     return model, tokenizer
+
+
+def worded_tasks(config: Config) -> list[TaskName]:
+    """The tasks whose words decide what the stage makes: those trained and validated, and the words of a new tokenizer."""
+    tokenizer_tasks = DEFAULT_TASKS if config.model.init == "from_scratch" else ()
+    return [*dict.fromkeys((*config.sft.task_names, RECOMMENDING, *tokenizer_tasks))]
 
 
 def check_options(config: SftConfig, devices: int | None = None) -> None:
@@ -189,7 +195,7 @@ def run(config: Config, draw: Callable[[Path, Path, str], None] | None = None) -
     if config.model.init == "from_pretrained" and Path(str(config.model.path)).is_dir():
         inputs["model"] = folder_digest(Path(str(config.model.path)))
     asked = config.resolved_prompts.for_training()
-    sections = {**config.section("sft", "model"), "prompts": prompts_section(asked)}
+    sections = {**config.section("sft", "model"), "prompts": prompts_section(asked, worded_tasks(config))}
     if config.sft.best_metric != "loss":
         sections |= {"validation": config.decoding}
     decisive = {**sections, **config.key_fields("sft", "model")}

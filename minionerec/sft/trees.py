@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from minionerec.config import SftConfig, TaskName
+from minionerec.config import RECOMMENDING, TASKS, SftConfig, TaskName
 from minionerec.data.dataset import SplitName
 from minionerec.errors import DataError
 from minionerec.prompts.builder import WHOLE, Prompts, share_of
@@ -52,7 +52,7 @@ def with_answers_in_prompts(examples: ExamplesByTask) -> ExamplesByTask:
     """The released code's mistake, see `sft.answer_in_prompt`: prompts about an item end with their own answer."""
     return {
         task: of_task
-        if task.startswith("history")
+        if TASKS[task].reads_history
         else [replace(example, prompt=[*example.prompt, *example.completion]) for example in of_task]
         for task, of_task in examples.items()
     }
@@ -112,7 +112,7 @@ def validation_trees(prompts: Prompts) -> list[Tree]:
     Raises:
         DataError: the valid split is empty.
     """
-    trees = build_trees(examples_by_task(prompts, ["history_sid_to_sid"], "valid"), 1).trees
+    trees = build_trees(examples_by_task(prompts, [RECOMMENDING], "valid"), 1).trees
     if not trees:
         raise DataError(
             "The valid split of the run's data is empty, so there is nothing to choose the best model by. Prepare the data "

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from minionerec.config import SftConfig, TaskName
+from minionerec.config import TASKS, SftConfig, TaskName
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError
 from minionerec.prompts.encode import TokenExample
@@ -36,7 +36,8 @@ class LossWeights:
 
     def of(self, task: TaskName, example: TokenExample) -> Sequence[float] | None:
         """One weight per completion token; None where all weigh 1."""
-        item = self._items[example.target] if self._items is not None and task.startswith("history") else 1.0
+        by_frequency = self._items is not None and TASKS[task].reads_history
+        item = self._items[example.target] if self._items is not None and by_frequency else 1.0
         levels = self._levels if self._levels is not None and example.is_sid else None
         if levels is None:
             return None if item == 1.0 else [float(item)] * len(example.completion)

@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 
 from minionerec.artifacts import read_json
-from minionerec.config import RELEASED_TASKS, PromptsConfig
+from minionerec.config import RECOMMENDING, RELEASED_TASKS, TASKS, PromptsConfig, Task
 from minionerec.errors import ConfigError
 from minionerec.pipeline import run
+from minionerec.prompts.wordings import PLAIN, RELEASED, Wording
 from tests.small import config
 
 
@@ -39,3 +40,20 @@ def test_the_released_recipe_and_its_mistake(tmp_path, caplog):
     for stage in ("rl", "eval"):
         with pytest.raises(ConfigError, match=r"sft was trained with other prompts \(style: alpaca\)"):
             run(replace(made, prompts=PromptsConfig(category="lamps", max_tokens=300)), (stage,))
+
+
+def test_a_new_task_leaves_trained_models_current(tmp_path, monkeypatch):
+    made = config(tmp_path, sft={"epochs": 1}, rl={"max_examples": 16})
+    stages = ("sft", "rl", "eval")
+    run(made, ("data", "sid", *stages))
+    manifests = sorted(made.folder.glob("**/manifest.json"))
+    before = [path.read_bytes() for path in manifests]
+    monkeypatch.setitem(TASKS, "sid_to_description", Task("sid", "description"))
+    for words in (PLAIN, RELEASED):
+        monkeypatch.setitem(words, "sid_to_description", Wording(("Describe.",), ("What is{sid}?",), " {description}"))
+    run(made, stages)  # a stage that is made anew has another time in its manifest
+    assert [path.read_bytes() for path in manifests] == before
+    monkeypatch.setitem(PLAIN, RECOMMENDING, replace(PLAIN[RECOMMENDING], questions=("What comes after{sids}?",)))
+    for stage in ("rl", "eval"):
+        with pytest.raises(ConfigError, match=r"sft was trained with other prompts \(words: history_sid_to_sid\)"):
+            run(made, (stage,))

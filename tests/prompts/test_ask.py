@@ -11,7 +11,6 @@ from minionerec.config import ModelConfig, PromptsConfig
 from minionerec.errors import CatalogError, ConfigError, DataError
 from minionerec.model import checkpoint, scratch
 from minionerec.prompts.builder import Prompts, tokenizer_corpus
-from minionerec.prompts.wordings import RELEASED_EVALUATION, WORDINGS
 from minionerec.sid.index import SidIndex
 from tests.small import random_dataset
 
@@ -63,12 +62,6 @@ def test_some_of_them_are_cut_and_the_answers_length_does_not_show(prompts):
     assert {len(example.completion) for example in examples if example.cut} == {2, 3}
     assert all(len(example.prompt) + 3 <= 30 for example in examples)
     assert any(len(short.ask([item] * 50)) < len(prompts.ask([item] * 50)) for item in range(30))
-
-
-def test_the_recommending_task_has_one_wording_of_each_kind():
-    """A history alone has no number that could choose between several."""
-    for wording in (*(words["history_sid_to_sid"] for words in WORDINGS.values()), RELEASED_EVALUATION):
-        assert len(wording.instructions) == len(wording.questions) == 1
 
 
 def test_numbers_of_any_integer_type(prompts):

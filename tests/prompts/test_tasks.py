@@ -1,21 +1,18 @@
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minionerec.config import DEFAULT_TASKS, RELEASED_TASKS, ModelConfig, PromptsConfig
+from minionerec.config import DEFAULT_TASKS, RELEASED_TASKS, TASKS, ModelConfig, PromptsConfig
 from minionerec.errors import ConfigError, DataError
 from minionerec.model import checkpoint, scratch
 from minionerec.prompts.builder import Prompts, tokenizer_corpus
-from minionerec.prompts.record import check_prompts, prompts_section
 from minionerec.prompts.tasks import examples_of
-from minionerec.prompts.wordings import WORDINGS
 from minionerec.sft.trees import build_trees, examples_by_task
 from tests.small import listed_examples, random_dataset
 
-TASKS = list(WORDINGS["plain"])
 RELEASED = PromptsConfig(style="alpaca", wording="released", category="industrial and scientific item")
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{{ '<|im_start|>assistant\n' }}"
@@ -28,7 +25,7 @@ def parts():
     descriptions = [f"['A {title} that is', 'good, item {item}.']" for item, title in enumerate(dataset.catalog["title"])]
     descriptions[3] = ""
     dataset = replace(dataset, catalog=dataset.catalog.with_columns(description=pl.Series(descriptions)))
-    corpus = tokenizer_corpus(dataset, RELEASED, TASKS)
+    corpus = tokenizer_corpus(dataset, RELEASED, list(TASKS))
     model, tokenizer = scratch.create(corpus, ModelConfig(hidden_size=16, heads=2, vocabulary=500), 0)
     checkpoint.add_sid_tokens(model, tokenizer, index, 0)
     tokenizer.chat_template = TEMPLATE
@@ -48,7 +45,7 @@ def texts(tokenizer, example):
 
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
 @pytest.mark.parametrize("stride", [1, 3, 6])
-@pytest.mark.parametrize("task", [task for task in TASKS if task.startswith("history") and "description" not in task])
+@pytest.mark.parametrize("task", [name for name, task in TASKS.items() if task.reads_history and not task.needs_descriptions])
 def test_a_history_prompt_does_not_depend_on_its_answer(parts, task, split, stride):
     dataset, index, tokenizer = parts
     for prompts in (PromptsConfig(), RELEASED):
@@ -74,7 +71,7 @@ def test_tokens_are_those_of_the_text(parts, task):
     made = list(examples_of(task, dataset, index, "train", 1, PromptsConfig()))
     for example, text in zip(listed_examples(Prompts(dataset, index, tokenizer), task), made, strict=True):
         assert texts(tokenizer, example) == (text.question.text(), text.completion)
-        assert (example.completion[-1] == tokenizer.eos_token_id) == (not task.endswith("to_sid"))
+        assert (example.completion[-1] == tokenizer.eos_token_id) == (not TASKS[task].answers_with_sid)
         whole = tokenizer(text.question.text() + text.completion)["input_ids"]
         assert whole == [*example.prompt, *example.completion][: len(whole)]  # no token spans the two
 
@@ -220,7 +217,7 @@ def test_sft_rl_and_evaluation_use_the_same_prompts(parts, task, prompts):
 
 
 @settings(max_examples=25, deadline=None)
-@given(limit=st.integers(24, 160), style=st.sampled_from(["plain", "alpaca"]), task=st.sampled_from(TASKS))
+@given(limit=st.integers(24, 160), style=st.sampled_from(["plain", "alpaca"]), task=st.sampled_from(list(TASKS)))
 def test_what_is_too_long_loses_whole_items_or_words(parts, limit, style, task):
     dataset, index, tokenizer = parts
     prompts = PromptsConfig(style=style, max_tokens=limit)
@@ -310,17 +307,3 @@ def test_rl_draws_the_same_share_of_a_task_as_sft(parts):
     assert sorted(tuple(example.prompt) for example in rl) == sorted(tuple(branch.prompt) for [branch] in sft)
     assert sum(example.row is None for example in rl) == 9
     assert len(prompts.sample(tasks, "train", 5, 1, shares)) == 5
-
-
-def test_a_model_is_asked_as_it_was_trained():
-    made = {"prompts": prompts_section(RELEASED)}
-    check_prompts(made, replace(RELEASED, eval_style="released"), "runs/x/sft")
-    for field, value in (("style", "plain"), ("wording", "plain"), ("category", "book"), ("max_tokens", 9)):
-        with pytest.raises(
-            ConfigError, match=rf"runs/x/sft was trained with other prompts \({field}: .*prompts.{field} {value}"
-        ):
-            check_prompts(made, replace(RELEASED, **{field: value}), "runs/x/sft")
-    made["prompts"]["words"] = "others"
-    with pytest.raises(ConfigError, match="words of this version"):
-        check_prompts(made, RELEASED, "runs/x/sft")
-    assert asdict(RELEASED).items() <= prompts_section(RELEASED).items()

@@ -11,7 +11,7 @@ import polars as pl
 
 from minionerec.artifacts import Recipe
 from minionerec.baselines.trivial import popularity, repeat_last
-from minionerec.config import BaselineConfig, Config, EvalConfig, SidConfig
+from minionerec.config import DEFAULT_TASKS, RECOMMENDING, BaselineConfig, Config, EvalConfig, SidConfig
 from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, Dataset
 from minionerec.eval.evaluate import analyse
 from minionerec.eval.predictions import Prediction, as_predictions, write_predictions
@@ -105,9 +105,9 @@ def _sections(config: Config, name: str) -> dict[str, Any]:
     sections = {"sft": ("sft", "model"), "baselines": ("baseline",)}
     made = config.section(*sections.get(stage, (stage,)))
     if stage in ("sft", "rl"):
-        made["prompts"] = prompts_section(config.resolved_prompts.for_training())
+        made["prompts"] = prompts_section(config.resolved_prompts.for_training(), DEFAULT_TASKS)
     if recommender in ("sft", "rl"):
-        made["prompts"] = prompts_section(config.resolved_prompts)
+        made["prompts"] = prompts_section(config.resolved_prompts, [RECOMMENDING])
     return made
 
 
