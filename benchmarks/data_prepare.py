@@ -153,7 +153,7 @@ def ours(folder: Path, out: Path, widen_below: int) -> None:
         source="amazon-2018", path=str(folder), category=CATEGORY, filters="released", user_k=USER_K, max_history=HISTORY,
         start="2016-10", end="2018-11", widen_below_items=widen_below, split="chronological",
     )  # fmt: skip
-    prepare.run(Config(out=str(out), data=data))
+    prepare.prepare_data(Config(out=str(out), data=data))
 
 
 def same(run: Path, other: Path) -> bool:

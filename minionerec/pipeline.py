@@ -35,7 +35,7 @@ def _quieten_transformers() -> None:
 def _data(config: Config) -> Iterator[Made]:
     from minionerec.data import prepare
 
-    yield from _on_main(lambda: prepare.run(config))
+    yield from _on_main(lambda: prepare.prepare_data(config))
 
 
 def _sid(config: Config) -> Iterator[Made]:

@@ -10,7 +10,7 @@ import yaml
 from minionerec.cli import parse
 from minionerec.config import Config, DataConfig, TaskName
 from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, Dataset, SplitName
-from minionerec.data.prepare import build
+from minionerec.data.prepare import build_dataset
 from minionerec.prompts.builder import Prompts
 from minionerec.prompts.encode import TokenExample
 from minionerec.sid.index import SidIndex
@@ -111,7 +111,7 @@ def random_dataset(users: int = 20, items: int = 30, seed: int = 0) -> tuple[Dat
     )
     titles = [f"{_WORDS[i % 8]} {_THINGS[i // 8 % 8]} {i}" for i in range(items)]
     catalog = pl.DataFrame({"item_id": [f"i{i}" for i in range(items)], "title": titles, "text": titles})
-    dataset, _ = build(interactions, catalog, DataConfig(max_history=6))
+    dataset, _ = build_dataset(interactions, catalog, DataConfig(max_history=6))
     codes = np.stack([np.arange(items) // 6, np.arange(items) % 6, rng.integers(0, 6, items)], axis=1).astype(np.int32)
     return dataset, SidIndex(codes, (6, 6, 6), dataset.digest)
 

@@ -58,7 +58,7 @@ class Dump:
         parts: the interactions with items that pass; item numbers are places in `ids`.
         ids: the items that pass the title rules, in the order of the metadata.
         unit: time units per second.
-        counts: what was read and dropped so far.
+        counts: rows read so far, and rows dropped by reason.
     """
 
     parts: list[Part]
@@ -72,19 +72,19 @@ class Dump:
         """The catalog of some items, in the order given: item_id, title, text, description, brand, categories."""
         order = wanted.rename("item_id").to_frame()
         files = sorted(self._scratch.glob("meta-*.parquet"))
-        found = pl.scan_parquet(files).join(order.lazy(), on="item_id", how="semi").collect(engine="streaming")
-        found = found.sort("row").unique("item_id", keep="last")
+        items = pl.scan_parquet(files).join(order.lazy(), on="item_id", how="semi").collect(engine="streaming")
+        items = items.sort("row").unique("item_id", keep="last")
         names = (*self._fields.description, self._fields.brand, self._fields.categories)
-        described = [_flat(found[name], ", " if name == self._fields.categories else " ") for name in names]
-        texts = pl.DataFrame([series.alias(f"field {place}") for place, series in enumerate(described)])
+        described = [_flat(items[name], ", " if name == self._fields.categories else " ") for name in names]
+        texts = pl.DataFrame([series.alias(f"field {number}") for number, series in enumerate(described)])
         *parts, brand, categories = texts.columns
         description = one_line(pl.concat_str(parts, separator=" ", ignore_nulls=True))
-        found = found.select("item_id", "title").hstack(
+        items = items.select("item_id", "title").hstack(
             texts.select(description=description, brand=one_line(pl.col(brand)), categories=one_line(pl.col(categories)))
         )
-        found = found.with_columns(text=full_text(pl.col("title"), pl.col("description")))
-        found = order.join(found, on="item_id", how="left", maintain_order="left")
-        return found.select("item_id", "title", "text", "description", "brand", "categories")
+        items = items.with_columns(text=full_text(pl.col("title"), pl.col("description")))
+        items = order.join(items, on="item_id", how="left", maintain_order="left")
+        return items.select("item_id", "title", "text", "description", "brand", "categories")
 
 
 def files(folder: Path, category: str | None) -> tuple[Path, Path]:
@@ -102,13 +102,11 @@ def files(folder: Path, category: str | None) -> tuple[Path, Path]:
         match = pattern.fullmatch(path.name)
         if match and path.is_file() and category in (None, match[2]):
             (metadata if match[1] == "meta_" else reviews).append(path)
-    for kind, found, shape in (("reviews", reviews, "[reviews_]NAME[_5]"), ("metadata", metadata, "meta_NAME")):
-        if len(found) != 1:
-            names = ", ".join(path.name for path in found) or "none"
+    for kind, candidates, shape in (("reviews", reviews, "[reviews_]NAME[_5]"), ("metadata", metadata, "meta_NAME")):
+        if len(candidates) != 1:
+            names = ", ".join(path.name for path in candidates) or "none"
             wanted = f" of {category}" if category else ""
-            hint = (
-                "Choose with data.category, or move the others away." if len(found) > 1 else "data/README.md shows the layout."
-            )
+            hint = "Choose one with data.category." if len(candidates) > 1 else "data/README.md shows the layout."
             raise DataError(f"{folder}: expected one file of {kind}{wanted}, {shape}.json[l][.gz]; found {names}. {hint}")
     return reviews[0], metadata[0]
 
@@ -122,17 +120,17 @@ def read(paths: tuple[Path, Path], scratch: Path, config: DataConfig, problems: 
 
     Raises:
         DataError: a truncated archive, a broken line, a missing field or id (each unless skipped), timestamps of mixed units;
-            an item without title or a review without item, where neither title rules nor `missing_text` drop them.
+            an item without title or a review without item, if neither title rules nor `missing_text` drop them.
     """
     fields = FIELDS[config.source]
     passing, failing, counts = _read_items(paths[1], scratch, fields, config, problems)
-    known = pl.Enum(pl.concat([passing, failing]))
+    all_ids = pl.Enum(pl.concat([passing, failing]))
     count = max(1, min(_MAX_PARTS, paths[0].stat().st_size * (_GZIP if paths[0].suffix == ".gz" else 1) // _PART_BYTES))
     low = high = lines = unlisted = ruled_out = 0
     with _Spread(scratch, int(count)) as spread:
         for frame in _reviews(paths[0], fields, problems):
             lines += len(frame)
-            frame = frame.with_columns(item=pl.col("item").cast(known, strict=False).to_physical().cast(pl.Int32))
+            frame = frame.with_columns(item=pl.col("item").cast(all_ids, strict=False).to_physical().cast(pl.Int32))
             if frame["item"].null_count() and not config.applies_title_rules and config.missing_text == "error":
                 row = frame.filter(pl.col("item").is_null()).row(0, named=True)
                 raise DataError(
@@ -157,7 +155,7 @@ def read(paths: tuple[Path, Path], scratch: Path, config: DataConfig, problems: 
 def _read_items(
     path: Path, scratch: Path, fields: Fields, config: DataConfig, problems: Problems
 ) -> tuple[pl.Series, pl.Series, dict[str, int]]:
-    """The ids that pass and those that do not; what is known of the former goes to `meta-*.parquet`."""
+    """The ids of items that pass and of items that do not; the fields of items that pass go to `meta-*.parquet`."""
     names = (fields.item, "title", *fields.description, fields.brand, fields.categories)
     passed, failed = [pl.Series([], dtype=pl.String)], [pl.Series([], dtype=pl.String)]
     for number, frame in enumerate(json_lines(path, names, problems)):
@@ -205,10 +203,10 @@ def tidy_title(collapse: bool = True) -> pl.Expr:
 
 
 def _reviews(path: Path, fields: Fields, problems: Problems) -> Iterator[pl.DataFrame]:
-    """Chunks of (row, user, asin, item, time, rating); `item` is the id still."""
+    """Chunks of (row, user, asin, item, time, rating); `item` still holds the id."""
     names = (fields.user, fields.item, fields.time, fields.rating)
     lines = csv_lines if ".csv" in path.suffixes else json_lines
-    shown = braced(str(path)) + ", line {row}: "
+    where = braced(str(path)) + ", line {row}: "
     for frame in lines(path, names, problems):
         frame = frame.select(
             "row",
@@ -220,12 +218,12 @@ def _reviews(path: Path, fields: Fields, problems: Problems) -> Iterator[pl.Data
             raw_rating=fields.rating,
         )
         for column, name in (("user", fields.user), ("asin", fields.item)):
-            frame = problems.without(frame, pl.col(column) == "", f"{shown}no {name}.")
-            message = f"{shown}{name} {{{column}!r}} has a tab, line break or other control character."
+            frame = problems.without(frame, pl.col(column) == "", f"{where}no {name}.")
+            message = f"{where}{name} {{{column}!r}} has a tab, line break or other control character."
             frame = problems.without(frame, pl.col(column).str.contains(CONTROL), message)
-        message = f"{shown}{fields.time} {{raw!r}} is not a number; expected a time since 1970."
+        message = f"{where}{fields.time} {{raw!r}} is not a number; expected a time since 1970."
         frame = problems.without(frame, pl.col("time").is_null(), message)
-        message = f"{shown}{fields.rating} {{raw_rating!r}} is not a number."
+        message = f"{where}{fields.rating} {{raw_rating!r}} is not a number."
         unread = pl.col("rating").is_null() & (pl.col("raw_rating").fill_null("") != "")
         frame = problems.without(frame, unread, message)
         yield frame.select("row", "user", "asin", "time", "rating", item="asin")
@@ -276,7 +274,7 @@ class _Spread:
 
 
 def _flat(column: pl.Series, separator: str) -> pl.Series:
-    """JSON lists of text, as `json_lines` gives them, joined; other text as it is."""
+    """JSON lists of text, as `json_lines` gives them, are joined; other text stays."""
     return pl.Series([_joined(text, separator) for text in column.to_list()], dtype=pl.String)
 
 

@@ -16,27 +16,27 @@ class Problems:
     """The rows of one reading that could not be used.
 
     Attributes:
-        skip: list a bad row and go on; otherwise the first one stops.
-        found: the messages, in the order met; each names file, row and field.
+        skip: note a bad row and continue; otherwise the first bad row raises.
+        messages: one for each bad row, in the order of reading; each names file, row and field.
     """
 
     skip: bool = False
-    found: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
 
     def add(self, message: str) -> None:
-        """Take note of one bad row.
+        """Note one bad row.
 
         Raises:
             DataError: bad rows are not skipped.
         """
         if not self.skip:
             raise DataError(f"{message} Correct it, or pass --data.on_error skip to leave such rows out, counted and listed.")
-        self.found.append(message)
-        if len(self.found) <= _LOGGED:
+        self.messages.append(message)
+        if len(self.messages) <= _LOGGED:
             log.warning("Skipped: %s", message)
 
     def without(self, frame: pl.DataFrame, wrong: pl.Expr, message: str) -> pl.DataFrame:
-        """The rows that are not wrong; `message` names the others' columns in braces.
+        """The rows that are not wrong; `message` may name columns of a wrong row in braces.
 
         Raises:
             DataError: there is a wrong row and bad rows are not skipped.

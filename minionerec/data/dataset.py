@@ -1,9 +1,9 @@
 """The Dataset: a catalog and three splits of examples, on disk as parquet.
 
-Files: `catalog.parquet` (item_id, title, text and what else the source tells; the row number is the item's index),
-`train.parquet`, `valid.parquet`, `test.parquet` (user, history, target, timestamp, position); where the source gives
-interactions rather than examples, `interactions.parquet` (user, position, item, timestamp, rating); and where it brings
-semantic IDs, `sids.parquet` (tokens).
+Files: `catalog.parquet` (item_id, title, text and further details that the source has; the row number is the item's index),
+`train.parquet`, `valid.parquet`, `test.parquet` (user, history, target, timestamp, position); `interactions.parquet`
+(user, position, item, timestamp, rating) if the source gives interactions rather than examples; `sids.parquet` (tokens) if the
+source brings semantic IDs.
 """
 
 from dataclasses import dataclass
@@ -41,15 +41,15 @@ class Dataset:
 
     Attributes:
         catalog: one row per item, schema `CATALOG_SCHEMA`, then any of `CATALOG_DETAILS`. `title` is shown to people and
-            models, `text` is embedded; it is empty where the source has no texts at all.
+            models, `text` is embedded; it is empty if the source has no texts at all.
         train, valid, test: one row per example, schema `SPLIT_SCHEMA`. `history` holds item indices, oldest first, and is
             never empty; `target` is the next item's index; `timestamp` is the target's, in seconds since 1970 (UTC), null
-            where the source has none; `position` is the target's 0-based place in the user's whole sequence, so
-            `position - len(history)` is where the history begins. A user may have several examples in a split.
-        interactions: every interaction kept, sorted by user, then position; `rating` null where unknown. None where the
-            source gives examples and not the interactions behind them.
+            if the source has none; `position` is the target's 0-based place in the user's whole sequence, so
+            `position - len(history)` is the place of the history's first item. A user may have several examples in a split.
+        interactions: every interaction that the filters keep, sorted by user, then position; `rating` is null if unknown.
+            None if the source gives examples and not the interactions behind them.
         sids: the semantic IDs that came with the source, one row per item of the catalog, schema `SID_SCHEMA`: `tokens`
-            holds `<a_17>` and so on, one per level. None where the source has none.
+            holds `<a_17>` and so on, one per level. None if the source has none.
     """
 
     catalog: pl.DataFrame

@@ -1,7 +1,7 @@
 """What matters for a recommender about a Dataset: size, time, popularity, repeats, splits and leaks, texts, semantic IDs.
 
 `facts` gives plain values in sections; `minionerec data describe` prints them and draws the page. A share is a fraction of the
-rows named; a fact that the source does not allow (no times, no ratings, no SIDs) is left out, not guessed.
+rows that its name tells; a fact that the source does not allow (no times, no ratings, no SIDs) is left out, not guessed.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ def facts(dataset: Dataset, sids: Sequence[str] | None = None) -> Facts:
     Args:
         sids: the semantic ID of each item as text, in catalog order.
     """
-    found: Facts = {
+    sections: Facts = {
         "size": _size(dataset),
         "histories": {name: _lengths(dataset.split(name)) for name in SPLITS},
         "popularity": _popularity(dataset),
@@ -35,10 +35,10 @@ def facts(dataset: Dataset, sids: Sequence[str] | None = None) -> Facts:
         "texts": _texts(dataset.catalog),
     }
     if times := _times(dataset):
-        found["time"] = times
+        sections["time"] = times
     if sids is not None:
-        found["semantic IDs"] = _sids(dataset, np.array(sids, dtype=object))
-    return found
+        sections["semantic IDs"] = _sids(dataset, np.array(sids, dtype=object))
+    return sections
 
 
 def _share(mask: pl.Series | np.ndarray) -> float:
@@ -46,17 +46,17 @@ def _share(mask: pl.Series | np.ndarray) -> float:
 
 
 def _events(dataset: Dataset) -> pl.DataFrame:
-    """Every interaction that is known, once: (user, position, item, timestamp)."""
+    """Every interaction of the source, once: (user, position, item, timestamp)."""
     if dataset.interactions is not None:
         return dataset.interactions.select("user", "position", "item", "timestamp")
-    found = []
+    frames = []
     for name in SPLITS:
         frame = dataset.split(name)
-        found.append(frame.select("user", "position", item="target", timestamp="timestamp"))
+        frames.append(frame.select("user", "position", item="target", timestamp="timestamp"))
         older = frame.with_columns(place=pl.int_ranges(pl.col("position") - pl.col("history").list.len(), "position"))
         older = older.select("user", position="place", item="history").explode("position", "item")
-        found.append(older.select("user", pl.col("position").cast(pl.Int32), "item", timestamp=pl.lit(None, pl.Int64)))
-    return pl.concat(found).unique(["user", "position"], keep="first", maintain_order=True)
+        frames.append(older.select("user", pl.col("position").cast(pl.Int32), "item", timestamp=pl.lit(None, pl.Int64)))
+    return pl.concat(frames).unique(["user", "position"], keep="first", maintain_order=True)
 
 
 def _size(dataset: Dataset) -> dict[str, Any]:
@@ -87,18 +87,18 @@ def _lengths(frame: pl.DataFrame) -> dict[str, Any]:
 
 
 def _times(dataset: Dataset) -> dict[str, Any]:
-    """First and last target per split, as dates; empty where the source has no times."""
-    found: dict[str, Any] = {}
+    """First and last target per split, as dates; empty if the source has no times."""
+    dates: dict[str, Any] = {}
     for name in SPLITS:
         stamps = dataset.split(name)["timestamp"].drop_nulls()
         if len(stamps):
             days = pl.from_epoch(pl.Series([stamps.min(), stamps.max()], dtype=pl.Int64)).dt.strftime("%Y-%m-%d").to_list()
-            found[name] = {"first target": days[0], "last target": days[1]}
-    if found and dataset.interactions is not None:
+            dates[name] = {"first target": days[0], "last target": days[1]}
+    if dates and dataset.interactions is not None:
         stamps = dataset.interactions["timestamp"].drop_nulls()
-        found["different timestamps"] = stamps.n_unique()
-        found["whole days only"] = bool((stamps % 86_400 == 0).all())
-    return found
+        dates["different timestamps"] = stamps.n_unique()
+        dates["whole days only"] = bool((stamps % 86_400 == 0).all())
+    return dates
 
 
 def _popularity(dataset: Dataset) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def _popularity(dataset: Dataset) -> dict[str, Any]:
 def _repeats(dataset: Dataset, frame: pl.DataFrame) -> dict[str, Any]:
     """How often the target was there before."""
     last = frame["history"].list.last()
-    found: dict[str, Any] = {
+    shares: dict[str, Any] = {
         "target in history": _share(frame.select(pl.col("history").list.contains(pl.col("target")))["history"]),
         "target is the last item": _share(frame["target"] == last),
     }
@@ -132,23 +132,23 @@ def _repeats(dataset: Dataset, frame: pl.DataFrame) -> dict[str, Any]:
         before = dataset.interactions.select("user", position=pl.col("position") + 1, earlier="timestamp")
         joined = frame.join(before, on=["user", "position"], how="left", maintain_order="left")
         same = (joined["timestamp"] == joined["earlier"]).fill_null(False)
-        found["target has the last item's timestamp"] = _share(same)
-        found["target is the last item, at the same time"] = _share(same & (frame["target"] == last))
+        shares["target has the last item's timestamp"] = _share(same)
+        shares["target is the last item, at the same time"] = _share(same & (frame["target"] == last))
     if dataset.interactions is not None and dataset.interactions["rating"].null_count() < len(dataset.interactions):
         rated = frame.join(dataset.interactions, on=["user", "position"], how="left", maintain_order="left")
-        found["target rated 2 or less"] = _share((rated["rating"] <= 2).fill_null(False))
-    return found
+        shares["target rated 2 or less"] = _share((rated["rating"] <= 2).fill_null(False))
+    return shares
 
 
 def _splits(dataset: Dataset) -> dict[str, Any]:
     """What valid and test share with the splits before them."""
     train, valid, test = (dataset.split(name) for name in SPLITS)
-    known = _reach(train)
-    seen = {"train": known, "train or valid": known | _reach(valid), "valid": set(valid["target"].to_list())}
+    train_items = _reach(train)
+    seen = {"train": train_items, "train or valid": train_items | _reach(valid), "valid": set(valid["target"].to_list())}
     users = {name: set(dataset.split(name)["user"].to_list()) for name in SPLITS}
 
-    def absent(frame: pl.DataFrame, column: str, there: set[Any]) -> float:
-        return _share(np.array([value not in there for value in frame[column].to_list()]))
+    def absent(frame: pl.DataFrame, column: str, earlier: set[Any]) -> float:
+        return _share(np.array([value not in earlier for value in frame[column].to_list()]))
 
     histories = {tuple(history) for history in valid["history"].to_list()}
     return {
@@ -158,10 +158,10 @@ def _splits(dataset: Dataset) -> dict[str, Any]:
         "valid rows of users without a train row": absent(valid, "user", users["train"]),
         "test rows of users without a train row": absent(test, "user", users["train"]),
         "test rows of users without a valid row": absent(test, "user", users["valid"]),
-        "cold items among valid targets": len(set(valid["target"].to_list()) - known),
-        "cold items among test targets": len(set(test["target"].to_list()) - known),
-        "valid targets never seen in train": absent(valid, "target", known),
-        "test targets never seen in train": absent(test, "target", known),
+        "cold items among valid targets": len(set(valid["target"].to_list()) - train_items),
+        "cold items among test targets": len(set(test["target"].to_list()) - train_items),
+        "valid targets never seen in train": absent(valid, "target", train_items),
+        "test targets never seen in train": absent(test, "target", train_items),
         "test targets never seen in train or valid": absent(test, "target", seen["train or valid"]),
         "test targets never seen in a valid row": absent(test, "target", _reach(valid)),
         "test histories that are a valid history": _share(
@@ -181,18 +181,18 @@ def _leaks(dataset: Dataset) -> dict[str, Any]:
     `train rows that hold a test interaction`: history or target of a train row covers the place, in the user's sequence, of a
     test target. A later test row's history holds the user's earlier test targets by design of a split by time.
     """
-    found: dict[str, Any] = {}
+    leaks: dict[str, Any] = {}
     for name in ("valid", "test"):
         places = dataset.split(name).group_by("user").agg(pl.col("position").alias("places"))
         joined = dataset.train.join(places, on="user", how="inner")
         begin = pl.col("position").cast(pl.Int64) - pl.col("history").list.len().cast(pl.Int64)
         spans = joined.select(first=begin, last="position", place="places").with_row_index("row").explode("place")
         inside = spans.filter(pl.col("place").is_between(pl.col("first"), pl.col("last")))
-        found[f"train rows that hold a {name} interaction"] = inside["row"].n_unique()
+        leaks[f"train rows that hold a {name} interaction"] = inside["row"].n_unique()
     test = dataset.test
     began = test["timestamp"].min()
     if began is not None and dataset.train["timestamp"].null_count() == 0:
-        found["train targets after the first test target"] = _share(dataset.train["timestamp"] > began)
+        leaks["train targets after the first test target"] = _share(dataset.train["timestamp"] > began)
     earlier: dict[str, set[int]] = {}
     later = holding = 0
     for user, history, target in test.select("user", "history", "target").iter_rows():
@@ -200,30 +200,30 @@ def _leaks(dataset: Dataset) -> dict[str, Any]:
             later += 1
             holding += bool(earlier[user] & set(history))
         earlier.setdefault(user, set()).add(target)
-    found["later test rows of a user"] = later
-    found["of these, with an earlier test target in the history"] = holding
-    return found
+    leaks["later test rows of a user"] = later
+    leaks["of these, with an earlier test target in the history"] = holding
+    return leaks
 
 
 def _constant(dataset: Dataset) -> dict[str, Any]:
     """Hit rates of one list for everybody, the most frequent targets of a split, on items."""
     test = dataset.test["target"].to_list()
-    found = {
+    hit_rates = {
         f"most frequent targets of {name}": _hits(dataset.split(name)["target"].to_list(), test) for name in ("train", "valid")
     }
-    return {**found, "repeat last HR@1": _share(dataset.test["target"] == dataset.test["history"].list.last())}
+    return {**hit_rates, "repeat last HR@1": _share(dataset.test["target"] == dataset.test["history"].list.last())}
 
 
-def _hits(known: Sequence[Any], targets: Sequence[Any]) -> dict[str, float]:
+def _hits(values: Sequence[Any], targets: Sequence[Any]) -> dict[str, float]:
     """Hit rates of the most frequent values, equals in order of first appearance."""
-    ranked = {value: rank for rank, (value, _) in enumerate(Counter(known).most_common(max(CUTOFFS)))}
+    ranked = {value: rank for rank, (value, _) in enumerate(Counter(values).most_common(max(CUTOFFS)))}
     ranks = np.array([ranked.get(target, max(CUTOFFS)) for target in targets])
     return {f"HR@{cutoff}": _share(ranks < cutoff) for cutoff in CUTOFFS}
 
 
 def _texts(catalog: pl.DataFrame) -> dict[str, Any]:
     titles, texts = catalog["title"], catalog["text"]
-    found = {
+    counts = {
         "items without text": int((texts == "").sum()),
         "titles that several items have": int((titles.value_counts()["count"] > 1).sum()),
         "items with such a title": int(titles.is_duplicated().sum()),
@@ -231,8 +231,8 @@ def _texts(catalog: pl.DataFrame) -> dict[str, Any]:
         "characters of text, median": float(texts.str.len_chars().median() or 0),  # type: ignore[arg-type]
     }
     if "description" in catalog.columns:
-        found["items without description"] = int((catalog["description"] == "").sum())
-    return found
+        counts["items without description"] = int((catalog["description"] == "").sum())
+    return counts
 
 
 def _sids(dataset: Dataset, sids: np.ndarray) -> dict[str, Any]:
@@ -243,7 +243,7 @@ def _sids(dataset: Dataset, sids: np.ndarray) -> dict[str, Any]:
     shared = {sid: items for sid, items in groups.items() if len(items) > 1}
     targets: dict[str, np.ndarray] = {name: sids[dataset.split(name)["target"].to_numpy()] for name in SPLITS}
     described = dataset.catalog.select(c for c in ("title", "description") if c in dataset.catalog.columns).rows()
-    found: dict[str, Any] = {
+    section: dict[str, Any] = {
         "different SIDs": len(groups),
         "items that share a SID": sum(map(len, shared.values())),
         "shared SIDs": len(shared),
@@ -254,15 +254,15 @@ def _sids(dataset: Dataset, sids: np.ndarray) -> dict[str, Any]:
     }
     for name in ("valid", "test"):
         rows = int(sum(sid in shared for sid in targets[name]))
-        found[f"{name} targets in a shared SID"] = rows
-        found[f"share of {name} targets in a shared SID"] = rows / max(len(targets[name]), 1)
+        section[f"{name} targets in a shared SID"] = rows
+        section[f"share of {name} targets in a shared SID"] = rows / max(len(targets[name]), 1)
     if len(dataset.test):
-        found |= _test_sids(dataset, sids, targets, groups)
-    found["titles with more than one SID"] = _several(dataset.catalog["title"].to_list(), sids)[0]
+        section |= _test_sids(dataset, sids, targets, groups)
+    section["titles with more than one SID"] = _several(dataset.catalog["title"].to_list(), sids)[0]
     if "description" in dataset.catalog.columns:
         texts, among = _several(dataset.catalog["description"].to_list(), sids)
-        found["descriptions with more than one SID"], found["SIDs with such a description"] = texts, among
-    return found
+        section["descriptions with more than one SID"], section["SIDs with such a description"] = texts, among
+    return section
 
 
 def _test_sids(
@@ -290,9 +290,9 @@ def _test_sids(
 
 def _several(texts: Sequence[str], sids: np.ndarray) -> tuple[int, int]:
     """How many texts, empty ones apart, belong to more than one SID, and how many SIDs these are."""
-    found: dict[str, set[str]] = {}
+    sids_of_text: dict[str, set[str]] = {}
     for text, sid in zip(texts, sids.tolist(), strict=True):
         if text:
-            found.setdefault(text, set()).add(sid)
-    many = [group for group in found.values() if len(group) > 1]
+            sids_of_text.setdefault(text, set()).add(sid)
+    many = [group for group in sids_of_text.values() if len(group) > 1]
     return len(many), len(set().union(*many))

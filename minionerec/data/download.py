@@ -1,6 +1,6 @@
 """Resumable downloads, checked before they get their final name, and archives unpacked member by member.
 
-A download grows in `NAME.part`, with the server's validator (ETag or date) beside it. The next attempt asks for the rest, on
+A download grows in `NAME.part`, with the server's validator (ETag or date) next to it. The next attempt asks for the rest, on
 the condition that the file is still the same; a server that cannot do that sends the whole file again.
 """
 
@@ -27,7 +27,7 @@ _BLOCK = 1 << 20
 
 
 class KnownFile(NamedTuple):
-    """A file to be fetched; `bytes` and `checksum` (`sha256:...`, `md5:...`) where they are known beforehand, else None."""
+    """A file to be fetched; `bytes` and `checksum` (`sha256:...`, `md5:...`) are None if unknown."""
 
     name: str
     bytes: int | None
@@ -40,14 +40,14 @@ class UnreachableError(Exception):
 
 
 def download(file: KnownFile, folder: Path) -> Path:
-    """Fetch a file into a folder, going on where an earlier attempt stopped.
+    """Fetch a file into a folder; an interrupted download resumes.
 
     Returns:
-        the file, checked; at once where it is there already and intact.
+        the file, checked; at once if an intact one is in the folder.
 
     Raises:
-        UnreachableError: the server cannot be reached or refuses, also after some attempts. What came stays in `NAME.part`.
-        DataError: what came is not the file that was expected; it is removed.
+        UnreachableError: the server cannot be reached or refuses, after several attempts. The bytes so far stay in `NAME.part`.
+        DataError: the download is not the expected file; it is removed.
     """
     target = folder / file.name
     if is_intact(target, file):
@@ -64,9 +64,9 @@ def download(file: KnownFile, folder: Path) -> Path:
             idle = 0 if after > before else idle + 1
             final = isinstance(error, HTTPError) and error.code < 500
             if final or idle >= ATTEMPTS or not after:
-                kept = f"; {after:,} bytes are kept in {part}, run the same command again to go on" if after else ""
-                raise UnreachableError(f"{str(error) or type(error).__name__}{kept}") from error
-            logger.warning("%s: %s; going on at byte %d.", file.url, error or type(error).__name__, after)
+                advice = f"; {after:,} bytes are kept in {part}, run the same command again to resume" if after else ""
+                raise UnreachableError(f"{str(error) or type(error).__name__}{advice}") from error
+            logger.warning("%s: %s; resuming at byte %d.", file.url, error or type(error).__name__, after)
     problem = _problem(part, file)
     _validator(part).unlink(missing_ok=True)
     if problem:
@@ -82,8 +82,8 @@ def _fetch(file: KnownFile, part: Path) -> None:
         OSError, HTTPException: the connection failed, or ended early.
     """
     have = part.stat().st_size if part.is_file() else 0
-    known = _validator(part).read_text(encoding="utf-8") if _validator(part).is_file() else ""
-    headers = {"Range": f"bytes={have}-", "If-Range": known} if have and known else {}
+    validator = _validator(part).read_text(encoding="utf-8") if _validator(part).is_file() else ""
+    headers = {"Range": f"bytes={have}-", "If-Range": validator} if have and validator else {}
     try:
         response = urlopen(Request(file.url, headers=headers), timeout=CONNECT_SECONDS)
     except HTTPError as error:
@@ -115,7 +115,7 @@ def _fetch(file: KnownFile, part: Path) -> None:
 
 
 def _begin(headers: HTTPMessage, have: int) -> int | None:
-    """Where the bytes of a partial answer belong; None where it does not say, or would leave a gap behind what is here."""
+    """Where the bytes of a partial answer belong; None if it does not say, or would leave a gap after the bytes here."""
     if not have:  # nothing was asked for but all of it
         return 0
     stated = re.match(r"bytes (\d+)-", headers["Content-Range"] or "")
@@ -132,21 +132,21 @@ def _validator(part: Path) -> Path:
 
 
 def _problem(path: Path, file: KnownFile) -> str:
-    """What is wrong with a file, empty where nothing is, as far as that can be known."""
+    """What is wrong with a file, as far as its size and checksum tell; empty if nothing is."""
     size = path.stat().st_size
     if file.bytes is not None and size != file.bytes:
         return f"{size} bytes, expected {file.bytes}: truncated or another file"
     if file.checksum is not None:
         kind, _, expected = file.checksum.partition(":")
         with path.open("rb") as stream:
-            found = hashlib.file_digest(stream, kind).hexdigest()
-        if found != expected:
-            return f"{kind} {found}, expected {expected}: altered"
+            actual = hashlib.file_digest(stream, kind).hexdigest()
+        if actual != expected:
+            return f"{kind} {actual}, expected {expected}: altered"
     return ""
 
 
 def is_intact(path: Path, file: KnownFile) -> bool:
-    """Whether the file is there and is what it should be; a damaged one is named in the log."""
+    """Whether the file exists with the expected size and checksum; a damaged file is named in the log."""
     if not path.is_file():
         return False
     if problem := _problem(path, file):
@@ -156,10 +156,10 @@ def is_intact(path: Path, file: KnownFile) -> bool:
 
 
 def verify(path: Path, file: KnownFile, advice: str) -> None:
-    """Check a file that the user or another program put there.
+    """Check a file that the user or another program provides.
 
     Raises:
-        DataError: it is not what it should be.
+        DataError: it does not have the expected size or checksum.
     """
     if problem := _problem(path, file):
         raise DataError(f"{path}: {problem}. It was not used. {advice}")

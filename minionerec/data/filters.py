@@ -1,7 +1,7 @@
 """Which interactions stay: time window, repeated rows, iterated k-core, widening window.
 
-Interactions come in parts, all rows of a user in the same part, so that only one part is in memory at a time beside the rows
-of users that have enough of them. In a part users are numbers; their names are read again at the end, for those that stay.
+Interactions come in parts, all rows of a user in the same part. In memory at a time are one part and the rows of users that
+have enough of them. In a part users are numbers; the names of the users that stay are read again at the end.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,12 +15,12 @@ from minionerec.config import DataConfig
 from minionerec.data import times
 from minionerec.errors import DataError
 
-EARLIEST_YEAR = 1996  # where the released code's widening window stops
+EARLIEST_YEAR = 1996  # the released code's widening window stops here
 
 
 @dataclass(frozen=True)
 class Part:
-    """Interactions of some users, and all of theirs.
+    """All interactions of some users.
 
     Attributes:
         rows: gives the columns row (UInt32, place in the file), user (UInt32, from 0), item (Int32, the catalog's row),
@@ -43,13 +43,13 @@ def encode(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What the filters leave, in file order.
+class Selection:
+    """The interactions that the filters leave, in file order.
 
     Attributes:
         user: numbers from 0, in order of first appearance, (rows,); `names` has their ids.
-        item, time, rating: (rows,); `rating` is NaN where unknown.
-        counts: what was read and dropped, by reason.
+        item, time, rating: (rows,); `rating` is NaN if unknown.
+        counts: rows read, and rows dropped by reason.
     """
 
     user: np.ndarray
@@ -81,7 +81,7 @@ def k_core(user: np.ndarray, item: np.ndarray, user_k: int, item_k: int) -> np.n
         left = left[stays]
 
 
-def select(parts: Sequence[Part], unit: int, config: DataConfig, where: str) -> Kept:
+def select(parts: Sequence[Part], unit: int, config: DataConfig, where: str) -> Selection:
     """Apply the window, leave out repeated rows, take the k-core; with too few items left, begin the window a year earlier.
 
     Args:
@@ -93,26 +93,26 @@ def select(parts: Sequence[Part], unit: int, config: DataConfig, where: str) -> 
     """
     start, widened = config.start, 0
     while True:
-        kept = _select(parts, unit, config, start)
-        items = len(np.unique(kept.item))
+        selection = _select(parts, unit, config, start)
+        items = len(np.unique(selection.item))
         if start is None or items >= config.widen_below_items or int(start[:4]) <= EARLIEST_YEAR:
             break
         start, widened = times.year_earlier(start), widened + 1
-    if not len(kept.user):
-        raise DataError(_emptied(kept.counts, config, start, where))
+    if not len(selection.user):
+        raise DataError(_emptied(selection.counts, config, start, where))
     if config.widen_below_items:
-        kept.counts["window_start"], kept.counts["widened_years"] = start, widened
-    return kept
+        selection.counts["window_start"], selection.counts["widened_years"] = start, widened
+    return selection
 
 
-def _select(parts: Sequence[Part], unit: int, config: DataConfig, start: str | None) -> Kept:
+def _select(parts: Sequence[Part], unit: int, config: DataConfig, start: str | None) -> Selection:
     local = config.filters == "released"
     low = times.instant(start, "start", local=local) * unit if start else None
     high = times.instant(config.end, "end", local=local) * unit if config.end else None
     read = inside = unique = users = 0
     first = last = 0
     seen = np.zeros(0, bool)  # items with an interaction before the k-core
-    found: list[pl.DataFrame] = []
+    frames: list[pl.DataFrame] = []
     for number, part in enumerate(parts):
         rows = part.rows()
         read += len(rows)
@@ -128,20 +128,20 @@ def _select(parts: Sequence[Part], unit: int, config: DataConfig, start: str | N
         counts = np.bincount(user) if len(user) else np.zeros(0, int)
         users += int((counts > 0).sum())
         seen = _marked(seen, rows["item"].to_numpy())
-        chosen = rows.filter(pl.Series(counts[user] >= config.user_k, dtype=pl.Boolean)).drop("first")
-        found.append(chosen.with_columns(part=pl.lit(number, pl.UInt32)))
-    rows = pl.concat(found)
+        long_enough = rows.filter(pl.Series(counts[user] >= config.user_k, dtype=pl.Boolean)).drop("first")
+        frames.append(long_enough.with_columns(part=pl.lit(number, pl.UInt32)))
+    rows = pl.concat(frames)
     counted = {
         "read": read,
         "dropped_outside_window": read - inside,
         "dropped_duplicates": inside - unique,
         "span": (first, last, unit),
     }
-    kept = _core(rows, parts, config)
-    counted["dropped_short_users"] = users - len(kept.names)
-    counted["dropped_rare_items"] = int(seen.sum()) - len(np.unique(kept.item))
-    counted["dropped_short_user_interactions"] = unique - len(kept.user)
-    return Kept(kept.user, kept.names, kept.item, kept.time, kept.rating, counted)
+    selection = _core(rows, parts, config)
+    counted["dropped_short_users"] = users - len(selection.names)
+    counted["dropped_rare_items"] = int(seen.sum()) - len(np.unique(selection.item))
+    counted["dropped_short_user_interactions"] = unique - len(selection.user)
+    return Selection(selection.user, selection.names, selection.item, selection.time, selection.rating, counted)
 
 
 def _or(bound: int | None, default: int) -> int:
@@ -155,7 +155,7 @@ def _marked(seen: np.ndarray, items: np.ndarray) -> np.ndarray:
     return seen
 
 
-def _core(rows: pl.DataFrame, parts: Sequence[Part], config: DataConfig) -> Kept:
+def _core(rows: pl.DataFrame, parts: Sequence[Part], config: DataConfig) -> Selection:
     """The k-core of the rows of all parts, in file order, with the users' names."""
     rows = (
         rows.with_columns(both=pl.struct("part", "user").rank("dense") - 1)
@@ -170,15 +170,15 @@ def _core(rows: pl.DataFrame, parts: Sequence[Part], config: DataConfig) -> Kept
     order = np.argsort(where)  # users by first appearance
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
-    chosen = rows[where[order]].select("part", "user").with_row_index("order")
+    first_rows = rows[where[order]].select("part", "user").with_row_index("order")
     names = [pl.Series("user", [], dtype=pl.String)]
     places = [np.zeros(0, np.int64)]
-    for (number,), users in chosen.group_by("part", maintain_order=True):
+    for (number,), users in first_rows.group_by("part", maintain_order=True):
         names.append(parts[int(number)].names().gather(users["user"]))
         places.append(users["order"].to_numpy())
     ids = pl.concat(names).gather(np.argsort(np.concatenate(places)))
     rating = rows["rating"].fill_null(float("nan")).to_numpy()
-    return Kept(rank[code], ids, rows["item"].to_numpy(), rows["time"].to_numpy(), rating, {})
+    return Selection(rank[code], ids, rows["item"].to_numpy(), rows["time"].to_numpy(), rating, {})
 
 
 def _emptied(counts: dict[str, Any], config: DataConfig, start: str | None, where: str) -> str:

@@ -1,9 +1,9 @@
 """Stage `data`: raw files to a Dataset.
 
 Inputs: a download (MovieLens, Amazon, the released code's files), or your own files in any layout of `READERS`.
-Outputs: `<run>/data/` with `catalog.parquet`, `train.parquet`, `valid.parquet`, `test.parquet`, `interactions.parquet` where
-the source has interactions, `sids.parquet` where it brings semantic IDs, `skipped.txt` where rows were skipped, and
-`manifest.json` with everything counted.
+Outputs: `<run>/data/` with `catalog.parquet`, `train.parquet`, `valid.parquet`, `test.parquet`, `interactions.parquet` if the
+source has interactions, `sids.parquet` if it brings semantic IDs, `skipped.txt` if rows were skipped, and `manifest.json`
+with everything counted.
 Deviation from the paper: leave-last-two-out per user is the default; the paper's global split is `data.split: chronological`.
 Command: `python data/prepare.py --config ml-100k.yaml`.
 """
@@ -28,12 +28,18 @@ from minionerec.config import Config, DataConfig
 from minionerec.data import amazon, readers, recbole, released, sources, times
 from minionerec.data.bad_rows import Problems
 from minionerec.data.dataset import SPLITS, Dataset
-from minionerec.data.filters import Kept, Part, encode, select
+from minionerec.data.filters import Part, Selection, encode, select
 from minionerec.data.splits import split
 from minionerec.errors import ArtifactError, DataError
 
-Made = tuple[Dataset, dict[str, Any]]  # a dataset and its figures
-SCRATCH = "data.scratch"  # beside the artefact, while a dump is read
+SCRATCH = "data.scratch"  # next to the artefact, while a dump is read
+
+
+class Prepared(NamedTuple):
+    """A dataset, and its figures for the manifest: what is in it, and what was dropped."""
+
+    dataset: Dataset
+    figures: dict[str, Any]
 
 
 class Inputs(NamedTuple):
@@ -44,7 +50,7 @@ class Inputs(NamedTuple):
 
 
 def find_inputs(config: Config) -> Inputs:
-    """Find the raw files (downloads: fetch them unless cached) and hash them.
+    """Find the raw files (a download is fetched unless it is cached) and hash them.
 
     Raises:
         DataError: files are missing, there are too many to choose from, or a download failed.
@@ -69,8 +75,8 @@ def _files(data: DataConfig, source: Path) -> tuple[Path, ...]:
         return tuple(released.files(source, data.category).values())
     if data.source == "letter":
         name = readers.one_file(source, ".inter.json", data.category).name.removesuffix(".inter.json")
-        found = [source / f"{name}.{kind}.json" for kind in ("inter", "index", "item")]
-        return tuple(path for path in found if path.is_file())
+        paths = [source / f"{name}.{kind}.json" for kind in ("inter", "index", "item")]
+        return tuple(path for path in paths if path.is_file())
     if data.source == "sequences":
         return (readers.one_file(source, ".txt", data.category),)
     if data.source == "csv":
@@ -78,18 +84,18 @@ def _files(data: DataConfig, source: Path) -> tuple[Path, ...]:
     return recbole.files(source)
 
 
-def run(config: Config) -> tuple[Manifest, bool]:
-    """Write `<run>/data/`, unless it is there already with the same key.
+def prepare_data(config: Config) -> tuple[Manifest, bool]:
+    """Write `<run>/data/`, unless it was made from the same files with the same settings.
 
     Returns:
         the manifest, and whether the artefact was made anew.
 
     Raises:
         DataError: the raw files are missing or malformed, or nothing is left of them.
-        ConfigError: options that cannot apply to these files.
+        ConfigError: options that cannot apply to these files; or finished data of other settings or files, without `replace`.
         ArtifactError: the disk is full.
     """
-    # Before anything is downloaded: a download cannot change, so that neither the cache nor a network is needed to resume.
+    # Ask before anything is downloaded. A download cannot change, so a finished one needs neither the cache nor a network.
     manifest = _of_the_same_settings(config)
     if manifest is not None and config.data.path is None and manifest.config["data"]["path"] is None:
         return manifest, False
@@ -101,15 +107,14 @@ def run(config: Config) -> tuple[Manifest, bool]:
     if config.data.is_amazon:
         check_disk_space(config.folder, sum(path.stat().st_size for path in _files(config.data, source)))
         with amazon.scratch_folder(config.folder / SCRATCH) as scratch:
-            dataset, metrics = _amazon(source, scratch, config.data, problems)
+            prepared = _amazon(source, scratch, config.data, problems)
     else:
-        dataset, metrics = READERS[config.data.source](source, config.data, problems)
-    metrics["skipped_rows"] = len(problems.found)
+        prepared = READERS[config.data.source](source, config.data, problems)
     with recipe.write() as draft:
-        dataset.save(draft.path)
-        if problems.found:
-            (draft.path / "skipped.txt").write_text("\n".join(problems.found) + "\n", encoding="utf-8")
-        draft.metrics.update(metrics)
+        prepared.dataset.save(draft.path)
+        if problems.messages:
+            (draft.path / "skipped.txt").write_text("\n".join(problems.messages) + "\n", encoding="utf-8")
+        draft.metrics.update(prepared.figures, skipped_rows=len(problems.messages))
     return Manifest.load(recipe.folder), True
 
 
@@ -132,45 +137,46 @@ def data_recipe(config: Config, inputs: Mapping[str, str]) -> Recipe:
     return Recipe("data", folder, settings, inputs, UNSEEDED, deciding, config.replace)
 
 
-def _movielens_100k(source: Path, config: DataConfig, problems: Problems) -> Made:
+def _movielens_100k(source: Path, config: DataConfig, problems: Problems) -> Prepared:
     read = readers.read_movielens_zip if source.is_file() else readers.read_recbole
-    return build(*read(source, config.missing_text, problems), config, str(source))
+    return build_dataset(*read(source, config.missing_text, problems), config, str(source))
 
 
-def _movielens_1m(source: Path, config: DataConfig, problems: Problems) -> Made:
-    return build(*readers.read_movielens_1m(source, config.missing_text, problems), config, str(source))
+def _movielens_1m(source: Path, config: DataConfig, problems: Problems) -> Prepared:
+    return build_dataset(*readers.read_movielens_1m(source, config.missing_text, problems), config, str(source))
 
 
-def _csv(source: Path, config: DataConfig, problems: Problems) -> Made:
-    return build(*readers.read_csv(source, config.missing_text, problems), config, str(source))
+def _csv(source: Path, config: DataConfig, problems: Problems) -> Prepared:
+    return build_dataset(*readers.read_csv(source, config.missing_text, problems), config, str(source))
 
 
-def _recbole(source: Path, config: DataConfig, problems: Problems) -> Made:
+def _recbole(source: Path, config: DataConfig, problems: Problems) -> Prepared:
     if recbole.is_split(source):
         config.refuse_filters(f"the splits in {source} are given")
-        return given(recbole.read_splits(source, config, problems))
-    return build(*readers.read_recbole(source, config.missing_text, problems), config, str(source))
+        return with_figures(recbole.read_splits(source, config, problems))
+    return build_dataset(*readers.read_recbole(source, config.missing_text, problems), config, str(source))
 
 
-def _sequences(source: Path, config: DataConfig, problems: Problems) -> Made:
-    return build(*readers.read_sequences(source, problems), config, str(source))
+def _sequences(source: Path, config: DataConfig, problems: Problems) -> Prepared:
+    return build_dataset(*readers.read_sequences(source, problems), config, str(source))
 
 
-def _letter(source: Path, config: DataConfig, problems: Problems) -> Made:
+def _letter(source: Path, config: DataConfig, problems: Problems) -> Prepared:
     read = readers.read_letter(source, config.category, config.missing_text, problems)
-    dataset, metrics = build(*read, config, str(source))
+    prepared = build_dataset(*read, config, str(source))
     index = next((path for path in _files(config, source) if path.name.endswith(".index.json")), None)
     if index is None:
-        return dataset, metrics
+        return prepared
     tokens = released.sid_tokens(index)
-    return replace(dataset, sids=released.sid_frame([tokens[item] for item in dataset.catalog["item_id"].to_list()])), metrics
+    sids = released.sid_frame([tokens[item] for item in prepared.dataset.catalog["item_id"].to_list()])
+    return Prepared(replace(prepared.dataset, sids=sids), prepared.figures)
 
 
-def _released(source: Path, config: DataConfig, problems: Problems) -> Made:
-    return given(released.read(source, config, problems))
+def _released(source: Path, config: DataConfig, problems: Problems) -> Prepared:
+    return with_figures(released.read(source, config, problems))
 
 
-READERS: dict[str, Callable[[Path, DataConfig, Problems], Made]] = {
+READERS: dict[str, Callable[[Path, DataConfig, Problems], Prepared]] = {
     "ml-100k": _movielens_100k,
     "ml-1m": _movielens_1m,
     "csv": _csv,
@@ -181,29 +187,26 @@ READERS: dict[str, Callable[[Path, DataConfig, Problems], Made]] = {
 }
 
 
-def _amazon(source: Path, scratch: Path, config: DataConfig, problems: Problems) -> Made:
+def _amazon(source: Path, scratch: Path, config: DataConfig, problems: Problems) -> Prepared:
     paths = amazon.files(source, config.category)
     dump = amazon.read(paths, scratch, config, problems)
     if not len(dump.ids):
         raise DataError(f"{paths[1]}: no item is left after the title rules, of {dump.counts['items_read']:,} read.")
-    kept = select(dump.parts, dump.unit, config, str(paths[0]))
-    return _assemble(kept, dump.ids, dump.catalog, config, dump.unit, dump.counts)
+    selection = select(dump.parts, dump.unit, config, str(paths[0]))
+    return _assemble(selection, dump.ids, dump.catalog, config, dump.unit, dump.counts)
 
 
-def build(interactions: pl.DataFrame, items: pl.DataFrame, config: DataConfig, where: str = "these files") -> Made:
+def build_dataset(interactions: pl.DataFrame, items: pl.DataFrame, config: DataConfig, where: str = "these files") -> Prepared:
     """Filter, sort and split interactions, as the configuration says.
 
-    Items with an empty title (or one against the title rules) go first, with their interactions; then what lies outside the
-    window; then repeated rows (same user, item and timestamp), keeping the first; then users and items with too few. A user's
-    interactions are sorted by time, ties in file order. With `item_k` 0 every item of the items file stays in the catalog, in
-    file order, also one that nobody interacted with: it can be recommended all the same.
+    First go items with an empty title (or one against the title rules), with their interactions; then interactions outside the
+    window; then repeated rows (same user, item and timestamp) after the first; then users and items with too few interactions.
+    A user's interactions are sorted by time, ties in file order. With `item_k` 0 every item of the items file stays in the
+    catalog, in file order, even without an interaction: it can still be recommended.
 
     Args:
         interactions, items: as the readers return them; `rating` may be missing.
         where: the files, for messages.
-
-    Returns:
-        the dataset, and its figures for the manifest: what is in it, and what was dropped.
 
     Raises:
         DataError: no interaction, or no training example, is left; or times are needed and there are none.
@@ -231,9 +234,9 @@ def build(interactions: pl.DataFrame, items: pl.DataFrame, config: DataConfig, w
         "dropped_interactions_unlisted": unlisted,
         "dropped_interactions_without_text": len(interactions) - len(listed) - unlisted,
     }
-    kept = select([Part(lambda: rows, lambda: names)], unit, config, where)
+    selection = select([Part(lambda: rows, lambda: names)], unit, config, where)
     return _assemble(
-        kept,
+        selection,
         titled["item_id"],
         lambda wanted: wanted.to_frame().join(titled, on="item_id", maintain_order="left"),
         config,
@@ -249,29 +252,29 @@ def _refuse_times(config: DataConfig, where: str) -> None:
 
 
 def _assemble(
-    kept: Kept,
+    selection: Selection,
     ids: pl.Series,
     catalog: Callable[[pl.Series], pl.DataFrame],
     config: DataConfig,
     unit: int | None,
     counts: dict[str, int],
-) -> Made:
-    """The dataset of what the filters left; `unit` is None where there are no times."""
-    item = kept.item
-    if config.item_threshold:  # the catalog is what is left
+) -> Prepared:
+    """The dataset of the interactions that the filters leave; `unit` is None if there are no times."""
+    item = selection.item
+    if config.item_threshold:  # the k-core counts items too: the catalog holds only items that stay
         listed = np.unique(item)
         ids, item = ids.gather(listed), np.searchsorted(listed, item).astype(np.int32)
-    order = np.lexsort((np.arange(len(item)), kept.time, kept.user))
-    user = kept.user[order]
+    order = np.lexsort((np.arange(len(item)), selection.time, selection.user))
+    user = selection.user[order]
     begins = np.flatnonzero(np.diff(user, prepend=-1))
     position = np.arange(len(user)) - np.repeat(begins, np.diff(np.append(begins, len(user))))
     sequences = pl.DataFrame(
         {
-            "user": kept.names.gather(user),
+            "user": selection.names.gather(user),
             "position": pl.Series(position, dtype=pl.Int32),
             "item": pl.Series(item[order], dtype=pl.Int32),
-            "time": kept.time[order],
-            "rating": pl.Series(kept.rating[order], dtype=pl.Float32).fill_nan(None),
+            "time": selection.time[order],
+            "rating": pl.Series(selection.rating[order], dtype=pl.Float32).fill_nan(None),
         }
     )
     splits = split(sequences, config, unit or 1)
@@ -285,14 +288,14 @@ def _assemble(
     interactions = sequences.select("user", "position", "item", timestamp=stamp, rating="rating")
     if unit is None:
         splits = {name: frame.with_columns(timestamp=pl.lit(None, pl.Int64)) for name, frame in splits.items()}
-    dropped = {name: value for name, value in kept.counts.items() if name not in ("read", "span")}
+    dropped = {name: value for name, value in selection.counts.items() if name not in ("read", "span")}
     dataset = Dataset(catalog=catalog(ids), **splits, interactions=interactions)
-    return dataset, _figures(dataset) | counts | dropped
+    return Prepared(dataset, _figures(dataset) | counts | dropped)
 
 
-def given(dataset: Dataset) -> Made:
-    """A dataset that its files give whole, with its figures."""
-    return dataset, _figures(dataset)
+def with_figures(dataset: Dataset) -> Prepared:
+    """A dataset whose files come split, with its figures."""
+    return Prepared(dataset, _figures(dataset))
 
 
 def _figures(dataset: Dataset) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Readers of layouts that hold interactions and items: csv, parquet, RecBole, MovieLens, LETTER, one line per user.
 
 Each reader returns `(interactions, items)` in file order. Interactions: user String, item_id String, timestamp Int64 (in the
-file's own unit, all null where it has none), rating Float32 (null where unknown). Items: item_id, title, text, then those of
+file's own unit, all null if it has none), rating Float32 (null if unknown). Items: item_id, title, text, then the
 `CATALOG_DETAILS` that the file has, all String. Rows in messages count from 1, the header included.
 """
 
@@ -32,7 +32,7 @@ _GENRES = ("class", "genre", "genres")
 _CATEGORIES = ("categories", "category")
 _RATINGS = ("user", "item_id", "rating", "timestamp")  # of MovieLens, which has no headers
 SPLIT_FILES = (".train.inter", ".valid.inter", ".test.inter")  # of RecBole, with given splits
-PLACED = ("timestamp", "position")  # what a row of a split file may tell beside its items
+PLACED = ("timestamp", "position")  # further columns that a split file may have
 CONTROL = r"[\x00-\x1f\x7f]"  # would break every line-based layout, ours and other people's
 
 
@@ -40,7 +40,7 @@ def read_movielens_zip(path: Path, missing_text: MissingText = "error", problems
     """The official `ml-100k.zip`: `u.data` (tab-separated) and `u.item` (latin-1, pipe-separated, 19 genre flags).
 
     Raises:
-        DataError: not this archive, or see `read_csv`.
+        DataError: not this archive, or a malformed row, id or timestamp (`read_csv` lists them).
     """
     data, item = _members(path, "ml-100k/u.data", "ml-100k/u.item")
     names = (f"{path}, u.data", f"{path}, u.item")
@@ -57,7 +57,7 @@ def read_movielens_1m(path: Path, missing_text: MissingText = "error", problems:
     """The official `ml-1m.zip`: `ratings.dat` and `movies.dat` (latin-1), fields separated by `::`.
 
     Raises:
-        DataError: not this archive, or see `read_csv`.
+        DataError: not this archive, or a malformed row, id or timestamp (`read_csv` lists them).
     """
     # Arrow splits at one character; the unit separator occurs in neither file.
     data, item = (content.replace(b"::", b"\x1f") for content in _members(path, "ml-1m/ratings.dat", "ml-1m/movies.dat"))
@@ -87,12 +87,12 @@ def read_recbole(folder: Path, missing_text: MissingText = "error", problems: Pr
     text, unless a column `text` gives it.
 
     Raises:
-        DataError: not exactly one file of each kind, or see `read_csv`.
+        DataError: not exactly one file of each kind, or a malformed row, id or timestamp (`read_csv` lists them).
     """
     files = raw_files("recbole", folder)
     interactions = read_table(files[0], str(files[0]), "\t", typed=True, problems=problems)
-    chosen = {"user": ("user_id",), "item_id": ("item_id",), "timestamp": ("timestamp",)}
-    interactions = select(interactions, files[0], chosen | _present(interactions, "rating"))
+    columns = {"user": ("user_id",), "item_id": ("item_id",), "timestamp": ("timestamp",)}
+    interactions = select(interactions, files[0], columns | _present(interactions, "rating"))
     return _checked(interactions, recbole_items(files[1], problems), (str(files[0]), str(files[1])), missing_text, problems)
 
 
@@ -100,13 +100,13 @@ def recbole_items(path: Path, problems: Problems | None = None) -> pl.DataFrame:
     """The rows of an `*.item` file: row, item_id, title, detail, and what else `_checked` knows.
 
     Raises:
-        DataError: see `read_recbole`.
+        DataError: the file is malformed, or lacks the item id or the title.
     """
     items = read_table(path, str(path), "\t", typed=True, problems=problems)
-    chosen: dict[str, tuple[str, ...]] = {"item_id": ("item_id",), "title": _TITLES}
+    columns: dict[str, tuple[str, ...]] = {"item_id": ("item_id",), "title": _TITLES}
     optional = {"year": _YEARS, "Genres": _GENRES, "Categories": _CATEGORIES}
-    chosen |= {name: options for name, options in optional.items() if set(options) & set(items.columns)}
-    items = select(items, path, chosen | _present(items, "text", *CATALOG_DETAILS))
+    columns |= {name: options for name, options in optional.items() if set(options) & set(items.columns)}
+    items = select(items, path, columns | _present(items, "text", *CATALOG_DETAILS))
     title = pl.col("title")
     if "year" in items.columns:
         year = pl.col("year").str.strip_chars()
@@ -114,8 +114,8 @@ def recbole_items(path: Path, problems: Problems | None = None) -> pl.DataFrame:
         title = pl.when(dated).then(title.str.strip_chars() + " (" + year.str.slice(0, 4) + ")").otherwise(title)
     labels = [_labelled(name, _listed(pl.col(name))) for name in ("Genres", "Categories") if name in items.columns]
     detail = pl.concat_list(labels).list.drop_nulls().list.join(". ") if labels else pl.lit("")
-    kept = [name for name in ("text", *CATALOG_DETAILS) if name in items.columns]
-    return items.select("row", "item_id", *kept, title=title, detail=detail)
+    details = [name for name in ("text", *CATALOG_DETAILS) if name in items.columns]
+    return items.select("row", "item_id", *details, title=title, detail=detail)
 
 
 def read_csv(folder: Path, missing_text: MissingText = "error", problems: Problems | None = None) -> Frames:
@@ -138,10 +138,10 @@ def read_csv(folder: Path, missing_text: MissingText = "error", problems: Proble
         read_parquet(path) if path.suffix == ".parquet" else read_table(path, str(path), ",", problems=problems)
         for path in files
     )
-    chosen = {"user": ("user",), "item_id": ("item",), "timestamp": ("timestamp",)}
-    interactions = select(interactions, files[0], chosen | _present(interactions, "rating"))
-    chosen = {"item_id": ("item",), "title": ("title",)}
-    items = select(items, files[1], chosen | _present(items, "text", *CATALOG_DETAILS))
+    columns = {"user": ("user",), "item_id": ("item",), "timestamp": ("timestamp",)}
+    interactions = select(interactions, files[0], columns | _present(interactions, "rating"))
+    columns = {"item_id": ("item",), "title": ("title",)}
+    items = select(items, files[1], columns | _present(items, "text", *CATALOG_DETAILS))
     items = items.with_columns(detail=pl.col("description") if "description" in items.columns else pl.lit(""))
     return _checked(interactions, items, (str(files[0]), str(files[1])), missing_text, problems)
 
@@ -186,11 +186,11 @@ def _described(
         name: [str(value.get(name) or "") if isinstance(value, dict) else "" for value in values]
         for name in ("title", *CATALOG_DETAILS)
     }
-    found = items.select(pl.int_range(1, pl.len() + 1).alias("row"), "item_id").with_columns(
+    described = items.select(pl.int_range(1, pl.len() + 1).alias("row"), "item_id").with_columns(
         **{name: pl.Series(column, dtype=pl.String) for name, column in columns.items()},
         detail=pl.Series(columns["description"]),
     )
-    return make_catalog(found, str(path), missing_text, problems)
+    return make_catalog(described, str(path), missing_text, problems)
 
 
 def read_sequences(path: Path, problems: Problems | None = None) -> Frames:
@@ -210,31 +210,33 @@ def user_sequences(path: Path, problems: Problems | None = None) -> dict[str, li
     """The users of such a file with their items, both in the file's order; blank lines are left out.
 
     Raises:
-        DataError: see `read_sequences`.
+        DataError: not a text file; or a user without items or on two lines, unless skipped.
     """
     problems = problems or Problems()
-    found: dict[str, list[str]] = {}
+    sequences: dict[str, list[str]] = {}
     for number, line in enumerate(text_lines(path), 1):
         user, *items = line.split() or [""]
         if user and not items:
             problems.add(f"{path}, line {number}: user {user!r} has no items; expected a user id and item ids.")
-        elif user in found:
+        elif user in sequences:
             problems.add(f"{path}, line {number}: user {user!r} has a line above already. Join the two.")
         elif user:
-            found[user] = items
-    return found
+            sequences[user] = items
+    return sequences
 
 
 def _sequences(sequences: dict[str, list[str]], listed: Iterable[str] | None = None) -> Frames:
-    """Interactions in the order given, and the items listed (where None, those of the sequences) in numerical order."""
+    """Interactions in the order of the sequences, and the listed items (None: all that occur) in numerical order."""
     users = [user for user, items in sequences.items() for _ in items]
     items = [item for sequence in sequences.values() for item in sequence]
-    known = list(dict.fromkeys(items) if listed is None else listed)
-    known.sort(key=lambda item: (0, int(item), "") if item.isdecimal() else (1, 0, item))
+    item_ids = list(dict.fromkeys(items) if listed is None else listed)
+    item_ids.sort(key=lambda item: (0, int(item), "") if item.isdecimal() else (1, 0, item))
     interactions = pl.DataFrame(
         {"user": users, "item_id": items}, schema={"user": pl.String, "item_id": pl.String}
     ).with_columns(timestamp=pl.lit(None, pl.Int64), rating=pl.lit(None, pl.Float32))
-    return interactions, pl.DataFrame({"item_id": known, "title": known, "text": ""}, schema_overrides={"text": pl.String})
+    return interactions, pl.DataFrame(
+        {"item_id": item_ids, "title": item_ids, "text": ""}, schema_overrides={"text": pl.String}
+    )
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -260,15 +262,15 @@ def one_file(folder: Path, ending: str, category: str | None) -> Path:
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: not a folder. data.path is the folder that holds your files.")
-    there = sorted(path for path in folder.iterdir() if path.name.endswith(ending) and path.is_file())
-    found = [path for path in there if path.name.startswith(category or "")]
-    exact = [path for path in found if path.name.removesuffix(ending) == category]
-    if len(exact or found) != 1:
-        names = ", ".join(path.name for path in found or there) or "none"
+    candidates = sorted(path for path in folder.iterdir() if path.name.endswith(ending) and path.is_file())
+    matches = [path for path in candidates if path.name.startswith(category or "")]
+    exact = [path for path in matches if path.name.removesuffix(ending) == category]
+    if len(exact or matches) != 1:
+        names = ", ".join(path.name for path in matches or candidates) or "none"
         begin = f" that begins with {category!r}" if category else ""
-        hint = "Choose one with data.category." if len(found) > 1 else "data/README.md shows the layout."
+        hint = "Choose one with data.category." if len(matches) > 1 else "data/README.md shows the layout."
         raise DataError(f"{folder}: expected one *{ending}{begin}, found {names}. {hint}")
-    return (exact or found)[0]
+    return (exact or matches)[0]
 
 
 def raw_files(source: Literal["csv", "recbole"], folder: Path) -> tuple[Path, Path]:
@@ -280,18 +282,18 @@ def raw_files(source: Literal["csv", "recbole"], folder: Path) -> tuple[Path, Pa
     if not folder.is_dir():
         raise DataError(f"{folder}: not a folder. data.path is the folder that holds your files.")
     names = {"csv": ("interactions", "items"), "recbole": ("*.inter", "*.item")}[source]
-    found = []
+    files = []
     for name in names:
         patterns = [f"{name}.csv", f"{name}.parquet"] if source == "csv" else [name]
         matches = sorted(path for pattern in patterns for path in folder.glob(pattern))
         matches = [path for path in matches if not path.name.endswith(SPLIT_FILES)]
         if len(matches) != 1:
-            there = ", ".join(path.name for path in matches) or "none"
+            listed = ", ".join(path.name for path in matches) or "none"
             raise DataError(
-                f"{folder}: expected exactly one {' or '.join(patterns)}, found {there}. data/README.md shows the layout."
+                f"{folder}: expected exactly one {' or '.join(patterns)}, found {listed}. data/README.md shows the layout."
             )
-        found.append(matches[0])
-    return found[0], found[1]
+        files.append(matches[0])
+    return files[0], files[1]
 
 
 def _present(frame: pl.DataFrame, *names: str) -> dict[str, tuple[str, ...]]:
@@ -315,7 +317,7 @@ def one_line(column: pl.Expr) -> pl.Expr:
 
 
 def full_text(title: pl.Expr, detail: pl.Expr) -> pl.Expr:
-    """What is embedded of an item: its title and, where there is any, its description."""
+    """The text of an item that is embedded: its title and, if it has one, its description."""
     return pl.when((detail != "") & (title != "")).then(title + ". " + detail).otherwise(title)
 
 
@@ -338,15 +340,15 @@ def placed(table: pl.DataFrame, path: Path, problems: Problems) -> pl.DataFrame:
 
 def make_catalog(items: pl.DataFrame, name: str, missing_text: MissingText, problems: Problems) -> pl.DataFrame:
     """The items a reader returns, from (row, item_id, title, detail, and any of text and `CATALOG_DETAILS`)."""
-    shown = braced(name)
-    given = [column for column in ("text", *CATALOG_DETAILS) if column in items.columns]
-    items = items.with_columns(one_line(pl.col("title", "detail", *given)))
-    items = problems.without(items, pl.col("item_id") == "", shown + ", row {row}: the item id is empty.")
+    where = braced(name)
+    details = [column for column in ("text", *CATALOG_DETAILS) if column in items.columns]
+    items = items.with_columns(one_line(pl.col("title", "detail", *details)))
+    items = problems.without(items, pl.col("item_id") == "", where + ", row {row}: the item id is empty.")
     message = ", row {row}: item id {item_id!r} has a tab, line break or other control character."
-    items = problems.without(items, pl.col("item_id").str.contains(CONTROL), shown + message)
+    items = problems.without(items, pl.col("item_id").str.contains(CONTROL), where + message)
     items = items.with_columns(first=pl.col("row").first().over("item_id"))
     message = ", rows {first} and {row}: item {item_id!r} is listed twice. Keep one of the rows."
-    items = problems.without(items, pl.col("row") != pl.col("first"), shown + message)
+    items = problems.without(items, pl.col("row") != pl.col("first"), where + message)
     if missing_text == "error":
         bad = items.filter(pl.col("title") == "").head(1)
         for row in bad.iter_rows(named=True):
@@ -354,9 +356,9 @@ def make_catalog(items: pl.DataFrame, name: str, missing_text: MissingText, prob
                 f"{name}, row {row['row']}: item {row['item_id']!r} has no title. Add one, or pass --data.missing_text drop."
             )
     text = full_text(pl.col("title"), pl.col("detail"))
-    if "text" in given:
+    if "text" in details:
         text = pl.when(pl.col("text") != "").then("text").otherwise(text)
-    return items.select("item_id", "title", text.alias("text"), *(column for column in CATALOG_DETAILS if column in given))
+    return items.select("item_id", "title", text.alias("text"), *(column for column in CATALOG_DETAILS if column in details))
 
 
 def _checked(

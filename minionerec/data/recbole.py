@@ -1,7 +1,7 @@
 """RecBole's atomic files with given splits, and the writer of its layout.
 
 A dataset is written as `NAME.train.inter`, `NAME.valid.inter`, `NAME.test.inter` (RecBole's `benchmark_filename`, columns
-user_id, item_id_list, item_id, timestamp, position), `NAME.item`, and, where the times of all interactions are known,
+user_id, item_id_list, item_id, timestamp, position), `NAME.item`, and, if the times of all interactions are known,
 `NAME.inter`.
 """
 
@@ -47,27 +47,27 @@ def read_splits(folder: Path, config: DataConfig, problems: Problems) -> Dataset
     """
     *paths, item = files(folder)
     catalog = make_catalog(recbole_items(item, problems), str(item), config.missing_text, problems)
-    place = dict(zip(catalog["item_id"].to_list(), range(len(catalog)), strict=True))
+    item_index = dict(zip(catalog["item_id"].to_list(), range(len(catalog)), strict=True))
     reached: dict[str, int] = {}
-    frames = [_read_split(path, place, reached, config.max_history, problems) for path in paths]
+    frames = [_read_split(path, item_index, reached, config.max_history, problems) for path in paths]
     return Dataset(catalog, *frames)
 
 
 def _read_split(
-    path: Path, place: dict[str, int], reached: dict[str, int], max_history: int, problems: Problems
+    path: Path, item_index: dict[str, int], reached: dict[str, int], max_history: int, problems: Problems
 ) -> pl.DataFrame:
     table = read_table(path, str(path), "\t", typed=True, problems=problems)
     added: dict[str, tuple[str, ...]] = {name: (name,) for name in PLACED if name in table.columns}
     wanted: dict[str, tuple[str, ...]] = {"user": ("user_id",), "history": ("item_id_list",), "target": ("item_id",)}
     table = select(table, path, wanted | added)
-    shown = braced(str(path)) + ", row {row}: "
-    table = problems.without(table, pl.col("user") == "", shown + "the user id is empty.")
-    table = problems.without(table, pl.col("history").str.strip_chars() == "", shown + "the history is empty.")
+    where = braced(str(path)) + ", row {row}: "
+    table = problems.without(table, pl.col("user") == "", where + "the user id is empty.")
+    table = problems.without(table, pl.col("history").str.strip_chars() == "", where + "the history is empty.")
     table = placed(table, path, problems)
     rows = []
     for row in table.iter_rows(named=True):
         items = row["history"].split(" ")
-        unknown = next((item for item in (*items, row["target"]) if item not in place), None)
+        unknown = next((item for item in (*items, row["target"]) if item not in item_index), None)
         if unknown is not None:
             problems.add(f"{path}, row {row['row']}: item {unknown!r} is not in the *.item file.")
             continue
@@ -75,8 +75,8 @@ def _read_split(
         if position is None:
             position = max(len(items), reached.get(row["user"], -1) + 1)
         reached[row["user"]] = position
-        history = [place[item] for item in items[-max_history:]]
-        rows.append((row["user"], history, place[row["target"]], row["timestamp"], position))
+        history = [item_index[item] for item in items[-max_history:]]
+        rows.append((row["user"], history, item_index[row["target"]], row["timestamp"], position))
     return pl.DataFrame(rows, schema=SPLIT_SCHEMA, orient="row")
 
 
@@ -85,7 +85,7 @@ def write(dataset: Dataset, name: str, folder: Path) -> None:
 
     Args:
         name: the beginning of all file names, RecBole's `dataset`.
-        folder: made where missing; files of that name are replaced.
+        folder: made if missing; files of that name are replaced.
 
     Raises:
         DataError: an item id has a blank, which RecBole's lists of items cannot hold.
@@ -110,8 +110,8 @@ def write(dataset: Dataset, name: str, folder: Path) -> None:
     whole = dataset.interactions
     if whole is not None and not whole["timestamp"].null_count():
         header = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
-        chosen = whole.select("user", item=ids.gather(whole["item"]), rating="rating", timestamp="timestamp")
-        _write(chosen, header, folder / f"{name}.inter")
+        rows = whole.select("user", item=ids.gather(whole["item"]), rating="rating", timestamp="timestamp")
+        _write(rows, header, folder / f"{name}.inter")
 
 
 def _write(frame: pl.DataFrame, header: str, path: Path) -> None:

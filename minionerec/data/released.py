@@ -1,9 +1,9 @@
 """The layout of the released MiniOneRec: `train|valid|test/*.csv`, `info/*.txt`, `index/*.index.json`, `index/*.item.json`.
 
-The splits are as the files have them. Where the train folder has only `NAME.partial.csv`, that is the train split. Lists are
-Python literals; they are compared with what the info file says, and parsed with `ast.literal_eval` where that is not enough.
+The splits are as the files have them. If the train folder has only `NAME.partial.csv`, this is the train split. Lists are
+Python literals; they are compared with the info file, and parsed with `ast.literal_eval` only if they differ as text.
 Reading and writing back gives the same files; columns that the released code does not have (timestamp, position) are added only
-where a dataset has timestamps, at the end of each row, where the released code's code does not look.
+if a dataset has timestamps, at the end of each row, which the released code does not read.
 """
 
 import ast
@@ -27,19 +27,19 @@ COLUMNS = (*("user_id", "history_item_title", "item_title", "history_item_id", "
 
 
 def files(folder: Path, category: str | None) -> dict[str, Path]:
-    """The files of one data set: info, index, item, train, valid, test; and item2id where it is there.
+    """The files of one data set: info, index, item, train, valid, test; and item2id if it exists.
 
     Raises:
         DataError: one is missing, or there are several to choose from.
     """
     info = one_file(folder / "info", ".txt", category)
-    found = {"info": info}
+    paths_of = {"info": info}
     for name in SPLITS:
         paths = [folder / name / f"{info.stem}{ending}.csv" for ending in ("", ".partial")]
-        there = [path for path in paths if path.is_file()]
-        if not there or (name != "train" and there[0] != paths[0]):
+        existing = [path for path in paths if path.is_file()]
+        if not existing or (name != "train" and existing[0] != paths[0]):
             raise DataError(f"{paths[0]}: not found. The split belongs to {info}; data/README.md shows the layout.")
-        found[name] = there[0]
+        paths_of[name] = existing[0]
     names = [path.name.removesuffix(".index.json") for path in (folder / "index").glob("*.index.json")]
     fitting = [name for name in names if info.stem.startswith(name)]
     if not fitting:
@@ -47,10 +47,10 @@ def files(folder: Path, category: str | None) -> dict[str, Path]:
             f"{folder / 'index'}: no *.index.json belongs to {info.name}; found {', '.join(sorted(names)) or 'none'}."
         )
     longest = max(fitting, key=len)
-    found |= {kind: folder / "index" / f"{longest}.{kind}.json" for kind in ("index", "item")}
+    paths_of |= {kind: folder / "index" / f"{longest}.{kind}.json" for kind in ("index", "item")}
     if (mapping := folder / "index" / f"{longest}.item2id").is_file():
-        found["item2id"] = mapping
-    return found
+        paths_of["item2id"] = mapping
+    return paths_of
 
 
 def sid_tokens(path: Path) -> dict[str, list[str]]:
@@ -75,12 +75,12 @@ def _item_names(path: Path, problems: Problems) -> dict[str, str]:
     """Item numbers to the ids behind them."""
     names: dict[str, str] = {}
     taken: set[str] = set()
-    for place, line in enumerate(text_lines(path), 1):
+    for line_number, line in enumerate(text_lines(path), 1):
         name, _, number = line.rpartition("\t")
         if not name or not number or re.search(CONTROL, name):
-            problems.add(f"{path}, line {place}: found {line[:60]!r}, expected an item's id, a tab and its number.")
+            problems.add(f"{path}, line {line_number}: found {line[:60]!r}, expected an item's id, a tab and its number.")
         elif number in names or name in taken:
-            problems.add(f"{path}, line {place}: item {name!r} or its number {number!r} has a line above already.")
+            problems.add(f"{path}, line {line_number}: item {name!r} or its number {number!r} has a line above already.")
         else:
             names[number] = name
             taken.add(name)
@@ -93,29 +93,29 @@ def read(folder: Path, config: DataConfig, problems: Problems) -> Dataset:
     Raises:
         DataError: a file is missing or malformed; a row disagrees with the info or the index file (unless skipped).
     """
-    found = files(folder, config.category)
-    tokens = sid_tokens(found["index"])
-    catalog, texts = _catalog(found, tokens, problems)
-    place = {item: number for number, item in enumerate(texts)}
+    paths = files(folder, config.category)
+    tokens = sid_tokens(paths["index"])
+    catalog, texts = _catalog(paths, tokens, problems)
+    item_index = {item: number for number, item in enumerate(texts)}
     splits: dict[str, list[tuple[Any, ...]]] = {}
     reached: dict[str, int] = {}  # a user's last position so far
     for name in SPLITS:
-        splits[name] = list(_examples(found[name], texts, place, reached, config.max_history, problems))
-    if "item2id" in found:
-        catalog = catalog.with_columns(pl.col("item_id").replace(_item_names(found["item2id"], problems)))
+        splits[name] = list(_examples(paths[name], texts, item_index, reached, config.max_history, problems))
+    if "item2id" in paths:
+        catalog = catalog.with_columns(pl.col("item_id").replace(_item_names(paths["item2id"], problems)))
     train, valid, test = (pl.DataFrame(splits[name], schema=SPLIT_SCHEMA, orient="row") for name in SPLITS)
     return Dataset(catalog, train, valid, test, sids=sid_frame([tokens[item] for item in texts]))
 
 
 def _catalog(
-    found: dict[str, Path], tokens: dict[str, list[str]], problems: Problems
+    paths: dict[str, Path], tokens: dict[str, list[str]], problems: Problems
 ) -> tuple[pl.DataFrame, dict[str, tuple[str, str]]]:
     """The catalog in the order of the info file, and each item's title and SID."""
-    items = read_json_object(found["item"])
+    items = read_json_object(paths["item"])
     texts: dict[str, tuple[str, str]] = {}
-    for number, line in enumerate(text_lines(found["info"]), 1):
+    for number, line in enumerate(text_lines(paths["info"]), 1):
         fields = line.split("\t")
-        where = f"{found['info']}, line {number}"
+        where = f"{paths['info']}, line {number}"
         if len(fields) != 3 or not fields[2]:
             problems.add(f"{where}: {len(fields)} fields, expected SID, title and item id, separated by tabs.")
             continue
@@ -123,9 +123,9 @@ def _catalog(
         if item in texts:
             problems.add(f"{where}: item {item!r} is listed twice. Keep one of the lines.")
         elif item not in tokens or sid != "".join(tokens[item]):
-            problems.add(f"{where}: SID {sid!r}, but {found['index'].name} has {tokens.get(item)} for item {item!r}.")
+            problems.add(f"{where}: SID {sid!r}, but {paths['index'].name} has {tokens.get(item)} for item {item!r}.")
         elif not isinstance(items.get(item), dict):
-            problems.add(f"{where}: item {item!r} has no entry in {found['item']}.")
+            problems.add(f"{where}: item {item!r} has no entry in {paths['item']}.")
         else:
             texts[item] = (title, sid)
     columns: dict[str, list[str]] = {"item_id": list(texts), "title": [title for title, _ in texts.values()]}
@@ -151,7 +151,7 @@ def prose(description: str) -> str:
 def _examples(
     path: Path,
     texts: dict[str, tuple[str, str]],
-    place: dict[str, int],
+    item_index: dict[str, int],
     reached: dict[str, int],
     max_history: int,
     problems: Problems,
@@ -177,12 +177,12 @@ def _examples(
         if position is None:
             position = max(len(ids), reached.get(row["user_id"], -1) + 1)
         reached[row["user_id"]] = position
-        history = [place[item] for item in ids[-max_history:]]
-        yield row["user_id"], history, place[row["item_id"]], row["timestamp"], position
+        history = [item_index[item] for item in ids[-max_history:]]
+        yield row["user_id"], history, item_index[row["item_id"]], row["timestamp"], position
 
 
 def _history(row: dict[str, Any], texts: dict[str, tuple[str, str]]) -> tuple[list[str], str]:
-    """The ids of a row's history, and what is wrong with the row, empty where nothing is."""
+    """The ids of a row's history, and what is wrong with the row, empty if nothing is."""
     try:
         values = _literal(row["history_item_id"])
     except ValueError as error:
@@ -193,22 +193,23 @@ def _history(row: dict[str, Any], texts: dict[str, tuple[str, str]]) -> tuple[li
     for item in (*ids, row["item_id"]):
         if item not in texts:
             return [], f"item {item!r} is not in the info file."
-    for part, column, known in ((0, "title", "info"), (1, "sid", "index")):
+    for part, column, source in ((0, "title", "info"), (1, "sid", "index")):
         expected = texts[row["item_id"]][part]
         if row[f"item_{column}"] != expected:
-            return [], f"item_{column} {row[f'item_{column}']!r}, but the {known} file has {expected!r} for {row['item_id']!r}."
+            return (
+                [],
+                f"item_{column} {row[f'item_{column}']!r}, but the {source} file has {expected!r} for {row['item_id']!r}.",
+            )
         listed, text = [texts[item][part] for item in ids], row[f"history_item_{column}"]
         if text == repr(listed):
             continue
         try:
-            found = _literal(text)
+            values = _literal(text)
         except ValueError as error:
             return [], f"history_item_{column} {text[:60]!r} is no list ({error})."
-        if found != listed:
-            return (
-                [],
-                f"history_item_{column} has {len(found)} entries that do not agree with history_item_id and the {known} file.",
-            )
+        if values != listed:
+            entries = f"history_item_{column} has {len(values)} entries"
+            return [], f"{entries} that do not agree with history_item_id and the {source} file."
     return ids, ""
 
 
@@ -223,21 +224,21 @@ def _literal(text: str) -> list[Any]:
 
 
 def write(dataset: Dataset, sids: Sequence[Sequence[str]], name: str, folder: Path) -> None:
-    """Write a dataset in the released code's layout, for the released code's code.
+    """Write a dataset in the released code's layout, for the released code to read.
 
-    Items get their catalog numbers; where `item_id` is something else, `index/NAME.item2id` maps it.
+    Items get their catalog numbers; if `item_id` is something else, `index/NAME.item2id` maps it.
 
     Args:
         sids: the token strings of each item, in catalog order.
         name: the beginning of all file names.
-        folder: made where missing; files of that name are replaced.
+        folder: made if missing; files of that name are replaced.
     """
     texts = ["".join(tokens) for tokens in sids]
     titles = dataset.catalog["title"].to_list()
     for part in ("info", "index", *SPLITS):
         (folder / part).mkdir(parents=True, exist_ok=True)
     numbers = [str(number) for number in range(len(titles))]
-    given = dataset.catalog["item_id"].to_list()
+    item_ids = dataset.catalog["item_id"].to_list()
     info = "".join(f"{sid}\t{_single(title)}\t{number}\n" for sid, title, number in zip(texts, titles, numbers, strict=True))
     (folder / "info" / f"{name}.txt").write_text(info, encoding="utf-8", newline="\n")
     details = [column for column in CATALOG_DETAILS if column in dataset.catalog.columns]
@@ -248,8 +249,8 @@ def write(dataset: Dataset, sids: Sequence[Sequence[str]], name: str, folder: Pa
     (folder / "index" / f"{name}.item.json").write_text(json.dumps(items, indent=2), encoding="utf-8")
     index = {number: list(tokens) for number, tokens in zip(numbers, sids, strict=True)}
     (folder / "index" / f"{name}.index.json").write_text(json.dumps(index), encoding="utf-8")
-    if given != numbers:
-        mapping = "".join(f"{item}\t{number}\n" for item, number in zip(given, numbers, strict=True))
+    if item_ids != numbers:
+        mapping = "".join(f"{item}\t{number}\n" for item, number in zip(item_ids, numbers, strict=True))
         (folder / "index" / f"{name}.item2id").write_text(mapping, encoding="utf-8", newline="\n")
     timed = any(dataset.split(part)["timestamp"].null_count() < len(dataset.split(part)) for part in SPLITS)
     for part in SPLITS:

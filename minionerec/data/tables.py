@@ -155,12 +155,12 @@ def select(frame: pl.DataFrame, path: Path, wanted: Mapping[str, tuple[str, ...]
     Raises:
         DataError: none of a name's columns is there.
     """
-    chosen = {}
+    columns = {}
     for name, options in wanted.items():
         column = next((option for option in options if option in frame.columns), None)
         if column is None:
-            found = [column for column in frame.columns if column != "row"]
+            present = [column for column in frame.columns if column != "row"]
             expected = " or ".join(options)
-            raise DataError(f"{path}: columns {', '.join(found)}; expected a column {expected}. Rename or add it.")
-        chosen[name] = pl.col(column)
-    return frame.select("row", **chosen)
+            raise DataError(f"{path}: columns {', '.join(present)}; expected a column {expected}. Rename or add it.")
+        columns[name] = pl.col(column)
+    return frame.select("row", **columns)

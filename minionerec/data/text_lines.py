@@ -21,7 +21,7 @@ CHUNK = 8 << 20  # bytes of text; larger ones leave the processor cache and are 
 
 
 def json_lines(path: Path, fields: Sequence[str], problems: Problems) -> Iterator[pl.DataFrame]:
-    """The named fields of every line, as text (lists and objects as JSON, null where missing), with `row`, the line's number.
+    """The named fields of every line, as text (lists and objects as JSON, null if missing), with `row`, the line's number.
 
     Raises:
         DataError: the file is missing or a truncated archive; or a line is neither JSON nor a Python literal, unless skipped.
@@ -40,10 +40,10 @@ def json_lines(path: Path, fields: Sequence[str], problems: Problems) -> Iterato
 
 
 def csv_lines(path: Path, fields: Sequence[str], problems: Problems) -> Iterator[pl.DataFrame]:
-    """The same of a comma-separated file whose first line names its columns; fields have no line breaks.
+    """The named fields of a comma-separated file whose first line names its columns; fields have no line breaks.
 
     Raises:
-        DataError: as `json_lines`, or a column is missing.
+        DataError: the file or a column is missing, or it is a truncated archive; or a line is malformed, unless skipped.
     """
     header: list[str] = []
     for first, _, block in _blocks(path):
@@ -54,20 +54,20 @@ def csv_lines(path: Path, fields: Sequence[str], problems: Problems) -> Iterator
             if missing := [name for name in fields if name not in header]:
                 raise DataError(f"{path}, line 1: columns {', '.join(header)}; expected {', '.join(missing)} among them.")
         numbers: list[int] = []
-        kept: list[str] = []
+        lines: list[str] = []
         for number, line in enumerate(block.decode("utf-8", "replace").split("\n"), first):
             if line.count(",") == len(header) - 1 and '"' not in line and "\ufffd" not in line:  # nearly all
                 numbers.append(number)
-                kept.append(line)
+                lines.append(line)
             elif line.strip():
                 try:
-                    kept.append(_requoted(line, header))
+                    lines.append(_requoted(line, header))
                     numbers.append(number)
                 except ValueError as error:
                     problems.add(f"{path}, line {number}: {error}.")
-        if not kept:
+        if not lines:
             continue
-        table = "\n".join(kept).encode()
+        table = "\n".join(lines).encode()
         frame = pl.read_csv(table, has_header=False, new_columns=header, infer_schema=False, truncate_ragged_lines=False)
         yield frame.select(fields).insert_column(0, pl.Series("row", numbers, dtype=pl.UInt32))
 

@@ -20,7 +20,7 @@ def parsed(column: pl.Expr) -> pl.Expr:
 
 
 def parsed_or_dated(column: pl.Expr) -> pl.Expr:
-    """As `parsed`, and ISO 8601 dates and times (UTC where no zone is given) as seconds."""
+    """Numbers as `parsed` reads them, and ISO 8601 dates and times (UTC where no zone is given) as seconds."""
     text = column.str.strip_chars().str.replace("T", " ").str.replace(r"(Z|\+00:?00)$", "")
     formats = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
     dated = pl.coalesce([text.str.to_datetime(form, strict=False, time_unit="us") for form in formats])
@@ -28,9 +28,9 @@ def parsed_or_dated(column: pl.Expr) -> pl.Expr:
 
 
 def extremes(times: pl.Series) -> tuple[int, int]:
-    """The smallest and the largest of the timestamps above zero; 0 where there are none."""
-    known = times.filter(times > 0)
-    return (int(known.min()), int(known.max())) if len(known) else (0, 0)  # type: ignore[arg-type]
+    """The smallest and the largest of the timestamps above zero; 0 if there is none."""
+    positive = times.filter(times > 0)
+    return (int(positive.min()), int(positive.max())) if len(positive) else (0, 0)  # type: ignore[arg-type]
 
 
 def per_second(low: int, high: int, where: str) -> int:

@@ -61,7 +61,7 @@ def dump(folder: Path, reviews=REVIEWS, meta=META, pack=gzip.compress, encode=js
 
 
 def run(tmp_path: Path, data: DataConfig) -> tuple[Dataset, dict]:
-    manifest, made = prepare.run(Config(out=str(tmp_path / "run"), data=data))
+    manifest, made = prepare.prepare_data(Config(out=str(tmp_path / "run"), data=data, replace=True))
     assert made and not (tmp_path / "run" / prepare.SCRATCH).exists()
     return Dataset.load(tmp_path / "run" / "data"), manifest.metrics
 
@@ -157,7 +157,7 @@ def test_many_small_chunks_and_files_change_nothing(tmp_path, monkeypatch):
     whole, figures = run(tmp_path, data)
     monkeypatch.setattr(text_lines, "CHUNK", 300)
     monkeypatch.setattr(prepare.amazon, "_PART_BYTES", 2000)
-    manifest, made = prepare.run(Config(out=str(tmp_path / "small"), data=data))
+    manifest, made = prepare.prepare_data(Config(out=str(tmp_path / "small"), data=data))
     split = Dataset.load(tmp_path / "small" / "data")
     assert made and manifest.metrics == figures and manifest.digest == Manifest.load(tmp_path / "run" / "data").digest
     assert all(split.split(name).equals(whole.split(name)) for name in SPLITS) and split.catalog.equals(whole.catalog)

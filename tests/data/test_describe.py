@@ -105,7 +105,9 @@ def test_times_and_ratings_where_the_source_has_them():
     ]
     schema = {"user": pl.String, "item_id": pl.String, "timestamp": pl.Int64, "rating": pl.Float32}
     items = pl.DataFrame({"item_id": list("abc"), "title": list("abc"), "text": list("abc")})
-    dataset, _ = prepare.build(pl.DataFrame(rows, schema=schema, orient="row"), items, DataConfig(source="csv", path="x"))
+    dataset, _ = prepare.build_dataset(
+        pl.DataFrame(rows, schema=schema, orient="row"), items, DataConfig(source="csv", path="x")
+    )
     found = facts(dataset)
     assert found["repeats"]["test"]["target has the last item's timestamp"] == 1.0
     assert found["repeats"]["valid"]["target has the last item's timestamp"] == 0.0

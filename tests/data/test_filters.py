@@ -86,7 +86,7 @@ def test_window_is_inclusive_at_both_ends_and_in_utc():
     start, end = times.instant("2016-10", "start"), times.instant("2016-11", "end")
     assert end - start == 31 * DAY
     rows = [("u", "a", time) for time in (start - 1, start, start + 1, end - 1, end, end + 1)]
-    dataset, metrics = prepare.build(interactions(rows), items("a"), csv_config(start="2016-10", end="2016-11"))
+    dataset, metrics = prepare.build_dataset(interactions(rows), items("a"), csv_config(start="2016-10", end="2016-11"))
     assert metrics["dropped_outside_window"] == 2 and metrics["interactions"] == 4
     assert dataset.interactions["timestamp"].to_list() == [start, start + 1, end - 1, end]
 
@@ -104,7 +104,7 @@ def test_the_window_widens_year_by_year_until_items_suffice():
         config = csv_config(
             start="2016-01", widen_below_items=wanted, item_k=1, user_k=1, split="chronological", parts=[1, 0, 0]
         )
-        dataset, metrics = prepare.build(interactions(rows), items(*names), config)
+        dataset, metrics = prepare.build_dataset(interactions(rows), items(*names), config)
         assert len(dataset.catalog) == items_left
         assert (metrics.get("window_start"), metrics.get("widened_years")) == (start, years)
     assert times.year_earlier("2016-02-29") == "2015-02-28"
@@ -112,9 +112,9 @@ def test_the_window_widens_year_by_year_until_items_suffice():
 
 def test_item_k_drops_items_from_the_catalog_and_zero_keeps_them():
     rows = [("u", item, time) for time, item in enumerate("aabbc")]
-    whole, _ = prepare.build(interactions(rows), items(*"abcd"), csv_config())
+    whole, _ = prepare.build_dataset(interactions(rows), items(*"abcd"), csv_config())
     assert whole.catalog["item_id"].to_list() == list("abcd")
-    core, metrics = prepare.build(interactions(rows), items(*"abcd"), csv_config(item_k=2))
+    core, metrics = prepare.build_dataset(interactions(rows), items(*"abcd"), csv_config(item_k=2))
     assert core.catalog["item_id"].to_list() == list("ab") and core.test.rows() == [("u", [0, 0, 1], 1, 3, 3)]
     assert metrics["dropped_rare_items"] == 1
 
@@ -134,20 +134,20 @@ def test_item_k_drops_items_from_the_catalog_and_zero_keeps_them():
 def test_an_empty_result_names_the_filter(fields, message):
     rows = [("u", item, DAY * time) for time, item in enumerate("abc", 1)]
     with pytest.raises(DataError, match=message):
-        prepare.build(interactions(rows), items(*"abc"), csv_config(**fields))
+        prepare.build_dataset(interactions(rows), items(*"abc"), csv_config(**fields))
 
 
 def test_duplicates_stay_only_on_request():
     rows = [("u", "a", 1), ("u", "a", 1), ("u", "b", 2), ("u", "a", 3), ("u", "b", 4)]
-    assert prepare.build(interactions(rows), items(*"ab"), csv_config())[1]["dropped_duplicates"] == 1
-    kept, metrics = prepare.build(interactions(rows), items(*"ab"), csv_config(deduplicate=False))
+    assert prepare.build_dataset(interactions(rows), items(*"ab"), csv_config())[1]["dropped_duplicates"] == 1
+    kept, metrics = prepare.build_dataset(interactions(rows), items(*"ab"), csv_config(deduplicate=False))
     assert metrics["dropped_duplicates"] == 0 and metrics["interactions"] == 5 and len(kept.train) == 2
 
 
 @pytest.mark.parametrize("factor", [1, 10**3, 10**6, 10**9])
 def test_milliseconds_and_finer_are_recognised_and_keep_their_order(factor):
     rows = [("u", item, 1_600_000_000 * factor + place) for place, item in zip((3, 1, 2, 0), "abcd", strict=True)]
-    dataset, _ = prepare.build(interactions(rows), items(*"abcd"), csv_config())
+    dataset, _ = prepare.build_dataset(interactions(rows), items(*"abcd"), csv_config())
     assert dataset.interactions["item"].to_list() == [3, 1, 2, 0]
     expected = [1_600_000_000 + (place if factor == 1 else 0) for place in range(4)]
     assert dataset.interactions["timestamp"].to_list() == expected
@@ -156,7 +156,7 @@ def test_milliseconds_and_finer_are_recognised_and_keep_their_order(factor):
 def test_mixed_units_are_refused():
     rows = [("u", "a", 1_600_000_000), ("u", "a", 1_600_000_000_000)]
     with pytest.raises(DataError, match="seconds and milliseconds mixed"):
-        prepare.build(interactions(rows), items("a"), csv_config())
+        prepare.build_dataset(interactions(rows), items("a"), csv_config())
 
 
 def slow_chronological(rows, parts, max_history):
@@ -184,9 +184,9 @@ def test_chronological_split_equals_the_obvious_loop(rows, parts):
     expected = slow_chronological(rows, parts, 3)
     if not expected[0]:
         with pytest.raises(DataError, match="No training example is left"):
-            prepare.build(interactions(rows), items(*"abcd"), config)
+            prepare.build_dataset(interactions(rows), items(*"abcd"), config)
         return
-    dataset, _ = prepare.build(interactions(rows), items(*"abcd"), config)
+    dataset, _ = prepare.build_dataset(interactions(rows), items(*"abcd"), config)
     for name, wanted in zip(("train", "valid", "test"), expected, strict=True):
         found = dataset.split(name).select("user", "history", "target", "timestamp").rows()
         assert [(user, ["abcd"[i] for i in history], "abcd"[target], time) for user, history, target, time in found] == wanted
@@ -195,7 +195,7 @@ def test_chronological_split_equals_the_obvious_loop(rows, parts):
 def test_split_by_date():
     rows = [("u", "abc"[month % 3], times.instant(f"2018-{month:02}", "start")) for month in range(1, 9)]
     config = csv_config(split="date", valid_from="2018-04", test_from="2018-07-01")
-    dataset, _ = prepare.build(interactions(rows), items(*"abc"), config)
+    dataset, _ = prepare.build_dataset(interactions(rows), items(*"abc"), config)
     assert [dataset.split(name)["position"].to_list() for name in ("train", "valid", "test")] == [[1, 2], [3, 4, 5], [6, 7]]
 
 
@@ -203,8 +203,8 @@ def test_sources_without_times_refuse_what_needs_them():
     rows = pl.DataFrame(
         {"user": ["u"] * 4, "item_id": list("abab"), "timestamp": [None] * 4}, schema_overrides={"timestamp": pl.Int64}
     )
-    dataset, metrics = prepare.build(rows, items(*"ab"), csv_config())
+    dataset, metrics = prepare.build_dataset(rows, items(*"ab"), csv_config())
     assert dataset.test.rows() == [("u", [0, 1, 0], 1, None, 3)] and metrics["dropped_duplicates"] == 0
     for fields in ({"split": "chronological"}, {"start": "2018-01"}):
         with pytest.raises(DataError, match="has no timestamps"):
-            prepare.build(rows, items(*"ab"), csv_config(**fields))
+            prepare.build_dataset(rows, items(*"ab"), csv_config(**fields))

@@ -3,7 +3,7 @@ import pytest
 
 from minionerec.config import DataConfig
 from minionerec.data.interactions import interaction_counts
-from minionerec.data.prepare import build
+from minionerec.data.prepare import build_dataset
 from tests.small import SEQUENCES, leave_one_out
 
 
@@ -22,6 +22,6 @@ def test_under_a_split_by_time_users_that_came_later_count_nothing():
     )
     ids = [str(item) for item in range(6)]
     catalog = pl.DataFrame({"item_id": ids, "title": ids, "text": ids})
-    data, _ = build(interactions, catalog, DataConfig(user_k=3, split="chronological", parts=[3, 2, 2]))
+    data, _ = build_dataset(interactions, catalog, DataConfig(user_k=3, split="chronological", parts=[3, 2, 2]))
     assert data.train["user"].unique().to_list() == ["old"] and data.valid["user"].to_list() == ["late", "late"]
     assert interaction_counts(data).tolist() == [1, 1, 1, 1, 0, 0]

@@ -36,7 +36,7 @@ def equal(one: Dataset, other: Dataset) -> bool:
 def test_the_real_files_there_and_back(tmp_path, category):
     if not SHARED.is_dir():
         pytest.skip(f"{SHARED} is not there")
-    manifest, _ = prepare.run(
+    manifest, _ = prepare.prepare_data(
         Config(out=str(tmp_path / "run"), data=DataConfig(source="released", path=str(SHARED), category=category))
     )
     assert {name: manifest.metrics[name] for name in COUNTS[category]} == COUNTS[category]
@@ -127,7 +127,7 @@ def test_rows_are_checked_against_info_and_index(tmp_path, change, message):
         read(folder, "released")
     problems = Problems(skip=True)
     config = DataConfig(source="released", path=str(folder))
-    assert len(released.read(folder, config, problems).train) == 1 and len(problems.found) == 1
+    assert len(released.read(folder, config, problems).train) == 1 and len(problems.messages) == 1
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_lines_that_name_items_are_checked(tmp_path, mapping, message):
         read(folder, "released")
     problems = Problems(skip=True)
     released.read(folder, DataConfig(source="released", path=str(folder)), problems)
-    assert len(problems.found) == 1
+    assert len(problems.messages) == 1
 
 
 def test_broken_lines_of_the_info_file_are_skipped_with_their_rows(tmp_path):
@@ -192,7 +192,9 @@ def test_broken_lines_of_the_info_file_are_skipped_with_their_rows(tmp_path):
     problems = Problems(skip=True)
     dataset = released.read(folder, DataConfig(source="released", path=str(folder)), problems)
     assert dataset.catalog["item_id"].to_list() == ["0"] and len(dataset.train) == 1
-    assert "info/Toys_5.txt, line 2: 2 fields" in problems.found[0] and len(problems.found) == 4  # with a row of each split
+    assert (
+        "info/Toys_5.txt, line 2: 2 fields" in problems.messages[0] and len(problems.messages) == 4
+    )  # with a row of each split
 
 
 @pytest.mark.parametrize("kind", ["released", "recbole"])
@@ -223,7 +225,7 @@ def test_times_and_positions_of_given_splits_are_numbers(tmp_path, kind, field, 
         read(tmp_path, kind)
     problems = Problems(skip=True)
     found = prepare.READERS[kind](tmp_path, DataConfig(source=kind, path=str(tmp_path)), problems)[0]
-    assert len(found.test) == len(dataset.test) - 1 and len(problems.found) == 1
+    assert len(found.test) == len(dataset.test) - 1 and len(problems.messages) == 1
     fields[1 if field == "timestamp" else 2] = ""  # not known
     path.write_text("\n".join([*lines[:2], separator.join(fields), *lines[3:]]) + "\n")
     assert read(tmp_path, kind).test["timestamp" if field == "timestamp" else "position"].null_count() == (field == "timestamp")

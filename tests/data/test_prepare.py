@@ -57,9 +57,9 @@ def test_split_equals_the_obvious_loop(rows, max_history, minimum):
     splits, duplicates, short = slow_split(rows, max_history, minimum)
     if not splits["train"]:
         with pytest.raises(DataError, match=r"is left|was read"):
-            prepare.build(frame(rows), ITEMS, config)
+            prepare.build_dataset(frame(rows), ITEMS, config)
         return
-    dataset, metrics = prepare.build(frame(rows), ITEMS, config)
+    dataset, metrics = prepare.build_dataset(frame(rows), ITEMS, config)
     for name in SPLITS:
         assert dataset.split(name).rows() == splits[name]
         assert dataset.split(name).schema == SPLIT_SCHEMA
@@ -73,7 +73,7 @@ def test_split_equals_the_obvious_loop(rows, max_history, minimum):
 
 def test_figures_add_up():
     rows = [("x", item, time) for time, item in enumerate("abdac")] + [("x", "a", 0), ("y", "a", 1), ("y", "b", 2)]
-    dataset, metrics = prepare.build(frame(rows), ITEMS, DataConfig())
+    dataset, metrics = prepare.build_dataset(frame(rows), ITEMS, DataConfig())
     assert metrics == {
         "users": 1,
         "items": 5,
@@ -99,11 +99,11 @@ def test_figures_add_up():
 
 def test_nothing_left():
     with pytest.raises(DataError, match=r"after the k-core \(data.user_k 3.*took the last 2 of 2"):
-        prepare.build(frame([("x", "a", 1), ("x", "b", 2)]), ITEMS, DataConfig())
+        prepare.build_dataset(frame([("x", "a", 1), ("x", "b", 2)]), ITEMS, DataConfig())
     with pytest.raises(DataError, match="no interaction with a listed item was read"):
-        prepare.build(frame([]), ITEMS, DataConfig())
+        prepare.build_dataset(frame([]), ITEMS, DataConfig())
     with pytest.raises(DataError, match="No training example is left"):
-        prepare.build(frame([("x", "a", 1), ("x", "b", 2), ("x", "d", 3)]), ITEMS, DataConfig())
+        prepare.build_dataset(frame([("x", "a", 1), ("x", "b", 2), ("x", "d", 3)]), ITEMS, DataConfig())
 
 
 def own_files(folder: Path) -> DataConfig:
@@ -116,40 +116,40 @@ def own_files(folder: Path) -> DataConfig:
 
 def test_stage_writes_skips_and_notices_changes(tmp_path):
     config = Config(out=str(tmp_path / "run"), data=own_files(tmp_path / "raw"))
-    manifest, made = prepare.run(config)
+    manifest, made = prepare.prepare_data(config)
     assert made and manifest.stage == "data" and set(manifest.inputs) == {"interactions.csv", "items.csv"}
     assert prepare.data_recipe(config, prepare.find_inputs(config).digests).finished() == manifest
     assert manifest.metrics["items_without_interaction"] == 1 and manifest.metrics["train"] == 4
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["data"]
-    again, made = prepare.run(replace(config, seed=7))  # the seed plays no part
+    again, made = prepare.prepare_data(replace(config, seed=7))  # the seed plays no part
     assert not made and again == manifest
-    assert prepare.run(replace(config, data=replace(config.data, max_history=5), replace=True))[1]
+    assert prepare.prepare_data(replace(config, data=replace(config.data, max_history=5), replace=True))[1]
     with (tmp_path / "raw" / "items.csv").open("a") as stream:
         stream.write("e,E,\n")
     config = replace(config, replace=True)
-    manifest, made = prepare.run(config)
+    manifest, made = prepare.prepare_data(config)
     assert made and manifest.metrics["items"] == 5
     (config.folder / "data" / "train.parquet").unlink()
-    assert prepare.run(config)[1]
+    assert prepare.prepare_data(config)[1]
 
 
 def test_a_dataset_is_replaced_only_on_request(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "fetch", lambda *_: pytest.fail("it asks before it downloads"))
     config = Config(out=str(tmp_path / "run"), data=own_files(tmp_path / "raw"))
-    mine, _ = prepare.run(config)
+    mine, _ = prepare.prepare_data(config)
     with pytest.raises(ConfigError) as forgotten:  # the default, MovieLens, in place of the user's own files
-        prepare.run(replace(config, data=DataConfig()))
+        prepare.prepare_data(replace(config, data=DataConfig()))
     assert 'data.source: "csv" there, "ml-100k" now' in str(forgotten.value)
     with pytest.raises(ConfigError, match=r"data.max_history: 20 there, 5 now"):
-        prepare.run(replace(config, data=replace(config.data, max_history=5)))
+        prepare.prepare_data(replace(config, data=replace(config.data, max_history=5)))
     shutil.copytree(tmp_path / "raw", tmp_path / "copy")
     elsewhere = replace(config, data=replace(config.data, path=str(tmp_path / "copy")))
-    assert prepare.run(elsewhere) == (mine, False)  # the same files in another place
+    assert prepare.prepare_data(elsewhere) == (mine, False)  # the same files in another place
     (tmp_path / "copy/items.csv").write_text("item,title\na,A\nb,B\nc,C\n")
     with pytest.raises(ConfigError, match=r"input items.csv: changed"):
-        prepare.run(elsewhere)
+        prepare.prepare_data(elsewhere)
     assert Manifest.load(config.folder / "data") == mine
-    assert prepare.run(replace(elsewhere, replace=True))[0].metrics["items"] == 3
+    assert prepare.prepare_data(replace(elsewhere, replace=True))[0].metrics["items"] == 3
 
 
 LAYOUTS = {
@@ -189,7 +189,7 @@ def test_every_raw_file_counts_and_its_folder_does_not(tmp_path, layout):
 
 def test_dataset_round_trip_and_damage(tmp_path):
     config = Config(out=str(tmp_path / "run"), data=own_files(tmp_path / "raw"))
-    prepare.run(config)
+    prepare.prepare_data(config)
     dataset = Dataset.load(config.folder / "data")
     copy = tmp_path / "copy"
     copy.mkdir()
@@ -218,12 +218,12 @@ def test_failure_leaves_nothing_and_keeps_what_was_there(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Dataset, "save", full)
         with pytest.raises(ArtifactError, match="no space left"):
-            prepare.run(config)
+            prepare.prepare_data(config)
     assert list((tmp_path / "run").iterdir()) == []
-    first, _ = prepare.run(config)
+    first, _ = prepare.prepare_data(config)
     (tmp_path / "raw" / "interactions.csv").write_text("user,item,timestamp\nx,a,soon\n")
     with pytest.raises(DataError, match="soon"):
-        prepare.run(replace(config, replace=True))
+        prepare.prepare_data(replace(config, replace=True))
     assert (config.folder / "data" / MANIFEST).is_file() and prepare.Manifest.load(config.folder / "data") == first
 
 
@@ -232,8 +232,8 @@ def test_missing_text_is_dropped_on_request_only(tmp_path):
     (tmp_path / "raw" / "items.csv").write_text("item,title\na,A\nb,B\nc,\n")
     config = Config(out=str(tmp_path / "run"), data=data)
     with pytest.raises(DataError, match="row 4: item 'c' has no title"):
-        prepare.run(config)
-    manifest, _ = prepare.run(replace(config, data=replace(data, missing_text="drop")))
+        prepare.prepare_data(config)
+    manifest, _ = prepare.prepare_data(replace(config, data=replace(data, missing_text="drop")))
     assert manifest.metrics["dropped_items_without_text"] == 1 and manifest.metrics["dropped_interactions_without_text"] == 2
 
 
@@ -244,7 +244,7 @@ def test_movielens_from_the_cache(tmp_path, monkeypatch):
     if "ml-100k.zip" not in names and len(names) < len(sources.MEMBERS):
         pytest.skip(f"ml-100k is not in {cache}; `python data/prepare.py --config ml-100k.yaml` fetches it")
     monkeypatch.setattr(sources, "_fetch", lambda *_: pytest.skip(f"ml-100k in {cache} is damaged"))
-    manifest, _ = prepare.run(Config(out=str(tmp_path / "run")))
+    manifest, _ = prepare.prepare_data(Config(out=str(tmp_path / "run")))
     figures = {name: manifest.metrics[name] for name in ("users", "items", "interactions", "train", "valid", "test")}
     assert figures == {"users": 943, "items": 1682, "interactions": 100_000, "train": 97_171, "valid": 943, "test": 943}
     dataset = Dataset.load(tmp_path / "run" / "data")
@@ -259,16 +259,16 @@ def test_a_finished_download_needs_neither_cache_nor_network(tmp_path, monkeypat
     (raw / "ml-100k.inter").write_text("\n".join(["user_id:token\titem_id:token\ttimestamp:float", *rows]) + "\n")
     monkeypatch.setattr(sources, "fetch", lambda *_: raw)
     config = Config(out=str(tmp_path / "run"))
-    first, made = prepare.run(config)
+    first, made = prepare.prepare_data(config)
     assert made
 
     def unreachable(*_):
         raise DataError("no network")
 
     monkeypatch.setattr(sources, "fetch", unreachable)
-    assert prepare.run(config) == (first, False)
+    assert prepare.prepare_data(config) == (first, False)
     with pytest.raises(DataError, match="no network"):
-        prepare.run(replace(config, data=DataConfig(max_history=5), replace=True))
+        prepare.prepare_data(replace(config, data=DataConfig(max_history=5), replace=True))
     monkeypatch.setattr(sources, "fetch", lambda *_: raw)
     with pytest.raises(ArtifactError, match="cannot be written"):
-        prepare.run(replace(config, out=str(raw / "ml-100k.item" / "below a file")))
+        prepare.prepare_data(replace(config, out=str(raw / "ml-100k.item" / "below a file")))

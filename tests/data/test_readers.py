@@ -205,7 +205,7 @@ def test_bad_rows_are_skipped_counted_and_listed(tmp_path):
     problems = Problems(skip=True)
     interactions, _ = read_csv(csv_folder(tmp_path, content), problems=problems)
     assert interactions["timestamp"].to_list() == [1, 2]
-    assert [re.search(r"row (\d)", message)[1] for message in problems.found] == ["3", "6", "5", "4"]
+    assert [re.search(r"row (\d)", message)[1] for message in problems.messages] == ["3", "6", "5", "4"]
 
 
 def test_dates_as_timestamps(tmp_path):
@@ -281,7 +281,7 @@ def test_bad_users_of_letter_and_sequences_are_skipped_and_listed(tmp_path):
     assert read_letter(tmp_path, None, problems=problems)[0]["user"].to_list() == ["0", "0"]
     path = write(tmp_path, S__txt="1 3 10\n2\n1 4\n") / "S.txt"
     assert read_sequences(path, problems)[0]["item_id"].to_list() == ["3", "10"]
-    assert [message.partition(": ")[0].rpartition(", ")[2] for message in problems.found] == [
+    assert [message.partition(": ")[0].rpartition(", ")[2] for message in problems.messages] == [
         *("user '1'", "user '2'"),
         *("line 2", "line 3"),
     ]

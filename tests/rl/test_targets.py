@@ -8,7 +8,7 @@ import pytest
 from minionerec.artifacts import read_json
 from minionerec.config import DataConfig, ModelConfig, RlConfig
 from minionerec.data.dataset import Dataset
-from minionerec.data.prepare import run as prepare
+from minionerec.data.prepare import prepare_data
 from minionerec.model import checkpoint, scratch
 from minionerec.pipeline import run
 from minionerec.prompts.builder import Prompts, tokenizer_corpus
@@ -77,7 +77,7 @@ def test_shares_on_the_released_files(tmp_path):
     """How many rewards are wrong on the rebuilt part of Industrial; reference.md has 14.3 % and 8.0 % on its own rebuild."""
     made = config(tmp_path)
     data = DataConfig(source="released", path=str(SHARED), category="Industrial_and_Scientific", max_history=10)
-    prepare(replace(made, data=data))
+    prepare_data(replace(made, data=data))
     dataset = Dataset.load(made.folder / "data")
     histories = [tuple(history) for history in dataset.train["history"].to_list()]
     last = dict(zip(histories, dataset.train["target"].to_list(), strict=True))
