@@ -10,7 +10,7 @@ import polars as pl
 
 from minionerec.config import RELEASED_TASKS, DataConfig, PromptsConfig, TaskName
 from minionerec.data.dataset import Dataset
-from minionerec.data.prepare import build
+from minionerec.data.prepare import build_dataset
 from minionerec.prompts.tasks import examples_of
 from minionerec.prompts.wordings import HEADER, PLAIN, RELEASED, RELEASED_EVALUATION
 from minionerec.sid.index import SidIndex
@@ -71,7 +71,7 @@ def dataset() -> tuple[Dataset, SidIndex]:
     interactions = pl.DataFrame(rows, schema={"user": pl.String, "item_id": pl.String, "timestamp": pl.Int64}, orient="row")
     catalog = pl.DataFrame({"item_id": [f"i{item}" for item in range(4)], "title": TITLES, "text": TITLES})
     catalog = catalog.with_columns(description="A good " + pl.col("title").str.to_lowercase() + ".")
-    made, _ = build(interactions, catalog, DataConfig(max_history=10))
+    made, _ = build_dataset(interactions, catalog, DataConfig(max_history=10))
     codes = np.array([[0, 1, 4], [1, 0, 2], [1, 3, 0], [2, 2, 2]], dtype=np.int32)
     return made, SidIndex(codes, (4, 4, 5), made.digest)
 

@@ -34,14 +34,14 @@ class Recommender:
     >>> import polars as pl
     >>> from minionerec import Recommender
     >>> from minionerec.config import DataConfig, ModelConfig
-    >>> from minionerec.data.prepare import build
+    >>> from minionerec.data.prepare import build_dataset
     >>> from minionerec.model import checkpoint, scratch
     >>> from minionerec.prompts.builder import Prompts, tokenizer_corpus
     >>> from minionerec.sid.index import SidIndex
     >>> names = ["lamp", "cup", "vase", "bowl", "chair"]
     >>> catalog = pl.DataFrame({"item_id": names, "title": names, "text": names})
     >>> clicks = pl.DataFrame({"user": ["ann"] * 5, "item_id": names, "timestamp": range(5)})
-    >>> dataset, _ = build(clicks, catalog, DataConfig())
+    >>> dataset, _ = build_dataset(clicks, catalog, DataConfig())
     >>> index = SidIndex(np.array([[0, 0], [0, 1], [1, 0], [1, 1], [1, 1]]), (2, 2), dataset.digest)
     >>> sizes = ModelConfig(hidden_size=16, intermediate_size=16, layers=1, heads=2, vocabulary=300)
     >>> model, tokenizer = scratch.create(tokenizer_corpus(dataset), sizes, seed=0)

@@ -174,7 +174,7 @@ def test_a_history_that_is_left_out_does_not_shorten_the_lists(tmp_path):
         assert main([*command, "--config", path]) == 0
     options = ["--config", path, "--baseline.top", "12", "--eval.num_beams", "10", "--baseline.model", "markov"]
     assert main(["baseline", *options]) == 0
-    run, hiding = tmp_path / "run", parse("baseline", [*options, "--eval.exclude_history", "true"])
+    run, hiding = tmp_path / "run", parse("baseline", [*options, "--eval.exclude_history", "true", "--replace"])
     with pytest.raises(
         ArtifactError, match=r"markov: the lists have 12 items, but 16 are needed to .* keep 10\. Run minionerec base"
     ):

@@ -12,6 +12,7 @@ import pytest
 from minionerec.artifacts import read_json
 from minionerec.cli import main
 from minionerec.data.dataset import Dataset
+from minionerec.errors import ConfigError
 from minionerec.eval.lists import RankedLists
 from minionerec.pipeline import run
 from minionerec.sid.index import SidIndex
@@ -65,7 +66,7 @@ def test_an_unchanged_run_is_skipped_and_a_changed_one_redoes_only_what_depends_
     shutil.copytree(undisturbed, folder)
     small = config(tmp_path)
     run(small, STAGES)  # the raw files lie elsewhere now, with the same content
-    assert fresh(capsys) == ["data", "report"]
+    assert fresh(capsys) == ["report"]
     run(small, STAGES)
     assert fresh(capsys) == []
     evaluations = ["eval/popularity", "eval/repeat", "eval/sft", "eval/rl"]
@@ -73,6 +74,10 @@ def test_an_unchanged_run_is_skipped_and_a_changed_one_redoes_only_what_depends_
     run(small, STAGES)
     assert fresh(capsys) == [*evaluations, "report"]
     small.eval.num_beams = 5  # the validations that choose rl's best step are decoded so as well
+    with pytest.raises(ConfigError, match=r"rl is finished.*\n  validation.num_beams: 10 there, 5 now\n"):
+        run(small, STAGES)
+    assert fresh(capsys) == []
+    small.replace = True
     run(small, STAGES)
     assert fresh(capsys) == ["rl", *evaluations, "report"]
 
@@ -133,8 +138,10 @@ def test_a_sid_index_of_another_dataset(undisturbed, tmp_path, capsys):
     shutil.copytree(undisturbed, tmp_path / "run")
     path = str(write_config(tmp_path))
     write_csv(tmp_path / "raw", items=40)
-    assert main(["data", "prepare", "--config", path]) == 0
+    assert main(["data", "prepare", "--config", path, "--replace"]) == 0
     assert main(["sft", "--config", path]) == 2
+    assert "input data: changed" in capsys.readouterr().err
+    assert main(["sft", "--config", path, "--replace"]) == 2
     assert "belongs to another dataset (48 items" in capsys.readouterr().err
     assert Manifest.load(tmp_path / "run/sft").key != content_hash("")  # the finished model is untouched
 
@@ -142,7 +149,7 @@ def test_a_sid_index_of_another_dataset(undisturbed, tmp_path, capsys):
 def test_a_model_of_another_index(undisturbed, tmp_path, capsys):
     shutil.copytree(undisturbed, tmp_path / "run")
     path = str(write_config(tmp_path, sid={"codebook_size": 12}))
-    assert main(["sid", "--config", path]) == 0
+    assert main(["sid", "--config", path, "--replace"]) == 0
     assert main(["rl", "--config", path]) == 2
     assert main(["eval", "--config", path]) == 2
     errors = capsys.readouterr().err
