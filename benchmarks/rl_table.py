@@ -4,19 +4,20 @@ Claim: from one finished SFT run, our settings are no worse than SFT at any cut-
 settings lift the first places and lower the last ones. The script trains every variant with every seed from that one model,
 evaluates all on the same users, and prints the differences. It never writes into the run it starts from.
 
-A variant is a set of fields over the `rl` section of the configuration; `config` changes nothing. Every variant is checked
-before the first is trained. Each lives in `OUT/<variant>/seed-<n>/`, a run of its own whose data, SIDs and SFT model are links:
-what is finished is not made again, and what was interrupted goes on from its last checkpoint, so the same command resumes.
+A variant is a set of fields that override the `rl` section of the configuration; `config` changes nothing. Every variant is
+checked before the first is trained. Each is a run of its own in `OUT/<variant>/seed-<n>/`, whose data, SIDs and SFT model are
+links. A finished variant is not made again, and an interrupted one resumes from its last checkpoint, so run the same command
+again after an interruption.
 
-A difference is a user's mean over the seeds; its 95 % interval resamples users. `*` marks intervals that leave out 0. Between
+A difference is averaged over the seeds for each user; its 95 % interval resamples users. `*` marks intervals without 0. Between
 seeds: the standard deviation of the difference of NDCG@10, None for one seed.
 
     python benchmarks/rl_table.py runs/ml-100k --config ml-100k --out runs/rl-table --seeds 3          # a night
     python benchmarks/rl_table.py runs/ml-100k --config ml-100k --out runs/rl-small --seeds 1 --variants rule ranking \
         --rl.max_examples 256                                                                          # minutes
-    python benchmarks/rl_table.py ... --add "wide=--rl.sft_weight 0.5 --rl.num_generations 32"          # a variant of one's own
+    python benchmarks/rl_table.py ... --add "wide=--rl.sft_weight 0.5 --rl.num_generations 32"          # your own variant
 
-Fields behind the options hold for all variants, unless a variant sets them itself. The collaborative variant needs a baseline
+Fields after the options hold for all variants, unless a variant sets them itself. The collaborative variant needs a baseline
 in the run: `minionerec baseline --baseline.model sasrec`.
 """
 
@@ -62,9 +63,9 @@ VARIANTS = {
 
 
 def configuration(name: str, folder: Path, seed: int, flags: Sequence[str]) -> Config | None:
-    """A run's configuration from a preset or file and fields over it; the last of equal fields counts.
+    """A run's configuration from a preset or file, overridden by fields; the last of equal fields counts.
 
-    None where the fields only ask for help or for the configuration.
+    None if the fields only ask for help or for the configuration.
 
     Raises:
         ConfigError: a field is unknown, of another section than `rl` and `eval`, or the fields contradict each other.
@@ -76,7 +77,7 @@ def configuration(name: str, folder: Path, seed: int, flags: Sequence[str]) -> C
 
 
 def make(config: Config, stage: str) -> None:
-    """Train, where the stage is `rl`, and decode the split, in this process; what is current stays."""
+    """Train, if the stage is `rl`, and decode the split, in this process; finished parts stay."""
     from minionerec import pipeline
     from minionerec.eval.evaluate import evaluate
 
@@ -104,50 +105,46 @@ def differences(
     """
     before = per_user(ranks(sft), CUTOFFS)
     old = np.stack([before[name] for name in METRICS])
-    found = {}
+    by_variant = {}
     for variant, runs in variants.items():
         after = [per_user(ranks(lists)[align(sft, lists)], CUTOFFS) for lists in runs]
         new = np.stack([[values[name] for name in METRICS] for values in after]).mean(0)  # (metrics, rows)
         intervals = paired(old, new, resamples, seed, sft.units())
         each = [float((values["NDCG@10"] - before["NDCG@10"]).mean()) for values in after]
-        found[variant] = {"metrics": dict(zip(METRICS, intervals, strict=True)), "seeds": across_seeds(each)}
-    return found
+        by_variant[variant] = {"metrics": dict(zip(METRICS, intervals, strict=True)), "seeds": across_seeds(each)}
+    return by_variant
 
 
 def verdict(metrics: Mapping[str, Interval]) -> str:
-    """Where a variant is beyond noise better and worse than SFT, in words."""
+    """At which metrics a variant is better or worse than SFT beyond noise, in words."""
     better = [name for name in METRICS if beyond_noise(metrics[name]) and metrics[name].value > 0]
     worse = [name for name in METRICS if beyond_noise(metrics[name]) and metrics[name].value < 0]
     return f"better at {', '.join(better) or 'nothing'}; worse at {', '.join(worse) or 'nothing'}"
 
 
-def show(sft: RankedLists, found: Mapping[str, Mapping[str, Any]], trained: Mapping[str, Sequence[Manifest]]) -> None:
-    """Print the two tables, what holds beyond noise, and what each variant took."""
+def show(sft: RankedLists, results: Mapping[str, Mapping[str, Any]], trained: Mapping[str, Sequence[Manifest]]) -> None:
+    """Print a table of HR and one of NDCG, the differences beyond noise, and the time that each variant took.
+
+    Args:
+        results: of `differences`.
+    """
     before = {name: float(values.mean()) for name, values in per_user(ranks(sft), CUTOFFS).items()}
     for family in ("HR", "NDCG"):
         names = [name for name in METRICS if name.startswith(family)]
         rows = [["SFT", *(f"{before[name]:.4f}" for name in names)]]
-        for variant, one in found.items():
-            cells = [one["metrics"][name] for name in names]
-            rows.append(
-                [
-                    f"{variant} - SFT",
-                    *map(difference_text, cells),
-                ]
-            )
+        for variant, result in results.items():
+            rows.append([f"{variant} - SFT", *(difference_text(result["metrics"][name]) for name in names)])
         print()
         table(["", *names], rows)
     print()
     rows = []
-    for variant, one in found.items():
-        made = trained[variant]
-        sd = one["seeds"]["sd"]
-        kept = ", ".join(str(manifest.metrics.get("best_step", manifest.metrics["steps"])) for manifest in made)
-        minutes = sum(manifest.seconds for manifest in made) / 60
-        rows.append(
-            [variant, verdict(one["metrics"]), "None" if sd is None else f"{sd:.4f}", f"{made[0].metrics['steps']}", kept,
-             f"{minutes:.1f}"]
-        )  # fmt: skip
+    for variant, result in results.items():
+        manifests = trained[variant]
+        sd = result["seeds"]["sd"]
+        steps = [manifest.metrics.get("best_step", manifest.metrics["steps"]) for manifest in manifests]
+        minutes = sum(manifest.seconds for manifest in manifests) / 60
+        cells = ["None" if sd is None else f"{sd:.4f}", str(manifests[0].metrics["steps"]), ", ".join(map(str, steps))]
+        rows.append([variant, verdict(result["metrics"]), *cells, f"{minutes:.1f}"])
     header = ["variant", "beyond noise", "NDCG@10, sd over seeds", "steps", "step kept, by seed", "minutes, all seeds"]
     table(header, rows)
 
@@ -181,16 +178,16 @@ def main(argv: list[str] | None = None) -> None:
     seeds = range(1, arguments.seeds + 1)
     jobs = {(name, seed): Path(name) / f"seed-{seed}" for name in wanted for seed in seeds}
     flags = {name: [*common, *shlex.split(variants[name])] for name in wanted}
-    made: dict[str, Config] = {}
-    for name, given in {"all variants": common, **{f"variant {name}": flags[name] for name in wanted}}.items():
+    configs: dict[str, Config] = {}
+    for name, fields in {"all variants": common, **{f"variant {name}": flags[name] for name in wanted}}.items():
         try:
-            checked = configuration(arguments.config, arguments.out, 1, given)
+            checked = configuration(arguments.config, arguments.out, 1, fields)
         except MiniOneRecError as error:
             raise SystemExit(f"{name}: {error}") from None
         if checked is None:
             return None
-        made[name] = checked
-    config = made["all variants"]
+        configs[name] = checked
+    config = configs["all variants"]
 
     run = arguments.run
     if not (run / "sft" / MANIFEST).is_file():
@@ -209,17 +206,17 @@ def main(argv: list[str] | None = None) -> None:
     for (name, _), folder in jobs.items():
         lists[name].append(RankedLists.read(arguments.out / folder / "eval" / "rl" / "predictions.jsonl"))
         trained[name].append(Manifest.load(arguments.out / folder / "rl"))
-    found = differences(sft, lists, config.eval.resamples, config.seed)
+    results = differences(sft, lists, config.eval.resamples, config.seed)
     print(f"\n{machine()}; {arguments.run.name}, {config.eval.split} split, {len(sft)} examples")
     print(f"{config.eval.num_beams} beams, {len(seeds)} seed(s) per variant")
-    show(sft, found, trained)
+    show(sft, results, trained)
     stored = {
         name: {
             "fields": flags[name],
-            "metrics": {metric: interval._asdict() for metric, interval in one["metrics"].items()},
-            "seeds": one["seeds"],
+            "metrics": {metric: interval._asdict() for metric, interval in result["metrics"].items()},
+            "seeds": result["seeds"],
         }
-        for name, one in found.items()
+        for name, result in results.items()
     }
     write_json(arguments.out / "table.json", stored)
 

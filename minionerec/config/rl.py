@@ -11,7 +11,15 @@ from minionerec.config.evaluation import RANKING_METRICS
 from minionerec.config.tasks import RECOMMENDING, TASKS, TaskName
 from minionerec.errors import ConfigError
 
-RewardName = Literal["rule", "ranking", "ranking_only", "prefix", "semantic", "collaborative", "popularity"]
+RewardName = Literal[
+    "rule",
+    "ranking",
+    "ranking_only",
+    "prefix",
+    "semantic",
+    "collaborative",
+    "popularity",
+]
 # What an unbiased gradient from a group drawn without replacement takes, see `importance_advantages`.
 _UNBIASED = {
     "objective": "grpo",

@@ -208,7 +208,12 @@ def _popularity(config: Config, dataset: Dataset, items: ItemsOfSid) -> Reward:
     return popularity(np.bincount(dataset.train["target"].to_numpy(), minlength=len(dataset.catalog)), items)
 
 
-REWARDS: dict[str, Reward] = {"rule": rule, "ranking": ranking, "ranking_only": ranking_only, "prefix": prefix}
+REWARDS: dict[str, Reward] = {
+    "rule": rule,
+    "ranking": ranking,
+    "ranking_only": ranking_only,
+    "prefix": prefix,
+}
 WITH_TABLES: dict[str, Callable[[Config, Dataset, ItemsOfSid], Reward]] = {
     "semantic": _semantic,
     "collaborative": _collaborative,

@@ -127,6 +127,11 @@ def test_every_name_of_the_configuration_has_a_reward():
     assert {*rewards.REWARDS, *rewards.WITH_TABLES} == set(get_args(RewardName))
 
 
+def test_every_reward_is_documented():
+    rows = (ROOT / "docs/rl.md").read_text().partition("## Rewards")[2].partition("\n## ")[0].splitlines()
+    assert {row.split("`")[1] for row in rows if row.startswith("| `")} == set(get_args(RewardName))
+
+
 @pytest.fixture
 def run(tmp_path):
     """A configuration, its dataset, the items of each SID, and where its baseline's vectors belong."""
