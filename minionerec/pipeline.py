@@ -57,10 +57,10 @@ def _sft(config: Config) -> Iterator[Made]:
 
 def _rl(config: Config) -> Iterator[Made]:
     from minionerec.report import curves
-    from minionerec.rl import train
+    from minionerec.rl.train import train_rl
 
     _quieten_transformers()
-    yield train.run(config, curves.write_curves)
+    yield train_rl(config, curves.write_curves)
 
 
 def _eval(config: Config) -> Iterator[Made]:

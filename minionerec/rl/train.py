@@ -16,20 +16,11 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from transformers import TrainerState, set_seed
+from transformers import PreTrainedTokenizerBase, TrainerState, set_seed
 
-from minionerec.artifacts import (
-    CHECKPOINTS,
-    ITEM_STAGES,
-    Manifest,
-    check_disk_space,
-    content_hash,
-    is_current,
-    require,
-    write_artifact,
-)
+from minionerec.artifacts import CHECKPOINTS, ITEM_STAGES, Manifest, Recipe, check_disk_space, require
 from minionerec.config import RECOMMENDING, Config, RlConfig
 from minionerec.data.dataset import Dataset
 from minionerec.distributed import distributed_state, is_main_process
@@ -41,7 +32,7 @@ from minionerec.recommend.recommender import Recommender
 from minionerec.rl import rewards
 from minionerec.rl.arguments import grpo_arguments, split_prompts
 from minionerec.rl.exact import ExactTrainer
-from minionerec.rl.monitor import Evaluator, Watch, best
+from minionerec.rl.monitor import Evaluator, Watch, best, validations
 from minionerec.rl.objectives import KeepReference, ListwiseTrainer, ObjectiveTrainer
 from minionerec.rl.plan import work
 from minionerec.rl.rewards import Reward
@@ -61,15 +52,122 @@ from minionerec.tree import CatalogTrie
 log = logging.getLogger(__name__)
 
 
+def train_rl(config: Config, write_curves: Callable[[Path, Path, str], None] | None = None) -> tuple[Manifest, bool]:
+    """Train, unless the finished artefact is current; returns its manifest and whether it was made anew.
+
+    Args:
+        write_curves: draws a log (first) as a page (second) with a title (third); None for no page.
+
+    Raises:
+        ArtifactError: an input is missing, or the disk cannot hold the checkpoints.
+        CatalogError: the SFT checkpoint lacks the catalog's SID tokens.
+        ConfigError: the settings do not fit the launch, the catalog or the SFT model; the message names the field.
+        DataError: the valid split is empty, and validations are asked for.
+        TrainingError: the memory does not suffice, or the policy diverges (`Watch`).
+    """
+    recipe = rl_recipe(config)
+    if (manifest := recipe.finished()) is not None:
+        return manifest, False
+    split_prompts(config.rl)  # refuses before anything is loaded
+    check_sft(Manifest.load(config.folder / "sft"), config)
+
+    # Load. TRL reads the reference model from the policy's folder.
+    dataset = Dataset.load(config.folder / "data")
+    index = SidIndex.load(config.folder / "sid", dataset)
+    set_seed(config.seed)
+    origin = config.folder / "sft" / "model"
+    model, tokenizer = checkpoint.load(str(origin))
+    prompts = Prompts(dataset, index, tokenizer, config.resolved_prompts.for_training(), checkpoint.context_of(model))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    # Float32 copies of the weights: the model, the best so far and the one that replaces it; in the last and in the next
+    # checkpoint the weights, two moments and, if it moves, the reference model.
+    check_disk_space(recipe.folder, parameters * 4 * (9 if config.rl.sync_reference is None else 11))
+
+    # Build.
+    filtered = config.eval.exclude_history
+    trie = CatalogTrie.from_codes(prompts.sid_tokens, distributed_state().device)
+    examples = with_targets(training_prompts(config, prompts), config.rl, prompts)
+    rows = token_rows(examples, trie, dataset if filtered else None)
+    check_group(config.rl, trie, max(map(len, rows["hidden"])) if filtered else 0)
+    functions = rewards.build(config, dataset, [trie.items(leaf) for leaf in range(len(trie))])
+    evaluator: Evaluator = dict  # never called without validations
+    if config.rl.evaluations:
+        recommender = Recommender(model.to(distributed_state().device), prompts, trie)
+        evaluator = RankingEvaluator(recommender, config.eval, config.rl.valid_examples, config.rl.best_metric)
+    with recipe.write(resumable=True, collective=True) as draft:
+        checkpoints = draft.path / CHECKPOINTS
+        keep_tensorboard(config.folder / "tensorboard" / "rl", config.rl.report_to)
+        arguments = grpo_arguments(config.rl, index.levels, config.seed, checkpoints, len(rows))
+        devices = plan.launched(config.rl.bf16, config.rl.gradient_checkpointing)
+        planned = plan.Plan("rl", plan.Shape.of(model), work(examples, trie, arguments, config.rl), devices)
+        planned.show()
+        watch = Watch(config.rl, evaluator, tokenizer, checkpoints, origin)
+        of_trainer = {"model": model, "args": arguments, "train_dataset": rows, "processing_class": tokenizer}
+        with enough_memory(lambda: SETUP_MEMORY_ADVICE):
+            trainer = make_trainer(config.rl, trie, functions, seed=config.seed, filtered=filtered, watch=watch, **of_trainer)
+
+        # Train.
+        _announce(trainer, config.rl)
+        _train(trainer, watch, config.rl, last_checkpoint(checkpoints))
+
+        # Save.
+        figures = {"parameters": parameters, "prompts": len(rows), **_figures(trainer, config.rl)}
+        if trainer.is_world_process_zero():
+            _save_model(trainer, watch, config.rl, draft.path / "model")
+            card.write(draft.path / "model", "rl", config, dataset, index, figures)
+            write_log(trainer.state, draft.path / "log.jsonl")
+            if write_curves is not None:
+                write_curves(draft.path / "log.jsonl", draft.path / "curves.html", f"{config.name}: RL")
+        draft.metrics.update(**figures, **planned.metrics())
+    return Manifest.load(recipe.folder), True
+
+
+def rl_recipe(config: Config) -> Recipe:
+    """What the stage's artefact is made from.
+
+    Raises:
+        ArtifactError: an input is missing, or was made from other data or SIDs.
+    """
+    inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
+    inputs["sft"] = require(config.folder / "sft", "minionerec sft", made_from=inputs).digest
+    inputs |= rewards.sources(config, inputs["data"])
+    sections = {
+        **config.section("rl"),
+        "prompts": prompts_section(config.resolved_prompts.for_training(), [RECOMMENDING, *config.rl.tasks]),
+        "rollouts": {"exclude_history": config.eval.exclude_history},
+    }
+    if config.rl.evaluations:
+        sections["validation"] = config.decoding
+    return Recipe(
+        stage="rl",
+        folder=config.folder / "rl",
+        config=sections,
+        inputs=inputs,
+        seed=config.seed,
+        key_fields={**sections, **config.key_fields("rl")},
+        replace=config.replace,
+    )
+
+
+def check_sft(sft: Manifest, config: Config) -> None:
+    """Compare the SFT model's prompts and probabilities with those of RL.
+
+    Raises:
+        ConfigError: it was trained with other prompts.
+    """
+    check_prompts(sft.config, config.resolved_prompts.for_training(), str(config.folder / "sft"))
+    warn_if_normalised_otherwise(sft, config.rl)
+
+
 def warn_if_normalised_otherwise(sft: Manifest, config: RlConfig) -> None:
-    """Warn where the SFT model was trained with probabilities that add up over something else than here."""
-    trained = sft.config["sft"]["normalise_over"]
-    if trained != config.normalise_over:
+    """Warn if SFT normalised its probabilities over another set of tokens than RL does."""
+    of_sft = sft.config["sft"]["normalise_over"]
+    if of_sft != config.normalise_over:
         log.warning(
-            "The SFT model was trained with sft.normalise_over %s, but rl.normalise_over is %s: its "
-            "probabilities mean something else here, and the KL is to a model that nobody trained. "
-            "Set rl.normalise_over %s unless you mean it.",
-            *(trained, config.normalise_over, trained),
+            "The SFT model was trained with sft.normalise_over %s, but rl.normalise_over is %s: its probabilities mean "
+            "something else here, and the KL is measured from a model that nobody trained. Set rl.normalise_over %s unless "
+            "you mean it.",
+            *(of_sft, config.normalise_over, of_sft),
         )
 
 
@@ -101,133 +199,38 @@ def make_trainer(
     return trainer_class(config=config, rollout_func=Rollouts(trie, config, pad_token, seed, filtered=filtered), **arguments)
 
 
-def run(config: Config, draw: Callable[[Path, Path, str], None] | None = None) -> tuple[Manifest, bool]:
-    """Train, unless the finished artefact is current; returns its manifest and whether it was made anew.
-
-    Args:
-        draw: writes the curves of a log (first) as a page (second) with a title (third); None for no page.
-
-    Raises:
-        ArtifactError: an input is missing, or the disk cannot hold the checkpoints.
-        CatalogError: the SFT checkpoint lacks the catalog's SID tokens.
-        ConfigError: see `split_prompts`, `training_prompts`, `check_group` and `launch_of`.
-        DataError: the valid split is empty, and validations are asked for.
-        TrainingError: see `TreeGRPOTrainer.train`.
-    """
-    folder = config.folder / "rl"
-    inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
-    sft = require(config.folder / "sft", "minionerec sft", made_from=inputs)
-    inputs |= {"sft": sft.digest, **rewards.sources(config, inputs["data"])}
-    asked = config.resolved_prompts.for_training()
-    filtered = config.eval.exclude_history
-    sections = {
-        **config.section("rl"),
-        "prompts": prompts_section(asked, [RECOMMENDING, *config.rl.tasks]),
-        "rollouts": {"exclude_history": filtered},
-    }
-    if config.rl.evaluations:
-        sections |= {"validation": config.decoding}
-    key = content_hash({"config": {**sections, **config.key_fields("rl")}, "seed": config.seed, "inputs": inputs})
-    if is_current(folder, key):
-        return Manifest.load(folder), False
-    split_prompts(config.rl)  # refuses before anything is loaded
-    check_prompts(sft.config, asked, str(config.folder / "sft"))
-    warn_if_normalised_otherwise(sft, config.rl)
-    dataset = Dataset.load(config.folder / "data")
-    index = SidIndex.load(config.folder / "sid", dataset)
-    set_seed(config.seed)
-    origin = config.folder / "sft" / "model"
-    model, tokenizer = checkpoint.load(str(origin))  # TRL reads the reference model from the same folder
-    prompts = Prompts(dataset, index, tokenizer, asked, checkpoint.context_of(model))
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    # The model, the best so far and the one that replaces it; of the last and the next checkpoint weights, two moments and,
-    # where it moves, the reference model.
-    check_disk_space(folder, parameters * 4 * (9 if config.rl.sync_reference is None else 11))
-    trie = CatalogTrie.from_codes(prompts.sid_tokens, distributed_state().device)
-    examples = with_targets(training_prompts(config, prompts), config.rl, prompts)
-    rows = token_rows(examples, trie, dataset if filtered else None)
-    check_group(config.rl, trie, max(map(len, rows["hidden"])) if filtered else 0)
-    functions = rewards.build(config, dataset, [trie.items(leaf) for leaf in range(len(trie))])
-    evaluator: Evaluator = dict  # without validations it is never called
-    if config.rl.evaluations:
-        recommender = Recommender(model.to(distributed_state().device), prompts, trie)
-        evaluator = RankingEvaluator(recommender, config.eval, config.rl.valid_examples, config.rl.best_metric)
-    with write_artifact(
-        folder,
-        stage="rl",
-        key=key,
-        config=sections,
-        inputs=inputs,
-        seed=config.seed,
-        resumable=True,
-        collective=True,
-    ) as draft:
-        checkpoints = draft.path / CHECKPOINTS
-        keep_tensorboard(config.folder / "tensorboard" / "rl", config.rl.report_to)
-        arguments = grpo_arguments(config.rl, index.levels, config.seed, checkpoints, len(rows))
-        devices = plan.launched(config.rl.bf16, config.rl.gradient_checkpointing)
-        planned = plan.Plan("rl", plan.Shape.of(model), work(examples, trie, arguments, config.rl), devices)
-        planned.show()
-        watch = Watch(config.rl, evaluator, tokenizer, checkpoints, origin)
-        with enough_memory(lambda: SETUP_MEMORY_ADVICE):
-            trainer = make_trainer(
-                config.rl,
-                trie,
-                functions,
-                seed=config.seed,
-                filtered=filtered,
-                model=model,
-                args=arguments,
-                train_dataset=rows,
-                processing_class=tokenizer,
-                watch=watch,
-            )
-        launched = launch_of(trainer.accelerator)
-        if is_main_process():
-            micro = arguments.per_device_train_batch_size // config.rl.num_generations
-            print(f"rl on {launched}, prompts per process: {micro} x {arguments.gradient_accumulation_steps}", flush=True)
-        _train(trainer, watch, config.rl, last_checkpoint(checkpoints))
-        chosen = best(trainer.state.log_history, config.rl.best_metric)
-        if chosen is not None:
-            trainer.state.log_history.append(_verdict(config.rl, chosen, trainer.state))
-        figures: dict[str, float] = {
-            "parameters": parameters,
-            "prompts": len(rows),
-            "steps": trainer.state.global_step,
-            "devices": trainer.accelerator.num_processes,
-        }
-        if chosen is not None:
-            figures |= {"best_step": chosen[0], f"best valid {config.rl.best_metric}": chosen[1]}
-        if trainer.is_world_process_zero():
-            if chosen is None:
-                checkpoint.save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, draft.path / "model")
-            else:
-                shutil.copytree(watch.best_model(trainer.state.log_history), draft.path / "model")
-            card.write(draft.path / "model", "rl", config, dataset, index, figures)
-            write_log(trainer.state, draft.path / "log.jsonl")
-            if draw is not None:
-                draw(draft.path / "log.jsonl", draft.path / "curves.html", f"{config.name}: RL")
-        draft.metrics.update(**figures, **planned.metrics())
-    return Manifest.load(folder), True
-
-
 def check_group(config: RlConfig, trie: CatalogTrie, hidden: int) -> None:
-    """Refuse a group of distinct SIDs for which the catalog does not suffice.
+    """Refuse a group of distinct SIDs that the catalog is too small for.
 
     Args:
         trie: the valid SIDs.
-        hidden: most items that are hidden from a prompt.
+        hidden: the largest number of items that is hidden from a prompt.
+
+    Raises:
+        ConfigError: it is too small; the message says how many SIDs there are.
     """
-    left = len(trie) - hidden  # at least: items that share a SID hide one between them
-    if left < config.num_generations and config.rollouts != "sampling" and config.objective != "exact":
+    remaining = len(trie) - hidden  # at least: items that share a SID hide one SID together
+    if remaining < config.num_generations and config.rollouts != "sampling" and config.objective != "exact":
         without = f", and {hidden} items of a history are left out (eval.exclude_history)" if hidden else ""
         raise ConfigError(
             f"rl.num_generations is {config.num_generations}, but the catalog has only {len(trie)} SIDs{without}; lower it."
         )
 
 
+def _announce(trainer: TreeGRPOTrainer, config: RlConfig) -> None:
+    """Print how the stage was launched.
+
+    Raises:
+        ConfigError: the launcher and the configuration contradict each other.
+    """
+    launched = launch_of(trainer.accelerator)
+    if is_main_process():
+        micro = trainer.args.per_device_train_batch_size // config.num_generations
+        print(f"rl on {launched}, prompts per process: {micro} x {trainer.args.gradient_accumulation_steps}", flush=True)
+
+
 def _train(trainer: TreeGRPOTrainer, watch: Watch, config: RlConfig, last: str | None) -> None:
-    """Train to the end, from the checkpoint `last` where there is one."""
+    """Train to the end, from the checkpoint `last` unless it is None."""
     if config.sync_reference is not None:
         keeper = KeepReference(trainer)
         trainer.add_callback(keeper)
@@ -242,12 +245,28 @@ def _train(trainer: TreeGRPOTrainer, watch: Watch, config: RlConfig, last: str |
         trainer.train(resume_from_checkpoint=last)
 
 
-def _verdict(config: RlConfig, chosen: tuple[int, float], state: TrainerState) -> dict[str, float]:
-    """The log's last row: which step's model was kept; said in words where it is the SFT model."""
-    step, value = chosen
+def _figures(trainer: TreeGRPOTrainer, config: RlConfig) -> dict[str, Any]:
+    """What the run amounted to; the best step also becomes the log's last row."""
+    state = trainer.state
+    figures: dict[str, Any] = {"steps": state.global_step, "devices": trainer.accelerator.num_processes}
+    best_validation = best(state.log_history, config.best_metric)
+    if best_validation is None:
+        return figures
+    step, value = best_validation
     if step == 0:
         log.warning(
             "No step of rl has a higher %s on valid than the SFT model (%.4f): rl/model holds the SFT model's weights.",
             *(config.best_metric, value),
         )
-    return {"step": state.global_step, "best_step": step, f"best_{config.best_metric}": value}
+    state.log_history.append({"step": state.global_step, "best_step": step, f"best_{config.best_metric}": value})
+    return figures | {"best_step": step, f"best valid {config.best_metric}": value}
+
+
+def _save_model(trainer: TreeGRPOTrainer, watch: Watch, config: RlConfig, folder: Path) -> None:
+    """Save the best model; without validations, the last one."""
+    history = trainer.state.log_history
+    if validations(history, config.best_metric):
+        shutil.copytree(watch.best_model(history), folder)
+    else:
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        checkpoint.save(model, cast(PreTrainedTokenizerBase, trainer.processing_class), folder)

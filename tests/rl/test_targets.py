@@ -67,7 +67,7 @@ def test_rl_is_rewarded_for_them(tmp_path):
     made = config(tmp_path, rl={"evaluations": 0})
     run(made, ("data", "sid", "sft", "rl"))
     first = (made.folder / "rl/model/model.safetensors").read_bytes()
-    run(replace(made, rl=replace(made.rl, targets="released")), ("rl",))
+    run(replace(made, rl=replace(made.rl, targets="released"), replace=True), ("rl",))
     assert (made.folder / "rl/model/model.safetensors").read_bytes() != first
     assert read_json(made.folder / "rl/manifest.json")["config"]["rl"]["targets"] == "released"
 
