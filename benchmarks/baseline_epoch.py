@@ -1,11 +1,11 @@
 """Training time per epoch of the baselines that compute no padding, against full-length batches of the same rows.
 
-Claimed: at least twice the speed of a straightforward implementation in which every history takes a row of `max_history`, with
-the same loss at every step. Two peers: torch's own `nn.TransformerEncoder` with SASRec's weights, and for every model its own
-layers on padded batches, all cells of all layers computed (of GRU4Rec: the GRU over all cells).
+Claim: at least twice the speed of a straightforward implementation, in which every history takes a row of `max_history`, with
+the same loss at every step. There are two peers: torch's `nn.TransformerEncoder` with SASRec's weights, and for every model its
+own layers on padded batches with all cells of all layers computed (for GRU4Rec: the GRU over all cells).
 
-Dropout is 0, so that losses can be compared; it would cost the full-length side more. Each implementation runs in a process of
-its own, one after the other: steps on the same random batches, then time, scaled to an epoch, and peak memory are printed.
+Dropout is 0, so that losses can be compared; it would cost the full-length peers more. Each implementation runs in its own
+process, one after the other, on the same random batches. Printed are the time, scaled to an epoch, and the peak memory.
 
     taskset -c 0 env OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/baseline_epoch.py --sequences Beauty.txt
     PYTHONPATH=. python benchmarks/baseline_epoch.py --steps 5 --users 300     # small, on made-up sequences
@@ -61,8 +61,8 @@ class TorchSASRec(nn.Module):
         with torch.no_grad():
             for theirs, own in zip(self.encoder.layers, ours.encoder.layers, strict=True):
                 projections = (own.attn.query, own.attn.key, own.attn.value)
-                theirs.self_attn.in_proj_weight.copy_(torch.cat([one.weight for one in projections]))
-                theirs.self_attn.in_proj_bias.copy_(torch.cat([one.bias for one in projections]))
+                theirs.self_attn.in_proj_weight.copy_(torch.cat([projection.weight for projection in projections]))
+                theirs.self_attn.in_proj_bias.copy_(torch.cat([projection.bias for projection in projections]))
                 for source, target in names.items():
                     theirs.get_submodule(target).load_state_dict(own.get_submodule(source).state_dict())
 
@@ -77,7 +77,7 @@ class TorchSASRec(nn.Module):
 
 
 class EverywhereRead(nn.Module):
-    """A model on a padded batch, every cell of the last layer computed, too."""
+    """A model on a padded batch; every cell of the last layer is computed as well."""
 
     def __init__(self, ours: SequentialModel) -> None:
         super().__init__()
@@ -105,10 +105,10 @@ IMPLEMENTATIONS = {"ours": lambda ours: ours, "full length": EverywhereRead, "to
 
 def run_one(name: str, implementation: str, sequences: Path, steps: int) -> dict:
     """Train for some steps in this process."""
-    task = from_sequences(sequences, "recbole", LENGTH)
-    rows = task.rows["train"]
+    data = from_sequences(sequences, "recbole", LENGTH)
+    rows = data.rows["train"]
     torch.manual_seed(0)
-    ours = make(BaselineConfig(protocol="recbole", sequences=str(sequences), max_history=LENGTH, **MODELS[name]), task.items)
+    ours = make(BaselineConfig(protocol="recbole", sequences=str(sequences), max_history=LENGTH, **MODELS[name]), data.items)
     model = IMPLEMENTATIONS[implementation](ours).train()
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
     order = np.random.default_rng(0).permutation(len(rows))
@@ -117,8 +117,8 @@ def run_one(name: str, implementation: str, sequences: Path, steps: int) -> dict
     losses, wall, cpu = [], [], []
     for step in range(steps):
         began, began_cpu = time.perf_counter(), time.process_time()
-        chosen = order[step * BATCH % len(order) :][:BATCH]
-        loss = model(make_batch(rows.take(chosen), layout=layout, side="right", max_history=LENGTH))
+        drawn = order[step * BATCH % len(order) :][:BATCH]
+        loss = model(make_batch(rows.take(drawn), layout=layout, side="right", max_history=LENGTH))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -135,7 +135,7 @@ def run_one(name: str, implementation: str, sequences: Path, steps: int) -> dict
     }
 
 
-def made_up(path: Path, users: int) -> None:
+def write_sequences(path: Path, users: int) -> None:
     """Sequences with lengths like Beauty's."""
     rng = np.random.default_rng(0)
     lengths = np.minimum(5 + rng.geometric(0.25, users), 150)
@@ -144,20 +144,20 @@ def made_up(path: Path, users: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sequences", type=Path, help="file of sequences, such as Beauty.txt; made up where not given")
+    parser.add_argument("--sequences", type=Path, help="file of sequences, such as Beauty.txt; made up if left out")
     parser.add_argument("--users", type=int, default=2000, help="users of made-up sequences")
     parser.add_argument("--steps", type=int, default=60, help="steps of each implementation")
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=MODELS)
     parser.add_argument("--one", nargs=2, metavar=("MODEL", "IMPLEMENTATION"), help="run one in this process; prints JSON")
-    chosen = parser.parse_args()
-    if chosen.one:
-        print(json.dumps(run_one(*chosen.one, chosen.sequences, chosen.steps)))
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(run_one(*arguments.one, arguments.sequences, arguments.steps)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        sequences = chosen.sequences or Path(folder) / "made-up.txt"
-        if not chosen.sequences:
-            made_up(sequences, chosen.users)
-        table = Table(title=f"{sequences.name}: training per epoch, batches of {BATCH}, {chosen.steps} steps, dropout 0")
+        sequences = arguments.sequences or Path(folder) / "made-up.txt"
+        if not arguments.sequences:
+            write_sequences(sequences, arguments.users)
+        table = Table(title=f"{sequences.name}: training per epoch, batches of {BATCH}, {arguments.steps} steps, dropout 0")
         for column in (
             "model",
             "implementation",
@@ -169,19 +169,21 @@ def main() -> None:
             "largest loss difference",
         ):
             table.add_column(column, justify="left" if column in ("model", "implementation") else "right")
-        for model in chosen.models:
+        for model in arguments.models:
             ours = None
             for implementation in IMPLEMENTATIONS:
                 if implementation == "torch encoder" and model != "sasrec":
                     continue
                 command = [sys.executable, __file__, "--one", model, implementation, "--sequences", str(sequences)]
-                done = subprocess.run([*command, "--steps", str(chosen.steps)], capture_output=True, text=True, check=True)
-                found = json.loads(done.stdout)
-                ours = ours or found
-                difference = float(np.abs(np.subtract(ours["losses"], found["losses"])).max())
-                ratios = [f"{found[clock] / ours[clock]:.2f}" for clock in ("wall", "cpu")]
-                seconds = [f"{found[clock]:.1f}" for clock in ("wall", "cpu")]
-                cells = [*seconds, *ratios, f"{found['memory']:.2f}", f"{difference:.1e}"]
+                process = subprocess.run(
+                    [*command, "--steps", str(arguments.steps)], capture_output=True, text=True, check=True
+                )
+                figures = json.loads(process.stdout)
+                ours = ours or figures
+                difference = float(np.abs(np.subtract(ours["losses"], figures["losses"])).max())
+                ratios = [f"{figures[clock] / ours[clock]:.2f}" for clock in ("wall", "cpu")]
+                seconds = [f"{figures[clock]:.1f}" for clock in ("wall", "cpu")]
+                cells = [*seconds, *ratios, f"{figures['memory']:.2f}", f"{difference:.1e}"]
                 table.add_row(model, implementation, *cells)
         Console(width=120).print(table)
 

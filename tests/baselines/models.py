@@ -35,8 +35,8 @@ def rows_of(histories, targets=None) -> HistoryRows:
     lengths = np.array([len(history) for history in histories])
     stop = np.cumsum(lengths)
     flat = np.array([item for history in histories for item in history], np.int32)
-    chosen = np.arange(1, len(histories) + 1) if targets is None else np.array(targets)
-    return HistoryRows(flat, stop - lengths, stop, chosen, np.arange(len(histories)), stop - lengths)
+    targets = np.arange(1, len(histories) + 1) if targets is None else np.array(targets)
+    return HistoryRows(flat, stop - lengths, stop, targets, np.arange(len(histories)), stop - lengths)
 
 
 def random_rows(count: int, seed: int = 0, shortest: int = 1) -> HistoryRows:

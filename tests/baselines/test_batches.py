@@ -57,5 +57,5 @@ def test_a_partner_is_any_other_row_with_the_same_target():
     drawn = np.array([partners(targets, np.random.default_rng(seed)) for seed in range(600)])
     assert (targets[drawn] == targets).all()
     for row, others in enumerate([{2, 4}, {5}, {0, 4}, {3}, {0, 2}, {1}]):
-        found, times = np.unique(drawn[:, row], return_counts=True)
-        assert set(found) == others and times.min() > 600 / len(others) * 0.8
+        partner, times = np.unique(drawn[:, row], return_counts=True)
+        assert set(partner) == others and times.min() > 600 / len(others) * 0.8

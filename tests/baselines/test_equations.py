@@ -121,10 +121,10 @@ def fearec(model, items: Tensor, last: int) -> Tensor:
 def gru4rec(model, items: Tensor, last: int) -> Tensor:
     state = torch.zeros(model.gru.hidden_size, dtype=torch.float64)
     for item in items[: last + 1]:
-        given = (model.gru.weight_ih_l0 @ model.item_embeddings.weight[item]).chunk(3)
-        kept = (model.gru.weight_hh_l0 @ state).chunk(3)
-        reset, update = (1 / (1 + torch.exp(-(a + b))) for a, b in zip(given[:2], kept[:2], strict=True))
-        state = (1 - update) * torch.tanh(given[2] + reset * kept[2]) + update * state
+        from_item = (model.gru.weight_ih_l0 @ model.item_embeddings.weight[item]).chunk(3)
+        from_state = (model.gru.weight_hh_l0 @ state).chunk(3)
+        reset, update = (1 / (1 + torch.exp(-(a + b))) for a, b in zip(from_item[:2], from_state[:2], strict=True))
+        state = (1 - update) * torch.tanh(from_item[2] + reset * from_state[2]) + update * state
     return model.item_embeddings.weight @ linear(state, model.dense)
 
 
@@ -231,22 +231,22 @@ def outputs(model, state: Tensor) -> Tensor:
 def their_gru4rec(model, items: Tensor, last: int) -> Tensor:
     gru, state = model.gru, torch.zeros(HIDDEN, dtype=torch.float64)
     for item in items[: last + 1]:
-        given = (gru.weight_ih_l0 @ model.item_embeddings.weight[item] + gru.bias_ih_l0).chunk(3)
-        kept = (gru.weight_hh_l0 @ state + gru.bias_hh_l0).chunk(3)
-        reset, update = (1 / (1 + torch.exp(-(a + b))) for a, b in zip(given[:2], kept[:2], strict=True))
-        state = (1 - update) * torch.tanh(given[2] + reset * kept[2]) + update * state
+        from_item = (gru.weight_ih_l0 @ model.item_embeddings.weight[item] + gru.bias_ih_l0).chunk(3)
+        from_state = (gru.weight_hh_l0 @ state + gru.bias_hh_l0).chunk(3)
+        reset, update = (1 / (1 + torch.exp(-(a + b))) for a, b in zip(from_item[:2], from_state[:2], strict=True))
+        state = (1 - update) * torch.tanh(from_item[2] + reset * from_state[2]) + update * state
     return outputs(model, state)
 
 
 def their_caser(model, items: Tensor, last: int) -> Tensor:
-    image, found = model.item_embeddings.weight[items], []
+    image, features = model.item_embeddings.weight[items], []
     for height, convolution in zip((2, 3, 4), model.horizontal, strict=True):
         for weight, bias in zip(convolution.weight[:, 0], convolution.bias, strict=True):
             places = range(LENGTH - height + 1)
-            found.append(max((image[place : place + height] * weight).sum() + bias for place in places).clamp(min=0))
+            features.append(max((image[place : place + height] * weight).sum() + bias for place in places).clamp(min=0))
     place_weights = model.vertical.weight[0, 0, :, 0]
-    found += [((image[:, channel] * place_weights).sum() + model.vertical.bias[0]).clamp(min=0) for channel in range(HIDDEN)]
-    return outputs(model, torch.stack(found))
+    features += [((image[:, channel] * place_weights).sum() + model.vertical.bias[0]).clamp(min=0) for channel in range(HIDDEN)]
+    return outputs(model, torch.stack(features))
 
 
 def their_sasrec(model, items: Tensor, last: int) -> Tensor:
@@ -286,15 +286,15 @@ def test_scores_are_those_of_the_equations(name, side):
     model = small(name).double()
     batch = batch_of(rows_of(HISTORIES), side=side)
     with torch.no_grad():
-        found = model.scores(batch)
+        scores = model.scores(batch)
         for row, history in enumerate(HISTORIES):
             items = torch.zeros(LENGTH, dtype=torch.long)
             first = LENGTH - len(history) if side == "left" else 0
             items[first : first + len(history)] = torch.tensor(history)
-            given = (
+            history = (
                 (torch.tensor(history), len(history) - 1) if name.startswith("gru4rec") else (items, first + len(history) - 1)
             )
-            expected = PEERS[name](model, *given)
+            expected = PEERS[name](model, *history)
             # The Fourier transforms of fearec and wearec are in single precision.
             tolerance = 1e-4 if name in ("fearec", "wearec") else 1e-9
-            torch.testing.assert_close(found[row], expected, rtol=tolerance, atol=tolerance)
+            torch.testing.assert_close(scores[row], expected, rtol=tolerance, atol=tolerance)

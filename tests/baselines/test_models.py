@@ -58,12 +58,12 @@ def test_every_name_of_the_configuration_has_a_class_with_all_claims_and_a_label
 
 @pytest.mark.parametrize("table", ["beauty", "lastfm"])
 def test_parameter_counts_are_the_published_ones(table):
-    found = published_rows(table)
+    published = published_rows(table)
     checked = 0
-    for row in found["rows"]:
+    for row in published["rows"]:
         if "parameters" in row:
             config = parse("baseline", ["--config", row["preset"]])
-            assert count_parameters(make(config.baseline, found["items"])) == row["parameters"], row["name"]
+            assert count_parameters(make(config.baseline, published["items"])) == row["parameters"], row["name"]
             checked += 1
     assert checked == {"beauty": 17, "lastfm": 6}[table]
 
@@ -99,8 +99,8 @@ def test_published_weights_reproduce_their_row(name):
     row = next(row for row in published_rows("lastfm")["rows"] if row["preset"] == name)
     expected = {"valid": list(VALID[name]), "test": list(row["published"].values())}
     for split, values in expected.items():
-        found = rank_split(scorer(model, config.max_history, data.protocol, torch.device("cpu")), data, split).ranks
-        assert [round(metric(found, k), 4) for k in (5, 10, 20) for metric in (hit_rate, ndcg)] == values
+        ranks = rank_split(scorer(model, config.max_history, data.protocol, torch.device("cpu")), data, split).ranks
+        assert [round(metric(ranks, k), 4) for k in (5, 10, 20) for metric in (hit_rate, ndcg)] == values
 
 
 @pytest.mark.parametrize("name", those(causal=True))
@@ -269,13 +269,12 @@ def test_bert4rec_masks_the_last_item_or_a_share_of_all():
     drawn = [model.draw_masks(batch) for _ in range(200)]
     last = torch.zeros_like(drawn[0]).view(-1)
     last[batch.readout] = True
-    only_last = [torch.equal(one.view(-1), last) for one in drawn]
+    only_last = [torch.equal(masked.view(-1), last) for masked in drawn]
     assert 70 < sum(only_last) < 130
-    shares = [
-        float(one[batch.segments > 0].float().mean()) for one, is_last in zip(drawn, only_last, strict=True) if not is_last
-    ]
+    pairs = zip(drawn, only_last, strict=True)
+    shares = [float(masked[batch.segments > 0].float().mean()) for masked, is_last in pairs if not is_last]
     assert abs(sum(shares) / len(shares) - 0.4) < 0.02
-    assert not any(one[batch.segments == 0].any() for one in drawn)
+    assert not any(masked[batch.segments == 0].any() for masked in drawn)
 
 
 def test_trm4rec_is_its_recursion_written_out():
@@ -315,8 +314,8 @@ def test_trm4rec_is_its_recursion_written_out():
             for block in model.blocks:
                 z_r = apply(block, z_r + z_a + x)
                 z_a = apply(block, z_a + z_r)
-        found = model.states(batch_of(rows_of([items[0].tolist()]), "packed"))
-    torch.testing.assert_close(found[0], z_a[-1], rtol=1e-4, atol=1e-5)
+        computed = model.states(batch_of(rows_of([items[0].tolist()]), "packed"))
+    torch.testing.assert_close(computed[0], z_a[-1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -327,14 +326,14 @@ def test_fearec_rolls_by_the_strongest_delays(training):
     x = torch.randn(3, LENGTH, 16)
     with torch.no_grad():
         q, k, v = attn.projections(x)
-        found = attn.context(x, torch.zeros(()))
+        computed = attn.context(x, torch.zeros(()))
     # correlation[b, d] = mean over heads and channels of sum_t q[t + d] k[t]
     correlation = torch.stack([(q.roll(-delay, 2) * k).sum(2).mean((1, 2)) for delay in range(LENGTH)], 1)
     for row in range(3):
         delays = (correlation.mean(0) if training else correlation[row]).topk(2).indices  # floor(ln 12) = 2
         share = correlation[row, delays].softmax(0)
         expected = sum(s * v[row].roll(-int(delay), 1) for s, delay in zip(share, delays, strict=True))
-        torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(computed[row], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_published_fearec_contrasts_a_second_draw_with_another_history():
@@ -378,8 +377,8 @@ def test_hstu_sums_without_a_softmax():
         u, v, q, k = torch.nn.functional.silu(layer.uvqk(layer.input_norm(x))).chunk(4, -1)
         gathered = sum(torch.nn.functional.silu(q[3] @ k[j] + layer.distance_bias[3 - j]) / LENGTH * v[j] for j in range(4))
         expected = x[3] + layer.output(layer.output_norm(gathered) * u[3])
-        found = model.states(batch_of(rows_of([history]), "packed"))
-    torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-5)
+        computed = model.states(batch_of(rows_of([history]), "packed"))
+    torch.testing.assert_close(computed[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_average_of_depthwise_filters_is_one_filter():
@@ -538,8 +537,8 @@ def test_names_of_the_published_code_are_understood(name, options, prefix, tmp_p
     theirs = published_file(model, PUBLISHED_NAMES[name], tmp_path / "theirs.safetensors", prefix)
     assert theirs.keys() != model.state_dict().keys()
     assert weights.load(loaded, tmp_path / "theirs.safetensors") == {}  # by name, none by shape
-    expected, found = model.state_dict(), loaded.state_dict()
-    assert all(torch.equal(values, found[key]) for key, values in expected.items())
+    expected, values_by_name = model.state_dict(), loaded.state_dict()
+    assert all(torch.equal(values, values_by_name[key]) for key, values in expected.items())
 
 
 def test_what_is_missing_and_what_is_left_over_is_named_as_in_the_file(tmp_path):

@@ -34,8 +34,8 @@ def test_protocols_treat_padding_and_history_as_they_say():
     rows = rows_of([[2, 3], [4]])
     rows = dataclasses.replace(rows, seen=np.array([0, 0]))  # the second user's whole history is 2 3 4, of which it reads 4
     scores = torch.arange(1.0, 7.0).repeat(2, 1)
-    kept = candidates(scores.clone(), rows, PROTOCOLS["recbole"])
-    assert kept[0].tolist() == [-math.inf, 2, 3, 4, 5, 6]
+    visible = candidates(scores.clone(), rows, PROTOCOLS["recbole"])
+    assert visible[0].tolist() == [-math.inf, 2, 3, 4, 5, 6]
     hidden = candidates(scores.clone(), rows, PROTOCOLS["wearec"])
     assert hidden.tolist() == [[1, 2, 0, 0, 5, 6], [1, 2, 0, 0, 0, 6]]
 
@@ -46,8 +46,8 @@ def data_of(protocol: str) -> RankingData:
 
 
 def test_a_whole_split_is_ranked_in_order():
-    found = rank_split(lambda rows: torch.tensor([0.0, 5, 4, 3, 2, 1]).repeat(len(rows), 1), data_of("dataset"), "test", 3)
-    assert found.ranks.tolist() == [3, 1, 4] and [one.tolist() for one in found.lists] == [[1, 2, 3]] * 3
+    ranking = rank_split(lambda rows: torch.tensor([0.0, 5, 4, 3, 2, 1]).repeat(len(rows), 1), data_of("dataset"), "test", 3)
+    assert ranking.ranks.tolist() == [3, 1, 4] and [ids.tolist() for ids in ranking.lists] == [[1, 2, 3]] * 3
 
 
 def test_scores_that_are_not_numbers_are_refused():

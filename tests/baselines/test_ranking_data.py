@@ -92,8 +92,8 @@ def test_a_dataset_is_taken_row_for_row():
 @pytest.mark.parametrize("max_history", [2, 20])
 def test_training_interactions_are_all_but_the_last_two(max_history):
     data = from_dataset(leave_one_out(SEQUENCES, 6, max_history), 50)
-    found = {data.users[user]: data.training.history(row) - 1 for row, user in enumerate(data.training.user)}
-    assert {user: own.tolist() for user, own in found.items()} == {user: own[:-2] for user, own in SEQUENCES.items()}
+    own = {data.users[user]: (data.training.history(row) - 1).tolist() for row, user in enumerate(data.training.user)}
+    assert own == {user: items[:-2] for user, items in SEQUENCES.items()}
 
 
 def test_recbole_on_a_file_is_the_leave_one_out_dataset(file):

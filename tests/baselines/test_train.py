@@ -127,13 +127,13 @@ def test_early_stopping_is_the_protocols(sequences, tmp_path, monkeypatch, proto
 
 
 def test_it_learns_more_than_popularity(sequences, tmp_path):
-    found = {}
+    metrics = {}
     for model, fields in (
         ("sasrec", {"epochs": 25}),
         ("popularity", {"hidden_size": None, "inner_size": None, "dropout": None}),
     ):
-        found[model] = train.train_baseline(config_of(sequences, tmp_path / model, model=model, **fields))[0].metrics
-    assert found["sasrec"]["test NDCG@10"] > 1.5 * found["popularity"]["test NDCG@10"]
+        metrics[model] = train.train_baseline(config_of(sequences, tmp_path / model, model=model, **fields))[0].metrics
+    assert metrics["sasrec"]["test NDCG@10"] > 1.5 * metrics["popularity"]["test NDCG@10"]
 
 
 def test_on_a_run_of_our_own(tmp_path, capsys):
@@ -160,7 +160,8 @@ def test_on_a_run_of_our_own(tmp_path, capsys):
     ranks = (scores > scores.gather(1, target[:, None])).sum(1)
     assert ranks.tolist() == pl.read_parquet(run / "baselines/sasrec/test.parquet")["rank"].to_list()
     assert vectors["train"].shape == (len(dataset.train), 16)
-    labels = [one.label for one in load_runs(run, "run", 100, 0)]  # as the report on the gap to the paper sees the run
+    # The report on the gap to the paper reads the run, too.
+    labels = [evaluated.label for evaluated in load_runs(run, "run", 100, 0)]
     assert labels == ["run, Popularity", "run, Repeat last", "run, Markov chain", "run, SASRec"]
     capsys.readouterr()
     assert main(["baseline", "table", str(run)]) == 0
@@ -186,7 +187,7 @@ def test_a_history_that_is_left_out_does_not_shorten_the_lists(tmp_path):
     histories = Dataset.load(run / "data").test["history"].to_list()
     assert max(map(len, histories)) == 6
     expected = [[item - 1 for item in ids if item - 1 not in own][:10] for ids, own in zip(whole, histories, strict=True)]
-    assert [one.items for one in read_predictions(run / "eval/markov/predictions.jsonl")] == expected
+    assert [prediction.items for prediction in read_predictions(run / "eval/markov/predictions.jsonl")] == expected
 
 
 def test_tables_print_published_and_own_rows(sequences, tmp_path, capsys):
@@ -199,8 +200,8 @@ def test_tables_print_published_and_own_rows(sequences, tmp_path, capsys):
     trained = runs / "lastfm-sasrec/baselines/sasrec"
     value = Manifest.load(trained).metrics["test NDCG@10"]
     assert f"{value:.4f} [" in lines["SASRec"] and "given weights" not in lines["SASRec"]
-    given = config_of(sequences, tmp_path / "given/lastfm-sasrec", "wearec", weights=trained / "model.safetensors")
-    train.train_baseline(given)
+    ranked = config_of(sequences, tmp_path / "given/lastfm-sasrec", "wearec", weights=trained / "model.safetensors")
+    train.train_baseline(ranked)
     assert main(["baseline", "table", "lastfm", "--runs", str(tmp_path / "given")]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("│ SASRec"))
     assert f"{value:.4f} [" in line and "given weights" in line
@@ -257,9 +258,9 @@ def test_every_model_trains_and_ranks_by_every_protocol(name, sequences, tmp_pat
 def test_given_weights_are_ranked_with_instead_of_training(sequences, tmp_path):
     trained = config_of(sequences, tmp_path / "trained")
     expected = train.train_baseline(trained)[0].metrics
-    given = config_of(sequences, tmp_path / "given", weights=tmp_path / "trained/baselines/sasrec/model.safetensors")
-    found = train.train_baseline(given)[0].metrics
-    assert "epochs" not in found and found["test NDCG@10"] == expected["test NDCG@10"]
+    ranked = config_of(sequences, tmp_path / "given", weights=tmp_path / "trained/baselines/sasrec/model.safetensors")
+    metrics = train.train_baseline(ranked)[0].metrics
+    assert "epochs" not in metrics and metrics["test NDCG@10"] == expected["test NDCG@10"]
     with pytest.raises(ArtifactError, match=r"none: cannot be read"):
         train.train_baseline(config_of(sequences, tmp_path / "none", weights=tmp_path / "none"))
     plain = {"hidden_size": None, "inner_size": None, "dropout": None}

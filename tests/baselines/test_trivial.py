@@ -11,8 +11,8 @@ from tests.small import SEQUENCES, leave_one_out
 
 def test_popularity_ranks_by_count_then_index_for_every_row():
     dataset = leave_one_out(SEQUENCES, 6, 20)
-    found = popularity(dataset, 50)
-    assert [ranking.tolist() for ranking in found] == [[2, 3, 4, 0, 1, 5]] * 3
+    rankings = popularity(dataset, 50)
+    assert [ranking.tolist() for ranking in rankings] == [[2, 3, 4, 0, 1, 5]] * 3
     assert popularity(dataset, 2)[0].tolist() == [2, 3]
     assert len(popularity(dataset, 2, split="train")) == len(dataset.train)
 
@@ -31,16 +31,16 @@ def scored(name, dataset):
 def test_trivial_recommenders_rank_as_the_eval_stage_does():
     dataset = leave_one_out(SEQUENCES, 6, 20)
     for name, rankings in (("popularity", popularity(dataset, 6)), ("repeat", repeat_last(dataset.test, 6))):
-        found = scored(name, dataset)
-        assert [(one - 1).tolist() for one in found.lists] == [one.tolist() for one in rankings]
-    assert found.ranks.tolist() == [np.inf, np.inf, 0.0]  # target 1 in [0 4], [0 2 3] and [1 3 4]
+        ranking = scored(name, dataset)
+        assert [(ids - 1).tolist() for ids in ranking.lists] == [ids.tolist() for ids in rankings]
+    assert ranking.ranks.tolist() == [np.inf, np.inf, 0.0]  # target 1 in [0 4], [0 2 3] and [1 3 4]
 
 
 def test_markov_counts_what_followed_and_backs_off_to_popularity():
     # Training: 0 1 2 1 / 1 2 / 1 0; 2 follows 1 twice, 0 once.
     dataset = leave_one_out({"a": [0, 1, 2, 1, 1, 9], "b": [1, 2, 0, 9], "c": [1, 0, 9, 9]}, 10, 20)
-    found = scored("markov", dataset)
-    last_is_1, last_is_0, last_is_9 = ((one - 1).tolist() for one in found.lists)
+    ranking = scored("markov", dataset)
+    last_is_1, last_is_0, last_is_9 = ((ids - 1).tolist() for ids in ranking.lists)
     assert last_is_1[:2] == [2, 0]
     assert last_is_0[0] == 1
     assert last_is_9 == [1, 0, 2, 3, 4, 5]  # never seen in training: by popularity, then index
@@ -56,10 +56,10 @@ def test_item_knn_is_the_cosine_over_users():
     expected = matrix.T @ matrix / (np.outer(norms, norms) + 2.0)
     np.fill_diagonal(expected, 0)
     rows = data.rows["test"]
-    found = ItemKNN(data, ItemKNNOptions(neighbours=10, shrinkage=2.0))(rows).numpy()
+    scores = ItemKNN(data, ItemKNNOptions(neighbours=10, shrinkage=2.0))(rows).numpy()
     for row in range(len(rows)):
         histories = rows.history(row)  # an item that is there twice counts twice
-        np.testing.assert_allclose(found[row], expected[histories].sum(0), atol=2e-9)
+        np.testing.assert_allclose(scores[row], expected[histories].sum(0), atol=2e-9)
     nearest = ItemKNN(data, ItemKNNOptions(neighbours=1, shrinkage=2.0))(rows).numpy()
     assert ((nearest > 1e-6).sum(1) <= [len(set(rows.history(row))) for row in range(4)]).all()
 

@@ -39,18 +39,18 @@ class HSTULayer(nn.Module):
         self.output = nn.Linear(hidden_size, hidden_size)
         self.dropout = nn.Dropout(options.dropout)
 
-    def forward(self, x: Tensor, seen: Tensor, distance: Tensor, readout: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, visible: Tensor, distance: Tensor, readout: Tensor | None = None) -> Tensor:
         """(rows, width, hidden), or with `readout` (flat indices) only those cells, (batch, hidden).
 
         Args:
-            seen: 1 where a key may be seen, else 0, (rows, 1, width, width).
-            distance: how many positions a key lies back, (rows, width, width); any value where it may not be seen.
+            visible: 1 if the query may see the key, else 0, (rows, 1, width, width).
+            distance: how many positions the key lies back, (rows, width, width); any value for a key that is not visible.
         """
         # Equations 1 to 3 of the paper: projections, pointwise attention, gated output.
         u, v, q, k = functional.silu(self.uvqk(self.input_norm(x))).chunk(4, -1)
         q, k, v = (split_heads(part, self.heads) for part in (q, k, v))
         scores = q @ k.transpose(-1, -2) + self.distance_bias[distance.clamp(0, self.max_history - 1)][:, None]
-        gathered = merge_heads((functional.silu(scores) / self.max_history * seen) @ v)
+        gathered = merge_heads((functional.silu(scores) / self.max_history * visible) @ v)
         if readout is not None:
             gathered, u, x = at(gathered, readout), at(u, readout), at(x, readout)
         return x + self.output(self.dropout(self.output_norm(gathered) * u))
@@ -73,8 +73,8 @@ class HSTU(SequentialModel):
         """(batch, hidden), see `SequentialModel`."""
         x = self.item_embeddings(batch.items) * math.sqrt(self.item_embeddings.embedding_dim)
         x = self.dropout(x + self.position_embeddings(batch.positions))
-        seen = (mask(batch.segments, causal=True) == 0).to(x.dtype)
+        visible = (mask(batch.segments, causal=True) == 0).to(x.dtype)
         distance = batch.positions[:, :, None] - batch.positions[:, None, :]
         for layer in self.layers[:-1]:
-            x = layer(x, seen, distance)
-        return self.layers[-1](x, seen, distance, batch.readout)
+            x = layer(x, visible, distance)
+        return self.layers[-1](x, visible, distance, batch.readout)

@@ -1,8 +1,9 @@
 """PSWRec: a causal Transformer whose attention knows the phase and magnitude of a filter bank over the item stream.
 
 Versions: V5 adds a phase bias and gates the weights; V12 rotates queries and keys by the phase (B-RoPE) and closes scores
-between cells out of phase; V13 rotates and scales by the magnitude (AM-B-RoPE); V14 is V13 with another start; V13 without
-rotation scales and adds a phase bias. Every version but V5 applies the embedding's LayerNorm and dropout twice, as published.
+between cells out of phase; V13 rotates and scales by the magnitude (AM-B-RoPE); V14 is V13 with another initial `gamma`; V13
+without rotation scales and adds a phase bias. Every version but V5 applies the embedding's LayerNorm and dropout twice, as
+published.
 """
 
 import math
@@ -90,13 +91,14 @@ class PhaseFilter(nn.Module):
 
 
 def _band_logits(heads: int, centre: float) -> Tensor:
-    """Start of the heads' preference for bands, (heads, bands): head h for the band whose middle is (h + 0.5) * centre."""
+    """Initial preference of each head for bands, (heads, bands): highest for the band whose middle is (head + 0.5) * centre."""
     band, head = torch.arange(len(BANDS)) + 0.5, torch.arange(heads) + 0.5
     return -((band[None] - head[:, None] * centre) ** 2)
 
 
 def _agreement(weights: Tensor, waves: Waves) -> Tensor:
     """Weighted sum over bands of cos(phi_i - phi_j), (rows, heads, width, width). `weights` is (heads, bands)."""
+    # cos(a - b) = cos a cos b + sin a sin b, so the sum is two matrix products.
     cos, sin = (values[:, None] * weights[None, :, :, None].sqrt() for values in (waves.cos, waves.sin))
     return cos.transpose(-1, -2) @ cos + sin.transpose(-1, -2) @ sin  # (rows, heads, width, bands) x its transpose
 
@@ -112,11 +114,14 @@ class BiasAttention(Attention):
 
     def context(self, x: Tensor, waves: Waves) -> Tensor:
         """(rows, heads, width, size), see `Attention`."""
+        # 1. How well the phases of two cells agree, over each head's bands.
         weights = self.band_logits.softmax(-1)
         agreement = _agreement(weights + 1e-8, waves)
+        # 2. The harmonic mean of both magnitudes is large only if both are, so a quiet cell gives and takes little bias.
         m = torch.einsum("hs,bst->bht", weights, waves.magnitude)
         i, j = m[..., :, None], m[..., None, :]
         bias = self.phase_bias_scale.exp()[:, None, None] * (2 * i * j / (i + j + 1e-8)) * agreement
+        # 3. Softmax with the bias, then a gate by it; the weights add up to 1 again.
         q, k, v = self.projections(x)
         attended = self.weights(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + bias + waves.mask)
         attended = attended * torch.sigmoid(self.phase_gate_scale * bias)
@@ -136,6 +141,7 @@ class SyncAttention(Attention):
         c, s = waves.cos[..., None], waves.sin[..., None]  # (rows, heads, width, 1)
         q, k = (values * c + rotate_half(values) * s for values in (q, k))
         in_phase = c @ c.transpose(-1, -2) + s @ s.transpose(-1, -2)
+        # More than a quarter turn apart is out of phase. A cell always sees itself, so that no query is left without a key.
         closed = (in_phase < 0) & ~torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
         scores = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).masked_fill(closed, -1e9)
         return self.weights(scores + waves.mask) @ v
@@ -169,10 +175,12 @@ class ScaleAttention(Attention):
 
     def context(self, x: Tensor, waves: Waves) -> Tensor:
         """(rows, heads, width, size), see `Attention`."""
+        # 1. Scale by each cell's magnitude relative to the mean over its bands; the scale stays between 1 and 1.5.
         relative = waves.magnitude / (waves.magnitude.mean(1, keepdim=True) + 1e-8)
         scale = (
             1 + 0.5 * torch.tanh(torch.einsum("hs,bst->bht", functional.softplus(self.magnitude_scale), relative))[..., None]
         )
+        # 2. A small bias by phase agreement: softplus(-5) at the start.
         agreement = _agreement(self.band_logits.softmax(-1) + 1e-8, waves)
         bias = functional.softplus(self.phase_bias_scale)[:, None, None] * agreement / math.sqrt(len(BANDS))
         q, k, v = self.projections(x)

@@ -1,10 +1,11 @@
 """GRU4Rec, Caser and SASRec as the released MiniOneRec code trains them: small, with an output layer of their own.
 
-They differ from the models of the same names here in their layers, in scoring by Linear(state -> items) with bias instead of
-the item table, and in the loss, which by default is binary cross-entropy against one uniformly drawn other item. What the
-specification leaves open is torch's own: the start of layers, epsilons. Early stopping watches NDCG@10, there NDCG@20.
+They differ from `gru4rec`, `caser` and `sasrec` in three things: their layers; scores by Linear(state -> items) with bias
+instead of the item table; and the loss, by default binary cross-entropy against one other item, drawn uniformly. Initial
+weights and epsilons are torch's defaults, because the specification leaves them open. Deviation: early stopping watches
+NDCG@10, the released code NDCG@20.
 
-Its settings: `--baseline.max_history 10 --baseline.batch_size 1024 --baseline.weight_decay 1e-5 --baseline.epochs 500
+The released settings: `--baseline.max_history 10 --baseline.batch_size 1024 --baseline.weight_decay 1e-5 --baseline.epochs 500
 --baseline.patience 21`.
 """
 
@@ -53,7 +54,7 @@ class ReleasedSASRecOptions(ReleasedOptions):
 
 
 class Untied(SequentialModel):
-    """What the three share. Padding has a row in the item table and no class in the output."""
+    """What all three share. Padding has a row in the item table, but no class in the output."""
 
     def __init__(self, items: int, options: ReleasedOptions, state_size: int) -> None:
         super().__init__(items, options)

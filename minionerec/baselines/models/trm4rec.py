@@ -1,8 +1,8 @@
-"""TRM4Rec: a tiny recursive model. One or two blocks, applied again and again to two states, next-item softmax.
+"""TRM4Rec: a tiny recursive model. One or two blocks update two states over and over; next-item softmax.
 
-A cycle lets each block update the state z_r from (z_r, z_a, x) and then z_a from (z_a, z_r); all cycles share the blocks.
-`vanilla` takes the gradient through the last cycle only, so the initial states never learn; `full_backpropagation` through all.
-No dropout, no biases, no learnt norm.
+In a cycle each block updates the state z_r from (z_r, z_a, x), then z_a from (z_a, z_r); all cycles share the blocks. Without
+`full_backpropagation` (the published `vanilla`) the gradient runs through the last cycle only, so the initial states never
+learn. There is no dropout, no bias and no learnt norm.
 """
 
 import math
@@ -120,16 +120,17 @@ class TRM4Rec(SequentialModel):
         x = self.item_embeddings(batch.items) * math.sqrt(self.item_embeddings.embedding_dim)
         if self.position_embeddings is not None:
             x = x + self.position_embeddings(batch.positions)
-        seen = mask(batch.segments, causal=True)
+        visible = mask(batch.segments, causal=True)
         rotary = None
         if self.rope:
             rotary = (self.cosines[batch.positions][:, None], self.sines[batch.positions][:, None])
         z_a, z_r = self.z_a.expand_as(x), self.z_r.expand_as(x)
         for step in range(self.steps):
             last = step == self.steps - 1
+            # Vanilla: all cycles but the last run without gradient, so their activations are not stored.
             with torch.set_grad_enabled(torch.is_grad_enabled() and (last or self.full_backpropagation)):
                 for block in self.blocks:
-                    z_r = block(z_r + z_a + x, seen, rotary)
+                    z_r = block(z_r + z_a + x, visible, rotary)
                     read = batch.readout if last and block is self.blocks[-1] else None
-                    z_a = block(z_a + z_r, seen, rotary, read)
+                    z_a = block(z_a + z_r, visible, rotary, read)
         return z_a
