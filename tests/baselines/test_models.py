@@ -225,19 +225,26 @@ def test_gradient_reaches_what_should_learn(name, options):
     assert bool(still) == (expected != "(?!)")
 
 
+def examples_of_a_rule(knows_order):
+    """Histories with their next items, whose rule depends on the order or not."""
+    starts = range(1, ITEMS + 1)
+    if knows_order:  # the last item plus one, around a ring
+        return [[1 + (start - 1 + step) % ITEMS for step in range(5 + start % 5)] for start in starts]
+    # Items come in blocks of five; after some of the last four comes the first.
+    first = {start: start - (start - 1) % 5 for start in starts}
+    return [[*(first[start] + 1 + (start + step) % 4 for step in range(1 + start % 4)), first[start]] for start in starts]
+
+
 @pytest.mark.parametrize("name", NEURAL_BASELINES)
 def test_models_learn_a_rule(name):
-    # The next item is the last one plus one; bert4rec has to learn it from the few masks in its histories. A model that
-    # does not know the order reads the last item only.
+    # bert4rec has to learn it from the few masks in its histories.
     torch.manual_seed(0)
     options = {"dropout": 0.1} if "dropout" in {field.name for field in dataclasses.fields(model_class(name).options)} else {}
     if name == "bert4rec":
         options = {"dropout": 0.0, "attention_dropout": 0.0}
     config = BaselineConfig(model=name, protocol="recbole", sequences="-", max_history=LENGTH, hidden_size=16, **options)
     model = make(config, ITEMS)
-    starts = torch.arange(1, ITEMS + 1).repeat(2).tolist()
-    lengths = [5 + start % 5 if model.knows_order else 2 for start in starts]
-    sequences = [[1 + (start - 1 + step) % ITEMS for step in range(n)] for start, n in zip(starts, lengths, strict=True)]
+    sequences = examples_of_a_rule(model.knows_order) * 2
     rows = rows_of([sequence[:-1] for sequence in sequences], [sequence[-1] for sequence in sequences])
     batch = batch_of(rows, model.layout)
     rate, steps, share = (1e-2, 450, 0.3) if name == "bert4rec" else (2e-2, 120 if "released" in name else 40, 0.9)
