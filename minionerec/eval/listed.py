@@ -50,8 +50,8 @@ def _of_baseline(name: str, config: Config, needed: int) -> list[np.ndarray]:
     if config.eval.exclude_history and stored < needed:
         raise ArtifactError(
             f"{folder}: the lists have {stored} items, but {needed} are needed to leave out histories and keep "
-            f"{config.eval.num_beams}. Run minionerec baseline --baseline.model {name} again with eval.exclude_history set: it "
-            "then stores enough."
+            f"{config.eval.num_beams}. Run minionerec baseline --baseline.model {name} --replace with eval.exclude_history "
+            "set: it then stores enough."
         )
     lists = pl.read_parquet(folder / f"{config.eval.split}.parquet")["items"].to_list()
     return [np.array(items, dtype=np.int64) for items in lists]

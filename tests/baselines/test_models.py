@@ -1,7 +1,9 @@
 """What is claimed of each neural baseline: size, what a history's result depends on, and what learns."""
 
 import dataclasses
+import pkgutil
 import re
+from importlib import import_module
 from itertools import pairwise
 from typing import get_args
 
@@ -11,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from minionerec.baselines import weights
+from minionerec.baselines import models, weights
 from minionerec.baselines.implementation import implementation
 from minionerec.baselines.models import count_parameters, make, model_class
 from minionerec.baselines.models.encoder import EncoderModel
@@ -54,6 +56,13 @@ def test_every_name_of_the_configuration_has_a_class_with_all_claims_and_a_label
         model = model_class(name)
         assert {type(model.causal), type(model.padding_free), type(model.knows_order)} == {bool}, name
         assert model.padding_free or model.layout == "padded", f"{name}: padding enters its result, so it cannot be packed"
+
+
+def test_every_model_stands_in_the_table():
+    modules = [import_module(f"{models.__name__}.{module.name}") for module in pkgutil.iter_modules(models.__path__)]
+    classes = {value for module in modules for value in vars(module).values() if isinstance(value, type)}
+    usable = {value for value in classes if issubclass(value, SequentialModel) and hasattr(value, "options")}
+    assert usable == {model_class(name) for name in NEURAL_BASELINES}, "give the class a line in config/baseline.py"
 
 
 @pytest.mark.parametrize("table", ["beauty", "lastfm"])
