@@ -49,10 +49,10 @@ def _sid(config: Config) -> Iterator[Made]:
 
 def _sft(config: Config) -> Iterator[Made]:
     from minionerec.report import curves
-    from minionerec.sft import train
+    from minionerec.sft.train import train_sft
 
     _quieten_transformers()
-    yield train.run(config, curves.write_curves)
+    yield train_sft(config, curves.write_curves)
 
 
 def _rl(config: Config) -> Iterator[Made]:

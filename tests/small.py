@@ -81,6 +81,7 @@ def config(folder: Path, **changes: dict) -> Config:
     """The same configuration as an object."""
     made = parse("run", ["--config", str(write_config(folder, **changes))])
     assert made is not None
+    made.replace = True  # tests run a stage again with other settings
     return made
 
 

@@ -19,6 +19,7 @@ from minionerec.prompts.encode import Encoder, TokenExample
 from minionerec.prompts.tasks import Example, examples_of, question_of
 from minionerec.prompts.wordings import HEADER, wording_of
 from minionerec.sid.index import SidIndex
+from minionerec.tree import NO_TOKEN
 
 _DEFAULT = PromptsConfig()
 WHOLE: Mapping[TaskName, float] = MappingProxyType({})  # shares: of every task all examples
@@ -125,6 +126,11 @@ class Prompts:
             CatalogError: the tokenizer lacks a SID token, or splits one.
         """
         return sid_token_ids(self.tokenizer, self.index)
+
+    @property
+    def sid_token_set(self) -> list[int]:
+        """Every token that some item's SID has, ascending."""
+        return self.sid_tokens[self.sid_tokens != NO_TOKEN].unique().tolist()
 
     @cached_property
     def _encoder(self) -> Encoder:

@@ -1,17 +1,45 @@
 """What `minionerec sft` would take: its plan from the data, the SIDs and the model's configuration alone."""
 
-from minionerec.artifacts import ITEM_STAGES, require
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
-from minionerec.model import adapters, checkpoint
+from minionerec.model import adapters
 from minionerec.model.outline import base_outline
-from minionerec.prompts.builder import Prompts, tokenizer_corpus
-from minionerec.sft import train
+from minionerec.prompts.builder import tokenizer_corpus
+from minionerec.sft.arguments import check_options, training_arguments
 from minionerec.sft.trainer import TreeCollator, tree_tokens
-from minionerec.sft.trees import training_trees
+from minionerec.sft.trees import Trees, training_trees
 from minionerec.sid.index import SidIndex
-from minionerec.training.plan import Plan, Shape, planned_devices
-from minionerec.tree import NO_TOKEN
+from minionerec.training.plan import PackedShape, Plan, Shape, Work, planned_devices, sample_batches
+from minionerec.training.stage import begin
+from minionerec.tree import Branch
+
+
+def planned_work(training: Trees, arguments: TrainingArguments, collator: TreeCollator) -> Work:
+    """What training on these trees takes."""
+    trees = training.trees
+    sizes = [sum(len(branch.prompt) + len(branch.completion) for branch in tree) for tree in trees]
+    labels = [sum(map(_labels, tree)) for tree in trees]
+    micro, seed = arguments.per_device_train_batch_size, int(arguments.seed)
+    sample, largest = sample_batches(trees, sizes, micro, lambda batch: PackedShape.of(collator(batch)), seed, labels)
+    return Work(
+        unit="trees",
+        units=len(trees),
+        steps=arguments.max_steps,
+        micro=micro,
+        accumulation=arguments.gradient_accumulation_steps,
+        tokens=sum(sizes),
+        labels=sum(labels),
+        sample=sample,
+        largest=largest,
+        tasks=training.statistics,
+    )
+
+
+def _labels(branch: Branch) -> int:
+    return len(branch.completion) if branch.weights is None else int(np.count_nonzero(branch.weights))
 
 
 def plans(config: Config, devices: int | None = None) -> list[Plan]:
@@ -21,23 +49,20 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
         devices: how many; None for those that run.
 
     Raises:
-        ArtifactError: data or SIDs are not there.
-        ConfigError: see `train.training_arguments`, `outline.base_outline`.
+        ArtifactError: data or SIDs are missing.
+        ConfigError: the options contradict one another, or the model's configuration cannot be read.
     """
-    train.check_options(config.sft, devices)
-    for name, command in ITEM_STAGES.items():
-        require(config.folder / name, command)
-    dataset = Dataset.load(config.folder / "data")
-    index = SidIndex.load(config.folder / "sid", dataset)
-    corpus = tokenizer_corpus(dataset, config.resolved_prompts, config.sft.task_names)
-    model, tokenizer = base_outline(config.model, index, corpus, config.seed)
-    prompts = Prompts(dataset, index, tokenizer, config.resolved_prompts.for_training(), checkpoint.context_of(model))
-    token_ids = prompts.sid_tokens
-    model = adapters.attach(model, config.sft, token_ids[token_ids != NO_TOKEN].unique().tolist())
-    training = training_trees(config.sft, config.seed, prompts)
+
+    def load_outline(dataset: Dataset, index: SidIndex) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        corpus = tokenizer_corpus(dataset, config.resolved_prompts, config.sft.task_names)
+        return base_outline(config.model, index, corpus, config.seed)
+
+    check_options(config.sft, devices)
+    begun = begin(config, "sft", load_outline)
+    model = adapters.attach(begun.model, config.sft, begun.prompts.sid_token_set)
+    training = training_trees(config.sft, config.seed, begun.prompts)
     longest = max(map(tree_tokens, training.trees))
-    arguments = train.training_arguments(config.sft, config.seed, config.folder / "sft", len(training.trees), longest, devices)
-    work = train.work(training, arguments, TreeCollator(config.sft.row_tokens))
-    shape = Shape.of(model)
-    where = planned_devices(devices, config.sft.bf16, config.sft.gradient_checkpointing)
-    return [Plan("sft", shape, work, some) for some in where]
+    arguments = training_arguments(config.sft, config.seed, config.folder / "sft", len(training.trees), longest, devices)
+    work, shape = planned_work(training, arguments, TreeCollator(config.sft.row_tokens)), Shape.of(model)
+    ways = planned_devices(devices, config.sft.bf16, config.sft.gradient_checkpointing)
+    return [Plan("sft", shape, work, way) for way in ways]

@@ -38,9 +38,7 @@ _CHECKPOINT = (
 )
 
 
-def setting_up() -> tuple[str, str]:
-    """For `enough_memory`: before the first step."""
-    return "while the training was set up", _WEIGHTS
+SETUP_MEMORY_ADVICE = ("while the training was set up", _WEIGHTS)  # for `enough_memory`, before the first step
 
 
 def tree_tokens(tree: Tree) -> int:
@@ -108,7 +106,9 @@ class TreeTrainer(PortableTrainer):
             TrainingError: a loss or a gradient is not finite (the batch is kept), or the memory does not suffice.
         """
         with enough_memory(
-            lambda: (f"in the optimiser, at step {self.state.global_step + 1}", _WEIGHTS) if self._begun else setting_up()
+            lambda: (
+                (f"in the optimiser, at step {self.state.global_step + 1}", _WEIGHTS) if self._begun else SETUP_MEMORY_ADVICE
+            )
         ):
             return super().train(*args, **kwargs)
 

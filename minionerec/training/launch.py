@@ -70,6 +70,9 @@ def micro_batch_within(budget_field: str, budget: int, longest: int, share: int,
     return max(size for size in range(1, share + 1) if share % size == 0 and size <= min(most, budget // longest))
 
 
+_MACHINES = {"NO": "one GPU", "MULTI_CPU": "CPUs (DDP)", "MULTI_GPU": "GPUs (DDP)", "DEEPSPEED": "DeepSpeed ZeRO-2"}
+
+
 def check_distribution(kind: str, processes: int, stage: int | None = None) -> str:
     """What this launch has become, for the log; refuses one that silently became less than was asked for.
 
@@ -85,7 +88,7 @@ def check_distribution(kind: str, processes: int, stage: int | None = None) -> s
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true" and kind != "DEEPSPEED":
         raise ConfigError(
             f"The launcher's configuration asks for DeepSpeed, but what runs is {kind}. Unset ACCELERATE_USE_CPU, which turns "
-            "DeepSpeed off without a word (sft/zero2.yaml runs on CPUs without it)."
+            "DeepSpeed off silently (sft/zero2.yaml runs on CPUs without it)."
         )
     if asked != processes:
         raise ConfigError(
@@ -97,7 +100,8 @@ def check_distribution(kind: str, processes: int, stage: int | None = None) -> s
             f"The launcher's configuration asks for stage {stage} of DeepSpeed's ZeRO; checkpoints here hold what stage 2 "
             "splits. Set zero_stage: 2, as sft/zero2.yaml does."
         )
-    return f"{kind}{' ZeRO-2' * (kind == 'DEEPSPEED')}, {processes} process{'es' if processes > 1 else ''}"
+    machine = "the CPU" if kind == "NO" and not torch.cuda.is_available() else _MACHINES.get(kind, kind)
+    return f"{processes} process{'es' if processes > 1 else ''} on {machine}{', not distributed' * (kind == 'NO')}"
 
 
 def launch_of(accelerator: Accelerator) -> str:
@@ -144,7 +148,7 @@ def requested_processes(command: Sequence[str]) -> int:
 def start_all_processes() -> None:
     """Start the processes that `accelerate launch --num_processes N` was asked for on a machine without GPUs.
 
-    There accelerate starts a single one without a word, and its environment does not tell N; its command line does. This
+    There accelerate silently starts a single one, and its environment does not say N; its command line does. This
     process is then replaced by torch's launcher, which starts all N with gloo. Does nothing in any other situation.
     """
     if "LOCAL_RANK" in os.environ or _LAUNCHED_PRECISION is None:

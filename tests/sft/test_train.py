@@ -17,7 +17,8 @@ from minionerec.model import checkpoint, scratch
 from minionerec.pipeline import run
 from minionerec.prompts.builder import Prompts, tokenizer_corpus
 from minionerec.sft import plan as sft_plan
-from minionerec.sft.train import base_model, training_arguments
+from minionerec.sft.arguments import training_arguments
+from minionerec.sft.train import base_model
 from minionerec.sft.trainer import TreeCollator, TreeTrainer
 from minionerec.sft.trees import build_trees, examples_by_task, with_answers_in_prompts
 from minionerec.sid.index import SidIndex
@@ -284,7 +285,7 @@ def test_two_processes_give_the_single_process_losses(prepared):
     alone = losses(prepared.folder / "sft")
     (prepared.folder / "sft/manifest.json").unlink()
     done = accelerate(2, "sft/train.py", "--config", str(prepared.folder.parent / "small.yaml"), "--sft.micro_batch", "2")
-    assert done.stdout.count("sft on MULTI_CPU, 2 processes, micro-batches of trees per process: 2 x 2") == 1
+    assert done.stdout.count("sft: 2 processes on CPUs (DDP); 2 trees x 2 micro-batches per process and step") == 1
     metrics = read_json(prepared.folder / "sft/manifest.json")["metrics"]
     assert (metrics["devices"], metrics["distributed"]) == (2, "MULTI_CPU")
     together = losses(prepared.folder / "sft")
@@ -319,7 +320,7 @@ def test_killed_under_zero2_and_resumed_by_two_ranks_or_by_one(prepared, tmp_pat
         return read_json(prepared.folder / "sft/manifest.json")["metrics"]
 
     again = accelerate(2, *launcher, "sft/train.py", "--config", path, "--sft.micro_batch", "2")
-    assert again.stdout.count("sft on DEEPSPEED ZeRO-2, 2 processes, micro-batches of trees per process: 2 x 2") == 1
+    assert again.stdout.count("sft: 2 processes on DeepSpeed ZeRO-2; 2 trees x 2 micro-batches per process and step") == 1
     metrics = resumed()
     assert (metrics["devices"], metrics["distributed"]) == (2, "DEEPSPEED")
     shutil.rmtree(prepared.folder / "sft")

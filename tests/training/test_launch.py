@@ -50,13 +50,13 @@ def test_requested_processes(command, expected):
 
 
 def test_a_launch_that_became_less_is_refused(monkeypatch):
-    """What accelerate does without a word: ZeRO-2 turned into DDP by ACCELERATE_USE_CPU, one process instead of two."""
+    """What accelerate does silently: ZeRO-2 turned into DDP by ACCELERATE_USE_CPU, one process instead of two."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert check_distribution("MULTI_CPU", 2) == "MULTI_CPU, 2 processes"
+    assert check_distribution("MULTI_CPU", 2) == "2 processes on CPUs (DDP)"
     with pytest.raises(ConfigError, match="started 2 processes, but 1 train together"):
         check_distribution("NO", 1)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    assert check_distribution("DEEPSPEED", 2, 2) == "DEEPSPEED ZeRO-2, 2 processes"
+    assert check_distribution("DEEPSPEED", 2, 2) == "2 processes on DeepSpeed ZeRO-2"
     for stage in (1, 3):
         with pytest.raises(ConfigError, match=rf"stage {stage} of DeepSpeed's ZeRO; .* Set zero_stage: 2"):
             check_distribution("DEEPSPEED", 2, stage)
@@ -64,7 +64,8 @@ def test_a_launch_that_became_less_is_refused(monkeypatch):
         check_distribution("MULTI_CPU", 2)
     monkeypatch.delenv("WORLD_SIZE")
     monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED")
-    assert check_distribution("NO", 1) == "NO, 1 process"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert check_distribution("NO", 1) == "1 process on the CPU, not distributed"
 
 
 def test_micro_batches_within_a_budget():

@@ -1,0 +1,90 @@
+"""Transformers' training arguments from the section `sft`."""
+
+import math
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
+
+from minionerec.config import SftConfig
+from minionerec.distributed import distributed_state
+from minionerec.errors import ConfigError
+from minionerec.training.launch import check_precision, micro_batch_within, split_batch
+
+
+def check_options(config: SftConfig, devices: int | None = None) -> None:
+    """Refuse what can be refused before anything is loaded.
+
+    Args:
+        devices: how many to plan for; None for those that run.
+
+    Raises:
+        ConfigError: the launcher computes in another precision, the batch does not split over the devices, or a package of
+            `report_to` is missing.
+    """
+    check_precision("sft.bf16", config.bf16)
+    micro = config.micro_batch if config.micro_tokens is None else 1
+    split_batch("sft.batch_size", config.batch_size, "sft.micro_batch", micro, devices)
+    missing = set(config.report_to) - set(get_available_reporting_integrations())
+    if missing:
+        name = min(missing)
+        raise ConfigError(f"sft.report_to names {name}, which is not installed: pip install {name}.")
+
+
+def training_arguments(
+    config: SftConfig, seed: int, folder: Path, trees: int, longest: int = 0, devices: int | None = None
+) -> TrainingArguments:
+    """Transformers' arguments: the global batch split over devices, evaluation and checkpoints evenly spaced.
+
+    Args:
+        trees: how many training trees there are.
+        longest: tokens of the longest tree; needed for `micro_tokens` only.
+        devices: how many to plan for; None for those that run.
+
+    Raises:
+        ConfigError: the launcher computes in another precision, the batch does not split over the devices, a package of
+            `report_to` is missing, a tree is longer than `micro_tokens`, or there are fewer trees than one batch holds.
+    """
+    check_options(config, devices)
+    micro = config.micro_batch
+    if config.micro_tokens is not None:
+        share = config.batch_size // (devices or distributed_state().num_processes)
+        micro = micro_batch_within("sft.micro_tokens", config.micro_tokens, longest, max(share, 1), micro)
+    micro, accumulation = split_batch("sft.batch_size", config.batch_size, "sft.micro_batch", micro, devices)
+    if trees < config.batch_size:
+        raise ConfigError(f"sft.batch_size is {config.batch_size}, but there are only {trees} trees; lower it.")
+    steps = math.ceil(trees // config.batch_size * config.epochs)
+    interval = max(1, math.ceil(steps / config.evaluations))
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=micro,
+        per_device_eval_batch_size=micro,
+        gradient_accumulation_steps=accumulation,
+        max_steps=steps,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        lr_scheduler_type=config.schedule,
+        warmup_steps=config.warmup,
+        max_grad_norm=config.max_grad_norm,
+        eval_strategy="steps",
+        eval_steps=interval,
+        save_strategy="steps",
+        save_steps=interval,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model=f"eval_{config.best_metric}",
+        greater_is_better=config.best_metric != "loss",
+        logging_steps=max(1, steps // 100),
+        logging_first_step=True,
+        dataloader_drop_last=True,
+        restore_callback_states_from_checkpoint=True,  # early stopping resumes its count
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=config.bf16,
+        activation_checkpointing=config.gradient_checkpointing,
+        seed=seed,
+        data_seed=seed,
+        report_to=[*config.report_to] or "none",
+    )
