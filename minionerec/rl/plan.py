@@ -1,28 +1,29 @@
 """What `minionerec rl` would take: its plan from the data, the SIDs and the model's configuration alone."""
 
 import random
+from collections.abc import Sequence
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig
 
-from minionerec.artifacts import ITEM_STAGES, require
 from minionerec.config import Config, RlConfig
 from minionerec.data.dataset import Dataset
-from minionerec.model import checkpoint
 from minionerec.model.outline import base_outline, outline
-from minionerec.prompts.builder import Prompts, tokenizer_corpus
+from minionerec.prompts.builder import tokenizer_corpus
 from minionerec.prompts.encode import TokenExample
 from minionerec.rl.arguments import grpo_arguments
 from minionerec.rl.rows import training_prompts
 from minionerec.sid.index import SidIndex
 from minionerec.training.plan import PackedShape, Plan, Shape, Work, planned_devices, sample_batches
+from minionerec.training.stage import begin
 from minionerec.tree import Branch, CatalogTrie, pack, without_padding
 
 
-def work(examples: list[TokenExample], trie: CatalogTrie, arguments: GRPOConfig, config: RlConfig) -> Work:
+def planned_work(examples: Sequence[TokenExample], trie: CatalogTrie, arguments: GRPOConfig, config: RlConfig) -> Work:
     """What training on these prompts takes.
 
-    Rollouts are not known before the policy is there: SIDs drawn at random stand for them, which share less of their
-    beginnings, so that positions are counted rather too high. Groups that are refilled count with all their rounds.
+    Rollouts are not known before the policy exists. SIDs drawn at random stand for them; these share less of their beginnings,
+    so the count of positions is rather too high. Groups that `refill` replaces count with all their rounds.
 
     Args:
         trie: the valid SIDs.
@@ -30,23 +31,25 @@ def work(examples: list[TokenExample], trie: CatalogTrie, arguments: GRPOConfig,
     group, levels = config.num_generations, trie.depth
     micro, accumulation = arguments.per_device_train_batch_size // group, arguments.gradient_accumulation_steps
     sids = [without_padding(sid) for sid in trie.sids.tolist()]
-    prefixes = sum(len(tokens) for tokens in trie.tokens[:-1])
+    inner_nodes = sum(len(tokens) for tokens in trie.tokens[:-1])
     chance = random.Random(int(arguments.seed))
     exact = config.objective == "exact"
 
-    def packed(some: list[TokenExample]) -> PackedShape:
-        longest = max(len(example.prompt) for example in some)
-        if exact:  # the whole catalog behind each prompt, see `tree.whole`
-            return PackedShape(len(some), longest + prefixes, len(some) * (prefixes + 1))
-        branches = [Branch(example.prompt, sid) for example in some for sid in chance.sample(sids, min(group, len(sids)))]
+    def packed(batch: Sequence[TokenExample]) -> PackedShape:
+        longest = max(len(example.prompt) for example in batch)
+        if exact:  # the whole catalog after each prompt, see `tree.catalog_logprobs`
+            return PackedShape(len(batch), longest + inner_nodes, len(batch) * (inner_nodes + 1))
+        branches = [Branch(example.prompt, sid) for example in batch for sid in chance.sample(sids, min(group, len(sids)))]
         if config.sft_weight:
-            branches += [Branch(example.prompt, example.completion) for example in some]
+            branches += [Branch(example.prompt, example.completion) for example in batch]
         return PackedShape.of(pack(branches, row_tokens=longest + (group + 1) * (levels - 1)).tensors())
 
     sizes = [group * (len(example.prompt) + levels) for example in examples]
     sample, largest = sample_batches(examples, sizes, micro, packed, int(arguments.seed))
-    rolled = 0 if exact else micro * (max(len(example.prompt) for example in examples) + group * (levels - 1))
-    whole_step = config.dynamic_sampling != "none"  # see `objective_arguments`
+    longest_prompt = max(len(example.prompt) for example in examples)
+    rolled_out = 0 if exact else micro * (longest_prompt + group * (levels - 1))  # tokens at once; a last code is not read
+    rounds = 1 + config.refill_rounds if config.dynamic_sampling == "refill" else 1
+    whole_step = config.dynamic_sampling != "none"  # its rollouts are made at once, see `objective_arguments`
     return Work(
         unit="prompts",
         units=len(examples),
@@ -54,11 +57,11 @@ def work(examples: list[TokenExample], trie: CatalogTrie, arguments: GRPOConfig,
         micro=micro,
         accumulation=accumulation,
         tokens=sum(sizes),
-        labels=sum(group * levels for _ in examples),
+        labels=len(examples) * group * levels,
         sample=sample,
         largest=largest,
-        rollout=rolled * (1 + config.refill_rounds if config.dynamic_sampling == "refill" else 1),
-        cached=rolled * (accumulation if whole_step else 1),
+        rollout=rolled_out * rounds,
+        cached=rolled_out * (accumulation if whole_step else 1),
         reference=arguments.beta > 0,
     )
 
@@ -66,29 +69,26 @@ def work(examples: list[TokenExample], trie: CatalogTrie, arguments: GRPOConfig,
 def plans(config: Config, devices: int | None = None) -> list[Plan]:
     """One plan per way to distribute: ZeRO-2 and DDP on several devices.
 
-    The model is that of `sft/` where the stage has run, otherwise what it would begin from; RL keeps float32 weights.
+    The model is the one of `sft/`; if that stage has not run, the one that it would begin from. RL keeps float32 weights.
 
     Args:
         devices: how many; None for those that run.
 
     Raises:
-        ArtifactError: data or SIDs are not there.
-        ConfigError: see `grpo_arguments`, `training_prompts`, `outline.outline`.
+        ArtifactError: data or SIDs are missing.
+        ConfigError: the options contradict one another, or the model's configuration cannot be read.
     """
-    for name, command in ITEM_STAGES.items():
-        require(config.folder / name, command)
-    dataset = Dataset.load(config.folder / "data")
-    index = SidIndex.load(config.folder / "sid", dataset)
-    if (policy := config.folder / "sft" / "model").is_dir():
-        model, tokenizer = outline(policy)
-    else:
+
+    def load_outline(dataset: Dataset, index: SidIndex) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        if (policy := config.folder / "sft" / "model").is_dir():
+            return outline(policy)
         corpus = tokenizer_corpus(dataset, config.resolved_prompts, config.sft.task_names)
         model, tokenizer = base_outline(config.model, index, corpus, config.seed)
-        model = model.float()
-    prompts = Prompts(dataset, index, tokenizer, config.resolved_prompts.for_training(), checkpoint.context_of(model))
-    examples = training_prompts(config, prompts)
-    arguments = grpo_arguments(config.rl, index.levels, config.seed, config.folder / "rl", len(examples), devices)
-    planned = work(examples, CatalogTrie.from_codes(prompts.sid_tokens), arguments, config.rl)
-    shape = Shape.of(model)
-    where = planned_devices(devices, config.rl.bf16, config.rl.gradient_checkpointing)
-    return [Plan("rl", shape, planned, some) for some in where]
+        return model.float(), tokenizer
+
+    begun, rl = begin(config, "rl", load_outline), config.rl
+    examples = training_prompts(config, begun.prompts)
+    trie = CatalogTrie.from_codes(begun.prompts.sid_tokens)
+    arguments = grpo_arguments(rl, trie.levels, config.seed, config.folder / "rl", len(examples), devices)
+    work, shape = planned_work(examples, trie, arguments, rl), Shape.of(begun.model)
+    return [Plan("rl", shape, work, way) for way in planned_devices(devices, rl.bf16, rl.gradient_checkpointing)]

@@ -1,4 +1,4 @@
-"""The rows that RL trains on: prompts with their targets, and what no list for them may hold."""
+"""The rows that RL trains on: prompts with their targets, and the items that no list for them may hold."""
 
 import logging
 
@@ -16,29 +16,31 @@ log = logging.getLogger(__name__)
 
 
 def hidden_items(example: TokenExample, dataset: Dataset) -> list[int]:
-    """Item indices of the example's history, those that `eval.exclude_history` leaves out; none for a task without history."""
+    """The items of the example's history, which `eval.exclude_history` leaves out of lists; none for a task without history."""
     return [] if example.row is None else dataset.train["history"][example.row].to_list()
 
 
 def training_prompts(config: Config, prompts: Prompts) -> list[TokenExample]:
-    """What is rolled out: examples of the tasks at random, as many as fill whole steps (TRL makes a short one of the rest).
+    """The prompts that are rolled out: examples of the tasks at random, as many as fill whole steps.
 
-    Where `eval.exclude_history` hides an example's target, it is left out: no list can hold it, so there is nothing to learn.
+    TRL would make a short step of the rest. If `eval.exclude_history` hides an example's target, no list can hold it, so there
+    is nothing to learn: the example is left out.
 
     Raises:
-        ConfigError: there are fewer than one step takes, or see `Prompts.sample`.
+        ConfigError: there are fewer examples than one step takes, or one is too long for the model.
+        DataError: a task needs descriptions, and the catalog has none.
     """
     rl, dataset, index = config.rl, prompts.dataset, prompts.index
     examples = prompts.sample(rl.tasks, "train", rl.max_examples, config.seed, rl.task_shares)
     if config.eval.exclude_history:
-        drawn = len(examples)
+        sampled = len(examples)
         examples = [
             example
             for example in examples
             if not {*index.items(index.codes[example.target].tolist())} <= {*hidden_items(example, dataset)}
         ]
-        if drawn > len(examples):
-            log.info("%d prompts are left out: eval.exclude_history hides their targets.", drawn - len(examples))
+        if sampled > len(examples):
+            log.info("%d prompts are left out: eval.exclude_history hides their targets.", sampled - len(examples))
     step = rl.prompts_per_step
     if len(examples) < step:
         raise ConfigError(f"rl.prompts_per_step is {step}, but there are only {len(examples)} prompts; lower it.")

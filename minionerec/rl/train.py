@@ -14,19 +14,17 @@ Command: `minionerec rl --config ml-100k`, or `bash scripts/rl.sh --config NAME`
 
 import logging
 import shutil
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from transformers import PreTrainedTokenizerBase, TrainerState, set_seed
+from transformers import TrainerState
 
 from minionerec.artifacts import CHECKPOINTS, ITEM_STAGES, Manifest, Recipe, check_disk_space, require
 from minionerec.config import RECOMMENDING, Config, RlConfig
-from minionerec.data.dataset import Dataset
-from minionerec.distributed import distributed_state, is_main_process
+from minionerec.distributed import distributed_state
 from minionerec.errors import ConfigError
 from minionerec.model import checkpoint
-from minionerec.prompts.builder import Prompts
 from minionerec.prompts.record import check_prompts, prompts_section
 from minionerec.recommend.recommender import Recommender
 from minionerec.rl import rewards
@@ -34,91 +32,78 @@ from minionerec.rl.arguments import grpo_arguments, split_prompts
 from minionerec.rl.exact import ExactTrainer
 from minionerec.rl.monitor import Evaluator, Watch, best, validations
 from minionerec.rl.objectives import KeepReference, ListwiseTrainer, ObjectiveTrainer
-from minionerec.rl.plan import work
+from minionerec.rl.plan import planned_work
 from minionerec.rl.rewards import Reward
 from minionerec.rl.rollouts import Rollouts
 from minionerec.rl.rows import token_rows, training_prompts
 from minionerec.rl.targets import with_targets
 from minionerec.rl.trainer import SETUP_MEMORY_ADVICE, TreeGRPOTrainer, grouped
-from minionerec.sid.index import SidIndex
-from minionerec.training import card, plan
-from minionerec.training.checkpoints import MarkComplete, last_checkpoint, write_log
+from minionerec.training.checkpoints import MarkComplete, last_checkpoint
 from minionerec.training.evaluator import RankingEvaluator
-from minionerec.training.launch import keep_tensorboard, launch_of
+from minionerec.training.launch import keep_tensorboard
 from minionerec.training.memory import enough_memory
+from minionerec.training.plan import Plan, Shape, launched
 from minionerec.training.progress import StepBar
+from minionerec.training.stage import Begun, WriteCurves, announce, begin, finish
 from minionerec.tree import CatalogTrie
 
 log = logging.getLogger(__name__)
 
 
-def train_rl(config: Config, write_curves: Callable[[Path, Path, str], None] | None = None) -> tuple[Manifest, bool]:
+def train_rl(config: Config, write_curves: WriteCurves | None = None) -> tuple[Manifest, bool]:
     """Train, unless the finished artefact is current; returns its manifest and whether it was made anew.
 
     Args:
-        write_curves: draws a log (first) as a page (second) with a title (third); None for no page.
+        write_curves: writes the page of the log's curves; None for no page.
 
     Raises:
         ArtifactError: an input is missing, or the disk cannot hold the checkpoints.
         CatalogError: the SFT checkpoint lacks the catalog's SID tokens.
-        ConfigError: the settings do not fit the launch, the catalog or the SFT model; the message names the field.
+        ConfigError: the options do not fit the launch, the catalog or the SFT model, or they would replace a model trained with
+            others.
         DataError: the valid split is empty, and validations are asked for.
-        TrainingError: the memory does not suffice, or the policy diverges (`Watch`).
+        TrainingError: the policy diverges, or the memory does not suffice.
     """
-    recipe = rl_recipe(config)
-    if (manifest := recipe.finished()) is not None:
-        return manifest, False
-    split_prompts(config.rl)  # refuses before anything is loaded
+    rl, recipe = config.rl, rl_recipe(config)
+    if (finished := recipe.finished()) is not None:
+        return finished, False
+    split_prompts(rl)  # refuses before anything is loaded
     check_sft(Manifest.load(config.folder / "sft"), config)
-
-    # Load. TRL reads the reference model from the policy's folder.
-    dataset = Dataset.load(config.folder / "data")
-    index = SidIndex.load(config.folder / "sid", dataset)
-    set_seed(config.seed)
-    origin = config.folder / "sft" / "model"
-    model, tokenizer = checkpoint.load(str(origin))
-    prompts = Prompts(dataset, index, tokenizer, config.resolved_prompts.for_training(), checkpoint.context_of(model))
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    # Float32 copies of the weights: the model, the best so far and the one that replaces it; in the last and in the next
-    # checkpoint the weights, two moments and, if it moves, the reference model.
-    check_disk_space(recipe.folder, parameters * 4 * (9 if config.rl.sync_reference is None else 11))
-
-    # Build.
+    origin = config.folder / "sft" / "model"  # TRL reads the reference model from the same folder
+    begun = begin(config, "rl", lambda dataset, index: checkpoint.load(str(origin)))
+    _check_disk(begun)
+    trie = CatalogTrie.from_codes(begun.prompts.sid_tokens, distributed_state().device)
+    examples = with_targets(training_prompts(config, begun.prompts), rl, begun.prompts)
     filtered = config.eval.exclude_history
-    trie = CatalogTrie.from_codes(prompts.sid_tokens, distributed_state().device)
-    examples = with_targets(training_prompts(config, prompts), config.rl, prompts)
-    rows = token_rows(examples, trie, dataset if filtered else None)
-    check_group(config.rl, trie, max(map(len, rows["hidden"])) if filtered else 0)
-    functions = rewards.build(config, dataset, [trie.items(leaf) for leaf in range(len(trie))])
-    evaluator: Evaluator = dict  # never called without validations
-    if config.rl.evaluations:
-        recommender = Recommender(model.to(distributed_state().device), prompts, trie)
-        evaluator = RankingEvaluator(recommender, config.eval, config.rl.valid_examples, config.rl.best_metric)
+    rows = token_rows(examples, trie, begun.prompts.dataset if filtered else None)
+    check_group(rl, trie, max(map(len, rows["hidden"])) if filtered else 0)
+    functions = rewards.build(config, begun.prompts.dataset, [trie.items(leaf) for leaf in range(len(trie))])
+    evaluator = _evaluator(begun, trie)
     with recipe.write(resumable=True, collective=True) as draft:
         checkpoints = draft.path / CHECKPOINTS
-        keep_tensorboard(config.folder / "tensorboard" / "rl", config.rl.report_to)
-        arguments = grpo_arguments(config.rl, index.levels, config.seed, checkpoints, len(rows))
-        devices = plan.launched(config.rl.bf16, config.rl.gradient_checkpointing)
-        planned = plan.Plan("rl", plan.Shape.of(model), work(examples, trie, arguments, config.rl), devices)
-        planned.show()
-        watch = Watch(config.rl, evaluator, tokenizer, checkpoints, origin)
-        of_trainer = {"model": model, "args": arguments, "train_dataset": rows, "processing_class": tokenizer}
+        keep_tensorboard(config.folder / "tensorboard" / "rl", rl.report_to)
+        arguments = grpo_arguments(rl, trie.levels, config.seed, checkpoints, len(rows))
+        work, devices = planned_work(examples, trie, arguments, rl), launched(rl.bf16, rl.gradient_checkpointing)
+        plan = Plan("rl", Shape.of(begun.model), work, devices)
+        plan.show()
+        watch = Watch(rl, evaluator, begun.prompts.tokenizer, checkpoints, origin)
         with enough_memory(lambda: SETUP_MEMORY_ADVICE):
-            trainer = make_trainer(config.rl, trie, functions, seed=config.seed, filtered=filtered, watch=watch, **of_trainer)
-
-        # Train.
-        _announce(trainer, config.rl)
-        _train(trainer, watch, config.rl, last_checkpoint(checkpoints))
-
-        # Save.
-        figures = {"parameters": parameters, "prompts": len(rows), **_figures(trainer, config.rl)}
-        if trainer.is_world_process_zero():
-            _save_model(trainer, watch, config.rl, draft.path / "model")
-            card.write(draft.path / "model", "rl", config, dataset, index, figures)
-            write_log(trainer.state, draft.path / "log.jsonl")
-            if write_curves is not None:
-                write_curves(draft.path / "log.jsonl", draft.path / "curves.html", f"{config.name}: RL")
-        draft.metrics.update(**figures, **planned.metrics())
+            trainer = make_trainer(
+                rl,
+                trie,
+                functions,
+                seed=config.seed,
+                filtered=filtered,
+                model=begun.model,
+                args=arguments,
+                train_dataset=rows,
+                processing_class=begun.prompts.tokenizer,
+                watch=watch,
+            )
+        announce(begun, trainer, f"{work.micro} prompts x {work.accumulation} micro-batches per process and step")
+        _train(trainer, watch, rl, last_checkpoint(checkpoints))
+        figures = {"parameters": begun.parameters, "prompts": len(rows), **_figures(trainer, rl)}
+        finish(begun, draft, trainer, plan, figures, partial(_save, begun, trainer, watch), write_curves)
     return Manifest.load(recipe.folder), True
 
 
@@ -217,16 +202,21 @@ def check_group(config: RlConfig, trie: CatalogTrie, hidden: int) -> None:
         )
 
 
-def _announce(trainer: TreeGRPOTrainer, config: RlConfig) -> None:
-    """Print how the stage was launched.
+def _check_disk(begun: Begun) -> None:
+    """Refuse a disk that cannot hold the models and checkpoints of the run."""
+    # In float32: the model, the best so far and the one that replaces it; weights and two moments in the last and in the next
+    # checkpoint, and in both the reference model if it moves.
+    copies = 3 + 2 * 3 + (0 if begun.config.rl.sync_reference is None else 2)
+    check_disk_space(begun.config.folder / "rl", 4 * copies * begun.parameters)
 
-    Raises:
-        ConfigError: the launcher and the configuration contradict each other.
-    """
-    launched = launch_of(trainer.accelerator)
-    if is_main_process():
-        micro = trainer.args.per_device_train_batch_size // config.num_generations
-        print(f"rl on {launched}, prompts per process: {micro} x {trainer.args.gradient_accumulation_steps}", flush=True)
+
+def _evaluator(begun: Begun, trie: CatalogTrie) -> Evaluator:
+    """What measures the policy on valid; never called if `rl.evaluations` is 0."""
+    config = begun.config
+    if not config.rl.evaluations:
+        return dict
+    recommender = Recommender(begun.model.to(distributed_state().device), begun.prompts, trie)
+    return RankingEvaluator(recommender, config.eval, config.rl.valid_examples, config.rl.best_metric)
 
 
 def _train(trainer: TreeGRPOTrainer, watch: Watch, config: RlConfig, last: str | None) -> None:
@@ -262,11 +252,10 @@ def _figures(trainer: TreeGRPOTrainer, config: RlConfig) -> dict[str, Any]:
     return figures | {"best_step": step, f"best valid {config.best_metric}": value}
 
 
-def _save_model(trainer: TreeGRPOTrainer, watch: Watch, config: RlConfig, folder: Path) -> None:
+def _save(begun: Begun, trainer: TreeGRPOTrainer, watch: Watch, folder: Path) -> None:
     """Save the best model; without validations, the last one."""
     history = trainer.state.log_history
-    if validations(history, config.best_metric):
+    if validations(history, begun.config.rl.best_metric):
         shutil.copytree(watch.best_model(history), folder)
     else:
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        checkpoint.save(model, cast(PreTrainedTokenizerBase, trainer.processing_class), folder)
+        checkpoint.save(trainer.accelerator.unwrap_model(trainer.model), begun.prompts.tokenizer, folder)

@@ -3,7 +3,7 @@ import pytest
 from minionerec.config import RlConfig
 from minionerec.model import checkpoint
 from minionerec.rl.arguments import grpo_arguments
-from minionerec.rl.plan import work
+from minionerec.rl.plan import planned_work
 from minionerec.tree import CatalogTrie
 from tests.rl.test_rows import TASKS, prompts
 from tests.rl.test_rows import parts as parts  # the fixture
@@ -18,7 +18,7 @@ def planned(parts, tmp_path, **fields):
     examples = prompts(parts, tasks=TASKS[:1], prompts_per_step=8, micro_batch_prompts=4)
     trie = CatalogTrie.from_codes(checkpoint.sid_token_ids(tokenizer, index))
     arguments = grpo_arguments(config, index.levels, 0, tmp_path, len(examples))
-    return examples, trie, work(examples, trie, arguments, config)
+    return examples, trie, planned_work(examples, trie, arguments, config)
 
 
 def test_a_step_of_rollouts(parts, tmp_path):
@@ -51,5 +51,5 @@ def test_groups_without_signal_are_looked_for_a_step_at_a_time(parts, tmp_path):
     ("fields", "reference"),
     [({"beta": 0.0}, False), ({"beta": 0.0, "objective": "sdpo", "add_target": True}, True)],
 )
-def test_the_reference_model_counts_where_it_is_loaded(parts, tmp_path, fields, reference):
+def test_the_reference_model_counts_if_it_is_loaded(parts, tmp_path, fields, reference):
     assert planned(parts, tmp_path, **fields)[2].reference == reference
