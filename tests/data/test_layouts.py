@@ -4,6 +4,7 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -259,3 +260,8 @@ def test_given_splits_exclude_filters(tmp_path):
     blank = dataset.catalog.with_columns(item_id=dataset.catalog["item_id"].replace("i0", "i 0"))
     with pytest.raises(DataError, match="item id 'i 0' has a blank"):
         recbole.write(replace(dataset, catalog=blank), "small", tmp_path)
+
+
+def test_every_source_has_a_reader():
+    names = set(get_args(get_type_hints(DataConfig)["source"]))
+    assert names == {*prepare.READERS, "amazon-2018", "amazon-2023"}  # Amazon's parts are read one by one
