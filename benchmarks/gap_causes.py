@@ -5,12 +5,12 @@ time and trains again what the switch touches (all, RL alone, or nothing but the
 and prints the differences. A difference is a user's mean over the seeds; its 95 % interval resamples users, p is that of a
 paired permutation test. Between seeds: the standard deviation of the seeds' differences in NDCG@10.
 
-One mistake is no switch: what an Instruct checkpoint's generation defaults do, see `generation_defaults.py`. The models of the
-arm that is trained over the whole vocabulary, as the released code's are, are asked about `--examples` of the split.
+One mistake has no switch: the generation defaults of an Instruct checkpoint, see `generation_defaults.py`. It is measured on
+`--examples` of the split, with the models of the arm that is trained over the whole vocabulary, as the released code's are.
 
-Each run lives in `OUT/<arm>/seed-<n>/`. What is finished is not made again and what was interrupted goes on, so the same
-command resumes. `OUT/gap_causes.json` holds the figures; copied to `minionerec/report/gap_causes.json` as it is, it is what the
-report's checklist shows. `--merge FILE` takes over what an earlier file of the same configuration has of other mistakes.
+Each run lives in `OUT/<arm>/seed-<n>/`. The same command resumes: it skips what is finished and continues what was interrupted.
+`OUT/gap_causes.json` holds the figures; copied unchanged to `minionerec/report/gap_causes.json`, it feeds the checklist.
+`--merge FILE` takes over the figures of other mistakes from an earlier file of the same configuration.
 
     python benchmarks/gap_causes.py --config industrial-tiny --out runs/gap --dataset NAME --data.path FOLDER
     python benchmarks/gap_causes.py --config industrial-tiny --out runs/gap --data.path FOLDER --seeds 1 --quirks beams-10
@@ -101,17 +101,17 @@ def make(arm: str, seed: int, arguments: argparse.Namespace, common: Sequence[st
     Raises:
         SystemExit: a stage failed.
     """
-    chosen, folder = ARMS[arm], arguments.out / arm / f"seed-{seed}"
+    definition, folder = ARMS[arm], arguments.out / arm / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    if chosen.parent is not None:
-        link_parts(arguments.out / chosen.parent / f"seed-{seed}", folder, ("data", "sid", "sft"))
-    fields = ["--config", arguments.config, *common, *chosen.fields.split()]
-    for stage in chosen.own:
+    if definition.parent is not None:
+        link_parts(arguments.out / definition.parent / f"seed-{seed}", folder, ("data", "sid", "sft"))
+    fields = ["--config", arguments.config, *common, *definition.fields.split()]
+    for stage in definition.own:
         in_process_of_its_own(["-m", "minionerec", *stage.split(), "--out", str(folder), "--seed", str(seed), *fields])
-    alone(arm, arm, seed, arguments, common)
+    run_alone(arm, arm, seed, arguments, common)
 
 
-def alone(job: str, arm: str, seed: int, arguments: argparse.Namespace, common: Sequence[str]) -> None:
+def run_alone(job: str, arm: str, seed: int, arguments: argparse.Namespace, common: Sequence[str]) -> None:
     """Do a job on an arm's run, evaluate its one model or ask it, in a process of its own.
 
     Raises:
@@ -121,8 +121,8 @@ def alone(job: str, arm: str, seed: int, arguments: argparse.Namespace, common: 
     in_process_of_its_own([__file__, *options, "--config", arguments.config, *common, *ARMS[arm].fields.split()])
 
 
-def work(arguments: argparse.Namespace, job: str, seed: str, fields: Sequence[str]) -> None:
-    """What `alone` starts."""
+def run_job(arguments: argparse.Namespace, job: str, seed: str, fields: Sequence[str]) -> None:
+    """The process that `run_alone` starts."""
     arm = ASKED if job == SAMPLED else job
     folder = arguments.out / arm / f"seed-{seed}"
     config = parse("run", ["--config", arguments.config, "--out", str(folder), "--seed", seed, *fields])
@@ -144,44 +144,44 @@ def sample(config: Config, examples: int) -> None:
     recipe = Recipe(GENERATION, folder, settings, inputs, config.seed, replace=True)
     if recipe.finished() is not None:
         return
-    found = ask(config, examples, config.seed, (OURS, DEFAULTED))
+    answers = ask(config, examples, config.seed, (OURS, DEFAULTED))
     with recipe.write() as draft:
-        pl.DataFrame({**found.ranks, "unit": found.units}).write_parquet(draft.path / "ranks.parquet")
-        draft.metrics["invalid"] = found.invalid
+        pl.DataFrame({**answers.ranks, "unit": answers.units}).write_parquet(draft.path / "ranks.parquet")
+        draft.metrics["invalid"] = answers.invalid
 
 
-def lists(arm: str, seed: int, out: Path) -> RankedLists:
-    """What an arm recommends."""
+def read_lists(arm: str, seed: int, out: Path) -> RankedLists:
+    """The lists of an arm."""
     return RankedLists.read(out / arm / f"seed-{seed}" / "eval" / ARMS[arm].recommender / "predictions.jsonl")
 
 
-def _stacked(found: dict[str, np.ndarray]) -> np.ndarray:
-    return np.stack([found[name] for name in METRICS])
+def _stacked(values: dict[str, np.ndarray]) -> np.ndarray:
+    return np.stack([values[name] for name in METRICS])
 
 
-def of_arms(mistaken: str, clean: str, seeds: Sequence[int], out: Path) -> dict[str, Any]:
-    """How much the one arm exceeds the other, see `difference`."""
+def compare_arms(mistaken: str, clean: str, seeds: Sequence[int], out: Path) -> dict[str, Any]:
+    """The arm with the mistake minus the clean arm, see `difference`."""
     before, after = [], []
     for seed in seeds:
-        base, other = lists(clean, seed, out), lists(mistaken, seed, out)
+        base, other = read_lists(clean, seed, out), read_lists(mistaken, seed, out)
         before.append(_stacked(per_user(ranks(base))))
         after.append(_stacked(per_user(ranks(other)[align(base, other)])))
     return difference(before, after, base.units())
 
 
-def of_defaults(seeds: Sequence[int], out: Path) -> dict[str, Any]:
+def compare_defaults(seeds: Sequence[int], out: Path) -> dict[str, Any]:
     """What the generation defaults change, see `difference`; also `examples`, and `invalid`, the share of listed texts that are
     no SID of the catalog.
     """
     before, after, invalid = [], [], []
     for seed in seeds:
         folder = out / ASKED / f"seed-{seed}" / GENERATION.replace(" ", "_")
-        found = pl.read_parquet(folder / "ranks.parquet")
-        before.append(_stacked(per_user(found[OURS].to_numpy())))
-        after.append(_stacked(per_user(found[DEFAULTED].to_numpy())))
+        ranks_of_seed = pl.read_parquet(folder / "ranks.parquet")
+        before.append(_stacked(per_user(ranks_of_seed[OURS].to_numpy())))
+        after.append(_stacked(per_user(ranks_of_seed[DEFAULTED].to_numpy())))
         invalid.append(Manifest.load(folder).metrics["invalid"])
-    cells = difference(before, after, found["unit"].to_numpy())
-    return {**cells, "examples": len(found), "invalid": float(np.mean(invalid))}
+    cells = difference(before, after, ranks_of_seed["unit"].to_numpy())
+    return {**cells, "examples": len(ranks_of_seed), "invalid": float(np.mean(invalid))}
 
 
 def difference(before: Sequence[np.ndarray], after: Sequence[np.ndarray], units: np.ndarray | None) -> dict[str, Any]:
@@ -191,16 +191,16 @@ def difference(before: Sequence[np.ndarray], after: Sequence[np.ndarray], units:
         before, after: per seed (metrics, examples), on the same examples.
     """
     old, new = np.mean(before, axis=0), np.mean(after, axis=0)
-    found = zip(METRICS, paired(old, new, RESAMPLES, 0, units), permutation(old, new, RESAMPLES, 0, units), strict=True)
-    cells = {name: {**interval._asdict(), "p": p, "noise": not beyond_noise(interval)} for name, interval, p in found}
+    changes = zip(METRICS, paired(old, new, RESAMPLES, 0, units), permutation(old, new, RESAMPLES, 0, units), strict=True)
+    cells = {name: {**interval._asdict(), "p": p, "noise": not beyond_noise(interval)} for name, interval, p in changes}
     each = [float((b - a)[METRICS.index("NDCG@10")].mean()) for a, b in zip(before, after, strict=True)]
     return {**cells, "sd": across_seeds(each)["sd"]}
 
 
-def levels(arm: str, seeds: Sequence[int], out: Path) -> dict[str, list[float]]:
+def metrics_by_seed(arm: str, seeds: Sequence[int], out: Path) -> dict[str, list[float]]:
     """An arm's metrics on SIDs, one value per seed."""
-    found = [per_user(ranks(lists(arm, seed, out))) for seed in seeds]
-    return {name: [float(values[name].mean()) for values in found] for name in METRICS}
+    by_seed = [per_user(ranks(read_lists(arm, seed, out))) for seed in seeds]
+    return {name: [float(values[name].mean()) for values in by_seed] for name in METRICS}
 
 
 def text(cell: dict[str, Any]) -> str:
@@ -209,16 +209,16 @@ def text(cell: dict[str, Any]) -> str:
 
 
 def shown_fields(fields: Sequence[str]) -> list[str]:
-    """The fields behind the options without those that say where files lie on this machine."""
-    kept, skip = [], False
+    """The fields behind the options, without paths of this machine."""
+    shown, skip = [], False
     for field in fields:
         if skip:
             skip = False
         elif field.partition("=")[0].endswith(".path"):
             skip = "=" not in field
         else:
-            kept.append(field)
-    return kept
+            shown.append(field)
+    return shown
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -228,22 +228,22 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--config", required=True, help="a preset or a YAML file")
     options.add_argument("--out", type=Path, required=True, help="where the runs are kept")
     options.add_argument("--seeds", type=positive, default=3, help="1, 2, ...")
-    known = list(dict.fromkeys([*(mistaken for mistaken, _ in QUIRKS.values()), SAMPLED]))
-    options.add_argument("--quirks", nargs="+", help=f"arms with a mistake, some of: {', '.join(known)}")
+    quirks = list(dict.fromkeys([*(mistaken for mistaken, _ in QUIRKS.values()), SAMPLED]))
+    options.add_argument("--quirks", nargs="+", help=f"arms with a mistake, some of: {', '.join(quirks)}")
     options.add_argument("--examples", type=positive, default=512, help=f"of the split, evenly spread, for {SAMPLED}")
     options.add_argument("--dataset", help="what the report calls the data (default: the configuration's name)")
     options.add_argument("--merge", type=Path, metavar="FILE", help="an earlier gap_causes.json to take other mistakes from")
     options.add_argument("--only", nargs=2, metavar=("JOB", "SEED"), help=argparse.SUPPRESS)
     arguments, common = options.parse_known_args(argv)
     if arguments.only:  # a child; its fields are complete
-        return work(arguments, *arguments.only, common)
-    if unknown := sorted({*(arguments.quirks or [])} - {*known}):
-        raise SystemExit(f"{unknown[0]!r} is no quirk; there are {', '.join(sorted(known))}.")
+        return run_job(arguments, *arguments.only, common)
+    if unknown := sorted({*(arguments.quirks or [])} - {*quirks}):
+        raise SystemExit(f"{unknown[0]!r} is no quirk; expected one of {', '.join(sorted(quirks))}.")
     if parse("run", ["--config", arguments.config, *common]) is None:
         return None
-    wanted = arguments.quirks or known
-    chosen = {name: pair for name, pair in QUIRKS.items() if pair[0] in wanted}
-    needed = {arm for pair in chosen.values() for arm in pair} | ({ASKED} if SAMPLED in wanted else set())
+    wanted = arguments.quirks or quirks
+    pairs = {name: pair for name, pair in QUIRKS.items() if pair[0] in wanted}
+    needed = {arm for pair in pairs.values() for arm in pair} | ({ASKED} if SAMPLED in wanted else set())
     needed |= {parent for arm in needed if (parent := ARMS[arm].parent)}
     arms, seeds = [arm for arm in ARMS if arm in needed], range(1, arguments.seeds + 1)
     for seed in seeds:
@@ -252,27 +252,27 @@ def main(argv: list[str] | None = None) -> None:
             make(arm, seed, arguments, common)
         if SAMPLED in wanted:
             print(f"{SAMPLED}, seed {seed}", flush=True)
-            alone(SAMPLED, ASKED, seed, arguments, common)
+            run_alone(SAMPLED, ASKED, seed, arguments, common)
 
-    found = {name: of_arms(*pair, seeds, arguments.out) for name, pair in chosen.items()}
-    runs = {name: f"{mistaken} - {clean}" for name, (mistaken, clean) in chosen.items()}
+    differences = {name: compare_arms(*pair, seeds, arguments.out) for name, pair in pairs.items()}
+    runs = {name: f"{mistaken} - {clean}" for name, (mistaken, clean) in pairs.items()}
     if SAMPLED in wanted:
-        found[GENERATION] = of_defaults(seeds, arguments.out)
-        runs[GENERATION] = f"{DEFAULTED} - {OURS}, {ASKED}, {found[GENERATION]['examples']} examples"
-    stored = {**describe(arguments, common, arms[0]), "quirks": found}
+        differences[GENERATION] = compare_defaults(seeds, arguments.out)
+        runs[GENERATION] = f"{DEFAULTED} - {OURS}, {ASKED}, {differences[GENERATION]['examples']} examples"
+    stored = {**describe(arguments, common, arms[0]), "quirks": differences}
     if arguments.merge is not None:
         stored = merged(stored, read_json(arguments.merge), arguments.merge)
     print(f"\n{machine()}; {stored['dataset']}, {' '.join(stored['fields'])}")
     print(f"{stored['examples']} examples, {len(seeds)} seed(s)\n")
     rows = [
         [arm, *(f"{np.mean(values):.4f} ({', '.join(f'{v:.4f}' for v in values)})" for values in cells.values())]
-        for arm, cells in ((arm, levels(arm, seeds, arguments.out)) for arm in arms)
+        for arm, cells in ((arm, metrics_by_seed(arm, seeds, arguments.out)) for arm in arms)
     ]
     table(["run", *(f"{name}, mean (by seed)" for name in METRICS)], rows)
     print()
     rows = [
         [name, runs[name], *(text(cells[metric]) for metric in METRICS), "" if cells["sd"] is None else f"{cells['sd']:.4f}"]
-        for name, cells in found.items()
+        for name, cells in differences.items()
     ]
     table(["quirk", "runs", *METRICS, "sd over seeds"], rows)
     write_json(arguments.out / "gap_causes.json", stored)
@@ -292,7 +292,7 @@ def merged(stored: dict[str, Any], earlier: dict[str, Any], path: Path) -> dict[
 
 
 def describe(arguments: argparse.Namespace, fields: Sequence[str], arm: str) -> dict[str, Any]:
-    """What the stored figures are of, told by the runs of an arm."""
+    """The data, model and machine of the stored figures, read from the runs of an arm."""
     run = arguments.out / arm / "seed-1"
     train = Manifest.load(run / "data").metrics["train"]
     parameters = Manifest.load(run / "sft").metrics["parameters"]
@@ -302,7 +302,7 @@ def describe(arguments: argparse.Namespace, fields: Sequence[str], arm: str) -> 
         "config": name,
         "fields": shown_fields(fields),
         "seeds": arguments.seeds,
-        "examples": len(lists(arm, 1, arguments.out)),
+        "examples": len(read_lists(arm, 1, arguments.out)),
         "train": train,
         "machine": machine(),
     }

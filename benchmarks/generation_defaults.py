@@ -10,8 +10,8 @@ three ways: our decoder, transformers' beam search with the released code's cons
     python benchmarks/generation_defaults.py RUN --config NAME --examples 512 --data.path FOLDER
 
 The run is only read. It must be trained with `sft.normalise_over: vocabulary`, as the released code does: its constraint
-scores so. Of the section `eval`, split, number of beams and batch size count; the released code knows no `normalise_over` and
-no `exclude_history`.
+scores so. It uses split, number of beams and batch size of the section `eval`; the released code has neither
+`normalise_over` nor `exclude_history`.
 """
 
 import argparse
@@ -47,7 +47,7 @@ PENALTY = -1e6
 class ReleasedConstraint(LogitsProcessor):
     """The released code's: log-softmax over all tokens, then a penalty of a million for those that lead to no SID.
 
-    Behind a beginning that no SID has, every token is penalised, so decoding goes on without a constraint.
+    Behind a beginning that no SID has, every token is penalised, so decoding continues without a constraint.
 
     Args:
         sids: token ids of the catalog's SIDs.
@@ -73,7 +73,7 @@ class ReleasedConstraint(LogitsProcessor):
 def generate(
     model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, sids: list[list[int]], num_beams: int, **options: object
 ) -> torch.Tensor:
-    """SIDs, or what is none, by transformers' `generate`, best first: (batch, beams, levels) token ids."""
+    """Token sequences, SIDs or not, by transformers' `generate`, best first: (batch, beams, levels) token ids."""
     levels, constraint = len(sids[0]), ReleasedConstraint(sids, ids.shape[1])
     # Sampling may leave the catalog, where a model could end early.
     return generate_beams(model, ids, constraint, num_beams, levels, mask, min_new_tokens=levels, **options)[0]
@@ -81,7 +81,7 @@ def generate(
 
 @dataclass(frozen=True)
 class Asked:
-    """What some ways of asking one model gave.
+    """The results of some ways of asking one model.
 
     Attributes:
         ranks: per way of `WAYS`, (examples,) the target's 0-based rank, infinity where its list lacks it.
@@ -95,8 +95,8 @@ class Asked:
 
     def values(self, way: str) -> np.ndarray:
         """(metrics, examples), in the order of `METRICS`."""
-        found = per_user(self.ranks[way])
-        return np.stack([found[name] for name in METRICS])
+        by_metric = per_user(self.ranks[way])
+        return np.stack([by_metric[name] for name in METRICS])
 
 
 OURS, PLAIN, DEFAULTED = WAYS = ("our decoder", "generate", "generate with the defaults")
@@ -110,8 +110,7 @@ def ask(config: Config, examples: int, seed: int, ways: Sequence[str] = WAYS) ->
 
     Raises:
         SystemExit: there is no finished SFT model, it was trained with other probabilities than the released code's, or SIDs
-        differ
-            in length.
+            differ in length.
     """
     try:
         trained = Manifest.load(config.folder / "sft").config["sft"]["normalise_over"]
@@ -130,30 +129,30 @@ def ask(config: Config, examples: int, seed: int, ways: Sequence[str] = WAYS) ->
     if (tokens < 0).any():
         raise SystemExit(f"{config.folder}/sid: SIDs differ in length; the released code's constraint takes one length only.")
     trie, sids = CatalogTrie.from_codes(tokens), tokens.unique(dim=0).tolist()
-    made = prompts.examples("history_sid_to_sid", config.eval.split)
-    rows = evenly_spaced(len(made), examples)
+    prompted = prompts.examples("history_sid_to_sid", config.eval.split)
+    rows = evenly_spaced(len(prompted), examples)
     beams, size = config.eval.num_beams, config.eval.batch_size
     decoders: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
         OURS: lambda ids, mask: beam_search(model, ids, mask, trie=trie, num_beams=beams, normalise_over="vocabulary").tokens,
         PLAIN: lambda ids, mask: generate(model, ids, mask, sids, beams),
         DEFAULTED: lambda ids, mask: generate(model, ids, mask, sids, beams, **DEFAULTS),
     }
-    found: dict[str, list[np.ndarray]] = {way: [] for way in ways}
-    valid, known = [], set(map(tuple, sids))
+    target_ranks: dict[str, list[np.ndarray]] = {way: [] for way in ways}
+    is_sid, catalog = [], set(map(tuple, sids))
     torch.manual_seed(seed)
     with torch.no_grad():
         for start in range(0, len(rows), size):
-            batch = [made[row] for row in rows[start : start + size]]
+            batch = [prompted[row] for row in rows[start : start + size]]
             ids, mask = left_pad([example.prompt for example in batch], tokenizer.pad_token_id)
             targets = tokens[[example.target for example in batch]].numpy()
             for way in ways:
                 lists = decoders[way](ids, mask)
-                found[way].append(positions(lists.numpy(), targets))
+                target_ranks[way].append(positions(lists.numpy(), targets))
                 if way == DEFAULTED:
-                    valid += [tuple(sid) in known for group in lists.tolist() for sid in group]
+                    is_sid += [tuple(sid) in catalog for group in lists.tolist() for sid in group]
     users = dataset.split(config.eval.split)["user"].to_numpy()[rows]
-    ranks = {way: np.concatenate(parts) for way, parts in found.items()}
-    return Asked(ranks, np.unique(users, return_inverse=True)[1], float(1 - np.mean(valid)) if valid else 0.0)
+    ranks = {way: np.concatenate(parts) for way, parts in target_ranks.items()}
+    return Asked(ranks, np.unique(users, return_inverse=True)[1], float(1 - np.mean(is_sid)) if is_sid else 0.0)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -168,17 +167,17 @@ def main(argv: list[str] | None = None) -> None:
     config = parse("run", ["--config", arguments.config, "--out", str(arguments.run), *fields])
     if config is None:
         return
-    found = ask(config, arguments.examples, arguments.seed)
-    print(f"{machine()}; {arguments.config}, {len(found.units)} {config.eval.split} examples, {config.eval.num_beams} beams")
-    table(["decoder", *METRICS], [[way, *(f"{row.mean():.4f}" for row in found.values(way))] for way in WAYS])
+    answers = ask(config, arguments.examples, arguments.seed)
+    print(f"{machine()}; {arguments.config}, {len(answers.units)} {config.eval.split} examples, {config.eval.num_beams} beams")
+    table(["decoder", *METRICS], [[way, *(f"{row.mean():.4f}" for row in answers.values(way))] for way in WAYS])
     print()
-    ours, rows = found.values(OURS), []
+    ours, rows = answers.values(OURS), []
     for way in (PLAIN, DEFAULTED):
-        intervals = paired(ours, found.values(way), RESAMPLES, 0, found.units)
-        p_values = permutation(ours, found.values(way), RESAMPLES, 0, found.units)
+        intervals = paired(ours, answers.values(way), RESAMPLES, 0, answers.units)
+        p_values = permutation(ours, answers.values(way), RESAMPLES, 0, answers.units)
         rows.append([f"{way} - {OURS}", *map(difference_text, intervals, p_values)])
     table(["", *METRICS], rows)
-    print(f"\n{found.invalid:.1%} of what is sampled with the defaults is no SID of the catalog.")
+    print(f"\n{answers.invalid:.1%} of what is sampled with the defaults is no SID of the catalog.")
 
 
 if __name__ == "__main__":

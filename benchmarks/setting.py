@@ -1,4 +1,4 @@
-"""What benchmarks have in common: machine, fresh processes, random models, catalogs, the peers' decoder, linked runs.
+"""Shared by the benchmarks: machine, fresh processes, random models, catalogs, the peers' decoder, linked runs.
 
 Each measurement runs in a process of its own: a script calls itself with `--only SIDE --result FILE`, and the child leaves its
 figures and tensors in that file. Peak memory is the child's, imports and model included.
@@ -72,16 +72,16 @@ def positive(text: str) -> int:
 
 def parser(description: str | None, sides: Sequence[str]) -> argparse.ArgumentParser:
     """The options that all these benchmarks share."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--repeats", type=positive, default=3, help="fresh processes per side, alternating")
-    made.add_argument("--seconds", type=float, default=3.0, help="a process repeats its run for this long, once at least")
-    made.add_argument("--only", choices=sides, help="measure one side in this process")
-    made.add_argument("--result", type=Path, help=argparse.SUPPRESS)
-    return made
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--repeats", type=positive, default=3, help="fresh processes per side, alternating")
+    options.add_argument("--seconds", type=float, default=3.0, help="a process repeats its run for this long, once at least")
+    options.add_argument("--only", choices=sides, help="measure one side in this process")
+    options.add_argument("--result", type=Path, help=argparse.SUPPRESS)
+    return options
 
 
 def report(arguments: argparse.Namespace, measured: Measured) -> None:
-    """What a process with `--only` does with its measurement: to the parent's file, or to the screen."""
+    """Write the measurement of a process with `--only` to the parent's file, or print it."""
     figures, tensors = measured
     if arguments.result is None:
         print(json.dumps(figures))
@@ -145,7 +145,7 @@ def in_process_of_its_own(command: Sequence[str]) -> None:
     root = Path(__file__).resolve().parents[1]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
     if done := subprocess.run([sys.executable, *command], env=environment, check=False).returncode:
-        raise SystemExit(f"{shlex.join(command)} ended with {done}. The same command of the whole table goes on from here.")
+        raise SystemExit(f"{shlex.join(command)} ended with {done}. Run the table's own command again to resume.")
 
 
 def random_model(size: str, sid_tokens: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
@@ -187,8 +187,8 @@ def industrial_codes(folder: Path = AMAZON) -> tuple[np.ndarray, str]:
 class TrieTable(LogitsProcessor):
     """Masks what leads out of the trie, for transformers' own beam search: vectorised, one table per level.
 
-    A level's table holds, for each node above and each token of the level's alphabet, the child's node number, -1 where there
-    is none: a call walks the generated tokens through the tables and masks all rows at once.
+    A level's table holds, for each node above and each token of the level's alphabet, the child's node number, or -1 without a
+    child: a call walks the generated tokens through the tables and masks all rows at once.
     """
 
     def __init__(self, trie: CatalogTrie, prompt_length: int) -> None:
@@ -226,9 +226,9 @@ def generate_beams(
 
     Args:
         attention_mask: (batch, prompt), 0 on padding; None for none.
-        options: of `generate`, over ours.
+        options: of `generate`; they override ours.
     """
-    found = model.generate(
+    output = model.generate(
         input_ids,
         attention_mask=torch.ones_like(input_ids) if attention_mask is None else attention_mask,
         num_beams=num_beams,
@@ -241,12 +241,12 @@ def generate_beams(
         output_scores=True,
         **{"do_sample": False, **options},
     )
-    sids = found.sequences[:, input_ids.shape[1] :].view(len(input_ids), num_beams, levels)
-    return sids, found.sequences_scores.view(len(input_ids), num_beams)
+    sids = output.sequences[:, input_ids.shape[1] :].view(len(input_ids), num_beams, levels)
+    return sids, output.sequences_scores.view(len(input_ids), num_beams)
 
 
 def difference_text(difference: Interval, p: float | None = None) -> str:
-    """A paired difference with its interval, `*` where that leaves out 0, and the p-value where there is one."""
+    """A paired difference with its interval, `*` if the interval excludes 0, and the p-value if there is one."""
     mark = "*" if beyond_noise(difference) else ""
     text = f"{difference.value:+.4f}{mark} [{difference.low:+.4f}, {difference.high:+.4f}]"
     return text if p is None else f"{text}, p {p:.2g}"

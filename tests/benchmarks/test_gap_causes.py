@@ -20,16 +20,16 @@ def gap_causes(monkeypatch):
 
 
 def test_every_arm_is_a_configuration_that_differs_from_its_parent(gap_causes):
-    made = {
+    sections = {
         name: parse("run", ["--config", "industrial-tiny", *arm.fields.split()]).section("prompts", "sft", "rl", "eval")
         for name, arm in gap_causes.ARMS.items()
     }
-    assert all(made[name] != made[arm.parent] for name, arm in gap_causes.ARMS.items() if arm.parent)
-    assert all(mistaken != clean and {mistaken, clean} <= made.keys() for mistaken, clean in gap_causes.QUIRKS.values())
+    assert all(sections[name] != sections[arm.parent] for name, arm in gap_causes.ARMS.items() if arm.parent)
+    assert all(mistaken != clean and {mistaken, clean} <= sections.keys() for mistaken, clean in gap_causes.QUIRKS.values())
 
 
 def test_what_is_no_quirk(gap_causes, tmp_path):
-    with pytest.raises(SystemExit, match="'nonsense' is no quirk; there are answer-in-prompt"):
+    with pytest.raises(SystemExit, match="'nonsense' is no quirk; expected one of answer-in-prompt"):
         gap_causes.main(["--config", "ml-100k", "--out", str(tmp_path), "--quirks", "nonsense"])
 
 
@@ -46,8 +46,8 @@ def test_places_on_this_machine_are_not_stored(gap_causes):
 def test_earlier_figures_of_the_same_configuration_are_taken_over(gap_causes):
     now = {"config": "a", "seeds": 3, "machine": "new", "quirks": {"x": {"sd": 1.0}}}
     earlier = {"config": "a", "seeds": 3, "machine": "old", "quirks": {"x": {"sd": 9.0}, "y": {"sd": 2.0}}}
-    found = gap_causes.merged(now, earlier, Path("earlier.json"))
-    assert found == {**now, "quirks": {"x": {"sd": 1.0}, "y": {"sd": 2.0, "machine": "old"}}}
+    stored = gap_causes.merged(now, earlier, Path("earlier.json"))
+    assert stored == {**now, "quirks": {"x": {"sd": 1.0}, "y": {"sd": 2.0, "machine": "old"}}}
     with pytest.raises(SystemExit, match="seeds is 1, here it is 3; the two cannot be merged"):
         gap_causes.merged(now, {**earlier, "seeds": 1}, Path("earlier.json"))
 
