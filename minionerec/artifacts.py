@@ -1,8 +1,8 @@
 """Artefacts: what a stage leaves on disk, written whole or not at all.
 
-A stage writes into `<folder>.partial`; when it succeeds, `manifest.json` is written last and the folder is renamed into
-place. A folder with its final name is therefore always complete. A training stage may keep its partial folder after an
-interruption (`resumable=True`) so that the next run continues from its checkpoints, but only for the same key.
+A stage describes its artefact by a `Recipe`. It writes into `<folder>.partial`; `manifest.json` is written last, and then the
+folder is renamed, so that a folder with its final name is always complete. A training stage keeps its partial folder after an
+interruption (`resumable=True`); the next run with the same key resumes from its checkpoints.
 """
 
 import dataclasses
@@ -27,9 +27,9 @@ from minionerec.distributed import is_main_process, wait_for_everyone
 from minionerec.errors import ArtifactError, ConfigError
 
 MANIFEST = "manifest.json"
-ITEM_STAGES = {"data": "minionerec data prepare", "sid": "minionerec sid"}  # what all later stages need, and what makes it
-# What a stage makes of the same configuration and inputs changes with its code. Such a change raises the stage's number here
-# (`eval` for all below `eval/`; 0 where it is not named), and artefacts made before it are made anew.
+ITEM_STAGES = {"data": "minionerec data prepare", "sid": "minionerec sid"}  # inputs of all later stages, and their commands
+# A change of the code that changes a stage's result raises the stage's number here (`eval`: of all stages in `eval/`; 0 if not
+# named), so that older artefacts are made anew.
 REVISIONS = {"data": 1, "sid": 1}
 UNSEEDED = 0  # the seed of a stage that makes no random choice: no seed makes its artefact stale
 CHECKPOINTS = "checkpoints"  # of a resumable stage; removed when the artefact is complete
@@ -73,25 +73,25 @@ def read_json(path: Path) -> Any:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a result, and the machine's kind."""
-    found = {
+    versions_of = {
         "minionerec": __version__,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
     }
     for package in _PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            versions_of[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            versions_of[package] = "not installed"
+    return versions_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What is known of a finished artefact; stored as `manifest.json` in its folder.
+    """The record of a finished artefact, `manifest.json` in its folder.
 
-    `key` identifies config, inputs and the stage's revision: a stage is skipped when it is unchanged. `digest` identifies the
-    content: a later stage is stale only if it changed, not because an identical artefact was made anew.
+    `key` identifies settings, seed, inputs and the stage's revision: a stage with an unchanged key is skipped. `digest`
+    identifies the files' content: a later stage is stale only if it changed, not because equal files were written again.
     """
 
     stage: str
@@ -122,9 +122,9 @@ class Manifest:
             path = folder / name
             size = path.stat().st_size if path.is_file() else None
             if size != entry["bytes"]:
-                found = "missing" if size is None else f"{size} bytes"
+                actual = "missing" if size is None else f"{size} bytes"
                 raise ArtifactError(
-                    f"{path}: {found}, the manifest says {entry['bytes']} bytes. Delete {folder} and run the stage again."
+                    f"{path}: {actual}, the manifest says {entry['bytes']} bytes. Delete {folder} and run the stage again."
                 )
         return manifest
 
@@ -133,8 +133,8 @@ def require(folder: Path, command: str, made_from: Mapping[str, str] | None = No
     """The manifest of an artefact that a stage needs as input.
 
     Args:
-        command: what makes the artefact, for the message.
-        made_from: digests that those of the artefact's own inputs that are named here must have.
+        command: makes the artefact; for the message.
+        made_from: digests by name of an input; an input of the artefact with one of these names must have this digest.
 
     Raises:
         ArtifactError: it is not there, it is damaged, or it was made from other inputs.
@@ -149,7 +149,7 @@ def require(folder: Path, command: str, made_from: Mapping[str, str] | None = No
 
 
 def folder_digest(folder: Path) -> str:
-    """Identifies the content of a folder that is no artefact of ours: SHA-256 over the names and bytes of its files."""
+    """Identifies the content of a folder that is not an artefact: SHA-256 over the names and bytes of its files."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return content_hash({path.relative_to(folder).as_posix(): file_hash(path) for path in files})
 
@@ -309,7 +309,7 @@ def check_disk_space(folder: Path, needed: int) -> None:
     """Refuse to start when the disk cannot hold what a stage will write.
 
     Args:
-        folder: where it will be written; the nearest existing parent is asked.
+        folder: where it will be written; it, or its nearest existing parent, tells the free space.
         needed: bytes.
 
     Raises:

@@ -8,7 +8,7 @@ if TYPE_CHECKING:  # importing it takes seconds, which `--help` should not
 
 
 def distributed_state() -> "PartialState":
-    """Accelerate's view of ranks and devices: gloo on CPUs where there is no GPU."""
+    """Accelerate's view of processes and devices: gloo on CPUs if there is no GPU."""
     import torch
     from accelerate import PartialState
 
@@ -16,11 +16,11 @@ def distributed_state() -> "PartialState":
 
 
 def wait_for_everyone() -> None:
-    """Let all ranks reach this point; does nothing in a single process."""
+    """Wait until all processes of the launch reach this point; does nothing in a single process."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         distributed_state().wait_for_everyone()
 
 
 def is_main_process() -> bool:
-    """Whether this is rank 0 (or the only process): the one that writes."""
+    """Whether this process writes: the launch's first, or the only one."""
     return int(os.environ.get("RANK", "0")) == 0

@@ -26,7 +26,7 @@ class ArtifactError(MiniOneRecError):
 
 
 class TrainingError(MiniOneRecError):
-    """Training cannot go on: losses, gradients or weights that are no numbers, a policy gone too far, or no memory left."""
+    """Training cannot continue: a loss, gradient or weight is not a number, the policy drifted too far, or memory ran out."""
 
 
 class ConstraintError(MiniOneRecError):

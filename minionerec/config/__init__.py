@@ -1,7 +1,7 @@
 """The one configuration: an experiment is one YAML with a section per stage, read into these dataclasses.
 
-Every field has a docstring with its unit and, where the paper states one, the paper's value; `minionerec run --help` shows
-them. Values are checked when the object is made, so a mistake costs seconds, not a training run.
+Every field has a docstring with its unit and, if the paper states one, the paper's value; `--help` shows them. Values are
+checked when the object is made, so that a mistake costs seconds, not a training run.
 """
 
 import dataclasses
@@ -118,7 +118,7 @@ class Config:
 
     @property
     def decoding(self) -> dict[str, Any]:
-        """What decides the lists of an evaluation, and of the validations that choose a model."""
+        """The settings that decide recommended lists, in evaluation and in the validations that choose a model."""
         return {name: getattr(self.eval, name) for name in ("num_beams", "normalise_over", "exclude_history")}
 
     @property
@@ -131,7 +131,7 @@ class Config:
         return {name: dataclasses.asdict(getattr(self, name)) for name in names}
 
     def key_fields(self, *names: str) -> dict[str, Any]:
-        """The same without what a section calls `NOT_IN_KEY`, for keys: what may be changed and the stage goes on."""
+        """The named sections for keys, without each section's `NOT_IN_KEY`: a stage stays current if these fields change."""
         sections = self.section(*names)
         for name, fields in sections.items():
             for field_name in getattr(getattr(self, name), "NOT_IN_KEY", ()):

@@ -1,4 +1,4 @@
-"""Checks of single values, with the message that every section gives."""
+"""Checks of single values, with one message for all sections."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -8,10 +8,10 @@ from minionerec.errors import ConfigError
 
 
 def positive(section: str, **values: float | None) -> None:
-    """Every value that is given is above 0 and finite.
+    """Check that every value is None, or above 0 and finite.
 
     Raises:
-        ConfigError: one is not; it names the field.
+        ConfigError: a value is not; the message names the field.
     """
     for name, value in values.items():
         if value is not None and not 0 < value < math.inf:  # NaN, which YAML can write, fails every comparison
@@ -19,10 +19,10 @@ def positive(section: str, **values: float | None) -> None:
 
 
 def between(section: str, low: float, high: float, **values: float) -> None:
-    """Every value is at least `low` and less than `high`.
+    """Check that every value is at least `low` and less than `high`.
 
     Raises:
-        ConfigError: one is not; it names the field.
+        ConfigError: a value is not; the message names the field.
     """
     for name, value in values.items():
         if not low <= value < high:
@@ -31,7 +31,7 @@ def between(section: str, low: float, high: float, **values: float) -> None:
 
 
 def check_shares(section: str, shares: Mapping[Any, float], tasks: Collection[str]) -> None:
-    """`task_shares` names tasks of the section, each with a share.
+    """Check that `task_shares` names tasks of the section, each with a share.
 
     Raises:
         ConfigError: a task is not among the section's, or a share is not above 0 and at most 1.

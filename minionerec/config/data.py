@@ -19,34 +19,34 @@ class DataConfig:
     source: Literal["ml-100k", "ml-1m", "amazon-2018", "amazon-2023", "csv", "recbole", "sequences", "letter", "released"] = (
         "ml-100k"
     )
-    """Layout of the raw files. `ml-100k`, `ml-1m`, `amazon-2018`, `amazon-2023` and `released` are downloaded where `path` is
-    not given; the others are read from `path`. data/README.md shows each layout."""
+    """Layout of the raw files. `ml-100k`, `ml-1m`, `amazon-2018`, `amazon-2023` and `released` are downloaded if `path` is not
+    given; the other layouts need `path`. data/README.md shows each layout."""
     path: str | None = None
-    """Folder of the raw files; for `sequences` a text file. A relative path counts from where the command is run."""
+    """Folder of the raw files; for `sequences` a text file. A relative path starts at the folder in which the command runs."""
     category: str | None = None
-    """Which data set, where a source has several: an Amazon category such as `Industrial_and_Scientific`, or the beginning of
-    the file names of `released`, `letter` and `amazon` folders; needed only where a folder holds more than one."""
+    """Which data set of a source: an Amazon category such as `Industrial_and_Scientific`, or the beginning of the file names in
+    a folder of `released`, `letter` or `amazon` files. A folder that holds only one needs no category."""
     max_history: int = 20
     """Most recent items kept in a history (items; paper: 10)."""
     filters: Literal["named", "released"] = "named"
-    """`named` applies the options below as they are described. `released` repeats the script of the released code: its title
-    rules, windows in this machine's time zone, repeated rows kept, `user_k` also for items."""
+    """`named` applies the options below. `released` repeats the script of the released code: its title rules, windows in this
+    machine's time zone, repeated rows stay, `user_k` also for items."""
     title_rules: bool | None = None
-    """The released code's rules for titles: items without title, with `<span id` in it, of one character or of more than 20
-    words go, with their interactions. null: for Amazon yes, otherwise no."""
+    """The released code's rules for titles: items without a title, with `<span id` in it, of one character or of more than 20
+    words are dropped, with their interactions. null: for Amazon yes, otherwise no."""
     start: str | None = None
     """Interactions before this are left out: a month or day, UTC, e.g. 2016-10 (paper's Industrial: 1996-10)."""
     end: str | None = None
     """Interactions after the first instant of this month or day are left out (UTC; paper: 2018-11)."""
     widen_below_items: int = 0
-    """While fewer items are left, the window begins a year earlier, not before 1996; 0 for never (items; released: 3000)."""
+    """While fewer items are left, the window begins a year earlier, but not before 1996; 0: never (items; released: 3000)."""
     deduplicate: bool | None = None
-    """Of rows with the same user, item and timestamp only the first stays; the others are counted. null: yes, except under
+    """Of rows with the same user, item and timestamp keep only the first, and count the rest. null: yes, except under
     `filters: released`."""
     user_k: int = 3
-    """Users with fewer interactions go (interactions; at least 3 for leave-last-two-out; paper: 5)."""
+    """Users with fewer interactions are dropped (interactions; at least 3 for leave-last-two-out; paper: 5)."""
     item_k: int | None = None
-    """Items with fewer interactions go, and users and items are looked at again until all have enough; 0 keeps every listed
+    """Items with fewer interactions are dropped, and users and items checked again until all have enough; 0 keeps every listed
     item in the catalog. null: `user_k` for Amazon and under `filters: released`, otherwise 0 (interactions; paper: 5)."""
     split: Literal["leave-last-two-out", "chronological", "date"] = "leave-last-two-out"
     """`leave-last-two-out`: each user's last interaction is test, the one before valid. `chronological`: all examples in order
@@ -58,11 +58,11 @@ class DataConfig:
     test_from: str | None = None
     """First day of the test split for `date` (a month or day, UTC)."""
     missing_text: Literal["error", "drop"] = "error"
-    """An item without title, or an interaction with an item that has no row among the items: stop with an error, or drop it
-    (the item with its interactions) and count. Where title rules apply they are dropped and counted; lists of ids and the
-    released code's files have an item's id or their own title throughout, so that nothing is missing."""
+    """For an item without a title, or an interaction with an unlisted item: stop with an error, or drop it (the item with its
+    interactions) and count it. Title rules always drop and count such items. In lists of ids and in the released code's files
+    nothing is missing: an item has its id or a title of its own."""
     on_error: Literal["stop", "skip"] = "stop"
-    """A row that cannot be read: stop and name it, or skip it; skipped rows are counted, and listed in `skipped.txt`."""
+    """For a row that cannot be read: stop and name it, or skip it. Skipped rows are counted, and listed in `skipped.txt`."""
 
     def __post_init__(self) -> None:
         positive("data", max_history=self.max_history, user_k=self.user_k)
@@ -77,7 +77,7 @@ class DataConfig:
             )
         if self.on_error == "skip" and self.source in ("sequences", "letter"):
             raise ConfigError(
-                f"data.on_error skip cannot be had with data.source {self.source!r}: a list has no rows to leave out."
+                f"data.on_error skip does not work with data.source {self.source!r}: a list has no rows to leave out."
             )
         self._check_window()
         if self.filters == "released":
@@ -117,10 +117,10 @@ class DataConfig:
             raise ConfigError(f"data.{name} is {value}, which data.filters released excludes. Leave it out.")
 
     def refuse_filters(self, reason: str) -> None:
-        """For raw files that are split already.
+        """Refuse filters and splits for raw files that are split already.
 
         Raises:
-            ConfigError: a field is set that could have no effect.
+            ConfigError: a field is set that would have no effect.
         """
         default = {entry.name: getattr(DataConfig, entry.name, None) for entry in dataclasses.fields(DataConfig)}
         default["parts"] = [8, 1, 1]
@@ -135,17 +135,17 @@ class DataConfig:
 
     @property
     def applies_title_rules(self) -> bool:
-        """`title_rules`, or what stands for it."""
+        """Whether the title rules apply: `title_rules`, or its default for this source."""
         return self.filters == "released" or (self.is_amazon if self.title_rules is None else self.title_rules)
 
     @property
     def drops_duplicates(self) -> bool:
-        """`deduplicate`, or what stands for it."""
+        """Whether repeated rows are dropped: `deduplicate`, or its default for these filters."""
         return self.filters == "named" if self.deduplicate is None else self.deduplicate
 
     @property
     def item_threshold(self) -> int:
-        """`item_k`, or what stands for it."""
+        """Fewest interactions of an item: `item_k`, or its default for this source and these filters."""
         if self.item_k is not None:
             return self.item_k
         return self.user_k if self.is_amazon or self.filters == "released" else 0
