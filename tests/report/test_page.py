@@ -61,6 +61,23 @@ def without_rl(tmp_path_factory):
     return config, Page(config.folder / "report/index.html")
 
 
+@pytest.fixture(scope="module")
+def altered(tmp_path_factory):
+    """A run asked in another style, whose RL was made from another SFT and evaluated on fewer users than examples."""
+    folder = tmp_path_factory.mktemp("altered")
+    config = make_run(folder, users=8, given={"prompts": PromptsConfig(eval_style="released")})
+    trained = json.loads((folder / "rl/manifest.json").read_text())
+    trained["inputs"]["sft"] = "0" * 64
+    (folder / "rl/manifest.json").write_text(json.dumps(trained))
+    path = folder / "eval/rl/metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"users": 5}))
+    evaluated = json.loads((folder / "eval/rl/manifest.json").read_text())
+    evaluated["files"]["metrics.json"]["bytes"] = path.stat().st_size
+    (folder / "eval/rl/manifest.json").write_text(json.dumps(evaluated))
+    write_report(config)
+    return folder
+
+
 def test_every_section_is_there(full):
     _, manifest, page = full
     assert [attributes["id"] for tag, attributes in page.tags if tag == "section"] == [
@@ -157,13 +174,8 @@ def test_only_differences_beyond_noise_are_coloured(full):
             assert colour == ""
 
 
-def test_a_stage_made_from_another_input_is_noted(tmp_path):
-    config = make_run(tmp_path, users=8)
-    manifest = json.loads((tmp_path / "rl/manifest.json").read_text())
-    manifest["inputs"]["sft"] = "0" * 64
-    (tmp_path / "rl/manifest.json").write_text(json.dumps(manifest))
-    write_report(config)
-    assert "rl was made from another sft than the one in this folder" in Page(tmp_path / "report/index.html").words
+def test_a_stage_made_from_another_input_is_noted(altered):
+    assert "rl was made from another sft than the one in this folder" in Page(altered / "report/index.html").words
 
 
 def test_missing_inputs_name_the_command(tmp_path):
@@ -184,17 +196,9 @@ def test_sft_and_rl_on_other_users_are_refused(tmp_path):
     assert not (tmp_path / "report").exists()
 
 
-def test_several_examples_of_a_user_are_not_called_users(full, tmp_path):
+def test_several_examples_of_a_user_are_not_called_users(full, altered):
     assert "Next item of 60 users on the test split" in full[2].words
-    config = make_run(tmp_path, users=8)
-    path = tmp_path / "eval/rl/metrics.json"
-    metrics = json.loads(path.read_text()) | {"users": 5}
-    path.write_text(json.dumps(metrics))
-    manifest = json.loads((tmp_path / "eval/rl/manifest.json").read_text())
-    manifest["files"]["metrics.json"]["bytes"] = path.stat().st_size
-    (tmp_path / "eval/rl/manifest.json").write_text(json.dumps(manifest))
-    write_report(config)
-    assert "Next item of 8 examples of 5 users on the test split" in Page(tmp_path / "report/index.html").words
+    assert "Next item of 8 examples of 5 users on the test split" in Page(altered / "report/index.html").words
 
 
 def test_damaged_log_is_named(tmp_path):
@@ -205,10 +209,8 @@ def test_damaged_log_is_named(tmp_path):
         write_report(config)
 
 
-def test_the_configuration_is_shown_per_artefact(tmp_path):
-    config = make_run(tmp_path, users=8, given={"prompts": PromptsConfig(eval_style="released")})
-    write_report(config)
-    shown = re.search(r"<pre>(.*?)</pre>", (tmp_path / "report/index.html").read_text(encoding="utf-8"), re.DOTALL)
+def test_the_configuration_is_shown_per_artefact(altered):
+    shown = re.search(r"<pre>(.*?)</pre>", (altered / "report/index.html").read_text(encoding="utf-8"), re.DOTALL)
     settings = yaml.safe_load(html.unescape(shown[1]))
     assert settings["sft"]["prompts"]["eval_style"] == "same"  # what it was trained with
     assert settings["eval/sft"]["prompts"]["eval_style"] == "released"
