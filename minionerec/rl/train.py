@@ -135,7 +135,7 @@ def rl_recipe(config: Config) -> Recipe:
 
 
 def check_sft(sft: Manifest, config: Config) -> None:
-    """Compare the SFT model's prompts and probabilities with those of RL.
+    """Compare the prompts and probabilities of SFT and RL.
 
     Raises:
         ConfigError: it was trained with other prompts.

@@ -14,19 +14,20 @@ from minionerec.tree import (
     score_catalog,
 )
 from minionerec.tree.catalog_logprobs import catalog_logprobs
-from tests.rl.toy import trainer_of, trie_of
+from tests.rl.toy import trainer_of
 
 PROMPTS = [[5, 6, 7], [9, 8, 7, 6, 5]]
 
 
 @pytest.fixture
-def parts(policy, tmp_path):
+def trainer(policy, tmp_path):
     trainer = trainer_of(policy, tmp_path, objective="exact", normalise_over="catalog")
-    return trainer, trie_of(trainer), trainer.model.eval()
+    trainer.model.eval()
+    return trainer
 
 
-def test_logprobs_are_the_oracles(parts):
-    _, trie, model = parts
+def test_logprobs_are_the_oracles(trainer):
+    trie, model = trainer.trie, trainer.model
     found = catalog_logprobs(model, PROMPTS, trie=trie)
     ids, mask = left_pad(PROMPTS, 0)
     torch.testing.assert_close(
@@ -35,8 +36,8 @@ def test_logprobs_are_the_oracles(parts):
     torch.testing.assert_close(found.exp().sum(1), torch.ones(2), atol=1e-5, rtol=0)
 
 
-def test_logprobs_of_short_sids_are_the_oracles(parts):
-    _, _, model = parts
+def test_logprobs_of_short_sids_are_the_oracles(trainer):
+    model = trainer.model
     trie = CatalogTrie.from_codes(
         torch.tensor([[300, -1, -1], [301, 302, -1], [301, 303, 304], [301, 303, 305], [306, 302, 300]])
     )
@@ -50,8 +51,8 @@ def test_logprobs_of_short_sids_are_the_oracles(parts):
     )
 
 
-def test_the_gradient_is_that_of_finite_differences(parts):
-    _, trie, model = parts
+def test_the_gradient_is_that_of_finite_differences(trainer):
+    trie, model = trainer.trie, trainer.model
     model.double()
     torch.manual_seed(0)
     rewards = torch.rand(2, len(trie), dtype=torch.float64)
@@ -80,9 +81,9 @@ def test_the_gradient_is_that_of_finite_differences(parts):
 
 
 @pytest.mark.parametrize("kind", ["sampling", "stochastic"])
-def test_the_sampled_policy_gradient_is_unbiased(parts, kind):
+def test_the_sampled_policy_gradient_is_unbiased(trainer, kind):
     """The gradient with respect to one number per SID, averaged over 4,000 groups of 4, against the exact one."""
-    _, trie, model = parts
+    trie, model = trainer.trie, trainer.model
     groups, size = 4000, 4
     torch.manual_seed(0)
     rewards = torch.rand(len(trie))
@@ -112,9 +113,9 @@ def test_the_sampled_policy_gradient_is_unbiased(parts, kind):
         assert estimates.std(0)[common].mean() < 0.8 * plain.sum(1).std(0)[common].mean()
 
 
-def test_entropies_by_level(parts):
+def test_entropies_by_level(trainer):
     """Against the definition: the entropy of each prefix's next token, weighted by the prefix's probability."""
-    _, trie, model = parts
+    trie, model = trainer.trie, trainer.model
     with torch.no_grad():
         logprobs = catalog_logprobs(model, PROMPTS, trie=trie).double()
     wanted = torch.zeros(2, trie.depth, dtype=torch.float64)
@@ -142,8 +143,8 @@ def test_training_raises_the_expected_reward(policy, tmp_path):
     assert log[0]["loss"] == pytest.approx(-log[0]["reward"] + 0.03 * log[0]["kl"] + 0.1 * log[0]["sft_loss"], abs=1e-3)
 
 
-def test_a_catalog_that_is_too_large(parts, monkeypatch):
-    _, trie, model = parts
+def test_a_catalog_that_is_too_large(trainer, monkeypatch):
+    trie, model = trainer.trie, trainer.model
     monkeypatch.setattr("minionerec.tree.catalog_logprobs.MOST_PREFIXES", 10)
     with pytest.raises(ConstraintError, match=r"prefixes, more than the 10 .* use rollouts"):
         catalog_logprobs(model, PROMPTS, trie=trie)

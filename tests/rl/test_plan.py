@@ -1,37 +1,35 @@
 import pytest
 
 from minionerec.config import RlConfig
-from minionerec.model import checkpoint
 from minionerec.rl.arguments import grpo_arguments
 from minionerec.rl.plan import planned_work
 from minionerec.tree import CatalogTrie
-from tests.rl.test_rows import TASKS, prompts
-from tests.rl.test_rows import parts as parts  # the fixture
+from tests.rl.test_rows import TASKS, sampled
+from tests.rl.test_rows import prompts as prompts  # the fixture
 
 EXACT = {"objective": "exact", "normalise_over": "catalog", "rewards": {"rule": 1.0}}
 
 
-def planned(parts, tmp_path, **fields):
-    _, index, tokenizer = parts
+def planned(prompts, tmp_path, **fields):
     batch = {"num_generations": 4, "prompts_per_step": 8, "micro_batch_prompts": 4}
     config = RlConfig(**{**batch, **fields})
-    examples = prompts(parts, tasks=TASKS[:1], prompts_per_step=8, micro_batch_prompts=4)
-    trie = CatalogTrie.from_codes(checkpoint.sid_token_ids(tokenizer, index))
-    arguments = grpo_arguments(config, index.levels, 0, tmp_path, len(examples))
+    examples = sampled(prompts, tasks=TASKS[:1], prompts_per_step=8, micro_batch_prompts=4)
+    trie = CatalogTrie.from_codes(prompts.sid_tokens)
+    arguments = grpo_arguments(config, trie.levels, 0, tmp_path, len(examples))
     return examples, trie, planned_work(examples, trie, arguments, config)
 
 
-def test_a_step_of_rollouts(parts, tmp_path):
-    examples, _, plain = planned(parts, tmp_path)
+def test_a_step_of_rollouts(prompts, tmp_path):
+    examples, _, plain = planned(prompts, tmp_path)
     longest = max(len(example.prompt) for example in examples)
     assert plain.rollout == plain.cached == 4 * (longest + 4 * 2)  # four prompts, of each three codes of four SIDs but the last
     assert (plain.micro, plain.accumulation, plain.reference) == (4, 2, True)
-    _, _, more = planned(parts, tmp_path, sft_weight=0.1)
+    _, _, more = planned(prompts, tmp_path, sft_weight=0.1)
     assert more.largest[0].predicting > plain.largest[0].predicting
 
 
-def test_the_exact_objective_computes_the_catalog_and_rolls_nothing_out(parts, tmp_path):
-    examples, trie, exact = planned(parts, tmp_path, **EXACT)
+def test_the_exact_objective_computes_the_catalog_and_rolls_nothing_out(prompts, tmp_path):
+    examples, trie, exact = planned(prompts, tmp_path, **EXACT)
     longest = max(len(example.prompt) for example in examples)
     prefixes = len({tuple(sid[:level]) for sid in trie.sids.tolist() for level in (1, 2)})
     assert exact.rollout == exact.cached == 0
@@ -39,11 +37,11 @@ def test_the_exact_objective_computes_the_catalog_and_rolls_nothing_out(parts, t
     assert exact.largest[0].predicting == 4 * (prefixes + 1)
 
 
-def test_groups_without_signal_are_looked_for_a_step_at_a_time(parts, tmp_path):
-    _, _, plain = planned(parts, tmp_path)
-    _, _, filtered = planned(parts, tmp_path, dynamic_sampling="filter")
+def test_groups_without_signal_are_looked_for_a_step_at_a_time(prompts, tmp_path):
+    _, _, plain = planned(prompts, tmp_path)
+    _, _, filtered = planned(prompts, tmp_path, dynamic_sampling="filter")
     assert (filtered.rollout, filtered.cached) == (plain.rollout, 2 * plain.cached)
-    _, _, refilled = planned(parts, tmp_path, dynamic_sampling="refill", refill_rounds=2)
+    _, _, refilled = planned(prompts, tmp_path, dynamic_sampling="refill", refill_rounds=2)
     assert (refilled.rollout, refilled.cached) == (3 * plain.rollout, 2 * plain.cached)
 
 
@@ -51,5 +49,5 @@ def test_groups_without_signal_are_looked_for_a_step_at_a_time(parts, tmp_path):
     ("fields", "reference"),
     [({"beta": 0.0}, False), ({"beta": 0.0, "objective": "sdpo", "add_target": True}, True)],
 )
-def test_the_reference_model_counts_if_it_is_loaded(parts, tmp_path, fields, reference):
-    assert planned(parts, tmp_path, **fields)[2].reference == reference
+def test_the_reference_model_counts_if_it_is_loaded(prompts, tmp_path, fields, reference):
+    assert planned(prompts, tmp_path, **fields)[2].reference == reference

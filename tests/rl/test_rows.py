@@ -16,7 +16,8 @@ TASKS = ["history_sid_to_sid", "title_to_sid", "description_to_sid", "history_ti
 
 
 @pytest.fixture(scope="module")
-def parts():
+def prompts():
+    """The prompts of a catalog with descriptions."""
     dataset, index = random_dataset()
     described = dataset.catalog.with_columns(description=dataset.catalog["title"] + ", as described")
     dataset = dataclasses.replace(dataset, catalog=described)
@@ -24,57 +25,57 @@ def parts():
     sizes = dataclasses.replace(config.model, hidden_size=32, intermediate_size=48, layers=1, heads=2, vocabulary=400)
     model, tokenizer = scratch.create(tokenizer_corpus(dataset), sizes, 0)
     checkpoint.add_sid_tokens(model, tokenizer, index, 0)
-    return dataset, index, tokenizer
+    return Prompts(dataset, index, tokenizer)
 
 
-def prompts(parts, exclude_history=False, **fields):
+def sampled(prompts, exclude_history=False, **fields):
+    """What is rolled out with these fields of section `rl`."""
     rl = RlConfig(**{"max_examples": None, "prompts_per_step": 4, "micro_batch_prompts": 4, **fields})
-    return training_prompts(Config(rl=rl, eval=EvalConfig(exclude_history=exclude_history)), Prompts(*parts))
+    return training_prompts(Config(rl=rl, eval=EvalConfig(exclude_history=exclude_history)), prompts)
 
 
-def test_each_task_asks_in_its_words_and_keeps_its_own_target(parts):
-    dataset, index, tokenizer = parts
-    token_ids = checkpoint.sid_token_ids(tokenizer, index)
+def test_each_task_asks_in_its_words_and_keeps_its_own_target(prompts):
+    dataset, tokenizer, token_ids = prompts.dataset, prompts.tokenizer, prompts.sid_tokens
     trie = CatalogTrie.from_codes(token_ids)
     titles = dataset.catalog["title"].to_list()
     for task in TASKS:
-        examples = prompts(parts, tasks=[task])
+        examples = sampled(prompts, tasks=[task])
         rows = token_rows(examples, trie, dataset)
         assert len(rows) > 20 and rows["rollout_id"][:] == list(range(len(rows)))
         for example, row in zip(examples, rows, strict=True):
-            asked = tokenizer.decode(row["prompt"])
+            text = tokenizer.decode(row["prompt"])
             assert row["target"] == token_ids[example.target].tolist() == example.completion
             assert example.target in trie.items(row["target_leaf"])
             if task.startswith("history"):
                 of = dataset.train.row(row["train_row"], named=True)
                 assert of["target"] == example.target and of["history"] == row["hidden"]
-                shown = titles if "title" in task else [tokenizer.decode(sid) for sid in token_ids.tolist()]
-                assert all(shown[item] in asked for item in of["history"])
+                names = titles if "title" in task else [tokenizer.decode(sid) for sid in token_ids.tolist()]
+                assert all(names[item] in text for item in of["history"])
             else:
-                assert row["train_row"] is None and row["hidden"] == [] and titles[example.target] in asked
+                assert row["train_row"] is None and row["hidden"] == [] and titles[example.target] in text
 
 
-def test_whole_steps_of_shares_of_the_tasks(parts):
-    every = prompts(parts, tasks=TASKS)
-    some = prompts(parts, tasks=TASKS, task_shares={"history_title_to_sid": 0.25, "title_to_sid": 0.5})
-    rows = len(parts[0].train)
+def test_whole_steps_of_shares_of_the_tasks(prompts):
+    every = sampled(prompts, tasks=TASKS)
+    some = sampled(prompts, tasks=TASKS, task_shares={"history_title_to_sid": 0.25, "title_to_sid": 0.5})
+    rows = len(prompts.dataset.train)
     assert len(every) == (2 * rows + 60) // 4 * 4
     assert len(some) == (rows + round(rows * 0.25) + 15 + 30) // 4 * 4
-    assert prompts(parts, tasks=TASKS, max_examples=30) == every[:28]
+    assert sampled(prompts, tasks=TASKS, max_examples=30) == every[:28]
 
 
-def test_a_target_that_no_list_may_hold_is_not_rolled_out(parts):
-    dataset = parts[0]
+def test_a_target_that_no_list_may_hold_is_not_rolled_out(prompts):
+    dataset = prompts.dataset
     repeats = [
         row for row, (history, target) in enumerate(dataset.train.select("history", "target").rows()) if target in history
     ]
-    asked = {example.row for example in prompts(parts, exclude_history=True, prompts_per_step=1, micro_batch_prompts=1)}
-    assert repeats and asked == {*range(len(dataset.train))} - {*repeats}
+    rows = {example.row for example in sampled(prompts, exclude_history=True, prompts_per_step=1, micro_batch_prompts=1)}
+    assert repeats and rows == {*range(len(dataset.train))} - {*repeats}
 
 
-def test_fewer_prompts_than_a_step(parts):
+def test_fewer_prompts_than_a_step(prompts):
     with pytest.raises(ConfigError, match=r"rl.prompts_per_step is 5000, but there are only \d+ prompts; lower it"):
-        prompts(parts, prompts_per_step=5000, micro_batch_prompts=5000)
+        sampled(prompts, prompts_per_step=5000, micro_batch_prompts=5000)
 
 
 def test_a_group_must_find_enough_items_outside_a_history():

@@ -19,7 +19,7 @@ SHARED = Path(__file__).resolve().parents[2] / "../shared/data/amazon"
 
 
 @pytest.fixture
-def parts():
+def prompts():
     """The first three train rows have one history and three targets; the first valid row has it too, and a fourth."""
     dataset, index = random_dataset()
     train, valid = dataset.train.to_dicts(), dataset.valid.to_dicts()
@@ -34,32 +34,32 @@ def parts():
     )
     model, tokenizer = scratch.create(tokenizer_corpus(dataset), ModelConfig(hidden_size=16, heads=2, vocabulary=400), 0)
     checkpoint.add_sid_tokens(model, tokenizer, index, 0)
-    return dataset, index, tokenizer
+    return Prompts(dataset, index, tokenizer)
 
 
 @pytest.mark.parametrize(
     ("targets", "expected"), [("row", [5, 6, 7, 9]), ("last_row", [7, 7, 7, 9]), ("released", [8, 8, 8, 9])]
 )
-def test_equal_histories_get_the_last_target_and_validation_wins(parts, targets, expected, caplog):
-    dataset, index, tokenizer = parts
-    examples = listed_examples(Prompts(dataset, index, tokenizer), "history_sid_to_sid")
+def test_equal_histories_get_the_last_target_and_validation_wins(prompts, targets, expected, caplog):
+    examples = listed_examples(prompts, "history_sid_to_sid")
     with caplog.at_level(logging.WARNING):
-        found = with_targets(examples, RlConfig(targets=targets), Prompts(dataset, index, tokenizer))
-    assert [example.target for example in found[:4]] == expected
-    assert [tokenizer.decode(example.completion) for example in found[:4]] == [index.text(item) for item in expected]
-    assert [example.prompt for example in found] == [example.prompt for example in examples]
+        targeted = with_targets(examples, RlConfig(targets=targets), prompts)
+    assert [example.target for example in targeted[:4]] == expected
+    sids = [prompts.tokenizer.decode(example.completion) for example in targeted[:4]]
+    assert sids == [prompts.index.text(item) for item in expected]
+    assert [example.prompt for example in targeted] == [example.prompt for example in examples]
     assert bool(caplog.records) == (targets != "row")
 
 
-def test_a_title_that_several_items_have_stands_for_the_last(parts):
-    dataset, index, tokenizer = parts
-    titles = dataset.catalog["title"].to_list()
+def test_a_title_that_several_items_have_stands_for_the_last(prompts):
+    catalog = prompts.dataset.catalog
+    titles = catalog["title"].to_list()
     titles[20] = titles[4]
-    dataset = replace(dataset, catalog=dataset.catalog.with_columns(title=pl.Series(titles)))
-    examples = listed_examples(Prompts(dataset, index, tokenizer), "title_to_sid")
-    chosen = RlConfig(targets="last_row", tasks=["history_sid_to_sid", "title_to_sid"])
-    found = with_targets(examples, chosen, Prompts(dataset, index, tokenizer))
-    assert [example.target for example in found] == [20 if item == 4 else item for item in range(30)]
+    prompts = replace(prompts, dataset=replace(prompts.dataset, catalog=catalog.with_columns(title=pl.Series(titles))))
+    examples = listed_examples(prompts, "title_to_sid")
+    settings = RlConfig(targets="last_row", tasks=["history_sid_to_sid", "title_to_sid"])
+    targeted = with_targets(examples, settings, prompts)
+    assert [example.target for example in targeted] == [20 if item == 4 else item for item in range(30)]
 
 
 def test_rl_is_rewarded_for_them(tmp_path):
