@@ -9,7 +9,7 @@ tables and writes `levels.json` and `levels.png`.
 
 import sys
 
-from minionerec.eval.calc_level import main
+from minionerec.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(["levels", *sys.argv[1:]]))

@@ -9,7 +9,7 @@ the result JSON of the released MiniOneRec; without runs, the published tables a
 
 import sys
 
-from minionerec.report.paper_gap import main
+from minionerec.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(["gap", *sys.argv[1:]]))

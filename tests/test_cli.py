@@ -1,5 +1,6 @@
 """The command line as a user meets it: a mistake ends in one message and status 2, never in a traceback."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -11,8 +12,11 @@ from minionerec import __version__, pipeline
 from minionerec.artifacts import Manifest
 from minionerec.cli import COMMANDS, main, parse
 from minionerec.config import Config
+from minionerec.config.fields import field_types
 from tests.launch import ENVIRONMENT
 from tests.small import write_config
+
+GLOBAL = {"name", "out", "seed", "threads", "replace"}  # fields of every command
 
 
 @pytest.fixture
@@ -41,12 +45,40 @@ def file(tmp_path):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_of_every_command(command, flag, capsys):
+@pytest.mark.parametrize("flag", ["--help", "-h", "help"])
+def test_help_shows_the_sections_of_the_command(command, flag, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     assert main([*command.split(), flag]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith(f"usage: minionerec {command} ")
-    assert ("--sft.learning_rate" in printed) == (command not in ("data list", "data get", "baseline table"))
+    assert printed.startswith(f"usage: minionerec {command} ") and len(printed.splitlines()) <= 120
+    shown = {line.split()[0].partition(".")[0].removeprefix("--") for line in printed.splitlines() if line.startswith("  --")}
+    assert set(COMMANDS[command].sections) == shown & {field.name for field in dataclasses.fields(Config)} - GLOBAL
+    assert ("--replace" in printed) == ("--help-all" in printed) == COMMANDS[command].takes_config
+    assert all(len(line) <= 100 for line in printed.splitlines())
+
+
+@pytest.mark.parametrize("command", [name for name, command in COMMANDS.items() if command.takes_config])
+def test_help_all_shows_every_field(command, capsys):
+    assert main([*command.split(), "--help-all"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"  --{name} " in printed for name, kind in field_types(Config).items() if not dataclasses.is_dataclass(kind))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "beginning"),
+    [
+        (["help"], "usage: minionerec COMMAND"),
+        (["help", "sft"], "usage: minionerec sft "),
+        (["help", "data", "prepare"], "usage: minionerec data prepare "),
+        (["data"], "usage: minionerec COMMAND"),
+        (["data", "help"], "usage: minionerec COMMAND"),
+        (["help", "data"], "usage: minionerec COMMAND"),
+        (["sft", "--config", "ml-100k", "--help"], "usage: minionerec sft "),
+    ],
+)
+def test_other_ways_to_ask_for_help(arguments, beginning, capsys):
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.startswith(beginning)
 
 
 @pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
@@ -72,7 +104,9 @@ def test_arguments_come_from_the_process_by_default(monkeypatch, capsys):
     ("command", "near"), [("rum", "run"), ("evla", "eval"), ("reprot", "report"), ("sid inspct", "sid inspect")]
 )
 def test_unknown_command(fails, command, near):
-    assert fails(*command.split()).endswith(f"unknown command {command}; known are {', '.join(COMMANDS)}. Did you mean {near}?")
+    assert fails(*command.split()).endswith(
+        f"unknown command {command}. Did you mean {near}? minionerec --help lists all commands."
+    )
 
 
 @pytest.mark.parametrize(
@@ -85,7 +119,7 @@ def test_unknown_command(fails, command, near):
         ("codebook_size", "Did you mean sid.codebook_size?"),
         ("data.sid.levels", "Did you mean sid.levels?"),
         ("sft.epochs.value", "Did you mean sft.epochs?"),
-        ("zzz", "See minionerec run --help for all fields."),
+        ("zzz", "minionerec run --help-all shows all fields."),
     ],
 )
 def test_unknown_and_misplaced_fields(fails, file, field, hint):
@@ -100,24 +134,63 @@ def test_unknown_and_misplaced_fields(fails, file, field, hint):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seed", "x"], "key \"seed\": Expected a <class 'int'>. Got value: x"),
-        (["--seed=-1"], "config.seed is -1"),
-        (["--sft.epochs", "three"], "key \"sft.epochs\": Expected a <class 'float'>"),
+        (["--seed", "x"], "command line: seed is 'x'. Expected a whole number."),
+        (["--seed=-1"], "seed is -1; it must be at least 0"),
+        (["--seed", "3.0"], "command line: seed is 3.0. Expected a whole number."),
+        (["--seed", "true"], "command line: seed is true. Expected a whole number."),
+        (["--threads", "1e3"], "command line: threads is '1e3'. Expected a whole number."),
+        (["--name", ""], "name is empty; it names the run and its folder."),
+        (["--name"], "--name needs a value: text."),
+        (["--replace", "maybe"], "minionerec run takes no argument 'maybe'."),
+        (["--replace=maybe"], "command line: replace is 'maybe'. Expected true or false."),
+        (["--model.layers", "null"], "command line: model.layers is null. Expected a whole number."),
+        (["--sid.levels", "2.5"], "command line: sid.levels is 2.5. Expected a whole number."),
+        (["--rl.max_examples", "x"], "command line: rl.max_examples is 'x'. Expected a whole number, or null."),
+        (["--sft.epochs", "three"], "command line: sft.epochs is 'three'. Expected a number."),
         (["--sft.epochs", "0"], "sft.epochs is 0"),
-        (["--sft.epochs"], "--sft.epochs: expected one argument"),
-        (["--sft.bf16", "maybe"], "sft.bf16"),
-        (["--sft.tasks", "[title_to_sad]"], "title_to_sad"),
-        (["--data.source", "kaggle"], "kaggle"),
-        (["--sid.levels", "2.5"], "sid.levels"),
-        (["--sft", "3"], "sft"),
-        (["--sft", '{"epochz": 3}'], "epochz"),
-        (["surplus"], "unrecognized arguments: surplus"),
-        (["-x"], "unrecognized arguments: -x"),
-        (["--config"], "--config needs a value: a YAML file, or a preset ("),
+        (["--sft.epochs"], "--sft.epochs needs a value: a number."),
+        (["--sft.epochs", "--seed", "3"], "--sft.epochs needs a value: a number."),
+        (["--sft.learning_rate", "1e"], "command line: sft.learning_rate is '1e'. Expected a number."),
+        (["--sft.bf16", "maybe"], "command line: sft.bf16 is 'maybe'. Expected true or false."),
+        (["--data.title_rules", "x"], "command line: data.title_rules is 'x'. Expected true or false, or null."),
+        (["--data.source", "kaggle"], "data.source is 'kaggle'. Expected one of ml-100k, ml-1m, amazon-2018,"),
+        (["--model.dtype", "float16"], "model.dtype is 'float16'. Did you mean bfloat16? Expected one of float32, bfloat16."),
+        (["--eval.normalise_over", "catalogue"], "Did you mean catalog? Expected one of vocabulary, catalog."),
+        (["--baseline.model", "sasrek"], "baseline.model is 'sasrek'. Did you mean sasrec? Expected one of popularity,"),
+        (["--sid.collaborative_model", "sasrek"], "'sasrek'. Did you mean sasrec? Expected one of popularity,"),
+        (["--sft.tasks", "[title_to_sad]"], "sft.tasks is ['title_to_sad']. Did you mean title_to_sid? Expected a list,"),
+        (["--sft.tasks", "title_to_sid"], "sft.tasks is 'title_to_sid'. Did you mean [title_to_sid]? Expected a list,"),
+        (["--sft.tasks+", "title_to_sad"], "sft.tasks is ['title_to_sad']. Did you mean title_to_sid?"),
+        (["--sft.report_to", "tensorbord"], "sft.report_to is 'tensorbord'. Did you mean tensorboard?"),
+        (["--sft.level_weights", "3"], "Did you mean [3]? Expected a list of numbers, e.g. [1, 0.5], or null."),
+        (["--sft.level_weights", "[a]"], "sft.level_weights is ['a']. Expected a list of numbers, e.g. [1, 0.5], or null."),
+        (
+            ["--sft.lora_targets", "q"],
+            "'q'. Did you mean [q]? Expected a list of texts, e.g. [a, b], or null.",
+        ),
+        (["--data.parts", "[8,1,x]"], "data.parts is [8, 1, 'x']. Expected a list of whole numbers, e.g. [3, 5]."),
+        (
+            ["--sid.rqvae.hidden", "5"],
+            "is 5. Did you mean [5]? Expected a list of whole numbers, e.g. [3, 5].",
+        ),
+        (["--rl.rewards", "3"], "rl.rewards is 3. Expected names with a number each, e.g. {rule: 1}; names are rule, ranking,"),
+        (["--rl.rewards", "{ranking: x}"], "rl.rewards is {'ranking': 'x'}. Expected names with a number each,"),
+        (["--rl.rewards", "{rank: 1}"], "rl.rewards names 'rank'; it must be one of rule, ranking,"),
+        (["--rl.rewards.ranking", "x"], "rl.rewards.ranking is 'x'. Expected a number."),
+        (["--sft.task_shares", "{x: 1}"], "sft.task_shares names x, which is not among sft.tasks: history_sid_to_sid,"),
+        (["--sft", "3"], "command line: sft is a section; expected its fields, such as sft.tasks, found 3."),
+        (["--sft", '{"epochz": 3}'], "command line: unknown field sft.epochz. Did you mean sft.epochs?"),
+        (["--sft", '{"epochs": "x"}'], "command line: sft.epochs is 'x'. Expected a number."),
+        (["surplus"], "minionerec run takes no argument 'surplus'. Fields are set by --section.field VALUE."),
+        (["ml-100k"], "minionerec run takes no argument 'ml-100k'. Did you mean --config ml-100k?"),
+        (["sft.epochs", "3"], "minionerec run takes no argument 'sft.epochs'. Did you mean --sft.epochs VALUE?"),
+        (["-x"], "minionerec run has no option -x."),
+        (["--print_config=x"], "--print_config takes no value; found 'x'."),
+        (["--dry-run"], "command line: unknown field dry-run."),
+        (["--config"], "--config needs a value: a YAML file, or a preset (minionerec presets lists them)."),
         (["--config", ""], "--config needs a value"),
         (["--config="], "--config needs a value"),
-        (["--config", "ml-100"], "--config ml-100: no such file, and no such preset ("),
-        (["--config", "ml-100"], "Did you mean ml-100k?"),
+        (["--config", "ml-100"], "--config ml-100: no such file, and no such preset. Did you mean ml-100k?"),
         (["--config", "/nowhere/mine.yaml"], "--config /nowhere/mine.yaml: no such file"),
         (["--config", "--seed", "3"], "--config --seed: no such file"),
         (["--config", "."], "--config .: this folder holds no run.yaml"),
@@ -126,15 +199,54 @@ def test_unknown_and_misplaced_fields(fails, file, field, hint):
 def test_mistakes_on_the_command_line(fails, arguments, message):
     error = fails("run", *arguments)
     assert error.startswith("ConfigError: ") and message in error
+    assert not re.search(r"typing|Parser key|<class|Union|Namespace|NoneType", error)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("sft --dry-run=yes", "--dry-run takes no value; found 'yes'."),
+        ("sft --dry-run --devices", "--devices needs a value."),
+        ("sft --dry-run --devices 1.5", "--devices is 1.5. Expected a whole number."),
+        ("sft --dry-run --devices 0", "--devices is 0; it must be greater than 0."),
+        ("rl --dry-run --gpu-memory big", "--gpu-memory is 'big'. Expected a number."),
+        ("rl --gpu-memory 80", "--gpu-memory belongs to --dry-run: minionerec rl --dry-run --gpu-memory 80"),
+        ("sft --dry-rum", "minionerec sft has no option --dry-rum. Did you mean --dry-run?"),
+        (
+            "data export --layout recbool --to x",
+            "'recbool'. Did you mean recbole? Expected one of released, recbole.",
+        ),
+        ("data export --layout recbole", "minionerec data export needs --to FOLDER: the folder to write to."),
+        ("sid append", "minionerec sid append needs --base RUN: folder of the run whose semantic IDs are extended."),
+        ("baseline table", "minionerec baseline table needs a name: beauty, lastfm, or the folder of a run"),
+        ("baseline table beauty --run x", "minionerec baseline table has no option --run. Did you mean --runs?"),
+        ("levels --path", "--path needs a value."),
+        ("levels", "minionerec levels needs --path FILE: predictions.jsonl of an eval stage"),
+        ("levels --path x --cutoffs 1 a", "--cutoffs is 'a'. Expected a whole number."),
+        ("levels --path x --config ml-100k", "minionerec levels has no option --config."),
+        ("gap --out x --resamples few", "--resamples is 'few'. Expected a whole number."),
+        ("gap extra --out x", "minionerec gap takes no argument 'extra'."),
+        ("completion", "minionerec completion needs a shell: the shell that you use."),
+        ("completion fish", "shell is 'fish'. Expected one of bash, zsh."),
+        ("presets all", "minionerec presets takes no argument 'all'."),
+        ("ml-100k", "ml-100k is a configuration, not a command. Did you mean minionerec run --config ml-100k?"),
+        ("--config ml-100k", "name a command before --config, for example: minionerec run --config ml-100k"),
+        ("data --seed 3", "minionerec data needs to know what to do, for example: minionerec data prepare."),
+    ],
+)
+def test_mistakes_in_the_options_of_a_command(fails, command, message):
+    error = fails(*command.split())
+    assert error.startswith("ConfigError: ") and message in error
+    assert not re.search(r"typing|Parser key|<class|Union|Namespace|NoneType", error)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("sft: 3\n", "sft is a section; expected its fields below it, found 3."),
-        ("sft:\n", "sft is a section; expected its fields below it, found None."),
-        ("eval: [1, 2]\n", "eval is a section; expected its fields below it, found [1, 2]."),
-        ("data: other.yaml\n", "data is a section; expected its fields below it, found 'other.yaml'."),
+        ("sft: 3\n", "sft is a section; expected its fields, such as sft.tasks, found 3."),
+        ("sft:\n", "sft is a section; expected its fields, such as sft.tasks, found None."),
+        ("eval: [1, 2]\n", "eval is a section; expected its fields, such as eval.split, found [1, 2]."),
+        ("data: other.yaml\n", "data is a section; expected its fields, such as data.source, found 'other.yaml'."),
         ("- seed\n", "expected fields and sections, found list."),
         ("seed\n", "expected fields and sections, found str."),
         ("", "expected fields and sections, found NoneType."),
@@ -154,7 +266,7 @@ def test_files_that_are_no_configuration(fails, file, content, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("seed: -1\n", "config.seed is -1"),
+        ("seed: -1\n", "seed is -1"),
         ("sft:\n  epochs: three\n", "sft.epochs"),
         ("sft:\n  epochs: .nan\n", "sft.epochs is nan"),
         ("sft:\n  batch_size: -3\n", "sft.batch_size is -3"),
@@ -193,7 +305,7 @@ def test_interrupted(monkeypatch, capsys, tmp_path):
 
     monkeypatch.setitem(pipeline.STAGES, "data", interrupt)
     assert main(["run", "--out", str(tmp_path / "run")]) == 130
-    assert "Run the same command again" in capsys.readouterr().err
+    assert "Run the same command again to resume." in capsys.readouterr().err
 
 
 def test_permission_denied(monkeypatch, fails, tmp_path):

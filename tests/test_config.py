@@ -194,7 +194,7 @@ def test_accepted_limits(made, values):
 @pytest.fixture(scope="module")
 def help_text():
     with redirect_stdout(StringIO()) as printed:
-        assert main(["run", "--help"]) == 0
+        assert main(["run", "--help-all"]) == 0
     return printed.getvalue().split("\noptions:")[1]
 
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from minionerec import presets
 from minionerec.artifacts import read_json
-from minionerec.cli import parse
+from minionerec.cli import main, parse
 from minionerec.training.launch import split_batch
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -67,3 +68,13 @@ def test_batches_split_over_any_usual_number_of_devices(name, devices):
         "rl.prompts_per_step", made.rl.prompts_per_step, "rl.micro_batch_prompts", made.rl.micro_batch_prompts, devices
     )
     assert rl == (4, 16 // devices)
+
+
+def test_the_list_of_presets(capsys):
+    assert main(["presets"]) == 0
+    ours, baselines = capsys.readouterr().out.split("Presets of `minionerec baseline`:")
+    for name, path in presets.files().items():
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        assert first.startswith("# ") and first.endswith(".") and len(first) <= 120
+        group = baselines if "\nbaseline:\n" in path.read_text(encoding="utf-8") else ours
+        assert f"  {name} " in group and first.removeprefix("# ") in group

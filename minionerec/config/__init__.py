@@ -85,8 +85,10 @@ class Config:
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
 
     def __post_init__(self) -> None:
-        positive("config", threads=self.threads)
-        between("config", 0, 2**32, seed=self.seed)  # numpy and scikit-learn take no other
+        if not self.name:
+            raise ConfigError("name is empty; it names the run and its folder.")
+        positive("", threads=self.threads)
+        between("", 0, 2**32, seed=self.seed)  # numpy and scikit-learn take no other
         if self.sft.train != "full" and self.model.init == "from_scratch":
             raise ConfigError(
                 f"sft.train is {self.sft.train}, but model.init is from_scratch: random weights would stay as they are. "

@@ -7,6 +7,11 @@ from typing import Any
 from minionerec.errors import ConfigError
 
 
+def _dotted(section: str, name: str) -> str:
+    """A field's name as one writes it on the command line; fields such as `seed` are in no section."""
+    return f"{section}.{name}" if section else name
+
+
 def positive(section: str, **values: float | None) -> None:
     """Check that every value is None, or above 0 and finite.
 
@@ -15,7 +20,7 @@ def positive(section: str, **values: float | None) -> None:
     """
     for name, value in values.items():
         if value is not None and not 0 < value < math.inf:  # NaN, which YAML can write, fails every comparison
-            raise ConfigError(f"{section}.{name} is {value}; it must be greater than 0.")
+            raise ConfigError(f"{_dotted(section, name)} is {value}; it must be greater than 0.")
 
 
 def between(section: str, low: float, high: float, **values: float) -> None:
@@ -27,7 +32,7 @@ def between(section: str, low: float, high: float, **values: float) -> None:
     for name, value in values.items():
         if not low <= value < high:
             limit = f" and less than {high}" if high < math.inf else " and finite"
-            raise ConfigError(f"{section}.{name} is {value}; it must be at least {low}{limit}.")
+            raise ConfigError(f"{_dotted(section, name)} is {value}; it must be at least {low}{limit}.")
 
 
 def check_shares(section: str, shares: Mapping[Any, float], tasks: Collection[str]) -> None:

@@ -1,6 +1,5 @@
 """Print, plot and store the level tables of a predictions file, ours or the released code's."""
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from rich.table import Table
 
 from minionerec.artifacts import write_json
 from minionerec.config import CUTOFFS, RESAMPLES
-from minionerec.errors import ConfigError, DataError, MiniOneRecError
+from minionerec.errors import ConfigError, DataError
 from minionerec.eval.level_plot import draw_levels
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import measure
@@ -116,52 +115,44 @@ def _search_beside(path: Path) -> Any:
     return values.get("search") if isinstance(values, dict) else None
 
 
-def _run(arguments: argparse.Namespace) -> None:
-    for name, values in (("--cutoffs", arguments.cutoffs), ("--resamples", [arguments.resamples])):
+def run(
+    path: Path,
+    out: Path | None = None,
+    index: Path | None = None,
+    cutoffs: Sequence[int] = CUTOFFS,
+    resamples: int = RESAMPLES,
+    seed: int = 42,
+) -> None:
+    """Print the level tables of a file of lists; write `levels.json` and `levels.png`.
+
+    Args:
+        path: `predictions.jsonl` of an eval stage, or the released code's result JSON.
+        out: folder of the two files; None for the folder of `path`.
+        index: `index.json` or info text of the catalog, for the released code's JSON.
+
+    Raises:
+        ConfigError: a cut-off or the number of resamples is below 1.
+        DataError: the file is missing or malformed, or `out` cannot be written.
+    """
+    for name, values in (("--cutoffs", cutoffs), ("--resamples", [resamples])):
         if min(values) < 1:
             raise ConfigError(f"{name} is {min(values)}; it must be at least 1.")
-    path: Path = arguments.path
-    out: Path = arguments.out or path.parent
-    lists = read_lists(path, read_catalog(arguments.index) if arguments.index else None)
-    found = analyse(lists, sorted(set(arguments.cutoffs)), arguments.resamples, arguments.seed)
-    found["search"] = _search_beside(path)
+    out = out or path.parent
+    lists = read_lists(path, read_catalog(index) if index else None)
+    metrics = analyse(lists, sorted(set(cutoffs)), resamples, seed)
+    metrics["search"] = _search_beside(path)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "levels.json", found)
-        draw_levels(found, out / "levels.png")
+        write_json(out / "levels.json", metrics)
+        draw_levels(metrics, out / "levels.png")
     except OSError as error:
         raise DataError(f"{out / 'levels.json'}: cannot be written ({error}). Choose another folder with --out DIR.") from None
     console = Console()
-    _print(found, console)
-    note = f", {found['invalid']:.2%} of the listed texts are no SID of the catalog" if found["invalid"] else ""
+    _print(metrics, console)
+    note = f", {metrics['invalid']:.2%} of the listed texts are no SID of the catalog" if metrics["invalid"] else ""
     console.print(
-        f"{found['users']} users, {found['rows']} examples, lists of {found['lengths']['shortest']} to "
-        f"{found['lengths']['longest']}{note}; written to {out / 'levels.json'} and levels.png",
+        f"{metrics['users']} users, {metrics['rows']} examples, lists of {metrics['lengths']['shortest']} to "
+        f"{metrics['lengths']['longest']}{note}; written to {out / 'levels.json'} and levels.png",
         highlight=False,
         soft_wrap=True,
     )
-
-
-def main(argv: Sequence[str]) -> int:
-    """The command line: 0 where the tables were written, 2 where the input is wrong."""
-    parser = argparse.ArgumentParser(description="Accuracy per SID level of a predictions file.")
-    parser.add_argument(
-        "--path", type=Path, required=True, metavar="FILE",
-        help="predictions.jsonl of an eval stage, or the released code's result JSON (input, output, predict)",
-    )  # fmt: skip
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for levels.json and levels.png (default: that of FILE)")
-    parser.add_argument(
-        "--index", type=Path, metavar="FILE",
-        help="index.json or info text of the catalog: item-level ranks for the released code's JSON, and a check of its SIDs",
-    )  # fmt: skip
-    parser.add_argument("--cutoffs", type=int, nargs="+", default=list(CUTOFFS), metavar="K", help="cut-offs K")
-    parser.add_argument(
-        "--resamples", type=int, default=RESAMPLES, metavar="N", help=f"bootstrap resamples (default: {RESAMPLES})"
-    )
-    parser.add_argument("--seed", type=int, default=42, metavar="N", help="seed of the resampling (default: 42)")
-    try:
-        _run(parser.parse_args(argv))
-    except MiniOneRecError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    return 0

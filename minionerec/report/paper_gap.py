@@ -5,20 +5,17 @@ says which differences are noise, and goes through a checklist of causes with wh
 `paper_gap.json`, `paper_gap.md` and `paper_gap.html`, which is self-contained and covers all datasets on one page.
 """
 
-import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
-from rich.console import Console
 from rich.table import Table
 
 from minionerec.artifacts import write_json
 from minionerec.config import RESAMPLES
-from minionerec.errors import ArtifactError, ConfigError, MiniOneRecError
+from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.result_json import read_catalog
 from minionerec.report import analysis, plots, table
 from minionerec.report.gap import LEVEL_TABLES, GapDataset, GapReport, compare_with_paper
@@ -176,34 +173,3 @@ def gap_tables(report: GapReport) -> list[Table]:
             table_of_part.add_row(run.label, *cells, run.summary or "; ".join(run.notes))
         tables.append(table_of_part)
     return tables
-
-
-def main(argv: Sequence[str]) -> int:
-    """The command line: 0 if the report was written, 2 if the input is wrong."""
-    parser = argparse.ArgumentParser(description="Our runs next to the published tables: gaps, noise, causes.")
-    parser.add_argument(
-        "--runs", type=Path, nargs="*", default=[], metavar="RUN",
-        help="folders of runs, or predictions files (predictions.jsonl, or the released code's result JSON)",
-    )  # fmt: skip
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for paper_gap.json, .md and .html")
-    parser.add_argument("--dataset", metavar="NAME", help="published dataset of all runs, if their size does not tell it")
-    parser.add_argument(
-        "--index", type=Path, metavar="FILE",
-        help="index.json or info text of the catalog of the released code's result files: item-level ranks and collisions",
-    )  # fmt: skip
-    parser.add_argument(
-        "--resamples", type=int, default=RESAMPLES, metavar="N", help=f"bootstrap resamples (default: {RESAMPLES})"
-    )
-    parser.add_argument("--seed", type=int, default=42, metavar="N", help="seed of the resampling (default: 42)")
-    arguments = parser.parse_args(argv)
-    try:
-        report = write_gap_report(
-            arguments.runs, arguments.out, arguments.dataset, arguments.index, arguments.resamples, arguments.seed
-        )
-    except MiniOneRecError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(*gap_tables(report))
-    console.print(f"written to {arguments.out / 'paper_gap.html'}", highlight=False, soft_wrap=True)
-    return 0

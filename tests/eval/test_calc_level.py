@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from minionerec.cli import main
 from minionerec.eval import level_tables
-from minionerec.eval.calc_level import main
 from minionerec.eval.predictions import write_predictions
 from tests.eval.samples import random_predictions
 
@@ -20,7 +20,7 @@ def path(tmp_path):
 
 
 def test_prints_three_tables_and_writes_beside_the_file(path, capsys):
-    assert main(["--path", str(path)]) == 0
+    assert main(["levels", "--path", str(path)]) == 0
     written = json.loads((path.parent / "levels.json").read_text(encoding="utf-8"))
     expected = level_tables(random_predictions(users=8), (1, 3, 5, 10, 20))  # no list is 50 long
     assert {name: written[name] for name in expected} == expected
@@ -42,15 +42,15 @@ def test_prints_three_tables_and_writes_beside_the_file(path, capsys):
 
 
 def test_out_folder_is_made(path, tmp_path):
-    assert main(["--path", str(path), "--out", str(tmp_path / "new/folder")]) == 0
+    assert main(["levels", "--path", str(path), "--out", str(tmp_path / "new/folder")]) == 0
     assert (tmp_path / "new/folder/levels.json").is_file()
     assert not (tmp_path / "levels.json").exists()
 
 
 def test_errors_without_traceback(path, tmp_path, capsys):
-    assert main(["--path", str(tmp_path / "none.jsonl")]) == 2
+    assert main(["levels", "--path", str(tmp_path / "none.jsonl")]) == 2
     assert "not found" in capsys.readouterr().err
-    assert main(["--path", str(path), "--out", str(path)]) == 2
+    assert main(["levels", "--path", str(path), "--out", str(path)]) == 2
     assert "--out DIR" in capsys.readouterr().err
 
 

@@ -5,8 +5,8 @@ import shutil
 import numpy as np
 import pytest
 
+from minionerec.cli import main
 from minionerec.errors import ArtifactError
-from minionerec.eval import calc_level
 from minionerec.eval.evaluate import evaluable, evaluate
 from minionerec.eval.predictions import read_predictions
 from minionerec.pipeline import run
@@ -47,7 +47,7 @@ def test_two_processes_one_process_and_a_resumed_run_write_the_same_files(tmp_pa
     assert 1 <= len(list((tmp_path / "run/eval/sft.partial/checkpoints").glob("*.jsonl"))) <= 2  # of five shards
     assert evaluate(config, "sft")[1]  # by one process
     assert {name: (folder / name).read_bytes() for name in names} == one
-    assert calc_level.main(["--path", str(folder / "predictions.jsonl"), "--out", str(tmp_path)]) == 0
+    assert main(["levels", "--path", str(folder / "predictions.jsonl"), "--out", str(tmp_path)]) == 0
     search = json.loads(one["metrics.json"])["search"]
     assert (search["rows"], search["num_beams"]) == (5, 10)
     assert json.loads((tmp_path / "levels.json").read_text())["search"] == search

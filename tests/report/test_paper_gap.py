@@ -6,13 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from minionerec.cli import main
 from minionerec.config import BaselineConfig, PromptsConfig, RlConfig
 from minionerec.errors import ArtifactError
 from minionerec.eval import metrics_json
 from minionerec.eval.predictions import read_predictions, write_predictions
 from minionerec.report import gap_causes
 from minionerec.report.page import signed
-from minionerec.report.paper_gap import main, write_gap_report
+from minionerec.report.paper_gap import write_gap_report
 from minionerec.report.published import METRICS, published
 from minionerec.report.runs import distinct_names, load_runs, match_dataset, seed_groups
 from tests.report.run_folder import make_run
@@ -50,7 +51,7 @@ def released_file(path, hits: float, rows: int = 4533):
 
 
 def test_without_runs_the_published_tables_alone(tmp_path, capsys):
-    assert main(["--out", str(tmp_path / "new")]) == 0
+    assert main(["gap", "--out", str(tmp_path / "new")]) == 0
     found = json.loads((tmp_path / "new/paper_gap.json").read_text(encoding="utf-8"))
     assert [section["name"] for section in found["datasets"]] == list(published()["datasets"])
     page = Page(tmp_path / "new/paper_gap.html")
@@ -248,7 +249,7 @@ def test_a_dataset_chosen_by_hand_is_shown_without_verdict(two_seeds, tmp_path):
 @pytest.fixture
 def fails(capsys, tmp_path):
     def run(*arguments) -> str:
-        assert main([*map(str, arguments), "--out", str(tmp_path / "out")]) == 2
+        assert main(["gap", *map(str, arguments), "--out", str(tmp_path / "out")]) == 2
         error = " ".join(capsys.readouterr().err.split())
         assert "Traceback" not in error and not (tmp_path / "out").exists()
         return error
@@ -294,7 +295,7 @@ def test_a_catalog_tells_the_collisions_of_a_result_file(tmp_path, fails):
     path, index = released_file(tmp_path / "final.json", 0.1), tmp_path / "index.json"
     sids = ["<a_1><b_2><c_3>", "<a_1><b_2><c_3>", "<a_1><b_2><c_4>", *(f"<a_2><b_0><c_{c}>" for c in range(9))]
     index.write_text(json.dumps({str(item): [f"{code}>" for code in sid.split(">")[:3]] for item, sid in enumerate(sids)}))
-    assert main(["--runs", str(path), "--index", str(index), "--out", str(tmp_path), "--resamples", "50"]) == 0
+    assert main(["gap", "--runs", str(path), "--index", str(index), "--out", str(tmp_path), "--resamples", "50"]) == 0
     found = json.loads((tmp_path / "paper_gap.json").read_text(encoding="utf-8"))["datasets"][0]
     (run,) = found["runs"]
     assert run["item"]["HR@1"]["value"] == pytest.approx(run["all_metrics"]["HR@1"]["value"] / 2)

@@ -120,9 +120,9 @@ def test_the_dry_run_of_the_command_line(command, capsys):
     ("options", "message"),
     [
         (["--devices", "2"], "--devices belongs to --dry-run"),
-        (["--dry-run", "--devices", "0"], "--devices is '0'; expected a whole number above 0"),
-        (["--dry-run", "--devices", "1.5"], "--devices is '1.5'; expected a whole number above 0"),
-        (["--dry-run", "--gpu-memory", "many"], "--gpu-memory is 'many'; expected a number above 0 (GB)"),
+        (["--dry-run", "--devices", "0"], "--devices is 0; it must be greater than 0."),
+        (["--dry-run", "--devices", "1.5"], "--devices is 1.5. Expected a whole number."),
+        (["--dry-run", "--gpu-memory", "many"], "--gpu-memory is 'many'. Expected a number."),
         (["--dry-run=yes"], "--dry-run takes no value"),
         (
             ["--dry-run", "--model.init", "from_pretrained", "--model.path", "nowhere"],

@@ -1,4 +1,4 @@
-"""`minionerec data list` and `data get`."""
+"""The commands that are no stage."""
 
 from minionerec.cli import main
 from minionerec.data import sources
@@ -20,11 +20,11 @@ def test_list_and_get(tmp_path, monkeypatch, capsys):
     assert "minionerec data prepare --data.source ml-1m" in capsys.readouterr().out
     for arguments, message in (
         (["get", "ml-1k"], "Did you mean ml-1"),
-        (["get"], "needs a name"),
+        (["get"], "minionerec data get needs a name: a name that `minionerec data list` shows."),
         (["list", "zzz"], "no dataset begins with 'zzz'"),
-        (["get", "ml-1m", "--fast"], "unknown argument --fast"),
+        (["get", "ml-1m", "--fast"], "minionerec data get has no option --fast."),
         (["prepair"], "Did you mean data prepare?"),
-        (["--config", "ml-100k"], "for example: minionerec data prepare --config"),
+        (["--config", "ml-100k"], "needs to know what to do, for example: minionerec data prepare."),
     ):
         assert main(["data", *arguments]) == 2
         assert message in " ".join(capsys.readouterr().err.split())

@@ -1,0 +1,431 @@
+"""The commands of `minionerec`: what each does, which sections of the configuration its help shows, and its own options.
+
+`cli.py` parses the command line by this table. Rooms are imported when a command runs: `--help` must not wait for torch.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from minionerec import pipeline
+from minionerec.artifacts import MANIFEST, cache_folder, require, write_json
+from minionerec.config import CUTOFFS, RESAMPLES, Config, run_file
+from minionerec.config.fields import did_you_mean
+from minionerec.distributed import is_main_process
+from minionerec.errors import ArtifactError, ConfigError
+
+if TYPE_CHECKING:
+    from minionerec.data.dataset import Dataset
+
+ALL_STAGES = ("data", "sid", "sft", "rl", "eval", "report")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of the command line."""
+
+    help: str
+    """One line for the overview."""
+    run: Callable[..., None]
+    """Takes the configuration first if `takes_config`, then the command's own options by name."""
+    sections: tuple[str, ...] = ()
+    """Sections of the configuration that `--help` shows; `--help-all` shows all."""
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Its own options and arguments: name to what `add_argument` takes."""
+    takes_config: bool = True
+    """Whether the command reads the configuration."""
+
+
+def _console(width: int = 140) -> Console:
+    """The screen; a file or a pipe gets lines of a fixed width."""
+    return Console(width=None if sys.stdout.isatty() else width, highlight=False, soft_wrap=True)
+
+
+# Stages
+
+
+def run_all(config: Config) -> None:
+    """Run every stage, then print the table of results and the path of the page."""
+    pipeline.run(config, ALL_STAGES)
+    _print_results(config)
+    _print_page(config)
+
+
+def _stage(name: str) -> Callable[[Config], None]:
+    return lambda config: pipeline.run(config, (name,))
+
+
+def evaluate(config: Config) -> None:
+    """Run the stage `eval` and print the table of results."""
+    pipeline.run(config, ("eval",))
+    _print_results(config)
+
+
+def report(config: Config) -> None:
+    """Run the stage `report` and print the path of the page."""
+    pipeline.run(config, ("report",))
+    _print_page(config)
+
+
+def _training(stage: str) -> Callable[..., None]:
+    """Train; or, with `dry_run`, print the plan of the training and stop."""
+
+    def train(config: Config, dry_run: bool, devices: int | None, gpu_memory: float | None) -> None:
+        if dry_run:
+            for name, value in (("devices", devices), ("gpu-memory", gpu_memory)):
+                if value is not None and not 0 < value < float("inf"):
+                    raise ConfigError(f"--{name} is {value}; it must be greater than 0.")
+            pipeline.plan(stage, config, devices, gpu_memory)
+            return
+        for name, value in (("devices", devices), ("gpu-memory", gpu_memory)):
+            if value is not None:
+                raise ConfigError(f"--{name} belongs to --dry-run: minionerec {stage} --dry-run --{name} {value:g}")
+        pipeline.run(config, (stage,))
+
+    return train
+
+
+def _print_results(config: Config) -> None:
+    if is_main_process():
+        Console(width=None if sys.stdout.isatty() else 120).print(result_table(config))
+
+
+def _print_page(config: Config) -> None:
+    if is_main_process():
+        print(config.folder / "report" / "index.html")
+
+
+def result_table(config: Config) -> Table:
+    """HR and NDCG on SIDs of everything evaluated in the run, with 95 % intervals of HR@10 and NDCG@10."""
+    from minionerec.eval.evaluate import evaluable
+    from minionerec.eval.metrics_json import Metrics
+
+    title = f"{config.name}, {config.eval.split} split, {config.eval.num_beams} beams, 95 % intervals"
+    table = Table(title=escape(title), title_justify="left")
+    table.add_column("model", no_wrap=True)
+    for cutoff in CUTOFFS:
+        table.add_column(f"HR@{cutoff}", justify="right")
+    table.add_column("NDCG@10", justify="right")
+    for recommender in evaluable(config.folder):
+        cells = Metrics.read(config.folder / "eval" / recommender / "metrics.json").sid
+        hits = [_cell(cells[f"HR@{cutoff}"], cutoff == 10) for cutoff in CUTOFFS]
+        table.add_row(recommender, *hits, _cell(cells["NDCG@10"], True))
+    return table
+
+
+def _cell(cell: dict[str, float], interval: bool) -> str:
+    return f"{cell['value']:.4f}" + (f"\n[{cell['low']:.4f}, {cell['high']:.4f}]" if interval else "")
+
+
+# Data
+
+
+def describe_data(config: Config, html: Path | None, json: Path | None) -> None:
+    """Print the facts of the run's dataset; write them as a page and as JSON if files are named.
+
+    Raises:
+        ArtifactError: the data stage has not run, or a file cannot be written.
+    """
+    from minionerec.data.describe import facts
+    from minionerec.report import dataset_page
+
+    pipeline.set_up(config.threads)
+    dataset = _dataset(config)
+    sids = _sids(config, dataset)
+    sections = facts(dataset, None if sids is None else ["".join(tokens) for tokens in sids])
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    for section, values in sections.items():
+        section_table = dataset_page.facts_table(values)
+        columns = section_table.columns
+        table = Table(title=section, title_justify="left", show_header=len(columns) > 1, min_width=60)
+        table.add_column("")
+        for column in columns:
+            table.add_column(column, justify="right")
+        for row in section_table.rows:
+            table.add_row(*map(escape, row.headings), *(escape(cell.text) for cell in row.cells))
+        console.print(table)
+    try:
+        if json:
+            write_json(json, sections)
+        if html:
+            html.write_text(dataset_page.render_dataset_page(sections, config.name), encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise ArtifactError(f"{error.filename}: cannot be written ({error.strerror}). Choose another file.") from None
+
+
+def export_data(config: Config, layout: str, to: Path) -> None:
+    """Write the run's dataset in another program's layout.
+
+    Raises:
+        ArtifactError: the data stage has not run, or the layout has SIDs and the run has none yet.
+    """
+    from minionerec.data import recbole, released
+
+    pipeline.set_up(config.threads)
+    dataset = _dataset(config)
+    name = config.data.category or config.name
+    if layout == "recbole":
+        recbole.write(dataset, name, to)
+    else:
+        sids = _sids(config, dataset)
+        if sids is None:
+            raise ArtifactError(
+                f"{config.folder}: the released code's layout has SIDs. Make them first: minionerec sid --config FILE"
+            )
+        released.write(dataset, sids, name, to)
+    print(to)
+
+
+def _dataset(config: Config) -> "Dataset":
+    from minionerec.data.dataset import Dataset
+
+    require(config.folder / "data", "minionerec data prepare --config YOUR.yaml")
+    return Dataset.load(config.folder / "data")
+
+
+def _sids(config: Config, dataset: "Dataset") -> list[list[str]] | None:
+    """The token strings of each item: the run's SIDs, else the SIDs that came with the data; None if there are none."""
+    if (config.folder / "sid" / MANIFEST).is_file():
+        from minionerec.sid.index import SidIndex
+
+        index = SidIndex.load(config.folder / "sid", dataset)
+        return [index.tokens(item) for item in range(len(index.codes))]
+    return None if dataset.sids is None else dataset.sids["tokens"].to_list()
+
+
+def list_data(name: str | None) -> None:
+    """Print the public datasets whose names begin with `name`.
+
+    Raises:
+        ConfigError: no dataset begins like this.
+    """
+    from minionerec.data.sources import SOURCES
+
+    sources = [source for source_name, source in SOURCES.items() if source_name.startswith(name or "")]
+    if not sources:
+        raise ConfigError(f"no dataset begins with {name!r}.{did_you_mean(name or '', SOURCES, 0.5)}")
+    for source in sources:
+        sizes = [file.bytes for file in source.files]
+        total = f"{sum(size or 0 for size in sizes) / 1e6:.1f} MB{'' if all(sizes) else ' and more'}"
+        checked = sum(file.checksum is not None for file in source.files)
+        print(
+            f"{source.name}\n    {source.what}; {total if any(sizes) else 'size unknown'}; checksums known of {checked} of "
+            f"{len(sizes)} files; {source.terms}\n    {source.page}   {source.options}"
+        )
+
+
+def get_data(name: str) -> None:
+    """Fetch a public dataset into the cache.
+
+    Raises:
+        ConfigError: there is no such dataset.
+        DataError: it cannot be fetched; the message has the steps by hand.
+    """
+    from minionerec.data.sources import SOURCES, fetch
+
+    if name not in SOURCES:
+        raise ConfigError(
+            f"no dataset is called {name!r}.{did_you_mean(name, SOURCES, 0.5)} minionerec data list shows all names."
+        )
+    source = SOURCES[name]
+    print(f"{source.name}: {source.what}. Terms: {source.terms}. {source.page}")
+    path = fetch(name, cache_folder())
+    print(f"{path}\nRead it with: minionerec data prepare {source.options}")
+
+
+# Semantic IDs
+
+
+def inspect_sids(config: Config) -> None:
+    """Print the figures of the run's semantic IDs and write them as a page."""
+    from minionerec.report import sids
+
+    pipeline.set_up(config.threads)
+    manifest, _ = sids.write_sid_page(config)
+    _console().print(sids.figures_table(config))
+    print(config.folder / manifest.stage / "index.html")
+
+
+def compare_sids(config: Config, methods: str | None) -> None:
+    """Print a table of several quantizers on the run's catalog; all quantizers if no `methods` are named."""
+    from minionerec.sid import compare
+
+    pipeline.set_up(config.threads)
+    pipeline.quieten_libraries()
+    _console().print(compare.run(config, [method for method in (methods or "").split(",") if method]))
+
+
+def append_sids(config: Config, base: Path) -> None:
+    """Make semantic IDs for a larger catalog; the semantic IDs of the run `base` stay as they are."""
+    from minionerec.sid import append
+
+    pipeline.set_up(config.threads)
+    pipeline.quieten_libraries()
+    with run_file.recording(config, "sid"):
+        manifest, fresh = append.run(config, base)
+    figures = pipeline.summary(manifest) if fresh else "up to date"
+    _console().print(f"[bold]sid[/] {escape(str(config.folder / 'sid'))}: {figures}")
+
+
+# Tables of results
+
+
+def table_of_baselines(name: str, runs: Path) -> None:
+    """Print a published table next to our rows."""
+    from minionerec.report import baseline_tables
+
+    _console(200).print(baseline_tables.baseline_table(name, runs))
+
+
+def levels(**options: Any) -> None:
+    """Print, plot and store the level tables of a predictions file."""
+    from minionerec.eval import calc_level
+
+    calc_level.run(**options)
+
+
+def gap(runs: list[Path], out: Path, **options: Any) -> None:
+    """Compare runs with the published tables: print the tables, write the pages."""
+    from minionerec.report.paper_gap import gap_tables, write_gap_report
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    for table in gap_tables(write_gap_report(runs, out, **options)):
+        console.print(table)
+    console.print(f"written to {out / 'paper_gap.html'}", highlight=False, soft_wrap=True)
+
+
+# Help for the shell
+
+
+def list_presets() -> None:
+    """Print the presets with one line each, presets of baselines last."""
+    from minionerec import presets
+
+    ours, baselines = presets.descriptions()
+    width = max(map(len, (*ours, *baselines)))
+    for title, descriptions in (
+        ("Presets of `minionerec run` and its stages:", ours),
+        ("Presets of `minionerec baseline`:", baselines),
+    ):
+        print(title)
+        print("\n".join(f"  {name:{width}}  {text}" for name, text in descriptions.items()) + "\n")
+    print("Use one: minionerec run --config NAME. A file of your own may stand in its place: --config FILE.yaml")
+
+
+def print_completion(shell: str) -> None:
+    """Print the script that completes commands, options and presets in a shell."""
+    from minionerec.cli import completion
+
+    print(completion.script(shell))
+
+
+def _path(metavar: str, help: str, **more: Any) -> dict[str, Any]:
+    return {"type": Path, "metavar": metavar, "help": help, **more}
+
+
+_DRY_RUN: dict[str, dict[str, Any]] = {
+    "--dry-run": {"action": "store_true", "help": "print the plan (steps, tokens, FLOPs, memory per process) and stop"},
+    "--devices": {"type": int, "metavar": "COUNT", "help": "with --dry-run: plan for this many devices"},
+    "--gpu-memory": {"type": float, "metavar": "GB", "help": "with --dry-run: say whether it fits into devices of this memory"},
+}
+_RESAMPLING: dict[str, dict[str, Any]] = {
+    "--resamples": {"type": int, "metavar": "COUNT", "default": RESAMPLES, "help": "bootstrap resamples"},
+    "--seed": {"type": int, "metavar": "NUMBER", "default": 42, "help": "seed of the resampling"},
+}
+_DESCRIBE = {
+    "--html": _path("FILE", "write a self-contained page to this file"),
+    "--json": _path("FILE", "write the facts to this file"),
+}
+_EXPORT = {
+    "--layout": {
+        "choices": ("released", "recbole"),
+        "required": True,
+        "metavar": "NAME",
+        "help": "whose layout: released or recbole",
+    },
+    "--to": _path("FOLDER", "the folder to write to", required=True),
+}
+_BASELINE_TABLE = {
+    "name": {"help": "beauty, lastfm, or the folder of a run with evaluated recommenders"},
+    "--runs": _path("DIR", "folder of the presets' runs", default=Path("runs")),
+}
+_LEVELS = {
+    "--path": _path("FILE", "predictions.jsonl of an eval stage, or the released code's result JSON", required=True),
+    "--out": _path("DIR", "folder for levels.json and levels.png (default: folder of FILE)"),
+    "--index": _path("FILE", "index.json or info text of the catalog, for item-level ranks of the released code's JSON"),
+    "--cutoffs": {"type": int, "nargs": "+", "default": list(CUTOFFS), "metavar": "K", "help": "cut-offs K"},
+    **_RESAMPLING,
+}
+_GAP = {
+    "--runs": _path(
+        "RUN", "folders of runs, predictions.jsonl files, or result JSON of the released code", nargs="*", default=[]
+    ),
+    "--out": _path("DIR", "folder for paper_gap.json, .md and .html", required=True),
+    "--dataset": {"metavar": "NAME", "help": "published dataset of all runs, if their size does not show it"},
+    "--index": _path("FILE", "index.json or info text of the catalog of the released code's result files"),
+    **_RESAMPLING,
+}
+
+COMMANDS: dict[str, Command] = {
+    "run": Command("all stages in order: data, sid, sft, rl, eval, report", run_all),
+    "data prepare": Command("raw files to a Dataset: catalog and train, valid and test examples", _stage("data"), ("data",)),
+    "data describe": Command("the facts of a prepared Dataset: terminal, HTML and JSON", describe_data, options=_DESCRIBE),
+    "data export": Command("a prepared Dataset in the layout of the released code or of RecBole", export_data, options=_EXPORT),
+    "data list": Command(
+        "the public datasets that can be fetched: name, content, terms, size",
+        list_data,
+        options={"name": {"nargs": "?", "help": "show only names that begin like this"}},
+        takes_config=False,
+    ),
+    "data get": Command(
+        "fetch a public dataset into the cache ($MINIONEREC_CACHE); run it again to resume a download",
+        get_data,
+        options={"name": {"help": "a name that `minionerec data list` shows"}},
+        takes_config=False,
+    ),
+    "sid": Command("item text to semantic IDs", _stage("sid"), ("sid",)),
+    "sid inspect": Command("figures of a run's semantic IDs, in the terminal and as an HTML page", inspect_sids),
+    "sid compare": Command(
+        "several quantizers on a run's catalog in one table",
+        compare_sids,
+        ("sid",),
+        {"--methods": {"metavar": "A,B,...", "help": "values of sid.method with commas between them (default: all)"}},
+    ),
+    "sid append": Command(
+        "semantic IDs for new items; the semantic IDs of an earlier run stay as they are",
+        append_sids,
+        ("sid",),
+        {"--base": _path("RUN", "folder of the run whose semantic IDs are extended", required=True)},
+    ),
+    "sft": Command("supervised fine-tuning of a causal LM", _training("sft"), ("sft",), _DRY_RUN),
+    "rl": Command("GRPO from the SFT model with ranking rewards", _training("rl"), ("rl",), _DRY_RUN),
+    "eval": Command("constrained beam search over a split, metrics with intervals", evaluate, ("eval",)),
+    "report": Command("one HTML page of the run", report, ("report",)),
+    "baseline": Command("a sequential recommender on the same split, with the same metrics", _stage("baseline"), ("baseline",)),
+    "baseline table": Command(
+        "a published table next to our rows (beauty, lastfm), or all recommenders that were evaluated in a run",
+        table_of_baselines,
+        options=_BASELINE_TABLE,
+        takes_config=False,
+    ),
+    "levels": Command(
+        "accuracy per SID level of a predictions file: tables, levels.json and levels.png",
+        levels,
+        options=_LEVELS,
+        takes_config=False,
+    ),
+    "gap": Command("runs compared with the published tables: gaps, noise, causes", gap, options=_GAP, takes_config=False),
+    "presets": Command("the configurations that ship with the package, one line each", list_presets, takes_config=False),
+    "completion": Command(
+        "the script for tab completion: minionerec completion bash > ~/.local/share/bash-completion/completions/minionerec",
+        print_completion,
+        options={"shell": {"choices": ("bash", "zsh"), "help": "the shell that you use"}},
+        takes_config=False,
+    ),
+}

@@ -1,0 +1,136 @@
+"""The fields of the configuration by their dotted names, such as `sft.epochs`: types in words, and checks of single values."""
+
+import dataclasses
+import difflib
+from collections.abc import Collection, Mapping, Sequence
+from functools import cache
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+
+
+@cache
+def field_types(config: type) -> Mapping[str, Any]:
+    """The type of every field, sections included: dotted name to annotation, in the order of the dataclass."""
+    types: dict[str, Any] = {}
+    hints = get_type_hints(config)
+    for field in dataclasses.fields(config):
+        types[field.name] = hints[field.name]
+        if dataclasses.is_dataclass(hints[field.name]):
+            types |= {f"{field.name}.{name}": inner for name, inner in field_types(hints[field.name]).items()}
+    return types
+
+
+def nearest(name: str, candidates: Collection[str], cutoff: float = 0.6) -> str | None:
+    """The candidate that is spelled most like a name; None if none is near."""
+    return next(iter(difflib.get_close_matches(name, candidates, n=1, cutoff=cutoff)), None)
+
+
+def did_you_mean(name: str, candidates: Collection[str], cutoff: float = 0.6) -> str:
+    """The nearest candidate as a sentence with a leading space; empty if none is near.
+
+    >>> did_you_mean("evla", ["eval", "run"])
+    ' Did you mean eval?'
+    """
+    near = nearest(name, candidates, cutoff)
+    return f" Did you mean {near}?" if near else ""
+
+
+def fits(value: object, kind: Any) -> bool:
+    """Whether a value, as YAML reads it, is of the type of a field.
+
+    >>> fits(3, float), fits("three", float), fits(True, int)
+    (True, False, False)
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return value in arguments
+    if origin is list:
+        return isinstance(value, list) and all(fits(member, arguments[0]) for member in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(fits(k, arguments[0]) and fits(v, arguments[1]) for k, v in value.items())
+    if arguments:  # a union
+        return any(fits(value, member) for member in arguments)
+    if dataclasses.is_dataclass(kind):
+        return isinstance(value, dict)
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind in (bool, str)
+    if kind is float:
+        return isinstance(value, int | float) or (isinstance(value, str) and _is_number(value))  # YAML reads 1e-4 as text
+    return isinstance(value, str | int | float) if kind is str else isinstance(value, kind)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def allowed(kind: Any) -> str:
+    """What a field takes, in words.
+
+    >>> allowed(list[int] | None)
+    'a list of whole numbers, e.g. [3, 5], or null'
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return str(arguments[0]) if len(arguments) == 1 else f"one of {', '.join(map(str, arguments))}"
+    if origin is list:
+        (member,) = arguments
+        if get_origin(member) is Literal:
+            return f"a list, e.g. [{get_args(member)[0]}], of {', '.join(get_args(member))}"
+        example = {int: "[3, 5]", float: "[1, 0.5]"}.get(member, "[a, b]")
+        plural = {int: "whole numbers", float: "numbers"}.get(member, "texts")
+        return f"a list of {plural}, e.g. {example}"
+    if origin is dict:
+        names = choices(arguments[0])
+        return f"names with {_WORDS[arguments[1]]} each, e.g. {{{names[0]}: 1}}; names are {', '.join(names)}"
+    if arguments:  # a union
+        return ", or ".join(allowed(member) for member in arguments)
+    return _WORDS.get(kind, "a section with fields")
+
+
+def choices(kind: Any) -> list[str]:
+    """The words that a field takes, alone or in a list; none if it takes free text or numbers.
+
+    >>> choices(list[Literal["a", "b"]] | None), choices(bool)
+    (['a', 'b'], ['true', 'false'])
+    """
+    if kind is bool:
+        return ["true", "false"]
+    if get_origin(kind) is Literal:
+        return [str(word) for word in get_args(kind)]
+    members = get_args(kind)[:1] if get_origin(kind) is dict else get_args(kind)
+    return [word for member in members for word in choices(member)]
+
+
+def short_type(kind: Any) -> str:
+    """What a field takes, for a line of help: `vocabulary|catalog`, `NUMBER`, `LIST`."""
+    origin, members = get_origin(kind), [member for member in get_args(kind) if member is not NoneType]
+    if origin in (list, dict):
+        return "LIST" if origin is list else "{NAME: NUMBER}"
+    if origin is Literal or kind is bool:
+        return "|".join(choices(kind))
+    if members:
+        return "|".join(short_type(member) for member in members)
+    return {int: "INTEGER", float: "NUMBER", str: "TEXT"}.get(kind, "SECTION")
+
+
+def wrong_value(name: str, value: object, kind: Any) -> str:
+    """Two sentences about a value that does not fit: what was found, the nearest word, and what is allowed."""
+    words = (
+        value
+        if isinstance(value, Sequence) and not isinstance(value, str)
+        else list(value)
+        if isinstance(value, dict)
+        else [value]
+    )
+    unknown = [str(word) for word in words if str(word) not in choices(kind)]
+    hint = did_you_mean(unknown[0], choices(kind), 0.5) if unknown and kind is not bool else ""
+    if not isinstance(value, list | dict) and not hint and fits([value], kind):
+        hint = f" Did you mean [{value}]?"
+    found = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return f"{name} is {found}.{hint} Expected {allowed(kind)}."
