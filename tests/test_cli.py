@@ -4,6 +4,8 @@ import dataclasses
 import re
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 
 import polars as pl
 import pytest
@@ -13,7 +15,7 @@ from minionerec.artifacts import Manifest
 from minionerec.cli import COMMANDS, main, parse
 from minionerec.config import Config
 from minionerec.config.fields import field_types
-from tests.launch import ENVIRONMENT
+from tests.launch import ENVIRONMENT, ROOT
 from tests.small import write_config
 
 GLOBAL = {"name", "out", "seed", "threads", "replace"}  # fields of every command
@@ -410,3 +412,63 @@ def test_the_pipeline_loads_where_there_is_no_module_resource():
         env=ENVIRONMENT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.stdout == "''\n", done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("sft", "--help"), ("run", "--config", "ml-100k", "--print_config"), ("presets",)])
+def test_help_does_not_wait_for_torch(arguments):
+    script = f"import sys; from minionerec.cli import main; main({list(arguments)}); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stderr == ""
+
+
+@pytest.mark.parametrize("arguments", ["sft --help-all", "data list", "presets", "run --print_config"])
+def test_a_closed_pipe_is_no_error(arguments):
+    command = f"{sys.executable} -m minionerec {arguments} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.stderr == "" and done.stdout in ("0\n", "141\n")
+
+
+@pytest.fixture(scope="module")
+def completion(tmp_path_factory):
+    """What bash offers for the last word of a command line."""
+    path = tmp_path_factory.mktemp("completion") / "minionerec"
+    with redirect_stdout(StringIO()) as printed:
+        assert main(["completion", "bash"]) == 0
+    path.write_text(printed.getvalue())
+
+    def complete(line: str) -> list[str]:
+        words = line.split() + [""] * line.endswith(" ")
+        script = (
+            f"source {path}; COMP_WORDS=({' '.join(map(repr, words))}); COMP_CWORD={len(words) - 1}; "
+            f'_shtab_minionerec minionerec {words[-1]!r}; printf "%s\\n" "${{COMPREPLY[@]}}"'
+        )
+        done = subprocess.run(["bash", "-c", script], env={"PATH": "/bin:/usr/bin"}, capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    return complete
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("minionerec s", ["sid", "sft"]),
+        ("minionerec data ", ["prepare", "describe", "export", "list", "get"]),
+        ("minionerec sid a", ["append"]),
+        ("minionerec sft --sft.ep", ["--sft.epochs"]),
+        ("minionerec sft --dry", ["--dry-run"]),
+        ("minionerec run --rl.ep", ["--rl.epochs"]),
+        ("minionerec sft --config ml-", ["ml-100k", "ml-100k-qwen2.5-1.5b"]),
+        ("minionerec eval --eval.normalise_over ", ["vocabulary", "catalog"]),
+        ("minionerec completion ", ["bash", "zsh"]),
+    ],
+)
+def test_bash_completes(completion, line, words):
+    assert sorted(set(words) - set(completion(line))) == []
+    if not line.endswith(" "):
+        assert all(word.startswith(line.split()[-1]) for word in completion(line))
+
+
+def test_zsh_has_a_script_too(capsys):
+    assert main(["completion", "zsh"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("#compdef minionerec") and "--sft.epochs" in printed and "_minionerec_configs" in printed

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import select
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -116,9 +117,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _output_is_closed() -> bool:
     """Whether the reader of our output has gone, as `head -1` has; what is left to print is then dropped."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
-        return True
-    return False
+    if hasattr(select, "poll"):  # not on Windows
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), select.POLLERR)
+        if not poll.poll(0):
+            return False  # another pipe broke
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+    return True

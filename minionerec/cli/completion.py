@@ -39,7 +39,9 @@ def script(shell: str) -> str:
             words = list(action.choices or choices(_TYPES.get(action.dest)))
             flag: dict[str, Any] = {"action": "store_true"} if action.nargs == 0 or action.dest == "replace" else {}
             typed = flag or ({"choices": words} if words else {})
-            copy = sub.add_argument(*(action.option_strings or [action.dest]), help=in_short(action.help or ""), **typed)
+            copy = sub.add_argument(
+                *(action.option_strings or [action.dest]), help=in_short(action.help or "").replace("%", "%%"), **typed
+            )
             if action.dest == "config":
                 copy.complete = dict.fromkeys(preamble, "_minionerec_configs")  # type: ignore[attr-defined]
             elif action.metavar in ("FILE", "DIR", "FOLDER", "RUN") or action.dest in ("out", "data.path"):
