@@ -39,6 +39,7 @@ def script(shell: str) -> str:
             words = list(action.choices or choices(_TYPES.get(action.dest)))
             flag: dict[str, Any] = {"action": "store_true"} if action.nargs == 0 or action.dest == "replace" else {}
             typed = flag or ({"choices": words} if words else {})
+            text = in_short(action.help or "").replace("%", "%%")  # shtab expands it, as argparse does
             copy = sub.add_argument(
                 *(action.option_strings or [action.dest]), help=in_short(action.help or "").replace("%", "%%"), **typed
             )
