@@ -40,9 +40,7 @@ def script(shell: str) -> str:
             flag: dict[str, Any] = {"action": "store_true"} if action.nargs == 0 or action.dest == "replace" else {}
             typed = flag or ({"choices": words} if words else {})
             text = in_short(action.help or "").replace("%", "%%")  # shtab expands it, as argparse does
-            copy = sub.add_argument(
-                *(action.option_strings or [action.dest]), help=in_short(action.help or "").replace("%", "%%"), **typed
-            )
+            copy = sub.add_argument(*(action.option_strings or [action.dest]), help=text, **typed)
             if action.dest == "config":
                 copy.complete = dict.fromkeys(preamble, "_minionerec_configs")  # type: ignore[attr-defined]
             elif action.metavar in ("FILE", "DIR", "FOLDER", "RUN") or action.dest in ("out", "data.path"):
