@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -154,29 +154,6 @@ def folder_digest(folder: Path) -> str:
     return content_hash({path.relative_to(folder).as_posix(): file_hash(path) for path in files})
 
 
-def _revised(stage: str, key: str) -> str:
-    """A stage's key with its revision."""
-    revision = REVISIONS.get(stage.partition("/")[0], 0)
-    return f"{key}-{revision}" if revision else key
-
-
-def is_current(folder: Path, key: str) -> bool:
-    """Whether a finished, undamaged artefact with this key, made by this revision of its stage, is in the folder.
-
-    Where it is, what a killed process may have left of the artefact that it replaced is removed.
-    """
-    if not (folder / MANIFEST).is_file():
-        return False
-    try:
-        manifest = Manifest.load(folder)
-    except ArtifactError:
-        return False
-    current = manifest.key == _revised(manifest.stage, key)
-    if current and is_main_process():
-        _remove(_discarded(folder))
-    return current
-
-
 @dataclasses.dataclass
 class Draft:
     """An artefact being written: put files below `path`, figures into `metrics`."""
@@ -210,12 +187,10 @@ class Recipe:
     @property
     def key(self) -> str:
         """Identifies settings, seed, inputs and the stage's revision."""
-        return _revised(self.stage, self._content)
-
-    @property
-    def _content(self) -> str:
         settings = self.config if self.key_fields is None else self.key_fields
-        return content_hash({"config": settings, "seed": self.seed, "inputs": dict(self.inputs)})
+        content = content_hash({"config": settings, "seed": self.seed, "inputs": dict(self.inputs)})
+        revision = REVISIONS.get(self.stage.partition("/")[0], 0)
+        return f"{content}-{revision}" if revision else content
 
     def finished(self) -> Manifest | None:
         """The finished, undamaged artefact of this recipe; None if it must be made.
@@ -224,8 +199,12 @@ class Recipe:
             ConfigError: making it would replace what was made from another recipe, and `replace` is not set. A change of the
                 stage's revision alone is no other recipe.
         """
-        if is_current(self.folder, self._content):
-            return Manifest.load(self.folder)
+        with suppress(ArtifactError):  # a damaged artefact is made anew
+            manifest = Manifest.load(self.folder)
+            if manifest.key == self.key:
+                if is_main_process():
+                    _remove(_discarded(self.folder))  # which a killed process may have left of an older artefact
+                return manifest
         if not self.replace:
             self._refuse_to_replace()
         return None
@@ -264,7 +243,8 @@ class Recipe:
         now = {"config": self.config, "seed": self.seed, "inputs": self.inputs}
         return "\n".join(f"  {line}" for line in recipe_changes(before, now, indifferent))
 
-    def write(self, *, resumable: bool = False, collective: bool = False) -> AbstractContextManager[Draft]:
+    @contextmanager
+    def write(self, *, resumable: bool = False, collective: bool = False) -> Iterator[Draft]:
         """Write the artefact whole or not at all; an older one in its place is replaced at the end.
 
         Args:
@@ -276,16 +256,36 @@ class Recipe:
         Raises:
             ArtifactError: the disk is full; nothing is left at `folder` (an older artefact there stays).
         """
-        return write_artifact(
-            self.folder,
-            stage=self.stage,
-            key=self._content,
-            config=self.config,
-            inputs=self.inputs,
-            seed=self.seed,
-            resumable=resumable,
-            collective=collective,
-        )
+        partial, started = _partial(self.folder), time.monotonic()
+        main, wait = is_main_process() or not collective, wait_for_everyone if collective else (lambda: None)
+        record: dict[str, Any] = {"config": dict(self.config), "seed": self.seed, "inputs": dict(self.inputs)}
+        try:
+            if main:
+                _open_partial(partial, self.key, record, resumable)
+            wait()
+            draft = Draft(partial)
+            yield draft
+            wait()
+            if main:
+                record |= {
+                    "stage": self.stage,
+                    "key": self.key,
+                    "versions": versions(),
+                    "metrics": draft.metrics,
+                    "seconds": round(time.monotonic() - started, 3),
+                    "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                }
+                _seal(self.folder, partial, record)
+            wait()
+        except BaseException as error:
+            if main and not resumable and partial.exists():
+                shutil.rmtree(partial, ignore_errors=True)
+            if _disk_full(error):
+                raise ArtifactError(
+                    f"{self.folder}: no space left on the disk. Nothing unfinished was kept in place of a finished artefact. "
+                    "Free some space or choose another place with --out DIR, then run the same command again."
+                ) from error
+            raise
 
 
 def _manifest_values(folder: Path) -> dict[str, Any] | None:
@@ -387,71 +387,6 @@ def _seal(folder: Path, partial: Path, manifest: dict[str, Any]) -> None:
         folder.rename(discarded)
     partial.rename(folder)
     _remove(discarded)
-
-
-@contextmanager
-def write_artifact(
-    folder: Path,
-    *,
-    stage: str,
-    key: str,
-    config: Mapping[str, Any],
-    inputs: Mapping[str, str],
-    seed: int,
-    resumable: bool = False,
-    collective: bool = False,
-) -> Iterator[Draft]:
-    """Write an artefact whole or not at all.
-
-    Args:
-        folder: final place; replaced if an older artefact is there, and only at the end.
-        key: identifies config and inputs; the stage's revision is added.
-        inputs: name of each input artefact to its digest.
-        resumable: keep the partial folder when interrupted, for the next run with the same key. What it keeps below
-            `CHECKPOINTS` for that purpose is not part of the artefact.
-        collective: every rank enters; rank 0 makes the folder, writes the manifest and renames. Otherwise only one enters.
-
-    Raises:
-        ArtifactError: the disk is full; nothing is left at `folder` (an older artefact there stays).
-    """
-    folder = Path(folder)
-    partial, key = _partial(folder), _revised(stage, key)
-    main, started = is_main_process() or not collective, time.monotonic()
-    wait = wait_for_everyone if collective else (lambda: None)
-    try:
-        if main:
-            recipe = {"config": dict(config), "seed": seed, "inputs": dict(inputs)}
-            _open_partial(partial, key, recipe, resumable)
-        wait()
-        draft = Draft(partial)
-        yield draft
-        wait()
-        if main:
-            _seal(
-                folder,
-                partial,
-                {
-                    "stage": stage,
-                    "key": key,
-                    "config": dict(config),
-                    "inputs": dict(inputs),
-                    "seed": seed,
-                    "versions": versions(),
-                    "metrics": draft.metrics,
-                    "seconds": round(time.monotonic() - started, 3),
-                    "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                },
-            )
-        wait()
-    except BaseException as error:
-        if main and not resumable and partial.exists():
-            shutil.rmtree(partial, ignore_errors=True)
-        if _disk_full(error):
-            raise ArtifactError(
-                f"{folder}: no space left on the disk. Nothing unfinished was kept in place of a finished artefact. "
-                "Free some space or choose another place with --out DIR, then run the same command again."
-            ) from error
-        raise
 
 
 def cache_folder() -> Path:

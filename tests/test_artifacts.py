@@ -415,7 +415,7 @@ def test_a_place_that_cannot_be_a_folder(tmp_path, place):
 
 # Killed anywhere --------------------------------------------------------------------------------------------------------
 
-STEPS = {"write_artifact", "_open_partial", "_remove", "_seal", "write_json", "_rmtree_safe_fd"}
+STEPS = {"write", "_open_partial", "_remove", "_seal", "write_json", "_rmtree_safe_fd"}
 
 
 def stopped_at(step, folder, how, **more):
