@@ -71,12 +71,15 @@ class Evaluated:
         """
         if self.settings is None:
             return None
+        unrelated = {_RAW_FILES, without}
+        if without and without[1] == "prompts":  # the recorded words follow from the style
+            unrelated.add((without[0], "prompts", "words"))
         values = {
             f"{artefact}.{section}.{field}": value
             for artefact, sections in self.settings.items()
             for section, fields in sections.items()
             for field, value in fields.items()
-            if (artefact, section, field) not in (_RAW_FILES, without)
+            if (artefact, section, field) not in unrelated
         }
         return content_hash([self.name, values])
 
