@@ -1,4 +1,4 @@
-"""The exact oracle: the score of every SID and every prefix of the catalog, in tree passes over the trie."""
+"""The exact score of every SID and of every prefix of the catalog, in tree passes over the trie."""
 
 from collections.abc import Iterator
 
@@ -13,22 +13,24 @@ from minionerec.tree.trie import CatalogTrie
 def _chunks(trie: CatalogTrie, most: int) -> Iterator[list[tuple[int, int]]]:
     """Cut the inner nodes into chunks: a run of the lowest ones with all that is above them, at most `most` nodes together.
 
-    Where a run ends inside a subtree, the nodes above it are in both chunks. Yields per inner level the range of node numbers.
+    If a run ends inside a subtree, the nodes above it are in both chunks. Yields per inner level the range of node numbers.
     """
     lowest = trie.depth - 2
     above = [torch.arange(len(trie.tokens[lowest]), device=trie.device)]  # per level from below: the lowest nodes' ancestors
     for level in range(lowest, 0, -1):
         above.append(trie.parent(level, above[-1]))
-    together = torch.stack(above).sum(0)  # grows by one with each new node of any level
+    # From one lowest node to the next a level's node number stays or, with a new ancestor, rises by one. So the sum over the
+    # levels counts distinct nodes: a run's size is a difference of two sums, and its end is found by bisection.
+    nodes_so_far = torch.stack(above).sum(0)
     start, count = 0, len(above[0])
     while start < count:
-        limit = together[start] + most - len(above)
-        stop = max(start + 1, int(torch.searchsorted(together, limit, right=True)))
+        limit = nodes_so_far[start] + most - len(above)
+        stop = max(start + 1, int(torch.searchsorted(nodes_so_far, limit, right=True)))
         yield [(int(level[start]), int(level[stop - 1]) + 1) for level in reversed(above)]
         start = stop
 
 
-def chunk_size(prefix: PromptCache, memory: int) -> int:
+def chunk_size(prompts: PromptCache, memory: int) -> int:
     """How many tree tokens per prompt one pass may hold.
 
     Counts what grows with the tokens: keys and values, activations of one layer, mask and attention scores, logits of the
@@ -41,26 +43,42 @@ def chunk_size(prefix: PromptCache, memory: int) -> int:
     Raises:
         ConstraintError: not even one path of the trie fits.
     """
-    config, trie = prefix.model.config, prefix.trie
-    width = next(prefix.model.parameters()).element_size()
+    config, trie = prompts.model.config, prompts.trie
+    width = next(prompts.model.parameters()).element_size()
     heads = config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // heads
+
+    # Bytes per tree token, whatever the others are:
+    # Keys and values (2) of every layer; twice (2), as the cache is concatenated anew when tokens are added.
     kept = 2 * 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * head * width
+    # One layer's activations: at most 8 of the hidden width (residual, norms, inputs and outputs of both blocks), 4 of the
+    # inner width (gate, its activation, up, product), 4 of all heads together (queries, rotated, output, contiguous copy).
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     active = (8 * config.hidden_size + 4 * inner + 4 * heads * head) * width
+    # Of each child: node number, token and the token clamped (3 x 8), the float32 log-probability in up to 4 stages (4 x 4).
     fan_out = max(int(offsets.diff().max()) for offsets in trie.offsets)
-    each = kept + active + 40 * fan_out  # node numbers, tokens and float32 scores of the children
-    if not plain_head(prefix.model):
-        each += config.vocab_size * width
-    elif prefix.normalise_over == "catalog":
-        each += max(map(len, trie.alphabets)) * 8
-    pair = 2 * 4 * heads + 8  # attention scores in float32 and the mask, per pair of tokens
-    budget = memory * 3 / 4 / len(prefix.visible)
-    linear = each + pair * prefix.visible.shape[1]
+    each = kept + active + 40 * fan_out
+    if not plain_head(prompts.model):
+        each += config.vocab_size * width  # `extend` returns logits over the vocabulary
+    elif prompts.normalise_over == "catalog":
+        each += max(map(len, trie.alphabets)) * 8  # logits of a level's alphabet, at most float32, and a copy
+
+    # Bytes per pair of a tree token and a token that it may see: float32 attention scores of every head before and after the
+    # softmax (2 x 4), and the mask as ancestors, joined with the prompt, and in the form that attention takes (up to 8).
+    pair = 2 * 4 * heads + 8
+
+    # n tokens see `visible` prompt tokens and one another, so they take n * each + n * (visible + n) * pair bytes. The largest
+    # n within the budget solves pair * n**2 + linear * n = budget.
+    budget = memory * 3 / 4 / len(prompts.visible)
+    linear = each + pair * prompts.visible.shape[1]
     most = int(((linear**2 + 4 * pair * budget) ** 0.5 - linear) / (2 * pair))
-    if most < trie.depth - 1:
-        least = -(-(trie.depth - 1) * (linear + pair * (trie.depth - 1)) * len(prefix.visible) * 4 // 3)
-        raise ConstraintError(f"A memory budget of {memory} bytes is too small for the oracle; {least} are needed at least.")
+    path = trie.depth - 1  # tokens of the smallest possible chunk
+    if most < path:
+        least = -(-path * (linear + pair * path) * len(prompts.visible) * 4 // 3)
+        raise ConstraintError(
+            f"A memory budget of {memory} bytes is too small for exact scores; {least} are needed at least. "
+            "Raise `memory` or score fewer prompts at once."
+        )
     return most
 
 
@@ -73,16 +91,32 @@ def score_catalog(
     normalise_over: Normalise = "vocabulary",
     memory: int = 1 << 30,
 ) -> torch.Tensor:
-    """The exact score of every SID of the catalog: the oracle that beam search is measured against.
+    """The exact score of every SID of the catalog, which beam search is measured against.
+
+    >>> from transformers import Qwen3Config, Qwen3ForCausalLM
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 4}
+    >>> model = Qwen3ForCausalLM(Qwen3Config(vocab_size=20, num_hidden_layers=1, **sizes)).eval()
+    >>> trie = CatalogTrie.from_codes(torch.tensor([[10, 13], [11, 13], [11, 14]]))
+    >>> scores = score_catalog(model, torch.tensor([[1, 2, 3]]), trie=trie, normalise_over="catalog")
+    >>> scores.shape  # 1 prompt, 3 SIDs
+    torch.Size([1, 3])
+    >>> round(scores.exp().sum().item(), 4)
+    1.0
 
     Args:
-        all: as in `score_prefixes`.
+        model: a transformers causal LM in evaluation mode, with sdpa or eager attention.
+        input_ids: prompts, (batch, length), left-padded.
+        attention_mask: of the same shape; None if nothing is padded.
+        trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt.
+        normalise_over: `vocabulary` normalises each step over the full vocabulary, `catalog` over the legal next tokens.
+        memory: what a pass may take beyond the model, the prompts and the result (bytes).
 
     Returns:
         (batch, SIDs) scores in nats, in the order of `trie.sids`; -inf outside a view.
 
     Raises:
-        ConstraintError: see `score_prefixes`.
+        ConstraintError: the budget does not hold one path of the trie, or model, prompts and trie do not fit together
+            (`PromptCache.compute` lists the cases).
     """
     return score_prefixes(model, input_ids, attention_mask, trie=trie, normalise_over=normalise_over, memory=memory)[-1]
 
@@ -102,49 +136,73 @@ def score_prefixes(
     Every inner node of the trie is one tree token, computed in chunks that fit the budget; costs one forward of all prefixes
     per prompt.
 
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2)).eval()
+    >>> trie = CatalogTrie.from_codes(torch.tensor([[10, 13], [11, 13], [11, 14]]))
+    >>> [scores.shape for scores in score_prefixes(model, torch.tensor([[1, 2, 3]]), trie=trie)]  # 2 first codes, 3 SIDs
+    [torch.Size([1, 2]), torch.Size([1, 3])]
+
     Args:
+        model: a transformers causal LM in evaluation mode, with sdpa or eager attention.
+        input_ids: prompts, (batch, length), left-padded.
+        attention_mask: of the same shape; None if nothing is padded.
+        trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt.
+        normalise_over: `vocabulary` normalises each step over the full vocabulary, `catalog` over the legal next tokens.
         memory: what a pass may take beyond the model, the prompts and the result; a quarter is for logits over the vocabulary,
             at least one row of them, the rest for what `chunk_size` counts (bytes).
-        others: as in `beam_search`.
 
     Returns:
         Per level of the trie, (batch, nodes) scores in nats, in the order of the nodes; -inf outside a view.
 
     Raises:
-        ConstraintError: see `PromptCache.compute`; or the budget does not hold one path of the trie.
+        ConstraintError: the budget does not hold one path of the trie, or model, prompts and trie do not fit together
+            (`PromptCache.compute` lists the cases).
     """
-    prefix = PromptCache.compute(model, input_ids, attention_mask, trie, normalise_over)
-    prefix.head_elements = min(prefix.head_elements, memory // 4 // 12)  # 12 bytes: three float32 copies of the logits
+    # 1. Compute the prompts, and from their last tokens the scores of the first level.
+    prompts = PromptCache.compute(model, input_ids, attention_mask, trie, normalise_over)
+    prompts.head_elements = min(prompts.head_elements, memory // 4 // 12)  # 12 bytes: three float32 copies of the logits
     batch, device = len(input_ids), input_ids.device
     scores = [torch.empty(batch, len(tokens), device=device) for tokens in trie.tokens]
     root = torch.zeros(batch, 1, dtype=torch.long, device=device)
-    scores[0][:] = prefix.child_logprobs(0, root, prefix.last)[2][:, 0]
-    for ranges in _chunks(trie, chunk_size(prefix, memory)) if trie.depth > 1 else ():
+    scores[0][:] = prompts.child_logprobs(0, root, prompts.last)[2][:, 0]
+    for ranges in _chunks(trie, chunk_size(prompts, memory)) if trie.depth > 1 else ():
+        # 2. Compute a chunk of inner nodes as tree tokens of one row, level by level. Nodes of other chunks are not needed: a
+        #    chunk holds all ancestors of its nodes, so the cache is emptied after each.
         ancestors = node_ancestors(trie, ranges)
         tokens = torch.cat([trie.tokens[level][low:high] for level, (low, high) in enumerate(ranges)]).long()
         depth = torch.cat([torch.full((high - low,), level) for level, (low, high) in enumerate(ranges)]).to(device)
-        given = prefix.extend(tokens.expand(batch, -1), depth, ancestors.expand(batch, -1, -1))
-        prefix.drop_tree_tokens()
+        states = prompts.extend(tokens.expand(batch, -1), depth, ancestors.expand(batch, -1, -1))
+        prompts.drop_tree_tokens()
+        # 3. Add each child's log-probability to its parent's score, from the top level down. Children of consecutive nodes are
+        #    consecutive, so the valid places of the padded matrix, read row by row, are a slice of the level below.
         begin = 0
         for level, (low, high) in enumerate(ranges):
             nodes = torch.arange(low, high, device=device).expand(batch, -1)
-            steps = prefix.child_logprobs(level + 1, nodes, given[:, begin : begin + high - low])[2]
+            steps = prompts.child_logprobs(level + 1, nodes, states[:, begin : begin + high - low])[2]
             begin += high - low
             counts = trie.offsets[level + 1][low : high + 1].diff()
-            real = torch.arange(steps.shape[-1], device=device) < counts[:, None]  # (nodes, children): -inf outside a view
+            is_child = (
+                torch.arange(steps.shape[-1], device=device) < counts[:, None]
+            )  # (nodes, children), those outside a view too
             below = slice(int(trie.offsets[level + 1][low]), int(trie.offsets[level + 1][high]))
-            scores[level + 1][:, below] = (scores[level][:, low:high, None] + steps)[:, real]
+            scores[level + 1][:, below] = (scores[level][:, low:high, None] + steps)[:, is_child]
     return scores
 
 
 def node_ancestors(trie: CatalogTrie, ranges: list[tuple[int, int]]) -> torch.Tensor:
-    """(nodes, nodes) bool: which nodes of a chunk are above each, itself included."""
+    """Which nodes of a chunk are above each, itself included: (nodes, nodes) bool.
+
+    Args:
+        trie: whose nodes they are.
+        ranges: per level from the top, the first node number and the one after the last; no parent is left out.
+    """
     matrix = torch.eye(sum(high - low for low, high in ranges), dtype=torch.bool, device=trie.device)
     begin = 0
     for level, (low, high) in enumerate(ranges):
         if level:
-            above = ranges[level - 1]
-            parents = trie.parent(level, torch.arange(low, high, device=trie.device)) - above[0]
-            matrix[begin : begin + high - low] |= matrix[begin - (above[1] - above[0]) + parents]
+            # A node sees what its parent sees; the parents' rows stand right before this level's and are complete.
+            above_low, above_high = ranges[level - 1]
+            parents = trie.parent(level, torch.arange(low, high, device=trie.device)) - above_low
+            matrix[begin : begin + high - low] |= matrix[begin - (above_high - above_low) + parents]
         begin += high - low
     return matrix

@@ -1,4 +1,4 @@
-"""Calling a causal LM on trees: prompts of several lengths in one batch, and masks that say which token is an ancestor."""
+"""Calling a causal LM on trees: prompts of several lengths in one batch, and masks by which a token sees its ancestors only."""
 
 from collections.abc import Sequence
 
@@ -13,6 +13,10 @@ def left_pad(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Prompts of several lengths as one batch, padded on the left.
 
+    >>> ids, mask = left_pad([[5, 6, 7], [8]], pad_token=0)
+    >>> ids.tolist(), mask.tolist()
+    ([[5, 6, 7], [0, 0, 8]], [[1, 1, 1], [0, 0, 1]])
+
     Returns:
         token ids and attention mask, both (prompts, longest).
     """
@@ -23,7 +27,7 @@ def left_pad(
 
 
 def attention_bias(model: PreTrainedModel, allowed: torch.Tensor, longest: int) -> torch.Tensor:
-    """The mask in the form that the model's attention reads correctly.
+    """The mask in the form that the model's attention implementation reads correctly.
 
     Args:
         allowed: (batch, 1, queries, keys) bool, True where a query may attend.
@@ -53,7 +57,7 @@ def attention_bias(model: PreTrainedModel, allowed: torch.Tensor, longest: int) 
 
 
 def _window(config: PretrainedConfig) -> int | None:
-    """The shortest attention window of the layers, None where all see everything."""
+    """The shortest attention window of the layers, None if all see everything."""
     layers = getattr(config, "layer_types", None)
     windows = {
         "sliding_attention": getattr(config, "sliding_window", None),

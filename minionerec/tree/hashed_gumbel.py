@@ -1,7 +1,7 @@
-"""Gumbel noise that depends on a seed per prompt and on the place in the trie, and on nothing else.
+"""Gumbel noise that depends on a seed per prompt and on the node of the trie, and on nothing else.
 
-A generator's draws depend on the shape of the batch, so the same prompt would get other noise beside other prompts. Here the
-noise of a node is a hash of (seed, level, node): the same in any batch, on any number of devices and on any device.
+A generator's draws depend on the shape of the batch, so a prompt would get different noise in another batch. Here the noise
+of a node is a hash of (seed, level, node): equal in any batch, on any number of devices and on any device.
 """
 
 import torch
@@ -33,6 +33,7 @@ def gumbel(seeds: torch.Tensor, level: int, nodes: torch.Tensor) -> torch.Tensor
         level: of the nodes.
         nodes: int64 node numbers.
     """
-    own = combine(seeds, level).view(*seeds.shape, *[1] * (nodes.dim() - seeds.dim()))
-    uniform = (_shift(combine(own, nodes), 11).double() + 0.5) * 2.0**-53
+    level_seeds = combine(seeds, level).view(*seeds.shape, *[1] * (nodes.dim() - seeds.dim()))
+    # The upper 53 bits, as many as a double holds, in the middle of their interval: strictly between 0 and 1.
+    uniform = (_shift(combine(level_seeds, nodes), 11).double() + 0.5) * 2.0**-53
     return (-(-uniform.log()).log()).float()

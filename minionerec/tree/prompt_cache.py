@@ -1,4 +1,4 @@
-"""A batch of prompts computed once, onto which tree tokens are added: what beam search and the oracle have in common."""
+"""A batch of prompts computed once, to which tree tokens are added: what beam search and the exact scores have in common."""
 
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -11,6 +11,10 @@ from minionerec.tree.forward import attention_bias
 from minionerec.tree.trie import NO_TOKEN, CatalogTrie
 
 Normalise = Literal["vocabulary", "catalog"]
+# Logits over the vocabulary that are held at once, in float32. 2**24 of them take 64 MiB, and `_vocabulary` holds three copies:
+# the logits, those over the temperature, and what logsumexp makes. At Qwen2.5's 152,000 entries this is 110 rows at a time:
+# little memory, and still enough rows for an efficient matrix product.
+_HEAD_ELEMENTS = 1 << 24
 # Models whose logits are the last hidden state times the head and nothing else: rows of the head can be left out.
 _PLAIN_HEADS = frozenset({"gemma", "llama", "mistral", "qwen2", "qwen3"})
 
@@ -26,13 +30,24 @@ def _vocabulary_size(model: PreTrainedModel) -> int:
 
 @dataclass
 class PromptCache:
-    """A model whose cache holds the prompts of a batch.
+    """A decoder-only model whose key-value cache holds the prompts of a batch and the tree tokens added to them.
+
+    The seam to the model: search, sampling and exact scores use `compute`, `extend`, `child_logprobs`, `select` and
+    `drop_tree_tokens`, the attributes below, and nothing else of a model's cache. A cache of another architecture (an encoder
+    that reads the prompt, a decoder that holds tree tokens only) has to offer the same five methods.
+
+    "States" are what a token gives for the prediction of its children: hidden states if rows of the model's head can be picked
+    (`plain_head`), else logits over the vocabulary.
 
     Attributes:
+        model: without a wrapping by PEFT; the adapters are inside.
+        trie: the valid SIDs, or a view with one filter or with one per prompt.
+        normalise_over: what the probabilities of a step add up over.
+        cache: keys and values, first of the prompts, then of the tree tokens.
         visible: (batch, prompt length) bool, False on padding.
         lengths: (batch,) prompt tokens that are not padding.
-        last: (batch, 1, hidden or vocabulary), what the prompt's last token gives, for `child_logprobs`.
-        head_elements: logits over the vocabulary that are held at once, in float32.
+        last: (batch, 1, hidden or vocabulary), the states of each prompt's last token.
+        head_elements: logits over the vocabulary that are held at once.
     """
 
     model: PreTrainedModel
@@ -42,7 +57,7 @@ class PromptCache:
     visible: torch.Tensor
     lengths: torch.Tensor
     last: torch.Tensor
-    head_elements: int = 1 << 24
+    head_elements: int = _HEAD_ELEMENTS
 
     @classmethod
     def compute(
@@ -87,15 +102,20 @@ class PromptCache:
         visible = attention_mask.bool()
         if input_ids.shape[1] == 0 or not bool(visible[:, -1].all()) or bool((visible[:, :-1] & ~visible[:, 1:]).any()):
             raise ConstraintError("Prompts must not be empty and must be padded on the left.")
-        # Not made from the model's configuration: a layer with a window would drop tokens that lie side by side in the tree.
-        # Every layer keeps all, which is the same as long as no path exceeds the window, and longer ones are refused.
-        prefix = cls(model, trie, normalise_over, DynamicCache(), visible, visible.sum(-1), torch.empty(0))
+        # A cache made from the model's configuration would let layers with a window drop tokens that stand side by side in the
+        # tree. This one keeps all tokens in every layer, which gives the same numbers as long as no path exceeds the window;
+        # `attention_bias` refuses longer paths.
+        prompts = cls(model, trie, normalise_over, DynamicCache(), visible, visible.sum(-1), torch.empty(0))
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-        prefix.last = prefix._forward(input_ids, attention_mask, positions, last_only=True)
-        return prefix
+        prompts.last = prompts._forward(input_ids, attention_mask, positions, last_only=True)
+        return prompts
 
     def select(self, rows: torch.Tensor) -> "PromptCache":
-        """The state of some prompts of the batch, without the tree tokens added so far; this one must not be used again."""
+        """The cache of some prompts of the batch, without tree tokens; this one must not be used again.
+
+        Args:
+            rows: (prompts,) int64, which prompts.
+        """
         self.drop_tree_tokens()
         self.cache.batch_select_indices(rows)
         return PromptCache(
@@ -110,31 +130,36 @@ class PromptCache:
         )
 
     def drop_tree_tokens(self) -> None:
-        """Drop all tree tokens from the cache."""
+        """Drop all tree tokens from the cache; the prompts stay."""
         self.cache.crop(-(self.cache.get_seq_length() - self.visible.shape[1]))
 
     def extend(self, tokens: torch.Tensor, depth: int | torch.Tensor, ancestors: torch.Tensor) -> torch.Tensor:
-        """What further tree tokens give.
+        """Add tree tokens to the cache and compute their states.
 
         Args:
-            tokens: (batch, nodes); `NO_TOKEN` where a SID has ended.
+            tokens: (batch, nodes) int64; `NO_TOKEN` where a SID has ended.
             depth: 0-based level of the nodes, one number or (nodes,).
-            ancestors: (batch, nodes, tree tokens so far including these) bool.
+            ancestors: (batch, nodes, tree tokens so far including these) bool, True for a node's ancestors and itself.
 
         Returns:
-            (batch, nodes, hidden or vocabulary), for `child_logprobs`.
+            the nodes' states, (batch, nodes, hidden or vocabulary).
+
+        Raises:
+            ConstraintError: the model's attention cannot take a tree mask, or a path is longer than its window.
         """
         batch, nodes = tokens.shape
-        prompt = self.visible[:, None, :].expand(batch, nodes, -1)
-        allowed = torch.cat([prompt, ancestors], dim=-1)[:, None]  # (batch, 1, nodes, prompt + tree)
+        prompt_tokens = self.visible[:, None, :].expand(batch, nodes, -1)
+        allowed = torch.cat([prompt_tokens, ancestors], dim=-1)[:, None]  # (batch, 1, nodes, prompt + tree)
         longest = self.visible.shape[1] + self.trie.depth
+        # A node's position is its depth in the tree, whatever its place in the row: so it computes what it would compute alone.
         positions = (self.lengths[:, None] + depth).expand(batch, nodes)
+        # An ended SID is padded with some token; `child_logprobs` gives its only child, the same end, log-probability 0.
         return self._forward(tokens.clamp(min=0), attention_bias(self.model, allowed, longest), positions)
 
     def _forward(
         self, input_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, last_only: bool = False
     ) -> torch.Tensor:
-        """Hidden states where the head can be taken apart, else logits."""
+        """Write tokens to the cache; their states."""
         arguments = {"attention_mask": mask, "position_ids": positions, "past_key_values": self.cache, "use_cache": True}
         if plain_head(self.model):
             hidden = self.model.base_model(input_ids=input_ids, **arguments).last_hidden_state
@@ -142,57 +167,60 @@ class PromptCache:
         return self.model(input_ids=input_ids, logits_to_keep=int(last_only), **arguments).logits
 
     def child_logprobs(
-        self, level: int, nodes: torch.Tensor, given: torch.Tensor, temperature: float = 1.0
+        self, level: int, nodes: torch.Tensor, states: torch.Tensor, temperature: float = 1.0
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Log-probabilities of the legal next tokens.
 
         Args:
             level: level of the children.
-            nodes: (batch, nodes) of the level above.
-            given: (batch, nodes, hidden or vocabulary) of these nodes: `last` for the root, else from `extend`.
+            nodes: (batch, nodes) int64 numbers of nodes of the level above; negative where a node is missing.
+            states: (batch, nodes, hidden or vocabulary) of these nodes: `last` for the root, else from `extend`.
+            temperature: divides the logits.
 
         Returns:
             per node and child, (batch, nodes, most children): node numbers; tokens; float32 log-probabilities in nats, 0 where
             a SID has ended, -inf where there is no child.
         """
-        numbers, tokens, valid = self.trie.children(level, nodes)
-        chosen = self._catalog if self.normalise_over == "catalog" else self._vocabulary
-        steps = chosen(level, tokens, valid, given, temperature)
+        child_nodes, tokens, valid = self.trie.children(level, nodes)
+        normalised = self._catalog if self.normalise_over == "catalog" else self._vocabulary
+        steps = normalised(level, tokens, valid, states, temperature)
         # Rounding may leave a log-probability a hair above 0, which would break the certificate's "scores only fall".
         steps = steps.clamp(max=0.0).masked_fill(tokens == NO_TOKEN, 0.0).masked_fill(~valid, -torch.inf)
-        return numbers, tokens, steps
+        return child_nodes, tokens, steps
 
     def _vocabulary(
-        self, level: int, tokens: torch.Tensor, valid: torch.Tensor, given: torch.Tensor, temperature: float
+        self, level: int, tokens: torch.Tensor, valid: torch.Tensor, states: torch.Tensor, temperature: float
     ) -> torch.Tensor:
+        """Log-probabilities of `tokens`, (batch, nodes, children), normalised over the vocabulary."""
         del level, valid
         rows = max(1, self.head_elements // _vocabulary_size(self.model))
         steps = []
-        for some, wanted in zip(given.flatten(0, 1).split(rows), tokens.flatten(0, 1).split(rows), strict=True):
-            logits = self._logits(some).float()
+        for some_states, some_tokens in zip(states.flatten(0, 1).split(rows), tokens.flatten(0, 1).split(rows), strict=True):
+            logits = self._logits(some_states).float()
             logits = logits if temperature == 1.0 else logits / temperature
-            steps.append(logits.gather(-1, wanted.clamp(min=0)) - logits.logsumexp(-1, keepdim=True))
+            steps.append(logits.gather(-1, some_tokens.clamp(min=0)) - logits.logsumexp(-1, keepdim=True))
         return torch.cat(steps).view(tokens.shape)
 
     def _catalog(
-        self, level: int, tokens: torch.Tensor, valid: torch.Tensor, given: torch.Tensor, temperature: float
+        self, level: int, tokens: torch.Tensor, valid: torch.Tensor, states: torch.Tensor, temperature: float
     ) -> torch.Tensor:
+        """Log-probabilities of `tokens`, (batch, nodes, children), normalised over each node's children."""
         alphabet = self.trie.alphabets[level]
         if not len(alphabet):  # every SID has ended
             return torch.zeros(tokens.shape, device=tokens.device)
+        # The head's rows of the level's alphabet serve all nodes in one matrix product; each node then picks its children's.
         column = torch.searchsorted(alphabet, tokens).clamp(max=len(alphabet) - 1)
-        scores = self._logits(given, alphabet).gather(-1, column).float() / temperature
-        scores = scores.masked_fill(~valid, torch.finfo(torch.float32).min)
-        return scores.log_softmax(-1)
+        logits = self._logits(states, alphabet).gather(-1, column).float() / temperature
+        return logits.masked_fill(~valid, torch.finfo(torch.float32).min).log_softmax(-1)
 
-    def _logits(self, given: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
+    def _logits(self, states: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
         """Logits of some tokens, or of the vocabulary: (..., tokens)."""
         if not plain_head(self.model):
-            return given if tokens is None else given[..., tokens]
+            return states if tokens is None else states[..., tokens]
         head = cast(torch.nn.Linear, self.model.get_output_embeddings())
         if tokens is None:
-            return head(given)
+            return head(states)
         if type(head) is not torch.nn.Linear:  # an adapted or quantised head has no rows to pick
-            return head(given)[..., tokens]
+            return head(states)[..., tokens]
         bias = None if head.bias is None else head.bias[tokens]
-        return torch.nn.functional.linear(given, head.weight[tokens], bias)
+        return torch.nn.functional.linear(states, head.weight[tokens], bias)

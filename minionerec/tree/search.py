@@ -1,11 +1,12 @@
-"""Constrained beam search and sampling without replacement over a CatalogTrie, by tree attention.
+"""Constrained beam search and sampling over a CatalogTrie, by tree attention.
 
 The prompt is computed once. Beams are further tokens of the same row: each attends to the prompt and to its own ancestors
-through a mask, at restarted positions, so no cache is repeated for each beam or reordered.
+through a mask, and its position is its depth. So no cache is repeated for each beam, and none is reordered.
 """
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -18,14 +19,13 @@ from minionerec.tree.trie import CatalogTrie
 
 @dataclass(frozen=True)
 class BeamResult:
-    """Ranked SIDs.
+    """Ranked SIDs. A list may have fewer SIDs than beams; its last places are then empty.
 
     Attributes:
-        tokens: (batch, beams, levels) token ids; `NO_TOKEN` behind the end of a short SID, and in the rows beyond the size of
-            the catalog or of its view.
-        scores: (batch, beams) sums of log-probabilities in nats, descending; -inf in those rows.
-        leaves: (batch, beams) int64, the number of each SID in the trie; -1 in those rows.
-        exact: (batch,) bool: the list is proven to be the exact top of the whole catalog.
+        tokens: (batch, beams, levels) int64 token ids; `NO_TOKEN` behind the end of a short SID and in empty places.
+        scores: (batch, beams) sums of log-probabilities in nats, descending; -inf in empty places.
+        leaves: (batch, beams) int64, the number of each SID in the trie, for `CatalogTrie.items`; -1 in empty places.
+        exact: (batch,) bool, the certificate: True proves that the list is the exact top of the whole catalog.
     """
 
     tokens: torch.Tensor
@@ -36,13 +36,13 @@ class BeamResult:
 
 @dataclass(frozen=True)
 class SampleResult:
-    """SIDs drawn at random.
+    """SIDs drawn at random, in the order of drawing. Without replacement a small catalog leaves the last places empty.
 
     Attributes:
-        tokens: (batch, samples, levels) token ids, in the order of drawing; only `NO_TOKEN` where there are fewer SIDs.
-        logprobs: (batch, samples) log-probability of each SID under the distribution drawn from; -inf where there is none.
-        leaves: (batch, samples) int64, the number of each SID in the trie; -1 where there is none.
-        threshold: (batch,) the perturbed log-probability of the first SID that was not drawn, -inf where all were; None for
+        tokens: (batch, samples, levels) int64 token ids; `NO_TOKEN` behind the end of a short SID and in empty places.
+        logprobs: (batch, samples) log-probability of each SID under the distribution drawn from, in nats; -inf in empty places.
+        leaves: (batch, samples) int64, the number of each SID in the trie, for `CatalogTrie.items`; -1 in empty places.
+        threshold: (batch,) the perturbed log-probability of the first SID that was not drawn, -inf if all were; None for
             independent draws.
     """
 
@@ -63,56 +63,86 @@ class SampleResult:
         return torch.where(self.logprobs > -torch.inf, self.logprobs - chance.log(), -torch.inf)
 
 
-def _search(
-    prefix: PromptCache, width: int, seeds: torch.Tensor | None = None, temperature: float = 1.0
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The `width` best leaves by score, or, with a seed per prompt, by perturbed score.
+class _SearchResult(NamedTuple):
+    """What one search ends with, best first, in at most `width` places.
 
-    Returns:
-        leaves (batch, found), -1 where missing; their scores and their keys (what they are ordered by), both (batch, found);
-        the best key that was ever pruned above the leaves, (batch,).
+    Attributes:
+        leaves: (batch, places) numbers of the leaves; -1 in empty places.
+        scores: (batch, places) sums of log-probabilities in nats; -inf in empty places.
+        keys: (batch, places) what the leaves are ordered by: their scores, or with seeds their perturbed scores.
+        best_pruned: (batch,) the highest key of any prefix that was pruned; -inf if none was.
     """
-    trie, device = prefix.trie, prefix.visible.device
-    batch = len(prefix.visible)
+
+    leaves: torch.Tensor
+    scores: torch.Tensor
+    keys: torch.Tensor
+    best_pruned: torch.Tensor
+
+
+def _search(prompts: PromptCache, width: int, seeds: torch.Tensor | None = None, temperature: float = 1.0) -> _SearchResult:
+    """The `width` best leaves by score or, given a seed per prompt, by perturbed score."""
+    trie, device = prompts.trie, prompts.visible.device
+    batch = len(prompts.visible)
+
+    # 1. Begin with one beam, the trie's root. Its states are what the prompt's last token gives.
     nodes = torch.zeros(batch, 1, dtype=torch.long, device=device)  # (batch, beams), -1 where a beam is missing
     scores = torch.zeros(batch, 1, device=device)
     keys = scores if seeds is None else gumbel(seeds, 0, nodes)
-    given = prefix.last  # (batch, beams, hidden or vocabulary)
+    states = prompts.last  # (batch, beams, hidden or vocabulary)
     ancestors = torch.zeros(batch, 1, 0, dtype=torch.bool, device=device)  # (batch, beams, tree tokens so far)
-    pruned = torch.full((batch,), -torch.inf, device=device)
+    best_pruned = torch.full((batch,), -torch.inf, device=device)
+
     for level in range(trie.depth):
-        numbers, tokens, steps = prefix.child_logprobs(level, nodes, given, temperature)  # each (batch, beams, children)
-        reached = scores[..., None] + steps
-        candidates = (reached if seeds is None else _perturb(reached, keys, gumbel(seeds, level + 1, numbers))).flatten(1)
-        found = min(width, candidates.shape[1])
-        kept = min(found + 1, candidates.shape[1])  # one more than needed: the best of those pruned
-        keys, chosen = candidates.topk(kept, dim=1)
-        if kept > found and level < trie.depth - 1:
-            pruned = torch.maximum(pruned, keys[:, found])
-        keys, chosen = keys[:, :found], chosen[:, :found]
-        scores = reached.flatten(1).gather(1, chosen)
-        nodes = numbers.flatten(1).gather(1, chosen).masked_fill(scores == -torch.inf, -1)
+        # 2. Score every legal child of every beam. A search with seeds orders children by scores with Gumbel noise, so that the
+        #    leaves with the highest keys are a sample without replacement. The noise is drawn given the parent's key, which
+        #    is the maximum of its children's: pruning a prefix never loses one of the `width` best leaves.
+        child_nodes, child_tokens, steps = prompts.child_logprobs(level, nodes, states, temperature)  # (batch, beams, children)
+        child_scores = scores[..., None] + steps
+        child_keys = child_scores if seeds is None else _perturb(child_scores, keys, gumbel(seeds, level + 1, child_nodes))
+
+        # 3. Keep the best children of all beams together. Ask for one more than is kept: it has the highest key of those that
+        #    are pruned here, which the certificate needs. On the last level nothing needs remembering: a pruned leaf cannot
+        #    grow any more, and it ranks below the list already.
+        candidates = child_keys.flatten(1)
+        beams = min(width, candidates.shape[1])
+        keys, places = candidates.topk(min(beams + 1, candidates.shape[1]), dim=1)
+        if keys.shape[1] > beams and level < trie.depth - 1:
+            best_pruned = torch.maximum(best_pruned, keys[:, beams])
+        keys, places = keys[:, :beams], places[:, :beams]
+        scores = child_scores.flatten(1).gather(1, places)
+
+        # 4. A prompt with fewer legal children than others fills its beams with illegal ones, of score -inf. They become node
+        #    -1, which has no children.
+        nodes = child_nodes.flatten(1).gather(1, places).masked_fill(scores == -torch.inf, -1)
         if level == trie.depth - 1:
-            break
-        parents = chosen // numbers.shape[-1]
+            break  # nothing follows a leaf, so its token is never computed
+
+        # 5. Append the kept children to the row as tree tokens. Each sees what its parent sees, and itself. The tokens of
+        #    pruned beams stay in the cache: no mask lets anything see them, and removing them would copy the cache.
+        parents = places // child_nodes.shape[-1]
         inherited = ancestors.gather(1, parents[..., None].expand(-1, -1, ancestors.shape[-1]))
-        own = torch.eye(found, dtype=torch.bool, device=device).expand(batch, -1, -1)
-        ancestors = torch.cat([inherited, own], dim=-1)
-        given = prefix.extend(tokens.flatten(1).gather(1, chosen), level, ancestors)
-    return nodes, scores, keys, pruned
+        itself = torch.eye(beams, dtype=torch.bool, device=device).expand(batch, -1, -1)
+        ancestors = torch.cat([inherited, itself], dim=-1)
+        states = prompts.extend(child_tokens.flatten(1).gather(1, places), level, ancestors)
+    return _SearchResult(nodes, scores, keys, best_pruned)
 
 
-def _perturb(reached: torch.Tensor, keys: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Gumbel noise for children, given that their maximum is their parent's: (batch, beams, children).
+def _perturb(child_scores: torch.Tensor, parent_keys: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Gumbel noise for children, given that their maximum is their parent's key: (batch, beams, children).
 
     Kool et al. 2019, section 3.2 and appendix B.3 (the form that does not overflow).
     """
-    noisy = reached + noise
-    highest = noisy.amax(-1, keepdim=True)
-    gap = keys[..., None] - noisy + torch.log1p(-torch.exp(noisy - highest))
-    moved = keys[..., None] - gap.clamp(min=0) - torch.log1p(torch.exp(-gap.abs()))
-    moved = torch.where(noisy == highest, keys[..., None], moved)
-    return moved.masked_fill(reached == -torch.inf, -torch.inf)
+    # 1. Perturb freely. The maximum of the children is then some Z, not yet the parent's key T.
+    perturbed = child_scores + noise
+    highest = perturbed.amax(-1, keepdim=True)
+    # 2. Move Z to T and all others with it, monotonically: -log(exp(-T) - exp(-Z) + exp(-perturbed)), which appendix B.3 writes
+    #    with v = T - perturbed + log1p(-exp(perturbed - Z)) as T - max(0, v) - log1p(exp(-|v|)).
+    parents = parent_keys[..., None]
+    gap = parents - perturbed + torch.log1p(-torch.exp(perturbed - highest))
+    moved = parents - gap.clamp(min=0) - torch.log1p(torch.exp(-gap.abs()))
+    # 3. The highest child gets the key itself: there the formula takes the logarithm of 0. Illegal children stay at -inf.
+    moved = torch.where(perturbed == highest, parents, moved)
+    return moved.masked_fill(child_scores == -torch.inf, -torch.inf)
 
 
 def _fill(tensor: torch.Tensor, width: int, value: float) -> torch.Tensor:
@@ -134,44 +164,57 @@ def beam_search(
 ) -> BeamResult:
     """The `num_beams` most likely catalog SIDs after each prompt.
 
-    Scores are sums of log-probabilities; the checkpoint's `generation_config` plays no part. A result is proven exact where
-    its last score is no lower than the best prefix that was ever pruned: log-probabilities are at most 0, so no completion of
-    that prefix can come in. (In bfloat16 the scores are those of this computation, which rounds; another batch rounds
-    otherwise.)
+    Scores are sums of log-probabilities; the checkpoint's `generation_config` plays no part. A log-probability is at most 0, so
+    a score only falls as a SID grows. A list is therefore proven exact if its last score is no lower than the best prefix that
+    was ever pruned: no SID below that prefix can enter the list. (In bfloat16 the scores are those of this computation, which
+    rounds; another batch rounds otherwise.)
+
+    >>> from transformers import Qwen2Config, Qwen2ForCausalLM
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_key_value_heads": 2}
+    >>> model = Qwen2ForCausalLM(Qwen2Config(vocab_size=20, num_hidden_layers=1, **sizes)).eval()
+    >>> trie = CatalogTrie.from_codes(torch.tensor([[10, 13], [11, 13], [11, 14]]))
+    >>> result = beam_search(model, torch.tensor([[1, 2, 3], [4, 5, 6]]), trie=trie, num_beams=4)
+    >>> result.tokens.shape, result.scores.shape  # 2 prompts, 4 beams, 2 levels
+    (torch.Size([2, 4, 2]), torch.Size([2, 4]))
+    >>> sorted(result.leaves[0].tolist())  # 3 SIDs and an empty place
+    [-1, 0, 1, 2]
+    >>> result.exact.tolist()  # no prefix was pruned, so nothing can be missing
+    [True, True]
 
     Args:
         model: a transformers causal LM in evaluation mode, with sdpa or eager attention.
         input_ids: prompts, (batch, length), left-padded.
-        attention_mask: of the same shape; None where nothing is padded.
+        attention_mask: of the same shape; None if nothing is padded.
         trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt.
-        num_beams: length of each list; the lists end early where the catalog is smaller.
+        num_beams: length of each list.
         normalise_over: `vocabulary` normalises each step over the full vocabulary, as transformers' beam search does; `catalog`
             over the legal next tokens, so that the whole catalog's probabilities add up to 1.
-        widest: where a list is not proven exact, search again with twice the beams, until it is or this width has been
-            searched; the list keeps its length. None searches once, with `num_beams`.
+        widest: searches again, with twice the beams, for each prompt whose list is not proven exact, until it is or this many
+            beams were searched; the list keeps its length. None searches once, with `num_beams`.
 
     Raises:
-        ConstraintError: see `PromptCache.compute`; or `num_beams` is below 1, or `widest` below `num_beams`.
+        ConstraintError: `num_beams` is below 1, `widest` is below `num_beams`, or model, prompts and trie do not fit together
+            (`PromptCache.compute` lists the cases).
     """
     if num_beams < 1:
         raise ConstraintError(f"num_beams is {num_beams}; at least 1 is needed.")
     if widest is not None and widest < num_beams:
         raise ConstraintError(f"widest is {widest}, below num_beams, which is {num_beams}.")
-    prefix = PromptCache.compute(model, input_ids, attention_mask, trie, normalise_over)
+    prompts = PromptCache.compute(model, input_ids, attention_mask, trie, normalise_over)
     leaves = torch.full((len(input_ids), num_beams), -1, device=input_ids.device)
     scores = torch.full((len(input_ids), num_beams), -torch.inf, device=input_ids.device)
     exact = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
     rows, width = torch.arange(len(input_ids), device=input_ids.device), num_beams
     while True:
-        found, reached, _, pruned = _search(prefix, width)
-        leaves[rows] = _fill(found, num_beams, -1)
-        scores[rows] = _fill(reached, num_beams, -torch.inf)
-        exact[rows] = scores[rows, -1] >= pruned
-        open_ = (~exact[rows]).nonzero().squeeze(-1)
-        if widest is None or width >= widest or not len(open_):
+        searched = _search(prompts, width)
+        leaves[rows] = _fill(searched.leaves, num_beams, -1)
+        scores[rows] = _fill(searched.scores, num_beams, -torch.inf)
+        exact[rows] = scores[rows, -1] >= searched.best_pruned
+        unproven = (~exact[rows]).nonzero().squeeze(-1)
+        if widest is None or width >= widest or not len(unproven):
             return BeamResult(trie.sid(leaves), scores, leaves, exact)
-        rows, width = rows[open_], min(2 * width, widest)
-        prefix = prefix.select(open_)
+        rows, width = rows[unproven], min(2 * width, widest)
+        prompts = prompts.select(unproven)
 
 
 @torch.no_grad()
@@ -190,24 +233,36 @@ def sample_without_replacement(
     The first SID is a draw from the model's distribution over the catalog (each step normalised over the legal tokens), the
     second a draw from what remains, and so on: as if one sampled and put nothing back, for the price of one beam search.
 
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "vocab_size": 20}
+    >>> model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=1, **sizes)).eval()
+    >>> trie = CatalogTrie.from_codes(torch.tensor([[10, 13], [11, 13], [11, 14]]))
+    >>> prompt, seeds = torch.tensor([[1, 2, 3]]), torch.tensor([7])
+    >>> sample = sample_without_replacement(model, prompt, trie=trie, num_samples=3, seeds=seeds)
+    >>> sorted(sample.leaves[0].tolist())  # each SID once, in random order
+    [0, 1, 2]
+
     Args:
-        num_samples: SIDs per prompt; fewer where the catalog is smaller.
+        model: a transformers causal LM in evaluation mode, with sdpa or eager attention.
+        input_ids: prompts, (batch, length), left-padded.
+        attention_mask: of the same shape; None if nothing is padded.
+        trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt.
+        num_samples: SIDs per prompt; a smaller catalog gives all that it has.
         seeds: (batch,) int64, one per prompt: what is drawn for a prompt depends on its seed alone, not on the rest of the
             batch.
         temperature: divides the logits; above 0.
-        others: as in `beam_search`.
 
     Raises:
-        ConstraintError: see `PromptCache.compute`; or `num_samples` is below 1, the temperature not above 0, or there is not
-        one
-            seed per prompt.
+        ConstraintError: `num_samples` is below 1, the temperature is not above 0, there is not one seed per prompt, or model,
+            prompts and trie do not fit together (`PromptCache.compute` lists the cases).
     """
     _check_sampling(input_ids, num_samples, seeds, temperature)
-    prefix = PromptCache.compute(model, input_ids, attention_mask, trie, "catalog")
-    leaves, scores, keys, _ = _search(prefix, num_samples + 1, seeds.to(input_ids.device), temperature)
-    threshold = _fill(keys, num_samples + 1, -torch.inf)[:, -1]
-    drawn = _fill(leaves, num_samples, -1)
-    return SampleResult(trie.sid(drawn), _fill(scores, num_samples, -torch.inf), drawn, threshold)
+    prompts = PromptCache.compute(model, input_ids, attention_mask, trie, "catalog")
+    # One leaf more than is drawn: its key is the threshold of the importance weights.
+    searched = _search(prompts, num_samples + 1, seeds.to(input_ids.device), temperature)
+    threshold = _fill(searched.keys, num_samples + 1, -torch.inf)[:, -1]
+    leaves = _fill(searched.leaves, num_samples, -1)
+    return SampleResult(trie.sid(leaves), _fill(searched.scores, num_samples, -torch.inf), leaves, threshold)
 
 
 @torch.no_grad()
@@ -223,29 +278,44 @@ def sample_with_replacement(
 ) -> SampleResult:
     """Independent SIDs drawn after each prompt from the model's distribution over the catalog; a SID may come twice.
 
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2)).eval()
+    >>> trie = CatalogTrie.from_codes(torch.tensor([[10, 13]]))
+    >>> sample = sample_with_replacement(model, torch.tensor([[1, 2]]), trie=trie, num_samples=3, seeds=torch.tensor([7]))
+    >>> sample.tokens.tolist()  # the only SID, again and again
+    [[[10, 13], [10, 13], [10, 13]]]
+
     Args:
-        all: as in `sample_without_replacement`; the catalog may be smaller than `num_samples`.
+        model: a transformers causal LM in evaluation mode, with sdpa or eager attention.
+        input_ids: prompts, (batch, length), left-padded.
+        attention_mask: of the same shape; None if nothing is padded.
+        trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt.
+        num_samples: SIDs per prompt; may exceed the size of the catalog.
+        seeds: (batch,) int64, one per prompt, as in `sample_without_replacement`.
+        temperature: divides the logits; above 0.
 
     Raises:
-        ConstraintError: see `sample_without_replacement`.
+        ConstraintError: `num_samples` is below 1, the temperature is not above 0, there is not one seed per prompt, or model,
+            prompts and trie do not fit together (`PromptCache.compute` lists the cases).
     """
     _check_sampling(input_ids, num_samples, seeds, temperature)
-    prefix = PromptCache.compute(model, input_ids, attention_mask, trie, "catalog")
+    prompts = PromptCache.compute(model, input_ids, attention_mask, trie, "catalog")
     batch, device = len(input_ids), input_ids.device
-    own_seeds = combine(seeds.to(device)[:, None], torch.arange(num_samples, device=device))
+    sample_seeds = combine(seeds.to(device)[:, None], torch.arange(num_samples, device=device))
     nodes = torch.zeros(batch, num_samples, dtype=torch.long, device=device)
     logprobs = torch.zeros(batch, num_samples, device=device)
-    given = prefix.last.expand(-1, num_samples, -1)
+    states = prompts.last.expand(-1, num_samples, -1)
     ancestors = torch.zeros(batch, num_samples, 0, dtype=torch.bool, device=device)
-    own = torch.eye(num_samples, dtype=torch.bool, device=device).expand(batch, -1, -1)
+    itself = torch.eye(num_samples, dtype=torch.bool, device=device).expand(batch, -1, -1)
     for level in range(trie.depth):
-        numbers, tokens, steps = prefix.child_logprobs(level, nodes, given, temperature)
-        drawn = (steps + gumbel(own_seeds, level + 1, numbers)).argmax(-1, keepdim=True)
+        child_nodes, child_tokens, steps = prompts.child_logprobs(level, nodes, states, temperature)
+        # The highest of log-probabilities with Gumbel noise is a draw from their distribution (Gumbel-max).
+        drawn = (steps + gumbel(sample_seeds, level + 1, child_nodes)).argmax(-1, keepdim=True)
         logprobs += steps.gather(-1, drawn).squeeze(-1)
-        nodes = numbers.gather(-1, drawn).squeeze(-1)
+        nodes = child_nodes.gather(-1, drawn).squeeze(-1)
         if level < trie.depth - 1:
-            ancestors = torch.cat([ancestors, own], dim=-1)
-            given = prefix.extend(tokens.gather(-1, drawn).squeeze(-1), level, ancestors)
+            ancestors = torch.cat([ancestors, itself], dim=-1)  # sample i goes below sample i of the level before
+            states = prompts.extend(child_tokens.gather(-1, drawn).squeeze(-1), level, ancestors)
     return SampleResult(trie.sid(nodes), logprobs, nodes)
 
 

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from minionerec.errors import ArtifactError, CatalogError, ConstraintError
+from minionerec.tree.trie_arrays import NO_TOKEN, trie_arrays
 
-NO_TOKEN = -1
 _FORMAT = "minionerec-trie-1"
 
 
@@ -35,9 +35,19 @@ class CatalogTrie:
     """The valid SIDs as a trie of token ids.
 
     Nodes of a level are numbered in lexicographic order of their paths, so the children of a node are consecutive and a
-    leaf's number is its SID's row in `sids`. A SID shorter than the others goes on with `NO_TOKEN`, which costs nothing. A
-    node takes 4 bytes for its token and, unless it is a leaf, 4 for its children; an item takes 4 for its leaf, a distinct
-    token of a level 8.
+    leaf's number is its SID's row in `sids`. A short SID is filled up with `NO_TOKEN`, which has log-probability 0. A node
+    takes 4 bytes for its token and, unless it is a leaf, 4 for its children; an item takes 4 for its leaf, a distinct token
+    of a level 8.
+
+    >>> trie = CatalogTrie.from_codes(np.array([[10, 14], [11, 13], [10, 13], [10, 14]]))
+    >>> len(trie), trie.levels  # items 0 and 3 share a SID
+    (3, 2)
+    >>> trie.sids.tolist()
+    [[10, 13], [10, 14], [11, 13]]
+    >>> [level.tolist() for level in trie.tokens]
+    [[10, 11], [13, 14, 13]]
+    >>> [level.tolist() for level in trie.offsets]  # children of the root; of 10, and of 11
+    [[0, 2], [0, 2, 3]]
 
     Attributes:
         tokens: per level, (nodes of that level,) int32: the token that leads to each node.
@@ -47,8 +57,8 @@ class CatalogTrie:
         leaf_of_item: (items,) int32.
         trailing: how many tokens at the end of each path are not part of the SID (newline, end of sequence).
         prefixed: some SID is the beginning of another, with nothing that trails it.
-        legal: in a narrowed view, per level (requests, nodes of that level) bool, requests 1 where all share one filter;
-            None where every node is legal.
+        legal: in a narrowed view, per level (requests, nodes of that level) bool, requests is 1 if all share one filter;
+            None if every node is legal.
     """
 
     tokens: tuple[torch.Tensor, ...]
@@ -73,37 +83,23 @@ class CatalogTrie:
         Args:
             codes: token ids, (items, levels); items may share a SID. A SID that needs fewer levels (no suffix) ends in
                 `NO_TOKEN`.
-            device: where the arrays are kept: the model's.
+            device: of the arrays; the searches need the model's.
             trailing: tokens that follow every SID; they are scored but not returned. The released code generates a newline and
                 the end token after each SID.
             vocabulary: entries of the model's vocabulary; None leaves the check to the search.
 
         Raises:
-            CatalogError: not a matrix, no item, no level, not integers, a token id that is negative or outside the
-                vocabulary, or a token behind the end of a SID.
+            CatalogError: the codes are no integer matrix or hold no item or level; a token id is negative or outside the
+                vocabulary; or a token stands behind the end of a SID.
         """
-        matrix = np.asarray(codes.cpu() if isinstance(codes, torch.Tensor) else codes)
-        _check(matrix, trailing, vocabulary)
-        if trailing:
-            matrix = _append(matrix, trailing)
-        sids, leaf_of_item = _sort_distinct(matrix)
-        tokens, offsets = [], []
-        parent = np.zeros(len(sids), dtype=np.int64)  # the node above, of each SID
-        parents = 1
-        for level in range(sids.shape[1]):
-            fresh = np.ones(len(sids), dtype=bool)
-            fresh[1:] = (parent[1:] != parent[:-1]) | (sids[1:, level] != sids[:-1, level])
-            tokens.append(sids[fresh, level].astype(np.int32))
-            offsets.append(np.searchsorted(parent[fresh], np.arange(parents + 1)).astype(np.int32))
-            parent = np.cumsum(fresh) - 1
-            parents = len(tokens[-1])
+        arrays = trie_arrays(np.asarray(codes.cpu() if isinstance(codes, torch.Tensor) else codes), trailing, vocabulary)
         return cls(
-            tuple(torch.from_numpy(level).to(device) for level in tokens),
-            tuple(torch.from_numpy(level).to(device) for level in offsets),
-            tuple(torch.from_numpy(_alphabet(level)).to(device) for level in tokens),
-            torch.from_numpy(leaf_of_item.astype(np.int32)).to(device),
+            tuple(torch.from_numpy(level).to(device) for level in arrays.tokens),
+            tuple(torch.from_numpy(level).to(device) for level in arrays.offsets),
+            tuple(torch.from_numpy(level).to(device) for level in arrays.alphabets),
+            torch.from_numpy(arrays.leaf_of_item).to(device),
             len(trailing),
-            any(_ends_inside(below, edges) for below, edges in zip(tokens, offsets, strict=True)),
+            arrays.prefixed,
         )
 
     def __len__(self) -> int:
@@ -112,7 +108,7 @@ class CatalogTrie:
 
     @property
     def depth(self) -> int:
-        """Tokens of a whole path: the longest SID and what trails it."""
+        """Tokens of a whole path: the longest SID and the tokens that trail it."""
         return len(self.tokens)
 
     @property
@@ -122,32 +118,46 @@ class CatalogTrie:
 
     @property
     def device(self) -> torch.device:
-        """Where the arrays are kept."""
+        """Where the arrays are."""
         return self.leaf_of_item.device
 
     @property
     def nbytes(self) -> int:
         """Memory of the arrays (bytes)."""
-        kept = (*self.tokens, *self.offsets, *self.alphabets, self.leaf_of_item, *(self.legal or ()))
-        return sum(array.nbytes for array in kept)
+        arrays = (*self.tokens, *self.offsets, *self.alphabets, self.leaf_of_item, *(self.legal or ()))
+        return sum(array.nbytes for array in arrays)
 
     @property
     def sids(self) -> torch.Tensor:
-        """All SIDs in order, made on demand: (SIDs, levels) int64, `NO_TOKEN` behind the end of a short one."""
+        """All SIDs in the order of their leaves: (SIDs, levels) int64, `NO_TOKEN` behind the end of a short one.
+
+        They are not stored but computed at each call.
+        """
         return self.sid(torch.arange(len(self), device=self.device))
 
     def sid(self, leaves: torch.Tensor) -> torch.Tensor:
-        """The SIDs of leaves: (*leaves.shape, levels) int64; only `NO_TOKEN` where the leaf is negative."""
+        """The SIDs of leaves.
+
+        >>> trie = CatalogTrie.from_codes(np.array([[10, 14], [10, NO_TOKEN]]))
+        >>> trie.sid(torch.tensor([1, 0, -1])).tolist()
+        [[10, 14], [10, -1], [-1, -1]]
+
+        Args:
+            leaves: numbers of SIDs, any shape; -1 where there is none.
+
+        Returns:
+            (*leaves.shape, levels) int64 token ids, `NO_TOKEN` behind the end of a short SID and where there is none.
+        """
         path = []
         nodes = leaves.clamp(min=0)
         for level in reversed(range(self.depth)):
             path.append(self.tokens[level][nodes])
             nodes = self.parent(level, nodes)
-        found = torch.stack(path[::-1], dim=-1).long()
-        if self.trailing:
-            length = (found >= 0).sum(-1, keepdim=True) - self.trailing
-            found = found.masked_fill(torch.arange(self.depth, device=self.device) >= length, NO_TOKEN)[..., : self.levels]
-        return found.masked_fill((leaves < 0)[..., None], NO_TOKEN)
+        sids = torch.stack(path[::-1], dim=-1).long()
+        if self.trailing:  # the trailing tokens stand right behind a SID's last token, wherever that is
+            length = (sids >= 0).sum(-1, keepdim=True) - self.trailing
+            sids = sids.masked_fill(torch.arange(self.depth, device=self.device) >= length, NO_TOKEN)[..., : self.levels]
+        return sids.masked_fill((leaves < 0)[..., None], NO_TOKEN)
 
     def items(self, leaf: int) -> list[int]:
         """The items that have a SID, in ascending order: the inverse of `leaf_of_item`.
@@ -185,18 +195,23 @@ class CatalogTrie:
     def children(self, level: int, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Children of several nodes, padded to the largest number among them.
 
+        >>> trie = CatalogTrie.from_codes(np.array([[10, 13], [10, 14], [11, 13]]))
+        >>> nodes, tokens, valid = trie.children(1, torch.tensor([0, 1]))
+        >>> tokens.tolist(), valid.tolist()
+        ([[13, 14], [13, 0]], [[True, True], [True, False]])
+
         Args:
             level: level of the children.
-            nodes: node numbers of the level above (0 for the root), any shape; negative where there is no node. In a view
+            nodes: node numbers of the level above (0 for the root), any shape; negative where a node is missing. In a view
                 with several requests the first dimension is the request.
 
         Returns:
             node numbers, tokens and validity, each of shape (*nodes.shape, most children). The token of a SID that has ended is
             `NO_TOKEN`. A child outside the view is invalid; the token of an invalid one is 0.
         """
-        known = nodes.clamp(min=0)
-        first = self.offsets[level][known].long()
-        count = (self.offsets[level][known + 1] - first).masked_fill(nodes < 0, 0)
+        parents = nodes.clamp(min=0)
+        first = self.offsets[level][parents].long()
+        count = (self.offsets[level][parents + 1] - first).masked_fill(nodes < 0, 0)
         width = torch.arange(int(count.max()), device=self.device)
         valid = width < count[..., None]
         numbers = (first[..., None] + width).masked_fill(~valid, 0)
@@ -207,33 +222,45 @@ class CatalogTrie:
         return numbers, self.tokens[level][numbers].long().masked_fill(~valid, 0), valid
 
     def parent(self, level: int, nodes: torch.Tensor) -> torch.Tensor:
-        """Number of the node above each of some nodes of a level, same shape."""
+        """Number of the parent of each node of a level, in the shape of `nodes`."""
         return torch.searchsorted(self.offsets[level], nodes.to(torch.int32).contiguous(), right=True) - 1
 
     def walk(self, sids: torch.Tensor) -> torch.Tensor:
-        """The nodes that SIDs pass: (*sids.shape) int64, -1 from the first token that leads out of the trie.
+        """The nodes that SIDs pass.
+
+        >>> trie = CatalogTrie.from_codes(np.array([[10, 13], [10, 14], [11, 13]]))
+        >>> trie.walk(torch.tensor([[10, 14], [11, 14]])).tolist()  # the second one leaves the trie
+        [[0, 1], [1, -1]]
 
         Args:
             sids: token ids, (SIDs, depth), short SIDs filled with `NO_TOKEN`.
+
+        Returns:
+            (SIDs, depth) int64 node numbers, -1 from the first token that leads out of the trie.
         """
         node = torch.zeros(len(sids), dtype=torch.long, device=self.device)
         nodes = []
         for level in range(sids.shape[1]):
-            numbers, _, valid = replace(self, legal=None).children(level, node)
-            fits = valid & (self.tokens[level][numbers] == sids[:, level, None])
-            node = torch.where(fits.any(-1), (numbers * fits).sum(-1), -1)
+            children, _, valid = replace(self, legal=None).children(level, node)
+            fits = valid & (self.tokens[level][children] == sids[:, level, None])
+            node = torch.where(fits.any(-1), (children * fits).sum(-1), -1)  # at most one child has the token
             nodes.append(node)
         return torch.stack(nodes, dim=-1)
 
     def narrow(self, allowed: torch.Tensor | np.ndarray) -> "CatalogTrie":
         """A view that holds some items only (in stock, of a category, not yet seen); the arrays are shared, not rebuilt.
 
+        >>> trie = CatalogTrie.from_codes(np.array([[10, 13], [10, 14], [11, 13]]))
+        >>> view = trie.narrow(np.array([True, False, True]))
+        >>> view.children(1, torch.tensor([[0]]))[2].tolist()  # below 10, for the one request
+        [[[True, False]]]
+
         Args:
             allowed: (items,) bool for all requests of a batch alike, or (requests, items) bool, a row for each. A SID stays
                 as long as one of its items does.
 
         Raises:
-            CatalogError: another shape or type, a request for which nothing is left, or this is a view already.
+            CatalogError: the filter has another shape or type, leaves a request nothing, or this is a view already.
         """
         if self.legal is not None:  # two SID filters would keep a SID whose items pass one filter each
             raise CatalogError("A view cannot be narrowed again: combine the item filters with &, and narrow the trie.")
@@ -245,26 +272,31 @@ class CatalogTrie:
                 f"found {mask.dtype} of shape {tuple(mask.shape)}."
             )
         mask = mask[None] if mask.dim() == 1 else mask
-        kept = torch.zeros(len(mask), len(self), dtype=torch.bool, device=self.device)
+        legal_leaves = torch.zeros(len(mask), len(self), dtype=torch.bool, device=self.device)
         request, item = mask.nonzero(as_tuple=True)
-        kept[request, self.leaf_of_item[item].long()] = True
-        empty = (~kept.any(1)).nonzero()
+        legal_leaves[request, self.leaf_of_item[item].long()] = True
+        empty = (~legal_leaves.any(1)).nonzero()
         if len(empty):
             raise CatalogError(f"The item filter of request {int(empty[0])} leaves no item of the catalog's {items}.")
-        legal = [kept]
+        legal = [legal_leaves]
         for level in reversed(range(1, self.depth)):
-            below = torch.nn.functional.pad(legal[0].cumsum(1, dtype=torch.int32), (1, 0))[:, self.offsets[level]]
-            legal.insert(0, below[:, 1:] > below[:, :-1])
+            # A node is legal if a child is. Its children are consecutive, so the running count of legal nodes grows over them.
+            counts = torch.nn.functional.pad(legal[0].cumsum(1, dtype=torch.int32), (1, 0))[:, self.offsets[level]]
+            legal.insert(0, counts[:, 1:] > counts[:, :-1])
         return replace(self, legal=tuple(legal))
 
     def without(self, hidden: Sequence[Sequence[int]]) -> "CatalogTrie":
-        """A view that leaves items out, others for each request of a batch.
+        """A view that leaves items out, for each request of a batch its own.
+
+        >>> trie = CatalogTrie.from_codes(np.array([[10, 13], [10, 14], [11, 13]]))
+        >>> trie.without([[0, 2], []]).legal[-1].tolist()  # per request, its legal leaves
+        [[False, True, False], [True, True, True]]
 
         Args:
-            hidden: item numbers, a list for each request; it may be empty.
+            hidden: rows of the codes, a list for each request; it may be empty.
 
         Raises:
-            CatalogError: see `narrow`.
+            CatalogError: a request is left without items, or this is a view already.
         """
         allowed = torch.ones(len(hidden), len(self.leaf_of_item), dtype=torch.bool)
         for request, items in enumerate(hidden):
@@ -284,7 +316,7 @@ class CatalogTrie:
             )
 
     def requests(self, rows: torch.Tensor) -> "CatalogTrie":
-        """The view of some requests of a batch; the trie itself where one filter, or none, serves all."""
+        """The view of some requests of a batch; the trie itself if one filter, or none, serves all."""
         if self.legal is None or len(self.legal[0]) == 1:
             return self
         return replace(self, legal=tuple(level[rows] for level in self.legal))
@@ -327,7 +359,7 @@ class CatalogTrie:
         """Read a saved trie.
 
         Raises:
-            ArtifactError: the file is missing, damaged or something else.
+            ArtifactError: the file is missing, damaged or not a trie.
         """
         try:
             with safe_open(path, framework="pt", device=str(device)) as file:
@@ -346,69 +378,3 @@ class CatalogTrie:
             int(about["trailing"]),
             about["prefixed"] == "1",
         )
-
-
-def _check(matrix: np.ndarray, trailing: Sequence[int], vocabulary: int | None) -> None:
-    if matrix.ndim != 2 or 0 in matrix.shape:
-        raise CatalogError(f"A trie needs token ids of shape (items, levels), none of them 0; found {matrix.shape}.")
-    if not np.issubdtype(matrix.dtype, np.integer):
-        raise CatalogError(f"A trie needs integer token ids; found {matrix.dtype}.")
-    if min(trailing, default=0) < 0:
-        raise CatalogError(f"Trailing tokens must not be negative; found {min(trailing)}.")
-    limit = np.iinfo(np.int32).max if vocabulary is None else vocabulary
-    ended = matrix == NO_TOKEN
-    for wrong, reason in (
-        (matrix < NO_TOKEN, "which is negative"),
-        (
-            matrix >= limit,
-            "which does not fit into 32 bits" if vocabulary is None else f"but the vocabulary has {limit} entries",
-        ),
-        (ended[:, :1], "which means that it has no SID at all"),
-        (ended[:, :-1] & ~ended[:, 1:], f"but another token behind it: {NO_TOKEN} ends a SID"),
-    ):
-        if wrong.any():
-            item, level = np.argwhere(wrong)[0]
-            raise CatalogError(f"Item {item} has token id {matrix[item, level]} at level {level}, {reason}.")
-    if max(trailing, default=0) >= limit:
-        raise CatalogError(f"The trailing token id {max(trailing)} is outside the vocabulary of {limit} entries.")
-
-
-def _append(matrix: np.ndarray, trailing: Sequence[int]) -> np.ndarray:
-    """The matrix with the trailing tokens behind each SID's last token."""
-    longer = np.full((len(matrix), matrix.shape[1] + len(trailing)), NO_TOKEN, dtype=np.int64)
-    longer[:, : matrix.shape[1]] = matrix
-    end = (matrix != NO_TOKEN).sum(1)
-    for step, token in enumerate(trailing):
-        longer[np.arange(len(matrix)), end + step] = token
-    return longer
-
-
-def _sort_distinct(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct rows in lexicographic order, and which of them each row is."""
-    low = matrix.min(axis=0).astype(np.int64)
-    bits = [int(high - least).bit_length() for high, least in zip(matrix.max(axis=0), low, strict=True)]
-    if sum(bits) > 63:
-        sids, inverse = np.unique(matrix, axis=0, return_inverse=True)
-        return sids, inverse.reshape(-1)
-    # A row as one integer: sorting ten million takes a second, sorting rows a minute.
-    key = np.zeros(len(matrix), dtype=np.int64)
-    for column, least, width in zip(matrix.T, low, bits, strict=True):
-        key = (key << width) | (column.astype(np.int64) - least)
-    keys, inverse = np.unique(key, return_inverse=True)
-    sids = np.empty((len(keys), matrix.shape[1]), dtype=np.int32)
-    for level in reversed(range(matrix.shape[1])):
-        sids[:, level] = (keys & ((1 << bits[level]) - 1)) + low[level]
-        keys >>= bits[level]
-    return sids, inverse
-
-
-def _alphabet(tokens: np.ndarray) -> np.ndarray:
-    """The distinct tokens of a level, without the end mark."""
-    few = tokens.max() < 1 << 22  # counting is quick unless ids are huge
-    found = np.flatnonzero(np.bincount(tokens + 1)) - 1 if few else np.unique(tokens).astype(np.int64)
-    return found[found != NO_TOKEN]
-
-
-def _ends_inside(tokens: np.ndarray, offsets: np.ndarray) -> bool:
-    """Whether a parent has both the end of a SID and longer SIDs below it."""
-    return bool(((tokens[offsets[:-1]] == NO_TOKEN) & (np.diff(offsets) > 1)).any())

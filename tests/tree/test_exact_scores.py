@@ -43,7 +43,7 @@ def test_the_budget_bounds_every_pass_and_changes_nothing(qwen2):
     assert passes[1 << 30] == [inner]
     assert max(passes[200_000]) < max(passes[1_000_000]) < inner
     assert sum(passes[200_000]) < 1.5 * inner  # little is computed twice
-    with pytest.raises(ConstraintError, match=r"budget of 1000 bytes is too small for the oracle; \d+ are needed"):
+    with pytest.raises(ConstraintError, match=r"budget of 1000 bytes is too small for exact scores; \d+ are needed"):
         score_catalog(qwen2, prompts, trie=trie, memory=1000)
 
 
