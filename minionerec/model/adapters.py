@@ -16,7 +16,7 @@ from minionerec.errors import ConfigError
 
 
 def attach(model: PreTrainedModel, config: SftConfig, token_ids: list[int]) -> PreTrainedModel:
-    """The model with what `sft.train` asks for: itself for `full`, else a PEFT model around it, all else frozen.
+    """The model prepared for `sft.train`: unchanged for `full`, else in a PEFT model that freezes all other parameters.
 
     Args:
         token_ids: the SID tokens, whose rows train.
@@ -38,11 +38,11 @@ def attach(model: PreTrainedModel, config: SftConfig, token_ids: list[int]) -> P
     tied = head.weight is model.get_input_embeddings().weight
     layers = [model.get_input_embeddings(), *([] if tied else [head])]
     names = [name for name, module in model.named_modules() if any(module is layer for layer in layers)]
-    chosen: Any
+    peft_config: Any
     if config.train == "sid_rows":
-        chosen = peft.TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=token_ids, target_modules=names)
+        peft_config = peft.TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=token_ids, target_modules=names)
     else:
-        chosen = peft.LoraConfig(
+        peft_config = peft.LoraConfig(
             task_type="CAUSAL_LM",
             r=config.lora_rank,
             lora_alpha=config.lora_alpha,
@@ -53,18 +53,18 @@ def attach(model: PreTrainedModel, config: SftConfig, token_ids: list[int]) -> P
     # From a base on disk PEFT would learn that the vocabulary has grown, and save whole embedding matrices with each adapter.
     model.name_or_path = ""
     try:
-        adapted: Any = peft.get_peft_model(model, chosen)
+        adapted: Any = peft.get_peft_model(model, peft_config)
     except ValueError as error:
         raise ConfigError(f"sft.lora_targets {config.lora_targets}: {str(error).splitlines()[0]}") from None
     return adapted
 
 
 def merge(model: PreTrainedModel, folder: Path, base: Callable[[], PreTrainedModel]) -> PreTrainedModel:
-    """Write a PEFT model's adapter into a folder and merge it into the base's weights; any other model is returned as it is.
+    """Write a PEFT model's adapter into a folder and merge it into the base's weights; another model is returned unchanged.
 
     Args:
-        base: loads what the adapter fits: the base model after `checkpoint.add_sid_tokens` with the same seed. DeepSpeed rounds
-            the weights that it trains in bfloat16, the frozen ones too; those that are saved are the base's own.
+        base: loads the base model anew, with the SID rows that the same seed gives. The adapter is merged into these weights,
+            because DeepSpeed rounds all weights to bfloat16 when it trains in that, the frozen ones too.
     """
     if not hasattr(model, "peft_config"):
         return model

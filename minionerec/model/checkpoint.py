@@ -1,4 +1,4 @@
-"""Load a causal LM with its tokenizer, give it SID tokens, save it; find the checkpoint to resume from."""
+"""Load a causal LM with its tokenizer, give it SID tokens, save it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     AddedToken,
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -19,35 +20,44 @@ from minionerec.model.sid_rows import SidInit, new_rows
 from minionerec.sid.index import SidIndex
 
 
-def load(path: str | Path, dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(path: str | Path, dtype: str = "float32", weights: bool = True) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal LM and its tokenizer from a folder or, by name, from the hub.
 
-    Only safetensors weights are read and no code of the checkpoint is run. Attention is sdpa, which tree masks need. A
-    tokenizer without padding token pads with its end token; padding is masked and never a label.
+    Only safetensors weights are read and no code of the checkpoint is run. Attention is sdpa, which tree masks need.
+
+    Args:
+        path: a folder or a hub name.
+        dtype: of the weights.
+        weights: False reads only the configuration and the tokenizer: all parameters are on the meta device, none in memory.
 
     Raises:
-        ConfigError: nothing loadable is there; or see `check_tokenizer`.
+        ConfigError: the files are missing or unreadable, the tokenizer has no end token, or it has tokens for which the model
+            has no rows.
     """
+    options = {"dtype": getattr(torch, dtype), "attn_implementation": "sdpa", "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, dtype), attn_implementation="sdpa", trust_remote_code=False, use_safetensors=True
-        )
+        if weights:
+            model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **options)
+        else:
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, **options)
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
+        files = "config.json, model.safetensors and tokenizer files" if weights else "config.json and tokenizer files"
         raise ConfigError(
-            f"{path}: not a loadable causal LM ({reason}). Expected a folder with config.json, model.safetensors and "
-            "tokenizer files, or a hub name that can be reached."
+            f"{path}: not a loadable causal LM ({reason}). Expected a folder with {files}, or a hub name that can be reached."
         ) from None
     check_tokenizer(path, tokenizer, model)
     return model, tokenizer
 
 
 def check_tokenizer(path: str | Path, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    """Give a tokenizer without padding token its end token for that; padding is masked and never a label.
+    """Let a tokenizer without padding token pad with its end token; padding is masked and never a label.
 
     Raises:
-        ConfigError: it has no end token, or tokens that the model has no rows for.
+        ConfigError: the tokenizer has no end token, or tokens for which the model has no rows.
     """
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"{path}: the tokenizer has no end-of-sequence token (eos_token); titles could never end.")
@@ -89,48 +99,52 @@ def add_sid_tokens(
 ) -> int:
     """Add the SID tokens that the tokenizer lacks as ordinary tokens and give them rows of their own in the model.
 
-    Rows of tokens that are already there stay: a checkpoint trained with SIDs can be trained further. Where new rows begin is
-    told in `model/sid_rows.py`: transformers' default would make them equal to within 1e-6, and SIDs could not be told apart.
-    Tied heads stay tied; an untied head is treated alike.
+    Rows of tokens that are already there stay: a checkpoint trained with SIDs can be trained further. `model/sid_rows.py` gives
+    the initial values of new rows: transformers' default would make them equal to within 1e-6, and SIDs could not be told
+    apart. Tied heads stay tied; an untied head gets rows of its own in the same way.
 
     Args:
         seed: of the new rows.
-        init: where they begin.
+        init: how they are initialised.
         titles: the items' titles, for `text`.
 
     Returns:
         How many tokens were new.
+
+    Raises:
+        ConfigError: `init` is `text` and no item has a title.
     """
     old = vocabulary_rows(model)
     title_ids = tokenizer(list(titles), add_special_tokens=False)["input_ids"] if init == "text" and titles else []
-    places = add_tokens(model, tokenizer, index)
-    lacking = [index.token_strings()[place] for place in places]
+    positions = add_tokens(model, tokenizer, index)
+    new_tokens = [index.token_strings()[position] for position in positions]
     generator = torch.Generator().manual_seed(seed)
     rows_of = new_rows(init, index, title_ids, getattr(model.config, "initializer_range", 0.02), generator)
     layers = (model.get_input_embeddings(), model.get_output_embeddings())
     embeddings = {id(weight): weight for weight in (cast(torch.Tensor, layer.weight) for layer in layers)}  # one if tied
     ids = tokenizer.get_vocab()
-    rows = [ids[text] for text in lacking]
+    rows = [ids[text] for text in new_tokens]
     with torch.no_grad():
         for weight in embeddings.values():
-            known = weight[: min(old, len(tokenizer) - len(lacking))].float()
-            weight[rows] = rows_of(known, places).to(weight.dtype)
-    return len(lacking)
+            # Some models have more rows than tokens, for a round number; those were never trained.
+            old_rows = weight[: min(old, len(tokenizer) - len(new_tokens))].float()
+            weight[rows] = rows_of(old_rows, positions).to(weight.dtype)
+    return len(new_tokens)
 
 
 def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, index: SidIndex) -> list[int]:
     """Add the SID tokens that the tokenizer lacks, and rows for them whose values are not set; see `add_sid_tokens`.
 
     Returns:
-        the places of the new tokens in `index.token_strings()`.
+        the positions of the new tokens in `index.token_strings()`.
     """
-    known = tokenizer.get_vocab()
-    places = [place for place, text in enumerate(index.token_strings()) if text not in known]
-    lacking = [index.token_strings()[place] for place in places]
-    tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in lacking])
+    vocabulary = tokenizer.get_vocab()
+    positions = [position for position, text in enumerate(index.token_strings()) if text not in vocabulary]
+    new_tokens = [index.token_strings()[position] for position in positions]
+    tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in new_tokens])
     if len(tokenizer) > vocabulary_rows(model):
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    return places
+    return positions
 
 
 def sid_token_ids(tokenizer: PreTrainedTokenizerBase, index: SidIndex) -> torch.Tensor:
@@ -139,18 +153,18 @@ def sid_token_ids(tokenizer: PreTrainedTokenizerBase, index: SidIndex) -> torch.
     Raises:
         CatalogError: the tokenizer lacks a SID token, or splits one.
     """
-    known = tokenizer.get_vocab()
-    missing = [text for text in index.token_strings() if text not in known]
+    vocabulary = tokenizer.get_vocab()
+    missing = [text for text in index.token_strings() if text not in vocabulary]
     if missing:
         raise CatalogError(
             f"{tokenizer.name_or_path or 'the tokenizer'}: lacks {len(missing)} of the catalog's "
             f"{len(index.token_strings())} SID tokens, the first is {missing[0]}. This checkpoint was not trained with this "
             "SID index: run the sft stage with it, or use the checkpoint's own index."
         )
-    split = [text for text in index.token_strings() if tokenizer.encode(text, add_special_tokens=False) != [known[text]]]
+    split = [text for text in index.token_strings() if tokenizer.encode(text, add_special_tokens=False) != [vocabulary[text]]]
     if split:
         raise CatalogError(f"The tokenizer splits the SID token {split[0]} into several tokens; add it as a token first.")
     starts = torch.tensor([0, *index.codebook_sizes[:-1]]).cumsum(0)
-    flat = torch.tensor([known[text] for text in index.token_strings()])
+    flat = torch.tensor([vocabulary[text] for text in index.token_strings()])
     codes = torch.from_numpy(index.codes).long()
     return flat[codes.clamp(min=0) + starts].masked_fill(codes < 0, -1)

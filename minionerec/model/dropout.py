@@ -1,4 +1,4 @@
-"""Dropout in training for architectures that have none outside their attention; the saved model knows nothing of it."""
+"""Dropout in training for architectures that have none outside their attention; the saved model is not changed by it."""
 
 import torch
 from torch.utils.hooks import RemovableHandle
@@ -10,14 +10,14 @@ from minionerec.errors import ConfigError
 def add_dropout(model: PreTrainedModel, share: float) -> list[RemovableHandle]:
     """Drop values of the embeddings, of what attention and feed-forward of every layer add, and of the last states.
 
-    These are the places of the original Transformer (Vaswani et al., 2017, section 5.4) and of T5. Only in training mode; in a
-    prefix tree all examples that share a token share what is dropped there.
+    These are the places of the original Transformer (Vaswani et al., 2017, section 5.4) and of T5. Dropout acts in training mode
+    only. In a prefix tree all examples that share a token share what is dropped there.
 
     Args:
-        share: of the values that become 0, the others are scaled to keep the mean (fraction).
+        share: fraction of the values that become 0; the rest is scaled to keep the mean.
 
     Returns:
-        Handles that take it away again; none where `share` is 0.
+        Handles that remove the dropout; none if `share` is 0.
 
     Raises:
         ConfigError: the model's decoder is not built of layers with `self_attn` and `mlp`.

@@ -16,8 +16,8 @@ CONTEXT = 2048
 def train_tokenizer(texts: Sequence[str], vocabulary: int) -> Qwen2Tokenizer:
     """Byte-level BPE, so that any text can be written: at most `vocabulary` entries, learnt from `texts`.
 
-    Text is split as Qwen2 splits it. Another way would be lost: transformers reads every tokenizer that lies beside a Qwen2 as
-    Qwen2's, so that the same text would have other tokens after saving and loading.
+    Text is split as Qwen2 splits it, because no other way would survive: transformers reads every tokenizer in a Qwen2's folder
+    as Qwen2's, so a text would have other tokens after saving and loading.
     """
     qwen2 = Qwen2Tokenizer().backend_tokenizer
     tokenizer = Tokenizer(models.BPE())

@@ -8,7 +8,8 @@ from trl import GRPOConfig
 
 from minionerec.config import Config, RlConfig
 from minionerec.data.dataset import Dataset
-from minionerec.model.outline import base_outline, outline
+from minionerec.model import checkpoint
+from minionerec.model.base import base_model
 from minionerec.prompts.builder import tokenizer_corpus
 from minionerec.prompts.encode import TokenExample
 from minionerec.rl.arguments import grpo_arguments
@@ -79,14 +80,14 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
         ConfigError: the options contradict one another, or the model's configuration cannot be read.
     """
 
-    def load_outline(dataset: Dataset, index: SidIndex) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def load_without_weights(dataset: Dataset, index: SidIndex) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         if (policy := config.folder / "sft" / "model").is_dir():
-            return outline(policy)
+            return checkpoint.load(policy, weights=False)
         corpus = tokenizer_corpus(dataset, config.resolved_prompts, config.sft.task_names)
-        model, tokenizer = base_outline(config.model, index, corpus, config.seed)
+        model, tokenizer = base_model(config.model, index, corpus, config.seed, weights=False)
         return model.float(), tokenizer
 
-    begun, rl = begin(config, "rl", load_outline), config.rl
+    begun, rl = begin(config, "rl", load_without_weights), config.rl
     examples = training_prompts(config, begun.prompts)
     trie = CatalogTrie.from_codes(begun.prompts.sid_tokens)
     arguments = grpo_arguments(rl, trie.levels, config.seed, config.folder / "rl", len(examples), devices)

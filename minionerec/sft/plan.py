@@ -6,7 +6,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
 from minionerec.model import adapters
-from minionerec.model.outline import base_outline
+from minionerec.model.base import base_model
 from minionerec.prompts.builder import tokenizer_corpus
 from minionerec.sft.arguments import check_options, training_arguments
 from minionerec.sft.trainer import TreeCollator, tree_tokens
@@ -53,12 +53,12 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
         ConfigError: the options contradict one another, or the model's configuration cannot be read.
     """
 
-    def load_outline(dataset: Dataset, index: SidIndex) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def load_without_weights(dataset: Dataset, index: SidIndex) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         corpus = tokenizer_corpus(dataset, config.resolved_prompts, config.sft.task_names)
-        return base_outline(config.model, index, corpus, config.seed)
+        return base_model(config.model, index, corpus, config.seed, weights=False)
 
     check_options(config.sft, devices)
-    begun = begin(config, "sft", load_outline)
+    begun = begin(config, "sft", load_without_weights)
     model = adapters.attach(begun.model, config.sft, begun.prompts.sid_token_set)
     training = training_trees(config.sft, config.seed, begun.prompts)
     longest = max(map(tree_tokens, training.trees))

@@ -29,7 +29,7 @@ from minionerec.artifacts import (
 from minionerec.config import DEFAULT_TASKS, RECOMMENDING, Config, TaskName
 from minionerec.data.dataset import Dataset
 from minionerec.distributed import distributed_state
-from minionerec.model import adapters, checkpoint, scratch
+from minionerec.model import adapters, base, checkpoint
 from minionerec.model.dropout import add_dropout
 from minionerec.prompts.builder import tokenizer_corpus
 from minionerec.prompts.record import prompts_section
@@ -53,16 +53,8 @@ log = logging.getLogger(__name__)
 
 def base_model(config: Config, dataset: Dataset, index: SidIndex) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The untrained model with the catalog's SID tokens."""
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    if config.model.init == "from_scratch":
-        corpus = tokenizer_corpus(dataset, config.resolved_prompts, config.sft.task_names)
-        model, tokenizer = scratch.create(corpus, config.model, config.seed)
-    else:
-        model, tokenizer = checkpoint.load(str(config.model.path), config.model.dtype)
-    titles = dataset.catalog["title"].to_list()
-    checkpoint.add_sid_tokens(model, tokenizer, index, config.seed, config.model.sid_init, titles)
-    return model, tokenizer
+    corpus = tokenizer_corpus(dataset, config.resolved_prompts, config.sft.task_names)
+    return base.base_model(config.model, index, corpus, config.seed, titles=dataset.catalog["title"].to_list())
 
 
 def worded_tasks(config: Config) -> list[TaskName]:

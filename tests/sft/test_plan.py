@@ -9,7 +9,7 @@ from minionerec.cli import main
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError
 from minionerec.model import checkpoint
-from minionerec.model.outline import base_outline
+from minionerec.model.base import base_model
 from minionerec.pipeline import run
 from minionerec.prompts.builder import Prompts, tokenizer_corpus
 from minionerec.rl import plan as rl_plan
@@ -41,7 +41,7 @@ def test_the_plan_is_what_the_trainer_sees(trained):
     dataset = Dataset.load(made.folder / "data")
     index = SidIndex.load(made.folder / "sid", dataset)
     model, _ = checkpoint.load(made.folder / "sft/model")
-    _, tokenizer = base_outline(made.model, index, tokenizer_corpus(dataset), made.seed)
+    _, tokenizer = base_model(made.model, index, tokenizer_corpus(dataset), made.seed, weights=False)
     trees = build_trees(examples_by_task(Prompts(dataset, index, tokenizer, context=2048), TASKS, "train", 6), 6).trees
     examples = [e for t in TASKS for e in listed_examples(Prompts(dataset, index, tokenizer), t, "train", 6)]
     assert planned.work.tokens == sum(len(example.prompt) + len(example.completion) for example in examples)

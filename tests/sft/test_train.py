@@ -221,7 +221,7 @@ def test_what_an_error_advises_keeps_the_checkpoints(prepared, monkeypatch):
 
 def test_nothing_is_loaded_for_a_batch_that_does_not_split(prepared, monkeypatch):
     monkeypatch.setattr("minionerec.sft.train.base_model", None)
-    monkeypatch.setattr("minionerec.sft.plan.base_outline", None)
+    monkeypatch.setattr("minionerec.sft.plan.base_model", None)
     made = replace(prepared, sft=replace(prepared.sft, batch_size=10))
     for start in (lambda: run(made, ("sft",)), lambda: sft_plan.plans(made)):
         with pytest.raises(ConfigError, match=r"sft.batch_size 10 does not split"):

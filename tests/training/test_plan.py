@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from minionerec.config import ModelConfig, SftConfig
 from minionerec.errors import ConfigError
 from minionerec.model import adapters, checkpoint, scratch
-from minionerec.model.outline import base_outline, outline
+from minionerec.model.base import base_model
 from minionerec.prompts.builder import tokenizer_corpus
 from minionerec.training.plan import Devices, PackedShape, Plan, Shape, Work, flops, memory, sample_batches
 from tests.small import random_dataset
@@ -49,7 +49,7 @@ def test_counts_equal_the_real_models(parts, tmp_path, train, tied):
         real, words = checkpoint.load(tmp_path)
         checkpoint.add_sid_tokens(real, words, index, 0)
         config = ModelConfig(init="from_pretrained", path=str(tmp_path))
-    drawn, _ = base_outline(config, index, tokenizer_corpus(dataset), 0)
+    drawn, _ = base_model(config, index, tokenizer_corpus(dataset), 0, weights=False)
     ids = checkpoint.sid_token_ids(words, index).unique().tolist()
     real.save_pretrained(tmp_path / "copy")
     real = type(real).from_pretrained(tmp_path / "copy")
@@ -228,11 +228,11 @@ def test_the_plan_refuses_the_tokenizer_that_loading_refuses(tmp_path):
     model, tokenizer = scratch.create(["a red lamp"] * 5, SIZES, 0)
     tokenizer.add_tokens(["one", "more"])
     checkpoint.save(model, tokenizer, tmp_path)
-    for load in (outline, checkpoint.load):
+    for weights in (False, True):
         with pytest.raises(ConfigError, match=r"but the model's vocabulary has only \d+ rows"):
-            load(tmp_path)
+            checkpoint.load(tmp_path, weights=weights)
 
 
 def test_a_model_that_is_not_there(tmp_path):
-    with pytest.raises(ConfigError, match=r"no plan without the model's config\.json"):
-        outline(tmp_path)
+    with pytest.raises(ConfigError, match=r"Expected a folder with config\.json and tokenizer files"):
+        checkpoint.load(tmp_path, weights=False)
