@@ -23,10 +23,10 @@ from minionerec.config import SidConfig, SidMethod
 from minionerec.data.released import sid_tokens
 from minionerec.sid.collaborative import fuse
 from minionerec.sid.collisions import resolve
-from minionerec.sid.compare import measure, table
+from minionerec.sid.compare import comparison_table, measure_method
 from minionerec.sid.diagnose import structure
 from minionerec.sid.index import parse_token
-from minionerec.sid.quantize import fit
+from minionerec.sid.quantize import fit_quantizer
 
 NAME = "Industrial_and_Scientific"
 FIGURES = ("neighbours_1", "neighbours_2", "copurchase_1", "copurchase_2", "chance_1", "chance_2")
@@ -64,7 +64,7 @@ def agreement(vectors: np.ndarray, pairs: dict[str, np.ndarray], sizes: list[int
         f"the default, {','.join(map(str, default.sizes))}, fused": default,
     }.items():
         if len(vectors) >= max(config.sizes):
-            fitted = fit(vectors, config, seed, fuse(vectors, pairs["train"], config.fusion))
+            fitted = fit_quantizer(vectors, config, seed, fuse(vectors, pairs["train"], config.fusion))
             ours[name] = resolve(fitted.codes, vectors, fitted.quantizer, config.collisions)
     together = np.concatenate(list(pairs.values()))
     for name, codes in ours.items():
@@ -95,11 +95,13 @@ def main() -> None:
     rows = {}
     for method in chosen.methods.split(","):
         config = SidConfig(method=method, codebook_sizes=sizes, collaborative=0)
-        rows[method] = measure(vectors, pairs["train"], together, config, chosen.seed)
+        rows[method] = measure_method(vectors, pairs["train"], together, config, chosen.seed)
     default = SidConfig()
     if len(vectors) >= max(default.sizes) and not chosen.methods_only:
-        rows["the default, coarse first, fused"] = measure(vectors, pairs["train"], together, default, chosen.seed)
-    console.print(table(rows, f"{len(vectors):,} items; methods with {chosen.sizes} codes and text only, then the default"))
+        rows["the default, coarse first, fused"] = measure_method(vectors, pairs["train"], together, default, chosen.seed)
+    console.print(
+        comparison_table(rows, f"{len(vectors):,} items; methods with {chosen.sizes} codes and text only, then the default")
+    )
 
     if not chosen.methods_only:
         console.print(agreement(vectors, pairs, sizes, amazon, chosen.seed))

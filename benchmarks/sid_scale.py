@@ -41,7 +41,7 @@ def write_vectors(path: Path, items: int, dimensions: int) -> None:
 def ours(path: Path, iterations: int, seed: int) -> dict[str, float]:
     from minionerec.config import SidConfig
     from minionerec.sid.diagnose import relative_error
-    from minionerec.sid.quantize import fit
+    from minionerec.sid.quantize import fit_quantizer
 
     vectors = np.load(path, mmap_mode="r")
     config = SidConfig(
@@ -52,7 +52,7 @@ def ours(path: Path, iterations: int, seed: int) -> dict[str, float]:
         collaborative=0,
     )
     started = time.process_time()
-    fitted = fit(vectors, config, seed)
+    fitted = fit_quantizer(vectors, config, seed)
     seconds, peak = time.process_time() - started, peak_gb()
     return {"seconds": seconds, "peak": peak, "error": relative_error(vectors, fitted.codes, fitted.quantizer)}
 

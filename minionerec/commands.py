@@ -258,7 +258,7 @@ def compare_sids(config: Config, methods: str | None) -> None:
 
     pipeline.set_up(config.threads)
     pipeline.quieten_libraries()
-    _console().print(compare.run(config, [method for method in (methods or "").split(",") if method]))
+    _console().print(compare.compare_methods(config, [method for method in (methods or "").split(",") if method]))
 
 
 def append_sids(config: Config, base: Path) -> None:
@@ -268,7 +268,7 @@ def append_sids(config: Config, base: Path) -> None:
     pipeline.set_up(config.threads)
     pipeline.quieten_libraries()
     with run_file.recording(config, "sid"):
-        manifest, fresh = append.run(config, base)
+        manifest, fresh = append.append_sids(config, base)
     figures = pipeline.summary(manifest) if fresh else "up to date"
     _console().print(f"[bold]sid[/] {escape(str(config.folder / 'sid'))}: {figures}")
 

@@ -43,8 +43,8 @@ def _sid(config: Config) -> Iterator[Made]:
 
     quieten_libraries()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        build.embed(config)
-    yield from _on_main(lambda: build.run(config))
+        build.embed_catalog(config)
+    yield from _on_main(lambda: build.build_sids(config))
 
 
 def _sft(config: Config) -> Iterator[Made]:

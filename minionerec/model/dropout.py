@@ -10,8 +10,8 @@ from minionerec.errors import ConfigError
 def add_dropout(model: PreTrainedModel, share: float) -> list[RemovableHandle]:
     """Drop values of the embeddings, of what attention and feed-forward of every layer add, and of the last states.
 
-    These are the places of the original Transformer (Vaswani et al., 2017, section 5.4) and of T5. Dropout acts in training mode
-    only. In a prefix tree all examples that share a token share what is dropped there.
+    These are the places of the original Transformer (Vaswani et al., 2017, section 5.4) and of T5. It acts only while
+    training. In a prefix tree all examples that share a token share what is dropped there.
 
     Args:
         share: fraction of the values that become 0; the rest is scaled to keep the mean.

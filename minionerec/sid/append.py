@@ -1,7 +1,7 @@
 """New items get SIDs; no old item's changes, so a model trained on the old ones stays valid.
 
-Inputs: `<run>/data`, whose catalog holds every item of the base run's and further ones, and `<base>/sid`. Output:
-`<run>/sid`, of the same form as `build` leaves it; its `sid.json` lists in `lineage` every index it descends from.
+Inputs: `<run>/data`, whose catalog holds every item of the base run and further ones, and `<base>/sid`. Output: `<run>/sid`
+with the files that `build` writes; `lineage` in its `sid.json` lists every index that it descends from.
 
 Command: `minionerec sid append --base runs/OLD --config YOUR.yaml`
 """
@@ -28,10 +28,13 @@ from minionerec.sid.quantize import check_vectors
 from minionerec.sid.store import load_quantizer, save_quantizer
 
 
-def run(config: Config, base: Path) -> tuple[Manifest, bool]:
+def append_sids(config: Config, base: Path) -> tuple[Manifest, bool]:
     """Extend the SIDs of the run `base` to the catalog of this run.
 
-    Encoder and quantizer are the base's; the configuration's `sid` section must agree with it.
+    Encoder and quantizer are the base's; the configuration's `sid` section must agree with them.
+
+    Returns:
+        The manifest, and whether the artefact was built by this call.
 
     Raises:
         ArtifactError: a stage has not run, or its files are damaged.
@@ -48,7 +51,8 @@ def run(config: Config, base: Path) -> tuple[Manifest, bool]:
         )
     if (before := old.config["sid"]["collisions"]) != config.sid.collisions:
         raise ConfigError(
-            f"sid.collisions is {config.sid.collisions}, but {base / 'sid'} was made with {before}. Give the same."
+            f"sid.collisions is {config.sid.collisions}, but {base / 'sid'} was made with {before}. "
+            f"Set --sid.collisions {before}."
         )
     inputs = stage_inputs(config, data) | {"base": old.digest}
     recipe = Recipe("sid", config.folder / "sid", config.section("sid"), inputs, config.seed, replace=config.replace)
@@ -89,13 +93,15 @@ def extend(
 
     A new item takes its own codes if no other item has them. Otherwise it shares them (`share`), or takes the next suffix of
     a SID whose items all have one, as long as the base's suffix tokens last, or else the nearest free SID. New items are
-    served by the bytes of their vectors, not in the order they come.
+    handled in the order of their vectors' bytes, so the order of the catalog does not matter.
 
     Args:
         base: the old index.
         old_rows: row of each of its items in the new catalog, (old items,).
         encoded: (items, quantizer's levels), of the new catalog.
         vectors: (items, dimensions).
+        quantizer: the base's.
+        share: an item may have the SID of another.
 
     Returns:
         (items, base.levels) int32; rows of old items are the base's.
@@ -114,16 +120,16 @@ def extend(
             occupy(stem, used)
         if row[levels:] and row[levels] >= 0:
             suffixes[stem] = max(suffixes.get(stem, -1), row[levels])
-    room, taken = math.prod(quantizer.codebook_sizes), len({tuple(row[:levels]) for row in base.codes.tolist()})
-    fresh = np.setdiff1d(np.arange(len(encoded)), old_rows)
-    for item in sorted(fresh.tolist(), key=lambda item: (vectors[item].tobytes(), item)):
+    capacity, taken = math.prod(quantizer.codebook_sizes), len({tuple(row[:levels]) for row in base.codes.tolist()})
+    new_items = np.setdiff1d(np.arange(len(encoded)), old_rows)
+    for item in sorted(new_items.tolist(), key=lambda item: (vectors[item].tobytes(), item)):
         stem = tuple(encoded[item].tolist())
-        further = suffixes.get(stem, -1) + 1
-        if used[stem] and not share and stem in suffixes and further < base.codebook_sizes[-1]:
-            suffixes[stem] = codes[item, levels] = further
+        next_suffix = suffixes.get(stem, -1) + 1
+        if used[stem] and not share and stem in suffixes and next_suffix < base.codebook_sizes[-1]:
+            suffixes[stem] = codes[item, levels] = next_suffix
         elif used[stem] and not share:
-            if taken >= room:
-                raise CatalogError(f"All {room:,} semantic IDs are taken; build the index anew with larger codebooks.")
+            if taken >= capacity:
+                raise CatalogError(f"All {capacity:,} semantic IDs are taken; build the index anew with larger codebooks.")
             stem = nearest_unused(vectors[item], quantizer, used)
         if not used[stem]:
             occupy(stem, used)
@@ -146,7 +152,7 @@ def _rows_of(base: Dataset, dataset: Dataset, folder: Path) -> np.ndarray:
     changed = [name for name, text in zip(names, old_texts, strict=True) if texts[row[name]] != text]
     if changed:
         raise CatalogError(
-            f"The text of {len(changed):,} items is not that of {folder} any more, first {changed[0]!r}. Their SIDs would stay "
-            "those of the old text: restore it, or build the index anew."
+            f"The text of {len(changed):,} items differs from the text in {folder}, first {changed[0]!r}. Their SIDs would "
+            "still describe the old text: restore it, or build the index anew."
         )
     return np.array([row[name] for name in names], dtype=np.int64)

@@ -6,8 +6,8 @@ Inputs: `<run>/data` (the catalog's text, the training split's consecutive items
 
 Differs from the paper, which embeds with Qwen3-Embedding-4B and quantises with an RQ-VAE or size-constrained RQ-KMeans: the
 encoder here is all-MiniLM-L6-v2 by default (22M parameters, runs on a CPU); the default quantiser, `rq-kmeans-joint`, lets
-co-occurrence have a say in the first code, balances the others and refines all levels together; and items with equal codes
-are told apart by a minimum-cost assignment at the last level, not by an extra one. All of it is a field of `--sid`.
+co-occurrence shape the first code, balances the further ones and refines all levels together; and items with equal codes are
+separated by a minimum-cost assignment at the last level, not by an extra level. Fields of `--sid` change each of these choices.
 
 Command: `minionerec sid --config ml-100k.yaml`
 """
@@ -28,24 +28,25 @@ from minionerec.sid.collisions import resolve
 from minionerec.sid.diagnose import diagnose, shared_codes, structure
 from minionerec.sid.encoder import embed_share, encoder_identity, item_vectors
 from minionerec.sid.index import SidIndex
-from minionerec.sid.quantize import fit
+from minionerec.sid.quantize import fit_quantizer
 from minionerec.sid.shipped import index_of_tokens
 from minionerec.sid.store import save_quantizer
 
 log = logging.getLogger(__name__)
 
 
-def run(config: Config) -> tuple[Manifest, bool]:
-    """Build `<run>/sid`, or leave it as it is where config, seed and data are unchanged.
+def build_sids(config: Config) -> tuple[Manifest, bool]:
+    """Build `<run>/sid`, or leave it as it is if config, seed and data are unchanged.
 
     Returns:
-        The manifest, and whether the artefact was made anew.
+        The manifest, and whether the artefact was built by this call.
 
     Raises:
-        ArtifactError: the data stage has not run, its files are damaged, the disk is full, or see `fusion_pairs`.
-        CatalogError: an item twice in the catalog, fewer items than codes, or more items than semantic IDs.
-        ConfigError: `sid.shipped`, but the data brings no semantic IDs; see also `item_vectors` and `fit`.
-        DataError, TrainingError: see `item_vectors` and `fit`.
+        ArtifactError: the data stage or the baseline of `sid.collaborative_model` has not run, or its files are damaged.
+        CatalogError: an item is twice in the catalog, or there are fewer items than codes or more than semantic IDs.
+        ConfigError: `sid.shipped` is set, but the data brings no semantic IDs; or encoder or method cannot be used.
+        DataError: an item has no text or no usable vector.
+        TrainingError: a neural method diverged.
     """
     data = artifacts.require(config.folder / "data", "minionerec data prepare --config YOUR.yaml")
     if config.sid.shipped:
@@ -60,7 +61,9 @@ def run(config: Config) -> tuple[Manifest, bool]:
     with recipe.write() as draft:
         vectors = item_vectors(dataset, config.sid, config.seed)
         pairs = consecutive_pairs(dataset.train)
-        fitted = fit(vectors, config.sid, config.seed, fuse(vectors, fusion_pairs(config, dataset), config.sid.fusion))
+        fitted = fit_quantizer(
+            vectors, config.sid, config.seed, fuse(vectors, fusion_pairs(config, dataset), config.sid.fusion)
+        )
         codes = resolve(fitted.codes, vectors, fitted.quantizer, config.sid.collisions)
         sizes = (*config.sid.sizes, *(int(column.max()) + 1 for column in codes.T[len(config.sid.sizes) :]))
         index = SidIndex(codes, sizes, dataset.digest, fitted.quantizer.codebooks, encoder_identity(config.sid, vectors))
@@ -90,11 +93,13 @@ def _take_shipped(config: Config, data: Manifest) -> tuple[Manifest, bool]:
     return Manifest.load(recipe.folder), True
 
 
-def embed(config: Config) -> None:
-    """Embed this process's share of the catalog's text into the cache; all processes of a launch call it before `run`.
+def embed_catalog(config: Config) -> None:
+    """Embed this process's share of the catalog's text into the cache; all processes call it before one calls `build_sids`.
 
     Raises:
-        ArtifactError, ConfigError, DataError: as `run`.
+        ArtifactError: the data stage has not run.
+        ConfigError: the encoder cannot be loaded.
+        DataError: an item has no text, or its vector is not finite.
     """
     if config.sid.shipped:
         return
@@ -106,7 +111,7 @@ def embed(config: Config) -> None:
 
 
 def stage_inputs(config: Config, data: Manifest) -> dict[str, str]:
-    """Digests of what the SIDs are made from: the dataset, the baseline that is asked, and the user's own encoder and vectors.
+    """Digests of the inputs: the dataset, the baseline of `sid.collaborative_model`, the user's own encoder and vectors.
 
     Raises:
         ArtifactError: the baseline is missing.
@@ -131,9 +136,9 @@ def check_catalog(dataset: Dataset) -> None:
     ids = dataset.catalog["item_id"].to_numpy()
     names, counts = np.unique(ids, return_counts=True)
     if len(names) < len(ids):
-        twice = names[counts > 1]
-        rows = np.flatnonzero(ids == twice[0])
+        repeated = names[counts > 1]
+        rows = np.flatnonzero(ids == repeated[0])
         raise CatalogError(
-            f"The catalog holds {len(twice):,} items more than once, first {twice[0]!r} in rows {rows[:5].tolist()}. "
+            f"The catalog holds {len(repeated):,} items more than once, first {repeated[0]!r} in rows {rows[:5].tolist()}. "
             "Keep one row per item and run the data stage again."
         )

@@ -1,4 +1,4 @@
-"""What a quantizer is, and the one that most methods make: a vector is the sum of one centroid per level."""
+"""The interface of quantizers, and the quantizer that most methods fit: a vector is the sum of one centroid per level."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,13 +22,13 @@ class Quantizer(Protocol):
         """Codes per level, used or not."""
 
     def encode(self, vectors: np.ndarray, guide: np.ndarray | None = None) -> np.ndarray:
-        """Codes (items, levels) int32 of (items, dimensions) vectors; `guide` decides the first where it is given."""
+        """Codes (items, levels) int32 of (items, dimensions) vectors; a `guide`, if given, decides the first code."""
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """What the codes stand for: (items, dimensions) float64."""
+        """The vectors that (items, levels) codes stand for: (items, dimensions) float64."""
 
     def distances(self, vectors: np.ndarray, prefixes: np.ndarray) -> np.ndarray:
-        """Squared distance of what (items, level) prefixes leave to each centroid of the next level: (items, size)."""
+        """Squared distance from what (items, level) prefixes leave of the vectors to each next centroid: (items, size)."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class ResidualQuantizer:
 
     Attributes:
         codebooks: per level (codebook size, dimensions) float32.
-        router: where the first code is not that of the nearest centroid of level 1 but of the nearest row of this matrix,
-            (first codebook size, dimensions) float32: the clusters of fused vectors.
+        router: (first codebook size, dimensions) float32. If given, the first code is that of the nearest row of this matrix,
+            the clusters of fused vectors, and not of the nearest centroid of level 1.
         beam: partial SIDs kept per item while encoding; 1 takes the nearest centroid level by level.
     """
 
@@ -52,11 +52,11 @@ class ResidualQuantizer:
         return tuple(len(codebook) for codebook in self.codebooks)
 
     def encode(self, vectors: np.ndarray, guide: np.ndarray | None = None) -> np.ndarray:
-        """Codes whose centroids add up to nearly the vectors; of equally good ones the first.
+        """Codes whose centroids add up to nearly the vectors; of equally good codes the first.
 
         Args:
             vectors: (items, dimensions); read in blocks, so they may be memory-mapped.
-            guide: vectors that decide the first code, same shape; the vectors themselves where None.
+            guide: vectors that decide the first code, same shape; None lets the vectors themselves decide.
 
         Returns:
             codes (items, levels) int32.
@@ -68,8 +68,8 @@ class ResidualQuantizer:
             rows = np.asarray(vectors[block], dtype=np.float32)
             first = None
             if self.router is not None:
-                chosen = rows if guide is None else np.asarray(guide[block], dtype=np.float32)
-                first = nearest(chosen, self.router)
+                routed = rows if guide is None else np.asarray(guide[block], dtype=np.float32)
+                first = nearest(routed, self.router)
             codes[block] = tables.search(rows, self.beam, first)
         return codes
 
@@ -96,7 +96,8 @@ class ResidualQuantizer:
 class _Tables:
     """Inner products of all centroids with one another: with these, a block of vectors is multiplied by centroids just once.
 
-    The squared error of a sum of centroids is ‖x‖² + Σ‖c‖² − 2 Σ x·c + 2 Σ c·c'; only half of what depends on c is kept.
+    The squared error of a sum of centroids is ‖x‖² + Σ‖c‖² − 2 Σ x·c + 2 Σ c·c', the last sum over pairs. ‖x‖² is the same for
+    all codes, so scores leave it out, and halve the rest: Σ‖c‖²/2 − Σ x·c + Σ c·c'.
     """
 
     def __init__(self, codebooks: tuple[np.ndarray, ...]) -> None:
@@ -131,23 +132,25 @@ class _Tables:
 
     def _beam(self, scores: np.ndarray, beam: int, first: np.ndarray | None) -> np.ndarray:
         items, levels = len(scores), len(self.edges) - 1
-        codes = np.empty((items, 1, 0), dtype=np.int64)  # (items, kept, levels so far)
+        codes = np.empty((items, 1, 0), dtype=np.int64)  # (items, beams, levels so far)
         total = np.zeros((items, 1), dtype=np.float32)
         for level, (low, high) in enumerate(pairwise(self.edges)):
             if level == 0 and first is not None:
                 codes = first.astype(np.int64)[:, None, None]
                 continue
-            grown = total[:, :, None] + scores[:, None, low:high]  # (items, kept, codes)
+            candidates = total[:, :, None] + scores[:, None, low:high]  # (items, beams, codes)
             for before in range(level):
-                grown += self.cross[self.edges[before] + codes[:, :, before], low:high]
-            flat = grown.reshape(items, -1)
-            kept = 1 if level == levels - 1 else min(beam, flat.shape[1])
-            if kept == 1:
+                candidates += self.cross[self.edges[before] + codes[:, :, before], low:high]
+            flat = candidates.reshape(items, -1)
+            # The last level needs only the best. Before it the order of the beams does not matter, so partitioning is enough.
+            # Their places are sorted, so that argmin on the last level finds the first of equally good codes.
+            beams = 1 if level == levels - 1 else min(beam, flat.shape[1])
+            if beams == 1:
                 best = flat.argmin(axis=1)[:, None]
-            elif kept < flat.shape[1]:
-                best = np.sort(np.argpartition(flat, kept - 1, axis=1)[:, :kept], axis=1)
+            elif beams < flat.shape[1]:
+                best = np.sort(np.argpartition(flat, beams - 1, axis=1)[:, :beams], axis=1)
             else:
-                best = np.broadcast_to(np.arange(kept), flat.shape)
+                best = np.broadcast_to(np.arange(beams), flat.shape)
             total = np.take_along_axis(flat, best, axis=1)
             parent, code = np.divmod(best, high - low)
             codes = np.concatenate([np.take_along_axis(codes, parent[:, :, None], axis=1), code[:, :, None]], axis=2)
@@ -155,14 +158,14 @@ class _Tables:
 
 
 def sample_rows(items: int, most: int, seed: int) -> np.ndarray:
-    """Which of the items codebooks are learnt from: all, or `most` drawn without repetition, ascending."""
+    """The items that codebooks are learnt from, ascending: all, or `most` drawn without repetition."""
     if items <= most:
         return np.arange(items)
     return np.sort(np.random.default_rng([seed, items]).choice(items, most, replace=False))
 
 
 def nearest(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """The nearest centroid of each point, the first of equally near ones: (points,)."""
+    """The nearest centroid of each point, of equally near ones the first: (points,)."""
     half = (centroids**2).sum(axis=1) / 2
     return (half - points @ centroids.T).argmin(axis=1)
 

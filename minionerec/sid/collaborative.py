@@ -1,6 +1,6 @@
 """Collaborative signal: item vectors moved towards those of the items that the same users take next.
 
-Which items these are is counted in the training split, or asked of a sequential baseline that was trained on it.
+The training split counts which items these are, or a sequential baseline that was trained on it names them.
 """
 
 import numpy as np
@@ -39,8 +39,8 @@ def neighbour_pairs(vectors: np.ndarray, seen: np.ndarray, count: int = NEIGHBOU
 
     Args:
         vectors: (items, dimensions).
-        seen: the items whose vectors were learnt, (seen,) int64; those of others are chance.
-        count: neighbours of an item, fewer where there are not so many.
+        seen: the items whose vectors were learnt, (seen,) int64; the vectors of unseen items are random.
+        count: neighbours of an item, at most.
     """
     learnt = vectors[seen] / np.maximum(np.linalg.norm(vectors[seen], axis=1, keepdims=True), 1e-12)
     count, pairs = min(count, len(seen) - 1), []
@@ -48,17 +48,17 @@ def neighbour_pairs(vectors: np.ndarray, seen: np.ndarray, count: int = NEIGHBOU
         near = learnt[start : start + block] @ learnt.T
         rows = np.arange(len(near))
         near[rows, start + rows] = -np.inf  # the item itself
-        chosen = np.argsort(-near, axis=1, kind="stable")[:, :count]
-        pairs.append(np.stack([np.repeat(seen[start : start + block], count), seen[chosen].ravel()], axis=1))
+        nearest = np.argsort(-near, axis=1, kind="stable")[:, :count]
+        pairs.append(np.stack([np.repeat(seen[start : start + block], count), seen[nearest].ravel()], axis=1))
     return np.concatenate(pairs) if pairs else np.empty((0, 2), np.int64)
 
 
 def fuse(vectors: np.ndarray, pairs: np.ndarray, weight: float, block: int = 65536) -> np.ndarray:
-    """Vectors fused with co-occurrence: (1 - weight) x own + weight x mean of the partners', brought back to the own length.
+    """Vectors fused with co-occurrence: (1 - weight) x the item's vector + weight x the mean of its partners' vectors.
 
-    A partner counts with the logarithm of 1 + the times the two stand side by side. This is one step of a graph convolution
-    without weights (SGC, Wu et al., ICML 2019). It stays in the space of the text vectors, so an item without interactions
-    simply keeps its own and is still comparable.
+    The result is scaled to the length of the item's vector. A partner counts with the logarithm of 1 + the number of pairs that
+    the two form. This is one step of a graph convolution without weights (SGC, Wu et al., ICML 2019). It stays in the space of
+    the text vectors, so an item without interactions keeps its own vector and is still comparable.
 
     Args:
         vectors: (items, dimensions) float32.
@@ -66,7 +66,7 @@ def fuse(vectors: np.ndarray, pairs: np.ndarray, weight: float, block: int = 655
         weight: from 0 (nothing changes) to below 1.
 
     Returns:
-        (items, dimensions) float32; `vectors` itself where nothing changes.
+        (items, dimensions) float32; `vectors` itself if nothing changes.
     """
     if weight == 0 or not len(pairs):
         return vectors

@@ -1,4 +1,4 @@
-"""Collisions: what becomes of items that share a SID. All ways are deterministic and none depends on the items' order."""
+"""Collisions: what happens to items that share a SID. All methods are deterministic; none depends on the items' order."""
 
 import math
 from collections import Counter, defaultdict
@@ -17,14 +17,16 @@ _ROUNDS = 20  # of `sinkhorn`, as in the released code
 
 
 def resolve(codes: np.ndarray, vectors: np.ndarray, quantizer: Quantizer, method: Collisions) -> np.ndarray:
-    """Resolve the collisions of a catalog; `keep` changes nothing, for the others see the functions of that name.
+    """Resolve the collisions of a catalog.
 
     Args:
         codes: (items, levels) int32, as quantised.
         vectors: (items, dimensions).
+        quantizer: which made the codes.
+        method: `keep` changes nothing; the functions `nearest_free`, `sinkhorn` and `suffix` describe the other three.
 
     Returns:
-        codes (items, levels) int32; with `suffix` and at least one collision (items, levels + 1), -1 where an item needs none.
+        codes (items, levels) int32; with `suffix` and at least one collision (items, levels + 1), -1 if an item needs none.
 
     Raises:
         CatalogError: `nearest-free`, and there are more items than SIDs.
@@ -41,11 +43,11 @@ def resolve(codes: np.ndarray, vectors: np.ndarray, quantizer: Quantizer, method
 def suffix(codes: np.ndarray, vectors: np.ndarray, quantizer: Quantizer) -> np.ndarray:
     """A further code for every member of a group that shares a SID, 0 for the nearest to its centroids; none for other items.
 
-    As in TIGER (arXiv 2305.05065) and the released code's constrained RQ-KMeans. All members get one, so that no SID is the
-    beginning of another.
+    TIGER (arXiv 2305.05065) and the released code's constrained RQ-KMeans do this. All members get a code, so that no SID is
+    the beginning of another.
 
     Returns:
-        (items, levels + 1) int32 with -1 for no code; `codes` itself where no SID is shared.
+        (items, levels + 1) int32 with -1 for no code; `codes` itself if no SID is shared.
     """
     _, sid_of, counts = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
     colliding = np.flatnonzero(counts[sid_of] > 1)
@@ -63,8 +65,8 @@ def suffix(codes: np.ndarray, vectors: np.ndarray, quantizer: Quantizer) -> np.n
 def sinkhorn(codes: np.ndarray, vectors: np.ndarray, quantizer: Quantizer) -> np.ndarray:
     """The released code's re-assignment: each group that shares a SID spreads evenly over the last codes, up to 20 times.
 
-    Only the group is looked at, not whom it meets at its new codes, so items that share a SID may be left; figures of
-    `diagnose` say how many. LC-Rec (arXiv 2311.09049).
+    A group spreads without regard to the items that already have its new codes, so some items may still share a SID; the
+    figures of `diagnose` say how many. From LC-Rec (arXiv 2311.09049).
     """
     codes = codes.copy()
     for _ in range(_ROUNDS):
@@ -83,10 +85,10 @@ def nearest_free(codes: np.ndarray, vectors: np.ndarray, quantizer: Quantizer) -
     """Give every item a SID of its own, moving only items that share one.
 
     Of each such set the item nearest to the SID's centroids keeps it. The others stay under their prefix (all codes but the
-    last): together they get those of its free last codes whose total squared distance is least. Where a prefix runs full, the
-    rest leave it one by one: each is encoded again level by level, always with the nearest code that still has a free SID
-    under it, so it keeps as many leading codes as possible. Ties go by the vectors' bytes, then by item index: as long as
-    vectors differ, the order of items does not matter.
+    last): together they get the free last codes whose total squared distance is least. If a prefix runs full, the rest leave
+    it one by one: each is encoded again level by level, always with the nearest code that still has a free SID under it, so it
+    keeps as many leading codes as possible. Ties are broken by the vectors' bytes, then by item index: as long as vectors
+    differ, the order of items does not matter.
 
     Re-assigning colliding items at the last level follows LC-Rec's uniform semantic mapping (arXiv 2311.09049), with one
     exact linear assignment per prefix in place of Sinkhorn's approximation.
@@ -135,12 +137,12 @@ def _place(
     quantizer: Quantizer,
     used: Counter[Sid],
 ) -> tuple[dict[int, int], list[int]]:
-    """New last codes for the members of a prefix that must move, and the members for whom none is left."""
+    """New last codes for the members of a prefix that must move, and the members for which no code is left."""
     distances = quantizer.distances(vectors[members], codes[members, :-1])  # (members, last codebook)
-    own = codes[members, -1]
-    by_nearness = np.argsort(distances[np.arange(len(members)), own], kind="stable")
-    keepers = {own[row]: row for row in by_nearness[::-1]}  # the nearest is written last
-    movers = [row for row in range(len(members)) if keepers[own[row]] != row]
+    last_codes = codes[members, -1]
+    by_nearness = np.argsort(distances[np.arange(len(members)), last_codes], kind="stable")
+    keepers = {last_codes[row]: row for row in by_nearness[::-1]}  # the nearest is written last
+    movers = [row for row in range(len(members)) if keepers[last_codes[row]] != row]
     free = [code for code in range(distances.shape[1]) if not used[(*prefix, code)]]
     rows, columns = linear_sum_assignment(distances[np.ix_(movers, free)])
     placed = {members[movers[row]]: free[column] for row, column in zip(rows, columns, strict=True)}

@@ -22,7 +22,7 @@ from minionerec.sid.collaborative import consecutive_pairs, fuse, fusion_pairs
 from minionerec.sid.collisions import resolve
 from minionerec.sid.diagnose import diagnose
 from minionerec.sid.encoder import item_vectors
-from minionerec.sid.quantize import fit
+from minionerec.sid.quantize import fit_quantizer
 
 COLUMNS = {
     "reconstruction_error_before": "error",
@@ -40,40 +40,44 @@ COLUMNS = {
 }
 
 
-def run(config: Config, methods: Sequence[str] = ()) -> Table:
+def compare_methods(config: Config, methods: Sequence[str] = ()) -> Table:
     """Fit each method on the run's catalog and measure it.
 
     Args:
-        methods: names of `sid.method`; all where none is given.
+        methods: names of `sid.method`; none means all.
 
     Raises:
-        ConfigError: an unknown method, or a package that one needs is missing.
+        ConfigError: a method is unknown, or its package is not installed.
         ArtifactError: the data stage has not run.
     """
     unknown = [name for name in methods if name not in get_args(SidMethod)]
     if unknown:
-        raise ConfigError(f"--methods {unknown[0]}: unknown; known are {', '.join(get_args(SidMethod))}.")
+        raise ConfigError(f"--methods {unknown[0]}: there is no such method; choose from {', '.join(get_args(SidMethod))}.")
     artifacts.require(config.folder / "data", "minionerec data prepare --config YOUR.yaml")
     dataset = Dataset.load(config.folder / "data")
     check_catalog(dataset)
     vectors = item_vectors(dataset, config.sid, config.seed)
     pairs, fused = consecutive_pairs(dataset.train), fusion_pairs(config, dataset)
-    chosen: list[SidMethod] = [name for name in get_args(SidMethod) if name in methods or not methods]
+    names: list[SidMethod] = [name for name in get_args(SidMethod) if name in methods or not methods]
     rows: dict[str, dict[str, Any]] = {
-        name: measure(vectors, fused, pairs, dataclasses.replace(config.sid, method=name), config.seed) for name in chosen
+        name: measure_method(vectors, fused, pairs, dataclasses.replace(config.sid, method=name), config.seed) for name in names
     }
-    return table(rows, f"{config.name}: {len(vectors):,} items, codebooks of {' + '.join(map(str, config.sid.sizes))}")
+    return comparison_table(
+        rows, f"{config.name}: {len(vectors):,} items, codebooks of {' + '.join(map(str, config.sid.sizes))}"
+    )
 
 
-def measure(vectors: np.ndarray, train_pairs: np.ndarray, pairs: np.ndarray, config: SidConfig, seed: int) -> dict[str, Any]:
-    """Fit and resolve; the figures of `diagnose`, counts of distinct SIDs, and the seconds that it took.
+def measure_method(
+    vectors: np.ndarray, train_pairs: np.ndarray, pairs: np.ndarray, config: SidConfig, seed: int
+) -> dict[str, Any]:
+    """Fit a method and resolve its collisions: the figures of `diagnose`, counts of distinct SIDs, and the seconds taken.
 
     Args:
         train_pairs: what the collaborative fusion may see, (pairs, 2).
         pairs: what co-purchase agreement is measured on, (pairs, 2).
     """
     started = time.perf_counter()
-    fitted = fit(vectors, config, seed, fuse(vectors, train_pairs, config.fusion))
+    fitted = fit_quantizer(vectors, config, seed, fuse(vectors, train_pairs, config.fusion))
     codes = resolve(fitted.codes, vectors, fitted.quantizer, config.collisions)
     seconds = time.perf_counter() - started
     figures = diagnose(fitted.codes, codes, vectors, fitted.quantizer, pairs)
@@ -81,20 +85,20 @@ def measure(vectors: np.ndarray, train_pairs: np.ndarray, pairs: np.ndarray, con
     return figures | unique | {"seconds": round(seconds, 1)}
 
 
-def table(rows: dict[str, dict[str, Any]], title: str) -> Table:
-    """One row per method; a figure that one lacks stays empty."""
-    made = Table(title=title, title_justify="left")
-    made.add_column("method", no_wrap=True)
+def comparison_table(rows: dict[str, dict[str, Any]], title: str) -> Table:
+    """One row per method; a missing figure stays empty."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("method", no_wrap=True)
     for column in COLUMNS.values():
-        made.add_column(column, justify="right")
+        table.add_column(column, justify="right")
     for name, figures in rows.items():
-        made.add_row(name, *(_cell(figures.get(key)) for key in COLUMNS))
-    return made
+        table.add_row(name, *(_cell(figures.get(key)) for key in COLUMNS))
+    return table
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, list):
-        return " ".join(f"{one:.0f}" for one in value)
+        return " ".join(f"{figure:.0f}" for figure in value)
     if isinstance(value, float):
         return f"{value:.1f}" if value >= 1 else f"{value:.4f}".lstrip("0") or "0"
     return "" if value is None else f"{value:,}"

@@ -1,4 +1,4 @@
-"""Figures about an index: collisions, use and balance of the codebooks, what the SIDs keep of the vectors and of the clicks."""
+"""Figures about an index: collisions, use and balance of the codebooks, how well SIDs reflect vectors and clicks."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ from scipy.special import xlogy
 from minionerec.sid.codebooks import Quantizer
 
 _NEIGHBOURS = 10
-_QUERIES = 5000  # items whose neighbours are looked for, spread evenly over a larger catalog
-_BLOCK = 512  # of them at once
+_QUERIES = 5000  # items whose neighbours are searched, evenly spaced in a larger catalog
+_BLOCK = 512  # queries at once
 _DEPTHS = (1, 2)  # leading codes that are compared
 
 
@@ -28,7 +28,8 @@ def diagnose(
         Plain numbers: `items`; `collision_rate_before`, `collision_rate` (share of items whose SID another item has too);
         `reconstruction_error_before`, `reconstruction_error` (squared distance of the vectors to what their codes stand for,
         relative to that to their mean: 0 is exact, 1 no better than the mean); `moved` (share of items whose SID was
-        changed); `largest_group_before`, `largest_group` (items with one SID); `distinct_vectors`; and `structure`'s.
+        changed); `largest_group_before`, `largest_group` (items with one SID); `distinct_vectors`; and the figures of
+        `structure`.
     """
     levels = codes_before.shape[1]
     groups_before, shared = _group_sizes(codes_before), shared_codes(codes)
@@ -46,7 +47,7 @@ def diagnose(
 
 
 def shared_codes(codes: np.ndarray) -> dict[str, Any]:
-    """`items`, `collision_rate` and `largest_group` of codes, see `diagnose`."""
+    """`items`, `collision_rate` and `largest_group` of codes, as `diagnose` describes them."""
     groups = _group_sizes(codes)
     return {"items": len(codes), "collision_rate": float(np.mean(groups > 1)), "largest_group": int(groups.max())}
 
@@ -54,12 +55,12 @@ def shared_codes(codes: np.ndarray) -> dict[str, Any]:
 def structure(
     codes: np.ndarray, vectors: np.ndarray | None, pairs: np.ndarray, sizes: tuple[int, ...] | None = None
 ) -> dict[str, Any]:
-    """What the codes alone say, so that SIDs from elsewhere can be measured with the same vectors and clicks.
+    """Figures that need codes but no quantizer, so that SIDs from elsewhere can be measured on the same vectors and clicks.
 
     Args:
         codes: (items, levels), -1 for no code.
         vectors: (items, dimensions); None leaves the neighbours out.
-        sizes: codes per level; those seen where None.
+        sizes: codes per level; None takes the codes that occur.
 
     Returns:
         per level `codes_used`, `perplexity` (exp of the entropy of code use, at most the codebook size), `balance` (perplexity
@@ -93,31 +94,32 @@ def nearest_neighbours(vectors: np.ndarray, count: int = _NEIGHBOURS) -> tuple[n
     """The nearest other items by cosine similarity.
 
     Returns:
-        queries (queries,): the items asked for, all of a small catalog; neighbours (queries, up to count), nearest first.
+        queries (queries,): the items whose neighbours follow, all of a small catalog; neighbours (queries, up to count),
+        nearest first.
     """
     items = len(vectors)
     queries = np.unique(np.linspace(0, items - 1, min(items, _QUERIES)).round().astype(np.int64))
     count = min(count, items - 1)
     best = np.full((len(queries), count), -np.inf)
-    found = np.zeros((len(queries), count), dtype=np.int64)
-    asked = _unit(vectors[queries])
+    neighbours = np.zeros((len(queries), count), dtype=np.int64)
+    query_vectors = _unit(vectors[queries])
     for start in range(0, items, 65536):  # the catalog may be memory-mapped
         block = _unit(vectors[start : start + 65536])
         for low in range(0, len(queries), _BLOCK):
             part = slice(low, low + _BLOCK)
-            scores = asked[part] @ block.T
-            own = queries[part] - start
-            inside = (own >= 0) & (own < len(block))
-            scores[np.flatnonzero(inside), own[inside]] = -np.inf
+            scores = query_vectors[part] @ block.T
+            columns = queries[part] - start  # of the queries themselves, which are no neighbours
+            inside = (columns >= 0) & (columns < len(block))
+            scores[np.flatnonzero(inside), columns[inside]] = -np.inf
             numbers = np.broadcast_to(np.arange(start, start + len(block)), scores.shape)
-            scores, numbers = np.hstack([best[part], scores]), np.hstack([found[part], numbers])
+            scores, numbers = np.hstack([best[part], scores]), np.hstack([neighbours[part], numbers])
             top = np.argsort(-scores, axis=1, kind="stable")[:, :count]
-            best[part], found[part] = np.take_along_axis(scores, top, 1), np.take_along_axis(numbers, top, 1)
-    return queries, found
+            best[part], neighbours[part] = np.take_along_axis(scores, top, 1), np.take_along_axis(numbers, top, 1)
+    return queries, neighbours
 
 
 def perplexity(counts: np.ndarray) -> float:
-    """Exponential of the entropy of the codes' frequencies: that many codes, evenly used, would spread the items as well.
+    """Exponential of the entropy of the codes' frequencies: this many evenly used codes would spread the items as well.
 
     Args:
         counts: items per code; codes with 0 do not matter.
@@ -129,12 +131,12 @@ def perplexity(counts: np.ndarray) -> float:
 def relative_error(vectors: np.ndarray, codes: np.ndarray, quantizer: Quantizer, block: int = 65536) -> float:
     """Squared distance of the vectors to what their codes stand for, relative to that to their mean."""
     mean = np.mean(vectors, axis=0, dtype=np.float64)
-    spread = error = 0.0
+    variance = error = 0.0
     for start in range(0, len(vectors), block):
         rows = np.asarray(vectors[start : start + block], dtype=np.float64)
-        spread += float(((rows - mean) ** 2).sum())
+        variance += float(((rows - mean) ** 2).sum())
         error += float(((rows - quantizer.decode(codes[start : start + block])) ** 2).sum())
-    return error / spread if spread else 0.0
+    return error / variance if variance else 0.0
 
 
 def _group_sizes(codes: np.ndarray) -> np.ndarray:

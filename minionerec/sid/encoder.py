@@ -1,9 +1,9 @@
-"""Item text to vectors: MiniLM from an installed package, any sentence-transformers model, TF-IDF with SVD, or your own file.
+"""From item text to vectors: MiniLM from an installed package, any sentence-transformers model, TF-IDF, or your own file.
 
 Vectors are kept between runs in `<cache folder>/embeddings/<hash>.npy` and read memory-mapped; the hash covers encoder, its
 files or package version, the limits and every text, so a changed item text is embedded anew. A model embeds in shards of
-`_SHARD` texts that are kept in `<hash>.shards/` until all are there: launched on several devices each takes its share, and an
-interrupted run goes on with the shards that are missing.
+`_SHARD` texts that are kept in `<hash>.shards/` until all are there: in a launch on several devices each process embeds its
+share, and an interrupted run resumes with the missing shards.
 """
 
 import logging
@@ -35,13 +35,14 @@ _SHARD = 8192  # texts; what an interruption may cost
 
 
 def item_vectors(dataset: Dataset, config: SidConfig, seed: int) -> np.ndarray:
-    """The catalog's vectors: those of `config.vectors` where it is set, else of the encoder.
+    """The catalog's vectors: read from `config.vectors` if it is set, else computed by the encoder.
 
     Returns:
         (items, dimensions) float32, perhaps memory-mapped.
 
     Raises:
-        DataError: the file is no float matrix with a row per item. See also `encode`.
+        ConfigError: the file does not exist, or the encoder cannot be loaded.
+        DataError: the file is no float32 matrix with a row per item, an item has no text, or a vector is not finite.
     """
     texts = dataset.catalog["text"].to_list()
     if config.vectors is None:
@@ -62,7 +63,7 @@ def item_vectors(dataset: Dataset, config: SidConfig, seed: int) -> np.ndarray:
 
 
 def encoder_identity(config: SidConfig, vectors: np.ndarray) -> str:
-    """What the vectors come from, in words: codes of vectors from another source mean something else."""
+    """The origin of the vectors, in words: codes of vectors of another origin mean something else."""
     if config.vectors is not None:
         return f"own vectors of {vectors.shape[1]} dimensions"
     if config.encoder == "tfidf":
@@ -73,12 +74,13 @@ def encoder_identity(config: SidConfig, vectors: np.ndarray) -> str:
 def encode(texts: Sequence[str], config: SidConfig, seed: int) -> np.ndarray:
     """Embed item texts; equal texts get equal vectors.
 
-    `minilm` and folders need no network. A row is all zeros only where `tfidf` finds no word that other items share; `fit`
-    refuses it.
+    `minilm` and folders need no network. A row is all zeros only if `tfidf` finds no word that other items share;
+    `fit_quantizer` refuses it.
 
     Args:
         texts: one per item, in catalog order.
-        seed: of the randomised SVD of `tfidf`; the other encoders are deterministic.
+        config: says which encoder.
+        seed: of the randomised SVD of `tfidf`; all other encoders are deterministic.
 
     Returns:
         (items, dimensions) float32, rows of L2 norm 1.
@@ -115,10 +117,10 @@ def encode(texts: Sequence[str], config: SidConfig, seed: int) -> np.ndarray:
     return vectors
 
 
-def embed_share(texts: Sequence[str], config: SidConfig, seed: int, rank: int, world: int) -> None:
-    """Embed this process's shards of a catalog into the cache, for `encode` to join; every `world`-th, from `rank` on.
+def embed_share(texts: Sequence[str], config: SidConfig, seed: int, process: int, processes: int) -> None:
+    """Embed this process's shards of a catalog into the cache, for `encode` to join: every `processes`-th, from `process` on.
 
-    Does nothing for `tfidf` and own vectors, and where the joined embeddings are there already. Raises as `encode` does.
+    Does nothing for `tfidf` and own vectors, or if the joined embeddings are there already. Raises as `encode` does.
     """
     if config.vectors is not None or config.encoder == "tfidf":
         return
@@ -126,7 +128,7 @@ def embed_share(texts: Sequence[str], config: SidConfig, seed: int, rank: int, w
     cached = _cache_path(texts, folder, config, seed)
     if _read_cache(cached, len(texts)) is None:
         distinct, shards = _shards(texts, cached)
-        for _ in _embed(distinct, shards[rank::world], folder, config):
+        for _ in _embed(distinct, shards[process::processes], folder, config):
             pass
 
 
@@ -136,7 +138,7 @@ def _cache_path(texts: Sequence[str], folder: Path | None, config: SidConfig, se
 
 
 def _shards(texts: Sequence[str], cached: Path) -> tuple[list[str], list[tuple[slice, Path]]]:
-    """The different texts, short ones first, and the shards that they are embedded in, with each one's file."""
+    """The distinct texts, short ones first, and their shards, each with its file."""
     distinct = sorted(dict.fromkeys(texts), key=len)  # a batch's padding changes the last digits: equal texts only once
     starts = range(0, len(distinct), _SHARD)
     folder = cached.with_suffix(".shards")
@@ -144,7 +146,7 @@ def _shards(texts: Sequence[str], cached: Path) -> tuple[list[str], list[tuple[s
 
 
 def _model_folder(encoder: str) -> Path:
-    """The folder of a sentence-transformers model, fetched from the hub where the name is neither `minilm` nor a folder."""
+    """The folder of a sentence-transformers model, fetched from the hub if the name is neither `minilm` nor a folder."""
     if encoder == "minilm":
         spec = util.find_spec(_MINILM.replace("-", "_"))
         if spec is None or spec.origin is None:
@@ -178,7 +180,7 @@ def _identity(folder: Path | None, config: SidConfig, seed: int) -> Any:
 
 
 def _embed(distinct: list[str], shards: Sequence[tuple[slice, Path]], folder: Path, config: SidConfig) -> Iterator[np.ndarray]:
-    """The vectors of each shard; what an earlier run or another process has made is not made again."""
+    """The vectors of each shard. Shards that an earlier run or another process has written are read."""
     model = None
     for rows, path in shards:
         texts = distinct[rows]
@@ -224,10 +226,10 @@ def _tfidf(texts: Sequence[str], config: SidConfig, seed: int) -> np.ndarray:
     matrix = vectorizer.fit_transform(texts)
     svd = TruncatedSVD(min(config.tfidf_dimensions, *matrix.shape), random_state=seed)
     vectors = svd.fit(matrix).transform(matrix)  # unlike fit_transform, gives equal rows equal vectors
-    kept = int(np.sum(svd.singular_values_ > 1e-6 * svd.singular_values_[0]))
-    if kept < config.tfidf_dimensions:
-        log.info("tfidf: %d dimensions, all that the catalog's rank allows", kept)
-    return vectors[:, :kept]
+    rank = int(np.sum(svd.singular_values_ > 1e-6 * svd.singular_values_[0]))
+    if rank < config.tfidf_dimensions:
+        log.info("tfidf: %d dimensions, all that the catalog's rank allows", rank)
+    return vectors[:, :rank]
 
 
 def _normalise(vectors: np.ndarray) -> np.ndarray:
@@ -236,7 +238,7 @@ def _normalise(vectors: np.ndarray) -> np.ndarray:
         item = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
         raise DataError(f"The encoder's vector of item {item} is not finite; choose another encoder or a higher precision.")
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    # Below this length an SVD row is rounding, not text.
+    # A shorter SVD row is rounding, not text.
     return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 1e-6)
 
 

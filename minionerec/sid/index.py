@@ -1,4 +1,4 @@
-"""SidIndex: item to semantic ID and back, with the token strings.
+"""SidIndex: from item to semantic ID and back, with the token strings.
 
 Files: `index.json` (the released code's format: item index to token strings), `codes.safetensors` (codes and codebooks),
 `sid.json` (dataset digest, codebook sizes, encoder, lineage).
@@ -20,17 +20,25 @@ from minionerec.artifacts import read_json, write_json
 from minionerec.data.dataset import SPLITS, Dataset
 from minionerec.errors import ArtifactError, CatalogError
 
-MOST_CODES = 2**24  # of a level; all of them become tokens, so more is a mistake
+MOST_CODES = 2**24  # per level; all of them become tokens, so more is a mistake
 _TOKEN = re.compile(r"<([a-z])_(0|[1-9][0-9]{0,7})>")
 
 
 def token_string(level: int, code: int) -> str:
-    """The token of a code: level 0, code 17 is `<a_17>`."""
+    """The token of a code.
+
+    >>> token_string(0, 17), token_string(1, 203)
+    ('<a_17>', '<b_203>')
+    """
     return f"<{chr(ord('a') + level)}_{code}>"
 
 
 def parse_token(token: str) -> tuple[int, int] | None:
-    """Level and code of a token as `token_string` writes it, the code below `MOST_CODES`; None of any other text."""
+    """Level and code of a token as `token_string` writes it, the code below `MOST_CODES`; None for any other text.
+
+    >>> parse_token("<b_203>"), parse_token("lamp")
+    ((1, 203), None)
+    """
     match = _TOKEN.fullmatch(token)
     return (ord(match[1]) - ord("a"), int(match[2])) if match and int(match[2]) < MOST_CODES else None
 
@@ -39,17 +47,25 @@ def parse_token(token: str) -> tuple[int, int] | None:
 class SidIndex:
     """Semantic IDs of a catalog.
 
+    >>> index = SidIndex(np.array([[1, 0], [0, 2], [1, 0]], dtype=np.int32), codebook_sizes=(2, 3), dataset_digest="")
+    >>> index.text(1)
+    '<a_0><b_2>'
+    >>> index.items([1, 0])  # two items share this SID
+    [0, 2]
+    >>> index.token_strings()
+    ['<a_0>', '<a_1>', '<b_0>', '<b_1>', '<b_2>']
+
     Attributes:
-        codes: (items, levels) int32, 0-based codes; row i is the SID of item i. A shorter SID ends in -1, no code: with a
-            suffix level, that of every item that needs none.
-        codebook_sizes: codes per level, used or not, those of a suffix level included.
-        dataset_digest: `Dataset.digest` of the catalog these SIDs belong to.
-        codebooks: centroids per level, each (codebook size, dimensions) float32; a suffix level has none; may be empty.
-        encoder: identifies what made the vectors, so that items are only appended with vectors of the same kind.
+        codes: (items, levels) int32, 0-based codes; row i is the SID of item i. A short SID is filled up with -1: with a suffix
+            level, the SID of every item that needs no suffix.
+        codebook_sizes: codes per level, used or not, a suffix level included.
+        dataset_digest: `Dataset.digest` of the catalog that these SIDs belong to.
+        codebooks: centroids per level, each (codebook size, dimensions) float32; a suffix level has none. Empty if unknown.
+        encoder: names the origin of the vectors, so that items are only appended with vectors of the same kind.
         lineage: one entry per append, oldest first: digest of the index before, items before and after.
 
     Raises:
-        CatalogError: codes are not a matrix of the right width, lie outside their codebook, or a code follows a missing one.
+        CatalogError: the codes are not a matrix with a column per codebook, or one lies outside its codebook or follows a -1.
     """
 
     codes: np.ndarray
@@ -91,7 +107,7 @@ class SidIndex:
         return [token_string(level, code) for level, size in enumerate(self.codebook_sizes) for code in range(size)]
 
     def text(self, item: int) -> str:
-        """The SID of an item as written in prompts, e.g. `<a_17><b_203><c_8>`."""
+        """The SID of an item as prompts contain it, such as `<a_17><b_203><c_8>`."""
         return "".join(self.tokens(item))
 
     def tokens(self, item: int) -> list[str]:
@@ -99,7 +115,7 @@ class SidIndex:
         return [token_string(level, code) for level, code in enumerate(self.codes[item].tolist()) if code >= 0]
 
     def items(self, codes: Sequence[int]) -> list[int]:
-        """The items that have this SID, in catalog order, trailing -1 or not; empty where none has it."""
+        """The items that have a SID, in catalog order, or none. A short SID may be given with or without its -1."""
         return self._items.get(_shorten(codes), [])
 
     def collisions(self) -> int:
@@ -129,7 +145,7 @@ class SidIndex:
         """Read the index of a dataset.
 
         Raises:
-            ArtifactError: files are missing or damaged, the index was made for another catalog, or an item has no SID.
+            ArtifactError: files are missing or damaged, or the index belongs to another dataset.
         """
         header = read_json(folder / "sid.json")
         try:
@@ -166,11 +182,11 @@ class SidIndex:
 
 
 def _highest(frame: pl.DataFrame) -> int:
-    """The highest item index in the examples of a split, -1 where there is none."""
-    found = frame.select(pl.max_horizontal(pl.col("target").max(), pl.col("history").list.max().max())).item()
-    return -1 if found is None else int(found)
+    """The highest item index in the examples of a split, -1 if there are none."""
+    highest = frame.select(pl.max_horizontal(pl.col("target").max(), pl.col("history").list.max().max())).item()
+    return -1 if highest is None else int(highest)
 
 
 def _shorten(codes: Sequence[int]) -> tuple[int, ...]:
-    """A SID without the -1 that stand for no code."""
+    """A SID without the -1 that fill it up."""
     return tuple(int(code) for code in codes if code >= 0)

@@ -10,19 +10,19 @@ from minionerec.sid.codebooks import ResidualQuantizer
 from minionerec.sid.collisions import nearest_free
 from minionerec.sid.residual import fit_levels, kmeans, sinkhorn_kmeans
 
-_RIDGE = 1e-3  # items' weight of the pull of all centroids to zero; makes the solution unique
+_RIDGE = 1e-3  # pulls all centroids to zero, with the weight of a thousandth of an item; makes the solution unique
 
 
-def fit(vectors: np.ndarray, guide: np.ndarray, config: SidConfig, seed: int) -> tuple[ResidualQuantizer, np.ndarray]:
+def fit_joint(vectors: np.ndarray, guide: np.ndarray, config: SidConfig, seed: int) -> tuple[ResidualQuantizer, np.ndarray]:
     """Fit residual k-means, then improve all levels at once.
 
-    Three things are different from plain residual k-means. (1) Level 1 clusters the guide, so that what users treat alike
-    shares its first code; a new item goes to the nearest cluster. (2) The levels below are balanced with Sinkhorn: plain
+    Three things are different from plain residual k-means. (1) Level 1 clusters the guide, so that items that users treat alike
+    share their first code; a new item goes to the nearest cluster. (2) The levels below are balanced with Sinkhorn: plain
     k-means spends most of their centroids on single far-off residuals and puts nearly all items into a few codes. (3) Rounds
     of two steps that each lower the error: all centroids of all levels are solved for at once by least squares, and codes
     are searched with a beam over the levels instead of one by one (additive quantisation: Babenko & Lempitsky, CVPR 2014).
-    Where each item is to have its own SID, the centroids are solved for codes made distinct, so that they fit the SIDs that
-    are used in the end.
+    If each item is to have its own SID, the codes are made distinct before the centroids are solved for, so that these fit the
+    SIDs that are used in the end.
 
     Returns:
         the quantizer, and the codes (items, levels) that its encoding gives.
@@ -52,8 +52,9 @@ def least_squares(vectors: np.ndarray, codes: np.ndarray, sizes: tuple[int, ...]
     """
     edges = np.cumsum([0, *sizes])
     items, levels = codes.shape
-    chosen = (codes + edges[:-1]).ravel()
-    used = sp.csr_matrix((np.ones(items * levels), (np.repeat(np.arange(items), levels), chosen)), (items, edges[-1]))
-    normal = (used.T @ used).toarray() + _RIDGE * np.eye(edges[-1])
-    solved = np.linalg.solve(normal, used.T @ vectors.astype(np.float64)).astype(np.float32)
-    return tuple(solved[low:high] for low, high in pairwise(edges))
+    columns = (codes + edges[:-1]).ravel()
+    # A vector is the sum of its codes' centroids: vectors = uses @ centroids, solved by the normal equations.
+    uses = sp.csr_matrix((np.ones(items * levels), (np.repeat(np.arange(items), levels), columns)), (items, edges[-1]))
+    normal = (uses.T @ uses).toarray() + _RIDGE * np.eye(edges[-1])
+    centroids = np.linalg.solve(normal, uses.T @ vectors.astype(np.float64)).astype(np.float32)
+    return tuple(centroids[low:high] for low, high in pairwise(edges))

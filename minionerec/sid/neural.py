@@ -49,9 +49,9 @@ class NeuralQuantizer:
         return self.latent.codebook_sizes
 
     def encode(self, vectors: np.ndarray, guide: np.ndarray | None = None, block: int = 8192) -> np.ndarray:
-        """Codes (items, levels) int32; the encoder decides all of them, so `guide` is encoded where it is given."""
-        given = vectors if guide is None else guide
-        blocks = [given[start : start + block] for start in range(0, len(given), block)]
+        """Codes (items, levels) int32; the encoder decides all of them, so a `guide`, if given, is encoded instead."""
+        inputs = vectors if guide is None else guide
+        blocks = [inputs[start : start + block] for start in range(0, len(inputs), block)]
         return np.concatenate([self.latent.encode(self._encoded(np.asarray(rows))) for rows in blocks])
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
@@ -146,6 +146,7 @@ def _train(
                 else:
                     loss = loss + (residual.detach() - centroid).pow(2).mean()
                 quantised = quantised + centroid
+            # Straight-through: the decoder reads the quantised vectors, but its gradient goes to the encoder's.
             through = latent + (quantised - latent).detach()
             rebuilt = decoder(through) + (through if skip else 0)
             loss = (rebuilt - targets[batch]).pow(2).mean() + loss / len(codebooks)
@@ -153,18 +154,18 @@ def _train(
             loss.backward()
             nn.utils.clip_grad_norm_(trained, _CLIP)
             optimizer.step()
-        made = _snapshot(encoder, decoder, codebooks, skip)
-        error = float(((vectors - made.decode(made.encode(vectors, guide))) ** 2).mean())
+        current = _snapshot(encoder, decoder, codebooks, skip)
+        error = float(((vectors - current.decode(current.encode(vectors, guide))) ** 2).mean())
         if not np.isfinite(error):
             raise TrainingError(
                 f"RQ-VAE training diverged in epoch {epoch + 1}; lower sid.rqvae.learning_rate ({settings.learning_rate})."
             )
-        best, best_error, waited = (made, error, 0) if error < best_error * _IMPROVEMENT else (best, best_error, waited + 1)
+        best, best_error, waited = (current, error, 0) if error < best_error * _IMPROVEMENT else (best, best_error, waited + 1)
         if waited == settings.patience:
             break
         if settings.revive:
-            for book, chosen, rows, average in zip(codebooks, used, leftovers, averages, strict=True):
-                _revive(book, chosen, rows, average, order)
+            for book, used_codes, rows, average in zip(codebooks, used, leftovers, averages, strict=True):
+                _revive(book, used_codes, rows, average, order)
     log.info("trained %d epochs; mean squared error %.3g", epoch + 1, best_error)
     return best
 
@@ -172,7 +173,7 @@ def _train(
 def _move(
     book: torch.Tensor, average: tuple[torch.Tensor, torch.Tensor], residual: torch.Tensor, codes: torch.Tensor, decay: float
 ) -> None:
-    """Let chosen centroids follow the moving average of their residuals (van den Oord et al. 2017, appendix A.1)."""
+    """Move centroids to the moving average of their residuals (van den Oord et al. 2017, appendix A.1)."""
     counts, sums = average
     counts.mul_(decay).add_(torch.bincount(codes, minlength=len(book)).float(), alpha=1 - decay)
     sums.mul_(decay).index_add_(0, codes, residual, alpha=1 - decay)
@@ -187,11 +188,12 @@ def _revive(
     average: tuple[torch.Tensor, torch.Tensor],
     order: torch.Generator,
 ) -> None:
+    """Put the centroids that no item used in the last epoch on random residuals of its last batch."""
     dead = (~used).nonzero()[:, 0]
-    picked = rows[torch.randint(len(rows), (len(dead),), generator=order)]
+    drawn = rows[torch.randint(len(rows), (len(dead),), generator=order)]
     with torch.no_grad():
-        book[dead] = picked
-    average[0][dead], average[1][dead] = 1.0, picked
+        book[dead] = drawn
+    average[0][dead], average[1][dead] = 1.0, drawn
 
 
 def _snapshot(encoder: nn.Sequential, decoder: nn.Sequential, codebooks: nn.ParameterList, skip: bool) -> NeuralQuantizer:
@@ -206,9 +208,9 @@ def _layers(network: nn.Sequential) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def _network(rows: np.ndarray, layers: Layers, skip: bool) -> np.ndarray:
-    made = rows
-    for place, (weight, bias) in enumerate(layers):
-        made = made @ weight.T + bias
-        if place < len(layers) - 1:
-            made = np.maximum(made, 0)
-    return made + rows if skip else made
+    outputs = rows
+    for number, (weight, bias) in enumerate(layers):
+        outputs = outputs @ weight.T + bias
+        if number < len(layers) - 1:
+            outputs = np.maximum(outputs, 0)
+    return outputs + rows if skip else outputs

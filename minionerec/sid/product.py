@@ -10,15 +10,15 @@ from minionerec.sid.residual import kmeans
 _ROTATIONS = 10  # alternations of codebooks and rotation
 
 
-def fit(vectors: np.ndarray, config: SidConfig, seed: int) -> ResidualQuantizer:
+def fit_product(vectors: np.ndarray, config: SidConfig, seed: int) -> ResidualQuantizer:
     """Product quantisation (Jégou et al., TPAMI 2011); `opq` with a learnt rotation (Ge et al., CVPR 2013, non-parametric).
 
     The dimensions are cut into one group per level, by `opq` after a rotation that makes them fit the codebooks. A centroid
     is written back into the full space, zero outside its group, so that codes add up like those of residual quantisation.
-    No level stands above the others here, so none is decided by a guide.
+    No level refines another one here, so no guide decides the first code.
 
     Raises:
-        ConfigError: fewer dimensions than levels.
+        ConfigError: the vectors have fewer dimensions than SIDs have levels.
     """
     dimensions, levels = vectors.shape[1], len(config.sizes)
     if dimensions < levels:
@@ -29,7 +29,8 @@ def fit(vectors: np.ndarray, config: SidConfig, seed: int) -> ResidualQuantizer:
         rotated = (vectors @ rotation).astype(np.float32)
         parts, labels = _codebooks(rotated, groups, config.sizes, 5, seed)
         approximation = np.concatenate([part[label] for part, label in zip(parts, labels, strict=True)], axis=1)
-        left, _, right = np.linalg.svd(vectors.T.astype(np.float64) @ approximation)  # the orthogonal Procrustes problem
+        # The rotation that brings the vectors nearest to their approximation: the orthogonal Procrustes problem.
+        left, _, right = np.linalg.svd(vectors.T.astype(np.float64) @ approximation)
         rotation = left @ right
     parts, _ = _codebooks((vectors @ rotation).astype(np.float32), groups, config.sizes, config.iterations, seed)
     books = tuple((part @ rotation[:, group].T).astype(np.float32) for part, group in zip(parts, groups, strict=True))

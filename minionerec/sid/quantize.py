@@ -1,4 +1,4 @@
-"""Quantizers: vectors to codes, one codebook per level. `fit` makes any of them; all have the same few methods."""
+"""Quantizers: from vectors to codes, one codebook per level. `fit_quantizer` fits any of them; all have the same interface."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from minionerec.sid.codebooks import Quantizer, sample_rows
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a quantizer makes of the catalog that it was fitted to.
+    """A quantizer, and the codes of the catalog that it was fitted to.
 
     Attributes:
         quantizer: for these and for further items.
@@ -27,7 +27,7 @@ class Fitted:
     codes: np.ndarray
 
 
-# Vectors, guide, configuration and seed to a quantizer, and to codes where the method balances them itself.
+# From vectors, guide, configuration and seed to a quantizer, and to codes if the method balances them itself.
 _Method = Callable[[np.ndarray, np.ndarray, SidConfig, int], tuple[Quantizer, np.ndarray | None]]
 
 
@@ -44,14 +44,14 @@ def _kmeans_plus(vectors: np.ndarray, guide: np.ndarray, config: SidConfig, seed
 
 
 def _product(vectors: np.ndarray, _: np.ndarray, config: SidConfig, seed: int) -> tuple[Quantizer, None]:
-    return product.fit(vectors, config, seed), None
+    return product.fit_product(vectors, config, seed), None
 
 
 METHODS: dict[SidMethod, _Method] = {
-    "rq-kmeans-joint": joint.fit,
-    "rq-kmeans": residual.fit,
-    "rq-kmeans-sinkhorn": residual.fit,
-    "rq-kmeans-constrained": residual.fit,
+    "rq-kmeans-joint": joint.fit_joint,
+    "rq-kmeans": residual.fit_residual,
+    "rq-kmeans-sinkhorn": residual.fit_residual,
+    "rq-kmeans-constrained": residual.fit_residual,
     "rq-vae": _rqvae,
     "rq-kmeans-plus": _kmeans_plus,
     "pq": _product,
@@ -59,7 +59,7 @@ METHODS: dict[SidMethod, _Method] = {
 }
 
 
-def fit(vectors: np.ndarray, config: SidConfig, seed: int, guide: np.ndarray | None = None) -> Fitted:
+def fit_quantizer(vectors: np.ndarray, config: SidConfig, seed: int, guide: np.ndarray | None = None) -> Fitted:
     """Fit the configured method and encode the catalog with it.
 
     A catalog of more than `config.max_training_vectors` items is fitted to a random sample of that many and then encoded
@@ -68,12 +68,14 @@ def fit(vectors: np.ndarray, config: SidConfig, seed: int, guide: np.ndarray | N
 
     Args:
         vectors: (items, dimensions) float32.
-        guide: vectors that decide the first code instead, same shape; see `collaborative.fuse`.
+        config: method, codebook sizes and options.
+        seed: of the method's random starts.
+        guide: vectors that decide the first code instead, same shape, such as `collaborative.fuse` gives.
 
     Raises:
         DataError: a vector is not finite or all zeros.
-        CatalogError: fewer items than codes in a level.
-        ConfigError: fewer dimensions than levels of `pq` and `opq`, or a package is missing.
+        CatalogError: there are fewer items than codes in a level.
+        ConfigError: `pq` or `opq` has fewer dimensions than levels, or the method's package is not installed.
         TrainingError: a neural method diverged.
     """
     check_vectors(vectors, config.sizes)
@@ -94,19 +96,19 @@ def check_vectors(vectors: np.ndarray, sizes: tuple[int, ...] = (), block: int =
     """Refuse vectors that cannot be quantised.
 
     Raises:
-        DataError: not a matrix, or a row is not finite or all zeros; the message names the first such rows.
-        CatalogError: fewer rows than a level has codes.
+        DataError: this is no float matrix, or a row is not finite or all zeros; the message names the first such rows.
+        CatalogError: there are fewer rows than codes in a level.
     """
     if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating):
         raise DataError(f"Item vectors are {vectors.dtype} of shape {vectors.shape}; expected float32 (items, dimensions).")
     faults: dict[str, list[np.ndarray]] = {"not finite (NaN or infinite)": [], "all zeros": []}
     for start in range(0, len(vectors), block):
-        # A row's squared length tells both, in one pass over what may lie on a disk.
+        # A row's squared length shows both faults, in one pass over vectors that may be on a disk.
         lengths = np.einsum("ij,ij->i", rows := np.asarray(vectors[start : start + block]), rows)
         faults["not finite (NaN or infinite)"].append(start + np.flatnonzero(~np.isfinite(lengths)))
         faults["all zeros"].append(start + np.flatnonzero(lengths == 0))
-    for fault, found in faults.items():
-        items = np.concatenate(found) if found else np.empty(0, dtype=int)
+    for fault, rows_of_blocks in faults.items():
+        items = np.concatenate(rows_of_blocks) if rows_of_blocks else np.empty(0, dtype=int)
         if len(items):
             raise DataError(
                 f"The vectors of {len(items):,} items are {fault}: rows {', '.join(map(str, items[:5]))}"

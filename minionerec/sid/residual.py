@@ -1,4 +1,4 @@
-"""Residual k-means: one level after the other, each clustering what the levels before left over."""
+"""Residual k-means: level by level, each clustering the residuals that the levels before leave."""
 
 import warnings
 from collections.abc import Callable
@@ -12,9 +12,9 @@ from minionerec.errors import ConfigError
 from minionerec.sid.codebooks import ResidualQuantizer, nearest, squared_distances
 
 Clustering = Callable[[np.ndarray, int, int, int], tuple[np.ndarray, np.ndarray]]  # see `kmeans`
-_SMALL = 20_000  # points up to which scikit-learn's k-means++ costs seconds
-_STARTS = 128  # over the size: small codebooks depend more on their start, and several cost little
-_TEMPERATURE = 0.05  # of Sinkhorn, in mean squared distances; sizes stay even and the error low from 0.01 to 0.1
+_SMALL = 20_000  # points; up to here scikit-learn's k-means++ takes seconds
+_STARTS = 128  # divided by the codebook size: small codebooks depend more on their start, and several starts cost little
+_TEMPERATURE = 0.05  # of Sinkhorn, in mean squared distances; from 0.01 to 0.1 sizes stay even and the error low
 _SINKHORN_STEPS = 20
 _BALANCED_ITERATIONS = 15
 
@@ -22,15 +22,16 @@ _BALANCED_ITERATIONS = 15
 def kmeans(points: np.ndarray, size: int, iterations: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Plain k-means: scikit-learn's with k-means++ start for small sets, faiss's for large ones.
 
-    A set with no more distinct points than `size` takes these as centroids; the codes left over have the zero vector as
-    centroid and stay unused.
+    If there are at most `size` distinct points, these are the centroids; the remaining codes stay unused, with zero vectors.
 
     Args:
         points: (points, dimensions) float32.
-        iterations: Lloyd iterations at most.
+        size: of the codebook.
+        iterations: Lloyd iterations, at most.
+        seed: of the starts.
 
     Returns:
-        centroids (size, dimensions) float32, and the nearest one of each point (points,).
+        centroids (size, dimensions) float32, and the nearest centroid of each point (points,).
     """
     if len(points) > _SMALL:
         return faiss_kmeans(points, size, iterations, seed)
@@ -39,7 +40,7 @@ def kmeans(points: np.ndarray, size: int, iterations: int, seed: int) -> tuple[n
         return few
     starts = max(1, _STARTS // size)
     model = KMeans(size, init="k-means++", n_init=starts, max_iter=iterations, random_state=seed)
-    # The warning is about centroids that coincide where residuals nearly do: nothing that the user could change.
+    # scikit-learn warns if nearly equal residuals lead to equal centroids: nothing that the user could change.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         centroids = model.fit(points).cluster_centers_.astype(np.float32)
@@ -47,7 +48,7 @@ def kmeans(points: np.ndarray, size: int, iterations: int, seed: int) -> tuple[n
 
 
 def faiss_kmeans(points: np.ndarray, size: int, iterations: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The same by faiss, several times faster on large sets.
+    """k-means by faiss, several times faster on large sets than scikit-learn's; arguments and result as for `kmeans`.
 
     Its start approximates k-means++ by Markov chains (AFK-MC2, Bachem et al. 2016) at the price of a random start.
     """
@@ -103,7 +104,7 @@ def balanced_labels(distances: np.ndarray, temperature: float = _TEMPERATURE, st
 
 
 def constrained_kmeans(points: np.ndarray, size: int, iterations: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """k-means with cluster sizes within one of each other's mean, solved exactly; as the released code's constrained RQ-KMeans.
+    """k-means with cluster sizes within one of their mean, solved exactly: the released code's constrained RQ-KMeans.
 
     Raises:
         ConfigError: the package k-means-constrained is not installed.
@@ -133,7 +134,9 @@ CLUSTERINGS: dict[SidMethod, Clustering] = {
 }
 
 
-def fit(vectors: np.ndarray, guide: np.ndarray, config: SidConfig, seed: int) -> tuple[ResidualQuantizer, np.ndarray | None]:
+def fit_residual(
+    vectors: np.ndarray, guide: np.ndarray, config: SidConfig, seed: int
+) -> tuple[ResidualQuantizer, np.ndarray | None]:
     """Residual quantisation (Chen, Guan & Wang, Sensors 2010) with k-means codebooks: OneRec's RQ-KMeans (arXiv 2502.18965).
 
     Args:
@@ -141,7 +144,7 @@ def fit(vectors: np.ndarray, guide: np.ndarray, config: SidConfig, seed: int) ->
         guide: what level 1 clusters, same shape.
 
     Returns:
-        the quantizer, and with a balancing method its balanced codes (items, levels).
+        the quantizer, and the balanced codes (items, levels) of a balancing method.
     """
     quantizer, codes = fit_levels(vectors, guide, config.sizes, [CLUSTERINGS[config.method]], config.iterations, seed)
     return quantizer, None if config.method == "rq-kmeans" else codes
@@ -187,7 +190,7 @@ def _seed(seed: int, level: int) -> int:
 
 
 def _distinct(points: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Centroids and labels of a set with at most `size` different points; None where it has more."""
+    """Centroids and labels of a set with at most `size` distinct points; None if it has more."""
     if len(points) > _SMALL:
         return None
     distinct, labels = np.unique(points, axis=0, return_inverse=True)

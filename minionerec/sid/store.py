@@ -1,4 +1,4 @@
-"""A quantizer on disk: `quantizer.safetensors` beside the codebooks that `SidIndex` keeps."""
+"""A quantizer on disk: `quantizer.safetensors`, next to the codebooks that `SidIndex` saves."""
 
 from pathlib import Path
 from typing import cast
@@ -16,7 +16,7 @@ _NETWORKS = ("encoder", "decoder")
 
 
 def save_quantizer(quantizer: Quantizer, folder: Path) -> None:
-    """Write all of a quantizer but its codebooks into an existing folder."""
+    """Write a quantizer, without its codebooks, into an existing folder."""
     residual = quantizer.latent if isinstance(quantizer, NeuralQuantizer) else cast(ResidualQuantizer, quantizer)
     arrays = {"beam": np.array([residual.beam])}
     if residual.router is not None:
@@ -24,8 +24,8 @@ def save_quantizer(quantizer: Quantizer, folder: Path) -> None:
     if isinstance(quantizer, NeuralQuantizer):
         arrays["skip"] = np.array([quantizer.skip])
         for name, layers in zip(_NETWORKS, (quantizer.encoder, quantizer.decoder), strict=True):
-            for place, (weight, bias) in enumerate(layers):
-                arrays |= {f"{name}.{place}.weight": weight, f"{name}.{place}.bias": bias}
+            for number, (weight, bias) in enumerate(layers):
+                arrays |= {f"{name}.{number}.weight": weight, f"{name}.{number}.bias": bias}
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / _FILE)
 
 
@@ -33,7 +33,7 @@ def load_quantizer(folder: Path, codebooks: tuple[np.ndarray, ...]) -> Quantizer
     """Read the quantizer of a folder.
 
     Args:
-        codebooks: those of the folder's `SidIndex`.
+        codebooks: of the folder's `SidIndex`.
 
     Raises:
         ArtifactError: the file is missing or damaged.
@@ -52,4 +52,4 @@ def load_quantizer(folder: Path, codebooks: tuple[np.ndarray, ...]) -> Quantizer
 
 def _layers(arrays: dict[str, np.ndarray], name: str) -> Layers:
     count = sum(key.startswith(f"{name}.") for key in arrays) // 2
-    return tuple((arrays[f"{name}.{place}.weight"], arrays[f"{name}.{place}.bias"]) for place in range(count))
+    return tuple((arrays[f"{name}.{number}.weight"], arrays[f"{name}.{number}.bias"]) for number in range(count))

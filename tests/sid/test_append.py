@@ -39,12 +39,12 @@ def load(config: Config) -> SidIndex:
 @pytest.mark.parametrize("collisions", ["nearest-free", "suffix", "keep"])
 def test_old_sids_stay_and_tokens_are_the_same(tmp_path, method, collisions):
     old = write_run(tmp_path / "old", list(range(40)), method=method, collisions=collisions)
-    build.run(old)
+    build.build_sids(old)
     mixed = [50, *range(40), *range(51, 60)]
     new = write_run(tmp_path / "new", mixed, method=method, collisions=collisions)
-    manifest, anew = append.run(new, old.folder)
+    manifest, anew = append.append_sids(new, old.folder)
     before, after = load(old), load(new)
-    assert anew and manifest.metrics["appended"] == 10 and append.run(new, old.folder) == (manifest, False)
+    assert anew and manifest.metrics["appended"] == 10 and append.append_sids(new, old.folder) == (manifest, False)
     assert (after.codes[1:41] == before.codes).all()
     assert after.token_strings() == before.token_strings()
     assert (collisions == "keep") or after.collisions() == 0
@@ -52,23 +52,23 @@ def test_old_sids_stay_and_tokens_are_the_same(tmp_path, method, collisions):
         {"base": artifacts.Manifest.load(old.folder / "sid").digest, "items_before": 40, "items_after": 50},
     )
     newer = write_run(tmp_path / "newer", [*mixed, 41], method=method, collisions=collisions)
-    append.run(newer, new.folder)
+    append.append_sids(newer, new.folder)
     assert [step["items_after"] for step in load(newer).lineage] == [50, 51]
 
 
 def test_what_cannot_be_appended(tmp_path):
     old = write_run(tmp_path / "old", list(range(40)))
-    build.run(old)
+    build.build_sids(old)
     with pytest.raises(CatalogError, match=r"1 of the 40 items of .* are not in the new catalog, first 'i39'"):
-        append.run(write_run(tmp_path / "less", list(range(39))), old.folder)
+        append.append_sids(write_run(tmp_path / "less", list(range(39))), old.folder)
     with pytest.raises(ConfigError, match=r"sid\.collisions is keep, but .* was made with nearest-free"):
-        append.run(write_run(tmp_path / "other", list(range(41)), collisions="keep"), old.folder)
+        append.append_sids(write_run(tmp_path / "other", list(range(41)), collisions="keep"), old.folder)
     with pytest.raises(ConfigError, match="own folder"):
-        append.run(old, old.folder)
+        append.append_sids(old, old.folder)
     narrow = write_run(tmp_path / "narrow", list(range(41)))
     np.save(narrow.sid.vectors, VECTORS[:41, :4])
     with pytest.raises(ConfigError, match=r"own vectors of 4 dimensions, but .* was made with own vectors of 5 dimensions"):
-        append.run(narrow, old.folder)
+        append.append_sids(narrow, old.folder)
     assert not (narrow.folder / "sid").exists()
 
 

@@ -7,7 +7,7 @@ from minionerec.config import Config, SidConfig
 from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, SPLITS, Dataset
 from minionerec.errors import ArtifactError, CatalogError, ConfigError, DataError
 from minionerec.sid import SidIndex
-from minionerec.sid.build import run
+from minionerec.sid.build import build_sids
 
 WORDS = ["red", "green", "blue", "steel", "brass", "bolt", "nut", "hose", "rake", "spade"]
 
@@ -33,7 +33,7 @@ def dataset(config) -> Dataset:
 
 
 def test_run_writes_an_index_once(config, dataset):
-    manifest, anew = run(config)
+    manifest, anew = build_sids(config)
     assert anew and manifest.stage == "sid" and manifest.seed == config.seed
     assert manifest.inputs == {"data": artifacts.Manifest.load(config.folder / "data").digest}
     assert set(manifest.files) == {"index.json", "codes.safetensors", "quantizer.safetensors", "sid.json"}
@@ -41,25 +41,25 @@ def test_run_writes_an_index_once(config, dataset):
     assert index.codes.shape == (40, 2) and index.collisions() == 0
     assert [codebook.shape[0] for codebook in index.codebooks] == [8, 8]
     assert manifest.metrics["items"] == 40 and manifest.metrics["collision_rate_before"] > 0
-    assert run(config) == (manifest, False)
+    assert build_sids(config) == (manifest, False)
 
 
 def test_same_seed_same_content_and_a_changed_seed_runs_again(config, dataset, tmp_path):
-    first, _ = run(config)
-    again, anew = run(Config(out=config.out, seed=config.seed, sid=config.sid, threads=1))
+    first, _ = build_sids(config)
+    again, anew = build_sids(Config(out=config.out, seed=config.seed, sid=config.sid, threads=1))
     assert not anew and again.digest == first.digest
     (config.folder / "sid" / "index.json").unlink()
-    repaired, anew = run(config)
+    repaired, anew = build_sids(config)
     assert anew and repaired.digest == first.digest
     with pytest.raises(ConfigError, match=f"seed: {config.seed} there, 7 now"):
-        run(Config(out=config.out, seed=7, sid=config.sid))
-    other, anew = run(Config(out=config.out, seed=7, sid=config.sid, replace=True))
+        build_sids(Config(out=config.out, seed=7, sid=config.sid))
+    other, anew = build_sids(Config(out=config.out, seed=7, sid=config.sid, replace=True))
     assert anew and other.key != first.key
 
 
 def test_keep_leaves_shared_sids(config, dataset):
     config.sid.collisions = "keep"
-    manifest, _ = run(config)
+    manifest, _ = build_sids(config)
     index = SidIndex.load(config.folder / "sid", dataset)
     assert manifest.metrics["moved"] == 0 and manifest.metrics["collision_rate"] > 0
     assert 39 in index.items(index.codes[0])
@@ -67,19 +67,19 @@ def test_keep_leaves_shared_sids(config, dataset):
 
 def test_data_stage_is_required(config):
     with pytest.raises(ArtifactError, match="minionerec data prepare"):
-        run(config)
+        build_sids(config)
 
 
 def test_failure_leaves_nothing_behind(config, dataset):
     config.sid.levels = 1
     with pytest.raises(CatalogError, match="40 items"):
-        run(config)
+        build_sids(config)
     assert not [*config.folder.glob("sid*")]
 
 
 def test_suffix_makes_sids_of_unequal_length(config, dataset):
     config.sid.collisions = "suffix"
-    manifest, _ = run(config)
+    manifest, _ = build_sids(config)
     index = SidIndex.load(config.folder / "sid", dataset)
     assert index.levels == 3 and index.collisions() == 0 and manifest.metrics["moved"] == 0
     assert {len(index.tokens(item)) for item in range(40)} == {2, 3}
@@ -90,7 +90,7 @@ def test_an_item_twice_is_named(config, dataset):
     with artifacts.Recipe("data", config.folder / "data", {}, {}, 0).write() as draft:
         doubled.save(draft.path)
     with pytest.raises(CatalogError, match=r"1 items more than once, first '5' in rows \[5, 40\]"):
-        run(config)
+        build_sids(config)
     assert not [*config.folder.glob("sid*")]
 
 
@@ -113,11 +113,11 @@ def test_own_vectors_that_are_wrong(config, dataset, tmp_path, content, error, m
         np.save(path, content)
     config.sid.vectors = str(path)
     with pytest.raises(error, match=message):
-        run(config)
+        build_sids(config)
     assert not [*config.folder.glob("sid*")]
 
 
 def test_fewer_items_than_codes(config, dataset):
     config.sid.codebook_sizes = [8, 64]
     with pytest.raises(CatalogError, match=r"40 items are fewer than the 64 codes of level 2 \(codebooks: 8 \+ 64\)"):
-        run(config)
+        build_sids(config)

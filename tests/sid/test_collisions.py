@@ -14,7 +14,7 @@ from minionerec.config import SidConfig
 from minionerec.errors import CatalogError
 from minionerec.sid.codebooks import ResidualQuantizer
 from minionerec.sid.collisions import resolve
-from minionerec.sid.quantize import fit
+from minionerec.sid.quantize import fit_quantizer
 
 INDUSTRIAL = Path(__file__).parents[2] / "../shared/data/embeddings/industrial_minilm_256.npy"
 
@@ -114,7 +114,7 @@ def test_more_items_than_sids_is_an_error():
 @pytest.mark.skipif(not INDUSTRIAL.is_file(), reason="needs ../shared/data/embeddings/industrial_minilm_256.npy")
 def test_industrial_catalog_becomes_unique():
     vectors = np.load(INDUSTRIAL, allow_pickle=False)
-    fitted = fit(vectors, SidConfig(method="rq-kmeans", codebook_sizes=[64, 64, 64], iterations=10), seed=42)
+    fitted = fit_quantizer(vectors, SidConfig(method="rq-kmeans", codebook_sizes=[64, 64, 64], iterations=10), seed=42)
     before, quantizer = fitted.codes, fitted.quantizer
     after = resolve(before, vectors, quantizer, "nearest-free")
     assert len(np.unique(before, axis=0)) < 3000
