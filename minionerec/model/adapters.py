@@ -1,7 +1,7 @@
 """Training a part of a model through PEFT: low-rank adapters (LoRA) with the SID rows, or the SID rows alone.
 
 New tokens have to learn their rows, so LoRA trains them too: PEFT's trainable tokens keep those rows apart, as parameters of
-their own, and leave the matrix they belong to untouched, so that neither gradient, moments nor weight decay reach another row.
+their own, and do not touch the matrix that they belong to, so neither gradient nor moments nor weight decay reach another row.
 The embedding and an untied head each have such rows; a tied head shares the embedding's.
 """
 

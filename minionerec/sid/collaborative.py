@@ -1,4 +1,4 @@
-"""Collaborative signal: item vectors moved towards those of the items that the same users take next.
+"""Collaborative signal: item vectors moved towards the vectors of the items that the same users take next.
 
 The training split counts which items these are, or a sequential baseline that was trained on it names them.
 """
@@ -78,11 +78,13 @@ def fuse(vectors: np.ndarray, pairs: np.ndarray, weight: float, block: int = 655
     fused = np.array(vectors, dtype=np.float32)
     for start in range(0, items, block):
         rows = slice(start, start + block)
-        own = np.asarray(vectors[rows], dtype=np.float64)
+        block_vectors = np.asarray(vectors[rows], dtype=np.float64)
         near = counts[rows]
         partners = np.unique(near.indices)
         mean = near[:, partners] @ np.asarray(vectors[partners]) / np.maximum(strength[rows], 1e-12)
-        mixed = np.where(strength[rows] > 0, (1 - weight) * own + weight * mean, own)
-        length = np.linalg.norm(own, axis=1, keepdims=True) / np.maximum(np.linalg.norm(mixed, axis=1, keepdims=True), 1e-12)
+        mixed = np.where(strength[rows] > 0, (1 - weight) * block_vectors + weight * mean, block_vectors)
+        length = np.linalg.norm(block_vectors, axis=1, keepdims=True) / np.maximum(
+            np.linalg.norm(mixed, axis=1, keepdims=True), 1e-12
+        )
         fused[rows] = mixed * length
     return fused

@@ -64,10 +64,10 @@ def structure(
 
     Returns:
         per level `codes_used`, `perplexity` (exp of the entropy of code use, at most the codebook size), `balance` (perplexity
-        over the codebook size: 1 is even) and `next_entropy` (entropy in bits of this level's code where all codes before it
-        are known); for the first and the first two codes `neighbours_1`, `neighbours_2` (share of an item's 10 nearest text
+        over the codebook size: 1 is even) and `next_entropy` (entropy in bits of this level's code, given all codes before
+        it); for the first and the first two codes `neighbours_1`, `neighbours_2` (share of an item's 10 nearest text
         neighbours that have them too), `copurchase_1`, `copurchase_2` (share of the pairs that share them; absent without
-        pairs) and `chance_1`, `chance_2` (the same for two items drawn by chance).
+        pairs) and `chance_1`, `chance_2` (the same share for two items drawn at random).
     """
     figures: dict[str, Any] = {"codes_used": [], "perplexity": [], "balance": [], "next_entropy": []}
     for level in range(codes.shape[1]):

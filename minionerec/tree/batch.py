@@ -276,7 +276,7 @@ def tree_logprobs(
     if catalog is not None:
         _refuse_view(catalog)
         if batch.trie_depth != catalog.depth or (siblings is not None and siblings is not catalog):
-            raise ConstraintError("The batch was packed without this trie: give pack the same one.")
+            raise ConstraintError("The batch was packed without this trie: give the trie to pack too.")
 
     # 1. One forward of all rows. Only the predicting tokens are projected to the vocabulary.
     unwrapped = cast(PreTrainedModel, extract_model_from_parallel(model))

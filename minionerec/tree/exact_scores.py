@@ -48,16 +48,16 @@ def chunk_size(prompts: PromptCache, memory: int) -> int:
     heads = config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // heads
 
-    # Bytes per tree token, whatever the others are:
+    # Bytes per tree token, however many there are:
     # Keys and values (2) of every layer; twice (2), as the cache is concatenated anew when tokens are added.
-    kept = 2 * 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * head * width
+    cached = 2 * 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * head * width
     # One layer's activations: at most 8 of the hidden width (residual, norms, inputs and outputs of both blocks), 4 of the
     # inner width (gate, its activation, up, product), 4 of all heads together (queries, rotated, output, contiguous copy).
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     active = (8 * config.hidden_size + 4 * inner + 4 * heads * head) * width
     # Of each child: node number, token and the token clamped (3 x 8), the float32 log-probability in up to 4 stages (4 x 4).
     fan_out = max(int(offsets.diff().max()) for offsets in trie.offsets)
-    each = kept + active + 40 * fan_out
+    each = cached + active + 40 * fan_out
     if not plain_head(prompts.model):
         each += config.vocab_size * width  # `extend` returns logits over the vocabulary
     elif prompts.normalise_over == "catalog":

@@ -34,7 +34,7 @@ class PromptCache:
 
     The seam to the model: search, sampling and exact scores use `compute`, `extend`, `child_logprobs`, `select` and
     `drop_tree_tokens`, the attributes below, and nothing else of a model's cache. A cache of another architecture (an encoder
-    that reads the prompt, a decoder that holds tree tokens only) has to offer the same five methods.
+    that reads the prompt, a decoder that holds tree tokens only) must offer the same five methods.
 
     "States" are what a token gives for the prediction of its children: hidden states if rows of the model's head can be picked
     (`plain_head`), else logits over the vocabulary.

@@ -143,10 +143,10 @@ class CatalogTrie:
         [[10, 14], [10, -1], [-1, -1]]
 
         Args:
-            leaves: numbers of SIDs, any shape; -1 where there is none.
+            leaves: numbers of SIDs, any shape; -1 for an empty place.
 
         Returns:
-            (*leaves.shape, levels) int64 token ids, `NO_TOKEN` behind the end of a short SID and where there is none.
+            (*leaves.shape, levels) int64 token ids, `NO_TOKEN` behind the end of a short SID and in empty places.
         """
         path = []
         nodes = leaves.clamp(min=0)

@@ -22,7 +22,12 @@ class TrieArrays:
 
 
 def trie_arrays(matrix: np.ndarray, trailing: Sequence[int], vocabulary: int | None) -> TrieArrays:
-    """Build the arrays, O(items log items); arguments and errors are those of `CatalogTrie.from_codes`."""
+    """Build the arrays, O(items log items). `CatalogTrie.from_codes` describes the arguments.
+
+    Raises:
+        CatalogError: the codes are no integer matrix or hold no item or level; a token id is negative or outside the
+            vocabulary; or a token stands behind the end of a SID.
+    """
     _check(matrix, trailing, vocabulary)
     if trailing:
         matrix = _append(matrix, trailing)

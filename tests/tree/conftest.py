@@ -35,7 +35,6 @@ _SIZES = {
 
 
 def tiny(kind: str = "qwen2", seed: int = 0, attention: str = "sdpa", vocabulary: int = VOCABULARY):
-    torch.set_num_threads(2)
     torch.manual_seed(seed)
     models = {
         "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
@@ -48,8 +47,7 @@ def tiny(kind: str = "qwen2", seed: int = 0, attention: str = "sdpa", vocabulary
     config, model, extra = models[kind]
     sizes = {**_SIZES, "vocab_size": vocabulary, **extra}
     # Large random weights give peaked, well separated scores.
-    made = model(config(**sizes, initializer_range=0.3, attn_implementation=attention))
-    return made.eval()
+    return model(config(**sizes, initializer_range=0.3, attn_implementation=attention)).eval()
 
 
 @pytest.fixture(scope="session", params=["qwen2", "qwen3", "llama", "gemma", "granite", "gpt2"])

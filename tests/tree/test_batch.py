@@ -48,35 +48,35 @@ def means(model, branches, legal, temperature):
 
 def random_branches(rng, trees):
     """Users' histories that grow: a branch's prompt holds the first tokens of a common trunk, then a question."""
-    made = []
+    branches = []
     for _ in range(trees):
         trunk = rng.integers(0, VOCABULARY, 20).tolist()
         for cut in rng.integers(1, 20, rng.integers(1, 6)):
             completion = rng.integers(0, 12, rng.integers(1, 5)).tolist()
             weights = rng.choice([0.0, 0.5, 2.0], len(completion)).tolist() if rng.random() < 0.5 else None
-            made.append(Branch([*trunk[:cut], 7], completion, weights))
-    made.append(Branch([1], [2]))
-    return [made[place] for place in rng.permutation(len(made))]
+            branches.append(Branch([*trunk[:cut], 7], completion, weights))
+    branches.append(Branch([1], [2]))
+    return [branches[place] for place in rng.permutation(len(branches))]
 
 
 def groups(rng, codes, prompts, size):
-    """GRPO's groups: prompts with several SIDs each, in the trie's terms; and a title beside them."""
-    made = []
+    """GRPO's groups: prompts with several SIDs each, as paths of the trie, and a title as well."""
+    branches = []
     for _ in range(prompts):
         prompt = rng.integers(0, VOCABULARY, rng.integers(1, 15)).tolist()
         for sid in codes[rng.integers(0, len(codes), size)].tolist():
-            made.append(Branch(prompt, [token for token in sid if token != NO_TOKEN], is_sid=True))
-    made.append(Branch([5, 6], [1, 2, 3, 4, 5]))
-    return made
+            branches.append(Branch(prompt, [token for token in sid if token != NO_TOKEN], is_sid=True))
+    branches.append(Branch([5, 6], [1, 2, 3, 4, 5]))
+    return branches
 
 
 def assert_same_gradients(model, ours, theirs):
     ours.backward()
-    found = [parameter.grad.clone() for parameter in model.parameters()]
+    computed = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
     theirs.backward()
-    for own, parameter in zip(found, model.parameters(), strict=True):
-        assert (own - parameter.grad).norm() <= 1e-5 * parameter.grad.norm() + 1e-9
+    for gradient, parameter in zip(computed, model.parameters(), strict=True):
+        assert (gradient - parameter.grad).norm() <= 1e-5 * parameter.grad.norm() + 1e-9
     model.zero_grad()
 
 
@@ -85,10 +85,10 @@ def assert_same_gradients(model, ours, theirs):
 def test_logprobs_equal_one_by_one(qwen2, seed, trees, row_tokens):
     branches = random_branches(np.random.default_rng(seed), trees)
     with torch.no_grad():
-        expected, spread = one_by_one(qwen2, branches)
-        found = tree_logprobs(qwen2, pack(branches, row_tokens=row_tokens), entropies=True)
-    torch.testing.assert_close(found.logprobs, expected, atol=2e-5, rtol=0)
-    torch.testing.assert_close(found.entropies, spread, atol=2e-5, rtol=0)
+        expected, entropies = one_by_one(qwen2, branches)
+        computed = tree_logprobs(qwen2, pack(branches, row_tokens=row_tokens), entropies=True)
+    torch.testing.assert_close(computed.logprobs, expected, atol=2e-5, rtol=0)
+    torch.testing.assert_close(computed.entropies, entropies, atol=2e-5, rtol=0)
 
 
 @settings(max_examples=20, deadline=None)
@@ -99,19 +99,19 @@ def test_logprobs_over_the_trie_equal_one_by_one(qwen2, seed, ragged, temperatur
     branches = groups(rng, codes, 3, 4)
     trie = CatalogTrie.from_codes(codes)
     with torch.no_grad():
-        expected, spread = one_by_one(qwen2, branches, paths(codes)[1], temperature)
+        expected, entropies = one_by_one(qwen2, branches, paths(codes)[1], temperature)
         batch = pack(branches, row_tokens=60, trie=trie)
-        found = tree_logprobs(qwen2, batch, trie=trie, temperature=temperature, entropies=True)
-    torch.testing.assert_close(found.logprobs, expected, atol=2e-5, rtol=0)
-    torch.testing.assert_close(found.entropies, spread, atol=2e-5, rtol=0)
+        computed = tree_logprobs(qwen2, batch, trie=trie, temperature=temperature, entropies=True)
+    torch.testing.assert_close(computed.logprobs, expected, atol=2e-5, rtol=0)
+    torch.testing.assert_close(computed.entropies, entropies, atol=2e-5, rtol=0)
     with torch.no_grad():
         within = tree_logprobs(qwen2, batch, trie=trie, temperature=temperature, siblings=trie)
         without = tree_logprobs(qwen2, batch, temperature=temperature, siblings=trie)
-    assert torch.equal(within.logprobs, found.logprobs)
+    assert torch.equal(within.logprobs, computed.logprobs)
     expected_within, expected_without = means(qwen2, branches, paths(codes)[1], temperature)
     torch.testing.assert_close(within.siblings, expected_within, atol=5e-5, rtol=0)
     torch.testing.assert_close(without.siblings, expected_without, atol=5e-5, rtol=0)
-    table = batch.by_branch(found.logprobs, len(branches), 5)
+    table = batch.by_branch(computed.logprobs, len(branches), 5)
     assert table.shape == (len(branches), 5)
     torch.testing.assert_close(table[-1], expected[-5:], atol=2e-5, rtol=0)
 
@@ -162,9 +162,9 @@ def test_histories_of_the_industrial_catalog(industrial):
     legal = [tuple(sid) for sid in trie.sids.tolist()]
     for within, paths_ in ((None, None), (trie, legal)):
         expected, _ = one_by_one(model, branches, paths_)
-        found = tree_logprobs(model, batch, trie=within).logprobs
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-        assert_same_gradients(model, found.mean(), expected.mean())
+        computed = tree_logprobs(model, batch, trie=within).logprobs
+        torch.testing.assert_close(computed, expected, atol=1e-5, rtol=1e-5)
+        assert_same_gradients(model, computed.mean(), expected.mean())
 
 
 def test_shared_tokens_are_computed_once():

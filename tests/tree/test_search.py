@@ -28,14 +28,14 @@ def random_prompts(rng, lengths):
     return prompts, *left_pad(prompts, 0)
 
 
-def assert_is_ranking_of(found, scores, expected, sids, tolerance):
+def assert_is_ranking_of(tokens, scores, expected, sids, tolerance):
     """A list is the catalog ranked by `expected`, where scores closer than the tolerance may swap."""
-    listed = [tuple(sid) for sid in found.tolist() if sid[0] != NO_TOKEN]
+    listed = [tuple(sid) for sid in tokens.tolist() if sid[0] != NO_TOKEN]
     assert sorted(listed) == sids
-    own = torch.tensor([expected[sids.index(sid)] for sid in listed])
-    torch.testing.assert_close(scores[: len(sids)], own, atol=tolerance, rtol=0)
+    exact = torch.tensor([expected[sids.index(sid)] for sid in listed])
+    torch.testing.assert_close(scores[: len(sids)], exact, atol=tolerance, rtol=0)
     assert scores[: len(sids)].diff().le(0).all()
-    assert (found[len(sids) :] == NO_TOKEN).all()
+    assert (tokens[len(sids) :] == NO_TOKEN).all()
     assert (scores[len(sids) :] == -torch.inf).all()
 
 
@@ -102,17 +102,17 @@ def test_certificate_never_lies_and_beams_are_valid(qwen2, codes, lengths, beams
         legal = oracle[row] > -torch.inf
         assert [tuple(sid) for sid in trie.sids[legal].tolist()] == valid
         torch.testing.assert_close(oracle[row, legal], expected, atol=1e-4, rtol=0)
-        found = [tuple(sid) for sid in result.tokens[row].tolist() if sid[0] != NO_TOKEN]
-        assert len(found) == len(set(found)) <= min(beams, len(valid))
-        assert set(found) <= set(valid)
+        listed = [tuple(sid) for sid in result.tokens[row].tolist() if sid[0] != NO_TOKEN]
+        assert len(listed) == len(set(listed)) <= min(beams, len(valid))
+        assert set(listed) <= set(valid)
         assert trie.sid(result.leaves[row]).tolist() == result.tokens[row].tolist()
         leaves = [leaf for leaf in result.leaves[row].tolist() if leaf >= 0]
-        assert [tuple(codes[trie.items(leaf)[0]].tolist()) for leaf in leaves] == found
+        assert [tuple(codes[trie.items(leaf)[0]].tolist()) for leaf in leaves] == listed
         assert result.scores[row].diff().nan_to_num(0).le(0).all()
-        best = expected.sort(descending=True).values[: len(found)]
+        best = expected.sort(descending=True).values[: len(listed)]
         if result.exact[row]:
-            assert len(found) == min(beams, len(valid))
-            torch.testing.assert_close(result.scores[row, : len(found)], best, atol=1e-4, rtol=0)
+            assert len(listed) == min(beams, len(valid))
+            torch.testing.assert_close(result.scores[row, : len(listed)], best, atol=1e-4, rtol=0)
         if widest is not None and widest >= len(codes):
             assert result.exact[row]
 
@@ -278,8 +278,8 @@ def test_sampling_more_than_there_is_gives_everything(qwen2):
     trie = CatalogTrie.from_codes(codes)
     result = sample_without_replacement(qwen2, torch.tensor([[1], [2]]), trie=trie, num_samples=20, seeds=torch.tensor([1, 2]))
     for row in range(2):
-        found = sorted(tuple(sid) for sid in result.tokens[row].tolist() if sid[0] != NO_TOKEN)
-        assert found == paths(codes)[0]
+        listed = sorted(tuple(sid) for sid in result.tokens[row].tolist() if sid[0] != NO_TOKEN)
+        assert listed == paths(codes)[0]
     assert torch.equal(result.leaves >= 0, torch.arange(20).expand(2, -1) < len(trie))
     assert (result.threshold == -torch.inf).all()
     torch.testing.assert_close(result.log_weights().exp().sum(1), torch.ones(2), atol=1e-4, rtol=0)

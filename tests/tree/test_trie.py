@@ -12,27 +12,27 @@ from tests.tree.conftest import catalogs, paths
 
 def walked(trie):
     """Every path of the trie, found by asking for children: (tokens) -> leaf."""
-    found = {(): 0}
+    nodes_above = {(): 0}
     for level in range(trie.depth):
         below = {}
-        for path, node in found.items():
+        for path, node in nodes_above.items():
             nodes, tokens, valid = trie.children(level, torch.tensor([node]))
             for child, token, real in zip(nodes[0].tolist(), tokens[0].tolist(), valid[0].tolist(), strict=True):
                 if real:
                     below[*path, token] = child
                     assert trie.parent(level, torch.tensor(child)) == node
-        found = below
-    return found
+        nodes_above = below
+    return nodes_above
 
 
 @settings(max_examples=80, deadline=None)
 @given(catalogs())
 def test_walking_the_trie_gives_exactly_the_distinct_sids(codes):
     trie = CatalogTrie.from_codes(codes)
-    found = walked(trie)
+    leaves = walked(trie)
     expected, _ = paths(codes)
-    assert sorted(found) == expected
-    assert [path for path, _ in sorted(found.items(), key=lambda pair: pair[1])] == expected
+    assert sorted(leaves) == expected
+    assert [path for path, _ in sorted(leaves.items(), key=lambda pair: pair[1])] == expected
     assert trie.sids.tolist() == [list(path) for path in expected]
     assert trie.sid(trie.leaf_of_item).tolist() == codes.tolist()
     assert len(trie) == len(expected)
@@ -47,10 +47,10 @@ def test_items_of_a_leaf_are_the_rows_with_its_sid(codes, trailing, seed):
     allowed = np.random.default_rng(seed).random(len(codes)) < 0.5
     allowed[0] = True
     trie = CatalogTrie.from_codes(codes, trailing=trailing)
-    for one in (trie, trie.narrow(allowed)):
-        for leaf, sid in enumerate(one.sids.tolist()):
-            assert one.items(leaf) == [item for item, row in enumerate(codes.tolist()) if row == sid]
-        assert one.items(-1) == []
+    for view in (trie, trie.narrow(allowed)):
+        for leaf, sid in enumerate(view.sids.tolist()):
+            assert view.items(leaf) == [item for item, row in enumerate(codes.tolist()) if row == sid]
+        assert view.items(-1) == []
 
 
 @pytest.mark.parametrize("leaf", [-2, 3])
@@ -88,8 +88,8 @@ def test_a_view_is_the_trie_of_the_items_that_are_left(codes, seed, requests):
     view = trie.narrow(allowed)
     for request in range(requests):
         left, _ = paths(codes[allowed[request]])
-        for one in (view.requests(torch.tensor([request])), trie.narrow(allowed[request])):
-            assert sorted(walked(one)) == left
+        for narrowed in (view.requests(torch.tensor([request])), trie.narrow(allowed[request])):
+            assert sorted(walked(narrowed)) == left
     assert trie.legal is None
 
 
@@ -191,7 +191,7 @@ def test_bad_filters():
 
 def test_items_left_out_by_request_are_the_narrowed_view():
     trie = CatalogTrie.from_codes(torch.tensor([[1, 2], [1, 3], [4, 2], [4, 2]]))
-    found = trie.without([[], [0], [1, 2], [2, 3]])
+    view = trie.without([[], [0], [1, 2], [2, 3]])
     allowed = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1], [1, 0, 0, 1], [1, 1, 0, 0]]).bool()
-    for ours, wanted in zip(found.legal, trie.narrow(allowed).legal, strict=True):
+    for ours, wanted in zip(view.legal, trie.narrow(allowed).legal, strict=True):
         assert torch.equal(ours, wanted)
