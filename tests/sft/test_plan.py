@@ -126,7 +126,7 @@ def test_the_dry_run_of_the_command_line(command, capsys):
         (["--dry-run=yes"], "--dry-run takes no value"),
         (
             ["--dry-run", "--model.init", "from_pretrained", "--model.path", "nowhere"],
-            "no plan without the model's config.json",
+            "Expected a folder with config.json and tokenizer files",
         ),
     ],
 )
