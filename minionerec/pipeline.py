@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from minionerec.artifacts import MANIFEST, Manifest
 from minionerec.config import Config, run_file
-from minionerec.distributed import is_main_process, wait_for_everyone
+from minionerec.distributed import expect_no_gpu, is_main_process, wait_for_everyone
 
 if TYPE_CHECKING:
     pass
@@ -122,6 +122,7 @@ def _deepspeed_without_compiler() -> None:
     import torch
 
     if not torch.cuda.is_available():
+        expect_no_gpu()
         import deepspeed.ops
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
