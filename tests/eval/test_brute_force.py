@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minionerec.eval import level_tables
-from minionerec.eval.calc_level import analyse
+from minionerec.eval.calc_level import level_report
 from minionerec.eval.levels import calibration, lost_targets
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import measure, ranks
@@ -62,7 +62,7 @@ def test_the_released_json(tmp_path, records):
         assert list(tables["cumulative"][str(k)].values()) == pytest.approx([float(x) for x in cumulative[k]])
     assert [row["lost"] for row in lost_targets(lists)] == pytest.approx(brute.lost(records))
     width = len(records[0][1])
-    assert analyse(lists, CUTOFFS, 20, 0)["lengths"]["longest"] == width
+    assert level_report(lists, CUTOFFS, 20, 0)["lengths"]["longest"] == width
     invalid = sum(sid is None for _, ranked in records for sid in ranked) / (width * len(records))
     assert measure(lists, (1,), 20).invalid == pytest.approx(invalid)
 
