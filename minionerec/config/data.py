@@ -9,6 +9,8 @@ from typing import ClassVar, Literal
 from minionerec.config.checks import between, positive
 from minionerec.errors import ConfigError
 
+_DOWNLOADED = ("ml-100k", "ml-1m", "amazon-2018", "amazon-2023", "released")  # fetched if there is no data.path
+
 
 @dataclass
 class DataConfig:
@@ -69,7 +71,7 @@ class DataConfig:
         between("data", 0, math.inf, widen_below_items=self.widen_below_items, item_k=self.item_k or 0)
         if self.split == "leave-last-two-out" and self.user_k < 3:
             raise ConfigError(f"data.user_k is {self.user_k}; leave-last-two-out needs at least 3 interactions per user.")
-        if self.path is None and self.source in ("csv", "recbole", "sequences", "letter"):
+        if self.path is None and self.source not in _DOWNLOADED:
             raise ConfigError(f"data.source {self.source!r} needs data.path, the folder that holds your files.")
         if self.path is None and self.category is None and self.source in ("amazon-2018", "amazon-2023", "released"):
             raise ConfigError(

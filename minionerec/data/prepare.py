@@ -42,6 +42,18 @@ class Prepared(NamedTuple):
     figures: dict[str, Any]
 
 
+class Reader(NamedTuple):
+    """One layout of raw files.
+
+    Attributes:
+        read: makes the dataset; takes the folder (or file) of `data.path`, the section `data` and the bad rows met so far.
+        files: the raw files that `read` will read; their digests are inputs of the stage.
+    """
+
+    read: Callable[[Path, DataConfig, Problems], Prepared]
+    files: Callable[[Path, DataConfig], tuple[Path, ...]]
+
+
 class Inputs(NamedTuple):
     """The raw files: the SHA-256 of each by its path in `source`, and `source`, a folder or a file."""
 
@@ -71,17 +83,7 @@ def _files(data: DataConfig, source: Path) -> tuple[Path, ...]:
         return (source,)
     if data.is_amazon:
         return amazon.files(source, data.category)
-    if data.source == "released":
-        return tuple(released.files(source, data.category).values())
-    if data.source == "letter":
-        name = readers.one_file(source, ".inter.json", data.category).name.removesuffix(".inter.json")
-        paths = [source / f"{name}.{kind}.json" for kind in ("inter", "index", "item")]
-        return tuple(path for path in paths if path.is_file())
-    if data.source == "sequences":
-        return (readers.one_file(source, ".txt", data.category),)
-    if data.source == "csv":
-        return readers.raw_files("csv", source)
-    return recbole.files(source)
+    return READERS[data.source].files(source, data)
 
 
 def prepare_data(config: Config) -> tuple[Manifest, bool]:
@@ -109,7 +111,7 @@ def prepare_data(config: Config) -> tuple[Manifest, bool]:
         with amazon.scratch_folder(config.folder / SCRATCH) as scratch:
             prepared = _amazon(source, scratch, config.data, problems)
     else:
-        prepared = READERS[config.data.source](source, config.data, problems)
+        prepared = READERS[config.data.source].read(source, config.data, problems)
     with recipe.write() as draft:
         prepared.dataset.save(draft.path)
         if problems.messages:
@@ -176,14 +178,37 @@ def _released(source: Path, config: DataConfig, problems: Problems) -> Prepared:
     return with_figures(released.read(source, config, problems))
 
 
-READERS: dict[str, Callable[[Path, DataConfig, Problems], Prepared]] = {
-    "ml-100k": _movielens_100k,
-    "ml-1m": _movielens_1m,
-    "csv": _csv,
-    "recbole": _recbole,
-    "sequences": _sequences,
-    "letter": _letter,
-    "released": _released,
+def _csv_files(source: Path, config: DataConfig) -> tuple[Path, ...]:
+    return readers.raw_files("csv", source)
+
+
+def _recbole_files(source: Path, config: DataConfig) -> tuple[Path, ...]:
+    return recbole.files(source)
+
+
+def _sequences_files(source: Path, config: DataConfig) -> tuple[Path, ...]:
+    return (readers.one_file(source, ".txt", config.category),)
+
+
+def _letter_files(source: Path, config: DataConfig) -> tuple[Path, ...]:
+    name = readers.one_file(source, ".inter.json", config.category).name.removesuffix(".inter.json")
+    paths = [source / f"{name}.{kind}.json" for kind in ("inter", "index", "item")]
+    return tuple(path for path in paths if path.is_file())
+
+
+def _released_files(source: Path, config: DataConfig) -> tuple[Path, ...]:
+    return tuple(released.files(source, config.category).values())
+
+
+# Raw Amazon dumps are read in parts, see `_amazon`. MovieLens may also come as a folder in RecBole's layout.
+READERS: dict[str, Reader] = {
+    "ml-100k": Reader(_movielens_100k, _recbole_files),
+    "ml-1m": Reader(_movielens_1m, _recbole_files),
+    "csv": Reader(_csv, _csv_files),
+    "recbole": Reader(_recbole, _recbole_files),
+    "sequences": Reader(_sequences, _sequences_files),
+    "letter": Reader(_letter, _letter_files),
+    "released": Reader(_released, _released_files),
 }
 
 

@@ -1,4 +1,4 @@
-"""The model card: `README.md` next to a trained model's weights, in the format that model hubs read."""
+"""The model card: `README.md` beside a trained model's weights, in the format that model hubs read."""
 
 from collections.abc import Mapping
 from pathlib import Path

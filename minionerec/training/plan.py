@@ -7,7 +7,7 @@ vocabulary, m the matrices of the body; sums over parameters take each parameter
   `gradient_as_bucket_view` is set, which Trainer leaves off. With bf16 autocast the weights stay float32 and their bfloat16
   copies, 2(m + V's head), live as long as the step.
 - ZeRO-2 (Rajbhandari et al., 2020, section 5.2, "P_os+g"): in bf16 2P + (2 + 12)T/N: weights, gradients, and the float32 master
-  weights with both moments; in float32 4P + (4 + 12)T/N, for DeepSpeed keeps a master copy there too. ZeRO-2 adds its reduction
+  weights with both moments; in float32 4P + (4 + 12)T/N, for DeepSpeed keeps a master copy there too. Beside them its reduction
   bucket of 5e8 elements (`reduce_bucket_size`), at most one gradient of all that trains.
 - a frozen reference model (RL with KL): its weights again.
 - activations of one micro-batch, per layer and position, what autograd keeps of a decoder layer with RMSNorm, rotary sdpa
@@ -145,7 +145,7 @@ class Work:
         largest: micro-batches of which one takes the most memory.
         rollout: positions generated per micro-batch, prompts with them, 0 where nothing is; where groups are refilled, at most.
         cached: of them, those held in the key-value cache at once.
-        reference: a frozen model of the same size is computed as well.
+        reference: a frozen model of the same size is computed beside.
         tasks: examples and tokens by task, where they are told apart.
     """
 
@@ -202,7 +202,7 @@ class Devices:
 
     @property
     def name(self) -> str:
-        """For display."""
+        """For readers."""
         if self.count == 1 and not self.zero2:
             return "1 device"
         return f"{self.count} device{'s' * (self.count > 1)}, {'ZeRO-2' if self.zero2 else 'DDP'}"
@@ -215,7 +215,7 @@ def launched(bf16: bool, checkpointing: bool) -> Devices:
 
 
 def planned_devices(count: int | None, bf16: bool, checkpointing: bool) -> list[Devices]:
-    """The devices of a dry run: as it was launched if `count` is None, else `count` of them under ZeRO-2 and under DDP."""
+    """Those of a dry run: as it was started where no number is given; else so many under ZeRO-2 and, beside it, DDP."""
     if count is None:
         return [launched(bf16, checkpointing)]
     return [Devices(count, zero2, bf16, checkpointing) for zero2 in ((True, False) if count > 1 else (False,))]
@@ -325,7 +325,7 @@ class Plan:
         }
 
     def table(self, gpu_memory: float | None = None) -> Table:
-        """For display.
+        """For readers.
 
         Args:
             gpu_memory: of one device (GB), to say whether it fits.
@@ -377,7 +377,7 @@ class Plan:
 
 
 def gigabytes(size: int) -> str:
-    """Bytes for display, in GB (1e9)."""
+    """Bytes for readers, in GB (1e9)."""
     return f"{size / 1e9:,.2f} GB" if size >= 1e7 else f"{size / 1e6:,.2f} MB"
 
 

@@ -1,9 +1,9 @@
 """Training checkpoints that load in any number of processes, under ZeRO-2, DDP or alone.
 
 Trainer's own hold the optimiser as the launch split it: DeepSpeed refuses a checkpoint of another world size, and nobody else
-reads its files. Here the moments are stored whole and by parameter name (`optimizer.safetensors`), next to float32 copies of
+reads its files. Here the moments are stored whole and by parameter name (`optimizer.safetensors`), beside float32 copies of
 weights that train in a lower precision; the schedule is a small JSON file. Trainer itself pickles its arguments and the random
-states next to them, and reads back the latter only; an artefact holds neither.
+states beside them, and reads back the latter only; an artefact holds neither.
 """
 
 from collections.abc import Iterator, Mapping

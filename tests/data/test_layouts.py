@@ -26,7 +26,7 @@ COUNTS = {
 
 def read(folder: Path, source: str, category: str | None = None, **fields) -> Dataset:
     config = DataConfig(source=source, path=str(folder), category=category, **fields)
-    return prepare.READERS[source](folder, config, Problems())[0]
+    return prepare.READERS[source].read(folder, config, Problems())[0]
 
 
 def equal(one: Dataset, other: Dataset) -> bool:
@@ -225,7 +225,7 @@ def test_times_and_positions_of_given_splits_are_numbers(tmp_path, kind, field, 
     with pytest.raises(DataError, match=rf"{path.name}, row 3: {message}"):
         read(tmp_path, kind)
     problems = Problems(skip=True)
-    found = prepare.READERS[kind](tmp_path, DataConfig(source=kind, path=str(tmp_path)), problems)[0]
+    found = prepare.READERS[kind].read(tmp_path, DataConfig(source=kind, path=str(tmp_path)), problems)[0]
     assert len(found.test) == len(dataset.test) - 1 and len(problems.messages) == 1
     fields[1 if field == "timestamp" else 2] = ""  # not known
     path.write_text("\n".join([*lines[:2], separator.join(fields), *lines[3:]]) + "\n")
