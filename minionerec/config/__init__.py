@@ -119,6 +119,11 @@ class Config:
         return dataclasses.replace(self.prompts, wording=wording)
 
     @property
+    def training_prompts(self) -> PromptsConfig:
+        """What SFT, RL and their validations ask: `resolved_prompts` without `eval_style`, which changes evaluation only."""
+        return self.resolved_prompts.for_training()
+
+    @property
     def decoding(self) -> dict[str, Any]:
         """The settings that decide recommended lists, in evaluation and in the validations that choose a model."""
         return {name: getattr(self.eval, name) for name in ("num_beams", "normalise_over", "exclude_history")}

@@ -30,5 +30,5 @@ class PromptsConfig:
         positive("prompts", max_tokens=self.max_tokens)
 
     def for_training(self) -> "PromptsConfig":
-        """What SFT, RL and their validations ask: all but `eval_style`."""
+        """The same prompts without `eval_style`, as a model is trained with them."""
         return dataclasses.replace(self, eval_style="same")

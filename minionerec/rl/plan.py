@@ -83,7 +83,7 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
     def load_without_weights(dataset: Dataset, index: SidIndex) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         if (policy := config.folder / "sft" / "model").is_dir():
             return checkpoint.load(policy, weights=False)
-        corpus = tokenizer_corpus(dataset, config.resolved_prompts, config.sft.task_names)
+        corpus = tokenizer_corpus(dataset, config.training_prompts, config.sft.task_names)
         model, tokenizer = base_model(config.model, index, corpus, config.seed, weights=False)
         return model.float(), tokenizer
 

@@ -14,6 +14,7 @@ from minionerec.pipeline import run
 from minionerec.prompts.builder import Prompts, tokenizer_corpus
 from minionerec.rl import plan as rl_plan
 from minionerec.sft import plan as sft_plan
+from minionerec.sft.train import base_model as base_model_of_sft
 from minionerec.sft.trainer import TreeCollator
 from minionerec.sft.trees import build_trees, examples_by_task
 from minionerec.sid.index import SidIndex
@@ -55,6 +56,18 @@ def test_the_plan_is_what_the_trainer_sees(trained):
     assert metrics["tasks"] == planned.work.tasks and list(metrics["tasks"]) == TASKS
     widest = [collator(trees[start : start + 4])["input_ids"].numel() for start in range(0, len(trees), 4)]
     assert min(widest) <= planned.positions / (planned.work.steps * planned.work.accumulation) <= max(widest)
+
+
+def test_a_tokenizer_does_not_learn_the_sentence_that_only_evaluation_asks(trained):
+    """The key of `sft` does not cover that sentence."""
+    run_config, _ = trained
+    dataset = Dataset.load(run_config.folder / "data")
+    index = SidIndex.load(run_config.folder / "sid", dataset)
+    vocabularies = []
+    for eval_style in ("same", "released"):
+        prompts = replace(run_config.prompts, wording="released", eval_style=eval_style)
+        vocabularies.append(base_model_of_sft(replace(run_config, prompts=prompts), dataset, index)[1].get_vocab())
+    assert vocabularies[0] == vocabularies[1]
 
 
 def test_tokens_without_weight_are_no_labels(trained):
