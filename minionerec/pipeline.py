@@ -5,7 +5,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,11 +13,8 @@ from minionerec.artifacts import MANIFEST, Manifest
 from minionerec.config import Config, run_file
 from minionerec.distributed import is_main_process, wait_for_everyone
 
-if TYPE_CHECKING:
-    pass
-
 # Stages are imported when they run: `--help` and `--print_config` must not wait for torch.
-Made = tuple[Manifest, bool]  # the artefact, and whether it was made anew
+Finished = tuple[Manifest, bool]  # the artefact, and whether it was made anew
 
 
 def quieten_libraries() -> None:
@@ -32,13 +28,13 @@ def quieten_libraries() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found no GPU, wherever it is installed
 
 
-def _data(config: Config) -> Iterator[Made]:
+def _data(config: Config) -> Iterator[Finished]:
     from minionerec.data import prepare
 
     yield from _on_main(lambda: prepare.prepare_data(config))
 
 
-def _sid(config: Config) -> Iterator[Made]:
+def _sid(config: Config) -> Iterator[Finished]:
     from minionerec.sid import build
 
     quieten_libraries()
@@ -47,7 +43,7 @@ def _sid(config: Config) -> Iterator[Made]:
     yield from _on_main(lambda: build.build_sids(config))
 
 
-def _sft(config: Config) -> Iterator[Made]:
+def _sft(config: Config) -> Iterator[Finished]:
     from minionerec.report import curves
     from minionerec.sft.train import train_sft
 
@@ -55,7 +51,7 @@ def _sft(config: Config) -> Iterator[Made]:
     yield train_sft(config, curves.write_curves)
 
 
-def _rl(config: Config) -> Iterator[Made]:
+def _rl(config: Config) -> Iterator[Finished]:
     from minionerec.report import curves
     from minionerec.rl.train import train_rl
 
@@ -63,7 +59,7 @@ def _rl(config: Config) -> Iterator[Made]:
     yield train_rl(config, curves.write_curves)
 
 
-def _eval(config: Config) -> Iterator[Made]:
+def _eval(config: Config) -> Iterator[Finished]:
     from minionerec.eval.evaluate import evaluable, evaluate
 
     quieten_libraries()
@@ -71,24 +67,24 @@ def _eval(config: Config) -> Iterator[Made]:
         yield evaluate(config, recommender)
 
 
-def _report(config: Config) -> Iterator[Made]:
+def _report(config: Config) -> Iterator[Finished]:
     from minionerec.report import build
 
     yield from _on_main(lambda: build.write_report(config))
 
 
-def _baseline(config: Config) -> Iterator[Made]:
+def _baseline(config: Config) -> Iterator[Finished]:
     from minionerec.baselines.train import train_baseline
     from minionerec.eval.evaluate import evaluate
     from minionerec.eval.listed import BUILT_IN
 
     yield train_baseline(config)
-    ours = config.baseline.protocol == "dataset" and config.baseline.model not in BUILT_IN
-    if ours and (config.folder / "sid" / MANIFEST).is_file():
+    evaluable = config.baseline.protocol == "dataset" and config.baseline.model not in BUILT_IN
+    if evaluable and (config.folder / "sid" / MANIFEST).is_file():
         yield evaluate(config, config.baseline.model)
 
 
-STAGES: dict[str, Callable[[Config], Iterator[Made]]] = {
+STAGES: dict[str, Callable[[Config], Iterator[Finished]]] = {
     "data": _data,
     "sid": _sid,
     "sft": _sft,
@@ -99,15 +95,15 @@ STAGES: dict[str, Callable[[Config], Iterator[Made]]] = {
 }
 
 
-def _on_main(stage: Callable[[], Made]) -> list[Made]:
-    """Run a single-process stage on rank 0 while the others wait."""
-    made = [stage()] if is_main_process() else []
+def _on_main(stage: Callable[[], Finished]) -> list[Finished]:
+    """Run a single-process stage on the main process while all other processes wait for it."""
+    finished = [stage()] if is_main_process() else []
     wait_for_everyone()
-    return made
+    return finished
 
 
 def set_up(threads: int) -> None:
-    """Cap the threads of the numerical libraries, before the first of them is imported, and quieten their chatter."""
+    """Cap the threads of the numerical libraries, before the first of them is imported, and switch off their chatter."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):
         os.environ.setdefault(name, str(threads))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -128,7 +124,10 @@ def _deepspeed_without_compiler() -> None:
 
 
 def run(config: Config, stages: tuple[str, ...]) -> None:
-    """Run the named stages; prints one line each: what it made, where, how long. Several: also time and memory of all."""
+    """Run the named stages and print one line for each artefact: its figures, where it lies, how long it took.
+
+    After several stages a line says how long all took, and the most memory that was held.
+    """
     set_up(config.threads)
     if "ACCELERATE_MIXED_PRECISION" in os.environ:  # under accelerate launch
         from minionerec.training.launch import start_all_processes
@@ -154,7 +153,7 @@ def plan(stage: str, config: Config, devices: int | None, gpu_memory: float | No
     """Print what a training stage would take, without training.
 
     Args:
-        devices: plan for this many; None for those of this machine.
+        devices: plan for this many; None for the devices of this machine.
         gpu_memory: of each, to say whether it fits (GB).
     """
     set_up(config.threads)
@@ -178,5 +177,5 @@ def _peak_memory() -> str:
 
 def summary(manifest: Manifest) -> str:
     """The first few figures of a manifest, as one line."""
-    shown = [(name, value) for name, value in manifest.metrics.items() if isinstance(value, int | float)][:6]
-    return ", ".join(f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value:,}" for name, value in shown)
+    figures = [(name, value) for name, value in manifest.metrics.items() if isinstance(value, int | float)][:6]
+    return ", ".join(f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value:,}" for name, value in figures)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from minionerec import __version__, presets
 from minionerec.cli.parser import help_text, parse, preset, read
-from minionerec.commands import COMMANDS
+from minionerec.cli.table import COMMANDS
 from minionerec.config.fields import did_you_mean
 from minionerec.errors import ArtifactError, ConfigError, MiniOneRecError
 
@@ -46,9 +46,9 @@ def _find(arguments: Sequence[str]) -> tuple[str, list[str]]:
         raise ConfigError(f"name a command before {name}, for example: minionerec run {' '.join(arguments)}")
     grouped = any(command.startswith(f"{name} ") for command in COMMANDS)
     if grouped and name not in COMMANDS and (not rest or rest[0].startswith("-")):
-        known = ", ".join(command for command in COMMANDS if command.startswith(f"{name} "))
+        subcommands = ", ".join(command for command in COMMANDS if command.startswith(f"{name} "))
         raise ConfigError(
-            f"minionerec {name} needs to know what to do, for example: minionerec {known.split(',')[0]}. Known: {known}."
+            f"minionerec {name} needs to know what to do, for example: minionerec {subcommands.split(',')[0]}. Known: {subcommands}."
         )
     if grouped and rest and not rest[0].startswith("-") and rest[0] != "help":
         name, rest = f"{name} {rest[0]}", rest[1:]

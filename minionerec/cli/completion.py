@@ -6,7 +6,7 @@ from typing import Any
 from minionerec import presets
 from minionerec.cli.help import in_short
 from minionerec.cli.parser import SECTIONS, parser
-from minionerec.commands import COMMANDS
+from minionerec.cli.table import COMMANDS
 from minionerec.config import Config
 from minionerec.config.fields import choices, field_types
 

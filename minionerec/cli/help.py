@@ -28,7 +28,9 @@ class Formatter(DefaultHelpFormatter):
             return ""  # `--sft FILE` reads a whole section: it works, but no newcomer needs it
         name = next((option for option in action.option_strings[::-1] if not option.endswith("+")), action.dest)
         value = "" if action.nargs == 0 else f" {action.metavar or '|'.join(map(str, action.choices or ['VALUE']))}"
-        empty = (None, [], {}) if not self.whole or action.dest not in _TYPES else ()  # a short help leaves them out
+        empty: tuple[Any, ...] = (
+            (None, [], {}) if not self.whole or action.dest not in _TYPES else ()
+        )  # a short help leaves them out
         has_default = action.nargs != 0 and action.default is not argparse.SUPPRESS and action.default not in empty
         default = f" (default: {_as_text(action.default)})" if has_default else ""
         text = " ".join((action.help or "").split())
@@ -39,7 +41,7 @@ class Formatter(DefaultHelpFormatter):
         head = f"  {name}{value}{default}"
         if max(len(head) + 2, 40) + len(text) <= self._width:
             return f"{head:38}  {text}\n"
-        indent = {"initial_indent": " " * 6, "subsequent_indent": " " * 6, "width": self._width}
+        indent: dict[str, Any] = {"initial_indent": " " * 6, "subsequent_indent": " " * 6, "width": self._width}
         lines = textwrap.wrap(text, **indent, max_lines=None if self.whole else 2, placeholder=" ...")
         return "".join(f"{line}\n" for line in (head, *lines))
 

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from minionerec import presets
-from minionerec.commands import COMMANDS, Command
+from minionerec.cli.table import COMMANDS, Command
 from minionerec.config import Config
 from minionerec.config.fields import allowed, did_you_mean, field_types, fits, nearest, wrong_value
 from minionerec.errors import ConfigError
@@ -128,13 +128,13 @@ def _is_required(option: str, spec: Mapping[str, Any]) -> bool:
 
 def _surplus(name: str, command: Command, word: str) -> str:
     """What to say of a word that the command has no place for."""
-    found = f"minionerec {name} takes no argument {word!r}."
+    mistake = f"minionerec {name} takes no argument {word!r}."
     if not command.takes_config:
-        return found
+        return mistake
     if word.removesuffix(".yaml") in presets.files() or Path(word).exists():
-        return f"{found} Did you mean --config {word}?"
+        return f"{mistake} Did you mean --config {word}?"
     near = nearest(word, _TYPES, 0.5)
-    return f"{found} Did you mean --{near} VALUE?" if near else f"{found} Fields are set by --section.field VALUE."
+    return f"{mistake} Did you mean --{near} VALUE?" if near else f"{mistake} Fields are set by --section.field VALUE."
 
 
 def _check_value(option: str, text: str, kind: Any, spec: Mapping[str, Any] | None) -> None:

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from minionerec import presets
 from minionerec.cli.help import Formatter, WholeFormatter, metavar
 from minionerec.cli.mistakes import check_file, check_words
-from minionerec.commands import COMMANDS
+from minionerec.cli.table import COMMANDS
 from minionerec.config import Config, run_file
 from minionerec.config.fields import did_you_mean, field_types
 from minionerec.errors import ConfigError, MiniOneRecError
@@ -31,14 +31,14 @@ def preset(name: str) -> Path:
     if name and (Path(name) / run_file.RUN_FILE).is_file():
         run_file.load(Path(name))
         return Path(name) / run_file.RUN_FILE
-    known = presets.files()
-    if name.removesuffix(".yaml") in known:
-        return known[name.removesuffix(".yaml")]
+    files = presets.files()
+    if name.removesuffix(".yaml") in files:
+        return files[name.removesuffix(".yaml")]
     if name and Path(name).is_dir():
         run_file.load(Path(name))  # says that this is no run's folder
     if not name:
         raise ConfigError("--config needs a value: a YAML file, or a preset (minionerec presets lists them).")
-    hint = did_you_mean(name, known)
+    hint = did_you_mean(name, files)
     raise ConfigError(f"--config {name}: no such file, and no such preset.{hint} minionerec presets lists all presets.")
 
 
@@ -98,7 +98,7 @@ def help_text(name: str, whole: bool = False) -> str:
 def read(name: str, arguments: Sequence[str]) -> tuple[Config | None, dict[str, Any]]:
     """The configuration of a command line, None if the command has none, and the command's own options.
 
-    Fields on the command line win over those of `--config`, wherever it stands.
+    Fields on the command line win over the fields of `--config`, wherever it stands.
 
     Raises:
         ConfigError: an unknown option or field, or a bad value; the message names the nearest.

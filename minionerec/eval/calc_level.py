@@ -48,43 +48,43 @@ def _table(title: str, rows: Mapping[str, Mapping[str, float]]) -> Table:
     return table
 
 
-def _metrics_table(found: Mapping[str, Any]) -> Table:
+def _metrics_table(metrics: Mapping[str, Any]) -> Table:
     table = Table(
         "Metric",
         title="Metrics with 95 % intervals; on items: expected, best and worst order of tied ones",
         title_justify="left",
     )
-    on_items = found["item"] is not None
+    on_items = metrics["item"] is not None
     for name in ("on SIDs", "interval", *(("on items", "best", "worst") if on_items else ())):
         table.add_column(name, justify="right")
-    for name, cell in found["sid"].items():
-        items = [f"{found['item'][name][part]:.4f}" for part in ("value", "best", "worst")] if on_items else []
+    for name, cell in metrics["sid"].items():
+        items = [f"{metrics['item'][name][part]:.4f}" for part in ("value", "best", "worst")] if on_items else []
         table.add_row(name, f"{cell['value']:.4f}", f"{cell['low']:.4f} to {cell['high']:.4f}", *items)
     return table
 
 
-def _print(found: Mapping[str, Any], console: Console) -> None:
+def _print(metrics: Mapping[str, Any], console: Console) -> None:
     console.print(_metrics_table(found))
-    console.print(_table("Independent: the code of one level, alone", found["independent"]))
-    console.print(_table("Cumulative: all codes up to a level", found["cumulative"]))
+    console.print(_table("Independent: the code of one level, alone", metrics["independent"]))
+    console.print(_table("Cumulative: all codes up to a level", metrics["cumulative"]))
     steps = Table("Step", title="Drop-off of the first recommendation", title_justify="left")
     steps.add_column("Share", justify="right")
-    for step, share in found["drop_off"].items():
+    for step, share in metrics["drop_off"].items():
         steps.add_row(step, "-" if share is None else f"{share:.4f}")
     console.print(steps)
     lost = Table("Level", title="Where the list lost the target", title_justify="left")
     lost.add_column("lost here", justify="right")
     lost.add_column("rank of the prefix before", justify="right")
-    for row in found["lost"]:
+    for row in metrics["lost"]:
         lost.add_row(str(row["level"]), f"{row['lost']:.4f}", "-" if row["rank"] is None else f"{row['rank']:.0f}")
     console.print(lost)
-    if found["calibration"]:
+    if metrics["calibration"]:
         sure = Table("Level", "confidence", "accuracy", "calibration error", title="Calibration", title_justify="left")
-        for row in found["calibration"]:
+        for row in metrics["calibration"]:
             sure.add_row(str(row["level"]), *(f"{row[name]:.4f}" for name in ("confidence", "accuracy", "error")))
         console.print(sure)
-    if found.get("search"):
-        _print_search(found["search"], console)
+    if metrics.get("search"):
+        _print_search(metrics["search"], console)
 
 
 def _print_search(search: Mapping[str, Any], console: Console) -> None:
@@ -103,15 +103,15 @@ def _print_search(search: Mapping[str, Any], console: Console) -> None:
     console.print(pruned)
 
 
-def _search_beside(path: Path) -> Any:
+def _search_next_to(path: Path) -> Any:
     """The section `search` of the `metrics.json` in the file's folder, which the eval stage wrote from the exact oracle."""
-    beside = path.with_name("metrics.json")
-    if not beside.is_file():
+    metrics_file = path.with_name("metrics.json")
+    if not metrics_file.is_file():
         return None
     try:
-        values = json.loads(beside.read_text(encoding="utf-8"))
+        values = json.loads(metrics_file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{beside}: not valid JSON ({error}). Run the eval stage again.") from None
+        raise DataError(f"{metrics_file}: not valid JSON ({error}). Run the eval stage again.") from None
     return values.get("search") if isinstance(values, dict) else None
 
 
@@ -140,7 +140,7 @@ def run(
     out = out or path.parent
     lists = read_lists(path, read_catalog(index) if index else None)
     metrics = analyse(lists, sorted(set(cutoffs)), resamples, seed)
-    metrics["search"] = _search_beside(path)
+    metrics["search"] = _search_next_to(path)
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "levels.json", metrics)

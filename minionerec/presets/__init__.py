@@ -12,7 +12,8 @@ def files() -> dict[str, Path]:
 
 def descriptions() -> tuple[dict[str, str], dict[str, str]]:
     """One line for every preset: presets of the pipeline, and presets of `minionerec baseline`."""
-    pipeline, baselines = {}, {}
+    pipeline: dict[str, str] = {}
+    baselines: dict[str, str] = {}
     for name, path in files().items():
         first, *rest = path.read_text(encoding="utf-8").splitlines()
         (baselines if "baseline:" in rest else pipeline)[name] = first.removeprefix("# ")

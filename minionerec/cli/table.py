@@ -1,0 +1,143 @@
+"""The table of commands: what each does, which sections of the configuration its help shows, and its own options."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from minionerec import commands
+from minionerec.config import CUTOFFS, RESAMPLES
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of the command line."""
+
+    help: str
+    """One line for the overview."""
+    run: Callable[..., None]
+    """Takes the configuration first if `takes_config`, then the command's own options by name."""
+    sections: tuple[str, ...] = ()
+    """Sections of the configuration that `--help` shows; `--help-all` shows all."""
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Its own options and arguments: name to what `add_argument` takes."""
+    takes_config: bool = True
+    """Whether the command reads the configuration."""
+
+
+def _path(metavar: str, help: str, **more: Any) -> dict[str, Any]:
+    return {"type": Path, "metavar": metavar, "help": help, **more}
+
+
+_DRY_RUN: dict[str, dict[str, Any]] = {
+    "--dry-run": {"action": "store_true", "help": "print the plan (steps, tokens, FLOPs, memory per process) and stop"},
+    "--devices": {"type": int, "metavar": "COUNT", "help": "with --dry-run: plan for this many devices"},
+    "--gpu-memory": {"type": float, "metavar": "GB", "help": "with --dry-run: say whether it fits into devices of this memory"},
+}
+_RESAMPLING: dict[str, dict[str, Any]] = {
+    "--resamples": {"type": int, "metavar": "COUNT", "default": RESAMPLES, "help": "bootstrap resamples"},
+    "--seed": {"type": int, "metavar": "NUMBER", "default": 42, "help": "seed of the resampling"},
+}
+_DESCRIBE = {
+    "--html": _path("FILE", "write a self-contained page to this file"),
+    "--json": _path("FILE", "write the facts to this file"),
+}
+_EXPORT = {
+    "--layout": {
+        "choices": ("released", "recbole"),
+        "required": True,
+        "metavar": "NAME",
+        "help": "whose layout: released or recbole",
+    },
+    "--to": _path("FOLDER", "the folder to write to", required=True),
+}
+_BASELINE_TABLE = {
+    "name": {"help": "beauty, lastfm, or the folder of a run with evaluated recommenders"},
+    "--runs": _path("DIR", "folder of the presets' runs", default=Path("runs")),
+}
+_LEVELS = {
+    "--path": _path("FILE", "predictions.jsonl of an eval stage, or the released code's result JSON", required=True),
+    "--out": _path("DIR", "folder for levels.json and levels.png (default: folder of FILE)"),
+    "--index": _path("FILE", "index.json or info text of the catalog, for item-level ranks of the released code's JSON"),
+    "--cutoffs": {"type": int, "nargs": "+", "default": list(CUTOFFS), "metavar": "K", "help": "cut-offs K"},
+    **_RESAMPLING,
+}
+_GAP = {
+    "--runs": _path(
+        "RUN", "folders of runs, predictions.jsonl files, or result JSON of the released code", nargs="*", default=[]
+    ),
+    "--out": _path("DIR", "folder for paper_gap.json, .md and .html", required=True),
+    "--dataset": {"metavar": "NAME", "help": "published dataset of all runs, if their size does not show it"},
+    "--index": _path("FILE", "index.json or info text of the catalog of the released code's result files"),
+    **_RESAMPLING,
+}
+
+COMMANDS: dict[str, Command] = {
+    "run": Command("all stages in order: data, sid, sft, rl, eval, report", commands.run_all),
+    "data prepare": Command(
+        "raw files to a Dataset: catalog and train, valid and test examples", commands.run_stage("data"), ("data",)
+    ),
+    "data describe": Command(
+        "the facts of a prepared Dataset: terminal, HTML and JSON", commands.describe_data, options=_DESCRIBE
+    ),
+    "data export": Command(
+        "a prepared Dataset in the layout of the released code or of RecBole", commands.export_data, options=_EXPORT
+    ),
+    "data list": Command(
+        "the public datasets that can be fetched: name, content, terms, size",
+        commands.list_data,
+        options={"name": {"nargs": "?", "help": "show only names that begin like this"}},
+        takes_config=False,
+    ),
+    "data get": Command(
+        "fetch a public dataset into the cache ($MINIONEREC_CACHE); run it again to resume a download",
+        commands.get_data,
+        options={"name": {"help": "a name that `minionerec data list` shows"}},
+        takes_config=False,
+    ),
+    "sid": Command("item text to semantic IDs", commands.run_stage("sid"), ("sid",)),
+    "sid inspect": Command("figures of a run's semantic IDs, in the terminal and as an HTML page", commands.inspect_sids),
+    "sid compare": Command(
+        "several quantizers on a run's catalog in one table",
+        commands.compare_sids,
+        ("sid",),
+        {"--methods": {"metavar": "A,B,...", "help": "values of sid.method with commas between them (default: all)"}},
+    ),
+    "sid append": Command(
+        "semantic IDs for new items; the semantic IDs of an earlier run stay as they are",
+        commands.append_sids,
+        ("sid",),
+        {"--base": _path("RUN", "folder of the run whose semantic IDs are extended", required=True)},
+    ),
+    "sft": Command("supervised fine-tuning of a causal LM", commands.run_training("sft"), ("sft",), _DRY_RUN),
+    "rl": Command("GRPO from the SFT model with ranking rewards", commands.run_training("rl"), ("rl",), _DRY_RUN),
+    "eval": Command("constrained beam search over a split, metrics with intervals", commands.evaluate, ("eval",)),
+    "report": Command("one HTML page of the run", commands.report, ("report",)),
+    "baseline": Command(
+        "a sequential recommender on the same split, with the same metrics", commands.run_stage("baseline"), ("baseline",)
+    ),
+    "baseline table": Command(
+        "a published table next to our rows (beauty, lastfm), or all recommenders that were evaluated in a run",
+        commands.table_of_baselines,
+        options=_BASELINE_TABLE,
+        takes_config=False,
+    ),
+    "levels": Command(
+        "accuracy per SID level of a predictions file: tables, levels.json and levels.png",
+        commands.levels,
+        options=_LEVELS,
+        takes_config=False,
+    ),
+    "gap": Command(
+        "runs compared with the published tables: gaps, noise, causes", commands.gap, options=_GAP, takes_config=False
+    ),
+    "presets": Command(
+        "the configurations that ship with the package, one line each", commands.list_presets, takes_config=False
+    ),
+    "completion": Command(
+        "the script for tab completion: minionerec completion bash > ~/.local/share/bash-completion/completions/minionerec",
+        commands.print_completion,
+        options={"shell": {"choices": ("bash", "zsh"), "help": "the shell that you use"}},
+        takes_config=False,
+    ),
+}
