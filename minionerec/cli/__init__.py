@@ -46,9 +46,9 @@ def _find(arguments: Sequence[str]) -> tuple[str, list[str]]:
         raise ConfigError(f"name a command before {name}, for example: minionerec run {' '.join(arguments)}")
     grouped = any(command.startswith(f"{name} ") for command in COMMANDS)
     if grouped and name not in COMMANDS and (not rest or rest[0].startswith("-")):
-        subcommands = ", ".join(command for command in COMMANDS if command.startswith(f"{name} "))
+        members = [command for command in COMMANDS if command.startswith(f"{name} ")]
         raise ConfigError(
-            f"minionerec {name} needs to know what to do, for example: minionerec {subcommands.split(',')[0]}. Known: {subcommands}."
+            f"minionerec {name} needs to know what to do, for example: minionerec {members[0]}. Known: {', '.join(members)}."
         )
     if grouped and rest and not rest[0].startswith("-") and rest[0] != "help":
         name, rest = f"{name} {rest[0]}", rest[1:]

@@ -64,7 +64,7 @@ def _metrics_table(metrics: Mapping[str, Any]) -> Table:
 
 
 def _print(metrics: Mapping[str, Any], console: Console) -> None:
-    console.print(_metrics_table(found))
+    console.print(_metrics_table(metrics))
     console.print(_table("Independent: the code of one level, alone", metrics["independent"]))
     console.print(_table("Cumulative: all codes up to a level", metrics["cumulative"]))
     steps = Table("Step", title="Drop-off of the first recommendation", title_justify="left")

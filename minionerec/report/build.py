@@ -207,7 +207,7 @@ def render_rl_page(results: RunResults) -> str:
     sft, rl = results.trained
     parts = parts_of_lists(sft.lists) | parts_of_dataset(sft.lists, results.dataset, results.index, config.eval.split)
     levels, slices = diagnosis.level_changes(sft, rl, config), diagnosis.slice_changes(sft, rl, parts, config)
-    calibrations = {one.name: one.metrics.calibration for one in (sft, rl) if one.metrics.calibration}
+    calibrations = {model.name: model.metrics.calibration for model in (sft, rl) if model.metrics.calibration}
     tables = analysis.metric_tables({recommender.label: recommender.metrics for recommender in (sft, rl)})
     return (
         environment()
@@ -244,7 +244,7 @@ def write_report(config: Config) -> tuple[Manifest, bool]:
     present = [name for name in (*_OPTIONAL, *_BASELINES) if (config.folder / name / MANIFEST).is_file()]
     manifests |= {name: Manifest.load(config.folder / name) for name in present}
     inputs = {name: manifest.digest for name, manifest in manifests.items()}
-    recipe = Recipe("report", config.folder / "report", config.recorded, inputs, config.seed)
+    recipe = Recipe("report", config.folder / "report", config.recorded, inputs, config.seed, replace=config.replace)
     if (manifest := recipe.finished()) is not None:
         return manifest, False
     results = RunResults.load(config, manifests)
