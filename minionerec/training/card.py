@@ -1,4 +1,4 @@
-"""The model card: `README.md` beside a trained model's weights, in the format that model hubs read."""
+"""The model card: `README.md` next to a trained model's weights, in the format that model hubs read."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,12 +15,12 @@ _TITLES = {"sft": "supervised fine-tuning", "rl": "GRPO with ranking rewards"}
 
 
 def write(folder: Path, stage: str, config: Config, dataset: Dataset, index: SidIndex, metrics: Mapping[str, Any]) -> None:
-    """Write the card of a stage's model; equal runs write equal cards.
+    """Write the card of a stage's model. Equal runs write equal cards.
 
     Args:
         folder: the model's folder.
         stage: `sft` or `rl`.
-        metrics: what the card tells of the training, name to figure.
+        metrics: figures of the training, by name.
     """
     scratch = config.model.init == "from_scratch"
     base = "none: a small Qwen2, trained from scratch" if scratch else str(config.model.path)
@@ -43,7 +43,7 @@ def write(folder: Path, stage: str, config: Config, dataset: Dataset, index: Sid
                 "items": len(dataset.catalog),
                 "examples (train, valid, test)": ", ".join(f"{len(dataset.split(name)):,}" for name in SPLITS),
                 "longest history": config.data.max_history,
-                "semantic IDs": "those the data brings" if config.sid.shipped else config.sid.method,
+                "semantic IDs": "the data's own" if config.sid.shipped else config.sid.method,
                 "codes per level": " + ".join(map(str, index.codebook_sizes)),
                 "items that share their SID": index.collisions(),
             }
@@ -53,8 +53,8 @@ def write(folder: Path, stage: str, config: Config, dataset: Dataset, index: Sid
         "## Recipe",
         f"```yaml\n{yaml.safe_dump({'seed': config.seed, **sections}, sort_keys=False)}```",
         "## Use",
-        "The tokenizer holds the SID tokens. Prompts are those of `minionerec/prompts`; the search must be held to the "
-        f"catalog, as `minionerec eval` does it with the run's `sid/` folder.\n\n{_LOAD}",
+        "The tokenizer holds the SID tokens. `minionerec/prompts` words the prompts. Constrain the search to the catalog, as "
+        f"`minionerec eval` does with the run's `sid/` folder.\n\n{_LOAD}",
         "## Licence",
         _licence(config),
     ]
@@ -84,8 +84,8 @@ def _licence(config: Config) -> str:
     if source is not None:
         notes.append(f"Data: {source.terms}.")
     else:
-        notes.append("Data: your own files; their terms apply.")
+        notes.append("Data: your own files. Their terms apply.")
     if config.model.init == "from_pretrained":
         notes.append(f"The weights derive from {config.model.path}: its licence applies to them.")
-    notes.append("Look at both before you pass the model on.")
+    notes.append("Read both before you pass the model on.")
     return " ".join(notes)

@@ -1,4 +1,4 @@
-"""Training checkpoints: which are complete, which is the newest; and the log that a finished training leaves."""
+"""Training checkpoints: which are complete, and which is the newest. Also writes the log of a finished training."""
 
 import json
 import shutil
@@ -11,14 +11,14 @@ from minionerec.distributed import is_main_process, wait_for_everyone
 from minionerec.errors import ArtifactError
 
 _COMPLETE = "complete.json"
-_TIMED = ("per_second", "flos", "time")
+_TIMED = ("per_second", "flos", "time")  # ends of the names of figures that differ between equal runs
 
 
 class MarkComplete(TrainerCallback):
-    """Marks each training checkpoint once all its files are written; the Trainer itself writes them one by one."""
+    """Marks each training checkpoint as complete: Trainer writes its files one by one, and may be interrupted in between."""
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        """Record names and sizes of the files of the checkpoint just saved, once every rank has written its own."""
+        """Record the names and sizes of a checkpoint's files, after every process has written its own."""
         wait_for_everyone()
         if state.is_world_process_zero:
             folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
@@ -35,7 +35,7 @@ def _is_complete(folder: Path) -> bool:
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest complete training checkpoint below a folder, None if there is none; half-written ones are deleted."""
+    """The newest complete training checkpoint in a folder, None if there is none. Incomplete ones are deleted."""
     if is_main_process():
         for path in folder.glob("checkpoint-*"):
             if not _is_complete(path):
@@ -46,6 +46,7 @@ def last_checkpoint(folder: Path) -> str | None:
 
 
 def write_log(state: TrainerState, path: Path) -> None:
-    """The curves as one JSON object a line; durations are left out, so that equal runs write equal files."""
+    """Write the curves, one JSON object per line; durations are left out, so that equal runs write equal files."""
+    # A resumed run reads its first rows from a checkpoint, where keys are sorted. So they are sorted in all rows.
     rows = [{key: value for key, value in row.items() if not key.endswith(_TIMED)} for row in state.log_history]
-    path.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows), encoding="utf-8")  # a checkpoint sorts too
+    path.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows), encoding="utf-8")

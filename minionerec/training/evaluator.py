@@ -1,4 +1,4 @@
-"""Validation by ranking: the metrics of `eval` on part of the valid split, while a model is trained."""
+"""Validation by ranking: the metrics of `eval`, on part of the valid split, while a model is trained."""
 
 import numpy as np
 from accelerate.utils import gather_object

@@ -1,4 +1,4 @@
-"""What the launcher decides: how many processes run, how a global batch splits over them, in which precision."""
+"""What a launch decides: how many processes run, how a batch splits over them, in which precision they compute."""
 
 import argparse
 import os
@@ -20,26 +20,26 @@ _CHOSEN_TENSORBOARD = os.environ.get(_TENSORBOARD)  # by the user, not by an ear
 
 
 def split_batch(total_field: str, total: int, micro_field: str, micro: int, devices: int | None = None) -> tuple[int, int]:
-    """Split a step's batch over devices and micro-batches.
+    """Split the batch of an optimiser step over devices and micro-batches.
 
     Args:
-        total_field, micro_field: the names of the configuration's fields, for the message.
-        total: units per optimiser step over all devices.
-        micro: most units at once on one device.
-        devices: how many there are to be, for a plan; None for those that run.
+        total_field, micro_field: names of the configuration's fields, for the message.
+        total: units per step over all devices.
+        micro: upper limit of the units computed at once on one device.
+        devices: how many to plan for; None for the devices of this launch.
 
     Returns:
-        units at once on one device, and gradient accumulation steps.
+        units computed at once on one device, and gradient accumulation steps.
 
     Raises:
-        ConfigError: it does not split evenly, or one process sees several GPUs.
+        ConfigError: the batch does not split evenly, or there are several GPUs for a single process.
     """
     world = devices or distributed_state().num_processes
-    # Transformers would fall back to DataParallel, with another batch.
+    # Transformers would use DataParallel on all GPUs, which multiplies the batch.
     if devices is None and world == 1 and torch.cuda.device_count() > 1:
         raise ConfigError(
-            f"This machine shows {torch.cuda.device_count()} GPUs, but one process runs. Start one per GPU with accelerate "
-            "launch (scripts/sft.sh, scripts/rl.sh), or choose one GPU with CUDA_VISIBLE_DEVICES=0."
+            f"This machine has {torch.cuda.device_count()} GPUs, but only one process runs. Start one process per GPU with "
+            "accelerate launch (scripts/sft.sh, scripts/rl.sh), or choose one GPU with CUDA_VISIBLE_DEVICES=0."
         )
     micro = min(micro, total // world)
     if micro == 0 or total % (world * micro):
@@ -51,16 +51,17 @@ def split_batch(total_field: str, total: int, micro_field: str, micro: int, devi
 
 
 def micro_batch_within(budget_field: str, budget: int, longest: int, share: int, most: int) -> int:
-    """The largest micro-batch that divides a device's share of a step and keeps a budget of tokens.
+    """The largest micro-batch that divides a device's share of a step and stays within a budget of tokens.
 
     Args:
-        budget_field: the name of the configuration's field, for the message.
+        budget_field: name of the configuration's field, for the message.
+        budget: tokens of a micro-batch, if all its units are as long as the longest.
         longest: tokens of the longest unit.
         share: units per optimiser step on one device.
-        most: upper limit (units).
+        most: upper limit of the result (units).
 
     Raises:
-        ConfigError: a single unit exceeds the budget.
+        ConfigError: the longest unit alone exceeds the budget.
     """
     if longest > budget:
         raise ConfigError(
@@ -74,41 +75,42 @@ _MACHINES = {"NO": "one GPU", "MULTI_CPU": "CPUs (DDP)", "MULTI_GPU": "GPUs (DDP
 
 
 def check_distribution(kind: str, processes: int, stage: int | None = None) -> str:
-    """What this launch has become, for the log; refuses one that silently became less than was asked for.
+    """Describe a launch for the log. Accelerate may silently run less than the launcher asked for; that is refused.
 
     Args:
-        kind: accelerate's distributed type, such as DEEPSPEED or MULTI_GPU. processes: the world size that it works with.
+        kind: accelerate's distributed type, such as DEEPSPEED or MULTI_GPU.
+        processes: how many train together.
         stage: DeepSpeed's stage of ZeRO; None without DeepSpeed.
 
     Raises:
-        ConfigError: the launcher asked for DeepSpeed or for more processes, and that is not what runs; or for another stage of
-            ZeRO than 2, whose checkpoints could not be written.
+        ConfigError: the launcher asked for DeepSpeed or for more processes than what runs, or for another stage of ZeRO than 2,
+            which checkpoints are not made for.
     """
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    started = int(os.environ.get("WORLD_SIZE", "1"))
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true" and kind != "DEEPSPEED":
         raise ConfigError(
             f"The launcher's configuration asks for DeepSpeed, but what runs is {kind}. Unset ACCELERATE_USE_CPU, which turns "
             "DeepSpeed off silently (sft/zero2.yaml runs on CPUs without it)."
         )
-    if asked != processes:
+    if started != processes:
         raise ConfigError(
-            f"The launcher started {asked} processes, but {processes} train together. Do not launch with --cpu; on CPUs "
+            f"The launcher started {started} processes, but {processes} train together. Do not launch with --cpu; on CPUs "
             "accelerate launch --num_processes N is enough."
         )
     if kind == "DEEPSPEED" and stage != 2:
         raise ConfigError(
-            f"The launcher's configuration asks for stage {stage} of DeepSpeed's ZeRO; checkpoints here hold what stage 2 "
-            "splits. Set zero_stage: 2, as sft/zero2.yaml does."
+            f"The launcher's configuration asks for stage {stage} of DeepSpeed's ZeRO, but checkpoints are made for stage 2 "
+            "only. Set zero_stage: 2, as sft/zero2.yaml does."
         )
     machine = "the CPU" if kind == "NO" and not torch.cuda.is_available() else _MACHINES.get(kind, kind)
     return f"{processes} process{'es' if processes > 1 else ''} on {machine}{', not distributed' * (kind == 'NO')}"
 
 
 def launch_of(accelerator: Accelerator) -> str:
-    """What the launch of a trainer has become, for the log.
+    """Describe the launch of a trainer for the log, see `check_distribution`.
 
     Raises:
-        ConfigError: see `check_distribution`.
+        ConfigError: the launcher asked for something else than what runs.
     """
     plugin = accelerator.state.deepspeed_plugin
     stage = None if plugin is None else plugin.zero_stage
@@ -116,9 +118,9 @@ def launch_of(accelerator: Accelerator) -> str:
 
 
 def keep_tensorboard(folder: Path, trackers: Sequence[str]) -> None:
-    """Have TensorBoard's files written to a folder that stays, where it is among the trackers and no other was chosen.
+    """Let TensorBoard, if it is among the trackers, write into a folder that stays, unless the user has chosen another.
 
-    By default transformers puts them among a stage's checkpoints, which are deleted at its end.
+    By default transformers writes next to a stage's checkpoints, which are deleted at its end.
     """
     if "tensorboard" in trackers and _CHOSEN_TENSORBOARD is None:
         os.environ[_TENSORBOARD] = str(folder)
@@ -128,33 +130,33 @@ def check_precision(field: str, bf16: bool) -> None:
     """Refuse a launcher whose mixed precision contradicts the configuration; transformers would stop with a traceback.
 
     Raises:
-        ConfigError: `accelerate launch` was told another precision than `field` says.
+        ConfigError: `accelerate launch` computes in another precision than `field` asks for.
     """
     if _LAUNCHED_PRECISION and (_LAUNCHED_PRECISION == "bf16") != bf16:
-        wanted, fitting = ("bf16", "false") if bf16 else ("no", "true")
+        precision, value = ("bf16", "false") if bf16 else ("no", "true")
         raise ConfigError(
             f"accelerate launches with mixed precision {_LAUNCHED_PRECISION}, but {field} is {str(bf16).lower()}. "
-            f"Pass --{field} {fitting}, or --mixed_precision {wanted} to the launcher."
+            f"Pass --{field} {value}, or --mixed_precision {precision} to the launcher."
         )
 
 
 def requested_processes(command: Sequence[str]) -> int:
-    """How many processes a command line of `accelerate launch` asks for; 1 where it does not say."""
+    """How many processes a command line of `accelerate launch` asks for; 1 if it does not say."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--num_processes", "--num-processes", type=int, default=1)
     return parser.parse_known_args(list(command))[0].num_processes
 
 
 def start_all_processes() -> None:
-    """Start the processes that `accelerate launch --num_processes N` was asked for on a machine without GPUs.
+    """Start all N processes of `accelerate launch --num_processes N` on a machine without GPUs.
 
-    There accelerate silently starts a single one, and its environment does not say N; its command line does. This
-    process is then replaced by torch's launcher, which starts all N with gloo. Does nothing in any other situation.
+    Accelerate silently starts a single one there. N is not in this process's environment, only in the command line of its
+    parent. Torch's launcher then replaces this process and starts all N with gloo. Does nothing in any other situation.
     """
     if "LOCAL_RANK" in os.environ or _LAUNCHED_PRECISION is None:
         return
     parent = psutil.Process().parent()
-    wanted = 1 if parent is None or torch.cuda.is_available() else requested_processes(parent.cmdline())
-    if wanted > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(wanted)]
+    processes = 1 if parent is None or torch.cuda.is_available() else requested_processes(parent.cmdline())
+    if processes > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         os.execv(sys.executable, [sys.executable, *launcher, *sys.argv])

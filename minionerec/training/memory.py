@@ -1,20 +1,21 @@
-"""Memory that runs out, told in words: what was being done, and which settings help."""
+"""An error for memory that runs out: it says at which point, and which settings help."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from minionerec.errors import TrainingError
 
-# What a failed allocation says: torch's allocators for CPUs and GPUs, CUDA's own, cuBLAS and cuDNN, the C++ library.
+# In the messages of failed allocations, by torch's allocators for CPUs and GPUs, CUDA, cuBLAS and cuDNN, and the C++ library.
 _SIGNS = ("out of memory", "allocate memory", "_alloc_failed", "bad_alloc")
 
 
 @contextmanager
 def enough_memory(doing: Callable[[], tuple[str, str]]) -> Iterator[None]:
-    """Turn an allocation that fails inside into an error that helps; one that was turned further inside passes.
+    """Turn an allocation that fails inside into an error that helps. If blocks are nested, the innermost one speaks.
 
     Args:
-        doing: asked when it happens: where it was, such as `at step 3`, and what to do about it, in whole sentences.
+        doing: called when memory runs out; returns at which point that was, such as `at step 3`, and what to do, in whole
+            sentences.
 
     Raises:
         TrainingError: the memory does not suffice.

@@ -1,34 +1,36 @@
-"""The plan of a training: parameters, steps, tokens, FLOPs and memory per rank, known before the first step.
+"""The plan of a training: parameters, steps, tokens, FLOPs and memory of each process, estimated before the first step.
 
-Memory of a rank, in bytes. P are all parameters, T those that train, N the ranks, w the bytes of a stored weight, V the
-vocabulary, m the matrices of the body; sums over parameters take each parameter's own width.
+Memory of a process, in bytes. P is the number of all parameters, T of those that train, N of processes; w the bytes of a stored
+weight, V the vocabulary, m the parameters of the body, which is all but the embedding and the head. Sums over parameters use
+the width of each.
 
-- alone: weights wP, gradients wT, AdamW's two moments 2wT. Under DDP another wT: torch copies gradients into buckets unless
-  `gradient_as_bucket_view` is set, which Trainer leaves off. With bf16 autocast the weights stay float32 and their bfloat16
-  copies, 2(m + V's head), live as long as the step.
-- ZeRO-2 (Rajbhandari et al., 2020, section 5.2, "P_os+g"): in bf16 2P + (2 + 12)T/N: weights, gradients, and the float32 master
-  weights with both moments; in float32 4P + (4 + 12)T/N, for DeepSpeed keeps a master copy there too. Beside them its reduction
-  bucket of 5e8 elements (`reduce_bucket_size`), at most one gradient of all that trains.
-- a frozen reference model (RL with KL): its weights again.
-- activations of one micro-batch, per layer and position, what autograd keeps of a decoder layer with RMSNorm, rotary sdpa
-  attention and a gated feed-forward layer (the count of Korthikanti et al., 2022, section 4.1, for these layers and without
-  dropout; tests hold it against what torch saves): with width h, heads' total width d, a heads, feed-forward width i, row
-  length l: float32 4(6h + 4d + 4i + 2 + a + l); autocast 26h + 8d + 8i + 8 + 4a + 2l; bf16 weights (ZeRO-2) 16h instead of
-  26h. Under gradient checkpointing each layer keeps its input only, and one layer's activations are there at a time.
-- logits: only positions that predict a label are projected; four float32 matrices (labels, V) are alive at once in the backward
-  pass (logits, scaled logits, their gradient, the softmax in making), in bf16 the half-width logits as well.
-- SID rows alone, or with LoRA: PEFT's trainable tokens write them into a copy of the matrix in each forward pass, and its
-  gradient is dense: two matrices (V, h) more at once, as wide as the weights (measured, tied or not).
-- rollouts (RL): keys and values of prompts and beams, 2 x layers x key-value width.
+- One process: weights wP, gradients wT, AdamW's two moments 2wT. DDP adds wT: torch copies gradients into buckets unless
+  `gradient_as_bucket_view` is set, and Trainer does not set it. Under bf16 autocast the weights stay float32, and a step also
+  holds their bfloat16 copies, 2(m + V's head).
+- ZeRO-2 (Rajbhandari et al., 2020, section 5.2, "P_os+g"): in bf16 2P + (2 + 12)T/N, for weights, gradients, and the float32
+  master weights with both moments; in float32 4P + (4 + 12)T/N, because DeepSpeed keeps a master copy there too. To this comes
+  its reduction bucket of 5e8 elements (`reduce_bucket_size`), or of all that trains if that is less.
+- A frozen reference model (RL with KL): its weights.
+- Activations of one micro-batch: what autograd keeps, per layer and position, of a decoder layer with RMSNorm, rotary sdpa
+  attention and a gated feed-forward layer. With width h, total width of the heads d, a heads, feed-forward width i and row
+  length l these are in float32 4(6h + 4d + 4i + 2 + a + l) bytes; under autocast 26h + 8d + 8i + 8 + 4a + 2l; with bf16 weights
+  (ZeRO-2) the same with 16h in place of 26h. This is the count of Korthikanti et al., 2022, section 4.1, for these layers and
+  without dropout; tests compare it with what torch saves. With gradient checkpointing each layer keeps only its input, and the
+  activations of one layer exist at a time.
+- Logits: only positions that predict a label are projected. In the backward pass four float32 matrices (labels, V) exist at
+  once: logits, scaled logits, their gradient, and the softmax; in bf16 also the logits in half that width.
+- SID rows that train alone or with LoRA: PEFT's trainable tokens write them into a copy of the matrix in each forward pass, and
+  the copy's gradient is dense. These are two more matrices (V, h), as wide as the weights (measured, tied or not).
+- Rollouts (RL): keys and values of prompts and beams, 2 x layers x key-value width per position.
 
-FLOPs (Kaplan et al., 2020, section 2.1): 2 a parameter and position forwards, 4 backwards, of which half for weights that are
-frozen (where PEFT trains rows of the head, the gradient of all its rows is computed); 2 more where activations are computed
-again; the head only on predicting positions; attention 4 x l x d a layer and position forwards (Chowdhery et al., 2022,
-appendix B), tree masks being dense.
+FLOPs (Kaplan et al., 2020, section 2.1): 2 per parameter and position in the forward pass, 4 in the backward pass, or 2 if the
+weights are frozen (where PEFT trains rows of the head, the gradient of all its rows is computed). Recomputed activations add 2.
+The head counts at predicting positions only. Tree masks are dense, so attention adds 4 x l x d per layer and position in the
+forward pass (Chowdhery et al., 2022, appendix B).
 
-Left out: the context of CUDA and NCCL (about 1 GB), workspaces of kernels, fragmentation (often a tenth), dropout masks,
-LoRA's own activations, evaluation. Frozen matrices keep less than is counted here. What a run computes is estimated from a
-sample of its micro-batches; memory from the most demanding of some: of the longest units, of the most labels, and in between.
+Left out: the context of CUDA and NCCL (about 1 GB), workspaces of kernels, fragmentation (often a tenth), dropout masks, LoRA's
+own activations, evaluation. Frozen matrices keep less than is counted here. FLOPs of a run are estimated from a sample of its
+micro-batches; memory is the highest of a few micro-batches: of the longest units, of the most labels, and in between.
 """
 
 import os
@@ -47,21 +49,22 @@ from minionerec.distributed import distributed_state, is_main_process
 
 _BUCKET = 500_000_000  # DeepSpeed's reduce_bucket_size (elements)
 _SAMPLE = 16  # micro-batches that are packed to estimate a run's positions
-_PER_LABEL = (0, 1, 10, 100, 1000)  # positions that a label may weigh: by activations and vocabulary, some tens
+# A label takes as much memory as some tens of positions. How many depends on the model, so several numbers are tried.
+_POSITIONS_PER_LABEL = (0, 1, 10, 100, 1000)
 _WIDTH = {True: 2, False: 4}  # bytes of a number in bf16 or not
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a causal LM that decide time and memory.
+    """The sizes of a causal LM that decide time and memory.
 
     Attributes:
         parameters, trainable: counts; a tied matrix counts once.
-        weight_bytes, trainable_bytes: of the weights as they are stored.
-        body, trainable_body: parameters outside the embedding and the head.
-        embedding: rows of the vocabulary times the width.
-        token_rows: whether rows of the embedding and the head train through PEFT.
-        hidden, heads_width, heads, key_value_width, intermediate, layers, vocabulary: of the decoder.
+        weight_bytes, trainable_bytes: bytes of all weights, and of the trainable ones, as they are stored.
+        body, trainable_body: counts of the parameters outside the embedding and the head.
+        embedding: parameters of the embedding, its rows times its width.
+        token_rows: whether single rows of the embedding and the head train, through PEFT.
+        hidden, heads_width, heads, key_value_width, intermediate, layers, vocabulary: widths and counts of the decoder.
     """
 
     parameters: int
@@ -82,7 +85,7 @@ class Shape:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Shape":
-        """Those of a model, which may be on the meta device or wrapped by PEFT."""
+        """The sizes of a model. It may be on the meta device or wrapped by PEFT."""
         config = model.config.get_text_config()
         ends = (model.get_input_embeddings(), model.get_output_embeddings())
         outer = {id(parameter) for module in ends if module is not None for parameter in module.parameters()}
@@ -112,7 +115,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class PackedShape:
-    """What one packed micro-batch holds: rows, their length (tokens, padding included), and positions that predict a label."""
+    """The shape of a packed micro-batch: rows, their length (tokens, padding included), and positions that predict a label."""
 
     rows: int
     length: int
@@ -120,7 +123,7 @@ class PackedShape:
 
     @classmethod
     def of(cls, packed: Mapping[str, Any]) -> "PackedShape":
-        """Those of a `TreeBatch`'s tensors."""
+        """The shape of a micro-batch, given the tensors of its `TreeBatch` by name."""
         rows, length = packed["input_ids"].shape
         return cls(rows, length, int(packed["predicting"].sum()))
 
@@ -132,21 +135,21 @@ class PackedShape:
 
 @dataclass(frozen=True)
 class Work:
-    """What a training goes through.
+    """What a training has to compute.
 
     Attributes:
         unit: what a batch consists of, `trees` or `prompts`.
-        units: of them in the training set.
+        units: how many the training set has.
         steps: optimiser steps.
-        micro: units at once on one device.
+        micro: units computed at once on one device.
         accumulation: micro-batches per step and device.
-        tokens, labels: tokens of all examples of one epoch, each example whole, and those of them that are labels.
-        sample: some micro-batches.
-        largest: micro-batches of which one takes the most memory.
-        rollout: positions generated per micro-batch, prompts with them, 0 where nothing is; where groups are refilled, at most.
-        cached: of them, those held in the key-value cache at once.
-        reference: a frozen model of the same size is computed beside.
-        tasks: examples and tokens by task, where they are told apart.
+        tokens, labels: of all examples of one epoch; each example counts whole, whatever it shares with others.
+        sample: shapes of some random micro-batches.
+        largest: shapes of micro-batches one of which takes the most memory.
+        rollout: positions that rollouts compute per micro-batch, prompts included; if groups are refilled, at most.
+        cached: positions that the key-value cache of rollouts holds at once.
+        reference: whether a frozen reference model of the same size is computed too.
+        tasks: counts of examples and tokens by task; empty if a training does not count by task.
     """
 
     unit: str
@@ -172,28 +175,37 @@ def sample_batches(
     seed: int,
     labels: Sequence[int] | None = None,
 ) -> tuple[tuple[PackedShape, ...], tuple[PackedShape, ...]]:
-    """Micro-batches drawn at random as training draws them, and those of the largest units, whatever a label weighs.
+    """Shapes of some micro-batches, drawn at random as training draws them, and of the micro-batches of the costliest units.
 
     Args:
         sizes: tokens of each unit.
-        labels: labels of each; None where all have the same number.
+        micro: units per micro-batch.
+        pack: gives the shape of a micro-batch of these units.
+        labels: labels of each unit; None if all units have equally many.
     """
     order = list(range(len(units)))
     random.Random(seed).shuffle(order)
     starts = range(0, max(len(order) - micro + 1, 1), micro)[:_SAMPLE]
-    sample = tuple(pack([units[place] for place in order[start : start + micro]]) for start in starts)
+    sample = tuple(pack([units[unit] for unit in order[start : start + micro]]) for start in starts)
     largest: dict[tuple[int, ...], PackedShape] = {}
-    for weight in (0,) if labels is None else _PER_LABEL:
+    for weight in (0,) if labels is None else _POSITIONS_PER_LABEL:
         costs = sizes if labels is None else [size + weight * count for size, count in zip(sizes, labels, strict=True)]
-        chosen = tuple(sorted(order, key=lambda place: -costs[place])[:micro])
-        if chosen not in largest:
-            largest[chosen] = pack([units[place] for place in chosen])
+        costliest = tuple(sorted(order, key=lambda unit: -costs[unit])[:micro])
+        if costliest not in largest:
+            largest[costliest] = pack([units[unit] for unit in costliest])
     return sample, tuple(largest.values())
 
 
 @dataclass(frozen=True)
 class Devices:
-    """Where a training runs; `zero2` needs `count` above 1 to differ from DDP by more than its master weights."""
+    """The devices of a training and how it is distributed over them.
+
+    Attributes:
+        count: one process runs on each.
+        zero2: DeepSpeed's ZeRO-2, otherwise DDP; on a single device ZeRO-2 only adds master weights.
+        bf16: whether it computes in bfloat16.
+        checkpointing: whether the backward pass computes activations again.
+    """
 
     count: int = 1
     zero2: bool = False
@@ -202,55 +214,55 @@ class Devices:
 
     @property
     def name(self) -> str:
-        """For readers."""
+        """For display."""
         if self.count == 1 and not self.zero2:
             return "1 device"
         return f"{self.count} device{'s' * (self.count > 1)}, {'ZeRO-2' if self.zero2 else 'DDP'}"
 
 
 def launched(bf16: bool, checkpointing: bool) -> Devices:
-    """Those that this process was started on; DeepSpeed is ZeRO-2, as in the launcher files that ship."""
+    """The devices of this launch. DeepSpeed means ZeRO-2: training refuses its other stages."""
     zero2 = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     return Devices(distributed_state().num_processes, zero2, bf16, checkpointing)
 
 
 def planned_devices(count: int | None, bf16: bool, checkpointing: bool) -> list[Devices]:
-    """Those of a dry run: as it was started where no number is given; else so many under ZeRO-2 and, beside it, DDP."""
+    """What a dry run plans for: `count` devices, under ZeRO-2 and again under DDP; None for the devices of this launch."""
     if count is None:
         return [launched(bf16, checkpointing)]
     return [Devices(count, zero2, bf16, checkpointing) for zero2 in ((True, False) if count > 1 else (False,))]
 
 
 def memory(shape: Shape, work: Work, devices: Devices) -> dict[str, int]:
-    """Bytes of one rank by what they are for; see the file's header."""
+    """Bytes of one process by what they hold; the header of this file derives them."""
     half = devices.bf16 and devices.zero2  # DeepSpeed casts the model itself
     weights = 2 * shape.parameters if half else shape.weight_bytes
     trained = 2 * shape.trainable if half else shape.trainable_bytes
-    found = {"weights": weights}
+    parts = {"weights": weights}
     if devices.zero2:
-        found["gradients"] = -(-trained // devices.count)
-        found["optimizer"] = -(-12 * shape.trainable // devices.count)
-        found["reduction bucket"] = min(_BUCKET, shape.trainable) * (trained // max(shape.trainable, 1))
+        parts["gradients"] = -(-trained // devices.count)
+        parts["optimizer"] = -(-12 * shape.trainable // devices.count)
+        parts["reduction bucket"] = min(_BUCKET, shape.trainable) * (trained // max(shape.trainable, 1))
     else:
-        found["gradients"], found["optimizer"] = trained, 2 * trained
+        parts["gradients"], parts["optimizer"] = trained, 2 * trained
         if devices.count > 1:
-            found["reduction bucket"] = trained
+            parts["reduction bucket"] = trained
         if devices.bf16:
-            found["bfloat16 copies"] = 2 * (shape.body + shape.embedding)
+            parts["bfloat16 copies"] = 2 * (shape.body + shape.embedding)
     if work.reference:
-        found["reference model"] = weights
+        parts["reference model"] = weights
     width = _WIDTH[devices.bf16]
     if shape.token_rows:
-        found["copies for SID rows"] = 2 * shape.embedding * (weights // shape.parameters)
+        parts["copies for SID rows"] = 2 * shape.embedding * (weights // shape.parameters)
     largest = max(work.largest, key=lambda batch: _activations(shape, batch, devices) + _logits(shape, batch, devices))
-    found["activations"], found["logits"] = _activations(shape, largest, devices), _logits(shape, largest, devices)
+    parts["activations"], parts["logits"] = _activations(shape, largest, devices), _logits(shape, largest, devices)
     if work.cached:
-        found["rollouts"] = work.cached * 2 * shape.layers * shape.key_value_width * width
-    return found
+        parts["rollouts"] = work.cached * 2 * shape.layers * shape.key_value_width * width
+    return parts
 
 
 def _activations(shape: Shape, batch: PackedShape, devices: Devices) -> int:
-    h, d, i = shape.hidden, shape.heads_width, shape.intermediate
+    h, d, i = shape.hidden, shape.heads_width, shape.intermediate  # the symbols of the header
     if not devices.bf16:
         layer = 4 * (6 * h + 4 * d + 4 * i + 2 + shape.heads + batch.length)
     else:
@@ -266,12 +278,12 @@ def _logits(shape: Shape, batch: PackedShape, devices: Devices) -> int:
 
 
 def flops(shape: Shape, batch: PackedShape, work: Work, devices: Devices) -> int:
-    """Floating-point operations of one micro-batch, forwards and backwards, over all its passes."""
+    """Floating-point operations of one micro-batch: forward and backward pass, reference model and rollouts."""
     attention = 4 * batch.length * shape.heads_width * shape.layers * batch.positions
     forward = 2 * shape.body * batch.positions + attention + 2 * shape.embedding * batch.predicting
     inputs = forward  # the gradient of each layer's input
-    weights = 2 * shape.trainable_body * batch.positions + attention  # attention's second operand has one as well
-    if shape.token_rows or shape.trainable - shape.trainable_body >= shape.embedding:  # the head has a gradient
+    weights = 2 * shape.trainable_body * batch.positions + attention  # both operands of attention have a gradient
+    if shape.token_rows or shape.trainable - shape.trainable_body >= shape.embedding:  # the head trains, in part or whole
         weights += 2 * shape.embedding * batch.predicting
     again = forward if devices.checkpointing else 0
     reference = forward if work.reference else 0
@@ -281,7 +293,7 @@ def flops(shape: Shape, batch: PackedShape, work: Work, devices: Devices) -> int
 
 @dataclass(frozen=True)
 class Plan:
-    """A training on some devices."""
+    """What a training takes on some devices."""
 
     stage: str
     shape: Shape
@@ -307,28 +319,28 @@ class Plan:
 
     @property
     def memory(self) -> dict[str, int]:
-        """See `memory`."""
+        """Bytes of one process by what they hold."""
         return memory(self.shape, self.work, self.devices)
 
     @property
-    def memory_per_rank(self) -> int:
-        """All of it, in bytes."""
+    def memory_per_process(self) -> int:
+        """The bytes of one process."""
         return sum(self.memory.values())
 
     def metrics(self) -> dict[str, int | float]:
-        """For a manifest: what the run was expected to take."""
+        """What the run was expected to take, for its manifest."""
         return {
             "tokens": self.work.tokens,
             "labels": self.work.labels,
             "planned_flops": self.flops,
-            "planned_memory": self.memory_per_rank,
+            "planned_memory": self.memory_per_process,
         }
 
     def table(self, gpu_memory: float | None = None) -> Table:
-        """For readers.
+        """The plan for display.
 
         Args:
-            gpu_memory: of one device (GB), to say whether it fits.
+            gpu_memory: memory of one device (GB), to say whether the training fits; None says nothing about it.
         """
         shape, work, devices = self.shape, self.work, self.devices
         table = Table(title=f"Plan of {self.stage} on {devices.name}", title_justify="left", show_header=False, min_width=60)
@@ -347,7 +359,7 @@ class Plan:
                 f"{work.micro * work.accumulation * devices.count:,} = {devices.count} x {work.accumulation} x {work.micro}",
             ),
             *((f"  {task}", _examples(counts)) for task, counts in work.tasks.items()),
-            ("tokens per epoch, examples whole", f"{work.tokens:,}"),
+            ("tokens per epoch", f"{work.tokens:,}"),
             ("labels per epoch", f"{work.labels:,}"),
             ("positions of the run (estimate)", f"{self.positions:,}"),
             ("FLOPs of the run (estimate)", f"{self.flops:.3g}"),
@@ -356,8 +368,8 @@ class Plan:
             table.add_row(*row)
         table.add_section()
         for name, size in self.memory.items():
-            table.add_row(f"memory per rank: {name}", gigabytes(size))
-        table.add_row("[bold]memory per rank (estimate)[/]", f"[bold]{gigabytes(self.memory_per_rank)}[/]")
+            table.add_row(f"memory per process: {name}", gigabytes(size))
+        table.add_row("[bold]memory per process (estimate)[/]", f"[bold]{gigabytes(self.memory_per_process)}[/]")
         if gpu_memory is not None:
             table.add_row(f"of {gpu_memory:g} GB", self.verdict(gpu_memory))
         return table
@@ -368,16 +380,16 @@ class Plan:
             Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(self.table(gpu_memory))
 
     def verdict(self, gpu_memory: float) -> str:
-        """Whether it fits into a device of so many GB, with a tenth left for what the estimate leaves out."""
-        if self.memory_per_rank <= 0.9 * gpu_memory * 1e9:
+        """Whether the training fits into a device of `gpu_memory` GB, a tenth of which is for what the estimate leaves out."""
+        if self.memory_per_process <= 0.9 * gpu_memory * 1e9:
             return "fits"
-        if self.memory_per_rank <= gpu_memory * 1e9:
+        if self.memory_per_process <= gpu_memory * 1e9:
             return "tight: less than a tenth is left"
         return "does not fit"
 
 
 def gigabytes(size: int) -> str:
-    """Bytes for readers, in GB (1e9)."""
+    """Bytes for display, in GB (1e9)."""
     return f"{size / 1e9:,.2f} GB" if size >= 1e7 else f"{size / 1e6:,.2f} MB"
 
 

@@ -1,4 +1,4 @@
-"""Training progress on one line: steps, rate, remaining time and the latest figures; in a log file, ten lines."""
+"""Training progress on one line: steps, rate, remaining time and the latest figures. A log file gets ten lines."""
 
 from typing import Any
 
@@ -13,17 +13,17 @@ from transformers import (
     TrainingArguments,
 )
 
-_SHOWN = ("loss", "eval_loss", "reward", "kl")
+_FIGURES = ("loss", "eval_loss", "reward", "kl")
 
 
 class StepBar(TrainerCallback):
-    """A progress bar over the optimiser steps; draws on rank 0 only."""
+    """A progress bar over the optimiser steps; only the main process draws it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.latest: dict[str, float] = {}
         self.progress: Progress | None = None
-        self.tenths = 0  # of the steps, that a log file without a terminal has been told of
+        self.tenths = 0  # of the steps, for a log file: it gets a line per tenth
 
     @classmethod
     def install(cls, trainer: Trainer, name: str) -> None:
@@ -33,7 +33,7 @@ class StepBar(TrainerCallback):
         trainer.add_callback(cls(name))
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Draw the bar, from the resumed step on."""
+        """Draw the bar; a resumed run begins at its step."""
         if state.is_world_process_zero:
             self.progress = Progress(
                 TextColumn("{task.description}"),
@@ -67,7 +67,7 @@ class StepBar(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Remember the latest figures."""
-        self.latest |= {name: value for name, value in (logs or {}).items() if name in _SHOWN}
+        self.latest |= {name: value for name, value in (logs or {}).items() if name in _FIGURES}
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Leave the finished bar on the screen."""

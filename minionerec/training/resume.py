@@ -1,9 +1,9 @@
-"""Training checkpoints that load in any number of processes, under ZeRO-2, DDP or alone.
+"""Training checkpoints that load in any number of processes, under ZeRO-2, under DDP or alone.
 
-Trainer's own hold the optimiser as the launch split it: DeepSpeed refuses a checkpoint of another world size, and nobody else
-reads its files. Here the moments are stored whole and by parameter name (`optimizer.safetensors`), beside float32 copies of
-weights that train in a lower precision; the schedule is a small JSON file. Trainer itself pickles its arguments and the random
-states beside them, and reads back the latter only; an artefact holds neither.
+Trainer's own checkpoint holds the optimiser as the launch split it: DeepSpeed refuses the checkpoint of another number of
+processes, and nothing else reads DeepSpeed's files. Here the optimiser's moments are stored whole and by parameter name
+(`optimizer.safetensors`), with float32 copies of weights that train in a lower precision. The schedule is a small JSON file.
+Trainer adds its arguments and the random states as pickles and reads back only the random states; an artefact holds neither.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,13 +32,13 @@ class PortableTrainer(Trainer):
     lr_scheduler: Any
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's own, but a checkpoint's weights are read the same way with and without DeepSpeed."""
-        with _instead_of_zeros_own_files(self):
+        """Train as Trainer does, but read the weights of a checkpoint in the same way with and without DeepSpeed."""
+        with _weights_without_deepspeeds_files(self):
             return super().train(*args, **kwargs)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         tensors = {}
-        for name, value in self._optimizer_state():  # every rank takes part where the state is split
+        for name, value in self._optimizer_state():  # under ZeRO-2 every process has a part, so all of them loop
             if self.args.should_save:
                 tensors[name] = value.detach().cpu().contiguous()
         if self.args.should_save:
@@ -70,10 +70,10 @@ class PortableTrainer(Trainer):
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
     def _trained(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        return ((name, one) for name, one in self.model.named_parameters() if one.requires_grad)
+        return ((name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad)
 
     def _optimizer_state(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Moments, step and, where the model is not float32, master weights of each parameter that trains."""
+        """Of each parameter that trains, by name: moments, step and, if it is not float32, the master weights."""
         if self.is_deepspeed_enabled:
             from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
@@ -97,10 +97,10 @@ class PortableTrainer(Trainer):
         if self.is_deepspeed_enabled:
             self._set_zero_state(tensors)
             return
-        places = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         names = {parameter: name for name, parameter in self._trained()}
         state = {}
-        for number, parameter in enumerate(places):
+        for number, parameter in enumerate(parameters):
             if f"step.{names[parameter]}" in tensors:
                 state[number] = {key: tensors[f"{key}.{names[parameter]}"] for key in (*_MOMENTS, "step")}
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
@@ -110,12 +110,12 @@ class PortableTrainer(Trainer):
                     parameter.copy_(tensors[f"master.{name}"])
 
     def _set_zero_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Each rank takes its part of the whole tensors."""
+        """Give each process its part of the whole tensors."""
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         zero = self.model_wrapped.optimizer
         step = max((value for name, value in tensors.items() if name.startswith("step.")), default=torch.zeros(()))
-        for flat in zero.single_partition_of_fp32_groups:  # what AdamW would make at its first step
+        for flat in zero.single_partition_of_fp32_groups:  # as AdamW does at its first step
             zero.optimizer.state[flat] = {"step": step.clone(), **{key: torch.zeros_like(flat) for key in _MOMENTS}}
         _link(zero)
         for name, parameter in self._trained():
@@ -127,9 +127,10 @@ class PortableTrainer(Trainer):
 
 
 def _link(zero: Any) -> None:
-    """Let DeepSpeed know where in its flat state each parameter's moments are.
+    """Tell DeepSpeed where in its flat state the moments of each parameter are.
 
-    It does so itself at the first step, but after the first group of parameters, when the others have no state yet.
+    DeepSpeed does this itself at the first step, but too early: right after the first group of parameters, when the further
+    groups have no state yet.
     """
     from deepspeed.utils import lazy_init_hp_params_optimizer_state
 
@@ -138,10 +139,10 @@ def _link(zero: Any) -> None:
 
 
 @contextmanager
-def _instead_of_zeros_own_files(one: PortableTrainer) -> Iterator[None]:
-    """While training, the function through which Trainer reads DeepSpeed's files reads a checkpoint's weights instead."""
+def _weights_without_deepspeeds_files(portable: PortableTrainer) -> Iterator[None]:
+    """Replace the function with which Trainer reads DeepSpeed's files by one that reads a checkpoint's weights."""
     original = trainer.deepspeed_load_checkpoint
-    trainer.deepspeed_load_checkpoint = lambda engine, path, **_: one._load_from_checkpoint(path)
+    trainer.deepspeed_load_checkpoint = lambda engine, path, **_: portable._load_from_checkpoint(path)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The frame that the training stages share: what they begin with, what a launch is called, what they leave behind."""
+"""The frame that both training stages share: load what a training begins with, name the launch, save the results."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,7 +28,8 @@ class Begun:
     """What a training, or its plan, begins with.
 
     Attributes:
-        parameters: of the model, before adapters are attached to it.
+        stage: `sft` or `rl`.
+        parameters: how many the model has before adapters are attached to it.
     """
 
     stage: str
@@ -42,7 +43,7 @@ def begin(config: Config, stage: str, load_model: LoadModel) -> Begun:
     """Load data, SIDs, model and tokenizer, and set the seed of everything that follows.
 
     Args:
-        load_model: the model whose tokenizer has the SID tokens; for a plan one without weights.
+        load_model: gives the model and its tokenizer, which has the SID tokens; for a plan the model has no weights.
 
     Raises:
         ArtifactError: data or SIDs are missing.
@@ -60,10 +61,10 @@ def begin(config: Config, stage: str, load_model: LoadModel) -> Begun:
 
 
 def announce(begun: Begun, trainer: Trainer, batches: str) -> None:
-    """Check what the launch has become, and print it on the main process.
+    """Check that the launch is what was asked for, and describe it on the screen.
 
     Args:
-        batches: what a step computes, in words.
+        batches: the batches of a step, in words.
 
     Raises:
         ConfigError: the launcher asked for other processes or another distribution than what runs.
@@ -82,10 +83,10 @@ def finish(
     save_model: Callable[[Path], None],
     write_curves: WriteCurves | None,
 ) -> None:
-    """Write the trained model with its card, the log and its curves, and put the figures into the manifest.
+    """Write the trained model with its card, the log and its curves. The figures go into the manifest.
 
     Args:
-        figures: of the training, for card and manifest.
+        figures: of the training, by name, for card and manifest.
         save_model: writes the model into a folder; the main process calls it.
         write_curves: None for no page.
     """

@@ -98,7 +98,7 @@ def test_more_devices_take_the_same_steps_and_zero2_less_memory(trained):
     assert zero2.devices.zero2 and not ddp.devices.zero2
     assert {plan.work.steps for plan in (alone, zero2, ddp)} == {alone.work.steps}
     assert alone.work.accumulation == 2 and ddp.work.accumulation == 1
-    assert ddp.memory_per_rank > alone.memory_per_rank
+    assert ddp.memory_per_process > alone.memory_per_process
     with pytest.raises(ConfigError, match=r"does not split into 3 device\(s\)"):
         sft_plan.plans(made, 3)
 

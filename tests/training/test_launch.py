@@ -58,7 +58,7 @@ def test_a_launch_that_became_less_is_refused(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     assert check_distribution("DEEPSPEED", 2, 2) == "2 processes on DeepSpeed ZeRO-2"
     for stage in (1, 3):
-        with pytest.raises(ConfigError, match=rf"stage {stage} of DeepSpeed's ZeRO; .* Set zero_stage: 2"):
+        with pytest.raises(ConfigError, match=rf"stage {stage} of DeepSpeed's ZeRO, .* Set zero_stage: 2"):
             check_distribution("DEEPSPEED", 2, stage)
     with pytest.raises(ConfigError, match=r"asks for DeepSpeed, but what runs is MULTI_CPU. Unset ACCELERATE_USE_CPU"):
         check_distribution("MULTI_CPU", 2)
