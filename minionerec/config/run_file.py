@@ -118,19 +118,30 @@ def recording(config: Config, stage: str) -> Iterator[None]:
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     now = config.recorded
     untouched = {name: value for name, value in (before or {}).items() if name in now and name not in _READS[stage]}
-    _write(path, now | untouched)
+    if (values := now | untouched) != before:  # a finished run on a disk that cannot be written is still read
+        _write(path, values)
     try:
         yield
     except BaseException as error:
         begun = not isinstance(error, ConfigError) and any(folder.glob(f"{_FOLDERS.get(stage, stage)}.partial"))
         if not begun and before is not None:
-            _write(path, before)
+            with suppress(ConfigError):  # removed or damaged meanwhile: the first error says more
+                _put_back(config, stage, before)
         elif not begun:
             path.unlink(missing_ok=True)
             with suppress(OSError):  # one holds something else
                 for parent in missing:
                     parent.rmdir()
         raise
+
+
+def _put_back(config: Config, stage: str, before: dict[str, Any]) -> None:
+    """Undo what `recording` has written for a stage; sections that another command has written meanwhile stay."""
+    present = load(config.folder)
+    undone = {name: value for name, value in before.items() if name in _READS[stage] or name not in present}
+    fields = {name: value for name, value in before.items() if not isinstance(value, dict)}
+    if (values := present | fields | undone) != present:
+        _write(config.folder / RUN_FILE, values)
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:

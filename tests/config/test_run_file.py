@@ -97,6 +97,32 @@ def test_a_stage_that_did_not_begin_changes_nothing(config, error, partial, kept
     assert load(config.folder)["sft"]["epochs"] == (9 if kept else 2)
 
 
+def test_what_another_command_has_recorded_meanwhile_stays(config):
+    make(config, "data")
+    with pytest.raises(ArtifactError), recording(replace(config, sft=SftConfig(epochs=9), rl=RlConfig(beta=9)), "sft"):
+        make(replace(config, rl=RlConfig(beta=1)), "rl")
+        raise ArtifactError("no input")
+    values = load(config.folder)
+    assert (values["sft"]["epochs"], values["rl"]["beta"]) == (2, 1)
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_file_that_is_spoilt_meanwhile_hides_no_error(config, removed):
+    make(config, "data")
+    with pytest.raises(ArtifactError, match="no input"), recording(config, "sft"):
+        (config.folder / RUN_FILE).unlink() if removed else (config.folder / RUN_FILE).write_text("name: [")
+        raise ArtifactError("no input")
+
+
+def test_a_run_whose_settings_stay_is_not_written_to(config, monkeypatch):
+    make(config, "data")
+    monkeypatch.setattr(run_file, "_write", lambda *_: pytest.fail("wrote"))  # its disk may be read-only
+    with recording(config, "data"):
+        pass
+    with pytest.raises(ConfigError, match="refused"), recording(config, "sft"):
+        raise ConfigError("refused")
+
+
 def test_a_run_whose_first_stage_fails_leaves_nothing(config, tmp_path):
     config = replace(config, out=str(tmp_path / "deep" / "run"))
     for left in ([], ["deep"]):
