@@ -1,4 +1,4 @@
-"""Raw files to a Dataset. The same as `minionerec data prepare`.
+"""Raw files to a Dataset. Does what `minionerec data prepare` does.
 
 Run: python data/prepare.py --config ml-100k
 """

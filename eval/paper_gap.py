@@ -1,4 +1,4 @@
-"""Why are my numbers not the paper's? Our runs beside the published table, a replication and the other baselines.
+"""Why are my numbers not the paper's? Our runs next to the published table, a replication and the published baselines.
 
 Writes `paper_gap.json`, `paper_gap.md` and a self-contained `paper_gap.html`: gaps with intervals, an audit of the published
 numbers, paired comparisons, several seeds, and the checklist of causes. A run is a folder of ours or a predictions file, also

@@ -1,4 +1,4 @@
-"""Constrained 50-beam evaluation. The same as `minionerec eval`.
+"""Constrained 50-beam evaluation. Does what `minionerec eval` does.
 
 Run: python eval/predict.py --config ml-100k
 """

@@ -2,8 +2,8 @@
 # Trains baselines one after the other, each by its preset. Finished baselines are skipped and an interrupted one resumes after its
 # last epoch, so the same command may be given again and again.
 #   SEQUENCES=FOLDER_WITH_Beauty.txt_AND_LastFM.txt bash scripts/baselines.sh [PRESET ...] [-- --baseline.field VALUE ...]
-# Without SEQUENCES the paths in the presets are read. RUNS: the folder of the runs (default runs). RUN_PYTHON: a Python other than
-# that of scripts/python
+# Without SEQUENCES the paths in the presets are read. RUNS: the folder of the runs (default runs). RUN_PYTHON: another Python than
+# scripts/python
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${RUN_PYTHON:-scripts/python} runs=${RUNS:-runs}

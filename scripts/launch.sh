@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Launches a training stage, `sft` or `rl`: under DeepSpeed ZeRO-2 in bf16 on all GPUs of this machine, or on CPUs where there
+# Launches a training stage, `sft` or `rl`: under DeepSpeed ZeRO-2 in bf16 on all GPUs of this machine, or on CPUs if there
 # is none. scripts/sft.sh and scripts/rl.sh call it.
 #   bash scripts/rl.sh --config NAME_OR_FILE [--rl.field VALUE ...]      PROCESSES=2 chooses another number of processes
 set -euo pipefail

@@ -5,7 +5,7 @@
 
 Takes pages, or folders whose pages are all taken; what is folded on a page is opened. Needs Chromium or Chrome on the machine
 (Debian: `apt-get install chromium`).
-Ends with 1 where a page is wider than the screen, or its script failed, with 2 where there is no browser.
+Exits with 1 if a page is wider than the screen or its script failed, with 2 if there is no browser.
 """
 
 import argparse

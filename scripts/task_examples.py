@@ -19,12 +19,12 @@ TITLES = ("Gel pen, black", "Ring binder", "Paper clips", "Stapler")
 INTRODUCTION = """\
 # Tasks and prompts
 
-`sft.tasks` names the tasks that are trained, `sft.task_shares` the share of a task's examples that is used (all where it
+`sft.tasks` names the tasks that are trained, `sft.task_shares` the share of a task's examples that is used (all if it
 names none), `rl.tasks` those that RL rolls out; their answers are SIDs. `sft.tasks: released` stands for the released code's
 five classes in its words: {released}.
 
-`prompts.style` is what stands around the words, `prompts.wording` whose words they are, and both hold for SFT, RL and
-evaluation alike: a model that was trained with others is refused. This page is printed by `scripts/python
+`prompts.style` is what surrounds the words, `prompts.wording` whose words they are, and both hold for SFT, RL and
+evaluation alike: a model that was trained with other words is refused. This page is printed by `scripts/python
 scripts/task_examples.py`, for a user who bought *{first}* and *{second}*, and then *{third}*.
 
 ## Our words (`prompts.wording: plain`)
@@ -32,7 +32,7 @@ With `prompts.style: plain`, the default, a prompt is the question alone. The li
 user's histories are beginnings of one another and are computed once."""
 RELEASED_TEXT = """
 ## The released code's words (`prompts.wording: released`)
-The sentences are those of [MiniOneRec](https://github.com/AkaliKong/MiniOneRec) (`data.py`, Apache License 2.0), its
+The sentences come from [MiniOneRec](https://github.com/AkaliKong/MiniOneRec) (`data.py`, Apache License 2.0), its
 spelling included; it has no description of the next item and rolls out the description of an item in RL only.
 `prompts.category` is what it calls the items: `industrial and scientific items`, `office products`. Where it draws one of
 several instructions at random, the row's number decides here. Three things are as ours: a SID ends by itself (the released code
@@ -71,9 +71,9 @@ def dataset() -> tuple[Dataset, SidIndex]:
     interactions = pl.DataFrame(rows, schema={"user": pl.String, "item_id": pl.String, "timestamp": pl.Int64}, orient="row")
     catalog = pl.DataFrame({"item_id": [f"i{item}" for item in range(4)], "title": TITLES, "text": TITLES})
     catalog = catalog.with_columns(description="A good " + pl.col("title").str.to_lowercase() + ".")
-    made, _ = build_dataset(interactions, catalog, DataConfig(max_history=10))
+    shop, _ = build_dataset(interactions, catalog, DataConfig(max_history=10))
     codes = np.array([[0, 1, 4], [1, 0, 2], [1, 3, 0], [2, 2, 2]], dtype=np.int32)
-    return made, SidIndex(codes, (4, 4, 5), made.digest)
+    return shop, SidIndex(codes, (4, 4, 5), shop.digest)
 
 
 def cell(text: str) -> str:
@@ -83,11 +83,11 @@ def cell(text: str) -> str:
 
 def rows(tasks: Iterable[TaskName], prompts: PromptsConfig, instructions: bool) -> list[str]:
     """A table's lines; line breaks are shown as ⏎ and tabulators as ⇥."""
-    made, index = dataset()
+    shop, index = dataset()
     head = ["task", *(["instruction"] if instructions else []), "question", "answer"]
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for task in tasks:
-        example = next(e for e in examples_of(task, made, index, "valid", 1, prompts) if e.target == 2)
+        example = next(e for e in examples_of(task, shop, index, "valid", 1, prompts) if e.target == 2)
         cells = [f"`{task}`", *([cell(example.question.instruction)] if instructions else [])]
         lines.append(f"| {' | '.join([*cells, cell(example.question.text()), cell(example.completion)])} |")
     return lines

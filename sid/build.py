@@ -1,4 +1,4 @@
-"""Item text to semantic IDs. The same as `minionerec sid`.
+"""Item text to semantic IDs. Does what `minionerec sid` does.
 
 Run: python sid/build.py --config ml-100k
 """

@@ -1,4 +1,4 @@
-"""Several quantizers on one catalog, in one table. The same as `minionerec sid compare`.
+"""Several quantizers on one catalog, in one table. Does what `minionerec sid compare` does.
 
 Run: python sid/compare.py --config ml-100k --methods rq-kmeans-joint,rq-kmeans,rq-vae
 """

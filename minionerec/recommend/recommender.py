@@ -1,7 +1,7 @@
 """A model that people can ask: histories in, ranked lists of the catalog's semantic IDs out.
 
-Evaluation, validation during training and the command line ask through this one class, so a model answers everywhere as it
-was evaluated.
+Evaluation, validation during training and your own code ask through this one class, so a model answers everywhere as it was
+evaluated.
 """
 
 from collections.abc import Sequence

@@ -39,7 +39,9 @@ def write_sid_page(config: Config) -> tuple[Manifest, bool]:
     """
     require(config.folder / "data", "minionerec data prepare --config FILE")
     sid = require(config.folder / "sid", "minionerec sid --config FILE")
-    recipe = Recipe(_STAGE, config.folder / _STAGE, {"name": config.name}, {"sid": sid.digest}, UNSEEDED)
+    recipe = Recipe(
+        _STAGE, config.folder / _STAGE, {"name": config.name}, {"sid": sid.digest}, UNSEEDED, replace=config.replace
+    )
     if (manifest := recipe.finished()) is not None:
         return manifest, False
     with recipe.write() as draft:

@@ -77,10 +77,10 @@ def test_a_task_that_is_gone_is_refused(monkeypatch):
 
 
 def test_a_task_in_one_wording_only_is_refused(monkeypatch):
-    monkeypatch.setitem(TASKS, "sid_to_description", Task("sid", "description"))
-    monkeypatch.setitem(PLAIN, "sid_to_description", Wording(("Describe.",), ("The description of{sid}:",), " {description}"))
+    monkeypatch.setitem(TASKS, "half_worded", Task("sid", "description"))  # a name that no one will add in both wordings
+    monkeypatch.setitem(PLAIN, "half_worded", Wording(("Describe.",), ("The description of{sid}:",), " {description}"))
     with pytest.raises(
         ConfigError,
-        match=r"sid_to_description has no wording under released\. .*PLAIN and RELEASED of .*/wordings.py",
+        match=r"half_worded has no wording under released\. .*PLAIN and RELEASED of .*/wordings.py",
     ):
-        prompts_section(PromptsConfig(wording="plain"), ["sid_to_description"])
+        prompts_section(PromptsConfig(wording="plain"), ["half_worded"])

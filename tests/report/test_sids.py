@@ -46,13 +46,13 @@ def test_compare_prints_a_row_per_method(config, capsys):
     shown = capsys.readouterr().out
     assert re.search(r"^│? *rq-kmeans .*\d", shown, re.M) and " pq " in shown and "rq-vae" not in shown
     assert main(["sid", "compare", "--config", path, "--methods", "rq-means"]) == 2
-    assert "--methods rq-means: unknown" in capsys.readouterr().err
+    assert "--methods rq-means: there is no such method" in capsys.readouterr().err
 
 
 def test_append_needs_a_base(config, capsys):
     _, path = config
     assert main(["sid", "append", "--config", path]) == 2
-    assert "--base DIR" in capsys.readouterr().err
+    assert "needs --base RUN" in capsys.readouterr().err
     assert main(["sid", "append", "--config", path, "--base", "nowhere"]) == 2
     assert "nowhere" in capsys.readouterr().err
 
