@@ -1,7 +1,51 @@
 """Shared by all tests: no network, and one thread, since models are tiny and two wait for one another on a busy machine."""
 
 import os
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("POLARS_MAX_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+
+TESTS = Path(__file__).parent
+# Two workers take whole files (scripts/test.sh), so the longest must not be the last to begin.
+LONGEST = [
+    "sft/test_train.py",
+    "pipeline/test_run.py",
+    "rl/test_train.py",
+    "baselines/test_train.py",
+    "pipeline/test_prompts.py",
+    "rl/test_processes.py",
+    "sft/test_adapters.py",
+    "pipeline/test_same_results.py",
+    "rl/test_trainer.py",
+    "eval/test_evaluate.py",
+    "baselines/test_models.py",
+    "sft/test_trainer.py",
+    "report/test_page.py",
+    "sft/test_plan.py",
+]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out what would be imported in vain: scripts that tests start, and all but fast files under `-m fast`.
+
+    A fast file says so itself, in its line `pytestmark = pytest.mark.fast`. It is read before anything is imported, as the
+    imports of all other files (torch, transformers, trl) take longer than the fast tests.
+    """
+    if collection_path.suffix != ".py":
+        return None
+    if collection_path.is_relative_to(TESTS) and not collection_path.name.startswith(("test_", "conftest", "__init__")):
+        return True
+    if config.option.markexpr == "fast" and "\npytestmark = pytest.mark.fast\n" not in collection_path.read_text("utf-8"):
+        return True
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first."""
+    places = {TESTS / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))

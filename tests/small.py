@@ -1,7 +1,9 @@
 """A small synthetic experiment for whole-pipeline tests: users walk around a ring of items, so the next one can be learnt."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -11,9 +13,11 @@ from minionerec.cli import parse
 from minionerec.config import Config, DataConfig, TaskName
 from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, Dataset, SplitName
 from minionerec.data.prepare import build_dataset
-from minionerec.prompts.builder import Prompts
-from minionerec.prompts.encode import TokenExample
 from minionerec.sid.index import SidIndex
+
+if TYPE_CHECKING:
+    from minionerec.prompts.builder import Prompts
+    from minionerec.prompts.encode import TokenExample
 
 _WORDS = ("red", "blue", "old", "new", "small", "large", "round", "square")
 _THINGS = ("lamp", "chair", "table", "cup", "spoon", "knife", "bowl", "vase")
@@ -117,7 +121,12 @@ def random_dataset(users: int = 20, items: int = 30, seed: int = 0) -> tuple[Dat
     return dataset, SidIndex(codes, (6, 6, 6), dataset.digest)
 
 
-def listed_examples(prompts: Prompts, task: TaskName, split: SplitName = "train", stride: int = 1) -> list[TokenExample]:
+def listed_examples(prompts: "Prompts", task: TaskName, split: SplitName = "train", stride: int = 1) -> list["TokenExample"]:
     """A task's examples with their tokens as lists, which compare with other lists; from the cache they are views of a file."""
     examples = prompts.examples(task, split, stride)
     return [replace(example, prompt=[*example.prompt], completion=[*example.completion]) for example in examples]
+
+
+def losses(folder: Path) -> list[dict[str, Any]]:
+    """The rows of the log that a finished training leaves in its folder."""
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

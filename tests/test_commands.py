@@ -1,8 +1,12 @@
 """The commands that are no stage."""
 
+import pytest
+
 from minionerec.cli import main
 from minionerec.data import sources
 from minionerec.data.download import KnownFile
+
+pytestmark = pytest.mark.fast
 
 
 def test_list_and_get(tmp_path, monkeypatch, capsys):

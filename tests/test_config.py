@@ -22,6 +22,8 @@ from minionerec.config import (
 )
 from minionerec.errors import ConfigError
 
+pytestmark = pytest.mark.fast
+
 PRESETS = sorted(path.stem for path in Path(str(resources.files("minionerec.presets"))).glob("*.yaml"))
 
 

@@ -2,7 +2,11 @@
 
 import importlib.util
 
+import pytest
+
 from tests.launch import ROOT
+
+pytestmark = pytest.mark.fast
 
 
 def test_the_page_of_tasks_is_what_the_script_prints():

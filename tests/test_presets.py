@@ -1,15 +1,13 @@
 """The recipes that ship with the package; `test_config.py` parses every preset."""
 
-from pathlib import Path
-
 import pytest
 
 from minionerec import presets
 from minionerec.artifacts import read_json
 from minionerec.cli import main, parse
 from minionerec.training.launch import split_batch
+from tests.shared import shared
 
-SHARED = Path(__file__).parents[2] / "shared"
 NAMES = {"industrial": "Industrial_and_Scientific", "office": "Office_Products"}
 LARGE = [f"{name}-qwen2.5-{size}" for name in NAMES for size in ("0.5b", "1.5b")]
 
@@ -31,9 +29,7 @@ def test_the_paper_s_data_and_beams(name):
 
 @pytest.mark.parametrize("name", LARGE)
 def test_the_replication_s_values(name):
-    if not (SHARED / "reference").is_dir():
-        pytest.skip("the published setup is not beside this checkout")
-    setup = read_json(SHARED / "reference" / "minionerec.json")["datasets"]["Industrial_and_Scientific"]["setup"]
+    setup = read_json(shared("reference/minionerec.json"))["datasets"]["Industrial_and_Scientific"]["setup"]
     made = preset(name)
     sft, rl = setup["SFT"], setup["RL (GRPO, 2 epochs)"]
     assert made.sft.batch_size == int(sft["Global batch size"]) and made.sft.history_stride == 1

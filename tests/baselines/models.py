@@ -1,7 +1,5 @@
 """Small models and rows for the tests of the baselines."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 
@@ -9,7 +7,6 @@ from minionerec.baselines.batches import HistoryRows, make_batch
 from minionerec.baselines.models import make, model_class
 from minionerec.config import NEURAL_BASELINES, BaselineConfig
 
-SHARED = Path(__file__).parents[2].parent / "shared"
 ITEMS, LENGTH = 30, 12
 
 

@@ -27,7 +27,8 @@ from minionerec.config import BASELINE_OPTIONS, BASELINES, NEURAL_BASELINES, TRI
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.report.baseline_tables import published_rows
 from minionerec.statistics.ranking import hit_rate, ndcg
-from tests.baselines.models import ITEMS, LENGTH, SHARED, batch_of, random_rows, rows_of, small, those
+from tests.baselines.models import ITEMS, LENGTH, batch_of, random_rows, rows_of, small, those
+from tests.shared import shared
 
 NEVER_LEARN = {"wearec": r"gate_param", "trm4rec": r"^z_[ar]$"}
 
@@ -98,13 +99,12 @@ VALID = {
 }
 
 
-@pytest.mark.skipif(not (SHARED / "reference/lastfm_weights").is_dir(), reason="no published LastFM weights here")
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_published_weights_reproduce_their_row(name):
     config = parse("baseline", ["--config", name]).baseline
-    data = from_sequences(SHARED / "data/sequential/LastFM.txt", config.protocol, config.max_history)
+    data = from_sequences(shared("data/sequential/LastFM.txt"), config.protocol, config.max_history)
     model = make(config, data.items)
-    assert weights.load(model, SHARED / f"reference/lastfm_weights/{WEIGHTS[name]}.safetensors") == {}
+    assert weights.load(model, shared(f"reference/lastfm_weights/{WEIGHTS[name]}.safetensors")) == {}
     row = next(row for row in published_rows("lastfm")["rows"] if row["preset"] == name)
     expected = {"valid": list(VALID[name]), "test": list(row["published"].values())}
     for split, values in expected.items():

@@ -3,7 +3,7 @@ import pytest
 
 from minionerec.baselines.ranking_data import from_dataset, from_sequences, read_sequences
 from minionerec.errors import DataError
-from tests.baselines.models import SHARED
+from tests.shared import shared
 from tests.small import SEQUENCES, leave_one_out, random_dataset
 
 
@@ -36,7 +36,6 @@ def test_wearec_takes_every_prefix_of_the_last_items_and_the_empty_one(file):
     assert test.flat[test.seen[0] : test.stop[0]].tolist() == [1, 2, 3, 4, 5, 6]  # the whole history is hidden
 
 
-@pytest.mark.skipif(not (SHARED / "data/sequential").is_dir(), reason="no shared sequences here")
 @pytest.mark.parametrize(
     ("name", "protocol", "users", "items", "train"),
     [
@@ -46,7 +45,7 @@ def test_wearec_takes_every_prefix_of_the_last_items_and_the_empty_one(file):
     ],
 )
 def test_sizes_are_those_of_the_published_runs(name, protocol, users, items, train):
-    data = from_sequences(SHARED / f"data/sequential/{name}.txt", protocol, 50)
+    data = from_sequences(shared(f"data/sequential/{name}.txt"), protocol, 50)
     assert (len(data.users), data.items, len(data.rows["train"])) == (users, items, train)
     assert len(data.rows["valid"]) == len(data.rows["test"]) == users
     assert max(rows.stop.max() - rows.stop.min() for rows in data.rows.values()) > 0

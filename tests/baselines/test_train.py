@@ -18,7 +18,7 @@ from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.evaluate import evaluate
 from minionerec.eval.predictions import read_predictions
 from minionerec.report.runs import load_runs
-from tests.launch import ROOT, accelerate, minionerec
+from tests.launch import ROOT, forked, minionerec
 from tests.small import write_config
 
 
@@ -276,7 +276,7 @@ def arguments_of(sequences, out, *more):
 
 def test_two_processes_take_the_steps_of_one(sequences, tmp_path):
     assert main(arguments_of(sequences, tmp_path / "one")) == 0
-    accelerate(2, "-m", "minionerec", *arguments_of(sequences, tmp_path / "two"))
+    forked(2, "-m", "minionerec", *arguments_of(sequences, tmp_path / "two"))
     one, two = result(tmp_path / "one"), result(tmp_path / "two")
     assert Manifest.load(tmp_path / "two/baselines/sasrec").metrics["devices"] == 2
     np.testing.assert_allclose(one[1], two[1], atol=1e-4)

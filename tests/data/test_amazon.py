@@ -17,6 +17,8 @@ from minionerec.data import prepare, text_lines
 from minionerec.data.dataset import SPLITS, Dataset
 from minionerec.errors import DataError
 
+pytestmark = pytest.mark.fast
+
 DAY, FIRST = 86_400, 1_500_000_000 // 86_400 * 86_400
 META = [
     {

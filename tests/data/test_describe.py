@@ -1,7 +1,6 @@
 """The facts: small ones by hand, the real files against the figures that were measured on them before."""
 
 import json
-from pathlib import Path
 
 import polars as pl
 import pytest
@@ -12,9 +11,11 @@ from minionerec.data import prepare, released
 from minionerec.data.bad_rows import Problems
 from minionerec.data.dataset import SPLIT_SCHEMA, Dataset
 from minionerec.data.describe import facts
+from tests.shared import shared
 from tests.small import write_config
 
-SHARED = Path(__file__).parents[3] / "shared" / "data" / "amazon"
+pytestmark = pytest.mark.fast
+
 # What a study of the released code's files found: design notes, section "Dataset facts that shape any metric".
 KNOWN = {
     "Industrial_and_Scientific": {
@@ -33,10 +34,9 @@ KNOWN = {
 
 @pytest.mark.parametrize("category", KNOWN)
 def test_the_real_files_have_the_known_facts(category):
-    if not SHARED.is_dir():
-        pytest.skip(f"{SHARED} is not there")
-    config = DataConfig(source="released", path=str(SHARED), category=category)
-    dataset = released.read(SHARED, config, Problems())
+    folder = shared("data/amazon")
+    config = DataConfig(source="released", path=str(folder), category=category)
+    dataset = released.read(folder, config, Problems())
     found, known = facts(dataset, ["".join(row) for row in dataset.sids["tokens"]]), KNOWN[category]
     sids, splits, leaks = found["semantic IDs"], found["splits"], found["leaks"]
     assert (

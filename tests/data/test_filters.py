@@ -11,6 +11,8 @@ from minionerec.data import prepare, times
 from minionerec.data.filters import Part, encode, k_core, select
 from minionerec.errors import DataError
 
+pytestmark = pytest.mark.fast
+
 
 def slow_k_core(pairs, user_k, item_k):
     """One row at a time."""

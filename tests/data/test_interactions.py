@@ -6,6 +6,8 @@ from minionerec.data.interactions import interaction_counts
 from minionerec.data.prepare import build_dataset
 from tests.small import SEQUENCES, leave_one_out
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.mark.parametrize("max_history", [1, 2, 20])
 def test_counts_are_of_all_but_the_last_two_whatever_the_history_length(max_history):

@@ -15,9 +15,11 @@ from minionerec.data import prepare, recbole, released
 from minionerec.data.bad_rows import Problems
 from minionerec.data.dataset import SPLITS, Dataset
 from minionerec.errors import ConfigError, DataError
+from tests.shared import shared
 from tests.small import random_dataset
 
-SHARED = Path(__file__).parents[3] / "shared" / "data" / "amazon"
+pytestmark = pytest.mark.fast
+
 COUNTS = {
     "Industrial_and_Scientific": {"items": 3686, "train": 10_393, "valid": 4532, "test": 4533},
     "Office_Products": {"items": 3459, "train": 9484, "valid": 4866, "test": 4866},
@@ -35,22 +37,21 @@ def equal(one: Dataset, other: Dataset) -> bool:
 
 @pytest.mark.parametrize("category", COUNTS)
 def test_the_real_files_there_and_back(tmp_path, category):
-    if not SHARED.is_dir():
-        pytest.skip(f"{SHARED} is not there")
+    folder = shared("data/amazon")
     manifest, _ = prepare.prepare_data(
-        Config(out=str(tmp_path / "run"), data=DataConfig(source="released", path=str(SHARED), category=category))
+        Config(out=str(tmp_path / "run"), data=DataConfig(source="released", path=str(folder), category=category))
     )
     assert {name: manifest.metrics[name] for name in COUNTS[category]} == COUNTS[category]
     dataset = Dataset.load(tmp_path / "run" / "data")
     stem = f"{category}_5_2016-10-2018-11"
     released.write(dataset, dataset.sids["tokens"].to_list(), stem, tmp_path / "out")
     for name in ("valid", "test"):  # the very bytes
-        assert (tmp_path / "out" / name / f"{stem}.csv").read_bytes() == (SHARED / name / f"{stem}.csv").read_bytes()
-    assert (tmp_path / "out" / "info" / f"{stem}.txt").read_bytes() == (SHARED / "info" / f"{stem}.txt").read_bytes()
+        assert (tmp_path / "out" / name / f"{stem}.csv").read_bytes() == (folder / name / f"{stem}.csv").read_bytes()
+    assert (tmp_path / "out" / "info" / f"{stem}.txt").read_bytes() == (folder / "info" / f"{stem}.txt").read_bytes()
     for kind in ("index", "item"):
         written = (tmp_path / "out" / "index" / f"{stem}.{kind}.json").read_bytes()
-        assert written == (SHARED / "index" / f"{category}.{kind}.json").read_bytes()
-    original = (SHARED / "train" / f"{stem}.partial.csv").read_bytes()  # written with CRLF
+        assert written == (folder / "index" / f"{category}.{kind}.json").read_bytes()
+    original = (folder / "train" / f"{stem}.partial.csv").read_bytes()  # written with CRLF
     assert (tmp_path / "out" / "train" / f"{stem}.csv").read_bytes() == original.replace(b"\r\n", b"\n")
     assert equal(read(tmp_path / "out", "released"), dataset)
     recbole.write(dataset, category, tmp_path / "recbole")

@@ -13,6 +13,8 @@ from minionerec.data import prepare, sources
 from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, SPLITS, Dataset
 from minionerec.errors import ArtifactError, ConfigError, DataError
 
+pytestmark = pytest.mark.fast
+
 CLICKS = {"user": pl.String, "item_id": pl.String, "timestamp": pl.Int64}
 ITEMS = pl.DataFrame({"item_id": list("abcdef"), "title": ["A", "B", "", "D", "E", "F"]}).with_columns(text=pl.col("title"))
 

@@ -16,6 +16,9 @@ from minionerec.data.readers import (
     read_sequences,
 )
 from minionerec.errors import DataError
+from tests.shared import shared
+
+pytestmark = pytest.mark.fast
 
 INTER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
 ITEM = "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
@@ -287,21 +290,14 @@ def test_bad_users_of_letter_and_sequences_are_skipped_and_listed(tmp_path):
     ]
 
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
-
-
 @pytest.mark.parametrize(
     ("name", "figures"), [("Beauty", (22_363, 12_101, 198_502)), ("Instruments", (24_772, 9_922, 206_153))]
 )
 def test_the_real_letter_files(name, figures):
-    if not SHARED.is_dir():
-        pytest.skip(f"{SHARED} is not there")
-    interactions, items = read_letter(SHARED / "letter", name)
+    interactions, items = read_letter(shared("data/letter"), name)
     assert (interactions["user"].n_unique(), len(items), len(interactions)) == figures
 
 
 def test_the_real_sequences():
-    if not SHARED.is_dir():
-        pytest.skip(f"{SHARED} is not there")
-    interactions, items = read_sequences(SHARED / "sequential" / "LastFM.txt")
+    interactions, items = read_sequences(shared("data/sequential/LastFM.txt"))
     assert (interactions["user"].n_unique(), len(items), len(interactions)) == (1_090, 3_646, 52_551)

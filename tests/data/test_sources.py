@@ -17,6 +17,8 @@ from minionerec.data import sources
 from minionerec.data.download import KnownFile, UnreachableError, download, unpack
 from minionerec.errors import ConfigError, DataError
 
+pytestmark = pytest.mark.fast
+
 CONTENT = bytes(range(256)) * 4000
 
 

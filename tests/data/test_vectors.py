@@ -6,6 +6,8 @@ from minionerec.data.vectors import BaselineVectors, load_vectors
 from minionerec.errors import ArtifactError
 from tests.small import SEQUENCES, leave_one_out
 
+pytestmark = pytest.mark.fast
+
 
 def vectors(dataset, items: int = 6) -> BaselineVectors:
     rng = np.random.default_rng(0)

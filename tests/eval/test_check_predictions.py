@@ -12,6 +12,8 @@ from minionerec.eval.predictions import as_predictions
 from minionerec.sid.index import SidIndex
 from tests import small
 
+pytestmark = pytest.mark.fast
+
 DATASET, INDEX = small.random_dataset()
 SHARED = SidIndex(INDEX.codes[np.arange(30) // 2 * 2], INDEX.codebook_sizes, DATASET.digest)  # two items to a SID
 

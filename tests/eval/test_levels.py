@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import pytest
 
@@ -11,8 +10,9 @@ from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import ranks
 from minionerec.statistics.ranking import hit_rate
 from tests.eval.samples import prediction, random_predictions
+from tests.shared import shared
 
-PUBLISHED = Path(__file__).parents[3] / "shared/reference/minionerec.json"
+pytestmark = pytest.mark.fast
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3, 5])
@@ -75,9 +75,7 @@ def test_unequal_depth_and_nobody():
 
 
 def test_names_are_those_of_the_published_replication():
-    if not PUBLISHED.is_file():
-        pytest.skip("the published tables are not beside the repository")
-    published = json.loads(PUBLISHED.read_text(encoding="utf-8"))["datasets"]
+    published = json.loads(shared("reference/minionerec.json").read_text(encoding="utf-8"))["datasets"]
     ours = level_tables(random_predictions(levels=3))
     for dataset in published.values():
         theirs = dataset["levels"]

@@ -12,6 +12,8 @@ from minionerec.eval.predictions import Prediction, as_predictions, read_predict
 from tests import small
 from tests.eval.samples import prediction, random_predictions
 
+pytestmark = pytest.mark.fast
+
 DATASET, INDEX = small.random_dataset()
 
 

@@ -11,6 +11,8 @@ from minionerec.eval.metrics import measure, ranks
 from minionerec.statistics.ranking import hit_rate, ndcg
 from tests.eval.samples import prediction, random_predictions
 
+pytestmark = pytest.mark.fast
+
 
 def test_hand_computed_values():
     found = ranks([

@@ -8,6 +8,8 @@ from minionerec.eval.metrics import measure
 from minionerec.eval.metrics_json import Metrics
 from tests.eval.samples import random_predictions
 
+pytestmark = pytest.mark.fast
+
 METRICS = replace(measure(random_predictions(), resamples=20), search={"rows": 3, "num_beams": 10})
 
 

@@ -12,6 +12,8 @@ from minionerec.eval.predictions import Prediction, as_predictions, read_predict
 from minionerec.sid.index import SidIndex
 from tests.eval.samples import prediction, random_predictions
 
+pytestmark = pytest.mark.fast
+
 LINE = dataclasses.asdict(prediction("a", (1, 1), (1, 1), (0, 0), item=3, items=(3, 4)))
 
 

@@ -8,6 +8,8 @@ from minionerec.eval.predictions import write_predictions
 from minionerec.eval.result_json import codes_of, read_catalog, read_lists, read_released
 from tests.eval.samples import random_predictions
 
+pytestmark = pytest.mark.fast
+
 RECORD = {
     "input": "### User Input: \nInteracted with items <a_1><b_2>, <a_0><b_0> in order\n\n### Response:\n<a_9><b_9>",
     "output": "<a_1><b_2>\n",

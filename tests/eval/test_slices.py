@@ -18,6 +18,8 @@ from minionerec.eval.slices import (
 from tests import small
 from tests.eval.samples import prediction
 
+pytestmark = pytest.mark.fast
+
 DATASET, INDEX = small.random_dataset(users=30)
 ROWS = DATASET.test
 LISTS = RankedLists.of(as_predictions(ROWS, [np.arange(15)] * len(ROWS), INDEX))

@@ -10,6 +10,8 @@ from minionerec.prompts import record
 from minionerec.prompts.record import check_prompts, prompts_section
 from minionerec.prompts.wordings import PLAIN, RELEASED, Wording
 
+pytestmark = pytest.mark.fast
+
 ALPACA = PromptsConfig(style="alpaca", wording="released", category="industrial and scientific item")
 
 

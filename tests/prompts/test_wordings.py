@@ -7,6 +7,8 @@ import pytest
 from minionerec.config import DEFAULT_TASKS, RECOMMENDING, RELEASED_TASKS, TASKS, TaskName
 from minionerec.prompts.wordings import PLAIN, RELEASED, RELEASED_EVALUATION, WORDINGS
 
+pytestmark = pytest.mark.fast
+
 
 def test_the_tasks_are_complete():
     assert set(TASKS) == set(get_args(TaskName)) == set(PLAIN) == set(RELEASED)

@@ -1,9 +1,13 @@
 import re
 from types import SimpleNamespace
 
+import pytest
+
 from minionerec.report.analysis import drop_off, level_tables, metric_tables
 from minionerec.report.page import environment
 from minionerec.report.table import NO_VALUE, Cell, Row, Table
+
+pytestmark = pytest.mark.fast
 
 
 def cell(value):

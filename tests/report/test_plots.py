@@ -5,6 +5,8 @@ import pytest
 
 from minionerec.report.plots import curves, funnel
 
+pytestmark = pytest.mark.fast
+
 
 def _data(fragment):
     return json.loads(re.search(r"json\">(.*)</script>", fragment)[1])["data"]

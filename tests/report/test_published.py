@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -18,9 +17,11 @@ from minionerec.report.published import (
     summary,
 )
 from minionerec.statistics.ranking import per_user
+from tests.shared import shared
+
+pytestmark = pytest.mark.fast
 
 DATASETS = published()["datasets"]
-SHARED = Path(__file__).parents[3] / "shared/reference/minionerec.json"
 EXPECTED = {
     "Industrial_and_Scientific": [("HSTU", 3, 5), ("D3", 3, 5)],
     "Office_Products": [("TIGER", 3, 5), ("TIGER", 5, 10), ("S-DPO", 5, 10)],
@@ -32,14 +33,12 @@ LINES = {
 
 
 @pytest.fixture
-def shared():
-    if not SHARED.is_file():
-        pytest.skip("the published tables are not beside the repository")
-    return json.loads(SHARED.read_text(encoding="utf-8"))["datasets"]
+def tables():
+    return json.loads(shared("reference/minionerec.json").read_text(encoding="utf-8"))["datasets"]
 
 
-def test_the_packages_tables_are_the_shared_ones(shared):
-    for name, entry in shared.items():
+def test_the_packages_tables_are_the_shared_ones(tables):
+    for name, entry in tables.items():
         for part in ("published", "replication"):
             assert DATASETS[name][part] == entry[part]
         for part in ("independent", "cumulative"):
@@ -54,15 +53,15 @@ def test_the_audit_flags_exactly_the_impossible_cells(name):
     assert PAPER not in impossible(DATASETS[name]["published"])
 
 
-def test_the_discrepancy_tables_to_the_last_digit(shared):
-    for name, entry in shared.items():
+def test_the_discrepancy_tables_to_the_last_digit(tables):
+    for name, entry in tables.items():
         ours = discrepancy(DATASETS[name]["published"][PAPER], DATASETS[name]["replication"][REPLICATION])
         assert ours == entry["discrepancy"] and list(ours) == list(METRICS)
         assert summary(ours) == LINES[name]
 
 
-def test_the_drop_off_tables_to_the_last_digit(shared):
-    for name, entry in shared.items():
+def test_the_drop_off_tables_to_the_last_digit(tables):
+    for name, entry in tables.items():
         ours = replication_levels(name)["drop_off"]
         for stage, label in (("SFT", "SFT"), ("RL (2 epochs)", "RL (2ep)")):
             theirs = {step: row[label] for step, row in entry["levels"]["drop_off"].items()}

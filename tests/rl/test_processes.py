@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.launch import accelerate, torchrun
+from tests.launch import forked
 from tests.rl.steps import CASES, STOCK, steps
 
 
@@ -31,10 +31,7 @@ def test_one_process_takes_the_steps_of_stock_trl(policy, alone, tmp_path, case)
 @pytest.mark.parametrize("launch", ["MULTI_CPU", "DEEPSPEED"])
 def test_two_processes_take_the_steps_of_one(policy, alone, tmp_path, launch):
     script = ("-m", "tests.rl.steps", str(policy), str(tmp_path))
-    if launch == "DEEPSPEED":
-        accelerate(2, "--config_file", "rl/zero2.yaml", *script)
-    else:
-        torchrun(2, *script)
+    forked(2, *script, zero2="rl/zero2.yaml" if launch == "DEEPSPEED" else None)
     results = torch.load(tmp_path / "results.pt", weights_only=True)
     for case, wanted in alone.items():
         assert results[case]["kind"] == f"{launch} 2"

@@ -17,6 +17,8 @@ from minionerec.rl.rewards import Context, collaborative, popularity, prefix, ra
 from tests.launch import ENVIRONMENT, ROOT
 from tests.small import random_dataset
 
+pytestmark = pytest.mark.fast
+
 NONE = Context()
 GROUP = [[1, 2], [3, 4], [5, 6], [7, 8]]
 # Five items; the second and third share a SID, the last one's is short.

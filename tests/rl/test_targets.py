@@ -1,6 +1,5 @@
 import logging
 from dataclasses import replace
-from pathlib import Path
 
 import polars as pl
 import pytest
@@ -13,9 +12,8 @@ from minionerec.model import checkpoint, scratch
 from minionerec.pipeline import run
 from minionerec.prompts.builder import Prompts, tokenizer_corpus
 from minionerec.rl.targets import with_targets
+from tests.shared import shared
 from tests.small import config, listed_examples, random_dataset
-
-SHARED = Path(__file__).resolve().parents[2] / "../shared/data/amazon"
 
 
 @pytest.fixture
@@ -72,11 +70,10 @@ def test_rl_is_rewarded_for_them(tmp_path):
     assert read_json(made.folder / "rl/manifest.json")["config"]["rl"]["targets"] == "released"
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data/amazon, which is not part of the project")
 def test_shares_on_the_released_files(tmp_path):
     """How many rewards are wrong on the rebuilt part of Industrial; reference.md has 14.3 % and 8.0 % on its own rebuild."""
     made = config(tmp_path)
-    data = DataConfig(source="released", path=str(SHARED), category="Industrial_and_Scientific", max_history=10)
+    data = DataConfig(source="released", path=str(shared("data/amazon")), category="Industrial_and_Scientific", max_history=10)
     prepare_data(replace(made, data=data))
     dataset = Dataset.load(made.folder / "data")
     histories = [tuple(history) for history in dataset.train["history"].to_list()]

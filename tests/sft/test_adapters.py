@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import peft
 import pytest
 import torch
@@ -14,32 +12,20 @@ from minionerec.pipeline import run
 from minionerec.sft.train import base_model
 from minionerec.sid.index import SidIndex
 from minionerec.tree import Branch, CatalogTrie, beam_search, pack, tree_logprobs
-from tests.small import config
 
 SIZES = ModelConfig(hidden_size=32, intermediate_size=48, layers=2, heads=2, vocabulary=400)
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    made = config(tmp_path_factory.mktemp("sft"))
-    run(made, ("data", "sid"))
-    return made
-
-
-def trained(prepared, folder, tied, **fields):
+def trained(copy, folder, tied, **fields):
     """A run from a saved base model; returns its config, the untrained model with SID rows, and the SIDs' token ids."""
     _, tokenizer = scratch.create(["any text of theirs", "lamp chair table number"], SIZES, 0)
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer) + 3, tie_word_embeddings=tied, **sizes))
     checkpoint.save(model, tokenizer, folder / "base")
-    made = replace(
-        prepared,
-        out=str(folder / "run"),
-        model=ModelConfig(init="from_pretrained", path=str(folder / "base")),
-        sft=replace(prepared.sft, epochs=2, evaluations=2, weight_decay=0.1, **fields),
-    )
-    run(made, ("data", "sid", "sft"))
+    made = copy(epochs=2, evaluations=2, weight_decay=0.1, **fields)
+    made.model = ModelConfig(init="from_pretrained", path=str(folder / "base"))
+    run(made, ("sft",))
     dataset = Dataset.load(made.folder / "data")
     index = SidIndex.load(made.folder / "sid", dataset)
     base, tokenizer = base_model(made, dataset, index)
@@ -47,8 +33,8 @@ def trained(prepared, folder, tied, **fields):
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_sid_rows_alone_change_bit_for_bit(prepared, tmp_path, tied):
-    made, base, sids = trained(prepared, tmp_path, tied, train="sid_rows")
+def test_sid_rows_alone_change_bit_for_bit(copy, tmp_path, tied):
+    made, base, sids = trained(copy, tmp_path, tied, train="sid_rows")
     model, _ = checkpoint.load(made.folder / "sft/model")
     assert model.config.tie_word_embeddings == tied
     rows, width = sids.unique(), base.config.hidden_size
@@ -67,8 +53,8 @@ def test_sid_rows_alone_change_bit_for_bit(prepared, tmp_path, tied):
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_lora_is_saved_merged_and_the_adapter_gives_the_same_outputs(prepared, tmp_path, tied):
-    made, base, sids = trained(prepared, tmp_path, tied, train="lora", lora_rank=4, lora_dropout=0.1)
+def test_lora_is_saved_merged_and_the_adapter_gives_the_same_outputs(copy, tmp_path, tied):
+    made, base, sids = trained(copy, tmp_path, tied, train="lora", lora_rank=4, lora_dropout=0.1)
     model = checkpoint.load(made.folder / "sft/model")[0].eval()
     start = {name: value.clone() for name, value in base.state_dict().items()}
     adapted = peft.PeftModel.from_pretrained(base, made.folder / "sft/adapter").eval()

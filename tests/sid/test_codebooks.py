@@ -5,6 +5,8 @@ import pytest
 
 from minionerec.sid.codebooks import ResidualQuantizer, sample_rows
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.fixture(scope="module")
 def vectors() -> np.ndarray:

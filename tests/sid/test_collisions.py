@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +14,7 @@ from minionerec.errors import CatalogError
 from minionerec.sid.codebooks import ResidualQuantizer
 from minionerec.sid.collisions import resolve
 from minionerec.sid.quantize import fit_quantizer
-
-INDUSTRIAL = Path(__file__).parents[2] / "../shared/data/embeddings/industrial_minilm_256.npy"
+from tests.shared import shared
 
 
 @st.composite
@@ -111,9 +109,8 @@ def test_more_items_than_sids_is_an_error():
         resolve(quantizer.encode(vectors), vectors, quantizer, "nearest-free")
 
 
-@pytest.mark.skipif(not INDUSTRIAL.is_file(), reason="needs ../shared/data/embeddings/industrial_minilm_256.npy")
 def test_industrial_catalog_becomes_unique():
-    vectors = np.load(INDUSTRIAL, allow_pickle=False)
+    vectors = np.load(shared("data/embeddings/industrial_minilm_256.npy"), allow_pickle=False)
     fitted = fit_quantizer(vectors, SidConfig(method="rq-kmeans", codebook_sizes=[64, 64, 64], iterations=10), seed=42)
     before, quantizer = fitted.codes, fitted.quantizer
     after = resolve(before, vectors, quantizer, "nearest-free")

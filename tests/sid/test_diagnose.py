@@ -6,6 +6,8 @@ import pytest
 from minionerec.sid.codebooks import ResidualQuantizer
 from minionerec.sid.diagnose import diagnose, nearest_neighbours, structure
 
+pytestmark = pytest.mark.fast
+
 
 def test_figures_of_a_catalog_worked_by_hand():
     quantizer = ResidualQuantizer((np.array([[0.0], [4.0]], dtype=np.float32), np.array([[0.0], [1.0]], dtype=np.float32)))

@@ -10,6 +10,8 @@ from minionerec.errors import ArtifactError, CatalogError
 from minionerec.sid import SidIndex, parse_token, token_string
 from tests.small import random_dataset
 
+pytestmark = pytest.mark.fast
+
 
 def dataset(names: list[str]) -> Dataset:
     catalog = pl.DataFrame({"item_id": names, "title": names, "text": names}, schema=CATALOG_SCHEMA)

@@ -2,7 +2,6 @@ import subprocess
 import sys
 import warnings
 from importlib import util
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +14,8 @@ from minionerec.sid.quantize import METHODS, fit_quantizer
 from minionerec.sid.residual import balanced_labels
 from minionerec.sid.store import load_quantizer, save_quantizer
 from tests.launch import ENVIRONMENT, ROOT
+from tests.shared import shared
 
-INDUSTRIAL = Path(__file__).parents[2] / "../shared/data/embeddings/industrial_minilm_256.npy"
 SMALL = {"codebook_sizes": [8, 6, 5], "iterations": 10, "refinements": 2, "beam": 3}
 QUICK = RqVaeConfig(hidden=[16], latent=4, max_epochs=15, batch_size=64)
 needs_constrained = pytest.mark.skipif(
@@ -161,9 +160,8 @@ def test_rqvae_options_change_the_result(vectors, changes):
         assert any((a != b).any() for a, b in zip(plain.quantizer.codebooks, changed.quantizer.codebooks, strict=True))
 
 
-@pytest.mark.skipif(not INDUSTRIAL.is_file(), reason="needs ../shared/data/embeddings/industrial_minilm_256.npy")
 def test_industrial_catalog_reaches_its_error_with_a_sid_for_every_item():
-    vectors = np.load(INDUSTRIAL, allow_pickle=False)
+    vectors = np.load(shared("data/embeddings/industrial_minilm_256.npy"), allow_pickle=False)
     fitted = fit_quantizer(vectors, SidConfig(codebook_sizes=[256, 256, 256], refinements=2), seed=42)
     before = relative_error(vectors, fitted.codes, fitted.quantizer)
     unique = resolve(fitted.codes, vectors, fitted.quantizer, "nearest-free")

@@ -7,6 +7,8 @@ from scipy import stats
 from minionerec.statistics import intervals as module
 from minionerec.statistics.intervals import across_seeds, detectable, intervals, paired, permutation, standard_error
 
+pytestmark = pytest.mark.fast
+
 
 def test_same_seed_same_interval_and_another_seed_another():
     values = np.random.default_rng(0).random((2, 100))

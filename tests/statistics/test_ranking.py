@@ -2,11 +2,14 @@ import itertools
 import math
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minionerec.config import CUTOFFS
 from minionerec.statistics.ranking import gains, hit_rate, hits, ndcg, per_user
+
+pytestmark = pytest.mark.fast
 
 RANKS = st.lists(st.one_of(st.integers(0, 80).map(float), st.just(math.inf)), min_size=1, max_size=30).map(np.array)
 

@@ -1,4 +1,8 @@
+import pytest
+
 from minionerec.statistics.sampling import evenly_spaced
+
+pytestmark = pytest.mark.fast
 
 
 def test_rows_are_at_even_distances_and_never_more_than_there_are():

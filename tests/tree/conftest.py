@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,9 +20,9 @@ from transformers import (
 )
 
 from minionerec.tree import NO_TOKEN, CatalogTrie
+from tests.shared import shared
 
 VOCABULARY = 40
-INDUSTRIAL = Path(__file__).parents[3] / "shared/data/amazon/index/Industrial_and_Scientific.index.json"
 _SIZES = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -107,9 +106,7 @@ def catalogs(draw, most=50):
 @pytest.fixture(scope="session")
 def industrial():
     """The trie of the shipped Industrial catalog, its item codes, and a model that knows its tokens (ids from 40 on)."""
-    if not INDUSTRIAL.is_file():
-        pytest.skip(f"the shared Industrial catalog is not here ({INDUSTRIAL})")
-    index = json.loads(INDUSTRIAL.read_text())
+    index = json.loads(shared("data/amazon/index/Industrial_and_Scientific.index.json").read_text())
     tokens = sorted({token for sid in index.values() for token in sid})
     ids = {token: VOCABULARY + number for number, token in enumerate(tokens)}
     codes = np.array([[ids[token] for token in index[str(item)]] for item in range(len(index))])
