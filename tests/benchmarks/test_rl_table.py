@@ -16,8 +16,6 @@ from minionerec.pipeline import run
 from minionerec.statistics.ranking import gains, hits
 from tests.small import config
 
-pytestmark = pytest.mark.fast
-
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
 

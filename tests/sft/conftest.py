@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from minionerec.config import Config
+from minionerec.config import Config, ModelConfig
 from minionerec.pipeline import run
 from tests.small import config
 
@@ -23,12 +23,13 @@ def prepared(tmp_path_factory) -> Config:
 
 @pytest.fixture
 def copy(prepared, tmp_path) -> Callable[..., Config]:
-    """Copies the prepared run into the test's own folder; `fields` change section `sft`."""
+    """Copies the prepared run into the test's own folder; `base` is the model to begin with, `fields` change section `sft`."""
 
-    def copied(name: str = "run", **fields: Any) -> Config:
+    def copied(name: str = "run", base: Path | None = None, **fields: Any) -> Config:
+        model = prepared.model if base is None else ModelConfig(init="from_pretrained", path=str(base))
         for stage in ("data", "sid"):
             shutil.copytree(prepared.folder / stage, tmp_path / name / stage)
-        return replace(prepared, out=str(tmp_path / name), sft=replace(prepared.sft, **fields))
+        return replace(prepared, out=str(tmp_path / name), model=model, sft=replace(prepared.sft, **fields))
 
     return copied
 

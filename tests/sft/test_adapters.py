@@ -23,8 +23,7 @@ def trained(copy, folder, tied, **fields):
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer) + 3, tie_word_embeddings=tied, **sizes))
     checkpoint.save(model, tokenizer, folder / "base")
-    made = copy(epochs=2, evaluations=2, weight_decay=0.1, **fields)
-    made.model = ModelConfig(init="from_pretrained", path=str(folder / "base"))
+    made = copy(base=folder / "base", epochs=2, evaluations=2, weight_decay=0.1, **fields)
     run(made, ("sft",))
     dataset = Dataset.load(made.folder / "data")
     index = SidIndex.load(made.folder / "sid", dataset)

@@ -128,13 +128,16 @@ def test_normalised_over_the_catalog_in_training_and_evaluation(copy):
 @pytest.mark.parametrize("fields", [{}, {"train": "lora", "epochs": 3}], ids=["full", "lora"])
 def test_the_best_model_by_a_ranking_metric(alone, copy, tmp_path, fields):
     """The model that is kept has the highest validation by beam search, which changes nothing in training."""
-    by_loss, by_metric = copy("loss", **fields), copy("metric", **fields, best_metric="NDCG@10")
+    by_loss, base = alone, None
     if fields:
-        checkpoint.save(*scratch.create(["any text of theirs", "lamp chair table"], SIZES, 0), tmp_path / "base")
-        by_loss.model = by_metric.model = ModelConfig(init="from_pretrained", path=str(tmp_path / "base"))
-        run(by_loss, ("sft",))
+        base = tmp_path / "base"
+        checkpoint.save(*scratch.create(["any text of theirs", "lamp chair table"], SIZES, 0), base)
+        made = copy("loss", base, **fields)
+        run(made, ("sft",))
+        by_loss = made.folder / "sft"
+    by_metric = copy("metric", base, **fields, best_metric="NDCG@10")
     run(by_metric, ("sft",))
-    logs = losses(by_loss.folder / "sft" if fields else alone), losses(by_metric.folder / "sft")
+    logs = losses(by_loss), losses(by_metric.folder / "sft")
     values = [row["eval_NDCG@10"] for row in logs[1] if "eval_NDCG@10" in row]
     assert len(values) == 4 and len(set(values)) > 1
     for ours, theirs in zip(*logs, strict=True):
@@ -207,8 +210,7 @@ def test_nothing_is_loaded_for_a_batch_that_does_not_split(prepared, monkeypatch
 
 def test_from_pretrained_takes_a_saved_model_and_notices_when_it_changes(copy, tmp_path):
     base = tmp_path / "base"
-    made = copy(epochs=1)
-    made.model = ModelConfig(init="from_pretrained", path=str(base))
+    made = copy(base=base, epochs=1)
     index = SidIndex.load(made.folder / "sid", Dataset.load(made.folder / "data"))
     for seed in (0, 1):
         checkpoint.save(*scratch.create(["any text of theirs", "lamp chair table"], SIZES, seed), base)
