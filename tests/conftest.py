@@ -36,13 +36,15 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     A fast file says so itself, in its line `pytestmark = pytest.mark.fast`. It is read before anything is imported, as the
     imports of all other files (torch, transformers, trl) take longer than the fast tests.
     """
-    if collection_path.suffix != ".py":
-        return None
-    if collection_path.is_relative_to(TESTS) and not collection_path.name.startswith(("test_", "conftest", "__init__")):
+    files = collection_path.rglob("*.py") if collection_path.is_dir() else [collection_path]
+    if config.option.markexpr == "fast" and not any(map(_is_fast, files)):
         return True
-    if config.option.markexpr == "fast" and "\npytestmark = pytest.mark.fast\n" not in collection_path.read_text("utf-8"):
-        return True
-    return None
+    is_helper = collection_path.suffix == ".py" and not collection_path.name.startswith(("test_", "conftest", "__init__"))
+    return True if is_helper and collection_path.is_relative_to(TESTS) else None
+
+
+def _is_fast(file: Path) -> bool:
+    return file.suffix == ".py" and "\npytestmark = pytest.mark.fast\n" in file.read_text("utf-8")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
