@@ -13,8 +13,6 @@ from minionerec.config.run_file import RUN_FILE, load, other_settings, recording
 from minionerec.errors import ArtifactError, ConfigError, TrainingError
 from tests.small import write_config
 
-pytestmark = pytest.mark.fast
-
 PRESETS = sorted(Path(run_file.__file__).parents[1].joinpath("presets").glob("*.yaml"))
 
 
