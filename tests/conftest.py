@@ -30,6 +30,12 @@ LONGEST = [
 ]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """No example of the package is fast: their modules import torch."""
+    if config.option.markexpr == "fast" and config.args_source is pytest.Config.ArgsSource.TESTPATHS:
+        config.args = [str(TESTS)]
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave out what would be imported in vain: scripts that tests start, and all but fast files under `-m fast`.
 

@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from minionerec import artifacts
+from minionerec.artifacts import Draft, Recipe
 from minionerec.cli import main
 from minionerec.training.checkpoints import MarkComplete
 
 STAGE = sys.argv[1]
-write_artifact, on_save = artifacts.write_artifact, MarkComplete.on_save
+write, on_save = Recipe.write, MarkComplete.on_save
 
 
 def kill() -> None:
@@ -25,10 +25,10 @@ def kill() -> None:
 
 
 @contextmanager
-def killed_after_writing(folder: Path, *, stage: str, **options: Any) -> Iterator[artifacts.Draft]:
-    with write_artifact(folder, stage=stage, **options) as draft:
+def killed_after_writing(self: Recipe, **options: Any) -> Iterator[Draft]:
+    with write(self, **options) as draft:
         yield draft
-        if stage == STAGE:
+        if self.stage == STAGE:
             kill()
 
 
@@ -39,6 +39,6 @@ def killed_at_a_checkpoint(self: MarkComplete, args: Any, *others: Any, **option
 
 
 if __name__ == "__main__":
-    artifacts.write_artifact = killed_after_writing
+    Recipe.write = killed_after_writing
     MarkComplete.on_save = killed_at_a_checkpoint
     sys.exit(main(["run", *sys.argv[2:]]))
