@@ -78,13 +78,13 @@ def write(folder: Path, examples: int, seed: int = 0) -> None:
 
 def measure(folder: Path, resamples: int) -> None:
     """Analyse in this process and print what it took."""
-    from minionerec.eval.evaluate import analyse
+    from minionerec.eval.evaluate import measure_predictions
     from minionerec.eval.lists import RankedLists
 
     dataset = Dataset.load(folder)
     index = SidIndex.load(folder / "sid", dataset)
     before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    metrics = analyse(folder, dataset, index, Config(eval=EvalConfig(resamples=resamples)))
+    metrics = measure_predictions(folder, dataset, index, Config(eval=EvalConfig(resamples=resamples)))
     seconds, used = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
     peak, started = peak_gb(), time.perf_counter()
     RankedLists.read(folder / "predictions.jsonl")  # once more, alone

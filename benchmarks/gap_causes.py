@@ -30,9 +30,8 @@ import polars as pl
 from generation_defaults import DEFAULTED, DEFAULTS, METRICS, OURS, RESAMPLES, ask
 from setting import difference_text, in_process_of_its_own, link_parts, machine, positive, table
 
-from minionerec import pipeline
+from minionerec import cli, pipeline
 from minionerec.artifacts import Manifest, Recipe, read_json, require, write_json
-from minionerec.cli import parse
 from minionerec.config import Config
 from minionerec.eval.compare import align
 from minionerec.eval.lists import RankedLists
@@ -125,9 +124,7 @@ def run_job(arguments: argparse.Namespace, job: str, seed: str, fields: Sequence
     """The process that `run_alone` starts."""
     arm = ASKED if job == SAMPLED else job
     folder = arguments.out / arm / f"seed-{seed}"
-    config = parse("run", ["--config", arguments.config, "--out", str(folder), "--seed", seed, *fields])
-    if config is None:
-        return
+    config = cli.parse("run", ["--config", arguments.config, "--out", str(folder), "--seed", seed, *fields])
     pipeline.set_up(config.threads)
     if job == SAMPLED:
         return sample(config, arguments.examples)
@@ -239,8 +236,10 @@ def main(argv: list[str] | None = None) -> None:
         return run_job(arguments, *arguments.only, common)
     if unknown := sorted({*(arguments.quirks or [])} - {*quirks}):
         raise SystemExit(f"{unknown[0]!r} is no quirk; expected one of {', '.join(sorted(quirks))}.")
-    if parse("run", ["--config", arguments.config, *common]) is None:
+    if "--print_config" in common:
+        cli.main(["run", "--config", arguments.config, *common])
         return None
+    cli.parse("run", ["--config", arguments.config, *common])  # refuses before anything is made
     wanted = arguments.quirks or quirks
     pairs = {name: pair for name, pair in QUIRKS.items() if pair[0] in wanted}
     needed = {arm for pair in pairs.values() for arm in pair} | ({ASKED} if SAMPLED in wanted else set())

@@ -24,8 +24,8 @@ import torch
 from setting import difference_text, generate_beams, machine, positive, table
 from transformers import LogitsProcessor, PreTrainedModel
 
+from minionerec import cli
 from minionerec.artifacts import Manifest
-from minionerec.cli import parse
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
 from minionerec.errors import MiniOneRecError
@@ -164,9 +164,11 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--examples", type=positive, default=512, help="examples of the split, evenly spread")
     options.add_argument("--seed", type=int, default=1, help="of the sampling")
     arguments, fields = options.parse_known_args(argv)
-    config = parse("run", ["--config", arguments.config, "--out", str(arguments.run), *fields])
-    if config is None:
+    command = ["--config", arguments.config, "--out", str(arguments.run), *fields]
+    if "--print_config" in fields:
+        cli.main(["run", *command])
         return
+    config = cli.parse("run", command)
     answers = ask(config, arguments.examples, arguments.seed)
     print(f"{machine()}; {arguments.config}, {len(answers.units)} {config.eval.split} examples, {config.eval.num_beams} beams")
     table(["decoder", *METRICS], [[way, *(f"{row.mean():.4f}" for row in answers.values(way))] for way in WAYS])

@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 from setting import difference_text, in_process_of_its_own, link_parts, machine, positive, table
 
+from minionerec import cli
 from minionerec.artifacts import MANIFEST, Manifest, write_json
-from minionerec.cli import parse
 from minionerec.config import CUTOFFS, Config
 from minionerec.errors import ConfigError, MiniOneRecError
 from minionerec.eval.compare import align
@@ -62,10 +62,8 @@ VARIANTS = {
 }
 
 
-def configuration(name: str, folder: Path, seed: int, flags: Sequence[str]) -> Config | None:
+def configuration(name: str, folder: Path, seed: int, flags: Sequence[str]) -> Config:
     """A run's configuration from a preset or file, overridden by fields; the last of equal fields counts.
-
-    None if the fields only ask for help or for the configuration.
 
     Raises:
         ConfigError: a field is unknown, of another section than `rl` and `eval`, or the fields contradict each other.
@@ -73,7 +71,7 @@ def configuration(name: str, folder: Path, seed: int, flags: Sequence[str]) -> C
     for flag in flags:
         if flag.startswith("--") and not flag.startswith(("--rl.", "--eval.", "--print_config")):
             raise ConfigError(f"{flag}: variants differ in fields of rl and eval only; all else is the run's, in --config.")
-    return parse("run", ["--config", name, "--out", str(folder), "--seed", str(seed), *flags])
+    return cli.parse("run", ["--config", name, "--out", str(folder), "--seed", str(seed), *flags])
 
 
 def make(config: Config, stage: str) -> None:
@@ -163,8 +161,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments, common = options.parse_known_args(argv)
     if arguments.only:  # a child; its fields are complete
         folder, seed = arguments.out / arguments.only[0], int(arguments.only[1])
-        config = configuration(arguments.config, folder, seed, common)
-        return None if config is None else make(config, "sft" if folder.name == "sft" else "rl")
+        return make(configuration(arguments.config, folder, seed, common), "sft" if folder.name == "sft" else "rl")
 
     variants = dict(VARIANTS)
     for text in arguments.add:
@@ -181,13 +178,13 @@ def main(argv: list[str] | None = None) -> None:
     configs: dict[str, Config] = {}
     for name, fields in {"all variants": common, **{f"variant {name}": flags[name] for name in wanted}}.items():
         try:
-            checked = configuration(arguments.config, arguments.out, 1, fields)
+            configs[name] = configuration(arguments.config, arguments.out, 1, fields)
         except MiniOneRecError as error:
             raise SystemExit(f"{name}: {error}") from None
-        if checked is None:
-            return None
-        configs[name] = checked
     config = configs["all variants"]
+    if "--print_config" in common:
+        cli.main(["run", "--config", arguments.config, "--out", str(arguments.out), *common])
+        return None
 
     run = arguments.run
     if not (run / "sft" / MANIFEST).is_file():

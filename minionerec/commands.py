@@ -21,6 +21,7 @@ from minionerec.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
     from minionerec.data.dataset import Dataset
+    from minionerec.eval.metrics_json import Cell
 
 ALL_STAGES = ("data", "sid", "sft", "rl", "eval", "report")
 
@@ -103,7 +104,7 @@ def result_table(config: Config) -> Table:
     return table
 
 
-def _cell(cell: dict[str, float], interval: bool) -> str:
+def _cell(cell: "Cell", interval: bool) -> str:
     return f"{cell['value']:.4f}" + (f"\n[{cell['low']:.4f}, {cell['high']:.4f}]" if interval else "")
 
 

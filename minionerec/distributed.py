@@ -15,6 +15,14 @@ def distributed_state() -> "PartialState":
     return PartialState(cpu=not torch.cuda.is_available())
 
 
+def expect_no_gpu() -> None:
+    """If the machine has no GPU, tell DeepSpeed so; it would warn that it found none, also if nobody asked for it."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def wait_for_everyone() -> None:
     """Wait until all processes of the launch reach this point; does nothing in a single process."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -3,15 +3,18 @@
 import os
 import sys
 import time
+import urllib.error
+import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
 from minionerec.artifacts import MANIFEST, Manifest
 from minionerec.config import Config, run_file
-from minionerec.distributed import is_main_process, wait_for_everyone
+from minionerec.distributed import expect_no_gpu, is_main_process, wait_for_everyone
 
 # Stages are imported when they run: `--help` and `--print_config` must not wait for torch.
 Finished = tuple[Manifest, bool]  # the artefact, and whether it was made anew
@@ -118,9 +121,30 @@ def _deepspeed_without_compiler() -> None:
     import torch
 
     if not torch.cuda.is_available():
+        expect_no_gpu()
         import deepspeed.ops
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def use_cache_without_hub(config: Config) -> None:
+    """Read models from the local cache alone if the configuration names a model of the hub and the hub does not answer.
+
+    Without this huggingface_hub asks for every file again and again: almost a minute until the first error.
+    """
+    names = [config.model.path, None if config.sid.encoder in ("minilm", "tfidf") else config.sid.encoder]
+    if "HF_HUB_OFFLINE" in os.environ or all(name is None or Path(name).exists() for name in names):
+        return
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=5).close()
+    except urllib.error.HTTPError:
+        pass  # it answers
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for processes that start later, and if the library is not imported yet
+        from huggingface_hub import constants
+
+        constants.HF_HUB_OFFLINE = True
 
 
 def run(config: Config, stages: tuple[str, ...]) -> None:
@@ -129,6 +153,7 @@ def run(config: Config, stages: tuple[str, ...]) -> None:
     After several stages a line says how long all took, and the most memory that was held.
     """
     set_up(config.threads)
+    use_cache_without_hub(config)
     if "ACCELERATE_MIXED_PRECISION" in os.environ:  # under accelerate launch
         from minionerec.training.launch import start_all_processes
 
@@ -157,6 +182,7 @@ def plan(stage: str, config: Config, devices: int | None, gpu_memory: float | No
         gpu_memory: of each, to say whether it fits (GB).
     """
     set_up(config.threads)
+    use_cache_without_hub(config)
     quieten_libraries()
     from minionerec.rl import plan as rl_plan
     from minionerec.sft import plan as sft_plan

@@ -19,25 +19,26 @@ TITLES = ("Gel pen, black", "Ring binder", "Paper clips", "Stapler")
 INTRODUCTION = """\
 # Tasks and prompts
 
-`sft.tasks` names the tasks that are trained, `sft.task_shares` the share of a task's examples that is used (all if it
-names none), `rl.tasks` those that RL rolls out; their answers are SIDs. `sft.tasks: released` stands for the released code's
-five classes in its words: {released}.
+`sft.tasks` names the tasks that SFT trains. `sft.task_shares` limits the share of a task's examples; a task without a share
+is used whole. `rl.tasks` names the tasks that RL rolls out; their answers must be SIDs. `sft.tasks: released` stands for
+the released code's five classes in its words: {released}.
 
-`prompts.style` is what surrounds the words, `prompts.wording` whose words they are, and both hold for SFT, RL and
-evaluation alike: a model that was trained with other words is refused. This page is printed by `scripts/python
-scripts/task_examples.py`, for a user who bought *{first}* and *{second}*, and then *{third}*.
+`prompts.style` chooses what stands around the words, `prompts.wording` whose words they are. SFT, RL and evaluation use the
+same choice, and a model that was trained with other words for its tasks is refused. Adding a task leaves trained models
+current. `scripts/python scripts/task_examples.py` prints this page, for a user who bought *{first}* and *{second}*, then
+*{third}*.
 
 ## Our words (`prompts.wording: plain`)
-With `prompts.style: plain`, the default, a prompt is the question alone. The list of SIDs is simply continued, so that a
-user's histories are beginnings of one another and are computed once."""
+With `prompts.style: plain`, the default, a prompt is the question alone. The completion simply continues the list of SIDs.
+A user's shorter histories are then beginnings of the longer ones, and all are computed at once."""
 RELEASED_TEXT = """
 ## The released code's words (`prompts.wording: released`)
-The sentences come from [MiniOneRec](https://github.com/AkaliKong/MiniOneRec) (`data.py`, Apache License 2.0), its
-spelling included; it has no description of the next item and rolls out the description of an item in RL only.
-`prompts.category` is what it calls the items: `industrial and scientific items`, `office products`. Where it draws one of
-several instructions at random, the row's number decides here. Three things are as ours: a SID ends by itself (the released code
-appends a line break and an end token), the answer is not repeated in the prompt (it is in the released code's title prompts),
-and RL asks with the same header as SFT (it has none)."""
+The sentences come from [MiniOneRec](https://github.com/AkaliKong/MiniOneRec) (`data.py`, Apache License 2.0), with their
+spelling. The released code never asks for the description of the next item, and uses the description of an item in RL only.
+`prompts.category` is what it calls the items: `industrial and scientific items`, `office products`. If a task has several
+instructions, the released code draws one at random; here the row's number chooses. Three things stay as in our words: a SID
+ends by itself (the released code appends a line break and an end token), the prompt does not repeat the answer (the
+released code's title prompts do), and RL asks with the same header as SFT (the released code's RL has none)."""
 STYLES = """
 ## Styles
 `prompts.style: alpaca` is the header of the released code, with its trailing spaces:
@@ -46,23 +47,26 @@ STYLES = """
 {header}
 ```
 
-`prompts.style: chat` puts instruction, an empty line and question into the chat template of the model's tokenizer, as the
-user's message, and lets the answer follow; a tokenizer without template is refused.
+`prompts.style: chat` writes instruction, an empty line and question as the user's message, in the chat template of the
+model's tokenizer; the answer follows. A tokenizer without a chat template is refused.
 
 ## The released code's evaluation
-Its evaluation script asks with a sentence that no training example has:
+The released code's evaluation script asks with a sentence that no training example has:
 
 > {evaluation}
 
-`prompts.eval_style: released` does the same, and a warning says so: it measures that mistake (docs/reproduction.md), and
-has no other use. Validations while a model is trained ask as in training, as the released code's do.
+`prompts.eval_style: released` does the same and prints a warning. Its only use is to measure that mistake
+(docs/reproduction.md). Validations during training ask as in training, in the released code too.
 
 ## What is too long
-An example may be as long as the model can read, or `prompts.max_tokens` (released: 512). From a longer one the oldest
-items of the history are left out, or the last words of a title or description in the question (the last characters of a
-single word that is too long, as of a text without spaces); a title or description that is the answer is cut to half of the
-limit, without an end token. A SID is never cut. The plan that is printed before training counts what was truncated, task by
-task. Tokens are cached by content below `$MINIONEREC_CACHE` and stay in a memory map, which the ranks of a machine share."""
+An example may have as many tokens as the model can read, or `prompts.max_tokens` (released: 512). A longer prompt is
+shortened: a history loses its oldest items, a title or description its last words, and a single long word its last
+characters. A title or description that is the answer is first cut to half of the limit and loses its end token. A SID is
+never cut, and every prompt leaves room for the longest SID, so that its length says nothing about the answer. The plan that
+is printed before training counts the truncated examples of each task.
+
+Tokens are cached by content below `$MINIONEREC_CACHE`. The cache is read through a memory map, which the processes of a
+machine share."""
 
 
 def dataset() -> tuple[Dataset, SidIndex]:

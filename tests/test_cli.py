@@ -13,8 +13,10 @@ import pytest
 from minionerec import __version__, pipeline
 from minionerec.artifacts import Manifest
 from minionerec.cli import COMMANDS, main, parse
-from minionerec.config import Config
+from minionerec.config import Config, ModelConfig
 from minionerec.config.fields import field_types
+from minionerec.errors import ConfigError
+from minionerec.model import checkpoint
 from tests.launch import ENVIRONMENT, ROOT
 from tests.small import write_config
 
@@ -472,3 +474,27 @@ def test_zsh_has_a_script_too(capsys):
     assert main(["completion", "zsh"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("#compdef minionerec") and "--sft.epochs" in printed and "_minionerec_configs" in printed
+
+
+def test_the_hub_is_asked_once(monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "")  # restores the variable after the test
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    asked = []
+
+    def answer(request, timeout):
+        asked.append(request.full_url)
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("urllib.request.urlopen", answer)
+    pipeline.use_cache_without_hub(Config())
+    pipeline.use_cache_without_hub(Config(model=ModelConfig(init="from_pretrained", path=str(tmp_path))))
+    assert asked == [] and not constants.HF_HUB_OFFLINE  # nothing comes from the hub
+    hub = Config(model=ModelConfig(init="from_pretrained", path="Qwen/Qwen2.5-0.5B"))
+    pipeline.use_cache_without_hub(hub)
+    pipeline.use_cache_without_hub(hub)
+    assert len(asked) == 1 and constants.HF_HUB_OFFLINE
+    with pytest.raises(ConfigError, match=r"Qwen/Qwen2.5-0.5B: not a loadable causal LM .* or a hub name that can be reached"):
+        checkpoint.load("Qwen/Qwen2.5-0.5B")

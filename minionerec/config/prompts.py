@@ -9,22 +9,22 @@ from minionerec.config.checks import positive
 
 @dataclass
 class PromptsConfig:
-    """How every example is put into words, in SFT, RL and evaluation alike. docs/tasks.md shows each."""
+    """How every example is put into words, in SFT, RL and evaluation alike; docs/tasks.md has examples."""
 
     style: Literal["plain", "alpaca", "chat"] = "plain"
-    """What stands around the words: `plain` nothing; `alpaca` the released code's header, with instruction, input and response;
-    `chat` the chat template of the model's tokenizer (paper: alpaca)."""
+    """What stands around the words: nothing (`plain`), the released code's header with instruction, input and response
+    (`alpaca`), or the chat template of the model's tokenizer (`chat`; paper: alpaca)."""
     wording: Literal["plain", "released"] | None = None
-    """Whose sentences: ours, which are short and let histories share their computation, or the released code's. null: the
-    released code's where `sft.tasks` is released, otherwise ours."""
+    """Whose sentences: ours, which are short and let histories share their computation, or the released code's. null takes
+    the released code's if `sft.tasks` is released, otherwise ours."""
     category: str = "items"
     """What the released code's sentences call the items, e.g. office products."""
     max_tokens: int | None = None
-    """Longest example, prompt and completion; the oldest items of a longer history and the last words of a longer text are left
-    out, and text that is to be written is cut. null: what the model can read (tokens; released: 512)."""
+    """Longest example, prompt and completion together. A longer history loses its oldest items, a longer text its last words;
+    an answer that is a text is cut. null: what the model can read (tokens; released: 512)."""
     eval_style: Literal["same", "released"] = "same"
-    """`released` asks in evaluation with the sentence of the released code's evaluation script, which no training example has:
-    the mistake to measure, not to make."""
+    """`released` asks in evaluation with the sentence of the released code's evaluation script, which no training example has.
+    Its only use is to measure that mistake."""
 
     def __post_init__(self) -> None:
         positive("prompts", max_tokens=self.max_tokens)

@@ -22,30 +22,31 @@ class SftConfig:
         "gradient_checkpointing",
         "report_to",
     )
-    """Fields that decide how it is computed, not what: results agree up to rounding, so `Config.key_fields` leaves them out."""
+    """Fields that decide how a result is computed, not what it is. Results agree up to rounding, so `Config.key_fields` leaves
+    these fields out."""
 
     tasks: list[TaskName] | Literal["released"] = field(default_factory=lambda: list(DEFAULT_TASKS))
-    """Training tasks, mixed in one shuffled stream; docs/tasks.md shows each. `released` stands for the released code's five
-    classes in its words."""
+    """Training tasks, mixed in one shuffled stream; docs/tasks.md shows each. `released` means the tasks of the released code's
+    five classes, in its words."""
     task_shares: dict[TaskName, float] = field(default_factory=dict)
-    """Share of a task's examples that are trained, drawn once for the whole run; tasks that are not named count whole (fraction
-    above 0, at most 1)."""
+    """Share of a task's examples that is trained, drawn once for the whole run. A task without a share is trained whole
+    (fraction above 0, at most 1)."""
     answer_in_prompt: bool = False
-    """Write the answer at the end of the prompts that ask for an item by its title or SID, as the released code does: a
-    mistake to measure, not to make."""
+    """Write the answer at the end of every prompt that shows one item, as the released code does. Its only use is to measure
+    that mistake."""
     history_stride: int = 1
-    """A training history starts at a multiple of this position in the user's sequence, so that up to this many examples share
-    their prompt's beginning and are computed together; up to stride - 1 of the oldest items are left out. 1 keeps every
+    """Training histories start at multiples of this position in the user's sequence. Up to this many examples then share the
+    beginning of their prompts and are computed together; up to stride - 1 of the oldest items are left out. 1 keeps every
     history whole (items; at most `data.max_history`)."""
     batch_size: int = 128
-    """Prefix trees per optimiser step over all devices; a tree holds up to `history_stride` examples, so with stride 1 these
-    are examples (trees; paper: 1024)."""
+    """Prefix trees per optimiser step over all devices. A tree holds up to `history_stride` examples, with stride 1 exactly one
+    (trees; paper: 1024)."""
     micro_batch: int = 128
-    """Prefix trees computed at once on one device; the rest of a step's share follows by gradient accumulation (trees;
+    """Prefix trees computed at once on one device. Gradient accumulation computes the rest of a step's share (trees;
     paper: 16)."""
     train: Literal["full", "lora", "sid_rows"] = "full"
     """What is trained: everything, low-rank adapters and the rows of the SID tokens, or those rows alone (the released code's
-    freeze_LLM). The saved model is whole in each case; an adapter lies beside it (paper: full)."""
+    freeze_LLM). The saved model is always whole; an adapter is saved next to it (paper: full)."""
     lora_rank: int = 16
     """Rank of the adapters' matrices (dimensions)."""
     lora_alpha: int = 32
@@ -53,21 +54,21 @@ class SftConfig:
     lora_dropout: float = 0.0
     """Dropout of the adapters' input (fraction)."""
     lora_targets: list[str] | None = None
-    """Names of the linear layers that get adapters, such as q_proj; null for all but the head."""
+    """Names of the linear layers that get adapters, such as q_proj; null means all but the head."""
     normalise_over: Literal["vocabulary", "catalog"] = "vocabulary"
-    """What the probabilities of a SID's token add up over in the loss: all tokens, or those with which the catalog's SIDs can
-    go on (the children in its trie). Text completions keep the vocabulary (paper: vocabulary)."""
+    """Over which tokens the probabilities of a SID's token sum to 1 in the loss: all tokens, or those with which some SID of
+    the catalog continues (the children in its trie). Text completions keep the vocabulary (paper: vocabulary)."""
     smoothing: float = 0.0
-    """Share of a SID token's label that is spread evenly over the legal tokens in its place, itself among them; 0 for none
+    """Share of a SID token's label that is spread evenly over the legal tokens in its place, including the label; 0 for none
     (fraction; paper: none)."""
     level_weights: list[float] | None = None
-    """What the levels of a SID count in the loss, from the first level on, relative to one another; null for all alike."""
+    """Weights of a SID's levels in the loss, first level first, relative to one another; null weighs all alike."""
     frequency_power: float = 0.0
-    """Examples of history tasks count n ** -power, n being how often their item is a target: 0 for all alike, 0.5 lifts rare
-    items, 1 makes every item count the same."""
+    """Examples of history tasks weigh n ** -power, where n is how often their item is a target: 0 weighs all alike, 0.5 lifts
+    rare items, 1 gives every item the same total weight."""
     micro_tokens: int | None = None
-    """Chooses the micro-batch: the largest that divides a device's share of the batch, is at most `micro_batch` and keeps this
-    budget even if all its trees are as long as the longest; null takes `micro_batch` itself (tokens)."""
+    """Chooses the micro-batch: the largest that divides a device's share of the batch, is at most `micro_batch`, and keeps this
+    budget even if all its trees are as long as the longest. null takes `micro_batch` itself (tokens)."""
     row_tokens: int = 256
     """Length of the rows into which prefix trees are packed; one tree may exceed it (tokens)."""
     epochs: float = 3.0
@@ -77,8 +78,9 @@ class SftConfig:
     weight_decay: float = 0.01
     """AdamW weight decay."""
     dropout: float = 0.0
-    """Share of values that are dropped in training: of the embeddings, of what attention and feed-forward add, and of the last
-    states; 0 for none (fraction; paper: none). Small models that see the same histories many times need some."""
+    """Share of values that are dropped in training: in the embeddings, in the outputs of attention and feed-forward layers,
+    and in the last states; 0 for none (fraction; paper: none). Small models that see the same histories many times need
+    some."""
     warmup: float = 0.05
     """Share of the steps with rising learning rate, before the schedule (fraction)."""
     schedule: Literal["cosine", "linear"] = "cosine"
@@ -88,12 +90,11 @@ class SftConfig:
     evaluations: int = 10
     """Validation passes over the whole run, evenly spaced; each also saves a checkpoint (count)."""
     best_metric: str = "loss"
-    """Which checkpoint becomes `sft/model`: the one with the lowest `loss` on the valid split, or with the highest HR, NDCG or
-    MRR at 1, 3, 5, 10, 20 or 50 there, e.g. NDCG@10, by a beam search as `eval` decodes. A small model's ranking still improves
-    long after its loss does not (paper: loss)."""
+    """Which checkpoint becomes `sft/model`: the one with the lowest `loss` on the valid split, or the one with the highest HR,
+    NDCG or MRR at 1, 3, 5, 10, 20 or 50, e.g. NDCG@10, decoded as `eval` decodes. A small model's ranking improves long after
+    its loss has stopped improving (paper: loss)."""
     valid_examples: int | None = None
-    """Examples of the valid split that each beam search of `best_metric` decodes, evenly spread over it; null takes all
-    (examples)."""
+    """Examples of the valid split that each validation of `best_metric` decodes, evenly spaced; null takes all (examples)."""
     patience: int = 3
     """Stop after this many validation passes without a better `best_metric` (passes; paper: 3)."""
     bf16: bool = False
@@ -101,8 +102,8 @@ class SftConfig:
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
     report_to: list[Literal["tensorboard", "trackio", "wandb"]] = field(default_factory=list)
-    """Where the curves are sent as well; each needs its package. TensorBoard's files go to `tensorboard/sft` in the run's
-    folder unless TENSORBOARD_LOGGING_DIR names another place."""
+    """Trackers that receive the curves as well; each needs its package. TensorBoard's files go to `tensorboard/sft` in the
+    run's folder unless TENSORBOARD_LOGGING_DIR names another place."""
 
     def __post_init__(self) -> None:
         positive("sft", micro_tokens=self.micro_tokens)
@@ -113,9 +114,9 @@ class SftConfig:
         between("sft", 0, 1, warmup=self.warmup, smoothing=self.smoothing, dropout=self.dropout)
         between("sft", 0, 1, lora_dropout=self.lora_dropout)
         positive("sft", lora_rank=self.lora_rank, lora_alpha=self.lora_alpha)
-        for made in dataclasses.fields(self):
-            if made.name.startswith("lora_") and self.train != "lora" and getattr(self, made.name) != made.default:
-                raise ConfigError(f"sft.{made.name} is set, but sft.train is {self.train}; it has an effect with lora only.")
+        for option in dataclasses.fields(self):
+            if option.name.startswith("lora_") and self.train != "lora" and getattr(self, option.name) != option.default:
+                raise ConfigError(f"sft.{option.name} is set, but sft.train is {self.train}; it has an effect with lora only.")
         between("sft", 0, math.inf, frequency_power=self.frequency_power)
         if self.level_weights is not None:
             if not any(self.level_weights):
@@ -123,8 +124,9 @@ class SftConfig:
             for number, weight in enumerate(self.level_weights):
                 between("sft", 0, math.inf, **{f"level_weights[{number}]": weight})
         positive("sft", valid_examples=self.valid_examples)
-        if self.best_metric not in (known := ("loss", *RANKING_METRICS)):
-            raise ConfigError(f"sft.best_metric is {self.best_metric!r}; it must be one of {', '.join(known)}.")
+        metrics = ("loss", *RANKING_METRICS)
+        if self.best_metric not in metrics:
+            raise ConfigError(f"sft.best_metric is {self.best_metric!r}; it must be one of {', '.join(metrics)}.")
         if self.best_metric == "loss" and self.valid_examples is not None:
             raise ConfigError("sft.valid_examples is set, but sft.best_metric is loss, which is of the whole valid split.")
         check_shares("sft", self.task_shares, self.task_names)

@@ -19,7 +19,7 @@ from minionerec.eval.result_json import read_catalog, read_lists
 _MEASURED = ("exact", "invalid", "sid", "item", "per_user", "detectable", "lost", "calibration")  # copied into levels.json
 
 
-def analyse(lists: RankedLists, cutoffs: Sequence[int], resamples: int, seed: int) -> dict[str, Any]:
+def level_report(lists: RankedLists, cutoffs: Sequence[int], resamples: int, seed: int) -> dict[str, Any]:
     """The content of `levels.json`: numbers of users and rows, lengths of the lists, the three level tables, and the metrics.
 
     Cut-offs beyond the longest list are left out. If that leaves none, the longest list's length is the only cut-off.
@@ -39,6 +39,10 @@ def analyse(lists: RankedLists, cutoffs: Sequence[int], resamples: int, seed: in
     }
 
 
+def _rank(rank: float | None) -> str:
+    return "-" if rank is None else f"{rank:.0f}"
+
+
 def _table(title: str, rows: Mapping[str, Mapping[str, float]]) -> Table:
     table = Table("K", title=title, title_justify="left")
     for name in next(iter(rows.values())):
@@ -48,43 +52,43 @@ def _table(title: str, rows: Mapping[str, Mapping[str, float]]) -> Table:
     return table
 
 
-def _metrics_table(metrics: Mapping[str, Any]) -> Table:
+def _metrics_table(report: Mapping[str, Any]) -> Table:
     table = Table(
         "Metric",
         title="Metrics with 95 % intervals; on items: expected, best and worst order of tied ones",
         title_justify="left",
     )
-    on_items = metrics["item"] is not None
+    on_items = report["item"] is not None
     for name in ("on SIDs", "interval", *(("on items", "best", "worst") if on_items else ())):
         table.add_column(name, justify="right")
-    for name, cell in metrics["sid"].items():
-        items = [f"{metrics['item'][name][part]:.4f}" for part in ("value", "best", "worst")] if on_items else []
+    for name, cell in report["sid"].items():
+        items = [f"{report['item'][name][part]:.4f}" for part in ("value", "best", "worst")] if on_items else []
         table.add_row(name, f"{cell['value']:.4f}", f"{cell['low']:.4f} to {cell['high']:.4f}", *items)
     return table
 
 
-def _print(metrics: Mapping[str, Any], console: Console) -> None:
-    console.print(_metrics_table(metrics))
-    console.print(_table("Independent: the code of one level, alone", metrics["independent"]))
-    console.print(_table("Cumulative: all codes up to a level", metrics["cumulative"]))
+def _print(report: Mapping[str, Any], console: Console) -> None:
+    console.print(_metrics_table(report))
+    console.print(_table("Independent: the code of one level, alone", report["independent"]))
+    console.print(_table("Cumulative: all codes up to a level", report["cumulative"]))
     steps = Table("Step", title="Drop-off of the first recommendation", title_justify="left")
     steps.add_column("Share", justify="right")
-    for step, share in metrics["drop_off"].items():
+    for step, share in report["drop_off"].items():
         steps.add_row(step, "-" if share is None else f"{share:.4f}")
     console.print(steps)
     lost = Table("Level", title="Where the list lost the target", title_justify="left")
     lost.add_column("lost here", justify="right")
     lost.add_column("rank of the prefix before", justify="right")
-    for row in metrics["lost"]:
-        lost.add_row(str(row["level"]), f"{row['lost']:.4f}", "-" if row["rank"] is None else f"{row['rank']:.0f}")
+    for row in report["lost"]:
+        lost.add_row(str(row["level"]), f"{row['lost']:.4f}", _rank(row["rank"]))
     console.print(lost)
-    if metrics["calibration"]:
-        sure = Table("Level", "confidence", "accuracy", "calibration error", title="Calibration", title_justify="left")
-        for row in metrics["calibration"]:
-            sure.add_row(str(row["level"]), *(f"{row[name]:.4f}" for name in ("confidence", "accuracy", "error")))
-        console.print(sure)
-    if metrics.get("search"):
-        _print_search(metrics["search"], console)
+    if report["calibration"]:
+        calibration = Table("Level", "confidence", "accuracy", "calibration error", title="Calibration", title_justify="left")
+        for row in report["calibration"]:
+            calibration.add_row(str(row["level"]), *(f"{row[name]:.4f}" for name in ("confidence", "accuracy", "error")))
+        console.print(calibration)
+    if report.get("search"):
+        _print_search(report["search"], console)
 
 
 def _print_search(search: Mapping[str, Any], console: Console) -> None:
@@ -99,19 +103,19 @@ def _print_search(search: Mapping[str, Any], console: Console) -> None:
     pruned.add_column("dropped here", justify="right")
     pruned.add_column("median rank then", justify="right")
     for row in search["pruned"]:
-        pruned.add_row(str(row["level"]), f"{row['dropped']:.4f}", "-" if row["rank"] is None else f"{row['rank']:.0f}")
+        pruned.add_row(str(row["level"]), f"{row['dropped']:.4f}", _rank(row["rank"]))
     console.print(pruned)
 
 
 def _search_next_to(path: Path) -> Any:
-    """The section `search` of the `metrics.json` in the file's folder, which the eval stage wrote from the exact oracle."""
-    metrics_file = path.with_name("metrics.json")
-    if not metrics_file.is_file():
+    """The section `search` of the `metrics.json` in the file's folder; None if there is none."""
+    metrics_path = path.with_name("metrics.json")
+    if not metrics_path.is_file():
         return None
     try:
-        values = json.loads(metrics_file.read_text(encoding="utf-8"))
+        values = json.loads(metrics_path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{metrics_file}: not valid JSON ({error}). Run the eval stage again.") from None
+        raise DataError(f"{metrics_path}: not valid JSON ({error}). Run the eval stage again.") from None
     return values.get("search") if isinstance(values, dict) else None
 
 
@@ -139,20 +143,20 @@ def run(
             raise ConfigError(f"{name} is {min(values)}; it must be at least 1.")
     out = out or path.parent
     lists = read_lists(path, read_catalog(index) if index else None)
-    metrics = analyse(lists, sorted(set(cutoffs)), resamples, seed)
-    metrics["search"] = _search_next_to(path)
+    report = level_report(lists, sorted(set(cutoffs)), resamples, seed)
+    report["search"] = _search_next_to(path)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "levels.json", metrics)
-        draw_levels(metrics, out / "levels.png")
+        write_json(out / "levels.json", report)
+        draw_levels(report, out / "levels.png")
     except OSError as error:
         raise DataError(f"{out / 'levels.json'}: cannot be written ({error}). Choose another folder with --out DIR.") from None
     console = Console()
-    _print(metrics, console)
-    note = f", {metrics['invalid']:.2%} of the listed texts are no SID of the catalog" if metrics["invalid"] else ""
+    _print(report, console)
+    note = f", {report['invalid']:.2%} of the listed texts are no SID of the catalog" if report["invalid"] else ""
     console.print(
-        f"{metrics['users']} users, {metrics['rows']} examples, lists of {metrics['lengths']['shortest']} to "
-        f"{metrics['lengths']['longest']}{note}; written to {out / 'levels.json'} and levels.png",
+        f"{report['users']} users, {report['rows']} examples, lists of {report['lengths']['shortest']} to "
+        f"{report['lengths']['longest']}{note}; written to {out / 'levels.json'} and levels.png",
         highlight=False,
         soft_wrap=True,
     )

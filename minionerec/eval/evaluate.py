@@ -72,7 +72,7 @@ def evaluate(config: Config, name: str) -> tuple[Manifest, bool]:
         elif is_main_process():
             write_predictions(draft.path / "predictions.jsonl", listed_predictions(name, config, dataset, index))
         if is_main_process():
-            metrics = analyse(draft.path, dataset, index, config)
+            metrics = measure_predictions(draft.path, dataset, index, config)
             metrics.write(draft.path / "metrics.json")
             draft.metrics.update({metric: cell["value"] for metric, cell in metrics.sid.items()})
     return Manifest.load(recipe.folder), True
@@ -113,7 +113,7 @@ def _recipe(config: Config, name: str) -> Recipe:
     )
 
 
-def analyse(folder: Path, dataset: Dataset, index: SidIndex, config: Config) -> Metrics:
+def measure_predictions(folder: Path, dataset: Dataset, index: SidIndex, config: Config) -> Metrics:
     """Measure a folder's `predictions.jsonl`, and what the beam search missed if there is an `oracle.jsonl`.
 
     Raises:

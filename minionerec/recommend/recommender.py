@@ -95,7 +95,8 @@ class Recommender:
         inputs = {name: require(run_folder / name, command).digest for name, command in ITEM_STAGES.items()}
         manifest = require(run_folder / stage, f"minionerec {stage}", made_from=inputs)
         trained = manifest.config["prompts"]
-        config = PromptsConfig(**{field.name: trained[field.name] for field in fields(PromptsConfig)})
+        # A field that another version did not record keeps its default here, and the check names it.
+        config = PromptsConfig(**{field.name: trained[field.name] for field in fields(PromptsConfig) if field.name in trained})
         check_prompts(manifest.config, config, str(run_folder / stage))
         dataset = Dataset.load(run_folder / "data")
         index = SidIndex.load(run_folder / "sid", dataset)

@@ -73,11 +73,12 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
     The model is the one of `sft/`; if that stage has not run, the one that it would begin from. RL keeps float32 weights.
 
     Args:
-        devices: how many; None for those that run.
+        devices: how many to plan for; None for the devices of this launch.
 
     Raises:
         ArtifactError: data or SIDs are missing.
-        ConfigError: the options contradict one another, or the model's configuration cannot be read.
+        ConfigError: `rl.prompts_per_step` does not split over the devices, there are too few prompts for a step, or the
+            model's configuration cannot be read.
     """
 
     def load_without_weights(dataset: Dataset, index: SidIndex) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

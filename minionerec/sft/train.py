@@ -14,6 +14,7 @@ Command: `minionerec sft --config ml-100k`, or `accelerate launch --config_file 
 import logging
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -110,10 +111,6 @@ def train_sft(config: Config, write_curves: WriteCurves | None = None) -> tuple[
     model = _prepared(begun)
     trie = _loss_trie(begun)
     training, held_out = training_trees(sft, config.seed, begun.prompts), validation_trees(begun.prompts)
-    evaluator = None
-    if sft.best_metric != "loss":
-        recommender = Recommender(model.to(distributed_state().device), begun.prompts)
-        evaluator = RankingEvaluator(recommender, config.eval, sft.valid_examples, sft.best_metric)
     longest = max(map(tree_tokens, training.trees)) if sft.micro_tokens is not None else 0
     arguments = training_arguments(sft, config.seed, recipe.folder, len(training.trees), longest)
     collator = TreeCollator(sft.row_tokens, trie)
@@ -134,23 +131,14 @@ def train_sft(config: Config, write_curves: WriteCurves | None = None) -> tuple[
                 trie=trie,
                 normalise_over=sft.normalise_over,
                 smoothing=sft.smoothing,
-                evaluator=evaluator,
+                evaluator=_evaluator(begun, model),
                 failed=config.folder / "sft-failed",
                 callbacks=[MarkComplete(), EarlyStoppingCallback(sft.patience)],
             )
         StepBar.install(trainer, "sft")
         announce(begun, trainer, f"{work.micro} trees x {work.accumulation} micro-batches per process and step")
         trainer.train(resume_from_checkpoint=last_checkpoint(draft.path / CHECKPOINTS))
-        figures = {
-            "parameters": begun.parameters,
-            "trainable": plan.shape.trainable,
-            "examples": sum(len(tree) for tree in training.trees),
-            "trees": len(training.trees),
-            "steps": trainer.state.global_step,
-            "devices": trainer.accelerator.num_processes,
-            "distributed": trainer.accelerator.distributed_type.name,
-            f"best_valid_{sft.best_metric}": trainer.state.best_metric,
-        }
+        figures = _figures(begun, trainer, plan)
         finish(begun, draft, trainer, plan, figures, partial(_save, begun, trainer), write_curves)
     return Manifest.load(recipe.folder), True
 
@@ -175,6 +163,29 @@ def _loss_trie(begun: Begun) -> CatalogTrie | None:
     trie = CatalogTrie.from_codes(begun.prompts.sid_tokens)
     trie.check_normalisable()
     return trie
+
+
+def _evaluator(begun: Begun, model: PreTrainedModel) -> RankingEvaluator | None:
+    """Validates by the ranking metric that chooses the best model; None if the loss chooses it."""
+    config = begun.config
+    if config.sft.best_metric == "loss":
+        return None
+    recommender = Recommender(model.to(distributed_state().device), begun.prompts)
+    return RankingEvaluator(recommender, config.eval, config.sft.valid_examples, config.sft.best_metric)
+
+
+def _figures(begun: Begun, trainer: TreeTrainer, plan: Plan) -> dict[str, Any]:
+    """What card and manifest say of the training."""
+    return {
+        "parameters": begun.parameters,
+        "trainable": plan.shape.trainable,
+        "examples": sum(counts["examples"] for counts in plan.work.tasks.values()),
+        "trees": plan.work.units,
+        "steps": trainer.state.global_step,
+        "devices": trainer.accelerator.num_processes,
+        "distributed": trainer.accelerator.distributed_type.name,
+        f"best_valid_{begun.config.sft.best_metric}": trainer.state.best_metric,
+    }
 
 
 def _save(begun: Begun, trainer: TreeTrainer, folder: Path) -> None:

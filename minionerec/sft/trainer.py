@@ -19,14 +19,15 @@ from minionerec.training.resume import PortableTrainer
 from minionerec.tree import Branch, CatalogTrie, Normalise, TreeBatch, pack, tree_logprobs
 
 Tree = list[Branch]
+_COUNTED_LABELS = "shift_labels"
 
 _WEIGHTS = (
     "Weights, gradients and AdamW's moments do not fit, whatever the micro-batch: more devices under ZeRO-2 (sft/zero2.yaml), "
     "sft.train lora or sid_rows, sft.bf16 true under ZeRO-2, or a smaller model. --dry-run shows what each takes."
 )
 _STEP = (
-    "Lower sft.micro_batch or sft.micro_tokens; the global batch and the result stay the same. Where a single tree is too "
-    "much: sft.gradient_checkpointing true, a lower sft.history_stride or sft.row_tokens, sft.train lora, more devices."
+    "Lower sft.micro_batch or sft.micro_tokens; the global batch and the result stay the same. If a single tree is too "
+    "large: sft.gradient_checkpointing true, a lower sft.history_stride or sft.row_tokens, sft.train lora, more devices."
 )
 _VALIDATION = (
     "Lower sft.micro_batch, whose size the validation's batches have; with a ranking metric as sft.best_metric also "
@@ -49,36 +50,35 @@ def tree_tokens(tree: Tree) -> int:
 
 
 class TreeCollator:
-    """Packs a list of trees into a `TreeBatch`, given as a dictionary of tensors.
-
-    `shift_labels` tells the Trainer how many labels there are, so that a step's loss is the mean over all of them,
-    whatever the accumulation and the number of devices.
+    """Packs a list of trees into a `TreeBatch`, as the dictionary of tensors that Trainer moves to a device.
 
     Args:
-        trie: the catalog, on the CPU, where the loss asks for its children.
+        trie: the catalog, on the CPU, if the loss needs the children of SIDs' prefixes.
     """
 
     def __init__(self, row_tokens: int, trie: CatalogTrie | None = None) -> None:
         self.row_tokens, self.trie = row_tokens, trie
 
     def __call__(self, trees: Sequence[Tree]) -> dict[str, Any]:
-        """The fields of the trees' `TreeBatch`, and `shift_labels`."""
-        batch = pack([branch for tree in trees for branch in tree], row_tokens=self.row_tokens, trie=self.trie).tensors()
-        return {**batch, "shift_labels": batch["labels"]}
+        """The fields of the trees' `TreeBatch`, and a copy of the labels."""
+        fields = pack([branch for tree in trees for branch in tree], row_tokens=self.row_tokens, trie=self.trie).tensors()
+        # Trainer counts the labels of a step in an entry of this name, so that a step's loss is the mean over all of them,
+        # whatever the accumulation and the number of devices.
+        return {**fields, _COUNTED_LABELS: fields["labels"]}
 
 
 class TreeTrainer(PortableTrainer):
     """A Trainer whose examples are trees and whose loss is the mean over all completion tokens of a step.
 
     Args:
-        trie: the collator's; needed for what follows.
+        trie: the collator's trie; `normalise_over` the catalog and `smoothing` need it.
         normalise_over: what the probabilities of a SID's token add up over; text keeps the vocabulary.
         smoothing: share e of a SID token's label that is spread evenly over the n legal tokens in its place, itself among them
             (the children of its prefix in the trie): the loss is -(1 - e) log p(label) - e / n * sum of log p(child). Text is
             not smoothed, nor is validation.
         evaluator: its ranking metrics are added to a validation's loss.
-        failed: folder for batches whose loss or gradient is not finite; Trainer's own where None.
-        others: Trainer's.
+        failed: folder for batches whose loss or gradient is not finite; None for the Trainer's output folder.
+        args, kwargs: passed to Trainer.
     """
 
     def __init__(
@@ -100,20 +100,21 @@ class TreeTrainer(PortableTrainer):
         self.model_accepts_loss_kwargs = True  # count the labels of a step for every model: the loss is computed here
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """PortableTrainer's own.
+        """Train as PortableTrainer does, with errors that say what to change.
 
         Raises:
             TrainingError: a loss or a gradient is not finite (the batch is kept), or the memory does not suffice.
         """
-        with enough_memory(
-            lambda: (
-                (f"in the optimiser, at step {self.state.global_step + 1}", _WEIGHTS) if self._begun else SETUP_MEMORY_ADVICE
-            )
-        ):
+        with enough_memory(self._memory_advice):
             return super().train(*args, **kwargs)
 
+    def _memory_advice(self) -> tuple[str, str]:
+        if not self._begun:
+            return SETUP_MEMORY_ADVICE
+        return f"in the optimiser, at step {self.state.global_step + 1}", _WEIGHTS
+
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Trainer's own; see `train` for what it raises."""
+        """One micro-batch, as Trainer computes it, kept until its gradient is known to be finite."""
         self._begun = True
         self._micro_batches.append(inputs)
         trees = self.args.per_device_train_batch_size
@@ -121,8 +122,9 @@ class TreeTrainer(PortableTrainer):
             return super().training_step(model, inputs, *args, **kwargs)
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
-        """Trainer's own, before it takes the step. DeepSpeed has taken it by then: its weights in memory may be lost, but no
-        checkpoint was written with them.
+        """The norm of the step's gradients; a norm that is not finite stops the training before Trainer takes the step.
+
+        DeepSpeed has taken the step by now. The weights in memory may be lost, but no checkpoint was written with them.
         """
         norm = super()._get_grad_norm(model, grad_norm)
         if norm is not None and not math.isfinite(norm):
@@ -165,42 +167,45 @@ class TreeTrainer(PortableTrainer):
         return loss * devices / num_items_in_batch
 
     def _summed_loss(self, model: torch.nn.Module, inputs: dict[str, Any], smoothing: float = 0.0) -> tuple[torch.Tensor, int]:
-        batch = TreeBatch(**{name: value for name, value in inputs.items() if name != "shift_labels"})
+        fields = dict(inputs)
+        fields.pop(_COUNTED_LABELS, None)
+        batch = TreeBatch(**fields)
         with self.accelerator.autocast():
-            found = tree_logprobs(
+            result = tree_logprobs(
                 model,
                 batch,
                 trie=self.trie if self.normalise_over == "catalog" else None,
                 siblings=self.trie if smoothing else None,
             )
-        logprobs = found.logprobs
-        if found.siblings is not None:
-            logprobs = torch.lerp(logprobs, found.siblings, smoothing)
+        logprobs = result.logprobs
+        if result.siblings is not None:
+            # (1 - e) log p(label) + e * mean log p(legal token); where nothing is smoothed the two are equal.
+            logprobs = torch.lerp(logprobs, result.siblings, smoothing)
         return -(batch.weights * logprobs).sum(), len(batch.labels)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> RandomSampler:
-        # Whole steps only: transformers would make a short one of the micro-batches left over at an epoch's end, so that
-        # the number of steps would depend on how a batch is split. Other trees are left out in each epoch.
+        # Whole steps only: transformers would make a short step of the micro-batches that remain at an epoch's end, and the
+        # number of steps would depend on how a batch is split. Each epoch leaves out different trees.
         trees = cast(list[Tree], self.train_dataset if train_dataset is None else train_dataset)
         step = self.args.per_device_train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
         return RandomSampler(trees, num_samples=len(trees) // step * step)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """All validation trees, none twice, each on one rank."""
+        """All validation trees, each in one process only: Trainer's sampler repeats some to make even shares."""
         trees = cast(list[Tree], self.eval_dataset if eval_dataset is None else eval_dataset)
         share: Any = trees[self.args.process_index :: self.args.world_size]
         return DataLoader(share, batch_size=self.args.per_device_eval_batch_size, collate_fn=self.data_collator)
 
     def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """The mean loss over all validation labels, and the metrics of `evaluator`. Trainer's own weighs batches by rows."""
-        place = f"validation after step {self.state.global_step}"
+        """The mean loss over all validation labels, where Trainer would weigh batches by rows; and the evaluator's metrics."""
+        phase = f"validation after step {self.state.global_step}"
         model = self.accelerator.unwrap_model(self.model).eval()
         totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-        with torch.no_grad(), enough_memory(lambda: (f"in the {place}", _VALIDATION)):
+        with torch.no_grad(), enough_memory(lambda: (f"in the {phase}", _VALIDATION)):
             for inputs in dataloader:
                 loss, count = self._summed_loss(model, self._prepare_inputs(inputs))
                 if not torch.isfinite(loss):
-                    self._refuse("loss", place, [inputs], "The steps before had finite gradients, so training diverges. ")
+                    self._refuse("loss", phase, [inputs], "The steps before had finite gradients, so training diverges. ")
                 totals += torch.stack([loss.double(), torch.tensor(float(count), dtype=torch.float64, device=loss.device)])
             loss_sum, labels = self.accelerator.reduce(totals, "sum").tolist()
             metrics = {f"{metric_key_prefix}_loss": loss_sum / labels}

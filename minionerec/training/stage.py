@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_
 from minionerec.artifacts import ITEM_STAGES, Draft, require
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
-from minionerec.distributed import is_main_process
+from minionerec.distributed import expect_no_gpu, is_main_process
 from minionerec.model.checkpoint import context_of
 from minionerec.prompts.builder import Prompts
 from minionerec.sid.index import SidIndex
@@ -53,6 +53,7 @@ def begin(config: Config, stage: str, load_model: LoadModel) -> Begun:
         require(config.folder / name, command)
     dataset = Dataset.load(config.folder / "data")
     index = SidIndex.load(config.folder / "sid", dataset)
+    expect_no_gpu()
     set_seed(config.seed)
     model, tokenizer = load_model(dataset, index)
     prompts = Prompts(dataset, index, tokenizer, config.training_prompts, context_of(model))

@@ -6,18 +6,21 @@ from fractions import Fraction
 
 def rank(target, ranked):
     """0-based rank of the first entry that equals the target, None where there is none."""
-    return next((place for place, entry in enumerate(ranked) if entry is not None and tuple(entry) == tuple(target)), None)
+    return next(
+        (position for position, entry in enumerate(ranked) if entry is not None and tuple(entry) == tuple(target)),
+        None,
+    )
 
 
 def metrics(records, k):
     """HR, NDCG and MRR at k of (target, ranked) records; an entry None is a text that is no SID."""
     hit = gain = reciprocal = 0.0
     for target, ranked in records:
-        place = rank(target, ranked)
-        if place is not None and place + 1 <= k:
+        position = rank(target, ranked)
+        if position is not None and position + 1 <= k:
             hit += 1
-            gain += 1 / math.log(place + 2, 2)
-            reciprocal += 1 / (place + 1)
+            gain += 1 / math.log(position + 2, 2)
+            reciprocal += 1 / (position + 1)
     return hit / len(records), gain / len(records), reciprocal / len(records)
 
 
@@ -25,11 +28,11 @@ def tied(records, sizes, k):
     """Expected, best and worst HR and NDCG at k on items, where SID i of a list stands for sizes[i] items in unknown order."""
     totals = [0.0] * 6
     for (target, ranked), counts in zip(records, sizes, strict=True):
-        place = rank(target, ranked)
-        if place is None:
+        position = rank(target, ranked)
+        if position is None:
             continue
-        start = sum(counts[:place])
-        ranks = range(start, start + counts[place])
+        start = sum(counts[:position])
+        ranks = range(start, start + counts[position])
         gains = [1 / math.log(r + 2, 2) if r < k else 0.0 for r in ranks]
         hits = [1.0 if r < k else 0.0 for r in ranks]
         for offset, values in ((0, hits), (3, gains)):

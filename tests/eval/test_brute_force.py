@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minionerec.eval import level_tables
-from minionerec.eval.calc_level import analyse
+from minionerec.eval.calc_level import level_report
 from minionerec.eval.levels import calibration, lost_targets
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import measure, ranks
@@ -40,8 +40,8 @@ def as_released(records):
     bad = [t for t in NOT_SIDS if t != "<a_1>" or len(records[0][0]) != 1]
     bad = [t for t in bad if t.count("<") != len(records[0][0]) or t not in ("<a_1>", "<a_1><b_2><c_3><d_4>")]
     return [
-        {"input": "x", "output": text(target) + "\n", "predict": [bad[place % len(bad)] if sid is None else text(sid)
-         for place, sid in enumerate(ranked)]}
+        {"input": "x", "output": text(target) + "\n", "predict": [bad[position % len(bad)] if sid is None else text(sid)
+         for position, sid in enumerate(ranked)]}
         for target, ranked in records
     ]  # fmt: skip
 
@@ -52,17 +52,19 @@ def test_the_released_json(tmp_path, records):
     path = tmp_path / "result.json"
     path.write_text(json.dumps(as_released(records)))
     lists = read_released(path)
-    found = ranks(lists)
+    target_ranks = ranks(lists)
     independent, cumulative = brute.levels(records, CUTOFFS)
     tables = level_tables(lists, CUTOFFS)
     for k in CUTOFFS:
-        assert (hit_rate(found, k), ndcg(found, k), mrr(found, k)) == pytest.approx(brute.metrics(records, k))
+        assert (hit_rate(target_ranks, k), ndcg(target_ranks, k), mrr(target_ranks, k)) == pytest.approx(
+            brute.metrics(records, k)
+        )
         depth = len(records[0][0])
         assert list(tables["independent"][str(k)].values())[:depth] == pytest.approx([float(x) for x in independent[k]])
         assert list(tables["cumulative"][str(k)].values()) == pytest.approx([float(x) for x in cumulative[k]])
     assert [row["lost"] for row in lost_targets(lists)] == pytest.approx(brute.lost(records))
     width = len(records[0][1])
-    assert analyse(lists, CUTOFFS, 20, 0)["lengths"]["longest"] == width
+    assert level_report(lists, CUTOFFS, 20, 0)["lengths"]["longest"] == width
     invalid = sum(sid is None for _, ranked in records for sid in ranked) / (width * len(records))
     assert measure(lists, (1,), 20).invalid == pytest.approx(invalid)
 
@@ -73,28 +75,28 @@ def our_predictions(draw):
     depth = draw(st.integers(1, 3))
     sid = st.tuples(*[st.integers(0, 2)] * depth)
     rows = draw(st.lists(st.tuples(sid, st.lists(sid, unique=True, max_size=9), st.integers(0, 3)), min_size=1, max_size=10))
-    made = []
+    examples = []
     for user, (target, ranked, most) in enumerate(rows):
-        sizes = [1 + (sum(one) + user) % (most + 1) for one in ranked]
+        sizes = [1 + (sum(example) + user) % (most + 1) for example in ranked]
         items = list(range(100, 100 + sum(sizes)))
         hit = brute.rank(target, ranked)
         item = 99 if hit is None else items[sum(sizes[: hit + 1]) - 1]  # the last of its group
-        scores = [-1.0 - place for place in range(len(ranked))]
-        made.append(
+        scores = [-1.0 - position for position in range(len(ranked))]
+        examples.append(
             Prediction(f"u{user}", [1], item, list(target), [list(s) for s in ranked], items, scores, True, None, sizes)
         )
-    return made
+    return examples
 
 
 @settings(max_examples=150, deadline=None)
 @given(our_predictions())
 def test_tied_items_and_short_lists(predictions):
-    records = [(tuple(one.target_sid), [tuple(sid) for sid in one.sids]) for one in predictions]
+    records = [(tuple(example.target_sid), [tuple(sid) for sid in example.sids]) for example in predictions]
     metrics = measure(predictions, CUTOFFS, 20)
     for k in CUTOFFS:
         hit, gain, reciprocal = brute.metrics(records, k)
         assert [metrics.sid[f"{name}@{k}"]["value"] for name in ("HR", "NDCG", "MRR")] == pytest.approx([hit, gain, reciprocal])
-        expected = brute.tied(records, [one.sizes for one in predictions], k)
+        expected = brute.tied(records, [example.sizes for example in predictions], k)
         ours = [metrics.item[f"{name}@{k}"][part] for name in ("HR", "NDCG") for part in ("value", "best", "worst")]
         assert ours == pytest.approx(expected)
         assert metrics.item[f"HR@{k}"]["worst"] <= metrics.item[f"HR@{k}"]["value"] + 1e-12
@@ -111,14 +113,14 @@ def test_calibration_sums_the_probability_of_each_prefix(predictions):
         return
     for level, table in enumerate(tables):
         sure, right = [], []
-        for one in predictions:
+        for example in predictions:
             mass = {}
-            for sid, score in zip(one.sids, one.scores, strict=True):
+            for sid, score in zip(example.sids, example.scores, strict=True):
                 prefix = tuple(sid[: level + 1])
                 mass[prefix] = mass.get(prefix, 0.0) + np.exp(score)
             sure.append(max(mass.values(), default=0.0))
             best = [prefix for prefix, value in mass.items() if np.isclose(value, sure[-1])]
-            right.append(tuple(one.target_sid[: level + 1]) in best)
+            right.append(tuple(example.target_sid[: level + 1]) in best)
         assert table["confidence"] == pytest.approx(np.mean(sure))
         assert table["accuracy"] <= np.mean(right) + 1e-9  # ties may go either way
 

@@ -26,12 +26,12 @@ def whole(split="test", index=INDEX):
 
 def grouped(index=SHARED):
     """The same lists as a model that writes SIDs has them: all items of a SID, the SID's first."""
-    made = []
-    for one in whole(index=index):
-        groups = [index.items(sid) for sid in one.sids]
+    changed = []
+    for row in whole(index=index):
+        groups = [index.items(sid) for sid in row.sids]
         items = [item for group in groups for item in group]
-        made.append(replace(one, items=items, sizes=[len(group) for group in groups]))
-    return made
+        changed.append(replace(row, items=items, sizes=[len(group) for group in groups]))
+    return changed
 
 
 def check(predictions, split="test", index=INDEX):
@@ -62,26 +62,26 @@ def test_predictions_of_other_splits_and_missing_users():
 
 def refused(change, message, predictions=None, index=INDEX):
     """The fourth prediction, changed, is what the message names."""
-    made = list(predictions or whole(index=index))
-    made[3] = replace(made[3], **change(made[3]))
+    changed = list(predictions or whole(index=index))
+    changed[3] = replace(changed[3], **change(changed[3]))
     with pytest.raises(DataError, match=f"^p.jsonl, line 4: {message}"):
-        check(made, index=index)
+        check(changed, index=index)
 
 
 def test_another_history_of_the_same_length():
-    refused(lambda one: {"history": [29, *one.history[1:]]}, r"user 'u3' has history \[29, .*, expected \[\d.*another split")
-    refused(lambda one: {"history": one.history[1:]}, r"user 'u3' has a history of \d items, expected \d: another split")
+    refused(lambda row: {"history": [29, *row.history[1:]]}, r"user 'u3' has history \[29, .*, expected \[\d.*another split")
+    refused(lambda row: {"history": row.history[1:]}, r"user 'u3' has a history of \d items, expected \d: another split")
 
 
 def test_the_targets_sid_is_the_indexs():
     refused(lambda _: {"target_sid": [5, 5, 5]}, r"item \d+ has the SID \[5, 5, 5\], in this run's index .*another catalog")
-    shallow = [replace(one, target_sid=one.target_sid[:2], sids=[sid[:2] for sid in one.sids]) for one in whole()]
+    shallow = [replace(row, target_sid=row.target_sid[:2], sids=[sid[:2] for sid in row.sids]) for row in whole()]
     with pytest.raises(DataError, match="SIDs of 2 levels, this run's index has 3"):
         check(shallow)
 
 
 def test_listed_items_are_of_the_catalog():
-    refused(lambda one: {"items": [*one.items[:4], 30, *one.items[5:]]}, "lists item 30, the catalog has 30")
+    refused(lambda row: {"items": [*row.items[:4], 30, *row.items[5:]]}, "lists item 30, the catalog has 30")
 
 
 @pytest.mark.parametrize("kind", ["ranked", "shared", "grouped"])
@@ -90,26 +90,26 @@ def test_listed_sids_are_of_the_index(kind):
     strange = next([5, 5, code] for code in range(6) if not index.items([5, 5, code]))
     predictions = grouped() if kind == "grouped" else None
     message = rf"lists the SID \[5, 5, {strange[2]}\], which no item has .*another catalog"
-    refused(lambda one: {"sids": [one.sids[0], strange, *one.sids[2:]]}, message, predictions, index)
+    refused(lambda row: {"sids": [row.sids[0], strange, *row.sids[2:]]}, message, predictions, index)
 
 
 def test_a_sid_more_than_the_index_has():
-    change = {"items": [*grouped()[3].items, 20], "sizes": [2] * 5 + [1], "scores": [-float(place) for place in range(6)]}
-    refused(lambda one: {"sids": [*one.sids, [5, 5, 0]], **change}, r"lists the SID \[5, 5, 0\]", grouped(), SHARED)
+    change = {"items": [*grouped()[3].items, 20], "sizes": [2] * 5 + [1], "scores": [-float(rank) for rank in range(6)]}
+    refused(lambda row: {"sids": [*row.sids, [5, 5, 0]], **change}, r"lists the SID \[5, 5, 0\]", grouped(), SHARED)
 
 
 def test_items_are_those_of_the_listed_sids():
     message = "items are not those of the listed SIDs"
-    refused(lambda one: {"items": [20, *one.items[1:]]}, message)
-    refused(lambda one: {"items": one.items[::-1]}, message)
-    refused(lambda one: {"items": one.items[:-1]}, message)
-    refused(lambda one: {"items": one.items[::-1]}, message, index=SHARED)
-    refused(lambda one: {"sids": one.sids[:-1], "scores": one.scores[:-1]}, message, index=SHARED)
-    refused(lambda one: {"items": one.items[::-1]}, message, grouped(), SHARED)
-    refused(lambda one: {"sizes": [1, 3, *one.sizes[2:]]}, message, grouped(), SHARED)
+    refused(lambda row: {"items": [20, *row.items[1:]]}, message)
+    refused(lambda row: {"items": row.items[::-1]}, message)
+    refused(lambda row: {"items": row.items[:-1]}, message)
+    refused(lambda row: {"items": row.items[::-1]}, message, index=SHARED)
+    refused(lambda row: {"sids": row.sids[:-1], "scores": row.scores[:-1]}, message, index=SHARED)
+    refused(lambda row: {"items": row.items[::-1]}, message, grouped(), SHARED)
+    refused(lambda row: {"sizes": [1, 3, *row.sizes[2:]]}, message, grouped(), SHARED)
 
 
 def test_scores_do_not_rise():
-    refused(lambda one: {"scores": [-1.0, -0.9, *one.scores[2:]]}, "scores rise along the list")
-    one, *others = whole()
-    check([replace(one, scores=[-1.0, -0.9999999, *one.scores[2:]]), *others])  # rounding
+    refused(lambda row: {"scores": [-1.0, -0.9, *row.scores[2:]]}, "scores rise along the list")
+    row, *others = whole()
+    check([replace(row, scores=[-1.0, -0.9999999, *row.scores[2:]]), *others])  # rounding

@@ -18,7 +18,7 @@ SIZES = ModelConfig(hidden_size=32, intermediate_size=48, layers=2, heads=2, voc
 
 
 @pytest.fixture(scope="module")
-def made():
+def tiny():
     model, tokenizer = scratch.create(tokenizer_corpus(DATASET), SIZES, 0)
     checkpoint.add_sid_tokens(model, tokenizer, DISTINCT, 0)
     with torch.no_grad():  # larger weights, so that scores differ by more than rounding
@@ -28,14 +28,14 @@ def made():
     return model.eval(), tokenizer
 
 
-def decoder(made, index=DISTINCT, **fields):
-    model, tokenizer = made
+def decoder(tiny, index=DISTINCT, **fields):
+    model, tokenizer = tiny
     config = EvalConfig(**{"num_beams": 50, "batch_size": 5, **fields})
     return decode.SplitDecoder(Recommender(model, Prompts(DATASET, index, tokenizer)), config)
 
 
-def decoded(made, index=DISTINCT, **fields):
-    split_decoder = decoder(made, index, **fields)
+def decoded(tiny, index=DISTINCT, **fields):
+    split_decoder = decoder(tiny, index, **fields)
     return list(split_decoder.predict(range(len(split_decoder))))
 
 
@@ -59,14 +59,14 @@ def one_by_one(model, tokenizer, index, split, normalise_over="vocabulary"):
     ("kind", "split", "normalise_over"),
     [("distinct", "test", "vocabulary"), ("shared", "valid", "vocabulary"), ("shared", "test", "catalog")],
 )
-def test_a_beam_as_wide_as_the_catalog_sorts_every_items_score(made, kind, split, normalise_over):
+def test_a_beam_as_wide_as_the_catalog_sorts_every_items_score(tiny, kind, split, normalise_over):
     index = INDICES[kind]
-    found = decoded(made, index, split=split, normalise_over=normalise_over)
+    predictions = decoded(tiny, index, split=split, normalise_over=normalise_over)
     rows = DATASET.split(split)
-    assert [p.user for p in found] == rows["user"].to_list() and len(found) == 12
-    assert [p.target for p in found] == rows["target"].to_list()
-    assert [p.history for p in found] == rows["history"].to_list()
-    for prediction, scores in zip(found, one_by_one(*made, index, split, normalise_over), strict=True):
+    assert [p.user for p in predictions] == rows["user"].to_list() and len(predictions) == 12
+    assert [p.target for p in predictions] == rows["target"].to_list()
+    assert [p.history for p in predictions] == rows["history"].to_list()
+    for prediction, scores in zip(predictions, one_by_one(*tiny, index, split, normalise_over), strict=True):
         total = np.exp(prediction.scores).sum()
         assert total == pytest.approx(1, abs=1e-4) if normalise_over == "catalog" else total < 0.9
         assert prediction.target_sid == index.codes[prediction.target].tolist()
@@ -76,51 +76,51 @@ def test_a_beam_as_wide_as_the_catalog_sorts_every_items_score(made, kind, split
 
 
 @pytest.mark.parametrize("width", [1, 3, 19])
-def test_a_narrow_beam_lists_as_many_sids_as_asked_with_the_same_scores(made, width):
-    for ours, whole in zip(decoded(made, num_beams=width), decoded(made), strict=True):
-        known = {tuple(sid): score for sid, score in zip(whole.sids, whole.scores, strict=True)}
+def test_a_narrow_beam_lists_as_many_sids_as_asked_with_the_same_scores(tiny, width):
+    for ours, whole in zip(decoded(tiny, num_beams=width), decoded(tiny), strict=True):
+        score_of = {tuple(sid): score for sid, score in zip(whole.sids, whole.scores, strict=True)}
         assert len(ours.sids) == width and whole.exact
-        np.testing.assert_allclose(ours.scores, [known[tuple(sid)] for sid in ours.sids], atol=1e-4)
+        np.testing.assert_allclose(ours.scores, [score_of[tuple(sid)] for sid in ours.sids], atol=1e-4)
 
 
-def test_batch_size_does_not_matter(made):
-    whole = decoded(made, num_beams=6, batch_size=100)
+def test_batch_size_does_not_matter(tiny):
+    whole = decoded(tiny, num_beams=6, batch_size=100)
     for size in (1, 5):
-        for ours, theirs in zip(decoded(made, num_beams=6, batch_size=size), whole, strict=True):
+        for ours, theirs in zip(decoded(tiny, num_beams=6, batch_size=size), whole, strict=True):
             assert (ours.user, ours.sids, ours.items) == (theirs.user, theirs.sids, theirs.items)
             np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-4)
 
 
-def test_a_shared_sid_is_listed_once_with_all_its_items(made):
+def test_a_shared_sid_is_listed_once_with_all_its_items(tiny):
     index = INDICES["shared"]
     assert index.collisions() == 12
-    for prediction in decoded(made, index):
+    for prediction in decoded(tiny, index):
         assert len(prediction.sids) == len(prediction.scores) == len(np.unique(index.codes, axis=0)) == 14
         assert sorted(prediction.items) == list(range(20))
         assert prediction.items == [item for sid in prediction.sids for item in index.items(sid)]
 
 
 @pytest.mark.parametrize("kind", ["distinct", "shared"])
-def test_an_excluded_history_leaves_the_other_items_in_their_order(made, kind):
+def test_an_excluded_history_leaves_the_other_items_in_their_order(tiny, kind):
     index = INDICES[kind]
-    whole, rest = decoded(made, index), decoded(made, index, exclude_history=True)
+    whole, rest = decoded(tiny, index), decoded(tiny, index, exclude_history=True)
     for before, after in zip(whole, rest, strict=True):
-        kept = [item for item in before.items if item not in before.history]
-        assert after.items == kept and len(kept) < len(before.items)
-        shown = [sid for sid in before.sids if not set(index.items(tuple(sid))) <= set(before.history)]
-        assert after.sids == shown and after.exact
-        assert after.sizes is None or sum(after.sizes) == len(kept)
+        remaining = [item for item in before.items if item not in before.history]
+        assert after.items == remaining and len(remaining) < len(before.items)
+        sids = [sid for sid in before.sids if not set(index.items(tuple(sid))) <= set(before.history)]
+        assert after.sids == sids and after.exact
+        assert after.sizes is None or sum(after.sizes) == len(remaining)
         scores = dict(zip(map(tuple, before.sids), before.scores, strict=True))
         np.testing.assert_allclose(after.scores, [scores[tuple(sid)] for sid in after.sids], atol=1e-5)
 
 
-def test_generation_settings_of_the_checkpoint_play_no_part(made):
-    expected = decoded(made, num_beams=4)
-    model = made[0]
+def test_generation_settings_of_the_checkpoint_play_no_part(tiny):
+    expected = decoded(tiny, num_beams=4)
+    model = tiny[0]
     settings = model.generation_config.to_dict()
     model.generation_config.update(temperature=9.0, do_sample=True, length_penalty=5.0, repetition_penalty=3.0, num_beams=2)
     try:
-        assert decoded(made, num_beams=4) == expected
+        assert decoded(tiny, num_beams=4) == expected
     finally:
         model.generation_config.update(**settings)
 
@@ -131,16 +131,16 @@ def test_a_tokenizer_without_the_sid_tokens():
         decoded((model, tokenizer))
 
 
-def sharded(made, folder, **fields):
+def sharded(tiny, folder, **fields):
     """The two files of a model's evaluation in shards of 5 rows."""
     folder.mkdir(exist_ok=True)
     config = EvalConfig(**{"num_beams": 6, "batch_size": 2, "shard_size": 5, "oracle_examples": 4, **fields})
-    decode.decode_split(Recommender(made[0], Prompts(DATASET, DISTINCT, made[1])), config, folder)
+    decode.decode_split(Recommender(tiny[0], Prompts(DATASET, DISTINCT, tiny[1])), config, folder)
     return (folder / "predictions.jsonl").read_bytes(), (folder / "oracle.jsonl").read_bytes()
 
 
-def test_shards_are_merged_in_order_and_not_decoded_twice(made, tmp_path, monkeypatch):
-    whole = sharded(made, tmp_path / "whole")
+def test_shards_are_merged_in_order_and_not_decoded_twice(tiny, tmp_path, monkeypatch):
+    whole = sharded(tiny, tmp_path / "whole")
     assert [p.user for p in read_predictions(tmp_path / "whole/predictions.jsonl")] == DATASET.test["user"].to_list()
     assert [json.loads(line)["row"] for line in whole[1].splitlines()] == [0, 3, 6, 9]
 
@@ -151,16 +151,16 @@ def test_shards_are_merged_in_order_and_not_decoded_twice(made, tmp_path, monkey
     decoded_rows = []
     original = decode.SplitDecoder.predict
     monkeypatch.setattr(decode.SplitDecoder, "predict", lambda self, rows: decoded_rows.extend(rows) or original(self, rows))
-    assert sharded(made, tmp_path / "resumed") == whole
+    assert sharded(tiny, tmp_path / "resumed") == whole
     assert decoded_rows == [5, 6, 7, 8, 9]
 
 
-def test_a_missing_or_short_shard_is_noticed(made, tmp_path):
-    sharded(made, tmp_path)
+def test_a_missing_or_short_shard_is_noticed(tiny, tmp_path):
+    sharded(tiny, tmp_path)
     shards, store = [range(0, 5), range(5, 10), range(10, 12)], tmp_path / "checkpoints"
     last = store / "rows-000000010-000000012.jsonl"
-    kept = last.read_text().splitlines(keepends=True)
-    last.write_text(kept[0])
+    lines = last.read_text().splitlines(keepends=True)
+    last.write_text(lines[0])
     with pytest.raises(ArtifactError, match="1 predictions for 2 rows"):
         decode.merge(store, shards, tmp_path)
     last.unlink()
@@ -169,13 +169,13 @@ def test_a_missing_or_short_shard_is_noticed(made, tmp_path):
 
 
 @pytest.mark.parametrize("normalise_over", ["vocabulary", "catalog"])
-def test_the_replayed_beam_is_the_beam_search(made, normalise_over):
+def test_the_replayed_beam_is_the_beam_search(tiny, normalise_over):
     for width in (1, 3, 6):
-        split_decoder = decoder(made, num_beams=width, normalise_over=normalise_over)
+        split_decoder = decoder(tiny, num_beams=width, normalise_over=normalise_over)
         rows = list(range(len(split_decoder)))
-        for one, traced in zip(split_decoder.predict(rows), split_decoder.trace(rows), strict=True):
-            place = one.sids.index(one.target_sid) if one.target_sid in one.sids else None
-            assert traced.widths[str(width)] == place
-            assert (traced.pruned[str(width)] == (0, 0)) == (place is not None)
-            assert not one.exact or traced.overlap[str(width)] == 1
+        for prediction, traced in zip(split_decoder.predict(rows), split_decoder.trace(rows), strict=True):
+            rank = prediction.sids.index(prediction.target_sid) if prediction.target_sid in prediction.sids else None
+            assert traced.widths[str(width)] == rank
+            assert (traced.pruned[str(width)] == (0, 0)) == (rank is not None)
+            assert not prediction.exact or traced.overlap[str(width)] == 1
             assert traced.widths["50"] == traced.rank  # a beam as wide as the catalog

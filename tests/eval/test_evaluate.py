@@ -36,18 +36,18 @@ def test_two_processes_one_process_and_a_resumed_run_write_the_same_files(tmp_pa
     run(config, ("data", "sid", "sft", "eval"))
     folder = tmp_path / "run/eval/sft"
     names = ("predictions.jsonl", "oracle.jsonl", "metrics.json")
-    one = {name: (folder / name).read_bytes() for name in names}
+    first = {name: (folder / name).read_bytes() for name in names}
     shutil.rmtree(tmp_path / "run/eval")
     forked(2, "eval/predict.py", "--config", str(tmp_path / "small.yaml"))
-    assert {name: (folder / name).read_bytes() for name in names} == one
+    assert {name: (folder / name).read_bytes() for name in names} == first
     shutil.rmtree(folder)
     killed = forked(2, "tests/eval/killed.py", "--config", str(tmp_path / "small.yaml"), check=False)
     assert killed.returncode == 9, killed.stdout
     assert 1 <= len(list((tmp_path / "run/eval/sft.partial/checkpoints").glob("*.jsonl"))) <= 2  # of five shards
     assert evaluate(config, "sft")[1]  # by one process
-    assert {name: (folder / name).read_bytes() for name in names} == one
+    assert {name: (folder / name).read_bytes() for name in names} == first
     assert main(["levels", "--path", str(folder / "predictions.jsonl"), "--out", str(tmp_path)]) == 0
-    search = json.loads(one["metrics.json"])["search"]
+    search = json.loads(first["metrics.json"])["search"]
     assert (search["rows"], search["num_beams"]) == (5, 10)
     assert json.loads((tmp_path / "levels.json").read_text())["search"] == search
     assert "Beam width and search error, 5 examples" in capsys.readouterr().out

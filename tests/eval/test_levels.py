@@ -21,8 +21,8 @@ def test_against_a_slow_loop(levels):
     tables = level_tables(predictions)
     for k in CUTOFFS:
         for level in range(levels):
-            alone = sum(any(sid[level] == one.target_sid[level] for sid in one.sids[:k]) for one in predictions)
-            prefix = sum(any(sid[: level + 1] == one.target_sid[: level + 1] for sid in one.sids[:k]) for one in predictions)
+            alone = sum(any(sid[level] == row.target_sid[level] for sid in row.sids[:k]) for row in predictions)
+            prefix = sum(any(sid[: level + 1] == row.target_sid[: level + 1] for sid in row.sids[:k]) for row in predictions)
             name = "+".join(f"L{number + 1}" for number in range(level + 1))
             assert tables["independent"][str(k)][f"Level {level + 1}"] == pytest.approx(alone / 40)
             assert tables["cumulative"][str(k)][name] == pytest.approx(prefix / 40)
@@ -31,10 +31,10 @@ def test_against_a_slow_loop(levels):
 @pytest.mark.parametrize("levels", [1, 3])
 def test_last_prefix_is_the_exact_hit_rate(levels):
     predictions = random_predictions(levels=levels)
-    tables, found = level_tables(predictions), ranks(predictions)
+    tables, target_ranks = level_tables(predictions), ranks(predictions)
     for k in CUTOFFS:
-        assert list(tables["cumulative"][str(k)].values())[-1] == pytest.approx(hit_rate(found, k))
-        assert tables["independent"][str(k)]["Exact"] == pytest.approx(hit_rate(found, k))
+        assert list(tables["cumulative"][str(k)].values())[-1] == pytest.approx(hit_rate(target_ranks, k))
+        assert tables["independent"][str(k)]["Exact"] == pytest.approx(hit_rate(target_ranks, k))
 
 
 def test_drop_off_by_hand():

@@ -112,17 +112,17 @@ def test_comparison_needs_the_same_examples():
 
 def test_lists_of_unequal_width_are_compared_as_far_as_both_reach():
     long = random_predictions(users=30, length=60, codes=6)
-    wide = max(len(one.sids) for one in long)
-    short = [dataclasses.replace(one, sids=one.sids[:16], scores=one.scores[:16]) for one in long]
+    wide = max(len(example.sids) for example in long)
+    short = [dataclasses.replace(example, sids=example.sids[:16], scores=example.scores[:16]) for example in long]
     short[0] = dataclasses.replace(short[0], sids=short[0].sids[:2], scores=short[0].scores[:2])  # found less than asked for
-    found = compare(long, short, resamples=50)
-    assert [name for name in found if name.startswith("HR")] == ["HR@1", "HR@3", "HR@5", "HR@10"]
+    differences = compare(long, short, resamples=50)
+    assert [name for name in differences if name.startswith("HR")] == ["HR@1", "HR@3", "HR@5", "HR@10"]
     long_lists, short_lists = RankedLists.of(long), RankedLists.of(short)
     assert left_out(long_lists, short_lists) == f"lists of {wide} and 16 places: cut-offs beyond 16 are left out"
     assert left_out(long_lists, long_lists) is None and "HR@50" in compare(long, long, resamples=50)
 
 
 def test_a_user_with_several_rows_is_told_by_position():
-    rows = [Prediction("a", [1], 1, [1], [[1]], [1], [0.0], True, place) for place in (3, 4)]
+    rows = [Prediction("a", [1], 1, [1], [[1]], [1], [0.0], True, position) for position in (3, 4)]
     lists = RankedLists.of(rows)
     assert lists.units().tolist() == [0, 0] and RankedLists.of([prediction("a", (1,))]).units() is None

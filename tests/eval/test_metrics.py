@@ -15,38 +15,38 @@ pytestmark = pytest.mark.fast
 
 
 def test_hand_computed_values():
-    found = ranks([
+    target_ranks = ranks([
         prediction("a", (1, 1), (1, 1), (0, 0)),
         prediction("b", (1, 1), (0, 0), (2, 2), (1, 1)),
         prediction("c", (1, 1), (1, 0), (0, 1)),
         prediction("d", (1, 1)),
     ])  # fmt: skip
-    assert found.tolist() == [0, 2, math.inf, math.inf]
-    assert (hit_rate(found, 1), hit_rate(found, 3), hit_rate(found, 50)) == (0.25, 0.5, 0.5)
-    assert ndcg(found, 1) == 0.25
-    assert ndcg(found, 3) == pytest.approx((1 + 1 / 2) / 4)
+    assert target_ranks.tolist() == [0, 2, math.inf, math.inf]
+    assert (hit_rate(target_ranks, 1), hit_rate(target_ranks, 3), hit_rate(target_ranks, 50)) == (0.25, 0.5, 0.5)
+    assert ndcg(target_ranks, 1) == 0.25
+    assert ndcg(target_ranks, 3) == pytest.approx((1 + 1 / 2) / 4)
 
 
 def test_item_rank_is_of_the_item_not_of_its_sid():
-    one = prediction("a", (1, 1), (1, 1), item=7, items=(5, 7))
-    assert ranks([one], "sid").tolist() == [0]
-    assert ranks([one], "item").tolist() == [1]
+    example = prediction("a", (1, 1), (1, 1), item=7, items=(5, 7))
+    assert ranks([example], "sid").tolist() == [0]
+    assert ranks([example], "item").tolist() == [1]
 
 
 @pytest.mark.parametrize("on", ["sid", "item"])
 def test_against_a_slow_loop(on):
     predictions = random_predictions()
-    found = ranks(predictions, on)
+    target_ranks = ranks(predictions, on)
     for k in CUTOFFS:
         hit, gain = 0.0, 0.0
-        for one in predictions:
-            ranked, target = (one.sids, one.target_sid) if on == "sid" else (one.items, one.target)
-            for place in range(min(k, len(ranked))):
-                if ranked[place] == target:
+        for example in predictions:
+            ranked, target = (example.sids, example.target_sid) if on == "sid" else (example.items, example.target)
+            for position in range(min(k, len(ranked))):
+                if ranked[position] == target:
                     hit += 1
-                    gain += 1 / math.log2(place + 2)
-        assert hit_rate(found, k) == pytest.approx(hit / len(predictions))
-        assert ndcg(found, k) == pytest.approx(gain / len(predictions))
+                    gain += 1 / math.log2(position + 2)
+        assert hit_rate(target_ranks, k) == pytest.approx(hit / len(predictions))
+        assert ndcg(target_ranks, k) == pytest.approx(gain / len(predictions))
 
 
 def test_measure_is_json_and_deterministic():

@@ -138,10 +138,10 @@ def _examples(*targets: int) -> pl.DataFrame:
 
 def test_item_rankings_become_predictions():
     index = SidIndex(np.array([[0, 0], [0, 1], [0, 0], [1, 1]], dtype=np.int32), (2, 2), "digest")
-    found = as_predictions(_examples(2, 3), [np.array([0, 1, 2]), np.array([3])], index)
-    assert found[0] == Prediction("u0", [0], 2, [0, 0], [[0, 0], [0, 1]], [0, 1, 2], [0.0, -1.0], True)
-    assert ranks(found, "sid").tolist() == [0, 0]
-    assert ranks(found, "item").tolist() == [2, 0]
+    predictions = as_predictions(_examples(2, 3), [np.array([0, 1, 2]), np.array([3])], index)
+    assert predictions[0] == Prediction("u0", [0], 2, [0, 0], [[0, 0], [0, 1]], [0, 1, 2], [0.0, -1.0], True)
+    assert ranks(predictions, "sid").tolist() == [0, 0]
+    assert ranks(predictions, "item").tolist() == [2, 0]
 
 
 def test_rankings_outside_the_index_are_refused():

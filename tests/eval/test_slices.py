@@ -84,22 +84,22 @@ def test_same_time_of_a_second_item_is_known_from_the_interactions():
     assert same_time(lists, dataclasses.replace(data, interactions=None), "test").tolist() == [-1] * len(rows)
     opens = (pl.col("position") == 0) & (pl.col("user") == rows["user"][2])
     moved = DATASET.interactions.with_columns(timestamp=pl.when(opens).then(rows["timestamp"][2]).otherwise("timestamp"))
-    expected = [int(place == 2) for place in range(len(rows))]
+    expected = [int(row == 2) for row in range(len(rows))]
     assert same_time(lists, dataclasses.replace(data, interactions=moved), "test").tolist() == expected
 
 
 def test_gini_and_diversity_by_hand():
     assert gini(np.array([5, 5, 5])) == 0 and gini(np.zeros(3)) == 0
     assert gini(np.array([0, 0, 0, 8])) == pytest.approx(0.75)
-    one = prediction("a", (0, 0), (0, 0), (0, 1), (1, 1))
-    assert diversity([one]) == pytest.approx((0.5 + 1 + 1) / 3)
-    assert diversity([one], k=2) == 0.5 and diversity([prediction("a", (0,), (0,))]) is None
+    example = prediction("a", (0, 0), (0, 0), (0, 1), (1, 1))
+    assert diversity([example]) == pytest.approx((0.5 + 1 + 1) / 3)
+    assert diversity([example], k=2) == 0.5 and diversity([prediction("a", (0,), (0,))]) is None
 
 
 def test_exposure_by_hand():
     lists = [prediction("a", (0,), (0,), item=1, items=(0, 1)), prediction("b", (0,), (0,), item=0, items=(0, 2))]
-    found = exposure(lists, np.array([3, 1, 0, 0]), k=2)
-    assert found["coverage"] == 0.75 and found["gini"] == gini(np.array([2, 1, 1, 0]))
-    assert (found["popularity"], found["target_popularity"]) == ((3 + 1 + 3 + 0) / 4, 2)
-    assert found["popularity_bias"] == pytest.approx(7 / 8)
-    assert found["novelty"] == pytest.approx(-(2 * np.log2(4 / 8) + np.log2(2 / 8) + np.log2(1 / 8)) / 4)
+    table = exposure(lists, np.array([3, 1, 0, 0]), k=2)
+    assert table["coverage"] == 0.75 and table["gini"] == gini(np.array([2, 1, 1, 0]))
+    assert (table["popularity"], table["target_popularity"]) == ((3 + 1 + 3 + 0) / 4, 2)
+    assert table["popularity_bias"] == pytest.approx(7 / 8)
+    assert table["novelty"] == pytest.approx(-(2 * np.log2(4 / 8) + np.log2(2 / 8) + np.log2(1 / 8)) / 4)

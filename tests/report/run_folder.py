@@ -13,7 +13,7 @@ from minionerec.artifacts import Recipe
 from minionerec.baselines.trivial import popularity, repeat_last
 from minionerec.config import DEFAULT_TASKS, RECOMMENDING, BaselineConfig, Config, EvalConfig, SidConfig
 from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, Dataset
-from minionerec.eval.evaluate import analyse
+from minionerec.eval.evaluate import measure_predictions
 from minionerec.eval.predictions import Prediction, as_predictions, write_predictions
 from minionerec.prompts.record import prompts_section
 from minionerec.sid.index import SidIndex
@@ -178,6 +178,6 @@ def make_run(
     for name, predictions in lists.items():
         with artifact(f"eval/{name}", "data", "sid", *((name,) if name in skills else ())) as draft:
             write_predictions(draft.path / "predictions.jsonl", predictions)
-            analyse(draft.path, data, index, config).write(draft.path / "metrics.json")
+            measure_predictions(draft.path, data, index, config).write(draft.path / "metrics.json")
             draft.metrics.update(users=len(predictions))
     return config

@@ -15,19 +15,19 @@ RANKS = st.lists(st.one_of(st.integers(0, 80).map(float), st.just(math.inf)), mi
 
 
 @given(RANKS)
-def test_bounds_and_monotone_in_k(found):
-    values = per_user(found)
+def test_bounds_and_monotone_in_k(target_ranks):
+    values = per_user(target_ranks)
     for name in ("HR", "NDCG"):
         rows = np.stack([values[f"{name}@{k}"] for k in CUTOFFS])
         assert ((rows >= 0) & (rows <= 1)).all()
         assert (np.diff(rows, axis=0) >= 0).all()
     for small, large in itertools.pairwise(CUTOFFS):
-        grown = hit_rate(found, large) - hit_rate(found, small)
-        gained = ndcg(found, large) - ndcg(found, small)
+        grown = hit_rate(target_ranks, large) - hit_rate(target_ranks, small)
+        gained = ndcg(target_ranks, large) - ndcg(target_ranks, small)
         # The arithmetic every published table with one target per user must obey.
         assert grown / math.log2(large + 1) - 1e-12 <= gained <= grown / math.log2(small + 2) + 1e-12
-    assert all((gains(found, k) <= hits(found, k)).all() for k in CUTOFFS)
-    assert hit_rate(found, 1) == ndcg(found, 1)
+    assert all((gains(target_ranks, k) <= hits(target_ranks, k)).all() for k in CUTOFFS)
+    assert hit_rate(target_ranks, 1) == ndcg(target_ranks, 1)
 
 
 def test_negative_rank_is_a_miss():
