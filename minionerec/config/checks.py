@@ -1,4 +1,4 @@
-"""Checks of single values, with one message for all sections."""
+"""Checks of single values that all sections share, so that equal mistakes have equal messages."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -8,7 +8,7 @@ from minionerec.errors import ConfigError
 
 
 def _dotted(section: str, name: str) -> str:
-    """A field's name as one writes it on the command line; fields such as `seed` are in no section."""
+    """A field's name as on the command line; fields such as `seed` are in no section."""
     return f"{section}.{name}" if section else name
 
 
@@ -16,7 +16,7 @@ def positive(section: str, **values: float | None) -> None:
     """Check that every value is None, or above 0 and finite.
 
     Raises:
-        ConfigError: a value is not; the message names the field.
+        ConfigError: a value is out of range; the message names the field.
     """
     for name, value in values.items():
         if value is not None and not 0 < value < math.inf:  # NaN, which YAML can write, fails every comparison
@@ -27,7 +27,7 @@ def between(section: str, low: float, high: float, **values: float) -> None:
     """Check that every value is at least `low` and less than `high`.
 
     Raises:
-        ConfigError: a value is not; the message names the field.
+        ConfigError: a value is out of range; the message names the field.
     """
     for name, value in values.items():
         if not low <= value < high:
@@ -39,7 +39,7 @@ def check_shares(section: str, shares: Mapping[Any, float], tasks: Collection[st
     """Check that `task_shares` names tasks of the section, each with a share.
 
     Raises:
-        ConfigError: a task is not among the section's, or a share is not above 0 and at most 1.
+        ConfigError: the section has no such task, or a share is out of range.
     """
     for task, share in shares.items():
         if task not in tasks:

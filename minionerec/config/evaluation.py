@@ -16,7 +16,8 @@ class EvalConfig:
     """Stage `eval`: rank the catalog for every user of a split and measure."""
 
     NOT_IN_KEY: ClassVar[tuple[str, ...]] = ("batch_size",)
-    """Fields that change how results are computed, but the results only by rounding; `Config.key_fields` leaves them out."""
+    """Fields that decide how a result is computed, not which one; `Config.key_fields` leaves them out. Results agree up to
+    rounding."""
 
     split: Literal["valid", "test"] = "test"
     """Which targets are predicted."""

@@ -152,8 +152,8 @@ class SftConfig:
                 )
         if self.frequency_power and not any(TASKS[task].reads_history for task in self.task_names):
             raise ConfigError(
-                f"sft.frequency_power is {self.frequency_power}, but no task of sft.tasks reads a history, and the others see "
-                "every item once; leave it at 0."
+                f"sft.frequency_power is {self.frequency_power}, but no task of sft.tasks reads a history. Tasks about an item "
+                "see every item once; leave it at 0."
             )
 
     @property

@@ -99,7 +99,7 @@ class SidConfig:
     collisions: Literal["nearest-free", "sinkhorn", "suffix", "keep"] = "nearest-free"
     """Items with equal codes: `nearest-free` moves each to the free code under the nearest possible prefix that costs least,
     so that every item has its own SID; `sinkhorn` reassigns their last codes as the released code does, which may leave some;
-    `suffix` tells them apart by a further code that the others do not have; `keep` lets them share a SID."""
+    `suffix` gives each of them a further code, which all other items lack; `keep` lets them share a SID."""
     rqvae: RqVaeConfig = field(default_factory=RqVaeConfig)
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ def split_prompts(config: RlConfig, devices: int | None = None) -> tuple[int, in
     """Prompts at once on one device, and micro-batches per step; a prompt's group stays whole.
 
     Args:
-        devices: how many a plan assumes; None for the devices of this launch.
+        devices: how many to plan for; None for the devices of this launch.
 
     Raises:
         ConfigError: `rl.prompts_per_step` does not split over the devices, the launcher's precision is another one, or a
@@ -44,7 +44,7 @@ def grpo_arguments(
     Args:
         folder: of the checkpoints.
         prompts: how many are rolled out, a multiple of `rl.prompts_per_step`.
-        devices: how many a plan assumes; None for the devices of this launch.
+        devices: how many to plan for; None for the devices of this launch.
 
     Raises:
         ConfigError: the settings do not fit the launch, see `split_prompts`.

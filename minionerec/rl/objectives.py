@@ -136,7 +136,7 @@ class ObjectiveTrainer(TreeGRPOTrainer):
         step, group = self.step, cast(int, self.args.num_generations)
         rewards = cast(torch.Tensor, step.rewards)
         begin = self.accelerator.process_index * len(step.rows)
-        mine = slice(begin, begin + len(step.rows))  # this process's rows among those of all
+        mine = slice(begin, begin + len(step.rows))  # this process's rows among the rows of all processes
         if self.config.advantages == "sibling":
             ids, mask = scored["completion_ids"], scored["completion_mask"]
             scored["advantages"] = sibling_advantages(rewards[mine], ids, mask, group, self.args.scale_rewards != "none")

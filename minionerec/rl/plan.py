@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from functools import partial
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig
@@ -67,10 +68,19 @@ def planned_work(examples: Sequence[TokenExample], trie: CatalogTrie, arguments:
     )
 
 
+def _policy_without_weights(
+    config: Config, dataset: Dataset, index: SidIndex
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model of `sft/`; if that stage has not run, the one that it would begin with. RL keeps float32 weights."""
+    if (policy := config.folder / "sft" / "model").is_dir():
+        return checkpoint.load(policy, weights=False)
+    corpus = tokenizer_corpus(dataset, config.training_prompts, config.sft.task_names)
+    model, tokenizer = base_model(config.model, index, corpus, config.seed, weights=False)
+    return model.float(), tokenizer
+
+
 def plans(config: Config, devices: int | None = None) -> list[Plan]:
     """One plan per way to distribute: ZeRO-2 and DDP on several devices.
-
-    The model is the one of `sft/`; if that stage has not run, the one that it would begin from. RL keeps float32 weights.
 
     Args:
         devices: how many to plan for; None for the devices of this launch.
@@ -80,15 +90,7 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
         ConfigError: `rl.prompts_per_step` does not split over the devices, there are too few prompts for a step, or the
             model's configuration cannot be read.
     """
-
-    def load_without_weights(dataset: Dataset, index: SidIndex) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        if (policy := config.folder / "sft" / "model").is_dir():
-            return checkpoint.load(policy, weights=False)
-        corpus = tokenizer_corpus(dataset, config.training_prompts, config.sft.task_names)
-        model, tokenizer = base_model(config.model, index, corpus, config.seed, weights=False)
-        return model.float(), tokenizer
-
-    begun, rl = begin(config, "rl", load_without_weights), config.rl
+    begun, rl = begin(config, "rl", partial(_policy_without_weights, config)), config.rl
     examples = training_prompts(config, begun.prompts)
     trie = CatalogTrie.from_codes(begun.prompts.sid_tokens)
     arguments = grpo_arguments(rl, trie.levels, config.seed, config.folder / "rl", len(examples), devices)

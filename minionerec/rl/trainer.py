@@ -22,9 +22,9 @@ from minionerec.training.resume import PortableTrainer
 from minionerec.tree import Branch, CatalogTrie, Normalise, pack, tree_logprobs
 
 _MEMORY_ADVICE = (
-    "Lower rl.micro_batch_prompts; prompts_per_step and the result stay the same. If a single group is too much: "
-    "rl.gradient_checkpointing true, a lower rl.num_generations, more devices. Validations take eval.batch_size lists of "
-    "eval.num_beams at once."
+    "Lower rl.micro_batch_prompts; prompts_per_step and the result stay the same. If a single group is too much, set "
+    "rl.gradient_checkpointing true, lower rl.num_generations, or take more devices. A validation searches eval.batch_size "
+    "lists of eval.num_beams at once."
 )
 SETUP_MEMORY_ADVICE = ("while the training was set up", _MEMORY_ADVICE)
 

@@ -17,7 +17,7 @@ def check_options(config: SftConfig, devices: int | None = None) -> None:
     """Refuse what can be refused before anything is loaded.
 
     Args:
-        devices: how many to plan for; None for those that run.
+        devices: how many to plan for; None for the devices of this launch.
 
     Raises:
         ConfigError: the launcher computes in another precision, the batch does not split over the devices, or a package of
@@ -40,7 +40,7 @@ def training_arguments(
     Args:
         trees: how many training trees there are.
         longest: tokens of the longest tree; needed for `micro_tokens` only.
-        devices: how many to plan for; None for those that run.
+        devices: how many to plan for; None for the devices of this launch.
 
     Raises:
         ConfigError: the launcher computes in another precision, the batch does not split over the devices, a package of

@@ -46,11 +46,11 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
     """One plan per way to distribute: ZeRO-2 and DDP on several devices.
 
     Args:
-        devices: how many; None for those that run.
+        devices: how many to plan for; None for the devices of this launch.
 
     Raises:
         ArtifactError: data or SIDs are missing.
-        ConfigError: the options contradict one another, or the model's configuration cannot be read.
+        ConfigError: the batch does not split over the devices, or the model's configuration cannot be read.
     """
 
     def load_without_weights(dataset: Dataset, index: SidIndex) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -22,30 +22,29 @@ Tree = list[Branch]
 _COUNTED_LABELS = "shift_labels"
 
 _WEIGHTS = (
-    "Weights, gradients and AdamW's moments do not fit, whatever the micro-batch: more devices under ZeRO-2 (sft/zero2.yaml), "
-    "sft.train lora or sid_rows, sft.bf16 true under ZeRO-2, or a smaller model. --dry-run shows what each takes."
+    "Weights, gradients and AdamW's moments do not fit, whatever the micro-batch. Take more devices under ZeRO-2 "
+    "(sft/zero2.yaml), sft.train lora or sid_rows, sft.bf16 true under ZeRO-2, or a smaller model. --dry-run shows what each "
+    "takes."
 )
 _STEP = (
     "Lower sft.micro_batch or sft.micro_tokens; the global batch and the result stay the same. If a single tree is too "
     "large: sft.gradient_checkpointing true, a lower sft.history_stride or sft.row_tokens, sft.train lora, more devices."
 )
 _VALIDATION = (
-    "Lower sft.micro_batch, whose size the validation's batches have; with a ranking metric as sft.best_metric also "
-    "eval.num_beams or eval.batch_size."
+    "Lower sft.micro_batch, which validation uses too; with a ranking metric as sft.best_metric also eval.num_beams or "
+    "eval.batch_size."
 )
 _CHECKPOINT = (
-    "The main process gathers the optimiser's state in main memory, about 12 bytes for each trained parameter: free some, or "
-    "sft.train lora or sid_rows."
+    "The main process gathers the optimiser's state in main memory, about 12 bytes for each trained parameter. Free some "
+    "memory, or set sft.train lora or sid_rows."
 )
-
-
 SETUP_MEMORY_ADVICE = ("while the training was set up", _WEIGHTS)  # for `enough_memory`, before the first step
 
 
 def tree_tokens(tree: Tree) -> int:
     """Distinct tokens of a tree, last labels included."""
     paths = sorted([*branch.prompt, *branch.completion] for branch in tree)
-    shared = (takewhile(lambda two: two[0] == two[1], zip(*pair, strict=False)) for pair in pairwise(paths))
+    shared = (takewhile(lambda tokens: tokens[0] == tokens[1], zip(*pair, strict=False)) for pair in pairwise(paths))
     return sum(map(len, paths)) - sum(len(list(same)) for same in shared)
 
 
@@ -157,7 +156,7 @@ class TreeTrainer(PortableTrainer):
     ) -> torch.Tensor:
         """Weighted cross-entropy of the labels, summed and divided by the labels of the whole step over all devices."""
         if return_outputs:
-            raise TypeError("TreeTrainer gives the loss only; its evaluation loop computes its own.")
+            raise TypeError("TreeTrainer computes the loss only, no outputs; its evaluation loop does not call this.")
         loss, count = self._summed_loss(model, inputs, self.smoothing)
         if not torch.isfinite(loss):
             self._refuse("loss", f"step {self.state.global_step + 1}", [inputs])

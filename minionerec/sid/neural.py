@@ -66,6 +66,32 @@ class NeuralQuantizer:
         return _network(vectors.astype(np.float32), self.encoder, self.skip)
 
 
+@dataclass(frozen=True)
+class _Autoencoder:
+    """Encoder and decoder while they are trained; `skip` as in `NeuralQuantizer`."""
+
+    encoder: nn.Sequential
+    decoder: nn.Sequential
+    skip: bool = False
+
+    def encode(self, inputs: torch.Tensor) -> torch.Tensor:
+        latent: torch.Tensor = self.encoder(inputs) + (inputs if self.skip else 0)
+        return latent
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.decoder(latent) + (latent if self.skip else 0)
+        return outputs
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [*self.encoder.parameters(), *self.decoder.parameters()]
+
+    def quantizer(self, codebooks: nn.ParameterList) -> NeuralQuantizer:
+        """The quantizer that these networks and codebooks are now."""
+        books = tuple(book.detach().numpy().copy() for book in codebooks)
+        layers = tuple(_layers(self.encoder)), tuple(_layers(self.decoder))
+        return NeuralQuantizer(ResidualQuantizer(books), *layers, self.skip)
+
+
 def fit_rqvae(vectors: np.ndarray, guide: np.ndarray, config: SidConfig, seed: int) -> tuple[NeuralQuantizer, None]:
     """RQ-VAE (Zeghidour et al. 2021; for SIDs TIGER, arXiv 2305.05065): an autoencoder around a residual quantizer.
 
@@ -80,7 +106,7 @@ def fit_rqvae(vectors: np.ndarray, guide: np.ndarray, config: SidConfig, seed: i
     with torch.no_grad():
         encoded = encoder(torch.from_numpy(guide)).numpy()
     start, _ = fit_levels(encoded, encoded, config.sizes, [kmeans], config.iterations, seed)
-    return _train(vectors, guide, encoder, decoder, start, settings, seed, skip=False), None
+    return _train(vectors, guide, _Autoencoder(encoder, decoder), start, settings, seed), None
 
 
 def fit_kmeans_plus(vectors: np.ndarray, guide: np.ndarray, config: SidConfig, seed: int) -> tuple[NeuralQuantizer, None]:
@@ -94,7 +120,7 @@ def fit_kmeans_plus(vectors: np.ndarray, guide: np.ndarray, config: SidConfig, s
     encoder, decoder = _mlp(widths), _mlp(widths[::-1])
     for network in (encoder, decoder):
         nn.init.zeros_(cast(nn.Linear, network[-1]).weight)
-    return _train(vectors, guide, encoder, decoder, start, config.rqvae, seed, skip=True), None
+    return _train(vectors, guide, _Autoencoder(encoder, decoder, skip=True), start, config.rqvae, seed), None
 
 
 def _mlp(widths: list[int]) -> nn.Sequential:
@@ -110,29 +136,30 @@ def _mlp(widths: list[int]) -> nn.Sequential:
 def _train(
     vectors: np.ndarray,
     guide: np.ndarray,
-    encoder: nn.Sequential,
-    decoder: nn.Sequential,
+    networks: _Autoencoder,
     start: ResidualQuantizer,
     settings: RqVaeConfig,
     seed: int,
-    *,
-    skip: bool,
 ) -> NeuralQuantizer:
-    """Train until the error over all vectors stops falling; the quantizer of the best epoch."""
+    """Train until the error over all vectors stops falling; the quantizer of the best epoch.
+
+    Args:
+        start: where the codebooks begin.
+    """
     inputs, targets = torch.from_numpy(guide), torch.from_numpy(vectors)
     codebooks = nn.ParameterList(
         [nn.Parameter(torch.from_numpy(book.copy()), requires_grad=not settings.ema) for book in start.codebooks]
     )
-    trained = [*encoder.parameters(), *decoder.parameters(), *(book for book in codebooks if book.requires_grad)]
+    trained = [*networks.parameters(), *(book for book in codebooks if book.requires_grad)]
     optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate)
     order = torch.Generator().manual_seed(seed)
     averages = [(torch.ones(len(book)), book.detach().clone()) for book in codebooks]
-    best, best_error, waited = _snapshot(encoder, decoder, codebooks, skip), float("inf"), 0
+    best, best_error, waited = networks.quantizer(codebooks), float("inf"), 0
     for epoch in range(settings.max_epochs):
         used = [torch.zeros(len(book), dtype=torch.bool) for book in codebooks]
         leftovers: list[torch.Tensor] = []
         for batch in torch.randperm(len(inputs), generator=order).split(settings.batch_size):
-            latent = encoder(inputs[batch]) + (inputs[batch] if skip else 0)
+            latent = networks.encode(inputs[batch])
             quantised, loss, leftovers = torch.zeros_like(latent), latent.new_zeros(()), []
             for level, book in enumerate(codebooks):
                 residual = latent - quantised.detach()
@@ -146,15 +173,14 @@ def _train(
                 else:
                     loss = loss + (residual.detach() - centroid).pow(2).mean()
                 quantised = quantised + centroid
-            # Straight-through: the decoder reads the quantised vectors, but its gradient goes to the encoder's.
+            # Straight-through: the decoder reads the quantised vectors, but its gradient goes to the encoder.
             through = latent + (quantised - latent).detach()
-            rebuilt = decoder(through) + (through if skip else 0)
-            loss = (rebuilt - targets[batch]).pow(2).mean() + loss / len(codebooks)
+            loss = (networks.decode(through) - targets[batch]).pow(2).mean() + loss / len(codebooks)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(trained, _CLIP)
             optimizer.step()
-        current = _snapshot(encoder, decoder, codebooks, skip)
+        current = networks.quantizer(codebooks)
         error = float(((vectors - current.decode(current.encode(vectors, guide))) ** 2).mean())
         if not np.isfinite(error):
             raise TrainingError(
@@ -188,17 +214,12 @@ def _revive(
     average: tuple[torch.Tensor, torch.Tensor],
     order: torch.Generator,
 ) -> None:
-    """Put the centroids that no item used in the last epoch on random residuals of its last batch."""
+    """Put each centroid that no item used in the last epoch onto a random residual of the epoch's last batch."""
     dead = (~used).nonzero()[:, 0]
     drawn = rows[torch.randint(len(rows), (len(dead),), generator=order)]
     with torch.no_grad():
         book[dead] = drawn
     average[0][dead], average[1][dead] = 1.0, drawn
-
-
-def _snapshot(encoder: nn.Sequential, decoder: nn.Sequential, codebooks: nn.ParameterList, skip: bool) -> NeuralQuantizer:
-    books = tuple(book.detach().numpy().copy() for book in codebooks)
-    return NeuralQuantizer(ResidualQuantizer(books), tuple(_layers(encoder)), tuple(_layers(decoder)), skip)
 
 
 def _layers(network: nn.Sequential) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -309,7 +309,7 @@ def before_the_first_step(trainer):
     ("spot", "message"),
     [
         (in_the_first_step, r"at step 1 with micro-batches of 4 trees \(.*allocate.*\)\. Lower sft.micro_batch"),
-        (in_the_validation, r"in the validation after step 6 \(.*\)\. Lower sft.micro_batch, whose size"),
+        (in_the_validation, r"in the validation after step 6 \(.*\)\. Lower sft.micro_batch, which validation uses"),
         (in_a_beam_search, r"in the validation after step 6 .* eval.num_beams"),
         (in_the_optimiser, r"in the optimiser, at step 1 .* whatever the micro-batch"),
         (at_a_checkpoint, r"while the checkpoint of step 6 was written .* main memory"),
