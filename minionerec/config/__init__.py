@@ -119,7 +119,7 @@ class Config:
         return dataclasses.replace(self.prompts, wording=wording)
 
     @property
-    def training_prompts(self) -> PromptsConfig:
+    def prompts_for_training(self) -> PromptsConfig:
         """What SFT, RL and their validations ask: `resolved_prompts` without `eval_style`, which changes evaluation only."""
         return self.resolved_prompts.for_training()
 

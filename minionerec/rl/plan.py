@@ -74,7 +74,7 @@ def _policy_without_weights(
     """The model of `sft/`; if that stage has not run, the one that it would begin with. RL keeps float32 weights."""
     if (policy := config.folder / "sft" / "model").is_dir():
         return checkpoint.load(policy, weights=False)
-    corpus = tokenizer_corpus(dataset, config.training_prompts, config.sft.task_names)
+    corpus = tokenizer_corpus(dataset, config.prompts_for_training, config.sft.task_names)
     model, tokenizer = base_model(config.model, index, corpus, config.seed, weights=False)
     return model.float(), tokenizer
 

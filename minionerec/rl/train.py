@@ -118,7 +118,7 @@ def rl_recipe(config: Config) -> Recipe:
     inputs |= rewards.sources(config, inputs["data"])
     sections = {
         **config.section("rl"),
-        "prompts": prompts_section(config.training_prompts, [RECOMMENDING, *config.rl.tasks]),
+        "prompts": prompts_section(config.prompts_for_training, [RECOMMENDING, *config.rl.tasks]),
         "rollouts": {"exclude_history": config.eval.exclude_history},
     }
     if config.rl.evaluations:
@@ -140,7 +140,7 @@ def check_sft(sft: Manifest, config: Config) -> None:
     Raises:
         ConfigError: it was trained with other prompts.
     """
-    check_prompts(sft.config, config.training_prompts, str(config.folder / "sft"))
+    check_prompts(sft.config, config.prompts_for_training, str(config.folder / "sft"))
     warn_if_normalised_otherwise(sft, config.rl)
 
 

@@ -54,7 +54,7 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
     """
 
     def load_without_weights(dataset: Dataset, index: SidIndex) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        corpus = tokenizer_corpus(dataset, config.training_prompts, config.sft.task_names)
+        corpus = tokenizer_corpus(dataset, config.prompts_for_training, config.sft.task_names)
         return base_model(config.model, index, corpus, config.seed, weights=False)
 
     check_options(config.sft, devices)

@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 
 def base_model(config: Config, dataset: Dataset, index: SidIndex) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The untrained model with the catalog's SID tokens."""
-    corpus = tokenizer_corpus(dataset, config.training_prompts, config.sft.task_names)
+    corpus = tokenizer_corpus(dataset, config.prompts_for_training, config.sft.task_names)
     return base.base_model(config.model, index, corpus, config.seed, titles=dataset.catalog["title"].to_list())
 
 
@@ -73,7 +73,7 @@ def sft_recipe(config: Config) -> Recipe:
     inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
     if config.model.init == "from_pretrained" and Path(str(config.model.path)).is_dir():
         inputs["model"] = folder_digest(Path(str(config.model.path)))
-    prompts = prompts_section(config.training_prompts, worded_tasks(config))
+    prompts = prompts_section(config.prompts_for_training, worded_tasks(config))
     sections = {**config.section("sft", "model"), "prompts": prompts}
     if config.sft.best_metric != "loss":
         sections["validation"] = config.decoding

@@ -56,7 +56,7 @@ def begin(config: Config, stage: str, load_model: LoadModel) -> Begun:
     expect_no_gpu()
     set_seed(config.seed)
     model, tokenizer = load_model(dataset, index)
-    prompts = Prompts(dataset, index, tokenizer, config.training_prompts, context_of(model))
+    prompts = Prompts(dataset, index, tokenizer, config.prompts_for_training, context_of(model))
     prompts.sid_tokens  # noqa: B018  refuses the tokenizer now, not after an hour of tokenizing
     return Begun(stage, config, prompts, model, sum(parameter.numel() for parameter in model.parameters()))
 

@@ -105,7 +105,7 @@ def _sections(config: Config, name: str) -> dict[str, Any]:
     sections = {"sft": ("sft", "model"), "baselines": ("baseline",)}
     made = config.section(*sections.get(stage, (stage,)))
     if stage in ("sft", "rl"):
-        made["prompts"] = prompts_section(config.training_prompts, DEFAULT_TASKS)
+        made["prompts"] = prompts_section(config.prompts_for_training, DEFAULT_TASKS)
     if recommender in ("sft", "rl"):
         made["prompts"] = prompts_section(config.resolved_prompts, [RECOMMENDING])
     return made
