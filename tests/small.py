@@ -10,12 +10,14 @@ import polars as pl
 import yaml
 
 from minionerec.cli import parse
-from minionerec.config import Config, DataConfig, TaskName
+from minionerec.config import Config, DataConfig, ModelConfig, TaskName
 from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, Dataset, SplitName
 from minionerec.data.prepare import build_dataset
 from minionerec.sid.index import SidIndex
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Qwen2Tokenizer
+
     from minionerec.prompts.builder import Prompts
     from minionerec.prompts.encode import TokenExample
 
@@ -119,6 +121,16 @@ def random_dataset(users: int = 20, items: int = 30, seed: int = 0) -> tuple[Dat
     dataset, _ = build_dataset(interactions, catalog, DataConfig(max_history=6))
     codes = np.stack([np.arange(items) // 6, np.arange(items) % 6, rng.integers(0, 6, items)], axis=1).astype(np.int32)
     return dataset, SidIndex(codes, (6, 6, 6), dataset.digest)
+
+
+def untrained_model(dataset: Dataset, index: SidIndex, sizes: ModelConfig) -> "tuple[PreTrainedModel, Qwen2Tokenizer]":
+    """A model from scratch and its tokenizer, with the SID tokens of the dataset."""
+    from minionerec.model import checkpoint, scratch
+    from minionerec.prompts.builder import tokenizer_corpus
+
+    model, tokenizer = scratch.create(tokenizer_corpus(dataset), sizes, 0)
+    checkpoint.add_sid_tokens(model, tokenizer, index, 0)
+    return model, tokenizer
 
 
 def listed_examples(prompts: "Prompts", task: TaskName, split: SplitName = "train", stride: int = 1) -> list["TokenExample"]:

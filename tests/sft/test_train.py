@@ -12,14 +12,14 @@ from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError, TrainingError
 from minionerec.model import checkpoint, scratch
 from minionerec.pipeline import run
-from minionerec.prompts.builder import Prompts, tokenizer_corpus
+from minionerec.prompts.builder import Prompts
 from minionerec.sft import plan as sft_plan
 from minionerec.sft.arguments import training_arguments
 from minionerec.sft.trainer import TreeCollator, TreeTrainer
 from minionerec.sft.trees import build_trees, examples_by_task, with_answers_in_prompts
 from minionerec.sid.index import SidIndex
 from minionerec.training.checkpoints import MarkComplete, last_checkpoint
-from tests.small import listed_examples, losses, random_dataset
+from tests.small import listed_examples, losses, random_dataset, untrained_model
 
 TASKS = ["history_sid_to_sid", "title_to_sid", "sid_to_title"]
 SIZES = ModelConfig(hidden_size=32, intermediate_size=48, layers=2, heads=2, vocabulary=400)
@@ -28,9 +28,7 @@ SIZES = ModelConfig(hidden_size=32, intermediate_size=48, layers=2, heads=2, voc
 @pytest.fixture(scope="module")
 def parts():
     dataset, index = random_dataset()
-    model, tokenizer = scratch.create(tokenizer_corpus(dataset), SIZES, 0)
-    checkpoint.add_sid_tokens(model, tokenizer, index, 0)
-    return dataset, index, model, tokenizer
+    return dataset, index, *untrained_model(dataset, index, SIZES)
 
 
 def padded(branches):

@@ -12,15 +12,15 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Trainer, TrainerCallback
 
 from minionerec.config import ModelConfig, SftConfig
 from minionerec.errors import ConfigError, TrainingError
-from minionerec.model import checkpoint, scratch
-from minionerec.prompts.builder import Prompts, tokenizer_corpus
+from minionerec.model import checkpoint
+from minionerec.prompts.builder import Prompts
 from minionerec.sft import arguments as sft_arguments
 from minionerec.sft.arguments import training_arguments
 from minionerec.sft.trainer import TreeCollator, TreeTrainer, tree_tokens
 from minionerec.sft.trees import build_trees, examples_by_task
 from minionerec.sft.weights import LossWeights
 from minionerec.tree import Branch, CatalogTrie
-from tests.small import random_dataset
+from tests.small import random_dataset, untrained_model
 
 TASKS = ["history_sid_to_sid", "title_to_sid", "sid_to_title"]
 SIZES = ModelConfig(hidden_size=32, intermediate_size=48, layers=2, heads=2, vocabulary=400)
@@ -29,9 +29,7 @@ SIZES = ModelConfig(hidden_size=32, intermediate_size=48, layers=2, heads=2, voc
 @pytest.fixture(scope="module")
 def parts():
     dataset, index = random_dataset()
-    model, tokenizer = scratch.create(tokenizer_corpus(dataset), SIZES, 0)
-    checkpoint.add_sid_tokens(model, tokenizer, index, 0)
-    return dataset, index, model, tokenizer
+    return dataset, index, *untrained_model(dataset, index, SIZES)
 
 
 def slow_loss(model, branches, sids, normalise_over, smoothing):

@@ -12,7 +12,7 @@ from minionerec.model import adapters, checkpoint, scratch
 from minionerec.model.base import base_model
 from minionerec.prompts.builder import tokenizer_corpus
 from minionerec.training.plan import Devices, PackedShape, Plan, Shape, Work, flops, memory, sample_batches
-from tests.small import random_dataset
+from tests.small import random_dataset, untrained_model
 
 SIZES = ModelConfig(hidden_size=32, intermediate_size=48, layers=2, heads=2, vocabulary=400)
 
@@ -29,9 +29,7 @@ NOTHING = Work("trees", 1, 1, 1, 1, 1, 1, (PackedShape(0, 0, 0),), (PackedShape(
 @pytest.fixture(scope="module")
 def parts():
     dataset, index = random_dataset()
-    model, tokenizer = scratch.create(tokenizer_corpus(dataset), SIZES, 0)
-    checkpoint.add_sid_tokens(model, tokenizer, index, 0)
-    return dataset, index, model, tokenizer
+    return dataset, index, *untrained_model(dataset, index, SIZES)
 
 
 @pytest.mark.parametrize("train", ["full", "lora", "sid_rows"])
