@@ -1,8 +1,8 @@
 """Rewards: functions of a group's ranked completions, its target and its row's context.
 
 A reward is a function (completions, target, context) that returns G numbers, one per completion; the completions come best beam
-first. SIDs are compared on token ids, without padding. `build` makes the rewards that a configuration names, with the tables
-that some of them need. What a reward needs travels with its row, so two rows with equal prompts keep their own targets.
+first. SIDs are compared on token ids, without padding. `build_rewards` makes the rewards that a configuration names, with the
+tables that some of them need. What a reward needs travels with its row, so two rows with equal prompts keep their own targets.
 
 Items may share a SID. A completion then stands for all of them, and so does a target: a model that writes SIDs can neither tell
 these items apart nor be blamed for it. `rule` and the rewards built on it compare SIDs; `semantic` takes the mean of the items'
@@ -221,7 +221,7 @@ WITH_TABLES: dict[str, Callable[[Config, Dataset, ItemsOfSid], Reward]] = {
 }
 
 
-def build(config: Config, dataset: Dataset, items: ItemsOfSid) -> dict[str, Reward]:
+def build_rewards(config: Config, dataset: Dataset, items: ItemsOfSid) -> dict[str, Reward]:
     """The rewards that `config.rl.rewards` names, in its order.
 
     Args:
@@ -234,7 +234,7 @@ def build(config: Config, dataset: Dataset, items: ItemsOfSid) -> dict[str, Rewa
     return {name: REWARDS.get(name) or WITH_TABLES[name](config, dataset, items) for name in config.rl.rewards}
 
 
-def sources(config: Config, data_digest: str) -> dict[str, str]:
+def reward_sources(config: Config, data_digest: str) -> dict[str, str]:
     """Digests of what the rewards read in addition to the stage's other inputs, by name.
 
     Raises:

@@ -27,13 +27,12 @@ from minionerec.errors import ConfigError
 from minionerec.model import checkpoint
 from minionerec.prompts.record import check_prompts, prompts_section
 from minionerec.recommend.recommender import Recommender
-from minionerec.rl import rewards
 from minionerec.rl.arguments import grpo_arguments, split_prompts
 from minionerec.rl.exact import ExactTrainer
 from minionerec.rl.monitor import Evaluator, Watch, best, validations
 from minionerec.rl.objectives import KeepReference, ListwiseTrainer, ObjectiveTrainer
 from minionerec.rl.plan import planned_work
-from minionerec.rl.rewards import Reward
+from minionerec.rl.rewards import Reward, build_rewards, reward_sources
 from minionerec.rl.rollouts import Rollouts
 from minionerec.rl.rows import token_rows, training_prompts
 from minionerec.rl.targets import with_targets
@@ -77,7 +76,7 @@ def train_rl(config: Config, write_curves: WriteCurves | None = None) -> tuple[M
     filtered = config.eval.exclude_history
     rows = token_rows(examples, trie, begun.prompts.dataset if filtered else None)
     check_group(rl, trie, max(map(len, rows["hidden"])) if filtered else 0)
-    functions = rewards.build(config, begun.prompts.dataset, [trie.items(leaf) for leaf in range(len(trie))])
+    functions = build_rewards(config, begun.prompts.dataset, [trie.items(leaf) for leaf in range(len(trie))])
     evaluator = _evaluator(begun, trie)
     with recipe.write(resumable=True, collective=True) as draft:
         checkpoints = draft.path / CHECKPOINTS
@@ -115,7 +114,7 @@ def rl_recipe(config: Config) -> Recipe:
     """
     inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
     inputs["sft"] = require(config.folder / "sft", "minionerec sft", made_from=inputs).digest
-    inputs |= rewards.sources(config, inputs["data"])
+    inputs |= reward_sources(config, inputs["data"])
     sections = {
         **config.section("rl"),
         "prompts": prompts_section(config.prompts_for_training, [RECOMMENDING, *config.rl.tasks]),

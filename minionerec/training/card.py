@@ -14,7 +14,7 @@ from minionerec.sid.index import SidIndex
 _TITLES = {"sft": "supervised fine-tuning", "rl": "GRPO with ranking rewards"}
 
 
-def write(folder: Path, stage: str, config: Config, dataset: Dataset, index: SidIndex, metrics: Mapping[str, Any]) -> None:
+def write_card(folder: Path, stage: str, config: Config, dataset: Dataset, index: SidIndex, metrics: Mapping[str, Any]) -> None:
     """Write the card of a stage's model. Equal runs write equal cards.
 
     Args:

@@ -14,7 +14,7 @@ from minionerec.distributed import expect_no_gpu, is_main_process
 from minionerec.model.checkpoint import context_of
 from minionerec.prompts.builder import Prompts
 from minionerec.sid.index import SidIndex
-from minionerec.training import card
+from minionerec.training.card import write_card
 from minionerec.training.checkpoints import write_log
 from minionerec.training.launch import launch_of
 from minionerec.training.plan import Plan
@@ -94,7 +94,7 @@ def finish(
     if trainer.is_world_process_zero():
         config, log_file = begun.config, draft.path / "log.jsonl"
         save_model(draft.path / "model")
-        card.write(draft.path / "model", begun.stage, config, begun.prompts.dataset, begun.prompts.index, figures)
+        write_card(draft.path / "model", begun.stage, config, begun.prompts.dataset, begun.prompts.index, figures)
         write_log(trainer.state, log_file)
         if write_curves is not None:
             write_curves(log_file, draft.path / "curves.html", f"{config.name}: {begun.stage.upper()}")

@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,6 @@ from minionerec.config import ModelConfig
 from minionerec.errors import CatalogError, ConfigError
 from minionerec.model import checkpoint, scratch
 from minionerec.sid.index import SidIndex
-from minionerec.training.checkpoints import last_checkpoint
 
 SIZES = ModelConfig(hidden_size=32, intermediate_size=48, layers=1, heads=2, vocabulary=320)
 TEXTS = ["a red lamp", "a blue chair, quite old", "Amélie (2001)"] * 5
@@ -119,16 +116,3 @@ def test_a_padding_token_may_lie_outside_the_vocabulary(made, tmp_path):
     folder = saved(made, tmp_path, lambda tokenizer: tokenizer.add_special_tokens({"pad_token": "<nothing>"}))
     model, tokenizer = checkpoint.load(folder)
     assert tokenizer.pad_token_id == checkpoint.vocabulary_rows(model)
-
-
-def test_half_written_checkpoints_are_passed_over(tmp_path):
-    for step, complete in ((5, True), (10, True), (15, False), (20, None)):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        (folder / "model.safetensors").write_text("x" * step)
-        size = step if complete else step + 1
-        if complete is not None:
-            (folder / "complete.json").write_text(json.dumps({"model.safetensors": size}))
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-5"]
-    assert last_checkpoint(tmp_path / "missing") is None

@@ -154,7 +154,7 @@ def test_build_reads_the_runs_own_tables(run):
     rng = np.random.default_rng(0)
     arrays = {"train": rng.normal(size=(len(run.dataset.train), 4)), "items": rng.normal(size=(30, 4)), "bias": np.zeros(30)}
     save_file(arrays | states(run.dataset, "valid", "test"), run.vectors)
-    built = rewards.build(run.config, run.dataset, run.items)
+    built = rewards.build_rewards(run.config, run.dataset, run.items)
     assert list(built) == ["prefix", "collaborative", "popularity"] and built["prefix"] is prefix
 
     def context(item):
@@ -170,10 +170,10 @@ def test_build_reads_the_runs_own_tables(run):
 
 def test_a_baseline_that_cannot_score(run):
     with pytest.raises(ArtifactError, match=r"needs the vectors of a baseline.*sasrec leaves none"):
-        rewards.build(run.config, run.dataset, run.items)
+        rewards.build_rewards(run.config, run.dataset, run.items)
     run.vectors.write_bytes(b"damaged")
     with pytest.raises(ArtifactError, match=r"not a baseline's vectors .* minionerec baseline --baseline.model sasrec"):
-        rewards.build(run.config, run.dataset, run.items)
+        rewards.build_rewards(run.config, run.dataset, run.items)
     arrays = {
         "train": np.zeros((2, 4)),
         "items": np.zeros((30, 4)),
@@ -182,9 +182,9 @@ def test_a_baseline_that_cannot_score(run):
     }
     save_file(arrays, run.vectors)
     with pytest.raises(ArtifactError, match="2 train rows, but the run has 104"):
-        rewards.build(run.config, run.dataset, run.items)
+        rewards.build_rewards(run.config, run.dataset, run.items)
     with pytest.raises(ArtifactError, match=r"no finished artefact.*minionerec baseline --baseline.model sasrec"):
-        rewards.sources(run.config, "digest")
+        rewards.reward_sources(run.config, "digest")
 
 
 def test_the_rewards_need_no_torch():
