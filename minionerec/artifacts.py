@@ -222,7 +222,7 @@ class Recipe:
         if changes := self._changes(_manifest_values(self.folder)):
             raise ConfigError(
                 f"{self.folder} is finished, but was made from something else than this command says:\n{changes}\n"
-                "Nothing was changed. Give the settings of before (--config RUN_FOLDER reads the run's own), "
+                "Nothing was changed. To keep it, give the values that are there (--config RUN_FOLDER reads the run's own). Otherwise "
                 + advice.format("replace")
             )
         partial = _partial(self.folder)
@@ -230,7 +230,7 @@ class Recipe:
         if not resumable and (changes := self._changes(_recorded_recipe(partial))):
             raise ConfigError(
                 f"{partial} holds checkpoints of an interrupted training with other settings than this command's:\n{changes}\n"
-                "Nothing was changed. Give the settings of before to resume it, " + advice.format("discard")
+                "Nothing was changed. To resume it, give the values that are there. Otherwise " + advice.format("discard")
             )
 
     def _changes(self, before: Mapping[str, Any] | None) -> str:
@@ -391,9 +391,9 @@ def _seal(folder: Path, partial: Path, manifest: dict[str, Any]) -> None:
 
 def cache_folder() -> Path:
     """Where downloads and text embeddings are kept between runs: `$MINIONEREC_CACHE`, else the user's cache folder."""
-    chosen = os.environ.get("MINIONEREC_CACHE")
-    if chosen:
-        return Path(chosen)
+    folder = os.environ.get("MINIONEREC_CACHE")
+    if folder:
+        return Path(folder)
     base = os.environ.get("XDG_CACHE_HOME") or (
         os.environ.get("LOCALAPPDATA") if sys.platform == "win32" else str(Path.home() / ".cache")
     )

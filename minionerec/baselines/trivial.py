@@ -129,8 +129,8 @@ class ItemKNN(TrivialRecommender):
         together.data /= norms[row] * norms[together.indices] + options.shrinkage
         # 2. Keep each item's most similar neighbours.
         order = np.lexsort((together.indices, -together.data, row))  # row by row, the most similar first
-        place = np.arange(len(row)) - together.indptr[row]
-        nearest = order[place < options.neighbours]
+        rank = np.arange(len(row)) - together.indptr[row]
+        nearest = order[rank < options.neighbours]
         self.similar = sparse.csr_matrix(
             (together.data[nearest], (row[nearest], together.indices[nearest])), shape=(data.items + 1, data.items + 1)
         )

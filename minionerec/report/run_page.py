@@ -112,11 +112,11 @@ def result_tables(
     Args:
         changes: RL minus SFT by metric; None without RL.
     """
-    floor = next((one.metrics_on(on) for one in evaluated if one.name == "popularity"), None)
+    floor = next((model.metrics_on(on) for model in evaluated if model.name == "popularity"), None)
     tables = []
     for family, title in FAMILIES.items():
         names = [f"{family}@{k}" for k in CUTOFFS]
-        best = {name: max(one.metrics_on(on)[name]["value"] for one in evaluated) for name in names}
+        best = {name: max(model.metrics_on(on)[name]["value"] for model in evaluated) for name in names}
         rows = [
             ResultRow(
                 recommender.name,
