@@ -222,7 +222,7 @@ class Recipe:
         if changes := self._changes(_manifest_values(self.folder)):
             raise ConfigError(
                 f"{self.folder} is finished, but was made from something else than this command says:\n{changes}\n"
-                "Nothing was changed. To keep it, give the values that are there (--config RUN_FOLDER reads the run's own). Otherwise "
+                "Nothing was changed. To keep it, give its values (--config RUN_FOLDER reads the run's own); otherwise "
                 + advice.format("replace")
             )
         partial = _partial(self.folder)
@@ -230,7 +230,7 @@ class Recipe:
         if not resumable and (changes := self._changes(_recorded_recipe(partial))):
             raise ConfigError(
                 f"{partial} holds checkpoints of an interrupted training with other settings than this command's:\n{changes}\n"
-                "Nothing was changed. To resume it, give the values that are there. Otherwise " + advice.format("discard")
+                "Nothing was changed. To resume it, give its values; otherwise " + advice.format("discard")
             )
 
     def _changes(self, before: Mapping[str, Any] | None) -> str:

@@ -1,6 +1,6 @@
 """Splits: from each user's sequence to train, valid and test examples.
 
-Three rules, `data.split`. `leave-last-two-out`: a user's last interaction is test, the one before valid, all earlier ones train;
+Three rules, `data.split`. `leave-last-two-out`: a user's last interaction is test, the one before valid, all earlier train;
 examples are ordered by user, then position. `chronological`: all examples sorted by the target's time (equal times by user,
 then position) and cut at the shares of `data.parts`, as the released code does. `date`: by two dates.
 """
