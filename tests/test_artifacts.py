@@ -146,7 +146,7 @@ def test_checkpoints_of_another_recipe_are_discarded_only_on_request(tmp_path, m
         raise KeyboardInterrupt
     other = recipe(tmp_path / "sft", "other", replace=False)
     with pytest.raises(
-        ConfigError, match=r"(?s)sft.partial holds checkpoints.*to resume it, pass --replace to disc"
+        ConfigError, match=r"(?s)sft.partial holds checkpoints.*To resume it, give its values; otherwise pass --replace to disc"
     ) as refused:
         other.finished()
     assert differing(refused) == ['settings: "k" there, "other" now']

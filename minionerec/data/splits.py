@@ -56,14 +56,11 @@ def _examples(sequences: pl.DataFrame, rows: np.ndarray, max_history: int, unit:
     # From buffers: pa.array would import pandas.
     shape = pa.large_list(pa.int32())
     history = pl.from_arrow(pa.Array.from_buffers(shape, len(rows), [None, pa.py_buffer(offsets)], children=[values]))
-    return (
-        sequences[rows]
-        .select(
-            "user",
-            history=pl.Series(values=history, dtype=pl.List(pl.Int32)),
-            target="item",
-            timestamp=pl.col("time") // unit,
-            position="position",
-        )
-        .cast(dict(SPLIT_SCHEMA))
-    )  # type: ignore[arg-type]
+    columns = sequences[rows].select(
+        "user",
+        history=pl.Series(values=history, dtype=pl.List(pl.Int32)),
+        target="item",
+        timestamp=pl.col("time") // unit,
+        position="position",
+    )
+    return columns.cast(dict(SPLIT_SCHEMA))  # type: ignore[arg-type]
