@@ -140,7 +140,7 @@ def require(folder: Path, command: str, made_from: Mapping[str, str] | None = No
         ArtifactError: it is not there, it is damaged, or it was made from other inputs.
     """
     if not (folder / MANIFEST).is_file():
-        raise ArtifactError(f"{folder}: no finished artefact here. Make it first: {command}")
+        raise ArtifactError(f"{folder}: no finished artefact here. Make it first: {command} (same --config and options).")
     manifest = Manifest.load(folder)
     for name, digest in (made_from or {}).items():
         if manifest.inputs.get(name, digest) != digest:

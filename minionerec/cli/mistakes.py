@@ -62,9 +62,11 @@ def check_file(path: Path) -> None:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path}: not readable as YAML ({error}).") from None
+        reason = " ".join(str(error).replace('"<unicode string>", ', "").split())
+        raise ConfigError(f"{path}: not readable as YAML ({reason}).") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected fields and sections, found {type(values).__name__}.")
+        content = "nothing" if values is None else "a list" if isinstance(values, list) else "one text"
+        raise ConfigError(f"{path}: expected fields and sections such as `name: mine`, found {content}.")
     for name, value in values.items():
         _check_field(str(name), value, str(path))
 

@@ -39,7 +39,7 @@ def preset(name: str) -> Path:
     if not name:
         raise ConfigError("--config needs a value: a YAML file, or a preset (minionerec presets lists them).")
     hint = did_you_mean(name, files)
-    raise ConfigError(f"--config {name}: no such file, and no such preset.{hint} minionerec presets lists all presets.")
+    raise ConfigError(f"--config {name}: no such file, run folder or preset.{hint} minionerec presets lists all presets.")
 
 
 @cache

@@ -97,7 +97,7 @@ class Config:
         if self.sft.history_stride > self.data.max_history:
             raise ConfigError(
                 f"sft.history_stride {self.sft.history_stride} is longer than data.max_history {self.data.max_history}: "
-                "training histories would be empty."
+                f"training histories would be empty. Set sft.history_stride to at most {self.data.max_history}."
             )
 
         if self.eval.exclude_history and (self.rl.importance_weights or self.rl.objective == "exact"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from types import NoneType
@@ -63,10 +64,9 @@ def fits(value: object, kind: Any) -> bool:
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True
 
 
 def allowed(kind: Any) -> str:

@@ -74,7 +74,10 @@ def find_inputs(config: Config) -> Inputs:
     if source is None:
         raise DataError(f"data.source {data.source!r} needs data.path, the folder that holds your files.")
     folder = source.parent if source.is_file() else source
-    return Inputs({path.relative_to(folder).as_posix(): file_hash(path) for path in _files(data, source)}, source)
+    try:
+        return Inputs({path.relative_to(folder).as_posix(): file_hash(path) for path in _files(data, source)}, source)
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror}). data.path names your files.") from None
 
 
 def _files(data: DataConfig, source: Path) -> tuple[Path, ...]:
