@@ -62,6 +62,7 @@ def test_an_unchanged_run_is_skipped_and_a_changed_one_redoes_only_what_depends_
     folder = tmp_path / "run"
     shutil.copytree(undisturbed, folder)
     small = config(tmp_path)
+    small.replace = False
     run(small, STAGES)  # the raw files lie elsewhere now, with the same content
     assert fresh(capsys) == ["report"]
     run(small, STAGES)
@@ -77,6 +78,43 @@ def test_an_unchanged_run_is_skipped_and_a_changed_one_redoes_only_what_depends_
     small.replace = True
     run(small, STAGES)
     assert fresh(capsys) == ["rl", *evaluations, "report"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_finished_model_is_replaced_only_on_request(undisturbed, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    path, before = str(write_config(tmp_path)), contents(folder)
+    assert main(["sft", "--config", path, "--sft.epochs", "1"]) == 2
+    message = capsys.readouterr().err
+    assert "sft is finished, but was made from something else" in message and "sft.epochs: 8.0 there, 1.0 now" in message
+    assert contents(folder) == before
+    assert main(["sft", "--config", path, "--sft.epochs", "1", "--replace"]) == 0
+    assert read_json(folder / "sft/manifest.json")["config"]["sft"]["epochs"] == 1
+    assert read_json(folder / "rl/manifest.json") == read_json(undisturbed / "rl/manifest.json")
+    assert main(["sft", "--config", str(folder)]) == 0  # the run knows what it was made with last
+    assert fresh(capsys) == ["sft"]
+    assert main(["rl", "--config", str(folder)]) == 2  # its SFT model is another one now
+    assert "input sft: changed" in capsys.readouterr().err
+
+
+def test_a_whole_run_is_replaced_only_on_request(undisturbed, tmp_path, capsys):
+    folder = tmp_path / "run"
+    other = ["--data.max_history", "5", "--sft.history_stride", "5", "--sft.epochs", "1", "--rl.max_examples", "16"]
+    shutil.copytree(undisturbed, folder)
+    command, before = ["run", "--config", str(write_config(tmp_path))], contents(folder)
+    assert main([*command, *other]) == 2
+    assert "data.max_history: 6 there, 5 now" in capsys.readouterr().err and contents(folder) == before
+    assert main([*command, *other, "--replace"]) == 0
+    evaluations = ["eval/popularity", "eval/repeat", "eval/sft", "eval/rl"]
+    assert fresh(capsys) == ["data", "sid", "sft", "rl", *evaluations, "report"]
+    assert main(["run", "--config", str(folder)]) == 0
+    assert fresh(capsys) == []
+    assert main(command) == 2  # back to the settings of before only on request, too
+    assert "data.max_history: 5 there, 6 now" in capsys.readouterr().err
 
 
 def test_a_run_whose_sids_differ_in_length(tmp_path):
