@@ -52,7 +52,7 @@ from minionerec.tree import CatalogTrie
 log = logging.getLogger(__name__)
 
 
-def base_model(config: Config, dataset: Dataset, index: SidIndex) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def starting_model(config: Config, dataset: Dataset, index: SidIndex) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The untrained model with the catalog's SID tokens."""
     corpus = tokenizer_corpus(dataset, config.prompts_for_training, config.sft.task_names)
     return base.base_model(config.model, index, corpus, config.seed, titles=dataset.catalog["title"].to_list())
@@ -107,7 +107,7 @@ def train_sft(config: Config, write_curves: WriteCurves | None = None) -> tuple[
     check_options(sft)
     if sft.answer_in_prompt:
         log.warning("sft.answer_in_prompt is true: prompts about an item end with their own answer, as in the released code.")
-    begun = begin(config, "sft", partial(base_model, config))
+    begun = begin(config, "sft", partial(starting_model, config))
     model = _prepared(begun)
     trie = _loss_trie(begun)
     training, held_out = training_trees(sft, config.seed, begun.prompts), validation_trees(begun.prompts)
@@ -192,5 +192,5 @@ def _save(begun: Begun, trainer: TreeTrainer, folder: Path) -> None:
     """Save the whole model, and next to it the adapter if one was trained."""
     trained = trainer.accelerator.unwrap_model(trainer.model)
     dataset, index = begun.prompts.dataset, begun.prompts.index
-    whole = adapters.merge(trained, folder.parent / "adapter", lambda: base_model(begun.config, dataset, index)[0])
+    whole = adapters.merge(trained, folder.parent / "adapter", lambda: starting_model(begun.config, dataset, index)[0])
     checkpoint.save(whole, begun.prompts.tokenizer, folder)

@@ -137,7 +137,7 @@ class TreeTrainer(PortableTrainer):
 
     def _refuse(self, what: str, where: str, batches: Sequence[dict[str, Any]], cause: str = "") -> None:
         """Keep the micro-batches whose loss or gradient is not finite, each tensor under its batch's number, and stop."""
-        path = self.failed / f"not-finite-{where.replace(' ', '-')}-rank-{self.args.process_index}.safetensors"
+        path = self.failed / f"not-finite-{where.replace(' ', '-')}-process-{self.args.process_index}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         named = ((f"{number}.{name}", value) for number, batch in enumerate(batches) for name, value in batch.items())
         save_file({name: value.cpu().clone() for name, value in named if torch.is_tensor(value)}, path)

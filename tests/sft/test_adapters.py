@@ -9,7 +9,7 @@ from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError
 from minionerec.model import adapters, checkpoint, scratch
 from minionerec.pipeline import run
-from minionerec.sft.train import base_model
+from minionerec.sft.train import starting_model
 from minionerec.sid.index import SidIndex
 from minionerec.tree import Branch, CatalogTrie, beam_search, pack, tree_logprobs
 
@@ -27,7 +27,7 @@ def trained(copy, folder, tied, **fields):
     run(made, ("sft",))
     dataset = Dataset.load(made.folder / "data")
     index = SidIndex.load(made.folder / "sid", dataset)
-    base, tokenizer = base_model(made, dataset, index)
+    base, tokenizer = starting_model(made, dataset, index)
     return made, base, checkpoint.sid_token_ids(tokenizer, index)
 
 

@@ -14,7 +14,7 @@ from minionerec.pipeline import run
 from minionerec.prompts.builder import Prompts, tokenizer_corpus
 from minionerec.rl import plan as rl_plan
 from minionerec.sft import plan as sft_plan
-from minionerec.sft.train import base_model as base_model_of_sft
+from minionerec.sft.train import starting_model
 from minionerec.sft.trainer import TreeCollator
 from minionerec.sft.trees import build_trees, examples_by_task
 from minionerec.sid.index import SidIndex
@@ -66,7 +66,7 @@ def test_a_tokenizer_does_not_learn_the_sentence_that_only_evaluation_asks(train
     vocabularies = []
     for eval_style in ("same", "released"):
         prompts = replace(run_config.prompts, wording="released", eval_style=eval_style)
-        vocabularies.append(base_model_of_sft(replace(run_config, prompts=prompts), dataset, index)[1].get_vocab())
+        vocabularies.append(starting_model(replace(run_config, prompts=prompts), dataset, index)[1].get_vocab())
     assert vocabularies[0] == vocabularies[1]
 
 

@@ -14,7 +14,7 @@ from minionerec.config import ModelConfig
 from minionerec.data.dataset import Dataset
 from minionerec.model import checkpoint, scratch
 from minionerec.pipeline import run
-from minionerec.sft.train import base_model
+from minionerec.sft.train import starting_model
 from minionerec.sid.index import SidIndex
 from tests.launch import accelerate, forked
 from tests.small import losses
@@ -81,7 +81,7 @@ def test_what_is_no_number_on_one_rank_stops_all(prepared, tmp_path, what, launc
     assert done.returncode and f"The {what} of step 25 is not finite" in " ".join((done.stdout + done.stderr).split())
     assert [path.parent.name for path in tmp_path.glob("sft.partial/checkpoints/*/complete.json")] == ["checkpoint-18"]
     kept = sorted(path.name for path in (tmp_path / "sft-failed").iterdir())
-    assert kept and (what == "gradient" or kept == ["not-finite-step-25-rank-1.safetensors"])
+    assert kept and (what == "gradient" or kept == ["not-finite-step-25-process-1.safetensors"])
 
 
 @pytest.mark.slow
@@ -103,7 +103,7 @@ def test_sid_rows_under_zero2_leave_all_else_bit_for_bit(prepared, tmp_path, tie
     made = replace(prepared, model=ModelConfig(init="from_pretrained", path=str(tmp_path / "base")))
     dataset = Dataset.load(prepared.folder / "data")
     index = SidIndex.load(prepared.folder / "sid", dataset)
-    before, words = base_model(made, dataset, index)
+    before, words = starting_model(made, dataset, index)
     rows = checkpoint.sid_token_ids(words, index).unique()
     after = checkpoint.load(tmp_path / "run/sft/model")[0].state_dict()
     saved = load_file(tmp_path / "run/sft/model/model.safetensors")

@@ -176,7 +176,7 @@ def test_what_an_error_advises_keeps_the_checkpoints(alone, copy, monkeypatch):
         patch.setattr(TreeTrainer, "_summed_loss", spoiled)
         with pytest.raises(TrainingError, match="loss of step 31 is not finite"):
             run(prepared, ("sft",))
-    batch = prepared.folder / "sft-failed/not-finite-step-31-rank-0.safetensors"
+    batch = prepared.folder / "sft-failed/not-finite-step-31-process-0.safetensors"
     for fields in ({"batch_size": 10}, {"batch_size": 80}, {"micro_tokens": 3}, {"bf16": True, "report_to": ["wandb"]}):
         with pytest.raises(ConfigError):
             run(replace(prepared, sft=replace(prepared.sft, **fields)), ("sft",))
@@ -198,7 +198,7 @@ def test_what_an_error_advises_keeps_the_checkpoints(alone, copy, monkeypatch):
 
 
 def test_nothing_is_loaded_for_a_batch_that_does_not_split(prepared, monkeypatch):
-    monkeypatch.setattr("minionerec.sft.train.base_model", None)
+    monkeypatch.setattr("minionerec.sft.train.starting_model", None)
     monkeypatch.setattr("minionerec.sft.plan.base_model", None)
     made = replace(prepared, sft=replace(prepared.sft, batch_size=10))
     for start in (lambda: run(made, ("sft",)), lambda: sft_plan.plans(made)):

@@ -227,7 +227,7 @@ def test_a_loss_that_is_no_number_stops_with_the_batch(tmp_path):
                     model.get_input_embeddings().weight[:] = torch.nan
 
     trainer.add_callback(Break())
-    path = tmp_path / "not-finite-step-3-rank-0.safetensors"
+    path = tmp_path / "not-finite-step-3-process-0.safetensors"
     with pytest.raises(TrainingError, match=rf"loss of step 3 is not finite.*{re.escape(str(path))}"):
         trainer.train()
     kept = load_file(path)
@@ -236,7 +236,7 @@ def test_a_loss_that_is_no_number_stops_with_the_batch(tmp_path):
     assert any(tuple(row[: len(one)].tolist()) == one for row in kept["0.input_ids"] for one in sequences)
     with pytest.raises(TrainingError, match=r"loss of validation after step 2 is not finite.* so training diverges\. Lower"):
         trainer.evaluate()
-    assert (tmp_path / "not-finite-validation-after-step-2-rank-0.safetensors").is_file()
+    assert (tmp_path / "not-finite-validation-after-step-2-process-0.safetensors").is_file()
 
 
 @pytest.mark.parametrize("max_grad_norm", [1.0, 0.0], ids=["clipped", "not clipped"])
@@ -256,7 +256,7 @@ def test_a_gradient_that_is_no_number_stops_before_the_step(tmp_path, max_grad_n
     trainer.model.model.layers[0].mlp.down_proj.weight.register_hook(spoil)
     trainer.add_callback(Remember())
     trainer.failed = tmp_path / "failed"
-    path = trainer.failed / "not-finite-step-3-rank-0.safetensors"
+    path = trainer.failed / "not-finite-step-3-process-0.safetensors"
     with pytest.raises(TrainingError, match=rf"gradient of step 3 is not finite.*{re.escape(str(path))}"):
         trainer.train()
     assert all(torch.equal(old, new) for old, new in zip(weights, trainer.model.parameters(), strict=True))

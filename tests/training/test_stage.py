@@ -11,7 +11,7 @@ from minionerec.artifacts import read_json
 from minionerec.errors import ArtifactError
 from minionerec.model.checkpoint import sid_token_ids
 from minionerec.pipeline import run
-from minionerec.sft.train import base_model
+from minionerec.sft.train import starting_model
 from minionerec.training.stage import begin
 from tests import small
 
@@ -19,11 +19,11 @@ from tests import small
 def test_a_training_begins_with_data_sids_model_and_prompts(tmp_path):
     config = small.config(tmp_path)
     with pytest.raises(ArtifactError, match="minionerec data prepare"):
-        begin(config, "sft", lambda dataset, index: base_model(config, dataset, index))
+        begin(config, "sft", lambda dataset, index: starting_model(config, dataset, index))
     run(config, ("data", "sid"))
     draws = []
     for _ in range(2):
-        begun = begin(config, "sft", lambda dataset, index: base_model(config, dataset, index))
+        begun = begin(config, "sft", lambda dataset, index: starting_model(config, dataset, index))
         draws.append(torch.rand(1).item())  # the seed holds for what follows
     assert draws[0] == draws[1]
     prompts = begun.prompts
