@@ -46,6 +46,15 @@ def _text(value: Any) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
+def _settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections and seed of a recipe, with the names that a user sets them by."""
+    settings = {**recipe["config"], "seed": recipe["seed"]}
+    for name in ("validation", "rollouts"):  # what a training takes from the section `eval`
+        if name in settings:
+            settings["eval"] = {**settings.get("eval", {}), **settings.pop(name)}
+    return settings
+
+
 def recipe_changes(before: Mapping[str, Any], now: Mapping[str, Any], indifferent: Collection[str] = ()) -> list[str]:
     """What differs between the recipes of two artefacts, one line each, at most some.
 
@@ -53,7 +62,7 @@ def recipe_changes(before: Mapping[str, Any], now: Mapping[str, Any], indifferen
         before, now: `config`, `seed` and `inputs` of each.
         indifferent: fields of `config` that do not count.
     """
-    settings = ({**recipe["config"], "seed": recipe["seed"]} for recipe in (before, now))
+    settings = (_settings(recipe) for recipe in (before, now))
     lines = [f"{name}: {then} there, {value} now" for name, then, value in differences(*settings) if name not in indifferent]
     old, new = before["inputs"], now["inputs"]
     for name in {**new, **old}:

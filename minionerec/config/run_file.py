@@ -30,6 +30,11 @@ _READS = {  # what each stage reads; validations and rollouts read `eval` too
     "baseline": ("seed", "baseline", "eval"),
 }
 _MADE_WITH = {"data": ("data",), "sid": ("sid",), "sft": ("model", "prompts", "sft"), "rl": ("rl",)}  # stages that take long
+_TRAINED_WITH = (
+    "seed",
+    "prompts",
+    "eval",
+)  # of a finished model; who evaluates it or a baseline otherwise leaves them as they are
 _FOLDERS = {"eval": "eval/*", "baseline": "baselines/*"}  # of stages that make several artefacts
 _MOST_DIFFERENCES = 5  # fields named in a line
 
@@ -103,6 +108,8 @@ def other_settings(config: Config, stages: Sequence[str]) -> str | None:
 def recording(config: Config, stage: str) -> Iterator[None]:
     """While and after a stage runs, `run.yaml` holds what the stage reads; of a run without the file, everything.
 
+    Evaluations and baselines of a run with a trained model do not change what the model was trained with, see `_updates`.
+
     An interrupted training can so be resumed with `--config RUN_FOLDER`. If the stage is refused before it begins, the file is
     put back: nothing was made with the new settings. Only the main process writes.
 
@@ -117,7 +124,8 @@ def recording(config: Config, stage: str) -> Iterator[None]:
         return
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     now = config.recorded
-    untouched = {name: value for name, value in (before or {}).items() if name in now and name not in _READS[stage]}
+    updates = _updates(folder, stage)
+    untouched = {name: value for name, value in (before or {}).items() if name in now and name not in updates}
     if (values := now | untouched) != before:  # a finished run on a disk that cannot be written is still read
         _write(path, values)
     try:
@@ -135,10 +143,21 @@ def recording(config: Config, stage: str) -> Iterator[None]:
         raise
 
 
+def _updates(folder: Path, stage: str) -> set[str]:
+    """The sections that a stage's command updates.
+
+    A model's recipe holds the seed, the prompts and parts of `eval`. If an evaluation with other beams updated them, the file
+    would no longer say what the model was made with, and the next `run --config RUN_FOLDER` would train it again.
+    """
+    trained = any((folder / training / "manifest.json").is_file() for training in ("sft", "rl"))
+    return {*_READS[stage]} - ({*_TRAINED_WITH} if trained and stage in ("eval", "baseline") else set())
+
+
 def _put_back(config: Config, stage: str, before: dict[str, Any]) -> None:
     """Undo what `recording` has written for a stage; sections that another command has written meanwhile stay."""
     present = load(config.folder)
-    undone = {name: value for name, value in before.items() if name in _READS[stage] or name not in present}
+    updates = _updates(config.folder, stage)
+    undone = {name: value for name, value in before.items() if name in updates or name not in present}
     fields = {name: value for name, value in before.items() if not isinstance(value, dict)}
     if (values := present | fields | undone) != present:
         _write(config.folder / RUN_FILE, values)

@@ -56,6 +56,19 @@ def test_a_stage_updates_the_sections_that_it_reads(config):
     assert (values["seed"], values["sft"]["epochs"], values["rl"]["beta"]) == (1, SftConfig().epochs, RlConfig().beta)
 
 
+@pytest.mark.parametrize("stage", ["eval", "baseline"])
+def test_another_evaluation_of_a_trained_model_leaves_what_it_was_trained_with(config, stage):
+    otherwise = replace(config, seed=1, eval=EvalConfig(num_beams=7))
+    with recording(otherwise, stage):
+        pass
+    assert load(config.folder)["eval"]["num_beams"] == 7  # no model was trained with the old number
+    make(config, "sft")
+    with recording(otherwise, stage):
+        pass
+    values = load(config.folder)
+    assert (values["seed"], values["eval"]["num_beams"]) == (config.seed, config.eval.num_beams)
+
+
 def test_settings_of_finished_stages_that_differ_are_named_in_one_line(config):
     assert other_settings(config, ("sft",)) is None  # there is no run yet
     make(config, "data")
