@@ -110,6 +110,7 @@ def test_what_must_be_positive(made, name, value):
         (DataConfig, {"split": "date", "valid_from": "2018-01"}, "data.valid_from (2018-01) and data.test_from (None)"),
         (DataConfig, {"parts": [9, 1, 0]}, "data.parts belongs to data.split chronological"),
         (DataConfig, {"split": "chronological", "parts": [1, 1]}, "expected three shares"),
+        (EvalConfig, {"num_beams": 10**11}, "eval.num_beams is 100000000000; it must be at least 1 and less than 1000001"),
         (DataConfig, {"filters": "released", "user_k": 5, "item_k": 3}, "the released code's own item_k has no effect"),
         (DataConfig, {"filters": "released", "deduplicate": True}, "data.deduplicate is True"),
         (DataConfig, {"source": "amazon-2018"}, "needs data.category"),

@@ -9,6 +9,7 @@ from minionerec.config.checks import between, positive
 CUTOFFS = (1, 3, 5, 10, 20, 50)
 RESAMPLES = 2000  # of bootstrap intervals and permutation tests, unless another number is set
 RANKING_METRICS = tuple(f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in CUTOFFS)
+MOST_BEAMS = 1_000_000  # a list is a tensor of this width, however small the catalog is
 
 
 @dataclass
@@ -45,6 +46,7 @@ class EvalConfig:
     def __post_init__(self) -> None:
         positive("eval", num_beams=self.num_beams, batch_size=self.batch_size, resamples=self.resamples)
         positive("eval", shard_size=self.shard_size)
+        between("eval", 1, MOST_BEAMS + 1, num_beams=self.num_beams)
         between("eval", 0, math.inf, oracle_examples=self.oracle_examples)
 
 

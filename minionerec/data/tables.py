@@ -132,7 +132,9 @@ def _header(source: Path | bytes, name: str, dialect: dict[str, Any]) -> list[st
                 f"{name}, near line {rows.line_num}: broken quoting ({error}). Close or double the quote."
             ) from None
     names = [field.split(":")[0] for field in header]
-    if not header or len(set(names)) != len(names):
+    if not header:
+        raise DataError(f"{name}, row 1: there is no header, the file is empty or begins with an empty line.")
+    if len(set(names)) != len(names):
         raise DataError(f"{name}, row 1: the header is {header}, expected distinct column names.")
     return header
 

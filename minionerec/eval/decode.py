@@ -20,6 +20,13 @@ from minionerec.eval import search_error
 from minionerec.eval.predictions import Prediction, write_predictions
 from minionerec.recommend.recommender import Recommender
 from minionerec.statistics.sampling import evenly_spaced
+from minionerec.training.memory import enough_memory
+
+_MEMORY_ADVICE = (
+    "while the split was decoded",
+    "Lower eval.batch_size; the lists stay the same. If one example alone takes too much, lower eval.num_beams or "
+    "eval.oracle_examples.",
+)
 
 
 class SplitDecoder:
@@ -104,8 +111,10 @@ def decode_split(recommender: Recommender, config: EvalConfig, folder: Path) -> 
         for rows in share:
             path = _shard(store, rows)
             if not path.is_file():  # a shard under its final name is complete, and was written after its traces
-                search_error.write_traces(path.with_suffix(".trace"), decoder.trace([row for row in rows if row in traced]))
-                write_predictions(path, decoder.predict(rows))
+                with enough_memory(lambda: _MEMORY_ADVICE):
+                    traced_here = [row for row in rows if row in traced]
+                    search_error.write_traces(path.with_suffix(".trace"), decoder.trace(traced_here))
+                    write_predictions(path, decoder.predict(rows))
             progress.advance(task, len(rows))
             progress.update(task, rate=f"{progress.tasks[task].speed or 0:.1f} examples/s")
     wait_for_everyone()

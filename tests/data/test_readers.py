@@ -118,7 +118,7 @@ HEAD = "user,item,timestamp\n"
     ("content", "message"),
     [
         ("user,item\nu,a\n", r"columns user, item; expected a column timestamp"),
-        ("", r"row 1: the header is \[\]"),
+        ("", r"row 1: there is no header, the file is empty"),
         ("user,user,item,timestamp\n", "distinct column names"),
         (HEAD + "u,a,1\nu,a\n", r"row 3: 2 fields, expected 3 \(user, item, timestamp\)"),
         (HEAD + "u,a,1\n\nu,a,1,9\n", "row 4: 4 fields, expected 3"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minionerec.config import EvalConfig, ModelConfig
-from minionerec.errors import ArtifactError, CatalogError
+from minionerec.errors import ArtifactError, CatalogError, TrainingError
 from minionerec.eval import decode
 from minionerec.eval.predictions import read_predictions
 from minionerec.model import checkpoint, scratch
@@ -179,3 +179,16 @@ def test_the_replayed_beam_is_the_beam_search(tiny, normalise_over):
             assert (traced.pruned[str(width)] == (0, 0)) == (rank is not None)
             assert not prediction.exact or traced.overlap[str(width)] == 1
             assert traced.widths["50"] == traced.rank  # a beam as wide as the catalog
+
+
+def test_memory_that_runs_out_says_what_helps(tmp_path, monkeypatch):
+    def no_memory(*_, **__):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    monkeypatch.setattr(decode.SplitDecoder, "predict", no_memory)
+    monkeypatch.setattr(decode.SplitDecoder, "trace", lambda *_: iter(()))
+    monkeypatch.setattr(decode.SplitDecoder, "__init__", lambda self, *_: None)
+    monkeypatch.setattr(decode.SplitDecoder, "__len__", lambda self: 3)
+    with pytest.raises(TrainingError, match=r"Out of memory while the split was decoded.*Lower eval.batch_size"):
+        decode.decode_split(None, EvalConfig(), tmp_path)
+    assert not list(tmp_path.rglob("rows-*.jsonl"))
