@@ -13,18 +13,23 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 TESTS = Path(__file__).parent
 # Two workers take whole files (scripts/test.sh), so the longest must not be the last to begin.
 LONGEST = [
-    "sft/test_train.py",
+    "sft/test_processes.py",
     "pipeline/test_run.py",
+    "rl/test_processes.py",
+    "sft/test_train.py",
+    "test_artifacts.py",
     "rl/test_train.py",
     "baselines/test_train.py",
     "pipeline/test_prompts.py",
-    "rl/test_processes.py",
-    "sft/test_adapters.py",
     "pipeline/test_same_results.py",
-    "rl/test_trainer.py",
-    "eval/test_evaluate.py",
+    "training/test_stage.py",
     "baselines/test_models.py",
+    "rl/test_trainer.py",
+    "sft/test_adapters.py",
+    "eval/test_evaluate.py",
+    "sid/test_quantize.py",
     "sft/test_trainer.py",
+    "rl/test_targets.py",
     "report/test_page.py",
     "sft/test_plan.py",
 ]

@@ -210,9 +210,9 @@ def test_tables_print_published_and_own_rows(sequences, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["table"], "baseline table takes one name"),
+        (["table"], "baseline table needs a name: beauty, lastfm, or the folder of a run"),
         (["table", "nothing"], "baseline table nothing: no such table"),
-        (["table", "beauty", "--rums", "x"], "baseline table takes one name"),
+        (["table", "beauty", "--rums", "x"], "baseline table has no option --rums. Did you mean --runs?"),
         (["--baseline.protocol", "wearec"], "baseline.protocol 'wearec' needs baseline.sequences"),
         (["--baseline.sequences", "x.txt"], "baseline.protocol is dataset"),
         (["--baseline.model", "sasrek"], "baseline.model"),
