@@ -15,6 +15,7 @@ from rich.markup import escape
 from minionerec.artifacts import MANIFEST, Manifest
 from minionerec.config import Config, run_file
 from minionerec.distributed import expect_no_gpu, is_main_process, wait_for_everyone
+from minionerec.errors import ConfigError
 
 # Stages are imported when they run: `--help` and `--print_config` must not wait for torch.
 Finished = tuple[Manifest, bool]  # the artefact, and whether it was made anew
@@ -147,6 +148,30 @@ def use_cache_without_hub(config: Config) -> None:
         constants.HF_HUB_OFFLINE = True
 
 
+def refuse_absent_model(config: Config) -> None:
+    """Stop before any stage runs, and before torch is imported, if the base model is neither in a folder nor to be had.
+
+    Raises:
+        ConfigError: the hub cannot be asked, and the cache does not hold the model.
+    """
+    path = config.model.path
+    if config.model.init == "from_scratch" or path is None or Path(path).exists():
+        return
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if not constants.HF_HUB_OFFLINE:
+        return
+    try:
+        cached = isinstance(try_to_load_from_cache(path, "config.json"), str)
+    except ValueError:  # the path of a folder that is not there is no name of the hub
+        cached = False
+    if not cached:
+        raise ConfigError(
+            f"model.path {path}: there is no such folder, the hub cannot be reached, and its cache does not hold this model. "
+            "Expected a folder with config.json, model.safetensors and tokenizer files, or a hub name that can be reached."
+        )
+
+
 def run(config: Config, stages: tuple[str, ...]) -> None:
     """Run the named stages and print one line for each artefact: its figures, where it lies, how long it took.
 
@@ -154,6 +179,8 @@ def run(config: Config, stages: tuple[str, ...]) -> None:
     """
     set_up(config.threads)
     use_cache_without_hub(config)
+    if "sft" in stages and not (config.folder / "sft" / MANIFEST).is_file():  # a finished one needs its base model no more
+        refuse_absent_model(config)
     if "ACCELERATE_MIXED_PRECISION" in os.environ:  # under accelerate launch
         from minionerec.training.launch import start_all_processes
 
@@ -183,6 +210,8 @@ def plan(stage: str, config: Config, devices: int | None, gpu_memory: float | No
     """
     set_up(config.threads)
     use_cache_without_hub(config)
+    if stage == "sft" or not (config.folder / "sft" / "model").is_dir():
+        refuse_absent_model(config)
     quieten_libraries()
     from minionerec.rl import plan as rl_plan
     from minionerec.sft import plan as sft_plan

@@ -498,3 +498,26 @@ def test_the_hub_is_asked_once(monkeypatch, tmp_path):
     assert len(asked) == 1 and constants.HF_HUB_OFFLINE
     with pytest.raises(ConfigError, match=r"Qwen/Qwen2.5-0.5B: not a loadable causal LM .* or a hub name that can be reached"):
         checkpoint.load("Qwen/Qwen2.5-0.5B")
+
+
+@pytest.mark.parametrize("command", [["run"], ["sft"], ["sft", "--dry-run"]])
+@pytest.mark.parametrize("path", ["nobody/nothing", "no/such/folder"])
+def test_a_model_that_is_nowhere_is_refused_before_any_stage(fails, tmp_path, monkeypatch, command, path):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model = ["--model.init", "from_pretrained", "--model.path", path]
+    error = fails(*command, "--out", str(tmp_path / "run"), *model)
+    assert f"model.path {path}: there is no such folder, the hub cannot be reached" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_model_needs_no_base_model(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft/manifest.json").write_text("{}")
+    monkeypatch.setitem(pipeline.STAGES, "sft", lambda config: iter(()))
+    pipeline.run(Config(out=str(tmp_path), model=ModelConfig(init="from_pretrained", path="nobody/nothing")), ("sft",))
