@@ -139,7 +139,7 @@ def test_the_dry_run_of_the_command_line(command, capsys):
         (["--dry-run=yes"], "--dry-run takes no value"),
         (
             ["--dry-run", "--model.init", "from_pretrained", "--model.path", "nowhere"],
-            "Expected a folder with config.json and tokenizer files",
+            "model.path nowhere: there is no such folder, the hub cannot be reached, and its cache does not hold this model.",
         ),
     ],
 )
