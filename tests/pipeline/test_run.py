@@ -14,6 +14,7 @@ from minionerec.eval.lists import RankedLists
 from minionerec.pipeline import run
 from minionerec.sid.index import SidIndex
 from tests.launch import forked, minionerec
+from tests.pipeline.test_same_results import assert_as_kept
 from tests.small import config, write_config
 
 STAGES = ("data", "sid", "sft", "rl", "eval", "report")
@@ -51,6 +52,7 @@ def test_the_run_learns_something(undisturbed):
 def test_a_second_run_gives_the_same_bytes(undisturbed, tmp_path):
     run(config(tmp_path), STAGES)
     assert results(tmp_path / "run") == results(undisturbed)
+    assert_as_kept("plain", undisturbed)  # and the bytes that an earlier version made
 
 
 def fresh(capsys) -> list[str]:
