@@ -3,12 +3,12 @@
 #
 #   bash scripts/test.sh                 all tests but the slow ones, on two workers; each takes whole files (-n N: on N)
 #   bash scripts/test.sh -m slow         the slow ones
-#   bash scripts/test.sh -m fast         those that build no model, in seconds
+#   bash scripts/test.sh -m fast         quick ones that build no model
 #   bash scripts/test.sh tests/x.py -k y some tests; without workers, whose start takes longer than a few tests
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 workers=(-n 2 --dist loadfile --no-loadscope-reorder)
 for argument in "$@"; do
-  if [ "$argument" = fast ] || [ -e "${argument%%::*}" ]; then workers=(); fi
+  if [ -e "${argument%%::*}" ]; then workers=(); fi
 done
 exec scripts/python -m pytest ${workers[@]+"${workers[@]}"} "$@"

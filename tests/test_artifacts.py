@@ -31,8 +31,6 @@ from minionerec.artifacts import (
 )
 from minionerec.errors import ArtifactError, ConfigError
 
-pytestmark = pytest.mark.fast
-
 
 def recipe(folder, settings, **changes):
     made = Recipe("toy", folder, {"levels": 3, "settings": settings}, {"data": "d"}, seed=1, replace=True)

@@ -14,8 +14,6 @@ from minionerec.data.describe import facts
 from tests.shared import shared
 from tests.small import write_config
 
-pytestmark = pytest.mark.fast
-
 # What a study of the released code's files found: design notes, section "Dataset facts that shape any metric".
 KNOWN = {
     "Industrial_and_Scientific": {

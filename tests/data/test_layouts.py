@@ -18,8 +18,6 @@ from minionerec.errors import ConfigError, DataError
 from tests.shared import shared
 from tests.small import random_dataset
 
-pytestmark = pytest.mark.fast
-
 COUNTS = {
     "Industrial_and_Scientific": {"items": 3686, "train": 10_393, "valid": 4532, "test": 4533},
     "Office_Products": {"items": 3459, "train": 9484, "valid": 4866, "test": 4866},

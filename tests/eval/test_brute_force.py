@@ -17,8 +17,6 @@ from minionerec.eval.result_json import read_released
 from minionerec.statistics.ranking import hit_rate, mrr, ndcg
 from tests.eval import brute
 
-pytestmark = pytest.mark.fast
-
 CUTOFFS = (1, 2, 3, 5, 10, 50)
 NOT_SIDS = ("", "<a_1>", "hello", "<b_1><a_1>", "<a_1><b_2><c_3><d_4>", "<a_x><b_1>", "<a_1> <b_1>")
 
