@@ -30,34 +30,8 @@ from minionerec.artifacts import (
     write_json,
 )
 from minionerec.errors import ArtifactError, ConfigError
-
-
-def recipe(folder, settings, **changes):
-    made = Recipe("toy", folder, {"levels": 3, "settings": settings}, {"data": "d"}, seed=1, replace=True)
-    return dataclasses.replace(made, **changes)
-
-
-def is_current(folder, settings):
-    return recipe(folder, settings).finished() is not None
-
-
-def writing(folder, settings, **how):
-    return recipe(folder, settings).write(**how)
-
-
-def write(folder, settings, text=None, **more):
-    with writing(folder, settings, **more) as draft:
-        (draft.path / "deep").mkdir(exist_ok=True)
-        (draft.path / "deep" / "a.txt").write_text(text or settings)
-        if more.get("resumable"):
-            (draft.path / CHECKPOINTS).mkdir(exist_ok=True)
-            (draft.path / CHECKPOINTS / "step.txt").write_text("5")
-        draft.metrics["items"] = 5
-    return Manifest.load(folder)
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
+from tests.launch import ROOT
+from tests.toy_artifact import is_current, names, recipe, write, writing
 
 
 def test_manifest_round_trip(tmp_path):
@@ -415,64 +389,16 @@ def test_a_place_that_cannot_be_a_folder(tmp_path, place):
 
 # Killed anywhere --------------------------------------------------------------------------------------------------------
 
-STEPS = {"write", "_open_partial", "_remove", "_seal", "write_json", "_rmtree_safe_fd"}
-
-
-def stopped_at(step, folder, how, **more):
-    """Replace the artefact in a process that stops before the given executed line; whether it got to the end."""
-    child = os.fork()
-    if child == 0:
-        seen = 0
-
-        def trace(frame, event, _):
-            nonlocal seen
-            if frame.f_code.co_name not in STEPS:
-                return None
-            if event == "line":
-                seen += 1
-                if seen == step:
-                    if how == "kill":
-                        os._exit(9)
-                    raise KeyboardInterrupt
-            return trace
-
-        code = 1
-        try:
-            sys.settrace(trace)
-            write(folder, "new", "new content", **more)
-            code = 0
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize(
     ("how", "older", "resumable"), [("kill", False, False), ("kill", True, True), ("interrupt", True, False)]
 )
 def test_stopped_at_any_step_the_next_run_finishes(tmp_path, how, older, resumable):
-    contents = {"old": "old", "new": "new content"}
-    seen = set()
-    for step in range(1, 1000):
-        base = tmp_path / str(step)
-        folder = base / "sid"
-        if older:
-            write(folder, "old")
-        finished = stopped_at(step, folder, how, resumable=resumable)
-        if folder.exists():  # whatever bears the final name is whole
-            settings = Manifest.load(folder).config["settings"]
-            assert (folder / "deep/a.txt").read_text() == contents[settings]
-            seen.add(settings)
-        else:
-            seen.add("nothing")
-        if not is_current(folder, "new"):
-            write(folder, "new", contents["new"], resumable=resumable)
-        assert is_current(folder, "new") and names(base) == ["sid"] and names(folder) == ["deep", MANIFEST]
-        if finished:
-            break
-    assert finished and step > 20
-    # With an older artefact there is one moment, between two renames, when neither is in place.
-    assert seen == ({"old", "nothing", "new"} if older else {"nothing", "new"})
+    """In a process of its own, which forks hundreds of times and is therefore small."""
+    command = [sys.executable, "-m", "tests.stopped", str(tmp_path), how, *["older"] * older, *["resumable"] * resumable]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 VALUES = st.recursive(

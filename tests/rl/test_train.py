@@ -10,7 +10,7 @@ from minionerec.model import checkpoint
 from minionerec.pipeline import run
 from minionerec.rl.train import warn_if_normalised_otherwise
 from minionerec.training.evaluator import MONITORED
-from tests.launch import accelerate
+from tests.launch import forked
 from tests.small import config
 
 
@@ -37,7 +37,7 @@ def test_zero2_on_two_processes_takes_the_single_process_steps(prepared):
         else:
             shutil.rmtree(prepared.folder / "rl")
             path = str(prepared.folder.parent / "small.yaml")
-            accelerate(2, "--config_file", "rl/zero2.yaml", "rl/train.py", "--config", path)
+            forked(2, "rl/train.py", "--config", path, zero2="rl/zero2.yaml")
         made = read_json(prepared.folder / "rl/manifest.json")["metrics"]
         assert made["devices"] == processes
         metrics = metrics or made

@@ -1,4 +1,4 @@
-"""SFT by two processes: real launches by `accelerate` with DDP and ZeRO-2, interrupted ones, and what they leave."""
+"""SFT by two processes with DDP and ZeRO-2: real launches by `accelerate`, interrupted ones, and what they leave."""
 
 import re
 import shutil
@@ -37,9 +37,10 @@ def options(prepared):
     return lambda made: ["--config", str(prepared.folder.parent / "small.yaml"), "--out", made.out]
 
 
-def test_two_processes_give_the_single_process_losses(alone, copy, options):
+@pytest.mark.parametrize("launch", [forked, pytest.param(accelerate, marks=pytest.mark.slow)])
+def test_two_processes_give_the_single_process_losses(alone, copy, options, launch):
     made = copy()
-    done = accelerate(2, "sft/train.py", *options(made), "--sft.micro_batch", "2")
+    done = launch(2, "sft/train.py", *options(made), "--sft.micro_batch", "2")
     assert done.stdout.count("sft: 2 processes on CPUs (DDP); 2 trees x 2 micro-batches per process and step") == 1
     metrics = read_json(made.folder / "sft/manifest.json")["metrics"]
     assert (metrics["devices"], metrics["distributed"]) == (2, "MULTI_CPU")

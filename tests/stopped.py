@@ -1,0 +1,71 @@
+"""Stop the writing of an artefact at every executed line: python -m tests.stopped FOLDER kill|interrupt [older] [resumable].
+
+After each stop, what bears the final name is whole, and the next writing ends with the new content and nothing else.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from minionerec.artifacts import MANIFEST, Manifest
+from tests.toy_artifact import is_current, names, write
+
+STEPS = {"write", "_open_partial", "_remove", "_seal", "write_json", "_rmtree_safe_fd"}
+CONTENTS = {"old": "old", "new": "new content"}
+
+
+def stopped_at(step: int, folder: Path, how: str, resumable: bool) -> bool:
+    """Replace the artefact in a process that stops before the given executed line; whether it got to the end."""
+    child = os.fork()
+    if child == 0:
+        seen = 0
+
+        def trace(frame, event, _):
+            nonlocal seen
+            if frame.f_code.co_name not in STEPS:
+                return None
+            if event == "line":
+                seen += 1
+                if seen == step:
+                    if how == "kill":
+                        os._exit(9)
+                    raise KeyboardInterrupt
+            return trace
+
+        code = 1
+        try:
+            sys.settrace(trace)
+            write(folder, "new", CONTENTS["new"], resumable=resumable)
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def stop_everywhere(place: Path, how: str, older: bool, resumable: bool) -> None:
+    seen = set()
+    for step in range(1, 1000):
+        base = place / str(step)
+        folder = base / "sid"
+        if older:
+            write(folder, "old")
+        finished = stopped_at(step, folder, how, resumable)
+        if folder.exists():  # whatever bears the final name is whole
+            settings = Manifest.load(folder).config["settings"]
+            assert (folder / "deep/a.txt").read_text() == CONTENTS[settings]
+            seen.add(settings)
+        else:
+            seen.add("nothing")
+        if not is_current(folder, "new"):
+            write(folder, "new", CONTENTS["new"], resumable=resumable)
+        assert is_current(folder, "new") and names(base) == ["sid"] and names(folder) == ["deep", MANIFEST]
+        if finished:
+            break
+    assert finished and step > 20
+    # With an older artefact there is one moment, between two renames, when neither is in place.
+    assert seen == ({"old", "nothing", "new"} if older else {"nothing", "new"}), seen
+
+
+if __name__ == "__main__":
+    place, how, *options = sys.argv[1:]
+    stop_everywhere(Path(place), how, "older" in options, "resumable" in options)
