@@ -7,17 +7,19 @@ and an interrupted evaluation resumes after the shards that are complete.
 import itertools
 import shutil
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from minionerec.artifacts import CHECKPOINTS
-from minionerec.config import CUTOFFS, EvalConfig
+from minionerec.config import CUTOFFS
 from minionerec.distributed import distributed_state, is_main_process, wait_for_everyone
 from minionerec.errors import ArtifactError
 from minionerec.eval import search_error
 from minionerec.eval.predictions import Prediction, write_predictions
+from minionerec.recommend.lists import Recommendation
 from minionerec.recommend.recommender import Recommender
 from minionerec.statistics.sampling import evenly_spaced
 from minionerec.training.memory import enough_memory
@@ -30,12 +32,12 @@ _MEMORY_ADVICE = (
 
 
 class SplitDecoder:
-    """Asks a recommender about the rows of a split."""
+    """Asks a recommender about the rows of a split, as its `config` says."""
 
-    def __init__(self, recommender: Recommender, config: EvalConfig) -> None:
+    def __init__(self, recommender: Recommender) -> None:
         """Read the split that the configuration names."""
-        self._recommender, self._config = recommender, config
-        split = recommender.prompts.dataset.split(config.split)
+        self._recommender, self._config = recommender, recommender.config
+        split = recommender.prompts.dataset.split(self._config.split)
         self._rows = split.rows(named=True)
         self._several = split["user"].n_unique() < len(split)  # then a prediction names its position in the sequence
 
@@ -46,36 +48,24 @@ class SplitDecoder:
         """Predictions for some rows of the split, in their order."""
         for batch in self._batches(rows):
             examples = [self._rows[row] for row in batch]
-            histories = [example["history"] for example in examples]
-            result = self._recommender.recommend(
-                histories,
-                num_beams=self._config.num_beams,
-                normalise_over=self._config.normalise_over,
-                hidden=histories if self._config.exclude_history else None,
-            )
-            lists = zip(examples, result.leaves.tolist(), result.scores.tolist(), result.exact.tolist(), strict=True)
-            for example, leaves, scores, exact in lists:
-                yield self._prediction(example, [leaf for leaf in leaves if leaf >= 0], scores, exact)
+            lists = self._recommender.recommend([example["history"] for example in examples], k=None)
+            for example, recommendation in zip(examples, lists, strict=True):
+                yield self._prediction(example, recommendation)
 
-    def _prediction(self, example: dict[str, Any], leaves: list[int], scores: list[float], exact: bool) -> Prediction:
+    def _prediction(self, example: dict[str, Any], recommendation: Recommendation) -> Prediction:
         codes = self._recommender.prompts.index.codes
-        groups = [self._recommender.trie.items(leaf) for leaf in leaves]
-        sids = codes[[group[0] for group in groups]].tolist()  # the items of a leaf have the same codes
-        if self._config.exclude_history:  # an item may share its SID with one that is not in the history
-            hidden = set(example["history"])
-            groups = [[item for item in group if item not in hidden] for group in groups]
-        items = list(itertools.chain.from_iterable(groups))
+        by_sid = [list(group) for _, group in itertools.groupby(recommendation.items, key=attrgetter("sid"))]
         return Prediction(
             user=example["user"],
             history=example["history"],
             target=example["target"],
             target_sid=codes[example["target"]].tolist(),
-            sids=sids,
-            items=items,
-            scores=scores[: len(leaves)],
-            exact=exact,
+            sids=codes[[group[0].index for group in by_sid]].tolist(),
+            items=[item.index for item in recommendation.items],
+            scores=[group[0].score for group in by_sid],
+            exact=recommendation.exact,
             position=example["position"] if self._several else None,
-            sizes=[len(group) for group in groups] if len(items) > len(sids) else None,
+            sizes=[len(group) for group in by_sid] if len(recommendation.items) > len(by_sid) else None,
         )
 
     def trace(self, rows: Sequence[int]) -> Iterator[search_error.Trace]:
@@ -90,7 +80,7 @@ class SplitDecoder:
             yield rows[start : start + self._config.batch_size]
 
 
-def decode_split(recommender: Recommender, config: EvalConfig, folder: Path) -> None:
+def decode_split(recommender: Recommender, folder: Path) -> None:
     """Write `predictions.jsonl` and, if `eval.oracle_examples` is above 0, `oracle.jsonl` for a whole split.
 
     Every process calls it and takes its share of the shards; the main process merges them.
@@ -98,7 +88,8 @@ def decode_split(recommender: Recommender, config: EvalConfig, folder: Path) -> 
     Raises:
         ArtifactError: a process did not finish its share.
     """
-    decoder = SplitDecoder(recommender, config)
+    config = recommender.config
+    decoder = SplitDecoder(recommender)
     starts = range(0, len(decoder), config.shard_size)
     shards = [range(start, min(start + config.shard_size, len(decoder))) for start in starts]
     traced = set(evenly_spaced(len(decoder), config.oracle_examples))

@@ -68,7 +68,7 @@ def evaluate(config: Config, name: str) -> tuple[Manifest, bool]:
         if name in STAGES:
             model, tokenizer = checkpoint.load(config.folder / name / "model")
             prompts = Prompts(dataset, index, tokenizer, config.resolved_prompts, checkpoint.context_of(model))
-            decode_split(Recommender(model.to(distributed_state().device), prompts), config.eval, draft.path)
+            decode_split(Recommender(model.to(distributed_state().device), prompts, config=config.eval), draft.path)
         elif is_main_process():
             write_predictions(draft.path / "predictions.jsonl", listed_predictions(name, config, dataset, index))
         if is_main_process():

@@ -28,6 +28,19 @@ _Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
+class HistoryPrompt:
+    """A prompt that asks for the item after a history.
+
+    Attributes:
+        tokens: ids, without padding.
+        cut: how many of the history's oldest items it leaves out, because the model reads no more.
+    """
+
+    tokens: list[int]
+    cut: int
+
+
+@dataclass(frozen=True)
 class Prompts:
     """Everything that a run's prompts are made from.
 
@@ -110,13 +123,19 @@ class Prompts:
             ConfigError: the prompt is too long even with one item, or the tokenizer has no chat template.
             DataError: the history is empty.
         """
-        if not len(history):
-            raise DataError("The history is empty. Give at least one item index to recommend from.")
+        return self.history_prompts([history])[0].tokens
+
+    def history_prompts(self, histories: Sequence[Sequence[int]]) -> list[HistoryPrompt]:
+        """The prompts of several histories; `ask` gives each alone, and raises the errors that this raises."""
         items = len(self.index.codes)
-        for item in history:
-            if not 0 <= item < items:
-                raise CatalogError(f"The history has item index {item}, but the catalog has the indices 0 to {items - 1}.")
-        return self._encoder.prompt(question_of(history, self.dataset, self.index, self.config))
+        for history in histories:
+            if not len(history):
+                raise DataError("The history is empty. Give at least one item index to recommend from.")
+            for item in history:
+                if not 0 <= item < items:
+                    raise CatalogError(f"The history has item index {item}, but the catalog has the indices 0 to {items - 1}.")
+        questions = [question_of(history, self.dataset, self.index, self.config) for history in histories]
+        return [HistoryPrompt(tokens, cut) for tokens, cut in self._encoder.prompts(questions)]
 
     @cached_property
     def sid_tokens(self) -> torch.Tensor:

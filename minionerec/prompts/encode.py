@@ -81,22 +81,25 @@ class Encoder:
                 if not example.is_sid:
                     completion = completion[: max(self._limit // 2, 1)]
                     reserved = len(completion)
-                prompt = self._shortened(example.question, self._limit - reserved, f"Item {example.target}")
+                prompt, _ = self._shortened(example.question, self._limit - reserved, f"Item {example.target}")
             encoded.append(TokenExample(prompt, completion, example.target, example.group, example.is_sid, example.row, cut))
         return encoded
 
-    def prompt(self, question: Question) -> list[int]:
-        """The prompt of a question whose answer is a SID that is not known yet.
+    def prompts(self, questions: Sequence[Question]) -> list[tuple[list[int], int]]:
+        """The prompts of questions whose answer is a SID that is not known yet, each with how many oldest items were left out.
 
         Raises:
-            ConfigError: the prompt is too long even with one item, or the tokenizer makes no tokens of it.
+            ConfigError: a prompt is too long even with one item, or the tokenizer makes no tokens of it.
         """
-        [prompt] = self._tokens([self._text(question)])
-        if not prompt:
-            raise self._no_tokens(question.text())
-        if self._limit is not None and len(prompt) + self._levels > self._limit:
-            return self._shortened(question, self._limit - self._levels, "A history")
-        return prompt
+        prompts = []
+        for question, prompt in zip(questions, self._tokens([self._text(question) for question in questions]), strict=True):
+            if not prompt:
+                raise self._no_tokens(question.text())
+            parts = len(question.parts)
+            if self._limit is not None and len(prompt) + self._levels > self._limit:
+                prompt, parts = self._shortened(question, self._limit - self._levels, "A history")
+            prompts.append((prompt, len(question.parts) - parts))
+        return prompts
 
     def _text(self, question: Question, *limits: int) -> str:
         return self._render(question.instruction, question.text(*limits))
@@ -107,8 +110,11 @@ class Encoder:
         ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=self._config.style != "chat")["input_ids"]
         return ids
 
-    def _shortened(self, question: Question, room: int, asker: str) -> list[int]:
+    def _shortened(self, question: Question, room: int, asker: str) -> tuple[list[int], int]:
         """The prompt with as many parts as fit into `room` tokens, or as many words or characters of a single part.
+
+        Returns:
+            the prompt, and how many parts are left of it.
 
         Args:
             asker: whom an error names.
@@ -117,12 +123,12 @@ class Encoder:
         def with_at_most(*limits: int) -> list[int]:
             return self._tokens([self._text(question, *limits)])[0]
 
-        prompt = _longest_fit(with_at_most, len(question.parts), room)
+        prompt, parts = _longest_fit(with_at_most, len(question.parts), room)
         if len(prompt) > room and question.breakable:
             words = question.parts[-1 if question.newest else 0].removeprefix(question.mark).split(" ")
-            prompt = _longest_fit(partial(with_at_most, 1), len(words), room)
+            prompt, _ = _longest_fit(partial(with_at_most, 1), len(words), room)
             if len(prompt) > room:
-                prompt = _longest_fit(partial(with_at_most, 1, 1), len(words[0]), room)
+                prompt, _ = _longest_fit(partial(with_at_most, 1, 1), len(words[0]), room)
         if len(prompt) > room and self._limit is not None:
             bound = "prompts.max_tokens is" if self._limit == self._config.max_tokens else "the model reads"
             raise ConfigError(
@@ -130,7 +136,7 @@ class Encoder:
                 f"{'character' if question.breakable else 'item'} left of it, {bound} {self._limit}. Take a model that reads "
                 "more, a shorter prompts.style, or shorten the item's text."
             )
-        return prompt
+        return prompt, parts
 
     @staticmethod
     def _no_tokens(text: str) -> ConfigError:
@@ -139,13 +145,13 @@ class Encoder:
         )
 
 
-def _longest_fit(with_at_most: Callable[[int], list[int]], parts: int, room: int) -> list[int]:
-    """The longest prompt of at most `room` tokens, by bisection over the number of parts; with one part if none fits."""
+def _longest_fit(with_at_most: Callable[[int], list[int]], parts: int, room: int) -> tuple[list[int], int]:
+    """The longest prompt of at most `room` tokens and its number of parts, by bisection; with one part if none fits."""
     low, high = 1, parts
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if len(with_at_most(middle)) <= room else (low, middle - 1)
-    return with_at_most(low)
+    return with_at_most(low), low
 
 
 def _renderer(style: str, tokenizer: PreTrainedTokenizerBase) -> Callable[[str, str], str]:

@@ -1,24 +1,32 @@
-"""A model that people can ask: histories in, ranked lists of the catalog's semantic IDs out.
+"""A model that people can ask: histories in, ranked lists of the catalog's items out.
 
 Evaluation, validation during training and your own code ask through this one class, so a model answers everywhere as it was
 evaluated.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
+from typing import Any, Unpack
 
+import numpy as np
+import polars as pl
 import torch
 from transformers import PreTrainedModel
 
-from minionerec.artifacts import ITEM_STAGES, MANIFEST, require
-from minionerec.config import PromptsConfig
-from minionerec.data.dataset import Dataset
+from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, require
+from minionerec.config import EvalConfig, PromptsConfig, run_file
+from minionerec.data.dataset import SPLITS, Dataset
+from minionerec.data.interactions import interaction_counts
 from minionerec.distributed import distributed_state
 from minionerec.errors import ConfigError, DataError
 from minionerec.model import checkpoint
 from minionerec.prompts.builder import Prompts
 from minionerec.prompts.record import check_prompts
+from minionerec.recommend.filters import FilterFields, Filters, Item, ItemFilter, ItemSets
+from minionerec.recommend.lists import Recommendation, RecommendedItem
+from minionerec.recommend.requests import OnUnknown, Request, Search, read_requests, search_widths
 from minionerec.sid.index import SidIndex
 from minionerec.tree import BeamResult, CatalogTrie, Normalise, beam_search, left_pad
 
@@ -48,61 +56,259 @@ class Recommender:
     >>> _ = checkpoint.add_sid_tokens(model, tokenizer, index, seed=0)
     >>> recommender = Recommender(model, Prompts(dataset, index, tokenizer))
 
-    After a history of items 0 and 1, hiding these two, there are two SIDs to recommend; items 3 and 4 share one:
+    After a lamp and a cup, without these two, three items can be recommended; bowl and chair share a SID:
 
-    >>> result = recommender.recommend([[0, 1]], num_beams=5, hidden=[[0, 1]])
-    >>> sorted(recommender.trie.items(leaf) for leaf in result.leaves[0].tolist())
-    [[], [], [], [2], [3, 4]]
+    >>> [recommendation] = recommender.recommend([["lamp", "cup"]], k=5, exclude_history=True)
+    >>> sorted((item.item_id, item.tied) for item in recommendation.items)
+    [('bowl', True), ('chair', True), ('vase', False)]
+    >>> recommendation.exact, recommendation.reason
+    (True, 'The filters leave 3 items: exclude_history hides 2.')
 
     Attributes:
         model: in evaluation mode.
         prompts: how it is asked.
         trie: the valid SIDs, on the model's device. A leaf of it is a SID.
+        config: how lists are made: `num_beams`, `normalise_over`, `exclude_history` and `batch_size`.
+        items: the catalog by id, category and name.
     """
 
-    def __init__(self, model: PreTrainedModel, prompts: Prompts, trie: CatalogTrie | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Prompts,
+        trie: CatalogTrie | None = None,
+        config: EvalConfig | None = None,
+        max_history: int | None = None,
+        popularity: np.ndarray | None = None,
+    ) -> None:
         """Put a model, its prompts and its catalog together.
 
         Args:
             model: is put into evaluation mode. It is not copied: while it is trained further, it answers as it then is.
             prompts: what the model was trained with.
             trie: of the prompts' SIDs, on the model's device; None to build it.
+            config: how lists are made; None for the defaults.
+            max_history: `recommend` reads at most so many items of a history, the newest; None for as many as the longest
+                history of the prompts' dataset has.
+            popularity: (items,) which items are recommended after an empty history, the highest number first; None for the
+                dataset's training interactions.
 
         Raises:
             CatalogError: the tokenizer lacks the catalog's SID tokens.
         """
         self.model, self.prompts = model.eval(), prompts
         self.trie = CatalogTrie.from_codes(prompts.sid_tokens, model.device) if trie is None else trie
+        self.config = config or EvalConfig()
+        self.items = ItemSets(prompts.dataset.catalog)
+        self._max_history, self._popularity = max_history, popularity
 
     @classmethod
-    def load(cls, run_folder: str | Path, stage: str | None = None) -> "Recommender":
-        """The model of a finished run, on this process's device, with the prompts that it was trained with.
+    def load(
+        cls, folder: str | Path, stage: str | None = None, device: str | torch.device | None = None, dtype: str | None = None
+    ) -> "Recommender":
+        """The model of a finished run, with the prompts that it was trained with, as the run was evaluated.
 
         Args:
-            run_folder: such as `runs/ml-100k`.
+            folder: such as `runs/ml-100k`.
             stage: `sft` or `rl`; None for `rl` if the run has it, else `sft`.
+            device: such as `cpu` or `cuda:1`; None for this process's device.
+            dtype: of the weights, such as `bfloat16`; None for `float32`, in which runs are evaluated.
 
         Raises:
             ArtifactError: an artefact is missing or damaged, or the model was trained on other data or other SIDs than the run
                 now has.
-            ConfigError: there is no such stage, or the model was trained with wordings that this version does not have.
+            ConfigError: there is no such stage or dtype, or the model was trained with wordings that this version does not
+                have.
         """
-        run_folder = Path(run_folder)
+        folder = Path(folder)
         if stage is None:
-            stage = "rl" if (run_folder / "rl" / MANIFEST).is_file() else "sft"
+            stage = "rl" if (folder / "rl" / MANIFEST).is_file() else "sft"
         if stage not in STAGES:
             raise ConfigError(f"stage {stage}: no such training stage; expected one of {', '.join(STAGES)}.")
-        inputs = {name: require(run_folder / name, command).digest for name, command in ITEM_STAGES.items()}
-        manifest = require(run_folder / stage, f"minionerec {stage}", made_from=inputs)
+        if dtype is not None and not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise ConfigError(f"dtype {dtype}: no such number format; expected float32, bfloat16 or float16.")
+        inputs = {name: require(folder / name, command).digest for name, command in ITEM_STAGES.items()}
+        manifest = require(folder / stage, f"minionerec {stage}", made_from=inputs)
         trained = manifest.config["prompts"]
         # A field that another version did not record keeps its default here, and the check names it.
         config = PromptsConfig(**{field.name: trained[field.name] for field in fields(PromptsConfig) if field.name in trained})
-        check_prompts(manifest.config, config, str(run_folder / stage))
-        dataset = Dataset.load(run_folder / "data")
-        index = SidIndex.load(run_folder / "sid", dataset)
-        model, tokenizer = checkpoint.load(str(run_folder / stage / "model"))
+        check_prompts(manifest.config, config, str(folder / stage))
+        dataset = Dataset.load(folder / "data")
+        index = SidIndex.load(folder / "sid", dataset)
+        model, tokenizer = checkpoint.load(str(folder / stage / "model"), dtype or "float32")
         prompts = Prompts(dataset, index, tokenizer, config, checkpoint.context_of(model))
-        return cls(model.to(distributed_state().device), prompts)
+        target: Any = distributed_state().device if device is None else device  # the stub of `to` takes no device
+        return cls(model.to(target), prompts, config=_evaluated_with(folder, stage))
+
+    @cached_property
+    def max_history(self) -> int:
+        """Items of a history that `recommend` reads: as many as the longest history of the dataset has."""
+        if self._max_history is not None:
+            return self._max_history
+        splits = [
+            self.prompts.dataset.split(name).lazy().select(pl.col("history").list.len().cast(pl.Int64)) for name in SPLITS
+        ]
+        return pl.concat(splits).max().collect().item() or 1
+
+    @cached_property
+    def popularity(self) -> np.ndarray:
+        """(items,) how popular each item is."""
+        return interaction_counts(self.prompts.dataset) if self._popularity is None else self._popularity
+
+    def name_items(self, name: str, items: Iterable[Item]) -> None:
+        """Give a set of items a name, such as `in_stock`, for the filter `named`.
+
+        Raises:
+            DataError: an item is unknown.
+        """
+        self.items.name(name, items)
+
+    def recommend(
+        self,
+        histories: Iterable[Sequence[Item]],
+        k: int | None = 10,
+        filters: Filters | Sequence[Filters] | None = None,
+        *,
+        num_beams: int | None = None,
+        widest: int | None = None,
+        on_unknown: OnUnknown = "error",
+        **filter_fields: Unpack[FilterFields],
+    ) -> list[Recommendation]:
+        """The best items after each history.
+
+        A list does not depend on the other histories, up to rounding.
+
+        Args:
+            histories: items, oldest first. Text is an item's id, a whole number is its index, the row of the catalog from 0.
+            k: items per list; None for all items of all beams, as in the evaluation.
+            filters: for all histories, or one per history. Instead, the fields of one `Filters` can be given by name, for
+                example `deny=["50"]`.
+            num_beams: beams of the search; None for `config.num_beams`, or for `k` if that is more.
+            widest: while a list is not proven exact, search again with twice the beams, up to this many; None searches once.
+            on_unknown: whether an item that the catalog lacks is an error or is skipped and named in the result.
+
+        Raises:
+            CatalogError: filters leave a history no item.
+            ConfigError: `k`, `num_beams` or `widest` do not go together, or a named set of items does not exist.
+            DataError: an item is unknown or is no item.
+        """
+        search = search_widths(k, num_beams, widest, self.config.num_beams, len(self.trie))
+        requests = self.read(histories, filters, on_unknown, **filter_fields)
+        answers: list[Recommendation | None] = [None] * len(requests)
+        asked = [number for number, request in enumerate(requests) if request.history]
+        for number, request in enumerate(requests):
+            if not request.history:
+                answers[number] = self._popular(request, search.num_beams if k is None else k)
+        for start in range(0, len(asked), self.config.batch_size):
+            numbers = asked[start : start + self.config.batch_size]
+            for number, answer in zip(numbers, self._answer([requests[number] for number in numbers], search), strict=True):
+                answers[number] = answer
+        return [answer for answer in answers if answer is not None]
+
+    def read(
+        self,
+        histories: Iterable[Sequence[Item]],
+        filters: Filters | Sequence[Filters] | None = None,
+        on_unknown: OnUnknown = "error",
+        **filter_fields: Unpack[FilterFields],
+    ) -> list[Request]:
+        """Check histories and their filters, and turn items into indices. `recommend` describes arguments and errors."""
+        if filter_fields and filters is not None:
+            raise ConfigError(f"Give filters or {', '.join(filter_fields)}, not both.")
+        common = Filters(**filter_fields) if filters is None else filters
+        return read_requests(self.items, histories, common, on_unknown, self.max_history, self.config.exclude_history)
+
+    def _answer(self, requests: Sequence[Request], search: Search) -> list[Recommendation]:
+        """Search for a batch of histories; those whose lists are not proven exact again and wider, if `search` says so."""
+        answers: list[Recommendation] = []
+        numbers, beams = list(range(len(requests))), search.num_beams
+        while True:
+            batch = [requests[number] for number in numbers]
+            lists = list(self._lists(batch, beams, search.k))
+            answers = answers or lists
+            for number, recommendation in zip(numbers, lists, strict=True):
+                answers[number] = recommendation
+            numbers = [number for number in numbers if not answers[number].exact]
+            if not numbers or search.widest is None or beams >= search.widest:
+                return answers
+            beams = min(2 * beams, search.widest)
+
+    def _lists(self, requests: Sequence[Request], beams: int, k: int | None) -> Iterator[Recommendation]:
+        """The lists of one search."""
+        prompts = self.prompts.history_prompts([request.history for request in requests])
+        view = self.view([request.item_filter for request in requests])
+        tokens, mask = left_pad([prompt.tokens for prompt in prompts], self.prompts.tokenizer.pad_token_id, self.model.device)
+        result = self._beam_search(tokens, mask, view, beams)
+        columns = (result.leaves.tolist(), result.scores.tolist(), result.best_pruned.tolist())
+        for request, prompt, leaves, scores, best_pruned in zip(requests, prompts, *columns, strict=True):
+            items = self._items(leaves, scores, request.item_filter)[:k]
+            # A full list ends with the lowest score that nothing pruned may exceed; a short one must have pruned nothing.
+            full = leaves[-1] >= 0 if k is None else len(items) == k
+            lowest = items[-1].score if full else -float("inf")
+            yield Recommendation(
+                items=tuple(items),
+                exact=lowest >= best_pruned,
+                beams=beams,
+                cut=request.cut + prompt.cut,
+                skipped=request.skipped,
+                reason=None if full else self._reason(request.item_filter),
+            )
+
+    def _items(self, leaves: Sequence[int], scores: Sequence[float], item_filter: ItemFilter) -> list[RecommendedItem]:
+        items: list[RecommendedItem] = []
+        for leaf, score in zip(leaves, scores, strict=True):
+            group = item_filter.passing(self.trie.items(leaf))
+            items += [self._item(item, score, len(group) > 1, len(items) + place) for place, item in enumerate(group, 1)]
+        return items
+
+    def _item(self, index: int, score: float, tied: bool, place: int) -> RecommendedItem:
+        item_id, title = self.items.ids[index], self.items.titles[index]
+        return RecommendedItem(item_id, title or "", score, self.prompts.index.text(index), tied, place, index)
+
+    def _reason(self, item_filter: ItemFilter) -> str:
+        count = self.items.count(item_filter)
+        if not item_filter:
+            return f"The catalog has {count} items."
+        return f"The filters leave {count} item{'s' if count != 1 else ''}: {item_filter.text}."
+
+    def _popular(self, request: Request, length: int) -> Recommendation:
+        """The most popular items that pass the filters; ties in catalog order."""
+        ranked = np.argsort(-self.popularity, kind="stable").tolist()
+        passing = request.item_filter.passing(ranked)[:length]
+        groups = [request.item_filter.passing(self.trie.items(int(self.trie.leaf_of_item[item]))) for item in passing]
+        items = [
+            self._item(item, float(self.popularity[item]), len(group) > 1, place)
+            for place, (item, group) in enumerate(zip(passing, groups, strict=True), 1)
+        ]
+        return Recommendation(
+            items=tuple(items),
+            exact=False,
+            beams=0,
+            skipped=request.skipped,
+            fallback="popularity",
+            reason=self._reason(request.item_filter) if len(items) < length else None,
+        )
+
+    def view(self, item_filters: Sequence[ItemFilter]) -> CatalogTrie:
+        """The part of the trie that each request of a batch may reach.
+
+        Args:
+            item_filters: one per request, as `read` resolves them.
+        """
+        if not any(item_filters):
+            return self.trie
+        if all(item_filter.mask is None and item_filter.listed is None for item_filter in item_filters):
+            return self.trie.without([list(item_filter.hidden) for item_filter in item_filters])
+        allowed = np.ones((len(item_filters), len(self.items.ids)), dtype=bool)
+        for row, item_filter in zip(allowed, item_filters, strict=True):
+            if item_filter.listed is not None:
+                row[:] = False
+                row[item_filter.listed] = True
+                continue
+            if item_filter.mask is not None:
+                row[:] = item_filter.mask
+            row[list(item_filter.hidden)] = False
+        return self.trie.narrow(allowed)
 
     def encode(self, histories: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """The prompts of some histories as the model reads them.
@@ -119,35 +325,49 @@ class Recommender:
         """
         if not len(histories):
             raise DataError("There is no history to recommend for; expected at least one list of item indices.")
-        prompts = [self.prompts.ask(history) for history in histories]
+        prompts = [prompt.tokens for prompt in self.prompts.history_prompts(histories)]
         return left_pad(prompts, self.prompts.tokenizer.pad_token_id, self.model.device)
 
-    def recommend(
+    def search(
         self,
         histories: Sequence[Sequence[int]],
         *,
         num_beams: int,
-        normalise_over: Normalise = "vocabulary",
-        hidden: Sequence[Sequence[int]] | None = None,
+        normalise_over: Normalise | None = None,
+        trie: CatalogTrie | None = None,
     ) -> BeamResult:
-        """The most likely SIDs after each history, best first.
+        """The most likely SIDs after each history as tensors, best first.
 
-        All histories are one batch of the model; many are better asked in parts.
+        All histories are one batch of the model, and each is read whole.
 
         Args:
             histories: item indices, oldest first.
-            num_beams: SIDs per list. A list is shorter only if the catalog has fewer that are not hidden.
-            normalise_over: what a step's probabilities add up over in the scores: all tokens, or the legal next ones.
-            hidden: per history, items that must not be recommended. A SID that several items share is hidden only if all of
-                them are. None hides nothing.
+            num_beams: SIDs per list. A list is shorter only if the trie has fewer that are not hidden.
+            normalise_over: what a step's probabilities add up over in the scores: all tokens, or the legal next ones; None for
+                the recommender's `config`.
+            trie: a view of the recommender's trie, such as `recommender.trie.without(hidden)`; None hides nothing.
 
         Returns:
             the lists; `leaves` are numbers of SIDs in `trie`, and `trie.items(leaf)` gives the items of one.
 
         Raises:
             DataError: there is no history, or one is empty.
-            CatalogError: an item is not in the catalog, or a filter hides all items.
+            CatalogError: an item is not in the catalog.
         """
-        input_ids, mask = self.encode(histories)
-        trie = self.trie if hidden is None else self.trie.without(hidden)
-        return beam_search(self.model, input_ids, mask, trie=trie, num_beams=num_beams, normalise_over=normalise_over)
+        return self._beam_search(*self.encode(histories), self.trie if trie is None else trie, num_beams, normalise_over)
+
+    def _beam_search(
+        self, tokens: torch.Tensor, mask: torch.Tensor, trie: CatalogTrie, beams: int, normalise_over: Normalise | None = None
+    ) -> BeamResult:
+        over = normalise_over or self.config.normalise_over
+        return beam_search(self.model, tokens, mask, trie=trie, num_beams=beams, normalise_over=over)
+
+
+def _evaluated_with(folder: Path, stage: str) -> EvalConfig:
+    """How a run's lists are made: as its evaluation made them, else as its `run.yaml` says, else by default."""
+    values: dict[str, Any] = {}
+    if (folder / run_file.RUN_FILE).is_file():
+        values = run_file.load(folder).get("eval", {})
+    if (folder / "eval" / stage / MANIFEST).is_file():
+        values = Manifest.load(folder / "eval" / stage).config["eval"]
+    return EvalConfig(**{field.name: values[field.name] for field in fields(EvalConfig) if field.name in values})

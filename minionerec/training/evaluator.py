@@ -63,12 +63,13 @@ class RankingEvaluator:
     def _ranks(self, batch: slice) -> np.ndarray:
         """0-based ranks of the targets' SIDs, infinity for a miss."""
         histories = self._histories[batch]
-        result = self._recommender.recommend(
+        trie = self._recommender.trie
+        result = self._recommender.search(
             histories,
             num_beams=self._config.num_beams,
             normalise_over=self._config.normalise_over,
-            hidden=histories if self._config.exclude_history else None,
+            trie=trie.without(histories) if self._config.exclude_history else None,
         )
-        targets = self._recommender.trie.leaf_of_item[self._targets[batch]]
+        targets = trie.leaf_of_item[self._targets[batch]]
         match = (result.leaves == targets[:, None]).cpu().numpy()
         return np.where(match.any(axis=1), match.argmax(axis=1), np.inf)

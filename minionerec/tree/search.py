@@ -26,12 +26,15 @@ class BeamResult:
         scores: (batch, beams) sums of log-probabilities in nats, descending; -inf in empty places.
         leaves: (batch, beams) int64, the number of each SID in the trie, for `CatalogTrie.items`; -1 in empty places.
         exact: (batch,) bool, the certificate: True proves that the list is the exact top of the whole catalog.
+        best_pruned: (batch,) the highest score of any prefix that was pruned, -inf if none was. The part of a list whose scores
+            are no lower is exact, even if the whole list is not proven to be.
     """
 
     tokens: torch.Tensor
     scores: torch.Tensor
     leaves: torch.Tensor
     exact: torch.Tensor
+    best_pruned: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -204,15 +207,17 @@ def beam_search(
     leaves = torch.full((len(input_ids), num_beams), -1, device=input_ids.device)
     scores = torch.full((len(input_ids), num_beams), -torch.inf, device=input_ids.device)
     exact = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+    best_pruned = torch.full((len(input_ids),), -torch.inf, device=input_ids.device)
     rows, width = torch.arange(len(input_ids), device=input_ids.device), num_beams
     while True:
         searched = _search(prompts, width)
         leaves[rows] = _fill(searched.leaves, num_beams, -1)
         scores[rows] = _fill(searched.scores, num_beams, -torch.inf)
+        best_pruned[rows] = searched.best_pruned
         exact[rows] = scores[rows, -1] >= searched.best_pruned
         unproven = (~exact[rows]).nonzero().squeeze(-1)
         if widest is None or width >= widest or not len(unproven):
-            return BeamResult(trie.sid(leaves), scores, leaves, exact)
+            return BeamResult(trie.sid(leaves), scores, leaves, exact, best_pruned)
         rows, width = rows[unproven], min(2 * width, widest)
         prompts = prompts.select(unproven)
 

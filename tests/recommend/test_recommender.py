@@ -1,16 +1,25 @@
+import dataclasses
 import json
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import minionerec
-from minionerec.errors import ArtifactError, ConfigError, DataError
-from minionerec.eval.predictions import read_predictions
+from minionerec.errors import ArtifactError, CatalogError, ConfigError, DataError
+from minionerec.eval.decode import SplitDecoder
+from minionerec.eval.predictions import read_predictions, write_predictions
 from minionerec.pipeline import run
+from minionerec.recommend.filters import Filters
 from minionerec.recommend.recommender import Recommender
 from tests import small
+
+HISTORY = [0, 5, 7]
 
 
 @pytest.fixture(scope="module")
@@ -21,32 +30,215 @@ def finished(tmp_path_factory):
     return config
 
 
+def scored(recommendation):
+    return [(item.index, item.score) for item in recommendation.items]
+
+
 @pytest.mark.parametrize("stage", ["sft", "rl", None])
-def test_a_loaded_model_recommends_what_its_evaluation_lists(finished, stage):
+def test_the_lists_of_the_evaluation_are_those_of_the_loaded_recommender_byte_for_byte(finished, stage, tmp_path):
     recommender = Recommender.load(str(finished.folder), stage)
-    predictions = read_predictions(finished.folder / "eval" / (stage or "rl") / "predictions.jsonl")
-    for start in range(0, len(predictions), 16):
-        batch = predictions[start : start + 16]
-        result = recommender.recommend([prediction.history for prediction in batch], num_beams=10)
-        for prediction, leaves, scores in zip(batch, result.leaves.tolist(), result.scores.tolist(), strict=True):
-            assert [item for leaf in leaves for item in recommender.trie.items(leaf)] == prediction.items
-            assert [round(score, 6) for score in scores] == prediction.scores
+    path = finished.folder / "eval" / (stage or "rl") / "predictions.jsonl"
+    predictions = read_predictions(path)
+    by_id = [[recommender.items.ids[item] for item in prediction.history] for prediction in predictions]
+    lists = recommender.recommend(by_id, k=None)
+    assert len(lists) == 40
+    again = [
+        dataclasses.replace(
+            prediction,
+            items=[item.index for item in ours.items],
+            scores=list(dict.fromkeys(item.score for item in ours.items)),
+            exact=ours.exact,
+        )
+        for prediction, ours in zip(predictions, lists, strict=True)
+    ]
+    write_predictions(tmp_path / "again.jsonl", again)
+    assert (tmp_path / "again.jsonl").read_bytes() == path.read_bytes()
 
 
-def test_hidden_items_are_not_recommended(finished):
+def test_a_run_says_how_its_lists_are_made(finished, tmp_path):
     recommender = Recommender.load(finished.folder)
-    history = [0, 5, 7]
-    free = recommender.recommend([history], num_beams=48).leaves[0].tolist()
-    top = recommender.trie.items(free[0])
-    hiding = recommender.recommend([history], num_beams=48, hidden=[top]).leaves[0].tolist()
-    assert [leaf for leaf in hiding if leaf >= 0] == [leaf for leaf in free[1:] if leaf >= 0]
+    assert (recommender.config.num_beams, recommender.config.normalise_over) == (10, "vocabulary")
+    assert recommender.max_history == 6
+    folder = copied(finished, tmp_path / "run")
+    shutil.rmtree(folder / "eval")
+    assert Recommender.load(folder).config.num_beams == 10  # of run.yaml
+    (folder / "run.yaml").unlink()
+    assert Recommender.load(folder).config.num_beams == 50
 
 
-def test_there_must_be_a_history(finished):
-    recommender = Recommender.load(finished.folder)
+def test_another_device_or_number_format(finished):
+    recommender = Recommender.load(finished.folder, device="cpu", dtype="bfloat16")
+    assert recommender.model.dtype == torch.bfloat16
+    assert len(recommender.recommend([HISTORY])[0].items) == 10
+    with pytest.raises(ConfigError, match="dtype float99: no such number format"):
+        Recommender.load(finished.folder, dtype="float99")
+
+
+@pytest.mark.parametrize("normalise_over", ["vocabulary", "catalog"])
+def test_alone_and_in_any_batch_a_history_has_the_same_list(make, normalise_over):
+    recommender = make(normalise_over=normalise_over, batch_size=7)
+    histories = recommender.prompts.dataset.test["history"].to_list()
+    together = recommender.recommend(histories, exclude_history=True)
+    for history, ours in zip(histories, together, strict=True):
+        [alone] = recommender.recommend([history], exclude_history=True)
+        assert [item.index for item in alone.items] == [item.index for item in ours.items]
+        np.testing.assert_allclose([item.score for item in alone.items], [item.score for item in ours.items], atol=1e-5)
+        assert (alone.exact, alone.beams) == (ours.exact, ours.beams)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_filters_are_the_whole_list_without_what_does_not_pass(recommender, data):
+    """Against brute force: without a filter all 20 items are listed, and their scores do not depend on the filter."""
+    some = st.lists(st.integers(0, 19), max_size=8)
+    filters = [
+        Filters(
+            allow=data.draw(st.none() | st.lists(st.integers(0, 19), min_size=1, max_size=12)),
+            deny=data.draw(some),
+            category=data.draw(st.sampled_from([None, "Lamps", "Set of 2"])),
+            named=data.draw(st.sampled_from([(), ("even",), ("even", "small")])),
+            exclude_history=data.draw(st.booleans()),
+        )
+        for _ in range(3)
+    ]
+    histories = [[0, 5, 7], [3], [19, 2, 2, 11]]
+    k = data.draw(st.sampled_from([1, 4, 20]))
+    recommender.name_items("even", range(0, 20, 2))
+    recommender.name_items("small", [f"i{item}" for item in range(12)])
+    whole = recommender.recommend(histories, k=None, num_beams=20)
+    expected = []
+    for wanted, history, everything in zip(filters, histories, whole, strict=True):
+        passing = set(range(20)) if wanted.allow is None else set(wanted.allow)
+        passing -= {*wanted.deny, *(history if wanted.exclude_history else ())}
+        passing -= {item for item in range(20) if wanted.category == ("Lamps" if item % 3 == 0 else "Set of 2")}
+        passing -= set(range(1, 20, 2)) if "even" in wanted.named else set()
+        passing -= set(range(12, 20)) if "small" in wanted.named else set()
+        expected.append([(item.index, item.score) for item in everything.items if item.index in passing])
+    if not all(expected):
+        with pytest.raises(CatalogError, match=rf"history {expected.index([])}: The filters leave no item of the catalog's 20"):
+            recommender.recommend(histories, k, filters)
+        return
+    for ours, wanted in zip(recommender.recommend(histories, k, filters, num_beams=20), expected, strict=True):
+        assert [item.index for item in ours.items] == [item for item, _ in wanted[:k]]
+        np.testing.assert_allclose([item.score for item in ours.items], [score for _, score in wanted[:k]], atol=1e-5)
+        assert [item.place for item in ours.items] == list(range(1, len(ours.items) + 1))
+        assert ours.exact and (ours.reason is None) == (len(wanted) >= k)
+
+
+def test_items_of_one_sid_are_tied_in_catalog_order(recommender):
+    [result] = recommender.recommend([HISTORY], k=20)
+    by_sid = {}
+    for item in result.items:
+        by_sid.setdefault(item.sid, []).append(item)
+        assert item.item_id == f"i{item.index}" and item.title == recommender.items.titles[item.index]
+    assert len(by_sid) == 14
+    for group in by_sid.values():
+        assert [item.index for item in group] == sorted(item.index for item in group)
+        assert len({item.score for item in group}) == 1 and {item.tied for item in group} == {len(group) > 1}
+    [hidden] = recommender.recommend([HISTORY], k=20, deny=[2])
+    assert not next(item for item in hidden.items if item.index == 1).tied  # nothing that passes has its SID
+    assert hidden.reason == "The filters leave 19 items: deny hides 1."
+    assert recommender.recommend([HISTORY], k=99)[0].reason == "The catalog has 20 items."
+
+
+def test_a_narrow_search_is_widened_until_the_list_is_proven(make):
+    recommender = make(normalise_over="catalog")
+    histories = recommender.prompts.dataset.test["history"].to_list()
+    narrow = recommender.recommend(histories, k=2, num_beams=2)
+    wide = recommender.recommend(histories, k=2, num_beams=2, widest=20)
+    whole = recommender.recommend(histories, k=2, num_beams=20)
+    assert not all(ours.exact for ours in narrow) and len({ours.beams for ours in wide}) > 1
+    for before, ours, best in zip(narrow, wide, whole, strict=True):
+        assert ours.exact and [item.index for item in ours.items] == [item.index for item in best.items]
+        assert not before.exact or before == ours
+        assert ours.beams == 2 or not before.exact
+
+
+def test_a_short_list_of_a_wide_search_can_be_proven_where_the_long_one_is_not(make):
+    recommender = make(normalise_over="catalog")
+    histories = recommender.prompts.dataset.test["history"].to_list()
+    short = recommender.recommend(histories, k=1, num_beams=3)
+    long = recommender.recommend(histories, k=None, num_beams=3)
+    assert sum(ours.exact for ours in short) > sum(ours.exact for ours in long)
+
+
+def test_unknown_items_are_named_or_skipped(recommender):
+    with pytest.raises(DataError, match=r"history 1: the catalog has no item 'lamp', 20\. Its 20 items have ids like 'i0'"):
+        recommender.recommend([["i0"], ["lamp", "i1", 20]])
+    with pytest.raises(DataError, match="filter deny: the catalog has no item 'cup'"):
+        recommender.recommend([["i0"]], deny=["cup"])
+    skipping, clean = (
+        recommender.recommend([["lamp", "i1", 20]], deny=["cup"], on_unknown="skip")[0],
+        recommender.recommend([[1]])[0],
+    )
+    assert skipping.skipped == ("lamp", 20, "cup") and scored(skipping) == scored(clean)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"histories": "i0"}, DataError, "histories is the text 'i0'"),
+        ({"histories": ["i0"]}, DataError, r"history 0 is the text 'i0'; expected a list of items, such as \['i0'\]"),
+        ({"histories": [[True]]}, DataError, "history 0: found True; expected an item's id"),
+        ({"histories": [[1.0]]}, DataError, "history 0: found 1.0"),
+        ({"k": 0}, ConfigError, "k is 0; expected 1 to"),
+        ({"k": 10**9}, ConfigError, "k is 1000000000"),
+        ({"num_beams": 5}, ConfigError, "num_beams is 5, fewer than the k 10 items"),
+        ({"widest": 5}, ConfigError, "widest is 5, fewer than the 50 beams"),
+        ({"on_unknown": "ignore"}, ConfigError, "on_unknown is 'ignore'; expected error or skip"),
+        ({"named": ["in_stock"]}, ConfigError, "named 'in_stock': there is no such set of items"),
+        ({"deny": "i0"}, ConfigError, "filter deny is the text 'i0'; expected a list"),
+        ({"category": "Chairs"}, DataError, "category 'Chairs': no item has it. Items have, for example"),
+        ({"filters": [Filters()], "histories": [[1], [2]]}, ConfigError, "1 filters for 2 histories"),
+        ({"filters": Filters(), "deny": [1]}, ConfigError, "Give filters or deny, not both"),
+        ({"deny": range(20)}, CatalogError, "history 0: The filters leave no item of the catalog's 20: deny hides 20"),
+        ({"allow": []}, CatalogError, "allow names 0"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused(recommender, arguments, error, message):
+    with pytest.raises(error, match=message):
+        recommender.recommend(**{"histories": [[0, 1]], **arguments})
+    assert recommender.recommend([]) == []
+
+
+def test_after_an_empty_history_the_popular_items_are_listed_and_flagged(recommender):
+    full, empty = recommender.recommend([[0], []], k=5)
+    assert (full.fallback, empty.fallback, empty.exact, empty.beams) == (None, "popularity", False, 0)
+    counts = [item.score for item in empty.items]
+    assert counts == sorted(recommender.popularity.tolist(), reverse=True)[:5]
+    [skipped] = recommender.recommend([["lamp"]], k=30, on_unknown="skip", deny=[3])
+    assert skipped.fallback == "popularity" and skipped.skipped == ("lamp",) and len(skipped.items) == 19
+    assert skipped.reason == "The filters leave 19 items: deny hides 1."
+
+
+def test_a_long_history_loses_its_oldest_items_and_says_how_many(make):
+    recommender = make()
+    longest = recommender.max_history
+    assert longest == 6
+    long, newest = recommender.recommend([[*range(10)], [*range(4, 10)]])
+    assert (long.cut, newest.cut) == (4, 0) and scored(long) == scored(newest)
+    prompts = dataclasses.replace(recommender.prompts, context=14)  # room for fewer items
+    cut = Recommender(recommender.model, prompts).recommend([[*range(10)]])[0].cut
+    assert 4 < cut < 10
+
+
+def test_a_history_that_is_excluded_by_the_evaluation_is_excluded(make):
+    recommender = make(exclude_history=True)
+    [ours] = recommender.recommend([[*range(10)]], k=20)
+    assert sorted(item.index for item in ours.items) == [*range(10, 20)]  # items that the prompt leaves out are hidden too
+    assert len(recommender.recommend([[1]], k=20, exclude_history=False)[0].items) == 20
+    decoder = SplitDecoder(recommender)
+    assert all(not set(prediction.items) & set(prediction.history) for prediction in decoder.predict(range(len(decoder))))
+
+
+def test_a_search_returns_tensors(recommender):
+    result = recommender.search([HISTORY, [3]], num_beams=14)
+    hidden = recommender.trie.items(int(result.leaves[0, 0]))
+    rest = recommender.search([HISTORY], num_beams=14, trie=recommender.trie.without([hidden]))
+    assert rest.leaves[0].tolist() == [*result.leaves[0, 1:].tolist(), -1]
     for histories in ([], [[]]):
         with pytest.raises(DataError, match="history"):
-            recommender.recommend(histories, num_beams=5)
+            recommender.search(histories, num_beams=5)
 
 
 def copied(finished, folder):
@@ -58,8 +250,8 @@ def test_a_run_without_rl_gives_the_sft_model(finished, tmp_path):
     folder = copied(finished, tmp_path / "run")
     shutil.rmtree(folder / "rl")
     expected = read_predictions(folder / "eval/sft/predictions.jsonl")[0]
-    result = Recommender.load(folder).recommend([expected.history], num_beams=10)
-    assert [round(score, 6) for score in result.scores[0].tolist()] == pytest.approx(expected.scores, abs=1e-5)
+    [ours] = Recommender.load(folder).recommend([expected.history], k=None)
+    assert [item.index for item in ours.items] == expected.items
     with pytest.raises(ArtifactError, match=r"rl: no finished artefact here\. Make it first: minionerec rl"):
         Recommender.load(folder, "rl")
 

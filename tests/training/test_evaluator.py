@@ -28,7 +28,7 @@ def recommender():
 def test_validation_is_the_evaluations_figures_on_evenly_spaced_examples(recommender, exclude_history):
     config = EvalConfig(num_beams=20, batch_size=3, split="test", exclude_history=exclude_history)
     evaluator = RankingEvaluator(recommender, config, 7, "MRR@5")
-    decoder = SplitDecoder(recommender, replace(config, split="valid"))
+    decoder = SplitDecoder(Recommender(recommender.model, recommender.prompts, config=replace(config, split="valid")))
     whole = ranks(list(decoder.predict(range(len(decoder)))))
     rows = [number * len(whole) // 7 for number in range(7)]
     expected = {name: values[rows].mean() for name, values in per_user(whole).items()}
