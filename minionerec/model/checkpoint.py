@@ -7,40 +7,47 @@ from typing import cast
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AddedToken,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from minionerec.errors import CatalogError, ConfigError
+from minionerec.errors import CatalogError, ConfigError, ConstraintError
 from minionerec.model.sid_rows import SidInit, new_rows
 from minionerec.sid.index import SidIndex
+from minionerec.tree.architecture import check_model, longest_text
+from minionerec.tree.self_test import check_exact
 
 
 def load(path: str | Path, dtype: str = "float32", weights: bool = True) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal LM and its tokenizer from a folder or, by name, from the hub.
 
-    Only safetensors weights are read and no code of the checkpoint is run. Attention is sdpa, which tree masks need.
+    Only safetensors weights are read and no code of the checkpoint is run. Attention is sdpa, or eager for models without it.
+    The structure of the model is checked, and its weights on a small tree: a model whose layers do not follow tree masks would
+    train and search silently wrong.
 
     Args:
         path: a folder or a hub name.
         dtype: of the weights.
-        weights: False reads only the configuration and the tokenizer: all parameters are on the meta device, none in memory.
+        weights: False reads only the configuration and the tokenizer and checks only the structure: all parameters are on the
+            meta device, none in memory.
 
     Raises:
-        ConfigError: the files are missing or unreadable, the tokenizer has no end token, or it has tokens for which the model
-            has no rows.
+        ConfigError: the files are missing or unreadable, the model cannot be computed on trees, the tokenizer has no end token,
+            or it has tokens for which the model has no rows.
     """
-    options = {"dtype": getattr(torch, dtype), "attn_implementation": "sdpa", "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        options = {"dtype": getattr(torch, dtype), "attn_implementation": _attention(config), "trust_remote_code": False}
         if weights:
             model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **options)
         else:
-            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config, **options)
     except (OSError, ValueError, SafetensorError) as error:
@@ -50,7 +57,17 @@ def load(path: str | Path, dtype: str = "float32", weights: bool = True) -> tupl
             f"{path}: not a loadable causal LM ({reason}). Expected a folder with {files}, or a hub name that can be reached."
         ) from None
     check_tokenizer(path, tokenizer, model)
+    try:
+        check_exact(model) if weights else check_model(model)
+    except ConstraintError as error:
+        raise ConfigError(f"{path}: {error}") from error
     return model, tokenizer
+
+
+def _attention(config: PretrainedConfig) -> str:
+    """The attention implementation that takes tree masks and that the architecture has: sdpa, else eager."""
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return "sdpa" if architecture is None or architecture._supports_sdpa else "eager"
 
 
 def check_tokenizer(path: str | Path, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
@@ -79,8 +96,7 @@ def vocabulary_rows(model: PreTrainedModel) -> int:
 
 def context_of(model: PreTrainedModel) -> int | None:
     """Tokens that a model can read, prompt and completion together; None if unlimited."""
-    context: int | None = getattr(model.config, "max_position_embeddings", None)
-    return context
+    return longest_text(model)
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -46,6 +46,7 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from minionerec.distributed import distributed_state, is_main_process
+from minionerec.tree.architecture import feed_forward_width
 
 _BUCKET = 500_000_000  # DeepSpeed's reduce_bucket_size (elements)
 _SAMPLE = 16  # micro-batches that are packed to estimate a run's positions
@@ -86,7 +87,7 @@ class Shape:
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Shape":
         """The sizes of a model. It may be on the meta device or wrapped by PEFT."""
-        config = model.config.get_text_config()
+        config = model.config.get_text_config(decoder=True)
         ends = (model.get_input_embeddings(), model.get_output_embeddings())
         outer = {id(parameter) for module in ends if module is not None for parameter in module.parameters()}
         everything = list(model.parameters())
@@ -107,7 +108,7 @@ class Shape:
             heads_width=heads * head,
             heads=heads,
             key_value_width=(getattr(config, "num_key_value_heads", None) or heads) * head,
-            intermediate=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+            intermediate=feed_forward_width(config),
             layers=config.num_hidden_layers,
             vocabulary=embedding.weight.shape[0],
         )

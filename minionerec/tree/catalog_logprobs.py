@@ -76,7 +76,7 @@ def catalog_logprobs(
     unwrapped = cast(PreTrainedModel, extract_model_from_parallel(model))
     logits = model(
         input_ids=input_ids,
-        attention_mask=attention_bias(unwrapped, allowed, int(lengths.max()) + trie.depth),
+        attention_mask=attention_bias(unwrapped, allowed, int(lengths.max()) + trie.depth - 1),
         position_ids=positions,
         logits_to_keep=sum(sizes) + 1,  # the last prompt token, which is the root, and the inner nodes
         use_cache=False,

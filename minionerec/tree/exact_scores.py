@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from minionerec.errors import ConstraintError
+from minionerec.tree.architecture import feed_forward_width
 from minionerec.tree.prompt_cache import Normalise, PromptCache, plain_head
 from minionerec.tree.trie import CatalogTrie
 
@@ -43,7 +44,7 @@ def chunk_size(prompts: PromptCache, memory: int) -> int:
     Raises:
         ConstraintError: not even one path of the trie fits.
     """
-    config, trie = prompts.model.config, prompts.trie
+    config, trie = prompts.model.config.get_text_config(decoder=True), prompts.trie
     width = next(prompts.model.parameters()).element_size()
     heads = config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -53,8 +54,7 @@ def chunk_size(prompts: PromptCache, memory: int) -> int:
     cached = 2 * 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * head * width
     # One layer's activations: at most 8 of the hidden width (residual, norms, inputs and outputs of both blocks), 4 of the
     # inner width (gate, its activation, up, product), 4 of all heads together (queries, rotated, output, contiguous copy).
-    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    active = (8 * config.hidden_size + 4 * inner + 4 * heads * head) * width
+    active = (8 * config.hidden_size + 4 * feed_forward_width(config) + 4 * heads * head) * width
     # Of each child: node number, token and the token clamped (3 x 8), the float32 log-probability in up to 4 stages (4 x 4).
     fan_out = max(int(offsets.diff().max()) for offsets in trie.offsets)
     each = cached + active + 40 * fan_out

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from minionerec.errors import ConstraintError
+from minionerec.tree.architecture import check_length, check_model
 
 
 def left_pad(
@@ -31,20 +32,15 @@ def attention_bias(model: PreTrainedModel, allowed: torch.Tensor, longest: int) 
 
     Args:
         allowed: (batch, 1, queries, keys) bool, True where a query may attend.
-        longest: tokens of the longest path in the tree, its prompt included.
+        longest: tokens of the longest path in the tree that are computed, its prompt included.
 
     Raises:
-        ConstraintError: the attention implementation cannot take a tree mask, or a path is longer than the window of a
-            layer with sliding or chunked attention.
+        ConstraintError: the model's layers or its attention implementation cannot take a tree mask, or a path is longer than
+            trees are exact (`tree/architecture.py`).
     """
-    config = model.config
-    window = _window(config)
-    if window is not None and longest > window:
-        raise ConstraintError(
-            f"A path of {longest} tokens is longer than the model's attention window of {window}, which a tree "
-            "mask does not reproduce. Shorten the prompt (data.max_history)."
-        )
-    implementation = config._attn_implementation
+    check_model(model)
+    check_length(model, longest, allowed.shape[-1])
+    implementation = model.config.get_text_config(decoder=True)._attn_implementation
     if implementation == "sdpa":
         return allowed
     if implementation == "eager":  # eager adds the mask to the scores: a boolean would be silently wrong
@@ -52,18 +48,5 @@ def attention_bias(model: PreTrainedModel, allowed: torch.Tensor, longest: int) 
         return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)
     raise ConstraintError(
         f"The model was loaded with attention {implementation!r}, which cannot take a tree mask. "
-        "Load it with attn_implementation='sdpa'."
+        "Load it with attn_implementation='sdpa' or 'eager'."
     )
-
-
-def _window(config: PretrainedConfig) -> int | None:
-    """The shortest attention window of the layers, None if all see everything."""
-    layers = getattr(config, "layer_types", None)
-    windows = {
-        "sliding_attention": getattr(config, "sliding_window", None),
-        "chunked_attention": getattr(config, "attention_chunk_size", None),
-    }
-    if layers is None:  # one kind of layer: Mistral has a window without naming its layers
-        sliding = windows["sliding_attention"]
-        return sliding if sliding and getattr(config, "use_sliding_window", True) else None
-    return min((size for kind, size in windows.items() if size and kind in layers), default=None)

@@ -7,6 +7,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from minionerec.errors import ConstraintError
+from minionerec.tree.architecture import check_length, check_model
 from minionerec.tree.forward import attention_bias
 from minionerec.tree.trie import NO_TOKEN, CatalogTrie
 
@@ -46,6 +47,7 @@ class PromptCache:
         cache: keys and values, first of the prompts, then of the tree tokens.
         visible: (batch, prompt length) bool, False on padding.
         lengths: (batch,) prompt tokens that are not padding.
+        longest: tokens of the longest path that are computed: of the longest prompt and of a SID without its last token.
         last: (batch, 1, hidden or vocabulary), the states of each prompt's last token.
         head_elements: logits over the vocabulary that are held at once.
     """
@@ -56,6 +58,7 @@ class PromptCache:
     cache: DynamicCache
     visible: torch.Tensor
     lengths: torch.Tensor
+    longest: int
     last: torch.Tensor
     head_elements: int = _HEAD_ELEMENTS
 
@@ -71,9 +74,9 @@ class PromptCache:
         """Compute the prompts, each once.
 
         Raises:
-            ConstraintError: the model is in training mode, there is no prompt, a prompt is empty or right-padded, the trie's
-                tokens are outside the model's vocabulary, the trie is a view of another number of requests, or its SIDs cannot
-                be normalised over the catalog.
+            ConstraintError: the model is in training mode, its layers do not follow a tree mask, there is no prompt, a prompt
+                is empty, right-padded or too long for the model, the trie's tokens are outside the model's vocabulary, the trie
+                is a view of another number of requests, or its SIDs cannot be normalised over the catalog.
         """
         if model.training:
             raise ConstraintError(
@@ -82,6 +85,7 @@ class PromptCache:
         if not len(input_ids):
             raise ConstraintError("There is no prompt in the batch.")
         model = getattr(model, "get_base_model", lambda: model)()  # of a PEFT model: its adapters are inside
+        check_model(model)
         vocabulary = _vocabulary_size(model)
         highest = max(int(alphabet.max()) for alphabet in trie.alphabets if len(alphabet))
         if highest >= vocabulary:
@@ -104,8 +108,11 @@ class PromptCache:
             raise ConstraintError("Prompts must not be empty and must be padded on the left.")
         # A cache made from the model's configuration would let layers with a window drop tokens that stand side by side in the
         # tree. This one keeps all tokens in every layer, which gives the same numbers as long as no path exceeds the window;
-        # `attention_bias` refuses longer paths.
-        prompts = cls(model, trie, normalise_over, DynamicCache(), visible, visible.sum(-1), torch.empty(0))
+        # longer ones are refused. A leaf is never computed. Without tree tokens (depth 1) a window does no harm.
+        lengths = visible.sum(-1)
+        longest = int(lengths.max()) + trie.depth - 1
+        check_length(model, longest, windows=trie.depth > 1)
+        prompts = cls(model, trie, normalise_over, DynamicCache(), visible, lengths, longest, torch.empty(0))
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         prompts.last = prompts._forward(input_ids, attention_mask, positions, last_only=True)
         return prompts
@@ -125,6 +132,7 @@ class PromptCache:
             self.cache,
             self.visible[rows],
             self.lengths[rows],
+            self.longest,
             self.last[rows],
             self.head_elements,
         )
@@ -150,11 +158,10 @@ class PromptCache:
         batch, nodes = tokens.shape
         prompt_tokens = self.visible[:, None, :].expand(batch, nodes, -1)
         allowed = torch.cat([prompt_tokens, ancestors], dim=-1)[:, None]  # (batch, 1, nodes, prompt + tree)
-        longest = self.visible.shape[1] + self.trie.depth
         # A node's position is its depth in the tree, whatever its place in the row: so it computes what it would compute alone.
         positions = (self.lengths[:, None] + depth).expand(batch, nodes)
         # An ended SID is padded with some token; `child_logprobs` gives its only child, the same end, log-probability 0.
-        return self._forward(tokens.clamp(min=0), attention_bias(self.model, allowed, longest), positions)
+        return self._forward(tokens.clamp(min=0), attention_bias(self.model, allowed, self.longest), positions)
 
     def _forward(
         self, input_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, last_only: bool = False

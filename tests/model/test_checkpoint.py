@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, Gemma2Config, Lfm2Config, LlamaConfig, LlamaForCausalLM
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 from minionerec.config import ModelConfig
 from minionerec.errors import CatalogError, ConfigError
@@ -116,3 +117,50 @@ def test_a_padding_token_may_lie_outside_the_vocabulary(made, tmp_path):
     folder = saved(made, tmp_path, lambda tokenizer: tokenizer.add_special_tokens({"pad_token": "<nothing>"}))
     model, tokenizer = checkpoint.load(folder)
     assert tokenizer.pad_token_id == checkpoint.vocabulary_rows(model)
+
+
+def another_model(config, tokenizer, folder):
+    """A base model of another architecture on disk, with random weights."""
+    torch.manual_seed(0)
+    checkpoint.save(AutoModelForCausalLM.from_config(config), tokenizer, folder)
+    return folder
+
+
+def sizes_for(tokenizer):
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_a_model_with_layers_that_ignore_masks_is_refused_with_and_without_weights(made, tmp_path, weights):
+    config = Lfm2Config(**sizes_for(made[1]), layer_types=["conv", "full_attention"])
+    folder = another_model(config, made[1], tmp_path)
+    with pytest.raises(ConfigError, match=r"A Lfm2ForCausalLM cannot be computed on trees.* kind conv \(short convolution"):
+        checkpoint.load(folder, weights=weights)
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_a_model_without_sdpa_is_loaded_with_eager_attention(made, tmp_path, weights):
+    folder = another_model(Gemma2Config(**sizes_for(made[1]), head_dim=8, sliding_window=12), made[1], tmp_path)
+    model, _ = checkpoint.load(folder, weights=weights)
+    assert model.config._attn_implementation == "eager"
+
+
+def test_what_structure_does_not_show_is_found_on_the_weights(made, tmp_path, monkeypatch):
+    folder = saved(made, tmp_path, lambda tokenizer: None)
+    attention = "transformers.models.qwen2.modeling_qwen2.Qwen2DecoderLayer.forward"
+    original = Qwen2DecoderLayer.forward
+
+    def forward(self, hidden_states, *args, **kwargs):
+        return original(self, hidden_states + 3 * hidden_states.roll(1, dims=1), *args, **kwargs)
+
+    monkeypatch.setattr(attention, forward)
+    checkpoint.load(folder, weights=False)
+    with pytest.raises(ConfigError, match=r"Qwen2ForCausalLM gives other numbers on a tree .* nats per token"):
+        checkpoint.load(folder)

@@ -357,10 +357,10 @@ def test_bad_calls(qwen2):
         sample_without_replacement(qwen2, prompt, trie=trie, num_samples=1, seeds=seeds, temperature=0)
     with pytest.raises(ConstraintError, match=r"int64 seed per prompt, of shape \(1,\)"):
         sample_without_replacement(qwen2, prompt, trie=trie, num_samples=1, seeds=torch.tensor([0, 1]))
-    sizes = {"vocab_size": 40, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 3}
+    sizes = {"vocab_size": 40, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 2}
     layers = {"num_hidden_layers": 2, "layer_types": ["full_attention", "sliding_attention"], "use_sliding_window": True}
     windowed = Qwen2ForCausalLM(Qwen2Config(**sizes, **layers)).eval()
-    with pytest.raises(ConstraintError, match="A path of 4 tokens is longer than the model's attention window of 3"):
+    with pytest.raises(ConstraintError, match="A path of 3 tokens is longer than the model's attention window of 2"):
         beam_search(windowed, prompt, trie=trie, num_beams=2)
     with pytest.raises(ConstraintError, match="no prompt in the batch"):
         beam_search(qwen2, prompt[:0], trie=trie, num_beams=2)
@@ -384,7 +384,7 @@ def test_windows_that_hold_every_path(kind):
     prompt = rng.integers(0, VOCABULARY, 10).tolist()
     result = beam_search(windowed, torch.tensor([prompt]), trie=CatalogTrie.from_codes(codes), num_beams=40)
     assert_is_ranking_of(result.tokens[0], result.scores[0], brute_force(windowed, prompt, codes), paths(codes)[0], 1e-4)
-    with pytest.raises(ConstraintError, match="A path of 18 tokens is longer than the model's attention window of 16"):
+    with pytest.raises(ConstraintError, match="A path of 17 tokens is longer than the model's attention window of 16"):
         beam_search(windowed, torch.tensor([prompt + prompt[:5]]), trie=CatalogTrie.from_codes(codes), num_beams=2)
 
 

@@ -1,0 +1,211 @@
+"""Which models a tree computes exactly, judged by their structure, and how long a path each of them allows.
+
+A tree writes many texts into one row. A token's output is right only if it depends on nothing but the token, its position and
+the tokens that the mask shows it. Three kinds of layers break this: layers that read their neighbours in the row whatever the
+mask says (convolution, recurrence), layers that count positions along the row, and layers that treat long texts differently
+from short ones. The first two are refused. The third are exact up to some length, which `limits` gives. What structure does not
+show is found by running the loaded model on a small tree, see `tree/self_test.py`.
+"""
+
+import inspect
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from minionerec.errors import ConstraintError
+
+# Layer kinds (`config.layer_types`) whose attention follows the mask; the last four are feed-forward layers.
+_FOLLOW_THE_MASK = frozenset(
+    {"full_attention", "sliding_attention", "chunked_attention", "indexed_attention", "moe", "mlp", "sparse", "dense"}
+)
+_SLIDING = frozenset({"sliding_attention", "local"})  # GPT-Neo says "local", in `attention_layers`
+_WINDOWED = _SLIDING | {"chunked_attention"}
+_LAID_BY_MASKS = frozenset({"sliding_window", "sliding_window_size", "attention_chunk_size"})
+_KINDS_IN_WORDS = {
+    "linear_attention": "linear attention, which sums up all earlier tokens of the row",
+    "conv": "short convolution, which mixes neighbours of the row",
+    "hybrid": "attention joined with a recurrence or convolution along the row",
+    "hybrid_sliding": "attention joined with a recurrence or convolution along the row",
+    "compressed_sparse_attention": "attention to compressed blocks of the row",
+    "heavily_compressed_attention": "attention to compressed blocks of the row",
+    "minimax_m3_sparse": "attention to chosen blocks of the row",
+}
+_CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+_DISTANCES = frozenset({"alibi", "relative_key", "relative_key_query"})
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How long a path, or a row, may be for the tree to be exact.
+
+    Attributes:
+        tokens: tokens that are computed; the last token of a completion is a label and never computed.
+        what: the limit in words, such as "attention window".
+        kind: `window` bounds a path, but a text outside any tree may be longer; `path` bounds every text; `row` bounds all
+            tokens of a row together.
+    """
+
+    tokens: int
+    what: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Exactness:
+    """What the structure of a model says: why no tree is exact (None if trees are), and the limits within which they are."""
+
+    refusal: str | None
+    limits: tuple[Limit, ...]
+
+
+_exactness: "weakref.WeakKeyDictionary[PreTrainedModel, Exactness]" = weakref.WeakKeyDictionary()
+
+
+def exactness(model: PreTrainedModel) -> Exactness:
+    """Judge a model, which may be wrapped by PEFT or lie on the meta device; each model is looked at once."""
+    model = getattr(model, "get_base_model", lambda: model)()
+    if model not in _exactness:
+        _exactness[model] = Exactness(_refusal(model), tuple(_limits(model.config.get_text_config(decoder=True))))
+    return _exactness[model]
+
+
+def check_model(model: PreTrainedModel) -> None:
+    """Refuse a model whose layers do not follow a tree mask.
+
+    Raises:
+        ConstraintError: it has such layers; the message names their kind.
+    """
+    if reason := exactness(model).refusal:
+        raise ConstraintError(
+            f"A {type(model).__name__} cannot be computed on trees, as training and search do: {reason}. Take a decoder whose "
+            "layers are attention that follows a mask, such as Qwen2, Qwen3 or Llama; docs/models.md lists them."
+        )
+
+
+def check_length(model: PreTrainedModel, path: int, row: int = 0, *, windows: bool = True) -> None:
+    """Refuse paths or rows that are longer than those for which trees are exact.
+
+    Args:
+        path: tokens of the longest path that are computed, its prompt included.
+        row: tokens of the longest row that are computed.
+        windows: False for texts that no tree mask is laid over: layers with a window then compute them as they should.
+
+    Raises:
+        ConstraintError: a path or a row is too long; the message names the limit.
+    """
+    for limit in exactness(model).limits:
+        length = row if limit.kind == "row" else path
+        if length > limit.tokens and (windows or limit.kind != "window"):
+            rows = limit.kind == "row"
+            raise ConstraintError(
+                f"A {'row' if rows else 'path'} of {length} tokens is longer than the model's {limit.what} of {limit.tokens}, "
+                "beyond which a tree does not give the model's own numbers. "
+                + ("Take smaller rows (sft.row_tokens), fewer beams or a shorter " if rows else "Shorten the ")
+                + "prompt (data.max_history)."
+            )
+
+
+def longest_text(model: PreTrainedModel) -> int | None:
+    """Tokens of the longest text that the model reads and a tree computes exactly, apart from windows; None if unlimited."""
+    config = model.config.get_text_config(decoder=True)
+    bounds = [limit.tokens for limit in exactness(model).limits if limit.kind == "path"]
+    positions = getattr(config, "max_position_embeddings", None)
+    return min([*bounds, *([positions] if positions else [])], default=None)
+
+
+def _refusal(model: PreTrainedModel) -> str | None:
+    """Why no tree is exact for this model; None if nothing in its structure says so."""
+    config = model.config.get_text_config(decoder=True)
+    parameters = inspect.signature(type(model).forward).parameters  # a launcher may have wrapped the instance's own
+    if getattr(model.config, "is_encoder_decoder", False):
+        return "it is an encoder-decoder"
+    if "position_ids" not in parameters:
+        return "its forward takes no position_ids and numbers tokens by their place in the row"
+    if "logits_to_keep" not in parameters:
+        return "its forward takes no logits_to_keep, by which a tree picks the tokens to predict"
+    for kind in getattr(config, "layer_types", None) or ():
+        if kind not in _FOLLOW_THE_MASK:
+            return f"it has layers of kind {kind}" + (f" ({_KINDS_IN_WORDS[kind]})" if kind in _KINDS_IN_WORDS else "")
+    if getattr(config, "alibi", False) or getattr(config, "position_embedding_type", None) in _DISTANCES:
+        return "its attention adds a bias for the distance of two tokens in the row (ALiBi or relative positions)"
+    for name, module in _decoder(model).named_modules():
+        kind = f"{type(module).__name__} ({name})"
+        if isinstance(module, _CONVOLUTIONS):
+            return f"it has a convolution, {kind}, which mixes neighbours of the row"
+        if isinstance(getattr(module, "A_log", None), torch.nn.Parameter):
+            return f"it has a recurrent layer, {kind}, which sums up all earlier tokens of the row"
+        if getattr(module, "is_causal", None) is False and "cross" not in name:
+            return f"its attention sees later tokens too ({kind} is not causal; is config.is_decoder unset?)"
+        if "position" in name and isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
+            return f"it numbers positions from its padding token on ({kind}), which position_ids leave out"
+    return None
+
+
+def _decoder(model: PreTrainedModel) -> torch.nn.Module:
+    """The part that reads text: not the image or audio tower of a composite model."""
+    decoder: torch.nn.Module | None = model.get_decoder() if hasattr(model, "get_decoder") else None
+    return model if decoder is None else decoder
+
+
+def _limits(config: PretrainedConfig) -> Iterator[Limit]:
+    # 1. Windows: a tree mask shows a token its whole path, and a window would hide the beginning. Windows of other names are
+    #    laid by the model's own code, over the mask (GPT-Neo): they count the tokens of the row.
+    for name, size in _windows(config).items():
+        what = "attention window" if name == "sliding_window" else f"attention window ({name})"
+        yield Limit(size, what, "window" if name in _LAID_BY_MASKS else "row")
+    # 2. RoPE whose frequencies change for all tokens once the longest text of a batch exceeds a length.
+    for rope in _ropes(config):
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind == "longrope" or "dynamic" in kind:
+            original = [rope.get("original_max_position_embeddings"), getattr(config, "original_max_position_embeddings", None)]
+            lengths = [length for length in (*original, getattr(config, "max_position_embeddings", None)) if length]
+            if lengths:
+                yield Limit(int(min(lengths)), f"original length (RoPE of type {kind})", "path")
+    # 3. Positions of a table: there are no more. RoPE and models without positions have no table.
+    if not _ropes(config) and (positions := getattr(config, "max_position_embeddings", None)):
+        yield Limit(positions, "table of positions", "path")
+    # 4. Llama 4 scales queries by their place in the row, in steps of `floor_scale`.
+    if getattr(config, "attn_temperature_tuning", False) and (scale := getattr(config, "floor_scale", None)):
+        yield Limit(int(scale) - 1, "first step of attention temperatures (floor_scale - 1)", "row")
+    # 5. Layers that keep the best few keys of the row: within that number they keep all.
+    for name in ("index_topk", "keep_window_size"):
+        if size := getattr(config, name, None):
+            yield Limit(size, f"number of keys that attention keeps ({name})", "row")
+
+
+def _windows(config: PretrainedConfig) -> dict[str, int]:
+    """The attention windows that some layer uses, by the field of the configuration."""
+    layers = set(getattr(config, "layer_types", None) or getattr(config, "attention_layers", None) or ())
+    if layers and not layers & _WINDOWED:
+        return {}
+    names = [] if layers and not layers & _SLIDING else [name for name in vars(config) if _names_a_window(name)]
+    if not layers or "chunked_attention" in layers:
+        names.append("attention_chunk_size")
+    if not layers and getattr(config, "use_sliding_window", True) is False:  # Mistral and others do not name their layers
+        names = [name for name in names if name != "sliding_window"]
+    values: dict[str, Any] = {name: getattr(config, name, None) for name in names}
+    return {name: size for name, size in values.items() if type(size) is int and size > 0}
+
+
+def _names_a_window(name: str) -> bool:
+    """Whether a field is a number of tokens, not of layers, and not the one that bounds a row."""
+    return "window" in name and not any(other in name for other in ("layers", "pattern", "use_", "num_", "keep_"))
+
+
+def _ropes(config: PretrainedConfig) -> list[dict[str, Any]]:
+    """The RoPE settings, one for each kind of layer if they differ; empty for a model without RoPE."""
+    rope = getattr(config, "rope_parameters", None)
+    if not rope:
+        return []
+    nested = [value for value in rope.values() if isinstance(value, dict)]
+    return nested or [rope]
+
+
+def feed_forward_width(config: PretrainedConfig) -> int:
+    """Inner width of the feed-forward layers; of the widest, if each layer has its own."""
+    width: int | list[int] | None = getattr(config, "intermediate_size", None)
+    return max(width) if isinstance(width, list | tuple) else width or 4 * config.hidden_size
