@@ -10,13 +10,13 @@ from typing import Any
 from jsonargparse import DefaultHelpFormatter
 
 from minionerec.config import Config
-from minionerec.config.fields import choices, field_types, short_type
+from minionerec.config.fields import choices, field_bounds, field_types, short_type
 
-_TYPES = field_types(Config)
+_TYPES, _BOUNDS = field_types(Config), field_bounds(Config)
 
 
 class Formatter(DefaultHelpFormatter):
-    """Two lines for a field: what it takes and its default; then the first clause of its help."""
+    """Two lines for a field: what it takes, its default and its bounds; then the first clause of its help."""
 
     whole = False
 
@@ -32,7 +32,9 @@ class Formatter(DefaultHelpFormatter):
             (None, [], {}) if not self.whole or action.dest not in _TYPES else ()
         )  # a short help leaves them out
         has_default = action.nargs != 0 and action.default is not argparse.SUPPRESS and action.default not in empty
-        default = f" (default: {_as_text(action.default)})" if has_default else ""
+        notes = [f"default: {_as_text(action.default)}"] if has_default else []
+        notes += [_BOUNDS[action.dest].words] if action.dest in _BOUNDS else []
+        default = f" ({'; '.join(notes)})" if notes else ""
         text = " ".join((action.help or "").split())
         text = text if self.whole else in_short(text)
         words = choices(_TYPES.get(action.dest))

@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from minionerec import presets
 from minionerec.cli.table import COMMANDS, Command
 from minionerec.config import Config
-from minionerec.config.fields import allowed, did_you_mean, field_types, fits, nearest, wrong_value
+from minionerec.config.documents import MOST_BYTES, DocumentError, parse_yaml
+from minionerec.config.fields import allowed, did_you_mean, field_types, fits, nearest, shown, wrong_value
 from minionerec.errors import ConfigError
 
 FLAGS = ("--help-all", "--print_config")  # of every command that takes a configuration, next to --help
@@ -48,7 +47,7 @@ def _check_field(name: str, value: object, where: str) -> None:
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             example = next(field for field in _TYPES if field.startswith(f"{name}."))
-            raise ConfigError(f"{where}: {name} is a section; expected its fields, such as {example}, found {value!r}.")
+            raise ConfigError(f"{where}: {name} is a section; expected its fields, such as {example}, found {shown(value)}.")
     elif not fits(value, kind):
         raise ConfigError(f"{where}: {wrong_value(name, value, kind)}")
 
@@ -60,13 +59,14 @@ def check_file(path: Path) -> None:
         ConfigError: it is no YAML, has no fields, or one of them is wrong.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        reason = " ".join(str(error).replace('"<unicode string>", ', "").split())
-        raise ConfigError(f"{path}: not readable as YAML ({reason}).") from None
+        with path.open("rb") as stream:  # a device would never end
+            content = stream.read(MOST_BYTES + 1)
+        values = parse_yaml(content.decode("utf-8"))
+    except (UnicodeDecodeError, OSError, DocumentError) as error:
+        raise ConfigError(f"{path}: not readable as YAML ({error}).") from None
     if not isinstance(values, dict):
-        content = "nothing" if values is None else "a list" if isinstance(values, list) else "one text"
-        raise ConfigError(f"{path}: expected fields and sections such as `name: mine`, found {content}.")
+        kind = "nothing" if values is None else "a list" if isinstance(values, list) else "one text"
+        raise ConfigError(f"{path}: expected fields and sections such as `name: mine`, found {kind}.")
     for name, value in values.items():
         _check_field(str(name), value, str(path))
 
@@ -74,8 +74,8 @@ def check_file(path: Path) -> None:
 def _read(text: str) -> object:
     """The value of an option as YAML reads it."""
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return parse_yaml(text)
+    except DocumentError:
         return text
 
 

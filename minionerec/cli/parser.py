@@ -2,21 +2,44 @@
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+import yaml
+from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
 
 from minionerec import presets
 from minionerec.cli.help import Formatter, WholeFormatter, metavar
 from minionerec.cli.mistakes import check_file, check_words
-from minionerec.cli.table import COMMANDS
+from minionerec.cli.table import COMMANDS, OWN_KEYS
 from minionerec.config import Config, run_file
+from minionerec.config.checks import check_output_file, check_text, checked_path
+from minionerec.config.documents import DocumentError, LimitError, parse_yaml
 from minionerec.config.fields import did_you_mean, field_types
 from minionerec.errors import ConfigError, MiniOneRecError
 
+_read_yaml = get_loader("yaml")
+
+
+def _load(text: str) -> Any:
+    """A value or a whole file as jsonargparse reads it, unless it is too deep or too large to be read.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if len(text) > 100 or set("[{&*") & set(text):
+        try:
+            parse_yaml(text)
+        except LimitError as error:
+            raise ConfigError(f"command line: a value is not readable as YAML ({error}).") from None
+        except DocumentError:
+            pass  # jsonargparse takes it as a text
+    return _read_yaml(text)
+
+
+set_loader("yaml", _load, (yaml.YAMLError,))
 SECTIONS = tuple(field.name for field in dataclasses.fields(Config) if dataclasses.is_dataclass(field.type))
 
 
@@ -26,6 +49,8 @@ def preset(name: str) -> Path:
     Raises:
         ConfigError: none of these (the message names the nearest preset), or the run's `run.yaml` is missing or damaged.
     """
+    if name:
+        name = checked_path("--config", name)
     if name and Path(name).is_file():
         return Path(name)
     if name and (Path(name) / run_file.RUN_FILE).is_file():
@@ -69,7 +94,7 @@ def parser(name: str, sections: tuple[str, ...] | None = None, whole: bool = Fal
         print_config=None,
     )
     for option, spec in command.options.items():
-        result.add_argument(option, **spec)
+        result.add_argument(option, **{name: value for name, value in spec.items() if name not in OWN_KEYS})
     if command.takes_config:
         text = "a preset (minionerec presets lists them), a YAML file of your own, or the folder of a run"
         result.add_argument("--config", action="config", metavar="PRESET|FILE|RUN", help=text)
@@ -120,18 +145,37 @@ def read(name: str, arguments: Sequence[str]) -> tuple[Config | None, dict[str, 
     commands_parser = parser(name)
     try:
         values = commands_parser.instantiate(commands_parser.parse_args(files + rest)).as_dict()
-    except (MiniOneRecError, argparse.ArgumentError, TypeError, ValueError) as error:
+    except (MiniOneRecError, argparse.ArgumentError, TypeError, ValueError, OverflowError) as error:
         cause = next((e for e in (error, error.__cause__, error.__context__) if isinstance(e, MiniOneRecError)), None)
         if cause is None:
             check_words(name, rest)
         raise cause or ConfigError(" ".join(str(error).split())) from None
-    options = {option.strip("-").replace("-", "_"): None for option in command.options}
-    options = {option: values.pop(option) for option in options}
+    names = {option: option.strip("-").replace("-", "_") for option in command.options}
+    options = {names[option]: _checked(values.pop(names[option]), option, spec) for option, spec in command.options.items()}
     if not command.takes_config:
         return None, options
     for option in ("config", "help_all", "print_config"):
         values.pop(option)
     return Config(**values), options
+
+
+def _checked(value: Any, option: str, spec: Mapping[str, Any]) -> Any:
+    """The value of a command's own option: numbers within their bounds, paths with the home folder in place of `~`.
+
+    Raises:
+        ConfigError: a number is out of its bounds, or a path cannot be read or written.
+    """
+    if isinstance(value, list):
+        return [_checked(entry, option, spec) for entry in value]
+    if value is not None and "bounds" in spec:
+        spec["bounds"].check(option, value)
+    if isinstance(value, Path):
+        value = Path(checked_path(option, str(value)))
+        if spec.get("writes"):
+            check_output_file(option, value)
+    elif isinstance(value, str):
+        check_text(option, value)
+    return value
 
 
 def parse(name: str, arguments: Sequence[str]) -> Config:

@@ -7,6 +7,10 @@ from typing import Any
 
 from minionerec import commands
 from minionerec.config import CUTOFFS, RESAMPLES
+from minionerec.config.checks import Bounds
+from minionerec.config.evaluation import RESAMPLES_BOUNDS
+
+OWN_KEYS = ("bounds", "writes")  # of an option, next to what `add_argument` takes: see `parser._checked`
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,8 @@ class Command:
     sections: tuple[str, ...] = ()
     """Sections of the configuration that `--help` shows; `--help-all` shows all."""
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Its own options and arguments: name to what `add_argument` takes."""
+    """Its own options and arguments: name to what `add_argument` takes, `bounds` of a number, and
+    `writes` of a file that is written."""
     takes_config: bool = True
     """Whether the command reads the configuration."""
 
@@ -31,16 +36,38 @@ def _path(metavar: str, help: str, **more: Any) -> dict[str, Any]:
 
 _DRY_RUN: dict[str, dict[str, Any]] = {
     "--dry-run": {"action": "store_true", "help": "print the plan (steps, tokens, FLOPs, memory per process) and stop"},
-    "--devices": {"type": int, "metavar": "COUNT", "help": "with --dry-run: plan for this many devices"},
-    "--gpu-memory": {"type": float, "metavar": "GB", "help": "with --dry-run: say whether it fits into devices of this memory"},
+    "--devices": {
+        "type": int,
+        "metavar": "COUNT",
+        "help": "with --dry-run: plan for this many devices",
+        "bounds": Bounds(1, 100_000),
+    },
+    "--gpu-memory": {
+        "type": float,
+        "metavar": "GB",
+        "help": "with --dry-run: say whether it fits into devices of this memory",
+        "bounds": Bounds(0, 10**6, above=True),
+    },
 }
 _RESAMPLING: dict[str, dict[str, Any]] = {
-    "--resamples": {"type": int, "metavar": "COUNT", "default": RESAMPLES, "help": "bootstrap resamples"},
-    "--seed": {"type": int, "metavar": "NUMBER", "default": 42, "help": "seed of the resampling"},
+    "--resamples": {
+        "type": int,
+        "metavar": "COUNT",
+        "default": RESAMPLES,
+        "help": "bootstrap resamples",
+        "bounds": RESAMPLES_BOUNDS,
+    },
+    "--seed": {
+        "type": int,
+        "metavar": "NUMBER",
+        "default": 42,
+        "help": "seed of the resampling",
+        "bounds": Bounds(0, 2**32 - 1),
+    },
 }
 _DESCRIBE = {
-    "--html": _path("FILE", "write a self-contained page to this file"),
-    "--json": _path("FILE", "write the facts to this file"),
+    "--html": _path("FILE", "write a self-contained page to this file", writes=True),
+    "--json": _path("FILE", "write the facts to this file", writes=True),
 }
 _EXPORT = {
     "--layout": {
@@ -59,7 +86,14 @@ _LEVELS = {
     "--path": _path("FILE", "predictions.jsonl of an eval stage, or the released code's result JSON", required=True),
     "--out": _path("DIR", "folder for levels.json and levels.png (default: folder of FILE)"),
     "--index": _path("FILE", "index.json or info text of the catalog, for item-level ranks of the released code's JSON"),
-    "--cutoffs": {"type": int, "nargs": "+", "default": list(CUTOFFS), "metavar": "K", "help": "cut-offs K"},
+    "--cutoffs": {
+        "type": int,
+        "nargs": "+",
+        "default": list(CUTOFFS),
+        "metavar": "K",
+        "help": "cut-offs K",
+        "bounds": Bounds(1, 10**6),
+    },
     **_RESAMPLING,
 }
 _GAP = {

@@ -17,7 +17,7 @@ from minionerec.config.baseline import (
     BaselineConfig,
     BaselineName,
 )
-from minionerec.config.checks import between, positive
+from minionerec.config.checks import bounded, check_fields, check_name, path
 from minionerec.config.data import DataConfig
 from minionerec.config.evaluation import CUTOFFS, RANKING_METRICS, RESAMPLES, EvalConfig, ReportConfig
 from minionerec.config.model import ModelConfig
@@ -65,11 +65,11 @@ class Config:
 
     name: str = "experiment"
     """Name of the run; also its folder under `runs/` if `out` is not given."""
-    out: str | None = None
+    out: str | None = path()
     """Folder of the run; null: `runs/<name>`."""
-    seed: int = 42
+    seed: int = bounded(42, 0, 2**32 - 1)  # numpy and scikit-learn take no other
     """Seed of every random choice, from 0 to 2**32 - 1; the same seed on the same machine gives the same result."""
-    threads: int = 2
+    threads: int = bounded(2, 1, 1024)
     """CPU threads of the numerical libraries, per process; an OMP_NUM_THREADS in the environment wins (threads)."""
     replace: bool = False
     """Replace finished stages that were made from other settings or inputs; without it such a command stops and says what
@@ -85,10 +85,8 @@ class Config:
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
 
     def __post_init__(self) -> None:
-        if not self.name:
-            raise ConfigError("name is empty; it names the run and its folder.")
-        positive("", threads=self.threads)
-        between("", 0, 2**32, seed=self.seed)  # numpy and scikit-learn take no other
+        check_name("name", self.name)
+        check_fields("", self)
         if self.sft.train != "full" and self.model.init == "from_scratch":
             raise ConfigError(
                 f"sft.train is {self.sft.train}, but model.init is from_scratch: random weights would stay as they are. "

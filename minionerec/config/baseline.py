@@ -6,11 +6,10 @@ here by name, so that reading a configuration, or the labels, does not import to
 """
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from minionerec.config.checks import between, positive
+from minionerec.config.checks import bounded, check_fields, path
 from minionerec.errors import ConfigError
 
 
@@ -73,44 +72,44 @@ class BaselineConfig:
     protocol: Literal["dataset", "recbole", "wearec"] = "dataset"
     """How examples are cut, padded and ranked: `dataset` takes the run's own splits; `recbole` (Beauty table) and `wearec`
     (LastFM table) cut a file of sequences as those projects do. See docs/baselines.md."""
-    sequences: str | None = None
+    sequences: str | None = path()
     """File of sequences for `recbole` and `wearec`: one user a line, the user's id, then item ids from 1 in time order."""
-    max_history: int = 50
+    max_history: int = bounded(50, 1, 100_000)
     """How many of the most recent items a model reads (items)."""
-    batch_size: int = 128
+    batch_size: int = bounded(128, 1, 10**7)
     """Examples per optimiser step over all devices (examples; `wearec`: 256)."""
-    learning_rate: float = 1e-3
+    learning_rate: float = bounded(1e-3, 1e-12, 1)
     """Learning rate of Adam, constant."""
-    weight_decay: float = 0.0
+    weight_decay: float = bounded(0.0, 0, 10)
     """L2 penalty of Adam."""
-    epochs: int = 200
+    epochs: int = bounded(200, 1, 10**6)
     """Passes over the training examples at most (epochs)."""
-    patience: int = 11
+    patience: int = bounded(11, 1, 10**6)
     """Stop after this many epochs without a better NDCG@10 on valid (epochs; `recbole`: 11, `wearec`: 10)."""
-    top: int = 50
+    top: int = bounded(50, 1, 100_000)
     """Length of the stored ranked lists (items). With `eval.exclude_history` on the run's own splits, lists hold at least
     `eval.num_beams` items plus the length of the longest history."""
-    weights: str | None = None
+    weights: str | None = path()
     """A safetensors file of ours or of the published code: rank with these weights instead of training."""
     bf16: bool = False
     """Compute in bfloat16 with float32 weights; must agree with the mixed precision of the launcher."""
-    hidden_size: int | None = None
+    hidden_size: int | None = bounded(None, 1, 65_536)
     """Width of item vectors and states (dimensions)."""
-    inner_size: int | None = None
+    inner_size: int | None = bounded(None, 1, 262_144)
     """Width of the feed-forward layers; of the GRU in `gru4rec` (dimensions)."""
-    layers: int | None = None
+    layers: int | None = bounded(None, 1, 512)
     """Layers; in `trm4rec`, blocks that alternate."""
-    heads: int | None = None
+    heads: int | None = bounded(None, 1, 1024)
     """Attention heads, or groups of channels in `wearec`."""
-    dropout: float | None = None
+    dropout: float | None = bounded(None, 0, 1, below=True)
     """Dropout of embeddings and residual branches (fraction)."""
-    attention_dropout: float | None = None
+    attention_dropout: float | None = bounded(None, 0, 1, below=True)
     """Dropout of attention weights; `fearec` has none (fraction)."""
-    mask_ratio: float | None = None
+    mask_ratio: float | None = bounded(None, 0, 1, below=True)
     """`bert4rec`: share of a history's items that are masked in training (fraction)."""
-    interests: int | None = None
+    interests: int | None = bounded(None, 1, 65_536)
     """`lightsans`: number of interests that items are pooled into."""
-    steps: int | None = None
+    steps: int | None = bounded(None, 1, 10_000)
     """`trm4rec`: cycles of the recursion."""
     positions: bool | None = None
     """`trm4rec`: add a learnt position table to the input."""
@@ -118,37 +117,27 @@ class BaselineConfig:
     """`trm4rec`: rotary positions in the attention."""
     full_backpropagation: bool | None = None
     """`trm4rec`: gradient through all cycles instead of the last."""
-    alpha: float | None = None
+    alpha: float | None = bounded(None, 0, 1)
     """`wearec`: weight of the frequency filter against the wavelet branch (fraction)."""
-    phase_weight: float | None = None
+    phase_weight: float | None = bounded(None, 0, 10**6)
     """`pswrec-*`: weight of the phase smoothness in the loss."""
-    gamma: float | None = None
+    gamma: float | None = bounded(None, -1000, 1000)
     """`pswrec-v13`: initial value of the amplitude scale; 0.1 makes it the published V14."""
     loss: Literal["bce", "softmax"] | None = None
     """`*-released`: binary cross-entropy against one other item, drawn uniformly, or cross-entropy over all items."""
-    window: int | None = None
+    window: int | None = bounded(None, 1, 100_000)
     """`caser`: most recent items that the filters see (items)."""
-    horizontal_filters: int | None = None
+    horizontal_filters: int | None = bounded(None, 1, 65_536)
     """`caser`, `caser-released`: filters per height."""
-    vertical_filters: int | None = None
+    vertical_filters: int | None = bounded(None, 1, 65_536)
     """`caser`, `caser-released`: filters over places."""
-    neighbours: int | None = None
+    neighbours: int | None = bounded(None, 1, 10**6)
     """`item-knn`: most similar items kept per item (items)."""
-    shrinkage: float | None = None
+    shrinkage: float | None = bounded(None, 0, 10**9)
     """`item-knn`: added to the denominator of the cosine, so that items seen together once count little (users)."""
 
     def __post_init__(self) -> None:
-        positive("baseline", max_history=self.max_history, batch_size=self.batch_size, learning_rate=self.learning_rate)
-        positive("baseline", epochs=self.epochs, patience=self.patience, top=self.top)
-        counts = ("hidden_size", "inner_size", "layers", "heads", "interests", "steps", "window", "neighbours")
-        for name in (*counts, "horizontal_filters", "vertical_filters"):
-            positive("baseline", **{name: getattr(self, name)})
-        for name in ("dropout", "attention_dropout", "mask_ratio"):
-            between("baseline", 0, 1, **{name: getattr(self, name) or 0.0})
-        for name in ("weight_decay", "phase_weight", "shrinkage"):
-            between("baseline", 0, math.inf, **{name: getattr(self, name) or 0.0})
-        if self.alpha is not None and not 0 <= self.alpha <= 1:
-            raise ConfigError(f"baseline.alpha is {self.alpha}; it must be from 0 to 1.")
+        check_fields("baseline", self)
         if self.protocol != "dataset" and self.sequences is None:
             raise ConfigError(f"baseline.protocol {self.protocol!r} needs baseline.sequences, a file of sequences.")
         if self.protocol == "dataset" and self.sequences is not None:

@@ -1,12 +1,11 @@
 """Section `data`."""
 
 import dataclasses
-import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from minionerec.config.checks import between, positive
+from minionerec.config.checks import bounded, bounded_list, check_fields, check_name, path
 from minionerec.errors import ConfigError
 
 _DOWNLOADED = ("ml-100k", "ml-1m", "amazon-2018", "amazon-2023", "released")  # fetched if there is no data.path
@@ -23,12 +22,12 @@ class DataConfig:
     )
     """Layout of the raw files. `ml-100k`, `ml-1m`, `amazon-2018`, `amazon-2023` and `released` are downloaded if `path` is not
     given; the other layouts need `path`. data/README.md shows each layout."""
-    path: str | None = None
+    path: str | None = path()
     """Folder of the raw files; for `sequences` a text file. A relative path starts at the folder in which the command runs."""
     category: str | None = None
     """Which data set of a source: an Amazon category such as `Industrial_and_Scientific`, or the beginning of the file names in
     a folder of `released`, `letter` or `amazon` files. A folder that holds only one needs no category."""
-    max_history: int = 20
+    max_history: int = bounded(20, 1, 100_000)
     """Most recent items kept in a history (items; paper: 10)."""
     filters: Literal["named", "released"] = "named"
     """`named` applies the options below. `released` repeats the script of the released code: its title rules, windows in this
@@ -40,20 +39,20 @@ class DataConfig:
     """Interactions before this are left out: a month or day, UTC, e.g. 2016-10 (paper's Industrial: 1996-10)."""
     end: str | None = None
     """Interactions after the first instant of this month or day are left out (UTC; paper: 2018-11)."""
-    widen_below_items: int = 0
+    widen_below_items: int = bounded(0, 0, 10**9)
     """While fewer items are left, the window begins a year earlier, but not before 1996; 0: never (items; released: 3000)."""
     deduplicate: bool | None = None
     """Of rows with the same user, item and timestamp keep only the first, and count the rest. null: yes, except under
     `filters: released`."""
-    user_k: int = 3
+    user_k: int = bounded(3, 1, 10**6)
     """Users with fewer interactions are dropped (interactions; at least 3 for leave-last-two-out; paper: 5)."""
-    item_k: int | None = None
+    item_k: int | None = bounded(None, 0, 10**6)
     """Items with fewer interactions are dropped, and users and items checked again until all have enough; 0 keeps every listed
     item in the catalog. null: `user_k` for Amazon and under `filters: released`, otherwise 0 (interactions; paper: 5)."""
     split: Literal["leave-last-two-out", "chronological", "date"] = "leave-last-two-out"
     """`leave-last-two-out`: each user's last interaction is test, the one before valid. `chronological`: all examples in order
     of time, cut at `parts`. `date`: cut at `valid_from` and `test_from` (paper: chronological)."""
-    parts: list[int] = field(default_factory=lambda: [8, 1, 1])
+    parts: list[int] = bounded_list([8, 1, 1], 0, 10**6)
     """Shares of train, valid and test for `chronological` (paper: 8, 1, 1)."""
     valid_from: str | None = None
     """First day of the valid split for `date` (a month or day, UTC)."""
@@ -67,8 +66,9 @@ class DataConfig:
     """For a row that cannot be read: stop and name it, or skip it. Skipped rows are counted, and listed in `skipped.txt`."""
 
     def __post_init__(self) -> None:
-        positive("data", max_history=self.max_history, user_k=self.user_k)
-        between("data", 0, math.inf, widen_below_items=self.widen_below_items, item_k=self.item_k or 0)
+        check_fields("data", self)
+        if self.category is not None:
+            check_name("data.category", self.category)
         if self.split == "leave-last-two-out" and self.user_k < 3:
             raise ConfigError(f"data.user_k is {self.user_k}; leave-last-two-out needs at least 3 interactions per user.")
         if self.path is None and self.source not in _DOWNLOADED:

@@ -2,13 +2,15 @@
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from minionerec.config.checks import Bounds, cut, finite
+
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+_LONGEST_WORD = 100  # characters; no field and no value has as many
 
 
 @cache
@@ -23,8 +25,23 @@ def field_types(config: type) -> Mapping[str, Any]:
     return types
 
 
+@cache
+def field_bounds(config: type) -> Mapping[str, Bounds]:
+    """The bounds of every numeric field by its dotted name; of a list, the bounds of each number in it."""
+    bounds: dict[str, Bounds] = {}
+    hints = get_type_hints(config)
+    for field in dataclasses.fields(config):
+        if "bounds" in field.metadata:
+            bounds[field.name] = field.metadata["bounds"]
+        elif dataclasses.is_dataclass(hints[field.name]):
+            bounds |= {f"{field.name}.{name}": inner for name, inner in field_bounds(hints[field.name]).items()}
+    return bounds
+
+
 def nearest(name: str, candidates: Collection[str], cutoff: float = 0.6) -> str | None:
     """The candidate that is spelled most like a name; None if none is near."""
+    if len(name) > _LONGEST_WORD:  # comparing thousands of characters takes seconds
+        return None
     return next(iter(difflib.get_close_matches(name, candidates, n=1, cutoff=cutoff)), None)
 
 
@@ -58,13 +75,15 @@ def fits(value: object, kind: Any) -> bool:
     if isinstance(value, bool) or kind is bool:
         return isinstance(value, bool) and kind in (bool, str)
     if kind is float:
-        return isinstance(value, int | float) or (isinstance(value, str) and _is_number(value))  # YAML reads 1e-4 as text
+        if isinstance(value, str):  # YAML reads 1e-4 as text
+            return _is_number(value)
+        return isinstance(value, float) or (isinstance(value, int) and finite(value))
     return isinstance(value, str | int | float) if kind is str else isinstance(value, kind)
 
 
 def _is_number(text: str) -> bool:
     try:
-        return math.isfinite(float(text))
+        return finite(float(text))
     except ValueError:
         return False
 
@@ -132,5 +151,13 @@ def wrong_value(name: str, value: object, kind: Any) -> str:
     hint = did_you_mean(unknown[0], choices(kind), 0.5) if unknown and kind is not bool else ""
     if not isinstance(value, list | dict) and not hint and fits([value], kind):
         hint = f" Did you mean [{value}]?"
-    found = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
-    return f"{name} is {found}.{hint} Expected {allowed(kind)}."
+    actual = "null" if value is None else str(value).lower() if isinstance(value, bool) else shown(value)
+    return f"{name} is {actual}.{hint} Expected {allowed(kind)}."
+
+
+def shown(value: object) -> str:
+    """A value for a message, texts in quotes."""
+    try:
+        return cut(repr(value))
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        return cut(value)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from minionerec.config.checks import positive
+from minionerec.config.checks import bounded, check_fields, path
 from minionerec.errors import ConfigError
 
 
@@ -13,17 +13,17 @@ class ModelConfig:
 
     init: Literal["from_scratch", "from_pretrained"] = "from_scratch"
     """`from_scratch` makes a small Qwen2 and its tokenizer from the catalog; `from_pretrained` loads `path`."""
-    path: str | None = None
+    path: str | None = path()
     """Folder or hub name of a causal LM for `from_pretrained` (paper: Qwen2.5-1.5B-Instruct)."""
-    hidden_size: int = 192
+    hidden_size: int = bounded(192, 1, 32_768)
     """Width of the from-scratch model (dimensions)."""
-    intermediate_size: int = 512
+    intermediate_size: int = bounded(512, 1, 262_144)
     """Width of its feed-forward layers (dimensions)."""
-    layers: int = 4
+    layers: int = bounded(4, 1, 512)
     """Its transformer blocks."""
-    heads: int = 4
+    heads: int = bounded(4, 1, 1024)
     """Its attention heads; they divide `hidden_size`."""
-    vocabulary: int = 2000
+    vocabulary: int = bounded(2000, 300, 10**6)
     """Byte-level BPE entries learnt from the catalog's text and the prompts, SID tokens not counted (tokens)."""
     sid_init: Literal["text", "mean", "random"] = "mean"
     """Where the rows of new SID tokens begin. `text`: at the mean token row of titles that carry the code, level by level on
@@ -32,8 +32,7 @@ class ModelConfig:
     """Precision of a pretrained model's weights in SFT; from-scratch models, RL and evaluation keep float32 weights."""
 
     def __post_init__(self) -> None:
-        positive("model", hidden_size=self.hidden_size, intermediate_size=self.intermediate_size, layers=self.layers)
-        positive("model", heads=self.heads)
+        check_fields("model", self)
         if self.init == "from_pretrained" and not self.path:
             raise ConfigError("model.init is from_pretrained, but model.path is not set: name a folder or hub model.")
         if self.init == "from_scratch" and self.path:
@@ -50,5 +49,3 @@ class ModelConfig:
             raise ConfigError(
                 f"model.hidden_size {self.hidden_size} does not split into {self.heads} heads of even width (model.heads)."
             )
-        if self.vocabulary < 300:
-            raise ConfigError(f"model.vocabulary is {self.vocabulary}; byte-level BPE needs at least 300 entries.")

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from minionerec.config.checks import positive
+from minionerec.config.checks import bounded, check_fields
 
 
 @dataclass
@@ -19,7 +19,7 @@ class PromptsConfig:
     the released code's if `sft.tasks` is released, otherwise ours."""
     category: str = "items"
     """What the released code's sentences call the items, e.g. office products."""
-    max_tokens: int | None = None
+    max_tokens: int | None = bounded(None, 1, 10**7)
     """Longest example, prompt and completion together. A longer history loses its oldest items, a longer text its last words;
     an answer that is a text is cut. null: what the model can read (tokens; released: 512)."""
     eval_style: Literal["same", "released"] = "same"
@@ -27,7 +27,7 @@ class PromptsConfig:
     Its only use is to measure that mistake."""
 
     def __post_init__(self) -> None:
-        positive("prompts", max_tokens=self.max_tokens)
+        check_fields("prompts", self)
 
     def for_training(self) -> "PromptsConfig":
         """The same prompts without `eval_style`, as a model is trained with them."""

@@ -1,12 +1,11 @@
 """Section `rl`."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal, get_args
 
 from minionerec.config.baseline import BaselineName
-from minionerec.config.checks import between, check_shares, positive
+from minionerec.config.checks import bounded, bounded_list, check_fields, check_metric, check_shares, cut
 from minionerec.config.evaluation import RANKING_METRICS
 from minionerec.config.tasks import RECOMMENDING, TASKS, TaskName
 from minionerec.errors import ConfigError
@@ -49,9 +48,9 @@ class RlConfig:
     """Which target a rollout is rewarded for. `row`: its own. `last_row`: that of the last training row with the same prompt.
     `released`: like `last_row`, but a validation row with that prompt overrides it, as in the released code. The last two are
     mistakes, kept to measure what they cost."""
-    max_examples: int | None = 4096
+    max_examples: int | None = bounded(4096, 1, 10**9)
     """Training prompts, drawn at random from the tasks' examples; null takes all (examples; paper: all)."""
-    num_generations: int = 16
+    num_generations: int = bounded(16, 2, 10_000)
     """Rollouts per prompt, the group of GRPO (SIDs; paper: 16)."""
     rollouts: Literal["beams", "stochastic", "sampling", "mixture"] = "beams"
     """Where a group comes from. `beams`: the most likely SIDs. `stochastic`: distinct SIDs drawn from the policy. `sampling`:
@@ -59,21 +58,21 @@ class RlConfig:
     ones (paper: beams)."""
     add_target: bool = False
     """If a group lacks its target, put it in place of the group's last SID (paper: false)."""
-    prompts_per_step: int = 32
+    prompts_per_step: int = bounded(32, 1, 10**6)
     """Prompts per optimiser step, over all devices (prompts; paper: 64)."""
-    micro_batch_prompts: int = 32
+    micro_batch_prompts: int = bounded(32, 1, 10**6)
     """Prompts computed at once on one device (prompts)."""
-    epochs: float = 1.0
+    epochs: float = bounded(1.0, 0.001, 10_000)
     """Passes over the training prompts (epochs; paper: 2)."""
-    learning_rate: float = 1e-4
+    learning_rate: float = bounded(1e-4, 1e-12, 1)
     """Peak learning rate of AdamW (paper: 1e-5 for a 1.5B model)."""
-    warmup: float = 0.03
+    warmup: float = bounded(0.03, 0, 1, below=True)
     """Share of the steps in which the learning rate rises, before its cosine decay (fraction; paper: 0.03)."""
-    max_grad_norm: float = 0.3
+    max_grad_norm: float = bounded(0.3, 0, 10**6)
     """Gradient clipping; 0 for none (L2 norm; paper: 0.3)."""
-    beta: float = 1e-3
+    beta: float = bounded(1e-3, 0, 1000)
     """Weight of the KL divergence (k3) to the SFT model (paper: 1e-3)."""
-    rewards: dict[RewardName, float] = field(default_factory=lambda: {"ranking": 1.0})
+    rewards: dict[RewardName, float] = bounded_list({"ranking": 1.0}, -1000, 1000)
     """Weight of each reward in the sum; 0 only logs it. `rule`: 1 for the target's SID. `ranking_only`: punishes the misses of
     a group with a hit, the higher ranked the more. `ranking`: their sum. `prefix`: the share of levels that are right, up to
     the first wrong one. `semantic`: the cosine between the texts of completion and target. `collaborative`: a sequential
@@ -101,32 +100,32 @@ class RlConfig:
     dynamic_sampling: Literal["none", "filter", "refill"] = "none"
     """`filter`: leave groups whose rewards are all equal out of the loss, of the KL and of the averages. `refill`: first put
     other prompts in their place (paper: none)."""
-    refill_rounds: int = 3
+    refill_rounds: int = bounded(3, 1, 1000)
     """How often `refill` tries as many further prompts as a step has; groups that have no signal even then are left out
     (rounds)."""
-    sync_reference: int | None = None
+    sync_reference: int | None = bounded(None, 1, 10**9)
     """Move the reference model of the KL towards the policy every so many steps; null keeps the SFT model (steps; paper:
     512)."""
-    sync_mix: float = 0.6
+    sync_mix: float = bounded(0.6, 0, 1, above=True)
     """Share of the policy in a reference model that moves (fraction; paper: 0.6)."""
-    sdpo_beta: float = 1.0
+    sdpo_beta: float = bounded(1.0, 0, 1000, above=True)
     """Objective `sdpo`: how strongly the log-ratio of policy to SFT model counts; it replaces `beta`."""
-    sft_weight: float = 0.0
+    sft_weight: float = bounded(0.0, 0, 1000)
     """Weight of the target's SFT loss, a mean over its tokens, which is added to the objective; 0 for none. It keeps
     recommendations further down the list (paper: 0)."""
-    checkpoints: int = 5
+    checkpoints: int = bounded(5, 1, 10_000)
     """Checkpoints over the whole run, for resuming; each validation adds one (count)."""
-    evaluations: int = 5
+    evaluations: int = bounded(5, 0, 10_000)
     """Validations over the whole run, evenly spaced, and one more of the SFT model before the first step: a beam search on the
     valid split, as `eval` decodes. The best model becomes `rl/model`; if no step beats the SFT model, that is the best. 0 for
     none: the last model is kept (count)."""
-    valid_examples: int | None = 512
+    valid_examples: int | None = bounded(512, 1, 10**9)
     """Examples of the valid split that each validation decodes, evenly spread over it; null takes all (examples)."""
     best_metric: str = "NDCG@10"
     """Which metric on the valid examples is best when highest: HR, NDCG or MRR at 1, 3, 5, 10, 20 or 50."""
-    patience: int = 3
+    patience: int = bounded(3, 1, 10_000)
     """Stop after this many validations in a row without a better `best_metric` (validations)."""
-    max_kl: float | None = 100.0
+    max_kl: float | None = bounded(100.0, 0, 10**6, above=True)
     """Stop with an error when the mean KL of a micro-batch's tokens to the SFT model, over all devices, exceeds this; null for
     never. The KL is measured only if `beta` is above 0 (nats)."""
     report_to: list[str] = field(default_factory=list)
@@ -137,33 +136,19 @@ class RlConfig:
     """Recompute activations in the backward pass to save memory."""
 
     def __post_init__(self) -> None:
-        positive("rl", max_examples=self.max_examples, prompts_per_step=self.prompts_per_step, epochs=self.epochs)
-        positive("rl", micro_batch_prompts=self.micro_batch_prompts, learning_rate=self.learning_rate)
-        positive("rl", checkpoints=self.checkpoints, valid_examples=self.valid_examples, patience=self.patience)
-        positive("rl", max_kl=self.max_kl, refill_rounds=self.refill_rounds)
-        between("rl", 0, math.inf, evaluations=self.evaluations)
-        if self.best_metric not in RANKING_METRICS:
-            raise ConfigError(f"rl.best_metric is {self.best_metric!r}; it must be one of {', '.join(RANKING_METRICS)}.")
-        between("rl", 0, math.inf, beta=self.beta, max_grad_norm=self.max_grad_norm)
-        between("rl", 0, 1, warmup=self.warmup)
-        for name, weight in self.rewards.items():
+        check_fields("rl", self)
+        check_metric("rl.best_metric", self.best_metric, RANKING_METRICS)
+        for name in self.rewards:
             if name not in get_args(RewardName):
-                raise ConfigError(f"rl.rewards names {name!r}; it must be one of {', '.join(get_args(RewardName))}.")
-            between("rl", -math.inf, math.inf, **{f"rewards.{name}": weight})
+                raise ConfigError(f"rl.rewards names {cut(repr(name))}; it must be one of {', '.join(get_args(RewardName))}.")
         if not any(self.rewards.values()):
             raise ConfigError(f"rl.rewards is {self.rewards}; at least one reward needs a weight other than 0.")
-        if self.num_generations < 2:
-            raise ConfigError(f"rl.num_generations is {self.num_generations}; a group needs at least 2 to compare.")
         if not self.tasks:
             raise ConfigError("rl.tasks is empty; name at least one task.")
         wrong = [task for task in self.tasks if not TASKS[task].answers_with_sid]
         if wrong:
             raise ConfigError(f"rl.tasks holds {wrong[0]}, whose completion is not a SID: beams cannot answer it.")
         check_shares("rl", self.task_shares, self.tasks)
-        positive("rl", sync_reference=self.sync_reference, sdpo_beta=self.sdpo_beta, sync_mix=self.sync_mix)
-        between("rl", 0, math.inf, sft_weight=self.sft_weight)
-        if self.sync_mix > 1:
-            raise ConfigError(f"rl.sync_mix is {self.sync_mix}; it is a share, at most 1.")
         for problem in (*self._conflicts(), *self._without_effect()):
             raise ConfigError(problem)
 

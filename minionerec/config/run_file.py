@@ -14,6 +14,7 @@ import yaml
 
 from minionerec.config import Config
 from minionerec.config.differences import differences
+from minionerec.config.documents import DocumentError, parse_yaml
 from minionerec.distributed import is_main_process
 from minionerec.errors import ArtifactError, ConfigError
 
@@ -53,9 +54,9 @@ def load(folder: Path) -> dict[str, Any]:
         )
     try:
         text = path.read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise _damaged(path, "not readable as YAML: " + " ".join(str(error).split())) from None
+        values = parse_yaml(text)
+    except (UnicodeDecodeError, DocumentError) as error:
+        raise _damaged(path, f"not readable as YAML: {error}") from None
     if not text.endswith(_END) or not isinstance(values, dict):
         raise _damaged(path, "its end is missing")
     for name in _sections():

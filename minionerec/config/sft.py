@@ -1,11 +1,10 @@
 """Section `sft`."""
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from minionerec.config.checks import between, check_shares, positive
+from minionerec.config.checks import bounded, bounded_list, check_fields, check_metric, check_shares
 from minionerec.config.evaluation import RANKING_METRICS
 from minionerec.config.tasks import DEFAULT_TASKS, RELEASED_TASKS, TASKS, TaskName
 from minionerec.errors import ConfigError
@@ -34,68 +33,68 @@ class SftConfig:
     answer_in_prompt: bool = False
     """Write the answer at the end of every prompt that shows one item, as the released code does. Its only use is to measure
     that mistake."""
-    history_stride: int = 1
+    history_stride: int = bounded(1, 1, 100_000)
     """Training histories start at multiples of this position in the user's sequence. Up to this many examples then share the
     beginning of their prompts and are computed together; up to stride - 1 of the oldest items are left out. 1 keeps every
     history whole (items; at most `data.max_history`)."""
-    batch_size: int = 128
+    batch_size: int = bounded(128, 1, 10**7)
     """Prefix trees per optimiser step over all devices. A tree holds up to `history_stride` examples, with stride 1 exactly one
     (trees; paper: 1024)."""
-    micro_batch: int = 128
+    micro_batch: int = bounded(128, 1, 10**7)
     """Prefix trees computed at once on one device. Gradient accumulation computes the rest of a step's share (trees;
     paper: 16)."""
     train: Literal["full", "lora", "sid_rows"] = "full"
     """What is trained: everything, low-rank adapters and the rows of the SID tokens, or those rows alone (the released code's
     freeze_LLM). The saved model is always whole; an adapter is saved next to it (paper: full)."""
-    lora_rank: int = 16
+    lora_rank: int = bounded(16, 1, 8192)
     """Rank of the adapters' matrices (dimensions)."""
-    lora_alpha: int = 32
+    lora_alpha: int = bounded(32, 1, 65_536)
     """The adapters' output is scaled by alpha / rank."""
-    lora_dropout: float = 0.0
+    lora_dropout: float = bounded(0.0, 0, 1, below=True)
     """Dropout of the adapters' input (fraction)."""
     lora_targets: list[str] | None = None
     """Names of the linear layers that get adapters, such as q_proj; null means all but the head."""
     normalise_over: Literal["vocabulary", "catalog"] = "vocabulary"
     """Over which tokens the probabilities of a SID's token sum to 1 in the loss: all tokens, or those with which some SID of
     the catalog continues (the children in its trie). Text completions keep the vocabulary (paper: vocabulary)."""
-    smoothing: float = 0.0
+    smoothing: float = bounded(0.0, 0, 1, below=True)
     """Share of a SID token's label that is spread evenly over the legal tokens in its place, including the label; 0 for none
     (fraction; paper: none)."""
-    level_weights: list[float] | None = None
+    level_weights: list[float] | None = bounded_list(None, 0, 10**6)
     """Weights of a SID's levels in the loss, first level first, relative to one another; null weighs all alike."""
-    frequency_power: float = 0.0
+    frequency_power: float = bounded(0.0, 0, 4)
     """Examples of history tasks weigh n ** -power, where n is how often their item is a target: 0 weighs all alike, 0.5 lifts
     rare items, 1 gives every item the same total weight."""
-    micro_tokens: int | None = None
+    micro_tokens: int | None = bounded(None, 1, 10**9)
     """Chooses the micro-batch: the largest that divides a device's share of the batch, is at most `micro_batch`, and keeps this
     budget even if all its trees are as long as the longest. null takes `micro_batch` itself (tokens)."""
-    row_tokens: int = 256
+    row_tokens: int = bounded(256, 1, 10**7)
     """Length of the rows into which prefix trees are packed; one tree may exceed it (tokens)."""
-    epochs: float = 3.0
+    epochs: float = bounded(3.0, 0.001, 10_000)
     """Passes over the training examples (epochs; paper: 10 with early stopping)."""
-    learning_rate: float = 1e-3
+    learning_rate: float = bounded(1e-3, 1e-12, 1)
     """Peak learning rate of AdamW (paper: 3e-4 for pretrained models)."""
-    weight_decay: float = 0.01
+    weight_decay: float = bounded(0.01, 0, 10)
     """AdamW weight decay."""
-    dropout: float = 0.0
+    dropout: float = bounded(0.0, 0, 1, below=True)
     """Share of values that are dropped in training: in the embeddings, in the outputs of attention and feed-forward layers,
     and in the last states; 0 for none (fraction; paper: none). Small models that see the same histories many times need
     some."""
-    warmup: float = 0.05
+    warmup: float = bounded(0.05, 0, 1, below=True)
     """Share of the steps with rising learning rate, before the schedule (fraction)."""
     schedule: Literal["cosine", "linear"] = "cosine"
     """How the learning rate falls to 0 after the warm-up (paper: cosine)."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = bounded(1.0, 0, 10**6)
     """Gradient clipping; 0 for none (L2 norm)."""
-    evaluations: int = 10
+    evaluations: int = bounded(10, 1, 10_000)
     """Validation passes over the whole run, evenly spaced; each also saves a checkpoint (count)."""
     best_metric: str = "loss"
     """Which checkpoint becomes `sft/model`: the one with the lowest `loss` on the valid split, or the one with the highest HR,
     NDCG or MRR at 1, 3, 5, 10, 20 or 50, e.g. NDCG@10, decoded as `eval` decodes. A small model's ranking improves long after
     its loss has stopped improving (paper: loss)."""
-    valid_examples: int | None = None
+    valid_examples: int | None = bounded(None, 1, 10**9)
     """Examples of the valid split that each validation of `best_metric` decodes, evenly spaced; null takes all (examples)."""
-    patience: int = 3
+    patience: int = bounded(3, 1, 10_000)
     """Stop after this many validation passes without a better `best_metric` (passes; paper: 3)."""
     bf16: bool = False
     """Compute in bfloat16 with float32 weights; must agree with the launcher's mixed precision."""
@@ -106,27 +105,13 @@ class SftConfig:
     run's folder unless TENSORBOARD_LOGGING_DIR names another place."""
 
     def __post_init__(self) -> None:
-        positive("sft", micro_tokens=self.micro_tokens)
-        positive("sft", batch_size=self.batch_size, row_tokens=self.row_tokens, epochs=self.epochs)
-        positive("sft", micro_batch=self.micro_batch, learning_rate=self.learning_rate)
-        positive("sft", history_stride=self.history_stride, evaluations=self.evaluations, patience=self.patience)
-        between("sft", 0, math.inf, weight_decay=self.weight_decay, max_grad_norm=self.max_grad_norm)
-        between("sft", 0, 1, warmup=self.warmup, smoothing=self.smoothing, dropout=self.dropout)
-        between("sft", 0, 1, lora_dropout=self.lora_dropout)
-        positive("sft", lora_rank=self.lora_rank, lora_alpha=self.lora_alpha)
+        check_fields("sft", self)
         for option in dataclasses.fields(self):
             if option.name.startswith("lora_") and self.train != "lora" and getattr(self, option.name) != option.default:
                 raise ConfigError(f"sft.{option.name} is set, but sft.train is {self.train}; it has an effect with lora only.")
-        between("sft", 0, math.inf, frequency_power=self.frequency_power)
-        if self.level_weights is not None:
-            if not any(self.level_weights):
-                raise ConfigError("sft.level_weights are all 0; there would be nothing to learn. null weighs levels alike.")
-            for number, weight in enumerate(self.level_weights):
-                between("sft", 0, math.inf, **{f"level_weights[{number}]": weight})
-        positive("sft", valid_examples=self.valid_examples)
-        metrics = ("loss", *RANKING_METRICS)
-        if self.best_metric not in metrics:
-            raise ConfigError(f"sft.best_metric is {self.best_metric!r}; it must be one of {', '.join(metrics)}.")
+        if self.level_weights is not None and not any(self.level_weights):
+            raise ConfigError("sft.level_weights are all 0; there would be nothing to learn. null weighs levels alike.")
+        check_metric("sft.best_metric", self.best_metric, ("loss", *RANKING_METRICS))
         if self.best_metric == "loss" and self.valid_examples is not None:
             raise ConfigError("sft.valid_examples is set, but sft.best_metric is loss, which is of the whole valid split.")
         check_shares("sft", self.task_shares, self.task_names)
@@ -136,9 +121,6 @@ class SftConfig:
 
     def _check_effects(self) -> None:
         """Refuse what would have no effect on the tasks, rather than ignore it."""
-        for task in self.task_names:
-            if self.task_names.count(task) > 1:
-                raise ConfigError(f"sft.tasks names {task} twice; name each task once, sft.task_shares lowers a task's share.")
         of_sids = {
             "level_weights": self.level_weights is not None,
             "smoothing": self.smoothing > 0,

@@ -1,11 +1,10 @@
 """Section `sid`."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from minionerec.config.baseline import BaselineName
-from minionerec.config.checks import between, positive
+from minionerec.config.checks import bounded, bounded_list, check_fields, path
 from minionerec.errors import ConfigError
 
 SidMethod = Literal[
@@ -17,34 +16,29 @@ SidMethod = Literal[
 class RqVaeConfig:
     """Training of the two neural quantizers, `rq-vae` and `rq-kmeans-plus`."""
 
-    hidden: list[int] = field(default_factory=lambda: [512, 256, 128])
+    hidden: list[int] = bounded_list([512, 256, 128], 1, 65_536)
     """Widths of the encoder's hidden layers; the decoder mirrors them (dimensions; released: 2048 halved down to 64)."""
-    latent: int = 32
+    latent: int = bounded(32, 1, 65_536)
     """Length of the quantised vector of `rq-vae`; `rq-kmeans-plus` quantises in the text vectors' own space (dimensions;
     released: 32)."""
-    learning_rate: float = 1e-3
+    learning_rate: float = bounded(1e-3, 1e-12, 1)
     """AdamW, constant (released: 1e-3 for RQ-VAE, 1e-4 for RQ-KMeans+)."""
-    commitment: float = 0.25
+    commitment: float = bounded(0.25, 0, 1000)
     """Weight of the encoder's pull to its codes (released: 0.25)."""
-    batch_size: int = 1024
+    batch_size: int = bounded(1024, 1, 10**7)
     """Vectors per step (vectors; released: 20480)."""
-    max_epochs: int = 400
+    max_epochs: int = bounded(400, 1, 10**6)
     """Passes over the vectors at most (epochs; released: 10,000, always all)."""
-    patience: int = 10
+    patience: int = bounded(10, 1, 10**6)
     """Stop after this many epochs without a reconstruction error lower by 0.1 % (epochs; released: never)."""
-    ema: float = 0.0
+    ema: float = bounded(0.0, 0, 1, below=True)
     """Decay of codebooks that follow their vectors' moving average instead of a gradient, e.g. 0.99; 0 for the gradient
     (released: gradient)."""
     revive: bool = True
     """After each epoch, put a code that no vector chose onto the residual of a random vector (released: no)."""
 
     def __post_init__(self) -> None:
-        positive("sid.rqvae", latent=self.latent, learning_rate=self.learning_rate, batch_size=self.batch_size)
-        positive("sid.rqvae", max_epochs=self.max_epochs, patience=self.patience)
-        between("sid.rqvae", 0, 1, ema=self.ema)
-        between("sid.rqvae", 0, math.inf, commitment=self.commitment)
-        if any(width < 1 for width in self.hidden):
-            raise ConfigError(f"sid.rqvae.hidden is {self.hidden}; every width must be at least 1.")
+        check_fields("sid.rqvae", self)
 
 
 @dataclass
@@ -54,17 +48,17 @@ class SidConfig:
     shipped: bool = False
     """Take the semantic IDs that the raw files bring (`data.source` released or letter) instead of making some; the other
     fields of this section then play no part."""
-    encoder: str = "minilm"
+    encoder: str = path("minilm")
     """Text encoder: `minilm` (all-MiniLM-L6-v2 from an installed package), `tfidf` (TF-IDF and SVD, nothing to download),
     or the name or path of any sentence-transformers model (paper: Qwen3-Embedding-4B)."""
-    vectors: str | None = None
+    vectors: str | None = path()
     """A `.npy` file of your own (items, dimensions) float32 vectors in catalog order, used instead of the encoder; it is
     memory-mapped, so it may be larger than the memory."""
-    max_text_tokens: int = 256
+    max_text_tokens: int = bounded(256, 1, 10**6)
     """Item text beyond this length is cut by the encoder (tokens; paper: 2048)."""
-    tfidf_dimensions: int = 128
+    tfidf_dimensions: int = bounded(128, 1, 65_536)
     """Vector length of the `tfidf` encoder; lowered to what the catalog's rank allows (dimensions)."""
-    collaborative: float = 0.35
+    collaborative: float = bounded(0.35, 0, 1, below=True)
     """How far items are moved to the mean of the items bought right before or after them in the training split, before level 1
     is clustered (fraction from 0, text only, to below 1; not for `pq` and `opq`, which have no first level of that kind). Items
     nobody bought keep their text's place."""
@@ -77,23 +71,23 @@ class SidConfig:
     residual k-means; `rq-kmeans-sinkhorn`, `rq-kmeans-constrained`: with balanced clusters, by Sinkhorn or by exact size
     limits (needs the extra `balanced`); `rq-vae`, `rq-kmeans-plus`: neural, see `rqvae`; `pq`, `opq`: (optimised) product
     quantisation (paper: RQ-VAE)."""
-    levels: int = 3
+    levels: int = bounded(3, 1, 26)
     """Codes per SID (levels; paper: 3)."""
-    codebook_size: int = 256
+    codebook_size: int = bounded(256, 2, 10**6)
     """Centroids per level (paper: 256); see `coarse_first`."""
     coarse_first: bool = True
     """Give level 1 an eighth of `codebook_size`, at least 8 codes, and share the rest out over the other levels: 32 + 368 + 368
     in place of 3 x 256. The number of SID tokens stays the same; items that belong together share their first code more
     often (paper: no, though its RQ-VAE uses only 48 of its 256 first codes)."""
-    codebook_sizes: list[int] | None = None
+    codebook_sizes: list[int] | None = bounded_list(None, 2, 10**6)
     """Centroids of each level one by one, e.g. [64, 256, 512]; null takes `levels`, `codebook_size` and `coarse_first`."""
-    iterations: int = 50
+    iterations: int = bounded(50, 1, 100_000)
     """Most k-means iterations per level (iterations)."""
-    refinements: int = 6
+    refinements: int = bounded(6, 0, 10_000)
     """Rounds of `rq-kmeans-joint`'s refinement (rounds; 0 for none)."""
-    beam: int = 8
+    beam: int = bounded(8, 1, 10_000)
     """Partial SIDs kept per item when `rq-kmeans-joint` encodes (candidates)."""
-    max_training_vectors: int = 65536
+    max_training_vectors: int = bounded(65_536, 1, 10**9)
     """Codebooks of a larger catalog are learnt from this many vectors drawn at random, by faiss instead of scikit-learn; all
     items are then encoded in shards (vectors)."""
     collisions: Literal["nearest-free", "sinkhorn", "suffix", "keep"] = "nearest-free"
@@ -103,15 +97,12 @@ class SidConfig:
     rqvae: RqVaeConfig = field(default_factory=RqVaeConfig)
 
     def __post_init__(self) -> None:
-        positive("sid", max_text_tokens=self.max_text_tokens, tfidf_dimensions=self.tfidf_dimensions, beam=self.beam)
-        positive("sid", levels=self.levels, iterations=self.iterations, max_training_vectors=self.max_training_vectors)
-        between("sid", 0, 1, collaborative=self.collaborative)
+        check_fields("sid", self)
         if self.collaborative_model is not None and not self.fusion:
             raise ConfigError(
                 f"sid.collaborative_model is {self.collaborative_model}, but nothing is fused: sid.collaborative is "
                 f"{self.collaborative}, sid.method {self.method}."
             )
-        between("sid", 0, math.inf, refinements=self.refinements)
         most = 26 - (self.collisions == "suffix")
         if len(self.sizes) > most:
             name = "codebook_sizes" if self.codebook_sizes else "levels"

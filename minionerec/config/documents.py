@@ -1,0 +1,113 @@
+"""YAML and JSON that users write, read with limits: no text makes a reader hang, run out of stack or drop a value.
+
+Plain parsers take a mapping with two equal keys (the last one wins), follow aliases that multiply (a text of 400 characters
+becomes a billion values) or end in a RecursionError, and Python writes no whole number of more than 4,300 digits.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+MOST_BYTES = 1_000_000  # of a configuration; the largest preset has 2,000
+_MOST_DEPTH = 30  # of nested sections and lists; a configuration has 4
+_MOST_VALUES = 20_000  # after aliases are followed; a configuration has about 200
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class DocumentError(ValueError):
+    """A text that is not readable as YAML or JSON; the message says why, without the file's name."""
+
+
+class LimitError(DocumentError):
+    """A text that is YAML, but too long, too deep or too large to be read, or that says two things of one key."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader; a mapping with two equal keys is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge"]
+        twice = [key for number, key in enumerate(keys) if key in keys[:number]]
+        if twice:
+            raise LimitError(f"{twice[0][:60]!r} stands twice in one mapping, line {node.start_mark.line + 1}")
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str) -> object:
+    """The value of a YAML text.
+
+    Raises:
+        LimitError: it holds a key twice, is too long, too deep or too large, or an alias holds itself.
+        DocumentError: it is no YAML.
+    """
+    if len(text) > MOST_BYTES:
+        raise LimitError(f"{len(text):,} characters; {MOST_BYTES:,} at most")
+    loader = _Loader(text)
+    try:
+        _check_depth(yaml.parse(text, yaml.SafeLoader))  # these events come one by one: depth costs no stack
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _size(node, {})
+        return loader.construct_document(node)
+    except DocumentError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a number or a date that Python cannot take
+        raise DocumentError(" ".join(str(error).replace('"<unicode string>", ', "").split())) from None
+    finally:
+        loader.dispose()
+
+
+def _check_depth(events: Iterator[yaml.Event]) -> None:
+    depth = 0
+    for event in events:
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MOST_DEPTH:
+            raise LimitError(f"more than {_MOST_DEPTH} levels of nesting")
+
+
+def _size(node: yaml.Node, sizes: dict[int, int | None]) -> int:
+    """How many values a node holds once aliases are followed; `sizes` holds those of finished nodes, None while one is open."""
+    if id(node) in sizes:
+        size = sizes[id(node)]
+        if size is None:
+            raise LimitError(f"an alias that holds itself, line {node.start_mark.line + 1}")
+        return size
+    sizes[id(node)] = None
+    children = node.value if isinstance(node, yaml.CollectionNode) else []
+    size = 1 + sum(_size(child, sizes) for pair in children for child in (pair if isinstance(pair, tuple) else (pair,)))
+    if size > _MOST_VALUES:
+        raise LimitError(f"more than {_MOST_VALUES:,} values once aliases are followed")
+    sizes[id(node)] = size
+    return size
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        DocumentError: it is no JSON, is nested too deep, has a number of thousands of digits, or half of a character.
+    """
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DocumentError(str(error)) from None
+    except RecursionError:
+        raise DocumentError("nested too deep") from None
+    except ValueError:
+        raise DocumentError("a number has more digits than Python reads") from None
+    if _HALF.search(text):  # most texts have no such escape; a pair of them is one character, which is fine
+        _check_halves(values)
+    return values
+
+
+def _check_halves(values: Any) -> None:
+    try:
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise DocumentError(f"a text holds half of a character, {ascii(half)[1:-1]}, which no file can hold") from None
