@@ -8,6 +8,7 @@ from minionerec.config.checks import Bounds, bounded, check_fields
 CUTOFFS = (1, 3, 5, 10, 20, 50)
 RESAMPLES = 2000  # of bootstrap intervals and permutation tests, unless another number is set
 RANKING_METRICS = tuple(f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in CUTOFFS)
+MOST_BEAMS = 10_000  # each beam attends to all others of its prompt: at 32 prompts that is a mask of 3 GB already
 RESAMPLES_BOUNDS = Bounds(40, 100_000)  # below 40 no resample lies in a tail of 2.5 %
 
 
@@ -21,7 +22,7 @@ class EvalConfig:
 
     split: Literal["valid", "test"] = "test"
     """Which targets are predicted."""
-    num_beams: int = bounded(50, 1, 10_000)
+    num_beams: int = bounded(50, 1, MOST_BEAMS)
     """Beams of the constrained search, and the length of each list. A metric with a larger cut-off counts the whole list (SIDs;
     paper: 50)."""
     normalise_over: Literal["vocabulary", "catalog"] = "vocabulary"
