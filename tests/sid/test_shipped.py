@@ -10,8 +10,6 @@ from minionerec.sid.index import SidIndex
 from minionerec.sid.shipped import index_of_tokens
 from tests.small import random_dataset
 
-pytestmark = pytest.mark.fast
-
 DATASET, _ = random_dataset(users=6, items=4)
 
 
