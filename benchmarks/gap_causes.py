@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from generation_defaults import DEFAULTED, DEFAULTS, METRICS, OURS, RESAMPLES, ask
-from setting import difference_text, in_process_of_its_own, link_parts, machine, positive, table
+from setting import change_text, in_process_of_its_own, link_parts, machine, positive, table
 
 from minionerec import cli, pipeline
 from minionerec.artifacts import Manifest, Recipe, read_json, require, write_json
@@ -36,7 +36,7 @@ from minionerec.config import Config
 from minionerec.eval.compare import align
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import ranks
-from minionerec.statistics.intervals import Interval, across_seeds, beyond_noise, paired, permutation
+from minionerec.statistics.intervals import across_seeds, beyond_noise, paired, permutation
 from minionerec.statistics.ranking import per_user
 
 
@@ -189,7 +189,7 @@ def difference(before: Sequence[np.ndarray], after: Sequence[np.ndarray], units:
     """
     old, new = np.mean(before, axis=0), np.mean(after, axis=0)
     changes = zip(METRICS, paired(old, new, RESAMPLES, 0, units), permutation(old, new, RESAMPLES, 0, units), strict=True)
-    cells = {name: {**interval._asdict(), "p": p, "noise": not beyond_noise(interval)} for name, interval, p in changes}
+    cells = {name: {**interval._asdict(), "p": p, "noise": not beyond_noise(interval, p)} for name, interval, p in changes}
     each = [float((b - a)[METRICS.index("NDCG@10")].mean()) for a, b in zip(before, after, strict=True)]
     return {**cells, "sd": across_seeds(each)["sd"]}
 
@@ -198,11 +198,6 @@ def metrics_by_seed(arm: str, seeds: Sequence[int], out: Path) -> dict[str, list
     """An arm's metrics on SIDs, one value per seed."""
     by_seed = [per_user(ranks(read_lists(arm, seed, out))) for seed in seeds]
     return {name: [float(values[name].mean()) for values in by_seed] for name in METRICS}
-
-
-def text(cell: dict[str, Any]) -> str:
-    """A stored difference, as `difference_text` writes it."""
-    return difference_text(Interval(cell["value"], cell["low"], cell["high"]), cell["p"])
 
 
 def shown_fields(fields: Sequence[str]) -> list[str]:
@@ -270,7 +265,12 @@ def main(argv: list[str] | None = None) -> None:
     table(["run", *(f"{name}, mean (by seed)" for name in METRICS)], rows)
     print()
     rows = [
-        [name, runs[name], *(text(cells[metric]) for metric in METRICS), "" if cells["sd"] is None else f"{cells['sd']:.4f}"]
+        [
+            name,
+            runs[name],
+            *(change_text(cells[metric]) for metric in METRICS),
+            "" if cells["sd"] is None else f"{cells['sd']:.4f}",
+        ]
         for name, cells in differences.items()
     ]
     table(["quirk", "runs", *METRICS, "sd over seeds"], rows)

@@ -28,20 +28,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from setting import difference_text, in_process_of_its_own, link_parts, machine, positive, table
+from setting import change_text, in_process_of_its_own, link_parts, machine, positive, table
 
 from minionerec import cli
 from minionerec.artifacts import MANIFEST, Manifest, write_json
-from minionerec.config import CUTOFFS, Config
+from minionerec.config import Config
 from minionerec.errors import ConfigError, MiniOneRecError
-from minionerec.eval.compare import align
+from minionerec.eval.compare import align, shared_cutoffs
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import ranks
-from minionerec.statistics.intervals import Interval, across_seeds, beyond_noise, paired
+from minionerec.statistics import differences as statistics
+from minionerec.statistics.intervals import across_seeds
 from minionerec.statistics.ranking import per_user
 
 LINKED = ("data", "sid", "sft", "baselines")
-METRICS = [f"{family}@{k}" for family in ("HR", "NDCG") for k in CUTOFFS]
+FAMILIES = ("HR", "NDCG")
 _PAPER = "--rl.num_generations 16 --rl.prompts_per_step 64 --rl.micro_batch_prompts 16 --rl.beta 1e-3 --rl.epochs 2 "
 _PAPER += "--rl.rewards '{ranking: 1}' --rl.normalise_over vocabulary --rl.sync_reference 512 --rl.evaluations 0"
 VARIANTS = {
@@ -96,27 +97,29 @@ def differences(
         variants: per variant the lists of its seeds, on the same examples.
 
     Returns:
-        per variant `metrics`, an `Interval` by metric, and `seeds`, what `across_seeds` says of the differences of NDCG@10.
+        per variant `metrics`, what `statistics.differences` says of each metric whose cut-off all lists reach, and `seeds`,
+        what `across_seeds` says of the differences of NDCG@10.
 
     Raises:
         DataError: the lists are of other examples.
     """
-    before = per_user(ranks(sft), CUTOFFS)
-    old = np.stack([before[name] for name in METRICS])
     by_variant = {}
     for variant, runs in variants.items():
-        after = [per_user(ranks(lists)[align(sft, lists)], CUTOFFS) for lists in runs]
-        new = np.stack([[values[name] for name in METRICS] for values in after]).mean(0)  # (metrics, rows)
-        intervals = paired(old, new, resamples, seed, sft.units())
+        cutoffs = min((shared_cutoffs(sft, lists) for lists in runs), key=len)
+        before = per_user(ranks(sft), cutoffs)
+        after = [per_user(ranks(lists)[align(sft, lists)], cutoffs) for lists in runs]
+        old = {name: values for name, values in before.items() if name.startswith(FAMILIES)}
+        new = {name: np.mean([values[name] for values in after], axis=0) for name in old}
         each = [float((values["NDCG@10"] - before["NDCG@10"]).mean()) for values in after]
-        by_variant[variant] = {"metrics": dict(zip(METRICS, intervals, strict=True)), "seeds": across_seeds(each)}
+        changes = statistics.differences(old, new, resamples, seed, sft.units())
+        by_variant[variant] = {"metrics": changes, "seeds": across_seeds(each)}
     return by_variant
 
 
-def verdict(metrics: Mapping[str, Interval]) -> str:
+def verdict(metrics: Mapping[str, Mapping[str, Any]]) -> str:
     """At which metrics a variant is better or worse than SFT beyond noise, in words."""
-    better = [name for name in METRICS if beyond_noise(metrics[name]) and metrics[name].value > 0]
-    worse = [name for name in METRICS if beyond_noise(metrics[name]) and metrics[name].value < 0]
+    better = [name for name, change in metrics.items() if not change["noise"] and change["value"] > 0]
+    worse = [name for name, change in metrics.items() if not change["noise"] and change["value"] < 0]
     return f"better at {', '.join(better) or 'nothing'}; worse at {', '.join(worse) or 'nothing'}"
 
 
@@ -126,12 +129,14 @@ def show(sft: RankedLists, results: Mapping[str, Mapping[str, Any]], trained: Ma
     Args:
         results: of `differences`.
     """
-    before = {name: float(values.mean()) for name, values in per_user(ranks(sft), CUTOFFS).items()}
-    for family in ("HR", "NDCG"):
-        names = [name for name in METRICS if name.startswith(family)]
+    metrics = min((result["metrics"] for result in results.values()), key=len)
+    for family in FAMILIES:
+        names = [name for name in metrics if name.startswith(family)]
+        cutoffs = [int(name.partition("@")[2]) for name in names]
+        before = {name: float(values.mean()) for name, values in per_user(ranks(sft), cutoffs).items()}
         rows = [["SFT", *(f"{before[name]:.4f}" for name in names)]]
         for variant, result in results.items():
-            rows.append([f"{variant} - SFT", *(difference_text(result["metrics"][name]) for name in names)])
+            rows.append([f"{variant} - SFT", *(change_text(result["metrics"][name]) for name in names)])
         print()
         table(["", *names], rows)
     print()
@@ -210,8 +215,7 @@ def main(argv: list[str] | None = None) -> None:
     stored = {
         name: {
             "fields": flags[name],
-            "metrics": {metric: interval._asdict() for metric, interval in result["metrics"].items()},
-            "seeds": result["seeds"],
+            **result,
         }
         for name, result in results.items()
     }

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -245,11 +245,15 @@ def generate_beams(
     return sids, output.sequences_scores.view(len(input_ids), num_beams)
 
 
-def difference_text(difference: Interval, p: float | None = None) -> str:
-    """A paired difference with its interval, `*` if the interval excludes 0, and the p-value if there is one."""
-    mark = "*" if beyond_noise(difference) else ""
-    text = f"{difference.value:+.4f}{mark} [{difference.low:+.4f}, {difference.high:+.4f}]"
-    return text if p is None else f"{text}, p {p:.2g}"
+def difference_text(difference: Interval, p: float) -> str:
+    """A paired difference with its interval and its p-value, and `*` if it is beyond noise."""
+    mark = "*" if beyond_noise(difference, p) else ""
+    return f"{difference.value:+.4f}{mark} [{difference.low:+.4f}, {difference.high:+.4f}], p {p:.2g}"
+
+
+def change_text(change: Mapping[str, Any]) -> str:
+    """`difference_text` of a stored difference."""
+    return difference_text(Interval(change["value"], change["low"], change["high"]), change["p"])
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from minionerec import pipeline
 from minionerec.artifacts import MANIFEST, cache_folder, require, write_json
-from minionerec.config import CUTOFFS, Config, run_file
+from minionerec.config import Config, run_file
 from minionerec.config.fields import did_you_mean
 from minionerec.distributed import is_main_process
 from minionerec.errors import ArtifactError, ConfigError
@@ -84,24 +84,38 @@ def _print_page(config: Config) -> None:
 
 
 def result_table(config: Config) -> Table:
-    """HR and NDCG on SIDs of everything evaluated in the run, with 95 % intervals of HR@10 and NDCG@10."""
+    """HR and NDCG on items of everything evaluated in the run, with 95 % intervals at the headline's cut-off.
+
+    There is a column per cut-off that a list reaches. Recommenders with shorter lists have a dash in it.
+    """
     from minionerec.eval.evaluate import evaluable
+    from minionerec.eval.lists import headline_cutoff
     from minionerec.eval.metrics_json import Metrics
 
-    title = f"{config.name}, {config.eval.split} split, {config.eval.num_beams} beams, 95 % intervals"
+    names = evaluable(config.folder)
+    metrics = {name: Metrics.read(config.folder / "eval" / name / "metrics.json") for name in names}
+    cutoffs = sorted({cutoff for values in metrics.values() for cutoff in values.cutoffs})
+    headline = headline_cutoff(cutoffs)
+    rows = max(values.rows for values in metrics.values())
+    title = (
+        f"{config.name}, {rows:,} examples of the {config.eval.split} split, {config.eval.num_beams} beams, on items, "
+        "95 % intervals"
+    )
     table = Table(title=escape(title), title_justify="left")
     table.add_column("model", no_wrap=True)
-    for cutoff in CUTOFFS:
+    for cutoff in cutoffs:
         table.add_column(f"HR@{cutoff}", justify="right")
-    table.add_column("NDCG@10", justify="right")
-    for recommender in evaluable(config.folder):
-        cells = Metrics.read(config.folder / "eval" / recommender / "metrics.json").sid
-        hits = [_cell(cells[f"HR@{cutoff}"], cutoff == 10) for cutoff in CUTOFFS]
-        table.add_row(recommender, *hits, _cell(cells["NDCG@10"], True))
+    table.add_column(f"NDCG@{headline}", justify="right")
+    for name, values in metrics.items():
+        cells = values.headline
+        hits = [_cell(cells.get(f"HR@{cutoff}"), cutoff == headline) for cutoff in cutoffs]
+        table.add_row(name, *hits, _cell(cells.get(f"NDCG@{headline}"), True))
     return table
 
 
-def _cell(cell: "Cell", interval: bool) -> str:
+def _cell(cell: "Cell | None", interval: bool) -> str:
+    if cell is None:
+        return "-"
     return f"{cell['value']:.4f}" + (f"\n[{cell['low']:.4f}, {cell['high']:.4f}]" if interval else "")
 
 

@@ -12,7 +12,7 @@ from minionerec.artifacts import write_json
 from minionerec.config import CUTOFFS, RESAMPLES
 from minionerec.errors import ConfigError, DataError
 from minionerec.eval.level_plot import draw_levels
-from minionerec.eval.lists import RankedLists
+from minionerec.eval.lists import RankedLists, cutoffs_within
 from minionerec.eval.metrics import measure
 from minionerec.eval.result_json import read_catalog, read_lists
 
@@ -28,12 +28,11 @@ def level_report(lists: RankedLists, cutoffs: Sequence[int], resamples: int, see
         resamples: of the bootstrap intervals.
         seed: of the resampling.
     """
-    within_lists = [k for k in cutoffs if k <= lists.width] or [max(lists.width, 1)]
-    metrics = measure(lists, within_lists, resamples, seed)
+    metrics = measure(lists, cutoffs_within(lists.width, cutoffs), resamples, seed)
     return {
         "users": metrics.users,
         "rows": metrics.rows,
-        "lengths": {"shortest": int(lists.lengths.min()), "longest": lists.width},
+        "lengths": metrics.lengths,
         **metrics.levels,
         **{name: getattr(metrics, name) for name in _MEASURED},
     }
@@ -93,11 +92,11 @@ def _print(report: Mapping[str, Any], console: Console) -> None:
 
 def _print_search(search: Mapping[str, Any], console: Console) -> None:
     widths = Table("beams", title=f"Beam width and search error, {search['rows']} examples", title_justify="left")
-    for name in ("HR@1", "HR@10", "NDCG@10", "overlap", "missed"):
+    names = ("HR@1", "HR@10", "NDCG@10", "overlap", "missed")
+    for name in names:
         widths.add_column(name, justify="right")
-    for width, row in search["widths"].items():
-        widths.add_row(width, *(f"{row[name]:.4f}" for name in ("HR@1", "HR@10", "NDCG@10", "overlap", "missed")))
-    widths.add_row("exact", *(f"{search['exact'][name]:.4f}" for name in ("HR@1", "HR@10", "NDCG@10")), "1.0000", "0.0000")
+    for width, row in {**search["widths"], "exact": {**search["exact"], "overlap": 1.0, "missed": 0.0}}.items():
+        widths.add_row(width, *(f"{row[name]:.4f}" if name in row else "-" for name in names))
     console.print(widths)
     pruned = Table("Level", title="Where the beam search dropped the target", title_justify="left")
     pruned.add_column("dropped here", justify="right")

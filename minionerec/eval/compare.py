@@ -7,7 +7,7 @@ import numpy as np
 
 from minionerec.config import CUTOFFS, RESAMPLES
 from minionerec.errors import DataError
-from minionerec.eval.lists import Lists, RankedLists
+from minionerec.eval.lists import Lists, RankedLists, cutoffs_within
 from minionerec.eval.metrics import item_ranks, ranks
 from minionerec.statistics.differences import differences
 from minionerec.statistics.ranking import per_user
@@ -44,13 +44,11 @@ def _keys(lists: RankedLists) -> np.ndarray:
 
 
 def shared_cutoffs(first: RankedLists, second: RankedLists) -> list[int]:
-    """The cut-offs at which two files can be compared: `CUTOFFS` up to the smaller width.
+    """The cut-offs at which two files can be compared: those that the lists of both reach.
 
-    A file's width is the length of its longest list. At a larger cut-off a metric counts the whole list and no more, so a
-    difference there would only show that one list is longer.
+    A difference at a larger cut-off would only show that one list is longer.
     """
-    width = min(first.width, second.width)
-    return [k for k in CUTOFFS if k <= max(width, 1)]
+    return cutoffs_within(min(first.width, second.width))
 
 
 def left_out(first: RankedLists, second: RankedLists) -> str | None:

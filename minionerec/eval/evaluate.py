@@ -16,7 +16,7 @@ import logging
 from pathlib import Path
 
 from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, Recipe, require
-from minionerec.config import CUTOFFS, RECOMMENDING, Config
+from minionerec.config import RECOMMENDING, Config
 from minionerec.data.dataset import Dataset
 from minionerec.data.interactions import interaction_counts
 from minionerec.distributed import distributed_state, is_main_process
@@ -26,7 +26,7 @@ from minionerec.eval.check_predictions import check_belongs
 from minionerec.eval.decode import decode_split
 from minionerec.eval.exposure import exposure
 from minionerec.eval.listed import BUILT_IN, listed_predictions
-from minionerec.eval.lists import RankedLists
+from minionerec.eval.lists import RankedLists, cutoffs_within, headline_cutoff
 from minionerec.eval.metrics import measure
 from minionerec.eval.metrics_json import Metrics
 from minionerec.eval.predictions import write_predictions
@@ -35,7 +35,7 @@ from minionerec.model import checkpoint
 from minionerec.prompts.builder import Prompts
 from minionerec.prompts.record import check_prompts, prompts_section
 from minionerec.recommend.recommender import STAGES, Recommender
-from minionerec.sid.index import SidIndex
+from minionerec.sid.index import SidIndex, collision_warning
 
 log = logging.getLogger(__name__)
 
@@ -72,9 +72,11 @@ def evaluate(config: Config, name: str) -> tuple[Manifest, bool]:
         elif is_main_process():
             write_predictions(draft.path / "predictions.jsonl", listed_predictions(name, config, dataset, index))
         if is_main_process():
+            if name in STAGES and (warning := collision_warning(index.collisions(), len(index.codes))) is not None:
+                log.warning("%s", warning)
             metrics = measure_predictions(draft.path, dataset, index, config)
             metrics.write(draft.path / "metrics.json")
-            draft.metrics.update({metric: cell["value"] for metric, cell in metrics.sid.items()})
+            draft.metrics.update({metric: cell["value"] for metric, cell in metrics.headline.items()})
     return Manifest.load(recipe.folder), True
 
 
@@ -124,10 +126,11 @@ def measure_predictions(folder: Path, dataset: Dataset, index: SidIndex, config:
     lists = RankedLists.read(path)
     check_belongs(lists, dataset, index, config.eval.split, str(path))
     parts = parts_of_lists(lists) | parts_of_dataset(lists, dataset, index, config.eval.split)
+    sliced = (headline_cutoff(cutoffs_within(lists.width)),)
     traces = search_error.read_traces(exact_scores) if exact_scores.is_file() else []
     return dataclasses.replace(
-        measure(lists, CUTOFFS, config.eval.resamples, config.seed),
-        slices=slice_tables(lists, parts, (10,), config.eval.resamples, config.seed),
+        measure(lists, resamples=config.eval.resamples, seed=config.seed),
+        slices=slice_tables(lists, parts, sliced, config.eval.resamples, config.seed),
         exposure=exposure(lists, interaction_counts(dataset)),
         search=search_error.summary(traces, config.eval.num_beams),
     )

@@ -48,13 +48,14 @@ def exposure(predictions: Lists, popularity: np.ndarray, k: int = 10) -> dict[st
         popularity: (items,) how often each item occurs in training interactions.
 
     Returns:
-        `k`; `coverage`, the share of the catalog shown to anyone; `gini` of how often each item is shown; `popularity`, mean
-        training count of a shown item, `target_popularity` the mean training count of a target, and `popularity_bias`, their
-        ratio (None if it is 0 for all targets); `novelty`, mean of -log2 of a shown item's share of the training interactions,
-        with one added to each count (bits); `diversity`, see `diversity`. All but `k` and `diversity` are None if the lists
-        name no items.
+        `k`, at most the length of the longest list; `coverage`, the share of the catalog shown to anyone; `gini` of how often
+        each item is shown; `popularity`, mean training count of a shown item, `target_popularity` the mean training count of a
+        target, and `popularity_bias`, their ratio (None if it is 0 for all targets); `novelty`, mean of -log2 of a shown item's
+        share of the training interactions, with one added to each count (bits); `diversity`, see `diversity`. All but `k` and
+        `diversity` are None if the lists name no items.
     """
     lists = RankedLists.of(predictions)
+    k = min(k, lists.width if lists.items is None else int(lists.items.lengths.max()))
     table: dict[str, Any] = {"k": k, "coverage": None, "gini": None, "popularity": None, "target_popularity": None}
     table |= {"popularity_bias": None, "novelty": None, "diversity": diversity(lists, k)}
     if lists.items is None:

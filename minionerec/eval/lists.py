@@ -2,7 +2,7 @@
 
 import dataclasses
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Union
 
@@ -11,9 +11,11 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.json
 
+from minionerec.config import CUTOFFS
 from minionerec.errors import DataError
 from minionerec.eval.predictions import Prediction, read_predictions
 
+HEADLINE = 10  # the cut-off that the field reports
 EMPTY = -1  # code of a position beyond the end of a list, and of a recommended text that is no SID
 _BLOCK = 16 << 20  # bytes of text parsed at once: large enough to be fast, and memory stays bounded
 _INDICES = pa.list_(pa.int32())
@@ -31,6 +33,27 @@ _SCHEMA = pa.schema(
         "sizes": _INDICES,
     }
 )
+
+
+def cutoffs_within(width: int, cutoffs: Sequence[int] = CUTOFFS) -> list[int]:
+    """The cut-offs that lists reach, of which the longest has `width` places; never none.
+
+    At a larger cut-off a metric would count the whole list and no more: HR@50 of lists of 10 is their HR@10. If all cut-offs
+    are larger, the length of the longest list is the only one.
+
+    >>> cutoffs_within(10), cutoffs_within(7, [10, 20])
+    ([1, 3, 5, 10], [7])
+    """
+    return [k for k in cutoffs if k <= width] or [max(width, 1)]
+
+
+def headline_cutoff(cutoffs: Iterable[int]) -> int:
+    """The cut-off of headline figures: the largest up to 10.
+
+    >>> headline_cutoff([1, 3, 5, 10, 20]), headline_cutoff([1, 3, 5])
+    (10, 5)
+    """
+    return max((k for k in cutoffs if k <= HEADLINE), default=HEADLINE)
 
 
 class _Irregular(Exception):  # noqa: N818 - no error: sends the reader to the slow path, which finds the line
@@ -119,6 +142,11 @@ class RankedLists:
     def width(self) -> int:
         """Length of the longest list."""
         return self.sids.shape[1]
+
+    @property
+    def span(self) -> dict[str, int]:
+        """Lengths of the `shortest` and the `longest` list."""
+        return {"shortest": int(self.lengths.min()), "longest": self.width}
 
     def units(self) -> np.ndarray | None:
         """(rows,) a number per user for resampling; None if each user has one row."""

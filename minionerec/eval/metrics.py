@@ -5,11 +5,11 @@ from typing import Literal
 
 import numpy as np
 
-from minionerec.config import CUTOFFS, RESAMPLES
+from minionerec.config import RESAMPLES
 from minionerec.eval.levels import calibration, level_tables, lost_targets
-from minionerec.eval.lists import Lists, RankedLists
+from minionerec.eval.lists import Lists, RankedLists, cutoffs_within
 from minionerec.eval.metrics_json import Cell, ItemCell, Metrics
-from minionerec.statistics.intervals import detectable, intervals
+from minionerec.statistics.intervals import Interval, binomial_interval, detectable, intervals
 from minionerec.statistics.ranking import per_user
 
 
@@ -72,14 +72,25 @@ def item_ranks(predictions: Lists) -> tuple[np.ndarray, np.ndarray] | None:
 def interval_cells(values: dict[str, np.ndarray], resamples: int, seed: int, units: np.ndarray | None) -> dict[str, Cell]:
     """Each metric's mean with its 95 % interval.
 
+    If every user has 0, or every user has 1, resampling shows no spread. The interval is then that of a share: no hit among 40
+    users does not mean that there will never be one.
+
     Args:
-        values: per metric a value per row, (rows,).
+        values: per metric a value between 0 and 1 per row, (rows,).
         resamples: of the bootstrap.
         seed: of the resampling.
         units: (rows,) the number of each row's user, from 0; None if every user has one row.
     """
     means = intervals(np.stack(list(values.values())), resamples, seed, units)
-    return {name: Cell(value=mean.value, low=mean.low, high=mean.high) for name, mean in zip(values, means, strict=True)}
+    users = len(next(iter(values.values()))) if units is None else int(units.max()) + 1
+    cells = {}
+    for name, mean in zip(values, means, strict=True):
+        interval = binomial_interval(mean.value, users) if mean in _WITHOUT_SPREAD else mean
+        cells[name] = Cell(value=interval.value, low=interval.low, high=interval.high)
+    return cells
+
+
+_WITHOUT_SPREAD = (Interval(0.0, 0.0, 0.0), Interval(1.0, 1.0, 1.0))
 
 
 def _on_items(
@@ -98,11 +109,11 @@ def _on_items(
     }
 
 
-def measure(predictions: Lists, cutoffs: Sequence[int] = CUTOFFS, resamples: int = RESAMPLES, seed: int = 42) -> Metrics:
+def measure(predictions: Lists, cutoffs: Sequence[int] | None = None, resamples: int = RESAMPLES, seed: int = 42) -> Metrics:
     """What the lists alone say; the eval stage adds slices, exposure and search, which need the dataset.
 
     Args:
-        cutoffs: of HR, NDCG and MRR.
+        cutoffs: of HR, NDCG and MRR; None for those of `CUTOFFS` that the lists reach.
         resamples: of the bootstrap intervals.
         seed: of the resampling.
 
@@ -110,11 +121,13 @@ def measure(predictions: Lists, cutoffs: Sequence[int] = CUTOFFS, resamples: int
         DataError: no predictions, or SIDs of unequal depth.
     """
     lists = RankedLists.of(predictions)
+    cutoffs = cutoffs_within(lists.width) if cutoffs is None else cutoffs
     units = lists.units()
     values = per_user(ranks(lists), cutoffs)
     return Metrics(
         users=len(lists) if units is None else int(units.max()) + 1,
         rows=len(lists),
+        lengths=lists.span,
         exact=None if lists.exact is None else float(lists.exact.mean()),
         invalid=_invalid(lists),
         sid=interval_cells(values, resamples, seed, units),

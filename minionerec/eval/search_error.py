@@ -134,10 +134,10 @@ def summary(traces: Sequence[Trace], num_beams: int) -> dict[str, Any] | None:
 
     Returns:
         `rows`; `num_beams`, the width of the run's own search; `exact`, HR and NDCG of the exact list (its first `num_beams`
-        SIDs); `widths`, per beam width HR and NDCG of the replayed beam, `overlap` with the exact list, and `missed`, the share
-        of examples whose target is in the exact list but not in the beam's; `pruned`, at `num_beams`, per level the share of
-        examples whose target was dropped there and the median rank it had; `calibration`, per level as `levels.calibrated`,
-        after the target's own codes.
+        SIDs); `widths`, per beam width HR and NDCG of the replayed beam at the cut-offs that it reaches, `overlap` with the
+        exact list, and `missed`, the share of examples whose target is in the exact list but not in the beam's; `pruned`, at
+        `num_beams`, per level the share of examples whose target was dropped there and the median rank it had; `calibration`,
+        per level as `levels.calibrated`, after the target's own codes.
     """
     if not traces:
         return None
@@ -148,7 +148,7 @@ def summary(traces: Sequence[Trace], num_beams: int) -> dict[str, Any] | None:
         ranks = np.array([np.inf if rank is None else rank for rank in in_beam], dtype=float)
         missed = (exact < int(width)) & ~np.isfinite(ranks)
         overlap = float(np.mean([trace.overlap[width] for trace in traces]))
-        widths[width] = {**_metrics(ranks), "overlap": overlap, "missed": float(missed.mean())}
+        widths[width] = {**_metrics(ranks, int(width)), "overlap": overlap, "missed": float(missed.mean())}
     pruned = []
     for level in range(1, len(traces[0].right) + 1):
         drops = [trace.pruned[str(num_beams)] for trace in traces]
@@ -159,7 +159,7 @@ def summary(traces: Sequence[Trace], num_beams: int) -> dict[str, Any] | None:
     return {
         "rows": len(traces),
         "num_beams": num_beams,
-        "exact": _metrics(np.where(exact < num_beams, exact, np.inf)),
+        "exact": _metrics(np.where(exact < num_beams, exact, np.inf), num_beams),
         "widths": widths,
         "pruned": pruned,
         "calibration": [
@@ -168,10 +168,11 @@ def summary(traces: Sequence[Trace], num_beams: int) -> dict[str, Any] | None:
     }
 
 
-def _metrics(ranks: np.ndarray) -> dict[str, float]:
+def _metrics(ranks: np.ndarray, width: int) -> dict[str, float]:
+    cutoffs = [k for k in _CUTOFFS if k <= width]
     return {
-        **{f"HR@{k}": float(hits(ranks, k).mean()) for k in _CUTOFFS},
-        **{f"NDCG@{k}": float(gains(ranks, k).mean()) for k in _CUTOFFS},
+        **{f"HR@{k}": float(hits(ranks, k).mean()) for k in cutoffs},
+        **{f"NDCG@{k}": float(gains(ranks, k).mean()) for k in cutoffs},
     }
 
 

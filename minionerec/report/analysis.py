@@ -10,8 +10,7 @@ LevelsByLabel = Mapping[str, Mapping[str, Any]]  # a recommender's label to its 
 
 _KINDS = {"independent": "Independent: one level's code alone", "cumulative": "Cumulative: all codes so far"}
 _PER_USER = ("HR@1", "HR@5", "HR@10", "HR@50", "NDCG@10", "MRR@10")
-_RATES = ("HR@1", "HR@10", "NDCG@10")
-_SEARCH = (*_RATES, "overlap", "missed")
+_SEARCH = ("HR@1", "HR@10", "NDCG@10", "overlap", "missed")
 
 
 class MoreMetrics(Protocol):
@@ -191,11 +190,12 @@ def _loss(loss: Mapping[str, Any] | None) -> Cell:
 
 def _search(label: str, search: Mapping[str, Any]) -> SearchTables:
     widths = [
-        Row((f"{width} beams",), tuple(share(rates[name]) for name in _SEARCH)) for width, rates in search["widths"].items()
+        Row((f"{width} beam{'s' * (width != '1')}",), tuple(share(rates.get(name)) for name in _SEARCH))
+        for width, rates in search["widths"].items()
     ]
     # Scoring the whole catalog finds the exact list: it overlaps with itself and misses nothing.
-    exact = [*(search["exact"].get(name) for name in _RATES), 1.0, 0.0]
-    widths.append(Row(("whole catalog",), tuple(map(share, exact))))
+    exact = {**search["exact"], "overlap": 1.0, "missed": 0.0}
+    widths.append(Row(("whole catalog",), tuple(share(exact.get(name)) for name in _SEARCH)))
     dropped = [Row((str(level["level"]),), (share(level["dropped"]), number(level["rank"]))) for level in search["pruned"]]
     return SearchTables(
         label,

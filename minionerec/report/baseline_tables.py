@@ -16,13 +16,12 @@ from minionerec.baselines.models import count_parameters, make
 from minionerec.baselines.ranking import TABLE_CUTOFFS
 from minionerec.config import NEURAL_BASELINES, RESAMPLES, BaselineConfig
 from minionerec.errors import ArtifactError, ConfigError
-from minionerec.eval.compare import compare
-from minionerec.report.evaluated import read_evaluated
+from minionerec.eval.lists import headline_cutoff
+from minionerec.report.evaluated import compare_evaluated, read_evaluated
 from minionerec.statistics.intervals import Interval, intervals
 from minionerec.statistics.ranking import per_user
 
 _SEED = 42
-_RUN_METRICS = ("HR@1", "HR@10", "NDCG@10")
 _PUBLISHED_METRICS = {"beauty": ("HR@10", "NDCG@10", "MRR@10"), "lastfm": ("HR@10", "NDCG@10")}
 
 
@@ -115,6 +114,8 @@ def _read_results(run: Path) -> tuple[dict[str, Interval], Manifest | None]:
 def run_table(run: Path) -> Table:
     """All recommenders of a run, on items, best NDCG@10 first, with paired differences from the generative model.
 
+    If no list has 10 places, the cut-off is the largest that one reaches. A recommender with shorter lists stands last.
+
     Raises:
         ArtifactError: nothing is evaluated in the run, or an artefact is damaged.
         DataError: two recommenders were measured on different examples.
@@ -124,21 +125,23 @@ def run_table(run: Path) -> Table:
         raise ArtifactError(f"{run / 'eval'}: nothing evaluated here. Run minionerec eval and minionerec baseline first.")
     evaluated = {name: read_evaluated(run / "eval" / name) for name in names}
     model = next((name for name in ("rl", "sft") if name in names), None)
+    k = headline_cutoff(cutoff for recommender in evaluated.values() for cutoff in recommender.metrics.cutoffs)
+    gain = f"NDCG@{k}"
+    columns = list(dict.fromkeys(("HR@1", f"HR@{k}", gain)))
     table = Table(
         title=escape(f"{run}, {len(evaluated[names[0]].lists):,} examples, on items, 95 % intervals"), title_justify="left"
     )
     table.add_column("recommender", no_wrap=True)
-    for metric in _RUN_METRICS:
+    for metric in columns:
         table.add_column(metric, justify="right", no_wrap=True)
     if model:
-        table.add_column(f"NDCG@10 minus {model}, paired", justify="right", no_wrap=True)
+        table.add_column(f"{gain} minus {model}, paired", justify="right", no_wrap=True)
         table.add_column("p", justify="right")
-    for name in sorted(names, key=lambda name: -evaluated[name].metrics_on("item")["NDCG@10"]["value"]):
-        metrics = evaluated[name].metrics_on("item")
-        cells = [_cell(_interval(metrics[metric])) for metric in _RUN_METRICS]
-        if model and name != model:
-            lists, other_lists = evaluated[model].lists, evaluated[name].lists
-            change = compare(lists, other_lists, RESAMPLES, _SEED, (10,), "item")["NDCG@10"]
+    values = {name: evaluated[name].metrics_on("item") for name in names}
+    for name in sorted(names, key=lambda name: -values[name][gain]["value"] if gain in values[name] else 1):
+        cells = [_cell(_interval(values[name][metric])) if metric in values[name] else "-" for metric in columns]
+        if model and name != model and gain in values[model] and gain in values[name]:
+            change = compare_evaluated(evaluated[model], evaluated[name], RESAMPLES, _SEED, "item", (k,))[gain]
             cells += [_cell(_interval(change)), f"{change['p']:.3f}"]
         table.add_row(name, *cells)
     return table

@@ -8,6 +8,7 @@ on the pages comes from the artefacts.
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,16 @@ from minionerec.config import BASELINES, Config
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError
 from minionerec.eval.compare import left_out
+from minionerec.eval.lists import headline_cutoff
 from minionerec.eval.slices import parts_of_dataset, parts_of_lists
 from minionerec.report import analysis, diagnosis, paper_gap, plots, run_page
 from minionerec.report.evaluated import LABELS, SCALES, Evaluated, Scale, compare_evaluated, read_evaluated
 from minionerec.report.page import environment, signed
 from minionerec.sid.index import SidIndex
+from minionerec.statistics.intervals import binomial_interval
 
 _REQUIRED = ("data", "sid", "sft", "eval/sft")
 _OPTIONAL = ("rl", "eval/popularity", "eval/repeat", "eval/rl")
-_HEADLINE = 10
-_FUNNELS = (1, 10, 50)
 _TRAINED_ON_REQUEST = [name for name in BASELINES if f"eval/{name}" not in _OPTIONAL]
 _BASELINES = tuple(f"{folder}/{name}" for folder in ("baselines", "eval") for name in _TRAINED_ON_REQUEST)
 _ORDER = ("data", "sid", "sft", "rl", *_BASELINES, "eval/popularity", "eval/repeat", "eval/sft", "eval/rl")
@@ -45,6 +46,8 @@ class RunResults:
         evaluated: its recommenders by name, in the order of the page.
         logs: the training log per stage.
         changes: RL minus SFT per metric, on SIDs and on items; empty without RL.
+        over_popularity: the final model's hit rate on items minus popularity's, at the headline's cut-off; None if popularity
+            is not evaluated, or a list is shorter.
     """
 
     config: Config
@@ -54,6 +57,7 @@ class RunResults:
     evaluated: dict[str, Evaluated]
     logs: dict[str, list[dict[str, Any]]]
     changes: dict[Scale, dict[str, dict[str, Any]]]
+    over_popularity: dict[str, Any] | None
 
     @classmethod
     def load(cls, config: Config, manifests: dict[str, Manifest]) -> "RunResults":
@@ -70,6 +74,13 @@ class RunResults:
         if "rl" in evaluated:
             sft, rl = evaluated["sft"], evaluated["rl"]
             changes = {on: compare_evaluated(sft, rl, config.eval.resamples, config.seed, on) for on in SCALES}
+        over_popularity = None
+        if "popularity" in evaluated:
+            floor, final = evaluated["popularity"], evaluated["rl" if "rl" in evaluated else "sft"]
+            k = headline_cutoff(final.metrics.cutoffs)
+            if k in floor.metrics.cutoffs:
+                difference = compare_evaluated(floor, final, config.eval.resamples, config.seed, "item", (k,))
+                over_popularity = difference[f"HR@{k}"]
         return cls(
             config,
             manifests,
@@ -78,6 +89,7 @@ class RunResults:
             evaluated,
             {stage: _read_log(folder / stage / "log.jsonl") for stage in ("sft", "rl") if stage in manifests},
             changes,
+            over_popularity,
         )
 
     @property
@@ -117,26 +129,35 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
 
 def _tiles(results: RunResults) -> list[Tile]:
     final = results.trained[-1]
+    k = headline_cutoff(final.metrics.cutoffs)
     tiles = []
-    for name in (f"HR@{_HEADLINE}", f"NDCG@{_HEADLINE}"):
-        metric = final.metrics.sid[name]
-        note = f"{final.label}; 95 %: {metric['low']:.4f} to {metric['high']:.4f}"
+    for name in (f"HR@{k}", f"NDCG@{k}"):
+        metric = final.metrics.headline[name]
+        note = f"{final.label}, on items; 95 %: {metric['low']:.4f} to {metric['high']:.4f}"
         tiles.append(Tile(name, f"{metric['value']:.4f}", note))
-    popularity = results.evaluated.get("popularity")
-    floor = popularity.metrics.sid[f"HR@{_HEADLINE}"]["value"] if popularity else 0.0
-    if floor:
-        ratio = final.metrics.sid[f"HR@{_HEADLINE}"]["value"] / floor
-        note = f"HR@{_HEADLINE}; popularity has {floor:.4f}"
-        tiles.append(Tile("vs popularity", f"{ratio:.2f}\N{MULTIPLICATION SIGN}", note))
-    if change := results.changes.get("sid", {}).get(f"NDCG@{_HEADLINE}"):
-        verdict = "within noise" if change["noise"] else "beyond noise"
-        note = f"NDCG@{_HEADLINE}, paired: {signed(change['low'])} to {signed(change['high'])}, {verdict}"
+    if results.over_popularity:
+        floor = results.evaluated["popularity"].metrics.headline[f"HR@{k}"]["value"]
+        note = f"HR@{k} on items, paired: {_verdict(results.over_popularity)}; popularity has {floor:.4f}"
+        tiles.append(Tile("Over popularity", signed(results.over_popularity["value"]), note))
+    if change := results.changes.get("item", {}).get(f"NDCG@{k}"):
+        steps = results.manifests["rl"].metrics.get("steps")
+        after = f" after {steps:,} step{'s' * (steps != 1)}" if steps else ""
+        note = f"NDCG@{k} on items{after}, paired: {_verdict(change)}"
         tiles.append(Tile("What RL changed", signed(change["value"]), note))
     if final.metrics.exact is not None:
-        tiles.append(Tile("Exact lists", f"{final.metrics.exact:.1%}", "proven to be the catalog's top"))
+        share = binomial_interval(final.metrics.exact, final.metrics.users)
+        note = f"proven to be the catalog's top; 95 %: {share.low:.1%} to {share.high:.1%}"
+        proven = f"{round(share.value * final.metrics.rows):,} of {final.metrics.rows:,}"
+        tiles.append(Tile("Exact lists", proven, note))
     total = sum(manifest.seconds for manifest in results.manifests.values())
     tiles.append(Tile("Time", f"{total / 60:.1f} min", "all stages together"))
     return tiles
+
+
+def _verdict(change: Mapping[str, Any]) -> str:
+    """The interval of a paired difference, its p-value, and whether it is noise."""
+    verdict = "within noise" if change["noise"] else "beyond noise"
+    return f"{signed(change['low'])} to {signed(change['high'])}, p {change['p']:.3f}, {verdict}"
 
 
 def _versions(manifests: dict[str, Manifest]) -> dict[str, str]:
@@ -165,20 +186,21 @@ def render_run_page(results: RunResults) -> str:
         .get_template("page.html")
         .render(
             config=results.config,
-            notes=run_page.notes(manifests, [name for name in _OPTIONAL if name not in manifests]),
+            notes=run_page.notes(manifests, [name for name in _OPTIONAL if name not in manifests], index),
             dates=(dates[0], dates[-1]),
             dataset=run_page.dataset_figures(results.dataset),
             tiles=_tiles(results),
             rows=final.metrics.rows,
             users=final.metrics.users,
             left_out=results.left_out,
-            results=run_page.result_tables(evaluated, "sid", results.changes.get("sid")),
-            item_results=run_page.result_tables(evaluated, "item", results.changes.get("item"))
+            list_lengths=run_page.list_lengths(evaluated),
+            results=run_page.result_tables(evaluated, "item", results.changes.get("item")),
+            sid_results=run_page.result_tables(evaluated, "sid", results.changes.get("sid"))
             if run_page.items_differ(evaluated)
             else None,
             has_floor="popularity" in results.evaluated,
             has_rl="rl" in results.evaluated,
-            funnels=[(k, plots.funnel(levels, LABELS, k, len(final.lists))) for k in _FUNNELS],
+            funnels=plots.funnels(levels, LABELS, _funnel_cutoffs(results.trained), final.metrics.users),
             level_tables=analysis.level_tables(levels_by_label),
             drop_off=analysis.drop_off(levels_by_label),
             more_tables=analysis.metric_tables({recommender.label: recommender.metrics for recommender in evaluated}),
@@ -189,12 +211,19 @@ def render_run_page(results: RunResults) -> str:
             distinct=len({tuple(codes) for codes in index.codes.tolist()}),
             item_groups=run_page.item_groups(index, titles),
             examples=run_page.examples(final, index, titles, results.config.report.examples),
+            share_in_top=final.metrics.sid["HR@5"]["value"] if "HR@5" in final.metrics.sid else None,
             final=final,
             stages=[(name, manifests[name], run_page.figures(manifests[name].metrics)) for name in _ORDER if name in manifests],
             settings=yaml.safe_dump(_settings(manifests), sort_keys=False, allow_unicode=True),
             versions=_versions(manifests),
         )
     )
+
+
+def _funnel_cutoffs(trained: Sequence[Evaluated]) -> list[int]:
+    """Three cut-offs at most that all models reach: the smallest, the headline's and the largest."""
+    cutoffs = sorted(set.intersection(*(set(model.metrics.cutoffs) for model in trained)))
+    return sorted({cutoffs[0], headline_cutoff(cutoffs), cutoffs[-1]})
 
 
 def render_rl_page(results: RunResults) -> str:

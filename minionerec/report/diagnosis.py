@@ -24,6 +24,7 @@ _SHARPER = ("HR@1", "HR@3")
 _DEEPER = ("HR@20", "HR@50")
 _SLICED = "HR@10"
 _LEVELS_READ = ("1", "10", "50")  # cut-offs of the sentences about levels
+_BY_CHANCE = "If RL changed nothing, about one test in twenty would still come out beyond noise."
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,16 @@ def over_sharpened(changes: Changes) -> bool:
 
 
 def _gained_at_the_top(changes: Changes) -> bool:
-    return any(changes[name]["low"] > 0 for name in _SHARPER if name in changes)
+    return any(_is_beyond_noise(changes[name], 1) for name in _SHARPER if name in changes)
 
 
 def _lost_in_depth(changes: Changes) -> bool:
-    return any(changes[name]["high"] < 0 for name in _DEEPER if name in changes)
+    return any(_is_beyond_noise(changes[name], -1) for name in _DEEPER if name in changes)
+
+
+def _is_beyond_noise(change: Mapping[str, Any], sign: int) -> bool:
+    """Whether a change is beyond noise and of this sign, see `statistics.intervals.beyond_noise`."""
+    return not change["noise"] and change["value"] * sign > 0
 
 
 def level_changes(sft: Evaluated, rl: Evaluated, config: Config) -> list[LevelChange]:
@@ -186,31 +192,44 @@ def reading(
         log: RL's training log.
     """
     return [
+        *_on_steps(log),
         *_on_metrics(changes),
         _on_sharpness(changes),
         *_on_levels(levels),
         *_on_slices(slices),
-        *_on_calibration(sft.calibration, rl.calibration),
+        *_on_calibration(sft.calibration, rl.calibration, rl.rows),
         *_on_breadth(sft.exposure, rl.exposure),
         *_on_training(log),
     ]
 
 
-def _enumerate(names: Sequence[str]) -> str:
-    return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + names[-1]
+def _enumerate(names: Sequence[str], word: str = "and") -> str:
+    return ", ".join(names[:-1]) + (f" {word} " if len(names) > 1 else "") + names[-1]
+
+
+def _on_steps(log: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How long RL trained, and whose step its model is: a claim about RL is one about so many steps."""
+    steps = max((entry["step"] for entry in log), default=0)
+    if not steps:
+        return []
+    text = f"RL made {steps:,} optimiser step{'s' * (steps != 1)}."
+    best = next((entry["best_step"] for entry in reversed(log) if "best_step" in entry), None)
+    if best == 0:
+        return [f"{text} None of them was better than SFT on the valid split, so the RL model is the SFT model."]
+    return [text if best is None else f"{text} Its model is that of step {best:,}, the best on the valid split."]
 
 
 def _on_metrics(changes: Changes) -> list[str]:
     names = [name for family in ("HR", "NDCG") for k in CUTOFFS if (name := f"{family}@{k}") in changes]
-    better = [name for name in names if changes[name]["low"] > 0]
-    worse = [name for name in names if changes[name]["high"] < 0]
+    better = [name for name in names if _is_beyond_noise(changes[name], 1)]
+    worse = [name for name in names if _is_beyond_noise(changes[name], -1)]
     sentences = []
     if better:
         sentences.append(f"RL is better than SFT beyond noise at {_enumerate(better)}.")
     if worse:
         sentences.append(f"RL is worse than SFT beyond noise at {_enumerate(worse)}.")
     if sentences:
-        return sentences
+        return [*sentences, f"{len(names)} metrics were tested. {_BY_CHANCE}"]
     detectable = changes["NDCG@10"]["detectable"] if "NDCG@10" in changes else None
     hint = f" With so many users, only a true change of about {detectable:.4f} in NDCG@10 would show." if detectable else ""
     return [f"At no cut-off is RL's change beyond noise.{hint}"]
@@ -235,7 +254,7 @@ def _on_sharpness(changes: Changes) -> str:
 
 def _beyond_noise(rows: Sequence[_Change], sign: int) -> list[_Change]:
     """The rows whose change is beyond noise and of this sign."""
-    return [row for row in rows if not row.change["noise"] and row.change["value"] * sign > 0]
+    return [row for row in rows if _is_beyond_noise(row.change, sign)]
 
 
 def _on_levels(levels: Sequence[LevelChange]) -> list[str]:
@@ -248,16 +267,17 @@ def _on_levels(levels: Sequence[LevelChange]) -> list[str]:
         if (changed := _beyond_noise(rows, sign))
     ]
     if not sentences:
-        return ["Along the SID, no change is beyond noise in the top 1, 10 or 50."]
+        cutoffs = _enumerate(list(dict.fromkeys(row.k for row in rows)), "or")
+        return [f"Along the SID, no change is beyond noise in the top {cutoffs}."]
     first_level = rows[0].prefix
-    losses = [row for row in rows if row.change["high"] < 0]
+    losses = _beyond_noise(rows, -1)
     if any(row.prefix == first_level for row in losses):
         sentences.append(f"A loss at {first_level} means that whole branches of the catalog fell out of the lists.")
     elif losses:
         sentences.append(
             f"{first_level} is not lost, later codes are: the right branch stays in the lists, the item in it does not."
         )
-    return sentences
+    return [*sentences, f"{len(rows)} prefixes were tested. {_BY_CHANCE}"]
 
 
 def _on_slices(slices: Sequence[SliceChange]) -> list[str]:
@@ -270,28 +290,26 @@ def _on_slices(slices: Sequence[SliceChange]) -> list[str]:
     ]
     if not sentences:
         return [f"On none of the {len(slices)} parts of the split is the change in {_SLICED} beyond noise."]
-    return [*sentences, f"Of {len(slices)} parts, chance alone would show a change in about one of twenty."]
+    return [*sentences, f"{len(slices)} parts were tested. {_BY_CHANCE}"]
 
 
-def _on_calibration(sft: Sequence[Mapping[str, Any]] | None, rl: Sequence[Mapping[str, Any]] | None) -> list[str]:
+def _on_calibration(sft: Sequence[Mapping[str, Any]] | None, rl: Sequence[Mapping[str, Any]] | None, rows: int) -> list[str]:
     if not sft or not rl:
         return []
     before, after = sft[-1], rl[-1]
-    trend = "more" if after["confidence"] > before["confidence"] else "less"
     return [
-        f"RL is {trend} sure of its first recommendation: its mean probability is {before['confidence']:.3f} before RL and "
-        f"{after['confidence']:.3f} after, its share of hits {before['accuracy']:.3f} and {after['accuracy']:.3f} "
-        f"(calibration error {before['error']:.3f}, then {after['error']:.3f})."
+        f"On these {rows:,} examples the first recommendation has a mean probability of {before['confidence']:.3f} before RL "
+        f"and {after['confidence']:.3f} after, and a share of hits of {before['accuracy']:.3f} and {after['accuracy']:.3f} "
+        f"(calibration error {before['error']:.3f}, then {after['error']:.3f}). Whether this is noise was not tested."
     ]
 
 
 def _on_breadth(sft: Mapping[str, Any] | None, rl: Mapping[str, Any] | None) -> list[str]:
     if not sft or not rl or sft["diversity"] is None or rl["diversity"] is None or sft["coverage"] is None:
         return []
-    trend = "narrower" if rl["diversity"] < sft["diversity"] else "no narrower"
     return [
-        f"Its lists are {trend}: intra-list diversity {sft['diversity']:.3f} before, {rl['diversity']:.3f} after; all "
-        f"lists together show {sft['coverage']:.1%} of the catalog before, {rl['coverage']:.1%} after."
+        f"In the first {sft['k']} places intra-list diversity is {sft['diversity']:.3f} before RL and {rl['diversity']:.3f} "
+        f"after; all lists together show {sft['coverage']:.1%} of the catalog before and {rl['coverage']:.1%} after."
     ]
 
 

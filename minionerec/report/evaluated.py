@@ -1,6 +1,6 @@
 """An evaluated recommender: its lists with their metrics, and how it was made. Every page of a report is made from these."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -110,7 +110,12 @@ def read_evaluated(folder: Path, label: str | None = None) -> Evaluated:
 
 
 def compare_evaluated(
-    first: Evaluated, second: Evaluated, resamples: int, seed: int, on: Scale = "sid"
+    first: Evaluated,
+    second: Evaluated,
+    resamples: int,
+    seed: int,
+    on: Scale = "sid",
+    cutoffs: Sequence[int] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """How much `second` exceeds `first` on the same examples, see `eval.compare.compare`.
 
@@ -118,7 +123,7 @@ def compare_evaluated(
         ArtifactError: they were measured on different examples; the message names both files.
     """
     try:
-        return compare(first.lists, second.lists, resamples, seed, on=on)
+        return compare(first.lists, second.lists, resamples, seed, cutoffs, on)
     except DataError as error:
         raise ArtifactError(
             f"{first.path} has {len(first.lists)} examples, {second.path} has {len(second.lists)}: {error} "

@@ -7,6 +7,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from minionerec.eval.lists import headline_cutoff
 from minionerec.report.evaluated import Evaluated, Setting
 from minionerec.report.page import signed
 from minionerec.report.published import published
@@ -85,10 +86,11 @@ def collision_effect(run: Evaluated, _: Sequence[Evaluated]) -> str | None:
     item_metrics = run.metrics.item
     if item_metrics is None:
         return None
-    name = "HR@10" if "HR@10" in run.metrics.sid else next(iter(run.metrics.sid))
-    on_sids, on_items = run.metrics.sid[name]["value"], item_metrics[name]
+    name = f"HR@{headline_cutoff(run.metrics.cutoffs)}"
+    on_sids, on_items = run.metrics.sid[name], item_metrics[name]
     text = (
-        f"{name} on SIDs {on_sids:.4f}, on items {on_items['value']:.4f} expected ({signed(on_items['value'] - on_sids)}), "
+        f"{name} on SIDs {_with_interval(on_sids)}, on items {_with_interval(on_items)} expected "
+        f"({signed(on_items['value'] - on_sids['value'])}), "
         f"{on_items['best']:.4f} with the luckiest order of tied items, {on_items['worst']:.4f} with the unluckiest"
     )
     shared = run.metrics.slices.get("target's SID", {}).get("shared by several items")
@@ -107,7 +109,7 @@ def slice_effect(question: str, answer: str) -> Effect:
         part = parts[answer]
         name = next(metric for metric in part if metric.startswith("HR@"))
         overall, rows = run.metrics.sid[name]["value"], run.metrics.rows
-        text = f"{part['share']:.1%} of the targets, {name} {part[name]['value']:.4f} on them"
+        text = f"{part['share']:.1%} of the targets, {name} {_with_interval(part[name])} on them"
         if rest := rows - part["rows"]:
             without = (overall * rows - part[name]["value"] * part["rows"]) / rest
             text += f"; without them {name} is {without:.4f} instead of {overall:.4f}"
@@ -117,39 +119,44 @@ def slice_effect(question: str, answer: str) -> Effect:
 
 
 def search_error_effect(run: Evaluated, _: Sequence[Evaluated]) -> str | None:
-    """Metrics per beam width, and how often the run's own width loses a target; None if the search was not replayed."""
+    """A metric per beam width, and how often the run's own width loses a target; None if the search was not replayed."""
     search = run.metrics.search
     if not search:
         return None
-    widths = [width for width in ("1", "5", "10", "20", "50") if width in search["widths"]]
-    rates = ", ".join(f"{width} beams {search['widths'][width]['HR@10']:.4f}" for width in widths)
+    name = "HR@10" if "HR@10" in search["exact"] else "HR@1"  # narrow beams have lists of fewer than 10
+    rates = ", ".join(f"{width} beams {rates[name]:.4f}" for width, rates in search["widths"].items() if name in rates)
     beams = search["num_beams"]
     missed = search["widths"][str(beams)]["missed"]
     return (
-        f"HR@10 on {search['rows']} examples: {rates}, whole catalog scored {search['exact']['HR@10']:.4f}; with this "
+        f"{name} on {search['rows']} examples: {rates}, whole catalog scored {search['exact'][name]:.4f}; with this "
         f"run's {beams} beams the search itself loses a target that belongs in the list in {missed:.2%} of the examples"
     )
 
 
 def size_effect(run: Evaluated, others: Sequence[Evaluated]) -> str | None:
     """HR@10 by the number of parameters; None if the runs of this recommender have only one size."""
-    rows = sorted(
-        (other.parameters, other.metrics.sid["HR@10"]["value"])
-        for other in (run, *others)
-        if other.parameters and other.name == run.name and "HR@10" in other.metrics.sid
+    models = sorted(
+        (model for model in (run, *others) if model.parameters and model.name == run.name and "HR@10" in model.metrics.sid),
+        key=lambda model: (model.parameters, model.metrics.sid["HR@10"]["value"]),
     )
-    if len({parameters for parameters, _ in rows}) < 2:
+    if len({model.parameters for model in models}) < 2:
         return None
-    return "HR@10 by parameters: " + ", ".join(f"{parameters / 1e6:,.1f} M {value:.4f}" for parameters, value in rows)
+    return "HR@10 by parameters: " + ", ".join(
+        f"{(model.parameters or 0) / 1e6:,.1f} M {_with_interval(model.metrics.sid['HR@10'])}" for model in models
+    )
 
 
 def seed_effect(run: Evaluated, others: Sequence[Evaluated]) -> str | None:
-    """The range of HR@10 over the seeds of the run's recipe; None if there is only one seed."""
+    """The range of HR@10 over the seeds of the run's recipe; None if there is only one seed, or lists are shorter."""
     group = next((group for group in seed_groups([run, *others]) if run in group), None)
-    if group is None:
+    if group is None or any("HR@10" not in other.metrics.sid for other in group):
         return None
     values = [other.metrics.sid["HR@10"]["value"] for other in group]
     return f"HR@10 over {len(values)} seeds: {min(values):.4f} to {max(values):.4f}"
+
+
+def _with_interval(metric: Mapping[str, Any]) -> str:
+    return f"{metric['value']:.4f} [{metric['low']:.4f}, {metric['high']:.4f}]"
 
 
 CAUSES = (

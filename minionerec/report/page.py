@@ -8,6 +8,11 @@ import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from minionerec.statistics.intervals import SIGNIFICANCE
+
+# What `statistics.intervals.beyond_noise` asks for, in words.
+BEYOND_NOISE = f"its interval excludes zero and p of a paired permutation test is below {SIGNIFICANCE}"
+
 
 def duration(seconds: float) -> str:
     """Seconds for display."""
@@ -39,6 +44,11 @@ def percent(value: float) -> str:
     return f"{100 * value:+.1f} %".replace("-", "\N{MINUS SIGN}")
 
 
+def metric(value: float | None) -> str:
+    """A metric, four decimals; a dash if there is none."""
+    return "\N{EN DASH}" if value is None else f"{value:.4f}"
+
+
 def cell(value: object) -> str:
     """Text for a cell of a markdown table."""
     return " ".join(str(value).split()).replace("|", "\\|")
@@ -54,8 +64,16 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"duration": duration, "figure": figure, "signed": signed, "percent": percent, "cell": cell}
+    templates.filters |= {
+        "duration": duration,
+        "figure": figure,
+        "signed": signed,
+        "percent": percent,
+        "metric": metric,
+        "cell": cell,
+    }
     templates.globals |= {
+        "beyond_noise": BEYOND_NOISE,
         "style": Markup((here / "style.css").read_text(encoding="utf-8")),
         "plotly": Markup(get_plotlyjs()),
     }

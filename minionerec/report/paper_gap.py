@@ -18,6 +18,7 @@ from minionerec.config import RESAMPLES
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.result_json import read_catalog
 from minionerec.report import analysis, plots, table
+from minionerec.report.evaluated import FAMILIES
 from minionerec.report.gap import LEVEL_TABLES, GapDataset, GapReport, compare_with_paper
 from minionerec.report.page import environment
 from minionerec.report.published import METRICS, PAPER, REPLICATION
@@ -74,7 +75,7 @@ def _section(part: GapDataset) -> _Section:
         targets["paper"] = {name: cell["value"] for name, cell in part.tables.published[PAPER].items()}
         targets["replication"] = part.tables.replication[REPLICATION]
     runs = {run.label: run.metrics for run in part.runs}
-    forests = {title: plots.forest(family, targets, runs) for family, title in (("HR", "Hit rate"), ("NDCG", "NDCG"))}
+    forests = {FAMILIES[family]: plot for family, plot in plots.forests(targets, runs).items()}
     more_tables = analysis.metric_tables({run.label: run for run in part.runs}) if part.runs else None
     return _Section(part, forests, _level_plot(part), analysis.level_tables(levels), analysis.drop_off(levels), more_tables)
 
@@ -89,7 +90,7 @@ def _level_plot(part: GapDataset) -> Markup:
     for run in part.runs:
         by_cutoff = run.levels["cumulative"]
         shares = by_cutoff.get("10") or by_cutoff[max(by_cutoff, key=int)]
-        curves.append(plots.LevelCurve(run.label, shares, run.rows))
+        curves.append(plots.LevelCurve(run.label, shares, run.users))
     return plots.level_lines(replication, curves)
 
 

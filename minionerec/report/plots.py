@@ -1,6 +1,5 @@
 """The plots of the pages: plotly figures as HTML fragments; the script of a page draws them once its layout is known."""
 
-import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,12 +8,14 @@ import numpy as np
 import plotly.graph_objects as go
 from markupsafe import Markup
 
+from minionerec.statistics.intervals import binomial_interval
+
 COLOURS = {"sft": "#3d5afe", "rl": "#00897b"}
 _INK, _MUTED, _GRID = "#1c2333", "#667085", "#e8ebf1"
 _LINES = ("#3d5afe", "#e4572e", "#00897b", "#a23fb5", "#c98a00", "#5b6b7f")
 _REPLICATION = "#c98a00"
 _SMOOTH_FROM = 40
-_Z = 1.959964  # a normal variable lies within this many standard deviations with a probability of 95 %
+_FOREST = (3, 5, 10)  # cut-offs of the published tables
 _FAMILIES = {"HR": "hit rate", "NDCG": "NDCG"}
 # A logged series is drawn in the first panel whose pattern matches its name; a series that matches none is not drawn. Per
 # panel the pattern and the label of its vertical axis.
@@ -32,9 +33,23 @@ _PANELS = {
 
 
 def fragment(
-    figure: go.Figure, *, y: str = "", x: str = "", legend: bool = True, zero: bool = True, height: int = 280
+    figure: go.Figure,
+    *,
+    y: str = "",
+    x: str = "",
+    legend: bool = True,
+    zero: bool = True,
+    height: int = 280,
+    upper: float | None = None,
 ) -> Markup:
-    """A figure in the style of the pages, as an element that their script draws; `height` in pixels."""
+    """A figure in the style of the pages, as an element that their script draws.
+
+    Args:
+        y, x: what the axes show, with units.
+        zero: the vertical axis begins at 0.
+        height: in pixels.
+        upper: the end of the vertical axis, so that plots that stand together share a scale; None fits it to the figure.
+    """
     axis: dict[str, Any] = {"gridcolor": _GRID, "linecolor": "#cdd3de", "zeroline": False, "automargin": True}
     figure.update_layout(
         template="none",
@@ -50,33 +65,37 @@ def fragment(
         xaxis={**axis, "title": {"text": x, "standoff": 6}, "showgrid": False},
         yaxis={**axis, "title": {"text": y, "standoff": 6}, "rangemode": "tozero" if zero else "normal"},
     )
+    if upper is not None:
+        figure.update_yaxes(range=[0, 1.03 * upper])
     figure.layout.template = None
     # Inside a script element only "<" could end the data.
     data = figure.to_json().replace("<", "\\u003c")
     return Markup(f'<div class="plot"><script type="application/json">{data}</script></div>')
 
 
-def _binomial(share: float, rows: int) -> tuple[float, float]:
-    """The 95 % interval of a share of `rows` independent examples (Wilson, 1927)."""
-    shrinkage = _Z**2 / rows  # towards one half
-    middle = (share + shrinkage / 2) / (1 + shrinkage)
-    half = _Z * math.sqrt(share * (1 - share) / rows + shrinkage / (4 * rows)) / (1 + shrinkage)
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 def _binomial_bars(shares: Iterable[float], rows: int) -> dict[str, Any]:
-    cells = [{"value": share, **dict(zip(("low", "high"), _binomial(share, rows), strict=True))} for share in shares]
-    return _error_bars(cells)
+    return _error_bars([binomial_interval(share, rows)._asdict() for share in shares])
 
 
-def funnel(levels: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str], k: int, rows: int) -> Markup:
-    """Share of examples with any of the top k SIDs right up to each level, bars per stage, with binomial 95 % intervals.
+def funnels(
+    levels: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str], cutoffs: Sequence[int], users: int
+) -> list[tuple[int, Markup]]:
+    """Per cut-off k the share of examples with any of the top k SIDs right up to each level, all plots on one scale.
+
+    Bars per stage, with binomial 95 % intervals.
 
     Args:
         levels: level tables per stage.
         labels: name per stage, for display.
-        rows: number of examples.
+        cutoffs: those that every stage has.
+        users: the independent units of the intervals.
     """
+    shares = [share for k in cutoffs for tables in levels.values() for share in tables["cumulative"][str(k)].values()]
+    upper = max(binomial_interval(share, users).high for share in shares)
+    return [(k, _funnel(levels, labels, k, users, upper)) for k in cutoffs]
+
+
+def _funnel(levels: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str], k: int, users: int, upper: float) -> Markup:
     figure = go.Figure()
     for stage, tables in levels.items():
         shares = tables["cumulative"][str(k)]
@@ -84,12 +103,12 @@ def funnel(levels: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str], k
             name=labels[stage],
             x=[f"{count} code{'s' * (count > 1)}" for count in range(1, len(shares) + 1)],
             y=list(shares.values()),
-            error_y={**_binomial_bars(shares.values(), rows), "width": 3, "color": "#667085"},
+            error_y={**_binomial_bars(shares.values(), users), "width": 3, "color": "#667085"},
             marker={"color": COLOURS[stage], "cornerradius": 4},
             hovertemplate="%{y:.4f}",
         )
     figure.update_layout(barmode="group", bargap=0.28, bargroupgap=0.08)
-    return fragment(figure, y="share of examples", x="codes right from the first on")
+    return fragment(figure, y="share of examples", x="codes right from the first on", upper=upper)
 
 
 def _series(log: Sequence[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -155,16 +174,24 @@ def _error_bars(cells: Collection[Mapping[str, float]]) -> dict[str, Any]:
     }
 
 
-def forest(family: str, targets: Mapping[str, Mapping[str, float]], runs: Mapping[str, Mapping[str, Any]]) -> Markup:
-    """Published values next to the runs' values with intervals, one group per cut-off.
+def forests(targets: Mapping[str, Mapping[str, float]], runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Markup]:
+    """Published values next to the runs' values with intervals: a plot per metric family, both on one scale.
 
     Args:
-        family: HR or NDCG.
         targets: label of a published row to its value per metric; two at most.
         runs: label of a run to its metrics.
     """
+    names = [f"{family}@{k}" for family in _FAMILIES for k in _FOREST]
+    values = [row[name] for row in targets.values() for name in names]
+    values += [metrics[name]["high"] for metrics in runs.values() for name in names if name in metrics]
+    return {family: _forest(family, targets, runs, max(values, default=0.0) or 1.0) for family in _FAMILIES}
+
+
+def _forest(
+    family: str, targets: Mapping[str, Mapping[str, float]], runs: Mapping[str, Mapping[str, Any]], upper: float
+) -> Markup:
     figure = go.Figure()
-    names = [f"{family}@{k}" for k in (3, 5, 10)]
+    names = [f"{family}@{k}" for k in _FOREST]
     for (label, row), symbol, colour in zip(targets.items(), ("diamond", "x"), ("#e4572e", _REPLICATION), strict=False):
         marker = {"symbol": symbol, "size": 10, "color": colour}
         values = [row[name] for name in names]
@@ -181,15 +208,16 @@ def forest(family: str, targets: Mapping[str, Mapping[str, float]], runs: Mappin
             hovertemplate="%{y:.4f}",
         )
     figure.update_layout(scattermode="group", scattergap=0.4)
-    return fragment(figure, y=f"{_FAMILIES[family]} (0 to 1)", x="metric at its cut-off", height=330 + 20 * len(runs))
+    axis, height = f"{_FAMILIES[family]} (0 to 1)", 330 + 20 * len(runs)
+    return fragment(figure, y=axis, x="metric at its cut-off", height=height, upper=upper)
 
 
 class LevelCurve(NamedTuple):
-    """Cumulative accuracy per level of one recommender, measured on so many rows."""
+    """Cumulative accuracy per level of one recommender, measured on so many users."""
 
     label: str
     shares: Mapping[str, float]
-    rows: int
+    users: int
 
 
 def level_lines(replication: LevelCurve | None, runs: Sequence[LevelCurve]) -> Markup:
@@ -215,7 +243,7 @@ def _level_line(figure: go.Figure, curve: LevelCurve, line: dict[str, Any]) -> N
         name=curve.label,
         mode="lines+markers",
         line=line,
-        error_y=_binomial_bars(curve.shares.values(), curve.rows),
+        error_y=_binomial_bars(curve.shares.values(), curve.users),
         hovertemplate="%{y:.4f}",
     )
 

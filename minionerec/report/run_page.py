@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 
 from minionerec.artifacts import Manifest
-from minionerec.config import CUTOFFS
 from minionerec.data.dataset import Dataset
 from minionerec.eval.metrics import ranks
 from minionerec.eval.metrics_json import Cell as MetricCell
 from minionerec.report.evaluated import FAMILIES, Evaluated, Scale
 from minionerec.report.table import Row, Table, number
 from minionerec.sid.diagnose import perplexity
-from minionerec.sid.index import SidIndex
+from minionerec.sid.index import SidIndex, collision_warning
 
 _GROUPS, _TITLES = 6, 5  # groups of items that share their first codes, and titles of each
 _HISTORY, _TOP = 8, 5  # newest items of a history, and first recommendations
@@ -39,11 +38,11 @@ class ResultCell:
 
 @dataclass(frozen=True)
 class ResultRow:
-    """The metrics of one recommender, one cell per cut-off."""
+    """The metrics of one recommender, one cell per cut-off; None beyond the length of its lists."""
 
     name: str
     label: str
-    cells: list[ResultCell]
+    cells: list[ResultCell | None]
 
 
 @dataclass(frozen=True)
@@ -107,29 +106,47 @@ class ShownExample:
 def result_tables(
     evaluated: Sequence[Evaluated], on: Scale, changes: Mapping[str, Mapping[str, Any]] | None
 ) -> list[ResultTable]:
-    """A table per metric family.
+    """A table per metric family, with the cut-offs that the lists of any recommender reach.
 
     Args:
         changes: RL minus SFT by metric; None without RL.
     """
-    floor = next((model.metrics_on(on) for model in evaluated if model.name == "popularity"), None)
+    metrics = {model.name: model.metrics_on(on) for model in evaluated}
+    floor = metrics.get("popularity", {})
+    cutoffs = sorted({k for model in evaluated for k in model.metrics.cutoffs})
     tables = []
     for family, title in FAMILIES.items():
-        names = [f"{family}@{k}" for k in CUTOFFS]
-        best = {name: max(model.metrics_on(on)[name]["value"] for model in evaluated) for name in names}
+        names = [f"{family}@{k}" for k in cutoffs]
+        best = {name: max(cells[name]["value"] for cells in metrics.values() if name in cells) for name in names}
         rows = [
             ResultRow(
-                recommender.name,
-                recommender.label,
-                [_result_cell(recommender.metrics_on(on)[name], best[name], floor[name] if floor else None) for name in names],
+                model.name,
+                model.label,
+                [_result_cell(metrics[model.name].get(name), best[name], floor.get(name)) for name in names],
             )
-            for recommender in evaluated
+            for model in evaluated
         ]
-        tables.append(ResultTable(title, CUTOFFS, rows, [changes.get(name) for name in names] if changes else []))
+        tables.append(ResultTable(title, cutoffs, rows, [changes.get(name) for name in names] if changes else []))
     return tables
 
 
-def _result_cell(metric: MetricCell, best: float, floor: MetricCell | None) -> ResultCell:
+def list_lengths(evaluated: Sequence[Evaluated]) -> str | None:
+    """Which recommenders' lists are shorter than the largest cut-off of the page, in words; None if none are."""
+    largest = max(k for model in evaluated for k in model.metrics.cutoffs)
+    shorter = [
+        f"{model.label} {_span(model.metrics.lengths)}" for model in evaluated if model.metrics.lengths["shortest"] < largest
+    ]
+    return f"Some lists are shorter than the largest cut-off: {', '.join(shorter)}." if shorter else None
+
+
+def _span(lengths: Mapping[str, int]) -> str:
+    shortest, longest = lengths["shortest"], lengths["longest"]
+    return f"{longest} places" if shortest == longest else f"{shortest} to {longest} places"
+
+
+def _result_cell(metric: MetricCell | None, best: float, floor: MetricCell | None) -> ResultCell | None:
+    if metric is None:
+        return None
     value, low, high = metric["value"], metric["low"], metric["high"]
     sign = ""
     if floor is not None:
@@ -227,9 +244,14 @@ def figures(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if isinstance(value, str | int | float)}
 
 
-def notes(manifests: Mapping[str, Manifest], missing: Sequence[str]) -> list[str]:
-    """What the reader must know first: parts that are missing, and parts that were made from another run of their input."""
-    sentences = [f"Not in this run, and so not on this page: {', '.join(missing)}."] if missing else []
+def notes(manifests: Mapping[str, Manifest], missing: Sequence[str], index: SidIndex) -> list[str]:
+    """What the reader must know first.
+
+    These are missing parts, parts that were made from another run of their input, and a catalog in which many items share SIDs.
+    """
+    warning = collision_warning(index.collisions(), len(index.codes))
+    sentences = [warning] if warning else []
+    sentences += [f"Not in this run, and so not on this page: {', '.join(missing)}."] if missing else []
     for name, manifest in manifests.items():
         for source, digest in manifest.inputs.items():
             if source in manifests and manifests[source].digest != digest:

@@ -10,12 +10,12 @@ import numpy as np
 import polars as pl
 
 from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, require
-from minionerec.config import CUTOFFS, TRIVIAL_BASELINES
+from minionerec.config import TRIVIAL_BASELINES
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError
 from minionerec.eval.check_predictions import check_belongs
 from minionerec.eval.exposure import diversity
-from minionerec.eval.lists import EMPTY, RankedLists
+from minionerec.eval.lists import EMPTY, RankedLists, cutoffs_within, headline_cutoff
 from minionerec.eval.metrics import measure
 from minionerec.eval.result_json import read_lists
 from minionerec.eval.slices import parts_of_lists, slice_tables
@@ -129,12 +129,11 @@ def _load_file(
     path: Path, label: str, resamples: int, seed: int, catalog: dict[tuple[int, ...], int] | None = None
 ) -> Evaluated:
     lists = read_lists(path, catalog)
-    cutoffs = [k for k in CUTOFFS if k <= lists.width] or [max(1, lists.width)]
-    sliced = (10,) if 10 in cutoffs else cutoffs[-1:]
+    sliced = (headline_cutoff(cutoffs_within(lists.width)),)
     metrics = replace(
-        measure(lists, cutoffs, resamples, seed),
+        measure(lists, resamples=resamples, seed=seed),
         slices=slice_tables(lists, _parts_of_file(lists, catalog), sliced, resamples, seed),
-        exposure={"k": 10, "diversity": diversity(lists, 10)},
+        exposure={"k": (k := min(10, lists.width)), "diversity": diversity(lists, k)},
     )
     note = "a single file: its training data is taken on trust"
     if lists.items is None:

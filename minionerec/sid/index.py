@@ -20,6 +20,7 @@ from minionerec.artifacts import read_json, write_json
 from minionerec.data.dataset import SPLITS, Dataset
 from minionerec.errors import ArtifactError, CatalogError
 
+MANY_SHARED = 0.1  # of a catalog's items; from here on a hit on a SID says clearly less than a hit on an item
 MOST_CODES = 2**24  # per level; all of them become tokens, so more is a mistake
 _TOKEN = re.compile(r"<([a-z])_(0|[1-9][0-9]{0,7})>")
 
@@ -41,6 +42,24 @@ def parse_token(token: str) -> tuple[int, int] | None:
     """
     match = _TOKEN.fullmatch(token)
     return (ord(match[1]) - ord("a"), int(match[2])) if match and int(match[2]) < MOST_CODES else None
+
+
+def collision_warning(shared: int, items: int) -> str | None:
+    """What to say of a catalog in which more than `MANY_SHARED` of the items share their SID; None of any other.
+
+    Args:
+        shared: items that share their SID with another.
+        items: of the catalog.
+
+    >>> collision_warning(shared=5, items=5)
+    '100 % of the items (5 of 5) share their SID with another. On SIDs each of them counts as a hit: read metrics on items.'
+    """
+    if shared <= MANY_SHARED * items:
+        return None
+    return (
+        f"{100 * shared / items:.0f} % of the items ({shared:,} of {items:,}) share their SID with another. On SIDs each of "
+        "them counts as a hit: read metrics on items."
+    )
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ def differences(
 
     Returns:
         Per name `value`, `low`, `high` (the mean difference and its 95 % interval); `p` of the paired permutation test;
-        `detectable`, the smallest true difference that a test of this size finds with 80 % power; `noise`, whether the interval
-        holds zero.
+        `detectable`, the smallest true difference that a test of this size finds with 80 % power, None if no user differs from
+        another; `noise`, see `intervals.beyond_noise`.
     """
     first, second = np.stack(list(before.values())), np.stack([after[name] for name in before])
     intervals = paired(first, second, resamples, seed, units)
@@ -32,7 +32,7 @@ def differences(
             **interval._asdict(),
             "p": chance,
             "detectable": detectable(change, units),
-            "noise": not beyond_noise(interval),
+            "noise": not beyond_noise(interval, chance),
         }
         for name, interval, chance, change in zip(before, intervals, chances, second - first, strict=True)
     }

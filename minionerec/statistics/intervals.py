@@ -6,7 +6,7 @@ therefore gives exactly the bootstrap's distribution, at a cost that does not gr
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,8 @@ from scipy import stats
 
 _BATCH_BYTES = 64e6  # of draws held at once: bounds the memory, whatever `resamples` is
 _POWER = float(stats.norm.ppf(0.975) + stats.norm.ppf(0.8))  # two-sided 5 % level, 80 % power
+_Z = float(stats.norm.ppf(0.975))  # a normal variable lies within this many standard deviations with a probability of 95 %
+SIGNIFICANCE = 0.05  # a p-value below it is small
 
 
 class Interval(NamedTuple):
@@ -144,12 +146,26 @@ def standard_error(values: np.ndarray, units: np.ndarray | None = None) -> float
     return float(math.sqrt(users / (users - 1) * (residuals**2).sum()) / rows.sum())
 
 
-def detectable(values: np.ndarray, units: np.ndarray | None = None) -> float:
+def detectable(values: np.ndarray, units: np.ndarray | None = None) -> float | None:
     """The smallest true difference from a fixed number that a two-sided test at 5 % finds with 80 % power: 2.8 standard errors.
 
-    Given the paired differences of two runs, it is the smallest true difference between these.
+    Given the paired differences of two runs, it is the smallest true difference between these. None if all users are alike:
+    such a sample does not tell how much users differ.
     """
-    return _POWER * standard_error(values, units)
+    error = standard_error(values, units)
+    return _POWER * error if error else None
+
+
+def binomial_interval(share: float, rows: int) -> Interval:
+    """The 95 % interval of a share of `rows` independent examples (Wilson, 1927). It has a width at 0 and at 1 too.
+
+    >>> [round(value, 4) for value in binomial_interval(0.0, 40)]
+    [0.0, 0.0, 0.0876]
+    """
+    shrinkage = _Z**2 / rows  # towards one half
+    middle = (share + shrinkage / 2) / (1 + shrinkage)
+    half = _Z * math.sqrt(share * (1 - share) / rows + shrinkage / (4 * rows)) / (1 + shrinkage)
+    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
 
 
 def across_seeds(values: Sequence[float], within: tuple[float, float] = (-math.inf, math.inf)) -> dict[str, Any]:
@@ -171,7 +187,13 @@ def across_seeds(values: Sequence[float], within: tuple[float, float] = (-math.i
     return {"runs": len(values), "mean": mean, "sd": sd, "low": low, "high": high}
 
 
-def beyond_noise(interval: Interval | Mapping[str, float]) -> bool:
-    """Whether a difference's interval leaves out zero."""
-    low, high = (interval["low"], interval["high"]) if isinstance(interval, Mapping) else (interval.low, interval.high)
-    return low > 0 or high < 0
+def beyond_noise(interval: Interval, p: float) -> bool:
+    """Whether a paired difference is more than noise: its interval leaves out zero, and the test of the pairs agrees.
+
+    The two can disagree if few users differ. The percentile interval is then too narrow, and `p` of `permutation`, which is
+    exact for any number of users, decides.
+
+    >>> beyond_noise(Interval(0.02, 0.001, 0.04), p=0.03), beyond_noise(Interval(0.02, 0.001, 0.04), p=0.078)
+    (True, False)
+    """
+    return p < SIGNIFICANCE and (interval.low > 0 or interval.high < 0)

@@ -10,15 +10,15 @@ from minionerec.recommend.recommender import Recommender
 from minionerec.statistics.ranking import per_user
 from minionerec.statistics.sampling import evenly_spaced
 
-MONITORED = ("HR@1", "HR@10", "HR@50", "NDCG@10")  # reported in addition to the primary metric
+MONITORED = ("HR@1", "HR@10", "HR@50", "NDCG@10")  # reported in addition to the primary metric, as far as lists reach
 
 
 class RankingEvaluator:
     """Ranking metrics on SIDs of the model as it is when the evaluator is called.
 
     Every process calls it. They share the batches, whose content does not depend on the number of processes, and all get the
-    same figures. Lists are as long as `eval.num_beams`, so a metric with a larger cut-off counts the whole list. The model must
-    be in evaluation mode.
+    same figures. Lists are as long as `eval.num_beams`: a metric with a larger cut-off would count the whole list and no more.
+    The model must be in evaluation mode.
 
     Attributes:
         primary_metric: chooses the best model.
@@ -51,14 +51,15 @@ class RankingEvaluator:
         self._histories, self._targets = (valid[name].gather(rows).to_list() for name in ("history", "target"))
 
     def __call__(self) -> dict[str, float]:
-        """Means of `MONITORED` and of the primary metric, by name."""
+        """Means of the primary metric and of those of `MONITORED` whose cut-offs the lists reach, by name."""
         size, state = self._config.batch_size, distributed_state()
         batches = [slice(start, start + size) for start in range(0, len(self._targets), size)]
         numbers = range(state.process_index, len(batches), state.num_processes)
         parts = gather_object([(number, self._ranks(batches[number])) for number in numbers])
         ranks = np.concatenate([part for _, part in sorted(parts, key=lambda pair: pair[0])])
         values = per_user(ranks)
-        return {name: float(values[name].mean()) for name in dict.fromkeys((*MONITORED, self.primary_metric))}
+        reached = [name for name in MONITORED if int(name.partition("@")[2]) <= self._config.num_beams]
+        return {name: float(values[name].mean()) for name in dict.fromkeys((*reached, self.primary_metric))}
 
     def _ranks(self, batch: slice) -> np.ndarray:
         """0-based ranks of the targets' SIDs, infinity for a miss."""

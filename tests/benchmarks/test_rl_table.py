@@ -42,11 +42,12 @@ def test_differences_are_means_over_users_and_seeds(rl_table):
     found = rl_table.differences(lists(before), {"a": [lists(seed) for seed in seeds]}, 300, 0)["a"]
     for k in (1, 3, 10):
         by_hand = np.mean([hits(np.array(seed), k).mean() - hits(np.array(before), k).mean() for seed in seeds])
-        assert found["metrics"][f"HR@{k}"].value == pytest.approx(by_hand)
+        assert found["metrics"][f"HR@{k}"]["value"] == pytest.approx(by_hand)
     each = [float(gains(np.array(seed), 10).mean() - gains(np.array(before), 10).mean()) for seed in seeds]
-    assert found["metrics"]["NDCG@10"].value == pytest.approx(np.mean(each))
+    assert found["metrics"]["NDCG@10"]["value"] == pytest.approx(np.mean(each))
     assert found["seeds"]["sd"] == pytest.approx(np.std(each, ddof=1))
-    assert found["metrics"]["NDCG@10"].low < np.mean(each) < found["metrics"]["NDCG@10"].high
+    assert found["metrics"]["NDCG@10"]["low"] < np.mean(each) < found["metrics"]["NDCG@10"]["high"]
+    assert list(found["metrics"]) == [f"{family}@{k}" for family in ("HR", "NDCG") for k in (1, 3, 5, 10)]  # lists of twelve
 
 
 def test_the_verdict_names_what_is_beyond_noise(rl_table):

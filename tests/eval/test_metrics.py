@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import subprocess
@@ -55,11 +56,30 @@ def test_measure_is_json_and_deterministic():
     assert metrics == measure(predictions, resamples=50, seed=1)
     assert json.loads(json.dumps(metrics.as_dict())) == metrics.as_dict()
     assert metrics.users == 40 and metrics.exact == 1.0
-    assert list(metrics.sid) == [f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in CUTOFFS]
+    assert list(metrics.sid) == [f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in (1, 3, 5, 10, 20)]  # none has 50
     for part in (metrics.sid, metrics.item):
         for cell in part.values():
             assert cell["low"] <= cell["value"] <= cell["high"]
     assert metrics.levels["cumulative"]["10"]["L1+L2+L3"] == pytest.approx(metrics.sid["HR@10"]["value"])
+
+
+@pytest.mark.parametrize(("length", "cutoffs"), [(10, [1, 3, 5, 10]), (4, [1, 3]), (1, [1])])
+def test_no_metric_has_a_cut_off_beyond_the_lists(length, cutoffs):
+    lists = [dataclasses.replace(row, sids=row.sids[:length], scores=row.scores[:length]) for row in random_predictions()]
+    metrics = measure(lists, resamples=20)
+    names = {f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in cutoffs}
+    assert metrics.cutoffs == cutoffs and metrics.lengths == {"shortest": length, "longest": length}
+    assert set(metrics.sid) == set(metrics.item) == set(metrics.detectable) == names
+    assert set(metrics.levels["cumulative"]) == set(metrics.levels["independent"]) == set(map(str, cutoffs))
+
+
+def test_no_hit_among_few_users_is_not_certain():
+    misses = [prediction(f"u{user}", (1, 1), (0, 0)) for user in range(40)]
+    metrics = measure(misses, resamples=20)
+    assert metrics.sid["HR@1"] == {"value": 0, "low": 0, "high": pytest.approx(0.0876, abs=1e-4)}  # Wilson's, of 0 in 40
+    assert metrics.detectable["HR@1"] is None
+    hits = measure([prediction(f"u{user}", (1, 1), (1, 1)) for user in range(40)], resamples=20)
+    assert hits.sid["HR@1"] == {"value": 1, "low": pytest.approx(1 - 0.0876, abs=1e-4), "high": 1}
 
 
 def test_measure_of_nobody():

@@ -17,7 +17,7 @@ def test_what_is_written_is_read_again(tmp_path):
     METRICS.write(tmp_path / "metrics.json")
     assert Metrics.read(tmp_path / "metrics.json") == METRICS
     text = (tmp_path / "metrics.json").read_text()
-    assert list(json.loads(text))[:5] == ["users", "rows", "exact", "invalid", "sid"]
+    assert list(json.loads(text))[:5] == ["users", "rows", "lengths", "exact", "invalid"]
     Metrics.read(tmp_path / "metrics.json").write(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_text() == text
 

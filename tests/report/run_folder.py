@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -40,8 +40,10 @@ def dataset(users: int, items: int, rng: np.random.Generator) -> Dataset:
     return Dataset(catalog, **frames)
 
 
-def model_predictions(data: Dataset, index: SidIndex, skill: float, rng: np.random.Generator) -> list[Prediction]:
-    """Lists of 50 as a model of some skill would make them: the target floats up more often the higher `skill` is."""
+def model_predictions(
+    data: Dataset, index: SidIndex, skill: float, rng: np.random.Generator, length: int = 50
+) -> list[Prediction]:
+    """Lists of `length` as a model of some skill would make them: the target floats up more often the higher `skill` is."""
     items = len(index.codes)
     made = []
     for example in data.test.iter_rows(named=True):
@@ -49,7 +51,7 @@ def model_predictions(data: Dataset, index: SidIndex, skill: float, rng: np.rand
         close = (index.codes == target).cumprod(axis=1).sum(axis=1)
         score = rng.gumbel(size=items) + skill * close
         ranked = np.argsort(-score, kind="stable")
-        sids = list(dict.fromkeys(map(tuple, index.codes[ranked].tolist())))[:50]
+        sids = list(dict.fromkeys(map(tuple, index.codes[ranked].tolist())))[:length]
         sizes = [len(index.items(sid)) for sid in sids]
         made.append(
             Prediction(
@@ -117,18 +119,24 @@ def make_run(
     rl: bool = True,
     users: int = 60,
     items: int = 80,
-    collide: bool = False,
+    collide: bool | Literal["all"] = False,
     skill: float = 0.9,
     given: dict[str, Any] | None = None,
     baseline: BaselineConfig | None = None,
 ) -> Config:
-    """Write the artefacts of a run into `folder` and return its configuration, of which sections may be `given`."""
+    """Write the artefacts of a run into `folder` and return its configuration, of which sections may be `given`.
+
+    Args:
+        collide: every two items share a SID, or `all` items share one.
+    """
     rng = np.random.default_rng(0)
     config = Config(name="demo", out=str(folder), sid=SidConfig(codebook_size=8), eval=EvalConfig(resamples=200))
     config = dataclasses.replace(config, **(given or {}))
     data = dataset(users, items, rng)
     codes = np.array([(i // 64, i // 8 % 8, i % 8) for i in rng.permutation(min(items, 512))], dtype=np.int32)
-    if collide:
+    if collide == "all":
+        codes[:] = codes[0]
+    elif collide:
         codes[1::2] = codes[: len(codes) // 2 * 2 : 2]
     index = SidIndex(codes, (8, 8, 8), data.digest)
     digests: dict[str, str] = {}
@@ -166,15 +174,18 @@ def make_run(
             draft.metrics.update(parameters=1_900_000, steps=1000)
         finish(stage)
     lists = {
-        "popularity": as_predictions(data.test, popularity(data, 50), index),
-        "repeat": as_predictions(data.test, repeat_last(data.test, 50), index),
-        **{stage: model_predictions(data, index, strength, np.random.default_rng(7)) for stage, strength in skills.items()},
+        "popularity": as_predictions(data.test, popularity(data, config.eval.num_beams), index),
+        "repeat": as_predictions(data.test, repeat_last(data.test, config.eval.num_beams), index),
+        **{
+            stage: model_predictions(data, index, strength, np.random.default_rng(7), config.eval.num_beams)
+            for stage, strength in skills.items()
+        },
     }
     if baseline is not None:
         config = dataclasses.replace(config, baseline=baseline)
         with artifact(f"baselines/{baseline.model}", "data"):
             pass
-        lists[baseline.model] = model_predictions(data, index, 0.5, np.random.default_rng(8))
+        lists[baseline.model] = model_predictions(data, index, 0.5, np.random.default_rng(8), config.eval.num_beams)
     for name, predictions in lists.items():
         with artifact(f"eval/{name}", "data", "sid", *((name,) if name in skills else ())) as draft:
             write_predictions(draft.path / "predictions.jsonl", predictions)

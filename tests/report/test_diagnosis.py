@@ -12,7 +12,7 @@ from minionerec.report.evaluated import read_evaluated
 from tests.report.run_folder import make_run
 from tests.report.test_page import Page, plain
 
-NOTHING = SimpleNamespace(calibration=None, exposure=None)  # metrics that say nothing about the lists
+NOTHING = SimpleNamespace(calibration=None, exposure=None, rows=40)  # metrics that say nothing about the lists
 
 
 def cell(value, half=0.01):
@@ -51,6 +51,7 @@ def test_the_reading_names_what_is_beyond_noise():
     text = " ".join(reading(NOTHING, NOTHING, differences(0.02, -0.03), [], [], log))
     assert "entropy per token (nats) 2.000 at the beginning, 1.500 at the end" in text
     assert "better than SFT beyond noise at HR@1." in text and "worse than SFT beyond noise at HR@50." in text
+    assert "4 metrics were tested. If RL changed nothing, about one test in twenty would still" in text
     assert "over-sharpened" in text and "0.0500 at the end, 0.1000 at most" in text
     quiet = " ".join(reading(NOTHING, NOTHING, differences(0.0, 0.0), [], [], []))
     assert "At no cut-off" in quiet and "0.0200 in NDCG@10" in quiet and "over-sharpened" not in quiet
@@ -58,6 +59,24 @@ def test_the_reading_names_what_is_beyond_noise():
     short = {name: cell for name, cell in differences(0.0, 0.0).items() if name != "HR@50"}
     assert "too short for HR@20 and HR@50" in " ".join(reading(NOTHING, NOTHING, short, [], [], []))
     assert "without a gain beyond noise at the top" in " ".join(reading(NOTHING, NOTHING, differences(0.0, -0.03), [], [], []))
+
+
+def test_what_the_test_of_pairs_calls_noise_is_no_gain():
+    """The interval excludes zero and p is .078: six steps of RL had been called better beyond noise."""
+    changes = differences(0.02, 0.0)
+    changes["HR@1"] |= {"p": 0.078, "noise": True}
+    log = [{"step": step, "kl": 0.1} for step in range(1, 7)]
+    text = " ".join(reading(NOTHING, NOTHING, changes, [], [], log))
+    assert "better" not in text and text.startswith("RL made 6 optimiser steps. At no cut-off is RL's change beyond noise.")
+
+
+def test_the_reading_says_whose_step_the_model_is():
+    def first(best):
+        log = [{"step": 128, "kl": 0.1}, {"step": 128, "best_step": best, "best_NDCG@10": 0.1}]
+        return reading(NOTHING, NOTHING, differences(0.0, 0.0), [], [], log)[0]
+
+    assert first(26) == "RL made 128 optimiser steps. Its model is that of step 26, the best on the valid split."
+    assert "None of them was better than SFT on the valid split, so the RL model is the SFT model." in first(0)
 
 
 def test_the_reading_of_levels_and_slices():

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from minionerec.artifacts import Manifest
-from minionerec.config import BaselineName, Config, PromptsConfig
+from minionerec.commands import result_table
+from minionerec.config import BaselineName, Config, EvalConfig, PromptsConfig
 from minionerec.errors import ArtifactError
 from minionerec.report.build import write_report
 from minionerec.report.evaluated import LABELS
@@ -88,7 +89,7 @@ def test_every_section_is_there(full):
         "Repeat last",
         "SFT + RL",
         "RL - SFT, paired",
-        "vs popularity",
+        "Over popularity",
         "Drop-off",
         "Perplexity",
         "target popularity",
@@ -157,14 +158,14 @@ def test_without_rl_the_page_says_what_is_missing(without_rl):
     config, page = without_rl
     assert "Not in this run, and so not on this page: rl, eval/rl." in page.words
     assert "RL - SFT" not in page.words and "Reinforcement learning" not in page.words
-    assert "Item-level metrics are equal to these." in page.words
+    assert "Metrics on SIDs are equal to these." in page.words
     assert "rl" not in Manifest.load(config.folder / "report").inputs
 
 
 def test_only_differences_beyond_noise_are_coloured(full):
     raw = plain((full[0].folder / "report/index.html").read_text(encoding="utf-8"))
     cells = re.findall(r'<td class="n (\w*)">([+-][\d.]+)<small>([+-][\d.]+) to ([+-][\d.]+)</small>', raw)
-    assert len(cells) == 30  # no list here has 50 places
+    assert len(cells) == 30  # on SIDs and on items; no list here has 50 places
     assert "lists of 40 and 40 places: cut-offs beyond 40 are left out" in full[2].words
     for colour, value, low, high in cells:
         value, low, high = (float(text) for text in (value, low, high))
@@ -172,6 +173,43 @@ def test_only_differences_beyond_noise_are_coloured(full):
             assert colour == ("gain" if value > 0 else "loss")
         elif low < 0 < high:
             assert colour == ""
+
+
+def test_lists_of_ten_have_no_column_beyond_ten(tmp_path):
+    config = make_run(tmp_path, users=20, given={"eval": EvalConfig(num_beams=10, resamples=100)})
+    metrics = json.loads((tmp_path / "eval/rl/metrics.json").read_text())
+    assert {name.partition("@")[2] for name in metrics["sid"]} == {"1", "3", "5", "10"}
+    write_report(config)
+    words = Page(tmp_path / "report/index.html").words
+    assert "@10" in words and "@20" not in words and "@50" not in words
+    assert "NDCG@20" not in (changed := Page(tmp_path / "report/rl.html").words) and "too short for HR@20 and HR@50" in changed
+    columns = [str(column.header) for column in result_table(config).columns]
+    assert columns == ["model", "HR@1", "HR@3", "HR@5", "HR@10", "NDCG@10"]
+    assert "20 examples" in str(result_table(config).title)
+
+
+def test_shorter_lists_are_said(full):
+    assert "Some lists are shorter than the largest cut-off: " in full[2].words
+    assert re.search(r"Repeat last \d+ to \d+ places", full[2].words)
+
+
+def test_one_sid_for_all_is_no_success(tmp_path):
+    config = make_run(tmp_path, users=20, items=5, collide="all")
+    write_report(config)
+    page = Page(tmp_path / "report/index.html")
+    assert "100 % of the items (5 of 5) share their SID with another" in page.words
+    assert re.search(r"HR@1 0\.2000 SFT \+ RL, on items", page.words)  # one of five tied items, and not 1.0000
+    on_items, on_sids = page.words.split("Metrics on SIDs, as the paper counts")
+    assert "1.0000" not in on_items and "1.0000" in on_sids
+    *_, cell = result_table(config).columns[1].cells
+    assert cell == "0.2000\n[0.2000, 0.2000]"
+
+
+def test_a_share_of_lists_is_shown_with_its_count_and_interval(full):
+    assert re.search(r"Exact lists \d+ of 60 proven to be the catalog's top; 95 %: \d+\.\d% to", full[2].words)
+    assert re.search(
+        r"Over popularity [+-]0\.\d{4} HR@10 on items, paired: .* p 0\.\d{3}, (within|beyond) noise", full[2].words
+    )
 
 
 def test_a_stage_made_from_another_input_is_noted(altered):

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from minionerec.report.plots import curves, funnel
+from minionerec.report.plots import curves, forests, funnels
 
 pytestmark = pytest.mark.fast
 
@@ -60,10 +60,27 @@ def test_long_series_are_smoothed_and_keep_their_level():
 
 def test_funnel_draws_the_cumulative_shares():
     levels = {"sft": {"cumulative": {"10": {"L1": 0.5, "L1+L2": 0.25}}}}
-    (bars,) = _data(funnel(levels, {"sft": "SFT"}, 10, 100))
+    ((k, plot),) = funnels(levels, {"sft": "SFT"}, [10], 100)
+    (bars,) = _data(plot)
+    assert k == 10
     assert bars["x"] == ["1 code", "2 codes"] and bars["y"] == [0.5, 0.25]
     low, high = (0.5 - bars["error_y"]["arrayminus"][0], 0.5 + bars["error_y"]["array"][0])
     assert (low, high) == pytest.approx((0.4038, 0.5962), abs=1e-4)  # Wilson's interval of 50 in 100
+
+
+def _scale(fragment):
+    return json.loads(re.search(r"json\">(.*)</script>", fragment)[1])["layout"]["yaxis"]["range"]
+
+
+def test_plots_that_stand_together_share_one_scale():
+    shares = {"1": {"L1": 0.2, "L1+L2": 0.1}, "10": {"L1": 0.6, "L1+L2": 0.5}}
+    drawn = funnels({"sft": {"cumulative": shares}}, {"sft": "SFT"}, [1, 10], 100)
+    low, high = _scale(drawn[0][1])
+    assert [k for k, _ in drawn] == [1, 10] and _scale(drawn[1][1]) == [low, high]
+    assert low == 0 and 0.69 < high < 0.73  # the interval of 60 in 100 ends at 0.691
+    cell = {"value": 0.2, "low": 0.1, "high": 0.3}
+    hits, gains = forests({}, {"ours": {"HR@10": cell, "NDCG@10": {**cell, "high": 0.25}}}).values()
+    assert _scale(hits) == _scale(gains) == [0, pytest.approx(0.309)]
 
 
 def test_names_cannot_close_the_script():

@@ -5,7 +5,18 @@ import pytest
 from scipy import stats
 
 from minionerec.statistics import intervals as module
-from minionerec.statistics.intervals import across_seeds, detectable, intervals, paired, permutation, standard_error
+from minionerec.statistics.differences import differences
+from minionerec.statistics.intervals import (
+    Interval,
+    across_seeds,
+    beyond_noise,
+    binomial_interval,
+    detectable,
+    intervals,
+    paired,
+    permutation,
+    standard_error,
+)
 
 pytestmark = pytest.mark.fast
 
@@ -88,6 +99,24 @@ def test_permutation_is_the_sign_test_and_scipys():
 def test_equal_runs_differ_by_nothing():
     values = np.random.default_rng(4).random((2, 30))
     assert permutation(values, values, 100, 0) == [1.0, 1.0]
+
+
+def test_noise_needs_the_interval_and_the_test_to_agree():
+    excludes, holds = Interval(0.02, 0.001, 0.04), Interval(0.02, -0.001, 0.04)
+    assert beyond_noise(excludes, 0.049) and beyond_noise(Interval(-0.02, -0.04, -0.001), 0.049)
+    assert not beyond_noise(excludes, 0.05) and not beyond_noise(holds, 0.01)
+
+
+def test_few_users_are_never_beyond_noise():
+    """The interval of three users who all gain excludes zero; signs of three differences prove nothing."""
+    change = differences({"HR@1": np.zeros(3)}, {"HR@1": np.ones(3)}, 500, 0, None)["HR@1"]
+    assert change["low"] > 0 and change["p"] > 0.2 and change["noise"] and change["detectable"] is None
+
+
+def test_a_binomial_interval_is_scipys():
+    for hits, rows in ((0, 40), (1, 40), (7, 9), (9, 9)):
+        theirs = stats.binomtest(hits, rows).proportion_ci(method="wilson")
+        assert binomial_interval(hits / rows, rows) == pytest.approx((hits / rows, theirs.low, theirs.high))
 
 
 def test_detectable_difference_is_found_in_four_of_five_experiments():
