@@ -13,6 +13,7 @@ from typing import Literal
 import polars as pl
 
 from minionerec.artifacts import content_hash
+from minionerec.data.parquet import read_parquet
 from minionerec.errors import ArtifactError
 
 SplitName = Literal["train", "valid", "test"]
@@ -33,6 +34,7 @@ INTERACTION_SCHEMA = pl.Schema(
 )
 SID_SCHEMA = pl.Schema({"tokens": pl.List(pl.String())})
 _OPTIONAL = ("interactions", "sids")
+_ADVICE = "Run the data stage again (--replace if it says that it is up to date)."
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Dataset:
             ArtifactError: a file is missing, is not parquet, or has other columns.
         """
         names = ("catalog", *SPLITS, *(name for name in _OPTIONAL if (folder / f"{name}.parquet").is_file()))
-        frames = {name: _read(folder / f"{name}.parquet") for name in names}
+        frames = {name: read_parquet(folder / f"{name}.parquet", ArtifactError, _ADVICE) for name in names}
         for name, frame in frames.items():
             expected = {"catalog": CATALOG_SCHEMA, "interactions": INTERACTION_SCHEMA, "sids": SID_SCHEMA}.get(
                 name, SPLIT_SCHEMA
@@ -99,12 +101,3 @@ class Dataset:
                     "Run the data stage again."
                 )
         return cls(**frames)
-
-
-def _read(path: Path) -> pl.DataFrame:
-    try:
-        return pl.read_parquet(path)
-    except FileNotFoundError:
-        raise ArtifactError(f"{path}: not found. Run the data stage first.") from None
-    except pl.exceptions.PolarsError as error:
-        raise ArtifactError(f"{path}: not a readable parquet file ({error}). Run the data stage again.") from None

@@ -1,0 +1,56 @@
+import os
+import random
+
+import polars as pl
+import pytest
+
+from minionerec.data.parquet import read_parquet
+from minionerec.errors import ArtifactError, DataError
+
+pytestmark = pytest.mark.fast
+
+FRAME = pl.DataFrame(
+    {"user": ["ä", "b", None], "history": [[1, 2], [], [3]], "target": [1, None, 3]},
+    schema={"user": pl.String, "history": pl.List(pl.Int32), "target": pl.Int32},
+)
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "run[1]" / "a*b.parquet"  # signs of a pattern, to polars
+    path.parent.mkdir()
+    FRAME.write_parquet(path)
+    return path
+
+
+def test_what_polars_wrote_comes_back(file):
+    frame = read_parquet(file, ArtifactError, "")
+    assert frame.schema == FRAME.schema and frame.equals(FRAME)
+
+
+def test_damage_ends_in_the_error_alone(file):
+    content, chance, refused = file.read_bytes(), random.Random(0), 0
+    for _ in range(150):
+        spoilt = bytearray(content)
+        for _ in range(chance.choice([1, 4])):
+            spoilt[chance.randrange(len(spoilt))] ^= 1 << chance.randrange(8)
+        file.write_bytes(spoilt[: chance.choice([len(spoilt), chance.randrange(len(spoilt))])])
+        try:
+            read_parquet(file, DataError, "Fetch it again.")
+        except DataError as error:
+            assert f"{file}: not a readable parquet file (" in str(error) and str(error).endswith("Fetch it again.")
+            refused += 1
+    assert refused > 100
+
+
+def test_a_missing_and_a_locked_file_are_named(file, monkeypatch):
+    with pytest.raises(ArtifactError, match=r"none\.parquet: not found\. Run it\."):
+        read_parquet(file.with_name("none.parquet"), ArtifactError, "Run it.")
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.open", refuse)  # to root no file is locked
+    with pytest.raises(ArtifactError, match=r"a\*b\.parquet: must not be read .* chmod u\+r"):
+        read_parquet(file, ArtifactError, "")
+    assert os.path.exists(file)
