@@ -5,19 +5,10 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors import SafetensorError
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AddedToken,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
 from minionerec.errors import CatalogError, ConfigError, ConstraintError
+from minionerec.model import loading
 from minionerec.model.sid_rows import SidInit, new_rows
 from minionerec.sid.index import SidIndex
 from minionerec.tree.architecture import check_model, longest_text
@@ -38,36 +29,16 @@ def load(path: str | Path, dtype: str = "float32", weights: bool = True) -> tupl
             meta device, none in memory.
 
     Raises:
-        ConfigError: the files are missing or unreadable, the model cannot be computed on trees, the tokenizer has no end token,
-            or it has tokens for which the model has no rows.
+        ConfigError: the files are missing, unreadable or do not belong together (`loading.read`), the model cannot be computed
+            on trees, the tokenizer has no end token, or it has tokens for which the model has no rows.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        options = {"dtype": getattr(torch, dtype), "attn_implementation": _attention(config), "trust_remote_code": False}
-        if weights:
-            model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **options)
-        else:
-            with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config, **options)
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        files = "config.json, model.safetensors and tokenizer files" if weights else "config.json and tokenizer files"
-        raise ConfigError(
-            f"{path}: not a loadable causal LM ({reason}). Expected a folder with {files}, or a hub name that can be reached."
-        ) from None
+    model, tokenizer = loading.read(path, dtype, weights)
     check_tokenizer(path, tokenizer, model)
     try:
         check_exact(model) if weights else check_model(model)
     except ConstraintError as error:
         raise ConfigError(f"{path}: {error}") from error
     return model, tokenizer
-
-
-def _attention(config: PretrainedConfig) -> str:
-    """The attention implementation that takes tree masks and that the architecture has: sdpa, else eager."""
-    architecture = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    return "sdpa" if architecture is None or architecture._supports_sdpa else "eager"
 
 
 def check_tokenizer(path: str | Path, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
@@ -135,7 +106,9 @@ def add_sid_tokens(
     positions = add_tokens(model, tokenizer, index)
     new_tokens = [index.token_strings()[position] for position in positions]
     generator = torch.Generator().manual_seed(seed)
-    rows_of = new_rows(init, index, title_ids, getattr(model.config, "initializer_range", 0.02), generator)
+    rows_of = new_rows(
+        init, index, title_ids, getattr(model.config.get_text_config(decoder=True), "initializer_range", 0.02), generator
+    )
     layers = (model.get_input_embeddings(), model.get_output_embeddings())
     embeddings = {id(weight): weight for weight in (cast(torch.Tensor, layer.weight) for layer in layers)}  # one if tied
     ids = tokenizer.get_vocab()
