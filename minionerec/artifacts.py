@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from minionerec import __version__
+from minionerec.config.checks import checked_path
 from minionerec.config.differences import leaves, recipe_changes
 from minionerec.distributed import is_main_process, wait_for_everyone
 from minionerec.errors import ArtifactError, ConfigError
@@ -390,11 +391,13 @@ def _seal(folder: Path, partial: Path, manifest: dict[str, Any]) -> None:
 
 
 def cache_folder() -> Path:
-    """Where downloads and text embeddings are kept between runs: `$MINIONEREC_CACHE`, else the user's cache folder."""
+    """Where downloads and text embeddings are kept between runs: `$MINIONEREC_CACHE`, else the user's cache folder.
+
+    Raises:
+        ConfigError: there is no home folder and neither variable is set, or one of them is no path.
+    """
     folder = os.environ.get("MINIONEREC_CACHE")
     if folder:
-        return Path(folder)
-    base = os.environ.get("XDG_CACHE_HOME") or (
-        os.environ.get("LOCALAPPDATA") if sys.platform == "win32" else str(Path.home() / ".cache")
-    )
-    return Path(base or Path.home()) / "minionerec"
+        return Path(checked_path("MINIONEREC_CACHE", folder))
+    base = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("LOCALAPPDATA") if sys.platform == "win32" else None)
+    return Path(checked_path("the cache folder (set MINIONEREC_CACHE to another)", base or "~/.cache")) / "minionerec"

@@ -319,9 +319,9 @@ def test_permission_denied(monkeypatch, fails, tmp_path):
         raise PermissionError(13, "Permission denied", "/somewhere/locked")
 
     monkeypatch.setitem(pipeline.STAGES, "data", refuse)
-    assert (
-        fails("data", "prepare") == "ArtifactError: /somewhere/locked: permission denied. Choose another folder with --out DIR."
-    )
+    error = fails("data", "prepare")
+    assert error.startswith("ArtifactError: /somewhere/locked: permission denied. Allow it (chmod, chown).")
+    assert "If it is to be written, you can also choose another folder with --out DIR." in error
 
 
 def test_messages_are_printed_as_they_are(fails):

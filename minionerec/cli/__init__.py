@@ -1,12 +1,14 @@
 """The `minionerec` command: finds the command, parses its line, runs it, and prints an error as one message."""
 
 import dataclasses
+import errno
+import io
 import os
 import select
 import sys
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -14,10 +16,26 @@ from rich.console import Console
 from minionerec import __version__, presets
 from minionerec.cli.parser import help_text, parse, preset, read
 from minionerec.cli.table import COMMANDS
+from minionerec.config.checks import cut, exists
 from minionerec.config.fields import did_you_mean
-from minionerec.errors import ArtifactError, ConfigError, MiniOneRecError
+from minionerec.errors import ConfigError, MiniOneRecError
 
 __all__ = ["COMMANDS", "help_text", "main", "parse", "preset"]
+
+_ELSEWHERE = "Choose another folder with --out DIR."
+_SURROUNDINGS = {  # errors of the machine or of a path, not of the code; all others keep their traceback
+    errno.EACCES: "Allow it (chmod, chown). If it is to be written, you can also choose another folder with --out DIR.",
+    errno.EPERM: "Allow it (chmod, chown). If it is to be written, you can also choose another folder with --out DIR.",
+    errno.ENAMETOOLONG: "Choose shorter names.",
+    errno.ELOOP: "Links lead in a circle; remove one.",
+    errno.ENOTDIR: f"A file stands where a folder is needed. {_ELSEWHERE}",
+    errno.EROFS: _ELSEWHERE,
+    errno.ENOSPC: f"Free some space, then run the same command again. {_ELSEWHERE}",
+    errno.EDQUOT: f"Free some space, then run the same command again. {_ELSEWHERE}",
+    errno.EIO: "The disk or its connection fails.",
+    errno.EMFILE: "Allow more open files: ulimit -n 4096.",
+    errno.ENFILE: "The machine has too many open files.",
+}
 
 
 def _overview() -> str:
@@ -54,9 +72,9 @@ def _find(arguments: Sequence[str]) -> tuple[str, list[str]]:
         name, rest = f"{name} {rest[0]}", rest[1:]
     if name in COMMANDS:
         return name, rest
-    if name.removesuffix(".yaml") in presets.files() or Path(name).is_file():
+    if name.removesuffix(".yaml") in presets.files() or exists(name):
         raise ConfigError(f"{name} is a configuration, not a command. Did you mean minionerec run --config {name}?")
-    raise ConfigError(f"unknown command {name}.{did_you_mean(name, COMMANDS, 0.5)} minionerec --help lists all commands.")
+    raise ConfigError(f"unknown command {cut(name)}.{did_you_mean(name, COMMANDS, 0.5)} minionerec --help lists all commands.")
 
 
 def _execute(arguments: Sequence[str]) -> None:
@@ -89,30 +107,79 @@ def _execute(arguments: Sequence[str]) -> None:
     if "--print_config" in rest:
         print(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), end="")
         return
-    try:
-        COMMANDS[name].run(config, **options)
-    except PermissionError as error:
-        raise ArtifactError(f"{error.filename}: permission denied. Choose another folder with --out DIR.") from None
+    COMMANDS[name].run(config, **options)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point: 0 when all is well, 2 for a user's mistake, 130 when interrupted, 141 when a pipe is closed."""
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    _prepare_streams()
     try:
         _execute(sys.argv[1:] if arguments is None else list(arguments))
         sys.stdout.flush()
     except MiniOneRecError as error:
-        errors.print(f"[bold red]{type(error).__name__}[/]: ", end="")
-        errors.print(str(error), markup=False)
-        return 2
+        if not (problem := _output_problem()):
+            _print_error(type(error).__name__, str(error))
     except KeyboardInterrupt:
-        errors.print("Interrupted. Run the same command again to resume.")
+        Console(stderr=True).print("Interrupted. Run the same command again to resume.")
         return 130
     except BrokenPipeError:
         if not _output_is_closed():
             raise
         return 141  # as a program that the signal SIGPIPE ends
-    return 0
+    except OSError as error:
+        if not (problem := _output_problem()):
+            if error.errno not in _SURROUNDINGS:
+                raise
+            reason = str(error.strerror).lower() if error.filename else str(error)  # without a file, the text may name one
+            where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+            _print_error("ArtifactError", f"{where}{reason}. {_SURROUNDINGS[error.errno]}")
+    else:
+        return 0
+    if problem:
+        _print_error("ArtifactError", f"standard output: cannot be written ({problem}). Print to another place.")
+    return 2
+
+
+def _print_error(kind: str, message: str) -> None:
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    errors.print(f"[bold red]{kind}[/]: ", end="")
+    errors.print(message.encode(errors="backslashreplace").decode(), markup=False)
+
+
+class _Output(io.FileIO):
+    """The file behind standard output; it remembers why it could not be written, as a full disk is not always the run's."""
+
+    problem: str | None = None
+
+    def write(self, data: Any) -> int | None:
+        """Write bytes."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            _Output.problem = None if isinstance(error, BrokenPipeError) else error.strerror
+            raise
+
+
+def _prepare_streams() -> None:
+    """Let nothing fail because it cannot be shown: a closed stream is replaced, and signs that it lacks are spelled."""
+    _Output.problem = None
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  (open until the end)
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
+        file = io.BufferedWriter(_Output(sys.stdout.fileno(), "w", closefd=False))
+        like = {"encoding": sys.stdout.encoding, "errors": "backslashreplace", "line_buffering": sys.stdout.line_buffering}
+        sys.stdout = io.TextIOWrapper(file, **like)
+
+
+def _output_problem() -> str | None:
+    """Why standard output could not be written; None if it could. What is left to print is then dropped."""
+    if _Output.problem is not None:
+        _drop_output()
+    return _Output.problem
 
 
 def _output_is_closed() -> bool:
@@ -122,5 +189,9 @@ def _output_is_closed() -> bool:
         poll.register(sys.stdout.fileno(), select.POLLERR)
         if not poll.poll(0):
             return False  # another pipe broke
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+    _drop_output()
     return True
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end

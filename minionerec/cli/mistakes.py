@@ -14,6 +14,7 @@ from typing import Any
 from minionerec import presets
 from minionerec.cli.table import COMMANDS, Command
 from minionerec.config import Config
+from minionerec.config.checks import cut, exists
 from minionerec.config.documents import MOST_BYTES, DocumentError, parse_yaml
 from minionerec.config.fields import allowed, did_you_mean, field_types, fits, nearest, shown, wrong_value
 from minionerec.errors import ConfigError
@@ -130,10 +131,10 @@ def _is_required(option: str, spec: Mapping[str, Any]) -> bool:
 
 def _surplus(name: str, command: Command, word: str) -> str:
     """What to say of a word that the command has no place for."""
-    mistake = f"minionerec {name} takes no argument {word!r}."
+    mistake = f"minionerec {name} takes no argument {cut(repr(word))}."
     if not command.takes_config:
         return mistake
-    if word.removesuffix(".yaml") in presets.files() or Path(word).exists():
+    if word.removesuffix(".yaml") in presets.files() or exists(word):
         return f"{mistake} Did you mean --config {word}?"
     near = nearest(word, _TYPES, 0.5)
     return f"{mistake} Did you mean --{near} VALUE?" if near else f"{mistake} Fields are set by --section.field VALUE."

@@ -172,6 +172,14 @@ def checked_path(name: str, text: str) -> str:
         ) from None
 
 
+def exists(text: str) -> bool:
+    """Whether a word that a user typed is the path of something; no word is too long or too strange to ask."""
+    try:
+        return Path(text).exists()
+    except OSError:
+        return False
+
+
 def check_output_file(name: str, file: Path) -> None:
     """Refuse to write over what is no regular file: a write by way of a new file would replace a device by a file.
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 from markupsafe import Markup
+from rich.markup import escape
 from rich.table import Table
 
 from minionerec.artifacts import UNSEEDED, Manifest, Recipe, require
@@ -52,7 +53,7 @@ def write_sid_page(config: Config) -> tuple[Manifest, bool]:
 def figures_table(config: Config) -> Table:
     """The figures of the run's SIDs: first of the whole index, then per level."""
     metrics = require(config.folder / "sid", "minionerec sid --config FILE").metrics
-    table = Table(title=f"{config.name}: semantic IDs", title_justify="left")
+    table = Table(title=escape(f"{config.name}: semantic IDs"), title_justify="left")
     table.add_column("figure")
     depth = max((len(value) for value in metrics.values() if isinstance(value, list)), default=1)
     for level in range(depth):
