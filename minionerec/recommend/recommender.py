@@ -192,18 +192,12 @@ class Recommender:
             ConfigError: `k`, `num_beams` or `widest` do not go together, or a named set of items does not exist.
             DataError: an item is unknown or is no item.
         """
-        search = search_widths(k, num_beams, widest, self.config.num_beams, len(self.trie))
-        requests = self.read(histories, filters, on_unknown, **filter_fields)
-        answers: list[Recommendation | None] = [None] * len(requests)
-        asked = [number for number, request in enumerate(requests) if request.history]
-        for number, request in enumerate(requests):
-            if not request.history:
-                answers[number] = self._popular(request, search.num_beams if k is None else k)
-        for start in range(0, len(asked), self.config.batch_size):
-            numbers = asked[start : start + self.config.batch_size]
-            for number, answer in zip(numbers, self._answer([requests[number] for number in numbers], search), strict=True):
-                answers[number] = answer
-        return [answer for answer in answers if answer is not None]
+        search = self.widths(k, num_beams, widest)
+        return self.answer(self.read(histories, filters, on_unknown, **filter_fields), search)
+
+    def widths(self, k: int | None = 10, num_beams: int | None = None, widest: int | None = None) -> Search:
+        """How wide a search is, and how long its lists. `recommend` describes arguments and errors."""
+        return search_widths(k, num_beams, widest, self.config.num_beams, len(self.trie))
 
     def read(
         self,
@@ -217,6 +211,24 @@ class Recommender:
             raise ConfigError(f"Give filters or {', '.join(filter_fields)}, not both.")
         common = Filters(**filter_fields) if filters is None else filters
         return read_requests(self.items, histories, common, on_unknown, self.max_history, self.config.exclude_history)
+
+    def answer(self, requests: Sequence[Request], search: Search) -> list[Recommendation]:
+        """The list of each request.
+
+        Args:
+            requests: as `read` returns them.
+            search: as `widths` returns it.
+        """
+        answers: list[Recommendation | None] = [None] * len(requests)
+        searched = [number for number, request in enumerate(requests) if request.history]
+        for number, request in enumerate(requests):
+            if not request.history:
+                answers[number] = self._popular(request, search.num_beams if search.k is None else search.k)
+        for start in range(0, len(searched), self.config.batch_size):
+            numbers = searched[start : start + self.config.batch_size]
+            for number, answer in zip(numbers, self._answer([requests[number] for number in numbers], search), strict=True):
+                answers[number] = answer
+        return [answer for answer in answers if answer is not None]
 
     def _answer(self, requests: Sequence[Request], search: Search) -> list[Recommendation]:
         """Search for a batch of histories; those whose lists are not proven exact again and wider, if `search` says so."""
