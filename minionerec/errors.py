@@ -25,6 +25,10 @@ class ArtifactError(MiniOneRecError):
     """A stage's artefact is missing, damaged, made from other inputs, or cannot be written."""
 
 
+class LockedError(MiniOneRecError):
+    """Another process is making the same artefact."""
+
+
 class TrainingError(MiniOneRecError):
     """Training cannot continue: a loss, gradient or weight is not a number, the policy drifted too far, or memory ran out."""
 

@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+os.fsync = lambda descriptor: None  # nothing here must survive a power cut, and each call waits for the disk
 
 TESTS = Path(__file__).parent
 # Two workers take whole files (scripts/test.sh), so the longest must not be the last to begin.

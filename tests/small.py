@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import yaml
 
+from minionerec.artifacts import MANIFEST, Manifest, file_hash, read_json
 from minionerec.cli import parse
 from minionerec.config import Config, DataConfig, ModelConfig, TaskName
 from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, Dataset, SplitName
@@ -137,6 +138,14 @@ def listed_examples(prompts: "Prompts", task: TaskName, split: SplitName = "trai
     """A task's examples with their tokens as lists, which compare with other lists; from the cache they are views of a file."""
     examples = prompts.examples(task, split, stride)
     return [replace(example, prompt=[*example.prompt], completion=[*example.completion]) for example in examples]
+
+
+def reseal(folder: Path, **changes: Any) -> None:
+    """Give an artefact the manifest that its stage would have written with these values and with the files as they are now."""
+    manifest = dict(read_json(folder / MANIFEST))
+    del manifest["checksum"]
+    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": file_hash(folder / name)} for name in manifest["files"]}
+    Manifest(**{**manifest, "files": files, **changes}).save(folder)
 
 
 def losses(folder: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Stop the writing of an artefact at every executed line: python -m tests.stopped FOLDER kill|interrupt [older] [resumable].
+"""Stop the writing of an artefact at every line: python -m tests.stopped FOLDER kill|interrupt [older] [resumable].
 
 After each stop, what bears the final name is whole, and the next writing ends with the new content and nothing else.
 """
@@ -8,25 +8,30 @@ import sys
 from pathlib import Path
 
 from minionerec.artifacts import MANIFEST, Manifest
-from tests.toy_artifact import is_current, names, write
+from tests.toy_artifact import is_current, names, recipe, write
 
-STEPS = {"write", "_open_partial", "_remove", "_seal", "write_json", "_rmtree_safe_fd"}
+STEPS = {"make", "_begin", "write", "_open_partial", "remove", "_seal", "_clean", "save", "replace_text", "_rmtree_safe_fd"}
+STEPS |= {"hold", "_acquire", "_create", "_release", "_break"}
 CONTENTS = {"old": "old", "new": "new content"}
 
 
+def make(folder: Path, resumable: bool) -> None:
+    recipe(folder, "new").make(lambda: write(folder, "new", CONTENTS["new"], resumable=resumable))
+
+
 def stopped_at(step: int, folder: Path, how: str, resumable: bool) -> bool:
-    """Replace the artefact in a process that stops before the given executed line; whether it got to the end."""
+    """Replace the artefact in a process that stops before the given line is first run; whether it got to the end."""
     child = os.fork()
     if child == 0:
-        seen = 0
+        seen = set()
 
         def trace(frame, event, _):
-            nonlocal seen
             if frame.f_code.co_name not in STEPS:
                 return None
-            if event == "line":
-                seen += 1
-                if seen == step:
+            line = (frame.f_code, frame.f_lineno)
+            if event == "line" and line not in seen:
+                seen.add(line)
+                if len(seen) == step:
                     if how == "kill":
                         os._exit(9)
                     raise KeyboardInterrupt
@@ -35,7 +40,7 @@ def stopped_at(step: int, folder: Path, how: str, resumable: bool) -> bool:
         code = 1
         try:
             sys.settrace(trace)
-            write(folder, "new", CONTENTS["new"], resumable=resumable)
+            make(folder, resumable)
             code = 0
         finally:
             os._exit(code)
@@ -56,8 +61,7 @@ def stop_everywhere(place: Path, how: str, older: bool, resumable: bool) -> None
             seen.add(settings)
         else:
             seen.add("nothing")
-        if not is_current(folder, "new"):
-            write(folder, "new", CONTENTS["new"], resumable=resumable)
+        make(folder, resumable)
         assert is_current(folder, "new") and names(base) == ["sid"] and names(folder) == ["deep", MANIFEST]
         if finished:
             break
@@ -67,5 +71,6 @@ def stop_everywhere(place: Path, how: str, older: bool, resumable: bool) -> None
 
 
 if __name__ == "__main__":
+    os.fsync = lambda descriptor: None  # none of these stops is a power cut
     place, how, *options = sys.argv[1:]
     stop_everywhere(Path(place), how, "older" in options, "resumable" in options)

@@ -307,7 +307,7 @@ def test_checkpoints_outlive_a_failure_at_the_very_end(tmp_path, monkeypatch):
         write_json(path, value)
 
     with monkeypatch.context() as patch, pytest.raises(ArtifactError, match="no space left"):
-        patch.setattr(artifacts, "write_json", full)
+        patch.setattr("minionerec.artifacts.manifest.write_json", full)
         write(tmp_path / "sft", "k", resumable=True)
     with writing(tmp_path / "sft", "k", resumable=True) as draft:
         assert (draft.path / CHECKPOINTS / "step.txt").read_text() == "5"
@@ -448,6 +448,6 @@ def test_cache_folder(monkeypatch):
 
 
 def test_versions_name_what_is_missing(monkeypatch):
-    monkeypatch.setattr(artifacts, "_PACKAGES", ("numpy", "no-such-package"))
-    found = artifacts.versions()
-    assert found["numpy"] == np.__version__ and found["no-such-package"] == "not installed"
+    monkeypatch.setattr("minionerec.artifacts.manifest._PACKAGES", ("numpy", "no-such-package"))
+    installed = artifacts.versions()
+    assert installed["numpy"] == np.__version__ and installed["no-such-package"] == "not installed"

@@ -14,6 +14,7 @@ Command: `minionerec baseline --config beauty-sasrec`, or `accelerate launch ...
 import dataclasses
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,8 @@ class Course:
     log: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
 
-def load_ranking_data(config: Config) -> tuple[RankingData, dict[str, str]]:
-    """The examples, and the digests of their sources by name.
+def load_ranking_data(config: Config) -> RankingData:
+    """The examples.
 
     Raises:
         DataError: the file of sequences is missing or malformed, or a split is empty.
@@ -83,10 +84,21 @@ def load_ranking_data(config: Config) -> tuple[RankingData, dict[str, str]]:
     """
     baseline = config.baseline
     if baseline.sequences is not None:
-        path = Path(baseline.sequences)
-        return from_sequences(path, baseline.protocol, baseline.max_history), {"sequences": file_hash(path)}
-    digest = require(config.folder / "data", ITEM_STAGES["data"]).digest
-    return from_dataset(Dataset.load(config.folder / "data"), baseline.max_history), {"data": digest}
+        return from_sequences(Path(baseline.sequences), baseline.protocol, baseline.max_history)
+    require(config.folder / "data", ITEM_STAGES["data"])
+    return from_dataset(Dataset.load(config.folder / "data"), baseline.max_history)
+
+
+def _inputs(config: Config) -> dict[str, str]:
+    """Digests of the sequences or the run's data, and of the user's own weights."""
+    baseline = config.baseline
+    if baseline.sequences is not None:
+        inputs = {"sequences": file_hash(Path(baseline.sequences))}
+    else:
+        inputs = {"data": require(config.folder / "data", ITEM_STAGES["data"]).digest}
+    if baseline.weights is not None:
+        inputs["weights"] = weights.digest(Path(baseline.weights))
+    return inputs
 
 
 def train_baseline(config: Config) -> tuple[Manifest, bool]:
@@ -96,15 +108,14 @@ def train_baseline(config: Config) -> tuple[Manifest, bool]:
         ArtifactError: an input is missing, the disk is full, or a checkpoint is damaged.
         ConfigError: an option that the model does not take, or a precision other than the launcher's.
         DataError: the file of sequences is missing or malformed, or a split is empty.
+        LockedError: another process trains this baseline.
         TrainingError: training diverged.
     """
     baseline = config.baseline
     check_precision("baseline.bf16", baseline.bf16)
-    data, inputs = load_ranking_data(config)
-    if baseline.weights is not None:
-        if baseline.model in TRIVIAL_BASELINES:
-            raise ConfigError(f"baseline.weights is set, but {baseline.model} has no weights.")
-        inputs["weights"] = weights.digest(Path(baseline.weights))
+    data = load_ranking_data(config)
+    if baseline.weights is not None and baseline.model in TRIVIAL_BASELINES:
+        raise ConfigError(f"baseline.weights is set, but {baseline.model} has no weights.")
     sections = config.section("baseline")
     sections["baseline"]["top"] = top = list_length(config, data)
     # Digests among the inputs stand for the two files. An option that is not set stays out of the key, so that a new option
@@ -115,13 +126,17 @@ def train_baseline(config: Config) -> tuple[Manifest, bool]:
         stage=f"baselines/{baseline.model}",
         folder=config.folder / "baselines" / baseline.model,
         config=sections,
-        inputs=inputs,
+        inputs=_inputs(config),
         seed=config.seed,
         key_fields={"baseline": key_fields},
         replace=config.replace,
+        wait=config.wait,
+        reread=partial(_inputs, config),
     )
-    if (manifest := recipe.finished()) is not None:
-        return manifest, False
+    return recipe.make(lambda: _train_and_rank(config, data, top, recipe), collective=True)
+
+
+def _train_and_rank(config: Config, data: RankingData, top: int, recipe: Recipe) -> None:
     recommender = _fresh(config, data)  # an impossible model is refused before anything is written
     with recipe.write(resumable=True, collective=True) as draft:
         score: Scorer = (
@@ -132,7 +147,6 @@ def train_baseline(config: Config) -> tuple[Manifest, bool]:
             draft.metrics.update({f"{split} {name}": value for name, value in ranking_metrics(ranking.ranks).items()})
             if is_main_process():
                 frame(data, split, ranking).write_parquet(draft.path / f"{split}.parquet")
-    return Manifest.load(recipe.folder), True
 
 
 def list_length(config: Config, data: RankingData) -> int:

@@ -37,7 +37,7 @@ def script(shell: str) -> str:
             if action.dest == "help" or action.help == argparse.SUPPRESS:
                 continue
             words = list(action.choices or choices(_TYPES.get(action.dest)))
-            flag: dict[str, Any] = {"action": "store_true"} if action.nargs == 0 or action.dest == "replace" else {}
+            flag: dict[str, Any] = {"action": "store_true"} if action.nargs == 0 or action.dest in ("replace", "wait") else {}
             typed = flag or ({"choices": words} if words else {})
             text = in_short(action.help or "").replace("%", "%%")  # shtab expands it, as argparse does
             copy = sub.add_argument(*(action.option_strings or [action.dest]), help=text, **typed)

@@ -20,6 +20,7 @@ from minionerec.config.fields import allowed, did_you_mean, field_types, fits, n
 from minionerec.errors import ConfigError
 
 FLAGS = ("--help-all", "--print_config")  # of every command that takes a configuration, next to --help
+SWITCHES = ("--replace", "--wait")  # fields that need no value on the command line
 _TYPES = field_types(Config)
 _MAPPINGS = {name for name, kind in _TYPES.items() if typing.get_origin(kind) is dict}  # such as rl.rewards
 
@@ -88,7 +89,7 @@ def check_words(name: str, arguments: Sequence[str]) -> None:
     """
     command = COMMANDS[name]
     positions = [option for option in command.options if not option.startswith("-")]
-    flags = {option for option, spec in command.options.items() if spec.get("action") == "store_true"} | {*FLAGS, "--replace"}
+    flags = {option for option, spec in command.options.items() if spec.get("action") == "store_true"} | {*FLAGS, *SWITCHES}
     words = list(arguments)
     missing = {option for option, spec in command.options.items() if _is_required(option, spec)}
     while words:

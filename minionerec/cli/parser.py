@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_set
 
 from minionerec import presets
 from minionerec.cli.help import Formatter, WholeFormatter, metavar
-from minionerec.cli.mistakes import check_file, check_words
+from minionerec.cli.mistakes import SWITCHES, check_file, check_words
 from minionerec.cli.table import COMMANDS, OWN_KEYS
 from minionerec.config import Config, run_file
 from minionerec.config.checks import check_output_file, check_text, checked_path
@@ -141,7 +141,8 @@ def read(name: str, arguments: Sequence[str]) -> tuple[Config | None, dict[str, 
             if path == Path(source) / run_file.RUN_FILE and not any(word.partition("=")[0] == "--name" for word in arguments):
                 files.append(f"--out={source}")  # a new name asks for a new run with the same configuration
         else:
-            rest.append("--replace=true" if argument == "--replace" and command.takes_config else argument)
+            flag = argument in SWITCHES and command.takes_config
+            rest.append(f"{argument}=true" if flag else argument)
     commands_parser = parser(name)
     try:
         values = commands_parser.instantiate(commands_parser.parse_args(files + rest)).as_dict()

@@ -74,6 +74,9 @@ class Config:
     replace: bool = False
     """Replace finished stages that were made from other settings or inputs; without it such a command stops and says what
     differs. On the command line `--replace` needs no value."""
+    wait: bool = False
+    """If another process is making a stage of this run, wait until it has finished; without it the command stops and names the
+    process. On the command line `--wait` needs no value."""
     data: DataConfig = field(default_factory=DataConfig)
     sid: SidConfig = field(default_factory=SidConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -128,8 +131,8 @@ class Config:
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """Every field that says what a run is, as plain values: all but where it lies and what may be replaced in it."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in ("out", "replace")}
+        """Every field that says what a run is, as plain values: all but where it lies and how a command treats it."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in ("out", "replace", "wait")}
 
     def section(self, *names: str) -> dict[str, Any]:
         """The named sections as plain values, for manifests."""

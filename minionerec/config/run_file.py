@@ -16,7 +16,7 @@ from minionerec.config import Config
 from minionerec.config.differences import differences
 from minionerec.config.documents import DocumentError, parse_yaml
 from minionerec.distributed import is_main_process
-from minionerec.errors import ArtifactError, ConfigError
+from minionerec.errors import ArtifactError, ConfigError, LockedError
 
 RUN_FILE = "run.yaml"
 _HEADER = "# What this run's artefacts were made with, kept by MiniOneRec. Pass it to later commands: --config THIS_FOLDER.\n"
@@ -131,13 +131,16 @@ def recording(config: Config, stage: str) -> Iterator[None]:
         _write(path, values)
     try:
         yield
+        _write_again(config, stage, values)
     except BaseException as error:
-        begun = not isinstance(error, ConfigError) and any(folder.glob(f"{_FOLDERS.get(stage, stage)}.partial"))
+        begun = not isinstance(error, ConfigError | LockedError) and any(folder.glob(f"{_FOLDERS.get(stage, stage)}.partial"))
         if not begun and before is not None:
             with suppress(ConfigError):  # removed or damaged meanwhile: the first error says more
                 _put_back(config, stage, before)
         elif not begun:
-            path.unlink(missing_ok=True)
+            with suppress(ConfigError):  # removed or damaged meanwhile
+                if load(folder) == values:  # else another command's
+                    path.unlink()
             with suppress(OSError):  # one holds something else
                 for parent in missing:
                     parent.rmdir()
@@ -152,6 +155,14 @@ def _updates(folder: Path, stage: str) -> set[str]:
     """
     trained = any((folder / training / "manifest.json").is_file() for training in ("sft", "rl"))
     return {*_READS[stage]} - ({*_TRAINED_WITH} if trained and stage in ("eval", "baseline") else set())
+
+
+def _write_again(config: Config, stage: str, values: dict[str, Any]) -> None:
+    """Restore what a stage was made with if a command that was refused meanwhile has put back what it had found."""
+    present = load(config.folder) if (config.folder / RUN_FILE).is_file() else {}
+    updated = {name: values[name] for name in _updates(config.folder, stage)}
+    if (restored := values | present | updated) != present:
+        _write(config.folder / RUN_FILE, restored)
 
 
 def _put_back(config: Config, stage: str, before: dict[str, Any]) -> None:

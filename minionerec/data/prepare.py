@@ -73,11 +73,15 @@ def find_inputs(config: Config) -> Inputs:
         source = sources.fetch(name, cache_folder(), source)
     if source is None:
         raise DataError(f"data.source {data.source!r} needs data.path, the folder that holds your files.")
-    folder = source.parent if source.is_file() else source
     try:
-        return Inputs({path.relative_to(folder).as_posix(): file_hash(path) for path in _files(data, source)}, source)
+        return Inputs(_digests(data, source), source)
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror}). data.path names your files.") from None
+
+
+def _digests(data: DataConfig, source: Path) -> dict[str, str]:
+    folder = source.parent if source.is_file() else source
+    return {path.relative_to(folder).as_posix(): file_hash(path) for path in _files(data, source)}
 
 
 def _files(data: DataConfig, source: Path) -> tuple[Path, ...]:
@@ -99,15 +103,18 @@ def prepare_data(config: Config) -> tuple[Manifest, bool]:
         DataError: the raw files are missing or malformed, or nothing is left of them.
         ConfigError: options that cannot apply to these files; or finished data of other settings or files, without `replace`.
         ArtifactError: the disk is full.
+        LockedError: another process prepares this run's data.
     """
     # Ask before anything is downloaded. A download cannot change, so a finished one needs neither the cache nor a network.
     manifest = _of_the_same_settings(config)
     if manifest is not None and config.data.path is None and manifest.config["data"]["path"] is None:
         return manifest, False
     inputs, source = find_inputs(config)
-    recipe = data_recipe(config, inputs)
-    if (manifest := recipe.finished()) is not None:
-        return manifest, False
+    recipe = replace(data_recipe(config, inputs), reread=lambda: _digests(config.data, source))
+    return recipe.make(lambda: _read_and_write(config, source, recipe))
+
+
+def _read_and_write(config: Config, source: Path, recipe: Recipe) -> None:
     problems = Problems(skip=config.data.on_error == "skip")
     if config.data.is_amazon:
         check_disk_space(config.folder, sum(path.stat().st_size for path in _files(config.data, source)))
@@ -120,7 +127,6 @@ def prepare_data(config: Config) -> tuple[Manifest, bool]:
         if problems.messages:
             (draft.path / "skipped.txt").write_text("\n".join(problems.messages) + "\n", encoding="utf-8")
         draft.metrics.update(prepared.figures, skipped_rows=len(problems.messages))
-    return Manifest.load(recipe.folder), True
 
 
 def _of_the_same_settings(config: Config) -> Manifest | None:
@@ -139,7 +145,7 @@ def _of_the_same_settings(config: Config) -> Manifest | None:
 def data_recipe(config: Config, inputs: Mapping[str, str]) -> Recipe:
     """What the artefact is made from; `inputs` are the digests of the raw files."""
     folder, settings, deciding = config.folder / "data", config.section("data"), config.key_fields("data")
-    return Recipe("data", folder, settings, inputs, UNSEEDED, deciding, config.replace)
+    return Recipe("data", folder, settings, inputs, UNSEEDED, deciding, config.replace, config.wait)
 
 
 def _movielens_100k(source: Path, config: DataConfig, problems: Problems) -> Prepared:

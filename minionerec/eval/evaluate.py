@@ -13,6 +13,7 @@ Command: `minionerec eval --config ml-100k`, or `accelerate launch eval/predict.
 
 import dataclasses
 import logging
+from functools import partial
 from pathlib import Path
 
 from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, Recipe, require
@@ -53,10 +54,13 @@ def evaluate(config: Config, name: str) -> tuple[Manifest, bool]:
         ArtifactError: an input is missing or was made from other data, or a process did not finish its share.
         ConfigError: the model was trained with other prompts.
         DataError: the split is empty.
+        LockedError: another process evaluates this recommender.
     """
     recipe = _recipe(config, name)
-    if (manifest := recipe.finished()) is not None:
-        return manifest, False
+    return recipe.make(lambda: _predict(config, name, recipe), collective=True)
+
+
+def _predict(config: Config, name: str, recipe: Recipe) -> None:
     dataset = Dataset.load(config.folder / "data")
     if not len(dataset.split(config.eval.split)):
         raise DataError(
@@ -77,7 +81,6 @@ def evaluate(config: Config, name: str) -> tuple[Manifest, bool]:
             metrics = measure_predictions(draft.path, dataset, index, config)
             metrics.write(draft.path / "metrics.json")
             draft.metrics.update({metric: cell["value"] for metric, cell in metrics.headline.items()})
-    return Manifest.load(recipe.folder), True
 
 
 def _recipe(config: Config, name: str) -> Recipe:
@@ -87,11 +90,10 @@ def _recipe(config: Config, name: str) -> Recipe:
         ArtifactError: an input is missing or was made from other data.
         ConfigError: the model was trained with other prompts.
     """
-    inputs = {stage: require(config.folder / stage, command).digest for stage, command in ITEM_STAGES.items()}
+    inputs = _inputs(config, name)
     sections = config.section("eval")
     if name in STAGES:
-        model = require(config.folder / name, f"minionerec {name}", made_from=inputs)
-        inputs[name] = model.digest
+        model = Manifest.load(config.folder / name)
         check_prompts(model.config, config.resolved_prompts, str(config.folder / name))
         sections["prompts"] = prompts_section(config.resolved_prompts, [RECOMMENDING])
         if config.resolved_prompts.eval_style == "released":
@@ -100,10 +102,6 @@ def _recipe(config: Config, name: str) -> Recipe:
                 "code's evaluation. The figures measure that mistake.",
                 name,
             )
-    elif name not in BUILT_IN:
-        command = f"minionerec baseline --baseline.model {name}"
-        baseline = require(config.folder / "baselines" / name, command, made_from={"data": inputs["data"]})
-        inputs[f"baselines/{name}"] = baseline.digest
     return Recipe(
         stage=f"eval/{name}",
         folder=config.folder / "eval" / name,
@@ -112,7 +110,21 @@ def _recipe(config: Config, name: str) -> Recipe:
         seed=config.seed,
         key_fields={**sections, **config.key_fields("eval")},
         replace=config.replace,
+        wait=config.wait,
+        reread=partial(_inputs, config, name),
     )
+
+
+def _inputs(config: Config, name: str) -> dict[str, str]:
+    """Digests of data, SIDs, and the model or the baseline of this name."""
+    inputs = {stage: require(config.folder / stage, command).digest for stage, command in ITEM_STAGES.items()}
+    if name in STAGES:
+        inputs[name] = require(config.folder / name, f"minionerec {name}", made_from=inputs).digest
+    elif name not in BUILT_IN:
+        command = f"minionerec baseline --baseline.model {name}"
+        baseline = require(config.folder / "baselines" / name, command, made_from={"data": inputs["data"]})
+        inputs[f"baselines/{name}"] = baseline.digest
+    return inputs
 
 
 def measure_predictions(folder: Path, dataset: Dataset, index: SidIndex, config: Config) -> Metrics:

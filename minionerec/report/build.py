@@ -267,15 +267,32 @@ def write_report(config: Config) -> tuple[Manifest, bool]:
     Raises:
         ArtifactError, DataError: an input is missing, damaged or malformed.
     """
-    manifests = {
-        name: require(config.folder / name, ITEM_STAGES.get(name, f"minionerec {name.partition('/')[0]}")) for name in _REQUIRED
-    }
-    present = [name for name in (*_OPTIONAL, *_BASELINES) if (config.folder / name / MANIFEST).is_file()]
-    manifests |= {name: Manifest.load(config.folder / name) for name in present}
-    inputs = {name: manifest.digest for name, manifest in manifests.items()}
-    recipe = Recipe("report", config.folder / "report", config.recorded, inputs, config.seed, replace=config.replace)
-    if (manifest := recipe.finished()) is not None:
-        return manifest, False
+    manifests = _manifests(config)
+    recipe = Recipe(
+        "report",
+        config.folder / "report",
+        config.recorded,
+        _digests(manifests),
+        config.seed,
+        replace=config.replace,
+        wait=config.wait,
+        reread=lambda: _digests(_manifests(config)),
+    )
+    return recipe.make(lambda: _write_pages(config, manifests, recipe))
+
+
+def _manifests(config: Config) -> dict[str, Manifest]:
+    """The manifests of what the pages show, by stage."""
+    names = [*_REQUIRED, *(name for name in (*_OPTIONAL, *_BASELINES) if (config.folder / name / MANIFEST).is_file())]
+    commands = {name: ITEM_STAGES.get(name, f"minionerec {name.partition('/')[0]}") for name in names}
+    return {name: require(config.folder / name, command) for name, command in commands.items()}
+
+
+def _digests(manifests: Mapping[str, Manifest]) -> dict[str, str]:
+    return {name: manifest.digest for name, manifest in manifests.items()}
+
+
+def _write_pages(config: Config, manifests: dict[str, Manifest], recipe: Recipe) -> None:
     results = RunResults.load(config, manifests)
     with recipe.write() as draft:
         (draft.path / "index.html").write_text(render_run_page(results), encoding="utf-8", newline="\n")
@@ -283,4 +300,3 @@ def write_report(config: Config) -> tuple[Manifest, bool]:
             (draft.path / "rl.html").write_text(render_rl_page(results), encoding="utf-8", newline="\n")
         paper_gap.write_gap_report([config.folder], draft.path, resamples=config.eval.resamples, seed=config.seed)
         draft.metrics["bytes"] = (draft.path / "index.html").stat().st_size
-    return Manifest.load(recipe.folder), True

@@ -41,13 +41,21 @@ def write_sid_page(config: Config) -> tuple[Manifest, bool]:
     require(config.folder / "data", "minionerec data prepare --config FILE")
     sid = require(config.folder / "sid", "minionerec sid --config FILE")
     recipe = Recipe(
-        _STAGE, config.folder / _STAGE, {"name": config.name}, {"sid": sid.digest}, UNSEEDED, replace=config.replace
+        _STAGE,
+        config.folder / _STAGE,
+        {"name": config.name},
+        {"sid": sid.digest},
+        UNSEEDED,
+        replace=config.replace,
+        wait=config.wait,
+        reread=lambda: {"sid": require(config.folder / "sid", "minionerec sid --config FILE").digest},
     )
-    if (manifest := recipe.finished()) is not None:
-        return manifest, False
-    with recipe.write() as draft:
-        (draft.path / "index.html").write_text(render_sid_page(config, sid), encoding="utf-8", newline="\n")
-    return Manifest.load(recipe.folder), True
+
+    def write() -> None:
+        with recipe.write() as draft:
+            (draft.path / "index.html").write_text(render_sid_page(config, sid), encoding="utf-8", newline="\n")
+
+    return recipe.make(write)
 
 
 def figures_table(config: Config) -> Table:

@@ -61,11 +61,15 @@ def train_rl(config: Config, write_curves: WriteCurves | None = None) -> tuple[M
         ConfigError: the options do not fit the launch, the catalog or the SFT model, or they would replace a model trained with
             others.
         DataError: the valid split is empty, and validations are asked for.
+        LockedError: another process trains this run's policy.
         TrainingError: the policy diverges, or the memory does not suffice.
     """
-    rl, recipe = config.rl, rl_recipe(config)
-    if (finished := recipe.finished()) is not None:
-        return finished, False
+    recipe = rl_recipe(config)
+    return recipe.make(lambda: _train_policy(config, recipe, write_curves), collective=True)
+
+
+def _train_policy(config: Config, recipe: Recipe, write_curves: WriteCurves | None) -> None:
+    rl = config.rl
     split_prompts(rl)  # refuses before anything is loaded
     check_sft(Manifest.load(config.folder / "sft"), config)
     origin = config.folder / "sft" / "model"  # TRL reads the reference model from the same folder
@@ -103,7 +107,6 @@ def train_rl(config: Config, write_curves: WriteCurves | None = None) -> tuple[M
         _train(trainer, watch, rl, last_checkpoint(checkpoints))
         figures = {"parameters": begun.parameters, "prompts": len(rows), **_figures(trainer, rl)}
         finish(begun, draft, trainer, plan, figures, partial(_save, begun, trainer, watch), write_curves)
-    return Manifest.load(recipe.folder), True
 
 
 def rl_recipe(config: Config) -> Recipe:
@@ -112,9 +115,6 @@ def rl_recipe(config: Config) -> Recipe:
     Raises:
         ArtifactError: an input is missing, or was made from other data or SIDs.
     """
-    inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
-    inputs["sft"] = require(config.folder / "sft", "minionerec sft", made_from=inputs).digest
-    inputs |= reward_sources(config, inputs["data"])
     sections = {
         **config.section("rl"),
         "prompts": prompts_section(config.prompts_for_training, [RECOMMENDING, *config.rl.tasks]),
@@ -126,11 +126,20 @@ def rl_recipe(config: Config) -> Recipe:
         stage="rl",
         folder=config.folder / "rl",
         config=sections,
-        inputs=inputs,
+        inputs=_inputs(config),
         seed=config.seed,
         key_fields={**sections, **config.key_fields("rl")},
         replace=config.replace,
+        wait=config.wait,
+        reread=partial(_inputs, config),
     )
+
+
+def _inputs(config: Config) -> dict[str, str]:
+    """Digests of data, SIDs, the SFT model and what the rewards read."""
+    inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
+    inputs["sft"] = require(config.folder / "sft", "minionerec sft", made_from=inputs).digest
+    return inputs | reward_sources(config, inputs["data"])
 
 
 def check_sft(sft: Manifest, config: Config) -> None:

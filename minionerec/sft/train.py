@@ -70,9 +70,6 @@ def sft_recipe(config: Config) -> Recipe:
     Raises:
         ArtifactError: data or SIDs are missing.
     """
-    inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
-    if config.model.init == "from_pretrained" and Path(str(config.model.path)).is_dir():
-        inputs["model"] = folder_digest(Path(str(config.model.path)))
     prompts = prompts_section(config.prompts_for_training, worded_tasks(config))
     sections = {**config.section("sft", "model"), "prompts": prompts}
     if config.sft.best_metric != "loss":
@@ -81,11 +78,21 @@ def sft_recipe(config: Config) -> Recipe:
         stage="sft",
         folder=config.folder / "sft",
         config=sections,
-        inputs=inputs,
+        inputs=_inputs(config),
         seed=config.seed,
         key_fields={**sections, **config.key_fields("sft", "model")},
         replace=config.replace,
+        wait=config.wait,
+        reread=partial(_inputs, config),
     )
+
+
+def _inputs(config: Config) -> dict[str, str]:
+    """Digests of data, SIDs and the user's own base model."""
+    inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
+    if config.model.init == "from_pretrained" and Path(str(config.model.path)).is_dir():
+        inputs["model"] = folder_digest(Path(str(config.model.path)))
+    return inputs
 
 
 def train_sft(config: Config, write_curves: WriteCurves | None = None) -> tuple[Manifest, bool]:
@@ -99,11 +106,15 @@ def train_sft(config: Config, write_curves: WriteCurves | None = None) -> tuple[
         ConfigError: the options contradict one another or the launch, or they would replace a model trained with others.
         ConstraintError: the loss asks for the trie's children, but some SID is the beginning of another.
         DataError: the valid split is empty, or a task needs descriptions that the catalog lacks.
+        LockedError: another process trains this run's model.
         TrainingError: a loss or a gradient is not finite, or the memory does not suffice.
     """
-    sft, recipe = config.sft, sft_recipe(config)
-    if (finished := recipe.finished()) is not None:
-        return finished, False
+    recipe = sft_recipe(config)
+    return recipe.make(lambda: _train(config, recipe, write_curves), collective=True)
+
+
+def _train(config: Config, recipe: Recipe, write_curves: WriteCurves | None) -> None:
+    sft = config.sft
     check_options(sft)
     if sft.answer_in_prompt:
         log.warning("sft.answer_in_prompt is true: prompts about an item end with their own answer, as in the released code.")
@@ -140,7 +151,6 @@ def train_sft(config: Config, write_curves: WriteCurves | None = None) -> tuple[
         trainer.train(resume_from_checkpoint=last_checkpoint(draft.path / CHECKPOINTS))
         figures = _figures(begun, trainer, plan)
         finish(begun, draft, trainer, plan, figures, partial(_save, begun, trainer), write_curves)
-    return Manifest.load(recipe.folder), True
 
 
 def _prepared(begun: Begun) -> PreTrainedModel:

@@ -17,7 +17,7 @@ from minionerec.artifacts import Manifest, Recipe
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
 from minionerec.errors import CatalogError, ConfigError
-from minionerec.sid.build import check_catalog, stage_inputs
+from minionerec.sid.build import check_catalog, data_digest, sid_recipe, stage_inputs
 from minionerec.sid.codebooks import Quantizer
 from minionerec.sid.collaborative import consecutive_pairs, fuse, fusion_pairs
 from minionerec.sid.collisions import Sid, nearest_unused, occupy
@@ -41,7 +41,7 @@ def append_sids(config: Config, base: Path) -> tuple[Manifest, bool]:
         CatalogError: an old item is missing, or no SID is free.
         ConfigError: the vectors come from another encoder than the base's, or `sid.collisions` differs.
     """
-    data = artifacts.require(config.folder / "data", "minionerec data prepare --config YOUR.yaml")
+    data_digest(config)  # refuses missing data first
     old = artifacts.require(base / "sid", "minionerec sid --config BASE.yaml")
     if (config.folder / "sid").resolve() == (base / "sid").resolve():
         raise ConfigError(f"--base {base} is this run's own folder; give the new catalog a run of its own with --out DIR.")
@@ -54,11 +54,15 @@ def append_sids(config: Config, base: Path) -> tuple[Manifest, bool]:
             f"sid.collisions is {config.sid.collisions}, but {base / 'sid'} was made with {before}. "
             f"Set --sid.collisions {before}."
         )
-    inputs = stage_inputs(config, data) | {"base": old.digest}
-    recipe = Recipe("sid", config.folder / "sid", config.section("sid"), inputs, config.seed, replace=config.replace)
-    if (manifest := recipe.finished()) is not None:
-        return manifest, False
 
+    def inputs() -> dict[str, str]:
+        return stage_inputs(config) | {"base": artifacts.require(base / "sid", "minionerec sid --config BASE.yaml").digest}
+
+    recipe = sid_recipe(config, config.section("sid"), config.seed, inputs)
+    return recipe.make(lambda: _append(config, base, recipe))
+
+
+def _append(config: Config, base: Path, recipe: Recipe) -> None:
     dataset, base_dataset = Dataset.load(config.folder / "data"), Dataset.load(base / "data")
     check_catalog(dataset)
     base_index = SidIndex.load(base / "sid", base_dataset)
@@ -75,7 +79,7 @@ def append_sids(config: Config, base: Path) -> tuple[Manifest, bool]:
         pairs = consecutive_pairs(dataset.train)
         encoded = quantizer.encode(vectors, fuse(vectors, fusion_pairs(config, dataset), config.sid.fusion))
         codes = extend(base_index, old_rows, encoded, vectors, quantizer, share=config.sid.collisions in ("keep", "sinkhorn"))
-        step = {"base": old.digest, "items_before": len(old_rows), "items_after": len(codes)}
+        step = {"base": recipe.inputs["base"], "items_before": len(old_rows), "items_after": len(codes)}
         lineage = (*base_index.lineage, step)
         index = SidIndex(codes, base_index.codebook_sizes, dataset.digest, base_index.codebooks, identity, lineage)
         index.save(draft.path)
@@ -83,7 +87,6 @@ def append_sids(config: Config, base: Path) -> tuple[Manifest, bool]:
         levels = encoded.shape[1]
         encoded[old_rows] = base_index.codes[:, :levels]
         draft.metrics = {"appended": len(codes) - len(old_rows)} | diagnose(encoded, codes, vectors, quantizer, pairs)
-    return Manifest.load(recipe.folder), True
 
 
 def extend(

@@ -13,7 +13,9 @@ Command: `minionerec sid --config ml-100k.yaml`
 """
 
 import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,14 +50,26 @@ def build_sids(config: Config) -> tuple[Manifest, bool]:
         DataError: an item has no text or no usable vector.
         TrainingError: a neural method diverged.
     """
-    data = artifacts.require(config.folder / "data", "minionerec data prepare --config YOUR.yaml")
     if config.sid.shipped:
-        return _take_shipped(config, data)
-    inputs = stage_inputs(config, data)
-    recipe = Recipe("sid", config.folder / "sid", config.section("sid"), inputs, config.seed, replace=config.replace)
-    if (manifest := recipe.finished()) is not None:
-        return manifest, False
+        # No other setting decides semantic IDs that came with the data.
+        shipped = sid_recipe(config, {"sid": {"shipped": True}}, UNSEEDED, lambda: {"data": data_digest(config)})
+        return shipped.make(lambda: _take_shipped(config, shipped))
+    recipe = sid_recipe(config, config.section("sid"), config.seed, lambda: stage_inputs(config))
+    return recipe.make(lambda: _build(config, recipe))
 
+
+def sid_recipe(config: Config, sections: Mapping[str, Any], seed: int, inputs: Callable[[], dict[str, str]]) -> Recipe:
+    """What the stage's artefact is made from.
+
+    Args:
+        seed: of all random choices, `UNSEEDED` if there are none.
+        inputs: gives the digests of the inputs, now and once more when the artefact is complete.
+    """
+    switches = {"replace": config.replace, "wait": config.wait}
+    return Recipe("sid", config.folder / "sid", sections, inputs(), seed, **switches, reread=inputs)
+
+
+def _build(config: Config, recipe: Recipe) -> None:
     dataset = Dataset.load(config.folder / "data")
     check_catalog(dataset)
     with recipe.write() as draft:
@@ -71,14 +85,9 @@ def build_sids(config: Config) -> tuple[Manifest, bool]:
         save_quantizer(fitted.quantizer, draft.path)
         draft.metrics = diagnose(fitted.codes, codes, vectors, fitted.quantizer, pairs)
         log.info("SIDs of %d items; %.1f %% were moved", len(codes), 100 * draft.metrics["moved"])
-    return Manifest.load(recipe.folder), True
 
 
-def _take_shipped(config: Config, data: Manifest) -> tuple[Manifest, bool]:
-    settings, inputs = {"sid": {"shipped": True}}, {"data": data.digest}
-    recipe = Recipe("sid", config.folder / "sid", settings, inputs, UNSEEDED, replace=config.replace)
-    if (manifest := recipe.finished()) is not None:
-        return manifest, False
+def _take_shipped(config: Config, recipe: Recipe) -> None:
     dataset = Dataset.load(config.folder / "data")
     check_catalog(dataset)
     if dataset.sids is None:
@@ -90,7 +99,6 @@ def _take_shipped(config: Config, data: Manifest) -> tuple[Manifest, bool]:
     with recipe.write() as draft:
         index.save(draft.path)
         draft.metrics = shared_codes(index.codes) | structure(index.codes, None, consecutive_pairs(dataset.train))
-    return Manifest.load(recipe.folder), True
 
 
 def embed_catalog(config: Config) -> None:
@@ -110,15 +118,24 @@ def embed_catalog(config: Config) -> None:
     distributed.wait_for_everyone()
 
 
-def stage_inputs(config: Config, data: Manifest) -> dict[str, str]:
+def data_digest(config: Config) -> str:
+    """The digest of the run's data.
+
+    Raises:
+        ArtifactError: the data stage has not run, or its files are damaged.
+    """
+    return artifacts.require(config.folder / "data", "minionerec data prepare --config YOUR.yaml").digest
+
+
+def stage_inputs(config: Config) -> dict[str, str]:
     """Digests of the inputs: the dataset, the baseline of `sid.collaborative_model`, the user's own encoder and vectors.
 
     Raises:
-        ArtifactError: the baseline is missing.
+        ArtifactError: data or baseline are missing or damaged.
     """
-    inputs = {"data": data.digest}
+    inputs = {"data": data_digest(config)}
     if (name := config.sid.collaborative_model) is not None:
-        inputs[f"baselines/{name}"] = baseline_digest(config.folder, name, data.digest)
+        inputs[f"baselines/{name}"] = baseline_digest(config.folder, name, inputs["data"])
     if config.sid.vectors is not None:
         path = Path(config.sid.vectors)
         inputs["vectors"] = artifacts.file_hash(path) if path.is_file() else "missing"  # reading it explains what is wrong

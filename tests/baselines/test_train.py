@@ -119,7 +119,7 @@ def test_early_stopping_is_the_protocols(sequences, tmp_path, monkeypatch, proto
     measured, weights = iter(values), []
     monkeypatch.setattr(train, "ranking_metrics", lambda ranks: {"NDCG@10": next(measured)})
     monkeypatch.setattr(train, "store", lambda *a: weights.append({name: v.clone() for name, v in a[1].state_dict().items()}))
-    data, _ = train.load_ranking_data(config)
+    data = train.load_ranking_data(config)
     model = train.make(config.baseline, data.items)
     course, _ = train.fit(model, data, config, tmp_path / "none")
     assert (course.best_epoch, course.epoch) == (best, epochs)
@@ -182,7 +182,7 @@ def test_a_history_that_is_left_out_does_not_shorten_the_lists(tmp_path):
         evaluate(hiding, "markov")
     train.train_baseline(hiding)
     evaluate(hiding, "markov")
-    data, _ = train.load_ranking_data(hiding)
+    data = train.load_ranking_data(hiding)
     whole = rank_split(MarkovChain(data), data, "test", data.items).lists
     histories = Dataset.load(run / "data").test["history"].to_list()
     assert max(map(len, histories)) == 6

@@ -1,5 +1,4 @@
 import dataclasses
-import json
 import shutil
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minionerec
+from minionerec.artifacts import Manifest
 from minionerec.errors import ArtifactError, CatalogError, ConfigError, DataError
 from minionerec.eval.decode import SplitDecoder
 from minionerec.eval.predictions import read_predictions, write_predictions
@@ -262,14 +262,11 @@ def test_what_does_not_belong_together_is_refused(finished, tmp_path):
     with pytest.raises(ArtifactError, match="no finished artefact here"):
         Recommender.load(tmp_path / "nothing")
     folder = copied(finished, tmp_path / "run")
-    manifest = json.loads((folder / "rl/manifest.json").read_text())
-    manifest["inputs"]["sid"] = "0" * 64
-    (folder / "rl/manifest.json").write_text(json.dumps(manifest))
+    small.reseal(folder / "rl", inputs={**Manifest.load(folder / "rl").inputs, "sid": "0" * 64})
     with pytest.raises(ArtifactError, match="rl: was made from another sid than the one in this run"):
         Recommender.load(folder)
-    manifest = json.loads((folder / "sft/manifest.json").read_text())
-    manifest["config"]["prompts"]["words"] = "0" * 64
-    (folder / "sft/manifest.json").write_text(json.dumps(manifest))
+    trained = Manifest.load(folder / "sft").config
+    small.reseal(folder / "sft", config={**trained, "prompts": {**trained["prompts"], "words": "0" * 64}})
     with pytest.raises(ConfigError, match=r"sft was trained with other prompts \(words"):
         Recommender.load(folder, "sft")
 

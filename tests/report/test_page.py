@@ -15,6 +15,7 @@ from minionerec.errors import ArtifactError
 from minionerec.report.build import write_report
 from minionerec.report.evaluated import LABELS
 from tests.report.run_folder import NASTY, make_run
+from tests.small import reseal
 
 
 def plain(text: str) -> str:
@@ -67,14 +68,10 @@ def altered(tmp_path_factory):
     """A run asked in another style, whose RL was made from another SFT and evaluated on fewer users than examples."""
     folder = tmp_path_factory.mktemp("altered")
     config = make_run(folder, users=8, given={"prompts": PromptsConfig(eval_style="released")})
-    trained = json.loads((folder / "rl/manifest.json").read_text())
-    trained["inputs"]["sft"] = "0" * 64
-    (folder / "rl/manifest.json").write_text(json.dumps(trained))
+    reseal(folder / "rl", inputs={**Manifest.load(folder / "rl").inputs, "sft": "0" * 64})
     path = folder / "eval/rl/metrics.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"users": 5}))
-    evaluated = json.loads((folder / "eval/rl/manifest.json").read_text())
-    evaluated["files"]["metrics.json"]["bytes"] = path.stat().st_size
-    (folder / "eval/rl/manifest.json").write_text(json.dumps(evaluated))
+    reseal(folder / "eval/rl")
     write_report(config)
     return folder
 
@@ -226,9 +223,7 @@ def test_sft_and_rl_on_other_users_are_refused(tmp_path):
     folder = tmp_path / "eval/rl"
     lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (folder / "predictions.jsonl").write_text("".join(lines[1:]), encoding="utf-8")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"]["predictions.jsonl"]["bytes"] = (folder / "predictions.jsonl").stat().st_size
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    reseal(folder)
     with pytest.raises(ArtifactError, match=r"sft/predictions.jsonl has 8 examples, .*rl/predictions.jsonl has 7"):
         write_report(config)
     assert not (tmp_path / "report").exists()

@@ -18,6 +18,7 @@ from minionerec.report.published import METRICS, published
 from minionerec.report.runs import distinct_names, load_runs, match_dataset, seed_groups
 from tests.report.run_folder import make_run
 from tests.report.test_page import Page, plain
+from tests.small import reseal
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +28,7 @@ def two_seeds(tmp_path_factory):
     make_run(root / "a", collide=True)
     make_run(root / "b", collide=True, skill=1.4)
     for path in (root / "b").rglob("manifest.json"):
-        values = json.loads(path.read_text()) | {"seed": 43}
-        path.write_text(json.dumps(values))
+        reseal(path.parent, seed=43)
     return root
 
 
@@ -176,7 +176,7 @@ def test_baselines_of_other_settings_are_no_seeds(tmp_path):
     for name, width in (("a", 32), ("b", 64)):
         make_run(tmp_path / name, users=8, baseline=BaselineConfig(model="sasrec", hidden_size=width))
         for path in (tmp_path / name).rglob("manifest.json"):
-            path.write_text(json.dumps(json.loads(path.read_text()) | {"seed": width}))
+            reseal(path.parent, seed=width)
     runs = [run for name in "ab" for run in load_runs(tmp_path / name, name, 100, 0) if run.name == "sasrec"]
     assert len(runs) == 2 and seed_groups(runs) == []
     assert len(seed_groups([runs[0], replace(runs[0], seed=1)])) == 1
@@ -265,9 +265,7 @@ def test_bad_runs(two_seeds, tmp_path, fails):
     short = shutil.copytree(two_seeds / "a", tmp_path / "short")
     path = short / "eval/sft/predictions.jsonl"
     write_predictions(path, read_predictions(path)[1:])
-    manifest = json.loads(path.with_name("manifest.json").read_text())
-    manifest["files"]["predictions.jsonl"]["bytes"] = path.stat().st_size
-    path.with_name("manifest.json").write_text(json.dumps(manifest))
+    reseal(path.parent)
     assert "is missing" in fails("--runs", short)
 
 

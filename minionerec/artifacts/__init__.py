@@ -1,0 +1,39 @@
+"""Artefacts: what a stage leaves on disk, written whole or not at all, and checked before it is used.
+
+`recipe` says what an artefact is made from and writes it, `manifest` is the record of a finished one, `lock` keeps two
+processes apart, `files` hashes and writes single files.
+"""
+
+from minionerec.artifacts.files import (
+    cache_folder,
+    check_disk_space,
+    content_hash,
+    file_hash,
+    folder_digest,
+    read_json,
+    replace_text,
+    write_json,
+)
+from minionerec.artifacts.manifest import MANIFEST, Manifest, require, versions
+from minionerec.artifacts.recipe import CHECKPOINTS, ITEM_STAGES, REVISIONS, UNSEEDED, Draft, Recipe
+
+__all__ = [
+    "CHECKPOINTS",
+    "ITEM_STAGES",
+    "MANIFEST",
+    "REVISIONS",
+    "UNSEEDED",
+    "Draft",
+    "Manifest",
+    "Recipe",
+    "cache_folder",
+    "check_disk_space",
+    "content_hash",
+    "file_hash",
+    "folder_digest",
+    "read_json",
+    "replace_text",
+    "require",
+    "versions",
+    "write_json",
+]
