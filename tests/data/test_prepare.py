@@ -221,7 +221,7 @@ def test_failure_leaves_nothing_and_keeps_what_was_there(tmp_path, monkeypatch):
         patch.setattr(Dataset, "save", full)
         with pytest.raises(ArtifactError, match="no space left"):
             prepare.prepare_data(config)
-    assert list((tmp_path / "run").iterdir()) == []
+    assert list(tmp_path.glob("run/*")) == []
     first, _ = prepare.prepare_data(config)
     (tmp_path / "raw" / "interactions.csv").write_text("user,item,timestamp\nx,a,soon\n")
     with pytest.raises(DataError, match="soon"):

@@ -238,6 +238,9 @@ def test_damaged_log_is_named(tmp_path):
     config = make_run(tmp_path, users=8)
     log = tmp_path / "sft/log.jsonl"
     log.write_text("x" * log.stat().st_size)
+    with pytest.raises(ArtifactError, match=r"log\.jsonl: its content is not what the manifest says.*minionerec sft"):
+        write_report(config)
+    reseal(tmp_path / "sft")
     with pytest.raises(ArtifactError, match=r"log\.jsonl, line 1: not valid JSON"):
         write_report(config)
 
