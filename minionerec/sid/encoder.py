@@ -22,6 +22,7 @@ from minionerec.artifacts import cache_folder, content_hash, folder_digest
 from minionerec.config import SidConfig
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError, DataError
+from minionerec.sid.foreign_code import refuse_foreign_code
 
 if TYPE_CHECKING:  # importing it takes seconds
     from sentence_transformers import SentenceTransformer
@@ -87,7 +88,8 @@ def encode(texts: Sequence[str], config: SidConfig, seed: int) -> np.ndarray:
 
     Raises:
         DataError: there is no text, a text is empty, or the encoder's output is not finite.
-        ConfigError: the encoder is not installed, not found, or not a sentence-transformers model in safetensors.
+        ConfigError: the encoder is not installed, not found, brings code of its own, or is not a sentence-transformers model in
+            safetensors.
     """
     if texts and not any(text.strip() for text in texts):
         raise DataError(
@@ -195,6 +197,7 @@ def _embed(distinct: list[str], shards: Sequence[tuple[slice, Path]], folder: Pa
 
 
 def _load_model(folder: Path, config: SidConfig) -> "SentenceTransformer":
+    refuse_foreign_code(folder)
     from sentence_transformers import SentenceTransformer
 
     try:

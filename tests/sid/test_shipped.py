@@ -64,6 +64,12 @@ def test_short_sids_end_in_no_code():
     np.testing.assert_array_equal(codes, [[1, 0], [0, -1], [2, -1], [1, 1]])
 
 
+def test_codes_far_above_the_number_of_items_are_refused():
+    assert index_of_tokens([["<a_65535>", "<b_0>"]], DATASET).codebook_sizes == (65536, 1)
+    with pytest.raises(CatalogError, match=r"Item 1: <b_16000000> asks for 16,000,001 tokens at level 2, .* below 65,536"):
+        index_of_tokens([["<a_1>", "<b_0>"], ["<a_0>", "<b_16000000>"]], DATASET)
+
+
 @pytest.mark.parametrize("token", ["<b_1>", "a_1", "<a_-1>", "<a_01>", "<a_99999999>"])
 def test_a_token_of_another_level_is_named(token):
     with pytest.raises(CatalogError, match=r"Item 1: token 1 of its SID is .* expected one like <a_0>"):

@@ -1,0 +1,57 @@
+"""A check that an encoder's folder brings no code of its own: loading it then runs none, whatever library version loads it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from minionerec.config.documents import DocumentError, parse_json
+from minionerec.errors import ConfigError
+
+_LARGEST = 10_000_000  # bytes; vocabularies are larger, and name no classes
+# Keys whose value, or values, sentence-transformers imports by their dotted names, with what such names may begin with.
+_IMPORTED = {
+    "type": ("sentence_transformers.",),  # modules.json
+    "types": ("sentence_transformers.",),  # of Router and Asym: name to class
+    "activation_function": ("torch.nn.",),  # of Dense
+    "activation_fn": ("torch.nn.",),
+}
+
+
+def refuse_foreign_code(folder: Path) -> None:
+    """Refuse a model whose files name code to be imported from anywhere but sentence-transformers and torch.
+
+    Raises:
+        ConfigError: a file names such code, or is not readable as JSON.
+    """
+    for file in sorted(folder.rglob("*.json")):
+        if not file.is_file() or file.stat().st_size > _LARGEST:
+            continue
+        try:
+            values = parse_json(file.read_text(encoding="utf-8-sig"))
+        except (UnicodeDecodeError, DocumentError) as error:
+            raise ConfigError(f"sid.encoder: {file} is not readable as JSON ({error}). Fetch the model again.") from None
+        for key, name in _imported_names(values, file.name == "modules.json"):
+            raise ConfigError(
+                f"sid.encoder: {file} names code of the model's own ({key} {name}). Foreign code is never run. Choose a model "
+                "without code, or embed the texts yourself and pass --sid.vectors FILE.npy."
+            )
+
+
+def _imported_names(values: Any, is_module_list: bool) -> Iterator[tuple[str, str]]:
+    """Each key with a name that would be imported, and must not be."""
+    if isinstance(values, list):
+        for value in values:
+            yield from _imported_names(value, is_module_list)
+    if not isinstance(values, dict):
+        return
+    for key, value in values.items():
+        if key == "auto_map" and value:  # transformers' way to classes in the folder
+            yield key, str(value)
+        elif key in _IMPORTED:
+            # Elsewhere `type` says other things, such as a kind of normaliser; only dotted names are imported.
+            names = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+            for name in names:
+                if isinstance(name, str) and (is_module_list or "." in name) and not name.startswith(_IMPORTED[key]):
+                    yield key, name
+        else:
+            yield from _imported_names(value, is_module_list)
