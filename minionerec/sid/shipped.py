@@ -40,7 +40,7 @@ def index_of_tokens(tokens: Sequence[Sequence[str]], dataset: Dataset) -> SidInd
         if largest >= most:
             item = int(codes[:, level].argmax())
             raise CatalogError(
-                f"Item {item}: {token_string(level, largest)} asks for {largest + 1:,} tokens at level {level + 1}, as every code "
-                f"below becomes a token too; for {len(tokens):,} items expected codes below {most:,}. Number the codes from 0."
+                f"Item {item}: {token_string(level, largest)} asks for {largest + 1:,} tokens at level {level + 1}, as each "
+                f"code below becomes a token too; for {len(tokens):,} items expected codes below {most:,}. Count from 0."
             )
     return SidIndex(codes, tuple(int(column.max()) + 1 for column in codes.T), dataset.digest, encoder="shipped")
