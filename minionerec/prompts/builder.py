@@ -1,7 +1,7 @@
 """The one prompt builder: examples of a task as token ids, in the same words for SFT, RL, evaluation and single histories."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -16,7 +16,8 @@ from minionerec.errors import CatalogError, DataError
 from minionerec.model.checkpoint import sid_token_ids
 from minionerec.prompts import cache
 from minionerec.prompts.encode import Encoder, TokenExample
-from minionerec.prompts.tasks import Example, examples_of, question_of
+from minionerec.prompts.plain_text import PlainText
+from minionerec.prompts.tasks import Example, examples_of, item_texts, question_of
 from minionerec.prompts.wordings import HEADER, wording_of
 from minionerec.sid.index import SidIndex
 from minionerec.tree import NO_TOKEN
@@ -70,7 +71,7 @@ class Prompts:
         """
 
         def encoded() -> list[TokenExample]:
-            return self._encoder.examples(list(examples_of(task, self.dataset, self.index, split, stride, self.config)))
+            return self._encoder.examples(list(self._examples(task, split, stride)))
 
         tokenizer_digest = cache.tokenizer_digest(self.tokenizer)
         if tokenizer_digest is None:
@@ -107,7 +108,7 @@ class Prompts:
         """
         examples: list[Example] = []
         for task in tasks:
-            whole = list(examples_of(task, self.dataset, self.index, split, 1, self.config))
+            whole = list(self._examples(task, split, 1))
             examples += share_of(task, whole, shares, seed)
         random.Random(seed).shuffle(examples)
         return self._encoder.examples(examples[:count])
@@ -134,7 +135,7 @@ class Prompts:
             for item in history:
                 if not 0 <= item < items:
                     raise CatalogError(f"The history has item index {item}, but the catalog has the indices 0 to {items - 1}.")
-        questions = [question_of(history, self.dataset, self.index, self.config) for history in histories]
+        questions = [question_of(history, self.index, self.config) for history in histories]
         return [HistoryPrompt(tokens, cut) for tokens, cut in self._encoder.prompts(questions)]
 
     @cached_property
@@ -150,6 +151,22 @@ class Prompts:
     def sid_token_set(self) -> list[int]:
         """Every token that some item's SID has, ascending."""
         return self.sid_tokens[self.sid_tokens != NO_TOKEN].unique().tolist()
+
+    @cached_property
+    def texts_with_tokens(self) -> int:
+        """Items whose title or description holds what the tokenizer would read as a SID or as a special token.
+
+        It is broken up wherever a prompt or an answer shows it, see `PlainText`.
+        """
+        texts, holds_token = item_texts(self.dataset), self._plain.holds_token
+        return sum(map(holds_token, map(" ".join, zip(texts.titles, texts.descriptions, strict=True))))
+
+    def _examples(self, task: TaskName, split: SplitName, stride: int) -> Iterator[Example]:
+        return examples_of(task, self.dataset, self.index, split, stride, self.config, self._plain)
+
+    @cached_property
+    def _plain(self) -> PlainText:
+        return PlainText(self.tokenizer)
 
     @cached_property
     def _encoder(self) -> Encoder:

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from minionerec.config import PromptsConfig
 from minionerec.errors import ConfigError
+from minionerec.prompts.chat import chat_renderer
 from minionerec.prompts.tasks import Example, Question
 from minionerec.prompts.wordings import HEADER
 
@@ -52,7 +53,7 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: PromptsConfig, context: int | None, levels: int) -> None:
         self._tokenizer, self._config, self._levels = tokenizer, config, levels
-        self._render = _renderer(config.style, tokenizer)
+        self._render, self._appended = _renderer(config.style, tokenizer), _appended(tokenizer)
         self._limit = min((limit for limit in (context, config.max_tokens) if limit is not None), default=None)
 
     def examples(self, examples: Sequence[Example]) -> list[TokenExample]:
@@ -106,9 +107,10 @@ class Encoder:
 
     def _tokens(self, texts: list[str]) -> list[list[int]]:
         # A tokenizer that begins every text with a token of its own (Llama's <s>) does so here too, once, before the prompt;
-        # a chat template brings its own.
-        ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=self._config.style != "chat")["input_ids"]
-        return ids
+        # a chat template brings its own. What it puts behind a text (an end token) would stand between prompt and answer.
+        framed = self._config.style != "chat"
+        ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=framed)["input_ids"]
+        return [tokens[: len(tokens) - self._appended] for tokens in ids] if framed and self._appended else ids
 
     def _shortened(self, question: Question, room: int, asker: str) -> tuple[list[int], int]:
         """The prompt with as many parts as fit into `room` tokens, or as many words or characters of a single part.
@@ -158,20 +160,17 @@ def _renderer(style: str, tokenizer: PreTrainedTokenizerBase) -> Callable[[str, 
     """A function of instruction and question that returns the whole prompt's text.
 
     Raises:
-        ConfigError: the style is chat, and the tokenizer has no chat template.
+        ConfigError: the style is chat, and the tokenizer has no chat template that can be used.
     """
     if style == "plain":
         return lambda instruction, question: question
     if style == "alpaca":
         return lambda instruction, question: HEADER.replace("{instruction}", instruction).replace("{question}", question, 1)
-    if getattr(tokenizer, "chat_template", None) is None:
-        raise ConfigError(
-            "prompts.style is chat, but the model's tokenizer has no chat template. Take an instruct model, or prompts.style "
-            "plain."
-        )
+    return chat_renderer(tokenizer)
 
-    def chat(instruction: str, question: str) -> str:
-        message = [{"role": "user", "content": f"{instruction}\n\n{question}"}]
-        return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
 
-    return chat
+def _appended(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many tokens of its own a tokenizer puts behind every text, such as an end token."""
+    text, framed = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
+    behind = [len(framed) - end for end in range(len(text), len(framed) + 1) if framed[end - len(text) : end] == text]
+    return min(behind, default=0) if text else 0

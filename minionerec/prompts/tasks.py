@@ -9,6 +9,8 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import polars as pl
+
 from minionerec.config import RECOMMENDING, TASKS, PromptsConfig, TaskName
 from minionerec.data.dataset import Dataset, SplitName
 from minionerec.data.released import prose
@@ -66,8 +68,40 @@ class Example:
     row: int | None = None
 
 
+@dataclass(frozen=True)
+class ItemTexts:
+    """What prompts show of the items, in the catalog's order.
+
+    Attributes:
+        titles: one per item.
+        descriptions: one line of prose per item, whatever form the files keep it in; empty if an item has none.
+    """
+
+    titles: list[str]
+    descriptions: list[str]
+
+
+def item_texts(dataset: Dataset, plain: Callable[[str], str] = str) -> ItemTexts:
+    """The texts of a catalog's items.
+
+    Args:
+        plain: makes a text safe to tokenise (`PlainText`); by default texts stay as they are.
+    """
+    catalog = dataset.catalog
+    lines = catalog["description"].to_list() if "description" in catalog.columns else [""] * len(catalog)
+    return ItemTexts(
+        [plain(title) for title in catalog["title"].to_list()], [plain(" ".join(prose(text).split())) for text in lines]
+    )
+
+
 def examples_of(
-    task: TaskName, dataset: Dataset, index: SidIndex, split: SplitName, stride: int, prompts: PromptsConfig
+    task: TaskName,
+    dataset: Dataset,
+    index: SidIndex,
+    split: SplitName,
+    stride: int,
+    prompts: PromptsConfig,
+    plain: Callable[[str], str] = str,
 ) -> Iterator[Example]:
     """All examples of a task, in the order of the split's rows, or of the catalog for a task without history.
 
@@ -76,33 +110,27 @@ def examples_of(
     Args:
         stride: above 1, a history begins at the next multiple of it in the user's sequence, so that neighbours share their
             beginning; up to `stride - 1` of its oldest items are left out.
+        plain: makes an item's text safe to tokenise (`PlainText`); by default texts stay as they are.
 
     Raises:
         DataError: the task needs descriptions, and the catalog has none.
     """
-    if TASKS[task].needs_descriptions and not any(_descriptions(dataset)):
+    texts = item_texts(dataset, plain)
+    if TASKS[task].needs_descriptions and not any(texts.descriptions):
         raise DataError(f"The task {task} needs descriptions, and the catalog has none; leave it out of the tasks.")
     if TASKS[task].reads_history:
-        return _of_histories(task, dataset, index, split, stride, prompts)
-    return _of_items(task, dataset, index, stride, prompts)
+        return _of_histories(task, dataset.split(split), texts, index, stride, prompts)
+    return _of_items(task, texts, index, stride, prompts)
 
 
-def question_of(history: Sequence[int], dataset: Dataset, index: SidIndex, prompts: PromptsConfig) -> Question:
+def question_of(history: Sequence[int], index: SidIndex, prompts: PromptsConfig) -> Question:
     """What the recommending task asks about a history.
 
     Args:
         history: item indices, oldest first, at least one.
     """
-    written = _item_writer(RECOMMENDING, dataset, index, prompts)
+    written = _item_writer(RECOMMENDING, ItemTexts([], []), index, prompts)  # it shows SIDs, no texts
     return _history_question(RECOMMENDING, tuple(written(item) for item in history), 0, prompts)
-
-
-def _descriptions(dataset: Dataset) -> list[str]:
-    """One line of prose per item, whatever form the files keep it in; empty if an item has none."""
-    catalog = dataset.catalog
-    if "description" not in catalog.columns:
-        return [""] * len(catalog)
-    return [" ".join(prose(text).split()) for text in catalog["description"].to_list()]
 
 
 def _choice(choices: tuple[str, ...], task: TaskName, number: int) -> str:
@@ -114,23 +142,22 @@ def _around(question: str, slot: str, category: str) -> tuple[str, str]:
     return before, after
 
 
-def _answers(task: TaskName, dataset: Dataset, index: SidIndex, completion: str) -> list[str]:
+def _answers(task: TaskName, texts: ItemTexts, index: SidIndex, completion: str) -> list[str]:
     """The completion about every item, made from the wording's `completion`; empty if an item has no such text."""
     asks = TASKS[task].asks
     if asks == "sid":
         values = [index.text(item) for item in range(len(index.codes))]
     else:
-        values = dataset.catalog["title"].to_list() if asks == "title" else _descriptions(dataset)
+        values = texts.titles if asks == "title" else texts.descriptions
     return [completion.replace("{" + asks + "}", value) if value else "" for value in values]
 
 
-def _item_writer(task: TaskName, dataset: Dataset, index: SidIndex, prompts: PromptsConfig) -> Callable[[int], str]:
+def _item_writer(task: TaskName, texts: ItemTexts, index: SidIndex, prompts: PromptsConfig) -> Callable[[int], str]:
     """A function of an item that returns how a task's histories write it."""
     part = wording_of(task, prompts).part
     if TASKS[task].shows == "sids":
         return lambda item: part.replace("{}", index.text(item))
-    titles = dataset.catalog["title"].to_list()
-    return lambda item: part.replace("{}", titles[item])
+    return lambda item: part.replace("{}", texts.titles[item])
 
 
 def _history_question(task: TaskName, parts: tuple[str, ...], number: int, prompts: PromptsConfig) -> Question:
@@ -155,11 +182,10 @@ def _history_question(task: TaskName, parts: tuple[str, ...], number: int, promp
 
 
 def _of_histories(
-    task: TaskName, dataset: Dataset, index: SidIndex, split: SplitName, stride: int, prompts: PromptsConfig
+    task: TaskName, frame: pl.DataFrame, texts: ItemTexts, index: SidIndex, stride: int, prompts: PromptsConfig
 ) -> Iterator[Example]:
-    answers = _answers(task, dataset, index, wording_of(task, prompts).completion)
-    written = list(map(_item_writer(task, dataset, index, prompts), range(len(index.codes))))
-    frame = dataset.split(split)
+    answers = _answers(task, texts, index, wording_of(task, prompts).completion)
+    written = list(map(_item_writer(task, texts, index, prompts), range(len(index.codes))))
     groups: dict[tuple[str, int], int] = {}
     columns = (frame[name].to_list() for name in ("user", "history", "target", "position"))
     for row, (user, history, target, position) in enumerate(zip(*columns, strict=True)):
@@ -177,15 +203,15 @@ def _of_histories(
         )
 
 
-def _of_items(task: TaskName, dataset: Dataset, index: SidIndex, stride: int, prompts: PromptsConfig) -> Iterator[Example]:
+def _of_items(task: TaskName, texts: ItemTexts, index: SidIndex, stride: int, prompts: PromptsConfig) -> Iterator[Example]:
     wording, shows = wording_of(task, prompts), TASKS[task].shows
-    answers = _answers(task, dataset, index, wording.completion)
+    answers = _answers(task, texts, index, wording.completion)
     parts_of_items: list[tuple[str, ...]]
     if shows == "sid":
         parts_of_items = [(index.text(item),) for item in range(len(index.codes))]
     else:
-        texts = dataset.catalog["title"].to_list() if shows == "title" else _descriptions(dataset)
-        parts_of_items = [tuple(text.split(" ")) if text else () for text in texts]
+        shown = texts.titles if shows == "title" else texts.descriptions
+        parts_of_items = [tuple(text.split(" ")) if text else () for text in shown]
     for item, (parts, answer) in enumerate(zip(parts_of_items, answers, strict=True)):
         if not parts or not answer:
             continue

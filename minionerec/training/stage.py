@@ -73,6 +73,8 @@ def announce(begun: Begun, trainer: Trainer, batches: str) -> None:
     launched = launch_of(trainer.accelerator)
     if is_main_process():
         print(f"{begun.stage}: {launched}; {batches}", flush=True)
+        if items := begun.prompts.texts_with_tokens:
+            print(f"{begun.stage}: the texts of {items} items hold SID or special tokens; these are broken up", flush=True)
 
 
 def finish(
