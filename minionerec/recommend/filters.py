@@ -54,17 +54,24 @@ class ItemFilter:
     Attributes:
         listed: the allowed items, ascending; None if the request names none.
         mask: (items,) bool, of the category and the named sets; None if there is neither.
+        mask_key: equal for equal masks.
         hidden: the denied items, and those of the history if they are excluded.
         text: the filters in words.
     """
 
     listed: np.ndarray | None = None
     mask: np.ndarray | None = None
+    mask_key: tuple[str | None, ...] = ()
     hidden: frozenset[int] = frozenset()
     text: str = ""
 
     def __bool__(self) -> bool:
         return self.listed is not None or self.mask is not None or bool(self.hidden)
+
+    @property
+    def selection(self) -> np.ndarray:
+        """The listed items, else the hidden ones."""
+        return self.listed if self.listed is not None else np.fromiter(self.hidden, np.int64, len(self.hidden))
 
     def passing(self, items: Iterable[int]) -> list[int]:
         """Those of the items that pass, in their order."""
@@ -189,7 +196,8 @@ class ItemSets:
         if filters.category is not None:
             masks.append(self.of_category(filters.category))
             words.append(f"category {filters.category!r} has {int(masks[-1].sum())}")
-        mask = None if not masks else masks[0] if len(masks) == 1 else np.logical_and.reduce(masks)
+        mask = np.logical_and.reduce(masks) if masks else None
+        mask_key = (filters.category, *sorted(set(filters.named))) if masks else ()
         hidden = set(self.read(filters.deny, "filter deny", unknown))
         words += [f"deny hides {len(hidden)}"] if hidden else []
         if excluded:
@@ -201,7 +209,7 @@ class ItemSets:
             words.append(f"allow names {len(listed)}")
             listed = listed if mask is None else listed[mask[listed]]
             listed = listed[~np.isin(listed, list(hidden))] if hidden else listed
-        item_filter = ItemFilter(listed, mask, frozenset(hidden), ", ".join(words))
+        item_filter = ItemFilter(listed, mask, mask_key, frozenset(hidden), ", ".join(words))
         if not self.count(item_filter):
             raise CatalogError(f"The filters leave no item of the catalog's {len(self.ids)}: {item_filter.text}. Relax one.")
         return item_filter

@@ -28,9 +28,10 @@ from minionerec.recommend.filters import FilterFields, Filters, Item, ItemFilter
 from minionerec.recommend.lists import Recommendation, RecommendedItem
 from minionerec.recommend.requests import OnUnknown, Request, Search, read_requests, search_widths
 from minionerec.sid.index import SidIndex
-from minionerec.tree import BeamResult, CatalogTrie, Normalise, beam_search, left_pad
+from minionerec.tree import BeamResult, CatalogTrie, Normalise, Selection, beam_search, left_pad
 
 STAGES = ("sft", "rl")  # the training stages, in their order
+_MOST_VIEWS = 64  # of shared filters; one takes 2 bytes per item
 
 
 class Recommender:
@@ -101,6 +102,7 @@ class Recommender:
         self.config = config or EvalConfig()
         self.items = ItemSets(prompts.dataset.catalog)
         self._max_history, self._popularity = max_history, popularity
+        self._views: dict[tuple[str | None, ...], CatalogTrie] = {}
 
     @classmethod
     def load(
@@ -162,6 +164,7 @@ class Recommender:
             DataError: an item is unknown.
         """
         self.items.name(name, items)
+        self._views.clear()
 
     def recommend(
         self,
@@ -309,18 +312,20 @@ class Recommender:
         """
         if not any(item_filters):
             return self.trie
-        if all(item_filter.mask is None and item_filter.listed is None for item_filter in item_filters):
-            return self.trie.without([list(item_filter.hidden) for item_filter in item_filters])
-        allowed = np.ones((len(item_filters), len(self.items.ids)), dtype=bool)
-        for row, item_filter in zip(allowed, item_filters, strict=True):
-            if item_filter.listed is not None:
-                row[:] = False
-                row[item_filter.listed] = True
-                continue
-            if item_filter.mask is not None:
-                row[:] = item_filter.mask
-            row[list(item_filter.hidden)] = False
-        return self.trie.narrow(allowed)
+        selections = []
+        for item_filter in item_filters:
+            listed = item_filter.listed is not None  # what is listed has passed the mask already
+            within = None if listed or item_filter.mask is None else self._narrowed(item_filter.mask_key, item_filter.mask)
+            selections.append(Selection(item_filter.selection, listed, within))
+        return self.trie.select(selections)
+
+    def _narrowed(self, mask_key: tuple[str | None, ...], mask: np.ndarray) -> CatalogTrie:
+        """The part of the trie that a mask leaves. The last ones are kept: making one takes time for the whole catalog."""
+        view = self._views.pop(mask_key, None)
+        self._views[mask_key] = self.trie.narrow(mask) if view is None else view
+        if len(self._views) > _MOST_VIEWS:
+            del self._views[next(iter(self._views))]
+        return self._views[mask_key]
 
     def encode(self, histories: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """The prompts of some histories as the model reads them.

@@ -9,6 +9,7 @@ from minionerec.tree.forward import left_pad
 from minionerec.tree.prompt_cache import Normalise
 from minionerec.tree.search import BeamResult, SampleResult, beam_search, sample_with_replacement, sample_without_replacement
 from minionerec.tree.trie import NO_TOKEN, CatalogTrie, without_padding
+from minionerec.tree.view import Selection
 
 __all__ = [
     "NO_TOKEN",
@@ -17,6 +18,7 @@ __all__ = [
     "CatalogTrie",
     "Normalise",
     "SampleResult",
+    "Selection",
     "TreeBatch",
     "TreeLogprobs",
     "beam_search",

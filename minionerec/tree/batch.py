@@ -183,7 +183,7 @@ def pack(branches: Sequence[Branch], *, row_tokens: int, trie: CatalogTrie | Non
 
 
 def _refuse_view(trie: CatalogTrie) -> None:
-    if trie.legal is not None:
+    if trie.view is not None:
         raise ConstraintError("Log-probabilities are taken over the whole catalog: give the trie that the view was made from.")
 
 

@@ -44,7 +44,7 @@ def catalog_logprobs(
             another; a prompt is empty or longer than the model's attention window; or its attention cannot take a tree mask.
     """
     trie.check_normalisable()
-    if trie.legal is not None:
+    if trie.view is not None:
         raise ConstraintError("Log-probabilities are taken over the whole catalog: give the trie that the view was made from.")
     sizes = [len(level) for level in trie.tokens[:-1]]
     if sum(sizes) > MOST_PREFIXES:

@@ -97,9 +97,9 @@ class PromptCache:
             raise ConstraintError(f"normalise_over is {normalise_over!r}; it must be 'vocabulary' or 'catalog'.")
         if normalise_over == "catalog":
             trie.check_normalisable()
-        if trie.legal is not None and len(trie.legal[0]) not in (1, len(input_ids)):
+        if trie.view is not None and trie.view.requests not in (1, len(input_ids)):
             raise ConstraintError(
-                f"The trie is a view of {len(trie.legal[0])} requests, but there are {len(input_ids)} prompts."
+                f"The trie is a view of {trie.view.requests} requests, but there are {len(input_ids)} prompts."
             )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)

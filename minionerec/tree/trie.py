@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from minionerec.errors import ArtifactError, CatalogError, ConstraintError
 from minionerec.tree.trie_arrays import NO_TOKEN, trie_arrays
+from minionerec.tree.view import Selection, View, mask_view, view_of
 
 _FORMAT = "minionerec-trie-1"
 
@@ -57,8 +58,7 @@ class CatalogTrie:
         leaf_of_item: (items,) int32.
         trailing: how many tokens at the end of each path are not part of the SID (newline, end of sequence).
         prefixed: some SID is the beginning of another, with nothing that trails it.
-        legal: in a narrowed view, per level (requests, nodes of that level) bool, requests is 1 if all share one filter;
-            None if every node is legal.
+        view: which nodes each request of a batch may reach; None if every node is legal.
     """
 
     tokens: tuple[torch.Tensor, ...]
@@ -67,7 +67,7 @@ class CatalogTrie:
     leaf_of_item: torch.Tensor
     trailing: int = 0
     prefixed: bool = False
-    legal: tuple[torch.Tensor, ...] | None = None
+    view: View | None = None
 
     @classmethod
     def from_codes(
@@ -124,8 +124,8 @@ class CatalogTrie:
     @property
     def nbytes(self) -> int:
         """Memory of the arrays (bytes)."""
-        arrays = (*self.tokens, *self.offsets, *self.alphabets, self.leaf_of_item, *(self.legal or ()))
-        return sum(array.nbytes for array in arrays)
+        arrays = (*self.tokens, *self.offsets, *self.alphabets, self.leaf_of_item)
+        return sum(array.nbytes for array in arrays) + (0 if self.view is None else self.view.nbytes)
 
     @property
     def sids(self) -> torch.Tensor:
@@ -186,11 +186,16 @@ class CatalogTrie:
 
     @cached_property
     def _items_by_leaf(self) -> tuple[np.ndarray, np.ndarray]:
-        """All items in the order of their leaves, and where each leaf's items begin; made at the first call of `items`."""
+        """All items in the order of their leaves, and where each leaf's items begin; made when first needed, O(items)."""
         leaf_of_item = self.leaf_of_item.cpu().numpy()
         items = leaf_of_item.argsort(kind="stable").astype(np.int32)  # stable: ascending within a leaf
-        starts = np.searchsorted(leaf_of_item[items], np.arange(len(self) + 1))
-        return items, starts
+        return items, np.concatenate([[0], np.bincount(leaf_of_item, minlength=len(self)).cumsum()]).astype(np.int32)
+
+    @cached_property
+    def items_by_leaf(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """All items in the order of their leaves, and where each leaf's items begin: (items,) and (SIDs + 1,), int32."""
+        items, starts = self._items_by_leaf
+        return torch.from_numpy(items).to(self.device), torch.from_numpy(starts).to(self.device)
 
     def children(self, level: int, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Children of several nodes, padded to the largest number among them.
@@ -215,10 +220,8 @@ class CatalogTrie:
         width = torch.arange(int(count.max()), device=self.device)
         valid = width < count[..., None]
         numbers = (first[..., None] + width).masked_fill(~valid, 0)
-        if self.legal is not None:
-            legal = self.legal[level]
-            request = torch.arange(len(nodes), device=self.device).clamp(max=len(legal) - 1)  # one filter may serve all
-            valid &= legal[request.view(-1, *[1] * nodes.dim()), numbers]
+        if self.view is not None:
+            valid = self.view.restrict(level, len(self.tokens[level]), numbers, first, valid)
         return numbers, self.tokens[level][numbers].long().masked_fill(~valid, 0), valid
 
     def parent(self, level: int, nodes: torch.Tensor) -> torch.Tensor:
@@ -241,7 +244,7 @@ class CatalogTrie:
         node = torch.zeros(len(sids), dtype=torch.long, device=self.device)
         nodes = []
         for level in range(sids.shape[1]):
-            children, _, valid = replace(self, legal=None).children(level, node)
+            children, _, valid = replace(self, view=None).children(level, node)
             fits = valid & (self.tokens[level][children] == sids[:, level, None])
             node = torch.where(fits.any(-1), (children * fits).sum(-1), -1)  # at most one child has the token
             nodes.append(node)
@@ -262,8 +265,7 @@ class CatalogTrie:
         Raises:
             CatalogError: the filter has another shape or type, leaves a request nothing, or this is a view already.
         """
-        if self.legal is not None:  # two SID filters would keep a SID whose items pass one filter each
-            raise CatalogError("A view cannot be narrowed again: combine the item filters with &, and narrow the trie.")
+        self._refuse_view()
         mask = torch.as_tensor(allowed, device=self.device)
         items = len(self.leaf_of_item)
         if mask.dtype != torch.bool or mask.dim() not in (1, 2) or mask.shape[-1] != items:
@@ -271,37 +273,42 @@ class CatalogTrie:
                 f"An item filter must be boolean, of shape ({items},) or (requests, {items}); "
                 f"found {mask.dtype} of shape {tuple(mask.shape)}."
             )
-        mask = mask[None] if mask.dim() == 1 else mask
-        legal_leaves = torch.zeros(len(mask), len(self), dtype=torch.bool, device=self.device)
-        request, item = mask.nonzero(as_tuple=True)
-        legal_leaves[request, self.leaf_of_item[item].long()] = True
-        empty = (~legal_leaves.any(1)).nonzero()
-        if len(empty):
-            raise CatalogError(f"The item filter of request {int(empty[0])} leaves no item of the catalog's {items}.")
-        legal = [legal_leaves]
-        for level in reversed(range(1, self.depth)):
-            # A node is legal if a child is. Its children are consecutive, so the running count of legal nodes grows over them.
-            counts = torch.nn.functional.pad(legal[0].cumsum(1, dtype=torch.int32), (1, 0))[:, self.offsets[level]]
-            legal.insert(0, counts[:, 1:] > counts[:, :-1])
-        return replace(self, legal=tuple(legal))
+        return replace(self, view=mask_view(self, mask[None] if mask.dim() == 1 else mask))
 
     def without(self, hidden: Sequence[Sequence[int]]) -> "CatalogTrie":
-        """A view that leaves items out, for each request of a batch its own.
+        """A view that leaves items out, for each request of a batch its own; it costs what the lists cost, not the catalog.
 
         >>> trie = CatalogTrie.from_codes(np.array([[10, 13], [10, 14], [11, 13]]))
-        >>> trie.without([[0, 2], []]).legal[-1].tolist()  # per request, its legal leaves
-        [[False, True, False], [True, True, True]]
+        >>> trie.without([[0, 2], []]).children(0, torch.tensor([[0], [0]]))[2].tolist()  # per request: below the root
+        [[[True, False]], [[True, True]]]
 
         Args:
-            hidden: rows of the codes, a list for each request; it may be empty.
+            hidden: rows of the codes, a list for each request; it may be empty. A SID stays as long as one of its items does.
 
         Raises:
-            CatalogError: a request is left without items, or this is a view already.
+            CatalogError: an item is not in the catalog, a request is left without items, or this is a view already.
         """
-        allowed = torch.ones(len(hidden), len(self.leaf_of_item), dtype=torch.bool)
-        for request, items in enumerate(hidden):
-            allowed[request, list(items)] = False
-        return self.narrow(allowed)
+        return self.select([Selection(items) for items in hidden])
+
+    def select(self, selections: Sequence[Selection]) -> "CatalogTrie":
+        """A view with a selection of items for each request of a batch: hidden or listed items, within a mask or not.
+
+        >>> trie = CatalogTrie.from_codes(np.array([[10, 13], [10, 14], [11, 13]]))
+        >>> in_stock = trie.narrow(np.array([True, True, False]))
+        >>> view = trie.select([Selection([1], listed=True), Selection([0], within=in_stock)])
+        >>> view.children(1, torch.tensor([[0], [0]]))[2].tolist()  # below 10
+        [[[False, True]], [[False, True]]]
+
+        Raises:
+            CatalogError: an item is not in the catalog, a request is left without items, a selection lies within something
+                else than a view with one mask, or this is a view already.
+        """
+        self._refuse_view()
+        return replace(self, view=view_of(self, selections))
+
+    def _refuse_view(self) -> None:
+        if self.view is not None:  # two SID filters would keep a SID whose items pass one filter each
+            raise CatalogError("A view cannot be narrowed again: combine the item filters with &, and narrow the trie.")
 
     def check_normalisable(self) -> None:
         """Refuse a catalog whose probabilities would not add up to 1.
@@ -317,9 +324,9 @@ class CatalogTrie:
 
     def requests(self, rows: torch.Tensor) -> "CatalogTrie":
         """The view of some requests of a batch; the trie itself if one filter, or none, serves all."""
-        if self.legal is None or len(self.legal[0]) == 1:
+        if self.view is None or self.view.requests == 1:
             return self
-        return replace(self, legal=tuple(level[rows] for level in self.legal))
+        return replace(self, view=self.view.select(rows, list(map(len, self.tokens))))
 
     def to(self, device: torch.device | str) -> "CatalogTrie":
         """The trie on another device."""
@@ -333,7 +340,7 @@ class CatalogTrie:
             offsets=move(self.offsets),
             alphabets=move(self.alphabets),
             leaf_of_item=self.leaf_of_item.to(device),
-            legal=None if self.legal is None else move(self.legal),
+            view=None if self.view is None else self.view.to(device),
         )
 
     def save(self, path: Path) -> None:
@@ -342,7 +349,7 @@ class CatalogTrie:
         Raises:
             CatalogError: this is a view: a filter belongs to a request, not to the catalog.
         """
-        if self.legal is not None:
+        if self.view is not None:
             raise CatalogError("A narrowed view cannot be saved; save the trie that it was made from.")
         arrays = {"leaf_of_item": self.leaf_of_item}
         for level in range(self.depth):

@@ -55,6 +55,15 @@ def test_tables(script, monkeypatch, capsys, name, flags, row):
     assert capsys.readouterr().out.splitlines()[-1].startswith(row)
 
 
+def test_filters_compares_its_views(script, capsys):
+    filters = script("filters")
+    filters.main(["--items", "500", "--requests", "3", "--denied", "40", "--beams", "5", "--repeats", "1"])
+    assert capsys.readouterr().out.splitlines()[-1].startswith("| 500 |")
+    trie = filters.CatalogTrie.from_codes(filters.random_codes(500))
+    with pytest.raises(SystemExit, match="The views differ at level"):
+        filters.check([trie, filters.masked(trie, [[3]])], 1, 500, seed=0)
+
+
 @pytest.mark.slow
 def test_a_process_of_its_own(script):
     file = FOLDER / "catalog_scale.py"
@@ -107,7 +116,9 @@ def test_catalog_scale_checks_its_lists(script):
     assert len({tuple(row) for row in codes.tolist()}) == 1000
     tokens = torch.from_numpy(codes[:5]).long() + 7 + 256 * torch.arange(3)
     trie = catalog_scale.CatalogTrie.from_codes(codes + 7)
-    found = catalog_scale.BeamResult(tokens[None], torch.zeros(1, 5), torch.arange(5)[None], torch.ones(1, dtype=torch.bool))
+    found = catalog_scale.BeamResult(
+        tokens[None], torch.zeros(1, 5), torch.arange(5)[None], torch.ones(1, dtype=torch.bool), torch.zeros(1)
+    )
     allowed = (codes[:, None] == codes[:5]).all(-1).any(-1)
     catalog_scale.check(found, trie, codes, 7, allowed)
     with pytest.raises(SystemExit, match="invalid or repeated"):

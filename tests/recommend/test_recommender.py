@@ -125,6 +125,13 @@ def test_filters_are_the_whole_list_without_what_does_not_pass(recommender, data
         assert ours.exact and (ours.reason is None) == (len(wanted) >= k)
 
 
+def test_a_set_can_be_named_again(make):
+    recommender = make()
+    for ids in (["i3"], ["i4", "i5"]):
+        recommender.name_items("in_stock", ids)
+        assert {item.item_id for item in recommender.recommend([HISTORY], named=["in_stock"])[0].items} == {*ids}
+
+
 def test_items_of_one_sid_are_tied_in_catalog_order(recommender):
     [result] = recommender.recommend([HISTORY], k=20)
     by_sid = {}

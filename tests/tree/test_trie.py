@@ -90,7 +90,7 @@ def test_a_view_is_the_trie_of_the_items_that_are_left(codes, seed, requests):
         left, _ = paths(codes[allowed[request]])
         for narrowed in (view.requests(torch.tensor([request])), trie.narrow(allowed[request])):
             assert sorted(walked(narrowed)) == left
-    assert trie.legal is None
+    assert trie.view is None
 
 
 def test_children_of_missing_nodes_are_invalid():
@@ -187,11 +187,3 @@ def test_bad_filters():
         trie.narrow(np.array([[True, False, False], [False, False, False]]))
     with pytest.raises(CatalogError, match="combine the item filters"):
         trie.narrow(np.ones((2, 3), dtype=bool)).narrow(np.ones((2, 3), dtype=bool))
-
-
-def test_items_left_out_by_request_are_the_narrowed_view():
-    trie = CatalogTrie.from_codes(torch.tensor([[1, 2], [1, 3], [4, 2], [4, 2]]))
-    view = trie.without([[], [0], [1, 2], [2, 3]])
-    allowed = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1], [1, 0, 0, 1], [1, 1, 0, 0]]).bool()
-    for ours, wanted in zip(view.legal, trie.narrow(allowed).legal, strict=True):
-        assert torch.equal(ours, wanted)
