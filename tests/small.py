@@ -113,7 +113,7 @@ def random_dataset(users: int = 20, items: int = 30, seed: int = 0) -> tuple[Dat
     rng = np.random.default_rng(seed)
     sequences = [rng.integers(0, items, rng.integers(4, 12)).tolist() for _ in range(users)]
     interactions = pl.DataFrame(
-        [(f"u{user}", f"i{item}", step) for user, sequence in enumerate(sequences) for step, item in enumerate(sequence)],
+        [(f"u{user}", f"i{item}", step) for user, sequence in enumerate(sequences) for step, item in enumerate(sequence, 1)],
         schema={"user": pl.String, "item_id": pl.String, "timestamp": pl.Int64},
         orient="row",
     )

@@ -12,7 +12,7 @@ import numpy as np
 from minionerec.baselines.batches import HistoryRows, Side
 from minionerec.data.dataset import SPLITS, Dataset, SplitName
 from minionerec.data.interactions import training_interactions
-from minionerec.data.readers import user_sequences
+from minionerec.data.sequences import user_sequences
 from minionerec.errors import DataError
 
 

@@ -2,12 +2,19 @@
 
 import dataclasses
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from minionerec.config.checks import bounded, bounded_list, check_fields, check_name, path
+from minionerec.config.checks import bounded, bounded_list, check_fields, check_name, check_text, path
 from minionerec.errors import ConfigError
 
+ColumnRole = Literal[
+    "user", "item", "timestamp", "rating", "label", "title", "text", "description", "brand", "categories", "genres", "year"
+]
+_RATED = ("ml-100k", "ml-1m", "amazon-2018", "amazon-2023", "csv", "recbole")  # sources whose rows may have a rating or a label
+_FILTERS = (
+    *("positive", "filters", "title_rules", "start", "end", "widen_below_items", "deduplicate", "user_k", "item_k", "split"),
+)
 _DOWNLOADED = ("ml-100k", "ml-1m", "amazon-2018", "amazon-2023", "released")  # fetched if there is no data.path
 
 
@@ -27,6 +34,13 @@ class DataConfig:
     category: str | None = None
     """Which data set of a source: an Amazon category such as `Industrial_and_Scientific`, or the beginning of the file names in
     a folder of `released`, `letter` or `amazon` files. A folder that holds only one needs no category."""
+    columns: dict[ColumnRole, str] = field(default_factory=dict)
+    """What your files call their columns, for `csv` and `recbole`, e.g. {user: visitor, item: sku}. Names: user, item,
+    timestamp, rating, label; title, text, description, brand, categories, genres, year. Without it usual names are recognised
+    (data/README.md); `timestamp: ''` says that the files have no times and their rows are in order of time."""
+    positive: float | None = bounded(None, -1_000_000, 1_000_000)
+    """Only rows with at least this label (a column `label` or `click`) or, without such a column, rating are interactions; the
+    others are dropped and counted. null: every row is one, and files with labels or ratings at or below 0 are refused."""
     max_history: int = bounded(20, 1, 100_000)
     """Most recent items kept in a history (items; paper: 10)."""
     filters: Literal["named", "released"] = "named"
@@ -77,15 +91,24 @@ class DataConfig:
             raise ConfigError(
                 f"data.source {self.source!r} needs data.category, e.g. Office_Products, or data.path, a folder of files."
             )
-        if self.on_error == "skip" and self.source in ("sequences", "letter"):
-            raise ConfigError(
-                f"data.on_error skip does not work with data.source {self.source!r}: a list has no rows to leave out."
-            )
+        self._check_rows()
         self._check_window()
         if self.filters == "released":
             self._check_released()
         if self.source == "released":
             self.refuse_filters("the splits of data.source 'released' are given by its files")
+
+    def _check_rows(self) -> None:
+        if self.positive is not None and self.source not in _RATED:
+            raise ConfigError(
+                f"data.positive has no effect on data.source {self.source!r}: its rows have no label and no rating."
+            )
+        if self.columns and self.source not in ("csv", "recbole"):
+            raise ConfigError(f"data.columns has no effect on data.source {self.source!r}, whose columns have fixed names.")
+        for role, column in self.columns.items():
+            check_text(f"data.columns.{role}", column)
+            if not column and role != "timestamp":
+                raise ConfigError(f"data.columns {role} is empty; only a timestamp may be, in files without times.")
 
     def _check_window(self) -> None:
         for name in ("start", "end", "valid_from", "test_from"):
@@ -126,7 +149,7 @@ class DataConfig:
         """
         default = {entry.name: getattr(DataConfig, entry.name, None) for entry in dataclasses.fields(DataConfig)}
         default["parts"] = [8, 1, 1]
-        for name in ("filters", "title_rules", "start", "end", "widen_below_items", "deduplicate", "user_k", "item_k", "split"):
+        for name in _FILTERS:
             if getattr(self, name) != default[name]:
                 raise ConfigError(f"data.{name} is {getattr(self, name)}, but {reason}: it would have no effect. Leave it out.")
 

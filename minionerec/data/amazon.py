@@ -20,9 +20,10 @@ import pyarrow as pa
 from minionerec.config import DataConfig
 from minionerec.data import times
 from minionerec.data.bad_rows import Problems, braced
+from minionerec.data.checks import CONTROL, MARKUP, NEGATIVE, note_untimed
 from minionerec.data.filters import Part, encode
-from minionerec.data.readers import CONTROL, full_text, one_line
 from minionerec.data.text_lines import csv_lines, json_lines
+from minionerec.data.texts import full_text, has_markup, one_line, readable_column
 from minionerec.errors import DataError
 
 MAX_TITLE_WORDS = 20
@@ -67,12 +68,16 @@ class Dump:
     counts: dict[str, int]
     _scratch: Path = field(repr=False)
     _fields: Fields = field(repr=False)
+    _config: DataConfig = field(repr=False)
 
-    def catalog(self, wanted: pl.Series) -> pl.DataFrame:
-        """The catalog of some items, in the order given: item_id, title, text, description, brand, categories."""
+    def catalog(self, wanted: pl.Series, problems: Problems) -> pl.DataFrame:
+        """The catalog of some items, in the order given: item_id, title, text, description, brand, categories.
+
+        Under `filters: released` titles stay as the released code cleans them; the embedded text has no markup anyway.
+        """
         order = wanted.rename("item_id").to_frame()
         files = sorted(self._scratch.glob("meta-*.parquet"))
-        items = pl.scan_parquet(files).join(order.lazy(), on="item_id", how="semi").collect(engine="streaming")
+        items = pl.scan_parquet(files, glob=False).join(order.lazy(), on="item_id", how="semi").collect(engine="streaming")
         items = items.sort("row").unique("item_id", keep="last")
         names = (*self._fields.description, self._fields.brand, self._fields.categories)
         described = [_flat(items[name], ", " if name == self._fields.categories else " ") for name in names]
@@ -82,7 +87,11 @@ class Dump:
         items = items.select("item_id", "title").hstack(
             texts.select(description=description, brand=one_line(pl.col(brand)), categories=one_line(pl.col(categories)))
         )
-        items = items.with_columns(text=full_text(pl.col("title"), pl.col("description")))
+        problems.count(MARKUP, int((has_markup(items["title"]) | has_markup(items["description"])).sum()))
+        title = readable_column(items["title"])
+        items = items.with_columns(text=full_text(pl.lit(title), pl.lit(readable_column(items["description"]))))
+        if self._config.filters != "released":
+            items = items.with_columns(title=title)
         items = order.join(items, on="item_id", how="left", maintain_order="left")
         return items.select("item_id", "title", "text", "description", "brand", "categories")
 
@@ -128,7 +137,7 @@ def read(paths: tuple[Path, Path], scratch: Path, config: DataConfig, problems: 
     count = max(1, min(_MAX_PARTS, paths[0].stat().st_size * (_GZIP if paths[0].suffix == ".gz" else 1) // _PART_BYTES))
     low = high = lines = unlisted = ruled_out = 0
     with _Spread(scratch, int(count)) as spread:
-        for frame in _reviews(paths[0], fields, problems):
+        for frame in _reviews(paths[0], fields, config, problems):
             lines += len(frame)
             frame = frame.with_columns(item=pl.col("item").cast(all_ids, strict=False).to_physical().cast(pl.Int32))
             if frame["item"].null_count() and not config.applies_title_rules and config.missing_text == "error":
@@ -149,7 +158,7 @@ def read(paths: tuple[Path, Path], scratch: Path, config: DataConfig, problems: 
         "dropped_interactions_unlisted": unlisted,
         "dropped_interactions_without_text": ruled_out,
     }
-    return Dump(spread.parts(), passing, unit, counts, scratch, fields)
+    return Dump(spread.parts(), passing, unit, counts, scratch, fields, config)
 
 
 def _read_items(
@@ -202,8 +211,11 @@ def tidy_title(collapse: bool = True) -> pl.Expr:
     return one_line(title) if collapse else title
 
 
-def _reviews(path: Path, fields: Fields, problems: Problems) -> Iterator[pl.DataFrame]:
-    """Chunks of (row, user, asin, item, time, rating); `item` still holds the id."""
+def _reviews(path: Path, fields: Fields, config: DataConfig, problems: Problems) -> Iterator[pl.DataFrame]:
+    """Chunks of (row, user, asin, item, time, rating); `item` still holds the id.
+
+    Rows with an unknown time, at or below 0, or a rating below `config.positive` are left out and counted.
+    """
     names = (fields.user, fields.item, fields.time, fields.rating)
     lines = csv_lines if ".csv" in path.suffixes else json_lines
     where = braced(str(path)) + ", line {row}: "
@@ -212,7 +224,7 @@ def _reviews(path: Path, fields: Fields, problems: Problems) -> Iterator[pl.Data
             "row",
             user=pl.col(fields.user).fill_null(""),
             asin=pl.col(fields.item).fill_null(""),
-            time=times.parsed(pl.col(fields.time)),
+            time=times.whole_number(pl.col(fields.time)),
             rating=pl.col(fields.rating).cast(pl.Float32, strict=False),
             raw=fields.time,
             raw_rating=fields.rating,
@@ -221,12 +233,18 @@ def _reviews(path: Path, fields: Fields, problems: Problems) -> Iterator[pl.Data
             frame = problems.without(frame, pl.col(column) == "", f"{where}no {name}.")
             message = f"{where}{name} {{{column}!r}} has a tab, line break or other control character."
             frame = problems.without(frame, pl.col(column).str.contains(CONTROL), message)
-        message = f"{where}{fields.time} {{raw!r}} is not a number; expected a time since 1970."
+        message = f"{where}{fields.time} {{raw!r}} is not a number; expected a whole one, the time since 1970."
         frame = problems.without(frame, pl.col("time").is_null(), message)
         message = f"{where}{fields.rating} {{raw_rating!r}} is not a number."
         unread = pl.col("rating").is_null() & (pl.col("raw_rating").fill_null("") != "")
         frame = problems.without(frame, unread, message)
-        yield frame.select("row", "user", "asin", "time", "rating", item="asin")
+        timed = frame.filter(pl.col("time") > 0)
+        note_untimed(len(frame) - len(timed), str(path), problems)
+        positive = timed
+        if config.positive is not None:
+            positive = timed.filter(pl.col("rating") >= config.positive)
+            problems.count(NEGATIVE, len(timed) - len(positive))
+        yield positive.select("row", "user", "asin", "time", "rating", item="asin")
 
 
 class _Spread:

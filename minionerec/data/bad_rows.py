@@ -1,4 +1,4 @@
-"""What to do with a row that cannot be used: stop at the first, or skip it, count it and list it."""
+"""What to do with a row that cannot be used: stop at the first, or skip it, count it and list it; and how files were read."""
 
 import logging
 from dataclasses import dataclass, field
@@ -13,15 +13,23 @@ _LOGGED = 5
 
 @dataclass
 class Problems:
-    """The rows of one reading that could not be used.
+    """The rows of one reading that could not be used, and what else a user should know about the reading.
 
     Attributes:
         skip: note a bad row and continue; otherwise the first bad row raises.
         messages: one for each bad row, in the order of reading; each names file, row and field.
+        counts: figures for the manifest: what was left out or changed, by reason.
+        notes: how files were read, one line each.
     """
 
     skip: bool = False
     messages: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def count(self, name: str, number: int) -> None:
+        """Add to a figure."""
+        self.counts[name] = self.counts.get(name, 0) + number
 
     def add(self, message: str) -> None:
         """Note one bad row.

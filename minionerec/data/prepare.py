@@ -25,13 +25,15 @@ from minionerec.artifacts import (
     file_hash,
 )
 from minionerec.config import Config, DataConfig
-from minionerec.data import amazon, readers, recbole, released, sources, times
+from minionerec.data import amazon, folders, readers, recbole, released, sequences, sources, times
 from minionerec.data.bad_rows import Problems
+from minionerec.data.checks import NEGATIVE, UNTIMED
 from minionerec.data.dataset import SPLITS, Dataset
 from minionerec.data.filters import Part, Selection, encode, select
 from minionerec.data.splits import split
 from minionerec.errors import ArtifactError, DataError
 
+_NAMED = 8  # files that a line names
 SCRATCH = "data.scratch"  # next to the artefact, while a dump is read
 
 
@@ -115,7 +117,7 @@ def prepare_data(config: Config) -> tuple[Manifest, bool]:
 
 
 def _read_and_write(config: Config, source: Path, recipe: Recipe) -> None:
-    problems = Problems(skip=config.data.on_error == "skip")
+    problems = Problems(skip=config.data.on_error == "skip", notes=_folder_notes(source, recipe.inputs))
     if config.data.is_amazon:
         check_disk_space(config.folder, sum(path.stat().st_size for path in _files(config.data, source)))
         with amazon.scratch_folder(config.folder / SCRATCH) as scratch:
@@ -126,7 +128,21 @@ def _read_and_write(config: Config, source: Path, recipe: Recipe) -> None:
         prepared.dataset.save(draft.path)
         if problems.messages:
             (draft.path / "skipped.txt").write_text("\n".join(problems.messages) + "\n", encoding="utf-8")
-        draft.metrics.update(prepared.figures, skipped_rows=len(problems.messages))
+        figures = prepared.figures | problems.counts
+        if "interactions_read" in figures:  # those that a reader left out were read too
+            figures["interactions_read"] += sum(problems.counts.get(name, 0) for name in (UNTIMED, NEGATIVE))
+        draft.metrics.update(figures, skipped_rows=len(problems.messages), read_as=problems.notes)
+    for note in problems.notes:
+        print(f"data: {note}", flush=True)
+
+
+def _folder_notes(source: Path, inputs: Mapping[str, str]) -> list[str]:
+    """What lies in the folder and is not read, since a user may take it for read."""
+    if not source.is_dir():
+        return []
+    others = sorted(path.name for path in source.iterdir() if path.is_file() and path.name not in inputs)
+    more = f" and {len(others) - _NAMED} more files" if len(others) > _NAMED else ""
+    return [f"not read in {source.name}: {', '.join(others[:_NAMED])}{more}"] if others else []
 
 
 def _of_the_same_settings(config: Config) -> Manifest | None:
@@ -150,31 +166,34 @@ def data_recipe(config: Config, inputs: Mapping[str, str]) -> Recipe:
 
 def _movielens_100k(source: Path, config: DataConfig, problems: Problems) -> Prepared:
     read = readers.read_movielens_zip if source.is_file() else readers.read_recbole
-    return build_dataset(*read(source, config.missing_text, problems), config, str(source))
+    return build_dataset(*read(source, config, problems), config, str(source))
 
 
 def _movielens_1m(source: Path, config: DataConfig, problems: Problems) -> Prepared:
-    return build_dataset(*readers.read_movielens_1m(source, config.missing_text, problems), config, str(source))
+    return build_dataset(*readers.read_movielens_1m(source, config, problems), config, str(source))
 
 
 def _csv(source: Path, config: DataConfig, problems: Problems) -> Prepared:
-    return build_dataset(*readers.read_csv(source, config.missing_text, problems), config, str(source))
+    return build_dataset(*readers.read_csv(source, config, problems), config, str(source))
 
 
 def _recbole(source: Path, config: DataConfig, problems: Problems) -> Prepared:
     if recbole.is_split(source):
         config.refuse_filters(f"the splits in {source} are given")
         return with_figures(recbole.read_splits(source, config, problems))
-    return build_dataset(*readers.read_recbole(source, config.missing_text, problems), config, str(source))
+    return build_dataset(*readers.read_recbole(source, config, problems), config, str(source))
 
 
 def _sequences(source: Path, config: DataConfig, problems: Problems) -> Prepared:
-    return build_dataset(*readers.read_sequences(source, problems), config, str(source))
+    return build_dataset(*sequences.read_sequences(source, problems), config, str(source))
 
 
 def _letter(source: Path, config: DataConfig, problems: Problems) -> Prepared:
-    read = readers.read_letter(source, config.category, config.missing_text, problems)
-    prepared = build_dataset(*read, config, str(source))
+    if sequences.letter_splits(folders.one_file(source, ".inter.json", config.category)):
+        config.refuse_filters(f"the splits in {source} are given")
+        prepared = with_figures(sequences.read_letter_splits(source, config, problems))
+    else:
+        prepared = build_dataset(*sequences.read_letter(source, config, problems), config, str(source))
     index = next((path for path in _files(config, source) if path.name.endswith(".index.json")), None)
     if index is None:
         return prepared
@@ -188,7 +207,7 @@ def _released(source: Path, config: DataConfig, problems: Problems) -> Prepared:
 
 
 def _csv_files(source: Path, config: DataConfig) -> tuple[Path, ...]:
-    return readers.raw_files("csv", source)
+    return folders.raw_files("csv", source)
 
 
 def _recbole_files(source: Path, config: DataConfig) -> tuple[Path, ...]:
@@ -196,13 +215,14 @@ def _recbole_files(source: Path, config: DataConfig) -> tuple[Path, ...]:
 
 
 def _sequences_files(source: Path, config: DataConfig) -> tuple[Path, ...]:
-    return (readers.one_file(source, ".txt", config.category),)
+    return (folders.one_file(source, ".txt", config.category),)
 
 
 def _letter_files(source: Path, config: DataConfig) -> tuple[Path, ...]:
-    name = readers.one_file(source, ".inter.json", config.category).name.removesuffix(".inter.json")
-    paths = [source / f"{name}.{kind}.json" for kind in ("inter", "index", "item")]
-    return tuple(path for path in paths if path.is_file())
+    path = folders.one_file(source, ".inter.json", config.category)
+    name, splits = path.name.removesuffix(".inter.json"), sequences.letter_splits(path)
+    paths = [source / f"{name}.{kind}.json" for kind in (("index", "item") if splits else ("inter", "index", "item"))]
+    return tuple(path for path in (*paths, *splits) if path.is_file())
 
 
 def _released_files(source: Path, config: DataConfig) -> tuple[Path, ...]:
@@ -227,7 +247,7 @@ def _amazon(source: Path, scratch: Path, config: DataConfig, problems: Problems)
     if not len(dump.ids):
         raise DataError(f"{paths[1]}: no item is left after the title rules, of {dump.counts['items_read']:,} read.")
     selection = select(dump.parts, dump.unit, config, str(paths[0]))
-    return _assemble(selection, dump.ids, dump.catalog, config, dump.unit, dump.counts)
+    return _assemble(selection, dump.ids, lambda wanted: dump.catalog(wanted, problems), config, dump.unit, dump.counts)
 
 
 def build_dataset(interactions: pl.DataFrame, items: pl.DataFrame, config: DataConfig, where: str = "these files") -> Prepared:
@@ -254,11 +274,15 @@ def build_dataset(interactions: pl.DataFrame, items: pl.DataFrame, config: DataC
     timed = not len(interactions) or interactions["timestamp"].null_count() < len(interactions)
     if not timed:
         _refuse_times(config, where)
-    unit = times.per_second(*times.extremes(interactions["timestamp"]), where) if timed else 1
+    unit = times.unit_of(interactions["timestamp"], where) if timed else 1
     rating = pl.col("rating") if "rating" in interactions.columns else pl.lit(None, pl.Float32)
     rows, names = encode(
         listed.select(
-            "row", "user", "item", rating.alias("rating"), time="timestamp" if timed else pl.col("row").cast(pl.Int64)
+            "row",
+            "user",
+            "item",
+            rating.alias("rating"),
+            time=pl.col("timestamp").to_physical() if timed else pl.col("row").cast(pl.Int64),
         )
     )
     counts = {

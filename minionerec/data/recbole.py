@@ -5,15 +5,19 @@ user_id, item_id_list, item_id, timestamp, position), `NAME.item`, and, if the t
 `NAME.inter`.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 
 from minionerec.config import DataConfig
 from minionerec.data.bad_rows import Problems, braced
+from minionerec.data.checks import PLACED, make_catalog, placed, positive_rows, rated
 from minionerec.data.dataset import CATALOG_DETAILS, SPLIT_SCHEMA, SPLITS, Dataset
-from minionerec.data.readers import PLACED, SPLIT_FILES, make_catalog, one_file, one_line, placed, raw_files, recbole_items
+from minionerec.data.folders import SPLIT_FILES, one_file, raw_files
+from minionerec.data.readers import recbole_items
 from minionerec.data.tables import read_table, select
+from minionerec.data.texts import one_line
 from minionerec.errors import DataError
 
 _HEADER = "user_id:token\titem_id_list:token_seq\titem_id:token\ttimestamp:float\tposition:float"
@@ -46,30 +50,44 @@ def read_splits(folder: Path, config: DataConfig, problems: Problems) -> Dataset
         DataError: a file or column is missing, or a row names an item that is not listed (unless skipped).
     """
     *paths, item = files(folder)
-    catalog = make_catalog(recbole_items(item, problems), str(item), config.missing_text, problems)
+    catalog = make_catalog(recbole_items(item, config, problems), str(item), config, problems)
+    return Dataset(catalog, *read_split_files(paths, catalog, config.max_history, problems))
+
+
+def read_split_files(
+    paths: Sequence[Path], catalog: pl.DataFrame, max_history: int, problems: Problems
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """The train, valid and test examples of three files (user_id, item_id_list, item_id; timestamp and position may be
+    missing).
+
+    Raises:
+        DataError: a column is missing; labels say that a row may be no interaction; or a row is wrong, unless skipped.
+    """
     item_index = dict(zip(catalog["item_id"].to_list(), range(len(catalog)), strict=True))
-    reached: dict[str, int] = {}
-    frames = [_read_split(path, item_index, reached, config.max_history, problems) for path in paths]
-    return Dataset(catalog, *frames)
+    reached: dict[str, int] = {}  # a user's last position so far
+    train, valid, test = (_read_split(path, item_index, reached, max_history, problems) for path in paths)
+    return train, valid, test
 
 
 def _read_split(
     path: Path, item_index: dict[str, int], reached: dict[str, int], max_history: int, problems: Problems
 ) -> pl.DataFrame:
     table = read_table(path, str(path), "\t", typed=True, problems=problems)
-    added: dict[str, tuple[str, ...]] = {name: (name,) for name in PLACED if name in table.columns}
+    added: dict[str, tuple[str, ...]] = {name: (name,) for name in (*PLACED, "label") if name in table.columns}
     wanted: dict[str, tuple[str, ...]] = {"user": ("user_id",), "history": ("item_id_list",), "target": ("item_id",)}
     table = select(table, path, wanted | added)
     where = braced(str(path)) + ", row {row}: "
     table = problems.without(table, pl.col("user") == "", where + "the user id is empty.")
     table = problems.without(table, pl.col("history").str.strip_chars() == "", where + "the history is empty.")
+    if "label" in table.columns:
+        positive_rows(rated(table, str(path), problems), str(path), None, problems)
     table = placed(table, path, problems)
     rows = []
     for row in table.iter_rows(named=True):
-        items = row["history"].split(" ")
+        items = row["history"].split()
         unknown = next((item for item in (*items, row["target"]) if item not in item_index), None)
         if unknown is not None:
-            problems.add(f"{path}, row {row['row']}: item {unknown!r} is not in the *.item file.")
+            problems.add(f"{path}, row {row['row']}: item {unknown!r} is not among the listed items.")
             continue
         position = row["position"]
         if position is None:

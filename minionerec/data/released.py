@@ -18,9 +18,12 @@ import polars as pl
 
 from minionerec.config import DataConfig
 from minionerec.data.bad_rows import Problems, braced
+from minionerec.data.checks import CONTROL, MARKUP, PLACED, placed
 from minionerec.data.dataset import CATALOG_DETAILS, SID_SCHEMA, SPLIT_SCHEMA, SPLITS, Dataset
-from minionerec.data.readers import CONTROL, PLACED, full_text, one_file, one_line, placed, read_json_object
+from minionerec.data.folders import one_file
+from minionerec.data.sequences import read_json_object
 from minionerec.data.tables import read_table, select, text_lines
+from minionerec.data.texts import full_text, has_markup, readable_column
 from minionerec.errors import DataError
 
 COLUMNS = (*("user_id", "history_item_title", "item_title", "history_item_id", "item_id", "history_item_sid", "item_sid"),)
@@ -132,20 +135,10 @@ def _catalog(
     for name in CATALOG_DETAILS:
         columns[name] = [str(items[item].get(name) or "") for item in texts]
     catalog = pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String))
-    described = pl.Series([prose(text) for text in columns["description"]], dtype=pl.String)
-    catalog = catalog.with_columns(text=full_text(one_line(pl.col("title")), one_line(pl.lit(described))))
+    problems.count(MARKUP, int((has_markup(catalog["title"]) | has_markup(catalog["description"])).sum()))
+    title, description = readable_column(catalog["title"]), readable_column(catalog["description"])
+    catalog = catalog.with_columns(text=full_text(pl.lit(title), pl.lit(description)))
     return catalog.select("item_id", "title", "text", *CATALOG_DETAILS), texts
-
-
-def prose(description: str) -> str:
-    """A description that was stored as the repr of a list, as text."""
-    if not description.startswith("["):
-        return description
-    try:
-        values = ast.literal_eval(description)
-    except (ValueError, SyntaxError):
-        return description  # the author's own bracket
-    return " ".join(str(value) for value in values) if isinstance(values, list) else description
 
 
 def _examples(

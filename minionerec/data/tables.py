@@ -1,8 +1,12 @@
 """Lines, delimited text and parquet as frames of text with row numbers; every malformed row is named."""
 
+import contextlib
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,13 @@ from pyarrow import csv as arrow_csv
 
 from minionerec.data.bad_rows import Problems
 from minionerec.errors import DataError
+
+_BLOCK = 1 << 20  # Arrow's own size of a block, which must hold a whole row
+_LARGEST_BLOCK = 2**31 - 1
+# Inside a quoted field of a tab-separated file, these stand for a tab and a line break while Arrow reads the lines.
+_TAB, _BREAK = "\x1f", "\x1e"
+_QUOTED = r'(?s)^".*"$'
+_LINES = 1000  # of one quoted field; after so many its quote was no opening one
 
 
 def read_table(
@@ -24,13 +35,16 @@ def read_table(
     typed: bool = False,
     problems: Problems | None = None,
 ) -> pl.DataFrame:
-    """All fields as text, with the column `row`; blank lines are left out. Only comma-separated files have quotes.
+    """All fields as text, with the column `row`; blank lines are left out.
+
+    In comma-separated files a quote opens a quoted field, which must be closed. In RecBole's files (`typed`) a field that
+    begins and ends with a quote is unquoted, and any other quote stands for itself (`6" pipe`). Other files have no quotes.
 
     Args:
         source: a file, or its content.
         name: the file's name in messages.
         columns: the names, for a file without header; otherwise its first row has them.
-        typed: names end in `:type`, which is cut off.
+        typed: RecBole's; names end in `:type`, which is cut off.
         problems: takes note of rows with too few or too many fields; None stops at the first.
 
     Raises:
@@ -46,11 +60,13 @@ def read_table(
         wrong.append(row)
         return "skip" if problems.skip else "error"
 
+    if typed and isinstance(source, Path):
+        source = _without_breaks(source)
     try:
         header = list(columns) if columns else _header(source, name, dialect)
         table = arrow_csv.read_csv(
             io.BytesIO(source) if isinstance(source, bytes) else pa.OSFile(str(source)),
-            arrow_csv.ReadOptions(use_threads=False, column_names=columns, encoding=encoding),
+            arrow_csv.ReadOptions(use_threads=False, column_names=columns, encoding=encoding, block_size=_block_size(source)),
             arrow_csv.ParseOptions(
                 delimiter=delimiter,
                 quote_char='"' if delimiter == "," else False,
@@ -66,13 +82,74 @@ def read_table(
         _refuse_bad_bytes(source, name, dialect)
         raise DataError(f"{name}: not a readable table ({error}).") from None
     if typed:
-        table = table.rename_columns([field.split(":")[0] for field in header])
+        table = table.rename_columns([field.strip('"').split(":")[0] for field in header])
     for row in wrong:
         problems.add(_wrong_width(name, row, header))
     skipped, first = {row.number for row in wrong}, 1 if columns else 2
     numbers = [number for number in range(first, first + table.num_rows + len(skipped)) if number not in skipped]
     frame = pl.DataFrame(pl.from_arrow(table)).insert_column(0, pl.Series("row", numbers, dtype=pl.UInt32))
+    if typed:
+        frame = frame.with_columns(_unquoted(pl.exclude("row")))
     return frame.filter(~pl.all_horizontal(pl.exclude("row") == ""))
+
+
+def _block_size(source: Path | bytes) -> int:
+    """Room for the longest line; a row in quotes may have several, and needs the whole file."""
+    size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    if size <= _BLOCK:
+        return _BLOCK
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream:
+        longest = max(map(len, stream))
+    return min(size, _LARGEST_BLOCK) if longest > _BLOCK // 4 else _BLOCK
+
+
+def _without_breaks(path: Path) -> bytes | Path:
+    """A tab-separated file whose quoted fields have `_TAB` and `_BREAK` in place of tabs and line breaks.
+
+    Only where the fields of a line are too few or too many is a quote read as the opening of such a field: elsewhere it may be
+    an inch mark, or the beginning of a title that someone speaks.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        return path  # `read_table` names the byte
+    if not re.search(r'(?:^|[\t\n])"', text):
+        return path
+    lines = text.replace("\r\n", "\n").split("\n")
+    width = lines[0].count("\t")
+    joined: list[str] = []
+    position = 0
+    while position < len(lines):
+        line, used = lines[position], 1
+        if line.count("\t") != width and re.search(r'(?:^|\t)"', line):
+            line, used = _whole_row(lines, position, width)
+        joined.append(line)
+        position += used
+    return "\n".join(joined).encode()
+
+
+def _whole_row(lines: list[str], position: int, width: int) -> tuple[str, int]:
+    """The row that begins at a line, and how many lines it takes; the line as it is if quotes do not make it whole."""
+    row = lines[position]
+    for used in range(1, min(_LINES, len(lines) - position) + 1):
+        parts = re.split(r'((?:^|(?<=\t))"[^"]*(?:""[^"]*)*"(?=\t|$))', row)
+        parts[1::2] = [part.replace("\t", _TAB).replace("\n", _BREAK) for part in parts[1::2]]
+        whole = "".join(parts)
+        if "\n" not in whole and whole.count("\t") == width:
+            return whole, used
+        if position + used == len(lines) or whole.count("\t") > width + row.count('"') * width:
+            break
+        row += "\n" + lines[position + used]
+    return lines[position], 1
+
+
+def _unquoted(column: pl.Expr) -> pl.Expr:
+    inner = column.str.slice(1).str.head(-1)
+    # A quote inside is doubled, or the field is two quoted words and no quoted field.
+    quoted = column.str.contains(_QUOTED) & ~inner.str.replace_all('""', "", literal=True).str.contains('"', literal=True)
+    plain = inner.str.replace_all('""', '"', literal=True)
+    plain = plain.str.replace_all(_TAB, "\t", literal=True).str.replace_all(_BREAK, "\n", literal=True)
+    return pl.when(quoted & (column.str.len_chars() > 1)).then(plain).otherwise(column)
 
 
 def _wrong_width(name: str, row: Any, header: Sequence[str]) -> str:
@@ -90,7 +167,7 @@ def text_lines(path: Path) -> list[str]:
     """
     try:
         data = path.read_bytes()
-        lines = data.decode("utf-8").replace("\r\n", "\n").split("\n")  # not at U+2028 and the like, which titles have
+        lines = data.decode("utf-8-sig").replace("\r\n", "\n").split("\n")  # not at U+2028 and the like, which titles have
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error}).") from None
     except UnicodeDecodeError as error:
@@ -102,19 +179,46 @@ def text_lines(path: Path) -> list[str]:
 
 
 def read_parquet(path: Path) -> pl.DataFrame:
-    """A parquet file with every column as text, and the column `row`, from 1.
+    """A parquet file with its own types, and the column `row`, from 1; `select` makes text of the columns that are wanted.
 
     Raises:
-        DataError: not a parquet file, or a column that is no text, number or date.
+        DataError: not a parquet file.
     """
     try:
-        frame = pl.read_parquet(path)
-        dates = [name for name, kind in frame.schema.items() if kind.is_temporal()]
-        frame = frame.with_columns(pl.col(dates).dt.strftime("%Y-%m-%d %H:%M:%S")) if dates else frame
-        frame = frame.with_columns(pl.all().cast(pl.String).fill_null(""))
-    except pl.exceptions.PolarsError as error:
-        raise DataError(f"{path}: not a table of text, numbers and dates in parquet ({error}).") from None
-    return frame.with_row_index("row", offset=1)
+        return pl.read_parquet(path, glob=False).with_row_index("row", offset=1)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise DataError(f"{path}: not a table in parquet ({error}).") from None
+
+
+def _as_text(column: pl.Series, where: str) -> pl.Series:
+    """A column of any type as text, empty for null: dates in ISO 8601 to the last digit, lists as JSON, bytes as UTF-8.
+
+    Raises:
+        DataError: bytes that are not UTF-8, or a type that has no text.
+    """
+    kind = column.dtype
+    try:
+        if isinstance(kind, pl.Struct):
+            raise TypeError("it has fields")
+        if isinstance(kind, pl.Datetime):
+            column = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None) if kind.time_zone else column
+            column = column.dt.strftime("%Y-%m-%d %H:%M:%S%.9f")
+        elif isinstance(kind, pl.List | pl.Array):
+            values = [None if value is None else json.dumps(value.to_list(), ensure_ascii=False) for value in column]
+            column = pl.Series(column.name, values, dtype=pl.String)
+        return column.cast(pl.String).fill_null("")
+    except (pl.exceptions.PolarsError, TypeError) as error:  # TypeError: a list of dates or bytes
+        raise DataError(f"{where}: column {column.name} of type {kind} cannot be read as text ({error}).") from None
+
+
+@contextlib.contextmanager
+def fields_of_any_length() -> Iterator[None]:
+    """Let the module csv read fields of more than 131,072 characters."""
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _header(source: Path | bytes, name: str, dialect: dict[str, Any]) -> list[str]:
@@ -123,10 +227,11 @@ def _header(source: Path | bytes, name: str, dialect: dict[str, Any]) -> list[st
     with io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
         rows = csv.reader(text, **dialect)
         try:
-            header = next(rows, [])
-            if dialect["delimiter"] == ",":
-                for _ in rows:
-                    pass
+            with fields_of_any_length():
+                header = next(rows, [])
+                if dialect["delimiter"] == ",":
+                    for _ in rows:
+                        pass
         except csv.Error as error:
             raise DataError(
                 f"{name}, near line {rows.line_num}: broken quoting ({error}). Close or double the quote."
@@ -145,24 +250,30 @@ def _refuse_bad_bytes(source: Path | bytes, name: str, dialect: dict[str, Any]) 
         data.decode("utf-8")
     except UnicodeDecodeError as error:
         before = io.StringIO(data[: error.start].decode("utf-8") + "?", newline="")
-        row = sum(1 for _ in csv.reader(before, **dialect | {"strict": False}))
+        with fields_of_any_length():
+            row = sum(1 for _ in csv.reader(before, **dialect | {"strict": False}))
         raise DataError(
             f"{name}, row {row}: byte 0x{data[error.start]:02x} at offset {error.start} is not UTF-8. Save the file as UTF-8."
         ) from None
 
 
-def select(frame: pl.DataFrame, path: Path, wanted: Mapping[str, tuple[str, ...]]) -> pl.DataFrame:
-    """The row number and, per wanted name, the first column that is there.
+def select(
+    frame: pl.DataFrame, path: Path, wanted: Mapping[str, tuple[str, ...]], advice: str = "Rename or add it."
+) -> pl.DataFrame:
+    """The row number and, per wanted name, the first column that is there, as text.
+
+    Args:
+        advice: what to do if a column is missing.
 
     Raises:
-        DataError: none of a name's columns is there.
+        DataError: none of a name's columns is there, or one has no text.
     """
-    columns = {}
+    columns = [frame["row"]]
     for name, options in wanted.items():
         column = next((option for option in options if option in frame.columns), None)
         if column is None:
             present = [column for column in frame.columns if column != "row"]
             expected = " or ".join(options)
-            raise DataError(f"{path}: columns {', '.join(present)}; expected a column {expected}. Rename or add it.")
-        columns[name] = pl.col(column)
-    return frame.select("row", **columns)
+            raise DataError(f"{path}: columns {', '.join(present)}; expected a column {expected}. {advice}")
+        columns.append(_as_text(frame[column], str(path)).rename(name))
+    return pl.DataFrame(columns)

@@ -15,8 +15,10 @@ import polars as pl
 import pyarrow as pa
 
 from minionerec.data.bad_rows import Problems
+from minionerec.data.tables import fields_of_any_length
 from minionerec.errors import DataError
 
+_BOM = b"\xef\xbb\xbf"  # some programs begin a file of UTF-8 with it
 CHUNK = 8 << 20  # bytes of text; larger ones leave the processor cache and are slower
 
 
@@ -81,7 +83,8 @@ def _requoted(line: str, header: Sequence[str]) -> str:
     if "\ufffd" in line:
         raise ValueError("has a byte that is not UTF-8")
     try:
-        fields = next(csv.reader([line], strict=True))
+        with fields_of_any_length():
+            fields = next(csv.reader([line], strict=True))
     except csv.Error as error:
         raise ValueError(f"broken quoting ({error}): {line[:60]!r}. Close or double the quote") from None
     if len(fields) != len(header):
@@ -99,7 +102,7 @@ def _blocks(path: Path) -> Iterator[tuple[int, int, bytes]]:
                 if not cut:
                     rest += block
                     continue
-                whole = rest + block[:cut]
+                whole = (rest + block[:cut]).removeprefix(_BOM if first == 1 else b"")
                 count = whole.count(b"\n")
                 yield first, count, whole
                 first += count
@@ -109,7 +112,7 @@ def _blocks(path: Path) -> Iterator[tuple[int, int, bytes]]:
             f"{path}: cannot be read beyond line {first} ({error}). If the archive is truncated or damaged, fetch it again."
         ) from None
     if rest:
-        yield first, 1, rest
+        yield first, 1, rest.removeprefix(_BOM if first == 1 else b"")
 
 
 def _one_by_one(block: bytes, first: int, path: Path, schema: pl.Schema, problems: Problems) -> tuple[pl.DataFrame, list[int]]:
@@ -136,6 +139,8 @@ def _line(line: bytes) -> dict[str, object]:
         raise ValueError(f"byte 0x{line[error.start]:02x} is not UTF-8") from None
     try:
         values = json.loads(text)
+        if "\\ud" in text.lower():  # half of a surrogate pair is no character
+            json.dumps(values, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         if "'" not in text:
             raise

@@ -26,13 +26,13 @@ from transformers import PreTrainedTokenizerBase, __version__
 
 from minionerec.artifacts import cache_folder, content_hash, file_hash, read_json, write_json
 from minionerec.config import PromptsConfig
-from minionerec.data import released
+from minionerec.data import texts
 from minionerec.errors import ArtifactError
 from minionerec.prompts.encode import TokenExample
 from minionerec.sid.index import SidIndex
 
 _FILES = ("tokens.npy", "offsets.npy", "facts.npy")
-_CODE = (*Path(__file__).parent.glob("*.py"), Path(released.__file__))  # the latter makes prose of descriptions
+_CODE = (*Path(__file__).parent.glob("*.py"), Path(texts.__file__))  # the latter makes prose of descriptions
 _NONE = -(2**62)  # stands for None among the facts
 _FACTS = tuple(field for field in dataclasses.fields(TokenExample) if field.name not in ("prompt", "completion"))
 

@@ -13,7 +13,7 @@ import polars as pl
 
 from minionerec.config import RECOMMENDING, TASKS, PromptsConfig, TaskName
 from minionerec.data.dataset import Dataset, SplitName
-from minionerec.data.released import prose
+from minionerec.data.texts import readable
 from minionerec.errors import DataError
 from minionerec.prompts.wordings import wording_of
 from minionerec.sid.index import SidIndex
@@ -90,7 +90,7 @@ def item_texts(dataset: Dataset, plain: Callable[[str], str] = str) -> ItemTexts
     catalog = dataset.catalog
     lines = catalog["description"].to_list() if "description" in catalog.columns else [""] * len(catalog)
     return ItemTexts(
-        [plain(title) for title in catalog["title"].to_list()], [plain(" ".join(prose(text).split())) for text in lines]
+        [plain(title) for title in catalog["title"].to_list()], [plain(" ".join(readable(text).split())) for text in lines]
     )
 
 

@@ -110,7 +110,7 @@ def test_nothing_left():
 
 def own_files(folder: Path) -> DataConfig:
     folder.mkdir(exist_ok=True)
-    rows = "".join(f"{user},{item},{time}\n" for user in "xy" for time, item in enumerate("abcba"))
+    rows = "".join(f"{user},{item},{time}\n" for user in "xy" for time, item in enumerate("abcba", 1))
     (folder / "interactions.csv").write_text("user,item,timestamp\n" + rows)
     (folder / "items.csv").write_text("item,title,description\na,A,first\nb,B,\nc,C,\nd,D,never clicked\n")
     return DataConfig(source="csv", path=str(folder))
@@ -257,7 +257,7 @@ def test_a_finished_download_needs_neither_cache_nor_network(tmp_path, monkeypat
     raw = tmp_path / "raw"
     raw.mkdir()
     (raw / "ml-100k.item").write_text("item_id:token\tmovie_title:token_seq\na\tA\nb\tB\n")
-    rows = [f"u\t{item}\t{step}" for step, item in enumerate("abab")]
+    rows = [f"u\t{item}\t{step}" for step, item in enumerate("abab", 1)]
     (raw / "ml-100k.inter").write_text("\n".join(["user_id:token\titem_id:token\ttimestamp:float", *rows]) + "\n")
     monkeypatch.setattr(sources, "fetch", lambda *_: raw)
     config = Config(out=str(tmp_path / "run"))

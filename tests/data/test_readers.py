@@ -1,20 +1,20 @@
+import json
 import re
+import tempfile
 import zipfile
+from datetime import date
 from pathlib import Path
 
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from minionerec.config import DataConfig
+from minionerec.data import readers, sequences, tables, text_lines
 from minionerec.data.bad_rows import Problems
-from minionerec.data.readers import (
-    MOVIELENS_GENRES,
-    read_csv,
-    read_letter,
-    read_movielens_1m,
-    read_movielens_zip,
-    read_recbole,
-    read_sequences,
-)
+from minionerec.data.checks import Frames
+from minionerec.data.readers import MOVIELENS_GENRES
 from minionerec.errors import DataError
 from tests.shared import shared
 
@@ -22,6 +22,23 @@ pytestmark = pytest.mark.fast
 
 INTER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
 ITEM = "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
+
+
+def reading(read, source: str):
+    """A reader that takes the settings as keywords."""
+
+    def called(path: Path, problems: Problems | None = None, **fields) -> Frames:
+        return read(path, DataConfig(source=source, path=str(path), **fields), problems or Problems())
+
+    return called
+
+
+read_csv = reading(readers.read_csv, "csv")
+read_recbole = reading(readers.read_recbole, "recbole")
+read_movielens_zip = reading(readers.read_movielens_zip, "ml-100k")
+read_movielens_1m = reading(readers.read_movielens_1m, "ml-1m")
+read_letter = reading(sequences.read_letter, "letter")
+read_sequences = sequences.read_sequences
 
 
 def write(folder: Path, **files: str | bytes) -> Path:
@@ -102,7 +119,8 @@ def test_csv(tmp_path):
         'item,brand,title,description\na,x,"Tube, 6"" ","Steel,\n long"\n\nb,y,Ärmel,\n',
     )
     interactions, items = read_csv(folder)
-    assert interactions.rows() == [("u 1", "a", 10, 5.0), ("u 1", "b", 9, 4.0)]
+    assert interactions.select("user", "item_id", "rating").rows() == [("u 1", "a", 5.0), ("u 1", "b", 4.0)]
+    assert interactions["timestamp"].dt.epoch("ms").to_list() == [10_000, 9_900]
     assert items.rows() == [("a", 'Tube, 6"', 'Tube, 6". Steel, long', "Steel, long", "x"), ("b", "Ärmel", "Ärmel", "", "y")]
 
 
@@ -147,7 +165,7 @@ def test_bad_interactions_name_file_and_row(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("item,name\na,A\n", "columns item, name; expected a column title"),
+        ("item,heading\na,A\n", r"columns item, heading; expected a column title or .*--data\.columns"),
         ("item,title\na,A\nb,B\n\na,C\n", "rows 2 and 5: item 'a' is listed twice"),
         ("item,title\na,A\nb,\n", "row 3: item 'b' has no title"),
         ("item,title\na, \n", "row 2: item 'a' has no title"),
@@ -165,7 +183,7 @@ def test_bad_items_name_file_and_row(tmp_path, content, message):
 
 def test_item_without_title_may_pass(tmp_path):
     folder = csv_folder(tmp_path, items="item,title,description\na,,words\n")
-    assert read_csv(folder, "drop")[1]["title"].to_list() == [""]
+    assert read_csv(folder, missing_text="drop")[1]["title"].to_list() == [""]
 
 
 @pytest.mark.parametrize(
@@ -187,9 +205,9 @@ def test_bad_recbole_files(tmp_path, inter, item, message):
 def test_missing_folder_files_and_archives(tmp_path):
     with pytest.raises(DataError, match="not a folder"):
         read_csv(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"exactly one interactions\.csv or interactions\.parquet, found none"):
+    with pytest.raises(DataError, match=r"exactly one interactions\.csv or interactions\.parquet.*; found none"):
         read_csv(tmp_path)
-    with pytest.raises(DataError, match=r"exactly one \*\.inter, found a\.inter, b\.inter"):
+    with pytest.raises(DataError, match=r"exactly one \*\.inter; found a\.inter, b\.inter"):
         read_recbole(write(tmp_path / "r", a__inter=INTER, b__inter=INTER))
     write(tmp_path, no__zip=b"not a zip")
     with pytest.raises(DataError, match="not the archive with ml-100k"):
@@ -213,7 +231,7 @@ def test_bad_rows_are_skipped_counted_and_listed(tmp_path):
 
 def test_dates_as_timestamps(tmp_path):
     rows = "u,a,1970-01-02\nu,a,1970-01-01T00:01:00Z\nu,a,1970-01-01 00:02\nu,a,7\n"
-    assert read_csv(csv_folder(tmp_path, HEAD + rows))[0]["timestamp"].to_list() == [86_400, 60, 120, 7]
+    assert read_csv(csv_folder(tmp_path, HEAD + rows))[0]["timestamp"].dt.epoch("s").to_list() == [86_400, 60, 120, 7]
 
 
 def test_parquet_is_as_good_as_csv(tmp_path):
@@ -245,22 +263,26 @@ def test_letter(tmp_path):
         Toys__inter__json='{"0": [1, 10], "1": [2]}',
         Toys__index__json='{"10": ["<a_1>"], "2": ["<a_2>"], "1": ["<a_0>"]}',
     )
-    interactions, items = read_letter(tmp_path, None)
+    interactions, items = read_letter(tmp_path)
     assert interactions.select("user", "item_id").rows() == [("0", "1"), ("0", "10"), ("1", "2")]
     assert interactions["timestamp"].null_count() == 3
     assert items.rows() == [("1", "1", ""), ("2", "2", ""), ("10", "10", "")]
     write(tmp_path, Toys__item__json='{"1": {"title": "A", "description": "long"}, "2": {"title": "B"}, "10": {}}')
     with pytest.raises(DataError, match=r"Toys\.item\.json, row 3: item '10' has no title"):
-        read_letter(tmp_path, None)
-    assert read_letter(tmp_path, "Toys", "drop")[1].select("title", "text").rows() == [("A", "A. long"), ("B", "B"), ("", "")]
+        read_letter(tmp_path)
+    assert read_letter(tmp_path, category="Toys", missing_text="drop")[1].select("title", "text").rows() == [
+        ("A", "A. long"),
+        ("B", "B"),
+        ("", ""),
+    ]
     write(tmp_path, Toys__inter__json='{"0": [1, 11]}')
     with pytest.raises(DataError, match="user '0': item '11' is not in"):
-        read_letter(tmp_path, None)
+        read_letter(tmp_path)
     write(tmp_path, Beauty__inter__json="[]")
     with pytest.raises(DataError, match=r"found Beauty\.inter\.json, Toys\.inter\.json\. Choose one with data\.category"):
-        read_letter(tmp_path, None)
+        read_letter(tmp_path)
     with pytest.raises(DataError, match="holds a list"):
-        read_letter(tmp_path, "Beauty")
+        read_letter(tmp_path, category="Beauty")
 
 
 def test_sequences(tmp_path):
@@ -281,7 +303,7 @@ def test_bad_users_of_letter_and_sequences_are_skipped_and_listed(tmp_path):
         tmp_path, Toys__inter__json='{"0": [1, 2], "1": [], "2": [1, 9]}', Toys__index__json='{"1": ["<a_0>"], "2": ["<a_1>"]}'
     )
     problems = Problems(skip=True)
-    assert read_letter(tmp_path, None, problems=problems)[0]["user"].to_list() == ["0", "0"]
+    assert read_letter(tmp_path, problems)[0]["user"].to_list() == ["0", "0"]
     path = write(tmp_path, S__txt="1 3 10\n2\n1 4\n") / "S.txt"
     assert read_sequences(path, problems)[0]["item_id"].to_list() == ["3", "10"]
     assert [message.partition(": ")[0].rpartition(", ")[2] for message in problems.messages] == [
@@ -294,10 +316,153 @@ def test_bad_users_of_letter_and_sequences_are_skipped_and_listed(tmp_path):
     ("name", "figures"), [("Beauty", (22_363, 12_101, 198_502)), ("Instruments", (24_772, 9_922, 206_153))]
 )
 def test_the_real_letter_files(name, figures):
-    interactions, items = read_letter(shared("data/letter"), name)
+    interactions, items = read_letter(shared("data/letter"), category=name)
     assert (interactions["user"].n_unique(), len(items), len(interactions)) == figures
 
 
 def test_the_real_sequences():
     interactions, items = read_sequences(shared("data/sequential/LastFM.txt"))
     assert (interactions["user"].n_unique(), len(items), len(interactions)) == (1_090, 3_646, 52_551)
+
+
+LABELLED = "user_id:token\titem_id:token\ttimestamp:float\tlabel:float\n"
+
+
+def test_what_was_shown_and_not_clicked_is_no_interaction(tmp_path):
+    rows = "".join(f"u\ta\t{time}\t{int(time % 5 == 0)}\n" for time in range(1, 51))
+    folder = write(tmp_path / "r", x__inter=LABELLED + rows, x__item="item_id:token\ttitle:token_seq\na\tA\n")
+    with pytest.raises(DataError, match=r"x\.inter: label is 0 in 40 rows, 1 in 10 rows.*--data\.positive 1"):
+        read_recbole(folder)
+    problems = Problems()
+    assert read_recbole(folder, problems, positive=1.0)[0]["timestamp"].to_list() == list(range(5, 51, 5))
+    assert problems.counts["dropped_interactions_not_positive"] == 40
+    write(folder, x__inter=LABELLED + "u\ta\t1\t1\n")
+    assert len(read_recbole(folder)[0]) == 1  # nothing but clicks
+    write(folder, x__inter=LABELLED + "u\ta\t1\t\n")
+    with pytest.raises(DataError, match=r"row 2: label '' is not a number"):
+        read_recbole(folder)
+    with pytest.raises(DataError, match=r"data\.positive is 1, but there is neither a label nor a rating"):
+        read_csv(csv_folder(tmp_path), positive=1.0)
+
+
+def test_ratings_that_are_none(tmp_path):
+    rows = "user,item,timestamp,rating\nu,a,1,0\nu,a,2,3\nu,a,3,\nu,a,4,5\n"
+    folder = csv_folder(tmp_path, rows)
+    with pytest.raises(DataError, match=r"rating is 0 in 1 rows, 3 in 1 rows, 5 in 1 rows"):
+        read_csv(folder)
+    assert read_csv(folder, positive=3)[0]["rating"].to_list() == [3, 5]
+    assert read_csv(folder, positive=0)[0]["timestamp"].to_list() == [1, 2, 4]
+    with pytest.raises(DataError, match=r"no row has a rating of at least data\.positive 6"):
+        read_csv(folder, positive=6)
+    write(folder, interactions__csv="user,item,timestamp,click\nu,a,1,True\nu,a,2,False\n")
+    assert read_csv(folder, positive=1)[0]["timestamp"].to_list() == [1]
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet", "letter", "recbole"])
+def test_every_reader_gives_words_to_the_encoder(tmp_path, form):
+    """Lists, HTML and marks of missing values, whatever the layout; the catalog keeps the description as it is."""
+    titles = {"1": "Kid&#39;s Set", "2": "Bare", "3": "Pipe", "4": "Set"}
+    descriptions = {"1": "['nice 1', '<b>new</b>']", "2": "[]", "3": "nan", "4": "None"}
+    problems, own = Problems(), write(tmp_path / form)
+    if form == "letter":
+        details = {item: {"title": titles[item], "description": descriptions[item]} for item in titles}
+        write(own, X__inter__json='{"u": [1, 2, 3, 4]}', X__item__json=json.dumps(details))
+        _, items = read_letter(own, problems)
+    elif form == "recbole":  # which embeds genres, not descriptions
+        rows = "".join(f"{item}\t{titles[item]}\t{text}\n" for item, text in descriptions.items())
+        write(own, x__inter=INTER + "u\t1\t1\t5\n", x__item="item_id:token\ttitle:token_seq\tgenres:token_seq\n" + rows)
+        items = read_recbole(own, problems)[1]
+        assert items["text"].to_list() == ["Kid's Set. Genres: nice 1, new", "Bare", "Pipe", "Set"]
+        return
+    else:
+        table = pl.DataFrame({"item": list(titles), "title": titles.values(), "description": descriptions.values()})
+        write(own, interactions__csv="user,item,timestamp\nu,1,1\n")
+        table.write_csv(own / "items.csv") if form == "csv" else table.write_parquet(own / "items.parquet")
+        _, items = read_csv(own, problems)
+    assert items["text"].to_list() == ["Kid's Set. nice 1 new", "Bare", "Pipe", "Set"]
+    assert items["title"].to_list() == ["Kid's Set", "Bare", "Pipe", "Set"] and problems.counts["texts_with_markup"] == 1
+    assert items["description"].to_list() == list(descriptions.values())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    titles=st.lists(st.text(st.sampled_from('ab"\t\n,'), max_size=6).map(lambda text: f"x{text}"), min_size=1, max_size=4),
+    ending=st.sampled_from(["\n", "\r\n"]),
+)
+def test_quoted_fields_of_recbole_files(titles, ending):
+    """What pandas would write reads as what it was, with tabs, line breaks and quotes inside."""
+    quoted = ['"' + title.replace('"', '""') + '"' for title in titles]
+    lines = ["item_id:token\ttitle:token_seq\tbrand:token", *(f"{n}\t{title}\tb" for n, title in enumerate(quoted)), ""]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.item"
+        path.write_text(ending.join(lines), encoding="utf-8-sig", newline="")
+        table = tables.read_table(path, "x.item", "\t", typed=True)
+    assert table["title"].to_list() == titles and table["row"].to_list() == list(range(2, 2 + len(titles)))
+
+
+def test_quotes_that_open_nothing_stay(tmp_path):
+    rows = '1\t6" pipe\tb\n2\t"open\tb\n3\t"a" and "b"\tb\n4\t"""Live"" in Rio"\tb\n5\t"\t\n6\t"two\nlines"\tb\n'
+    path = write(tmp_path, x__item="item_id:token\ttitle:token_seq\tbrand:token\n" + rows) / "x.item"
+    titles = tables.read_table(path, "x.item", "\t", typed=True)["title"].to_list()
+    assert titles == ['6" pipe', '"open', '"a" and "b"', '"Live" in Rio', '"', "two\nlines"]
+    write(tmp_path, x__item='item_id:token\ttitle:token_seq\n1\t"never\n2\n')
+    with pytest.raises(DataError, match="row 3: 1 fields, expected 2"):
+        tables.read_table(path, "x.item", "\t", typed=True)
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_byte_order_marks(tmp_path, mark):
+    bom = mark.encode()
+    write(tmp_path, S__txt=bom + b"1 3 10\n", X__inter__json=bom + b'{"0": [1, 2]}')
+    assert read_sequences(tmp_path / "S.txt")[0]["user"].to_list() == ["1", "1"]
+    assert len(read_letter(tmp_path)[0]) == 2
+    csv_folder(tmp_path, bom + b"user,item,timestamp\nu,a,1\n", bom + b"item,title\na,A\n")
+    assert len(read_csv(tmp_path)[0]) == 1
+    write(tmp_path, x__inter=bom + INTER.encode() + b"u\ta\t1\t5\n", x__item=bom + b"item_id:token\ttitle:token\na\tA\n")
+    assert len(read_recbole(tmp_path)[0]) == 1
+    write(tmp_path, lines__json=bom + b'{"a": "x"}\n{"a": "y"}\n', one__json=bom + b'{"a": "x"}')
+    for name, values in (("lines", ["x", "y"]), ("one", ["x"])):
+        frame = next(text_lines.json_lines(tmp_path / f"{name}.json", ("a",), Problems()))
+        assert frame["a"].to_list() == values
+
+
+def test_parquet_with_other_types_next_to_the_wanted_ones(tmp_path):
+    day = date(2020, 1, 2)
+    pl.DataFrame({"user": ["u", "u"], "item": [1, 2], "timestamp": [day, day], "tags": [["a"], None], "raw": [b"\xff", b""],
+                  "day": [day, None], "s": [{"a": 1}, None]}).write_parquet(tmp_path / "interactions.parquet")  # fmt: skip
+    pl.DataFrame({"item": [1, 2], "title": [b"One", b"Two"], "description": [["a", "b's"], []]}).write_parquet(
+        tmp_path / "items.parquet"
+    )
+    interactions, items = read_csv(tmp_path)
+    assert interactions["timestamp"].dt.date().to_list() == [day, day]
+    assert items.rows() == [("1", "One", "One. a b's", '["a", "b\'s"]'), ("2", "Two", "Two", "[]")]
+    pl.DataFrame({"item": [1], "title": [{"en": "One"}]}).write_parquet(tmp_path / "items.parquet")
+    with pytest.raises(DataError, match=r"items\.parquet: column title of type Struct.* cannot be read as text"):
+        read_csv(tmp_path)
+
+
+def test_long_fields(tmp_path):
+    words = "word " * 300_000  # longer than Arrow's block, and than what the module csv takes
+    folder = csv_folder(tmp_path, items=f'item,title,description\na,A,"{words}"\nb,B,"{"x" * 131_073}"\n')
+    assert read_csv(folder)[1]["description"].str.len_chars().to_list() == [len(words) - 1, 131_073]
+    write(folder, interactions__csv=b"user,item,timestamp\nu,a,1\nu,a\xff,1\n", items__csv=f"item,title\na,{'x' * 131_073}\n")
+    with pytest.raises(DataError, match="row 3: byte 0xff"):
+        read_csv(folder)
+
+
+def test_json_that_means_two_things_is_refused(tmp_path):
+    write(tmp_path, X__inter__json='{"0": [1], "0": [2]}')
+    with pytest.raises(DataError, match="'0' stands twice in one object"):
+        read_letter(tmp_path)
+    write(tmp_path, X__inter__json='{"0": [1]}', X__item__json=r'{"1": {"title": "half \ud83d"}}')
+    with pytest.raises(DataError, match=r"X\.item\.json: not a readable JSON file .*surrogates not allowed"):
+        read_letter(tmp_path)
+
+
+def test_the_real_office_texts_of_letter_files(tmp_path):
+    """The released item.json next to sequences, as MIMIGenRec's folders have it: no list is embedded."""
+    path = shared("data/amazon/index/Office_Products.item.json")
+    (tmp_path / "X.item.json").write_bytes(path.read_bytes())
+    write(tmp_path, X__inter__json='{"0": [1, 2]}')
+    texts = read_letter(tmp_path)[1]["text"]
+    assert len(texts) == 3459 and not texts.str.contains(r"\['|&\w+;").any()
