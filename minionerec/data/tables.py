@@ -22,7 +22,8 @@ _LARGEST_BLOCK = 2**31 - 1
 # Inside a quoted field of a tab-separated file, these stand for a tab and a line break while Arrow reads the lines.
 _TAB, _BREAK = "\x1f", "\x1e"
 _QUOTED = r'(?s)^".*"$'
-_LINES = 1000  # of one quoted field; after so many its quote was no opening one
+_FIELD = r'(?:"[^"]*(?:""[^"]*)*"(?=[\t\n]|\Z)|[^\t\n]*)'
+_LONGEST_ROW = 100_000  # characters; a quote that closes later was no opening one
 
 
 def read_table(
@@ -106,41 +107,32 @@ def _block_size(source: Path | bytes) -> int:
 def _without_breaks(path: Path) -> bytes | Path:
     """A tab-separated file whose quoted fields have `_TAB` and `_BREAK` in place of tabs and line breaks.
 
-    Only where the fields of a line are too few or too many is a quote read as the opening of such a field: elsewhere it may be
-    an inch mark, or the beginning of a title that someone speaks.
+    A quote opens such a field only if the lines, each for itself, have too few or too many fields: otherwise it may be an inch
+    mark, or the beginning of what someone says.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError):
         return path  # `read_table` names the byte
     if not re.search(r'(?:^|[\t\n])"', text):
         return path
-    lines = text.replace("\r\n", "\n").split("\n")
-    width = lines[0].count("\t")
-    joined: list[str] = []
+    width = text.partition("\n")[0].count("\t")
+    row = re.compile(rf"{_FIELD}(?:\t{_FIELD}){{{width}}}(?=\n|\Z)")
+    rows: list[str] = []
     position = 0
-    while position < len(lines):
-        line, used = lines[position], 1
-        if line.count("\t") != width and re.search(r'(?:^|\t)"', line):
-            line, used = _whole_row(lines, position, width)
-        joined.append(line)
-        position += used
-    return "\n".join(joined).encode()
-
-
-def _whole_row(lines: list[str], position: int, width: int) -> tuple[str, int]:
-    """The row that begins at a line, and how many lines it takes; the line as it is if quotes do not make it whole."""
-    row = lines[position]
-    for used in range(1, min(_LINES, len(lines) - position) + 1):
-        parts = re.split(r'((?:^|(?<=\t))"[^"]*(?:""[^"]*)*"(?=\t|$))', row)
-        parts[1::2] = [part.replace("\t", _TAB).replace("\n", _BREAK) for part in parts[1::2]]
-        whole = "".join(parts)
-        if "\n" not in whole and whole.count("\t") == width:
-            return whole, used
-        if position + used == len(lines) or whole.count("\t") > width + row.count('"') * width:
-            break
-        row += "\n" + lines[position + used]
-    return lines[position], 1
+    while position < len(text):
+        end = text.find("\n", position)
+        end = len(text) if end < 0 else end
+        match = row.match(text, position, position + _LONGEST_ROW) if '"' in text[position:end] else None
+        if match and text[match.end() : match.end() + 1] in ("", "\n"):  # not cut off by the longest row
+            lines = match[0].split("\n")
+            if any(line.count("\t") != width for line in lines):
+                rows.append(re.sub(_FIELD, lambda field: field[0].replace("\t", _TAB).replace("\n", _BREAK), match[0]))
+                position = match.end() + 1
+                continue
+        rows.append(text[position:end])
+        position = end + 1
+    return "\n".join(rows).encode()
 
 
 def _unquoted(column: pl.Expr) -> pl.Expr:

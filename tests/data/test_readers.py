@@ -384,11 +384,11 @@ def test_every_reader_gives_words_to_the_encoder(tmp_path, form):
     assert items["description"].to_list() == list(descriptions.values())
 
 
+TITLES = [st.text(st.sampled_from(letters), max_size=6).map(lambda text: f"x{text}") for letters in ('ab",\t', 'ab",\n')]
+
+
 @settings(max_examples=40, deadline=None)
-@given(
-    titles=st.lists(st.text(st.sampled_from('ab"\t\n,'), max_size=6).map(lambda text: f"x{text}"), min_size=1, max_size=4),
-    ending=st.sampled_from(["\n", "\r\n"]),
-)
+@given(titles=st.one_of(*(st.lists(title, min_size=1, max_size=4) for title in TITLES)), ending=st.sampled_from(["\n", "\r\n"]))
 def test_quoted_fields_of_recbole_files(titles, ending):
     """What pandas would write reads as what it was, with tabs, line breaks and quotes inside."""
     quoted = ['"' + title.replace('"', '""') + '"' for title in titles]
