@@ -3,9 +3,9 @@
 import dataclasses
 import re
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
-from minionerec.config.checks import bounded, bounded_list, check_fields, check_name, check_text, path
+from minionerec.config.checks import bounded, bounded_list, check_fields, check_name, check_text, cut, path
 from minionerec.errors import ConfigError
 
 ColumnRole = Literal[
@@ -106,6 +106,8 @@ class DataConfig:
         if self.columns and self.source not in ("csv", "recbole"):
             raise ConfigError(f"data.columns has no effect on data.source {self.source!r}, whose columns have fixed names.")
         for role, column in self.columns.items():
+            if role not in get_args(ColumnRole):
+                raise ConfigError(f"data.columns names {cut(role)!r}; expected one of {', '.join(get_args(ColumnRole))}.")
             check_text(f"data.columns.{role}", column)
             if not column and role != "timestamp":
                 raise ConfigError(f"data.columns {role} is empty; only a timestamp may be, in files without times.")
