@@ -6,7 +6,7 @@ import time
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -99,6 +99,48 @@ STAGES: dict[str, Callable[[Config], Iterator[Finished]]] = {
 }
 
 
+def _early_sid(config: Config, pending: Sequence[str]) -> None:
+    from minionerec.training.early import check_baseline
+
+    if config.sid.shipped:
+        return
+    if config.sid.collaborative_model is not None:
+        check_baseline("sid.collaborative_model", config.sid.collaborative_model, config.folder)
+    if config.sid.vectors is not None and not Path(config.sid.vectors).is_file():
+        raise ConfigError(f"sid.vectors {config.sid.vectors}: no such file; expected a .npy file of your own vectors.")
+
+
+def _early_sft(config: Config, pending: Sequence[str]) -> None:
+    from minionerec.sft.early import check_early
+
+    check_early(config)
+
+
+def _early_rl(config: Config, pending: Sequence[str]) -> None:
+    from minionerec.rl.early import check_early
+
+    check_early(config, pending)
+
+
+EARLY_CHECKS = {"sid": _early_sid, "sft": _early_sft, "rl": _early_rl}
+
+
+def _check_ahead(config: Config, stages: tuple[str, ...]) -> None:
+    """Refuse now what a stage would refuse after the stages before it have taken their time.
+
+    Args:
+        stages: those that are still to run, in order. A finished stage decides itself whether it is current.
+    """
+    unfinished = [stage for stage in stages if config.replace or not (config.folder / stage / MANIFEST).is_file()]
+    for stage in unfinished:
+        if stage in EARLY_CHECKS:
+            EARLY_CHECKS[stage](config, stages[: stages.index(stage)])
+    if "rl" in unfinished and stages[0] == "sft":  # which imports torch anyway
+        from minionerec.rl.arguments import split_prompts
+
+        split_prompts(config.rl)
+
+
 def _on_main(stage: Callable[[], Finished]) -> list[Finished]:
     """Run a single-process stage on the main process while all other processes wait for it."""
     finished = [stage()] if is_main_process() else []
@@ -189,7 +231,8 @@ def run(config: Config, stages: tuple[str, ...]) -> None:
     console = Console(quiet=not is_main_process(), highlight=False, soft_wrap=True)
     if (line := run_file.other_settings(config, stages)) is not None:
         Console(stderr=True, quiet=console.quiet, highlight=False, soft_wrap=True).print(line, markup=False)
-    for stage in stages:
+    for number, stage in enumerate(stages):
+        _check_ahead(config, stages[number:])
         started = time.monotonic()
         with run_file.recording(config, stage):
             for manifest, fresh in STAGES[stage](config):

@@ -4,12 +4,11 @@ import math
 from pathlib import Path
 
 import torch
-from transformers.integrations import get_available_reporting_integrations
 from trl import GRPOConfig
 
 from minionerec.config import RlConfig
-from minionerec.errors import ConfigError
 from minionerec.rl.objectives import objective_arguments
+from minionerec.training.early import check_trackers
 from minionerec.training.launch import check_precision, split_batch
 
 
@@ -24,13 +23,7 @@ def split_prompts(config: RlConfig, devices: int | None = None) -> tuple[int, in
             tracker is not installed.
     """
     check_precision("rl.bf16", config.bf16)
-    available = sorted(get_available_reporting_integrations())
-    missing = sorted({*config.report_to} - {*available})
-    if missing:
-        raise ConfigError(
-            f"rl.report_to names {missing[0]}, which transformers does not know or whose package is not installed; available "
-            f"are: {', '.join(available) or 'none'}."
-        )
+    check_trackers("rl.report_to", config.report_to)
     return split_batch(
         "rl.prompts_per_step", config.prompts_per_step, "rl.micro_batch_prompts", config.micro_batch_prompts, devices
     )

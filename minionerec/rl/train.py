@@ -23,11 +23,11 @@ from transformers import TrainerState
 from minionerec.artifacts import CHECKPOINTS, ITEM_STAGES, Manifest, Recipe, check_disk_space, require
 from minionerec.config import RECOMMENDING, Config, RlConfig
 from minionerec.distributed import distributed_state
-from minionerec.errors import ConfigError
 from minionerec.model import checkpoint
 from minionerec.prompts.record import check_prompts, prompts_section
 from minionerec.recommend.recommender import Recommender
 from minionerec.rl.arguments import grpo_arguments, split_prompts
+from minionerec.rl.early import check_early, check_group
 from minionerec.rl.exact import ExactTrainer
 from minionerec.rl.monitor import Evaluator, Watch, best, validations
 from minionerec.rl.objectives import KeepReference, ListwiseTrainer, ObjectiveTrainer
@@ -70,7 +70,8 @@ def train_rl(config: Config, write_curves: WriteCurves | None = None) -> tuple[M
 
 def _train_policy(config: Config, recipe: Recipe, write_curves: WriteCurves | None) -> None:
     rl = config.rl
-    split_prompts(rl)  # refuses before anything is loaded
+    check_early(config)
+    split_prompts(rl)  # this too refuses before anything is loaded
     check_sft(Manifest.load(config.folder / "sft"), config)
     origin = config.folder / "sft" / "model"  # TRL reads the reference model from the same folder
     begun = begin(config, "rl", lambda dataset, index: checkpoint.load(str(origin)))
@@ -79,7 +80,7 @@ def _train_policy(config: Config, recipe: Recipe, write_curves: WriteCurves | No
     examples = with_targets(training_prompts(config, begun.prompts), rl, begun.prompts)
     filtered = config.eval.exclude_history
     rows = token_rows(examples, trie, begun.prompts.dataset if filtered else None)
-    check_group(rl, trie, max(map(len, rows["hidden"])) if filtered else 0)
+    check_group(rl, len(trie), max(map(len, rows["hidden"])) if filtered else 0)
     functions = build_rewards(config, begun.prompts.dataset, [trie.items(leaf) for leaf in range(len(trie))])
     evaluator = _evaluator(begun, trie)
     with recipe.write(resumable=True, collective=True) as draft:
@@ -190,24 +191,6 @@ def make_trainer(
     pad_token = arguments["processing_class"].pad_token_id
     trainer_class = ObjectiveTrainer if config.objective == "grpo" else ListwiseTrainer
     return trainer_class(config=config, rollout_func=Rollouts(trie, config, pad_token, seed, filtered=filtered), **arguments)
-
-
-def check_group(config: RlConfig, trie: CatalogTrie, hidden: int) -> None:
-    """Refuse a group of distinct SIDs that the catalog is too small for.
-
-    Args:
-        trie: the valid SIDs.
-        hidden: the largest number of items that is hidden from a prompt.
-
-    Raises:
-        ConfigError: it is too small; the message says how many SIDs there are.
-    """
-    remaining = len(trie) - hidden  # at least: items that share a SID hide one SID together
-    if remaining < config.num_generations and config.rollouts != "sampling" and config.objective != "exact":
-        without = f", and {hidden} items of a history are left out (eval.exclude_history)" if hidden else ""
-        raise ConfigError(
-            f"rl.num_generations is {config.num_generations}, but the catalog has only {len(trie)} SIDs{without}; lower it."
-        )
 
 
 def _check_disk(begun: Begun) -> None:

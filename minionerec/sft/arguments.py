@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
-from transformers.integrations import get_available_reporting_integrations
 
 from minionerec.config import SftConfig
 from minionerec.distributed import distributed_state
 from minionerec.errors import ConfigError
+from minionerec.training.early import check_trackers
 from minionerec.training.launch import check_precision, micro_batch_within, split_batch
 
 
@@ -26,10 +26,7 @@ def check_options(config: SftConfig, devices: int | None = None) -> None:
     check_precision("sft.bf16", config.bf16)
     micro = config.micro_batch if config.micro_tokens is None else 1
     split_batch("sft.batch_size", config.batch_size, "sft.micro_batch", micro, devices)
-    missing = set(config.report_to) - set(get_available_reporting_integrations())
-    if missing:
-        name = min(missing)
-        raise ConfigError(f"sft.report_to names {name}, which is not installed: pip install {name}.")
+    check_trackers("sft.report_to", config.report_to)
 
 
 def training_arguments(

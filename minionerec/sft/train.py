@@ -36,6 +36,7 @@ from minionerec.prompts.builder import tokenizer_corpus
 from minionerec.prompts.record import prompts_section
 from minionerec.recommend.recommender import Recommender
 from minionerec.sft.arguments import check_options, training_arguments
+from minionerec.sft.early import check_early
 from minionerec.sft.plan import planned_work
 from minionerec.sft.trainer import SETUP_MEMORY_ADVICE, TreeCollator, TreeTrainer, tree_tokens
 from minionerec.sft.trees import training_trees, validation_trees
@@ -115,6 +116,7 @@ def train_sft(config: Config, write_curves: WriteCurves | None = None) -> tuple[
 
 def _train(config: Config, recipe: Recipe, write_curves: WriteCurves | None) -> None:
     sft = config.sft
+    check_early(config)
     check_options(sft)
     if sft.answer_in_prompt:
         log.warning("sft.answer_in_prompt is true: prompts about an item end with their own answer, as in the released code.")

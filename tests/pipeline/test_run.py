@@ -71,8 +71,8 @@ def test_an_unchanged_run_is_skipped_and_a_changed_one_redoes_only_what_depends_
     small.eval.resamples = 100
     run(small, STAGES)
     assert fresh(capsys) == [*evaluations, "report"]
-    small.eval.num_beams = 5  # the validations that choose rl's best step are decoded so as well
-    with pytest.raises(ConfigError, match=r"rl is finished.*\n  eval.num_beams: 10 there, 5 now\n"):
+    small.eval.num_beams = 12  # the validations that choose rl's best step are decoded so as well
+    with pytest.raises(ConfigError, match=r"rl is finished.*\n  eval.num_beams: 10 there, 12 now\n"):
         run(small, STAGES)
     assert fresh(capsys) == []
     small.replace = True

@@ -1,14 +1,13 @@
 import dataclasses
 
 import pytest
-import torch
 
 from minionerec.config import Config, EvalConfig, RlConfig
 from minionerec.errors import ConfigError
 from minionerec.model import checkpoint, scratch
 from minionerec.prompts.builder import Prompts, tokenizer_corpus
+from minionerec.rl.early import check_group
 from minionerec.rl.rows import token_rows, training_prompts
-from minionerec.rl.train import check_group
 from minionerec.tree import CatalogTrie
 from tests.small import random_dataset
 
@@ -79,12 +78,11 @@ def test_fewer_prompts_than_a_step(prompts):
 
 
 def test_a_group_must_find_enough_items_outside_a_history():
-    trie = CatalogTrie.from_codes(torch.arange(60).view(20, 3))
     config = RlConfig(num_generations=16)
-    check_group(config, trie, 4)
+    check_group(config, 20, 4)
     with pytest.raises(ConfigError, match=r"has only 20 SIDs, and 5 items of a history are left out \(eval.exclude_history\)"):
-        check_group(config, trie, 5)
-    check_group(RlConfig(num_generations=16, rollouts="sampling"), trie, 5)
+        check_group(config, 20, 5)
+    check_group(RlConfig(num_generations=16, rollouts="sampling"), 20, 5)
 
 
 @pytest.mark.parametrize(

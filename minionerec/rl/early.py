@@ -1,0 +1,71 @@
+"""What RL refuses before anything is loaded. A pipeline asks here before SFT is paid for. Nothing here imports torch."""
+
+from collections.abc import Collection
+
+from minionerec.artifacts import MANIFEST
+from minionerec.config import Config, RlConfig
+from minionerec.data.dataset import Dataset
+from minionerec.errors import ConfigError
+from minionerec.sid.index import SidIndex
+from minionerec.training.early import check_baseline, check_cutoff, check_trackers, most_examples, rows_of
+
+
+def check_early(config: Config, pending: Collection[str] = ()) -> None:
+    """Refuse settings that cannot work, as far as the stages that have finished by now tell.
+
+    Args:
+        pending: stages that run before RL and may change what they have left so far.
+
+    Raises:
+        ConfigError: a tracker is missing, lists are shorter than the metric that chooses the best model, or a step or a group
+            is larger than what there is.
+        ArtifactError: a reward needs a baseline that is not trained, or the run's data or SIDs are damaged.
+    """
+    rl, run = config.rl, config.folder
+    check_trackers("rl.report_to", rl.report_to)
+    if rl.evaluations:
+        check_cutoff("rl.best_metric", rl.best_metric, config)
+    if "collaborative" in rl.rewards:
+        check_baseline("The reward collaborative (rl.rewards, rl.collaborative_model)", rl.collaborative_model, run)
+    if "data" in pending:
+        return
+    examples = most_examples(run, rl.tasks, rl.task_shares)
+    if examples is not None and (prompts := min(examples, rl.max_examples or examples)) < rl.prompts_per_step:
+        raise ConfigError(
+            f"rl.prompts_per_step is {rl.prompts_per_step}, but there are only {prompts} prompts; lower it (or see rl.tasks, "
+            "rl.task_shares and rl.max_examples)."
+        )
+    if "sid" in pending:
+        check_group(rl, rows_of(run, "catalog"), 0)
+    else:
+        check_group(rl, *_sids_and_hidden(config))
+
+
+def _sids_and_hidden(config: Config) -> tuple[int | None, int]:
+    """How many SIDs the catalog has (None if that is not known yet), and how many a prompt hides at most."""
+    run = config.folder
+    if not (run / "sid" / MANIFEST).is_file() or not (run / "data" / MANIFEST).is_file():
+        return None, 0
+    dataset = Dataset.load(run / "data")
+    sids = len({*map(tuple, SidIndex.load(run / "sid", dataset).codes.tolist())})
+    longest = dataset.train["history"].list.len().max() if config.eval.exclude_history else 0
+    return sids, longest if isinstance(longest, int) else 0
+
+
+def check_group(config: RlConfig, sids: int | None, hidden: int) -> None:
+    """Refuse a group of distinct SIDs that the catalog is too small for.
+
+    Args:
+        sids: how many the catalog has; None if that is not known yet.
+        hidden: the largest number of items that is hidden from a prompt.
+
+    Raises:
+        ConfigError: it is too small; the message says how many SIDs there are.
+    """
+    if sids is None or config.rollouts == "sampling" or config.objective == "exact":
+        return
+    if sids - hidden < config.num_generations:  # at least: items that share a SID hide one SID together
+        without = f", and {hidden} items of a history are left out (eval.exclude_history)" if hidden else ""
+        raise ConfigError(
+            f"rl.num_generations is {config.num_generations}, but the catalog has only {sids} SIDs{without}; lower it."
+        )

@@ -1,0 +1,78 @@
+"""What both trainings refuse before anything is loaded, even before earlier stages run. Nothing here imports torch."""
+
+import math
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from pyarrow import parquet
+
+from minionerec.artifacts import MANIFEST
+from minionerec.config import TASKS, TRIVIAL_BASELINES, Config, TaskName
+from minionerec.errors import ArtifactError, ConfigError
+
+
+def check_trackers(field: str, names: Collection[str]) -> None:
+    """Refuse a tracker whose package is not installed.
+
+    Raises:
+        ConfigError: transformers does not know it, or its package is missing.
+    """
+    if not names:
+        return
+    from transformers.integrations import get_available_reporting_integrations
+
+    available = sorted(get_available_reporting_integrations())
+    missing = sorted({*names} - {*available})
+    if missing:
+        raise ConfigError(
+            f"{field} names {missing[0]}, which transformers does not know or whose package is not installed (pip install "
+            f"{missing[0]}); available are: {', '.join(available) or 'none'}."
+        )
+
+
+def check_cutoff(field: str, metric: str, config: Config) -> None:
+    """Refuse a metric that looks further down a list than lists are long: NDCG@50 of 10 beams would be NDCG@10.
+
+    Raises:
+        ConfigError: the metric's cut-off is above `eval.num_beams`.
+    """
+    name, _, cutoff = metric.partition("@")
+    if cutoff and int(cutoff) > config.eval.num_beams:
+        raise ConfigError(
+            f"{field} is {metric}, but lists end after {config.eval.num_beams} SIDs (eval.num_beams). Choose a smaller "
+            f"cut-off, such as {name}@1, or more beams."
+        )
+
+
+def check_baseline(field: str, name: str, run: Path) -> None:
+    """Refuse a setting that needs a trained baseline if the run has none.
+
+    Raises:
+        ConfigError: this baseline learns no vectors.
+        ArtifactError: it is not trained yet.
+    """
+    if name in TRIVIAL_BASELINES:
+        raise ConfigError(f"{field} {name} only counts and has no vectors. Choose a neural baseline, e.g. sasrec.")
+    if not (run / "baselines" / name / MANIFEST).is_file():
+        raise ArtifactError(
+            f"{run / 'baselines' / name}: no finished artefact here, but {field} needs this baseline. First run, with the same "
+            f"--config and options: minionerec data prepare, then minionerec baseline --baseline.model {name}"
+        )
+
+
+def rows_of(run: Path, name: str) -> int | None:
+    """How many rows a file of the run's data has, such as `train` or `catalog`; None if the data stage has not finished."""
+    if not (run / "data" / MANIFEST).is_file():
+        return None
+    try:
+        return int(parquet.read_metadata(run / "data" / f"{name}.parquet").num_rows)
+    except (OSError, ValueError):  # missing or damaged: the stage that loads the data says so
+        return None
+
+
+def most_examples(run: Path, tasks: Collection[TaskName], shares: Mapping[TaskName, float]) -> int | None:
+    """How many training examples tasks have at most; None if the data stage has not finished."""
+    train, items = rows_of(run, "train"), rows_of(run, "catalog")
+    if train is None or items is None:
+        return None
+    return sum(math.ceil((train if TASKS[task].reads_history else items) * shares.get(task, 1.0)) for task in tasks)

@@ -1,0 +1,149 @@
+"""What a later stage would refuse is refused before the stages before it take their time."""
+
+import dataclasses
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from minionerec import pipeline
+from minionerec.artifacts import MANIFEST
+from minionerec.config import Config, EvalConfig, ModelConfig, RlConfig, SftConfig, SidConfig
+from minionerec.errors import ArtifactError, ConfigError
+from minionerec.rl.early import check_early, check_group
+from minionerec.training import early, machine
+from tests.small import random_dataset
+
+pytestmark = pytest.mark.fast
+
+STAGES = ("data", "sid", "sft", "rl", "eval", "report")
+DATASET, INDEX = random_dataset()
+
+
+@pytest.fixture
+def libraries(monkeypatch):
+    """Stand for transformers, with one tracker, and for torch, without a GPU: their imports take seconds."""
+    library = SimpleNamespace(get_available_reporting_integrations=lambda: ["trackio"])
+    monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(integrations=library))
+    monkeypatch.setitem(sys.modules, "transformers.integrations", library)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: False)))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A run's folder in which no stage may begin."""
+    for stage in STAGES:
+        monkeypatch.setitem(pipeline.STAGES, stage, lambda config: pytest.fail("a stage began"))
+    return tmp_path / "run"
+
+
+def with_data(folder, sids=True):
+    """Leave what the stages data and sid leave."""
+    for stage, artefact in (("data", DATASET), ("sid", INDEX))[: 1 + sids]:
+        (folder / stage).mkdir(parents=True)
+        artefact.save(folder / stage)
+        (folder / stage / MANIFEST).write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"rl": RlConfig(best_metric="HR@50"), "eval": EvalConfig(num_beams=10)},
+            "rl.best_metric is HR@50",
+        ),
+        (
+            {"sft": SftConfig(best_metric="NDCG@20"), "eval": EvalConfig(num_beams=10)},
+            "sft.best_metric is NDCG@20",
+        ),
+        ({"rl": RlConfig(report_to=["abacus"])}, "rl.report_to names abacus, which transformers does not know"),
+        ({"sft": SftConfig(report_to=["wandb"])}, "sft.report_to names wandb, which transformers does not know"),
+        (
+            {"rl": RlConfig(rewards={"collaborative": 1.0}, collaborative_model="popularity")},
+            "popularity only counts",
+        ),
+        (
+            {"rl": RlConfig(rewards={"collaborative": 1.0})},
+            "baselines/sasrec: no finished artefact here",
+        ),
+        (
+            {"sid": SidConfig(collaborative_model="sasrec")},
+            "here, but sid.collaborative_model needs",
+        ),
+        ({"sid": SidConfig(vectors="nowhere.npy")}, "sid.vectors nowhere.npy: no such file"),
+        (
+            {"model": ModelConfig(hidden_size=32768, layers=512)},
+            "which take .* GB in training .* lower model.hidden_size",
+        ),
+    ],
+)
+def test_a_run_refuses_before_its_first_stage(folder, libraries, sections, message):
+    with pytest.raises((ConfigError, ArtifactError), match=message):
+        pipeline.run(Config(out=str(folder), **sections), STAGES)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("rl", "message"),
+    [
+        (
+            {"prompts_per_step": 5000, "max_examples": None},
+            r"is 5000, but there are only \d+ prompts; lower it",
+        ),
+        ({"prompts_per_step": 65, "max_examples": 64}, "there are only 64 prompts"),
+        ({"num_generations": 31}, "num_generations is 31, but the catalog has only 30 SIDs; lower it"),
+        ({"num_generations": 30}, r"only 30 SIDs, and 6 items of a history are left out \(eval.exclude_history\)"),
+    ],
+)
+def test_what_data_and_sids_tell_is_refused_before_sft(folder, rl, message):
+    with_data(folder)
+    values = {"prompts_per_step": 8, "micro_batch_prompts": 8, **rl}
+    config = Config(out=str(folder), rl=RlConfig(**values), eval=EvalConfig(exclude_history="6 items" in message))
+    with pytest.raises(ConfigError, match=message):
+        pipeline.run(config, ("sft", "rl"))
+    check_early(config, pending=("data", "sid"))  # the data that is there may be replaced
+    assert not (folder / "sft").exists()
+
+
+def test_items_alone_tell_how_many_sids_there_are_at_most(folder):
+    with_data(folder, sids=False)
+    config = Config(out=str(folder), rl=RlConfig(num_generations=31, prompts_per_step=8))
+    with pytest.raises(ConfigError, match="has only 30 SIDs"):
+        check_early(config, pending=("sid",))
+    for options in ({"rollouts": "sampling"}, {"num_generations": 30}):
+        check_early(dataclasses.replace(config, rl=dataclasses.replace(config.rl, **options)), pending=("sid",))
+    check_group(config.rl, None, 0)
+
+
+def test_what_fits_is_not_refused(folder):
+    check_early(Config())
+    with_data(folder)
+    check_early(Config(out=str(folder), rl=RlConfig(prompts_per_step=32)))
+    no_validation = RlConfig(best_metric="HR@50", evaluations=0)
+    check_early(Config(out=str(folder), rl=no_validation, eval=EvalConfig(num_beams=10)))
+    assert early.rows_of(folder, "train") == len(DATASET.train)
+    (folder / "data/train.parquet").write_bytes(b"damaged")
+    assert early.rows_of(folder, "train") is None
+
+
+def test_the_memory_of_a_model(libraries, monkeypatch, tmp_path):
+    config = Config(model=ModelConfig(hidden_size=64, intermediate_size=128, layers=2, heads=2))
+    parameters = machine.fewest_parameters(config)
+    assert 100_000 < parameters < 300_000
+    monkeypatch.setattr(machine, "machine_memory", lambda: 16 * parameters)
+    machine.check_model_memory(config)
+    monkeypatch.setattr(machine, "machine_memory", lambda: 16 * parameters - 1)
+    with pytest.raises(ConfigError, match=rf"at least {parameters:,} parameters, which take 0.0 GB in training"):
+        machine.check_model_memory(config)
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 4000)
+    pretrained = ModelConfig(init="from_pretrained", path=str(tmp_path))
+    assert machine.fewest_parameters(Config(model=pretrained)) == 1000
+    assert machine.fewest_parameters(Config(model=dataclasses.replace(pretrained, path="nobody/model"))) == 0
+
+
+def test_a_container_has_less_memory_than_its_machine(monkeypatch, tmp_path):
+    whole = machine.machine_memory()
+    for text, expected in (("1000000\n", 1_000_000), ("max\n", whole), (str(10**18), whole)):
+        (tmp_path / "memory.max").write_text(text)
+        monkeypatch.setattr(machine, "_LIMITS", (str(tmp_path / "memory.max"),))
+        assert machine.machine_memory() == expected or text != "1000000\n"
