@@ -279,6 +279,16 @@ def table_of_baselines(name: str, runs: Path) -> None:
     _console(200).print(baseline_tables.baseline_table(name, runs))
 
 
+def import_baseline(file: Path, to: Path | None) -> None:
+    """Write published weights, pickled by torch, as a safetensors file."""
+    from minionerec.baselines.importing import import_weights
+
+    imported = import_weights(file, to or file.with_suffix(".safetensors"))
+    settings = ", ".join(f"{name} {value}" for name, value in imported.settings.items())
+    print(f"{imported.path}: {imported.tensors} tensors" + f"; trained with {settings}" * bool(settings))
+    print(f"Rank with them: minionerec baseline --baseline.model NAME --baseline.weights {imported.path}")
+
+
 def levels(**options: Any) -> None:
     """Print, plot and store the level tables of a predictions file."""
     from minionerec.eval import calc_level

@@ -40,6 +40,7 @@ from minionerec.artifacts import (
 )
 from minionerec.baselines import weights
 from minionerec.baselines.batches import make_batch, partners
+from minionerec.baselines.implementation import options_of
 from minionerec.baselines.models import count_parameters, make
 from minionerec.baselines.models.sequential_model import SequentialModel
 from minionerec.baselines.ranking import Ranking, Scorer, rank_split, ranking_metrics, scorer
@@ -190,7 +191,8 @@ def _train_into(draft: Draft, model: SequentialModel, data: RankingData, config:
     metrics["parameters"] = parameters
     device = distributed_state().device
     if config.baseline.weights is not None:
-        if matched := weights.load(model, Path(config.baseline.weights)):
+        settings = {"max_history": config.baseline.max_history, **dataclasses.asdict(options_of(config.baseline))}
+        if matched := weights.load(model, Path(config.baseline.weights), settings):
             metrics["matched_by_shape"] = matched
         model.to(device)
     else:

@@ -82,6 +82,10 @@ _BASELINE_TABLE = {
     "name": {"help": "beauty, lastfm, or the folder of a run with evaluated recommenders"},
     "--runs": _path("DIR", "folder of the presets' runs", default=Path("runs")),
 }
+_BASELINE_IMPORT = {
+    "file": _path("FILE", "a file of torch.save: a state dict, alone or in a dictionary"),
+    "--to": _path("FILE", "the file to write (default: next to FILE, with the ending .safetensors)", writes=True),
+}
 _LEVELS = {
     "--path": _path("FILE", "predictions.jsonl of an eval stage, or the released code's result JSON", required=True),
     "--out": _path("DIR", "folder for levels.json and levels.png (default: folder of FILE)"),
@@ -154,6 +158,12 @@ COMMANDS: dict[str, Command] = {
         "a published table next to our rows (beauty, lastfm), or all recommenders that were evaluated in a run",
         commands.table_of_baselines,
         options=_BASELINE_TABLE,
+        takes_config=False,
+    ),
+    "baseline import": Command(
+        "published weights of a baseline, pickled by torch (.pt, .pth), as a safetensors file for --baseline.weights",
+        commands.import_baseline,
+        options=_BASELINE_IMPORT,
         takes_config=False,
     ),
     "levels": Command(

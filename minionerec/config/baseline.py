@@ -90,7 +90,8 @@ class BaselineConfig:
     """Length of the stored ranked lists (items). With `eval.exclude_history` on the run's own splits, lists hold at least
     `eval.num_beams` items plus the length of the longest history."""
     weights: str | None = path()
-    """A safetensors file of ours or of the published code: rank with these weights instead of training."""
+    """A safetensors file of ours or of the published code: rank with these weights instead of training. `minionerec baseline
+    import` makes one of a published .pt file."""
     bf16: bool = False
     """Compute in bfloat16 with float32 weights; must agree with the mixed precision of the launcher."""
     hidden_size: int | None = bounded(None, 1, 65_536)

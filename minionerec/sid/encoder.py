@@ -55,6 +55,11 @@ def item_vectors(dataset: Dataset, config: SidConfig, seed: int) -> np.ndarray:
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: not a complete .npy file ({error}).") from None
+    if not isinstance(vectors, np.ndarray):
+        raise DataError(
+            f"{path}: an archive (.npz, or .pt of torch), not a .npy file. Save the one array that holds the vectors: "
+            "numpy.save(FILE.npy, vectors)."
+        )
     if vectors.ndim != 2 or len(vectors) != len(texts) or vectors.dtype != np.float32:
         raise DataError(
             f"{path}: holds {vectors.dtype} of shape {vectors.shape}; expected float32 ({len(texts)}, dimensions), one row per "

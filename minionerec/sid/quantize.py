@@ -92,28 +92,42 @@ def fit_quantizer(vectors: np.ndarray, config: SidConfig, seed: int, guide: np.n
     return Fitted(quantizer, np.ascontiguousarray(codes, dtype=np.int32))
 
 
+_NOT_FINITE, _ZERO, _SCALE = "not finite (NaN or infinite)", "all zeros", "too large or too small to be squared"
+
+
 def check_vectors(vectors: np.ndarray, sizes: tuple[int, ...] = (), block: int = 65536) -> None:
     """Refuse vectors that cannot be quantised.
 
     Raises:
-        DataError: this is no float matrix, or a row is not finite or all zeros; the message names the first such rows.
+        DataError: this is no float matrix, or a row is not finite, all zeros, or too long or short to be squared; the message
+            names the first such rows.
         CatalogError: there are fewer rows than codes in a level.
     """
     if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating):
         raise DataError(f"Item vectors are {vectors.dtype} of shape {vectors.shape}; expected float32 (items, dimensions).")
-    faults: dict[str, list[np.ndarray]] = {"not finite (NaN or infinite)": [], "all zeros": []}
+    faults: dict[str, list[np.ndarray]] = {_NOT_FINITE: [], _ZERO: [], _SCALE: []}
     for start in range(0, len(vectors), block):
-        # A row's squared length shows both faults, in one pass over vectors that may be on a disk.
-        lengths = np.einsum("ij,ij->i", rows := np.asarray(vectors[start : start + block]), rows)
-        faults["not finite (NaN or infinite)"].append(start + np.flatnonzero(~np.isfinite(lengths)))
-        faults["all zeros"].append(start + np.flatnonzero(lengths == 0))
+        rows = np.asarray(vectors[start : start + block])
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            lengths = np.einsum("ij,ij->i", rows, rows)
+        # Quantizers square distances, which are at most twice as long, in float32. Usually no row is suspect, so that vectors,
+        # which may be on a disk, are read once.
+        limits = np.finfo(np.float32)
+        suspects = np.flatnonzero(~((lengths > limits.tiny * 16) & (lengths < limits.max / 16)))
+        finite, zero = np.isfinite(rows[suspects]).all(axis=1), ~rows[suspects].any(axis=1)
+        for fault, applies in ((_NOT_FINITE, ~finite), (_ZERO, zero), (_SCALE, finite & ~zero)):
+            faults[fault].append(start + suspects[applies])
     for fault, rows_of_blocks in faults.items():
         items = np.concatenate(rows_of_blocks) if rows_of_blocks else np.empty(0, dtype=int)
         if len(items):
             raise DataError(
                 f"The vectors of {len(items):,} items are {fault}: rows {', '.join(map(str, items[:5]))}"
-                f"{', ...' if len(items) > 5 else ''} of the catalog (from 0). Give these items more text, drop them, or "
-                "choose another encoder (--sid.encoder)."
+                f"{', ...' if len(items) > 5 else ''} of the catalog (from 0). "
+                + (
+                    "Multiply all vectors by the same number, so that they are about 1 long."
+                    if fault == _SCALE
+                    else "Give these items more text, drop them, or choose another encoder (--sid.encoder)."
+                )
             )
     for level, size in enumerate(sizes):
         if len(vectors) < size:

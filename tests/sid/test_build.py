@@ -103,12 +103,18 @@ def test_an_item_twice_is_named(config, dataset):
         (np.ones((40, 3)), DataError, "holds float64"),
         (np.eye(40, 39, dtype=np.float32), DataError, "1 items are all zeros: rows 39 of the catalog"),
         (np.full((40, 3), np.nan, np.float32), DataError, "40 items are not finite"),
+        (np.full((40, 3), 1e25, np.float32), DataError, "40 items are too large or too small to be squared.* Multiply all"),
+        (np.full((40, 3), 1e-25, np.float32), DataError, "40 items are too large or too small to be squared"),
+        ({"vectors": np.ones((40, 3), np.float32)}, DataError, r"an archive \(\.npz, or \.pt of torch\), not a \.npy file"),
     ],
 )
 def test_own_vectors_that_are_wrong(config, dataset, tmp_path, content, error, message):
     path = tmp_path / "own.npy"
     if isinstance(content, bytes):
         path.write_bytes(content)
+    elif isinstance(content, dict):
+        np.savez(path.with_suffix(".npz"), **content)
+        path = path.with_suffix(".npz")
     elif content is not None:
         np.save(path, content)
     config.sid.vectors = str(path)
