@@ -221,3 +221,10 @@ class ItemSets:
         if item_filter.mask is None:
             return len(self.ids) - len(item_filter.hidden)
         return int(item_filter.mask.sum()) - sum(bool(item_filter.mask[item]) for item in item_filter.hidden)
+
+    def reason(self, item_filter: ItemFilter) -> str:
+        """Why a list is short: how many items there are, and the filters."""
+        count = self.count(item_filter)
+        if not item_filter:
+            return f"The catalog has {count} items."
+        return f"The filters leave {count} item{'s' if count != 1 else ''}: {item_filter.text}."

@@ -1,8 +1,14 @@
 """What a recommender answers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from minionerec.recommend.filters import Item
+import numpy as np
+
+from minionerec.recommend.filters import Item, ItemFilter, ItemSets
+from minionerec.recommend.requests import Request
+from minionerec.sid.index import SidIndex
+from minionerec.tree import CatalogTrie
 
 
 @dataclass(frozen=True)
@@ -51,3 +57,43 @@ class Recommendation:
     skipped: tuple[Item, ...] = ()
     fallback: str | None = None
     reason: str | None = None
+
+
+class ListMaker:
+    """Makes lists of items from what a search found, or from popularity."""
+
+    def __init__(self, catalog: ItemSets, trie: CatalogTrie, index: SidIndex) -> None:
+        self._catalog, self._trie, self._index = catalog, trie, index
+
+    def ranked(self, leaves: Sequence[int], scores: Sequence[float], item_filter: ItemFilter) -> list[RecommendedItem]:
+        """The items of some SIDs that pass a filter, in the order of the SIDs.
+
+        Args:
+            leaves: numbers of SIDs in the trie; -1 in empty places.
+            scores: one per SID.
+        """
+        items: list[RecommendedItem] = []
+        for leaf, score in zip(leaves, scores, strict=True):
+            group = item_filter.passing(self._trie.items(leaf))
+            items += [self._item(item, score, len(group) > 1, len(items) + place) for place, item in enumerate(group, 1)]
+        return items
+
+    def popular(self, request: Request, popularity: np.ndarray, length: int) -> Recommendation:
+        """The most popular items that pass the request's filter; ties in catalog order."""
+        passing = request.item_filter.passing(np.argsort(-popularity, kind="stable").tolist())[:length]
+        items = []
+        for place, item in enumerate(passing, 1):
+            group = request.item_filter.passing(self._trie.items(int(self._trie.leaf_of_item[item])))
+            items.append(self._item(item, float(popularity[item]), len(group) > 1, place))
+        return Recommendation(
+            items=tuple(items),
+            exact=False,
+            beams=0,
+            skipped=request.skipped,
+            fallback="popularity",
+            reason=self._catalog.reason(request.item_filter) if len(items) < length else None,
+        )
+
+    def _item(self, index: int, score: float, tied: bool, place: int) -> RecommendedItem:
+        item_id, title = self._catalog.ids[index], self._catalog.titles[index]
+        return RecommendedItem(item_id, title or "", score, self._index.text(index), tied, place, index)

@@ -24,8 +24,9 @@ from minionerec.errors import ConfigError, DataError
 from minionerec.model import checkpoint
 from minionerec.prompts.builder import Prompts
 from minionerec.prompts.record import check_prompts
+from minionerec.recommend.explain import Explanation, explain
 from minionerec.recommend.filters import FilterFields, Filters, Item, ItemFilter, ItemSets
-from minionerec.recommend.lists import Recommendation, RecommendedItem
+from minionerec.recommend.lists import ListMaker, Recommendation
 from minionerec.recommend.requests import OnUnknown, Request, Search, read_requests, search_widths
 from minionerec.sid.index import SidIndex
 from minionerec.tree import BeamResult, CatalogTrie, Normalise, Selection, beam_search, left_pad
@@ -102,6 +103,7 @@ class Recommender:
         self.config = config or EvalConfig()
         self.items = ItemSets(prompts.dataset.catalog)
         self._max_history, self._popularity = max_history, popularity
+        self._lists_of = ListMaker(self.items, self.trie, prompts.index)
         self._views: dict[tuple[str | None, ...], CatalogTrie] = {}
 
     @classmethod
@@ -226,12 +228,32 @@ class Recommender:
         searched = [number for number, request in enumerate(requests) if request.history]
         for number, request in enumerate(requests):
             if not request.history:
-                answers[number] = self._popular(request, search.num_beams if search.k is None else search.k)
+                answers[number] = self._lists_of.popular(request, self.popularity, search.k or search.num_beams)
         for start in range(0, len(searched), self.config.batch_size):
             numbers = searched[start : start + self.config.batch_size]
             for number, answer in zip(numbers, self._answer([requests[number] for number in numbers], search), strict=True):
                 answers[number] = answer
         return [answer for answer in answers if answer is not None]
+
+    def explain(
+        self,
+        history: Sequence[Item],
+        k: int = 10,
+        filters: Filters | None = None,
+        *,
+        num_beams: int | None = None,
+        widest: int | None = None,
+        on_unknown: OnUnknown = "error",
+        **filter_fields: Unpack[FilterFields],
+    ) -> Explanation:
+        """The list after a history, and the search that made it as a tree. `recommend` describes the arguments.
+
+        Raises:
+            DataError: the history is empty, and the errors of `recommend`.
+        """
+        requests = self.read([history], filters, on_unknown, **filter_fields)
+        [recommendation] = self.answer(requests, self.widths(k, num_beams, widest))
+        return explain(self, requests[0], recommendation)
 
     def _answer(self, requests: Sequence[Request], search: Search) -> list[Recommendation]:
         """Search for a batch of histories; those whose lists are not proven exact again and wider, if `search` says so."""
@@ -256,7 +278,7 @@ class Recommender:
         result = self._beam_search(tokens, mask, view, beams)
         columns = (result.leaves.tolist(), result.scores.tolist(), result.best_pruned.tolist())
         for request, prompt, leaves, scores, best_pruned in zip(requests, prompts, *columns, strict=True):
-            items = self._items(leaves, scores, request.item_filter)[:k]
+            items = self._lists_of.ranked(leaves, scores, request.item_filter)[:k]
             # A full list ends with the lowest score that nothing pruned may exceed; a short one must have pruned nothing.
             full = leaves[-1] >= 0 if k is None else len(items) == k
             lowest = items[-1].score if full else -float("inf")
@@ -266,43 +288,8 @@ class Recommender:
                 beams=beams,
                 cut=request.cut + prompt.cut,
                 skipped=request.skipped,
-                reason=None if full else self._reason(request.item_filter),
+                reason=None if full else self.items.reason(request.item_filter),
             )
-
-    def _items(self, leaves: Sequence[int], scores: Sequence[float], item_filter: ItemFilter) -> list[RecommendedItem]:
-        items: list[RecommendedItem] = []
-        for leaf, score in zip(leaves, scores, strict=True):
-            group = item_filter.passing(self.trie.items(leaf))
-            items += [self._item(item, score, len(group) > 1, len(items) + place) for place, item in enumerate(group, 1)]
-        return items
-
-    def _item(self, index: int, score: float, tied: bool, place: int) -> RecommendedItem:
-        item_id, title = self.items.ids[index], self.items.titles[index]
-        return RecommendedItem(item_id, title or "", score, self.prompts.index.text(index), tied, place, index)
-
-    def _reason(self, item_filter: ItemFilter) -> str:
-        count = self.items.count(item_filter)
-        if not item_filter:
-            return f"The catalog has {count} items."
-        return f"The filters leave {count} item{'s' if count != 1 else ''}: {item_filter.text}."
-
-    def _popular(self, request: Request, length: int) -> Recommendation:
-        """The most popular items that pass the filters; ties in catalog order."""
-        ranked = np.argsort(-self.popularity, kind="stable").tolist()
-        passing = request.item_filter.passing(ranked)[:length]
-        groups = [request.item_filter.passing(self.trie.items(int(self.trie.leaf_of_item[item]))) for item in passing]
-        items = [
-            self._item(item, float(self.popularity[item]), len(group) > 1, place)
-            for place, (item, group) in enumerate(zip(passing, groups, strict=True), 1)
-        ]
-        return Recommendation(
-            items=tuple(items),
-            exact=False,
-            beams=0,
-            skipped=request.skipped,
-            fallback="popularity",
-            reason=self._reason(request.item_filter) if len(items) < length else None,
-        )
 
     def view(self, item_filters: Sequence[ItemFilter]) -> CatalogTrie:
         """The part of the trie that each request of a batch may reach.

@@ -7,7 +7,8 @@ from minionerec.tree.batch import Branch, TreeBatch, TreeLogprobs, pack, tree_lo
 from minionerec.tree.exact_scores import score_catalog, score_prefixes
 from minionerec.tree.forward import left_pad
 from minionerec.tree.prompt_cache import Normalise
-from minionerec.tree.search import BeamResult, SampleResult, beam_search, sample_with_replacement, sample_without_replacement
+from minionerec.tree.sampling import SampleResult, sample_with_replacement, sample_without_replacement
+from minionerec.tree.search import BeamResult, SearchLevel, beam_search, search_levels
 from minionerec.tree.trie import NO_TOKEN, CatalogTrie, without_padding
 from minionerec.tree.view import Selection
 
@@ -18,6 +19,7 @@ __all__ = [
     "CatalogTrie",
     "Normalise",
     "SampleResult",
+    "SearchLevel",
     "Selection",
     "TreeBatch",
     "TreeLogprobs",
@@ -28,6 +30,7 @@ __all__ = [
     "sample_without_replacement",
     "score_catalog",
     "score_prefixes",
+    "search_levels",
     "tree_logprobs",
     "without_padding",
 ]

@@ -1,10 +1,9 @@
-"""Constrained beam search and sampling over a CatalogTrie, by tree attention.
+"""Constrained beam search over a CatalogTrie, by tree attention; `run_search` also serves sampling.
 
 The prompt is computed once. Beams are further tokens of the same row: each attends to the prompt and to its own ancestors
 through a mask, and its position is its depth. So no cache is repeated for each beam, and none is reordered.
 """
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from minionerec.errors import ConstraintError
-from minionerec.tree.hashed_gumbel import combine, gumbel
+from minionerec.tree.hashed_gumbel import gumbel
 from minionerec.tree.prompt_cache import Normalise, PromptCache
 from minionerec.tree.trie import CatalogTrie
 
@@ -37,36 +36,7 @@ class BeamResult:
     best_pruned: torch.Tensor
 
 
-@dataclass(frozen=True)
-class SampleResult:
-    """SIDs drawn at random, in the order of drawing. Without replacement a small catalog leaves the last places empty.
-
-    Attributes:
-        tokens: (batch, samples, levels) int64 token ids; `NO_TOKEN` behind the end of a short SID and in empty places.
-        logprobs: (batch, samples) log-probability of each SID under the distribution drawn from, in nats; -inf in empty places.
-        leaves: (batch, samples) int64, the number of each SID in the trie, for `CatalogTrie.items`; -1 in empty places.
-        threshold: (batch,) the perturbed log-probability of the first SID that was not drawn, -inf if all were; None for
-            independent draws.
-    """
-
-    tokens: torch.Tensor
-    logprobs: torch.Tensor
-    leaves: torch.Tensor
-    threshold: torch.Tensor | None = None
-
-    def log_weights(self) -> torch.Tensor:
-        """Log importance weights, (batch, samples): sums of exp(weight) * f(SID) estimate E[f] without bias.
-
-        Independent draws weigh alike. Without replacement a SID's weight is its probability over the chance that it lies above
-        the threshold: Kool, van Hoof, Welling, "Stochastic Beams and Where to Find Them", ICML 2019, equation 10.
-        """
-        if self.threshold is None:
-            return torch.full_like(self.logprobs, -math.log(self.logprobs.shape[1]))
-        chance = -torch.expm1(-torch.exp(self.logprobs - self.threshold[:, None]))
-        return torch.where(self.logprobs > -torch.inf, self.logprobs - chance.log(), -torch.inf)
-
-
-class _SearchResult(NamedTuple):
+class SearchResult(NamedTuple):
     """What one search ends with, best first, in at most `width` places.
 
     Attributes:
@@ -82,8 +52,35 @@ class _SearchResult(NamedTuple):
     best_pruned: torch.Tensor
 
 
-def _search(prompts: PromptCache, width: int, seeds: torch.Tensor | None = None, temperature: float = 1.0) -> _SearchResult:
-    """The `width` best leaves by score or, given a seed per prompt, by perturbed score."""
+@dataclass(frozen=True)
+class SearchLevel:
+    """What a search kept at one level of the trie, and what it pruned.
+
+    Attributes:
+        nodes: (batch, beams) numbers of the nodes that were kept, best first; -1 in empty places.
+        parents: (batch, beams) the beam of the level above that each is below.
+        logprobs: (batch, beams) log-probability of each node's token after those above it, in nats.
+        scores: (batch, beams) sums of log-probabilities.
+        pruned: (batch, beams above) how many legal children of each beam of the level above were pruned.
+        best_pruned: (batch, beams above) the highest score of these; -inf if there are none.
+    """
+
+    nodes: torch.Tensor
+    parents: torch.Tensor
+    logprobs: torch.Tensor
+    scores: torch.Tensor
+    pruned: torch.Tensor
+    best_pruned: torch.Tensor
+
+
+def run_search(
+    prompts: PromptCache,
+    width: int,
+    seeds: torch.Tensor | None = None,
+    temperature: float = 1.0,
+    levels: list[SearchLevel] | None = None,
+) -> SearchResult:
+    """The `width` best leaves by score or, given a seed per prompt, by perturbed score; `levels` takes what each level kept."""
     trie, device = prompts.trie, prompts.visible.device
     batch = len(prompts.visible)
 
@@ -117,6 +114,8 @@ def _search(prompts: PromptCache, width: int, seeds: torch.Tensor | None = None,
         # 4. A prompt with fewer legal children than others fills its beams with illegal ones, of score -inf. They become node
         #    -1, which has no children.
         nodes = child_nodes.flatten(1).gather(1, places).masked_fill(scores == -torch.inf, -1)
+        if levels is not None:
+            levels.append(_level(nodes, places, steps, child_scores))
         if level == trie.depth - 1:
             break  # nothing follows a leaf, so its token is never computed
 
@@ -127,7 +126,26 @@ def _search(prompts: PromptCache, width: int, seeds: torch.Tensor | None = None,
         itself = torch.eye(beams, dtype=torch.bool, device=device).expand(batch, -1, -1)
         ancestors = torch.cat([inherited, itself], dim=-1)
         states = prompts.extend(child_tokens.flatten(1).gather(1, places), level, ancestors)
-    return _SearchResult(nodes, scores, keys, best_pruned)
+    return SearchResult(nodes, scores, keys, best_pruned)
+
+
+def _level(nodes: torch.Tensor, places: torch.Tensor, steps: torch.Tensor, child_scores: torch.Tensor) -> SearchLevel:
+    """What is kept and pruned at a level.
+
+    Args:
+        nodes: (batch, beams) that are kept.
+        places: (batch, beams) their places among the children of all beams above.
+        steps, child_scores: (batch, beams above, children) log-probabilities and sums of these.
+    """
+    rest = child_scores.flatten(1).scatter(1, places, -torch.inf).view(child_scores.shape)
+    return SearchLevel(
+        nodes,
+        places // child_scores.shape[-1],
+        steps.flatten(1).gather(1, places),
+        child_scores.flatten(1).gather(1, places),
+        (rest > -torch.inf).sum(-1),
+        rest.amax(-1),
+    )
 
 
 def _perturb(child_scores: torch.Tensor, parent_keys: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -148,7 +166,7 @@ def _perturb(child_scores: torch.Tensor, parent_keys: torch.Tensor, noise: torch
     return moved.masked_fill(child_scores == -torch.inf, -torch.inf)
 
 
-def _fill(tensor: torch.Tensor, width: int, value: float) -> torch.Tensor:
+def fill(tensor: torch.Tensor, width: int, value: float) -> torch.Tensor:
     """Widen or cut the second dimension to `width`."""
     missing = width - tensor.shape[1]
     return torch.nn.functional.pad(tensor, (0, missing), value=value)  # a negative amount cuts
@@ -210,9 +228,9 @@ def beam_search(
     best_pruned = torch.full((len(input_ids),), -torch.inf, device=input_ids.device)
     rows, width = torch.arange(len(input_ids), device=input_ids.device), num_beams
     while True:
-        searched = _search(prompts, width)
-        leaves[rows] = _fill(searched.leaves, num_beams, -1)
-        scores[rows] = _fill(searched.scores, num_beams, -torch.inf)
+        searched = run_search(prompts, width)
+        leaves[rows] = fill(searched.leaves, num_beams, -1)
+        scores[rows] = fill(searched.scores, num_beams, -torch.inf)
         best_pruned[rows] = searched.best_pruned
         exact[rows] = scores[rows, -1] >= searched.best_pruned
         unproven = (~exact[rows]).nonzero().squeeze(-1)
@@ -223,114 +241,32 @@ def beam_search(
 
 
 @torch.no_grad()
-def sample_without_replacement(
+def search_levels(
     model: PreTrainedModel,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
     *,
     trie: CatalogTrie,
-    num_samples: int,
-    seeds: torch.Tensor,
-    temperature: float = 1.0,
-) -> SampleResult:
-    """Distinct SIDs drawn after each prompt by stochastic beam search (Gumbel top-k, Kool et al. 2019).
-
-    The first SID is a draw from the model's distribution over the catalog (each step normalised over the legal tokens), the
-    second a draw from what remains, and so on: as if one sampled and put nothing back, for the price of one beam search.
-
-    >>> from transformers import LlamaConfig, LlamaForCausalLM
-    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "vocab_size": 20}
-    >>> model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=1, **sizes)).eval()
-    >>> trie = CatalogTrie.from_codes(torch.tensor([[10, 13], [11, 13], [11, 14]]))
-    >>> prompt, seeds = torch.tensor([[1, 2, 3]]), torch.tensor([7])
-    >>> sample = sample_without_replacement(model, prompt, trie=trie, num_samples=3, seeds=seeds)
-    >>> sorted(sample.leaves[0].tolist())  # each SID once, in random order
-    [0, 1, 2]
-
-    Args:
-        model: a transformers causal LM in evaluation mode, with sdpa or eager attention.
-        input_ids: prompts, (batch, length), left-padded.
-        attention_mask: of the same shape; None if nothing is padded.
-        trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt.
-        num_samples: SIDs per prompt; a smaller catalog gives all that it has.
-        seeds: (batch,) int64, one per prompt: what is drawn for a prompt depends on its seed alone, not on the rest of the
-            batch.
-        temperature: divides the logits; above 0.
-
-    Raises:
-        ConstraintError: `num_samples` is below 1, the temperature is not above 0, there is not one seed per prompt, or model,
-            prompts and trie do not fit together (`PromptCache.compute` lists the cases).
-    """
-    _check_sampling(input_ids, num_samples, seeds, temperature)
-    prompts = PromptCache.compute(model, input_ids, attention_mask, trie, "catalog")
-    # One leaf more than is drawn: its key is the threshold of the importance weights.
-    searched = _search(prompts, num_samples + 1, seeds.to(input_ids.device), temperature)
-    threshold = _fill(searched.keys, num_samples + 1, -torch.inf)[:, -1]
-    leaves = _fill(searched.leaves, num_samples, -1)
-    return SampleResult(trie.sid(leaves), _fill(searched.scores, num_samples, -torch.inf), leaves, threshold)
-
-
-@torch.no_grad()
-def sample_with_replacement(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,
-    *,
-    trie: CatalogTrie,
-    num_samples: int,
-    seeds: torch.Tensor,
-    temperature: float = 1.0,
-) -> SampleResult:
-    """Independent SIDs drawn after each prompt from the model's distribution over the catalog; a SID may come twice.
+    num_beams: int,
+    normalise_over: Normalise = "vocabulary",
+) -> list[SearchLevel]:
+    """What `beam_search` with these arguments keeps and prunes at each level of the trie; at the last one, its list.
 
     >>> from transformers import GPT2Config, GPT2LMHeadModel
     >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2)).eval()
-    >>> trie = CatalogTrie.from_codes(torch.tensor([[10, 13]]))
-    >>> sample = sample_with_replacement(model, torch.tensor([[1, 2]]), trie=trie, num_samples=3, seeds=torch.tensor([7]))
-    >>> sample.tokens.tolist()  # the only SID, again and again
-    [[[10, 13], [10, 13], [10, 13]]]
-
-    Args:
-        model: a transformers causal LM in evaluation mode, with sdpa or eager attention.
-        input_ids: prompts, (batch, length), left-padded.
-        attention_mask: of the same shape; None if nothing is padded.
-        trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt.
-        num_samples: SIDs per prompt; may exceed the size of the catalog.
-        seeds: (batch,) int64, one per prompt, as in `sample_without_replacement`.
-        temperature: divides the logits; above 0.
+    >>> trie = CatalogTrie.from_codes(torch.tensor([[10, 13], [11, 13], [11, 14]]))
+    >>> first, second = search_levels(model, torch.tensor([[1, 2, 3]]), trie=trie, num_beams=1)
+    >>> first.pruned.tolist(), first.nodes.shape  # one of two first tokens was pruned
+    ([[1]], torch.Size([1, 1]))
+    >>> bool(second.scores[0, 0] == first.scores[0, 0] + second.logprobs[0, 0])
+    True
 
     Raises:
-        ConstraintError: `num_samples` is below 1, the temperature is not above 0, there is not one seed per prompt, or model,
-            prompts and trie do not fit together (`PromptCache.compute` lists the cases).
+        ConstraintError: `num_beams` is below 1, or model, prompts and trie do not fit together (`PromptCache.compute` lists the
+            cases).
     """
-    _check_sampling(input_ids, num_samples, seeds, temperature)
-    prompts = PromptCache.compute(model, input_ids, attention_mask, trie, "catalog")
-    batch, device = len(input_ids), input_ids.device
-    sample_seeds = combine(seeds.to(device)[:, None], torch.arange(num_samples, device=device))
-    nodes = torch.zeros(batch, num_samples, dtype=torch.long, device=device)
-    logprobs = torch.zeros(batch, num_samples, device=device)
-    states = prompts.last.expand(-1, num_samples, -1)
-    ancestors = torch.zeros(batch, num_samples, 0, dtype=torch.bool, device=device)
-    itself = torch.eye(num_samples, dtype=torch.bool, device=device).expand(batch, -1, -1)
-    for level in range(trie.depth):
-        child_nodes, child_tokens, steps = prompts.child_logprobs(level, nodes, states, temperature)
-        # The highest of log-probabilities with Gumbel noise is a draw from their distribution (Gumbel-max).
-        drawn = (steps + gumbel(sample_seeds, level + 1, child_nodes)).argmax(-1, keepdim=True)
-        logprobs += steps.gather(-1, drawn).squeeze(-1)
-        nodes = child_nodes.gather(-1, drawn).squeeze(-1)
-        if level < trie.depth - 1:
-            ancestors = torch.cat([ancestors, itself], dim=-1)  # sample i goes below sample i of the level before
-            states = prompts.extend(child_tokens.gather(-1, drawn).squeeze(-1), level, ancestors)
-    return SampleResult(trie.sid(nodes), logprobs, nodes)
-
-
-def _check_sampling(input_ids: torch.Tensor, num_samples: int, seeds: torch.Tensor, temperature: float) -> None:
-    if num_samples < 1:
-        raise ConstraintError(f"num_samples is {num_samples}; at least 1 is needed.")
-    if not temperature > 0:
-        raise ConstraintError(f"temperature is {temperature}; it must be greater than 0.")
-    if seeds.dtype != torch.int64 or seeds.shape != input_ids.shape[:1]:
-        raise ConstraintError(
-            f"Sampling needs an int64 seed per prompt, of shape ({len(input_ids)},); found {seeds.dtype} of shape "
-            f"{tuple(seeds.shape)}."
-        )
+    if num_beams < 1:
+        raise ConstraintError(f"num_beams is {num_beams}; at least 1 is needed.")
+    levels: list[SearchLevel] = []
+    run_search(PromptCache.compute(model, input_ids, attention_mask, trie, normalise_over), num_beams, levels=levels)
+    return levels

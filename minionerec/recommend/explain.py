@@ -1,0 +1,158 @@
+"""Why a list is as it is: the beam search as a tree, with the probability of each code and what was pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from minionerec.errors import DataError
+from minionerec.recommend.lists import Recommendation
+from minionerec.tree import NO_TOKEN, SearchLevel, left_pad, search_levels
+
+if TYPE_CHECKING:
+    from minionerec.recommend.recommender import Recommender
+    from minionerec.recommend.requests import Request
+
+MOST_TITLES = 3
+
+
+@dataclass(frozen=True)
+class BeamNode:
+    """A prefix of SIDs that the search kept.
+
+    Attributes:
+        token: its last code, such as `<b_3>`; empty at the root and where a short SID has ended.
+        logprob: log-probability of the code after those above it, in nats.
+        score: sum of the log-probabilities from the root; that of a whole SID is the score of its items.
+        beams: whole SIDs below it that the search ended with, itself included.
+        places: in the list, of the items below it, ascending.
+        items: how many items below it pass the filters.
+        titles: of some of these, at most `MOST_TITLES`, those of the list first.
+        pruned: how many of its legal children the search did not keep.
+        best_pruned: the highest score of these, which nothing below them exceeds; None if there are none.
+        children: those that were kept, best first.
+    """
+
+    token: str
+    logprob: float
+    score: float
+    beams: int
+    places: tuple[int, ...]
+    items: int
+    titles: tuple[str, ...]
+    pruned: int
+    best_pruned: float | None
+    children: tuple[BeamNode, ...]
+
+    def walk(self) -> Iterator[tuple[BeamNode, ...]]:
+        """Every path from this node to one below it, itself first."""
+        yield (self,)
+        for child in self.children:
+            for path in child.walk():
+                yield (self, *path)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A list and the search that made it.
+
+    Attributes:
+        recommendation: the list.
+        root: the tree; its children are the first codes.
+        normalise_over: what the probabilities of a node's children add up over: `vocabulary` or `catalog`.
+    """
+
+    recommendation: Recommendation
+    root: BeamNode
+    normalise_over: str
+
+
+def explain(recommender: Recommender, request: Request, recommendation: Recommendation) -> Explanation:
+    """The search of one request as a tree.
+
+    Args:
+        recommendation: the request's list.
+
+    Raises:
+        DataError: the history is empty, so nothing was searched.
+    """
+    if not request.history:
+        raise DataError("The history is empty: its list is the popularity list, and no search is there to explain.")
+    [prompt] = recommender.prompts.history_prompts([request.history])
+    tokens, mask = left_pad([prompt.tokens], recommender.prompts.tokenizer.pad_token_id, recommender.model.device)
+    levels = search_levels(
+        recommender.model,
+        tokens,
+        mask,
+        trie=recommender.view([request.item_filter]),
+        num_beams=recommendation.beams,
+        normalise_over=recommender.config.normalise_over,
+    )
+    root = _TreeBuilder(recommender, request, recommendation, levels).node(-1, 0)
+    return Explanation(recommendation, root, recommender.config.normalise_over)
+
+
+class _TreeBuilder:
+    """Makes the nodes of one search, parents from their children."""
+
+    def __init__(
+        self, recommender: Recommender, request: Request, recommendation: Recommendation, levels: Sequence[SearchLevel]
+    ) -> None:
+        self._recommender, self._request = recommender, request
+        self._levels = [{name: value[0].tolist() for name, value in vars(level).items()} for level in levels]
+        trie = recommender.trie
+        indices = torch.tensor([item.index for item in recommendation.items], device=trie.device)
+        self._leaf_of_place = list(enumerate(trie.leaf_of_item[indices].tolist(), 1))
+        self._item_of_place = {item.place: item.index for item in recommendation.items}
+
+    def node(self, level: int, beam: int) -> BeamNode:
+        """The node of a beam and all below it.
+
+        Args:
+            level: -1 for the root.
+            beam: its number at this level.
+        """
+        number = 0 if level < 0 else self._levels[level]["nodes"][beam]
+        children: list[BeamNode] = []
+        pruned, best_pruned = 0, None
+        if level + 1 < len(self._levels):
+            below = self._levels[level + 1]
+            children = [
+                self.node(level + 1, child)
+                for child, parent in enumerate(below["parents"])
+                if parent == beam and below["nodes"][child] >= 0
+            ]
+            pruned = below["pruned"][beam]
+            best_pruned = below["best_pruned"][beam] if pruned else None
+        places, items, titles = self._below(level, number)
+        return BeamNode(
+            token="" if level < 0 else self._token(level, number),
+            logprob=0.0 if level < 0 else self._levels[level]["logprobs"][beam],
+            score=0.0 if level < 0 else self._levels[level]["scores"][beam],
+            beams=sum(child.beams for child in children) if level + 1 < len(self._levels) else 1,
+            places=places,
+            items=items,
+            titles=titles,
+            pruned=pruned,
+            best_pruned=best_pruned,
+            children=tuple(children),
+        )
+
+    def _token(self, level: int, number: int) -> str:
+        token = int(self._recommender.trie.tokens[level][number])
+        return "" if token == NO_TOKEN else str(self._recommender.prompts.tokenizer.convert_ids_to_tokens(token))
+
+    def _below(self, level: int, number: int) -> tuple[tuple[int, ...], int, tuple[str, ...]]:
+        """Places in the list, number and titles of the items below a node."""
+        trie, catalog = self._recommender.trie, self._recommender.items
+        low, high = number, number + 1
+        for offsets in trie.offsets[level + 1 :]:
+            low, high = int(offsets[low]), int(offsets[high])
+        items_by_leaf, starts = trie.items_by_leaf
+        items = self._request.item_filter.passing(items_by_leaf[int(starts[low]) : int(starts[high])].tolist())
+        places = tuple(place for place, leaf in self._leaf_of_place if low <= leaf < high)
+        shown = dict.fromkeys([*(self._item_of_place[place] for place in places[:MOST_TITLES]), *items[: 2 * MOST_TITLES]])
+        return places, len(items), tuple(catalog.titles[item] or "" for item in [*shown][:MOST_TITLES])
