@@ -28,6 +28,8 @@ _SURROUNDINGS = {  # errors of the machine or of a path, not of the code; all ot
     errno.EPERM: "Allow it (chmod, chown). If it is to be written, you can also choose another folder with --out DIR.",
     errno.ENAMETOOLONG: "Choose shorter names.",
     errno.ELOOP: "Links lead in a circle; remove one.",
+    errno.EEXIST: "Choose another name, or remove it.",
+    errno.EISDIR: "A folder stands where a file is needed. Choose another name.",
     errno.ENOTDIR: f"A file stands where a folder is needed. {_ELSEWHERE}",
     errno.EROFS: _ELSEWHERE,
     errno.ENOSPC: f"Free some space, then run the same command again. {_ELSEWHERE}",

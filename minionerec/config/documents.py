@@ -46,9 +46,9 @@ def parse_yaml(text: str) -> object:
     """
     if len(text) > MOST_BYTES:
         raise LimitError(f"{len(text):,} characters; {MOST_BYTES:,} at most")
-    loader = _Loader(text)
     try:
         _check_depth(yaml.parse(text, yaml.SafeLoader))  # these events come one by one: depth costs no stack
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -58,8 +58,6 @@ def parse_yaml(text: str) -> object:
         raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a number or a date that Python cannot take
         raise DocumentError(" ".join(str(error).replace('"<unicode string>", ', "").split())) from None
-    finally:
-        loader.dispose()
 
 
 def _check_depth(events: Iterator[yaml.Event]) -> None:
@@ -86,22 +84,34 @@ def _size(node: yaml.Node, sizes: dict[int, int | None]) -> int:
     return size
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, distinct: bool = False) -> Any:
     """The value of a JSON text.
 
+    Args:
+        distinct: refuse an object that has two equal names, of which Python keeps the last.
+
     Raises:
-        DocumentError: it is no JSON, is nested too deep, has a number of thousands of digits, or half of a character.
+        JSONDecodeError: it is no JSON; the error has line and column.
+        DocumentError: it is nested too deep, has a number of thousands of digits, a name twice, or half of a character.
     """
     try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DocumentError(str(error)) from None
+        values = json.loads(text, object_pairs_hook=_distinct if distinct else None)
+    except (json.JSONDecodeError, DocumentError):
+        raise
     except RecursionError:
         raise DocumentError("nested too deep") from None
     except ValueError:
         raise DocumentError("a number has more digits than Python reads") from None
     if _HALF.search(text):  # most texts have no such escape; a pair of them is one character, which is fine
         _check_halves(values)
+    return values
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise DocumentError(f"{next(name for name in names if names.count(name) > 1)!r} stands twice in one object")
     return values
 
 

@@ -1,6 +1,5 @@
 """Readers of layouts that hold sequences of item ids: LETTER's JSON files and one line per user. Neither has times."""
 
-import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from minionerec.config import DataConfig
+from minionerec.config.documents import parse_json
 from minionerec.data.bad_rows import Problems
 from minionerec.data.checks import Frames, make_catalog
 from minionerec.data.dataset import CATALOG_DETAILS, CATALOG_SCHEMA, Dataset
@@ -178,20 +178,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
         DataError: missing, not JSON, not an object, or with a name that stands twice.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        values = json.loads(text, object_pairs_hook=_distinct)
-        if "\\ud" in text.lower():  # half of a surrogate pair is no character
-            json.dumps(values, ensure_ascii=False).encode()
-    except (OSError, ValueError, RecursionError) as error:
+        values = parse_json(path.read_text(encoding="utf-8-sig"), distinct=True)
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable JSON file ({error}).") from None
     if not isinstance(values, dict):
         raise DataError(f"{path}: holds a {type(values).__name__}, expected an object.")
-    return values
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands twice in one object")
     return values

@@ -14,6 +14,7 @@ import polars as pl
 import pyarrow as pa
 from pyarrow import csv as arrow_csv
 
+from minionerec.data import parquet
 from minionerec.data.bad_rows import Problems
 from minionerec.errors import DataError
 
@@ -176,10 +177,7 @@ def read_parquet(path: Path) -> pl.DataFrame:
     Raises:
         DataError: not a parquet file.
     """
-    try:
-        return pl.read_parquet(path, glob=False).with_row_index("row", offset=1)
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        raise DataError(f"{path}: not a table in parquet ({error}).") from None
+    return parquet.read_parquet(path, DataError, "Fetch or write it again.").with_row_index("row", offset=1)
 
 
 def _as_text(column: pl.Series, where: str) -> pl.Series:

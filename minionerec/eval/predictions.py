@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from minionerec.config.documents import parse_json
 from minionerec.errors import CatalogError, DataError
 from minionerec.sid.index import SidIndex
 
@@ -111,8 +112,8 @@ def _parse(line: str) -> Prediction:
         DataError: it is malformed; the message does not name the line.
     """
     try:
-        values = json.loads(line)
-    except json.JSONDecodeError as error:
+        values = parse_json(line)
+    except ValueError as error:
         raise DataError(f"not valid JSON ({error}); the file may be cut off. Run the evaluation again.") from None
     if not isinstance(values, dict):
         raise DataError(f"found {type(values).__name__}, expected one JSON object per line.")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from minionerec.config.documents import DocumentError, parse_json
 from minionerec.errors import CatalogError, ConfigError, DataError
 from minionerec.eval.lists import EMPTY, RankedLists
 from minionerec.sid.index import parse_token
@@ -34,9 +35,11 @@ def read_catalog(path: Path) -> dict[tuple[int, ...], int]:
         raise CatalogError(f"{path}: cannot be read ({error}); expected an index.json or an info text file.") from None
     if text.lstrip().startswith("{"):
         try:
-            rows = json.loads(text)
+            rows = parse_json(text, distinct=True)
         except json.JSONDecodeError as error:
             raise CatalogError(f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}).") from None
+        except DocumentError as error:
+            raise CatalogError(f"{path}: not readable as JSON ({error}).") from None
         entries = [(f"item {item}", "".join(sid) if isinstance(sid, list) else str(sid)) for item, sid in rows.items()]
     else:
         lines = text.replace("\r\n", "\n").rstrip("\n").split("\n")  # titles may hold other breaks
@@ -59,7 +62,7 @@ def _records(path: Path) -> list[Any]:
         DataError: the file is missing, is not JSON, or is no list of objects.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path}: not found.") from None
     except json.JSONDecodeError as error:
@@ -67,7 +70,7 @@ def _records(path: Path) -> list[Any]:
             f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}); the file may be cut off. "
             "Run the evaluation again."
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, DocumentError) as error:
         raise DataError(f"{path}: cannot be read as text ({error}).") from None
     if not isinstance(values, list) or not values:
         raise DataError(f"{path}: found {type(values).__name__}; expected a list of objects with input, output and predict.")

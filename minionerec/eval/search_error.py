@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from minionerec.config.documents import parse_json
 from minionerec.errors import ArtifactError
 from minionerec.eval.levels import calibrated
 from minionerec.recommend.recommender import Recommender
@@ -193,9 +194,9 @@ def read_traces(path: Path) -> list[Trace]:
     traces = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
-            values: Mapping[str, Any] = json.loads(line)
+            values: Mapping[str, Any] = parse_json(line)
             pruned = {width: (int(level), int(rank)) for width, (level, rank) in values["pruned"].items()}
             traces.append(Trace(**{**values, "pruned": pruned}))
-        except (json.JSONDecodeError, TypeError, KeyError, ValueError, AttributeError) as error:
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise ArtifactError(f"{path}, line {number}: not a trace of this version ({error}). Evaluate again.") from None
     return traces

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from minionerec.config.documents import DocumentError, parse_json
+from minionerec.config.documents import parse_json
 from minionerec.errors import ConfigError
 
 _LARGEST = 10_000_000  # bytes; vocabularies are larger, and name no classes
@@ -28,7 +28,7 @@ def refuse_foreign_code(folder: Path) -> None:
             continue
         try:
             values = parse_json(file.read_text(encoding="utf-8-sig"))
-        except (UnicodeDecodeError, DocumentError) as error:
+        except ValueError as error:  # not UTF-8, not JSON, or beyond the limits
             raise ConfigError(f"sid.encoder: {file} is not readable as JSON ({error}). Fetch the model again.") from None
         for key, name in _imported_names(values, file.name == "modules.json"):
             raise ConfigError(

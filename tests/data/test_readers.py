@@ -244,7 +244,7 @@ def test_parquet_is_as_good_as_csv(tmp_path):
     for ours, other in zip(read_csv(folder), expected, strict=True):
         assert ours.equals(other)
     (folder / "interactions.parquet").write_bytes(b"PAR1")
-    with pytest.raises(DataError, match=r"interactions\.parquet: not a table"):
+    with pytest.raises(DataError, match=r"interactions\.parquet: not a readable parquet file"):
         read_csv(folder)
 
 
@@ -455,7 +455,7 @@ def test_json_that_means_two_things_is_refused(tmp_path):
     with pytest.raises(DataError, match="'0' stands twice in one object"):
         read_letter(tmp_path)
     write(tmp_path, X__inter__json='{"0": [1]}', X__item__json=r'{"1": {"title": "half \ud83d"}}')
-    with pytest.raises(DataError, match=r"X\.item\.json: not a readable JSON file .*surrogates not allowed"):
+    with pytest.raises(DataError, match=r"X\.item\.json: not a readable JSON file .*half of a character"):
         read_letter(tmp_path)
 
 

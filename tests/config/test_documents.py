@@ -1,0 +1,96 @@
+import contextlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minionerec.cli import main
+from minionerec.config.documents import DocumentError, LimitError, parse_json, parse_yaml
+from minionerec.errors import DataError
+from minionerec.eval.lists import RankedLists
+
+pytestmark = pytest.mark.fast
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]"
+for _before, _name in zip("abcdefgh", "bcdefghi", strict=True):
+    BOMB += f"\n{_name}: &{_name} [{', '.join([f'*{_before}'] * 9)}]"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "more than 30 levels of nesting"),
+        ('{"a":' * 100_000, "more than 30 levels of nesting"),
+        ("- " * 100_000, "more than 30 levels of nesting"),
+        ("a: &a [*a]", "an alias that holds itself, line 1"),
+        ("a: &a {b: *a}", "an alias that holds itself, line 1"),
+        (BOMB, "more than 20,000 values once aliases are followed"),
+        ("x" * 1_000_001, "1,000,001 characters; 1,000,000 at most"),
+        ("sft:\n  epochs: 1\nsid: {}\nsft:\n  epochs: 2", "'sft' stands twice in one mapping, line 1"),
+        ("sft: {epochs: 1, 'epochs': 2}", "'epochs' stands twice in one mapping"),
+    ],
+)
+def test_yaml_has_limits(text, message, tmp_path, capsys):
+    with pytest.raises(LimitError, match=message):
+        parse_yaml(text)
+    (tmp_path / "mine.yaml").write_text(text)
+    assert main(["run", "--config", str(tmp_path / "mine.yaml")]) == 2
+    assert "mine.yaml: not readable as YAML (" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_value_on_the_command_line_has_the_same_limits(capsys):
+    for value in ("[" * 100_000, "{a: &a [*a]}", "{epochs: 1, epochs: 2}", "{" + BOMB.replace("\n", ", ") + "}"):
+        assert main(["run", "--sft", value]) == 2
+        assert "command line: a value is not readable as YAML (" in " ".join(capsys.readouterr().err.split())
+    assert main(["run", "--seed", "9" * 5000]) == 2
+    assert "Expected a whole number." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text", ["a: " + "9" * 5000, "a: 2001-99-99", "? [a]\n: 1", "a: *b", "!!python/name:os.abort", "a: [", "\0"]
+)
+def test_what_is_no_yaml(text):
+    with pytest.raises(DocumentError) as caught:
+        parse_yaml(text)
+    assert not isinstance(caught.value, LimitError)
+
+
+def test_honest_aliases_and_merges_are_read():
+    assert parse_yaml("a: &a {x: 1}\nb: *a\nc:\n  <<: *a\n  y: 2") == {"a": {"x": 1}, "b": {"x": 1}, "c": {"x": 1, "y": 2}}
+    assert parse_yaml("") is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(st.sampled_from("[]{}:,-&*!|>'\"#a1 \n"), max_size=40))
+def test_no_text_ends_in_another_error(text):
+    with contextlib.suppress(DocumentError):
+        parse_yaml(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "nested too deep"),
+        ('{"a":' * 100_000, "nested too deep"),
+        ("9" * 5000, "more digits than Python reads"),
+        ('["half \\ud800"]', r"half of a character, \\ud800"),
+        ('{"\\uDFFF": 1}', r"half of a character, \\udfff"),
+        ('{"a": 1, "b": {"c": 1, "c": 2}}', "'c' stands twice in one object"),
+        ("[1", "Expecting"),
+    ],
+)
+def test_json_has_limits(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_json(text, distinct=True)
+
+
+def test_honest_json_is_read():
+    assert parse_json('{"a": "\\ud83d\\ude00", "a": 1}') == {"a": 1}
+    assert parse_json('["\\ud83d\\ude00"]') == ["\U0001f600"]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[" + "9" * 5000 + "]", '[{"a": "\\ud800"}]'])
+def test_result_files_have_the_same_limits(text, tmp_path):
+    (tmp_path / "file.json").write_text(text)
+    with pytest.raises(DataError, match=r"file\.json"):
+        RankedLists.read(tmp_path / "file.json")
