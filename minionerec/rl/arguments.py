@@ -60,7 +60,6 @@ def grpo_arguments(
         use_bias_correction_kl=False,
         save_strategy="steps",
         save_steps=max(1, math.ceil(steps / config.checkpoints)),
-        save_total_limit=1,
         logging_steps=max(1, steps // 50),
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=not torch.cuda.is_available(),

@@ -6,7 +6,6 @@ Trainer's log, which every checkpoint holds. So an interrupted run resumes as if
 
 import logging
 import math
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -171,14 +170,6 @@ class Watch(TrainerCallback):
         # A row of the log averages the steps since the last one. It ends at every checkpoint, so that a resumed run writes the
         # same rows. Logging a validation has cleared the flag, so it is set last.
         control.should_log = True
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Delete the models that a better one has replaced; only now does the checkpoint's log name the better one."""
-        if state.is_world_process_zero:
-            best_model = self.best_model(state.log_history)
-            for path in self._folder.glob("best-*"):
-                if path != best_model:
-                    shutil.rmtree(path)
 
     def _validate(self) -> None:
         trainer, state, metric = self.trainer, self.trainer.state, self._config.best_metric

@@ -217,7 +217,7 @@ def _train(trainer: TreeGRPOTrainer, watch: Watch, config: RlConfig, last: str |
         trainer.add_callback(keeper)
         if last is not None:
             keeper.restore(last)
-    trainer.add_callback(MarkComplete())
+    trainer.add_callback(MarkComplete(watch.best_model))
     StepBar.install(trainer, "rl")
     stopped = TrainerState.load_from_json(f"{last}/trainer_state.json") if last else None
     if stopped is not None and watch.is_over(stopped.log_history):  # interrupted after the last step, before the end

@@ -68,7 +68,6 @@ def training_arguments(
         eval_steps=interval,
         save_strategy="steps",
         save_steps=interval,
-        save_total_limit=1,
         load_best_model_at_end=True,
         metric_for_best_model=f"eval_{config.best_metric}",
         greater_is_better=config.best_metric != "loss",

@@ -94,7 +94,7 @@ def watched(policy, folder, measure, *callbacks, **fields):
     watch = Watch(RlConfig(**settings), lambda: measure(trainer.model), None, folder, policy)
     trainer = trainer_of(policy, folder, kind=TreeGRPOTrainer, watch=watch, rewards={"ranking": 1.0}, **settings)
     watch._tokenizer = trainer.processing_class
-    for callback in (MarkComplete(), *callbacks):
+    for callback in (MarkComplete(watch.best_model), *callbacks):
         trainer.add_callback(callback)
     return trainer, watch
 
