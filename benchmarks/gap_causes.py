@@ -173,7 +173,7 @@ def compare_defaults(seeds: Sequence[int], out: Path) -> dict[str, Any]:
     before, after, invalid = [], [], []
     for seed in seeds:
         folder = out / ASKED / f"seed-{seed}" / GENERATION.replace(" ", "_")
-        ranks_of_seed = pl.read_parquet(folder / "ranks.parquet")
+        ranks_of_seed = pl.read_parquet(folder / "ranks.parquet", glob=False)
         before.append(_stacked(per_user(ranks_of_seed[OURS].to_numpy())))
         after.append(_stacked(per_user(ranks_of_seed[DEFAULTED].to_numpy())))
         invalid.append(Manifest.load(folder).metrics["invalid"])

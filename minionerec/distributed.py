@@ -1,8 +1,13 @@
-"""Who computes: the launcher's processes and their devices. Read from the environment, so that `--help` imports no torch."""
+"""Who computes: the launcher's processes, their devices, and how they share the machine with other work.
+
+All is read from the environment, so that `--help` imports no torch.
+"""
 
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
+
+import psutil
 
 from minionerec.errors import MiniOneRecError
 
@@ -10,6 +15,9 @@ if TYPE_CHECKING:  # importing it takes seconds, which `--help` should not
     from accelerate import PartialState
 
 _Result = TypeVar("_Result")
+# How often an idle thread of OpenMP looks for work before it gives up its core. By default GNU's library looks 300,000 times. On
+# a machine with other work it then spins for nothing while the thread that it waits for has no core (benchmarks/busy.py).
+_SPINS = 20_000
 
 
 def distributed_state() -> "PartialState":
@@ -60,3 +68,36 @@ def decide_on_main(decide: Callable[[], _Result]) -> _Result:
     if error is not None:
         raise error
     return result
+
+
+def share_cores() -> None:
+    """Let idle threads of OpenMP give up their cores soon, unless the user has chosen how they wait.
+
+    Commands call it first of all: OpenMP reads the variable when torch is imported. `import minionerec` alone changes nothing.
+    """
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = str(_SPINS)
+
+
+def other_work(threads: int) -> str | None:
+    """A line for the log if other processes leave a run clearly fewer cores than it computes with; None if they do not.
+
+    Args:
+        threads: with which a run will compute; an OMP_NUM_THREADS in the environment wins.
+    """
+    chosen = os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(chosen) if chosen.isdecimal() else threads
+    if not hasattr(os, "getloadavg"):
+        return None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    load = os.getloadavg()[0]
+    if load + threads <= 1.5 * cores:
+        return None
+    # The load of a minute may be that of a command that has just ended; what is running now decides.
+    running = psutil.cpu_percent(interval=0.2) / 100 * (psutil.cpu_count() or cores)
+    if running + threads <= 1.25 * cores:
+        return None
+    return (
+        f"This machine is busy: other processes load {load:.1f} of {cores} cores, and this run computes with {threads} "
+        f"thread{'s' if threads > 1 else ''}. Expect about {(load + threads) / cores:.1f} times the time of a quiet machine."
+    )

@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from minionerec.artifacts import MANIFEST, Manifest
 from minionerec.config import Config, run_file
-from minionerec.distributed import expect_no_gpu, is_main_process, wait_for_everyone
+from minionerec.distributed import expect_no_gpu, is_main_process, other_work, wait_for_everyone
 from minionerec.errors import ConfigError
 
 # Stages are imported when they run: `--help` and `--print_config` must not wait for torch.
@@ -228,6 +228,8 @@ def run(config: Config, stages: tuple[str, ...]) -> None:
 
         start_all_processes()
     began = time.monotonic()
+    if (line := other_work(config.threads)) is not None and is_main_process():
+        print(line, flush=True)
     console = Console(quiet=not is_main_process(), highlight=False, soft_wrap=True)
     if (line := run_file.other_settings(config, stages)) is not None:
         Console(stderr=True, quiet=console.quiet, highlight=False, soft_wrap=True).print(line, markup=False)

@@ -18,6 +18,7 @@ from minionerec.cli.parser import help_text, parse, preset, read
 from minionerec.cli.table import COMMANDS
 from minionerec.config.checks import cut, exists
 from minionerec.config.fields import did_you_mean
+from minionerec.distributed import share_cores
 from minionerec.errors import ConfigError, MiniOneRecError
 
 __all__ = ["COMMANDS", "help_text", "main", "parse", "preset"]
@@ -114,6 +115,7 @@ def _execute(arguments: Sequence[str]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point: 0 when all is well, 2 for a user's mistake, 130 when interrupted, 141 when a pipe is closed."""
+    share_cores()
     _prepare_streams()
     try:
         _execute(sys.argv[1:] if arguments is None else list(arguments))

@@ -288,7 +288,11 @@ class _Spread:
         rows.write_ipc(coded)
         names.to_frame().write_ipc(listed)
         path.unlink()
-        return Part(partial(pl.read_ipc, coded), lambda: pl.read_ipc(listed)["user"])
+        return Part(partial(_read_part, coded), lambda: _read_part(listed)["user"])
+
+
+def _read_part(path: Path) -> pl.DataFrame:
+    return pl.scan_ipc(path, glob=False).collect()  # `read_ipc` takes brackets in a path for a pattern
 
 
 def _flat(column: pl.Series, separator: str) -> pl.Series:

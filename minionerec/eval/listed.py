@@ -3,12 +3,12 @@
 from typing import cast
 
 import numpy as np
-import polars as pl
 
 from minionerec.artifacts import Manifest
 from minionerec.baselines import trivial
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
+from minionerec.data.parquet import read_parquet
 from minionerec.errors import ArtifactError
 from minionerec.eval.predictions import Prediction, as_predictions
 from minionerec.sid.index import SidIndex
@@ -53,5 +53,6 @@ def _of_baseline(name: str, config: Config, needed: int) -> list[np.ndarray]:
             f"{config.eval.num_beams}. Run minionerec baseline --baseline.model {name} --replace with eval.exclude_history "
             "set: it then stores enough."
         )
-    lists = pl.read_parquet(folder / f"{config.eval.split}.parquet")["items"].to_list()
+    advice = f"Run minionerec baseline --baseline.model {name} again."
+    lists = read_parquet(folder / f"{config.eval.split}.parquet", ArtifactError, advice)["items"].to_list()
     return [np.array(items, dtype=np.int64) for items in lists]

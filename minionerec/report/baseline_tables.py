@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import yaml
 from rich.markup import escape
 from rich.table import Table
@@ -15,6 +14,7 @@ from minionerec.artifacts import MANIFEST, Manifest
 from minionerec.baselines.models import count_parameters, make
 from minionerec.baselines.ranking import TABLE_CUTOFFS
 from minionerec.config import NEURAL_BASELINES, RESAMPLES, BaselineConfig
+from minionerec.data.parquet import read_parquet
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.lists import headline_cutoff
 from minionerec.report.evaluated import compare_evaluated, read_evaluated
@@ -107,7 +107,8 @@ def _read_results(run: Path) -> tuple[dict[str, Interval], Manifest | None]:
             f"{run / 'baselines'}: holds {len(folders)} baselines, expected only that of the preset {run.name}."
         )
     manifest = Manifest.load(folders[0])
-    values = per_user(pl.read_parquet(folders[0] / "test.parquet")["rank"].to_numpy(), TABLE_CUTOFFS)
+    ranks = read_parquet(folders[0] / "test.parquet", ArtifactError, "Run minionerec baseline again.")["rank"]
+    values = per_user(ranks.to_numpy(), TABLE_CUTOFFS)
     return dict(zip(values, intervals(np.stack(list(values.values())), RESAMPLES, _SEED), strict=True)), manifest
 
 

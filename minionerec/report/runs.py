@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import polars as pl
 
 from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, require
 from minionerec.config import TRIVIAL_BASELINES
-from minionerec.data.dataset import Dataset
+from minionerec.data.dataset import SPLITS, Dataset
 from minionerec.errors import ConfigError
 from minionerec.eval.check_predictions import check_belongs
 from minionerec.eval.exposure import diversity
@@ -88,7 +87,8 @@ def _load_folder(folder: Path, label: str) -> list[Evaluated]:
     stages = {name: Manifest.load(folder / name) for name in _STAGES if (folder / name / MANIFEST).is_file()}
     baselines = {path.parent.name: Manifest.load(path.parent) for path in (folder / "baselines").glob(f"*/{MANIFEST}")}
     dataset = Dataset.load(folder / "data")
-    index, counts = SidIndex.load(folder / "sid", dataset), _count_rows(folder / "data")
+    index, counts = SidIndex.load(folder / "sid", dataset), {"items": len(dataset.catalog)}
+    counts |= {split: len(dataset.split(split)) for split in SPLITS}
     names = sorted((path.parent.name for path in (folder / "eval").glob(f"*/{MANIFEST}")), key=_page_order)
     runs = []
     for name in names:
@@ -111,13 +111,6 @@ def _load_folder(folder: Path, label: str) -> list[Evaluated]:
     if not runs:
         raise ConfigError(f"--runs {folder}: nothing is evaluated there. Run minionerec eval for it first.")
     return runs
-
-
-def _count_rows(folder: Path) -> dict[str, int]:
-    def rows(name: str) -> int:
-        return int(pl.scan_parquet(folder / f"{name}.parquet").select(pl.len()).collect().item())
-
-    return {"items": rows("catalog"), **{name: rows(name) for name in ("train", "valid", "test")}}
 
 
 def _page_order(name: str) -> tuple[int, str]:

@@ -173,7 +173,7 @@ def test_truncated_and_damaged_archives(tmp_path):
         path.write_bytes(content)
         with pytest.raises(DataError, match=r"Tools\.json\.gz: cannot be read beyond line \d+ .*fetch it again"):
             run(tmp_path, data)
-        assert not list((tmp_path / "run").iterdir())
+        assert not list(tmp_path.glob("run/*"))
 
 
 BROKEN = {

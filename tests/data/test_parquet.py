@@ -1,9 +1,12 @@
 import os
 import random
+import re
+from pathlib import Path
 
 import polars as pl
 import pytest
 
+import minionerec
 from minionerec.data.parquet import read_parquet
 from minionerec.errors import ArtifactError, DataError
 
@@ -54,3 +57,15 @@ def test_a_missing_and_a_locked_file_are_named(file, monkeypatch):
     with pytest.raises(ArtifactError, match=r"a\*b\.parquet: must not be read .* chmod u\+r"):
         read_parquet(file, ArtifactError, "")
     assert os.path.exists(file)
+
+
+def test_nothing_else_lets_polars_take_a_path_for_a_pattern():
+    """A run in `exp[1]` would read the data of `exp1`."""
+    root = Path(minionerec.__file__).parents[1]
+    calls = {}
+    for path in [*root.glob("minionerec/**/*.py"), *root.glob("benchmarks/*.py")]:
+        found = re.findall(r"pl\.(?:read|scan)_(?:parquet|csv|ipc|ndjson|json)\([^\n]*", path.read_text(encoding="utf-8"))
+        calls |= {f"{path.name}: {call}": call for call in found}
+    reads_bytes = {"text_lines.py", "sid_methods.py"}  # the latter reads the files of one public folder
+    calls = {where: call for where, call in calls.items() if where.partition(":")[0] not in reads_bytes}
+    assert calls and all("glob=False" in call for call in calls.values()), calls
