@@ -15,8 +15,8 @@ if TYPE_CHECKING:  # importing it takes seconds, which `--help` should not
     from accelerate import PartialState
 
 _Result = TypeVar("_Result")
-# How often an idle thread of OpenMP looks for work before it gives up its core. By default GNU's library looks 300,000 times. On
-# a machine with other work it then spins for nothing while the thread that it waits for has no core (benchmarks/busy.py).
+# How often an idle thread of OpenMP looks for work before it gives up its core. By default GNU's library looks 300,000 times:
+# on a machine with other work it spins for nothing while the thread that it waits for has no core (benchmarks/busy.py).
 _SPINS = 20_000
 
 
