@@ -269,6 +269,24 @@ def append_sids(config: Config, base: Path) -> None:
     _console().print(f"[bold]sid[/] {escape(str(config.folder / 'sid'))}: {figures}")
 
 
+# A trained model
+
+
+def export_model(run: Path, to: Path, stage: str | None, push: str | None, replace: bool, **engine: Any) -> None:
+    """Write a run's model and all that recommending with it needs into one folder; with `push`, upload it too.
+
+    Args:
+        engine: the option `--for`, whose name is a word of Python.
+    """
+    from minionerec.recommend import export
+
+    pipeline.quieten_libraries()
+    export.export(run, to, engine["for"], stage, replace=replace)
+    print(to)
+    if push is not None:
+        print(export.push(to, push))
+
+
 # Tables of results
 
 

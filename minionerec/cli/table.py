@@ -78,6 +78,19 @@ _EXPORT = {
     },
     "--to": _path("FOLDER", "the folder to write to", required=True),
 }
+_EXPORT_MODEL: dict[str, dict[str, Any]] = {
+    "--run": _path("RUN", "the folder of a run", required=True),
+    "--to": _path("FOLDER", "the folder to write", required=True),
+    "--for": {
+        "choices": ("hf", "vllm", "sglang", "flashrec"),
+        "default": "hf",
+        "metavar": "ENGINE",
+        "help": "what will serve it: hf (transformers), vllm, sglang or flashrec; refused if it cannot",
+    },
+    "--stage": {"choices": ("sft", "rl"), "metavar": "STAGE", "help": "sft or rl (default: the last that the run has)"},
+    "--push": {"metavar": "HUB_NAME", "help": "also upload the folder to the model hub, into this private repository"},
+    "--replace": {"action": "store_true", "help": "replace another export in this folder"},
+}
 _BASELINE_TABLE = {
     "name": {"help": "beauty, lastfm, or the folder of a run with evaluated recommenders"},
     "--runs": _path("DIR", "folder of the presets' runs", default=Path("runs")),
@@ -151,6 +164,12 @@ COMMANDS: dict[str, Command] = {
     "rl": Command("GRPO from the SFT model with ranking rewards", commands.run_training("rl"), ("rl",), _DRY_RUN),
     "eval": Command("constrained beam search over a split, metrics with intervals", commands.evaluate, ("eval",)),
     "report": Command("one HTML page of the run", commands.report, ("report",)),
+    "export": Command(
+        "a trained model as one folder: model, trie, catalog, prompt and golden lists, for other programs and engines",
+        commands.export_model,
+        options=_EXPORT_MODEL,
+        takes_config=False,
+    ),
     "baseline": Command(
         "a sequential recommender on the same split, with the same metrics", commands.run_stage("baseline"), ("baseline",)
     ),

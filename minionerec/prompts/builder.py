@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import TypeVar
@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from minionerec.config import DEFAULT_TASKS, PromptsConfig, TaskName
+from minionerec.config import DEFAULT_TASKS, RECOMMENDING, PromptsConfig, TaskName
 from minionerec.data.dataset import Dataset, SplitName
 from minionerec.errors import CatalogError, DataError
 from minionerec.model.checkpoint import sid_token_ids
@@ -137,6 +137,19 @@ class Prompts:
                     raise CatalogError(f"The history has item index {item}, but the catalog has the indices 0 to {items - 1}.")
         questions = [question_of(history, self.index, self.config) for history in histories]
         return [HistoryPrompt(tokens, cut) for tokens, cut in self._encoder.prompts(questions)]
+
+    def template(self) -> dict[str, str]:
+        """How a prompt that asks for the next item is written, for programs that do not have this one.
+
+        Returns:
+            `text`, with `{history}` where the items stand; `item`, with `{sid}` in it; and the `separator` between items.
+        """
+        question = question_of([0], self.index, self.config)
+        return {
+            "text": self._encoder.text(replace(question, parts=("{history}",))),
+            "item": wording_of(RECOMMENDING, self.config).part.replace("{}", "{sid}"),
+            "separator": question.separator,
+        }
 
     @cached_property
     def sid_tokens(self) -> torch.Tensor:

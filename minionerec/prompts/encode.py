@@ -64,7 +64,7 @@ class Encoder:
         """
         if not examples:
             return []
-        prompts = self._tokens([self._text(example.question) for example in examples])
+        prompts = self._tokens([self.text(example.question) for example in examples])
         # Only the plain style continues the prompt's text; after a header or a chat turn a leading space would be wrong.
         plain = self._config.style == "plain"
         answers = [example.completion if plain else example.completion.lstrip() for example in examples]
@@ -93,7 +93,7 @@ class Encoder:
             ConfigError: a prompt is too long even with one item, or the tokenizer makes no tokens of it.
         """
         prompts = []
-        for question, prompt in zip(questions, self._tokens([self._text(question) for question in questions]), strict=True):
+        for question, prompt in zip(questions, self._tokens([self.text(question) for question in questions]), strict=True):
             if not prompt:
                 raise self._no_tokens(question.text())
             parts = len(question.parts)
@@ -102,7 +102,8 @@ class Encoder:
             prompts.append((prompt, len(question.parts) - parts))
         return prompts
 
-    def _text(self, question: Question, *limits: int) -> str:
+    def text(self, question: Question, *limits: int) -> str:
+        """A whole prompt, with at most so many parts of the question, words of a part and characters of a word."""
         return self._render(question.instruction, question.text(*limits))
 
     def _tokens(self, texts: list[str]) -> list[list[int]]:
@@ -123,7 +124,7 @@ class Encoder:
         """
 
         def with_at_most(*limits: int) -> list[int]:
-            return self._tokens([self._text(question, *limits)])[0]
+            return self._tokens([self.text(question, *limits)])[0]
 
         prompt, parts = _longest_fit(with_at_most, len(question.parts), room)
         if len(prompt) > room and question.breakable:

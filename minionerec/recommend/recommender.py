@@ -20,10 +20,11 @@ from minionerec.config import EvalConfig, PromptsConfig, run_file
 from minionerec.data.dataset import SPLITS, Dataset
 from minionerec.data.interactions import interaction_counts
 from minionerec.distributed import distributed_state
-from minionerec.errors import ConfigError, DataError
+from minionerec.errors import ArtifactError, ConfigError, DataError
 from minionerec.model import checkpoint
 from minionerec.prompts.builder import Prompts
 from minionerec.prompts.record import check_prompts
+from minionerec.recommend import bundle
 from minionerec.recommend.explain import Explanation, explain
 from minionerec.recommend.filters import FilterFields, Filters, Item, ItemFilter, ItemSets
 from minionerec.recommend.lists import ListMaker, Recommendation
@@ -113,8 +114,8 @@ class Recommender:
         """The model of a finished run, with the prompts that it was trained with, as the run was evaluated.
 
         Args:
-            folder: such as `runs/ml-100k`.
-            stage: `sft` or `rl`; None for `rl` if the run has it, else `sft`.
+            folder: such as `runs/ml-100k`, or a folder that `minionerec export` wrote.
+            stage: `sft` or `rl`; None for `rl` if the run has it, else `sft`, or for what was exported.
             device: such as `cpu` or `cuda:1`; None for this process's device.
             dtype: of the weights, such as `bfloat16`; None for `float32`, in which runs are evaluated.
 
@@ -125,12 +126,12 @@ class Recommender:
                 have.
         """
         folder = Path(folder)
-        if stage is None:
-            stage = "rl" if (folder / "rl" / MANIFEST).is_file() else "sft"
-        if stage not in STAGES:
-            raise ConfigError(f"stage {stage}: no such training stage; expected one of {', '.join(STAGES)}.")
         if dtype is not None and not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise ConfigError(f"dtype {dtype}: no such number format; expected float32, bfloat16 or float16.")
+        target: Any = distributed_state().device if device is None else device  # the stub of `to` takes no device
+        if bundle.is_bundle(folder):
+            return cls._load_bundle(folder, stage, target, dtype or "float32")
+        stage = trained_stage(folder, stage)
         inputs = {name: require(folder / name, command).digest for name, command in ITEM_STAGES.items()}
         manifest = require(folder / stage, f"minionerec {stage}", made_from=inputs)
         trained = manifest.config["prompts"]
@@ -141,8 +142,19 @@ class Recommender:
         index = SidIndex.load(folder / "sid", dataset)
         model, tokenizer = checkpoint.load(str(folder / stage / "model"), dtype or "float32")
         prompts = Prompts(dataset, index, tokenizer, config, checkpoint.context_of(model))
-        target: Any = distributed_state().device if device is None else device  # the stub of `to` takes no device
         return cls(model.to(target), prompts, config=_evaluated_with(folder, stage))
+
+    @classmethod
+    def _load_bundle(cls, folder: Path, stage: str | None, device: Any, dtype: str) -> "Recommender":
+        exported = bundle.read(folder)
+        if stage not in (None, exported.stage):
+            raise ConfigError(f"stage {stage}: {folder} was exported from the stage {exported.stage} and holds no other.")
+        model, tokenizer = checkpoint.load(str(folder), dtype)
+        prompts = Prompts(exported.dataset, exported.index, tokenizer, exported.prompts, checkpoint.context_of(model))
+        trie = CatalogTrie.load(folder / bundle.TRIE)
+        if not torch.equal(trie.sid(trie.leaf_of_item.long()), prompts.sid_tokens):
+            raise ArtifactError(f"{folder / bundle.TRIE}: has other SIDs than {bundle.SIDS} next to it. Export the run again.")
+        return cls(model.to(device), prompts, trie.to(device), exported.lists, exported.max_history, exported.popularity)
 
     @cached_property
     def max_history(self) -> int:
@@ -365,6 +377,19 @@ class Recommender:
     ) -> BeamResult:
         over = normalise_over or self.config.normalise_over
         return beam_search(self.model, tokens, mask, trie=trie, num_beams=beams, normalise_over=over)
+
+
+def trained_stage(folder: Path, stage: str | None) -> str:
+    """The training stage that is asked: the one that is named, else the last that the run has.
+
+    Raises:
+        ConfigError: there is no such stage.
+    """
+    if stage is None:
+        return "rl" if (folder / "rl" / MANIFEST).is_file() else "sft"
+    if stage not in STAGES:
+        raise ConfigError(f"stage {stage}: no such training stage; expected one of {', '.join(STAGES)}.")
+    return stage
 
 
 def _evaluated_with(folder: Path, stage: str) -> EvalConfig:

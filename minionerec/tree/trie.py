@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from minionerec.errors import ArtifactError, CatalogError, ConstraintError
 from minionerec.tree.trie_arrays import NO_TOKEN, trie_arrays
@@ -358,7 +358,8 @@ class CatalogTrie:
             arrays[f"alphabet_{level}"] = self.alphabets[level]
         about = {"format": _FORMAT, "trailing": str(self.trailing), "prefixed": str(int(self.prefixed))}
         draft = path.with_name(path.name + ".partial")
-        save_file({name: array.cpu().contiguous() for name, array in arrays.items()}, draft, about)
+        # `save_file` would write for the owner alone.
+        draft.write_bytes(save({name: array.cpu().contiguous() for name, array in arrays.items()}, about))
         os.replace(draft, path)
 
     @classmethod

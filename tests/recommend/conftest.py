@@ -1,13 +1,17 @@
 """A small untrained recommender whose scores differ by more than rounding."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import polars as pl
 import pytest
 import torch
 
+from minionerec.artifacts import Recipe
 from minionerec.config import EvalConfig, ModelConfig
+from minionerec.model import checkpoint
 from minionerec.prompts.builder import Prompts
+from minionerec.prompts.record import prompts_section
 from minionerec.recommend.recommender import Recommender
 from tests.eval.samples import DATASET, INDICES
 from tests.small import untrained_model
@@ -33,3 +37,24 @@ def make():
 @pytest.fixture(scope="session")
 def recommender(make):
     return make()
+
+
+def write_run(folder: Path, recommender: Recommender) -> Path:
+    """A finished run whose model is a recommender's, which nobody trained."""
+    prompts, digests = recommender.prompts, {}
+
+    def write(stage, config, save):
+        recipe = Recipe(stage, folder / stage, config, dict(digests), 0)
+        with recipe.write() as draft:
+            save(draft.path)
+        digests[stage] = recipe.finished().digest
+
+    def save_model(path):
+        checkpoint.save(recommender.model, prompts.tokenizer, path / "model")
+        (path / "model/README.md").write_text("# a model\n\n## Use\n\nit\n\n## Licence\n\nNone at all.\n")
+
+    write("data", {}, prompts.dataset.save)
+    write("sid", {}, prompts.index.save)
+    write("sft", {"prompts": prompts_section(prompts.config, ["history_sid_to_sid"])}, save_model)
+    write("eval/sft", {"eval": asdict(recommender.config)}, lambda path: None)
+    return folder
