@@ -106,6 +106,16 @@ def _print_search(search: Mapping[str, Any], console: Console) -> None:
     console.print(pruned)
 
 
+def _no_sid(index: Path | None) -> str:
+    """What the texts are that count for no level."""
+    if index is None:
+        return "no SID and count for no level"
+    return (
+        "no SID of the catalog and count for no level (tables that are made without the catalog, such as the published ones, "
+        "count the codes of SIDs outside it)"
+    )
+
+
 def _search_next_to(path: Path) -> Any:
     """The section `search` of the `metrics.json` in the file's folder; None if there is none."""
     metrics_path = path.with_name("metrics.json")
@@ -152,7 +162,7 @@ def run(
         raise DataError(f"{out / 'levels.json'}: cannot be written ({error}). Choose another folder with --out DIR.") from None
     console = Console()
     _print(report, console)
-    note = f", {report['invalid']:.2%} of the listed texts are no SID of the catalog" if report["invalid"] else ""
+    note = f", {report['invalid']:.2%} of the listed texts are {_no_sid(index)}" if report["invalid"] else ""
     console.print(
         f"{report['users']} users, {report['rows']} examples, lists of {report['lengths']['shortest']} to "
         f"{report['lengths']['longest']}{note}; written to {out / 'levels.json'} and levels.png",

@@ -1,5 +1,6 @@
 """Result files of the released MiniOneRec: a JSON list of objects `input`, `output`, `predict`."""
 
+import codecs
 import json
 import re
 from pathlib import Path
@@ -30,7 +31,7 @@ def read_catalog(path: Path) -> dict[tuple[int, ...], int]:
         CatalogError: the file is neither, or an item's SID is malformed (the message names it).
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise CatalogError(f"{path}: cannot be read ({error}); expected an index.json or an info text file.") from None
     if text.lstrip().startswith("{"):
@@ -62,27 +63,44 @@ def _records(path: Path) -> list[Any]:
         DataError: the file is missing, is not JSON, or is no list of objects.
     """
     try:
-        values = parse_json(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
+        values = parse_json(text)
     except FileNotFoundError:
         raise DataError(f"{path}: not found.") from None
     except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}); the file may be cut off. "
-            "Run the evaluation again."
-        ) from None
+        where = f"{path}, line {error.lineno}, column {error.colno}"
+        cut_off = "" if text.rstrip().endswith("]") else "; the file is cut off"
+        raise DataError(f"{where}: not valid JSON ({error.msg}){cut_off}. Run the evaluation again.") from None
     except (OSError, UnicodeDecodeError, DocumentError) as error:
-        raise DataError(f"{path}: cannot be read as text ({error}).") from None
+        raise DataError(f"{path}: cannot be read ({error}).") from None
     if not isinstance(values, list) or not values:
-        raise DataError(f"{path}: found {type(values).__name__}; expected a list of objects with input, output and predict.")
+        found = "an empty list" if values == [] else f"a {type(values).__name__}"
+        raise DataError(f"{path}: found {found}; expected a list of objects with input, output and predict, at least one.")
     return values
+
+
+def _target(output: Any) -> tuple[int, ...] | None:
+    """The SID of a field `output`, read as the released code's `calc.py` reads it; None if it is none."""
+    if isinstance(output, list) and output and isinstance(output[0], str):
+        return _exact_codes(output[0].strip('"').strip(" "))
+    return _exact_codes(output.strip(' \n"')) if isinstance(output, str) else None
+
+
+def _recommended(text: str) -> tuple[int, ...] | None:
+    """The SID of a recommended text, read as `calc.py` reads it: quotes go before blanks do, so ` "<a_1>"` is no SID."""
+    return _exact_codes(text.strip('"\n').strip())
+
+
+def _exact_codes(text: str) -> tuple[int, ...] | None:
+    return codes_of(text) if text.startswith("<") and text.endswith(">") else None
 
 
 def read_released(path: Path, catalog: dict[tuple[int, ...], int] | None = None) -> RankedLists:
     """Read the released code's result file.
 
     Its lists may hold a SID twice, and text that is no SID. Such a position counts as a rank and matches nothing, as in the
-    released code's own `calc.py`. The file names no users, so each record is its own unit of resampling. The history is read
-    from the SIDs of the prompt.
+    released code's own `calc.py`. With a catalog, a SID outside it matches nothing either, at no level. The file names no
+    users, so each record is its own unit of resampling. The history is read from the SIDs of the prompt.
 
     SIDs may differ in length, for example if only colliding items have a suffix. The longest target (with a catalog, its
     longest SID) decides the number of levels, and shorter SIDs end in -1. Without a catalog, a recommendation is a SID only if
@@ -105,7 +123,7 @@ def read_released(path: Path, catalog: dict[tuple[int, ...], int] | None = None)
         if not isinstance(record, dict):
             raise DataError(f"{where}: found {type(record).__name__}, expected an object with output and predict.")
         predict, output = record.get("predict"), record.get("output")
-        if not isinstance(output, str) or (target := codes_of(output)) is None:
+        if (target := _target(output)) is None:
             raise DataError(f"{where}: field output is {json.dumps(output)[:60]}, expected a SID such as <a_17><b_203><c_8>.")
         if not isinstance(predict, list) or not predict or not all(isinstance(text, str) for text in predict):
             raise DataError(f"{where}: field predict is {json.dumps(predict)[:60]}, expected a list of SIDs as text.")
@@ -115,10 +133,10 @@ def read_released(path: Path, catalog: dict[tuple[int, ...], int] | None = None)
                 "merged from different runs. Run the evaluation again."
             )
         if catalog is not None and target not in catalog:
-            raise DataError(f"{where}: the target {output.strip()} is not in the catalog: predictions of another catalog.")
+            raise DataError(f"{where}: the target {str(output).strip()} is not in the catalog: predictions of another catalog.")
         for text in predict:
             if text not in codes_by_text:
-                codes = codes_of(text)
+                codes = _recommended(text)
                 codes_by_text[text] = codes if catalog is None or codes in catalog else None
         targets.append(target)
         ranked.append([codes_by_text[text] for text in predict])
@@ -171,7 +189,7 @@ def read_lists(path: Path, catalog: dict[tuple[int, ...], int] | None = None) ->
     path = Path(path)
     try:
         with path.open("rb") as stream:
-            start = stream.read(4096).lstrip()
+            start = stream.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
     except FileNotFoundError:
         raise DataError(f"{path}: not found. Make it with the eval stage.") from None
     except OSError as error:

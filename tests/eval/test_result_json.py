@@ -92,14 +92,21 @@ def test_malformed_files(tmp_path):
     path = write(tmp_path, RECORD, RECORD)
     text = path.read_text()
     path.write_text(text[: text.rindex('"output"')])
-    with pytest.raises(DataError, match=r"final_result.json, line \d+, column \d+: not valid JSON"):
+    with pytest.raises(DataError, match=r"final_result.json, line \d+, column \d+: not valid JSON .*; the file is cut off"):
         read_lists(path)
     path.write_text(json.dumps([RECORD])[:-5])  # all on one line
     with pytest.raises(DataError, match=r"line 1, column \d\d\d: not valid JSON"):
         read_lists(path)
     path.write_text("[]")
-    with pytest.raises(DataError, match="expected a list of objects"):
+    with pytest.raises(DataError, match=r"found an empty list; expected a list of objects .*at least one"):
         read_lists(path)
+    path.write_text('[{"output": }, {"output": "<a_1>"}]')
+    with pytest.raises(DataError, match=r"column 13: not valid JSON \(Expecting value\)\. Run the"):  # not cut off
+        read_lists(path)
+    for text in ("[" * 100_000, "[1" + "0" * 5000 + "]"):
+        path.write_text(text)
+        with pytest.raises(DataError, match=r"cannot be read \(.*(deep|digits)"):
+            read_lists(path)
     with pytest.raises(DataError, match="not found"):
         read_lists(tmp_path / "none.json")
     with pytest.raises(DataError, match="cannot be read"):
@@ -134,3 +141,28 @@ def test_our_own_files_are_told_apart(tmp_path):
 )
 def test_codes_of_text(text, codes):
     assert codes_of(text) == codes
+
+
+def test_a_byte_order_mark_is_no_content(tmp_path):
+    path = write(tmp_path, RECORD)
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    index = tmp_path / "index.json"
+    index.write_text('{"0": ["<a_1>", "<b_2>"]}', encoding="utf-8-sig")
+    assert ranks(read_lists(path)).tolist() == [2] and read_catalog(index) == {(1, 2): 1}
+
+
+@pytest.mark.parametrize(
+    ("predicted", "output", "hit"),
+    [
+        ('"<a_1><b_2>"\n', "<a_1><b_2>\n", True),
+        (" <a_1><b_2> ", ' "<a_1><b_2>"\n', True),
+        (' "<a_1><b_2>"', "<a_1><b_2>", False),  # calc.py takes off quotes, then blanks
+        ('"<a_1><b_2>" ', "<a_1><b_2>", False),
+        ("<a_1><b_2>", ["<a_1><b_2>", "<a_0>"], True),
+    ],
+)
+def test_texts_are_read_as_the_released_code_reads_them(tmp_path, predicted, output, hit):
+    lists = read_lists(write(tmp_path, {"output": output, "predict": [predicted]}))
+    assert bool(ranks(lists)[0] == 0) is hit
+    if isinstance(output, str):
+        assert hit is (predicted.strip('"\n').strip() == output.strip(' \n"'))
