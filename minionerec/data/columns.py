@@ -6,6 +6,7 @@ up under its usual names only in files of public dumps: in your own files a colu
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import polars as pl
 
@@ -47,60 +48,71 @@ GENRES = ("class", "genre", "genres", "Genres")
 YEARS = ("release_year", "year")
 
 
-def interaction_columns(
-    present: Sequence[str], chosen: Mapping[str, str], required: Mapping[str, str]
-) -> dict[str, tuple[str, ...]]:
-    """The columns of interactions: for each role the names under which it is looked up.
-
-    Args:
-        present: the columns that the file has.
-        chosen: `data.columns`.
-        required: the layout's own names of user, item and timestamp; these are looked up first.
-    """
-    names = {"user": USERS, "item": ITEMS, "timestamp": TIMES}
-    own = all(name in present for role, name in required.items() if role not in chosen)
-    columns = {role: (required[role], *options) for role, options in names.items()}
-    if chosen.get("timestamp") == "":
-        del columns["timestamp"]
-    optional = {"rating": ("rating",) if own else RATINGS, "label": LABELS}
-    columns |= {role: options for role, options in optional.items() if set(options) & set(present)}
-    columns |= {role: (name,) for role, name in chosen.items() if name and role in (*names, *optional)}
-    return _by_field(columns)
-
-
-def item_columns(
-    present: Sequence[str], chosen: Mapping[str, str], required: Mapping[str, str], usual: Mapping[str, tuple[str, ...]]
-) -> dict[str, tuple[str, ...]]:
-    """The columns of items.
-
-    Args:
-        required: the layout's own names of item and title.
-        usual: further roles that the layout always looks up, with their names.
-    """
-    own = all(name in present for role, name in required.items() if role not in chosen)
-    further = {"description": DESCRIPTIONS, "brand": BRANDS, "categories": CATEGORIES}
-    further |= {"Categories": CATEGORIES, "genres": GENRES, "year": YEARS}
-    optional = usual if own else {**further, **usual}
-    columns = {"item": (required["item"], *ITEMS), "title": (required["title"], *TITLES)}
-    columns |= {role: options for role, options in optional.items() if set(options) & set(present)}
-    columns |= {role: (name,) for role, name in chosen.items() if role in (*columns, *further, "text")}
-    return _by_field(columns)
-
-
-def _by_field(columns: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    """The names of each role, each once, by the name that the role has in a frame."""
-    return {"item_id" if role == "item" else role: tuple(dict.fromkeys(options)) for role, options in columns.items()}
-
-
-def named_the_same(*roles: str) -> dict[str, tuple[str, ...]]:
-    """Roles that are looked up under their own name alone."""
-    return {role: (role,) for role in roles}
-
-
-OWN_ITEM_ROLES = named_the_same("text", *CATALOG_DETAILS)
 INTERACTION_NAMES = (*USERS, *ITEMS, *TIMES, *RATINGS, *LABELS)
 ITEM_NAMES = (*ITEMS, *TITLES, *DESCRIPTIONS, *BRANDS, *CATEGORIES, *GENRES, *YEARS, "text")
-RECBOLE_ITEM_ROLES = {**OWN_ITEM_ROLES, "year": YEARS, "genres": GENRES, "Categories": CATEGORIES}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a layout's own files call their columns.
+
+    Attributes:
+        titles: names of an item's title.
+        details: further roles of items that are looked up in its own files, with their names.
+    """
+
+    user: str
+    item: str
+    timestamp: str
+    titles: tuple[str, ...]
+    details: Mapping[str, tuple[str, ...]]
+
+    def interactions(self, present: Sequence[str], chosen: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+        """The columns of interactions: for each role the names under which it is looked up.
+
+        Args:
+            present: the columns that the file has.
+            chosen: `data.columns`.
+        """
+        required = {"user": (self.user, *USERS), "item": (self.item, *ITEMS), "timestamp": (self.timestamp, *TIMES)}
+        own = all(names[0] in present for role, names in required.items() if role not in chosen)
+        if chosen.get("timestamp") == "":
+            del required["timestamp"]
+        optional = {"rating": ("rating",) if own else RATINGS, "label": LABELS}
+        return _filled(present, chosen, required, optional)
+
+    def items(self, present: Sequence[str], chosen: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+        """The columns of items, as `interactions` has them."""
+        required = {"item": (self.item, *ITEMS), "title": (*self.titles, *TITLES)}
+        own_names = {"item": (self.item,), "title": self.titles}
+        own = all(set(names) & set(present) for role, names in own_names.items() if role not in chosen)
+        # `categories` is the column as it is, `Categories` what the embedded text says of it.
+        public = {"description": DESCRIPTIONS, "brand": BRANDS, "categories": CATEGORIES, "Categories": CATEGORIES}
+        public |= {"genres": GENRES, "year": YEARS}
+        optional = dict(self.details) if own else {**self.details, **public}
+        return _filled(present, chosen, required, optional, tuple(public))
+
+
+def _filled(
+    present: Sequence[str],
+    chosen: Mapping[str, str],
+    required: Mapping[str, tuple[str, ...]],
+    optional: Mapping[str, tuple[str, ...]],
+    others: Sequence[str] = (),
+) -> dict[str, tuple[str, ...]]:
+    """The names of each required role, of each optional one that is present, and of each chosen one of these or `others`."""
+    columns = dict(required) | {role: names for role, names in optional.items() if set(names) & set(present)}
+    columns |= {role: (name,) for role, name in chosen.items() if name and role in (*required, *optional, *others)}
+    return {"item_id" if role == "item" else role: tuple(dict.fromkeys(names)) for role, names in columns.items()}
+
+
+_DETAILS = {name: (name,) for name in ("text", *CATALOG_DETAILS)}
+OWN = Layout("user", "item", "timestamp", ("title",), _DETAILS)
+RECBOLE = Layout(
+    *("user_id", "item_id", "timestamp"),
+    titles=("title", "movie_title", "name", "item_name", "book_title", "app_name"),
+    details={**_DETAILS, "year": YEARS, "genres": GENRES, "Categories": CATEGORIES},
+)
 
 
 def note(path_name: str, frame: pl.DataFrame, columns: Mapping[str, tuple[str, ...]]) -> str:

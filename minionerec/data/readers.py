@@ -13,9 +13,9 @@ from pathlib import Path
 import polars as pl
 
 from minionerec.config import DataConfig
-from minionerec.data import columns as names_of
 from minionerec.data.bad_rows import Problems
 from minionerec.data.checks import Frames, checked
+from minionerec.data.columns import INTERACTION_NAMES, ITEM_NAMES, OWN, RECBOLE, note
 from minionerec.data.dataset import CATALOG_DETAILS
 from minionerec.data.folders import raw_files
 from minionerec.data.tables import read_parquet, read_table, select
@@ -28,8 +28,6 @@ MOVIELENS_GENRES = (  # in the order of the 19 flags of u.item
     *("Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"),
 )
 _RATINGS = ("user", "item_id", "rating", "timestamp")  # of MovieLens, which has no headers
-_OWN = {"user": "user", "item": "item", "timestamp": "timestamp", "title": "title"}
-_RECBOLE = {"user": "user_id", "item": "item_id", "timestamp": "timestamp", "title": "title"}
 _ADVICE = "Rename or add it, or say which it is, e.g. --data.columns '{user: NAME, item: NAME, timestamp: NAME, title: NAME}'."
 _STEAM = {"steam_reviews": {"user": "username"}}  # its `user_id` is missing in most rows
 
@@ -90,8 +88,8 @@ def read_recbole(folder: Path, config: DataConfig, problems: Problems) -> Frames
     """
     files = raw_files("recbole", folder)
     table = read_table(files[0], str(files[0]), "\t", typed=True, problems=problems)
-    wanted = names_of.interaction_columns(table.columns, config.columns, _RECBOLE)
-    problems.notes.append(names_of.note(files[0].name, table, wanted))
+    wanted = RECBOLE.interactions(table.columns, config.columns)
+    problems.notes.append(note(files[0].name, table, wanted))
     interactions = select(table, files[0], wanted, _ADVICE)
     return checked(interactions, recbole_items(files[1], config, problems), (str(files[0]), str(files[1])), config, problems)
 
@@ -103,8 +101,8 @@ def recbole_items(path: Path, config: DataConfig, problems: Problems) -> pl.Data
         DataError: the file is malformed, or lacks the item id or the title.
     """
     table = read_table(path, str(path), "\t", typed=True, problems=problems)
-    wanted = names_of.item_columns(table.columns, config.columns, _RECBOLE, names_of.RECBOLE_ITEM_ROLES)
-    problems.notes.append(names_of.note(path.name, table, wanted))
+    wanted = RECBOLE.items(table.columns, config.columns)
+    problems.notes.append(note(path.name, table, wanted))
     return _described(select(table, path, wanted, _ADVICE), with_description=False)
 
 
@@ -146,19 +144,9 @@ def read_csv(folder: Path, config: DataConfig, problems: Problems) -> Frames:
     files = raw_files("csv", folder)
     chosen = _STEAM.get(files[0].name.split(".")[0], {}) | config.columns
     interactions = _read_any(
-        files[0],
-        lambda present: names_of.interaction_columns(present, chosen, _OWN),
-        names_of.INTERACTION_NAMES,
-        chosen,
-        problems,
+        files[0], lambda present: OWN.interactions(present, chosen), (*INTERACTION_NAMES, *chosen.values()), problems
     )
-    items = _read_any(
-        files[1],
-        lambda present: names_of.item_columns(present, chosen, _OWN, names_of.OWN_ITEM_ROLES),
-        names_of.ITEM_NAMES,
-        chosen,
-        problems,
-    )
+    items = _read_any(files[1], lambda present: OWN.items(present, chosen), (*ITEM_NAMES, *chosen.values()), problems)
     return checked(interactions, _described(items, with_description=True), (str(files[0]), str(files[1])), config, problems)
 
 
@@ -166,7 +154,6 @@ def _read_any(
     path: Path,
     roles: Callable[[Sequence[str]], Mapping[str, tuple[str, ...]]],
     names: Sequence[str],
-    chosen: Mapping[str, str],
     problems: Problems,
 ) -> pl.DataFrame:
     """The columns that fill the roles, as text, from any form of table.
@@ -181,14 +168,13 @@ def _read_any(
         source = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path
         table = read_table(source, str(path), ",", problems=problems)
     else:
-        candidates = tuple(dict.fromkeys((*names, *chosen.values())))
-        sample = next(json_lines(path, candidates, Problems(skip=True)), pl.DataFrame(schema=["row"]))
+        sample = next(json_lines(path, tuple(dict.fromkeys(names)), Problems(skip=True)), pl.DataFrame(schema=["row"]))
         present = [column.name for column in sample if column.null_count() < len(column)]
         used = {next((name for name in options if name in present), "") for options in roles(present).values()} - {""}
         frames = list(json_lines(path, sorted(used), problems))
         table = pl.concat(frames) if frames else sample.clear()
     wanted = roles(table.columns)
-    problems.notes.append(names_of.note(path.name, table, wanted))
+    problems.notes.append(note(path.name, table, wanted))
     return select(table, path, wanted, _ADVICE)
 
 
