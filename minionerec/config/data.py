@@ -24,16 +24,25 @@ class DataConfig:
 
     NOT_IN_KEY: ClassVar[tuple[str, ...]] = ("path",)  # the content of the files decides, wherever they lie
 
-    source: Literal["ml-100k", "ml-1m", "amazon-2018", "amazon-2023", "csv", "recbole", "sequences", "letter", "released"] = (
-        "ml-100k"
-    )
+    source: Literal[
+        "ml-100k",
+        "ml-1m",
+        "amazon-2018",
+        "amazon-2023",
+        "csv",
+        "recbole",
+        "sequences",
+        "letter",
+        "released",
+        "mimigenrec",
+    ] = "ml-100k"
     """Layout of the raw files. `ml-100k`, `ml-1m`, `amazon-2018`, `amazon-2023` and `released` are downloaded if `path` is not
     given; the other layouts need `path`. data/README.md shows each layout."""
     path: str | None = path()
     """Folder of the raw files; for `sequences` a text file. A relative path starts at the folder in which the command runs."""
     category: str | None = None
     """Which data set of a source: an Amazon category such as `Industrial_and_Scientific`, or the beginning of the file names in
-    a folder of `released`, `letter` or `amazon` files. A folder that holds only one needs no category."""
+    a folder of `released`, `letter`, `mimigenrec` or `amazon` files. A folder that holds only one needs no category."""
     columns: dict[ColumnRole, str] = field(default_factory=dict)
     """What your files call their columns, for `csv` and `recbole`, e.g. {user: visitor, item: sku}. Names: user, item,
     timestamp, rating, label; title, text, description, brand, categories, genres, year. Without it usual names are recognised
@@ -95,8 +104,8 @@ class DataConfig:
         self._check_window()
         if self.filters == "released":
             self._check_released()
-        if self.source == "released":
-            self.refuse_filters("the splits of data.source 'released' are given by its files")
+        if self.source in ("released", "mimigenrec"):
+            self.refuse_filters(f"the splits of data.source {self.source!r} are given by its files")
 
     def _check_rows(self) -> None:
         if self.positive is not None and self.source not in _RATED:

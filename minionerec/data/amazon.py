@@ -29,6 +29,7 @@ from minionerec.errors import DataError
 MAX_TITLE_WORDS = 20
 _PART_BYTES = 256 << 20  # of review text whose rows go to one file
 _GZIP = 6  # reviews shrink about so many times
+_ASIN = 10  # characters
 _MAX_PARTS = 256  # files open at once
 
 
@@ -79,21 +80,31 @@ class Dump:
         files = sorted(self._scratch.glob("meta-*.parquet"))
         items = pl.scan_parquet(files, glob=False).join(order.lazy(), on="item_id", how="semi").collect(engine="streaming")
         items = items.sort("row").unique("item_id", keep="last")
-        names = (*self._fields.description, self._fields.brand, self._fields.categories)
-        described = [_flat(items[name], ", " if name == self._fields.categories else " ") for name in names]
-        texts = pl.DataFrame([series.alias(f"field {number}") for number, series in enumerate(described)])
-        *parts, brand, categories = texts.columns
-        description = one_line(pl.concat_str(parts, separator=" ", ignore_nulls=True))
-        items = items.select("item_id", "title").hstack(
-            texts.select(description=description, brand=one_line(pl.col(brand)), categories=one_line(pl.col(categories)))
-        )
-        problems.count(MARKUP, int((has_markup(items["title"]) | has_markup(items["description"])).sum()))
-        title = readable_column(items["title"])
-        items = items.with_columns(text=full_text(pl.lit(title), pl.lit(readable_column(items["description"]))))
-        if self._config.filters != "released":
-            items = items.with_columns(title=title)
+        items = described(items, self._fields, self._config, problems)
         items = order.join(items, on="item_id", how="left", maintain_order="left")
         return items.select("item_id", "title", "text", "description", "brand", "categories")
+
+
+def described(items: pl.DataFrame, fields: Fields, config: DataConfig, problems: Problems) -> pl.DataFrame:
+    """Items of the metadata, one row each, with text, description, brand and categories.
+
+    Args:
+        items: item_id, title, and the release's own fields as text.
+    """
+    names = (*fields.description, fields.brand, fields.categories)
+    described = [_flat(items[name], ", " if name == fields.categories else " ") for name in names]
+    texts = pl.DataFrame([series.alias(f"field {number}") for number, series in enumerate(described)])
+    *parts, brand, categories = texts.columns
+    description = one_line(pl.concat_str(parts, separator=" ", ignore_nulls=True))
+    items = items.select("item_id", "title").hstack(
+        texts.select(description=description, brand=one_line(pl.col(brand)), categories=one_line(pl.col(categories)))
+    )
+    problems.count(MARKUP, int((has_markup(items["title"]) | has_markup(items["description"])).sum()))
+    title = readable_column(items["title"])
+    items = items.with_columns(text=full_text(pl.lit(title), pl.lit(readable_column(items["description"]))))
+    if config.filters != "released":
+        items = items.with_columns(title=title)
+    return items
 
 
 def files(folder: Path, category: str | None) -> tuple[Path, Path]:
@@ -104,7 +115,7 @@ def files(folder: Path, category: str | None) -> tuple[Path, Path]:
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: not a folder. data.path is the folder that holds the reviews and the metadata.")
-    pattern = re.compile(r"(meta_|reviews_)?(.+?)(_5)?\.(jsonl|json|csv)(\.gz)?")
+    pattern = re.compile(r"(meta_|reviews_|ratings_)?(.+?)(_5)?\.(jsonl|json|csv)(\.gz)?")
     reviews: list[Path] = []
     metadata: list[Path] = []
     for path in sorted(folder.iterdir()):
@@ -217,9 +228,12 @@ def _reviews(path: Path, fields: Fields, config: DataConfig, problems: Problems)
     Rows with an unknown time, at or below 0, or a rating below `config.positive` are left out and counted.
     """
     names = (fields.user, fields.item, fields.time, fields.rating)
-    lines = csv_lines if ".csv" in path.suffixes else json_lines
+    if ".csv" in path.suffixes:
+        frames = csv_lines(path, names, problems, lambda values: _unnamed(values, fields, path))
+    else:
+        frames = json_lines(path, names, problems)
     where = braced(str(path)) + ", line {row}: "
-    for frame in lines(path, names, problems):
+    for frame in frames:
         frame = frame.select(
             "row",
             user=pl.col(fields.user).fill_null(""),
@@ -245,6 +259,25 @@ def _reviews(path: Path, fields: Fields, config: DataConfig, problems: Problems)
             positive = timed.filter(pl.col("rating") >= config.positive)
             problems.count(NEGATIVE, len(timed) - len(positive))
         yield positive.select("row", "user", "asin", "time", "rating", item="asin")
+
+
+def _unnamed(values: list[str], fields: Fields, path: Path) -> tuple[str, ...]:
+    """The columns of a file of ratings without header, by its first line; none if that is a header.
+
+    The files of 2018 begin with the item, those of 2014 with the user. An item's id has ten characters, a user's has more.
+
+    Raises:
+        DataError: the ids do not tell which is which.
+    """
+    if len(values) != 4 or not values[3].isdecimal():
+        return ()
+    if (len(values[0]) == _ASIN) == (len(values[1]) == _ASIN):
+        raise DataError(
+            f"{path}, line 1: neither {values[0]!r} nor {values[1]!r} is clearly the item, whose id has {_ASIN} characters. "
+            f"Put a line above it that names the columns: {fields.user}, {fields.item}, {fields.rating}, {fields.time}."
+        )
+    ids = (fields.item, fields.user) if len(values[0]) == _ASIN else (fields.user, fields.item)
+    return (*ids, fields.rating, fields.time)
 
 
 class _Spread:

@@ -30,31 +30,59 @@ def checked(
     """The frames that a reader returns.
 
     Args:
-        interactions: (row, user, item_id, and any of timestamp, rating and label), all text.
+        interactions: see `checked_rows`.
         items: see `make_catalog`.
         names: the two files, for messages.
 
     Raises:
-        DataError: a wrong row (unless skipped); rows whose label or rating leaves open whether they are interactions; no row
-        has
-            a time that is known.
+        DataError: as both say; or an interaction with an item that is not listed.
     """
-    listed, clicks = make_catalog(items, names[1], config, problems), braced(names[0])
-    for name in ("user", "item_id"):
-        interactions = problems.without(interactions, pl.col(name) == "", clicks + f", row {{row}}: the field {name} is empty.")
-        message = f", row {{row}}: {name} {{{name}!r}} has a tab, line break or other control character."
-        interactions = problems.without(interactions, pl.col(name).str.contains(CONTROL), clicks + message)
-    interactions = rated(interactions, names[0], problems)
-    interactions = positive_rows(interactions, names[0], config.positive, problems)
-    interactions = _timed(interactions, names[0], problems)
-    if config.missing_text == "error":
-        unlisted = interactions.filter(~pl.col("item_id").is_in(listed["item_id"].implode()))
-        for row in unlisted.head(1).iter_rows(named=True):
-            raise DataError(
-                f"{names[0]}, row {row['row']}: item {row['item_id']!r} is not in {names[1]}. Add the item there, remove "
-                "the row, or pass --data.missing_text drop."
-            )
-    return interactions.select("user", "item_id", "timestamp", rating=pl.col("rating").cast(pl.Float32)), listed
+    listed = make_catalog(items, names[1], config, problems)
+    rows = checked_rows(interactions, names[0], config, problems)
+    refuse_unlisted(rows, listed, names, config)
+    return rows.drop("row"), listed
+
+
+def checked_rows(interactions: pl.DataFrame, name: str, config: DataConfig, problems: Problems) -> pl.DataFrame:
+    """The interactions of a file: row, user, item_id, timestamp (as `times.read` has it) and rating.
+
+    Args:
+        interactions: row, user, item_id, and any of timestamp, rating and label, all text.
+        name: the file, for messages.
+
+    Raises:
+        DataError: a wrong row (unless skipped); labels or ratings that leave open which rows are interactions; no time is
+        known.
+    """
+    where = braced(name)
+    for column in ("user", "item_id"):
+        message = f"{where}, row {{row}}: the field {column} is empty."
+        interactions = problems.without(interactions, pl.col(column) == "", message)
+        message = f"{where}, row {{row}}: {column} {{{column}!r}} has a tab, line break or other control character."
+        interactions = problems.without(interactions, pl.col(column).str.contains(CONTROL), message)
+    interactions = rated(interactions, name, problems)
+    interactions = positive_rows(interactions, name, config.positive, problems)
+    interactions = _timed(interactions, name, problems)
+    return interactions.select("row", "user", "item_id", "timestamp", pl.col("rating").cast(pl.Float32))
+
+
+def refuse_unlisted(rows: pl.DataFrame, catalog: pl.DataFrame, names: Sequence[str], config: DataConfig) -> None:
+    """Refuse interactions with items that the catalog does not have, unless `data.missing_text` drops them.
+
+    Args:
+        names: the files of interactions and of items, for the message.
+
+    Raises:
+        DataError: the message names the first such row.
+    """
+    if config.missing_text == "drop":
+        return
+    unlisted = rows.filter(~pl.col("item_id").is_in(catalog["item_id"].implode()))
+    for row in unlisted.head(1).iter_rows(named=True):
+        raise DataError(
+            f"{names[0]}, row {row['row']}: item {row['item_id']!r} is not in {names[1]}. Add the item there, remove "
+            "the row, or pass --data.missing_text drop."
+        )
 
 
 def rated(interactions: pl.DataFrame, name: str, problems: Problems) -> pl.DataFrame:

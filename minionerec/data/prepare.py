@@ -25,7 +25,7 @@ from minionerec.artifacts import (
     file_hash,
 )
 from minionerec.config import Config, DataConfig
-from minionerec.data import amazon, folders, readers, recbole, released, sequences, sources, times
+from minionerec.data import amazon, folders, given_splits, mimigenrec, readers, recbole, released, sequences, sources, times
 from minionerec.data.bad_rows import Problems
 from minionerec.data.checks import NEGATIVE, UNTIMED
 from minionerec.data.dataset import SPLITS, Dataset
@@ -91,7 +91,7 @@ def _files(data: DataConfig, source: Path) -> tuple[Path, ...]:
     if source.is_file():
         return (source,)
     if data.is_amazon:
-        return amazon.files(source, data.category)
+        return given_splits.amazon_files(source, data.category) or amazon.files(source, data.category)
     return READERS[data.source].files(source, data)
 
 
@@ -118,7 +118,10 @@ def prepare_data(config: Config) -> tuple[Manifest, bool]:
 
 def _read_and_write(config: Config, source: Path, recipe: Recipe) -> None:
     problems = Problems(skip=config.data.on_error == "skip", notes=_folder_notes(source, recipe.inputs))
-    if config.data.is_amazon:
+    if config.data.is_amazon and (paths := given_splits.amazon_files(source, config.data.category)):
+        config.data.refuse_filters(f"the splits in {source} are given")
+        prepared = with_figures(given_splits.read_amazon(paths, config.data, problems))
+    elif config.data.is_amazon:
         check_disk_space(config.folder, sum(path.stat().st_size for path in _files(config.data, source)))
         with amazon.scratch_folder(config.folder / SCRATCH) as scratch:
             prepared = _amazon(source, scratch, config.data, problems)
@@ -206,6 +209,10 @@ def _released(source: Path, config: DataConfig, problems: Problems) -> Prepared:
     return with_figures(released.read(source, config, problems))
 
 
+def _mimigenrec(source: Path, config: DataConfig, problems: Problems) -> Prepared:
+    return with_figures(mimigenrec.read(source, config, problems))
+
+
 def _csv_files(source: Path, config: DataConfig) -> tuple[Path, ...]:
     return folders.raw_files("csv", source)
 
@@ -229,6 +236,10 @@ def _released_files(source: Path, config: DataConfig) -> tuple[Path, ...]:
     return tuple(released.files(source, config.category).values())
 
 
+def _mimigenrec_files(source: Path, config: DataConfig) -> tuple[Path, ...]:
+    return mimigenrec.files(source, config.category)
+
+
 # Raw Amazon dumps are read in parts, see `_amazon`. MovieLens may also come as a folder in RecBole's layout.
 READERS: dict[str, Reader] = {
     "ml-100k": Reader(_movielens_100k, _recbole_files),
@@ -238,6 +249,7 @@ READERS: dict[str, Reader] = {
     "sequences": Reader(_sequences, _sequences_files),
     "letter": Reader(_letter, _letter_files),
     "released": Reader(_released, _released_files),
+    "mimigenrec": Reader(_mimigenrec, _mimigenrec_files),
 }
 
 

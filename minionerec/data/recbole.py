@@ -13,8 +13,10 @@ import polars as pl
 from minionerec.config import DataConfig
 from minionerec.data.bad_rows import Problems, braced
 from minionerec.data.checks import PLACED, make_catalog, placed, positive_rows, rated
+from minionerec.data.columns import RECBOLE
 from minionerec.data.dataset import CATALOG_DETAILS, SPLIT_SCHEMA, SPLITS, Dataset
 from minionerec.data.folders import SPLIT_FILES, one_file, raw_files
+from minionerec.data.given_splits import by_rows
 from minionerec.data.readers import recbole_items
 from minionerec.data.tables import read_table, select
 from minionerec.data.texts import one_line
@@ -44,13 +46,18 @@ def files(folder: Path) -> tuple[Path, ...]:
 
 
 def read_splits(folder: Path, config: DataConfig, problems: Problems) -> Dataset:
-    """Split files as `write` makes them; timestamp and position may be missing.
+    """Split files as `write` makes them, timestamp and position may be missing; or with one interaction a row.
 
     Raises:
         DataError: a file or column is missing, or a row names an item that is not listed (unless skipped).
     """
     *paths, item = files(folder)
     catalog = make_catalog(recbole_items(item, config, problems), str(item), config, problems)
+    tables = [read_table(path, str(path), "\t", typed=True, problems=problems) for path in paths]
+    if not any("item_id_list" in table.columns for table in tables):
+        columns = [RECBOLE.interactions(table.columns, config.columns) for table in tables]
+        rows = [select(table, path, wanted) for table, path, wanted in zip(tables, paths, columns, strict=True)]
+        return by_rows(rows, paths, catalog, item, config, problems)
     return Dataset(catalog, *read_split_files(paths, catalog, config.max_history, problems))
 
 

@@ -43,10 +43,11 @@ def split(sequences: pl.DataFrame, config: DataConfig, unit: int) -> dict[str, p
             dates = [times.instant(str(date), name) * unit for name, date in config.split_dates.items()]
             cuts = np.searchsorted(time[ordered], dates, side="left").tolist()
         rows = dict(zip(SPLITS, np.split(ordered, cuts), strict=True))
-    return {name: _examples(sequences, rows[name], config.max_history, unit) for name in SPLITS}
+    return {name: examples_at(sequences, rows[name], config.max_history, unit) for name in SPLITS}
 
 
-def _examples(sequences: pl.DataFrame, rows: np.ndarray, max_history: int, unit: int) -> pl.DataFrame:
+def examples_at(sequences: pl.DataFrame, rows: np.ndarray, max_history: int, unit: int) -> pl.DataFrame:
+    """The examples whose targets are some rows of the sequences, each with the up to `max_history` items before it."""
     position = sequences["position"].to_numpy()[rows]
     length = np.minimum(position, max_history).astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(length)])

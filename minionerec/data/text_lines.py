@@ -8,7 +8,7 @@ import ast
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -41,8 +41,14 @@ def json_lines(path: Path, fields: Sequence[str], problems: Problems) -> Iterato
         yield frame.insert_column(0, pl.Series("row", numbers, dtype=pl.UInt32))
 
 
-def csv_lines(path: Path, fields: Sequence[str], problems: Problems) -> Iterator[pl.DataFrame]:
+def csv_lines(
+    path: Path, fields: Sequence[str], problems: Problems, unnamed: Callable[[list[str]], Sequence[str]] | None = None
+) -> Iterator[pl.DataFrame]:
     """The named fields of a comma-separated file whose first line names its columns; fields have no line breaks.
+
+    Args:
+        unnamed: from the first line's values to the names of the columns, for a file without header; it gives no names if
+            the line is a header after all.
 
     Raises:
         DataError: the file or a column is missing, or it is a truncated archive; or a line is malformed, unless skipped.
@@ -50,11 +56,15 @@ def csv_lines(path: Path, fields: Sequence[str], problems: Problems) -> Iterator
     header: list[str] = []
     for first, _, block in _blocks(path):
         if not header:
-            names, _, block = block.partition(b"\n")
-            first += 1
-            header = [name.strip().strip('"') for name in names.decode("utf-8-sig", "replace").split(",")]
-            if missing := [name for name in fields if name not in header]:
+            names, _, rest = block.partition(b"\n")
+            header = [name.strip().strip('"') for name in names.decode("utf-8", "replace").split(",")]
+            missing = [name for name in fields if name not in header]
+            if missing and unnamed is not None and (named := unnamed(header)):
+                header = list(named)
+            elif missing:
                 raise DataError(f"{path}, line 1: columns {', '.join(header)}; expected {', '.join(missing)} among them.")
+            else:
+                first, block = first + 1, rest
         numbers: list[int] = []
         lines: list[str] = []
         for number, line in enumerate(block.decode("utf-8", "replace").split("\n"), first):
