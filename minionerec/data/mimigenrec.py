@@ -6,7 +6,6 @@ left out, counted. The files name no users and, where items share a SID, not whi
 is taken, counted.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import polars as pl
 
 from minionerec.config import DataConfig
+from minionerec.config.documents import parse_json
 from minionerec.data.bad_rows import Problems
 from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, SPLITS, Dataset
 from minionerec.data.released import sid_frame, sid_tokens
@@ -117,8 +117,8 @@ def _examples(
 
 def _records(path: Path) -> list[Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        values = parse_json(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable JSON file ({error}).") from None
     if not isinstance(values, list):
         raise DataError(f"{path}: holds a {type(values).__name__}, expected a list of records.")
