@@ -98,8 +98,8 @@ def result_table(config: Config) -> Table:
     headline = headline_cutoff(cutoffs)
     rows = max(values.rows for values in metrics.values())
     title = (
-        f"{config.name}, {rows:,} examples of the {config.eval.split} split, {config.eval.num_beams} beams, on items, "
-        "95 % intervals"
+        f"{run_file.name_of(config)}, {rows:,} examples of the {config.eval.split} split, {config.eval.num_beams} beams, "
+        "on items, 95 % intervals"
     )
     table = Table(title=escape(title), title_justify="left")
     table.add_column("model", no_wrap=True)
@@ -150,7 +150,9 @@ def describe_data(config: Config, html: Path | None, json: Path | None) -> None:
         if json:
             write_json(json, sections)
         if html:
-            html.write_text(dataset_page.render_dataset_page(sections, config.name), encoding="utf-8", newline="\n")
+            html.write_text(
+                dataset_page.render_dataset_page(sections, run_file.name_of(config)), encoding="utf-8", newline="\n"
+            )
     except OSError as error:
         raise ArtifactError(f"{error.filename}: cannot be written ({error.strerror}). Choose another file.") from None
 

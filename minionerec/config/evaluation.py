@@ -23,7 +23,7 @@ class EvalConfig:
     split: Literal["valid", "test"] = "test"
     """Which targets are predicted."""
     num_beams: int = bounded(50, 1, MOST_BEAMS)
-    """Beams of the constrained search, and the length of each list. A metric with a larger cut-off counts the whole list (SIDs;
+    """Beams of the constrained search, and the length of each list. No metric has a larger cut-off (SIDs;
     paper: 50)."""
     normalise_over: Literal["vocabulary", "catalog"] = "vocabulary"
     """What a step's probabilities add up over in the scores: all tokens, as in the paper, or the legal next ones, as a model

@@ -65,6 +65,19 @@ def load(folder: Path) -> dict[str, Any]:
     return values
 
 
+def name_of(config: Config) -> str:
+    """The name of the run in the configuration's folder: that in its `run.yaml`, else the configuration's.
+
+    The two differ if a command names a preset and the folder of a run: the run keeps the name that it was made with.
+
+    Raises:
+        ConfigError: the run's `run.yaml` is damaged.
+    """
+    if not (config.folder / RUN_FILE).is_file():
+        return config.name
+    return str(load(config.folder).get("name", config.name))
+
+
 def _damaged(path: Path, what: str) -> ConfigError:
     return ConfigError(
         f"{path}: damaged ({what}). Delete the file and give the run's configuration again: --config FILE --out {path.parent}. "

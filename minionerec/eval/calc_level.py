@@ -10,6 +10,7 @@ from rich.table import Table
 
 from minionerec.artifacts import write_json
 from minionerec.config import CUTOFFS, RESAMPLES
+from minionerec.config.evaluation import RESAMPLES_BOUNDS
 from minionerec.errors import ConfigError, DataError
 from minionerec.eval.level_plot import draw_levels
 from minionerec.eval.lists import RankedLists, cutoffs_within
@@ -144,12 +145,12 @@ def run(
         index: `index.json` or info text of the catalog, for the released code's JSON.
 
     Raises:
-        ConfigError: a cut-off or the number of resamples is below 1.
+        ConfigError: a cut-off is below 1, or too few resamples.
         DataError: the file is missing or malformed, or `out` cannot be written.
     """
-    for name, values in (("--cutoffs", cutoffs), ("--resamples", [resamples])):
-        if min(values) < 1:
-            raise ConfigError(f"{name} is {min(values)}; it must be at least 1.")
+    for name, value, least in (("--cutoffs", min(cutoffs), 1), ("--resamples", resamples, RESAMPLES_BOUNDS.low)):
+        if value < least:
+            raise ConfigError(f"{name} is {value}; it must be at least {least}.")
     out = out or path.parent
     lists = read_lists(path, read_catalog(index) if index else None)
     report = level_report(lists, sorted(set(cutoffs)), resamples, seed)

@@ -107,7 +107,8 @@ def decode_split(recommender: Recommender, folder: Path) -> None:
                     search_error.write_traces(path.with_suffix(".trace"), decoder.trace(traced_here))
                     write_predictions(path, decoder.predict(rows))
             progress.advance(task, len(rows))
-            progress.update(task, rate=f"{progress.tasks[task].speed or 0:.1f} examples/s")
+            speed = progress.tasks[task].speed  # unknown until a second step
+            progress.update(task, rate=f"{speed:.1f} examples/s" if speed else "")
     wait_for_everyone()
     if is_main_process():
         merge(store, shards, folder)

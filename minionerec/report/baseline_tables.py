@@ -18,6 +18,7 @@ from minionerec.data.parquet import read_parquet
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.lists import headline_cutoff
 from minionerec.report.evaluated import compare_evaluated, read_evaluated
+from minionerec.report.page import chance
 from minionerec.statistics.intervals import Interval, intervals
 from minionerec.statistics.ranking import per_user
 
@@ -143,7 +144,7 @@ def run_table(run: Path) -> Table:
         cells = [_cell(_interval(values[name][metric])) if metric in values[name] else "-" for metric in columns]
         if model and name != model and gain in values[model] and gain in values[name]:
             change = compare_evaluated(evaluated[model], evaluated[name], RESAMPLES, _SEED, "item", (k,))[gain]
-            cells += [_cell(_interval(change)), f"{change['p']:.3f}"]
+            cells += [_cell(_interval(change)), chance(change["p"]).removeprefix("p ")]
         table.add_row(name, *cells)
     return table
 

@@ -1,10 +1,10 @@
-"""Stage `report`: self-contained HTML pages of a run.
+"""Stage `report`: HTML pages of a run in one folder, readable without a network.
 
 Inputs: data, sid, sft and eval/sft of the run's folder; if they exist, rl, eval/rl, eval/popularity, eval/repeat and the
 baselines.
-Outputs, readable without a network: `report/index.html`, the run; `report/rl.html`, what RL changed, if there is RL;
-`report/paper_gap.{json,md,html}`, the run next to the published tables. Equal inputs give equal bytes: every date and version
-on the pages comes from the artefacts.
+Outputs: `report/index.html`, the run; `report/rl.html`, what RL changed, if there is RL; `report/paper_gap.{json,md,html}`, the
+run next to the published tables; `report/plotly.min.js`, the script that draws the plots of these pages. Equal inputs give
+equal bytes: every date and version on the pages comes from the artefacts.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, Recipe, require
-from minionerec.config import BASELINES, Config
+from minionerec.config import BASELINES, Config, run_file
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError
 from minionerec.eval.compare import left_out
@@ -24,7 +24,7 @@ from minionerec.eval.lists import headline_cutoff
 from minionerec.eval.slices import parts_of_dataset, parts_of_lists
 from minionerec.report import analysis, diagnosis, paper_gap, plots, run_page
 from minionerec.report.evaluated import LABELS, SCALES, Evaluated, Scale, compare_evaluated, read_evaluated
-from minionerec.report.page import environment, signed
+from minionerec.report.page import chance, environment, signed, write_pages
 from minionerec.sid.index import SidIndex
 from minionerec.statistics.intervals import binomial_interval
 
@@ -133,20 +133,17 @@ def _tiles(results: RunResults) -> list[Tile]:
     tiles = []
     for name in (f"HR@{k}", f"NDCG@{k}"):
         metric = final.metrics.headline[name]
-        note = f"{final.label}, on items; 95 %: {metric['low']:.4f} to {metric['high']:.4f}"
+        note = f"{final.label}, on items; 95\N{NO-BREAK SPACE}%: {metric['low']:.4f} to {metric['high']:.4f}"
         tiles.append(Tile(name, f"{metric['value']:.4f}", note))
     if results.over_popularity:
         floor = results.evaluated["popularity"].metrics.headline[f"HR@{k}"]["value"]
         note = f"HR@{k} on items, paired: {_verdict(results.over_popularity)}; popularity has {floor:.4f}"
         tiles.append(Tile("Over popularity", signed(results.over_popularity["value"]), note))
     if change := results.changes.get("item", {}).get(f"NDCG@{k}"):
-        steps = results.manifests["rl"].metrics.get("steps")
-        after = f" after {steps:,} step{'s' * (steps != 1)}" if steps else ""
-        note = f"NDCG@{k} on items{after}, paired: {_verdict(change)}"
-        tiles.append(Tile("What RL changed", signed(change["value"]), note))
+        tiles.append(_rl_tile(results.manifests["rl"].metrics, f"NDCG@{k}", change))
     if final.metrics.exact is not None:
         share = binomial_interval(final.metrics.exact, final.metrics.users)
-        note = f"proven to be the catalog's top; 95 %: {share.low:.1%} to {share.high:.1%}"
+        note = f"proven to be the catalog's top; 95\N{NO-BREAK SPACE}%: {share.low:.1%} to {share.high:.1%}"
         proven = f"{round(share.value * final.metrics.rows):,} of {final.metrics.rows:,}"
         tiles.append(Tile("Exact lists", proven, note))
     total = sum(manifest.seconds for manifest in results.manifests.values())
@@ -154,10 +151,19 @@ def _tiles(results: RunResults) -> list[Tile]:
     return tiles
 
 
+def _rl_tile(training: Mapping[str, Any], metric: str, change: Mapping[str, Any]) -> Tile:
+    """What RL changed in a metric on items, and after how many steps."""
+    steps = training.get("steps")
+    count = f"{steps:,} step{'s' * (steps != 1)}" if steps else "its steps"
+    if training.get("best_step") == 0:
+        return Tile("What RL changed", "nothing", f"the SFT model was the best on valid, better than any of {count}")
+    return Tile("What RL changed", signed(change["value"]), f"{metric} on items after {count}, paired: {_verdict(change)}")
+
+
 def _verdict(change: Mapping[str, Any]) -> str:
     """The interval of a paired difference, its p-value, and whether it is noise."""
     verdict = "within noise" if change["noise"] else "beyond noise"
-    return f"{signed(change['low'])} to {signed(change['high'])}, p {change['p']:.3f}, {verdict}"
+    return f"{signed(change['low'])} to {signed(change['high'])}, {chance(change['p'])}, {verdict}"
 
 
 def _versions(manifests: dict[str, Manifest]) -> dict[str, str]:
@@ -186,6 +192,7 @@ def render_run_page(results: RunResults) -> str:
         .get_template("page.html")
         .render(
             config=results.config,
+            name=run_file.name_of(results.config),
             notes=run_page.notes(manifests, [name for name in _OPTIONAL if name not in manifests], index),
             dates=(dates[0], dates[-1]),
             dataset=run_page.dataset_figures(results.dataset),
@@ -243,6 +250,7 @@ def render_rl_page(results: RunResults) -> str:
         .get_template("rl.html")
         .render(
             config=config,
+            name=run_file.name_of(config),
             rows=len(rl.lists),
             left_out=results.left_out,
             reading=diagnosis.reading(sft.metrics, rl.metrics, changes, levels, slices, log),
@@ -271,7 +279,7 @@ def write_report(config: Config) -> tuple[Manifest, bool]:
     recipe = Recipe(
         "report",
         config.folder / "report",
-        config.recorded,
+        {**config.recorded, "name": run_file.name_of(config)},
         _digests(manifests),
         config.seed,
         replace=config.replace,
@@ -295,8 +303,9 @@ def _digests(manifests: Mapping[str, Manifest]) -> dict[str, str]:
 def _write_pages(config: Config, manifests: dict[str, Manifest], recipe: Recipe) -> None:
     results = RunResults.load(config, manifests)
     with recipe.write() as draft:
-        (draft.path / "index.html").write_text(render_run_page(results), encoding="utf-8", newline="\n")
+        pages = {"index.html": render_run_page(results)}
         if "rl" in results.evaluated:
-            (draft.path / "rl.html").write_text(render_rl_page(results), encoding="utf-8", newline="\n")
+            pages["rl.html"] = render_rl_page(results)
+        write_pages(draft.path, pages)
         paper_gap.write_gap_report([config.folder], draft.path, resamples=config.eval.resamples, seed=config.seed)
         draft.metrics["bytes"] = (draft.path / "index.html").stat().st_size

@@ -13,7 +13,7 @@ from minionerec.eval.metrics import ranks
 from minionerec.eval.metrics_json import Metrics
 from minionerec.eval.slices import Parts
 from minionerec.report.evaluated import FAMILIES, Evaluated
-from minionerec.report.page import signed
+from minionerec.report.page import chance, signed
 from minionerec.report.table import Cell, Row, Table, difference, interval, percentage, share
 from minionerec.statistics.differences import differences
 from minionerec.statistics.ranking import per_user
@@ -174,7 +174,7 @@ def slice_table(slices: Sequence[SliceChange]) -> Table:
 
 
 def _p_value(change: Mapping[str, Any]) -> Cell:
-    return Cell(f"{change['p']:.3f}")
+    return Cell(chance(change["p"]).removeprefix("p "))
 
 
 def reading(

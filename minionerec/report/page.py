@@ -10,6 +10,7 @@ from plotly.offline import get_plotlyjs
 
 from minionerec.statistics.intervals import SIGNIFICANCE
 
+PLOTLY_FILE = "plotly.min.js"  # next to the pages of a folder
 # What `statistics.intervals.beyond_noise` asks for, in words.
 BEYOND_NOISE = f"its interval excludes zero and p of a paired permutation test is below {SIGNIFICANCE}"
 
@@ -49,9 +50,28 @@ def metric(value: float | None) -> str:
     return "\N{EN DASH}" if value is None else f"{value:.4f}"
 
 
+def chance(p: float) -> str:
+    """A p-value with its name: three decimals, and never 0."""
+    return "p < 0.001" if p < 0.001 else f"p {p:.3f}"
+
+
 def cell(value: object) -> str:
     """Text for a cell of a markdown table."""
     return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def write_pages(folder: Path, pages: Mapping[str, str]) -> None:
+    """Write pages that share plotly's script, and the script next to them, into an existing folder.
+
+    The folder can be moved as a whole and read without a network. The script is as large as fifty pages, so it is not in each.
+
+    Args:
+        pages: file name to HTML text.
+    """
+    for name, text in {PLOTLY_FILE: get_plotlyjs(), **pages}.items():
+        temporary = folder / f"{name}.tmp"
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.replace(folder / name)
 
 
 def environment() -> jinja2.Environment:
@@ -64,17 +84,12 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {
-        "duration": duration,
-        "figure": figure,
-        "signed": signed,
-        "percent": percent,
-        "metric": metric,
-        "cell": cell,
-    }
+    templates.filters |= {"duration": duration, "figure": figure, "signed": signed, "percent": percent}
+    templates.filters |= {"metric": metric, "chance": chance, "cell": cell}
     templates.globals |= {
         "beyond_noise": BEYOND_NOISE,
         "style": Markup((here / "style.css").read_text(encoding="utf-8")),
-        "plotly": Markup(get_plotlyjs()),
+        "plotly_file": PLOTLY_FILE,
+        "plotly": lambda: Markup(get_plotlyjs()),
     }
     return templates

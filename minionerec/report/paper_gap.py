@@ -2,7 +2,8 @@
 
 It compares our runs with the published table, a replication of it and the other baselines. It audits the published numbers,
 says which differences are noise, and goes through a checklist of causes with what the runs show of them. It writes
-`paper_gap.json`, `paper_gap.md` and `paper_gap.html`, which is self-contained and covers all datasets on one page.
+`paper_gap.json`, `paper_gap.md` and `paper_gap.html`, which covers all datasets on one page, and `plotly.min.js`, which the
+page needs next to it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,18 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
+from rich.markup import escape
 from rich.table import Table
 
 from minionerec.artifacts import write_json
 from minionerec.config import RESAMPLES
+from minionerec.config.evaluation import RESAMPLES_BOUNDS
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.result_json import read_catalog
 from minionerec.report import analysis, plots, table
 from minionerec.report.evaluated import FAMILIES
 from minionerec.report.gap import LEVEL_TABLES, GapDataset, GapReport, compare_with_paper
-from minionerec.report.page import environment
+from minionerec.report.page import environment, write_pages
 from minionerec.report.published import METRICS, PAPER, REPLICATION
 from minionerec.report.runs import PAIRED, distinct_names, load_runs
+
+_REPLICATED = "replication"  # the label of its row
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ def _rows_across_datasets(report: GapReport) -> list[_GapRow]:
     for part in report.datasets:
         if part.tables is None:
             continue
-        rows.append(_GapRow(part.name, "replication", part.tables.replication_gap, part.tables.replication_summary))
+        rows.append(_GapRow(part.name, _REPLICATED, part.tables.replication_gap, part.tables.replication_summary))
         rows += [_GapRow(part.name, run.label, run.metrics, run.summary) for run in part.runs if run.summary]
     return rows
 
@@ -58,9 +63,10 @@ def _levels_by_label(part: GapDataset) -> dict[str, Mapping[str, Any]]:
 
 @dataclass(frozen=True)
 class _Section:
-    """A dataset with its tables, for the templates."""
+    """A dataset with its tables, for the templates; `anchor` is its address on the page."""
 
     dataset: GapDataset
+    anchor: str
     forests: dict[str, Markup]
     level_plot: Markup
     level_tables: list[table.Table]
@@ -68,7 +74,7 @@ class _Section:
     more_tables: analysis.MetricTables | None
 
 
-def _section(part: GapDataset) -> _Section:
+def _section(part: GapDataset, number: int) -> _Section:
     levels = _levels_by_label(part)
     targets: dict[str, dict[str, float]] = {}
     if part.tables:
@@ -77,7 +83,8 @@ def _section(part: GapDataset) -> _Section:
     runs = {run.label: run.metrics for run in part.runs}
     forests = {FAMILIES[family]: plot for family, plot in plots.forests(targets, runs).items()}
     more_tables = analysis.metric_tables({run.label: run for run in part.runs}) if part.runs else None
-    return _Section(part, forests, _level_plot(part), analysis.level_tables(levels), analysis.drop_off(levels), more_tables)
+    level_tables, drop_off = analysis.level_tables(levels), analysis.drop_off(levels)
+    return _Section(part, f"d{number}", forests, _level_plot(part), level_tables, drop_off, more_tables)
 
 
 def _level_plot(part: GapDataset) -> Markup:
@@ -103,20 +110,29 @@ def _as_json(report: GapReport) -> dict[str, Any]:
 
 
 def _write_files(report: GapReport, folder: Path) -> None:
-    """Write the three files into an existing folder; equal content gives equal bytes."""
-    pages = environment()
-    for name in ("paper_gap.md", "paper_gap.html"):
-        text = pages.get_template(name).render(
+    """Write the files into an existing folder; equal content gives equal bytes.
+
+    Datasets with a run come first. If there is any, published tables of other datasets are folded: they say nothing about the
+    run.
+    """
+    templates, rows = environment(), _rows_across_datasets(report)
+    sections = [_section(part, number) for number, part in enumerate(report.datasets, 1)]
+    with_runs = [section for section in sections if section.dataset.runs]
+    folded = [section for section in sections if with_runs and not section.dataset.runs]
+    texts = {
+        name: templates.get_template(name).render(
             report=report,
-            sections=[_section(part) for part in report.datasets],
-            rows_across_datasets=_rows_across_datasets(report),
+            sections=with_runs or sections,
+            folded=folded,
+            across_first=not with_runs or any(row.label != _REPLICATED for row in rows),
+            rows_across_datasets=rows,
             metrics=METRICS,
             paired=PAIRED,
             paper=PAPER,
         )
-        temporary = folder / f"{name}.tmp"
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.replace(folder / name)
+        for name in ("paper_gap.md", "paper_gap.html")
+    }
+    write_pages(folder, texts)
     write_json(folder / "paper_gap.json", _as_json(report))
 
 
@@ -128,7 +144,7 @@ def write_gap_report(
     resamples: int = RESAMPLES,
     seed: int = 42,
 ) -> GapReport:
-    """Load runs, compare them with the published tables, and write `paper_gap.json`, `.md` and `.html`.
+    """Load runs, compare them with the published tables, and write `paper_gap.json`, `.md`, `.html` and `plotly.min.js`.
 
     Args:
         runs: folders of runs, or predictions files. Without any, the published tables alone.
@@ -140,8 +156,8 @@ def write_gap_report(
         ConfigError: a run or the dataset does not exist, or an option does not fit the runs.
         DataError, ArtifactError: a run is malformed or of other examples; the folder cannot be written.
     """
-    if resamples < 1:
-        raise ConfigError(f"--resamples is {resamples}; it must be at least 1.")
+    if resamples < RESAMPLES_BOUNDS.low:
+        raise ConfigError(f"--resamples is {resamples}; it must be at least {RESAMPLES_BOUNDS.low}.")
     catalog = read_catalog(index) if index else None
     paths = distinct_names(runs)
     if index and all(path.is_dir() for path in paths.values()):
@@ -156,11 +172,19 @@ def write_gap_report(
     return report
 
 
+def _cell(metric: Mapping[str, Any] | None) -> str:
+    """A metric of a run with its interval and its verdict, for the terminal."""
+    if metric is None:
+        return "-"
+    lines = (f"{metric['value']:.4f}", f"{metric['low']:.4f}-{metric['high']:.4f}", metric.get("verdict", ""))
+    return "\n".join(filter(None, lines))
+
+
 def gap_tables(report: GapReport) -> list[Table]:
     """The report for the terminal, a table per dataset."""
     tables = []
     for part in report.datasets:
-        table_of_part = Table(title=part.name, title_justify="left")
+        table_of_part = Table(title=escape(f"{part.name}, 95 % intervals"), title_justify="left")
         for column in ("", *METRICS, "in short"):
             table_of_part.add_column(column, justify="left" if column in ("", "in short") else "right")
         if part.tables:
@@ -170,7 +194,8 @@ def gap_tables(report: GapReport) -> list[Table]:
             table_of_part.add_row("replication", *cells, part.tables.replication_summary)
         for run in part.runs:
             metrics = [run.metrics.get(name) for name in METRICS]
-            cells = ["-" if not metric else f"{metric['value']:.4f}\n{metric.get('verdict', '')}" for metric in metrics]
-            table_of_part.add_row(run.label, *cells, run.summary or "; ".join(run.notes))
+            table_of_part.add_row(
+                escape(f"{run.label}\n{run.rows:,} examples"), *map(_cell, metrics), escape(run.summary or "; ".join(run.notes))
+            )
         tables.append(table_of_part)
     return tables

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from minionerec.statistics.intervals import binomial_interval
 
@@ -68,9 +68,13 @@ def fragment(
     if upper is not None:
         figure.update_yaxes(range=[0, 1.03 * upper])
     figure.layout.template = None
+    label = " by ".join(filter(None, (y, x))) or "hierarchy"
+    if series := ", ".join(dict.fromkeys(trace.name for trace in figure.data if trace.name)):
+        label += f": {series}"
     # Inside a script element only "<" could end the data.
     data = figure.to_json().replace("<", "\\u003c")
-    return Markup(f'<div class="plot"><script type="application/json">{data}</script></div>')
+    script = f'<script type="application/json">{data}</script>'
+    return Markup(f'<div class="plot" role="img" aria-label="Plot of {escape(label)}">{script}</div>')
 
 
 def _binomial_bars(shares: Iterable[float], rows: int) -> dict[str, Any]:

@@ -250,7 +250,7 @@ def notes(manifests: Mapping[str, Manifest], missing: Sequence[str], index: SidI
     These are missing parts, parts that were made from another run of their input, and a catalog in which many items share SIDs.
     """
     warning = collision_warning(index.collisions(), len(index.codes))
-    sentences = [warning] if warning else []
+    sentences = [f"{warning}."] if warning else []
     sentences += [f"Not in this run, and so not on this page: {', '.join(missing)}."] if missing else []
     for name, manifest in manifests.items():
         for source, digest in manifest.inputs.items():

@@ -20,7 +20,7 @@ from minionerec.eval.result_json import read_lists
 from minionerec.eval.slices import parts_of_lists, slice_tables
 from minionerec.report.evaluated import LABELS, Evaluated, read_evaluated
 from minionerec.report.published import published
-from minionerec.sid.index import SidIndex
+from minionerec.sid.index import SidIndex, collision_warning
 
 PAIRED = ("HR@1", "HR@10", "HR@50", "NDCG@10")
 _STAGES = ("data", "sid", "sft", "rl")
@@ -90,6 +90,7 @@ def _load_folder(folder: Path, label: str) -> list[Evaluated]:
     index, counts = SidIndex.load(folder / "sid", dataset), {"items": len(dataset.catalog)}
     counts |= {split: len(dataset.split(split)) for split in SPLITS}
     names = sorted((path.parent.name for path in (folder / "eval").glob(f"*/{MANIFEST}")), key=_page_order)
+    warning = collision_warning(index.collisions(), len(index.codes))
     runs = []
     for name in names:
         run = read_evaluated(folder / "eval" / name, f"{label}, {LABELS.get(name, name)}")
@@ -106,6 +107,7 @@ def _load_folder(folder: Path, label: str) -> list[Evaluated]:
                 counts=counts,
                 settings={**settings, "eval": evaluation.config},
                 parameters=trained.metrics.get("parameters"),
+                notes=(warning,) if warning else (),
             )
         )
     if not runs:
@@ -128,10 +130,17 @@ def _load_file(
         slices=slice_tables(lists, _parts_of_file(lists, catalog), sliced, resamples, seed),
         exposure={"k": (k := min(10, lists.width)), "diversity": diversity(lists, k)},
     )
-    note = "a single file: its training data is taken on trust"
+    notes = ["a single file: its training data is taken on trust"]
     if lists.items is None:
-        note += "; it names no users, so each example counts as one"
-    return Evaluated("file", label, path, lists, metrics, notes=(note,))
+        notes[0] += "; it names no users, so each example counts as one"
+    if catalog and metrics.invalid:
+        notes.append(
+            f"{metrics.invalid:.2%} of the listed texts are no SID of the catalog and count for no level; the published level "
+            "tables were made without a catalog and count the codes of SIDs outside it"
+        )
+    shared = [items for items in (catalog or {}).values() if items > 1]
+    notes += [warning] if (warning := collision_warning(sum(shared), sum((catalog or {}).values()))) else []
+    return Evaluated("file", label, path, lists, metrics, notes=tuple(notes))
 
 
 def _parts_of_file(lists: RankedLists, catalog: dict[tuple[int, ...], int] | None) -> dict[str, dict[str, np.ndarray]]:

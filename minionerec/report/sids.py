@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from minionerec.artifacts import UNSEEDED, Manifest, Recipe, require
-from minionerec.config import Config
+from minionerec.config import Config, run_file
 from minionerec.data.dataset import Dataset
 from minionerec.report.page import environment, figure
 from minionerec.report.plots import fragment
@@ -43,7 +43,7 @@ def write_sid_page(config: Config) -> tuple[Manifest, bool]:
     recipe = Recipe(
         _STAGE,
         config.folder / _STAGE,
-        {"name": config.name},
+        {"name": run_file.name_of(config)},
         {"sid": sid.digest},
         UNSEEDED,
         replace=config.replace,
@@ -61,7 +61,7 @@ def write_sid_page(config: Config) -> tuple[Manifest, bool]:
 def figures_table(config: Config) -> Table:
     """The figures of the run's SIDs: first of the whole index, then per level."""
     metrics = require(config.folder / "sid", "minionerec sid --config FILE").metrics
-    table = Table(title=escape(f"{config.name}: semantic IDs"), title_justify="left")
+    table = Table(title=escape(f"{run_file.name_of(config)}: semantic IDs"), title_justify="left")
     table.add_column("figure")
     depth = max((len(value) for value in metrics.values() if isinstance(value, list)), default=1)
     for level in range(depth):
@@ -87,7 +87,7 @@ def render_sid_page(config: Config, sid: Manifest) -> str:
         environment()
         .get_template("sids.html")
         .render(
-            name=config.name,
+            name=run_file.name_of(config),
             index=index,
             method=sid.config["sid"].get("method", "shipped"),
             collisions=sid.config["sid"].get("collisions", "as shipped"),

@@ -14,7 +14,7 @@ import numpy as np
 from rich.table import Table
 
 from minionerec import artifacts
-from minionerec.config import Config, SidConfig, SidMethod
+from minionerec.config import Config, SidConfig, SidMethod, run_file
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError
 from minionerec.sid.build import check_catalog
@@ -63,7 +63,7 @@ def compare_methods(config: Config, methods: Sequence[str] = ()) -> Table:
         name: measure_method(vectors, fused, pairs, dataclasses.replace(config.sid, method=name), config.seed) for name in names
     }
     return comparison_table(
-        rows, f"{config.name}: {len(vectors):,} items, codebooks of {' + '.join(map(str, config.sid.sizes))}"
+        rows, f"{run_file.name_of(config)}: {len(vectors):,} items, codebooks of {' + '.join(map(str, config.sid.sizes))}"
     )
 
 

@@ -52,13 +52,13 @@ def collision_warning(shared: int, items: int) -> str | None:
         items: of the catalog.
 
     >>> collision_warning(shared=5, items=5)
-    '100 % of the items (5 of 5) share their SID with another. On SIDs each of them counts as a hit: read metrics on items.'
+    '100 % of the items (5 of 5) share their SID with another. On SIDs each of them counts as a hit: read metrics on items'
     """
     if shared <= MANY_SHARED * items:
         return None
     return (
         f"{100 * shared / items:.0f} % of the items ({shared:,} of {items:,}) share their SID with another. On SIDs each of "
-        "them counts as a hit: read metrics on items."
+        "them counts as a hit: read metrics on items"
     )
 
 

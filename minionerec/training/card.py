@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from minionerec.config import Config
+from minionerec.config import Config, run_file
 from minionerec.data.dataset import SPLITS, Dataset
 from minionerec.data.sources import SOURCES
 from minionerec.sid.index import SidIndex
@@ -31,7 +31,7 @@ def write_card(folder: Path, stage: str, config: Config, dataset: Dataset, index
     sections = config.section(*(("sft", "model") if stage == "sft" else ("rl",)))
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
-        f"# {config.name}: {_TITLES[stage]}",
+        f"# {run_file.name_of(config)}: {_TITLES[stage]}",
         f"A causal language model that recommends items of one catalog by writing their semantic IDs (SIDs), such as "
         f"`{index.text(0)}`. Made by the stage `{stage}` of MiniOneRec.",
         "## Base model",
@@ -49,7 +49,7 @@ def write_card(folder: Path, stage: str, config: Config, dataset: Dataset, index
             }
         ),
         "## Training",
-        _table(metrics),
+        _table(metrics | _validated(metrics, config, stage, dataset)),
         "## Recipe",
         f"```yaml\n{yaml.safe_dump({'seed': config.seed, **sections}, sort_keys=False)}```",
         "## Use",
@@ -61,6 +61,15 @@ def write_card(folder: Path, stage: str, config: Config, dataset: Dataset, index
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8", newline="\n")
 
 
+def _validated(metrics: Mapping[str, Any], config: Config, stage: str, dataset: Dataset) -> dict[str, str]:
+    """How many examples the figures on valid are means of."""
+    section = config.sft if stage == "sft" else config.rl
+    if not any(name.startswith("best") and "valid" in name and value is not None for name, value in metrics.items()):
+        return {}
+    examples = min(section.valid_examples or len(dataset.valid), len(dataset.valid))
+    return {"figures on valid": f"means over {examples:,} examples, of the step that they chose"}
+
+
 _LOAD = """```python
 from minionerec.model import checkpoint
 
@@ -69,7 +78,8 @@ model, tokenizer = checkpoint.load("path/to/this/folder")  # or transformers' Au
 
 
 def _table(values: Mapping[str, Any]) -> str:
-    return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {_figure(value)} |" for name, value in values.items())])
+    rows = [f"| {name} | {_figure(value)} |" for name, value in values.items() if value is not None]
+    return "\n".join(["| | |", "| --- | --- |", *rows])
 
 
 def _figure(value: Any) -> str:

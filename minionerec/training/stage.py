@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
 
 from minionerec.artifacts import ITEM_STAGES, Draft, require
-from minionerec.config import Config
+from minionerec.config import Config, run_file
 from minionerec.data.dataset import Dataset
 from minionerec.distributed import expect_no_gpu, is_main_process
 from minionerec.model.checkpoint import context_of
@@ -99,6 +99,6 @@ def finish(
         write_card(draft.path / "model", begun.stage, config, begun.prompts.dataset, begun.prompts.index, figures)
         write_log(trainer.state, log_file)
         if write_curves is not None:
-            write_curves(log_file, draft.path / "curves.html", f"{config.name}: {begun.stage.upper()}")
+            write_curves(log_file, draft.path / "curves.html", f"{run_file.name_of(config)}: {begun.stage.upper()}")
     tasks = {"tasks": plan.work.tasks} if plan.work.tasks else {}
     draft.metrics.update(**figures, **tasks, **plan.metrics())

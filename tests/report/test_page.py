@@ -1,3 +1,4 @@
+import dataclasses
 import html
 import json
 import re
@@ -10,10 +11,11 @@ import yaml
 
 from minionerec.artifacts import Manifest
 from minionerec.commands import result_table
-from minionerec.config import BaselineName, Config, EvalConfig, PromptsConfig
+from minionerec.config import BaselineName, Config, EvalConfig, PromptsConfig, run_file
 from minionerec.errors import ArtifactError
 from minionerec.report.build import write_report
 from minionerec.report.evaluated import LABELS
+from minionerec.report.page import PLOTLY_FILE
 from tests.report.run_folder import NASTY, make_run
 from tests.small import reseal
 
@@ -125,11 +127,12 @@ def test_titles_are_escaped(full, without_rl):
 def test_nothing_is_fetched(full):
     config, _, page = full
     for tag, attributes in page.tags:
-        assert not (
-            tag in ("script", "img", "iframe", "link", "source", "object", "embed")
-            and {"src", "href", "data"} & set(attributes)
-        )
+        if tag in ("script", "img", "iframe", "link", "source", "object", "embed"):
+            assert {attributes.get(name) for name in ("src", "href", "data")} <= {None, PLOTLY_FILE}
         assert not (attributes.get("href") or "#").startswith(("http:", "https:", "//"))
+    script = (config.folder / "report" / PLOTLY_FILE).read_text(encoding="utf-8")
+    pages = list((config.folder / "report").glob("*.html"))
+    assert "Plotly" in script and len(script) > 20 * max(page.stat().st_size for page in pages)
     style = re.search(r"<style>(.*?)</style>", (config.folder / "report/index.html").read_text(encoding="utf-8"), re.DOTALL)
     assert style and "url(" not in style[1] and "@import" not in style[1]
 
@@ -161,7 +164,9 @@ def test_without_rl_the_page_says_what_is_missing(without_rl):
 
 def test_only_differences_beyond_noise_are_coloured(full):
     raw = plain((full[0].folder / "report/index.html").read_text(encoding="utf-8"))
-    cells = re.findall(r'<td class="n (\w*)">([+-][\d.]+)<small>([+-][\d.]+) to ([+-][\d.]+)</small>', raw)
+    cells = re.findall(
+        r'<td class="n (\w*)" role="cell" data-at="@\d+">([+-][\d.]+)<small>([+-][\d.]+) to ([+-][\d.]+)</small>', raw
+    )
     assert len(cells) == 30  # on SIDs and on items; no list here has 50 places
     assert "lists of 40 and 40 places: cut-offs beyond 40 are left out" in full[2].words
     for colour, value, low, high in cells:
@@ -203,7 +208,7 @@ def test_one_sid_for_all_is_no_success(tmp_path):
 
 
 def test_a_share_of_lists_is_shown_with_its_count_and_interval(full):
-    assert re.search(r"Exact lists \d+ of 60 proven to be the catalog's top; 95 %: \d+\.\d% to", full[2].words)
+    assert re.search(r"Exact lists \d+ of 60 proven to be the catalog's top; 95\s%: \d+\.\d% to", full[2].words)
     assert re.search(
         r"Over popularity [+-]0\.\d{4} HR@10 on items, paired: .* p 0\.\d{3}, (within|beyond) noise", full[2].words
     )
@@ -259,6 +264,41 @@ def test_every_plot_of_every_page_says_what_its_axes_are(full):
         for plot in re.findall(r'<script type="application/json">(.*?)</script>', page.read_text(encoding="utf-8")):
             layout = json.loads(plot)["layout"]
             assert layout["xaxis"]["title"]["text"] and layout["yaxis"]["title"]["text"], page
+
+
+def test_every_page_can_be_read_aloud(full):
+    for path in (full[0].folder / "report").glob("*.html"):
+        page = Page(path)
+        named = {
+            tag: [attributes for name, attributes in page.tags if name == tag] for tag in ("html", "nav", "main", "th", "i")
+        }
+        assert named["html"] == [{"lang": "en"}] and [main["id"] for main in named["main"]] == ["content"]
+        assert all(nav["aria-label"] for nav in named["nav"]) and all(cell.get("scope") for cell in named["th"]), path
+        assert all(icon.get("aria-label") or icon.get("aria-hidden") for icon in named["i"]), path
+        assert all(attributes["aria-label"] for _, attributes in page.tags if attributes.get("class") in ("plot", "scroll"))
+        text = path.read_text(encoding="utf-8")
+        assert text.count("<table") == len(re.findall(r"<table[^>]*>\s*<caption>[^<]+</caption>", text)), path
+        assert text.count('class="plot"') == len(re.findall(r'<figcaption>[^<]+</figcaption>\s*<div class="plot"', text)), path
+
+
+def test_an_rl_model_that_is_the_sft_model_changed_nothing(tmp_path):
+    config = make_run(tmp_path, users=8)
+    manifest = json.loads((tmp_path / "rl/manifest.json").read_text())
+    manifest["metrics"] |= {"steps": 78, "best_step": 0}
+    (tmp_path / "rl/manifest.json").write_text(json.dumps(manifest))
+    write_report(config)
+    words = Page(tmp_path / "report/index.html").words
+    assert "What RL changed nothing the SFT model was the best on valid, better than any of 78 steps" in words
+
+
+def test_pages_have_the_name_of_the_run_not_of_the_command(tmp_path):
+    config = make_run(tmp_path, users=8)
+    with run_file.recording(config, "data"):
+        pass
+    write_report(dataclasses.replace(config, name="preset"))  # as with --config preset --out RUN
+    for name in ("index", "rl"):
+        words = Page(tmp_path / f"report/{name}.html").words
+        assert "demo" in words and "preset" not in words
 
 
 def test_every_baseline_has_a_label():

@@ -155,7 +155,8 @@ def test_the_model_card_and_the_curves(trained):
     assert f"| parameters | {planned.shape.parameters:,} |" in card and "| items | 48 |" in card
     loss = read_json(made.folder / "sft/manifest.json")["metrics"]["best_valid_loss"]
     assert f"| best_valid_loss | {loss:.4g} |" in card and "history_stride: 6" in card and "your own files" in card
+    assert re.search(r"\| figures on valid \| means over \d+ examples, of the step that they chose \|", card)
     assert AutoModelForCausalLM.from_pretrained(made.folder / "sft/model").num_parameters() == planned.shape.parameters
     page = (made.folder / "sft/curves.html").read_text()
-    assert page.count('<div class="plot">') >= 2 and "Loss" in page
+    assert page.count('<div class="plot" role="img" aria-label="Plot of ') >= 2 and "Loss" in page
     assert not re.search(r"<(script|link|img)\b[^>]*(src|href)=", page)
