@@ -283,9 +283,7 @@ def test_every_page_can_be_read_aloud(full):
 
 def test_an_rl_model_that_is_the_sft_model_changed_nothing(tmp_path):
     config = make_run(tmp_path, users=8)
-    manifest = json.loads((tmp_path / "rl/manifest.json").read_text())
-    manifest["metrics"] |= {"steps": 78, "best_step": 0}
-    (tmp_path / "rl/manifest.json").write_text(json.dumps(manifest))
+    reseal(tmp_path / "rl", metrics={"steps": 78, "best_step": 0})
     write_report(config)
     words = Page(tmp_path / "report/index.html").words
     assert "What RL changed nothing the SFT model was the best on valid, better than any of 78 steps" in words
