@@ -122,7 +122,19 @@ def _early_rl(config: Config, pending: Sequence[str]) -> None:
     check_early(config, pending)
 
 
-EARLY_CHECKS = {"sid": _early_sid, "sft": _early_sft, "rl": _early_rl}
+def _early_eval(config: Config, pending: Sequence[str]) -> None:
+    from minionerec.training import early, machine
+
+    machine.check_search_memory(config, 0 if "data" in pending else early.rows_of(config.folder, "catalog") or 0)
+
+
+def _early_baseline(config: Config, pending: Sequence[str]) -> None:
+    from minionerec.training import early, machine
+
+    machine.check_baseline_memory(config.baseline, early.rows_of(config.folder, "catalog") or 0)
+
+
+EARLY_CHECKS = {"sid": _early_sid, "sft": _early_sft, "rl": _early_rl, "eval": _early_eval, "baseline": _early_baseline}
 
 
 def _check_ahead(config: Config, stages: tuple[str, ...]) -> None:

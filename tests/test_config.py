@@ -21,6 +21,7 @@ from minionerec.config import (
     SftConfig,
     SidConfig,
 )
+from minionerec.config.fields import field_bounds
 from minionerec.errors import ConfigError
 
 pytestmark = pytest.mark.fast
@@ -35,7 +36,7 @@ def leaves(made, prefix=""):
         yield from leaves(section, f"{name}.") if dataclasses.is_dataclass(section) else [name]
 
 
-FIELDS = list(leaves(Config))
+FIELDS, BOUNDS = list(leaves(Config)), field_bounds(Config)
 
 
 def test_defaults_are_valid_and_the_folder_follows_the_name():
@@ -230,6 +231,8 @@ def test_help_explains_every_field(help_text, field):
     words = block[0].split("(type:")[0].split()
     prose = [word for word in words if not re.match(r"--|[\[{]|[A-Z_]+$|ITEM", word)]
     assert len(prose) >= 3, block[0]
+    if field in BOUNDS:
+        assert f"; {BOUNDS[field].words})" in block[0] or f"({BOUNDS[field].words})" in block[0]
     assert "default:" in block[0]
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from minionerec import __version__, presets
 from minionerec.cli.parser import help_text, parse, preset, read
 from minionerec.cli.table import COMMANDS
-from minionerec.config.checks import cut, exists
+from minionerec.config.checks import cut, exists, for_display
 from minionerec.config.fields import did_you_mean
 from minionerec.distributed import share_cores
 from minionerec.errors import ConfigError, MiniOneRecError
@@ -147,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _print_error(kind: str, message: str) -> None:
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     errors.print(f"[bold red]{kind}[/]: ", end="")
-    errors.print(message.encode(errors="backslashreplace").decode(), markup=False)
+    errors.print(for_display(message), markup=False)
 
 
 class _Output(io.FileIO):

@@ -16,7 +16,7 @@ from minionerec.cli.table import COMMANDS, Command
 from minionerec.config import Config
 from minionerec.config.checks import cut, exists
 from minionerec.config.documents import MOST_BYTES, DocumentError, parse_yaml
-from minionerec.config.fields import allowed, did_you_mean, field_types, fits, nearest, shown, wrong_value
+from minionerec.config.fields import allowed, did_you_mean, field_types, fits, nearest, quoted, wrong_value
 from minionerec.errors import ConfigError
 
 FLAGS = ("--help-all", "--print_config")  # of every command that takes a configuration, next to --help
@@ -49,7 +49,7 @@ def _check_field(name: str, value: object, where: str) -> None:
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             example = next(field for field in _TYPES if field.startswith(f"{name}."))
-            raise ConfigError(f"{where}: {name} is a section; expected its fields, such as {example}, found {shown(value)}.")
+            raise ConfigError(f"{where}: {name} is a section; expected its fields, such as {example}, found {quoted(value)}.")
     elif not fits(value, kind):
         raise ConfigError(f"{where}: {wrong_value(name, value, kind)}")
 

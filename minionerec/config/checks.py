@@ -180,6 +180,15 @@ def exists(text: str) -> bool:
         return False
 
 
+def for_display(name: str) -> str:
+    r"""A file's name for display: bytes that are not UTF-8 are spelled out.
+
+    >>> for_display("caf\udce9.csv")
+    'caf\\udce9.csv'
+    """
+    return name.encode(errors="backslashreplace").decode()
+
+
 def check_output_file(name: str, file: Path) -> None:
     """Refuse to write over what is no regular file: a write by way of a new file would replace a device by a file.
 

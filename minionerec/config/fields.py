@@ -152,11 +152,11 @@ def wrong_value(name: str, value: object, kind: Any) -> str:
     hint = did_you_mean(unknown[0], choices(kind), 0.5) if unknown and kind is not bool else ""
     if not isinstance(value, list | dict) and not hint and fits([value], kind):
         hint = f" Did you mean [{value}]?"
-    actual = "null" if value is None else str(value).lower() if isinstance(value, bool) else shown(value)
+    actual = "null" if value is None else str(value).lower() if isinstance(value, bool) else quoted(value)
     return f"{name} is {actual}.{hint} Expected {allowed(kind)}."
 
 
-def shown(value: object) -> str:
+def quoted(value: object) -> str:
     """A value for a message, texts in quotes."""
     try:
         return cut(repr(value))

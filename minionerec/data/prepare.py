@@ -25,6 +25,7 @@ from minionerec.artifacts import (
     file_hash,
 )
 from minionerec.config import Config, DataConfig
+from minionerec.config.checks import for_display
 from minionerec.data import amazon, folders, given_splits, mimigenrec, readers, recbole, released, sequences, sources, times
 from minionerec.data.bad_rows import Problems
 from minionerec.data.checks import NEGATIVE, UNTIMED
@@ -83,7 +84,11 @@ def find_inputs(config: Config) -> Inputs:
 
 def _digests(data: DataConfig, source: Path) -> dict[str, str]:
     folder = source.parent if source.is_file() else source
-    return {path.relative_to(folder).as_posix(): file_hash(path) for path in _files(data, source)}
+    names = {path.relative_to(folder).as_posix(): path for path in _files(data, source)}
+    for name in names:
+        if for_display(name) != name:
+            raise DataError(f"{folder}: the name of {for_display(name)} is not valid UTF-8. Rename the file.")
+    return {name: file_hash(path) for name, path in names.items()}
 
 
 def _files(data: DataConfig, source: Path) -> tuple[Path, ...]:
@@ -143,7 +148,7 @@ def _folder_notes(source: Path, inputs: Mapping[str, str]) -> list[str]:
     """What lies in the folder and is not read, since a user may take it for read."""
     if not source.is_dir():
         return []
-    others = sorted(path.name for path in source.iterdir() if path.is_file() and path.name not in inputs)
+    others = sorted(for_display(path.name) for path in source.iterdir() if path.is_file() and path.name not in inputs)
     more = f" and {len(others) - _NAMED} more files" if len(others) > _NAMED else ""
     return [f"not read in {source.name}: {', '.join(others[:_NAMED])}{more}"] if others else []
 

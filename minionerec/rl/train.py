@@ -40,6 +40,7 @@ from minionerec.rl.trainer import SETUP_MEMORY_ADVICE, TreeGRPOTrainer, grouped
 from minionerec.training.checkpoints import MarkComplete, last_checkpoint
 from minionerec.training.evaluator import RankingEvaluator
 from minionerec.training.launch import keep_tensorboard
+from minionerec.training.machine import warn_about_memory
 from minionerec.training.memory import enough_memory
 from minionerec.training.plan import Plan, Shape, launched
 from minionerec.training.progress import StepBar
@@ -90,6 +91,7 @@ def _train_policy(config: Config, recipe: Recipe, write_curves: WriteCurves | No
         work, devices = planned_work(examples, trie, arguments, rl), launched(rl.bf16, rl.gradient_checkpointing)
         plan = Plan("rl", Shape.of(begun.model), work, devices)
         plan.show()
+        warn_about_memory(plan)
         watch = Watch(rl, evaluator, begun.prompts.tokenizer, checkpoints, origin)
         with enough_memory(lambda: SETUP_MEMORY_ADVICE):
             trainer = make_trainer(

@@ -44,6 +44,7 @@ from minionerec.sid.index import SidIndex
 from minionerec.training.checkpoints import MarkComplete, last_checkpoint
 from minionerec.training.evaluator import RankingEvaluator
 from minionerec.training.launch import keep_tensorboard
+from minionerec.training.machine import warn_about_memory
 from minionerec.training.memory import enough_memory
 from minionerec.training.plan import Plan, Shape, launched
 from minionerec.training.progress import StepBar
@@ -130,6 +131,7 @@ def _train(config: Config, recipe: Recipe, write_curves: WriteCurves | None) -> 
     work, devices = planned_work(training, arguments, collator), launched(sft.bf16, sft.gradient_checkpointing)
     plan = Plan("sft", Shape.of(model), work, devices)
     plan.show()
+    warn_about_memory(plan)
     keep_tensorboard(config.folder / "tensorboard" / "sft", sft.report_to)
     # Whatever can be refused has been refused: from here on the partial folder of an interrupted run is removed or resumed.
     with recipe.write(resumable=True, collective=True) as draft:

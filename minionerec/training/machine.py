@@ -1,12 +1,18 @@
 """Whether a model fits into this machine, asked before hours are spent. Torch is imported only for a large model."""
 
+import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
-from minionerec.config import Config
+from minionerec.config import BaselineConfig, Config
 from minionerec.errors import ConfigError
 
+if TYPE_CHECKING:
+    from minionerec.training.plan import Plan
+
+log = logging.getLogger(__name__)
 _FLOAT = 4  # bytes
 _TRAINED = 4  # numbers per trained weight: itself, its gradient, AdamW's two moments
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container, version 2 and 1
@@ -42,21 +48,68 @@ def check_model_memory(config: Config) -> None:
     Raises:
         ConfigError: weights, gradients and optimiser alone take more; the message has the numbers.
     """
-    parameters, memory = fewest_parameters(config), machine_memory()
-    per_weight = _FLOAT * (_TRAINED if config.sft.train == "full" else 1)
-    if parameters * per_weight <= memory:
-        return
-    import torch
-
-    if torch.cuda.is_available():  # the processes then share gradients and moments, or keep them on the GPUs
-        memory = max(memory, sum(torch.cuda.mem_get_info(device)[1] for device in range(torch.cuda.device_count())))
-        if parameters * per_weight <= memory:
-            return
+    numbers = _TRAINED if config.sft.train == "full" else 1
     advice = "choose a smaller model (model.path), or sft.train lora"
     if config.model.init == "from_scratch":
         advice = "lower model.hidden_size, model.intermediate_size or model.layers"
-    raise ConfigError(
-        f"The model has at least {parameters:,} parameters, which take {parameters * per_weight / 1e9:,.1f} GB in training "
-        f"(weights{', gradients and optimiser' * (config.sft.train == 'full')}), but this machine has {memory / 1e9:,.1f} GB; "
-        f"{advice}."
-    )
+    _check("The model", fewest_parameters(config), numbers, advice)
+
+
+def check_baseline_memory(config: BaselineConfig, items: int) -> None:
+    """Refuse a baseline that cannot be trained in this machine's memory.
+
+    Args:
+        items: of the catalog; 0 if they are not known yet.
+
+    Raises:
+        ConfigError: weights, gradients and optimiser alone take more.
+    """
+    width = config.hidden_size or 0
+    parameters = items * width + (config.layers or 1) * width * width  # at least: an embedding, and a matrix a layer
+    _check("The baseline", parameters, _TRAINED, "lower baseline.hidden_size or baseline.layers")
+
+
+def check_search_memory(config: Config, items: int) -> None:
+    """Refuse a search that is too wide for this machine's memory.
+
+    Args:
+        items: of the catalog, which has at most as many SIDs; 0 if they are not known yet.
+
+    Raises:
+        ConfigError: the mask by which beams see their own ancestors alone takes more.
+    """
+    beams = min(config.eval.num_beams, items)
+    needed = config.eval.batch_size * beams * beams  # one byte for each pair of beams of a level
+    if needed > machine_memory() and needed > (memory := _memory()):
+        raise ConfigError(
+            f"eval.batch_size {config.eval.batch_size} and eval.num_beams {config.eval.num_beams} need at least "
+            f"{needed / 1e9:,.1f} GB, but this machine has {memory / 1e9:,.1f} GB; lower one of them."
+        )
+
+
+def warn_about_memory(plan: "Plan") -> None:
+    """Say it in the log if a training is expected to take more memory than there is; estimates may err, so it still begins."""
+    needed = plan.memory_per_process * plan.devices.count
+    if needed > machine_memory() and needed > (memory := _memory()):
+        log.warning(
+            "%s is expected to take %.1f GB, but this machine has %.1f GB: lower the micro-batch, or set "
+            "%s.gradient_checkpointing.",
+            *(plan.stage, needed / 1e9, memory / 1e9, plan.stage),
+        )
+
+
+def _check(what: str, parameters: int, numbers: int, advice: str) -> None:
+    needed = parameters * numbers * _FLOAT
+    if needed > machine_memory() and needed > (memory := _memory()):
+        raise ConfigError(
+            f"{what} has at least {parameters:,} parameters, which take {needed / 1e9:,.1f} GB in training "
+            f"(weights{', gradients and optimiser' * (numbers > 1)}), but this machine has {memory / 1e9:,.1f} GB; {advice}."
+        )
+
+
+def _memory() -> int:
+    """Bytes of memory that a training may use: those of the GPUs, or of the machine if that is more or if it has none."""
+    import torch
+
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    return max(machine_memory(), sum(torch.cuda.mem_get_info(device)[1] for device in gpus))

@@ -274,3 +274,10 @@ def test_a_finished_download_needs_neither_cache_nor_network(tmp_path, monkeypat
     monkeypatch.setattr(sources, "fetch", lambda *_: raw)
     with pytest.raises(ArtifactError, match="cannot be written"):
         prepare.prepare_data(replace(config, out=str(raw / "ml-100k.item" / "below a file")))
+
+
+def test_a_file_whose_name_is_no_text_is_refused(tmp_path):
+    (tmp_path / "half\udcff.inter.json").write_text('{"0": [1, 2, 3, 4]}')
+    config = Config(out=str(tmp_path / "run"), data=DataConfig(source="letter", path=str(tmp_path)))
+    with pytest.raises(DataError, match=r"the name of half\\udcff\.inter\.json is not valid UTF-8\. Rename the file\."):
+        prepare.prepare_data(config)

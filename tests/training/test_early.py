@@ -8,7 +8,7 @@ import pytest
 
 from minionerec import pipeline
 from minionerec.artifacts import MANIFEST
-from minionerec.config import Config, EvalConfig, ModelConfig, RlConfig, SftConfig, SidConfig
+from minionerec.config import BaselineConfig, Config, EvalConfig, ModelConfig, RlConfig, SftConfig, SidConfig
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.rl.early import check_early, check_group
 from minionerec.training import early, machine
@@ -139,6 +139,30 @@ def test_the_memory_of_a_model(libraries, monkeypatch, tmp_path):
     pretrained = ModelConfig(init="from_pretrained", path=str(tmp_path))
     assert machine.fewest_parameters(Config(model=pretrained)) == 1000
     assert machine.fewest_parameters(Config(model=dataclasses.replace(pretrained, path="nobody/model"))) == 0
+
+
+def test_wide_searches_and_large_baselines(libraries, folder, monkeypatch):
+    with_data(folder)
+    monkeypatch.setattr(machine, "machine_memory", lambda: 10**6)
+    with pytest.raises(ConfigError, match=r"eval.batch_size 32 and eval.num_beams 10000 need at least 3.2 GB"):
+        machine.check_search_memory(Config(eval=EvalConfig(num_beams=10_000)), 10**6)
+    wide = Config(out=str(folder), eval=EvalConfig(batch_size=1200))  # 30 items, so 30 beams
+    with pytest.raises(ConfigError, match=r"eval.batch_size 1200 and eval.num_beams 50 need"):
+        pipeline.run(wide, ("eval",))
+    monkeypatch.setattr(machine, "machine_memory", lambda: 10**4)
+    with pytest.raises(ConfigError, match=r"The baseline has at least 2,\d+ parameters, .*; lower baseline.hidden_size"):
+        pipeline.run(Config(out=str(folder), baseline=BaselineConfig(hidden_size=40, layers=1)), ("baseline",))
+    machine.check_baseline_memory(BaselineConfig(), 10**9)  # the width is the model's own
+
+
+def test_a_training_that_is_expected_to_take_too_much_says_so(libraries, monkeypatch, caplog):
+    plan = SimpleNamespace(stage="rl", memory_per_process=3 * 10**9, devices=SimpleNamespace(count=2))
+    for memory in (7 * 10**9, 5 * 10**9):
+        monkeypatch.setattr(machine, "machine_memory", lambda memory=memory: memory)
+        machine.warn_about_memory(plan)
+    assert [record.getMessage()[:66] for record in caplog.records] == [
+        "rl is expected to take 6.0 GB, but this machine has 5.0 GB: lower "
+    ]
 
 
 def test_a_container_has_less_memory_than_its_machine(monkeypatch, tmp_path):
