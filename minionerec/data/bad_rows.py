@@ -17,12 +17,14 @@ class Problems:
 
     Attributes:
         skip: note a bad row and continue; otherwise the first bad row raises.
+        log: say so for the first few.
         messages: one for each bad row, in the order of reading; each names file, row and field.
         counts: figures for the manifest: what was left out or changed, by reason.
         notes: how files were read, one line each.
     """
 
     skip: bool = False
+    log: bool = True
     messages: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -40,7 +42,7 @@ class Problems:
         if not self.skip:
             raise DataError(f"{message} Correct it, or pass --data.on_error skip to leave such rows out, counted and listed.")
         self.messages.append(message)
-        if len(self.messages) <= _LOGGED:
+        if self.log and len(self.messages) <= _LOGGED:
             log.warning("Skipped: %s", message)
 
     def without(self, frame: pl.DataFrame, wrong: pl.Expr, message: str) -> pl.DataFrame:

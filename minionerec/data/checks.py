@@ -109,14 +109,14 @@ def _timed(interactions: pl.DataFrame, name: str, problems: Problems) -> pl.Data
     message = ", row {row}: timestamp {timestamp!r} is not a number; expected seconds since 1970, or a date like 2016-10-31."
     interactions = problems.without(interactions, pl.col("time").is_null(), braced(name) + message)
     interactions = interactions.with_columns(timestamp="time").drop("time")
-    known = interactions.filter(pl.col("timestamp").to_physical() > 0)
-    if len(interactions) and not len(known):
+    timed = interactions.filter(pl.col("timestamp").to_physical() > 0)
+    if len(interactions) and not len(timed):
         raise DataError(
             f"{name}: all {len(interactions):,} timestamps are at or below 0, which stands for an unknown time. If the rows "
             "are in order of time, say so with --data.columns '{timestamp: \"\"}' (csv, recbole)."
         )
-    note_untimed(len(interactions) - len(known), name, problems)
-    return known
+    note_untimed(len(interactions) - len(timed), name, problems)
+    return timed
 
 
 def note_untimed(rows: int, name: str, problems: Problems) -> None:

@@ -67,42 +67,42 @@ class Layout:
     titles: tuple[str, ...]
     details: Mapping[str, tuple[str, ...]]
 
-    def interactions(self, present: Sequence[str], chosen: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    def interactions(self, present: Sequence[str], mapping: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
         """The columns of interactions: for each role the names under which it is looked up.
 
         Args:
             present: the columns that the file has.
-            chosen: `data.columns`.
+            mapping: `data.columns`.
         """
         required = {"user": (self.user, *USERS), "item": (self.item, *ITEMS), "timestamp": (self.timestamp, *TIMES)}
-        own = all(names[0] in present for role, names in required.items() if role not in chosen)
-        if chosen.get("timestamp") == "":
+        own = all(names[0] in present for role, names in required.items() if role not in mapping)
+        if mapping.get("timestamp") == "":
             del required["timestamp"]
         optional = {"rating": ("rating",) if own else RATINGS, "label": LABELS}
-        return _filled(present, chosen, required, optional)
+        return _filled(present, mapping, required, optional)
 
-    def items(self, present: Sequence[str], chosen: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    def items(self, present: Sequence[str], mapping: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
         """The columns of items, as `interactions` has them."""
         required = {"item": (self.item, *ITEMS), "title": (*self.titles, *TITLES)}
         own_names = {"item": (self.item,), "title": self.titles}
-        own = all(set(names) & set(present) for role, names in own_names.items() if role not in chosen)
+        own = all(set(names) & set(present) for role, names in own_names.items() if role not in mapping)
         # `categories` is the column as it is, `Categories` what the embedded text says of it.
         public = {"description": DESCRIPTIONS, "brand": BRANDS, "categories": CATEGORIES, "Categories": CATEGORIES}
         public |= {"genres": GENRES, "year": YEARS}
         optional = dict(self.details) if own else {**self.details, **public}
-        return _filled(present, chosen, required, optional, tuple(public))
+        return _filled(present, mapping, required, optional, tuple(public))
 
 
 def _filled(
     present: Sequence[str],
-    chosen: Mapping[str, str],
+    mapping: Mapping[str, str],
     required: Mapping[str, tuple[str, ...]],
     optional: Mapping[str, tuple[str, ...]],
     others: Sequence[str] = (),
 ) -> dict[str, tuple[str, ...]]:
-    """The names of each required role, of each optional one that is present, and of each chosen one of these or `others`."""
+    """The names of each required role, of each optional one that is present, and of each mapping one of these or `others`."""
     columns = dict(required) | {role: names for role, names in optional.items() if set(names) & set(present)}
-    columns |= {role: (name,) for role, name in chosen.items() if name and role in (*required, *optional, *others)}
+    columns |= {role: (name,) for role, name in mapping.items() if name and role in (*required, *optional, *others)}
     return {"item_id" if role == "item" else role: tuple(dict.fromkeys(names)) for role, names in columns.items()}
 
 

@@ -129,12 +129,12 @@ def _catalog(items: Sequence[str], by_sid: Mapping[str, Sequence[int]], titles: 
     """Items with their titles; an item whose title no record names is called by its id."""
     named = list(items)
     for sid, numbers in by_sid.items():
-        known = titles.get(sid, [])
-        if len(known) == len(numbers):  # in the order of the items, as MIMIGenRec writes them
-            for number, title in zip(numbers, known, strict=True):
+        candidates = titles.get(sid, [])
+        if len(candidates) == len(numbers):  # in the order of the items, as MIMIGenRec writes them
+            for number, title in zip(numbers, candidates, strict=True):
                 named[number] = title
-        elif known:
+        elif candidates:
             for number in numbers:
-                named[number] = " / ".join(known)
+                named[number] = " / ".join(candidates)
     title = readable_column(pl.Series("title", named, dtype=pl.String))
     return pl.DataFrame({"item_id": list(items), "title": title, "text": title}, schema=CATALOG_SCHEMA)

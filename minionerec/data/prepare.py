@@ -26,7 +26,7 @@ from minionerec.artifacts import (
 )
 from minionerec.config import Config, DataConfig
 from minionerec.config.checks import for_display
-from minionerec.data import amazon, folders, given_splits, mimigenrec, readers, recbole, released, sequences, sources, times
+from minionerec.data import amazon, folders, mimigenrec, readers, recbole, released, row_splits, sequences, sources, times
 from minionerec.data.bad_rows import Problems
 from minionerec.data.checks import NEGATIVE, UNTIMED
 from minionerec.data.dataset import SPLITS, Dataset
@@ -96,7 +96,7 @@ def _files(data: DataConfig, source: Path) -> tuple[Path, ...]:
     if source.is_file():
         return (source,)
     if data.is_amazon:
-        return given_splits.amazon_files(source, data.category) or amazon.files(source, data.category)
+        return row_splits.amazon_files(source, data.category) or amazon.files(source, data.category)
     return READERS[data.source].files(source, data)
 
 
@@ -123,9 +123,9 @@ def prepare_data(config: Config) -> tuple[Manifest, bool]:
 
 def _read_and_write(config: Config, source: Path, recipe: Recipe) -> None:
     problems = Problems(skip=config.data.on_error == "skip", notes=_folder_notes(source, recipe.inputs))
-    if config.data.is_amazon and (paths := given_splits.amazon_files(source, config.data.category)):
+    if config.data.is_amazon and (paths := row_splits.amazon_files(source, config.data.category)):
         config.data.refuse_filters(f"the splits in {source} are given")
-        prepared = with_figures(given_splits.read_amazon(paths, config.data, problems))
+        prepared = with_figures(row_splits.read_amazon(paths, config.data, problems))
     elif config.data.is_amazon:
         check_disk_space(config.folder, sum(path.stat().st_size for path in _files(config.data, source)))
         with amazon.scratch_folder(config.folder / SCRATCH) as scratch:
@@ -145,12 +145,15 @@ def _read_and_write(config: Config, source: Path, recipe: Recipe) -> None:
 
 
 def _folder_notes(source: Path, inputs: Mapping[str, str]) -> list[str]:
-    """What lies in the folder and is not read, since a user may take it for read."""
+    """Which files are read, and what else lies in the folder: a user may take it for read."""
     if not source.is_dir():
-        return []
+        return [f"reads {for_display(source.name)}"]
     others = sorted(for_display(path.name) for path in source.iterdir() if path.is_file() and path.name not in inputs)
-    more = f" and {len(others) - _NAMED} more files" if len(others) > _NAMED else ""
-    return [f"not read in {source.name}: {', '.join(others[:_NAMED])}{more}"] if others else []
+    note = f"reads {', '.join(inputs)} of {for_display(source.name)}"
+    if others:
+        more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+        note += f"; not read: {', '.join(others[:_NAMED])}{more}"
+    return [note]
 
 
 def _of_the_same_settings(config: Config) -> Manifest | None:

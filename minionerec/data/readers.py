@@ -142,11 +142,11 @@ def read_csv(folder: Path, config: DataConfig, problems: Problems) -> Frames:
             title, or is interacted with but not listed.
     """
     files = raw_files("csv", folder)
-    chosen = _STEAM.get(files[0].name.split(".")[0], {}) | config.columns
+    mapping = _STEAM.get(files[0].name.split(".")[0], {}) | config.columns
     interactions = _read_any(
-        files[0], lambda present: OWN.interactions(present, chosen), (*INTERACTION_NAMES, *chosen.values()), problems
+        files[0], lambda present: OWN.interactions(present, mapping), (*INTERACTION_NAMES, *mapping.values()), problems
     )
-    items = _read_any(files[1], lambda present: OWN.items(present, chosen), (*ITEM_NAMES, *chosen.values()), problems)
+    items = _read_any(files[1], lambda present: OWN.items(present, mapping), (*ITEM_NAMES, *mapping.values()), problems)
     return checked(interactions, _described(items, with_description=True), (str(files[0]), str(files[1])), config, problems)
 
 
@@ -168,7 +168,9 @@ def _read_any(
         source = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path
         table = read_table(source, str(path), ",", problems=problems)
     else:
-        sample = next(json_lines(path, tuple(dict.fromkeys(names)), Problems(skip=True)), pl.DataFrame(schema=["row"]))
+        sample = next(
+            json_lines(path, tuple(dict.fromkeys(names)), Problems(skip=True, log=False)), pl.DataFrame(schema=["row"])
+        )
         present = [column.name for column in sample if column.null_count() < len(column)]
         used = {next((name for name in options if name in present), "") for options in roles(present).values()} - {""}
         frames = list(json_lines(path, sorted(used), problems))

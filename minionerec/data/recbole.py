@@ -16,8 +16,8 @@ from minionerec.data.checks import PLACED, make_catalog, placed, positive_rows, 
 from minionerec.data.columns import RECBOLE
 from minionerec.data.dataset import CATALOG_DETAILS, SPLIT_SCHEMA, SPLITS, Dataset
 from minionerec.data.folders import SPLIT_FILES, one_file, raw_files
-from minionerec.data.given_splits import by_rows
 from minionerec.data.readers import recbole_items
+from minionerec.data.row_splits import by_rows
 from minionerec.data.tables import read_table, select
 from minionerec.data.texts import one_line
 from minionerec.errors import DataError

@@ -32,7 +32,7 @@ _INLINE = (
 )
 _BLOCK_TAG = re.compile(rf"</?(?:{_BLOCK})(?:\s[^<>]*)?/?>", re.IGNORECASE)
 _INLINE_TAG = re.compile(rf"</?(?:{_INLINE})(?:\s[^<>]*)?/?>", re.IGNORECASE)
-_LOOKS_MADE = r"[<&]|^\s*\["  # nothing else is looked at one by one
+_SUSPECT = r"[<&]|^\s*\["  # nothing else is looked at one by one
 
 
 def prose(text: str, separator: str = " ") -> str:
@@ -121,10 +121,10 @@ def readable(text: str, separator: str = " ") -> str:
 def readable_column(column: pl.Series, separator: str = " ") -> pl.Series:
     """`readable` of every text, in one line; null becomes empty."""
     lines = column.cast(pl.String).fill_null("")
-    made = lines.str.contains(_LOOKS_MADE)
-    if made.any():
+    suspects = lines.str.contains(_SUSPECT)
+    if suspects.any():
         values = [
-            readable(text, separator) if look else text for text, look in zip(lines.to_list(), made.to_list(), strict=True)
+            readable(text, separator) if look else text for text, look in zip(lines.to_list(), suspects.to_list(), strict=True)
         ]
         lines = pl.Series(lines.name, values, dtype=pl.String)
     lines = lines.to_frame("text").select(one_line(pl.col("text")))["text"].rename(column.name)

@@ -211,7 +211,7 @@ def test_broken_lines_of_the_info_file_are_skipped_with_their_rows(tmp_path):
         ("position", "3000000000", "position '3000000000' is not a number from 0"),
     ],
 )
-def test_times_and_positions_of_given_splits_are_numbers(tmp_path, kind, field, value, message):
+def test_times_and_positions_of_row_splits_are_numbers(tmp_path, kind, field, value, message):
     dataset, index = random_dataset()
     if kind == "released":
         released.write(dataset, [index.tokens(item) for item in range(len(index.codes))], "small", tmp_path)
@@ -249,7 +249,7 @@ def test_missing_files(tmp_path):
         read(tmp_path, "released", "Office")
 
 
-def test_given_splits_exclude_filters(tmp_path):
+def test_row_splits_exclude_filters(tmp_path):
     dataset, _ = random_dataset()
     recbole.write(dataset, "small", tmp_path)
     (tmp_path / "small.inter").unlink()

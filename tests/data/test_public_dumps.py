@@ -159,7 +159,7 @@ def test_the_stage_says_what_it_found(tmp_path, capsys):
         Config(out=str(tmp_path / "run"), data=DataConfig(source="csv", path=str(tmp_path / "raw")))
     )
     assert capsys.readouterr().out.splitlines() == [
-        "data: not read in raw: readme.md",
+        "data: reads interactions.csv, items.csv of raw; not read: readme.md",
         "data: interactions.csv: user = user, item = item, timestamp = timestamp",
         "data: items.csv: item = item, title = title",
     ]

@@ -1,3 +1,4 @@
+import gzip
 import json
 import re
 import tempfile
@@ -466,3 +467,44 @@ def test_the_real_office_texts_of_letter_files(tmp_path):
     write(tmp_path, X__inter__json='{"0": [1, 2]}')
     texts = read_letter(tmp_path)[1]["text"]
     assert len(texts) == 3459 and not texts.str.contains(r"\['|&\w+;").any()
+
+
+CLICKS = st.lists(
+    st.tuples(st.sampled_from("uvw"), st.integers(0, 3), st.integers(1_500_000_000_000, 1_500_000_002_000)), min_size=1
+)
+
+
+@settings(max_examples=8, deadline=None)
+@given(clicks=CLICKS, title=st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), max_size=4))
+def test_every_form_of_a_table_reads_alike(clicks, title):
+    """csv, gzipped csv, parquet, lines of JSON, RecBole: the same rows give the same interactions and items."""
+    titles = [f"x{title}{item}" for item in range(4)]
+    interactions = pl.DataFrame(clicks, schema=["user", "item", "timestamp"], orient="row")
+    interactions = interactions.with_columns(timestamp=(pl.col("timestamp") / 1000).round(3))
+    items = pl.DataFrame({"item": range(4), "title": titles, "description": ["['a', 'b']", "nan", "", "<b>c</b>"]})
+    frames = []
+    with tempfile.TemporaryDirectory() as name:
+        for form in ("csv", "csv.gz", "parquet", "jsonl", "recbole"):
+            folder = Path(name) / form
+            folder.mkdir()
+            for kind, table in (("interactions", interactions), ("items", items)):
+                path = folder / f"{kind}.{form}"
+                if form == "parquet":
+                    table.write_parquet(path)
+                elif form == "jsonl":
+                    table.write_ndjson(path)
+                elif form == "recbole":
+                    names = {"user": "user_id", "item": "item_id"}
+                    header = [f"{names.get(column, column)}:token" for column in table.columns]
+                    ending = "inter" if kind == "interactions" else "item"
+                    table.rename(dict(zip(table.columns, header, strict=True))).write_csv(
+                        folder / f"x.{ending}", separator="\t"
+                    )
+                else:
+                    text = table.write_csv().encode()
+                    path.write_bytes(gzip.compress(text) if form == "csv.gz" else text)
+            frames.append(read_recbole(folder) if form == "recbole" else read_csv(folder))
+    for ours, catalog in frames:
+        assert ours.equals(frames[0][0]) and catalog.drop("text").equals(frames[0][1].drop("text"))
+    texts = [catalog["text"].to_list() for _, catalog in frames]
+    assert texts[0][0].endswith(". a b") and texts[1:4] == texts[:1] * 3  # RecBole's descriptions are not embedded
