@@ -18,7 +18,7 @@ from minionerec.config import CUTOFFS
 from minionerec.distributed import distributed_state, is_main_process, wait_for_everyone
 from minionerec.errors import ArtifactError
 from minionerec.eval import search_error
-from minionerec.eval.predictions import Prediction, write_predictions
+from minionerec.eval.predictions import Prediction, own_ids, write_predictions
 from minionerec.recommend.lists import Recommendation
 from minionerec.recommend.recommender import Recommender
 from minionerec.statistics.sampling import evenly_spaced
@@ -54,6 +54,7 @@ class SplitDecoder:
 
     def _prediction(self, example: dict[str, Any], recommendation: Recommendation) -> Prediction:
         codes = self._recommender.prompts.index.codes
+        items = [item.index for item in recommendation.items]
         by_sid = [list(group) for _, group in itertools.groupby(recommendation.items, key=attrgetter("sid"))]
         return Prediction(
             user=example["user"],
@@ -61,11 +62,12 @@ class SplitDecoder:
             target=example["target"],
             target_sid=codes[example["target"]].tolist(),
             sids=codes[[group[0].index for group in by_sid]].tolist(),
-            items=[item.index for item in recommendation.items],
+            items=items,
             scores=[group[0].score for group in by_sid],
             exact=recommendation.exact,
             position=example["position"] if self._several else None,
-            sizes=[len(group) for group in by_sid] if len(recommendation.items) > len(by_sid) else None,
+            sizes=[len(group) for group in by_sid] if len(items) > len(by_sid) else None,
+            **own_ids(self._recommender.items.ids, example["target"], example["history"], items),
         )
 
     def trace(self, rows: Sequence[int]) -> Iterator[search_error.Trace]:

@@ -36,7 +36,8 @@ def listed_predictions(name: str, config: Config, dataset: Dataset, index: SidIn
     if config.eval.exclude_history:
         histories = examples["history"].to_list()
         rankings = [ranking[~np.isin(ranking, history)] for ranking, history in zip(rankings, histories, strict=True)]
-    return as_predictions(examples, [ranking[:length] for ranking in rankings], index)
+    ids = dataset.catalog["item_id"].to_list()
+    return as_predictions(examples, [ranking[:length] for ranking in rankings], index, ids)
 
 
 def _of_baseline(name: str, config: Config, needed: int) -> list[np.ndarray]:

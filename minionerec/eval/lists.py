@@ -31,6 +31,9 @@ _SCHEMA = pa.schema(
         "exact": pa.bool_(),
         "position": pa.int32(),
         "sizes": _INDICES,
+        "target_id": pa.string(),
+        "history_ids": pa.list_(pa.string()),
+        "item_ids": pa.list_(pa.string()),
     }
 )
 
@@ -270,6 +273,9 @@ def _arrays(block: bytes) -> dict[str, Any]:
     if rows != block.count(b"\n") + (not block.endswith(b"\n")):  # blank lines
         raise _Irregular
     column = {name: table[name].chunk(0) if rows else table[name] for name in _SCHEMA.names}
+    for ids, items_of in (("history_ids", "history"), ("item_ids", "items")):
+        if column[ids].null_count < rows and not _are_ids(column[ids], column[items_of]):
+            raise _Irregular
     if any(column[name].null_count for name in ("user", "target", "exact")):
         raise _Irregular
     history, history_lengths = _numbers(column["history"], np.int32)
@@ -316,6 +322,13 @@ def _arrays(block: bytes) -> dict[str, Any]:
         "history": (history, history_lengths),
         "exact": column["exact"].to_numpy(zero_copy_only=False),
     }
+
+
+def _are_ids(ids: pa.ListArray, items: pa.ListArray) -> bool:
+    """Whether each list of ids that is there has one text per item."""
+    there = ids.is_valid()
+    lengths = [column.filter(there).value_lengths() for column in (ids, items)]
+    return lengths[0].equals(lengths[1]) and not ids.flatten().null_count
 
 
 def _are_sids(codes: np.ndarray) -> bool:

@@ -6,7 +6,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,11 @@ class Prediction:
         position: the target's 0-based position in the user's sequence; None if each user has one prediction.
         sizes: how many of `items` each SID stands for: a model that writes SIDs cannot order the items of one. None if
             `items` is itself an order, or no SID of the list has two items.
+        target_id, history_ids, item_ids: the catalog's ids of `target`, `history` and `items`; None if the file has none.
 
     Raises:
-        DataError: SIDs of unequal depth, a SID listed twice, not one score per SID, or sizes that do not add up.
+        DataError: SIDs of unequal depth, a SID listed twice, not one score per SID, sizes that do not add up, or not one id per
+            item.
     """
 
     user: str
@@ -49,6 +51,9 @@ class Prediction:
     exact: bool
     position: int | None = None
     sizes: list[int] | None = None
+    target_id: str | None = None
+    history_ids: list[str] | None = None
+    item_ids: list[str] | None = None
 
     def __post_init__(self) -> None:
         depth = len(self.target_sid)
@@ -66,6 +71,9 @@ class Prediction:
                 f"user {self.user!r}: {len(self.sizes)} sizes that add up to {sum(self.sizes)} for {len(self.sids)} sids and "
                 f"{len(self.items)} items; expected one size per SID and their sum to be the number of items."
             )
+        for name, ids, items in (("history", self.history_ids, self.history), ("item", self.item_ids, self.items)):
+            if ids is not None and len(ids) != len(items):
+                raise DataError(f"user {self.user!r}: {len(ids)} {name}_ids for {len(items)} items, expected one each.")
 
 
 def _index(value: Any) -> bool:
@@ -88,6 +96,10 @@ def _finite(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
+def _texts(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(text, str) for text in value))
+
+
 _CODES = "codes, -1 only after the last"
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "user": (lambda value: isinstance(value, str), "a string"),
@@ -102,6 +114,9 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 _OPTIONAL: dict[str, tuple[Callable[[Any], bool], str]] = {
     "position": (lambda value: value is None or _index(value), "a position in the user's sequence"),
     "sizes": (lambda value: value is None or (_indices(value) and 0 not in value), "a list of numbers of items, at least 1"),
+    "target_id": (lambda value: value is None or isinstance(value, str), "an item's id"),
+    "history_ids": (_texts, "a list of items' ids"),
+    "item_ids": (_texts, "a list of items' ids"),
 }
 
 
@@ -181,13 +196,16 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> int:
     return written
 
 
-def as_predictions(examples: pl.DataFrame, rankings: Iterable[np.ndarray], sid_index: SidIndex) -> list[Prediction]:
+def as_predictions(
+    examples: pl.DataFrame, rankings: Iterable[np.ndarray], sid_index: SidIndex, ids: Sequence[str] | None = None
+) -> list[Prediction]:
     """Item rankings as predictions: the ranking's items, their SIDs in the order of first occurrence, minus the rank as score.
 
     Args:
         examples: a split.
         rankings: item indices, best first, per row of the split.
         sid_index: the SIDs of the items.
+        ids: the catalog's ids of the items; None leaves them out.
 
     Raises:
         CatalogError: an item lies outside the SID index.
@@ -213,6 +231,20 @@ def as_predictions(examples: pl.DataFrame, rankings: Iterable[np.ndarray], sid_i
                 scores=[-float(rank) for rank in range(len(sids))],
                 exact=True,
                 position=example["position"] if several else None,
+                **({} if ids is None else own_ids(ids, example["target"], example["history"], ranking.tolist())),
             )
         )
     return predictions
+
+
+def own_ids(ids: Sequence[str], target: int, history: Sequence[int], items: Sequence[int]) -> dict[str, Any]:
+    """The fields of a prediction with the catalog's ids.
+
+    >>> own_ids(["lamp", "cup"], 1, [0, 1], [0])
+    {'target_id': 'cup', 'history_ids': ['lamp', 'cup'], 'item_ids': ['lamp']}
+    """
+    return {
+        "target_id": ids[target],
+        "history_ids": [ids[item] for item in history],
+        "item_ids": [ids[item] for item in items],
+    }

@@ -77,6 +77,8 @@ def test_codes_after_the_end_of_a_sid_are_named_by_line(tmp_path, field, sid):
         ("SHORT", "line 2: user 'u1': 1 scores for"),
         ("FLOAT", "line 2: field target is 1.5"),
         ("SIZES", "line 2: user 'u1': 1 sizes that add up to 3"),
+        ("IDS", "line 2: user 'u1': 1 item_ids for 30 items"),
+        ("NO ID", "line 2: field history_ids is"),
     ],
 )
 def test_what_the_fast_path_refuses_is_named_by_line(tmp_path, bad, message):
@@ -92,6 +94,8 @@ def test_what_the_fast_path_refuses_is_named_by_line(tmp_path, bad, message):
         "SHORT": {"scores": [0.0]},
         "FLOAT": {"target": 1.5},
         "SIZES": {"sizes": [3]},
+        "IDS": {"item_ids": ["lamp"]},
+        "NO ID": {"history_ids": ["lamp", None]},
     }
     lines[1] = json.dumps(row | changes[bad]) if bad in changes else bad
     path.write_text("\n".join(lines) + "\n")

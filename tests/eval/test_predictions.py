@@ -7,6 +7,7 @@ import pytest
 
 from minionerec.data.dataset import SPLIT_SCHEMA
 from minionerec.errors import CatalogError, DataError
+from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import ranks
 from minionerec.eval.predictions import Prediction, as_predictions, read_predictions, write_predictions
 from minionerec.sid.index import SidIndex
@@ -142,6 +143,15 @@ def test_item_rankings_become_predictions():
     assert predictions[0] == Prediction("u0", [0], 2, [0, 0], [[0, 0], [0, 1]], [0, 1, 2], [0.0, -1.0], True)
     assert ranks(predictions, "sid").tolist() == [0, 0]
     assert ranks(predictions, "item").tolist() == [2, 0]
+
+
+def test_ids_of_the_catalog_are_kept_in_the_file(tmp_path):
+    index = SidIndex(np.array([[0, 0], [0, 1]], dtype=np.int32), (2, 2), "digest")
+    predictions = as_predictions(_examples(1), [np.array([1, 0])], index, ["lamp", "cup"])
+    assert (predictions[0].target_id, predictions[0].history_ids, predictions[0].item_ids) == ("cup", ["lamp"], ["cup", "lamp"])
+    write_predictions(tmp_path / "p.jsonl", predictions)
+    assert read_predictions(tmp_path / "p.jsonl") == predictions
+    assert np.array_equal(RankedLists.read(tmp_path / "p.jsonl").sids, RankedLists.of(predictions).sids)
 
 
 def test_rankings_outside_the_index_are_refused():

@@ -39,13 +39,13 @@ def test_the_lists_of_the_evaluation_are_those_of_the_loaded_recommender_byte_fo
     recommender = Recommender.load(str(finished.folder), stage)
     path = finished.folder / "eval" / (stage or "rl") / "predictions.jsonl"
     predictions = read_predictions(path)
-    by_id = [[recommender.items.ids[item] for item in prediction.history] for prediction in predictions]
-    lists = recommender.recommend(by_id, k=None)
+    lists = recommender.recommend([prediction.history_ids for prediction in predictions], k=None)
     assert len(lists) == 40
     again = [
         dataclasses.replace(
             prediction,
             items=[item.index for item in ours.items],
+            item_ids=[item.item_id for item in ours.items],
             scores=list(dict.fromkeys(item.score for item in ours.items)),
             exact=ours.exact,
         )
