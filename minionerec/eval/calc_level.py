@@ -13,6 +13,7 @@ from minionerec.config import CUTOFFS, RESAMPLES
 from minionerec.config.evaluation import RESAMPLES_BOUNDS
 from minionerec.errors import ConfigError, DataError
 from minionerec.eval.level_plot import draw_levels
+from minionerec.eval.levels import right_so_far
 from minionerec.eval.lists import RankedLists, cutoffs_within
 from minionerec.eval.metrics import measure
 from minionerec.eval.result_json import read_catalog, read_lists
@@ -29,7 +30,7 @@ def level_report(lists: RankedLists, cutoffs: Sequence[int], resamples: int, see
         resamples: of the bootstrap intervals.
         seed: of the resampling.
     """
-    metrics = measure(lists, cutoffs_within(lists.width, cutoffs), resamples, seed)
+    metrics = measure(lists, cutoffs_within(lists.span["longest"], cutoffs), resamples, seed)
     return {
         "users": metrics.users,
         "rows": metrics.rows,
@@ -73,8 +74,10 @@ def _print(report: Mapping[str, Any], console: Console) -> None:
     console.print(_table("Cumulative: all codes up to a level", report["cumulative"]))
     steps = Table("Step", title="Drop-off of the first recommendation", title_justify="left")
     steps.add_column("Share", justify="right")
-    for step, share in report["drop_off"].items():
-        steps.add_row(step, "-" if share is None else f"{share:.4f}")
+    for (step, share), count in zip(
+        report["drop_off"].items(), right_so_far(report["cumulative"], report["rows"]), strict=True
+    ):
+        steps.add_row(step, "-" if share is None else f"{share:.4f} of {count:,}")
     console.print(steps)
     lost = Table("Level", title="Where the list lost the target", title_justify="left")
     lost.add_column("lost here", justify="right")

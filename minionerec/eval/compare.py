@@ -48,15 +48,15 @@ def shared_cutoffs(first: RankedLists, second: RankedLists) -> list[int]:
 
     A difference at a larger cut-off would only show that one list is longer.
     """
-    return cutoffs_within(min(first.width, second.width))
+    return cutoffs_within(min(lists.span["longest"] for lists in (first, second)))
 
 
 def left_out(first: RankedLists, second: RankedLists) -> str | None:
     """The note of a table of two files about the cut-offs that it lacks; None if it lacks none."""
-    width = min(first.width, second.width)
-    if width >= CUTOFFS[-1]:
+    longest = [lists.span["longest"] for lists in (first, second)]
+    if min(longest) >= CUTOFFS[-1]:
         return None
-    return f"lists of {first.width} and {second.width} places: cut-offs beyond {width} are left out"
+    return f"lists of {longest[0]} and {longest[1]} places: cut-offs beyond {min(longest)} are left out"
 
 
 def _values(lists: RankedLists, cutoffs: Sequence[int], on: Literal["sid", "item"]) -> dict[str, np.ndarray]:

@@ -138,7 +138,7 @@ def measure_predictions(folder: Path, dataset: Dataset, index: SidIndex, config:
     lists = RankedLists.read(path)
     check_belongs(lists, dataset, index, config.eval.split, str(path))
     parts = parts_of_lists(lists) | parts_of_dataset(lists, dataset, index, config.eval.split)
-    sliced = (headline_cutoff(cutoffs_within(lists.width)),)
+    sliced = (headline_cutoff(cutoffs_within(lists.span["longest"])),)
     traces = search_error.read_traces(exact_scores) if exact_scores.is_file() else []
     return dataclasses.replace(
         measure(lists, resamples=config.eval.resamples, seed=config.seed),

@@ -1,6 +1,6 @@
 """Where along the SID a recommendation goes wrong: accuracy per level, per prefix, what each level loses, and calibration."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,6 +88,15 @@ def drop_off(accuracy: Sequence[float]) -> dict[str, float | None]:
         name = f"{prefixes[end - 1]} → {prefixes[end]} retention"
         table[name] = accuracy[end] / accuracy[end - 1] if accuracy[end - 1] else None
     return table
+
+
+def right_so_far(cumulative: Mapping[str, Mapping[str, float]], rows: int) -> list[int]:
+    """How many first recommendations each share of `drop_off` is of: all, then those that are right up to the level before.
+
+    >>> right_so_far({"1": {"L1": 0.5, "L1+L2": 0.25}}, rows=40)
+    [40, 20]
+    """
+    return [rows, *(round(share * rows) for share in list(cumulative["1"].values())[:-1])]
 
 
 def lost_targets(predictions: Lists) -> list[dict[str, Any]]:

@@ -38,8 +38,8 @@ _SCHEMA = pa.schema(
 )
 
 
-def cutoffs_within(width: int, cutoffs: Sequence[int] = CUTOFFS) -> list[int]:
-    """The cut-offs that lists reach, of which the longest has `width` places; never none.
+def cutoffs_within(places: int, cutoffs: Sequence[int] = CUTOFFS) -> list[int]:
+    """The cut-offs that lists reach, of which the longest has `places` places; never none.
 
     At a larger cut-off a metric would count the whole list and no more: HR@50 of lists of 10 is their HR@10. If all cut-offs
     are larger, the length of the longest list is the only one.
@@ -47,7 +47,7 @@ def cutoffs_within(width: int, cutoffs: Sequence[int] = CUTOFFS) -> list[int]:
     >>> cutoffs_within(10), cutoffs_within(7, [10, 20])
     ([1, 3, 5, 10], [7])
     """
-    return [k for k in cutoffs if k <= width] or [max(width, 1)]
+    return [k for k in cutoffs if k <= places] or [max(places, 1)]
 
 
 def headline_cutoff(cutoffs: Iterable[int]) -> int:
@@ -147,9 +147,17 @@ class RankedLists:
         return self.sids.shape[1]
 
     @property
+    def places(self) -> np.ndarray:
+        """(rows,) places of each list as its recommender made it: SIDs, or items if it ranks items.
+
+        Items that share a SID stand at one of its positions in `sids`, so a ranking of ten items may have nine SIDs.
+        """
+        return self.lengths if self.items is None or self.sizes is not None else np.maximum(self.lengths, self.items.lengths)
+
+    @property
     def span(self) -> dict[str, int]:
-        """Lengths of the `shortest` and the `longest` list."""
-        return {"shortest": int(self.lengths.min()), "longest": self.width}
+        """Places of the `shortest` and the `longest` list."""
+        return {"shortest": int(self.places.min()), "longest": int(self.places.max())}
 
     def units(self) -> np.ndarray | None:
         """(rows,) a number per user for resampling; None if each user has one row."""

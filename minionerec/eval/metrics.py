@@ -121,7 +121,7 @@ def measure(predictions: Lists, cutoffs: Sequence[int] | None = None, resamples:
         DataError: no predictions, or SIDs of unequal depth.
     """
     lists = RankedLists.of(predictions)
-    cutoffs = cutoffs_within(lists.width) if cutoffs is None else cutoffs
+    cutoffs = cutoffs_within(lists.span["longest"]) if cutoffs is None else cutoffs
     units = lists.units()
     values = per_user(ranks(lists), cutoffs)
     return Metrics(

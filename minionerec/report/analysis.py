@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from minionerec.eval.levels import right_so_far
 from minionerec.report.table import NO_VALUE, Cell, Row, Table, interval, number, percentage, share
 
 LevelsByLabel = Mapping[str, Mapping[str, Any]]  # a recommender's label to its level tables
@@ -100,11 +101,22 @@ def level_tables(levels: LevelsByLabel) -> list[Table]:
     return tables
 
 
-def drop_off(levels: LevelsByLabel) -> Table:
-    """The drop-off of the first recommendation: a row per step, a column per recommender; no value if no code was left."""
-    by_label = {label: tables_of_label["drop_off"] for label, tables_of_label in levels.items()}
+def drop_off(levels: LevelsByLabel, examples: Mapping[str, int]) -> Table:
+    """The drop-off of the first recommendation: a row per step, a column per recommender; no value if no code was left.
+
+    Args:
+        levels: as of `level_tables`.
+        examples: per label their number; each share has below it how many examples it is of.
+    """
+    by_label = {}
+    for label, tables in levels.items():
+        counts = right_so_far(tables["cumulative"], examples[label])
+        by_label[label] = {
+            step: NO_VALUE if value is None else Cell(share(value).text, f"of {count:,}")
+            for (step, value), count in zip(tables["drop_off"].items(), counts, strict=True)
+        }
     steps = max(by_label.values(), key=len)
-    rows = tuple(Row((step,), tuple(share(shares.get(step)) for shares in by_label.values())) for step in steps)
+    rows = tuple(Row((step,), tuple(cells.get(step, NO_VALUE) for cells in by_label.values())) for step in steps)
     return Table(("Step",), tuple(by_label), rows)
 
 

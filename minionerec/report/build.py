@@ -209,7 +209,7 @@ def render_run_page(results: RunResults) -> str:
             has_rl="rl" in results.evaluated,
             funnels=plots.funnels(levels, LABELS, _funnel_cutoffs(results.trained), final.metrics.users),
             level_tables=analysis.level_tables(levels_by_label),
-            drop_off=analysis.drop_off(levels_by_label),
+            drop_off=analysis.drop_off(levels_by_label, {model.label: model.metrics.rows for model in results.trained}),
             more_tables=analysis.metric_tables({recommender.label: recommender.metrics for recommender in evaluated}),
             curves={stage: plots.curves(log) for stage, log in results.logs.items()},
             codebook_use=run_page.codebook_use(index),

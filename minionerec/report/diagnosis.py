@@ -155,10 +155,10 @@ def cutoff_tables(changes: Changes) -> list[Table]:
 def level_table(levels: Sequence[LevelChange]) -> Table:
     """The changes per level, grouped by cut-off."""
     rows = (
-        Row((row.k, row.prefix), (share(row.sft), share(row.rl), difference(row.change), _p_value(row.change)))
+        Row((row.k, row.prefix), (difference(row.change), _p_value(row.change), share(row.sft), share(row.rl)))
         for row in levels
     )
-    return Table(("K", "Codes"), ("SFT", "SFT + RL", "Change", "p"), tuple(rows))
+    return Table(("K", "Codes"), ("Change", "p", "SFT", "SFT + RL"), tuple(rows))
 
 
 def slice_table(slices: Sequence[SliceChange]) -> Table:
@@ -166,11 +166,11 @@ def slice_table(slices: Sequence[SliceChange]) -> Table:
     rows = (
         Row(
             (row.question, row.answer),
-            (percentage(row.share), interval(row.sft), interval(row.rl), difference(row.change), _p_value(row.change)),
+            (difference(row.change), _p_value(row.change), interval(row.sft), interval(row.rl), percentage(row.share)),
         )
         for row in slices
     )
-    return Table(("Question", "Part"), ("Share", "SFT", "SFT + RL", "Change", "p"), tuple(rows))
+    return Table(("Question", "Part"), ("Change", "p", "SFT", "SFT + RL", "Share"), tuple(rows))
 
 
 def _p_value(change: Mapping[str, Any]) -> Cell:

@@ -6,7 +6,7 @@ says which differences are noise, and goes through a checklist of causes with wh
 page needs next to it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,12 @@ def _levels_by_label(part: GapDataset) -> dict[str, Mapping[str, Any]]:
     return {**levels, **{run.label: run.levels for run in part.runs}}
 
 
+def _examples(part: GapDataset, labels: Iterable[str]) -> dict[str, int]:
+    """How many examples the level tables of each label are of."""
+    rows = {run.label: run.rows for run in part.runs}
+    return {label: rows[label] if label in rows or not part.tables else part.tables.counts["test"] for label in labels}
+
+
 @dataclass(frozen=True)
 class _Section:
     """A dataset with its tables, for the templates; `anchor` is its address on the page."""
@@ -83,7 +89,7 @@ def _section(part: GapDataset, number: int) -> _Section:
     runs = {run.label: run.metrics for run in part.runs}
     forests = {FAMILIES[family]: plot for family, plot in plots.forests(targets, runs).items()}
     more_tables = analysis.metric_tables({run.label: run for run in part.runs}) if part.runs else None
-    level_tables, drop_off = analysis.level_tables(levels), analysis.drop_off(levels)
+    level_tables, drop_off = analysis.level_tables(levels), analysis.drop_off(levels, _examples(part, levels))
     return _Section(part, f"d{number}", forests, _level_plot(part), level_tables, drop_off, more_tables)
 
 

@@ -124,7 +124,7 @@ def _load_file(
     path: Path, label: str, resamples: int, seed: int, catalog: dict[tuple[int, ...], int] | None = None
 ) -> Evaluated:
     lists = read_lists(path, catalog)
-    sliced = (headline_cutoff(cutoffs_within(lists.width)),)
+    sliced = (headline_cutoff(cutoffs_within(lists.span["longest"])),)
     metrics = replace(
         measure(lists, resamples=resamples, seed=seed),
         slices=slice_tables(lists, _parts_of_file(lists, catalog), sliced, resamples, seed),

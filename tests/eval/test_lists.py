@@ -117,8 +117,14 @@ def test_comparison_needs_the_same_examples():
 def test_lists_of_unequal_width_are_compared_as_far_as_both_reach():
     long = random_predictions(users=30, length=60, codes=6)
     wide = max(len(example.sids) for example in long)
-    short = [dataclasses.replace(example, sids=example.sids[:16], scores=example.scores[:16]) for example in long]
-    short[0] = dataclasses.replace(short[0], sids=short[0].sids[:2], scores=short[0].scores[:2])  # found less than asked for
+
+    def cut(example, length):
+        return dataclasses.replace(
+            example, sids=example.sids[:length], scores=example.scores[:length], items=example.items[:length]
+        )
+
+    short = [cut(example, 16) for example in long]
+    short[0] = cut(short[0], 2)  # found less than asked for
     differences = compare(long, short, resamples=50)
     assert [name for name in differences if name.startswith("HR")] == ["HR@1", "HR@3", "HR@5", "HR@10"]
     long_lists, short_lists = RankedLists.of(long), RankedLists.of(short)

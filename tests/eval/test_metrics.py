@@ -65,12 +65,22 @@ def test_measure_is_json_and_deterministic():
 
 @pytest.mark.parametrize(("length", "cutoffs"), [(10, [1, 3, 5, 10]), (4, [1, 3]), (1, [1])])
 def test_no_metric_has_a_cut_off_beyond_the_lists(length, cutoffs):
-    lists = [dataclasses.replace(row, sids=row.sids[:length], scores=row.scores[:length]) for row in random_predictions()]
+    lists = [
+        dataclasses.replace(row, sids=row.sids[:length], scores=row.scores[:length], items=row.items[:length])
+        for row in random_predictions()
+    ]
     metrics = measure(lists, resamples=20)
     names = {f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in cutoffs}
     assert metrics.cutoffs == cutoffs and metrics.lengths == {"shortest": length, "longest": length}
     assert set(metrics.sid) == set(metrics.item) == set(metrics.detectable) == names
     assert set(metrics.levels["cumulative"]) == set(metrics.levels["independent"]) == set(map(str, cutoffs))
+
+
+def test_a_ranking_of_ten_items_has_ten_places_however_many_sids_they_share():
+    ranking = [prediction("a", (1, 1), (0, 0), (1, 1), item=3, items=tuple(range(10)))]
+    assert measure(ranking, resamples=20).cutoffs == [1, 3, 5, 10]
+    ten_items_of_two_sids = [dataclasses.replace(ranking[0], sizes=[5, 5])]  # a model's list of two SIDs
+    assert measure(ten_items_of_two_sids, resamples=20).cutoffs == [1]
 
 
 def test_no_hit_among_few_users_is_not_certain():

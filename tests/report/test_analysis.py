@@ -31,13 +31,15 @@ def test_levels_of_other_depths_and_cut_offs():
     assert independent.columns == ("Level 1", "Level 2", "Exact") and cumulative.columns == ("L1", "L1+L2")
     assert [[row.headings for row in group] for group in independent.groups] == [[("1", "a"), ("1", "b")], [("50", "b")]]
     assert texts(independent.rows[0]) == ["0.5000", "", "0.5000"]
-    steps = drop_off(
-        {"a": {"drop_off": {"L1 accuracy": 0.5}}, "b": {"drop_off": {"L1 accuracy": 0.4, "L1 → L1+L2 retention": None}}}
-    )
+    shallow["drop_off"], deep["drop_off"] = {"L1 accuracy": 0.5}, {"L1 accuracy": 0.4, "L1 → L1+L2 retention": 0.25}
+    steps = drop_off({"a": shallow, "b": deep}, {"a": 10, "b": 20})
     assert [(row.headings, texts(row)) for row in steps.rows] == [
         (("L1 accuracy",), ["0.5000", "0.4000"]),
-        (("L1 → L1+L2 retention",), ["", ""]),
+        (("L1 → L1+L2 retention",), ["", "0.2500"]),
     ]
+    assert [[cell.note for cell in row.cells] for row in steps.rows] == [["of 10", "of 20"], ["", "of 8"]]  # 8 of 20 had L1
+    deep["drop_off"]["L1 → L1+L2 retention"] = None
+    assert drop_off({"b": deep}, {"b": 20}).rows[1].cells == (NO_VALUE,)
 
 
 def test_the_levels_of_one_recommender_do_not_name_it():

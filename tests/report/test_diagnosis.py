@@ -11,6 +11,7 @@ from minionerec.report.diagnosis import LevelChange, SliceChange, level_changes,
 from minionerec.report.evaluated import read_evaluated
 from tests.report.run_folder import make_run
 from tests.report.test_page import Page, plain
+from tests.small import reseal
 
 NOTHING = SimpleNamespace(calibration=None, exposure=None, rows=40)  # metrics that say nothing about the lists
 
@@ -97,6 +98,7 @@ def test_changes_per_level_and_slice_are_paired(tmp_path):
     config = make_run(tmp_path, users=40)
     rl = tmp_path / "eval/rl/predictions.jsonl"
     rl.write_text("".join(reversed(rl.read_text().splitlines(keepends=True))))  # the order of the file does not matter
+    reseal(tmp_path / "eval/rl")
     sft, rl = (read_evaluated(tmp_path / "eval" / name) for name in ("sft", "rl"))
     rows = level_changes(sft, rl, config)
     whole = compare(sft.lists, rl.lists, config.eval.resamples, config.seed)
