@@ -9,7 +9,19 @@ from minionerec.config.checks import bounded, bounded_list, check_fields, check_
 from minionerec.errors import ConfigError
 
 ColumnRole = Literal[
-    "user", "item", "timestamp", "rating", "label", "title", "text", "description", "brand", "categories", "genres", "year"
+    "user",
+    "item",
+    "timestamp",
+    "rating",
+    "label",
+    "id",
+    "title",
+    "text",
+    "description",
+    "brand",
+    "categories",
+    "genres",
+    "year",
 ]
 _RATED = ("ml-100k", "ml-1m", "amazon-2018", "amazon-2023", "csv", "recbole")  # sources whose rows may have a rating or a label
 _FILTERS = (
@@ -45,8 +57,9 @@ class DataConfig:
     a folder of `released`, `letter`, `mimigenrec` or `amazon` files. A folder that holds only one needs no category."""
     columns: dict[ColumnRole, str] = field(default_factory=dict)
     """What your files call their columns, for `csv` and `recbole`, e.g. {user: visitor, item: sku}. Names: user, item,
-    timestamp, rating, label; title, text, description, brand, categories, genres, year. Without it usual names are recognised
-    (data/README.md); `timestamp: ''` says that the files have no times and their rows are in order of time."""
+    timestamp, rating, label; id (an item's, where its file calls it otherwise), title, text, description, brand, categories,
+    genres, year. Without it usual names are recognised (data/README.md); `timestamp: ''` says that the files have no times and
+    their rows are in order of time."""
     positive: float | None = bounded(None, -1_000_000, 1_000_000)
     """Only rows with at least this label (a column `label` or `click`) or, without such a column, rating are interactions; the
     others are dropped and counted. null: every row is one, and files with labels or ratings at or below 0 are refused."""

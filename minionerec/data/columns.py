@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from minionerec.config.data import ColumnRole
 from minionerec.data.dataset import CATALOG_DETAILS
 
 # In order of preference. The first name is that of our own layout, or of RecBole's.
@@ -67,7 +68,7 @@ class Layout:
     titles: tuple[str, ...]
     details: Mapping[str, tuple[str, ...]]
 
-    def interactions(self, present: Sequence[str], mapping: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    def interactions(self, present: Sequence[str], mapping: Mapping[ColumnRole, str]) -> dict[str, tuple[str, ...]]:
         """The columns of interactions: for each role the names under which it is looked up.
 
         Args:
@@ -81,28 +82,32 @@ class Layout:
         optional = {"rating": ("rating",) if own else RATINGS, "label": LABELS}
         return _filled(present, mapping, required, optional)
 
-    def items(self, present: Sequence[str], mapping: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-        """The columns of items, as `interactions` has them."""
-        required = {"item": (self.item, *ITEMS), "title": (*self.titles, *TITLES)}
+    def items(self, present: Sequence[str], mapping: Mapping[ColumnRole, str]) -> dict[str, tuple[str, ...]]:
+        """The columns of items, as `interactions` has them. The id is looked up under the name of `id`, or of `item` first."""
         own_names = {"item": (self.item,), "title": self.titles}
         own = all(set(names) & set(present) for role, names in own_names.items() if role not in mapping)
         # `categories` is the column as it is, `Categories` what the embedded text says of it.
-        public = {"description": DESCRIPTIONS, "brand": BRANDS, "categories": CATEGORIES, "Categories": CATEGORIES}
-        public |= {"genres": GENRES, "year": YEARS}
+        public: dict[str, tuple[str, ...]] = {"description": DESCRIPTIONS, "brand": BRANDS, "genres": GENRES, "year": YEARS}
+        public |= {"categories": CATEGORIES, "Categories": CATEGORIES}
+        ids = (mapping["id"],) if "id" in mapping else (mapping.get("item", self.item), self.item, *ITEMS)
+        required = {"item": ids, "title": (*self.titles, *TITLES)}
         optional = dict(self.details) if own else {**self.details, **public}
-        return _filled(present, mapping, required, optional, tuple(public))
+        others = {role: name for role, name in mapping.items() if role != "item"}
+        return _filled(present, others, required, optional, tuple(public))
 
 
 def _filled(
     present: Sequence[str],
-    mapping: Mapping[str, str],
+    mapping: Mapping[ColumnRole, str],
     required: Mapping[str, tuple[str, ...]],
     optional: Mapping[str, tuple[str, ...]],
     others: Sequence[str] = (),
 ) -> dict[str, tuple[str, ...]]:
     """The names of each required role, of each optional one that is present, and of each mapping one of these or `others`."""
     columns = dict(required) | {role: names for role, names in optional.items() if set(names) & set(present)}
-    columns |= {role: (name,) for role, name in mapping.items() if name and role in (*required, *optional, *others)}
+    for role, name in mapping.items():
+        if name and role in (*required, *optional, *others):
+            columns[role] = (name,)
     return {"item_id" if role == "item" else role: tuple(dict.fromkeys(names)) for role, names in columns.items()}
 
 

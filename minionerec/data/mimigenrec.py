@@ -73,11 +73,11 @@ def read(path: Path, config: DataConfig, problems: Problems) -> Dataset:
     for number, item in enumerate(items):
         by_sid.setdefault("".join(tokens[item]), []).append(number)
     titles: dict[str, list[str]] = {}
-    frames = [
+    train, valid, test = (
         _examples(name, split, by_sid, titles, config.max_history, problems) for name, split in zip(SPLITS, splits, strict=True)
-    ]
+    )
     catalog = _catalog(items, by_sid, titles)
-    return Dataset(catalog, *frames, sids=sid_frame([tokens[item] for item in items]))
+    return Dataset(catalog, train, valid, test, sids=sid_frame([tokens[item] for item in items]))
 
 
 def _examples(
@@ -136,5 +136,5 @@ def _catalog(items: Sequence[str], by_sid: Mapping[str, Sequence[int]], titles: 
         elif candidates:
             for number in numbers:
                 named[number] = " / ".join(candidates)
-    title = readable_column(pl.Series("title", named, dtype=pl.String))
-    return pl.DataFrame({"item_id": list(items), "title": title, "text": title}, schema=CATALOG_SCHEMA)
+    readable = readable_column(pl.Series("title", named, dtype=pl.String))
+    return pl.DataFrame({"item_id": list(items), "title": readable, "text": readable}, schema=CATALOG_SCHEMA)

@@ -13,6 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from minionerec.config import DataConfig
+from minionerec.config.data import ColumnRole
 from minionerec.data.bad_rows import Problems
 from minionerec.data.checks import Frames, checked
 from minionerec.data.columns import INTERACTION_NAMES, ITEM_NAMES, OWN, RECBOLE, note
@@ -29,7 +30,7 @@ MOVIELENS_GENRES = (  # in the order of the 19 flags of u.item
 )
 _RATINGS = ("user", "item_id", "rating", "timestamp")  # of MovieLens, which has no headers
 _ADVICE = "Rename or add it, or say which it is, e.g. --data.columns '{user: NAME, item: NAME, timestamp: NAME, title: NAME}'."
-_STEAM = {"steam_reviews": {"user": "username"}}  # its `user_id` is missing in most rows
+_STEAM: dict[str, dict[ColumnRole, str]] = {"steam_reviews": {"user": "username"}}  # its `user_id` is missing in most rows
 
 
 def read_movielens_zip(path: Path, config: DataConfig, problems: Problems) -> Frames:

@@ -136,8 +136,8 @@ def _catalog(
         columns[name] = [str(items[item].get(name) or "") for item in texts]
     catalog = pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String))
     problems.count(MARKUP, int((has_markup(catalog["title"]) | has_markup(catalog["description"])).sum()))
-    title, description = readable_column(catalog["title"]), readable_column(catalog["description"])
-    catalog = catalog.with_columns(text=full_text(pl.lit(title), pl.lit(description)))
+    titles, descriptions = readable_column(catalog["title"]), readable_column(catalog["description"])
+    catalog = catalog.with_columns(text=full_text(pl.lit(titles), pl.lit(descriptions)))
     return catalog.select("item_id", "title", "text", *CATALOG_DETAILS), texts
 
 

@@ -104,6 +104,20 @@ def test_filters_by_name(tmp_path):
     assert metrics["interactions"] == 8
 
 
+def test_unknown_times_low_ratings_and_markup_are_counted(tmp_path):
+    reviews = [*REVIEWS, *(review("u", "A", 0) | {"unixReviewTime": time} for time in (0, -1, -62135596800))]
+    meta = [META[0] | {"title": "Caf&eacute; <b>drill</b>", "description": ["['Steel', 'long']"]}, *META[1:]]
+    dataset, metrics = run(tmp_path, dump(tmp_path / "raw", reviews, meta))
+    assert dataset.catalog.select("title", "text").row(0) == ("Café drill", "Café drill. Steel long")
+    assert metrics["dropped_interactions_without_time"] == 3 and metrics["texts_with_markup"] == 1
+    assert metrics["interactions_read"] == len(reviews) and metrics["interactions"] == 8
+    data = DataConfig(**{**vars(dump(tmp_path / "raw")), "positive": 3.0})
+    dataset, metrics = run(tmp_path, data)
+    assert metrics["dropped_interactions_not_positive"] == 3 and set(dataset.interactions["rating"]) == {
+        5.0
+    }  # v gave two stars
+
+
 def test_the_released_keeps_repeated_rows_and_uses_user_k_for_items(tmp_path):
     data = dump(tmp_path / "raw")
     chosen = {"filters": "released", "item_k": None, "split": "chronological", "parts": [1, 0, 0]}
@@ -185,6 +199,7 @@ BROKEN = {
     json.dumps(review("u\tv", "A", 1)) + "\n": "has a tab",
     json.dumps(review("u", "A", 1) | {"unixReviewTime": "soon"}) + "\n": "unixReviewTime 'soon' is not a number",
     json.dumps(review("u", "A", 1) | {"unixReviewTime": None}) + "\n": "unixReviewTime None is not a number",
+    json.dumps(review("u", "A", 1) | {"unixReviewTime": 5.5}) + "\n": "'5.5' is not a number; expected a whole one",
     json.dumps(review("u", "A", 1) | {"overall": "many"}) + "\n": "overall 'many' is not a number",
 }
 

@@ -119,6 +119,14 @@ def test_names_of_ones_own(tmp_path):
     interactions, items, _ = read(tmp_path, columns=OWN)
     assert interactions.rows() == [("v", "a", 5, None)]
     assert items.rows() == [("a", "Lamp", "Lamp. Bright. Genres: Light, Red", "Bright")]
+    write(tmp_path, items__csv="code,label\na,Lamp\n")
+    assert read(tmp_path, columns={"item": "sku", "id": "code", "user": "visitor", "timestamp": "seen", "title": "label"})[
+        1
+    ].rows()
+    write(tmp_path, items__csv="item,title\na,Lamp\n")
+    assert read(tmp_path, columns={"item": "sku", "user": "visitor", "timestamp": "seen"})[1].rows() == [("a", "Lamp", "Lamp")]
+    with pytest.raises(DataError, match="columns visitor, sku, seen, user; expected a column skuu"):
+        read(tmp_path, columns=OWN | {"item": "skuu"})
     with pytest.raises(DataError, match="columns visitor, sku, seen, user; expected a column seem"):
         read(tmp_path, columns=OWN | {"timestamp": "seem"})
 
