@@ -326,6 +326,26 @@ def gap(runs: list[Path], out: Path, **options: Any) -> None:
     console.print(f"written to {out / 'paper_gap.html'}", highlight=False, soft_wrap=True)
 
 
+# Asking a model
+
+
+def serve(config: Config, run: Path | None, stage: str | None, device: str | None, dtype: str | None) -> None:
+    """Serve a run's model over HTTP until the process is told to stop.
+
+    Raises:
+        ConfigError: the extra `serve` is not installed.
+    """
+    try:
+        from minionerec.serve import server
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("fastapi", "uvicorn", "prometheus_client", "starlette", "pydantic"):
+            raise
+        raise ConfigError(f"minionerec serve needs {error.name}. Install it: pip install 'minionerec[serve]'") from None
+    pipeline.set_up(config.threads)
+    pipeline.quieten_libraries()
+    server.serve(run or config.folder, config.serve, stage, device, dtype)
+
+
 # Help for the shell
 
 

@@ -122,6 +122,12 @@ _GAP = {
     "--index": _path("FILE", "index.json or info text of the catalog of the released code's result files"),
     **_RESAMPLING,
 }
+_MODEL = {
+    "--run": _path("RUN", "folder of the run whose model answers (default: the run of --config)"),
+    "--stage": {"choices": ("sft", "rl"), "help": "which model of the run (default: the last)"},
+    "--device": {"metavar": "NAME", "help": "such as cpu or cuda:1 (default: this machine's accelerator, else cpu)"},
+    "--dtype": {"metavar": "NAME", "help": "number format of the weights, such as bfloat16 (default: float32)"},
+}
 
 COMMANDS: dict[str, Command] = {
     "run": Command("all stages in order: data, sid, sft, rl, eval, report", commands.run_all),
@@ -194,6 +200,7 @@ COMMANDS: dict[str, Command] = {
     "gap": Command(
         "runs compared with the published tables: gaps, noise, causes", commands.gap, options=_GAP, takes_config=False
     ),
+    "serve": Command("a run's model over HTTP: page, lists, metrics", commands.serve, ("serve",), _MODEL),
     "presets": Command(
         "the configurations that ship with the package, one line each", commands.list_presets, takes_config=False
     ),

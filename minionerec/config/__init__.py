@@ -23,6 +23,7 @@ from minionerec.config.evaluation import CUTOFFS, RANKING_METRICS, RESAMPLES, Ev
 from minionerec.config.model import ModelConfig
 from minionerec.config.prompts import PromptsConfig
 from minionerec.config.rl import RewardName, RlConfig
+from minionerec.config.serve import ServeConfig
 from minionerec.config.sft import SftConfig
 from minionerec.config.sid import RqVaeConfig, SidConfig, SidMethod
 from minionerec.config.tasks import DEFAULT_TASKS, RECOMMENDING, RELEASED_TASKS, TASKS, Task, TaskName
@@ -51,6 +52,7 @@ __all__ = [
     "RewardName",
     "RlConfig",
     "RqVaeConfig",
+    "ServeConfig",
     "SftConfig",
     "SidConfig",
     "SidMethod",
@@ -86,6 +88,7 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
 
     def __post_init__(self) -> None:
         check_name("name", self.name)
@@ -131,8 +134,8 @@ class Config:
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """Every field that says what a run is, as plain values: all but where it lies and how a command treats it."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in ("out", "replace", "wait")}
+        """Every field that says what a run is, as plain values: not where it lies, how a command treats it, how it is served."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in ("out", "replace", "wait", "serve")}
 
     def section(self, *names: str) -> dict[str, Any]:
         """The named sections as plain values, for manifests."""

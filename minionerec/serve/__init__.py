@@ -1,0 +1,1 @@
+"""The service: a trained model answers over HTTP, with a page to try it. Needs the extra `serve`."""

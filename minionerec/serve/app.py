@@ -1,0 +1,160 @@
+"""The ASGI application: routes, and the one form of every error."""
+
+import base64
+import hashlib
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import resources
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from minionerec import __version__
+from minionerec.config import ServeConfig
+from minionerec.errors import MiniOneRecError
+from minionerec.recommend.recommender import Recommender
+from minionerec.serve import metrics
+from minionerec.serve.frame import GONE, Frame
+from minionerec.serve.limits import RecommendBody, RefusedError, ReloadBody, malformed
+from minionerec.serve.served import ServedModel
+from minionerec.serve.service import GoneError, Service
+
+MOST_FOUND = 100  # titles of a search
+LONGEST_QUERY = 200  # characters
+
+
+def create_app(model: ServedModel | Recommender, settings: ServeConfig | None = None) -> FastAPI:
+    """The service of a model as an ASGI application; `app.state.service` is its `Service`.
+
+    Args:
+        model: a loaded and checked model, or a recommender made in memory.
+        settings: limits and timings; None for the defaults. Host and port are not used.
+    """
+    settings = settings or ServeConfig()
+    service = Service(model if isinstance(model, ServedModel) else ServedModel(model), settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.worker.start()
+        yield
+        service.draining = True
+        service.worker.stop(settings.drain_s)
+
+    # FastAPI's own pages of documentation load scripts from another host; /openapi.json stays.
+    app = FastAPI(title="MiniOneRec", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.state.service = service
+    app.add_middleware(Frame, settings=settings, metrics=service.metrics)
+    _add_errors(app)
+    _add_operations(app, service)
+    _add_questions(app, service)
+    return app
+
+
+def _add_questions(app: FastAPI, service: Service) -> None:
+    """The routes that ask the model, and the page."""
+    page, policy = _page()
+
+    @app.get("/", include_in_schema=False)
+    async def home() -> HTMLResponse:
+        return HTMLResponse(page, headers={"content-security-policy": policy, "referrer-policy": "no-referrer"})
+
+    @app.post("/v1/recommend", summary="Lists for 1 to 64 histories, in their order")
+    async def recommend(body: RecommendBody, request: Request) -> Response:
+        request.state.call.note = "histories of " + ",".join(str(len(each.history)) for each in body.requests[:64])
+        try:
+            status, content, retry_after = await service.recommend(body.requests, request.receive)
+        except GoneError:
+            return Response(status_code=GONE)
+        headers = {} if retry_after is None else {"retry-after": str(retry_after)}
+        return JSONResponse(content, status, headers)
+
+    @app.get("/v1/items", summary="Items by words of their titles")
+    async def items(
+        query: Annotated[str, Query(max_length=LONGEST_QUERY)] = "",
+        limit: Annotated[int, Query(ge=1, le=MOST_FOUND)] = 20,
+    ) -> JSONResponse:
+        return JSONResponse({"items": service.model.find(query, limit)})
+
+    @app.get("/v1/example", summary="The history of a user of the test split")
+    async def example(number: int = 0) -> JSONResponse:
+        if not service.settings.shows_examples:
+            raise RefusedError(403, "forbidden", "Histories of the test split are not shown; serve.examples true shows them.")
+        try:
+            return JSONResponse(service.model.example(number))
+        except MiniOneRecError as error:
+            raise RefusedError(422, "invalid", str(error), "number") from None
+
+
+def _add_operations(app: FastAPI, service: Service) -> None:
+    """The routes of those who run the service."""
+    settings = service.settings
+
+    @app.get("/health", summary="The process lives")
+    async def health() -> JSONResponse:
+        return JSONResponse({"alive": True})
+
+    @app.get("/ready", summary="Calls are welcome")
+    async def ready() -> JSONResponse:
+        reason = service.not_ready()
+        return JSONResponse({"ready": reason is None, "reason": reason}, 200 if reason is None else 503)
+
+    @app.get("/metrics", summary="Counters for Prometheus")
+    async def counters() -> Response:
+        return Response(service.metrics.page(), media_type=metrics.CONTENT_TYPE)
+
+    @app.get("/v1/model", summary="What is served, and the limits")
+    async def model() -> JSONResponse:
+        limits = {
+            name: getattr(settings, name)
+            for name in ("max_body", "max_requests", "max_history", "max_listed", "max_k", "max_beams", "queue", "timeout_ms")
+        }
+        return JSONResponse(
+            {**service.model.facts, "version": __version__, "limits": limits, "examples": _examples(service)},
+        )
+
+    @app.post("/v1/reload", summary="Load another model, or go back to the one before")
+    async def reload(body: ReloadBody) -> JSONResponse:
+        return JSONResponse(await service.reload(body))
+
+
+def _examples(service: Service) -> int:
+    """How many histories of the test split the page may show."""
+    return len(service.model.recommender.prompts.dataset.test) if service.settings.shows_examples else 0
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(RefusedError)
+    async def refused(request: Request, error: RefusedError) -> Response:
+        return error.response
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return malformed(error).response
+
+    @app.exception_handler(HTTPException)
+    async def refused_by_framework(request: Request, error: HTTPException) -> Response:
+        code = {404: "not_found", 405: "method"}.get(error.status_code, "malformed")
+        response = RefusedError(error.status_code, code, str(error.detail)).response
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        name = request.scope["state"]["call"].name
+        return RefusedError(500, "internal", f"The server failed; its log has the details under {name}.").response
+
+
+def _page() -> tuple[str, str]:
+    """The page, and the policy that lets nothing but its own style and script act in it."""
+    page = resources.files("minionerec.serve").joinpath("page.html").read_text(encoding="utf-8")
+    sources: dict[str, Any] = {}
+    for tag in ("style", "script"):
+        [text] = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        sources[tag] = f"{tag}-src 'sha256-{digest}'"
+    policy = f"default-src 'none'; {sources['style']}; {sources['script']}; connect-src 'self'; img-src data:; "
+    return page, policy + "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

@@ -1,0 +1,133 @@
+"""What a client may send: the shape of each body, the limits, and the one form of every error."""
+
+from typing import Any, Literal
+
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from minionerec.config import ServeConfig
+from minionerec.config.serve import MOST_NAMED
+from minionerec.recommend.filters import Filters
+
+_MOST_MISTAKES = 3  # named in a message
+
+
+class RefusedError(Exception):
+    """A call or a request that gets no list.
+
+    Attributes:
+        status: of HTTP.
+        code: one word for programs.
+        message: for people.
+        where: the field in question, None if it is none.
+        retry_after: seconds after which the same call may succeed.
+    """
+
+    def __init__(self, status: int, code: str, message: str, where: str | None = None, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.where, self.retry_after = status, code, message, where, retry_after
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The error as JSON."""
+        return {"error": {"code": self.code, "message": self.message, "where": self.where}}
+
+    @property
+    def response(self) -> JSONResponse:
+        """The answer to a call that fails as a whole."""
+        headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
+        return JSONResponse(self.content, self.status, headers)
+
+
+class _Body(BaseModel):
+    """No unknown field, no conversion: the number 50 is not the id "50"."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class FiltersBody(_Body):
+    """What a list may hold; `minionerec.recommend.filters.Filters` describes the fields."""
+
+    allow: list[str] | None = None
+    deny: list[str] = Field(default_factory=list)
+    category: str | None = None
+    named: list[str] = Field(default_factory=list)
+    exclude_history: bool | None = None
+
+    @property
+    def filters(self) -> Filters:
+        """The same for the recommender."""
+        return Filters(self.allow, self.deny, self.category, self.named, self.exclude_history)
+
+
+class RequestBody(_Body):
+    """One history: items' ids, oldest first."""
+
+    history: list[str]
+    k: int = 10
+    filters: FiltersBody = Field(default_factory=FiltersBody)
+    num_beams: int | None = None
+    on_unknown: Literal["error", "skip"] = "error"
+
+
+class RecommendBody(_Body):
+    """The body of `/v1/recommend`."""
+
+    requests: list[RequestBody]
+
+
+class ReloadBody(_Body):
+    """The body of `/v1/reload`: the folder of a run, the present one again if there is none; or back to the model before."""
+
+    run: str | None = None
+    stage: str | None = None
+    rollback: bool = False
+
+
+def check_limits(requests: list[RequestBody], settings: ServeConfig, prefix: str = "requests[{}].") -> None:
+    """Refuse what is too much, before anything is looked up.
+
+    Args:
+        prefix: of a field of the request with this number.
+
+    Raises:
+        RefusedError: the message has the limit.
+    """
+    if not 1 <= len(requests) <= settings.max_requests:
+        raise _limit("requests", f"a call has 1 to {settings.max_requests} requests, found {len(requests)}")
+    for number, request in enumerate(requests):
+        where = prefix.format(number)
+        for name, items, most in (
+            ("history", request.history, settings.max_history),
+            ("filters.allow", request.filters.allow or [], settings.max_listed),
+            ("filters.deny", request.filters.deny, settings.max_listed),
+            ("filters.named", request.filters.named, MOST_NAMED),
+        ):
+            if len(items) > most:
+                raise _limit(where + name, f"{most} at most, found {len(items)}")
+        for name, value, most in (
+            ("k", request.k, settings.max_k),
+            ("num_beams", request.num_beams, settings.max_beams),
+        ):
+            if value is not None and not 1 <= value <= most:
+                raise _limit(where + name, f"1 to {most}, found {value}")
+
+
+def _limit(where: str, message: str) -> RefusedError:
+    return RefusedError(422, "limit", f"{where}: {message}.", where)
+
+
+def malformed(error: RequestValidationError) -> RefusedError:
+    """What is wrong with a body or a query; what was sent is not repeated, it may be long."""
+    mistakes = []
+    for mistake in error.errors()[:_MOST_MISTAKES]:
+        where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in mistake["loc"][1:]).lstrip(".")
+        if mistake["type"] == "json_invalid":
+            where, text = f"byte {mistake['loc'][-1]}", f"not JSON ({mistake['ctx']['error']})"
+        else:
+            text = mistake["msg"]
+        mistakes.append((where or "the body", text))
+    message = "; ".join(f"{where}: {text}" for where, text in mistakes)
+    left = len(error.errors()) - len(mistakes)
+    return RefusedError(422, "malformed", message + (f"; and {left} more" if left > 0 else "") + ".", mistakes[0][0])

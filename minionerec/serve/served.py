@@ -1,0 +1,242 @@
+"""A model as the service holds it: loaded, compared with lists that it made before, warmed up."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from minionerec.artifacts import MANIFEST, Manifest
+from minionerec.config import ServeConfig
+from minionerec.errors import ArtifactError, DataError
+from minionerec.recommend.recommender import STAGES, Recommender
+
+GOLDEN_LISTS = 16  # lists of the evaluation that a model must make again before it answers
+MOST_CATEGORIES = 200  # in the page's menu
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far lists may differ from golden ones.
+
+    Attributes:
+        score: largest difference of the scores of one rank, in nats.
+        overlap: smallest share of the golden items that must be listed again.
+    """
+
+    score: float
+    overlap: float
+
+
+# Other batches, threads and devices round differently; low precision swaps items whose scores are close.
+SAME, LOW_PRECISION = Tolerance(1e-3, 0.95), Tolerance(0.25, 0.6)
+
+
+@dataclass(frozen=True)
+class GoldenList:
+    """A list that the model made when it was evaluated.
+
+    Attributes:
+        history: item indices.
+        items: item indices, best first.
+        scores: one per SID, best first.
+    """
+
+    history: list[int]
+    items: list[int]
+    scores: list[float]
+
+
+@dataclass(frozen=True, eq=False)
+class ServedModel:
+    """A recommender with what the service tells about it.
+
+    Attributes:
+        recommender: makes the lists.
+        source: where it was loaded from.
+        stage: of the training, such as `rl`.
+        digest: identifies its weights.
+        golden: lists that it must make again.
+    """
+
+    recommender: Recommender
+    source: str = "in memory"
+    stage: str = ""
+    digest: str = ""
+    golden: tuple[GoldenList, ...] = ()
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        settings: ServeConfig,
+        stage: str | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+    ) -> "ServedModel":
+        """The model of a run with the sets of items that `serve.named` names.
+
+        `Recommender.load` describes `stage`, `device`, `dtype` and errors.
+
+        Raises:
+            DataError: a file of `serve.named` cannot be read, or the catalog lacks one of its items.
+        """
+        recommender = Recommender.load(folder, stage, device, dtype)
+        # A batch of the service is one batch of the model.
+        size = max(recommender.config.batch_size, settings.max_batch)
+        recommender.config = replace(recommender.config, batch_size=size)
+        for name, file in settings.named_files().items():
+            recommender.name_items(name, _read_ids(name, Path(file)))
+        stage = stage or next(name for name in reversed(STAGES) if (folder / name / MANIFEST).is_file())
+        digest = Manifest.load(folder / stage).digest
+        return cls(recommender, str(folder), stage, digest, read_golden(folder, stage, digest))
+
+    def check(self) -> None:
+        """Make the golden lists again and compare.
+
+        Raises:
+            ArtifactError: they differ by more than rounding.
+        """
+        if not self.golden:
+            return
+        tolerance = SAME if self.recommender.model.dtype == torch.float32 else LOW_PRECISION
+        lists = self.recommender.recommend([golden.history for golden in self.golden], k=None)
+        hits, total, difference = 0, 0, 0.0
+        for golden, ours in zip(self.golden, lists, strict=True):
+            items, scores = [item.index for item in ours.items], {item.sid: item.score for item in ours.items}
+            hits, total = hits + len(set(items) & set(golden.items)), total + len(golden.items)
+            pairs = zip(scores.values(), golden.scores, strict=False)  # a list of another length has another overlap
+            difference = max([difference, *(abs(score - expected) for score, expected in pairs)])
+        overlap = hits / max(total, 1)
+        if overlap < tolerance.overlap or not difference <= tolerance.score:
+            raise ArtifactError(
+                f"{self.source}: the model of {self.stage} does not make the lists of its evaluation. Over "
+                f"{len(self.golden)} lists {overlap:.0%} of {total} items are listed again (expected {tolerance.overlap:.0%}), "
+                f"and scores differ by up to {difference:.3g} nats (expected {tolerance.score:g}). Something "
+                "differs from when it was evaluated, such as damaged weights or another version of a library. If that is "
+                "meant, run minionerec eval again."
+            )
+
+    def warm_up(self, settings: ServeConfig) -> None:
+        """Compute once what the first clients would otherwise wait for: a request alone, a full batch, the titles' index."""
+        length = min(self.recommender.max_history, len(self.recommender.items.ids))
+        for size in (1, settings.max_batch):
+            self.recommender.recommend([list(range(length))] * size, k=1)
+        self.recommender.recommend([[]], k=1)
+        self.find("", 1)
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What `/v1/model` says of the model."""
+        recommender = self.recommender
+        return {
+            "run": Path(self.source).name,
+            "stage": self.stage,
+            "digest": self.digest,
+            "items": len(recommender.items.ids),
+            "sids": len(recommender.trie),
+            "levels": recommender.prompts.index.codes.shape[1],
+            "max_history": recommender.max_history,
+            "num_beams": recommender.config.num_beams,
+            "normalise_over": recommender.config.normalise_over,
+            "exclude_history": recommender.config.exclude_history,
+            "device": str(recommender.model.device),
+            "dtype": str(recommender.model.dtype).removeprefix("torch."),
+            "golden_lists": len(self.golden),
+            "named": sorted(recommender.items.named),
+            "categories": self._categories,
+        }
+
+    @cached_property
+    def _categories(self) -> list[str]:
+        """The categories with most items."""
+        catalog = self.recommender.items.catalog
+        if "categories" not in catalog.columns:
+            return []
+        counts = catalog["categories"].drop_nulls().str.split(", ").explode().value_counts(sort=True)
+        return [name for name in counts["categories"].to_list() if name][:MOST_CATEGORIES]
+
+    @cached_property
+    def _search_index(self) -> pl.DataFrame:
+        """Per item its id, the text that is searched, and its popularity; the most popular first."""
+        items = self.recommender.items
+        return (
+            pl.DataFrame(
+                {
+                    "item_id": items.ids,
+                    "title": pl.Series(items.titles, dtype=pl.String).fill_null(""),
+                    "popularity": np.asarray(self.recommender.popularity, dtype=np.float64),
+                }
+            )
+            .with_columns(pl.col("title").str.to_lowercase().alias("text"))
+            .sort("popularity", descending=True, maintain_order=True)
+        )
+
+    def find(self, query: str, limit: int) -> list[dict[str, str]]:
+        """Items by words of their titles, or by id; the most popular first, an item whose id is the query before all."""
+        index = self._search_index
+        words = query.lower().split()
+        if words:
+            contains = pl.all_horizontal([pl.col("text").str.contains(word, literal=True) for word in words])
+            is_id = pl.col("item_id") == query.strip()
+            index = index.filter(contains | is_id).sort(is_id, descending=True, maintain_order=True)
+        return index.head(limit).select("item_id", "title").to_dicts()
+
+    def example(self, number: int) -> dict[str, Any]:
+        """The history of a user of the test split, and the item that came next.
+
+        Raises:
+            DataError: there is no test split, or it has no such row.
+        """
+        split = self.recommender.prompts.dataset.split("test")
+        if not 0 <= number < len(split):
+            raise DataError(f"number is {number}; the test split has the rows 0 to {len(split) - 1}.")
+        history, target = split["history"][number].to_list(), split["target"][number]
+        return {"number": number, "of": len(split), "history": self._named(history), "next": self._named([target])[0]}
+
+    def _named(self, items: Sequence[int]) -> list[dict[str, str]]:
+        ids, titles = self.recommender.items.ids, self.recommender.items.titles
+        return [{"item_id": ids[item], "title": titles[item] or ""} for item in items]
+
+
+def read_golden(folder: Path, stage: str, digest: str) -> tuple[GoldenList, ...]:
+    """The first lists of the evaluation of a run's model; none if it has not been evaluated as it is now.
+
+    Raises:
+        ArtifactError: they are damaged.
+    """
+    evaluation = folder / "eval" / stage
+    if not (evaluation / MANIFEST).is_file():
+        return ()
+    manifest = Manifest.load(evaluation)
+    # A model that was trained again has other lists, and `prompts.eval_style` asks it with other words.
+    if manifest.inputs.get(stage) != digest or manifest.config["prompts"].get("eval_style", "same") != "same":
+        return ()
+    path = evaluation / "predictions.jsonl"
+    try:
+        with path.open(encoding="utf-8") as stream:
+            rows = [json.loads(line) for line in islice(stream, GOLDEN_LISTS)]
+        return tuple(GoldenList(row["history"], row["items"], row["scores"]) for row in rows)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: not the lists of an evaluation ({error}). Run minionerec eval again.") from None
+
+
+def _read_ids(name: str, file: Path) -> list[str]:
+    """The ids in a file of `serve.named`, one a line.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        lines = file.expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"serve.named {name}={file}: cannot be read ({error}); expected a text file, an item's id a line."
+        ) from None
+    return [line.strip() for line in lines if line.strip()]

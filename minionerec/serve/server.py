@@ -1,0 +1,167 @@
+"""The process that serves: load, compare, warm up, then open the port; stop without losing an answer."""
+
+import logging
+import signal
+import socket
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from minionerec.config import ServeConfig
+from minionerec.errors import ConfigError
+from minionerec.serve.app import create_app
+from minionerec.serve.served import ServedModel
+
+HEADER_SECONDS = 10.0  # in which the header of a call must arrive
+IDLE_SECONDS = 30  # that a connection may be kept open between calls
+MOST_CONNECTIONS = 4096  # beyond this many, calls get status 503 at once
+
+
+class Protocol(H11Protocol):
+    """HTTP, but a client that sends no whole header in time is cut off; uvicorn would wait for it forever."""
+
+    _timer: Any = None
+
+    def connection_made(self, transport: Any) -> None:
+        """A client has connected."""
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """A client has sent something."""
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """A client has gone."""
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+    @property
+    def _header_is_missing(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _watch(self) -> None:
+        if not self._header_is_missing and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        elif self._header_is_missing and self._timer is None:
+            self._timer = self.loop.call_later(HEADER_SECONDS, self._cut_off)
+
+    def _cut_off(self) -> None:
+        if self._header_is_missing:
+            self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """A server that ends with status 0 when it is told to stop."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop taking calls, answer those that have arrived, end. A second interrupt ends at once."""
+        app = self.config.app
+        assert isinstance(app, FastAPI)
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+        app.state.service.draining = True
+        self.should_exit = True
+
+
+def serve(
+    folder: Path, settings: ServeConfig, stage: str | None = None, device: str | None = None, dtype: str | None = None
+) -> None:
+    """Serve the model of a run until the process is told to stop.
+
+    `Recommender.load` describes `stage`, `device`, `dtype` and errors.
+
+    Raises:
+        ConfigError: the port cannot be had.
+        ArtifactError: the model does not make the lists of its evaluation.
+    """
+    bound = _bound(settings)  # not yet open: whoever connects now is refused
+    try:
+        model = ServedModel.load(folder, settings, stage, device, dtype)
+        model.check()
+        model.warm_up(settings)
+        run(create_app(model, settings), bound, settings)
+    finally:
+        bound.close()
+
+
+def run(app: FastAPI, bound: socket.socket, settings: ServeConfig) -> None:
+    """Serve an application at a bound socket."""
+    _log_to_the_screen()
+    config = uvicorn.Config(
+        app,
+        loop="asyncio",
+        http=Protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=IDLE_SECONDS,
+        timeout_graceful_shutdown=settings.drain_s,
+        limit_concurrency=MOST_CONNECTIONS,
+    )
+    _allow_connections()
+    facts, (host, port) = app.state.service.model.facts, bound.getsockname()[:2]
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    name = f"{facts['run']} ({facts['stage']}, {facts['items']:,} items)"
+    if settings.open:
+        print(
+            "WARNING: serve.open is true and there is no authentication: whoever reaches this address may ask. "
+            "Put a proxy with authentication and TLS in front.",
+            file=sys.stderr,
+        )
+    print(f"{name} answers at {address}: the page at /, lists at /v1/recommend, counters at /metrics. Ctrl+C stops it.")
+    sys.stdout.flush()
+    Server(config).run(sockets=[bound])
+
+
+def _bound(settings: ServeConfig) -> socket.socket:
+    """A socket at the address of the settings.
+
+    Raises:
+        ConfigError: it is taken, or it is no address of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            f"serve.host {settings.host}, serve.port {settings.port}: cannot be had ({error.strerror}). Choose another port, 0 "
+            "for a free one."
+        ) from None
+    return bound
+
+
+def _allow_connections() -> None:
+    """Let this process have as many open connections as the system allows it; many systems begin with 1,024."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    low, high = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * MOST_CONNECTIONS
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (max(low, wanted if high == resource.RLIM_INFINITY else min(high, wanted)), high)
+    )
+
+
+def _log_to_the_screen() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for name, level in (("minionerec.serve", logging.INFO), ("uvicorn.error", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = False

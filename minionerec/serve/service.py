@@ -1,0 +1,268 @@
+"""What the service does with a call, apart from HTTP: read it, let it wait, answer it; load another model."""
+
+import asyncio
+import logging
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from starlette.types import Receive
+
+from minionerec.config import ServeConfig
+from minionerec.errors import CatalogError, MiniOneRecError
+from minionerec.recommend.lists import Recommendation
+from minionerec.recommend.requests import Request, Search
+from minionerec.serve.batching import DeadlineError, Job, Outcome, QueueFullError, StoppedError, Waiting, Worker
+from minionerec.serve.limits import RefusedError, ReloadBody, RequestBody, check_limits
+from minionerec.serve.metrics import Metrics
+from minionerec.serve.served import ServedModel
+
+log = logging.getLogger("minionerec.serve")
+
+
+class GoneError(Exception):
+    """The client has gone, so nobody waits for the answer."""
+
+
+class _Lists(NamedTuple):
+    """Requests that one search answers."""
+
+    model: ServedModel
+    search: Search
+
+
+class _Awaited(NamedTuple):
+    """A request that waits, and what its call waits for."""
+
+    job: Job
+    outcome: "asyncio.Future[Outcome]"
+
+
+class Service:
+    """A model that answers, the requests that wait for it, and the model before it.
+
+    Attributes:
+        model: answers what arrives now. Requests keep the model that read them, so a reload changes none of their answers.
+        previous: a rollback goes back to it.
+        draining: whether the service is being stopped.
+    """
+
+    def __init__(self, model: ServedModel, settings: ServeConfig) -> None:
+        self.model, self.settings = model, settings
+        self.previous: ServedModel | None = None
+        self.draining = False
+        waiting = Waiting(settings.queue, settings.max_wait_ms / 1000, settings.max_batch, settings.max_beam_rows)
+        self.metrics = Metrics(lambda: len(waiting.jobs))
+        self.worker = Worker(waiting, _compute, self.metrics.count_batch)
+        self._reloading = asyncio.Lock()
+
+    def not_ready(self) -> str | None:
+        """Why a proxy should send calls elsewhere; None if it should not."""
+        if self.draining:
+            return "the service is being stopped"
+        if len(self.worker.waiting.jobs) >= self.settings.queue:
+            return "the queue is full"
+        return None
+
+    # Requests
+
+    async def recommend(self, bodies: list[RequestBody], receive: Receive) -> tuple[int, dict[str, Any], int | None]:
+        """Answer the requests of a call.
+
+        Args:
+            receive: says when the client has gone.
+
+        Returns:
+            the status, the body, and for status 503 after how many seconds to come again. The status is that of the first
+            error if no request gets a list, else 200.
+
+        Raises:
+            RefusedError: the call fails as a whole.
+            GoneError: the client has gone.
+        """
+        self._accept()
+        check_limits(bodies, self.settings)
+        model = self.model
+        results: list[dict[str, Any] | RefusedError] = []
+        jobs: dict[int, _Awaited] = {}
+        for number, body in enumerate(bodies):
+            try:
+                request, search = self._read(model, body, f"requests[{number}]")
+            except RefusedError as error:
+                results.append(error)
+                continue
+            results.append({})
+            jobs[number] = self._job(_Lists(model, search), request, search)
+        outcomes = await self._wait(list(jobs.values()), receive)
+        for number, outcome in zip(jobs, outcomes, strict=True):
+            if outcome.error is not None:
+                results[number] = self._failed(outcome.error, f"requests[{number}]")
+                continue
+            self.metrics.count_list(outcome.result)
+            results[number] = _as_json(outcome)
+        errors = [result for result in results if isinstance(result, RefusedError)]
+        for result in results:
+            self.metrics.requests.labels(str(result.status) if isinstance(result, RefusedError) else "200").inc()
+        content = {
+            "model": model.digest,
+            "results": [result.content if isinstance(result, RefusedError) else result for result in results],
+        }
+        if len(errors) < len(results):
+            return 200, content, None
+        return errors[0].status, {**errors[0].content, **content}, errors[0].retry_after
+
+    def _accept(self) -> None:
+        if self.draining:
+            raise RefusedError(503, "stopping", "The service is being stopped.", retry_after=self.settings.drain_s)
+
+    def _read(self, model: ServedModel, body: RequestBody, where: str | None) -> tuple[Request, Search]:
+        """A request in item indices.
+
+        Raises:
+            RefusedError: an item is unknown, nothing passes the filters, or numbers do not go together.
+        """
+        recommender = model.recommender
+        try:
+            search = recommender.widths(body.k, body.num_beams)
+            [request] = recommender.read([body.history], body.filters.filters, body.on_unknown)
+        except MiniOneRecError as error:
+            code = "nothing_left" if isinstance(error, CatalogError) else "invalid"
+            raise RefusedError(422, code, str(error).removeprefix("history 0: "), where) from None
+        self.metrics.items_read.inc(len(request.history))
+        return request, search
+
+    def _job(self, group: Hashable, request: Request, search: Search) -> _Awaited:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Outcome] = loop.create_future()
+        deadline = self.worker.clock() + self.settings.timeout_ms / 1000
+
+        def settle(outcome: Outcome) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_set, future, outcome)
+
+        return _Awaited(Job(group, request, search.num_beams, len(request.history), deadline, settle), future)
+
+    async def _wait(self, requests: list[_Awaited], receive: Receive) -> list[Outcome]:
+        """What became of the requests of a call once all are settled, or the time is over.
+
+        Raises:
+            RefusedError: the queue has no room.
+            GoneError: the client has gone.
+        """
+        if not requests:
+            return []
+        try:
+            self.worker.submit([request.job for request in requests])
+        except QueueFullError as full:
+            self.metrics.requests.labels("503").inc(len(requests))
+            message = f"The queue is full: {self.settings.queue} requests may wait (serve.queue)."
+            raise RefusedError(503, "busy", message, retry_after=full.seconds) from None
+        except StoppedError as error:
+            raise self._failed(error, None) from None
+        gone = asyncio.ensure_future(_disconnected(receive))
+        answered = asyncio.gather(*(request.outcome for request in requests))
+        try:
+            seconds = self.settings.timeout_ms / 1000
+            await asyncio.wait((gone, answered), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if gone.done() and not answered.done():
+                raise GoneError
+            late = Outcome(error=DeadlineError())
+            return [request.outcome.result() if request.outcome.done() else late for request in requests]
+        finally:
+            self.worker.withdraw([request.job for request in requests if not request.outcome.done()])
+            gone.cancel()
+            answered.cancel()
+
+    def _failed(self, error: Exception, where: str | None) -> RefusedError:
+        """What a client is told of a request that was not computed."""
+        if isinstance(error, DeadlineError):
+            return RefusedError(504, "deadline", f"No answer within {self.settings.timeout_ms} ms (serve.timeout_ms).", where)
+        if isinstance(error, StoppedError):
+            return RefusedError(503, "stopping", "The service is being stopped.", where, self.settings.drain_s)
+        if isinstance(error, MiniOneRecError):
+            return RefusedError(422, "invalid", str(error), where)
+        log.error("a request could not be computed", exc_info=error)
+        return RefusedError(500, "internal", "The server failed at this request; its log has the details.", where)
+
+    # Other models
+
+    async def reload(self, body: ReloadBody) -> dict[str, Any]:
+        """Load another model next to the present one, compare it with its golden lists, and let it answer from now on.
+
+        Raises:
+            RefusedError: reloads are not allowed, one is running, or the new model is broken; the present one then stays.
+        """
+        if not self.settings.allow_reload:
+            raise RefusedError(403, "forbidden", "Reloading is off; serve.allow_reload true switches it on.")
+        if self._reloading.locked():
+            raise RefusedError(409, "reloading", "Another reload is running. Wait for its answer.", retry_after=5)
+        async with self._reloading:
+            try:
+                model = await self._other_model(body)
+            except MiniOneRecError as error:
+                self.metrics.reloads.labels("refused").inc()
+                raise RefusedError(422, "invalid", f"{error} The model before goes on answering.") from None
+            self.model, self.previous = model, self.model
+            self.metrics.reloads.labels("rolled back" if body.rollback else "loaded").inc()
+            return model.facts
+
+    async def _other_model(self, body: ReloadBody) -> ServedModel:
+        if body.rollback:
+            if body.run is not None or body.stage is not None:
+                raise RefusedError(422, "invalid", "A rollback takes no run and no stage.", "rollback")
+            if self.previous is None:
+                raise RefusedError(409, "no_model", "There is no model to go back to.", "rollback")
+            return self.previous
+        present = self.model
+        return await asyncio.to_thread(self._load, body.run or present.source, body.stage, present)
+
+    def _load(self, folder: str, stage: str | None, present: ServedModel) -> ServedModel:
+        weights = present.recommender.model
+        dtype = str(weights.dtype).removeprefix("torch.")
+        model = ServedModel.load(Path(folder), self.settings, stage, str(weights.device), dtype)
+        if not model.golden:
+            raise CatalogError(f"{folder}: has no lists to compare its model with. Run minionerec eval there first.")
+        model.check()
+        model.warm_up(self.settings)
+        return model
+
+
+def _as_json(outcome: Outcome) -> dict[str, Any]:
+    """A list as clients get it."""
+    recommendation: Recommendation = outcome.result
+    return {
+        "items": [
+            {
+                "item_id": item.item_id,
+                "title": item.title,
+                "score": item.score,
+                "sid": item.sid,
+                "tied": item.tied,
+                "place": item.place,
+            }
+            for item in recommendation.items
+        ],
+        "exact": recommendation.exact,
+        "beams": recommendation.beams,
+        "cut": recommendation.cut,
+        "skipped": recommendation.skipped,
+        "fallback": recommendation.fallback,
+        "reason": recommendation.reason,
+        "milliseconds": {"queue": round(1000 * outcome.waited, 2), "compute": round(1000 * outcome.computed, 2)},
+    }
+
+
+def _set(future: "asyncio.Future[Outcome]", outcome: Outcome) -> None:
+    if not future.done():
+        future.set_result(outcome)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _compute(group: Hashable, requests: list[Any]) -> list[Any]:
+    """What the worker does with a batch."""
+    assert isinstance(group, _Lists)
+    return list(group.model.recommender.answer(requests, group.search))
