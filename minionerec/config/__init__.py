@@ -134,8 +134,9 @@ class Config:
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """Every field that says what a run is, as plain values: not where it lies, how a command treats it, how it is served."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in ("out", "replace", "wait", "serve")}
+        """Every field that says what a run is, as plain values: all but where it lies and how commands treat and serve it."""
+        others = ("out", "replace", "wait", "serve")
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in others}
 
     def section(self, *names: str) -> dict[str, Any]:
         """The named sections as plain values, for manifests."""

@@ -19,7 +19,7 @@ from minionerec.errors import MiniOneRecError
 from minionerec.recommend.recommender import Recommender
 from minionerec.serve import metrics
 from minionerec.serve.frame import GONE, Frame
-from minionerec.serve.limits import RecommendBody, RefusedError, ReloadBody, malformed
+from minionerec.serve.limits import RecommendBody, RefusedError, ReloadBody, RequestBody, malformed
 from minionerec.serve.served import ServedModel
 from minionerec.serve.service import GoneError, Service
 
@@ -71,6 +71,14 @@ def _add_questions(app: FastAPI, service: Service) -> None:
             return Response(status_code=GONE)
         headers = {} if retry_after is None else {"retry-after": str(retry_after)}
         return JSONResponse(content, status, headers)
+
+    @app.post("/v1/explain", summary="One list, and the search that made it as a tree")
+    async def explain(body: RequestBody, request: Request) -> Response:
+        request.state.call.note = f"history of {len(body.history)}"
+        try:
+            return JSONResponse(await service.explain(body, request.receive))
+        except GoneError:
+            return Response(status_code=GONE)
 
     @app.get("/v1/items", summary="Items by words of their titles")
     async def items(
@@ -141,11 +149,6 @@ def _add_errors(app: FastAPI) -> None:
         response = RefusedError(error.status_code, code, str(error.detail)).response
         response.headers.update(error.headers or {})
         return response
-
-    @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> Response:
-        name = request.scope["state"]["call"].name
-        return RefusedError(500, "internal", f"The server failed; its log has the details under {name}.").response
 
 
 def _page() -> tuple[str, str]:

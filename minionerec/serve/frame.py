@@ -42,8 +42,12 @@ class Frame:
             await refusal.response(scope, receive, call.send)
         except ConnectionResetError:
             call.status = GONE
-        except Exception:  # the answer with status 500 has been sent
+        except Exception:
             log.exception("call %s failed", call.name)
+            if call.began_to_answer:
+                raise  # the server cuts the connection, so that nobody takes half an answer for a whole one
+            message = f"The server failed; its log has the details under {call.name}."
+            await RefusedError(500, "internal", message).response(scope, receive, call.send)
         finally:
             self._count(call, scope)
 
@@ -109,16 +113,17 @@ class _Call:
         name: for the log; the client gets it in the header `x-request-id`.
         status: of the answer.
         note: for the log, never what is in a history.
+        began_to_answer: whether the client has the status already.
     """
 
     def __init__(self, scope: Scope, send: Send, name: str) -> None:
-        self.name, self.note, self.status = name, "", GONE
+        self.name, self.note, self.status, self.began_to_answer = name, "", GONE, False
         self.began = time.perf_counter()
         self._send = send
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.status = message["status"]
+            self.status, self.began_to_answer = message["status"], True
             headers = [(b"x-request-id", self.name.encode()), (b"x-content-type-options", b"nosniff")]
             message = {**message, "headers": [*message.get("headers", []), *headers]}
         await self._send(message)

@@ -1,10 +1,10 @@
 """What a client may send: the shape of each body, the limits, and the one form of every error."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from minionerec.config import ServeConfig
 from minionerec.config.serve import MOST_NAMED
@@ -40,6 +40,22 @@ class RefusedError(Exception):
         return JSONResponse(self.content, self.status, headers)
 
 
+def _whole(text: str) -> str:
+    """Refuse half a character, which JSON can say but nothing can write.
+
+    Raises:
+        ValueError: there is one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("half a character (a lone surrogate)") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+
+
 class _Body(BaseModel):
     """No unknown field, no conversion: the number 50 is not the id "50"."""
 
@@ -49,10 +65,10 @@ class _Body(BaseModel):
 class FiltersBody(_Body):
     """What a list may hold; `minionerec.recommend.filters.Filters` describes the fields."""
 
-    allow: list[str] | None = None
-    deny: list[str] = Field(default_factory=list)
-    category: str | None = None
-    named: list[str] = Field(default_factory=list)
+    allow: list[Text] | None = None
+    deny: list[Text] = Field(default_factory=list)
+    category: Text | None = None
+    named: list[Text] = Field(default_factory=list)
     exclude_history: bool | None = None
 
     @property
@@ -64,7 +80,7 @@ class FiltersBody(_Body):
 class RequestBody(_Body):
     """One history: items' ids, oldest first."""
 
-    history: list[str]
+    history: list[Text]
     k: int = 10
     filters: FiltersBody = Field(default_factory=FiltersBody)
     num_beams: int | None = None
@@ -80,8 +96,8 @@ class RecommendBody(_Body):
 class ReloadBody(_Body):
     """The body of `/v1/reload`: the folder of a run, the present one again if there is none; or back to the model before."""
 
-    run: str | None = None
-    stage: str | None = None
+    run: Text | None = None
+    stage: Text | None = None
     rollback: bool = False
 
 

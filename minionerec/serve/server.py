@@ -83,7 +83,7 @@ def serve(
         ConfigError: the port cannot be had.
         ArtifactError: the model does not make the lists of its evaluation.
     """
-    bound = _bound(settings)  # not yet open: whoever connects now is refused
+    bound = bind(settings)  # not yet open: whoever connects now is refused
     try:
         model = ServedModel.load(folder, settings, stage, device, dtype)
         model.check()
@@ -96,7 +96,24 @@ def serve(
 def run(app: FastAPI, bound: socket.socket, settings: ServeConfig) -> None:
     """Serve an application at a bound socket."""
     _log_to_the_screen()
-    config = uvicorn.Config(
+    _allow_connections()
+    facts, (host, port) = app.state.service.model.facts, bound.getsockname()[:2]
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    name = f"{facts['run']} ({facts['stage']}, {facts['items']:,} items)"
+    if settings.open:
+        print(
+            "WARNING: serve.open is true and there is no authentication: whoever reaches this address may ask. "
+            "Put a proxy with authentication and TLS in front.",
+            file=sys.stderr,
+        )
+    print(f"{name} answers at {address}: the page at /, lists at /v1/recommend, counters at /metrics. Ctrl+C stops it.")
+    sys.stdout.flush()
+    Server(configure(app, settings)).run(sockets=[bound])
+
+
+def configure(app: FastAPI, settings: ServeConfig) -> uvicorn.Config:
+    """How uvicorn runs the application."""
+    return uvicorn.Config(
         app,
         loop="asyncio",
         http=Protocol,
@@ -110,22 +127,9 @@ def run(app: FastAPI, bound: socket.socket, settings: ServeConfig) -> None:
         timeout_graceful_shutdown=settings.drain_s,
         limit_concurrency=MOST_CONNECTIONS,
     )
-    _allow_connections()
-    facts, (host, port) = app.state.service.model.facts, bound.getsockname()[:2]
-    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    name = f"{facts['run']} ({facts['stage']}, {facts['items']:,} items)"
-    if settings.open:
-        print(
-            "WARNING: serve.open is true and there is no authentication: whoever reaches this address may ask. "
-            "Put a proxy with authentication and TLS in front.",
-            file=sys.stderr,
-        )
-    print(f"{name} answers at {address}: the page at /, lists at /v1/recommend, counters at /metrics. Ctrl+C stops it.")
-    sys.stdout.flush()
-    Server(config).run(sockets=[bound])
 
 
-def _bound(settings: ServeConfig) -> socket.socket:
+def bind(settings: ServeConfig) -> socket.socket:
     """A socket at the address of the settings.
 
     Raises:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Hashable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from starlette.types import Receive
 
 from minionerec.config import ServeConfig
 from minionerec.errors import CatalogError, MiniOneRecError
+from minionerec.recommend.explain import Explanation, explain
 from minionerec.recommend.lists import Recommendation
 from minionerec.recommend.requests import Request, Search
 from minionerec.serve.batching import DeadlineError, Job, Outcome, QueueFullError, StoppedError, Waiting, Worker
@@ -26,6 +28,14 @@ class GoneError(Exception):
 
 class _Lists(NamedTuple):
     """Requests that one search answers."""
+
+    model: ServedModel
+    search: Search
+
+
+@dataclass(frozen=True, eq=False)
+class _Tree:
+    """The request whose search is explained, alone: no two of these are equal, so no two are computed together."""
 
     model: ServedModel
     search: Search
@@ -99,7 +109,7 @@ class Service:
                 results[number] = self._failed(outcome.error, f"requests[{number}]")
                 continue
             self.metrics.count_list(outcome.result)
-            results[number] = _as_json(outcome)
+            results[number] = _as_json(outcome.result, outcome)
         errors = [result for result in results if isinstance(result, RefusedError)]
         for result in results:
             self.metrics.requests.labels(str(result.status) if isinstance(result, RefusedError) else "200").inc()
@@ -110,6 +120,31 @@ class Service:
         if len(errors) < len(results):
             return 200, content, None
         return errors[0].status, {**errors[0].content, **content}, errors[0].retry_after
+
+    async def explain(self, body: RequestBody, receive: Receive) -> dict[str, Any]:
+        """The search for one history as a tree.
+
+        Raises:
+            RefusedError: there is none.
+            GoneError: the client has gone.
+        """
+        self._accept()
+        check_limits([body], self.settings, prefix="")
+        model = self.model
+        request, search = self._read(model, body, None)
+        if not request.history:
+            message = "The history is empty: its list is the popularity list, and no search is there to explain."
+            raise RefusedError(422, "invalid", message, "history")
+        [outcome] = await self._wait([self._job(_Tree(model, search), request, search)], receive)
+        if outcome.error is not None:
+            raise self._failed(outcome.error, None)
+        explanation: Explanation = outcome.result
+        return {
+            "model": model.digest,
+            "normalise_over": explanation.normalise_over,
+            "list": _as_json(explanation.recommendation, outcome),
+            "tree": asdict(explanation.root),
+        }
 
     def _accept(self) -> None:
         if self.draining:
@@ -227,9 +262,8 @@ class Service:
         return model
 
 
-def _as_json(outcome: Outcome) -> dict[str, Any]:
+def _as_json(recommendation: Recommendation, outcome: Outcome) -> dict[str, Any]:
     """A list as clients get it."""
-    recommendation: Recommendation = outcome.result
     return {
         "items": [
             {
@@ -264,5 +298,9 @@ async def _disconnected(receive: Receive) -> None:
 
 def _compute(group: Hashable, requests: list[Any]) -> list[Any]:
     """What the worker does with a batch."""
-    assert isinstance(group, _Lists)
-    return list(group.model.recommender.answer(requests, group.search))
+    assert isinstance(group, _Lists | _Tree)
+    recommender = group.model.recommender
+    recommendations = recommender.answer(requests, group.search)
+    if isinstance(group, _Lists):
+        return list(recommendations)
+    return [explain(recommender, *pair) for pair in zip(requests, recommendations, strict=True)]

@@ -145,15 +145,31 @@ def test_ids_with_quotes_markup_and_line_breaks_are_only_unknown_ids(ask):
         assert response.status_code == 422 and repr(item_id) in error["message"] and error["where"] == "requests[0]"
 
 
+def test_the_tree_is_that_of_the_recommender_and_ends_in_the_lists_scores(recommender, client):
+    body = {"history": HISTORY, "k": 4, "filters": {"deny": ["i1"]}}
+    answer = client("POST", "/v1/explain", json=body).json()
+    expected = recommender.explain(HISTORY, 4, deny=["i1"])
+    assert [item["item_id"] for item in answer["list"]["items"]] == [item.item_id for item in expected.recommendation.items]
+
+    def leaves(node):
+        return [leaf for child in node["children"] for leaf in leaves(child)] if node["children"] else [node]
+
+    scores = {place: leaf["score"] for leaf in leaves(answer["tree"]) for place in leaf["places"]}
+    ours = {item["place"]: item["score"] for item in answer["list"]["items"]}
+    assert scores == pytest.approx(ours, abs=1e-5) and set(ours) == {1, 2, 3, 4}
+    assert answer["normalise_over"] == "vocabulary"
+    assert error_of(client("POST", "/v1/explain", json={"history": []}))["where"] == "history"
+    assert error_of(client("POST", "/v1/explain", json={"history": ["i0"], "k": 0}))["where"] == "k"
+
+
 def test_a_filter_that_leaves_nothing_is_no_empty_list(ask):
     response = ask({"history": HISTORY, "filters": {"allow": []}})
     assert response.status_code == 422 and response.json()["error"]["code"] == "nothing_left"
 
 
 def test_another_content_type_host_path_or_method_is_refused(client):
-    assert (
-        client("POST", "/v1/recommend", content=b'{"requests": []}', headers={"content-type": "text/plain"}).status_code == 422
-    )
+    text = {"content-type": "text/plain"}  # which a page of another site may send without asking
+    assert client("POST", "/v1/recommend", content=b'{"requests": []}', headers=text).status_code == 422
     response = client("GET", "/health", headers={"host": "evil.example"})
     assert response.status_code == 421 and "serve.open" in error_of(response)["message"]
     assert client("GET", "/health", headers={"host": "localhost:8000"}).status_code == 200

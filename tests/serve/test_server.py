@@ -1,0 +1,85 @@
+"""The process: a real socket, clients that hang, a stop by signal."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from minionerec.config import ServeConfig
+from minionerec.errors import ConfigError
+from minionerec.serve import server
+from minionerec.serve.app import create_app
+
+
+@pytest.fixture
+def served(recommender, monkeypatch):
+    """A server in a thread of its own, on a free port; it gives its port."""
+    monkeypatch.setattr(server, "HEADER_SECONDS", 0.3)
+    settings = ServeConfig(port=0, drain_s=5)
+    app, bound = create_app(recommender, settings), server.bind(settings)
+    config = server.configure(app, settings)
+    running = server.Server(config)
+    thread = threading.Thread(target=lambda: running.run(sockets=[bound]))
+    thread.start()
+    while not running.started:
+        time.sleep(0.01)
+    yield bound.getsockname()[1]
+    running.handle_exit(signal.SIGTERM, None)
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_a_real_socket_answers_and_clients_that_hang_are_cut_off(served):
+    hanging = [socket.create_connection(("127.0.0.1", served)) for _ in range(50)]
+    for number, connection in enumerate(hanging):
+        if number % 2:
+            connection.sendall(b"POST /v1/recommend HTTP/1.1\r\nHost: x")
+    with httpx.Client(base_url=f"http://127.0.0.1:{served}") as client:
+        for _ in range(2):
+            response = client.post("/v1/recommend", json={"requests": [{"history": ["i0", "i5"], "k": 3}]})
+            assert response.status_code == 200 and len(response.json()["results"][0]["items"]) == 3
+        assert client.get("/ready").json() == {"ready": True, "reason": None}
+        assert "minionerec_lists_total 2.0" in client.get("/metrics").text
+    for connection in hanging:
+        connection.settimeout(5)
+        assert connection.recv(1) == b""
+        connection.close()
+
+
+def test_a_taken_port_is_refused_before_anything_is_loaded():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"serve.port {port}: cannot be had .Address already in use"):
+            server.serve(Path("no run"), ServeConfig(port=port))
+
+
+def _serve_slowly(recommender, settings, bound):
+    answer = recommender.answer
+    recommender.answer = lambda *arguments: (time.sleep(0.5), answer(*arguments))[1]
+    server.run(create_app(recommender, settings), bound, settings)
+
+
+def test_a_stop_by_signal_answers_what_has_arrived_and_ends_with_status_0(recommender):
+    settings = ServeConfig(port=0)
+    bound = server.bind(settings)
+    url = f"http://127.0.0.1:{bound.getsockname()[1]}"
+    process = multiprocessing.get_context("fork").Process(target=_serve_slowly, args=(recommender, settings, bound))
+    process.start()
+    bound.close()
+    with httpx.Client(transport=httpx.HTTPTransport(retries=5), base_url=url) as client, ThreadPoolExecutor() as pool:
+        answer = pool.submit(client.post, "/v1/recommend", json={"requests": [{"history": ["i0"]}]})
+        while "minionerec_history_items_total 1.0" not in client.get("/metrics").text:
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGTERM)
+        assert answer.result().status_code == 200
+        process.join(10)
+    assert process.exitcode == 0
