@@ -42,7 +42,7 @@ def read(path: str | Path, dtype: str, weights: bool) -> tuple[PreTrainedModel, 
         _refuse_quantised(path, config)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         _refuse_empty(path, tokenizer)
-        options = {"dtype": getattr(torch, dtype), "attn_implementation": _attention(config), "trust_remote_code": False}
+        options = {"dtype": getattr(torch, dtype), "attn_implementation": attention_of(config), "trust_remote_code": False}
         if weights:
             return _with_weights(path, options), tokenizer
         with torch.device("meta"):
@@ -58,10 +58,14 @@ def read(path: str | Path, dtype: str, weights: bool) -> tuple[PreTrainedModel, 
         ) from error
 
 
-def _attention(config: PretrainedConfig) -> str:
-    """The attention implementation that takes tree masks and that the architecture has: sdpa, else eager."""
+def attention_of(config: PretrainedConfig) -> str | dict[str, str]:
+    """The attention implementation that takes tree masks and that the architecture has: sdpa, else eager.
+
+    In a composite model it is that of the text model; the towers for images and sounds keep their own.
+    """
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    return "sdpa" if architecture is None or architecture._supports_sdpa else "eager"
+    name = "sdpa" if architecture is None or architecture._supports_sdpa else "eager"
+    return {"text_config": name} if "text_config" in config.sub_configs else name
 
 
 def _refuse_quantised(path: str | Path, config: PretrainedConfig) -> None:

@@ -46,7 +46,7 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from minionerec.distributed import distributed_state, is_main_process
-from minionerec.tree.architecture import feed_forward_width
+from minionerec.tree.architecture import Widths
 
 _BUCKET = 500_000_000  # DeepSpeed's reduce_bucket_size (elements)
 _SAMPLE = 16  # micro-batches that are packed to estimate a run's positions
@@ -93,8 +93,7 @@ class Shape:
         everything = list(model.parameters())
         free = [parameter for parameter in everything if parameter.requires_grad]
         embedding = cast(torch.nn.Embedding, model.get_input_embeddings())
-        heads = config.num_attention_heads
-        head = getattr(config, "head_dim", None) or config.hidden_size // heads
+        widths = Widths.of(config)
         return cls(
             parameters=sum(parameter.numel() for parameter in everything),
             trainable=sum(parameter.numel() for parameter in free),
@@ -105,10 +104,10 @@ class Shape:
             embedding=embedding.weight.numel(),
             token_rows=any(hasattr(module, "trainable_tokens_delta") for module in model.modules()),
             hidden=config.hidden_size,
-            heads_width=heads * head,
-            heads=heads,
-            key_value_width=(getattr(config, "num_key_value_heads", None) or heads) * head,
-            intermediate=feed_forward_width(config),
+            heads_width=widths.attention,
+            heads=widths.heads,
+            key_value_width=widths.key_value,
+            intermediate=widths.feed_forward,
             layers=config.num_hidden_layers,
             vocabulary=embedding.weight.shape[0],
         )

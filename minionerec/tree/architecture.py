@@ -19,9 +19,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from minionerec.errors import ConstraintError
 
 # Layer kinds (`config.layer_types`) whose attention follows the mask; the last four are feed-forward layers.
-_FOLLOW_THE_MASK = frozenset(
-    {"full_attention", "sliding_attention", "chunked_attention", "indexed_attention", "moe", "mlp", "sparse", "dense"}
-)
+_FOLLOW_THE_MASK = frozenset({"full_attention", "sliding_attention", "chunked_attention", "moe", "mlp", "sparse", "dense"})
 _SLIDING = frozenset({"sliding_attention", "local"})  # GPT-Neo says "local", in `attention_layers`
 _WINDOWED = _SLIDING | {"chunked_attention"}
 _LAID_BY_MASKS = frozenset({"sliding_window", "sliding_window_size", "attention_chunk_size"})
@@ -30,11 +28,13 @@ _KINDS_IN_WORDS = {
     "conv": "short convolution, which mixes neighbours of the row",
     "hybrid": "attention joined with a recurrence or convolution along the row",
     "hybrid_sliding": "attention joined with a recurrence or convolution along the row",
+    "indexed_attention": "attention to the best keys of the row, by an index that search does not keep",
     "compressed_sparse_attention": "attention to compressed blocks of the row",
     "heavily_compressed_attention": "attention to compressed blocks of the row",
     "minimax_m3_sparse": "attention to chosen blocks of the row",
 }
 _CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+_TOWERS = ("vision", "visual", "image", "img", "audio", "speech")  # of a composite model: texts do not pass them
 _DISTANCES = frozenset({"alibi", "relative_key", "relative_key_query"})
 
 
@@ -133,6 +133,8 @@ def _refusal(model: PreTrainedModel) -> str | None:
     if getattr(config, "alibi", False) or getattr(config, "position_embedding_type", None) in _DISTANCES:
         return "its attention adds a bias for the distance of two tokens in the row (ALiBi or relative positions)"
     for name, module in _decoder(model).named_modules():
+        if any(tower in name for tower in _TOWERS):
+            continue
         kind = f"{type(module).__name__} ({name})"
         if isinstance(module, _CONVOLUTIONS):
             return f"it has a convolution, {kind}, which mixes neighbours of the row"
@@ -154,7 +156,8 @@ def _decoder(model: PreTrainedModel) -> torch.nn.Module:
 def _limits(config: PretrainedConfig) -> Iterator[Limit]:
     # 1. Windows: a tree mask shows a token its whole path, and a window would hide the beginning. Windows of other names are
     #    laid by the model's own code, over the mask (GPT-Neo): they count the tokens of the row.
-    for name, size in _windows(config).items():
+    windows = {window for layer in _layers(config) for window in _windows(layer).items()}
+    for name, size in sorted(windows):
         what = "attention window" if name == "sliding_window" else f"attention window ({name})"
         yield Limit(size, what, "window" if name in _LAID_BY_MASKS else "row")
     # 2. RoPE whose frequencies change for all tokens once the longest text of a batch exceeds a length.
@@ -172,9 +175,11 @@ def _limits(config: PretrainedConfig) -> Iterator[Limit]:
     if getattr(config, "attn_temperature_tuning", False) and (scale := getattr(config, "floor_scale", None)):
         yield Limit(int(scale) - 1, "first step of attention temperatures (floor_scale - 1)", "row")
     # 5. Layers that keep the best few keys of the row: within that number they keep all.
-    for name in ("index_topk", "keep_window_size"):
-        if size := getattr(config, name, None):
-            yield Limit(size, f"number of keys that attention keeps ({name})", "row")
+    if getattr(config, "attention_type", None) == "block_sparse":  # BigBird; shorter rows switch to full attention
+        size = (5 + 2 * config.num_random_blocks) * config.block_size
+        yield Limit(size, "longest row that is not cut into blocks (block_size)", "row")
+    if size := getattr(config, "keep_window_size", None):
+        yield Limit(size, "number of keys that attention keeps (keep_window_size)", "row")
 
 
 def _windows(config: PretrainedConfig) -> dict[str, int]:
@@ -205,7 +210,34 @@ def _ropes(config: PretrainedConfig) -> list[dict[str, Any]]:
     return nested or [rope]
 
 
-def feed_forward_width(config: PretrainedConfig) -> int:
-    """Inner width of the feed-forward layers; of the widest, if each layer has its own."""
-    width: int | list[int] | None = getattr(config, "intermediate_size", None)
-    return max(width) if isinstance(width, list | tuple) else width or 4 * config.hidden_size
+@dataclass(frozen=True)
+class Widths:
+    """Sizes of the decoder layers; of the widest, if layers differ.
+
+    Attributes:
+        heads: their number.
+        attention, key_value, feed_forward: widths of all heads together, of all key-value heads, of the inner layer.
+    """
+
+    heads: int
+    attention: int
+    key_value: int
+    feed_forward: int
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> "Widths":
+        """The sizes that the configuration of a text decoder gives."""
+        sizes: list[tuple[int, ...]] = []
+        for layer in _layers(config):
+            heads: int = layer.num_attention_heads
+            key_value_heads: int = getattr(layer, "num_key_value_heads", None) or heads
+            head: int = getattr(layer, "head_dim", None) or layer.hidden_size // heads
+            inner: int | list[int] = getattr(layer, "intermediate_size", None) or 4 * layer.hidden_size
+            inner = max(inner) if isinstance(inner, list | tuple) else inner  # Gemma-3n has one per layer
+            sizes.append((heads, heads * head, key_value_heads * head, inner))
+        return cls(*map(max, zip(*sizes, strict=True)))
+
+
+def _layers(config: PretrainedConfig) -> list[PretrainedConfig]:
+    """The configuration of each layer if they differ, else the one for all."""
+    return list(config.per_layer_config) if config.is_heterogeneous else [config]

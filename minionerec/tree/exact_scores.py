@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from minionerec.errors import ConstraintError
-from minionerec.tree.architecture import feed_forward_width
+from minionerec.tree.architecture import Widths
 from minionerec.tree.prompt_cache import Normalise, PromptCache, plain_head
 from minionerec.tree.trie import CatalogTrie
 
@@ -46,15 +46,14 @@ def chunk_size(prompts: PromptCache, memory: int) -> int:
     """
     config, trie = prompts.model.config.get_text_config(decoder=True), prompts.trie
     width = next(prompts.model.parameters()).element_size()
-    heads = config.num_attention_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    sizes = Widths.of(config)
 
     # Bytes per tree token, however many there are:
     # Keys and values (2) of every layer; twice (2), as the cache is concatenated anew when tokens are added.
-    cached = 2 * 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * head * width
+    cached = 2 * 2 * config.num_hidden_layers * sizes.key_value * width
     # One layer's activations: at most 8 of the hidden width (residual, norms, inputs and outputs of both blocks), 4 of the
     # inner width (gate, its activation, up, product), 4 of all heads together (queries, rotated, output, contiguous copy).
-    active = (8 * config.hidden_size + 4 * feed_forward_width(config) + 4 * heads * head) * width
+    active = (8 * config.hidden_size + 4 * sizes.feed_forward + 4 * sizes.attention) * width
     # Of each child: node number, token and the token clamped (3 x 8), the float32 log-probability in up to 4 stages (4 x 4).
     fan_out = max(int(offsets.diff().max()) for offsets in trie.offsets)
     each = cached + active + 40 * fan_out
@@ -65,7 +64,7 @@ def chunk_size(prompts: PromptCache, memory: int) -> int:
 
     # Bytes per pair of a tree token and a token that it may see: float32 attention scores of every head before and after the
     # softmax (2 x 4), and the mask as ancestors, joined with the prompt, and in the form that attention takes (up to 8).
-    pair = 2 * 4 * heads + 8
+    pair = 2 * 4 * sizes.heads + 8
 
     # n tokens see `visible` prompt tokens and one another, so they take n * each + n * (visible + n) * pair bytes. The largest
     # n within the budget solves pair * n**2 + linear * n = budget.
