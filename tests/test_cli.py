@@ -409,7 +409,7 @@ def test_floors_are_evaluated_without_a_model_and_damage_is_named(fails, small, 
 
 def test_the_pipeline_loads_where_there_is_no_module_resource():
     """As on Windows, which then has no peak memory to show."""
-    script = "import sys; sys.modules['resource'] = None; sys.platform = 'win32'; from minionerec import pipeline; "
+    script = "import psutil, sys; sys.modules['resource'] = None; sys.platform = 'win32'; from minionerec import pipeline; "
     done = subprocess.run(
         [sys.executable, "-c", script + "print(repr(pipeline._peak_memory()))"],
         env=ENVIRONMENT, capture_output=True, text=True, check=False,
