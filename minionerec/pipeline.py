@@ -101,9 +101,11 @@ STAGES: dict[str, Callable[[Config], Iterator[Finished]]] = {
 
 def _early_sid(config: Config, pending: Sequence[str]) -> None:
     from minionerec.training.early import check_baseline
+    from minionerec.training.machine import check_quantizer_memory
 
     if config.sid.shipped:
         return
+    check_quantizer_memory(config.sid)
     if config.sid.collaborative_model is not None:
         check_baseline("sid.collaborative_model", config.sid.collaborative_model, config.folder)
     if config.sid.vectors is not None and not Path(config.sid.vectors).is_file():

@@ -18,7 +18,7 @@ class RqVaeConfig:
 
     hidden: list[int] = bounded_list([512, 256, 128], 1, 65_536)
     """Widths of the encoder's hidden layers; the decoder mirrors them (dimensions; released: 2048 halved down to 64)."""
-    latent: int = bounded(32, 1, 65_536)
+    latent: int = bounded(32, 1, 8192)
     """Length of the quantised vector of `rq-vae`; `rq-kmeans-plus` quantises in the text vectors' own space (dimensions;
     released: 32)."""
     learning_rate: float = bounded(1e-3, 1e-12, 1)
@@ -27,7 +27,7 @@ class RqVaeConfig:
     """Weight of the encoder's pull to its codes (released: 0.25)."""
     batch_size: int = bounded(1024, 1, 10**7)
     """Vectors per step (vectors; released: 20480)."""
-    max_epochs: int = bounded(400, 1, 10**6)
+    max_epochs: int = bounded(400, 1, 100_000)
     """Passes over the vectors at most (epochs; released: 10,000, always all)."""
     patience: int = bounded(10, 1, 10**6)
     """Stop after this many epochs without a reconstruction error lower by 0.1 % (epochs; released: never)."""
@@ -83,7 +83,7 @@ class SidConfig:
     """Centroids of each level one by one, e.g. [64, 256, 512]; null takes `levels`, `codebook_size` and `coarse_first`."""
     iterations: int = bounded(50, 1, 100_000)
     """Most k-means iterations per level (iterations)."""
-    refinements: int = bounded(6, 0, 10_000)
+    refinements: int = bounded(6, 0, 1000)
     """Rounds of `rq-kmeans-joint`'s refinement (rounds; 0 for none)."""
     beam: int = bounded(8, 1, 10_000)
     """Partial SIDs kept per item when `rq-kmeans-joint` encodes (candidates)."""

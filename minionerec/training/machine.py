@@ -1,12 +1,13 @@
 """Whether a model fits into this machine, asked before hours are spent. Torch is imported only for a large model."""
 
+import itertools
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 
-from minionerec.config import BaselineConfig, Config
+from minionerec.config import BaselineConfig, Config, SidConfig
 from minionerec.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -67,6 +68,19 @@ def check_baseline_memory(config: BaselineConfig, items: int) -> None:
     width = config.hidden_size or 0
     parameters = items * width + (config.layers or 1) * width * width  # at least: an embedding, and a matrix a layer
     _check("The baseline", parameters, _TRAINED, "lower baseline.hidden_size or baseline.layers")
+
+
+def check_quantizer_memory(config: SidConfig) -> None:
+    """Refuse a neural quantizer that cannot be trained in this machine's memory.
+
+    Raises:
+        ConfigError: weights, gradients and optimiser alone take more.
+    """
+    if config.method not in ("rq-vae", "rq-kmeans-plus"):
+        return
+    widths = [*config.rqvae.hidden, config.rqvae.latent]
+    parameters = 2 * sum(before * after for before, after in itertools.pairwise(widths))  # encoder and decoder
+    _check("The quantizer", parameters, _TRAINED, "lower sid.rqvae.hidden or sid.rqvae.latent")
 
 
 def check_search_memory(config: Config, items: int) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from minionerec import pipeline
 from minionerec.artifacts import MANIFEST
-from minionerec.config import BaselineConfig, Config, EvalConfig, ModelConfig, RlConfig, SftConfig, SidConfig
+from minionerec.config import BaselineConfig, Config, EvalConfig, ModelConfig, RlConfig, RqVaeConfig, SftConfig, SidConfig
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.rl.early import check_early, check_group
 from minionerec.training import early, machine
@@ -70,6 +70,7 @@ def with_data(folder, sids=True):
             {"sid": SidConfig(collaborative_model="sasrec")},
             "here, but sid.collaborative_model needs",
         ),
+        ({"sid": SidConfig(method="rq-vae", rqvae=RqVaeConfig(hidden=[65536] * 9))}, "The quantizer .* lower sid.rqvae.hidden"),
         ({"sid": SidConfig(vectors="nowhere.npy")}, "sid.vectors nowhere.npy: no such file"),
         (
             {"model": ModelConfig(hidden_size=32768, layers=512)},
