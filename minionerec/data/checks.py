@@ -51,8 +51,7 @@ def checked_rows(interactions: pl.DataFrame, name: str, config: DataConfig, prob
         name: the file, for messages.
 
     Raises:
-        DataError: a wrong row (unless skipped); labels or ratings that leave open which rows are interactions; no time is
-        known.
+        DataError: a wrong row (unless skipped); labels or ratings leave open which rows are interactions; no time is known.
     """
     where = braced(name)
     for column in ("user", "item_id"):
@@ -129,6 +128,8 @@ def note_untimed(rows: int, name: str, problems: Problems) -> None:
 def positive_rows(interactions: pl.DataFrame, name: str, threshold: float | None, problems: Problems) -> pl.DataFrame:
     """The rows that are interactions, by their label or, without labels, their rating; both are numbers.
 
+    With a threshold, rows whose rating is unknown are none.
+
     Raises:
         DataError: without a threshold, labels or ratings at or below 0; with one, neither labels nor ratings, or none so high.
     """
@@ -141,6 +142,8 @@ def positive_rows(interactions: pl.DataFrame, name: str, threshold: float | None
                 f"chosen, or not rated. Say which rows are interactions: --data.positive 1 takes those with a {column} of at "
                 "least 1."
             )
+        return interactions
+    if not len(values):
         return interactions
     if len(values) == values.null_count():
         raise DataError(f"{name}: data.positive is {threshold:g}, but there is neither a label nor a rating. Leave it out.")

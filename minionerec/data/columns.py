@@ -19,21 +19,9 @@ USERS = (
     *("uid", "UserID"),
 )
 ITEMS = (
-    *(
-        "item",
-        "item_id",
-        "itemId",
-        "itemID",
-        "movieId",
-        "movie_id",
-        "MovieID",
-        "parent_asin",
-        "asin",
-        "business_id",
-        "artist_id",
-    ),
-    *("artistID", "track_id", "product_id", "productId", "news_id", "book_id", "video_id", "venue_id", "anime_id", "app_id"),
-    *("article_id", "itemid", "id"),
+    *("item", "item_id", "itemId", "itemID", "movieId", "movie_id", "MovieID", "parent_asin", "asin", "business_id"),
+    *("artist_id", "artistID", "track_id", "product_id", "productId", "news_id", "book_id", "video_id", "venue_id", "anime_id"),
+    *("app_id", "article_id", "itemid", "id"),
 )
 TIMES = (
     *("timestamp", "unixReviewTime", "time", "datetime", "date", "date_added", "Timestamp", "event_time", "created_at"),
@@ -47,8 +35,6 @@ BRANDS = ("brand", "store")
 CATEGORIES = ("categories", "category")
 GENRES = ("class", "genre", "genres", "Genres")
 YEARS = ("release_year", "year")
-
-
 INTERACTION_NAMES = (*USERS, *ITEMS, *TIMES, *RATINGS, *LABELS)
 ITEM_NAMES = (*ITEMS, *TITLES, *DESCRIPTIONS, *BRANDS, *CATEGORIES, *GENRES, *YEARS, "text")
 
@@ -103,7 +89,11 @@ def _filled(
     optional: Mapping[str, tuple[str, ...]],
     others: Sequence[str] = (),
 ) -> dict[str, tuple[str, ...]]:
-    """The names of each required role, of each optional one that is present, and of each mapping one of these or `others`."""
+    """The names of each required role, and of each optional one that is present; a mapped role has the name of the mapping.
+
+    Args:
+        others: further roles that may be mapped.
+    """
     columns = dict(required) | {role: names for role, names in optional.items() if set(names) & set(present)}
     for role, name in mapping.items():
         if name and role in (*required, *optional, *others):

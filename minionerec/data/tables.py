@@ -62,13 +62,11 @@ def read_table(
         wrong.append(row)
         return "skip" if problems.skip else "error"
 
-    if typed and isinstance(source, Path):
-        source = _without_breaks(source)
-    try:
-        header = list(columns) if columns else _header(source, name, dialect)
-        table = arrow_csv.read_csv(
+    def parsed(block_size: int) -> pa.Table:
+        wrong.clear()
+        return arrow_csv.read_csv(
             io.BytesIO(source) if isinstance(source, bytes) else pa.OSFile(str(source)),
-            arrow_csv.ReadOptions(use_threads=False, column_names=columns, encoding=encoding, block_size=_block_size(source)),
+            arrow_csv.ReadOptions(use_threads=False, column_names=columns, encoding=encoding, block_size=block_size),
             arrow_csv.ParseOptions(
                 delimiter=delimiter,
                 quote_char='"' if delimiter == "," else False,
@@ -78,6 +76,18 @@ def read_table(
             ),
             arrow_csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False),
         )
+
+    if typed and isinstance(source, Path):
+        source = _without_breaks(source)
+    try:
+        header = list(columns) if columns else _header(source, name, dialect)
+        try:
+            table = parsed(_BLOCK)
+        except pa.ArrowInvalid as error:
+            if "straddling" not in str(error):  # a row that is longer than a block
+                raise
+            size = len(source) if isinstance(source, bytes) else source.stat().st_size
+            table = parsed(min(size, _LARGEST_BLOCK))
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         if wrong and not problems.skip:
             problems.add(_wrong_width(name, wrong[0], header))
@@ -93,16 +103,6 @@ def read_table(
     if typed:
         frame = frame.with_columns(_unquoted(pl.exclude("row")))
     return frame.filter(~pl.all_horizontal(pl.exclude("row") == ""))
-
-
-def _block_size(source: Path | bytes) -> int:
-    """Room for the longest line; a row in quotes may have several, and needs the whole file."""
-    size = len(source) if isinstance(source, bytes) else source.stat().st_size
-    if size <= _BLOCK:
-        return _BLOCK
-    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream:
-        longest = max(map(len, stream))
-    return min(size, _LARGEST_BLOCK) if longest > _BLOCK // 4 else _BLOCK
 
 
 def _without_breaks(path: Path) -> bytes | Path:

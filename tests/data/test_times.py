@@ -23,7 +23,7 @@ def exact(stamps: pl.Series) -> list[Decimal]:
     return [Decimal(value) / unit for value in stamps.to_physical().to_list()]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     values=st.lists(st.decimals(1_000_000_000, 2_000_000_000, places=9) | st.decimals(1, 9, places=2), min_size=1, max_size=8),
     places=st.integers(0, 9),
@@ -33,7 +33,7 @@ def test_numbers_keep_every_digit(values, places):
     assert exact(times.read(pl.Series([f"{value:f}" for value in values]))) == values
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     moments=st.lists(st.datetimes(datetime(1970, 1, 2), datetime(2200, 1, 1)), min_size=1, max_size=6),
     minutes=st.integers(-14 * 60, 14 * 60),
