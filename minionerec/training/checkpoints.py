@@ -78,7 +78,11 @@ def last_checkpoint(folder: Path) -> str | None:
 
 
 def write_log(state: TrainerState, path: Path) -> None:
-    """Write the curves, one JSON object per line; durations are left out, so that equal runs write equal files."""
+    """Write the curves, one JSON object per line, so that equal runs write equal files, also if one was interrupted.
+
+    Durations are left out, and so are Trainer's totals: they are of the last attempt alone.
+    """
     # A resumed run reads its first rows from a checkpoint, where keys are sorted. So they are sorted in all rows.
-    rows = [{key: value for key, value in row.items() if not key.endswith(_TIMED)} for row in state.log_history]
+    history = [row for row in state.log_history if "train_runtime" not in row]
+    rows = [{key: value for key, value in row.items() if not key.endswith(_TIMED)} for row in history]
     path.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows), encoding="utf-8")
