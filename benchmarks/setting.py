@@ -34,6 +34,7 @@ INDUSTRIAL = "Industrial_and_Scientific"
 VOCABULARY = 8192  # of the small model, SID tokens not counted
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"layers": 2, "hidden": 32, "intermediate": 64, "heads": 4, "kv_heads": 2, "vocabulary": 200},
+    "main": {"layers": 4, "hidden": 192, "intermediate": 512, "heads": 4, "kv_heads": 4, "vocabulary": 1000},  # the main job's
     "small": {"layers": 4, "hidden": 256, "intermediate": 1024, "heads": 4, "kv_heads": 4, "vocabulary": VOCABULARY},
     "0.5b": {"layers": 24, "hidden": 896, "intermediate": 4864, "heads": 14, "kv_heads": 2, "vocabulary": 151_936},
 }

@@ -192,6 +192,7 @@ def _sids(config: Config, dataset: "Dataset") -> list[list[str]] | None:
     if (config.folder / "sid" / MANIFEST).is_file():
         from minionerec.sid.index import SidIndex
 
+        require(config.folder / "sid", "minionerec sid --config YOUR.yaml")
         index = SidIndex.load(config.folder / "sid", dataset)
         return [index.tokens(item) for item in range(len(index.codes))]
     return None if dataset.sids is None else dataset.sids["tokens"].to_list()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # importing it takes seconds, which `--help` should not
 _Result = TypeVar("_Result")
 # How often an idle thread of OpenMP looks for work before it gives up its core. By default GNU's library looks 300,000 times:
 # on a machine with other work it spins for nothing while the thread that it waits for has no core (benchmarks/busy.py).
-_SPINS = 20_000
+SPINS = 20_000
 
 
 def distributed_state() -> "PartialState":
@@ -76,7 +76,7 @@ def share_cores() -> None:
     Commands call it first of all: OpenMP reads the variable when torch is imported. `import minionerec` alone changes nothing.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = str(_SPINS)
+        os.environ["GOMP_SPINCOUNT"] = str(SPINS)
 
 
 def other_work(threads: int) -> str | None:

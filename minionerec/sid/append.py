@@ -42,6 +42,7 @@ def append_sids(config: Config, base: Path) -> tuple[Manifest, bool]:
         ConfigError: the vectors come from another encoder than the base's, or `sid.collisions` differs.
     """
     data_digest(config)  # refuses missing data first
+    artifacts.require(base / "data", "minionerec data prepare --config BASE.yaml")
     old = artifacts.require(base / "sid", "minionerec sid --config BASE.yaml")
     if (config.folder / "sid").resolve() == (base / "sid").resolve():
         raise ConfigError(f"--base {base} is this run's own folder; give the new catalog a run of its own with --out DIR.")

@@ -1,9 +1,9 @@
 """From item text to vectors: MiniLM from an installed package, any sentence-transformers model, TF-IDF, or your own file.
 
-Vectors are kept between runs in `<cache folder>/embeddings/<hash>.npy` and read memory-mapped; the hash covers encoder, its
-files or package version, the limits and every text, so a changed item text is embedded anew. A model embeds in shards of
-`_SHARD` texts that are kept in `<hash>.shards/` until all are there: in a launch on several devices each process embeds its
-share, and an interrupted run resumes with the missing shards.
+Vectors are kept between runs in `<cache folder>/embeddings/<hash>.npy`, their SHA-256 next to them, and read memory-mapped; the
+hash covers encoder, its files or package version, the limits and every text, so a changed item text is embedded anew. A model
+embeds in shards of `_SHARD` texts that are kept in `<hash>.shards/` until all are there: in a launch on several devices each
+process embeds its share, and an interrupted run resumes with the missing shards.
 """
 
 import logging
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors import SafetensorError
 
-from minionerec.artifacts import cache_folder, content_hash, folder_digest
+from minionerec.artifacts import cache_folder, content_hash, file_hash, folder_digest, replace_text
 from minionerec.config import SidConfig
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError, DataError
@@ -261,7 +261,19 @@ def _read_cache(path: Path, rows: int) -> np.ndarray | None:
     if vectors.ndim != 2 or len(vectors) != rows or vectors.dtype != np.float32:
         log.warning("%s: holds %s %s, expected %d rows; embedding again", path, vectors.shape, vectors.dtype, rows)
         return None
+    try:
+        intact = _checksum(path).read_text(encoding="utf-8") == file_hash(path)
+    except (OSError, ValueError):
+        intact = False
+    if not intact:
+        log.warning("%s: its content does not match %s; embedding the texts again", path, _checksum(path).name)
+        return None
     return vectors
+
+
+def _checksum(path: Path) -> Path:
+    """The file with the SHA-256 of cached vectors."""
+    return path.with_name(f"{path.name}.sha256")
 
 
 def _write_cache(path: Path, vectors: np.ndarray) -> None:
@@ -270,7 +282,9 @@ def _write_cache(path: Path, vectors: np.ndarray) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:
             np.save(stream, vectors, allow_pickle=False)
+        digest = file_hash(temporary)
         temporary.replace(path)
+        replace_text(_checksum(path), digest)
     except OSError as error:
         # The cache only saves time: a full or read-only disk there must not cost the run.
         log.warning("%s: not cached (%s)", path, error)

@@ -1,4 +1,5 @@
 import logging
+from collections import Counter
 from importlib import util
 from typing import ClassVar
 
@@ -56,13 +57,26 @@ def test_second_call_reads_the_cache(calls, cache):
     encode(TEXTS, TFIDF, seed=2)
     encode(TEXTS, SidConfig(encoder="tfidf", tfidf_dimensions=3), seed=1)
     assert len(calls) == 4
-    assert len([*cache.iterdir()]) == 4 and all(path.suffix == ".npy" for path in cache.iterdir())
+    assert Counter(path.suffix for path in cache.iterdir()) == {".npy": 4, ".sha256": 4}
+
+
+def test_a_flipped_bit_of_the_cache_is_found(calls, cache, caplog):
+    first = encode(TEXTS, TFIDF, seed=1).copy()
+    (path,) = cache.glob("*.npy")
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    assert (encode(TEXTS, TFIDF, seed=1) == first).all() and len(calls) == 2
+    assert "its content does not match" in caplog.text
+    path.with_name(f"{path.name}.sha256").unlink()  # killed between the two files
+    assert (encode(TEXTS, TFIDF, seed=1) == first).all() and len(calls) == 3
+    assert (encode(TEXTS, TFIDF, seed=1) == first).all() and len(calls) == 3
 
 
 @pytest.mark.parametrize("keep", [0, 10, -8])
 def test_damaged_cache_is_reported_and_made_anew(calls, cache, caplog, keep):
     first = encode(TEXTS, TFIDF, seed=1)
-    (path,) = cache.iterdir()
+    (path,) = cache.glob("*.npy")
     content = path.read_bytes()
     path.write_bytes(content[:keep])
     with caplog.at_level(logging.WARNING):
@@ -156,7 +170,7 @@ def test_shards_of_several_processes_are_joined(letters, cache):
         encoder.embed_share(MANY, letters, 1, rank, 2)
     assert sorted(Letters.asked) == sorted(set(MANY))  # each text by one process
     assert (encode(MANY, letters, seed=1) == alone).all()
-    assert len(Letters.asked) == len(set(MANY)) and [path.suffix for path in cache.iterdir()] == [".npy"]
+    assert len(Letters.asked) == len(set(MANY)) and sorted(path.suffix for path in cache.iterdir()) == [".npy", ".sha256"]
 
 
 def test_an_interrupted_embedding_goes_on_with_the_missing_shards(letters, cache):
