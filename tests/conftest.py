@@ -20,7 +20,7 @@ LONGEST = [
     "pipeline/test_run.py",
     "rl/test_processes.py",
     "sft/test_train.py",
-    "test_artifacts.py",
+    "artifacts/test_recipe.py",
     "rl/test_train.py",
     "baselines/test_train.py",
     "pipeline/test_prompts.py",
