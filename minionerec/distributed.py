@@ -64,9 +64,9 @@ def decide_on_main(decide: Callable[[], _Result]) -> _Result:
             outcome[0] = decide()
         except MiniOneRecError as error:
             outcome[1] = error
-    result, error = broadcast_object_list(outcome)
-    if error is not None:
-        raise error
+    result, failure = broadcast_object_list(outcome)
+    if failure is not None:
+        raise failure
     return result
 
 

@@ -394,7 +394,7 @@ def test_a_place_that_cannot_be_a_folder(tmp_path, place):
 @pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 6])
 @pytest.mark.parametrize("case", ["kill", "kill older resumable", "interrupt older"])
 def test_stopped_at_any_step_the_next_run_finishes(tmp_path, case, stride):
-    """In a process of its own, which forks hundreds of times and is therefore small. With a stride the cases share the steps."""
+    """In a process of its own, which forks many times and is therefore small. With a stride the cases share the steps."""
     how, *options = case.split()
     first = 1 + len(options) * 2 % stride
     command = [sys.executable, "-m", "tests.artifacts.stopped", str(tmp_path), how, str(stride), str(first), *options]
