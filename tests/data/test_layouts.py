@@ -34,7 +34,7 @@ def equal(one: Dataset, other: Dataset) -> bool:
     return one.catalog.equals(other.catalog) and all(one.split(name).equals(other.split(name)) for name in SPLITS)
 
 
-@pytest.mark.parametrize("category", COUNTS)
+@pytest.mark.parametrize("category", ["Industrial_and_Scientific", pytest.param("Office_Products", marks=pytest.mark.slow)])
 def test_the_real_files_there_and_back(tmp_path, category):
     folder = shared("data/amazon")
     manifest, _ = prepare.prepare_data(

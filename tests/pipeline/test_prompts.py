@@ -21,8 +21,8 @@ def test_the_released_recipe_and_its_mistake(tmp_path, caplog):
     made = config(
         tmp_path,
         prompts={"style": "alpaca", "category": "lamps", "max_tokens": 300},
-        sft={"tasks": "released", "epochs": 2, "history_stride": 1, "task_shares": {"sid_to_title": 0.5}},
-        rl={"tasks": ["history_sid_to_sid", "title_to_sid", "history_title_to_sid"], "max_examples": 16},
+        sft={"tasks": "released", "epochs": 0.2, "evaluations": 1, "history_stride": 1, "task_shares": {"sid_to_title": 0.5}},
+        rl={"tasks": ["history_sid_to_sid", "title_to_sid", "history_title_to_sid"], "max_examples": 16, "checkpoints": 1},
     )
     run(made, ("data", "sid", "sft", "rl", "eval"))
     manifest = read_json(made.folder / "sft/manifest.json")
@@ -43,7 +43,7 @@ def test_the_released_recipe_and_its_mistake(tmp_path, caplog):
 
 
 def test_a_new_task_leaves_trained_models_current(tmp_path, monkeypatch):
-    made = config(tmp_path, sft={"epochs": 1}, rl={"max_examples": 16})
+    made = config(tmp_path, sft={"epochs": 1}, rl={"max_examples": 16, "checkpoints": 1})
     stages = ("sft", "rl", "eval")
     run(made, ("data", "sid", *stages))
     manifests = sorted(made.folder.glob("**/manifest.json"))

@@ -160,6 +160,7 @@ def test_rqvae_options_change_the_result(vectors, changes):
         assert any((a != b).any() for a, b in zip(plain.quantizer.codebooks, changed.quantizer.codebooks, strict=True))
 
 
+@pytest.mark.slow
 def test_industrial_catalog_reaches_its_error_with_a_sid_for_every_item():
     vectors = np.load(shared("data/embeddings/industrial_minilm_256.npy"), allow_pickle=False)
     fitted = fit_quantizer(vectors, SidConfig(codebook_sizes=[256, 256, 256], refinements=2), seed=42)
