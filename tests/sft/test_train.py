@@ -148,9 +148,9 @@ def test_the_best_model_by_a_ranking_metric(alone, copy, tmp_path, fields):
     assert metrics["value"] == pytest.approx(best, rel=1e-6)
     if fields:
         return
-    # Shorter lists in the validations may choose another model, so the finished one is not taken for it.
-    run(replace(by_metric, eval=replace(by_metric.eval, num_beams=5)), ("sft",))
-    assert read_json(by_metric.folder / "sft/manifest.json")["config"]["validation"]["num_beams"] == 5
+    # Longer lists in the validations may choose another model, so the finished one is not taken for it.
+    run(replace(by_metric, eval=replace(by_metric.eval, num_beams=12)), ("sft",))
+    assert read_json(by_metric.folder / "sft/manifest.json")["config"]["validation"]["num_beams"] == 12
 
 
 def test_micro_batches_do_not_matter(copy):
