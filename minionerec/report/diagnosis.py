@@ -191,6 +191,8 @@ def reading(
         sft, rl: the metrics of both models.
         log: RL's training log.
     """
+    if _best_step(log) == 0:  # both models have the same weights: there is nothing to compare
+        return [*_on_steps(log), *_on_training(log)]
     return [
         *_on_steps(log),
         *_on_metrics(changes),
@@ -213,10 +215,15 @@ def _on_steps(log: Sequence[Mapping[str, Any]]) -> list[str]:
     if not steps:
         return []
     text = f"RL made {steps:,} optimiser step{'s' * (steps != 1)}."
-    best = next((entry["best_step"] for entry in reversed(log) if "best_step" in entry), None)
+    best = _best_step(log)
     if best == 0:
         return [f"{text} None of them was better than SFT on the valid split, so the RL model is the SFT model."]
     return [text if best is None else f"{text} Its model is that of step {best:,}, the best on the valid split."]
+
+
+def _best_step(log: Sequence[Mapping[str, Any]]) -> int | None:
+    """The step that was the best on valid, 0 for the SFT model; None if RL was not validated."""
+    return next((entry["best_step"] for entry in reversed(log) if "best_step" in entry), None)
 
 
 def _on_metrics(changes: Changes) -> list[str]:
@@ -316,19 +323,18 @@ def _on_breadth(sft: Mapping[str, Any] | None, rl: Mapping[str, Any] | None) -> 
 def _on_training(log: Sequence[Mapping[str, Any]]) -> list[str]:
     sentences = []
     if kl := _logged(log, "kl"):
-        sentences.append(f"The model moved away from SFT by a KL divergence of {kl[-1]:.4f} at the end, {max(kl):.4f} at most.")
+        sentences.append(
+            f"In training the policy moved away from SFT by a KL divergence of {kl[-1]:.4f} at the end, {max(kl):.4f} at most."
+        )
     if with_signal := _logged(log, "groups_with_signal"):
         without = 1 - sum(with_signal) / len(with_signal)
         sentences.append(f"On average {without:.0%} of the beam groups carried no signal: all their rewards were equal.")
-    for name, words in (("entropy", "entropy per token (nats)"), ("first_codes", "different first codes per group")):
+    for name, words in (("entropy", "nats of entropy per token"), ("first_codes", "different first codes per group")):
         values = _logged(log, name)
         if len(values) > 1:
             tenth = max(1, len(values) // 10)
             first, last = (sum(part) / tenth for part in (values[:tenth], values[-tenth:]))
-            trend = "fell" if last < first else "did not fall"
-            sentences.append(
-                f"The diversity of the rollouts {trend}: {words} {first:.3f} at the beginning, {last:.3f} at the end."
-            )
+            sentences.append(f"Rollouts have {first:.3f} {words} in the first tenth of training, and {last:.3f} in the last.")
     return sentences
 
 

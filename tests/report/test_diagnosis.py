@@ -50,7 +50,7 @@ def part(answer, value):
 def test_the_reading_names_what_is_beyond_noise():
     log = [{"step": 1, "kl": 0.1, "entropy": 2.0}, {"step": 2, "kl": 0.05, "entropy": 1.5}]
     text = " ".join(reading(NOTHING, NOTHING, differences(0.02, -0.03), [], [], log))
-    assert "entropy per token (nats) 2.000 at the beginning, 1.500 at the end" in text
+    assert "Rollouts have 2.000 nats of entropy per token in the first tenth of training, and 1.500 in the last." in text
     assert "better than SFT beyond noise at HR@1." in text and "worse than SFT beyond noise at HR@50." in text
     assert "4 metrics were tested. If RL changed nothing, about one test in twenty would still" in text
     assert "over-sharpened" in text and "0.0500 at the end, 0.1000 at most" in text
@@ -72,12 +72,16 @@ def test_what_the_test_of_pairs_calls_noise_is_no_gain():
 
 
 def test_the_reading_says_whose_step_the_model_is():
-    def first(best):
+    def sentences(best):
         log = [{"step": 128, "kl": 0.1}, {"step": 128, "best_step": best, "best_NDCG@10": 0.1}]
-        return reading(NOTHING, NOTHING, differences(0.0, 0.0), [], [], log)[0]
+        return reading(NOTHING, NOTHING, differences(0.0, 0.0), [], [], log)
+
+    def first(best):
+        return sentences(best)[0]
 
     assert first(26) == "RL made 128 optimiser steps. Its model is that of step 26, the best on the valid split."
     assert "None of them was better than SFT on the valid split, so the RL model is the SFT model." in first(0)
+    assert "No sign of over-sharpening" not in " ".join(sentences(0))  # two equal models show nothing
 
 
 def test_the_reading_of_levels_and_slices():
