@@ -65,3 +65,18 @@ def test_entry_file(path):
     failed = subprocess.run([sys.executable, ENTRY, "--path", path], capture_output=True, text=True, check=False)
     assert failed.returncode == 2
     assert "line 1" in failed.stderr and "Traceback" not in failed.stderr
+
+
+def test_what_counts_for_no_level_is_said(tmp_path, capsys):
+    """A SID outside the catalog has the target's first code: it counts without the catalog, as in the published tables."""
+    records = [{"input": "", "output": "<a_1><b_2>", "predict": ["<a_1><b_9>", "hello"]}]
+    (tmp_path / "result.json").write_text(json.dumps(records))
+    (tmp_path / "index.json").write_text('{"0": ["<a_1>", "<b_2>"]}')
+    shares, words = [], []
+    for index in ([], ["--index", str(tmp_path / "index.json")]):
+        assert main(["levels", "--path", str(tmp_path / "result.json"), *index]) == 0
+        shares.append(json.loads((tmp_path / "levels.json").read_text())["cumulative"]["1"]["L1"])
+        words.append(capsys.readouterr().out)
+    assert shares == [1.0, 0.0]
+    assert "50.00% of the listed texts are no SID and count for no level" in words[0]
+    assert "100.00% of the listed texts are no SID of the catalog and count for no level (tables that are made without" in words[1]
