@@ -79,4 +79,4 @@ def test_what_counts_for_no_level_is_said(tmp_path, capsys):
         words.append(capsys.readouterr().out)
     assert shares == [1.0, 0.0]
     assert "50.00% of the listed texts are no SID and count for no level" in words[0]
-    assert "100.00% of the listed texts are no SID of the catalog and count for no level (tables that are made without" in words[1]
+    assert "100.00% of the listed texts are no SID of the catalog and count for no level (tables that are made" in words[1]
