@@ -108,7 +108,7 @@ def check_fields(section: str, values: Any) -> None:
         if (bounds := field.metadata.get("bounds")) is not None and value is not None:
             for entry, number in _numbers(name, value, field.metadata.get("most", 1)):
                 bounds.check(entry, number)
-        for text in value if isinstance(value, list) else [value]:
+        for text in value if isinstance(value, list) else value.values() if isinstance(value, dict) else [value]:
             if isinstance(text, str):
                 check_text(name, text)
         if isinstance(value, list):

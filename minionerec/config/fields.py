@@ -106,7 +106,7 @@ def allowed(kind: Any) -> str:
         return f"a list of {plural}, e.g. {example}"
     if origin is dict:
         names = choices(arguments[0])
-        example = "NAME" if arguments[1] is str else 1
+        example = "NAME" if arguments[1] is str else "1"
         return f"names with {_WORDS[arguments[1]]} each, e.g. {{{names[0]}: {example}}}; names are {', '.join(names)}"
     if arguments:  # a union
         return ", or ".join(allowed(member) for member in arguments)
