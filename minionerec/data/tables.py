@@ -1,5 +1,6 @@
 """Lines, delimited text and parquet as frames of text with row numbers; every malformed row is named."""
 
+import codecs
 import contextlib
 import csv
 import io
@@ -112,11 +113,12 @@ def _without_breaks(path: Path) -> bytes | Path:
     mark, or the beginning of what someone says.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+        content = path.read_bytes()
+        if not re.search(rb'(?:^|[\t\n])"', content.removeprefix(codecs.BOM_UTF8)):
+            return path  # nearly all
+        text = content.decode("utf-8-sig").replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError):
         return path  # `read_table` names the byte
-    if not re.search(r'(?:^|[\t\n])"', text):
-        return path
     width = text.partition("\n")[0].count("\t")
     row = re.compile(rf"{_FIELD}(?:\t{_FIELD}){{{width}}}(?=\n|\Z)")
     rows: list[str] = []
