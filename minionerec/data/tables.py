@@ -23,6 +23,7 @@ _BLOCK = 1 << 20  # Arrow's own size of a block, which must hold a whole row
 _LARGEST_BLOCK = 2**31 - 1
 # Inside a quoted field of a tab-separated file, these stand for a tab and a line break while Arrow reads the lines.
 _TAB, _BREAK = "\x1f", "\x1e"
+_OPTIONS = 4  # names of a missing column that a message lists
 _QUOTED = r'(?s)^".*"$'
 _FIELD = r'(?:"[^"]*(?:""[^"]*)*"(?=[\t\n]|\Z)|[^\t\n]*)'
 _LONGEST_ROW = 100_000  # characters; a quote that closes later was no opening one
@@ -265,7 +266,7 @@ def select(
         column = next((option for option in options if option in frame.columns), None)
         if column is None:
             present = [column for column in frame.columns if column != "row"]
-            expected = " or ".join(options)
+            expected = " or ".join(options[:_OPTIONS]) + (" or another usual name" if len(options) > _OPTIONS else "")
             raise DataError(f"{path}: columns {', '.join(present)}; expected a column {expected}. {advice}")
         columns.append(_as_text(frame[column], str(path)).rename(name))
     return pl.DataFrame(columns)
