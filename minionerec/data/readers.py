@@ -30,8 +30,8 @@ MOVIELENS_GENRES = (  # in the order of the 19 flags of u.item
 )
 _RATINGS = ("user", "item_id", "rating", "timestamp")  # of MovieLens, which has no headers
 _ADVICE = (
-    "Rename or add it, or say which it is, e.g. --data.columns '{user: NAME, timestamp: NAME}'; an empty timestamp stands for rows "
-    "in order of time without times."
+    "Rename or add it, or say which it is, e.g. --data.columns '{user: NAME, timestamp: NAME}'; an empty timestamp stands for "
+    "rows in order of time without times."
 )
 _STEAM: dict[str, dict[ColumnRole, str]] = {"steam_reviews": {"user": "username"}}  # its `user_id` is missing in most rows
 
