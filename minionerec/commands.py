@@ -3,6 +3,7 @@
 Rooms are imported when a command runs: `--help` must not wait for torch.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -117,6 +118,23 @@ def _cell(cell: "Cell | None", interval: bool) -> str:
     if cell is None:
         return "-"
     return f"{cell['value']:.4f}" + (f"\n[{cell['low']:.4f}, {cell['high']:.4f}]" if interval else "")
+
+
+# Recommending
+
+
+def recommend(**options: Any) -> None:
+    """Print the list of one history, or write the lists of a file of users."""
+    pipeline.set_up(Config().threads)
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:  # under accelerate launch
+        from minionerec.training.launch import start_all_processes
+
+        start_all_processes()
+    pipeline.quieten_libraries()
+    from minionerec.recommend import command
+
+    command.check(options)
+    command.run(Console(quiet=not is_main_process(), width=None if sys.stdout.isatty() else 140, highlight=False), options)
 
 
 # Data

@@ -1,7 +1,7 @@
 """Artefacts: what a stage leaves on disk, written whole or not at all, and checked before it is used.
 
 `recipe` says what an artefact is made from and writes it, `manifest` is the record of a finished one, `lock` keeps two
-processes apart, `files` hashes and writes single files.
+processes apart, `shards` divides long work among processes, `files` hashes and writes single files.
 """
 
 from minionerec.artifacts.files import (
@@ -16,6 +16,7 @@ from minionerec.artifacts.files import (
 )
 from minionerec.artifacts.manifest import MANIFEST, Manifest, require, versions
 from minionerec.artifacts.recipe import CHECKPOINTS, ITEM_STAGES, REVISIONS, UNSEEDED, Draft, Recipe
+from minionerec.artifacts.shards import over_shards, shards_of
 
 __all__ = [
     "CHECKPOINTS",
@@ -31,9 +32,11 @@ __all__ = [
     "content_hash",
     "file_hash",
     "folder_digest",
+    "over_shards",
     "read_json",
     "replace_text",
     "require",
+    "shards_of",
     "versions",
     "write_json",
 ]

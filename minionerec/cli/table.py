@@ -8,7 +8,7 @@ from typing import Any
 from minionerec import commands
 from minionerec.config import CUTOFFS, RESAMPLES
 from minionerec.config.checks import Bounds
-from minionerec.config.evaluation import RESAMPLES_BOUNDS
+from minionerec.config.evaluation import MOST_BEAMS, RESAMPLES_BOUNDS
 
 OWN_KEYS = ("bounds", "writes")  # of an option, next to what `add_argument` takes: see `parser._checked`
 
@@ -129,6 +129,41 @@ _MODEL = {
     "--dtype": {"metavar": "NAME", "help": "number format of the weights, such as bfloat16 (default: float32)"},
 }
 
+_IDS = "item ids with commas between them, a JSON list of ids"
+_RECOMMEND = {
+    "--run": _path("RUN", "folder of a run or of an export", required=True),
+    "--history": {"metavar": "IDS", "help": f"what the user had, oldest first: {_IDS}"},
+    "--users": _path("FILE", "parquet or CSV with the columns user and history, or a folder of such files; needs --out"),
+    "--out": _path("DIR", "folder for the lists of --users, as parquet"),
+    "--k": {"type": int, "metavar": "COUNT", "default": 10, "help": "items per list", "bounds": Bounds(1, MOST_BEAMS)},
+    "--stage": {"choices": ("sft", "rl"), "metavar": "NAME", "help": "sft or rl (default: rl if the run has it)"},
+    "--allow": {"metavar": "IDS", "help": f"only these items: {_IDS}, or @FILE with one id per line"},
+    "--deny": {"metavar": "IDS", "help": "none of these items, written like --allow"},
+    "--category": {"metavar": "NAME", "help": "only items of this category"},
+    "--exclude-history": {"action": "store_true", "help": "no item of the history (default: as the run was evaluated)"},
+    "--num-beams": {
+        "type": int,
+        "metavar": "COUNT",
+        "help": "beams of the search (default: as evaluated, at least --k)",
+        "bounds": Bounds(1, MOST_BEAMS),
+    },
+    "--widest": {
+        "type": int,
+        "metavar": "COUNT",
+        "help": "search again with twice the beams, up to this many, until the list is proven exact",
+        "bounds": Bounds(1, MOST_BEAMS),
+    },
+    "--skip-unknown": {"action": "store_true", "help": "leave out items that the catalog lacks instead of refusing them"},
+    "--explain": {
+        "action": "store_true",
+        "help": "show the search as a tree: each code with its probability, and what was pruned",
+    },
+    "--json": {"action": "store_true", "help": "print JSON"},
+    "--device": {"metavar": "NAME", "help": "such as cpu or cuda:1"},
+    "--dtype": {"choices": ("float32", "bfloat16", "float16"), "metavar": "NAME", "help": "of the weights (default: float32)"},
+    "--replace": {"action": "store_true", "help": "replace lists in --out that were made from something else"},
+}
+
 COMMANDS: dict[str, Command] = {
     "run": Command("all stages in order: data, sid, sft, rl, eval, report", commands.run_all),
     "data prepare": Command(
@@ -169,6 +204,9 @@ COMMANDS: dict[str, Command] = {
     "sft": Command("supervised fine-tuning of a causal LM", commands.run_training("sft"), ("sft",), _DRY_RUN),
     "rl": Command("GRPO from the SFT model with ranking rewards", commands.run_training("rl"), ("rl",), _DRY_RUN),
     "eval": Command("constrained beam search over a split, metrics with intervals", commands.evaluate, ("eval",)),
+    "recommend": Command(
+        "lists of items for one history, or for the users of a file", commands.recommend, options=_RECOMMEND, takes_config=False
+    ),
     "report": Command("one HTML page of the run", commands.report, ("report",)),
     "export": Command(
         "a trained model as one folder: model, trie, catalog, prompt and golden lists, for other programs and engines",

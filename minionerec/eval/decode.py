@@ -7,15 +7,14 @@ and an interrupted evaluation resumes after the shards that are complete.
 import itertools
 import shutil
 from collections.abc import Iterator, Sequence
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from minionerec.artifacts import CHECKPOINTS
+from minionerec.artifacts import CHECKPOINTS, over_shards, shards_of
 from minionerec.config import CUTOFFS
-from minionerec.distributed import distributed_state, is_main_process, wait_for_everyone
+from minionerec.distributed import is_main_process
 from minionerec.errors import ArtifactError
 from minionerec.eval import search_error
 from minionerec.eval.predictions import Prediction, own_ids, write_predictions
@@ -92,39 +91,20 @@ def decode_split(recommender: Recommender, folder: Path) -> None:
     """
     config = recommender.config
     decoder = SplitDecoder(recommender)
-    starts = range(0, len(decoder), config.shard_size)
-    shards = [range(start, min(start + config.shard_size, len(decoder))) for start in starts]
+    shards = shards_of(len(decoder), config.shard_size)
     traced = set(evenly_spaced(len(decoder), config.oracle_examples))
     store = folder / CHECKPOINTS
     store.mkdir(exist_ok=True)
-    state = distributed_state()
-    share = shards[state.process_index :: state.num_processes]
-    with _progress() as progress:
-        task = progress.add_task(f"decode {config.split}", total=sum(map(len, share)), rate="")
-        for rows in share:
-            path = _shard(store, rows)
-            if not path.is_file():  # a shard under its final name is complete, and was written after its traces
-                with enough_memory(lambda: _MEMORY_ADVICE):
-                    traced_here = [row for row in rows if row in traced]
-                    search_error.write_traces(path.with_suffix(".trace"), decoder.trace(traced_here))
-                    write_predictions(path, decoder.predict(rows))
-            progress.advance(task, len(rows))
-            speed = progress.tasks[task].speed  # unknown until a second step
-            progress.update(task, rate=f"{speed:.1f} examples/s" if speed else "")
-    wait_for_everyone()
+
+    def write(rows: range, path: Path) -> None:
+        with enough_memory(lambda: _MEMORY_ADVICE):
+            # The traces first: a shard under its final name is complete.
+            search_error.write_traces(path.with_suffix(".trace"), decoder.trace([row for row in rows if row in traced]))
+            write_predictions(path, decoder.predict(rows))
+
+    over_shards(shards, partial(_shard, store), write, f"decode {config.split}", "examples")
     if is_main_process():
         merge(store, shards, folder)
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        disable=not is_main_process(),
-    )
 
 
 def _shard(store: Path, rows: range) -> Path:

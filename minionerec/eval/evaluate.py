@@ -35,7 +35,8 @@ from minionerec.eval.slices import parts_of_dataset, parts_of_lists, slice_table
 from minionerec.model import checkpoint
 from minionerec.prompts.builder import Prompts
 from minionerec.prompts.record import check_prompts, prompts_section
-from minionerec.recommend.recommender import STAGES, Recommender
+from minionerec.recommend.loading import STAGES
+from minionerec.recommend.recommender import Recommender
 from minionerec.sid.index import SidIndex, collision_warning
 
 log = logging.getLogger(__name__)

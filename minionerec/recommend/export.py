@@ -16,7 +16,8 @@ from minionerec.errors import ArtifactError, ConfigError, DataError
 from minionerec.prompts.record import prompts_section
 from minionerec.recommend import bundle, check
 from minionerec.recommend.export_card import write_export_card
-from minionerec.recommend.recommender import Recommender, trained_stage
+from minionerec.recommend.loading import trained_stage
+from minionerec.recommend.recommender import Recommender
 from minionerec.tree import Branch, pack, tree_logprobs, without_padding
 
 EngineName = Literal["hf", "vllm", "sglang", "flashrec"]

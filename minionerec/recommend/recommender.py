@@ -4,8 +4,7 @@ Evaluation, validation during training and your own code ask through this one cl
 evaluated.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
@@ -15,24 +14,19 @@ import polars as pl
 import torch
 from transformers import PreTrainedModel
 
-from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, require
-from minionerec.config import EvalConfig, PromptsConfig, run_file
-from minionerec.data.dataset import SPLITS, Dataset
+from minionerec.config import EvalConfig
+from minionerec.data.dataset import SPLITS
 from minionerec.data.interactions import interaction_counts
 from minionerec.distributed import distributed_state
-from minionerec.errors import ArtifactError, ConfigError, DataError
-from minionerec.model import checkpoint
+from minionerec.errors import ConfigError, DataError
 from minionerec.prompts.builder import Prompts
-from minionerec.prompts.record import check_prompts
-from minionerec.recommend import bundle
 from minionerec.recommend.explain import Explanation, explain
 from minionerec.recommend.filters import FilterFields, Filters, Item, ItemFilter, ItemSets
 from minionerec.recommend.lists import ListMaker, Recommendation
+from minionerec.recommend.loading import load_parts
 from minionerec.recommend.requests import OnUnknown, Request, Search, read_requests, search_widths
-from minionerec.sid.index import SidIndex
 from minionerec.tree import BeamResult, CatalogTrie, Normalise, Selection, beam_search, left_pad
 
-STAGES = ("sft", "rl")  # the training stages, in their order
 _MOST_VIEWS = 64  # of shared filters; one takes 2 bytes per item
 
 
@@ -73,6 +67,7 @@ class Recommender:
         trie: the valid SIDs, on the model's device. A leaf of it is a SID.
         config: how lists are made: `num_beams`, `normalise_over`, `exclude_history` and `batch_size`.
         items: the catalog by id, category and name.
+        digests: of the artefacts that it was loaded from, by name; empty if it was made in memory.
     """
 
     def __init__(
@@ -83,6 +78,7 @@ class Recommender:
         config: EvalConfig | None = None,
         max_history: int | None = None,
         popularity: np.ndarray | None = None,
+        digests: Mapping[str, str] | None = None,
     ) -> None:
         """Put a model, its prompts and its catalog together.
 
@@ -95,6 +91,7 @@ class Recommender:
                 history of the prompts' dataset has.
             popularity: (items,) which items are recommended after an empty history, the highest number first; None for the
                 dataset's training interactions.
+            digests: of the artefacts that all this was read from, by name.
 
         Raises:
             CatalogError: the tokenizer lacks the catalog's SID tokens.
@@ -103,6 +100,7 @@ class Recommender:
         self.trie = CatalogTrie.from_codes(prompts.sid_tokens, model.device) if trie is None else trie
         self.config = config or EvalConfig()
         self.items = ItemSets(prompts.dataset.catalog)
+        self.digests = dict(digests or {})
         self._max_history, self._popularity = max_history, popularity
         self._lists_of = ListMaker(self.items, self.trie, prompts.index)
         self._views: dict[tuple[str | None, ...], CatalogTrie] = {}
@@ -125,36 +123,13 @@ class Recommender:
             ConfigError: there is no such stage or dtype, or the model was trained with wordings that this version does not
                 have.
         """
-        folder = Path(folder)
         if dtype is not None and not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise ConfigError(f"dtype {dtype}: no such number format; expected float32, bfloat16 or float16.")
+        parts = load_parts(Path(folder), stage, dtype or "float32")
         target: Any = distributed_state().device if device is None else device  # the stub of `to` takes no device
-        if bundle.is_bundle(folder):
-            return cls._load_bundle(folder, stage, target, dtype or "float32")
-        stage = trained_stage(folder, stage)
-        inputs = {name: require(folder / name, command).digest for name, command in ITEM_STAGES.items()}
-        manifest = require(folder / stage, f"minionerec {stage}", made_from=inputs)
-        trained = manifest.config["prompts"]
-        # A field that another version did not record keeps its default here, and the check names it.
-        config = PromptsConfig(**{field.name: trained[field.name] for field in fields(PromptsConfig) if field.name in trained})
-        check_prompts(manifest.config, config, str(folder / stage))
-        dataset = Dataset.load(folder / "data")
-        index = SidIndex.load(folder / "sid", dataset)
-        model, tokenizer = checkpoint.load(str(folder / stage / "model"), dtype or "float32")
-        prompts = Prompts(dataset, index, tokenizer, config, checkpoint.context_of(model))
-        return cls(model.to(target), prompts, config=_evaluated_with(folder, stage))
-
-    @classmethod
-    def _load_bundle(cls, folder: Path, stage: str | None, device: Any, dtype: str) -> "Recommender":
-        exported = bundle.read(folder)
-        if stage not in (None, exported.stage):
-            raise ConfigError(f"stage {stage}: {folder} was exported from the stage {exported.stage} and holds no other.")
-        model, tokenizer = checkpoint.load(str(folder), dtype)
-        prompts = Prompts(exported.dataset, exported.index, tokenizer, exported.prompts, checkpoint.context_of(model))
-        trie = CatalogTrie.load(folder / bundle.TRIE)
-        if not torch.equal(trie.sid(trie.leaf_of_item.long()), prompts.sid_tokens):
-            raise ArtifactError(f"{folder / bundle.TRIE}: has other SIDs than {bundle.SIDS} next to it. Export the run again.")
-        return cls(model.to(device), prompts, trie.to(device), exported.lists, exported.max_history, exported.popularity)
+        trie = None if parts.trie is None else parts.trie.to(target)
+        model = parts.model.to(target)
+        return cls(model, parts.prompts, trie, parts.lists, parts.max_history, parts.popularity, parts.digests)
 
     @cached_property
     def max_history(self) -> int:
@@ -377,26 +352,3 @@ class Recommender:
     ) -> BeamResult:
         over = normalise_over or self.config.normalise_over
         return beam_search(self.model, tokens, mask, trie=trie, num_beams=beams, normalise_over=over)
-
-
-def trained_stage(folder: Path, stage: str | None) -> str:
-    """The training stage that is asked: the one that is named, else the last that the run has.
-
-    Raises:
-        ConfigError: there is no such stage.
-    """
-    if stage is None:
-        return "rl" if (folder / "rl" / MANIFEST).is_file() else "sft"
-    if stage not in STAGES:
-        raise ConfigError(f"stage {stage}: no such training stage; expected one of {', '.join(STAGES)}.")
-    return stage
-
-
-def _evaluated_with(folder: Path, stage: str) -> EvalConfig:
-    """How a run's lists are made: as its evaluation made them, else as its `run.yaml` says, else by default."""
-    values: dict[str, Any] = {}
-    if (folder / run_file.RUN_FILE).is_file():
-        values = run_file.load(folder).get("eval", {})
-    if (folder / "eval" / stage / MANIFEST).is_file():
-        values = Manifest.load(folder / "eval" / stage).config["eval"]
-    return EvalConfig(**{field.name: values[field.name] for field in fields(EvalConfig) if field.name in values})

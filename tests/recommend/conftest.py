@@ -10,9 +10,11 @@ import torch
 from minionerec.artifacts import Recipe
 from minionerec.config import EvalConfig, ModelConfig
 from minionerec.model import checkpoint
+from minionerec.pipeline import run
 from minionerec.prompts.builder import Prompts
 from minionerec.prompts.record import prompts_section
 from minionerec.recommend.recommender import Recommender
+from tests import small
 from tests.eval.samples import DATASET, INDICES
 from tests.small import untrained_model
 
@@ -58,3 +60,11 @@ def write_run(folder: Path, recommender: Recommender) -> Path:
     write("sft", {"prompts": prompts_section(prompts.config, ["history_sid_to_sid"])}, save_model)
     write("eval/sft", {"eval": asdict(recommender.config)}, lambda path: None)
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A finished run of both training stages, and its configuration."""
+    config = small.config(tmp_path_factory.mktemp("run"), sft={"epochs": 1}, rl={"max_examples": 8, "evaluations": 0})
+    run(config, ("data", "sid", "sft", "rl", "eval"))
+    return config

@@ -1,9 +1,11 @@
 import dataclasses
+import json
 import shutil
 import subprocess
 import sys
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,23 +13,15 @@ from hypothesis import strategies as st
 
 import minionerec
 from minionerec.artifacts import Manifest
+from minionerec.cli import main
 from minionerec.errors import ArtifactError, CatalogError, ConfigError, DataError
 from minionerec.eval.decode import SplitDecoder
 from minionerec.eval.predictions import read_predictions, write_predictions
-from minionerec.pipeline import run
 from minionerec.recommend.filters import Filters
 from minionerec.recommend.recommender import Recommender
 from tests import small
 
 HISTORY = [0, 5, 7]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A finished run of both training stages, and its configuration."""
-    config = small.config(tmp_path_factory.mktemp("run"), sft={"epochs": 1}, rl={"max_examples": 8, "evaluations": 0})
-    run(config, ("data", "sid", "sft", "rl", "eval"))
-    return config
 
 
 def scored(recommendation):
@@ -53,6 +47,32 @@ def test_the_lists_of_the_evaluation_are_those_of_the_loaded_recommender_byte_fo
     ]
     write_predictions(tmp_path / "again.jsonl", again)
     assert (tmp_path / "again.jsonl").read_bytes() == path.read_bytes()
+
+
+def test_offline_online_and_evaluation_make_the_same_lists(finished, tmp_path, capsys):
+    predictions = read_predictions(finished.folder / "eval/rl/predictions.jsonl")
+    histories = [prediction.history_ids for prediction in predictions]
+    frame = pl.DataFrame({"user": [prediction.user for prediction in predictions], "history": histories})
+    frame.write_parquet(tmp_path / "users.parquet")
+    asked = ["recommend", "--run", str(finished.folder)]
+    to_files = [*asked, "--users", str(tmp_path / "users.parquet"), "--out", str(tmp_path / "lists")]
+    assert main(to_files) == 0
+    printed = capsys.readouterr().out
+    assert "40 users in 1 shard, lists of 10, 10 beams." in printed and "users 40, items 400" in printed
+    lists = pl.read_parquet(tmp_path / "lists/*.parquet")
+    offline = {user: rows for (user,), rows in lists.group_by("user", maintain_order=True)}
+    assert list(offline) == frame["user"].to_list()
+    inputs = json.loads((tmp_path / "lists/manifest.json").read_text())["inputs"]
+    assert set(inputs) == {"data", "sid", "rl", "users"}
+    for prediction in predictions:
+        rows = offline[prediction.user]
+        assert rows["item_id"].to_list() == prediction.item_ids[:10]
+        sizes = prediction.sizes or [1] * len(prediction.sids)
+        np.testing.assert_allclose(rows["score"], np.repeat(prediction.scores, sizes)[:10], atol=1e-5)
+    assert main([*asked, "--history", ",".join(predictions[0].history_ids), "--json"]) == 0
+    online = json.loads(capsys.readouterr().out)["items"]
+    assert [item["item_id"] for item in online] == predictions[0].item_ids[:10]
+    assert main(to_files) == 0 and "up to date" in capsys.readouterr().out
 
 
 def test_a_run_says_how_its_lists_are_made(finished, tmp_path):
