@@ -15,7 +15,8 @@ import torch
 from minionerec.artifacts import MANIFEST, Manifest
 from minionerec.config import ServeConfig
 from minionerec.errors import ArtifactError, DataError
-from minionerec.recommend.recommender import STAGES, Recommender
+from minionerec.recommend.loading import STAGES
+from minionerec.recommend.recommender import Recommender
 
 GOLDEN_LISTS = 16  # lists of the evaluation that a model must make again before it answers
 MOST_CATEGORIES = 200  # in the page's menu
