@@ -149,6 +149,11 @@ def _check_ahead(config: Config, stages: tuple[str, ...]) -> None:
     for stage in unfinished:
         if stage in EARLY_CHECKS:
             EARLY_CHECKS[stage](config, stages[: stages.index(stage)])
+    if "sft" in unfinished and stages[0] != "sft" and config.model.init == "from_pretrained":
+        from minionerec.model import checkpoint  # imports torch
+
+        quieten_libraries()
+        checkpoint.load(str(config.model.path), weights=False)
     if "rl" in unfinished and stages[0] == "sft":  # which imports torch anyway
         from minionerec.rl.arguments import split_prompts
 

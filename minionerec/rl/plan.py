@@ -19,6 +19,7 @@ from minionerec.sid.index import SidIndex
 from minionerec.training.plan import PackedShape, Plan, Shape, Work, planned_devices, sample_batches
 from minionerec.training.stage import begin
 from minionerec.tree import Branch, CatalogTrie, pack, without_padding
+from minionerec.tree.architecture import check_length
 
 
 def planned_work(examples: Sequence[TokenExample], trie: CatalogTrie, arguments: GRPOConfig, config: RlConfig) -> Work:
@@ -95,4 +96,5 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
     trie = CatalogTrie.from_codes(begun.prompts.sid_tokens)
     arguments = grpo_arguments(rl, trie.levels, config.seed, config.folder / "rl", len(examples), devices)
     work, shape = planned_work(examples, trie, arguments, rl), Shape.of(begun.model)
+    check_length(begun.model, max(len(example.prompt) for example in examples) + trie.depth - 1, work.longest_row)
     return [Plan("rl", shape, work, way) for way in planned_devices(devices, rl.bf16, rl.gradient_checkpointing)]

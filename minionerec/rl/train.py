@@ -46,6 +46,7 @@ from minionerec.training.plan import Plan, Shape, launched
 from minionerec.training.progress import StepBar
 from minionerec.training.stage import Begun, WriteCurves, announce, begin, finish
 from minionerec.tree import CatalogTrie
+from minionerec.tree.architecture import check_length
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,8 @@ def _train_policy(config: Config, recipe: Recipe, write_curves: WriteCurves | No
     _check_disk(begun)
     trie = CatalogTrie.from_codes(begun.prompts.sid_tokens, distributed_state().device)
     examples = with_targets(training_prompts(config, begun.prompts), rl, begun.prompts)
+    longest = max(len(example.prompt) for example in examples) + trie.depth - 1
+    check_length(begun.model, longest)
     filtered = config.eval.exclude_history
     rows = token_rows(examples, trie, begun.prompts.dataset if filtered else None)
     check_group(rl, len(trie), max(map(len, rows["hidden"])) if filtered else 0)
@@ -89,6 +92,7 @@ def _train_policy(config: Config, recipe: Recipe, write_curves: WriteCurves | No
         keep_tensorboard(config.folder / "tensorboard" / "rl", rl.report_to)
         arguments = grpo_arguments(rl, trie.levels, config.seed, checkpoints, len(rows))
         work, devices = planned_work(examples, trie, arguments, rl), launched(rl.bf16, rl.gradient_checkpointing)
+        check_length(begun.model, longest, work.longest_row)
         plan = Plan("rl", Shape.of(begun.model), work, devices)
         plan.show()
         warn_about_memory(plan)

@@ -1,5 +1,7 @@
 """What `minionerec sft` would take: its plan from the data, the SIDs and the model's configuration alone."""
 
+from collections.abc import Iterable
+
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
@@ -9,12 +11,13 @@ from minionerec.model import adapters
 from minionerec.model.base import base_model
 from minionerec.prompts.builder import tokenizer_corpus
 from minionerec.sft.arguments import check_options, training_arguments
-from minionerec.sft.trainer import TreeCollator, tree_tokens
+from minionerec.sft.trainer import Tree, TreeCollator, tree_tokens
 from minionerec.sft.trees import Trees, training_trees
 from minionerec.sid.index import SidIndex
 from minionerec.training.plan import PackedShape, Plan, Shape, Work, planned_devices, sample_batches
 from minionerec.training.stage import begin
 from minionerec.tree import Branch
+from minionerec.tree.architecture import check_length
 
 
 def planned_work(training: Trees, arguments: TrainingArguments, collator: TreeCollator) -> Work:
@@ -36,6 +39,19 @@ def planned_work(training: Trees, arguments: TrainingArguments, collator: TreeCo
         largest=largest,
         tasks=training.statistics,
     )
+
+
+def check_lengths(model: PreTrainedModel, trees: Iterable[Tree], work: Work) -> None:
+    """Refuse paths and rows before the first step that the model would refuse in some step.
+
+    Args:
+        trees: everything that is trained or validated on.
+
+    Raises:
+        ConstraintError: a path is longer than the model's window, or a row is longer than it computes exactly.
+    """
+    paths = (len(branch.prompt) + len(branch.completion) - 1 for tree in trees for branch in tree)
+    check_length(model, max(paths), work.longest_row)
 
 
 def _labels(branch: Branch) -> int:
@@ -64,5 +80,6 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
     longest = max(map(tree_tokens, training.trees))
     arguments = training_arguments(config.sft, config.seed, config.folder / "sft", len(training.trees), longest, devices)
     work, shape = planned_work(training, arguments, TreeCollator(config.sft.row_tokens)), Shape.of(model)
+    check_lengths(model, training.trees, work)
     ways = planned_devices(devices, config.sft.bf16, config.sft.gradient_checkpointing)
     return [Plan("sft", shape, work, way) for way in ways]

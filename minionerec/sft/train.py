@@ -37,7 +37,7 @@ from minionerec.prompts.record import prompts_section
 from minionerec.recommend.recommender import Recommender
 from minionerec.sft.arguments import check_options, training_arguments
 from minionerec.sft.early import check_early
-from minionerec.sft.plan import planned_work
+from minionerec.sft.plan import check_lengths, planned_work
 from minionerec.sft.trainer import SETUP_MEMORY_ADVICE, TreeCollator, TreeTrainer, tree_tokens
 from minionerec.sft.trees import training_trees, validation_trees
 from minionerec.sid.index import SidIndex
@@ -106,7 +106,8 @@ def train_sft(config: Config, write_curves: WriteCurves | None = None) -> tuple[
     Raises:
         ArtifactError: an input is missing, or the disk cannot hold the checkpoints.
         ConfigError: the options contradict one another or the launch, or they would replace a model trained with others.
-        ConstraintError: the loss asks for the trie's children, but some SID is the beginning of another.
+        ConstraintError: the loss asks for the trie's children, but some SID is the beginning of another; or a prompt is longer
+            than the model's window.
         DataError: the valid split is empty, or a task needs descriptions that the catalog lacks.
         LockedError: another process trains this run's model.
         TrainingError: a loss or a gradient is not finite, or the memory does not suffice.
@@ -129,6 +130,7 @@ def _train(config: Config, recipe: Recipe, write_curves: WriteCurves | None) -> 
     arguments = training_arguments(sft, config.seed, recipe.folder, len(training.trees), longest)
     collator = TreeCollator(sft.row_tokens, trie)
     work, devices = planned_work(training, arguments, collator), launched(sft.bf16, sft.gradient_checkpointing)
+    check_lengths(model, [*training.trees, *held_out], work)
     plan = Plan("sft", Shape.of(model), work, devices)
     plan.show()
     warn_about_memory(plan)

@@ -166,6 +166,11 @@ class Work:
     reference: bool = False
     tasks: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
+    @property
+    def longest_row(self) -> int:
+        """Tokens of the longest row among the micro-batches that were packed for the plan."""
+        return max(shape.length for shape in (*self.sample, *self.largest))
+
 
 def sample_batches(
     units: Sequence[Any],

@@ -2,13 +2,13 @@ import re
 from dataclasses import replace
 
 import pytest
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Lfm2Config, MistralConfig
 
 from minionerec.artifacts import read_json
 from minionerec.cli import main
 from minionerec.data.dataset import Dataset
-from minionerec.errors import ConfigError
-from minionerec.model import checkpoint
+from minionerec.errors import ConfigError, ConstraintError
+from minionerec.model import checkpoint, scratch
 from minionerec.model.base import base_model
 from minionerec.pipeline import run
 from minionerec.prompts.builder import Prompts, tokenizer_corpus
@@ -18,6 +18,7 @@ from minionerec.sft.train import starting_model
 from minionerec.sft.trainer import TreeCollator
 from minionerec.sft.trees import build_trees, examples_by_task
 from minionerec.sid.index import SidIndex
+from tests.model.test_checkpoint import SIZES
 from tests.small import config, listed_examples
 
 TASKS = ["history_sid_to_sid", "title_to_sid", "sid_to_title"]
@@ -133,7 +134,7 @@ def test_the_dry_run_of_the_command_line(command, capsys):
     ("options", "message"),
     [
         (["--devices", "2"], "--devices belongs to --dry-run"),
-        (["--dry-run", "--devices", "0"], "--devices is 0; it must be greater than 0."),
+        (["--dry-run", "--devices", "0"], "--devices is 0; it must be from 1 to 100,000."),
         (["--dry-run", "--devices", "1.5"], "--devices is 1.5. Expected a whole number."),
         (["--dry-run", "--gpu-memory", "many"], "--gpu-memory is 'many'. Expected a number."),
         (["--dry-run=yes"], "--dry-run takes no value"),
@@ -160,3 +161,36 @@ def test_the_model_card_and_the_curves(trained):
     page = (made.folder / "sft/curves.html").read_text()
     assert page.count('<div class="plot" role="img" aria-label="Plot of ') >= 2 and "Loss" in page
     assert not re.search(r"<(script|link|img)\b[^>]*(src|href)=", page)
+
+
+def saved_base(folder, kind, **fields):
+    """A tiny untrained base model of another architecture, with a tokenizer."""
+    _, tokenizer = scratch.create(["any text of theirs", "lamp chair table"], SIZES, 0)
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    model = AutoModelForCausalLM.from_config(kind(vocab_size=len(tokenizer), **sizes, **fields))
+    checkpoint.save(model, tokenizer, folder)
+    return folder
+
+
+def test_a_prompt_beyond_the_window_is_refused_by_the_plan_and_before_the_first_step(copy, tmp_path):
+    copied = copy(base=saved_base(tmp_path / "base", MistralConfig, sliding_window=8))
+    too_long = r"A path of \d+ tokens is longer than the model's attention window of 8"
+    with pytest.raises(ConstraintError, match=too_long):
+        sft_plan.plans(copied)
+    with pytest.raises(ConstraintError, match=too_long):
+        run(copied, ("sft",))
+    assert not (copied.folder / "sft").exists() and not (copied.folder / "sft.partial").exists()
+
+
+def test_a_model_that_trees_cannot_compute_is_refused_before_the_data_are_prepared(copy, tmp_path):
+    base = saved_base(tmp_path / "base", Lfm2Config, layer_types=["conv", "full_attention"])
+    fresh = replace(copy(base=base), out=str(tmp_path / "fresh"))
+    with pytest.raises(ConfigError, match="layers of kind conv"):
+        run(fresh, ("data", "sid", "sft"))
+    assert not fresh.folder.exists() or not [*fresh.folder.iterdir()]
