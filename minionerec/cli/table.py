@@ -123,7 +123,7 @@ _GAP = {
     **_RESAMPLING,
 }
 _MODEL = {
-    "--run": _path("RUN", "folder of the run whose model answers (default: the run of --config)"),
+    "--run": _path("RUN", "run or exported folder whose model answers (default: the run of --config)"),
     "--stage": {"choices": ("sft", "rl"), "help": "which model of the run (default: the last)"},
     "--device": {"metavar": "NAME", "help": "such as cpu or cuda:1 (default: this machine's accelerator, else cpu)"},
     "--dtype": {"metavar": "NAME", "help": "number format of the weights, such as bfloat16 (default: float32)"},

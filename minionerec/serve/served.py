@@ -1,7 +1,7 @@
 """A model as the service holds it: loaded, compared with lists that it made before, warmed up."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -12,13 +12,15 @@ import numpy as np
 import polars as pl
 import torch
 
-from minionerec.artifacts import MANIFEST, Manifest
+from minionerec.artifacts import MANIFEST, Manifest, read_json
 from minionerec.config import ServeConfig
 from minionerec.errors import ArtifactError, DataError
-from minionerec.recommend.loading import STAGES
+from minionerec.recommend import bundle
+from minionerec.recommend.filters import Filters, Item
+from minionerec.recommend.loading import trained_stage
 from minionerec.recommend.recommender import Recommender
 
-GOLDEN_LISTS = 16  # lists of the evaluation that a model must make again before it answers
+GOLDEN_LISTS = 16  # lists of its evaluation or export that a model must make again before it answers
 MOST_CATEGORIES = 200  # in the page's menu
 
 
@@ -41,16 +43,18 @@ SAME, LOW_PRECISION = Tolerance(1e-3, 0.95), Tolerance(0.25, 0.6)
 
 @dataclass(frozen=True)
 class GoldenList:
-    """A list that the model made when it was evaluated.
+    """A list that the model made when it was evaluated or exported.
 
     Attributes:
-        history: item indices.
-        items: item indices, best first.
-        scores: one per SID, best first.
+        history: items, oldest first.
+        filters: of the list.
+        sids: best first.
+        scores: one per SID.
     """
 
-    history: list[int]
-    items: list[int]
+    history: Sequence[Item]
+    filters: Filters
+    sids: list[str]
     scores: list[float]
 
 
@@ -81,7 +85,7 @@ class ServedModel:
         device: str | None = None,
         dtype: str | None = None,
     ) -> "ServedModel":
-        """The model of a run with the sets of items that `serve.named` names.
+        """The model of a run or of an exported folder, with the sets of items that `serve.named` names.
 
         `Recommender.load` describes `stage`, `device`, `dtype` and errors.
 
@@ -94,9 +98,15 @@ class ServedModel:
         recommender.config = replace(recommender.config, batch_size=size)
         for name, file in settings.named_files().items():
             recommender.name_items(name, _read_ids(name, Path(file)))
-        stage = stage or next(name for name in reversed(STAGES) if (folder / name / MANIFEST).is_file())
-        digest = Manifest.load(folder / stage).digest
-        return cls(recommender, str(folder), stage, digest, read_golden(folder, stage, digest))
+        if bundle.is_bundle(folder):
+            stage = read_json(folder / bundle.SERVING)["stage"]
+            digest = Manifest.load(folder).digest
+            golden = _golden_of_bundle(folder, recommender)
+        else:
+            stage = trained_stage(folder, stage)
+            digest = Manifest.load(folder / stage).digest
+            golden = _golden_of_run(folder, recommender, stage, digest)
+        return cls(recommender, str(folder), stage, digest, golden)
 
     def check(self) -> None:
         """Make the golden lists again and compare.
@@ -107,21 +117,22 @@ class ServedModel:
         if not self.golden:
             return
         tolerance = SAME if self.recommender.model.dtype == torch.float32 else LOW_PRECISION
-        lists = self.recommender.recommend([golden.history for golden in self.golden], k=None)
-        hits, total, difference = 0, 0, 0.0
+        histories, filters = zip(*((golden.history, golden.filters) for golden in self.golden), strict=True)
+        lists = self.recommender.recommend(histories, k=None, filters=filters)
+        hits, total, differences = 0, 0, [0.0]
         for golden, ours in zip(self.golden, lists, strict=True):
-            items, scores = [item.index for item in ours.items], {item.sid: item.score for item in ours.items}
-            hits, total = hits + len(set(items) & set(golden.items)), total + len(golden.items)
+            scores = {item.sid: item.score for item in ours.items}
+            hits, total = hits + len(scores.keys() & set(golden.sids)), total + len(golden.sids)
             pairs = zip(scores.values(), golden.scores, strict=False)  # a list of another length has another overlap
-            difference = max([difference, *(abs(score - expected) for score, expected in pairs)])
-        overlap = hits / max(total, 1)
+            differences += [abs(score - expected) for score, expected in pairs]
+        overlap, difference = hits / max(total, 1), float(np.max(differences))  # NaN if one of them is
         if overlap < tolerance.overlap or not difference <= tolerance.score:
             raise ArtifactError(
-                f"{self.source}: the model of {self.stage} does not make the lists of its evaluation. Over "
-                f"{len(self.golden)} lists {overlap:.0%} of {total} items are listed again (expected {tolerance.overlap:.0%}), "
+                f"{self.source}: the model of {self.stage} does not make its golden lists. Over "
+                f"{len(self.golden)} lists {overlap:.0%} of {total} SIDs are listed again (expected {tolerance.overlap:.0%}), "
                 f"and scores differ by up to {difference:.3g} nats (expected {tolerance.score:g}). Something "
-                "differs from when it was evaluated, such as damaged weights or another version of a library. If that is "
-                "meant, run minionerec eval again."
+                "differs from when they were made, such as damaged weights or another version of a library. If that is meant, "
+                "run minionerec eval or export again."
             )
 
     def warm_up(self, settings: ServeConfig) -> None:
@@ -206,7 +217,7 @@ class ServedModel:
         return [{"item_id": ids[item], "title": titles[item] or ""} for item in items]
 
 
-def read_golden(folder: Path, stage: str, digest: str) -> tuple[GoldenList, ...]:
+def _golden_of_run(folder: Path, recommender: Recommender, stage: str, digest: str) -> tuple[GoldenList, ...]:
     """The first lists of the evaluation of a run's model; none if it has not been evaluated as it is now.
 
     Raises:
@@ -219,13 +230,36 @@ def read_golden(folder: Path, stage: str, digest: str) -> tuple[GoldenList, ...]
     # A model that was trained again has other lists, and `prompts.eval_style` asks it with other words.
     if manifest.inputs.get(stage) != digest or manifest.config["prompts"].get("eval_style", "same") != "same":
         return ()
-    path = evaluation / "predictions.jsonl"
+    text = recommender.prompts.index.text
+
+    def read(row: dict[str, Any]) -> GoldenList:
+        sids = dict.fromkeys(text(item) for item in row["items"])  # items of one SID stand together
+        return GoldenList(row["history"], Filters(), [*sids], row["scores"])
+
+    return _golden(evaluation / "predictions.jsonl", read, "Run minionerec eval again.")
+
+
+def _golden_of_bundle(folder: Path, recommender: Recommender) -> tuple[GoldenList, ...]:
+    """The first golden lists of an exported folder, which are made without filters.
+
+    Raises:
+        ArtifactError: they are damaged.
+    """
+    tokens_of = recommender.prompts.tokenizer.convert_ids_to_tokens
+
+    def read(row: dict[str, Any]) -> GoldenList:
+        sids = ["".join(tokens_of(sid)) for sid in row["sids"]]
+        return GoldenList(row["history"], Filters(exclude_history=False), sids, row["scores"])
+
+    return _golden(folder / bundle.GOLDEN, read, "Export the run again.")
+
+
+def _golden(path: Path, read: Callable[[dict[str, Any]], GoldenList], advice: str) -> tuple[GoldenList, ...]:
     try:
         with path.open(encoding="utf-8") as stream:
-            rows = [json.loads(line) for line in islice(stream, GOLDEN_LISTS)]
-        return tuple(GoldenList(row["history"], row["items"], row["scores"]) for row in rows)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: not the lists of an evaluation ({error}). Run minionerec eval again.") from None
+            return tuple(read(json.loads(line)) for line in islice(stream, GOLDEN_LISTS))
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ArtifactError(f"{path}: does not hold the lists that it should ({error}). {advice}") from None
 
 
 def _read_ids(name: str, file: Path) -> list[str]:

@@ -256,7 +256,9 @@ class Service:
         dtype = str(weights.dtype).removeprefix("torch.")
         model = ServedModel.load(Path(folder), self.settings, stage, str(weights.device), dtype)
         if not model.golden:
-            raise CatalogError(f"{folder}: has no lists to compare its model with. Run minionerec eval there first.")
+            raise CatalogError(
+                f"{folder}: has no lists to compare its model with. Run minionerec eval there first, or export it."
+            )
         model.check()
         model.warm_up(self.settings)
         return model
