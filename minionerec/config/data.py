@@ -54,7 +54,7 @@ class DataConfig:
     """Folder of the raw files; for `sequences` a text file. A relative path starts at the folder in which the command runs."""
     category: str | None = None
     """Which data set of a source: an Amazon category such as `Industrial_and_Scientific`, or the beginning of the file names in
-    a folder of `released`, `letter`, `mimigenrec` or `amazon` files. A folder that holds only one needs no category."""
+    a folder of several data sets (of `mimigenrec` a subfolder). A folder that holds only one needs no category."""
     columns: dict[ColumnRole, str] = field(default_factory=dict)
     """What your files call their columns, for `csv` and `recbole`, e.g. {user: visitor, item: sku}. Names: user, item,
     timestamp, rating, label; id (an item's, where its file calls it otherwise), title, text, description, brand, categories,

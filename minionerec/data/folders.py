@@ -39,8 +39,11 @@ PAIRS = (
 _ENDINGS = (".csv", ".parquet", ".json", ".jsonl", ".csv.gz", ".json.gz", ".jsonl.gz")
 
 
-def raw_files(source: Literal["csv", "recbole"], folder: Path) -> tuple[Path, Path]:
+def raw_files(source: Literal["csv", "recbole"], folder: Path, category: str | None) -> tuple[Path, Path]:
     """The interactions file and the items file of a folder.
+
+    Args:
+        category: the beginning or end of the names, if there are several files of a kind.
 
     Raises:
         DataError: no such folder, or not exactly one file of each kind.
@@ -51,19 +54,27 @@ def raw_files(source: Literal["csv", "recbole"], folder: Path) -> tuple[Path, Pa
         patterns = [["*.inter"], ["*.item"]]
     else:
         pairs = [[[name + ending for ending in _ENDINGS] for name in pair] for pair in PAIRS]
-        patterns = next((pair for pair in pairs if any(_matches(folder, names) for names in pair)), pairs[0])
+        patterns = next((pair for pair in pairs if any(_matches(folder, names, None) for names in pair)), pairs[0])
     files = []
     for names in patterns:
-        matches = _matches(folder, names)
+        matches = _matches(folder, names, category)
         if len(matches) != 1:
             listed = ", ".join(path.name for path in matches) or "none"
             others = "" if source == "recbole" else f", {', '.join(names[2:4])}, some with .gz"
             wanted = " or ".join(names[:2]) + others
-            raise DataError(f"{folder}: expected exactly one {wanted}; found {listed}. data/README.md shows the layouts.")
+            # A category cannot choose between interactions.csv and interactions.parquet.
+            several = len({path.name.split(".")[0] for path in matches}) > 1
+            hint = "Choose one with data.category." if several else "data/README.md shows the layouts."
+            raise DataError(f"{folder}: expected exactly one {wanted}; found {listed}. {hint}")
         files.append(matches[0])
     return files[0], files[1]
 
 
-def _matches(folder: Path, patterns: list[str]) -> list[Path]:
+def _matches(folder: Path, patterns: list[str], category: str | None) -> list[Path]:
     paths = sorted({path for pattern in patterns for path in folder.glob(pattern)})
-    return [path for path in paths if not path.name.endswith(SPLIT_FILES)]
+    paths = [path for path in paths if not path.name.endswith(SPLIT_FILES)]
+    if len(paths) > 1 and category:
+        stems = {path: path.name.split(".")[0] for path in paths}
+        exact = [path for path in paths if stems[path] == category]
+        return exact or [path for path in paths if stems[path].startswith(category) or stems[path].endswith(category)]
+    return paths

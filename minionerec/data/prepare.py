@@ -189,14 +189,15 @@ def _csv(source: Path, config: DataConfig, problems: Problems) -> Prepared:
 
 
 def _recbole(source: Path, config: DataConfig, problems: Problems) -> Prepared:
-    if recbole.is_split(source):
+    if recbole.is_split(source, config.category):
         config.refuse_filters(f"the splits in {source} are given")
         return with_figures(recbole.read_splits(source, config, problems))
     return build_dataset(*readers.read_recbole(source, config, problems), config, str(source))
 
 
 def _sequences(source: Path, config: DataConfig, problems: Problems) -> Prepared:
-    return build_dataset(*sequences.read_sequences(source, problems), config, str(source))
+    path = source if source.is_file() else folders.one_file(source, ".txt", config.category)
+    return build_dataset(*sequences.read_sequences(path, problems), config, str(source))
 
 
 def _letter(source: Path, config: DataConfig, problems: Problems) -> Prepared:
@@ -222,11 +223,11 @@ def _mimigenrec(source: Path, config: DataConfig, problems: Problems) -> Prepare
 
 
 def _csv_files(source: Path, config: DataConfig) -> tuple[Path, ...]:
-    return folders.raw_files("csv", source)
+    return folders.raw_files("csv", source, config.category)
 
 
 def _recbole_files(source: Path, config: DataConfig) -> tuple[Path, ...]:
-    return recbole.files(source)
+    return recbole.files(source, config.category)
 
 
 def _sequences_files(source: Path, config: DataConfig) -> tuple[Path, ...]:

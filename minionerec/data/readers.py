@@ -90,7 +90,7 @@ def read_recbole(folder: Path, config: DataConfig, problems: Problems) -> Frames
     Raises:
         DataError: not exactly one file of each kind, or a malformed row, id or timestamp (`read_csv` lists them).
     """
-    files = raw_files("recbole", folder)
+    files = raw_files("recbole", folder, config.category)
     table = read_table(files[0], str(files[0]), "\t", typed=True, problems=problems)
     wanted = RECBOLE.interactions(table.columns, config.columns)
     problems.notes.append(note(files[0].name, table, wanted))
@@ -145,7 +145,7 @@ def read_csv(folder: Path, config: DataConfig, problems: Problems) -> Frames:
             empty or has control characters, or a timestamp that is neither number nor date; an item is listed twice, has no
             title, or is interacted with but not listed.
     """
-    files = raw_files("csv", folder)
+    files = raw_files("csv", folder, config.category)
     mapping = _STEAM.get(files[0].name.split(".")[0], {}) | config.columns
     interactions = _read_any(
         files[0], lambda present: OWN.interactions(present, mapping), (*INTERACTION_NAMES, *mapping.values()), problems

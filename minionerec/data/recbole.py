@@ -25,24 +25,23 @@ from minionerec.errors import DataError
 _HEADER = "user_id:token\titem_id_list:token_seq\titem_id:token\ttimestamp:float\tposition:float"
 
 
-def is_split(folder: Path) -> bool:
-    """Whether a folder has the three split files and no plain `*.inter`."""
-    return folder.is_dir() and any(folder.glob("*.train.inter")) and not _plain(folder)
+def is_split(folder: Path, category: str | None) -> bool:
+    """Whether a folder has the three split files, of this category, and no plain `*.inter`."""
+    if not folder.is_dir():
+        return False
+    names = [path.name for path in folder.glob("*.inter") if path.name.startswith(category or "")]
+    return any(name.endswith(SPLIT_FILES[0]) for name in names) and all(name.endswith(SPLIT_FILES) for name in names)
 
 
-def _plain(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("*.inter") if not path.name.endswith(SPLIT_FILES)]
-
-
-def files(folder: Path) -> tuple[Path, ...]:
+def files(folder: Path, category: str | None) -> tuple[Path, ...]:
     """The files that are read: `*.inter` and `*.item`, or the three split files and `*.item`.
 
     Raises:
         DataError: no such folder, or not exactly one file of each kind.
     """
-    if not is_split(folder):
-        return raw_files("recbole", folder)
-    return (*(one_file(folder, f".{name}.inter", None) for name in SPLITS), one_file(folder, ".item", None))
+    if not is_split(folder, category):
+        return raw_files("recbole", folder, category)
+    return (*(one_file(folder, f".{name}.inter", category) for name in SPLITS), one_file(folder, ".item", category))
 
 
 def read_splits(folder: Path, config: DataConfig, problems: Problems) -> Dataset:
@@ -51,14 +50,20 @@ def read_splits(folder: Path, config: DataConfig, problems: Problems) -> Dataset
     Raises:
         DataError: a file or column is missing, or a row names an item that is not listed (unless skipped).
     """
-    *paths, item = files(folder)
+    *paths, item = files(folder, config.category)
     catalog = make_catalog(recbole_items(item, config, problems), str(item), config, problems)
-    tables = [read_table(path, str(path), "\t", typed=True, problems=problems) for path in paths]
-    if not any("item_id_list" in table.columns for table in tables):
+    if not _lists_items(paths[0]):
+        tables = [read_table(path, str(path), "\t", typed=True, problems=problems) for path in paths]
         columns = [RECBOLE.interactions(table.columns, config.columns) for table in tables]
         rows = [select(table, path, wanted) for table, path, wanted in zip(tables, paths, columns, strict=True)]
         return by_rows(rows, paths, catalog, item, config, problems)
     return Dataset(catalog, *read_split_files(paths, catalog, config.max_history, problems))
+
+
+def _lists_items(path: Path) -> bool:
+    """Whether the header of a split file names a column of lists."""
+    with path.open("rb") as stream:
+        return b"item_id_list" in stream.readline()
 
 
 def read_split_files(

@@ -128,8 +128,6 @@ def read_sequences(path: Path, problems: Problems | None = None) -> Frames:
     Raises:
         DataError: not a text file; or a user without items or on two lines, unless skipped. The message names the line.
     """
-    if path.is_dir():
-        path = one_file(path, ".txt", None)
     sequences = user_sequences(path, problems)
     return _interactions(sequences), _untitled(_all_items(sequences))
 

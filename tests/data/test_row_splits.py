@@ -192,3 +192,27 @@ def test_advice_that_is_given_is_accepted(tmp_path):
     with pytest.raises(DataError, match=r"user '1': found \[\].*--data\.on_error skip"):
         prepared(tmp_path, "letter")
     assert prepared(tmp_path, "letter", on_error="skip")[1]["skipped_rows"] == 2
+
+
+def test_a_category_chooses_among_several_data_sets(tmp_path):
+    """Wherever the message says so."""
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for name in ("a", "b"):
+        (raw / f"{name}.txt").write_text(f"{name} 1 2 3 4\n")
+        rows = "".join(f"{name}\t1\t{time}\n" for time in range(1, 5))
+        (raw / f"{name}.inter").write_text(f"user_id:token\titem_id:token\ttimestamp:float\n{rows}")
+        (raw / f"{name}.item").write_text("item_id:token\ttitle:token_seq\n1\tOne\n2\tTwo\n")
+        row = {"user_id": name, "book_id": "1", "rating": 4}
+        dates = [row | {"date_added": f"2017-07-0{day}"} for day in range(1, 5)]
+        (raw / f"goodreads_interactions_{name}.json").write_text("".join(json.dumps(entry) + "\n" for entry in dates))
+        (raw / f"goodreads_books_{name}.json").write_text('{"book_id": "1", "title": "One"}\n')
+    for source in ("sequences", "recbole", "csv"):
+        with pytest.raises(DataError, match=r"Choose one with data\.category"):
+            prepared(tmp_path, source)
+        dataset, _ = prepared(tmp_path, source, category="b")
+        assert dataset.interactions["user"].unique().to_list() == ["b"]
+    for split in SPLITS:
+        (raw / f"b.{split}.inter").write_text("user_id:token\titem_id_list:token_seq\titem_id:token\nb\t1 1\t2\n")
+    (raw / "b.inter").unlink()
+    assert examples(prepared(tmp_path, "recbole", category="b")[0])["test"] == [("b", ["1", "1"], "2", 4)]
