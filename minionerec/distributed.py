@@ -79,6 +79,11 @@ def share_cores() -> None:
         os.environ["GOMP_SPINCOUNT"] = str(SPINS)
 
 
+def available_cores() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def other_work(threads: int) -> str | None:
     """A line for the log if other processes leave a run clearly fewer cores than it computes with; None if they do not.
 
@@ -89,7 +94,7 @@ def other_work(threads: int) -> str | None:
     threads = int(chosen) if chosen.isdecimal() else threads
     if not hasattr(os, "getloadavg"):
         return None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     load = os.getloadavg()[0]
     if load + threads <= 1.5 * cores:
         return None

@@ -1,5 +1,6 @@
 """Runs stages in order. A stage whose config and inputs are unchanged is skipped."""
 
+import logging
 import os
 import sys
 import time
@@ -14,8 +15,10 @@ from rich.markup import escape
 
 from minionerec.artifacts import MANIFEST, Manifest
 from minionerec.config import Config, run_file
-from minionerec.distributed import expect_no_gpu, is_main_process, other_work, wait_for_everyone
+from minionerec.distributed import available_cores, expect_no_gpu, is_main_process, other_work, wait_for_everyone
 from minionerec.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 # Stages are imported when they run: `--help` and `--print_config` must not wait for torch.
 Finished = tuple[Manifest, bool]  # the artefact, and whether it was made anew
@@ -168,7 +171,13 @@ def _on_main(stage: Callable[[], Finished]) -> list[Finished]:
 
 
 def set_up(threads: int) -> None:
-    """Cap the threads of the numerical libraries, before the first of them is imported, and switch off their chatter."""
+    """Cap the threads of the numerical libraries, before the first of them is imported, and switch off their chatter.
+
+    More than two threads per core wait for one another: with 128 threads on two cores a training of 30 seconds never ends.
+    """
+    if threads > 2 * (cores := available_cores()):
+        log.warning("threads %d is lowered to %d, the cores of this machine: more would wait for one another.", threads, cores)
+        threads = cores
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):
         os.environ.setdefault(name, str(threads))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -72,7 +72,8 @@ class Config:
     seed: int = bounded(42, 0, 2**32 - 1)  # numpy and scikit-learn take no other
     """Seed of every random choice, from 0 to 2**32 - 1; the same seed on the same machine gives the same result."""
     threads: int = bounded(2, 1, 1024)
-    """CPU threads of the numerical libraries, per process; an OMP_NUM_THREADS in the environment wins (threads)."""
+    """CPU threads of the numerical libraries, per process, at most two per core; an OMP_NUM_THREADS in the environment wins
+    (threads)."""
     replace: bool = False
     """Replace finished stages that were made from other settings or inputs; without it such a command stops and says what
     differs. On the command line `--replace` needs no value."""

@@ -133,3 +133,14 @@ def test_only_regular_files_are_written(error_of, tmp_path):
 )
 def test_options_of_commands_have_bounds_too(error_of, arguments, message):
     assert message in error_of(*arguments)
+
+
+@pytest.mark.parametrize(("threads", "used"), [(1, "1"), (4, "4"), (5, "2"), (1024, "2")])
+def test_more_threads_than_the_cores_can_run_are_lowered(monkeypatch, caplog, threads, used):
+    monkeypatch.setattr(pipeline, "available_cores", lambda: 2)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):
+        monkeypatch.setenv(name, "")  # restored afterwards
+        monkeypatch.delenv(name)
+    pipeline.set_up(threads)
+    assert os.environ["OMP_NUM_THREADS"] == os.environ["POLARS_MAX_THREADS"] == used
+    assert (f"threads {threads} is lowered to 2, the cores of this machine" in caplog.text) == (used != str(threads))
