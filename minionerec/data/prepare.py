@@ -373,7 +373,14 @@ def _assemble(
 
 
 def with_figures(dataset: Dataset) -> Prepared:
-    """A dataset whose files come split, with its figures."""
+    """A dataset whose files come split, with its figures.
+
+    Raises:
+        DataError: the train split is empty.
+    """
+    if not len(dataset.train):
+        rows = ", ".join(f"{len(dataset.split(name)):,} {name}" for name in SPLITS)
+        raise DataError(f"No training example is left in the splits of the files: {rows} examples. See data.missing_text.")
     return Prepared(dataset, _figures(dataset))
 
 

@@ -5,7 +5,6 @@ file's own unit, or Datetime; all null if the file has none), rating Float32 (nu
 then the `CATALOG_DETAILS` that the file has, all String. Rows in messages count from 1, the header included.
 """
 
-import gzip
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from minionerec.data.checks import Frames, checked
 from minionerec.data.columns import INTERACTION_NAMES, ITEM_NAMES, OWN, RECBOLE, note
 from minionerec.data.dataset import CATALOG_DETAILS
 from minionerec.data.folders import raw_files
-from minionerec.data.tables import read_parquet, read_table, select
+from minionerec.data.tables import opened, read_parquet, read_table, select
 from minionerec.data.text_lines import json_lines
 from minionerec.data.texts import listed, readable_column
 from minionerec.errors import DataError
@@ -169,8 +168,7 @@ def _read_any(
     if ".parquet" in path.suffixes:
         table = read_parquet(path)
     elif ".csv" in path.suffixes:
-        source = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path
-        table = read_table(source, str(path), ",", problems=problems)
+        table = read_table(opened(path), str(path), ",", problems=problems)
     else:
         sample = next(
             json_lines(path, tuple(dict.fromkeys(names)), Problems(skip=True, log=False)), pl.DataFrame(schema=["row"])

@@ -3,7 +3,6 @@
 A row of the valid or test file is an example; its history is what its user did before, in any of the files.
 """
 
-import gzip
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from minionerec.data.bad_rows import Problems
 from minionerec.data.checks import checked_rows, refuse_unlisted
 from minionerec.data.dataset import SPLITS, Dataset
 from minionerec.data.splits import examples_at
-from minionerec.data.tables import read_table, select
+from minionerec.data.tables import opened, read_table, select
 from minionerec.data.text_lines import json_lines
 from minionerec.errors import DataError
 
@@ -65,11 +64,6 @@ def read_amazon(paths: tuple[Path, ...], config: DataConfig, problems: Problems)
     catalog = catalog.filter(pl.col("title").str.strip_chars() != "")
     catalog = catalog.select("item_id", "title", "text", "description", "brand", "categories")
     return by_rows(tables, splits, catalog, metadata, config, problems)
-
-
-def opened(path: Path) -> Path | bytes:
-    """A file for `read_table`: its content, if it is compressed."""
-    return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path
 
 
 def by_rows(

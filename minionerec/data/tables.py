@@ -3,10 +3,12 @@
 import codecs
 import contextlib
 import csv
+import gzip
 import io
 import json
 import re
 import sys
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,20 @@ def read_table(
     if typed:
         frame = frame.with_columns(_unquoted(pl.exclude("row")))
     return frame.filter(~pl.all_horizontal(pl.exclude("row") == ""))
+
+
+def opened(path: Path) -> Path | bytes:
+    """A file for `read_table`: if it is gzipped, its content.
+
+    Raises:
+        DataError: the archive is truncated or damaged.
+    """
+    if path.suffix != ".gz":
+        return path
+    try:
+        return gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: a truncated or damaged archive ({error}). Fetch it again.") from None
 
 
 def _without_breaks(path: Path) -> bytes | Path:

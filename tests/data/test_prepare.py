@@ -166,6 +166,9 @@ LAYOUTS = {
     "sequences": ("X.txt",),
     "amazon-2018": ("X.json.gz", "meta_X.json.gz"),
     "amazon-2023": ("X.csv", "meta_X.jsonl"),
+    "amazon-2023 with splits": ("X.train.csv", "X.valid.csv", "X.test.csv", "meta_X.jsonl"),
+    "csv of MovieLens": ("ratings.csv", "movies.csv"),
+    "mimigenrec": ("id2sid.json", "sft/train.json", "sft/valid.json", "sft/test.json"),
 }
 
 

@@ -67,7 +67,12 @@ def test_the_splits_of_amazon_2023(tmp_path, ending):
         prepared(tmp_path, "amazon-2023")
     dataset, figures = prepared(tmp_path, "amazon-2023", missing_text="drop")
     assert figures["dropped_interactions_unlisted"] == 2 and not len(dataset.valid)
-    (raw / f"Toys.test.csv{ending}").unlink()
+    path = raw / f"Toys.test.csv{ending}"
+    if ending:
+        path.write_bytes(path.read_bytes()[:-9])
+        with pytest.raises(DataError, match=r"Toys\.test\.csv\.gz: a truncated or damaged archive"):
+            prepared(tmp_path, "amazon-2023", missing_text="drop")
+    path.unlink()
     with pytest.raises(DataError, match=r"Toys\.test\.csv.*: not found"):
         prepared(tmp_path, "amazon-2023")
 
@@ -176,6 +181,10 @@ def test_mimigenrecs_finished_data(tmp_path):
     assert prepared(tmp_path, "mimigenrec", category="Toys", on_error="skip")[1]["skipped_rows"] == 2
     with pytest.raises(DataError, match=r"no id2sid\.json in this folder\. Choose one of Toys with data\.category"):
         prepared(tmp_path, "mimigenrec")
+    train = path.with_name("train.json")
+    (path.write_text("[]"), train.write_text("[]"))
+    with pytest.raises(DataError, match=r"No training example is left in the splits of the files: 0 train, 0 valid, 1 test"):
+        prepared(tmp_path, "mimigenrec", category="Toys")
     path.unlink()
     with pytest.raises(DataError, match=r"valid\.json: not found\. MIMIGenRec's data are"):
         prepared(tmp_path, "mimigenrec", category="Toys")
