@@ -53,8 +53,8 @@ def browser() -> str:
         SystemExit: none is.
     """
     for name in BROWSERS:
-        if found := shutil.which(name):
-            return found
+        if program := shutil.which(name):
+            return program
     print(f"no browser: none of {', '.join(BROWSERS)} is on this machine; install Chromium to see the pages.", file=sys.stderr)
     raise SystemExit(2)
 
@@ -89,7 +89,7 @@ def main() -> int:
     arguments = options.parse_args()
     program, bad = browser(), 0
     arguments.out.mkdir(parents=True, exist_ok=True)
-    pages = [page for given in arguments.pages for page in (sorted(given.glob("*.html")) if given.is_dir() else [given])]
+    pages = [page for path in arguments.pages for page in (sorted(path.glob("*.html")) if path.is_dir() else [path])]
     for page in pages:
         for screen, width in WIDTHS.items():
             across, down, plots, drawn = measured(program, page, width)

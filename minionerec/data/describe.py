@@ -41,8 +41,9 @@ def facts(dataset: Dataset, sids: Sequence[str] | None = None) -> Facts:
     return sections
 
 
-def _share(mask: pl.Series | np.ndarray) -> float:
-    return float(mask.mean() or 0.0) if len(mask) else 0.0  # type: ignore[arg-type]
+def _share(mask: pl.Series | np.ndarray) -> float | None:
+    """The share of true values; None of no values, as in an empty split."""
+    return float(mask.mean() or 0.0) if len(mask) else None  # type: ignore[arg-type]
 
 
 def _events(dataset: Dataset) -> pl.DataFrame:
@@ -147,7 +148,7 @@ def _splits(dataset: Dataset) -> dict[str, Any]:
     seen = {"train": train_items, "train or valid": train_items | _reach(valid), "valid": set(valid["target"].to_list())}
     users = {name: set(dataset.split(name)["user"].to_list()) for name in SPLITS}
 
-    def absent(frame: pl.DataFrame, column: str, earlier: set[Any]) -> float:
+    def absent(frame: pl.DataFrame, column: str, earlier: set[Any]) -> float | None:
         return _share(np.array([value not in earlier for value in frame[column].to_list()]))
 
     histories = {tuple(history) for history in valid["history"].to_list()}
@@ -214,11 +215,11 @@ def _constant(dataset: Dataset) -> dict[str, Any]:
     return {**hit_rates, "repeat last HR@1": _share(dataset.test["target"] == dataset.test["history"].list.last())}
 
 
-def _hits(values: Sequence[Any], targets: Sequence[Any]) -> dict[str, float]:
-    """Hit rates of the most frequent values, equals in order of first appearance."""
+def _hits(values: Sequence[Any], targets: Sequence[Any]) -> dict[str, float | None]:
+    """Hit rates of the most frequent values, equals in order of first appearance; no cut-off is beyond their number."""
     ranked = {value: rank for rank, (value, _) in enumerate(Counter(values).most_common(max(CUTOFFS)))}
     ranks = np.array([ranked.get(target, max(CUTOFFS)) for target in targets])
-    return {f"HR@{cutoff}": _share(ranks < cutoff) for cutoff in CUTOFFS}
+    return {f"HR@{cutoff}": _share(ranks < cutoff) for cutoff in CUTOFFS if cutoff <= len(ranked)}
 
 
 def _texts(catalog: pl.DataFrame) -> dict[str, Any]:

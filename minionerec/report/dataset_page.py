@@ -4,8 +4,8 @@ from typing import Any
 
 from minionerec.data.describe import Facts
 from minionerec.report import plots
-from minionerec.report.page import environment, figure
-from minionerec.report.table import NO_VALUE, Cell, Row, Table, number
+from minionerec.report.page import environment
+from minionerec.report.table import NO_VALUE, Row, Table, number
 
 _PLOTTED = ("curve", "of length")  # facts that the page plots instead of giving them a row
 
@@ -15,7 +15,7 @@ def facts_table(facts: dict[str, Any]) -> Table:
     plain = {name: value for name, value in facts.items() if name not in _PLOTTED}
     splits = {name: value for name, value in plain.items() if isinstance(value, dict) and name in ("train", "valid", "test")}
     if not splits:
-        return Table(("",), ("",), tuple(Row((name,), (Cell(figure(value)),)) for name, value in plain.items()))
+        return Table(("",), ("",), tuple(Row((name,), (number(value),)) for name, value in plain.items()))
     names = dict.fromkeys(name for values in splits.values() for name in values if name not in _PLOTTED)
     rows = [Row((name,), tuple(number(values.get(name)) for values in splits.values())) for name in names]
     for name, value in plain.items():

@@ -25,7 +25,12 @@ def duration(seconds: float) -> str:
 
 
 def figure(value: Any) -> str:
-    """A value for display: thousands separated, fractions with four digits, the values of a mapping one after the other."""
+    """A value for display: thousands separated, fractions with four digits, the values of a mapping one after the other.
+
+    None, as a share of nothing, is a dash.
+    """
+    if value is None:
+        return "\N{EN DASH}"
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {figure(inner)}" for name, inner in value.items())
     if isinstance(value, bool):

@@ -11,6 +11,7 @@ from minionerec.data import prepare, released
 from minionerec.data.bad_rows import Problems
 from minionerec.data.dataset import SPLIT_SCHEMA, Dataset
 from minionerec.data.describe import facts
+from minionerec.report.dataset_page import render_dataset_page
 from tests.shared import shared
 from tests.small import write_config
 
@@ -91,6 +92,19 @@ def test_leaks_and_cold_items_by_hand():
     assert found["time"]["test"] == {"first target": "1970-01-01", "last target": "1970-01-01"}
     assert found["popularity"]["curve"][-1] == (1.0, 1.0)
     assert found["semantic IDs"]["shared SIDs"] == 1 and found["semantic IDs"]["test targets in a shared SID"] == 1
+
+
+def test_a_share_of_nothing_is_no_number():
+    """Of an empty split, and of cut-offs beyond the items that a constant list has."""
+    catalog = pl.DataFrame({"item_id": list("abc"), "title": list("ABC"), "text": list("ABC")})
+    dataset = Dataset(catalog, train=split(("u", [0], 1, 30, 1)), valid=split(), test=split(("u", [0, 1], 2, 40, 2)))
+    sections = facts(dataset, None)
+    assert sections["repeats"]["valid"] == {"target in history": None, "target is the last item": None}
+    assert sections["splits"]["valid targets never seen in train"] is None
+    assert sections["constant predictor"]["most frequent targets of train"] == {"HR@1": 0.0}
+    assert sections["constant predictor"]["most frequent targets of valid"] == {}
+    page = render_dataset_page(sections, "small")
+    assert ">None<" not in page and ">nan<" not in page and "HR@10" not in page
 
 
 def test_times_and_ratings_where_the_source_has_them():
