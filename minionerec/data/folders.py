@@ -1,10 +1,13 @@
 """Which files of a folder a reader takes."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
+from minionerec.config.checks import for_display
 from minionerec.errors import DataError
 
+_NAMED = 8  # files that a line names
 SPLIT_FILES = (".train.inter", ".valid.inter", ".test.inter")  # of RecBole, with given splits
 
 
@@ -78,3 +81,20 @@ def _matches(folder: Path, patterns: list[str], category: str | None) -> list[Pa
         exact = [path for path in paths if stems[path] == category]
         return exact or [path for path in paths if stems[path].startswith(category) or stems[path].endswith(category)]
     return paths
+
+
+def contents(source: Path, inputs: Collection[str]) -> str:
+    """Which files of a folder are read, and what else lies in it, for display: a user may take it for read.
+
+    Args:
+        source: a folder or a file.
+        inputs: the files that are read, relative to the folder.
+    """
+    if not source.is_dir():
+        return f"reads {for_display(source.name)}"
+    others = sorted(for_display(path.name) for path in source.iterdir() if path.is_file() and path.name not in inputs)
+    note = f"reads {', '.join(map(for_display, inputs))} of {for_display(source.name)}"
+    if others:
+        more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+        note += f"; not read: {', '.join(others[:_NAMED])}{more}"
+    return note

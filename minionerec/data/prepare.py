@@ -34,7 +34,6 @@ from minionerec.data.filters import Part, Selection, encode, select
 from minionerec.data.splits import split
 from minionerec.errors import ArtifactError, DataError
 
-_NAMED = 8  # files that a line names
 SCRATCH = "data.scratch"  # next to the artefact, while a dump is read
 
 
@@ -122,7 +121,7 @@ def prepare_data(config: Config) -> tuple[Manifest, bool]:
 
 
 def _read_and_write(config: Config, source: Path, recipe: Recipe) -> None:
-    problems = Problems(skip=config.data.on_error == "skip", notes=_folder_notes(source, recipe.inputs))
+    problems = Problems(skip=config.data.on_error == "skip", notes=[folders.contents(source, recipe.inputs)])
     if config.data.is_amazon and (paths := row_splits.amazon_files(source, config.data.category)):
         config.data.refuse_filters(f"the splits in {source} are given")
         prepared = with_figures(row_splits.read_amazon(paths, config.data, problems))
@@ -142,18 +141,6 @@ def _read_and_write(config: Config, source: Path, recipe: Recipe) -> None:
         draft.metrics.update(figures, skipped_rows=len(problems.messages), read_as=problems.notes)
     for note in problems.notes:
         print(f"data: {note}", flush=True)
-
-
-def _folder_notes(source: Path, inputs: Mapping[str, str]) -> list[str]:
-    """Which files are read, and what else lies in the folder: a user may take it for read."""
-    if not source.is_dir():
-        return [f"reads {for_display(source.name)}"]
-    others = sorted(for_display(path.name) for path in source.iterdir() if path.is_file() and path.name not in inputs)
-    note = f"reads {', '.join(inputs)} of {for_display(source.name)}"
-    if others:
-        more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
-        note += f"; not read: {', '.join(others[:_NAMED])}{more}"
-    return [note]
 
 
 def _of_the_same_settings(config: Config) -> Manifest | None:
