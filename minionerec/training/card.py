@@ -49,7 +49,7 @@ def write_card(folder: Path, stage: str, config: Config, dataset: Dataset, index
             }
         ),
         "## Training",
-        _table(metrics | _validated(metrics, config, stage, dataset)),
+        _table({**metrics, **_validated(metrics, config, stage, dataset)}),
         "## Recipe",
         f"```yaml\n{yaml.safe_dump({'seed': config.seed, **sections}, sort_keys=False)}```",
         "## Use",
