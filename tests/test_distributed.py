@@ -37,8 +37,8 @@ def test_every_command_does_so_before_anything_else_and_the_import_alone_does_no
         (0.3, 0.0, 2, None),
         (1.0, 100.0, 2, None),
         (2.0, 1.0, 2, None),  # a command that has just ended
-        (2.0, 100.0, 2, "other processes load 2.0 of 2 cores, and this run computes with 2 threads. Expect about 2.0 times"),
-        (2.5, 100.0, 1, "1 thread. Expect about 1.8 times"),
+        (2.0, 100.0, 2, "its load is 2.0 on 2 cores, and this run adds 2 threads. Expect about 2.0 times"),
+        (2.5, 100.0, 1, "this run adds 1 thread. Expect about 1.8 times"),
     ],
 )
 def test_other_work_is_named_if_it_leaves_clearly_too_little(monkeypatch, load, running, threads, words):
