@@ -7,7 +7,7 @@ thread would get: with T threads and B busy processes on C cores, min(1, C / (T 
 Every figure is the median over fresh processes, with and without the spin count in turn. A busy process is an endless loop in
 Python. Run it on a machine without other work.
 
-    python benchmarks/busy.py                                # about 10 minutes
+    python benchmarks/busy.py                                # about 15 minutes
     python benchmarks/busy.py --jobs sft --spins 10000 50000 # other spin counts
 """
 

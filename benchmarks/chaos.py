@@ -253,6 +253,9 @@ def pair(chaos: Chaos, rng: random.Random, folder: Path) -> tuple[str, list[str]
         seed = read_json(run / name / MANIFEST)["seed"] if (run / name / MANIFEST).is_file() else None
         if seed is None or results(run / name) != results(chaos.alone(stage, seed or SEEDS[0]) / name):
             faults.append(f"{name} is not what its manifest says, seed {seed}")
+        recorded = yaml.safe_load((run / "run.yaml").read_text())["seed"] if (run / "run.yaml").is_file() else None
+        if stage in ("sid", "sft", "rl") and recorded != seed:
+            faults.append(f"run.yaml is not what {name} was made with: seed {recorded}")
     return f"{stage} twice, seeds {seeds}, {delay:.2f} s apart{', waiting' * wait}: {codes}", faults
 
 
