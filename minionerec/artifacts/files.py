@@ -64,7 +64,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write UTF-8 JSON through a temporary name, see `replace_text`."""
+    """Write UTF-8 JSON; neither a reader nor a power cut ever finds it half-written."""
     replace_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 

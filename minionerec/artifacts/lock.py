@@ -96,8 +96,7 @@ def hold(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
         return
     missing = [parent for parent in path.parents if not parent.exists()]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        token = _acquire(path, what, wait)
+        token = _acquire_in_folder(path, what, wait)
     except OSError as error:
         if disk_full(error):
             raise no_space(path.parent) from error
@@ -140,6 +139,16 @@ def wait_for_other_launches(path: Path) -> None:
     """Wait while a process that does not belong to this launch holds the lock."""
     while (holder := other_holder(path)) is not None and not holder.is_of_this_launch:
         time.sleep(_POLL)
+
+
+def _acquire_in_folder(path: Path, what: str, wait: bool) -> str:
+    """Make the folder and take the lock in it; a process that was refused may remove its empty folder in between."""
+    for _ in range(10):
+        with suppress(FileNotFoundError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return _acquire(path, what, wait)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return _acquire(path, what, wait)
 
 
 def _acquire(path: Path, what: str, wait: bool) -> str:

@@ -82,7 +82,7 @@ class Recipe:
 
     @property
     def lock(self) -> Path:
-        """The file that a process holds while it makes the artefact, see `lock.py`."""
+        """The file that says which process is making the artefact."""
         return self.folder.with_name(f"{self.folder.name}.lock")
 
     def make(self, build: Callable[[], None], *, collective: bool = False) -> tuple[Manifest, bool]:
@@ -98,7 +98,7 @@ class Recipe:
             the manifest, and whether the artefact was made now.
 
         Raises:
-            ConfigError: see `finished`.
+            ConfigError: making it would replace what was made from another recipe, and `replace` is not set.
             LockedError: another process makes the artefact, and `wait` is not set.
             ArtifactError: the artefact cannot be written, or the run's folder was deleted meanwhile.
         """
@@ -130,13 +130,13 @@ class Recipe:
         """Take the lock, repair what a killed process has left, and look once more whether the artefact is there."""
         stack.enter_context(lock.hold(self.lock, str(self.folder), wait=self.wait))
         discarded, partial = _discarded(self.folder), _partial(self.folder)
-        if not os.path.lexists(self.folder):  # killed between two renames?
-            if self._is_sealed(partial):
-                partial.rename(self.folder)
-            elif (discarded / MANIFEST).is_file():
-                discarded.rename(self.folder)
+        if not os.path.lexists(self.folder) and (discarded / MANIFEST).is_file():  # killed between two renames
+            discarded.rename(self.folder)
         manifest = self.finished()
-        if manifest is None and (self.folder / MANIFEST).is_file():
+        if manifest is None and self._is_sealed(partial):
+            _put_in_place(self.folder, partial)
+            manifest = self.finished()
+        elif manifest is None and (self.folder / MANIFEST).is_file():
             try:
                 Manifest.load(self.folder)
             except ArtifactError as error:
@@ -356,6 +356,10 @@ def _seal(folder: Path, partial: Path, record: dict[str, Any]) -> None:
     digest = content_hash({name: entry["sha256"] for name, entry in files.items()})
     Manifest(digest=digest, files=files, **record).save(partial)
     sync(partial)
+    _put_in_place(folder, partial)
+
+
+def _put_in_place(folder: Path, partial: Path) -> None:
     remove(_discarded(folder))
     if os.path.lexists(folder):
         folder.rename(_discarded(folder))

@@ -10,8 +10,8 @@ from pathlib import Path
 from minionerec.artifacts import MANIFEST, Manifest
 from tests.artifacts.toy_artifact import is_current, names, recipe, write
 
-STEPS = {"make", "_begin", "write", "_open_partial", "remove", "_seal", "_clean", "save", "replace_text", "_rmtree_safe_fd"}
-STEPS |= {"hold", "_acquire", "_create", "_release", "_break"}
+STEPS = {"make", "_begin", "write", "_open_partial", "remove", "_seal", "_put_in_place", "_clean", "save", "replace_text"}
+STEPS |= {"hold", "_acquire", "_create", "_release", "_break", "_rmtree_safe_fd"}
 CONTENTS = {"old": "old", "new": "new content"}
 
 

@@ -53,15 +53,19 @@ class Killed(BaseException):
     """Stands for a process that ends at once."""
 
 
-@pytest.mark.parametrize("step", ["_clean", "rename"])
-def test_killed_while_sealing_nothing_is_made_again(tmp_path, monkeypatch, step):
-    chosen = toy(tmp_path / "toy")
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize("step", ["_clean", "rename", "_put_in_place"])
+def test_killed_while_sealing_nothing_is_made_again(tmp_path, monkeypatch, step, older):
+    chosen = toy(tmp_path / "toy", replace=True)
+    if older:
+        before = toy(tmp_path / "toy", config={"sft": 1})
+        before.make(lambda: write(before))
 
     def killed(*_):
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(recipe if step == "_clean" else type(tmp_path), step, killed)
+        patch.setattr(type(tmp_path) if step == "rename" else recipe, step, killed)
         chosen.make(lambda: write(chosen, resumable=True))
 
     def again():

@@ -178,6 +178,20 @@ def test_a_link_whose_confirmation_was_lost_is_ours(tmp_path, monkeypatch):
         assert lock.is_ours(tmp_path / "sft.lock")
 
 
+def test_a_folder_that_another_process_removes_meanwhile(tmp_path, monkeypatch):
+    create, calls = lock._create, []
+
+    def removed(path, holder):
+        calls.append(path)
+        if len(calls) < 4:
+            path.parent.rmdir()
+        return create(path, holder)
+
+    monkeypatch.setattr(lock, "_create", removed)
+    with lock.hold(tmp_path / "run/sft.lock", "sft"):
+        assert lock.is_ours(tmp_path / "run/sft.lock") and len(calls) == 4
+
+
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ArtifactError, match=r"cannot be written.*--out DIR"), lock.hold(tmp_path / "file/sft.lock", "sft"):
