@@ -145,8 +145,10 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def refused_by_framework(request: Request, error: HTTPException) -> Response:
-        code = {404: "not_found", 405: "method"}.get(error.status_code, "malformed")
-        response = RefusedError(error.status_code, code, str(error.detail)).response
+        code, message = {404: "not_found", 405: "method"}.get(error.status_code, "malformed"), str(error.detail)
+        if error.status_code == 400:
+            message = "The body cannot be read as JSON: it is nested too deep, has a number too long, or is not UTF-8."
+        response = RefusedError(error.status_code, code, message).response
         response.headers.update(error.headers or {})
         return response
 
