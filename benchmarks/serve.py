@@ -36,6 +36,7 @@ SEED = 0
 CLIENTS = (1, 4, 16, 64)
 SHARES = (0.25, 0.5, 0.75)
 OVERLOAD = 3
+REFUSED_SECONDS = 0.1  # a client that is refused waits so long
 MOST_PENDING = 2000  # requests of the open loop that may be on their way; more are counted as not sent
 
 
@@ -85,7 +86,7 @@ def main() -> None:
             return
         asyncio.run(loads(server, histories, options))
     print("\nwithout batching (serve.max_batch 1)")
-    with Server([*command, "--serve.max_batch", "1"]) as server:
+    with Server([*command, "--serve.max_batch", "1", "--serve.timeout_ms", "60000"]) as server:
         asyncio.run(saturate(server, histories, [16], options.seconds))
     print("\nwithout a model: HTTP and the generator alone")
     with Server([sys.executable, __file__, "--no-model", str(options.run)]) as server:
@@ -178,6 +179,8 @@ async def ask(client: httpx.AsyncClient, body: dict, planned: float, load: Load)
         load.statuses[type(error).__name__] += 1
         return
     load.statuses[response.status_code] += 1
+    if response.status_code == 503:
+        await asyncio.sleep(REFUSED_SECONDS)
     if response.status_code == 200:
         load.latencies.append(time.monotonic() - planned)
         load.exact += response.json()["results"][0]["exact"]

@@ -11,11 +11,11 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-_SHARE = 0.2  # of the latest batch in the running mean of the seconds a request takes
+_SHARE = 0.2  # of the latest batch in the running means
 
 
 class QueueFullError(Exception):
-    """No room for further requests.
+    """No room for further requests, or no time: what waits already takes longer than they may.
 
     Attributes:
         seconds: after which there should be room.
@@ -105,7 +105,7 @@ class Waiting:
         left = set(map(id, jobs))
         self.jobs = [job for job in self.jobs if id(job) not in left]
 
-    def take(self, now: float, at_once: bool = False) -> tuple[list[Job], list[Job], float | None]:
+    def take(self, now: float, at_once: bool = False, expected: float = 0.0) -> tuple[list[Job], list[Job], float | None]:
         """What to do now.
 
         The oldest request decides which requests can join it: those of its group. If more wait than fit, those with prompts
@@ -114,12 +114,14 @@ class Waiting:
 
         Args:
             at_once: do not wait for others to join.
+            expected: how long a batch takes (seconds). A request that has less than that left, and less than half of its time,
+                would be computed in vain: under overload the oldest would all end just so, and none in time.
 
         Returns:
-            the batch, in order of arrival, empty if there is nothing to compute yet; the requests whose deadlines have passed;
-            the seconds until the batch begins even if no other joins it, None if it does now or nothing waits.
+            the batch, in order of arrival, empty if there is nothing to compute yet; the requests that cannot end in time; the
+            seconds until the batch begins even if no other joins it, None if it does now or nothing waits.
         """
-        expired = [job for job in self.jobs if job.deadline <= now]
+        expired = [job for job in self.jobs if job.deadline - min(expected, (job.deadline - job.arrived) / 2) <= now]
         self.withdraw(expired)
         if not self.jobs:
             return [], expired, None
@@ -148,6 +150,11 @@ def _bucket(job: Job) -> int:
     return job.length.bit_length()
 
 
+def _mean(before: float, latest: float) -> float:
+    """A running mean; the first value alone makes it."""
+    return (1 - _SHARE) * before + _SHARE * latest if before else latest
+
+
 class Worker:
     """The thread that computes what waits.
 
@@ -173,7 +180,7 @@ class Worker:
         self._compute, self._observe = compute, observe
         self._changed = threading.Condition()
         self._stopping = False
-        self._seconds_each = 0.0
+        self._seconds_each, self._seconds_batch = 0.0, 0.0  # running means
         self._thread = threading.Thread(target=self._run, name="minionerec-worker", daemon=True)
 
     def start(self) -> None:
@@ -196,14 +203,15 @@ class Worker:
         """Let requests wait to be computed, all or none.
 
         Raises:
-            QueueFullError: there is no room for all.
+            QueueFullError: there is no room for all, or they could not end in time.
             StoppedError: the worker has been stopped.
         """
         with self._changed:
             if self._stopping:
                 raise StoppedError
-            if not self.waiting.add(jobs, self.clock()):
-                raise QueueFullError(self.seconds_until_room())
+            now, left = self.clock(), len(self.waiting.jobs) * self._seconds_each
+            if (left and now + left > min(job.deadline for job in jobs)) or not self.waiting.add(jobs, now):
+                raise QueueFullError(max(1, math.ceil(left)))
             self._changed.notify()
 
     def withdraw(self, jobs: Sequence[Job]) -> None:
@@ -211,15 +219,11 @@ class Worker:
         with self._changed:
             self.waiting.withdraw(jobs)
 
-    def seconds_until_room(self) -> int:
-        """After how many whole seconds what now waits should be computed, 1 at least."""
-        return max(1, math.ceil(len(self.waiting.jobs) * self._seconds_each))
-
     def _run(self) -> None:
         while True:
             with self._changed:
                 while True:
-                    batch, expired, seconds = self.waiting.take(self.clock(), at_once=self._stopping)
+                    batch, expired, seconds = self.waiting.take(self.clock(), self._stopping, self._seconds_batch)
                     if batch or expired:
                         break
                     if self._stopping:
@@ -234,8 +238,8 @@ class Worker:
         began = self.clock()
         results = self._results(batch)
         seconds = self.clock() - began
-        each = seconds / len(batch)
-        self._seconds_each = each if not self._seconds_each else (1 - _SHARE) * self._seconds_each + _SHARE * each
+        self._seconds_batch = _mean(self._seconds_batch, seconds)
+        self._seconds_each = _mean(self._seconds_each, seconds / len(batch))
         self._observe(len(batch), seconds)
         for job, result in zip(batch, results, strict=True):
             error = result if isinstance(result, Exception) else None

@@ -190,7 +190,11 @@ class Service:
             self.worker.submit([request.job for request in requests])
         except QueueFullError as full:
             self.metrics.requests.labels("503").inc(len(requests))
-            message = f"The queue is full: {self.settings.queue} requests may wait (serve.queue)."
+            waiting, settings = len(self.worker.waiting.jobs), self.settings
+            message = (
+                f"{waiting} requests wait already; at most {settings.queue} may (serve.queue), and none that could not end "
+                f"within {settings.timeout_ms} ms (serve.timeout_ms)."
+            )
             raise RefusedError(503, "busy", message, retry_after=full.seconds) from None
         except StoppedError as error:
             raise self._failed(error, None) from None

@@ -1,4 +1,5 @@
 import threading
+import time
 
 import pytest
 
@@ -68,6 +69,16 @@ def test_requests_past_their_deadlines_or_withdrawn_are_not_computed():
     assert (names(batch), names(expired)) == (["b"], ["late"])
 
 
+def test_a_request_that_could_not_end_in_time_is_not_computed_in_vain():
+    queue = waiting()
+    queue.add([job("hopeless", deadline=20.0), job("in time", deadline=26.0)], now=0.0)
+    batch, expired, _ = queue.take(17.0, expected=5.0)
+    assert (names(batch), names(expired)) == (["in time"], ["hopeless"])
+    queue.add([job("slow", deadline=40.0)], now=30.0)
+    batch, expired, _ = queue.take(34.0, expected=1000.0)  # more than half of its time is left, and the guess may be wrong
+    assert (names(batch), expired) == (["slow"], [])
+
+
 def test_a_call_finds_room_for_all_its_requests_or_for_none():
     queue = waiting(limit=3)
     assert queue.add([job("a"), job("b")], now=0.0)
@@ -134,6 +145,25 @@ def test_a_full_queue_says_when_to_come_again(clock):
     assert set(clock.outcomes) == {"a", "b", "c"}
     with pytest.raises(StoppedError):
         worker.submit([clock.job("e")])
+
+
+def test_what_could_not_end_in_time_is_refused_at_once(clock):
+    worker = clock.worker()
+    clock.released.set()
+    worker.submit([clock.job("a")])
+    while "a" not in clock.outcomes:  # took two seconds of the clock
+        time.sleep(0.001)
+    clock.entered.clear()
+    clock.released.clear()
+    worker.submit([clock.job("b")])
+    assert clock.entered.wait(5)
+    worker.submit([clock.job("c"), clock.job("d"), clock.job("e")])
+    with pytest.raises(QueueFullError) as full:
+        worker.submit([clock.job("f", deadline=7.0)])  # it is 2 o'clock, and three requests take six seconds
+    assert full.value.seconds == 6
+    worker.submit([clock.job("g", deadline=9.0)])
+    clock.released.set()
+    worker.stop(5)
 
 
 def test_one_request_that_cannot_be_computed_does_not_fail_its_neighbours(clock):
