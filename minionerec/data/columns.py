@@ -78,8 +78,8 @@ class Layout:
         ids = (mapping["id"],) if "id" in mapping else (mapping.get("item", self.item), self.item, *ITEMS)
         required = {"item": ids, "title": (*self.titles, *TITLES)}
         optional = dict(self.details) if own else {**self.details, **public}
-        others = {role: name for role, name in mapping.items() if role != "item"}
-        return _filled(present, others, required, optional, tuple(public))
+        further: dict[ColumnRole, str] = {role: name for role, name in mapping.items() if role != "item"}
+        return _filled(present, further, required, optional, tuple(public))
 
 
 def _filled(
