@@ -18,9 +18,9 @@ from minionerec.tree.exact_scores import score_prefixes
 from minionerec.tree.forward import left_pad
 from minionerec.tree.trie import CatalogTrie
 
-_LENGTHS = (5, 3)  # tokens of the two prompts: a batch of both is padded
-_SIDS = ((0, 2, 5), (0, 3, 6), (1, 4, 7))  # numbers of codes: two SIDs share their first code
-_PREFIXES = ((0,), (1,), (0, 2), (0, 3), (1, 4))  # that some SID continues
+_LENGTHS = (4, 2)  # tokens of the two prompts: a batch of both is padded
+_SIDS = ((0, 2), (0, 3), (1, 4))  # numbers of codes: two SIDs share their first code
+_INNER = 2  # first codes, which are the tokens of the tree
 # Of the yardstick: rounding in a deep model stays well below, and a layer that ignores the mask lies well above.
 _TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-2, torch.float16: 0.1, torch.bfloat16: 0.25}
 # Of the log-probabilities themselves: of weights by which texts do not differ only rounding is left to compare.
@@ -85,29 +85,31 @@ def _root_mean_square(values: torch.Tensor) -> float:
 def _texts(model: PreTrainedModel) -> tuple[list[list[int]], list[int]]:
     """Random prompts and codes, from the middle of the vocabulary: tokens for images and the like stand at its ends."""
     vocabulary = cast(torch.Tensor, model.get_input_embeddings().weight).shape[0]
-    generator = torch.Generator().manual_seed(0)
-    tokens = vocabulary // 4 + torch.randperm(vocabulary - vocabulary // 2, generator=generator)
-    tokens = tokens.repeat(-(-sum(_LENGTHS) // len(tokens)) + 1)  # a small vocabulary serves again
-    prompts = [part.tolist() for part in tokens[: sum(_LENGTHS)].split(_LENGTHS)]
-    return prompts, tokens.unique()[-8:].tolist() if len(tokens.unique()) >= 8 else list(range(8))
+    count = sum(_LENGTHS) + max(map(max, _SIDS)) + 1
+    tokens = vocabulary // 4 + torch.randperm(vocabulary - vocabulary // 2, generator=torch.Generator().manual_seed(0))
+    if len(tokens) < count:
+        tokens = torch.arange(count) % vocabulary
+    return [part.tolist() for part in tokens[: sum(_LENGTHS)].split(_LENGTHS)], tokens[sum(_LENGTHS) : count].tolist()
 
 
 def _plain(model: PreTrainedModel, prompts: list[list[int]], codes: list[int]) -> _Expected:
-    """All texts in one batch without a mask, filled up on the right, which no earlier token sees."""
-    prompts_of_texts = [prompt for prompt in prompts for _ in _SIDS]
-    texts = [[*prompt, *(codes[code] for code in sid)] for prompt in prompts for sid in _SIDS]
-    rows = [[*prompt, *(codes[prefix[-1]] for prefix in _PREFIXES)] for prompt in prompts]
-    width = max(map(len, [*texts, *rows]))
-    filled = [[*text, *[codes[0]] * (width - len(text))] for text in [*texts, *rows]]
-    device = next(model.parameters()).device
-    logprobs = model(input_ids=torch.tensor(filled, device=device)).logits.float().log_softmax(-1)
+    """Texts in one batch without a mask, filled up on the right, which no earlier token sees.
+
+    A prompt with both first codes behind it is the tree's row. Its beginning also is the text of the first one.
+    """
+    texts = [text for prompt in prompts for text in ([*prompt, *codes[:_INNER]], [*prompt, codes[1]])]
+    width = max(map(len, texts))
+    filled = [[*text, *[codes[0]] * (width - len(text))] for text in texts]
+    ids = torch.tensor(filled, device=next(model.parameters()).device)
+    logprobs = model(input_ids=ids).logits.float().log_softmax(-1)
     right, wrong = [], []
-    for number, (prompt, sid) in enumerate(zip(prompts_of_texts, _SIDS * len(prompts), strict=True)):
-        last = len(prompt) - 1
-        for level, code in enumerate(sid):
-            right.append(logprobs[number, last + level, codes[code]])
-            place = last if not level else last + 1 + _PREFIXES.index(sid[:level])
-            wrong.append(logprobs[len(texts) + number // len(_SIDS), place, codes[code]])
+    for number, prompt in enumerate(prompts):
+        row, text, last = logprobs[2 * number], logprobs[2 * number + 1], len(prompt) - 1
+        for first, second in _SIDS:
+            after_code = text[last + 1] if first else row[last + 1]
+            read_as_a_text = row[last + 1 + first]
+            right += [row[last, codes[first]], after_code[codes[second]]]
+            wrong += [row[last, codes[first]], read_as_a_text[codes[second]]]
     steps = torch.stack(right)
     if not bool(steps.isfinite().all()):
         raise ConstraintError(f"The weights of this {type(model).__name__} give NaN or infinity in a plain forward.")
@@ -116,7 +118,7 @@ def _plain(model: PreTrainedModel, prompts: list[list[int]], codes: list[int]) -
 
 def _in_rows(model: PreTrainedModel, prompts: list[list[int]], codes: list[int]) -> torch.Tensor:
     branches = [Branch(prompt, [codes[code] for code in sid]) for prompt in prompts for sid in _SIDS]
-    batch = pack(branches, row_tokens=max(_LENGTHS) + len(_PREFIXES)).to(next(model.parameters()).device)
+    batch = pack(branches, row_tokens=max(_LENGTHS) + _INNER).to(next(model.parameters()).device)
     return tree_logprobs(model, batch).logprobs.view(len(prompts), len(_SIDS), -1)
 
 
