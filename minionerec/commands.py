@@ -349,17 +349,9 @@ def gap(runs: list[Path], out: Path, **options: Any) -> None:
 
 
 def serve(config: Config, run: Path | None, stage: str | None, device: str | None, dtype: str | None) -> None:
-    """Serve a run's model over HTTP until the process is told to stop.
+    """Serve a run's model over HTTP until the process is told to stop."""
+    from minionerec.serve import server
 
-    Raises:
-        ConfigError: the extra `serve` is not installed.
-    """
-    try:
-        from minionerec.serve import server
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("fastapi", "uvicorn", "prometheus_client", "starlette", "pydantic"):
-            raise
-        raise ConfigError(f"minionerec serve needs {error.name}. Install it: pip install 'minionerec[serve]'") from None
     pipeline.set_up(config.threads)
     pipeline.quieten_libraries()
     server.serve(run or config.folder, config.serve, stage, device, dtype)

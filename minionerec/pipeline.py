@@ -17,6 +17,7 @@ from minionerec.artifacts import MANIFEST, Manifest
 from minionerec.config import Config, run_file
 from minionerec.distributed import available_cores, expect_no_gpu, is_main_process, other_work, wait_for_everyone
 from minionerec.errors import ConfigError
+from minionerec.extras import check_packages
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +151,7 @@ def _check_ahead(config: Config, stages: tuple[str, ...]) -> None:
     """
     unfinished = [stage for stage in stages if config.replace or not (config.folder / stage / MANIFEST).is_file()]
     for stage in unfinished:
+        check_packages(stage)
         if stage in EARLY_CHECKS:
             EARLY_CHECKS[stage](config, stages[: stages.index(stage)])
     if "sft" in unfinished and stages[0] != "sft" and config.model.init == "from_pretrained":

@@ -69,7 +69,7 @@ def test_no_entry_file_hides_a_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]  # itself it is not installed, see scripts/python
     extras = project["optional-dependencies"]
     ours: set[str] = set()
-    for line in [*project["dependencies"], *extras["text"], *extras["deepspeed"]]:
+    for line in [*project["dependencies"], *extras["train"], *extras["text"], *extras["deepspeed"]]:
         dependencies(Requirement(line).name, ours)
     assert {"torch", "transformers", "trl"} <= ours
     owners = metadata.packages_distributions()

@@ -82,6 +82,13 @@ def read_json(path: Path) -> Any:
         raise ArtifactError(f"{path}: not valid JSON ({error}). Run the stage that writes it again.") from None
 
 
+def share(path: Path) -> None:
+    """Give a file the permissions of any new file: safetensors writes for the owner alone."""
+    umask = os.umask(0)  # which cannot be read otherwise
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
 def sync(path: Path) -> None:
     """Have the system write a file's bytes, or the names in a folder, to the disk itself."""
     folder, windows = path.is_dir(), sys.platform == "win32"

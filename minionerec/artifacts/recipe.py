@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from minionerec.artifacts import lock
-from minionerec.artifacts.files import content_hash, disk_full, file_hash, no_space, read_json, remove, sync, write_json
+from minionerec.artifacts.files import content_hash, disk_full, file_hash, no_space, read_json, remove, share, sync, write_json
 from minionerec.artifacts.manifest import MANIFEST, Manifest, versions
 from minionerec.config.differences import leaves, recipe_changes
 from minionerec.distributed import decide_on_main, is_main_process, wait_for_everyone
@@ -347,6 +347,8 @@ def _seal(folder: Path, partial: Path, record: dict[str, Any]) -> None:
     scratch = partial / CHECKPOINTS
     paths = [path for path in sorted(partial.rglob("*")) if path != scratch and scratch not in path.parents]
     for path in paths:
+        if path.is_file():
+            share(path)
         sync(path)  # before the hashes: a power cut must not leave an artefact whose files are empty
     files = {
         path.relative_to(partial).as_posix(): {"bytes": path.stat().st_size, "sha256": file_hash(path)}

@@ -20,6 +20,7 @@ from minionerec.config.checks import cut, exists, for_display
 from minionerec.config.fields import did_you_mean
 from minionerec.distributed import share_cores
 from minionerec.errors import ConfigError, MiniOneRecError
+from minionerec.extras import missing_package
 
 __all__ = ["COMMANDS", "help_text", "main", "parse", "preset"]
 
@@ -123,6 +124,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MiniOneRecError as error:
         if not (problem := _output_problem()):
             _print_error(type(error).__name__, str(error))
+    except ModuleNotFoundError as error:
+        if (explained := missing_package(error)) is None:
+            raise
+        problem = None
+        _print_error(type(explained).__name__, str(explained))
     except KeyboardInterrupt:
         Console(stderr=True).print("Interrupted. Run the same command again to resume.")
         return 130
@@ -142,6 +148,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if problem:
         _print_error("ArtifactError", f"standard output: cannot be written ({problem}). Print to another place.")
     return 2
+
+
+def levels() -> int:
+    """Entry point of `minionerec-levels`."""
+    return main(["levels", *sys.argv[1:]])
+
+
+def gap() -> int:
+    """Entry point of `minionerec-gap`."""
+    return main(["gap", *sys.argv[1:]])
 
 
 def _print_error(kind: str, message: str) -> None:

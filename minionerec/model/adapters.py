@@ -29,7 +29,9 @@ def attach(model: PreTrainedModel, config: SftConfig, token_ids: list[int]) -> P
     try:
         import peft  # an optional extra, and slow to import
     except ImportError:
-        raise ConfigError(f"sft.train {config.train} needs PEFT, which is not installed: pip install '.[lora]'.") from None
+        raise ConfigError(
+            f"sft.train {config.train} needs PEFT, which is not installed: pip install 'minionerec[lora]'."
+        ) from None
     head = model.get_output_embeddings()
     if getattr(head, "bias", None) is not None:
         raise ConfigError(

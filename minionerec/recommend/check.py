@@ -13,6 +13,7 @@ This file needs no MiniOneRec: only Python, numpy, safetensors and the engine.
 
 import argparse
 import bisect
+import itertools
 import json
 import math
 import sys
@@ -243,18 +244,17 @@ def _server(bundle: Bundle, options: argparse.Namespace) -> list[list[Beam]]:
         items_of[tokens] = items_of.get(tokens, 0) + 1
     answers = []
     for golden in bundle.golden:
-        count = sum(items_of[tuple(sid)] for sid in golden.sids)
-        request = {
-            "history": golden.history,
-            "k": min(count, 500),
-            "num_beams": max(min(count, 500), len(golden.sids)),
-            "filters": {"exclude_history": False},
-        }
+        beams = len(golden.sids)
+        # The list has as many items as beams; these cover fewer SIDs if some SIDs have several items.
+        covered = list(itertools.accumulate(items_of[tuple(sid)] for sid in golden.sids))
+        golden.sids = golden.sids[: bisect.bisect_left(covered, beams) + 1]
+        golden.scores = golden.scores[: len(golden.sids)]
+        request = {"history": golden.history, "k": beams, "num_beams": beams, "filters": {"exclude_history": False}}
         answer = _post(f"{options.url.rstrip('/')}/v1/recommend", {"requests": [request]})["results"][0]
         if "error" in answer:
             raise CannotCheckError(f"{options.url}: refused a golden history: {answer['error']}")
-        beams = {item["sid"]: item["score"] for item in answer["items"]}
-        answers.append([(tokens_of.get(sid, ()), score) for sid, score in beams.items()])
+        scores = {item["sid"]: item["score"] for item in answer["items"]}
+        answers.append([(tokens_of.get(sid, ()), score) for sid, score in scores.items()])
     return answers
 
 

@@ -13,12 +13,15 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate.utils import extract_model_from_parallel
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, modeling_utils
 
 from minionerec.errors import ConstraintError
 from minionerec.tree.forward import attention_bias
 from minionerec.tree.rows import Row, Rows, common_tokens
 from minionerec.tree.trie import NO_TOKEN, CatalogTrie
+
+# Transformers before 5.21 projects the same positions of every row, so that rows compute logits which only others need.
+_PROJECTS_MASKS = hasattr(modeling_utils, "slice_logits_to_keep")
 
 
 @dataclass(frozen=True)
@@ -278,16 +281,17 @@ def tree_logprobs(
         if batch.trie_depth != catalog.depth or (siblings is not None and siblings is not catalog):
             raise ConstraintError("The batch was packed without this trie: give the trie to pack too.")
 
-    # 1. One forward of all rows. Only the predicting tokens are projected to the vocabulary.
+    # 1. One forward of all rows. Only the predicting tokens are projected to the vocabulary: (predicting tokens, vocabulary).
     unwrapped = cast(PreTrainedModel, extract_model_from_parallel(model))
+    columns = None if _PROJECTS_MASKS else batch.predicting.any(0).nonzero().squeeze(-1)
     logits = model(
         input_ids=batch.input_ids,
         attention_mask=attention_bias(unwrapped, batch.ancestors, batch.longest),
         position_ids=batch.position_ids,
-        logits_to_keep=batch.predicting,
+        logits_to_keep=batch.predicting if columns is None else columns,
         use_cache=False,
-    ).logits  # (predicting tokens, vocabulary)
-    scaled = logits.float() / temperature
+    ).logits
+    scaled = (logits if columns is None else logits[batch.predicting[:, columns]]).float() / temperature
 
     # 2. A label's log-probability is its logit minus the logsumexp that it is normalised by: here over the vocabulary, unless
     #    step 3 replaces all of them.

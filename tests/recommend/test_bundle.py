@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from minionerec import extras
 from minionerec.artifacts import Manifest
 from minionerec.cli import main
 from minionerec.config import EvalConfig, PromptsConfig
@@ -24,6 +25,7 @@ from minionerec.recommend.export import export, push, refusals
 from minionerec.recommend.recommender import Recommender
 from minionerec.sid.index import SidIndex
 from tests.eval.samples import DATASET
+from tests.launch import ROOT
 from tests.recommend.conftest import write_run
 
 
@@ -271,7 +273,7 @@ def test_an_export_is_repeated_for_nothing_and_replaced_only_on_request(run, cop
     assert "**vLLM**" in (copied / "README.md").read_text()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("mine")
-    for target in (tmp_path / "mine", run, run / "sft", run / "run.yaml"):
+    for target in (tmp_path / "mine", run, run / "sft", tmp_path / "a file"):
         target.exists() or target.write_text("a file")
         with pytest.raises(ConfigError, match="expected a new folder or an earlier export"):
             export(run, target, replace=True)
@@ -347,3 +349,15 @@ def test_push_uploads_a_private_repository(exported, tmp_path, monkeypatch):
         push(exported, "a/b/c")
     with pytest.raises(ArtifactError, match=r"--push me/lamps: .*log in"):
         push(exported, "me/lamps")  # the tests are offline
+
+
+def test_recommending_and_exporting_need_no_package_of_an_extra(run, exported, tmp_path):
+    packages = [*extras._EXTRA_OF]
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({packages})); "
+        "from minionerec import Recommender; from minionerec.cli import main; "
+        f"print(len(Recommender.load({str(exported)!r}).recommend([['i3']], k=5)[0].items)); "
+        f"sys.exit(main(['export', '--run', {str(run)!r}, '--to', {str(tmp_path / 'bundle')!r}]))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (answer.returncode, answer.stdout.split()) == (0, ["5", str(tmp_path / "bundle")]), answer.stderr

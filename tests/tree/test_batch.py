@@ -167,6 +167,17 @@ def test_histories_of_the_industrial_catalog(industrial):
         assert_same_gradients(model, computed.mean(), expected.mean())
 
 
+def test_older_transformers_give_the_same(qwen2, monkeypatch):
+    """Those before 5.21 project the same positions of every row."""
+    rows = pack(random_branches(np.random.default_rng(4), 6), row_tokens=60)
+    assert len(rows.input_ids) > 1
+    expected = tree_logprobs(qwen2, rows, entropies=True)
+    monkeypatch.setattr("minionerec.tree.batch._PROJECTS_MASKS", False)
+    older = tree_logprobs(qwen2, rows, entropies=True)
+    torch.testing.assert_close(older.logprobs, expected.logprobs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(older.entropies, expected.entropies, atol=1e-5, rtol=0)
+
+
 def test_shared_tokens_are_computed_once():
     trunk = list(range(1, 21))
     branches = [Branch(trunk[:length], [30, 31]) for length in range(2, 21)]
