@@ -15,9 +15,9 @@ from rich.markup import escape
 
 from minionerec.artifacts import MANIFEST, Manifest
 from minionerec.config import Config, run_file
+from minionerec.config.extras import check_packages
 from minionerec.distributed import available_cores, expect_no_gpu, is_main_process, other_work, wait_for_everyone
 from minionerec.errors import ConfigError
-from minionerec.extras import check_packages
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ import tomllib
 
 import pytest
 
-from minionerec import extras, pipeline
+from minionerec import pipeline
 from minionerec.cli import COMMANDS, gap, levels, main
-from minionerec.config import Config
+from minionerec.config import Config, extras
 from minionerec.errors import ConfigError
 from tests.launch import ROOT
 

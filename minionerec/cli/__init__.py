@@ -17,10 +17,10 @@ from minionerec import __version__, presets
 from minionerec.cli.parser import help_text, parse, preset, read
 from minionerec.cli.table import COMMANDS
 from minionerec.config.checks import cut, exists, for_display
+from minionerec.config.extras import missing_package
 from minionerec.config.fields import did_you_mean
 from minionerec.distributed import share_cores
 from minionerec.errors import ConfigError, MiniOneRecError
-from minionerec.extras import missing_package
 
 __all__ = ["COMMANDS", "help_text", "main", "parse", "preset"]
 

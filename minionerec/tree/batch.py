@@ -284,13 +284,9 @@ def tree_logprobs(
     # 1. One forward of all rows. Only the predicting tokens are projected to the vocabulary: (predicting tokens, vocabulary).
     unwrapped = cast(PreTrainedModel, extract_model_from_parallel(model))
     columns = None if _PROJECTS_MASKS else batch.predicting.any(0).nonzero().squeeze(-1)
-    logits = model(
-        input_ids=batch.input_ids,
-        attention_mask=attention_bias(unwrapped, batch.ancestors, batch.longest),
-        position_ids=batch.position_ids,
-        logits_to_keep=batch.predicting if columns is None else columns,
-        use_cache=False,
-    ).logits
+    bias = attention_bias(unwrapped, batch.ancestors, batch.longest)
+    inputs = {"input_ids": batch.input_ids, "attention_mask": bias, "position_ids": batch.position_ids, "use_cache": False}
+    logits = model(**inputs, logits_to_keep=batch.predicting if columns is None else columns).logits
     scaled = (logits if columns is None else logits[batch.predicting[:, columns]]).float() / temperature
 
     # 2. A label's log-probability is its logit minus the logsumexp that it is normalised by: here over the vocabulary, unless

@@ -14,10 +14,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from minionerec import extras
 from minionerec.artifacts import Manifest
 from minionerec.cli import main
-from minionerec.config import EvalConfig, PromptsConfig
+from minionerec.config import EvalConfig, PromptsConfig, extras
 from minionerec.errors import ArtifactError, ConfigError, DataError
 from minionerec.prompts.builder import Prompts
 from minionerec.recommend import check
