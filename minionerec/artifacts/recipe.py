@@ -254,8 +254,11 @@ class Recipe:
                 wait()
             except BaseException as error:
                 planned = isinstance(error, MiniOneRecError) or not isinstance(error, Exception)
-                deleted = opened and not planned and not _has_key(partial, self.key)
-                if main and not resumable and partial.exists():
+                intact = _has_key(partial, self.key)
+                deleted = opened and not planned and not intact
+                # Without its key it cannot be resumed: somebody deleted it, and a library made the folder again.
+                useless = not resumable or (not intact and lock.other_holder(self.lock) is None)
+                if main and useless and partial.exists():
                     shutil.rmtree(partial, ignore_errors=True)
                 if disk_full(error):
                     raise no_space(self.folder) from error

@@ -1,6 +1,5 @@
 """How an artefact is written: on the disk before it has its name, and only if nothing disturbed it."""
 
-import os
 import shutil
 
 import pytest
@@ -119,20 +118,23 @@ def test_the_older_artefact_stays_if_an_input_changes(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["partial folder", "run"])
-@pytest.mark.parametrize("then", ["writes", "ends", "fails elsewhere"])
-def test_a_folder_that_is_deleted_meanwhile_gives_one_clear_error(tmp_path, what, then):
+@pytest.mark.parametrize("then", ["writes", "ends", "fails elsewhere", "makes it again"])
+@pytest.mark.parametrize("resumable", [False, True])
+def test_a_folder_that_is_deleted_meanwhile_gives_one_clear_error(tmp_path, what, then, resumable):
     chosen = toy(tmp_path / "run/toy")
 
     def delete():
         shutil.rmtree(tmp_path / ("run" if what == "run" else "run/toy.partial"))
         if then == "writes":
             (tmp_path / "run/toy.partial/more").write_text("content")
+        if then == "makes it again":  # as libraries do that save a checkpoint
+            (tmp_path / "run/toy.partial/checkpoints/checkpoint-5").mkdir(parents=True)
         if then == "fails elsewhere":  # a library may wrap the system's error
             raise RuntimeError("unable to mmap")
 
     with pytest.raises(ArtifactError, match=r"run/toy.partial: somebody deleted or replaced this folder while stage toy ran"):
-        chosen.make(lambda: write(chosen, delete))
-    assert not (tmp_path / "run/toy").exists() and not os.path.lexists(tmp_path / "run/toy.lock")
+        chosen.make(lambda: write(chosen, delete, resumable=resumable))
+    assert list(tmp_path.glob("run/*")) == []
 
 
 def test_a_run_that_is_deleted_before_anything_is_written(tmp_path):
