@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -9,6 +10,8 @@ from minionerec.recommend.filters import Item, ItemFilter, ItemSets
 from minionerec.recommend.requests import Request
 from minionerec.sid.index import SidIndex
 from minionerec.tree import CatalogTrie
+
+_MOST_SIDS = 1 << 16  # as text, kept for the next lists: a few MB
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ class ListMaker:
     """Makes lists of items from what a search found, or from popularity."""
 
     def __init__(self, catalog: ItemSets, trie: CatalogTrie, index: SidIndex) -> None:
-        self._catalog, self._trie, self._index = catalog, trie, index
+        self._catalog, self._trie = catalog, trie
+        self._sid_of = lru_cache(_MOST_SIDS)(index.text)  # writing one takes longer than all else of an item
 
     def ranked(self, leaves: Sequence[int], scores: Sequence[float], item_filter: ItemFilter) -> list[RecommendedItem]:
         """The items of some SIDs that pass a filter, in the order of the SIDs.
@@ -96,4 +100,4 @@ class ListMaker:
 
     def _item(self, index: int, score: float, tied: bool, place: int) -> RecommendedItem:
         item_id, title = self._catalog.ids[index], self._catalog.titles[index]
-        return RecommendedItem(item_id, title or "", score, self._index.text(index), tied, place, index)
+        return RecommendedItem(item_id, title or "", score, self._sid_of(index), tied, place, index)

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from minionerec.config import EvalConfig
 from minionerec.data.dataset import SPLITS
 from minionerec.data.interactions import interaction_counts
-from minionerec.distributed import distributed_state
+from minionerec.distributed import distributed_state, expect_no_gpu
 from minionerec.errors import ConfigError, DataError
 from minionerec.prompts.builder import Prompts
 from minionerec.recommend.explain import Explanation, explain
@@ -125,6 +125,7 @@ class Recommender:
         """
         if dtype is not None and not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise ConfigError(f"dtype {dtype}: no such number format; expected float32, bfloat16 or float16.")
+        expect_no_gpu()
         parts = load_parts(Path(folder), stage, dtype or "float32")
         target: Any = distributed_state().device if device is None else device  # the stub of `to` takes no device
         trie = None if parts.trie is None else parts.trie.to(target)
