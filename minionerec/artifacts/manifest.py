@@ -2,7 +2,7 @@
 
 import dataclasses
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -61,8 +61,11 @@ class Manifest:
         write_json(folder / MANIFEST, values | {_CHECKSUM: content_hash(values)})
 
     @classmethod
-    def load(cls, folder: Path) -> "Manifest":
+    def load(cls, folder: Path, editable: Collection[str] = ()) -> "Manifest":
         """Read a folder's manifest and check that it is unchanged, and that each file it names has its size and SHA-256.
+
+        Args:
+            editable: files that may have been changed or removed.
 
         Raises:
             ArtifactError: no manifest, not a manifest, or the manifest or a file was changed, cut off or removed.
@@ -81,7 +84,8 @@ class Manifest:
         manifest = cls(**values)
         try:
             for name, entry in manifest.files.items():
-                _check_file(folder / name, entry["bytes"], entry["sha256"])
+                if name not in editable:
+                    _check_file(folder / name, entry["bytes"], entry["sha256"])
         except (AttributeError, KeyError, TypeError):
             raise ArtifactError(
                 f"{path}: the list of files is damaged. Run the stage again: it makes the artefact anew."

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from minionerec.artifacts import MANIFEST, read_json, write_json
+from minionerec.artifacts import Manifest, read_json, write_json
 from minionerec.config import EvalConfig, PromptsConfig
 from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, Dataset
 from minionerec.data.parquet import read_parquet
@@ -65,7 +65,7 @@ def read(folder: Path) -> Bundle:
     form = serving.get("format") if isinstance(serving, dict) else None
     if form != FORMAT:
         raise ArtifactError(f"{folder / SERVING}: format {form!r}, this version reads {FORMAT}. Export the run again.")
-    check_files(folder)
+    load_manifest(folder)
     # A field that another version did not record keeps its default here, and the check names it.
     prompts = PromptsConfig(**_known(PromptsConfig, serving["prompts"]))
     check_prompts(serving, prompts, str(folder))
@@ -90,21 +90,18 @@ def _known(section: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     return {field.name: values[field.name] for field in fields(section) if field.name in values}
 
 
-def check_files(folder: Path) -> None:
-    """Compare the sizes of all files but the card, which may be edited, with the manifest.
+def load_manifest(folder: Path) -> Manifest:
+    """The manifest, after a check of all files but the card, which may be edited.
 
     Raises:
-        ArtifactError: a file is missing or has another size.
+        ArtifactError: the manifest or a file is missing or not as it was exported.
     """
-    for name, entry in read_json(folder / MANIFEST)["files"].items():
-        path = folder / name
-        size = path.stat().st_size if path.is_file() else None
-        if name != CARD and size != entry["bytes"]:
-            actual = "missing" if size is None else f"{size} bytes"
-            raise ArtifactError(
-                f"{path}: {actual}, the manifest says {entry['bytes']} bytes. Copy or download the folder again, or export it "
-                "again."
-            )
+    try:
+        return Manifest.load(folder, editable=(CARD,))
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"{error} The stage is the export. Copy or download the folder again, or export it again."
+        ) from None
 
 
 def write_catalog(path: Path, catalog: pl.DataFrame, popularity: np.ndarray) -> None:

@@ -118,7 +118,7 @@ def _must_be_written(recipe: Recipe) -> bool:
     now = {"config": recipe.config, "seed": recipe.seed, "inputs": recipe.inputs}
     changes = recipe_changes(before, now, set())
     try:
-        bundle.check_files(recipe.folder)
+        bundle.load_manifest(recipe.folder)
     except ArtifactError as error:
         changes.append(str(error))
     if changes and not recipe.replace:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, read_json, require
+from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, require
 from minionerec.config import EvalConfig, PromptsConfig, run_file
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError, ConfigError
@@ -65,7 +65,7 @@ def _of_bundle(folder: Path, stage: str | None, dtype: str) -> Parts:
     trie = CatalogTrie.load(folder / bundle.TRIE)
     if not torch.equal(trie.sid(trie.leaf_of_item.long()), prompts.sid_tokens):
         raise ArtifactError(f"{folder / bundle.TRIE}: has other SIDs than {bundle.SIDS} next to it. Export the run again.")
-    digests = {"bundle": read_json(folder / MANIFEST)["digest"]}  # `Manifest.load` refuses an edited card
+    digests = {"bundle": bundle.load_manifest(folder).digest}
     return Parts(model, prompts, trie, exported.lists, exported.max_history, exported.popularity, digests)
 
 

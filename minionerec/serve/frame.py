@@ -57,7 +57,10 @@ class Frame:
         Raises:
             RefusedError: the service is for this machine only, and was asked by another name.
         """
-        name = urlsplit(f"//{host}").hostname or ""
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:  # brackets around what is no IPv6 address
+            name = ""
         if not self.settings.open and name not in (*LOOPBACK, self.settings.host):
             raise RefusedError(
                 421,

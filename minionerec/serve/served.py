@@ -100,7 +100,7 @@ class ServedModel:
             recommender.name_items(name, _read_ids(name, Path(file)))
         if bundle.is_bundle(folder):
             stage = read_json(folder / bundle.SERVING)["stage"]
-            digest = Manifest.load(folder).digest
+            digest = bundle.load_manifest(folder).digest
             golden = _golden_of_bundle(folder, recommender)
         else:
             stage = trained_stage(folder, stage)

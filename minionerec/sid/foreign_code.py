@@ -7,7 +7,8 @@ from typing import Any
 from minionerec.config.documents import parse_json
 from minionerec.errors import ConfigError
 
-_LARGEST = 10_000_000  # bytes; vocabularies are larger, and name no classes
+_LARGEST = 10_000_000  # bytes of a configuration
+_VOCABULARIES = ("tokenizer.json", "vocab.json")  # may be larger, and name no classes
 # Keys whose value, or values, sentence-transformers imports by their dotted names, with what such names may begin with.
 _IMPORTED = {
     "type": ("sentence_transformers.",),  # modules.json
@@ -21,11 +22,18 @@ def refuse_foreign_code(folder: Path) -> None:
     """Refuse a model whose files name code to be imported from anywhere but sentence-transformers and torch.
 
     Raises:
-        ConfigError: a file names such code, or is not readable as JSON.
+        ConfigError: a file names such code, is not readable as JSON, or is too large for a configuration.
     """
     for file in sorted(folder.rglob("*.json")):
-        if not file.is_file() or file.stat().st_size > _LARGEST:
+        if not file.is_file():
             continue
+        if file.stat().st_size > _LARGEST:
+            if file.name in _VOCABULARIES:
+                continue
+            raise ConfigError(
+                f"sid.encoder: {file} has {file.stat().st_size:,} bytes, expected at most {_LARGEST:,} of a configuration. Fetch "
+                "the model again."
+            )
         try:
             values = parse_json(file.read_text(encoding="utf-8-sig"))
         except ValueError as error:  # not UTF-8, not JSON, or beyond the limits

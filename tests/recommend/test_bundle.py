@@ -14,14 +14,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-from minionerec.artifacts import Manifest
+from minionerec.artifacts import Manifest, file_hash
 from minionerec.cli import main
-from minionerec.config import EvalConfig, PromptsConfig, extras
+from minionerec.config import EvalConfig, PromptsConfig, ServeConfig, extras
 from minionerec.errors import ArtifactError, ConfigError, DataError
 from minionerec.prompts.builder import Prompts
 from minionerec.recommend import check
 from minionerec.recommend.export import export, push, refusals
 from minionerec.recommend.recommender import Recommender
+from minionerec.serve.served import ServedModel
 from minionerec.sid.index import SidIndex
 from tests.eval.samples import DATASET
 from tests.launch import ROOT
@@ -283,9 +284,26 @@ def test_an_export_is_repeated_for_nothing_and_replaced_only_on_request(run, cop
         export(tmp_path / "mine", tmp_path / "again")
 
 
+def record(folder, name):
+    """Have the manifest say that a file is as it now is, as if it had been exported so."""
+    manifest = Manifest.load(folder, editable=(name, "README.md"))
+    manifest.files[name] = {"bytes": (folder / name).stat().st_size, "sha256": file_hash(folder / name)}
+    manifest.save(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "trie.safetensors", "catalog.parquet", "golden.jsonl", "serving.json"])
+def test_a_flipped_bit_is_found(copied, name):
+    content = bytearray((copied / name).read_bytes())
+    content[-20] ^= 1
+    (copied / name).write_bytes(content)
+    with pytest.raises(ArtifactError, match=rf"{name}: (its content is not what the manifest says|not valid JSON)"):
+        Recommender.load(copied)
+
+
 def test_a_damaged_export_is_refused(copied):
     (copied / "README.md").write_text("a card of my own")
     assert Recommender.load(copied, "sft").config.num_beams == 8
+    assert ServedModel.load(copied, ServeConfig()).digest == Manifest.load(copied, editable=("README.md",)).digest
     with pytest.raises(ConfigError, match=r"stage rl: .* was exported from the stage sft"):
         Recommender.load(copied, "rl")
     serving = json.loads((copied / "serving.json").read_text())
@@ -293,18 +311,20 @@ def test_a_damaged_export_is_refused(copied):
     def refuse(error, match, **changes):
         text = json.dumps({**serving, **changes}, indent=2)
         (copied / "serving.json").write_text(text)
-        manifest = json.loads((copied / "manifest.json").read_text())
-        manifest["files"]["serving.json"]["bytes"] = len(text.encode())
-        (copied / "manifest.json").write_text(json.dumps(manifest))
+        record(copied, "serving.json")
         with pytest.raises(error, match=match):
             Recommender.load(copied)
 
     refuse(ArtifactError, "format 'other', this version reads minionerec-bundle-1", format="other")
     refuse(ConfigError, "was trained with other prompts", prompts={**serving["prompts"], "words": {"history_sid_to_sid": "0"}})
-    (copied / "trie.safetensors").write_bytes(b"short")
-    refuse(ArtifactError, r"trie\.safetensors: 5 bytes, the manifest says")
-    (copied / "golden.jsonl").unlink()
-    refuse(ArtifactError, r"golden\.jsonl: missing")
+    (copied / "serving.json").write_text(json.dumps(serving))
+    record(copied, "serving.json")
+    for name, content, match in (("trie.safetensors", b"short", "5 bytes"), ("golden.jsonl", None, "missing")):
+        path = copied / name
+        path.unlink()
+        content is None or path.write_bytes(content)
+        with pytest.raises(ArtifactError, match=rf"{name}: {match}, the manifest says .* or export it again"):
+            Recommender.load(copied)
 
 
 def test_files_of_two_exports_do_not_mix(copied):
@@ -314,9 +334,7 @@ def test_files_of_two_exports_do_not_mix(copied):
 
     def refuse(items, match):
         (copied / "sids.json").write_text(json.dumps({**sids, "items": items}))
-        manifest = json.loads((copied / "manifest.json").read_text())
-        manifest["files"]["sids.json"]["bytes"] = (copied / "sids.json").stat().st_size
-        (copied / "manifest.json").write_text(json.dumps(manifest))
+        record(copied, "sids.json")
         with pytest.raises(ArtifactError, match=match):
             Recommender.load(copied)
 

@@ -47,7 +47,9 @@ def test_an_exported_folder_is_served_with_its_golden_lists_and_named_sets(recom
     (tmp_path / "serving.json").write_text('{"stage": "sft"}')
     (tmp_path / "stock.txt").write_text("i1\n\ni2\n")
     monkeypatch.setattr("minionerec.recommend.recommender.Recommender.load", lambda *arguments: recommender)
-    monkeypatch.setattr("minionerec.serve.served.Manifest.load", lambda folder: type("Manifest", (), {"digest": "abc"}))
+    monkeypatch.setattr(
+        "minionerec.serve.served.Manifest.load", lambda *arguments, **options: type("Manifest", (), {"digest": "abc"})
+    )
     settings = ServeConfig(named=[f"in_stock={tmp_path / 'stock.txt'}"], max_batch=64)
     monkeypatch.setattr(recommender, "config", recommender.config)  # put back after the test
     model = ServedModel.load(tmp_path, settings)

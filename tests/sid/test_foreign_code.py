@@ -62,3 +62,12 @@ def test_what_is_no_json_is_refused(folder):
     (path / "config.json").write_text("[" * 100_000)
     with pytest.raises(ConfigError, match=r"config\.json is not readable as JSON \(nested too deep"):
         refuse_foreign_code(path)
+
+
+def test_blanks_do_not_hide_code(folder):
+    path = folder(**{"modules.json": [{"type": "mine.Evil", "path": ""}]})
+    for name in ("tokenizer.json", "modules.json"):
+        with (path / name).open("a") as file:
+            file.write(" " * 10_000_000)
+    with pytest.raises(ConfigError, match=r"modules\.json has 10,000,\d+ bytes, expected at most 10,000,000"):
+        refuse_foreign_code(path)
