@@ -28,8 +28,8 @@ ALL_STAGES = ("data", "sid", "sft", "rl", "eval", "report")
 
 
 def _console(width: int = 140) -> Console:
-    """The screen; a file or a pipe gets lines of a fixed width."""
-    return Console(width=None if sys.stdout.isatty() else width, highlight=False, soft_wrap=True)
+    """The screen; a file or a pipe gets lines of a fixed width. `:cat:` in a title stays as it is, here and everywhere."""
+    return Console(emoji=False, width=None if sys.stdout.isatty() else width, highlight=False, soft_wrap=True)
 
 
 # Stages
@@ -76,7 +76,7 @@ def run_training(stage: str) -> Callable[..., None]:
 
 def _print_results(config: Config) -> None:
     if is_main_process():
-        Console(width=None if sys.stdout.isatty() else 120).print(result_table(config))
+        Console(emoji=False, width=None if sys.stdout.isatty() else 120).print(result_table(config))
 
 
 def _print_page(config: Config) -> None:
@@ -134,7 +134,8 @@ def recommend(**options: Any) -> None:
     from minionerec.recommend import command
 
     command.check(options)
-    command.run(Console(quiet=not is_main_process(), width=None if sys.stdout.isatty() else 140, highlight=False), options)
+    width = None if sys.stdout.isatty() else 140
+    command.run(Console(emoji=False, quiet=not is_main_process(), width=width, highlight=False), options)
 
 
 # Data
@@ -153,7 +154,7 @@ def describe_data(config: Config, html: Path | None, json: Path | None) -> None:
     dataset = _dataset(config)
     sids = _sids(config, dataset)
     sections = facts(dataset, None if sids is None else ["".join(tokens) for tokens in sids])
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    console = Console(emoji=False, width=None if sys.stdout.isatty() else 120, highlight=False)
     for section, values in sections.items():
         section_table = dataset_page.facts_table(values)
         columns = section_table.columns
@@ -339,7 +340,7 @@ def gap(runs: list[Path], out: Path, **options: Any) -> None:
     """Compare runs with the published tables: print the tables, write the pages."""
     from minionerec.report.paper_gap import gap_tables, write_gap_report
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console(emoji=False, width=None if sys.stdout.isatty() else 120)
     for table in gap_tables(write_gap_report(runs, out, **options)):
         console.print(table)
     console.print(f"written to {out / 'paper_gap.html'}", highlight=False, soft_wrap=True)

@@ -260,9 +260,9 @@ def run(config: Config, stages: tuple[str, ...]) -> None:
     began = time.monotonic()
     if (line := other_work(config.threads)) is not None and is_main_process():
         print(line, flush=True)
-    console = Console(quiet=not is_main_process(), highlight=False, soft_wrap=True)
+    console = Console(emoji=False, quiet=not is_main_process(), highlight=False, soft_wrap=True)
     if (line := run_file.other_settings(config, stages)) is not None:
-        Console(stderr=True, quiet=console.quiet, highlight=False, soft_wrap=True).print(line, markup=False)
+        Console(emoji=False, stderr=True, quiet=console.quiet, highlight=False, soft_wrap=True).print(line, markup=False)
     for number, stage in enumerate(stages):
         _check_ahead(config, stages[number:])
         started = time.monotonic()

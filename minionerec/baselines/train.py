@@ -243,7 +243,7 @@ def fit(model: SequentialModel, data: RankingData, config: Config, checkpoints: 
     model.to(accelerator.device)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     score = scorer(model, baseline.max_history, protocol, accelerator.device)
-    console = Console(quiet=not accelerator.is_main_process, highlight=False, soft_wrap=True)
+    console = Console(emoji=False, quiet=not accelerator.is_main_process, highlight=False, soft_wrap=True)
     while course.epoch < baseline.epochs and course.waiting < baseline.patience:
         began = time.monotonic()
         loss = train_epoch(wrapped, model, data, accelerator, optimizer, config, course.epoch)

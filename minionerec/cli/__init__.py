@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         problem = None
         _print_error(type(explained).__name__, str(explained))
     except KeyboardInterrupt:
-        Console(stderr=True).print("Interrupted. Run the same command again to resume.")
+        Console(emoji=False, stderr=True).print("Interrupted. Run the same command again to resume.")
         return 130
     except BrokenPipeError:
         if not _output_is_closed():
@@ -161,7 +161,7 @@ def gap() -> int:
 
 
 def _print_error(kind: str, message: str) -> None:
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    errors = Console(emoji=False, stderr=True, highlight=False, soft_wrap=True)
     errors.print(f"[bold red]{kind}[/]: ", end="")
     errors.print(for_display(message), markup=False)
 

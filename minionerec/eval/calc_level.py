@@ -164,7 +164,7 @@ def run(
         draw_levels(report, out / "levels.png")
     except OSError as error:
         raise DataError(f"{out / 'levels.json'}: cannot be written ({error}). Choose another folder with --out DIR.") from None
-    console = Console()
+    console = Console(emoji=False)
     _print(report, console)
     note = f", {report['invalid']:.2%} of the listed texts are {_no_sid(index)}" if report["invalid"] else ""
     console.print(

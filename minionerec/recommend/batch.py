@@ -26,6 +26,7 @@ from minionerec.artifacts import (
     Draft,
     Manifest,
     Recipe,
+    content_hash,
     file_hash,
     folder_digest,
     over_shards,
@@ -90,6 +91,9 @@ def recommend_users(
 
 def _recipe(recommender: Recommender, job: Job, search: Search, out: Path, replace: bool) -> Recipe:
     made_with = {name: getattr(recommender.config, name) for name in ("normalise_over", "exclude_history", "shard_size")}
+    made_with["dtype"] = str(recommender.model.dtype).removeprefix("torch.")
+    sets = recommender.items.named
+    made_with["named"] = {name: content_hash(sets[name].nonzero()[0].tolist()) for name in job.filters.named if name in sets}
     filters = {
         name: sorted(value) if isinstance(value, (set, frozenset)) else value for name, value in asdict(job.filters).items()
     }

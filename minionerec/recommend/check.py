@@ -210,6 +210,8 @@ def _sglang(bundle: Bundle, options: argparse.Namespace) -> list[list[Beam]]:
 
 def _flashrec(bundle: Bundle, options: argparse.Namespace) -> list[list[Beam]]:
     """Ask FlashRec, which searches only the catalog, as we do; directly, because its service adds a chat template."""
+    if "flashrec" not in bundle.serving:
+        raise CannotCheckError("the folder was exported for another engine. Export it again with --for flashrec.")
     from flashrec import BeamRecConfig, BeamRecEngine
 
     layout = bundle.serving["flashrec"]

@@ -10,6 +10,8 @@ import polars as pl
 
 from minionerec.errors import CatalogError, ConfigError, DataError
 
+_MOST_CATEGORIES = 64  # whose masks are kept; one takes a byte per item
+
 Item = str | int  # an id of the catalog, or an index: a row of the catalog
 
 
@@ -172,6 +174,8 @@ class ItemSets:
             examples = self.catalog["categories"].drop_nulls().filter(self.catalog["categories"].drop_nulls() != "").head(3)
             raise DataError(f"filter category {category!r}: no item has it. Items have, for example: {examples.to_list()}.")
         self._categories[category] = mask
+        if len(self._categories) > _MOST_CATEGORIES:
+            del self._categories[next(iter(self._categories))]
         return mask
 
     def resolve(self, filters: Filters, excluded: Sequence[int], unknown: list[Item] | None) -> ItemFilter:

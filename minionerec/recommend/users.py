@@ -61,6 +61,8 @@ class UserFiles:
             self.files = [path]
         if not self.files or not path.exists() or self.files[0].suffix not in (".parquet", ".csv"):
             raise DataError(f"{path}: expected a .parquet or .csv file, or a folder of them; found none.")
+        if len({file.suffix for file in self.files}) > 1:
+            raise DataError(f"{path}: holds .parquet and .csv files; expected files of one kind.")
         schemas = [_schema(file) for file in self.files]
         for file, schema in zip(self.files, schemas, strict=True):
             if not schema.equals(schemas[0]):

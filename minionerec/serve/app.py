@@ -81,7 +81,7 @@ def _add_questions(app: FastAPI, service: Service) -> None:
             return Response(status_code=GONE)
 
     @app.get("/v1/items", summary="Items by words of their titles")
-    async def items(
+    def items(  # in a thread of its own: a search of a large catalog would hold up all other calls
         query: Annotated[str, Query(max_length=LONGEST_QUERY)] = "",
         limit: Annotated[int, Query(ge=1, le=MOST_FOUND)] = 20,
     ) -> JSONResponse:

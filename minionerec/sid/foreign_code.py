@@ -31,8 +31,8 @@ def refuse_foreign_code(folder: Path) -> None:
             if file.name in _VOCABULARIES:
                 continue
             raise ConfigError(
-                f"sid.encoder: {file} has {file.stat().st_size:,} bytes, expected at most {_LARGEST:,} of a configuration. Fetch "
-                "the model again."
+                f"sid.encoder: {file} has {file.stat().st_size:,} bytes, expected at most {_LARGEST:,} of a configuration. "
+                "Fetch the model again."
             )
         try:
             values = parse_json(file.read_text(encoding="utf-8-sig"))

@@ -382,7 +382,7 @@ class Plan:
     def show(self, gpu_memory: float | None = None) -> None:
         """Print the table, on the main process."""
         if is_main_process():
-            Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(self.table(gpu_memory))
+            Console(emoji=False, width=None if sys.stdout.isatty() else 120, highlight=False).print(self.table(gpu_memory))
 
     def verdict(self, gpu_memory: float) -> str:
         """Whether the training fits into a device of `gpu_memory` GB, a tenth of which is for what the estimate leaves out."""

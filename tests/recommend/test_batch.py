@@ -161,6 +161,18 @@ def test_other_lists_are_not_replaced_unasked(recommender, written):
         recommend_users(recommender, job, written / "lists")
 
 
+def test_lists_of_other_numbers_or_of_a_changed_set_are_others(recommender, written, monkeypatch):
+    job = Job(written / "users.parquet", Filters(named=["in_stock"]))
+    sets = [{}, {"in_stock": np.arange(20) < 9}, {"in_stock": np.arange(20) < 8}]
+    keys = set()
+    for named in sets:
+        monkeypatch.setattr(recommender.items, "named", named)
+        keys.add(batch._recipe(recommender, job, recommender.widths(), written, False).key)
+    half = SimpleNamespace(config=recommender.config, items=recommender.items, digests={}, model=SimpleNamespace(dtype="half"))
+    keys.add(batch._recipe(half, job, recommender.widths(), written, False).key)
+    assert len(keys) == 4
+
+
 @pytest.mark.parametrize(
     ("frame", "error", "message"),
     [
@@ -206,6 +218,9 @@ def test_files_that_are_none(tmp_path):
     (tmp_path / "users.parquet").write_bytes(b"no parquet")
     with pytest.raises(DataError, match=r"users\.parquet: cannot be read"):
         UserFiles(tmp_path / "users.parquet")
+    (tmp_path / "users.csv").write_text("user,history\n")
+    with pytest.raises(DataError, match=r"holds \.parquet and \.csv files"):
+        UserFiles(tmp_path)
 
 
 def test_skipping_ahead_holds_no_rows(tmp_path):

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -258,6 +259,8 @@ def test_flashrec_needs_qwen3_and_a_prompt_that_ends_in_a_token_of_its_own(make,
     )
     served = Recommender(recommender.model, prompts)
     assert refusals(served) == {}
+    with pytest.raises(check.CannotCheckError, match="Export it again with --for flashrec"):
+        check._flashrec(SimpleNamespace(serving={}), None)
 
 
 def test_an_export_is_repeated_for_nothing_and_replaced_only_on_request(run, copied, tmp_path, capsys):

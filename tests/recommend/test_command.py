@@ -35,6 +35,12 @@ def test_a_list_is_a_table_with_what_one_must_know(asked, tmp_path):
     assert "The 3 oldest items of the history were left out" in printed and "Not proven to be the top 1 (1 beam)" in printed
 
 
+def test_words_between_colons_are_no_emojis(asked, recommender, monkeypatch):
+    monkeypatch.setattr(recommender.items, "titles", [":cat: toy"] * 20)
+    assert json.loads(asked("--history", "i0", "--k", 1, "--json"))["items"][0]["title"] == ":cat: toy"
+    assert ":cat: toy" in asked("--history", "i0", "--k", 1)
+
+
 def test_the_search_is_printed_as_a_tree(asked):
     printed = asked("--history", "i0,i5", "--k", 2, "--num-beams", 5, "--explain")
     assert "Each code with its probability among all tokens" in printed and "pruned, best at most" in printed
