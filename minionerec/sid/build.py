@@ -65,8 +65,8 @@ def sid_recipe(config: Config, sections: Mapping[str, Any], seed: int, inputs: C
         seed: of all random choices, `UNSEEDED` if there are none.
         inputs: gives the digests of the inputs, now and once more when the artefact is complete.
     """
-    switches = {"replace": config.replace, "wait": config.wait}
-    return Recipe("sid", config.folder / "sid", sections, inputs(), seed, **switches, reread=inputs)
+    folder, replace, wait = config.folder / "sid", config.replace, config.wait
+    return Recipe("sid", folder, sections, inputs(), seed, replace=replace, wait=wait, reread=inputs)
 
 
 def _build(config: Config, recipe: Recipe) -> None:
