@@ -63,7 +63,7 @@ def attention_of(config: PretrainedConfig) -> str | dict[str, str]:
 
     In a composite model it is that of the text model; the towers for images and sounds keep their own.
     """
-    architecture = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    architecture: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     name = "sdpa" if architecture is None or architecture._supports_sdpa else "eager"
     return {"text_config": name} if "text_config" in config.sub_configs else name
 
@@ -89,9 +89,10 @@ def _with_weights(path: str | Path, options: Mapping[str, Any]) -> PreTrainedMod
     Raises:
         ConfigError: a weight is missing, has another shape, or has no place in the model.
     """
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         path, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )
+    model, info = loaded
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     for name, found, expected in sorted(info["mismatched_keys"]):
         raise ConfigError(

@@ -174,12 +174,13 @@ def _limits(config: PretrainedConfig) -> Iterator[Limit]:
     # 4. Llama 4 scales queries by their place in the row, in steps of `floor_scale`.
     if getattr(config, "attn_temperature_tuning", False) and (scale := getattr(config, "floor_scale", None)):
         yield Limit(int(scale) - 1, "first step of attention temperatures (floor_scale - 1)", "row")
-    # 5. Layers that keep the best few keys of the row: within that number they keep all.
-    if getattr(config, "attention_type", None) == "block_sparse":  # BigBird; shorter rows switch to full attention
-        size = (5 + 2 * config.num_random_blocks) * config.block_size
-        yield Limit(size, "longest row that is not cut into blocks (block_size)", "row")
-    if size := getattr(config, "keep_window_size", None):
-        yield Limit(size, "number of keys that attention keeps (keep_window_size)", "row")
+    # 5. Layers that keep the best few keys of the row (Doge): within that number they keep all.
+    if keys := getattr(config, "keep_window_size", None):
+        yield Limit(keys, "number of keys that attention keeps (keep_window_size)", "row")
+    # 6. BigBird cuts longer rows into blocks; shorter ones have full attention.
+    if getattr(config, "attention_type", None) == "block_sparse":
+        uncut = (5 + 2 * config.num_random_blocks) * config.block_size
+        yield Limit(uncut, "longest row that is not cut into blocks (block_size)", "row")
 
 
 def _windows(config: PretrainedConfig) -> dict[str, int]:
@@ -240,4 +241,4 @@ class Widths:
 
 def _layers(config: PretrainedConfig) -> list[PretrainedConfig]:
     """The configuration of each layer if they differ, else the one for all."""
-    return list(config.per_layer_config) if config.is_heterogeneous else [config]
+    return list(config.per_layer_config) if getattr(config, "is_heterogeneous", False) else [config]

@@ -7,6 +7,7 @@ from transformers import (
     AutoModelForCausalLM,
     BartConfig,
     BertConfig,
+    BigBirdConfig,
     BloomConfig,
     CodeGenConfig,
     DogeConfig,
@@ -254,3 +255,9 @@ def test_the_context_ends_where_trees_stop_to_be_exact():
     assert longest_text(tiny("gpt2")) == 300
     assert longest_text(random_model(LENGTHS["longrope"][0])) == 12
     assert longest_text(random_model(LENGTHS["window"][0])) == MistralConfig().max_position_embeddings
+
+
+def test_rows_that_would_be_cut_into_blocks_are_beyond_the_limit():
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(BigBirdConfig(**BERT, is_decoder=True, block_size=4, num_random_blocks=1))
+    assert (28, "row") in [(limit.tokens, limit.kind) for limit in exactness(model).limits]
