@@ -12,6 +12,7 @@ from minionerec.sid.index import SidIndex
 from minionerec.tree import CatalogTrie
 
 _MOST_SIDS = 1 << 16  # as text, kept for the next lists: a few MB
+_BLOCK = 4096  # items of a popularity list that are looked at together
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,20 @@ class ListMaker:
             items += [self._item(item, score, len(group) > 1, len(items) + place) for place, item in enumerate(group, 1)]
         return items
 
-    def popular(self, request: Request, popularity: np.ndarray, length: int) -> Recommendation:
-        """The most popular items that pass the request's filter; ties in catalog order."""
-        passing = request.item_filter.passing(np.argsort(-popularity, kind="stable").tolist())[:length]
+    def popular(self, request: Request, popularity: np.ndarray, order: np.ndarray, length: int) -> Recommendation:
+        """The most popular items that pass the request's filter.
+
+        Args:
+            popularity: (items,) of each item.
+            order: (items,) all items, the most popular first.
+        """
+        passing: list[int] = []
+        for start in range(0, len(order), _BLOCK):  # of a large catalog only the beginning is looked at
+            passing += request.item_filter.passing(order[start : start + _BLOCK].tolist())
+            if len(passing) >= length:
+                break
         items = []
-        for place, item in enumerate(passing, 1):
+        for place, item in enumerate(passing[:length], 1):
             group = request.item_filter.passing(self._trie.items(int(self._trie.leaf_of_item[item])))
             items.append(self._item(item, float(popularity[item]), len(group) > 1, place))
         return Recommendation(

@@ -147,6 +147,11 @@ class Recommender:
         """(items,) how popular each item is."""
         return interaction_counts(self.prompts.dataset) if self._popularity is None else self._popularity
 
+    @cached_property
+    def _by_popularity(self) -> np.ndarray:
+        """(items,) the items by popularity, ties in catalog order."""
+        return np.argsort(-self.popularity, kind="stable")
+
     def name_items(self, name: str, items: Iterable[Item]) -> None:
         """Give a set of items a name, such as `in_stock`, for the filter `named`.
 
@@ -216,7 +221,8 @@ class Recommender:
         searched = [number for number, request in enumerate(requests) if request.history]
         for number, request in enumerate(requests):
             if not request.history:
-                answers[number] = self._lists_of.popular(request, self.popularity, search.k or search.num_beams)
+                length = search.k or search.num_beams
+                answers[number] = self._lists_of.popular(request, self.popularity, self._by_popularity, length)
         for start in range(0, len(searched), self.config.batch_size):
             numbers = searched[start : start + self.config.batch_size]
             for number, answer in zip(numbers, self._answer([requests[number] for number in numbers], search), strict=True):
