@@ -139,7 +139,8 @@ class ServedModel:
         """Compute once what the first clients would otherwise wait for: a request alone, a full batch, the titles' index."""
         length = min(self.recommender.max_history, len(self.recommender.items.ids))
         for size in (1, settings.max_batch):
-            self.recommender.recommend([list(range(length))] * size, k=1)
+            # Without a filter: such a history may have all items of a small catalog.
+            self.recommender.recommend([list(range(length))] * size, k=1, exclude_history=False)
         self.recommender.recommend([[]], k=1)
         self.find("", 1)
 

@@ -240,7 +240,7 @@ class Service:
                 model = await self._other_model(body)
             except MiniOneRecError as error:
                 self.metrics.reloads.labels("refused").inc()
-                raise RefusedError(422, "invalid", f"{error} The model before goes on answering.") from None
+                raise RefusedError(422, "invalid", f"{error} The model before keeps answering.") from None
             self.model, self.previous = model, self.model
             self.metrics.reloads.labels("rolled back" if body.rollback else "loaded").inc()
             return model.facts

@@ -461,7 +461,7 @@ def test_a_broken_run_is_not_loaded_and_the_model_before_goes_on(recommender, tm
 
     responses, after = asyncio.run(scenario())
     assert [response.status_code for response in responses] == [422, 409, 422, 422]
-    assert "The model before goes on answering" in error_of(responses[0])["message"]
+    assert "The model before keeps answering" in error_of(responses[0])["message"]
     assert after.status_code == 200
 
 

@@ -9,6 +9,7 @@ from minionerec.config import ServeConfig
 from minionerec.errors import ArtifactError, DataError
 from minionerec.recommend import export
 from minionerec.recommend.filters import Filters
+from minionerec.recommend.recommender import Recommender
 from minionerec.serve.served import GoldenList, ServedModel
 
 
@@ -38,6 +39,12 @@ def test_a_model_that_makes_its_golden_lists_is_served_and_one_that_does_not_is_
     broken = replace(golden[0], scores=[float("nan")] * len(golden[0].scores))
     with pytest.raises(ArtifactError, match="scores differ by up to nan"):
         ServedModel(recommender, golden=(broken,)).check()
+
+
+def test_a_catalog_that_one_history_holds_whole_is_served(make):
+    excluding = make(exclude_history=True)
+    recommender = Recommender(excluding.model, excluding.prompts, config=excluding.config, max_history=50)
+    ServedModel(recommender).warm_up(ServeConfig(max_batch=2))
 
 
 def test_an_exported_folder_is_served_with_its_golden_lists_and_named_sets(recommender, tmp_path, monkeypatch):
