@@ -171,7 +171,7 @@ class _Output(io.FileIO):
 
     problem: str | None = None
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any) -> int:
         """Write bytes."""
         try:
             return super().write(data)
@@ -191,8 +191,8 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
     if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
         file = io.BufferedWriter(_Output(sys.stdout.fileno(), "w", closefd=False))
-        like = {"encoding": sys.stdout.encoding, "errors": "backslashreplace", "line_buffering": sys.stdout.line_buffering}
-        sys.stdout = io.TextIOWrapper(file, **like)
+        old = sys.stdout
+        sys.stdout = io.TextIOWrapper(file, old.encoding, "backslashreplace", line_buffering=old.line_buffering)
 
 
 def _output_problem() -> str | None:
