@@ -9,6 +9,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from minionerec.artifacts import file_hash, read_json, write_json
+from minionerec.artifacts.files import sync
 from minionerec.distributed import is_main_process, wait_for_everyone
 from minionerec.errors import ArtifactError
 
@@ -41,8 +42,11 @@ class MarkComplete(TrainerCallback):
         newest, best = folder / f"checkpoint-{state.global_step}", self._best(folder, state)
         needed = {newest, best} if best is not None and best.parent == folder else {newest}
         paths = sorted(path for part in needed for path in part.rglob("*") if path.is_file() and path.name != _COMPLETE)
+        for path in paths:
+            sync(path)  # a power cut must not leave an empty checkpoint in place of the older one
         files = {path.relative_to(folder).as_posix(): [path.stat().st_size, file_hash(path)] for path in paths}
         write_json(newest / _COMPLETE, files)
+        sync(newest)
         for pattern in ("checkpoint-*", "best-*"):
             for path in folder.glob(pattern):
                 if path not in needed:
