@@ -152,7 +152,10 @@ class _TreeBuilder:
         for offsets in trie.offsets[level + 1 :]:
             low, high = int(offsets[low]), int(offsets[high])
         items_by_leaf, starts = trie.items_by_leaf
-        items = self._request.item_filter.passing(items_by_leaf[int(starts[low]) : int(starts[high])].tolist())
+        below = items_by_leaf[int(starts[low]) : int(starts[high])].cpu().numpy()
+        items = below[self._request.item_filter.passes(below)]
         places = tuple(place for place, leaf in self._leaf_of_place if low <= leaf < high)
-        shown = dict.fromkeys([*(self._item_of_place[place] for place in places[:MOST_TITLES]), *items[: 2 * MOST_TITLES]])
+        shown = dict.fromkeys(
+            [*(self._item_of_place[place] for place in places[:MOST_TITLES]), *items[: 2 * MOST_TITLES].tolist()]
+        )
         return places, len(items), tuple(catalog.titles[item] or "" for item in [*shown][:MOST_TITLES])

@@ -85,6 +85,13 @@ class ItemFilter:
             ]  # fmt: skip
         return [item for item in items if item not in self.hidden and (self.mask is None or self.mask[item])]
 
+    def passes(self, items: np.ndarray) -> np.ndarray:
+        """Which of many items pass, (items,) bool: `passing` for parts of a large catalog."""
+        if self.listed is not None:
+            return np.isin(items, self.listed)
+        shown = ~np.isin(items, self.selection)
+        return shown if self.mask is None else shown & self.mask[items]
+
 
 @dataclass
 class ItemSets:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from minionerec.errors import DataError
+from minionerec.recommend.filters import ItemFilter
 
 HISTORY = ["i0", "i5", "i7"]
 
@@ -46,6 +47,20 @@ def test_children_and_what_is_pruned_are_all_that_is_legal(make, normalise_over)
         assert node.beams == sum(not below[-1].children and len(below) + len(path) == 5 for below in node.walk())
         if normalise_over == "catalog" and complete.children:
             assert np.exp([child.logprob for child in complete.children]).sum() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "item_filter",
+    [
+        ItemFilter(),
+        ItemFilter(listed=np.array([2, 3, 19])),
+        ItemFilter(hidden=frozenset([0, 7])),
+        ItemFilter(mask=np.arange(20) % 3 > 0, hidden=frozenset([1])),
+    ],
+)
+def test_many_items_pass_as_each_alone_does(item_filter):
+    items = np.arange(20)[::-1].astype(np.int32)
+    assert items[item_filter.passes(items)].tolist() == item_filter.passing(items.tolist())
 
 
 def test_an_empty_history_has_no_search(recommender):
