@@ -59,7 +59,8 @@ def import_weights(source: Path, target: Path) -> Imported:
         target: the new file.
 
     Raises:
-        ArtifactError: the source is missing, no file of torch, holds other objects or no weights; or the target exists.
+        ArtifactError: the source is missing, no file of torch, holds other objects, no weights or such as safetensors cannot
+            hold; or the target exists.
     """
     if target.exists():
         raise ArtifactError(f"{target}: already there. Delete it, or name another file with --to.")
@@ -69,7 +70,11 @@ def import_weights(source: Path, target: Path) -> Imported:
         raise ArtifactError(
             f"{source}: holds no state dict; expected tensors by name, at the top or under one of {', '.join(_WEIGHTS)}."
         )
-    tensors = {name: values.detach().clone().contiguous() for name, values in weights.items() if torch.is_tensor(values)}
+    tensors = {name: values for name, values in weights.items() if torch.is_tensor(values)}
+    for name, values in tensors.items():
+        if not isinstance(name, str) or values.layout != torch.strided or values.is_quantized:
+            raise ArtifactError(f"{source}: {name!r} is sparse or quantised, or its name is no text; expected plain weights.")
+    tensors = {name: values.detach().clone().contiguous() for name, values in tensors.items()}
     settings = {} if content is weights else dict(_scalars(content, _DEPTH))
     save_file(tensors, target, {SETTINGS: json.dumps(settings)})
     return Imported(target, len(tensors), settings)

@@ -120,11 +120,19 @@ class Recommender:
         Raises:
             ArtifactError: an artefact is missing or damaged, or the model was trained on other data or other SIDs than the run
                 now has.
-            ConfigError: there is no such stage or dtype, or the model was trained with wordings that this version does not
-                have.
+            ConfigError: there is no such stage, dtype or device, or the model was trained with wordings that this version does
+                not have.
         """
-        if dtype is not None and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        form = getattr(torch, dtype or "float32", None)
+        if not isinstance(form, torch.dtype) or not form.is_floating_point:
             raise ConfigError(f"dtype {dtype}: no such number format; expected float32, bfloat16 or float16.")
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:  # the latter: torch without CUDA
+            reason = str(error).splitlines()[0]
+            raise ConfigError(
+                f"device {device}: cannot be used ({reason}). Expected cpu, or a GPU here such as cuda:0."
+            ) from None
         expect_no_gpu()
         parts = load_parts(Path(folder), stage, dtype or "float32")
         target: Any = distributed_state().device if device is None else device  # the stub of `to` takes no device

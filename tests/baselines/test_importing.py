@@ -106,6 +106,8 @@ def test_objects_that_would_have_to_be_run_are_refused(published, tmp_path, monk
         (b"no pickle at all", "not a readable file of torch.save"),
         ({"epoch": 3}, "holds no state dict"),
         ([torch.ones(1)], "holds no state dict"),
+        ({0: torch.ones(1)}, "0 is sparse or quantised, or its name is no text"),
+        ({"a": torch.ones(1).to_sparse()}, "'a' is sparse"),
     ],
 )
 def test_what_is_no_file_of_weights(tmp_path, content, reason):

@@ -92,6 +92,10 @@ def test_another_device_or_number_format(finished):
     assert len(recommender.recommend([HISTORY])[0].items) == 10
     with pytest.raises(ConfigError, match="dtype float99: no such number format"):
         Recommender.load(finished.folder, dtype="float99")
+    with pytest.raises(ConfigError, match="dtype int8: no such number format"):
+        Recommender.load(finished.folder, dtype="int8")
+    with pytest.raises(ConfigError, match=r"device gpu: cannot be used .*cuda:0"):
+        Recommender.load(finished.folder, device="gpu")
 
 
 @pytest.mark.parametrize("normalise_over", ["vocabulary", "catalog"])
