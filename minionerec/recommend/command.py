@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -103,7 +104,7 @@ def list_table(recommendation: Recommendation) -> Table:
     table.add_column("SID", no_wrap=True)
     for item in recommendation.items:
         score = f"{item.score:,.0f}" if popular else f"{item.score:.3f}"
-        table.add_row(str(item.place), *map(escape, (item.item_id, item.title, score, item.sid + (" =" if item.tied else ""))))
+        table.add_row(str(item.place), *map(_inert, (item.item_id, item.title, score, item.sid + (" =" if item.tied else ""))))
     return table
 
 
@@ -144,7 +145,7 @@ def _add(tree: Tree, node: BeamNode) -> None:
             others += 1
             continue
         places = ", ".join(map(str, child.places))
-        titles = escape("; ".join(child.titles))
+        titles = _inert("; ".join(child.titles))
         code = escape(child.token or "end")
         chances = f"{_chance(child.logprob)} {_chance(child.score)}"
         _add(tree.add(f"[bold]{code}[/] {chances}  [dim]beams {child.beams}, places {places}[/]  {titles}"), child)
@@ -152,6 +153,15 @@ def _add(tree: Tree, node: BeamNode) -> None:
         tree.add(f"[dim]{others} more kept, with no item in the list[/]")
     if node.pruned and node.best_pruned is not None:
         tree.add(f"[dim]{node.pruned} pruned, best at most {_chance(node.best_pruned)}[/]")
+
+
+def _inert(text: str) -> str:
+    r"""Text of files for the terminal: its control characters, which could give the terminal orders, and markup do nothing.
+
+    >>> print(ascii(_inert("a \x1b[31mlamp[/]")))
+    'a \ufffd[31mlamp\\[/]'
+    """
+    return escape(re.sub(r"[\x00-\x1f\x7f-\x9f]", "\ufffd", text))
 
 
 def _chance(logprob: float) -> str:
