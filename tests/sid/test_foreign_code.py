@@ -71,3 +71,23 @@ def test_blanks_do_not_hide_code(folder):
             file.write(" " * 10_000_000)
     with pytest.raises(ConfigError, match=r"modules\.json has 10,000,\d+ bytes, expected at most 10,000,000"):
         refuse_foreign_code(path)
+
+
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        ("modules.json", [{"type": "sentence_transformers.models.Dense", "path": "../elsewhere"}]),
+        ("modules.json", [{"type": "sentence_transformers.models.Dense", "path": "/elsewhere"}]),
+        ("router_config.json", {"types": {"a/../../elsewhere": "sentence_transformers.models.Dense"}}),
+    ],
+)
+def test_no_module_lies_outside_the_model(folder, file, values):
+    with pytest.raises(ConfigError, match=rf"{file} names the folder .*elsewhere, which is not part of the model"):
+        refuse_foreign_code(folder(**{file: values}))
+
+
+def test_a_link_to_another_folder_is_refused(folder, tmp_path_factory):
+    path = folder()
+    (path / "2_Dense").symlink_to(tmp_path_factory.mktemp("elsewhere"))
+    with pytest.raises(ConfigError, match="2_Dense is a link to a folder"):
+        refuse_foreign_code(path)
