@@ -1,6 +1,7 @@
 """The chat template of a tokenizer: a program that others wrote, tried on one message before it renders any prompt."""
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -76,8 +77,11 @@ def _bounded() -> Iterator[None]:
 
 @contextmanager
 def _at_most(memory: int) -> Iterator[None]:
-    """Let the process take so many bytes more than it has, and no more; Windows has no such limit."""
-    if sys.platform == "win32":
+    """Let the process take so many bytes more than it has, and no more; Windows has no such limit.
+
+    The limit is the whole process's: in a thread it is left out, as a service that loads another model answers meanwhile.
+    """
+    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
         yield
         return
     import resource
