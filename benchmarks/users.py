@@ -69,7 +69,8 @@ def main(argv: list[str] | None = None) -> None:
             write_users(arguments.run, users, arguments.longest, file)
             lost = 0.0 if kill_after is None else recommend(arguments.run, file, out, arguments.k, kill_after)[0]
             seconds, peak = recommend(arguments.run, file, out, arguments.k)
-            listed = pl.scan_parquet(out / "*.parquet").select(pl.col("user").n_unique(), pl.len().alias("rows")).collect()
+            parts = pl.scan_parquet(sorted(out.glob("*.parquet")), glob=False)
+            listed = parts.select(pl.col("user").n_unique(), pl.len().alias("rows")).collect()
             if listed["user"][0] != users:
                 raise SystemExit(f"{users} users were asked for, {listed['user'][0]} have a list.")
             rows.append([users, "no" if kill_after is None else f"after {lost:.0f} s", seconds, users / seconds, peak])

@@ -110,7 +110,7 @@ def _early_sid(config: Config, pending: Sequence[str]) -> None:
     if config.sid.shipped:
         return
     check_quantizer_memory(config.sid)
-    if config.sid.collaborative_model is not None:
+    if config.sid.collaborative_model is not None and "baseline" not in pending:
         check_baseline("sid.collaborative_model", config.sid.collaborative_model, config.folder)
     if config.sid.vectors is not None and not Path(config.sid.vectors).is_file():
         raise ConfigError(f"sid.vectors {config.sid.vectors}: no such file; expected a .npy file of your own vectors.")

@@ -25,7 +25,7 @@ def check_early(config: Config, pending: Collection[str] = ()) -> None:
     check_trackers("rl.report_to", rl.report_to)
     if rl.evaluations:
         check_cutoff("rl.best_metric", rl.best_metric, config)
-    if "collaborative" in rl.rewards:
+    if "collaborative" in rl.rewards and "baseline" not in pending:
         check_baseline("The reward collaborative (rl.rewards, rl.collaborative_model)", rl.collaborative_model, run)
     if "data" in pending:
         return

@@ -87,6 +87,8 @@ def test_refused(monkeypatch):
     with pytest.raises(ConfigError, match=r"sft.lora_targets \['nothing'\]: Target modules .*nothing.* not found"):
         adapters.attach(model, SftConfig(train="lora", lora_targets=["nothing"]), [1, 2])
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
-    with pytest.raises(ConfigError, match=r"sft.train lora needs PEFT, not installed here: pip install 'minionerec\[lora\]'"):
+    with pytest.raises(
+        ConfigError, match=r"sft.train lora needs PEFT, which is not installed: pip install 'minionerec\[lora\]'"
+    ):
         adapters.attach(model, SftConfig(train="lora"), [1, 2])
     assert adapters.attach(model, SftConfig(), [1, 2]) is model
