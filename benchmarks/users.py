@@ -24,7 +24,7 @@ from setting import machine, positive, table
 
 def write_users(run: Path, users: int, longest: int, path: Path) -> None:
     """A file of users with random histories."""
-    ids = pl.read_parquet(run / "data/catalog.parquet")["item_id"].to_numpy()
+    ids = pl.read_parquet(run / "data/catalog.parquet", glob=False)["item_id"].to_numpy()
     rng = np.random.default_rng(0)
     histories = [ids[rng.integers(0, len(ids), size)].tolist() for size in rng.integers(1, longest + 1, users)]
     pl.DataFrame({"user": range(users), "history": histories}).write_parquet(path)
