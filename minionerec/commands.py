@@ -181,9 +181,15 @@ def export_data(config: Config, layout: str, to: Path) -> None:
 
     Raises:
         ArtifactError: the data stage has not run, or the layout has SIDs and the run has none yet.
+        ConfigError: the folder holds files already, and `replace` is not set.
     """
     from minionerec.data import recbole, released
 
+    if not config.replace and to.is_dir() and any(to.iterdir()):
+        raise ConfigError(
+            f"--to {to}: holds files already, and files of the same names would be overwritten. Nothing was changed. Choose "
+            "another folder, or pass --replace."
+        )
     pipeline.set_up(config.threads)
     dataset = _dataset(config)
     name = config.data.category or config.name

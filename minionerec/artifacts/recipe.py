@@ -160,13 +160,14 @@ class Recipe:
         """The finished, undamaged artefact of this recipe; None if it must be made.
 
         Raises:
-            ConfigError: making it would replace what was made from another recipe, and `replace` is not set. A change of the
-                stage's revision alone is no other recipe.
+            ConfigError: making it would delete files that no stage has made; or it would replace what was made from another
+                recipe, and `replace` is not set. A change of the stage's revision alone is no other recipe.
         """
         if (manifest := self._current()) is not None:
             if is_main_process():
                 self._tidy()
             return manifest
+        self._refuse_foreign_files()
         if not self.replace:
             self._refuse_to_replace()
         return None
@@ -178,14 +179,20 @@ class Recipe:
             with suppress(ArtifactError, LockedError, OSError), lock.hold(self.lock, str(self.folder)):  # may be read-only
                 _clean(self.folder)
 
+    def _refuse_foreign_files(self) -> None:
+        """Refuse to delete what no stage has made, whatever `replace` says; of a link only the link itself would go."""
+        if self.folder.is_symlink():
+            return
+        kind = "a file" if self.folder.is_file() else "other files" if any(self.folder.glob("*")) else None
+        if kind is not None and not (self.folder / MANIFEST).is_file():
+            raise ConfigError(
+                f"{self.folder}: expected nothing or a finished artefact (with {MANIFEST}), found {kind}. Stage {self.stage} "
+                "would delete what it did not make, which --replace does not allow either. Nothing was changed. Choose another "
+                "place (--name or --out), or move this away yourself."
+            )
+
     def _refuse_to_replace(self) -> None:
         advice = "pass --replace to {} it, or keep both: choose another --name or --out."
-        holds_files = any(self.folder.glob("*")) and not self.folder.is_symlink()
-        if holds_files and not (self.folder / MANIFEST).is_file():
-            raise ConfigError(
-                f"{self.folder}: expected nothing or a finished artefact (with {MANIFEST}), found other files. Stage "
-                f"{self.stage} would delete them. Nothing was changed. Choose another --name or --out, or pass --replace."
-            )
         if self.stage.partition("/")[0] in _DERIVED:
             return
         if changes := self._changes(_manifest_values(self.folder)):

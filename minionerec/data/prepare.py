@@ -139,6 +139,11 @@ def _read_and_write(config: Config, source: Path, recipe: Recipe) -> None:
         if "interactions_read" in figures:  # those that a reader left out were read too
             figures["interactions_read"] += sum(problems.counts.get(name, 0) for name in (UNTIMED, NEGATIVE))
         draft.metrics.update(figures, skipped_rows=len(problems.messages), read_as=problems.notes)
+    dropped = {
+        name.removeprefix("dropped_").replace("_", " "): figures[name] for name in figures if name.startswith("dropped_")
+    }
+    if any(dropped.values()):
+        problems.notes.append("left out: " + ", ".join(f"{count:,} {what}" for what, count in dropped.items() if count))
     for note in problems.notes:
         print(f"data: {note}", flush=True)
 

@@ -51,7 +51,7 @@ class Bundle:
 
 def is_bundle(folder: Path) -> bool:
     """Whether a folder was exported, rather than made by a run."""
-    return (folder / SERVING).is_file()
+    return (folder / SERVING).is_file() or (folder / TRIE).is_file()
 
 
 def read(folder: Path) -> Bundle:

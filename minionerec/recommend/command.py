@@ -116,7 +116,7 @@ def remarks(recommendation: Recommendation) -> list[str]:
     if recommendation.fallback is not None:
         lines.append("The history is empty: these are the most popular items.")
     elif recommendation.exact:
-        lines.append(f"Proven: no other item has a higher score ({beams}).")
+        lines.append(f"Proven: no other item that may be listed has a higher score ({beams}).")
     else:
         lines.append(f"Not proven to be the top {count} ({beams}); --widest 1000 searches on until it is.")
     if any(item.tied for item in recommendation.items):

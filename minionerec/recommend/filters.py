@@ -143,8 +143,8 @@ class ItemSets:
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
             raise DataError(
                 f"{what}: the catalog has no item {', '.join(map(repr, missing[:5]))}{more}. Its {len(self.ids)} items have "
-                f"ids like {self.ids[0]!r} (text) and the indices 0 to {len(self.ids) - 1} (whole numbers). To leave unknown "
-                "items out, set on_unknown to skip."
+                f"ids like {self.ids[0]!r}; in Python, whole numbers are indices, 0 to {len(self.ids) - 1}. To leave unknown "
+                "items out: on_unknown skip (Python, HTTP) or --skip-unknown."
             )
         if unknown is not None:
             unknown += missing

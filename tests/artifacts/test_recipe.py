@@ -99,16 +99,21 @@ def test_what_is_cheap_or_damaged_or_of_another_revision_is_replaced_without_a_q
     assert recipe(tmp_path / "sid", "other", replace=False).finished() is None
 
 
-def test_a_folder_of_other_files_is_replaced_only_on_request(tmp_path):
+def test_a_folder_of_other_files_or_a_file_is_never_replaced(tmp_path):
     (tmp_path / "data").mkdir()
     mine = recipe(tmp_path / "data", "k", replace=False)
     assert mine.finished() is None  # an empty folder is nothing to lose
     (tmp_path / "data/interactions.csv").write_text("mine")
     for stage in ("toy", "report"):
-        with pytest.raises(ConfigError, match=rf"other files. Stage {stage} would delete them.*--out, or pass --replace"):
-            dataclasses.replace(mine, stage=stage).finished()
+        for replace in (False, True):
+            with pytest.raises(ConfigError, match=rf"found other files. Stage {stage} would delete what it did not make"):
+                dataclasses.replace(mine, stage=stage, replace=replace).finished()
     assert names(tmp_path / "data") == ["interactions.csv"]
-    assert dataclasses.replace(mine, replace=True).finished() is None
+    (tmp_path / "file").write_text("mine")
+    for replace in (False, True):
+        with pytest.raises(ConfigError, match="found a file"):
+            recipe(tmp_path / "file", "k", replace=replace).finished()
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_checkpoints_of_another_recipe_are_discarded_only_on_request(tmp_path, monkeypatch):
@@ -211,16 +216,14 @@ def test_a_resumable_partial_with_a_damaged_key_is_begun_anew(tmp_path, marker):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
-def test_a_file_or_a_link_in_the_place_of_an_artifact_is_replaced(tmp_path):
+def test_a_link_in_the_place_of_an_artifact_is_replaced(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/mine.txt").write_text("mine")
     (tmp_path / "sid").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "sid.partial").write_text("a file")
-    (tmp_path / "data").write_text("a file")
-    for name in ("sid", "data"):
-        write(tmp_path / name, "k")
-        assert is_current(tmp_path / name, "k")
-    assert names(tmp_path) == ["data", "elsewhere", "sid"] and names(tmp_path / "elsewhere") == ["mine.txt"]
+    write(tmp_path / "sid", "k")
+    assert is_current(tmp_path / "sid", "k")
+    assert names(tmp_path) == ["elsewhere", "sid"] and names(tmp_path / "elsewhere") == ["mine.txt"]
 
 
 def truncate(path):
@@ -251,9 +254,13 @@ def test_damage_is_named_and_repaired_by_the_next_run(tmp_path, damage):
     assert str(tmp_path / "sid" / name) in str(caught.value)
     with pytest.raises(ArtifactError):
         require(tmp_path / "sid", "minionerec sid")
+    if damage == "manifest gone":  # nothing says any more that a stage made these files
+        with pytest.raises(ConfigError, match="move this away yourself"):
+            is_current(tmp_path / "sid", "k")
+        (tmp_path / "sid").rename(tmp_path / "away")
     assert not is_current(tmp_path / "sid", "k")
     write(tmp_path / "sid", "k")
-    assert is_current(tmp_path / "sid", "k") and names(tmp_path) == ["sid"]
+    assert is_current(tmp_path / "sid", "k") and set(names(tmp_path)) <= {"sid", "away"}
 
 
 def test_require_names_the_command(tmp_path):

@@ -145,7 +145,11 @@ def test_the_commands_describe_and_export(tmp_path, capsys):
     assert html.count('class="plot"') == 2 and "http-equiv" not in html and 'src="http' not in html
     assert "Sparsity" in html or "sparsity" in html
     assert main(["data", "export", "--config", path, "--layout", "recbole", "--to", str(tmp_path / "r")]) == 0
-    assert (tmp_path / "r" / "small.inter").is_file()
+    (tmp_path / "r" / "small.inter").write_text("mine")
+    assert main(["data", "export", "--config", path, "--layout", "recbole", "--to", str(tmp_path / "r")]) == 2
+    assert "holds files already" in capsys.readouterr().err and (tmp_path / "r" / "small.inter").read_text() == "mine"
+    assert main(["data", "export", "--config", path, "--layout", "recbole", "--to", str(tmp_path / "r"), "--replace"]) == 0
+    assert (tmp_path / "r" / "small.inter").read_text() != "mine"
     assert main(["data", "export", "--config", path, "--layout", "released", "--to", str(tmp_path / "x")]) == 2
     assert "Make them first: minionerec sid" in capsys.readouterr().err
     assert main(["sid", "--config", path]) == 0

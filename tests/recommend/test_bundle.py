@@ -303,6 +303,12 @@ def test_a_flipped_bit_is_found(copied, name):
         Recommender.load(copied)
 
 
+def test_an_export_without_its_contract_is_not_taken_for_a_run(copied):
+    (copied / "serving.json").unlink()
+    with pytest.raises(ArtifactError, match=r"serving\.json"):
+        Recommender.load(copied)
+
+
 def test_a_damaged_export_is_refused(copied):
     (copied / "README.md").write_text("a card of my own")
     assert Recommender.load(copied, "sft").config.num_beams == 8

@@ -28,7 +28,7 @@ def test_one_process_takes_the_steps_of_stock_trl(policy, alone, tmp_path, case)
     assert_same(alone[case], steps(policy, tmp_path, case, stock=True))
 
 
-@pytest.mark.parametrize("launch", ["MULTI_CPU", "DEEPSPEED"])
+@pytest.mark.parametrize("launch", [pytest.param("MULTI_CPU", marks=pytest.mark.slow), "DEEPSPEED"])
 def test_two_processes_take_the_steps_of_one(policy, alone, tmp_path, launch):
     script = ("-m", "tests.rl.steps", str(policy), str(tmp_path))
     forked(2, *script, zero2="rl/zero2.yaml" if launch == "DEEPSPEED" else None)

@@ -123,7 +123,9 @@ def test_normalised_over_the_catalog_in_training_and_evaluation(copy):
     assert len(keys) == 2 and scores[1][0] > scores[0][0]
 
 
-@pytest.mark.parametrize("fields", [{}, {"train": "lora", "epochs": 2}], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "fields", [{}, pytest.param({"train": "lora", "epochs": 2}, marks=pytest.mark.slow)], ids=["full", "lora"]
+)
 def test_the_best_model_by_a_ranking_metric(alone, copy, tmp_path, fields):
     """The model that is kept has the highest validation by beam search, which changes nothing in training."""
     by_loss, base = alone, None
