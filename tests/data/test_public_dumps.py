@@ -170,6 +170,7 @@ def test_the_stage_says_what_it_found(tmp_path, capsys):
         "data: reads interactions.csv, items.csv of raw; not read: readme.md",
         "data: interactions.csv: user = user, item = item, timestamp = timestamp",
         "data: items.csv: item = item, title = title",
+        "data: left out: 1 interactions without time",
     ]
     figures = manifest.metrics
     assert figures["interactions_read"] == 5 and figures["dropped_interactions_without_time"] == 1  # the row of time 0
