@@ -98,7 +98,8 @@ class Recipe:
             the manifest, and whether the artefact was made now.
 
         Raises:
-            ConfigError: making it would replace what was made from another recipe, and `replace` is not set.
+            ConfigError: making it would delete files that no stage has made; or it would replace what was made from another
+                recipe, and `replace` is not set.
             LockedError: another process makes the artefact, and `wait` is not set.
             ArtifactError: the artefact cannot be written, or the run's folder was deleted meanwhile.
         """
