@@ -46,8 +46,8 @@ class SidConfig:
     """Stage `sid`: item text to semantic IDs."""
 
     shipped: bool = False
-    """Take the semantic IDs that the raw files bring (`data.source` released or letter) instead of making some; the other
-    fields of this section then play no part."""
+    """Take the semantic IDs that the raw files bring (`data.source` released or letter) instead of making some; of
+    this section's other fields only `collisions` then plays a part, and those of the text vectors where a stage needs them."""
     encoder: str = path("minilm")
     """Text encoder: `minilm` (all-MiniLM-L6-v2 from an installed package), `tfidf` (TF-IDF and SVD, nothing to download),
     or the name or path of any sentence-transformers model (paper: Qwen3-Embedding-4B)."""
@@ -90,10 +90,12 @@ class SidConfig:
     max_training_vectors: int = bounded(65_536, 1, 10**9)
     """Codebooks of a larger catalog are learnt from this many vectors drawn at random, by faiss instead of scikit-learn; all
     items are then encoded in shards (vectors)."""
-    collisions: Literal["nearest-free", "sinkhorn", "suffix", "keep"] = "nearest-free"
+    collisions: Literal["nearest-free", "sinkhorn", "suffix", "item", "keep"] = "nearest-free"
     """Items with equal codes: `nearest-free` moves each to the free code under the nearest possible prefix that costs least,
-    so that every item has its own SID; `sinkhorn` reassigns their last codes as the released code does, which may leave some;
-    `suffix` gives each of them a further code, which all other items lack; `keep` lets them share a SID."""
+    so that every item has its own SID (a shipped one moves to the free last code nearest in number); `sinkhorn` reassigns their
+    last codes as the released code does, which may leave some (not shipped ones); `suffix` gives each of them a further code,
+    which all other items lack; `item` gives every item a last code of its own, its number in the catalog, in the place of the
+    quantised one; `keep` lets them share a SID (released, paper)."""
     rqvae: RqVaeConfig = field(default_factory=RqVaeConfig)
 
     def __post_init__(self) -> None:
@@ -102,6 +104,11 @@ class SidConfig:
             raise ConfigError(
                 f"sid.collaborative_model is {self.collaborative_model}, but nothing is fused: sid.collaborative is "
                 f"{self.collaborative}, sid.method {self.method}."
+            )
+        if self.shipped and self.collisions == "sinkhorn":
+            raise ConfigError(
+                "sid.collisions is sinkhorn, which needs distances to centroids, but sid.shipped takes SIDs that have none; "
+                "expected nearest-free, suffix, item or keep."
             )
         most = 26 - (self.collisions == "suffix")
         if len(self.sizes) > most:

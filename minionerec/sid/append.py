@@ -39,14 +39,14 @@ def append_sids(config: Config, base: Path) -> tuple[Manifest, bool]:
     Raises:
         ArtifactError: a stage has not run, or its files are damaged.
         CatalogError: an old item is missing, or no SID is free.
-        ConfigError: the vectors come from another encoder than the base's, or `sid.collisions` differs.
+        ConfigError: the vectors come from another encoder than the base's, or `sid.collisions` differs or is `item`.
     """
     data_digest(config)  # refuses missing data first
     artifacts.require(base / "data", "minionerec data prepare --config BASE.yaml")
     old = artifacts.require(base / "sid", "minionerec sid --config BASE.yaml")
     if (config.folder / "sid").resolve() == (base / "sid").resolve():
         raise ConfigError(f"--base {base} is this run's own folder; give the new catalog a run of its own with --out DIR.")
-    if "collisions" not in old.config["sid"]:
+    if old.config["sid"].get("shipped"):
         raise ConfigError(
             f"{base / 'sid'} holds semantic IDs that came with the raw files; no quantizer can give more of them."
         )
@@ -54,6 +54,12 @@ def append_sids(config: Config, base: Path) -> tuple[Manifest, bool]:
         raise ConfigError(
             f"sid.collisions is {config.sid.collisions}, but {base / 'sid'} was made with {before}. "
             f"Set --sid.collisions {before}."
+        )
+
+    if before == "item":
+        raise ConfigError(
+            f"{base / 'sid'} was made with sid.collisions item: each new item would need a token of its own, which the model "
+            "of the old items does not have. Build the index anew with minionerec sid."
         )
 
     def inputs() -> dict[str, str]:

@@ -14,7 +14,6 @@ Command: `minionerec sid --config ml-100k.yaml`
 
 import logging
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,10 +27,10 @@ from minionerec.errors import CatalogError, ConfigError
 from minionerec.sid.collaborative import consecutive_pairs, fuse, fusion_pairs
 from minionerec.sid.collisions import resolve
 from minionerec.sid.diagnose import diagnose, shared_codes, structure
-from minionerec.sid.encoder import embed_share, encoder_identity, item_vectors
+from minionerec.sid.encoder import embed_share, encoder_identity, item_vectors, vector_inputs
 from minionerec.sid.index import SidIndex
 from minionerec.sid.quantize import fit_quantizer
-from minionerec.sid.shipped import index_of_tokens
+from minionerec.sid.shipped import index_of_tokens, separate, separation
 from minionerec.sid.store import save_quantizer
 
 log = logging.getLogger(__name__)
@@ -45,14 +44,16 @@ def build_sids(config: Config) -> tuple[Manifest, bool]:
 
     Raises:
         ArtifactError: the data stage or the baseline of `sid.collaborative_model` has not run, or its files are damaged.
-        CatalogError: an item is twice in the catalog, or there are fewer items than codes or more than semantic IDs.
+        CatalogError: an item is twice in the catalog, there are fewer items than codes or more than semantic IDs, or shipped
+            ones cannot be made distinct.
         ConfigError: `sid.shipped` is set, but the data brings no semantic IDs; or encoder or method cannot be used.
         DataError: an item has no text or no usable vector.
         TrainingError: a neural method diverged.
     """
     if config.sid.shipped:
-        # No other setting decides semantic IDs that came with the data.
-        shipped = sid_recipe(config, {"sid": {"shipped": True}}, UNSEEDED, lambda: {"data": data_digest(config)})
+        # No other settings decide semantic IDs that came with the data. `keep` is left out: so older runs stay current.
+        decisive = {"shipped": True} | ({} if config.sid.collisions == "keep" else {"collisions": config.sid.collisions})
+        shipped = sid_recipe(config, {"sid": decisive}, UNSEEDED, lambda: {"data": data_digest(config)})
         return shipped.make(lambda: _take_shipped(config, shipped))
     recipe = sid_recipe(config, config.section("sid"), config.seed, lambda: stage_inputs(config))
     return recipe.make(lambda: _build(config, recipe))
@@ -79,11 +80,13 @@ def _build(config: Config, recipe: Recipe) -> None:
             vectors, config.sid, config.seed, fuse(vectors, fusion_pairs(config, dataset), config.sid.fusion)
         )
         codes = resolve(fitted.codes, vectors, fitted.quantizer, config.sid.collisions)
-        sizes = (*config.sid.sizes, *(int(column.max()) + 1 for column in codes.T[len(config.sid.sizes) :]))
-        index = SidIndex(codes, sizes, dataset.digest, fitted.quantizer.codebooks, encoder_identity(config.sid, vectors))
+        own_last = config.sid.collisions == "item"
+        codebooks = fitted.quantizer.codebooks[: len(config.sid.sizes) - own_last]
+        sizes = (*map(len, codebooks), *(int(column.max()) + 1 for column in codes.T[len(codebooks) :]))
+        index = SidIndex(codes, sizes, dataset.digest, codebooks, encoder_identity(config.sid, vectors))
         index.save(draft.path)
         save_quantizer(fitted.quantizer, draft.path)
-        draft.metrics = diagnose(fitted.codes, codes, vectors, fitted.quantizer, pairs)
+        draft.metrics = diagnose(fitted.codes, codes, vectors, fitted.quantizer, pairs, own_last)
         log.info("SIDs of %d items; %.1f %% were moved", len(codes), 100 * draft.metrics["moved"])
 
 
@@ -95,10 +98,13 @@ def _take_shipped(config: Config, recipe: Recipe) -> None:
             f"sid.shipped is set, but data.source {config.data.source!r} brings no semantic IDs (no *.index.json); set it to "
             "false."
         )
-    index = index_of_tokens(dataset.sids["tokens"].to_list(), dataset)
+    given = index_of_tokens(dataset.sids["tokens"].to_list(), dataset)
+    index = separate(given, config.sid.collisions)
     with recipe.write() as draft:
         index.save(draft.path)
         draft.metrics = shared_codes(index.codes) | structure(index.codes, None, consecutive_pairs(dataset.train))
+        if config.sid.collisions != "keep":
+            draft.metrics = separation(given, index) | draft.metrics
 
 
 def embed_catalog(config: Config) -> None:
@@ -136,12 +142,7 @@ def stage_inputs(config: Config) -> dict[str, str]:
     inputs = {"data": data_digest(config)}
     if (name := config.sid.collaborative_model) is not None:
         inputs[f"baselines/{name}"] = baseline_digest(config.folder, name, inputs["data"])
-    if config.sid.vectors is not None:
-        path = Path(config.sid.vectors)
-        inputs["vectors"] = artifacts.file_hash(path) if path.is_file() else "missing"  # reading it explains what is wrong
-    elif config.sid.encoder not in ("minilm", "tfidf") and Path(config.sid.encoder).is_dir():
-        inputs["encoder"] = artifacts.folder_digest(Path(config.sid.encoder))
-    return inputs
+    return inputs | vector_inputs(config.sid)
 
 
 def check_catalog(dataset: Dataset) -> None:

@@ -1,4 +1,4 @@
-"""Collisions: what happens to items that share a SID. All methods are deterministic; none depends on the items' order."""
+"""Collisions: what happens to items that share a SID. All are deterministic; only `item` depends on the items' order."""
 
 import math
 from collections import Counter, defaultdict
@@ -9,10 +9,11 @@ from scipy.optimize import linear_sum_assignment
 
 from minionerec.errors import CatalogError
 from minionerec.sid.codebooks import Quantizer
+from minionerec.sid.index import MOST_CODES
 from minionerec.sid.residual import balanced_labels
 
 Sid = tuple[int, ...]
-Collisions = Literal["nearest-free", "sinkhorn", "suffix", "keep"]
+Collisions = Literal["nearest-free", "sinkhorn", "suffix", "item", "keep"]
 _ROUNDS = 20  # of `sinkhorn`, as in the released code
 
 
@@ -23,7 +24,8 @@ def resolve(codes: np.ndarray, vectors: np.ndarray, quantizer: Quantizer, method
         codes: (items, levels) int32, as quantised.
         vectors: (items, dimensions).
         quantizer: which made the codes.
-        method: `keep` changes nothing; the functions `nearest_free`, `sinkhorn` and `suffix` describe the other three.
+        method: `keep` changes nothing; the functions `nearest_free`, `sinkhorn`, `suffix` and `own_last_codes` (`item`)
+            describe the other four.
 
     Returns:
         codes (items, levels) int32; with `suffix` and at least one collision (items, levels + 1), -1 if an item needs none.
@@ -35,6 +37,8 @@ def resolve(codes: np.ndarray, vectors: np.ndarray, quantizer: Quantizer, method
         return codes
     if method == "suffix":
         return suffix(codes, vectors, quantizer)
+    if method == "item":
+        return own_last_codes(codes)
     if method == "sinkhorn":
         return sinkhorn(codes, vectors, quantizer)
     return nearest_free(codes, vectors, quantizer)
@@ -60,6 +64,24 @@ def suffix(codes: np.ndarray, vectors: np.ndarray, quantizer: Quantizer) -> np.n
         further[item] = taken[sid_of[item]]
         taken[sid_of[item]] += 1
     return np.concatenate([codes, further], axis=1)
+
+
+def own_last_codes(codes: np.ndarray) -> np.ndarray:
+    """Each item's number in the catalog in the place of its last code, so that its last token is its own.
+
+    The codes before it still say what is alike. The last level has as many codes as there are items.
+
+    Args:
+        codes: (items, levels) int32, none of them -1.
+
+    Raises:
+        CatalogError: there are more items than codes that a level may have.
+    """
+    if len(codes) > MOST_CODES:
+        raise CatalogError(
+            f"{len(codes):,} items, but a level has {MOST_CODES:,} codes at most. Use --sid.collisions nearest-free."
+        )
+    return np.concatenate([codes[:, :-1], np.arange(len(codes), dtype=codes.dtype)[:, None]], axis=1)
 
 
 def sinkhorn(codes: np.ndarray, vectors: np.ndarray, quantizer: Quantizer) -> np.ndarray:

@@ -80,7 +80,7 @@ def measure_method(
     fitted = fit_quantizer(vectors, config, seed, fuse(vectors, train_pairs, config.fusion))
     codes = resolve(fitted.codes, vectors, fitted.quantizer, config.collisions)
     seconds = time.perf_counter() - started
-    figures = diagnose(fitted.codes, codes, vectors, fitted.quantizer, pairs)
+    figures = diagnose(fitted.codes, codes, vectors, fitted.quantizer, pairs, config.collisions == "item")
     unique = {"unique_before": len(np.unique(fitted.codes, axis=0)), "unique": len(np.unique(codes, axis=0))}
     return figures | unique | {"seconds": round(seconds, 1)}
 

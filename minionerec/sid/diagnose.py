@@ -14,7 +14,12 @@ _DEPTHS = (1, 2)  # leading codes that are compared
 
 
 def diagnose(
-    codes_before: np.ndarray, codes: np.ndarray, vectors: np.ndarray, quantizer: Quantizer, pairs: np.ndarray
+    codes_before: np.ndarray,
+    codes: np.ndarray,
+    vectors: np.ndarray,
+    quantizer: Quantizer,
+    pairs: np.ndarray,
+    own_last: bool = False,
 ) -> dict[str, Any]:
     """Measure an index before and after collisions were resolved.
 
@@ -23,6 +28,8 @@ def diagnose(
         codes: (items, levels), as they are used; one level more with a suffix.
         vectors: (items, dimensions).
         pairs: (pairs, 2) items that users took one after the other.
+        own_last: the last codes are the items' numbers, which describe nothing: they are left out of `reconstruction_error` and
+            `moved`.
 
     Returns:
         Plain numbers: `items`; `collision_rate_before`, `collision_rate` (share of items whose SID another item has too);
@@ -31,7 +38,7 @@ def diagnose(
         changed); `largest_group_before`, `largest_group` (items with one SID); `distinct_vectors`; and the figures of
         `structure`.
     """
-    levels = codes_before.shape[1]
+    levels = codes_before.shape[1] - own_last
     groups_before, shared = _group_sizes(codes_before), shared_codes(codes)
     return {
         "items": len(codes),
@@ -39,11 +46,11 @@ def diagnose(
         "collision_rate": shared["collision_rate"],
         "reconstruction_error_before": relative_error(vectors, codes_before, quantizer),
         "reconstruction_error": relative_error(vectors, codes[:, :levels], quantizer),
-        "moved": float(np.mean((codes_before != codes[:, :levels]).any(axis=1))),
+        "moved": float(np.mean((codes_before[:, :levels] != codes[:, :levels]).any(axis=1))),
         "largest_group_before": int(groups_before.max()),
         "largest_group": shared["largest_group"],
         "distinct_vectors": _distinct_rows(vectors),
-    } | structure(codes, vectors, pairs, quantizer.codebook_sizes)
+    } | structure(codes, vectors, pairs, quantizer.codebook_sizes[:levels])
 
 
 def shared_codes(codes: np.ndarray) -> dict[str, Any]:

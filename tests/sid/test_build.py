@@ -7,6 +7,7 @@ from minionerec.config import Config, SidConfig
 from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, SPLITS, Dataset
 from minionerec.errors import ArtifactError, CatalogError, ConfigError, DataError
 from minionerec.sid import SidIndex
+from minionerec.sid.append import append_sids
 from minionerec.sid.build import build_sids
 
 WORDS = ["red", "green", "blue", "steel", "brass", "bolt", "nut", "hose", "rake", "spade"]
@@ -127,3 +128,19 @@ def test_fewer_items_than_codes(config, dataset):
     config.sid.codebook_sizes = [8, 64]
     with pytest.raises(CatalogError, match=r"40 items are fewer than the 64 codes of level 2 \(codebooks: 8 \+ 64\)"):
         build_sids(config)
+
+
+def test_items_with_a_last_code_of_their_own(config, dataset, tmp_path):
+    config.sid.collisions = "item"
+    manifest, _ = build_sids(config)
+    index = SidIndex.load(config.folder / "sid", dataset)
+    assert index.codebook_sizes == (8, 40) and index.codes[:, 1].tolist() == list(range(40))
+    assert [len(codebook) for codebook in index.codebooks] == [8]
+    assert manifest.metrics["moved"] == 0 and 0 < manifest.metrics["reconstruction_error"] < 1
+    assert manifest.metrics["reconstruction_error_before"] < manifest.metrics["reconstruction_error"]
+    assert manifest.metrics["balance"][1] == pytest.approx(1)
+    larger = Config(out=str(tmp_path / "larger"), sid=config.sid)
+    with artifacts.Recipe("data", larger.folder / "data", {}, {}, 0).write() as draft:
+        dataset.save(draft.path)
+    with pytest.raises(ConfigError, match="each new item would need a token of its own"):
+        append_sids(larger, config.folder)
