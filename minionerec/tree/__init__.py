@@ -4,8 +4,9 @@ Knows token ids and tensors, nothing about items, prompts or stages.
 """
 
 from minionerec.tree.batch import Branch, TreeBatch, TreeLogprobs, pack, tree_logprobs
-from minionerec.tree.exact_scores import score_catalog, score_prefixes
+from minionerec.tree.exact_scores import score_catalog, score_leaves, score_prefixes
 from minionerec.tree.forward import left_pad
+from minionerec.tree.prior import PrefixPrior, Prior
 from minionerec.tree.prompt_cache import Normalise
 from minionerec.tree.sampling import SampleResult, sample_with_replacement, sample_without_replacement
 from minionerec.tree.search import BeamResult, SearchLevel, beam_search, search_levels
@@ -18,6 +19,8 @@ __all__ = [
     "Branch",
     "CatalogTrie",
     "Normalise",
+    "PrefixPrior",
+    "Prior",
     "SampleResult",
     "SearchLevel",
     "Selection",
@@ -29,6 +32,7 @@ __all__ = [
     "sample_with_replacement",
     "sample_without_replacement",
     "score_catalog",
+    "score_leaves",
     "score_prefixes",
     "search_levels",
     "tree_logprobs",

@@ -122,12 +122,12 @@ def pack(branches: Sequence[Branch], *, row_tokens: int, trie: CatalogTrie | Non
     Raises:
         ConstraintError: `row_tokens` is below 1; there is no branch, or none with a label; a branch has no prompt or no
             completion; its number of weights differs from its number of completion tokens; a SID is not in the trie; or the
-            trie is a view or holds a SID that is the beginning of another.
+            trie is a view, has a prior, or holds a SID that is the beginning of another.
     """
     if row_tokens < 1:
         raise ConstraintError(f"row_tokens is {row_tokens}; a row holds at least 1 token.")
     if trie is not None:
-        _refuse_view(trie)
+        trie.check_whole()
     weights = [_weights(number, branch) for number, branch in enumerate(branches)]
     steps = [row.nonzero()[0] for row in weights]  # per branch, the positions of its labels in its completion
     if not any(map(len, steps)):
@@ -183,11 +183,6 @@ def pack(branches: Sequence[Branch], *, row_tokens: int, trie: CatalogTrie | Non
         longest=max(map(len, sequences)),
         trie_depth=0 if trie is None else trie.depth,
     )
-
-
-def _refuse_view(trie: CatalogTrie) -> None:
-    if trie.view is not None:
-        raise ConstraintError("Log-probabilities are taken over the whole catalog: give the trie that the view was made from.")
 
 
 def _weights(number: int, branch: Branch) -> np.ndarray:
@@ -277,7 +272,7 @@ def tree_logprobs(
         raise ConstraintError(f"temperature is {temperature}; it must be greater than 0.")
     catalog = siblings if trie is None else trie
     if catalog is not None:
-        _refuse_view(catalog)
+        catalog.check_whole()
         if batch.trie_depth != catalog.depth or (siblings is not None and siblings is not catalog):
             raise ConstraintError("The batch was packed without this trie: give the trie to pack too.")
 

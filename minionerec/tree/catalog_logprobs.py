@@ -40,12 +40,12 @@ def catalog_logprobs(
         (prompts, SIDs) float32 in nats, in the order of `trie.sids`.
 
     Raises:
-        ConstraintError: the trie is a view, has more than `MOST_PREFIXES` inner nodes, or holds a SID that is the beginning of
-            another; a prompt is empty or longer than the model's attention window; or its attention cannot take a tree mask.
+        ConstraintError: the trie is a view or mixed, has more than `MOST_PREFIXES` inner nodes, or holds a SID that is the
+            beginning of another; a prompt is empty or longer than the model's attention window; or its attention cannot take a
+            tree mask.
     """
     trie.check_normalisable()
-    if trie.view is not None:
-        raise ConstraintError("Log-probabilities are taken over the whole catalog: give the trie that the view was made from.")
+    trie.check_whole()
     sizes = [len(level) for level in trie.tokens[:-1]]
     if sum(sizes) > MOST_PREFIXES:
         raise ConstraintError(

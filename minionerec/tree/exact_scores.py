@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from minionerec.errors import ConstraintError
 from minionerec.tree.architecture import Widths
+from minionerec.tree.prior import PrefixPrior
 from minionerec.tree.prompt_cache import Normalise, PromptCache, plain_head
 from minionerec.tree.trie import CatalogTrie
 
@@ -106,7 +107,8 @@ def score_catalog(
         model: a transformers causal LM in evaluation mode, with sdpa or eager attention.
         input_ids: prompts, (batch, length), left-padded.
         attention_mask: of the same shape; None if nothing is padded.
-        trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt.
+        trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt; mixed with a prior or
+            not.
         normalise_over: `vocabulary` normalises each step over the full vocabulary, `catalog` over the legal next tokens.
         memory: what a pass may take beyond the model, the prompts and the result (bytes).
 
@@ -145,13 +147,15 @@ def score_prefixes(
         model: a transformers causal LM in evaluation mode, with sdpa or eager attention.
         input_ids: prompts, (batch, length), left-padded.
         attention_mask: of the same shape; None if nothing is padded.
-        trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt.
+        trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt; mixed with a prior or
+            not.
         normalise_over: `vocabulary` normalises each step over the full vocabulary, `catalog` over the legal next tokens.
         memory: what a pass may take beyond the model, the prompts and the result; a quarter is for logits over the vocabulary,
             at least one row of them, the rest for what `chunk_size` counts (bytes).
 
     Returns:
-        Per level of the trie, (batch, nodes) scores in nats, in the order of the nodes; -inf outside a view.
+        Per level of the trie, (batch, nodes) scores in nats, in the order of the nodes; -inf outside a view. With a prior, the
+        logarithm of the probability of all SIDs below a node together.
 
     Raises:
         ConstraintError: the budget does not hold one path of the trie, or model, prompts and trie do not fit together
@@ -185,7 +189,78 @@ def score_prefixes(
             )  # (nodes, children), those outside a view too
             below = slice(int(trie.offsets[level + 1][low]), int(trie.offsets[level + 1][high]))
             scores[level + 1][:, below] = (scores[level][:, low:high, None] + steps)[:, is_child]
-    return scores
+    prior = PrefixPrior.of(trie)
+    return scores if prior is None else [prior.masses(level, model_scores) for level, model_scores in enumerate(scores)]
+
+
+@torch.no_grad()
+def score_leaves(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    *,
+    trie: CatalogTrie,
+    leaves: torch.Tensor,
+    normalise_over: Normalise = "vocabulary",
+) -> torch.Tensor:
+    """The exact score of some SIDs after each prompt: one forward of the prompts and of the SIDs' own tokens, no search.
+
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2)).eval()
+    >>> trie = CatalogTrie.from_codes(torch.tensor([[10, 13], [11, 13], [11, 14]]))
+    >>> prompts = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    >>> scores = score_leaves(model, prompts, trie=trie, leaves=torch.tensor([[2], [0]]))  # the third SID, and the first
+    >>> torch.allclose(scores, score_catalog(model, prompts, trie=trie).gather(1, torch.tensor([[2], [0]])), atol=1e-5)
+    True
+
+    Args:
+        model: a transformers causal LM in evaluation mode, with sdpa or eager attention.
+        input_ids: prompts, (batch, length), left-padded.
+        attention_mask: of the same shape; None if nothing is padded.
+        trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt; mixed with a prior or
+            not.
+        leaves: (batch, SIDs) int64 numbers of SIDs in the trie; -1 in empty places.
+        normalise_over: `vocabulary` normalises each step over the full vocabulary, `catalog` over the legal next tokens.
+
+    Returns:
+        (batch, SIDs) scores in nats; -inf outside a view and in empty places.
+
+    Raises:
+        ConstraintError: the leaves have another shape or are not in the trie, or model, prompts and trie do not fit together
+            (`PromptCache.compute` lists the cases).
+    """
+    if (
+        leaves.dim() != 2
+        or not leaves.shape[1]
+        or len(leaves) != len(input_ids)
+        or not bool(((leaves >= -1) & (leaves < len(trie))).all())
+    ):
+        raise ConstraintError(
+            f"leaves must be numbers of SIDs from 0 to {len(trie) - 1} or -1, of shape ({len(input_ids)}, SIDs); found "
+            f"{tuple(leaves.shape)}, from {int(leaves.min()) if leaves.numel() else '-'} to "
+            f"{int(leaves.max()) if leaves.numel() else '-'}."
+        )
+    prompts = PromptCache.compute(model, input_ids, attention_mask, trie, normalise_over)
+    path = [leaves.clamp(min=0)]  # per level, (batch, SIDs) the node that each SID passes
+    for level in reversed(range(1, trie.depth)):
+        path.insert(0, trie.parent(level, path[0]))
+    batch, count = leaves.shape
+    above = torch.zeros_like(leaves)
+    scores = torch.zeros(batch, count, device=leaves.device)
+    states = prompts.last.expand(-1, count, -1)
+    ancestors = torch.zeros(batch, count, 0, dtype=torch.bool, device=leaves.device)
+    itself = torch.eye(count, dtype=torch.bool, device=leaves.device).expand(batch, -1, -1)
+    for level, nodes in enumerate(path):
+        steps = prompts.child_logprobs(level, above, states)[2]
+        place = nodes - trie.offsets[level][above]  # the children of a node are consecutive
+        scores = scores + steps.gather(-1, place[..., None]).squeeze(-1)
+        if level < trie.depth - 1:
+            ancestors = torch.cat([ancestors, itself], dim=-1)  # SID i goes below SID i of the level before
+            states, above = prompts.extend(trie.tokens[level][nodes].long(), level, ancestors), nodes
+    prior = PrefixPrior.of(trie)
+    if prior is not None:
+        scores = prior.bounds(trie.depth - 1, scores, path[-1])
+    return scores.masked_fill(leaves < 0, -torch.inf)
 
 
 def node_ancestors(trie: CatalogTrie, ranges: list[tuple[int, int]]) -> torch.Tensor:

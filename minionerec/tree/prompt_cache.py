@@ -76,7 +76,8 @@ class PromptCache:
         Raises:
             ConstraintError: the model is in training mode, its layers do not follow a tree mask, there is no prompt, a prompt
                 is empty, right-padded or too long for the model, the trie's tokens are outside the model's vocabulary, the trie
-                is a view of another number of requests, or its SIDs cannot be normalised over the catalog.
+                is a view of another number of requests, its SIDs cannot be normalised over the catalog, or its prior does not
+                fit (`Prior.check` lists the cases).
         """
         if model.training:
             raise ConstraintError(
@@ -101,6 +102,8 @@ class PromptCache:
             raise ConstraintError(
                 f"The trie is a view of {trie.view.requests} requests, but there are {len(input_ids)} prompts."
             )
+        if trie.prior is not None:
+            trie.prior.check(trie, len(input_ids), normalise_over)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         visible = attention_mask.bool()

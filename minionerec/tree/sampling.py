@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from minionerec.errors import ConstraintError
 from minionerec.tree.hashed_gumbel import combine, gumbel
+from minionerec.tree.prior import PrefixPrior
 from minionerec.tree.prompt_cache import PromptCache
 from minionerec.tree.search import fill, run_search
 from minionerec.tree.trie import CatalogTrie
@@ -71,11 +72,12 @@ def sample_without_replacement(
         model: a transformers causal LM in evaluation mode, with sdpa or eager attention.
         input_ids: prompts, (batch, length), left-padded.
         attention_mask: of the same shape; None if nothing is padded.
-        trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt.
+        trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt; mixed with a prior or
+            not.
         num_samples: SIDs per prompt; a smaller catalog gives all that it has.
         seeds: (batch,) int64, one per prompt: what is drawn for a prompt depends on its seed alone, not on the rest of the
             batch.
-        temperature: divides the logits; above 0.
+        temperature: divides the model's logits; above 0.
 
     Raises:
         ConstraintError: `num_samples` is below 1, the temperature is not above 0, there is not one seed per prompt, or model,
@@ -114,10 +116,11 @@ def sample_with_replacement(
         model: a transformers causal LM in evaluation mode, with sdpa or eager attention.
         input_ids: prompts, (batch, length), left-padded.
         attention_mask: of the same shape; None if nothing is padded.
-        trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt.
+        trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt; mixed with a prior or
+            not.
         num_samples: SIDs per prompt; may exceed the size of the catalog.
         seeds: (batch,) int64, one per prompt, as in `sample_without_replacement`.
-        temperature: divides the logits; above 0.
+        temperature: divides the model's logits; above 0.
 
     Raises:
         ConstraintError: `num_samples` is below 1, the temperature is not above 0, there is not one seed per prompt, or model,
@@ -128,15 +131,20 @@ def sample_with_replacement(
     batch, device = len(input_ids), input_ids.device
     sample_seeds = combine(seeds.to(device)[:, None], torch.arange(num_samples, device=device))
     nodes = torch.zeros(batch, num_samples, dtype=torch.long, device=device)
-    logprobs = torch.zeros(batch, num_samples, device=device)
+    scores = logprobs = torch.zeros(batch, num_samples, device=device)  # the model's, and those of the distribution drawn from
+    prior = PrefixPrior.of(trie)
     states = prompts.last.expand(-1, num_samples, -1)
     ancestors = torch.zeros(batch, num_samples, 0, dtype=torch.bool, device=device)
     itself = torch.eye(num_samples, dtype=torch.bool, device=device).expand(batch, -1, -1)
     for level in range(trie.depth):
         child_nodes, child_tokens, steps = prompts.child_logprobs(level, nodes, states, temperature)
+        child_scores = scores[..., None] + steps
+        # With a prior a child is as probable as its mass; what the masses of all siblings add up to plays no part in a draw.
+        weights = steps if prior is None else prior.masses(level, child_scores, child_nodes)
         # The highest of log-probabilities with Gumbel noise is a draw from their distribution (Gumbel-max).
-        drawn = (steps + gumbel(sample_seeds, level + 1, child_nodes)).argmax(-1, keepdim=True)
-        logprobs += steps.gather(-1, drawn).squeeze(-1)
+        drawn = (weights + gumbel(sample_seeds, level + 1, child_nodes)).argmax(-1, keepdim=True)
+        scores = child_scores.gather(-1, drawn).squeeze(-1)
+        logprobs = scores if prior is None else weights.gather(-1, drawn).squeeze(-1)
         nodes = child_nodes.gather(-1, drawn).squeeze(-1)
         if level < trie.depth - 1:
             ancestors = torch.cat([ancestors, itself], dim=-1)  # sample i goes below sample i of the level before

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from minionerec.errors import ConstraintError
 from minionerec.tree.hashed_gumbel import gumbel
+from minionerec.tree.prior import PrefixPrior
 from minionerec.tree.prompt_cache import Normalise, PromptCache
 from minionerec.tree.trie import CatalogTrie
 
@@ -22,11 +23,13 @@ class BeamResult:
 
     Attributes:
         tokens: (batch, beams, levels) int64 token ids; `NO_TOKEN` behind the end of a short SID and in empty places.
-        scores: (batch, beams) sums of log-probabilities in nats, descending; -inf in empty places.
+        scores: (batch, beams) sums of log-probabilities in nats, descending; -inf in empty places. With a prior, the
+            log-probability of each SID in the mixture.
         leaves: (batch, beams) int64, the number of each SID in the trie, for `CatalogTrie.items`; -1 in empty places.
         exact: (batch,) bool, the certificate: True proves that the list is the exact top of the whole catalog.
-        best_pruned: (batch,) the highest score of any prefix that was pruned, -inf if none was. The part of a list whose scores
-            are no lower is exact, even if the whole list is not proven to be.
+        best_pruned: (batch,) the highest score of any prefix that was pruned, -inf if none was; with a prior, the highest bound
+            of what is below it. The part of a list whose scores are no lower is exact, even if the whole list is not proven to
+            be.
     """
 
     tokens: torch.Tensor
@@ -41,7 +44,7 @@ class SearchResult(NamedTuple):
 
     Attributes:
         leaves: (batch, places) numbers of the leaves; -1 in empty places.
-        scores: (batch, places) sums of log-probabilities in nats; -inf in empty places.
+        scores: (batch, places) sums of log-probabilities in nats, with a prior those of the mixture; -inf in empty places.
         keys: (batch, places) what the leaves are ordered by: their scores, or with seeds their perturbed scores.
         best_pruned: (batch,) the highest key of any prefix that was pruned; -inf if none was.
     """
@@ -59,10 +62,11 @@ class SearchLevel:
     Attributes:
         nodes: (batch, beams) numbers of the nodes that were kept, best first; -1 in empty places.
         parents: (batch, beams) the beam of the level above that each is below.
-        logprobs: (batch, beams) log-probability of each node's token after those above it, in nats.
+        logprobs: (batch, beams) log-probability of each node's token after those above it, in nats; with a prior, that in the
+            mixture.
         scores: (batch, beams) sums of log-probabilities.
         pruned: (batch, beams above) how many legal children of each beam of the level above were pruned.
-        best_pruned: (batch, beams above) the highest score of these; -inf if there are none.
+        best_pruned: (batch, beams above) the highest score of these, with a prior the highest bound; -inf if there are none.
     """
 
     nodes: torch.Tensor
@@ -83,22 +87,34 @@ def run_search(
     """The `width` best leaves by score or, given a seed per prompt, by perturbed score; `levels` takes what each level kept."""
     trie, device = prompts.trie, prompts.visible.device
     batch = len(prompts.visible)
+    prior = PrefixPrior.of(trie)
 
     # 1. Begin with one beam, the trie's root. Its states are what the prompt's last token gives.
     nodes = torch.zeros(batch, 1, dtype=torch.long, device=device)  # (batch, beams), -1 where a beam is missing
-    scores = torch.zeros(batch, 1, device=device)
+    scores = torch.zeros(batch, 1, device=device)  # the model's
+    masses = scores  # log-probabilities of the prefixes: the model's scores or, with a prior, those of the mixture
     keys = scores if seeds is None else gumbel(seeds, 0, nodes)
     states = prompts.last  # (batch, beams, hidden or vocabulary)
     ancestors = torch.zeros(batch, 1, 0, dtype=torch.bool, device=device)  # (batch, beams, tree tokens so far)
     best_pruned = torch.full((batch,), -torch.inf, device=device)
 
     for level in range(trie.depth):
-        # 2. Score every legal child of every beam. A search with seeds orders children by scores with Gumbel noise, so that the
-        #    leaves with the highest keys are a sample without replacement. The noise is drawn given the parent's key, which
-        #    is the maximum of its children's: pruning a prefix never loses one of the `width` best leaves.
+        # 2. Score every legal child of every beam, and order them: by score; or, with seeds, by score with Gumbel noise.
         child_nodes, child_tokens, steps = prompts.child_logprobs(level, nodes, states, temperature)  # (batch, beams, children)
         child_scores = scores[..., None] + steps
-        child_keys = child_scores if seeds is None else _perturb(child_scores, keys, gumbel(seeds, level + 1, child_nodes))
+        child_masses = child_scores
+        if prior is not None and (seeds is not None or levels is not None):
+            child_masses = prior.masses(level, child_scores, child_nodes)
+        if seeds is not None:
+            # The leaves with the highest keys are a sample without replacement. The noise is drawn given the parent's key,
+            # which is the maximum of its children's: pruning a prefix never loses one of the `width` best leaves.
+            child_keys = _perturb(child_masses, keys, gumbel(seeds, level + 1, child_nodes))
+        elif prior is not None:
+            # A bound of all that is below ranks better than the mass, and proves more: it is lower, and equal at a leaf.
+            # Rounding may leave it a hair above its parent's; the certificate needs keys that only fall.
+            child_keys = torch.minimum(prior.bounds(level, child_scores, child_nodes), keys[..., None])
+        else:
+            child_keys = child_scores
 
         # 3. Keep the best children of all beams together. Ask for one more than is kept: it has the highest key of those that
         #    are pruned here, which the certificate needs. On the last level nothing needs remembering: a pruned leaf cannot
@@ -111,11 +127,13 @@ def run_search(
         keys, places = keys[:, :beams], places[:, :beams]
         scores = child_scores.flatten(1).gather(1, places)
 
-        # 4. A prompt with fewer legal children than others fills its beams with illegal ones, of score -inf. They become node
+        # 4. A prompt with fewer legal children than others fills its beams with illegal ones, of key -inf. They become node
         #    -1, which has no children.
-        nodes = child_nodes.flatten(1).gather(1, places).masked_fill(scores == -torch.inf, -1)
+        nodes = child_nodes.flatten(1).gather(1, places).masked_fill(keys == -torch.inf, -1)
         if levels is not None:
-            levels.append(_level(nodes, places, steps, child_scores))
+            child_logprobs = steps if prior is None else child_masses - masses[..., None]
+            levels.append(_level(nodes, places, child_logprobs, child_masses, child_keys))
+        masses = child_masses.flatten(1).gather(1, places)
         if level == trie.depth - 1:
             break  # nothing follows a leaf, so its token is never computed
 
@@ -126,23 +144,31 @@ def run_search(
         itself = torch.eye(beams, dtype=torch.bool, device=device).expand(batch, -1, -1)
         ancestors = torch.cat([inherited, itself], dim=-1)
         states = prompts.extend(child_tokens.flatten(1).gather(1, places), level, ancestors)
-    return SearchResult(nodes, scores, keys, best_pruned)
+    return SearchResult(nodes, masses if prior is None or seeds is not None else keys, keys, best_pruned)
 
 
-def _level(nodes: torch.Tensor, places: torch.Tensor, steps: torch.Tensor, child_scores: torch.Tensor) -> SearchLevel:
+def _level(
+    nodes: torch.Tensor,
+    places: torch.Tensor,
+    child_logprobs: torch.Tensor,
+    child_masses: torch.Tensor,
+    child_keys: torch.Tensor,
+) -> SearchLevel:
     """What is kept and pruned at a level.
 
     Args:
         nodes: (batch, beams) that are kept.
         places: (batch, beams) their places among the children of all beams above.
-        steps, child_scores: (batch, beams above, children) log-probabilities and sums of these.
+        child_logprobs: (batch, beams above, children) log-probabilities of the tokens.
+        child_masses: of the same shape, log-probabilities of the prefixes.
+        child_keys: of the same shape, what prefixes are ordered by.
     """
-    rest = child_scores.flatten(1).scatter(1, places, -torch.inf).view(child_scores.shape)
+    rest = child_keys.flatten(1).scatter(1, places, -torch.inf).view(child_keys.shape)
     return SearchLevel(
         nodes,
-        places // child_scores.shape[-1],
-        steps.flatten(1).gather(1, places),
-        child_scores.flatten(1).gather(1, places),
+        places // child_keys.shape[-1],
+        child_logprobs.flatten(1).gather(1, places),
+        child_masses.flatten(1).gather(1, places),
         (rest > -torch.inf).sum(-1),
         rest.amax(-1),
     )
@@ -187,8 +213,9 @@ def beam_search(
 
     Scores are sums of log-probabilities; the checkpoint's `generation_config` plays no part. A log-probability is at most 0, so
     a score only falls as a SID grows. A list is therefore proven exact if its last score is no lower than the best prefix that
-    was ever pruned: no SID below that prefix can enter the list. (In bfloat16 the scores are those of this computation, which
-    rounds; another batch rounds otherwise.)
+    was ever pruned: no SID below that prefix can enter the list. With a prior, a prefix counts for the highest score that a SID
+    below it can have, and the same holds. (In bfloat16 the scores are those of this computation, which rounds; another batch
+    rounds otherwise.)
 
     >>> from transformers import Qwen2Config, Qwen2ForCausalLM
     >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_key_value_heads": 2}
@@ -206,7 +233,8 @@ def beam_search(
         model: a transformers causal LM in evaluation mode, with sdpa or eager attention.
         input_ids: prompts, (batch, length), left-padded.
         attention_mask: of the same shape; None if nothing is padded.
-        trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt.
+        trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt; mixed with a prior or
+            not. SIDs that the mixture gives the probability 0 are not listed.
         num_beams: length of each list.
         normalise_over: `vocabulary` normalises each step over the full vocabulary, as transformers' beam search does; `catalog`
             over the legal next tokens, so that the whole catalog's probabilities add up to 1.

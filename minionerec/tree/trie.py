@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from minionerec.errors import ArtifactError, CatalogError, ConstraintError
+from minionerec.tree.prior import Prior
 from minionerec.tree.trie_arrays import NO_TOKEN, trie_arrays
 from minionerec.tree.view import Selection, View, mask_view, view_of
 
@@ -59,6 +60,7 @@ class CatalogTrie:
         trailing: how many tokens at the end of each path are not part of the SID (newline, end of sequence).
         prefixed: some SID is the beginning of another, with nothing that trails it.
         view: which nodes each request of a batch may reach; None if every node is legal.
+        prior: what searches mix into the model's distribution; None for nothing.
     """
 
     tokens: tuple[torch.Tensor, ...]
@@ -68,6 +70,7 @@ class CatalogTrie:
     trailing: int = 0
     prefixed: bool = False
     view: View | None = None
+    prior: Prior | None = None
 
     @classmethod
     def from_codes(
@@ -306,9 +309,33 @@ class CatalogTrie:
         self._refuse_view()
         return replace(self, view=view_of(self, selections))
 
+    def mixed(self, prior: Prior) -> "CatalogTrie":
+        """The trie, or view, for searches of the mixture of the model's distribution over the catalog and another one.
+
+        Beam search, sampling and exact scores follow `(1 - share) * p_model + share * p_prior`; they need
+        `normalise_over="catalog"`. With the share 0 they give what the model alone gives.
+
+        >>> trie = CatalogTrie.from_codes(np.array([[10, 13], [10, 14], [11, 13]]))
+        >>> mixed = trie.mixed(Prior(torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([0.3])))  # for 1 request
+        """
+        return replace(self, prior=prior)
+
     def _refuse_view(self) -> None:
         if self.view is not None:  # two SID filters would keep a SID whose items pass one filter each
             raise CatalogError("A view cannot be narrowed again: combine the item filters with &, and narrow the trie.")
+
+    def check_whole(self) -> None:
+        """Refuse a view or a mixed trie where log-probabilities are the model's own, over the whole catalog.
+
+        Raises:
+            ConstraintError: this is one.
+        """
+        if self.view is not None:
+            raise ConstraintError(
+                "Log-probabilities are taken over the whole catalog: give the trie that the view was made from."
+            )
+        if self.prior is not None:
+            raise ConstraintError("Log-probabilities are the model's alone: give the trie without its prior.")
 
     def check_normalisable(self) -> None:
         """Refuse a catalog whose probabilities would not add up to 1.
@@ -323,10 +350,12 @@ class CatalogTrie:
             )
 
     def requests(self, rows: torch.Tensor) -> "CatalogTrie":
-        """The view of some requests of a batch; the trie itself if one filter, or none, serves all."""
-        if self.view is None or self.view.requests == 1:
-            return self
-        return replace(self, view=self.view.select(rows, list(map(len, self.tokens))))
+        """The view and the prior of some requests of a batch; the trie itself if one filter, or none, serves all."""
+        view = self.view
+        if view is not None and view.requests > 1:
+            view = view.select(rows, list(map(len, self.tokens)))
+        prior = None if self.prior is None else self.prior.select(rows)
+        return self if view is self.view and prior is None else replace(self, view=view, prior=prior)
 
     def to(self, device: torch.device | str) -> "CatalogTrie":
         """The trie on another device."""
@@ -341,16 +370,17 @@ class CatalogTrie:
             alphabets=move(self.alphabets),
             leaf_of_item=self.leaf_of_item.to(device),
             view=None if self.view is None else self.view.to(device),
+            prior=None if self.prior is None else self.prior.to(device),
         )
 
     def save(self, path: Path) -> None:
         """Write the trie as safetensors, whole or not at all.
 
         Raises:
-            CatalogError: this is a view: a filter belongs to a request, not to the catalog.
+            CatalogError: this is a view or has a prior: these belong to requests, not to the catalog.
         """
-        if self.view is not None:
-            raise CatalogError("A narrowed view cannot be saved; save the trie that it was made from.")
+        if self.view is not None or self.prior is not None:
+            raise CatalogError("A mixed trie or a narrowed view cannot be saved; save the trie that it was made from.")
         arrays = {"leaf_of_item": self.leaf_of_item}
         for level in range(self.depth):
             arrays[f"tokens_{level}"] = self.tokens[level]

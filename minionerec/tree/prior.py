@@ -1,0 +1,191 @@
+"""Another distribution over the catalog, mixed into the model's: p = (1 - share) * p_model + share * p_prior.
+
+The model's probability of a prefix, normalised over the catalog, is the sum over the SIDs that begin with it. So is the
+prior's, hence the mixture's too: the mixture is itself a model that writes a SID code by code, and search, sampling and exact
+scores hold for it. Interpolation of a language model with a cache: Grave, Joulin, Usunier, "Improving Neural Language Models
+with a Continuous Cache", 2016, arXiv:1612.04426, equation 5; there over words, here over the leaves of a trie.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+
+from minionerec.errors import ConstraintError
+
+if TYPE_CHECKING:
+    from minionerec.tree.trie import CatalogTrie
+
+_TOLERANCE = 1e-3  # of a row's sum: float32 rows of a million SIDs add up to 1 within 1e-4
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is mixed into the model's distribution, for each request of a batch its own. `CatalogTrie.mixed` takes it.
+
+    Attributes:
+        leaves: (batch, SIDs) floating: the probability of each SID, in the order of `trie.sids`; a row adds up to 1, unless its
+            share is 0. Over a view of the trie, what lies outside is dropped and the rest divided by its sum, as the model's
+            steps are normalised over what is left; a request of which nothing is left is searched with the model alone.
+        share: (batch,) floating, the weight of the prior, 0 to 1.
+    """
+
+    leaves: torch.Tensor
+    share: torch.Tensor
+
+    @classmethod
+    def of_items(cls, trie: "CatalogTrie", items: torch.Tensor, share: torch.Tensor) -> "Prior":
+        """A prior over items: a SID gets the sum of its items.
+
+        >>> from minionerec.tree import CatalogTrie
+        >>> trie = CatalogTrie.from_codes(torch.tensor([[4, 2], [1, 3], [4, 2]]))  # items 0 and 2 share a SID
+        >>> Prior.of_items(trie, torch.tensor([[0.25, 0.5, 0.25]]), torch.tensor([0.1])).leaves.tolist()
+        [[0.5, 0.5]]
+
+        Args:
+            trie: of the catalog.
+            items: (batch, items) floating, the probability of each item, on the trie's device.
+            share: (batch,) floating.
+        """
+        leaves = items.new_zeros(len(items), len(trie))
+        return cls(leaves.index_add_(1, trie.leaf_of_item.long(), items), share)
+
+    def select(self, rows: torch.Tensor) -> "Prior":
+        """The prior of some requests.
+
+        Args:
+            rows: their numbers, (requests,).
+        """
+        return Prior(self.leaves[rows], self.share[rows])
+
+    def to(self, device: torch.device | str) -> "Prior":
+        """The prior on another device."""
+        return Prior(self.leaves.to(device), self.share.to(device))
+
+    def within(self, trie: "CatalogTrie") -> "Prior":
+        """The prior over what a view leaves: zero outside, divided by its sum inside; float64.
+
+        Args:
+            trie: a view, or the whole trie, on which only the sums become exact. A request of which nothing is left has zeros
+                and the share 0.
+        """
+        leaves = self.leaves.double()
+        if trie.view is not None:
+            # The leaves as children of one parent: so the view says which of them are legal.
+            numbers = torch.arange(len(trie), device=trie.device).expand(len(leaves), 1, -1)
+            first = numbers.new_zeros(len(leaves), 1)
+            every = torch.ones_like(numbers, dtype=torch.bool)
+            leaves = leaves * trie.view.restrict(trie.depth - 1, len(trie), numbers, first, every)[:, 0]
+        total = leaves.sum(1)
+        leaves = leaves / torch.where(total > 0, total, 1.0)[:, None]
+        return Prior(leaves, torch.where(total > 0, self.share.double(), 0.0))
+
+    def check(self, trie: "CatalogTrie", requests: int, normalise_over: str) -> None:
+        """Refuse a search that this prior does not fit.
+
+        Args:
+            trie: of the search.
+            requests: prompts of the batch.
+            normalise_over: what the model's steps add up over.
+
+        Raises:
+            ConstraintError: the model's steps add up over the vocabulary, or the prior has another shape, holds numbers that
+                are no probabilities, or lies on another device than the trie.
+        """
+        if normalise_over != "catalog":
+            raise ConstraintError(
+                f"A prior needs normalise_over 'catalog'; found {normalise_over!r}. Over the vocabulary the model's "
+                "probabilities of the SIDs do not add up to 1, so what is mixed would be no distribution."
+            )
+        wanted = ((requests, len(trie)), (requests,))
+        for name, values, shape in zip(("leaves", "share"), (self.leaves, self.share), wanted, strict=True):
+            if not values.is_floating_point() or tuple(values.shape) != shape or values.device != trie.device:
+                raise ConstraintError(
+                    f"A prior's {name} must be floating, of shape {shape}, on {trie.device}; found {values.dtype} of shape "
+                    f"{tuple(values.shape)} on {values.device}."
+                )
+        if not bool(((self.share >= 0) & (self.share <= 1)).all()):
+            raise ConstraintError(f"A prior's share must be from 0 to 1; found {self.share.tolist()}.")
+        sums = self.leaves.sum(1, dtype=torch.float64)
+        complete = ((sums - 1).abs() <= _TOLERANCE) | ((self.share == 0) & sums.isfinite())
+        wrong = ~((self.leaves >= 0).all(1) & complete)
+        if bool(wrong.any()):
+            request = int(wrong.nonzero()[0])
+            raise ConstraintError(
+                f"A prior's probabilities must not be negative and add up to 1; those of request {request} add up to "
+                f"{float(sums[request]):.6g}, the lowest is {float(self.leaves[request].min()):.6g}."
+            )
+
+
+@dataclass(frozen=True)
+class PrefixPrior:
+    """A prior on the prefixes of a trie.
+
+    The leaves below a node are consecutive, and so are those below its children: one pass from the leaves up gives the sum and
+    the largest of them for every node. In float64, and without differences of running sums: a node of mass 1e-20 next to one of
+    mass 1 keeps its digits.
+
+    Attributes:
+        trie: the valid SIDs, or a view.
+        model_weight: (batch,) float32, logarithm of the model's share, in nats.
+        weighted: (batch, SIDs) float64, the prior's share times each SID's probability; 0 outside a view.
+    """
+
+    trie: "CatalogTrie"
+    model_weight: torch.Tensor
+    weighted: torch.Tensor
+
+    @classmethod
+    def of(cls, trie: "CatalogTrie") -> "PrefixPrior | None":
+        """The prior that a trie is mixed with; None if there is none, or if its share is 0 for every request."""
+        if trie.prior is None or not bool((trie.prior.share > 0).any()):
+            return None
+        prior = trie.prior.within(trie)
+        return cls(trie, torch.log1p(-prior.share).float(), prior.leaves * prior.share[:, None])
+
+    @cached_property
+    def largest(self) -> tuple[torch.Tensor, ...]:
+        """Per level, (batch, nodes) float32: logarithm of the largest weighted leaf below each node, -inf for none."""
+        # The logarithm is taken once, at the leaves: a bound is then the very number that the best leaf below it gets.
+        levels = [self.weighted.log().float()]
+        for level in reversed(range(1, self.trie.depth)):
+            above = levels[0].new_full((len(self.weighted), len(self.trie.tokens[level - 1])), -torch.inf)
+            levels.insert(0, above.scatter_reduce(1, self._parents(level), levels[0], "amax"))
+        return tuple(levels)
+
+    @cached_property
+    def mass(self) -> tuple[torch.Tensor, ...]:
+        """Per level, (batch, nodes) float32: logarithm of the sum of the weighted leaves below each node, -inf for 0."""
+        levels = [self.weighted]
+        for level in reversed(range(1, self.trie.depth)):
+            above = levels[0].new_zeros(len(self.weighted), len(self.trie.tokens[level - 1]))
+            levels.insert(0, above.scatter_add(1, self._parents(level), levels[0]))
+        return tuple(level.log().float() for level in levels)
+
+    def _parents(self, level: int) -> torch.Tensor:
+        counts = self.trie.offsets[level].diff()
+        return torch.arange(len(counts), device=counts.device).repeat_interleave(counts).expand(len(self.weighted), -1)
+
+    def bounds(self, level: int, scores: torch.Tensor, nodes: torch.Tensor | None = None) -> torch.Tensor:
+        """What no SID below a node exceeds; at the last level the SID's own log-probability. Arguments as of `masses`."""
+        return self._mixed(self.largest[level], scores, nodes)
+
+    def masses(self, level: int, scores: torch.Tensor, nodes: torch.Tensor | None = None) -> torch.Tensor:
+        """Log-probability of a prefix in the mixture, which is that of all SIDs below it together.
+
+        Args:
+            level: of the nodes.
+            scores: (batch, ...) the model's log-probability of each, -inf where there is no node.
+            nodes: (batch, ...) their numbers; None for all nodes of the level in their order.
+
+        Returns:
+            float32 in nats, in the shape of `scores`; -inf where there is no node, or nothing is probable below it.
+        """
+        return self._mixed(self.mass[level], scores, nodes)
+
+    def _mixed(self, weighted: torch.Tensor, scores: torch.Tensor, nodes: torch.Tensor | None) -> torch.Tensor:
+        if nodes is not None:
+            weighted = weighted.gather(1, nodes.flatten(1)).view(nodes.shape)
+        model = scores + self.model_weight.view(-1, *[1] * (scores.dim() - 1))
+        return torch.logaddexp(model, weighted).masked_fill(scores == -torch.inf, -torch.inf)
