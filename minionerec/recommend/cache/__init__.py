@@ -1,0 +1,57 @@
+"""What counts and text neighbours know of the next item: distributions over the catalog, without any training.
+
+`components` has one class per source of knowledge, `mixture` weighs them. The baselines `skip`, `text` and `mixture`, the
+evaluation, the Recommender and SFT all use these objects, so that a cache means the same everywhere.
+
+    interactions = Interactions.of_dataset(dataset)
+    components = make_components(("popularity", "markov", "skip", "item-knn"), interactions)
+    mixture = Mixture.fit(components, Buckets(interactions), histories_of_valid, targets_of_valid)
+    mixture.probabilities([[3, 17], []])  # (2, items), rows add up to 1
+"""
+
+from minionerec.recommend.cache.buckets import BUCKETS, Buckets
+from minionerec.recommend.cache.components import (
+    COMPONENTS,
+    COUNTS,
+    Component,
+    ItemKNN,
+    Markov,
+    Popularity,
+    Skip,
+    TextNeighbours,
+    make_components,
+)
+from minionerec.recommend.cache.interactions import NOTHING, Interactions, own_interactions
+from minionerec.recommend.cache.mixture import (
+    MODEL,
+    Mixture,
+    MixtureWeights,
+    fit_weights,
+    log_likelihood,
+    made_from,
+    target_probabilities,
+)
+
+__all__ = [
+    "BUCKETS",
+    "COMPONENTS",
+    "COUNTS",
+    "MODEL",
+    "NOTHING",
+    "Buckets",
+    "Component",
+    "Interactions",
+    "ItemKNN",
+    "Markov",
+    "Mixture",
+    "MixtureWeights",
+    "Popularity",
+    "Skip",
+    "TextNeighbours",
+    "fit_weights",
+    "log_likelihood",
+    "made_from",
+    "make_components",
+    "own_interactions",
+    "target_probabilities",
+]

@@ -1,0 +1,389 @@
+"""Distributions over the catalog that are counted or read off item vectors, one class per source of knowledge.
+
+Let `n(i)` be how often item `i` was bought in training, `c_g(h, i)` how often it followed item `h` by `g` places in the same
+user's sequence, `I` the number of items, and `h_1, h_2, ...` a history, the newest first.
+
+| component | scores |
+| --- | --- |
+| `popularity` | `n(i) + smoothing` |
+| `markov` | `c_1(h_1, i)` |
+| `skip` | sum over k of `decay^(k-1) * s(h_k, i) / sum_j s(h_k, j)`, with `s = sum over g of gap_weights[g-1] * c_g` |
+| `item-knn` | sum over the history of cosines of who bought what (Sarwar et al., 2001), the `neighbours` largest of each item |
+| `text` | sum over k of `decay^(k-1) * softmax_i(cos(v_i, v_(h_k)) / temperature)` |
+
+A row of scores divided by its sum is the distribution. A component that knows nothing of a history, so that all its scores are
+0, answers with popularity. Popularity is smoothed: an item that was never bought has a chance of
+`smoothing / (interactions + smoothing * I)`, above 0, so that a mixture with popularity gives every target a likelihood.
+
+**Leave-one-out.** A training row would find itself in the counts: its transition into the target is one of them. `own` names
+the interaction `t` that is the row's target, and leaves out exactly what `t` as a target adds, in every component:
+
+* popularity: the interaction itself, `n(target) - 1`, also where it is what another component falls back on;
+* `markov` and `skip`: every pair that ends in `t` (gaps 1, 2, 3). Pairs that begin in `t` stay: they are other rows' answers;
+  and no new pair arises between its neighbours;
+* `item-knn`: the interaction itself, so that the item's users are one fewer and its cosines and neighbours are computed anew,
+  unless the user bought the item at another place too: a user counts once;
+* `text`: nothing, it counts nothing.
+
+This equals building the component again from the interactions without `t` (popularity, item-kNN) or from the pairs without those
+that end in `t` (transitions), up to the rounding of sums.
+
+Memory: an answer is dense, `(batch, items)` float64, 8 bytes a cell: 8 MB a history at 10^6 items, so 512 histories are 4 GB;
+ask for fewer at once. The counts themselves are sparse.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+from scipy import sparse
+
+from minionerec.errors import ConfigError, DataError
+from minionerec.recommend.cache.interactions import NOTHING, Interactions, recent
+from minionerec.recommend.cache.neighbours import Neighbours
+
+_CELLS = 4_000_000  # of (rows, items) that are computed at once where only targets are asked for: 32 MB
+_KERNEL = 8192  # items up to which the softmax of every item over all others is kept (256 MB at most)
+
+
+class Component(ABC):
+    """A source of knowledge about the next item.
+
+    Attributes:
+        name: in options, weights and reports.
+        interactions: what it counts, and popularity counts for it.
+        items: number of items.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, interactions: Interactions) -> None:
+        self.interactions, self.items = interactions, interactions.catalog
+
+    @abstractmethod
+    def scores(self, histories: Sequence[Sequence[int]], own: np.ndarray | None = None) -> np.ndarray:
+        """What the class is about, before it is divided by its sum: (batch, items) float64, at least 0.
+
+        A row of zeros knows nothing of its history. Arguments as in `probabilities`.
+        """
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What it was made with besides the interactions, as plain values: a cache's weights hold for these alone."""
+        return {}
+
+    def probabilities(self, histories: Sequence[Sequence[int]], own: np.ndarray | None = None) -> np.ndarray:
+        """The distribution over the catalog after each history.
+
+        Args:
+            histories: item indices, oldest first; may be empty.
+            own: (batch,) the number of the training interaction that each row is about and must not know, `NOTHING` (-1) for
+                none; None leaves nothing out. See the module for what is left out. `own_interactions(dataset)` has these
+                numbers for a train split.
+
+        Returns:
+            (batch, items) float64, a new array, at least 0; rows add up to 1. A row of which the component knows nothing is
+            popularity's.
+
+        Raises:
+            DataError: a history holds an item outside the catalog, or `own` names no interaction.
+        """
+        scores = self.scores(histories, own)
+        totals = scores.sum(axis=1)
+        unknown = np.flatnonzero(totals == 0)
+        totals[unknown] = 1
+        scores /= totals[:, None]
+        if len(unknown):
+            popularity = Popularity(self.interactions)
+            scores[unknown] = popularity.probabilities([()] * len(unknown), None if own is None else np.asarray(own)[unknown])
+        return scores
+
+    def target_probabilities(
+        self, histories: Sequence[Sequence[int]], targets: np.ndarray, own: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The chance of each history's target, (rows,) float64; `probabilities` in blocks, so that any number of rows fits."""
+        values = np.empty(len(histories))
+        block = max(1, _CELLS // self.items)
+        for start in range(0, len(histories), block):
+            part = slice(start, start + block)
+            answers = self.probabilities(histories[part], None if own is None else own[part])
+            values[part] = answers[np.arange(len(answers)), np.asarray(targets[part])]
+        return values
+
+    def _recent(self, histories: Sequence[Sequence[int]], last: int) -> np.ndarray:
+        items = recent(histories, last)
+        if items.size and not (NOTHING <= items.min() and items.max() < self.items):
+            raise DataError(f"A history holds item {items.max()}; the catalog has {self.items}, numbered from 0.")
+        return items
+
+    def _own(self, own: np.ndarray | None, rows: int) -> np.ndarray:
+        """`own`, checked; all `NOTHING` for None."""
+        return np.full(rows, NOTHING) if own is None else self.interactions.checked(own, rows)
+
+
+class Popularity(Component):
+    """The same for every history: how often an item was bought, plus `smoothing`.
+
+    >>> interactions = Interactions(np.array([0, 0, 0, 1, 1]), np.array([2, 0, 2, 0, 2]), 4)
+    >>> (Popularity(interactions).probabilities([[2]]) * 9).round(6).tolist()
+    [[3.0, 1.0, 4.0, 1.0]]
+    """
+
+    name = "popularity"
+
+    def __init__(self, interactions: Interactions, smoothing: float = 1.0) -> None:
+        super().__init__(interactions)
+        self.smoothing = smoothing
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The smoothing."""
+        return {"smoothing": self.smoothing}
+
+    def scores(self, histories: Sequence[Sequence[int]], own: np.ndarray | None = None) -> np.ndarray:
+        """Counts plus smoothing; one less for the item of a row's own interaction."""
+        numbers = self._own(own, len(histories))
+        scores = np.tile(self.interactions.counts + self.smoothing, (len(histories), 1))
+        rows = np.flatnonzero(numbers != NOTHING)
+        scores[rows, self.interactions.items[numbers[rows]]] -= 1
+        return scores
+
+
+class Skip(Component):
+    """Which items followed the last items of the history, at once or a few places later.
+
+    Each of the `last` items of the history is asked what followed it; the answers, each a distribution, are weighed by `decay`
+    per place back. An item that nothing ever followed is passed over.
+    """
+
+    name = "skip"
+
+    def __init__(
+        self,
+        interactions: Interactions,
+        gap_weights: Sequence[float] = (1.0, 0.5, 0.33),
+        last: int = 5,
+        decay: float = 0.6,
+    ) -> None:
+        """Count.
+
+        Args:
+            gap_weights: what a transition of gap 1, 2, ... counts.
+            last: how many items of the history are read.
+            decay: weight of an item against the one after it.
+        """
+        super().__init__(interactions)
+        self.gap_weights, self.last, self.decay = tuple(gap_weights), last, decay
+        self._counts = [interactions.transitions(gap) for gap in range(1, len(self.gap_weights) + 1)]
+        self._totals = np.array([np.asarray(counts.sum(axis=1))[:, 0] for counts in self._counts])  # (gaps, items + 1)
+        self._weighted = sum(weight * counts for weight, counts in zip(self.gap_weights, self._counts, strict=True))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How transitions are weighed."""
+        return {"gap_weights": list(self.gap_weights), "last": self.last, "decay": self.decay}
+
+    def scores(self, histories: Sequence[Sequence[int]], own: np.ndarray | None = None) -> np.ndarray:
+        """The weighed answers of the last items; their sum is that of the weights of the items that know something."""
+        items = self._recent(histories, self.last)
+        numbers = self._own(own, len(items))
+        sources = [self.interactions.before(numbers, gap)[:, None] for gap in range(1, len(self.gap_weights) + 1)]
+        # 1. How much followed each cell's item, without the pairs that end in the row's own interaction. Whole numbers are
+        # taken from whole numbers, so that nothing is left of an item that only that interaction followed.
+        left_out = [(items == source) & (items != NOTHING) for source in sources]
+        total = sum(
+            weight * (totals[items] - out)
+            for weight, totals, out in zip(self.gap_weights, self._totals, left_out, strict=True)
+        )
+        scale = self._scale(total)
+        # 2. All answers, in which only the score of the row's own target still has these pairs.
+        cell = np.repeat(np.arange(len(items)), self.last)
+        weights = sparse.csr_matrix((scale.ravel(), (cell, items.ravel() % (self.items + 1))), shape=(len(items), self.items + 1))
+        scores = (weights @ self._weighted).toarray()
+        # 3. That score once more, without them.
+        rows = np.flatnonzero(numbers != NOTHING)
+        if len(rows):
+            targets = self.interactions.items[numbers[rows]]
+            columns = np.repeat(targets, self.last)
+            followed = sum(
+                weight * (np.asarray(counts[items[rows].ravel() % (self.items + 1), columns]).reshape(len(rows), -1) - out[rows])
+                for weight, counts, out in zip(self.gap_weights, self._counts, left_out, strict=True)
+            )
+            scores[rows, targets] = (scale[rows] * followed).sum(axis=1)
+        return scores
+
+    def _scale(self, total: np.ndarray) -> np.ndarray:
+        """What the counts of each cell's item are multiplied by, (batch, last), from how much followed the item."""
+        decays = self.decay ** np.arange(self.last)
+        return np.divide(decays, total, out=np.zeros_like(total), where=total > 0)
+
+
+class Markov(Skip):
+    """How often each item followed the last one: transitions of gap 1 from the newest item. Its scores are the counts.
+
+    >>> interactions = Interactions(np.array([0, 0, 0, 0, 1, 1]), np.array([2, 0, 2, 1, 2, 0]), 3)
+    >>> Markov(interactions).scores([[0, 2], [1]]).tolist()  # nothing ever followed item 1
+    [[2.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
+    >>> Markov(interactions).probabilities([[2]], own=np.array([3])).tolist()  # without that item 1 followed item 2
+    [[1.0, 0.0, 0.0]]
+    """
+
+    name = "markov"
+
+    def __init__(self, interactions: Interactions) -> None:
+        super().__init__(interactions, gap_weights=(1.0,), last=1, decay=1.0)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Nothing to choose."""
+        return {}
+
+    def _scale(self, total: np.ndarray) -> np.ndarray:
+        return np.ones_like(total)
+
+
+class ItemKNN(Component):
+    """Sum over the history of cosine similarities to each item (Sarwar et al., 2001), over users' training items.
+
+    The cosine of two items is the number of users who have both over the root of the product of their numbers of users, with
+    `shrinkage` added to the denominator. Each item keeps its `neighbours` most similar ones, ties by item index. An item that
+    stands twice in the history counts twice.
+    """
+
+    name = "item-knn"
+
+    def __init__(self, interactions: Interactions, neighbours: int = 100, shrinkage: float = 10.0) -> None:
+        super().__init__(interactions)
+        self.neighbours, self.shrinkage = neighbours, shrinkage
+        self._similar = Neighbours(interactions, neighbours, shrinkage)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How many neighbours, and the shrinkage."""
+        return {"neighbours": self.neighbours, "shrinkage": self.shrinkage}
+
+    def scores(self, histories: Sequence[Sequence[int]], own: np.ndarray | None = None) -> np.ndarray:
+        """Sums of similarities."""
+        numbers = self._own(own, len(histories))
+        row = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
+        item = np.fromiter((item for history in histories for item in history), np.int64, len(row))
+        if len(item) and not (item.min() >= 0 and item.max() < self.items):
+            raise DataError(f"A history holds items {item.min()} to {item.max()}; the catalog has {self.items}, from 0.")
+        counted = sparse.csr_matrix((np.ones(len(row)), (row, item)), shape=(len(histories), self.items))
+        scores = (counted @ self._similar.kept).toarray()
+        if (numbers != NOTHING).any():
+            self._similar.leave_out(scores, counted, numbers)
+        return scores
+
+
+class TextNeighbours(Component):
+    """Which items have a text like those of the last items of the history.
+
+    Each of the `last` items gives a softmax of cosines over the whole catalog, itself included: whoever bought an item may
+    buy it again. An item whose vector is 0 has no direction: it is passed over in a history, and its cosine is 0.
+    """
+
+    name = "text"
+
+    def __init__(
+        self,
+        interactions: Interactions,
+        vectors: np.ndarray,
+        temperature: float = 0.1,
+        last: int = 5,
+        decay: float = 0.6,
+    ) -> None:
+        """Normalise the vectors.
+
+        Args:
+            vectors: (items, dimensions), in the order of the catalog, of any length.
+            temperature: cosines are divided by it.
+            last: how many items of the history are read.
+            decay: weight of an item against the one after it.
+
+        Raises:
+            DataError: not one finite vector per item.
+        """
+        super().__init__(interactions)
+        vectors = np.asarray(vectors, np.float32)
+        if vectors.ndim != 2 or len(vectors) != self.items or not np.isfinite(vectors).all():
+            raise DataError(f"Item vectors of shape {vectors.shape}; expected ({self.items}, dimensions), all finite.")
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        self._unit = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+        self._has_text = np.append(norms[:, 0] > 0, False)  # the last one is no item
+        self.temperature, self.last, self.decay = temperature, last, decay
+        self._kernel: np.ndarray | None = None  # rows of `_softmax` so far, if all of them fit
+        self._done = np.zeros(self.items, bool)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How neighbours are weighed, and the digest of the vectors."""
+        return {
+            "temperature": self.temperature,
+            "last": self.last,
+            "decay": self.decay,
+            "vectors": self.digest,
+        }
+
+    @cached_property
+    def digest(self) -> str:
+        """Identifies the directions of the vectors."""
+        return hashlib.sha256(str(self._unit.shape).encode() + self._unit.astype("<f4").tobytes()).hexdigest()
+
+    def scores(self, histories: Sequence[Sequence[int]], own: np.ndarray | None = None) -> np.ndarray:
+        """The weighed softmaxes; `own` changes nothing."""
+        items = self._recent(histories, self.last)
+        self._own(own, len(items))
+        weights = np.where(self._has_text[items], self.decay ** np.arange(self.last), 0.0)
+        sources, place = np.unique(np.where(weights > 0, items, 0), return_inverse=True)
+        row = np.repeat(np.arange(len(items)), self.last)
+        mixed = sparse.csr_matrix((weights.ravel(), (row, place.ravel())), shape=(len(items), len(sources)))
+        return np.asarray(mixed @ self._softmax(sources))
+
+    def _softmax(self, sources: np.ndarray) -> np.ndarray:
+        """The softmax of cosines to each of these items, (sources, items) float32."""
+        if self.items > _KERNEL:
+            return self._computed(sources)
+        if self._kernel is None:
+            self._kernel = np.empty((self.items, self.items), np.float32)
+        missing = sources[~self._done[sources]]
+        self._kernel[missing] = self._computed(missing)
+        self._done[missing] = True
+        return self._kernel[sources]
+
+    def _computed(self, sources: np.ndarray) -> np.ndarray:
+        logits = (self._unit[sources] @ self._unit.T) / self.temperature
+        np.exp(logits - logits.max(axis=1, keepdims=True), out=logits)
+        return logits / logits.sum(axis=1, keepdims=True)
+
+
+COUNTS: tuple[str, ...] = ("popularity", "markov", "skip", "item-knn")  # need interactions alone
+COMPONENTS: tuple[str, ...] = (*COUNTS, "text")
+_CLASSES: Mapping[str, type[Component]] = {
+    component.name: component for component in (Popularity, Markov, Skip, ItemKNN, TextNeighbours)
+}
+
+
+def make_components(
+    names: Sequence[str], interactions: Interactions, vectors: np.ndarray | None = None
+) -> dict[str, Component]:
+    """Components with their default settings, by name, in the order of the names.
+
+    Args:
+        names: of `COMPONENTS`.
+        vectors: (items, dimensions); `text` needs them.
+
+    Raises:
+        ConfigError: there is no such component, one is named twice, or `text` is asked for without vectors.
+    """
+    if not names or len(set(names)) != len(names) or not set(names) <= set(COMPONENTS):
+        raise ConfigError(f"Components {', '.join(names) or 'none'}: expected one or several of {', '.join(COMPONENTS)}, each once.")
+    if "text" in names and vectors is None:
+        raise ConfigError("Component text needs item vectors, and there are none.")
+    return {
+        name: TextNeighbours(interactions, vectors) if name == "text" and vectors is not None else _CLASSES[name](interactions)
+        for name in names
+    }
