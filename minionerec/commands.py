@@ -93,7 +93,7 @@ def result_table(config: Config) -> Table:
     from minionerec.eval.lists import headline_cutoff
     from minionerec.eval.metrics_json import Metrics
 
-    names = evaluable(config.folder)
+    names = evaluable(config)
     metrics = {name: Metrics.read(config.folder / "eval" / name / "metrics.json") for name in names}
     cutoffs = sorted({cutoff for values in metrics.values() for cutoff in values.cutoffs})
     headline = headline_cutoff(cutoffs)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from minionerec.artifacts import MANIFEST, Manifest
-from minionerec.config import Config, run_file
+from minionerec.config import PLAIN_FLOORS, Config, run_file
 from minionerec.config.extras import check_packages
 from minionerec.distributed import available_cores, expect_no_gpu, is_main_process, other_work, wait_for_everyone
 from minionerec.errors import ConfigError
@@ -71,7 +71,7 @@ def _eval(config: Config) -> Iterator[Finished]:
     from minionerec.eval.evaluate import evaluable, evaluate
 
     quieten_libraries()
-    for recommender in evaluable(config.folder):
+    for recommender in evaluable(config):
         yield evaluate(config, recommender)
 
 
@@ -84,10 +84,10 @@ def _report(config: Config) -> Iterator[Finished]:
 def _baseline(config: Config) -> Iterator[Finished]:
     from minionerec.baselines.train import train_baseline
     from minionerec.eval.evaluate import evaluate
-    from minionerec.eval.listed import BUILT_IN
+
 
     yield train_baseline(config)
-    evaluable = config.baseline.protocol == "dataset" and config.baseline.model not in BUILT_IN
+    evaluable = config.baseline.protocol == "dataset" and config.baseline.model not in PLAIN_FLOORS
     if evaluable and (config.folder / "sid" / MANIFEST).is_file():
         yield evaluate(config, config.baseline.model)
 

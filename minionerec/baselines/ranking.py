@@ -18,7 +18,7 @@ from minionerec.statistics.ranking import per_user
 
 Scorer = Callable[[HistoryRows], Tensor]  # scores of all items and padding, (rows, items + 1); -inf is never recommended
 TABLE_CUTOFFS = (1, 5, 10, 20)  # of the published tables
-_CHUNK = 512  # rows at once
+CHUNK = 512  # rows at once
 
 
 class Ranking(NamedTuple):
@@ -97,8 +97,8 @@ def rank_split(score: Scorer, data: RankingData, split: SplitName, top: int = 0)
     state = distributed_state()
     share = np.array_split(np.arange(len(rows)), state.num_processes)[state.process_index]
     ranks_and_lists: list[tuple[np.ndarray, list[np.ndarray]]] = []
-    for start in range(0, len(share), _CHUNK):
-        part = rows.take(share[start : start + _CHUNK])
+    for start in range(0, len(share), CHUNK):
+        part = rows.take(share[start : start + CHUNK])
         scores = candidates(score(part), part, data.protocol)
         targets = torch.from_numpy(part.target.astype(np.int64)).to(scores.device)
         ranks_and_lists.append((target_ranks(scores, targets).cpu().numpy(), ranked(scores, top) if top else []))

@@ -2,7 +2,7 @@
 
 Inputs: `data/` of the run, or a file of sequences (`baseline.protocol`). Outputs in `baselines/<model>/`:
 `valid.parquet` and `test.parquet` (user, target, rank, items), `log.jsonl` (one epoch a line) and, for neural models,
-`model.safetensors`; with the run's own splits also `vectors.safetensors` (`data/vectors.py`).
+`model.safetensors`; with the run's own splits also `vectors.safetensors` (`data/vectors.py`). `mixture` leaves `weights.json`.
 
 Deviations from the published code: short histories share a row if that changes no result, so a batch is computed without its
 padding; the last layer computes only what is read. An epoch's random state depends on seed, epoch and device alone, so that an
@@ -45,16 +45,18 @@ from minionerec.baselines.models import count_parameters, make
 from minionerec.baselines.models.sequential_model import SequentialModel
 from minionerec.baselines.ranking import Ranking, Scorer, rank_split, ranking_metrics, scorer
 from minionerec.baselines.ranking_data import RankingData, from_dataset, from_sequences
-from minionerec.baselines.trivial import TrivialRecommender, make_trivial
+from minionerec.baselines.trivial import WITH_VECTORS, CacheMixture, TrivialRecommender, make_trivial, needs_vectors
 from minionerec.config import TRIVIAL_BASELINES, BaselineConfig, Config
 from minionerec.data.dataset import SPLITS, Dataset, SplitName
 from minionerec.data.vectors import BaselineVectors
 from minionerec.distributed import distributed_state, is_main_process, wait_for_everyone
 from minionerec.errors import ArtifactError, ConfigError
+from minionerec.recommend.cache.vectors import has_vectors, vectors_digest, vectors_of_run
 from minionerec.training.launch import check_precision
 
 CHOOSES = "NDCG@10"  # the metric on valid that early stopping watches
 _STATE = "state.safetensors"
+_WEIGHTS = "weights.json"  # of `mixture`
 
 
 @dataclasses.dataclass
@@ -90,13 +92,28 @@ def load_ranking_data(config: Config) -> RankingData:
     return from_dataset(Dataset.load(config.folder / "data"), baseline.max_history)
 
 
+def _item_vectors(config: Config) -> np.ndarray | None:
+    """The run's item vectors, if the baseline reads them; a file of sequences has none.
+
+    Raises:
+        ConfigError: the encoder cannot be loaded.
+        DataError: the items have no texts.
+    """
+    if config.baseline.protocol != "dataset" or config.baseline.model not in WITH_VECTORS:
+        return None
+    dataset = Dataset.load(config.folder / "data")
+    return vectors_of_run(config, dataset) if needs_vectors(config.baseline, has_vectors(config, dataset)) else None
+
+
 def _inputs(config: Config) -> dict[str, str]:
-    """Digests of the sequences or the run's data, and of the user's own weights."""
+    """Digests of the sequences or the run's data, of the item vectors that are read, and of the user's own weights."""
     baseline = config.baseline
     if baseline.sequences is not None:
         inputs = {"sequences": file_hash(Path(baseline.sequences))}
     else:
         inputs = {"data": require(config.folder / "data", ITEM_STAGES["data"]).digest}
+    if (vectors := _item_vectors(config)) is not None:
+        inputs["vectors"] = vectors_digest(vectors)
     if baseline.weights is not None:
         inputs["weights"] = weights.digest(Path(baseline.weights))
     return inputs
@@ -148,6 +165,8 @@ def _train_and_rank(config: Config, data: RankingData, top: int, recipe: Recipe)
             draft.metrics.update({f"{split} {name}": value for name, value in ranking_metrics(ranking.ranks).items()})
             if is_main_process():
                 frame(data, split, ranking).write_parquet(draft.path / f"{split}.parquet")
+        if isinstance(recommender, CacheMixture) and is_main_process():
+            recommender.mixture.weights.save(draft.path / _WEIGHTS)
 
 
 def list_length(config: Config, data: RankingData) -> int:
@@ -178,7 +197,7 @@ def frame(data: RankingData, split: SplitName, ranking: Ranking) -> pl.DataFrame
 def _fresh(config: Config, data: RankingData) -> SequentialModel | TrivialRecommender:
     """A model with fresh weights, or a trivial recommender that is ready to score."""
     if config.baseline.model in TRIVIAL_BASELINES:
-        return make_trivial(config.baseline, data)
+        return make_trivial(config.baseline, data, _item_vectors(config))
     torch.manual_seed(config.seed)
     return make(config.baseline, data.items)
 

@@ -1,26 +1,32 @@
 """Trivial recommenders: they count, and train nothing. A model that does not beat them has learnt nothing.
 
-`popularity` and `repeat_last` rank a Dataset's examples for the eval stage; `eval.predictions.as_predictions` makes predictions
-of the rankings. The classes score any `RankingData`, so that a published table has its trivial recommenders too. The history
-stays in the lists unless the protocol hides it.
+`popularity` and `repeat_last` rank a Dataset's examples for the eval stage, `floor_lists` does so with any of the classes;
+`eval.predictions.as_predictions` makes predictions of the rankings. The classes score any `RankingData`, so that a published table
+has its trivial recommenders too. The history stays in the lists unless the protocol hides it.
+
+What the classes count is counted in `minionerec.recommend.cache`, and nowhere else: the components there are what a model's cache
+is made of. `mixture` weighs them by EM on the valid split, per bucket of how well the last item is known.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
 import torch
-from scipy import sparse
 from torch import Tensor
 
 from minionerec.baselines.batches import HistoryRows
 from minionerec.baselines.implementation import implementation, options_of
+from minionerec.baselines.ranking import CHUNK, candidates, ranked
 from minionerec.baselines.ranking_data import RankingData
 from minionerec.config import BaselineConfig
 from minionerec.data.dataset import Dataset, SplitName
 from minionerec.data.interactions import interaction_counts
 from minionerec.errors import ConfigError
+from minionerec.recommend import cache
+from minionerec.recommend.cache import Component, Interactions, Mixture
 
 
 def popularity(dataset: Dataset, length: int, split: SplitName = "test") -> list[np.ndarray]:
@@ -54,8 +60,7 @@ class TrivialRecommender:
 
     def __init__(self, data: RankingData, options: Any = None) -> None:
         self.items = data.items
-        self.user, self.item = _training_pairs(data)
-        self.counts = np.bincount(self.item, minlength=data.items + 1).astype(float)
+        self.counts = np.append(0.0, interactions_of(data).counts)  # by id
 
     def __call__(self, rows: HistoryRows) -> Tensor:
         """Scores of the rows."""
@@ -111,62 +116,149 @@ class ItemKNNOptions:
     shrinkage: float = 10.0
 
 
-class ItemKNN(TrivialRecommender):
-    """Sum over the history of cosine similarities to each item (Sarwar et al., 2001), over users' training items."""
+class CacheRecommender(TrivialRecommender):
+    """Ranks by the scores of a component of the cache; items that score 0 come last, by popularity."""
+
+    def __init__(self, data: RankingData, component: Component) -> None:
+        super().__init__(data)
+        self.component = component
+
+    def __call__(self, rows: HistoryRows) -> Tensor:
+        """The component's scores, with ties broken by popularity."""
+        return self.backed_off(_with_padding(self.component.scores(_histories(rows))))
+
+
+class ItemKNN(CacheRecommender):
+    """Sum over the history of cosine similarities to each item, see `recommend.cache.ItemKNN`."""
 
     options = ItemKNNOptions
 
     def __init__(self, data: RankingData, options: ItemKNNOptions) -> None:
-        super().__init__(data)
-        # 1. Cosine of two items: users who have both, over the root of the product of their users, shrunk.
-        seen = sparse.csr_matrix((np.ones(len(self.user)), (self.user, self.item)), shape=(len(data.training), data.items + 1))
-        seen.data[:] = 1.0  # a user counts once, however often the item was bought
-        together = (seen.T @ seen).tocsr()
-        norms = np.sqrt(together.diagonal())
-        together.setdiag(0)
-        together.eliminate_zeros()
-        row = np.repeat(np.arange(data.items + 1), np.diff(together.indptr))
-        together.data /= norms[row] * norms[together.indices] + options.shrinkage
-        # 2. Keep each item's most similar neighbours.
-        order = np.lexsort((together.indices, -together.data, row))  # row by row, the most similar first
-        rank = np.arange(len(row)) - together.indptr[row]
-        nearest = order[rank < options.neighbours]
-        self.similar = sparse.csr_matrix(
-            (together.data[nearest], (row[nearest], together.indices[nearest])), shape=(data.items + 1, data.items + 1)
-        )
-
-    def __call__(self, rows: HistoryRows) -> Tensor:
-        """An item that stands twice in the history counts twice."""
-        row, cell = rows.cells(rows.start)
-        histories = sparse.csr_matrix((np.ones(len(row)), (row, rows.flat[cell])), shape=(len(rows), self.items + 1))
-        return self.backed_off((histories @ self.similar).toarray())
+        super().__init__(data, cache.ItemKNN(interactions_of(data), options.neighbours, options.shrinkage))
 
 
-class MarkovChain(TrivialRecommender):
+class MarkovChain(CacheRecommender):
     """How often each item followed the last one in training sequences; popularity for items that never did."""
 
     def __init__(self, data: RankingData, options: NoOptions | None = None) -> None:
+        super().__init__(data, cache.Markov(interactions_of(data)))
+
+
+class SkipTransitions(CacheRecommender):
+    """Which items followed the last five, at once or a few places later, see `recommend.cache.Skip`; then popularity."""
+
+    def __init__(self, data: RankingData, options: NoOptions | None = None) -> None:
+        super().__init__(data, cache.Skip(interactions_of(data)))
+
+
+class DistributionRecommender(TrivialRecommender):
+    """Ranks by probabilities over the catalog."""
+
+    def __init__(self, data: RankingData, distribution: Component | Mixture) -> None:
         super().__init__(data)
-        same_user = self.user[1:] == self.user[:-1]
-        pairs = (self.item[:-1][same_user], self.item[1:][same_user])
-        self.steps = sparse.csr_matrix((np.ones(len(pairs[0])), pairs), shape=(data.items + 1, data.items + 1))
+        self.distribution = distribution
 
     def __call__(self, rows: HistoryRows) -> Tensor:
-        """An empty history has the followers of padding: none."""
-        last = np.where(rows.stop > rows.start, rows.flat[np.maximum(rows.stop - 1, 0)], 0)
-        return self.backed_off(self.steps[last].toarray())
+        """Each item's probability."""
+        return torch.from_numpy(_with_padding(self.distribution.probabilities(_histories(rows))))
 
 
-def make_trivial(config: BaselineConfig, data: RankingData) -> TrivialRecommender:
-    """The configured trivial recommender, ready to score.
+class TextNeighbours(DistributionRecommender):
+    """Which items have a text like those of the last five, see `recommend.cache.TextNeighbours`.
 
     Raises:
-        ConfigError: an option that it does not take, or a protocol that it does not suit.
+        ConfigError: there are no item vectors.
     """
-    return implementation(config.model)(data, options_of(config))
+
+    def __init__(self, data: RankingData, options: NoOptions | None = None, vectors: np.ndarray | None = None) -> None:
+        if vectors is None:
+            raise ConfigError(
+                "baseline.model text needs item vectors, and a file of sequences has no texts. Choose mixture, which counts where "
+                "there are none, or protocol dataset."
+            )
+        super().__init__(data, cache.TextNeighbours(interactions_of(data), vectors))
 
 
-def _training_pairs(data: RankingData) -> tuple[np.ndarray, np.ndarray]:
-    """User number and item id of every training interaction, by user, then time."""
+@dataclass(frozen=True)
+class MixtureOptions:
+    """Options of `CacheMixture`.
+
+    Attributes:
+        components: names of `recommend.cache.COMPONENTS`; None for all that the data allow.
+    """
+
+    components: Sequence[str] | None = None
+
+
+class CacheMixture(DistributionRecommender):
+    """Counts and text neighbours, weighed by EM on the targets of valid, see `recommend.cache.Mixture`.
+
+    Raises:
+        ConfigError: `text` is asked for, and there are no item vectors.
+    """
+
+    options = MixtureOptions
+
+    def __init__(self, data: RankingData, options: MixtureOptions, vectors: np.ndarray | None = None) -> None:
+        names = options.components or (cache.COUNTS if vectors is None else cache.COMPONENTS)
+        interactions, valid = interactions_of(data), data.rows["valid"]
+        components = cache.make_components(names, interactions, vectors)
+        self.mixture = Mixture.fit(components, cache.Buckets(interactions), _histories(valid), valid.target - 1)
+        super().__init__(data, self.mixture)
+
+
+WITH_VECTORS = ("text", "mixture")  # read item vectors
+
+
+def make_trivial(config: BaselineConfig, data: RankingData, vectors: np.ndarray | None = None) -> TrivialRecommender:
+    """The configured trivial recommender, ready to score.
+
+    Args:
+        vectors: (items, dimensions) of the catalog, for `WITH_VECTORS`; None if there are none.
+
+    Raises:
+        ConfigError: an option that it does not take, a protocol that it does not suit, or missing vectors.
+    """
+    further = {"vectors": vectors} if config.model in WITH_VECTORS else {}
+    return implementation(config.model)(data, options_of(config), **further)
+
+
+def needs_vectors(config: BaselineConfig, available: bool) -> bool:
+    """Whether a baseline reads item vectors.
+
+    Args:
+        available: whether the run has some; `mixture` takes them if it does, unless its components leave text out.
+    """
+    if config.model == "mixture":
+        return available if config.components is None else "text" in config.components
+    return config.model in WITH_VECTORS
+
+
+def floor_lists(recommender: TrivialRecommender, data: RankingData, split: SplitName, length: int) -> list[np.ndarray]:
+    """For each example of the split the best items by a trivial recommender, computed by this process alone.
+
+    Returns:
+        Item indices, at most `length`, per example.
+    """
+    rows = data.rows[split]
+    lists = []
+    for start in range(0, len(rows), CHUNK):
+        part = rows.take(np.arange(start, min(start + CHUNK, len(rows))))
+        lists += ranked(candidates(recommender(part), part, data.protocol), length)
+    return [ids - 1 for ids in lists]
+
+
+def interactions_of(data: RankingData) -> Interactions:
+    """The training interactions of all users, with items from 0."""
     user, cell = data.training.cells(data.training.start)
-    return user, data.training.flat[cell]
+    return Interactions(user, data.training.flat[cell].astype(np.int64) - 1, data.items)
+
+
+def _histories(rows: HistoryRows) -> list[np.ndarray]:
+    """What a model reads of each history, with items from 0."""
+    return [rows.history(row).astype(np.int64) - 1 for row in range(len(rows))]
+
+
+def _with_padding(scores: np.ndarray) -> np.ndarray:
+    """(rows, items) scores as (rows, items + 1), with 0 for padding."""
+    return np.pad(scores, ((0, 0), (1, 0)))

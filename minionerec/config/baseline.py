@@ -26,11 +26,14 @@ class Baseline(NamedTuple):
     implementation: str
 
 
-TRIVIAL_BASELINES = {  # counted, not trained; every run evaluates the first two
+TRIVIAL_BASELINES = {  # counted, not trained; every run evaluates those of `FLOORS`
     "popularity": Baseline("Popularity", "trivial.Popularity"),
     "repeat": Baseline("Repeat last", "trivial.RepeatLast"),
     "item-knn": Baseline("Item-kNN", "trivial.ItemKNN"),
     "markov": Baseline("Markov chain", "trivial.MarkovChain"),
+    "skip": Baseline("Skip transitions", "trivial.SkipTransitions"),
+    "text": Baseline("Text neighbours", "trivial.TextNeighbours"),
+    "mixture": Baseline("Mixture of counts and text", "trivial.CacheMixture"),
 }
 NEURAL_BASELINES = {
     "gru4rec": Baseline("GRU4Rec", "models.gru4rec.GRU4Rec"),
@@ -51,7 +54,11 @@ NEURAL_BASELINES = {
     "pswrec-v13": Baseline("PSWRec V13", "models.pswrec.PSWRecV13"),
     "pswrec-v13-without-rotation": Baseline("PSWRec V13 without rotation", "models.pswrec.PSWRecV13WithoutRotation"),
 }
+PLAIN_FLOORS = ("popularity", "repeat")  # have no options and take no time: evaluation never reads them from a stored baseline
+FLOORS = (*PLAIN_FLOORS, "skip", "text", "mixture")  # what every run is held against, as far as its data allow it
 BASELINES = TRIVIAL_BASELINES | NEURAL_BASELINES
+
+CacheComponent = Literal["popularity", "markov", "skip", "item-knn", "text"]
 
 if TYPE_CHECKING:
     BaselineName = str  # a type checker wants the names written out
@@ -136,6 +143,8 @@ class BaselineConfig:
     """`item-knn`: most similar items kept per item (items)."""
     shrinkage: float | None = bounded(None, 0, 10**9)
     """`item-knn`: added to the denominator of the cosine, so that items seen together once count little (users)."""
+    components: list[CacheComponent] | None = None
+    """`mixture`: what it is made of; null for all counts, and `text` if the run has item vectors (docs/baselines.md)."""
 
     def __post_init__(self) -> None:
         check_fields("baseline", self)
@@ -143,6 +152,14 @@ class BaselineConfig:
             raise ConfigError(f"baseline.protocol {self.protocol!r} needs baseline.sequences, a file of sequences.")
         if self.protocol == "dataset" and self.sequences is not None:
             raise ConfigError("baseline.sequences is set, but baseline.protocol is dataset, which reads the run's own splits.")
+        if self.components == []:
+            raise ConfigError("baseline.components is an empty list; name one component at least, or leave it out.")
+        if self.protocol != "dataset" and (self.model == "text" or "text" in (self.components or ())):
+            field = "model" if self.model == "text" else "components"
+            raise ConfigError(
+                f"baseline.{field} has text, which needs item vectors, but a file of sequences (baseline.protocol {self.protocol}) "
+                "has no texts. Leave text out, or use the run's own splits."
+            )
 
 
 BASELINE_OPTIONS = tuple(  # fields that are options of some models only

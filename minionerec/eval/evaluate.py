@@ -1,9 +1,9 @@
 """Stage `eval`: rank the catalog for every user of a split, and measure.
 
 Inputs: `data/`, `sid/` and `<stage>/model/` of the run. Outputs per stage: `eval/<stage>/predictions.jsonl`, `metrics.json`
-and, if `eval.oracle_examples` is above 0, `oracle.jsonl`. The first two are also written for the trivial recommenders, under
-`eval/popularity/` and `eval/repeat/`, and for the run's baselines, under their names. Predictions are stored shard by shard: an
-interrupted evaluation resumes where it stopped, and any number of processes writes the same files.
+and, if `eval.oracle_examples` is above 0, `oracle.jsonl`. The first two are also written for the floors, which train nothing
+(popularity, repeat, skip, text, mixture; `listed.floors`), and for the run's baselines, under their names. Predictions are stored
+shard by shard: an interrupted evaluation resumes where it stopped, and any number of processes writes the same files.
 
 Deviations from the paper: the prompt is the one that the model was trained with; the search masks what the catalog lacks
 instead of adding -1e6; the checkpoint's generation settings play no part; metrics are on SIDs and on items, with intervals.
@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, Recipe, require
-from minionerec.config import RECOMMENDING, Config
+from minionerec.config import PLAIN_FLOORS, RECOMMENDING, Config
 from minionerec.data.dataset import Dataset
 from minionerec.data.interactions import interaction_counts
 from minionerec.distributed import distributed_state, is_main_process
@@ -26,7 +26,7 @@ from minionerec.eval import search_error
 from minionerec.eval.check_predictions import check_belongs
 from minionerec.eval.decode import decode_split
 from minionerec.eval.exposure import exposure
-from minionerec.eval.listed import BUILT_IN, listed_predictions
+from minionerec.eval.listed import floor_vectors_digest, floors, is_stored, listed_predictions
 from minionerec.eval.lists import RankedLists, cutoffs_within, headline_cutoff
 from minionerec.eval.metrics import measure
 from minionerec.eval.metrics_json import Metrics
@@ -46,7 +46,7 @@ def evaluate(config: Config, name: str) -> tuple[Manifest, bool]:
     """Predict a split and measure the predictions, unless the finished artefact is current.
 
     Args:
-        name: of the recommender: `sft`, `rl`, `popularity`, `repeat` or a baseline of the run.
+        name: of the recommender: `sft`, `rl`, one of `FLOORS` or a baseline of the run.
 
     Returns:
         the manifest, and whether it was made now.
@@ -75,7 +75,7 @@ def _predict(config: Config, name: str, recipe: Recipe) -> None:
             prompts = Prompts(dataset, index, tokenizer, config.resolved_prompts, checkpoint.context_of(model))
             decode_split(Recommender(model.to(distributed_state().device), prompts, config=config.eval), draft.path)
         elif is_main_process():
-            write_predictions(draft.path / "predictions.jsonl", listed_predictions(name, config, dataset, index))
+            write_predictions(draft.path / "predictions.jsonl", listed_predictions(name, config, dataset, index, draft.path))
         if is_main_process():
             if name in STAGES and (warning := collision_warning(index.collisions(), len(index.codes))) is not None:
                 log.warning("%s", warning)
@@ -117,14 +117,16 @@ def _recipe(config: Config, name: str) -> Recipe:
 
 
 def _inputs(config: Config, name: str) -> dict[str, str]:
-    """Digests of data, SIDs, and the model or the baseline of this name."""
+    """Digests of data, SIDs, and the model or the baseline of this name, or the item vectors of a floor that reads them."""
     inputs = {stage: require(config.folder / stage, command).digest for stage, command in ITEM_STAGES.items()}
     if name in STAGES:
         inputs[name] = require(config.folder / name, f"minionerec {name}", made_from=inputs).digest
-    elif name not in BUILT_IN:
+    elif is_stored(config, name):
         command = f"minionerec baseline --baseline.model {name}"
         baseline = require(config.folder / "baselines" / name, command, made_from={"data": inputs["data"]})
         inputs[f"baselines/{name}"] = baseline.digest
+    elif (digest := floor_vectors_digest(name, config)) is not None:
+        inputs["vectors"] = digest
     return inputs
 
 
@@ -149,8 +151,9 @@ def measure_predictions(folder: Path, dataset: Dataset, index: SidIndex, config:
     )
 
 
-def evaluable(folder: Path) -> list[str]:
-    """The recommenders of a run's folder: the trivial ones, each baseline and each trained model."""
+def evaluable(config: Config) -> list[str]:
+    """The recommenders of a run: the floors that it computes itself, each baseline and each trained model."""
+    folder = config.folder
     baselines = sorted(path.parent.name for path in (folder / "baselines").glob(f"*/{MANIFEST}"))
     trained = [stage for stage in STAGES if (folder / stage / MANIFEST).is_file()]
-    return [*BUILT_IN, *(name for name in baselines if name not in BUILT_IN), *trained]
+    return [*floors(config), *(name for name in baselines if name not in PLAIN_FLOORS), *trained]

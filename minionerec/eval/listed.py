@@ -1,29 +1,85 @@
-"""Predictions of recommenders that list items without a language model: the trivial ones, and the run's baselines."""
+"""Predictions of recommenders that list items without a language model: the floors, and the run's baselines."""
 
+import logging
+from pathlib import Path
 from typing import cast
 
 import numpy as np
 
-from minionerec.artifacts import Manifest
+from minionerec.artifacts import MANIFEST, Manifest
 from minionerec.baselines import trivial
-from minionerec.config import Config
-from minionerec.data.dataset import Dataset
+from minionerec.baselines.ranking_data import from_dataset
+from minionerec.config import FLOORS, PLAIN_FLOORS, BaselineConfig, Config
+from minionerec.data.dataset import SPLITS, Dataset
 from minionerec.data.parquet import read_parquet
-from minionerec.errors import ArtifactError
+from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.predictions import Prediction, as_predictions
+from minionerec.recommend.cache.vectors import has_vectors, vectors_digest, vectors_of_run
 from minionerec.sid.index import SidIndex
 
-BUILT_IN = ("popularity", "repeat")  # need neither a model nor a stored baseline
+WEIGHTS = "weights.json"  # of `mixture`, next to its predictions
+_MOST_CELLS = 10**9  # rows of valid and test times items: some minutes; larger runs ask for such floors by `minionerec baseline`
+
+log = logging.getLogger(__name__)
 
 
-def listed_predictions(name: str, config: Config, dataset: Dataset, index: SidIndex) -> list[Prediction]:
+def floors(config: Config) -> list[str]:
+    """Those of `FLOORS` that evaluation computes itself for this run, in their order.
+
+    All but popularity and repeat need rows in every split, and a catalog that is not too large to be scored whole for each of
+    them; `text` needs item vectors. What the run has as a stored baseline is evaluated as that, and not computed here.
+    """
+    if not (config.folder / "data" / MANIFEST).is_file():
+        return list(PLAIN_FLOORS)
+    dataset = Dataset.load(config.folder / "data")
+    rows = {split: len(dataset.split(split)) for split in SPLITS}
+    names = [name for name in FLOORS if name in PLAIN_FLOORS or not is_stored(config, name)]
+    if not all(rows.values()) or (rows["valid"] + rows["test"]) * len(dataset.catalog) > _MOST_CELLS:
+        return [name for name in names if name in PLAIN_FLOORS]
+    if not has_vectors(config, dataset):
+        return [name for name in names if name != "text"]
+    if not {"text", "mixture"} & set(names):
+        return names
+    try:
+        vectors_of_run(config, dataset)
+    except ConfigError as error:  # the semantic IDs were made on another machine, and their encoder is not here
+        log.warning("text and mixture are not evaluated: %s", error)
+        return [name for name in names if name not in ("text", "mixture")]
+    return names
+
+
+def is_stored(config: Config, name: str) -> bool:
+    """Whether the lists of this recommender are read from a baseline of the run."""
+    return name not in PLAIN_FLOORS and (name not in FLOORS or (config.folder / "baselines" / name / MANIFEST).is_file())
+
+
+def _vectors_for(name: str, config: Config, dataset: Dataset) -> np.ndarray | None:
+    """The item vectors that a floor reads; None if it reads none, or the run has none."""
+    available = has_vectors(config, dataset)
+    needed = name in FLOORS and trivial.needs_vectors(BaselineConfig(model=name), available)
+    return vectors_of_run(config, dataset) if needed else None
+
+
+def floor_vectors_digest(name: str, config: Config) -> str | None:
+    """Identifies the item vectors that a floor reads; None if it reads none."""
+    if name not in trivial.WITH_VECTORS:
+        return None
+    vectors = _vectors_for(name, config, Dataset.load(config.folder / "data"))
+    return None if vectors is None else vectors_digest(vectors)
+
+
+def listed_predictions(
+    name: str, config: Config, dataset: Dataset, index: SidIndex, keep: Path | None = None
+) -> list[Prediction]:
     """Predictions for the whole split, in its order. Lists have at most `eval.num_beams` items, like a model's.
 
     Args:
-        name: one of `BUILT_IN`, or a baseline of the run.
+        name: one of `FLOORS`, or a baseline of the run.
+        keep: a folder for the weights of `mixture`; None keeps them nowhere.
 
     Raises:
         ArtifactError: histories are excluded, and the baseline's stored lists are too short to lose them.
+        ConfigError, DataError: a floor needs item vectors or rows that the run does not have.
     """
     examples, length = dataset.split(config.eval.split), config.eval.num_beams
     longest = int(cast(int, examples["history"].list.len().max())) if config.eval.exclude_history else 0
@@ -31,13 +87,25 @@ def listed_predictions(name: str, config: Config, dataset: Dataset, index: SidIn
         rankings = trivial.popularity(dataset, length + longest, config.eval.split)
     elif name == "repeat":
         rankings = trivial.repeat_last(examples, length)
-    else:
+    elif is_stored(config, name):
         rankings = _of_baseline(name, config, min(length + longest, len(dataset.catalog)))
+    else:
+        rankings = _of_floor(name, config, dataset, length + longest, keep)
     if config.eval.exclude_history:
         histories = examples["history"].to_list()
         rankings = [ranking[~np.isin(ranking, history)] for ranking, history in zip(rankings, histories, strict=True)]
     ids = dataset.catalog["item_id"].to_list()
     return as_predictions(examples, [ranking[:length] for ranking in rankings], index, ids)
+
+
+def _of_floor(name: str, config: Config, dataset: Dataset, length: int, keep: Path | None) -> list[np.ndarray]:
+    """The lists of a floor with its default options, as `minionerec baseline` would store them."""
+    baseline = BaselineConfig(model=name)
+    data = from_dataset(dataset, baseline.max_history)
+    recommender = trivial.make_trivial(baseline, data, _vectors_for(name, config, dataset))
+    if keep is not None and isinstance(recommender, trivial.CacheMixture):
+        recommender.mixture.weights.save(keep / WEIGHTS)
+    return trivial.floor_lists(recommender, data, config.eval.split, length)
 
 
 def _of_baseline(name: str, config: Config, needed: int) -> list[np.ndarray]:

@@ -1,6 +1,6 @@
 """Stage `report`: HTML pages of a run in one folder, readable without a network.
 
-Inputs: data, sid, sft and eval/sft of the run's folder; if they exist, rl, eval/rl, eval/popularity, eval/repeat and the
+Inputs: data, sid, sft and eval/sft of the run's folder; if they exist, rl, eval/rl, the floors (eval/popularity and so on) and the
 baselines.
 Outputs: `report/index.html`, the run; `report/rl.html`, what RL changed, if there is RL; `report/paper_gap.{json,md,html}`, the
 run next to the published tables; `report/plotly.min.js`, the script that draws the plots of these pages. Equal inputs give
@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, Recipe, require
-from minionerec.config import BASELINES, Config, run_file
+from minionerec.config import BASELINES, FLOORS, PLAIN_FLOORS, Config, run_file
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError
 from minionerec.eval.compare import left_out
@@ -29,10 +29,13 @@ from minionerec.sid.index import SidIndex
 from minionerec.statistics.intervals import binomial_interval
 
 _REQUIRED = ("data", "sid", "sft", "eval/sft")
-_OPTIONAL = ("rl", "eval/popularity", "eval/repeat", "eval/rl")
+_OPTIONAL = ("rl", *(f"eval/{name}" for name in FLOORS), "eval/rl")
 _TRAINED_ON_REQUEST = [name for name in BASELINES if f"eval/{name}" not in _OPTIONAL]
-_BASELINES = tuple(f"{folder}/{name}" for folder in ("baselines", "eval") for name in _TRAINED_ON_REQUEST)
-_ORDER = ("data", "sid", "sft", "rl", *_BASELINES, "eval/popularity", "eval/repeat", "eval/sft", "eval/rl")
+_BASELINES = (
+    *(f"baselines/{name}" for name in BASELINES if name not in PLAIN_FLOORS),
+    *(f"eval/{name}" for name in _TRAINED_ON_REQUEST),
+)
+_ORDER = ("data", "sid", "sft", "rl", *_BASELINES, *(f"eval/{name}" for name in FLOORS), "eval/sft", "eval/rl")
 
 
 @dataclass(frozen=True)
