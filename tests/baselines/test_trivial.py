@@ -3,10 +3,22 @@ import pytest
 
 from minionerec.baselines.ranking import rank_split
 from minionerec.baselines.ranking_data import from_dataset, from_sequences
-from minionerec.baselines.trivial import ItemKNN, ItemKNNOptions, RepeatLast, make_trivial, popularity, repeat_last
+from minionerec.baselines.trivial import (
+    ItemKNN,
+    ItemKNNOptions,
+    RepeatLast,
+    floor_lists,
+    make_trivial,
+    popularity,
+    repeat_last,
+)
 from minionerec.config import BaselineConfig
 from minionerec.errors import ConfigError
+from minionerec.recommend import cache
+from minionerec.recommend.cache import Interactions
 from tests.small import SEQUENCES, leave_one_out
+
+RING = {f"u{user}": [(user * 5 + step + (step * user) % 2) % 12 for step in range(4 + user % 5)] for user in range(20)}
 
 
 def test_popularity_ranks_by_count_then_index_for_every_row():
@@ -69,3 +81,72 @@ def test_repeat_is_refused_where_the_history_is_hidden(tmp_path):
     path.write_text("u 1 2 3 4\n")
     with pytest.raises(ConfigError, match="wearec hides"):
         RepeatLast(from_sequences(path, "wearec", 5))
+
+
+def test_the_history_of_a_floor_is_what_the_component_of_the_cache_sees():
+    dataset = leave_one_out(RING, 12, 20)
+    interactions, histories = Interactions.of_dataset(dataset), dataset.test["history"].to_list()
+    vectors = np.random.default_rng(0).normal(size=(12, 3))
+    data = from_dataset(dataset, 20)
+    rows = data.rows["test"]
+    skip = make_trivial(BaselineConfig(model="skip"), data)(rows).numpy()
+    np.testing.assert_allclose(skip[:, 1:], cache.Skip(interactions).scores(histories), atol=2e-9)
+    unknown = skip[:, 1:] < 1e-8  # by popularity, which breaks ties of all the others too
+    assert unknown.any() and (np.diff(skip[0][unknown.nonzero()[1] + 1]) != 0).any()
+    text = make_trivial(BaselineConfig(model="text"), data, vectors)(rows).numpy()
+    np.testing.assert_allclose(text[:, 1:], cache.TextNeighbours(interactions, vectors).probabilities(histories))
+    assert (skip[:, 0] == 0).all() and (text[:, 0] == 0).all()
+
+
+def test_the_mixture_is_fitted_on_valid_and_takes_what_is_there():
+    dataset = leave_one_out(RING, 12, 20)
+    data = from_dataset(dataset, 20)
+    vectors = np.random.default_rng(0).normal(size=(12, 3))
+    with_text = make_trivial(BaselineConfig(model="mixture"), data, vectors)
+    counts = make_trivial(BaselineConfig(model="mixture"), data)
+    chosen = make_trivial(BaselineConfig(model="mixture", components=["popularity", "markov"]), data, vectors)
+    assert [list(made.mixture.components) for made in (with_text, counts, chosen)] == [
+        list(cache.COMPONENTS),
+        list(cache.COUNTS),
+        ["popularity", "markov"],
+    ]
+    interactions, valid = Interactions.of_dataset(dataset), dataset.valid
+    fitted = cache.Mixture.fit(
+        cache.make_components(cache.COUNTS, interactions),
+        cache.Buckets(interactions),
+        valid["history"].to_list(),
+        valid["target"].to_numpy(),
+    )
+    np.testing.assert_array_equal(counts.mixture.weights.values, fitted.weights.values)
+    expected = fitted.probabilities(dataset.test["history"].to_list())
+    np.testing.assert_array_equal(counts(data.rows["test"]).numpy()[:, 1:], expected)
+    lists = floor_lists(counts, data, "test", 3)
+    assert [ids.tolist() for ids in lists] == np.argsort(-expected, axis=1, kind="stable")[:, :3].tolist()
+
+
+def test_text_without_vectors_is_refused(tmp_path):
+    path = tmp_path / "some.txt"
+    path.write_text("u 1 2 3 4\nv 2 3 1 4\n")
+    with pytest.raises(ConfigError, match="baseline.model has text, which needs item vectors, but a file of sequences"):
+        BaselineConfig(model="text", protocol="recbole", sequences=str(path))
+    with pytest.raises(ConfigError, match="baseline.components has text"):
+        BaselineConfig(model="mixture", components=["text"], protocol="wearec", sequences=str(path))
+    with pytest.raises(ConfigError, match="baseline.components is an empty list"):
+        BaselineConfig(model="mixture", components=[])
+    data = from_sequences(path, "recbole", 5)
+    with pytest.raises(ConfigError, match="text needs item vectors"):
+        make_trivial(BaselineConfig(model="text"), data)
+
+
+@pytest.mark.parametrize("protocol", ["recbole", "wearec"])
+def test_floors_rank_every_protocol(tmp_path, protocol):
+    path = tmp_path / "ring.txt"
+    lines = [f"u{user} " + " ".join(str(item + 1) for item in items) for user, items in RING.items()]
+    path.write_text("\n".join(lines) + "\n")
+    data = from_sequences(path, protocol, 5)
+    for name in ("skip", "mixture"):
+        ranking = rank_split(make_trivial(BaselineConfig(model=name), data), data, "test", 5)
+        assert np.isfinite(ranking.ranks).all() and (ranking.ranks >= 0).all() and len(ranking.lists) == len(RING)
+        # The protocol `wearec` hides the history: nothing of it comes before an item with a chance.
+        if protocol == "wearec":
+            assert all(len(set(ids[:3].tolist()) & set(data.rows["test"].history(row).tolist())) == 0 for row, ids in enumerate(ranking.lists))

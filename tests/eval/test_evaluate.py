@@ -4,11 +4,17 @@ import shutil
 import numpy as np
 import pytest
 
+from minionerec.baselines.train import train_baseline
 from minionerec.cli import main
-from minionerec.errors import ArtifactError
+from minionerec.config import BaselineConfig
+from minionerec.data.dataset import Dataset
+from minionerec.errors import ArtifactError, ConfigError
+from minionerec.eval import listed
 from minionerec.eval.evaluate import evaluable, evaluate
+from minionerec.eval.listed import floors
 from minionerec.eval.predictions import read_predictions
 from minionerec.pipeline import run
+from minionerec.recommend.cache import BUCKETS, COMPONENTS
 from tests import small
 from tests.launch import forked
 
@@ -20,7 +26,7 @@ def test_the_stage_needs_its_inputs_and_is_skipped_when_current(tmp_path):
     run(config, ("data", "sid"))
     with pytest.raises(ArtifactError, match="Make it first: minionerec sft"):
         evaluate(config, "sft")
-    assert evaluable(config.folder) == ["popularity", "repeat"]
+    assert evaluable(config) == ["popularity", "repeat", "skip", "text", "mixture"]
 
     manifest, fresh = evaluate(config, "popularity")
     assert fresh and not evaluate(config, "popularity")[1]
@@ -51,3 +57,45 @@ def test_two_processes_one_process_and_a_resumed_run_write_the_same_files(tmp_pa
     assert (search["rows"], search["num_beams"]) == (5, 10)
     assert json.loads((tmp_path / "levels.json").read_text())["search"] == search
     assert "Beam width and search error, 5 examples" in capsys.readouterr().out
+
+
+def test_floors_are_computed_unless_the_run_has_them_stored(tmp_path, monkeypatch, caplog):
+    config = small.config(tmp_path)
+    assert floors(config) == ["popularity", "repeat"]  # no data yet
+    run(config, ("data", "sid"))
+    manifest, _ = evaluate(config, "mixture")
+    assert manifest.inputs.keys() == {"data", "sid", "vectors"} and "weights.json" in manifest.files
+    weights = json.loads((config.folder / "eval/mixture/weights.json").read_text())
+    assert weights["components"] == list(COMPONENTS) and len(weights["weights"]) == BUCKETS
+    assert evaluate(config, "skip")[0].inputs.keys() == {"data", "sid"}
+    lists = [p.items for p in read_predictions(config.folder / "eval/mixture/predictions.jsonl")]
+
+    config.baseline = BaselineConfig(model="mixture")
+    train_baseline(config)  # the same options: the same lists
+    assert (config.folder / "baselines/mixture/weights.json").read_bytes() == (
+        config.folder / "eval/mixture/weights.json"
+    ).read_bytes()
+    assert evaluable(config) == ["popularity", "repeat", "skip", "text", "mixture"]
+    manifest, fresh = evaluate(config, "mixture")
+    assert fresh and manifest.inputs.keys() == {"data", "sid", "baselines/mixture"}
+    assert [p.items for p in read_predictions(config.folder / "eval/mixture/predictions.jsonl")] == lists
+    config.baseline = BaselineConfig(model="mixture", components=["popularity", "markov"])
+    assert "vectors" not in train_baseline(config)[0].inputs
+    evaluate(config, "mixture")
+    assert [p.items for p in read_predictions(config.folder / "eval/mixture/predictions.jsonl")] != lists
+    shutil.rmtree(config.folder / "baselines")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(listed, "_MOST_CELLS", 80 * 48 - 1)
+        assert floors(config) == ["popularity", "repeat"]  # the catalog is too large
+    with monkeypatch.context() as patched:
+        patched.setattr(listed, "vectors_of_run", lambda *_: (_ for _ in ()).throw(ConfigError("no encoder here")))
+        assert floors(config) == ["popularity", "repeat", "skip"]
+    assert "text and mixture are not evaluated: no encoder here" in caplog.text
+    (config.folder / "sid").rename(config.folder / "other")
+    config.sid.shipped = True  # no vectors, and none are made for it
+    assert floors(config) == ["popularity", "repeat", "skip", "mixture"]
+    (config.folder / "other").rename(config.folder / "sid")
+    dataset = Dataset.load(config.folder / "data")
+    dataset.valid.clear().write_parquet(config.folder / "data/valid.parquet")
+    assert floors(config) == ["popularity", "repeat"]  # nothing to fit weights to

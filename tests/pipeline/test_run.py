@@ -8,6 +8,7 @@ import pytest
 
 from minionerec.artifacts import read_json
 from minionerec.cli import main
+from minionerec.config import FLOORS
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError
 from minionerec.eval.lists import RankedLists
@@ -19,7 +20,7 @@ from tests.small import config, write_config
 
 STAGES = ("data", "sid", "sft", "rl", "eval", "report")
 RESULTS = [
-    f"eval/{who}/{name}" for who in ("popularity", "repeat", "sft", "rl") for name in ("predictions.jsonl", "metrics.json")
+    f"eval/{who}/{name}" for who in (*FLOORS, "sft", "rl") for name in ("predictions.jsonl", "metrics.json")
 ]
 
 
@@ -67,7 +68,7 @@ def test_an_unchanged_run_is_skipped_and_a_changed_one_redoes_only_what_depends_
     assert fresh(capsys) == ["report"]
     run(small, STAGES)
     assert fresh(capsys) == []
-    evaluations = ["eval/popularity", "eval/repeat", "eval/sft", "eval/rl"]
+    evaluations = [f"eval/{who}" for who in (*FLOORS, "sft", "rl")]
     small.eval.resamples = 100
     run(small, STAGES)
     assert fresh(capsys) == [*evaluations, "report"]
@@ -109,7 +110,7 @@ def test_a_whole_run_is_replaced_only_on_request(undisturbed, tmp_path, capsys):
     assert main([*command, *other]) == 2
     assert "data.max_history: 6 there, 5 now" in capsys.readouterr().err and contents(folder) == before
     assert main([*command, *other, "--replace"]) == 0
-    evaluations = ["eval/popularity", "eval/repeat", "eval/sft", "eval/rl"]
+    evaluations = [f"eval/{who}" for who in (*FLOORS, "sft", "rl")]
     assert fresh(capsys) == ["data", "sid", "sft", "rl", *evaluations, "report"]
     assert main(["run", "--config", str(folder)]) == 0
     assert fresh(capsys) == []
@@ -128,7 +129,7 @@ def test_a_run_whose_sids_differ_in_length(tmp_path):
     index = SidIndex.load(made.folder / "sid", Dataset.load(made.folder / "data"))
     ended = index.codes[:, -1] == -1
     assert index.levels == 4 and 0 < ended.sum() < len(ended) and index.collisions() == 0
-    for who in ("popularity", "repeat", "sft", "rl"):
+    for who in (*FLOORS, "sft", "rl"):
         lists = RankedLists.read(made.folder / f"eval/{who}/predictions.jsonl")
         assert (lists.target_sids == index.codes[lists.targets]).all() and (lists.target_sids == -1).any()
         metrics = read_json(made.folder / f"eval/{who}/metrics.json")
