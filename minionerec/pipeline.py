@@ -85,7 +85,6 @@ def _baseline(config: Config) -> Iterator[Finished]:
     from minionerec.baselines.train import train_baseline
     from minionerec.eval.evaluate import evaluate
 
-
     yield train_baseline(config)
     evaluable = config.baseline.protocol == "dataset" and config.baseline.model not in PLAIN_FLOORS
     if evaluable and (config.folder / "sid" / MANIFEST).is_file():

@@ -1,11 +1,11 @@
 """Trivial recommenders: they count, and train nothing. A model that does not beat them has learnt nothing.
 
 `popularity` and `repeat_last` rank a Dataset's examples for the eval stage, `floor_lists` does so with any of the classes;
-`eval.predictions.as_predictions` makes predictions of the rankings. The classes score any `RankingData`, so that a published table
-has its trivial recommenders too. The history stays in the lists unless the protocol hides it.
+`eval.predictions.as_predictions` makes predictions of the rankings. The classes score any `RankingData`, so that a published
+table has its trivial recommenders too. The history stays in the lists unless the protocol hides it.
 
-What the classes count is counted in `minionerec.recommend.cache`, and nowhere else: the components there are what a model's cache
-is made of. `mixture` weighs them by EM on the valid split, per bucket of how well the last item is known.
+What the classes count is counted in `minionerec.recommend.cache`, and nowhere else: the components there are what a model's
+cache is made of. `mixture` weighs them by EM on the valid split, per bucket of how well the last item is known.
 """
 
 from collections.abc import Sequence
@@ -173,8 +173,7 @@ class TextNeighbours(DistributionRecommender):
     def __init__(self, data: RankingData, options: NoOptions | None = None, vectors: np.ndarray | None = None) -> None:
         if vectors is None:
             raise ConfigError(
-                "baseline.model text needs item vectors, and a file of sequences has no texts. Choose mixture, which counts where "
-                "there are none, or protocol dataset."
+                "baseline.model text needs item vectors, and there are none. Choose mixture, which then counts alone."
             )
         super().__init__(data, cache.TextNeighbours(interactions_of(data), vectors))
 

@@ -157,8 +157,8 @@ class BaselineConfig:
         if self.protocol != "dataset" and (self.model == "text" or "text" in (self.components or ())):
             field = "model" if self.model == "text" else "components"
             raise ConfigError(
-                f"baseline.{field} has text, which needs item vectors, but a file of sequences (baseline.protocol {self.protocol}) "
-                "has no texts. Leave text out, or use the run's own splits."
+                f"baseline.{field} has text, which needs item vectors, but a file of sequences has no texts (baseline.protocol "
+                f"{self.protocol}). Leave text out, or use the run's own splits."
             )
 
 

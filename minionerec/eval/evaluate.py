@@ -2,8 +2,9 @@
 
 Inputs: `data/`, `sid/` and `<stage>/model/` of the run. Outputs per stage: `eval/<stage>/predictions.jsonl`, `metrics.json`
 and, if `eval.oracle_examples` is above 0, `oracle.jsonl`. The first two are also written for the floors, which train nothing
-(popularity, repeat, skip, text, mixture; `listed.floors`), and for the run's baselines, under their names. Predictions are stored
-shard by shard: an interrupted evaluation resumes where it stopped, and any number of processes writes the same files.
+(popularity, repeat, skip, text, mixture; `listed.floors`), and for the run's baselines, under their names. The predictions of a
+model are stored shard by shard: an interrupted evaluation resumes where it stopped, and any number of processes writes the same
+files.
 
 Deviations from the paper: the prompt is the one that the model was trained with; the search masks what the catalog lacks
 instead of adding -1e6; the checkpoint's generation settings play no part; metrics are on SIDs and on items, with intervals.

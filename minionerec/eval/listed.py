@@ -18,7 +18,9 @@ from minionerec.recommend.cache.vectors import has_vectors, vectors_digest, vect
 from minionerec.sid.index import SidIndex
 
 WEIGHTS = "weights.json"  # of `mixture`, next to its predictions
-_MOST_CELLS = 10**9  # rows of valid and test times items: some minutes; larger runs ask for such floors by `minionerec baseline`
+_MOST_CELLS = (
+    10**9
+)  # rows of valid and test times items: some minutes; larger runs ask for such floors by `minionerec baseline`
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Stage `report`: HTML pages of a run in one folder, readable without a network.
 
-Inputs: data, sid, sft and eval/sft of the run's folder; if they exist, rl, eval/rl, the floors (eval/popularity and so on) and the
-baselines.
+Inputs: data, sid, sft and eval/sft of the run's folder; if they exist, rl, eval/rl, the floors (eval/popularity and so on) and
+the baselines.
 Outputs: `report/index.html`, the run; `report/rl.html`, what RL changed, if there is RL; `report/paper_gap.{json,md,html}`, the
 run next to the published tables; `report/plotly.min.js`, the script that draws the plots of these pages. Equal inputs give
 equal bytes: every date and version on the pages comes from the artefacts.

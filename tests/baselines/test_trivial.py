@@ -127,11 +127,11 @@ def test_the_mixture_is_fitted_on_valid_and_takes_what_is_there():
 def test_text_without_vectors_is_refused(tmp_path):
     path = tmp_path / "some.txt"
     path.write_text("u 1 2 3 4\nv 2 3 1 4\n")
-    with pytest.raises(ConfigError, match="baseline.model has text, which needs item vectors, but a file of sequences"):
+    with pytest.raises(ConfigError, match=r"baseline\.model has text, which needs item vectors, but a file of sequences"):
         BaselineConfig(model="text", protocol="recbole", sequences=str(path))
-    with pytest.raises(ConfigError, match="baseline.components has text"):
+    with pytest.raises(ConfigError, match=r"baseline\.components has text"):
         BaselineConfig(model="mixture", components=["text"], protocol="wearec", sequences=str(path))
-    with pytest.raises(ConfigError, match="baseline.components is an empty list"):
+    with pytest.raises(ConfigError, match=r"baseline\.components is an empty list"):
         BaselineConfig(model="mixture", components=[])
     data = from_sequences(path, "recbole", 5)
     with pytest.raises(ConfigError, match="text needs item vectors"):
@@ -149,4 +149,7 @@ def test_floors_rank_every_protocol(tmp_path, protocol):
         assert np.isfinite(ranking.ranks).all() and (ranking.ranks >= 0).all() and len(ranking.lists) == len(RING)
         # The protocol `wearec` hides the history: nothing of it comes before an item with a chance.
         if protocol == "wearec":
-            assert all(len(set(ids[:3].tolist()) & set(data.rows["test"].history(row).tolist())) == 0 for row, ids in enumerate(ranking.lists))
+            assert all(
+                len(set(ids[:3].tolist()) & set(data.rows["test"].history(row).tolist())) == 0
+                for row, ids in enumerate(ranking.lists)
+            )

@@ -19,9 +19,7 @@ from tests.pipeline.test_same_results import assert_as_kept
 from tests.small import config, write_config
 
 STAGES = ("data", "sid", "sft", "rl", "eval", "report")
-RESULTS = [
-    f"eval/{who}/{name}" for who in (*FLOORS, "sft", "rl") for name in ("predictions.jsonl", "metrics.json")
-]
+RESULTS = [f"eval/{who}/{name}" for who in (*FLOORS, "sft", "rl") for name in ("predictions.jsonl", "metrics.json")]
 
 
 def results(folder: Path) -> dict[str, bytes]:

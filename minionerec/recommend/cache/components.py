@@ -25,8 +25,8 @@ the interaction `t` that is the row's target, and leaves out exactly what `t` as
   unless the user bought the item at another place too: a user counts once;
 * `text`: nothing, it counts nothing.
 
-This equals building the component again from the interactions without `t` (popularity, item-kNN) or from the pairs without those
-that end in `t` (transitions), up to the rounding of sums.
+This equals building the component again from the interactions without `t` (popularity, item-kNN), or from the pairs without
+those that end in `t` (transitions), up to the rounding of sums.
 
 Memory: an answer is dense, `(batch, items)` float64, 8 bytes a cell: 8 MB a history at 10^6 items, so 512 histories are 4 GB;
 ask for fewer at once. The counts themselves are sparse.
@@ -42,7 +42,7 @@ import numpy as np
 from scipy import sparse
 
 from minionerec.errors import ConfigError, DataError
-from minionerec.recommend.cache.interactions import NOTHING, Interactions, recent
+from minionerec.recommend.cache.interactions import NOTHING, Interactions, lookup, recent
 from minionerec.recommend.cache.neighbours import Neighbours
 
 _CELLS = 4_000_000  # of (rows, items) that are computed at once where only targets are asked for: 32 MB
@@ -115,7 +115,7 @@ class Component(ABC):
 
     def _recent(self, histories: Sequence[Sequence[int]], last: int) -> np.ndarray:
         items = recent(histories, last)
-        if items.size and not (NOTHING <= items.min() and items.max() < self.items):
+        if items.size and not (items.min() >= NOTHING and items.max() < self.items):
             raise DataError(f"A history holds item {items.max()}; the catalog has {self.items}, numbered from 0.")
         return items
 
@@ -195,13 +195,14 @@ class Skip(Component):
         # taken from whole numbers, so that nothing is left of an item that only that interaction followed.
         left_out = [(items == source) & (items != NOTHING) for source in sources]
         total = sum(
-            weight * (totals[items] - out)
-            for weight, totals, out in zip(self.gap_weights, self._totals, left_out, strict=True)
+            weight * (totals[items] - out) for weight, totals, out in zip(self.gap_weights, self._totals, left_out, strict=True)
         )
         scale = self._scale(total)
         # 2. All answers, in which only the score of the row's own target still has these pairs.
         cell = np.repeat(np.arange(len(items)), self.last)
-        weights = sparse.csr_matrix((scale.ravel(), (cell, items.ravel() % (self.items + 1))), shape=(len(items), self.items + 1))
+        weights = sparse.csr_matrix(
+            (scale.ravel(), (cell, items.ravel() % (self.items + 1))), shape=(len(items), self.items + 1)
+        )
         scores = (weights @ self._weighted).toarray()
         # 3. That score once more, without them.
         rows = np.flatnonzero(numbers != NOTHING)
@@ -209,7 +210,7 @@ class Skip(Component):
             targets = self.interactions.items[numbers[rows]]
             columns = np.repeat(targets, self.last)
             followed = sum(
-                weight * (np.asarray(counts[items[rows].ravel() % (self.items + 1), columns]).reshape(len(rows), -1) - out[rows])
+                weight * (lookup(counts, items[rows].ravel() % (self.items + 1), columns).reshape(len(rows), -1) - out[rows])
                 for weight, counts, out in zip(self.gap_weights, self._counts, left_out, strict=True)
             )
             scores[rows, targets] = (scale[rows] * followed).sum(axis=1)
@@ -380,7 +381,9 @@ def make_components(
         ConfigError: there is no such component, one is named twice, or `text` is asked for without vectors.
     """
     if not names or len(set(names)) != len(names) or not set(names) <= set(COMPONENTS):
-        raise ConfigError(f"Components {', '.join(names) or 'none'}: expected one or several of {', '.join(COMPONENTS)}, each once.")
+        raise ConfigError(
+            f"Components {', '.join(names) or 'none'}: expected one or several of {', '.join(COMPONENTS)}, each once."
+        )
     if "text" in names and vectors is None:
         raise ConfigError("Component text needs item vectors, and there are none.")
     return {

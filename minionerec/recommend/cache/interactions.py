@@ -101,7 +101,7 @@ class Interactions:
         numbers = np.asarray(own, np.int64)
         if numbers.shape != (rows,):
             raise DataError(f"own has shape {numbers.shape}; expected one interaction per history, ({rows},).")
-        if rows and not (NOTHING <= numbers.min() and numbers.max() < len(self.items)):
+        if rows and not (numbers.min() >= NOTHING and numbers.max() < len(self.items)):
             raise DataError(
                 f"own names interactions {numbers.min()} to {numbers.max()}; expected 0 to {len(self.items) - 1}, or {NOTHING} "
                 "for a row that leaves nothing out."
@@ -119,6 +119,11 @@ def own_interactions(dataset: Dataset) -> np.ndarray:
     if len(rows) != len(dataset.train) or rows["interaction"].null_count():
         raise DataError("The train split has a user twice at one position; expected one row per user and position.")
     return rows["interaction"].cast(pl.Int64).to_numpy()
+
+
+def lookup(matrix: sparse.csr_matrix, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Single cells of a sparse matrix, (cells,)."""
+    return np.asarray(matrix[rows, columns]).reshape(-1) if len(rows) else np.empty(0)
 
 
 def recent(histories: Sequence[Sequence[int]], last: int) -> np.ndarray:

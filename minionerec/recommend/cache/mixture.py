@@ -34,7 +34,8 @@ def fit_weights(
 
     A row whose target has probability 0 under every component says nothing about their weights and is left out.
 
-    >>> fit_weights(np.array([[0.5, 0.1], [0.5, 0.1], [0.1, 0.5], [0.5, 0.1]]), np.zeros(4, int), bucket_count=1).round(3).tolist()
+    >>> chances = np.array([[0.5, 0.1], [0.5, 0.1], [0.1, 0.5], [0.5, 0.1]])
+    >>> fit_weights(chances, np.zeros(4, int), bucket_count=1).round(3).tolist()
     [[0.875, 0.125]]
 
     Args:
@@ -53,7 +54,9 @@ def fit_weights(
     values = np.asarray(target_probabilities, float)
     buckets = np.asarray(buckets)
     if values.ndim != 2 or not values.shape[1] or buckets.shape != values.shape[:1]:
-        raise DataError(f"target probabilities {values.shape}, buckets {buckets.shape}; expected (rows, components) and (rows,).")
+        raise DataError(
+            f"target probabilities {values.shape}, buckets {buckets.shape}; expected (rows, components) and (rows,)."
+        )
     if not (np.isfinite(values).all() and (values >= 0).all() and (values <= 1 + 1e-6).all()):
         row, column = np.argwhere(~((values >= 0) & (values <= 1 + 1e-6)))[0]
         raise DataError(f"Row {row}, component {column}: {values[row, column]} is no probability.")
@@ -61,7 +64,9 @@ def fit_weights(
         raise DataError(f"Buckets from {buckets.min()} to {buckets.max()}; expected 0 to {bucket_count - 1}.")
     told = values.sum(axis=1) > 0
     if not told.any():
-        raise DataError(f"None of {len(values)} targets has a probability above 0 under any component: no weights can be fitted.")
+        raise DataError(
+            f"None of {len(values)} targets has a probability above 0 under any component: no weights can be fitted."
+        )
     values, buckets = values[told], buckets[told].astype(np.int64)
     uniform = np.full((1, values.shape[1]), 1 / values.shape[1])
     overall = _maximise(values, np.zeros(len(values), np.int64), uniform, np.zeros_like(uniform))
@@ -170,7 +175,9 @@ class Mixture:
             DataError: the weights are not for these components.
         """
         if set(weights.names) - {MODEL} != set(components) or MODEL in components or not components:
-            raise DataError(f"Weights for {', '.join(weights.names)}; the mixture has {', '.join(components) or 'no component'}.")
+            raise DataError(
+                f"Weights for {', '.join(weights.names)}; the mixture has {', '.join(components) or 'no component'}."
+            )
         self.components, self.buckets, self.weights = dict(components), buckets, weights
         columns = [weights.names.index(name) for name in components]
         self._shares = weights.values[:, columns].sum(axis=1) if MODEL in weights.names else np.ones(len(weights.values))

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import sparse
 
-from minionerec.recommend.cache.interactions import NOTHING, Interactions
+from minionerec.recommend.cache.interactions import NOTHING, Interactions, lookup
 
 
 class Neighbours:
@@ -42,7 +42,7 @@ class Neighbours:
         self._place[order] = place
         self._cells = row.astype(np.int64) * items + together.indices  # ascending
         self._user = user
-        self._once = np.asarray(times[user, interactions.items])[0] == 1
+        self._once = lookup(times, user, interactions.items) == 1
 
     def leave_out(self, scores: np.ndarray, histories: sparse.csr_matrix, own: np.ndarray) -> None:
         """Change the rows of `scores`, in place, to what they are without each row's own interaction.
@@ -60,7 +60,7 @@ class Neighbours:
         row, item, times = row[cells], histories.indices[cells].astype(np.int64), histories.data[cells]
         target, user = self._interactions.items[own[row]], self._user[own[row]]
         # The user has every item of a history that is really theirs, and has the target nowhere else.
-        theirs = (np.asarray(self._bought[user, item])[0] > 0) & (item != target) if len(cells) else np.empty(0, bool)
+        theirs = (lookup(self._bought, user, item) > 0) & (item != target)
         foreign = np.unique(row[~theirs])
         for number in foreign:
             cell = row == number
