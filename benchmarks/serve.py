@@ -28,6 +28,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import aiohttp
 import httpx
 import numpy as np
 
@@ -171,24 +172,26 @@ def ask_once(server: Target, histories: list[list[str]]) -> None:
     httpx.post(server.url + "/v1/recommend", json={"requests": [{"history": histories[0]}]}, timeout=30).raise_for_status()
 
 
-async def ask(client: httpx.AsyncClient, body: dict, planned: float, load: Load) -> None:
+async def ask(client: aiohttp.ClientSession, body: dict, planned: float, load: Load) -> None:
     """One call; its latency counts from when it was planned."""
     try:
-        response = await client.post("/v1/recommend", json=body)
-    except httpx.HTTPError as error:
+        async with client.post("/v1/recommend", json=body) as response:
+            content = await response.read()
+    except (aiohttp.ClientError, TimeoutError) as error:
         load.statuses[type(error).__name__] += 1
         return
-    load.statuses[response.status_code] += 1
-    if response.status_code == 503:
+    load.statuses[response.status] += 1
+    if response.status == 503:
         await asyncio.sleep(REFUSED_SECONDS)
-    if response.status_code == 200:
+    if response.status == 200:
         load.latencies.append(time.monotonic() - planned)
-        load.exact += response.json()["results"][0]["exact"]
+        load.exact += json.loads(content)["results"][0]["exact"]
 
 
-def client_of(server: Target) -> httpx.AsyncClient:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
-    return httpx.AsyncClient(base_url=server.url, timeout=30, limits=limits)
+def client_of(server: Target) -> aiohttp.ClientSession:
+    """Connections without a limit: a call never waits for one, which would look like a slow service."""
+    timeout, connector = aiohttp.ClientTimeout(30), aiohttp.TCPConnector(limit=0)
+    return aiohttp.ClientSession(server.url, timeout=timeout, connector=connector)
 
 
 async def closed_loop(server: Target, histories: list[list[str]], clients: int, seconds: float) -> Load:
@@ -290,7 +293,7 @@ async def hostile(server: Target, histories: list[list[str]], hanging: int) -> N
         "an unknown category": {"requests": [{"history": history, "filters": {"category": "x"}}]},
     }
     json_type = {"content-type": "application/json"}
-    async with client_of(server) as client:
+    async with httpx.AsyncClient(base_url=server.url, timeout=30, limits=httpx.Limits(max_connections=None)) as client:
         for name, body in requests.items():
             content = body if isinstance(body, bytes) else json.dumps(body)
             await attempt(name, lambda content=content: client.post("/v1/recommend", content=content, headers=json_type))

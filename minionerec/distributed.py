@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # importing it takes seconds, which `--help` should not
 _Result = TypeVar("_Result")
 # How often an idle thread of OpenMP looks for work before it gives up its core. By default GNU's library looks 300,000 times:
 # on a machine with other work it spins for nothing while the thread that it waits for has no core (benchmarks/busy.py).
-SPINS = 20_000
+SPINS = 1_000
 
 
 def distributed_state() -> "PartialState":

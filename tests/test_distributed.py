@@ -22,11 +22,11 @@ def test_idle_threads_give_up_their_cores_unless_the_user_has_chosen_how_they_wa
     if chosen:
         monkeypatch.setenv(chosen, "mine")
     share_cores()
-    assert os.environ.get("GOMP_SPINCOUNT") == {None: "20000", "GOMP_SPINCOUNT": "mine", "OMP_WAIT_POLICY": None}[chosen]
+    assert os.environ.get("GOMP_SPINCOUNT") == {None: "1000", "GOMP_SPINCOUNT": "mine", "OMP_WAIT_POLICY": None}[chosen]
 
 
 def test_every_command_does_so_before_anything_else_and_the_import_alone_does_not():
-    assert main(["--version"]) == 0 and os.environ.pop("GOMP_SPINCOUNT") == "20000"
+    assert main(["--version"]) == 0 and os.environ.pop("GOMP_SPINCOUNT") == "1000"
     code = "import os, sys, minionerec; sys.exit('GOMP_SPINCOUNT' in os.environ)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
