@@ -25,8 +25,11 @@ class LimitError(DocumentError):
     """A text that is YAML, but too long, too deep or too large to be read, or that says two things of one key."""
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader; a mapping with two equal keys is an error."""
+_LIBYAML: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with libyaml
+
+
+class _Distinct:
+    """A mapping with two equal keys is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping of a node."""
@@ -34,7 +37,16 @@ class _Loader(yaml.SafeLoader):
         twice = [key for number, key in enumerate(keys) if key in keys[:number]]
         if twice:
             raise LimitError(f"{twice[0][:60]!r} stands twice in one mapping, line {node.start_mark.line + 1}")
-        return super().construct_mapping(node, deep)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)  # type: ignore[misc]
+        return mapping
+
+
+class _Loader(_Distinct, _LIBYAML):
+    """The safe loader that jsonargparse reads with, too."""
+
+
+class _PlainLoader(_Distinct, yaml.SafeLoader):
+    """The safe loader in Python, whose errors quote the text that they are about."""
 
 
 def parse_yaml(text: str) -> object:
@@ -46,18 +58,30 @@ def parse_yaml(text: str) -> object:
     """
     if len(text) > MOST_BYTES:
         raise LimitError(f"{len(text):,} characters; {MOST_BYTES:,} at most")
+    errors = (yaml.YAMLError, ValueError, RecursionError)  # ValueError: a number or a date that Python cannot take
+    if "\t" not in text:  # libyaml takes tabs where YAML forbids them
+        try:
+            return _value(text, _Loader)
+        except LimitError:
+            raise
+        except errors:  # as the other says it
+            pass
     try:
-        _check_depth(yaml.parse(text, yaml.SafeLoader))  # these events come one by one: depth costs no stack
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _size(node, {})
-        return loader.construct_document(node)
+        return _value(text, _PlainLoader)
     except DocumentError:
         raise
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a number or a date that Python cannot take
+    except errors as error:
         raise DocumentError(" ".join(str(error).replace('"<unicode string>", ', "").split())) from None
+
+
+def _value(text: str, kind: type[_Loader] | type[_PlainLoader]) -> object:
+    _check_depth(yaml.parse(text, kind))  # these events come one by one: depth costs no stack
+    loader = kind(text)
+    node = loader.get_single_node()
+    if node is None:
+        return None
+    _size(node, {})
+    return loader.construct_document(node)
 
 
 def _check_depth(events: Iterator[yaml.Event]) -> None:

@@ -1,11 +1,13 @@
 import contextlib
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minionerec import presets
 from minionerec.cli import main
-from minionerec.config.documents import DocumentError, LimitError, parse_json, parse_yaml
+from minionerec.config.documents import DocumentError, LimitError, _PlainLoader, _value, parse_json, parse_yaml
 from minionerec.errors import DataError
 from minionerec.eval.lists import RankedLists
 
@@ -65,6 +67,23 @@ def test_honest_aliases_and_merges_are_read():
 def test_no_text_ends_in_another_error(text):
     with contextlib.suppress(DocumentError):
         parse_yaml(text)
+
+
+def test_presets_are_read_as_the_loader_in_python_reads_them():
+    for path in presets.files().values():
+        text = path.read_text(encoding="utf-8")
+        assert parse_yaml(text) == _value(text, _PlainLoader) != {}
+
+
+WORDS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8)
+KEYS = st.text(max_size=8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.recursive(WORDS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=8))
+def test_what_yaml_writes_is_read_as_the_loader_in_python_reads_it(values):
+    text = yaml.safe_dump(values, allow_unicode=True)
+    assert parse_yaml(text) == _value(text, _PlainLoader)
 
 
 @pytest.mark.parametrize(
