@@ -1,5 +1,6 @@
 """The table of commands: what each does, which sections of the configuration its help shows, and its own options."""
 
+import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,7 +141,10 @@ _RECOMMEND = {
     "--allow": {"metavar": "IDS", "help": f"only these items: {_IDS}, or @FILE with one id per line"},
     "--deny": {"metavar": "IDS", "help": "none of these items, written like --allow"},
     "--category": {"metavar": "NAME", "help": "only items of this category"},
-    "--exclude-history": {"action": "store_true", "help": "no item of the history (default: as the run was evaluated)"},
+    "--exclude-history": {
+        "action": argparse.BooleanOptionalAction,
+        "help": "no item of the history, or such items too (default: as the run was evaluated)",
+    },
     "--num-beams": {
         "type": int,
         "metavar": "COUNT",

@@ -50,7 +50,7 @@ def run(console: Console, options: dict[str, Any]) -> None:
         allow=None if options["allow"] is None else _ids(options["allow"]),
         deny=_ids(options["deny"] or ""),
         category=options["category"],
-        exclude_history=True if options["exclude_history"] else None,
+        exclude_history=options["exclude_history"],
     )
     search = {name: options[name] for name in ("num_beams", "widest")}
     search["on_unknown"] = "skip" if options["skip_unknown"] else "error"

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -33,6 +34,15 @@ def test_a_list_is_a_table_with_what_one_must_know(asked, tmp_path):
     long = ",".join(f"i{item}" for item in range(9))
     printed = asked("--history", long, "--exclude-history", "--k", 1, "--num-beams", 1)
     assert "The 3 oldest items of the history were left out" in printed and "Not proven to be the top 1 (1 beam)" in printed
+
+
+def test_the_history_is_left_out_or_kept_as_the_command_says(asked, recommender, monkeypatch):
+    def listed(*words):
+        return {item["item_id"] for item in json.loads(asked("--history", "i0,i5", "--k", 20, "--json", *words))["items"]}
+
+    assert {"i0", "i5"} <= listed() and not {"i0", "i5"} & listed("--exclude-history")
+    monkeypatch.setattr(recommender, "config", dataclasses.replace(recommender.config, exclude_history=True))
+    assert not {"i0", "i5"} & listed() and {"i0", "i5"} <= listed("--no-exclude-history")
 
 
 def test_words_between_colons_are_no_emojis(asked, recommender, monkeypatch):
