@@ -100,7 +100,7 @@ def result_table(config: Config) -> Table:
     rows = max(values.rows for values in metrics.values())
     title = (
         f"{run_file.name_of(config)}, {rows:,} examples of the {config.eval.split} split, {config.eval.num_beams} beams, "
-        "on items, 95 % intervals"
+        f"history {'left out' if config.eval.exclude_history else 'kept'}, on items, 95 % intervals"
     )
     table = Table(title=escape(title), title_justify="left")
     table.add_column("model", no_wrap=True)
@@ -323,6 +323,15 @@ def table_of_baselines(name: str, runs: Path) -> None:
     from minionerec.report import baseline_tables
 
     _console(200).print(baseline_tables.baseline_table(name, runs))
+
+
+def slices(run: Path, only: str | None, **options: Any) -> None:
+    """Print one metric of a run's recommenders per part of the split, and their paired differences."""
+    from minionerec.report.slices import screen_tables, slices_of_run
+
+    sliced = slices_of_run(run, only=[name for name in (only or "").split(",") if name], **options)
+    for table in screen_tables(sliced, str(run)):
+        _console(200).print(table)
 
 
 def import_baseline(file: Path, to: Path | None) -> None:

@@ -27,10 +27,13 @@ class Ranking(NamedTuple):
     Attributes:
         ranks: 0-based rank of each target among all candidates, (rows,) float; infinity if it is never recommended.
         lists: the best item ids, best first, at most `top` per row.
+        left_out: as `ranks`, if the items of the user's history are no candidates, (rows,) float; a target in the history is
+            then never recommended. None if not asked for.
     """
 
     ranks: np.ndarray
     lists: list[np.ndarray]
+    left_out: np.ndarray | None = None
 
 
 def scorer(model: SequentialModel, max_history: int, protocol: Protocol, device: torch.device) -> Scorer:
@@ -55,9 +58,19 @@ def candidates(scores: Tensor, rows: HistoryRows, protocol: Protocol) -> Tensor:
     if not protocol.ranks_padding:
         scores[:, 0] = -torch.inf
     if protocol.hides_history:
-        row, cell = rows.cells(rows.seen)
-        scores[torch.from_numpy(row), torch.from_numpy(rows.flat[cell].astype(np.int64))] = 0.0
+        _set_history(scores, rows, 0.0)
     return scores
+
+
+def without_history(scores: Tensor, rows: HistoryRows) -> Tensor:
+    """Scores with which no item of a user's whole history is a candidate. The tensor is changed in place."""
+    _set_history(scores, rows, -torch.inf)
+    return scores
+
+
+def _set_history(scores: Tensor, rows: HistoryRows, value: float) -> None:
+    row, cell = rows.cells(rows.seen)
+    scores[torch.from_numpy(row), torch.from_numpy(rows.flat[cell].astype(np.int64))] = value
 
 
 def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
@@ -84,11 +97,12 @@ def ranked(scores: Tensor, top: int) -> list[np.ndarray]:
     return [row[:count].numpy() for row, count in zip(ids.cpu(), counts, strict=True)]
 
 
-def rank_split(score: Scorer, data: RankingData, split: SplitName, top: int = 0) -> Ranking:
+def rank_split(score: Scorer, data: RankingData, split: SplitName, top: int = 0, left_out: bool = False) -> Ranking:
     """Rank the catalog for every row of a split. The launcher's processes share the rows, and each gets the whole result.
 
     Args:
         top: length of the lists; 0 makes none.
+        left_out: rank without the items of each history, too.
 
     Raises:
         TrainingError: a score is not a number.
@@ -96,16 +110,21 @@ def rank_split(score: Scorer, data: RankingData, split: SplitName, top: int = 0)
     rows = data.rows[split]
     state = distributed_state()
     share = np.array_split(np.arange(len(rows)), state.num_processes)[state.process_index]
-    ranks_and_lists: list[tuple[np.ndarray, list[np.ndarray]]] = []
+    parts: list[Ranking] = []
     for start in range(0, len(share), CHUNK):
         part = rows.take(share[start : start + CHUNK])
         scores = candidates(score(part), part, data.protocol)
         targets = torch.from_numpy(part.target.astype(np.int64)).to(scores.device)
-        ranks_and_lists.append((target_ranks(scores, targets).cpu().numpy(), ranked(scores, top) if top else []))
+        ranks, lists = target_ranks(scores, targets).cpu().numpy(), ranked(scores, top) if top else []
+        without = target_ranks(without_history(scores, part), targets).cpu().numpy() if left_out else None
+        parts.append(Ranking(ranks, lists, without))
     if state.num_processes > 1:
-        ranks_and_lists = gather_object(ranks_and_lists)
-    ranks = np.concatenate([ranks for ranks, _ in ranks_and_lists])
-    return Ranking(ranks, [ids for _, lists in ranks_and_lists for ids in lists])
+        parts = gather_object(parts)
+    return Ranking(
+        np.concatenate([part.ranks for part in parts]),
+        [ids for part in parts for ids in part.lists],
+        np.concatenate([part.left_out for part in parts if part.left_out is not None]) if left_out else None,
+    )
 
 
 def ranking_metrics(ranks: np.ndarray) -> dict[str, float]:

@@ -1,8 +1,9 @@
 """Command `baseline`: train a sequential recommender, choose its best epoch on valid, rank valid and test with it.
 
 Inputs: `data/` of the run, or a file of sequences (`baseline.protocol`). Outputs in `baselines/<model>/`:
-`valid.parquet` and `test.parquet` (user, target, rank, items), `log.jsonl` (one epoch a line) and, for neural models,
-`model.safetensors`; with the run's own splits also `vectors.safetensors` (`data/vectors.py`). `mixture` leaves `weights.json`.
+`valid.parquet` and `test.parquet` (user, target, rank, rank without the history, items), `log.jsonl` (one epoch a line) and,
+for neural models, `model.safetensors`; with the run's own splits also `vectors.safetensors` (`data/vectors.py`). `mixture`
+leaves `weights.json`.
 
 Deviations from the published code: short histories share a row if that changes no result, so a batch is computed without its
 padding; the last layer computes only what is read. An epoch's random state depends on seed, epoch and device alone, so that an
@@ -161,8 +162,10 @@ def _train_and_rank(config: Config, data: RankingData, top: int, recipe: Recipe)
             _train_into(draft, recommender, data, config) if isinstance(recommender, SequentialModel) else recommender
         )
         for split in ("test", "valid"):
-            ranking = rank_split(score, data, split, top)
-            draft.metrics.update({f"{split} {name}": value for name, value in ranking_metrics(ranking.ranks).items()})
+            ranking = rank_split(score, data, split, top, left_out=True)
+            assert ranking.left_out is not None
+            for ranks, words in ((ranking.ranks, ""), (ranking.left_out, ", history left out")):
+                draft.metrics.update({f"{split} {name}{words}": value for name, value in ranking_metrics(ranks).items()})
             if is_main_process():
                 frame(data, split, ranking).write_parquet(draft.path / f"{split}.parquet")
         if isinstance(recommender, CacheMixture) and is_main_process():
@@ -179,7 +182,8 @@ def list_length(config: Config, data: RankingData) -> int:
 
 
 def frame(data: RankingData, split: SplitName, ranking: Ranking) -> pl.DataFrame:
-    """A ranking as a table, one row per example: user, target, rank (0-based; infinite if never recommended), items.
+    """A ranking as a table, one row per example: user, target, rank (0-based; infinite if never recommended), items, and
+    `rank_left_out`, the rank among the items outside the history.
 
     Items are 0-based, as in a Dataset; -1 is the padding row, which the protocol `wearec` ranks too.
     """
@@ -189,6 +193,7 @@ def frame(data: RankingData, split: SplitName, ranking: Ranking) -> pl.DataFrame
             "user": [data.users[user] for user in rows.user],
             "target": pl.Series(rows.target - 1, dtype=pl.Int32),
             "rank": pl.Series(ranking.ranks, dtype=pl.Float64),
+            "rank_left_out": pl.Series(ranking.left_out, dtype=pl.Float64),
             "items": pl.Series([ids - 1 for ids in ranking.lists], dtype=pl.List(pl.Int32)),
         }
     )

@@ -9,7 +9,7 @@ from typing import Any
 from minionerec import commands
 from minionerec.config import CUTOFFS, RESAMPLES
 from minionerec.config.checks import Bounds
-from minionerec.config.evaluation import MOST_BEAMS, RESAMPLES_BOUNDS
+from minionerec.config.evaluation import FREQUENT, MOST_BEAMS, RANKING_METRICS, RESAMPLES_BOUNDS
 
 OWN_KEYS = ("bounds", "writes")  # of an option, next to what `add_argument` takes: see `parser._checked`
 
@@ -95,6 +95,28 @@ _EXPORT_MODEL: dict[str, dict[str, Any]] = {
 _BASELINE_TABLE = {
     "name": {"help": "beauty, lastfm, or the folder of a run with evaluated recommenders"},
     "--runs": _path("DIR", "folder of the presets' runs", default=Path("runs")),
+}
+_SLICES: dict[str, dict[str, Any]] = {
+    "run": _path("RUN", "folder of a run with evaluated recommenders"),
+    "--metric": {
+        "choices": RANKING_METRICS,
+        "default": "NDCG@10",
+        "metavar": "NAME",
+        "help": "a metric on items, such as HR@10 or NDCG@10",
+    },
+    "--frequent": {
+        "type": int,
+        "default": FREQUENT,
+        "metavar": "COUNT",
+        "help": "how many of the most frequent targets one slice sets apart",
+        "bounds": Bounds(1, 10**6),
+    },
+    "--only": {"metavar": "A,B,...", "help": "names of the recommenders to show (default: all that are evaluated)"},
+    "--reference": {
+        "metavar": "NAME",
+        "help": "the recommender that the others are compared with (default: rl, else sft, else the last)",
+    },
+    **_RESAMPLING,
 }
 _BASELINE_IMPORT = {
     "file": _path("FILE", "a file of torch.save: a state dict, alone or in a dictionary"),
@@ -237,6 +259,12 @@ COMMANDS: dict[str, Command] = {
         "accuracy per SID level of a predictions file: tables, levels.json and levels.png",
         commands.levels,
         options=_LEVELS,
+        takes_config=False,
+    ),
+    "slices": Command(
+        "where each recommender of a run wins: a metric on items per part of the split, with paired differences",
+        commands.slices,
+        options=_SLICES,
         takes_config=False,
     ),
     "gap": Command(

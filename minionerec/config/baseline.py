@@ -41,6 +41,7 @@ NEURAL_BASELINES = {
     "caser": Baseline("Caser", "models.caser.Caser"),
     "caser-released": Baseline("Caser (MiniOneRec's)", "models.released.ReleasedCaser"),
     "sasrec": Baseline("SASRec", "models.sasrec.SASRec"),
+    "sasrec-sampled": Baseline("SASRec + sampled softmax", "models.sasrec_sampled.SampledSASRec"),
     "sasrec-released": Baseline("SASRec (MiniOneRec's)", "models.released.ReleasedSASRec"),
     "bert4rec": Baseline("BERT4Rec", "models.bert4rec.BERT4Rec"),
     "lightsans": Baseline("LightSANs", "models.lightsans.LightSANs"),
@@ -131,8 +132,12 @@ class BaselineConfig:
     """`pswrec-*`: weight of the phase smoothness in the loss."""
     gamma: float | None = bounded(None, -1000, 1000)
     """`pswrec-v13`: initial value of the amplitude scale; 0.1 makes it the published V14."""
-    loss: Literal["bce", "softmax"] | None = None
-    """`*-released`: binary cross-entropy against one other item, drawn uniformly, or cross-entropy over all items."""
+    loss: Literal["bce", "softmax", "sampled"] | None = None
+    """`softmax`: cross-entropy over all items. `*-released` also take `bce`, binary cross-entropy against one other item, drawn
+    uniformly; `sasrec` and `sasrec-sampled` also take `sampled`, cross-entropy over the target and `negatives` drawn items."""
+    negatives: int | None = bounded(None, 1, 10**6)
+    """`sasrec`, `sasrec-sampled` with `loss: sampled`: items drawn per example, uniformly; with as many as the catalog has, the
+    loss is the one over all items (items; null: 256)."""
     window: int | None = bounded(None, 1, 100_000)
     """`caser`: most recent items that the filters see (items)."""
     horizontal_filters: int | None = bounded(None, 1, 65_536)

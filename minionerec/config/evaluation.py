@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 from minionerec.config.checks import Bounds, bounded, check_fields
 
 CUTOFFS = (1, 3, 5, 10, 20, 50)
+FREQUENT = 2  # most frequent targets that a slice sets apart, unless another number is set
 RESAMPLES = 2000  # of bootstrap intervals and permutation tests, unless another number is set
 RANKING_METRICS = tuple(f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in CUTOFFS)
 MOST_BEAMS = 10_000  # each beam attends to all others of its prompt: at 32 prompts that is a mask of 3 GB already

@@ -8,9 +8,8 @@ import numpy as np
 from minionerec.config import CUTOFFS, RESAMPLES
 from minionerec.errors import DataError
 from minionerec.eval.lists import Lists, RankedLists, cutoffs_within
-from minionerec.eval.metrics import item_ranks, ranks
+from minionerec.eval.metrics import values_per_row
 from minionerec.statistics.differences import differences
-from minionerec.statistics.ranking import per_user
 
 
 def align(first: RankedLists, second: RankedLists) -> np.ndarray:
@@ -59,17 +58,6 @@ def left_out(first: RankedLists, second: RankedLists) -> str | None:
     return f"lists of {longest[0]} and {longest[1]} places: cut-offs beyond {min(longest)} are left out"
 
 
-def _values(lists: RankedLists, cutoffs: Sequence[int], on: Literal["sid", "item"]) -> dict[str, np.ndarray]:
-    """Each metric's value per example, (rows,)."""
-    if on == "sid":
-        return per_user(ranks(lists), cutoffs)
-    ranks_and_ties = item_ranks(lists)
-    if ranks_and_ties is None:
-        raise DataError("these predictions name no items; compare them on SIDs.")
-    best, ties = ranks_and_ties
-    return per_user(best, cutoffs, ties)
-
-
 def compare(
     first: Lists,
     second: Lists,
@@ -95,6 +83,6 @@ def compare(
     first, second = RankedLists.of(first), RankedLists.of(second)
     rows = align(first, second)
     cutoffs = shared_cutoffs(first, second) if cutoffs is None else cutoffs
-    before = _values(first, cutoffs, on)
-    after = {name: values[rows] for name, values in _values(second, cutoffs, on).items()}
+    before = values_per_row(first, cutoffs, on)
+    after = {name: values[rows] for name, values in values_per_row(second, cutoffs, on).items()}
     return differences(before, after, resamples, seed, first.units())

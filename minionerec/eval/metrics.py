@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 
 from minionerec.config import RESAMPLES
+from minionerec.errors import DataError
 from minionerec.eval.levels import calibration, level_tables, lost_targets
 from minionerec.eval.lists import Lists, RankedLists, cutoffs_within
 from minionerec.eval.metrics_json import Cell, ItemCell, Metrics
@@ -67,6 +68,24 @@ def item_ranks(predictions: Lists) -> tuple[np.ndarray, np.ndarray] | None:
     ties[hit] = lists.sizes[hit, position]
     best[hit] = items_so_far[np.arange(len(hit)), position] - ties[hit]
     return best, ties
+
+
+def values_per_row(predictions: Lists, cutoffs: Sequence[int], on: Literal["sid", "item"]) -> dict[str, np.ndarray]:
+    """Each metric's value per example, (rows,), by name; on items the mean over the orders of tied items.
+
+    Args:
+        on: whether a SID or an item must be the target's.
+
+    Raises:
+        DataError: the lists name no items and `on` is `item`.
+    """
+    if on == "sid":
+        return per_user(ranks(predictions), cutoffs)
+    ranks_and_ties = item_ranks(predictions)
+    if ranks_and_ties is None:
+        raise DataError("these predictions name no items; compare them on SIDs.")
+    best, ties = ranks_and_ties
+    return per_user(best, cutoffs, ties)
 
 
 def interval_cells(values: dict[str, np.ndarray], resamples: int, seed: int, units: np.ndarray | None) -> dict[str, Cell]:

@@ -1,23 +1,29 @@
 """For whom it works: metrics on parts of the split."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
+from scipy import sparse
 
 from minionerec.config import RESAMPLES
+from minionerec.config.evaluation import FREQUENT
 from minionerec.data.dataset import SPLITS, Dataset, SplitName
-from minionerec.data.interactions import interaction_counts
-from minionerec.eval.lists import Lists, RankedLists
+from minionerec.data.interactions import interaction_counts, training_interactions
+from minionerec.errors import DataError
+from minionerec.eval.lists import Lists, Ragged, RankedLists
 from minionerec.eval.metrics import interval_cells, ranks
 from minionerec.sid.index import SidIndex
+from minionerec.statistics.differences import differences
 from minionerec.statistics.ranking import per_user
 
 Parts = dict[str, dict[str, np.ndarray]]  # per question, per answer: (rows,) bool, the rows with this answer
 
 _LENGTHS = {"1 item": (1, 1), "2 to 3": (2, 3), "4 to 5": (4, 5), "6 to 10": (6, 10), "more than 10": (11, 2**31)}
 POPULARITY = ("head", "middle", "tail", "unseen")
+EVIDENCE = ("repeat", "seen transition", "co-occurs", "seen item", "cold")
+_CHUNK = 1024  # rows at once, whose histories' users are held in memory
 
 
 def popularity_groups(counts: np.ndarray) -> np.ndarray:
@@ -87,6 +93,132 @@ def parts_of_dataset(lists: RankedLists, dataset: Dataset, index: SidIndex, spli
     return parts
 
 
+def evidence(lists: RankedLists, dataset: Dataset) -> np.ndarray:
+    """What training shows of each row's target, an index into `EVIDENCE`, (rows,): the first of these that holds.
+
+    Repeat: the target is in the history. Seen transition: it followed the history's last item in training, as a Markov chain
+    counts. Co-occurs: a training user has it and an item of the history, as item-kNN counts. Seen item: it occurs in training.
+    Cold: it does not.
+
+    Raises:
+        DataError: the lists name no items.
+    """
+    if lists.items is None or lists.history is None:
+        raise DataError("these predictions name no items, so what training shows of their targets is unknown.")
+    interactions = training_interactions(dataset)
+    counts = np.bincount(interactions["item"].to_numpy(), minlength=len(dataset.catalog))
+    holds = [
+        lists.repeats,
+        _seen_transitions(lists.history, lists.targets, interactions),
+        _co_occurs(lists.history, lists.targets, interactions),
+        counts[lists.targets] > 0,
+    ]
+    return np.select(holds, range(len(holds)), len(holds))
+
+
+def _seen_transitions(history: Ragged, targets: np.ndarray, interactions: pl.DataFrame) -> np.ndarray:
+    """Whether the target followed the history's last item in training, (rows,)."""
+    item, user = interactions["item"].to_numpy(), interactions["user"].rle_id().to_numpy()
+    neighbours = user[1:] == user[:-1]
+    filled = history.lengths > 0
+    last = history.values[history.offsets[1:][filled] - 1]
+    items = _items(history, targets, item)
+    seen = np.zeros(len(targets), dtype=bool)
+    seen[filled] = np.isin(
+        last.astype(np.int64) * items + targets[filled], item[:-1][neighbours].astype(np.int64) * items + item[1:][neighbours]
+    )
+    return seen
+
+
+def _co_occurs(history: Ragged, targets: np.ndarray, interactions: pl.DataFrame) -> np.ndarray:
+    """Whether a training user has the target and another item of the history, (rows,)."""
+    item, user = interactions["item"].to_numpy(), interactions["user"].rle_id().to_numpy()
+    shape = (_items(history, targets, item), interactions["user"].n_unique())
+    users_of_item = sparse.csr_matrix((np.ones(len(item)), (item, user)), shape=shape)
+    together = np.zeros(len(targets), dtype=bool)
+    for start in range(0, len(targets), _CHUNK):
+        rows = slice(start, min(start + _CHUNK, len(targets)))
+        cells = slice(history.offsets[rows.start], history.offsets[rows.stop])
+        row, past = np.repeat(np.arange(rows.stop - start), history.lengths[rows]), history.values[cells]
+        other = past != targets[rows][row]
+        histories = sparse.csr_matrix((np.ones(other.sum()), (row[other], past[other])), shape=(rows.stop - start, shape[0]))
+        both = (histories @ users_of_item).multiply(users_of_item[targets[rows]])  # users of the history and of the target
+        together[rows] = np.asarray(both.sum(axis=1)).ravel() > 0
+    return together
+
+
+def _items(history: Ragged, targets: np.ndarray, trained: np.ndarray) -> int:
+    """One more than the largest item index."""
+    return 1 + max(int(values.max(initial=0)) for values in (history.values, targets, trained))
+
+
+def most_frequent(targets: np.ndarray, count: int) -> np.ndarray:
+    """The `count` items that are most often the target, ties by item index; fewer if there are fewer targets."""
+    items, rows = np.unique(targets, return_counts=True)
+    return items[np.argsort(-rows, kind="stable")[:count]]
+
+
+def parts_of_training(lists: RankedLists, dataset: Dataset, frequent: int = FREQUENT) -> Parts:
+    """What decides a comparison of recommenders: what training shows of the target, how popular it is, and which rows repeat.
+
+    Not part of `metrics.json`: pages and the command `slices` compute these parts from the lists.
+
+    Args:
+        frequent: how many of the most frequent targets the third question sets apart.
+
+    Raises:
+        DataError: the lists name no items.
+    """
+    kind = evidence(lists, dataset)
+    group = popularity_groups(interaction_counts(dataset))[lists.targets]
+    top = np.isin(lists.targets, most_frequent(lists.targets, frequent))
+    titles = dataset.catalog["title"]
+    # An empty title names nothing, so two items without one are no duplicates.
+    duplicate = (titles.is_duplicated() & (titles.str.strip_chars() != "")).to_numpy()[lists.targets]
+    return {
+        "training shows": {name: kind == number for number, name in enumerate(EVIDENCE)},
+        "target popularity": {name: group == number for number, name in enumerate(POPULARITY)},
+        f"the {frequent} most frequent targets": {"among them": top, "all others": ~top},
+        "target's title": {"another item has it": duplicate, "its own": ~duplicate},
+    }
+
+
+def users_of_part(units: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
+    """The number of each row's user, counted from 0 within some rows, as the bootstrap expects; None if rows are users."""
+    return None if units is None else np.unique(units[rows], return_inverse=True)[1]
+
+
+def slice_differences(
+    before: Mapping[str, np.ndarray],
+    after: Mapping[str, np.ndarray],
+    parts: Parts,
+    units: np.ndarray | None,
+    resamples: int = RESAMPLES,
+    seed: int = 42,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """How much `after` exceeds `before` on each part that has rows, per question, answer and name.
+
+    Args:
+        before, after: per name one value per row, (rows,), in the order of the parts' rows.
+        units: (rows,) the number of each row's user, from 0; None if every user has one row.
+        resamples, seed: of the bootstrap and the permutation test, see `statistics.differences.differences`.
+    """
+    return {
+        question: {
+            answer: differences(
+                {name: values[rows] for name, values in before.items()},
+                {name: values[rows] for name, values in after.items()},
+                resamples,
+                seed,
+                users_of_part(units, rows),
+            )
+            for answer, rows in answers.items()
+            if rows.any()
+        }
+        for question, answers in parts.items()
+    }
+
+
 def slice_tables(
     predictions: Lists, parts: Parts, cutoffs: Sequence[int] = (10,), resamples: int = RESAMPLES, seed: int = 42
 ) -> dict[str, dict[str, Any]]:
@@ -103,17 +235,12 @@ def slice_tables(
     """
     lists = RankedLists.of(predictions)
     target_ranks, units = ranks(lists), lists.units()
-
-    def units_of(rows: np.ndarray) -> np.ndarray | None:
-        """The users of some rows, numbered from 0."""
-        return None if units is None else np.unique(units[rows], return_inverse=True)[1]
-
     return {
         question: {
             answer: {
                 "rows": int(rows.sum()),
                 "share": int(rows.sum()) / len(lists),
-                **interval_cells(per_user(target_ranks[rows], cutoffs), resamples, seed, units_of(rows)),
+                **interval_cells(per_user(target_ranks[rows], cutoffs), resamples, seed, users_of_part(units, rows)),
             }
             for answer, rows in answers.items()
             if rows.any()

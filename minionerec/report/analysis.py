@@ -126,7 +126,7 @@ def metric_tables(metrics: ByLabel) -> MetricTables:
     Args:
         metrics: the metrics of each recommender by its label.
     """
-    sliced, slices = _slices(metrics)
+    sliced, slices = slices_table(_with_part(metrics, "slices"), "HR")
     exposed, exposure = _exposure(metrics)
     return MetricTables(
         per_user=_per_user(metrics),
@@ -153,8 +153,13 @@ def _per_user(metrics: ByLabel) -> Table | None:
     return Table(("",), names, rows)
 
 
-def _slices(metrics: ByLabel) -> tuple[str, Table | None]:
-    by_label = _with_part(metrics, "slices")
+def slices_table(by_label: Mapping[str, Mapping[str, Any]], family: str) -> tuple[str, Table | None]:
+    """A metric of several recommenders on parts of the split: its name, and a row per part; None without any.
+
+    Args:
+        by_label: per recommender, question and answer: the part's `share`, and metrics.
+        family: of the metric; the one with the largest cut-off is shown, and a recommender that lacks it has no value.
+    """
     parts = {
         (question, answer): part
         for slices in by_label.values()
@@ -163,7 +168,8 @@ def _slices(metrics: ByLabel) -> tuple[str, Table | None]:
     }
     if not parts:
         return "", None
-    metric = next(name for name in next(iter(parts.values())) if name.startswith("HR@"))
+    names = {name for slices in by_label.values() for answers in slices.values() for part in answers.values() for name in part}
+    metric = max((name for name in names if name.startswith(f"{family}@")), key=lambda name: int(name.partition("@")[2]))
     questions = list(dict.fromkeys(question for question, _ in parts))
     rows = []
     for question, answer in sorted(parts, key=lambda part: questions.index(part[0])):

@@ -13,16 +13,18 @@ from rich.table import Table
 from minionerec.artifacts import MANIFEST, Manifest
 from minionerec.baselines.models import count_parameters, make
 from minionerec.baselines.ranking import TABLE_CUTOFFS
+from minionerec.baselines.ranking_data import PROTOCOLS
 from minionerec.config import NEURAL_BASELINES, RESAMPLES, BaselineConfig
 from minionerec.data.parquet import read_parquet
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.lists import headline_cutoff
-from minionerec.report.evaluated import compare_evaluated, read_evaluated
+from minionerec.report.evaluated import compare_evaluated, read_evaluated, same_history
 from minionerec.report.page import chance
 from minionerec.statistics.intervals import Interval, intervals
 from minionerec.statistics.ranking import per_user
 
 _SEED = 42
+_LEFT_OUT = "NDCG@10, history left out"
 _PUBLISHED_METRICS = {"beauty": ("HR@10", "NDCG@10", "MRR@10"), "lastfm": ("HR@10", "NDCG@10")}
 
 
@@ -53,9 +55,13 @@ def _target(row: dict[str, Any], metric: str) -> str:
     return " / ".join(values) or "-"
 
 
+def _preset(name: str) -> BaselineConfig:
+    values = yaml.safe_load(resources.files("minionerec.presets").joinpath(f"{name}.yaml").read_text(encoding="utf-8"))
+    return BaselineConfig(**values["baseline"])
+
+
 def _our_parameters(preset: str, items: int) -> int | None:
-    values = yaml.safe_load(resources.files("minionerec.presets").joinpath(f"{preset}.yaml").read_text(encoding="utf-8"))
-    config = BaselineConfig(**values["baseline"])
+    config = _preset(preset)
     return count_parameters(make(config, items)) if config.model in NEURAL_BASELINES else None
 
 
@@ -68,7 +74,12 @@ def published_table(name: str, runs: Path) -> Table:
     """
     contents = published_rows(name)
     metrics = _PUBLISHED_METRICS[name]
-    caption = "Published / a later run of the same code. Ours: test, with 95 % bootstrap intervals over users."
+    protocol = PROTOCOLS[_preset(contents["rows"][0]["preset"]).protocol]
+    history = "scores of the history set to 0" if protocol.hides_history else "history kept"
+    caption = (
+        "Published / a later run of the same code. Ours: test, with 95 % bootstrap intervals over users. "
+        f"{history.capitalize()}, but for the column that says otherwise."
+    )
     table = Table(title=contents["title"], caption=caption, title_justify="left", caption_justify="left")
     table.add_column("row", overflow="fold")
     table.add_column("parameters\npublished", justify="right")
@@ -76,6 +87,7 @@ def published_table(name: str, runs: Path) -> Table:
     for metric in metrics:
         table.add_column(f"{metric}\npublished", justify="right", no_wrap=True)
         table.add_column("ours [95 %]", justify="right", no_wrap=True)
+    table.add_column("NDCG@10, history\nleft out, ours [95 %]", justify="right", no_wrap=True)
     table.add_column("best epoch\npublished", justify="right")
     table.add_column("ours", justify="right")
     table.add_column("s/epoch", justify="right")
@@ -89,6 +101,7 @@ def published_table(name: str, runs: Path) -> Table:
         results, manifest = _read_results(runs / row["preset"])
         for metric in metrics:
             cells += [_target(row, metric), _cell(results[metric]) if results else "not run"]
+        cells.append(_cell(results[_LEFT_OUT]) if _LEFT_OUT in results else "-")
         figures = manifest.metrics if manifest else {}
         epoch, seconds = figures.get("best_epoch"), figures.get("seconds_per_epoch")
         if manifest and manifest.config["baseline"]["weights"] is not None:
@@ -108,8 +121,16 @@ def _read_results(run: Path) -> tuple[dict[str, Interval], Manifest | None]:
             f"{run / 'baselines'}: holds {len(folders)} baselines, expected only that of the preset {run.name}."
         )
     manifest = Manifest.load(folders[0])
-    ranks = read_parquet(folders[0] / "test.parquet", ArtifactError, "Run minionerec baseline again.")["rank"]
-    values = per_user(ranks.to_numpy(), TABLE_CUTOFFS)
+    expected, protocol = _preset(run.name).protocol, manifest.config["baseline"]["protocol"]
+    if protocol != expected:
+        raise ArtifactError(
+            f"{folders[0]}: ranked by the protocol {protocol}, the published rows by {expected}; they treat candidates "
+            f"differently. Run it again: minionerec baseline --config {run.name} --replace"
+        )
+    ranks = read_parquet(folders[0] / "test.parquet", ArtifactError, "Run minionerec baseline again.")
+    values = per_user(ranks["rank"].to_numpy(), TABLE_CUTOFFS)
+    if "rank_left_out" in ranks.columns:  # an earlier version did not store it
+        values[_LEFT_OUT] = per_user(ranks["rank_left_out"].to_numpy(), (10,))["NDCG@10"]
     return dict(zip(values, intervals(np.stack(list(values.values())), RESAMPLES, _SEED), strict=True)), manifest
 
 
@@ -119,20 +140,20 @@ def run_table(run: Path) -> Table:
     If no list has 10 places, the cut-off is the largest that one reaches. A recommender with shorter lists stands last.
 
     Raises:
-        ArtifactError: nothing is evaluated in the run, or an artefact is damaged.
+        ArtifactError: nothing is evaluated in the run, an artefact is damaged, or only some recommenders keep the history.
         DataError: two recommenders were measured on different examples.
     """
     names = sorted(path.parent.name for path in (run / "eval").glob(f"*/{MANIFEST}"))
     if not names:
         raise ArtifactError(f"{run / 'eval'}: nothing evaluated here. Run minionerec eval and minionerec baseline first.")
     evaluated = {name: read_evaluated(run / "eval" / name) for name in names}
+    history = same_history(list(evaluated.values()))
     model = next((name for name in ("rl", "sft") if name in names), None)
     k = headline_cutoff(cutoff for recommender in evaluated.values() for cutoff in recommender.metrics.cutoffs)
     gain = f"NDCG@{k}"
     columns = list(dict.fromkeys(("HR@1", f"HR@{k}", gain)))
-    table = Table(
-        title=escape(f"{run}, {len(evaluated[names[0]].lists):,} examples, on items, 95 % intervals"), title_justify="left"
-    )
+    examples = f"{len(evaluated[names[0]].lists):,} examples"
+    table = Table(title=escape(f"{run}, {examples}, on items, history {history}, 95 % intervals"), title_justify="left")
     table.add_column("recommender", no_wrap=True)
     for metric in columns:
         table.add_column(metric, justify="right", no_wrap=True)

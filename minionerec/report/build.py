@@ -21,10 +21,11 @@ from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError
 from minionerec.eval.compare import left_out
 from minionerec.eval.lists import headline_cutoff
-from minionerec.eval.slices import parts_of_dataset, parts_of_lists
+from minionerec.eval.slices import parts_of_dataset, parts_of_lists, parts_of_training
 from minionerec.report import analysis, diagnosis, paper_gap, plots, run_page
-from minionerec.report.evaluated import LABELS, SCALES, Evaluated, Scale, compare_evaluated, read_evaluated
+from minionerec.report.evaluated import LABELS, SCALES, Evaluated, Scale, compare_evaluated, read_evaluated, same_history
 from minionerec.report.page import chance, environment, signed, write_pages
+from minionerec.report.slices import SlicedMetric, sliced_metric
 from minionerec.sid.index import SidIndex
 from minionerec.statistics.intervals import binomial_interval
 
@@ -49,6 +50,8 @@ class RunResults:
         evaluated: its recommenders by name, in the order of the page.
         logs: the training log per stage.
         changes: RL minus SFT per metric, on SIDs and on items; empty without RL.
+        history: whether items of the history may stand in the lists, `kept` or `left out`, the same for all recommenders.
+        sliced: NDCG on items per part of the split, and how much each recommender's exceeds the final model's.
         over_popularity: the final model's hit rate on items minus popularity's, at the headline's cut-off; None if popularity
             is not evaluated, or a list is shorter.
     """
@@ -60,6 +63,8 @@ class RunResults:
     evaluated: dict[str, Evaluated]
     logs: dict[str, list[dict[str, Any]]]
     changes: dict[Scale, dict[str, dict[str, Any]]]
+    history: str
+    sliced: SlicedMetric
     over_popularity: dict[str, Any] | None
 
     @classmethod
@@ -67,22 +72,26 @@ class RunResults:
         """Read the artefacts of a run's folder.
 
         Raises:
-            ArtifactError: an artefact is damaged, or SFT and RL were measured on different examples.
+            ArtifactError: an artefact is damaged, recommenders were measured on different examples, or only some of them keep
+                the history.
             DataError: a predictions file is malformed.
         """
         folder = config.folder
         dataset = Dataset.load(folder / "data")
         evaluated = {name: read_evaluated(folder / "eval" / name) for name in LABELS if f"eval/{name}" in manifests}
+        recommenders, resamples = list(evaluated.values()), config.eval.resamples
+        history = same_history(recommenders)
+        parts = parts_of_training(recommenders[0].lists, dataset)
         changes: dict[Scale, dict[str, dict[str, Any]]] = {}
         if "rl" in evaluated:
             sft, rl = evaluated["sft"], evaluated["rl"]
-            changes = {on: compare_evaluated(sft, rl, config.eval.resamples, config.seed, on) for on in SCALES}
+            changes = {on: compare_evaluated(sft, rl, resamples, config.seed, on) for on in SCALES}
         over_popularity = None
         if "popularity" in evaluated:
             floor, final = evaluated["popularity"], evaluated["rl" if "rl" in evaluated else "sft"]
             k = headline_cutoff(final.metrics.cutoffs)
             if k in floor.metrics.cutoffs:
-                difference = compare_evaluated(floor, final, config.eval.resamples, config.seed, "item", (k,))
+                difference = compare_evaluated(floor, final, resamples, config.seed, "item", (k,))
                 over_popularity = difference[f"HR@{k}"]
         return cls(
             config,
@@ -92,6 +101,8 @@ class RunResults:
             evaluated,
             {stage: _read_log(folder / stage / "log.jsonl") for stage in ("sft", "rl") if stage in manifests},
             changes,
+            history,
+            sliced_metric(recommenders, parts, resamples=resamples, seed=config.seed),
             over_popularity,
         )
 
@@ -203,6 +214,8 @@ def render_run_page(results: RunResults) -> str:
             rows=final.metrics.rows,
             users=final.metrics.users,
             left_out=results.left_out,
+            history=results.history,
+            sliced=results.sliced,
             list_lengths=run_page.list_lengths(evaluated),
             results=run_page.result_tables(evaluated, "item", results.changes.get("item")),
             sid_results=run_page.result_tables(evaluated, "sid", results.changes.get("sid"))
@@ -255,6 +268,7 @@ def render_rl_page(results: RunResults) -> str:
             config=config,
             name=run_file.name_of(config),
             rows=len(rl.lists),
+            history=results.history,
             left_out=results.left_out,
             reading=diagnosis.reading(sft.metrics, rl.metrics, changes, levels, slices, log),
             cutoff_tables=diagnosis.cutoff_tables(changes),

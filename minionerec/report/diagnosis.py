@@ -4,14 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
-
 from minionerec.config import CUTOFFS, Config
 from minionerec.eval.compare import align, shared_cutoffs
 from minionerec.eval.levels import first_matches
 from minionerec.eval.metrics import ranks
 from minionerec.eval.metrics_json import Metrics
-from minionerec.eval.slices import Parts
+from minionerec.eval.slices import Parts, slice_differences
 from minionerec.report.evaluated import FAMILIES, Evaluated
 from minionerec.report.page import chance, signed
 from minionerec.report.table import Cell, Row, Table, difference, interval, percentage, share
@@ -119,20 +117,16 @@ def slice_changes(sft: Evaluated, rl: Evaluated, parts: Parts, config: Config) -
     if 10 not in shared_cutoffs(sft.lists, rl.lists):
         return []
     order, units = align(sft.lists, rl.lists), sft.lists.units()
-    before = per_user(ranks(sft.lists), (10,))[_SLICED]
-    after = per_user(ranks(rl.lists), (10,))[_SLICED][order]
+    before = {_SLICED: per_user(ranks(sft.lists), (10,))[_SLICED]}
+    after = {_SLICED: per_user(ranks(rl.lists), (10,))[_SLICED][order]}
+    changes = slice_differences(before, after, parts, units, config.eval.resamples, config.seed)
     slices = []
-    for question, answers in parts.items():
-        for answer, rows in answers.items():
-            if not rows.any():
-                continue
-            # Users are numbered from 0 within the part, as the bootstrap expects.
-            units_of_part = None if units is None else np.unique(units[rows], return_inverse=True)[1]
-            change = differences(
-                {_SLICED: before[rows]}, {_SLICED: after[rows]}, config.eval.resamples, config.seed, units_of_part
-            )[_SLICED]
+    for question, answers in changes.items():
+        for answer, change in answers.items():
             sft_part, rl_part = (model.metrics.slices[question][answer] for model in (sft, rl))
-            slices.append(SliceChange(question, answer, sft_part["share"], sft_part[_SLICED], rl_part[_SLICED], change))
+            slices.append(
+                SliceChange(question, answer, sft_part["share"], sft_part[_SLICED], rl_part[_SLICED], change[_SLICED])
+            )
     return slices
 
 

@@ -1,15 +1,18 @@
 """An evaluated recommender: its lists with their metrics, and how it was made. Every page of a report is made from these."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from minionerec.artifacts import Manifest, content_hash
 from minionerec.config import BASELINES
 from minionerec.data.dataset import SplitName
 from minionerec.errors import ArtifactError, DataError
-from minionerec.eval.compare import compare
+from minionerec.eval.compare import align, compare
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics_json import Cell, Metrics
 
@@ -39,6 +42,8 @@ class Evaluated:
         parameters: parameters of the model; None if unknown.
         ranks_whole_catalog: False if items of the history were left out. A single file is trusted to rank all items.
         notes: what a reader must know about this recommender.
+        parts: per question and answer of `eval.slices.parts_of_training` its `share` and a metric on items; empty for a single
+            file, whose training data is unknown.
     """
 
     name: str
@@ -53,6 +58,12 @@ class Evaluated:
     parameters: int | None = None
     ranks_whole_catalog: bool = True
     notes: tuple[str, ...] = ()
+    parts: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def history(self) -> str:
+        """Whether items of the history may stand in the lists: `kept`, or `left out`."""
+        return "kept" if self.ranks_whole_catalog else "left out"
 
     def metrics_on(self, scale: Scale) -> Mapping[str, Cell]:
         """The metrics on SIDs or on items, with intervals; those on items are empty if the lists name no items."""
@@ -109,6 +120,37 @@ def read_evaluated(folder: Path, label: str | None = None) -> Evaluated:
     )
 
 
+def same_history(recommenders: Sequence[Evaluated]) -> str:
+    """Whether the lists of all keep the history: `kept` or `left out`, as the manifests of their evaluations say.
+
+    Raises:
+        ArtifactError: some keep it and some do not; a table of both would compare unlike with unlike.
+    """
+    rules = {recommender.history for recommender in recommenders}
+    if len(rules) == 1:
+        return rules.pop()
+    kept, left_out = ([one for one in recommenders if one.history == rule] for rule in ("kept", "left out"))
+    raise ArtifactError(
+        f"{_enumerated(kept)} may recommend items of the history, {_enumerated(left_out)} may not (eval.exclude_history in the "
+        f"manifests), so they cannot be compared: {kept[0].path.parent} and {left_out[0].path.parent}. Evaluate all of them "
+        "with one setting: minionerec eval --config RUN --eval.exclude_history true (or false)."
+    )
+
+
+def _enumerated(recommenders: Sequence[Evaluated]) -> str:
+    return ", ".join(recommender.label for recommender in recommenders)
+
+
+def name_histories(recommenders: Sequence[Evaluated]) -> list[Evaluated]:
+    """The same, but if some keep the history and some do not, every label says which.
+
+    For pages of several runs, where each row must stand: `compare_evaluated` refuses the differences between the two kinds.
+    """
+    if len({recommender.history for recommender in recommenders}) < 2:
+        return list(recommenders)
+    return [replace(one, label=f"{one.label} (history {one.history})") for one in recommenders]
+
+
 def compare_evaluated(
     first: Evaluated,
     second: Evaluated,
@@ -120,10 +162,28 @@ def compare_evaluated(
     """How much `second` exceeds `first` on the same examples, see `eval.compare.compare`.
 
     Raises:
+        ArtifactError: they were measured on different examples, or only one keeps the history; the message names both files.
+    """
+    same_history((first, second))
+    with _naming(first, second):
+        return compare(first.lists, second.lists, resamples, seed, cutoffs, on)
+
+
+def rows_as(first: Evaluated, second: Evaluated) -> np.ndarray:
+    """The rows of `second` in the order of `first`, (rows,), see `eval.compare.align`.
+
+    Raises:
         ArtifactError: they were measured on different examples; the message names both files.
     """
+    with _naming(first, second):
+        return align(first.lists, second.lists)
+
+
+@contextmanager
+def _naming(first: Evaluated, second: Evaluated) -> Iterator[None]:
+    """Errors of a comparison name both files."""
     try:
-        return compare(first.lists, second.lists, resamples, seed, cutoffs, on)
+        yield
     except DataError as error:
         raise ArtifactError(
             f"{first.path} has {len(first.lists)} examples, {second.path} has {len(second.lists)}: {error} "

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minionerec.eval.compare import left_out
-from minionerec.report.evaluated import Evaluated, compare_evaluated
+from minionerec.report.evaluated import Evaluated, compare_evaluated, name_histories
 from minionerec.report.gap_causes import CheckedCause, check_causes
 from minionerec.report.published import (
     METRICS,
@@ -42,6 +42,8 @@ class GapRun:
         all_metrics: all metrics on SIDs.
         item, levels, per_user, slices, exposure, lost, search: as in `metrics.json`; None if unknown.
         summary: the gap in one line; None without a target.
+        history: whether items of the history may stand in its lists, `kept` or `left out`.
+        parts: a metric on items on the parts of `eval.slices.parts_of_training`; empty for a single file.
     """
 
     label: str
@@ -61,6 +63,8 @@ class GapRun:
     lost: list[dict[str, Any]]
     search: dict[str, Any] | None
     summary: str | None
+    history: str
+    parts: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,10 @@ class SeedGroup:
 
 @dataclass(frozen=True)
 class RunPair:
-    """Labels of two runs, the second minus the first per metric, and what the reader must know of cut-offs left out."""
+    """Labels of two runs, the second minus the first per metric, and why metrics are left out.
+
+    No metric if only one of the two keeps the history.
+    """
 
     first: str
     second: str
@@ -174,6 +181,8 @@ def _gap_run(run: Evaluated, match: DatasetMatch) -> GapRun:
         lost=run.metrics.lost,
         search=run.metrics.search,
         summary=summary(gaps) if gaps and match.comparable else None,
+        history=run.history,
+        parts=dict(run.parts),
     )
 
 
@@ -190,6 +199,9 @@ def _compare_pairs(runs: Sequence[Evaluated], resamples: int, seed: int) -> list
     """Paired comparisons of every two runs of a dataset, the later minus the earlier."""
     pairs = []
     for first, second in combinations(runs, 2):
+        if first.history != second.history:
+            pairs.append(RunPair(first.label, second.label, {}, "not compared: only one of them keeps the history"))
+            continue
         differences = compare_evaluated(first, second, resamples, seed)
         metrics = {name: differences[name] for name in PAIRED if name in differences}
         pairs.append(RunPair(first.label, second.label, metrics, left_out(first.lists, second.lists)))
@@ -262,7 +274,7 @@ def compare_with_paper(runs: Sequence[Evaluated], dataset: str | None, resamples
     matches = {run.path: match_dataset(run, dataset) for run in runs}
     for run in runs:
         runs_of.setdefault(matches[run.path].name or _name_by_size(run), []).append(run)
-    datasets = [_gap_dataset(name, members, matches, resamples, seed) for name, members in runs_of.items()]
+    datasets = [_gap_dataset(name, name_histories(members), matches, resamples, seed) for name, members in runs_of.items()]
     return GapReport(published()["sources"], resamples, seed, datasets)
 
 

@@ -78,6 +78,8 @@ class _Section:
     level_tables: list[table.Table]
     drop_off: table.Table
     more_tables: analysis.MetricTables | None
+    parts: table.Table | None
+    parts_metric: str
 
 
 def _section(part: GapDataset, number: int) -> _Section:
@@ -90,7 +92,8 @@ def _section(part: GapDataset, number: int) -> _Section:
     forests = {FAMILIES[family]: plot for family, plot in plots.forests(targets, runs).items()}
     more_tables = analysis.metric_tables({run.label: run for run in part.runs}) if part.runs else None
     level_tables, drop_off = analysis.level_tables(levels), analysis.drop_off(levels, _examples(part, levels))
-    return _Section(part, f"d{number}", forests, _level_plot(part), level_tables, drop_off, more_tables)
+    metric, parts = analysis.slices_table({run.label: run.parts for run in part.runs if run.parts}, "NDCG")
+    return _Section(part, f"d{number}", forests, _level_plot(part), level_tables, drop_off, more_tables, parts, metric)
 
 
 def _level_plot(part: GapDataset) -> Markup:
@@ -201,7 +204,9 @@ def gap_tables(report: GapReport) -> list[Table]:
         for run in part.runs:
             metrics = [run.metrics.get(name) for name in METRICS]
             table_of_part.add_row(
-                escape(f"{run.label}\n{run.rows:,} examples"), *map(_cell, metrics), escape(run.summary or "; ".join(run.notes))
+                escape(f"{run.label}\n{run.rows:,} examples, history {run.history}"),
+                *map(_cell, metrics),
+                escape(run.summary or "; ".join(run.notes)),
             )
         tables.append(table_of_part)
     return tables

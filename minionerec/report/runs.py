@@ -17,9 +17,10 @@ from minionerec.eval.exposure import diversity
 from minionerec.eval.lists import EMPTY, RankedLists, cutoffs_within, headline_cutoff
 from minionerec.eval.metrics import measure
 from minionerec.eval.result_json import read_lists
-from minionerec.eval.slices import parts_of_lists, slice_tables
+from minionerec.eval.slices import parts_of_lists, parts_of_training, slice_tables
 from minionerec.report.evaluated import LABELS, Evaluated, read_evaluated
 from minionerec.report.published import published
+from minionerec.report.slices import sliced_metric
 from minionerec.sid.index import SidIndex, collision_warning
 
 PAIRED = ("HR@1", "HR@10", "HR@50", "NDCG@10")
@@ -75,13 +76,13 @@ def load_runs(
         ArtifactError: an artefact of the folder is missing, damaged or of another version.
     """
     if path.is_dir():
-        return _load_folder(path, label)
+        return _load_folder(path, label, resamples, seed)
     if not path.is_file():
         raise ConfigError(f"--runs {path}: not found; expected the folder of a run or a predictions file.")
     return [_load_file(path, label, resamples, seed, catalog)]
 
 
-def _load_folder(folder: Path, label: str) -> list[Evaluated]:
+def _load_folder(folder: Path, label: str, resamples: int, seed: int) -> list[Evaluated]:
     for name, command in ITEM_STAGES.items():
         require(folder / name, command)
     stages = {name: Manifest.load(folder / name) for name in _STAGES if (folder / name / MANIFEST).is_file()}
@@ -99,6 +100,7 @@ def _load_folder(folder: Path, label: str) -> list[Evaluated]:
         if name in baselines:
             made_from["baseline"] = baselines[name]
         evaluation = Manifest.load(run.path.parent)
+        parts = sliced_metric([run], parts_of_training(run.lists, dataset), resamples=resamples, seed=seed)
         settings = {stage: manifest.config for stage, manifest in made_from.items()}
         trained = made_from.get(name, made_from.get("baseline", evaluation))
         runs.append(
@@ -108,6 +110,7 @@ def _load_folder(folder: Path, label: str) -> list[Evaluated]:
                 settings={**settings, "eval": evaluation.config},
                 parameters=trained.metrics.get("parameters"),
                 notes=(warning,) if warning else (),
+                parts=parts.of(run.label),
             )
         )
     if not runs:

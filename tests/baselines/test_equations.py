@@ -263,7 +263,32 @@ def their_sasrec(model, items: Tensor, last: int) -> Tensor:
     return outputs(model, usual(usual(y + inner, model.inner_norm), model.output_norm)[last])
 
 
+def esasrec(model, items: Tensor, last: int) -> Tensor:
+    def normed(x: Tensor, layer) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        return centred / (centred.square().mean(-1, keepdim=True) + layer.eps).sqrt() * layer.weight + layer.bias
+
+    from_newest = torch.tensor([last - cell if items[cell] > 0 else 0 for cell in range(len(items))])
+    x = model.item_embeddings.weight[items] + model.position_embeddings.weight[from_newest]
+    x = x * (items > 0)[:, None]
+    for block in model.blocks:
+        queries = normed(x, block.query_norm)
+        gathered = []
+        for q, k, v in zip(
+            heads_of(linear(queries, block.query), block.heads),
+            heads_of(linear(x, block.key), block.heads),
+            heads_of(linear(x, block.value), block.heads),
+            strict=True,
+        ):
+            weights = softmax(q @ k.T / math.sqrt(q.shape[1]) + visible(items, causal=True), 1)
+            gathered.append(weights @ v)
+        z = normed(queries + linear(torch.cat(gathered, 1), block.out_proj), block.inner_norm)
+        x = z + linear(linear(z, block.dense_1).clamp(min=0), block.dense_2)
+    return normed(x, model.output_norm)[last] @ model.item_embeddings.weight.T
+
+
 PEERS = {
+    "sasrec-sampled": esasrec,
     "gru4rec-released": their_gru4rec,
     "caser-released": their_caser,
     "sasrec-released": their_sasrec,

@@ -53,3 +53,16 @@ def test_a_whole_split_is_ranked_in_order():
 def test_scores_that_are_not_numbers_are_refused():
     with pytest.raises(TrainingError, match=r"training diverged. Lower baseline.learning_rate"):
         rank_split(lambda rows: torch.full((len(rows), 6), torch.nan), data_of("dataset"), "test")
+
+
+def test_ranks_without_the_history_are_those_of_lists_without_it():
+    data = data_of("dataset")
+    scores = torch.tensor([0.0, 5, 4, 3, 2, 1])
+    kept, both = (rank_split(lambda rows: scores.repeat(len(rows), 1), data, "test", 5, left_out) for left_out in (False, True))
+    assert kept.left_out is None and both.ranks.tolist() == kept.ranks.tolist()
+    assert [ids.tolist() for ids in both.lists] == [ids.tolist() for ids in kept.lists]
+    rows = data.rows["test"]
+    for row, target in enumerate(rows.target):
+        rest = [item for item in kept.lists[row].tolist() if item not in rows.history(row)]
+        assert both.left_out[row] == (rest.index(target) if target in rest else math.inf)
+    assert both.left_out.tolist() == [1, 1, math.inf]  # the third target is in its history

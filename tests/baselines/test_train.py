@@ -57,9 +57,13 @@ def same(first, second):
     assert first[1] == second[1] and first[2].equals(second[2])
 
 
-@pytest.mark.parametrize(("protocol", "name"), [("recbole", "sasrec"), ("wearec", "sasrec"), ("recbole", "fearec-published")])
+@pytest.mark.parametrize(
+    ("protocol", "name"),
+    [("recbole", "sasrec"), ("wearec", "sasrec"), ("recbole", "fearec-published"), ("recbole", "sasrec-sampled")],
+)
 def test_one_seed_gives_one_result_and_an_interrupted_run_the_same(sequences, tmp_path, protocol, name, monkeypatch):
-    whole, broken = (config_of(sequences, tmp_path / out, protocol, model=name) for out in ("whole", "broken"))
+    fields = {"model": name, **({"inner_size": None} if name == "sasrec-sampled" else {})}
+    whole, broken = (config_of(sequences, tmp_path / out, protocol, **fields) for out in ("whole", "broken"))
     manifest, fresh = train.train_baseline(whole)
     assert fresh and manifest.metrics["epochs"] == 4
     with monkeypatch.context() as patched:
@@ -82,7 +86,7 @@ def test_one_seed_gives_one_result_and_an_interrupted_run_the_same(sequences, tm
     assert epochs == [2, 3]
     same(result(tmp_path / "whole", name), result(tmp_path / "broken", name))
     assert train.train_baseline(broken)[1] is False
-    other = config_of(sequences, tmp_path / "other", protocol, model=name)
+    other = config_of(sequences, tmp_path / "other", protocol, **fields)
     other.seed = 4
     train.train_baseline(other)
     assert result(tmp_path / "other", name)[1] != result(tmp_path / "whole", name)[1]

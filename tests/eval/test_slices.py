@@ -1,20 +1,36 @@
 import dataclasses
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from minionerec.baselines.ranking_data import from_dataset
+from minionerec.baselines.trivial import make_trivial
+from minionerec.config import BaselineConfig
+from minionerec.data.interactions import training_interactions
+from minionerec.errors import DataError
+from minionerec.eval import slices
 from minionerec.eval.exposure import diversity, exposure, gini
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.predictions import as_predictions
 from minionerec.eval.slices import (
+    EVIDENCE,
     POPULARITY,
+    evidence,
+    most_frequent,
     parts_of_dataset,
     parts_of_lists,
+    parts_of_training,
     popularity_groups,
     same_time,
+    slice_differences,
     slice_tables,
 )
+from minionerec.sid.index import SidIndex
+from minionerec.statistics.differences import differences
 from tests import small
 from tests.eval.samples import prediction
 
@@ -103,3 +119,81 @@ def test_exposure_by_hand():
     assert (table["popularity"], table["target_popularity"]) == ((3 + 1 + 3 + 0) / 4, 2)
     assert table["popularity_bias"] == pytest.approx(7 / 8)
     assert table["novelty"] == pytest.approx(-(2 * np.log2(4 / 8) + np.log2(2 / 8) + np.log2(1 / 8)) / 4)
+
+
+def evidence_literally(dataset, history, target):
+    """The kind of a target, read off the training sequences one by one."""
+    train: dict[str, list[int]] = {}
+    for user, _, item in training_interactions(dataset).rows():
+        train.setdefault(user, []).append(item)
+    if target in history:
+        return "repeat"
+    if any(pair == (history[-1], target) for items in train.values() for pair in pairwise(items)):
+        return "seen transition"
+    if any(target in items and set(items) & set(history) for items in train.values()):
+        return "co-occurs"
+    return "seen item" if any(target in items for items in train.values()) else "cold"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 7), min_size=3, max_size=7), min_size=1, max_size=6), st.integers(1, 4))
+def test_what_training_shows_against_the_sequences(sequences, max_history):
+    data = small.leave_one_out({f"u{number}": items for number, items in enumerate(sequences)}, 8, max_history)
+    lists = RankedLists.of(
+        as_predictions(data.test, [np.arange(3)] * len(data.test), SidIndex(np.arange(8)[:, None], (8,), ""))
+    )
+    expected = [evidence_literally(data, row["history"], row["target"]) for row in data.test.iter_rows(named=True)]
+    assert [EVIDENCE[kind] for kind in evidence(lists, data)] == expected
+
+
+def test_what_training_shows_is_what_the_trivial_recommenders_count():
+    """A seen transition has a count in the Markov chain, and what co-occurs a similarity in item-kNN; others have none."""
+    ranking_data = from_dataset(DATASET, 6)
+    rows = ranking_data.rows["test"]
+    markov, knn = (
+        make_trivial(BaselineConfig(model=name, **options), ranking_data)(rows).numpy()[np.arange(len(rows)), rows.target]
+        for name, options in (("markov", {}), ("item-knn", {"neighbours": 1000}))
+    )
+    kinds = np.array(EVIDENCE)[evidence(LISTS, DATASET)]
+    backed_off = 1e-6  # what popularity adds to a score of 0 is less
+    new = kinds != "repeat"
+    assert ((markov > backed_off)[new] == (kinds == "seen transition")[new]).all()
+    rest = new & (kinds != "seen transition")
+    assert ((knn > backed_off)[rest] == (kinds == "co-occurs")[rest]).all()
+    assert {"repeat", "seen transition", "co-occurs"} < set(kinds)
+
+
+def test_the_rows_of_several_chunks_are_those_of_one(monkeypatch):
+    whole = evidence(LISTS, DATASET)
+    monkeypatch.setattr(slices, "_CHUNK", 4)
+    assert evidence(LISTS, DATASET).tolist() == whole.tolist()
+
+
+def test_frequent_targets_and_shared_titles():
+    assert most_frequent(np.array([5, 3, 3, 5, 9, 1]), 3).tolist() == [3, 5, 1]
+    titles = ["same", "same", "", "", " ", "own", *(f"title {item}" for item in range(6, 30))]
+    data = dataclasses.replace(DATASET, catalog=DATASET.catalog.with_columns(title=pl.Series(titles)))
+    parts = parts_of_training(LISTS, data, frequent=3)
+    assert list(parts) == ["training shows", "target popularity", "the 3 most frequent targets", "target's title"]
+    for answers in parts.values():
+        assert np.stack(list(answers.values())).sum(axis=0).tolist() == [1] * len(LISTS)
+    assert parts["target's title"]["another item has it"].tolist() == [target in (0, 1) for target in LISTS.targets]
+    top = most_frequent(LISTS.targets, 3)
+    assert parts["the 3 most frequent targets"]["among them"].tolist() == [target in top for target in LISTS.targets]
+
+
+def test_differences_of_a_part_are_those_of_its_rows():
+    rng = np.random.default_rng(0)
+    before, after = ({"HR@10": rng.random(len(LISTS)).round(1)} for _ in range(2))
+    units = np.arange(len(LISTS)) // 2
+    for question, answers in slice_differences(before, after, PARTS, units, 50, 3).items():
+        for answer, changes in answers.items():
+            rows = PARTS[question][answer]
+            users = np.unique(units[rows], return_inverse=True)[1]
+            expected = differences({"HR@10": before["HR@10"][rows]}, {"HR@10": after["HR@10"][rows]}, 50, 3, users)
+            assert changes == expected
+
+
+def test_lists_without_items_do_not_tell():
+    with pytest.raises(DataError, match="name no items"):
+        evidence(dataclasses.replace(LISTS, items=None), DATASET)

@@ -57,6 +57,8 @@ class Untied(SequentialModel):
     """What all three share. Padding has a row in the item table, but no class in the output."""
 
     def __init__(self, items: int, options: ReleasedOptions, state_size: int) -> None:
+        if options.loss not in ("bce", "softmax"):
+            raise ConfigError(f"baseline.loss is {options.loss}; the *-released models take bce or softmax.")
         super().__init__(items, options)
         nn.init.normal_(self.item_embeddings.weight, std=0.01)
         self.output = nn.Linear(state_size, items)

@@ -1,0 +1,166 @@
+"""Tables of slices, and the refusal to compare lists with the history with lists without it."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from minionerec.artifacts import Manifest
+from minionerec.cli import main
+from minionerec.commands import result_table
+from minionerec.config import BaselineConfig, Config, EvalConfig
+from minionerec.data.dataset import Dataset
+from minionerec.errors import ArtifactError, ConfigError
+from minionerec.eval.lists import RankedLists
+from minionerec.eval.metrics import values_per_row
+from minionerec.eval.slices import parts_of_training
+from minionerec.report.build import write_report
+from minionerec.report.evaluated import compare_evaluated, read_evaluated
+from minionerec.report.paper_gap import write_gap_report
+from minionerec.report.slices import slices_of_run
+from tests.report.run_folder import make_run
+from tests.report.test_page import Page, plain
+from tests.small import reseal
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Config:
+    folder = tmp_path_factory.mktemp("slices")
+    return make_run(folder, collide=True, baseline=BaselineConfig(model="markov"))
+
+
+@pytest.fixture
+def unlike(tmp_path) -> Config:
+    """A run whose baseline keeps the history, and whose other recommenders leave it out."""
+    config = make_run(tmp_path / "run", users=12, baseline=BaselineConfig(model="markov"))
+    for name in ("popularity", "repeat", "sft", "rl"):
+        folder = config.folder / "eval" / name
+        sections = Manifest.load(folder).config
+        reseal(folder, config={**sections, "eval": {**sections["eval"], "exclude_history": True}})
+    return config
+
+
+def test_rows_are_the_metrics_of_their_parts_paired_with_the_reference(run):
+    sliced = slices_of_run(run.folder, "NDCG@10", resamples=100, seed=1)
+    dataset = Dataset.load(run.folder / "data")
+    parts = parts_of_training(RankedLists.read(run.folder / "eval/markov/predictions.jsonl"), dataset)
+    assert sliced.reference == "SFT + RL" and sliced.history == "kept"
+    values = {
+        one.label: values_per_row(one.lists, (10,), "item")["NDCG@10"]
+        for one in (read_evaluated(run.folder / "eval" / name) for name in ("popularity", "sft", "rl", "markov"))
+    }
+    whole, *rest = sliced.rows
+    for label, per_row in values.items():
+        assert whole.cells[label]["value"] == pytest.approx(per_row.mean())
+        for row in rest:
+            assert row.cells[label]["value"] == pytest.approx(per_row[parts[row.question][row.answer]].mean())
+    expected = compare_evaluated(
+        *(read_evaluated(run.folder / "eval" / name) for name in ("rl", "sft")), resamples=100, seed=1, on="item", cutoffs=(10,)
+    )["NDCG@10"]
+    assert {name: whole.changes["SFT"][name] for name in ("value", "p", "detectable", "noise")} == pytest.approx(
+        {name: expected[name] for name in ("value", "p", "detectable", "noise")}
+    )
+    assert (whole.changes["SFT"]["low"], whole.changes["SFT"]["high"]) == pytest.approx(
+        (expected["low"], expected["high"]),
+        abs=0.02,  # the draws of the bootstrap depend on how many metrics it resamples
+    )
+    assert (whole.rows, whole.share) == (60, 1.0)
+    shares = {question: sum(row.share for row in rest if row.question == question) for question in parts}
+    assert shares == pytest.approx(dict.fromkeys(parts, 1.0))
+
+
+def test_rows_in_another_order_are_paired_by_example(run, tmp_path):
+    config = make_run(tmp_path, collide=True)
+    path = config.folder / "eval/rl/predictions.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(np.random.default_rng(0).permutation(lines)))
+    reseal(path.parent)
+    names = ("popularity", "sft", "rl")
+    mixed, whole = (slices_of_run(folder, only=names, resamples=50) for folder in (config.folder, run.folder))
+    assert [row.cells for row in mixed.rows] == [row.cells for row in whole.rows]
+
+
+def test_the_command_prints_values_and_differences(run, capsys):
+    arguments = ["slices", str(run.folder), "--resamples", "50", "--frequent", "3", "--metric", "HR@10"]
+    assert main([*arguments, "--only", "markov,rl,sft", "--reference", "markov"]) == 0
+    printed = plain(capsys.readouterr().out)
+    for words in (
+        "HR@10 on items, history kept",
+        "seen transition",
+        "the 3 most frequent targets",
+        "SFT minus Markov chain",
+        "head",
+    ):
+        assert words in printed
+    assert "Popularity" not in printed
+    assert main([*arguments, "--only", "markov"]) == 0
+    assert "minus" not in capsys.readouterr().out
+
+
+def test_mistakes_are_named(run):
+    with pytest.raises(ConfigError, match=r"sasrec is not evaluated there; expected one of markov, popularity"):
+        slices_of_run(run.folder, only=["sasrec"])
+    with pytest.raises(ConfigError, match=r"--reference rl: not among the recommenders of --only"):
+        slices_of_run(run.folder, only=["markov"], reference="rl")
+    with pytest.raises(ArtifactError, match=r"eval: nothing evaluated here"):
+        slices_of_run(make_empty(run), only=[])
+
+
+def make_empty(run):
+    """The same data and SIDs, and nothing evaluated."""
+    folder = run.folder.parent / "empty"
+    folder.mkdir()
+    for name in ("data", "sid"):
+        (folder / name).symlink_to(run.folder / name)
+    return folder
+
+
+def test_the_pages_show_the_slices(run, tmp_path):
+    write_report(run)
+    words = Page(run.folder / "report/index.html").words
+    for text in (
+        "seen transition",
+        "the 2 most frequent targets",
+        "its own",
+        "Each recommender compared with SFT + RL",
+    ):
+        assert text in words
+    assert "the history is kept, for all recommenders" in words
+    gap = Page(run.folder / "report/paper_gap.html").words
+    assert "NDCG@10 on items, with 95 % intervals" in gap and "users, on SIDs, history kept" in gap
+    assert "| training shows | cold |" in (run.folder / "report/paper_gap.md").read_text()
+    assert "history kept" in Page(run.folder / "report/rl.html").words
+
+
+def test_lists_with_and_without_the_history_are_not_compared(unlike, capsys):
+    folder = unlike.folder
+    message = r"Markov chain may recommend items of the history, .* may not \(eval.exclude_history in the manifests\)"
+    for refused in (lambda: slices_of_run(folder), lambda: write_report(unlike)):
+        with pytest.raises(ArtifactError, match=message):
+            refused()
+    assert main(["baseline", "table", str(folder)]) == 2
+    assert "Evaluate all of them with one setting" in capsys.readouterr().err
+    with pytest.raises(ArtifactError, match=message):
+        compare_evaluated(*(read_evaluated(folder / "eval" / name) for name in ("markov", "sft")), resamples=50, seed=0)
+    assert slices_of_run(folder, only=["sft", "rl"], resamples=50).history == "left out"
+
+
+def test_the_gap_page_marks_them_and_leaves_out_their_difference(unlike, tmp_path):
+    report = write_gap_report([unlike.folder], tmp_path / "gap", resamples=50)
+    section = report.datasets[-1]
+    assert {run.label: run.history for run in section.runs}["run, Markov chain (history kept)"] == "kept"
+    assert "run, SFT (history left out)" in {run.label for run in section.runs}
+    pairs = {(pair.first, pair.second): pair for pair in section.pairs}
+    unlike_pair = pairs["run, Markov chain (history kept)", "run, SFT (history left out)"]
+    assert unlike_pair.metrics == {} and "only one of them keeps the history" in unlike_pair.note
+    assert pairs["run, SFT (history left out)", "run, SFT + RL (history left out)"].metrics
+    assert "only one of them keeps the history" in Page(tmp_path / "gap/paper_gap.html").words
+    assert json.loads((tmp_path / "gap/paper_gap.json").read_text())["datasets"][-1]["runs"][0]["history"]
+
+
+def test_the_table_of_the_command_line_says_which(run, monkeypatch):
+    monkeypatch.setattr("minionerec.eval.evaluate.evaluable", lambda config: ["sft", "rl"])
+    assert "history kept" in result_table(run).title
+    left_out = dataclasses.replace(run, eval=EvalConfig(exclude_history=True))
+    assert "history left out" in result_table(left_out).title
