@@ -100,7 +100,8 @@ def result_table(config: Config) -> Table:
     rows = max(values.rows for values in metrics.values())
     title = (
         f"{run_file.name_of(config)}, {rows:,} examples of the {config.eval.split} split, {config.eval.num_beams} beams, "
-        f"history {'left out' if config.eval.exclude_history else 'kept'}, on items, 95 % intervals"
+        f"history {'left out' if config.eval.exclude_history else 'kept'}, "
+        f"{f'{config.eval.dtype}, ' * (config.eval.dtype != 'float32')}on items, 95 % intervals"
     )
     table = Table(title=escape(title), title_justify="left")
     table.add_column("model", no_wrap=True)
@@ -261,6 +262,25 @@ def get_data(name: str) -> None:
     print(f"{source.name}: {source.what}. Terms: {source.terms}. {source.page}")
     path = fetch(name, cache_folder())
     print(f"{path}\nRead it with: minionerec data prepare {source.options}")
+
+
+# Models
+
+
+def get_model(name: str) -> None:
+    """Fetch a published language model into the cache.
+
+    Raises:
+        ConfigError: there is no such model, or the package that reads it is not installed.
+        DataError: it cannot be fetched; the message has the steps by hand.
+    """
+    from minionerec.model import pretrained
+
+    pipeline.quieten_libraries()
+    folder = pretrained.fetch(name)
+    published = pretrained.PUBLISHED[name]
+    print(f"{name}: {published.what}. Terms: {published.terms}. {published.page}")
+    print(f"{folder}\nTrain it with: --model.init from_pretrained --model.path {name}")
 
 
 # Semantic IDs

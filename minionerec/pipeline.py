@@ -16,6 +16,7 @@ from rich.markup import escape
 from minionerec.artifacts import MANIFEST, Manifest
 from minionerec.config import PLAIN_FLOORS, Config, run_file
 from minionerec.config.extras import check_packages
+from minionerec.config.fields import did_you_mean
 from minionerec.distributed import available_cores, expect_no_gpu, is_main_process, other_work, wait_for_everyone
 from minionerec.errors import ConfigError
 
@@ -204,7 +205,13 @@ def use_cache_without_hub(config: Config) -> None:
 
     Without this huggingface_hub asks for every file again and again: almost a minute until the first error.
     """
-    names = [config.model.path, None if config.sid.encoder in ("minilm", "tfidf") else config.sid.encoder]
+    from minionerec.model import pretrained
+
+    path, encoder = config.model.path, config.sid.encoder
+    names = [
+        None if path is None or pretrained.is_published(path) else path,
+        None if encoder in ("minilm", "tfidf") else encoder,
+    ]
     if "HF_HUB_OFFLINE" in os.environ or all(name is None or Path(name).exists() for name in names):
         return
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
@@ -223,10 +230,16 @@ def refuse_absent_model(config: Config) -> None:
     """Stop before any stage runs, and before torch is imported, if the base model is neither in a folder nor to be had.
 
     Raises:
-        ConfigError: the hub cannot be asked, and the cache does not hold the model.
+        ConfigError: the hub cannot be asked, and the cache does not hold the model; or it is a published model that is not in
+            the package's cache.
     """
     path = config.model.path
     if config.model.init == "from_scratch" or path is None or Path(path).exists():
+        return
+    from minionerec.model import pretrained
+
+    if pretrained.is_published(path):
+        pretrained.check_present(path)
         return
     from huggingface_hub import constants, try_to_load_from_cache
 
@@ -239,7 +252,8 @@ def refuse_absent_model(config: Config) -> None:
     if not cached:
         raise ConfigError(
             f"model.path {path}: there is no such folder, the hub cannot be reached, and its cache does not hold this model. "
-            "Expected a folder with config.json, model.safetensors and tokenizer files, or a hub name that can be reached."
+            "Expected a folder with config.json, model.safetensors and tokenizer files, a GGUF file, or a hub name that can be "
+            f"reached.{did_you_mean(path, pretrained.PUBLISHED)}"
         )
 
 

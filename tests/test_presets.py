@@ -5,6 +5,7 @@ import pytest
 from minionerec import presets
 from minionerec.artifacts import read_json
 from minionerec.cli import main, parse
+from minionerec.model.pretrained import PUBLISHED
 from minionerec.training.launch import split_batch
 from tests.shared import shared
 
@@ -18,7 +19,7 @@ def preset(name):
     return made
 
 
-@pytest.mark.parametrize("name", [*LARGE, *(f"{name}-tiny" for name in NAMES)])
+@pytest.mark.parametrize("name", [*LARGE, *(f"{name}-{kind}" for name in NAMES for kind in ("tiny", "smollm2"))])
 def test_the_paper_s_data_and_beams(name):
     made = preset(name)
     assert made.data.source == "released" and made.data.category == NAMES[name.partition("-")[0]]
@@ -52,6 +53,17 @@ def test_the_released_values(name, examples, size):
     steps = examples // made.sft.batch_size * made.sft.epochs
     assert round(made.sft.warmup * steps) == 20
     assert made.sft.weight_decay == 0 and made.sft.evaluations == 20
+
+
+@pytest.mark.parametrize("name", [*NAMES, "ml-100k"])
+def test_a_published_model_of_the_package_for_one_gpu(name):
+    made = preset(f"{name}-smollm2")
+    assert made.model.path in PUBLISHED and made.model.init == "from_pretrained"
+    assert made.sft.normalise_over == made.rl.normalise_over == made.eval.normalise_over == "catalog"
+    assert made.sft.micro_batch == made.sft.batch_size and made.rl.micro_batch_prompts == made.rl.prompts_per_step
+    assert made.sft.evaluations == made.sft.epochs and made.sft.best_metric == "NDCG@10" and made.sft.bf16 and made.rl.bf16
+    without_gpu = parse("sft", ["--config", f"{name}-smollm2", "--sft.max_examples", "64", "--sft.bf16", "false"])
+    assert without_gpu is not None and without_gpu.sft.max_examples == 64 and not without_gpu.sft.bf16
 
 
 @pytest.mark.parametrize("name", LARGE)

@@ -126,12 +126,16 @@ def no_space(folder: Path) -> ArtifactError:
     )
 
 
-def check_disk_space(folder: Path, needed: int) -> None:
+_ROOM = "Free some space or choose another place with --out DIR."
+
+
+def check_disk_space(folder: Path, needed: int, advice: str = _ROOM) -> None:
     """Refuse to start when the disk cannot hold what a stage will write.
 
     Args:
         folder: where it will be written; it, or its nearest existing parent, tells the free space.
         needed: bytes.
+        advice: what to do, for the message.
 
     Raises:
         ArtifactError: fewer bytes are free.
@@ -142,8 +146,7 @@ def check_disk_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise ArtifactError(
-            f"{folder}: needs about {needed / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB are free on that disk. "
-            "Free some space or choose another place with --out DIR."
+            f"{folder}: needs about {needed / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB are free on that disk. {advice}"
         )
 
 

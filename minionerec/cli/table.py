@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minionerec import commands
-from minionerec.config import CUTOFFS, RESAMPLES
+from minionerec.config import CUTOFFS, DTYPES, RESAMPLES
 from minionerec.config.checks import Bounds
 from minionerec.config.evaluation import FREQUENT, MOST_BEAMS, RANKING_METRICS, RESAMPLES_BOUNDS
 
@@ -149,7 +149,7 @@ _MODEL = {
     "--run": _path("RUN", "run or exported folder whose model answers (default: the run of --config)"),
     "--stage": {"choices": ("sft", "rl"), "help": "which model of the run (default: the last)"},
     "--device": {"metavar": "NAME", "help": "such as cpu or cuda:1 (default: this machine's accelerator, else cpu)"},
-    "--dtype": {"metavar": "NAME", "help": "number format of the weights, such as bfloat16 (default: float32)"},
+    "--dtype": {"metavar": "NAME", "help": "number format of the weights, such as bfloat16 (default: as evaluated)"},
 }
 
 _IDS = "item ids with commas between them, a JSON list of ids"
@@ -186,7 +186,7 @@ _RECOMMEND = {
     },
     "--json": {"action": "store_true", "help": "print JSON"},
     "--device": {"metavar": "NAME", "help": "such as cpu or cuda:1"},
-    "--dtype": {"choices": ("float32", "bfloat16", "float16"), "metavar": "NAME", "help": "of the weights (default: float32)"},
+    "--dtype": {"choices": DTYPES, "metavar": "NAME", "help": "of the weights (default: as evaluated)"},
     "--replace": {"action": "store_true", "help": "replace lists in --out that were made from something else"},
 }
 
@@ -211,6 +211,12 @@ COMMANDS: dict[str, Command] = {
         "fetch a public dataset into the cache ($MINIONEREC_CACHE); run it again to resume a download",
         commands.get_data,
         options={"name": {"help": "a name that `minionerec data list` shows"}},
+        takes_config=False,
+    ),
+    "model get": Command(
+        "fetch a published language model into the cache ($MINIONEREC_CACHE), for --model.path",
+        commands.get_model,
+        options={"name": {"help": "smollm2-135m"}},
         takes_config=False,
     ),
     "sid": Command("item text to semantic IDs", commands.run_stage("sid"), ("sid",)),

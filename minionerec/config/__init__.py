@@ -21,7 +21,7 @@ from minionerec.config.baseline import (
 )
 from minionerec.config.checks import bounded, check_fields, check_name, path
 from minionerec.config.data import DataConfig
-from minionerec.config.evaluation import CUTOFFS, RANKING_METRICS, RESAMPLES, EvalConfig, ReportConfig
+from minionerec.config.evaluation import CUTOFFS, DTYPES, RANKING_METRICS, RESAMPLES, EvalConfig, ReportConfig
 from minionerec.config.model import ModelConfig
 from minionerec.config.prompts import PromptsConfig
 from minionerec.config.rl import RewardName, RlConfig
@@ -36,6 +36,7 @@ __all__ = [
     "BASELINE_OPTIONS",
     "CUTOFFS",
     "DEFAULT_TASKS",
+    "DTYPES",
     "FLOORS",
     "NEURAL_BASELINES",
     "PLAIN_FLOORS",

@@ -13,6 +13,7 @@ _EXTRA_OF = {
     "deepspeed": "deepspeed",
     "faiss": "train",
     "fastapi": "serve",
+    "gguf": "gguf",
     "matplotlib": "report",
     "peft": "lora",
     "plotly": "report",
@@ -44,6 +45,19 @@ def check_packages(stage: str) -> None:
     missing = [name for name in _NEEDED.get(stage, ()) if find_spec(name) is None]
     if missing:
         raise _not_installed(f"the stage {stage}", ", ".join(missing), "report" if stage == "report" else "train")
+
+
+def require_package(name: str, what: str) -> None:
+    """Refuse what needs a package of an extra that is not installed.
+
+    Args:
+        what: needs it, for the message.
+
+    Raises:
+        ConfigError: it is missing.
+    """
+    if find_spec(name) is None:
+        raise _not_installed(what, name, _EXTRA_OF[name])
 
 
 def missing_package(error: ModuleNotFoundError) -> ConfigError | None:

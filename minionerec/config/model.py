@@ -14,7 +14,8 @@ class ModelConfig:
     init: Literal["from_scratch", "from_pretrained"] = "from_scratch"
     """`from_scratch` makes a small Qwen2 and its tokenizer from the catalog; `from_pretrained` loads `path`."""
     path: str | None = path()
-    """Folder or hub name of a causal LM for `from_pretrained` (paper: Qwen2.5-1.5B-Instruct)."""
+    """Causal LM for `from_pretrained`: a folder, a GGUF file or a folder with one, `smollm2-135m` after `minionerec model get
+    smollm2-135m`, or a hub name (paper: Qwen2.5-1.5B-Instruct)."""
     hidden_size: int = bounded(192, 1, 32_768)
     """Width of the from-scratch model (dimensions)."""
     intermediate_size: int = bounded(512, 1, 262_144)
@@ -34,7 +35,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_fields("model", self)
         if self.init == "from_pretrained" and not self.path:
-            raise ConfigError("model.init is from_pretrained, but model.path is not set: name a folder or hub model.")
+            raise ConfigError(
+                "model.init is from_pretrained, but model.path is not set: name a folder, a GGUF file or a hub model."
+            )
         if self.init == "from_scratch" and self.path:
             raise ConfigError(
                 f"model.path is {self.path}, but model.init is from_scratch, which reads nothing from there. Set model.init "

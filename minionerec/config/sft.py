@@ -30,6 +30,9 @@ class SftConfig:
     task_shares: dict[TaskName, float] = field(default_factory=dict)
     """Share of a task's examples that is trained, drawn once for the whole run. A task without a share is trained whole
     (fraction above 0, at most 1)."""
+    max_examples: int | None = bounded(None, 1, 10**9)
+    """For a quick look: at most this many examples are trained, drawn from all tasks together, and at most this many of the
+    valid split are validated, evenly spaced; null takes all (examples; paper: all)."""
     answer_in_prompt: bool = False
     """Write the answer at the end of every prompt that shows one item, as the released code does. Its only use is to measure
     that mistake."""

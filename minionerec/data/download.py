@@ -8,6 +8,8 @@ import hashlib
 import logging
 import re
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Sequence
 from http.client import HTTPException, HTTPMessage
@@ -24,6 +26,7 @@ from minionerec.errors import DataError
 logger = logging.getLogger(__name__)
 CONNECT_SECONDS = 10  # also the longest silence while downloading
 ATTEMPTS = 4  # in a row without a single new byte
+PIP_SECONDS = 300
 MOST_BYTES = 40_000_000_000  # of a file whose size is not known; the largest raw dump of Amazon has about 10 GB
 SPARE_BYTES = 500_000_000  # of the disk, left to everything else
 _BLOCK = 1 << 20
@@ -198,6 +201,34 @@ def verify(path: Path, file: KnownFile, advice: str) -> None:
     """
     if problem := _problem(path, file):
         raise DataError(f"{path}: {problem}. It was not used. {advice}")
+
+
+def download_wheel(requirement: str, wheel: KnownFile, folder: Path, advice: str, seconds: int = PIP_SECONDS) -> Path:
+    """Fetch one wheel with pip, as the user has configured it, without its dependencies; nothing is installed.
+
+    Args:
+        requirement: name and version, such as `recbole==1.2.1`.
+        wheel: the file that pip is expected to bring.
+        advice: for the message if the wheel is not the expected one.
+        seconds: pip is stopped after these.
+
+    Raises:
+        UnreachableError: pip finds no such wheel, or does not answer.
+        DataError: the wheel is not what it should be.
+    """
+    # Only a wheel: building an sdist would run its code. Isolated (-I): a pip.py in the working folder is not run.
+    command = [sys.executable, "-I", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--only-binary=:all:", "--dest", str(folder), requirement]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False, cwd=folder)
+    except subprocess.TimeoutExpired:
+        raise UnreachableError(f"no answer within {seconds} s") from None
+    path = folder / wheel.name
+    if done.returncode or not path.is_file():
+        lines = (done.stderr or done.stdout or "").strip().splitlines()
+        raise UnreachableError(lines[-1] if lines else f"pip ended with status {done.returncode}")
+    verify(path, wheel, advice)
+    return path
 
 
 def unpack(archive: Path, members: Sequence[str], folder: Path) -> list[Path]:

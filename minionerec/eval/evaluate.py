@@ -72,7 +72,7 @@ def _predict(config: Config, name: str, recipe: Recipe) -> None:
     index = SidIndex.load(config.folder / "sid", dataset)
     with recipe.write(resumable=name in STAGES, collective=True) as draft:
         if name in STAGES:
-            model, tokenizer = checkpoint.load(config.folder / name / "model")
+            model, tokenizer = checkpoint.load(config.folder / name / "model", config.eval.dtype)
             prompts = Prompts(dataset, index, tokenizer, config.resolved_prompts, checkpoint.context_of(model))
             decode_split(Recommender(model.to(distributed_state().device), prompts, config=config.eval), draft.path)
         elif is_main_process():

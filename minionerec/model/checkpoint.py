@@ -8,7 +8,7 @@ import torch
 from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
 from minionerec.errors import CatalogError, ConfigError, ConstraintError
-from minionerec.model import loading
+from minionerec.model import loading, pretrained
 from minionerec.model.sid_rows import SidInit, new_rows
 from minionerec.sid.index import SidIndex
 from minionerec.tree.architecture import check_model, longest_text
@@ -16,23 +16,23 @@ from minionerec.tree.self_test import check_exact
 
 
 def load(path: str | Path, dtype: str = "float32", weights: bool = True) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal LM and its tokenizer from a folder or, by name, from the hub.
+    """Load a causal LM and its tokenizer from a folder, a GGUF file or, by name, from the hub.
 
     Only safetensors weights are read and no code of the checkpoint is run. Attention is sdpa, or eager for models without it.
     The structure of the model is checked, and its weights on a small tree: a model whose layers do not follow tree masks would
     train and search silently wrong.
 
     Args:
-        path: a folder or a hub name.
+        path: a folder, a GGUF file, the name of a published model (`pretrained.PUBLISHED`) or a hub name.
         dtype: of the weights.
         weights: False reads only the configuration and the tokenizer and checks only the structure: all parameters are on the
             meta device, none in memory.
 
     Raises:
-        ConfigError: the files are missing, unreadable or do not belong together (`loading.read`), the model cannot be computed
-            on trees, the tokenizer has no end token, or it has tokens for which the model has no rows.
+        ConfigError: the files are missing, unreadable or do not belong together (`loading.read`, `pretrained.resolve`), the
+            model cannot be computed on trees, the tokenizer has no end token, or it has tokens for which the model has no rows.
     """
-    model, tokenizer = loading.read(path, dtype, weights)
+    model, tokenizer = loading.read(pretrained.resolve(path), dtype, weights)
     check_tokenizer(path, tokenizer, model)
     try:
         check_exact(model) if weights else check_model(model)

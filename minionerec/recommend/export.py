@@ -50,7 +50,7 @@ def export(
     _check_target(to, run)
     stage = trained_stage(run, stage)
     trained = require(run / stage, f"minionerec {stage}")
-    recommender = Recommender.load(run, stage)
+    recommender = Recommender.load(run, stage, dtype="float32")  # golden lists do not depend on `eval.dtype`
     refused = refusals(recommender)
     if engine in refused:
         raise ConfigError(f"--for {engine}: {refused[engine]} Export for hf, or serve the run with minionerec serve.")

@@ -1,6 +1,6 @@
 """What a recommender is made of, read from a run's folder or from an exported one."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,14 @@ class Parts:
     digests: dict[str, str]
 
 
-def load_parts(folder: Path, stage: str | None, dtype: str) -> Parts:
+def load_parts(folder: Path, stage: str | None, dtype: str | None) -> Parts:
     """Read a folder. `Recommender.load` describes arguments and errors."""
     return (
         _of_bundle(folder, stage, dtype) if bundle.is_bundle(folder) else _of_run(folder, trained_stage(folder, stage), dtype)
     )
 
 
-def _of_run(folder: Path, stage: str, dtype: str) -> Parts:
+def _of_run(folder: Path, stage: str, dtype: str | None) -> Parts:
     inputs = {name: require(folder / name, command).digest for name, command in ITEM_STAGES.items()}
     manifest = require(folder / stage, f"minionerec {stage}", made_from=inputs)
     trained = manifest.config["prompts"]
@@ -51,22 +51,25 @@ def _of_run(folder: Path, stage: str, dtype: str) -> Parts:
     check_prompts(manifest.config, config, str(folder / stage))
     dataset = Dataset.load(folder / "data")
     index = SidIndex.load(folder / "sid", dataset)
-    model, tokenizer = checkpoint.load(str(folder / stage / "model"), dtype)
+    lists = _evaluated_with(folder, stage)
+    lists = replace(lists, dtype=dtype or lists.dtype)
+    model, tokenizer = checkpoint.load(str(folder / stage / "model"), lists.dtype)
     prompts = Prompts(dataset, index, tokenizer, config, checkpoint.context_of(model))
-    return Parts(model, prompts, None, _evaluated_with(folder, stage), None, None, {**inputs, stage: manifest.digest})
+    return Parts(model, prompts, None, lists, None, None, {**inputs, stage: manifest.digest})
 
 
-def _of_bundle(folder: Path, stage: str | None, dtype: str) -> Parts:
+def _of_bundle(folder: Path, stage: str | None, dtype: str | None) -> Parts:
     exported = bundle.read(folder)
     if stage not in (None, exported.stage):
         raise ConfigError(f"stage {stage}: {folder} was exported from the stage {exported.stage} and holds no other.")
-    model, tokenizer = checkpoint.load(str(folder), dtype)
+    lists = replace(exported.lists, dtype=dtype or exported.lists.dtype)
+    model, tokenizer = checkpoint.load(str(folder), lists.dtype)
     prompts = Prompts(exported.dataset, exported.index, tokenizer, exported.prompts, checkpoint.context_of(model))
     trie = CatalogTrie.load(folder / bundle.TRIE)
     if not torch.equal(trie.sid(trie.leaf_of_item.long()), prompts.sid_tokens):
         raise ArtifactError(f"{folder / bundle.TRIE}: has other SIDs than {bundle.SIDS} next to it. Export the run again.")
     digests = {"bundle": bundle.load_manifest(folder).digest}
-    return Parts(model, prompts, trie, exported.lists, exported.max_history, exported.popularity, digests)
+    return Parts(model, prompts, trie, lists, exported.max_history, exported.popularity, digests)
 
 
 def trained_stage(folder: Path, stage: str | None) -> str:

@@ -14,7 +14,7 @@ import polars as pl
 import torch
 from transformers import PreTrainedModel
 
-from minionerec.config import EvalConfig
+from minionerec.config import DTYPES, EvalConfig
 from minionerec.data.dataset import SPLITS
 from minionerec.data.interactions import interaction_counts
 from minionerec.distributed import distributed_state, expect_no_gpu
@@ -115,7 +115,8 @@ class Recommender:
             folder: such as `runs/ml-100k`, or a folder that `minionerec export` wrote.
             stage: `sft` or `rl`; None for `rl` if the run has it, else `sft`, or for what was exported.
             device: such as `cpu` or `cuda:1`; None for this process's device.
-            dtype: of the weights, such as `bfloat16`; None for `float32`, in which runs are evaluated.
+            dtype: of the weights and of what is computed with them: `float32`, `bfloat16` or `float16`; None for the one in
+                which the run is evaluated (`eval.dtype`), and for `float32` of an exported folder.
 
         Raises:
             ArtifactError: an artefact is missing or damaged, or the model was trained on other data or other SIDs than the run
@@ -123,9 +124,8 @@ class Recommender:
             ConfigError: there is no such stage, dtype or device, or the model was trained with wordings that this version does
                 not have.
         """
-        form = getattr(torch, dtype or "float32", None)
-        if not isinstance(form, torch.dtype) or not form.is_floating_point:
-            raise ConfigError(f"dtype {dtype}: no such number format; expected float32, bfloat16 or float16.")
+        if dtype not in (None, *DTYPES):
+            raise ConfigError(f"dtype {dtype}: no such number format of weights; expected one of {', '.join(DTYPES)}.")
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:  # the latter: torch without CUDA
@@ -134,7 +134,7 @@ class Recommender:
                 f"device {device}: cannot be used ({reason}). Expected cpu, or a GPU here such as cuda:0."
             ) from None
         expect_no_gpu()
-        parts = load_parts(Path(folder), stage, dtype or "float32")
+        parts = load_parts(Path(folder), stage, dtype)
         target: Any = distributed_state().device if device is None else device  # the stub of `to` takes no device
         trie = None if parts.trie is None else parts.trie.to(target)
         model = parts.model.to(target)

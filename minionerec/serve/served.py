@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 
 from minionerec.artifacts import MANIFEST, Manifest, read_json
 from minionerec.config import ServeConfig
@@ -50,12 +49,14 @@ class GoldenList:
         filters: of the list.
         sids: best first.
         scores: one per SID.
+        dtype: number format of the model that made it.
     """
 
     history: Sequence[Item]
     filters: Filters
     sids: list[str]
     scores: list[float]
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +117,8 @@ class ServedModel:
         """
         if not self.golden:
             return
-        tolerance = SAME if self.recommender.model.dtype == torch.float32 else LOW_PRECISION
+        formats = {str(self.recommender.model.dtype).removeprefix("torch."), *(golden.dtype for golden in self.golden)}
+        tolerance = SAME if formats == {"float32"} else LOW_PRECISION
         histories, filters = zip(*((golden.history, golden.filters) for golden in self.golden), strict=True)
         lists = self.recommender.recommend(histories, k=None, filters=filters)
         hits, total, differences = 0, 0, [0.0]
@@ -231,11 +233,11 @@ def _golden_of_run(folder: Path, recommender: Recommender, stage: str, digest: s
     # A model that was trained again has other lists, and `prompts.eval_style` asks it with other words.
     if manifest.inputs.get(stage) != digest or manifest.config["prompts"].get("eval_style", "same") != "same":
         return ()
-    text = recommender.prompts.index.text
+    text, dtype = recommender.prompts.index.text, manifest.config["eval"].get("dtype", "float32")
 
     def read(row: dict[str, Any]) -> GoldenList:
         sids = dict.fromkeys(text(item) for item in row["items"])  # items of one SID stand together
-        return GoldenList(row["history"], Filters(), [*sids], row["scores"])
+        return GoldenList(row["history"], Filters(), [*sids], row["scores"], dtype)
 
     return _golden(evaluation / "predictions.jsonl", read, "Run minionerec eval again.")
 

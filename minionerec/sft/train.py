@@ -24,13 +24,12 @@ from minionerec.artifacts import (
     Manifest,
     Recipe,
     check_disk_space,
-    folder_digest,
     require,
 )
 from minionerec.config import DEFAULT_TASKS, RECOMMENDING, Config, TaskName
 from minionerec.data.dataset import Dataset
 from minionerec.distributed import distributed_state
-from minionerec.model import adapters, base, checkpoint
+from minionerec.model import adapters, base, checkpoint, pretrained
 from minionerec.model.dropout import add_dropout
 from minionerec.prompts.builder import tokenizer_corpus
 from minionerec.prompts.record import prompts_section
@@ -92,8 +91,8 @@ def sft_recipe(config: Config) -> Recipe:
 def _inputs(config: Config) -> dict[str, str]:
     """Digests of data, SIDs and the user's own base model."""
     inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
-    if config.model.init == "from_pretrained" and Path(str(config.model.path)).is_dir():
-        inputs["model"] = folder_digest(Path(str(config.model.path)))
+    if config.model.init == "from_pretrained" and (identity := pretrained.identity(str(config.model.path))) is not None:
+        inputs["model"] = identity
     return inputs
 
 
@@ -125,7 +124,8 @@ def _train(config: Config, recipe: Recipe, write_curves: WriteCurves | None) -> 
     begun = begin(config, "sft", partial(starting_model, config))
     model = _prepared(begun)
     trie = _loss_trie(begun)
-    training, held_out = training_trees(sft, config.seed, begun.prompts), validation_trees(begun.prompts)
+    training = training_trees(sft, config.seed, begun.prompts)
+    held_out = validation_trees(begun.prompts, sft.max_examples)
     longest = max(map(tree_tokens, training.trees)) if sft.micro_tokens is not None else 0
     arguments = training_arguments(sft, config.seed, recipe.folder, len(training.trees), longest)
     collator = TreeCollator(sft.row_tokens, trie)
@@ -187,7 +187,8 @@ def _evaluator(begun: Begun, model: PreTrainedModel) -> RankingEvaluator | None:
     if config.sft.best_metric == "loss":
         return None
     recommender = Recommender(model.to(distributed_state().device), begun.prompts)
-    return RankingEvaluator(recommender, config.eval, config.sft.valid_examples, config.sft.best_metric)
+    counts = [count for count in (config.sft.valid_examples, config.sft.max_examples) if count is not None]
+    return RankingEvaluator(recommender, config.eval, min(counts, default=None), config.sft.best_metric)
 
 
 def _figures(begun: Begun, trainer: TreeTrainer, plan: Plan) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Examples to prefix trees: what SFT trains on and validates with."""
 
+import itertools
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +12,7 @@ from minionerec.prompts.builder import WHOLE, Prompts, share_of
 from minionerec.prompts.encode import TokenExample
 from minionerec.sft.trainer import Tree
 from minionerec.sft.weights import LossWeights
+from minionerec.statistics.sampling import evenly_spaced
 from minionerec.tree import Branch
 
 ExamplesByTask = Mapping[TaskName, Sequence[TokenExample]]
@@ -46,6 +49,20 @@ def examples_by_task(
         DataError: a task needs descriptions, and the catalog has none.
     """
     return {task: share_of(task, prompts.examples(task, split, stride), shares, seed) for task in tasks}
+
+
+def at_most(examples: ExamplesByTask, count: int | None, seed: int) -> ExamplesByTask:
+    """Some of the examples of all tasks together, drawn with the seed and kept in order.
+
+    Args:
+        count: how many; None for all.
+    """
+    total = sum(map(len, examples.values()))
+    if count is None or count >= total:
+        return examples
+    drawn = set(random.Random(f"{seed} max_examples").sample(range(total), count))
+    numbers = itertools.count()
+    return {task: [example for example in of_task if next(numbers) in drawn] for task, of_task in examples.items()}
 
 
 def with_answers_in_prompts(examples: ExamplesByTask) -> ExamplesByTask:
@@ -92,7 +109,7 @@ def training_trees(config: SftConfig, seed: int, prompts: Prompts) -> Trees:
     """Everything that is trained on.
 
     Args:
-        seed: draws the shares of the tasks.
+        seed: draws the shares of the tasks, and `sft.max_examples`.
 
     Raises:
         ConfigError: `sft.level_weights` does not fit the SIDs, an example is too long, or the tokenizer has no chat template.
@@ -101,13 +118,17 @@ def training_trees(config: SftConfig, seed: int, prompts: Prompts) -> Trees:
     weights = LossWeights(config, prompts.dataset, prompts.index.levels)
     stride = config.history_stride
     examples = examples_by_task(prompts, config.task_names, "train", stride, config.task_shares, seed)
+    examples = at_most(examples, config.max_examples, seed)
     if config.answer_in_prompt:
         examples = with_answers_in_prompts(examples)
     return build_trees(examples, stride, weights)
 
 
-def validation_trees(prompts: Prompts) -> list[Tree]:
+def validation_trees(prompts: Prompts, count: int | None = None) -> list[Tree]:
     """Whole histories of the recommending task, unweighted: what evaluation will see, whatever is trained.
+
+    Args:
+        count: at most so many, evenly spaced over the valid split; None for all.
 
     Raises:
         DataError: the valid split is empty.
@@ -118,4 +139,4 @@ def validation_trees(prompts: Prompts) -> list[Tree]:
             "The valid split of the run's data is empty, so there is nothing to choose the best model by. Prepare the data "
             "again with a valid split (data.split, data.parts)."
         )
-    return trees
+    return [trees[row] for row in evenly_spaced(len(trees), count or len(trees))]

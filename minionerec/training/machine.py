@@ -9,6 +9,7 @@ import psutil
 
 from minionerec.config import BaselineConfig, Config, SidConfig
 from minionerec.errors import ConfigError
+from minionerec.model import pretrained
 
 if TYPE_CHECKING:
     from minionerec.training.plan import Plan
@@ -35,7 +36,7 @@ def fewest_parameters(config: Config) -> int:
     """How many parameters the model has at least; 0 if that is not known before it is fetched."""
     model = config.model
     if model.init == "from_pretrained":
-        files = Path(str(model.path)).glob("*.safetensors")  # none of a model of the hub
+        files = pretrained.cached(str(model.path)).glob("*.safetensors")  # none of a model of the hub
         return sum(file.stat().st_size for file in files if file.is_file()) // _FLOAT
     width = model.hidden_size
     attention = 4 * width * width + 3 * width  # queries, keys, values with biases, and the output

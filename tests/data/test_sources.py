@@ -240,7 +240,7 @@ def wheel(monkeypatch, server):
     monkeypatch.setitem(sources.SOURCES, "ml-100k", source)
     monkeypatch.setattr(sources, "WHEEL", known(sources.WHEEL.name, wheel.content))
     monkeypatch.setattr(sources, "MEMBERS", tuple(known(name, content) for name, content in MEMBERS.items()))
-    monkeypatch.setattr(sources.subprocess, "run", run)
+    monkeypatch.setattr(module.subprocess, "run", run)
     return wheel
 
 
