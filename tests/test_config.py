@@ -176,6 +176,7 @@ def test_what_must_be_positive(made):
         (Config, {"seed": -1}, "seed is -1; it must be from 0 to 4,294,967,295."),
         (Config, {"seed": 2**32}, "seed is 4294967296;"),
         (Config, {"name": "../../x"}, "name is '../../x'; it names files and folders, so it must have no /"),
+        (Config, {"name": "\u202e"}, "name holds '\\u202e', which is invisible or turns the direction"),
         (Config, {"name": ""}, "name is empty"),
         (Config, {"name": "a\0b"}, "name: character 2 of 'a\\x00b' is a control character"),
         (Config, {"out": "a\0b"}, "out: character 2 of 'a\\x00b' is a control character"),

@@ -208,7 +208,7 @@ def check_name(field: str, name: str) -> None:
     """Check a text that names folders and files, such as a run's name: it must be one part of a path.
 
     Raises:
-        ConfigError: it is empty, has a slash, is too long for a file's name, or leads elsewhere.
+        ConfigError: it is empty, has a slash or an invisible character, is too long for a file's name, or leads elsewhere.
     """
     if not name.strip():
         raise ConfigError(f"{field} is empty; it names files and folders.")
@@ -218,6 +218,11 @@ def check_name(field: str, name: str) -> None:
         raise ConfigError(
             f"{field} is {cut(repr(name))}; it names files and folders, so it must have no / and no \\, not begin with ~, not "
             f"begin or end with a space, and not be made of dots.{advice}"
+        )
+    if hidden := [character for character in name if not character.isprintable()]:
+        raise ConfigError(
+            f"{field} holds {hidden[0]!r}, which is invisible or turns the direction of what follows; it names files and "
+            "folders, so use characters that can be seen."
         )
     if len(name.encode()) > 200:  # files add their endings to it
         raise ConfigError(f"{field} is {cut(name)}; it names files and folders, so it may have 200 bytes at most.")
