@@ -89,11 +89,11 @@ def result_table(config: Config) -> Table:
 
     There is a column per cut-off that a list reaches. Recommenders with shorter lists have a dash in it.
     """
-    from minionerec.eval.evaluate import evaluable
+    from minionerec.eval.evaluate import evaluated
     from minionerec.eval.lists import headline_cutoff
     from minionerec.eval.metrics_json import Metrics
 
-    names = evaluable(config)
+    names = evaluated(config.folder)
     metrics = {name: Metrics.read(config.folder / "eval" / name / "metrics.json") for name in names}
     cutoffs = sorted({cutoff for values in metrics.values() for cutoff in values.cutoffs})
     headline = headline_cutoff(cutoffs)

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, Recipe, require
-from minionerec.config import PLAIN_FLOORS, RECOMMENDING, Config
+from minionerec.config import FLOORS, PLAIN_FLOORS, RECOMMENDING, Config
 from minionerec.data.dataset import Dataset
 from minionerec.data.interactions import interaction_counts
 from minionerec.distributed import distributed_state, is_main_process
@@ -158,3 +158,10 @@ def evaluable(config: Config) -> list[str]:
     baselines = sorted(path.parent.name for path in (folder / "baselines").glob(f"*/{MANIFEST}"))
     trained = [stage for stage in STAGES if (folder / stage / MANIFEST).is_file()]
     return [*floors(config), *(name for name in baselines if name not in PLAIN_FLOORS), *trained]
+
+
+def evaluated(folder: Path) -> list[str]:
+    """The recommenders with a finished evaluation in a run's folder: floors first, then baselines, trained models last."""
+    order = {name: number for number, name in enumerate((*FLOORS, "", *STAGES))}
+    names = [path.parent.name for path in (folder / "eval").glob(f"*/{MANIFEST}")]
+    return sorted(names, key=lambda name: (order.get(name, order[""]), name))

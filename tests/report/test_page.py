@@ -156,7 +156,7 @@ def test_equal_inputs_give_equal_bytes_and_a_current_page_is_kept(full):
 
 def test_without_rl_the_page_says_what_is_missing(without_rl):
     config, page = without_rl
-    assert "Not in this run, and so not on this page: rl, eval/rl." in page.words
+    assert "Not in this run, and so not on this page: rl, eval/skip, eval/text, eval/mixture, eval/rl." in page.words
     assert "RL - SFT" not in page.words and "Reinforcement learning" not in page.words
     assert "Metrics on SIDs are equal to these." in page.words
     assert "rl" not in Manifest.load(config.folder / "report").inputs

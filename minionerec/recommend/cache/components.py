@@ -7,9 +7,9 @@ user's sequence, `I` the number of items, and `h_1, h_2, ...` a history, the new
 | --- | --- |
 | `popularity` | `n(i) + smoothing` |
 | `markov` | `c_1(h_1, i)` |
-| `skip` | sum over k of `decay^(k-1) * s(h_k, i) / sum_j s(h_k, j)`, with `s = sum over g of gap_weights[g-1] * c_g` |
+| `skip` | sum over k of `decay^(k-1) * s(h_k, i)`, with `s = sum over g of gap_weights[g-1] * c_g` |
 | `item-knn` | sum over the history of cosines of who bought what (Sarwar et al., 2001), the `neighbours` largest of each item |
-| `text` | sum over k of `decay^(k-1) * softmax_i(cos(v_i, v_(h_k)) / temperature)` |
+| `text` | sum over k of `decay^(k-1) * softmax_i(cos(v_i, v_(h_k)) / temperature)`, over all items but `h_k` itself |
 
 A row of scores divided by its sum is the distribution. A component that knows nothing of a history, so that all its scores are
 0, answers with popularity. Popularity is smoothed: an item that was never bought has a chance of
@@ -155,8 +155,8 @@ class Popularity(Component):
 class Skip(Component):
     """Which items followed the last items of the history, at once or a few places later.
 
-    Each of the `last` items of the history is asked what followed it; the answers, each a distribution, are weighed by `decay`
-    per place back. An item that nothing ever followed is passed over.
+    Each of the `last` items of the history adds what followed it, weighed by `decay` per place back. Counts are added, not
+    shares: an item that was seen often says more than one that was seen once.
     """
 
     name = "skip"
@@ -178,7 +178,6 @@ class Skip(Component):
         super().__init__(interactions)
         self.gap_weights, self.last, self.decay = tuple(gap_weights), last, decay
         self._counts = [interactions.transitions(gap) for gap in range(1, len(self.gap_weights) + 1)]
-        self._totals = np.array([np.asarray(counts.sum(axis=1))[:, 0] for counts in self._counts])  # (gaps, items + 1)
         self._weighted = sum(weight * counts for weight, counts in zip(self.gap_weights, self._counts, strict=True))
 
     @property
@@ -187,39 +186,29 @@ class Skip(Component):
         return {"gap_weights": list(self.gap_weights), "last": self.last, "decay": self.decay}
 
     def scores(self, histories: Sequence[Sequence[int]], own: np.ndarray | None = None) -> np.ndarray:
-        """The weighed answers of the last items; their sum is that of the weights of the items that know something."""
+        """The weighed sum of what followed the last items."""
         items = self._recent(histories, self.last)
         numbers = self._own(own, len(items))
-        sources = [self.interactions.before(numbers, gap)[:, None] for gap in range(1, len(self.gap_weights) + 1)]
-        # 1. How much followed each cell's item, without the pairs that end in the row's own interaction. Whole numbers are
-        # taken from whole numbers, so that nothing is left of an item that only that interaction followed.
-        left_out = [(items == source) & (items != NOTHING) for source in sources]
-        total = sum(
-            weight * (totals[items] - out) for weight, totals, out in zip(self.gap_weights, self._totals, left_out, strict=True)
-        )
-        scale = self._scale(total)
-        # 2. All answers, in which only the score of the row's own target still has these pairs.
-        cell = np.repeat(np.arange(len(items)), self.last)
-        weights = sparse.csr_matrix(
-            (scale.ravel(), (cell, items.ravel() % (self.items + 1))), shape=(len(items), self.items + 1)
-        )
+        decays = self.decay ** np.arange(self.last)
+        rows_of_counts = items.ravel() % (self.items + 1)  # the last one is empty, for `NOTHING`
+        # 1. All transitions.
+        row = np.repeat(np.arange(len(items)), self.last)
+        shape = (len(items), self.items + 1)
+        weights = sparse.csr_matrix((np.tile(decays, len(items)), (row, rows_of_counts)), shape=shape)
         scores = (weights @ self._weighted).toarray()
-        # 3. That score once more, without them.
+        # 2. The score of each row's own target once more, without the pairs that end in the row's own interaction. Whole
+        # numbers are taken from whole numbers: nothing is left of what only that interaction has told.
         rows = np.flatnonzero(numbers != NOTHING)
         if len(rows):
             targets = self.interactions.items[numbers[rows]]
-            columns = np.repeat(targets, self.last)
-            followed = sum(
-                weight * (lookup(counts, items[rows].ravel() % (self.items + 1), columns).reshape(len(rows), -1) - out[rows])
-                for weight, counts, out in zip(self.gap_weights, self._counts, left_out, strict=True)
-            )
-            scores[rows, targets] = (scale[rows] * followed).sum(axis=1)
+            cells, columns = rows_of_counts.reshape(items.shape)[rows].ravel(), np.repeat(targets, self.last)
+            followed = np.zeros((len(rows), self.last))
+            for gap, (weight, counts) in enumerate(zip(self.gap_weights, self._counts, strict=True), 1):
+                source = self.interactions.before(numbers[rows], gap)[:, None]
+                left_out = (items[rows] == source) & (source != NOTHING)
+                followed += weight * (lookup(counts, cells, columns).reshape(followed.shape) - left_out)
+            scores[rows, targets] = followed @ decays
         return scores
-
-    def _scale(self, total: np.ndarray) -> np.ndarray:
-        """What the counts of each cell's item are multiplied by, (batch, last), from how much followed the item."""
-        decays = self.decay ** np.arange(self.last)
-        return np.divide(decays, total, out=np.zeros_like(total), where=total > 0)
 
 
 class Markov(Skip):
@@ -241,9 +230,6 @@ class Markov(Skip):
     def settings(self) -> dict[str, Any]:
         """Nothing to choose."""
         return {}
-
-    def _scale(self, total: np.ndarray) -> np.ndarray:
-        return np.ones_like(total)
 
 
 class ItemKNN(Component):
@@ -281,10 +267,11 @@ class ItemKNN(Component):
 
 
 class TextNeighbours(Component):
-    """Which items have a text like those of the last items of the history.
+    """Which items have texts like those of the last items of the history.
 
-    Each of the `last` items gives a softmax of cosines over the whole catalog, itself included: whoever bought an item may
-    buy it again. An item whose vector is 0 has no direction: it is passed over in a history, and its cosine is 0.
+    Each of the `last` items gives a softmax of cosines over all other items of the catalog. An item is no neighbour of itself:
+    its cosine of 1 would put what was just bought at the top of every list, and how often that is bought again is counted by
+    the transitions. An item whose vector is 0 has no direction: it is passed over in a history, and its cosine is 0.
     """
 
     name = "text"
@@ -345,7 +332,7 @@ class TextNeighbours(Component):
         return np.asarray(mixed @ self._softmax(sources))
 
     def _softmax(self, sources: np.ndarray) -> np.ndarray:
-        """The softmax of cosines to each of these items, (sources, items) float32."""
+        """The softmax of the other items' cosines to each of these items, (sources, items) float32."""
         if self.items > _KERNEL:
             return self._computed(sources)
         if self._kernel is None:
@@ -356,7 +343,10 @@ class TextNeighbours(Component):
         return self._kernel[sources]
 
     def _computed(self, sources: np.ndarray) -> np.ndarray:
+        if self.items == 1:  # has no other item
+            return np.zeros((len(sources), 1), np.float32)
         logits = (self._unit[sources] @ self._unit.T) / self.temperature
+        logits[np.arange(len(sources)), sources] = -np.inf
         np.exp(logits - logits.max(axis=1, keepdims=True), out=logits)
         return logits / logits.sum(axis=1, keepdims=True)
 

@@ -42,8 +42,7 @@ class Counted:
                 sum(weight * self.pairs[gap][source, item] for gap, weight in enumerate(gap_weights, 1))
                 for item in range(self.catalog)
             ]
-            if total := sum(followed):
-                scores = [score + decay**back * count / total for score, count in zip(scores, followed, strict=True)]
+            scores = [score + decay**back * count for score, count in zip(scores, followed, strict=True)]
         return self.normalised(scores)
 
     def item_knn(self, history, neighbours=100, shrinkage=10.0):
@@ -69,6 +68,7 @@ class Counted:
             if not any(vectors[source]):
                 continue
             weights = [math.exp(cosine(vector, vectors[source]) / temperature) for vector in vectors]
+            weights[source] = 0.0
             scores = [score + decay**back * weight / sum(weights) for score, weight in zip(scores, weights, strict=True)]
         return self.normalised(scores)
 

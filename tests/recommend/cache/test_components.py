@@ -126,6 +126,11 @@ def test_a_catalog_too_large_for_all_softmaxes_gets_the_same(monkeypatch):
     np.testing.assert_array_equal(TextNeighbours(interactions_of([[0, 1]]), vectors).probabilities(histories), kept)
 
 
+def test_a_single_item_has_no_neighbour():
+    component = TextNeighbours(Interactions(np.array([0]), np.array([0]), 1), np.ones((1, 2)))
+    assert component.probabilities([[0], []]).tolist() == [[1.0], [1.0]]
+
+
 def test_settings_name_what_an_answer_depends_on():
     interactions = interactions_of([[0, 1, 2]])
     made = make_components(COMPONENTS, interactions, np.array(VECTORS))
