@@ -1,7 +1,9 @@
 """Shared by all tests: no network, and one thread, since models are tiny and two wait for one another on a busy machine."""
 
+import functools
 import gc
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ LONGEST = [
     "sft/test_train.py",
     "rl/test_processes.py",
     "rl/test_train.py",
+    "test_cli.py",
     "training/test_stage.py",
     "baselines/test_train.py",
     "recommend/test_bundle.py",
@@ -32,6 +35,7 @@ LONGEST = [
     "sid/test_quantize.py",
     "recommend/test_recommender.py",
     "serve/test_page.py",
+    "test_presets.py",
     "artifacts/test_recipe.py",
     "tree/test_search.py",
     "report/test_page.py",
@@ -73,6 +77,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Keep what the imports made out of every later garbage collection; a small run spends a fifth of its time there."""
+    """Keep what the imports made out of every later garbage collection; a small run spends a fifth of its time there.
+
+    And let accelerate look for a package once; it does so in every step, and for a small model that is a twentieth of the step.
+    """
     gc.collect()
     gc.freeze()
+    if imports := sys.modules.get("accelerate.utils.imports"):
+        imports._is_package_available = functools.cache(imports._is_package_available)

@@ -2,12 +2,10 @@ import dataclasses
 import itertools
 import re
 from contextlib import redirect_stdout
-from importlib import resources
 from io import StringIO
 from pathlib import Path
 
 import pytest
-import yaml
 
 from minionerec.cli import main, parse
 from minionerec.config import (
@@ -25,8 +23,6 @@ from minionerec.config.fields import field_bounds
 from minionerec.errors import ConfigError
 
 pytestmark = pytest.mark.fast
-
-PRESETS = sorted(path.stem for path in Path(str(resources.files("minionerec.presets"))).glob("*.yaml"))
 
 
 def leaves(made, prefix=""):
@@ -237,18 +233,5 @@ def test_help_explains_every_field(help_text, field):
     assert "default:" in block[0]
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_presets_parse_and_round_trip(preset, tmp_path, capsys):
-    assert main(["run", "--config", preset, "--print_config"]) == 0
-    printed = capsys.readouterr().out
-    (tmp_path / "resolved.yaml").write_text(printed)
-    config = parse("run", ["--config", str(tmp_path / "resolved.yaml")])
-    assert config.name == preset and yaml.safe_load(printed) == dataclasses.asdict(config)  # every field, and nothing else
-
-
 def test_a_preset_may_be_named_like_its_file():
     assert parse("run", ["--config", "ml-100k.yaml"]) == parse("run", ["--config", "ml-100k"])
-
-
-def test_there_are_presets():
-    assert "ml-100k" in PRESETS

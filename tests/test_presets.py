@@ -1,10 +1,15 @@
-"""The recipes that ship with the package; `test_config.py` parses every preset."""
+"""The configurations that ship with the package."""
+
+import dataclasses
+import functools
 
 import pytest
 
 from minionerec import presets
 from minionerec.artifacts import read_json
 from minionerec.cli import main, parse
+from minionerec.config.documents import parse_yaml
+from minionerec.config.run_file import recording
 from minionerec.model.pretrained import PUBLISHED
 from minionerec.training.launch import split_batch
 from tests.shared import shared
@@ -13,10 +18,23 @@ NAMES = {"industrial": "Industrial_and_Scientific", "office": "Office_Products"}
 LARGE = [f"{name}-qwen2.5-{size}" for name in NAMES for size in ("0.5b", "1.5b")]
 
 
+@pytest.mark.parametrize("name", presets.files())
+def test_every_preset_comes_back_from_what_is_printed_and_from_its_runs_file(name, tmp_path, capsys):
+    assert main(["run", "--config", name, "--print_config"]) == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "resolved.yaml").write_text(printed)
+    config = parse("run", ["--config", str(tmp_path / "resolved.yaml")])
+    assert config.name == name and parse_yaml(printed) == dataclasses.asdict(config)  # every field, and nothing else
+    config.out = str(tmp_path / "run")
+    with recording(config, "data"):
+        (tmp_path / "run/data").mkdir()
+    assert parse("run", ["--config", config.out]) == config
+
+
+@functools.cache
 def preset(name):
-    made = parse("run", ["--config", name])
-    assert made is not None
-    return made
+    """The tests only read it."""
+    return parse("run", ["--config", name])
 
 
 @pytest.mark.parametrize("name", [*LARGE, *(f"{name}-{kind}" for name in NAMES for kind in ("tiny", "smollm2"))])
@@ -76,6 +94,10 @@ def test_batches_split_over_any_usual_number_of_devices(name, devices):
         "rl.prompts_per_step", made.rl.prompts_per_step, "rl.micro_batch_prompts", made.rl.micro_batch_prompts, devices
     )
     assert rl == (4, 16 // devices)
+
+
+def test_there_are_presets():
+    assert "ml-100k" in presets.files()
 
 
 def test_the_list_of_presets(capsys):

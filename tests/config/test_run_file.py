@@ -13,8 +13,6 @@ from minionerec.config.run_file import RUN_FILE, load, other_settings, recording
 from minionerec.errors import ArtifactError, ConfigError, TrainingError
 from tests.small import write_config
 
-PRESETS = sorted(Path(run_file.__file__).parents[1].joinpath("presets").glob("*.yaml"))
-
 
 def make(config, stage):
     """Leave what a finished stage leaves."""
@@ -26,13 +24,6 @@ def make(config, stage):
 @pytest.fixture
 def config(tmp_path):
     return Config(name="Lamps ✓", out=str(tmp_path / "run"), sft=SftConfig(epochs=2, learning_rate=1e-5))
-
-
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
-def test_every_preset_comes_back_from_its_runs_file(preset, tmp_path):
-    config = parse("run", ["--config", str(preset), "--out", str(tmp_path / "run")])
-    make(config, "data")
-    assert parse("run", ["--config", str(tmp_path / "run")]) == config
 
 
 def test_the_file_is_for_people_too(config):
