@@ -109,12 +109,33 @@ class Config:
                 f"sft.history_stride {self.sft.history_stride} is longer than data.max_history {self.data.max_history}: "
                 f"training histories would be empty. Set sft.history_stride to at most {self.data.max_history}."
             )
+        if self.model.text_output:
+            self._check_text_output()
 
         if self.eval.exclude_history and (self.rl.importance_weights or self.rl.objective == "exact"):
             option = "rl.importance_weights" if self.rl.importance_weights else "rl.objective exact"
             raise ConfigError(
                 f"{option} is about the whole catalog, but with eval.exclude_history lists leave a part of it out. Set "
                 "eval.exclude_history false, or take another objective."
+            )
+
+    def _check_text_output(self) -> None:
+        """Refuse what the mixture with a text distribution cannot be computed with."""
+        for name, over in (("sft", self.sft.normalise_over), ("eval", self.eval.normalise_over)):
+            if over != "catalog":
+                raise ConfigError(
+                    f"model.text_output is true, but {name}.normalise_over is {over}: only over the catalog the probabilities "
+                    f"of all items add up to 1, as those of the text distribution do. Set {name}.normalise_over catalog."
+                )
+        if self.eval.oracle_examples:
+            raise ConfigError(
+                f"model.text_output is true, but eval.oracle_examples is {self.eval.oracle_examples}: the search is replayed "
+                "for models that write code by code only. Set eval.oracle_examples 0; the lists' certificates stay."
+            )
+        if self.sft.level_weights is not None:
+            raise ConfigError(
+                f"model.text_output is true, but sft.level_weights is {self.sft.level_weights}: a mixture weighs whole items, "
+                "not their tokens. Leave it out."
             )
 
     @property

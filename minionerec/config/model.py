@@ -31,6 +31,14 @@ class ModelConfig:
     what the levels before leave over; `mean`: around the mean of all old rows; `random`: as the architecture draws weights."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of a pretrained model's weights in SFT; from-scratch models, RL and evaluation keep float32 weights."""
+    text_input: bool = False
+    """Add each item's text vector (of `sid.encoder`, or `sid.vectors`), through a learnt linear layer, to the input of the
+    token that completes its SID. From-scratch models only (paper: no)."""
+    text_output: bool = False
+    """Mix a second distribution over the catalog into the model's: softmax of the last state, projected, times every item's
+    text vector; a learnt gate weighs it. So items that were never seen in training can be recommended. Only from scratch;
+    needs `normalise_over: catalog` in SFT and evaluation; RL, exports and `eval.oracle_examples`
+    refuse it (paper: no)."""
 
     def __post_init__(self) -> None:
         check_fields("model", self)
@@ -43,6 +51,12 @@ class ModelConfig:
                 f"model.path is {self.path}, but model.init is from_scratch, which reads nothing from there. Set model.init "
                 "from_pretrained, or leave model.path out."
             )
+        if self.init == "from_pretrained" and self.item_texts:
+            name = "text_input" if self.text_input else "text_output"
+            raise ConfigError(
+                f"model.{name} is true, but model.init is from_pretrained: item texts are built into from-scratch models only. "
+                "Set it to false; pretrained models read titles in the history (sft.tasks history_title_to_sid)."
+            )
         if self.init == "from_scratch" and self.dtype != "float32":
             raise ConfigError(
                 f"model.dtype is {self.dtype}, but a model from scratch keeps float32 weights. Leave it out; sft.bf16 "
@@ -52,3 +66,8 @@ class ModelConfig:
             raise ConfigError(
                 f"model.hidden_size {self.hidden_size} does not split into {self.heads} heads of even width (model.heads)."
             )
+
+    @property
+    def item_texts(self) -> bool:
+        """Whether the model has the items' text vectors, at the input or at the output."""
+        return self.text_input or self.text_output

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 
 from minionerec.config.documents import parse_json
-from minionerec.errors import ArtifactError
+from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.levels import calibrated
 from minionerec.recommend.recommender import Recommender
 from minionerec.statistics.ranking import gains, hits
 from minionerec.tree import Normalise, score_prefixes
+from minionerec.tree.leaf_component import leaf_model
 
 _CUTOFFS = (1, 10)
 
@@ -86,7 +87,15 @@ def trace(
         targets: item indices.
         widths: beam widths.
         normalise_over: what a step's probabilities add up over.
+
+    Raises:
+        ConfigError: the model has a second distribution over the catalog.
     """
+    if leaf_model(recommender.model) is not None:
+        raise ConfigError(
+            "eval.oracle_examples: the search is replayed for models that write code by code only, and this one has a second "
+            "distribution over the catalog (model.text_output). Set eval.oracle_examples 0."
+        )
     trie = recommender.trie
     input_ids, mask = recommender.encode(histories)
     scores = score_prefixes(recommender.model, input_ids, mask, trie=trie, normalise_over=normalise_over)

@@ -17,6 +17,7 @@ from transformers import (
 from transformers.utils import find_adapter_config_file
 
 from minionerec.errors import ConfigError, MiniOneRecError
+from minionerec.model import item_text  # noqa: F401  registers its architecture
 
 # What training wrappers put before every name, and how the weights are saved without it.
 _PREFIXES = {

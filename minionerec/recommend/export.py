@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -13,6 +13,7 @@ from minionerec.artifacts import ITEM_STAGES, MANIFEST, UNSEEDED, Manifest, Reci
 from minionerec.config.differences import recipe_changes
 from minionerec.data.dataset import SplitName
 from minionerec.errors import ArtifactError, ConfigError, DataError
+from minionerec.model.item_text import item_text_model
 from minionerec.prompts.record import prompts_section
 from minionerec.recommend import bundle, check
 from minionerec.recommend.export_card import write_export_card
@@ -53,7 +54,8 @@ def export(
     recommender = Recommender.load(run, stage, dtype="float32")  # golden lists do not depend on `eval.dtype`
     refused = refusals(recommender)
     if engine in refused:
-        raise ConfigError(f"--for {engine}: {refused[engine]} Export for hf, or serve the run with minionerec serve.")
+        way_out = "Serve" if "hf" in refused else "Export for hf, or serve"
+        raise ConfigError(f"--for {engine}: {refused[engine]} {way_out} the run with minionerec serve.")
     serving = _serving(recommender, trained, refused, run.resolve().name, stage)
     inputs = {name: require(run / name, command).digest for name, command in ITEM_STAGES.items()} | {stage: trained.digest}
     recipe = Recipe("export", to, {"export": {"for": engine}, "serving": serving}, inputs, UNSEEDED, replace=replace)
@@ -134,6 +136,9 @@ def refusals(recommender: Recommender) -> dict[str, str]:
     """The engines that cannot serve a model as it was trained to be served, each with the reason."""
     index, over = recommender.prompts.index, recommender.config.normalise_over
     general: list[str] = []
+    if item_text_model(recommender.model) is not None:
+        reason = "this model reads its items' text vectors (model.text_input, model.text_output), which it cannot compute."
+        return dict.fromkeys(get_args(EngineName), reason)
     if over == "catalog":
         general.append(
             "its beam search ranks by probabilities over the whole vocabulary, and this model's scores are probabilities over "

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from minionerec.artifacts import MANIFEST
-from minionerec.config import Config, RlConfig
+from minionerec.config import Config, ModelConfig, RlConfig
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError
 from minionerec.sid.index import SidIndex
@@ -17,11 +17,12 @@ def check_early(config: Config, pending: Collection[str] = ()) -> None:
         pending: stages that run before RL and may change what they have left so far.
 
     Raises:
-        ConfigError: a tracker is missing, lists are shorter than the metric that chooses the best model, or a step or a group
-            is larger than what there is.
+        ConfigError: a tracker is missing, lists are shorter than the metric that chooses the best model, the model has a second
+            distribution, or a step or a group is larger than what there is.
         ArtifactError: a reward needs a baseline that is not trained, or the run's data or SIDs are damaged.
     """
     rl, run = config.rl, config.folder
+    check_model(config.model)
     check_trackers("rl.report_to", rl.report_to)
     if rl.evaluations:
         check_cutoff("rl.best_metric", rl.best_metric, config)
@@ -50,6 +51,20 @@ def _sids_and_hidden(config: Config) -> tuple[int | None, int]:
     sids = len({*map(tuple, SidIndex.load(run / "sid", dataset).codes.tolist())})
     longest = dataset.train["history"].list.len().max() if config.eval.exclude_history else 0
     return sids, longest if isinstance(longest, int) else 0
+
+
+def check_model(config: ModelConfig) -> None:
+    """Refuse a model whose distribution over the catalog is not written code by code.
+
+    Raises:
+        ConfigError: it has a second distribution.
+    """
+    if config.text_output:
+        raise ConfigError(
+            "model.text_output is true: such a model is a mixture of what it writes code by code and of a distribution over "
+            "whole items, and RL trains the former only. Leave RL out (minionerec sft, eval, report), or train SFT with "
+            "model.text_output false."
+        )
 
 
 def check_group(config: RlConfig, sids: int | None, hidden: int) -> None:

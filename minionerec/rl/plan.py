@@ -13,6 +13,7 @@ from minionerec.model import checkpoint
 from minionerec.model.base import base_model
 from minionerec.prompts.builder import tokenizer_corpus
 from minionerec.prompts.encode import TokenExample
+from minionerec.recommend.cache.vectors import vectors_of_run
 from minionerec.rl.arguments import grpo_arguments
 from minionerec.rl.rows import training_prompts
 from minionerec.sid.index import SidIndex
@@ -76,7 +77,8 @@ def _policy_without_weights(
     if (policy := config.folder / "sft" / "model").is_dir():
         return checkpoint.load(policy, weights=False)
     corpus = tokenizer_corpus(dataset, config.prompts_for_training, config.sft.task_names)
-    model, tokenizer = base_model(config.model, index, corpus, config.seed, weights=False)
+    vectors = partial(vectors_of_run, config, dataset)
+    model, tokenizer = base_model(config.model, index, corpus, config.seed, vectors=vectors, weights=False)
     return model.float(), tokenizer
 
 

@@ -1,6 +1,7 @@
 """What `minionerec sft` would take: its plan from the data, the SIDs and the model's configuration alone."""
 
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
@@ -10,6 +11,7 @@ from minionerec.data.dataset import Dataset
 from minionerec.model import adapters
 from minionerec.model.base import base_model
 from minionerec.prompts.builder import tokenizer_corpus
+from minionerec.recommend.cache.vectors import vectors_of_run
 from minionerec.sft.arguments import check_options, training_arguments
 from minionerec.sft.trainer import Tree, TreeCollator, tree_tokens
 from minionerec.sft.trees import Trees, training_trees
@@ -71,7 +73,8 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
 
     def load_without_weights(dataset: Dataset, index: SidIndex) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         corpus = tokenizer_corpus(dataset, config.prompts_for_training, config.sft.task_names)
-        return base_model(config.model, index, corpus, config.seed, weights=False)
+        vectors = partial(vectors_of_run, config, dataset)
+        return base_model(config.model, index, corpus, config.seed, vectors=vectors, weights=False)
 
     check_options(config.sft, devices)
     begun = begin(config, "sft", load_without_weights)

@@ -29,16 +29,19 @@ from minionerec.artifacts import (
 from minionerec.config import DEFAULT_TASKS, RECOMMENDING, Config, TaskName
 from minionerec.data.dataset import Dataset
 from minionerec.distributed import distributed_state
+from minionerec.errors import ConfigError
 from minionerec.model import adapters, base, checkpoint, pretrained
 from minionerec.model.dropout import add_dropout
 from minionerec.prompts.builder import tokenizer_corpus
 from minionerec.prompts.record import prompts_section
+from minionerec.recommend.cache.vectors import vectors_of_run
 from minionerec.recommend.recommender import Recommender
 from minionerec.sft.arguments import check_options, training_arguments
 from minionerec.sft.early import check_early
 from minionerec.sft.plan import check_lengths, planned_work
 from minionerec.sft.trainer import SETUP_MEMORY_ADVICE, TreeCollator, TreeTrainer, tree_tokens
 from minionerec.sft.trees import training_trees, validation_trees
+from minionerec.sid.encoder import VECTOR_FIELDS, vector_inputs
 from minionerec.sid.index import SidIndex
 from minionerec.training.checkpoints import MarkComplete, last_checkpoint
 from minionerec.training.evaluator import RankingEvaluator
@@ -56,7 +59,9 @@ log = logging.getLogger(__name__)
 def starting_model(config: Config, dataset: Dataset, index: SidIndex) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The untrained model with the catalog's SID tokens."""
     corpus = tokenizer_corpus(dataset, config.prompts_for_training, config.sft.task_names)
-    return base.base_model(config.model, index, corpus, config.seed, titles=dataset.catalog["title"].to_list())
+    vectors = partial(vectors_of_run, config, dataset)
+    titles = dataset.catalog["title"].to_list()
+    return base.base_model(config.model, index, corpus, config.seed, vectors=vectors, titles=titles)
 
 
 def worded_tasks(config: Config) -> list[TaskName]:
@@ -75,6 +80,8 @@ def sft_recipe(config: Config) -> Recipe:
     sections = {**config.section("sft", "model"), "prompts": prompts}
     if config.sft.best_metric != "loss":
         sections["validation"] = config.decoding
+    if config.model.item_texts:
+        sections["item_texts"] = {name: getattr(config.sid, name) for name in VECTOR_FIELDS}
     return Recipe(
         stage="sft",
         folder=config.folder / "sft",
@@ -89,11 +96,11 @@ def sft_recipe(config: Config) -> Recipe:
 
 
 def _inputs(config: Config) -> dict[str, str]:
-    """Digests of data, SIDs and the user's own base model."""
+    """Digests of data, SIDs, the user's own base model, and of what the items' vectors are made with."""
     inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
     if config.model.init == "from_pretrained" and (identity := pretrained.identity(str(config.model.path))) is not None:
         inputs["model"] = identity
-    return inputs
+    return inputs | (vector_inputs(config.sid) if config.model.item_texts else {})
 
 
 def train_sft(config: Config, write_curves: WriteCurves | None = None) -> tuple[Manifest, bool]:
@@ -119,6 +126,7 @@ def _train(config: Config, recipe: Recipe, write_curves: WriteCurves | None) -> 
     sft = config.sft
     check_early(config)
     check_options(sft)
+    _check_processes(config)
     if sft.answer_in_prompt:
         log.warning("sft.answer_in_prompt is true: prompts about an item end with their own answer, as in the released code.")
     begun = begin(config, "sft", partial(starting_model, config))
@@ -157,6 +165,20 @@ def _train(config: Config, recipe: Recipe, write_curves: WriteCurves | None) -> 
         trainer.train(resume_from_checkpoint=last_checkpoint(draft.path / CHECKPOINTS))
         figures = _figures(begun, trainer, plan)
         finish(begun, draft, trainer, plan, figures, partial(_save, begun, trainer), write_curves)
+
+
+def _check_processes(config: Config) -> None:
+    """Refuse several processes for a model with item texts: not every micro-batch trains all its layers, which DDP needs.
+
+    Raises:
+        ConfigError: there are several.
+    """
+    processes = distributed_state().num_processes
+    if config.model.item_texts and processes > 1:
+        raise ConfigError(
+            f"model.text_input or model.text_output is set, but {processes} processes were launched: such a model trains in "
+            "one process. Launch one, or set both to false."
+        )
 
 
 def _prepared(begun: Begun) -> PreTrainedModel:

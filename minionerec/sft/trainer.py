@@ -16,7 +16,8 @@ from minionerec.errors import TrainingError
 from minionerec.training.evaluator import RankingEvaluator
 from minionerec.training.memory import enough_memory
 from minionerec.training.resume import PortableTrainer
-from minionerec.tree import Branch, CatalogTrie, Normalise, TreeBatch, pack, tree_logprobs
+from minionerec.tree import Branch, CatalogTrie, Normalise, TreeBatch, TreeLogprobs, pack, tree_logprobs
+from minionerec.tree.leaf_component import branch_logprobs, leaf_model, mixed
 
 Tree = list[Branch]
 _COUNTED_LABELS = "shift_labels"
@@ -68,6 +69,9 @@ class TreeCollator:
 
 class TreeTrainer(PortableTrainer):
     """A Trainer whose examples are trees and whose loss is the mean over all completion tokens of a step.
+
+    A model with a second distribution over the catalog (`tree/leaf_component.py`) is trained as the mixture: a SID's loss is
+    minus the logarithm of the mixture's probability, in place of the sum of its tokens' losses.
 
     Args:
         trie: the collator's trie; `normalise_over` the catalog and `smoothing` need it.
@@ -180,7 +184,19 @@ class TreeTrainer(PortableTrainer):
         if result.siblings is not None:
             # (1 - e) log p(label) + e * mean log p(legal token); where nothing is smoothed the two are equal.
             logprobs = torch.lerp(logprobs, result.siblings, smoothing)
+        mixing = leaf_model(self.accelerator.unwrap_model(model))
+        if mixing is not None and self.trie is not None:
+            return self._with_leaf_component(mixing, batch, result, logprobs), len(batch.labels)
         return -(batch.weights * logprobs).sum(), len(batch.labels)
+
+    def _with_leaf_component(self, model: Any, batch: TreeBatch, result: TreeLogprobs, logprobs: torch.Tensor) -> torch.Tensor:
+        """The summed loss of a model with a second distribution over the catalog: of SIDs by both, of text by the first."""
+        branches, written, dense, gate = branch_logprobs(model, batch, result, logprobs, cast(CatalogTrie, self.trie))
+        count = int(batch.branches.max()) + 1
+        weights = batch.by_branch(batch.weights, count, int(batch.steps.max()) + 1)[branches, 0]
+        of_text = batch.trie_nodes < 0
+        text = (batch.weights[of_text] * logprobs[of_text]).sum()
+        return -(weights * mixed(written, dense, gate)).sum() - text
 
     def _get_train_sampler(self, train_dataset: Any = None) -> RandomSampler:
         # Whole steps only: transformers would make a short step of the micro-batches that remain at an epoch's end, and the

@@ -226,11 +226,14 @@ class TreeLogprobs:
         entropies: (labels,) entropy of the distribution that it was taken from, without gradient; None if not asked for.
         siblings: (labels,) mean log-probability of the tokens that are legal in the label's position, the label among them,
             with gradient; the label's own if it has no trie node. None if not asked for.
+        states: (predicting tokens, hidden) the states that the logits were computed from, with gradient, if the model gives
+            them (`model/item_text.py`); else None.
     """
 
     logprobs: torch.Tensor
     entropies: torch.Tensor | None
     siblings: torch.Tensor | None
+    states: torch.Tensor | None = None
 
 
 def tree_logprobs(
@@ -281,8 +284,10 @@ def tree_logprobs(
     columns = None if _PROJECTS_MASKS else batch.predicting.any(0).nonzero().squeeze(-1)
     bias = attention_bias(unwrapped, batch.ancestors, batch.longest)
     inputs = {"input_ids": batch.input_ids, "attention_mask": bias, "position_ids": batch.position_ids, "use_cache": False}
-    logits = model(**inputs, logits_to_keep=batch.predicting if columns is None else columns).logits
-    scaled = (logits if columns is None else logits[batch.predicting[:, columns]]).float() / temperature
+    output = model(**inputs, logits_to_keep=batch.predicting if columns is None else columns)
+    kept = ... if columns is None else batch.predicting[:, columns]
+    scaled = output.logits[kept].float() / temperature
+    states = None if getattr(output, "states", None) is None else output.states[kept]
 
     # 2. A label's log-probability is its logit minus the logsumexp that it is normalised by: here over the vocabulary, unless
     #    step 3 replaces all of them.
@@ -309,7 +314,8 @@ def tree_logprobs(
             normalisers = normalisers.index_copy(0, at_step, legal.logsumexp(-1))
             if label_entropies is not None:
                 label_entropies[at_step] = _entropy(legal.detach())
-    return TreeLogprobs(label_logits - normalisers, label_entropies, None if siblings is None else sibling_means - normalisers)
+    means = None if siblings is None else sibling_means - normalisers
+    return TreeLogprobs(label_logits - normalisers, label_entropies, means, states)
 
 
 def _entropy(logits: torch.Tensor) -> torch.Tensor:

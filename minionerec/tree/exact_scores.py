@@ -131,6 +131,7 @@ def score_prefixes(
     trie: CatalogTrie,
     normalise_over: Normalise = "vocabulary",
     memory: int = 1 << 30,
+    written: bool = False,
 ) -> list[torch.Tensor]:
     """The exact score of every prefix of every SID.
 
@@ -152,6 +153,7 @@ def score_prefixes(
         normalise_over: `vocabulary` normalises each step over the full vocabulary, `catalog` over the legal next tokens.
         memory: what a pass may take beyond the model, the prompts and the result; a quarter is for logits over the vocabulary,
             at least one row of them, the rest for what `chunk_size` counts (bytes).
+        written: what the model writes code by code, without a second distribution of its own (`tree/leaf_component.py`).
 
     Returns:
         Per level of the trie, (batch, nodes) scores in nats, in the order of the nodes; -inf outside a view. With a prior, the
@@ -162,7 +164,7 @@ def score_prefixes(
             (`PromptCache.compute` lists the cases).
     """
     # 1. Compute the prompts, and from their last tokens the scores of the first level.
-    prompts = PromptCache.compute(model, input_ids, attention_mask, trie, normalise_over)
+    prompts = PromptCache.compute(model, input_ids, attention_mask, trie, normalise_over, written)
     prompts.head_elements = min(prompts.head_elements, memory // 4 // 12)  # 12 bytes: three float32 copies of the logits
     batch, device = len(input_ids), input_ids.device
     scores = [torch.empty(batch, len(tokens), device=device) for tokens in trie.tokens]
@@ -189,7 +191,7 @@ def score_prefixes(
             )  # (nodes, children), those outside a view too
             below = slice(int(trie.offsets[level + 1][low]), int(trie.offsets[level + 1][high]))
             scores[level + 1][:, below] = (scores[level][:, low:high, None] + steps)[:, is_child]
-    prior = PrefixPrior.of(trie)
+    prior = PrefixPrior.of(prompts.trie)
     return scores if prior is None else [prior.masses(level, model_scores) for level, model_scores in enumerate(scores)]
 
 
@@ -257,7 +259,7 @@ def score_leaves(
         if level < trie.depth - 1:
             ancestors = torch.cat([ancestors, itself], dim=-1)  # SID i goes below SID i of the level before
             states, above = prompts.extend(trie.tokens[level][nodes].long(), level, ancestors), nodes
-    prior = PrefixPrior.of(trie)
+    prior = PrefixPrior.of(prompts.trie)
     if prior is not None:
         scores = prior.bounds(trie.depth - 1, scores, path[-1])
     return scores.masked_fill(leaves < 0, -torch.inf)

@@ -9,6 +9,7 @@ from transformers import DynamicCache, PreTrainedModel
 from minionerec.errors import ConstraintError
 from minionerec.tree.architecture import check_length, check_model
 from minionerec.tree.forward import attention_bias
+from minionerec.tree.leaf_component import with_leaf_component
 from minionerec.tree.trie import NO_TOKEN, CatalogTrie
 
 Normalise = Literal["vocabulary", "catalog"]
@@ -17,7 +18,7 @@ Normalise = Literal["vocabulary", "catalog"]
 # little memory, and still enough rows for an efficient matrix product.
 _HEAD_ELEMENTS = 1 << 24
 # Models whose logits are the last hidden state times the head and nothing else: rows of the head can be left out.
-_PLAIN_HEADS = frozenset({"gemma", "llama", "mistral", "qwen2", "qwen3"})
+_PLAIN_HEADS = frozenset({"gemma", "llama", "mistral", "qwen2", "qwen2_item_text", "qwen3"})
 
 
 def plain_head(model: PreTrainedModel) -> bool:
@@ -70,8 +71,12 @@ class PromptCache:
         attention_mask: torch.Tensor | None,
         trie: CatalogTrie,
         normalise_over: Normalise,
+        written: bool = False,
     ) -> "PromptCache":
         """Compute the prompts, each once.
+
+        Args:
+            written: leaves out a second distribution of the model's own (`tree/leaf_component.py`).
 
         Raises:
             ConstraintError: the model is in training mode, its layers do not follow a tree mask, there is no prompt, a prompt
@@ -118,6 +123,8 @@ class PromptCache:
         prompts = cls(model, trie, normalise_over, DynamicCache(), visible, lengths, longest, torch.empty(0))
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         prompts.last = prompts._forward(input_ids, attention_mask, positions, last_only=True)
+        if not written:
+            prompts.trie = with_leaf_component(model, trie, prompts.last[:, 0], normalise_over)
         return prompts
 
     def select(self, rows: torch.Tensor) -> "PromptCache":

@@ -132,7 +132,7 @@ def sample_with_replacement(
     sample_seeds = combine(seeds.to(device)[:, None], torch.arange(num_samples, device=device))
     nodes = torch.zeros(batch, num_samples, dtype=torch.long, device=device)
     scores = logprobs = torch.zeros(batch, num_samples, device=device)  # the model's, and those of the distribution drawn from
-    prior = PrefixPrior.of(trie)
+    prior = PrefixPrior.of(prompts.trie)
     states = prompts.last.expand(-1, num_samples, -1)
     ancestors = torch.zeros(batch, num_samples, 0, dtype=torch.bool, device=device)
     itself = torch.eye(num_samples, dtype=torch.bool, device=device).expand(batch, -1, -1)

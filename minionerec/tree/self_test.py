@@ -126,7 +126,7 @@ def _on_a_cache(model: PreTrainedModel, prompts: list[list[int]], codes: list[in
     device = next(model.parameters()).device
     trie = CatalogTrie.from_codes(torch.tensor(codes)[torch.tensor(_SIDS)], device)
     ids, mask = left_pad(prompts, codes[0], device)
-    levels = score_prefixes(model, ids, mask, trie=trie)
+    levels = score_prefixes(model, ids, mask, trie=trie, written=True)  # these codes are no catalog of the model's
     nodes = trie.walk(torch.tensor(codes, device=device)[torch.tensor(_SIDS, device=device)])  # (SIDs, levels)
     totals = torch.stack([scores[:, nodes[:, level]] for level, scores in enumerate(levels)], dim=-1)
     return torch.cat([totals[..., :1], totals.diff(dim=-1)], dim=-1)

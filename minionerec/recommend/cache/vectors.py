@@ -8,9 +8,7 @@ import numpy as np
 from minionerec.artifacts import MANIFEST, Manifest
 from minionerec.config import Config, SidConfig
 from minionerec.data.dataset import Dataset
-from minionerec.sid.encoder import item_vectors
-
-_FIELDS = ("encoder", "vectors", "max_text_tokens", "tfidf_dimensions")  # of section `sid`: they decide the vectors
+from minionerec.sid.encoder import VECTOR_FIELDS, item_vectors
 
 
 def has_vectors(config: Config, dataset: Dataset) -> bool:
@@ -54,4 +52,4 @@ def _origin(config: Config) -> tuple[SidConfig, int]:
     section = manifest.config["sid"]
     if section["shipped"]:
         return config.sid, config.seed
-    return dataclasses.replace(config.sid, shipped=False, **{name: section[name] for name in _FIELDS}), manifest.seed
+    return dataclasses.replace(config.sid, shipped=False, **{name: section[name] for name in VECTOR_FIELDS}), manifest.seed
