@@ -320,7 +320,9 @@ def append_sids(config: Config, base: Path) -> None:
 # A trained model
 
 
-def export_model(run: Path, to: Path, stage: str | None, push: str | None, replace: bool, **engine: Any) -> None:
+def export_model(
+    run: Path, to: Path, stage: str | None, push: str | None, replace: bool, no_mixture: bool, **engine: Any
+) -> None:
     """Write a run's model and all that recommending with it needs into one folder; with `push`, upload it too.
 
     Args:
@@ -329,7 +331,7 @@ def export_model(run: Path, to: Path, stage: str | None, push: str | None, repla
     from minionerec.recommend import export
 
     pipeline.quieten_libraries()
-    export.export(run, to, engine["for"], stage, replace=replace)
+    export.export(run, to, engine["for"], stage, replace=replace, model_alone=no_mixture)
     print(to)
     if push is not None:
         print(export.push(to, push))

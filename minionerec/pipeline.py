@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -18,7 +19,7 @@ from minionerec.config import PLAIN_FLOORS, Config, run_file
 from minionerec.config.extras import check_packages
 from minionerec.config.fields import did_you_mean
 from minionerec.distributed import available_cores, expect_no_gpu, is_main_process, other_work, wait_for_everyone
-from minionerec.errors import ConfigError
+from minionerec.errors import ArtifactError, ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,18 @@ def _rl(config: Config) -> Iterator[Finished]:
     yield train_rl(config, curves.write_curves)
 
 
+def _mixture(config: Config) -> Iterator[Finished]:
+    from minionerec.recommend.loading import STAGES as TRAININGS
+    from minionerec.training.fit_mixture import fit_mixture
+
+    quieten_libraries()
+    trained = [stage for stage in TRAININGS if (config.folder / stage / MANIFEST).is_file()]
+    if not trained:
+        raise ArtifactError(f"{config.folder}: has no trained model to mix anything into. Train one first: minionerec sft")
+    for stage in trained:
+        yield from _on_main(partial(fit_mixture, config, stage))
+
+
 def _eval(config: Config) -> Iterator[Finished]:
     from minionerec.eval.evaluate import evaluable, evaluate
 
@@ -97,6 +110,7 @@ STAGES: dict[str, Callable[[Config], Iterator[Finished]]] = {
     "sid": _sid,
     "sft": _sft,
     "rl": _rl,
+    "mixture": _mixture,
     "eval": _eval,
     "report": _report,
     "baseline": _baseline,
@@ -128,6 +142,12 @@ def _early_rl(config: Config, pending: Sequence[str]) -> None:
     check_early(config, pending)
 
 
+def _early_mixture(config: Config, pending: Sequence[str]) -> None:
+    from minionerec.training.early import check_mixture
+
+    check_mixture(config, pending)
+
+
 def _early_eval(config: Config, pending: Sequence[str]) -> None:
     from minionerec.training import early, machine
 
@@ -140,7 +160,14 @@ def _early_baseline(config: Config, pending: Sequence[str]) -> None:
     machine.check_baseline_memory(config.baseline, early.rows_of(config.folder, "catalog") or 0)
 
 
-EARLY_CHECKS = {"sid": _early_sid, "sft": _early_sft, "rl": _early_rl, "eval": _early_eval, "baseline": _early_baseline}
+EARLY_CHECKS = {
+    "sid": _early_sid,
+    "sft": _early_sft,
+    "rl": _early_rl,
+    "mixture": _early_mixture,
+    "eval": _early_eval,
+    "baseline": _early_baseline,
+}
 
 
 def _check_ahead(config: Config, stages: tuple[str, ...]) -> None:
@@ -260,8 +287,12 @@ def refuse_absent_model(config: Config) -> None:
 def run(config: Config, stages: tuple[str, ...]) -> None:
     """Run the named stages and print one line for each artefact: its figures, where it lies, how long it took.
 
-    After several stages a line says how long all took, and the most memory that was held.
+    Before an evaluation the weights of the mixture are fitted, if one is asked for (`mixture.components`). After several stages
+    a line says how long all took, and the most memory that was held.
     """
+    if "eval" in stages and "mixture" not in stages and config.mixture.components:
+        place = stages.index("eval")
+        stages = (*stages[:place], "mixture", *stages[place:])
     set_up(config.threads)
     use_cache_without_hub(config)
     if "sft" in stages and not (config.folder / "sft" / MANIFEST).is_file():  # a finished one needs its base model no more

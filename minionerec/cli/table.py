@@ -66,6 +66,9 @@ _RESAMPLING: dict[str, dict[str, Any]] = {
         "bounds": Bounds(0, 2**32 - 1),
     },
 }
+_NO_MIXTURE: dict[str, dict[str, Any]] = {
+    "--no-mixture": {"action": "store_true", "help": "the model alone, without what minionerec mixture mixes in"}
+}
 _DESCRIBE = {
     "--html": _path("FILE", "write a self-contained page to this file", writes=True),
     "--json": _path("FILE", "write the facts to this file", writes=True),
@@ -91,6 +94,7 @@ _EXPORT_MODEL: dict[str, dict[str, Any]] = {
     "--stage": {"choices": ("sft", "rl"), "metavar": "STAGE", "help": "sft or rl (default: the last that the run has)"},
     "--push": {"metavar": "HUB_NAME", "help": "also upload the folder to the model hub, into this private repository"},
     "--replace": {"action": "store_true", "help": "replace another export in this folder"},
+    **_NO_MIXTURE,
 }
 _BASELINE_TABLE = {
     "name": {"help": "beauty, lastfm, or the folder of a run with evaluated recommenders"},
@@ -188,6 +192,7 @@ _RECOMMEND = {
     "--device": {"metavar": "NAME", "help": "such as cpu or cuda:1"},
     "--dtype": {"choices": DTYPES, "metavar": "NAME", "help": "of the weights (default: as evaluated)"},
     "--replace": {"action": "store_true", "help": "replace lists in --out that were made from something else"},
+    **_NO_MIXTURE,
 }
 
 COMMANDS: dict[str, Command] = {
@@ -235,6 +240,11 @@ COMMANDS: dict[str, Command] = {
     ),
     "sft": Command("supervised fine-tuning of a causal LM", commands.run_training("sft"), ("sft",), _DRY_RUN),
     "rl": Command("GRPO from the SFT model with ranking rewards", commands.run_training("rl"), ("rl",), _DRY_RUN),
+    "mixture": Command(
+        "weights of counts and text neighbours beside a trained model, for eval, recommend and serve",
+        commands.run_stage("mixture"),
+        ("mixture",),
+    ),
     "eval": Command("constrained beam search over a split, metrics with intervals", commands.evaluate, ("eval",)),
     "recommend": Command(
         "lists of items for one history, or for the users of a file", commands.recommend, options=_RECOMMEND, takes_config=False

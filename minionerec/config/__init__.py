@@ -22,6 +22,7 @@ from minionerec.config.baseline import (
 from minionerec.config.checks import bounded, check_fields, check_name, path
 from minionerec.config.data import DataConfig
 from minionerec.config.evaluation import CUTOFFS, DTYPES, RANKING_METRICS, RESAMPLES, EvalConfig, ReportConfig
+from minionerec.config.mixture import MixtureConfig
 from minionerec.config.model import ModelConfig
 from minionerec.config.prompts import PromptsConfig
 from minionerec.config.rl import RewardName, RlConfig
@@ -51,6 +52,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "EvalConfig",
+    "MixtureConfig",
     "ModelConfig",
     "PromptsConfig",
     "ReportConfig",
@@ -91,6 +93,7 @@ class Config:
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     sft: SftConfig = field(default_factory=SftConfig)
     rl: RlConfig = field(default_factory=RlConfig)
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
@@ -112,6 +115,13 @@ class Config:
         if self.model.text_output:
             self._check_text_output()
 
+        if self.mixture.components and self.eval.normalise_over != "catalog":
+            raise ConfigError(
+                "mixture.components mixes distributions over the catalog into the model's, but eval.normalise_over is "
+                f"{self.eval.normalise_over}: the model's probabilities of the SIDs do not add up to 1. Set "
+                "eval.normalise_over catalog (and sft.normalise_over catalog, so that the model is trained for it), or "
+                "mixture.components []."
+            )
         if self.eval.exclude_history and (self.rl.importance_weights or self.rl.objective == "exact"):
             option = "rl.importance_weights" if self.rl.importance_weights else "rl.objective exact"
             raise ConfigError(
@@ -156,8 +166,9 @@ class Config:
 
     @property
     def decoding(self) -> dict[str, Any]:
-        """The settings that decide recommended lists, in evaluation and in the validations that choose a model."""
-        return {name: getattr(self.eval, name) for name in ("num_beams", "normalise_over", "exclude_history")}
+        """The settings that decide the lists of the validations that choose a model."""
+        settings = {name: getattr(self.eval, name) for name in ("num_beams", "normalise_over", "exclude_history")}
+        return settings | (self.key_fields("mixture") if self.mixture.validation else {})
 
     @property
     def recorded(self) -> dict[str, Any]:

@@ -30,6 +30,7 @@ _NEEDED = {  # by stage; a training draws its curves at the end
     "sid": ("scipy", "sklearn", "threadpoolctl"),
     "sft": ("plotly", "scipy"),
     "rl": ("datasets", "plotly", "scipy", "trl"),
+    "mixture": ("scipy",),
     "eval": ("scipy",),
     "baseline": ("scipy",),
     "report": ("plotly", "scipy"),

@@ -12,7 +12,7 @@ MOST_NAMED = 100  # sets of items; each takes a byte per item of the catalog
 
 @dataclass
 class ServeConfig:
-    """The service: how a model answers over HTTP. No field changes a list; `run.yaml` records none."""
+    """The service: how a model answers over HTTP. No field but `mixture` changes a list; `run.yaml` records none."""
 
     host: str = "127.0.0.1"
     """Address to listen at. Any other than this machine's own (127.0.0.1, ::1, localhost) also needs `serve.open`: the service
@@ -45,6 +45,8 @@ class ServeConfig:
     """Items of a list (items)."""
     max_beams: int = bounded(500, 1, MOST_BEAMS)
     """Beams of a request (beams)."""
+    mixture: bool = True
+    """Answer with what `minionerec mixture` mixes into the run's model, if it was run; otherwise with the model alone."""
     named: list[str] = field(default_factory=list)
     """Sets of items for the filter `named`, each as NAME=FILE; the file holds an item's id a line. A reload reads the files
     again."""

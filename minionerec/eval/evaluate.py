@@ -1,10 +1,10 @@
 """Stage `eval`: rank the catalog for every user of a split, and measure.
 
-Inputs: `data/`, `sid/` and `<stage>/model/` of the run. Outputs per stage: `eval/<stage>/predictions.jsonl`, `metrics.json`
-and, if `eval.oracle_examples` is above 0, `oracle.jsonl`. The first two are also written for the floors, which train nothing
-(popularity, repeat, skip, text, mixture; `listed.floors`), and for the run's baselines, under their names. The predictions of a
-model are stored shard by shard: an interrupted evaluation resumes where it stopped, and any number of processes writes the same
-files.
+Inputs: `data/`, `sid/` and `<stage>/model/` of the run; of `<stage>-mixture`, the model with its cache, `mixture/<stage>/` too.
+Outputs: `eval/<name>/predictions.jsonl`, `metrics.json` and, if `eval.oracle_examples` is above 0, `oracle.jsonl`. The first
+two are also written for the floors, which train nothing (popularity, repeat, skip, text, mixture; `listed.floors`), and for the
+run's baselines, under their names. The predictions of a model are stored shard by shard: an interrupted evaluation resumes
+where it stopped, and any number of processes writes the same files.
 
 Deviations from the paper: the prompt is the one that the model was trained with; the search masks what the catalog lacks
 instead of adding -1e6; the checkpoint's generation settings play no part; metrics are on SIDs and on items, with intervals.
@@ -36,7 +36,8 @@ from minionerec.eval.slices import parts_of_dataset, parts_of_lists, slice_table
 from minionerec.model import checkpoint
 from minionerec.prompts.builder import Prompts
 from minionerec.prompts.record import check_prompts, prompts_section
-from minionerec.recommend.loading import STAGES
+from minionerec.recommend.loading import MIXED, STAGES, has_mixture
+from minionerec.recommend.mixing import load_cache
 from minionerec.recommend.recommender import Recommender
 from minionerec.sid.index import SidIndex, collision_warning
 
@@ -47,14 +48,14 @@ def evaluate(config: Config, name: str) -> tuple[Manifest, bool]:
     """Predict a split and measure the predictions, unless the finished artefact is current.
 
     Args:
-        name: of the recommender: `sft`, `rl`, one of `FLOORS` or a baseline of the run.
+        name: of the recommender: `sft`, `rl`, these with `-mixture`, one of `FLOORS` or a baseline of the run.
 
     Returns:
         the manifest, and whether it was made now.
 
     Raises:
         ArtifactError: an input is missing or was made from other data, or a process did not finish its share.
-        ConfigError: the model was trained with other prompts.
+        ConfigError: the model was trained with other prompts, or a mixture is decoded over the vocabulary.
         DataError: the split is empty.
         LockedError: another process evaluates this recommender.
     """
@@ -70,15 +71,19 @@ def _predict(config: Config, name: str, recipe: Recipe) -> None:
             "data.split, data.parts or data.test_from."
         )
     index = SidIndex.load(config.folder / "sid", dataset)
-    with recipe.write(resumable=name in STAGES, collective=True) as draft:
-        if name in STAGES:
-            model, tokenizer = checkpoint.load(config.folder / name / "model", config.eval.dtype)
+    stage = stage_of(name)
+    with recipe.write(resumable=stage is not None, collective=True) as draft:
+        if stage is not None:
+            model, tokenizer = checkpoint.load(config.folder / stage / "model", config.eval.dtype)
             prompts = Prompts(dataset, index, tokenizer, config.resolved_prompts, checkpoint.context_of(model))
-            decode_split(Recommender(model.to(distributed_state().device), prompts, config=config.eval), draft.path)
+            recommender = Recommender(model.to(distributed_state().device), prompts, config=config.eval)
+            if name in MIXED:
+                recommender.mix(load_cache(config.folder, stage, dataset, recipe.inputs)[0])
+            decode_split(recommender, draft.path)
         elif is_main_process():
             write_predictions(draft.path / "predictions.jsonl", listed_predictions(name, config, dataset, index, draft.path))
         if is_main_process():
-            if name in STAGES and (warning := collision_warning(index.collisions(), len(index.codes))) is not None:
+            if stage is not None and (warning := collision_warning(index.collisions(), len(index.codes))) is not None:
                 log.warning("%s", warning)
             metrics = measure_predictions(draft.path, dataset, index, config)
             metrics.write(draft.path / "metrics.json")
@@ -94,9 +99,9 @@ def _recipe(config: Config, name: str) -> Recipe:
     """
     inputs = _inputs(config, name)
     sections = config.section("eval")
-    if name in STAGES:
-        model = Manifest.load(config.folder / name)
-        check_prompts(model.config, config.resolved_prompts, str(config.folder / name))
+    if (stage := stage_of(name)) is not None:
+        model = Manifest.load(config.folder / stage)
+        check_prompts(model.config, config.resolved_prompts, str(config.folder / stage))
         sections["prompts"] = prompts_section(config.resolved_prompts, [RECOMMENDING])
         if config.resolved_prompts.eval_style == "released":
             log.warning(
@@ -120,8 +125,11 @@ def _recipe(config: Config, name: str) -> Recipe:
 def _inputs(config: Config, name: str) -> dict[str, str]:
     """Digests of data, SIDs, and the model or the baseline of this name, or the item vectors of a floor that reads them."""
     inputs = {stage: require(config.folder / stage, command).digest for stage, command in ITEM_STAGES.items()}
-    if name in STAGES:
-        inputs[name] = require(config.folder / name, f"minionerec {name}", made_from=inputs).digest
+    if (stage := stage_of(name)) is not None:
+        inputs[stage] = require(config.folder / stage, f"minionerec {stage}", made_from=inputs).digest
+        if name in MIXED:
+            mixture = require(config.folder / "mixture" / stage, "minionerec mixture", made_from=inputs)
+            inputs[f"mixture/{stage}"] = mixture.digest
     elif is_stored(config, name):
         command = f"minionerec baseline --baseline.model {name}"
         baseline = require(config.folder / "baselines" / name, command, made_from={"data": inputs["data"]})
@@ -153,15 +161,21 @@ def measure_predictions(folder: Path, dataset: Dataset, index: SidIndex, config:
 
 
 def evaluable(config: Config) -> list[str]:
-    """The recommenders of a run: the floors that it computes itself, each baseline and each trained model."""
+    """The recommenders of a run: floors that it computes itself, baselines, trained models, and these with their mixtures."""
     folder = config.folder
     baselines = sorted(path.parent.name for path in (folder / "baselines").glob(f"*/{MANIFEST}"))
     trained = [stage for stage in STAGES if (folder / stage / MANIFEST).is_file()]
-    return [*floors(config), *(name for name in baselines if name not in PLAIN_FLOORS), *trained]
+    mixed = [name for name, stage in MIXED.items() if stage in trained and has_mixture(folder, stage)]
+    return [*floors(config), *(name for name in baselines if name not in PLAIN_FLOORS), *trained, *mixed]
 
 
 def evaluated(folder: Path) -> list[str]:
     """The recommenders with a finished evaluation in a run's folder: floors first, then baselines, trained models last."""
-    order = {name: number for number, name in enumerate((*FLOORS, "", *STAGES))}
+    order = {name: number for number, name in enumerate((*FLOORS, "", *STAGES, *MIXED))}
     names = [path.parent.name for path in (folder / "eval").glob(f"*/{MANIFEST}")]
     return sorted(names, key=lambda name: (order.get(name, order[""]), name))
+
+
+def stage_of(name: str) -> str | None:
+    """The training stage whose model makes the lists of a recommender, alone or with its mixture; None if no model does."""
+    return MIXED.get(name, name if name in STAGES else None)

@@ -18,7 +18,7 @@ from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.levels import calibrated
 from minionerec.recommend.recommender import Recommender
 from minionerec.statistics.ranking import gains, hits
-from minionerec.tree import Normalise, score_prefixes
+from minionerec.tree import Normalise, PrefixPrior, score_prefixes
 from minionerec.tree.leaf_component import leaf_model
 
 _CUTOFFS = (1, 10)
@@ -54,7 +54,7 @@ def replay(
     """The beam search of a width, replayed on exact prefix scores.
 
     Args:
-        scores: per level, (prefixes,) sums of log-probabilities.
+        scores: per level, (prefixes,) what the search orders by: sums of log-probabilities, or with a mixture the bounds.
         parents: per level, (prefixes,) parent numbers.
         target: per level, the number of the target's prefix.
 
@@ -79,7 +79,7 @@ def trace(
     widths: Sequence[int],
     normalise_over: Normalise = "vocabulary",
 ) -> list[Trace]:
-    """Score the catalog for a batch of examples and replay the search.
+    """Score the catalog for a batch of examples and replay the search; with a mixture, that of the mixture.
 
     Args:
         rows: the examples' rows in the split.
@@ -99,24 +99,37 @@ def trace(
     trie = recommender.trie
     input_ids, mask = recommender.encode(histories)
     scores = score_prefixes(recommender.model, input_ids, mask, trie=trie, normalise_over=normalise_over)
-    level_scores = [level.double().cpu().numpy() for level in scores]  # per level, (examples, prefixes)
+    keys, prior = scores, PrefixPrior.of(recommender.mixed(trie, histories))
+    if prior is not None:  # a search orders prefixes by a bound of what is below them
+        keys = [prior.bounds(level, of_model) for level, of_model in enumerate(scores)]
+        scores = [prior.masses(level, of_model) for level, of_model in enumerate(scores)]
+    # Per level, (examples, prefixes):
+    level_scores, level_keys = ([level.double().cpu().numpy() for level in some] for some in (scores, keys))
     nodes = [torch.arange(len(tokens), device=trie.device) for tokens in trie.tokens]
     parents = [trie.parent(level, numbers).cpu().numpy() for level, numbers in enumerate(nodes)]
     paths = trie.walk(recommender.prompts.sid_tokens[targets].to(trie.device)).tolist()
     return [
-        _trace_one(row, [level[number] for level in level_scores], parents, path, widths)
+        _trace_one(
+            row, [level[number] for level in level_scores], [level[number] for level in level_keys], parents, path, widths
+        )
         for number, (row, path) in enumerate(zip(rows, paths, strict=True))
     ]
 
 
 def _trace_one(
-    row: int, scores: list[np.ndarray], parents: Sequence[np.ndarray], path: Sequence[int], widths: Sequence[int]
+    row: int,
+    scores: list[np.ndarray],
+    keys: list[np.ndarray],
+    parents: Sequence[np.ndarray],
+    path: Sequence[int],
+    widths: Sequence[int],
 ) -> Trace:
     """The trace of one example.
 
     Args:
         row: its row in the split.
         scores: per level, (prefixes,) sums of log-probabilities.
+        keys: per level, (prefixes,) what the search orders by.
         parents: per level, (prefixes,) parent numbers.
         path: per level, the number of the target's prefix.
         widths: beam widths.
@@ -125,7 +138,7 @@ def _trace_one(
     ranks: dict[str, int | None] = {}
     overlap, pruned = {}, {}
     for width in widths:
-        listed, dropped = replay(scores, parents, path, width)
+        listed, dropped = replay(keys, parents, path, width)
         ranks[str(width)] = listed.index(path[-1]) if path[-1] in listed else None
         overlap[str(width)] = len(set(listed) & set(exact[: len(listed)].tolist())) / len(listed)
         pruned[str(width)] = dropped

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ def run(console: Console, options: dict[str, Any]) -> None:
         console: where it is printed.
         options: those of the command line, by name.
     """
-    recommender = Recommender.load(options["run"], options["stage"], options["device"], options["dtype"])
+    mixture = False if options["no_mixture"] else None
+    recommender = Recommender.load(options["run"], options["stage"], options["device"], options["dtype"], mixture)
     filters = Filters(
         allow=None if options["allow"] is None else _ids(options["allow"]),
         deny=_ids(options["deny"] or ""),
@@ -62,6 +63,8 @@ def run(console: Console, options: dict[str, Any]) -> None:
     if options["explain"]:
         explanation = recommender.explain(history, options["k"], filters, **search)
         recommendation, answer = explanation.recommendation, asdict(explanation)
+        if explanation.shares is None:
+            del answer["shares"]
     else:
         [recommendation] = recommender.recommend([history], options["k"], filters, **search)
         explanation, answer = None, asdict(recommendation)
@@ -71,7 +74,12 @@ def run(console: Console, options: dict[str, Any]) -> None:
     console.print(list_table(recommendation))
     for line in remarks(recommendation):
         console.print(line, markup=False)
+    if recommender.mixture is not None and recommendation.fallback is None:
+        names = ", ".join(recommender.mixture.components)
+        console.print(f"Scores are of the model mixed with {names}; --no-mixture asks the model alone.", markup=False)
     if explanation is not None:
+        if explanation.shares is not None:
+            console.print(share_table(explanation.recommendation, explanation.shares))
         console.print(tree_of(explanation))
 
 
@@ -105,6 +113,18 @@ def list_table(recommendation: Recommendation) -> Table:
     for item in recommendation.items:
         score = f"{item.score:,.0f}" if popular else f"{item.score:.3f}"
         table.add_row(str(item.place), *map(_inert, (item.item_id, item.title, score, item.sid + (" =" if item.tied else ""))))
+    return table
+
+
+def share_table(recommendation: Recommendation, shares: Sequence[Mapping[str, float]]) -> Table:
+    """Which part of each item's probability comes from where, for people."""
+    table = Table(title="Where the probability of each item comes from", title_justify="left")
+    table.add_column("", justify="right")
+    table.add_column("item")
+    for name in shares[0] if shares else ():
+        table.add_column(name, justify="right")
+    for item, parts in zip(recommendation.items, shares, strict=True):
+        table.add_row(str(item.place), _inert(item.item_id), *(f"{part:.1%}" for part in parts.values()))
     return table
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ import torch
 
 from minionerec.errors import DataError
 from minionerec.recommend.lists import Recommendation
-from minionerec.tree import NO_TOKEN, SearchLevel, left_pad, search_levels
+from minionerec.tree import NO_TOKEN, CatalogTrie, SearchLevel, left_pad, score_leaves, search_levels
 
 if TYPE_CHECKING:
     from minionerec.recommend.recommender import Recommender
@@ -63,11 +63,14 @@ class Explanation:
         recommendation: the list.
         root: the tree; its children are the first codes.
         normalise_over: what the probabilities of a node's children add up over: `vocabulary` or `catalog`.
+        shares: for each item of the list, which part of its SID's probability comes from the `model` and from each component
+            that is mixed in, by name; the parts add up to 1. None if nothing is mixed in.
     """
 
     recommendation: Recommendation
     root: BeamNode
     normalise_over: str
+    shares: tuple[Mapping[str, float], ...] | None = None
 
 
 def explain(recommender: Recommender, request: Request, recommendation: Recommendation) -> Explanation:
@@ -83,16 +86,43 @@ def explain(recommender: Recommender, request: Request, recommendation: Recommen
         raise DataError("The history is empty: its list is the popularity list, and no search is there to explain.")
     [prompt] = recommender.prompts.history_prompts([request.history])
     tokens, mask = left_pad([prompt.tokens], recommender.prompts.tokenizer.pad_token_id, recommender.model.device)
+    view = recommender.view([request.item_filter])
     levels = search_levels(
         recommender.model,
         tokens,
         mask,
-        trie=recommender.view([request.item_filter]),
+        trie=recommender.mixed(view, [request.history]),
         num_beams=recommendation.beams,
         normalise_over=recommender.config.normalise_over,
     )
     root = _TreeBuilder(recommender, request, recommendation, levels).node(-1, 0)
-    return Explanation(recommendation, root, recommender.config.normalise_over)
+    shares = None
+    if recommender.mixture is not None:
+        leaves = recommender.trie.leaf_of_item[[item.index for item in recommendation.items]].long()
+        model_scores = score_leaves(
+            recommender.model, tokens, mask, trie=view, leaves=leaves[None], normalise_over=recommender.config.normalise_over
+        )
+        shares = _shares(recommender, request, view, leaves, model_scores[0])
+    return Explanation(recommendation, root, recommender.config.normalise_over, shares)
+
+
+def _shares(
+    recommender: Recommender, request: Request, view: CatalogTrie, leaves: torch.Tensor, model_scores: torch.Tensor
+) -> tuple[Mapping[str, float], ...]:
+    """Which part of the probability of each SID comes from where.
+
+    Args:
+        leaves: (SIDs,) their numbers in the trie.
+        model_scores: (SIDs,) log-probabilities of the model alone, over the view.
+    """
+    from minionerec.recommend.mixing import MODEL, cache_parts  # needs scipy
+
+    assert recommender.mixture is not None
+    share, parts = cache_parts(recommender.mixture, request.history, view, leaves)
+    parts = {MODEL: (1 - share) * model_scores.double().exp(), **parts}
+    total = torch.stack([*parts.values()]).sum(0)
+    columns = {name: (part / total).tolist() for name, part in parts.items()}
+    return tuple({name: column[place] for name, column in columns.items()} for place in range(len(leaves)))
 
 
 class _TreeBuilder:

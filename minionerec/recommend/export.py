@@ -17,7 +17,7 @@ from minionerec.model.item_text import item_text_model
 from minionerec.prompts.record import prompts_section
 from minionerec.recommend import bundle, check
 from minionerec.recommend.export_card import write_export_card
-from minionerec.recommend.loading import trained_stage
+from minionerec.recommend.loading import has_mixture, trained_stage
 from minionerec.recommend.recommender import Recommender
 from minionerec.tree import Branch, pack, tree_logprobs, without_padding
 
@@ -28,7 +28,13 @@ _LISTS = ("num_beams", "normalise_over", "exclude_history", "batch_size")  # fie
 
 
 def export(
-    run: str | Path, to: str | Path, engine: EngineName = "hf", stage: str | None = None, *, replace: bool = False
+    run: str | Path,
+    to: str | Path,
+    engine: EngineName = "hf",
+    stage: str | None = None,
+    *,
+    replace: bool = False,
+    model_alone: bool = False,
 ) -> bool:
     """Write a run's model with everything that recommending needs into a folder.
 
@@ -38,20 +44,26 @@ def export(
         engine: what will serve the folder; it must be able to.
         stage: `sft` or `rl`; None for `rl` if the run has it, else `sft`.
         replace: another export in the same place may be replaced. Any other folder never is.
+        model_alone: leave out what is mixed into the lists of the run (`minionerec mixture`).
 
     Returns:
         whether it was written now; False if an equal export was there.
 
     Raises:
         ArtifactError: an artefact of the run is missing or damaged, or the folder cannot be written.
-        ConfigError: the engine cannot serve this model, or `to` is in use.
+        ConfigError: the engine cannot serve this model, a mixture would be left out unasked, or `to` is in use.
         DataError: the run has no example to make golden lists of.
     """
     run, to = Path(run), Path(to)
     _check_target(to, run)
     stage = trained_stage(run, stage)
     trained = require(run / stage, f"minionerec {stage}")
-    recommender = Recommender.load(run, stage, dtype="float32")  # golden lists do not depend on `eval.dtype`
+    if has_mixture(run, stage) and not model_alone:
+        raise ConfigError(
+            f"{run / 'mixture' / stage}: the lists of this run are of the model mixed with counts. An export cannot hold what "
+            "is counted: its users' interactions. Pass --no-mixture to export the model alone, whose lists are others."
+        )
+    recommender = Recommender.load(run, stage, dtype="float32", mixture=False)  # golden lists do not depend on `eval.dtype`
     refused = refusals(recommender)
     if engine in refused:
         way_out = "Serve" if "hf" in refused else "Export for hf, or serve"

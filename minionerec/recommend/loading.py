@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,7 +19,11 @@ from minionerec.recommend import bundle
 from minionerec.sid.index import SidIndex
 from minionerec.tree import CatalogTrie
 
+if TYPE_CHECKING:
+    from minionerec.recommend.cache import Mixture
+
 STAGES = ("sft", "rl")  # the training stages, in their order
+MIXED = {f"{stage}-mixture": stage for stage in STAGES}  # name of an evaluated model with its mixture, and its stage
 
 
 @dataclass(frozen=True)
@@ -33,16 +37,24 @@ class Parts:
     max_history: int | None
     popularity: np.ndarray | None
     digests: dict[str, str]
+    mixture: "Mixture | None" = None
 
 
-def load_parts(folder: Path, stage: str | None, dtype: str | None) -> Parts:
+def load_parts(folder: Path, stage: str | None, dtype: str | None, mixture: bool | None = None) -> Parts:
     """Read a folder. `Recommender.load` describes arguments and errors."""
-    return (
-        _of_bundle(folder, stage, dtype) if bundle.is_bundle(folder) else _of_run(folder, trained_stage(folder, stage), dtype)
-    )
+    if not bundle.is_bundle(folder):
+        return _of_run(folder, trained_stage(folder, stage), dtype, mixture)
+    if mixture:
+        raise ConfigError(f"{folder}: an exported folder holds a model alone, without the interactions that a mixture counts.")
+    return _of_bundle(folder, stage, dtype)
 
 
-def _of_run(folder: Path, stage: str, dtype: str | None) -> Parts:
+def has_mixture(folder: Path, stage: str) -> bool:
+    """Whether weights of a mixture were fitted to a run's model."""
+    return (folder / "mixture" / stage / MANIFEST).is_file()
+
+
+def _of_run(folder: Path, stage: str, dtype: str | None, mixture: bool | None) -> Parts:
     inputs = {name: require(folder / name, command).digest for name, command in ITEM_STAGES.items()}
     manifest = require(folder / stage, f"minionerec {stage}", made_from=inputs)
     trained = manifest.config["prompts"]
@@ -51,11 +63,18 @@ def _of_run(folder: Path, stage: str, dtype: str | None) -> Parts:
     check_prompts(manifest.config, config, str(folder / stage))
     dataset = Dataset.load(folder / "data")
     index = SidIndex.load(folder / "sid", dataset)
-    lists = _evaluated_with(folder, stage)
+    mixture = has_mixture(folder, stage) if mixture is None else mixture
+    lists = _evaluated_with(folder, f"{stage}-mixture" if mixture else stage)
     lists = replace(lists, dtype=dtype or lists.dtype)
     model, tokenizer = checkpoint.load(str(folder / stage / "model"), lists.dtype)
     prompts = Prompts(dataset, index, tokenizer, config, checkpoint.context_of(model))
-    return Parts(model, prompts, None, lists, None, None, {**inputs, stage: manifest.digest})
+    digests = {**inputs, stage: manifest.digest}
+    if not mixture:
+        return Parts(model, prompts, None, lists, None, None, digests)
+    from minionerec.recommend.mixing import load_cache  # needs scipy
+
+    cache, digest = load_cache(folder, stage, dataset, digests)
+    return Parts(model, prompts, None, lists, None, None, {**digests, f"mixture/{stage}": digest}, cache)
 
 
 def _of_bundle(folder: Path, stage: str | None, dtype: str | None) -> Parts:
@@ -85,11 +104,11 @@ def trained_stage(folder: Path, stage: str | None) -> str:
     return stage
 
 
-def _evaluated_with(folder: Path, stage: str) -> EvalConfig:
-    """How a run's lists are made: as its evaluation made them, else as its `run.yaml` says, else by default."""
+def _evaluated_with(folder: Path, name: str) -> EvalConfig:
+    """How a run's lists are made: as the evaluation of this name made them, else as its `run.yaml` says, else by default."""
     values: dict[str, Any] = {}
     if (folder / run_file.RUN_FILE).is_file():
         values = run_file.load(folder).get("eval", {})
-    if (folder / "eval" / stage / MANIFEST).is_file():
-        values = Manifest.load(folder / "eval" / stage).config["eval"]
+    if (folder / "eval" / name / MANIFEST).is_file():
+        values = Manifest.load(folder / "eval" / name).config["eval"]
     return EvalConfig(**{field.name: values[field.name] for field in fields(EvalConfig) if field.name in values})

@@ -7,7 +7,7 @@ evaluated.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import polars as pl
@@ -26,6 +26,9 @@ from minionerec.recommend.lists import ListMaker, Recommendation
 from minionerec.recommend.loading import load_parts
 from minionerec.recommend.requests import OnUnknown, Request, Search, read_requests, search_widths
 from minionerec.tree import BeamResult, CatalogTrie, Normalise, Selection, beam_search, left_pad
+
+if TYPE_CHECKING:
+    from minionerec.recommend.cache import Mixture
 
 _MOST_VIEWS = 64  # of shared filters; one takes 2 bytes per item
 
@@ -68,6 +71,7 @@ class Recommender:
         config: how lists are made: `num_beams`, `normalise_over`, `exclude_history` and `batch_size`.
         items: the catalog by id, category and name.
         digests: of the artefacts that it was loaded from, by name; empty if it was made in memory.
+        mixture: what is mixed into the model's distribution; None for nothing. `mix` sets it.
     """
 
     def __init__(
@@ -101,13 +105,19 @@ class Recommender:
         self.config = config or EvalConfig()
         self.items = ItemSets(prompts.dataset.catalog)
         self.digests = dict(digests or {})
+        self.mixture: Mixture | None = None
         self._max_history, self._popularity = max_history, popularity
         self._lists_of = ListMaker(self.items, self.trie, prompts.index)
         self._views: dict[tuple[str | None, ...], CatalogTrie] = {}
 
     @classmethod
     def load(
-        cls, folder: str | Path, stage: str | None = None, device: str | torch.device | None = None, dtype: str | None = None
+        cls,
+        folder: str | Path,
+        stage: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | None = None,
+        mixture: bool | None = None,
     ) -> "Recommender":
         """The model of a finished run, with the prompts that it was trained with, as the run was evaluated.
 
@@ -117,10 +127,12 @@ class Recommender:
             device: such as `cpu` or `cuda:1`; None for this process's device.
             dtype: of the weights and of what is computed with them: `float32`, `bfloat16` or `float16`; None for the one in
                 which the run is evaluated (`eval.dtype`), and for `float32` of an exported folder.
+            mixture: whether what `minionerec mixture` fitted is mixed in; None if the run has it for this model, False for the
+                model alone.
 
         Raises:
-            ArtifactError: an artefact is missing or damaged, or the model was trained on other data or other SIDs than the run
-                now has.
+            ArtifactError: an artefact is missing or damaged, the model was trained on other data or other SIDs than the run now
+                has, or the mixture was fitted to another model.
             ConfigError: there is no such stage, dtype or device, or the model was trained with wordings that this version does
                 not have.
         """
@@ -134,11 +146,38 @@ class Recommender:
                 f"device {device}: cannot be used ({reason}). Expected cpu, or a GPU here such as cuda:0."
             ) from None
         expect_no_gpu()
-        parts = load_parts(Path(folder), stage, dtype)
+        parts = load_parts(Path(folder), stage, dtype, mixture)
         target: Any = distributed_state().device if device is None else device  # the stub of `to` takes no device
         trie = None if parts.trie is None else parts.trie.to(target)
         model = parts.model.to(target)
-        return cls(model, parts.prompts, trie, parts.lists, parts.max_history, parts.popularity, parts.digests)
+        recommender = cls(model, parts.prompts, trie, parts.lists, parts.max_history, parts.popularity, parts.digests)
+        recommender.mix(parts.mixture)
+        return recommender
+
+    def mix(self, mixture: "Mixture | None") -> None:
+        """Mix what counts and text neighbours know into the model's distribution from now on; None for the model alone.
+
+        Raises:
+            ConfigError: `config.normalise_over` is not `catalog`.
+        """
+        if mixture is not None and self.config.normalise_over != "catalog":
+            raise ConfigError(
+                f"A mixture needs eval.normalise_over catalog; found {self.config.normalise_over}. Over the vocabulary the "
+                "model's probabilities of the SIDs do not add up to 1."
+            )
+        self.mixture = mixture
+
+    def mixed(self, trie: CatalogTrie, histories: Sequence[Sequence[int]]) -> CatalogTrie:
+        """The trie or view for searches after these histories: with what is mixed in, or as it is if nothing is.
+
+        Args:
+            histories: item indices, oldest first.
+        """
+        if self.mixture is None:
+            return trie
+        from minionerec.recommend.mixing import cache_prior  # needs scipy
+
+        return trie.mixed(cache_prior(self.mixture, histories, trie))
 
     @cached_property
     def max_history(self) -> int:
@@ -274,8 +313,9 @@ class Recommender:
 
     def _lists(self, requests: Sequence[Request], beams: int, k: int | None) -> Iterator[Recommendation]:
         """The lists of one search."""
-        prompts = self.prompts.history_prompts([request.history for request in requests])
-        view = self.view([request.item_filter for request in requests])
+        histories = [request.history for request in requests]
+        prompts = self.prompts.history_prompts(histories)
+        view = self.mixed(self.view([request.item_filter for request in requests]), histories)
         tokens, mask = left_pad([prompt.tokens for prompt in prompts], self.prompts.tokenizer.pad_token_id, self.model.device)
         result = self._beam_search(tokens, mask, view, beams)
         columns = (result.leaves.tolist(), result.scores.tolist(), result.best_pruned.tolist())
@@ -360,7 +400,8 @@ class Recommender:
             DataError: there is no history, or one is empty.
             CatalogError: an item is not in the catalog.
         """
-        return self._beam_search(*self.encode(histories), self.trie if trie is None else trie, num_beams, normalise_over)
+        trie = self.mixed(self.trie if trie is None else trie, histories)
+        return self._beam_search(*self.encode(histories), trie, num_beams, normalise_over)
 
     def _beam_search(
         self, tokens: torch.Tensor, mask: torch.Tensor, trie: CatalogTrie, beams: int, normalise_over: Normalise | None = None

@@ -36,7 +36,8 @@ _BASELINES = (
     *(f"baselines/{name}" for name in BASELINES if name not in PLAIN_FLOORS),
     *(f"eval/{name}" for name in _TRAINED_ON_REQUEST),
 )
-_ORDER = ("data", "sid", "sft", "rl", *_BASELINES, *(f"eval/{name}" for name in FLOORS), "eval/sft", "eval/rl")
+_MIXED = tuple(folder for stage in ("sft", "rl") for folder in (f"mixture/{stage}", f"eval/{stage}-mixture"))
+_ORDER = ("data", "sid", "sft", "rl", *_BASELINES, *(f"eval/{name}" for name in FLOORS), "eval/sft", "eval/rl", *_MIXED)
 
 
 @dataclass(frozen=True)
@@ -308,7 +309,7 @@ def write_report(config: Config) -> tuple[Manifest, bool]:
 
 def _manifests(config: Config) -> dict[str, Manifest]:
     """The manifests of what the pages show, by stage."""
-    names = [*_REQUIRED, *(name for name in (*_OPTIONAL, *_BASELINES) if (config.folder / name / MANIFEST).is_file())]
+    names = [*_REQUIRED, *(name for name in (*_OPTIONAL, *_MIXED, *_BASELINES) if (config.folder / name / MANIFEST).is_file())]
     commands = {name: ITEM_STAGES.get(name, f"minionerec {name.partition('/')[0]}") for name in names}
     return {name: require(config.folder / name, command) for name, command in commands.items()}
 

@@ -20,7 +20,12 @@ Setting = tuple[str, str, str]  # artefact, section, field
 Scale = Literal["sid", "item"]
 SCALES: tuple[Scale, ...] = ("sid", "item")
 FAMILIES = {"HR": "Hit rate", "NDCG": "NDCG", "MRR": "MRR"}
-LABELS = {name: baseline.label for name, baseline in BASELINES.items()} | {"sft": "SFT", "rl": "SFT + RL"}
+LABELS = {name: baseline.label for name, baseline in BASELINES.items()} | {
+    "sft": "SFT",
+    "rl": "SFT + RL",
+    "sft-mixture": "SFT, mixed with counts",
+    "rl-mixture": "SFT + RL, mixed with counts",
+}
 _RAW_FILES: Setting = ("data", "data", "path")  # where the raw files are stored is no part of a recipe
 
 
@@ -29,7 +34,7 @@ class Evaluated:
     """One recommender's predictions with their metrics.
 
     Attributes:
-        name: `sft`, `rl`, a baseline's name, or `file`.
+        name: `sft`, `rl`, these with `-mixture`, a baseline's name, or `file`.
         label: its name on a page; unique within a page.
         path: the predictions file.
         lists: the predictions.

@@ -212,8 +212,9 @@ def _evaluator(begun: Begun, trie: CatalogTrie) -> Evaluator:
     config = begun.config
     if not config.rl.evaluations:
         return dict
-    recommender = Recommender(begun.model.to(distributed_state().device), begun.prompts, trie)
-    return RankingEvaluator(recommender, config.eval, config.rl.valid_examples, config.rl.best_metric)
+    recommender = Recommender(begun.model.to(distributed_state().device), begun.prompts, trie, config.eval)
+    mixed_as = config if config.mixture.validation else None
+    return RankingEvaluator(recommender, config.eval, config.rl.valid_examples, config.rl.best_metric, mixed_as)
 
 
 def _train(trainer: TreeGRPOTrainer, watch: Watch, config: RlConfig, last: str | None) -> None:

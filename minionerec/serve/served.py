@@ -93,7 +93,7 @@ class ServedModel:
         Raises:
             DataError: a file of `serve.named` cannot be read, or the catalog lacks one of its items.
         """
-        recommender = Recommender.load(folder, stage, device, dtype)
+        recommender = Recommender.load(folder, stage, device, dtype, None if settings.mixture else False)
         # A batch of the service is one batch of the model.
         size = max(recommender.config.batch_size, settings.max_batch)
         recommender.config = replace(recommender.config, batch_size=size)
@@ -166,6 +166,7 @@ class ServedModel:
             "golden_lists": len(self.golden),
             "named": sorted(recommender.items.named),
             "categories": self._categories,
+            **({} if recommender.mixture is None else {"mixture": [*recommender.mixture.components]}),
         }
 
     @cached_property
@@ -226,11 +227,14 @@ def _golden_of_run(folder: Path, recommender: Recommender, stage: str, digest: s
     Raises:
         ArtifactError: they are damaged.
     """
-    evaluation = folder / "eval" / stage
+    mixture = recommender.digests.get(f"mixture/{stage}")
+    evaluation = folder / "eval" / (stage if mixture is None else f"{stage}-mixture")
     if not (evaluation / MANIFEST).is_file():
         return ()
     manifest = Manifest.load(evaluation)
     # A model that was trained again has other lists, and `prompts.eval_style` asks it with other words.
+    if manifest.inputs.get(f"mixture/{stage}") != mixture:
+        return ()
     if manifest.inputs.get(stage) != digest or manifest.config["prompts"].get("eval_style", "same") != "same":
         return ()
     text, dtype = recommender.prompts.index.text, manifest.config["eval"].get("dtype", "float32")

@@ -144,6 +144,7 @@ class Service:
             "normalise_over": explanation.normalise_over,
             "list": _as_json(explanation.recommendation, outcome),
             "tree": asdict(explanation.root),
+            **({} if explanation.shares is None else {"shares": explanation.shares}),
         }
 
     def _accept(self) -> None:

@@ -208,9 +208,10 @@ def _evaluator(begun: Begun, model: PreTrainedModel) -> RankingEvaluator | None:
     config = begun.config
     if config.sft.best_metric == "loss":
         return None
-    recommender = Recommender(model.to(distributed_state().device), begun.prompts)
+    recommender = Recommender(model.to(distributed_state().device), begun.prompts, config=config.eval)
     counts = [count for count in (config.sft.valid_examples, config.sft.max_examples) if count is not None]
-    return RankingEvaluator(recommender, config.eval, min(counts, default=None), config.sft.best_metric)
+    mixed_as = config if config.mixture.validation else None
+    return RankingEvaluator(recommender, config.eval, min(counts, default=None), config.sft.best_metric, mixed_as)
 
 
 def _figures(begun: Begun, trainer: TreeTrainer, plan: Plan) -> dict[str, Any]:

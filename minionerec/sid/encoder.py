@@ -79,6 +79,19 @@ def vector_inputs(config: SidConfig) -> dict[str, str]:
     return {}
 
 
+def check_encoder(config: SidConfig) -> None:
+    """Refuse an encoder that is not installed, before it is needed. A model of the hub is not asked for.
+
+    Raises:
+        ConfigError: there is no file of `config.vectors`, or the package of `minilm` is not installed.
+    """
+    if config.vectors is not None:
+        if not Path(config.vectors).is_file():
+            raise ConfigError(f"sid.vectors {config.vectors}: no such file; expected a .npy file of your own vectors.")
+    elif config.encoder == "minilm":
+        _model_folder(config.encoder)
+
+
 def encoder_identity(config: SidConfig, vectors: np.ndarray) -> str:
     """The origin of the vectors, in words: codes of vectors of another origin mean something else."""
     if config.vectors is not None:

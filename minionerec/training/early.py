@@ -9,6 +9,7 @@ from pyarrow import parquet
 from minionerec.artifacts import MANIFEST
 from minionerec.config import TASKS, TRIVIAL_BASELINES, Config, TaskName
 from minionerec.errors import ArtifactError, ConfigError
+from minionerec.sid.encoder import check_encoder
 
 
 def check_trackers(field: str, names: Collection[str]) -> None:
@@ -57,6 +58,38 @@ def check_baseline(field: str, name: str, run: Path) -> None:
         raise ArtifactError(
             f"{run / 'baselines' / name}: no finished artefact here, but {field} needs this baseline. First run, with the same "
             f"--config and options: minionerec data prepare, then minionerec baseline --baseline.model {name}"
+        )
+
+
+def check_components(config: Config) -> None:
+    """Refuse to fit a mixture of nothing.
+
+    Raises:
+        ConfigError: `mixture.components` is empty.
+    """
+    if not config.mixture.components:
+        raise ConfigError(
+            "mixture.components is empty, so there is nothing to mix in. Name some, such as --mixture.components "
+            "[popularity,markov,skip,item-knn]."
+        )
+
+
+def check_mixture(config: Config, pending: Collection[str]) -> None:
+    """Refuse a mixture that cannot be fitted, before anything is trained.
+
+    Args:
+        pending: stages that run before it and may change what they have left so far.
+
+    Raises:
+        ConfigError: no component is named, the valid split is empty, or the encoder of `text` is not there.
+    """
+    check_components(config)
+    if "text" in config.mixture.components:
+        check_encoder(config.sid)
+    if "data" not in pending and rows_of(config.folder, "valid") == 0:
+        raise ConfigError(
+            f"{config.folder / 'data'}: the valid split is empty, and the weights of a mixture are fitted to it. Make it with "
+            "data.split or data.parts, or set mixture.components []."
         )
 
 

@@ -1,14 +1,20 @@
 """Validation by ranking: the metrics of `eval`, on part of the valid split, while a model is trained."""
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 from accelerate.utils import gather_object
 
-from minionerec.config import EvalConfig
+from minionerec.config import Config, EvalConfig
 from minionerec.distributed import distributed_state
 from minionerec.errors import DataError
 from minionerec.recommend.recommender import Recommender
 from minionerec.statistics.ranking import per_user
 from minionerec.statistics.sampling import evenly_spaced
+
+if TYPE_CHECKING:
+    from minionerec.recommend.cache import Mixture
 
 MONITORED = ("HR@1", "HR@10", "HR@50", "NDCG@10")  # reported in addition to the primary metric, as far as lists reach
 
@@ -27,7 +33,14 @@ class RankingEvaluator:
 
     greater_is_better = True
 
-    def __init__(self, recommender: Recommender, config: EvalConfig, examples: int | None, primary_metric: str) -> None:
+    def __init__(
+        self,
+        recommender: Recommender,
+        config: EvalConfig,
+        examples: int | None,
+        primary_metric: str,
+        mixed_as: Config | None = None,
+    ) -> None:
         """Choose the examples.
 
         Args:
@@ -35,6 +48,8 @@ class RankingEvaluator:
             config: how lists are decoded; its `split` plays no part.
             examples: of the valid split, evenly spaced; None for all.
             primary_metric: one of `RANKING_METRICS`.
+            mixed_as: says what is mixed into the model (`mixture`); None for nothing. The recommender's `config` must then be
+                `config`.
 
         Raises:
             DataError: the valid split is empty.
@@ -49,17 +64,41 @@ class RankingEvaluator:
         self.primary_metric = primary_metric
         self._recommender, self._config = recommender, config
         self._histories, self._targets = (valid[name].gather(rows).to_list() for name in ("history", "target"))
+        self._mixed = None
+        if mixed_as is not None:
+            from minionerec.training.mixed_validation import CrossFitted  # needs scipy
+
+            self._mixed = CrossFitted(mixed_as, recommender, self._histories, self._targets)
 
     def __call__(self) -> dict[str, float]:
         """Means of the primary metric and of those of `MONITORED` whose cut-offs the lists reach, by name."""
-        size, state = self._config.batch_size, distributed_state()
-        batches = [slice(start, start + size) for start in range(0, len(self._targets), size)]
-        numbers = range(state.process_index, len(batches), state.num_processes)
-        parts = gather_object([(number, self._ranks(batches[number])) for number in numbers])
-        ranks = np.concatenate([part for _, part in sorted(parts, key=lambda pair: pair[0])])
+        if self._mixed is None:
+            ranks = self._gathered(self._ranks)
+        else:
+            mixtures = self._mixed.fit(self._gathered(self._mixed.model_column))
+            ranks = self._gathered(lambda batch: self._ranks_in_halves(batch, mixtures))
         values = per_user(ranks)
         reached = [name for name in MONITORED if int(name.partition("@")[2]) <= self._config.num_beams]
         return {name: float(values[name].mean()) for name in dict.fromkeys((*reached, self.primary_metric))}
+
+    def _gathered(self, compute: Callable[[slice], np.ndarray]) -> np.ndarray:
+        """The values of all examples, batch by batch, each process its share."""
+        size, state = self._config.batch_size, distributed_state()
+        batches = [slice(start, start + size) for start in range(0, len(self._targets), size)]
+        numbers = range(state.process_index, len(batches), state.num_processes)
+        parts: list[Any] = gather_object([(number, compute(batches[number])) for number in numbers])
+        return np.concatenate([part for _, part in sorted(parts, key=lambda pair: pair[0])])
+
+    def _ranks_in_halves(self, batch: slice, mixtures: "tuple[Mixture, Mixture]") -> np.ndarray:
+        """`_ranks` with the mixture of each half of the examples."""
+        ranks = np.empty(len(self._targets[batch]))
+        for half, mixture in enumerate(mixtures):
+            self._recommender.mix(mixture)
+            rows = slice(batch.start + half, batch.stop, 2)
+            if self._targets[rows]:
+                ranks[half::2] = self._ranks(rows)
+        self._recommender.mix(None)
+        return ranks
 
     def _ranks(self, batch: slice) -> np.ndarray:
         """0-based ranks of the targets' SIDs, infinity for a miss."""

@@ -91,10 +91,12 @@ def check_search_memory(config: Config, items: int) -> None:
         items: of the catalog, which has at most as many SIDs; 0 if they are not known yet.
 
     Raises:
-        ConfigError: the mask by which beams see their own ancestors alone takes more.
+        ConfigError: the mask by which beams see their own ancestors, and what a mixture gives every item, alone take more.
     """
     beams = min(config.eval.num_beams, items)
     needed = config.eval.batch_size * beams * beams  # one byte for each pair of beams of a level
+    if config.mixture.components:  # a component's answer, their sum, and its sums and maxima by prefix
+        needed += config.eval.batch_size * items * 5 * 8
     if needed > machine_memory() and needed > (memory := _memory()):
         raise ConfigError(
             f"eval.batch_size {config.eval.batch_size} and eval.num_beams {config.eval.num_beams} need at least "

@@ -105,9 +105,10 @@ def with_leaf_component(model: Any, trie: CatalogTrie, states: torch.Tensor, nor
     if trie.prior is None:
         mixed_in = own
     else:
-        other, kept = trie.prior, 1 - trie.prior.share.double()
+        own, other = own.within(trie), trie.prior.within(trie)  # each over what a view leaves, before they are added
+        kept = 1 - other.share
         share = 1 - kept * (1 - own.share)
-        leaves = (kept * own.share)[:, None] * own.leaves + trie.prior.share.double()[:, None] * other.leaves.double()
-        mixed_in = Prior(leaves / share[:, None], share)
+        leaves = (kept * own.share)[:, None] * own.leaves + other.share[:, None] * other.leaves
+        mixed_in = Prior(leaves / torch.where(share > 0, share, 1.0)[:, None], share)
     mixed_in.check(trie, len(states), normalise_over)
     return trie.mixed(mixed_in)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minionerec.artifacts import Recipe
-from minionerec.config import EvalConfig, ModelConfig
+from minionerec.config import EvalConfig, ModelConfig, SidConfig
 from minionerec.model import checkpoint
 from minionerec.pipeline import run
 from minionerec.prompts.builder import Prompts
@@ -56,7 +56,7 @@ def write_run(folder: Path, recommender: Recommender) -> Path:
         (path / "model/README.md").write_text("# a model\n\n## Use\n\nit\n\n## Licence\n\nNone at all.\n")
 
     write("data", {}, prompts.dataset.save)
-    write("sid", {}, prompts.index.save)
+    write("sid", {"sid": asdict(SidConfig(encoder="tfidf"))}, prompts.index.save)
     write("sft", {"prompts": prompts_section(prompts.config, ["history_sid_to_sid"])}, save_model)
     write("eval/sft", {"eval": asdict(recommender.config)}, lambda path: None)
     return folder

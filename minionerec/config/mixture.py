@@ -1,0 +1,38 @@
+"""Section `mixture`."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from minionerec.config.checks import bounded, check_fields
+from minionerec.errors import ConfigError
+
+ComponentName = Literal["popularity", "markov", "skip", "item-knn", "text"]
+
+
+@dataclass
+class MixtureConfig:
+    """Stage `mixture`: what counts and text neighbours know, mixed into the trained model's distribution over the catalog."""
+
+    NOT_IN_KEY: ClassVar[tuple[str, ...]] = ("validation",)
+    """Fields that do not decide the weights; `Config.key_fields` leaves them out."""
+
+    components: list[ComponentName] = field(default_factory=list)
+    """What is mixed in: `popularity`; `markov`, what followed the last item; `skip`, what followed one of the last five items
+    within three places; `item-knn`, what the same users bought; `text`, items with a text like that of the last five (vectors
+    of `sid.encoder` or `sid.vectors`). All count the training interactions, and need `eval.normalise_over: catalog`. An empty
+    list mixes nothing in (paper: none)."""
+    per_bucket: bool = True
+    """Weights of their own for each of 21 kinds of history, by how often something followed its last item and how spread that
+    is; otherwise one set of weights for all histories."""
+    pseudo_counts: float = bounded(5.0, 0, 10**6)
+    """How many examples with the overall weights each kind of history counts in addition to its own (examples)."""
+    valid_examples: int | None = bounded(None, 1, 10**9)
+    """Examples of the valid split, evenly spaced, that the weights are fitted to; null takes all (examples)."""
+    validation: bool = False
+    """The validations of SFT and RL that rank lists rank with the mixture; its weights are then fitted anew at each validation,
+    on one half of the examples for the lists of the other. A validation by loss is of the model alone."""
+
+    def __post_init__(self) -> None:
+        check_fields("mixture", self)
+        if self.validation and not self.components:
+            raise ConfigError("mixture.validation is true, but mixture.components is empty: nothing is mixed in. Name some.")

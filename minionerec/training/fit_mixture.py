@@ -1,0 +1,145 @@
+"""Stage `mixture`: how much of a model's lists comes from counts and text neighbours, fitted on the valid split.
+
+Inputs: `data/`, `sid/` and the model of a training stage. Outputs: `mixture/<stage>/weights.json` and, with the component
+`text`, the item vectors in `vectors.safetensors`. The weights maximise the likelihood of the valid targets' SIDs: EM, with the
+model as one component, per kind of history (`recommend.cache.mixture`). The model's part is one forward of each prompt and its
+target; nothing is searched. With `eval.exclude_history` all probabilities are over the catalog without the history, and a
+target in it tells nothing.
+
+Not in the paper. Interpolation with a cache: Grave, Joulin, Usunier, 2016, arXiv:1612.04426; weights by EM: Jelinek and Mercer,
+1980.
+
+Command: `minionerec mixture --config NAME --mixture.components [popularity,markov,skip,item-knn]`
+"""
+
+import logging
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from minionerec.artifacts import ITEM_STAGES, UNSEEDED, Manifest, Recipe, file_hash, require
+from minionerec.config import RECOMMENDING, Config
+from minionerec.data.dataset import Dataset
+from minionerec.distributed import distributed_state
+from minionerec.errors import DataError
+from minionerec.model import checkpoint
+from minionerec.prompts.builder import Prompts
+from minionerec.prompts.record import check_prompts, prompts_section
+from minionerec.recommend.cache import MODEL, Buckets
+from minionerec.recommend.cache.mixture import log_likelihood
+from minionerec.recommend.cache.vectors import vectors_of_run
+from minionerec.recommend.mixing import (
+    VECTORS,
+    WEIGHTS,
+    component_columns,
+    components_of,
+    fitted,
+    model_column,
+)
+from minionerec.recommend.recommender import Recommender
+from minionerec.sid.index import SidIndex
+from minionerec.statistics.sampling import evenly_spaced
+from minionerec.training.early import check_components
+
+log = logging.getLogger(__name__)
+
+
+def fit_mixture(config: Config, stage: str) -> tuple[Manifest, bool]:
+    """Fit the weights for a trained model, unless the finished artefact is current.
+
+    Args:
+        stage: `sft` or `rl`.
+
+    Returns:
+        the manifest, whose `metrics` have the mean weights and the log-likelihoods of the valid targets, in nats per example:
+        under the mixture, and under the model alone; and whether it was made now.
+
+    Raises:
+        ArtifactError: an input is missing or was made from other data.
+        ConfigError: no component is named, or the model was trained with other prompts.
+        DataError: the valid split is empty, or no target has a probability.
+        LockedError: another process fits these weights.
+    """
+    check_components(config)
+    recipe = _recipe(config, stage)
+    return recipe.make(lambda: _fit(config, stage, recipe))
+
+
+def _recipe(config: Config, stage: str) -> Recipe:
+    inputs = _inputs(config, stage)
+    check_prompts(Manifest.load(config.folder / stage).config, config.resolved_prompts, str(config.folder / stage))
+    sections = {
+        **config.section("mixture"),
+        "eval": {"exclude_history": config.eval.exclude_history, "dtype": config.eval.dtype},
+        "prompts": prompts_section(config.resolved_prompts, [RECOMMENDING]),
+    }
+    if "text" in config.mixture.components:  # whose vectors are these
+        names = ("encoder", "vectors", "max_text_tokens", "tfidf_dimensions")
+        sections["sid"] = {name: getattr(config.sid, name) for name in names}
+    return Recipe(
+        stage=f"mixture/{stage}",
+        folder=config.folder / "mixture" / stage,
+        config=sections,
+        inputs=inputs,
+        seed=config.seed if config.sid.encoder == "tfidf" and "text" in config.mixture.components else UNSEEDED,
+        key_fields={**sections, **config.key_fields("mixture")},
+        replace=config.replace,
+        wait=config.wait,
+        reread=partial(_inputs, config, stage),
+    )
+
+
+def _inputs(config: Config, stage: str) -> dict[str, str]:
+    """Digests of data, SIDs and the model."""
+    inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
+    inputs[stage] = require(config.folder / stage, f"minionerec {stage}", made_from=inputs).digest
+    if "text" in config.mixture.components and config.sid.vectors is not None:
+        inputs["vectors"] = file_hash(Path(config.sid.vectors))
+    return inputs
+
+
+def _fit(config: Config, stage: str, recipe: Recipe) -> None:
+    dataset = Dataset.load(config.folder / "data")
+    if not len(dataset.valid):
+        raise DataError(
+            f"{config.folder / 'data'}: the valid split is empty, and the weights of a mixture are fitted to it. Make it with "
+            "data.split or data.parts, or set mixture.components []."
+        )
+    rows = evenly_spaced(len(dataset.valid), config.mixture.valid_examples or len(dataset.valid))
+    histories, targets = (dataset.valid[name].gather(rows).to_list() for name in ("history", "target"))
+    components = components_of(config, dataset)
+    buckets = Buckets(next(iter(components.values())).interactions)
+    with recipe.write() as draft:
+        model, tokenizer = checkpoint.load(str(config.folder / stage / "model"), config.eval.dtype)
+        index = SidIndex.load(config.folder / "sid", dataset)
+        prompts = Prompts(dataset, index, tokenizer, config.resolved_prompts, checkpoint.context_of(model))
+        recommender = Recommender(model.to(distributed_state().device), prompts, config=config.eval)
+        columns = np.column_stack(
+            [
+                model_column(recommender, histories, targets),
+                component_columns(recommender, components, histories, targets),
+            ]
+        )
+        settings = config.mixture
+        cache = fitted(columns, buckets, components, histories, settings.per_bucket, settings.pseudo_counts)
+        cache.weights.save(draft.path / WEIGHTS)
+        if "text" in components:
+            save_file({"vectors": np.ascontiguousarray(vectors_of_run(config, dataset))}, draft.path / VECTORS)
+        draft.metrics.update(_figures(columns, cache.weights.values, buckets.of(histories), cache.weights.names))
+
+
+def _figures(columns: np.ndarray, weights: np.ndarray, buckets: np.ndarray, names: tuple[str, ...]) -> dict[str, float]:
+    """The mean weights over the rows, and the log-likelihoods of the rows that any of the components allows."""
+    reachable = columns.sum(axis=1) > 0
+    columns, buckets = columns[reachable], buckets[reachable]
+    alone = np.log(np.maximum(columns[:, names.index(MODEL)], np.finfo(float).tiny))
+    means = weights[buckets].mean(axis=0)
+    return {
+        "examples": len(columns),
+        "log-likelihood": float(log_likelihood(columns, buckets, weights).mean()),
+        "of the model alone": float(alone.mean()),
+        **{name: float(mean) for name, mean in zip(names, means, strict=True)},
+        "unreachable": int((~reachable).sum()),
+    }

@@ -1,0 +1,190 @@
+"""The stage `mixture` and what reads it, on a run whose model nobody trained."""
+
+import json
+import shutil
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+
+from minionerec.artifacts import MANIFEST, Manifest, read_json
+from minionerec.cli import main
+from minionerec.config import Config, EvalConfig, MixtureConfig, SidConfig
+from minionerec.errors import ArtifactError, ConfigError
+from minionerec.eval.predictions import read_predictions
+from minionerec.pipeline import run
+from minionerec.recommend.cache import MODEL
+from minionerec.recommend.recommender import Recommender
+from minionerec.training.evaluator import RankingEvaluator
+from tests.recommend.conftest import make, write_run  # noqa: F401 (a fixture)
+from tests.small import reseal
+
+COMPONENTS = ["popularity", "markov", "text"]
+
+
+def config_of(folder, **mixture):
+    return Config(
+        out=str(folder),
+        sid=SidConfig(encoder="tfidf"),
+        eval=EvalConfig(num_beams=14, batch_size=5, normalise_over="catalog", resamples=40, oracle_examples=4),
+        mixture=MixtureConfig(**{"components": list(COMPONENTS), **mixture}),
+    )
+
+
+def untrained_run(folder, made, **splits):
+    """A run with data, SIDs and a model."""
+    recommender = made(normalise_over="catalog", num_beams=14)
+    dataset = replace(recommender.prompts.dataset, **splits)
+    recommender.prompts = replace(recommender.prompts, config=Config().resolved_prompts, dataset=dataset)
+    write_run(folder, recommender)
+    shutil.rmtree(folder / "eval")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(make, tmp_path_factory):  # noqa: F811
+    """A run with a mixture that was fitted and evaluated."""
+    folder = untrained_run(tmp_path_factory.mktemp("mixture"), make)
+    run(config_of(folder), ("eval",))
+    return folder
+
+
+@pytest.fixture
+def copied(evaluated, tmp_path):
+    shutil.copytree(evaluated, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_the_evaluation_fits_the_mixture_and_has_a_row_with_and_one_without_it(evaluated, capsys):
+    manifest = Manifest.load(evaluated / "mixture/sft")
+    metrics = manifest.metrics
+    assert {*manifest.inputs} == {"data", "sid", "sft"} and {*manifest.files} == {"weights.json", "vectors.safetensors"}
+    assert sum(metrics[name] for name in (MODEL, *COMPONENTS)) == pytest.approx(1)
+    assert metrics["log-likelihood"] > metrics["of the model alone"] and metrics["examples"] == 12
+    alone, mixed = (read_json(evaluated / "eval" / name / "metrics.json") for name in ("sft", "sft-mixture"))
+    assert alone["sid"] != mixed["sid"] and mixed["search"] is not None
+    assert Manifest.load(evaluated / "eval/sft-mixture").inputs["mixture/sft"] == manifest.digest
+    run(config_of(evaluated), ("eval",))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "up to date" in line]
+    assert [line.split()[0] for line in lines] == [
+        "mixture/sft",
+        "eval/popularity",
+        "eval/repeat",
+        "eval/sft",
+        "eval/sft-mixture",
+    ]
+
+
+def test_the_loaded_recommender_answers_as_it_was_evaluated(evaluated):
+    mixed, alone = Recommender.load(evaluated), Recommender.load(evaluated, mixture=False)
+    assert mixed.digests == {**alone.digests, "mixture/sft": Manifest.load(evaluated / "mixture/sft").digest}
+    assert [*mixed.mixture.components] == COMPONENTS and alone.mixture is None
+    for name, recommender in (("sft-mixture", mixed), ("sft", alone)):
+        predictions = list(read_predictions(evaluated / "eval" / name / "predictions.jsonl"))
+        lists = recommender.recommend([prediction.history_ids for prediction in predictions], k=None)
+        for prediction, ours in zip(predictions, lists, strict=True):
+            assert [item.index for item in ours.items] == prediction.items
+            np.testing.assert_allclose(list(dict.fromkeys(item.score for item in ours.items)), prediction.scores, atol=1e-5)
+
+
+def test_the_command_says_what_is_mixed_in(evaluated, capsys):
+    asked = ["recommend", "--run", str(evaluated), "--history", "i0,i5,i7", "--k", "3"]
+    assert main([*asked, "--explain"]) == 0
+    printed = capsys.readouterr().out
+    assert "mixed with popularity, markov, text; --no-mixture" in printed and "Where the probability" in printed
+    assert main([*asked, "--explain", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert [*answer["shares"][0]] == [MODEL, *COMPONENTS] and len(answer["shares"]) == 3
+    assert main([*asked, "--explain", "--json", "--no-mixture"]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert (
+        "shares" not in alone and alone["recommendation"]["items"][0]["score"] != answer["recommendation"]["items"][0]["score"]
+    )
+
+
+def test_an_export_is_never_silently_without_it(evaluated, tmp_path, capsys):
+    assert main(["export", "--run", str(evaluated), "--to", str(tmp_path / "out")]) == 2
+    assert "An export cannot hold what is counted" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert main(["export", "--run", str(evaluated), "--to", str(tmp_path / "out"), "--no-mixture"]) == 0
+    exported = Recommender.load(tmp_path / "out")
+    assert exported.recommend([["i0", "i5"]]) == Recommender.load(evaluated, mixture=False).recommend([["i0", "i5"]])
+    with pytest.raises(ConfigError, match="an exported folder holds a model alone"):
+        Recommender.load(tmp_path / "out", mixture=True)
+
+
+@pytest.mark.parametrize("other", ["data", "sid", "sft"])
+def test_weights_of_another_model_or_other_data_are_refused(copied, other):
+    manifest = Manifest.load(copied / "mixture/sft")
+    reseal(copied / "mixture/sft", inputs={**manifest.inputs, other: "0" * 64}, key="another")
+    with pytest.raises(ArtifactError, match=f"was made from another {other} than the one in this run.*minionerec mixture"):
+        Recommender.load(copied)
+    run(config_of(copied), ("mixture",))
+    assert Recommender.load(copied).mixture is not None
+
+
+def test_damaged_weights_are_refused(copied):
+    path = copied / "mixture/sft/weights.json"
+    path.write_text(path.read_text().replace("0.", "1.", 1))
+    with pytest.raises(ArtifactError, match=r"weights.json: .*other SHA-256"):
+        Recommender.load(copied)
+
+
+def test_other_settings_fit_it_again(copied):
+    before = Manifest.load(copied / "mixture/sft")
+    run(config_of(copied, per_bucket=False, valid_examples=7, components=["markov"]), ("mixture",))
+    after = Manifest.load(copied / "mixture/sft")
+    assert after.key != before.key and after.metrics["examples"] <= 7 and {*after.files} == {"weights.json"}
+    weights = np.array(read_json(copied / "mixture/sft/weights.json")["weights"])
+    assert (weights == weights[0]).all()
+
+
+def test_off_it_leaves_nothing(copied):
+    shutil.rmtree(copied / "mixture")
+    for name in ("sft", "sft-mixture"):
+        shutil.rmtree(copied / "eval" / name)
+    config = config_of(copied, components=[])
+    run(config, ("eval",))
+    assert not (copied / "mixture").exists() and not (copied / "eval/sft-mixture").exists()
+    assert Recommender.load(copied).mixture is None
+    with pytest.raises(ConfigError, match=r"mixture.components is empty"):
+        run(config, ("mixture",))
+    with pytest.raises(ArtifactError, match=r"no finished artefact here.*minionerec mixture"):
+        Recommender.load(copied, mixture=True)
+
+
+def test_without_valid_examples_it_is_refused_before_anything_is_trained(make, tmp_path):  # noqa: F811
+    folder = untrained_run(tmp_path / "run", make, valid=make().prompts.dataset.valid.clear())
+    shutil.rmtree(folder / "sft")
+    with pytest.raises(ConfigError, match="valid split is empty, and the weights of a mixture are fitted to it"):
+        run(config_of(folder), ("sft", "eval"))
+    assert not (folder / "sft").exists()
+
+
+def test_what_cannot_go_together_is_refused_by_the_configuration():
+    with pytest.raises(ConfigError, match=r"but eval.normalise_over is vocabulary"):
+        Config(mixture=MixtureConfig(components=["markov"]))
+    with pytest.raises(ConfigError, match=r"mixture.validation is true, but mixture.components is empty"):
+        MixtureConfig(validation=True)
+    assert "mixture" not in Config().decoding
+    decoding = config_of("x", validation=True).decoding
+    assert decoding["mixture"]["components"] == COMPONENTS and "validation" not in decoding["mixture"]
+
+
+def test_validation_with_the_mixture_is_cross_fitted(make, tmp_path):  # noqa: F811
+    """Each half of the examples is ranked with weights that were fitted to the other half."""
+    config = config_of(tmp_path / "run", components=["popularity", "markov"], validation=True)
+    recommender = make(**asdict(config.eval))
+    evaluator = RankingEvaluator(recommender, config.eval, None, "NDCG@10", config)
+    alone = RankingEvaluator(recommender, config.eval, None, "NDCG@10")()
+    mixed = evaluator()
+    assert mixed == evaluator() and mixed != alone and recommender.mixture is None
+    cross = evaluator._mixed
+    column = cross.model_column(slice(None))
+    for half, mixture in enumerate(cross.fit(column)):
+        changed = np.where(cross.halves == half, 1e-6, column)  # what is measured does not decide its own weights
+        assert (cross.fit(changed)[half].weights.values == mixture.weights.values).all()
+        assert not (cross.fit(changed)[1 - half].weights.values == cross.fit(column)[1 - half].weights.values).all()
+
+
+def test_a_finished_run_has_no_leftovers(evaluated):
+    assert (evaluated / "mixture/sft" / MANIFEST).is_file() and not [*evaluated.rglob("*.partial"), *evaluated.rglob("*.lock")]
