@@ -104,7 +104,9 @@ def _check_vocabulary(file: Path, tokenizer: PreTrainedTokenizerBase, tokens: Se
     Raises:
         ConfigError: it does.
     """
-    for text, number in sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1]) if tokens else ():
+    if not tokens:
+        return
+    for text, number in sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1]):
         found = tokens[number] if number < len(tokens) else None
         if found != text:
             raise ConfigError(

@@ -65,7 +65,7 @@ def _of_run(folder: Path, stage: str, dtype: str | None, mixture: bool | None) -
     index = SidIndex.load(folder / "sid", dataset)
     mixture = has_mixture(folder, stage) if mixture is None else mixture
     lists = _evaluated_with(folder, f"{stage}-mixture" if mixture else stage)
-    lists = replace(lists, dtype=dtype or lists.dtype)
+    lists = _in_dtype(lists, dtype)
     model, tokenizer = checkpoint.load(str(folder / stage / "model"), lists.dtype)
     prompts = Prompts(dataset, index, tokenizer, config, checkpoint.context_of(model))
     digests = {**inputs, stage: manifest.digest}
@@ -81,7 +81,7 @@ def _of_bundle(folder: Path, stage: str | None, dtype: str | None) -> Parts:
     exported = bundle.read(folder)
     if stage not in (None, exported.stage):
         raise ConfigError(f"stage {stage}: {folder} was exported from the stage {exported.stage} and holds no other.")
-    lists = replace(exported.lists, dtype=dtype or exported.lists.dtype)
+    lists = _in_dtype(exported.lists, dtype)
     model, tokenizer = checkpoint.load(str(folder), lists.dtype)
     prompts = Prompts(exported.dataset, exported.index, tokenizer, exported.prompts, checkpoint.context_of(model))
     trie = CatalogTrie.load(folder / bundle.TRIE)
@@ -102,6 +102,12 @@ def trained_stage(folder: Path, stage: str | None) -> str:
     if stage not in STAGES:
         raise ConfigError(f"stage {stage}: no such training stage; expected one of {', '.join(STAGES)}.")
     return stage
+
+
+def _in_dtype(lists: EvalConfig, dtype: str | None) -> EvalConfig:
+    """How lists are made, with another number format if one is given."""
+    changes: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    return replace(lists, **changes)
 
 
 def _evaluated_with(folder: Path, name: str) -> EvalConfig:

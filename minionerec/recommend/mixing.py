@@ -29,6 +29,7 @@ from minionerec.recommend.cache import (
     MixtureWeights,
     make_components,
 )
+from minionerec.recommend.cache.interactions import Histories
 from minionerec.recommend.cache.mixture import fit_weights, made_from
 from minionerec.recommend.cache.vectors import vectors_of_run
 from minionerec.tree import CatalogTrie, Prior, score_leaves
@@ -167,7 +168,7 @@ def fitted(
     columns: np.ndarray,
     buckets: Buckets,
     components: Mapping[str, Component],
-    histories: Sequence[Sequence[int]],
+    histories: Histories,
     per_bucket: bool,
     pseudo_counts: float,
 ) -> Mixture:

@@ -58,7 +58,7 @@ class CrossFitted:
         settings, mixtures = self._settings, []
         for half in (0, 1):
             rows = np.flatnonzero(self.halves != half) if len(column) > 1 else np.arange(1)
-            histories = [self._histories[row] for row in rows]
+            histories = [self._histories[row] for row in rows.tolist()]
             mixtures.append(
                 fitted(columns[rows], self._buckets, self._components, histories, settings.per_bucket, settings.pseudo_counts)
             )

@@ -54,9 +54,9 @@ def test_a_look_trains_and_validates_no_more(copy, capsys):
     decoded = []
 
     class Counting(RankingEvaluator):
-        def __init__(self, recommender, config, examples, primary_metric):
+        def __init__(self, recommender, config, examples, *others):
             decoded.append(examples)
-            super().__init__(recommender, config, examples, primary_metric)
+            super().__init__(recommender, config, examples, *others)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("minionerec.sft.train.RankingEvaluator", Counting)

@@ -1,10 +1,8 @@
 """How much the counts know of a history's last item: the buckets in which a mixture has weights of its own."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from minionerec.recommend.cache.interactions import NOTHING, Interactions, lookup, recent
+from minionerec.recommend.cache.interactions import NOTHING, Histories, Interactions, lookup, recent
 
 _FREQUENCIES = (1, 2, 4, 8, 16, 32)  # from so many followers on, the next bucket
 _SPREADS = (1 / 3, 2 / 3)  # above this share of distinct items among the followers, the next bucket
@@ -28,7 +26,7 @@ class Buckets:
         self._followers = np.asarray(self._counts.sum(axis=1))[:, 0]
         self._distinct = np.diff(self._counts.indptr)
 
-    def of(self, histories: Sequence[Sequence[int]], own: np.ndarray | None = None) -> np.ndarray:
+    def of(self, histories: Histories, own: np.ndarray | None = None) -> np.ndarray:
         """The bucket of each history, (batch,) int64, 0 to `BUCKETS` - 1.
 
         Args:

@@ -42,7 +42,7 @@ import numpy as np
 from scipy import sparse
 
 from minionerec.errors import ConfigError, DataError
-from minionerec.recommend.cache.interactions import NOTHING, Interactions, lookup, recent
+from minionerec.recommend.cache.interactions import NOTHING, Histories, Interactions, lookup, recent
 from minionerec.recommend.cache.neighbours import Neighbours
 
 _CELLS = 4_000_000  # of (rows, items) that are computed at once where only targets are asked for: 32 MB
@@ -64,7 +64,7 @@ class Component(ABC):
         self.interactions, self.items = interactions, interactions.catalog
 
     @abstractmethod
-    def scores(self, histories: Sequence[Sequence[int]], own: np.ndarray | None = None) -> np.ndarray:
+    def scores(self, histories: Histories, own: np.ndarray | None = None) -> np.ndarray:
         """What the class is about, before it is divided by its sum: (batch, items) float64, at least 0.
 
         A row of zeros knows nothing of its history. Arguments as in `probabilities`.
@@ -75,7 +75,7 @@ class Component(ABC):
         """What it was made with besides the interactions, as plain values: a cache's weights hold for these alone."""
         return {}
 
-    def probabilities(self, histories: Sequence[Sequence[int]], own: np.ndarray | None = None) -> np.ndarray:
+    def probabilities(self, histories: Histories, own: np.ndarray | None = None) -> np.ndarray:
         """The distribution over the catalog after each history.
 
         Args:
@@ -101,9 +101,7 @@ class Component(ABC):
             scores[unknown] = popularity.probabilities([()] * len(unknown), None if own is None else np.asarray(own)[unknown])
         return scores
 
-    def target_probabilities(
-        self, histories: Sequence[Sequence[int]], targets: np.ndarray, own: np.ndarray | None = None
-    ) -> np.ndarray:
+    def target_probabilities(self, histories: Histories, targets: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
         """The chance of each history's target, (rows,) float64; `probabilities` in blocks, so that any number of rows fits."""
         values = np.empty(len(histories))
         block = max(1, _CELLS // self.items)
@@ -113,7 +111,7 @@ class Component(ABC):
             values[part] = answers[np.arange(len(answers)), np.asarray(targets[part])]
         return values
 
-    def _recent(self, histories: Sequence[Sequence[int]], last: int) -> np.ndarray:
+    def _recent(self, histories: Histories, last: int) -> np.ndarray:
         items = recent(histories, last)
         if items.size and not (items.min() >= NOTHING and items.max() < self.items):
             raise DataError(f"A history holds item {items.max()}; the catalog has {self.items}, numbered from 0.")
@@ -143,7 +141,7 @@ class Popularity(Component):
         """The smoothing."""
         return {"smoothing": self.smoothing}
 
-    def scores(self, histories: Sequence[Sequence[int]], own: np.ndarray | None = None) -> np.ndarray:
+    def scores(self, histories: Histories, own: np.ndarray | None = None) -> np.ndarray:
         """Counts plus smoothing; one less for the item of a row's own interaction."""
         numbers = self._own(own, len(histories))
         scores = np.tile(self.interactions.counts + self.smoothing, (len(histories), 1))
@@ -185,7 +183,7 @@ class Skip(Component):
         """How transitions are weighed."""
         return {"gap_weights": list(self.gap_weights), "last": self.last, "decay": self.decay}
 
-    def scores(self, histories: Sequence[Sequence[int]], own: np.ndarray | None = None) -> np.ndarray:
+    def scores(self, histories: Histories, own: np.ndarray | None = None) -> np.ndarray:
         """The weighed sum of what followed the last items."""
         items = self._recent(histories, self.last)
         numbers = self._own(own, len(items))
@@ -252,7 +250,7 @@ class ItemKNN(Component):
         """How many neighbours, and the shrinkage."""
         return {"neighbours": self.neighbours, "shrinkage": self.shrinkage}
 
-    def scores(self, histories: Sequence[Sequence[int]], own: np.ndarray | None = None) -> np.ndarray:
+    def scores(self, histories: Histories, own: np.ndarray | None = None) -> np.ndarray:
         """Sums of similarities."""
         numbers = self._own(own, len(histories))
         row = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
@@ -321,7 +319,7 @@ class TextNeighbours(Component):
         """Identifies the directions of the vectors."""
         return hashlib.sha256(str(self._unit.shape).encode() + self._unit.astype("<f4").tobytes()).hexdigest()
 
-    def scores(self, histories: Sequence[Sequence[int]], own: np.ndarray | None = None) -> np.ndarray:
+    def scores(self, histories: Histories, own: np.ndarray | None = None) -> np.ndarray:
         """The weighed softmaxes; `own` changes nothing."""
         items = self._recent(histories, self.last)
         self._own(own, len(items))

@@ -13,6 +13,7 @@ from minionerec.data.dataset import Dataset
 from minionerec.data.interactions import training_interactions
 from minionerec.errors import DataError
 
+Histories = Sequence[Sequence[int] | np.ndarray]  # of item indices, each oldest first
 NOTHING = -1  # in `own`: this row leaves nothing out; as an item: there is none
 
 
@@ -126,7 +127,7 @@ def lookup(matrix: sparse.csr_matrix, rows: np.ndarray, columns: np.ndarray) -> 
     return np.asarray(matrix[rows, columns]).reshape(-1) if len(rows) else np.empty(0)
 
 
-def recent(histories: Sequence[Sequence[int]], last: int) -> np.ndarray:
+def recent(histories: Histories, last: int) -> np.ndarray:
     """The last items of each history, the newest first, (batch, last) int64; `NOTHING` where a history is shorter.
 
     >>> recent([[4, 5, 6], [7], []], 2).tolist()

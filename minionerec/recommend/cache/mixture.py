@@ -9,7 +9,7 @@ which is concave in the weights, so the maximum is the same from every start.
 Only the probability of each target is needed. A language model takes part through its column alone: see `Mixture.fit`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from minionerec.artifacts import content_hash, read_json, write_json
 from minionerec.errors import ArtifactError, DataError
 from minionerec.recommend.cache.buckets import BUCKETS, Buckets
 from minionerec.recommend.cache.components import Component
+from minionerec.recommend.cache.interactions import Histories
 
 MODEL = "model"  # the column of a language model, which is no `Component`
 PSEUDO_COUNTS = 5.0  # rows' worth of the overall weights that every bucket begins with
@@ -190,7 +191,7 @@ class Mixture:
         cls,
         components: Mapping[str, Component],
         buckets: Buckets,
-        histories: Sequence[Sequence[int]],
+        histories: Histories,
         targets: np.ndarray,
         model: np.ndarray | None = None,
     ) -> "Mixture":
@@ -211,15 +212,15 @@ class Mixture:
         values = fit_weights(columns, buckets.of(histories))
         return cls(components, buckets, MixtureWeights(names, values, made_from(components)))
 
-    def share(self, histories: Sequence[Sequence[int]], own: np.ndarray | None = None) -> np.ndarray:
+    def share(self, histories: Histories, own: np.ndarray | None = None) -> np.ndarray:
         """The weight of all components together, (batch,) float64: 1 unless the weights have a column `MODEL`."""
         return self._shares[self.buckets.of(histories, own)]
 
-    def weights_of(self, histories: Sequence[Sequence[int]], own: np.ndarray | None = None) -> np.ndarray:
+    def weights_of(self, histories: Histories, own: np.ndarray | None = None) -> np.ndarray:
         """The components' weights after each history, (batch, components) in the order of `components`; rows add up to 1."""
         return self._weights[self.buckets.of(histories, own)]
 
-    def probabilities(self, histories: Sequence[Sequence[int]], own: np.ndarray | None = None) -> np.ndarray:
+    def probabilities(self, histories: Histories, own: np.ndarray | None = None) -> np.ndarray:
         """The distribution of the components together, (batch, items) float64; arguments as in `Component.probabilities`.
 
         A batch takes two dense arrays, 16 bytes a cell: 16 MB a history at 10^6 items.
@@ -233,9 +234,7 @@ class Mixture:
         assert mixed is not None
         return mixed
 
-    def target_probabilities(
-        self, histories: Sequence[Sequence[int]], targets: np.ndarray, own: np.ndarray | None = None
-    ) -> np.ndarray:
+    def target_probabilities(self, histories: Histories, targets: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
         """What `probabilities` gives each history's target, (rows,) float64, in blocks, so that any number of rows fits."""
         columns = target_probabilities(self.components, histories, targets, own)
         return (columns * self.weights_of(histories, own)).sum(axis=1)
@@ -243,7 +242,7 @@ class Mixture:
 
 def target_probabilities(
     components: Mapping[str, Component],
-    histories: Sequence[Sequence[int]],
+    histories: Histories,
     targets: np.ndarray,
     own: np.ndarray | None = None,
 ) -> np.ndarray:
