@@ -1,7 +1,7 @@
 """Sections `eval` and `report`."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from minionerec.config.checks import Bounds, bounded, check_fields
 
@@ -9,7 +9,8 @@ CUTOFFS = (1, 3, 5, 10, 20, 50)
 FREQUENT = 2  # most frequent targets that a slice sets apart, unless another number is set
 RESAMPLES = 2000  # of bootstrap intervals and permutation tests, unless another number is set
 RANKING_METRICS = tuple(f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in CUTOFFS)
-DTYPES = ("float32", "bfloat16", "float16")  # number formats of a model that is asked
+Dtype = Literal["float32", "bfloat16", "float16"]  # number formats of a model that is asked
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 MOST_BEAMS = 10_000  # each beam attends to all others of its prompt: at 32 prompts that is a mask of 3 GB already
 RESAMPLES_BOUNDS = Bounds(40, 100_000)  # below 40 no resample lies in a tail of 2.5 %
 
@@ -30,7 +31,7 @@ class EvalConfig:
     normalise_over: Literal["vocabulary", "catalog"] = "vocabulary"
     """What a step's probabilities add up over in the scores: all tokens, as in the paper, or the legal next ones, as a model
     trained with `sft.normalise_over: catalog` expects."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Dtype = "float32"
     """Number format of the model's weights and of what is computed with them, up to the logits; scores are float32. The short
     formats take half the memory and are fast on GPUs. They round, so lists differ a little (docs/use.md has figures)."""
     batch_size: int = bounded(32, 1, 100_000)

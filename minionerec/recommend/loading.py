@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, require
 from minionerec.config import EvalConfig, PromptsConfig, run_file
+from minionerec.config.evaluation import Dtype
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.model import checkpoint
@@ -40,7 +41,7 @@ class Parts:
     mixture: "Mixture | None" = None
 
 
-def load_parts(folder: Path, stage: str | None, dtype: str | None, mixture: bool | None = None) -> Parts:
+def load_parts(folder: Path, stage: str | None, dtype: Dtype | None, mixture: bool | None = None) -> Parts:
     """Read a folder. `Recommender.load` describes arguments and errors."""
     if not bundle.is_bundle(folder):
         return _of_run(folder, trained_stage(folder, stage), dtype, mixture)
@@ -54,7 +55,7 @@ def has_mixture(folder: Path, stage: str) -> bool:
     return (folder / "mixture" / stage / MANIFEST).is_file()
 
 
-def _of_run(folder: Path, stage: str, dtype: str | None, mixture: bool | None) -> Parts:
+def _of_run(folder: Path, stage: str, dtype: Dtype | None, mixture: bool | None) -> Parts:
     inputs = {name: require(folder / name, command).digest for name, command in ITEM_STAGES.items()}
     manifest = require(folder / stage, f"minionerec {stage}", made_from=inputs)
     trained = manifest.config["prompts"]
@@ -77,7 +78,7 @@ def _of_run(folder: Path, stage: str, dtype: str | None, mixture: bool | None) -
     return Parts(model, prompts, None, lists, None, None, {**digests, f"mixture/{stage}": digest}, cache)
 
 
-def _of_bundle(folder: Path, stage: str | None, dtype: str | None) -> Parts:
+def _of_bundle(folder: Path, stage: str | None, dtype: Dtype | None) -> Parts:
     exported = bundle.read(folder)
     if stage not in (None, exported.stage):
         raise ConfigError(f"stage {stage}: {folder} was exported from the stage {exported.stage} and holds no other.")

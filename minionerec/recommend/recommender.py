@@ -7,7 +7,7 @@ evaluated.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import numpy as np
 import polars as pl
@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from minionerec.config import DTYPES, EvalConfig
+from minionerec.config.evaluation import Dtype
 from minionerec.data.dataset import SPLITS
 from minionerec.data.interactions import interaction_counts
 from minionerec.distributed import distributed_state, expect_no_gpu
@@ -146,7 +147,7 @@ class Recommender:
                 f"device {device}: cannot be used ({reason}). Expected cpu, or a GPU here such as cuda:0."
             ) from None
         expect_no_gpu()
-        parts = load_parts(Path(folder), stage, dtype, mixture)
+        parts = load_parts(Path(folder), stage, cast(Dtype | None, dtype), mixture)
         target: Any = distributed_state().device if device is None else device  # the stub of `to` takes no device
         trie = None if parts.trie is None else parts.trie.to(target)
         model = parts.model.to(target)
