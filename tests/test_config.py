@@ -13,10 +13,12 @@ from minionerec.config import (
     Config,
     DataConfig,
     EvalConfig,
+    MixtureConfig,
     ModelConfig,
     ReportConfig,
     RlConfig,
     SftConfig,
+    SftMixtureConfig,
     SidConfig,
 )
 from minionerec.config.fields import field_bounds
@@ -149,6 +151,53 @@ def test_what_must_be_positive(made):
             "sft.frequency_power is 0.5, but no task of sft.tasks",
         ),
         (SftConfig, {"tasks": ["title_to_sid"] * 2}, "sft.tasks names title_to_sid twice"),
+        (SftMixtureConfig, {"weights": "fixed"}, "sft.mixture.weights is fixed, but sft.mixture.weight is not set"),
+        (SftMixtureConfig, {"weights": "em", "weight": 0.5}, "sft.mixture.weight is 0.5, but sft.mixture.weights is em"),
+        (SftMixtureConfig, {"weights": "fixed", "weight": 1.0}, "sft.mixture.weight is 1.0; it must be above 0 and below 1."),
+        (
+            Config,
+            {"sft": SftConfig(["history_sid_to_sid"], mixture=SftMixtureConfig("em"), normalise_over="catalog")},
+            "sft.mixture.weights is em, but mixture.components is empty",
+        ),
+        (
+            Config,
+            {
+                "sft": SftConfig(["history_sid_to_sid"], mixture=SftMixtureConfig("em"), normalise_over="catalog"),
+                "model": ModelConfig(text_output=True),
+                "mixture": MixtureConfig(["markov"]),
+                "eval": EvalConfig(normalise_over="catalog"),
+            },
+            "sft.mixture.weights is em, but model.text_output is true",
+        ),
+        (
+            SftConfig,
+            {"mixture": SftMixtureConfig("em"), "normalise_over": "catalog"},
+            "sft.mixture.weights is em, but sft.tasks names title_to_sid: the components know which item follows a history",
+        ),
+        (
+            SftConfig,
+            {
+                "mixture": SftMixtureConfig("em"),
+                "tasks": ["history_sid_to_sid", "history_sid_to_title"],
+                "normalise_over": "catalog",
+            },
+            "sft.mixture.weights is em, but sft.tasks names history_sid_to_title",
+        ),
+        (
+            SftConfig,
+            {"mixture": SftMixtureConfig("em"), "tasks": ["history_sid_to_sid"]},
+            "sft.mixture.weights is em, but sft.normalise_over is vocabulary",
+        ),
+        (
+            SftConfig,
+            {
+                "mixture": SftMixtureConfig("fixed", 0.5),
+                "tasks": ["history_title_to_sid"],
+                "normalise_over": "catalog",
+                "level_weights": [1, 2],
+            },
+            "sft.mixture.weights is fixed, but sft.level_weights is [1, 2]",
+        ),
         (RlConfig, {"warmup": 20}, "rl.warmup is 20;"),
         (RlConfig, {"num_generations": 1}, "rl.num_generations is 1;"),
         (RlConfig, {"beta": -1e-3}, "rl.beta is -0.001;"),

@@ -27,7 +27,7 @@ from minionerec.config.model import ModelConfig
 from minionerec.config.prompts import PromptsConfig
 from minionerec.config.rl import RewardName, RlConfig
 from minionerec.config.serve import ServeConfig
-from minionerec.config.sft import SftConfig
+from minionerec.config.sft import SftConfig, SftMixtureConfig
 from minionerec.config.sid import RqVaeConfig, SidConfig, SidMethod
 from minionerec.config.tasks import DEFAULT_TASKS, RECOMMENDING, RELEASED_TASKS, TASKS, Task, TaskName
 from minionerec.errors import ConfigError
@@ -52,7 +52,6 @@ __all__ = [
     "Config",
     "DataConfig",
     "EvalConfig",
-    "MixtureConfig",
     "ModelConfig",
     "PromptsConfig",
     "ReportConfig",
@@ -61,6 +60,7 @@ __all__ = [
     "RqVaeConfig",
     "ServeConfig",
     "SftConfig",
+    "SftMixtureConfig",
     "SidConfig",
     "SidMethod",
     "Task",
@@ -115,6 +115,18 @@ class Config:
         if self.model.text_output:
             self._check_text_output()
 
+        if self.sft.mixture.weights != "none" and not self.mixture.components:
+            raise ConfigError(
+                f"sft.mixture.weights is {self.sft.mixture.weights}, but mixture.components is empty: there is nothing to "
+                "train the model through. Name some, such as [popularity, markov, skip, item-knn], or set "
+                "sft.mixture.weights none."
+            )
+        if self.sft.mixture.weights != "none" and self.model.text_output:
+            raise ConfigError(
+                f"sft.mixture.weights is {self.sft.mixture.weights}, but model.text_output is true: the loss of a mixture is not "
+                "built for a model with a second distribution of its own. Set model.text_output false, or sft.mixture.weights "
+                "none."
+            )
         if self.mixture.components and self.eval.normalise_over != "catalog":
             raise ConfigError(
                 "mixture.components mixes distributions over the catalog into the model's, but eval.normalise_over is "

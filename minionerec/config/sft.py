@@ -11,6 +11,30 @@ from minionerec.errors import ConfigError
 
 
 @dataclass
+class SftMixtureConfig:
+    """Training through the mixture of the model with `mixture.components` (docs/training.md): the model then learns what these
+    do not know.
+    """
+
+    weights: Literal["none", "em", "fixed"] = "none"
+    """The weights of model and components in the loss. `none` trains the model alone; `em` fits them by expectation
+    maximisation at each validation, on its examples, as `mixture.per_bucket` and `mixture.pseudo_counts` say, and
+    gives the model all the weight until the first validation; `fixed` gives the components `weight`."""
+    weight: float | None = bounded(None, 0, 1, above=True, below=True)
+    """The weight of all components together with `weights: fixed`; how they share it is fitted on valid (fraction)."""
+
+    def __post_init__(self) -> None:
+        check_fields("sft.mixture", self)
+        if self.weights == "fixed" and self.weight is None:
+            raise ConfigError("sft.mixture.weights is fixed, but sft.mixture.weight is not set; give a fraction, e.g. 0.5.")
+        if self.weights != "fixed" and self.weight is not None:
+            raise ConfigError(
+                f"sft.mixture.weight is {self.weight}, but sft.mixture.weights is {self.weights}; it has an effect with fixed "
+                "only."
+            )
+
+
+@dataclass
 class SftConfig:
     """Stage `sft`: supervised fine-tuning on (prompt, completion) pairs, loss on the completion only."""
 
@@ -68,6 +92,7 @@ class SftConfig:
     frequency_power: float = bounded(0.0, 0, 4)
     """Examples of history tasks weigh n ** -power, where n is how often their item is a target: 0 weighs all alike, 0.5 lifts
     rare items, 1 gives every item the same total weight."""
+    mixture: SftMixtureConfig = field(default_factory=SftMixtureConfig)
     micro_tokens: int | None = bounded(None, 1, 10**9)
     """Chooses the micro-batch: the largest that divides a device's share of the batch, is at most `micro_batch`, and keeps this
     budget even if all its trees are as long as the longest. null takes `micro_batch` itself (tokens)."""
@@ -121,6 +146,8 @@ class SftConfig:
         if not self.tasks:
             raise ConfigError("sft.tasks is empty; name at least one task.")
         self._check_effects()
+        if self.mixture.weights != "none":
+            self._check_mixture()
 
     def _check_effects(self) -> None:
         """Refuse what would have no effect on the tasks, rather than ignore it."""
@@ -139,6 +166,26 @@ class SftConfig:
             raise ConfigError(
                 f"sft.frequency_power is {self.frequency_power}, but no task of sft.tasks reads a history. Tasks about an item "
                 "see every item once; leave it at 0."
+            )
+
+    def _check_mixture(self) -> None:
+        """Refuse what a mixture is not defined for."""
+        chosen = f"sft.mixture.weights is {self.mixture.weights}, but"
+        for task in self.task_names:
+            if not (TASKS[task].reads_history and TASKS[task].answers_with_sid):
+                raise ConfigError(
+                    f"{chosen} sft.tasks names {task}: the components know which item follows a history and nothing else. "
+                    "Train tasks from a history to a SID only, e.g. sft.tasks [history_sid_to_sid]."
+                )
+        if self.normalise_over != "catalog":
+            raise ConfigError(
+                f"{chosen} sft.normalise_over is {self.normalise_over}: only over the catalog the model's probabilities of all "
+                "items add up to 1, as the components' do. Set sft.normalise_over catalog."
+            )
+        if self.level_weights is not None:
+            raise ConfigError(
+                f"{chosen} sft.level_weights is {self.level_weights}: a mixture weighs whole items, not their tokens. Leave it "
+                "out."
             )
 
     @property

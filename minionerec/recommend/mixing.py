@@ -41,7 +41,7 @@ WEIGHTS, VECTORS = "weights.json", "vectors.safetensors"  # in `mixture/<stage>`
 COMMAND = "minionerec mixture"
 # What the model keeps in every mixture: EM may drive its weight to 0, and then an item that no component knows had no
 # probability, so that lists would lack it. It costs 1e-9 nats a row.
-_LEAST = 1e-9
+LEAST_SHARE = 1e-9
 
 
 def components_of(config: Config, dataset: Dataset) -> dict[str, Component]:
@@ -188,6 +188,6 @@ def fitted(
         values = fit_weights(columns, buckets.of(histories), pseudo_counts=pseudo_counts)
     else:
         values = np.repeat(fit_weights(columns, np.zeros(len(columns), np.int64), bucket_count=1), BUCKETS, axis=0)
-    values[:, 0] = np.maximum(values[:, 0], _LEAST)
+    values[:, 0] = np.maximum(values[:, 0], LEAST_SHARE)
     values /= values.sum(axis=1, keepdims=True)
     return Mixture(components, buckets, MixtureWeights((MODEL, *components), values, made_from(components)))

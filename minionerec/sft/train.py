@@ -38,6 +38,7 @@ from minionerec.recommend.cache.vectors import vectors_of_run
 from minionerec.recommend.recommender import Recommender
 from minionerec.sft.arguments import check_options, training_arguments
 from minionerec.sft.early import check_early
+from minionerec.sft.mixture import Cache
 from minionerec.sft.plan import check_lengths, planned_work
 from minionerec.sft.trainer import SETUP_MEMORY_ADVICE, TreeCollator, TreeTrainer, tree_tokens
 from minionerec.sft.trees import training_trees, validation_trees
@@ -82,6 +83,10 @@ def sft_recipe(config: Config) -> Recipe:
         sections["validation"] = config.decoding
     if config.model.item_texts:
         sections["item_texts"] = {name: getattr(config.sid, name) for name in VECTOR_FIELDS}
+    if config.sft.mixture.weights != "none":
+        sections |= config.key_fields("mixture")
+        if "text" in config.mixture.components:
+            sections["component_texts"] = {name: getattr(config.sid, name) for name in VECTOR_FIELDS}
     return Recipe(
         stage="sft",
         folder=config.folder / "sft",
@@ -100,7 +105,8 @@ def _inputs(config: Config) -> dict[str, str]:
     inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
     if config.model.init == "from_pretrained" and (identity := pretrained.identity(str(config.model.path))) is not None:
         inputs["model"] = identity
-    return inputs | (vector_inputs(config.sid) if config.model.item_texts else {})
+    by_texts = config.sft.mixture.weights != "none" and "text" in config.mixture.components
+    return inputs | (vector_inputs(config.sid) if config.model.item_texts or by_texts else {})
 
 
 def train_sft(config: Config, write_curves: WriteCurves | None = None) -> tuple[Manifest, bool]:
@@ -132,8 +138,9 @@ def _train(config: Config, recipe: Recipe, write_curves: WriteCurves | None) -> 
     begun = begin(config, "sft", partial(starting_model, config))
     model = _prepared(begun)
     trie = _loss_trie(begun)
-    training = training_trees(sft, config.seed, begun.prompts)
-    held_out = validation_trees(begun.prompts, sft.max_examples)
+    cache = None if sft.mixture.weights == "none" else Cache.make(config, begun.prompts.dataset, begun.prompts.index)
+    training = training_trees(sft, config.seed, begun.prompts, cache and cache.train)
+    held_out = validation_trees(begun.prompts, sft.max_examples, cache and cache.valid)
     longest = max(map(tree_tokens, training.trees)) if sft.micro_tokens is not None else 0
     arguments = training_arguments(sft, config.seed, recipe.folder, len(training.trees), longest)
     collator = TreeCollator(sft.row_tokens, trie)
@@ -156,6 +163,7 @@ def _train(config: Config, recipe: Recipe, write_curves: WriteCurves | None) -> 
                 trie=trie,
                 normalise_over=sft.normalise_over,
                 smoothing=sft.smoothing,
+                mixture=cache and cache.mixture,
                 evaluator=_evaluator(begun, model),
                 failed=config.folder / "sft-failed",
                 callbacks=[MarkComplete(), EarlyStoppingCallback(sft.patience)],

@@ -8,11 +8,14 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, RandomSampler
 from transformers.trainer_utils import EvalLoopOutput
 
+from minionerec.artifacts import read_json, write_json
 from minionerec.errors import TrainingError
+from minionerec.sft.mixture import ScoredTargets, TargetMixture, example_fields, take_example_fields
 from minionerec.training.evaluator import RankingEvaluator
 from minionerec.training.memory import enough_memory
 from minionerec.training.resume import PortableTrainer
@@ -21,6 +24,7 @@ from minionerec.tree.leaf_component import branch_logprobs, leaf_model, mixed
 
 Tree = list[Branch]
 _COUNTED_LABELS = "shift_labels"
+_MIXTURE = "mixture.json"  # in a checkpoint: the cache's weights
 
 _WEIGHTS = (
     "Weights, gradients and AdamW's moments do not fit, whatever the micro-batch. Take more devices under ZeRO-2 "
@@ -60,11 +64,12 @@ class TreeCollator:
         self.row_tokens, self.trie = row_tokens, trie
 
     def __call__(self, trees: Sequence[Tree]) -> dict[str, Any]:
-        """The fields of the trees' `TreeBatch`, and a copy of the labels."""
-        fields = pack([branch for tree in trees for branch in tree], row_tokens=self.row_tokens, trie=self.trie).tensors()
+        """The fields of the trees' `TreeBatch`, a copy of the labels, and what a mixture needs of each example."""
+        branches = [branch for tree in trees for branch in tree]
+        fields = pack(branches, row_tokens=self.row_tokens, trie=self.trie).tensors()
         # Trainer counts the labels of a step in an entry of this name, so that a step's loss is the mean over all of them,
         # whatever the accumulation and the number of devices.
-        return {**fields, _COUNTED_LABELS: fields["labels"]}
+        return {**fields, _COUNTED_LABELS: fields["labels"], **example_fields(branches)}
 
 
 class TreeTrainer(PortableTrainer):
@@ -79,6 +84,10 @@ class TreeTrainer(PortableTrainer):
         smoothing: share e of a SID token's label that is spread evenly over the n legal tokens in its place, itself among them
             (the children of its prefix in the trie): the loss is -(1 - e) log p(label) - e / n * sum of log p(child). Text is
             not smoothed, nor is validation.
+        mixture: of the model with the cache that the trees' `CachedBranch`es know; None trains the model alone. An example's
+            loss is minus the logarithm of the mixture's probability of its SID (sft/mixture.py), where with `smoothing` the
+            model's log-probability is the smoothed one. Every validation refits the weights, if they are fitted, and its loss
+            is that of the mixture with these weights.
         evaluator: its ranking metrics are added to a validation's loss.
         failed: folder for batches whose loss or gradient is not finite; None for the Trainer's output folder.
         args, kwargs: passed to Trainer.
@@ -90,6 +99,7 @@ class TreeTrainer(PortableTrainer):
         trie: CatalogTrie | None = None,
         normalise_over: Normalise = "vocabulary",
         smoothing: float = 0.0,
+        mixture: TargetMixture | None = None,
         evaluator: RankingEvaluator | None = None,
         failed: Path | None = None,
         **kwargs: Any,
@@ -100,6 +110,8 @@ class TreeTrainer(PortableTrainer):
         self._begun = False
         self.trie = None if trie is None else trie.to(self.args.device)
         self.normalise_over, self.smoothing, self.evaluator = normalise_over, smoothing, evaluator
+        self.mixture = mixture
+        self._scored: list[ScoredTargets] = []  # of a validation with a mixture, so far
         self.model_accepts_loss_kwargs = True  # count the labels of a step for every model: the loss is computed here
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -139,6 +151,16 @@ class TreeTrainer(PortableTrainer):
         with enough_memory(lambda: (f"while the checkpoint of step {self.state.global_step} was written", _CHECKPOINT)):
             super()._save_checkpoint(*args, **kwargs)
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.mixture is not None and self.args.should_save:
+            write_json(Path(output_dir) / _MIXTURE, self.mixture.state())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.mixture is not None and checkpoint is not None:
+            self.mixture.load(read_json(Path(checkpoint) / _MIXTURE))
+
     def _refuse(self, what: str, where: str, batches: Sequence[dict[str, Any]], cause: str = "") -> None:
         """Keep the micro-batches whose loss or gradient is not finite, each tensor under its batch's number, and stop."""
         path = self.failed / f"not-finite-{where.replace(' ', '-')}-process-{self.args.process_index}.safetensors"
@@ -172,6 +194,7 @@ class TreeTrainer(PortableTrainer):
     def _summed_loss(self, model: torch.nn.Module, inputs: dict[str, Any], smoothing: float = 0.0) -> tuple[torch.Tensor, int]:
         fields = dict(inputs)
         fields.pop(_COUNTED_LABELS, None)
+        cached = take_example_fields(fields)
         batch = TreeBatch(**fields)
         with self.accelerator.autocast():
             result = tree_logprobs(
@@ -184,6 +207,8 @@ class TreeTrainer(PortableTrainer):
         if result.siblings is not None:
             # (1 - e) log p(label) + e * mean log p(legal token); where nothing is smoothed the two are equal.
             logprobs = torch.lerp(logprobs, result.siblings, smoothing)
+        if self.mixture is not None and cached is not None:
+            return self._mixture_loss(self.mixture, batch, logprobs, *cached), len(batch.labels)
         mixing = leaf_model(self.accelerator.unwrap_model(model))
         if mixing is not None and self.trie is not None:
             return self._with_leaf_component(mixing, batch, result, logprobs), len(batch.labels)
@@ -197,6 +222,17 @@ class TreeTrainer(PortableTrainer):
         of_text = batch.trie_nodes < 0
         text = (batch.weights[of_text] * logprobs[of_text]).sum()
         return -(weights * mixed(written, dense, gate)).sum() - text
+
+    def _mixture_loss(
+        self, mixture: TargetMixture, batch: TreeBatch, logprobs: torch.Tensor, cached: torch.Tensor, buckets: torch.Tensor
+    ) -> torch.Tensor:
+        """The summed loss of whole examples: a SID's log-probability is the sum over its tokens, all of one weight."""
+        longest = int(batch.steps.max()) + 1
+        model = batch.by_branch(logprobs, len(cached), longest).sum(1)
+        weights = batch.by_branch(batch.weights, len(cached), longest)[:, 0]
+        if not torch.is_grad_enabled():  # a validation
+            self._scored.append(ScoredTargets.of(model, cached, buckets))
+        return -(weights * mixture.logprobs(model, cached, buckets)).sum()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> RandomSampler:
         # Whole steps only: transformers would make a short step of the micro-batches that remain at an epoch's end, and the
@@ -214,6 +250,7 @@ class TreeTrainer(PortableTrainer):
     def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """The mean loss over all validation labels, where Trainer would weigh batches by rows; and the evaluator's metrics."""
         phase = f"validation after step {self.state.global_step}"
+        self._scored.clear()
         model = self.accelerator.unwrap_model(self.model).eval()
         totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         with torch.no_grad(), enough_memory(lambda: (f"in the {phase}", _VALIDATION)):
@@ -224,6 +261,23 @@ class TreeTrainer(PortableTrainer):
                 totals += torch.stack([loss.double(), torch.tensor(float(count), dtype=torch.float64, device=loss.device)])
             loss_sum, labels = self.accelerator.reduce(totals, "sum").tolist()
             metrics = {f"{metric_key_prefix}_loss": loss_sum / labels}
+            if self.mixture is not None:
+                metrics = {f"{metric_key_prefix}_{name}": value for name, value in self._fitted(self.mixture, labels).items()}
             if self.evaluator is not None:
                 metrics |= {f"{metric_key_prefix}_{name}": value for name, value in self.evaluator().items()}
         return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
+
+    def _fitted(self, mixture: TargetMixture, labels: float) -> dict[str, float]:
+        """Fit the cache's weights, if they are fitted, and give the losses with them and the mean weight.
+
+        Every process fits the weights to what all processes have scored, so they agree.
+        """
+        scored = ScoredTargets.joined(gather_object(self._scored))
+        if mixture.fitted:
+            mixture.fit(scored)
+        mixed = mixture.logprobs(*map(torch.from_numpy, (scored.model, scored.cached, scored.buckets)))
+        return {
+            "loss": -float(mixed.sum()) / labels,
+            "model_loss": -float(scored.model.sum()) / labels,
+            "cache_weight": 1 - float(mixture.weights[scored.buckets, 0].mean()),
+        }

@@ -10,6 +10,7 @@ from minionerec.data.dataset import SplitName
 from minionerec.errors import DataError
 from minionerec.prompts.builder import WHOLE, Prompts, share_of
 from minionerec.prompts.encode import TokenExample
+from minionerec.sft.mixture import CachedTargets
 from minionerec.sft.trainer import Tree
 from minionerec.sft.weights import LossWeights
 from minionerec.statistics.sampling import evenly_spaced
@@ -75,13 +76,16 @@ def with_answers_in_prompts(examples: ExamplesByTask) -> ExamplesByTask:
     }
 
 
-def build_trees(examples: ExamplesByTask, size: int, weights: LossWeights | None = None) -> Trees:
+def build_trees(
+    examples: ExamplesByTask, size: int, weights: LossWeights | None = None, cached: CachedTargets | None = None
+) -> Trees:
     """Put the examples of a group into a common tree, in the tasks' order.
 
     Args:
         size: most examples of a tree; a larger group becomes several trees. The stride with which the examples were made, so
             that prompts in a tree share most of their tokens.
         weights: of the labels; None weighs all alike.
+        cached: what a cache says about the rows of the split, where all tasks go from a history to a SID; None for no cache.
     """
     trees: dict[tuple[TaskName, int, int], Tree] = {}
     seen: dict[tuple[TaskName, int], int] = {}  # examples of a group so far
@@ -90,7 +94,10 @@ def build_trees(examples: ExamplesByTask, size: int, weights: LossWeights | None
             number = seen.get((task, example.group), 0)
             seen[task, example.group] = number + 1
             label_weights = None if weights is None else weights.of(task, example)
-            branch = Branch(example.prompt, example.completion, label_weights, is_sid=example.is_sid)
+            if cached is not None and example.row is not None:
+                branch = cached.branch(example.row, example.prompt, example.completion, label_weights)
+            else:
+                branch = Branch(example.prompt, example.completion, label_weights, is_sid=example.is_sid)
             trees.setdefault((task, example.group, number // size), []).append(branch)
     return Trees(list(trees.values()), {task: _statistics(of_task) for task, of_task in examples.items()})
 
@@ -105,11 +112,12 @@ def _statistics(examples: Sequence[TokenExample]) -> dict[str, int]:
     }
 
 
-def training_trees(config: SftConfig, seed: int, prompts: Prompts) -> Trees:
+def training_trees(config: SftConfig, seed: int, prompts: Prompts, cached: CachedTargets | None = None) -> Trees:
     """Everything that is trained on.
 
     Args:
         seed: draws the shares of the tasks, and `sft.max_examples`.
+        cached: see `build_trees`; of the train split.
 
     Raises:
         ConfigError: `sft.level_weights` does not fit the SIDs, an example is too long, or the tokenizer has no chat template.
@@ -121,19 +129,20 @@ def training_trees(config: SftConfig, seed: int, prompts: Prompts) -> Trees:
     examples = at_most(examples, config.max_examples, seed)
     if config.answer_in_prompt:
         examples = with_answers_in_prompts(examples)
-    return build_trees(examples, stride, weights)
+    return build_trees(examples, stride, weights, cached)
 
 
-def validation_trees(prompts: Prompts, count: int | None = None) -> list[Tree]:
+def validation_trees(prompts: Prompts, count: int | None = None, cached: CachedTargets | None = None) -> list[Tree]:
     """Whole histories of the recommending task, unweighted: what evaluation will see, whatever is trained.
 
     Args:
         count: at most so many, evenly spaced over the valid split; None for all.
+        cached: see `build_trees`; of the valid split.
 
     Raises:
         DataError: the valid split is empty.
     """
-    trees = build_trees(examples_by_task(prompts, [RECOMMENDING], "valid"), 1).trees
+    trees = build_trees(examples_by_task(prompts, [RECOMMENDING], "valid"), 1, cached=cached).trees
     if not trees:
         raise DataError(
             "The valid split of the run's data is empty, so there is nothing to choose the best model by. Prepare the data "
