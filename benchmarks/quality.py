@@ -8,7 +8,8 @@ continues from its last checkpoint.
 The valid split chooses everything. The test split is read with `--test` only, once, for the variants that were chosen. Figures
 are on items (items that share a SID are tied), for all rows and without the rows whose target is one of the duplicates bought
 most: the items of one title that together have the most training interactions. A difference is averaged over the seeds for each
-user; its 95 % interval resamples users, `*` marks what is beyond noise.
+user; its 95 % interval resamples users, `*` marks what is beyond noise. A second table has the same for the model mixed with
+`mixture.components` (none: no such table). Its weights are fitted on valid, so only on test its figures are of unseen rows.
 
     python benchmarks/quality.py --config industrial-tiny --out runs/quality --data.path FOLDER --threads 1   # hours
     python benchmarks/quality.py --config industrial-tiny --out runs/quality --data.path FOLDER --threads 1 --seeds 1 \
@@ -42,11 +43,12 @@ from minionerec.statistics.intervals import across_seeds
 from minionerec.statistics.ranking import per_user
 
 METRICS = ("NDCG@10", "HR@10")
+ALONE, MIXED = "sft", "sft-mixture"  # what is evaluated
 BASE = (
     "--sft.tasks [history_sid_to_sid] --sft.normalise_over catalog --sft.batch_size 32 --sft.micro_batch 32 --sft.epochs 12 "
     "--sft.evaluations 6 --sft.dropout 0.2 --sft.weight_decay 0.1 --sft.smoothing 0 --sft.best_metric NDCG@10 "
     "--model.hidden_size 128 --model.intermediate_size 512 --sid.collisions nearest-free --eval.oracle_examples 0 "
-    "--eval.normalise_over catalog"
+    "--eval.normalise_over catalog --mixture.components [popularity,markov,skip,item-knn]"
 )
 VARIANTS = {
     "base": "",
@@ -58,6 +60,8 @@ VARIANTS = {
     "decay-.3": "--sft.weight_decay 0.3",
     "wide": "--model.hidden_size 192 --model.intermediate_size 768",
     "wide-dropout-.35": "--model.hidden_size 192 --model.intermediate_size 768 --sft.dropout 0.35",
+    "mixture": "--sft.mixture.weights em --mixture.validation true",
+    "mixture-.5": "--sft.mixture.weights fixed --sft.mixture.weight 0.5 --mixture.validation true",
     "items": "--sid.collisions item --sft.dropout 0.35",
 }
 
@@ -105,19 +109,22 @@ def make(arguments: argparse.Namespace, folder: Path, fields: Sequence[str], ite
 
 
 def rank(config: Config) -> None:
-    """Rank the split with the SFT model, in this process."""
+    """Rank the split with the SFT model, alone and mixed, in this process."""
     from minionerec import pipeline
     from minionerec.eval.evaluate import evaluate
+    from minionerec.training.fit_mixture import fit_mixture
 
     pipeline.set_up(config.threads)
-    evaluate(config, "sft")
+    evaluate(config, ALONE)
+    if config.mixture.components:
+        fit_mixture(config, "sft")
+        evaluate(config, MIXED)
 
 
-def read_lists(folder: Path, split: str, seeds: int) -> list[RankedLists]:
-    """The lists of a variant, one per seed."""
-    return [
-        RankedLists.read(folder / f"seed-{seed}" / split / "eval" / "sft" / "predictions.jsonl") for seed in range(1, seeds + 1)
-    ]
+def read_lists(folder: Path, split: str, seeds: int, name: str) -> list[RankedLists]:
+    """The lists of a variant, one per seed; none if it has none of this name."""
+    files = [folder / f"seed-{seed}" / split / "eval" / name / "predictions.jsonl" for seed in range(1, seeds + 1)]
+    return [RankedLists.read(file) for file in files] if all(file.is_file() for file in files) else []
 
 
 def most_bought_duplicates(dataset: Dataset) -> list[int]:
@@ -168,10 +175,17 @@ def summary(
     return {name: {"seeds": [float(one[name][rows].mean()) for one in variant], "change": changes[name]} for name in METRICS}
 
 
-def results(arguments: argparse.Namespace, names: Sequence[str], dataset: Dataset) -> dict[str, Any]:
-    """The `summary` of every variant against the first, for all rows and without the duplicates bought most."""
-    lists = {name: read_lists(arguments.out / name, arguments.split, arguments.seeds) for name in names}
-    first = lists[names[0]][0]
+def results(arguments: argparse.Namespace, names: Sequence[str], dataset: Dataset, evaluated: str) -> dict[str, Any]:
+    """The `summary` of every variant against the first, for all rows and without the duplicates bought most.
+
+    Args:
+        evaluated: `ALONE` or `MIXED`; variants without such lists are left out.
+    """
+    lists = {name: read_lists(arguments.out / name, arguments.split, arguments.seeds, evaluated) for name in names}
+    lists = {name: of_variant for name, of_variant in lists.items() if of_variant}
+    if not lists:
+        return {"variants": {}}
+    base, (first, *_) = next(iter(lists.items()))
     values = {name: values_by_seed(of_variant, first) for name, of_variant in lists.items()}
     duplicates = most_bought_duplicates(dataset)
     parts = {"all": np.ones(len(first), dtype=bool), "without": ~np.isin(first.targets, duplicates)}
@@ -179,15 +193,17 @@ def results(arguments: argparse.Namespace, names: Sequence[str], dataset: Datase
         "rows": {part: int(rows.sum()) for part, rows in parts.items()},
         "duplicates": duplicates,
         "variants": {
-            name: {part: summary(values[names[0]], values[name], rows, first.units()) for part, rows in parts.items()}
-            for name in names
+            name: {part: summary(values[base], values[name], rows, first.units()) for part, rows in parts.items()}
+            for name in values
         },
     }
 
 
-def show(arguments: argparse.Namespace, found: Mapping[str, Any]) -> None:
-    """Print a table with a row per variant and part of the rows."""
-    print(f"\n{machine()}; {Path(arguments.config).stem}, {arguments.split} split, {arguments.seeds} seed(s)")
+def show(arguments: argparse.Namespace, found: Mapping[str, Any], evaluated: str) -> None:
+    """Print a table with a row per variant and part of the rows; nothing without variants."""
+    if not found["variants"]:
+        return
+    print(f"\n{evaluated}: {machine()}; {Path(arguments.config).stem}, {arguments.split} split, {arguments.seeds} seed(s)")
     print(f"{found['rows']['all']} rows; without targets {found['duplicates']}: {found['rows']['without']}\n")
     rows = []
     for name, parts in found["variants"].items():
@@ -250,8 +266,10 @@ def main(argv: list[str] | None = None) -> None:
         for name, fields in variants.items():
             print(f"{name}, seed {seed}", flush=True)
             make(arguments, arguments.out / name / f"seed-{seed}", [*fields, "--seed", str(seed)], items[name])
-    found = results(arguments, list(variants), Dataset.load(next(iter(items.values())) / "data"))
-    show(arguments, found)
+    dataset = Dataset.load(next(iter(items.values())) / "data")
+    found = {evaluated: results(arguments, list(variants), dataset, evaluated) for evaluated in (ALONE, MIXED)}
+    for evaluated, tables in found.items():
+        show(arguments, tables, evaluated)
     write_json(arguments.out / f"{arguments.split}.json", {"fields": variants, "seeds": arguments.seeds, **found})
     return None
 
