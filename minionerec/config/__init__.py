@@ -123,9 +123,9 @@ class Config:
             )
         if self.sft.mixture.weights != "none" and self.model.text_output:
             raise ConfigError(
-                f"sft.mixture.weights is {self.sft.mixture.weights}, but model.text_output is true: the loss of a mixture is not "
-                "built for a model with a second distribution of its own. Set model.text_output false, or sft.mixture.weights "
-                "none."
+                f"sft.mixture.weights is {self.sft.mixture.weights}, but model.text_output is true: the loss of a mixture is "
+                "not built for a model with a second distribution of its own. Set model.text_output false, or "
+                "sft.mixture.weights none."
             )
         if self.mixture.components and self.eval.normalise_over != "catalog":
             raise ConfigError(
