@@ -165,7 +165,7 @@ def test_what_must_be_positive(made):
                 "sft": SftConfig(["history_sid_to_sid"], mixture=SftMixtureConfig("em"), normalise_over="catalog"),
                 "model": ModelConfig(text_output=True),
                 "mixture": MixtureConfig(["markov"]),
-                "eval": EvalConfig(normalise_over="catalog"),
+                "eval": EvalConfig(normalise_over="catalog", oracle_examples=0),
             },
             "sft.mixture.weights is em, but model.text_output is true",
         ),
