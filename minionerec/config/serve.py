@@ -12,7 +12,7 @@ MOST_NAMED = 100  # sets of items; each takes a byte per item of the catalog
 
 @dataclass
 class ServeConfig:
-    """The service: how a model answers over HTTP. No field but `mixture` changes a list; `run.yaml` records none."""
+    """How a model answers over HTTP. Only `mixture` changes a list; `run.yaml` records no field."""
 
     host: str = "127.0.0.1"
     """Address to listen at. Any other than this machine's own (127.0.0.1, ::1, localhost) also needs `serve.open`: the service

@@ -12,8 +12,9 @@ from minionerec.errors import ConfigError
 
 @dataclass
 class SftMixtureConfig:
-    """Training through the mixture of the model with `mixture.components` (docs/training.md): the model then learns what these
-    do not know.
+    """Train through the mixture with `mixture.components`, to learn what these do not know.
+
+    docs/training.md has the loss.
     """
 
     weights: Literal["none", "em", "fixed"] = "none"
