@@ -23,6 +23,8 @@ from pathlib import Path
 
 JOBS = {"sft": "steps/s", "decode": "prompts/s", "kmeans": "fits/s"}
 BUSY = (0, 1, 2)
+# It ends with its parent, even if that is killed.
+LOOP = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    for _ in range(10**6):\n        pass"
 CHOICES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
@@ -94,7 +96,7 @@ def measure(job: str, seconds: float) -> float:
 @contextmanager
 def busy(processes: int) -> Iterator[None]:
     """So many endless loops run meanwhile."""
-    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
+    loops = [subprocess.Popen([sys.executable, "-c", LOOP]) for _ in range(processes)]
     try:
         yield
     finally:
