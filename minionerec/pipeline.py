@@ -290,7 +290,8 @@ def run(config: Config, stages: tuple[str, ...]) -> None:
     Before an evaluation the weights of the mixture are fitted, if one is asked for (`mixture.components`). After several stages
     a line says how long all took, and the most memory that was held.
     """
-    if "eval" in stages and "mixture" not in stages and config.mixture.components:
+    trains = {"sft", "rl"} & {*stages} or any((config.folder / stage / MANIFEST).is_file() for stage in ("sft", "rl"))
+    if "eval" in stages and "mixture" not in stages and config.mixture.components and trains:
         place = stages.index("eval")
         stages = (*stages[:place], "mixture", *stages[place:])
     set_up(config.threads)

@@ -127,18 +127,27 @@ class Config:
                 "not built for a model with a second distribution of its own. Set model.text_output false, or "
                 "sft.mixture.weights none."
             )
+        if self.mixture.validation or self.sft.mixture.weights != "none":  # others are refused where they mix something in
+            self.check_mixable()
+        if self.eval.exclude_history and (self.rl.importance_weights or self.rl.objective == "exact"):
+            option = "rl.importance_weights" if self.rl.importance_weights else "rl.objective exact"
+            raise ConfigError(
+                f"{option} is about the whole catalog, but with eval.exclude_history lists leave a part of it out. Set "
+                "eval.exclude_history false, or take another objective."
+            )
+
+    def check_mixable(self) -> None:
+        """Refuse to mix anything into scores over the vocabulary.
+
+        Raises:
+            ConfigError: `mixture.components` names some, and `eval.normalise_over` is not `catalog`.
+        """
         if self.mixture.components and self.eval.normalise_over != "catalog":
             raise ConfigError(
                 "mixture.components mixes distributions over the catalog into the model's, but eval.normalise_over is "
                 f"{self.eval.normalise_over}: the model's probabilities of the SIDs do not add up to 1. Set "
                 "eval.normalise_over catalog (and sft.normalise_over catalog, so that the model is trained for it), or "
                 "mixture.components []."
-            )
-        if self.eval.exclude_history and (self.rl.importance_weights or self.rl.objective == "exact"):
-            option = "rl.importance_weights" if self.rl.importance_weights else "rl.objective exact"
-            raise ConfigError(
-                f"{option} is about the whole catalog, but with eval.exclude_history lists leave a part of it out. Set "
-                "eval.exclude_history false, or take another objective."
             )
 
     def _check_text_output(self) -> None:

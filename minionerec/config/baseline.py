@@ -33,7 +33,7 @@ TRIVIAL_BASELINES = {  # counted, not trained; every run evaluates those of `FLO
     "markov": Baseline("Markov chain", "trivial.MarkovChain"),
     "skip": Baseline("Skip transitions", "trivial.SkipTransitions"),
     "text": Baseline("Text neighbours", "trivial.TextNeighbours"),
-    "mixture": Baseline("Mixture of counts and text", "trivial.CacheMixture"),
+    "mixture": Baseline("Mixture of counts (and text)", "trivial.CacheMixture"),
 }
 NEURAL_BASELINES = {
     "gru4rec": Baseline("GRU4Rec", "models.gru4rec.GRU4Rec"),

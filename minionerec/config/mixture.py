@@ -19,8 +19,8 @@ class MixtureConfig:
     components: list[ComponentName] = field(default_factory=list)
     """What is mixed in: `popularity`; `markov`, what followed the last item; `skip`, what followed one of the last five items
     within three places; `item-knn`, what the same users bought; `text`, items with a text like that of the last five (vectors
-    of `sid.encoder` or `sid.vectors`). All count the training interactions, and need `eval.normalise_over: catalog`. An empty
-    list mixes nothing in (paper: none)."""
+    of `sid.encoder` or `sid.vectors`). All but `text` count the training interactions; all need
+    `eval.normalise_over: catalog`. An empty list mixes nothing in (paper: none)."""
     per_bucket: bool = True
     """Weights of their own for each of 21 kinds of history, by how often something followed its last item and how spread that
     is; otherwise one set of weights for all histories."""

@@ -30,7 +30,8 @@ class ModelConfig:
     """Where the rows of new SID tokens begin. `text`: at the mean token row of titles that carry the code, level by level on
     what the levels before leave over; `mean`: around the mean of all old rows; `random`: as the architecture draws weights."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of a pretrained model's weights in SFT; from-scratch models, RL and evaluation keep float32 weights."""
+    """Precision of a pretrained model's weights in SFT; from-scratch models and RL keep float32 weights, and `eval.dtype` is
+    the evaluation's."""
     text_input: bool = False
     """Add each item's text vector (of `sid.encoder`, or `sid.vectors`), through a learnt linear layer, to the input of the
     token that completes its SID. From-scratch models only (paper: no)."""

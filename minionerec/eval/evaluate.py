@@ -83,6 +83,8 @@ def _predict(config: Config, name: str, recipe: Recipe) -> None:
         elif is_main_process():
             write_predictions(draft.path / "predictions.jsonl", listed_predictions(name, config, dataset, index, draft.path))
         if is_main_process():
+            if config.eval.split == "valid" and name in (*MIXED, "mixture"):
+                log.warning("%s: its weights were fitted to the valid split, so its figures on it flatter.", name)
             if stage is not None and (warning := collision_warning(index.collisions(), len(index.codes))) is not None:
                 log.warning("%s", warning)
             metrics = measure_predictions(draft.path, dataset, index, config)
@@ -165,7 +167,8 @@ def evaluable(config: Config) -> list[str]:
     folder = config.folder
     baselines = sorted(path.parent.name for path in (folder / "baselines").glob(f"*/{MANIFEST}"))
     trained = [stage for stage in STAGES if (folder / stage / MANIFEST).is_file()]
-    mixed = [name for name, stage in MIXED.items() if stage in trained and has_mixture(folder, stage)]
+    wanted = MIXED if config.mixture.components else {}
+    mixed = [name for name, stage in wanted.items() if stage in trained and has_mixture(folder, stage)]
     return [*floors(config), *(name for name in baselines if name not in PLAIN_FLOORS), *trained, *mixed]
 
 

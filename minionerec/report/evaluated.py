@@ -23,8 +23,8 @@ FAMILIES = {"HR": "Hit rate", "NDCG": "NDCG", "MRR": "MRR"}
 LABELS = {name: baseline.label for name, baseline in BASELINES.items()} | {
     "sft": "SFT",
     "rl": "SFT + RL",
-    "sft-mixture": "SFT, mixed with counts",
-    "rl-mixture": "SFT + RL, mixed with counts",
+    "sft-mixture": "SFT, mixed",
+    "rl-mixture": "SFT + RL, mixed",
 }
 _RAW_FILES: Setting = ("data", "data", "path")  # where the raw files are stored is no part of a recipe
 

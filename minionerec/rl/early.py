@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from minionerec.artifacts import MANIFEST
-from minionerec.config import Config, ModelConfig, RlConfig
+from minionerec.config import Config, RlConfig
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError
 from minionerec.sid.index import SidIndex
@@ -22,7 +22,7 @@ def check_early(config: Config, pending: Collection[str] = ()) -> None:
         ArtifactError: a reward needs a baseline that is not trained, or the run's data or SIDs are damaged.
     """
     rl, run = config.rl, config.folder
-    check_model(config.model)
+    check_one_distribution(config.model.text_output)
     check_trackers("rl.report_to", rl.report_to)
     if rl.evaluations:
         check_cutoff("rl.best_metric", rl.best_metric, config)
@@ -53,13 +53,16 @@ def _sids_and_hidden(config: Config) -> tuple[int | None, int]:
     return sids, longest if isinstance(longest, int) else 0
 
 
-def check_model(config: ModelConfig) -> None:
+def check_one_distribution(text_output: bool) -> None:
     """Refuse a model whose distribution over the catalog is not written code by code.
 
+    Args:
+        text_output: whether it has a second one, of its text vectors.
+
     Raises:
-        ConfigError: it has a second distribution.
+        ConfigError: it has.
     """
-    if config.text_output:
+    if text_output:
         raise ConfigError(
             "model.text_output is true: such a model is a mixture of what it writes code by code and of a distribution over "
             "whole items, and RL trains the former only. Leave RL out (minionerec sft, eval, report), or train SFT with "

@@ -27,7 +27,7 @@ from minionerec.model import checkpoint
 from minionerec.prompts.record import check_prompts, prompts_section
 from minionerec.recommend.recommender import Recommender
 from minionerec.rl.arguments import grpo_arguments, split_prompts
-from minionerec.rl.early import check_early, check_group
+from minionerec.rl.early import check_early, check_group, check_one_distribution
 from minionerec.rl.exact import ExactTrainer
 from minionerec.rl.monitor import Evaluator, Watch, best, validations
 from minionerec.rl.objectives import KeepReference, ListwiseTrainer, ObjectiveTrainer
@@ -153,8 +153,9 @@ def check_sft(sft: Manifest, config: Config) -> None:
     """Compare the prompts and probabilities of SFT and RL.
 
     Raises:
-        ConfigError: it was trained with other prompts.
+        ConfigError: it was trained with other prompts, or has a second distribution, whatever this command says of it.
     """
+    check_one_distribution(bool(sft.config.get("model", {}).get("text_output")))
     check_prompts(sft.config, config.prompts_for_training, str(config.folder / "sft"))
     warn_if_normalised_otherwise(sft, config.rl)
 

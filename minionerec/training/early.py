@@ -62,11 +62,12 @@ def check_baseline(field: str, name: str, run: Path) -> None:
 
 
 def check_components(config: Config) -> None:
-    """Refuse to fit a mixture of nothing.
+    """Refuse to fit a mixture of nothing, or with scores over the vocabulary.
 
     Raises:
-        ConfigError: `mixture.components` is empty.
+        ConfigError: `mixture.components` is empty, or `eval.normalise_over` is not `catalog`.
     """
+    config.check_mixable()
     if not config.mixture.components:
         raise ConfigError(
             "mixture.components is empty, so there is nothing to mix in. Name some, such as --mixture.components "

@@ -94,9 +94,10 @@ class RankingEvaluator:
         ranks = np.empty(len(self._targets[batch]))
         for half, mixture in enumerate(mixtures):
             self._recommender.mix(mixture)
-            rows = slice(batch.start + half, batch.stop, 2)
+            first = (batch.start + half) % 2  # of this half in the batch: examples are in halves by their number
+            rows = slice(batch.start + first, batch.stop, 2)
             if self._targets[rows]:
-                ranks[half::2] = self._ranks(rows)
+                ranks[first::2] = self._ranks(rows)
         self._recommender.mix(None)
         return ranks
 

@@ -14,12 +14,11 @@ Command: `minionerec mixture --config NAME --mixture.components [popularity,mark
 
 import logging
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from minionerec.artifacts import ITEM_STAGES, UNSEEDED, Manifest, Recipe, file_hash, require
+from minionerec.artifacts import ITEM_STAGES, UNSEEDED, Manifest, Recipe, require
 from minionerec.config import RECOMMENDING, Config
 from minionerec.data.dataset import Dataset
 from minionerec.distributed import distributed_state
@@ -39,6 +38,7 @@ from minionerec.recommend.mixing import (
     model_column,
 )
 from minionerec.recommend.recommender import Recommender
+from minionerec.sid.encoder import VECTOR_FIELDS, vector_inputs
 from minionerec.sid.index import SidIndex
 from minionerec.statistics.sampling import evenly_spaced
 from minionerec.training.early import check_components
@@ -76,8 +76,7 @@ def _recipe(config: Config, stage: str) -> Recipe:
         "prompts": prompts_section(config.resolved_prompts, [RECOMMENDING]),
     }
     if "text" in config.mixture.components:  # whose vectors are these
-        names = ("encoder", "vectors", "max_text_tokens", "tfidf_dimensions")
-        sections["sid"] = {name: getattr(config.sid, name) for name in names}
+        sections["sid"] = {name: getattr(config.sid, name) for name in VECTOR_FIELDS}
     return Recipe(
         stage=f"mixture/{stage}",
         folder=config.folder / "mixture" / stage,
@@ -95,8 +94,8 @@ def _inputs(config: Config, stage: str) -> dict[str, str]:
     """Digests of data, SIDs and the model."""
     inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
     inputs[stage] = require(config.folder / stage, f"minionerec {stage}", made_from=inputs).digest
-    if "text" in config.mixture.components and config.sid.vectors is not None:
-        inputs["vectors"] = file_hash(Path(config.sid.vectors))
+    if "text" in config.mixture.components:
+        inputs |= vector_inputs(config.sid)
     return inputs
 
 

@@ -39,7 +39,7 @@ class CrossFitted:
         self._components: Mapping[str, Component] = components_of(config, recommender.prompts.dataset)
         self._buckets = Buckets(next(iter(self._components.values())).interactions)
         self._columns = component_columns(recommender, self._components, histories, targets)
-        self.halves = np.arange(len(targets)) % config.eval.batch_size % 2
+        self.halves = np.arange(len(targets)) % 2
 
     def model_column(self, rows: slice) -> np.ndarray:
         """What the model as it now is gives the targets of some examples, (rows,)."""

@@ -166,7 +166,14 @@ def test_on_a_run_of_our_own(tmp_path, capsys):
     assert vectors["train"].shape == (len(dataset.train), 16)
     # The report on the gap to the paper reads the run, too.
     labels = [evaluated.label for evaluated in load_runs(run, "run", 100, 0)]
-    floors = ["Popularity", "Repeat last", "Markov chain", "Skip transitions", "Text neighbours", "Mixture of counts and text"]
+    floors = [
+        "Popularity",
+        "Repeat last",
+        "Markov chain",
+        "Skip transitions",
+        "Text neighbours",
+        "Mixture of counts (and text)",
+    ]
     assert labels == [f"run, {label}" for label in (*floors, "SASRec")]
     capsys.readouterr()
     assert main(["baseline", "table", str(run)]) == 0

@@ -1,14 +1,15 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
 from minionerec.artifacts import Manifest, read_json
-from minionerec.config import RlConfig
+from minionerec.config import Config, RlConfig
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.model import checkpoint
 from minionerec.pipeline import run
-from minionerec.rl.train import warn_if_normalised_otherwise
+from minionerec.rl.train import check_sft, warn_if_normalised_otherwise
 from minionerec.training.evaluator import MONITORED
 from tests.launch import forked
 from tests.small import config
@@ -118,3 +119,9 @@ def test_a_group_larger_than_the_catalog(prepared):
     with pytest.raises(ConfigError, match="num_generations is 64, but the catalog has only 48 SIDs"):
         run(prepared, ("rl",))
     prepared.rl.num_generations = 4
+
+
+def test_a_model_with_a_second_distribution_is_refused_whatever_the_command_says_of_it():
+    manifest = SimpleNamespace(config={"model": {"text_output": True}})
+    with pytest.raises(ConfigError, match=r"model.text_output is true"):
+        check_sft(manifest, Config())

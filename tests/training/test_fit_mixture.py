@@ -15,6 +15,7 @@ from minionerec.eval.predictions import read_predictions
 from minionerec.pipeline import run
 from minionerec.recommend.cache import MODEL
 from minionerec.recommend.recommender import Recommender
+from minionerec.training.early import check_components
 from minionerec.training.evaluator import RankingEvaluator
 from tests.recommend.conftest import make, write_run  # noqa: F401 (a fixture)
 from tests.small import reseal
@@ -156,7 +157,9 @@ def test_without_valid_examples_it_is_refused_before_anything_is_trained(make, t
 
 def test_what_cannot_go_together_is_refused_by_the_configuration():
     with pytest.raises(ConfigError, match=r"but eval.normalise_over is vocabulary"):
-        Config(mixture=MixtureConfig(components=["markov"]))
+        check_components(Config(mixture=MixtureConfig(components=["markov"])))  # a run.yaml may hold this: see recording
+    with pytest.raises(ConfigError, match=r"mixture.components mixes"):
+        Config(mixture=MixtureConfig(components=["markov"], validation=True))
     with pytest.raises(ConfigError, match=r"mixture.validation is true, but mixture.components is empty"):
         MixtureConfig(validation=True)
     assert "mixture" not in Config().decoding
@@ -172,6 +175,9 @@ def test_validation_with_the_mixture_is_cross_fitted(make, tmp_path):  # noqa: F
     alone = RankingEvaluator(recommender, config.eval, None, "NDCG@10")()
     mixed = evaluator()
     assert mixed == evaluator() and mixed != alone and recommender.mixture is None
+    for size in (1, 3):  # the halves do not depend on how examples are computed together
+        other = replace(config, eval=replace(config.eval, batch_size=size))
+        assert RankingEvaluator(recommender, other.eval, None, "NDCG@10", other)() == pytest.approx(mixed)
     cross = evaluator._mixed
     column = cross.model_column(slice(None))
     for half, mixture in enumerate(cross.fit(column)):
