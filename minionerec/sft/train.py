@@ -139,8 +139,8 @@ def _train(config: Config, recipe: Recipe, write_curves: WriteCurves | None) -> 
     model = _prepared(begun)
     trie = _loss_trie(begun)
     cache = None if sft.mixture.weights == "none" else Cache.make(config, begun.prompts.dataset, begun.prompts.index)
-    training = training_trees(sft, config.seed, begun.prompts, cache and cache.train)
-    held_out = validation_trees(begun.prompts, sft.max_examples, cache and cache.valid)
+    training = training_trees(sft, config.seed, begun.prompts, None if cache is None else cache.train)
+    held_out = validation_trees(begun.prompts, sft.max_examples, None if cache is None else cache.valid)
     longest = max(map(tree_tokens, training.trees)) if sft.micro_tokens is not None else 0
     arguments = training_arguments(sft, config.seed, recipe.folder, len(training.trees), longest)
     collator = TreeCollator(sft.row_tokens, trie)
@@ -163,7 +163,7 @@ def _train(config: Config, recipe: Recipe, write_curves: WriteCurves | None) -> 
                 trie=trie,
                 normalise_over=sft.normalise_over,
                 smoothing=sft.smoothing,
-                mixture=cache and cache.mixture,
+                mixture=None if cache is None else cache.mixture,
                 evaluator=_evaluator(begun, model),
                 failed=config.folder / "sft-failed",
                 callbacks=[MarkComplete(), EarlyStoppingCallback(sft.patience)],
