@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from minionerec.config.checks import bounded, check_fields, path
+from minionerec.config.mixture import ComponentName
 from minionerec.errors import ConfigError
 
 
@@ -59,7 +60,6 @@ PLAIN_FLOORS = ("popularity", "repeat")  # have no options and take no time: eva
 FLOORS = (*PLAIN_FLOORS, "skip", "text", "mixture")  # what every run is held against, as far as its data allow it
 BASELINES = TRIVIAL_BASELINES | NEURAL_BASELINES
 
-CacheComponent = Literal["popularity", "markov", "skip", "item-knn", "text"]
 
 if TYPE_CHECKING:
     BaselineName = str  # a type checker wants the names written out
@@ -148,7 +148,7 @@ class BaselineConfig:
     """`item-knn`: most similar items kept per item (items)."""
     shrinkage: float | None = bounded(None, 0, 10**9)
     """`item-knn`: added to the denominator of the cosine, so that items seen together once count little (users)."""
-    components: list[CacheComponent] | None = None
+    components: list[ComponentName] | None = None
     """`mixture`: what it is made of; null for all counts, and `text` if the run has item vectors (docs/baselines.md)."""
 
     def __post_init__(self) -> None:
