@@ -188,6 +188,10 @@ def fitted(
         values = fit_weights(columns, buckets.of(histories), pseudo_counts=pseudo_counts)
     else:
         values = np.repeat(fit_weights(columns, np.zeros(len(columns), np.int64), bucket_count=1), BUCKETS, axis=0)
-    values[:, 0] = np.maximum(values[:, 0], LEAST_SHARE)
-    values /= values.sum(axis=1, keepdims=True)
-    return Mixture(components, buckets, MixtureWeights((MODEL, *components), values, made_from(components)))
+    return Mixture(components, buckets, MixtureWeights((MODEL, *components), keep_model(values), made_from(components)))
+
+
+def keep_model(weights: np.ndarray) -> np.ndarray:
+    """Weights, (buckets, 1 + components), of which the model's is at least `LEAST_SHARE`: so every item stays possible."""
+    weights = np.column_stack([np.maximum(weights[:, :1], LEAST_SHARE), weights[:, 1:]])
+    return weights / weights.sum(axis=1, keepdims=True)

@@ -38,7 +38,7 @@ from minionerec.recommend.cache import (
     target_probabilities,
 )
 from minionerec.recommend.cache.mixture import PSEUDO_COUNTS
-from minionerec.recommend.mixing import LEAST_SHARE, components_of
+from minionerec.recommend.mixing import components_of, keep_model
 from minionerec.sid.index import SidIndex
 from minionerec.tree import Branch
 
@@ -179,9 +179,7 @@ class TargetMixture:
     def fit(self, scored: ScoredTargets) -> None:
         """Fit the weights by EM, see `fit_weights`. The model keeps a little, as it does in decoding."""
         columns = np.column_stack([np.exp(np.minimum(scored.model, 0)), scored.cached])
-        weights = self.fitted_weights(columns, scored.buckets)
-        weights[:, 0] = np.maximum(weights[:, 0], LEAST_SHARE)
-        self.weights = weights / weights.sum(axis=1, keepdims=True)
+        self.weights = keep_model(self.fitted_weights(columns, scored.buckets))
 
     def fitted_weights(self, columns: np.ndarray, buckets: np.ndarray) -> np.ndarray:
         """The weights under which targets are likeliest, (buckets, columns).
