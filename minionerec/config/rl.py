@@ -19,6 +19,7 @@ RewardName = Literal[
     "collaborative",
     "popularity",
 ]
+_OF_THE_TARGET = ("listwise", "sdpo")  # objectives that compare the target with the rest of its group
 # What an unbiased gradient from a group drawn without replacement takes, see `importance_advantages`.
 _UNBIASED = {
     "objective": "grpo",
@@ -52,10 +53,11 @@ class RlConfig:
     """Training prompts, drawn at random from the tasks' examples; null takes all (examples; paper: all)."""
     num_generations: int = bounded(16, 2, 10_000)
     """Rollouts per prompt, the group of GRPO (SIDs; paper: 16)."""
-    rollouts: Literal["beams", "stochastic", "sampling", "mixture"] = "beams"
+    rollouts: Literal["beams", "stochastic", "sampling", "mixture", "uniform"] = "beams"
     """Where a group comes from. `beams`: the most likely SIDs. `stochastic`: distinct SIDs drawn from the policy. `sampling`:
-    independent draws, so a SID may come twice. `mixture`: half of the group from the beams, the rest drawn. All SIDs are valid
-    ones (paper: beams)."""
+    independent draws, so a SID may come twice. `mixture`: half of the group from the beams, the rest drawn. `uniform`: the
+    target and SIDs drawn with equal chances, none of the history; for the objectives `listwise` and `sdpo`. All SIDs are valid
+    ones (paper: beams; S-DPO: uniform)."""
     add_target: bool = False
     """If a group lacks its target, put it in place of the group's last SID (paper: false)."""
     prompts_per_step: int = bounded(32, 1, 10**6)
@@ -155,11 +157,21 @@ class RlConfig:
     def _conflicts(self) -> Iterator[str]:
         """Options that contradict each other: refused rather than one of them ignored."""
         ranked = ", ".join(name for name in self.rewards if name.startswith("ranking"))
-        if self.objective in ("listwise", "sdpo"):
+        if self.objective in _OF_THE_TARGET:
             if not self.add_target:
                 yield f"rl.objective {self.objective} needs its target in every group; set rl.add_target: true."
             if self.rollouts == "sampling":
                 yield f"rl.objective {self.objective} compares distinct SIDs; rl.rollouts sampling may draw one twice."
+        if self.rollouts == "uniform" and self.objective not in ("exact", *_OF_THE_TARGET):
+            yield (
+                "rl.rollouts uniform draws SIDs that the policy would hardly write, next to a target that it was given: "
+                f"rl.objective {self.objective} has nothing to learn from their rewards. Choose listwise or sdpo."
+            )
+        if self.rollouts == "uniform" and ranked:
+            yield (
+                f"rl.rewards {ranked} depends on the ranks within a group, which rl.rollouts uniform does not have; choose "
+                "others, e.g. rl.rewards: {rule: 1.0}."
+            )
         if self.objective == "exact":
             if self.rollouts != "beams" or self.add_target:
                 yield "rl.objective exact draws no rollouts; leave rl.rollouts at beams and rl.add_target at false."

@@ -49,8 +49,13 @@ def _sids_and_hidden(config: Config) -> tuple[int | None, int]:
         return None, 0
     dataset = Dataset.load(run / "data")
     sids = len({*map(tuple, SidIndex.load(run / "sid", dataset).codes.tolist())})
-    longest = dataset.train["history"].list.len().max() if config.eval.exclude_history else 0
+    longest = dataset.train["history"].list.len().max() if hides_history(config) else 0
     return sids, longest if isinstance(longest, int) else 0
+
+
+def hides_history(config: Config) -> bool:
+    """Whether groups leave out the items of their row's history: as evaluation does, and always if they are drawn uniformly."""
+    return config.eval.exclude_history or config.rl.rollouts == "uniform"
 
 
 def check_one_distribution(text_output: bool) -> None:
@@ -83,7 +88,7 @@ def check_group(config: RlConfig, sids: int | None, hidden: int) -> None:
     if sids is None or config.rollouts == "sampling" or config.objective == "exact":
         return
     if sids - hidden < config.num_generations:  # at least: items that share a SID hide one SID together
-        without = f", and {hidden} items of a history are left out (eval.exclude_history)" if hidden else ""
+        without = f", and {hidden} items of a history are left out (eval.exclude_history or rl.rollouts)" if hidden else ""
         raise ConfigError(
             f"rl.num_generations is {config.num_generations}, but the catalog has only {sids} SIDs{without}; lower it."
         )

@@ -51,7 +51,8 @@ def planned_work(examples: Sequence[TokenExample], trie: CatalogTrie, arguments:
     sizes = [group * (len(example.prompt) + levels) for example in examples]
     sample, largest = sample_batches(examples, sizes, micro, packed, int(arguments.seed))
     longest_prompt = max(len(example.prompt) for example in examples)
-    rolled_out = 0 if exact else micro * (longest_prompt + group * (levels - 1))  # tokens at once; a last code is not read
+    decodes = not exact and config.rollouts != "uniform"
+    rolled_out = micro * (longest_prompt + group * (levels - 1)) if decodes else 0  # tokens at once; a last code is not read
     rounds = 1 + config.refill_rounds if config.dynamic_sampling == "refill" else 1
     whole_step = config.dynamic_sampling != "none"  # its rollouts are made at once, see `objective_arguments`
     return Work(

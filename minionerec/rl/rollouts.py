@@ -1,13 +1,14 @@
 """Rollouts: a group of valid SIDs for each prompt, from the decoder that evaluation uses.
 
 A group stands in the order of log-probability, the most likely first, so a reward that looks at ranks means the same for every
-kind of rollout. Only a target that was added stands last, whatever its rank is.
+kind of rollout. Only a target that was added stands last, whatever its rank is. Uniform draws ask no policy and have no ranks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 from trl.models import unwrap_model_for_generation
@@ -111,6 +112,33 @@ def add_targets(leaves: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return torch.cat([leaves[:, :-1], torch.where(missing, targets, leaves[:, -1])[:, None]], dim=1)
 
 
+def uniform_negatives(
+    trie: CatalogTrie, barred: Sequence[Sequence[int]], size: int, seeds: torch.Tensor
+) -> torch.Tensor:
+    """Distinct SIDs for each prompt, every set of them equally likely: the negatives of S-DPO.
+
+    Chen et al., "On Softmax Direct Preference Optimization for Recommendation", NeurIPS 2024, section 4.1, draw items that the
+    user does not have.
+
+    Args:
+        barred: per prompt the leaves that it does not get, in any order, repeats allowed.
+        size: SIDs per prompt.
+        seeds: (prompts,) a prompt's draws depend on its seed and on nothing else.
+
+    Returns:
+        (prompts, size) leaves, on the trie's device.
+    """
+    negatives = np.empty((len(barred), size), dtype=np.int64)
+    for row, (leaves, seed) in enumerate(zip(barred, seeds.tolist(), strict=True)):
+        gaps = sorted(set(leaves))
+        # numpy's seeds are not negative. Numbers among the leaves that are left become leaves: each gap below shifts by one.
+        drawn = np.random.default_rng(seed % 2**64).choice(len(trie) - len(gaps), size, replace=False)
+        for leaf in gaps:
+            drawn += drawn >= leaf
+        negatives[row] = drawn
+    return torch.from_numpy(negatives).to(trie.device)
+
+
 class Rollouts:
     """A TRL `rollout_func`: for each prompt a group of `num_generations` SIDs.
 
@@ -122,6 +150,7 @@ class Rollouts:
         trie: the valid SIDs, on the model's device.
         pad_token: fills prompts up on the left.
         filtered: no group holds an item of its row's column `hidden` (item indices), as `eval.exclude_history` asks for.
+            Uniform groups hold none in any case.
 
     Raises:
         ConstraintError: the catalog holds fewer SIDs than a group of distinct ones needs.
@@ -143,6 +172,8 @@ class Rollouts:
         if self._config.rollouts != "beams":
             step_seed = combine(torch.tensor(self._seed, device=device), trainer.state.global_step)
             seeds = combine(step_seed, torch.tensor([row["rollout_id"] for row in rows], device=device))
+        if self._config.rollouts == "uniform":
+            return self._uniform(rows, seeds)
         trie = self._trie.without([row["hidden"] for row in rows]) if self._filtered else self._trie
         with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model, torch.no_grad():
             training = model.training
@@ -156,6 +187,13 @@ class Rollouts:
             targets = torch.tensor([row["target_leaf"] for row in rows], device=device)
             groups = groups._replace(leaves=add_targets(groups.leaves, targets))
         return groups
+
+    def _uniform(self, rows: Sequence[Mapping[str, Any]], seeds: torch.Tensor) -> Groups:
+        """Negatives that are neither the target nor in the history, and then the target."""
+        targets = torch.tensor([row["target_leaf"] for row in rows], device=self._trie.device)
+        barred = [[row["target_leaf"], *self._trie.leaf_of_item[row["hidden"]].tolist()] for row in rows]
+        negatives = uniform_negatives(self._trie, barred, self._config.num_generations - 1, seeds)
+        return Groups(torch.cat([negatives, targets[:, None]], dim=1))
 
     def completions(self, groups: Groups) -> list[list[int]]:
         """Token ids of all SIDs, group by group, without padding."""

@@ -13,11 +13,11 @@ Rows = list[dict[str, Any]]
 
 
 class Groups(NamedTuple):
-    """A group of SIDs for each prompt, in the order of log-probability, the most likely first.
+    """A group of SIDs for each prompt, in the order of log-probability, the most likely first; uniform draws have no order.
 
     Attributes:
         leaves: (prompts, G) numbers of the SIDs in the trie.
-        logprobs: (prompts, G) in nats; None if another process made the groups (`refill`).
+        logprobs: (prompts, G) in nats; None if another process made the groups (`refill`), or no policy was asked.
         log_weights: (prompts, G) log importance weights (`SampleResult.log_weights`), of stochastic beams only.
     """
 

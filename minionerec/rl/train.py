@@ -27,7 +27,7 @@ from minionerec.model import checkpoint
 from minionerec.prompts.record import check_prompts, prompts_section
 from minionerec.recommend.recommender import Recommender
 from minionerec.rl.arguments import grpo_arguments, split_prompts
-from minionerec.rl.early import check_early, check_group, check_one_distribution
+from minionerec.rl.early import check_early, check_group, check_one_distribution, hides_history
 from minionerec.rl.exact import ExactTrainer
 from minionerec.rl.monitor import Evaluator, Watch, best, validations
 from minionerec.rl.objectives import KeepReference, ListwiseTrainer, ObjectiveTrainer
@@ -82,9 +82,9 @@ def _train_policy(config: Config, recipe: Recipe, write_curves: WriteCurves | No
     examples = with_targets(training_prompts(config, begun.prompts), rl, begun.prompts)
     longest = max(len(example.prompt) for example in examples) + trie.depth - 1
     check_length(begun.model, longest)
-    filtered = config.eval.exclude_history
-    rows = token_rows(examples, trie, begun.prompts.dataset if filtered else None)
-    check_group(rl, len(trie), max(map(len, rows["hidden"])) if filtered else 0)
+    hides = hides_history(config)
+    rows = token_rows(examples, trie, begun.prompts.dataset if hides else None)
+    check_group(rl, len(trie), max(map(len, rows["hidden"])) if hides else 0)
     functions = build_rewards(config, begun.prompts.dataset, [trie.items(leaf) for leaf in range(len(trie))])
     evaluator = _evaluator(begun, trie)
     with recipe.write(resumable=True, collective=True) as draft:
@@ -103,7 +103,7 @@ def _train_policy(config: Config, recipe: Recipe, write_curves: WriteCurves | No
                 trie,
                 functions,
                 seed=config.seed,
-                filtered=filtered,
+                filtered=config.eval.exclude_history,
                 model=begun.model,
                 args=arguments,
                 train_dataset=rows,

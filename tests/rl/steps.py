@@ -24,6 +24,7 @@ CASES: dict[str, dict[str, Any]] = {
     "filter, bnpo": {"loss": "bnpo", "dynamic_sampling": "filter", "rollouts": "stochastic", "sft_weight": 0.2},
     "sibling": {"advantages": "sibling", "rewards": {"prefix": 1.0}, "beta": 0.05},
     "listwise": {"objective": "listwise", "add_target": True, "rollouts": "stochastic"},
+    "sdpo": {"objective": "sdpo", "add_target": True, "rollouts": "uniform", "rewards": {"rule": 1.0}},
     "importance": {
         "importance_weights": True,
         "rollouts": "stochastic",

@@ -63,8 +63,8 @@ def trainer_of(
     model, tokenizer = checkpoint.load(str(policy))
     trie = CatalogTrie.from_codes(checkpoint.sid_token_ids(tokenizer, index))
     examples = listed_examples(Prompts(dataset, index, tokenizer), "history_sid_to_sid")[:24]
-    rows = token_rows(examples, trie, dataset if filtered else None)
     config = RlConfig(**{**FIELDS, **fields})
+    rows = token_rows(examples, trie, dataset if filtered or config.rollouts == "uniform" else None)
     arguments: dict[str, Any] = {
         "model": model,
         "args": adjust(grpo_arguments(config, index.levels, 0, out, len(rows))),
