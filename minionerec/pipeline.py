@@ -69,16 +69,37 @@ def _rl(config: Config) -> Iterator[Finished]:
     yield train_rl(config, curves.write_curves)
 
 
-def _mixture(config: Config) -> Iterator[Finished]:
+def _trained(config: Config, use: str) -> list[str]:
+    """The training stages that have finished.
+
+    Args:
+        use: what they are for, in words, for the message.
+
+    Raises:
+        ArtifactError: none has.
+    """
     from minionerec.recommend.loading import STAGES as TRAININGS
+
+    trained = [stage for stage in TRAININGS if (config.folder / stage / MANIFEST).is_file()]
+    if not trained:
+        raise ArtifactError(f"{config.folder}: has no trained model to {use}. Train one first: minionerec sft")
+    return trained
+
+
+def _mixture(config: Config) -> Iterator[Finished]:
     from minionerec.training.fit_mixture import fit_mixture
 
     quieten_libraries()
-    trained = [stage for stage in TRAININGS if (config.folder / stage / MANIFEST).is_file()]
-    if not trained:
-        raise ArtifactError(f"{config.folder}: has no trained model to mix anything into. Train one first: minionerec sft")
-    for stage in trained:
+    for stage in _trained(config, "mix anything into"):
         yield from _on_main(partial(fit_mixture, config, stage))
+
+
+def _d3(config: Config) -> Iterator[Finished]:
+    from minionerec.training.fit_assistant import fit_assistant
+
+    quieten_libraries()
+    for stage in _trained(config, "help"):
+        yield fit_assistant(config, stage)
 
 
 def _eval(config: Config) -> Iterator[Finished]:
@@ -111,6 +132,7 @@ STAGES: dict[str, Callable[[Config], Iterator[Finished]]] = {
     "sft": _sft,
     "rl": _rl,
     "mixture": _mixture,
+    "d3": _d3,
     "eval": _eval,
     "report": _report,
     "baseline": _baseline,
@@ -148,6 +170,14 @@ def _early_mixture(config: Config, pending: Sequence[str]) -> None:
     check_mixture(config, pending)
 
 
+def _early_d3(config: Config, pending: Sequence[str]) -> None:
+    from minionerec.training import early
+
+    early.check_assistant(config, pending)
+    if "data" not in pending:
+        early.check_valid_rows(config, "the weight of an assistant is chosen on it", "set eval.assistant null")
+
+
 def _early_eval(config: Config, pending: Sequence[str]) -> None:
     from minionerec.training import early, machine
 
@@ -165,6 +195,7 @@ EARLY_CHECKS = {
     "sft": _early_sft,
     "rl": _early_rl,
     "mixture": _early_mixture,
+    "d3": _early_d3,
     "eval": _early_eval,
     "baseline": _early_baseline,
 }
@@ -287,13 +318,15 @@ def refuse_absent_model(config: Config) -> None:
 def run(config: Config, stages: tuple[str, ...]) -> None:
     """Run the named stages and print one line for each artefact: its figures, where it lies, how long it took.
 
-    Before an evaluation the weights of the mixture are fitted, if one is asked for (`mixture.components`). After several stages
-    a line says how long all took, and the most memory that was held.
+    Before an evaluation the weights of the mixture are fitted, if one is asked for (`mixture.components`), and the weight of a
+    model next to its assistant is chosen (`eval.assistant`). After several stages a line says how long all took, and the most
+    memory that was held.
     """
     trains = {"sft", "rl"} & {*stages} or any((config.folder / stage / MANIFEST).is_file() for stage in ("sft", "rl"))
-    if "eval" in stages and "mixture" not in stages and config.mixture.components and trains:
+    wanted = {"mixture": config.mixture.components, "d3": config.eval.assistant and config.eval.assistant_weight is None}
+    for stage in (name for name, asked in wanted.items() if asked and name not in stages and "eval" in stages and trains):
         place = stages.index("eval")
-        stages = (*stages[:place], "mixture", *stages[place:])
+        stages = (*stages[:place], stage, *stages[place:])
     set_up(config.threads)
     use_cache_without_hub(config)
     if "sft" in stages and not (config.folder / "sft" / MANIFEST).is_file():  # a finished one needs its base model no more

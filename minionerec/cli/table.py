@@ -245,6 +245,11 @@ COMMANDS: dict[str, Command] = {
         commands.run_stage("mixture"),
         ("mixture",),
     ),
+    "d3": Command(
+        "weight of a model beside a baseline that helps it at every step (D3), chosen on valid",
+        commands.run_stage("d3"),
+        ("eval",),
+    ),
     "eval": Command("constrained beam search over a split, metrics with intervals", commands.evaluate, ("eval",)),
     "recommend": Command(
         "lists of items for one history, or for the users of a file", commands.recommend, options=_RECOMMEND, takes_config=False

@@ -152,6 +152,11 @@ class Config:
 
     def _check_text_output(self) -> None:
         """Refuse what the mixture with a text distribution cannot be computed with."""
+        if self.eval.assistant is not None:
+            raise ConfigError(
+                f"model.text_output is true, but eval.assistant is {self.eval.assistant}: an assistant weighs what is written "
+                "code by code, not a mixture with a text distribution. Leave one of the two out."
+            )
         for name, over in (("sft", self.sft.normalise_over), ("eval", self.eval.normalise_over)):
             if over != "catalog":
                 raise ConfigError(

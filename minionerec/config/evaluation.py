@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
+from minionerec.config.baseline import BaselineName
 from minionerec.config.checks import Bounds, bounded, check_fields
+from minionerec.errors import ConfigError
 
 CUTOFFS = (1, 3, 5, 10, 20, 50)
 FREQUENT = 2  # most frequent targets that a slice sets apart, unless another number is set
@@ -19,9 +21,9 @@ RESAMPLES_BOUNDS = Bounds(40, 100_000)  # below 40 no resample lies in a tail of
 class EvalConfig:
     """Stage `eval`: rank the catalog for every user of a split and measure."""
 
-    NOT_IN_KEY: ClassVar[tuple[str, ...]] = ("batch_size",)
-    """Fields that decide how a result is computed, not which one; `Config.key_fields` leaves them out. Results agree up to
-    rounding."""
+    NOT_IN_KEY: ClassVar[tuple[str, ...]] = ("batch_size", "assistant", "assistant_weight", "assistant_examples")
+    """Fields that decide how a result is computed, not which one, up to rounding, and those that decide the lists of `sft-d3`
+    and `rl-d3` alone, which have them in their keys all the same; `Config.key_fields` leaves them out."""
 
     split: Literal["valid", "test"] = "test"
     """Which targets are predicted."""
@@ -48,9 +50,19 @@ class EvalConfig:
     oracle_examples: int = bounded(128, 0, 10**7)
     """Examples, evenly spaced over the split, for which the whole catalog is scored exactly. The scores show what the beam
     search missed, at which level it dropped the target, and how narrower beams would do; 0 for none (examples)."""
+    assistant: BaselineName | None = None
+    """D3: a neural baseline of this run that helps the model at every step. The model's lists with it are evaluated as `sft-d3`
+    and `rl-d3`, beside those of the model alone; null for none (D3: sasrec)."""
+    assistant_weight: float | None = bounded(None, 0, 1)
+    """The model's weight a in D3's score of a step, a log p_model + (1 - a) log p_assistant: 1 is the model alone, 0 the
+    assistant. Null takes the one that `minionerec d3` chose on the valid split (fraction)."""
+    assistant_examples: int | None = bounded(512, 1, 10**9)
+    """Examples of the valid split, evenly spaced, on which `minionerec d3` compares weights; null takes all (examples)."""
 
     def __post_init__(self) -> None:
         check_fields("eval", self)
+        if self.assistant is None and self.assistant_weight is not None:
+            raise ConfigError("eval.assistant_weight is set, but it has an effect with eval.assistant only.")
 
 
 @dataclass

@@ -31,6 +31,7 @@ _NEEDED = {  # by stage; a training draws its curves at the end
     "sft": ("plotly", "scipy"),
     "rl": ("datasets", "plotly", "scipy", "trl"),
     "mixture": ("scipy",),
+    "d3": ("scipy",),
     "eval": ("scipy",),
     "baseline": ("scipy",),
     "report": ("plotly", "scipy"),

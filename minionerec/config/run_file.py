@@ -27,6 +27,7 @@ _READS = {  # what each stage reads; validations and rollouts read `eval` too
     "sft": ("seed", "model", "prompts", "sft", "eval", "mixture"),
     "rl": ("seed", "prompts", "rl", "eval", "mixture"),
     "mixture": ("seed", "prompts", "eval", "mixture"),
+    "d3": ("prompts", "eval"),
     "eval": ("seed", "prompts", "eval"),
     "report": ("report",),
     "baseline": ("seed", "baseline", "eval"),
@@ -37,7 +38,12 @@ _TRAINED_WITH = (
     "prompts",
     "eval",
 )  # of a finished model; who evaluates it or a baseline otherwise leaves them as they are
-_FOLDERS = {"mixture": "mixture/*", "eval": "eval/*", "baseline": "baselines/*"}  # of stages that make several artefacts
+_FOLDERS = {
+    "mixture": "mixture/*",
+    "d3": "d3/*",
+    "eval": "eval/*",
+    "baseline": "baselines/*",
+}  # of stages that make several artefacts
 _MOST_DIFFERENCES = 5  # fields named in a line
 
 
@@ -168,7 +174,7 @@ def _updates(folder: Path, stage: str) -> set[str]:
     would no longer say what the model was made with, and the next `run --config RUN_FOLDER` would train it again.
     """
     trained = any((folder / training / "manifest.json").is_file() for training in ("sft", "rl"))
-    return {*_READS[stage]} - ({*_TRAINED_WITH} if trained and stage in ("mixture", "eval", "baseline") else set())
+    return {*_READS[stage]} - ({*_TRAINED_WITH} if trained and stage in ("mixture", "d3", "eval", "baseline") else set())
 
 
 def _write_again(config: Config, stage: str, values: dict[str, Any]) -> None:

@@ -36,10 +36,13 @@ from minionerec.eval.slices import parts_of_dataset, parts_of_lists, slice_table
 from minionerec.model import checkpoint
 from minionerec.prompts.builder import Prompts
 from minionerec.prompts.record import check_prompts, prompts_section
-from minionerec.recommend.loading import MIXED, STAGES, has_mixture
+from minionerec.recommend.assistant import BaselineAssistant
+from minionerec.recommend.loading import ASSISTED, MIXED, STAGES, has_mixture
 from minionerec.recommend.mixing import load_cache
 from minionerec.recommend.recommender import Recommender
 from minionerec.sid.index import SidIndex, collision_warning
+from minionerec.training.early import check_assistant
+from minionerec.training.fit_assistant import assistant_inputs, chosen_weight
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +51,7 @@ def evaluate(config: Config, name: str) -> tuple[Manifest, bool]:
     """Predict a split and measure the predictions, unless the finished artefact is current.
 
     Args:
-        name: of the recommender: `sft`, `rl`, these with `-mixture`, one of `FLOORS` or a baseline of the run.
+        name: of the recommender: `sft`, `rl`, these with `-mixture` or `-d3`, one of `FLOORS` or a baseline of the run.
 
     Returns:
         the manifest, and whether it was made now.
@@ -59,6 +62,8 @@ def evaluate(config: Config, name: str) -> tuple[Manifest, bool]:
         DataError: the split is empty.
         LockedError: another process evaluates this recommender.
     """
+    if name in ASSISTED:
+        check_assistant(config)
     recipe = _recipe(config, name)
     return recipe.make(lambda: _predict(config, name, recipe), collective=True)
 
@@ -79,17 +84,30 @@ def _predict(config: Config, name: str, recipe: Recipe) -> None:
             recommender = Recommender(model.to(distributed_state().device), prompts, config=config.eval)
             if name in MIXED:
                 recommender.mix(load_cache(config.folder, stage, dataset, recipe.inputs)[0])
+            if name in ASSISTED:
+                recommender.assist(_assistant(config, dataset, recipe))
             decode_split(recommender, draft.path)
         elif is_main_process():
             write_predictions(draft.path / "predictions.jsonl", listed_predictions(name, config, dataset, index, draft.path))
         if is_main_process():
-            if config.eval.split == "valid" and name in (*MIXED, "mixture"):
+            if config.eval.split == "valid" and name in _fitted_to_valid(config):
                 log.warning("%s: its weights were fitted to the valid split, so its figures on it flatter.", name)
             if stage is not None and (warning := collision_warning(index.collisions(), len(index.codes))) is not None:
                 log.warning("%s", warning)
             metrics = measure_predictions(draft.path, dataset, index, config)
             metrics.write(draft.path / "metrics.json")
             draft.metrics.update({metric: cell["value"] for metric, cell in metrics.headline.items()})
+
+
+def _assistant(config: Config, dataset: Dataset, recipe: Recipe) -> BaselineAssistant:
+    """The assistant, with the weight that the recipe names."""
+    helped = recipe.config["d3"]
+    return BaselineAssistant.load(config.folder, helped["assistant"], dataset, config.eval.split, helped["weight"])
+
+
+def _fitted_to_valid(config: Config) -> tuple[str, ...]:
+    """The recommenders that have weights from the valid split."""
+    return (*MIXED, "mixture", *(ASSISTED if config.eval.assistant_weight is None else ()))
 
 
 def _recipe(config: Config, name: str) -> Recipe:
@@ -101,6 +119,9 @@ def _recipe(config: Config, name: str) -> Recipe:
     """
     inputs = _inputs(config, name)
     sections = config.section("eval")
+    if name in ASSISTED:
+        weight, _ = chosen_weight(config, ASSISTED[name], inputs)
+        sections["d3"] = {"assistant": config.eval.assistant, "weight": weight}
     if (stage := stage_of(name)) is not None:
         model = Manifest.load(config.folder / stage)
         check_prompts(model.config, config.resolved_prompts, str(config.folder / stage))
@@ -132,6 +153,10 @@ def _inputs(config: Config, name: str) -> dict[str, str]:
         if name in MIXED:
             mixture = require(config.folder / "mixture" / stage, "minionerec mixture", made_from=inputs)
             inputs[f"mixture/{stage}"] = mixture.digest
+        if name in ASSISTED:
+            inputs |= assistant_inputs(config, inputs["data"])
+            if (digest := chosen_weight(config, stage, inputs)[1]) is not None:
+                inputs[f"d3/{stage}"] = digest
     elif is_stored(config, name):
         command = f"minionerec baseline --baseline.model {name}"
         baseline = require(config.folder / "baselines" / name, command, made_from={"data": inputs["data"]})
@@ -163,22 +188,23 @@ def measure_predictions(folder: Path, dataset: Dataset, index: SidIndex, config:
 
 
 def evaluable(config: Config) -> list[str]:
-    """The recommenders of a run: floors that it computes itself, baselines, trained models, and these with their mixtures."""
+    """The recommenders of a run: floors that it computes itself, baselines, trained models alone, mixed and assisted."""
     folder = config.folder
     baselines = sorted(path.parent.name for path in (folder / "baselines").glob(f"*/{MANIFEST}"))
     trained = [stage for stage in STAGES if (folder / stage / MANIFEST).is_file()]
     wanted = MIXED if config.mixture.components else {}
     mixed = [name for name, stage in wanted.items() if stage in trained and has_mixture(folder, stage)]
-    return [*floors(config), *(name for name in baselines if name not in PLAIN_FLOORS), *trained, *mixed]
+    helped = [name for name, stage in ASSISTED.items() if config.eval.assistant is not None and stage in trained]
+    return [*floors(config), *(name for name in baselines if name not in PLAIN_FLOORS), *trained, *mixed, *helped]
 
 
 def evaluated(folder: Path) -> list[str]:
     """The recommenders with a finished evaluation in a run's folder: floors first, then baselines, trained models last."""
-    order = {name: number for number, name in enumerate((*FLOORS, "", *STAGES, *MIXED))}
+    order = {name: number for number, name in enumerate((*FLOORS, "", *STAGES, *MIXED, *ASSISTED))}
     names = [path.parent.name for path in (folder / "eval").glob(f"*/{MANIFEST}")]
     return sorted(names, key=lambda name: (order.get(name, order[""]), name))
 
 
 def stage_of(name: str) -> str | None:
-    """The training stage whose model makes the lists of a recommender, alone or with its mixture; None if no model does."""
-    return MIXED.get(name, name if name in STAGES else None)
+    """The training stage whose model makes a recommender's lists, alone, mixed or assisted; None if no model does."""
+    return (MIXED | ASSISTED).get(name, name if name in STAGES else None)

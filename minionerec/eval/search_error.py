@@ -18,7 +18,7 @@ from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.levels import calibrated
 from minionerec.recommend.recommender import Recommender
 from minionerec.statistics.ranking import gains, hits
-from minionerec.tree import Normalise, PrefixPrior, score_prefixes
+from minionerec.tree import Normalise, score_prefixes
 from minionerec.tree.leaf_component import leaf_model
 
 _CUTOFFS = (1, 10)
@@ -99,7 +99,7 @@ def trace(
     trie = recommender.trie
     input_ids, mask = recommender.encode(histories)
     scores = score_prefixes(recommender.model, input_ids, mask, trie=trie, normalise_over=normalise_over)
-    keys, prior = scores, PrefixPrior.of(recommender.mixed(trie, histories))
+    keys, prior = scores, recommender.mixed(trie, histories).prefixes()
     if prior is not None:  # a search orders prefixes by a bound of what is below them
         keys = [prior.bounds(level, of_model) for level, of_model in enumerate(scores)]
         scores = [prior.masses(level, of_model) for level, of_model in enumerate(scores)]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 STAGES = ("sft", "rl")  # the training stages, in their order
 MIXED = {f"{stage}-mixture": stage for stage in STAGES}  # name of an evaluated model with its mixture, and its stage
+ASSISTED = {f"{stage}-d3": stage for stage in STAGES}  # the same of a model with its assistant (`eval.assistant`)
 
 
 @dataclass(frozen=True)

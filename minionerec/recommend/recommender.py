@@ -21,6 +21,7 @@ from minionerec.data.interactions import interaction_counts
 from minionerec.distributed import distributed_state, expect_no_gpu
 from minionerec.errors import ConfigError, DataError
 from minionerec.prompts.builder import Prompts
+from minionerec.recommend.assistant import BaselineAssistant
 from minionerec.recommend.explain import Explanation, explain
 from minionerec.recommend.filters import FilterFields, Filters, Item, ItemFilter, ItemSets
 from minionerec.recommend.lists import ListMaker, Recommendation
@@ -73,6 +74,7 @@ class Recommender:
         items: the catalog by id, category and name.
         digests: of the artefacts that it was loaded from, by name; empty if it was made in memory.
         mixture: what is mixed into the model's distribution; None for nothing. `mix` sets it.
+        assistant: a baseline that helps the model at every step (D3); None for none. `assist` sets it.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class Recommender:
         self.items = ItemSets(prompts.dataset.catalog)
         self.digests = dict(digests or {})
         self.mixture: Mixture | None = None
+        self.assistant: BaselineAssistant | None = None
         self._max_history, self._popularity = max_history, popularity
         self._lists_of = ListMaker(self.items, self.trie, prompts.index)
         self._views: dict[tuple[str | None, ...], CatalogTrie] = {}
@@ -168,12 +171,24 @@ class Recommender:
             )
         self.mixture = mixture
 
+    def assist(self, assistant: BaselineAssistant | None) -> None:
+        """Let a baseline help the model at every step from now on, as D3 does; None for the model alone.
+
+        It knows the histories of one split. `tree/assistant.py` says how the two are weighed.
+        """
+        self.assistant = assistant
+
     def mixed(self, trie: CatalogTrie, histories: Sequence[Sequence[int]]) -> CatalogTrie:
         """The trie or view for searches after these histories: with what is mixed in, or as it is if nothing is.
 
         Args:
             histories: item indices, oldest first.
+
+        Raises:
+            DataError: an assistant does not know a history.
         """
+        if self.assistant is not None:
+            return trie.mixed(self.assistant.of(histories, trie))
         if self.mixture is None:
             return trie
         from minionerec.recommend.mixing import cache_prior  # needs scipy

@@ -24,12 +24,14 @@ from minionerec.report.slices import sliced_metric
 from minionerec.sid.index import SidIndex, collision_warning
 
 PAIRED = ("HR@1", "HR@10", "HR@50", "NDCG@10")
-_STAGES = ("data", "sid", "sft", "rl", "mixture/sft", "mixture/rl")
+_STAGES = ("data", "sid", "sft", "rl", "mixture/sft", "mixture/rl", "d3/sft", "d3/rl")
 _TRAINED = {
     "sft": ("sft",),
     "rl": ("sft", "rl"),
     "sft-mixture": ("sft", "mixture/sft"),
     "rl-mixture": ("sft", "rl", "mixture/rl"),
+    "sft-d3": ("sft", "d3/sft"),
+    "rl-d3": ("sft", "rl", "d3/rl"),
 }
 
 

@@ -112,9 +112,7 @@ def add_targets(leaves: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return torch.cat([leaves[:, :-1], torch.where(missing, targets, leaves[:, -1])[:, None]], dim=1)
 
 
-def uniform_negatives(
-    trie: CatalogTrie, barred: Sequence[Sequence[int]], size: int, seeds: torch.Tensor
-) -> torch.Tensor:
+def uniform_negatives(trie: CatalogTrie, barred: Sequence[Sequence[int]], size: int, seeds: torch.Tensor) -> torch.Tensor:
     """Distinct SIDs for each prompt, every set of them equally likely: the negatives of S-DPO.
 
     Chen et al., "On Softmax Direct Preference Optimization for Recommendation", NeurIPS 2024, section 4.1, draw items that the

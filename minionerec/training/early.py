@@ -61,6 +61,26 @@ def check_baseline(field: str, name: str, run: Path) -> None:
         )
 
 
+def check_assistant(config: Config, pending: Collection[str] = ()) -> None:
+    """Refuse an assistant that cannot help, or a weight that would be chosen by lists that are too short.
+
+    Args:
+        pending: stages that run before it.
+
+    Raises:
+        ConfigError: `eval.assistant` is null, or names a baseline without vectors, or lists are shorter than 10.
+        ArtifactError: the baseline is not trained yet.
+    """
+    if config.eval.assistant is None:
+        raise ConfigError(
+            "eval.assistant is null, so nothing helps the model. Name a neural baseline of the run, such as sasrec."
+        )
+    if "baseline" not in pending:
+        check_baseline("eval.assistant", config.eval.assistant, config.folder)
+    if config.eval.assistant_weight is None:
+        check_cutoff("the metric by which minionerec d3 chooses", "NDCG@10", config)
+
+
 def check_components(config: Config) -> None:
     """Refuse to fit a mixture of nothing, or with scores over the vocabulary.
 
@@ -87,10 +107,20 @@ def check_mixture(config: Config, pending: Collection[str]) -> None:
     check_components(config)
     if "text" in config.mixture.components:
         check_encoder(config.sid)
-    if "data" not in pending and rows_of(config.folder, "valid") == 0:
+    if "data" not in pending:
+        check_valid_rows(config, "the weights of a mixture are fitted to it", "set mixture.components []")
+
+
+def check_valid_rows(config: Config, why: str, else_do: str) -> None:
+    """Refuse to choose on a valid split without rows.
+
+    Raises:
+        ConfigError: it has none; the message says why it is needed and what else to do.
+    """
+    if rows_of(config.folder, "valid") == 0:
         raise ConfigError(
-            f"{config.folder / 'data'}: the valid split is empty, and the weights of a mixture are fitted to it. Make it with "
-            "data.split or data.parts, or set mixture.components []."
+            f"{config.folder / 'data'}: the valid split is empty, and {why}. Make it with data.split or data.parts, or "
+            f"{else_do}."
         )
 
 

@@ -3,10 +3,11 @@
 Knows token ids and tensors, nothing about items, prompts or stages.
 """
 
+from minionerec.tree.assistant import Assistant
 from minionerec.tree.batch import Branch, TreeBatch, TreeLogprobs, pack, tree_logprobs
 from minionerec.tree.exact_scores import score_catalog, score_leaves, score_prefixes
 from minionerec.tree.forward import left_pad
-from minionerec.tree.prior import PrefixPrior, Prior
+from minionerec.tree.prior import Prior
 from minionerec.tree.prompt_cache import Normalise
 from minionerec.tree.sampling import SampleResult, sample_with_replacement, sample_without_replacement
 from minionerec.tree.search import BeamResult, SearchLevel, beam_search, search_levels
@@ -15,11 +16,11 @@ from minionerec.tree.view import Selection
 
 __all__ = [
     "NO_TOKEN",
+    "Assistant",
     "BeamResult",
     "Branch",
     "CatalogTrie",
     "Normalise",
-    "PrefixPrior",
     "Prior",
     "SampleResult",
     "SearchLevel",

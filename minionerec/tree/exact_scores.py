@@ -7,7 +7,6 @@ from transformers import PreTrainedModel
 
 from minionerec.errors import ConstraintError
 from minionerec.tree.architecture import Widths
-from minionerec.tree.prior import PrefixPrior
 from minionerec.tree.prompt_cache import Normalise, PromptCache, plain_head
 from minionerec.tree.trie import CatalogTrie
 
@@ -191,7 +190,7 @@ def score_prefixes(
             )  # (nodes, children), those outside a view too
             below = slice(int(trie.offsets[level + 1][low]), int(trie.offsets[level + 1][high]))
             scores[level + 1][:, below] = (scores[level][:, low:high, None] + steps)[:, is_child]
-    prior = PrefixPrior.of(prompts.trie)
+    prior = prompts.trie.prefixes()
     return scores if prior is None else [prior.masses(level, model_scores) for level, model_scores in enumerate(scores)]
 
 
@@ -259,7 +258,7 @@ def score_leaves(
         if level < trie.depth - 1:
             ancestors = torch.cat([ancestors, itself], dim=-1)  # SID i goes below SID i of the level before
             states, above = prompts.extend(trie.tokens[level][nodes].long(), level, ancestors), nodes
-    prior = PrefixPrior.of(prompts.trie)
+    prior = prompts.trie.prefixes()
     if prior is not None:
         scores = prior.bounds(trie.depth - 1, scores, path[-1])
     return scores.masked_fill(leaves < 0, -torch.inf)

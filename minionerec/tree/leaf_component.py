@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from minionerec.errors import ConstraintError
+from minionerec.tree.assistant import Assistant
 from minionerec.tree.prior import Prior
 from minionerec.tree.trie import NO_TOKEN, CatalogTrie
 
@@ -95,13 +96,19 @@ def with_leaf_component(model: Any, trie: CatalogTrie, states: torch.Tensor, nor
         normalise_over: what the steps of the search add up over.
 
     Raises:
-        ConstraintError: the model has a second distribution, but for other SIDs, or steps do not add up over the catalog.
+        ConstraintError: the model has a second distribution, but for other SIDs, or steps do not add up over the catalog, or
+            there is an assistant, too.
     """
     if leaf_model(model) is None:
         return trie
     check_leaves(model, trie)
     logprobs, gate = model.leaf_component(states)
     own = Prior(logprobs.double().exp(), gate.double().sigmoid())
+    if isinstance(trie.prior, Assistant):
+        raise ConstraintError(
+            "The model has a second distribution over the catalog (model.text_output), and an assistant weighs what is written "
+            "code by code only. Leave the assistant out (eval.assistant null), or train with model.text_output false."
+        )
     if trie.prior is None:
         mixed_in = own
     else:

@@ -72,14 +72,17 @@ class Prior:
         """
         leaves = self.leaves.double()
         if trie.view is not None:
-            # The leaves as children of one parent: so the view says which of them are legal.
-            numbers = torch.arange(len(trie), device=trie.device).expand(len(leaves), 1, -1)
-            first = numbers.new_zeros(len(leaves), 1)
-            every = torch.ones_like(numbers, dtype=torch.bool)
-            leaves = leaves * trie.view.restrict(trie.depth - 1, len(trie), numbers, first, every)[:, 0]
+            leaves = leaves * legal_leaves(trie, len(leaves))
         total = leaves.sum(1)
         leaves = leaves / torch.where(total > 0, total, 1.0)[:, None]
         return Prior(leaves, torch.where(total > 0, self.share.double(), 0.0))
+
+    def prefixes(self, trie: "CatalogTrie") -> "PrefixPrior | None":
+        """What a search of the trie takes; None if every request is the model's alone."""
+        if not bool((self.share > 0).any()):
+            return None
+        prior = self.within(trie)
+        return PrefixPrior(trie, torch.log1p(-prior.share).float(), prior.leaves * prior.share[:, None])
 
     def check(self, trie: "CatalogTrie", requests: int, normalise_over: str) -> None:
         """Refuse a search that this prior does not fit.
@@ -136,14 +139,6 @@ class PrefixPrior:
     model_weight: torch.Tensor
     weighted: torch.Tensor
 
-    @classmethod
-    def of(cls, trie: "CatalogTrie") -> "PrefixPrior | None":
-        """The prior that a trie is mixed with; None if there is none, or if its share is 0 for every request."""
-        if trie.prior is None or not bool((trie.prior.share > 0).any()):
-            return None
-        prior = trie.prior.within(trie)
-        return cls(trie, torch.log1p(-prior.share).float(), prior.leaves * prior.share[:, None])
-
     @cached_property
     def largest(self) -> tuple[torch.Tensor, ...]:
         """Per level, (batch, nodes) float32: logarithm of the largest weighted leaf below each node, -inf for none."""
@@ -189,3 +184,13 @@ class PrefixPrior:
             weighted = weighted.gather(1, nodes.flatten(1)).view(nodes.shape)
         model = scores + self.model_weight.view(-1, *[1] * (scores.dim() - 1))
         return torch.logaddexp(model, weighted).masked_fill(scores == -torch.inf, -torch.inf)
+
+
+def legal_leaves(trie: "CatalogTrie", requests: int) -> torch.Tensor:
+    """Which leaves each request of a batch may reach in a view, (requests, SIDs) bool."""
+    # The leaves as children of one parent: so the view says which of them are legal.
+    numbers = torch.arange(len(trie), device=trie.device).expand(requests, 1, -1)
+    first = numbers.new_zeros(requests, 1)
+    every = torch.ones_like(numbers, dtype=torch.bool)
+    assert trie.view is not None
+    return trie.view.restrict(trie.depth - 1, len(trie), numbers, first, every)[:, 0]

@@ -7,8 +7,8 @@ import torch
 from transformers import PreTrainedModel
 
 from minionerec.errors import ConstraintError
+from minionerec.tree.assistant import Assistant
 from minionerec.tree.hashed_gumbel import combine, gumbel
-from minionerec.tree.prior import PrefixPrior
 from minionerec.tree.prompt_cache import PromptCache
 from minionerec.tree.search import fill, run_search
 from minionerec.tree.trie import CatalogTrie
@@ -80,10 +80,10 @@ def sample_without_replacement(
         temperature: divides the model's logits; above 0.
 
     Raises:
-        ConstraintError: `num_samples` is below 1, the temperature is not above 0, there is not one seed per prompt, or model,
-            prompts and trie do not fit together (`PromptCache.compute` lists the cases).
+        ConstraintError: `num_samples` is below 1, the temperature is not above 0, there is not one seed per prompt, the trie
+            has an assistant, or model, prompts and trie do not fit together (`PromptCache.compute` lists the cases).
     """
-    _check_sampling(input_ids, num_samples, seeds, temperature)
+    _check_sampling(input_ids, trie, num_samples, seeds, temperature)
     prompts = PromptCache.compute(model, input_ids, attention_mask, trie, "catalog")
     # One leaf more than is drawn: its key is the threshold of the importance weights.
     searched = run_search(prompts, num_samples + 1, seeds.to(input_ids.device), temperature)
@@ -123,16 +123,16 @@ def sample_with_replacement(
         temperature: divides the model's logits; above 0.
 
     Raises:
-        ConstraintError: `num_samples` is below 1, the temperature is not above 0, there is not one seed per prompt, or model,
-            prompts and trie do not fit together (`PromptCache.compute` lists the cases).
+        ConstraintError: `num_samples` is below 1, the temperature is not above 0, there is not one seed per prompt, the trie
+            has an assistant, or model, prompts and trie do not fit together (`PromptCache.compute` lists the cases).
     """
-    _check_sampling(input_ids, num_samples, seeds, temperature)
+    _check_sampling(input_ids, trie, num_samples, seeds, temperature)
     prompts = PromptCache.compute(model, input_ids, attention_mask, trie, "catalog")
     batch, device = len(input_ids), input_ids.device
     sample_seeds = combine(seeds.to(device)[:, None], torch.arange(num_samples, device=device))
     nodes = torch.zeros(batch, num_samples, dtype=torch.long, device=device)
     scores = logprobs = torch.zeros(batch, num_samples, device=device)  # the model's, and those of the distribution drawn from
-    prior = PrefixPrior.of(prompts.trie)
+    prior = prompts.trie.prefixes()
     states = prompts.last.expand(-1, num_samples, -1)
     ancestors = torch.zeros(batch, num_samples, 0, dtype=torch.bool, device=device)
     itself = torch.eye(num_samples, dtype=torch.bool, device=device).expand(batch, -1, -1)
@@ -152,7 +152,14 @@ def sample_with_replacement(
     return SampleResult(trie.sid(nodes), logprobs, nodes)
 
 
-def _check_sampling(input_ids: torch.Tensor, num_samples: int, seeds: torch.Tensor, temperature: float) -> None:
+def _check_sampling(
+    input_ids: torch.Tensor, trie: CatalogTrie, num_samples: int, seeds: torch.Tensor, temperature: float
+) -> None:
+    if isinstance(trie.prior, Assistant):
+        raise ConstraintError(
+            "What a model and its assistant score together is no distribution over the catalog, so nothing can be drawn from "
+            "it. Search for beams, or draw from the model alone."
+        )
     if num_samples < 1:
         raise ConstraintError(f"num_samples is {num_samples}; at least 1 is needed.")
     if not temperature > 0:

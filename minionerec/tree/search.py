@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 
 from minionerec.errors import ConstraintError
 from minionerec.tree.hashed_gumbel import gumbel
-from minionerec.tree.prior import PrefixPrior
 from minionerec.tree.prompt_cache import Normalise, PromptCache
 from minionerec.tree.trie import CatalogTrie
 
@@ -87,7 +86,7 @@ def run_search(
     """The `width` best leaves by score or, given a seed per prompt, by perturbed score; `levels` takes what each level kept."""
     trie, device = prompts.trie, prompts.visible.device
     batch = len(prompts.visible)
-    prior = PrefixPrior.of(trie)
+    prior = trie.prefixes()
 
     # 1. Begin with one beam, the trie's root. Its states are what the prompt's last token gives.
     nodes = torch.zeros(batch, 1, dtype=torch.long, device=device)  # (batch, beams), -1 where a beam is missing

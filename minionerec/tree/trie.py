@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from minionerec.errors import ArtifactError, CatalogError, ConstraintError
-from minionerec.tree.prior import Prior
+from minionerec.tree.assistant import Assistant, PrefixAssistant
+from minionerec.tree.prior import PrefixPrior, Prior
 from minionerec.tree.trie_arrays import NO_TOKEN, trie_arrays
 from minionerec.tree.view import Selection, View, mask_view, view_of
 
@@ -60,7 +61,7 @@ class CatalogTrie:
         trailing: how many tokens at the end of each path are not part of the SID (newline, end of sequence).
         prefixed: some SID is the beginning of another, with nothing that trails it.
         view: which nodes each request of a batch may reach; None if every node is legal.
-        prior: what searches mix into the model's distribution; None for nothing.
+        prior: what searches mix into the model's distribution, or weigh beside it; None for nothing.
     """
 
     tokens: tuple[torch.Tensor, ...]
@@ -70,7 +71,7 @@ class CatalogTrie:
     trailing: int = 0
     prefixed: bool = False
     view: View | None = None
-    prior: Prior | None = None
+    prior: Prior | Assistant | None = None
 
     @classmethod
     def from_codes(
@@ -309,16 +310,22 @@ class CatalogTrie:
         self._refuse_view()
         return replace(self, view=view_of(self, selections))
 
-    def mixed(self, prior: Prior) -> "CatalogTrie":
+    def mixed(self, prior: Prior | Assistant) -> "CatalogTrie":
         """The trie, or view, for searches of the mixture of the model's distribution over the catalog and another one.
 
         Beam search, sampling and exact scores follow `(1 - share) * p_model + share * p_prior`; they need
         `normalise_over="catalog"`. With the share 0 they give what the model alone gives.
+        With an `Assistant` beam search and exact scores follow D3's weighed logarithms instead, over the catalog or the
+        vocabulary.
 
         >>> trie = CatalogTrie.from_codes(np.array([[10, 13], [10, 14], [11, 13]]))
         >>> mixed = trie.mixed(Prior(torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([0.3])))  # for 1 request
         """
         return replace(self, prior=prior)
+
+    def prefixes(self) -> PrefixPrior | PrefixAssistant | None:
+        """What is mixed in, by prefix; None if nothing is, or if it weighs nothing for every request."""
+        return None if self.prior is None else self.prior.prefixes(self)
 
     def _refuse_view(self) -> None:
         if self.view is not None:  # two SID filters would keep a SID whose items pass one filter each

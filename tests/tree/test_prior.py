@@ -10,7 +10,6 @@ from minionerec.errors import CatalogError, ConstraintError
 from minionerec.tree import (
     Branch,
     CatalogTrie,
-    PrefixPrior,
     Prior,
     Selection,
     beam_search,
@@ -182,7 +181,7 @@ def test_levels_are_the_mixtures_prefixes(qwen2):
     levels = search_levels(qwen2, prompt, num_beams=4, **options)
     masses = score_prefixes(qwen2, prompt, **options)
     model = score_prefixes(qwen2, prompt, trie=trie, normalise_over="catalog")
-    prefixes = PrefixPrior.of(trie.mixed(prior))
+    prefixes = trie.mixed(prior).prefixes()
     above, kept = torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.long)
     for number, (level, mass) in enumerate(zip(levels, masses, strict=True)):
         torch.testing.assert_close(level.scores, mass.gather(1, level.nodes), atol=1e-5, rtol=0)
@@ -210,7 +209,7 @@ def test_masses_and_bounds_are_those_of_the_leaves_below(codes, requests, seed):
     trie = CatalogTrie.from_codes(codes)
     prior = random_prior(rng, requests, len(trie), spread=8.0, zeros=0.3)
     prior = Prior(prior.leaves, prior.share.clamp(min=0.1))
-    prefixes = PrefixPrior.of(trie.mixed(prior))
+    prefixes = trie.mixed(prior).prefixes()
     weighted = prior.leaves * prior.share[:, None]
     low, high = torch.arange(len(trie)), torch.arange(len(trie)) + 1
     for level in reversed(range(trie.depth)):
@@ -227,7 +226,7 @@ def test_a_tiny_mass_keeps_its_digits():
     leaves = torch.tensor([[0.7, 0.3 - 3e-20, 1e-20, 2e-20]], dtype=torch.float64)
     running = torch.nn.functional.pad(leaves, (1, 0)).cumsum(1)
     assert float(running[0, 4] - running[0, 2]) == 0
-    prefixes = PrefixPrior.of(trie.mixed(Prior(leaves, torch.ones(1))))
+    prefixes = trie.mixed(Prior(leaves, torch.ones(1))).prefixes()
     torch.testing.assert_close(prefixes.mass[0][0, 1], torch.tensor(math.log(3e-20)), atol=1e-5, rtol=0)
 
 

@@ -1,0 +1,134 @@
+"""Stage `d3`: how much a model weighs beside its assistant, chosen on the valid split.
+
+Inputs: `data/`, `sid/`, the model of a training stage and the baseline that `eval.assistant` names. Output:
+`d3/<stage>/weight.json` with the NDCG@10 of every weight that was tried. Each is tried by the beam search of the evaluation,
+with its beams and with `eval.exclude_history`; of equal weights the largest is kept, the nearest to the model alone.
+
+Bao et al., EMNLP 2024, arXiv:2406.14900, section 4.3, who do not say which weight they chose or from which.
+
+Command: `minionerec d3 --config NAME --eval.assistant sasrec`
+"""
+
+import logging
+from functools import partial
+from pathlib import Path
+
+from minionerec.artifacts import ITEM_STAGES, UNSEEDED, Manifest, Recipe, read_json, require, write_json
+from minionerec.config import RECOMMENDING, Config
+from minionerec.data.dataset import Dataset
+from minionerec.data.vectors import baseline_digest
+from minionerec.distributed import distributed_state, is_main_process
+from minionerec.errors import ArtifactError, ConfigError
+from minionerec.model import checkpoint
+from minionerec.prompts.builder import Prompts
+from minionerec.prompts.record import check_prompts, prompts_section
+from minionerec.recommend.assistant import COMMAND, WEIGHT, BaselineAssistant
+from minionerec.recommend.recommender import Recommender
+from minionerec.sid.index import SidIndex
+from minionerec.training.early import check_assistant
+from minionerec.training.evaluator import RankingEvaluator
+
+METRIC = "NDCG@10"
+WEIGHTS = tuple(tenth / 10 for tenth in range(11))
+
+log = logging.getLogger(__name__)
+
+
+def fit_assistant(config: Config, stage: str) -> tuple[Manifest, bool]:
+    """Choose the weight for a trained model, unless the finished artefact is current.
+
+    Args:
+        stage: `sft` or `rl`.
+
+    Returns:
+        the manifest, whose `metrics` have the weight and the NDCG@10 on SIDs of the valid examples with it, with the model
+        alone and with the assistant alone; and whether it was made now.
+
+    Raises:
+        ArtifactError: an input is missing or was made from other data.
+        ConfigError: no assistant is named, or one that has no vectors, or the model was trained with other prompts.
+        DataError: the valid split is empty.
+        LockedError: another process chooses this weight.
+    """
+    check_assistant(config)
+    recipe = _recipe(config, stage)
+    return recipe.make(lambda: _fit(config, stage, recipe), collective=True)
+
+
+def chosen_weight(config: Config, stage: str, inputs: dict[str, str]) -> tuple[float, str | None]:
+    """The model's weight for an evaluation, and the digest of the artefact that it comes from; None if the user set it.
+
+    Args:
+        inputs: digests of data, SIDs, the model and the baseline, by name.
+
+    Raises:
+        ArtifactError: it was not chosen yet, or for another model or assistant.
+    """
+    if config.eval.assistant_weight is not None:
+        return config.eval.assistant_weight, None
+    folder = config.folder / "d3" / stage
+    command = f"{COMMAND} --eval.assistant {config.eval.assistant}"
+    manifest = require(folder, command, made_from=inputs)
+    if (of := manifest.config["eval"]["assistant"]) != config.eval.assistant:
+        raise ArtifactError(f"{folder}: the weight was chosen for the assistant {of}. Choose it again: {command}")
+    try:
+        return float(read_json(folder / WEIGHT)["weight"]), manifest.digest
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{folder / WEIGHT}: not a weight of this version ({error}). Run {COMMAND} again.") from None
+
+
+def assistant_inputs(config: Config, data_digest: str) -> dict[str, str]:
+    """The digest of the baseline that `eval.assistant` names.
+
+    Raises:
+        ArtifactError: the run has no such baseline, or it was trained on other data.
+        ConfigError: none is named.
+    """
+    if (name := config.eval.assistant) is None:
+        raise ConfigError("eval.assistant is null, so nothing helps the model. Name a baseline of the run, such as sasrec.")
+    return {f"baselines/{name}": baseline_digest(config.folder, name, data_digest)}
+
+
+def _inputs(config: Config, stage: str) -> dict[str, str]:
+    inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
+    inputs[stage] = require(config.folder / stage, f"minionerec {stage}", made_from=inputs).digest
+    return inputs | assistant_inputs(config, inputs["data"])
+
+
+def _recipe(config: Config, stage: str) -> Recipe:
+    inputs = _inputs(config, stage)
+    check_prompts(Manifest.load(config.folder / stage).config, config.resolved_prompts, str(config.folder / stage))
+    fields = ("num_beams", "normalise_over", "exclude_history", "dtype", "assistant", "assistant_examples")
+    sections = {
+        "eval": {name: getattr(config.eval, name) for name in fields},
+        "prompts": prompts_section(config.resolved_prompts, [RECOMMENDING]),
+    }
+    return Recipe(
+        stage=f"d3/{stage}",
+        folder=config.folder / "d3" / stage,
+        config=sections,
+        inputs=inputs,
+        seed=UNSEEDED,
+        replace=config.replace,
+        wait=config.wait,
+        reread=partial(_inputs, config, stage),
+    )
+
+
+def _fit(config: Config, stage: str, recipe: Recipe) -> None:
+    dataset = Dataset.load(config.folder / "data")
+    index = SidIndex.load(config.folder / "sid", dataset)
+    assistant = BaselineAssistant.load(config.folder, str(config.eval.assistant), dataset, "valid", 1.0)
+    with recipe.write(collective=True) as draft:
+        model, tokenizer = checkpoint.load(str(Path(config.folder) / stage / "model"), config.eval.dtype)
+        prompts = Prompts(dataset, index, tokenizer, config.resolved_prompts, checkpoint.context_of(model))
+        recommender = Recommender(model.to(distributed_state().device), prompts, config=config.eval)
+        measure = RankingEvaluator(recommender, config.eval, config.eval.assistant_examples, METRIC)
+        tried = {}
+        for weight in WEIGHTS:
+            recommender.assist(assistant.weighing(weight))
+            tried[weight] = measure()[METRIC]
+        best = max(tried, key=lambda weight: (tried[weight], weight))
+        if is_main_process():
+            write_json(draft.path / WEIGHT, {"weight": best, METRIC: {str(weight): value for weight, value in tried.items()}})
+        draft.metrics.update({"weight": best, METRIC: tried[best], "of the model alone": tried[1.0], "of it alone": tried[0.0]})

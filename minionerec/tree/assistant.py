@@ -1,0 +1,194 @@
+"""A second recommender that helps the model at every step, as D3 has it: s = a log p_model + (1 - a) log p_assistant.
+
+Bao et al., "Decoding Matters: Addressing Amplification Bias and Homogeneity Issue for LLM-based Recommendation", EMNLP 2024,
+arXiv:2406.14900, equation 8. The assistant's probability of a token after a prefix is the mass of the SIDs that go on so over
+the mass of all SIDs with this prefix. Along a path these ratios telescope: a prefix scores
+
+    a log P_model(prefix) + (1 - a) log P_assistant(all SIDs that begin with it),
+
+at a leaf D3's score of the SID. This is a weighing of logarithms, no mixture: the scores of a catalog do not add up to 1.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+
+from minionerec.errors import ConstraintError
+from minionerec.tree.prior import legal_leaves
+
+if TYPE_CHECKING:
+    from minionerec.tree.trie import CatalogTrie
+
+_TOLERANCE = 1e-3  # of the logarithm of a row's sum
+
+
+@dataclass(frozen=True)
+class Assistant:
+    """What helps the model, for each request of a batch its own. `CatalogTrie.mixed` takes it.
+
+    Attributes:
+        leaves: (batch, SIDs) floating: log-probability of each SID in nats, in the order of `trie.sids`. Over a view of the
+            trie what lies outside is dropped, and the rest adds up to 1 again.
+        weight: (batch,) floating, 0 to 1: the model's. 1 is the model alone, 0 ranks as the assistant does.
+    """
+
+    leaves: torch.Tensor
+    weight: torch.Tensor
+
+    @classmethod
+    def of_items(cls, trie: "CatalogTrie", items: torch.Tensor, weight: torch.Tensor) -> "Assistant":
+        """An assistant that knows items: a SID gets the probability of all its items together.
+
+        >>> from minionerec.tree import CatalogTrie
+        >>> trie = CatalogTrie.from_codes(torch.tensor([[4, 2], [1, 3], [4, 2]]))  # items 0 and 2 share a SID
+        >>> items = torch.tensor([[0.25, 0.5, 0.25]]).log()
+        >>> Assistant.of_items(trie, items, torch.tensor([0.7])).leaves.exp().tolist()
+        [[0.5, 0.5]]
+
+        Args:
+            trie: of the catalog.
+            items: (batch, items) floating, the log-probability of each item, on the trie's device.
+            weight: (batch,) floating, the model's.
+        """
+        return cls(_log_sums(items, trie.leaf_of_item.long(), len(trie)), weight)
+
+    def select(self, rows: torch.Tensor) -> "Assistant":
+        """The assistant of some requests.
+
+        Args:
+            rows: their numbers, (requests,).
+        """
+        return Assistant(self.leaves[rows], self.weight[rows])
+
+    def to(self, device: torch.device | str) -> "Assistant":
+        """The assistant on another device."""
+        return Assistant(self.leaves.to(device), self.weight.to(device))
+
+    def within(self, trie: "CatalogTrie") -> "Assistant":
+        """The assistant over what a view leaves: -inf outside, the rest adds up to 1; float64.
+
+        Args:
+            trie: a view, or the whole trie, on which only the sums become exact.
+        """
+        leaves = self.leaves.double()
+        if trie.view is not None:
+            leaves = leaves.masked_fill(~legal_leaves(trie, len(leaves)), -torch.inf)
+        return Assistant(leaves.log_softmax(1), self.weight.double())
+
+    def prefixes(self, trie: "CatalogTrie") -> "PrefixAssistant | None":
+        """What a search of the trie takes; None if every request is the model's alone."""
+        return PrefixAssistant(trie, self.within(trie)) if bool((self.weight < 1).any()) else None
+
+    def check(self, trie: "CatalogTrie", requests: int, normalise_over: str) -> None:
+        """Refuse a search that this assistant does not fit.
+
+        Args:
+            trie: of the search.
+            requests: prompts of the batch.
+            normalise_over: what the model's steps add up over; either will do.
+
+        Raises:
+            ConstraintError: the assistant has another shape, holds numbers that are no log-probabilities, or lies on another
+                device than the trie.
+        """
+        del normalise_over
+        wanted = ((requests, len(trie)), (requests,))
+        for name, values, shape in zip(("leaves", "weight"), (self.leaves, self.weight), wanted, strict=True):
+            if not values.is_floating_point() or tuple(values.shape) != shape or values.device != trie.device:
+                raise ConstraintError(
+                    f"An assistant's {name} must be floating, of shape {shape}, on {trie.device}; found {values.dtype} of "
+                    f"shape {tuple(values.shape)} on {values.device}."
+                )
+        if not bool(((self.weight >= 0) & (self.weight <= 1)).all()):
+            raise ConstraintError(f"The model's weight next to an assistant must be from 0 to 1; found {self.weight.tolist()}.")
+        sums = self.leaves.double().logsumexp(1)
+        wrong = ~(self.leaves.isfinite().all(1) & (sums.abs() <= _TOLERANCE))
+        if bool(wrong.any()):
+            request = int(wrong.nonzero()[0])
+            raise ConstraintError(
+                "An assistant's log-probabilities must be finite and those of a catalog add up to 1; the probabilities of "
+                f"request {request} add up to {float(sums[request].exp()):.6g}, the lowest logarithm is "
+                f"{float(self.leaves[request].min()):.6g}."
+            )
+
+
+@dataclass(frozen=True)
+class PrefixAssistant:
+    """An assistant on the prefixes of a trie; it offers what `prior.PrefixPrior` does.
+
+    Attributes:
+        trie: the valid SIDs, or a view.
+        assistant: over what the view leaves.
+    """
+
+    trie: "CatalogTrie"
+    assistant: Assistant
+
+    @cached_property
+    def largest(self) -> tuple[torch.Tensor, ...]:
+        """Per level, (batch, nodes) float64: the highest log-probability of a leaf below each node, -inf for none."""
+        levels = [self.assistant.leaves]
+        for level in reversed(range(1, self.trie.depth)):
+            parents = self._parents(level)
+            above = levels[0].new_full((len(levels[0]), len(self.trie.tokens[level - 1])), -torch.inf)
+            levels.insert(0, above.scatter_reduce(1, parents.expand_as(levels[0]), levels[0], "amax"))
+        return tuple(levels)
+
+    @cached_property
+    def mass(self) -> tuple[torch.Tensor, ...]:
+        """Per level, (batch, nodes) float64: log-probability of all leaves below each node together, -inf for none."""
+        levels = [self.assistant.leaves]
+        for level in reversed(range(1, self.trie.depth)):
+            levels.insert(0, _log_sums(levels[0], self._parents(level), len(self.trie.tokens[level - 1])))
+        return tuple(levels)
+
+    def _parents(self, level: int) -> torch.Tensor:
+        counts = self.trie.offsets[level].diff()
+        return torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+
+    def bounds(self, level: int, scores: torch.Tensor, nodes: torch.Tensor | None = None) -> torch.Tensor:
+        """What no SID below a node exceeds; at the last level the SID's own score. Arguments as of `masses`.
+
+        The model's part only falls along a path, and no leaf has more of the assistant's part than the best one below.
+        """
+        return self._weighed(self.largest[level], scores, nodes)
+
+    def masses(self, level: int, scores: torch.Tensor, nodes: torch.Tensor | None = None) -> torch.Tensor:
+        """D3's score of a prefix: the sum of its steps.
+
+        Args:
+            level: of the nodes.
+            scores: (batch, ...) the model's log-probability of each, -inf where there is no node.
+            nodes: (batch, ...) their numbers; None for all nodes of the level in their order.
+
+        Returns:
+            float32 in nats, in the shape of `scores`; -inf where there is no node.
+        """
+        return self._weighed(self.mass[level], scores, nodes)
+
+    def _weighed(self, of_assistant: torch.Tensor, scores: torch.Tensor, nodes: torch.Tensor | None) -> torch.Tensor:
+        if nodes is not None:
+            of_assistant = of_assistant.gather(1, nodes.flatten(1)).view(nodes.shape)
+        missing = scores == -torch.inf
+        weight = self.assistant.weight.view(-1, *[1] * (scores.dim() - 1))
+        # Where there is no node, and there alone, a part may be -inf, which times 0 is no number. A request of weight 1 keeps
+        # the model's float32 scores to the bit: they fit into float64.
+        weighed = weight * scores.masked_fill(missing, 0).double() + (1 - weight) * of_assistant.masked_fill(missing, 0)
+        return weighed.float().masked_fill(missing, -torch.inf)
+
+
+def _log_sums(values: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:
+    """Logarithm of the sums of exponentials by group, (batch, groups); -inf for a group without a finite value.
+
+    Args:
+        values: (batch, members).
+        groups: (members,) the group of each.
+        count: of the groups.
+    """
+    groups = groups.expand_as(values)
+    highest = values.new_full((len(values), count), -torch.inf).scatter_reduce(1, groups, values, "amax")
+    shift = highest.masked_fill(highest == -torch.inf, 0)
+    sums = torch.zeros_like(shift).scatter_add(1, groups, (values - shift.gather(1, groups)).exp())
+    return sums.log() + shift
