@@ -71,7 +71,11 @@ def _is_fast(file: Path) -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first."""
+    """The longest files first; without a GPU, skip what needs one."""
+    on_gpu = [item for item in items if item.get_closest_marker("cuda")]
+    if on_gpu and not sys.modules["torch"].cuda.is_available():  # whoever needs a GPU has imported it
+        for item in on_gpu:
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
     places = {TESTS / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
 

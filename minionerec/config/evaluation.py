@@ -21,7 +21,7 @@ RESAMPLES_BOUNDS = Bounds(40, 100_000)  # below 40 no resample lies in a tail of
 class EvalConfig:
     """Stage `eval`: rank the catalog for every user of a split and measure."""
 
-    NOT_IN_KEY: ClassVar[tuple[str, ...]] = ("batch_size", "assistant", "assistant_weight", "assistant_examples")
+    NOT_IN_KEY: ClassVar[tuple[str, ...]] = ("batch_size", "cuda_graphs", "assistant", "assistant_weight", "assistant_examples")
     """Fields that decide how a result is computed, not which one, up to rounding, and those that decide the lists of `sft-d3`
     and `rl-d3` alone, which have them in their keys all the same; `Config.key_fields` leaves them out."""
 
@@ -38,6 +38,9 @@ class EvalConfig:
     formats take half the memory and are fast on GPUs. They round, so lists differ a little (docs/use.md has figures)."""
     batch_size: int = bounded(32, 1, 100_000)
     """Prompts decoded at once (prompts)."""
+    cuda_graphs: Literal["auto", "off"] = "auto"
+    """Whether a search on a GPU is recorded as a CUDA graph, one for each size of batch, and replayed: same lists, far fewer
+    launches. `auto` does it wherever model and search allow it; a CPU has none (docs/gpu.md)."""
     exclude_history: bool = False
     """Recommend no item of the example's history: the search runs in a view of the catalog without it, and it is removed from
     the lists of baselines (these are then shorter than `baseline.top`). The exact scores of `oracle_examples` always cover the

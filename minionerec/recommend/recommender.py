@@ -5,7 +5,7 @@ evaluated.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
@@ -27,7 +27,7 @@ from minionerec.recommend.filters import FilterFields, Filters, Item, ItemFilter
 from minionerec.recommend.lists import ListMaker, Recommendation
 from minionerec.recommend.loading import load_parts
 from minionerec.recommend.requests import OnUnknown, Request, Search, read_requests, search_widths
-from minionerec.tree import BeamResult, CatalogTrie, Normalise, Selection, beam_search, left_pad
+from minionerec.tree import BeamResult, CatalogTrie, Normalise, SearchGraphs, Selection, beam_search, left_pad
 
 if TYPE_CHECKING:
     from minionerec.recommend.cache import Mixture
@@ -75,6 +75,7 @@ class Recommender:
         digests: of the artefacts that it was loaded from, by name; empty if it was made in memory.
         mixture: what is mixed into the model's distribution; None for nothing. `mix` sets it.
         assistant: a baseline that helps the model at every step (D3); None for none. `assist` sets it.
+        graphs: searches as CUDA graphs; None without a GPU or with `eval.cuda_graphs: off`.
     """
 
     def __init__(
@@ -110,6 +111,8 @@ class Recommender:
         self.digests = dict(digests or {})
         self.mixture: Mixture | None = None
         self.assistant: BaselineAssistant | None = None
+        on_gpu = self.model.device.type == "cuda"
+        self.graphs = SearchGraphs(self.model) if on_gpu and self.config.cuda_graphs == "auto" else None
         self._max_history, self._popularity = max_history, popularity
         self._lists_of = ListMaker(self.items, self.trie, prompts.index)
         self._views: dict[tuple[str | None, ...], CatalogTrie] = {}
@@ -318,7 +321,7 @@ class Recommender:
         numbers, beams = list(range(len(requests))), search.num_beams
         while True:
             batch = [requests[number] for number in numbers]
-            lists = list(self._lists(batch, beams, search.k))
+            lists = list(self._lists(batch, beams, search))
             answers = answers or lists
             for number, recommendation in zip(numbers, lists, strict=True):
                 answers[number] = recommendation
@@ -327,13 +330,16 @@ class Recommender:
                 return answers
             beams = min(2 * beams, search.widest)
 
-    def _lists(self, requests: Sequence[Request], beams: int, k: int | None) -> Iterator[Recommendation]:
-        """The lists of one search."""
+    def _lists(self, requests: Sequence[Request], beams: int, search: Search) -> Iterator[Recommendation]:
+        """The lists of one search, which may be a wider one than `search` begins with."""
+        k = search.k
         histories = [request.history for request in requests]
         prompts = self.prompts.history_prompts(histories)
         view = self.mixed(self.view([request.item_filter for request in requests]), histories)
         tokens, mask = left_pad([prompt.tokens for prompt in prompts], self.prompts.tokenizer.pad_token_id, self.model.device)
-        result = self._beam_search(tokens, mask, view, beams)
+        # Of wider searches each has another size: recording it would cost more than it saves.
+        graphs = self.graphs if beams == search.num_beams else None
+        result = self._beam_search(tokens, mask, view, beams, graphs)
         columns = (result.leaves.tolist(), result.scores.tolist(), result.best_pruned.tolist())
         for request, prompt, leaves, scores, best_pruned in zip(requests, prompts, *columns, strict=True):
             items = self._lists_of.ranked(leaves, scores, request.item_filter)[:k]
@@ -417,10 +423,17 @@ class Recommender:
             CatalogError: an item is not in the catalog.
         """
         trie = self.mixed(self.trie if trie is None else trie, histories)
-        return self._beam_search(*self.encode(histories), trie, num_beams, normalise_over)
+        return self._beam_search(*self.encode(histories), trie, num_beams, self.graphs, normalise_over)
 
     def _beam_search(
-        self, tokens: torch.Tensor, mask: torch.Tensor, trie: CatalogTrie, beams: int, normalise_over: Normalise | None = None
+        self,
+        tokens: torch.Tensor,
+        mask: torch.Tensor,
+        trie: CatalogTrie,
+        beams: int,
+        graphs: SearchGraphs | None,
+        normalise_over: Normalise | None = None,
     ) -> BeamResult:
         over = normalise_over or self.config.normalise_over
-        return beam_search(self.model, tokens, mask, trie=trie, num_beams=beams, normalise_over=over)
+        search = partial(beam_search, self.model) if graphs is None else graphs.beam_search
+        return search(tokens, mask, trie=trie, num_beams=beams, normalise_over=over)

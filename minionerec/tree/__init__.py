@@ -7,6 +7,7 @@ from minionerec.tree.assistant import Assistant
 from minionerec.tree.batch import Branch, TreeBatch, TreeLogprobs, pack, tree_logprobs
 from minionerec.tree.exact_scores import score_catalog, score_leaves, score_prefixes
 from minionerec.tree.forward import left_pad
+from minionerec.tree.graphs import SearchGraphs
 from minionerec.tree.prior import Prior
 from minionerec.tree.prompt_cache import Normalise
 from minionerec.tree.sampling import SampleResult, sample_with_replacement, sample_without_replacement
@@ -23,6 +24,7 @@ __all__ = [
     "Normalise",
     "Prior",
     "SampleResult",
+    "SearchGraphs",
     "SearchLevel",
     "Selection",
     "TreeBatch",

@@ -117,6 +117,14 @@ def longest_text(model: PreTrainedModel) -> int | None:
     return min([*bounds, *([positions] if positions else [])], default=None)
 
 
+def looks_at_the_row(model: PreTrainedModel) -> str | None:
+    """What in the model depends on the length of a row or on the longest text of a batch, in words; None if nothing does."""
+    for kind in _rope_kinds(model.config.get_text_config(decoder=True)):
+        if _depends_on_length(kind):
+            return f"RoPE of type {kind}, whose frequencies follow the longest text of a batch"
+    return next((limit.what for limit in exactness(model).limits if limit.kind == "row"), None)
+
+
 def _refusal(model: PreTrainedModel) -> str | None:
     """Why no tree is exact for this model; None if nothing in its structure says so."""
     config = model.config.get_text_config(decoder=True)
@@ -161,9 +169,8 @@ def _limits(config: PretrainedConfig) -> Iterator[Limit]:
         what = "attention window" if name == "sliding_window" else f"attention window ({name})"
         yield Limit(size, what, "window" if name in _LAID_BY_MASKS else "row")
     # 2. RoPE whose frequencies change for all tokens once the longest text of a batch exceeds a length.
-    for rope in _ropes(config):
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind == "longrope" or "dynamic" in kind:
+    for rope, kind in zip(_ropes(config), _rope_kinds(config), strict=True):
+        if _depends_on_length(kind):
             original = [rope.get("original_max_position_embeddings"), getattr(config, "original_max_position_embeddings", None)]
             lengths = [length for length in (*original, getattr(config, "max_position_embeddings", None)) if length]
             if lengths:
@@ -209,6 +216,14 @@ def _ropes(config: PretrainedConfig) -> list[dict[str, Any]]:
         return []
     nested = [value for value in rope.values() if isinstance(value, dict)]
     return nested or [rope]
+
+
+def _rope_kinds(config: PretrainedConfig) -> list[str]:
+    return [rope.get("rope_type", rope.get("type", "default")) for rope in _ropes(config)]
+
+
+def _depends_on_length(rope_kind: str) -> bool:
+    return rope_kind == "longrope" or "dynamic" in rope_kind
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,7 @@ def chunk_size(prompts: PromptCache, memory: int) -> int:
     # inner width (gate, its activation, up, product), 4 of all heads together (queries, rotated, output, contiguous copy).
     active = (8 * config.hidden_size + 4 * sizes.feed_forward + 4 * sizes.attention) * width
     # Of each child: node number, token and the token clamped (3 x 8), the float32 log-probability in up to 4 stages (4 x 4).
-    fan_out = max(int(offsets.diff().max()) for offsets in trie.offsets)
-    each = cached + active + 40 * fan_out
+    each = cached + active + 40 * max(trie.fan_outs)
     if not plain_head(prompts.model):
         each += config.vocab_size * width  # `extend` returns logits over the vocabulary
     elif prompts.normalise_over == "catalog":

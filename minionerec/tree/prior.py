@@ -188,9 +188,5 @@ class PrefixPrior:
 
 def legal_leaves(trie: "CatalogTrie", requests: int) -> torch.Tensor:
     """Which leaves each request of a batch may reach in a view, (requests, SIDs) bool."""
-    # The leaves as children of one parent: so the view says which of them are legal.
-    numbers = torch.arange(len(trie), device=trie.device).expand(requests, 1, -1)
-    first = numbers.new_zeros(requests, 1)
-    every = torch.ones_like(numbers, dtype=torch.bool)
     assert trie.view is not None
-    return trie.view.restrict(trie.depth - 1, len(trie), numbers, first, every)[:, 0]
+    return trie.view.legal(trie.depth - 1, len(trie), requests)

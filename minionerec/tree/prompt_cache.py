@@ -1,10 +1,10 @@
 """A batch of prompts computed once, to which tree tokens are added: what beam search and the exact scores have in common."""
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from minionerec.errors import ConstraintError
 from minionerec.tree.architecture import check_length, check_model
@@ -30,6 +30,63 @@ def _vocabulary_size(model: PreTrainedModel) -> int:
     return cast(torch.Tensor, model.get_input_embeddings().weight).shape[0]  # an adapted embedding counts no rows itself
 
 
+class Checked(NamedTuple):
+    """What a search asks, checked.
+
+    Attributes:
+        model: without a wrapping by PEFT; the adapters are inside.
+        attention_mask: (batch, length), made if there was none.
+        visible: (batch, length) bool, False on padding.
+        lengths: (batch,) prompt tokens that are not padding.
+        longest: tokens of the longest path that are computed.
+    """
+
+    model: PreTrainedModel
+    attention_mask: torch.Tensor
+    visible: torch.Tensor
+    lengths: torch.Tensor
+    longest: int
+
+
+def check_search(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    trie: CatalogTrie,
+    normalise_over: Normalise,
+) -> Checked:
+    """Refuse a search that cannot be computed; `PromptCache.compute` lists the cases."""
+    if model.training:
+        raise ConstraintError("The model is in training mode, so dropout would falsify the scores; call model.eval() first.")
+    if not len(input_ids):
+        raise ConstraintError("There is no prompt in the batch.")
+    model = getattr(model, "get_base_model", lambda: model)()  # of a PEFT model: its adapters are inside
+    check_model(model)
+    vocabulary = _vocabulary_size(model)
+    if trie.highest_token >= vocabulary:
+        raise ConstraintError(
+            f"The trie holds token id {trie.highest_token}, but the model's vocabulary has {vocabulary} entries. "
+            "The model lacks this catalog's SID tokens: load the checkpoint that was trained with them."
+        )
+    if normalise_over not in ("vocabulary", "catalog"):
+        raise ConstraintError(f"normalise_over is {normalise_over!r}; it must be 'vocabulary' or 'catalog'.")
+    if normalise_over == "catalog":
+        trie.check_normalisable()
+    if trie.view is not None and trie.view.requests not in (1, len(input_ids)):
+        raise ConstraintError(f"The trie is a view of {trie.view.requests} requests, but there are {len(input_ids)} prompts.")
+    if trie.prior is not None:
+        trie.prior.check(trie, len(input_ids), normalise_over)
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+    visible = attention_mask.bool()
+    if input_ids.shape[1] == 0 or not bool(visible[:, -1].all()) or bool((visible[:, :-1] & ~visible[:, 1:]).any()):
+        raise ConstraintError("Prompts must not be empty and must be padded on the left.")
+    lengths = visible.sum(-1)
+    longest = int(lengths.max()) + trie.depth - 1
+    check_length(model, longest, windows=trie.depth > 1)
+    return Checked(model, attention_mask, visible, lengths, longest)
+
+
 @dataclass
 class PromptCache:
     """A decoder-only model whose key-value cache holds the prompts of a batch and the tree tokens added to them.
@@ -51,17 +108,19 @@ class PromptCache:
         longest: tokens of the longest path that are computed: of the longest prompt and of a SID without its last token.
         last: (batch, 1, hidden or vocabulary), the states of each prompt's last token.
         head_elements: logits over the vocabulary that are held at once.
+        static: shapes never depend on what the tensors hold: children are padded to the trie's largest fan-out.
     """
 
     model: PreTrainedModel
     trie: CatalogTrie
     normalise_over: Normalise
-    cache: DynamicCache
+    cache: Cache
     visible: torch.Tensor
     lengths: torch.Tensor
     longest: int
     last: torch.Tensor
     head_elements: int = _HEAD_ELEMENTS
+    static: bool = False
 
     @classmethod
     def compute(
@@ -84,45 +143,14 @@ class PromptCache:
                 is a view of another number of requests, its SIDs cannot be normalised over the catalog, or its prior does not
                 fit (`Prior.check` lists the cases).
         """
-        if model.training:
-            raise ConstraintError(
-                "The model is in training mode, so dropout would falsify the scores; call model.eval() first."
-            )
-        if not len(input_ids):
-            raise ConstraintError("There is no prompt in the batch.")
-        model = getattr(model, "get_base_model", lambda: model)()  # of a PEFT model: its adapters are inside
-        check_model(model)
-        vocabulary = _vocabulary_size(model)
-        highest = max(int(alphabet.max()) for alphabet in trie.alphabets if len(alphabet))
-        if highest >= vocabulary:
-            raise ConstraintError(
-                f"The trie holds token id {highest}, but the model's vocabulary has {vocabulary} entries. "
-                "The model lacks this catalog's SID tokens: load the checkpoint that was trained with them."
-            )
-        if normalise_over not in ("vocabulary", "catalog"):
-            raise ConstraintError(f"normalise_over is {normalise_over!r}; it must be 'vocabulary' or 'catalog'.")
-        if normalise_over == "catalog":
-            trie.check_normalisable()
-        if trie.view is not None and trie.view.requests not in (1, len(input_ids)):
-            raise ConstraintError(
-                f"The trie is a view of {trie.view.requests} requests, but there are {len(input_ids)} prompts."
-            )
-        if trie.prior is not None:
-            trie.prior.check(trie, len(input_ids), normalise_over)
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        visible = attention_mask.bool()
-        if input_ids.shape[1] == 0 or not bool(visible[:, -1].all()) or bool((visible[:, :-1] & ~visible[:, 1:]).any()):
-            raise ConstraintError("Prompts must not be empty and must be padded on the left.")
+        checked = check_search(model, input_ids, attention_mask, trie, normalise_over)
         # A cache made from the model's configuration would let layers with a window drop tokens that stand side by side in the
         # tree. This one keeps all tokens in every layer, which gives the same numbers as long as no path exceeds the window;
         # longer ones are refused. A leaf is never computed. Without tree tokens (depth 1) a window does no harm.
-        lengths = visible.sum(-1)
-        longest = int(lengths.max()) + trie.depth - 1
-        check_length(model, longest, windows=trie.depth > 1)
-        prompts = cls(model, trie, normalise_over, DynamicCache(), visible, lengths, longest, torch.empty(0))
-        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-        prompts.last = prompts._forward(input_ids, attention_mask, positions, last_only=True)
+        model, mask, visible = checked.model, checked.attention_mask, checked.visible
+        prompts = cls(model, trie, normalise_over, DynamicCache(), visible, checked.lengths, checked.longest, torch.empty(0))
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        prompts.last = prompts.write(input_ids, mask, positions, last_only=True)
         if not written:
             prompts.trie = with_leaf_component(model, trie, prompts.last[:, 0], normalise_over)
         return prompts
@@ -145,6 +173,7 @@ class PromptCache:
             self.longest,
             self.last[rows],
             self.head_elements,
+            self.static,
         )
 
     def drop_tree_tokens(self) -> None:
@@ -171,12 +200,22 @@ class PromptCache:
         # A node's position is its depth in the tree, whatever its place in the row: so it computes what it would compute alone.
         positions = (self.lengths[:, None] + depth).expand(batch, nodes)
         # An ended SID is padded with some token; `child_logprobs` gives its only child, the same end, log-probability 0.
-        return self._forward(tokens.clamp(min=0), attention_bias(self.model, allowed, self.longest), positions)
+        return self.write(tokens.clamp(min=0), attention_bias(self.model, allowed, self.longest), positions)
 
-    def _forward(
+    def write(
         self, input_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, last_only: bool = False
     ) -> torch.Tensor:
-        """Write tokens to the cache; their states."""
+        """Write tokens to the cache.
+
+        Args:
+            input_ids: (batch, tokens).
+            mask: as the model's attention reads it: (batch, tokens) of prompts, or (batch, 1, tokens, tokens in the cache).
+            positions: (batch, tokens).
+            last_only: only the last token's states are wanted.
+
+        Returns:
+            their states, (batch, tokens or 1, hidden or vocabulary).
+        """
         arguments = {"attention_mask": mask, "position_ids": positions, "past_key_values": self.cache, "use_cache": True}
         if plain_head(self.model):
             hidden = self.model.base_model(input_ids=input_ids, **arguments).last_hidden_state
@@ -198,7 +237,8 @@ class PromptCache:
             per node and child, (batch, nodes, most children): node numbers; tokens; float32 log-probabilities in nats, 0 where
             a SID has ended, -inf where there is no child.
         """
-        child_nodes, tokens, valid = self.trie.children(level, nodes)
+        width = self.trie.fan_outs[level] if self.static else None
+        child_nodes, tokens, valid = self.trie.children(level, nodes, width)
         normalised = self._catalog if self.normalise_over == "catalog" else self._vocabulary
         steps = normalised(level, tokens, valid, states, temperature)
         # Rounding may leave a log-probability a hair above 0, which would break the certificate's "scores only fall".

@@ -4,7 +4,8 @@ The prompt is computed once. Beams are further tokens of the same row: each atte
 through a mask, and its position is its depth. So no cache is repeated for each beam, and none is reordered.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
@@ -244,27 +245,52 @@ def beam_search(
         ConstraintError: `num_beams` is below 1, `widest` is below `num_beams`, or model, prompts and trie do not fit together
             (`PromptCache.compute` lists the cases).
     """
+    check_widths(num_beams, widest)
+    prompts = PromptCache.compute(model, input_ids, attention_mask, trie, normalise_over)
+    result = ranked(trie, run_search(prompts, num_beams), num_beams)
+    return result if widest is None else widen(result, prompts.select, trie, widest)
+
+
+def check_widths(num_beams: int, widest: int | None) -> None:
+    """Refuse numbers of beams that `beam_search` cannot take; it lists the cases."""
     if num_beams < 1:
         raise ConstraintError(f"num_beams is {num_beams}; at least 1 is needed.")
     if widest is not None and widest < num_beams:
         raise ConstraintError(f"widest is {widest}, below num_beams, which is {num_beams}.")
-    prompts = PromptCache.compute(model, input_ids, attention_mask, trie, normalise_over)
-    leaves = torch.full((len(input_ids), num_beams), -1, device=input_ids.device)
-    scores = torch.full((len(input_ids), num_beams), -torch.inf, device=input_ids.device)
-    exact = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-    best_pruned = torch.full((len(input_ids),), -torch.inf, device=input_ids.device)
-    rows, width = torch.arange(len(input_ids), device=input_ids.device), num_beams
-    while True:
-        searched = run_search(prompts, width)
-        leaves[rows] = fill(searched.leaves, num_beams, -1)
-        scores[rows] = fill(searched.scores, num_beams, -torch.inf)
-        best_pruned[rows] = searched.best_pruned
-        exact[rows] = scores[rows, -1] >= searched.best_pruned
-        unproven = (~exact[rows]).nonzero().squeeze(-1)
-        if widest is None or width >= widest or not len(unproven):
-            return BeamResult(trie.sid(leaves), scores, leaves, exact, best_pruned)
-        rows, width = rows[unproven], min(2 * width, widest)
-        prompts = prompts.select(unproven)
+
+
+def ranked(trie: CatalogTrie, searched: SearchResult, length: int) -> BeamResult:
+    """The lists of a search by score, with their certificates.
+
+    Args:
+        trie: that was searched.
+        searched: without seeds.
+        length: of the lists.
+    """
+    leaves, scores = fill(searched.leaves, length, -1), fill(searched.scores, length, -torch.inf)
+    return BeamResult(trie.sid(leaves), scores, leaves, scores[:, -1] >= searched.best_pruned, searched.best_pruned)
+
+
+def widen(result: BeamResult, prompts_of: Callable[[torch.Tensor], PromptCache], trie: CatalogTrie, widest: int) -> BeamResult:
+    """Search again with twice the beams, and again, for each list that is not proven exact; its tensors are written to.
+
+    Args:
+        result: of a first search.
+        prompts_of: the computed prompts of some of its rows, (rows,) int64.
+        trie: that was searched.
+        widest: the most beams of a search.
+    """
+    length = width = result.leaves.shape[1]
+    rows = (~result.exact).nonzero().squeeze(-1)
+    unproven = rows
+    while len(unproven) and width < widest:
+        prompts, width = prompts_of(unproven), min(2 * width, widest)
+        again = ranked(trie, run_search(prompts, width), length)
+        for field in fields(BeamResult):
+            getattr(result, field.name)[rows] = getattr(again, field.name)
+        unproven = (~again.exact).nonzero().squeeze(-1)
+        rows, prompts_of = rows[unproven], prompts.select
+    return result
 
 
 @torch.no_grad()

@@ -201,7 +201,19 @@ class CatalogTrie:
         items, starts = self._items_by_leaf
         return torch.from_numpy(items).to(self.device), torch.from_numpy(starts).to(self.device)
 
-    def children(self, level: int, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    @cached_property
+    def fan_outs(self) -> tuple[int, ...]:
+        """Per level, the most children of a node above it, whatever a view leaves of them."""
+        return tuple(int(offsets.diff().max()) for offsets in self.offsets)
+
+    @cached_property
+    def highest_token(self) -> int:
+        """The highest token id of the whole trie."""
+        return max(int(alphabet[-1]) for alphabet in self.alphabets if len(alphabet))
+
+    def children(
+        self, level: int, nodes: torch.Tensor, width: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Children of several nodes, padded to the largest number among them.
 
         >>> trie = CatalogTrie.from_codes(np.array([[10, 13], [10, 14], [11, 13]]))
@@ -213,17 +225,18 @@ class CatalogTrie:
             level: level of the children.
             nodes: node numbers of the level above (0 for the root), any shape; negative where a node is missing. In a view
                 with several requests the first dimension is the request.
+            width: pad to this number instead, no lower than `fan_outs` has it: the shapes then do not depend on the nodes.
 
         Returns:
-            node numbers, tokens and validity, each of shape (*nodes.shape, most children). The token of a SID that has ended is
+            node numbers, tokens and validity, each of shape (*nodes.shape, children). The token of a SID that has ended is
             `NO_TOKEN`. A child outside the view is invalid; the token of an invalid one is 0.
         """
         parents = nodes.clamp(min=0)
         first = self.offsets[level][parents].long()
         count = (self.offsets[level][parents + 1] - first).masked_fill(nodes < 0, 0)
-        width = torch.arange(int(count.max()), device=self.device)
-        valid = width < count[..., None]
-        numbers = (first[..., None] + width).masked_fill(~valid, 0)
+        place = torch.arange(int(count.max()) if width is None else width, device=self.device)
+        valid = place < count[..., None]
+        numbers = (first[..., None] + place).masked_fill(~valid, 0)
         if self.view is not None:
             valid = self.view.restrict(level, len(self.tokens[level]), numbers, first, valid)
         return numbers, self.tokens[level][numbers].long().masked_fill(~valid, 0), valid

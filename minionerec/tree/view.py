@@ -76,6 +76,28 @@ class View:
         hit[parent, self.marked[level][places] - begin[parent]] = True  # a place behind the last child is invalid anyway
         return valid & (hit.view(valid.shape) == self.listed[request][..., None])
 
+    def legal(self, level: int, nodes: int, requests: int) -> torch.Tensor:
+        """Which nodes of a level each request may reach: (requests, nodes) bool.
+
+        Args:
+            level: of the nodes.
+            nodes: that the level has.
+            requests: of the batch; a view of one serves them all.
+        """
+        # The nodes as children of one parent: so `restrict` says which of them are legal.
+        numbers = torch.arange(nodes, device=self.mask_of.device).expand(requests, 1, -1)
+        return self.restrict(level, nodes, numbers, numbers.new_zeros(requests, 1), torch.ones_like(numbers).bool())[:, 0]
+
+    @classmethod
+    def of_legal(cls, legal: tuple[torch.Tensor, ...]) -> "View":
+        """A view with a mask for each request.
+
+        Args:
+            legal: per level, (requests, nodes) bool.
+        """
+        requests = torch.arange(len(legal[0]), device=legal[0].device)
+        return cls(legal, requests, None, None, torch.zeros_like(requests, dtype=torch.bool))
+
     def select(self, rows: torch.Tensor, nodes: Sequence[int]) -> "View":
         """The view of some requests.
 

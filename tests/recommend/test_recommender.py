@@ -19,6 +19,8 @@ from minionerec.eval.decode import SplitDecoder
 from minionerec.eval.predictions import read_predictions, write_predictions
 from minionerec.recommend.filters import Filters
 from minionerec.recommend.recommender import Recommender
+from minionerec.tree import SearchGraphs
+from minionerec.tree.capture import CallRecorder
 from tests import small
 
 HISTORY = [0, 5, 7]
@@ -73,6 +75,23 @@ def test_offline_online_and_evaluation_make_the_same_lists(finished, tmp_path, c
     online = json.loads(capsys.readouterr().out)["items"]
     assert [item["item_id"] for item in online] == predictions[0].item_ids[:10]
     assert main(to_files) == 0 and "up to date" in capsys.readouterr().out
+
+
+def test_recorded_searches_make_the_same_lists(finished):
+    """As on a GPU, with a stand-in for its graphs; only the first search of a list is recorded."""
+    plain, recording = Recommender.load(finished.folder), Recommender.load(finished.folder)
+    assert plain.graphs is None and plain.config.cuda_graphs == "auto"
+    recording.graphs = SearchGraphs(recording.model, CallRecorder())
+    histories = [[0, 5, 7], [3], [1, 2, 3, 4, 5, 6], [40, 41]]
+    for options in ({}, {"exclude_history": True}, {"deny": [9], "widest": 48}):
+        pairs = zip(*(one.recommend(histories, **options) for one in (plain, recording)), strict=True)
+        for expected, ours in pairs:
+            assert (ours.exact, ours.beams) == (expected.exact, expected.beams)
+            assert [item.index for item in ours.items] == [item.index for item in expected.items]
+            np.testing.assert_allclose([item.score for item in ours.items], [item.score for item in expected.items], atol=1e-5)
+    assert recording.graphs.replayed == 3 and recording.graphs.recorded == 2  # without filters, and with any
+    leaves = [one.search(histories, num_beams=10).leaves for one in (plain, recording)]
+    assert torch.equal(*leaves) and recording.graphs.replayed == 4
 
 
 def test_a_run_says_how_its_lists_are_made(finished, tmp_path):

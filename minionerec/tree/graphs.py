@@ -1,0 +1,288 @@
+"""Beam searches whose kernels are launched all at once: one recording for each size of batch, kept while it is used.
+
+A search is recorded the first time that its bucket comes: rows of the batch and length of the prompts, both rounded up, beams,
+trie, what steps add up over, filtered or not. Later searches of the bucket copy their prompts into the recording's tensors and
+replay it. A prompt is filled up on the left, a batch with rows whose lists nobody reads: neither changes a list, but for
+rounding.
+"""
+
+import logging
+from collections import OrderedDict
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from threading import Lock
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from minionerec.tree.capture import CudaRecorder, Outputs, Recorder, Recording
+from minionerec.tree.prompt_cache import Normalise, PromptCache, check_search, plain_head
+from minionerec.tree.search import BeamResult, beam_search, check_widths, widen
+from minionerec.tree.static_search import not_static, static_search
+from minionerec.tree.trie import CatalogTrie
+from minionerec.tree.view import View
+
+log = logging.getLogger(__name__)
+
+MOST_GRAPHS = 32  # a graph of 24 layers is some 4,000 kernels, which take a few MB beside the memory that all graphs share
+_MOST_LEGAL = 1 << 28  # bytes: a filter stands as one byte per node of the trie and row of the batch
+_SHORTEST = 16  # tokens of the smallest bucket
+
+
+def rounded(number: int, least_step: int = 1) -> int:
+    """The size of the bucket of a number: up to an eighth more, from `least_step` on.
+
+    >>> [rounded(number) for number in (1, 7, 9, 17, 33, 100)]
+    [1, 7, 9, 18, 36, 104]
+    >>> [rounded(number, 16) for number in (1, 100, 200, 1000)]
+    [16, 112, 208, 1024]
+    """
+    step = max(least_step, 1 << max(0, number.bit_length() - 4))
+    return -(-number // step) * step
+
+
+class Bucket(NamedTuple):
+    """What searches must have in common to share a recording.
+
+    Attributes:
+        rows: of the batch.
+        length: of the prompts (tokens).
+        num_beams: of the search.
+        trie: `id` of the arrays of its tokens, which its views share and the recording holds.
+        normalise_over: what the probabilities of a step add up over.
+        filtered: the trie is a view.
+        attention: implementation of the model's attention.
+    """
+
+    rows: int
+    length: int
+    num_beams: int
+    trie: int
+    normalise_over: Normalise
+    filtered: bool
+    attention: str | None
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A recorded search and the tensors that it reads.
+
+    Attributes:
+        input_ids: (rows, length).
+        visible: (rows, length) bool, False on padding.
+        trie: the whole one, or a view of `legal`.
+        legal: per level, (rows, nodes) bool; empty without filters.
+        recording: its outputs are the fields of a `BeamResult`.
+    """
+
+    input_ids: torch.Tensor
+    visible: torch.Tensor
+    trie: CatalogTrie
+    legal: tuple[torch.Tensor, ...]
+    recording: Recording
+
+    @classmethod
+    def record(cls, model: PreTrainedModel, bucket: Bucket, trie: CatalogTrie, recorder: Recorder) -> "_Graph":
+        """Record the search of a bucket, with prompts of one token."""
+        input_ids = torch.zeros(bucket.rows, bucket.length, dtype=torch.long, device=trie.device)
+        visible = torch.zeros_like(input_ids, dtype=torch.bool)
+        visible[:, -1] = True
+        legal: tuple[torch.Tensor, ...] = ()
+        if bucket.filtered:
+            legal = tuple(torch.ones(bucket.rows, len(tokens), dtype=torch.bool, device=trie.device) for tokens in trie.tokens)
+        searched = replace(trie, view=View.of_legal(legal) if legal else None)
+        _ = searched.fan_outs  # looks at the trie once, and is kept
+        search = partial(static_search, model, input_ids, visible, searched, bucket.num_beams, bucket.normalise_over)
+
+        def outputs() -> Outputs:
+            result = search()
+            return tuple(getattr(result, field.name) for field in fields(BeamResult))
+
+        return cls(input_ids, visible, searched, legal, recorder.record(outputs))
+
+    def search(self, input_ids: torch.Tensor, visible: torch.Tensor, legal: tuple[torch.Tensor, ...]) -> BeamResult:
+        """Replay with other prompts; what rows and columns are not filled hold is masked or not read."""
+        rows, length = input_ids.shape
+        self.input_ids[:rows, -length:] = input_ids
+        self.visible[:rows, :-length] = False
+        self.visible[:rows, -length:] = visible
+        for here, wanted in zip(self.legal, legal, strict=True):
+            here[:rows] = wanted
+        self.recording.replay()
+        return BeamResult(*(output[:rows].clone() for output in self.recording.outputs))
+
+
+class _Kept(NamedTuple):
+    """What is kept of a bucket.
+
+    Attributes:
+        tokens: of the trie; while they are held, no other object has their `id`.
+        graph: None if the search cannot be recorded.
+    """
+
+    tokens: tuple[torch.Tensor, ...]
+    graph: _Graph | None
+
+
+class _Layout:
+    """Where a model's weights lie: a recording reads these places, whatever becomes of the model.
+
+    Attributes:
+        refusal: why searches of the model cannot be recorded; None if they can.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.refusal = not_static(model)
+        self._modules = [
+            (module, [*module._modules.values()], self._places(module), module is not model or not plain_head(model))
+            for module in model.modules()
+        ]
+
+    @staticmethod
+    def _places(module: torch.nn.Module) -> list[int]:
+        tensors = (*module._parameters.values(), *module._buffers.values())
+        return [tensor.data_ptr() for tensor in tensors if tensor is not None]
+
+    def holds(self) -> bool:
+        """Whether all modules and weights are where they were, and no hook would have to be called."""
+        return all(
+            not (called and (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)))
+            and [*module._modules.values()] == children
+            and self._places(module) == places
+            for module, children, places, called in self._modules
+        )
+
+
+class SearchGraphs:
+    """Beam searches of one model, recorded and replayed.
+
+    >>> from transformers import Qwen2Config, Qwen2ForCausalLM
+    >>> from minionerec.tree.capture import CallRecorder
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_key_value_heads": 2}
+    >>> model = Qwen2ForCausalLM(Qwen2Config(vocab_size=20, num_hidden_layers=1, **sizes)).eval()
+    >>> trie = CatalogTrie.from_codes(torch.tensor([[10, 13], [11, 13], [11, 14]]))
+    >>> graphs = SearchGraphs(model, CallRecorder())  # on a GPU: SearchGraphs(model)
+    >>> prompts = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    >>> result, slow = (search(prompts, trie=trie, num_beams=2) for search in (graphs.beam_search, partial(beam_search, model)))
+    >>> bool((result.leaves == slow.leaves).all()), torch.allclose(result.scores, slow.scores)
+    (True, True)
+
+    Attributes:
+        model: whose weights may change where they are, as an optimiser changes them.
+        recorded, replayed: how many searches were recorded and replayed so far.
+    """
+
+    def __init__(self, model: PreTrainedModel, recorder: Recorder | None = None, most: int = MOST_GRAPHS) -> None:
+        """Record nothing yet.
+
+        Args:
+            model: in evaluation mode.
+            recorder: None for CUDA graphs on the model's device.
+            most: recordings that are kept; the one that was not used for the longest time goes.
+        """
+        self.model, self._most, self._device = model, most, model.device
+        self._recorder: Recorder = CudaRecorder(model.device) if recorder is None else recorder
+        self._graphs: OrderedDict[Bucket, _Kept] = OrderedDict()
+        self._layout: _Layout | None = None
+        self._lock = Lock()
+        self._reported: set[str] = set()
+        self.recorded = self.replayed = 0
+
+    def __len__(self) -> int:
+        """How many recordings are kept."""
+        return sum(kept.graph is not None for kept in self._graphs.values())
+
+    @torch.no_grad()
+    def beam_search(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        trie: CatalogTrie,
+        num_beams: int,
+        normalise_over: Normalise = "vocabulary",
+        widest: int | None = None,
+    ) -> BeamResult:
+        """What `tree.beam_search` gives for the model, which has arguments and errors; searches after the first are its own.
+
+        What cannot be recorded is searched by `tree.beam_search`; the log has the reason once.
+        """
+        check_widths(num_beams, widest)
+        checked = check_search(self.model, input_ids, attention_mask, trie, normalise_over)
+        with self._lock:
+            result = self._replayed(input_ids, checked.visible, trie, num_beams, normalise_over)
+        over = normalise_over
+        if result is None:
+            return beam_search(
+                self.model, input_ids, attention_mask, trie=trie, num_beams=num_beams, normalise_over=over, widest=widest
+            )
+
+        def prompts_of(rows: torch.Tensor) -> PromptCache:
+            mask = checked.attention_mask[rows]
+            return PromptCache.compute(self.model, input_ids[rows], mask, trie.requests(rows), over)
+
+        return result if widest is None else widen(result, prompts_of, trie, widest)
+
+    def _replayed(
+        self, input_ids: torch.Tensor, visible: torch.Tensor, trie: CatalogTrie, num_beams: int, over: Normalise
+    ) -> BeamResult | None:
+        """The lists of a recorded search; None if it cannot be recorded."""
+        if reason := self._refusal(trie, rounded(len(input_ids))):
+            self._report(f"A search is not recorded, since {reason}.")
+            return None
+        attention = self.model.config._attn_implementation
+        length = rounded(input_ids.shape[1], _SHORTEST)
+        bucket = Bucket(rounded(len(input_ids)), length, num_beams, id(trie.tokens), over, trie.view is not None, attention)
+        graph = self._graph(bucket, trie)
+        if graph is None:
+            return None
+        legal: tuple[torch.Tensor, ...] = ()
+        if trie.view is not None:
+            legal = tuple(trie.view.legal(level, len(nodes), len(input_ids)) for level, nodes in enumerate(trie.tokens))
+        self._recorder.begin()
+        result = graph.search(input_ids, visible, legal)
+        self._recorder.end()
+        self.replayed += 1
+        return result
+
+    def _refusal(self, trie: CatalogTrie, rows: int) -> str | None:
+        """Why a search is not recorded, as the end of a sentence; recordings of weights that have moved are dropped."""
+        if self._layout is None or not self._layout.holds():
+            self._graphs.clear()
+            self._layout = _Layout(self.model)
+        if self._layout.refusal is not None:
+            return self._layout.refusal
+        if not self._layout.holds():
+            return "a hook of the model, or a wrapping of a module's forward, would be left out"
+        if self.model.device != self._device:
+            return f"the model has moved to {self.model.device}"
+        if torch.is_autocast_enabled(self._device.type):
+            return "autocast is on, which keeps copies of the weights"
+        if trie.prior is not None:
+            return "the trie is mixed with a prior, which belongs to the prompts"
+        if trie.depth == 1:
+            return "the trie has one level, below which no tree token stands"
+        if trie.view is not None and (size := rows * sum(map(len, trie.tokens))) > _MOST_LEGAL:
+            return f"the filters of {rows} prompts take {size} bytes as masks"
+        return None
+
+    def _graph(self, bucket: Bucket, trie: CatalogTrie) -> _Graph | None:
+        if bucket not in self._graphs:
+            try:
+                self._graphs[bucket] = _Kept(trie.tokens, _Graph.record(self.model, bucket, trie, self._recorder))
+                self.recorded += 1
+            except RuntimeError as error:  # of CUDA, of memory: the ordinary search may still do
+                self._graphs[bucket] = _Kept(trie.tokens, None)
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                self._report(f"A search of {bucket.rows} prompts of {bucket.length} tokens could not be recorded: {reason}")
+            while len(self._graphs) > self._most:
+                self._graphs.popitem(last=False)
+        self._graphs.move_to_end(bucket)
+        return self._graphs[bucket].graph
+
+    def _report(self, reason: str) -> None:
+        """Log a reason once."""
+        if reason not in self._reported:
+            self._reported.add(reason)
+            log.warning("%s It takes more launches, with the same lists.", reason)
