@@ -9,29 +9,35 @@ Both sides start from the same weights. The first step is not timed but compared
 loss, gradient norm, gradients and the parameters after the step agree. The next ones are timed from TRL's `on_step_begin` to
 `on_step_end`. Every figure is the median over fresh processes, ours and the peer in turn.
 
+On a GPU (`--device cuda --bf16 --model 0.5b --per-step 16 --micro-prompts 4`) the model has random weights of that shape, of
+which autocast computes in bf16: rollouts then differ in near ties, so the run says how many SIDs agree instead of stopping.
+
     python benchmarks/grpo_step.py                                                            # Industrial trie
     python benchmarks/grpo_step.py --model tiny --prompts 12 --generations 4 --steps 1        # seconds
 """
 
+import argparse
+import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from datasets import Dataset
-from memory import peak_gb
 from setting import (
     SIZES,
     Measured,
     TrieTable,
     alternate,
+    codes_of_run,
     generate_beams,
     industrial_codes,
     machine,
     parser,
+    peak_memory,
     positive,
     random_model,
     report,
@@ -49,6 +55,7 @@ from minionerec.rl.trainer import TreeGRPOTrainer
 from minionerec.tree import CatalogTrie
 
 SIDES = ("ours", "peer")
+MOST_VALUES = 1_000_000  # of a tensor, that are compared
 # The loss is little but its KL part, whose terms are squares of small differences of log-probabilities: rounding weighs more.
 AGREE = {"loss": 1e-3, "gradient norm": 1e-4, "gradients": 1e-4, "update": 2e-2}  # see `differences`
 
@@ -57,7 +64,7 @@ def generate_rollouts(trie: CatalogTrie, num_generations: int) -> Callable[[list
     """The peer's `rollout_func`: the same beams by transformers."""
 
     def rollout(prompts: list[list[int]], trainer: GRPOTrainer) -> dict[str, Any]:
-        ids = torch.tensor(prompts[::num_generations])
+        ids = torch.tensor(prompts[::num_generations], device=trie.device)
         with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model, torch.no_grad():
             model.eval()
             sids, _ = generate_beams(model, ids, TrieTable(trie, ids.shape[1]), num_generations, trie.depth)
@@ -82,44 +89,60 @@ class Watch(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the clock."""
-        self.loaded = self.loaded or peak_gb()
+        self.loaded = self.loaded or peak_memory()
+        wait()
         self.started = time.perf_counter()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: torch.nn.Module, **_: Any) -> None:
         """Keep the first gradients, clipped, and the parameters before the step."""
         if state.global_step == 0:
-            self.tensors["before"] = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-            self.tensors["gradients"] = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+            self.tensors["before"] = some(parameter.detach() for parameter in model.parameters())
+            self.tensors["gradients"] = some(parameter.grad for parameter in model.parameters())
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: torch.nn.Module, **_: Any) -> None:
         """Stop the clock; keep the parameters after the first step."""
+        wait()
         self.times.append(time.perf_counter() - self.started)
         if state.global_step == 1:
-            self.tensors["after"] = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+            self.tensors["after"] = some(parameter.detach() for parameter in model.parameters())
 
 
-def policy_folder(folder: Path, size: str, sid_tokens: int) -> PreTrainedTokenizerFast:
+def wait() -> None:
+    """Until a GPU has done what it was told."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def some(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The values of small tensors, and a sample of those of large ones: they go through a file."""
+    return torch.cat([tensor.flatten()[:: max(1, tensor.numel() // MOST_VALUES)].cpu() for tensor in tensors])
+
+
+def policy_folder(folder: Path, size: str, sid_tokens: int, device: str) -> PreTrainedTokenizerFast:
     """A checkpoint that TRL can load its reference model from, with a tokenizer of one word per token id."""
     words = {f"t{token}": token for token in range(SIZES[size]["vocabulary"] + sid_tokens)}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(words, unk_token="t0")), eos_token="t1", pad_token="t0", unk_token="t0"
     )
-    random_model(size, sid_tokens).save_pretrained(folder)
+    random_model(size, sid_tokens, device=device).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return tokenizer
 
 
-def measure(side: str, model: str, prompt: int, prompts: int, generations: int, steps: int) -> Measured:
+def measure(side: str, options: argparse.Namespace) -> Measured:
     """Train one step for comparison and `steps` for the time.
 
     Returns:
         seconds of a step, peak memory, loss, gradient norm and KL of the first step; its tensors.
     """
-    codes, _ = industrial_codes()
-    trie = CatalogTrie.from_codes(codes + SIZES[model]["vocabulary"])
+    model, prompt, prompts, steps = options.model, options.prompts[0], options.per_step, options.steps
+    generations, device = options.generations, options.device
+    codes, _ = codes_of_run(options.run) if options.run else industrial_codes()
+    trie = CatalogTrie.from_codes(codes + SIZES[model]["vocabulary"] * (codes >= 0), device)
+    micro = options.micro_prompts or prompts
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tokenizer = policy_folder(folder, model, int(codes.max()) + 1)
+        tokenizer = policy_folder(folder, model, int(codes.max()) + 1, device)
         policy = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
         generator = torch.Generator().manual_seed(2)
         with torch.no_grad():
@@ -128,9 +151,9 @@ def measure(side: str, model: str, prompt: int, prompts: int, generations: int, 
         ids = torch.randint(2, SIZES[model]["vocabulary"], (prompts * (steps + 1), prompt), generator=generator)
         arguments = GRPOConfig(
             output_dir=str(folder / "out"),
-            per_device_train_batch_size=prompts * generations,
-            gradient_accumulation_steps=1,
-            steps_per_generation=1,
+            per_device_train_batch_size=micro * generations,
+            gradient_accumulation_steps=prompts // micro,
+            steps_per_generation=prompts // micro,
             num_generations=generations,
             max_completion_length=trie.levels,
             max_steps=steps + 1,
@@ -141,16 +164,16 @@ def measure(side: str, model: str, prompt: int, prompts: int, generations: int, 
             use_bias_correction_kl=False,
             logging_steps=1,
             save_strategy="no",
-            bf16=False,
+            bf16=options.bf16,
             gradient_checkpointing=False,
             dataloader_pin_memory=False,
-            use_cpu=True,
+            use_cpu=device == "cpu",
             disable_tqdm=True,
             report_to="none",
             seed=0,
         )
         leaves = torch.arange(len(ids)) % len(trie)  # ours logs hits; the reward does not look at the target
-        rows = {"prompt": ids.tolist(), "target": trie.sid(leaves).tolist()}
+        rows = {"prompt": ids.tolist(), "target": trie.sid(leaves.to(device)).tolist()}
         watch = Watch()
         ours = side == "ours"
         trainer = (TreeGRPOTrainer if ours else GRPOTrainer)(
@@ -167,7 +190,7 @@ def measure(side: str, model: str, prompt: int, prompts: int, generations: int, 
         )
         trainer.train()
     first = trainer.state.log_history[0]
-    figures = {"seconds": median(watch.times[1:]), "peak": peak_gb(), "loaded": watch.loaded}
+    figures = {"seconds": median(watch.times[1:]), "peak": peak_memory(), "loaded": watch.loaded}
     figures |= {"loss": first["loss"], "gradient norm": first["grad_norm"], "kl": first["kl"]}
     return figures, watch.tensors
 
@@ -208,28 +231,44 @@ def differences(ours: Measured, peer: Measured) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> None:
     options = parser(__doc__, SIDES)
-    options.add_argument("--model", choices=("tiny", "small"), default="small")
+    options.add_argument("--model", choices=SIZES, default="small")
     options.add_argument("--prompts", type=positive, nargs="+", default=[64, 200, 512], help="their length (tokens)")
     options.add_argument("--per-step", type=positive, default=4, help="prompts per optimiser step")
+    options.add_argument("--micro-prompts", type=positive, help="prompts per backward pass (default: all of a step)")
     options.add_argument("--generations", type=positive, default=16)
     options.add_argument("--steps", type=positive, default=3, help="timed steps in a process")
+    options.add_argument("--run", type=Path, help="a run whose SIDs are the catalog (default: shared data, else random SIDs)")
+    options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    options.add_argument("--bf16", action="store_true", help="compute in bfloat16 (autocast)")
+    options.add_argument("--out", type=Path, help="a JSON file for the figures")
     arguments = options.parse_args(argv)
-    settings = (arguments.per_step, arguments.generations, arguments.steps)
     if arguments.only:
-        return report(arguments, measure(arguments.only, arguments.model, arguments.prompts[0], *settings))
-    print(f"{machine()}; {industrial_codes()[1]}; model {arguments.model}, {arguments.per_step} prompts per step")
-    rows = []
+        return report(arguments, measure(arguments.only, arguments))
+    source = codes_of_run(arguments.run)[1] if arguments.run else industrial_codes()[1]
+    print(f"{machine()}; {source}; model {arguments.model}, {arguments.per_step} prompts per step", flush=True)
+    flags = ["--bf16"] if arguments.bf16 else []
+    for name in ("model", "per-step", "micro-prompts", "generations", "steps", "run", "device"):
+        value = getattr(arguments, name.replace("-", "_"))
+        flags += [f"--{name}", str(value)] if value else []
+    rows, kept = [], []
     for prompt in arguments.prompts:
-        flags = ["--model", arguments.model, "--prompts", str(prompt)]
-        for name, value in zip(("--per-step", "--generations", "--steps"), settings, strict=True):
-            flags += [name, str(value)]
-        found = alternate(__file__, SIDES, flags, arguments.repeats)
+        found = alternate(__file__, SIDES, [*flags, "--prompts", str(prompt)], arguments.repeats)
         ours, peer = found["ours"][0], found["peer"][0]
-        apart = ", ".join(f"{name} {value:.1e}" for name, value in differences(found["ours"], found["peer"]).items())
+        if arguments.bf16:
+            groups = [side[1]["sids"].view(-1, arguments.generations, side[1]["sids"].shape[-1]) for side in found.values()]
+            same = (groups[0][:, :, None] == groups[1][:, None]).all(-1).any(-1).double().mean()
+            apart = f"{same:.1%} of the rollouts agree"
+        else:
+            apart = "relative differences: " + ", ".join(
+                f"{name} {value:.1e}" for name, value in differences(found["ours"], found["peer"]).items()
+            )
         print(f"prompt {prompt}: loss {ours['loss']:.6g} and {peer['loss']:.6g}, gradient norm {ours['gradient norm']:.6g} and "
-              f"{peer['gradient norm']:.6g}, KL {ours['kl']:.4g}; relative differences: {apart}", flush=True)  # fmt: skip
+              f"{peer['gradient norm']:.6g}, KL {ours['kl']:.4g}; {apart}", flush=True)  # fmt: skip
         memory = [f"{side['peak']:.2f} ({side['loaded']:.2f})" for side in (ours, peer)]
         rows.append([prompt, ours["seconds"], peer["seconds"], peer["seconds"] / ours["seconds"], *memory])
+        kept.append({"prompt": prompt, "ours": ours, "peer": peer, "apart": apart})
+        if arguments.out:
+            arguments.out.write_text(json.dumps({"machine": machine(), "prompts": kept}, indent=1), encoding="utf-8")
     table(["prompt", "ours s", "stock TRL s", "times faster", "ours peak GB (before)", "TRL peak GB (before)"], rows)
 
 

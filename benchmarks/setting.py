@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from memory import peak_gb
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import LogitsProcessor, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
@@ -37,6 +38,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "main": {"layers": 4, "hidden": 192, "intermediate": 512, "heads": 4, "kv_heads": 4, "vocabulary": 1000},  # the main job's
     "small": {"layers": 4, "hidden": 256, "intermediate": 1024, "heads": 4, "kv_heads": 4, "vocabulary": VOCABULARY},
     "0.5b": {"layers": 24, "hidden": 896, "intermediate": 4864, "heads": 14, "kv_heads": 2, "vocabulary": 151_936},
+    "1.5b": {"layers": 28, "hidden": 1536, "intermediate": 8960, "heads": 12, "kv_heads": 2, "vocabulary": 151_936},
 }
 Measured = tuple[dict[str, Any], dict[str, torch.Tensor]]
 
@@ -47,15 +49,24 @@ def machine() -> str:
         f"Python {platform.python_version()}",
         *(f"{name} {version(name)}" for name in ("torch", "transformers", "trl")),
     ]
-    return f"{os.cpu_count()} cores, {torch.get_num_threads()} thread(s), {', '.join(versions)}, {date.today()}"
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    return f"{gpu}{os.cpu_count()} cores, {torch.get_num_threads()} thread(s), {', '.join(versions)}, {date.today()}"
+
+
+def peak_memory() -> float:
+    """The most memory that tensors have held on the GPU since the last reset, if one was used, else this program (GB)."""
+    return torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_initialized() else peak_gb()
 
 
 def repeat(run: Callable[[], Any], seconds: float, most: int = 15) -> tuple[list[float], Any]:
-    """The seconds of each of as many runs as fit into `seconds`, one at least; and the last result."""
+    """The seconds of each of as many runs as fit into `seconds`, one at least; and the last result. On a GPU, to their end."""
     times: list[float] = []
+    wait = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
+    wait()
     while not times or (sum(times) + times[-1] < seconds and len(times) < most):
         started = time.perf_counter()
         result = run()
+        wait()
         times.append(time.perf_counter() - started)
     return times, result
 
@@ -96,7 +107,8 @@ def in_fresh_process(script: str, options: Sequence[str]) -> Measured:
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.safetensors"
         root = Path(__file__).resolve().parents[1]
-        environment = {**os.environ, "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+        path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
         command = [sys.executable, script, *options, "--result", str(result)]
         done = subprocess.run(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
@@ -149,8 +161,10 @@ def in_process_of_its_own(command: Sequence[str]) -> None:
         raise SystemExit(f"{shlex.join(command)} ended with {done}. Run the table's own command again to resume.")
 
 
-def random_model(size: str, sid_tokens: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
-    """A Qwen2 with random weights and tied embeddings; the SID tokens stand behind its vocabulary."""
+def random_model(
+    size: str, sid_tokens: int, dtype: torch.dtype = torch.float32, seed: int = 0, device: str = "cpu"
+) -> PreTrainedModel:
+    """A Qwen2 with random weights, made on the device, and tied embeddings; the SID tokens stand behind its vocabulary."""
     sizes = SIZES[size]
     config = Qwen2Config(
         vocab_size=sizes["vocabulary"] + sid_tokens,
@@ -166,7 +180,8 @@ def random_model(size: str, sid_tokens: int, dtype: torch.dtype = torch.float32,
         attn_implementation="sdpa",
     )
     torch.manual_seed(seed)
-    return Qwen2ForCausalLM._from_config(config, dtype=dtype).eval()
+    with torch.device(device):
+        return Qwen2ForCausalLM._from_config(config, dtype=dtype).to(device).eval()
 
 
 def industrial_codes(folder: Path = AMAZON) -> tuple[np.ndarray, str]:
@@ -185,6 +200,14 @@ def industrial_codes(folder: Path = AMAZON) -> tuple[np.ndarray, str]:
     return np.array([[numbers[token] for token in row] for row in rows]), "the Industrial catalog"
 
 
+def codes_of_run(run: Path) -> tuple[np.ndarray, str]:
+    """The SIDs of a prepared run, as `industrial_codes` has them."""
+    with safe_open(run / "sid/codes.safetensors", framework="np") as file:
+        codes = file.get_tensor("codes").astype(int)
+    sizes = codes.max(0) + 1
+    return np.where(codes < 0, codes, codes + sizes.cumsum() - sizes), f"the {len(codes):,} items of a run"
+
+
 class TrieTable(LogitsProcessor):
     """Masks what leads out of the trie, for transformers' own beam search: vectorised, one table per level.
 
@@ -196,15 +219,15 @@ class TrieTable(LogitsProcessor):
         self.alphabets, self.prompt_length = trie.alphabets, prompt_length
         self.tables = []
         for tokens, offsets, alphabet in zip(trie.tokens, trie.offsets, trie.alphabets, strict=True):
-            table = torch.full((len(offsets) - 1, len(alphabet)), -1, dtype=torch.long)
-            above = torch.repeat_interleave(torch.arange(len(offsets) - 1), offsets.diff().long())
-            table[above, torch.searchsorted(alphabet, tokens.long())] = torch.arange(len(tokens))
+            table = torch.full((len(offsets) - 1, len(alphabet)), -1, dtype=torch.long, device=trie.device)
+            above = torch.repeat_interleave(torch.arange(len(offsets) - 1, device=trie.device), offsets.diff().long())
+            table[above, torch.searchsorted(alphabet, tokens.long())] = torch.arange(len(tokens), device=trie.device)
             self.tables.append(table)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """(rows, length), (rows, vocabulary) -> scores with -inf on all tokens that are no child of the row's node."""
         generated = input_ids[:, self.prompt_length :]
-        node = torch.zeros(len(input_ids), dtype=torch.long)
+        node = torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
         for level in range(generated.shape[1]):
             node = self.tables[level][node, torch.searchsorted(self.alphabets[level], generated[:, level].contiguous())]
         level = generated.shape[1]

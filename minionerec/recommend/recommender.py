@@ -5,7 +5,7 @@ evaluated.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
@@ -435,5 +435,6 @@ class Recommender:
         normalise_over: Normalise | None = None,
     ) -> BeamResult:
         over = normalise_over or self.config.normalise_over
-        search = partial(beam_search, self.model) if graphs is None else graphs.beam_search
-        return search(tokens, mask, trie=trie, num_beams=beams, normalise_over=over)
+        if graphs is None:
+            return beam_search(self.model, tokens, mask, trie=trie, num_beams=beams, normalise_over=over)
+        return graphs.beam_search(tokens, mask, trie=trie, num_beams=beams, normalise_over=over)

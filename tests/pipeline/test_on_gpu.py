@@ -1,4 +1,4 @@
-"""Both trainings, their validation and the evaluation on a GPU: a run learns, resumes as if never stopped, answers as on a CPU."""
+"""Trainings, validation and evaluation on a GPU: a run learns, resumes as if never stopped, and answers as on a CPU."""
 
 from dataclasses import replace
 

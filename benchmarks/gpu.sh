@@ -1,0 +1,109 @@
+#!/usr/bin/env bash
+# What a GPU changes, checked and measured in one go of at most 8 minutes (docs/gpu.md): tests on CUDA, decoding, training steps,
+# and a real language model through sft, rl and eval. It needs no network. Each part has a time limit of its own, so that one
+# that fails does not cost the rest; tables are printed as they come, and OUT keeps them as JSON and logs.
+#
+#   bash benchmarks/gpu.sh --run RUN --model MODEL [--out OUT] [PART...]
+#   bash benchmarks/gpu.sh --tiny [--out OUT] [PART...]     the whole script at tiny size on a CPU
+#
+# RUN is a run whose stages data and sid are finished, MODEL a folder with a language model; without them parts that need one are
+# left out. PART is one or more of: tests decode compiled sft_step grpo_step sft rl eval lists; all of them by default. PYTHON is
+# the interpreter (python3).
+set -uo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+python=${PYTHON:-python3}
+out=gpu-results tiny= run= model= parts=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --run) run=$(realpath "$2"); shift ;;
+    --model) model=$(realpath "$2"); shift ;;
+    --out) out=$2; shift ;;
+    --tiny) tiny=1 ;;
+    --help) sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    -*) echo "$1: no such option; bash benchmarks/gpu.sh --help lists them." >&2; exit 2 ;;
+    *) parts+=("$1") ;;
+  esac
+  shift
+done
+[ ${#parts[@]} -gt 0 ] || parts=(tests decode compiled sft_step grpo_step sft rl eval lists)
+if [ -e "$out" ] && [ -n "$(ls -A "$out")" ]; then echo "$out: holds files already; give another --out." >&2; exit 2; fi
+mkdir -p "$out"
+out=$(realpath "$out")
+cd "$root"
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TRL_EXPERIMENTAL_SILENCE=1
+
+# Time limits in seconds: 8 minutes together. A busy CPU may take longer over the tiny ones.
+declare -A limits=([tests]=80 [decode]=110 [compiled]=45 [sft_step]=75 [grpo_step]=55 [sft]=60 [rl]=20 [eval]=20 [lists]=15)
+if [ -n "$tiny" ]; then
+  for name in "${!limits[@]}"; do limits[$name]=600; done
+  "$python" benchmarks/gpu_tiny.py "$out/tiny" > "$out/tiny.log" 2>&1 || { tail -n 20 "$out/tiny.log"; exit 1; }
+  run=$out/tiny/run model=$out/tiny/model
+else
+  "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "No GPU here; --tiny needs none." >&2; exit 2; }
+  nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
+fi
+
+limited() {  # a command and all that it starts, which end when the part's time is over
+  timeout --kill-after=5 "${limits[$name]}" "$@"
+}
+product() {  # a stage of the product, on the prepared run
+  local stage=$1; shift
+  limited "$python" -m minionerec "$stage" --config "$run" --out "$out/run" --model.init from_pretrained --model.path "$model" "$@"
+}
+decode=() sft=() grpo=() training=() policy=()
+if [ -n "$tiny" ]; then
+  decode=(--device cpu --beams 5 --repeats 2)
+  cells=(tiny:1:20 tiny:3:20) compiled=(tiny:2:20 --backend eager)
+  sft=(--examples 64 --hidden 32 --repeats 1 --seconds 0.1 --micro 16 --padded-micro 8)
+  grpo=(--model tiny --prompts 12 --generations 4 --per-step 4 --micro-prompts 2 --steps 1 --repeats 1)
+  users=20
+else
+  cells=(small:4:200 0.5b:1:200 0.5b:8:200 0.5b:32:200 0.5b:256:100 1.5b:1:200 0.5b:64:200 0.5b:256:200)
+  compiled=(0.5b:1:200 0.5b:8:200)
+  sft=(--device cuda --bf16 --model 0.5b --repeats 1 --seconds 2 --micro 512 --row-tokens 512 --padded-micro 128)
+  sft+=(--packed-tokens 8192 --sides packed)
+  grpo=(--device cuda --bf16 --model 0.5b --prompts 200 --generations 16 --per-step 16 --micro-prompts 4 --steps 2 --repeats 1)
+  # As the presets have it, but fewer steps: the aim is that every stage runs and learns, not its best model.
+  training=(--sft.epochs 2 --sft.evaluations 2 --sft.max_examples 6000 --sft.valid_examples 512)
+  policy=(--rl.max_examples 512 --rl.valid_examples 256 --rl.evaluations 1)
+  users=1024
+fi
+if [ -n "$run" ]; then decode+=(--run "$run"); sft+=(--run "$run"); grpo+=(--run "$run"); fi
+
+part() {  # what one part runs
+  case $1 in
+    tests)
+      limited "$python" -m pytest -m cuda -q -p no:cacheprovider --junitxml "$out/tests.xml" \
+        tests/tree/test_graphs.py tests/tree/test_on_gpu.py tests/pipeline/test_on_gpu.py ;;
+    decode) limited "$python" benchmarks/gpu_decode.py --cells "${cells[@]}" "${decode[@]}" --out "$out/decode.json" ;;
+    compiled)
+      limited "$python" benchmarks/gpu_decode.py --compiled "${decode[@]}" --out "$out/compiled.json" --cells "${compiled[@]}" ;;
+    sft_step) limited "$python" benchmarks/sft_step.py "${sft[@]}" --out "$out/sft_step.json" ;;
+    grpo_step) limited "$python" benchmarks/grpo_step.py "${grpo[@]}" --out "$out/grpo_step.json" ;;
+    sft) product sft ${training[@]+"${training[@]}"} ;;
+    rl) product rl ${training[@]+"${training[@]}"} ${policy[@]+"${policy[@]}"} ;;
+    eval) product eval ${training[@]+"${training[@]}"} ${policy[@]+"${policy[@]}"} ;;
+    lists) limited "$python" benchmarks/gpu_lists.py "$out/run" --users "$users" --out "$out/lists.json" ;;
+  esac
+}
+
+failed=0
+for name in "${parts[@]}"; do
+  if [ -z "${limits[$name]:-}" ]; then echo "$name: no such part; they are ${!limits[*]}." >&2; exit 2; fi
+  if [[ " sft rl eval lists " == *" $name "* && ( -z $run || -z $model ) ]]; then
+    echo "== $name: left out, it needs --run and --model"; continue
+  fi
+  if [ "$name" = sft ]; then  # the prepared run stays as it is
+    mkdir -p "$out/run" && for stage in data sid; do cp -r "$run/$stage" "$out/run/"; done
+  fi
+  echo "== $name (at most ${limits[$name]} s)"
+  started=$SECONDS
+  part "$name" 2>&1 | tee "$out/$name.log"
+  status=${PIPESTATUS[0]}
+  [ "$status" = 0 ] || failed=1
+  echo "== $name: status $status, $((SECONDS - started)) s"
+  echo "{\"part\": \"$name\", \"status\": $status, \"seconds\": $((SECONDS - started)), \"limit\": ${limits[$name]}}" >> "$out/parts.jsonl"
+done
+echo "== all parts: $SECONDS s"
+cat "$out/parts.jsonl"
+exit "$failed"

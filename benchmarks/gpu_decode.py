@@ -1,0 +1,203 @@
+"""Beam search on a GPU: recorded as CUDA graphs against launched kernel by kernel, `generate` and a plain forward.
+
+Goals (50 beams, prompts of 200 tokens, the shape of Qwen2.5 in bf16 with random weights, an H100 or H200): 0.5B at batch 1 at
+most 12 ms, at batch 8 at most 1.5 times and from 32 on at most 1.3 times a plain forward over as many tokens (prompt + 2 x
+beams); 5 times faster than `generate` at batch 1 and 20 times at batch 32; 1.5B at batch 1 at most 20 ms; 2,000 requests a
+second at 0.5B, prompts of 100 tokens, batch 256.
+
+Sides: `graphs` (`SearchGraphs`), `launches` (`beam_search`), `generate` (transformers, with a vectorised trie processor, up
+to batch 32), `plain` (one forward). With `--compiled` each layer is compiled by torch.compile first, so that `launches` and
+`graphs` show what that gives on either way; the first search then takes a minute. The lists of graphs and launches are
+compared: in float32 the run stops unless they are equal, in bf16 the JSON says how many SIDs agree, as a prompt that is
+padded to its bucket rounds otherwise. Without a GPU a stand-in takes the place of the graphs: the figures then say nothing,
+the code is the same.
+
+    python benchmarks/gpu_decode.py --out decode.json                              # on a GPU, about 2 minutes
+    python benchmarks/gpu_decode.py --cells 0.5b:1:200 --compiled                  # one cell
+    python benchmarks/gpu_decode.py --cells tiny:2:20 --device cpu --beams 5       # seconds
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from setting import (
+    SIZES,
+    TrieTable,
+    codes_of_run,
+    generate_beams,
+    industrial_codes,
+    machine,
+    peak_memory,
+    positive,
+    random_model,
+    repeat,
+    table,
+)
+from transformers import PreTrainedModel
+
+from minionerec.tree import BeamResult, CatalogTrie, SearchGraphs, beam_search
+from minionerec.tree.capture import CallRecorder
+
+CELLS = "small:4:200 0.5b:1:200 0.5b:8:200 0.5b:32:200 0.5b:64:200 0.5b:256:200 0.5b:256:100 1.5b:1:200"
+MOST_GENERATED = 32  # rows of `generate`, which repeats each prompt's cache for every beam
+HEADER = "model|batch|prompt|graphs ms|launches ms|plain ms|generate ms|graphs / plain|launches / graphs|generate / graphs"
+
+
+class Cell(NamedTuple):
+    """One row of the table."""
+
+    model: str
+    batch: int
+    prompt: int
+
+
+def cell(text: str) -> Cell:
+    """`0.5b:8:200`: model, batch, tokens of a prompt.
+
+    Raises:
+        ArgumentTypeError: anything else.
+    """
+    name, *numbers = text.split(":")
+    if name not in SIZES or len(numbers) != 2 or not all(number.isdecimal() and int(number) for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} is not MODEL:BATCH:PROMPT, with a model of {', '.join(SIZES)}")
+    return Cell(name, *map(int, numbers))
+
+
+def timed(run: Callable[[], Any], repeats: int, deadline: float) -> dict[str, Any]:
+    """Median milliseconds of `run` after a first call, and peak memory (GB); no more runs than time is left."""
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    first, result = repeat(run, 0.0)
+    times, result = repeat(run, max(0.0, min(10.0, deadline - time.monotonic())), repeats)
+    return {"ms": 1000 * median(times), "runs": len(times), "first_s": first[0], "peak_gb": peak_memory(), "result": result}
+
+
+def kernels(run: Callable[[], Any], device: str) -> dict[str, Any]:
+    """Where the time of one call goes: the eight kernels that take longest, all of them together, and how many there are."""
+    activity = torch.profiler.ProfilerActivity.CUDA if device == "cuda" else torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[activity]) as profile:
+        run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+    times = sorted(
+        (
+            (getattr(event, f"self_{'device' if device == 'cuda' else 'cpu'}_time_total"), event)
+            for event in profile.key_averages()
+        ),
+        key=lambda pair: -pair[0],
+    )
+    longest = [{"name": event.key[:80], "ms": spent / 1000, "calls": event.count} for spent, event in times[:8]]
+    return {"ms": sum(spent for spent, _ in times) / 1000, "calls": sum(event.count for _, event in times), "longest": longest}
+
+
+def agreement(ours: BeamResult, theirs: BeamResult, strict: bool) -> dict[str, float]:
+    """Share of the SIDs that both lists have, and the largest difference of scores.
+
+    Raises:
+        SystemExit: they must be equal, and are not.
+    """
+    both = (ours.leaves[:, :, None] == theirs.leaves[:, None]).any(-1) & (ours.leaves >= 0)
+    shared = float(both.sum() / (ours.leaves >= 0).sum())
+    apart = float((ours.scores - theirs.scores).nan_to_num(0).abs().max())
+    if strict and (not torch.equal(ours.leaves, theirs.leaves) or apart > 1e-3):
+        raise SystemExit(f"Graphs and launches give other lists: {shared:.4f} of the SIDs agree, scores are {apart:.2e} apart.")
+    return {"agree": shared, "scores_apart": apart}
+
+
+def measure(some: Cell, model: PreTrainedModel, trie: CatalogTrie, arguments: argparse.Namespace, deadline: float) -> dict:
+    """All sides of one cell."""
+    device, beams = arguments.device, arguments.beams
+    generator = torch.Generator(device).manual_seed(1)
+    vocabulary = SIZES[some.model]["vocabulary"]
+    floor = some.prompt + (trie.depth - 1) * beams
+    ids = torch.randint(0, vocabulary, (some.batch, some.prompt), generator=generator, device=device)
+    row = torch.randint(0, vocabulary, (some.batch, floor), generator=generator, device=device)
+    graphs = SearchGraphs(model, None if device == "cuda" else CallRecorder())
+    options = {"trie": trie, "num_beams": beams}
+    sides: dict[str, Callable[[], Any]] = {
+        "graphs": lambda: graphs.beam_search(ids, **options),
+        "launches": lambda: beam_search(model, ids, **options),
+        "plain": lambda: model(row, use_cache=False, logits_to_keep=1),
+    }
+    if some.batch <= MOST_GENERATED and not arguments.compiled:
+        processor = TrieTable(trie, some.prompt)
+        sides["generate"] = lambda: generate_beams(model, ids, processor, beams, trie.depth)
+    measured = {name: timed(run, arguments.repeats, deadline) for name, run in sides.items()}
+    results = {name: side.pop("result") for name, side in measured.items()}
+    if not graphs.recorded:
+        raise SystemExit("The search could not be recorded; the log above says why.")
+    found = {**some._asdict(), "beams": beams, "dtype": str(model.dtype), "compiled": arguments.compiled, **measured}
+    found |= agreement(results["graphs"], results["launches"], model.dtype == torch.float32)
+    if "generate" in results and model.dtype == torch.float32:
+        sids, scores = results["generate"]
+        ours = results["launches"]
+        found["generate_equal"] = torch.equal(sids, ours.tokens) and bool((scores - ours.scores).abs().max() < 1e-3)
+        if not found["generate_equal"]:
+            raise SystemExit("`generate` gives other lists.")
+    found["requests_per_s"] = 1000 * some.batch / measured["graphs"]["ms"]
+    if some.batch == 1:
+        found["profile"] = kernels(sides["graphs"], device)
+    return found
+
+
+def columns(found: dict[str, Any]) -> list[Any]:
+    """The table's row of a cell."""
+    times = {name: found[name]["ms"] if name in found else float("nan") for name in ("graphs", "launches", "plain", "generate")}
+    ratios = [times["graphs"] / times["plain"], times["launches"] / times["graphs"], times["generate"] / times["graphs"]]
+    return [found["model"], str(found["batch"]), str(found["prompt"]), *times.values(), *ratios]
+
+
+@torch.no_grad()
+def main(argv: list[str] | None = None) -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--cells", type=cell, nargs="+", default=[cell(text) for text in CELLS.split()], metavar="CELL")
+    options.add_argument("--beams", type=positive, default=50)
+    options.add_argument("--repeats", type=positive, default=5)
+    options.add_argument("--seconds", type=float, default=100.0, help="cells that have not begun by then are left out")
+    options.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    options.add_argument("--compiled", action="store_true", help="compile each layer of the model first")
+    options.add_argument("--backend", default="inductor", help="of torch.compile")
+    options.add_argument("--run", type=Path, help="a run whose SIDs are the catalog (default: shared data, else random SIDs)")
+    options.add_argument("--out", type=Path, help="a JSON file for all figures, written after every cell")
+    arguments = options.parse_args(argv)
+    deadline = time.monotonic() + arguments.seconds
+    torch.backends.cuda.matmul.allow_tf32 = False
+    codes, source = codes_of_run(arguments.run) if arguments.run else industrial_codes()
+    print(f"{machine()}; {source}; {arguments.beams} beams{'; compiled layers' if arguments.compiled else ''}", flush=True)
+    rows: list[dict[str, Any]] = []
+    name, model, trie = "", None, None
+    for some in arguments.cells:
+        if time.monotonic() > deadline:
+            print(f"{':'.join(map(str, some))}: left out, the time is over", flush=True)
+            continue
+        if some.model != name:
+            model = trie = None  # the memory of one model at a time
+            dtype = torch.bfloat16 if some.model in ("0.5b", "1.5b") else torch.float32
+            name, model = some.model, random_model(some.model, int(codes.max()) + 1, dtype, device=arguments.device)
+            vocabulary = SIZES[name]["vocabulary"]
+            trie = CatalogTrie.from_codes(codes + vocabulary * (codes >= 0), arguments.device)
+            if arguments.compiled:
+                for layer in model.model.layers:
+                    layer.compile(backend=arguments.backend, dynamic=False)
+        rows.append(measure(some, model, trie, arguments, deadline))
+        table(HEADER.split("|"), [columns(rows[-1])])
+        if arguments.out:
+            text = {"machine": machine(), "catalog": source, "cells": rows}
+            arguments.out.write_text(json.dumps(text, indent=1), encoding="utf-8")
+    print()
+    table(HEADER.split("|"), [columns(row) for row in rows])
+    for row in rows:
+        if "profile" in row:
+            profile = row["profile"]
+            print(f"{row['model']}, one prompt: {profile['calls']} kernels, {profile['ms']:.1f} ms of them; the longest:")
+            table(["kernel", "ms", "calls"], [[one["name"], one["ms"], str(one["calls"])] for one in profile["longest"]])
+
+
+if __name__ == "__main__":
+    main()
