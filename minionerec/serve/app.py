@@ -39,7 +39,7 @@ def create_app(model: ServedModel | Recommender, settings: ServeConfig | None = 
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service.worker.start()
+        service.start()
         yield
         service.draining = True
         service.worker.stop(settings.drain_s)

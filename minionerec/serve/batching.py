@@ -61,7 +61,7 @@ class Job:
         beams: rows that it takes in a batch.
         length: of its prompt; a batch is padded to its longest.
         deadline: when it is no longer worth computing.
-        settle: takes the outcome, in the worker's thread.
+        settle: takes the outcome; `Worker` says where.
         arrived: when it was added.
     """
 
@@ -99,6 +99,10 @@ class Waiting:
             job.arrived = now
         self.jobs += jobs
         return True
+
+    def may_be_full(self) -> bool:
+        """Whether a batch could begin at once: False if none can, whatever the groups."""
+        return len(self.jobs) >= self.max_batch or sum(job.beams for job in self.jobs) >= self.max_beam_rows
 
     def withdraw(self, jobs: Sequence[Job]) -> None:
         """Take requests out that nobody waits for any longer."""
@@ -155,6 +159,12 @@ def _mean(before: float, latest: float) -> float:
     return (1 - _SHARE) * before + _SHARE * latest if before else latest
 
 
+def settle_all(outcomes: Sequence[tuple[Job, Outcome]]) -> None:
+    """Give jobs their outcomes."""
+    for job, outcome in outcomes:
+        job.settle(outcome)
+
+
 class Worker:
     """The thread that computes what waits.
 
@@ -168,6 +178,7 @@ class Worker:
         compute: Callable[[Hashable, list[Any]], Sequence[Any]],
         observe: Callable[[int, float], None] = lambda size, seconds: None,
         clock: Callable[[], float] = time.monotonic,
+        deliver: Callable[[Sequence[tuple[Job, Outcome]]], None] = settle_all,
     ) -> None:
         """Make a worker; `start` starts it.
 
@@ -175,11 +186,12 @@ class Worker:
             compute: takes a group and payloads, returns one result per payload.
             observe: takes the size of each batch and its seconds.
             clock: the time in seconds.
+            deliver: takes the outcomes of a batch, in the worker's thread; it lets `settle_all` run in another one.
         """
         self.waiting, self.clock = waiting, clock
-        self._compute, self._observe = compute, observe
+        self._compute, self._observe, self._deliver = compute, observe, deliver
         self._changed = threading.Condition()
-        self._stopping = False
+        self._stopping, self._idle = False, False
         self._seconds_each, self._seconds_batch = 0.0, 0.0  # running means
         self._thread = threading.Thread(target=self._run, name="minionerec-worker", daemon=True)
 
@@ -196,8 +208,8 @@ class Worker:
             self._thread.join(seconds)
         with self._changed:
             left, self.waiting.jobs = self.waiting.jobs, []
-        for job in left:
-            job.settle(Outcome(error=StoppedError()))
+        if left:
+            self._deliver([(job, Outcome(error=StoppedError())) for job in left])
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Let requests wait to be computed, all or none.
@@ -212,7 +224,8 @@ class Worker:
             now, left = self.clock(), len(self.waiting.jobs) * self._seconds_each
             if (left and now + left > min(job.deadline for job in jobs)) or not self.waiting.add(jobs, now):
                 raise QueueFullError(max(1, math.ceil(left)))
-            self._changed.notify()
+            if self._idle or self.waiting.may_be_full():  # else the thread wakes up when the batch begins
+                self._changed.notify()
 
     def withdraw(self, jobs: Sequence[Job]) -> None:
         """Take requests out that nobody waits for any longer; those in the running batch are computed."""
@@ -228,9 +241,12 @@ class Worker:
                         break
                     if self._stopping:
                         return
+                    self._idle = seconds is None
                     self._changed.wait(seconds)
-            for job in expired:
-                job.settle(Outcome(error=DeadlineError(), waited=self.clock() - job.arrived))
+                    self._idle = False
+            if expired:
+                now = self.clock()
+                self._deliver([(job, Outcome(error=DeadlineError(), waited=now - job.arrived)) for job in expired])
             if batch:
                 self._run_batch(batch)
 
@@ -241,9 +257,11 @@ class Worker:
         self._seconds_batch = _mean(self._seconds_batch, seconds)
         self._seconds_each = _mean(self._seconds_each, seconds / len(batch))
         self._observe(len(batch), seconds)
+        outcomes = []
         for job, result in zip(batch, results, strict=True):
             error = result if isinstance(result, Exception) else None
-            job.settle(Outcome(None if error else result, error, began - job.arrived, seconds))
+            outcomes.append((job, Outcome(None if error else result, error, began - job.arrived, seconds)))
+        self._deliver(outcomes)
 
     def _results(self, batch: list[Job]) -> list[Any]:
         """The results; if a batch fails, each request is computed alone, so that one cannot fail its neighbours."""

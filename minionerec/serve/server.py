@@ -6,57 +6,18 @@ import socket
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from minionerec.config import ServeConfig
 from minionerec.errors import ConfigError
 from minionerec.serve.app import create_app
+from minionerec.serve.protocol import Protocol
 from minionerec.serve.served import ServedModel
 
-HEADER_SECONDS = 10.0  # in which the header of a call must arrive
 IDLE_SECONDS = 30  # that a connection may be kept open between calls
 MOST_CONNECTIONS = 4096  # beyond this many, calls get status 503 at once
-
-
-class Protocol(H11Protocol):
-    """HTTP, but a client that sends no whole header in time is cut off; uvicorn would wait for it forever."""
-
-    _timer: Any = None
-
-    def connection_made(self, transport: Any) -> None:
-        """A client has connected."""
-        super().connection_made(transport)
-        self._watch()
-
-    def data_received(self, data: bytes) -> None:
-        """A client has sent something."""
-        super().data_received(data)
-        self._watch()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """A client has gone."""
-        if self._timer is not None:
-            self._timer.cancel()
-        super().connection_lost(exc)
-
-    @property
-    def _header_is_missing(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
-
-    def _watch(self) -> None:
-        if not self._header_is_missing and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        elif self._header_is_missing and self._timer is None:
-            self._timer = self.loop.call_later(HEADER_SECONDS, self._cut_off)
-
-    def _cut_off(self) -> None:
-        if self._header_is_missing:
-            self.transport.close()
 
 
 class Server(uvicorn.Server):
@@ -115,7 +76,7 @@ def configure(app: FastAPI, settings: ServeConfig) -> uvicorn.Config:
     """How uvicorn runs the application."""
     return uvicorn.Config(
         app,
-        loop="asyncio",
+        loop="auto",  # uvloop if it is there
         http=Protocol,
         ws="none",
         lifespan="on",

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from minionerec.errors import CatalogError, MiniOneRecError
 from minionerec.recommend.explain import Explanation, explain
 from minionerec.recommend.lists import Recommendation
 from minionerec.recommend.requests import Request, Search
-from minionerec.serve.batching import DeadlineError, Job, Outcome, QueueFullError, StoppedError, Waiting, Worker
+from minionerec.serve.batching import DeadlineError, Job, Outcome, QueueFullError, StoppedError, Waiting, Worker, settle_all
 from minionerec.serve.limits import RefusedError, ReloadBody, RequestBody, check_limits
 from minionerec.serve.metrics import Metrics
 from minionerec.serve.served import ServedModel
@@ -41,11 +42,24 @@ class _Tree:
     search: Search
 
 
-class _Awaited(NamedTuple):
-    """A request that waits, and what its call waits for."""
+class _Answers:
+    """What became of the requests of a call, as it comes.
 
-    job: Job
-    outcome: "asyncio.Future[Outcome]"
+    Attributes:
+        outcomes: of each request; None while it waits.
+        settled: done when none waits.
+    """
+
+    def __init__(self, count: int, settled: "asyncio.Future[None]") -> None:
+        self.outcomes: list[Outcome | None] = [None] * count
+        self.settled, self._left = settled, count
+
+    def settle(self, place: int, outcome: Outcome) -> None:
+        """Take the outcome of one request."""
+        self.outcomes[place] = outcome
+        self._left -= 1
+        if not self._left:
+            _finish(self.settled)
 
 
 class Service:
@@ -63,8 +77,20 @@ class Service:
         self.draining = False
         waiting = Waiting(settings.queue, settings.max_wait_ms / 1000, settings.max_batch, settings.max_beam_rows)
         self.metrics = Metrics(lambda: len(waiting.jobs))
-        self.worker = Worker(waiting, _compute, self.metrics.count_batch)
+        self.worker = Worker(waiting, _compute, self.metrics.count_batch, deliver=self._deliver)
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._reloading = asyncio.Lock()
+
+    def start(self) -> None:
+        """Begin to compute; the event loop that runs now gets the answers."""
+        self._loop = asyncio.get_running_loop()
+        self.worker.start()
+
+    def _deliver(self, outcomes: Sequence[tuple[Job, Outcome]]) -> None:
+        """Wake the event loop up once per batch, not once per request."""
+        assert self._loop is not None
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(settle_all, outcomes)
 
     def not_ready(self) -> str | None:
         """Why a proxy should send calls elsewhere; None if it should not."""
@@ -94,7 +120,7 @@ class Service:
         check_limits(bodies, self.settings)
         model = self.model
         results: list[dict[str, Any] | RefusedError] = []
-        jobs: dict[int, _Awaited] = {}
+        asked: dict[int, tuple[_Lists, Request]] = {}
         for number, body in enumerate(bodies):
             try:
                 request, search = self._read(model, body, f"requests[{number}]")
@@ -102,9 +128,9 @@ class Service:
                 results.append(error)
                 continue
             results.append({})
-            jobs[number] = self._job(_Lists(model, search), request, search)
-        outcomes = await self._wait(list(jobs.values()), receive)
-        for number, outcome in zip(jobs, outcomes, strict=True):
+            asked[number] = _Lists(model, search), request
+        outcomes = await self._wait(list(asked.values()), receive)
+        for number, outcome in zip(asked, outcomes, strict=True):
             if outcome.error is not None:
                 results[number] = self._failed(outcome.error, f"requests[{number}]")
                 continue
@@ -135,7 +161,7 @@ class Service:
         if not request.history:
             message = "The history is empty: its list is the popularity list, and no search is there to explain."
             raise RefusedError(422, "invalid", message, "history")
-        [outcome] = await self._wait([self._job(_Tree(model, search), request, search)], receive)
+        [outcome] = await self._wait([(_Tree(model, search), request)], receive)
         if outcome.error is not None:
             raise self._failed(outcome.error, None)
         explanation: Explanation = outcome.result
@@ -167,30 +193,26 @@ class Service:
         self.metrics.items_read.inc(len(request.history))
         return request, search
 
-    def _job(self, group: Hashable, request: Request, search: Search) -> _Awaited:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Outcome] = loop.create_future()
-        deadline = self.worker.clock() + self.settings.timeout_ms / 1000
-
-        def settle(outcome: Outcome) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(_set, future, outcome)
-
-        return _Awaited(Job(group, request, search.num_beams, len(request.history), deadline, settle), future)
-
-    async def _wait(self, requests: list[_Awaited], receive: Receive) -> list[Outcome]:
+    async def _wait(self, asked: Sequence[tuple[_Lists | _Tree, Request]], receive: Receive) -> list[Outcome]:
         """What became of the requests of a call once all are settled, or the time is over.
 
         Raises:
             RefusedError: the queue has no room.
             GoneError: the client has gone.
         """
-        if not requests:
+        if not asked:
             return []
+        loop, seconds = asyncio.get_running_loop(), self.settings.timeout_ms / 1000
+        settled = loop.create_future()
+        answers, deadline = _Answers(len(asked), settled), self.worker.clock() + seconds
+        jobs = [
+            Job(group, request, group.search.num_beams, len(request.history), deadline, partial(answers.settle, place))
+            for place, (group, request) in enumerate(asked)
+        ]
         try:
-            self.worker.submit([request.job for request in requests])
+            self.worker.submit(jobs)
         except QueueFullError as full:
-            self.metrics.requests.labels("503").inc(len(requests))
+            self.metrics.requests.labels("503").inc(len(jobs))
             waiting, settings = len(self.worker.waiting.jobs), self.settings
             message = (
                 f"{waiting} requests wait already; at most {settings.queue} may (serve.queue), and none that could not end "
@@ -199,19 +221,21 @@ class Service:
             raise RefusedError(503, "busy", message, retry_after=full.seconds) from None
         except StoppedError as error:
             raise self._failed(error, None) from None
-        gone = asyncio.ensure_future(_disconnected(receive))
-        answered = asyncio.gather(*(request.outcome for request in requests))
+        gone = loop.create_task(_disconnected(receive))
+        gone.add_done_callback(lambda _: _finish(settled))
+        timer = loop.call_later(seconds, _finish, settled)
         try:
-            seconds = self.settings.timeout_ms / 1000
-            await asyncio.wait((gone, answered), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            if gone.done() and not answered.done():
+            await settled
+            if gone.done() and None in answers.outcomes:
                 raise GoneError
             late = Outcome(error=DeadlineError())
-            return [request.outcome.result() if request.outcome.done() else late for request in requests]
+            return [late if outcome is None else outcome for outcome in answers.outcomes]
         finally:
-            self.worker.withdraw([request.job for request in requests if not request.outcome.done()])
+            left = [job for job, outcome in zip(jobs, answers.outcomes, strict=True) if outcome is None]
+            if left:
+                self.worker.withdraw(left)
+            timer.cancel()
             gone.cancel()
-            answered.cancel()
 
     def _failed(self, error: Exception, where: str | None) -> RefusedError:
         """What a client is told of a request that was not computed."""
@@ -293,9 +317,9 @@ def _as_json(recommendation: Recommendation, outcome: Outcome) -> dict[str, Any]
     }
 
 
-def _set(future: "asyncio.Future[Outcome]", outcome: Outcome) -> None:
-    if not future.done():
-        future.set_result(outcome)
+def _finish(settled: "asyncio.Future[None]") -> None:
+    if not settled.done():
+        settled.set_result(None)
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -14,14 +14,14 @@ import pytest
 
 from minionerec.config import ServeConfig
 from minionerec.errors import ConfigError
-from minionerec.serve import server
+from minionerec.serve import protocol, server
 from minionerec.serve.app import create_app
 
 
 @pytest.fixture
 def served(recommender, monkeypatch):
     """A server in a thread of its own, on a free port; it gives its port."""
-    monkeypatch.setattr(server, "HEADER_SECONDS", 0.3)
+    monkeypatch.setattr(protocol, "HEADER_SECONDS", 0.3)
     settings = ServeConfig(port=0, drain_s=5)
     app, bound = create_app(recommender, settings), server.bind(settings)
     config = server.configure(app, settings)
