@@ -132,6 +132,11 @@ class ItemSets:
         """
         if isinstance(items, str):
             raise DataError(f"{what} is the text {items!r}; expected a list of items, such as [{items!r}].")
+        items = list(items)
+        try:
+            return [self._index_of[item] for item in items]  # type: ignore[index]  # almost always all are ids that there are
+        except (KeyError, TypeError):  # an index, an unknown item or what is none: one by one
+            pass
         indices, missing = [], []
         for item in items:
             index = self._find(item, what)

@@ -12,13 +12,14 @@ from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.types import Receive
 
 from minionerec import __version__
 from minionerec.config import ServeConfig
 from minionerec.errors import MiniOneRecError
 from minionerec.recommend.recommender import Recommender
 from minionerec.serve import metrics
-from minionerec.serve.frame import GONE, Frame
+from minionerec.serve.frame import GONE, LISTS, Call, Frame, Recommend
 from minionerec.serve.limits import RecommendBody, RefusedError, ReloadBody, RequestBody, malformed
 from minionerec.serve.served import ServedModel
 from minionerec.serve.service import GoneError, Service
@@ -47,14 +48,24 @@ def create_app(model: ServedModel | Recommender, settings: ServeConfig | None = 
     # FastAPI's own pages of documentation load scripts from another host; /openapi.json stays.
     app = FastAPI(title="MiniOneRec", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.service = service
-    app.add_middleware(Frame, settings=settings, metrics=service.metrics)
+
+    async def recommend(body: RecommendBody, call: Call, receive: Receive) -> Response:
+        call.note = "histories of " + ",".join([str(len(each.history)) for each in body.requests[:64]])
+        try:
+            status, content, retry_after = await service.recommend(body.requests, receive)
+        except GoneError:
+            return Response(status_code=GONE)
+        headers = {} if retry_after is None else {"retry-after": str(retry_after)}
+        return JSONResponse(content, status, headers)
+
+    app.add_middleware(Frame, settings=settings, metrics=service.metrics, recommend=recommend)
     _add_errors(app)
     _add_operations(app, service)
-    _add_questions(app, service)
+    _add_questions(app, service, recommend)
     return app
 
 
-def _add_questions(app: FastAPI, service: Service) -> None:
+def _add_questions(app: FastAPI, service: Service, lists: Recommend) -> None:
     """The routes that ask the model, and the page."""
     page, policy = _page()
 
@@ -62,15 +73,9 @@ def _add_questions(app: FastAPI, service: Service) -> None:
     async def home() -> HTMLResponse:
         return HTMLResponse(page, headers={"content-security-policy": policy, "referrer-policy": "no-referrer"})
 
-    @app.post("/v1/recommend", summary="Lists for 1 to 64 histories, in their order")
+    @app.post(LISTS, summary="Lists for 1 to 64 histories, in their order")
     async def recommend(body: RecommendBody, request: Request) -> Response:
-        request.state.call.note = "histories of " + ",".join(str(len(each.history)) for each in body.requests[:64])
-        try:
-            status, content, retry_after = await service.recommend(body.requests, request.receive)
-        except GoneError:
-            return Response(status_code=GONE)
-        headers = {} if retry_after is None else {"retry-after": str(retry_after)}
-        return JSONResponse(content, status, headers)
+        return await lists(body, request.state.call, request.receive)  # `Frame` has answered most calls already
 
     @app.post("/v1/explain", summary="One list, and the search that made it as a tree")
     async def explain(body: RequestBody, request: Request) -> Response:

@@ -1,5 +1,6 @@
 """What a client may send: the shape of each body, the limits, and the one form of every error."""
 
+import json
 from typing import Annotated, Any, Literal
 
 from fastapi.exceptions import RequestValidationError
@@ -91,6 +92,14 @@ class RecommendBody(_Body):
     """The body of `/v1/recommend`."""
 
     requests: list[RequestBody]
+
+    @classmethod
+    def read(cls, body: bytes) -> "RecommendBody | None":
+        """What FastAPI reads from a body of JSON; None if it would refuse it, which is then for FastAPI to do."""
+        try:
+            return cls.model_validate(json.loads(body), from_attributes=True)
+        except (ValueError, RecursionError):  # pydantic's ValidationError is a ValueError
+            return None
 
 
 class ReloadBody(_Body):

@@ -42,9 +42,12 @@ class Metrics:
     def count_list(self, recommendation: Recommendation) -> None:
         """Count a list that is answered."""
         self.lists.inc()
-        self.exact.inc(recommendation.exact)
-        self.short.inc(recommendation.reason is not None)
-        self.fallbacks.inc(recommendation.fallback is not None)
+        if recommendation.exact:
+            self.exact.inc()
+        if recommendation.reason is not None:
+            self.short.inc()
+        if recommendation.fallback is not None:
+            self.fallbacks.inc()
 
     def count_batch(self, size: int, seconds: float) -> None:
         """Count a batch."""

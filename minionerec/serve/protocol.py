@@ -1,7 +1,8 @@
 """HTTP/1.1 at a socket, within bounds: what uvicorn leaves to a proxy in front.
 
-A client that sends no whole header in time is cut off. With httptools, headers are bounded too, as h11 bounds them; httptools is
-written in C and takes a third of h11's CPU time (benchmarks/serve.py).
+A client that sends no whole header in time is cut off. httptools is written in C and takes a third of the CPU time of h11
+(docs/serve.md), but has no bound for headers, takes a call with two hosts, and loses the body of a call that offers another
+protocol; this is mended here.
 """
 
 import asyncio
@@ -10,8 +11,9 @@ from typing import Any
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 try:
+    import httptools
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-except ImportError:  # without the package httptools
+except ImportError:  # there is no wheel for each interpreter
     HttpToolsProtocol = None  # type: ignore[assignment, misc]
 
 HEADER_SECONDS = 10.0  # in which the header of a call must arrive
@@ -67,18 +69,44 @@ if HttpToolsProtocol is None:
 else:
 
     class HttpTools(_CutOff, HttpToolsProtocol):
-        """HTTP by httptools, which has no bound for headers and takes a call with two names of a host."""
+        """HTTP by httptools."""
 
         _header_bytes = 0  # of the present message: what was read
-        _unread_bytes = 0  # what was received since then; httptools keeps a header until it is whole
+        _unread_bytes = 0  # what was received since it began; httptools keeps a header until it is whole
         _reads_header = True
 
         def data_received(self, data: bytes) -> None:
             """A client has sent something."""
+            self._unset_keepalive_if_required()
             self._unread_bytes += len(data)
-            super().data_received(data)
-            if self._reads_header and self._unread_bytes > HEADER_BYTES and not self.transport.is_closing():
+            try:
+                self.parser.feed_data(data)
+                refused = self._reads_header and self._unread_bytes > HEADER_BYTES
+            except httptools.HttpParserUpgrade as offer:
+                refused = not self._header_is_missing  # it did not even wait for its last answer
+                if not refused:
+                    self._hand_over(data[offer.args[0] :])
+                    return
+            except httptools.HttpParserError:
+                refused = True
+            if refused:
                 self.send_400_response("Invalid HTTP request received.")
+            self._watch()
+
+        def _should_upgrade(self) -> bool:
+            return True  # a call that offers another protocol is not begun here, but handed over
+
+        def _hand_over(self, body: bytes) -> None:
+            """Let h11 go on after the headers: a client that offers HTTP/2, as Java's does, is answered in HTTP/1.1."""
+            lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+            lines += [b"%s: %s" % header for header in self.headers]
+            if self._timer is not None:
+                self._timer.cancel()
+            self.connections.discard(self)
+            successor = H11(self.config, self.server_state, self.app_state, self.loop)
+            self.transport.set_protocol(successor)
+            successor.connection_made(self.transport)
+            successor.data_received(b"\r\n".join([*lines, b"", body]))
 
         def on_message_begin(self) -> None:
             """A message begins."""
@@ -99,8 +127,9 @@ else:
         def on_headers_complete(self) -> None:
             """All headers are there."""
             hosts = sum(name == b"host" for name, _ in self.headers)
-            if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
-                raise ValueError(f"{hosts} names of a host")  # RFC 9112, section 3.2
+            least = {"1.0": 0, "1.1": 1}.get(self.parser.get_http_version(), 2)  # no other version is spoken
+            if not least <= hosts <= 1:
+                raise ValueError(f"{hosts} hosts")  # RFC 9112, section 3.2
             self._reads_header = False
             super().on_headers_complete()
 

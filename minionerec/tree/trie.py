@@ -108,7 +108,7 @@ class CatalogTrie:
 
     def __len__(self) -> int:
         """Count the SIDs, those outside a view included."""
-        return len(self.tokens[-1])
+        return self.tokens[-1].shape[0]
 
     @property
     def depth(self) -> int:

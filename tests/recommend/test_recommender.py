@@ -212,6 +212,15 @@ def test_a_short_list_of_a_wide_search_can_be_proven_where_the_long_one_is_not(m
     assert sum(ours.exact for ours in short) > sum(ours.exact for ours in long)
 
 
+def test_ids_and_indices_may_stand_together(recommender):
+    read = recommender.items.read
+    assert read(["i3", "i1"], "x") == read([3, "i1"], "x") == read([np.int64(3), np.str_("i1")], "x") == [3, 1]
+    assert read(iter(["i3", "lamp", 1]), "x", unknown := []) == [3, 1] and unknown == ["lamp"]
+    for wrong in (True, None, 1.0, ["i1"]):
+        with pytest.raises(DataError, match="expected an item's id"):
+            read(["i3", wrong], "x")
+
+
 def test_unknown_items_are_named_or_skipped(recommender):
     with pytest.raises(DataError, match=r"history 1: the catalog has no item 'lamp', 20\. Its 20 items have ids like 'i0'"):
         recommender.recommend([["i0"], ["lamp", "i1", 20]])

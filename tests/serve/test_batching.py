@@ -1,3 +1,4 @@
+import math
 import threading
 import time
 
@@ -183,3 +184,35 @@ def test_a_stop_waits_only_so_long(clock):
     worker.stop(0.01)
     assert isinstance(clock.outcomes["b"].error, StoppedError)
     clock.released.set()
+
+
+def test_the_thread_sleeps_until_a_batch_can_begin_and_delivers_it_as_one():
+    """A request that waits for others does not wake the thread up, one that fills the batch does."""
+    takes, delivered, done = [], [], threading.Event()
+    queue = waiting(max_wait=1000.0, max_batch=3)
+    take = queue.take
+    queue.take = lambda *arguments: takes.append(len(queue.jobs)) or take(*arguments)
+
+    def deliver(outcomes):
+        delivered.append([(each.payload, outcome.result) for each, outcome in outcomes])
+        done.set()
+
+    worker = Worker(queue, lambda group, payloads: [f"{payload}!" for payload in payloads], deliver=deliver)
+    worker.start()
+    for name in "ab":
+        worker.submit([job(name, deadline=math.inf)])
+        time.sleep(0.05)
+    assert takes[-1] == 1 and 2 not in takes  # the second was not looked at
+    worker.submit([job("c", deadline=math.inf)])
+    assert done.wait(5) and delivered == [[("a", "a!"), ("b", "b!"), ("c", "c!")]]
+    worker.stop(5)
+
+
+def test_beams_that_fill_a_batch_wake_the_thread_up():
+    queue, done = waiting(max_wait=1000.0, max_beam_rows=25), threading.Event()
+    worker = Worker(queue, lambda group, payloads: payloads, deliver=lambda outcomes: done.set())
+    worker.start()
+    for name in "abc":  # of three times ten beams two fit
+        worker.submit([job(name, deadline=math.inf)])
+    assert done.wait(5)
+    worker.stop(5)
