@@ -127,6 +127,7 @@ class Config:
                 "not built for a model with a second distribution of its own. Set model.text_output false, or "
                 "sft.mixture.weights none."
             )
+        self._check_rl_rows()
         if self.mixture.validation or self.sft.mixture.weights != "none":  # others are refused where they mix something in
             self.check_mixable()
         if self.eval.exclude_history and (self.rl.importance_weights or self.rl.objective == "exact"):
@@ -134,6 +135,19 @@ class Config:
             raise ConfigError(
                 f"{option} is about the whole catalog, but with eval.exclude_history lists leave a part of it out. Set "
                 "eval.exclude_history false, or take another objective."
+            )
+
+    def _check_rl_rows(self) -> None:
+        """Refuse what would show a mixture the rows that RL is trained on."""
+        if self.rl.holdout != "none" and self.sft.mixture.weights != "none":
+            raise ConfigError(
+                f"rl.holdout is {self.rl.holdout}, but sft.mixture.weights is {self.sft.mixture.weights}: the components count "
+                "all training rows, those that are held out, too. Set sft.mixture.weights none, or rl.holdout none."
+            )
+        if self.rl.prompts == "valid" and self.mixture.components:
+            raise ConfigError(
+                "rl.prompts is valid, but mixture.components names some: their weights are fitted on the valid split, which "
+                "RL's model has learnt by then. Set mixture.components [], or rl.prompts holdout."
             )
 
     def check_mixable(self) -> None:

@@ -49,6 +49,15 @@ class RlConfig:
     """Which target a rollout is rewarded for. `row`: its own. `last_row`: that of the last training row with the same prompt.
     `released`: like `last_row`, but a validation row with that prompt overrides it, as in the released code. The last two are
     mistakes, kept to measure what they cost."""
+    holdout: Literal["none", "users", "last"] = "none"
+    """Training rows that SFT leaves out, so that RL has prompts that its model has not learnt by heart. `users`: all rows of a
+    share of the users. `last`: the last row of a share of the users, of those who have several. It is part of SFT's settings,
+    and both stages must agree (paper: none)."""
+    holdout_share: float = bounded(0.2, 0, 1, above=True)
+    """Share of the users whose rows `holdout` leaves out, drawn by a hash of the seed and the user (fraction)."""
+    prompts: Literal["train", "holdout", "valid"] = "train"
+    """Which rows RL asks about. `train`: those that SFT was trained on. `holdout`: those that it left out. `valid`: the valid
+    split, which then can choose nothing more (paper: train)."""
     max_examples: int | None = bounded(4096, 1, 10**9)
     """Training prompts, drawn at random from the tasks' examples; null takes all (examples; paper: all)."""
     num_generations: int = bounded(16, 2, 10_000)
@@ -70,6 +79,9 @@ class RlConfig:
     """Peak learning rate of AdamW (paper: 1e-5 for a 1.5B model)."""
     warmup: float = bounded(0.03, 0, 1, below=True)
     """Share of the steps in which the learning rate rises, before its cosine decay (fraction; paper: 0.03)."""
+    kl_brake: float | None = bounded(None, 0, 10**6, above=True)
+    """Multiply a step's learning rate by `kl_brake` / KL where the step's mean KL per token to the SFT model exceeds it; null
+    for never. It holds back a rate that is too high for the model; needs `beta` above 0 (nats; paper: none)."""
     max_grad_norm: float = bounded(0.3, 0, 10**6)
     """Gradient clipping; 0 for none (L2 norm; paper: 0.3)."""
     beta: float = bounded(1e-3, 0, 1000)
@@ -115,6 +127,15 @@ class RlConfig:
     sft_weight: float = bounded(0.0, 0, 1000)
     """Weight of the target's SFT loss, a mean over its tokens, which is added to the objective; 0 for none. It keeps
     recommendations further down the list (paper: 0)."""
+    entropy_bonus: float = bounded(0.0, 0, 1000)
+    """Weight of the policy's mean entropy per token, which is subtracted from the loss; 0 for none. It keeps the policy from
+    becoming certain of few SIDs (paper: 0)."""
+    updates_per_rollout: int = bounded(1, 1, 1000)
+    """Optimiser steps from the same rollouts. From the second on each token counts with the ratio of its probability now to the
+    one when it was rolled out, clipped by `clip` (steps; GRPO's mu; paper: 1)."""
+    clip: float = bounded(0.2, 0, 1, above=True)
+    """How far the ratio of new to old probability may move from 1 before a token's gradient is cut off; of the whole sequence
+    with `loss: gspo`. It acts with `updates_per_rollout` above 1 only."""
     checkpoints: int = bounded(5, 1, 10_000)
     """Checkpoints over the whole run, for resuming; each validation adds one (count)."""
     evaluations: int = bounded(5, 0, 10_000)
@@ -151,7 +172,7 @@ class RlConfig:
         if wrong:
             raise ConfigError(f"rl.tasks holds {wrong[0]}, whose completion is not a SID: beams cannot answer it.")
         check_shares("rl", self.task_shares, self.tasks)
-        for problem in (*self._conflicts(), *self._without_effect()):
+        for problem in (*self._conflicts(), *self._prompt_conflicts(), *self._without_effect()):
             raise ConfigError(problem)
 
     def _conflicts(self) -> Iterator[str]:
@@ -201,12 +222,54 @@ class RlConfig:
                     f"rl.rewards {ranked} depends on the ranks within a group, so there is no expectation that "
                     "rl.importance_weights could estimate; choose others, e.g. rl.rewards: {rule: 1.0}."
                 )
+        if self.updates_per_rollout > 1 and (self.objective != "grpo" or self.importance_weights):
+            other = "rl.importance_weights" if self.importance_weights else f"rl.objective {self.objective}"
+            yield (
+                f"rl.updates_per_rollout is {self.updates_per_rollout}, but {other} has no ratio to the policy that rolled "
+                "out, so further updates would be those of another policy; leave it at 1."
+            )
+        if self.kl_brake is not None and self.beta == 0 and self.objective != "sdpo":
+            yield "rl.kl_brake watches the KL, which is measured only with rl.beta above 0; set it, or rl.kl_brake null."
+        if None not in (self.kl_brake, self.max_kl) and self.kl_brake >= self.max_kl:
+            yield f"rl.kl_brake is {self.kl_brake:g}, but at rl.max_kl {self.max_kl:g} training stops; choose a lower brake."
         if self.sync_reference is not None and self.beta == 0 and self.objective != "sdpo":
             yield "rl.sync_reference moves the reference model of the KL, but rl.beta is 0, so there is none."
+
+    def _prompt_conflicts(self) -> Iterator[str]:
+        """What does not go together with the rows that RL asks about."""
+        if self.holdout == "users" and self.holdout_share == 1:
+            yield "rl.holdout_share is 1: with rl.holdout users nobody would be left for SFT; choose a share below 1."
+        if self.prompts == "train":
+            return
+        if self.prompts == "holdout" and self.holdout == "none":
+            yield "rl.prompts is holdout, but rl.holdout is none: there are no such rows; set rl.holdout users or last."
+        for task in self.tasks:
+            if not TASKS[task].reads_history:
+                yield (
+                    f"rl.prompts is {self.prompts}, but rl.tasks holds {task}, which asks about items, not about rows: SFT has "
+                    "seen them all. Name tasks with a history only."
+                )
+        if self.targets != "row":
+            yield (
+                f"rl.targets {self.targets} looks targets up in the training rows; with rl.prompts {self.prompts} leave it at "
+                "row."
+            )
+        if self.prompts == "valid" and self.evaluations:
+            yield (
+                "rl.prompts is valid, so the valid split can choose no model: its rows are trained on. Set rl.evaluations 0, "
+                "which keeps the last model, or train on rl.prompts holdout."
+            )
+        if self.prompts == "valid" and "collaborative" in self.rewards:
+            yield (
+                "rl.rewards collaborative scores the histories of the training rows; with rl.prompts valid there are none. "
+                "Choose another reward."
+            )
 
     def _without_effect(self) -> Iterator[str]:
         """Fields that were changed although another field makes them idle."""
         acts_with = {
+            "holdout_share": (self.holdout != "none", "rl.holdout: users or last"),
+            "clip": (self.updates_per_rollout > 1, "rl.updates_per_rollout above 1"),
             "refill_rounds": (self.dynamic_sampling == "refill", "rl.dynamic_sampling: refill"),
             "sync_mix": (self.sync_reference is not None, "rl.sync_reference"),
             "sdpo_beta": (self.objective == "sdpo", "rl.objective: sdpo"),

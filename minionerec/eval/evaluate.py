@@ -43,6 +43,7 @@ from minionerec.recommend.recommender import Recommender
 from minionerec.sid.index import SidIndex, collision_warning
 from minionerec.training.early import check_assistant
 from minionerec.training.fit_assistant import assistant_inputs, chosen_weight
+from minionerec.training.holdout import check_valid_unseen
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,8 @@ def evaluate(config: Config, name: str) -> tuple[Manifest, bool]:
 
     Raises:
         ArtifactError: an input is missing or was made from other data, or a process did not finish its share.
-        ConfigError: the model was trained with other prompts, or a mixture is decoded over the vocabulary.
+        ConfigError: the model was trained with other prompts or on the split itself, or a mixture is decoded over the
+            vocabulary.
         DataError: the split is empty.
         LockedError: another process evaluates this recommender.
     """
@@ -115,7 +117,7 @@ def _recipe(config: Config, name: str) -> Recipe:
 
     Raises:
         ArtifactError: an input is missing or was made from other data.
-        ConfigError: the model was trained with other prompts.
+        ConfigError: the model was trained with other prompts, or on the split itself.
     """
     inputs = _inputs(config, name)
     sections = config.section("eval")
@@ -125,6 +127,8 @@ def _recipe(config: Config, name: str) -> Recipe:
     if (stage := stage_of(name)) is not None:
         model = Manifest.load(config.folder / stage)
         check_prompts(model.config, config.resolved_prompts, str(config.folder / stage))
+        if config.eval.split == "valid":
+            check_valid_unseen(model, "eval.split is valid")
         sections["prompts"] = prompts_section(config.resolved_prompts, [RECOMMENDING])
         if config.resolved_prompts.eval_style == "released":
             log.warning(

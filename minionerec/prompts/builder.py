@@ -7,6 +7,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import TypeVar
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -26,6 +27,7 @@ _DEFAULT = PromptsConfig()
 WHOLE: Mapping[TaskName, float] = MappingProxyType({})  # shares: of every task all examples
 
 _Item = TypeVar("_Item")
+_WithRow = TypeVar("_WithRow", Example, TokenExample)
 
 
 @dataclass(frozen=True)
@@ -95,12 +97,14 @@ class Prompts:
         count: int | None,
         seed: int,
         shares: Mapping[TaskName, float] = WHOLE,
+        rows: np.ndarray | None = None,
     ) -> list[TokenExample]:
         """At most `count` examples of several tasks in random order, with whole histories.
 
         Args:
             count: None for all.
             shares: see `share_of`; `count` are drawn from what the shares leave.
+            rows: see `of_rows`; shares are taken of what it leaves.
 
         Raises:
             ConfigError: an example is too long even with one item or character, or the tokenizer has no chat template.
@@ -108,7 +112,7 @@ class Prompts:
         """
         examples: list[Example] = []
         for task in tasks:
-            whole = list(self._examples(task, split, 1))
+            whole = of_rows(list(self._examples(task, split, 1)), rows)
             examples += share_of(task, whole, shares, seed)
         random.Random(seed).shuffle(examples)
         return self._encoder.examples(examples[:count])
@@ -184,6 +188,15 @@ class Prompts:
     @cached_property
     def _encoder(self) -> Encoder:
         return Encoder(self.tokenizer, self.config, self.context, self.index.levels)
+
+
+def of_rows(examples: Sequence[_WithRow], rows: np.ndarray | None) -> Sequence[_WithRow]:
+    """The examples of some rows of a split, and those of tasks that show no history.
+
+    Args:
+        rows: (rows,) bool; None for all.
+    """
+    return examples if rows is None else [example for example in examples if example.row is None or rows[example.row]]
 
 
 def share_of(task: TaskName, examples: Sequence[_Item], shares: Mapping[TaskName, float], seed: int) -> Sequence[_Item]:

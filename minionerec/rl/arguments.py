@@ -7,6 +7,7 @@ import torch
 from trl import GRPOConfig
 
 from minionerec.config import RlConfig
+from minionerec.rl.monitor import interval
 from minionerec.rl.objectives import objective_arguments
 from minionerec.training.early import check_trackers
 from minionerec.training.launch import check_precision, split_batch
@@ -43,7 +44,7 @@ def grpo_arguments(
         ConfigError: the settings do not fit the launch, see `split_prompts`.
     """
     micro, accumulation = split_prompts(config, devices)
-    steps = math.ceil(prompts // config.prompts_per_step * config.epochs)
+    steps = math.ceil(prompts // config.prompts_per_step * config.epochs) * config.updates_per_rollout
     return GRPOConfig(
         output_dir=str(folder),
         per_device_train_batch_size=micro * config.num_generations,
@@ -59,7 +60,7 @@ def grpo_arguments(
         reward_weights=list(config.rewards.values()),
         use_bias_correction_kl=False,
         save_strategy="steps",
-        save_steps=max(1, math.ceil(steps / config.checkpoints)),
+        save_steps=interval(steps, config.checkpoints, config.updates_per_rollout),
         logging_steps=max(1, steps // 50),
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=not torch.cuda.is_available(),

@@ -8,6 +8,7 @@ from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError
 from minionerec.sid.index import SidIndex
 from minionerec.training.early import check_baseline, check_cutoff, check_trackers, most_examples, rows_of
+from minionerec.training.holdout import rl_split
 
 
 def check_early(config: Config, pending: Collection[str] = ()) -> None:
@@ -30,7 +31,7 @@ def check_early(config: Config, pending: Collection[str] = ()) -> None:
         check_baseline("The reward collaborative (rl.rewards, rl.collaborative_model)", rl.collaborative_model, run)
     if "data" in pending:
         return
-    examples = most_examples(run, rl.tasks, rl.task_shares)
+    examples = most_examples(run, rl.tasks, rl.task_shares, rl_split(config))
     if examples is not None and (prompts := min(examples, rl.max_examples or examples)) < rl.prompts_per_step:
         raise ConfigError(
             f"rl.prompts_per_step is {rl.prompts_per_step}, but there are only {prompts} prompts; lower it (or see rl.tasks, "
@@ -49,7 +50,7 @@ def _sids_and_hidden(config: Config) -> tuple[int | None, int]:
         return None, 0
     dataset = Dataset.load(run / "data")
     sids = len({*map(tuple, SidIndex.load(run / "sid", dataset).codes.tolist())})
-    longest = dataset.train["history"].list.len().max() if hides_history(config) else 0
+    longest = dataset.split(rl_split(config))["history"].list.len().max() if hides_history(config) else 0
     return sids, longest if isinstance(longest, int) else 0
 
 

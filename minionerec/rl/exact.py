@@ -66,6 +66,7 @@ class ExactTrainer(TreeGRPOTrainer):
         rewards: by name, functions of each SID alone, none of its rank; the catalog stands in for a group.
         weights: one per reward.
         sft_weight: weight of the mean negative log-probability of the target's tokens.
+        entropy_bonus: weight of the policy's mean entropy per token, which is subtracted from the loss.
         arguments: of GRPOTrainer.
     """
 
@@ -76,10 +77,12 @@ class ExactTrainer(TreeGRPOTrainer):
         rewards: Mapping[str, Reward],
         weights: Sequence[float],
         sft_weight: float = 0.0,
+        entropy_bonus: float = 0.0,
         **arguments: Any,
     ) -> None:
         super().__init__(trie=trie, **arguments)
         self.rewards, self.weights, self.sft_weight = rewards, weights, sft_weight
+        self.entropy_bonus = entropy_bonus
         self._sids = [without_padding(sid) for sid in trie.sids.tolist()]
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
@@ -98,9 +101,11 @@ class ExactTrainer(TreeGRPOTrainer):
             figures[f"rewards/{name}/mean"] = value
             expected = expected + weight * value
         loss = -expected
-        entropies = level_entropies(logprobs.detach(), self.trie)
+        entropies = level_entropies(logprobs if self.entropy_bonus else logprobs.detach(), self.trie)
         figures |= {f"entropy/level_{level}": value for level, value in enumerate(entropies, 1)}
         figures |= {"reward": expected, "entropy": torch.stack(entropies).sum(0) / self.trie.depth}
+        if self.entropy_bonus:
+            loss = loss - self.entropy_bonus * figures["entropy"]
         if self.beta:
             reference_model = cast(torch.nn.Module, self.ref_model)
             with torch.no_grad(), self.accelerator.autocast():

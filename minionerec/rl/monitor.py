@@ -79,6 +79,18 @@ def best(history: Sequence[Mapping[str, Any]], metric: str) -> tuple[int, float]
     return max(validations(history, metric), key=lambda validation: validation[1], default=None)
 
 
+def interval(steps: int, count: int, updates: int) -> int:
+    """After how many steps something is due that is wanted `count` times. A run can resume only where a rollout is used up.
+
+    >>> interval(steps=100, count=8, updates=1), interval(steps=100, count=8, updates=4)
+    (13, 16)
+
+    Args:
+        updates: steps from the same rollouts.
+    """
+    return math.ceil(max(1, math.ceil(steps / count)) / updates) * updates
+
+
 class Watch(TrainerCallback):
     """Validates at intervals, keeps the best model, and stops a run that learns nothing more or goes wrong.
 
@@ -157,8 +169,8 @@ class Watch(TrainerCallback):
             TrainingError: the weights are no finite numbers; they are not saved.
         """
         count = self._config.evaluations
-        interval = max(1, math.ceil(state.max_steps / count)) if count else 0
-        due = bool(interval) and (state.global_step % interval == 0 or state.global_step == state.max_steps)
+        steps = interval(state.max_steps, count, self._config.updates_per_rollout) if count else 0
+        due = bool(steps) and (state.global_step % steps == 0 or state.global_step == state.max_steps)
         control.should_save |= due
         if not control.should_save:
             return

@@ -18,7 +18,7 @@ from minionerec.rl.step import Groups, Rows, Step
 from minionerec.rl.trainer import TreeGRPOTrainer
 from minionerec.tree import without_padding
 
-# rl.loss in TRL's terms. With one update per rollout the ratio of new to old policy is 1, so clipping never acts. The losses
+# rl.loss in TRL's terms. With one update per rollout the ratio of new to old policy is 1, and clipping never acts. The losses
 # differ in how they scale rewards and average tokens; gspo has one ratio for a sequence.
 LOSSES: dict[str, dict[str, Any]] = {
     "grpo": {"loss_type": "grpo", "scale_rewards": "group", "importance_sampling_level": "token"},
@@ -34,11 +34,14 @@ def objective_arguments(config: RlConfig, accumulation: int) -> dict[str, Any]:
 
     Args:
         accumulation: micro-batches per step. With dynamic sampling the rollouts of all of them are made at once, because groups
-            without signal are counted over the whole step.
+            without signal are counted over the whole step; with several updates, because all micro-batches of a step must have
+            been computed before the first of them comes again.
     """
     fields = dict(LOSSES[config.loss])
     fields["beta"] = config.sdpo_beta if config.objective == "sdpo" else config.beta
-    fields["steps_per_generation"] = 1 if config.dynamic_sampling == "none" else accumulation
+    at_once = config.dynamic_sampling != "none" or config.updates_per_rollout > 1
+    fields["steps_per_generation"] = accumulation if at_once else 1
+    fields |= {"num_iterations": config.updates_per_rollout, "epsilon": config.clip}
     if config.sync_reference is not None:
         fields |= {"sync_ref_model": True, "ref_model_sync_steps": config.sync_reference}
         fields["ref_model_mixup_alpha"] = config.sync_mix
@@ -109,7 +112,7 @@ def importance_advantages(rewards: torch.Tensor, logprobs: torch.Tensor, log_wei
 
 
 class ObjectiveTrainer(TreeGRPOTrainer):
-    """TRL's trainer with `rl.advantages`, `rl.importance_weights`, `rl.dynamic_sampling` and `rl.sft_weight`.
+    """TRL's trainer with `rl.advantages`, `rl.importance_weights`, `rl.dynamic_sampling`, `rl.sft_weight`, `rl.entropy_bonus`.
 
     Args:
         config: section `rl`.
@@ -117,7 +120,7 @@ class ObjectiveTrainer(TreeGRPOTrainer):
     """
 
     def __init__(self, *, config: RlConfig, **arguments: Any) -> None:
-        super().__init__(**arguments)
+        super().__init__(entropy_gradient=config.entropy_bonus > 0, **arguments)
         self.config = config
 
     def begin_step(self, inputs: Rows) -> Step:
@@ -168,6 +171,9 @@ class ObjectiveTrainer(TreeGRPOTrainer):
             self._metrics[mode]["sft_loss"].append(self.accelerator.gather(step.sft_loss.detach()).mean().item())
             loss = loss + self.config.sft_weight * step.sft_loss / self._accumulation(model)
             step.sft_loss = None  # lets go of its graph
+        if step.entropy is not None:
+            loss = loss - self.config.entropy_bonus * step.entropy / self._accumulation(model)
+            step.entropy = None
         return loss
 
     def _policy_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:

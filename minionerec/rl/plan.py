@@ -54,7 +54,7 @@ def planned_work(examples: Sequence[TokenExample], trie: CatalogTrie, arguments:
     decodes = not exact and config.rollouts != "uniform"
     rolled_out = micro * (longest_prompt + group * (levels - 1)) if decodes else 0  # tokens at once; a last code is not read
     rounds = 1 + config.refill_rounds if config.dynamic_sampling == "refill" else 1
-    whole_step = config.dynamic_sampling != "none"  # its rollouts are made at once, see `objective_arguments`
+    whole_step = arguments.steps_per_generation > 1  # its rollouts are made at once, see `objective_arguments`
     return Work(
         unit="prompts",
         units=len(examples),
@@ -65,7 +65,7 @@ def planned_work(examples: Sequence[TokenExample], trie: CatalogTrie, arguments:
         labels=len(examples) * group * levels,
         sample=sample,
         largest=largest,
-        rollout=rolled_out * rounds,
+        rollout=rolled_out * rounds // config.updates_per_rollout,
         cached=rolled_out * (accumulation if whole_step else 1),
         reference=arguments.beta > 0,
     )

@@ -37,8 +37,8 @@ class Step:
        other prompts have taken the place of some rows by then, and `groups` is there already.
     2. `Rollouts.__call__` reads `rows` and fills in `groups`, unless they are there.
     3. `ObjectiveTrainer._calculate_rewards` fills in `rewards`; the advantages are computed from `groups` and `rewards`.
-    4. `ObjectiveTrainer._compute_loss` fills in `sft_targets` before the policy's forward, which leaves `sft_loss`; both are
-       empty again when the micro-batch's loss is returned.
+    4. `ObjectiveTrainer._compute_loss` fills in `sft_targets` before the policy's forward, which leaves `sft_loss` and
+       `entropy`; all are empty again when the micro-batch's loss is returned.
 
     Attributes:
         rows: of the dataset, each `num_generations` times in a row, as TRL hands them over.
@@ -46,6 +46,8 @@ class Step:
         rewards: (rows of all processes,) the weighted sums.
         sft_targets: token ids of the target of each group in the micro-batch; None if there is no SFT loss.
         sft_loss: mean negative log-probability of these targets' tokens, with gradient.
+        entropy: mean entropy of the policy over the micro-batch's completions, each a mean over its tokens, with gradient; None
+            if there is no bonus for it.
     """
 
     rows: Rows
@@ -53,3 +55,4 @@ class Step:
     rewards: torch.Tensor | None = None
     sft_targets: list[list[int]] | None = None
     sft_loss: torch.Tensor | None = None
+    entropy: torch.Tensor | None = None

@@ -27,6 +27,7 @@ from minionerec.model import checkpoint
 from minionerec.prompts.record import check_prompts, prompts_section
 from minionerec.recommend.recommender import Recommender
 from minionerec.rl.arguments import grpo_arguments, split_prompts
+from minionerec.rl.brake import KlBrake
 from minionerec.rl.early import check_early, check_group, check_one_distribution, hides_history
 from minionerec.rl.exact import ExactTrainer
 from minionerec.rl.monitor import Evaluator, Watch, best, validations
@@ -39,6 +40,7 @@ from minionerec.rl.targets import with_targets
 from minionerec.rl.trainer import SETUP_MEMORY_ADVICE, TreeGRPOTrainer, grouped
 from minionerec.training.checkpoints import MarkComplete, last_checkpoint
 from minionerec.training.evaluator import RankingEvaluator
+from minionerec.training.holdout import check_holdout, rl_split
 from minionerec.training.launch import keep_tensorboard
 from minionerec.training.machine import warn_about_memory
 from minionerec.training.memory import enough_memory
@@ -83,7 +85,7 @@ def _train_policy(config: Config, recipe: Recipe, write_curves: WriteCurves | No
     longest = max(len(example.prompt) for example in examples) + trie.depth - 1
     check_length(begun.model, longest)
     hides = hides_history(config)
-    rows = token_rows(examples, trie, begun.prompts.dataset if hides else None)
+    rows = token_rows(examples, trie, begun.prompts.dataset if hides else None, rl_split(config))
     check_group(rl, len(trie), max(map(len, rows["hidden"])) if hides else 0)
     functions = build_rewards(config, begun.prompts.dataset, [trie.items(leaf) for leaf in range(len(trie))])
     evaluator = _evaluator(begun, trie)
@@ -150,13 +152,15 @@ def _inputs(config: Config) -> dict[str, str]:
 
 
 def check_sft(sft: Manifest, config: Config) -> None:
-    """Compare the prompts and probabilities of SFT and RL.
+    """Compare the prompts, the rows and the probabilities of SFT and RL.
 
     Raises:
-        ConfigError: it was trained with other prompts, or has a second distribution, whatever this command says of it.
+        ConfigError: it was trained with other prompts, left out other rows, or has a second distribution, whatever this command
+            says of it.
     """
     check_one_distribution(bool(sft.config.get("model", {}).get("text_output")))
     check_prompts(sft.config, config.prompts_for_training, str(config.folder / "sft"))
+    check_holdout(sft, config)
     warn_if_normalised_otherwise(sft, config.rl)
 
 
@@ -192,9 +196,12 @@ def make_trainer(
     """
     arguments["reward_funcs"] = [grouped(name, function, config.num_generations) for name, function in functions.items()]
     arguments |= {"trie": trie, "normalise_over": config.normalise_over}
+    if config.kl_brake is not None:
+        arguments["brake"] = KlBrake(config.kl_brake)
     if config.objective == "exact":
         weights = list(config.rewards.values())
-        return ExactTrainer(rewards=functions, weights=weights, sft_weight=config.sft_weight, **arguments)
+        arguments |= {"sft_weight": config.sft_weight, "entropy_bonus": config.entropy_bonus}
+        return ExactTrainer(rewards=functions, weights=weights, **arguments)
     pad_token = arguments["processing_class"].pad_token_id
     trainer_class = ObjectiveTrainer if config.objective == "grpo" else ListwiseTrainer
     return trainer_class(config=config, rollout_func=Rollouts(trie, config, pad_token, seed, filtered=filtered), **arguments)

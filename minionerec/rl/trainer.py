@@ -14,6 +14,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, split_tensor_dict
 
 from minionerec.errors import ConstraintError
+from minionerec.rl.brake import KlBrake
 from minionerec.rl.monitor import Watch, group_figures, level_means, signal_share
 from minionerec.rl.rewards import Context, Reward
 from minionerec.rl.step import Rows, Step
@@ -65,6 +66,8 @@ class TreeGRPOTrainer(PortableTrainer, GRPOTrainer):
         normalise_over: what the probabilities of a token add up over, for the policy, the old policy and the reference model.
             With `catalog` completions must be SIDs of the trie.
         watch: checks every step's loss and KL, and validates; the Trainer calls it back.
+        brake: lowers the learning rate of steps with a high KL; the Trainer calls it back.
+        entropy_gradient: leave the policy's mean entropy, with its gradient, in `step.entropy`.
         arguments: of GRPOTrainer.
 
     Attributes:
@@ -82,10 +85,13 @@ class TreeGRPOTrainer(PortableTrainer, GRPOTrainer):
         trie: CatalogTrie,
         normalise_over: Normalise = "vocabulary",
         watch: Watch | None = None,
+        brake: KlBrake | None = None,
+        entropy_gradient: bool = False,
         **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
         self.step = Step([])
+        self._brake, self._entropy_gradient = brake, entropy_gradient
         self.trie, self._watch = trie, watch
         # The trie that log-probabilities are normalised over, on the model's device and where batches are packed.
         self._normalising_trie = trie if normalise_over == "catalog" else None
@@ -93,6 +99,9 @@ class TreeGRPOTrainer(PortableTrainer, GRPOTrainer):
         if watch is not None:
             watch.trainer = self
             self.add_callback(watch)
+        if brake is not None:
+            brake.trainer = self
+            self.add_callback(brake)
 
     def train(self, *arguments: Any, **named: Any) -> Any:
         """Train, as GRPOTrainer does.
@@ -110,6 +119,14 @@ class TreeGRPOTrainer(PortableTrainer, GRPOTrainer):
             # The last entry is this micro-batch's; a KL of earlier ones was checked with them.
             kl = self._metrics["train"].get("kl", [])[-1:]
             self._watch.check_step(self.accelerator.reduce(loss.detach()).item(), kl)
+        return loss
+
+    def compute_loss(self, *arguments: Any, **named: Any) -> torch.Tensor:
+        """The loss of a micro-batch; its KL decides with which learning rate the step is taken (`rl.kl_brake`)."""
+        measured = len(self._metrics["train"].get("kl", []))
+        loss = super().compute_loss(*arguments, **named)
+        if self._brake is not None:
+            self._brake.watch(self._metrics["train"].get("kl", [])[measured:])
         return loss
 
     def begin_step(self, inputs: Rows) -> Step:
@@ -160,6 +177,7 @@ class TreeGRPOTrainer(PortableTrainer, GRPOTrainer):
         rows_at_once = max(batch_size or len(input_ids), group)
         # Only the policy's forward has gradients; the old policy and the reference model have no SFT loss.
         sft_targets = self.step.sft_targets if torch.is_grad_enabled() else None
+        entropy_gradient = self._entropy_gradient and torch.is_grad_enabled()
         logprobs, entropies = [], []
         for start in range(0, len(input_ids), rows_at_once):
             # 1. TRL pads prompts on the left and completions on the right, so that all rows are equally long. A tree shares
@@ -181,7 +199,12 @@ class TreeGRPOTrainer(PortableTrainer, GRPOTrainer):
             # 4. One forward for all of them.
             with self.accelerator.autocast():
                 by_label = tree_logprobs(
-                    model, batch, trie=self._normalising_trie, temperature=self.temperature, entropies=compute_entropy
+                    model,
+                    batch,
+                    trie=self._normalising_trie,
+                    temperature=self.temperature,
+                    entropies=compute_entropy,
+                    entropy_gradient=entropy_gradient,
                 )
             # 5. Back to what TRL expects: a row per completion, 0 where it has no token. A target of the SFT loss may be
             #    longer than all completions; its columns are for its own loss alone.
@@ -196,6 +219,10 @@ class TreeGRPOTrainer(PortableTrainer, GRPOTrainer):
         if not compute_entropy:
             return torch.cat(logprobs), None, None
         all_entropies = torch.cat(entropies)
+        if entropy_gradient:  # a mean over sequences, so that it is the same however a step is split into micro-batches
+            mask = attention_mask[:, -logits_to_keep:]
+            self.step.entropy = ((all_entropies * mask).sum(1) / mask.sum(1)).mean()
+            all_entropies = all_entropies.detach()
         if torch.is_grad_enabled():  # the policy
             self._log_level_entropies(all_entropies, attention_mask[:, -logits_to_keep:])
         return torch.cat(logprobs), all_entropies, None

@@ -16,6 +16,7 @@ from minionerec.sft.arguments import check_options, training_arguments
 from minionerec.sft.trainer import Tree, TreeCollator, tree_tokens
 from minionerec.sft.trees import Trees, training_trees
 from minionerec.sid.index import SidIndex
+from minionerec.training.holdout import sft_rows
 from minionerec.training.plan import PackedShape, Plan, Shape, Work, planned_devices, sample_batches
 from minionerec.training.stage import begin
 from minionerec.tree import Branch
@@ -79,7 +80,8 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
     check_options(config.sft, devices)
     begun = begin(config, "sft", load_without_weights)
     model = adapters.attach(begun.model, config.sft, begun.prompts.sid_token_set)
-    training = training_trees(config.sft, config.seed, begun.prompts)
+    rows = sft_rows(config, begun.prompts.dataset)
+    training = training_trees(config.sft, config.seed, begun.prompts, rows=rows)
     longest = max(map(tree_tokens, training.trees))
     arguments = training_arguments(config.sft, config.seed, config.folder / "sft", len(training.trees), longest, devices)
     work, shape = planned_work(training, arguments, TreeCollator(config.sft.row_tokens)), Shape.of(model)

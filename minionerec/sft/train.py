@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
 
 from minionerec.artifacts import (
@@ -46,6 +47,7 @@ from minionerec.sid.encoder import VECTOR_FIELDS, vector_inputs
 from minionerec.sid.index import SidIndex
 from minionerec.training.checkpoints import MarkComplete, last_checkpoint
 from minionerec.training.evaluator import RankingEvaluator
+from minionerec.training.holdout import holdout_section, sft_rows
 from minionerec.training.launch import keep_tensorboard
 from minionerec.training.machine import warn_about_memory
 from minionerec.training.memory import enough_memory
@@ -78,7 +80,7 @@ def sft_recipe(config: Config) -> Recipe:
         ArtifactError: data or SIDs are missing.
     """
     prompts = prompts_section(config.prompts_for_training, worded_tasks(config))
-    sections = {**config.section("sft", "model"), "prompts": prompts}
+    sections = {**config.section("sft", "model"), "prompts": prompts, **holdout_section(config)}
     if config.sft.best_metric != "loss":
         sections["validation"] = config.decoding
     if config.model.item_texts:
@@ -139,7 +141,8 @@ def _train(config: Config, recipe: Recipe, write_curves: WriteCurves | None) -> 
     model = _prepared(begun)
     trie = _loss_trie(begun)
     cache = None if sft.mixture.weights == "none" else Cache.make(config, begun.prompts.dataset, begun.prompts.index)
-    training = training_trees(sft, config.seed, begun.prompts, None if cache is None else cache.train)
+    rows = _rows(begun)
+    training = training_trees(sft, config.seed, begun.prompts, None if cache is None else cache.train, rows)
     held_out = validation_trees(begun.prompts, sft.max_examples, None if cache is None else cache.valid)
     longest = max(map(tree_tokens, training.trees)) if sft.micro_tokens is not None else 0
     arguments = training_arguments(sft, config.seed, recipe.folder, len(training.trees), longest)
@@ -173,6 +176,15 @@ def _train(config: Config, recipe: Recipe, write_curves: WriteCurves | None) -> 
         trainer.train(resume_from_checkpoint=last_checkpoint(draft.path / CHECKPOINTS))
         figures = _figures(begun, trainer, plan)
         finish(begun, draft, trainer, plan, figures, partial(_save, begun, trainer), write_curves)
+
+
+def _rows(begun: Begun) -> np.ndarray | None:
+    """The training rows that `rl.holdout` leaves to SFT; None for all."""
+    rows = sft_rows(begun.config, begun.prompts.dataset)
+    if rows is not None:
+        holdout = begun.config.rl.holdout
+        log.info("rl.holdout %s: SFT leaves out %d of %d training rows.", holdout, int((~rows).sum()), len(rows))
+    return rows
 
 
 def _check_processes(config: Config) -> None:

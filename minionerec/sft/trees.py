@@ -5,10 +5,12 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from minionerec.config import RECOMMENDING, TASKS, SftConfig, TaskName
 from minionerec.data.dataset import SplitName
 from minionerec.errors import DataError
-from minionerec.prompts.builder import WHOLE, Prompts, share_of
+from minionerec.prompts.builder import WHOLE, Prompts, of_rows, share_of
 from minionerec.prompts.encode import TokenExample
 from minionerec.sft.mixture import CachedTargets
 from minionerec.sft.trainer import Tree
@@ -38,18 +40,20 @@ def examples_by_task(
     stride: int = 1,
     shares: Mapping[TaskName, float] = WHOLE,
     seed: int = 0,
+    rows: np.ndarray | None = None,
 ) -> ExamplesByTask:
     """The examples of several tasks, or the shares of them that are used.
 
     Args:
         stride: see `Prompts.examples`.
         shares, seed: see `share_of`.
+        rows: see `of_rows`; shares are taken of what it leaves.
 
     Raises:
         ConfigError: an example is too long even with one item or character, or the tokenizer has no chat template.
         DataError: a task needs descriptions, and the catalog has none.
     """
-    return {task: share_of(task, prompts.examples(task, split, stride), shares, seed) for task in tasks}
+    return {task: share_of(task, of_rows(prompts.examples(task, split, stride), rows), shares, seed) for task in tasks}
 
 
 def at_most(examples: ExamplesByTask, count: int | None, seed: int) -> ExamplesByTask:
@@ -112,20 +116,29 @@ def _statistics(examples: Sequence[TokenExample]) -> dict[str, int]:
     }
 
 
-def training_trees(config: SftConfig, seed: int, prompts: Prompts, cached: CachedTargets | None = None) -> Trees:
+def training_trees(
+    config: SftConfig,
+    seed: int,
+    prompts: Prompts,
+    cached: CachedTargets | None = None,
+    rows: np.ndarray | None = None,
+) -> Trees:
     """Everything that is trained on.
 
     Args:
         seed: draws the shares of the tasks, and `sft.max_examples`.
         cached: see `build_trees`; of the train split.
+        rows: the training rows that SFT sees, (rows,) bool (`rl.holdout`); None for all.
 
     Raises:
         ConfigError: `sft.level_weights` does not fit the SIDs, an example is too long, or the tokenizer has no chat template.
         DataError: a task needs descriptions, and the catalog has none.
     """
-    weights = LossWeights(config, prompts.dataset, prompts.index.levels)
+    dataset = prompts.dataset
+    seen = dataset if rows is None else replace(dataset, train=dataset.train.filter(rows))
+    weights = LossWeights(config, seen, prompts.index.levels)
     stride = config.history_stride
-    examples = examples_by_task(prompts, config.task_names, "train", stride, config.task_shares, seed)
+    examples = examples_by_task(prompts, config.task_names, "train", stride, config.task_shares, seed, rows)
     examples = at_most(examples, config.max_examples, seed)
     if config.answer_in_prompt:
         examples = with_answers_in_prompts(examples)

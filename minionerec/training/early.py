@@ -134,9 +134,9 @@ def rows_of(run: Path, name: str) -> int | None:
         return None
 
 
-def most_examples(run: Path, tasks: Collection[TaskName], shares: Mapping[TaskName, float]) -> int | None:
-    """How many training examples tasks have at most; None if the data stage has not finished."""
-    train, items = rows_of(run, "train"), rows_of(run, "catalog")
+def most_examples(run: Path, tasks: Collection[TaskName], shares: Mapping[TaskName, float], split: str = "train") -> int | None:
+    """How many examples of a split tasks have at most; None if the data stage has not finished."""
+    train, items = rows_of(run, split), rows_of(run, "catalog")
     if train is None or items is None:
         return None
     return sum(math.ceil((train if TASKS[task].reads_history else items) * shares.get(task, 1.0)) for task in tasks)

@@ -42,6 +42,7 @@ from minionerec.sid.encoder import VECTOR_FIELDS, vector_inputs
 from minionerec.sid.index import SidIndex
 from minionerec.statistics.sampling import evenly_spaced
 from minionerec.training.early import check_components
+from minionerec.training.holdout import check_valid_unseen
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def fit_mixture(config: Config, stage: str) -> tuple[Manifest, bool]:
 
     Raises:
         ArtifactError: an input is missing or was made from other data.
-        ConfigError: no component is named, or the model was trained with other prompts.
+        ConfigError: no component is named, or the model was trained with other prompts or on the valid split.
         DataError: the valid split is empty, or no target has a probability.
         LockedError: another process fits these weights.
     """
@@ -69,7 +70,9 @@ def fit_mixture(config: Config, stage: str) -> tuple[Manifest, bool]:
 
 def _recipe(config: Config, stage: str) -> Recipe:
     inputs = _inputs(config, stage)
-    check_prompts(Manifest.load(config.folder / stage).config, config.resolved_prompts, str(config.folder / stage))
+    model = Manifest.load(config.folder / stage)
+    check_prompts(model.config, config.resolved_prompts, str(config.folder / stage))
+    check_valid_unseen(model, "The weights of a mixture are fitted on the valid split")
     sections = {
         **config.section("mixture"),
         "eval": {"exclude_history": config.eval.exclude_history, "dtype": config.eval.dtype},

@@ -7,7 +7,6 @@ gets the log-probabilities that it would get alone in a padded batch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -17,7 +16,7 @@ from transformers import PreTrainedModel, modeling_utils
 
 from minionerec.errors import ConstraintError
 from minionerec.tree.forward import attention_bias
-from minionerec.tree.rows import Row, Rows, common_tokens
+from minionerec.tree.rows import Layout
 from minionerec.tree.trie import NO_TOKEN, CatalogTrie
 
 # Transformers before 5.21 projects the same positions of every row, so that rows compute logits which only others need.
@@ -53,7 +52,7 @@ class TreeBatch:
 
     Attributes:
         input_ids, position_ids: (rows, length).
-        ancestors: (rows, 1, length, length) bool, True if a token (third dimension) may attend to another (fourth).
+        ends: (rows, length) int64: the tokens below a token stand between it and this column. Together they are the mask.
         predicting: (rows, length) bool: the tokens that predict a label. Only these are projected to the vocabulary.
         labels: (labels,) token ids.
         weights: (labels,) float32.
@@ -67,7 +66,7 @@ class TreeBatch:
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
-    ancestors: torch.Tensor
+    ends: torch.Tensor
     predicting: torch.Tensor
     labels: torch.Tensor
     weights: torch.Tensor
@@ -77,6 +76,16 @@ class TreeBatch:
     trie_nodes: torch.Tensor
     longest: int
     trie_depth: int
+
+    @property
+    def ancestors(self) -> torch.Tensor:
+        """(rows, 1, length, length) bool, True if a token (third dimension) may attend to another (fourth).
+
+        A row lists its tree in depth-first order, so a token's ancestors are the tokens up to it whose subtree goes beyond it.
+        The mask is made where the batch is: to a GPU only `ends` are copied, not their square.
+        """
+        columns = torch.arange(self.ends.shape[1], device=self.ends.device)
+        return ((columns <= columns[:, None]) & (columns[:, None] < self.ends[:, None]))[:, None]
 
     def to(self, device: torch.device | str) -> "TreeBatch":
         """Copy to a device."""
@@ -128,93 +137,109 @@ def pack(branches: Sequence[Branch], *, row_tokens: int, trie: CatalogTrie | Non
         raise ConstraintError(f"row_tokens is {row_tokens}; a row holds at least 1 token.")
     if trie is not None:
         trie.check_whole()
-    weights = [_weights(number, branch) for number, branch in enumerate(branches)]
-    steps = [row.nonzero()[0] for row in weights]  # per branch, the positions of its labels in its completion
-    if not any(map(len, steps)):
-        raise ConstraintError("A batch needs at least one branch with a label.")
+    labels = _Labels.of(branches)
 
     # 1. The tokens to compute: each branch up to the one before its last label. The last label itself is predicted, not read,
     #    and nothing that follows it is asked for.
-    sequences = [
-        np.array([*branch.prompt, *branch.completion[: int(labelled.max(initial=0))]], dtype=np.int64)
-        for branch, labelled in zip(branches, steps, strict=True)
+    prompts = np.array([len(branch.prompt) for branch in branches])
+    last = np.zeros(len(branches), dtype=np.int64)
+    last[labels.branches] = labels.steps  # in ascending order: the last one stays
+    lengths = prompts + last
+    parts = [
+        part
+        for branch, stop in zip(branches, last.tolist(), strict=True)
+        for part in ((branch.prompt, branch.completion[:stop]) if stop else (branch.prompt,))
     ]
+    table = np.full((len(branches), lengths.max()), -1, dtype=np.int64)
+    table[np.arange(table.shape[1]) < lengths[:, None]] = _joined(parts)
 
-    # 2. Sort them, lay them into rows, and make each row's tree.
-    order = sorted(range(len(branches)), key=lambda number: sequences[number].tolist())
-    shared = [common_tokens(sequences[first], sequences[second]) for first, second in pairwise(order)]
-    lengths = np.array([len(sequences[number]) for number in order])
-    members = [[order[rank] for rank in row] for row in Rows(lengths, np.array([0, *shared]), row_tokens).fill()]
-    rows = [Row.of([sequences[number] for number in row]) for row in members]
+    # 2. Lay them into rows. A label is predicted by the token before it.
+    layout = Layout.of(table, lengths, row_tokens)
+    rows, columns = layout.rows[labels.branches], layout.columns[labels.branches, prompts[labels.branches] - 1 + labels.steps]
+    predicting = np.zeros(layout.tokens.shape, dtype=bool)
+    predicting[rows, columns] = True
 
-    # 3. Write the rows into rectangles. Padding sees itself alone, so that no softmax is empty; no token sees it, and it
-    #    predicts nothing.
-    length = max(len(row.tokens) for row in rows)
-    input_ids = np.zeros((len(rows), length), dtype=np.int64)
-    positions = np.zeros((len(rows), length), dtype=np.int64)
-    allowed = np.zeros((len(rows), length, length), dtype=bool)
-    allowed[:, np.arange(length), np.arange(length)] = True
-    predicting = np.zeros((len(rows), length), dtype=bool)
-    predictor_places: list[np.ndarray] = [np.empty(0)] * len(branches)  # per branch, row * length + column of each label's
-    for number, (row_members, row) in enumerate(zip(members, rows, strict=True)):
-        size = len(row.tokens)
-        input_ids[number, :size], positions[number, :size] = row.tokens, row.depths
-        allowed[number, :size, :size] = row.ancestors
-        for branch, path in zip(row_members, row.paths, strict=True):
-            columns = path[len(branches[branch].prompt) - 1 + steps[branch]]  # a label is predicted by the token before it
-            predicting[number, columns] = True
-            predictor_places[branch] = number * length + columns
-
-    # 4. List the labels branch by branch, so that their order depends neither on sorting nor on rows. Branches may share a
+    # 3. List the labels branch by branch, so that their order depends neither on sorting nor on rows. Branches may share a
     #    predicting token; only distinct ones are projected, so labels refer to them by their number.
     numbering = np.cumsum(predicting.reshape(-1)) - 1
-    labels = [branch.completion[step] for branch, labelled in zip(branches, steps, strict=True) for step in labelled.tolist()]
     return TreeBatch(
-        input_ids=torch.from_numpy(input_ids),
-        position_ids=torch.from_numpy(positions),
-        ancestors=torch.from_numpy(allowed)[:, None],
+        input_ids=torch.from_numpy(layout.tokens),
+        position_ids=torch.from_numpy(layout.depths),
+        ends=torch.from_numpy(layout.ends),
         predicting=torch.from_numpy(predicting),
-        labels=torch.tensor(labels),
-        weights=torch.from_numpy(np.concatenate([row[labelled] for row, labelled in zip(weights, steps, strict=True)])),
-        predictors=torch.from_numpy(numbering[np.concatenate(predictor_places)]),
-        branches=torch.from_numpy(np.repeat(np.arange(len(branches)), [len(labelled) for labelled in steps])),
-        steps=torch.from_numpy(np.concatenate(steps)),
-        trie_nodes=_trie_nodes(branches, steps, trie),
-        longest=max(map(len, sequences)),
+        labels=torch.from_numpy(labels.tokens),
+        weights=torch.from_numpy(labels.weights),
+        predictors=torch.from_numpy(numbering[rows * predicting.shape[1] + columns]),
+        branches=torch.from_numpy(labels.branches),
+        steps=torch.from_numpy(labels.steps),
+        trie_nodes=torch.from_numpy(_trie_nodes(branches, labels, trie)),
+        longest=int(lengths.max()),
         trie_depth=0 if trie is None else trie.depth,
     )
 
 
-def _weights(number: int, branch: Branch) -> np.ndarray:
-    """A branch's weights, (completion,) float32, after its checks."""
-    if not len(branch.prompt) or not len(branch.completion):
-        raise ConstraintError(f"Branch {number} needs at least one prompt token and one completion token.")
-    if branch.weights is None:
-        return np.ones(len(branch.completion), dtype=np.float32)
-    if len(branch.weights) != len(branch.completion):
-        raise ConstraintError(
-            f"Branch {number} has {len(branch.weights)} weights for {len(branch.completion)} completion tokens."
-        )
-    return np.asarray(branch.weights, dtype=np.float32)
+def _joined(parts: Sequence[Sequence[int]]) -> np.ndarray:
+    """Token ids one behind the other, int64; no part is empty."""
+    return np.concatenate([np.asarray(part) for part in parts]).astype(np.int64, copy=False)
 
 
-def _trie_nodes(branches: Sequence[Branch], steps: Sequence[np.ndarray], trie: CatalogTrie | None) -> torch.Tensor:
-    """The trie node above each label, in the order of the labels."""
-    above = np.full((len(branches), max(len(branch.completion) for branch in branches)), -1, dtype=np.int64)
+@dataclass(frozen=True)
+class _Labels:
+    """The labels of all branches, branch by branch.
+
+    Attributes:
+        branches, steps, tokens, weights: (labels,); see `TreeBatch`.
+    """
+
+    branches: np.ndarray
+    steps: np.ndarray
+    tokens: np.ndarray
+    weights: np.ndarray
+
+    @classmethod
+    def of(cls, branches: Sequence[Branch]) -> "_Labels":
+        """The completion tokens whose weight is not 0, after the branches' checks."""
+        for number, branch in enumerate(branches):
+            if not len(branch.prompt) or not len(branch.completion):
+                raise ConstraintError(f"Branch {number} needs at least one prompt token and one completion token.")
+            if branch.weights is not None and len(branch.weights) != len(branch.completion):
+                raise ConstraintError(
+                    f"Branch {number} has {len(branch.weights)} weights for {len(branch.completion)} completion tokens."
+                )
+        sizes = np.array([len(branch.completion) for branch in branches], dtype=np.int64)
+        begins = np.cumsum(sizes) - sizes
+        weights = np.ones(int(sizes.sum()), dtype=np.float32)
+        for begin, branch in zip(begins.tolist(), branches, strict=True):
+            if branch.weights is not None:
+                weights[begin : begin + len(branch.weights)] = branch.weights
+        labels = np.flatnonzero(weights)
+        if not len(labels):
+            raise ConstraintError("A batch needs at least one branch with a label.")
+        numbers = np.repeat(np.arange(len(branches)), sizes)[labels]
+        tokens = _joined([branch.completion for branch in branches])
+        return cls(numbers, labels - begins[numbers], tokens[labels], weights[labels])
+
+
+def _trie_nodes(branches: Sequence[Branch], labels: _Labels, trie: CatalogTrie | None) -> np.ndarray:
+    """The trie node above each label, (labels,) int64; -1 for a label of no SID."""
+    above = np.full((len(branches), int(labels.steps.max()) + 1), -1, dtype=np.int64)
     sids = [number for number, branch in enumerate(branches) if branch.is_sid] if trie is not None else []
     if trie is not None and sids:
         trie.check_normalisable()
-        paths = np.full((len(sids), trie.depth), NO_TOKEN, dtype=np.int64)
-        for path, number in zip(paths, sids, strict=True):
-            completion = branches[number].completion
-            path[: len(completion)] = completion[: trie.depth]
-        nodes = trie.walk(torch.from_numpy(paths)).numpy()
-        for passed, number in zip(nodes, sids, strict=True):
-            completion = branches[number].completion
-            if len(completion) > trie.depth or passed.min() < 0:
-                raise ConstraintError(f"The completion {list(completion)} of branch {number} is not a SID of the catalog.")
-            above[number, : len(completion)] = [0, *passed[: len(completion) - 1]]  # the root, then what was passed before
-    return torch.from_numpy(np.concatenate([row[labelled] for row, labelled in zip(above, steps, strict=True)]))
+        sizes = np.array([len(branches[number].completion) for number in sids])
+        paths = np.full((len(sids), max(trie.depth, sizes.max())), NO_TOKEN, dtype=np.int64)
+        paths[np.arange(paths.shape[1]) < sizes[:, None]] = _joined([branches[number].completion for number in sids])
+        nodes = trie.walk(torch.from_numpy(paths[:, : trie.depth])).numpy()
+        wrong = (sizes > trie.depth) | (nodes.min(axis=1) < 0)
+        if wrong.any():
+            number = sids[int(wrong.argmax())]
+            raise ConstraintError(
+                f"The completion {list(branches[number].completion)} of branch {number} is not a SID of the catalog."
+            )
+        width = min(above.shape[1], trie.depth)
+        above[sids, :1] = 0  # the root, then what was passed before
+        above[sids, 1:width] = nodes[:, : width - 1]
+    return above[labels.branches, labels.steps]
 
 
 @dataclass(frozen=True)
@@ -223,7 +248,7 @@ class TreeLogprobs:
 
     Attributes:
         logprobs: (labels,) log-probability of the label, with gradient.
-        entropies: (labels,) entropy of the distribution that it was taken from, without gradient; None if not asked for.
+        entropies: (labels,) entropy of the distribution that it was taken from; None if not asked for.
         siblings: (labels,) mean log-probability of the tokens that are legal in the label's position, the label among them,
             with gradient; the label's own if it has no trie node. None if not asked for.
         states: (predicting tokens, hidden) the states that the logits were computed from, with gradient, if the model gives
@@ -244,6 +269,7 @@ def tree_logprobs(
     temperature: float = 1.0,
     entropies: bool = False,
     siblings: CatalogTrie | None = None,
+    entropy_gradient: bool = False,
 ) -> TreeLogprobs:
     """The log-probability of each label, as if its branch were alone in a padded batch.
 
@@ -263,9 +289,10 @@ def tree_logprobs(
         trie: normalises the labels with a trie node over the trie's children instead of the vocabulary; on the model's device,
             and the one that `pack` got.
         temperature: divides the logits.
-        entropies: also give the entropy at each label.
+        entropies: also give the entropy at each label, without gradient.
         siblings: also give the mean log-probability over each label's legal siblings in this trie. If `trie` is given too, both
             must be the same.
+        entropy_gradient: give them a gradient; it takes the memory of further copies of the logits.
 
     Raises:
         ConstraintError: the model's attention cannot take a tree mask, the temperature is not above 0, or a trie is a view or
@@ -299,8 +326,7 @@ def tree_logprobs(
         normalisers = scaled.logsumexp(-1)[batch.predictors]
     label_entropies, sibling_means = None, label_logits
     if entropies:
-        with torch.no_grad():
-            label_entropies = _entropy(scaled)[batch.predictors]
+        label_entropies = _entropy(scaled, entropy_gradient)[batch.predictors]
 
     # 3. Labels of SIDs: look up the logits of their node's children, level by level, as children are padded per level.
     for step in () if catalog is None else batch.steps[in_trie].unique().tolist():
@@ -313,11 +339,12 @@ def tree_logprobs(
             legal = legal.masked_fill(~valid, torch.finfo(legal.dtype).min)
             normalisers = normalisers.index_copy(0, at_step, legal.logsumexp(-1))
             if label_entropies is not None:
-                label_entropies[at_step] = _entropy(legal.detach())
+                label_entropies = label_entropies.index_copy(0, at_step, _entropy(legal, entropy_gradient))
     means = None if siblings is None else sibling_means - normalisers
     return TreeLogprobs(label_logits - normalisers, label_entropies, means, states)
 
 
-def _entropy(logits: torch.Tensor) -> torch.Tensor:
-    logprobs = logits.log_softmax(-1)
-    return -(logprobs.exp() * logprobs).sum(-1)
+def _entropy(logits: torch.Tensor, gradient: bool) -> torch.Tensor:
+    with torch.set_grad_enabled(gradient and torch.is_grad_enabled()):
+        logprobs = logits.log_softmax(-1)
+        return -(logprobs.exp() * logprobs).sum(-1)

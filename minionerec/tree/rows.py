@@ -1,18 +1,10 @@
 """Laying sorted token sequences into rows in which every shared prefix stands once."""
 
 from bisect import bisect
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-
-
-def common_tokens(first: np.ndarray, second: np.ndarray) -> int:
-    """How many tokens two sequences share at their beginning."""
-    size = min(len(first), len(second))
-    different = np.flatnonzero(first[:size] != second[:size])
-    return int(different[0]) if len(different) else size
 
 
 class Rows:
@@ -96,35 +88,79 @@ class Rows:
         return [[sequence for piece in row for sequence in range(*piece)] for row in rows]
 
 
-@dataclass
-class Row:
-    """The distinct tokens of some sorted sequences, parents before children.
+@dataclass(frozen=True)
+class Layout:
+    """The trees of all rows in rectangles. A row lists its tree in depth-first order, so that a subtree is a run of columns.
+
+    Padding has token 0 at depth 0; it sees itself alone, so that no softmax is empty, and no token sees it.
 
     Attributes:
-        tokens, depths: (nodes,).
-        ancestors: (nodes, nodes) bool.
-        paths: per sequence its nodes, in the order of its tokens.
+        tokens, depths, ends: (rows, length); `ends` is the column behind a token's subtree.
+        rows: (sequences,) the row of each sequence.
+        columns: (sequences, longest) where in its row each token of a sequence stands; without meaning behind its last token.
     """
 
     tokens: np.ndarray
     depths: np.ndarray
-    ancestors: np.ndarray
-    paths: list[np.ndarray]
+    ends: np.ndarray
+    rows: np.ndarray
+    columns: np.ndarray
 
     @classmethod
-    def of(cls, sequences: Sequence[np.ndarray]) -> "Row":
-        """The row of some sequences, sorted."""
-        # Sorted, a sequence shares most with the one right before it: the tokens behind that beginning are new in the row.
-        new_tokens = [len(tokens) - common_tokens(before, tokens) for before, tokens in pairwise([np.empty(0), *sequences])]
-        size = sum(new_tokens)
-        row = cls(np.empty(size, np.int64), np.empty(size, np.int64), np.zeros((size, size), bool), [])
-        path, end = np.empty(0, np.int64), 0
-        for tokens, new in zip(sequences, new_tokens, strict=True):
-            begin, end, common = end, end + new, len(tokens) - new
-            path = np.concatenate([path[:common], np.arange(begin, end)])
-            row.tokens[begin:end] = tokens[common:]
-            row.depths[begin:end] = np.arange(common, len(tokens))
-            row.ancestors[begin:end, path[:common]] = True
-            row.ancestors[begin:end, begin:end] = np.tri(new, dtype=bool)  # the new tokens are one chain
-            row.paths.append(path)
-        return row
+    def of(cls, table: np.ndarray, lengths: np.ndarray, row_tokens: int) -> "Layout":
+        """Lay sequences into rows.
+
+        Args:
+            table: (sequences, longest) token ids, -1 behind the last one.
+            lengths: (sequences,).
+            row_tokens: see `Rows`.
+        """
+        # 1. Sort, so that sequences with a common beginning are neighbours. Big-endian bytes compare as the numbers do, and 0,
+        #    for no token, comes first: a sequence stands before those that continue it.
+        words = (table + 1).astype(">u4")
+        keys = [row.tobytes() for row in words]
+        order = np.array(sorted(range(len(keys)), key=keys.__getitem__))
+        sequences, sizes = table[order], lengths[order]
+        shared = np.concatenate([[0], _shared(sequences, sizes)])
+
+        # 2. Choose the rows, and list the sequences row by row. A sequence adds what it does not share with the one before it
+        #    in its row.
+        members = Rows(sizes, shared, row_tokens).fill()
+        listed = np.concatenate(members)
+        sequences, sizes, order = sequences[listed], sizes[listed], order[listed]
+        row_of = np.repeat(np.arange(len(members)), [len(row) for row in members])
+        is_first = np.concatenate([[True], row_of[1:] != row_of[:-1]])
+        shared = np.where(is_first, 0, np.concatenate([[0], _shared(sequences, sizes)]))
+        stops = np.cumsum(sizes - shared)  # counting the distinct tokens of all rows through
+        begins = np.concatenate([[0], stops[:-1]])
+        row_begins = begins[is_first]
+        widths = np.diff([*row_begins, stops[-1]])
+
+        # 3. At each depth a sequence's token is the one that it, or the last sequence before it to do so, added there. The
+        #    token's subtree ends where the next sequence adds a token at this depth, which one in another row always does.
+        number, depth = np.arange(len(sizes))[:, None], np.arange(table.shape[1])
+        adds = shared[:, None] <= depth
+        source = np.maximum.accumulate(np.where(adds, number, 0), axis=0)
+        columns = (begins - shared - row_begins[row_of])[source] + depth
+        following = np.concatenate([np.where(adds, number, len(sizes))[1:], np.full((1, len(depth)), len(sizes))])
+        following = np.minimum.accumulate(following[::-1], axis=0)[::-1]
+        ends = np.append(begins, stops[-1])[following] - row_begins[row_of][:, None]
+
+        # 4. Write the rows into rectangles. The tokens that sequences add, in order, are the rows' tokens, in order.
+        added = adds & (depth < sizes[:, None])
+        inside = np.arange(widths.max()) < widths[:, None]
+        rectangles = [np.zeros(inside.shape, dtype=np.int64) for _ in range(2)]
+        rectangles.append(np.tile(np.arange(1, inside.shape[1] + 1), (len(inside), 1)))
+        for rectangle, values in zip(rectangles, (sequences, np.broadcast_to(depth, adds.shape), ends), strict=True):
+            rectangle[inside] = values[added]
+
+        # 5. Rows and columns in the order of the table.
+        back = np.argsort(order)
+        return cls(*rectangles, row_of[back], columns[back])
+
+
+def _shared(sequences: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """How many tokens each sequence but the first shares with the one before it, at their beginning: (sequences - 1,)."""
+    differ = sequences[1:] != sequences[:-1]
+    first = np.where(differ.any(1), differ.argmax(1), sequences.shape[1])
+    return np.minimum(first, np.minimum(lengths[1:], lengths[:-1]))

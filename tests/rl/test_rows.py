@@ -1,13 +1,17 @@
 import dataclasses
 
+import numpy as np
 import pytest
 
-from minionerec.config import Config, EvalConfig, RlConfig
+from minionerec.config import Config, EvalConfig, RlConfig, SftConfig, SftMixtureConfig
+from minionerec.config.mixture import MixtureConfig
 from minionerec.errors import ConfigError
 from minionerec.model import checkpoint, scratch
 from minionerec.prompts.builder import Prompts, tokenizer_corpus
 from minionerec.rl.early import check_group
 from minionerec.rl.rows import token_rows, training_prompts
+from minionerec.sft.trees import training_trees
+from minionerec.training.holdout import sft_rows
 from minionerec.tree import CatalogTrie
 from tests.small import random_dataset
 
@@ -104,3 +108,66 @@ def test_a_group_must_find_enough_items_outside_a_history():
 def test_objectives_of_the_whole_catalog_hide_nothing(fields, option):
     with pytest.raises(ConfigError, match=f"{option} is about the whole catalog"):
         Config(rl=RlConfig(**fields), eval=EvalConfig(exclude_history=True))
+
+
+@pytest.mark.parametrize("holdout", ["users", "last"])
+def test_sft_and_rl_share_the_training_rows_and_no_row_is_in_both(prompts, holdout):
+    dataset, every = prompts.dataset, {*range(len(prompts.dataset.train))}
+    rl = RlConfig(holdout=holdout, holdout_share=0.5, prompts_per_step=1, micro_batch_prompts=1, max_examples=None)
+    config = Config(rl=rl)
+    trees = training_trees(SftConfig(tasks=["history_sid_to_sid", "title_to_sid"]), 42, prompts, rows=sft_rows(config, dataset))
+    assert trees.statistics["title_to_sid"]["examples"] == len(dataset.catalog)  # tasks about items stay whole
+    configs = {name: Config(rl=dataclasses.replace(rl, prompts=name)) for name in ("train", "holdout")}
+    asked = {name: {example.row for example in training_prompts(some, prompts)} for name, some in configs.items()}
+    assert asked["train"] | asked["holdout"] == every and not asked["train"] & asked["holdout"] and asked["holdout"]
+    assert trees.statistics["history_sid_to_sid"]["examples"] == len(asked["train"])
+    assert asked["train"] == {*np.flatnonzero(sft_rows(config, dataset)).tolist()}
+    if holdout == "users":
+        users = {name: {*dataset.train["user"].gather(sorted(rows)).to_list()} for name, rows in asked.items()}
+        assert not users["train"] & users["holdout"]
+
+
+def test_rare_items_are_counted_in_the_rows_that_sft_sees(prompts):
+    rows = np.arange(len(prompts.dataset.train)) % 2 == 0
+    config = SftConfig(tasks=["history_sid_to_sid"], frequency_power=1.0)
+    half = dataclasses.replace(prompts, dataset=dataclasses.replace(prompts.dataset, train=prompts.dataset.train.filter(rows)))
+    seen, alone = (training_trees(config, 0, *some).trees for some in ((prompts, None, rows), (half,)))
+    assert [branch.weights for (branch,) in seen] == [branch.weights for (branch,) in alone]
+
+
+def test_the_valid_split_as_rl_data(prompts):
+    dataset = prompts.dataset
+    rl = RlConfig(prompts="valid", evaluations=0, prompts_per_step=1, micro_batch_prompts=1)
+    examples = training_prompts(Config(rl=rl, eval=EvalConfig(exclude_history=True)), prompts)
+    rows = token_rows(examples, CatalogTrie.from_codes(prompts.sid_tokens), dataset, "valid")
+    assert {example.row for example in examples} <= {*range(len(dataset.valid))} and len(rows) > 10
+    for example, row in zip(examples, rows, strict=True):
+        of = dataset.valid.row(example.row, named=True)
+        assert (row["hidden"], row["train_row"], example.target) == (of["history"], None, of["target"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prompts": "holdout"}, "rl.prompts is holdout, but rl.holdout is none"),
+        ({"prompts": "valid"}, "the valid split can choose no model: its rows are trained on. Set rl.evaluations 0"),
+        ({"prompts": "valid", "evaluations": 0, "tasks": ["title_to_sid"]}, "title_to_sid, which asks about items"),
+        ({"prompts": "valid", "evaluations": 0, "rewards": {"collaborative": 1.0}}, "rl.rewards collaborative scores"),
+        ({"holdout": "last", "prompts": "holdout", "targets": "last_row"}, "rl.targets last_row looks targets up"),
+        ({"holdout": "users", "holdout_share": 1.0}, "nobody would be left for SFT"),
+        ({"holdout_share": 0.5}, "rl.holdout_share is set, but it has an effect with rl.holdout: users or last only"),
+    ],
+)
+def test_rows_that_do_not_fit(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        RlConfig(**fields)
+
+
+def test_nothing_is_mixed_in_that_knows_the_rows():
+    mixed = MixtureConfig(components=["markov"])
+    catalog = {"sft": SftConfig(normalise_over="catalog"), "eval": EvalConfig(normalise_over="catalog")}
+    with pytest.raises(ConfigError, match=r"rl.prompts is valid, but mixture.components names some"):
+        Config(rl=RlConfig(prompts="valid", evaluations=0), mixture=mixed, **catalog)
+    trained = SftConfig(tasks=["history_sid_to_sid"], normalise_over="catalog", mixture=SftMixtureConfig(weights="em"))
+    with pytest.raises(ConfigError, match=r"rl.holdout is users, but sft.mixture.weights is em"):
+        Config(rl=RlConfig(holdout="users"), mixture=mixed, **{**catalog, "sft": trained})

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from minionerec.errors import ConstraintError
 from minionerec.tree import NO_TOKEN, Branch, CatalogTrie, pack, tree_logprobs
 from tests.tree.conftest import VOCABULARY, paths, random_codes
+from tests.tree.plain_pack import pack as plain_pack
 
 
 def one_by_one(model, branches, legal=None, temperature=1.0):
@@ -78,6 +81,31 @@ def assert_same_gradients(model, ours, theirs):
     for gradient, parameter in zip(computed, model.parameters(), strict=True):
         assert (gradient - parameter.grad).norm() <= 1e-5 * parameter.grad.norm() + 1e-9
     model.zero_grad()
+
+
+def assert_packed_as_plainly(branches, row_tokens, trie=None):
+    """All tensors are those of packing branch by branch, to the last bit and in the same types."""
+    batch, expected = pack(branches, row_tokens=row_tokens, trie=trie), plain_pack(branches, row_tokens=row_tokens, trie=trie)
+    for name, value in expected.items():
+        found = getattr(batch, name)
+        if torch.is_tensor(value):
+            assert found.dtype == value.dtype and torch.equal(found, value), name
+        else:
+            assert found == value and type(found) is type(value), name
+    return batch
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 120))
+def test_packing_equals_packing_branch_by_branch(seed, trees, row_tokens):
+    rng = np.random.default_rng(seed)
+    branches = random_branches(rng, trees)
+    branches += [branches[place] for place in rng.integers(0, len(branches), rng.integers(0, 4))]  # the same ones again
+    mixed = [replace(branch, prompt=np.array(branch.prompt, dtype=np.int32)) for branch in branches[::2]] + branches[1::2]
+    plain = assert_packed_as_plainly(branches, row_tokens)
+    assert torch.equal(pack(mixed, row_tokens=row_tokens).input_ids, plain.input_ids)
+    codes = random_codes(rng, int(rng.integers(1, 30)), int(rng.integers(1, 5)), ragged=bool(seed % 2))
+    assert_packed_as_plainly(groups(rng, codes, trees, 4), row_tokens, CatalogTrie.from_codes(codes))
 
 
 @settings(max_examples=20, deadline=None)
