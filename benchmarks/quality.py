@@ -136,7 +136,9 @@ def most_bought_duplicates(dataset: Dataset) -> list[int]:
     return max(groups, key=lambda group: counts[group].sum(), default=[])
 
 
-def values_by_seed(lists: Sequence[RankedLists], first: RankedLists) -> list[dict[str, np.ndarray]]:
+def values_by_seed(
+    lists: Sequence[RankedLists], first: RankedLists, metrics: Sequence[str] = METRICS
+) -> list[dict[str, np.ndarray]]:
     """Each seed's metrics on items, (rows,) in the order of `first`.
 
     Raises:
@@ -147,8 +149,8 @@ def values_by_seed(lists: Sequence[RankedLists], first: RankedLists) -> list[dic
         ranks_and_ties = item_ranks(one)
         assert ranks_and_ties is not None, "predictions of this pipeline name items"
         best, ties = (values[align(first, one)] for values in ranks_and_ties)
-        values = per_user(best, [10], ties)
-        by_seed.append({name: values[name] for name in METRICS})
+        values = per_user(best, sorted({int(name.partition("@")[2]) for name in metrics}), ties)
+        by_seed.append({name: values[name] for name in metrics})
     return by_seed
 
 

@@ -105,7 +105,7 @@ def check_fields(section: str, values: Any) -> None:
         name, value = f"{section}.{field.name}" if section else field.name, getattr(values, field.name)
         if field.metadata.get("path") and value is not None:
             setattr(values, field.name, value := checked_path(name, value))
-        if (bounds := field.metadata.get("bounds")) is not None and value is not None:
+        if (bounds := field.metadata.get("bounds")) is not None and not (value is None or isinstance(value, str)):  # auto
             for entry, number in _numbers(name, value, field.metadata.get("most", 1)):
                 bounds.check(entry, number)
         for text in value if isinstance(value, list) else value.values() if isinstance(value, dict) else [value]:

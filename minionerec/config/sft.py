@@ -43,6 +43,7 @@ class SftConfig:
         "micro_batch",
         "micro_tokens",
         "row_tokens",
+        "pack_workers",
         "gradient_checkpointing",
         "report_to",
     )
@@ -97,8 +98,12 @@ class SftConfig:
     micro_tokens: int | None = bounded(None, 1, 10**9)
     """Chooses the micro-batch: the largest that divides a device's share of the batch, is at most `micro_batch`, and keeps this
     budget even if all its trees are as long as the longest. null takes `micro_batch` itself (tokens)."""
-    row_tokens: int = bounded(256, 1, 10**7)
-    """Length of the rows into which prefix trees are packed; one tree may exceed it (tokens)."""
+    row_tokens: int | Literal["auto"] = bounded(256, 1, 10**7)
+    """Length of the rows into which prefix trees are packed; one tree may exceed it. `auto`, on a GPU only, takes the length
+    with the fewest planned operations among those that fit its memory (tokens)."""
+    pack_workers: int | None = bounded(None, 0, 64)
+    """Processes that pack the coming batches while one is computed; 0 packs between the steps. null takes 2 on a GPU and 0 on a
+    CPU. The batches are the same (processes)."""
     epochs: float = bounded(3.0, 0.001, 10_000)
     """Passes over the training examples (epochs; paper: 10 with early stopping)."""
     learning_rate: float = bounded(1e-3, 1e-12, 1)

@@ -52,6 +52,7 @@ class Cause:
         effect: measures it in the runs of one dataset, the run in question first; None if they do not show it.
         on: how the runs' own settings show whether they have it.
         quirks: its names in `benchmarks/gap_causes.py`, which measured it once, on other data.
+        comparisons: its names in `benchmarks/rl_arms.py`, which measured it once, and the words for each.
         fact: a fact about a published dataset that is shown if no run shows the effect, and its words.
     """
 
@@ -61,6 +62,7 @@ class Cause:
     effect: Effect | None = None
     on: Switch | None = None
     quirks: tuple[str, ...] = ()
+    comparisons: tuple[str, ...] = ()
     fact: tuple[str, str] | None = None
 
 
@@ -223,6 +225,17 @@ CAUSES = (
         on=Switch(("eval", "eval", "num_beams"), lambda beams: beams is not None and beams < _PAPER_BEAMS),
         quirks=("20 beams", "10 beams"),
     ),
+    Cause(
+        "RL after SFT that stopped early",
+        "SFT chosen by its lowest loss stops before its best ranking; what RL then gains may be what more SFT gains",
+        "--sft.best_metric loss; python benchmarks/rl_arms.py compares four arms of equal compute",
+        on=Switch(("sft", "sft", "best_metric"), lambda metric: metric == "loss"),
+        comparisons=(
+            "RL after SFT chosen by loss, against more SFT",
+            "SFT chosen by ranking, against RL after SFT chosen by loss",
+            "RL after SFT chosen by ranking, against more SFT",
+        ),
+    ),
     Cause("model size", "a smaller model than the paper's", "--model.path, --model.hidden_size, --model.layers", size_effect),
     Cause("seeds", "the luck of a single run", "--seed N with a folder of its own (--out)", seed_effect),
 )
@@ -247,6 +260,25 @@ def stored_effect(quirks: Sequence[str]) -> str | None:
         figures = ", ".join(f"{metric} {_describe(stored['quirks'][name][metric])}" for metric in _METRICS)
         parts.append(figures if len(names) == 1 else f"{name}: {figures}")
     return f"on {stored['dataset']}, {stored['seeds']} seeds: {'; '.join(parts)}"
+
+
+@cache
+def stored_arms() -> dict[str, Any] | None:
+    """`rl_arms.json`: what `benchmarks/rl_arms.py` measured on a test split; None if it has not been measured."""
+    file = resources.files("minionerec.report") / "rl_arms.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def stored_comparisons(names: Sequence[str]) -> str | None:
+    """What the benchmark of the arms measured, in words; None if it did not."""
+    stored = stored_arms()
+    if stored is None or not names:
+        return None
+    parts = []
+    for name in names:
+        cells = stored["comparisons"][name]
+        parts.append(f"{name}: " + ", ".join(f"{metric} {_describe(cells[metric])}" for metric in _METRICS))
+    return f"on {stored['dataset']}, {stored['split']} split, {stored['seeds']} seeds: {'; '.join(parts)}"
 
 
 def _describe(difference: Mapping[str, Any]) -> str:
@@ -321,7 +353,7 @@ def check_causes(
         if cause.on:
             sentences += [_describe_state(cause.on, models), *_compare_with_clean(cause.on, models, differences)]
         measured = cause.effect(run, others) if cause.effect else None
-        sentences += [measured, stored_effect(cause.quirks)]
+        sentences += [measured, stored_effect(cause.quirks), stored_comparisons(cause.comparisons)]
         if measured is None and cause.fact and dataset:
             sentences.append(_describe_fact(cause.fact, dataset))
         mistaken = [model.label for model in models if cause.on and cause.on.is_on(model)]

@@ -16,11 +16,12 @@ from trl.trainer.utils import RepeatSampler, split_tensor_dict
 from minionerec.errors import ConstraintError
 from minionerec.rl.brake import KlBrake
 from minionerec.rl.monitor import Watch, group_figures, level_means, signal_share
+from minionerec.rl.packing import PackedRows
 from minionerec.rl.rewards import Context, Reward
 from minionerec.rl.step import Rows, Step
 from minionerec.training.memory import enough_memory
 from minionerec.training.resume import PortableTrainer
-from minionerec.tree import Branch, CatalogTrie, Normalise, pack, tree_logprobs
+from minionerec.tree import Branch, CatalogTrie, Normalise, TreeBatch, pack, tree_logprobs
 
 _MEMORY_ADVICE = (
     "Lower rl.micro_batch_prompts; prompts_per_step and the result stay the same. If a single group is too much, set "
@@ -96,6 +97,7 @@ class TreeGRPOTrainer(PortableTrainer, GRPOTrainer):
         # The trie that log-probabilities are normalised over, on the model's device and where batches are packed.
         self._normalising_trie = trie if normalise_over == "catalog" else None
         self._packing_trie = trie.to("cpu") if normalise_over == "catalog" else None
+        self._packed = PackedRows(self._pack, is_sid=normalise_over == "catalog")
         if watch is not None:
             watch.trainer = self
             self.add_callback(watch)
@@ -145,6 +147,7 @@ class TreeGRPOTrainer(PortableTrainer, GRPOTrainer):
         return rewards
 
     def _generate_and_score_completions(self, inputs: Rows) -> dict[str, Any]:
+        self._packed.clear()
         self.step = self.begin_step(inputs)
         return super()._generate_and_score_completions(self.step.rows)
 
@@ -181,22 +184,23 @@ class TreeGRPOTrainer(PortableTrainer, GRPOTrainer):
         logprobs, entropies = [], []
         for start in range(0, len(input_ids), rows_at_once):
             # 1. TRL pads prompts on the left and completions on the right, so that all rows are equally long. A tree shares
-            #    prefixes that begin at its root, and has no use for padding: take it off, row by row.
-            ids = input_ids[start : start + rows_at_once].cpu()
-            mask = attention_mask[start : start + rows_at_once].bool().cpu()
-            branches = self._branches(ids, mask, ids.shape[1] - logits_to_keep)
-            rows = len(branches)
-            # 2. The targets of the SFT loss are further branches: they share the prompt of their group, so that they cost
-            #    only their own tokens.
-            for number, target in enumerate(sft_targets or []):
-                branches.append(Branch(branches[number * group].prompt, target, is_sid=self._normalising_trie is not None))
-            # 3. Pack. A packed row has room for the longest prompt and, below it, for a group and its SFT target: no group is
-            #    cut in two, so no prompt is computed twice. The last token of a completion predicts nothing and is left out.
-            longest = max(len(branch.completion) for branch in branches)
-            longest_prompt = max(len(branch.prompt) for branch in branches)
-            row_tokens = longest_prompt + (group + 1) * (longest - 1)
-            batch = pack(branches, row_tokens=row_tokens, trie=self._packing_trie).to(input_ids.device)
-            # 4. One forward for all of them.
+            #    prefixes that begin at its root, and has no use for padding: it is taken off, row by row.
+            ids = input_ids[start : start + rows_at_once].cpu().numpy()
+            mask = attention_mask[start : start + rows_at_once].bool().cpu().numpy()
+            rows, prompt_columns = len(ids), ids.shape[1] - logits_to_keep
+            # 2. Pack. All passes over these rows share the batch, but for the targets of the SFT loss: these are further
+            #    branches, which share the prompt of their group, so that they cost only their own tokens.
+            if sft_targets is None:
+                batch = self._packed.batch(ids, mask, prompt_columns)
+            else:
+                branches = self._packed.branches(ids, mask, prompt_columns)
+                is_sid = self._normalising_trie is not None
+                targets = [
+                    Branch(branches[number * group].prompt, sid, is_sid=is_sid) for number, sid in enumerate(sft_targets)
+                ]
+                batch = self._pack([*branches, *targets])
+            count = rows + len(sft_targets or [])
+            # 3. One forward for all of them.
             with self.accelerator.autocast():
                 by_label = tree_logprobs(
                     model,
@@ -206,16 +210,16 @@ class TreeGRPOTrainer(PortableTrainer, GRPOTrainer):
                     entropies=compute_entropy,
                     entropy_gradient=entropy_gradient,
                 )
-            # 5. Back to what TRL expects: a row per completion, 0 where it has no token. A target of the SFT loss may be
+            # 4. Back to what TRL expects: a row per completion, 0 where it has no token. A target of the SFT loss may be
             #    longer than all completions; its columns are for its own loss alone.
-            width = max(longest, logits_to_keep)
-            matrix = batch.by_branch(by_label.logprobs, len(branches), width)
+            width = max(logits_to_keep, *map(len, sft_targets or [[]]))
+            matrix = batch.by_branch(by_label.logprobs, count, width)
             logprobs.append(matrix[:rows, :logits_to_keep])
             if sft_targets is not None:
                 lengths = torch.tensor([len(target) for target in sft_targets], device=matrix.device)
                 self.step.sft_loss = -(matrix[rows:].sum(1) / lengths).mean()
             if by_label.entropies is not None:
-                entropies.append(batch.by_branch(by_label.entropies, len(branches), width)[:rows, :logits_to_keep])
+                entropies.append(batch.by_branch(by_label.entropies, count, width)[:rows, :logits_to_keep])
         if not compute_entropy:
             return torch.cat(logprobs), None, None
         all_entropies = torch.cat(entropies)
@@ -227,15 +231,16 @@ class TreeGRPOTrainer(PortableTrainer, GRPOTrainer):
             self._log_level_entropies(all_entropies, attention_mask[:, -logits_to_keep:])
         return torch.cat(logprobs), all_entropies, None
 
-    def _branches(self, ids: torch.Tensor, mask: torch.Tensor, prompt_columns: int) -> list[Branch]:
-        """A branch for each of TRL's padded rows."""
-        is_sid = self._normalising_trie is not None
-        branches = []
-        for row, is_token in zip(ids, mask, strict=True):
-            prompt = row[:prompt_columns][is_token[:prompt_columns]]
-            completion = row[prompt_columns:][is_token[prompt_columns:]]
-            branches.append(Branch(prompt.tolist(), completion.tolist(), is_sid=is_sid))
-        return branches
+    def _pack(self, branches: list[Branch]) -> TreeBatch:
+        """Pack into rows with room for the longest prompt and, below it, for a group and its SFT target.
+
+        So no group is cut in two, and no prompt is computed twice. The last token of a completion predicts nothing and is left
+        out.
+        """
+        longest = max(len(branch.completion) for branch in branches)
+        longest_prompt = max(len(branch.prompt) for branch in branches)
+        row_tokens = longest_prompt + (cast(int, self.args.num_generations) + 1) * (longest - 1)
+        return pack(branches, row_tokens=row_tokens, trie=self._packing_trie).to(self.accelerator.device)
 
     def _log_level_entropies(self, entropies: torch.Tensor, mask: torch.Tensor) -> None:
         means = level_means(entropies, mask, cast(int, self.args.max_completion_length), self.accelerator)

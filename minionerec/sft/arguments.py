@@ -1,6 +1,7 @@
 """Transformers' training arguments from the section `sft`."""
 
 import math
+import multiprocessing
 from pathlib import Path
 
 import torch
@@ -20,13 +21,44 @@ def check_options(config: SftConfig, devices: int | None = None) -> None:
         devices: how many to plan for; None for the devices of this launch.
 
     Raises:
-        ConfigError: the launcher computes in another precision, the batch does not split over the devices, or a package of
-            `report_to` is missing.
+        ConfigError: the launcher computes in another precision, the batch does not split over the devices, a package of
+            `report_to` is missing, or `row_tokens` or `pack_workers` ask for what this machine does not have.
     """
     check_precision("sft.bf16", config.bf16)
     micro = config.micro_batch if config.micro_tokens is None else 1
     split_batch("sft.batch_size", config.batch_size, "sft.micro_batch", micro, devices)
     check_trackers("sft.report_to", config.report_to)
+    check_cuda_options(config)
+    pack_workers(config)
+
+
+def check_cuda_options(config: SftConfig) -> None:
+    """Refuse to choose by the memory of a GPU that is not there.
+
+    Raises:
+        ConfigError: `sft.row_tokens` is auto, and there is no GPU.
+    """
+    if config.row_tokens == "auto" and not torch.cuda.is_available():
+        raise ConfigError(
+            "sft.row_tokens is auto, which chooses by the memory of a GPU, and there is none here. Name a number, such as 256."
+        )
+
+
+def pack_workers(config: SftConfig) -> int:
+    """How many processes pack the coming batches.
+
+    Raises:
+        ConfigError: some are asked for, but Python does not start processes by copying this one, which has the trees already.
+    """
+    method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    if config.pack_workers and method != "fork":
+        raise ConfigError(
+            f"sft.pack_workers is {config.pack_workers}, but processes are started by {method} here, not by fork, so each "
+            "would need a copy of all trees. Set it to 0."
+        )
+    if config.pack_workers is None:
+        return 2 if method == "fork" and torch.cuda.is_available() else 0
+    return config.pack_workers
 
 
 def training_arguments(
@@ -74,6 +106,7 @@ def training_arguments(
         logging_steps=max(1, steps // 100),
         logging_first_step=True,
         dataloader_drop_last=True,
+        dataloader_num_workers=pack_workers(config),
         restore_callback_states_from_checkpoint=True,  # early stopping resumes its count
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,

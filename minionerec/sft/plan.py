@@ -1,13 +1,16 @@
 """What `minionerec sft` would take: its plan from the data, the SIDs and the model's configuration alone."""
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from minionerec.config import Config
+from minionerec.config import Config, SftConfig
 from minionerec.data.dataset import Dataset
+from minionerec.errors import ConstraintError
 from minionerec.model import adapters
 from minionerec.model.base import base_model
 from minionerec.prompts.builder import tokenizer_corpus
@@ -17,10 +20,15 @@ from minionerec.sft.trainer import Tree, TreeCollator, tree_tokens
 from minionerec.sft.trees import Trees, training_trees
 from minionerec.sid.index import SidIndex
 from minionerec.training.holdout import sft_rows
-from minionerec.training.plan import PackedShape, Plan, Shape, Work, planned_devices, sample_batches
+from minionerec.training.plan import Devices, PackedShape, Plan, Shape, Work, planned_devices, sample_batches
 from minionerec.training.stage import begin
 from minionerec.tree import Branch
 from minionerec.tree.architecture import check_length
+
+log = logging.getLogger(__name__)
+WorkOf = Callable[[int], Work]
+ROW_TOKENS = (256, 512, 1024, 2048, 4096)  # what `sft.row_tokens` auto chooses from
+_MASK_BYTES = 3  # per pair of positions of a row: a boolean, and its copy in the half width that attention adds to the scores
 
 
 def planned_work(training: Trees, arguments: TrainingArguments, collator: TreeCollator) -> Work:
@@ -42,6 +50,43 @@ def planned_work(training: Trees, arguments: TrainingArguments, collator: TreeCo
         largest=largest,
         tasks=training.statistics,
     )
+
+
+def row_tokens_of(config: SftConfig, model: PreTrainedModel, work_of: WorkOf, devices: Devices) -> int:
+    """The length of the rows into which trees are packed: `sft.row_tokens`, or what `auto` means on this GPU.
+
+    Args:
+        model: with its adapters.
+        work_of: what training takes with a length.
+    """
+    if config.row_tokens != "auto":
+        return config.row_tokens
+    memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    chosen = fitting_row_tokens(model, work_of, devices, memory)
+    log.info("sft.row_tokens auto: rows of %d tokens.", chosen)
+    return chosen
+
+
+def fitting_row_tokens(model: PreTrainedModel, work_of: WorkOf, devices: Devices, memory: int) -> int:
+    """Of `ROW_TOKENS` the length with the fewest planned operations among those that fit a memory; the shortest if none fits.
+
+    In longer rows less is computed twice and less is padding, but the mask is dense: attention costs the whole row.
+
+    Args:
+        model, work_of: see `row_tokens_of`; lengths that the model does not compute exactly are left out.
+        memory: of a device, a tenth of which is for what plans leave out (bytes).
+    """
+    shape, operations = Shape.of(model), dict[int, float]()
+    for tokens in ROW_TOKENS:
+        plan = Plan("sft", shape, work_of(tokens), devices)
+        try:
+            check_length(model, 0, plan.work.longest_row)
+        except ConstraintError:
+            continue
+        mask = _MASK_BYTES * max(batch.positions * batch.length for batch in plan.work.largest)
+        if plan.memory_per_process + mask <= 0.9 * memory:
+            operations[tokens] = plan.flops
+    return min(operations, key=lambda tokens: operations[tokens], default=ROW_TOKENS[0])
 
 
 def check_lengths(model: PreTrainedModel, trees: Iterable[Tree], work: Work) -> None:
@@ -84,7 +129,12 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
     training = training_trees(config.sft, config.seed, begun.prompts, rows=rows)
     longest = max(map(tree_tokens, training.trees))
     arguments = training_arguments(config.sft, config.seed, config.folder / "sft", len(training.trees), longest, devices)
-    work, shape = planned_work(training, arguments, TreeCollator(config.sft.row_tokens)), Shape.of(model)
-    check_lengths(model, training.trees, work)
+
+    def work_of(row_tokens: int) -> Work:
+        return planned_work(training, arguments, TreeCollator(row_tokens))
+
     ways = planned_devices(devices, config.sft.bf16, config.sft.gradient_checkpointing)
-    return [Plan("sft", shape, work, way) for way in ways]
+    plans = [Plan("sft", Shape.of(model), work_of(row_tokens_of(config.sft, model, work_of, way)), way) for way in ways]
+    for plan in plans:
+        check_lengths(model, training.trees, plan.work)
+    return plans

@@ -40,7 +40,7 @@ from minionerec.recommend.recommender import Recommender
 from minionerec.sft.arguments import check_options, training_arguments
 from minionerec.sft.early import check_early
 from minionerec.sft.mixture import Cache
-from minionerec.sft.plan import check_lengths, planned_work
+from minionerec.sft.plan import check_lengths, planned_work, row_tokens_of
 from minionerec.sft.trainer import SETUP_MEMORY_ADVICE, TreeCollator, TreeTrainer, tree_tokens
 from minionerec.sft.trees import training_trees, validation_trees
 from minionerec.sid.encoder import VECTOR_FIELDS, vector_inputs
@@ -51,7 +51,7 @@ from minionerec.training.holdout import holdout_section, sft_rows
 from minionerec.training.launch import keep_tensorboard
 from minionerec.training.machine import warn_about_memory
 from minionerec.training.memory import enough_memory
-from minionerec.training.plan import Plan, Shape, launched
+from minionerec.training.plan import Plan, Shape, Work, launched
 from minionerec.training.progress import StepBar
 from minionerec.training.stage import Begun, WriteCurves, announce, begin, finish
 from minionerec.tree import CatalogTrie
@@ -146,8 +146,13 @@ def _train(config: Config, recipe: Recipe, write_curves: WriteCurves | None) -> 
     held_out = validation_trees(begun.prompts, sft.max_examples, None if cache is None else cache.valid)
     longest = max(map(tree_tokens, training.trees)) if sft.micro_tokens is not None else 0
     arguments = training_arguments(sft, config.seed, recipe.folder, len(training.trees), longest)
-    collator = TreeCollator(sft.row_tokens, trie)
-    work, devices = planned_work(training, arguments, collator), launched(sft.bf16, sft.gradient_checkpointing)
+    devices = launched(sft.bf16, sft.gradient_checkpointing)
+
+    def work_of(row_tokens: int) -> Work:
+        return planned_work(training, arguments, TreeCollator(row_tokens, trie))
+
+    row_tokens = row_tokens_of(sft, model, work_of, devices)
+    collator, work = TreeCollator(row_tokens, trie), work_of(row_tokens)
     check_lengths(model, [*training.trees, *held_out], work)
     plan = Plan("sft", Shape.of(model), work, devices)
     plan.show()

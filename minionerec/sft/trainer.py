@@ -245,7 +245,9 @@ class TreeTrainer(PortableTrainer):
         """All validation trees, each in one process only: Trainer's sampler repeats some to make even shares."""
         trees = cast(list[Tree], self.eval_dataset if eval_dataset is None else eval_dataset)
         share: Any = trees[self.args.process_index :: self.args.world_size]
-        return DataLoader(share, batch_size=self.args.per_device_eval_batch_size, collate_fn=self.data_collator)
+        workers = self.args.dataloader_num_workers
+        size = self.args.per_device_eval_batch_size
+        return DataLoader(share, batch_size=size, collate_fn=self.data_collator, num_workers=workers)
 
     def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """The mean loss over all validation labels, where Trainer would weigh batches by rows; and the evaluator's metrics."""

@@ -96,6 +96,24 @@ class TreeBatch:
         """All fields by name: the form in which transformers' Trainer passes a batch."""
         return dict(vars(self))
 
+    def renumbered(self, numbers: torch.Tensor) -> "TreeBatch":
+        """The batch as `pack` makes it of the same branches in another order.
+
+        >>> branches = [Branch([1], [5, 6]), Branch([1], [7])]
+        >>> pack(branches, row_tokens=16).renumbered(torch.tensor([1, 0])).labels.tolist()
+        [7, 5, 6]
+
+        To the last bit, if rows are at least as long as the longest branch; in shorter rows two branches of equal tokens could
+        stand in two rows, in the order of their numbers.
+
+        Args:
+            numbers: (branches,) the new number of each branch, on any device.
+        """
+        branches = numbers.to(self.branches.device)[self.branches]
+        order = branches.argsort(stable=True)  # keeps the steps of a branch in order
+        labels = ("labels", "weights", "predictors", "steps", "trie_nodes")
+        return replace(self, branches=branches[order], **{name: getattr(self, name)[order] for name in labels})
+
     def by_branch(self, values: torch.Tensor, count: int, longest: int) -> torch.Tensor:
         """One value per label as a matrix, (count, longest): by branch and position in its completion; 0 without a label.
 
@@ -234,7 +252,7 @@ def _trie_nodes(branches: Sequence[Branch], labels: _Labels, trie: CatalogTrie |
         if wrong.any():
             number = sids[int(wrong.argmax())]
             raise ConstraintError(
-                f"The completion {list(branches[number].completion)} of branch {number} is not a SID of the catalog."
+                f"The completion {[*map(int, branches[number].completion)]} of branch {number} is not a SID of the catalog."
             )
         width = min(above.shape[1], trie.depth)
         above[sids, :1] = 0  # the root, then what was passed before
@@ -324,9 +342,8 @@ def tree_logprobs(
         normalisers = torch.zeros_like(label_logits)
     else:
         normalisers = scaled.logsumexp(-1)[batch.predictors]
-    label_entropies, sibling_means = None, label_logits
-    if entropies:
-        label_entropies = _entropy(scaled, entropy_gradient)[batch.predictors]
+    label_entropies = _entropy(scaled, entropy_gradient)[batch.predictors] if entropies else None
+    sibling_means = label_logits
 
     # 3. Labels of SIDs: look up the logits of their node's children, level by level, as children are padded per level.
     for step in () if catalog is None else batch.steps[in_trie].unique().tolist():

@@ -223,6 +223,20 @@ def test_pairs_are_compared_as_far_as_both_lists_reach(two_seeds, tmp_path):
     assert pair["note"] in Page(tmp_path / "paper_gap.html").words and pair["note"] in (tmp_path / "paper_gap.md").read_text()
 
 
+def test_the_arms_of_rl_are_shown_once_they_are_measured(monkeypatch, tmp_path):
+    (cause,) = (cause for cause in gap_causes.CAUSES if cause.title == "RL after SFT that stopped early")
+    cell = {"value": 0.0031, "low": 0.0012, "high": 0.005, "p": 0.002, "noise": False}
+    cells = {"NDCG@10": cell, "HR@10": {**cell, "low": -0.001, "noise": True}, "HR@50": cell}
+    stored = {"dataset": "toy", "split": "test", "seeds": 3, "comparisons": dict.fromkeys(cause.comparisons, cells)}
+    monkeypatch.setattr(gap_causes, "stored_arms", lambda: stored)
+    text = gap_causes.stored_comparisons(cause.comparisons)
+    assert text.startswith("on toy, test split, 3 seeds: RL after SFT chosen by loss, against more SFT: HR@10 +0.0031")
+    assert "(noise), NDCG@10 +0.0031 [+0.0012, +0.0050]; SFT chosen by ranking" in text
+    assert gap_causes.stored_comparisons(()) is None
+    monkeypatch.setattr(gap_causes, "stored_arms", lambda: None)
+    assert gap_causes.stored_comparisons(cause.comparisons) is None
+
+
 def test_generation_defaults_are_shown_where_the_shipped_figures_have_them(monkeypatch):
     (cause,) = (cause for cause in gap_causes.CAUSES if cause.title == "generation defaults")
     shipped = gap_causes.stored_effects()

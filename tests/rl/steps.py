@@ -32,6 +32,8 @@ CASES: dict[str, dict[str, Any]] = {
         "loss": "dr_grpo",
         "rewards": {"prefix": 1.0},
     },
+    "two updates": {"updates_per_rollout": 2, "clip": 0.01, "beta": 0.05, "rewards": {"prefix": 1.0}},
+    "brake and entropy": {"kl_brake": 1e-4, "entropy_bonus": 0.1, "beta": 0.05, "rewards": {"prefix": 1.0}},
     "exact": {"objective": "exact", "normalise_over": "catalog", "rewards": {"rule": 1.0, "prefix": 0.5}, "beta": 0.05},
 }
 STOCK = [name for name, fields in CASES.items() if fields.get("loss") in ("grpo", "dapo", "gspo")]
@@ -63,7 +65,7 @@ def steps(policy: Path, out: Path, case: str, stock: bool = False) -> dict[str, 
     names = ("grad_norm", "reward", "kl", "entropy")
     return {
         "kind": f"{trainer.accelerator.distributed_type.name} {trainer.accelerator.num_processes}",
-        "log": [{name: row.get(name) for name in names} for row in trainer.state.log_history if "reward" in row],
+        "log": [{name: row.get(name) for name in names} for row in trainer.state.log_history if "grad_norm" in row],
         "moved": torch.cat([(after[name].detach().float() - old).flatten() for name, old in before.items()]),
     }
 

@@ -16,8 +16,7 @@ def assert_same(found, wanted):
     assert len(found["log"]) == len(wanted["log"]) == 2
     for now, then in zip(found["log"], wanted["log"], strict=True):
         assert now["grad_norm"] == pytest.approx(then["grad_norm"], rel=1e-4) and now["grad_norm"] > 1e-3
-        assert now["reward"] == pytest.approx(then["reward"], abs=1e-6)
-        for name in ("kl", "entropy"):
+        for name in ("reward", "kl", "entropy"):  # a step of an earlier rollout has no reward
             if then[name] is not None:
                 assert now[name] == pytest.approx(then[name], rel=1e-3, abs=1e-6)
     assert (found["moved"] - wanted["moved"]).norm() <= 1e-4 * wanted["moved"].norm()

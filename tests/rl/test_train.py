@@ -7,12 +7,15 @@ import pytest
 from minionerec.artifacts import Manifest, read_json
 from minionerec.config import Config, RlConfig
 from minionerec.errors import ArtifactError, ConfigError
+from minionerec.eval.evaluate import evaluate
 from minionerec.model import checkpoint
 from minionerec.pipeline import run
 from minionerec.rl.train import check_sft, warn_if_normalised_otherwise
+from minionerec.sft.train import sft_recipe
 from minionerec.training.evaluator import MONITORED
+from minionerec.training.fit_mixture import fit_mixture
 from tests.launch import forked
-from tests.small import config
+from tests.small import config, reseal
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +108,32 @@ def test_what_cannot_run_is_refused_before_anything_is_loaded(prepared, monkeypa
         run(prepared, ("rl",))
     assert kept.is_dir()  # nor is what an interrupted run has left touched
     shutil.rmtree(prepared.folder / "rl.partial")
+
+
+def test_rows_that_sft_has_seen_are_no_holdout(prepared):
+    prepared.rl.holdout = "last"
+    try:
+        with pytest.raises(ConfigError, match=r"rl\.holdout is last with rl\.holdout_share 0\.2, but .* was trained with none"):
+            run(prepared, ("rl",))
+        assert sft_recipe(prepared).key_fields["holdout"] == {"rows": "last", "share": 0.2}
+    finally:
+        prepared.rl.holdout = "none"
+    assert "holdout" not in sft_recipe(prepared).key_fields  # the key of a model without is what it was
+
+
+def test_a_model_that_was_trained_on_valid_is_not_measured_there(prepared):
+    shutil.copytree(prepared.folder / "sft", prepared.folder / "rl", dirs_exist_ok=True)
+    sft = Manifest.load(prepared.folder / "sft")
+    reseal(prepared.folder / "rl", stage="rl", config={**sft.config, "rl": {"prompts": "valid"}})
+    prepared.eval.split, prepared.eval.normalise_over, prepared.mixture.components = "valid", "catalog", ["popularity"]
+    try:
+        with pytest.raises(ConfigError, match=r"eval\.split is valid, but the model of rl was trained on the valid split"):
+            evaluate(prepared, "rl")
+        with pytest.raises(ConfigError, match="The weights of a mixture are fitted on the valid split, but the model of rl"):
+            fit_mixture(prepared, "rl")
+    finally:
+        prepared.eval.split, prepared.eval.normalise_over, prepared.mixture.components = "test", "vocabulary", []
+        shutil.rmtree(prepared.folder / "rl")
 
 
 def test_a_reward_whose_baseline_is_missing(prepared):

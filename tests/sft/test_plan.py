@@ -18,6 +18,7 @@ from minionerec.sft.train import starting_model
 from minionerec.sft.trainer import TreeCollator
 from minionerec.sft.trees import build_trees, examples_by_task
 from minionerec.sid.index import SidIndex
+from minionerec.training.plan import PackedShape
 from tests.model.test_checkpoint import SIZES
 from tests.small import config, listed_examples
 
@@ -194,3 +195,32 @@ def test_a_model_that_trees_cannot_compute_is_refused_before_the_data_are_prepar
     with pytest.raises(ConfigError, match="layers of kind conv"):
         run(fresh, ("data", "sid", "sft"))
     assert not fresh.folder.exists() or not [*fresh.folder.iterdir()]
+
+
+def test_rows_of_the_length_with_the_fewest_operations_that_fits(trained):
+    made, (planned,) = trained
+    model = base_model_without_weights(made)
+    # Short rows compute more positions twice; long ones cost more attention.
+    positions = {256: 4096, 512: 2560, 1024: 2048, 2048: 2048, 4096: 4096}
+
+    def work_of(tokens):
+        shape = PackedShape(positions[tokens] // tokens, tokens, 300)
+        return replace(planned.work, sample=(shape,), largest=(shape,))
+
+    plans = {tokens: replace(planned, work=work_of(tokens)) for tokens in sft_plan.ROW_TOKENS}
+    operations = {tokens: plan.flops for tokens, plan in plans.items()}
+    best = min(operations, key=operations.get)
+    assert best in (512, 1024) and len(set(operations.values())) == 5
+    choose = lambda memory: sft_plan.fitting_row_tokens(model, work_of, planned.devices, memory)  # noqa: E731
+    assert choose(10**12) == best and choose(1) == 256
+    needed = {tokens: (plan.memory_per_process + 3 * positions[tokens] * tokens) / 0.9 for tokens, plan in plans.items()}
+    for memory in (int(size) + 1 for size in needed.values()):
+        assert choose(memory) == min((tokens for tokens in needed if needed[tokens] <= memory), key=operations.get)
+    for tokens in sft_plan.ROW_TOKENS:  # a number is taken as it is
+        assert sft_plan.row_tokens_of(replace(made.sft, row_tokens=tokens), model, work_of, planned.devices) == tokens
+
+
+def base_model_without_weights(made):
+    dataset = Dataset.load(made.folder / "data")
+    index = SidIndex.load(made.folder / "sid", dataset)
+    return base_model(made.model, index, tokenizer_corpus(dataset), made.seed, weights=False)[0]

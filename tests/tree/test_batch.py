@@ -108,6 +108,20 @@ def test_packing_equals_packing_branch_by_branch(seed, trees, row_tokens):
     assert_packed_as_plainly(groups(rng, codes, trees, 4), row_tokens, CatalogTrie.from_codes(codes))
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 5), st.integers(26, 90))
+def test_a_renumbered_batch_is_that_of_the_branches_in_their_new_order(seed, trees, row_tokens):
+    rng = np.random.default_rng(seed)
+    branches = random_branches(rng, trees)
+    branches += branches[: int(rng.integers(0, 3))]
+    order = rng.permutation(len(branches))
+    numbers = torch.from_numpy(np.argsort(order))  # branch order[i] becomes the i-th
+    found = pack(branches, row_tokens=row_tokens).renumbered(numbers)
+    expected = pack([branches[place] for place in order], row_tokens=row_tokens)
+    for name, value in expected.tensors().items():
+        assert torch.equal(getattr(found, name), value) if torch.is_tensor(value) else getattr(found, name) == value, name
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 90))
 def test_logprobs_equal_one_by_one(qwen2, seed, trees, row_tokens):
