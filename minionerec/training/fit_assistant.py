@@ -27,6 +27,7 @@ from minionerec.recommend.recommender import Recommender
 from minionerec.sid.index import SidIndex
 from minionerec.training.early import check_assistant
 from minionerec.training.evaluator import RankingEvaluator
+from minionerec.training.holdout import check_valid_unseen
 
 METRIC = "NDCG@10"
 WEIGHTS = tuple(tenth / 10 for tenth in range(11))
@@ -46,7 +47,8 @@ def fit_assistant(config: Config, stage: str) -> tuple[Manifest, bool]:
 
     Raises:
         ArtifactError: an input is missing or was made from other data.
-        ConfigError: no assistant is named, or one that has no vectors, or the model was trained with other prompts.
+        ConfigError: no assistant is named, or one that has no vectors, or the model was trained with other prompts or on the
+            valid split.
         DataError: the valid split is empty.
         LockedError: another process chooses this weight.
     """
@@ -97,7 +99,9 @@ def _inputs(config: Config, stage: str) -> dict[str, str]:
 
 def _recipe(config: Config, stage: str) -> Recipe:
     inputs = _inputs(config, stage)
-    check_prompts(Manifest.load(config.folder / stage).config, config.resolved_prompts, str(config.folder / stage))
+    model = Manifest.load(config.folder / stage)
+    check_prompts(model.config, config.resolved_prompts, str(config.folder / stage))
+    check_valid_unseen(model, "The weight beside an assistant is chosen on the valid split")
     fields = ("num_beams", "normalise_over", "exclude_history", "dtype", "assistant", "assistant_examples")
     sections = {
         "eval": {name: getattr(config.eval, name) for name in fields},
