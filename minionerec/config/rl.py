@@ -230,7 +230,7 @@ class RlConfig:
             )
         if self.kl_brake is not None and self.beta == 0 and self.objective != "sdpo":
             yield "rl.kl_brake watches the KL, which is measured only with rl.beta above 0; set it, or rl.kl_brake null."
-        if None not in (self.kl_brake, self.max_kl) and self.kl_brake >= self.max_kl:
+        if self.kl_brake is not None and self.max_kl is not None and self.kl_brake >= self.max_kl:
             yield f"rl.kl_brake is {self.kl_brake:g}, but at rl.max_kl {self.max_kl:g} training stops; choose a lower brake."
         if self.sync_reference is not None and self.beta == 0 and self.objective != "sdpo":
             yield "rl.sync_reference moves the reference model of the KL, but rl.beta is 0, so there is none."

@@ -266,7 +266,10 @@ def stored_effect(quirks: Sequence[str]) -> str | None:
 def stored_arms() -> dict[str, Any] | None:
     """`rl_arms.json`: what `benchmarks/rl_arms.py` measured on a test split; None if it has not been measured."""
     file = resources.files("minionerec.report") / "rl_arms.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if not file.is_file():
+        return None
+    stored: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return stored
 
 
 def stored_comparisons(names: Sequence[str]) -> str | None:
