@@ -3,6 +3,7 @@
     scripts/python benchmarks/serve.py --run runs/ml-100k                       # 25 minutes
     scripts/python benchmarks/serve.py --run runs/ml-100k --seconds 5 --soak-minutes 0.2
     scripts/python benchmarks/serve.py --run runs/ml-100k --hostile             # only the hostile client
+    scripts/python benchmarks/serve.py --run runs/ml-100k --http                # only what HTTP costs
 
 It starts `minionerec serve` on a free port of 127.0.0.1 and asks it from this process with the histories of the test split, one
 in ten with a filter. Closed loop: each of n clients asks again as soon as it has its answer. Open loop: requests arrive at
@@ -74,14 +75,19 @@ def main() -> None:
     parser.add_argument("--soak-minutes", type=float, default=10, help="of the long run at half the saturation; 0 for none")
     parser.add_argument("--clients", type=int, nargs="+", default=list(CLIENTS), help="of the closed loops")
     parser.add_argument("--hostile", action="store_true", help="only the hostile client")
+    parser.add_argument("--http", action="store_true", help="only the service without a model, and uvicorn without the service")
     parser.add_argument("--hanging", type=int, default=1000, help="connections of the hostile client that send nothing")
     options = parser.parse_args()
     histories = read_histories(options.run)
+    if options.http:
+        http_alone(histories, options)
+        return
     command = [sys.executable, "-m", "minionerec", "serve", "--run", str(options.run), "--serve.port", "0"]
     began = time.monotonic()
     with Server([*command, "--serve.allow_reload", "true"] if options.hostile else command) as server:
         ask_once(server, histories)
-        print(f"start to first answer: {time.monotonic() - began:.1f} s", flush=True)
+        seconds = time.monotonic() - began
+        print(f"start to first answer: {seconds:.1f} s, CPU time {server.counters()['cpu']:.1f} s", flush=True)
         if options.hostile:
             asyncio.run(hostile(server, histories, options.hanging))
             return
@@ -89,9 +95,18 @@ def main() -> None:
     print("\nwithout batching (serve.max_batch 1)")
     with Server([*command, "--serve.max_batch", "1", "--serve.timeout_ms", "60000"]) as server:
         asyncio.run(saturate(server, histories, [16], options.seconds))
+    http_alone(histories, options)
+
+
+def http_alone(histories: list[list[str]], options: argparse.Namespace) -> None:
+    """What calls cost besides their lists, and the least that they can cost."""
     print("\nwithout a model: HTTP and the generator alone")
     with Server([sys.executable, __file__, "--no-model", str(options.run)]) as server:
         asyncio.run(saturate(server, histories, [1, 16], options.seconds))
+    for loop, http in (("asyncio", "h11"), ("uvloop", "httptools")):
+        print(f"\nuvicorn alone, {loop} and {http}")
+        with Server([sys.executable, __file__, "--bare", loop, http]) as server:
+            asyncio.run(saturate(server, histories, [16], options.seconds))
 
 
 def read_histories(run: Path) -> list[list[str]]:
@@ -129,7 +144,8 @@ class Server(Target):
     """A server in a process of its own."""
 
     def __init__(self, command: list[str]) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "PYTHONPATH": path}
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, bufsize=1
         )
@@ -365,8 +381,31 @@ def serve_without_model(run: Path) -> None:
     server.run(create_app(recommender, settings), server.bind(settings), settings)
 
 
+def serve_bare(loop: str, http: str) -> None:
+    """An application that reads a call and answers with as many bytes as a list of ten has: the least that uvicorn costs."""
+    import uvicorn
+    from prometheus_client import generate_latest
+
+    content = json.dumps({"results": [{"exact": True, "items": "x" * 1500}]}).encode()
+
+    async def answer(scope: dict, receive: Callable, send: Callable) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        body = generate_latest() if scope["path"] == "/metrics" else content
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    bound = socket.create_server(("127.0.0.1", 0))
+    print(f"http://127.0.0.1:{bound.getsockname()[1]}", flush=True)
+    config = uvicorn.Config(answer, loop=loop, http=http, lifespan="off", log_config=None, access_log=False)
+    uvicorn.Server(config).run(sockets=[bound])
+
+
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--no-model"]:
         serve_without_model(Path(sys.argv[2]))
+    elif sys.argv[1:2] == ["--bare"]:
+        serve_bare(*sys.argv[2:])
     else:
         main()

@@ -3,6 +3,7 @@
 Rooms are imported when a command runs: `--help` must not wait for torch.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -388,11 +389,17 @@ def gap(runs: list[Path], out: Path, **options: Any) -> None:
 
 def serve(config: Config, run: Path | None, stage: str | None, device: str | None, dtype: str | None) -> None:
     """Serve a run's model over HTTP until the process is told to stop."""
-    from minionerec.serve import server
+    # Nearly all that a start makes stays. To look through it for garbage again and again takes a seventh of the start
+    # (docs/serve.md); `server.run` lets that begin.
+    gc.disable()
+    try:
+        from minionerec.serve import server
 
-    pipeline.set_up(config.threads)
-    pipeline.quieten_libraries()
-    server.serve(run or config.folder, config.serve, stage, device, dtype)
+        pipeline.set_up(config.threads)
+        pipeline.quieten_libraries()
+        server.serve(run or config.folder, config.serve, stage, device, dtype)
+    finally:
+        gc.enable()
 
 
 # Help for the shell

@@ -138,9 +138,12 @@ class ServedModel:
             )
 
     def warm_up(self, settings: ServeConfig) -> None:
-        """Compute once what the first clients would otherwise wait for: a request alone, a full batch, the titles' index."""
+        """Compute once what the first clients would otherwise wait for: a request alone, a full batch, the titles' index.
+
+        `check` has computed a full batch already if there are as many golden lists.
+        """
         length = min(self.recommender.max_history, len(self.recommender.items.ids))
-        for size in (1, settings.max_batch):
+        for size in (1,) if len(self.golden) >= settings.max_batch else (1, settings.max_batch):
             # Without a filter: such a history may have all items of a small catalog.
             self.recommender.recommend([list(range(length))] * size, k=1, exclude_history=False)
         self.recommender.recommend([[]], k=1)

@@ -1,5 +1,6 @@
 """The process that serves: load, compare, warm up, then open the port; stop without losing an answer."""
 
+import gc
 import logging
 import signal
 import socket
@@ -69,6 +70,8 @@ def run(app: FastAPI, bound: socket.socket, settings: ServeConfig) -> None:
         )
     print(f"{name} answers at {address}: the page at /, lists at /v1/recommend, counters at /metrics. Ctrl+C stops it.")
     sys.stdout.flush()
+    gc.freeze()  # what is there now stays: no call waits while it is looked through for garbage
+    gc.enable()
     Server(configure(app, settings)).run(sockets=[bound])
 
 

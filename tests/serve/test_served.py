@@ -41,6 +41,19 @@ def test_a_model_that_makes_its_golden_lists_is_served_and_one_that_does_not_is_
         ServedModel(recommender, golden=(broken,)).check()
 
 
+def test_a_full_batch_is_computed_once_before_the_first_client(recommender, monkeypatch):
+    model, sizes = ServedModel(recommender, golden=golden_of(recommender, ["i0"], ["i3"])), []
+    recommend = recommender.recommend
+    monkeypatch.setattr(
+        recommender, "recommend", lambda asked, *rest, **more: sizes.append(len(asked)) or recommend(asked, *rest, **more)
+    )
+    for batch, expected in ((2, [2, 1, 1]), (3, [2, 1, 3, 1])):  # golden lists, a request alone, a batch, an empty history
+        sizes.clear()
+        model.check()
+        model.warm_up(ServeConfig(max_batch=batch))
+        assert sizes == expected
+
+
 def test_a_catalog_that_one_history_holds_whole_is_served(make):
     excluding = make(exclude_history=True)
     recommender = Recommender(excluding.model, excluding.prompts, config=excluding.config, max_history=50)
