@@ -6,15 +6,18 @@ share them, in `OUT/items-<digest of their settings>/`. The same command resumes
 continues from its last checkpoint.
 
 The valid split chooses everything. The test split is read with `--test` only, once, for the variants that were chosen. Figures
-are on items (items that share a SID are tied), for all rows and without the rows whose target is one of the duplicates bought
-most: the items of one title that together have the most training interactions. A difference is averaged over the seeds for each
-user; its 95 % interval resamples users, `*` marks what is beyond noise. A second table has the same for the model mixed with
-`mixture.components` (none: no such table). Its weights are fitted on valid, so only on test its figures are of unseen rows.
+are on items (items that share a SID are tied): for all rows; without the rows whose target is one of the duplicates bought most
+(the items of one title that together have the most training interactions); and for cold targets, which training never saw. A
+difference is averaged over the seeds for each user; its 95 % interval resamples users, `*` marks what is beyond noise. A second
+table has the same for the model mixed with `mixture.components` (none: no such table). Its weights are fitted on valid, so only
+on test its figures are of unseen rows. `--rivals` adds, for both, how much every variant exceeds other recommenders' lists of
+the same split: folders that `eval` or `baseline` wrote, one per recommender or one for each of its seeds.
 
     python benchmarks/quality.py --config industrial-tiny --out runs/quality --data.path FOLDER --threads 1   # hours
     python benchmarks/quality.py --config industrial-tiny --out runs/quality --data.path FOLDER --threads 1 --seeds 1 \
         --variants base wide --add "wide-dropout=--model.hidden_size 192 --sft.dropout 0.35"
-    python benchmarks/quality.py ... --variants base dropout-.35 --test                                      # at the end
+    python benchmarks/quality.py ... --variants base dropout-.35 --test \
+        --rivals markov=RUN/eval/markov sasrec=RUN1/eval/sasrec,RUN2/eval/sasrec                              # at the end
 
 Fields behind the options hold for all variants, unless a variant sets them itself.
 """
@@ -136,6 +139,34 @@ def most_bought_duplicates(dataset: Dataset) -> list[int]:
     return max(groups, key=lambda group: counts[group].sum(), default=[])
 
 
+def parts_of_rows(first: RankedLists, dataset: Dataset) -> tuple[list[int], dict[str, np.ndarray]]:
+    """The duplicates bought most, and by name which rows a part of a table is of, (rows,) bool; empty parts are left out."""
+    duplicates = most_bought_duplicates(dataset)
+    counts = interaction_counts(dataset)
+    parts = {
+        "all": np.ones(len(first), dtype=bool),
+        "without": ~np.isin(first.targets, duplicates),
+        "cold": counts[first.targets] == 0,
+    }
+    return duplicates, {part: rows for part, rows in parts.items() if rows.any()}
+
+
+def read_rivals(texts: Sequence[str]) -> dict[str, list[RankedLists]]:
+    """The lists of each rival, one per seed, from `NAME=FOLDER[,FOLDER...]`.
+
+    Raises:
+        SystemExit: a text is malformed.
+        DataError: a folder has no lists, or no readable ones.
+    """
+    rivals = {}
+    for text in texts:
+        name, equals, folders = text.partition("=")
+        if not name or not equals or not all(folders.split(",")) or name in rivals:
+            raise SystemExit(f"--rivals {text!r}: expected NAME=FOLDER[,FOLDER...], the name new.")
+        rivals[name] = [RankedLists.read(Path(folder) / "predictions.jsonl") for folder in folders.split(",")]
+    return rivals
+
+
 def values_by_seed(
     lists: Sequence[RankedLists], first: RankedLists, metrics: Sequence[str] = METRICS
 ) -> list[dict[str, np.ndarray]]:
@@ -177,11 +208,20 @@ def summary(
     return {name: {"seeds": [float(one[name][rows].mean()) for one in variant], "change": changes[name]} for name in METRICS}
 
 
-def results(arguments: argparse.Namespace, names: Sequence[str], dataset: Dataset, evaluated: str) -> dict[str, Any]:
-    """The `summary` of every variant against the first, for all rows and without the duplicates bought most.
+def results(
+    arguments: argparse.Namespace,
+    names: Sequence[str],
+    dataset: Dataset,
+    rivals: Mapping[str, Sequence[RankedLists]],
+    evaluated: str,
+) -> dict[str, Any]:
+    """The `summary` of every variant against the first and against each rival, by part of the rows.
 
     Args:
         evaluated: `ALONE` or `MIXED`; variants without such lists are left out.
+
+    Raises:
+        DataError: a rival's lists are of other examples.
     """
     lists = {name: read_lists(arguments.out / name, arguments.split, arguments.seeds, evaluated) for name in names}
     lists = {name: of_variant for name, of_variant in lists.items() if of_variant}
@@ -189,14 +229,25 @@ def results(arguments: argparse.Namespace, names: Sequence[str], dataset: Datase
         return {"variants": {}}
     base, (first, *_) = next(iter(lists.items()))
     values = {name: values_by_seed(of_variant, first) for name, of_variant in lists.items()}
-    duplicates = most_bought_duplicates(dataset)
-    parts = {"all": np.ones(len(first), dtype=bool), "without": ~np.isin(first.targets, duplicates)}
+    theirs = {name: values_by_seed(of_rival, first) for name, of_rival in rivals.items()}
+    duplicates, parts = parts_of_rows(first, dataset)
     return {
         "rows": {part: int(rows.sum()) for part, rows in parts.items()},
         "duplicates": duplicates,
         "variants": {
             name: {part: summary(values[base], values[name], rows, first.units()) for part, rows in parts.items()}
             for name in values
+        },
+        "minus rivals": {
+            name: {
+                rival: {part: summary(theirs[rival], values[name], rows, first.units()) for part, rows in parts.items()}
+                for rival in theirs
+            }
+            for name in values
+        },
+        "rivals": {
+            rival: {part: summary(theirs[rival], theirs[rival], rows, first.units()) for part, rows in parts.items()}
+            for rival in theirs
         },
     }
 
@@ -206,7 +257,8 @@ def show(arguments: argparse.Namespace, found: Mapping[str, Any], evaluated: str
     if not found["variants"]:
         return
     print(f"\n{evaluated}: {machine()}; {Path(arguments.config).stem}, {arguments.split} split, {arguments.seeds} seed(s)")
-    print(f"{found['rows']['all']} rows; without targets {found['duplicates']}: {found['rows']['without']}\n")
+    counts = ", ".join(f"{part} {count}" for part, count in found["rows"].items())
+    print(f"rows: {counts}; without leaves out targets {found['duplicates']}\n")
     rows = []
     for name, parts in found["variants"].items():
         manifests = [Manifest.load(arguments.out / name / f"seed-{seed}" / "sft") for seed in range(1, arguments.seeds + 1)]
@@ -221,6 +273,22 @@ def show(arguments: argparse.Namespace, found: Mapping[str, Any], evaluated: str
     first = next(iter(found["variants"]))
     changes = [f"{name} - {first}'s" for name in METRICS]
     table(["variant", "rows", *(f"{name}, mean (by seed)" for name in METRICS), *changes, "minutes a training"], rows)
+    show_rivals(found, evaluated)
+
+
+def show_rivals(found: Mapping[str, Any], evaluated: str) -> None:
+    """Print a row per rival, part of the rows and variant: what the rival reaches, and how much the variant exceeds it."""
+    rows = []
+    for rival, parts in found["rivals"].items():
+        for part, cells in parts.items():
+            own = [f"{np.mean(cells[name]['seeds']):.4f}" for name in METRICS]
+            for variant, minus in found["minus rivals"].items():
+                rows.append(
+                    [rival, part, *own, variant, *(change_text(minus[rival][part][name]["change"]) for name in METRICS)]
+                )
+    if rows:
+        print()
+        table(["rival", "rows", *METRICS, f"{evaluated} of", *(f"{name} - the rival's" for name in METRICS)], rows)
 
 
 def chosen_variants(arguments: argparse.Namespace) -> dict[str, list[str]]:
@@ -253,11 +321,18 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument(
         "--test", dest="split", action="store_const", const="test", default="valid", help="read the test split"
     )
+    options.add_argument(
+        "--rivals", nargs="+", default=[], metavar="NAME=FOLDER[,FOLDER...]", help="lists of other recommenders"
+    )
     options.add_argument("--only", action="store_true", help=argparse.SUPPRESS)
     arguments, common = options.parse_known_args(argv)
     if arguments.only:  # a child; its fields are complete, and its seed is among them
         return rank(cli.parse("eval", ["--config", arguments.config, "--out", str(arguments.out), *common]))
     variants = {name: [*shlex.split(BASE), *common, *fields] for name, fields in chosen_variants(arguments).items()}
+    try:
+        rivals = read_rivals(arguments.rivals)
+    except MiniOneRecError as error:
+        raise SystemExit(f"--rivals: {error}") from None
     items: dict[str, Path] = {}
     for name, fields in variants.items():
         try:
@@ -269,7 +344,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{name}, seed {seed}", flush=True)
             make(arguments, arguments.out / name / f"seed-{seed}", [*fields, "--seed", str(seed)], items[name])
     dataset = Dataset.load(next(iter(items.values())) / "data")
-    found = {evaluated: results(arguments, list(variants), dataset, evaluated) for evaluated in (ALONE, MIXED)}
+    found = {evaluated: results(arguments, list(variants), dataset, rivals, evaluated) for evaluated in (ALONE, MIXED)}
     for evaluated, tables in found.items():
         show(arguments, tables, evaluated)
     write_json(arguments.out / f"{arguments.split}.json", {"fields": variants, "seeds": arguments.seeds, **found})

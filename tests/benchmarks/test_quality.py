@@ -43,6 +43,33 @@ def test_the_duplicates_bought_most(quality):
     assert quality.most_bought_duplicates(dataset) == []
 
 
+def test_rivals_are_held_against_every_variant_by_part_of_the_rows(quality, monkeypatch):
+    dataset = leave_one_out({"a": [0, 1, 2, 3, 4, 1], "b": [0, 1, 2, 0, 0, 1]}, 6, 5)  # training: 0 1 2 3, 0 1 2 0
+    first, other = lists([0, 3, 12, 7] * 5), lists([1, 3, 2, 7] * 5)
+    by_name = {"ours": [first], "lazy": [other]}
+    monkeypatch.setattr(quality, "read_lists", lambda folder, split, seeds, name: by_name[folder.name])
+    arguments = Namespace(out=Path(), split="test", seeds=1)
+    found = quality.results(arguments, ["ours", "lazy"], dataset, {"rival": [other, other]}, "sft")
+    assert found["rows"]["all"] == 20
+    assert found["minus rivals"]["lazy"]["rival"]["all"]["NDCG@10"]["change"]["value"] == 0
+    expected = gains(np.array([0, 3, 12, 7] * 5), 10).mean() - gains(np.array([1, 3, 2, 7] * 5), 10).mean()
+    assert found["minus rivals"]["ours"]["rival"]["all"]["NDCG@10"]["change"]["value"] == pytest.approx(expected)
+    assert found["rivals"]["rival"]["all"]["HR@10"]["seeds"] == pytest.approx([1.0, 1.0])
+
+
+def test_parts_of_rows(quality):
+    dataset = leave_one_out({"a": [0, 1, 2, 3, 4, 5], "b": [0, 1, 2, 0, 0, 1]}, 6, 5)  # training: 0 1 2 3, 0 1 2 0
+    titled = dataset.catalog.with_columns(title=pl.Series(["x", "lamp", "x", "y", "lamp", "z"]))
+    dataset = type(dataset)(titled, dataset.train, dataset.valid, dataset.test)
+    duplicates, parts = quality.parts_of_rows(lists([0, 0, 0], targets=[0, 5, 1]), dataset)
+    assert duplicates == [0, 2]
+    assert {name: rows.tolist() for name, rows in parts.items()} == {
+        "all": [True, True, True],
+        "without": [False, True, True],
+        "cold": [False, True, False],
+    }
+
+
 def test_every_variant_is_a_configuration(quality, tmp_path):
     arguments = Namespace(config="industrial-tiny")
     for name, text in quality.VARIANTS.items():
@@ -57,6 +84,8 @@ def test_every_variant_is_a_configuration(quality, tmp_path):
         (["--add", "base=--sft.epochs 1"], "the name new"),
         (["--variants", "mine", "--add", "mine=--sft.dropuot 0"], "variant mine: .*unknown field sft.dropuot"),
         (["--variants", "base", "--sft.dropout", "2"], r"variant base: sft.dropout is 2"),
+        (["--rivals", "markov"], "--rivals 'markov': expected NAME=FOLDER"),
+        (["--rivals", "markov=nowhere"], "--rivals: nowhere/predictions.jsonl: not found"),
     ],
 )
 def test_what_is_refused_before_anything_is_made(quality, tmp_path, arguments, message):
