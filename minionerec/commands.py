@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from minionerec import pipeline
-from minionerec.artifacts import MANIFEST, cache_folder, require, write_json
+from minionerec.artifacts import MANIFEST, Manifest, cache_folder, changed_input, require, write_json
 from minionerec.config import Config, run_file
 from minionerec.config.fields import did_you_mean
 from minionerec.distributed import is_main_process
@@ -88,23 +88,26 @@ def _print_page(config: Config) -> None:
 def result_table(config: Config) -> Table:
     """HR and NDCG on items of everything evaluated in the run, with 95 % intervals at the headline's cut-off.
 
-    There is a column per cut-off that a list reaches. Recommenders with shorter lists have a dash in it.
+    There is a column per cut-off that a list reaches. Recommenders with shorter lists have a dash in it. What lists were made
+    with is what their evaluation has recorded. It stands in the title if it holds for all rows, else in each row. Rows whose
+    model, data or SIDs are others by now are left out, and named below.
     """
     from minionerec.eval.evaluate import evaluated
     from minionerec.eval.lists import headline_cutoff
     from minionerec.eval.metrics_json import Metrics
 
-    names = evaluated(config.folder)
+    manifests = {name: Manifest.load(config.folder / "eval" / name) for name in evaluated(config.folder)}
+    outdated = {name: changed_input(config.folder, manifest) for name, manifest in manifests.items()}
+    names = [name for name, changed in outdated.items() if changed is None]
     metrics = {name: Metrics.read(config.folder / "eval" / name / "metrics.json") for name in names}
     cutoffs = sorted({cutoff for values in metrics.values() for cutoff in values.cutoffs})
     headline = headline_cutoff(cutoffs)
-    rows = max(values.rows for values in metrics.values())
-    title = (
-        f"{run_file.name_of(config)}, {rows:,} examples of the {config.eval.split} split, {config.eval.num_beams} beams, "
-        f"history {'left out' if config.eval.exclude_history else 'kept'}, "
-        f"{f'{config.eval.dtype}, ' * (config.eval.dtype != 'float32')}on items, 95 % intervals"
-    )
-    table = Table(title=escape(title), title_justify="left")
+    made_with = {name: _made_with(manifests[name], values.rows) for name, values in metrics.items()}
+    common = [words for words in next(iter(made_with.values())) if all(words in others for others in made_with.values())]
+    title = ", ".join([run_file.name_of(config), *common, "on items", "95 % intervals"])
+    left_out = [f"{name} (made from another {changed} than the run has)" for name, changed in outdated.items() if changed]
+    caption = f"Left out: {', '.join(left_out)}. minionerec eval makes them anew." if left_out else None
+    table = Table(title=escape(title), title_justify="left", caption=caption, caption_justify="left")
     table.add_column("model", no_wrap=True)
     for cutoff in cutoffs:
         table.add_column(f"HR@{cutoff}", justify="right")
@@ -112,8 +115,18 @@ def result_table(config: Config) -> Table:
     for name, values in metrics.items():
         cells = values.headline
         hits = [_cell(cells.get(f"HR@{cutoff}"), cutoff == headline) for cutoff in cutoffs]
-        table.add_row(name, *hits, _cell(cells.get(f"NDCG@{headline}"), True))
+        own = [words for words in made_with[name] if words not in common]
+        table.add_row("\n".join([name, *own]), *hits, _cell(cells.get(f"NDCG@{headline}"), True))
     return table
+
+
+def _made_with(manifest: Manifest, rows: int) -> list[str]:
+    """What an evaluation's lists were made with, in words."""
+    settings = manifest.config["eval"]
+    words = [f"{rows:,} examples of the {settings['split']} split", f"{settings['num_beams']} beams"]
+    words.append(f"history {'left out' if settings['exclude_history'] else 'kept'}")
+    dtype = settings.get("dtype", "float32")
+    return words if dtype == "float32" else [*words, dtype]
 
 
 def _cell(cell: "Cell | None", interval: bool) -> str:

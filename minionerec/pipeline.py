@@ -155,7 +155,7 @@ def _early_sid(config: Config, pending: Sequence[str]) -> None:
 def _early_sft(config: Config, pending: Sequence[str]) -> None:
     from minionerec.sft.early import check_early
 
-    check_early(config)
+    check_early(config, pending)
 
 
 def _early_rl(config: Config, pending: Sequence[str]) -> None:
@@ -207,7 +207,7 @@ def _check_ahead(config: Config, stages: tuple[str, ...]) -> None:
     Args:
         stages: those that are still to run, in order. A finished stage decides itself whether it is current.
     """
-    unfinished = [stage for stage in stages if config.replace or not (config.folder / stage / MANIFEST).is_file()]
+    unfinished = [stage for stage in stages if config.replace or not _has_finished(config, stage, stages)]
     for stage in unfinished:
         check_packages(stage)
         if stage in EARLY_CHECKS:
@@ -221,6 +221,14 @@ def _check_ahead(config: Config, stages: tuple[str, ...]) -> None:
         from minionerec.rl.arguments import split_prompts
 
         split_prompts(config.rl)
+
+
+def _has_finished(config: Config, stage: str, stages: tuple[str, ...]) -> bool:
+    """Whether a stage has left all its artefacts, as far as its folders tell; evaluations and baselines are never asked."""
+    if stage not in ("mixture", "d3"):
+        return (config.folder / stage / MANIFEST).is_file()
+    trained = [name for name in ("sft", "rl") if name in stages or (config.folder / name / MANIFEST).is_file()]
+    return all((config.folder / folder / MANIFEST).is_file() for name in trained for folder in (name, f"{stage}/{name}"))
 
 
 def _on_main(stage: Callable[[], Finished]) -> list[Finished]:

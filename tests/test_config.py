@@ -13,7 +13,6 @@ from minionerec.config import (
     Config,
     DataConfig,
     EvalConfig,
-    MixtureConfig,
     ModelConfig,
     ReportConfig,
     RlConfig,
@@ -158,16 +157,6 @@ def test_what_must_be_positive(made):
             Config,
             {"sft": SftConfig(["history_sid_to_sid"], mixture=SftMixtureConfig("em"), normalise_over="catalog")},
             "sft.mixture.weights is em, but mixture.components is empty",
-        ),
-        (
-            Config,
-            {
-                "sft": SftConfig(["history_sid_to_sid"], mixture=SftMixtureConfig("em"), normalise_over="catalog"),
-                "model": ModelConfig(text_output=True),
-                "mixture": MixtureConfig(["markov"]),
-                "eval": EvalConfig(normalise_over="catalog", oracle_examples=0),
-            },
-            "sft.mixture.weights is em, but model.text_output is true",
         ),
         (
             SftConfig,

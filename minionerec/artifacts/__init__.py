@@ -14,7 +14,7 @@ from minionerec.artifacts.files import (
     replace_text,
     write_json,
 )
-from minionerec.artifacts.manifest import MANIFEST, Manifest, require, versions
+from minionerec.artifacts.manifest import MANIFEST, Manifest, changed_input, require, versions
 from minionerec.artifacts.recipe import CHECKPOINTS, ITEM_STAGES, REVISIONS, UNSEEDED, Draft, Recipe
 from minionerec.artifacts.shards import over_shards, shards_of
 
@@ -28,6 +28,7 @@ __all__ = [
     "Manifest",
     "Recipe",
     "cache_folder",
+    "changed_input",
     "check_disk_space",
     "content_hash",
     "file_hash",

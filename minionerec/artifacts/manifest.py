@@ -15,6 +15,15 @@ from minionerec.errors import ArtifactError
 MANIFEST = "manifest.json"
 _PACKAGES = ("torch", "transformers", "trl", "accelerate", "polars", "scikit-learn", "numpy")
 _CHECKSUM = "checksum"  # of all other fields, in the file only
+_STAGES = (
+    "data",
+    "sid",
+    "sft",
+    "rl",
+    "mixture",
+    "d3",
+    "baselines",
+)  # whose artefacts are inputs of others, by the folder's name
 
 
 def versions() -> dict[str, str]:
@@ -105,6 +114,19 @@ def _check_file(path: Path, size: int, sha256: str) -> None:
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
     raise ArtifactError(f"{path}: {problem}. Run the stage again: it makes the artefact anew.")
+
+
+def changed_input(run: Path, manifest: Manifest) -> str | None:
+    """The first artefact of a run that another one was made from and that is another by now, or gone; None if none is.
+
+    Inputs that are no artefact of the run, such as a file of vectors, do not count.
+    """
+    for name, digest in manifest.inputs.items():
+        if name.partition("/")[0] in _STAGES:
+            path = run / name / MANIFEST
+            if not path.is_file() or read_json(path).get("digest") != digest:
+                return name
+    return None
 
 
 def require(folder: Path, command: str, made_from: Mapping[str, str] | None = None) -> Manifest:

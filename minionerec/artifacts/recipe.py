@@ -24,8 +24,8 @@ from minionerec.distributed import decide_on_main, is_main_process, wait_for_eve
 from minionerec.errors import ArtifactError, ConfigError, LockedError, MiniOneRecError
 
 ITEM_STAGES = {"data": "minionerec data prepare", "sid": "minionerec sid"}  # inputs of all later stages, and their commands
-# A change of the code that changes a stage's result raises the stage's number here (`eval`: of all stages in `eval/`; 0 if not
-# named), so that older artefacts are made anew.
+# A change of the code that changes a stage's result raises the stage's number here, so that older artefacts are made anew.
+# `eval` is the number of all in `eval/`, `baselines/sasrec` that of one of the baselines; both count. 0 if not named.
 REVISIONS = {"data": 2, "sid": 1, "eval": 2, "report": 1, "sid-inspect": 1}
 UNSEEDED = 0  # the seed of a stage that makes no random choice: no seed makes its artefact stale
 CHECKPOINTS = "checkpoints"  # of a resumable stage; removed when the artefact is complete
@@ -77,8 +77,10 @@ class Recipe:
         """Identifies settings, seed, inputs and the stage's revision."""
         settings = self.config if self.key_fields is None else self.key_fields
         content = content_hash({"config": settings, "seed": self.seed, "inputs": dict(self.inputs)})
-        revision = REVISIONS.get(self.stage.partition("/")[0], 0)
-        return f"{content}-{revision}" if revision else content
+        whole, _, part = self.stage.partition("/")
+        revision, own = REVISIONS.get(whole, 0), REVISIONS.get(self.stage, 0) if part else 0
+        suffix = f"{revision}.{own}" if own else str(revision) if revision else ""
+        return f"{content}-{suffix}" if suffix else content
 
     @property
     def lock(self) -> Path:

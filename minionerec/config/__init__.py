@@ -20,6 +20,7 @@ from minionerec.config.baseline import (
     BaselineName,
 )
 from minionerec.config.checks import bounded, check_fields, check_name, path
+from minionerec.config.components import mixes_in
 from minionerec.config.data import DataConfig
 from minionerec.config.evaluation import CUTOFFS, DTYPES, RANKING_METRICS, RESAMPLES, EvalConfig, ReportConfig
 from minionerec.config.mixture import MixtureConfig
@@ -28,7 +29,7 @@ from minionerec.config.prompts import PromptsConfig
 from minionerec.config.rl import RewardName, RlConfig
 from minionerec.config.serve import ServeConfig
 from minionerec.config.sft import SftConfig, SftMixtureConfig
-from minionerec.config.sid import RqVaeConfig, SidConfig, SidMethod
+from minionerec.config.sid import VECTOR_FIELDS, RqVaeConfig, SidConfig, SidMethod
 from minionerec.config.tasks import DEFAULT_TASKS, RECOMMENDING, RELEASED_TASKS, TASKS, Task, TaskName
 from minionerec.errors import ConfigError
 
@@ -47,6 +48,7 @@ __all__ = [
     "RESAMPLES",
     "TASKS",
     "TRIVIAL_BASELINES",
+    "VECTOR_FIELDS",
     "BaselineConfig",
     "BaselineName",
     "Config",
@@ -119,12 +121,6 @@ class Config:
             raise ConfigError(
                 f"sft.mixture.weights is {self.sft.mixture.weights}, but mixture.components is empty: there is nothing to "
                 "train the model through. Name some, such as [popularity, markov, skip, item-knn], or set "
-                "sft.mixture.weights none."
-            )
-        if self.sft.mixture.weights != "none" and self.model.text_output:
-            raise ConfigError(
-                f"sft.mixture.weights is {self.sft.mixture.weights}, but model.text_output is true: the loss of a mixture is "
-                "not built for a model with a second distribution of its own. Set model.text_output false, or "
                 "sft.mixture.weights none."
             )
         self._check_rl_rows()
@@ -208,7 +204,20 @@ class Config:
     def decoding(self) -> dict[str, Any]:
         """The settings that decide the lists of the validations that choose a model."""
         settings = {name: getattr(self.eval, name) for name in ("num_beams", "normalise_over", "exclude_history")}
-        return settings | (self.key_fields("mixture") if self.mixture.validation else {})
+        return settings | ({"mixture": self.mixture_in_training} if self.mixture.validation else {})
+
+    def mixes_in(self, stage: str) -> bool:
+        """Whether a training stage reads `mixture.components`, see `components.mixes_in`."""
+        return mixes_in(self.recorded, stage)
+
+    @property
+    def mixture_in_training(self) -> dict[str, Any]:
+        """The fields of `mixture` that a training through the mixture reads, or one that is validated with it.
+
+        Both fit its weights to all that they validate. `valid_examples` is that of the stage `mixture`; it stands here as null,
+        as it was by default when it counted, so that models of then stay current.
+        """
+        return {**self.key_fields("mixture")["mixture"], "valid_examples": None}
 
     @property
     def recorded(self) -> dict[str, Any]:

@@ -25,7 +25,8 @@ class MixtureConfig:
     """Weights of their own for each of 21 kinds of history, by how often something followed its last item and how spread that
     is; otherwise one set of weights for all histories."""
     pseudo_counts: float = bounded(5.0, 0, 10**6)
-    """How many examples with the overall weights each kind of history counts in addition to its own (examples)."""
+    """How many examples with the overall weights each kind of history counts in addition to its own; only with `per_bucket`
+    (examples)."""
     valid_examples: int | None = bounded(None, 1, 10**9)
     """Examples of the valid split, evenly spaced, that the weights are fitted to; null takes all (examples)."""
     validation: bool = False
@@ -36,3 +37,9 @@ class MixtureConfig:
         check_fields("mixture", self)
         if self.validation and not self.components:
             raise ConfigError("mixture.validation is true, but mixture.components is empty: nothing is mixed in. Name some.")
+        if not self.per_bucket and self.pseudo_counts != MixtureConfig.pseudo_counts:
+            raise ConfigError(
+                f"mixture.pseudo_counts is {self.pseudo_counts:g}, but mixture.per_bucket is false: one set of weights for all "
+                "histories has no kinds of history to add examples to. Leave mixture.pseudo_counts out, or set "
+                "mixture.per_bucket true."
+            )

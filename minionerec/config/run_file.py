@@ -5,7 +5,7 @@ saying what each finished stage was made with. `--config RUN_FOLDER` reads it.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ from typing import Any
 import yaml
 
 from minionerec.config import Config
+from minionerec.config.components import mixes_in, reads_vectors
 from minionerec.config.differences import differences
 from minionerec.config.documents import DocumentError, parse_yaml
+from minionerec.config.sid import VECTOR_FIELDS
 from minionerec.distributed import is_main_process
 from minionerec.errors import ArtifactError, ConfigError, LockedError
 
@@ -33,17 +35,15 @@ _READS = {  # what each stage reads; validations and rollouts read `eval` too
     "baseline": ("seed", "baseline", "eval"),
 }
 _MADE_WITH = {"data": ("data",), "sid": ("sid",), "sft": ("model", "prompts", "sft"), "rl": ("rl",)}  # stages that take long
-_TRAINED_WITH = (
-    "seed",
-    "prompts",
-    "eval",
-)  # of a finished model; who evaluates it or a baseline otherwise leaves them as they are
-_FOLDERS = {
+# Of a finished model; who fits a mixture to it, evaluates it or trains a baseline otherwise leaves them as they are.
+_TRAINED_WITH = ("seed", "prompts", "eval")
+_TRAINED_BEFORE = {"rl": ("sft",), **dict.fromkeys(("mixture", "d3", "eval", "baseline"), ("sft", "rl"))}  # by stage
+_FOLDERS = {  # of stages that make several artefacts
     "mixture": "mixture/*",
     "d3": "d3/*",
     "eval": "eval/*",
     "baseline": "baselines/*",
-}  # of stages that make several artefacts
+}
 _MOST_DIFFERENCES = 5  # fields named in a line
 
 
@@ -129,7 +129,7 @@ def other_settings(config: Config, stages: Sequence[str]) -> str | None:
 def recording(config: Config, stage: str) -> Iterator[None]:
     """While and after a stage runs, `run.yaml` holds what the stage reads; of a run without the file, everything.
 
-    Evaluations and baselines of a run with a trained model do not change what the model was trained with, see `_updates`.
+    Mixtures, evaluations and baselines of a run with a trained model do not change what it was trained with, see `_updates`.
 
     An interrupted training can so be resumed with `--config RUN_FOLDER`. If the stage is refused before it begins, the file is
     put back: nothing was made with the new settings. Only the main process writes.
@@ -145,9 +145,9 @@ def recording(config: Config, stage: str) -> Iterator[None]:
         return
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     now = config.recorded
-    updates = _updates(folder, stage)
-    untouched = {name: value for name, value in (before or {}).items() if name in now and name not in updates}
-    if (values := now | untouched) != before:  # a finished run on a disk that cannot be written is still read
+    kept = {name: value for name, value in (before or {}).items() if name in now}
+    values = now | kept | _updates(config, stage, before or {})
+    if values != before:  # a finished run on a disk that cannot be written is still read
         _write(path, values)
     try:
         yield
@@ -167,20 +167,53 @@ def recording(config: Config, stage: str) -> Iterator[None]:
         raise
 
 
-def _updates(folder: Path, stage: str) -> set[str]:
-    """The sections that a stage's command updates.
+def _updates(config: Config, stage: str, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections that a stage's command updates, by name, as the file will have them.
 
-    A model's recipe holds the seed, the prompts and parts of `eval`. If an evaluation with other beams updated them, the file
-    would no longer say what the model was made with, and the next `run --config RUN_FOLDER` would train it again.
+    A model's recipe holds the seed, the prompts, parts of `eval` and perhaps the components that it was trained or validated
+    with, and their vectors. If an evaluation with other beams, or a mixture of other components, updated them, the file would
+    no longer say what the model was made with, and the next `run --config RUN_FOLDER` would train it again or be refused.
+
+    Args:
+        stored: the content of the file; empty if there is none.
     """
-    trained = any((folder / training / "manifest.json").is_file() for training in ("sft", "rl"))
-    return {*_READS[stage]} - ({*_TRAINED_WITH} if trained and stage in ("mixture", "d3", "eval", "baseline") else set())
+    now = config.recorded
+    updates = {name: now[name] for name in _READS[stage]}
+    before = _TRAINED_BEFORE.get(stage, ())
+    trained = [name for name in before if (config.folder / name / "manifest.json").is_file()]
+    if trained and stage != "rl":
+        updates = {name: value for name, value in updates.items() if name not in _TRAINED_WITH}
+    if trained and "mixture" in updates and not mixes_in(now, stage):
+        if any(mixes_in(stored, name) for name in trained):
+            del updates["mixture"]
+        else:  # how models are validated is nothing that this command decides
+            validation = now["mixture"]["validation"] and stored.get("mixture", {}).get("validation", False)
+            updates["mixture"] = {**now["mixture"], "validation": validation}
+    vectors = _vectors(now, stored, stage)
+    if vectors and not any(_vectors(stored, stored, name) for name in trained):
+        updates["sid"] = {**stored["sid"], **vectors}
+    return updates
+
+
+def _vectors(values: Mapping[str, Any], stored: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """Where the item vectors come from that a stage reads: fields of `sid`; empty if it reads none.
+
+    The vectors of a run whose semantic IDs were made from vectors are those, whatever a later command says. Only a run with
+    shipped semantic IDs takes them from the command that reads them.
+
+    Args:
+        values: the configuration of the stage.
+        stored: the content of the file.
+    """
+    if not stored.get("sid", {}).get("shipped") or "sid" not in values or not reads_vectors(values, stage):
+        return {}
+    return {name: values["sid"][name] for name in VECTOR_FIELDS if name in values["sid"]}
 
 
 def _write_again(config: Config, stage: str, values: dict[str, Any]) -> None:
     """Restore what a stage was made with if a command that was refused meanwhile has put back what it had found."""
     present = load(config.folder) if (config.folder / RUN_FILE).is_file() else {}
-    updated = {name: values[name] for name in _updates(config.folder, stage)}
+    updated = {name: values[name] for name in _updates(config, stage, present)}
     if (restored := values | present | updated) != present:
         _write(config.folder / RUN_FILE, restored)
 
@@ -188,7 +221,7 @@ def _write_again(config: Config, stage: str, values: dict[str, Any]) -> None:
 def _put_back(config: Config, stage: str, before: dict[str, Any]) -> None:
     """Undo what `recording` has written for a stage; sections that another command has written meanwhile stay."""
     present = load(config.folder)
-    updates = _updates(config.folder, stage)
+    updates = _updates(config, stage, present)
     undone = {name: value for name, value in before.items() if name in updates or name not in present}
     fields = {name: value for name, value in before.items() if not isinstance(value, dict)}
     if (values := present | fields | undone) != present:

@@ -195,6 +195,11 @@ class SftConfig:
             )
 
     @property
+    def validated_examples(self) -> int | None:
+        """How many examples of the valid split choose the best model at most; None for all."""
+        return min((count for count in (self.valid_examples, self.max_examples) if count is not None), default=None)
+
+    @property
     def task_names(self) -> list[TaskName]:
         """The tasks one by one."""
         return list(RELEASED_TASKS) if self.tasks == "released" else list(self.tasks)

@@ -11,6 +11,8 @@ SidMethod = Literal[
     "rq-kmeans-joint", "rq-kmeans", "rq-kmeans-sinkhorn", "rq-kmeans-constrained", "rq-vae", "rq-kmeans-plus", "pq", "opq"
 ]
 
+VECTOR_FIELDS = ("encoder", "vectors", "max_text_tokens", "tfidf_dimensions")  # of the section: what decides the item vectors
+
 
 @dataclass
 class RqVaeConfig:

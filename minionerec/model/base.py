@@ -31,6 +31,7 @@ def base_model(
         texts: what the tokenizer of a from-scratch model learns from.
         seed: of a from-scratch model's weights, and of the SID tokens' rows.
         vectors: gives the items' text vectors, (items, dimensions) float32; needed, and called, for a model with item texts.
+            Without weights only their shape counts.
         titles: the items' titles, for `sid_init: text`.
         weights: False gives all parameters by shape and width on the meta device, with none in memory; a plan needs no more.
 

@@ -307,22 +307,23 @@ def with_item_texts(
     Args:
         model: its weights are copied; all SID tokens are in its vocabulary.
         sid_tokens: (items, levels), as `checkpoint.sid_token_ids` gives them.
-        vectors: (items, dimensions) float32.
+        vectors: (items, dimensions) float32; without weights only their shape counts.
         seed: of the rotation.
         weights: False makes all parameters on the meta device.
     """
-    table = unit_vectors(vectors)
+    items, dimensions = vectors.shape
     config = ItemTextConfig(
         **{name: value for name, value in model.config.to_dict().items() if name not in ("model_type", "architectures")},
-        items=len(table),
+        items=items,
         levels=sid_tokens.shape[1],
-        dimensions=table.shape[1],
+        dimensions=dimensions,
         text_input=text_input,
         text_output=text_output,
     )
     if not weights:
         with torch.device("meta"):
             return ItemTextForCausalLM(config)
+    table = unit_vectors(vectors)
     extended = ItemTextForCausalLM(config)
     extended.load_state_dict(model.state_dict(), strict=False)
     extended.set_attn_implementation(cast(str, model.config._attn_implementation))

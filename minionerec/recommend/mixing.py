@@ -20,7 +20,6 @@ from minionerec.artifacts import require
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
 from minionerec.recommend.cache import (
-    BUCKETS,
     MODEL,
     Buckets,
     Component,
@@ -184,10 +183,7 @@ def fitted(
     Raises:
         DataError: no target has a probability above 0 under any of them.
     """
-    if per_bucket:
-        values = fit_weights(columns, buckets.of(histories), pseudo_counts=pseudo_counts)
-    else:
-        values = np.repeat(fit_weights(columns, np.zeros(len(columns), np.int64), bucket_count=1), BUCKETS, axis=0)
+    values = fit_weights(columns, buckets.of(histories), pseudo_counts=pseudo_counts, per_bucket=per_bucket)
     return Mixture(components, buckets, MixtureWeights((MODEL, *components), keep_model(values), made_from(components)))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, Recipe, require
+from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, Recipe, changed_input, require
 from minionerec.config import BASELINES, FLOORS, PLAIN_FLOORS, Config, run_file
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError
@@ -49,6 +49,7 @@ class RunResults:
     Attributes:
         config: the run's configuration.
         manifests: its artefacts by name, e.g. `eval/sft`.
+        outdated: evaluations and mixtures that are not shown, by name, each with the input that is another by now.
         dataset, index: the run's items and their semantic IDs.
         evaluated: its recommenders by name, in the order of the page.
         logs: the training log per stage.
@@ -61,6 +62,7 @@ class RunResults:
 
     config: Config
     manifests: dict[str, Manifest]
+    outdated: dict[str, str]
     dataset: Dataset
     index: SidIndex
     evaluated: dict[str, Evaluated]
@@ -71,7 +73,7 @@ class RunResults:
     over_popularity: dict[str, Any] | None
 
     @classmethod
-    def load(cls, config: Config, manifests: dict[str, Manifest]) -> "RunResults":
+    def load(cls, config: Config, manifests: dict[str, Manifest], outdated: dict[str, str]) -> "RunResults":
         """Read the artefacts of a run's folder.
 
         Raises:
@@ -99,6 +101,7 @@ class RunResults:
         return cls(
             config,
             manifests,
+            outdated,
             dataset,
             SidIndex.load(folder / "sid", dataset),
             evaluated,
@@ -113,6 +116,11 @@ class RunResults:
     def trained(self) -> list[Evaluated]:
         """The SFT model and, if there is one, the RL model."""
         return [self.evaluated[name] for name in ("sft", "rl") if name in self.evaluated]
+
+    @property
+    def missing(self) -> list[str]:
+        """The artefacts that most runs have and this one has not."""
+        return [name for name in _OPTIONAL if name not in self.manifests and name not in self.outdated]
 
     @property
     def left_out(self) -> str | None:
@@ -210,7 +218,7 @@ def render_run_page(results: RunResults) -> str:
         .render(
             config=results.config,
             name=run_file.name_of(results.config),
-            notes=run_page.notes(manifests, [name for name in _OPTIONAL if name not in manifests], index),
+            notes=run_page.notes(manifests, results.missing, results.outdated, index),
             dates=(dates[0], dates[-1]),
             dataset=run_page.dataset_figures(results.dataset),
             tiles=_tiles(results),
@@ -295,33 +303,45 @@ def write_report(config: Config) -> tuple[Manifest, bool]:
     Raises:
         ArtifactError, DataError: an input is missing, damaged or malformed.
     """
-    manifests = _manifests(config)
+    manifests, outdated = _manifests(config)
     recipe = Recipe(
         "report",
         config.folder / "report",
         {**config.recorded, "name": run_file.name_of(config)},
-        _digests(manifests),
+        _inputs(manifests, outdated),
         config.seed,
         replace=config.replace,
         wait=config.wait,
-        reread=lambda: _digests(_manifests(config)),
+        reread=lambda: _inputs(*_manifests(config)),
     )
-    return recipe.make(lambda: _write_pages(config, manifests, recipe))
+    return recipe.make(lambda: _write_pages(config, manifests, outdated, recipe))
 
 
-def _manifests(config: Config) -> dict[str, Manifest]:
-    """The manifests of what the pages show, by stage."""
+def _manifests(config: Config) -> tuple[dict[str, Manifest], dict[str, str]]:
+    """The manifests of what the pages show, by stage; and what they leave out because its input is another by now.
+
+    Left out are mixtures and evaluations, which are cheap to make again, but for the evaluation that a page cannot be without:
+    of that one, and of a model, the page says that its input has changed.
+    """
     names = [*_REQUIRED, *(name for name in (*_OPTIONAL, *_MIXED, *_BASELINES) if (config.folder / name / MANIFEST).is_file())]
     commands = {name: ITEM_STAGES.get(name, f"minionerec {name.partition('/')[0]}") for name in names}
-    return {name: require(config.folder / name, command) for name, command in commands.items()}
+    manifests = {name: require(config.folder / name, command) for name, command in commands.items()}
+    outdated = {}
+    for name in names:
+        cheap = name.startswith(("eval/", "mixture/", "d3/")) and name not in _REQUIRED
+        if cheap and (changed := changed_input(config.folder, manifests[name])) is not None:
+            outdated[name] = changed
+            del manifests[name]
+    return manifests, outdated
 
 
-def _digests(manifests: Mapping[str, Manifest]) -> dict[str, str]:
-    return {name: manifest.digest for name, manifest in manifests.items()}
+def _inputs(manifests: Mapping[str, Manifest], outdated: Mapping[str, str]) -> dict[str, str]:
+    digests = {name: manifest.digest for name, manifest in manifests.items()}
+    return digests | {name: f"not of this {changed}" for name, changed in outdated.items()}
 
 
-def _write_pages(config: Config, manifests: dict[str, Manifest], recipe: Recipe) -> None:
-    results = RunResults.load(config, manifests)
+def _write_pages(config: Config, manifests: dict[str, Manifest], outdated: dict[str, str], recipe: Recipe) -> None:
+    results = RunResults.load(config, manifests, outdated)
     with recipe.write() as draft:
         pages = {"index.html": render_run_page(results)}
         if "rl" in results.evaluated:

@@ -244,14 +244,22 @@ def figures(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if isinstance(value, str | int | float)}
 
 
-def notes(manifests: Mapping[str, Manifest], missing: Sequence[str], index: SidIndex) -> list[str]:
+def notes(manifests: Mapping[str, Manifest], missing: Sequence[str], outdated: Mapping[str, str], index: SidIndex) -> list[str]:
     """What the reader must know first.
 
-    These are missing parts, parts that were made from another run of their input, and a catalog in which many items share SIDs.
+    These are missing parts, parts that were made from another run of their input, shown or left out, and a catalog in which
+    many items share SIDs.
+
+    Args:
+        outdated: parts that are left out, each with its input.
     """
     warning = collision_warning(index.collisions(), len(index.codes))
     sentences = [f"{warning}."] if warning else []
     sentences += [f"Not in this run, and so not on this page: {', '.join(missing)}."] if missing else []
+    for name, source in outdated.items():
+        ways = (way for way in ("mixture", "d3") if name.startswith(f"{way}/") or name.endswith(f"-{way}"))
+        again = "".join(f"{way} and minionerec " for way in ways) + "eval"
+        sentences.append(f"Not on this page: {name}, made from another {source} than this folder has. Run minionerec {again}.")
     for name, manifest in manifests.items():
         for source, digest in manifest.inputs.items():
             if source in manifests and manifests[source].digest != digest:

@@ -7,7 +7,7 @@ from minionerec.config import Config, RlConfig
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError
 from minionerec.sid.index import SidIndex
-from minionerec.training.early import check_baseline, check_cutoff, check_trackers, most_examples, rows_of
+from minionerec.training.early import check_baseline, check_cutoff, check_mixture, check_trackers, most_examples, rows_of
 from minionerec.training.holdout import rl_split
 
 
@@ -19,7 +19,8 @@ def check_early(config: Config, pending: Collection[str] = ()) -> None:
 
     Raises:
         ConfigError: a tracker is missing, lists are shorter than the metric that chooses the best model, the model has a second
-            distribution, or a step or a group is larger than what there is.
+            distribution, a step or a group is larger than what there is, or the mixture that validations rank with cannot be
+            fitted.
         ArtifactError: a reward needs a baseline that is not trained, or the run's data or SIDs are damaged.
     """
     rl, run = config.rl, config.folder
@@ -27,6 +28,8 @@ def check_early(config: Config, pending: Collection[str] = ()) -> None:
     check_trackers("rl.report_to", rl.report_to)
     if rl.evaluations:
         check_cutoff("rl.best_metric", rl.best_metric, config)
+    if config.mixes_in("rl"):
+        check_mixture(config, pending)
     if "collaborative" in rl.rewards and "baseline" not in pending:
         check_baseline("The reward collaborative (rl.rewards, rl.collaborative_model)", rl.collaborative_model, run)
     if "data" in pending:

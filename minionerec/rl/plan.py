@@ -13,14 +13,16 @@ from minionerec.model import checkpoint
 from minionerec.model.base import base_model
 from minionerec.prompts.builder import tokenizer_corpus
 from minionerec.prompts.encode import TokenExample
-from minionerec.recommend.cache.vectors import vectors_of_run
+from minionerec.recommend.cache.vectors import shape_of_vectors
 from minionerec.rl.arguments import grpo_arguments
+from minionerec.rl.early import check_one_distribution
 from minionerec.rl.rows import training_prompts
 from minionerec.sid.index import SidIndex
 from minionerec.training.plan import PackedShape, Plan, Shape, Work, planned_devices, sample_batches
 from minionerec.training.stage import begin
 from minionerec.tree import Branch, CatalogTrie, pack, without_padding
 from minionerec.tree.architecture import check_length
+from minionerec.tree.leaf_component import leaf_model
 
 
 def planned_work(examples: Sequence[TokenExample], trie: CatalogTrie, arguments: GRPOConfig, config: RlConfig) -> Work:
@@ -78,7 +80,7 @@ def _policy_without_weights(
     if (policy := config.folder / "sft" / "model").is_dir():
         return checkpoint.load(policy, weights=False)
     corpus = tokenizer_corpus(dataset, config.prompts_for_training, config.sft.task_names)
-    vectors = partial(vectors_of_run, config, dataset)
+    vectors = partial(shape_of_vectors, config, dataset)
     model, tokenizer = base_model(config.model, index, corpus, config.seed, vectors=vectors, weights=False)
     return model.float(), tokenizer
 
@@ -91,10 +93,12 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
 
     Raises:
         ArtifactError: data or SIDs are missing.
-        ConfigError: `rl.prompts_per_step` does not split over the devices, there are too few prompts for a step, or the
-            model's configuration cannot be read.
+        ConfigError: `rl.prompts_per_step` does not split over the devices, there are too few prompts for a step, the model has
+            a second distribution, or its configuration cannot be read.
     """
+    check_one_distribution(config.model.text_output)
     begun, rl = begin(config, "rl", partial(_policy_without_weights, config)), config.rl
+    check_one_distribution(leaf_model(begun.model) is not None)
     examples = training_prompts(config, begun.prompts)
     trie = CatalogTrie.from_codes(begun.prompts.sid_tokens)
     arguments = grpo_arguments(rl, trie.levels, config.seed, config.folder / "rl", len(examples), devices)

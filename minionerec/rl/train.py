@@ -25,6 +25,7 @@ from minionerec.config import RECOMMENDING, Config, RlConfig
 from minionerec.distributed import distributed_state
 from minionerec.model import checkpoint
 from minionerec.prompts.record import check_prompts, prompts_section
+from minionerec.recommend.cache.vectors import component_texts
 from minionerec.recommend.recommender import Recommender
 from minionerec.rl.arguments import grpo_arguments, split_prompts
 from minionerec.rl.brake import KlBrake
@@ -131,6 +132,7 @@ def rl_recipe(config: Config) -> Recipe:
     }
     if config.rl.evaluations:
         sections["validation"] = config.decoding
+    sections |= component_texts(config, "rl")[0]
     return Recipe(
         stage="rl",
         folder=config.folder / "rl",
@@ -145,10 +147,10 @@ def rl_recipe(config: Config) -> Recipe:
 
 
 def _inputs(config: Config) -> dict[str, str]:
-    """Digests of data, SIDs, the SFT model and what the rewards read."""
+    """Digests of data, SIDs, the SFT model, and what rewards and validations read."""
     inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
     inputs["sft"] = require(config.folder / "sft", "minionerec sft", made_from=inputs).digest
-    return inputs | reward_sources(config, inputs["data"])
+    return inputs | reward_sources(config, inputs["data"]) | component_texts(config, "rl")[1]
 
 
 def check_sft(sft: Manifest, config: Config) -> None:

@@ -188,8 +188,8 @@ class TargetMixture:
             columns: (examples, columns) probabilities of the targets.
             buckets: (examples,).
         """
-        rows = buckets if self._per_bucket else np.zeros_like(buckets)
-        return fit_weights(columns, rows, bucket_count=len(self.weights), pseudo_counts=self._pseudo_counts)
+        options: dict[str, Any] = {"pseudo_counts": self._pseudo_counts, "per_bucket": self._per_bucket}
+        return fit_weights(columns, buckets, bucket_count=len(self.weights), **options)
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint, exactly."""

@@ -14,7 +14,7 @@ from minionerec.errors import ConstraintError
 from minionerec.model import adapters
 from minionerec.model.base import base_model
 from minionerec.prompts.builder import tokenizer_corpus
-from minionerec.recommend.cache.vectors import vectors_of_run
+from minionerec.recommend.cache.vectors import shape_of_vectors
 from minionerec.sft.arguments import check_options, training_arguments
 from minionerec.sft.trainer import Tree, TreeCollator, tree_tokens
 from minionerec.sft.trees import Trees, training_trees
@@ -119,7 +119,7 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
 
     def load_without_weights(dataset: Dataset, index: SidIndex) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         corpus = tokenizer_corpus(dataset, config.prompts_for_training, config.sft.task_names)
-        vectors = partial(vectors_of_run, config, dataset)
+        vectors = partial(shape_of_vectors, config, dataset)
         return base_model(config.model, index, corpus, config.seed, vectors=vectors, weights=False)
 
     check_options(config.sft, devices)

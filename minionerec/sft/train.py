@@ -30,12 +30,11 @@ from minionerec.artifacts import (
 from minionerec.config import DEFAULT_TASKS, RECOMMENDING, Config, TaskName
 from minionerec.data.dataset import Dataset
 from minionerec.distributed import distributed_state
-from minionerec.errors import ConfigError
 from minionerec.model import adapters, base, checkpoint, pretrained
 from minionerec.model.dropout import add_dropout
 from minionerec.prompts.builder import tokenizer_corpus
 from minionerec.prompts.record import prompts_section
-from minionerec.recommend.cache.vectors import vectors_of_run
+from minionerec.recommend.cache.vectors import component_texts, vectors_of_run
 from minionerec.recommend.recommender import Recommender
 from minionerec.sft.arguments import check_options, training_arguments
 from minionerec.sft.early import check_early
@@ -43,7 +42,7 @@ from minionerec.sft.mixture import Cache
 from minionerec.sft.plan import check_lengths, planned_work, row_tokens_of
 from minionerec.sft.trainer import SETUP_MEMORY_ADVICE, TreeCollator, TreeTrainer, tree_tokens
 from minionerec.sft.trees import training_trees, validation_trees
-from minionerec.sid.encoder import VECTOR_FIELDS, vector_inputs
+from minionerec.sid.encoder import vector_inputs, vector_origin, vector_settings
 from minionerec.sid.index import SidIndex
 from minionerec.training.checkpoints import MarkComplete, last_checkpoint
 from minionerec.training.evaluator import RankingEvaluator
@@ -84,11 +83,10 @@ def sft_recipe(config: Config) -> Recipe:
     if config.sft.best_metric != "loss":
         sections["validation"] = config.decoding
     if config.model.item_texts:
-        sections["item_texts"] = {name: getattr(config.sid, name) for name in VECTOR_FIELDS}
+        sections["item_texts"] = vector_settings(config)
     if config.sft.mixture.weights != "none":
-        sections |= config.key_fields("mixture")
-        if "text" in config.mixture.components:
-            sections["component_texts"] = {name: getattr(config.sid, name) for name in VECTOR_FIELDS}
+        sections["mixture"] = config.mixture_in_training
+    sections |= component_texts(config, "sft")[0]
     return Recipe(
         stage="sft",
         folder=config.folder / "sft",
@@ -107,8 +105,8 @@ def _inputs(config: Config) -> dict[str, str]:
     inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
     if config.model.init == "from_pretrained" and (identity := pretrained.identity(str(config.model.path))) is not None:
         inputs["model"] = identity
-    by_texts = config.sft.mixture.weights != "none" and "text" in config.mixture.components
-    return inputs | (vector_inputs(config.sid) if config.model.item_texts or by_texts else {})
+    item_texts = vector_inputs(vector_origin(config)[0]) if config.model.item_texts else {}
+    return inputs | item_texts | component_texts(config, "sft")[1]
 
 
 def train_sft(config: Config, write_curves: WriteCurves | None = None) -> tuple[Manifest, bool]:
@@ -134,7 +132,6 @@ def _train(config: Config, recipe: Recipe, write_curves: WriteCurves | None) -> 
     sft = config.sft
     check_early(config)
     check_options(sft)
-    _check_processes(config)
     if sft.answer_in_prompt:
         log.warning("sft.answer_in_prompt is true: prompts about an item end with their own answer, as in the released code.")
     begun = begin(config, "sft", partial(starting_model, config))
@@ -146,6 +143,10 @@ def _train(config: Config, recipe: Recipe, write_curves: WriteCurves | None) -> 
     held_out = validation_trees(begun.prompts, sft.max_examples, None if cache is None else cache.valid)
     longest = max(map(tree_tokens, training.trees)) if sft.micro_tokens is not None else 0
     arguments = training_arguments(sft, config.seed, recipe.folder, len(training.trees), longest)
+    if config.model.item_texts:
+        # Their layers have a gradient in every micro-batch, if of zeros. Those of the second distribution are used outside the
+        # model's forward: there DDP would not find them and take them for unused.
+        arguments.ddp_find_unused_parameters = False
     devices = launched(sft.bf16, sft.gradient_checkpointing)
 
     def work_of(row_tokens: int) -> Work:
@@ -192,20 +193,6 @@ def _rows(begun: Begun) -> np.ndarray | None:
     return rows
 
 
-def _check_processes(config: Config) -> None:
-    """Refuse several processes for a model with item texts: not every micro-batch trains all its layers, which DDP needs.
-
-    Raises:
-        ConfigError: there are several.
-    """
-    processes = distributed_state().num_processes
-    if config.model.item_texts and processes > 1:
-        raise ConfigError(
-            f"model.text_input or model.text_output is set, but {processes} processes were launched: such a model trains in "
-            "one process. Launch one, or set both to false."
-        )
-
-
 def _prepared(begun: Begun) -> PreTrainedModel:
     """The model with its adapters and its dropout, after a check that the disk holds its checkpoints."""
     sft = begun.config.sft
@@ -234,9 +221,8 @@ def _evaluator(begun: Begun, model: PreTrainedModel) -> RankingEvaluator | None:
     if config.sft.best_metric == "loss":
         return None
     recommender = Recommender(model.to(distributed_state().device), begun.prompts, config=config.eval)
-    counts = [count for count in (config.sft.valid_examples, config.sft.max_examples) if count is not None]
     mixed_as = config if config.mixture.validation else None
-    return RankingEvaluator(recommender, config.eval, min(counts, default=None), config.sft.best_metric, mixed_as)
+    return RankingEvaluator(recommender, config.eval, config.sft.validated_examples, config.sft.best_metric, mixed_as)
 
 
 def _figures(begun: Begun, trainer: TreeTrainer, plan: Plan) -> dict[str, Any]:

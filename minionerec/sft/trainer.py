@@ -76,7 +76,8 @@ class TreeTrainer(PortableTrainer):
     """A Trainer whose examples are trees and whose loss is the mean over all completion tokens of a step.
 
     A model with a second distribution over the catalog (`tree/leaf_component.py`) is trained as the mixture: a SID's loss is
-    minus the logarithm of the mixture's probability, in place of the sum of its tokens' losses.
+    minus the logarithm of the mixture's probability, in place of the sum of its tokens' losses. With a cache besides, that
+    mixture is the model's part in the mixture with the cache.
 
     Args:
         trie: the collator's trie; `normalise_over` the catalog and `smoothing` need it.
@@ -207,12 +208,25 @@ class TreeTrainer(PortableTrainer):
         if result.siblings is not None:
             # (1 - e) log p(label) + e * mean log p(legal token); where nothing is smoothed the two are equal.
             logprobs = torch.lerp(logprobs, result.siblings, smoothing)
+        own = leaf_model(self.accelerator.unwrap_model(model)) if self.trie is not None else None
         if self.mixture is not None and cached is not None:
-            return self._mixture_loss(self.mixture, batch, logprobs, *cached), len(batch.labels)
-        mixing = leaf_model(self.accelerator.unwrap_model(model))
-        if mixing is not None and self.trie is not None:
-            return self._with_leaf_component(mixing, batch, result, logprobs), len(batch.labels)
+            whole = self._whole_sids(own, batch, result, logprobs, len(cached[0]))
+            return self._mixture_loss(self.mixture, batch, whole, *cached), len(batch.labels)
+        if own is not None:
+            return self._with_leaf_component(own, batch, result, logprobs), len(batch.labels)
         return -(batch.weights * logprobs).sum(), len(batch.labels)
+
+    def _whole_sids(self, own: Any, batch: TreeBatch, result: TreeLogprobs, logprobs: torch.Tensor, count: int) -> torch.Tensor:
+        """What the model says of the SID of each branch, (branches,) in nats, if all branches are SIDs.
+
+        Args:
+            own: the model if it has a second distribution over the catalog; what it says is then the mixture of both.
+            count: branches.
+        """
+        if own is None:
+            return batch.by_branch(logprobs, count, int(batch.steps.max()) + 1).sum(1)
+        _, *parts = branch_logprobs(own, batch, result, logprobs, cast(CatalogTrie, self.trie))
+        return mixed(*parts)
 
     def _with_leaf_component(self, model: Any, batch: TreeBatch, result: TreeLogprobs, logprobs: torch.Tensor) -> torch.Tensor:
         """The summed loss of a model with a second distribution over the catalog: of SIDs by both, of text by the first."""
@@ -224,12 +238,14 @@ class TreeTrainer(PortableTrainer):
         return -(weights * mixed(written, dense, gate)).sum() - text
 
     def _mixture_loss(
-        self, mixture: TargetMixture, batch: TreeBatch, logprobs: torch.Tensor, cached: torch.Tensor, buckets: torch.Tensor
+        self, mixture: TargetMixture, batch: TreeBatch, model: torch.Tensor, cached: torch.Tensor, buckets: torch.Tensor
     ) -> torch.Tensor:
-        """The summed loss of whole examples: a SID's log-probability is the sum over its tokens, all of one weight."""
-        longest = int(batch.steps.max()) + 1
-        model = batch.by_branch(logprobs, len(cached), longest).sum(1)
-        weights = batch.by_branch(batch.weights, len(cached), longest)[:, 0]
+        """The summed loss of whole examples, whose labels all weigh the same.
+
+        Args:
+            model: (branches,) the model's log-probability of each branch's SID.
+        """
+        weights = batch.by_branch(batch.weights, len(cached), int(batch.steps.max()) + 1)[:, 0]
         if not torch.is_grad_enabled():  # a validation
             self._scored.append(ScoredTargets.of(model, cached, buckets))
         return -(weights * mixture.logprobs(model, cached, buckets)).sum()

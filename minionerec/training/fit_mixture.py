@@ -19,7 +19,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from minionerec.artifacts import ITEM_STAGES, UNSEEDED, Manifest, Recipe, require
-from minionerec.config import RECOMMENDING, Config
+from minionerec.config import RECOMMENDING, VECTOR_FIELDS, Config
 from minionerec.data.dataset import Dataset
 from minionerec.distributed import distributed_state
 from minionerec.errors import DataError
@@ -38,7 +38,7 @@ from minionerec.recommend.mixing import (
     model_column,
 )
 from minionerec.recommend.recommender import Recommender
-from minionerec.sid.encoder import VECTOR_FIELDS, vector_inputs
+from minionerec.sid.encoder import depends_on_seed, vector_inputs, vector_origin
 from minionerec.sid.index import SidIndex
 from minionerec.statistics.sampling import evenly_spaced
 from minionerec.training.early import check_components
@@ -78,14 +78,17 @@ def _recipe(config: Config, stage: str) -> Recipe:
         "eval": {"exclude_history": config.eval.exclude_history, "dtype": config.eval.dtype},
         "prompts": prompts_section(config.resolved_prompts, [RECOMMENDING]),
     }
+    seed = UNSEEDED
     if "text" in config.mixture.components:  # whose vectors are these
-        sections["sid"] = {name: getattr(config.sid, name) for name in VECTOR_FIELDS}
+        section, seed_of_vectors = vector_origin(config)
+        sections["sid"] = {name: getattr(section, name) for name in VECTOR_FIELDS}
+        seed = seed_of_vectors if depends_on_seed(section) else UNSEEDED
     return Recipe(
         stage=f"mixture/{stage}",
         folder=config.folder / "mixture" / stage,
         config=sections,
         inputs=inputs,
-        seed=config.seed if config.sid.encoder == "tfidf" and "text" in config.mixture.components else UNSEEDED,
+        seed=seed,
         key_fields={**sections, **config.key_fields("mixture")},
         replace=config.replace,
         wait=config.wait,
@@ -98,7 +101,7 @@ def _inputs(config: Config, stage: str) -> dict[str, str]:
     inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
     inputs[stage] = require(config.folder / stage, f"minionerec {stage}", made_from=inputs).digest
     if "text" in config.mixture.components:
-        inputs |= vector_inputs(config.sid)
+        inputs |= vector_inputs(vector_origin(config)[0])
     return inputs
 
 

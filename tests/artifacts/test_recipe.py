@@ -99,6 +99,19 @@ def test_what_is_cheap_or_damaged_or_of_another_revision_is_replaced_without_a_q
     assert recipe(tmp_path / "sid", "other", replace=False).finished() is None
 
 
+def test_a_revision_is_of_a_whole_stage_or_of_one_of_its_artefacts(tmp_path, monkeypatch):
+    def key(stage):
+        return Recipe(stage, tmp_path, {"baseline": 1}, {}, 0).key
+
+    names = ("baselines/sasrec", "baselines/markov", "baselines")
+    plain = {name: key(name) for name in names}
+    monkeypatch.setitem(artifacts.REVISIONS, "baselines/sasrec", 2)
+    assert {name: key(name) == plain[name] for name in names} == {"baselines/sasrec": False, names[1]: True, names[2]: True}
+    monkeypatch.setitem(artifacts.REVISIONS, "baselines", 1)
+    assert key("baselines/markov") == plain["baselines/markov"] + "-1" == key("baselines")
+    assert key("baselines/sasrec") == plain["baselines/sasrec"] + "-1.2"
+
+
 def test_a_folder_of_other_files_or_a_file_is_never_replaced(tmp_path):
     (tmp_path / "data").mkdir()
     mine = recipe(tmp_path / "data", "k", replace=False)

@@ -8,7 +8,19 @@ import yaml
 
 from minionerec import pipeline
 from minionerec.cli import main, parse
-from minionerec.config import Config, DataConfig, EvalConfig, RlConfig, SftConfig, run_file
+from minionerec.config import (
+    BaselineConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    MixtureConfig,
+    ModelConfig,
+    RlConfig,
+    SftConfig,
+    SftMixtureConfig,
+    SidConfig,
+    run_file,
+)
 from minionerec.config.run_file import RUN_FILE, load, other_settings, recording
 from minionerec.errors import ArtifactError, ConfigError, TrainingError
 from tests.small import write_config
@@ -58,6 +70,83 @@ def test_another_evaluation_of_a_trained_model_leaves_what_it_was_trained_with(c
         pass
     values = load(config.folder)
     assert (values["seed"], values["eval"]["num_beams"]) == (config.seed, config.eval.num_beams)
+
+
+CATALOG = {"eval": EvalConfig(normalise_over="catalog")}
+THROUGH = SftConfig(tasks=["history_sid_to_sid"], normalise_over="catalog", mixture=SftMixtureConfig("em"))
+
+
+@pytest.mark.parametrize(
+    ("trained_with", "stage", "kept"),
+    [
+        ({"sft": THROUGH}, "sft", True),
+        ({"sft": SftConfig(best_metric="NDCG@10"), "mixture": MixtureConfig(["markov"], validation=True)}, "sft", True),
+        ({"sft": SftConfig(), "mixture": MixtureConfig(["markov"], validation=True)}, "sft", False),  # validated by its loss
+        ({"mixture": MixtureConfig(["markov"], validation=True)}, "rl", True),
+        ({"rl": RlConfig(evaluations=0), "mixture": MixtureConfig(["markov"], validation=True)}, "rl", False),
+        ({}, "sft", False),
+        ({}, "rl", False),
+    ],
+)
+def test_the_components_that_a_model_was_trained_with_stay(config, trained_with, stage, kept):
+    """Whatever is fitted to it or evaluated later; of a model that was trained without any they are those fitted last."""
+    config = replace(config, **{"mixture": MixtureConfig(["markov"]), **CATALOG, **trained_with})
+    make(config, "data")
+    make(config, stage)
+    before = load(config.folder)["mixture"]
+    with recording(replace(config, mixture=MixtureConfig(["popularity"], per_bucket=False)), "mixture"):
+        pass
+    with recording(replace(config, mixture=MixtureConfig(["skip"])), "eval"):
+        pass
+    after = load(config.folder)["mixture"]
+    assert after == before if kept else after == vars(MixtureConfig(["popularity"], per_bucket=False))
+
+
+def test_rl_without_a_mixture_leaves_the_one_that_sft_was_trained_through(config):
+    config = replace(config, sft=THROUGH, mixture=MixtureConfig(["markov"]), **CATALOG)
+    make(config, "sft")
+    make(replace(config, mixture=MixtureConfig(["skip"])), "rl")
+    assert load(config.folder)["mixture"]["components"] == ["markov"]
+    shutil.rmtree(config.folder / "rl")
+    make(replace(config, mixture=MixtureConfig(["skip"], validation=True)), "rl")  # it ranks with them: it decides
+    assert load(config.folder)["mixture"]["components"] == ["skip"]
+
+
+def test_a_mixture_that_is_only_fitted_does_not_say_that_the_model_was_validated_with_it(config):
+    config = replace(config, sft=SftConfig(best_metric="NDCG@10"), **CATALOG)
+    make(config, "sft")
+    with recording(replace(config, mixture=MixtureConfig(["markov"], validation=True)), "mixture"):
+        pass
+    assert load(config.folder)["mixture"] == vars(MixtureConfig(["markov"]))
+
+
+@pytest.mark.parametrize("shipped", [True, False])
+@pytest.mark.parametrize(
+    ("stage", "fields"),
+    [
+        ("mixture", {"mixture": MixtureConfig(["text"])}),
+        ("sft", {"mixture": MixtureConfig(["text"]), "sft": THROUGH}),
+        ("sft", {"model": ModelConfig(text_input=True)}),
+        ("rl", {"mixture": MixtureConfig(["text"], validation=True)}),
+        ("baseline", {"baseline": BaselineConfig(model="text")}),
+        ("baseline", {"baseline": BaselineConfig(model="mixture", components=["text"])}),
+    ],
+)
+def test_of_shipped_sids_it_holds_which_vectors_were_read(config, stage, fields, shipped):
+    config = replace(config, sid=SidConfig(shipped=shipped), **CATALOG)
+    make(config, "sid")
+    other = SidConfig(shipped=shipped, encoder="tfidf", tfidf_dimensions=9, levels=2)
+    with recording(replace(config, sid=other, mixture=MixtureConfig(["markov"])), stage):
+        pass  # it reads none
+    assert load(config.folder)["sid"]["encoder"] == "minilm"
+    make(replace(config, sid=other, **fields), stage)
+    stored = load(config.folder)["sid"]
+    assert (stored["encoder"], stored["tfidf_dimensions"]) == (("tfidf", 9) if shipped else ("minilm", 128))
+    assert stored["levels"] == SidConfig().levels
+    if stage in ("sft", "rl"):  # what a model was trained with stays
+        with recording(replace(config, mixture=MixtureConfig(["text"])), "mixture"):
+            pass
+        assert load(config.folder)["sid"] == stored
 
 
 def test_settings_of_finished_stages_that_differ_are_named_in_one_line(config):

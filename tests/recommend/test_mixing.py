@@ -1,15 +1,22 @@
 """A cache mixed into the lists of a model, against the mixture computed the slow and obvious way."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from minionerec.config import EvalConfig
 from minionerec.errors import ConfigError
 from minionerec.eval import search_error
+from minionerec.model.base import base_model
+from minionerec.prompts.builder import tokenizer_corpus
 from minionerec.recommend.cache import MODEL, Buckets, Interactions, Mixture, MixtureWeights, make_components
 from minionerec.recommend.cache.mixture import made_from
 from minionerec.recommend.mixing import cache_prior, component_columns, component_leaves, fitted, model_column
+from minionerec.recommend.recommender import Recommender
 from minionerec.tree import score_catalog
+from tests.recommend.conftest import SIZES
 
 HISTORY = [0, 5, 7]
 NAMES = ("popularity", "markov", "text")
@@ -79,6 +86,70 @@ def test_lists_and_their_shares_are_those_of_the_mixture(mixed, filters, passing
         np.testing.assert_allclose([*shares.values()], parts[:, leaf] / expected[leaf], atol=1e-5)
     for path in explanation.root.walk():
         assert path[-1].score == pytest.approx(sum(node.logprob for node in path), abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def with_texts(make):
+    """A model with a second distribution, of its items' texts, and a cache mixed in."""
+    prompts = make().prompts
+    vectors = np.random.default_rng(1).normal(size=(20, 12)).astype(np.float32)
+    config = replace(SIZES, text_input=True, text_output=True)
+    model, tokenizer = base_model(config, prompts.index, tokenizer_corpus(prompts.dataset), 0, vectors=lambda: vectors)
+    with torch.no_grad():
+        torch.manual_seed(3)
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    prompts = replace(prompts, tokenizer=tokenizer)
+    recommender = Recommender(model.eval(), prompts, config=EvalConfig(batch_size=5, normalise_over="catalog"))
+    recommender.mix(cache_of(prompts.dataset))
+    return recommender
+
+
+@torch.no_grad()
+def texts_and_codes_by_hand(recommender, history, passing):
+    """(1 - g) p_codes + g p_text of every SID among the items that pass, from plain texts: (SIDs,)."""
+    model, trie, prompt = recommender.model, recommender.trie, recommender.prompts.ask(history)
+    legal = sorted({int(trie.leaf_of_item[item]) for item in passing})
+    sids = trie.sids[legal]
+    written = []
+    for sid in sids:
+        states = model.model(input_ids=torch.tensor([[*prompt, *sid.tolist()]])).last_hidden_state[0, len(prompt) - 1 :]
+        total = 0.0
+        for level, token in enumerate(sid):
+            tokens = sids[(sids[:, :level] == sid[:level]).all(1), level].unique()
+            logprobs = model.lm_head(states[level])[tokens].double().log_softmax(0)
+            total = total + logprobs[(tokens == token).nonzero()[0, 0]]
+        written.append(total)
+    dense, gate = model.leaf_component(states[:1])
+    g, text = gate[0].double().sigmoid(), dense[0, legal].double().softmax(0)
+    probabilities = np.zeros(len(trie))
+    probabilities[legal] = ((1 - g) * torch.stack(written).exp() + g * text).numpy()
+    return probabilities
+
+
+@pytest.mark.parametrize(("filters", "passing"), FILTERS)
+def test_lists_of_a_model_with_texts_and_a_cache_in_a_view(with_texts, filters, passing):
+    """Three distributions, each over what the filter leaves, then weighed."""
+    trie = with_texts.trie
+    model = texts_and_codes_by_hand(with_texts, HISTORY, passing)
+    assert model.sum() == pytest.approx(1, abs=1e-5)
+    parts = parts_by_hand(with_texts, HISTORY, passing)
+    parts[0] = model * (1 - parts[1:].sum())
+    expected = parts.sum(0)
+    explanation = with_texts.explain(HISTORY, k=20, num_beams=20, **filters)
+    recommendation = explanation.recommendation
+    assert recommendation.exact and {item.index for item in recommendation.items} == passing
+    leaves = [int(trie.leaf_of_item[item.index]) for item in recommendation.items]
+    np.testing.assert_allclose([item.score for item in recommendation.items], np.log(expected[leaves]), atol=1e-4)
+    for leaf, shares in zip(leaves, explanation.shares, strict=True):
+        np.testing.assert_allclose([*shares.values()], parts[:, leaf] / expected[leaf], atol=1e-4)
+    for beams in (2, 5):  # what is proven is the top
+        [narrow] = with_texts.recommend([HISTORY], k=beams, num_beams=beams, **filters)
+        if narrow.exact:
+            best = np.sort(expected[sorted({int(trie.leaf_of_item[item]) for item in passing})])[::-1]
+            assert narrow.items[0].score == pytest.approx(np.log(best[0]), abs=1e-4)
+    items = [item.index for item in with_texts.recommend([HISTORY], k=3, num_beams=2, widest=20, **filters)[0].items]
+    assert items == [item.index for item in recommendation.items[:3]]
 
 
 def test_narrow_beams_prove_nothing_false(mixed):

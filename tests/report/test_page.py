@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 import yaml
 
-from minionerec.artifacts import Manifest
+from minionerec.artifacts import Manifest, Recipe
 from minionerec.commands import result_table
 from minionerec.config import BaselineName, Config, EvalConfig, PromptsConfig, run_file
 from minionerec.errors import ArtifactError
@@ -160,6 +160,31 @@ def test_without_rl_the_page_says_what_is_missing(without_rl):
     assert "RL - SFT" not in page.words and "Reinforcement learning" not in page.words
     assert "Metrics on SIDs are equal to these." in page.words
     assert "rl" not in Manifest.load(config.folder / "report").inputs
+
+
+def test_a_mixture_of_an_older_model_is_not_on_the_page(tmp_path):
+    config = make_run(tmp_path / "run", rl=False, users=12)
+    folder = config.folder
+    inputs = {name: Manifest.load(folder / name).digest for name in ("data", "sid", "sft")}
+    with Recipe("mixture/sft", folder / "mixture/sft", config.section("mixture"), inputs, 0).write():
+        pass
+    shutil.copytree(folder / "eval/sft", folder / "eval/sft-mixture")
+    inputs["mixture/sft"] = Manifest.load(folder / "mixture/sft").digest
+    reseal(folder / "eval/sft-mixture", inputs=inputs)
+    write_report(config)
+    words = Page(folder / "report/index.html").words
+    assert "SFT, mixed" in words and "another sft" not in words
+    reseal(folder / "sft", digest="1" * 64)  # trained again
+    assert write_report(config)[1]
+    words = Page(folder / "report/index.html").words
+    assert "SFT, mixed" not in words
+    for name in ("mixture/sft", "eval/sft-mixture"):
+        again = "Run minionerec mixture and minionerec eval."
+        assert f"Not on this page: {name}, made from another sft than this folder has. {again}" in words
+    assert "eval/sft was made from another sft than the one in this folder: run eval/sft again." in words
+    shutil.rmtree(folder / "eval/sft-mixture")
+    assert write_report(config)[1]
+    assert "eval/sft-mixture" not in Page(folder / "report/index.html").words
 
 
 def test_only_differences_beyond_noise_are_coloured(full):

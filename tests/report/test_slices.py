@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -159,8 +160,31 @@ def test_the_gap_page_marks_them_and_leaves_out_their_difference(unlike, tmp_pat
     assert json.loads((tmp_path / "gap/paper_gap.json").read_text())["datasets"][-1]["runs"][0]["history"]
 
 
-def test_the_table_of_the_command_line_says_which(run, monkeypatch):
-    monkeypatch.setattr("minionerec.eval.evaluate.evaluable", lambda config: ["sft", "rl"])
-    assert "history kept" in result_table(run).title
-    left_out = dataclasses.replace(run, eval=EvalConfig(exclude_history=True))
-    assert "history left out" in result_table(left_out).title
+def test_the_table_of_the_command_line_says_which(run, unlike):
+    """As the evaluations have recorded it, whatever the command says."""
+    title = "demo, 12 examples of the test split, 50 beams, history kept, on items, 95 % intervals"
+    assert result_table(run).title.endswith("50 beams, history kept, on items, 95 % intervals")
+    other = dataclasses.replace(run, eval=EvalConfig(exclude_history=True, num_beams=7, split="valid"))
+    assert result_table(other).title == result_table(run).title
+    table = result_table(unlike)
+    assert table.title == title.replace("history kept, ", "") and table.caption is None
+    rows = dict(cell.split("\n") for cell in table.columns[0].cells)
+    assert rows == {"markov": "history kept"} | dict.fromkeys(("popularity", "repeat", "sft", "rl"), "history left out")
+    folder = unlike.folder / "eval/rl"
+    settings = Manifest.load(folder).config
+    reseal(folder, config={"eval": {**settings["eval"], "num_beams": 7, "dtype": "bfloat16"}})
+    rows = dict(cell.split("\n", 1) for cell in result_table(unlike).columns[0].cells)
+    assert rows["rl"] == "7 beams\nhistory left out\nbfloat16" and rows["sft"] == "50 beams\nhistory left out"
+
+
+def test_rows_of_another_model_than_the_run_has_are_left_out(unlike):
+    evaluation, baseline = unlike.folder / "eval/markov", Manifest.load(unlike.folder / "baselines/markov")
+    reseal(evaluation, inputs={**Manifest.load(evaluation).inputs, "baselines/markov": baseline.digest})
+    assert result_table(unlike).caption is None
+    for name, folder in (("sft", "sft"), ("markov", "baselines/markov")):
+        reseal(unlike.folder / folder, digest="1" * 64)
+        table = result_table(unlike)
+        assert name not in "\n".join(table.columns[0].cells) and f"{name} (made from another {folder} than" in table.caption
+    shutil.rmtree(unlike.folder / "rl")
+    assert "rl (made from another rl than the run has)" in result_table(unlike).caption
+    assert "minionerec eval makes them anew" in result_table(unlike).caption

@@ -21,8 +21,9 @@ from minionerec.recommend.cache import (
     make_components,
     own_interactions,
 )
+from minionerec.recommend.mixing import fitted
 from minionerec.sft.arguments import training_arguments
-from minionerec.sft.mixture import CachedTargets, TargetMixture
+from minionerec.sft.mixture import CachedTargets, ScoredTargets, TargetMixture
 from minionerec.sft.trainer import TreeCollator, TreeTrainer
 from minionerec.sft.trees import build_trees, examples_by_task, training_trees
 from minionerec.sft.weights import LossWeights
@@ -218,6 +219,20 @@ def test_a_validation_fits_the_weights_and_reports_the_mixtures_loss(parts, tmp_
     assert metrics["eval_model_loss"] == pytest.approx(-own.sum() / labels, abs=1e-5)
     assert metrics["eval_cache_weight"] == pytest.approx(1 - weights[buckets, 0].mean(), abs=1e-4)
     assert metrics["eval_loss"] < metrics["eval_model_loss"]
+
+
+@pytest.mark.parametrize("per_bucket", [True, False])
+def test_training_and_decoding_fit_the_same_weights(parts, per_bucket):
+    dataset, rng = parts[0], np.random.default_rng(5)
+    interactions = Interactions.of_dataset(dataset)
+    components, buckets = make_components(COUNTS[:2], interactions), Buckets(interactions)
+    histories = dataset.valid["history"].to_list()
+    columns = rng.random((len(histories), 3))
+    decoding = fitted(columns, buckets, components, histories, per_bucket, 5.0)
+    training = TargetMixture(np.ones((21, 3)) / 3, True, per_bucket, 5.0)
+    training.fit(ScoredTargets(np.log(columns[:, 0]), columns[:, 1:], buckets.of(histories)))
+    np.testing.assert_allclose(training.weights, decoding.weights.values, rtol=1e-9)
+    assert (training.weights == training.weights[0]).all() != per_bucket
 
 
 FIELDS = {"tasks": ["history_sid_to_sid"], "normalise_over": "catalog", "mixture": SftMixtureConfig("em"), "epochs": 5}

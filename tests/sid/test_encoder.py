@@ -1,15 +1,20 @@
 import logging
 from collections import Counter
+from dataclasses import asdict, replace
 from importlib import util
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
+import polars as pl
 import pytest
 
-from minionerec.config import SidConfig
+from minionerec.artifacts import Recipe
+from minionerec.config import VECTOR_FIELDS, Config, SidConfig
 from minionerec.errors import ConfigError, DataError
 from minionerec.sid import encoder
 from minionerec.sid.encoder import encode
+from tests.small import random_dataset
 
 TFIDF = SidConfig(encoder="tfidf", tfidf_dimensions=8)
 TEXTS = ["red steel bolt", "red steel nut", "green garden hose", "green garden rake", "green garden hose"]
@@ -183,3 +188,36 @@ def test_an_interrupted_embedding_goes_on_with_the_missing_shards(letters, cache
     Letters.asked = []
     assert (encode(MANY, letters, seed=1) == whole).all()
     assert not done & set(Letters.asked)
+
+
+def test_the_dimensions_of_a_model_take_one_text(monkeypatch, tmp_path):
+    """A plan asks for them, and must not embed a catalog."""
+    embedded = []
+    model = SimpleNamespace(encode=lambda texts, **_: embedded.extend(texts) or np.zeros((len(texts), 7), np.float32))
+    monkeypatch.setattr(encoder, "_load_model", lambda *_: model)
+    dataset = random_dataset()[0]
+    assert encoder.vector_dimensions(dataset, SidConfig(encoder=str(tmp_path)), 0) == 7 and len(embedded) == 1
+    assert encoder.vector_dimensions(dataset, TFIDF, 0) == encode(dataset.catalog["text"].to_list(), TFIDF, 0).shape[1]
+    np.save(tmp_path / "mine.npy", np.ones((len(dataset.catalog), 3), np.float32))
+    assert encoder.vector_dimensions(dataset, SidConfig(vectors=str(tmp_path / "mine.npy")), 0) == 3
+    empty = replace(dataset, catalog=dataset.catalog.with_columns(pl.lit(" ").alias("text")))
+    with pytest.raises(DataError, match="No item of the catalog has a text"):
+        encoder.vector_dimensions(empty, SidConfig(encoder=str(tmp_path)), 0)
+
+
+def test_the_vectors_of_a_run_are_those_of_its_sids(tmp_path):
+    """What a later command says of the encoder plays no part, unless the semantic IDs came with the data."""
+    run, given = tmp_path / "run", Config(out=str(tmp_path / "run"), seed=5, sid=SidConfig(encoder="minilm"))
+    assert encoder.vector_origin(given) == (given.sid, 5)
+    with Recipe("sid", run / "sid", {"sid": asdict(TFIDF)}, {}, 3).write():
+        pass
+    section, seed = encoder.vector_origin(given)
+    assert (section.encoder, section.tfidf_dimensions, seed) == ("tfidf", 8, 3)
+    settings = encoder.vector_settings(given)
+    assert settings == {"encoder": "tfidf", "vectors": None, "max_text_tokens": 256, "tfidf_dimensions": 8, "seed": 3}
+    assert encoder.vector_settings(replace(given, seed=3)) == {name: settings[name] for name in VECTOR_FIELDS}
+    shipped = {**asdict(TFIDF), "shipped": True}
+    with Recipe("sid", run / "sid", {"sid": shipped}, {}, 3, replace=True).write():
+        pass
+    assert encoder.vector_origin(given) == (given.sid, 5)
+    assert encoder.vector_settings(given)["encoder"] == "minilm" and "seed" not in encoder.vector_settings(given)

@@ -1,16 +1,29 @@
 """What a later stage would refuse is refused before the stages before it take their time."""
 
 import dataclasses
+import shutil
 import sys
 from types import SimpleNamespace
 
 import pytest
 
 from minionerec import pipeline
-from minionerec.artifacts import MANIFEST
-from minionerec.config import BaselineConfig, Config, EvalConfig, ModelConfig, RlConfig, RqVaeConfig, SftConfig, SidConfig
+from minionerec.artifacts import MANIFEST, Recipe
+from minionerec.config import (
+    BaselineConfig,
+    Config,
+    EvalConfig,
+    MixtureConfig,
+    ModelConfig,
+    RlConfig,
+    RqVaeConfig,
+    SftConfig,
+    SidConfig,
+)
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.rl.early import check_early, check_group
+from minionerec.sft.early import check_early as check_early_of_sft
+from minionerec.sid import encoder
 from minionerec.training import early, machine
 from tests.small import random_dataset
 
@@ -125,6 +138,51 @@ def test_what_fits_is_not_refused(folder):
     assert early.rows_of(folder, "train") == len(DATASET.train)
     (folder / "data/train.parquet").write_bytes(b"damaged")
     assert early.rows_of(folder, "train") is None
+
+
+def finished(folder, name, **config):
+    with Recipe(name, folder / name, config, {}, 0).write():
+        pass
+
+
+def test_the_encoder_of_a_mixture_is_asked_for_only_if_it_is_needed(folder, monkeypatch):
+    """A mixture that is fitted holds its vectors."""
+    with_data(folder, sids=False)
+    monkeypatch.setattr(encoder.util, "find_spec", lambda name: None)  # the package of minilm is not installed
+    mixture = MixtureConfig(components=["text"])
+    config = Config(out=str(folder), mixture=mixture, eval=EvalConfig(normalise_over="catalog"))
+    finished(folder, "sid", sid={**dataclasses.asdict(SidConfig()), "shipped": True})
+    finished(folder, "sft")
+    refused = pytest.raises(ConfigError, match=r"sid\.encoder minilm needs the package")
+    with refused:
+        pipeline._check_ahead(config, ("mixture", "eval"))
+    finished(folder, "mixture/sft")
+    pipeline._check_ahead(config, ("mixture", "eval"))
+    finished(folder, "rl")
+    with refused:  # its mixture is not fitted yet
+        pipeline._check_ahead(config, ("mixture", "eval"))
+    finished(folder, "mixture/rl")
+    shutil.rmtree(folder / "sft")
+    with refused:  # a model that is yet to be trained
+        pipeline._check_ahead(config, ("sft", "mixture", "eval"))
+    finished(folder, "sft")
+    with refused:
+        pipeline._check_ahead(dataclasses.replace(config, replace=True), ("mixture", "eval"))
+
+
+def test_the_encoder_that_is_asked_for_is_that_of_the_sids(folder, monkeypatch):
+    """Whatever the command says, unless it makes the semantic IDs itself."""
+    with_data(folder, sids=False)
+    monkeypatch.setattr(encoder.util, "find_spec", lambda name: None)
+    finished(folder, "sid", sid=dataclasses.asdict(SidConfig(encoder="tfidf")))
+    mixture = MixtureConfig(components=["text"], validation=True)
+    config = Config(out=str(folder), mixture=mixture, eval=EvalConfig(normalise_over="catalog"))
+    early.check_mixture(config, ())
+    trained = dataclasses.replace(config, sft=SftConfig(best_metric="NDCG@10"), rl=RlConfig(prompts_per_step=32))
+    check_early_of_sft(trained)
+    for refuse in (early.check_mixture, check_early_of_sft, check_early):
+        with pytest.raises(ConfigError, match=r"sid\.encoder minilm needs the package"):
+            refuse(trained, ("sid",))
 
 
 def test_the_memory_of_a_model(libraries, monkeypatch, tmp_path):

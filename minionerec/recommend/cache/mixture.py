@@ -6,7 +6,8 @@ weights are its mean responsibilities (Jelinek and Mercer, 1980: deleted interpo
 are fitted to all rows together, so that a bucket with few rows stays near them. Each step raises the (penalised) likelihood,
 which is concave in the weights, so the maximum is the same from every start.
 
-Only the probability of each target is needed. A language model takes part through its column alone: see `Mixture.fit`.
+Only the probability of each target is needed. A language model takes part through its column alone: see
+`recommend.mixing.fitted`.
 """
 
 from collections.abc import Mapping
@@ -29,9 +30,14 @@ _GAIN = 1e-9  # nats per row; a step that gains less is the last
 
 
 def fit_weights(
-    target_probabilities: np.ndarray, buckets: np.ndarray, *, bucket_count: int = BUCKETS, pseudo_counts: float = PSEUDO_COUNTS
+    target_probabilities: np.ndarray,
+    buckets: np.ndarray,
+    *,
+    bucket_count: int = BUCKETS,
+    pseudo_counts: float = PSEUDO_COUNTS,
+    per_bucket: bool = True,
 ) -> np.ndarray:
-    """The weights under which the targets are likeliest, per bucket.
+    """The weights under which the targets are likeliest, per bucket, or the same for all.
 
     A row whose target has probability 0 under every component says nothing about their weights and is left out.
 
@@ -44,6 +50,7 @@ def fit_weights(
             all that is known.
         buckets: (rows,) int, 0 to `bucket_count` - 1.
         pseudo_counts: how many rows with the overall weights every bucket has in addition.
+        per_bucket: False gives every bucket the overall weights.
 
     Returns:
         (buckets, components) float64, rows add up to 1; a bucket without rows has the overall weights.
@@ -72,6 +79,8 @@ def fit_weights(
     uniform = np.full((1, values.shape[1]), 1 / values.shape[1])
     overall = _maximise(values, np.zeros(len(values), np.int64), uniform, np.zeros_like(uniform))
     start = np.repeat(overall, bucket_count, axis=0)
+    if not per_bucket:
+        return start
     return _maximise(values, buckets, start, pseudo_counts * start)
 
 
@@ -193,24 +202,18 @@ class Mixture:
         buckets: Buckets,
         histories: Histories,
         targets: np.ndarray,
-        model: np.ndarray | None = None,
     ) -> "Mixture":
-        """Fit the weights to the targets of valid.
+        """Fit the weights to the targets of valid. With a language model: `recommend.mixing.fitted`.
 
         Args:
             histories: of the valid rows.
             targets: (rows,) item indices.
-            model: (rows,) a language model's probability of each target over the catalog; it becomes the column `MODEL`.
 
         Raises:
             DataError: there are no rows, or a value is no probability.
         """
-        columns = target_probabilities(components, histories, targets)
-        names = tuple(components)
-        if model is not None:
-            columns, names = np.column_stack([np.asarray(model, float), columns]), (MODEL, *names)
-        values = fit_weights(columns, buckets.of(histories))
-        return cls(components, buckets, MixtureWeights(names, values, made_from(components)))
+        values = fit_weights(target_probabilities(components, histories, targets), buckets.of(histories))
+        return cls(components, buckets, MixtureWeights(tuple(components), values, made_from(components)))
 
     def share(self, histories: Histories, own: np.ndarray | None = None) -> np.ndarray:
         """The weight of all components together, (batch,) float64: 1 unless the weights have a column `MODEL`."""

@@ -1,14 +1,13 @@
 """The item vectors of a run, for text neighbours: those that its semantic IDs are made from."""
 
-import dataclasses
 import hashlib
+from typing import Any
 
 import numpy as np
 
-from minionerec.artifacts import MANIFEST, Manifest
-from minionerec.config import Config, SidConfig
+from minionerec.config import Config
 from minionerec.data.dataset import Dataset
-from minionerec.sid.encoder import VECTOR_FIELDS, item_vectors
+from minionerec.sid.encoder import item_vectors, vector_dimensions, vector_inputs, vector_origin, vector_settings
 
 
 def has_vectors(config: Config, dataset: Dataset) -> bool:
@@ -16,7 +15,7 @@ def has_vectors(config: Config, dataset: Dataset) -> bool:
 
     A run with shipped semantic IDs and no file has none, though its texts could be embedded: `vectors_of_run` does so.
     """
-    section, _ = _origin(config)
+    section, _ = vector_origin(config)
     return section.vectors is not None or (not section.shipped and any(text.strip() for text in dataset.catalog["text"]))
 
 
@@ -32,8 +31,27 @@ def vectors_of_run(config: Config, dataset: Dataset) -> np.ndarray:
         ConfigError: there is no such file, or the encoder cannot be loaded.
         DataError: the items have no texts, or the file does not fit the catalog.
     """
-    section, seed = _origin(config)
-    return item_vectors(dataset, section, seed)
+    return item_vectors(dataset, *vector_origin(config))
+
+
+def shape_of_vectors(config: Config, dataset: Dataset) -> np.ndarray:
+    """Zeros of the shape of `vectors_of_run`, for a plan: they take no memory, and no catalog is embedded for them.
+
+    Raises as `vectors_of_run` does.
+    """
+    dimensions = vector_dimensions(dataset, *vector_origin(config))
+    return np.broadcast_to(np.zeros((), np.float32), (len(dataset.catalog), dimensions))
+
+
+def component_texts(config: Config, stage: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """What decides the vectors of the component `text` in a training, and digests of their files; empty if it reads none.
+
+    Args:
+        stage: `sft` or `rl`.
+    """
+    if not (config.mixes_in(stage) and "text" in config.mixture.components):
+        return {}, {}
+    return {"component_texts": vector_settings(config)}, vector_inputs(vector_origin(config)[0])
 
 
 def vectors_digest(vectors: np.ndarray) -> str:
@@ -41,15 +59,3 @@ def vectors_digest(vectors: np.ndarray) -> str:
     digest = hashlib.sha256(str(vectors.shape).encode())
     digest.update(np.ascontiguousarray(vectors, "<f4").tobytes())
     return digest.hexdigest()
-
-
-def _origin(config: Config) -> tuple[SidConfig, int]:
-    """Section `sid` and the seed with which the run's semantic IDs were made; the configuration's before the stage has run."""
-    folder = config.folder / "sid"
-    if not (folder / MANIFEST).is_file():
-        return config.sid, config.seed
-    manifest = Manifest.load(folder)
-    section = manifest.config["sid"]
-    if section["shipped"]:
-        return config.sid, config.seed
-    return dataclasses.replace(config.sid, shipped=False, **{name: section[name] for name in VECTOR_FIELDS}), manifest.seed

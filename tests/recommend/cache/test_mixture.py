@@ -78,6 +78,10 @@ def test_a_bucket_without_rows_has_the_overall_weights_and_one_with_few_stays_ne
     np.testing.assert_allclose(weights[3:], np.tile(overall, (BUCKETS - 3, 1)), rtol=1e-3)
     assert weights[0, 0] > 0.8 and weights[2, 0] < 0.05
     assert overall[1] < weights[1, 1] < (5 * overall[1] + 1) / 6 + 1e-6
+    same = fit_weights(values, buckets, per_bucket=False)
+    assert same.shape == (BUCKETS, 2) and (same == same[0]).all()
+    np.testing.assert_allclose(same[0], overall, rtol=1e-3)
+    np.testing.assert_array_equal(same, fit_weights(values, buckets[::-1], pseudo_counts=0.0, per_bucket=False))
     # A target that nothing allows says nothing about the weights.
     more = np.concatenate([values, np.zeros((50, 2))])
     np.testing.assert_array_equal(fit_weights(more, np.append(buckets, np.zeros(50, int))), weights)
@@ -136,10 +140,9 @@ def test_a_mixture_is_the_weighted_sum_of_its_components(parts):
 def test_a_model_takes_part_by_the_probabilities_of_the_targets(parts):
     components, buckets, histories, targets = parts
     model = np.random.default_rng(4).random(30)
-    fitted = Mixture.fit(components, buckets, histories, targets, model=model)
-    assert fitted.weights.names == (MODEL, *components)
     columns = np.column_stack([model, target_probabilities(components, histories, targets)])
-    np.testing.assert_array_equal(fitted.weights.values, fit_weights(columns, buckets.of(histories)))
+    weights = MixtureWeights((MODEL, *components), fit_weights(columns, buckets.of(histories)), made_from(components))
+    fitted = Mixture(components, buckets, weights)
     whole = (columns * fitted.weights.values[buckets.of(histories)]).sum(axis=1)
     share, cache = fitted.share(histories), fitted.probabilities(histories)
     np.testing.assert_allclose(cache.sum(axis=1), 1)
