@@ -15,7 +15,7 @@ from minionerec.artifacts.files import (
     write_json,
 )
 from minionerec.artifacts.manifest import MANIFEST, Manifest, changed_input, require, versions
-from minionerec.artifacts.recipe import CHECKPOINTS, ITEM_STAGES, REVISIONS, UNSEEDED, Draft, Recipe
+from minionerec.artifacts.recipe import CHECKPOINTS, ITEM_STAGES, REVISIONS, UNSEEDED, Draft, Recipe, foreign_content
 from minionerec.artifacts.shards import over_shards, shards_of
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "content_hash",
     "file_hash",
     "folder_digest",
+    "foreign_content",
     "over_shards",
     "read_json",
     "replace_text",

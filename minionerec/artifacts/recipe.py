@@ -186,8 +186,7 @@ class Recipe:
         """Refuse to delete what no stage has made, whatever `replace` says; of a link only the link itself would go."""
         if self.folder.is_symlink():
             return
-        kind = "a file" if self.folder.is_file() else "other files" if any(self.folder.glob("*")) else None
-        if kind is not None and not (self.folder / MANIFEST).is_file():
+        if (kind := foreign_content(self.folder)) is not None:
             raise ConfigError(
                 f"{self.folder}: expected nothing or a finished artefact (with {MANIFEST}), found {kind}. Stage {self.stage} "
                 "would delete what it did not make, which --replace does not allow either. Nothing was changed. Choose another "
@@ -299,6 +298,16 @@ class Recipe:
                 f"{self.folder}: {', '.join(changed)} changed while stage {self.stage} ran, so nobody could say what the "
                 "artefact was made from. It is not kept. Run the same command again."
             )
+
+
+def foreign_content(folder: Path, mark: str = MANIFEST) -> str | None:
+    """What lies at an artefact's place and is none: `a file` or `other files`; None if there is nothing, or an artefact.
+
+    Args:
+        mark: a file that every such artefact has.
+    """
+    kind = "a file" if folder.is_file() else "other files" if any(folder.glob("*")) else None
+    return None if (folder / mark).is_file() else kind
 
 
 def _deleted(folder: Path, stage: str, error: BaseException | None = None) -> str:

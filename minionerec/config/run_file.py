@@ -187,7 +187,8 @@ def _updates(config: Config, stage: str, stored: Mapping[str, Any]) -> dict[str,
         if any(mixes_in(stored, name) for name in trained):
             del updates["mixture"]
         else:  # how models are validated is nothing that this command decides
-            validation = now["mixture"]["validation"] and stored.get("mixture", {}).get("validation", False)
+            before_it = stored.get("mixture", now["mixture"])
+            validation = now["mixture"]["validation"] and before_it.get("validation", False)
             updates["mixture"] = {**now["mixture"], "validation": validation}
     vectors = _vectors(now, stored, stage)
     if vectors and not any(_vectors(stored, stored, name) for name in trained):

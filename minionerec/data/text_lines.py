@@ -14,6 +14,7 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
+from minionerec.config.documents import parse_json
 from minionerec.data.bad_rows import Problems
 from minionerec.data.tables import fields_of_any_length
 from minionerec.errors import DataError
@@ -148,9 +149,7 @@ def _line(line: bytes) -> dict[str, object]:
     except UnicodeDecodeError as error:
         raise ValueError(f"byte 0x{line[error.start]:02x} is not UTF-8") from None
     try:
-        values = json.loads(text)
-        if "\\ud" in text.lower():  # half of a surrogate pair is no character
-            json.dumps(values, ensure_ascii=False).encode()
+        values = parse_json(text)
     except json.JSONDecodeError as error:
         if "'" not in text:
             raise

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from minionerec.artifacts import ITEM_STAGES, MANIFEST, UNSEEDED, Manifest, Recipe, read_json, require
+from minionerec.artifacts import ITEM_STAGES, MANIFEST, UNSEEDED, Manifest, Recipe, foreign_content, read_json, require
 from minionerec.config.differences import recipe_changes
 from minionerec.data.dataset import SplitName
 from minionerec.errors import ArtifactError, ConfigError, DataError
@@ -118,8 +118,9 @@ def _check_target(to: Path, run: Path) -> None:
     """
     if bundle.is_bundle(run):
         raise ConfigError(f"--run {run}: an exported folder already. Copy it, or name the run that it came from.")
-    if to.is_file() or (to.is_dir() and any(to.iterdir()) and not bundle.is_bundle(to)):
-        raise ConfigError(f"--to {to}: expected a new folder or an earlier export, found other files. Nothing was changed.")
+    kind = None if bundle.is_bundle(to) else foreign_content(to, bundle.SERVING)
+    if kind is not None:
+        raise ConfigError(f"--to {to}: expected a new folder or an earlier export, found {kind}. Nothing was changed.")
 
 
 def _must_be_written(recipe: Recipe) -> bool:

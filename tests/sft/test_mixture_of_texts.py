@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minionerec.artifacts import read_json
-from minionerec.config import MixtureConfig, ModelConfig, SftConfig
+from minionerec.config import MixtureConfig, ModelConfig, SftConfig, SftMixtureConfig
 from minionerec.model import base, checkpoint
 from minionerec.pipeline import run
 from minionerec.prompts.builder import tokenizer_corpus
@@ -130,7 +130,7 @@ def test_a_validation_fits_the_weights_to_what_the_whole_model_says(parts, tmp_p
 
 
 OPTIONS = "--model.text_input true --model.text_output true --sft.normalise_over catalog --eval.normalise_over catalog "
-OPTIONS += "--eval.oracle_examples 0 --sft.micro_batch 2 --sft.epochs 2 "
+OPTIONS += "--eval.oracle_examples 0 --sft.micro_batch 2 --sft.epochs 1 "
 
 
 def two_and_one(made, prepared, folder, options, name):
@@ -146,20 +146,21 @@ def two_and_one(made, prepared, folder, options, name):
 
 def with_texts(made, components=(), **fields):
     evaluation = replace(made.eval, normalise_over="catalog", oracle_examples=0)
-    sft = replace(made.sft, **{"normalise_over": "catalog", "epochs": 2, **fields})
+    sft = replace(made.sft, **{"normalise_over": "catalog", "epochs": 1, **fields})
     mixture = MixtureConfig(components=[*components])
     return replace(made, model=replace(made.model, **TEXTS), mixture=mixture, eval=evaluation, sft=sft)
 
 
 def test_two_processes_give_the_single_process_losses(prepared, copy):
-    alone = with_texts(copy("alone"), ("popularity", "markov", "text"), **{**FIELDS, "epochs": 2})
+    fixed = {"mixture": SftMixtureConfig("fixed", 0.3), "epochs": 1, "evaluations": 2}
+    alone = with_texts(copy("alone"), ("popularity", "markov", "text"), **{**FIELDS, **fixed})
     run(alone, ("sft",))
-    options = (
-        OPTIONS + "--sft.tasks [history_sid_to_sid] --sft.mixture.weights em --mixture.components [popularity,markov,text]"
-    )
-    two_and_one(copy(), prepared, alone.folder, options, "mixture")
+    options = "--sft.tasks [history_sid_to_sid] --sft.mixture.weights fixed --sft.mixture.weight 0.3 --sft.evaluations 2 "
+    options += "--mixture.components [popularity,markov,text]"
+    two_and_one(copy(), prepared, alone.folder, OPTIONS + options, "mixture")
     rows = [row for row in losses(alone.folder / "sft") if "eval_loss" in row]
-    assert all(row["eval_loss"] < row["eval_model_loss"] and 0 < row["eval_cache_weight"] < 1 for row in rows)
+    assert all(row["eval_loss"] < row["eval_model_loss"] for row in rows)
+    assert [row["eval_cache_weight"] for row in rows] == pytest.approx([0.3] * len(rows)) and len(rows) == 2
 
 
 @pytest.mark.slow
