@@ -15,7 +15,7 @@ def mixes_in(values: Values, stage: str) -> bool:
     section = values.get(stage, {})
     if stage == "sft":
         through = section.get("mixture", {}).get("weights", "none") != "none"
-        return through or (_validates(values) and section.get("best_metric", "loss") != "loss")
+        return bool(through or (_validates(values) and section.get("best_metric", "loss") != "loss"))
     return stage == "rl" and _validates(values) and bool(section.get("evaluations", 0))
 
 
@@ -29,13 +29,13 @@ def reads_vectors(values: Values, stage: str) -> bool:
     The floors `text` and `mixture`, and the baseline `mixture`, read them if the run has some, which a run with shipped
     semantic IDs has only as a file.
     """
-    by_text = "text" in values.get("mixture", {}).get("components", ())
+    by_text = bool("text" in values.get("mixture", {}).get("components", ()))
     file = values.get("sid", {}).get("vectors") is not None
     model, baseline = values.get("model", {}), values.get("baseline", {})
     if stage == "baseline":
         chosen = baseline.get("components")
         of_mixture = file if chosen is None else "text" in chosen
-        return baseline.get("model") == "text" or (baseline.get("model") == "mixture" and of_mixture)
+        return bool(baseline.get("model") == "text" or (baseline.get("model") == "mixture" and of_mixture))
     item_texts = stage == "sft" and bool(model.get("text_input") or model.get("text_output"))
     return {
         "sft": item_texts or (by_text and mixes_in(values, stage)),

@@ -110,7 +110,8 @@ def vector_dimensions(dataset: Dataset, config: SidConfig, seed: int) -> int:
     text = next((text for text in dataset.catalog["text"].to_list() if text.strip()), None)
     if text is None:
         return int(item_vectors(dataset, config, seed).shape[1])  # says what is wrong
-    return int(_load_model(_model_folder(config.encoder), config).encode([text], show_progress_bar=False).shape[1])
+    model = _load_model(_model_folder(config.encoder), config)
+    return int(np.asarray(model.encode([text], show_progress_bar=False)).shape[1])
 
 
 def vector_inputs(config: SidConfig) -> dict[str, str]:

@@ -106,7 +106,7 @@ def test_a_run_refuses_before_its_first_stage(folder, libraries, sections, messa
         ),
         ({"prompts_per_step": 65, "max_examples": 64}, "there are only 64 prompts"),
         ({"num_generations": 31}, "num_generations is 31, but the catalog has only 30 SIDs; lower it"),
-        ({"num_generations": 30}, r"only 30 SIDs, and 6 items of a history are left out \(eval.exclude_history\)"),
+        ({"num_generations": 30}, r"only 30 SIDs, and 6 items of a history are left out \(eval.exclude_history"),
     ],
 )
 def test_what_data_and_sids_tell_is_refused_before_sft(folder, rl, message):
