@@ -47,6 +47,11 @@ class ItemTextConfig(Qwen2Config):
     text_input: bool = False
     text_output: bool = False
 
+    @property
+    def auto_map(self) -> dict[str, str]:
+        """Where else the architecture could be read from: nowhere. TRL asks, when it loads RL's reference model."""
+        return {}
+
 
 class ItemTexts(nn.Module):
     """The catalog as the model sees it: each item's SID and its vector.
