@@ -102,7 +102,7 @@ def score_catalog(
     1.0
 
     Args:
-        model: a transformers causal LM in evaluation mode, with sdpa or eager attention.
+        model: a transformers causal LM or T5 in evaluation mode, with sdpa or eager attention.
         input_ids: prompts, (batch, length), left-padded.
         attention_mask: of the same shape; None if nothing is padded.
         trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt; mixed with a prior or
@@ -143,7 +143,7 @@ def score_prefixes(
     [torch.Size([1, 2]), torch.Size([1, 3])]
 
     Args:
-        model: a transformers causal LM in evaluation mode, with sdpa or eager attention.
+        model: a transformers causal LM or T5 in evaluation mode, with sdpa or eager attention.
         input_ids: prompts, (batch, length), left-padded.
         attention_mask: of the same shape; None if nothing is padded.
         trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt; mixed with a prior or
@@ -214,7 +214,7 @@ def score_leaves(
     True
 
     Args:
-        model: a transformers causal LM in evaluation mode, with sdpa or eager attention.
+        model: a transformers causal LM or T5 in evaluation mode, with sdpa or eager attention.
         input_ids: prompts, (batch, length), left-padded.
         attention_mask: of the same shape; None if nothing is padded.
         trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt; mixed with a prior or

@@ -1,7 +1,7 @@
 """A batch of prompts computed once, to which tree tokens are added: what beam search and the exact scores have in common."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, Protocol, cast
 
 import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
@@ -13,6 +13,27 @@ from minionerec.tree.leaf_component import with_leaf_component
 from minionerec.tree.trie import NO_TOKEN, CatalogTrie
 
 Normalise = Literal["vocabulary", "catalog"]
+
+
+class PrefixModel(Protocol):
+    """What the search needs of a batch of prompts that some model has read; `PromptCache` says what each part is."""
+
+    trie: CatalogTrie
+    visible: torch.Tensor
+    last: torch.Tensor
+
+    def extend(self, tokens: torch.Tensor, depth: int | torch.Tensor, ancestors: torch.Tensor) -> torch.Tensor:
+        """Add tree tokens and compute their states."""
+
+    def child_logprobs(
+        self, level: int, nodes: torch.Tensor, states: torch.Tensor, temperature: float = 1.0
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Numbers, tokens and log-probabilities of the legal next tokens."""
+
+    def select(self, rows: torch.Tensor) -> "PrefixModel":
+        """Some prompts of the batch, without tree tokens."""
+
+
 # Logits over the vocabulary that are held at once, in float32. 2**24 of them take 64 MiB, and `_vocabulary` holds three copies:
 # the logits, those over the temperature, and what logsumexp makes. At Qwen2.5's 152,000 entries this is 110 rows at a time:
 # little memory, and still enough rows for an efficient matrix product.
@@ -24,6 +45,11 @@ _PLAIN_HEADS = frozenset({"gemma", "llama", "mistral", "qwen2", "qwen2_item_text
 def plain_head(model: PreTrainedModel) -> bool:
     """Whether the model's logits can be computed for some tokens only."""
     return model.config.model_type in _PLAIN_HEADS
+
+
+def is_encoder_decoder(model: PreTrainedModel) -> bool:
+    """Whether a model reads prompts by an encoder of their own."""
+    return bool(getattr(model.config, "is_encoder_decoder", False))
 
 
 def _vocabulary_size(model: PreTrainedModel) -> int:
@@ -61,7 +87,13 @@ def check_search(
     if not len(input_ids):
         raise ConstraintError("There is no prompt in the batch.")
     model = getattr(model, "get_base_model", lambda: model)()  # of a PEFT model: its adapters are inside
-    check_model(model)
+    encoder_decoder = is_encoder_decoder(model)
+    if encoder_decoder:
+        from minionerec.tree.encoder_decoder import check_t5  # which builds on this module
+
+        check_t5(model)
+    else:
+        check_model(model)
     vocabulary = _vocabulary_size(model)
     if trie.highest_token >= vocabulary:
         raise ConstraintError(
@@ -83,7 +115,8 @@ def check_search(
         raise ConstraintError("Prompts must not be empty and must be padded on the left.")
     lengths = visible.sum(-1)
     longest = int(lengths.max()) + trie.depth - 1
-    check_length(model, longest, windows=trie.depth > 1)
+    if not encoder_decoder:  # whose distances have no limit
+        check_length(model, longest, windows=trie.depth > 1)
     return Checked(model, attention_mask, visible, lengths, longest)
 
 
@@ -92,8 +125,9 @@ class PromptCache:
     """A decoder-only model whose key-value cache holds the prompts of a batch and the tree tokens added to them.
 
     The seam to the model: search, sampling and exact scores use `compute`, `extend`, `child_logprobs`, `select` and
-    `drop_tree_tokens`, the attributes below, and nothing else of a model's cache. A cache of another architecture (an encoder
-    that reads the prompt, a decoder that holds tree tokens only) must offer the same five methods.
+    `drop_tree_tokens`, the attributes below, and nothing else of a model's cache.
+    `encoder_decoder.T5PromptCache` offers the same for an encoder that reads the prompt and a decoder that holds tree tokens
+    only; `compute` chooses.
 
     "States" are what a token gives for the prediction of its children: hidden states if rows of the model's head can be picked
     (`plain_head`), else logits over the vocabulary.
@@ -138,12 +172,23 @@ class PromptCache:
             written: leaves out a second distribution of the model's own (`tree/leaf_component.py`).
 
         Raises:
-            ConstraintError: the model is in training mode, its layers do not follow a tree mask, there is no prompt, a prompt
-                is empty, right-padded or too long for the model, the trie's tokens are outside the model's vocabulary, the trie
-                is a view of another number of requests, its SIDs cannot be normalised over the catalog, or its prior does not
-                fit (`Prior.check` lists the cases).
+            ConstraintError: the model is in training mode, its layers do not follow a tree mask (`encoder_decoder.check_t5`),
+                there is no prompt, a prompt is empty, right-padded or too long for the model, the trie's tokens are outside the
+                model's vocabulary, the trie is a view of another number of requests, its SIDs cannot be normalised over the
+                catalog, or its prior does not fit (`Prior.check` lists the cases).
         """
+        from minionerec.tree.encoder_decoder import T5PromptCache  # which builds on this class
+
         checked = check_search(model, input_ids, attention_mask, trie, normalise_over)
+        kind = T5PromptCache if is_encoder_decoder(checked.model) else cls
+        prompts = kind.begin(checked, input_ids, trie, normalise_over)
+        if not written:
+            prompts.trie = with_leaf_component(checked.model, trie, prompts.last[:, 0], normalise_over)
+        return prompts
+
+    @classmethod
+    def begin(cls, checked: Checked, input_ids: torch.Tensor, trie: CatalogTrie, normalise_over: Normalise) -> "PromptCache":
+        """Compute checked prompts; the first part of `compute`."""
         # A cache made from the model's configuration would let layers with a window drop tokens that stand side by side in the
         # tree. This one keeps all tokens in every layer, which gives the same numbers as long as no path exceeds the window;
         # longer ones are refused. A leaf is never computed. Without tree tokens (depth 1) a window does no harm.
@@ -151,8 +196,6 @@ class PromptCache:
         prompts = cls(model, trie, normalise_over, DynamicCache(), visible, checked.lengths, checked.longest, torch.empty(0))
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         prompts.last = prompts.write(input_ids, mask, positions, last_only=True)
-        if not written:
-            prompts.trie = with_leaf_component(model, trie, prompts.last[:, 0], normalise_over)
         return prompts
 
     def select(self, rows: torch.Tensor) -> "PromptCache":

@@ -69,7 +69,7 @@ def sample_without_replacement(
     [0, 1, 2]
 
     Args:
-        model: a transformers causal LM in evaluation mode, with sdpa or eager attention.
+        model: a transformers causal LM or T5 in evaluation mode, with sdpa or eager attention.
         input_ids: prompts, (batch, length), left-padded.
         attention_mask: of the same shape; None if nothing is padded.
         trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt; mixed with a prior or
@@ -113,7 +113,7 @@ def sample_with_replacement(
     [[[10, 13], [10, 13], [10, 13]]]
 
     Args:
-        model: a transformers causal LM in evaluation mode, with sdpa or eager attention.
+        model: a transformers causal LM or T5 in evaluation mode, with sdpa or eager attention.
         input_ids: prompts, (batch, length), left-padded.
         attention_mask: of the same shape; None if nothing is padded.
         trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt; mixed with a prior or

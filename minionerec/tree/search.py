@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from minionerec.errors import ConstraintError
 from minionerec.tree.hashed_gumbel import gumbel
-from minionerec.tree.prompt_cache import Normalise, PromptCache
+from minionerec.tree.prompt_cache import Normalise, PrefixModel, PromptCache
 from minionerec.tree.trie import CatalogTrie
 
 
@@ -78,7 +78,7 @@ class SearchLevel:
 
 
 def run_search(
-    prompts: PromptCache,
+    prompts: PrefixModel,
     width: int,
     seeds: torch.Tensor | None = None,
     temperature: float = 1.0,
@@ -230,7 +230,7 @@ def beam_search(
     [True, True]
 
     Args:
-        model: a transformers causal LM in evaluation mode, with sdpa or eager attention.
+        model: a transformers causal LM or T5 in evaluation mode, with sdpa or eager attention.
         input_ids: prompts, (batch, length), left-padded.
         attention_mask: of the same shape; None if nothing is padded.
         trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt; mixed with a prior or
@@ -246,9 +246,14 @@ def beam_search(
             (`PromptCache.compute` lists the cases).
     """
     check_widths(num_beams, widest)
-    prompts = PromptCache.compute(model, input_ids, attention_mask, trie, normalise_over)
-    result = ranked(trie, run_search(prompts, num_beams), num_beams)
-    return result if widest is None else widen(result, prompts.select, trie, widest)
+    return search_prompts(PromptCache.compute(model, input_ids, attention_mask, trie, normalise_over), num_beams, widest)
+
+
+@torch.no_grad()
+def search_prompts(prompts: PrefixModel, num_beams: int, widest: int | None = None) -> BeamResult:
+    """`beam_search` on prompts that are already computed, of any model that offers what a `PromptCache` does."""
+    result = ranked(prompts.trie, run_search(prompts, num_beams), num_beams)
+    return result if widest is None else widen(result, prompts.select, prompts.trie, widest)
 
 
 def check_widths(num_beams: int, widest: int | None) -> None:
@@ -271,7 +276,7 @@ def ranked(trie: CatalogTrie, searched: SearchResult, length: int) -> BeamResult
     return BeamResult(trie.sid(leaves), scores, leaves, scores[:, -1] >= searched.best_pruned, searched.best_pruned)
 
 
-def widen(result: BeamResult, prompts_of: Callable[[torch.Tensor], PromptCache], trie: CatalogTrie, widest: int) -> BeamResult:
+def widen(result: BeamResult, prompts_of: Callable[[torch.Tensor], PrefixModel], trie: CatalogTrie, widest: int) -> BeamResult:
     """Search again with twice the beams, and again, for each list that is not proven exact; its tensors are written to.
 
     Args:

@@ -6,7 +6,7 @@ the log-probabilities move if the row of a tree is read as a plain text. A model
 as much as that; a model that follows them differs by rounding, whatever the scale of its weights.
 """
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from minionerec.errors import ConstraintError
 from minionerec.tree.architecture import check_model
 from minionerec.tree.batch import Branch, pack, tree_logprobs
+from minionerec.tree.encoder_decoder import check_t5
 from minionerec.tree.exact_scores import score_prefixes
 from minionerec.tree.forward import left_pad
 from minionerec.tree.trie import CatalogTrie
@@ -48,13 +49,18 @@ def check_exact(model: PreTrainedModel) -> None:
         ConstraintError: the structure shows that trees are not exact, a tree gives other numbers than plain forwards, or it
             cannot be computed.
     """
-    check_model(model)
+    encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
+    if encoder_decoder:
+        check_t5(model)
+    else:
+        check_model(model)
     training = model.training
     model.eval()
     try:
         prompts, codes = _texts(model)
-        expected = _plain(model, prompts, codes)
-        _compare(model, "in rows, as training computes it,", _in_rows(model, prompts, codes), expected)
+        expected = (_decoded_plainly if encoder_decoder else _plain)(model, prompts, codes)
+        if not encoder_decoder:  # which trains on pairs, without trees
+            _compare(model, "in rows, as training computes it,", _in_rows(model, prompts, codes), expected)
         _compare(model, "on a cache, as search computes it,", _on_a_cache(model, prompts, codes), expected)
     except _FAILURES as error:
         reason = (str(error).splitlines() or [""])[0]
@@ -114,6 +120,26 @@ def _plain(model: PreTrainedModel, prompts: list[list[int]], codes: list[int]) -
     if not bool(steps.isfinite().all()):
         raise ConstraintError(f"The weights of this {type(model).__name__} give NaN or infinity in a plain forward.")
     return _Expected(steps.view(len(prompts), len(_SIDS), -1), _root_mean_square(torch.stack(wrong) - steps))
+
+
+def _decoded_plainly(model: PreTrainedModel, prompts: list[list[int]], codes: list[int]) -> _Expected:
+    """The same of an encoder-decoder: each prompt alone for the encoder, each beginning of a SID alone for the decoder."""
+    device, start = next(model.parameters()).device, cast(int, model.config.decoder_start_token_id)
+
+    def after(prompt: list[int], tokens: list[int]) -> torch.Tensor:
+        ids, row = (torch.tensor([some], device=device) for some in (prompt, [start, *tokens]))
+        return cast(Any, model)(input_ids=ids, decoder_input_ids=row).logits[0, -1].float().log_softmax(-1)
+
+    right, wrong = [], []
+    for prompt in prompts:
+        first = after(prompt, [])
+        read_as_a_text = {0: after(prompt, codes[:1]), 1: after(prompt, codes[:_INNER])}
+        for sid in _SIDS:
+            right += [first[codes[sid[0]]], after(prompt, [codes[sid[0]]])[codes[sid[1]]]]
+            wrong += [first[codes[sid[0]]], read_as_a_text[sid[0]][codes[sid[1]]]]
+    return _Expected(
+        torch.stack(right).view(len(prompts), len(_SIDS), -1), _root_mean_square(torch.stack(wrong) - torch.stack(right))
+    )
 
 
 def _in_rows(model: PreTrainedModel, prompts: list[list[int]], codes: list[int]) -> torch.Tensor:
