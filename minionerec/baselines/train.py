@@ -2,7 +2,8 @@
 
 Inputs: `data/` of the run, or a file of sequences (`baseline.protocol`). Outputs in `baselines/<model>/`:
 `valid.parquet` and `test.parquet` (user, target, rank, rank without the history, items), `log.jsonl` (one epoch a line) and,
-for neural models, `model.safetensors`; with the run's own splits also `vectors.safetensors` (`data/vectors.py`). `mixture`
+for neural models, `model.safetensors`; with the run's own splits also `vectors.safetensors` (`data/vectors.py`; not
+of those that write codes). `mixture`
 leaves `weights.json`.
 
 Deviations from the published code: short histories share a row if that changes no result, so a batch is computed without its
@@ -41,13 +42,14 @@ from minionerec.artifacts import (
 )
 from minionerec.baselines import weights
 from minionerec.baselines.batches import make_batch, partners
+from minionerec.baselines.coded import coded_inputs, make_coded
 from minionerec.baselines.implementation import options_of
 from minionerec.baselines.models import count_parameters, make
 from minionerec.baselines.models.sequential_model import SequentialModel
 from minionerec.baselines.ranking import Ranking, Scorer, rank_split, ranking_metrics, scorer
 from minionerec.baselines.ranking_data import RankingData, from_dataset, from_sequences
 from minionerec.baselines.trivial import WITH_VECTORS, CacheMixture, TrivialRecommender, make_trivial, needs_vectors
-from minionerec.config import TRIVIAL_BASELINES, BaselineConfig, Config
+from minionerec.config import CODED_BASELINES, TRIVIAL_BASELINES, BaselineConfig, Config
 from minionerec.data.dataset import SPLITS, Dataset, SplitName
 from minionerec.data.vectors import BaselineVectors
 from minionerec.distributed import distributed_state, is_main_process, wait_for_everyone
@@ -115,6 +117,7 @@ def _inputs(config: Config) -> dict[str, str]:
         inputs = {"data": require(config.folder / "data", ITEM_STAGES["data"]).digest}
     if (vectors := _item_vectors(config)) is not None:
         inputs["vectors"] = vectors_digest(vectors)
+    inputs |= coded_inputs(config)
     if baseline.weights is not None:
         inputs["weights"] = weights.digest(Path(baseline.weights))
     return inputs
@@ -156,7 +159,7 @@ def train_baseline(config: Config) -> tuple[Manifest, bool]:
 
 
 def _train_and_rank(config: Config, data: RankingData, top: int, recipe: Recipe) -> None:
-    recommender = _fresh(config, data)  # an impossible model is refused before anything is written
+    recommender = _fresh(config, data, top)  # an impossible model is refused before anything is written
     with recipe.write(resumable=True, collective=True) as draft:
         score: Scorer = (
             _train_into(draft, recommender, data, config) if isinstance(recommender, SequentialModel) else recommender
@@ -199,11 +202,13 @@ def frame(data: RankingData, split: SplitName, ranking: Ranking) -> pl.DataFrame
     )
 
 
-def _fresh(config: Config, data: RankingData) -> SequentialModel | TrivialRecommender:
+def _fresh(config: Config, data: RankingData, top: int) -> SequentialModel | TrivialRecommender:
     """A model with fresh weights, or a trivial recommender that is ready to score."""
     if config.baseline.model in TRIVIAL_BASELINES:
         return make_trivial(config.baseline, data, _item_vectors(config))
     torch.manual_seed(config.seed)
+    if config.baseline.model in CODED_BASELINES:
+        return make_coded(config, top)
     return make(config.baseline, data.items)
 
 
@@ -231,7 +236,7 @@ def _train_into(draft: Draft, model: SequentialModel, data: RankingData, config:
             (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in course.log))
     if is_main_process():
         weights.save(model, folder / "model.safetensors")
-        if config.baseline.protocol == "dataset":
+        if config.baseline.protocol == "dataset" and model.has_vectors:
             vectors(model, data, config.baseline, device).save(folder)
     return scorer(model, config.baseline.max_history, data.protocol, device)
 

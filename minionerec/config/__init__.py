@@ -12,6 +12,7 @@ from typing import Any
 from minionerec.config.baseline import (
     BASELINE_OPTIONS,
     BASELINES,
+    CODED_BASELINES,
     FLOORS,
     NEURAL_BASELINES,
     PLAIN_FLOORS,
@@ -36,6 +37,7 @@ from minionerec.errors import ConfigError
 __all__ = [
     "BASELINES",
     "BASELINE_OPTIONS",
+    "CODED_BASELINES",
     "CUTOFFS",
     "DEFAULT_TASKS",
     "DTYPES",

@@ -56,9 +56,14 @@ NEURAL_BASELINES = {
     "pswrec-v13": Baseline("PSWRec V13", "models.pswrec.PSWRecV13"),
     "pswrec-v13-without-rotation": Baseline("PSWRec V13 without rotation", "models.pswrec.PSWRecV13WithoutRotation"),
 }
+CODED_BASELINES = {  # neural, too, but made from codes of a run's items: its semantic IDs, or codes of its item vectors
+    "rpg": Baseline("RPG", "coded.rpg.RPG"),
+    "tiger": Baseline("TIGER", "coded.tiger.TIGER"),
+    "lazy": Baseline("Lazy decoder (OneRec-V2)", "coded.lazy.LazyDecoder"),
+}
 PLAIN_FLOORS = ("popularity", "repeat")  # have no options and take no time: evaluation never reads them from a stored baseline
 FLOORS = (*PLAIN_FLOORS, "skip", "text", "mixture")  # what every run is held against, as far as its data allow it
-BASELINES = TRIVIAL_BASELINES | NEURAL_BASELINES
+BASELINES = TRIVIAL_BASELINES | NEURAL_BASELINES | CODED_BASELINES
 
 
 if TYPE_CHECKING:
@@ -114,6 +119,12 @@ class BaselineConfig:
     """Dropout of embeddings and residual branches (fraction)."""
     attention_dropout: float | None = bounded(None, 0, 1, below=True)
     """Dropout of attention weights; `fearec` has none (fraction)."""
+    head_size: int | None = bounded(None, 1, 65_536)
+    """`tiger`: width of each attention head (dimensions)."""
+    digits: int | None = bounded(None, 1, 1024)
+    """`rpg`: codes per item."""
+    temperature: float | None = bounded(None, 1e-4, 1000)
+    """`rpg`: what cosines are divided by."""
     mask_ratio: float | None = bounded(None, 0, 1, below=True)
     """`bert4rec`: share of a history's items that are masked in training (fraction)."""
     interests: int | None = bounded(None, 1, 65_536)
@@ -157,6 +168,13 @@ class BaselineConfig:
             raise ConfigError(f"baseline.protocol {self.protocol!r} needs baseline.sequences, a file of sequences.")
         if self.protocol == "dataset" and self.sequences is not None:
             raise ConfigError("baseline.sequences is set, but baseline.protocol is dataset, which reads the run's own splits.")
+        if self.protocol != "dataset" and self.model in CODED_BASELINES:
+            raise ConfigError(
+                f"baseline.model {self.model} needs semantic IDs or item vectors, which a file of sequences does not have "
+                f"(baseline.protocol {self.protocol}). Use it on a run's own splits."
+            )
+        if self.weights is not None and self.model in CODED_BASELINES:
+            raise ConfigError(f"baseline.weights is set, but weights of {self.model} belong to the codes of one catalog.")
         if self.components == []:
             raise ConfigError("baseline.components is an empty list; name one component at least, or leave it out.")
         if self.protocol != "dataset" and (self.model == "text" or "text" in (self.components or ())):

@@ -23,7 +23,15 @@ from minionerec.baselines.ranking import rank_split, scorer
 from minionerec.baselines.ranking_data import from_sequences
 from minionerec.baselines.trivial import TrivialRecommender
 from minionerec.cli import parse, preset
-from minionerec.config import BASELINE_OPTIONS, BASELINES, NEURAL_BASELINES, TRIVIAL_BASELINES, BaselineConfig, BaselineName
+from minionerec.config import (
+    BASELINE_OPTIONS,
+    BASELINES,
+    CODED_BASELINES,
+    NEURAL_BASELINES,
+    TRIVIAL_BASELINES,
+    BaselineConfig,
+    BaselineName,
+)
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.report.baseline_tables import published_rows
 from minionerec.statistics.ranking import hit_rate, ndcg
@@ -43,12 +51,12 @@ def states_everywhere(model, items):
 
 def test_every_name_of_the_configuration_has_a_class_with_all_claims_and_a_label_of_its_own():
     assert set(get_args(BaselineName)) == set(BASELINES)
-    assert len(BASELINES) == len(NEURAL_BASELINES) + len(TRIVIAL_BASELINES)
+    assert len(BASELINES) == len(NEURAL_BASELINES) + len(TRIVIAL_BASELINES) + len(CODED_BASELINES)
     assert len({baseline.label for baseline in BASELINES.values()} - {""}) == len(BASELINES)
     accepted = set()
     for name in BASELINES:
         baseline = implementation(name)
-        assert issubclass(baseline, SequentialModel if name in NEURAL_BASELINES else TrivialRecommender), name
+        assert issubclass(baseline, TrivialRecommender if name in TRIVIAL_BASELINES else SequentialModel), name
         options = {field.name for field in dataclasses.fields(baseline.options)}
         assert options <= set(BASELINE_OPTIONS), f"{name} takes options that section baseline has not"
         accepted |= options

@@ -36,6 +36,7 @@ class SequentialModel(nn.Module):
         layout: `packed` if a history's result is the same whatever shares its row: short histories are then computed together
             and padding costs nothing. `padded` if every history needs a row of `max_history` to itself.
         contrasts: training takes a second batch: for each history another one with the same target (`batches.partners`).
+        has_vectors: scores are products of `states` and `vectors`.
         extra_rows: rows of the item table after the items.
         renames: names of tensors that only this model's published checkpoints have, and ours; see `weights`.
     """
@@ -46,6 +47,7 @@ class SequentialModel(nn.Module):
     knows_order: ClassVar[bool] = True
     layout: ClassVar[Layout] = "packed"
     contrasts: ClassVar[bool] = False
+    has_vectors: ClassVar[bool] = True
     extra_rows: ClassVar[int] = 0
     renames: ClassVar[Renames] = ()
 

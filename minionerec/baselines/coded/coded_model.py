@@ -1,0 +1,129 @@
+"""What baselines have in common that know an item by its codes, and how the generative ones among them rank."""
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from minionerec.baselines.batches import HistoryBatch
+from minionerec.baselines.models.sequential_model import Options, SequentialModel
+from minionerec.errors import ConfigError
+from minionerec.tree import NO_TOKEN, BeamResult, CatalogTrie
+
+_ROWS = 64  # histories that are searched at once
+
+
+class CodedModel(SequentialModel):
+    """A baseline without a table of items: made from their codes, `max_history`, its options and the length of its lists.
+
+    Attributes:
+        reads: where the codes come from: the run's semantic IDs, or its item vectors.
+    """
+
+    reads: ClassVar[Literal["sids", "vectors"]]
+    causal = False
+    padding_free = True
+    layout = "padded"
+
+    def __init__(self, codes: np.ndarray, max_history: int, options: Options, lists: int) -> None:
+        del options
+        nn.Module.__init__(self)  # not SequentialModel's, which makes a table of items
+        self.items, self.max_history, self.lists = len(codes), max_history, lists
+
+    @classmethod
+    def codes_of(cls, vectors: np.ndarray, trained: np.ndarray, options: Any, seed: int) -> np.ndarray:
+        """Codes of item vectors, (items, digits), for a model that reads these.
+
+        Args:
+            vectors: (items, dimensions).
+            trained: the items of the train split, ascending; the quantiser is fitted to these.
+        """
+        raise TypeError(f"{cls.__name__} does not define codes_of().")
+
+
+class GenerativeModel(CodedModel):
+    """A baseline that writes the next item's SID code by code. It ranks by a beam search over the trie of all SIDs.
+
+    Items that share a SID get its score; what no beam reached is never recommended.
+
+    Args:
+        codes: (items, levels), -1 behind the end of a short SID.
+        first: the first token id of a code; a token is a pair of level and code that some item has.
+
+    Attributes:
+        tokens: (items + 1, levels) token ids, -1 behind the end of a short SID; row 0 is padding, all -1.
+        vocabulary: token ids, those below `first` included.
+    """
+
+    reads = "sids"
+    has_vectors = False
+
+    def __init__(self, codes: np.ndarray, max_history: int, options: Options, lists: int, first: int) -> None:
+        super().__init__(codes, max_history, options, lists)
+        tokens, vocabulary = token_ids(codes, first)
+        padded = torch.from_numpy(np.concatenate([np.full((1, codes.shape[1]), NO_TOKEN), tokens]))
+        self.register_buffer("tokens", padded, persistent=False)
+        self.vocabulary = vocabulary
+        self._trie = self.trie_of(torch.from_numpy(tokens))
+
+    def trie_of(self, tokens: Tensor) -> CatalogTrie:
+        """The trie of all SIDs.
+
+        Args:
+            tokens: (items, levels) token ids.
+
+        Raises:
+            ConfigError: some SID is the beginning of another.
+        """
+        trie = CatalogTrie.from_codes(tokens)
+        if trie.prefixed:
+            raise ConfigError(
+                "Some SID is the beginning of another, which this baseline cannot write: it has no end token. Give every item "
+                "a SID of the same length (sid.collisions nearest-free or item)."
+            )
+        return trie
+
+    def search(self, batch: HistoryBatch, beams: int) -> BeamResult:
+        """The most likely SIDs after each history, by exact beam search."""
+        raise TypeError(f"{type(self).__name__} does not define search().")
+
+    @property
+    def trie(self) -> CatalogTrie:
+        """All SIDs, on the model's device."""
+        if self._trie.device != self.get_buffer("tokens").device:
+            self._trie = self._trie.to(self.get_buffer("tokens").device)
+        return self._trie
+
+    def scores(self, batch: HistoryBatch) -> Tensor:
+        """Log-probability of the items whose SIDs the search found, (batch, items + 1), -inf of all others and of padding."""
+        trie, beams = self.trie, min(self.lists, len(self._trie))
+        scores = batch.items.new_full((len(batch.items), self.items + 1), -torch.inf, dtype=torch.float32)
+        for start in range(0, len(scores), _ROWS):
+            part = HistoryBatch(*(values[start : start + _ROWS] for values in batch))
+            found = self.search(part, beams)
+            leaves = scores.new_full((len(found.leaves), len(trie) + 1), -torch.inf)
+            leaves.scatter_(1, torch.where(found.leaves < 0, len(trie), found.leaves), found.scores)
+            scores[start : start + _ROWS, 1:] = leaves[:, trie.leaf_of_item.long()]
+        return scores
+
+
+def token_ids(codes: np.ndarray, first: int) -> tuple[np.ndarray, int]:
+    """Token ids of codes, one for each pair of a level and a code that occurs, and how many ids there are.
+
+    >>> token_ids(np.array([[5, 0], [7, -1], [5, 7]]), first=2)
+    (array([[ 2,  4],
+           [ 3, -1],
+           [ 2,  5]]), 6)
+
+    Args:
+        codes: (items, levels), -1 behind the end of a short SID.
+        first: the first id of a code.
+    """
+    tokens = np.full(codes.shape, NO_TOKEN, dtype=np.int64)
+    for level in range(codes.shape[1]):
+        present = codes[:, level] >= 0
+        used, numbers = np.unique(codes[present, level], return_inverse=True)
+        tokens[present, level] = first + numbers
+        first += len(used)
+    return tokens, first

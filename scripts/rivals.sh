@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Trains and evaluates rivals of the generative model one after the other, each by its preset. Finished stages are skipped and an
+# interrupted training resumes, so the same command may be given again and again.
+#   DATA=FOLDER_OF_THE_RELEASED_FILES bash scripts/rivals.sh [PRESET ...] [-- --section.field VALUE ...]
+# Presets: industrial-sdpo industrial-tiger industrial-lazy industrial-rpg (all, if none is named). Without DATA the files are
+# downloaded. VECTORS: a .npy file of item vectors for industrial-rpg, instead of embedding the texts. RUNS: the folder of the runs
+# (default runs). RUN_PYTHON: another Python than scripts/python
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=${RUN_PYTHON:-scripts/python} runs=${RUNS:-runs}
+presets=()
+while [ $# -gt 0 ] && [ "$1" != -- ]; do
+  presets+=("$1")
+  shift
+done
+if [ $# -gt 0 ]; then shift; fi
+if [ ${#presets[@]} -eq 0 ]; then
+  presets=(industrial-sdpo industrial-tiger industrial-lazy industrial-rpg)
+fi
+for preset in "${presets[@]}"; do
+  case $preset in
+    industrial-sdpo) stages=(run) ;;
+    industrial-tiger | industrial-lazy | industrial-rpg) stages=("data prepare" sid baseline) ;;
+    *) echo "scripts/rivals.sh: $preset is not industrial-sdpo, -tiger, -lazy or -rpg" >&2 && exit 2 ;;
+  esac
+  for stage in "${stages[@]}"; do
+    # shellcheck disable=SC2086  # "data prepare" is two words
+    "$python" -m minionerec $stage --config "$preset" --out "$runs/$preset" ${DATA:+--data.path "$DATA"} \
+      ${VECTORS:+--sid.vectors "$VECTORS"} "$@"
+  done
+done

@@ -1,0 +1,351 @@
+"""TIGER, the lazy decoder and RPG against slow versions of themselves, and on a run."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional
+
+from minionerec.artifacts import Manifest
+from minionerec.baselines.coded import make_coded
+from minionerec.baselines.coded.lazy import LazyCache, LazyDecoder, LazySizes
+from minionerec.baselines.coded.rpg import CODES, RPG, RPGSizes
+from minionerec.baselines.coded.tiger import END, TIGER, TigerSizes
+from minionerec.baselines.models import count_parameters
+from minionerec.baselines.ranking import rank_split, scorer
+from minionerec.baselines.ranking_data import from_dataset
+from minionerec.baselines.train import train_baseline
+from minionerec.cli import main
+from minionerec.config import BaselineConfig
+from minionerec.data.dataset import Dataset
+from minionerec.errors import ArtifactError, ConfigError
+from minionerec.pipeline import run
+from minionerec.tree.search import run_search, search_prompts
+from tests import small
+from tests.baselines.models import ITEMS, LENGTH, batch_of, rows_of
+
+TINY_TIGER = TigerSizes(hidden_size=16, inner_size=24, layers=2, heads=2, head_size=8, dropout=0.0)
+TINY_LAZY = LazySizes(hidden_size=16, layers=2, heads=2, dropout=0.0)
+TINY_RPG = RPGSizes(hidden_size=16, inner_size=24, layers=2, heads=2, dropout=0.0, digits=3, temperature=0.1)
+HISTORIES = [[3], [4, 9, 2, 7], [1, 30, 1, 5, 6, 7, 8], list(range(1, 13))]
+
+
+def sid_codes(items=ITEMS, short=False):
+    """Three levels, two items with one SID; with `short`, some SIDs have two levels only."""
+    rng = np.random.default_rng(0)
+    codes = np.stack([np.arange(items) // 6, np.arange(items) % 6, rng.integers(0, 4, items)], axis=1)
+    if short:
+        codes[::5, 2] = -1
+    codes[1] = codes[0]
+    return codes
+
+
+def spread(model, seed=0):
+    """Weights so far apart that scores differ by more than rounding."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def tiger(short=False, lists=50):
+    torch.manual_seed(0)
+    return spread(TIGER(sid_codes(short=short), LENGTH, TINY_TIGER, lists))
+
+
+def lazy(short=False, lists=50):
+    torch.manual_seed(0)
+    return spread(LazyDecoder(sid_codes(short=short), LENGTH, TINY_LAZY, lists))
+
+
+def rpg():
+    torch.manual_seed(0)
+    codes = np.random.default_rng(0).integers(0, CODES, (ITEMS, 3))
+    codes[1] = codes[0]
+    return spread(RPG(codes, LENGTH, TINY_RPG, 50))
+
+
+def histories(targets=None):
+    return batch_of(rows_of(HISTORIES, targets))
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "layers", "width", "inner", "heads", "head", "expected"),
+    [(1025, 4, 128, 1024, 6, 64, 4_590_848), (562, 4, 128, 1024, 6, 64, 4_531_584), (1026, 6, 128, 1024, 6, 64, 6_820_480)],
+)
+def test_tiger_has_the_parameters_of_the_formula(vocabulary, layers, width, inner, heads, head, expected):
+    codes = np.zeros((vocabulary - 4, 3), dtype=np.int64)  # two tokens besides codes; two levels of one code
+    codes[:, 0] = np.arange(len(codes))
+    sizes = TigerSizes(hidden_size=width, inner_size=inner, layers=layers, heads=heads, head_size=head)
+    model = TIGER(codes, 20, sizes, 10)
+    each = 4 * width * heads * head + 2 * width * inner
+    formula = vocabulary * width + layers * (each + 2 * width) + layers * (each + 4 * width * heads * head + 3 * width)
+    assert count_parameters(model) == formula + 64 * heads + 2 * width == expected
+
+
+def test_the_lazy_decoder_has_the_parameters_of_the_formula():
+    codes = np.zeros((558, 3), dtype=np.int64)
+    codes[:, 0] = np.arange(558)
+    v, d, s, n, levels = 560, 128, 10, 4, 3
+    expected = 3 * v * d + 2 * d + s * d + d * d + d + n * (18 * d * d + 3 * d) + levels * d
+    assert count_parameters(LazyDecoder(codes, s, LazySizes(), 10)) == expected == 1_414_656
+
+
+@pytest.mark.parametrize(("digits", "width", "inner", "expected"), [(16, 128, 512, 1_191_936), (16, 448, 1024, 8_528_384)])
+def test_rpg_has_the_parameters_of_the_formula(digits, width, inner, expected):
+    codes = np.zeros((4, digits), dtype=np.int64)
+    model = RPG(codes, 50, RPGSizes(hidden_size=width, inner_size=inner), 10)
+    k, d, f = digits, width, inner
+    formula = (k * CODES + 2) * d + 50 * d + 2 * (4 * d * d + 9 * d + 2 * d * f + f) + 2 * d + k * (d * d + d)
+    assert count_parameters(model) == formula == expected
+
+
+@torch.no_grad()
+def tiger_by_hand(model, history, item):
+    """Log-probability of an item's SID by one plain forward per code."""
+    tokens = model.tokens
+    prompt = [token for number in history for token in tokens[number].tolist() if token >= 0]
+    answer = [token for token in tokens[item].tolist() if token >= 0] + [END] * model.trie.trailing
+    total = 0.0
+    for step, token in enumerate(answer):
+        logits = model.t5(input_ids=torch.tensor([prompt]), decoder_input_ids=torch.tensor([[0, *answer[:step]]])).logits
+        total += float(logits[0, -1].log_softmax(-1)[token])
+    return total
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_tiger_ranks_as_plain_forwards_do(short):
+    model = tiger(short)
+    assert model.trie.trailing == 0  # a SID of two codes is no beginning of another here
+    scores = model.scores(histories())
+    assert scores.shape == (4, ITEMS + 1) and (scores[:, 0] == -torch.inf).all()
+    for row, history in enumerate(HISTORIES[:2]):
+        expected = torch.tensor([tiger_by_hand(model, history, item) for item in range(1, ITEMS + 1)])
+        torch.testing.assert_close(scores[row, 1:], expected, atol=2e-5, rtol=1e-5)
+    assert torch.equal(scores[:, 1], scores[:, 2])  # they share a SID
+
+
+def test_tiger_writes_an_end_where_a_sid_is_the_beginning_of_another():
+    codes = np.array([[0, 1, -1], [0, 1, 0], [0, 1, 1], [1, 0, 0]])
+    torch.manual_seed(0)
+    model = spread(TIGER(codes, LENGTH, TINY_TIGER, 10))
+    batch = batch_of(rows_of([[1, 2], [4]], [1, 2]))
+    assert model.trie.trailing == 1 and model.labels(torch.tensor([1, 2])).tolist() == [[2, 5, 1, -100], [2, 5, 6, 1]]
+    expected = torch.tensor([[tiger_by_hand(model, history, item) for item in range(1, 5)] for history in ([1, 2], [4])])
+    torch.testing.assert_close(model.scores(batch)[:, 1:], expected, atol=2e-5, rtol=1e-5)
+
+
+def test_tigers_loss_is_the_mean_over_the_targets_codes():
+    model = tiger()
+    targets = [5, 6, 7, 30]
+    with torch.no_grad():
+        loss = model(histories(targets))
+    by_hand = [tiger_by_hand(model, history, item) for history, item in zip(HISTORIES, targets, strict=True)]
+    assert loss.item() == pytest.approx(-sum(by_hand) / 12, rel=1e-5)
+
+
+def test_narrow_beams_of_tiger_and_the_lazy_decoder_list_no_more_than_they_found():
+    for model in (tiger(lists=5), lazy(lists=5)):
+        scores, everything = model.scores(histories()), replace_lists(model, 50).scores(histories())
+        listed = scores > -torch.inf
+        assert ((listed.sum(1) >= 5) & (listed.sum(1) <= 6)).all()  # one SID has two items
+        torch.testing.assert_close(scores[listed], everything[listed], atol=2e-5, rtol=1e-5)
+
+
+def replace_lists(model, lists):
+    model.lists = lists
+    return model
+
+
+@torch.no_grad()
+def lazy_by_hand(model, history, item, over="level"):
+    """Log-probability of an item's SID, each code from the whole sequence anew, as training computes it."""
+    batch = batch_of(rows_of([history]))
+    context, visible = model.context(batch)
+    answer = [token for token in model.tokens[item].tolist() if token >= 0]
+    total = 0.0
+    for level, token in enumerate(answer):
+        x = torch.cat([model.start[None, None], model.decoder_codes(torch.tensor([answer[:level]], dtype=torch.long))], dim=1)
+        causal = torch.ones(level + 1, level + 1, dtype=torch.bool).tril()
+        for block in model.blocks:
+            x, _ = block(x, context, visible, causal)
+        logits = model.level_logits(level, x[:, -1])[0]
+        total += float(logits.log_softmax(-1)[token - model.bounds[level]])
+    return total
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_the_lazy_decoder_ranks_as_whole_sequences_do(short):
+    model = lazy(short)
+    scores = model.scores(histories())
+    for row, history in enumerate(HISTORIES[:3]):
+        expected = torch.tensor([lazy_by_hand(model, history, item) for item in range(1, ITEMS + 1)])
+        torch.testing.assert_close(scores[row, 1:], expected, atol=2e-5, rtol=1e-5)
+
+
+def test_the_lazy_loss_is_the_sum_over_the_levels():
+    model, targets = lazy(), [5, 6, 7, 30]
+    with torch.no_grad():
+        loss = model(histories(targets))
+    by_hand = [lazy_by_hand(model, history, item) for history, item in zip(HISTORIES, targets, strict=True)]
+    assert loss.item() == pytest.approx(-sum(by_hand) / 4, rel=1e-5)
+
+
+def test_each_levels_probabilities_add_up_and_views_and_widening_hold():
+    model, batch = lazy(), histories()
+    cache = LazyCache.compute(model, batch, model.trie)
+    for level in range(3):
+        logits = model.level_logits(level, cache.last)
+        assert logits.shape[-1] == model.bounds[level + 1] - model.bounds[level]
+    catalog = run_search(LazyCache.compute(model, batch, model.trie, "catalog"), len(model.trie))
+    torch.testing.assert_close(catalog.scores.exp().sum(1), torch.ones(4), atol=1e-5, rtol=0)
+    view = model.trie.without([[2], [3, 4], [], [10]])
+    narrowed = search_prompts(LazyCache.compute(model, batch, view), 50)
+    whole = search_prompts(LazyCache.compute(model, batch, model.trie), 50)
+    assert narrowed.exact.all()
+    hidden = int(model.trie.leaf_of_item[2])
+    assert hidden not in narrowed.leaves[0].tolist() and hidden in whole.leaves[0].tolist()
+    wide = search_prompts(LazyCache.compute(model, batch, model.trie), 3, widest=50)
+    assert wide.exact.all() and torch.equal(wide.leaves, whole.leaves[:, :3])
+
+
+def test_the_lazy_decoder_knows_order_by_recency_alone_and_padding_not_at_all():
+    model = lazy()
+    history = HISTORIES[2]
+    forward, backward = (model.scores(batch_of(rows_of([some]))) for some in (history, history[::-1]))
+    assert (forward - backward)[:, 1:].abs().max() > 1e-3
+    left = model.scores(batch_of(rows_of([history]), side="left"))
+    torch.testing.assert_close(left, forward, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        model.recency.weight.zero_()
+    forward, backward = (model.scores(batch_of(rows_of([some]))) for some in (history, history[::-1]))
+    torch.testing.assert_close(forward, backward, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", [tiger, lazy, rpg])
+def test_a_row_does_not_depend_on_its_batch(make):
+    model = make()
+    together = model.scores(histories())
+    for row, history in enumerate(HISTORIES):
+        torch.testing.assert_close(model.scores(batch_of(rows_of([history])))[0, 1:], together[row, 1:], atol=2e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_rpgs_scores_are_sums_over_its_codes_up_to_a_number_of_the_row():
+    model = rpg()
+    scores, logprobs = model.scores(histories())[:, 1:], model.digit_logprobs(histories())
+    torch.testing.assert_close(logprobs.exp().sum(2), torch.ones(4, 3), atol=1e-5, rtol=0)
+    codes = model.rows[1:] - torch.arange(3) * CODES - 1
+    gathered = torch.stack([logprobs[:, digit, codes[:, digit]] for digit in range(3)]).mean(0)
+    difference = scores - gathered
+    torch.testing.assert_close(difference, difference[:, :1].expand_as(difference), atol=1e-5, rtol=1e-5)
+    assert torch.equal(gathered.argmax(1), scores.argmax(1)) and torch.equal(scores[:, 0], scores[:, 1])
+
+
+@torch.no_grad()
+def test_rpgs_loss_is_the_mean_of_plain_cross_entropies():
+    model, targets = rpg(), [5, 6, 7, 30]
+    vectors = model.digit_vectors(histories())
+    losses = []
+    for digit in range(3):
+        table = functional.normalize(model.gpt2.wte.weight[1 + digit * CODES : 1 + (digit + 1) * CODES], dim=-1)
+        labels = model.rows[targets, digit] - 1 - digit * CODES
+        losses.append(functional.cross_entropy(vectors[:, digit] @ table.T / 0.1, labels))
+    assert model(histories(targets)).item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+
+
+@torch.no_grad()
+def test_all_heads_of_a_fresh_rpg_say_the_same():
+    torch.manual_seed(0)
+    model = RPG(np.random.default_rng(0).integers(0, CODES, (ITEMS, 3)), LENGTH, TINY_RPG, 50).eval()
+    vectors = model.digit_vectors(histories())
+    torch.testing.assert_close(vectors, vectors[:, :1].expand_as(vectors))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A run with data, semantic IDs and a file of item vectors."""
+    folder = tmp_path_factory.mktemp("coded")
+    config = small.config(folder, eval={"resamples": 40, "num_beams": 10})
+    run(config, ("data", "sid"))
+    np.save(folder / "vectors.npy", np.random.default_rng(0).standard_normal((48, 24)).astype(np.float32))
+    return config
+
+
+TRAINED = {
+    "tiger": {"hidden_size": 16, "inner_size": 16, "layers": 1, "heads": 2, "head_size": 8},
+    "lazy": {"hidden_size": 16, "layers": 1, "heads": 2},
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_run_trains_resumes_and_evaluates_them(prepared, name):
+    options = BaselineConfig(model=name, epochs=2, max_history=6, top=10, learning_rate=1e-2, **TRAINED[name])
+    config = replace(prepared, baseline=options)
+    run(config, ("baseline",))
+    folder = config.folder / "baselines" / name
+    manifest = Manifest.load(folder)
+    assert {"data", "sid"} <= manifest.inputs.keys() and not (folder / "vectors.safetensors").exists()
+    assert Manifest.load(config.folder / "eval" / name).metrics["HR@10"] == pytest.approx(
+        manifest.metrics["test HR@10"], abs=0.1
+    )
+    assert not train_baseline(config)[1]  # current
+    data = from_dataset(Dataset.load(config.folder / "data"), 6)
+    model = make_coded(config, 10)
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    ranks = rank_split(scorer(model, 6, data.protocol, torch.device("cpu")), data, "test").ranks
+    assert np.mean(ranks < 10) == pytest.approx(manifest.metrics["test HR@10"])
+    with pytest.raises(ArtifactError, match="needs the vectors of a baseline"):
+        from minionerec.data.vectors import load_vectors
+
+        load_vectors(config.folder, name, Dataset.load(config.folder / "data"), "eval.assistant")
+
+
+def test_training_lowers_the_loss_of_every_model():
+    targets = [5, 6, 7, 30]
+    for model in (tiger(), lazy(), rpg()):
+        model.train()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        losses = []
+        for _ in range(20):
+            loss = model(histories(targets))
+            loss.backward()
+            assert all(parameter.grad is not None for name, parameter in model.named_parameters())
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+        assert losses[-1] < 0.5 * losses[0]
+
+
+def test_rpgs_codes_come_from_the_items_of_the_train_split():
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((300, 4)).astype(np.float32)
+    codes = RPG.codes_of(vectors, np.arange(260), RPGSizes(digits=2), 0)
+    assert codes.shape == (300, 2) and codes.min() >= 0 and codes.max() < CODES
+    changed = vectors.copy()
+    changed[260:] = rng.standard_normal((40, 4))  # of other items, which no codebook has seen
+    assert np.array_equal(RPG.codes_of(changed, np.arange(260), RPGSizes(digits=2), 0)[:260], codes[:260])
+    with pytest.raises(ConfigError, match=r"fits 256 codes per digit .* only 255 items"):
+        RPG.codes_of(vectors, np.arange(255), RPGSizes(digits=2), 0)
+    with pytest.raises(ConfigError, match=r"baseline\.digits is 30, but the item vectors have only 4 dimensions"):
+        RPG.codes_of(vectors, np.arange(260), RPGSizes(digits=30), 0)
+
+
+def test_what_they_cannot_be_trained_on_is_refused(prepared, tmp_path, capsys):
+    with pytest.raises(ConfigError, match="tiger needs semantic IDs or item vectors, which a file of sequences does not have"):
+        BaselineConfig(model="tiger", protocol="recbole", sequences="x")
+    with pytest.raises(ConfigError, match="weights of lazy belong to the codes of one catalog"):
+        BaselineConfig(model="lazy", weights="x")
+    assert main(["baseline", "--config", str(prepared.folder), "--baseline.model", "rpg"]) == 2
+    assert "rpg fits 256 codes per digit" in " ".join(capsys.readouterr().err.split())
+    fresh = small.config(tmp_path)
+    run(fresh, ("data",))
+    with pytest.raises(ArtifactError, match="Make it first: minionerec sid"):
+        train_baseline(replace(fresh, baseline=BaselineConfig(model="tiger")))
+    with pytest.raises(ConfigError, match="Some SID is the beginning of another"):
+        LazyDecoder(np.array([[0, -1], [0, 1]]), 5, TINY_LAZY, 10)
+    with pytest.raises(ConfigError, match=r"baseline\.hidden_size 10 does not split into 4 heads"):
+        LazyDecoder(sid_codes(), 5, LazySizes(hidden_size=10), 10)
