@@ -1,5 +1,6 @@
 """TIGER, the lazy decoder and RPG against slow versions of themselves, and on a run."""
 
+import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +18,7 @@ from minionerec.baselines.models import count_parameters
 from minionerec.baselines.ranking import rank_split, scorer
 from minionerec.baselines.ranking_data import from_dataset
 from minionerec.baselines.train import train_baseline
-from minionerec.cli import main
+from minionerec.cli import main, parse
 from minionerec.config import BaselineConfig
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError, ConfigError
@@ -25,6 +26,7 @@ from minionerec.pipeline import run
 from minionerec.tree.search import run_search, search_prompts
 from tests import small
 from tests.baselines.models import ITEMS, LENGTH, batch_of, rows_of
+from tests.launch import ROOT
 
 TINY_TIGER = TigerSizes(hidden_size=16, inner_size=24, layers=2, heads=2, head_size=8, dropout=0.0)
 TINY_LAZY = LazySizes(hidden_size=16, layers=2, heads=2, dropout=0.0)
@@ -349,3 +351,13 @@ def test_what_they_cannot_be_trained_on_is_refused(prepared, tmp_path, capsys):
         LazyDecoder(np.array([[0, -1], [0, 1]]), 5, TINY_LAZY, 10)
     with pytest.raises(ConfigError, match=r"baseline\.hidden_size 10 does not split into 4 heads"):
         LazyDecoder(sid_codes(), 5, LazySizes(hidden_size=10), 10)
+
+
+def test_the_script_refuses_what_is_no_rival():
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts/rivals.sh"), "beauty-sasrec"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "beauty-sasrec is not industrial-sdpo, -tiger, -lazy or -rpg" in done.stderr
+    for name in ("tiger", "lazy", "rpg"):
+        config = parse("baseline", ["--config", f"industrial-{name}"])
+        assert config.baseline.model == name and config.baseline.max_history == config.data.max_history == 10

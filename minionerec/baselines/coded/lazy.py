@@ -14,6 +14,7 @@ tables for context and decoder, an inner width of four times the hidden one, N(0
 user pathways, behaviours other than purchases, reinforcement learning. Adam with a constant rate, as for all baselines here.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -203,7 +204,7 @@ class LazyCache:
             return self._decode(self.model.decoder_codes(tokens.clamp(min=0)), torch.cat([start, ancestors], dim=-1))
 
     def _decode(self, x: Tensor, allowed: Tensor) -> Tensor:
-        before = self.past or [None] * len(self.model.blocks)
+        before: Sequence[tuple[Tensor, Tensor] | None] = self.past or [None] * len(self.model.blocks)
         self.past = []
         for block, past in zip(self.model.blocks, before, strict=True):
             x, kept = block(x, self.context, self.visible, allowed[:, None], past)
