@@ -127,8 +127,8 @@ def _allow_connections() -> None:
 
 def _log_to_the_screen() -> None:
     # What no line of ours shows need not be looked up for each (Python's logging HOWTO, "Optimization").
-    logging._srcfile = None  # type: ignore[attr-defined]
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = logging.logAsyncioTasks = False
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for name, level in (("minionerec.serve", logging.INFO), ("uvicorn.error", logging.WARNING)):
