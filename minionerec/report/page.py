@@ -1,5 +1,6 @@
 """Shared by all pages: the template environment with its number formats, the style and the plotting script."""
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ def write_pages(folder: Path, pages: Mapping[str, str]) -> None:
         temporary.replace(folder / name)
 
 
+@functools.cache
 def environment() -> jinja2.Environment:
     """Templates of this package; HTML is escaped, markdown is not."""
     here = Path(__file__).parent

@@ -18,7 +18,7 @@ from minionerec.artifacts import UNSEEDED, Manifest, Recipe, require
 from minionerec.config import Config, run_file
 from minionerec.data.dataset import Dataset
 from minionerec.report.page import environment, figure
-from minionerec.report.plots import fragment
+from minionerec.report.plots import fragment, new_figure
 from minionerec.report.table import Row, number
 from minionerec.report.table import Table as PageTable
 from minionerec.sid.index import SidIndex, token_string
@@ -126,7 +126,7 @@ def treemap(index: SidIndex, titles: Sequence[str]) -> Markup:
         parents.append(parent)
     labels = [label.replace("&", "&amp;").replace("<", "&lt;") for label in labels]  # plotly reads labels as HTML
     tiles = go.Treemap(ids=ids, labels=labels, parents=parents, maxdepth=3, tiling={"pad": 1})
-    return fragment(go.Figure(tiles), legend=False, height=640)
+    return fragment(new_figure(tiles), legend=False, height=640)
 
 
 @dataclass(frozen=True)

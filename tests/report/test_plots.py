@@ -1,9 +1,10 @@
 import json
 import re
 
+import plotly.graph_objects as go
 import pytest
 
-from minionerec.report.plots import curves, forests, funnels
+from minionerec.report.plots import changes, counts, curves, forests, funnels
 
 pytestmark = pytest.mark.fast
 
@@ -86,3 +87,18 @@ def test_plots_that_stand_together_share_one_scale():
 def test_names_cannot_close_the_script():
     (title, fragment), *_ = curves([{"step": 1, "rewards/</script>/mean": 1.0}])
     assert title == "Reward" and fragment.count("</script>") == 1
+
+
+def test_plotly_knows_every_property_of_a_layout():
+    """It takes no part in writing them, and its script ignores what it does not know."""
+    cell = {"value": 0.2, "low": 0.1, "high": 0.3}
+    drawn = [funnels({"sft": {"cumulative": {"1": {"L1": 0.2}}}}, {"sft": "SFT"}, [1], 100)[0][1]]
+    drawn += [forests({}, {"ours": {"HR@10": cell}})["HR"], changes({"HR@10": cell}), counts({"train": {1: 2}}, "x", "y")]
+    drawn += [plot for _, plot in curves([{"step": 1, "loss": 1.0}])]
+    assert len(drawn) == 5
+    for plot in drawn:
+        content = json.loads(re.search(r"json\">(.*)</script>", plot)[1])
+        assert go.Figure(content, layout_template="none").to_plotly_json()["layout"]["xaxis"] == content["layout"]["xaxis"]
+        content["layout"]["heigth"] = 1
+        with pytest.raises(ValueError, match="heigth"):
+            go.Figure(content)
