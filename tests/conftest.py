@@ -25,6 +25,7 @@ LONGEST = [
     "rl/test_train.py",
     "test_cli.py",
     "training/test_stage.py",
+    "sft/test_mixture.py",
     "baselines/test_train.py",
     "recommend/test_bundle.py",
     "baselines/test_models.py",
@@ -80,12 +81,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
     """Keep what the imports made out of every later garbage collection; a small run spends a fifth of its time there.
 
-    And let accelerate look for a package once; it does so in every step, and for a small model that is a twentieth of the step.
+    And let two libraries look for a thing once. Accelerate looks for a package in every step, which for a small model is a
+    twentieth of the step; jsonargparse goes through all options for each option, which is half of the time it takes to parse.
     """
+    whole = any(Path(argument).resolve() == TESTS for argument in session.config.args)
+    if whole and session.config.option.markexpr == "fast" and "torch" in sys.modules:
+        raise pytest.UsageError("a fast file imports torch, which takes longer than all fast tests")
     gc.collect()
     gc.freeze()
     if imports := sys.modules.get("accelerate.utils.imports"):
         imports._is_package_available = functools.cache(imports._is_package_available)
+    if subcommands := sys.modules.get("jsonargparse._subcommands"):
+        search = subcommands.find_action_and_subcommand
+
+        @functools.cache
+        def found(parser, dest, exclude, options):
+            return search(parser, dest, exclude)
+
+        def find(parser, dest, exclude=None):
+            return found(parser, dest, exclude, len(parser._actions))  # one under construction gets more
+
+        subcommands.find_action_and_subcommand = sys.modules["jsonargparse._core"].find_action_and_subcommand = find

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 
@@ -11,7 +12,7 @@ from minionerec import pipeline
 from minionerec.cli import COMMANDS, gap, levels, main
 from minionerec.config import Config, extras
 from minionerec.errors import ConfigError
-from tests.launch import ROOT
+from tests.launch import ENVIRONMENT, ROOT
 
 pytestmark = pytest.mark.fast
 
@@ -55,6 +56,19 @@ def test_recommending_and_serving_import_no_package_of_an_extra():
             imported = set(top_level_imports(path)) & set(extras._EXTRA_OF)
             assert imported <= (allowed if room == "serve" else set()), path
             assert not re.search(r"^from minionerec\.recommend\.(cache|mixing) ", path.read_text("utf-8"), re.MULTILINE), path
+
+
+def test_what_answers_at_once_imports_no_torch():
+    """The package, its command line, the metrics and the rewards, in one process, one after the other."""
+    modules = ("minionerec", "minionerec.cli", "minionerec.eval", "minionerec.eval.calc_level", "minionerec.rl.rewards")
+    code = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    importlib.import_module(name)\n"
+        "    if slow := {'torch', 'transformers'} & {*sys.modules}: sys.exit(f'{name} imports {slow}')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *modules], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_stage_without_its_packages_is_refused_before_it_begins(monkeypatch, tmp_path):

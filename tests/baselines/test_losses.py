@@ -8,7 +8,6 @@ from minionerec.config import BaselineConfig
 from minionerec.errors import ConfigError
 from tests.baselines.models import ITEMS, batch_of, random_rows, rows_of, small
 
-pytestmark = pytest.mark.fast
 NAMES = ("sasrec", "sasrec-sampled")
 
 

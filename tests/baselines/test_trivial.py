@@ -14,9 +14,12 @@ from minionerec.baselines.trivial import (
 )
 from minionerec.config import BaselineConfig
 from minionerec.errors import ConfigError
+from minionerec.eval.lists import RankedLists
+from minionerec.eval.predictions import as_predictions
+from minionerec.eval.slices import EVIDENCE, evidence
 from minionerec.recommend import cache
 from minionerec.recommend.cache import Interactions
-from tests.small import SEQUENCES, leave_one_out
+from tests.small import SEQUENCES, leave_one_out, random_dataset
 
 RING = {f"u{user}": [(user * 5 + step + (step * user) % 2) % 12 for step in range(4 + user % 5)] for user in range(20)}
 
@@ -153,3 +156,22 @@ def test_floors_rank_every_protocol(tmp_path, protocol):
                 len(set(ids[:3].tolist()) & set(data.rows["test"].history(row).tolist())) == 0
                 for row, ids in enumerate(ranking.lists)
             )
+
+
+def test_what_training_shows_of_a_target_is_what_these_count():
+    """A seen transition has a count in the Markov chain, and what co-occurs a similarity in item-kNN; others have none."""
+    dataset, index = random_dataset(users=30)
+    ranking_data = from_dataset(dataset, 6)
+    rows = ranking_data.rows["test"]
+    markov, knn = (
+        make_trivial(BaselineConfig(model=name, **options), ranking_data)(rows).numpy()[np.arange(len(rows)), rows.target]
+        for name, options in (("markov", {}), ("item-knn", {"neighbours": 1000}))
+    )
+    lists = RankedLists.of(as_predictions(dataset.test, [np.arange(15)] * len(dataset.test), index))
+    kinds = np.array(EVIDENCE)[evidence(lists, dataset)]
+    backed_off = 1e-6  # what popularity adds to a score of 0 is less
+    new = kinds != "repeat"
+    assert ((markov > backed_off)[new] == (kinds == "seen transition")[new]).all()
+    rest = new & (kinds != "seen transition")
+    assert ((knn > backed_off)[rest] == (kinds == "co-occurs")[rest]).all()
+    assert {"repeat", "seen transition", "co-occurs"} < set(kinds)

@@ -48,7 +48,7 @@ def slow_split(rows, max_history, minimum):
     return splits, duplicates, short
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     rows=st.lists(st.tuples(st.sampled_from("xyz"), st.sampled_from("abcdef"), st.integers(0, 5)), max_size=40),
     max_history=st.integers(1, 6),

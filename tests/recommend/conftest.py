@@ -1,22 +1,25 @@
-"""A small untrained recommender whose scores differ by more than rounding."""
+"""A small untrained recommender whose scores differ by more than rounding.
+
+What imports torch is imported where it is used: this folder has fast tests.
+"""
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
 import pytest
-import torch
 
 from minionerec.artifacts import Recipe
 from minionerec.config import EvalConfig, ModelConfig, SidConfig
-from minionerec.model import checkpoint
 from minionerec.pipeline import run
-from minionerec.prompts.builder import Prompts
 from minionerec.prompts.record import prompts_section
-from minionerec.recommend.recommender import Recommender
 from tests import small
 from tests.eval.samples import DATASET, INDICES
 from tests.small import untrained_model
+
+if TYPE_CHECKING:
+    from minionerec.recommend.recommender import Recommender
 
 SIZES = ModelConfig(hidden_size=32, intermediate_size=48, layers=2, heads=2, vocabulary=400)
 
@@ -24,6 +27,11 @@ SIZES = ModelConfig(hidden_size=32, intermediate_size=48, layers=2, heads=2, voc
 @pytest.fixture(scope="session")
 def make():
     """A function that makes a recommender of 20 items in 14 SIDs; its arguments are fields of `eval`."""
+    import torch
+
+    from minionerec.prompts.builder import Prompts
+    from minionerec.recommend.recommender import Recommender
+
     categories = pl.Series("categories", ["Lamps, Home" if item % 3 else "Cups, Set of 2, Home" for item in range(20)])
     dataset = replace(DATASET, catalog=DATASET.catalog.with_columns(categories))
     index = INDICES["shared"]
@@ -41,8 +49,10 @@ def recommender(make):
     return make()
 
 
-def write_run(folder: Path, recommender: Recommender) -> Path:
+def write_run(folder: Path, recommender: "Recommender") -> Path:
     """A finished run whose model is a recommender's, which nobody trained."""
+    from minionerec.model import checkpoint
+
     prompts, digests = recommender.prompts, {}
 
     def write(stage, config, save):

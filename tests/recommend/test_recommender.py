@@ -1,8 +1,6 @@
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import polars as pl
@@ -330,9 +328,7 @@ def test_what_does_not_belong_together_is_refused(finished, tmp_path):
         Recommender.load(folder, "sft")
 
 
-def test_the_package_shows_it_without_importing_torch():
+def test_the_package_shows_it():
     assert minionerec.Recommender is Recommender
-    code = "import sys, minionerec, minionerec.cli; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     with pytest.raises(AttributeError, match="no attribute 'Recomender'"):
         _ = minionerec.Recomender

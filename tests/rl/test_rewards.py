@@ -1,6 +1,4 @@
 import math
-import subprocess
-import sys
 from types import SimpleNamespace
 from typing import get_args
 
@@ -14,7 +12,7 @@ from minionerec.config import Config, RewardName, RlConfig
 from minionerec.errors import ArtifactError, CatalogError
 from minionerec.rl import rewards
 from minionerec.rl.rewards import Context, collaborative, popularity, prefix, ranking, ranking_only, rule, semantic
-from tests.launch import ENVIRONMENT, ROOT
+from tests.launch import ROOT
 from tests.small import random_dataset
 
 pytestmark = pytest.mark.fast
@@ -185,9 +183,3 @@ def test_a_baseline_that_cannot_score(run):
         rewards.build_rewards(run.config, run.dataset, run.items)
     with pytest.raises(ArtifactError, match=r"no finished artefact.*minionerec baseline --baseline.model sasrec"):
         rewards.reward_sources(run.config, "digest")
-
-
-def test_the_rewards_need_no_torch():
-    """Their tests start at once."""
-    code = "import sys, minionerec.rl.rewards; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, check=True)

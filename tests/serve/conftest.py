@@ -1,13 +1,14 @@
-"""One tiny model for all tests of the service."""
+"""One tiny model for all tests of the service.
+
+The libraries of a service are imported where they are used: this folder has fast tests.
+"""
 
 import asyncio
 import contextlib
 
-import httpx
 import pytest
 
 from minionerec.config import ServeConfig
-from minionerec.serve.app import create_app
 from tests.recommend.conftest import make, recommender  # noqa: F401, fixtures
 
 URL = "http://127.0.0.1"
@@ -16,6 +17,8 @@ URL = "http://127.0.0.1"
 @contextlib.asynccontextmanager
 async def running(app):
     """A client of an application whose worker runs."""
+    import httpx
+
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url=URL) as client:
@@ -43,12 +46,16 @@ class Client:
 @pytest.fixture
 def client(recommender):  # noqa: F811
     """A function that asks a fresh service; its arguments are a method, a path, and options of httpx."""
+    from minionerec.serve.app import create_app
+
     return lambda *call, **options: Client(create_app(recommender))(*call, **options)
 
 
 @pytest.fixture
 def ask(recommender):  # noqa: F811
     """A function that sends requests to `/v1/recommend` in one call; `settings` are fields of `serve`."""
+
+    from minionerec.serve.app import create_app
 
     def ask(*requests, settings=None, model=recommender, **options):
         app = create_app(model, ServeConfig(**(settings or {})))
