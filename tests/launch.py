@@ -1,8 +1,8 @@
 """Run our commands in processes of their own, as a user does.
 
-Every new Python spends seconds on imports, which a test of two processes needs three times. So `accelerate` and `minionerec`
-are for the tests that are about a real launch; all others take `forked`: a server that has imported the libraries, but nothing
-of ours, forks each process, and only the work itself takes time. Ranks find the environment that a launcher would give them.
+Every new Python spends seconds on imports. So `accelerate` and `minionerec` are for the tests that are about a real launch; all
+others take `forked`: a server that has imported the libraries, but nothing of ours, forks each process, and only the work
+itself takes time. Ranks find the environment that a launcher would give them.
 """
 
 import multiprocessing
@@ -19,14 +19,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-_LIMIT = 400  # seconds
+ENVIRONMENT.pop("DS_ACCELERATOR", None)  # stages that ran in this process may have set it, and it hides warnings
+_LIMIT = 900  # seconds; a busy machine is slow
 _PRELOADED = [
     "accelerate.commands.launch",
     "datasets",
     "deepspeed",
+    "jinja2",
     "jsonargparse",
     "peft",
+    "plotly.graph_objs._figure",
+    "plotly.offline",
     "polars",
+    "rich.progress",
     "scipy.stats",
     "sklearn.feature_extraction.text",
     "torch.distributed.run",
@@ -42,11 +47,18 @@ def minionerec(*arguments: str, check: bool = True) -> subprocess.CompletedProce
     return _run([sys.executable, "-m", "minionerec", *arguments], check)
 
 
-def accelerate(processes: int, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
-    """`accelerate launch` on CPUs with gloo."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
-    options = ["--num_machines", "1", "--mixed_precision", "no", "--main_process_port", str(_free_port())]
-    return _run([*command, *options, *arguments], check)
+def accelerate(processes: int, *arguments: str, check: bool = True, launcher: str = "fresh") -> subprocess.CompletedProcess:
+    """`accelerate launch` on CPUs with gloo.
+
+    Args:
+        launcher: fresh, or forked as by `forked`; its ranks are fresh processes in either case. Without DeepSpeed a rank reads
+            its launcher's command line, which a forked one does not have.
+    """
+    options = ["--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"]
+    options += ["--main_process_port", str(_free_port()), *arguments]
+    if launcher == "forked":
+        return forked(1, "-m", "accelerate.commands.launch", *options, check=check)
+    return _run([sys.executable, "-m", "accelerate.commands.launch", *options], check)
 
 
 def forked(processes: int, *arguments: str, zero2: str | None = None, check: bool = True) -> subprocess.CompletedProcess:

@@ -9,6 +9,7 @@ from minionerec.cli import main
 from minionerec.eval import level_tables
 from minionerec.eval.predictions import write_predictions
 from tests.eval.samples import random_predictions
+from tests.launch import forked
 
 ENTRY = Path(__file__).parents[2] / "eval/calc_level.py"
 
@@ -62,9 +63,9 @@ def test_entry_file(path):
     done = subprocess.run([sys.executable, ENTRY, "--path", path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     path.write_text("{")
-    failed = subprocess.run([sys.executable, ENTRY, "--path", path], capture_output=True, text=True, check=False)
+    failed = forked(1, str(ENTRY), "--path", str(path), check=False)
     assert failed.returncode == 2
-    assert "line 1" in failed.stderr and "Traceback" not in failed.stderr
+    assert "line 1" in failed.stdout and "Traceback" not in failed.stdout
 
 
 def test_what_counts_for_no_level_is_said(tmp_path, capsys):

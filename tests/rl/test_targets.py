@@ -62,7 +62,7 @@ def test_a_title_that_several_items_have_stands_for_the_last(prompts):
 
 def test_rl_is_rewarded_for_them(tmp_path):
     """A stage of its own: the targets in its rows are the look-up's, and the key of the artefact tells."""
-    made = config(tmp_path, rl={"evaluations": 0})
+    made = config(tmp_path, sft={"epochs": 2}, rl={"evaluations": 0})
     run(made, ("data", "sid", "sft", "rl"))
     first = (made.folder / "rl/model/model.safetensors").read_bytes()
     run(replace(made, rl=replace(made.rl, targets="released"), replace=True), ("rl",))
