@@ -4,7 +4,7 @@
 # that fails does not cost the rest; tables are printed as they come, and OUT keeps them as JSON and logs.
 #
 #   bash benchmarks/gpu.sh --run RUN --model MODEL [--out OUT] [PART...]
-#   bash benchmarks/gpu.sh --tiny [--out OUT] [PART...]     the whole script at tiny size on a CPU
+#   bash benchmarks/gpu.sh --tiny [--out OUT] [PART...]     the whole script at tiny size on a CPU; it makes RUN and MODEL itself
 #
 # RUN is a run whose stages data and sid are finished, MODEL a folder with a language model; without them parts that need one are
 # left out. PART is one or more of: tests decode compiled sft_step grpo_step sft rl eval lists; all of them by default. PYTHON is
@@ -36,8 +36,10 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OF
 declare -A limits=([tests]=80 [decode]=110 [compiled]=45 [sft_step]=75 [grpo_step]=55 [sft]=60 [rl]=20 [eval]=20 [lists]=15)
 if [ -n "$tiny" ]; then
   for name in "${!limits[@]}"; do limits[$name]=600; done
-  "$python" benchmarks/gpu_tiny.py "$out/tiny" > "$out/tiny.log" 2>&1 || { tail -n 20 "$out/tiny.log"; exit 1; }
-  run=$out/tiny/run model=$out/tiny/model
+  if [ -z "$run" ] || [ -z "$model" ]; then
+    "$python" benchmarks/gpu_tiny.py "$out/tiny" > "$out/tiny.log" 2>&1 || { tail -n 20 "$out/tiny.log"; exit 1; }
+    run=$out/tiny/run model=$out/tiny/model
+  fi
 else
   "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "No GPU here; --tiny needs none." >&2; exit 2; }
   nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
@@ -54,7 +56,7 @@ decode=() sft=() grpo=() training=() policy=()
 if [ -n "$tiny" ]; then
   decode=(--device cpu --beams 5 --repeats 2)
   cells=(tiny:1:20 tiny:3:20) compiled=(tiny:2:20 --backend eager)
-  sft=(--examples 64 --hidden 32 --repeats 1 --seconds 0.1 --micro 16 --padded-micro 8)
+  sft=(--examples 64 --hidden 32 --repeats 1 --seconds 0.1 --micro 16 --padded-micro 8 --sides packed)
   grpo=(--model tiny --prompts 12 --generations 4 --per-step 4 --micro-prompts 2 --steps 1 --repeats 1)
   users=20
 else

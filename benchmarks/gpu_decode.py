@@ -46,6 +46,7 @@ from minionerec.tree.capture import CallRecorder
 
 CELLS = "small:4:200 0.5b:1:200 0.5b:8:200 0.5b:32:200 0.5b:64:200 0.5b:256:200 0.5b:256:100 1.5b:1:200"
 MOST_GENERATED = 32  # rows of `generate`, which repeats each prompt's cache for every beam
+SIDES = ("graphs", "launches", "plain", "generate")
 HEADER = "model|batch|prompt|graphs ms|launches ms|plain ms|generate ms|graphs / plain|launches / graphs|generate / graphs"
 
 
@@ -148,7 +149,7 @@ def measure(some: Cell, model: PreTrainedModel, trie: CatalogTrie, arguments: ar
 
 def columns(found: dict[str, Any]) -> list[Any]:
     """The table's row of a cell."""
-    times = {name: found[name]["ms"] if name in found else float("nan") for name in ("graphs", "launches", "plain", "generate")}
+    times = {side: found[side]["ms"] if side in found else float("nan") for side in SIDES}
     ratios = [times["graphs"] / times["plain"], times["launches"] / times["graphs"], times["generate"] / times["graphs"]]
     return [found["model"], str(found["batch"]), str(found["prompt"]), *times.values(), *ratios]
 
@@ -186,11 +187,11 @@ def main(argv: list[str] | None = None) -> None:
                 for layer in model.model.layers:
                     layer.compile(backend=arguments.backend, dynamic=False)
         rows.append(measure(some, model, trie, arguments, deadline))
-        table(HEADER.split("|"), [columns(rows[-1])])
+        times = ", ".join(f"{side} {rows[-1][side]['ms']:.1f} ms" for side in SIDES if side in rows[-1])
+        print(f"{':'.join(map(str, some))}: {times}; {rows[-1]['agree']:.1%} of the SIDs agree", flush=True)
         if arguments.out:
             text = {"machine": machine(), "catalog": source, "cells": rows}
             arguments.out.write_text(json.dumps(text, indent=1), encoding="utf-8")
-    print()
     table(HEADER.split("|"), [columns(row) for row in rows])
     for row in rows:
         if "profile" in row:
