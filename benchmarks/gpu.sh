@@ -25,8 +25,14 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-[ ${#parts[@]} -gt 0 ] || parts=(tests decode compiled sft_step grpo_step sft rl eval lists)
-if [ -e "$out" ] && [ -n "$(ls -A "$out")" ]; then echo "$out: holds files already; give another --out." >&2; exit 2; fi
+known=(tests decode compiled sft_step grpo_step sft rl eval lists)
+[ ${#parts[@]} -gt 0 ] || parts=("${known[@]}")
+for name in "${parts[@]}"; do
+  [[ " ${known[*]} " == *" $name "* ]] || { echo "$name: no such part; they are ${known[*]}." >&2; exit 2; }
+done
+for name in "${parts[@]}"; do  # several calls may share a folder, each with other parts
+  [ ! -e "$out/$name.log" ] || { echo "$out: holds $name.log already; give another --out." >&2; exit 2; }
+done
 mkdir -p "$out"
 out=$(realpath "$out")
 cd "$root"
@@ -91,7 +97,6 @@ part() {  # what one part runs
 
 failed=0
 for name in "${parts[@]}"; do
-  if [ -z "${limits[$name]:-}" ]; then echo "$name: no such part; they are ${!limits[*]}." >&2; exit 2; fi
   if [[ " sft rl eval lists " == *" $name "* && ( -z $run || -z $model ) ]]; then
     echo "== $name: left out, it needs --run and --model"; continue
   fi

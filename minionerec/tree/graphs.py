@@ -270,12 +270,15 @@ class SearchGraphs:
     def _graph(self, bucket: Bucket, trie: CatalogTrie) -> _Graph | None:
         if bucket not in self._graphs:
             try:
-                self._graphs[bucket] = _Kept(trie.tokens, _Graph.record(self.model, bucket, trie, self._recorder))
+                # The tensors that replays write to must not belong to a caller's inference mode.
+                with torch.inference_mode(False), torch.no_grad():
+                    self._graphs[bucket] = _Kept(trie.tokens, _Graph.record(self.model, bucket, trie, self._recorder))
                 self.recorded += 1
             except RuntimeError as error:  # of CUDA, of memory: the ordinary search may still do
                 self._graphs[bucket] = _Kept(trie.tokens, None)
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
-                self._report(f"A search of {bucket.rows} prompts of {bucket.length} tokens could not be recorded: {reason}")
+                size = f"{bucket.rows} prompts of {bucket.length} tokens"
+                self._report(f"A search of {size} could not be recorded ({reason.rstrip('.')}).")
             while len(self._graphs) > self._most:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(bucket)

@@ -1,0 +1,75 @@
+"""The check of a GPU: its options, and its table of decoding at tiny size on a CPU."""
+
+import argparse
+import importlib
+import json
+import re
+import subprocess
+
+import pytest
+
+from tests.launch import ROOT
+
+
+@pytest.fixture
+def gpu_decode(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("gpu_decode")
+
+
+def script(*arguments, cwd=ROOT):
+    return subprocess.run(
+        ["bash", ROOT / "benchmarks/gpu.sh", *arguments], capture_output=True, text=True, check=False, cwd=cwd
+    )
+
+
+def test_its_limits_are_eight_minutes_together():
+    text = (ROOT / "benchmarks/gpu.sh").read_text()
+    [limits] = re.findall(r"declare -A limits=\((.*)\)", text)
+    [known] = re.findall(r"known=\((.*)\)", text)
+    assert sum(map(int, re.findall(r"=(\d+)", limits))) <= 480
+    assert set(re.findall(r"\[(\w+)\]", limits)) == set(known.split())
+    page = (ROOT / "docs/gpu.md").read_text()
+    assert all(f"`{name}`" in page for name in known.split())
+
+
+def test_mistakes_cost_nothing(tmp_path):
+    assert "bash benchmarks/gpu.sh --tiny" in script("--help").stdout
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/decode.log").write_text("x")
+    for arguments, message in (
+        (["--fast"], "--fast: no such option"),
+        (["decode", "decoding"], "decoding: no such part; they are tests decode"),
+        (["--out", "out"], "out: holds decode.log already"),
+    ):
+        done = script(*arguments, cwd=tmp_path)
+        assert done.returncode == 2 and message in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_table_of_decoding_on_a_cpu(gpu_decode, tmp_path, capsys):
+    """All sides of the fp32 model give the same lists, or it would have stopped."""
+    out = tmp_path / "decode.json"
+    gpu_decode.main(["--cells", "tiny:1:20", "--device", "cpu", "--beams", "5", "--repeats", "1", "--out", str(out)])
+    printed = capsys.readouterr().out
+    assert "tiny:1:20: graphs" in printed and "100.0% of the SIDs agree" in printed and "| tiny | 1 | 20 |" in printed
+    [row] = json.loads(out.read_text())["cells"]
+    assert row["agree"] == 1.0 and row["generate_equal"] is True and row["scores_apart"] < 1e-3
+    assert {"graphs", "launches", "plain", "generate", "profile"} <= row.keys()
+    assert row["graphs"]["ms"] > 0 and row["profile"]["calls"] > 100
+    with pytest.raises(argparse.ArgumentTypeError, match="is not MODEL:BATCH:PROMPT"):
+        gpu_decode.cell("0.5b:200")
+
+
+def test_lists_that_differ_are_refused(gpu_decode):
+    import torch
+
+    from minionerec.tree import BeamResult
+
+    leaves, scores = torch.tensor([[0, 1], [2, -1]]), torch.zeros(2, 2)
+    lists = BeamResult(leaves[..., None], scores, leaves, scores[:, 0] == 0, scores[:, 0])
+    other = BeamResult(leaves[..., None], scores, leaves.flip(0), scores[:, 0] == 0, scores[:, 0])
+    assert gpu_decode.agreement(lists, lists, True) == {"agree": 1.0, "scores_apart": 0.0}
+    assert gpu_decode.agreement(lists, other, False)["agree"] == 0.0
+    with pytest.raises(SystemExit, match=r"other lists: 0.0000 of the SIDs"):
+        gpu_decode.agreement(lists, other, True)
