@@ -6,14 +6,14 @@ beams); 5 times faster than `generate` at batch 1 and 20 times at batch 32; 1.5B
 second at 0.5B, prompts of 100 tokens, batch 256.
 
 Sides: `graphs` (`SearchGraphs`), `launches` (`beam_search`), `generate` (transformers, with a vectorised trie processor, up
-to batch 32), `plain` (one forward). With `--compiled` each layer is compiled by torch.compile first, so that `launches` and
-`graphs` show what that gives on either way; the first search then takes a minute. The lists of graphs and launches are
-compared: in float32 the run stops unless they are equal, in bf16 the JSON says how many SIDs agree, as a prompt that is
-padded to its bucket rounds otherwise. Without a GPU a stand-in takes the place of the graphs: the figures then say nothing,
-the code is the same.
+to batch 32), `plain` (one forward). With `--compiled parts` torch.compile first takes norms and feed-forward layers, with
+`whole` the forward of all layers, which takes minutes for each shape: `launches` and `graphs` then show what compiling gives
+on either way. The lists of graphs and launches are compared: in float32 the run stops unless they are equal, in bf16 the JSON
+says how many SIDs agree, as a prompt that is padded to its bucket rounds otherwise. Without a GPU a stand-in takes the place
+of the graphs: the figures then say nothing, the code is the same.
 
     python benchmarks/gpu_decode.py --out decode.json                              # on a GPU, about 2 minutes
-    python benchmarks/gpu_decode.py --cells 0.5b:1:200 --compiled                  # one cell
+    python benchmarks/gpu_decode.py --cells 0.5b:1:208 --compiled parts            # one cell
     python benchmarks/gpu_decode.py --cells tiny:2:20 --device cpu --beams 5       # seconds
 """
 
@@ -147,6 +147,22 @@ def measure(some: Cell, model: PreTrainedModel, trie: CatalogTrie, arguments: ar
     return found
 
 
+def compile_model(model: PreTrainedModel, arguments: argparse.Namespace) -> None:
+    """Compile the model in place.
+
+    `parts` are those that all layers share whatever their number, so that each shape compiles once; a whole layer reads its
+    number to find its cache, and would compile once for each layer. `whole` is the forward of all layers.
+    """
+    torch._dynamo.config.recompile_limit = 64  # one for each shape
+    parts = [model.model]
+    if arguments.compiled == "parts":
+        parts = [
+            part for layer in model.model.layers for part in (layer.mlp, layer.input_layernorm, layer.post_attention_layernorm)
+        ]
+    for part in parts:
+        part.compile(backend=arguments.backend, dynamic=False)
+
+
 def columns(found: dict[str, Any]) -> list[Any]:
     """The table's row of a cell."""
     times = {side: found[side]["ms"] if side in found else float("nan") for side in SIDES}
@@ -162,7 +178,7 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--repeats", type=positive, default=5)
     options.add_argument("--seconds", type=float, default=100.0, help="cells that have not begun by then are left out")
     options.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    options.add_argument("--compiled", action="store_true", help="compile each layer of the model first")
+    options.add_argument("--compiled", choices=("parts", "whole"), help="compile norms and feed-forward layers, or the forward")
     options.add_argument("--backend", default="inductor", help="of torch.compile")
     options.add_argument("--run", type=Path, help="a run whose SIDs are the catalog (default: shared data, else random SIDs)")
     options.add_argument("--out", type=Path, help="a JSON file for all figures, written after every cell")
@@ -170,7 +186,8 @@ def main(argv: list[str] | None = None) -> None:
     deadline = time.monotonic() + arguments.seconds
     torch.backends.cuda.matmul.allow_tf32 = False
     codes, source = codes_of_run(arguments.run) if arguments.run else industrial_codes()
-    print(f"{machine()}; {source}; {arguments.beams} beams{'; compiled layers' if arguments.compiled else ''}", flush=True)
+    compiled = f"; compiled: {arguments.compiled}" if arguments.compiled else ""
+    print(f"{machine()}; {source}; {arguments.beams} beams{compiled}", flush=True)
     rows: list[dict[str, Any]] = []
     name, model, trie = "", None, None
     for some in arguments.cells:
@@ -184,8 +201,7 @@ def main(argv: list[str] | None = None) -> None:
             vocabulary = SIZES[name]["vocabulary"]
             trie = CatalogTrie.from_codes(codes + vocabulary * (codes >= 0), arguments.device)
             if arguments.compiled:
-                for layer in model.model.layers:
-                    layer.compile(backend=arguments.backend, dynamic=False)
+                compile_model(model, arguments)
         rows.append(measure(some, model, trie, arguments, deadline))
         times = ", ".join(f"{side} {rows[-1][side]['ms']:.1f} ms" for side in SIDES if side in rows[-1])
         print(f"{':'.join(map(str, some))}: {times}; {rows[-1]['agree']:.1%} of the SIDs agree", flush=True)
