@@ -129,6 +129,21 @@ def test_a_validation_fits_the_weights_to_what_the_whole_model_says(parts, tmp_p
     assert metrics["eval_model_loss"] == pytest.approx(-np.log(own).sum() / labels, abs=1e-5)
 
 
+def test_every_layer_has_a_gradient_in_every_micro_batch(parts, tmp_path):
+    """As DDP needs it: of zeros where a batch shows no SID, or asks for none."""
+    _, index, model, tokenizer = parts
+    config = SftConfig(batch_size=6, micro_batch=6, normalise_over="catalog")
+    text = tokenizer("any text of theirs").input_ids
+    sid = checkpoint.sid_token_ids(tokenizer, index)[3].tolist()
+    trees = [[Branch(text[:2], text[2:])], [Branch(text, sid, is_sid=True)], [Branch(sid, text)]]
+    trainer = trainer_of(parts, config, trees * 3, tmp_path)
+    for tree in trees:
+        model.zero_grad()
+        trainer.compute_loss(model, trainer.data_collator([tree])).backward()
+        assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+    model.zero_grad()
+
+
 OPTIONS = "--model.text_input true --model.text_output true --sft.normalise_over catalog --eval.normalise_over catalog "
 OPTIONS += "--eval.oracle_examples 0 --sft.micro_batch 2 --sft.epochs 1 "
 
