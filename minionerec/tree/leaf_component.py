@@ -67,7 +67,7 @@ def branch_logprobs(
     count, is_sid = int(batch.branches.max()) + 1, batch.trie_nodes >= 0
     paths = batch.labels.new_full((count, trie.depth), NO_TOKEN)
     paths[batch.branches[is_sid], batch.steps[is_sid]] = batch.labels[is_sid]
-    leaves = trie.walk(paths[branches])[:, -1]
+    leaves = trie.walk(paths[branches])[:, -1] if len(branches) else branches  # a batch may hold texts alone
     written = logprobs.new_zeros(count).index_add(0, batch.branches[is_sid], logprobs[is_sid])[branches]
     dense, gate = model.leaf_component(result.states[batch.predictors[first]])
     return branches, written, dense.gather(1, leaves[:, None]).squeeze(1), gate
