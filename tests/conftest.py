@@ -24,7 +24,6 @@ LONGEST = [
     "rl/test_processes.py",
     "rl/test_train.py",
     "test_cli.py",
-    "training/test_stage.py",
     "sft/test_mixture.py",
     "baselines/test_train.py",
     "recommend/test_bundle.py",

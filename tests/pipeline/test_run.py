@@ -1,10 +1,13 @@
 """Whole runs: the same result every time, whatever interrupts them."""
 
+import contextlib
+import io
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 from minionerec.artifacts import read_json
 from minionerec.cli import main
@@ -14,11 +17,13 @@ from minionerec.errors import ConfigError
 from minionerec.eval.lists import RankedLists
 from minionerec.pipeline import run
 from minionerec.sid.index import SidIndex
-from tests.launch import forked
+from tests.launch import forked, minionerec
 from tests.pipeline.test_same_results import assert_as_kept
 from tests.small import config, write_config
 
 STAGES = ("data", "sid", "sft", "rl", "eval", "report")
+# Other data, and trainings of 10 and of 4 steps.
+OTHER = ["--data.max_history", "5", "--sft.history_stride", "5", "--sft.epochs", "1", "--rl.max_examples", "32"]
 RESULTS = [f"eval/{who}/{name}" for who in (*FLOORS, "sft", "rl") for name in ("predictions.jsonl", "metrics.json")]
 
 
@@ -27,15 +32,43 @@ def results(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """One run in a process of its own; its folder."""
+def launched(tmp_path_factory):
+    """One run in a process of its own, as a user starts it; the folder of its configuration, and what it printed."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = forked(1, "-m", "minionerec", "run", "--config", str(write_config(folder)))
+    done = minionerec("run", "--config", str(write_config(folder)))
     assert done.stdout.rstrip().endswith(str(folder / "run/report/index.html"))
-    assert "sft step 36/72 " in done.stdout and "all " in done.stdout  # a log file shows how far it is
+    return folder, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def undisturbed(launched):
+    """The folder of that run."""
+    return launched[0] / "run"
+
+
+@pytest.fixture(scope="module")
+def replaced(undisturbed, tmp_path_factory):
+    """A copy of that run that was made anew with other settings; the folder of its configuration, and what it printed."""
+    folder = tmp_path_factory.mktemp("replaced")
+    shutil.copytree(undisturbed, folder / "run")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main(["run", "--config", str(write_config(folder)), *OTHER, "--replace"]) == 0
+    return folder, printed.getvalue()
+
+
+def test_a_run_shows_how_far_it_is_and_what_it_made(launched):
+    folder, printed = launched
+    assert "sft step 36/72 " in printed and "all " in printed  # a log file shows how far it is
     for stage in ("data", "sid", "sft", "rl", "eval/popularity", "eval/sft", "eval/rl", "report"):
-        assert f"{stage} {folder / 'run' / stage}:" in done.stdout
-    return folder / "run"
+        assert f"{stage} {folder / 'run' / stage}:" in printed
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")
+def test_a_training_on_cpus_says_so_and_warns_of_no_accelerator(launched):
+    folder, printed = launched
+    assert "sft: 1 process on the CPU, not distributed; 4 trees x 2 micro-batches per process and step" in printed
+    assert "accelerator" not in printed.lower()
+    assert read_json(folder / "run/sft/manifest.json")["metrics"]["distributed"] == "NO"
 
 
 def test_the_run_learns_something(undisturbed):
@@ -52,9 +85,9 @@ def test_the_bytes_are_those_of_an_earlier_version(undisturbed):
     assert_as_kept("plain", undisturbed)
 
 
-def fresh(capsys) -> list[str]:
-    """The stages that were made anew since the last call."""
-    return [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.endswith(" s)")]
+def fresh(printed: str) -> list[str]:
+    """The stages that were made anew."""
+    return [line.split()[0] for line in printed.splitlines() if line.endswith(" s)")]
 
 
 def test_an_unchanged_run_is_skipped_and_a_changed_one_redoes_only_what_depends_on_it(undisturbed, tmp_path, capsys):
@@ -63,20 +96,20 @@ def test_an_unchanged_run_is_skipped_and_a_changed_one_redoes_only_what_depends_
     small = config(tmp_path)
     small.replace = False
     run(small, STAGES)  # the raw files lie elsewhere now, with the same content
-    assert fresh(capsys) == ["report"]
+    assert fresh(capsys.readouterr().out) == ["report"]
     run(small, STAGES)
-    assert fresh(capsys) == []
+    assert fresh(capsys.readouterr().out) == []
     evaluations = [f"eval/{who}" for who in (*FLOORS, "sft", "rl")]
     small.eval.resamples = 100
     run(small, STAGES)
-    assert fresh(capsys) == [*evaluations, "report"]
+    assert fresh(capsys.readouterr().out) == [*evaluations, "report"]
     small.eval.num_beams = 12  # the validations that choose rl's best step are decoded so as well
     with pytest.raises(ConfigError, match=r"rl is finished.*\n  eval.num_beams: 10 there, 12 now\n"):
         run(small, STAGES)
-    assert fresh(capsys) == []
+    assert fresh(capsys.readouterr().out) == []
     small.replace = True
     run(small, STAGES)
-    assert fresh(capsys) == ["rl", *evaluations, "report"]
+    assert fresh(capsys.readouterr().out) == ["rl", *evaluations, "report"]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -95,24 +128,23 @@ def test_a_finished_model_is_replaced_only_on_request(undisturbed, tmp_path, cap
     assert read_json(folder / "sft/manifest.json")["config"]["sft"]["epochs"] == 1
     assert read_json(folder / "rl/manifest.json") == read_json(undisturbed / "rl/manifest.json")
     assert main(["sft", "--config", str(folder)]) == 0  # the run knows what it was made with last
-    assert fresh(capsys) == ["sft"]
+    assert fresh(capsys.readouterr().out) == ["sft"]
     assert main(["rl", "--config", str(folder)]) == 2  # its SFT model is another one now
     assert "input sft: changed" in capsys.readouterr().err
 
 
-def test_a_whole_run_is_replaced_only_on_request(undisturbed, tmp_path, capsys):
+def test_a_whole_run_is_replaced_only_on_request(undisturbed, replaced, tmp_path, capsys):
     folder = tmp_path / "run"
-    other = ["--data.max_history", "5", "--sft.history_stride", "5", "--sft.epochs", "1", "--rl.max_examples", "16"]
     shutil.copytree(undisturbed, folder)
-    command, before = ["run", "--config", str(write_config(tmp_path))], contents(folder)
-    assert main([*command, *other]) == 2
+    before = contents(folder)
+    assert main(["run", "--config", str(write_config(tmp_path)), *OTHER]) == 2
     assert "data.max_history: 6 there, 5 now" in capsys.readouterr().err and contents(folder) == before
-    assert main([*command, *other, "--replace"]) == 0
     evaluations = [f"eval/{who}" for who in (*FLOORS, "sft", "rl")]
-    assert fresh(capsys) == ["data", "sid", "sft", "rl", *evaluations, "report"]
-    assert main(["run", "--config", str(folder)]) == 0
-    assert fresh(capsys) == []
-    assert main(command) == 2  # back to the settings of before only on request, too
+    assert fresh(replaced[1]) == ["data", "sid", "sft", "rl", *evaluations, "report"]
+    assert main(["run", "--config", str(replaced[0] / "run")]) == 0
+    assert fresh(capsys.readouterr().out) == []
+    # Back to the settings of before only on request, too.
+    assert main(["run", "--config", str(replaced[0] / "small.yaml")]) == 2
     assert "data.max_history: 5 there, 6 now" in capsys.readouterr().err
 
 

@@ -277,7 +277,8 @@ def test_two_processes_give_the_single_process_losses(prepared, copy):
     options += ["--sft.epochs", "2", "--eval.normalise_over", "catalog", "--mixture.components", f"[{', '.join(COUNTS)}]"]
     forked(2, "sft/train.py", *options)
     logs = losses(made.folder / "sft"), losses(alone.folder / "sft")
-    assert read_json(made.folder / "sft/manifest.json")["metrics"]["devices"] == 2 and len(logs[0]) == len(logs[1])
+    metrics = read_json(made.folder / "sft/manifest.json")["metrics"]
+    assert metrics["devices"] == 2 and metrics["tasks"].keys() == {"history_sid_to_sid"} and len(logs[0]) == len(logs[1])
     for ours, theirs in zip(*logs, strict=True):
         for name in theirs.keys() & {"loss", "eval_loss", "eval_model_loss", "eval_cache_weight", "grad_norm"}:
             assert ours[name] == pytest.approx(theirs[name], rel=2e-3)
