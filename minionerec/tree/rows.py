@@ -156,7 +156,8 @@ class Layout:
 
         # 5. Rows and columns in the order of the table.
         back = np.argsort(order)
-        return cls(*rectangles, row_of[back], columns[back])
+        tokens, depths, end_columns = rectangles
+        return cls(tokens, depths, end_columns, row_of[back], columns[back])
 
 
 def _shared(sequences: np.ndarray, lengths: np.ndarray) -> np.ndarray:
