@@ -27,11 +27,11 @@ log = logging.getLogger(__name__)
 
 MOST_GRAPHS = 32  # a graph of 24 layers is some 4,000 kernels, which take a few MB beside the memory that all graphs share
 _MOST_LEGAL = 1 << 28  # bytes: a filter stands as one byte per node of the trie and row of the batch
-_SHORTEST = 16  # tokens of the smallest bucket
+_LENGTH_STEP = 16  # tokens: lengths of prompts are multiples of it
 
 
 def rounded(number: int, least_step: int = 1) -> int:
-    """The size of the bucket of a number: up to an eighth more, from `least_step` on.
+    """The size of the bucket of a number: the next multiple of a step, which is `least_step` or at most an eighth of it.
 
     >>> [rounded(number) for number in (1, 7, 9, 17, 33, 100)]
     [1, 7, 9, 18, 36, 104]
@@ -232,7 +232,7 @@ class SearchGraphs:
             self._report(f"A search is not recorded, since {reason}.")
             return None
         attention = self.model.config._attn_implementation
-        length = rounded(input_ids.shape[1], _SHORTEST)
+        length = rounded(input_ids.shape[1], _LENGTH_STEP)
         bucket = Bucket(rounded(len(input_ids)), length, num_beams, id(trie.tokens), over, trie.view is not None, attention)
         graph = self._graph(bucket, trie)
         if graph is None:
