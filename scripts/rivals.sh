@@ -24,8 +24,10 @@ for preset in "${presets[@]}"; do
     *) echo "scripts/rivals.sh: $preset is not industrial-sdpo, -tiger, -lazy or -rpg" >&2 && exit 2 ;;
   esac
   for stage in "${stages[@]}"; do
+    vectors=()
+    [ "$preset" != industrial-rpg ] || vectors=(${VECTORS:+--sid.vectors "$VECTORS"})  # no other preset reads item vectors
     # shellcheck disable=SC2086  # "data prepare" is two words
     "$python" -m minionerec $stage --config "$preset" --out "$runs/$preset" ${DATA:+--data.path "$DATA"} \
-      ${VECTORS:+--sid.vectors "$VECTORS"} "$@"
+      ${vectors[@]+"${vectors[@]}"} "$@"
   done
 done

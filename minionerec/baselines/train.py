@@ -2,9 +2,8 @@
 
 Inputs: `data/` of the run, or a file of sequences (`baseline.protocol`). Outputs in `baselines/<model>/`:
 `valid.parquet` and `test.parquet` (user, target, rank, rank without the history, items), `log.jsonl` (one epoch a line) and,
-for neural models, `model.safetensors`; with the run's own splits also `vectors.safetensors` (`data/vectors.py`; not
-of those that write codes). `mixture`
-leaves `weights.json`.
+for neural models, `model.safetensors`; with the run's own splits also `vectors.safetensors` (`data/vectors.py`), unless
+the model writes codes. `mixture` leaves `weights.json`.
 
 Deviations from the published code: short histories share a row if that changes no result, so a batch is computed without its
 padding; the last layer computes only what is read. An epoch's random state depends on seed, epoch and device alone, so that an
@@ -46,7 +45,7 @@ from minionerec.baselines.coded import coded_inputs, make_coded
 from minionerec.baselines.implementation import options_of
 from minionerec.baselines.models import count_parameters, make
 from minionerec.baselines.models.sequential_model import SequentialModel
-from minionerec.baselines.ranking import Ranking, Scorer, rank_split, ranking_metrics, scorer
+from minionerec.baselines.ranking import TABLE_CUTOFFS, Ranking, Scorer, rank_split, ranking_metrics, scorer
 from minionerec.baselines.ranking_data import RankingData, from_dataset, from_sequences
 from minionerec.baselines.trivial import WITH_VECTORS, CacheMixture, TrivialRecommender, make_trivial, needs_vectors
 from minionerec.config import CODED_BASELINES, TRIVIAL_BASELINES, BaselineConfig, Config
@@ -208,7 +207,7 @@ def _fresh(config: Config, data: RankingData, top: int) -> SequentialModel | Tri
         return make_trivial(config.baseline, data, _item_vectors(config))
     torch.manual_seed(config.seed)
     if config.baseline.model in CODED_BASELINES:
-        return make_coded(config, top)
+        return make_coded(config, max(top, *TABLE_CUTOFFS))  # beams of a search; fewer would cut the metrics short
     return make(config.baseline, data.items)
 
 

@@ -61,6 +61,7 @@ CODED_BASELINES = {  # neural, too, but made from codes of a run's items: its se
     "tiger": Baseline("TIGER", "coded.tiger.TIGER"),
     "lazy": Baseline("Lazy decoder (OneRec-V2)", "coded.lazy.LazyDecoder"),
 }
+GENERATIVE_BASELINES = ("tiger", "lazy")  # those of them that write SIDs code by code, and so leave no vectors
 PLAIN_FLOORS = ("popularity", "repeat")  # have no options and take no time: evaluation never reads them from a stored baseline
 FLOORS = (*PLAIN_FLOORS, "skip", "text", "mixture")  # what every run is held against, as far as its data allow it
 BASELINES = TRIVIAL_BASELINES | NEURAL_BASELINES | CODED_BASELINES
@@ -101,7 +102,8 @@ class BaselineConfig:
     """Stop after this many epochs without a better NDCG@10 on valid (epochs; `recbole`: 11, `wearec`: 10)."""
     top: int = bounded(50, 1, 100_000)
     """Length of the stored ranked lists (items). With `eval.exclude_history` on the run's own splits, lists hold at least
-    `eval.num_beams` items plus the length of the longest history."""
+    `eval.num_beams` items plus the length of the longest history. `tiger` and `lazy` search with as many beams, 20 at least,
+    and rank no other items."""
     weights: str | None = path()
     """A safetensors file of ours or of the published code: rank with these weights instead of training. `minionerec baseline
     import` makes one of a published .pt file."""

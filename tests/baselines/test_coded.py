@@ -1,5 +1,6 @@
 """TIGER, the lazy decoder and RPG against slow versions of themselves, and on a run."""
 
+import os
 import subprocess
 from dataclasses import replace
 
@@ -14,12 +15,13 @@ from minionerec.baselines.coded import make_coded
 from minionerec.baselines.coded.lazy import LazyCache, LazyDecoder, LazySizes
 from minionerec.baselines.coded.rpg import CODES, RPG, RPGSizes
 from minionerec.baselines.coded.tiger import END, TIGER, TigerSizes
+from minionerec.baselines.implementation import implementation
 from minionerec.baselines.models import count_parameters
 from minionerec.baselines.ranking import rank_split, scorer
 from minionerec.baselines.ranking_data import from_dataset
-from minionerec.baselines.train import train_baseline
+from minionerec.baselines.train import _fresh, train_baseline
 from minionerec.cli import main, parse
-from minionerec.config import BaselineConfig
+from minionerec.config import CODED_BASELINES, GENERATIVE_BASELINES, NEURAL_BASELINES, BaselineConfig
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.pipeline import run
@@ -163,7 +165,7 @@ def replace_lists(model, lists):
 
 
 @torch.no_grad()
-def lazy_by_hand(model, history, item, over="level"):
+def lazy_by_hand(model, history, item):
     """Log-probability of an item's SID, each code from the whole sequence anew, as training computes it."""
     batch = batch_of(rows_of([history]))
     context, visible = model.context(batch)
@@ -296,7 +298,7 @@ def test_a_run_trains_resumes_and_evaluates_them(prepared, name):
     )
     assert not train_baseline(config)[1]  # current
     data = from_dataset(Dataset.load(config.folder / "data"), 6)
-    model = make_coded(config, 10)
+    model = make_coded(config, 20)
     model.load_state_dict(load_file(folder / "model.safetensors"))
     ranks = rank_split(scorer(model, 6, data.protocol, torch.device("cpu")), data, "test").ranks
     assert np.mean(ranks < 10) == pytest.approx(manifest.metrics["test HR@10"])
@@ -304,6 +306,13 @@ def test_a_run_trains_resumes_and_evaluates_them(prepared, name):
         from minionerec.data.vectors import load_vectors
 
         load_vectors(config.folder, name, Dataset.load(config.folder / "data"), "eval.assistant")
+
+
+def test_short_stored_lists_do_not_cut_the_metrics_short(prepared):
+    """HR@20 of three beams would be HR@3."""
+    config = replace(prepared, baseline=BaselineConfig(model="lazy", top=3, **TRAINED["lazy"]))
+    data = from_dataset(Dataset.load(config.folder / "data"), 6)
+    assert [_fresh(config, data, top).lists for top in (3, 60)] == [20, 60]
 
 
 def test_training_lowers_the_loss_of_every_model():
@@ -336,6 +345,11 @@ def test_rpgs_codes_come_from_the_items_of_the_train_split():
         RPG.codes_of(vectors, np.arange(260), RPGSizes(digits=30), 0)
 
 
+def test_baselines_without_vectors_are_known_before_they_are_imported():
+    names = NEURAL_BASELINES | CODED_BASELINES
+    assert {name for name in names if not implementation(name).has_vectors} == {*GENERATIVE_BASELINES}
+
+
 def test_what_they_cannot_be_trained_on_is_refused(prepared, tmp_path, capsys):
     with pytest.raises(ConfigError, match="tiger needs semantic IDs or item vectors, which a file of sequences does not have"):
         BaselineConfig(model="tiger", protocol="recbole", sequences="x")
@@ -351,6 +365,19 @@ def test_what_they_cannot_be_trained_on_is_refused(prepared, tmp_path, capsys):
         LazyDecoder(np.array([[0, -1], [0, 1]]), 5, TINY_LAZY, 10)
     with pytest.raises(ConfigError, match=r"baseline\.hidden_size 10 does not split into 4 heads"):
         LazyDecoder(sid_codes(), 5, LazySizes(hidden_size=10), 10)
+
+
+def test_the_script_gives_vectors_to_rpg_alone():
+    command = ["bash", str(ROOT / "scripts/rivals.sh"), "industrial-tiger", "industrial-rpg", "--", "--seed", "3"]
+    environment = {**os.environ, "RUN_PYTHON": "echo", "VECTORS": "my vectors.npy"}
+    lines = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.splitlines()
+    stages = ("data prepare", "sid", "baseline")
+    presets = {"tiger": "", "rpg": " --sid.vectors my vectors.npy"}
+    assert lines == [
+        f"-m minionerec {stage} --config industrial-{name} --out runs/industrial-{name}{vectors} --seed 3"
+        for name, vectors in presets.items()
+        for stage in stages
+    ]
 
 
 def test_the_script_refuses_what_is_no_rival():

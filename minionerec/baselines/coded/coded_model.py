@@ -85,7 +85,7 @@ class GenerativeModel(CodedModel):
         return trie
 
     def search(self, batch: HistoryBatch, beams: int) -> BeamResult:
-        """The most likely SIDs after each history, by exact beam search."""
+        """The most likely SIDs after each history, by beam search."""
         raise TypeError(f"{type(self).__name__} does not define search().")
 
     @property

@@ -53,10 +53,8 @@ class LazyDecoder(GenerativeModel):
         if width % sizes.heads:
             raise ConfigError(f"baseline.hidden_size {width} does not split into {sizes.heads} heads (baseline.heads).")
         tokens = self.get_buffer("tokens")[1:]
-        self.bounds = [
-            0,
-            *(int(tokens[:, level].max()) + 1 for level in range(tokens.shape[1])),
-        ]  # a level's ids are consecutive
+        # A level's ids are consecutive.
+        self.bounds = [0, *(int(tokens[:, level].max()) + 1 for level in range(tokens.shape[1]))]
         self.context_codes = nn.Embedding(self.vocabulary, width)
         self.recency = nn.Embedding(max_history, width)
         self.context_linear = nn.Linear(width, width)
