@@ -7,7 +7,7 @@ import time
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -86,6 +86,11 @@ def _trained(config: Config, use: str) -> list[str]:
     return trained
 
 
+def _has_model(config: Config, stages: Collection[str]) -> bool:
+    """Whether a run has a trained model once these stages have run."""
+    return any(stage in stages or (config.folder / stage / MANIFEST).is_file() for stage in ("sft", "rl"))
+
+
 def _mixture(config: Config) -> Iterator[Finished]:
     from minionerec.training.fit_mixture import fit_mixture
 
@@ -146,8 +151,8 @@ def _early_sid(config: Config, pending: Sequence[str]) -> None:
     if config.sid.shipped:
         return
     check_quantizer_memory(config.sid)
-    if config.sid.collaborative_model is not None and "baseline" not in pending:
-        check_baseline("sid.collaborative_model", config.sid.collaborative_model, config.folder)
+    if config.sid.collaborative_model is not None:
+        check_baseline("sid.collaborative_model", config.sid.collaborative_model, config, pending)
     if config.sid.vectors is not None and not Path(config.sid.vectors).is_file():
         raise ConfigError(f"sid.vectors {config.sid.vectors}: no such file; expected a .npy file of your own vectors.")
 
@@ -182,6 +187,8 @@ def _early_eval(config: Config, pending: Sequence[str]) -> None:
     from minionerec.training import early, machine
 
     machine.check_search_memory(config, 0 if "data" in pending else early.rows_of(config.folder, "catalog") or 0)
+    if config.eval.assistant is not None and _has_model(config, pending):
+        early.check_assistant(config, pending)
 
 
 def _early_baseline(config: Config, pending: Sequence[str]) -> None:
@@ -330,7 +337,7 @@ def run(config: Config, stages: tuple[str, ...]) -> None:
     model next to its assistant is chosen (`eval.assistant`). After several stages a line says how long all took, and the most
     memory that was held.
     """
-    trains = {"sft", "rl"} & {*stages} or any((config.folder / stage / MANIFEST).is_file() for stage in ("sft", "rl"))
+    trains = _has_model(config, stages)
     wanted = {"mixture": config.mixture.components, "d3": config.eval.assistant and config.eval.assistant_weight is None}
     for stage in (name for name, asked in wanted.items() if asked and name not in stages and "eval" in stages and trains):
         place = stages.index("eval")

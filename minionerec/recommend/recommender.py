@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from minionerec.recommend.cache import Mixture
 
 _MOST_VIEWS = 64  # of shared filters; one takes 2 bytes per item
+_ONE_HELPER = (
+    "A search takes a mixture or an assistant, not both: one weighs probabilities, the other their logarithms. Take the first "
+    "away before the second is set: mix(None) or assist(None)."
+)
 
 
 class Recommender:
@@ -165,8 +169,10 @@ class Recommender:
         """Mix what counts and text neighbours know into the model's distribution from now on; None for the model alone.
 
         Raises:
-            ConfigError: `config.normalise_over` is not `catalog`.
+            ConfigError: `config.normalise_over` is not `catalog`, or there is an assistant.
         """
+        if mixture is not None and self.assistant is not None:
+            raise ConfigError(_ONE_HELPER)
         if mixture is not None and self.config.normalise_over != "catalog":
             raise ConfigError(
                 f"A mixture needs eval.normalise_over catalog; found {self.config.normalise_over}. Over the vocabulary the "
@@ -178,7 +184,12 @@ class Recommender:
         """Let a baseline help the model at every step from now on, as D3 does; None for the model alone.
 
         It knows the histories of one split. `tree/assistant.py` says how the two are weighed.
+
+        Raises:
+            ConfigError: there is a mixture.
         """
+        if assistant is not None and self.mixture is not None:
+            raise ConfigError(_ONE_HELPER)
         self.assistant = assistant
 
     def mixed(self, trie: CatalogTrie, histories: Sequence[Sequence[int]]) -> CatalogTrie:

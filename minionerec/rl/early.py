@@ -30,8 +30,8 @@ def check_early(config: Config, pending: Collection[str] = ()) -> None:
         check_cutoff("rl.best_metric", rl.best_metric, config)
     if config.mixes_in("rl"):
         check_mixture(config, pending)
-    if "collaborative" in rl.rewards and "baseline" not in pending:
-        check_baseline("The reward collaborative (rl.rewards, rl.collaborative_model)", rl.collaborative_model, run)
+    if "collaborative" in rl.rewards:
+        check_baseline("The reward collaborative (rl.rewards, rl.collaborative_model)", rl.collaborative_model, config, pending)
     if "data" in pending:
         return
     examples = most_examples(run, rl.tasks, rl.task_shares, rl_split(config))

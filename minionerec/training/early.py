@@ -7,7 +7,7 @@ from pathlib import Path
 from pyarrow import parquet
 
 from minionerec.artifacts import MANIFEST
-from minionerec.config import TASKS, TRIVIAL_BASELINES, Config, TaskName
+from minionerec.config import GENERATIVE_BASELINES, TASKS, TRIVIAL_BASELINES, Config, TaskName
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.sid.encoder import check_encoder, vector_origin
 
@@ -45,15 +45,25 @@ def check_cutoff(field: str, metric: str, config: Config) -> None:
         )
 
 
-def check_baseline(field: str, name: str, run: Path) -> None:
-    """Refuse a setting that needs a trained baseline if the run has none.
+def check_baseline(field: str, name: str, config: Config, pending: Collection[str] = ()) -> None:
+    """Refuse a setting that needs the vectors of a baseline if the run does not have them.
+
+    Args:
+        field: the setting, as the message names it.
+        name: of the baseline.
+        pending: stages that run before the vectors are read; `baseline` trains `baseline.model`.
 
     Raises:
-        ConfigError: this baseline learns no vectors.
+        ConfigError: this baseline has no vectors.
         ArtifactError: it is not trained yet.
     """
     if name in TRIVIAL_BASELINES:
         raise ConfigError(f"{field} {name} only counts and has no vectors. Choose a neural baseline, e.g. sasrec.")
+    if name in GENERATIVE_BASELINES:
+        raise ConfigError(f"{field} {name} writes codes and has no vectors. Choose another neural baseline, e.g. sasrec.")
+    if "baseline" in pending and config.baseline.model == name:
+        return
+    run = config.folder
     if not (run / "baselines" / name / MANIFEST).is_file():
         raise ArtifactError(
             f"{run / 'baselines' / name}: no finished artefact here, but {field} needs this baseline. First run, with the same "
@@ -75,8 +85,7 @@ def check_assistant(config: Config, pending: Collection[str] = ()) -> None:
         raise ConfigError(
             "eval.assistant is null, so nothing helps the model. Name a neural baseline of the run, such as sasrec."
         )
-    if "baseline" not in pending:
-        check_baseline("eval.assistant", config.eval.assistant, config.folder)
+    check_baseline("eval.assistant", config.eval.assistant, config, pending)
     if config.eval.assistant_weight is None:
         check_cutoff("the metric by which minionerec d3 chooses", "NDCG@10", config)
 

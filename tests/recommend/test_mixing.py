@@ -11,6 +11,7 @@ from minionerec.errors import ConfigError
 from minionerec.eval import search_error
 from minionerec.model.base import base_model
 from minionerec.prompts.builder import tokenizer_corpus
+from minionerec.recommend.assistant import BaselineAssistant
 from minionerec.recommend.cache import MODEL, Buckets, Interactions, Mixture, MixtureWeights, make_components
 from minionerec.recommend.cache.mixture import made_from
 from minionerec.recommend.mixing import cache_prior, component_columns, component_leaves, fitted, model_column
@@ -231,6 +232,18 @@ def test_a_traced_search_is_that_of_the_mixture(mixed):
     exact = mixed.search(histories, num_beams=20)
     items = [mixed.trie.items(int(leaf))[0] for leaf in exact.leaves[:, 3]]
     assert [trace.rank for trace in search_error.trace(mixed, [0, 1], histories, items, [20], "catalog")] == [3, 3]
+
+
+def test_a_mixture_and_an_assistant_are_not_both_taken(mixed):
+    """One of them would be ignored."""
+    assistant, mixture = BaselineAssistant("sasrec", None, "test", {}, 0.5), mixed.mixture
+    with pytest.raises(ConfigError, match="a mixture or an assistant, not both"):
+        mixed.assist(assistant)
+    mixed.mix(None)
+    mixed.assist(assistant)
+    with pytest.raises(ConfigError, match="a mixture or an assistant, not both"):
+        mixed.mix(mixture)
+    assert mixed.mixture is None and mixed.assistant is assistant
 
 
 def test_over_the_vocabulary_nothing_is_mixed(make):

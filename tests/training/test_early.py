@@ -76,6 +76,16 @@ def with_data(folder, sids=True):
             "popularity only counts",
         ),
         (
+            {"rl": RlConfig(rewards={"collaborative": 1.0}, collaborative_model="tiger")},
+            "rl.collaborative_model. tiger writes codes and has no vectors",
+        ),
+        ({"sid": SidConfig(collaborative_model="lazy")}, "sid.collaborative_model lazy writes codes"),
+        ({"eval": EvalConfig(assistant="tiger")}, "eval.assistant tiger writes codes and has no vectors"),
+        (
+            {"eval": EvalConfig(assistant="sasrec", assistant_weight=0.5)},
+            "no finished artefact here, but eval.assistant needs this baseline",
+        ),
+        (
             {"rl": RlConfig(rewards={"collaborative": 1.0})},
             "baselines/sasrec: no finished artefact here",
         ),
@@ -138,6 +148,15 @@ def test_what_fits_is_not_refused(folder):
     assert early.rows_of(folder, "train") == len(DATASET.train)
     (folder / "data/train.parquet").write_bytes(b"damaged")
     assert early.rows_of(folder, "train") is None
+
+
+def test_a_baseline_that_is_to_be_trained_first_must_be_the_one_that_is_needed(folder):
+    with_data(folder)
+    config = Config(out=str(folder), eval=EvalConfig(assistant="gru4rec"), baseline=BaselineConfig(model="gru4rec"))
+    early.check_assistant(config, ("baseline",))
+    other = dataclasses.replace(config, baseline=BaselineConfig(model="sasrec"))
+    with pytest.raises(ArtifactError, match=r"baselines/gru4rec: no finished artefact here"):
+        early.check_assistant(other, ("baseline",))
 
 
 def finished(folder, name, **config):
