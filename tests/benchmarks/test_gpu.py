@@ -47,6 +47,19 @@ def test_mistakes_cost_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_calls_of_the_tiny_check_may_share_a_folder(tmp_path, monkeypatch):
+    """The run and the model of the first call serve the second."""
+    stub = tmp_path / "python"
+    stub.write_text('#!/bin/sh\necho "$1" >> "$CALLS"\ncase $1 in *gpu_tiny.py) mkdir -p "$2/run" "$2/model" ;; esac\n')
+    stub.chmod(0o755)
+    monkeypatch.setenv("PYTHON", str(stub))
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    for part in ("decode", "lists"):
+        assert script("--tiny", "--out", str(tmp_path / "out"), part).returncode == 0
+    calls = [line.rpartition("/")[2] for line in (tmp_path / "calls").read_text().splitlines()]
+    assert calls == ["gpu_tiny.py", "gpu_decode.py", "gpu_lists.py"]
+
+
 def test_the_table_of_decoding_on_a_cpu(gpu_decode, tmp_path, capsys):
     """All sides of the fp32 model give the same lists, or it would have stopped."""
     out = tmp_path / "decode.json"
