@@ -135,4 +135,5 @@ def _fit(config: Config, stage: str, recipe: Recipe) -> None:
         best = max(tried, key=lambda weight: (tried[weight], weight))
         if is_main_process():
             write_json(draft.path / WEIGHT, {"weight": best, METRIC: {str(weight): value for weight, value in tried.items()}})
-        draft.metrics.update({"weight": best, METRIC: tried[best], "of the model alone": tried[1.0], "of it alone": tried[0.0]})
+        draft.metrics.update({"weight": best, METRIC: tried[best]})
+        draft.metrics.update({"of the model alone": tried[1.0], "of the assistant alone": tried[0.0]})

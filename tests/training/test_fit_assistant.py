@@ -55,6 +55,8 @@ def test_the_chosen_weight_is_the_best_of_valid_and_the_lists_have_it(evaluated)
     assert len(chosen["NDCG@10"]) == 11
     best = max(chosen["NDCG@10"].values())
     assert chosen["weight"] == max(float(weight) for weight, value in chosen["NDCG@10"].items() if value == best)
+    metrics, tried = Manifest.load(evaluated / "d3/sft").metrics, chosen["NDCG@10"]
+    assert metrics["of the model alone"] == tried["1.0"] and metrics["of the assistant alone"] == tried["0.0"]
     manifest = Manifest.load(evaluated / "eval/sft-d3")
     assert manifest.config["d3"] == {"assistant": "gru4rec", "weight": chosen["weight"]}
     assert {"baselines/gru4rec", "d3/sft", "sft"} <= manifest.inputs.keys()
