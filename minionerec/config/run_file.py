@@ -179,6 +179,8 @@ def _updates(config: Config, stage: str, stored: Mapping[str, Any]) -> dict[str,
     """
     now = config.recorded
     updates = {name: now[name] for name in _READS[stage]}
+    if stage == "sft":
+        updates["rl"] = _with_holdout(stored.get("rl", now["rl"]), now["rl"])
     before = _TRAINED_BEFORE.get(stage, ())
     trained = [name for name in before if (config.folder / name / "manifest.json").is_file()]
     if trained and stage != "rl":
@@ -194,6 +196,18 @@ def _updates(config: Config, stage: str, stored: Mapping[str, Any]) -> dict[str,
     if vectors and not any(_vectors(stored, stored, name) for name in trained):
         updates["sid"] = {**stored["sid"], **vectors}
     return updates
+
+
+def _with_holdout(stored: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Section `rl` after SFT, which reads of it only which rows are held out; RL's own settings stay.
+
+    Args:
+        stored: the section in the file.
+        now: the command's.
+    """
+    if now["holdout"] == "none" and stored.get("prompts") == "holdout":
+        return now  # the two together would be refused when the file is read
+    return stored | {name: now[name] for name in ("holdout", "holdout_share")}
 
 
 def _vectors(values: Mapping[str, Any], stored: Mapping[str, Any], stage: str) -> dict[str, Any]:

@@ -21,14 +21,20 @@ def holdout_section(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def sft_rows(config: Config, dataset: Dataset) -> np.ndarray | None:
-    """The training rows of SFT, (rows,) bool; None for all.
+    """The training rows of an SFT with the command's seed, (rows,) bool; None for all.
+
+    An older SFT model that it replaces does not count: it may have another seed.
 
     Raises:
         DataError: `rl.holdout` leaves none, or holds out none.
     """
+    return _kept_rows(config, dataset, config.seed)
+
+
+def _kept_rows(config: Config, dataset: Dataset, seed: int) -> np.ndarray | None:
     if config.rl.holdout == "none":
         return None
-    return ~held_out_rows(dataset.train, config.rl.holdout, config.rl.holdout_share, _seed_of_sft(config))
+    return ~held_out_rows(dataset.train, config.rl.holdout, config.rl.holdout_share, seed)
 
 
 def rl_split(config: Config) -> SplitName:
@@ -44,12 +50,12 @@ def rl_rows(config: Config, dataset: Dataset) -> np.ndarray | None:
     """
     if config.rl.prompts == "valid":
         return None
-    trained = sft_rows(config, dataset)
+    trained = _kept_rows(config, dataset, _seed_of_sft(config))
     return ~trained if config.rl.prompts == "holdout" and trained is not None else trained
 
 
 def _seed_of_sft(config: Config) -> int:
-    """The seed that draws the held-out users: that of the SFT model, whatever seed RL has; before SFT that of the command."""
+    """The seed that drew the SFT model's held-out users, whatever seed RL has; before SFT that of the command."""
     folder = config.folder / "sft"
     return Manifest.load(folder).seed if (folder / MANIFEST).is_file() else config.seed
 

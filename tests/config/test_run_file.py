@@ -59,6 +59,24 @@ def test_a_stage_updates_the_sections_that_it_reads(config):
     assert (values["seed"], values["sft"]["epochs"], values["rl"]["beta"]) == (1, SftConfig().epochs, RlConfig().beta)
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "after"),
+    [
+        ({"beta": 1.0}, {"holdout": "last", "holdout_share": 0.5}, {"beta": 1.0, "holdout": "last", "holdout_share": 0.5}),
+        ({"beta": 1.0, "holdout": "users"}, {}, {"beta": 1.0}),
+        ({"beta": 1.0, "holdout": "users", "prompts": "holdout"}, {"beta": 2.0}, {"beta": 2.0}),  # no rows for such prompts
+    ],
+)
+def test_sft_records_the_rows_that_it_left_to_rl(config, before, now, after):
+    make(replace(config, rl=RlConfig(**before)), "data")
+    with pytest.raises(ConfigError), recording(replace(config, rl=RlConfig(**now)), "sft"):
+        raise ConfigError("refused before it began")
+    assert load(config.folder)["rl"] == vars(RlConfig(**before))
+    make(replace(config, rl=RlConfig(**now)), "sft")
+    assert load(config.folder)["rl"] == vars(RlConfig(**after))
+    parse("rl", ["--config", str(config.folder)])
+
+
 @pytest.mark.parametrize("stage", ["eval", "baseline"])
 def test_another_evaluation_of_a_trained_model_leaves_what_it_was_trained_with(config, stage):
     otherwise = replace(config, seed=1, eval=EvalConfig(num_beams=7))

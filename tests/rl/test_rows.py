@@ -3,15 +3,17 @@ import dataclasses
 import numpy as np
 import pytest
 
+from minionerec.artifacts import Recipe
 from minionerec.config import Config, EvalConfig, RlConfig, SftConfig, SftMixtureConfig
 from minionerec.config.mixture import MixtureConfig
+from minionerec.data.holdout import held_out_rows
 from minionerec.errors import ConfigError
 from minionerec.model import checkpoint, scratch
 from minionerec.prompts.builder import Prompts, tokenizer_corpus
 from minionerec.rl.early import check_group
 from minionerec.rl.rows import token_rows, training_prompts
 from minionerec.sft.trees import training_trees
-from minionerec.training.holdout import sft_rows
+from minionerec.training.holdout import rl_rows, sft_rows
 from minionerec.tree import CatalogTrie
 from tests.small import random_dataset
 
@@ -127,6 +129,18 @@ def test_sft_and_rl_share_the_training_rows_and_no_row_is_in_both(prompts, holdo
         assert not users["train"] & users["holdout"]
 
 
+def test_an_sft_that_replaces_one_of_another_seed_draws_its_own_users(prompts, tmp_path):
+    """And RL asks about what the finished model has not seen, whatever seed RL has."""
+    dataset, rl = prompts.dataset, RlConfig(holdout="last", holdout_share=0.5, prompts="holdout")
+    before, after = (Config(out=str(tmp_path / "run"), rl=rl, seed=seed) for seed in (1, 2))
+    expected = [~held_out_rows(dataset.train, "last", 0.5, seed) for seed in (1, 2)]
+    assert (expected[0] != expected[1]).any()
+    with Recipe("sft", before.folder / "sft", config={}, inputs={}, seed=before.seed).write():
+        pass
+    assert (sft_rows(after, dataset) == expected[1]).all()
+    assert (rl_rows(after, dataset) == ~expected[0]).all()
+
+
 def test_rare_items_are_counted_in_the_rows_that_sft_sees(prompts):
     rows = np.arange(len(prompts.dataset.train)) % 2 == 0
     config = SftConfig(tasks=["history_sid_to_sid"], frequency_power=1.0)
@@ -168,6 +182,10 @@ def test_nothing_is_mixed_in_that_knows_the_rows():
     catalog = {"sft": SftConfig(normalise_over="catalog"), "eval": EvalConfig(normalise_over="catalog")}
     with pytest.raises(ConfigError, match=r"rl.prompts is valid, but mixture.components names some"):
         Config(rl=RlConfig(prompts="valid", evaluations=0), mixture=mixed, **catalog)
+    helped = EvalConfig(normalise_over="catalog", assistant="sasrec")
+    with pytest.raises(ConfigError, match=r"rl.prompts is valid, but eval.assistant is sasrec without a weight"):
+        Config(rl=RlConfig(prompts="valid", evaluations=0), eval=helped)
+    Config(rl=RlConfig(prompts="valid", evaluations=0), eval=dataclasses.replace(helped, assistant_weight=0.5))
     trained = SftConfig(tasks=["history_sid_to_sid"], normalise_over="catalog", mixture=SftMixtureConfig(weights="em"))
     with pytest.raises(ConfigError, match=r"rl.holdout is users, but sft.mixture.weights is em"):
         Config(rl=RlConfig(holdout="users"), mixture=mixed, **{**catalog, "sft": trained})
