@@ -151,8 +151,9 @@ class Config:
             )
         if self.rl.prompts == "valid" and self.eval.assistant is not None and self.eval.assistant_weight is None:
             raise ConfigError(
-                f"rl.prompts is valid, but eval.assistant is {self.eval.assistant} without a weight: minionerec d3 would choose "
-                "it on the valid split, which RL's model has learnt by then. Set eval.assistant_weight, or rl.prompts holdout."
+                f"rl.prompts is valid, but eval.assistant is {self.eval.assistant} without a weight: minionerec d3 would "
+                "choose it on the valid split, which RL's model has learnt by then. Set eval.assistant_weight, or rl.prompts "
+                "holdout."
             )
 
     def check_mixable(self) -> None:

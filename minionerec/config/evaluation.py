@@ -64,8 +64,9 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         check_fields("eval", self)
-        if self.assistant is None and self.assistant_weight is not None:
-            raise ConfigError("eval.assistant_weight is set, but it has an effect with eval.assistant only.")
+        for name, default in (("assistant_weight", None), ("assistant_examples", EvalConfig.assistant_examples)):
+            if self.assistant is None and getattr(self, name) != default:
+                raise ConfigError(f"eval.{name} is set, but it has an effect with eval.assistant only.")
 
 
 @dataclass

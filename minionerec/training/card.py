@@ -13,8 +13,14 @@ from minionerec.data.dataset import SPLITS, Dataset
 from minionerec.data.sources import SOURCES
 from minionerec.model import pretrained
 from minionerec.sid.index import SidIndex
+from minionerec.training.holdout import holdout_section
 
-_TITLES = {"sft": "supervised fine-tuning", "rl": "GRPO with ranking rewards"}
+_OBJECTIVES = {  # of RL
+    "grpo": "GRPO",
+    "exact": "the expected reward over the whole catalog",
+    "listwise": "each target against the rest of its group",
+    "sdpo": "S-DPO",
+}
 
 
 def write_card(folder: Path, stage: str, config: Config, dataset: Dataset, index: SidIndex, metrics: Mapping[str, Any]) -> None:
@@ -31,11 +37,13 @@ def write_card(folder: Path, stage: str, config: Config, dataset: Dataset, index
         head["base_model"] = base.hub
     head["tags"] = ["minionerec", "generative-recommendation", "semantic-ids", stage]
     sections = config.section(*(("sft", "model") if stage == "sft" else ("rl",)))
+    if stage == "sft":
+        sections |= holdout_section(config)
     if stage == "sft" and base.is_local:
         sections["model"]["path"] = "a local path"
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
-        f"# {run_file.name_of(config)}: {_TITLES[stage]}",
+        f"# {run_file.name_of(config)}: {_title(config, stage)}",
         f"A causal language model that recommends items of one catalog by writing their semantic IDs (SIDs), such as "
         f"`{index.text(0)}`. Made by the stage `{stage}` of MiniOneRec.",
         "## Base model",
@@ -63,6 +71,14 @@ def write_card(folder: Path, stage: str, config: Config, dataset: Dataset, index
         _licence(config, base),
     ]
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8", newline="\n")
+
+
+def _title(config: Config, stage: str) -> str:
+    """How a stage has trained its model, in words."""
+    if stage == "sft":
+        return "supervised fine-tuning"
+    ranked = config.rl.objective == "grpo" and any(name.startswith("ranking") for name in config.rl.rewards)
+    return _OBJECTIVES[config.rl.objective] + " with ranking rewards" * ranked
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Which rows SFT and RL are trained on, and the check that the two agree (`rl.holdout`, `rl.prompts`)."""
 
-import logging
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,6 @@ from minionerec.config import Config
 from minionerec.data.dataset import Dataset, SplitName
 from minionerec.data.holdout import held_out_rows
 from minionerec.errors import ConfigError
-
-log = logging.getLogger(__name__)
 
 
 def holdout_section(config: Config) -> dict[str, dict[str, Any]]:

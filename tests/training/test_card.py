@@ -84,6 +84,25 @@ def test_rl_is_validated_on_its_own_number(card, tmp_path):
     assert "means over 4 examples" in card("rl", metrics, rl=RlConfig(valid_examples=4), sft=SftConfig(max_examples=2))[1]
 
 
+@pytest.mark.parametrize(
+    ("rl", "title"),
+    [
+        ({}, "GRPO with ranking rewards"),
+        ({"rewards": {"rule": 1.0}}, "GRPO"),
+        ({"objective": "sdpo", "add_target": True, "rollouts": "uniform", "rewards": {"rule": 1.0}}, "S-DPO"),
+    ],
+)
+def test_the_title_of_rl_is_its_objective(card, tmp_path, rl, title):
+    with Recipe("sft", tmp_path / "run/sft", {}, {}, 0).write():
+        pass
+    assert f"# run: {title}\n" in card("rl", {}, name="run", rl=RlConfig(**rl))[1]
+
+
+def test_rows_that_sft_has_left_out_are_in_its_recipe(card):
+    rl = RlConfig(holdout="last", holdout_share=0.25)
+    assert "holdout:\n  rows: last\n  share: 0.25\n" in card(rl=rl)[1] and "holdout" not in card()[1]
+
+
 def test_how_to_load_a_model_of_our_own_architecture(card):
     assert "or transformers' AutoModelForCausalLM and AutoTokenizer" in card()[1]
     _, text = card(model=ModelConfig(text_input=True))
