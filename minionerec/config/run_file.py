@@ -229,6 +229,8 @@ def _write_again(config: Config, stage: str, values: dict[str, Any]) -> None:
     """Restore what a stage was made with if a command that was refused meanwhile has put back what it had found."""
     present = load(config.folder) if (config.folder / RUN_FILE).is_file() else {}
     updated = {name: values[name] for name in _updates(config, stage, present)}
+    if stage == "sft":
+        updated["rl"] = _with_holdout(present.get("rl", values["rl"]), values["rl"])
     if (restored := values | present | updated) != present:
         _write(config.folder / RUN_FILE, restored)
 
@@ -238,6 +240,8 @@ def _put_back(config: Config, stage: str, before: dict[str, Any]) -> None:
     present = load(config.folder)
     updates = _updates(config, stage, present)
     undone = {name: value for name, value in before.items() if name in updates or name not in present}
+    if stage == "sft" and "rl" in before and present.get("rl") != _with_holdout(before["rl"], config.recorded["rl"]):
+        undone.pop("rl", None)  # a command of RL has written it meanwhile
     fields = {name: value for name, value in before.items() if not isinstance(value, dict)}
     if (values := present | fields | undone) != present:
         _write(config.folder / RUN_FILE, values)
