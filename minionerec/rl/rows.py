@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def hidden_items(example: TokenExample, dataset: Dataset, split: SplitName = "train") -> list[int]:
-    """The items of the example's history, which `eval.exclude_history` leaves out of lists; none for a task without history."""
+    """The items of the example's history, which groups may have to leave out (`hides_history`); none without a history."""
     return [] if example.row is None else dataset.split(split)["history"][example.row].to_list()
 
 
