@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from minionerec import pipeline
-from minionerec.artifacts import MANIFEST, Manifest, cache_folder, changed_input, require, write_json
+from minionerec.artifacts import MANIFEST, Manifest, cache_folder, require, write_json
 from minionerec.config import Config, run_file
 from minionerec.config.fields import did_you_mean
 from minionerec.distributed import is_main_process
@@ -95,19 +95,17 @@ def result_table(config: Config) -> Table:
     from minionerec.eval.evaluate import evaluated
     from minionerec.eval.lists import headline_cutoff
     from minionerec.eval.metrics_json import Metrics
+    from minionerec.report.evaluated import of_present_inputs
 
-    manifests = {name: Manifest.load(config.folder / "eval" / name) for name in evaluated(config.folder)}
-    outdated = {name: changed_input(config.folder, manifest) for name, manifest in manifests.items()}
-    names = [name for name, changed in outdated.items() if changed is None]
+    names, left_out = of_present_inputs(config.folder, evaluated(config.folder))
+    manifests = {name: Manifest.load(config.folder / "eval" / name) for name in names}
     metrics = {name: Metrics.read(config.folder / "eval" / name / "metrics.json") for name in names}
     cutoffs = sorted({cutoff for values in metrics.values() for cutoff in values.cutoffs})
     headline = headline_cutoff(cutoffs)
     made_with = {name: _made_with(manifests[name], values.rows) for name, values in metrics.items()}
     common = [words for words in next(iter(made_with.values())) if all(words in others for others in made_with.values())]
     title = ", ".join([run_file.name_of(config), *common, "on items", "95 % intervals"])
-    left_out = [f"{name} (made from another {changed} than the run has)" for name, changed in outdated.items() if changed]
-    caption = f"Left out: {', '.join(left_out)}. minionerec eval makes them anew." if left_out else None
-    table = Table(title=escape(title), title_justify="left", caption=caption, caption_justify="left")
+    table = Table(title=escape(title), title_justify="left", caption=left_out, caption_justify="left")
     table.add_column("model", no_wrap=True)
     for cutoff in cutoffs:
         table.add_column(f"HR@{cutoff}", justify="right")

@@ -18,7 +18,7 @@ from minionerec.config import NEURAL_BASELINES, RESAMPLES, BaselineConfig
 from minionerec.data.parquet import read_parquet
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.lists import headline_cutoff
-from minionerec.report.evaluated import compare_evaluated, read_evaluated, same_history
+from minionerec.report.evaluated import compare_evaluated, of_present_inputs, read_evaluated, same_history
 from minionerec.report.page import chance
 from minionerec.statistics.intervals import Interval, intervals
 from minionerec.statistics.ranking import per_user
@@ -137,15 +137,18 @@ def _read_results(run: Path) -> tuple[dict[str, Interval], Manifest | None]:
 def run_table(run: Path) -> Table:
     """All recommenders of a run, on items, best NDCG@10 first, with paired differences from the generative model.
 
-    If no list has 10 places, the cut-off is the largest that one reaches. A recommender with shorter lists stands last.
+    If no list has 10 places, the cut-off is the largest that one reaches. A recommender with shorter lists stands last. Lists
+    of a model, data or SIDs that are others by now are left out, and named below.
 
     Raises:
-        ArtifactError: nothing is evaluated in the run, an artefact is damaged, or only some recommenders keep the history.
+        ArtifactError: nothing is evaluated in the run as it is now, an artefact is damaged, or only some recommenders keep the
+            history.
         DataError: two recommenders were measured on different examples.
     """
     names = sorted(path.parent.name for path in (run / "eval").glob(f"*/{MANIFEST}"))
     if not names:
         raise ArtifactError(f"{run / 'eval'}: nothing evaluated here. Run minionerec eval and minionerec baseline first.")
+    names, left_out = of_present_inputs(run, names)
     evaluated = {name: read_evaluated(run / "eval" / name) for name in names}
     history = same_history(list(evaluated.values()))
     model = next((name for name in ("rl", "sft") if name in names), None)
@@ -154,6 +157,7 @@ def run_table(run: Path) -> Table:
     columns = list(dict.fromkeys(("HR@1", f"HR@{k}", gain)))
     examples = f"{len(evaluated[names[0]].lists):,} examples"
     table = Table(title=escape(f"{run}, {examples}, on items, history {history}, 95 % intervals"), title_justify="left")
+    table.caption, table.caption_justify = left_out, "left"
     table.add_column("recommender", no_wrap=True)
     for metric in columns:
         table.add_column(metric, justify="right", no_wrap=True)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from minionerec.artifacts import Manifest, content_hash
+from minionerec.artifacts import Manifest, changed_input, content_hash
 from minionerec.config import BASELINES
 from minionerec.data.dataset import SplitName
 from minionerec.errors import ArtifactError, DataError
@@ -125,6 +125,26 @@ def read_evaluated(folder: Path, label: str | None = None) -> Evaluated:
         seed=manifest.seed,
         ranks_whole_catalog=not options.get("exclude_history", False),
     )
+
+
+def of_present_inputs(run: Path, names: Sequence[str]) -> tuple[list[str], str | None]:
+    """Those of a run's evaluations whose data, model or baseline is still the one that the run has.
+
+    Args:
+        names: folders in `eval/` of the run.
+
+    Returns:
+        their names, and a sentence on the ones left out; None if there is none.
+
+    Raises:
+        ArtifactError: none is left, or a manifest is damaged.
+    """
+    changed = {name: changed_input(run, Manifest.load(run / "eval" / name)) for name in names}
+    others = ", ".join(f"{name} (made from another {source} than the run has)" for name, source in changed.items() if source)
+    present = [name for name, source in changed.items() if source is None]
+    if not present:
+        raise ArtifactError(f"{run / 'eval'}: {others}. Make it anew: minionerec eval --config {run}")
+    return present, f"Left out: {others}. minionerec eval makes them anew." if others else None
 
 
 def same_history(recommenders: Sequence[Evaluated]) -> str:

@@ -6,7 +6,7 @@ targets and without items whose title another item has.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from minionerec.eval.check_predictions import check_belongs
 from minionerec.eval.lists import headline_cutoff
 from minionerec.eval.metrics import interval_cells, values_per_row
 from minionerec.eval.slices import Parts, parts_of_training, slice_differences, users_of_part
-from minionerec.report.evaluated import Evaluated, read_evaluated, rows_as, same_history
+from minionerec.report.evaluated import Evaluated, of_present_inputs, read_evaluated, rows_as, same_history
 from minionerec.report.page import chance
 from minionerec.report.table import Cell, Row, Table, difference, interval, percentage
 from minionerec.sid.index import SidIndex
@@ -61,6 +61,7 @@ class SlicedMetric:
         reference: label of the recommender that the others are compared with; None if there is one recommender only.
         rows: the whole split first, then every part that has examples.
         shorter: labels of recommenders without the metric, because their lists are shorter than its cut-off.
+        outdated: a sentence on evaluations whose model, data or SIDs are others by now; None if there are none.
     """
 
     metric: str
@@ -68,6 +69,7 @@ class SlicedMetric:
     reference: str | None
     rows: list[PartRow]
     shorter: list[str]
+    outdated: str | None = None
 
     def of(self, label: str) -> dict[str, dict[str, dict[str, Any]]]:
         """One recommender's metric per question and answer, as `metrics.json` has slices; without the whole split."""
@@ -191,11 +193,12 @@ def slices_of_run(
 
     Raises:
         ConfigError: a name is not evaluated in the run.
-        ArtifactError: nothing is evaluated, an artefact is missing, damaged or of other data, or histories are treated
-            differently.
+        ArtifactError: nothing is evaluated with the run's present model, data and SIDs, or not all that is named is; an
+            artefact is missing or damaged; or histories are treated differently.
         DataError: predictions are malformed, or not of the run's data.
     """
-    inputs = {name: require(run / name, command).digest for name, command in ITEM_STAGES.items()}
+    for name, command in ITEM_STAGES.items():
+        require(run / name, command)
     there = sorted(path.parent.name for path in (run / "eval").glob(f"*/{MANIFEST}"))
     if not there:
         raise ArtifactError(f"{run / 'eval'}: nothing evaluated here. Run minionerec eval --config {run} first.")
@@ -204,9 +207,12 @@ def slices_of_run(
             raise ConfigError(f"{run}: {name} is not evaluated there; expected one of {', '.join(there)}.")
     if reference is not None and only and reference not in only:
         raise ConfigError(f"--reference {reference}: not among the recommenders of --only; add it there.")
-    names = list(only) or there
-    for name in names:
-        require(run / "eval" / name, f"minionerec eval --config {run}", made_from=inputs)
+    command = f"minionerec eval --config {run}"
+    for name in only or there:
+        require(run / "eval" / name, command)
+    names, outdated = of_present_inputs(run, list(only) or there)
+    if outdated and (only or (reference and reference not in names)):
+        raise ArtifactError(f"{run / 'eval'}: cannot show what was asked for. {outdated}")
     recommenders = [read_evaluated(run / "eval" / name) for name in names]
     dataset = Dataset.load(run / "data")
     index = SidIndex.load(run / "sid", dataset)
@@ -214,7 +220,7 @@ def slices_of_run(
         check_belongs(one.lists, dataset, index, one.split or "test", str(one.path))
     parts = parts_of_training(recommenders[0].lists, dataset, frequent)
     reference = reference or next((name for name in ("rl", "sft") if name in names), None)
-    return sliced_metric(recommenders, parts, metric, reference, resamples, seed)
+    return replace(sliced_metric(recommenders, parts, metric, reference, resamples, seed), outdated=outdated)
 
 
 def screen_tables(sliced: SlicedMetric, title: str) -> list[ScreenTable]:
@@ -234,7 +240,7 @@ def screen_tables(sliced: SlicedMetric, title: str) -> list[ScreenTable]:
         for part, row in zip(sliced.rows, table.rows, strict=True):
             cells = (f"{cell.text} [{cell.note}]" if cell.note else cell.text for cell in row.cells)
             screen.add_row(*map(escape, row.headings), f"{part.rows:,}", *map(escape, cells))
-        if sliced.shorter:
-            screen.caption = f"Left out, because their lists are shorter: {', '.join(sliced.shorter)}."
+        shorter = f"Left out, because their lists are shorter: {', '.join(sliced.shorter)}." if sliced.shorter else None
+        screen.caption = "\n".join(filter(None, (shorter, sliced.outdated))) or None
         tables.append(screen)
     return tables
