@@ -17,12 +17,15 @@ if [ $# -gt 0 ]; then shift; fi
 if [ ${#presets[@]} -eq 0 ]; then
   presets=(industrial-sdpo industrial-tiger industrial-lazy industrial-rpg)
 fi
-for preset in "${presets[@]}"; do
+for preset in "${presets[@]}"; do # all of them before the first is trained
   case $preset in
-    industrial-sdpo) stages=(run) ;;
-    industrial-tiger | industrial-lazy | industrial-rpg) stages=("data prepare" sid baseline) ;;
+    industrial-sdpo | industrial-tiger | industrial-lazy | industrial-rpg) ;;
+    -*) echo "scripts/rivals.sh: options go behind --: scripts/rivals.sh PRESET -- $preset ..." >&2 && exit 2 ;;
     *) echo "scripts/rivals.sh: $preset is not industrial-sdpo, -tiger, -lazy or -rpg" >&2 && exit 2 ;;
   esac
+done
+for preset in "${presets[@]}"; do
+  if [ "$preset" = industrial-sdpo ]; then stages=(run); else stages=("data prepare" sid baseline); fi
   for stage in "${stages[@]}"; do
     vectors=()
     [ "$preset" != industrial-rpg ] || vectors=(${VECTORS:+--sid.vectors "$VECTORS"})  # no other preset reads item vectors

@@ -356,7 +356,7 @@ def test_what_they_cannot_be_trained_on_is_refused(prepared, tmp_path, capsys):
     with pytest.raises(ConfigError, match="weights of lazy belong to the codes of one catalog"):
         BaselineConfig(model="lazy", weights="x")
     assert main(["baseline", "--config", str(prepared.folder), "--baseline.model", "rpg"]) == 2
-    assert "rpg fits 256 codes per digit" in " ".join(capsys.readouterr().err.split())
+    assert "items. Choose another baseline, such as sasrec." in " ".join(capsys.readouterr().err.split())
     fresh = small.config(tmp_path)
     run(fresh, ("data",))
     with pytest.raises(ArtifactError, match="Make it first: minionerec sid"):
@@ -381,10 +381,14 @@ def test_the_script_gives_vectors_to_rpg_alone():
 
 
 def test_the_script_refuses_what_is_no_rival():
-    done = subprocess.run(
-        ["bash", str(ROOT / "scripts/rivals.sh"), "beauty-sasrec"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2 and "beauty-sasrec is not industrial-sdpo, -tiger, -lazy or -rpg" in done.stderr
+    for arguments, message in (
+        (["beauty-sasrec"], "beauty-sasrec is not industrial-sdpo, -tiger, -lazy or -rpg"),
+        (["industrial-tiger", "beauty-sasrec"], "beauty-sasrec is not"),  # before the first one is trained
+        (["industrial-tiger", "--baseline.epochs", "1"], "go behind --: scripts/rivals.sh PRESET -- --baseline.epochs"),
+    ):
+        command = ["bash", str(ROOT / "scripts/rivals.sh"), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "RUN_PYTHON": "false"})
+        assert done.returncode == 2 and message in done.stderr
     for name in ("tiger", "lazy", "rpg"):
         config = parse("baseline", ["--config", f"industrial-{name}"])
         assert config.baseline.model == name and config.baseline.max_history == config.data.max_history == 10

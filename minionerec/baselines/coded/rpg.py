@@ -90,7 +90,7 @@ class RPG(CodedModel):
         if len(trained) < CODES:
             raise ConfigError(
                 f"baseline.model rpg fits {CODES} codes per digit to the items of the train split, but it has only "
-                f"{len(trained)} items."
+                f"{len(trained)} items. Choose another baseline, such as sasrec."
             )
         points = np.ascontiguousarray(vectors, dtype=np.float64)
         dimensions = min(DIMENSIONS, points.shape[1], len(trained) - 1)
