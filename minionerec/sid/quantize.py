@@ -129,6 +129,11 @@ def check_vectors(vectors: np.ndarray, sizes: tuple[int, ...] = (), block: int =
                     else "Give these items more text, drop them, or choose another encoder (--sid.encoder)."
                 )
             )
+    if len(vectors) == 1:
+        raise CatalogError(
+            "The catalog has one item only, and a level has two codes at least: there is nothing to choose from. Look at the data "
+            "(minionerec data describe) and its filters (data.user_k, data.item_k)."
+        )
     for level, size in enumerate(sizes):
         if len(vectors) < size:
             sizes_text = " + ".join(map(str, sizes))

@@ -124,6 +124,8 @@ def test_vectors_that_cannot_be_quantised(vectors):
             fit_quantizer(bad, config("rq-kmeans"), 1)
     with pytest.raises(CatalogError, match=r"4 items are fewer than the 8 codes of level 1.*--sid.codebook_size"):
         fit_quantizer(vectors[:4], config("rq-kmeans"), 1)
+    with pytest.raises(CatalogError, match=r"one item only.*data\.item_k"):
+        fit_quantizer(vectors[:1], config("rq-kmeans"), 1)
     with pytest.raises(DataError, match="expected float32"):
         fit_quantizer(np.ones((5, 2), dtype=int), config("rq-kmeans"), 1)
     with pytest.raises(ConfigError, match="dimension per level"):
