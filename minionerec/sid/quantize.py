@@ -131,8 +131,8 @@ def check_vectors(vectors: np.ndarray, sizes: tuple[int, ...] = (), block: int =
             )
     if len(vectors) == 1:
         raise CatalogError(
-            "The catalog has one item only, and a level has two codes at least: there is nothing to choose from. Look at the data "
-            "(minionerec data describe) and its filters (data.user_k, data.item_k)."
+            "The catalog has one item only, and a level has two codes at least: there is nothing to choose from. Look at the "
+            "data (minionerec data describe) and its filters (data.user_k, data.item_k)."
         )
     for level, size in enumerate(sizes):
         if len(vectors) < size:
