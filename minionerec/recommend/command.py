@@ -95,7 +95,7 @@ def _ids(text: str) -> list[str]:
     if not text.startswith("@"):
         return ids_of(text)
     try:
-        lines = Path(text[1:]).expanduser().read_text(encoding="utf-8").splitlines()
+        lines = Path(text[1:]).expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{text}: cannot be read ({error}); expected a text file with one item id per line.") from None
     return [line.strip() for line in lines if line.strip()]

@@ -279,7 +279,7 @@ def _read_ids(name: str, file: Path) -> list[str]:
         DataError: it cannot be read.
     """
     try:
-        lines = file.expanduser().read_text(encoding="utf-8").splitlines()
+        lines = file.expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"serve.named {name}={file}: cannot be read ({error}); expected a text file, an item's id a line."

@@ -23,7 +23,7 @@ def asked(recommender, monkeypatch, capsys):
 
 
 def test_a_list_is_a_table_with_what_one_must_know(asked, tmp_path):
-    (tmp_path / "sold out.txt").write_text("i1\ni2\n")
+    (tmp_path / "sold out.txt").write_text("\ufeffi1\ni2\n")
     printed = asked("--history", "i0, i5", "--k", 3, "--deny", f"@{tmp_path}/sold out.txt")
     assert "title" in printed and "<a_" in printed and "beams)" in printed
     printed = asked("--history", "", "--stage", "sft", "--allow", '["i3", "i4"]')

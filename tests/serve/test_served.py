@@ -65,7 +65,7 @@ def test_an_exported_folder_is_served_with_its_golden_lists_and_named_sets(recom
     rows = list(export.golden_lines(recommender, 3))
     (tmp_path / "golden.jsonl").write_text("".join(f"{export.json.dumps(row)}\n" for row in rows))
     (tmp_path / "serving.json").write_text('{"stage": "sft"}')
-    (tmp_path / "stock.txt").write_text("i1\n\ni2\n")
+    (tmp_path / "stock.txt").write_text("\ufeffi1\n\ni2\n")  # some programs begin a file of UTF-8 so
     monkeypatch.setattr("minionerec.recommend.recommender.Recommender.load", lambda *arguments: recommender)
     monkeypatch.setattr(
         "minionerec.serve.served.Manifest.load", lambda *arguments, **options: type("Manifest", (), {"digest": "abc"})
