@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, require
+from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, changed_input, require
 from minionerec.config import TRIVIAL_BASELINES
 from minionerec.data.dataset import SPLITS, Dataset
 from minionerec.errors import ConfigError
@@ -107,6 +107,11 @@ def _load_folder(folder: Path, label: str, resamples: int, seed: int) -> list[Ev
         if name in baselines:
             made_from["baseline"] = baselines[name]
         evaluation = Manifest.load(run.path.parent)
+        notes = [warning] if warning else []
+        if (changed := changed_input(folder, evaluation)) is not None:
+            notes.append(
+                f"made from another {changed} than the run has now, whose settings stand here; run minionerec eval again"
+            )
         parts = sliced_metric([run], parts_of_training(run.lists, dataset), resamples=resamples, seed=seed)
         settings = {stage: manifest.config for stage, manifest in made_from.items()}
         trained = made_from.get(name, made_from.get("baseline", evaluation))
@@ -116,7 +121,7 @@ def _load_folder(folder: Path, label: str, resamples: int, seed: int) -> list[Ev
                 counts=counts,
                 settings={**settings, "eval": evaluation.config},
                 parameters=trained.metrics.get("parameters"),
-                notes=(warning,) if warning else (),
+                notes=tuple(notes),
                 parts=parts.of(run.label),
             )
         )

@@ -20,6 +20,7 @@ from minionerec.report.baseline_tables import run_table
 from minionerec.report.build import write_report
 from minionerec.report.evaluated import compare_evaluated, read_evaluated
 from minionerec.report.paper_gap import write_gap_report
+from minionerec.report.runs import load_runs
 from minionerec.report.slices import screen_tables, slices_of_run
 from tests.report.run_folder import make_run
 from tests.report.test_page import Page, plain
@@ -200,6 +201,8 @@ def test_slices_and_the_table_of_a_run_leave_such_rows_out_too(tmp_path):
     assert all(left_out in screen.caption for screen in screen_tables(sliced, "run"))
     table = run_table(folder)
     assert left_out in table.caption and sorted(table.columns[0].cells) == ["markov", "popularity", "repeat", "rl"]
+    notes = {one.name: one.notes for one in load_runs(folder, "run", resamples=50, seed=0)}
+    assert "made from another sft than the run has now" in notes.pop("sft")[-1] and not any(notes.values())
     for asked in ({"only": ["sft", "markov"]}, {"reference": "sft"}):
         with pytest.raises(ArtifactError, match=r"made from another sft than the run has\). minionerec eval makes them anew"):
             slices_of_run(folder, resamples=50, **asked)
