@@ -235,7 +235,8 @@ def _has_finished(config: Config, stage: str, stages: tuple[str, ...]) -> bool:
     if stage not in ("mixture", "d3"):
         return (config.folder / stage / MANIFEST).is_file()
     trained = [name for name in ("sft", "rl") if name in stages or (config.folder / name / MANIFEST).is_file()]
-    return all((config.folder / folder / MANIFEST).is_file() for name in trained for folder in (name, f"{stage}/{name}"))
+    folders = [folder for name in trained for folder in (name, f"{stage}/{name}")]
+    return bool(folders) and all((config.folder / folder / MANIFEST).is_file() for folder in folders)
 
 
 def _on_main(stage: Callable[[], Finished]) -> list[Finished]:

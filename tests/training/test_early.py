@@ -164,6 +164,13 @@ def finished(folder, name, **config):
         pass
 
 
+def test_what_cannot_help_is_refused_before_one_is_told_to_train_a_model(folder):
+    with_data(folder)
+    for stage, message in (("d3", "tiger writes codes"), ("mixture", "mixture.components is empty")):
+        with pytest.raises(ConfigError, match=message):
+            pipeline._check_ahead(Config(out=str(folder), eval=EvalConfig(assistant="tiger")), (stage,))
+
+
 def test_the_encoder_of_a_mixture_is_asked_for_only_if_it_is_needed(folder, monkeypatch):
     """A mixture that is fitted holds its vectors."""
     with_data(folder, sids=False)
