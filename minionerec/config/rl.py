@@ -50,11 +50,11 @@ class RlConfig:
     `released`: like `last_row`, but a validation row with that prompt overrides it, as in the released code. The last two are
     mistakes, kept to measure what they cost."""
     holdout: Literal["none", "users", "last"] = "none"
-    """Training rows that SFT leaves out, so that RL has prompts that its model has not learnt by heart. `users`: all rows of a
-    share of the users. `last`: the last row of a share of the users, of those who have several. It is part of SFT's settings,
-    and both stages must agree (paper: none)."""
+    """Training rows that SFT leaves out, so that RL asks about unseen ones. `users`: all rows of a share of the users. `last`:
+    the last row of a share of the users, of those who have several. It is part of SFT's settings, and both stages must agree
+    (paper: none)."""
     holdout_share: float = bounded(0.2, 0, 1, above=True)
-    """Share of the users whose rows `holdout` leaves out, drawn by a hash of the seed and the user (fraction)."""
+    """Share of the users that `holdout` leaves out, drawn by a hash of seed and user (fraction)."""
     prompts: Literal["train", "holdout", "valid"] = "train"
     """Which rows RL asks about. `train`: those that SFT was trained on. `holdout`: those that it left out. `valid`: the valid
     split, which then can choose nothing more (paper: train)."""
@@ -78,7 +78,7 @@ class RlConfig:
     learning_rate: float = bounded(1e-4, 1e-12, 1)
     """Peak learning rate of AdamW (paper: 1e-5 for a 1.5B model)."""
     warmup: float = bounded(0.03, 0, 1, below=True)
-    """Share of the steps in which the learning rate rises, before its cosine decay (fraction; paper: 0.03)."""
+    """Share of the steps with rising learning rate, before its cosine decay (fraction; paper: 0.03)."""
     kl_brake: float | None = bounded(None, 0, 10**6, above=True)
     """Multiply a step's learning rate by `kl_brake` / KL where the step's mean KL per token to the SFT model exceeds it; null
     for never. It holds back a rate that is too high for the model; needs `beta` above 0 (nats; paper: none)."""
@@ -125,7 +125,7 @@ class RlConfig:
     sdpo_beta: float = bounded(1.0, 0, 1000, above=True)
     """Objective `sdpo`: how strongly the log-ratio of policy to SFT model counts; it replaces `beta`."""
     sft_weight: float = bounded(0.0, 0, 1000)
-    """Weight of the target's SFT loss, a mean over its tokens, which is added to the objective; 0 for none. It keeps
+    """Weight of the target's SFT loss, a mean over tokens, in the objective; 0 for none. It keeps
     recommendations further down the list (paper: 0)."""
     entropy_bonus: float = bounded(0.0, 0, 1000)
     """Weight of the policy's mean entropy per token, which is subtracted from the loss; 0 for none. It keeps the policy from
@@ -134,7 +134,7 @@ class RlConfig:
     """Optimiser steps from the same rollouts. From the second on each token counts with the ratio of its probability now to the
     one when it was rolled out, clipped by `clip` (steps; GRPO's mu; paper: 1)."""
     clip: float = bounded(0.2, 0, 1, above=True)
-    """How far the ratio of new to old probability may move from 1 before a token's gradient is cut off; of the whole sequence
+    """How far the ratio of new to old probability may move from 1 before a token counts no more; that of the whole sequence
     with `loss: gspo`. It acts with `updates_per_rollout` above 1 only."""
     checkpoints: int = bounded(5, 1, 10_000)
     """Checkpoints over the whole run, for resuming; each validation adds one (count)."""
@@ -145,12 +145,12 @@ class RlConfig:
     valid_examples: int | None = bounded(512, 1, 10**9)
     """Examples of the valid split that each validation decodes, evenly spread over it; null takes all (examples)."""
     best_metric: str = "NDCG@10"
-    """Which metric on the valid examples is best when highest: HR, NDCG or MRR at 1, 3, 5, 10, 20 or 50."""
+    """The metric on the valid examples that decides: HR, NDCG or MRR at 1, 3, 5, 10, 20 or 50."""
     patience: int = bounded(3, 1, 10_000)
     """Stop after this many validations in a row without a better `best_metric` (validations)."""
     max_kl: float | None = bounded(100.0, 0, 10**6, above=True)
-    """Stop with an error when the mean KL of a micro-batch's tokens to the SFT model, over all devices, exceeds this; null for
-    never. The KL is measured only if `beta` is above 0 (nats)."""
+    """Stop with an error when a micro-batch's mean KL to the SFT model exceeds this; null for never. It is a mean per token
+    over all devices, measured only if `beta` is above 0 (nats)."""
     report_to: list[str] = field(default_factory=list)
     """Trackers that get every figure in addition to `log.jsonl`, e.g. [tensorboard]; their packages must be installed."""
     bf16: bool = False

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from functools import partial
+from typing import cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig
@@ -56,7 +57,7 @@ def planned_work(examples: Sequence[TokenExample], trie: CatalogTrie, arguments:
     decodes = not exact and config.rollouts != "uniform"
     rolled_out = micro * (longest_prompt + group * (levels - 1)) if decodes else 0  # tokens at once; a last code is not read
     rounds = 1 + config.refill_rounds if config.dynamic_sampling == "refill" else 1
-    whole_step = arguments.steps_per_generation > 1  # its rollouts are made at once, see `objective_arguments`
+    whole_step = cast(int, arguments.steps_per_generation) > 1  # its rollouts are made at once, see `objective_arguments`
     return Work(
         unit="prompts",
         units=len(examples),

@@ -216,16 +216,16 @@ class TreeGRPOTrainer(PortableTrainer, GRPOTrainer):
             matrix = batch.by_branch(by_label.logprobs, count, width)
             logprobs.append(matrix[:rows, :logits_to_keep])
             if sft_targets is not None:
-                lengths = torch.tensor([len(target) for target in sft_targets], device=matrix.device)
-                self.step.sft_loss = -(matrix[rows:].sum(1) / lengths).mean()
+                target_lengths = torch.tensor([len(target) for target in sft_targets], device=matrix.device)
+                self.step.sft_loss = -(matrix[rows:].sum(1) / target_lengths).mean()
             if by_label.entropies is not None:
                 entropies.append(batch.by_branch(by_label.entropies, count, width)[:rows, :logits_to_keep])
         if not compute_entropy:
             return torch.cat(logprobs), None, None
         all_entropies = torch.cat(entropies)
         if entropy_gradient:  # a mean over sequences, so that it is the same however a step is split into micro-batches
-            mask = attention_mask[:, -logits_to_keep:]
-            self.step.entropy = ((all_entropies * mask).sum(1) / mask.sum(1)).mean()
+            kept = attention_mask[:, -logits_to_keep:]
+            self.step.entropy = ((all_entropies * kept).sum(1) / kept.sum(1)).mean()
             all_entropies = all_entropies.detach()
         if torch.is_grad_enabled():  # the policy
             self._log_level_entropies(all_entropies, attention_mask[:, -logits_to_keep:])

@@ -174,7 +174,8 @@ def pack(branches: Sequence[Branch], *, row_tokens: int, trie: CatalogTrie | Non
     # 2. Lay them into rows. A label is predicted by the token before it.
     layout = Layout.of(table, lengths, row_tokens)
     rows, columns = layout.rows[labels.branches], layout.columns[labels.branches, prompts[labels.branches] - 1 + labels.steps]
-    predicting = np.zeros(layout.tokens.shape, dtype=bool)
+    length = layout.tokens.shape[1]
+    predicting = np.zeros((len(layout.tokens), length), dtype=bool)
     predicting[rows, columns] = True
 
     # 3. List the labels branch by branch, so that their order depends neither on sorting nor on rows. Branches may share a
@@ -187,7 +188,7 @@ def pack(branches: Sequence[Branch], *, row_tokens: int, trie: CatalogTrie | Non
         predicting=torch.from_numpy(predicting),
         labels=torch.from_numpy(labels.tokens),
         weights=torch.from_numpy(labels.weights),
-        predictors=torch.from_numpy(numbering[rows * predicting.shape[1] + columns]),
+        predictors=torch.from_numpy(numbering[rows * length + columns]),
         branches=torch.from_numpy(labels.branches),
         steps=torch.from_numpy(labels.steps),
         trie_nodes=torch.from_numpy(_trie_nodes(branches, labels, trie)),

@@ -74,9 +74,9 @@ class RPG(CodedModel):
                 embd_pdrop=sizes.dropout,
                 attn_pdrop=sizes.dropout,
                 resid_pdrop=0.0,
-                attn_implementation="sdpa",
             )
         )
+        self.gpt2.set_attn_implementation("sdpa")
         self.weight = nn.Parameter(torch.zeros(digits, width, width))
         self.bias = nn.Parameter(torch.zeros(digits, width))
 

@@ -54,8 +54,8 @@ class TIGER(GenerativeModel):
             dropout_rate=sizes.dropout,
             pad_token_id=PAD,
             eos_token_id=END,
-            decoder_start_token_id=PAD,
         )
+        config.decoder_start_token_id = PAD
         self.t5 = T5ForConditionalGeneration(config)
         self.t5.set_attn_implementation("sdpa")
         self._checked = False
