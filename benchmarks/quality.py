@@ -205,7 +205,12 @@ def summary(
     means = [{name: np.mean([one[name][rows] for one in seeds], axis=0) for name in METRICS} for seeds in (base, variant)]
     users = None if units is None else np.unique(units[rows], return_inverse=True)[1]
     changes = differences(*means, RESAMPLES, seed, users)
-    return {name: {"seeds": [float(one[name][rows].mean()) for one in variant], "change": changes[name]} for name in METRICS}
+    return {name: {"seeds": means_by_seed(variant, name, rows), "change": changes[name]} for name in METRICS}
+
+
+def means_by_seed(values: Sequence[Mapping[str, np.ndarray]], name: str, rows: np.ndarray) -> list[float]:
+    """A metric's mean over some rows, (rows,) bool, for each seed."""
+    return [float(one[name][rows].mean()) for one in values]
 
 
 def results(
@@ -246,8 +251,11 @@ def results(
             for name in values
         },
         "rivals": {
-            rival: {part: summary(theirs[rival], theirs[rival], rows, first.units()) for part, rows in parts.items()}
-            for rival in theirs
+            rival: {
+                part: {name: {"seeds": means_by_seed(values_of_rival, name, rows)} for name in METRICS}
+                for part, rows in parts.items()
+            }
+            for rival, values_of_rival in theirs.items()
         },
     }
 

@@ -6,16 +6,8 @@
 # scripts/python
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-python=${RUN_PYTHON:-scripts/python} runs=${RUNS:-runs}
-presets=()
-while [ $# -gt 0 ] && [ "$1" != -- ]; do
-  presets+=("$1")
-  shift
-done
-if [ $# -gt 0 ]; then shift; fi
-if [ ${#presets[@]} -eq 0 ]; then
-  presets=(beauty-sasrec lastfm-sasrec lastfm-wearec lastfm-gru4rec beauty-gru4rec beauty-trm4rec-pos-fullbp-b1)
-fi
+all=(beauty-sasrec lastfm-sasrec lastfm-wearec lastfm-gru4rec beauty-gru4rec beauty-trm4rec-pos-fullbp-b1)
+. scripts/presets.sh
 for preset in "${presets[@]}"; do
   case $preset in
     beauty-*) file=Beauty.txt ;;

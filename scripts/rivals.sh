@@ -7,16 +7,8 @@
 # (default runs). RUN_PYTHON: another Python than scripts/python
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-python=${RUN_PYTHON:-scripts/python} runs=${RUNS:-runs}
-presets=()
-while [ $# -gt 0 ] && [ "$1" != -- ]; do
-  presets+=("$1")
-  shift
-done
-if [ $# -gt 0 ]; then shift; fi
-if [ ${#presets[@]} -eq 0 ]; then
-  presets=(industrial-sdpo industrial-tiger industrial-lazy industrial-rpg)
-fi
+all=(industrial-sdpo industrial-tiger industrial-lazy industrial-rpg)
+. scripts/presets.sh
 for preset in "${presets[@]}"; do # all of them before the first is trained
   case $preset in
     industrial-sdpo | industrial-tiger | industrial-lazy | industrial-rpg) ;;

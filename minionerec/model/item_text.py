@@ -106,14 +106,11 @@ class _Paths:
     def of(cls, sid_tokens: torch.Tensor, vectors: torch.Tensor) -> "_Paths":
         trie = CatalogTrie.from_codes(sid_tokens, sid_tokens.device)
         base = int(sid_tokens.max()) + 2
-        keys = []
-        for tokens, offsets in zip(trie.tokens, trie.offsets, strict=True):
-            parents = torch.arange(len(offsets) - 1, device=tokens.device).repeat_interleave(offsets.diff())
-            keys.append(parents * base + tokens + 1)
+        keys = tuple(trie.parents(level) * base + tokens + 1 for level, tokens in enumerate(trie.tokens))
         leaves = trie.leaf_of_item.long()
         sums = vectors.new_zeros(len(trie), vectors.shape[1]).index_add_(0, leaves, vectors)
         counts = torch.bincount(leaves, minlength=len(trie))
-        return cls(trie, tuple(keys), base, sums / counts[:, None].to(sums.dtype))
+        return cls(trie, keys, base, sums / counts[:, None].to(sums.dtype))
 
     def below(self, level: int, parents: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """The node of a level to which a token leads from its parent, -1 for none; any shape."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from minionerec.errors import ConstraintError
-from minionerec.tree.prior import legal_leaves
+from minionerec.tree.prior import check_shapes, legal_leaves
 
 if TYPE_CHECKING:
     from minionerec.tree.trie import CatalogTrie
@@ -94,13 +94,7 @@ class Assistant:
                 device than the trie.
         """
         del normalise_over
-        wanted = ((requests, len(trie)), (requests,))
-        for name, values, shape in zip(("leaves", "weight"), (self.leaves, self.weight), wanted, strict=True):
-            if not values.is_floating_point() or tuple(values.shape) != shape or values.device != trie.device:
-                raise ConstraintError(
-                    f"An assistant's {name} must be floating, of shape {shape}, on {trie.device}; found {values.dtype} of "
-                    f"shape {tuple(values.shape)} on {values.device}."
-                )
+        check_shapes("An assistant", trie, requests, leaves=self.leaves, weight=self.weight)
         if not bool(((self.weight >= 0) & (self.weight <= 1)).all()):
             raise ConstraintError(f"The model's weight next to an assistant must be from 0 to 1; found {self.weight.tolist()}.")
         sums = self.leaves.double().logsumexp(1)
@@ -131,7 +125,7 @@ class PrefixAssistant:
         """Per level, (batch, nodes) float64: the highest log-probability of a leaf below each node, -inf for none."""
         levels = [self.assistant.leaves]
         for level in reversed(range(1, self.trie.depth)):
-            parents = self._parents(level)
+            parents = self.trie.parents(level)
             above = levels[0].new_full((len(levels[0]), len(self.trie.tokens[level - 1])), -torch.inf)
             levels.insert(0, above.scatter_reduce(1, parents.expand_as(levels[0]), levels[0], "amax"))
         return tuple(levels)
@@ -141,12 +135,8 @@ class PrefixAssistant:
         """Per level, (batch, nodes) float64: log-probability of all leaves below each node together, -inf for none."""
         levels = [self.assistant.leaves]
         for level in reversed(range(1, self.trie.depth)):
-            levels.insert(0, _log_sums(levels[0], self._parents(level), len(self.trie.tokens[level - 1])))
+            levels.insert(0, _log_sums(levels[0], self.trie.parents(level), len(self.trie.tokens[level - 1])))
         return tuple(levels)
-
-    def _parents(self, level: int) -> torch.Tensor:
-        counts = self.trie.offsets[level].diff()
-        return torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
 
     def bounds(self, level: int, scores: torch.Tensor, nodes: torch.Tensor | None = None) -> torch.Tensor:
         """What no SID below a node exceeds; at the last level the SID's own score. Arguments as of `masses`.

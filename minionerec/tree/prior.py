@@ -101,13 +101,7 @@ class Prior:
                 f"A prior needs normalise_over 'catalog'; found {normalise_over!r}. Over the vocabulary the model's "
                 "probabilities of the SIDs do not add up to 1, so what is mixed would be no distribution."
             )
-        wanted = ((requests, len(trie)), (requests,))
-        for name, values, shape in zip(("leaves", "share"), (self.leaves, self.share), wanted, strict=True):
-            if not values.is_floating_point() or tuple(values.shape) != shape or values.device != trie.device:
-                raise ConstraintError(
-                    f"A prior's {name} must be floating, of shape {shape}, on {trie.device}; found {values.dtype} of shape "
-                    f"{tuple(values.shape)} on {values.device}."
-                )
+        check_shapes("A prior", trie, requests, leaves=self.leaves, share=self.share)
         if not bool(((self.share >= 0) & (self.share <= 1)).all()):
             raise ConstraintError(f"A prior's share must be from 0 to 1; found {self.share.tolist()}.")
         sums = self.leaves.sum(1, dtype=torch.float64)
@@ -118,6 +112,26 @@ class Prior:
             raise ConstraintError(
                 f"A prior's probabilities must not be negative and add up to 1; those of request {request} add up to "
                 f"{float(sums[request]):.6g}, the lowest is {float(self.leaves[request].min()):.6g}."
+            )
+
+
+def check_shapes(owner: str, trie: "CatalogTrie", requests: int, **values: torch.Tensor) -> None:
+    """Refuse what cannot be weighed in a search of the trie.
+
+    Args:
+        owner: what the values belong to, as a sentence begins with it.
+        requests: prompts of the batch.
+        values: first (requests, SIDs), then (requests,), by name.
+
+    Raises:
+        ConstraintError: one is not floating, has another shape, or lies on another device than the trie.
+    """
+    wanted = ((requests, len(trie)), (requests,))
+    for (name, tensor), shape in zip(values.items(), wanted, strict=True):
+        if not tensor.is_floating_point() or tuple(tensor.shape) != shape or tensor.device != trie.device:
+            raise ConstraintError(
+                f"{owner}'s {name} must be floating, of shape {shape}, on {trie.device}; found {tensor.dtype} of shape "
+                f"{tuple(tensor.shape)} on {tensor.device}."
             )
 
 
@@ -146,7 +160,7 @@ class PrefixPrior:
         levels = [self.weighted.log().float()]
         for level in reversed(range(1, self.trie.depth)):
             above = levels[0].new_full((len(self.weighted), len(self.trie.tokens[level - 1])), -torch.inf)
-            levels.insert(0, above.scatter_reduce(1, self._parents(level), levels[0], "amax"))
+            levels.insert(0, above.scatter_reduce(1, self.trie.parents(level).expand_as(levels[0]), levels[0], "amax"))
         return tuple(levels)
 
     @cached_property
@@ -155,12 +169,8 @@ class PrefixPrior:
         levels = [self.weighted]
         for level in reversed(range(1, self.trie.depth)):
             above = levels[0].new_zeros(len(self.weighted), len(self.trie.tokens[level - 1]))
-            levels.insert(0, above.scatter_add(1, self._parents(level), levels[0]))
+            levels.insert(0, above.scatter_add(1, self.trie.parents(level).expand_as(levels[0]), levels[0]))
         return tuple(level.log().float() for level in levels)
-
-    def _parents(self, level: int) -> torch.Tensor:
-        counts = self.trie.offsets[level].diff()
-        return torch.arange(len(counts), device=counts.device).repeat_interleave(counts).expand(len(self.weighted), -1)
 
     def bounds(self, level: int, scores: torch.Tensor, nodes: torch.Tensor | None = None) -> torch.Tensor:
         """What no SID below a node exceeds; at the last level the SID's own log-probability. Arguments as of `masses`."""

@@ -201,6 +201,11 @@ class CatalogTrie:
         items, starts = self._items_by_leaf
         return torch.from_numpy(items).to(self.device), torch.from_numpy(starts).to(self.device)
 
+    def parents(self, level: int) -> torch.Tensor:
+        """The number of the node above each node of a level, whatever a view leaves of them: (nodes,) int64."""
+        counts = self.offsets[level].diff()
+        return torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+
     @cached_property
     def fan_outs(self) -> tuple[int, ...]:
         """Per level, the most children of a node above it, whatever a view leaves of them."""

@@ -101,6 +101,24 @@ def assert_equal(ours, theirs):
         assert (one - other).norm() <= 1e-5 * other.norm() + 1e-9
 
 
+def assert_trained_as(expected, parts, config, trees, folder, micro_batch):
+    """The trainer's loss and gradients are those of a literal loss per label: of all trees at once, and in micro-batches."""
+    model = parts[2]
+    labels = sum(len(branch.completion) for tree in trees for branch in tree)
+    model.zero_grad()
+    expected.backward()
+    literal = gradients(model)
+    trainer = trainer_of(parts, config, trees, folder, TargetMixture(WEIGHTS))
+    loss = trainer.compute_loss(model, trainer.data_collator(trees))
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    assert_equal(gradients(model), literal)
+    for start in range(0, len(trees), micro_batch):
+        batch = trainer.data_collator(trees[start : start + micro_batch])
+        trainer.compute_loss(model, batch, num_items_in_batch=labels).backward()
+    assert_equal(gradients(model), literal)
+
+
 @pytest.mark.parametrize("options", [{}, {"smoothing": 0.2}, {"frequency_power": 0.5}], ids=["plain", "smooth", "weighted"])
 def test_loss_and_gradients_are_those_of_the_literal_mixture(parts, tmp_path, options):
     """autograd through -log((1 - l) p_LM + l p_C), example by example; in one batch and in micro-batches."""
@@ -116,19 +134,7 @@ def test_loss_and_gradients_are_those_of_the_literal_mixture(parts, tmp_path, op
         weight = 1.0 if branch.weights is None else branch.weights[0]
         probability = item_logprob(model.train(), branch, sids, config.smoothing).double().exp()
         expected = expected - weight * torch.log(WEIGHTS[branch.bucket, 0] * probability + by_cache(branch))
-    expected = expected / labels
-    model.zero_grad()
-    expected.backward()
-    literal = gradients(model)
-    trainer = trainer_of(parts, config, trees, tmp_path, TargetMixture(WEIGHTS))
-    loss = trainer.compute_loss(model, trainer.data_collator(trees))
-    loss.backward()
-    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
-    assert_equal(gradients(model), literal)
-    for start in range(0, 12, 3):
-        batch = trainer.data_collator(trees[start : start + 3])
-        trainer.compute_loss(model, batch, num_items_in_batch=labels).backward()
-    assert_equal(gradients(model), literal)
+    assert_trained_as(expected / labels, parts, config, trees, tmp_path, 3)
 
 
 def test_the_gradient_is_the_plain_one_weighted_by_the_models_responsibility(parts, tmp_path):

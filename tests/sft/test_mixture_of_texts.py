@@ -17,7 +17,17 @@ from minionerec.tree import Branch, CatalogTrie
 from minionerec.tree.leaf_component import mixed
 from tests.launch import forked
 from tests.model.test_item_text import mixture_of_all, plain_logprob
-from tests.sft.test_mixture import FIELDS, WEIGHTS, assert_equal, by_cache, gradients, item_logprob, random_targets, trainer_of
+from tests.sft.test_mixture import (
+    FIELDS,
+    WEIGHTS,
+    assert_equal,
+    assert_trained_as,
+    by_cache,
+    gradients,
+    item_logprob,
+    random_targets,
+    trainer_of,
+)
 from tests.sft.test_mixture import trees_of as all_trees
 from tests.small import losses, random_dataset
 
@@ -70,18 +80,7 @@ def test_loss_and_gradients_are_those_of_the_literal_mixture_over_the_catalog(pa
         assert every.sum().item() == pytest.approx(1, abs=1e-4)
         leaf = trie.sids.tolist().index([*branch.completion])
         expected = expected - torch.log(WEIGHTS[branch.bucket, 0] * every[leaf] + by_cache(branch))
-    expected = expected / labels
-    model.zero_grad()
-    expected.backward()
-    literal = gradients(model)
-    trainer = trainer_of(parts, config, trees, tmp_path, TargetMixture(WEIGHTS))
-    loss = trainer.compute_loss(model, trainer.data_collator(trees))
-    loss.backward()
-    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
-    assert_equal(gradients(model), literal)
-    for start in range(0, 6, 2):  # in micro-batches, of which the last show no SID
-        trainer.compute_loss(model, trainer.data_collator(trees[start : start + 2]), num_items_in_batch=labels).backward()
-    assert_equal(gradients(model), literal)
+    assert_trained_as(expected / labels, parts, config, trees, tmp_path, 2)  # of which the last show no SID
 
 
 @pytest.mark.parametrize("options", [{"smoothing": 0.2}, {"frequency_power": 0.5}], ids=["smooth", "weighted"])
