@@ -43,18 +43,20 @@ from minionerec.baselines import weights
 from minionerec.baselines.batches import make_batch, partners
 from minionerec.baselines.coded import coded_inputs, make_coded
 from minionerec.baselines.implementation import options_of
+from minionerec.baselines.lists import list_length, search_beams
 from minionerec.baselines.models import count_parameters, make
 from minionerec.baselines.models.sequential_model import SequentialModel
 from minionerec.baselines.ranking import TABLE_CUTOFFS, Ranking, Scorer, rank_split, ranking_metrics, scorer
 from minionerec.baselines.ranking_data import RankingData, from_dataset, from_sequences
 from minionerec.baselines.trivial import WITH_VECTORS, CacheMixture, TrivialRecommender, make_trivial, needs_vectors
-from minionerec.config import CODED_BASELINES, TRIVIAL_BASELINES, BaselineConfig, Config
-from minionerec.data.dataset import SPLITS, Dataset, SplitName
-from minionerec.data.vectors import BaselineVectors
+from minionerec.baselines.vectors import vectors_bytes, vectors_of
+from minionerec.config import CODED_BASELINES, GENERATIVE_BASELINES, TRIVIAL_BASELINES, Config
+from minionerec.data.dataset import Dataset, SplitName
 from minionerec.distributed import distributed_state, is_main_process, wait_for_everyone
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.recommend.cache.vectors import has_vectors, vectors_digest, vectors_of_run
 from minionerec.training.launch import check_precision
+from minionerec.training.machine import check_vectors_memory
 
 CHOOSES = "NDCG@10"  # the metric on valid that early stopping watches
 _STATE = "state.safetensors"
@@ -139,6 +141,8 @@ def train_baseline(config: Config) -> tuple[Manifest, bool]:
         raise ConfigError(f"baseline.weights is set, but {baseline.model} has no weights.")
     sections = config.section("baseline")
     sections["baseline"]["top"] = top = list_length(config, data)
+    if baseline.model in GENERATIVE_BASELINES and (beams := search_beams(config, data)) > max(top, *TABLE_CUTOFFS):
+        sections["baseline"]["beams"] = beams  # named only if `top` does not say it
     # Digests among the inputs stand for the two files. An option that is not set stays out of the key, so that a new option
     # leaves finished baselines current.
     files = ("sequences", "weights")
@@ -158,7 +162,9 @@ def train_baseline(config: Config) -> tuple[Manifest, bool]:
 
 
 def _train_and_rank(config: Config, data: RankingData, top: int, recipe: Recipe) -> None:
-    recommender = _fresh(config, data, top)  # an impossible model is refused before anything is written
+    recommender = _fresh(config, data)  # an impossible model is refused before anything is written
+    if isinstance(recommender, SequentialModel):
+        check_vectors_memory(config.baseline, vectors_bytes(recommender, data))
     with recipe.write(resumable=True, collective=True) as draft:
         score: Scorer = (
             _train_into(draft, recommender, data, config) if isinstance(recommender, SequentialModel) else recommender
@@ -172,15 +178,6 @@ def _train_and_rank(config: Config, data: RankingData, top: int, recipe: Recipe)
                 frame(data, split, ranking).write_parquet(draft.path / f"{split}.parquet")
         if isinstance(recommender, CacheMixture) and is_main_process():
             recommender.mixture.weights.save(draft.path / _WEIGHTS)
-
-
-def list_length(config: Config, data: RankingData) -> int:
-    """Items in the stored lists: `baseline.top`, or more if `eval` will take each history out of them."""
-    top = config.baseline.top
-    if not config.eval.exclude_history or config.baseline.protocol != "dataset":
-        return top
-    longest = max(int((rows.stop - rows.seen).max()) for split, rows in data.rows.items() if split != "train")
-    return max(top, config.eval.num_beams + longest)
 
 
 def frame(data: RankingData, split: SplitName, ranking: Ranking) -> pl.DataFrame:
@@ -201,13 +198,13 @@ def frame(data: RankingData, split: SplitName, ranking: Ranking) -> pl.DataFrame
     )
 
 
-def _fresh(config: Config, data: RankingData, top: int) -> SequentialModel | TrivialRecommender:
+def _fresh(config: Config, data: RankingData) -> SequentialModel | TrivialRecommender:
     """A model with fresh weights, or a trivial recommender that is ready to score."""
     if config.baseline.model in TRIVIAL_BASELINES:
         return make_trivial(config.baseline, data, _item_vectors(config))
     torch.manual_seed(config.seed)
     if config.baseline.model in CODED_BASELINES:
-        return make_coded(config, max(top, *TABLE_CUTOFFS))  # beams of a search; fewer would cut the metrics short
+        return make_coded(config, search_beams(config, data))
     return make(config.baseline, data.items)
 
 
@@ -215,7 +212,9 @@ def _train_into(draft: Draft, model: SequentialModel, data: RankingData, config:
     """Train a neural baseline, or load its weights, into its artefact; returns the scorer of its best epoch."""
     folder, metrics = draft.path, draft.metrics
     parameters = count_parameters(model)
-    check_disk_space(folder, parameters * 4 * 10)  # last and next checkpoint: weights, the best weights, two moments
+    size_of_vectors = vectors_bytes(model, data)
+    # Last and next checkpoint: weights, the best weights, two moments.
+    check_disk_space(folder, parameters * 4 * 10 + size_of_vectors)
     metrics["parameters"] = parameters
     device = distributed_state().device
     if config.baseline.weights is not None:
@@ -235,8 +234,8 @@ def _train_into(draft: Draft, model: SequentialModel, data: RankingData, config:
             (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in course.log))
     if is_main_process():
         weights.save(model, folder / "model.safetensors")
-        if config.baseline.protocol == "dataset" and model.has_vectors:
-            vectors(model, data, config.baseline, device).save(folder)
+        if size_of_vectors:
+            vectors_of(model, data, config.baseline, device).save(folder)
     return scorer(model, config.baseline.max_history, data.protocol, device)
 
 
@@ -375,21 +374,3 @@ def restore(path: Path, model: SequentialModel, optimizer: torch.optim.Optimizer
         state.setdefault(int(number), {})[rest] = values
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return course, parts["best"]
-
-
-def vectors(model: SequentialModel, data: RankingData, config: BaselineConfig, device: torch.device) -> BaselineVectors:
-    """What scores any item after any history of a split, on the CPU."""
-    items = model.vectors()[1:].detach().float().cpu().contiguous()
-    # A state of zeros scores each item's bias.
-    bias = model.logits(torch.zeros(1, items.shape[1], device=device))[0, 1:].detach().float().cpu()
-    states: dict[SplitName, np.ndarray] = {}
-    for split in SPLITS:
-        rows = data.rows[split]
-        parts = []
-        for start in range(0, len(rows), 512):
-            part = rows.take(np.arange(start, min(start + 512, len(rows))))
-            batch = make_batch(part, layout=model.layout, side=data.protocol.side, max_history=config.max_history)
-            with torch.no_grad():
-                parts.append(model.eval().states(batch.to(device)).float().cpu())
-        states[split] = torch.cat(parts).numpy()
-    return BaselineVectors(items.numpy(), bias.numpy(), states)

@@ -102,8 +102,8 @@ class BaselineConfig:
     """Stop after this many epochs without a better NDCG@10 on valid (epochs; `recbole`: 11, `wearec`: 10)."""
     top: int = bounded(50, 1, 100_000)
     """Length of the stored ranked lists (items). With `eval.exclude_history` on the run's own splits, lists hold at least
-    `eval.num_beams` items plus the length of the longest history. `tiger` and `lazy` search with as many beams, 20 at least,
-    and rank no other items."""
+    `eval.num_beams` items plus the length of the longest history. `tiger` and `lazy` rank what their search finds; it has as
+    many beams, but 20 plus the longest history at least."""
     weights: str | None = path()
     """A safetensors file of ours or of the published code: rank with these weights instead of training. `minionerec baseline
     import` makes one of a published .pt file."""

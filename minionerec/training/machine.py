@@ -71,6 +71,25 @@ def check_baseline_memory(config: BaselineConfig, items: int) -> None:
     _check("The baseline", parameters, _TRAINED, "lower baseline.hidden_size or baseline.layers")
 
 
+def check_vectors_memory(config: BaselineConfig, size: int) -> None:
+    """Refuse a baseline whose vectors of all items and rows do not fit into this machine's memory, before it is trained.
+
+    Args:
+        size: of these vectors (bytes); 0 for a baseline that leaves none.
+
+    Raises:
+        ConfigError: the vectors, and the copy that is written, take more.
+    """
+    needed = 2 * size
+    if needed > (memory := machine_memory()):
+        digits = " or baseline.digits" * (config.model == "rpg")  # a row has `hidden_size` numbers for each digit
+        raise ConfigError(
+            f"The vectors that {config.model} leaves for other stages, one per item and per row of the three splits, take "
+            f"{needed / 1e9:,.1f} GB while they are written, but this machine has {memory / 1e9:,.1f} GB; lower "
+            f"baseline.hidden_size{digits}."
+        )
+
+
 def check_quantizer_memory(config: SidConfig) -> None:
     """Refuse a neural quantizer that cannot be trained in this machine's memory.
 

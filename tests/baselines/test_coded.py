@@ -11,20 +11,24 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from minionerec.artifacts import Manifest
-from minionerec.baselines.coded import make_coded
+from minionerec.baselines.batches import make_batch
+from minionerec.baselines.coded import coded_model, make_coded
 from minionerec.baselines.coded.lazy import LazyCache, LazyDecoder, LazySizes
 from minionerec.baselines.coded.rpg import CODES, RPG, RPGSizes
 from minionerec.baselines.coded.tiger import END, TIGER, TigerSizes
 from minionerec.baselines.implementation import implementation
+from minionerec.baselines.lists import search_beams
 from minionerec.baselines.models import count_parameters
-from minionerec.baselines.ranking import rank_split, scorer
-from minionerec.baselines.ranking_data import from_dataset
+from minionerec.baselines.ranking import rank_split, scorer, without_history
+from minionerec.baselines.ranking_data import PROTOCOLS, from_dataset
 from minionerec.baselines.train import _fresh, train_baseline
+from minionerec.baselines.vectors import vectors_bytes, vectors_of
 from minionerec.cli import main, parse
 from minionerec.config import CODED_BASELINES, GENERATIVE_BASELINES, NEURAL_BASELINES, BaselineConfig
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.pipeline import run
+from minionerec.training import machine
 from minionerec.tree.search import run_search, search_prompts
 from tests import small
 from tests.baselines.models import ITEMS, LENGTH, batch_of, rows_of
@@ -65,9 +69,9 @@ def lazy(short=False, lists=50):
     return spread(LazyDecoder(sid_codes(short=short), LENGTH, TINY_LAZY, lists))
 
 
-def rpg():
+def rpg(items=ITEMS):
     torch.manual_seed(0)
-    codes = np.random.default_rng(0).integers(0, CODES, (ITEMS, 3))
+    codes = np.random.default_rng(0).integers(0, CODES, (items, 3))
     codes[1] = codes[0]
     return spread(RPG(codes, LENGTH, TINY_RPG, 50))
 
@@ -298,7 +302,7 @@ def test_a_run_trains_resumes_and_evaluates_them(prepared, name):
     )
     assert not train_baseline(config)[1]  # current
     data = from_dataset(Dataset.load(config.folder / "data"), 6)
-    model = make_coded(config, 20)
+    model = make_coded(config, 26)
     model.load_state_dict(load_file(folder / "model.safetensors"))
     ranks = rank_split(scorer(model, 6, data.protocol, torch.device("cpu")), data, "test").ranks
     assert np.mean(ranks < 10) == pytest.approx(manifest.metrics["test HR@10"])
@@ -309,10 +313,78 @@ def test_a_run_trains_resumes_and_evaluates_them(prepared, name):
 
 
 def test_short_stored_lists_do_not_cut_the_metrics_short(prepared):
-    """HR@20 of three beams would be HR@3."""
+    """HR@20 of three beams would be HR@3, and of 20 beams HR@14 once the six items of a history are left out."""
     config = replace(prepared, baseline=BaselineConfig(model="lazy", top=3, **TRAINED["lazy"]))
     data = from_dataset(Dataset.load(config.folder / "data"), 6)
-    assert [_fresh(config, data, top).lists for top in (3, 60)] == [20, 60]
+    longest = max(len(data.rows[split].history(row)) for split in ("valid", "test") for row in range(len(data.rows[split])))
+    beams = [search_beams(replace(config, baseline=replace(config.baseline, top=top)), data) for top in (3, 60)]
+    assert beams == [20 + longest, 60] and _fresh(config, data).lists == 20 + longest == 26
+
+
+def test_every_metric_has_its_items_once_the_history_is_left_out(prepared):
+    """A search as wide as the metrics' longest list ranks the history first and leaves it no 20 others."""
+    data = from_dataset(Dataset.load(prepared.folder / "data"), 6)
+    rows = data.rows["test"]
+    model = make_coded(replace(prepared, baseline=BaselineConfig(model="lazy", max_history=6, **TRAINED["lazy"])), 48)
+    ranks_history_first(model, rows)
+    counts = {}
+    for beams in (20, 26):
+        model.lists = beams
+        scores = without_history(scorer(model, 6, data.protocol, torch.device("cpu"))(rows), rows)
+        counts[beams] = (~scores.isneginf()).sum(1)
+    assert (counts[20] < 20).any() and (counts[26] >= 20).all()
+
+
+def ranks_history_first(model, rows):
+    """Train a generative model to repeat its history."""
+    torch.manual_seed(0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(30):
+        newest = replace(rows, target=rows.flat[rows.stop - 1])
+        model.train()(make_batch(newest, layout="padded", side="right", max_history=6)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_a_wider_search_is_another_baseline_and_the_others_keep_their_keys(prepared):
+    """`top` of the small run is below 26 beams, so its key names them; with 26 the list says it."""
+    keys = {}
+    for top in (10, 26):
+        options = BaselineConfig(model="lazy", epochs=1, max_history=6, top=top, learning_rate=1e-2, **TRAINED["lazy"])
+        manifest, _ = train_baseline(replace(prepared, baseline=options, replace=True))
+        keys[top] = manifest.config["baseline"].get("beams")
+    assert keys == {10: 26, 26: None}
+
+
+def test_long_searches_take_few_rows_at_once(monkeypatch):
+    model, batch = lazy(), histories()
+    whole = model.scores(batch)
+    monkeypatch.setattr(coded_model, "_PAIRS", len(model.trie) ** 2)
+    sizes = []
+    search = model.search
+    monkeypatch.setattr(model, "search", lambda part, beams: sizes.append(len(part.items)) or search(part, beams))
+    torch.testing.assert_close(model.scores(batch), whole, atol=2e-5, rtol=1e-5)
+    assert sizes == [1] * 4
+
+
+def test_vectors_that_do_not_fit_into_the_memory_are_refused_before_training(prepared, monkeypatch):
+    data = from_dataset(Dataset.load(prepared.folder / "data"), LENGTH)
+    model = rpg(data.items)
+    needed = vectors_bytes(model, data)
+    left = vectors_of(model, data, BaselineConfig(max_history=LENGTH), torch.device("cpu"))
+    assert needed == left.items.nbytes + sum(states.nbytes for states in left.states.values())
+    assert left.items.shape[1] == 3 * 16  # a row has 16 numbers for each of 3 digits
+    assert vectors_bytes(lazy(), data) == 0 == vectors_bytes(model, replace(data, protocol=PROTOCOLS["recbole"]))
+    monkeypatch.setattr(machine, "machine_memory", lambda: 2 * needed)
+    machine.check_vectors_memory(BaselineConfig(model="rpg"), needed)
+    monkeypatch.setattr(machine, "machine_memory", lambda: 2 * needed - 1)
+    with pytest.raises(ConfigError, match=r"rpg leaves .* take 0\.0 GB .* lower baseline\.hidden_size or baseline\.digits\."):
+        machine.check_vectors_memory(BaselineConfig(model="rpg"), needed)
+    config = replace(prepared, baseline=BaselineConfig(model="gru4rec", hidden_size=4, epochs=1))
+    monkeypatch.setattr(machine, "machine_memory", lambda: 100)
+    with pytest.raises(ConfigError, match=r"gru4rec leaves .* lower baseline\.hidden_size\."):
+        train_baseline(config)
+    assert not list((config.folder / "baselines").glob("gru4rec*"))
 
 
 def test_training_lowers_the_loss_of_every_model():

@@ -9,11 +9,11 @@ from minionerec.recommend.cache.vectors import vectors_digest, vectors_of_run
 from minionerec.sid.index import SidIndex
 
 
-def make_coded(config: Config, lists: int) -> CodedModel:
+def make_coded(config: Config, beams: int) -> CodedModel:
     """A model with fresh weights from torch's random state, and the codes of the run's items.
 
     Args:
-        lists: items of a list at least; a generative model searches with as many beams.
+        beams: of a generative model's search.
 
     Raises:
         ArtifactError: the run has no semantic IDs, or they belong to other data.
@@ -28,7 +28,7 @@ def make_coded(config: Config, lists: int) -> CodedModel:
     else:
         trained = dataset.train["target"].append(dataset.train["history"].explode().drop_nulls()).unique().sort()
         codes = model.codes_of(vectors_of_run(config, dataset), trained.to_numpy(), options_of(config.baseline), config.seed)
-    return model(codes, config.baseline.max_history, options_of(config.baseline), lists)
+    return model(codes, config.baseline.max_history, options_of(config.baseline), beams)
 
 
 def coded_inputs(config: Config) -> dict[str, str]:

@@ -11,7 +11,8 @@ from minionerec.baselines.models.sequential_model import Options, SequentialMode
 from minionerec.errors import ConfigError
 from minionerec.tree import NO_TOKEN, BeamResult, CatalogTrie
 
-_ROWS = 64  # histories that are searched at once
+_ROWS = 64  # histories that are searched at once, at most
+_PAIRS = 1 << 22  # pairs of beams in all of them, at most: every beam has a mask over the beams before it
 
 
 class CodedModel(SequentialModel):
@@ -99,12 +100,13 @@ class GenerativeModel(CodedModel):
         """Log-probability of the items whose SIDs the search found, (batch, items + 1), -inf of all others and of padding."""
         trie, beams = self.trie, min(self.lists, len(self._trie))
         scores = batch.items.new_full((len(batch.items), self.items + 1), -torch.inf, dtype=torch.float32)
-        for start in range(0, len(scores), _ROWS):
-            part = HistoryBatch(*(values[start : start + _ROWS] for values in batch))
+        rows = min(_ROWS, max(1, _PAIRS // beams**2))
+        for start in range(0, len(scores), rows):
+            part = HistoryBatch(*(values[start : start + rows] for values in batch))
             found = self.search(part, beams)
             leaves = scores.new_full((len(found.leaves), len(trie) + 1), -torch.inf)
             leaves.scatter_(1, torch.where(found.leaves < 0, len(trie), found.leaves), found.scores)
-            scores[start : start + _ROWS, 1:] = leaves[:, trie.leaf_of_item.long()]
+            scores[start : start + rows, 1:] = leaves[:, trie.leaf_of_item.long()]
         return scores
 
 
