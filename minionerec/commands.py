@@ -48,6 +48,11 @@ def run_stage(name: str) -> Callable[[Config], None]:
     return lambda config: pipeline.run(config, (name,))
 
 
+def prepare_pairs(config: Config) -> None:
+    """Run the stage `pairs`, after `data` if pairs are made of the run's Dataset."""
+    pipeline.run(config, ("data", "pairs") if config.pairs.source == "dataset" else ("pairs",))
+
+
 def evaluate(config: Config) -> None:
     """Run the stage `eval` and print the table of results."""
     pipeline.run(config, ("eval",))

@@ -44,6 +44,12 @@ def _data(config: Config) -> Iterator[Finished]:
     yield from _on_main(lambda: prepare.prepare_data(config))
 
 
+def _pairs(config: Config) -> Iterator[Finished]:
+    from minionerec.data import prepare_pairs
+
+    yield from _on_main(lambda: prepare_pairs.prepare_pairs(config))
+
+
 def _sid(config: Config) -> Iterator[Finished]:
     from minionerec.sid import build
 
@@ -141,6 +147,7 @@ STAGES: dict[str, Callable[[Config], Iterator[Finished]]] = {
     "eval": _eval,
     "report": _report,
     "baseline": _baseline,
+    "pairs": _pairs,
 }
 
 

@@ -23,6 +23,7 @@ _STAGES = (
     "mixture",
     "d3",
     "baselines",
+    "pairs",
 )  # whose artefacts are inputs of others, by the folder's name
 
 

@@ -276,6 +276,9 @@ COMMANDS: dict[str, Command] = {
         options=_BASELINE_IMPORT,
         takes_config=False,
     ),
+    "pairs prepare": Command(
+        "labelled pairs of a history and a candidate, for models that say yes or no", commands.prepare_pairs, ("pairs",)
+    ),
     "levels": Command(
         "accuracy per SID level of a predictions file: tables, levels.json and levels.png",
         commands.levels,

@@ -27,6 +27,7 @@ from minionerec.config.data import DataConfig
 from minionerec.config.evaluation import CUTOFFS, DTYPES, RANKING_METRICS, RESAMPLES, EvalConfig, ReportConfig
 from minionerec.config.mixture import MixtureConfig
 from minionerec.config.model import ModelConfig
+from minionerec.config.pairs import PairsConfig
 from minionerec.config.prompts import PromptsConfig
 from minionerec.config.rl import RewardName, RlConfig
 from minionerec.config.serve import ServeConfig
@@ -59,6 +60,7 @@ __all__ = [
     "DataConfig",
     "EvalConfig",
     "ModelConfig",
+    "PairsConfig",
     "PromptsConfig",
     "ReportConfig",
     "RewardName",
@@ -103,6 +105,7 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
+    pairs: PairsConfig = field(default_factory=PairsConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
 
     def __post_init__(self) -> None:

@@ -33,6 +33,7 @@ _READS = {  # what each stage reads; validations and rollouts read `eval` too
     "eval": ("seed", "prompts", "eval"),
     "report": ("report",),
     "baseline": ("seed", "baseline", "eval"),
+    "pairs": ("seed", "pairs"),
 }
 _MADE_WITH = {"data": ("data",), "sid": ("sid",), "sft": ("model", "prompts", "sft"), "rl": ("rl",)}  # stages that take long
 # Of a finished model; who fits a mixture to it, evaluates it or trains a baseline otherwise leaves them as they are.

@@ -37,6 +37,12 @@ _OPTIONAL = ("interactions", "sids")
 _ADVICE = "Run the data stage again (--replace if it says that it is up to date)."
 
 
+def catalog_schema(catalog: pl.DataFrame) -> pl.Schema:
+    """The columns that a catalog must have, with those of `CATALOG_DETAILS` that it has."""
+    details = [column for column in CATALOG_DETAILS if column in catalog.columns]
+    return pl.Schema([*CATALOG_SCHEMA.items(), *((column, pl.String()) for column in details)])
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A catalog and its examples.
@@ -89,12 +95,9 @@ class Dataset:
         names = ("catalog", *SPLITS, *(name for name in _OPTIONAL if (folder / f"{name}.parquet").is_file()))
         frames = {name: read_parquet(folder / f"{name}.parquet", ArtifactError, _ADVICE) for name in names}
         for name, frame in frames.items():
-            expected = {"catalog": CATALOG_SCHEMA, "interactions": INTERACTION_SCHEMA, "sids": SID_SCHEMA}.get(
+            expected = {"catalog": catalog_schema(frame), "interactions": INTERACTION_SCHEMA, "sids": SID_SCHEMA}.get(
                 name, SPLIT_SCHEMA
             )
-            if name == "catalog":
-                details = [column for column in CATALOG_DETAILS if column in frame.columns]
-                expected = pl.Schema([*expected.items(), *((column, pl.String()) for column in details)])
             if frame.schema != expected:
                 raise ArtifactError(
                     f"{folder / name}.parquet: columns {dict(frame.schema)}, expected {dict(expected)}. "
