@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from minionerec.artifacts import MANIFEST, Manifest
-from minionerec.config import PLAIN_FLOORS, Config, run_file
+from minionerec.config import PLAIN_FLOORS, VECTOR_BASELINES, Config, run_file
 from minionerec.config.extras import check_packages
 from minionerec.config.fields import did_you_mean
 from minionerec.distributed import available_cores, expect_no_gpu, is_main_process, other_work, wait_for_everyone
@@ -202,6 +202,8 @@ def _early_baseline(config: Config, pending: Sequence[str]) -> None:
     from minionerec.training import early, machine
 
     machine.check_baseline_memory(config.baseline, early.rows_of(config.folder, "catalog") or 0)
+    if config.baseline.model in VECTOR_BASELINES:
+        early.check_vectors(config, pending)
 
 
 EARLY_CHECKS = {

@@ -18,6 +18,7 @@ from minionerec.config.baseline import (
     NEURAL_BASELINES,
     PLAIN_FLOORS,
     TRIVIAL_BASELINES,
+    VECTOR_BASELINES,
     BaselineConfig,
     BaselineName,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "RESAMPLES",
     "TASKS",
     "TRIVIAL_BASELINES",
+    "VECTOR_BASELINES",
     "VECTOR_FIELDS",
     "BaselineConfig",
     "BaselineName",

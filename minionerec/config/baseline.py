@@ -60,8 +60,10 @@ CODED_BASELINES = {  # neural, too, but made from codes of a run's items: its se
     "rpg": Baseline("RPG", "coded.rpg.RPG"),
     "tiger": Baseline("TIGER", "coded.tiger.TIGER"),
     "lazy": Baseline("Lazy decoder (OneRec-V2)", "coded.lazy.LazyDecoder"),
+    "liger": Baseline("LIGER", "coded.liger.LIGER"),
 }
-GENERATIVE_BASELINES = ("tiger", "lazy")  # those of them that write SIDs code by code, and so leave no vectors
+GENERATIVE_BASELINES = ("tiger", "lazy", "liger")  # those of them that write SIDs code by code, and so leave no vectors
+VECTOR_BASELINES = ("rpg", "liger")  # those of them that read item vectors
 PLAIN_FLOORS = ("popularity", "repeat")  # have no options and take no time: evaluation never reads them from a stored baseline
 FLOORS = (*PLAIN_FLOORS, "skip", "text", "mixture")  # what every run is held against, as far as its data allow it
 BASELINES = TRIVIAL_BASELINES | NEURAL_BASELINES | CODED_BASELINES
@@ -102,8 +104,8 @@ class BaselineConfig:
     """Stop after this many epochs without a better NDCG@10 on valid (epochs; `recbole`: 11, `wearec`: 10)."""
     top: int = bounded(50, 1, 100_000)
     """Length of the stored ranked lists (items). With `eval.exclude_history` on the run's own splits, lists hold at least
-    `eval.num_beams` items plus the length of the longest history. `tiger` and `lazy` rank what their search finds; it has as
-    many beams, but 20 plus the longest history at least."""
+    `eval.num_beams` items plus the length of the longest history. `tiger`, `lazy` and `liger` rank what their search
+    finds (`liger` also cold items); it has as many beams, but 20 plus the longest history at least."""
     weights: str | None = path()
     """A safetensors file of ours or of the published code: rank with these weights instead of training. `minionerec baseline
     import` makes one of a published .pt file."""
@@ -122,11 +124,16 @@ class BaselineConfig:
     attention_dropout: float | None = bounded(None, 0, 1, below=True)
     """Dropout of attention weights; `fearec` has none (fraction)."""
     head_size: int | None = bounded(None, 1, 65_536)
-    """`tiger`: width of each attention head (dimensions)."""
+    """`tiger`, `liger`: width of each attention head (dimensions)."""
     digits: int | None = bounded(None, 1, 1024)
     """`rpg`: codes per item."""
     temperature: float | None = bounded(None, 1e-4, 1000)
-    """`rpg`: what cosines are divided by."""
+    """`rpg`, `liger`: what cosines are divided by."""
+    dense_weight: float | None = bounded(None, 0, 10**6)
+    """`liger`: weight of the dense retrieval's cross-entropy beside that of the codes; 0 leaves a `tiger` that reads text
+    vectors, ranked by its beams."""
+    input_dropout: float | None = bounded(None, 0, 1, below=True)
+    """`liger`: dropout of what the encoder reads (fraction)."""
     mask_ratio: float | None = bounded(None, 0, 1, below=True)
     """`bert4rec`: share of a history's items that are masked in training (fraction)."""
     interests: int | None = bounded(None, 1, 65_536)

@@ -71,15 +71,33 @@ class T5PromptCache(PromptCache):
         normalise_over: Normalise,
     ) -> "T5PromptCache":
         """Read checked prompts and compute the decoder's start token."""
-        model, visible = checked.model, checked.visible
-        encoded = cast(Any, model).encoder(input_ids=input_ids, attention_mask=checked.attention_mask).last_hidden_state
+        encoder = cast(Any, checked.model).encoder
+        encoded = encoder(input_ids=input_ids, attention_mask=checked.attention_mask).last_hidden_state
+        return cls.of_encoded(checked.model, encoded, checked.visible, trie, normalise_over)
+
+    @classmethod
+    def of_encoded(
+        cls,
+        model: PreTrainedModel,
+        encoded: torch.Tensor,
+        visible: torch.Tensor,
+        trie: CatalogTrie,
+        normalise_over: Normalise = "vocabulary",
+    ) -> "T5PromptCache":
+        """Compute the decoder's start token behind prompts that the encoder has read, whatever its input was.
+
+        Args:
+            model: a T5 in evaluation mode that `check_t5` accepts.
+            encoded: (batch, prompt length, hidden), what its encoder makes of the prompts.
+            visible: (batch, prompt length) bool, False on padding.
+        """
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        none = torch.empty(0, dtype=torch.long, device=input_ids.device)
+        none = torch.empty(0, dtype=torch.long, device=encoded.device)
         prompts = cls(
             model, trie, normalise_over, cast(Any, cache), visible, visible.sum(-1), 0, encoded, encoded=encoded, depths=none
         )
-        start = torch.full((len(input_ids), 1), model.config.decoder_start_token_id, device=input_ids.device)
-        itself = torch.ones(len(input_ids), 1, 1, dtype=torch.bool, device=input_ids.device)
+        start = torch.full((len(encoded), 1), model.config.decoder_start_token_id, device=encoded.device)
+        itself = torch.ones(len(encoded), 1, 1, dtype=torch.bool, device=encoded.device)
         prompts.last = prompts._decode(start, 0, itself)
         return prompts
 

@@ -24,7 +24,7 @@ from minionerec.baselines.ranking_data import PROTOCOLS, from_dataset
 from minionerec.baselines.train import _fresh, train_baseline
 from minionerec.baselines.vectors import vectors_bytes, vectors_of
 from minionerec.cli import main, parse
-from minionerec.config import CODED_BASELINES, GENERATIVE_BASELINES, NEURAL_BASELINES, BaselineConfig
+from minionerec.config import CODED_BASELINES, GENERATIVE_BASELINES, NEURAL_BASELINES, VECTOR_BASELINES, BaselineConfig
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.pipeline import run
@@ -420,6 +420,7 @@ def test_rpgs_codes_come_from_the_items_of_the_train_split():
 def test_baselines_without_vectors_are_known_before_they_are_imported():
     names = NEURAL_BASELINES | CODED_BASELINES
     assert {name for name in names if not implementation(name).has_vectors} == {*GENERATIVE_BASELINES}
+    assert {name for name in CODED_BASELINES if "vectors" in implementation(name).reads} == {*VECTOR_BASELINES}
 
 
 def test_what_they_cannot_be_trained_on_is_refused(prepared, tmp_path, capsys):
@@ -439,12 +440,13 @@ def test_what_they_cannot_be_trained_on_is_refused(prepared, tmp_path, capsys):
         LazyDecoder(sid_codes(), 5, LazySizes(hidden_size=10), 10)
 
 
-def test_the_script_gives_vectors_to_rpg_alone():
-    command = ["bash", str(ROOT / "scripts/rivals.sh"), "industrial-tiger", "industrial-rpg", "--", "--seed", "3"]
+def test_the_script_gives_vectors_to_rpg_and_liger_alone():
+    command = ["bash", str(ROOT / "scripts/rivals.sh"), "industrial-tiger", "industrial-rpg", "industrial-liger"]
+    command += ["--", "--seed", "3"]
     environment = {**os.environ, "RUN_PYTHON": "echo", "VECTORS": "my vectors.npy"}
     lines = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.splitlines()
     stages = ("data prepare", "sid", "baseline")
-    presets = {"tiger": "", "rpg": " --sid.vectors my vectors.npy"}
+    presets = {"tiger": "", "rpg": " --sid.vectors my vectors.npy", "liger": " --sid.vectors my vectors.npy"}
     assert lines == [
         f"-m minionerec {stage} --config industrial-{name} --out runs/industrial-{name}{vectors} --seed 3"
         for name, vectors in presets.items()
@@ -454,13 +456,13 @@ def test_the_script_gives_vectors_to_rpg_alone():
 
 def test_the_script_refuses_what_is_no_rival():
     for arguments, message in (
-        (["beauty-sasrec"], "beauty-sasrec is not industrial-sdpo, -tiger, -lazy or -rpg"),
+        (["beauty-sasrec"], "beauty-sasrec is not industrial-sdpo, -tiger, -lazy, -rpg or -liger"),
         (["industrial-tiger", "beauty-sasrec"], "beauty-sasrec is not"),  # before the first one is trained
         (["industrial-tiger", "--baseline.epochs", "1"], "go behind --: scripts/rivals.sh PRESET -- --baseline.epochs"),
     ):
         command = ["bash", str(ROOT / "scripts/rivals.sh"), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "RUN_PYTHON": "false"})
         assert done.returncode == 2 and message in done.stderr
-    for name in ("tiger", "lazy", "rpg"):
+    for name in ("tiger", "lazy", "rpg", "liger"):
         config = parse("baseline", ["--config", f"industrial-{name}"])
         assert config.baseline.model == name and config.baseline.max_history == config.data.max_history == 10

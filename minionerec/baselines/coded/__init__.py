@@ -1,12 +1,19 @@
 """Baselines that know an item by codes: made from a run's semantic IDs, or from codes of its item vectors."""
 
+from typing import Any
+
+import numpy as np
+
 from minionerec.artifacts import ITEM_STAGES, require
 from minionerec.baselines.coded.coded_model import CodedModel
 from minionerec.baselines.implementation import implementation, options_of
 from minionerec.config import CODED_BASELINES, Config
 from minionerec.data.dataset import Dataset
+from minionerec.errors import DataError
 from minionerec.recommend.cache.vectors import vectors_digest, vectors_of_run
+from minionerec.sid.encoder import vector_origin
 from minionerec.sid.index import SidIndex
+from minionerec.sid.quantize import check_vectors
 
 
 def make_coded(config: Config, beams: int) -> CodedModel:
@@ -18,17 +25,22 @@ def make_coded(config: Config, beams: int) -> CodedModel:
     Raises:
         ArtifactError: the run has no semantic IDs, or they belong to other data.
         ConfigError: an option that the model does not take, or a bad value.
-        DataError: the items have no vectors.
+        DataError: the items have no vectors, or one that is not finite or all zeros.
     """
-    model: type[CodedModel] = implementation(config.baseline.model)
-    dataset = Dataset.load(config.folder / "data")
-    if model.reads == "sids":
-        require(config.folder / "sid", ITEM_STAGES["sid"])
-        codes = SidIndex.load(config.folder / "sid", dataset).codes
-    else:
-        trained = dataset.train["target"].append(dataset.train["history"].explode().drop_nulls()).unique().sort()
-        codes = model.codes_of(vectors_of_run(config, dataset), trained.to_numpy(), options_of(config.baseline), config.seed)
-    return model(codes, config.baseline.max_history, options_of(config.baseline), beams)
+    model: Any = implementation(config.baseline.model)  # a class of CodedModel
+    dataset, options, max_history = (
+        Dataset.load(config.folder / "data"),
+        options_of(config.baseline),
+        config.baseline.max_history,
+    )
+    if "vectors" not in model.reads:
+        return model(_sid_codes(config, dataset), max_history, options, beams)
+    trained = dataset.train["target"].append(dataset.train["history"].explode().drop_nulls()).unique().sort().to_numpy()
+    if "sids" not in model.reads:
+        codes = model.codes_of(_vectors(config, dataset), trained, options, config.seed)
+        return model(codes, max_history, options, beams)
+    codes = _sid_codes(config, dataset)
+    return model(codes, max_history, options, beams, _vectors(config, dataset), trained)
 
 
 def coded_inputs(config: Config) -> dict[str, str]:
@@ -40,6 +52,30 @@ def coded_inputs(config: Config) -> dict[str, str]:
     """
     if config.baseline.model not in CODED_BASELINES:
         return {}
-    if implementation(config.baseline.model).reads == "sids":
-        return {"sid": require(config.folder / "sid", ITEM_STAGES["sid"]).digest}
-    return {"vectors": vectors_digest(vectors_of_run(config, Dataset.load(config.folder / "data")))}
+    reads, inputs = implementation(config.baseline.model).reads, {}
+    if "sids" in reads:
+        inputs["sid"] = require(config.folder / "sid", ITEM_STAGES["sid"]).digest
+    if "vectors" in reads:
+        inputs["vectors"] = vectors_digest(_vectors(config, Dataset.load(config.folder / "data")))
+    return inputs
+
+
+def _sid_codes(config: Config, dataset: Dataset) -> np.ndarray:
+    require(config.folder / "sid", ITEM_STAGES["sid"])
+    return SidIndex.load(config.folder / "sid", dataset).codes
+
+
+def _vectors(config: Config, dataset: Dataset) -> np.ndarray:
+    """The run's item vectors, checked.
+
+    Raises:
+        DataError: there are no texts to embed, and no file of vectors; or a vector is not finite or all zeros.
+    """
+    if vector_origin(config)[0].vectors is None and not any(text.strip() for text in dataset.catalog["text"]):
+        raise DataError(
+            f"baseline.model {config.baseline.model} reads item vectors, but the catalog has no texts to make them of. Name a "
+            "file of vectors (--sid.vectors FILE.npy), or choose another baseline, such as tiger or sasrec."
+        )
+    vectors = vectors_of_run(config, dataset)
+    check_vectors(vectors)
+    return vectors

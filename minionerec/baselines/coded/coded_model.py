@@ -11,6 +11,7 @@ from minionerec.baselines.models.sequential_model import Options, SequentialMode
 from minionerec.errors import ConfigError
 from minionerec.tree import NO_TOKEN, BeamResult, CatalogTrie
 
+Reads = Literal["sids", "vectors"]
 _ROWS = 64  # histories that are searched at once, at most
 _PAIRS = 1 << 22  # pairs of beams in all of them, at most: every beam has a mask over the beams before it
 
@@ -19,10 +20,11 @@ class CodedModel(SequentialModel):
     """A baseline without a table of items: made from their codes, `max_history`, its options and the length of its lists.
 
     Attributes:
-        reads: where the codes come from: the run's semantic IDs, or its item vectors.
+        reads: what the items are known by: the run's semantic IDs, its item vectors, or both. Without semantic IDs the codes
+            are made of the vectors (`codes_of`); with both, the model also takes the vectors and the items of the train split.
     """
 
-    reads: ClassVar[Literal["sids", "vectors"]]
+    reads: ClassVar[tuple[Reads, ...]]
     causal = False
     padding_free = True
     layout = "padded"
@@ -57,7 +59,7 @@ class GenerativeModel(CodedModel):
         vocabulary: token ids, those below `first` included.
     """
 
-    reads = "sids"
+    reads: ClassVar[tuple[Reads, ...]] = ("sids",)
     has_vectors = False
 
     def __init__(self, codes: np.ndarray, max_history: int, options: Options, lists: int, first: int) -> None:

@@ -48,7 +48,7 @@ class RPGSizes(Options):
 class RPG(CodedModel):
     """A GPT-2 over items that predicts all digits of the next one in parallel."""
 
-    reads = "vectors"
+    reads = ("vectors",)
     options = RPGSizes
     causal = True
 

@@ -65,13 +65,22 @@ class TIGER(GenerativeModel):
         trie = CatalogTrie.from_codes(tokens)
         return CatalogTrie.from_codes(tokens, trailing=[END]) if trie.prefixed else trie
 
+    def written(self, batch: HistoryBatch) -> tuple[Tensor, Tensor]:
+        """How the codes of each history stand in a prompt: oldest item first, padded on the left.
+
+        Returns:
+            columns: (batch, longest), which of the row's width x levels codes stands at each place.
+            mask: (batch, longest) bool, False on padding.
+        """
+        known = (self.get_buffer("tokens")[batch.items] != NO_TOKEN).flatten(1)
+        columns = known.long().argsort(dim=1, stable=True)[:, -int(known.sum(1).max()) :]
+        return columns, known.gather(1, columns)
+
     def prompts(self, batch: HistoryBatch) -> tuple[Tensor, Tensor]:
         """The codes of each history, oldest item first, padded on the left: ids and mask, (batch, longest)."""
+        columns, mask = self.written(batch)
         codes = self.get_buffer("tokens")[batch.items].flatten(1)
-        known = codes != NO_TOKEN
-        order = known.long().argsort(dim=1, stable=True)[:, -int(known.sum(1).max()) :]
-        mask = known.gather(1, order)
-        return codes.gather(1, order).masked_fill(~mask, PAD), mask.long()
+        return codes.gather(1, columns).masked_fill(~mask, PAD), mask.long()
 
     def labels(self, targets: Tensor) -> Tensor:
         """What the decoder shall write, (batch, tokens); -100 behind the end."""
@@ -93,11 +102,15 @@ class TIGER(GenerativeModel):
         Raises:
             ConstraintError: the tree gives other numbers than plain forwards.
         """
+        return beam_search(self.checked_t5(), *self.prompts(batch), trie=self.trie, num_beams=beams)
+
+    def checked_t5(self) -> PreTrainedModel:
+        """The T5, after a look at whether its tree gives what plain forwards give."""
         model = cast(PreTrainedModel, self.t5)
         if not self._checked:
             check_exact(model)
             self._checked = True
-        return beam_search(model, *self.prompts(batch), trie=self.trie, num_beams=beams)
+        return model
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The tensors, each once: T5 has its table under four names."""
