@@ -18,7 +18,7 @@ from minionerec import pipeline
 from minionerec.artifacts import MANIFEST, Manifest, cache_folder, require, write_json
 from minionerec.config import Config, run_file
 from minionerec.config.fields import did_you_mean
-from minionerec.distributed import is_main_process
+from minionerec.distributed import distributed_state, is_main_process
 from minionerec.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
@@ -78,6 +78,23 @@ def run_training(stage: str) -> Callable[..., None]:
         pipeline.run(config, (stage,))
 
     return train
+
+
+def check_launch(out: Path, machines: int | None) -> None:
+    """Print which processes this launch has, that they see one folder, and how long an exchange takes.
+
+    Raises:
+        ConfigError: they do not form one world, or do not see one folder.
+    """
+    pipeline.quieten_libraries()
+    from minionerec.training.launch import start_all_processes
+    from minionerec.training.launch_check import check_launch
+
+    start_all_processes()
+    facts = check_launch(out, machines)
+    if is_main_process():
+        print("\n".join(facts.lines()))
+    distributed_state().destroy_process_group()  # its threads would abort a process that simply ends
 
 
 def _print_results(config: Config) -> None:

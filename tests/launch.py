@@ -61,6 +61,23 @@ def accelerate(processes: int, *arguments: str, check: bool = True, launcher: st
     return _run([sys.executable, "-m", "accelerate.commands.launch", *options], check)
 
 
+def machines(count: int, *arguments: str) -> list[subprocess.CompletedProcess]:
+    """`accelerate launch` on each of so many "machines", a process on each; all are this one, and meet at its loopback."""
+    port, started = str(_free_port()), []
+    for rank in range(count):
+        options = ["--num_processes", str(count), "--num_machines", str(count), "--machine_rank", str(rank)]
+        options += ["--main_process_ip", "127.0.0.1", "--main_process_port", port, "--mixed_precision", "no", *arguments]
+        command = [sys.executable, "-m", "accelerate.commands.launch", *options]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, **pipes))
+    done = []
+    for process in started:
+        output, errors = process.communicate(timeout=_LIMIT)
+        assert process.returncode == 0, output + errors
+        done.append(subprocess.CompletedProcess(process.args, process.returncode, output, errors))
+    return done
+
+
 def forked(processes: int, *arguments: str, zero2: str | None = None, check: bool = True) -> subprocess.CompletedProcess:
     """A script with its arguments, or `-m` and a module with its arguments, as so many ranks on CPUs with gloo.
 

@@ -105,10 +105,10 @@ def test_ci_runs_the_test_script():
     assert last.startswith("exec scripts/python -m pytest ") and last.endswith(' "$@"')
 
 
-@pytest.mark.parametrize("stage", ["sft", "rl"])
-def test_zero2(stage):
-    values = yaml.safe_load((ROOT / stage / "zero2.yaml").read_text())
+@pytest.mark.parametrize(("file", "machines"), [("sft/zero2.yaml", 1), ("rl/zero2.yaml", 1), ("sft/zero2-multinode.yaml", 2)])
+def test_zero2(file, machines):
+    values = yaml.safe_load((ROOT / file).read_text())
     assert values["distributed_type"] == "DEEPSPEED" and values["deepspeed_config"]["zero_stage"] == 2
-    assert values["num_machines"] == 1
+    assert values["num_machines"] == machines and values["num_processes"] % machines == 0
     # The trainers take the global batch from our config; a launcher that sets it too would contradict them.
     assert not {"gradient_accumulation_steps", "train_batch_size", "gradient_clipping"} & set(values["deepspeed_config"])

@@ -66,6 +66,15 @@ _RESAMPLING: dict[str, dict[str, Any]] = {
         "bounds": Bounds(0, 2**32 - 1),
     },
 }
+_LAUNCH_CHECK: dict[str, dict[str, Any]] = {
+    "--out": _path("DIR", "folder that all machines share (default: runs)", default=Path("runs")),
+    "--machines": {
+        "type": int,
+        "metavar": "COUNT",
+        "help": "refuse unless so many machines take part (told apart by their host names)",
+        "bounds": Bounds(1, 100_000),
+    },
+}
 _NO_MIXTURE: dict[str, dict[str, Any]] = {
     "--no-mixture": {"action": "store_true", "help": "the model alone, without what minionerec mixture mixes in"}
 }
@@ -240,6 +249,12 @@ COMMANDS: dict[str, Command] = {
     ),
     "sft": Command("supervised fine-tuning of a causal LM", commands.run_training("sft"), ("sft",), _DRY_RUN),
     "rl": Command("GRPO from the SFT model with ranking rewards", commands.run_training("rl"), ("rl",), _DRY_RUN),
+    "launch check": Command(
+        "before a training on several machines: whether all processes are one world and see one folder, and a timed exchange",
+        commands.check_launch,
+        options=_LAUNCH_CHECK,
+        takes_config=False,
+    ),
     "mixture": Command(
         "weights of counts and text neighbours beside a trained model, for eval, recommend and serve",
         commands.run_stage("mixture"),

@@ -4,11 +4,13 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 
 from minionerec.distributed import distributed_state
 from minionerec.errors import ConfigError
@@ -140,23 +142,100 @@ def check_precision(field: str, bf16: bool) -> None:
         )
 
 
-def requested_processes(command: Sequence[str]) -> int:
-    """How many processes a command line of `accelerate launch` asks for; 1 if it does not say."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--num_processes", "--num-processes", type=int, default=1)
-    return parser.parse_known_args(list(command))[0].num_processes
+@dataclass(frozen=True)
+class RequestedLaunch:
+    """What a command line of `accelerate launch` asks for.
+
+    Attributes:
+        processes: on all machines together.
+        machines: how many take part.
+        machine_rank: which of them this one is, from 0.
+        address, port: where the first machine waits for the others; None with one machine.
+    """
+
+    processes: int = 1
+    machines: int = 1
+    machine_rank: int = 0
+    address: str | None = None
+    port: int | None = None
+
+    @classmethod
+    def read(cls, command: Sequence[str]) -> "RequestedLaunch":
+        """Read the options, and for those that are missing the configuration file, as accelerate does.
+
+        Args:
+            command: the words of the command line; options that accelerate has besides are passed over.
+        """
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        parser.add_argument("--config_file", "--config-file")
+        parser.add_argument("--num_processes", "--num-processes", type=int)
+        parser.add_argument("--num_machines", "--num-machines", type=int)
+        parser.add_argument("--machine_rank", "--machine-rank", type=int)
+        parser.add_argument("--main_process_ip", "--main-process-ip")
+        parser.add_argument("--main_process_port", "--main-process-port", type=int)
+        options = parser.parse_known_args(list(command))[0]
+        if options.config_file is not None or Path(default_config_file).is_file():
+            settings = load_config_from_file(options.config_file)
+            for name, value in vars(options).items():
+                if value is None:
+                    setattr(options, name, getattr(settings, name, None))
+        return cls(
+            processes=max(options.num_processes or 1, 1),
+            machines=options.num_machines or 1,
+            machine_rank=options.machine_rank or 0,
+            address=options.main_process_ip,
+            port=options.main_process_port,
+        )
+
+    def torch_launcher(self) -> list[str]:
+        """The options of torch's launcher that start this machine's share of the processes.
+
+        Raises:
+            ConfigError: the processes do not split evenly over the machines, or the first machine's address is missing.
+        """
+        if self.machines == 1:
+            return ["--standalone", "--nproc_per_node", str(self.processes)]
+        if self.processes % self.machines:
+            raise ConfigError(
+                f"--num_processes {self.processes} is the number on all machines together and does not split over "
+                f"--num_machines {self.machines}. Pass a multiple of {self.machines}."
+            )
+        if not 0 <= self.machine_rank < self.machines:
+            raise ConfigError(f"--machine_rank {self.machine_rank} is not one of 0 to {self.machines - 1} (--num_machines).")
+        if self.address is None or self.port is None:
+            raise ConfigError("Several machines need the first one's address: --main_process_ip and --main_process_port.")
+        return [
+            *("--nnodes", str(self.machines), "--node_rank", str(self.machine_rank)),
+            *("--nproc_per_node", str(self.processes // self.machines)),
+            *("--master_addr", self.address, "--master_port", str(self.port)),
+        ]
 
 
 def start_all_processes() -> None:
-    """Start all N processes of `accelerate launch --num_processes N` on a machine without GPUs.
+    """Start all processes of `accelerate launch --num_processes N` that belong to this machine, if it has no GPUs.
 
     Accelerate silently starts a single one there. N is not in this process's environment, only in the command line of its
-    parent. Torch's launcher then replaces this process and starts all N with gloo. Does nothing in any other situation.
+    parent. Torch's launcher then replaces this process and starts this machine's share with gloo. Does nothing in any other
+    situation.
+
+    Raises:
+        ConfigError: the launcher's options contradict one another.
     """
     if "LOCAL_RANK" in os.environ or _LAUNCHED_PRECISION is None:
         return
     parent = psutil.Process().parent()
-    processes = 1 if parent is None or torch.cuda.is_available() else requested_processes(parent.cmdline())
-    if processes > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        os.execv(sys.executable, [sys.executable, *launcher, *sys.argv])
+    if parent is None or torch.cuda.is_available():
+        return
+    requested = RequestedLaunch.read(parent.cmdline())
+    if requested.processes > 1 or requested.machines > 1:
+        launcher = ["-m", "torch.distributed.run", *requested.torch_launcher()]
+        os.execv(sys.executable, [sys.executable, *launcher, *_this_program()])
+
+
+def _this_program() -> list[str]:
+    """The script or module that runs, with its arguments."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None:
+        return sys.argv
+    # Its path alone would put our rooms first on `sys.path`, where `statistics` would hide Python's.
+    return ["-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]]

@@ -16,7 +16,7 @@ from minionerec.model import checkpoint, scratch
 from minionerec.pipeline import run
 from minionerec.sft.train import starting_model
 from minionerec.sid.index import SidIndex
-from tests.launch import accelerate, forked
+from tests.launch import accelerate, forked, machines
 from tests.small import losses
 
 SIZES = ModelConfig(hidden_size=32, intermediate_size=48, layers=2, heads=2, vocabulary=400)
@@ -44,6 +44,17 @@ def test_two_processes_give_the_single_process_losses(alone, copy, options, laun
     assert done.stdout.count("sft: 2 processes on CPUs (DDP); 2 trees x 2 micro-batches per process and step") == 1
     metrics = read_json(made.folder / "sft/manifest.json")["metrics"]
     assert (metrics["devices"], metrics["distributed"]) == (2, "MULTI_CPU")
+    assert_same_curve(made.folder / "sft", alone)
+
+
+@pytest.mark.slow
+def test_two_machines_are_one_world(alone, copy, options):
+    """Each started two processes of its own once, and both worlds wrote one folder."""
+    made = copy()
+    first, second = machines(2, "sft/train.py", *options(made), "--sft.micro_batch", "2")
+    assert first.stdout.count("sft: 2 processes on CPUs (DDP); 2 trees x 2 micro-batches per process and step") == 1
+    assert "sft:" not in second.stdout
+    assert read_json(made.folder / "sft/manifest.json")["metrics"]["devices"] == 2
     assert_same_curve(made.folder / "sft", alone)
 
 
