@@ -125,12 +125,10 @@ def test_torchs_launcher_takes_the_place_of_accelerates_only_process(monkeypatch
 
 def launches_of_the_page():
     """Command lines of docs/scale.md that start a launcher, as words."""
-    lines = (ROOT / "docs/scale.md").read_text(encoding="utf-8").splitlines()
-    yield from (
-        words for line in lines if (words := shlex.split(line, comments=True)) and words[0] in ("accelerate", "torchrun")
-    )
-    for line in lines:
-        if line.startswith("srun bash -c "):
+    for line in (ROOT / "docs/scale.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith(("accelerate launch ", "torchrun ")):
+            yield shlex.split(line)
+        elif line.startswith("srun bash -c "):
             yield shlex.split(shlex.split(line)[3])
 
 
