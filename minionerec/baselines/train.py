@@ -15,6 +15,8 @@ Command: `minionerec baseline --config beauty-sasrec`, or `accelerate launch ...
 import dataclasses
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ from minionerec.artifacts import (
 from minionerec.baselines import weights
 from minionerec.baselines.batches import make_batch, partners
 from minionerec.baselines.coded import coded_inputs, make_coded
+from minionerec.baselines.coded.coded_model import GenerativeModel
 from minionerec.baselines.implementation import options_of
 from minionerec.baselines.lists import list_length, search_beams
 from minionerec.baselines.models import count_parameters, make
@@ -275,7 +278,8 @@ def fit(model: SequentialModel, data: RankingData, config: Config, checkpoints: 
         began = time.monotonic()
         loss = train_epoch(wrapped, model, data, accelerator, optimizer, config, course.epoch)
         trained = time.monotonic() - began
-        value = ranking_metrics(rank_split(score, data, "valid").ranks)[CHOOSES]
+        with _as_wide_as_choosing_needs(model):
+            value = ranking_metrics(rank_split(score, data, "valid").ranks)[CHOOSES]
         compared = value if protocol.decimals is None else round(value, protocol.decimals)
         if compared > course.best or (protocol.equal_is_better and compared == course.best):
             course.best, course.best_epoch, course.waiting, best = compared, course.epoch, 0, _copy(model)
@@ -284,7 +288,7 @@ def fit(model: SequentialModel, data: RankingData, config: Config, checkpoints: 
         course.log.append({"epoch": course.epoch, "loss": loss, f"valid {CHOOSES}": value, "seconds": trained})
         console.print(
             f"{baseline.model} epoch {course.epoch}: loss {loss:.4f}, valid {CHOOSES} {value:.4f} (best {course.best:.4f} at "
-            f"{course.best_epoch}), {trained:.1f} s"
+            f"{course.best_epoch}), {trained:.1f} s and {time.monotonic() - began - trained:.1f} s for valid"
         )
         course.epoch += 1
         if accelerator.is_main_process:
@@ -292,6 +296,23 @@ def fit(model: SequentialModel, data: RankingData, config: Config, checkpoints: 
         wait_for_everyone()
     model.load_state_dict(best)
     return course, accelerator.num_processes
+
+
+@contextmanager
+def _as_wide_as_choosing_needs(model: SequentialModel) -> Iterator[None]:
+    """Let a generative model search with as many beams as the longest list of the tables has items, and no more.
+
+    Afterwards it searches as wide as its final lists need. That takes several times as long, and an epoch is chosen by a metric
+    of the first places.
+    """
+    if not isinstance(model, GenerativeModel):
+        yield
+        return
+    beams, model.lists = model.lists, min(model.lists, max(TABLE_CUTOFFS))
+    try:
+        yield
+    finally:
+        model.lists = beams
 
 
 def _copy(model: SequentialModel) -> dict[str, Tensor]:
