@@ -23,7 +23,7 @@ _SAMPLING = ("per_label", "test_rows", "train_rows", "test_share")
 
 @dataclass
 class PairsConfig:
-    """Stage `pairs`: (user, history, candidate, label) of a Dataset, or of files that have labels, in train, valid and test."""
+    """Stage `pairs`: user, history, candidate and label, of a Dataset or of files that have labels."""
 
     NOT_IN_KEY: ClassVar[tuple[str, ...]] = ("path",)  # the content of the files decides, wherever they lie
 

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 _BATCH_BYTES = 64e6  # of draws held at once: bounds the memory, whatever `resamples` is
-_POWER = float(stats.norm.ppf(0.975) + stats.norm.ppf(0.8))  # two-sided 5 % level, 80 % power
+POWER = float(stats.norm.ppf(0.975) + stats.norm.ppf(0.8))  # two-sided 5 % level, 80 % power
 _Z = float(stats.norm.ppf(0.975))  # a normal variable lies within this many standard deviations with a probability of 95 %
 SIGNIFICANCE = 0.05  # a p-value below it is small
 
@@ -153,7 +153,7 @@ def detectable(values: np.ndarray, units: np.ndarray | None = None) -> float | N
     such a sample does not tell how much users differ.
     """
     error = standard_error(values, units)
-    return _POWER * error if error else None
+    return POWER * error if error else None
 
 
 def binomial_interval(share: float, rows: int) -> Interval:
