@@ -11,4 +11,5 @@ workers=(-n 2 --dist loadfile --no-loadscope-reorder)
 for argument in "$@"; do
   if [ -e "${argument%%::*}" ]; then workers=(); fi
 done
+unset PYTHONDONTWRITEBYTECODE # some forty processes would each compile the package anew
 exec scripts/python -m pytest ${workers[@]+"${workers[@]}"} "$@"

@@ -1,6 +1,5 @@
 """Shared by all tests: no network, and one thread, since models are tiny and two wait for one another on a busy machine."""
 
-import functools
 import gc
 import os
 import sys
@@ -8,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.quick import settle
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 os.getloadavg = lambda: (0.0, 0.0, 0.0)  # the tests themselves are the other work on this machine
-os.fsync = lambda descriptor: None  # nothing here must survive a power cut, and each call waits for the disk
+gc.disable()  # until all tests are collected, as imports leave next to no garbage
 
 TESTS = Path(__file__).parent
 # Two workers take whole files (scripts/test.sh), so the longest must not be the last to begin.
@@ -81,26 +82,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Keep what the imports made out of every later garbage collection; a small run spends a fifth of its time there.
-
-    And let two libraries look for a thing once. Accelerate looks for a package in every step, which for a small model is a
-    twentieth of the step; jsonargparse goes through all options for each option, which is half of the time it takes to parse.
-    """
+    """Keep what the imports made out of every later garbage collection; a small run spends a fifth of its time there."""
     whole = any(Path(argument).resolve() == TESTS for argument in session.config.args)
     if whole and session.config.option.markexpr == "fast" and "torch" in sys.modules:
         raise pytest.UsageError("a fast file imports torch, which takes longer than all fast tests")
+    gc.enable()
     gc.collect()
     gc.freeze()
-    if imports := sys.modules.get("accelerate.utils.imports"):
-        imports._is_package_available = functools.cache(imports._is_package_available)
-    if subcommands := sys.modules.get("jsonargparse._subcommands"):
-        search = subcommands.find_action_and_subcommand
-
-        @functools.cache
-        def found(parser, dest, exclude, options):
-            return search(parser, dest, exclude)
-
-        def find(parser, dest, exclude=None):
-            return found(parser, dest, exclude, len(parser._actions))  # one under construction gets more
-
-        subcommands.find_action_and_subcommand = sys.modules["jsonargparse._core"].find_action_and_subcommand = find
+    settle()

@@ -1,8 +1,8 @@
 """Run our commands in processes of their own, as a user does.
 
 Every new Python spends seconds on imports. So `accelerate` and `minionerec` are for the tests that are about a real launch; all
-others take `forked`: a server that has imported the libraries, but nothing of ours, forks each process, and only the work
-itself takes time. Ranks find the environment that a launcher would give them.
+others take `forked`: a server that has imported the libraries, but nothing of ours (forkserver.py), forks each process, and
+only the work itself takes time. Ranks find the environment that a launcher would give them.
 """
 
 import multiprocessing
@@ -21,25 +21,6 @@ ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 ENVIRONMENT.pop("DS_ACCELERATOR", None)  # stages that ran in this process may have set it, and it hides warnings
 _LIMIT = 900  # seconds; a busy machine is slow
-_PRELOADED = [
-    "accelerate.commands.launch",
-    "datasets",
-    "deepspeed",
-    "jinja2",
-    "jsonargparse",
-    "peft",
-    "plotly.graph_objs._figure",
-    "plotly.offline",
-    "polars",
-    "rich.progress",
-    "scipy.stats",
-    "sklearn.feature_extraction.text",
-    "torch.distributed.run",
-    "transformers.models.llama.modeling_llama",
-    "transformers.models.qwen2.modeling_qwen2",
-    "transformers.trainer",
-    "trl.trainer.grpo_trainer",
-]
 
 
 def minionerec(*arguments: str, check: bool = True) -> subprocess.CompletedProcess:
@@ -87,7 +68,7 @@ def forked(processes: int, *arguments: str, zero2: str | None = None, check: boo
         zero2: a configuration file of accelerate; what its launcher would put into the environment is there.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
+    context.set_forkserver_preload(["tests.forkserver"])
     port = str(_free_port())
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "output"

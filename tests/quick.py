@@ -1,0 +1,27 @@
+"""What makes the processes of the tests quick; it changes no result."""
+
+import functools
+import os
+import sys
+
+
+def settle() -> None:
+    """Wait for no disk, and let two libraries look for a thing once; call it when they have been imported.
+
+    Accelerate looks for a package in every step, which for a small model is a twentieth of the step; jsonargparse goes through
+    all options for each option, which is half of the time it takes to parse.
+    """
+    os.fsync = lambda descriptor: None  # nothing here must survive a power cut, and each call waits for the disk
+    if imports := sys.modules.get("accelerate.utils.imports"):
+        imports._is_package_available = functools.cache(imports._is_package_available)
+    if subcommands := sys.modules.get("jsonargparse._subcommands"):
+        search = subcommands.find_action_and_subcommand
+
+        @functools.cache
+        def found(parser, dest, exclude, options):
+            return search(parser, dest, exclude)
+
+        def find(parser, dest, exclude=None):
+            return found(parser, dest, exclude, len(parser._actions))  # one under construction gets more
+
+        subcommands.find_action_and_subcommand = sys.modules["jsonargparse._core"].find_action_and_subcommand = find
