@@ -38,14 +38,12 @@ from minionerec.config import RESAMPLES, Config
 from minionerec.data.dataset import Dataset
 from minionerec.data.interactions import interaction_counts
 from minionerec.errors import MiniOneRecError
-from minionerec.eval.compare import align
+from minionerec.eval.compare import values_by_seed
 from minionerec.eval.lists import RankedLists
-from minionerec.eval.metrics import item_ranks
 from minionerec.statistics.differences import differences
 from minionerec.statistics.intervals import across_seeds
-from minionerec.statistics.ranking import per_user
 
-METRICS = ("NDCG@10", "HR@10")
+METRICS, CUTOFFS = ("NDCG@10", "HR@10"), (10,)
 ALONE, MIXED = "sft", "sft-mixture"  # what is evaluated
 BASE = (
     "--sft.tasks [history_sid_to_sid] --sft.normalise_over catalog --sft.batch_size 32 --sft.micro_batch 32 --sft.epochs 12 "
@@ -167,24 +165,6 @@ def read_rivals(texts: Sequence[str]) -> dict[str, list[RankedLists]]:
     return rivals
 
 
-def values_by_seed(
-    lists: Sequence[RankedLists], first: RankedLists, metrics: Sequence[str] = METRICS
-) -> list[dict[str, np.ndarray]]:
-    """Each seed's metrics on items, (rows,) in the order of `first`.
-
-    Raises:
-        DataError: the lists are of other examples.
-    """
-    by_seed = []
-    for one in lists:
-        ranks_and_ties = item_ranks(one)
-        assert ranks_and_ties is not None, "predictions of this pipeline name items"
-        best, ties = (values[align(first, one)] for values in ranks_and_ties)
-        values = per_user(best, sorted({int(name.partition("@")[2]) for name in metrics}), ties)
-        by_seed.append({name: values[name] for name in metrics})
-    return by_seed
-
-
 def summary(
     base: Sequence[Mapping[str, np.ndarray]],
     variant: Sequence[Mapping[str, np.ndarray]],
@@ -233,8 +213,8 @@ def results(
     if not lists:
         return {"variants": {}}
     base, (first, *_) = next(iter(lists.items()))
-    values = {name: values_by_seed(of_variant, first) for name, of_variant in lists.items()}
-    theirs = {name: values_by_seed(of_rival, first) for name, of_rival in rivals.items()}
+    values = {name: values_by_seed(of_variant, first, CUTOFFS) for name, of_variant in lists.items()}
+    theirs = {name: values_by_seed(of_rival, first, CUTOFFS) for name, of_rival in rivals.items()}
     duplicates, parts = parts_of_rows(first, dataset)
     return {
         "rows": {part: int(rows.sum()) for part, rows in parts.items()},

@@ -30,13 +30,14 @@ from typing import Any
 
 import numpy as np
 from gap_causes import shown_fields
-from quality import configuration, make_items, values_by_seed
+from quality import configuration, make_items
 from setting import change_text, in_process_of_its_own, link_parts, machine, positive, table
 
 from minionerec import cli
 from minionerec.artifacts import Manifest, read_json, write_json
 from minionerec.config import RESAMPLES, Config
 from minionerec.errors import MiniOneRecError
+from minionerec.eval.compare import values_by_seed
 from minionerec.eval.lists import RankedLists
 from minionerec.statistics.differences import differences
 
@@ -178,7 +179,8 @@ def results(lists: Mapping[str, Sequence[RankedLists]], beams: int) -> dict[str,
     """
     first = lists["loss"][0]
     metrics = [metric for metric in METRICS if int(metric.partition("@")[2]) <= beams]
-    values = {name: values_by_seed(of_model, first, metrics) for name, of_model in lists.items()}
+    cutoffs = sorted({int(metric.partition("@")[2]) for metric in metrics})
+    values = {name: values_by_seed(of_model, first, cutoffs) for name, of_model in lists.items()}
     means = {
         name: {metric: np.mean([seed[metric] for seed in seeds], axis=0) for metric in metrics}
         for name, seeds in values.items()

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from minionerec import pipeline
-from minionerec.artifacts import MANIFEST, Manifest, cache_folder, require, write_json
+from minionerec.artifacts import MANIFEST, Manifest, cache_folder, replace_text, require, write_json
 from minionerec.config import Config, run_file
 from minionerec.config.fields import did_you_mean
 from minionerec.distributed import distributed_state, is_main_process
@@ -374,11 +374,25 @@ def export_model(
 # Tables of results
 
 
-def table_of_baselines(name: str, runs: Path) -> None:
-    """Print a published table next to our rows."""
-    from minionerec.report import baseline_tables
+def table_of_baselines(name: list[str], runs: Path, json: Path | None, html: Path | None, **options: Any) -> None:
+    """Print a published table next to our rows, or compare all recommenders of some runs."""
+    from minionerec.report import baseline_tables, comparison
 
-    _console(200).print(baseline_tables.baseline_table(name, runs))
+    folders = [Path(one) for one in name if (Path(one) / "eval").is_dir()]
+    if not folders:
+        if len(name) > 1 or json or html:
+            raise ConfigError(f"baseline table {' '.join(name)}: several names, --json and --html are for folders of runs.")
+        return _console(200).print(baseline_tables.published_table(name[0], runs))
+    if len(folders) < len(name):
+        [other, *_] = [one for one in name if Path(one) not in folders]
+        raise ConfigError(f"baseline table {other}: no folder of a run with eval/ in it, as the other names are.")
+    compared = comparison.compare_runs(folders, **options)
+    _console(200).print(comparison.screen_table(compared))
+    if json is not None:
+        write_json(json, compared.as_dict())
+    if html is not None:
+        replace_text(html, comparison.render_page(compared, ", ".join(map(str, folders))))
+    return None
 
 
 def slices(run: Path, only: str | None, **options: Any) -> None:

@@ -223,7 +223,7 @@ def test_mistakes_on_the_command_line(fails, arguments, message):
         ),
         ("data export --layout recbole", "minionerec data export needs --to FOLDER: the folder to write to."),
         ("sid append", "minionerec sid append needs --base RUN: folder of the run whose semantic IDs are extended."),
-        ("baseline table", "minionerec baseline table needs a name: beauty, lastfm, or the folder of a run"),
+        ("baseline table", "minionerec baseline table needs a name: beauty, lastfm, or the folders of runs"),
         ("baseline table beauty --run x", "minionerec baseline table has no option --run. Did you mean --runs?"),
         ("levels --path", "--path needs a value."),
         ("levels", "minionerec levels needs --path FILE: predictions.jsonl of an eval stage"),

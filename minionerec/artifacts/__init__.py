@@ -14,7 +14,7 @@ from minionerec.artifacts.files import (
     replace_text,
     write_json,
 )
-from minionerec.artifacts.manifest import MANIFEST, Manifest, changed_input, require, versions
+from minionerec.artifacts.manifest import MANIFEST, MILLISECONDS, Manifest, changed_input, require, versions
 from minionerec.artifacts.recipe import CHECKPOINTS, ITEM_STAGES, REVISIONS, UNSEEDED, Draft, Recipe, foreign_content
 from minionerec.artifacts.shards import over_shards, shards_of
 
@@ -22,6 +22,7 @@ __all__ = [
     "CHECKPOINTS",
     "ITEM_STAGES",
     "MANIFEST",
+    "MILLISECONDS",
     "REVISIONS",
     "UNSEEDED",
     "Draft",

@@ -13,6 +13,7 @@ from minionerec.artifacts.files import content_hash, file_hash, read_json, write
 from minionerec.errors import ArtifactError
 
 MANIFEST = "manifest.json"
+MILLISECONDS = "milliseconds_per_list"  # a figure of baselines and evaluations: what making one list took
 _PACKAGES = ("torch", "transformers", "trl", "accelerate", "polars", "scikit-learn", "numpy")
 _CHECKSUM = "checksum"  # of all other fields, in the file only
 _STAGES = (

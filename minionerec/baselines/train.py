@@ -34,6 +34,7 @@ from torch import Tensor
 from minionerec.artifacts import (
     CHECKPOINTS,
     ITEM_STAGES,
+    MILLISECONDS,
     Draft,
     Manifest,
     Recipe,
@@ -173,12 +174,16 @@ def _train_and_rank(config: Config, data: RankingData, top: int, recipe: Recipe)
             _train_into(draft, recommender, data, config) if isinstance(recommender, SequentialModel) else recommender
         )
         for split in ("test", "valid"):
+            began = time.perf_counter()
             ranking = rank_split(score, data, split, top, left_out=True)
+            if split == "test":
+                milliseconds = 1000 * (time.perf_counter() - began) * distributed_state().num_processes / len(ranking.ranks)
             assert ranking.left_out is not None
             for ranks, words in ((ranking.ranks, ""), (ranking.left_out, ", history left out")):
                 draft.metrics.update({f"{split} {name}{words}": value for name, value in ranking_metrics(ranks).items()})
             if is_main_process():
                 frame(data, split, ranking).write_parquet(draft.path / f"{split}.parquet")
+        draft.metrics[MILLISECONDS] = round(milliseconds, 3)
         if isinstance(recommender, CacheMixture) and is_main_process():
             recommender.mixture.weights.save(draft.path / _WEIGHTS)
 

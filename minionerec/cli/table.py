@@ -106,8 +106,21 @@ _EXPORT_MODEL: dict[str, dict[str, Any]] = {
     **_NO_MIXTURE,
 }
 _BASELINE_TABLE = {
-    "name": {"help": "beauty, lastfm, or the folder of a run with evaluated recommenders"},
-    "--runs": _path("DIR", "folder of the presets' runs", default=Path("runs")),
+    "name": {"nargs": "+", "help": "beauty, lastfm, or the folders of runs with evaluated recommenders"},
+    "--runs": _path("DIR", "of beauty and lastfm: folder of the presets' runs", default=Path("runs")),
+    "--reference": {
+        "metavar": "NAME",
+        "help": "of runs: the recommender that the others are compared with (default: rl, else sft)",
+    },
+    "--on": {
+        "choices": ("item", "sid"),
+        "default": "item",
+        "metavar": "LEVEL",
+        "help": "of runs: whether an item or its SID must be the target's (item or sid)",
+    },
+    "--json": _path("FILE", "of runs: write the table to this file", writes=True),
+    "--html": _path("FILE", "of runs: write a self-contained page to this file", writes=True),
+    **_RESAMPLING,
 }
 _SLICES: dict[str, dict[str, Any]] = {
     "run": _path("RUN", "folder of a run with evaluated recommenders"),
@@ -280,7 +293,7 @@ COMMANDS: dict[str, Command] = {
         "a sequential recommender on the same split, with the same metrics", commands.run_stage("baseline"), ("baseline",)
     ),
     "baseline table": Command(
-        "a published table next to our rows (beauty, lastfm), or all recommenders that were evaluated in a run",
+        "a published table next to our rows (beauty, lastfm), or all recommenders of some runs beside the published ones",
         commands.table_of_baselines,
         options=_BASELINE_TABLE,
         takes_config=False,

@@ -37,6 +37,25 @@ def align(first: RankedLists, second: RankedLists) -> np.ndarray:
     return rows
 
 
+def values_by_seed(
+    lists: Sequence[RankedLists], first: RankedLists, cutoffs: Sequence[int], on: Literal["sid", "item"] = "item"
+) -> list[dict[str, np.ndarray]]:
+    """Each seed's metrics, (rows,) in the order of `first`, by name.
+
+    Args:
+        lists: of one recommender, one per seed.
+        on: whether a SID or an item must be the target's.
+
+    Raises:
+        DataError: the lists are of other examples than `first`, or name no items and `on` is `item`.
+    """
+    by_seed = []
+    for one in lists:
+        rows = align(first, one)
+        by_seed.append({name: values[rows] for name, values in values_per_row(one, cutoffs, on).items()})
+    return by_seed
+
+
 def _keys(lists: RankedLists) -> np.ndarray:
     """(rows,) one text per example: its user and the target's position. Texts sort quickly, pairs do not."""
     return np.char.add(np.char.add(lists.users, "\t"), lists.positions.astype(np.str_))

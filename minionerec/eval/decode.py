@@ -4,8 +4,10 @@ A shard is a file of some rows. Its rows do not depend on the number of processe
 and an interrupted evaluation resumes after the shards that are complete.
 """
 
+import dataclasses
 import itertools
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from operator import attrgetter
@@ -81,10 +83,33 @@ class SplitDecoder:
             yield rows[start : start + self._config.batch_size]
 
 
-def decode_split(recommender: Recommender, folder: Path) -> None:
+@dataclasses.dataclass
+class Clock:
+    """How many lists have been made, and the time that they took, in seconds."""
+
+    lists: int = 0
+    seconds: float = 0.0
+
+
+def timed(predictions: Iterator[Prediction], clock: Clock) -> Iterator[Prediction]:
+    """The same predictions one by one; the clock runs while the next is being made, and not while one is used."""
+    while True:
+        began = time.perf_counter()
+        prediction = next(predictions, None)
+        clock.seconds += time.perf_counter() - began
+        if prediction is None:
+            return
+        clock.lists += 1
+        yield prediction
+
+
+def decode_split(recommender: Recommender, folder: Path) -> float | None:
     """Write `predictions.jsonl` and, if `eval.oracle_examples` is above 0, `oracle.jsonl` for a whole split.
 
     Every process calls it and takes its share of the shards; the main process merges them.
+
+    Returns:
+        the milliseconds that one list took in this process; None if all its shards were stored before.
 
     Raises:
         ArtifactError: a process did not finish its share.
@@ -95,16 +120,18 @@ def decode_split(recommender: Recommender, folder: Path) -> None:
     traced = set(evenly_spaced(len(decoder), config.oracle_examples))
     store = folder / CHECKPOINTS
     store.mkdir(exist_ok=True)
+    clock = Clock()
 
     def write(rows: range, path: Path) -> None:
         with enough_memory(lambda: _MEMORY_ADVICE):
             # The traces first: a shard under its final name is complete.
             search_error.write_traces(path.with_suffix(".trace"), decoder.trace([row for row in rows if row in traced]))
-            write_predictions(path, decoder.predict(rows))
+            write_predictions(path, timed(decoder.predict(rows), clock))
 
     over_shards(shards, partial(_shard, store), write, f"decode {config.split}", "examples")
     if is_main_process():
         merge(store, shards, folder)
+    return 1000 * clock.seconds / clock.lists if clock.lists else None
 
 
 def _shard(store: Path, rows: range) -> Path:

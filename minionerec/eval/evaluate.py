@@ -17,7 +17,7 @@ import logging
 from functools import partial
 from pathlib import Path
 
-from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, Recipe, require
+from minionerec.artifacts import ITEM_STAGES, MANIFEST, MILLISECONDS, Manifest, Recipe, require
 from minionerec.config import FLOORS, PLAIN_FLOORS, RECOMMENDING, Config
 from minionerec.data.dataset import Dataset
 from minionerec.data.interactions import interaction_counts
@@ -78,7 +78,7 @@ def _predict(config: Config, name: str, recipe: Recipe) -> None:
             "data.split, data.parts or data.test_from."
         )
     index = SidIndex.load(config.folder / "sid", dataset)
-    stage = stage_of(name)
+    stage, milliseconds = stage_of(name), None
     with recipe.write(resumable=stage is not None, collective=True) as draft:
         if stage is not None:
             model, tokenizer = checkpoint.load(config.folder / stage / "model", config.eval.dtype)
@@ -88,7 +88,7 @@ def _predict(config: Config, name: str, recipe: Recipe) -> None:
                 recommender.mix(load_cache(config.folder, stage, dataset, recipe.inputs)[0])
             if name in ASSISTED:
                 recommender.assist(_assistant(config, dataset, recipe))
-            decode_split(recommender, draft.path)
+            milliseconds = decode_split(recommender, draft.path)
         elif is_main_process():
             write_predictions(draft.path / "predictions.jsonl", listed_predictions(name, config, dataset, index, draft.path))
         if is_main_process():
@@ -99,6 +99,8 @@ def _predict(config: Config, name: str, recipe: Recipe) -> None:
             metrics = measure_predictions(draft.path, dataset, index, config)
             metrics.write(draft.path / "metrics.json")
             draft.metrics.update({metric: cell["value"] for metric, cell in metrics.headline.items()})
+            if milliseconds is not None:
+                draft.metrics[MILLISECONDS] = round(milliseconds, 3)
 
 
 def _assistant(config: Config, dataset: Dataset, recipe: Recipe) -> BaselineAssistant:

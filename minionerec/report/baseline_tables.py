@@ -1,13 +1,11 @@
-"""Tables of baselines: next to a published table, or next to the generative model of a run."""
+"""The published tables of baselines, next to our rows; `comparison` has the table of a run."""
 
-from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from rich.markup import escape
 from rich.table import Table
 
 from minionerec.artifacts import MANIFEST, Manifest
@@ -17,9 +15,6 @@ from minionerec.baselines.ranking_data import PROTOCOLS
 from minionerec.config import NEURAL_BASELINES, RESAMPLES, BaselineConfig
 from minionerec.data.parquet import read_parquet
 from minionerec.errors import ArtifactError, ConfigError
-from minionerec.eval.lists import headline_cutoff
-from minionerec.report.evaluated import compare_evaluated, of_present_inputs, read_evaluated, same_history
-from minionerec.report.page import chance
 from minionerec.statistics.intervals import Interval, intervals
 from minionerec.statistics.ranking import per_user
 
@@ -40,10 +35,6 @@ def published_rows(name: str) -> dict[str, Any]:
             f"baseline table {name}: no such table, and no run's folder with eval/ in it. Tables: {', '.join(tables)}."
         )
     return tables[name]
-
-
-def _interval(metric: Mapping[str, Any]) -> Interval:
-    return Interval(metric["value"], metric["low"], metric["high"])
 
 
 def _cell(interval: Interval, digits: int = 4) -> str:
@@ -132,53 +123,3 @@ def _read_results(run: Path) -> tuple[dict[str, Interval], Manifest | None]:
     if "rank_left_out" in ranks.columns:  # an earlier version did not store it
         values[_LEFT_OUT] = per_user(ranks["rank_left_out"].to_numpy(), (10,))["NDCG@10"]
     return dict(zip(values, intervals(np.stack(list(values.values())), RESAMPLES, _SEED), strict=True)), manifest
-
-
-def run_table(run: Path) -> Table:
-    """All recommenders of a run, on items, best NDCG@10 first, with paired differences from the generative model.
-
-    If no list has 10 places, the cut-off is the largest that one reaches. A recommender with shorter lists stands last. Lists
-    of a model, data or SIDs that are others by now are left out, and named below.
-
-    Raises:
-        ArtifactError: nothing is evaluated in the run as it is now, an artefact is damaged, or only some recommenders keep the
-            history.
-        DataError: two recommenders were measured on different examples.
-    """
-    names = sorted(path.parent.name for path in (run / "eval").glob(f"*/{MANIFEST}"))
-    if not names:
-        raise ArtifactError(f"{run / 'eval'}: nothing evaluated here. Run minionerec eval and minionerec baseline first.")
-    names, left_out = of_present_inputs(run, names)
-    evaluated = {name: read_evaluated(run / "eval" / name) for name in names}
-    history = same_history(list(evaluated.values()))
-    model = next((name for name in ("rl", "sft") if name in names), None)
-    k = headline_cutoff(cutoff for recommender in evaluated.values() for cutoff in recommender.metrics.cutoffs)
-    gain = f"NDCG@{k}"
-    columns = list(dict.fromkeys(("HR@1", f"HR@{k}", gain)))
-    examples = f"{len(evaluated[names[0]].lists):,} examples"
-    table = Table(title=escape(f"{run}, {examples}, on items, history {history}, 95 % intervals"), title_justify="left")
-    table.caption, table.caption_justify = left_out, "left"
-    table.add_column("recommender", no_wrap=True)
-    for metric in columns:
-        table.add_column(metric, justify="right", no_wrap=True)
-    if model:
-        table.add_column(f"{gain} minus {model}, paired", justify="right", no_wrap=True)
-        table.add_column("p", justify="right")
-    values = {name: evaluated[name].metrics_on("item") for name in names}
-    for name in sorted(names, key=lambda name: -values[name][gain]["value"] if gain in values[name] else 1):
-        cells = [_cell(_interval(values[name][metric])) if metric in values[name] else "-" for metric in columns]
-        if model and name != model and gain in values[model] and gain in values[name]:
-            change = compare_evaluated(evaluated[model], evaluated[name], RESAMPLES, _SEED, "item", (k,))[gain]
-            cells += [_cell(_interval(change)), chance(change["p"]).removeprefix("p ")]
-        table.add_row(name, *cells)
-    return table
-
-
-def baseline_table(name: str, runs: Path) -> Table:
-    """The published table of this name, or the table of the run if the name is a run's folder.
-
-    Raises:
-        ConfigError: there is no such table or folder.
-        ArtifactError: an artefact of a run is damaged.
-    """
-    return run_table(Path(name)) if (Path(name) / "eval").is_dir() else published_table(name, runs)

@@ -2,9 +2,9 @@
 
 Inputs: data, sid, sft and eval/sft of the run's folder; if they exist, rl, eval/rl, the floors (eval/popularity and so on) and
 the baselines.
-Outputs: `report/index.html`, the run; `report/rl.html`, what RL changed, if there is RL; `report/paper_gap.{json,md,html}`, the
-run next to the published tables; `report/plotly.min.js`, the script that draws the plots of these pages. Equal inputs give
-equal bytes: every date and version on the pages comes from the artefacts.
+Outputs: `report/index.html`, the run; `report/rl.html`, what RL changed, if there is RL; `report/comparison.{json,html}`, all
+recommenders in one table; `report/paper_gap.{json,md,html}`, the run next to the published tables; `report/plotly.min.js`, the
+script that draws the plots of these pages. Equal inputs give equal bytes: every date and version on the pages is an artefact's.
 """
 
 import json
@@ -15,14 +15,14 @@ from typing import Any
 
 import yaml
 
-from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, Recipe, changed_input, require
+from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, Recipe, changed_input, require, write_json
 from minionerec.config import BASELINES, FLOORS, PLAIN_FLOORS, Config, run_file
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError
 from minionerec.eval.compare import left_out
 from minionerec.eval.lists import headline_cutoff
 from minionerec.eval.slices import parts_of_dataset, parts_of_lists, parts_of_training
-from minionerec.report import analysis, diagnosis, paper_gap, plots, run_page
+from minionerec.report import analysis, comparison, diagnosis, paper_gap, plots, run_page
 from minionerec.report.evaluated import LABELS, SCALES, Evaluated, Scale, compare_evaluated, read_evaluated, same_history
 from minionerec.report.page import chance, environment, signed, write_pages
 from minionerec.report.slices import SlicedMetric, sliced_metric
@@ -116,6 +116,12 @@ class RunResults:
     def trained(self) -> list[Evaluated]:
         """The SFT model and, if there is one, the RL model."""
         return [self.evaluated[name] for name in ("sft", "rl") if name in self.evaluated]
+
+    @property
+    def can_be_compared(self) -> bool:
+        """Whether some evaluation is of the data, SIDs and model that the run has now."""
+        evaluations = (manifest for name, manifest in self.manifests.items() if name.startswith("eval/"))
+        return any(changed_input(self.config.folder, manifest) is None for manifest in evaluations)
 
     @property
     def missing(self) -> list[str]:
@@ -234,6 +240,7 @@ def render_run_page(results: RunResults) -> str:
             else None,
             has_floor="popularity" in results.evaluated,
             has_rl="rl" in results.evaluated,
+            has_comparison=results.can_be_compared,
             funnels=plots.funnels(levels, LABELS, _funnel_cutoffs(results.trained), final.metrics.users),
             level_tables=analysis.level_tables(levels_by_label),
             drop_off=analysis.drop_off(levels_by_label, {model.label: model.metrics.rows for model in results.trained}),
@@ -346,6 +353,10 @@ def _write_pages(config: Config, manifests: dict[str, Manifest], outdated: dict[
         pages = {"index.html": render_run_page(results)}
         if "rl" in results.evaluated:
             pages["rl.html"] = render_rl_page(results)
+        if results.can_be_compared:
+            compared = comparison.compare_runs([config.folder], resamples=config.eval.resamples, seed=config.seed)
+            pages["comparison.html"] = comparison.render_page(compared, run_file.name_of(config), linked=True)
+            write_json(draft.path / "comparison.json", compared.as_dict())
         write_pages(draft.path, pages)
         paper_gap.write_gap_report([config.folder], draft.path, resamples=config.eval.resamples, seed=config.seed)
         draft.metrics["bytes"] = (draft.path / "index.html").stat().st_size

@@ -47,6 +47,9 @@ class Evaluated:
         settings: the configuration of each artefact that the predictions come from (`data`, `sft`, ..., `eval`), by section;
             None for a single file.
         parameters: parameters of the model; None if unknown.
+        inputs: digests of what the evaluation was made from, by artefact; empty for a single file.
+        seconds: all trainings behind it, one after the other; None if nothing was trained, or it is unknown.
+        milliseconds: what making one list took; None if its manifest does not say.
         ranks_whole_catalog: False if items of the history were left out. A single file is trusted to rank all items.
         notes: what a reader must know about this recommender.
         parts: per question and answer of `eval.slices.parts_of_training` its `share` and a metric on items; empty for a single
@@ -63,6 +66,9 @@ class Evaluated:
     seed: int | None = None
     settings: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None
     parameters: int | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    seconds: float | None = None
+    milliseconds: float | None = None
     ranks_whole_catalog: bool = True
     notes: tuple[str, ...] = ()
     parts: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
@@ -192,7 +198,7 @@ def compare_evaluated(
         ArtifactError: they were measured on different examples, or only one keeps the history; the message names both files.
     """
     same_history((first, second))
-    with _naming(first, second):
+    with naming_files(first, second):
         return compare(first.lists, second.lists, resamples, seed, cutoffs, on)
 
 
@@ -202,12 +208,12 @@ def rows_as(first: Evaluated, second: Evaluated) -> np.ndarray:
     Raises:
         ArtifactError: they were measured on different examples; the message names both files.
     """
-    with _naming(first, second):
+    with naming_files(first, second):
         return align(first.lists, second.lists)
 
 
 @contextmanager
-def _naming(first: Evaluated, second: Evaluated) -> Iterator[None]:
+def naming_files(first: Evaluated, second: Evaluated) -> Iterator[None]:
     """Errors of a comparison name both files."""
     try:
         yield

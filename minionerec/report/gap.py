@@ -15,11 +15,13 @@ from minionerec.report.published import (
     REPLICATION,
     Finding,
     audit,
+    contradictions,
     discrepancy,
     gap,
     impossible,
     published,
     replication_levels,
+    reward_rows,
     summary,
 )
 from minionerec.report.runs import PAIRED, DatasetMatch, match_dataset, seed_groups
@@ -100,6 +102,10 @@ class PublishedPart:
         replication: method to metric to value; `replication_audit`: rules that it breaks.
         replication_gap: the replication minus the paper; `replication_summary`: in one line.
         replication_levels: level tables of the replication.
+        rewards: the replication's experiments with other rewards: per row its metrics, and how many first recommendations are
+            right at level 1, and of these at the next.
+        rewards_audit: numbers of it that cannot all be right; `contradictions`: with the replication's own rows.
+        elsewhere: single published cells of other methods.
     """
 
     counts: dict[str, int]
@@ -110,6 +116,10 @@ class PublishedPart:
     replication_gap: dict[str, dict[str, float]]
     replication_summary: str
     replication_levels: dict[str, Any]
+    rewards: dict[str, dict[str, float]]
+    rewards_audit: list[Finding]
+    contradictions: list[str]
+    elsewhere: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -152,7 +162,7 @@ def _verdict(metric: Mapping[str, float], target: float) -> str:
 def _gap_run(run: Evaluated, match: DatasetMatch) -> GapRun:
     entry = published()["datasets"].get(match.name)
     targets = entry["published"][PAPER] if entry else {}
-    flagged = impossible(entry["published"]).get(PAPER, set()) if entry else set()
+    flagged = impossible(entry["published"], entry["counts"]["test"]).get(PAPER, set()) if entry else set()
     metrics = {}
     for name in METRICS:
         if name not in run.metrics.sid:
@@ -221,7 +231,8 @@ def _published_part(name: str) -> PublishedPart | None:
     entry = published()["datasets"].get(name)
     if entry is None:
         return None
-    flagged = impossible(entry["published"])
+    rows = entry["counts"]["test"]
+    flagged, rewards = impossible(entry["published"], rows), reward_rows(name)
     gaps = discrepancy(entry["published"][PAPER], entry["replication"][REPLICATION], tuple(flagged.get(PAPER, ())))
     return PublishedPart(
         counts=entry["counts"],
@@ -229,12 +240,16 @@ def _published_part(name: str) -> PublishedPart | None:
             method: {metric: {"value": value, "target": metric not in flagged.get(method, ())} for metric, value in row.items()}
             for method, row in entry["published"].items()
         },
-        audit=audit(entry["published"]),
+        audit=audit(entry["published"], rows),
         replication=entry["replication"],
-        replication_audit=[finding.rule for finding in audit(entry["replication"])],
+        replication_audit=[finding.rule for finding in audit(entry["replication"], rows)],
         replication_gap=gaps,
         replication_summary=summary(gaps),
         replication_levels=replication_levels(name),
+        rewards={row: {**values, **entry["rewards"][row]["levels"]} for row, values in rewards.items()},
+        rewards_audit=audit(rewards, rows),
+        contradictions=contradictions(name),
+        elsewhere=entry["elsewhere"],
     )
 
 

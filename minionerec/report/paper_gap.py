@@ -7,7 +7,7 @@ page needs next to it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.result_json import read_catalog
 from minionerec.report import analysis, plots, table
 from minionerec.report.evaluated import FAMILIES
-from minionerec.report.gap import LEVEL_TABLES, GapDataset, GapReport, compare_with_paper
+from minionerec.report.gap import LEVEL_TABLES, GapDataset, GapReport, PublishedPart, compare_with_paper
 from minionerec.report.page import environment, write_pages
 from minionerec.report.published import METRICS, PAPER, REPLICATION
 from minionerec.report.runs import PAIRED, distinct_names, load_runs
@@ -80,6 +80,7 @@ class _Section:
     more_tables: analysis.MetricTables | None
     parts: table.Table | None
     parts_metric: str
+    rewards: table.Table | None
 
 
 def _section(part: GapDataset, number: int) -> _Section:
@@ -93,7 +94,23 @@ def _section(part: GapDataset, number: int) -> _Section:
     more_tables = analysis.metric_tables({run.label: run for run in part.runs}) if part.runs else None
     level_tables, drop_off = analysis.level_tables(levels), analysis.drop_off(levels, _examples(part, levels))
     metric, parts = analysis.slices_table({run.label: run.parts for run in part.runs if run.parts}, "NDCG")
-    return _Section(part, f"d{number}", forests, _level_plot(part), level_tables, drop_off, more_tables, parts, metric)
+    rewards = None if part.tables is None else _rewards_table(part.tables)
+    return _Section(part, f"d{number}", forests, _level_plot(part), level_tables, drop_off, more_tables, parts, metric, rewards)
+
+
+def _rewards_table(tables: PublishedPart) -> table.Table:
+    """The replication's experiments with other rewards; what cannot be right is flagged."""
+    columns = tuple(dict.fromkeys(name for row in tables.rewards.values() for name in row))
+    flagged = {(finding.method, cell) for finding in tables.rewards_audit for cell in finding.cells}
+    rows = tuple(
+        table.Row((method,), tuple(_flagged(table.share(row.get(name)), (method, name) in flagged) for name in columns))
+        for method, row in tables.rewards.items()
+    )
+    return table.Table(("Row",), columns, rows)
+
+
+def _flagged(cell: table.Cell, flagged: bool) -> table.Cell:
+    return replace(cell, tone="flagged") if flagged else cell
 
 
 def _level_plot(part: GapDataset) -> Markup:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -14,12 +14,17 @@ from minionerec.eval.levels import drop_off
 METRICS = ("HR@3", "HR@5", "HR@10", "NDCG@3", "NDCG@5", "NDCG@10")  # the columns of the paper's table
 PAPER, REPLICATION = "MiniOneRec", "RL (2 epochs)"  # the rows that our runs are compared with
 _ROUNDING = 0.5e-4  # tables print four decimals
+_FLOAT = 1e-9  # what floating point may add to it
 Row = Mapping[str, float]
 
 
 @cache
 def published() -> dict[str, Any]:
-    """`published.json`: `sources`, and per dataset its `counts`, the `published` and `replication` rows, and `levels`."""
+    """`published.json`: `sources`, and per dataset its `counts`, rows and `levels`.
+
+    Rows: `published` of the paper; `replication` of it; `rewards`, the replication's experiments with other rewards, each with
+    `metrics`, the accuracy per level of its first recommendation, and the row that it `restates`; `elsewhere`, single cells.
+    """
     text = (resources.files("minionerec.report") / "published.json").read_text(encoding="utf-8")
     tables: dict[str, Any] = json.loads(text)
     return tables
@@ -33,17 +38,24 @@ class Finding:
         method: the row.
         first, second: the cut-offs between which the rule is broken; equal if it is broken within one.
         rule: the rule in words, with the numbers.
+        families: the metrics that the rule is about.
     """
 
     method: str
     first: int
     second: int
     rule: str
+    families: tuple[str, ...] = ("HR", "NDCG")
+
+    @property
+    def where(self) -> str:
+        """The cut-offs for display."""
+        return str(self.first) if self.first == self.second else f"{self.first} to {self.second}"
 
     @property
     def cells(self) -> tuple[str, ...]:
         """The metrics, at least one of which is wrong."""
-        return tuple(f"{family}@{k}" for k in dict.fromkeys((self.first, self.second)) for family in ("HR", "NDCG"))
+        return tuple(f"{family}@{k}" for k in dict.fromkeys((self.first, self.second)) for family in self.families)
 
 
 def _cutoffs(row: Row) -> list[int]:
@@ -78,29 +90,67 @@ def _between(method: str, a: int, b: int, row: Row) -> Finding | None:
     return None
 
 
-def audit(table: Mapping[str, Row]) -> list[Finding]:
+def _uncounted(method: str, row: Row, rows: int) -> Iterator[Finding]:
+    """The hit rates that no count of hits gives."""
+    for name, value in row.items():
+        k = name.removeprefix("HR@")
+        if not k.isdigit() or abs(round(value * rows) / rows - value) <= _ROUNDING + _FLOAT:
+            continue
+        below = math.floor(value * rows)
+        near = f"{below:,} hits give {below / rows:.4f}, {below + 1:,} give {(below + 1) / rows:.4f}"
+        yield Finding(method, int(k), int(k), f"HR@{k} {value:.4f} is no share of {rows:,} test rows: {near}", ("HR",))
+
+
+def audit(table: Mapping[str, Row], rows: int | None = None) -> list[Finding]:
     """Which numbers of a table are impossible for one target per example.
 
     Within a cut-off k: HR / log2(k + 1) <= NDCG <= HR. Between cut-offs a < b both must not fall, and each new hit adds at
-    least 1 / log2(b + 1) and at most 1 / log2(a + 2) to NDCG. Rounding to four decimals is allowed for.
+    least 1 / log2(b + 1) and at most 1 / log2(a + 2) to NDCG. A hit rate is a count of hits over the test rows. Rounding to
+    four decimals is allowed for.
 
     Args:
         table: method to metric to value.
+        rows: of the test split; None if unknown, and then nothing is counted.
     """
     findings: list[Finding | None] = []
     for method, row in table.items():
         cutoffs = _cutoffs(row)
         findings += [_within(method, k, row[f"HR@{k}"], row[f"NDCG@{k}"]) for k in cutoffs]
         findings += [_between(method, a, b, row) for a, b in pairwise(cutoffs)]
+        findings += [] if rows is None else _uncounted(method, row, rows)
     return [finding for finding in findings if finding]
 
 
-def impossible(table: Mapping[str, Row]) -> dict[str, set[str]]:
+def impossible(table: Mapping[str, Row], rows: int | None = None) -> dict[str, set[str]]:
     """The cells per method that the audit flags; they cannot serve as targets."""
     cells: dict[str, set[str]] = {}
-    for finding in audit(table):
+    for finding in audit(table, rows):
         cells.setdefault(finding.method, set()).update(finding.cells)
     return cells
+
+
+def reward_rows(dataset: str) -> dict[str, Row]:
+    """The metrics of the replication's experiments with other rewards, by row."""
+    return {name: row["metrics"] for name, row in published()["datasets"][dataset]["rewards"].items()}
+
+
+def contradictions(dataset: str) -> list[str]:
+    """Where a row of the reward experiments restates a logged row with other numbers, and what that does to gains over it."""
+    entry, sentences = published()["datasets"][dataset], []
+    for name, row in entry["rewards"].items():
+        if "restates" not in row:
+            continue
+        logged, restated = entry["replication"][row["restates"]], row["metrics"]
+        others = {cell: (logged[cell], value) for cell, value in restated.items() if cell in logged and logged[cell] != value}
+        if not others:
+            continue
+        listed = ", ".join(f"{cell} {value:.4f} (logged {before:.4f})" for cell, (before, value) in others.items())
+        value, best = max((cells["HR@10"], other) for other, cells in reward_rows(dataset).items() if other != name)
+        gains = (f"{100 * (value / base['HR@10'] - 1):+.1f} %" for base in (restated, logged))
+        sentences.append(
+            f"{name}: {listed}. The gain of {best} in HR@10 is {next(gains)} over it and {next(gains)} over the logged row."
+        )
+    return sentences
 
 
 def replication_levels(dataset: str) -> dict[str, Any]:

@@ -1,14 +1,14 @@
 """The runs that the paper-gap report compares: the evaluated recommenders of run folders, and single predictions files."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, changed_input, require
+from minionerec.artifacts import ITEM_STAGES, MANIFEST, MILLISECONDS, Manifest, changed_input, require
 from minionerec.config import TRIVIAL_BASELINES
 from minionerec.data.dataset import SPLITS, Dataset
 from minionerec.errors import ConfigError
@@ -89,7 +89,18 @@ def load_runs(
     return [_load_file(path, label, resamples, seed, catalog)]
 
 
-def _load_folder(folder: Path, label: str, resamples: int, seed: int) -> list[Evaluated]:
+def read_run(folder: Path, label: str | None = None, only: Collection[str] | None = None) -> list[Evaluated]:
+    """The evaluated recommenders of a run's folder, with the settings and the cost of the trainings behind them.
+
+    Args:
+        label: stands before each recommender's own on a page; None for the recommender's own alone.
+        only: names of the recommenders; None for all that are evaluated.
+
+    Raises:
+        ArtifactError: an artefact of the folder is missing, damaged or of another version.
+        ConfigError: nothing is evaluated in the folder.
+        DataError: predictions are malformed, or not those of the folder's own split and catalog.
+    """
     for name, command in ITEM_STAGES.items():
         require(folder / name, command)
     stages = {name: Manifest.load(folder / name) for name in _STAGES if (folder / name / MANIFEST).is_file()}
@@ -98,10 +109,12 @@ def _load_folder(folder: Path, label: str, resamples: int, seed: int) -> list[Ev
     index, counts = SidIndex.load(folder / "sid", dataset), {"items": len(dataset.catalog)}
     counts |= {split: len(dataset.split(split)) for split in SPLITS}
     names = sorted((path.parent.name for path in (folder / "eval").glob(f"*/{MANIFEST}")), key=_page_order)
+    names = [name for name in names if only is None or name in only]
     warning = collision_warning(index.collisions(), len(index.codes))
     runs = []
     for name in names:
-        run = read_evaluated(folder / "eval" / name, f"{label}, {LABELS.get(name, name)}")
+        own_label = LABELS.get(name, name)
+        run = read_evaluated(folder / "eval" / name, own_label if label is None else f"{label}, {own_label}")
         check_belongs(run.lists, dataset, index, run.split or "test", str(run.path))
         made_from = {stage: stages[stage] for stage in ("data", "sid", *_TRAINED.get(name, ())) if stage in stages}
         if name in baselines:
@@ -112,21 +125,32 @@ def _load_folder(folder: Path, label: str, resamples: int, seed: int) -> list[Ev
             notes.append(
                 f"made from another {changed} than the run has now, whose settings stand here; run minionerec eval again"
             )
-        parts = sliced_metric([run], parts_of_training(run.lists, dataset), resamples=resamples, seed=seed)
         settings = {stage: manifest.config for stage, manifest in made_from.items()}
-        trained = made_from.get(name, made_from.get("baseline", evaluation))
+        trainings = [manifest.seconds for stage, manifest in made_from.items() if stage not in ITEM_STAGES]
+        sizes = [manifest.metrics["parameters"] for manifest in made_from.values() if "parameters" in manifest.metrics]
         runs.append(
             replace(
                 run,
                 counts=counts,
                 settings={**settings, "eval": evaluation.config},
-                parameters=trained.metrics.get("parameters"),
+                parameters=sizes[-1] if sizes else None,
+                inputs=evaluation.inputs,
+                seconds=sum(trainings) if trainings and name not in TRIVIAL_BASELINES else None,
+                milliseconds=made_from.get("baseline", evaluation).metrics.get(MILLISECONDS),
                 notes=tuple(notes),
-                parts=parts.of(run.label),
             )
         )
     if not runs:
         raise ConfigError(f"--runs {folder}: nothing is evaluated there. Run minionerec eval for it first.")
+    return runs
+
+
+def _load_folder(folder: Path, label: str, resamples: int, seed: int) -> list[Evaluated]:
+    evaluated, dataset = read_run(folder, label), Dataset.load(folder / "data")
+    runs = []
+    for run in evaluated:
+        parts = sliced_metric([run], parts_of_training(run.lists, dataset), resamples=resamples, seed=seed)
+        runs.append(replace(run, parts=parts.of(run.label)))
     return runs
 
 

@@ -15,12 +15,12 @@ class Cell:
     Attributes:
         text: empty if there is no value.
         note: a second line in small print, such as the value's interval.
-        tone: how the page colours it.
+        tone: how the page colours it; a `flagged` value is struck through.
     """
 
     text: str = ""
     note: str = ""
-    tone: Literal["", "gain", "loss", "noise"] = ""
+    tone: Literal["", "gain", "loss", "noise", "flagged"] = ""
 
 
 NO_VALUE = Cell()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minionerec.artifacts import CHECKPOINTS, Manifest, read_json
+from minionerec.artifacts import CHECKPOINTS, MILLISECONDS, Manifest, read_json
 from minionerec.baselines import train
 from minionerec.baselines.ranking import rank_split
 from minionerec.baselines.trivial import MarkovChain
@@ -65,7 +65,7 @@ def test_one_seed_gives_one_result_and_an_interrupted_run_the_same(sequences, tm
     fields = {"model": name, **({"inner_size": None} if name == "sasrec-sampled" else {})}
     whole, broken = (config_of(sequences, tmp_path / out, protocol, **fields) for out in ("whole", "broken"))
     manifest, fresh = train.train_baseline(whole)
-    assert fresh and manifest.metrics["epochs"] == 4
+    assert fresh and manifest.metrics["epochs"] == 4 and manifest.metrics[MILLISECONDS] > 0
     with monkeypatch.context() as patched:
         original, stored = train.store, []
 
@@ -178,7 +178,7 @@ def test_on_a_run_of_our_own(tmp_path, capsys):
     capsys.readouterr()
     assert main(["baseline", "table", str(run)]) == 0
     printed = capsys.readouterr().out
-    assert all(name in printed for name in ("sasrec", "markov", "popularity", "repeat"))
+    assert all(name in printed for name in ("SASRec", "Markov chain", "Popularity", "Repeat last"))
 
 
 def test_a_history_that_is_left_out_does_not_shorten_the_lists(tmp_path):
@@ -222,7 +222,7 @@ def test_tables_print_published_and_own_rows(sequences, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["table"], "baseline table needs a name: beauty, lastfm, or the folder of a run"),
+        (["table"], "baseline table needs a name: beauty, lastfm, or the folders of runs"),
         (["table", "nothing"], "baseline table nothing: no such table"),
         (["table", "beauty", "--rums", "x"], "baseline table has no option --rums. Did you mean --runs?"),
         (["--baseline.protocol", "wearec"], "baseline.protocol 'wearec' needs baseline.sequences"),

@@ -28,7 +28,7 @@ def test_a_difference_is_a_mean_over_users_and_seeds_on_the_rows_asked_for(quali
     base, variant = [[0, 3, 12, 7] * 20, [1, 3, 12, 7] * 20], [[0, 0, 12, 12] * 20, [1, 3, 2, 7] * 20]
     first = lists(base[0])
     rows = np.arange(80) % 4 != 1
-    values = [quality.values_by_seed([lists(ranks) for ranks in seeds], first) for seeds in (base, variant)]
+    values = [quality.values_by_seed([lists(ranks) for ranks in seeds], first, quality.CUTOFFS) for seeds in (base, variant)]
     found = quality.summary(*values, rows, None)
     for name, metric in (("NDCG@10", gains), ("HR@10", hits)):
         means = [[metric(np.array(ranks)[rows], 10).mean() for ranks in seeds] for seeds in (base, variant)]

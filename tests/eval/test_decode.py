@@ -193,3 +193,18 @@ def test_memory_that_runs_out_says_what_helps(tmp_path, monkeypatch):
     with pytest.raises(TrainingError, match=r"Out of memory while the split was decoded.*Lower eval.batch_size"):
         decode.decode_split(SimpleNamespace(config=EvalConfig()), tmp_path)
     assert not list(tmp_path.rglob("rows-*.jsonl"))
+
+
+def test_the_clock_runs_while_lists_are_made_and_not_while_they_are_used(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(decode.time, "perf_counter", lambda: now[0])
+
+    def made(count):
+        for number in range(count):
+            now[0] += 2.0
+            yield number + 1
+
+    clock = decode.Clock()
+    for _ in decode.timed(made(3), clock):
+        now[0] += 100.0
+    assert (clock.lists, clock.seconds) == (3, 6.0)

@@ -284,7 +284,7 @@ def test_the_configuration_is_shown_per_artefact(altered):
 
 def test_every_plot_of_every_page_says_what_its_axes_are(full):
     pages = list((full[0].folder / "report").glob("*.html"))
-    assert len(pages) == 3
+    assert len(pages) == 4
     for page in pages:
         for plot in re.findall(r'<script type="application/json">(.*?)</script>', page.read_text(encoding="utf-8")):
             layout = json.loads(plot)["layout"]

@@ -16,8 +16,8 @@ from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import values_per_row
 from minionerec.eval.slices import parts_of_training
-from minionerec.report.baseline_tables import run_table
 from minionerec.report.build import write_report
+from minionerec.report.comparison import compare_runs
 from minionerec.report.evaluated import compare_evaluated, read_evaluated
 from minionerec.report.paper_gap import write_gap_report
 from minionerec.report.runs import load_runs
@@ -194,19 +194,20 @@ def test_rows_of_another_model_than_the_run_has_are_left_out(unlike):
 
 def test_slices_and_the_table_of_a_run_leave_such_rows_out_too(tmp_path):
     folder = make_run(tmp_path / "run", users=12, baseline=BaselineConfig(model="markov")).folder
-    assert slices_of_run(folder, resamples=50).outdated is None and run_table(folder).caption is None
+    assert slices_of_run(folder, resamples=50).outdated is None and not compare_runs([folder], resamples=50).left_out
     reseal(folder / "sft", digest="1" * 64)
     sliced, left_out = slices_of_run(folder, resamples=50), "sft (made from another sft than the run has)"
     assert "SFT" not in sliced.rows[0].cells and len(sliced.rows[0].cells) == 4
     assert all(left_out in screen.caption for screen in screen_tables(sliced, "run"))
-    table = run_table(folder)
-    assert left_out in table.caption and sorted(table.columns[0].cells) == ["markov", "popularity", "repeat", "rl"]
+    compared = compare_runs([folder], resamples=50)
+    assert left_out in compared.left_out[0]
+    assert sorted(row.name for row in compared.recommenders) == ["markov", "popularity", "repeat", "rl"]
     notes = {one.name: one.notes for one in load_runs(folder, "run", resamples=50, seed=0)}
     assert "made from another sft than the run has now" in notes.pop("sft")[-1] and not any(notes.values())
     for asked in ({"only": ["sft", "markov"]}, {"reference": "sft"}):
         with pytest.raises(ArtifactError, match=r"made from another sft than the run has\). minionerec eval makes them anew"):
             slices_of_run(folder, resamples=50, **asked)
     reseal(folder / "data", digest="2" * 64)
-    for refused in (lambda: slices_of_run(folder), lambda: run_table(folder)):
+    for refused in (lambda: slices_of_run(folder), lambda: compare_runs([folder])):
         with pytest.raises(ArtifactError, match=r"Make it anew: minionerec eval --config"):
             refused()
