@@ -202,7 +202,8 @@ def compare_runs(
     values = {group.label: _values(group, runs[0], on) for group in groups}
     chosen = _reference(groups, reference)
     match = match_dataset(runs[0], None)
-    entry = published()["datasets"][match.name] if match.name else {"published": {}, "counts": {"test": None}}
+    unpublished: dict[str, Any] = {"published": {}, "counts": {"test": None}}
+    entry = published()["datasets"][match.name] if match.name else unpublished
     table, test_rows = entry["published"], entry["counts"]["test"]
     flagged = impossible(table, test_rows)
     rows = [
