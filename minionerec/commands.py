@@ -53,6 +53,21 @@ def prepare_pairs(config: Config) -> None:
     pipeline.run(config, ("data", "pairs") if config.pairs.source == "dataset" else ("pairs",))
 
 
+def score(config: Config, merge: list[Path]) -> None:
+    """Run the stage `score`, after those that it needs, and print the table.
+
+    Args:
+        merge: folders of runs whose models are shown too.
+    """
+    pipeline.run(config, ("data", "pairs", "score") if config.pairs.source == "dataset" else ("pairs", "score"))
+    if is_main_process():
+        from minionerec.eval.pair_leaderboard import merged, read_leaderboard
+        from minionerec.report.pair_table import score_table
+
+        board = merged(read_leaderboard(config.folder), {str(run): read_leaderboard(run) for run in merge})
+        _console(200).print(score_table(board, run_file.name_of(config)))
+
+
 def evaluate(config: Config) -> None:
     """Run the stage `eval` and print the table of results."""
     pipeline.run(config, ("eval",))

@@ -50,6 +50,15 @@ def _pairs(config: Config) -> Iterator[Finished]:
     yield from _on_main(lambda: prepare_pairs.prepare_pairs(config))
 
 
+def _score(config: Config) -> Iterator[Finished]:
+    from minionerec.eval.pair_leaderboard import write_leaderboard
+    from minionerec.scoring.controls import score_controls
+
+    quieten_libraries()
+    yield from _on_main_each(lambda: score_controls(config))
+    yield from _on_main(lambda: write_leaderboard(config))
+
+
 def _sid(config: Config) -> Iterator[Finished]:
     from minionerec.sid import build
 
@@ -148,6 +157,7 @@ STAGES: dict[str, Callable[[Config], Iterator[Finished]]] = {
     "report": _report,
     "baseline": _baseline,
     "pairs": _pairs,
+    "score": _score,
 }
 
 
@@ -253,6 +263,13 @@ def _on_main(stage: Callable[[], Finished]) -> list[Finished]:
     finished = [stage()] if is_main_process() else []
     wait_for_everyone()
     return finished
+
+
+def _on_main_each(stage: Callable[[], Iterator[Finished]]) -> Iterator[Finished]:
+    """Run a single-process stage of several artefacts on the main process; each is given as soon as it is made."""
+    if is_main_process():
+        yield from stage()
+    wait_for_everyone()
 
 
 def set_up(threads: int) -> None:

@@ -307,6 +307,16 @@ COMMANDS: dict[str, Command] = {
     "pairs prepare": Command(
         "labelled pairs of a history and a candidate, for models that say yes or no", commands.prepare_pairs, ("pairs",)
     ),
+    "score": Command(
+        "scores of labelled pairs in one table: controls, each with its interval and compared with the like-rate of items",
+        commands.score,
+        ("score",),
+        {
+            "--merge": _path(
+                "RUN", "folders of runs whose models are shown too, scored on the same pairs", nargs="+", default=[]
+            )
+        },
+    ),
     "levels": Command(
         "accuracy per SID level of a predictions file: tables, levels.json and levels.png",
         commands.levels,

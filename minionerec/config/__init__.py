@@ -31,6 +31,7 @@ from minionerec.config.model import ModelConfig
 from minionerec.config.pairs import PairsConfig
 from minionerec.config.prompts import PromptsConfig
 from minionerec.config.rl import RewardName, RlConfig
+from minionerec.config.score import ScoreConfig
 from minionerec.config.serve import ServeConfig
 from minionerec.config.sft import SftConfig, SftMixtureConfig
 from minionerec.config.sid import VECTOR_FIELDS, RqVaeConfig, SidConfig, SidMethod
@@ -68,6 +69,7 @@ __all__ = [
     "RewardName",
     "RlConfig",
     "RqVaeConfig",
+    "ScoreConfig",
     "ServeConfig",
     "SftConfig",
     "SftMixtureConfig",
@@ -108,6 +110,7 @@ class Config:
     report: ReportConfig = field(default_factory=ReportConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     pairs: PairsConfig = field(default_factory=PairsConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
 
     def __post_init__(self) -> None:

@@ -34,6 +34,7 @@ _READS = {  # what each stage reads; validations and rollouts read `eval` too
     "report": ("report",),
     "baseline": ("seed", "baseline", "eval"),
     "pairs": ("seed", "pairs"),
+    "score": ("seed", "score"),
 }
 _MADE_WITH = {"data": ("data",), "sid": ("sid",), "sft": ("model", "prompts", "sft"), "rl": ("rl",)}  # stages that take long
 # Of a finished model; who fits a mixture to it, evaluates it or trains a baseline otherwise leaves them as they are.
@@ -44,6 +45,7 @@ _FOLDERS = {  # of stages that make several artefacts
     "d3": "d3/*",
     "eval": "eval/*",
     "baseline": "baselines/*",
+    "score": "scoring/*",
 }
 _MOST_DIFFERENCES = 5  # fields named in a line
 

@@ -39,6 +39,34 @@ class LabelledFiles(NamedTuple):
     figures: dict[str, int]
 
 
+class _Coded(NamedTuple):
+    """Users and rows with item indices in place of ids.
+
+    Attributes:
+        histories: user, history; one row a user, histories not empty.
+        rows: user, candidate, label, older; users with a history, each user's rows together.
+        figures: what was left out.
+    """
+
+    histories: pl.DataFrame
+    rows: pl.DataFrame
+    figures: dict[str, int]
+
+    @property
+    def evidence(self) -> pl.DataFrame:
+        """Histories and labelled rows, as `Candidates` has them."""
+        before = self.histories.select("user", item="history").explode("item")
+        before = before.with_columns(label=pl.lit(1, pl.Int8), had=pl.lit(True))
+        shown = self.rows.select("user", item="candidate", label=pl.col("label").cast(pl.Int8), had=pl.col("label") == 1)
+        return pl.concat([before, shown]).with_columns(pl.col("item").cast(pl.Int32))
+
+    @property
+    def pairs(self) -> pl.DataFrame:
+        """Every row as a pair, schema `PAIR_SCHEMA`."""
+        joined = self.rows.join(self.histories, on="user", maintain_order="left")
+        return joined.select(list(PAIR_SCHEMA)).cast(dict(PAIR_SCHEMA))  # type: ignore[arg-type]
+
+
 def mind_files(folder: Path) -> tuple[Path, ...]:
     """`behaviors.tsv` and `news.tsv` of a folder.
 
@@ -107,7 +135,7 @@ def read_mind(folder: Path, config: PairsConfig, data: DataConfig, seed: int, pr
         "row", "user", history=pl.col("history").str.split(" ").list.eval(pl.element().filter(pl.element() != ""))
     )
     coded = _coded(histories, rows, catalog, (behaviors, news), config, data)
-    candidates = qualified(coded.histories, coded.rows, _WHERE, coded.figures)
+    candidates = qualified(coded.histories, coded.rows, coded.evidence, _WHERE, coded.figures)
     return LabelledFiles(catalog, draw(candidates, config, seed), coded.figures)
 
 
@@ -129,18 +157,17 @@ def read_recbench(folder: Path, config: PairsConfig, data: DataConfig, seed: int
     }
     if "interactions" in rows:
         part = shown["interactions"]
-        candidates = qualified(part.histories, part.rows, _WHERE, figures)
+        candidates = qualified(part.histories, part.rows, part.evidence, _WHERE, figures)
         return LabelledFiles(catalog, draw(candidates, config, seed), figures)
     config.refuse_sampling(f"the splits in {folder} are given")
     valid = next((path for stem, path in files.items() if stem.startswith("valid_user_set_")), None)
-    given = {name: part.pairs for name, part in shown.items()}
-    return LabelledFiles(catalog, _given(given, valid, config, seed, folder), figures)
+    return LabelledFiles(catalog, _given(shown, valid, config, seed, folder), figures)
 
 
-def _given(parts: Mapping[str, pl.DataFrame], valid: Path | None, config: PairsConfig, seed: int, folder: Path) -> Drawn:
+def _given(parts: Mapping[str, _Coded], valid: Path | None, config: PairsConfig, seed: int, folder: Path) -> Drawn:
     """The splits as the files have them, all rows; valid users are those of the list or, without one, drawn."""
     empty = pl.DataFrame(schema=PAIR_SCHEMA)
-    test, rest = parts.get("test", empty), parts.get("finetune", empty)
+    test, rest = (parts[name].pairs if name in parts else empty for name in ("test", "finetune"))
     shared = test.join(rest, on="user", how="semi").head(1)
     if len(shared):
         raise DataError(
@@ -155,7 +182,8 @@ def _given(parts: Mapping[str, pl.DataFrame], valid: Path | None, config: PairsC
     order = [
         frame.select("user").unique(maintain_order=True).with_columns(split=pl.lit(name)) for name, frame in splits.items()
     ]
-    return Drawn(splits, pl.concat(order), dict.fromkeys(splits, 0))
+    evidence = next(iter(parts.values())).evidence.clear() if "finetune" not in parts else parts["finetune"].evidence
+    return Drawn(splits, pl.concat(order), dict.fromkeys(splits, 0), evidence.join(splits["train"], on="user", how="semi"))
 
 
 def _recbench_items(path: Path, data: DataConfig, problems: Problems) -> pl.DataFrame:
@@ -189,26 +217,6 @@ def _recbench_rows(path: Path, problems: Problems) -> pl.DataFrame:
     message = braced(str(path)) + ", row {row}: label {label!r} is neither 0 nor 1."
     rows = problems.without(rows, ~number.is_in([0.0, 1.0]).fill_null(False), message)
     return rows.with_columns(label=number.cast(pl.Int8))
-
-
-class _Coded(NamedTuple):
-    """Users and rows with item indices in place of ids.
-
-    Attributes:
-        histories: user, history; one row a user, histories not empty.
-        rows: user, candidate, label, older; users with a history, each user's rows together.
-        figures: what was left out.
-    """
-
-    histories: pl.DataFrame
-    rows: pl.DataFrame
-    figures: dict[str, int]
-
-    @property
-    def pairs(self) -> pl.DataFrame:
-        """Every row as a pair, schema `PAIR_SCHEMA`."""
-        joined = self.rows.join(self.histories, on="user", maintain_order="left")
-        return joined.select(list(PAIR_SCHEMA)).cast(dict(PAIR_SCHEMA))  # type: ignore[arg-type]
 
 
 def _coded(

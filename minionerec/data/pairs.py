@@ -18,6 +18,7 @@ from minionerec.data.dataset import SPLITS, Dataset, SplitName, catalog_schema
 from minionerec.data.parquet import read_parquet
 from minionerec.errors import ArtifactError, DataError
 
+COUNT_SCHEMA = pl.Schema({"had": pl.Int32(), "likes": pl.Int32(), "labelled": pl.Int32()})
 PAIR_SCHEMA = pl.Schema({"user": pl.String(), "history": pl.List(pl.Int32()), "candidate": pl.Int32(), "label": pl.Int8()})
 _User = TypeVar("_User")  # a name, or a number
 _ADVICE = "Run minionerec pairs prepare again (--replace if it says that it is up to date)."
@@ -31,12 +32,15 @@ class PairSet:
         catalog: as a Dataset has it.
         train, valid, test: schema `PAIR_SCHEMA`; `history` holds item indices, oldest first, `candidate` is an item's index,
             `label` 1 or 0. A user's rows stand together, users in the order in which they were drawn.
+        counts: what the train users have done with each item, one row per item, schema `COUNT_SCHEMA`: how often they `had` it,
+            and among what is `labelled`, the `likes`. Nothing is drawn or cut here: all that the source says of these users.
     """
 
     catalog: pl.DataFrame
     train: pl.DataFrame
     valid: pl.DataFrame
     test: pl.DataFrame
+    counts: pl.DataFrame
 
     def split(self, name: SplitName) -> pl.DataFrame:
         """The rows of one split."""
@@ -44,9 +48,8 @@ class PairSet:
 
     def save(self, folder: Path) -> None:
         """Write the parquet files into an existing folder."""
-        self.catalog.write_parquet(folder / "catalog.parquet")
-        for name in SPLITS:
-            self.split(name).write_parquet(folder / f"{name}.parquet")
+        for name in ("catalog", *SPLITS, "counts"):
+            getattr(self, name).write_parquet(folder / f"{name}.parquet")
 
     @classmethod
     def load(cls, folder: Path) -> "PairSet":
@@ -55,9 +58,10 @@ class PairSet:
         Raises:
             ArtifactError: a file is missing, is not parquet, or has other columns.
         """
-        frames = {name: read_parquet(folder / f"{name}.parquet", ArtifactError, _ADVICE) for name in ("catalog", *SPLITS)}
+        names = ("catalog", *SPLITS, "counts")
+        frames = {name: read_parquet(folder / f"{name}.parquet", ArtifactError, _ADVICE) for name in names}
         for name, frame in frames.items():
-            expected = catalog_schema(frame) if name == "catalog" else PAIR_SCHEMA
+            expected = {"catalog": catalog_schema(frame), "counts": COUNT_SCHEMA}.get(name, PAIR_SCHEMA)
             if frame.schema != expected:
                 raise ArtifactError(
                     f"{folder / name}.parquet: columns {dict(frame.schema)}, expected {dict(expected)}. {_ADVICE}"
@@ -74,12 +78,15 @@ class Candidates:
         histories: (users,) lists of item indices, oldest first.
         rows: user (its number, ascending), candidate, label, and `older`: the candidate stands before the newest item of the
             history in the user's sequence; False if that is not known.
+        evidence: user (its name), item, label (null if there is none), had (bool: the user had the item, and was not only shown
+            it); everything that the source says of all users.
         figures: what the rule left out, for the manifest.
     """
 
     users: pl.Series
     histories: pl.Series
     rows: pl.DataFrame
+    evidence: pl.DataFrame
     figures: dict[str, int] = field(default_factory=dict)
 
 
@@ -136,7 +143,10 @@ def rated(dataset: Dataset, config: PairsConfig) -> Candidates:
         candidates = candidates.filter(~pl.col("older") | (pl.col("label") == 1))
     figures["users_read"] = dataset.interactions["user"].n_unique()
     chosen = candidates.select("user", candidate="item", label="label", older="older")
-    return qualified(histories.select("user", "history"), chosen, where, figures)
+    labels = known.select("user", "item", "label")
+    evidence = dataset.interactions.select("user", "item").unique(maintain_order=True).with_columns(had=pl.lit(True))
+    evidence = evidence.join(labels, on=["user", "item"], how="left").select("user", "item", "label", "had")
+    return qualified(histories.select("user", "history"), chosen, evidence, where, figures)
 
 
 def purchases(dataset: Dataset, config: PairsConfig, seed: int) -> Candidates:
@@ -160,7 +170,10 @@ def purchases(dataset: Dataset, config: PairsConfig, seed: int) -> Candidates:
         negatives.with_columns(label=pl.lit(0, pl.Int8)),
     ]
     both = pl.concat([frame.cast(schema) for frame in chosen]).with_columns(older=pl.lit(False))  # type: ignore[arg-type]
-    return qualified(histories, both, where, {"users_read": rows["user"].n_unique()})
+    bought = rows.select("user", "item", label=pl.lit(1, pl.Int8), had=pl.lit(True))
+    random = negatives.select("user", item="candidate", label=pl.lit(0, pl.Int8), had=pl.lit(False))
+    evidence = pl.concat([bought, random])
+    return qualified(histories, both, evidence, where, {"users_read": rows["user"].n_unique()})
 
 
 def _never_had(owned: pl.DataFrame, items: int, count: int, seed: int) -> pl.DataFrame:
@@ -192,12 +205,15 @@ def sequences(dataset: Dataset) -> pl.DataFrame:
     return rows.unique(["user", "position"], keep="first").sort("user", "position")
 
 
-def qualified(histories: pl.DataFrame, candidates: pl.DataFrame, where: str, figures: dict[str, int]) -> Candidates:
+def qualified(
+    histories: pl.DataFrame, candidates: pl.DataFrame, evidence: pl.DataFrame, where: str, figures: dict[str, int]
+) -> Candidates:
     """The users that have a history and candidates of both labels.
 
     Args:
         histories: user, history; one row a user, histories not empty.
         candidates: user, candidate, label, older.
+        evidence: see `Candidates`.
         where: the rule, for the message.
         figures: get the users that were left out.
 
@@ -216,7 +232,7 @@ def qualified(histories: pl.DataFrame, candidates: pl.DataFrame, where: str, fig
     numbers = users.select("user", number=pl.int_range(pl.len(), dtype=pl.Int32))
     rows = candidates.join(numbers, on="user", maintain_order="left").sort("number", maintain_order=True)
     rows = rows.select(user="number", candidate="candidate", label=pl.col("label").cast(pl.Int8), older="older")
-    return Candidates(users["user"], users["history"], rows, figures)
+    return Candidates(users["user"], users["history"], rows, evidence, figures)
 
 
 @dataclass(frozen=True)
@@ -227,11 +243,22 @@ class Drawn:
         splits: rows of `PAIR_SCHEMA` by split.
         order: every user (user, split) in the order of the walk; the split is null for users that it did not reach.
         older: by split, how many rows have a candidate that is older than the newest item of their history.
+        evidence: of the train users, see `Candidates`.
     """
 
     splits: dict[SplitName, pl.DataFrame]
     order: pl.DataFrame
     older: dict[SplitName, int]
+    evidence: pl.DataFrame
+
+    def counts(self, items: int) -> pl.DataFrame:
+        """What the train users have done with each item of a catalog of this size, see `PairSet.counts`."""
+        grouped = self.evidence.group_by("item").agg(
+            had=pl.col("had").sum(), likes=(pl.col("label") == 1).sum(), labelled=pl.col("label").count()
+        )
+        every = pl.DataFrame({"item": pl.int_range(items, dtype=pl.Int32, eager=True)})
+        counted = every.join(grouped, on="item", how="left", maintain_order="left").fill_null(0)
+        return counted.select("had", "likes", "labelled").cast(dict(COUNT_SCHEMA))  # type: ignore[arg-type]
 
 
 def draw(candidates: Candidates, config: PairsConfig, seed: int) -> Drawn:
@@ -255,7 +282,8 @@ def draw(candidates: Candidates, config: PairsConfig, seed: int) -> Drawn:
     taken = {name: np.concatenate([np.empty(0, np.int64), *users.values()]) for name, users in parts.items()}
     frames = {name: _pairs(candidates, rows) for name, rows in taken.items()}
     older = {name: int(candidates.rows["older"].gather(rows).sum()) for name, rows in taken.items()}
-    return Drawn(frames, walked, older)
+    of_train = pl.DataFrame({"user": candidates.users.gather(list(parts["train"]))}, schema={"user": pl.String})
+    return Drawn(frames, walked, older, candidates.evidence.join(of_train, on="user", how="semi"))
 
 
 def valid_users(users: Sequence[_User], share: float, rng: np.random.Generator) -> set[_User]:

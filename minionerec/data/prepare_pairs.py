@@ -1,8 +1,9 @@
 """Stage `pairs`: labelled pairs of a user's history and a candidate, for models that say yes or no.
 
 Inputs: the run's `data/`, whose ratings, or order, give the labels; or files with labels (`pairs.source` mind, recbench).
-Outputs: `<run>/pairs/` with `catalog.parquet`, `train.parquet`, `valid.parquet`, `test.parquet`, `users.parquet` (the order of
-the walk), `skipped.txt` if rows were skipped, and `manifest.json`.
+Outputs: `<run>/pairs/` with `catalog.parquet`, `train.parquet`, `valid.parquet`, `test.parquet`, `counts.parquet` (what
+train users have done with each item), `users.parquet` (the order of the walk), `skipped.txt` if rows were skipped, and
+`manifest.json`.
 Differs from RecBench: `pairs.order: past_only` leaves out dislikes from before the end of the history, `pairs.test_share`
 splits small data, and an item that was rated or shown several times counts once.
 Command: `minionerec pairs prepare --config ml-100k`.
@@ -82,7 +83,7 @@ def _make(config: Config, recipe: Recipe) -> None:
         catalog, drawn, figures = layout.read(folder, config.pairs, config.data, config.seed, problems)
         rule = "impressions"
     with recipe.write() as draft:
-        PairSet(catalog, **drawn.splits).save(draft.path)
+        PairSet(catalog, **drawn.splits, counts=drawn.counts(len(catalog))).save(draft.path)
         drawn.order.write_parquet(draft.path / "users.parquet")
         if problems.messages:
             (draft.path / "skipped.txt").write_text("\n".join(problems.messages) + "\n", encoding="utf-8")

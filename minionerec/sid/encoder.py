@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from minionerec.artifacts import MANIFEST, Manifest, cache_folder, content_hash, file_hash, folder_digest, replace_text
 from minionerec.config import VECTOR_FIELDS, Config, SidConfig
 from minionerec.data.dataset import Dataset
+from minionerec.data.pairs import PairSet
 from minionerec.errors import ConfigError, DataError
 from minionerec.sid.foreign_code import refuse_foreign_code
 
@@ -70,7 +71,7 @@ def depends_on_seed(config: SidConfig) -> bool:
     return config.vectors is None and config.encoder == "tfidf"
 
 
-def item_vectors(dataset: Dataset, config: SidConfig, seed: int) -> np.ndarray:
+def item_vectors(dataset: Dataset | PairSet, config: SidConfig, seed: int) -> np.ndarray:
     """The catalog's vectors: read from `config.vectors` if it is set, else computed by the encoder.
 
     Returns:

@@ -116,6 +116,7 @@ def test_recbench_with_splits_is_taken_as_it_is(tmp_path):
     assert rows_of(drawn.splits["test"], "a") == [(2, 0), (4, 1), (5, 1)]
     assert set(drawn.splits["valid"]["user"]) == {"c"} and set(drawn.splits["train"]["user"]) == {"b", "d"}
     assert rows_of(drawn.splits["train"], "d") == [(5, 1)]  # a user of one label stays: the split is given
+    assert drawn.counts(6).rows() == [(0, 0, 0), (0, 0, 0), (1, 1, 2), (0, 0, 1), (2, 2, 2), (2, 2, 2)]  # b and d; c is valid
     assert drawn.order.rows() == [("b", "train"), ("d", "train"), ("c", "valid"), ("a", "test")]
     with pytest.raises(ConfigError, match=r"pairs.per_label is 3, but the splits in .* are given"):
         read_recbench(folder, PairsConfig(source="recbench", path="x", per_label=3), DataConfig(), 0, Problems())

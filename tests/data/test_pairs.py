@@ -69,6 +69,14 @@ def test_rated_equals_the_obvious_loop(rows, past_only):
         found[user] = (history.to_list(), items[0], sorted(items[1]))
         assert not past_only or not of_user["older"].any()
     assert found == {user: (history, likes, sorted(dislikes)) for user, (history, likes, dislikes) in expected.items()}
+    drawn = draw(candidates, replace(config, test_rows=1, valid_share=0.0), 0)
+    train, last = set(drawn.splits["train"]["user"]), data.interactions.unique(["user", "item"], keep="last")
+    ratings = {
+        (user, item): rating for user, item, rating in last.select("user", "item", "rating").iter_rows() if user in train
+    }
+    for item, (had, likes, labelled) in enumerate(drawn.counts(12).iter_rows()):
+        of_item = [rating for (_, other), rating in ratings.items() if other == item]
+        assert (had, likes, labelled) == (len(of_item), sum(r > 3 for r in of_item), sum(r != 3 for r in of_item))
 
 
 @settings(max_examples=30, deadline=None)
@@ -100,6 +108,10 @@ def test_the_walk_draws_whole_users_for_disjoint_splits(rows, seed, per_label, t
     ):
         assert sum(count[:-1]) < wanted or not count
         assert sum(count) >= wanted or len(reached) == len(drawn.order)
+    # The counts are of train users alone, with all that these have done.
+    data, counts, train = dataset(rows), drawn.counts(12), set(frames["train"]["user"])
+    bought = [item for user, item in data.interactions.select("user", "item").iter_rows() if user in train]
+    assert counts["had"].to_list() == counts["likes"].to_list() == np.bincount(bought, minlength=12).tolist()
     again = draw(candidates, config, seed)
     assert all(frames[name].equals(again.splits[name]) for name in SPLITS)
 
@@ -228,7 +240,8 @@ def test_a_damaged_artefact_is_named(tmp_path):
     path = tmp_path / "pairs"
     path.mkdir()
     rows = pl.DataFrame({"user": ["u"], "history": [[0]], "candidate": [1], "label": [1]}, schema=pairs.PAIR_SCHEMA)
-    PairSet(CATALOG, rows, rows, rows).save(path)
+    counts = pl.DataFrame({"had": [1], "likes": [1], "labelled": [1]}, schema=pairs.COUNT_SCHEMA)
+    PairSet(CATALOG, rows, rows, rows, counts).save(path)
     assert PairSet.load(path).valid.equals(rows)
     rows.drop("label").write_parquet(path / "valid.parquet")
     with pytest.raises(ArtifactError, match=r"valid.parquet: columns .* Run minionerec pairs prepare again"):

@@ -1,0 +1,145 @@
+"""The leaderboard of a run's scored pairs: every metric with its interval, and each score compared with the like-rate.
+
+Inputs: `<run>/pairs`, `<run>/scoring/*/scores.parquet`. Output: `<run>/scoring/leaderboard/leaderboard.json`, which another
+run's rows of the same pairs can be merged into.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from minionerec.artifacts import MANIFEST, Manifest, Recipe, read_json, require, write_json
+from minionerec.config import Config
+from minionerec.data.pairs import PairSet
+from minionerec.errors import ArtifactError, DataError
+from minionerec.scoring.controls import CONTROLS, REFERENCE, missing
+from minionerec.scoring.scored import FOLDER, pairs_of_split, read_scores, scored_pairs
+from minionerec.statistics.pair_metrics import ScoredPairs
+from minionerec.statistics.pair_results import compare, measure
+
+NAME = "leaderboard"
+_FILE = "leaderboard.json"
+
+
+def write_leaderboard(config: Config) -> tuple[Manifest, bool]:
+    """Measure every score that the run has of these pairs.
+
+    Raises:
+        ArtifactError: nothing is scored, or an artefact is damaged.
+        DataError: a score is of other pairs.
+    """
+    names = _scored(config)
+
+    def inputs() -> dict[str, str]:
+        digests = {"pairs": require(config.folder / "pairs", "minionerec pairs prepare").digest}
+        return digests | {f"{FOLDER}/{name}": Manifest.load(config.folder / FOLDER / name).digest for name in names}
+
+    folder, replace, wait = config.folder / FOLDER / NAME, config.replace, config.wait
+    recipe = Recipe(f"{FOLDER}/{NAME}", folder, config.section("score"), inputs(), config.seed, None, replace, wait, inputs)
+
+    def build() -> None:
+        board = _board(config, names, recipe.inputs["pairs"])
+        with recipe.write() as draft:
+            write_json(draft.path / _FILE, board)
+            draft.metrics.update(board["split"], entries=len(board["entries"]))
+
+    return recipe.make(build)
+
+
+def _scored(config: Config) -> list[str]:
+    """What is scored in the run from the pairs as they are now, of the split and the users that the configuration names."""
+    pairs = require(config.folder / "pairs", "minionerec pairs prepare").digest
+    wanted = config.key_fields("score")["score"]
+    names = []
+    for path in sorted((config.folder / FOLDER).glob(f"*/{MANIFEST}")):
+        manifest = Manifest.load(path.parent)
+        current = manifest.inputs.get("pairs") == pairs and manifest.config.get("score") == wanted
+        if path.parent.name != NAME and current and manifest.seed == config.seed:
+            names.append(path.parent.name)
+    if not names:
+        raise ArtifactError(f"{config.folder / FOLDER}: nothing is scored here. Run minionerec score.")
+    return names
+
+
+def _board(config: Config, names: Sequence[str], digest: str) -> dict[str, Any]:
+    pairs, manifest = PairSet.load(config.folder / "pairs"), Manifest.load(config.folder / "pairs")
+    rows = pairs_of_split(pairs, config)
+    expected = rows.select("user", "candidate", "label")
+    facts: dict[str, Mapping[str, Any]] = {}
+    scores: dict[str, ScoredPairs] = {}
+    for name in names:
+        recorded, frame = read_scores(config.folder / FOLDER / name)
+        if not frame.drop("score").equals(expected):
+            where = config.folder / FOLDER / name
+            raise DataError(f"{where}: holds other pairs than {config.folder / 'pairs'}. Run minionerec score again.")
+        facts[name], scores[name] = recorded.metrics, scored_pairs(frame)
+    entries = [_entry(config, name, scores, facts) for name in names]
+    judged = next(iter(scores.values())).judged
+    split = {
+        "rows": len(rows),
+        "users": len(judged),
+        "users_judged": int(judged.sum()),
+        "likes": int(rows["label"].sum()),
+        "rows_older_than_history": manifest.metrics[f"{config.score.split}_older_candidates"]
+        if config.score.users is None
+        else None,
+    }
+    return {
+        "run": config.name,
+        "pairs": digest,
+        "rule": manifest.metrics["rule"],
+        "settings": config.section("score")["score"],
+        "seed": config.seed,
+        "split": split,
+        "reference": REFERENCE if REFERENCE in scores else None,
+        "entries": sorted(entries, key=lambda entry: -entry["metrics"]["GAUC"]["value"]),
+        "left_out": {name: reason for name in CONTROLS if (reason := missing(name, pairs, config)) is not None},
+    }
+
+
+def _entry(
+    config: Config, name: str, scores: Mapping[str, ScoredPairs], facts: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """One score: its metrics, and how much it exceeds the reference."""
+    settings: dict[str, Any] = {"resamples": config.score.resamples, "seed": config.seed, "ties": config.score.ties}
+    probability = facts[name]["scale"] == "logit"
+    metrics = measure(scores[name], probability=probability, **settings)
+    entry = {"name": name, "label": facts[name]["label"], "kind": facts[name]["kind"], "run": config.name}
+    entry["metrics"] = {metric: interval._asdict() for metric, interval in metrics.items()}
+    if REFERENCE in scores and name != REFERENCE:
+        both = probability and facts[REFERENCE]["scale"] == "logit"
+        entry["against_reference"] = compare(scores[REFERENCE], scores[name], probability=both, **settings)
+    return entry
+
+
+def read_leaderboard(run: Path) -> dict[str, Any]:
+    """A run's leaderboard.
+
+    Raises:
+        ArtifactError: it has none, or it is damaged.
+    """
+    folder = run / FOLDER / NAME
+    require(folder, "minionerec score")
+    board: dict[str, Any] = read_json(folder / _FILE)
+    return board
+
+
+def merged(board: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A leaderboard with the models of other runs, which were measured on the same pairs in the same way; controls are its own.
+
+    Args:
+        others: leaderboards by the name of their run's folder, for messages.
+
+    Raises:
+        DataError: a run has other pairs, or was measured with other settings.
+    """
+    entries = list(board["entries"])
+    for where, other in others.items():
+        different = [name for name in ("pairs", "settings", "seed") if other.get(name) != board[name]]
+        if different:
+            raise DataError(
+                f"{where}: its leaderboard has other {' and '.join(different)} than this run's, so rows cannot stand beside "
+                "each other. Prepare the same pairs (same data, pairs.* and seed) and score them with the same score.*."
+            )
+        entries += [entry for entry in other["entries"] if entry["kind"] != "control"]
+    return {**board, "entries": sorted(entries, key=lambda entry: -entry["metrics"]["GAUC"]["value"])}

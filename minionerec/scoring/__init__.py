@@ -1,0 +1,1 @@
+"""Scores of labelled pairs: how surely a user likes a candidate."""

@@ -1,0 +1,23 @@
+"""`minionerec score` as a user meets it."""
+
+import re
+
+from minionerec.artifacts import Manifest
+from minionerec.cli import main
+from minionerec.scoring.controls import CONTROLS
+from tests.data.test_pairs import rated_csv
+
+
+def test_the_command_makes_data_pairs_and_the_table(tmp_path, capsys):
+    path = rated_csv(tmp_path)
+    arguments = ["score", "--config", str(path), "--score.resamples", "60"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert all(control.label in printed for control in CONTROLS.values()) and "GAUC minus" in printed
+    assert re.search(r"scoring/leaderboard .*entries 5", printed) and Manifest.load(
+        tmp_path / "run" / "scoring" / "leaderboard"
+    )
+    assert main([*arguments, "--merge", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out.count("up to date") == 8
+    assert main([*arguments, "--merge", str(tmp_path / "none")]) == 2
+    assert "Make it first: minionerec score" in " ".join(capsys.readouterr().err.split())
