@@ -11,8 +11,8 @@ import polars as pl
 from minionerec.config import RELEASED_TASKS, DataConfig, PromptsConfig, TaskName
 from minionerec.data.dataset import Dataset
 from minionerec.data.prepare import build_dataset
-from minionerec.prompts.tasks import examples_of
-from minionerec.prompts.wordings import HEADER, PLAIN, RELEASED, RELEASED_EVALUATION
+from minionerec.prompts.tasks import Words, examples_of
+from minionerec.prompts.wordings import HEADER, PLAIN, RELEASED, RELEASED_EVALUATION, SEVERAL
 from minionerec.sid.index import SidIndex
 
 TITLES = ("Gel pen, black", "Ring binder", "Paper clips", "Stapler")
@@ -34,11 +34,20 @@ A user's shorter histories are then beginnings of the longer ones, and all are c
 RELEASED_TEXT = """
 ## The released code's words (`prompts.wording: released`)
 The sentences come from [MiniOneRec](https://github.com/AkaliKong/MiniOneRec) (`data.py`, Apache License 2.0), with their
-spelling. The released code never asks for the description of the next item, and uses the description of an item in RL only.
+spelling. The released code never asks for a description, and uses the description of an item in RL only.
 `prompts.category` is what it calls the items: `industrial and scientific items`, `office products`. If a task has several
 instructions, the released code draws one at random; here the row's number chooses. Three things stay as in our words: a SID
 ends by itself (the released code appends a line break and an end token), the prompt does not repeat the answer (the
 released code's title prompts do), and RL asks with the same header as SFT (the released code's RL has none)."""
+SEVERAL_TEXT = """
+## Several of our words (`prompts.wording: several`)
+As LC-Rec does it: a task has several wordings, and SFT draws one for each row (or item) and epoch. The draw is a hash of task,
+number and epoch, so an interrupted training resumes with the same words. Validation, RL and evaluation ask with the first,
+which is that of the table above. `eval.wordings: mean` also asks with every other wording of `history_sid_to_sid`: their lists
+lie beside `predictions.jsonl`, and `wordings.json` has the metrics on items of each wording and their mean (wordings are
+averaged for each example, then users are resampled). Histories that are asked about in different words share less of their
+computation.
+"""
 STYLES = """
 ## Styles
 `prompts.style: alpaca` is the header of the released code, with its trailing spaces:
@@ -91,7 +100,7 @@ def rows(tasks: Iterable[TaskName], prompts: PromptsConfig, instructions: bool) 
     head = ["task", *(["instruction"] if instructions else []), "question", "answer"]
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for task in tasks:
-        example = next(e for e in examples_of(task, shop, index, "valid", 1, prompts) if e.target == 2)
+        example = next(e for e in examples_of(task, shop, index, "valid", 1, Words(prompts)) if e.target == 2)
         cells = [f"`{task}`", *([cell(example.question.instruction)] if instructions else [])]
         lines.append(f"| {' | '.join([*cells, cell(example.question.text()), cell(example.completion)])} |")
     return lines
@@ -110,6 +119,10 @@ def page() -> str:
             RELEASED_TEXT,
             "",
             *rows(RELEASED, released, instructions=True),
+            SEVERAL_TEXT,
+            "| task | questions |",
+            "| --- | --- |",
+            *(f"| `{task}` | {'<br>'.join(map(cell, words.questions))} |" for task, words in SEVERAL.items()),
             STYLES.format(
                 header=HEADER.format(instruction="{instruction}", question="{question}").rstrip("\n"),
                 evaluation=RELEASED_EVALUATION.questions[0].replace("{sids}", "SID, SID, ..."),

@@ -128,6 +128,7 @@ class Config:
             )
         if self.model.text_output:
             self._check_text_output()
+        self._check_wordings()
 
         if self.sft.mixture.weights != "none" and not self.mixture.components:
             raise ConfigError(
@@ -143,6 +144,20 @@ class Config:
             raise ConfigError(
                 f"{option} is about the whole catalog, but with eval.exclude_history lists leave a part of it out. Set "
                 "eval.exclude_history false, or take another objective."
+            )
+
+    def _check_wordings(self) -> None:
+        """Refuse what needs several wordings where there is one, and what needs the trees of all epochs where they differ."""
+        several = self.prompts.wording == "several"
+        if self.eval.wordings == "mean" and not several:
+            raise ConfigError(
+                f"eval.wordings is mean, but prompts.wording is {self.resolved_prompts.wording}, which has one for each task. "
+                "Set prompts.wording several, which the model must be trained with, or eval.wordings first."
+            )
+        if several and self.sft.micro_tokens is not None:
+            raise ConfigError(
+                "prompts.wording is several, so each epoch has trees of other lengths, but sft.micro_tokens asks for the "
+                "longest before the first. Leave it null and set sft.micro_batch."
             )
 
     def _check_rl_rows(self) -> None:

@@ -21,9 +21,16 @@ RESAMPLES_BOUNDS = Bounds(40, 100_000)  # below 40 no resample lies in a tail of
 class EvalConfig:
     """Stage `eval`: rank the catalog for every user of a split and measure."""
 
-    NOT_IN_KEY: ClassVar[tuple[str, ...]] = ("batch_size", "cuda_graphs", "assistant", "assistant_weight", "assistant_examples")
-    """Fields that decide how a result is computed, not which one, up to rounding, and those that decide the lists of `sft-d3`
-    and `rl-d3` alone, which have them in their keys all the same; `Config.key_fields` leaves them out."""
+    NOT_IN_KEY: ClassVar[tuple[str, ...]] = (
+        "batch_size",
+        "cuda_graphs",
+        "assistant",
+        "assistant_weight",
+        "assistant_examples",
+        "wordings",
+    )
+    """Fields that decide how a result is computed, not which one, up to rounding, and those that decide some lists alone, which
+    have them in their keys all the same (`sft-d3`, `rl-d3`, several wordings); `Config.key_fields` leaves them out."""
 
     split: Literal["valid", "test"] = "test"
     """Which targets are predicted."""
@@ -61,6 +68,10 @@ class EvalConfig:
     assistant. Null takes the one that `minionerec d3` chose on the valid split (fraction)."""
     assistant_examples: int | None = bounded(512, 1, 10**9)
     """Examples of the valid split, evenly spaced, on which `minionerec d3` compares weights; null takes all (examples)."""
+
+    wordings: Literal["first", "mean"] = "first"
+    """With `prompts.wording: several`: `mean` asks a model with each of the wordings, too, and stores the mean of their metrics
+    (`wordings.json`); the lists that all tables show are those of the first (LC-Rec: mean)."""
 
     def __post_init__(self) -> None:
         check_fields("eval", self)

@@ -14,9 +14,10 @@ class PromptsConfig:
     style: Literal["plain", "alpaca", "chat"] = "plain"
     """What stands around the words: nothing (`plain`), the released code's header with instruction, input and response
     (`alpaca`), or the chat template of the model's tokenizer (`chat`; paper: alpaca)."""
-    wording: Literal["plain", "released"] | None = None
-    """Whose sentences: ours, which are short and let histories share their computation, or the released code's. null takes
-    the released code's if `sft.tasks` is released, otherwise ours."""
+    wording: Literal["plain", "released", "several"] | None = None
+    """Whose sentences: ours, which are short and let histories share their computation, or the released code's. `several` has
+    several of ours for each task: SFT draws one for each row and epoch, RL and evaluation ask with the first (LC-Rec). null
+    takes the released code's if `sft.tasks` is released, otherwise ours."""
     category: str = "items"
     """What the released code's sentences call the items, e.g. office products."""
     max_tokens: int | None = bounded(None, 1, 10**7)

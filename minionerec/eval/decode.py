@@ -25,6 +25,7 @@ from minionerec.recommend.recommender import Recommender
 from minionerec.statistics.sampling import evenly_spaced
 from minionerec.training.memory import enough_memory
 
+_PREDICTIONS = "predictions.jsonl"
 _MEMORY_ADVICE = (
     "while the split was decoded",
     "Lower eval.batch_size; the lists stay the same. If one example alone takes too much, lower eval.num_beams or "
@@ -103,10 +104,13 @@ def timed(predictions: Iterator[Prediction], clock: Clock) -> Iterator[Predictio
         yield prediction
 
 
-def decode_split(recommender: Recommender, folder: Path) -> float | None:
+def decode_split(recommender: Recommender, folder: Path, name: str = _PREDICTIONS) -> float | None:
     """Write `predictions.jsonl` and, if `eval.oracle_examples` is above 0, `oracle.jsonl` for a whole split.
 
     Every process calls it and takes its share of the shards; the main process merges them.
+
+    Args:
+        name: of the file with the predictions.
 
     Returns:
         the milliseconds that one list took in this process; None if all its shards were stored before.
@@ -118,8 +122,8 @@ def decode_split(recommender: Recommender, folder: Path) -> float | None:
     decoder = SplitDecoder(recommender)
     shards = shards_of(len(decoder), config.shard_size)
     traced = set(evenly_spaced(len(decoder), config.oracle_examples))
-    store = folder / CHECKPOINTS
-    store.mkdir(exist_ok=True)
+    store = folder / CHECKPOINTS if name == _PREDICTIONS else folder / CHECKPOINTS / Path(name).stem
+    store.mkdir(parents=True, exist_ok=True)
     clock = Clock()
 
     def write(rows: range, path: Path) -> None:
@@ -130,7 +134,7 @@ def decode_split(recommender: Recommender, folder: Path) -> float | None:
 
     over_shards(shards, partial(_shard, store), write, f"decode {config.split}", "examples")
     if is_main_process():
-        merge(store, shards, folder)
+        merge(store, shards, folder, name)
     return 1000 * clock.seconds / clock.lists if clock.lists else None
 
 
@@ -138,13 +142,13 @@ def _shard(store: Path, rows: range) -> Path:
     return store / f"rows-{rows.start:09d}-{rows.stop:09d}.jsonl"
 
 
-def merge(store: Path, shards: Sequence[range], folder: Path) -> None:
-    """Write `predictions.jsonl` and `oracle.jsonl` from the stored shards, in the split's order.
+def merge(store: Path, shards: Sequence[range], folder: Path, predictions: str = _PREDICTIONS) -> None:
+    """Write the predictions and `oracle.jsonl` from the stored shards, in the split's order.
 
     Raises:
         ArtifactError: a shard is missing, or its number of lines is not its number of rows.
     """
-    for name, suffix in (("predictions.jsonl", ".jsonl"), ("oracle.jsonl", ".trace")):
+    for name, suffix in ((predictions, ".jsonl"), ("oracle.jsonl", ".trace")):
         temporary = folder / f"{name}.tmp"
         with temporary.open("wb") as merged:
             for rows in shards:

@@ -14,11 +14,12 @@ Command: `minionerec eval --config ml-100k`, or `accelerate launch eval/predict.
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from minionerec.artifacts import ITEM_STAGES, MANIFEST, MILLISECONDS, Manifest, Recipe, require
-from minionerec.config import FLOORS, PLAIN_FLOORS, RECOMMENDING, Config
+from minionerec.config import FLOORS, PLAIN_FLOORS, RECOMMENDING, Config, EvalConfig
 from minionerec.data.dataset import Dataset
 from minionerec.data.interactions import interaction_counts
 from minionerec.distributed import distributed_state, is_main_process
@@ -33,6 +34,7 @@ from minionerec.eval.metrics import measure
 from minionerec.eval.metrics_json import Metrics
 from minionerec.eval.predictions import write_predictions
 from minionerec.eval.slices import parts_of_dataset, parts_of_lists, slice_tables
+from minionerec.eval.wordings import file_of_wording, measure_wordings
 from minionerec.model import checkpoint
 from minionerec.prompts.builder import Prompts
 from minionerec.prompts.record import check_prompts, prompts_section
@@ -78,17 +80,15 @@ def _predict(config: Config, name: str, recipe: Recipe) -> None:
             "data.split, data.parts or data.test_from."
         )
     index = SidIndex.load(config.folder / "sid", dataset)
-    stage, milliseconds = stage_of(name), None
+    stage, milliseconds, wordings = stage_of(name), None, 1
     with recipe.write(resumable=stage is not None, collective=True) as draft:
         if stage is not None:
-            model, tokenizer = checkpoint.load(config.folder / stage / "model", config.eval.dtype)
-            prompts = Prompts(dataset, index, tokenizer, config.resolved_prompts, checkpoint.context_of(model))
-            recommender = Recommender(model.to(distributed_state().device), prompts, config=config.eval)
-            if name in MIXED:
-                recommender.mix(load_cache(config.folder, stage, dataset, recipe.inputs)[0])
-            if name in ASSISTED:
-                recommender.assist(_assistant(config, dataset, recipe))
-            milliseconds = decode_split(recommender, draft.path)
+            prompts, asking = _asking(config, name, stage, dataset, index, recipe)
+            milliseconds = decode_split(asking(0, config.eval), draft.path)
+            wordings = prompts.wordings if config.eval.wordings == "mean" else 1
+            for wording in range(1, wordings):
+                untraced = dataclasses.replace(config.eval, oracle_examples=0)
+                decode_split(asking(wording, untraced), draft.path, file_of_wording(wording))
         elif is_main_process():
             write_predictions(draft.path / "predictions.jsonl", listed_predictions(name, config, dataset, index, draft.path))
         if is_main_process():
@@ -99,8 +99,29 @@ def _predict(config: Config, name: str, recipe: Recipe) -> None:
             metrics = measure_predictions(draft.path, dataset, index, config)
             metrics.write(draft.path / "metrics.json")
             draft.metrics.update({metric: cell["value"] for metric, cell in metrics.headline.items()})
+            if wordings > 1:
+                draft.metrics.update(measure_wordings(draft.path, wordings, config))
             if milliseconds is not None:
                 draft.metrics[MILLISECONDS] = round(milliseconds, 3)
+
+
+def _asking(
+    config: Config, name: str, stage: str, dataset: Dataset, index: SidIndex, recipe: Recipe
+) -> tuple[Prompts, Callable[[int, EvalConfig], Recommender]]:
+    """The prompts of a trained model, and a function of a wording's number that returns the recommender that asks with it."""
+    model, tokenizer = checkpoint.load(config.folder / stage / "model", config.eval.dtype)
+    prompts = Prompts(dataset, index, tokenizer, config.resolved_prompts, checkpoint.context_of(model))
+    model = model.to(distributed_state().device)
+
+    def asking(wording: int, options: EvalConfig) -> Recommender:
+        recommender = Recommender(model, dataclasses.replace(prompts, asked=wording), config=options)
+        if name in MIXED:
+            recommender.mix(load_cache(config.folder, stage, dataset, recipe.inputs)[0])
+        if name in ASSISTED:
+            recommender.assist(_assistant(config, dataset, recipe))
+        return recommender
+
+    return prompts, asking
 
 
 def _assistant(config: Config, dataset: Dataset, recipe: Recipe) -> BaselineAssistant:
@@ -132,6 +153,8 @@ def _recipe(config: Config, name: str) -> Recipe:
         if config.eval.split == "valid":
             check_valid_unseen(model, "eval.split is valid")
         sections["prompts"] = prompts_section(config.resolved_prompts, [RECOMMENDING])
+        if config.eval.wordings == "mean":
+            sections["wordings"] = {"asked": "mean"}
         if config.resolved_prompts.eval_style == "released":
             log.warning(
                 "prompts.eval_style is released: %s is asked with a sentence that it was not trained with, as in the released "

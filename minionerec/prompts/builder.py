@@ -18,7 +18,7 @@ from minionerec.model.checkpoint import sid_token_ids
 from minionerec.prompts import cache
 from minionerec.prompts.encode import Encoder, TokenExample
 from minionerec.prompts.plain_text import PlainText
-from minionerec.prompts.tasks import Example, examples_of, item_texts, question_of
+from minionerec.prompts.tasks import Example, Words, examples_of, item_texts, question_of
 from minionerec.prompts.wordings import HEADER, wording_of
 from minionerec.sid.index import SidIndex
 from minionerec.tree import NO_TOKEN
@@ -50,6 +50,7 @@ class Prompts:
     Attributes:
         config: the section `prompts` with its wording chosen, see `Config.resolved_prompts`.
         context: tokens that the model reads, prompt and completion together; None if unlimited.
+        epoch, asked: which of a task's several wordings (`prompts.wording: several`), see `Words`.
     """
 
     dataset: Dataset
@@ -57,6 +58,8 @@ class Prompts:
     tokenizer: PreTrainedTokenizerBase
     config: PromptsConfig = field(default_factory=PromptsConfig)
     context: int | None = None
+    epoch: int | None = None
+    asked: int = 0
 
     def examples(self, task: TaskName, split: SplitName, stride: int = 1) -> list[TokenExample]:
         """All examples of a task, in the order of the split's rows, or of the catalog for a task without history.
@@ -87,6 +90,7 @@ class Prompts:
             "stride": stride,
             "prompts": self.config,
             "context": self.context,
+            "drawn": [self.epoch, self.asked] if self.config.wording == "several" else None,
         }
         return cache.cached(key, encoded)
 
@@ -139,7 +143,7 @@ class Prompts:
             for item in history:
                 if not 0 <= item < items:
                     raise CatalogError(f"The history has item index {item}, but the catalog has the indices 0 to {items - 1}.")
-        questions = [question_of(history, self.index, self.config) for history in histories]
+        questions = [question_of(history, self.index, self._words) for history in histories]
         return [HistoryPrompt(tokens, cut) for tokens, cut in self._encoder.prompts(questions)]
 
     def template(self) -> dict[str, str]:
@@ -148,7 +152,7 @@ class Prompts:
         Returns:
             `text`, with `{history}` where the items stand; `item`, with `{sid}` in it; and the `separator` between items.
         """
-        question = question_of([0], self.index, self.config)
+        question = question_of([0], self.index, self._words)
         return {
             "text": self._encoder.text(replace(question, parts=("{history}",))),
             "item": wording_of(RECOMMENDING, self.config).part.replace("{}", "{sid}"),
@@ -178,8 +182,17 @@ class Prompts:
         texts, holds_token = item_texts(self.dataset), self._plain.holds_token
         return sum(map(holds_token, map(" ".join, zip(texts.titles, texts.descriptions, strict=True))))
 
+    @property
+    def wordings(self) -> int:
+        """How many wordings the recommending task has from which `asked` chooses; 1 unless `prompts.wording` is `several`."""
+        return len(self._words.of(RECOMMENDING).questions) if self.config.wording == "several" else 1
+
+    @property
+    def _words(self) -> Words:
+        return Words(self.config, self.epoch, self.asked)
+
     def _examples(self, task: TaskName, split: SplitName, stride: int) -> Iterator[Example]:
-        return examples_of(task, self.dataset, self.index, split, stride, self.config, self._plain)
+        return examples_of(task, self.dataset, self.index, split, stride, self._words, self._plain)
 
     @cached_property
     def _plain(self) -> PlainText:

@@ -5,6 +5,7 @@ only, never of its answer. Our own words write SIDs without separators: their to
 while a space would cost a token of its own.
 """
 
+import hashlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from minionerec.config import RECOMMENDING, TASKS, PromptsConfig, TaskName
 from minionerec.data.dataset import Dataset, SplitName
 from minionerec.data.texts import readable
 from minionerec.errors import DataError
-from minionerec.prompts.wordings import wording_of
+from minionerec.prompts.wordings import Wording, wording_of
 from minionerec.sid.index import SidIndex
 
 
@@ -81,6 +82,41 @@ class ItemTexts:
     descriptions: list[str]
 
 
+@dataclass(frozen=True)
+class Words:
+    """Whose words examples are put into, and which of a task's several wordings.
+
+    Attributes:
+        prompts: the section `prompts`, its wording chosen.
+        epoch: of a training, from 0, which draws anew in each if `prompts.wording` is `several`; None if nothing is drawn.
+        asked: the number of the wording that is asked with if nothing is drawn.
+    """
+
+    prompts: PromptsConfig
+    epoch: int | None = None
+    asked: int = 0
+
+    def of(self, task: TaskName) -> Wording:
+        """The words of a task."""
+        return wording_of(task, self.prompts)
+
+    def choice(self, choices: tuple[str, ...], task: TaskName, number: int) -> str:
+        """One of a task's sentences for a row or an item.
+
+        The released code draws one at random; here the number of the row or item chooses, so that every stage asks about it
+        alike. `several` draws by number and epoch in training.
+        """
+        if len(choices) == 1:
+            return choices[0]
+        if self.prompts.wording != "several":
+            return choices[zlib.crc32(f"{task} {number}".encode()) % len(choices)]
+        if self.epoch is None:
+            return choices[self.asked]
+        # Not a CRC, which is linear: between two epochs the draws of all rows would differ in one and the same way.
+        digest = hashlib.sha256(f"{task} {number} {self.epoch}".encode()).digest()
+        return choices[int.from_bytes(digest[:8]) % len(choices)]
+
+
 def item_texts(dataset: Dataset, plain: Callable[[str], str] = str) -> ItemTexts:
     """The texts of a catalog's items.
 
@@ -100,12 +136,10 @@ def examples_of(
     index: SidIndex,
     split: SplitName,
     stride: int,
-    prompts: PromptsConfig,
+    words: Words,
     plain: Callable[[str], str] = str,
 ) -> Iterator[Example]:
     """All examples of a task, in the order of the split's rows, or of the catalog for a task without history.
-
-    If a task has several wordings, the row's or item's number chooses one, so that every stage asks about it alike.
 
     Args:
         stride: above 1, a history begins at the next multiple of it in the user's sequence, so that neighbours share their
@@ -119,22 +153,18 @@ def examples_of(
     if TASKS[task].needs_descriptions and not any(texts.descriptions):
         raise DataError(f"The task {task} needs descriptions, and the catalog has none; leave it out of the tasks.")
     if TASKS[task].reads_history:
-        return _of_histories(task, dataset.split(split), texts, index, stride, prompts)
-    return _of_items(task, texts, index, stride, prompts)
+        return _of_histories(task, dataset.split(split), texts, index, stride, words)
+    return _of_items(task, texts, index, stride, words)
 
 
-def question_of(history: Sequence[int], index: SidIndex, prompts: PromptsConfig) -> Question:
+def question_of(history: Sequence[int], index: SidIndex, words: Words) -> Question:
     """What the recommending task asks about a history.
 
     Args:
         history: item indices, oldest first, at least one.
     """
-    written = _item_writer(RECOMMENDING, ItemTexts([], []), index, prompts)  # it shows SIDs, no texts
-    return _history_question(RECOMMENDING, tuple(written(item) for item in history), 0, prompts)
-
-
-def _choice(choices: tuple[str, ...], task: TaskName, number: int) -> str:
-    return choices[zlib.crc32(f"{task} {number}".encode()) % len(choices)] if len(choices) > 1 else choices[0]
+    written = _item_writer(RECOMMENDING, ItemTexts([], []), index, words)  # it shows SIDs, no texts
+    return _history_question(RECOMMENDING, tuple(written(item) for item in history), 0, words)
 
 
 def _around(question: str, slot: str, category: str) -> tuple[str, str]:
@@ -152,25 +182,25 @@ def _answers(task: TaskName, texts: ItemTexts, index: SidIndex, completion: str)
     return [completion.replace("{" + asks + "}", value) if value else "" for value in values]
 
 
-def _item_writer(task: TaskName, texts: ItemTexts, index: SidIndex, prompts: PromptsConfig) -> Callable[[int], str]:
+def _item_writer(task: TaskName, texts: ItemTexts, index: SidIndex, words: Words) -> Callable[[int], str]:
     """A function of an item that returns how a task's histories write it."""
-    part = wording_of(task, prompts).part
+    part = words.of(task).part
     if TASKS[task].shows == "sids":
         return lambda item: part.replace("{}", index.text(item))
     return lambda item: part.replace("{}", texts.titles[item])
 
 
-def _history_question(task: TaskName, parts: tuple[str, ...], number: int, prompts: PromptsConfig) -> Question:
+def _history_question(task: TaskName, parts: tuple[str, ...], number: int, words: Words) -> Question:
     """A task's question about a history.
 
     Args:
         parts: the items as they are written.
         number: chooses between several wordings.
     """
-    wording, shows = wording_of(task, prompts), TASKS[task].shows
-    before, after = _around(_choice(wording.questions, task, number), shows, prompts.category)
+    wording, shows = words.of(task), TASKS[task].shows
+    before, after = _around(words.choice(wording.questions, task, number), shows, words.prompts.category)
     return Question(
-        instruction=_choice(wording.instructions, task, number).replace("{category}", prompts.category),
+        instruction=words.choice(wording.instructions, task, number).replace("{category}", words.prompts.category),
         before=before,
         parts=parts,
         separator=wording.separator,
@@ -182,10 +212,10 @@ def _history_question(task: TaskName, parts: tuple[str, ...], number: int, promp
 
 
 def _of_histories(
-    task: TaskName, frame: pl.DataFrame, texts: ItemTexts, index: SidIndex, stride: int, prompts: PromptsConfig
+    task: TaskName, frame: pl.DataFrame, texts: ItemTexts, index: SidIndex, stride: int, words: Words
 ) -> Iterator[Example]:
-    answers = _answers(task, texts, index, wording_of(task, prompts).completion)
-    written = list(map(_item_writer(task, texts, index, prompts), range(len(index.codes))))
+    answers = _answers(task, texts, index, words.of(task).completion)
+    written = list(map(_item_writer(task, texts, index, words), range(len(index.codes))))
     groups: dict[tuple[str, int], int] = {}
     columns = (frame[name].to_list() for name in ("user", "history", "target", "position"))
     for row, (user, history, target, position) in enumerate(zip(*columns, strict=True)):
@@ -194,7 +224,7 @@ def _of_histories(
         begin = position - len(history)
         skipped = min(-begin % stride, len(history) - 1)
         yield Example(
-            _history_question(task, tuple(written[item] for item in history[skipped:]), row, prompts),
+            _history_question(task, tuple(written[item] for item in history[skipped:]), row, words),
             completion=answers[target],
             target=target,
             group=groups.setdefault((user, begin + skipped), len(groups)),
@@ -203,8 +233,8 @@ def _of_histories(
         )
 
 
-def _of_items(task: TaskName, texts: ItemTexts, index: SidIndex, stride: int, prompts: PromptsConfig) -> Iterator[Example]:
-    wording, shows = wording_of(task, prompts), TASKS[task].shows
+def _of_items(task: TaskName, texts: ItemTexts, index: SidIndex, stride: int, words: Words) -> Iterator[Example]:
+    wording, shows = words.of(task), TASKS[task].shows
     answers = _answers(task, texts, index, wording.completion)
     parts_of_items: list[tuple[str, ...]]
     if shows == "sid":
@@ -215,9 +245,9 @@ def _of_items(task: TaskName, texts: ItemTexts, index: SidIndex, stride: int, pr
     for item, (parts, answer) in enumerate(zip(parts_of_items, answers, strict=True)):
         if not parts or not answer:
             continue
-        before, after = _around(_choice(wording.questions, task, item), shows, prompts.category)
+        before, after = _around(words.choice(wording.questions, task, item), shows, words.prompts.category)
         question = Question(
-            instruction=_choice(wording.instructions, task, item).replace("{category}", prompts.category),
+            instruction=words.choice(wording.instructions, task, item).replace("{category}", words.prompts.category),
             before=before,
             parts=parts,
             separator=" ",

@@ -1,7 +1,7 @@
-"""The words of every task: ours, and the released code's.
+"""The words of every task: ours, the released code's, and several of ours for each.
 
 The sentences under `released` are those of MiniOneRec (github.com/AkaliKong/MiniOneRec, `data.py`, Apache License 2.0), its
-spelling included; those under `plain` are ours, and so are all that the released code does not have.
+spelling included; all others are ours, and so are those that the released code does not have.
 """
 
 import dataclasses
@@ -46,6 +46,7 @@ PLAIN: dict[TaskName, Wording] = {
     "history_sid_to_sid": Wording(_RECOMMEND, ("The user's items, oldest first:{sids}",), "{sid}"),
     "title_to_sid": Wording(_IDENTIFY, ("The item with the title {title}:",), "{sid}"),
     "sid_to_title": Wording(_DESCRIBE, ("The title of the item{sid}:",), " {title}"),
+    "sid_to_description": Wording(_DESCRIBE, ("The description of the item{sid}:",), " {description}"),
     "description_to_sid": Wording(_IDENTIFY, ("The item with the description {description}:",), "{sid}"),
     "history_sid_to_title": Wording(
         _RECOMMEND, ("The user's items, oldest first:{sids}\nThe title of the next item:",), " {title}"
@@ -64,6 +65,107 @@ PLAIN: dict[TaskName, Wording] = {
     ),
 }
 
+# Several ways to ask for the same (LC-Rec, arXiv 2311.09049, has about 17 for each of its tasks; these are ours). The first is
+# what evaluation asks. A task that is not here has its wording of PLAIN.
+SEVERAL: dict[TaskName, Wording] = {
+    "history_sid_to_sid": Wording(
+        _RECOMMEND,
+        (
+            "The user's items, oldest first:{sids}",
+            "A customer bought these items one after the other:{sids}\nThe next one:",
+            "Here is what a user has chosen so far:{sids}\nWhat comes next?",
+            "Items in order of purchase:{sids}\nRecommend one more:",
+            "After{sids} this user will want:",
+            "Shopping history:{sids}\nNext item:",
+            "Given the sequence{sids} predict the item that follows:",
+            "Someone has had{sids} until now. Their next item is:",
+        ),
+        "{sid}",
+    ),
+    "title_to_sid": Wording(
+        _IDENTIFY,
+        (
+            "The item with the title {title}:",
+            "Which item is called {title}?",
+            "Find the item named {title}:",
+            "{title} is the title of:",
+        ),
+        "{sid}",
+    ),
+    "sid_to_title": Wording(
+        _DESCRIBE,
+        (
+            "The title of the item{sid}:",
+            "What is{sid} called?",
+            "Name the item{sid}:",
+            "The item{sid} is sold as:",
+        ),
+        " {title}",
+    ),
+    "sid_to_description": Wording(
+        _DESCRIBE,
+        (
+            "The description of the item{sid}:",
+            "What is{sid} like?",
+            "Describe the item{sid}:",
+            "The item{sid} is sold with the text:",
+        ),
+        " {description}",
+    ),
+    "description_to_sid": Wording(
+        _IDENTIFY,
+        (
+            "The item with the description {description}:",
+            "Which item is described as follows? {description}",
+            "Find the item that fits this text: {description}\nThe item:",
+            "{description}\nThis text is about:",
+        ),
+        "{sid}",
+    ),
+    "history_sid_to_title": Wording(
+        _RECOMMEND,
+        (
+            "The user's items, oldest first:{sids}\nThe title of the next item:",
+            "A customer bought{sids}\nWhat is the next item called?",
+            "Shopping history:{sids}\nName the next item:",
+            "After{sids} this user will want the item with the title:",
+        ),
+        " {title}",
+    ),
+    "history_sid_to_description": Wording(
+        _RECOMMEND,
+        (
+            "The user's items, oldest first:{sids}\nThe description of the next item:",
+            "A customer bought{sids}\nDescribe the next item:",
+            "Shopping history:{sids}\nWhat the next item is like:",
+            "After{sids} this user will want an item like this:",
+        ),
+        " {description}",
+    ),
+    "history_title_to_title": Wording(
+        _RECOMMEND,
+        (
+            "The titles of the user's items, oldest first:{titles}\nThe title of the next item:",
+            "A customer bought:{titles}\nWhat is the next item called?",
+            "Shopping history:{titles}\nName the next item:",
+            "Titles in order of purchase:{titles}\nThe title that follows:",
+        ),
+        " {title}",
+        "\n- {}",
+    ),
+    "history_title_to_sid": Wording(
+        _RECOMMEND,
+        (
+            "The titles of the user's items, oldest first:{titles}\nThe next item:",
+            "A customer bought:{titles}\nRecommend one more item:",
+            "Shopping history:{titles}\nNext item:",
+            "Titles in order of purchase:{titles}\nThe item that follows:",
+        ),
+        "{sid}",
+        "\n- {}",
+    ),
+}
+
 _IDENTIFICATION = ("Answer the question about item identification.",)
 _FUSED = ("Can you recommend the next item for the user based on their interaction history?",)
 
@@ -79,6 +181,7 @@ RELEASED: dict[TaskName, Wording] = {
     ),
     "title_to_sid": Wording(_IDENTIFICATION, ("Which item has the title: {title}?",), "{sid}"),
     "sid_to_title": Wording(_IDENTIFICATION, ('What is the title of item "{sid}"?',), "{title}"),
+    "sid_to_description": Wording(_IDENTIFICATION, ('What is the description of item "{sid}"?',), "{description}"),
     "description_to_sid": Wording(
         _IDENTIFICATION,
         ('An item can be described as follows: "{description}". Which item is it describing?',),
@@ -155,7 +258,11 @@ RELEASED_EVALUATION = dataclasses.replace(
     ),
 )
 
-WORDINGS: dict[Literal["plain", "released"], dict[TaskName, Wording]] = {"plain": PLAIN, "released": RELEASED}
+WORDINGS: dict[Literal["plain", "released", "several"], dict[TaskName, Wording]] = {
+    "plain": PLAIN,
+    "released": RELEASED,
+    "several": SEVERAL,
+}
 
 
 def wording_of(task: TaskName, prompts: PromptsConfig) -> Wording:
@@ -166,9 +273,9 @@ def wording_of(task: TaskName, prompts: PromptsConfig) -> Wording:
     """
     if prompts.eval_style == "released" and task == RECOMMENDING:
         return RELEASED_EVALUATION
-    if missing := [name for name, words in WORDINGS.items() if task not in words]:
+    if missing := [name for name in ("plain", "released") if task not in WORDINGS[name]]:
         raise ConfigError(
             f"The task {task} has no wording under {' and '.join(missing)}. A task needs a Wording in both PLAIN and "
             "RELEASED of minionerec/prompts/wordings.py; repeat ours if the released code does not have the task."
         )
-    return WORDINGS[prompts.wording or "plain"][task]
+    return WORDINGS[prompts.wording or "plain"].get(task, PLAIN[task])

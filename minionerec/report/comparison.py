@@ -27,11 +27,11 @@ from minionerec.report.published import METRICS, PAPER, Finding, audit, impossib
 from minionerec.report.runs import distinct_names, match_dataset, read_run
 from minionerec.report.table import NO_VALUE, Cell, Row, Table, difference, interval, number
 from minionerec.statistics.differences import differences
-from minionerec.statistics.intervals import across_seeds
+from minionerec.statistics.intervals import across_seeds, mean_over_seeds
 
 _CUTOFFS = (3, 5, 10)  # those of the published tables
 # Fields of `eval` that change no list.
-_MEASURING = ("batch_size", "cuda_graphs", "shard_size", "resamples", "oracle_examples", "assistant_examples")
+_MEASURING = ("batch_size", "cuda_graphs", "shard_size", "resamples", "oracle_examples", "assistant_examples", "wordings")
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ RIVALS = (
         "minionerec run --config {run} --name sdpo --rl.objective sdpo --rl.rollouts uniform --rl.add_target true",
     ),
     Rival("D3", ("sft-d3", "rl-d3"), "D3", "minionerec eval --config {run} --eval.assistant sasrec"),
+    Rival("LC-Rec", ("lcrec",), "LCRec", "bash scripts/rivals.sh industrial-lcrec-smollm2"),
     Rival("TIGER", ("tiger",), "TIGER", _BASELINE + "tiger"),
     Rival("LIGER", ("liger",), None, _BASELINE + "liger"),
     Rival("Lazy decoder (OneRec-V2)", ("lazy",), None, _BASELINE + "lazy"),
@@ -70,6 +71,7 @@ RIVALS = (
     Rival("Caser", ("caser", "caser-released"), "Caser", _BASELINE + "caser"),
     Rival("GRU4Rec", ("gru4rec", "gru4rec-released"), "GRU4Rec", _BASELINE + "gru4rec"),
 )
+_LABELS = {"sdpo": "SFT + S-DPO", "lcrec": "LC-Rec"}  # of kinds that are no names
 _PUBLISHED_ROW = {kind: rival.published for rival in RIVALS for kind in rival.kinds}
 
 
@@ -171,8 +173,12 @@ class _Group:
 
 
 def kind_of(run: Evaluated) -> str:
-    """Which recommender this is among `RIVALS`: its name, but `sdpo` for the model of another objective than ours."""
-    return "sdpo" if run.name == "rl" and run.setting(("rl", "rl", "objective")) == "sdpo" else run.name
+    """Which recommender this is among `RIVALS`: its name, or what its settings make of it, `sdpo` or `lcrec`."""
+    if run.name == "rl" and run.setting(("rl", "rl", "objective")) == "sdpo":
+        return "sdpo"
+    if run.name == "sft" and run.setting(("sft", "prompts", "wording")) == "several":
+        return "lcrec"
+    return run.name
 
 
 def compare_runs(
@@ -287,11 +293,11 @@ def _grouped(evaluated: Sequence[tuple[str, Evaluated]], left_out: list[str]) ->
             group.runs.append(name)
         elif trained:
             left_out.append(f"{name}: {run.label} with seed {seed} is there already, from {group.runs[0]}.")
+    for group in groups.values():
+        group.label = _LABELS.get(kind_of(group.first), group.label)
     labels = [group.label for group in groups.values()]
     for group in groups.values():
-        if kind_of(group.first) == "sdpo":
-            group.label = group.label.replace("RL", "S-DPO")
-        elif labels.count(group.label) > 1:
+        if labels.count(group.label) > 1:
             group.label += f" ({', '.join(group.runs)})"
     return list(groups.values())
 
@@ -304,7 +310,7 @@ def _values(group: _Group, first: Evaluated, on: Scale) -> list[dict[str, np.nda
     for run in group.members.values():
         with naming_files(first, run):
             [values] = values_by_seed([run.lists], first.lists, cutoffs, on)
-        by_seed.append({name: row for name, row in values.items() if name in METRICS})
+        by_seed.append({name: values[name] for name in METRICS if name in values})
     return by_seed
 
 
@@ -332,14 +338,14 @@ def _compared(
 ) -> Compared:
     """One row, its values those of `values`."""
     by_seed, members = values[group.label], list(group.members.values())
-    means = _mean_over_seeds(by_seed)
+    means = mean_over_seeds(by_seed)
     metrics: dict[str, dict[str, Any]] = {}
     if means:
         for name, cell in interval_cells(means, resamples, seed, units).items():
             metrics[name] = {**cell, "seeds": across_seeds([float(one[name].mean()) for one in by_seed], (0, 1))}
     change: dict[str, dict[str, Any]] = {}
     if reference is not None and reference is not group:
-        before = _mean_over_seeds(values[reference.label])
+        before = mean_over_seeds(values[reference.label])
         shared = [name for name in means if name in before]
         if shared:
             theirs, ours = ({name: one[name] for name in shared} for one in (before, means))
@@ -359,10 +365,6 @@ def _compared(
         change=change,
         published=cells,
     )
-
-
-def _mean_over_seeds(by_seed: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.mean([one[name] for one in by_seed], axis=0) for name in METRICS if name in by_seed[0]}
 
 
 def _published_cells(

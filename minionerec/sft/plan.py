@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -126,7 +127,8 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
     begun = begin(config, "sft", load_without_weights)
     model = adapters.attach(begun.model, config.sft, begun.prompts.sid_token_set)
     rows = sft_rows(config, begun.prompts.dataset)
-    training = training_trees(config.sft, config.seed, begun.prompts, rows=rows)
+    drawn = begun.prompts.config.wording == "several"
+    training = training_trees(config.sft, config.seed, replace(begun.prompts, epoch=0 if drawn else None), rows=rows)
     longest = max(map(tree_tokens, training.trees))
     arguments = training_arguments(config.sft, config.seed, config.folder / "sft", len(training.trees), longest, devices)
 

@@ -12,6 +12,7 @@ Command: `minionerec sft --config ml-100k`, or `accelerate launch --config_file 
 """
 
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from minionerec.sft.early import check_early
 from minionerec.sft.mixture import Cache
 from minionerec.sft.plan import check_lengths, planned_work, row_tokens_of
 from minionerec.sft.trainer import SETUP_MEMORY_ADVICE, TreeCollator, TreeTrainer, tree_tokens
-from minionerec.sft.trees import training_trees, validation_trees
+from minionerec.sft.trees import BeginEpochs, EpochTrees, Trees, training_trees, validation_trees
 from minionerec.sid.encoder import vector_inputs, vector_origin, vector_settings
 from minionerec.sid.index import SidIndex
 from minionerec.training.checkpoints import MarkComplete, last_checkpoint
@@ -139,7 +140,14 @@ def _train(config: Config, recipe: Recipe, write_curves: WriteCurves | None) -> 
     trie = _loss_trie(begun)
     cache = None if sft.mixture.weights == "none" else Cache.make(config, begun.prompts.dataset, begun.prompts.index)
     rows = _rows(begun)
-    training = training_trees(sft, config.seed, begun.prompts, None if cache is None else cache.train, rows)
+
+    def trees_of(epoch: int | None) -> Trees:
+        prompts = replace(begun.prompts, epoch=epoch)
+        return training_trees(sft, config.seed, prompts, None if cache is None else cache.train, rows)
+
+    drawn = begun.prompts.config.wording == "several"
+    training = trees_of(0 if drawn else None)
+    epochs = EpochTrees(lambda epoch: trees_of(epoch).trees) if drawn else None
     held_out = validation_trees(begun.prompts, sft.max_examples, None if cache is None else cache.valid)
     longest = max(map(tree_tokens, training.trees)) if sft.micro_tokens is not None else 0
     arguments = training_arguments(sft, config.seed, recipe.folder, len(training.trees), longest)
@@ -166,7 +174,7 @@ def _train(config: Config, recipe: Recipe, write_curves: WriteCurves | None) -> 
             trainer = TreeTrainer(
                 model=model,
                 args=arguments,
-                train_dataset=training.trees,
+                train_dataset=training.trees if epochs is None else epochs,
                 eval_dataset=held_out,
                 data_collator=collator,
                 trie=trie,
@@ -175,7 +183,11 @@ def _train(config: Config, recipe: Recipe, write_curves: WriteCurves | None) -> 
                 mixture=None if cache is None else cache.mixture,
                 evaluator=_evaluator(begun, model),
                 failed=config.folder / "sft-failed",
-                callbacks=[MarkComplete(), EarlyStoppingCallback(sft.patience)],
+                callbacks=[
+                    MarkComplete(),
+                    EarlyStoppingCallback(sft.patience),
+                    *([] if epochs is None else [BeginEpochs(epochs, sft.batch_size)]),
+                ],
             )
         StepBar.install(trainer, "sft")
         announce(begun, trainer, f"{work.micro} trees x {work.accumulation} micro-batches per process and step")

@@ -2,10 +2,12 @@
 
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from minionerec.config import RECOMMENDING, TASKS, SftConfig, TaskName
 from minionerec.data.dataset import SplitName
@@ -114,6 +116,43 @@ def _statistics(examples: Sequence[TokenExample]) -> dict[str, int]:
         "labels": labels,
         "truncated": sum(example.cut for example in examples),
     }
+
+
+class EpochTrees(Sequence[Tree]):
+    """The training trees of the epoch at hand, where each epoch has its own: the same examples in other words.
+
+    Args:
+        make: the trees of an epoch, from 0, as many in each.
+    """
+
+    def __init__(self, make: Callable[[int], list[Tree]]) -> None:
+        self._make = make
+        self._epoch, self._trees = 0, make(0)
+
+    def begin(self, epoch: int) -> None:
+        """Go over to an epoch's trees."""
+        if epoch != self._epoch:
+            trees = self._make(epoch)
+            assert len(trees) == len(self._trees), "words decide what a tree holds, not how many there are"
+            self._epoch, self._trees = epoch, trees
+
+    def __len__(self) -> int:
+        return len(self._trees)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._trees[place]
+
+
+class BeginEpochs(TrainerCallback):
+    """Gives each epoch its own trees, also where an interrupted training resumes."""
+
+    def __init__(self, trees: EpochTrees, batch_size: int) -> None:
+        """Take the trees and the global batch size (trees)."""
+        self._trees, self._steps = trees, len(trees) // batch_size
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        """Go over to the epoch of the step that comes next."""
+        self._trees.begin(state.global_step // self._steps)
 
 
 def training_trees(

@@ -6,7 +6,7 @@ therefore gives exactly the bootstrap's distribution, at a cost that does not gr
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -185,6 +185,15 @@ def across_seeds(values: Sequence[float], within: tuple[float, float] = (-math.i
     half = float(stats.t.ppf(0.975, len(values) - 1)) * sd / math.sqrt(len(values))
     low, high = max(mean - half, within[0]), min(mean + half, within[1])
     return {"runs": len(values), "mean": mean, "sd": sd, "low": low, "high": high}
+
+
+def mean_over_seeds(by_seed: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Each metric's mean over several seeds for each row, (rows,), by name.
+
+    Args:
+        by_seed: per seed (rows,) values by metric, the rows in one order.
+    """
+    return {name: np.mean([values[name] for values in by_seed], axis=0) for name in by_seed[0]}
 
 
 def beyond_noise(interval: Interval, p: float) -> bool:

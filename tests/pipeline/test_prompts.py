@@ -48,9 +48,9 @@ def test_a_new_task_leaves_trained_models_current(tmp_path, monkeypatch):
     run(made, ("data", "sid", *stages))
     manifests = sorted(made.folder.glob("**/manifest.json"))
     before = [path.read_bytes() for path in manifests]
-    monkeypatch.setitem(TASKS, "sid_to_description", Task("sid", "description"))
+    monkeypatch.setitem(TASKS, "sid_to_prose", Task("sid", "description"))
     for words in (PLAIN, RELEASED):
-        monkeypatch.setitem(words, "sid_to_description", Wording(("Describe.",), ("What is{sid}?",), " {description}"))
+        monkeypatch.setitem(words, "sid_to_prose", Wording(("Describe.",), ("What is{sid}?",), " {description}"))
     run(made, stages)  # a stage that is made anew has another time in its manifest
     assert [path.read_bytes() for path in manifests] == before
     monkeypatch.setitem(PLAIN, RECOMMENDING, replace(PLAIN[RECOMMENDING], questions=("What comes after{sids}?",)))

@@ -10,7 +10,7 @@ from minionerec.config import DEFAULT_TASKS, RELEASED_TASKS, TASKS, ModelConfig,
 from minionerec.errors import ConfigError, DataError
 from minionerec.model import checkpoint, scratch
 from minionerec.prompts.builder import Prompts, tokenizer_corpus
-from minionerec.prompts.tasks import examples_of
+from minionerec.prompts.tasks import Words, examples_of
 from minionerec.sft.trees import build_trees, examples_by_task
 from tests.small import listed_examples, random_dataset
 
@@ -61,7 +61,7 @@ def test_a_history_prompt_does_not_depend_on_its_answer(parts, task, split, stri
 def test_an_item_prompt_does_not_hold_its_answer(parts, prompts):
     dataset, index, _ = parts
     for task in ("title_to_sid", "sid_to_title", "description_to_sid"):
-        for example in examples_of(task, dataset, index, "train", 1, prompts):
+        for example in examples_of(task, dataset, index, "train", 1, Words(prompts)):
             assert example.completion.strip() not in example.question.text()
             assert task == "sid_to_title" or "<a_" not in example.question.text()
 
@@ -69,7 +69,7 @@ def test_an_item_prompt_does_not_hold_its_answer(parts, prompts):
 @pytest.mark.parametrize("task", TASKS)
 def test_tokens_are_those_of_the_text(parts, task):
     dataset, index, tokenizer = parts
-    made = list(examples_of(task, dataset, index, "train", 1, PromptsConfig()))
+    made = list(examples_of(task, dataset, index, "train", 1, Words(PromptsConfig())))
     for example, text in zip(listed_examples(Prompts(dataset, index, tokenizer), task), made, strict=True):
         assert texts(tokenizer, example) == (text.question.text(), text.completion)
         assert (example.completion[-1] == tokenizer.eos_token_id) == (not TASKS[task].answers_with_sid)
@@ -229,7 +229,7 @@ def test_what_is_too_long_loses_whole_items_or_words(parts, limit, style, task):
     except ConfigError as error:
         assert f"prompts.max_tokens is {limit}" in str(error)
         return
-    sources = examples_of(task, dataset, index, "train", 1, prompts)
+    sources = examples_of(task, dataset, index, "train", 1, Words(prompts))
     for short, long, source in zip(made, whole, sources, strict=True):
         assert len(short.prompt) + len(short.completion) <= limit
         assert short.cut == (len(long.prompt) + len(long.completion) > limit)
@@ -272,7 +272,7 @@ def test_a_title_without_spaces_loses_its_last_characters(parts, task, prompts):
     dataset = replace(dataset, catalog=dataset.catalog.with_columns(title=titles))
     made = listed_examples(Prompts(dataset, index, tokenizer, prompts), task)
     cut = 0
-    for example, source in zip(made, examples_of(task, dataset, index, "train", 1, prompts), strict=True):
+    for example, source in zip(made, examples_of(task, dataset, index, "train", 1, Words(prompts)), strict=True):
         assert len(example.prompt) + len(example.completion) <= prompts.max_tokens
         question = source.question
         if question.parts[-1].removeprefix(question.mark).rstrip('"') == long:  # it alone is too long
