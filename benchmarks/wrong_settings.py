@@ -16,7 +16,17 @@ NAN, INFINITY = float("nan"), float("inf")
 SPOILT_TEXTS = ("a\0b", "\x1b[31m", "half \udcff", "x" * 5000)
 SPOILT_PATHS = ("", "~nobody-of-this-name/x", "folder/" + "x" * 300)
 NOT_NAMES = ("", " ", ".", "..", "../../x", "/x", "a/b", "a\\b", "~", "~/x", " x", "x" * 201)
-PATHS = ("out", "data.path", "sid.encoder", "sid.vectors", "model.path", "baseline.sequences", "baseline.weights", "pairs.path")
+PATHS = (
+    "out",
+    "data.path",
+    "sid.encoder",
+    "sid.vectors",
+    "model.path",
+    "baseline.sequences",
+    "baseline.weights",
+    "pairs.path",
+    "score.model",
+)
 NAMES = ("name", "data.category")
 WORDS = ("sft.best_metric", "rl.best_metric")  # texts that must be one of a few words
 DOCUMENTS = [

@@ -56,6 +56,10 @@ def _score(config: Config) -> Iterator[Finished]:
 
     quieten_libraries()
     yield from _on_main_each(lambda: score_controls(config))
+    if config.score.model is not None:
+        from minionerec.scoring.yes_no import score_zero_shot
+
+        yield score_zero_shot(config)
     yield from _on_main(lambda: write_leaderboard(config))
 
 

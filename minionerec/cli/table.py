@@ -308,7 +308,7 @@ COMMANDS: dict[str, Command] = {
         "labelled pairs of a history and a candidate, for models that say yes or no", commands.prepare_pairs, ("pairs",)
     ),
     "score": Command(
-        "scores of labelled pairs in one table: controls, each with its interval and compared with the like-rate of items",
+        "scores of labelled pairs in one table: controls and a language model's YES against NO, with intervals",
         commands.score,
         ("score",),
         {

@@ -53,7 +53,7 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: PromptsConfig, context: int | None, levels: int) -> None:
         self._tokenizer, self._config, self._levels = tokenizer, config, levels
-        self._render, self._appended = _renderer(config.style, tokenizer), _appended(tokenizer)
+        self._render, self._appended = _renderer(config.style, tokenizer), appended_tokens(tokenizer)
         self._limit = min((limit for limit in (context, config.max_tokens) if limit is not None), default=None)
 
     def examples(self, examples: Sequence[Example]) -> list[TokenExample]:
@@ -170,7 +170,7 @@ def _renderer(style: str, tokenizer: PreTrainedTokenizerBase) -> Callable[[str, 
     return chat_renderer(tokenizer)
 
 
-def _appended(tokenizer: PreTrainedTokenizerBase) -> int:
+def appended_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
     """How many tokens of its own a tokenizer puts behind every text, such as an end token."""
     text, framed = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
     behind = [len(framed) - end for end in range(len(text), len(framed) + 1) if framed[end - len(text) : end] == text]

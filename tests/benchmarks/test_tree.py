@@ -37,6 +37,7 @@ def test_decode_gives_the_peers_lists(script):
         ("decode", "--model tiny --batch 1 --settings 9:3", "| 9 | 3 |"),
         ("grpo_step", "--model tiny --prompts 9 --per-step 1 --generations 3 --steps 1", "| 9 |"),
         ("catalog_scale", "--model tiny --items 500 --prompt 9 --beams 3", "| 500 |"),
+        ("yes_no", "--model tiny --users 3 --candidates 4 --history 5", "| 4 | 5 |"),
         ("sft_step", "--examples 16 --hidden 32 --stride 6 --packed-tokens 64", "| packed-plain |"),
     ],
 )
