@@ -169,14 +169,14 @@ def test_a_run_whose_sids_differ_in_length(tmp_path):
     assert "every item has its own" in (made.folder / "report/index.html").read_text(encoding="utf-8")
 
 
-def test_a_second_run_gives_the_same_bytes_though_it_is_killed_in_every_stage(undisturbed, tmp_path):
-    path, folder = write_config(tmp_path), tmp_path / "run"
+def test_a_second_run_gives_the_same_bytes_though_it_is_killed_in_every_stage(replaced, tmp_path):
+    options, folder = ["--config", str(write_config(tmp_path)), *OTHER], tmp_path / "run"
     for stage in ("data", "sid", "sft", "rl", "eval/sft"):
-        killed = forked(1, "tests/pipeline/killed.py", stage, "--config", str(path), check=False)
+        killed = forked(1, "tests/pipeline/killed.py", stage, *options, check=False)
         assert killed.returncode == -signal.SIGKILL, killed.stdout
         assert (folder / f"{stage}.partial").is_dir() and not (folder / stage).exists()
-    run(config(tmp_path), STAGES)
-    assert results(folder) == results(undisturbed)
+    assert main(["run", *options]) == 0
+    assert results(folder) == results(replaced[0] / "run")
     assert not list(folder.rglob("*.partial")) + list(folder.rglob("*.old"))
 
 

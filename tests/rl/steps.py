@@ -1,4 +1,4 @@
-"""Two SGD steps with several losses, by as many processes as it is launched with: python -m tests.rl.steps POLICY OUT.
+"""Two SGD steps with several losses, by as many processes as it is launched with: python -m tests.rl.steps POLICY OUT CASE...
 
 SGD, unlike AdamW, does not divide rounding noise by its own size, so that parameters can be compared across launches.
 """
@@ -72,6 +72,6 @@ def steps(policy: Path, out: Path, case: str, stock: bool = False) -> dict[str, 
 
 if __name__ == "__main__":
     set_up(1)
-    results = {case: steps(Path(sys.argv[1]), Path(sys.argv[2]), case) for case in CASES}
+    results = {case: steps(Path(sys.argv[1]), Path(sys.argv[2]), case) for case in sys.argv[3:]}
     if os.environ.get("RANK", "0") == "0":
         torch.save(results, Path(sys.argv[2]) / "results.pt")

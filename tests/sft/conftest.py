@@ -16,7 +16,8 @@ from tests.small import config
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory) -> Config:
     """A run whose data and SIDs are made; its configuration file is `small.yaml` next to the run."""
-    prepared = config(tmp_path_factory.mktemp("sft"), sft={"epochs": 4})  # 36 steps, validations and checkpoints after each 9
+    # 18 steps, validations and checkpoints after each 6
+    prepared = config(tmp_path_factory.mktemp("sft"), sft={"epochs": 2, "evaluations": 3}, model={"layers": 1})
     run(prepared, ("data", "sid"))
     return prepared
 
