@@ -35,7 +35,7 @@ from minionerec.config.score import ScoreConfig
 from minionerec.config.serve import ServeConfig
 from minionerec.config.sft import SftConfig, SftMixtureConfig
 from minionerec.config.sid import VECTOR_FIELDS, RqVaeConfig, SidConfig, SidMethod
-from minionerec.config.tasks import DEFAULT_TASKS, RECOMMENDING, RELEASED_TASKS, TASKS, Task, TaskName
+from minionerec.config.tasks import DEFAULT_TASKS, NAMING, RECOMMENDING, RELEASED_TASKS, TASKS, Task, TaskName
 from minionerec.errors import ConfigError
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "DTYPES",
     "FLOORS",
     "GENERATIVE_BASELINES",
+    "NAMING",
     "NEURAL_BASELINES",
     "PLAIN_FLOORS",
     "RANKING_METRICS",
@@ -129,6 +130,7 @@ class Config:
         if self.model.text_output:
             self._check_text_output()
         self._check_wordings()
+        self._check_titles()
 
         if self.sft.mixture.weights != "none" and not self.mixture.components:
             raise ConfigError(
@@ -144,6 +146,29 @@ class Config:
             raise ConfigError(
                 f"{option} is about the whole catalog, but with eval.exclude_history lists leave a part of it out. Set "
                 "eval.exclude_history false, or take another objective."
+            )
+
+    def _check_titles(self) -> None:
+        """Refuse to ground titles of a model that never wrote any, and to choose such a model by what it cannot do."""
+        names = self.sft.task_names
+        if self.eval.grounding != "none" and NAMING not in names:
+            raise ConfigError(
+                f"eval.grounding is {self.eval.grounding}, but sft.tasks does not name {NAMING}, so the model has never "
+                "written a title after a history. Add it to sft.tasks, or set eval.grounding none."
+            )
+        if self.eval.grounding == "base" and self.model.init == "from_scratch":
+            raise ConfigError(
+                "eval.grounding is base, but model.init is from_scratch: random weights tell no titles apart. Set "
+                "eval.grounding trained."
+            )
+        if self.eval.grounding != "none" and self.model.item_texts:
+            raise ConfigError(
+                "eval.grounding asks for states of words, but model.text_input or model.text_output is true. Set them false."
+            )
+        if self.sft.best_metric != "loss" and not any(TASKS[name].answers_with_sid for name in names):
+            raise ConfigError(
+                f"sft.best_metric is {self.sft.best_metric}, but no task of sft.tasks has a SID as its answer, so validations "
+                "would rank by what was never trained. Set sft.best_metric loss."
             )
 
     def _check_wordings(self) -> None:

@@ -28,9 +28,12 @@ class EvalConfig:
         "assistant_weight",
         "assistant_examples",
         "wordings",
+        "grounding",
+        "title_beams",
+        "title_tokens",
     )
     """Fields that decide how a result is computed, not which one, up to rounding, and those that decide some lists alone, which
-    have them in their keys all the same (`sft-d3`, `rl-d3`, several wordings); `Config.key_fields` leaves them out."""
+    have them in their keys all the same (`sft-d3`, `rl-d3`, `sft-titles`, several wordings); `key_fields` leaves them out."""
 
     split: Literal["valid", "test"] = "test"
     """Which targets are predicted."""
@@ -73,8 +76,19 @@ class EvalConfig:
     """With `prompts.wording: several`: `mean` asks a model with each of the wordings, too, and stores the mean of their metrics
     (`wordings.json`); the lists that all tables show are those of the first (LC-Rec: mean)."""
 
+    grounding: Literal["none", "base", "trained"] = "none"
+    """BIGRec: the SFT model writes the next item's title freely, and items are ranked by the distance of their titles to it
+    (`sft-titles`). The embeddings are states of the model before its training (`base`; BIGRec) or after it (`trained`)."""
+    title_beams: int = bounded(4, 1, 1000)
+    """Beams with which a title is written, over all tokens (BIGRec: 4)."""
+    title_tokens: int = bounded(64, 1, 100_000)
+    """Most tokens of a written title (tokens; BIGRec: 128)."""
+
     def __post_init__(self) -> None:
         check_fields("eval", self)
+        for name in ("title_beams", "title_tokens"):
+            if self.grounding == "none" and getattr(self, name) != getattr(EvalConfig, name):
+                raise ConfigError(f"eval.{name} is set, but it has an effect with eval.grounding only.")
         for name, default in (("assistant_weight", None), ("assistant_examples", EvalConfig.assistant_examples)):
             if self.assistant is None and getattr(self, name) != default:
                 raise ConfigError(f"eval.{name} is set, but it has an effect with eval.assistant only.")

@@ -56,6 +56,7 @@ TASKS: dict[TaskName, Task] = {
     "history_title_to_title": Task("titles", "title"),
     "history_title_to_sid": Task("titles", "sid"),
 }
+NAMING: TaskName = "history_title_to_title"  # what a model is asked whose written titles are grounded (`eval.grounding`)
 RECOMMENDING: TaskName = "history_sid_to_sid"  # what evaluation and the validations ask, whatever is trained
 DEFAULT_TASKS: tuple[TaskName, ...] = (RECOMMENDING, "title_to_sid", "sid_to_title")
 # The released code's five classes: SidSFT, SidItemFeat (both directions), FusionSeqRec, SFTData, TitleHistory2SidSFT.

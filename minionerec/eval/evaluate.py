@@ -19,12 +19,12 @@ from functools import partial
 from pathlib import Path
 
 from minionerec.artifacts import ITEM_STAGES, MANIFEST, MILLISECONDS, Manifest, Recipe, require
-from minionerec.config import FLOORS, PLAIN_FLOORS, RECOMMENDING, Config, EvalConfig
+from minionerec.config import FLOORS, NAMING, PLAIN_FLOORS, RECOMMENDING, TASKS, Config, EvalConfig
 from minionerec.data.dataset import Dataset
 from minionerec.data.interactions import interaction_counts
 from minionerec.distributed import distributed_state, is_main_process
 from minionerec.errors import DataError
-from minionerec.eval import search_error
+from minionerec.eval import grounding, search_error
 from minionerec.eval.check_predictions import check_belongs
 from minionerec.eval.decode import decode_split
 from minionerec.eval.exposure import exposure
@@ -32,14 +32,14 @@ from minionerec.eval.listed import floor_vectors_digest, floors, is_stored, list
 from minionerec.eval.lists import RankedLists, cutoffs_within, headline_cutoff
 from minionerec.eval.metrics import measure
 from minionerec.eval.metrics_json import Metrics
-from minionerec.eval.predictions import write_predictions
+from minionerec.eval.predictions import as_predictions, write_predictions
 from minionerec.eval.slices import parts_of_dataset, parts_of_lists, slice_tables
 from minionerec.eval.wordings import file_of_wording, measure_wordings
-from minionerec.model import checkpoint
+from minionerec.model import checkpoint, pretrained
 from minionerec.prompts.builder import Prompts
 from minionerec.prompts.record import check_prompts, prompts_section
 from minionerec.recommend.assistant import BaselineAssistant
-from minionerec.recommend.loading import ASSISTED, MIXED, STAGES, has_mixture
+from minionerec.recommend.loading import ASSISTED, GROUNDED, MIXED, STAGES, has_mixture
 from minionerec.recommend.mixing import load_cache
 from minionerec.recommend.recommender import Recommender
 from minionerec.sid.index import SidIndex, collision_warning
@@ -82,7 +82,9 @@ def _predict(config: Config, name: str, recipe: Recipe) -> None:
     index = SidIndex.load(config.folder / "sid", dataset)
     stage, milliseconds, wordings = stage_of(name), None, 1
     with recipe.write(resumable=stage is not None, collective=True) as draft:
-        if stage is not None:
+        if name in GROUNDED:
+            _ground(config, GROUNDED[name], dataset, index, draft.path)
+        elif stage is not None:
             prompts, asking = _asking(config, name, stage, dataset, index, recipe)
             milliseconds = decode_split(asking(0, config.eval), draft.path)
             wordings = prompts.wordings if config.eval.wordings == "mean" else 1
@@ -124,6 +126,24 @@ def _asking(
     return prompts, asking
 
 
+def _ground(config: Config, stage: str, dataset: Dataset, index: SidIndex, folder: Path) -> None:
+    """Let the model write titles, and write the items whose titles are nearest to them."""
+    model, tokenizer = checkpoint.load(config.folder / stage / "model", config.eval.dtype)
+    prompts = Prompts(dataset, index, tokenizer, config.resolved_prompts, checkpoint.context_of(model))
+    grounding.catalog_titles(prompts)  # refuses them now, not after hours of writing
+    device = distributed_state().device
+    written = grounding.write_split(model.to(device), prompts, folder, config.eval)
+    if is_main_process():
+        embedder = (model, tokenizer)
+        if config.eval.grounding == "base":
+            embedder = checkpoint.load(str(config.model.path), config.eval.dtype)
+        embedder[0].to(device).eval()
+        rankings = grounding.rank_split(written, prompts, embedder, folder, config.eval)
+        ids = dataset.catalog["item_id"].to_list()
+        predictions = as_predictions(dataset.split(config.eval.split), rankings, index, ids)
+        write_predictions(folder / "predictions.jsonl", predictions)
+
+
 def _assistant(config: Config, dataset: Dataset, recipe: Recipe) -> BaselineAssistant:
     """The assistant, with the weight that the recipe names."""
     helped = recipe.config["d3"]
@@ -152,8 +172,11 @@ def _recipe(config: Config, name: str) -> Recipe:
         check_prompts(model.config, config.resolved_prompts, str(config.folder / stage))
         if config.eval.split == "valid":
             check_valid_unseen(model, "eval.split is valid")
-        sections["prompts"] = prompts_section(config.resolved_prompts, [RECOMMENDING])
-        if config.eval.wordings == "mean":
+        sections["prompts"] = prompts_section(config.resolved_prompts, [NAMING if name in GROUNDED else RECOMMENDING])
+        if name in GROUNDED:
+            fields = ("grounding", "title_beams", "title_tokens")
+            sections["titles"] = {field: getattr(config.eval, field) for field in fields}
+        elif config.eval.wordings == "mean":
             sections["wordings"] = {"asked": "mean"}
         if config.resolved_prompts.eval_style == "released":
             log.warning(
@@ -182,6 +205,9 @@ def _inputs(config: Config, name: str) -> dict[str, str]:
         if name in MIXED:
             mixture = require(config.folder / "mixture" / stage, "minionerec mixture", made_from=inputs)
             inputs[f"mixture/{stage}"] = mixture.digest
+        if name in GROUNDED and config.eval.grounding == "base":
+            path = str(config.model.path)
+            inputs["embeddings"] = pretrained.identity(path) or path
         if name in ASSISTED:
             inputs |= assistant_inputs(config, inputs["data"])
             if (digest := chosen_weight(config, stage, inputs)[1]) is not None:
@@ -224,16 +250,19 @@ def evaluable(config: Config) -> list[str]:
     wanted = MIXED if config.mixture.components else {}
     mixed = [name for name, stage in wanted.items() if stage in trained and has_mixture(folder, stage)]
     helped = [name for name, stage in ASSISTED.items() if config.eval.assistant is not None and stage in trained]
-    return [*floors(config), *(name for name in baselines if name not in PLAIN_FLOORS), *trained, *mixed, *helped]
+    grounded = [name for name, stage in GROUNDED.items() if config.eval.grounding != "none" and stage in trained]
+    if not any(TASKS[task].answers_with_sid for task in config.sft.task_names) and grounded:
+        trained = [stage for stage in trained if stage != "sft"]  # it writes titles and no SIDs
+    return [*floors(config), *(name for name in baselines if name not in PLAIN_FLOORS), *trained, *mixed, *helped, *grounded]
 
 
 def evaluated(folder: Path) -> list[str]:
     """The recommenders with a finished evaluation in a run's folder: floors first, then baselines, trained models last."""
-    order = {name: number for number, name in enumerate((*FLOORS, "", *STAGES, *MIXED, *ASSISTED))}
+    order = {name: number for number, name in enumerate((*FLOORS, "", *STAGES, *MIXED, *ASSISTED, *GROUNDED))}
     names = [path.parent.name for path in (folder / "eval").glob(f"*/{MANIFEST}")]
     return sorted(names, key=lambda name: (order.get(name, order[""]), name))
 
 
 def stage_of(name: str) -> str | None:
-    """The training stage whose model makes a recommender's lists, alone, mixed or assisted; None if no model does."""
-    return (MIXED | ASSISTED).get(name, name if name in STAGES else None)
+    """The training stage whose model makes a recommender's lists, alone, mixed, assisted or grounded; None if no model does."""
+    return (MIXED | ASSISTED | GROUNDED).get(name, name if name in STAGES else None)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from minionerec.config import DEFAULT_TASKS, RECOMMENDING, PromptsConfig, TaskName
+from minionerec.config import DEFAULT_TASKS, NAMING, RECOMMENDING, PromptsConfig, TaskName
 from minionerec.data.dataset import Dataset, SplitName
 from minionerec.errors import CatalogError, DataError
 from minionerec.model.checkpoint import sid_token_ids
@@ -145,6 +145,29 @@ class Prompts:
                     raise CatalogError(f"The history has item index {item}, but the catalog has the indices 0 to {items - 1}.")
         questions = [question_of(history, self.index, self._words) for history in histories]
         return [HistoryPrompt(tokens, cut) for tokens, cut in self._encoder.prompts(questions)]
+
+    @cached_property
+    def titles(self) -> list[str]:
+        """The titles of all items, as prompts show them."""
+        return item_texts(self.dataset, self._plain).titles
+
+    def title_prompts(self, histories: Sequence[Sequence[int]], room: int) -> list[list[int]]:
+        """The prompts that ask for the title of the next item, shown the titles of a history.
+
+        Args:
+            histories: item indices, oldest first, at least one each.
+            room: tokens that the answer may have. It does not depend on the answer, so the prompt tells nothing of it.
+
+        Raises:
+            ConfigError: a prompt is too long even with one character, or the tokenizer has no chat template.
+        """
+        questions = [question_of(history, self.index, self._words, NAMING, self.titles) for history in histories]
+        return [tokens for tokens, _ in self._encoder.prompts(questions, room)]
+
+    def written_title(self, answer: str) -> str:
+        """The title in an answer to such a prompt: without the words around it, such as quotes, and safe to tokenise."""
+        before, _, after = wording_of(NAMING, self.config).completion.partition("{title}")
+        return self._plain(answer.strip().removeprefix(before.strip()).removesuffix(after.strip()).strip())
 
     def template(self) -> dict[str, str]:
         """How a prompt that asks for the next item is written, for programs that do not have this one.

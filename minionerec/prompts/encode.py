@@ -86,19 +86,22 @@ class Encoder:
             encoded.append(TokenExample(prompt, completion, example.target, example.group, example.is_sid, example.row, cut))
         return encoded
 
-    def prompts(self, questions: Sequence[Question]) -> list[tuple[list[int], int]]:
-        """The prompts of questions whose answer is a SID that is not known yet, each with how many oldest items were left out.
+    def prompts(self, questions: Sequence[Question], room: int | None = None) -> list[tuple[list[int], int]]:
+        """The prompts of questions whose answer is not known yet, each with how many oldest items were left out.
+
+        Args:
+            room: tokens of the longest answer; None for the longest SID.
 
         Raises:
             ConfigError: a prompt is too long even with one item, or the tokenizer makes no tokens of it.
         """
-        prompts = []
+        prompts, room = [], self._levels if room is None else room
         for question, prompt in zip(questions, self._tokens([self.text(question) for question in questions]), strict=True):
             if not prompt:
                 raise self._no_tokens(question.text())
             parts = len(question.parts)
-            if self._limit is not None and len(prompt) + self._levels > self._limit:
-                prompt, parts = self._shortened(question, self._limit - self._levels, "A history")
+            if self._limit is not None and len(prompt) + room > self._limit:
+                prompt, parts = self._shortened(question, self._limit - room, "A history")
             prompts.append((prompt, len(question.parts) - parts))
         return prompts
 

@@ -157,14 +157,17 @@ def examples_of(
     return _of_items(task, texts, index, stride, words)
 
 
-def question_of(history: Sequence[int], index: SidIndex, words: Words) -> Question:
-    """What the recommending task asks about a history.
+def question_of(
+    history: Sequence[int], index: SidIndex, words: Words, task: TaskName = RECOMMENDING, titles: Sequence[str] = ()
+) -> Question:
+    """What a task asks about a history.
 
     Args:
         history: item indices, oldest first, at least one.
+        titles: of all items, for a task that shows them.
     """
-    written = _item_writer(RECOMMENDING, ItemTexts([], []), index, words)  # it shows SIDs, no texts
-    return _history_question(RECOMMENDING, tuple(written(item) for item in history), 0, words)
+    written = _item_writer(task, ItemTexts(list(titles), []), index, words)
+    return _history_question(task, tuple(written(item) for item in history), 0, words)
 
 
 def _around(question: str, slot: str, category: str) -> tuple[str, str]:

@@ -27,6 +27,8 @@ STAGES = ("sft", "rl")  # the training stages, in their order
 MIXED = {f"{stage}-mixture": stage for stage in STAGES}  # name of an evaluated model with its mixture, and its stage
 ASSISTED = {f"{stage}-d3": stage for stage in STAGES}  # the same of a model with its assistant (`eval.assistant`)
 
+GROUNDED = {"sft-titles": "sft"}  # the same of a model whose written titles are grounded (`eval.grounding`)
+
 
 @dataclass(frozen=True)
 class Parts:

@@ -36,8 +36,9 @@ _BASELINES = (
     *(f"baselines/{name}" for name in BASELINES if name not in PLAIN_FLOORS),
     *(f"eval/{name}" for name in _TRAINED_ON_REQUEST),
 )
-_MIXED = tuple(
-    folder for way in ("mixture", "d3") for stage in ("sft", "rl") for folder in (f"{way}/{stage}", f"eval/{stage}-{way}")
+_MIXED = (
+    *(folder for way in ("mixture", "d3") for stage in ("sft", "rl") for folder in (f"{way}/{stage}", f"eval/{stage}-{way}")),
+    "eval/sft-titles",
 )
 _ORDER = ("data", "sid", "sft", "rl", *_BASELINES, *(f"eval/{name}" for name in FLOORS), "eval/sft", "eval/rl", *_MIXED)
 

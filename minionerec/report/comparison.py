@@ -62,6 +62,7 @@ RIVALS = (
     ),
     Rival("D3", ("sft-d3", "rl-d3"), "D3", "minionerec eval --config {run} --eval.assistant sasrec"),
     Rival("LC-Rec", ("lcrec",), "LCRec", "bash scripts/rivals.sh industrial-lcrec-smollm2"),
+    Rival("BIGRec", ("sft-titles",), "BIGRec", "bash scripts/rivals.sh industrial-bigrec-smollm2"),
     Rival("TIGER", ("tiger",), "TIGER", _BASELINE + "tiger"),
     Rival("LIGER", ("liger",), None, _BASELINE + "liger"),
     Rival("Lazy decoder (OneRec-V2)", ("lazy",), None, _BASELINE + "lazy"),

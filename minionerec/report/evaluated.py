@@ -27,6 +27,7 @@ LABELS = {name: baseline.label for name, baseline in BASELINES.items()} | {
     "rl-mixture": "SFT + RL, mixed",
     "sft-d3": "SFT, assisted (D3)",
     "rl-d3": "SFT + RL, assisted (D3)",
+    "sft-titles": "SFT, titles grounded (BIGRec)",
 }
 _RAW_FILES: Setting = ("data", "data", "path")  # where the raw files are stored is no part of a recipe
 
@@ -36,7 +37,7 @@ class Evaluated:
     """One recommender's predictions with their metrics.
 
     Attributes:
-        name: `sft`, `rl`, these with `-mixture` or `-d3`, a baseline's name, or `file`.
+        name: `sft`, `rl`, these with `-mixture` or `-d3`, `sft-titles`, a baseline's name, or `file`.
         label: its name on a page; unique within a page.
         path: the predictions file.
         lists: the predictions.

@@ -32,6 +32,7 @@ _TRAINED = {
     "rl-mixture": ("sft", "rl", "mixture/rl"),
     "sft-d3": ("sft", "d3/sft"),
     "rl-d3": ("sft", "rl", "d3/rl"),
+    "sft-titles": ("sft",),
 }
 
 

@@ -148,7 +148,7 @@ def _train(config: Config, recipe: Recipe, write_curves: WriteCurves | None) -> 
     drawn = begun.prompts.config.wording == "several"
     training = trees_of(0 if drawn else None)
     epochs = EpochTrees(lambda epoch: trees_of(epoch).trees) if drawn else None
-    held_out = validation_trees(begun.prompts, sft.max_examples, None if cache is None else cache.valid)
+    held_out = validation_trees(begun.prompts, sft.max_examples, None if cache is None else cache.valid, sft.task_names)
     longest = max(map(tree_tokens, training.trees)) if sft.micro_tokens is not None else 0
     arguments = training_arguments(sft, config.seed, recipe.folder, len(training.trees), longest)
     if config.model.item_texts:

@@ -184,17 +184,28 @@ def training_trees(
     return build_trees(examples, stride, weights, cached)
 
 
-def validation_trees(prompts: Prompts, count: int | None = None, cached: CachedTargets | None = None) -> list[Tree]:
-    """Whole histories of the recommending task, unweighted: what evaluation will see, whatever is trained.
+def validation_trees(
+    prompts: Prompts,
+    count: int | None = None,
+    cached: CachedTargets | None = None,
+    tasks: Sequence[TaskName] = (RECOMMENDING,),
+) -> list[Tree]:
+    """Whole histories, unweighted: what evaluation will see.
+
+    That is the recommending task, whatever is trained; a model that never answers with a SID is validated on what it is trained
+    on, as far as it is asked about histories.
 
     Args:
+        tasks: that are trained.
         count: at most so many, evenly spaced over the valid split; None for all.
         cached: see `build_trees`; of the valid split.
 
     Raises:
         DataError: the valid split is empty.
     """
-    trees = build_trees(examples_by_task(prompts, [RECOMMENDING], "valid"), 1, cached=cached).trees
+    writes_sids = any(TASKS[task].answers_with_sid for task in tasks)
+    asked = [] if writes_sids else [task for task in tasks if TASKS[task].reads_history]
+    trees = build_trees(examples_by_task(prompts, asked or [RECOMMENDING], "valid"), 1, cached=cached).trees
     if not trees:
         raise DataError(
             "The valid split of the run's data is empty, so there is nothing to choose the best model by. Prepare the data "

@@ -471,7 +471,7 @@ def test_the_script_gives_vectors_to_rpg_and_liger_alone():
 
 def test_the_script_refuses_what_is_no_rival():
     for arguments, message in (
-        (["beauty-sasrec"], "beauty-sasrec is not industrial-sdpo, -tiger, -lazy, -rpg or -liger"),
+        (["beauty-sasrec"], "beauty-sasrec is not industrial-sdpo, -tiger, -lazy, -rpg, -liger, -lcrec-"),
         (["industrial-tiger", "beauty-sasrec"], "beauty-sasrec is not"),  # before the first one is trained
         (["industrial-tiger", "--baseline.epochs", "1"], "go behind --: scripts/rivals.sh PRESET -- --baseline.epochs"),
     ):

@@ -1,0 +1,171 @@
+"""BIGRec: titles are written freely and grounded exactly."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from minionerec.artifacts import Manifest
+from minionerec.config import NAMING, Config, EvalConfig, ModelConfig, PromptsConfig, SftConfig
+from minionerec.errors import ConfigError, DataError
+from minionerec.eval import grounding
+from minionerec.eval.evaluate import evaluable, evaluate
+from minionerec.eval.lists import RankedLists
+from minionerec.eval.metrics import values_per_row
+from minionerec.model import checkpoint, scratch
+from minionerec.pipeline import run
+from minionerec.prompts.builder import Prompts, tokenizer_corpus
+from minionerec.report.comparison import compare_runs
+from minionerec.sft.trees import validation_trees
+from tests.small import config, listed_examples, random_dataset
+
+FREE = EvalConfig(num_beams=8, grounding="trained", title_beams=1, title_tokens=6, batch_size=3)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    dataset, index = random_dataset()
+    corpus = tokenizer_corpus(dataset, PromptsConfig(), [NAMING])
+    torch.manual_seed(0)
+    model, tokenizer = scratch.create(corpus, ModelConfig(hidden_size=16, heads=2, layers=2), 0)
+    checkpoint.add_sid_tokens(model, tokenizer, index, 0)
+    return model.eval(), Prompts(dataset, index, tokenizer)
+
+
+@pytest.mark.parametrize("exclude", [False, True], ids=["kept", "left out"])
+def test_the_ranking_is_that_of_all_distances_with_equal_titles_in_catalog_order(exclude):
+    rng = np.random.default_rng(0)
+    titles = [f"title {number}" for number in rng.integers(0, 25, 40)]  # some items share one
+    of_title = {title: rng.normal(size=6).astype(np.float32) for title in titles}
+    embedded = np.stack([of_title[title] for title in titles])
+    written = np.concatenate([rng.normal(size=(290, 6)), embedded[:10]]).astype(np.float32)  # more than one block
+    histories = [rng.choice(40, 3, replace=False).tolist() for _ in written]
+    targets = rng.integers(0, 40, len(written))
+    examples = pl.DataFrame({"target": targets, "history": histories})
+    grounded = grounding.ground(written, titles, embedded, examples, EvalConfig(num_beams=7, exclude_history=exclude))
+    for row, vector in enumerate(written):
+        distance = [float(np.linalg.norm(vector.astype(float) - item.astype(float))) for item in embedded]
+        left_out = set(histories[row]) if exclude else set()
+        order = sorted((item for item in range(40) if item not in left_out), key=lambda item: (round(distance[item], 9), item))
+        assert grounded.rankings[row].tolist() == order[:7]
+        target = int(targets[row])
+        if target in left_out:
+            assert np.isinf(grounded.best[row])
+            continue
+        alike = [item for item in order if titles[item] == titles[target]]
+        assert grounded.ties[row] == len(alike) and grounded.best[row] == order.index(alike[0])
+
+
+def test_short_catalogs_lose_the_history_and_nothing_else():
+    embedded = np.eye(4, dtype=np.float32)
+    examples = pl.DataFrame({"target": [3], "history": [[0, 1, 0]]})
+    grounded = grounding.ground(embedded[3:], list("abcd"), embedded, examples, EvalConfig(num_beams=4, exclude_history=True))
+    assert grounded.rankings[0].tolist() == [3, 2]
+
+
+def test_equal_texts_have_equal_embeddings_however_they_are_batched_and_titles_find_themselves(parts):
+    model, prompts = parts
+    titles = grounding.catalog_titles(prompts)
+    whole = grounding.embed(model, prompts.tokenizer, [*titles, *titles[::-1], ""], None, 64)
+    assert (whole[: len(titles)] == whole[len(titles) : -1][::-1]).all()
+    single = grounding.embed(model, prompts.tokenizer, titles, None, 1)
+    np.testing.assert_allclose(single, whole[: len(titles)], atol=1e-5)
+    end = torch.tensor([[prompts.tokenizer.eos_token_id]])
+    with torch.no_grad():  # nothing written is the end token alone; states are those after the final norm
+        state = model(end, output_hidden_states=True).hidden_states[-1][0, -1]
+    np.testing.assert_allclose(whole[-1], state.numpy(), atol=1e-6)
+    examples = pl.DataFrame({"target": range(len(titles)), "history": [[0]] * len(titles)})
+    grounded = grounding.ground(single, titles, whole[: len(titles)], examples, FREE)
+    assert [ranking[0] for ranking in grounded.rankings] == list(range(len(titles)))
+
+
+def test_a_title_longer_than_the_model_reads_loses_its_end(parts):
+    model, prompts = parts
+    tokens = prompts.tokenizer("one long title with many words", add_special_tokens=False)["input_ids"]
+    cut = grounding.embed(model, prompts.tokenizer, ["one long title with many words"], 3, 1)
+    with torch.no_grad():
+        state = model.base_model(torch.tensor([tokens[:3]])).last_hidden_state[0, -1]
+    assert len(tokens) > 3
+    np.testing.assert_allclose(cut[0], state.numpy(), atol=1e-6)
+
+
+def test_a_batch_writes_what_single_prompts_and_a_plain_greedy_loop_write(parts):
+    model, prompts = parts
+    asked = prompts.title_prompts(prompts.dataset.test["history"].to_list()[:5], 6)
+    batched, single = (
+        list(grounding.write_titles(model, prompts.tokenizer, asked, replace(FREE, batch_size=n))) for n in (5, 1)
+    )
+    greedy = []
+    for prompt in asked:
+        ids = list(prompt)
+        while len(ids) < len(prompt) + 6 and (len(ids) == len(prompt) or ids[-1] != prompts.tokenizer.eos_token_id):
+            with torch.no_grad():
+                ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        greedy.append(prompts.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True))
+    assert batched == single == greedy
+
+
+def test_rows_are_asked_as_in_training_and_no_prompt_knows_how_long_its_answer_is(parts):
+    _, prompts = parts
+    histories = prompts.dataset.test["history"].to_list()
+    assert prompts.title_prompts(histories, 6) == [example.prompt for example in listed_examples(prompts, NAMING, "test")]
+    short = replace(prompts, config=PromptsConfig(max_tokens=40))
+    assert max(map(len, short.title_prompts(histories, 6))) <= 34
+    released = replace(prompts, config=PromptsConfig(wording="released"))
+    assert released.written_title(' "gel pen" \n') == "gel pen" and prompts.written_title(" gel pen <a_1>") == "gel pen < a_1>"
+
+
+def test_what_cannot_be_grounded_is_refused(parts):
+    _, prompts = parts
+    catalog = prompts.dataset.catalog
+    titles = catalog["title"].to_list()
+    titles[4] = " "
+    untitled = replace(prompts, dataset=replace(prompts.dataset, catalog=catalog.with_columns(title=pl.Series(titles))))
+    with pytest.raises(DataError, match=r"1 of 30 items have no title, the first is item 4 \('i4'\)"):
+        grounding.catalog_titles(untitled)
+    naming = SftConfig(tasks=[NAMING])
+    for wrong, message in (
+        ({"eval": FREE}, f"sft.tasks does not name {NAMING}"),
+        ({"eval": replace(FREE, grounding="base"), "sft": naming}, "random weights tell no titles apart"),
+        ({"eval": FREE, "sft": naming, "model": ModelConfig(text_input=True)}, "model.text_input or model.text_output is true"),
+        ({"sft": replace(naming, best_metric="NDCG@10")}, "validations would rank by what was never trained"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Config(**wrong)
+    with pytest.raises(ConfigError, match=r"eval.title_beams is set, but it has an effect with eval.grounding only"):
+        EvalConfig(title_beams=2)
+
+
+def test_a_model_of_titles_is_validated_on_titles(parts):
+    _, prompts = parts
+    titles = validation_trees(prompts, tasks=[NAMING])
+    assert len(titles) == len(prompts.dataset.valid) and not any(branch.is_sid for tree in titles for branch in tree)
+    both = validation_trees(prompts, tasks=["history_sid_to_sid", NAMING])
+    assert all(branch.is_sid for tree in both for branch in tree)
+
+
+def test_a_run_from_titles_to_the_table(tmp_path):
+    settings = config(
+        tmp_path,
+        sft={"tasks": [NAMING], "epochs": 2, "evaluations": 1, "row_tokens": 256},
+        eval={"grounding": "trained", "title_beams": 2, "title_tokens": 8, "resamples": 50},
+    )
+    run(settings, ("data", "sid", "sft"))
+    assert "sft-titles" in evaluable(settings) and "sft" not in evaluable(settings)
+    for name in ("popularity", "sft-titles"):
+        evaluate(settings, name)
+    folder = settings.folder / "eval/sft-titles"
+    manifest = Manifest.load(folder)
+    assert set(manifest.files) == {"predictions.jsonl", "metrics.json", "titles.json", "grounding.json"}
+    lists, stored = RankedLists.read(folder / "predictions.jsonl"), json.loads((folder / "grounding.json").read_text())
+    assert len(json.loads((folder / "titles.json").read_text())) == len(lists) == 40
+    assert (stored["items"], stored["items_that_share_a_title"], stored["titles_cut"]) == (48, 0, 0)
+    value = values_per_row(lists, (10,), "item")["HR@10"].mean()  # no two titles are equal, so all three agree
+    assert stored["tied_in_expectation"]["HR@10"] == stored["best_of_tied"]["HR@10"] == pytest.approx(value)
+    compared = compare_runs([settings.folder], resamples=50)
+    assert [row.label for row in compared.recommenders if row.name == "sft-titles"] == ["SFT, titles grounded (BIGRec)"]
+    _, fresh = evaluate(replace(settings, eval=replace(settings.eval, title_tokens=6)), "sft-titles")
+    assert fresh
