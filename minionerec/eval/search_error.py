@@ -99,10 +99,10 @@ def trace(
     trie = recommender.trie
     input_ids, mask = recommender.encode(histories)
     scores = score_prefixes(recommender.model, input_ids, mask, trie=trie, normalise_over=normalise_over)
-    keys, prior = scores, recommender.mixed(trie, histories).prefixes()
-    if prior is not None:  # a search orders prefixes by a bound of what is below them
-        keys = [prior.bounds(level, of_model) for level, of_model in enumerate(scores)]
-        scores = [prior.masses(level, of_model) for level, of_model in enumerate(scores)]
+    keys, guide = scores, recommender.mixed(trie, histories).prefixes()
+    if guide is not None:  # a search orders prefixes by a bound of what is below them
+        keys = [guide.bounds(level, of_model) for level, of_model in enumerate(scores)]
+        scores = [guide.masses(level, of_model) for level, of_model in enumerate(scores)]
     # Per level, (examples, prefixes):
     level_scores, level_keys = ([level.double().cpu().numpy() for level in some] for some in (scores, keys))
     nodes = [torch.arange(len(tokens), device=trie.device) for tokens in trie.tokens]

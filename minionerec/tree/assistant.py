@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from minionerec.errors import ConstraintError
-from minionerec.tree.prior import check_shapes, legal_leaves
+from minionerec.tree.prior import check_shapes, legal_leaves, of_nodes, per_request
 
 if TYPE_CHECKING:
     from minionerec.tree.trie import CatalogTrie
@@ -159,14 +159,12 @@ class PrefixAssistant:
         return self._weighed(self.mass[level], scores, nodes)
 
     def _weighed(self, of_assistant: torch.Tensor, scores: torch.Tensor, nodes: torch.Tensor | None) -> torch.Tensor:
-        if nodes is not None:
-            of_assistant = of_assistant.gather(1, nodes.flatten(1)).view(nodes.shape)
         missing = scores == -torch.inf
-        weight = self.assistant.weight.view(-1, *[1] * (scores.dim() - 1))
+        weight = per_request(self.assistant.weight, scores)
         # Where there is no node, and there alone, a part may be -inf, which times 0 is no number. A request of weight 1 keeps
         # the model's float32 scores to the bit: they fit into float64.
-        weighed = weight * scores.masked_fill(missing, 0).double() + (1 - weight) * of_assistant.masked_fill(missing, 0)
-        return weighed.float().masked_fill(missing, -torch.inf)
+        of_model, of_assistant = (part.masked_fill(missing, 0) for part in (scores.double(), of_nodes(of_assistant, nodes)))
+        return (weight * of_model + (1 - weight) * of_assistant).float().masked_fill(missing, -torch.inf)
 
 
 def _log_sums(values: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:

@@ -149,7 +149,7 @@ def pack(branches: Sequence[Branch], *, row_tokens: int, trie: CatalogTrie | Non
     Raises:
         ConstraintError: `row_tokens` is below 1; there is no branch, or none with a label; a branch has no prompt or no
             completion; its number of weights differs from its number of completion tokens; a SID is not in the trie; or the
-            trie is a view, has a prior, or holds a SID that is the beginning of another.
+            trie is a view, is mixed, or holds a SID that is the beginning of another.
     """
     if row_tokens < 1:
         raise ConstraintError(f"row_tokens is {row_tokens}; a row holds at least 1 token.")

@@ -105,13 +105,14 @@ def score_catalog(
         model: a transformers causal LM or T5 in evaluation mode, with sdpa or eager attention.
         input_ids: prompts, (batch, length), left-padded.
         attention_mask: of the same shape; None if nothing is padded.
-        trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt; mixed with a prior or
-            not.
+        trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt; mixed with a prior
+            or an assistant, or not.
         normalise_over: `vocabulary` normalises each step over the full vocabulary, `catalog` over the legal next tokens.
         memory: what a pass may take beyond the model, the prompts and the result (bytes).
 
     Returns:
-        (batch, SIDs) scores in nats, in the order of `trie.sids`; -inf outside a view.
+        (batch, SIDs) scores in nats, in the order of `trie.sids`; -inf outside a view. Of a trie mixed with a prior, the
+        log-probability in the mixture; with an assistant, D3's score.
 
     Raises:
         ConstraintError: the budget does not hold one path of the trie, or model, prompts and trie do not fit together
@@ -146,16 +147,17 @@ def score_prefixes(
         model: a transformers causal LM or T5 in evaluation mode, with sdpa or eager attention.
         input_ids: prompts, (batch, length), left-padded.
         attention_mask: of the same shape; None if nothing is padded.
-        trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt; mixed with a prior or
-            not.
+        trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt; mixed with a prior
+            or an assistant, or not.
         normalise_over: `vocabulary` normalises each step over the full vocabulary, `catalog` over the legal next tokens.
         memory: what a pass may take beyond the model, the prompts and the result; a quarter is for logits over the vocabulary,
             at least one row of them, the rest for what `chunk_size` counts (bytes).
         written: what the model writes code by code, without a second distribution of its own (`tree/leaf_component.py`).
 
     Returns:
-        Per level of the trie, (batch, nodes) scores in nats, in the order of the nodes; -inf outside a view. With a prior, the
-        logarithm of the probability of all SIDs below a node together.
+        Per level of the trie, (batch, nodes) scores in nats, in the order of the nodes; -inf outside a view. Of a trie mixed
+        with a prior, the logarithm of the probability of all SIDs below a node together; with an assistant, D3's score of the
+        prefix.
 
     Raises:
         ConstraintError: the budget does not hold one path of the trie, or model, prompts and trie do not fit together
@@ -189,8 +191,8 @@ def score_prefixes(
             )  # (nodes, children), those outside a view too
             below = slice(int(trie.offsets[level + 1][low]), int(trie.offsets[level + 1][high]))
             scores[level + 1][:, below] = (scores[level][:, low:high, None] + steps)[:, is_child]
-    prior = prompts.trie.prefixes()
-    return scores if prior is None else [prior.masses(level, model_scores) for level, model_scores in enumerate(scores)]
+    guide = prompts.trie.prefixes()
+    return scores if guide is None else [guide.masses(level, model_scores) for level, model_scores in enumerate(scores)]
 
 
 @torch.no_grad()
@@ -217,13 +219,13 @@ def score_leaves(
         model: a transformers causal LM or T5 in evaluation mode, with sdpa or eager attention.
         input_ids: prompts, (batch, length), left-padded.
         attention_mask: of the same shape; None if nothing is padded.
-        trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt; mixed with a prior or
-            not.
+        trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt; mixed with a prior
+            or an assistant, or not.
         leaves: (batch, SIDs) int64 numbers of SIDs in the trie; -1 in empty places.
         normalise_over: `vocabulary` normalises each step over the full vocabulary, `catalog` over the legal next tokens.
 
     Returns:
-        (batch, SIDs) scores in nats; -inf outside a view and in empty places.
+        (batch, SIDs) scores in nats, of a mixed trie as in `score_catalog`; -inf outside a view and in empty places.
 
     Raises:
         ConstraintError: the leaves have another shape or are not in the trie, or model, prompts and trie do not fit together
@@ -257,9 +259,9 @@ def score_leaves(
         if level < trie.depth - 1:
             ancestors = torch.cat([ancestors, itself], dim=-1)  # SID i goes below SID i of the level before
             states, above = prompts.extend(trie.tokens[level][nodes].long(), level, ancestors), nodes
-    prior = prompts.trie.prefixes()
-    if prior is not None:
-        scores = prior.bounds(trie.depth - 1, scores, path[-1])
+    guide = prompts.trie.prefixes()
+    if guide is not None:
+        scores = guide.bounds(trie.depth - 1, scores, path[-1])
     return scores.masked_fill(leaves < 0, -torch.inf)
 
 

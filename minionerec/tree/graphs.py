@@ -259,8 +259,8 @@ class SearchGraphs:
             return f"the model has moved to {self.model.device}"
         if torch.is_autocast_enabled(self._device.type):
             return "autocast is on, which keeps copies of the weights"
-        if trie.prior is not None:
-            return "the trie is mixed with a prior, which belongs to the prompts"
+        if trie.guide is not None:
+            return "the trie is mixed with what belongs to the prompts"
         if trie.depth == 1:
             return "the trie has one level, below which no tree token stands"
         if trie.view is not None and (size := rows * sum(map(len, trie.tokens))) > _MOST_LEGAL:

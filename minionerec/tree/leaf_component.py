@@ -104,15 +104,15 @@ def with_leaf_component(model: Any, trie: CatalogTrie, states: torch.Tensor, nor
     check_leaves(model, trie)
     logprobs, gate = model.leaf_component(states)
     own = Prior(logprobs.double().exp(), gate.double().sigmoid())
-    if isinstance(trie.prior, Assistant):
+    if isinstance(trie.guide, Assistant):
         raise ConstraintError(
             "The model has a second distribution over the catalog (model.text_output), and an assistant weighs what is written "
             "code by code only. Leave the assistant out (eval.assistant null), or train with model.text_output false."
         )
-    if trie.prior is None:
+    if trie.guide is None:
         mixed_in = own
     else:
-        own, other = own.within(trie), trie.prior.within(trie)  # each over what a view leaves, before they are added
+        own, other = own.within(trie), trie.guide.within(trie)  # each over what a view leaves, before they are added
         kept = 1 - other.share
         share = 1 - kept * (1 - own.share)
         leaves = (kept * own.share)[:, None] * own.leaves + other.share[:, None] * other.leaves

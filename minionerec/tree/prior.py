@@ -190,10 +190,23 @@ class PrefixPrior:
         return self._mixed(self.mass[level], scores, nodes)
 
     def _mixed(self, weighted: torch.Tensor, scores: torch.Tensor, nodes: torch.Tensor | None) -> torch.Tensor:
-        if nodes is not None:
-            weighted = weighted.gather(1, nodes.flatten(1)).view(nodes.shape)
-        model = scores + self.model_weight.view(-1, *[1] * (scores.dim() - 1))
-        return torch.logaddexp(model, weighted).masked_fill(scores == -torch.inf, -torch.inf)
+        model = scores + per_request(self.model_weight, scores)
+        return torch.logaddexp(model, of_nodes(weighted, nodes)).masked_fill(scores == -torch.inf, -torch.inf)
+
+
+def of_nodes(values: torch.Tensor, nodes: torch.Tensor | None) -> torch.Tensor:
+    """The values of some nodes of a level.
+
+    Args:
+        values: (batch, nodes of the level).
+        nodes: (batch, ...) their numbers; None for all in their order.
+    """
+    return values if nodes is None else values.gather(1, nodes.flatten(1)).view(nodes.shape)
+
+
+def per_request(values: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """One value per request, (batch,), so that it counts for each of the request's scores, (batch, ...)."""
+    return values.view(-1, *[1] * (scores.dim() - 1))
 
 
 def legal_leaves(trie: "CatalogTrie", requests: int) -> torch.Tensor:

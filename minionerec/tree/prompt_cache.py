@@ -106,8 +106,8 @@ def check_search(
         trie.check_normalisable()
     if trie.view is not None and trie.view.requests not in (1, len(input_ids)):
         raise ConstraintError(f"The trie is a view of {trie.view.requests} requests, but there are {len(input_ids)} prompts.")
-    if trie.prior is not None:
-        trie.prior.check(trie, len(input_ids), normalise_over)
+    if trie.guide is not None:
+        trie.guide.check(trie, len(input_ids), normalise_over)
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
     visible = attention_mask.bool()

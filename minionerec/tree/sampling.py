@@ -155,7 +155,7 @@ def sample_with_replacement(
 def _check_sampling(
     input_ids: torch.Tensor, trie: CatalogTrie, num_samples: int, seeds: torch.Tensor, temperature: float
 ) -> None:
-    if isinstance(trie.prior, Assistant):
+    if isinstance(trie.guide, Assistant):
         raise ConstraintError(
             "What a model and its assistant score together is no distribution over the catalog, so nothing can be drawn from "
             "it. Search for beams, or draw from the model alone."

@@ -23,13 +23,13 @@ class BeamResult:
 
     Attributes:
         tokens: (batch, beams, levels) int64 token ids; `NO_TOKEN` behind the end of a short SID and in empty places.
-        scores: (batch, beams) sums of log-probabilities in nats, descending; -inf in empty places. With a prior, the
-            log-probability of each SID in the mixture.
+        scores: (batch, beams) sums of log-probabilities in nats, descending; -inf in empty places. Of a mixed trie, the
+            log-probability of each SID in the mixture with a prior, or D3's score with an assistant.
         leaves: (batch, beams) int64, the number of each SID in the trie, for `CatalogTrie.items`; -1 in empty places.
         exact: (batch,) bool, the certificate: True proves that the list is the exact top of the whole catalog.
-        best_pruned: (batch,) the highest score of any prefix that was pruned, -inf if none was; with a prior, the highest bound
-            of what is below it. The part of a list whose scores are no lower is exact, even if the whole list is not proven to
-            be.
+        best_pruned: (batch,) the highest score of any prefix that was pruned, -inf if none was; of a mixed trie, the highest
+            bound of what is below it. The part of a list whose scores are no lower is exact, even if the whole list is not
+            proven to be.
     """
 
     tokens: torch.Tensor
@@ -44,7 +44,7 @@ class SearchResult(NamedTuple):
 
     Attributes:
         leaves: (batch, places) numbers of the leaves; -1 in empty places.
-        scores: (batch, places) sums of log-probabilities in nats, with a prior those of the mixture; -inf in empty places.
+        scores: (batch, places) sums of log-probabilities in nats; of a mixed trie as in `BeamResult`; -inf in empty places.
         keys: (batch, places) what the leaves are ordered by: their scores, or with seeds their perturbed scores.
         best_pruned: (batch,) the highest key of any prefix that was pruned; -inf if none was.
     """
@@ -62,11 +62,11 @@ class SearchLevel:
     Attributes:
         nodes: (batch, beams) numbers of the nodes that were kept, best first; -1 in empty places.
         parents: (batch, beams) the beam of the level above that each is below.
-        logprobs: (batch, beams) log-probability of each node's token after those above it, in nats; with a prior, that in the
-            mixture.
-        scores: (batch, beams) sums of log-probabilities.
+        logprobs: (batch, beams) log-probability of each node's token after those above it, in nats; of a mixed trie, that in
+            the mixture, or D3's score of the step.
+        scores: (batch, beams) sums of these.
         pruned: (batch, beams above) how many legal children of each beam of the level above were pruned.
-        best_pruned: (batch, beams above) the highest score of these, with a prior the highest bound; -inf if there are none.
+        best_pruned: (batch, beams above) the highest score of these, of a mixed trie the highest bound; -inf if there are none.
     """
 
     nodes: torch.Tensor
@@ -87,12 +87,12 @@ def run_search(
     """The `width` best leaves by score or, given a seed per prompt, by perturbed score; `levels` takes what each level kept."""
     trie, device = prompts.trie, prompts.visible.device
     batch = len(prompts.visible)
-    prior = trie.prefixes()
+    guide = trie.prefixes()
 
     # 1. Begin with one beam, the trie's root. Its states are what the prompt's last token gives.
     nodes = torch.zeros(batch, 1, dtype=torch.long, device=device)  # (batch, beams), -1 where a beam is missing
     scores = torch.zeros(batch, 1, device=device)  # the model's
-    masses = scores  # log-probabilities of the prefixes: the model's scores or, with a prior, those of the mixture
+    masses = scores  # log-probabilities of the prefixes: the model's scores or those of what guides it, too
     keys = scores if seeds is None else gumbel(seeds, 0, nodes)
     states = prompts.last  # (batch, beams, hidden or vocabulary)
     ancestors = torch.zeros(batch, 1, 0, dtype=torch.bool, device=device)  # (batch, beams, tree tokens so far)
@@ -103,16 +103,16 @@ def run_search(
         child_nodes, child_tokens, steps = prompts.child_logprobs(level, nodes, states, temperature)  # (batch, beams, children)
         child_scores = scores[..., None] + steps
         child_masses = child_scores
-        if prior is not None and (seeds is not None or levels is not None):
-            child_masses = prior.masses(level, child_scores, child_nodes)
+        if guide is not None and (seeds is not None or levels is not None):
+            child_masses = guide.masses(level, child_scores, child_nodes)
         if seeds is not None:
             # The leaves with the highest keys are a sample without replacement. The noise is drawn given the parent's key,
             # which is the maximum of its children's: pruning a prefix never loses one of the `width` best leaves.
             child_keys = _perturb(child_masses, keys, gumbel(seeds, level + 1, child_nodes))
-        elif prior is not None:
+        elif guide is not None:
             # A bound of all that is below ranks better than the mass, and proves more: it is lower, and equal at a leaf.
             # Rounding may leave it a hair above its parent's; the certificate needs keys that only fall.
-            child_keys = torch.minimum(prior.bounds(level, child_scores, child_nodes), keys[..., None])
+            child_keys = torch.minimum(guide.bounds(level, child_scores, child_nodes), keys[..., None])
         else:
             child_keys = child_scores
 
@@ -131,7 +131,7 @@ def run_search(
         #    -1, which has no children.
         nodes = child_nodes.flatten(1).gather(1, places).masked_fill(keys == -torch.inf, -1)
         if levels is not None:
-            child_logprobs = steps if prior is None else child_masses - masses[..., None]
+            child_logprobs = steps if guide is None else child_masses - masses[..., None]
             levels.append(_level(nodes, places, child_logprobs, child_masses, child_keys))
         masses = child_masses.flatten(1).gather(1, places)
         if level == trie.depth - 1:
@@ -144,7 +144,7 @@ def run_search(
         itself = torch.eye(beams, dtype=torch.bool, device=device).expand(batch, -1, -1)
         ancestors = torch.cat([inherited, itself], dim=-1)
         states = prompts.extend(child_tokens.flatten(1).gather(1, places), level, ancestors)
-    return SearchResult(nodes, masses if prior is None or seeds is not None else keys, keys, best_pruned)
+    return SearchResult(nodes, masses if guide is None or seeds is not None else keys, keys, best_pruned)
 
 
 def _level(
@@ -213,9 +213,9 @@ def beam_search(
 
     Scores are sums of log-probabilities; the checkpoint's `generation_config` plays no part. A log-probability is at most 0, so
     a score only falls as a SID grows. A list is therefore proven exact if its last score is no lower than the best prefix that
-    was ever pruned: no SID below that prefix can enter the list. With a prior, a prefix counts for the highest score that a SID
-    below it can have, and the same holds. (In bfloat16 the scores are those of this computation, which rounds; another batch
-    rounds otherwise.)
+    was ever pruned: no SID below that prefix can enter the list. Over a mixed trie, a prefix counts for the highest score that
+    a SID below it can have, and the same holds. (In bfloat16 the scores are those of this computation, which rounds; another
+    batch rounds otherwise.)
 
     >>> from transformers import Qwen2Config, Qwen2ForCausalLM
     >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_key_value_heads": 2}
@@ -233,8 +233,8 @@ def beam_search(
         model: a transformers causal LM or T5 in evaluation mode, with sdpa or eager attention.
         input_ids: prompts, (batch, length), left-padded.
         attention_mask: of the same shape; None if nothing is padded.
-        trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt; mixed with a prior or
-            not. SIDs that the mixture gives the probability 0 are not listed.
+        trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt; mixed with a prior
+            or an assistant, or not. SIDs that a mixture gives the probability 0 are not listed.
         num_beams: length of each list.
         normalise_over: `vocabulary` normalises each step over the full vocabulary, as transformers' beam search does; `catalog`
             over the legal next tokens, so that the whole catalog's probabilities add up to 1.

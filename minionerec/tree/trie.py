@@ -61,7 +61,8 @@ class CatalogTrie:
         trailing: how many tokens at the end of each path are not part of the SID (newline, end of sequence).
         prefixed: some SID is the beginning of another, with nothing that trails it.
         view: which nodes each request of a batch may reach; None if every node is legal.
-        prior: what searches mix into the model's distribution, or weigh beside it; None for nothing.
+        guide: what searches follow besides the model: a prior that is mixed into its distribution, or an assistant that is
+            weighed with it; None for the model alone.
     """
 
     tokens: tuple[torch.Tensor, ...]
@@ -71,7 +72,7 @@ class CatalogTrie:
     trailing: int = 0
     prefixed: bool = False
     view: View | None = None
-    prior: Prior | Assistant | None = None
+    guide: Prior | Assistant | None = None
 
     @classmethod
     def from_codes(
@@ -328,7 +329,7 @@ class CatalogTrie:
         self._refuse_view()
         return replace(self, view=view_of(self, selections))
 
-    def mixed(self, prior: Prior | Assistant) -> "CatalogTrie":
+    def mixed(self, guide: Prior | Assistant) -> "CatalogTrie":
         """The trie, or view, for searches of the mixture of the model's distribution over the catalog and another one.
 
         Beam search, sampling and exact scores follow `(1 - share) * p_model + share * p_prior`; they need
@@ -339,11 +340,11 @@ class CatalogTrie:
         >>> trie = CatalogTrie.from_codes(np.array([[10, 13], [10, 14], [11, 13]]))
         >>> mixed = trie.mixed(Prior(torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([0.3])))  # for 1 request
         """
-        return replace(self, prior=prior)
+        return replace(self, guide=guide)
 
     def prefixes(self) -> PrefixPrior | PrefixAssistant | None:
         """What is mixed in, by prefix; None if nothing is, or if it weighs nothing for every request."""
-        return None if self.prior is None else self.prior.prefixes(self)
+        return None if self.guide is None else self.guide.prefixes(self)
 
     def _refuse_view(self) -> None:
         if self.view is not None:  # two SID filters would keep a SID whose items pass one filter each
@@ -359,8 +360,8 @@ class CatalogTrie:
             raise ConstraintError(
                 "Log-probabilities are taken over the whole catalog: give the trie that the view was made from."
             )
-        if self.prior is not None:
-            raise ConstraintError("Log-probabilities are the model's alone: give the trie without its prior.")
+        if self.guide is not None:
+            raise ConstraintError("Log-probabilities are the model's alone: give the trie that is not mixed.")
 
     def check_normalisable(self) -> None:
         """Refuse a catalog whose probabilities would not add up to 1.
@@ -375,12 +376,12 @@ class CatalogTrie:
             )
 
     def requests(self, rows: torch.Tensor) -> "CatalogTrie":
-        """The view and the prior of some requests of a batch; the trie itself if one filter, or none, serves all."""
+        """The view and the guide of some requests of a batch; the trie itself if one filter, or none, serves all."""
         view = self.view
         if view is not None and view.requests > 1:
             view = view.select(rows, list(map(len, self.tokens)))
-        prior = None if self.prior is None else self.prior.select(rows)
-        return self if view is self.view and prior is None else replace(self, view=view, prior=prior)
+        guide = None if self.guide is None else self.guide.select(rows)
+        return self if view is self.view and guide is None else replace(self, view=view, guide=guide)
 
     def to(self, device: torch.device | str) -> "CatalogTrie":
         """The trie on another device."""
@@ -395,16 +396,16 @@ class CatalogTrie:
             alphabets=move(self.alphabets),
             leaf_of_item=self.leaf_of_item.to(device),
             view=None if self.view is None else self.view.to(device),
-            prior=None if self.prior is None else self.prior.to(device),
+            guide=None if self.guide is None else self.guide.to(device),
         )
 
     def save(self, path: Path) -> None:
         """Write the trie as safetensors, whole or not at all.
 
         Raises:
-            CatalogError: this is a view or has a prior: these belong to requests, not to the catalog.
+            CatalogError: this is a view or mixed: what these hold belongs to requests, not to the catalog.
         """
-        if self.view is not None or self.prior is not None:
+        if self.view is not None or self.guide is not None:
             raise CatalogError("A mixed trie or a narrowed view cannot be saved; save the trie that it was made from.")
         arrays = {"leaf_of_item": self.leaf_of_item}
         for level in range(self.depth):

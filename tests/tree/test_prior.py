@@ -333,9 +333,9 @@ def test_a_prior_that_does_not_fit_is_refused(qwen2, tmp_path):
         with pytest.raises(ConstraintError, match="must not be negative and add up to 1; those of request 0"):
             search(torch.tensor(wrong), share)
     mixed = trie.mixed(Prior(half, share))
-    with pytest.raises(ConstraintError, match="the model's alone: give the trie without its prior"):
+    with pytest.raises(ConstraintError, match="the model's alone: give the trie that is not mixed"):
         pack([Branch([1], [1, 2], is_sid=True)], row_tokens=8, trie=mixed)
-    with pytest.raises(ConstraintError, match="the model's alone: give the trie without its prior"):
+    with pytest.raises(ConstraintError, match="the model's alone: give the trie that is not mixed"):
         catalog_logprobs(qwen2, [[1, 2]], trie=mixed)
     with pytest.raises(CatalogError, match=r"A mixed trie or .* cannot be saved"):
         mixed.save(tmp_path / "trie.safetensors")

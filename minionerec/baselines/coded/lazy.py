@@ -26,7 +26,7 @@ from minionerec.baselines.batches import HistoryBatch
 from minionerec.baselines.coded.coded_model import GenerativeModel
 from minionerec.baselines.models.sequential_model import Options
 from minionerec.errors import ConfigError
-from minionerec.tree import NO_TOKEN, BeamResult, CatalogTrie
+from minionerec.tree import NO_TOKEN, BeamResult, CatalogTrie, Normalise
 from minionerec.tree.search import search_prompts
 
 _EPS = 1e-6
@@ -169,11 +169,11 @@ class LazyCache:
     visible: Tensor
     last: Tensor
     past: list[tuple[Tensor, Tensor]]
-    normalise_over: str = "vocabulary"
+    normalise_over: Normalise = "vocabulary"
 
     @classmethod
     def compute(
-        cls, model: LazyDecoder, batch: HistoryBatch, trie: CatalogTrie, normalise_over: str = "vocabulary"
+        cls, model: LazyDecoder, batch: HistoryBatch, trie: CatalogTrie, normalise_over: Normalise = "vocabulary"
     ) -> "LazyCache":
         """Read the histories and compute the start vector."""
         with torch.no_grad():
