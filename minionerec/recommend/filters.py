@@ -93,6 +93,9 @@ class ItemFilter:
         return shown if self.mask is None else shown & self.mask[items]
 
 
+_EVERYTHING = ItemFilter()
+
+
 @dataclass
 class ItemSets:
     """A catalog's items by id, by category and by name.
@@ -202,6 +205,8 @@ class ItemSets:
             ConfigError: a named set does not exist.
             CatalogError: nothing passes.
         """
+        if not (excluded or filters.deny or filters.named) and filters.allow is None and filters.category is None and self.ids:
+            return _EVERYTHING
         masks, words = [], []
         for name in filters.named:
             if name not in self.named:

@@ -225,6 +225,7 @@ class Worker:
             if (left and now + left > min(job.deadline for job in jobs)) or not self.waiting.add(jobs, now):
                 raise QueueFullError(max(1, math.ceil(left)))
             if self._idle or self.waiting.may_be_full():  # else the thread wakes up when the batch begins
+                self._idle = False
                 self._changed.notify()
 
     def withdraw(self, jobs: Sequence[Job]) -> None:

@@ -1,17 +1,21 @@
 """What a client may send: the shape of each body, the limits, and the one form of every error."""
 
 import json
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from fastapi.responses import Response
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import to_json
 
 from minionerec.config import ServeConfig
 from minionerec.config.serve import MOST_NAMED
 from minionerec.recommend.filters import Filters
 
+JSON_TYPE = b"application/json"
 _MOST_MISTAKES = 3  # named in a message
+_MOST_SHOWN = 40  # characters of a field's name in a message
 
 
 class RefusedError(Exception):
@@ -35,10 +39,36 @@ class RefusedError(Exception):
         return {"error": {"code": self.code, "message": self.message, "where": self.where}}
 
     @property
-    def response(self) -> JSONResponse:
+    def body(self) -> bytes:
+        """The same, written."""
+        return to_json(self.content)
+
+    @property
+    def response(self) -> Response:
         """The answer to a call that fails as a whole."""
         headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
-        return JSONResponse(self.content, self.status, headers)
+        return Response(self.body, self.status, headers, JSON_TYPE.decode())
+
+
+def read_json(body: bytes) -> Any:
+    """What a body says; None if it is no JSON, which is then for FastAPI to refuse.
+
+    Raises:
+        RefusedError: an object has a field twice. Python would take the last, a proxy in front may have read the first.
+    """
+    try:
+        return json.loads(body, object_pairs_hook=_object)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _object(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(fields)
+    if len(content) < len(fields):
+        names = [name for name, _ in fields]
+        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        raise RefusedError(422, "malformed", f"the field {twice[:_MOST_SHOWN]!r} is there twice in one object.", "the body")
+    return content
 
 
 def _whole(text: str) -> str:
@@ -72,10 +102,13 @@ class FiltersBody(_Body):
     named: list[Text] = Field(default_factory=list)
     exclude_history: bool | None = None
 
-    @property
+    @cached_property
     def filters(self) -> Filters:
         """The same for the recommender."""
         return Filters(self.allow, self.deny, self.category, self.named, self.exclude_history)
+
+
+_NO_FILTERS = FiltersBody()  # one for all requests without any: nothing changes a body
 
 
 class RequestBody(_Body):
@@ -83,7 +116,7 @@ class RequestBody(_Body):
 
     history: list[Text]
     k: int = 10
-    filters: FiltersBody = Field(default_factory=FiltersBody)
+    filters: FiltersBody = Field(default_factory=lambda: _NO_FILTERS)
     num_beams: int | None = None
     on_unknown: Literal["error", "skip"] = "error"
 
@@ -94,11 +127,11 @@ class RecommendBody(_Body):
     requests: list[RequestBody]
 
     @classmethod
-    def read(cls, body: bytes) -> "RecommendBody | None":
-        """What FastAPI reads from a body of JSON; None if it would refuse it, which is then for FastAPI to do."""
+    def read(cls, content: Any) -> "RecommendBody | None":
+        """What FastAPI makes of the content of a body; None if it would refuse it, which is then for FastAPI to do."""
         try:
-            return cls.model_validate(json.loads(body), from_attributes=True)
-        except (ValueError, RecursionError):  # pydantic's ValidationError is a ValueError
+            return cls.model_validate(content, from_attributes=True)
+        except ValidationError:
             return None
 
 

@@ -38,6 +38,28 @@ class Metrics:
         self.reloads = Counter("minionerec_reloads", "Reloads by result", ["result"], registry=registry)
         queue = Gauge("minionerec_queue_length", "Requests that wait", registry=registry)
         queue.set_function(queue_length)
+        # The counters of labels that were counted before: to look one up takes longer than to count.
+        self._of_call: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._of_request: dict[int, Counter] = {}
+
+    def count_call(self, route: str, status: int, seconds: float) -> None:
+        """Count a call that was answered.
+
+        Args:
+            route: of the application, so that there are few.
+            seconds: that it took.
+        """
+        if (route, status) not in self._of_call:
+            self._of_call[route, status] = self.calls.labels(route, str(status)), self.total.labels(route)
+        calls, total = self._of_call[route, status]
+        calls.inc()
+        total.observe(seconds)
+
+    def count_requests(self, status: int, count: int = 1) -> None:
+        """Count requests of a call."""
+        if status not in self._of_request:
+            self._of_request[status] = self.requests.labels(str(status))
+        self._of_request[status].inc(count)
 
     def count_list(self, recommendation: Recommendation) -> None:
         """Count a list that is answered."""

@@ -9,11 +9,10 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
-from fastapi import FastAPI
 
 from minionerec.config import ServeConfig
 from minionerec.errors import ConfigError
-from minionerec.serve.app import create_app
+from minionerec.serve.app import Application, create_app
 from minionerec.serve.protocol import Protocol
 from minionerec.serve.served import ServedModel
 
@@ -26,12 +25,21 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop taking calls, answer those that have arrived, end. A second interrupt ends at once."""
-        app = self.config.app
-        assert isinstance(app, FastAPI)
         if self.should_exit and sig == signal.SIGINT:
             self.force_exit = True
-        app.state.service.draining = True
+        self._app.state.service.draining = True
         self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End within `serve.drain_s` seconds: refuse calls whose bodies have not arrived, and answer the others."""
+        self._app.stop()
+        await super().shutdown(sockets)
+
+    @property
+    def _app(self) -> Application:
+        app = self.config.app
+        assert isinstance(app, Application)
+        return app
 
 
 def serve(
@@ -55,7 +63,7 @@ def serve(
         bound.close()
 
 
-def run(app: FastAPI, bound: socket.socket, settings: ServeConfig) -> None:
+def run(app: Application, bound: socket.socket, settings: ServeConfig) -> None:
     """Serve an application at a bound socket."""
     _log_to_the_screen()
     _allow_connections()
@@ -75,7 +83,7 @@ def run(app: FastAPI, bound: socket.socket, settings: ServeConfig) -> None:
     Server(configure(app, settings)).run(sockets=[bound])
 
 
-def configure(app: FastAPI, settings: ServeConfig) -> uvicorn.Config:
+def configure(app: Application, settings: ServeConfig) -> uvicorn.Config:
     """How uvicorn runs the application."""
     return uvicorn.Config(
         app,
@@ -88,7 +96,7 @@ def configure(app: FastAPI, settings: ServeConfig) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=IDLE_SECONDS,
-        timeout_graceful_shutdown=settings.drain_s,
+        timeout_graceful_shutdown=settings.drain_s + 1,  # until then the service itself has refused what is left
         limit_concurrency=MOST_CONNECTIONS,
     )
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -79,12 +80,33 @@ class Service:
         self.metrics = Metrics(lambda: len(waiting.jobs))
         self.worker = Worker(waiting, _compute, self.metrics.count_batch, deliver=self._deliver)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._ends: float | None = None  # of the event loop's time: when a stop waits no longer
+        self._gave_up = False
+        self._unsettled: set[asyncio.Future[None]] = set()
         self._reloading = asyncio.Lock()
 
     def start(self) -> None:
         """Begin to compute; the event loop that runs now gets the answers."""
         self._loop = asyncio.get_running_loop()
         self.worker.start()
+
+    def stop(self) -> None:
+        """Take no more calls. Those that wait now are answered, and refused after `serve.drain_s` seconds."""
+        self.draining = True
+        if self._ends is None and self._loop is not None:
+            self._ends = self._loop.time() + self.settings.drain_s
+            self._loop.call_at(self._ends, self._give_up)
+
+    @property
+    def seconds_left(self) -> float:
+        """How long a stop still waits."""
+        assert self._ends is not None and self._loop is not None
+        return max(0.0, self._ends - self._loop.time())
+
+    def _give_up(self) -> None:
+        self._gave_up = True
+        for settled in self._unsettled:
+            _finish(settled)
 
     def _deliver(self, outcomes: Sequence[tuple[Job, Outcome]]) -> None:
         """Wake the event loop up once per batch, not once per request."""
@@ -138,7 +160,7 @@ class Service:
             results[number] = _as_json(outcome.result, outcome)
         errors = [result for result in results if isinstance(result, RefusedError)]
         for result in results:
-            self.metrics.requests.labels(str(result.status) if isinstance(result, RefusedError) else "200").inc()
+            self.metrics.count_requests(result.status if isinstance(result, RefusedError) else 200)
         content = {
             "model": model.digest,
             "results": [result.content if isinstance(result, RefusedError) else result for result in results],
@@ -212,7 +234,7 @@ class Service:
         try:
             self.worker.submit(jobs)
         except QueueFullError as full:
-            self.metrics.requests.labels("503").inc(len(jobs))
+            self.metrics.count_requests(503, len(jobs))
             waiting, settings = len(self.worker.waiting.jobs), self.settings
             message = (
                 f"{waiting} requests wait already; at most {settings.queue} may (serve.queue), and none that could not end "
@@ -224,13 +246,15 @@ class Service:
         gone = loop.create_task(_disconnected(receive))
         gone.add_done_callback(lambda _: _finish(settled))
         timer = loop.call_later(seconds, _finish, settled)
+        self._unsettled.add(settled)
         try:
             await settled
             if gone.done() and None in answers.outcomes:
                 raise GoneError
-            late = Outcome(error=DeadlineError())
+            late = Outcome(error=StoppedError() if self._gave_up else DeadlineError())
             return [late if outcome is None else outcome for outcome in answers.outcomes]
         finally:
+            self._unsettled.discard(settled)
             left = [job for job, outcome in zip(jobs, answers.outcomes, strict=True) if outcome is None]
             if left:
                 self.worker.withdraw(left)
@@ -294,7 +318,14 @@ class Service:
 
 
 def _as_json(recommendation: Recommendation, outcome: Outcome) -> dict[str, Any]:
-    """A list as clients get it."""
+    """A list as clients get it.
+
+    Raises:
+        ValueError: a score is no number, which JSON cannot say.
+    """
+    scores = [item.score for item in recommendation.items]
+    if not all(map(math.isfinite, scores)):
+        raise ValueError(f"a list has scores that are no numbers: {scores}")
     return {
         "items": [
             {

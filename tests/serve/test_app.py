@@ -10,7 +10,6 @@ import pytest
 
 from minionerec.config import ServeConfig
 from minionerec.serve.app import create_app
-from minionerec.serve.frame import Frame
 from minionerec.serve.served import ServedModel
 from tests.serve.conftest import Client, running
 
@@ -300,8 +299,7 @@ def test_a_client_that_goes_frees_its_place_and_is_not_computed(recommender, hel
 
 def test_a_body_that_does_not_arrive_is_not_waited_for(recommender):
     app = create_app(recommender)
-    [middleware] = [each for each in app.user_middleware if each.cls is Frame]
-    middleware.kwargs["body_seconds"] = 0.05
+    app.frame.bodies.seconds = 0.05
 
     async def slow():
         yield b'{"requests": '
@@ -337,6 +335,55 @@ def test_a_stop_answers_what_has_arrived_and_takes_nothing_more(recommender, hel
     assert first.status_code == 200
     assert refused.status_code == 503 and error_of(refused)["code"] == "stopping" and "retry-after" in refused.headers
     assert ready.status_code == 503 and ready.json()["reason"] == "the service is being stopped"
+
+
+def test_a_stop_gives_up_once_after_the_time_that_it_has(recommender, held, monkeypatch):
+    app = create_app(recommender, ServeConfig(drain_s=1, timeout_ms=600_000, max_batch=1))
+    seconds = []
+    stop = app.state.service.worker.stop
+    monkeypatch.setattr(app.state.service.worker, "stop", lambda left: (seconds.append(left), stop(left)))
+
+    async def scenario():
+        async with running(app) as client:
+            calls = [asyncio.ensure_future(client.post("/v1/recommend", json=BODY)) for _ in range(2)]
+            await until(lambda: held.entered.is_set() and app.state.service.worker.waiting.jobs)
+            app.stop()  # one is being computed, the other waits
+            began = asyncio.get_running_loop().time()
+            responses = await asyncio.gather(*calls)
+            taken = asyncio.get_running_loop().time() - began
+        held.released.set()
+        return responses, taken
+
+    responses, taken = asyncio.run(scenario())
+    for response in responses:
+        assert response.status_code == 503 and error_of_first(response)["code"] == "stopping"
+        assert response.headers["retry-after"] == "1"
+    assert taken > 0.9 and seconds == [0.0]
+
+
+def test_a_body_that_has_not_arrived_does_not_hold_up_a_stop(recommender):
+    app = create_app(recommender)
+    opened = asyncio.Event()
+
+    async def open_body():
+        yield b'{"requests": '
+        opened.set()
+        await asyncio.sleep(30)
+
+    async def scenario():
+        async with running(app) as client:
+            before = asyncio.ensure_future(client.post("/v1/recommend", content=open_body()))
+            await opened.wait()
+            app.stop()
+            refused = await before
+            after = await client.post("/v1/recommend", content=open_body())
+            return refused, after, await client.get("/ready")
+
+    refused, after, ready = asyncio.run(asyncio.wait_for(scenario(), 10))
+    for response in (refused, after):
+        assert response.status_code == 503 and error_of(response)["where"] == "the body"
+        assert error_of(response)["code"] == "stopping" and "retry-after" in response.headers
+    assert ready.json()["reason"] == "the service is being stopped"
 
 
 def test_a_fault_of_ours_is_500_without_details_and_the_next_call_is_answered(recommender, monkeypatch, caplog):

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from minionerec.config import ServeConfig
 from minionerec.serve.app import create_app
-from minionerec.serve.limits import RecommendBody
+from minionerec.serve.limits import RecommendBody, read_json
 from tests.serve.conftest import running
 from tests.serve.test_app import HOSTILE, LIMITS, MALFORMED
 
@@ -94,6 +94,29 @@ def test_of_two_content_types_both_take_the_first(recommender):
     assert asyncio.run(answer(create_app(recommender), ["text/plain", SHORT])) == 422
 
 
+TWICE = {
+    "at the top": b'{"requests": [], "requests": [{"history": []}]}',
+    "in a request": b'{"requests": [{"history": ["i0"], "k": 1, "k": 2}]}',
+    "in a filter": b'{"requests": [{"history": [], "filters": {"deny": [], "deny": ["i0"]}}]}',
+    "equal": b'{"requests": [{"history": [], "history": []}]}',
+    "written in two ways": b'{"requests": [{"history": [], "k": 1, "\\u006b": 1}]}',
+    "half a character": b'{"requests": [], "\\ud800": 1, "\\ud800": 2}',
+}
+
+
+@pytest.mark.parametrize("case", TWICE)
+def test_a_field_that_is_there_twice_is_refused_in_both_ways(case, recommender):
+    [[here, there]], routed = both(create_app(recommender), TWICE[case])
+    assert seen(here) == seen(there) and here.status_code == 422 and routed == [0, 0]
+    assert "is there twice in one object" in here.json()["error"]["message"]
+
+
+def test_a_field_that_is_there_twice_is_refused_by_every_route(client):
+    for path, body in (("explain", b'{"history": ["i0"], "k": 1, "k": 1}'), ("reload", b'{"run": "a", "run": "b"}')):
+        response = client("POST", f"/v1/{path}", content=body, headers={"content-type": "application/json"})
+        assert response.status_code == 422 and "is there twice" in response.json()["error"]["message"]
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-1, 600) | st.floats() | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
@@ -125,4 +148,4 @@ def test_a_body_is_read_here_if_and_only_if_it_has_the_shape(content, encoding):
         expected = VALIDATOR.validate_python(content, from_attributes=True)
     except ValidationError:
         expected = None
-    assert RecommendBody.read(body) == expected
+    assert RecommendBody.read(read_json(body)) == expected

@@ -1,5 +1,6 @@
 """What a client may send to a socket before any of our code sees a call; an application that says what it got stands behind."""
 
+import contextlib
 import json
 import socket
 import threading
@@ -28,22 +29,31 @@ async def tell(scope, receive, send):
     await send({"type": "http.response.body", "body": content})
 
 
-@pytest.fixture(params=PROTOCOLS)
-def talk(request, monkeypatch):
-    """A function that sends parts of text over one connection and returns all that comes back until it is closed."""
-    monkeypatch.setattr(protocol, "HEADER_SECONDS", 0.5)
+@contextlib.contextmanager
+def serving(application, http):
+    """A server in a thread of its own; gives its address and the server."""
     bound = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        tell, http=PROTOCOLS[request.param], lifespan="off", log_config=None, timeout_keep_alive=1, loop="asyncio"
-    )
+    config = uvicorn.Config(application, http=http, lifespan="off", log_config=None, timeout_keep_alive=1, loop="asyncio")
     running = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: running.run(sockets=[bound]))
     thread.start()
     while not running.started:
         time.sleep(0.005)
+    try:
+        yield bound.getsockname(), running
+    finally:
+        running.should_exit = True
+        thread.join(10)
+        bound.close()
+
+
+@pytest.fixture(params=PROTOCOLS)
+def talk(request, monkeypatch):
+    """A function that sends parts of text over one connection and returns all that comes back until it is closed."""
+    monkeypatch.setattr(protocol, "HEADER_SECONDS", 0.5)
 
     def talk(*parts):
-        with socket.create_connection(bound.getsockname()) as connection:
+        with socket.create_connection(address) as connection:
             connection.settimeout(10)
             received = b""
             try:
@@ -56,10 +66,8 @@ def talk(request, monkeypatch):
                 pass
             return received
 
-    yield talk
-    running.should_exit = True
-    thread.join(10)
-    bound.close()
+    with serving(tell, PROTOCOLS[request.param]) as (address, _):
+        yield talk
 
 
 def call(*headers, body=b"", method=b"POST", host=b"Host: x\r\n"):
@@ -97,6 +105,20 @@ def test_calls_that_do_not_wait_for_answers_are_answered_in_order(talk):
         "two",
         "three",
     ]
+
+
+def statuses(received):
+    return [int(part[:3]) for part in received.split(b"HTTP/1.1 ")[1:]]
+
+
+def test_a_malformed_call_is_refused_after_those_ahead_of_it_are_answered(talk):
+    good = call(body=b"one").replace(b"Connection: close\r\n", b"")
+    bad_chunk = call(b"Transfer-Encoding: chunked", body=b"2\r\nhe\r\nx\r\n")
+    for malformed in (AMBIGUOUS["no HTTP"], AMBIGUOUS["two hosts"], bad_chunk):
+        for count in range(4):
+            received = talk(count * good + malformed + good)
+            assert statuses(received) == count * [200] + [400]
+            assert received.count(b'"body": "one"') == count
 
 
 def test_a_body_is_asked_for_if_the_client_waits_to_be_asked(talk):
@@ -163,3 +185,58 @@ def test_a_client_that_does_not_go_on_is_cut_off(talk):
     assert talk(b"POST /lists HTTP/1.1\r\nHost: x") == b""
     assert talk() == b""
     assert 0.5 <= time.monotonic() - began < 8
+
+
+@pytest.mark.parametrize("http", PROTOCOLS)
+def test_a_client_that_closes_its_side_counts_as_gone(http):
+    received = []
+
+    async def wait(scope, receive, send):
+        """An application that answers nothing while its client is there."""
+        while not received or received[-1]["type"] != "http.disconnect":
+            received.append(await receive())
+
+    with serving(wait, PROTOCOLS[http]) as (address, _), socket.create_connection(address) as connection:
+        connection.settimeout(10)
+        connection.sendall(call(body=b"hello"))
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(1) == b""
+    assert received[0]["body"] == b"hello" and received[-1] == {"type": "http.disconnect"}
+
+
+SIZE = 32 * 2**20  # more than the buffers of the system take
+
+
+async def tell_much(scope, receive, send):
+    """An application with a large answer."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % SIZE)]})
+    await send({"type": "http.response.body", "body": bytes(SIZE)})
+
+
+@pytest.mark.parametrize("http", PROTOCOLS)
+def test_a_client_that_does_not_read_is_cut_off_and_a_slow_one_is_not(http, monkeypatch):
+    monkeypatch.setattr(protocol, "HEADER_SECONDS", 0.5)
+    monkeypatch.setattr(protocol, "UNREAD_SECONDS", 0.5)
+    with (
+        serving(tell_much, PROTOCOLS[http]) as (address, running),
+        socket.create_connection(address) as slow,
+        socket.create_connection(address) as silent,
+    ):
+        for connection in (slow, silent):
+            connection.settimeout(10)
+            connection.sendall(call())
+        assert drained(slow, pause=0.03) > SIZE
+        began = time.monotonic()
+        while running.server_state.connections and time.monotonic() < began + 10:  # else it may stay as long as it likes
+            time.sleep(0.01)
+        assert drained(silent) < SIZE
+
+
+def drained(connection, pause=0.0):
+    """How many bytes come until the connection is closed or cut off."""
+    received = 0
+    with contextlib.suppress(ConnectionError):
+        while chunk := connection.recv(1 << 20):
+            received += len(chunk)
+            time.sleep(pause)
+    return received

@@ -57,6 +57,16 @@ def test_a_real_socket_answers_and_clients_that_hang_are_cut_off(served):
         connection.close()
 
 
+def test_a_head_is_answered_as_a_get_without_the_body(served):
+    with httpx.Client(base_url=f"http://127.0.0.1:{served}") as client:
+        for path in ("/", "/health", "/ready", "/v1/model"):
+            head, get = client.head(path), client.get(path)
+            assert (head.status_code, head.content) == (200, b"")
+            assert int(head.headers["content-length"]) == len(get.content)
+            assert head.headers["content-type"] == get.headers["content-type"]
+        assert client.head("/nothing").status_code == 404 and client.head("/v1/recommend").status_code == 405
+
+
 def test_a_taken_port_is_refused_before_anything_is_loaded():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
