@@ -86,7 +86,8 @@ def _engines(refused: Mapping[str, str], engine: str) -> str:
     notes = (
         "transformers reproduces the golden lists. vLLM and SGLang have no constraint in their beam search: they search twice "
         "as wide, and what is no item is filtered out, so some places of a list are lost. `check.py` prints how many, compares "
-        "order and scores with thresholds, and exits with status 1 below them."
+        "order and scores with thresholds, and exits with status 1 below them. What it does with vLLM, SGLang and FlashRec "
+        "follows their sources and has not been run there yet: run it before you rely on one of them."
     )
     return f"{_table(('engine', 'check'), rows)}\n\n{notes}"
 

@@ -42,7 +42,6 @@ class _CutOff(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         """A client has connected."""
         super().connection_made(transport)
-        self._unsent_since = self.loop.time()
         self._watch()
         if self.server_state not in _looked_after:
             _looked_after.add(self.server_state)
@@ -68,7 +67,7 @@ class _CutOff(asyncio.Protocol):
         if self._waits_since and now - self._waits_since > HEADER_SECONDS and self._header_is_missing:
             self.transport.close()
         unsent = self.transport.get_write_buffer_size()
-        if not unsent or unsent < self._unsent:
+        if not self._unsent or unsent < self._unsent:
             self._unsent_since = now
         elif now - self._unsent_since > UNREAD_SECONDS:
             self.transport.abort()  # `close` would wait until it is sent

@@ -216,7 +216,7 @@ async def tell_much(scope, receive, send):
 @pytest.mark.parametrize("http", PROTOCOLS)
 def test_a_client_that_does_not_read_is_cut_off_and_a_slow_one_is_not(http, monkeypatch):
     monkeypatch.setattr(protocol, "HEADER_SECONDS", 0.5)
-    monkeypatch.setattr(protocol, "UNREAD_SECONDS", 0.5)
+    monkeypatch.setattr(protocol, "UNREAD_SECONDS", 1.0)
     with (
         serving(tell_much, PROTOCOLS[http]) as (address, running),
         socket.create_connection(address) as slow,
@@ -225,7 +225,7 @@ def test_a_client_that_does_not_read_is_cut_off_and_a_slow_one_is_not(http, monk
         for connection in (slow, silent):
             connection.settimeout(10)
             connection.sendall(call())
-        assert drained(slow, pause=0.03) > SIZE
+        assert drained(slow, pause=0.02) > SIZE
         began = time.monotonic()
         while running.server_state.connections and time.monotonic() < began + 10:  # else it may stay as long as it likes
             time.sleep(0.01)
