@@ -83,13 +83,18 @@ def report(config: Config) -> None:
 def run_training(stage: str) -> Callable[..., None]:
     """The command of a training stage: it trains or, with `dry_run`, prints the plan of the training and stops."""
 
-    def train(config: Config, dry_run: bool, devices: int | None, gpu_memory: float | None) -> None:
+    def train(config: Config, dry_run: bool, **planned: Any) -> None:
+        given = {name: value for name, value in planned.items() if value is not None}
         if dry_run:
-            pipeline.plan(stage, config, devices, gpu_memory)
+            if "machines" in given and "devices" not in given:
+                raise ConfigError("--machines needs --devices, the devices of each machine.")
+            if "gbit" in given and given.get("machines", 1) == 1:
+                raise ConfigError("--gbit is the speed of the network between machines; pass --machines, too.")
+            pipeline.plan(stage, config, **{"devices": None, "gpu_memory": None, **given})
             return
-        for name, value in (("devices", devices), ("gpu-memory", gpu_memory)):
-            if value is not None:
-                raise ConfigError(f"--{name} belongs to --dry-run: minionerec {stage} --dry-run --{name} {value:g}")
+        for name, value in given.items():
+            option = name.replace("_", "-")
+            raise ConfigError(f"--{option} belongs to --dry-run: minionerec {stage} --dry-run --{option} {value:g}")
         pipeline.run(config, (stage,))
 
     return train

@@ -400,12 +400,16 @@ def run(config: Config, stages: tuple[str, ...]) -> None:
         console.print(f"[bold]all[/] {(time.monotonic() - began) / 60:.1f} min{_peak_memory()}")
 
 
-def plan(stage: str, config: Config, devices: int | None, gpu_memory: float | None) -> None:
+def plan(
+    stage: str, config: Config, devices: int | None, gpu_memory: float | None, machines: int = 1, gbit: float | None = None
+) -> None:
     """Print what a training stage would take, without training.
 
     Args:
-        devices: plan for this many; None for the devices of this machine.
+        devices: plan for this many on each machine; None for the devices of this machine.
         gpu_memory: of each, to say whether it fits (GB).
+        machines: plan for this many.
+        gbit: speed of each machine's link (Gbit/s), to say how long it is busy in a step.
     """
     set_up(config.threads)
     use_cache_without_hub(config)
@@ -414,9 +418,11 @@ def plan(stage: str, config: Config, devices: int | None, gpu_memory: float | No
     quieten_libraries()
     from minionerec.rl import plan as rl_plan
     from minionerec.sft import plan as sft_plan
+    from minionerec.training import network
 
-    for planned in {"sft": sft_plan, "rl": rl_plan}[stage].plans(config, devices):
-        planned.show(gpu_memory)
+    total = devices if devices is None else devices * machines
+    for planned in {"sft": sft_plan, "rl": rl_plan}[stage].plans(config, total):
+        planned.show(gpu_memory, network.rows(planned, machines, gbit) if machines > 1 else ())
 
 
 def _peak_memory() -> str:

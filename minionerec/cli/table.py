@@ -40,8 +40,20 @@ _DRY_RUN: dict[str, dict[str, Any]] = {
     "--devices": {
         "type": int,
         "metavar": "COUNT",
-        "help": "with --dry-run: plan for this many devices",
+        "help": "with --dry-run: plan for this many devices (of each machine)",
         "bounds": Bounds(1, 100_000),
+    },
+    "--machines": {
+        "type": int,
+        "metavar": "COUNT",
+        "help": "with --dry-run: plan for this many machines (default 1)",
+        "bounds": Bounds(1, 100_000),
+    },
+    "--gbit": {
+        "type": float,
+        "metavar": "SPEED",
+        "help": "with --dry-run: how long a step keeps each machine's link of so many Gbit/s busy",
+        "bounds": Bounds(0, 10**6, above=True),
     },
     "--gpu-memory": {
         "type": float,

@@ -19,7 +19,7 @@ from minionerec.rl.arguments import grpo_arguments
 from minionerec.rl.early import check_one_distribution
 from minionerec.rl.rows import training_prompts
 from minionerec.sid.index import SidIndex
-from minionerec.training.plan import PackedShape, Plan, Shape, Work, planned_devices, sample_batches
+from minionerec.training.plan import Devices, PackedShape, Plan, Shape, Work, planned_devices, sample_batches
 from minionerec.training.stage import begin
 from minionerec.tree import Branch, CatalogTrie, pack, without_padding
 from minionerec.tree.architecture import check_length
@@ -86,6 +86,20 @@ def _policy_without_weights(
     return model.float(), tokenizer
 
 
+def disk_bytes(parameters: int, moving_reference: bool) -> int:
+    """Bytes that the stage writes at most, in float32.
+
+    The model, the best so far and the one that replaces it; weights and two moments in the last and in the next checkpoint, and
+    in both the reference model if it moves.
+    """
+    return 4 * (3 + 2 * 3 + 2 * moving_reference) * parameters
+
+
+def plan_of(shape: Shape, work: Work, devices: Devices, config: RlConfig) -> Plan:
+    """The stage's plan."""
+    return Plan("rl", shape, work, devices, disk_bytes(shape.parameters, config.sync_reference is not None))
+
+
 def plans(config: Config, devices: int | None = None) -> list[Plan]:
     """One plan per way to distribute: ZeRO-2 and DDP on several devices.
 
@@ -105,4 +119,4 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
     arguments = grpo_arguments(rl, trie.levels, config.seed, config.folder / "rl", len(examples), devices)
     work, shape = planned_work(examples, trie, arguments, rl), Shape.of(begun.model)
     check_length(begun.model, max(len(example.prompt) for example in examples) + trie.depth - 1, work.longest_row)
-    return [Plan("rl", shape, work, way) for way in planned_devices(devices, rl.bf16, rl.gradient_checkpointing)]
+    return [plan_of(shape, work, way, rl) for way in planned_devices(devices, rl.bf16, rl.gradient_checkpointing)]

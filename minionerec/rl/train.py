@@ -33,7 +33,7 @@ from minionerec.rl.early import check_early, check_group, check_one_distribution
 from minionerec.rl.exact import ExactTrainer
 from minionerec.rl.monitor import Evaluator, Watch, best, validations
 from minionerec.rl.objectives import KeepReference, ListwiseTrainer, ObjectiveTrainer
-from minionerec.rl.plan import planned_work
+from minionerec.rl.plan import disk_bytes, plan_of, planned_work
 from minionerec.rl.rewards import Reward, build_rewards, reward_sources
 from minionerec.rl.rollouts import Rollouts
 from minionerec.rl.rows import token_rows, training_prompts
@@ -45,7 +45,7 @@ from minionerec.training.holdout import check_holdout, rl_split
 from minionerec.training.launch import keep_tensorboard
 from minionerec.training.machine import warn_about_memory
 from minionerec.training.memory import enough_memory
-from minionerec.training.plan import Plan, Shape, launched
+from minionerec.training.plan import Shape, launched
 from minionerec.training.progress import StepBar
 from minionerec.training.stage import Begun, WriteCurves, announce, begin, finish
 from minionerec.tree import CatalogTrie
@@ -96,7 +96,7 @@ def _train_policy(config: Config, recipe: Recipe, write_curves: WriteCurves | No
         arguments = grpo_arguments(rl, trie.levels, config.seed, checkpoints, len(rows))
         work, devices = planned_work(examples, trie, arguments, rl), launched(rl.bf16, rl.gradient_checkpointing)
         check_length(begun.model, longest, work.longest_row)
-        plan = Plan("rl", Shape.of(begun.model), work, devices)
+        plan = plan_of(Shape.of(begun.model), work, devices, rl)
         plan.show()
         warn_about_memory(plan)
         watch = Watch(rl, evaluator, begun.prompts.tokenizer, checkpoints, origin)
@@ -211,10 +211,8 @@ def make_trainer(
 
 def _check_disk(begun: Begun) -> None:
     """Refuse a disk that cannot hold the models and checkpoints of the run."""
-    # In float32: the model, the best so far and the one that replaces it; weights and two moments in the last and in the next
-    # checkpoint, and in both the reference model if it moves.
-    copies = 3 + 2 * 3 + (0 if begun.config.rl.sync_reference is None else 2)
-    check_disk_space(begun.config.folder / "rl", 4 * copies * begun.parameters)
+    needed = disk_bytes(begun.parameters, begun.config.rl.sync_reference is not None)
+    check_disk_space(begun.config.folder / "rl", needed)
 
 
 def _evaluator(begun: Begun, trie: CatalogTrie) -> Evaluator:

@@ -79,7 +79,7 @@ def fitting_row_tokens(model: PreTrainedModel, work_of: WorkOf, devices: Devices
     """
     shape, operations = Shape.of(model), dict[int, float]()
     for tokens in ROW_TOKENS:
-        plan = Plan("sft", shape, work_of(tokens), devices)
+        plan = plan_of(shape, work_of(tokens), devices)
         try:
             check_length(model, 0, plan.work.longest_row)
         except ConstraintError:
@@ -88,6 +88,19 @@ def fitting_row_tokens(model: PreTrainedModel, work_of: WorkOf, devices: Devices
         if plan.memory_per_process + mask <= 0.9 * memory:
             operations[tokens] = plan.flops
     return min(operations, key=lambda tokens: operations[tokens], default=ROW_TOKENS[0])
+
+
+def disk_bytes(parameters: int, trainable: int) -> int:
+    """Bytes that the stage writes at most, in float32.
+
+    The whole model; weights and two moments of what is trained, in the best, the last and the next checkpoint.
+    """
+    return 4 * (parameters + 3 * 3 * trainable)
+
+
+def plan_of(shape: Shape, work: Work, devices: Devices) -> Plan:
+    """The stage's plan."""
+    return Plan("sft", shape, work, devices, disk_bytes(shape.parameters, shape.trainable))
 
 
 def check_lengths(model: PreTrainedModel, trees: Iterable[Tree], work: Work) -> None:
@@ -136,7 +149,7 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
         return planned_work(training, arguments, TreeCollator(row_tokens))
 
     ways = planned_devices(devices, config.sft.bf16, config.sft.gradient_checkpointing)
-    plans = [Plan("sft", Shape.of(model), work_of(row_tokens_of(config.sft, model, work_of, way)), way) for way in ways]
+    plans = [plan_of(Shape.of(model), work_of(row_tokens_of(config.sft, model, work_of, way)), way) for way in ways]
     for plan in plans:
         check_lengths(model, training.trees, plan.work)
     return plans

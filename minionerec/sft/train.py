@@ -40,7 +40,7 @@ from minionerec.recommend.recommender import Recommender
 from minionerec.sft.arguments import check_options, training_arguments
 from minionerec.sft.early import check_early
 from minionerec.sft.mixture import Cache
-from minionerec.sft.plan import check_lengths, planned_work, row_tokens_of
+from minionerec.sft.plan import check_lengths, disk_bytes, plan_of, planned_work, row_tokens_of
 from minionerec.sft.trainer import SETUP_MEMORY_ADVICE, TreeCollator, TreeTrainer, tree_tokens
 from minionerec.sft.trees import BeginEpochs, EpochTrees, Trees, training_trees, validation_trees
 from minionerec.sid.encoder import vector_inputs, vector_origin, vector_settings
@@ -163,7 +163,7 @@ def _train(config: Config, recipe: Recipe, write_curves: WriteCurves | None) -> 
     row_tokens = row_tokens_of(sft, model, work_of, devices)
     collator, work = TreeCollator(row_tokens, trie), work_of(row_tokens)
     check_lengths(model, [*training.trees, *held_out], work)
-    plan = Plan("sft", Shape.of(model), work, devices)
+    plan = plan_of(Shape.of(model), work, devices)
     plan.show()
     warn_about_memory(plan)
     keep_tensorboard(config.folder / "tensorboard" / "sft", sft.report_to)
@@ -211,9 +211,7 @@ def _prepared(begun: Begun) -> PreTrainedModel:
     model = adapters.attach(begun.model, sft, begun.prompts.sid_token_set)
     add_dropout(model, sft.dropout)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    # In float32: the whole model; weights and two moments of what is trained, in the best, the last and the next checkpoint.
-    values = begun.parameters + 3 * 3 * trainable
-    check_disk_space(begun.config.folder / "sft", 4 * values)
+    check_disk_space(begun.config.folder / "sft", disk_bytes(begun.parameters, trainable))
     return model
 
 

@@ -298,12 +298,18 @@ def flops(shape: Shape, batch: PackedShape, work: Work, devices: Devices) -> int
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training takes on some devices."""
+    """What a training takes on some devices.
+
+    Attributes:
+        stage: `sft` or `rl`.
+        disk: bytes that the stage writes at most: checkpoints and models.
+    """
 
     stage: str
     shape: Shape
     work: Work
     devices: Devices
+    disk: int
 
     @property
     def positions(self) -> int:
@@ -341,11 +347,12 @@ class Plan:
             "planned_memory": self.memory_per_process,
         }
 
-    def table(self, gpu_memory: float | None = None) -> Table:
+    def table(self, gpu_memory: float | None = None, further: Sequence[tuple[str, str]] = ()) -> Table:
         """The plan for display.
 
         Args:
             gpu_memory: memory of one device (GB), to say whether the training fits; None says nothing about it.
+            further: names and values of rows at the end.
         """
         shape, work, devices = self.shape, self.work, self.devices
         table = Table(title=f"Plan of {self.stage} on {devices.name}", title_justify="left", show_header=False, min_width=60)
@@ -377,12 +384,16 @@ class Plan:
         table.add_row("[bold]memory per process (estimate)[/]", f"[bold]{gigabytes(self.memory_per_process)}[/]")
         if gpu_memory is not None:
             table.add_row(f"of {gpu_memory:g} GB", self.verdict(gpu_memory))
+        table.add_section()
+        for name, value in (("disk of the run's folder, at most", gigabytes(self.disk)), *further):
+            table.add_row(name, value)
         return table
 
-    def show(self, gpu_memory: float | None = None) -> None:
-        """Print the table, on the main process."""
+    def show(self, gpu_memory: float | None = None, further: Sequence[tuple[str, str]] = ()) -> None:
+        """Print the table, on the main process; see `table`."""
         if is_main_process():
-            Console(emoji=False, width=None if sys.stdout.isatty() else 120, highlight=False).print(self.table(gpu_memory))
+            console = Console(emoji=False, width=None if sys.stdout.isatty() else 120, highlight=False)
+            console.print(self.table(gpu_memory, further))
 
     def verdict(self, gpu_memory: float) -> str:
         """Whether the training fits into a device of `gpu_memory` GB, a tenth of which is for what the estimate leaves out."""

@@ -131,10 +131,20 @@ def test_the_dry_run_of_the_command_line(command, capsys):
     assert re.search(r"of 80 GB\W+fits", printed)
 
 
+def test_the_dry_run_for_several_machines(command, capsys):
+    assert main(["sft", *command, "--dry-run", "--machines", "2", "--devices", "1", "--gbit", "10"]) == 0
+    printed = capsys.readouterr().out
+    assert "Plan of sft on 2 devices, DDP" in printed and "(2 machines x 1 devices)" in printed
+    assert printed.count("link of 10 Gbit/s is busy per step") == 2 and "disk of the run's folder, at most" in printed
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--devices", "2"], "--devices belongs to --dry-run"),
+        (["--gbit", "2.5"], "--gbit belongs to --dry-run: minionerec sft --dry-run --gbit 2.5"),
+        (["--dry-run", "--machines", "2"], "--machines needs --devices"),
+        (["--dry-run", "--devices", "2", "--gbit", "10"], "pass --machines, too"),
         (["--dry-run", "--devices", "0"], "--devices is 0; it must be from 1 to 100,000."),
         (["--dry-run", "--devices", "1.5"], "--devices is 1.5. Expected a whole number."),
         (["--dry-run", "--gpu-memory", "many"], "--gpu-memory is 'many'. Expected a number."),

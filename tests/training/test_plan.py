@@ -218,7 +218,7 @@ def test_rows_that_train_cost_two_more_matrices(train, tied):
 
 def test_the_verdict_leaves_a_tenth():
     whole = shape(0, weight_bytes=9_000_000_000)
-    plan = Plan("sft", whole, NOTHING, Devices())
+    plan = Plan("sft", whole, NOTHING, Devices(), 0)
     assert [plan.verdict(size) for size in (10, 9.5, 8.9)] == ["fits", "tight: less than a tenth is left", "does not fit"]
 
 
