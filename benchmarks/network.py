@@ -2,9 +2,11 @@
 
 Two processes on this machine train over its loopback interface, as two machines would over a network. The kernel counts the
 bytes that pass it. A short and a longer training are compared, so what start, validation and end exchange cancels out. Other
-programs that use the loopback interface meanwhile are counted, too: run it on a quiet machine.
+programs that use the loopback interface meanwhile are counted, too, unless the benchmark has an interface of its own (second
+command, Linux, as root).
 
     python benchmarks/network.py --config ml-100k --out runs/network      # after data prepare and sid with the same options
+    unshare --net sh -c 'ip link set lo up; python benchmarks/network.py --config ml-100k --out runs/network'
 """
 
 import argparse

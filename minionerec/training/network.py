@@ -8,8 +8,9 @@ one process sends:
   of it.
 - DDP sums the gradients once in a step, however many micro-batches it has: one all-reduce, S = wT, w bytes of each of T
   gradients.
-- ZeRO-2 (Rajbhandari et al., 2020, section 7.2) scatters the sums of the gradients in every micro-batch, S = wT each time, and
-  gathers the new weights once, S = wT. In bf16 w is 2.
+- ZeRO-2 sums the gradients in every micro-batch, S = wT each time, and gathers the new weights once, S = wT. In bf16 w is 2.
+  A reduce-scatter would do for the sums (Rajbhandari et al., 2020, section 7.2), but DeepSpeed all-reduces them by default
+  (`use_multi_rank_bucket_allreduce`).
 
 The seconds are bytes over the speed of the link. Training hides a part of the exchange behind the backward pass, and small
 messages take longer than their bytes; neither is counted. benchmarks/network.py compares these bytes with measured ones.
@@ -25,7 +26,7 @@ def exchanged(plan: Plan) -> dict[str, int]:
     trained = 2 * shape.trainable if half else shape.trainable_bytes
     passed = trained * (devices.count - 1) // devices.count
     if devices.zero2:
-        return {"gradients": passed * plan.work.accumulation, "weights": passed}
+        return {"gradients": 2 * passed * plan.work.accumulation, "weights": passed}
     return {"gradients": 2 * passed}
 
 
