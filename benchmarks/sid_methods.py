@@ -77,7 +77,7 @@ def agreement(vectors: np.ndarray, pairs: dict[str, np.ndarray], sizes: list[int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--methods", default=",".join(get_args(SidMethod)))
+    parser.add_argument("--methods", default=",".join(name for name in get_args(SidMethod) if name != "letter"))  # no baseline
     parser.add_argument("--sizes", default="256,256,256", help="codes per level of the table of methods")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--items", type=int, default=None, help="only the first items, for a quick try")

@@ -34,7 +34,7 @@ from minionerec.config.rl import RewardName, RlConfig
 from minionerec.config.score import ScoreConfig
 from minionerec.config.serve import ServeConfig
 from minionerec.config.sft import SftConfig, SftMixtureConfig
-from minionerec.config.sid import VECTOR_FIELDS, RqVaeConfig, SidConfig, SidMethod
+from minionerec.config.sid import VECTOR_FIELDS, LetterConfig, RqVaeConfig, SidConfig, SidMethod
 from minionerec.config.tasks import DEFAULT_TASKS, NAMING, RECOMMENDING, RELEASED_TASKS, TASKS, Task, TaskName
 from minionerec.errors import ConfigError
 
@@ -63,6 +63,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "EvalConfig",
+    "LetterConfig",
     "ModelConfig",
     "PairsConfig",
     "PromptsConfig",

@@ -8,7 +8,15 @@ from minionerec.config.checks import bounded, bounded_list, check_fields, path
 from minionerec.errors import ConfigError
 
 SidMethod = Literal[
-    "rq-kmeans-joint", "rq-kmeans", "rq-kmeans-sinkhorn", "rq-kmeans-constrained", "rq-vae", "rq-kmeans-plus", "pq", "opq"
+    "rq-kmeans-joint",
+    "rq-kmeans",
+    "rq-kmeans-sinkhorn",
+    "rq-kmeans-constrained",
+    "rq-vae",
+    "rq-kmeans-plus",
+    "letter",
+    "pq",
+    "opq",
 ]
 
 VECTOR_FIELDS = ("encoder", "vectors", "max_text_tokens", "tfidf_dimensions")  # of the section: what decides the item vectors
@@ -16,13 +24,13 @@ VECTOR_FIELDS = ("encoder", "vectors", "max_text_tokens", "tfidf_dimensions")  #
 
 @dataclass
 class RqVaeConfig:
-    """Training of the two neural quantizers, `rq-vae` and `rq-kmeans-plus`."""
+    """Training of the neural quantizers, `rq-vae`, `letter` and `rq-kmeans-plus`."""
 
     hidden: list[int] = bounded_list([512, 256, 128], 1, 65_536)
     """Widths of the encoder's hidden layers; the decoder mirrors them (dimensions; released: 2048 halved down to 64)."""
     latent: int = bounded(32, 1, 8192)
-    """Length of the quantised vector of `rq-vae`; `rq-kmeans-plus` quantises in the text vectors' own space (dimensions;
-    released: 32)."""
+    """Length of the quantised vector of `rq-vae` and `letter`; `rq-kmeans-plus` quantises in the text vectors' own space
+    (dimensions; released: 32)."""
     learning_rate: float = bounded(1e-3, 1e-12, 1)
     """AdamW, constant (released: 1e-3 for RQ-VAE, 1e-4 for RQ-KMeans+)."""
     commitment: float = bounded(0.25, 0, 1000)
@@ -44,6 +52,21 @@ class RqVaeConfig:
 
 
 @dataclass
+class LetterConfig:
+    """What `letter` adds to the training of `rq-vae`. Weights count in variances of the text vectors."""
+
+    alignment: float = bounded(0.01, 0, 1000)
+    """Weight of the alignment with the item vectors of `sid.collaborative_model` (LETTER's script: 0.01)."""
+    diversity: float = bounded(1e-4, 0, 1000)
+    """Weight of the diversity of codes (LETTER's script: 1e-4)."""
+    groups: int = bounded(10, 2, 10_000)
+    """Groups of each level's codes, at least two codes each (groups; LETTER: 10)."""
+
+    def __post_init__(self) -> None:
+        check_fields("sid.letter", self)
+
+
+@dataclass
 class SidConfig:
     """Stage `sid`: item text to semantic IDs."""
 
@@ -62,16 +85,17 @@ class SidConfig:
     """Vector length of the `tfidf` encoder; lowered to what the catalog's rank allows (dimensions)."""
     collaborative: float = bounded(0.35, 0, 1, below=True)
     """How far items are moved to the mean of the items bought right before or after them in the training split, before level 1
-    is clustered (fraction from 0, text only, to below 1; not for `pq` and `opq`, which have no first level of that kind). Items
-    nobody bought keep their text's place."""
+    is clustered (fraction from 0, text only, to below 1; not for `pq` and `opq`, which have no first level of that kind, nor
+    for `letter`, which has an alignment instead). Items nobody bought keep their text's place."""
     collaborative_model: BaselineName | None = None
     """The neural baseline of this run that says which items belong together for `collaborative`: those nearest by its item
     vectors, in place of the items bought right before or after; null for these (`minionerec baseline` trains it, before this
-    stage)."""
+    stage). `letter` needs one, for its alignment."""
     method: SidMethod = "rq-kmeans-joint"
     """Quantizer. `rq-kmeans-joint`: size-balanced residual k-means whose levels are then refined together; `rq-kmeans`: plain
     residual k-means; `rq-kmeans-sinkhorn`, `rq-kmeans-constrained`: with balanced clusters, by Sinkhorn or by exact size
-    limits (needs the extra `balanced`); `rq-vae`, `rq-kmeans-plus`: neural, see `rqvae`; `pq`, `opq`: (optimised) product
+    limits (needs the extra `balanced`); `rq-vae`, `rq-kmeans-plus`: neural, see `rqvae`; `letter`: `rq-vae` that also follows a
+    baseline's item vectors, see `letter`; `pq`, `opq`: (optimised) product
     quantisation (paper: RQ-VAE)."""
     levels: int = bounded(3, 1, 26)
     """Codes per SID (levels; paper: 3)."""
@@ -99,10 +123,11 @@ class SidConfig:
     which all other items lack; `item` gives every item a last code of its own, its number in the catalog, in the place of the
     quantised one; `keep` lets them share a SID (released, paper)."""
     rqvae: RqVaeConfig = field(default_factory=RqVaeConfig)
+    letter: LetterConfig = field(default_factory=LetterConfig)
 
     def __post_init__(self) -> None:
         check_fields("sid", self)
-        if self.collaborative_model is not None and not self.fusion:
+        if self.collaborative_model is not None and not self.fusion and self.method != "letter":
             raise ConfigError(
                 f"sid.collaborative_model is {self.collaborative_model}, but nothing is fused: sid.collaborative is "
                 f"{self.collaborative}, sid.method {self.method}."
@@ -127,11 +152,30 @@ class SidConfig:
         if min(self.sizes) < 2:
             name = "codebook_sizes" if self.codebook_sizes else "codebook_size"
             raise ConfigError(f"sid.{name} is {getattr(self, name)}; a level needs at least 2 codes.")
+        if self.method == "letter" and not self.shipped:
+            self._check_letter()
+
+    def _check_letter(self) -> None:
+        if self.collaborative_model is None:
+            raise ConfigError(
+                "sid.method is letter, which aligns SIDs with the item vectors of a baseline, but sid.collaborative_model is "
+                "null. Name a neural baseline of the run, such as sasrec, trained before this stage."
+            )
+        if self.letter.diversity and self.rqvae.ema:
+            raise ConfigError(
+                f"sid.rqvae.ema is {self.rqvae.ema}: codebooks that follow averages have no gradient, and sid.letter.diversity "
+                "would do nothing. Set one of the two to 0."
+            )
+        if self.letter.diversity and min(self.sizes) < 2 * self.letter.groups:
+            raise ConfigError(
+                f"sid.letter.groups is {self.letter.groups}, and each group needs two codes, but a level has only "
+                f"{min(self.sizes)} (codebooks: {' + '.join(map(str, self.sizes))}). Lower the groups or enlarge the level."
+            )
 
     @property
     def fusion(self) -> float:
-        """`collaborative`; 0 where the method has no first level that it could decide."""
-        return 0.0 if self.method in ("pq", "opq") else self.collaborative
+        """`collaborative`; 0 where the method has no first level that it could decide, or is aligned instead."""
+        return 0.0 if self.method in ("pq", "opq", "letter") else self.collaborative
 
     @property
     def sizes(self) -> tuple[int, ...]:

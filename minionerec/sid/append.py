@@ -17,9 +17,9 @@ from minionerec.artifacts import Manifest, Recipe
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
 from minionerec.errors import CatalogError, ConfigError
-from minionerec.sid.build import check_catalog, data_digest, sid_recipe, stage_inputs
+from minionerec.sid.build import check_catalog, data_digest, sid_recipe, sid_section, stage_inputs
 from minionerec.sid.codebooks import Quantizer
-from minionerec.sid.collaborative import consecutive_pairs, fuse, fusion_pairs
+from minionerec.sid.collaborative import consecutive_pairs, guide_of
 from minionerec.sid.collisions import Sid, nearest_unused, occupy
 from minionerec.sid.diagnose import diagnose
 from minionerec.sid.encoder import encoder_identity, item_vectors
@@ -63,9 +63,11 @@ def append_sids(config: Config, base: Path) -> tuple[Manifest, bool]:
         )
 
     def inputs() -> dict[str, str]:
-        return stage_inputs(config) | {"base": artifacts.require(base / "sid", "minionerec sid --config BASE.yaml").digest}
+        return stage_inputs(config, fits=False) | {
+            "base": artifacts.require(base / "sid", "minionerec sid --config BASE.yaml").digest
+        }
 
-    recipe = sid_recipe(config, config.section("sid"), config.seed, inputs)
+    recipe = sid_recipe(config, sid_section(config), config.seed, inputs)
     return recipe.make(lambda: _append(config, base, recipe))
 
 
@@ -84,7 +86,7 @@ def _append(config: Config, base: Path, recipe: Recipe) -> None:
     check_vectors(vectors)
     with recipe.write() as draft:
         pairs = consecutive_pairs(dataset.train)
-        encoded = quantizer.encode(vectors, fuse(vectors, fusion_pairs(config, dataset), config.sid.fusion))
+        encoded = quantizer.encode(vectors, guide_of(config, dataset, vectors))
         codes = extend(base_index, old_rows, encoded, vectors, quantizer, share=config.sid.collisions in ("keep", "sinkhorn"))
         step = {"base": recipe.inputs["base"], "items_before": len(old_rows), "items_after": len(codes)}
         lineage = (*base_index.lineage, step)

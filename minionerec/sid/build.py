@@ -24,7 +24,7 @@ from minionerec.config import Config
 from minionerec.data.dataset import Dataset
 from minionerec.data.vectors import baseline_digest
 from minionerec.errors import CatalogError, ConfigError
-from minionerec.sid.collaborative import consecutive_pairs, fuse, fusion_pairs
+from minionerec.sid.collaborative import collaborative_vectors, consecutive_pairs, guide_of
 from minionerec.sid.collisions import resolve
 from minionerec.sid.diagnose import diagnose, shared_codes, structure
 from minionerec.sid.encoder import embed_share, encoder_identity, item_vectors, vector_inputs
@@ -55,8 +55,16 @@ def build_sids(config: Config) -> tuple[Manifest, bool]:
         decisive = {"shipped": True} | ({} if config.sid.collisions == "keep" else {"collisions": config.sid.collisions})
         shipped = sid_recipe(config, {"sid": decisive}, UNSEEDED, lambda: {"data": data_digest(config)})
         return shipped.make(lambda: _take_shipped(config, shipped))
-    recipe = sid_recipe(config, config.section("sid"), config.seed, lambda: stage_inputs(config))
+    recipe = sid_recipe(config, sid_section(config), config.seed, lambda: stage_inputs(config))
     return recipe.make(lambda: _build(config, recipe))
+
+
+def sid_section(config: Config) -> dict[str, Any]:
+    """Section `sid` for the recipe. What only `letter` reads is left out for other methods: so older runs stay current."""
+    sections = config.section("sid")
+    if config.sid.method != "letter":
+        del sections["sid"]["letter"]
+    return sections
 
 
 def sid_recipe(config: Config, sections: Mapping[str, Any], seed: int, inputs: Callable[[], dict[str, str]]) -> Recipe:
@@ -76,9 +84,8 @@ def _build(config: Config, recipe: Recipe) -> None:
     with recipe.write() as draft:
         vectors = item_vectors(dataset, config.sid, config.seed)
         pairs = consecutive_pairs(dataset.train)
-        fitted = fit_quantizer(
-            vectors, config.sid, config.seed, fuse(vectors, fusion_pairs(config, dataset), config.sid.fusion)
-        )
+        guide, collaborative = guide_of(config, dataset, vectors), collaborative_vectors(config, dataset)
+        fitted = fit_quantizer(vectors, config.sid, config.seed, guide, collaborative)
         codes = resolve(fitted.codes, vectors, fitted.quantizer, config.sid.collisions)
         own_last = config.sid.collisions == "item"
         codebooks = fitted.quantizer.codebooks[: len(config.sid.sizes) - own_last]
@@ -133,14 +140,17 @@ def data_digest(config: Config) -> str:
     return artifacts.require(config.folder / "data", "minionerec data prepare --config YOUR.yaml").digest
 
 
-def stage_inputs(config: Config) -> dict[str, str]:
+def stage_inputs(config: Config, *, fits: bool = True) -> dict[str, str]:
     """Digests of the inputs: the dataset, the baseline of `sid.collaborative_model`, the user's own encoder and vectors.
+
+    Args:
+        fits: a quantizer is fitted, which `letter` does with the baseline's vectors; encoding reads them only to fuse.
 
     Raises:
         ArtifactError: data or baseline are missing or damaged.
     """
     inputs = {"data": data_digest(config)}
-    if (name := config.sid.collaborative_model) is not None:
+    if (name := config.sid.collaborative_model) is not None and (fits or config.sid.fusion):
         inputs[f"baselines/{name}"] = baseline_digest(config.folder, name, inputs["data"])
     return inputs | vector_inputs(config.sid)
 

@@ -3,6 +3,8 @@
 The training split counts which items these are, or a sequential baseline that was trained on it names them.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import polars as pl
 import scipy.sparse as sp
@@ -10,6 +12,7 @@ import scipy.sparse as sp
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
 from minionerec.data.vectors import load_vectors
+from minionerec.errors import DataError
 
 NEIGHBOURS = 10  # that a baseline names for an item
 
@@ -30,8 +33,62 @@ def fusion_pairs(config: Config, dataset: Dataset) -> np.ndarray:
     if name is None:
         return consecutive_pairs(dataset.train)
     vectors = load_vectors(config.folder, name, dataset, "sid.collaborative_model").items
+    return neighbour_pairs(vectors, _seen_items(dataset))
+
+
+@dataclass(frozen=True)
+class CollaborativeVectors:
+    """What a sequential recommender says of items.
+
+    Attributes:
+        vectors: (items, dimensions) float32.
+        seen: (items,) bool, the items whose vectors were learnt; the vectors of unseen items are random.
+    """
+
+    vectors: np.ndarray
+    seen: np.ndarray
+
+    def take(self, rows: np.ndarray) -> "CollaborativeVectors":
+        """Those of some items."""
+        return CollaborativeVectors(self.vectors[rows], self.seen[rows])
+
+
+def collaborative_vectors(config: Config, dataset: Dataset) -> CollaborativeVectors | None:
+    """The item vectors of `sid.collaborative_model` for a method that aligns its SIDs with them; None for any other method.
+
+    Raises:
+        ArtifactError: the baseline left no vectors, or they belong to other data.
+        DataError: the train split has fewer than two items, or a vector is not finite.
+    """
+    name = config.sid.collaborative_model
+    if config.sid.method != "letter" or name is None:
+        return None
+    vectors = load_vectors(config.folder, name, dataset, "sid.collaborative_model").items
+    items = _seen_items(dataset)
+    if len(items) < 2:
+        raise DataError(f"The train split holds {len(items)} items, but sid.method letter compares an item with others.")
+    if not np.isfinite(vectors[items]).all():
+        item = int(items[~np.isfinite(vectors[items]).all(axis=1)][0])
+        raise DataError(f"The vector of item {item} (row {item} of the catalog) by {name} is not finite; train it again.")
+    seen = np.zeros(len(vectors), dtype=bool)
+    seen[items] = True
+    return CollaborativeVectors(vectors, seen)
+
+
+def _seen_items(dataset: Dataset) -> np.ndarray:
     seen = np.union1d(dataset.train["target"].to_numpy(), dataset.train["history"].explode().drop_nulls().to_numpy())
-    return neighbour_pairs(vectors, seen.astype(np.int64))
+    return seen.astype(np.int64)
+
+
+def guide_of(config: Config, dataset: Dataset, vectors: np.ndarray) -> np.ndarray:
+    """The vectors that decide the first code, as `sid.collaborative` asks for; `vectors` if the method fuses nothing.
+
+    Raises:
+        ArtifactError: the baseline left no vectors, or they belong to other data.
+    """
+    if not config.sid.fusion:
+        return vectors
+    return fuse(vectors, fusion_pairs(config, dataset), config.sid.fusion)
 
 
 def neighbour_pairs(vectors: np.ndarray, seen: np.ndarray, count: int = NEIGHBOURS, block: int = 4096) -> np.ndarray:

@@ -18,7 +18,13 @@ from minionerec.config import Config, SidConfig, SidMethod, run_file
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError
 from minionerec.sid.build import check_catalog
-from minionerec.sid.collaborative import consecutive_pairs, fuse, fusion_pairs
+from minionerec.sid.collaborative import (
+    CollaborativeVectors,
+    collaborative_vectors,
+    consecutive_pairs,
+    fuse,
+    fusion_pairs,
+)
 from minionerec.sid.collisions import resolve
 from minionerec.sid.diagnose import diagnose
 from minionerec.sid.encoder import item_vectors
@@ -44,7 +50,7 @@ def compare_methods(config: Config, methods: Sequence[str] = ()) -> Table:
     """Fit each method on the run's catalog and measure it.
 
     Args:
-        methods: names of `sid.method`; none means all.
+        methods: names of `sid.method`; none means all, but `letter` only if `sid.collaborative_model` is set.
 
     Raises:
         ConfigError: a method is unknown, or its package is not installed.
@@ -59,25 +65,45 @@ def compare_methods(config: Config, methods: Sequence[str] = ()) -> Table:
     vectors = item_vectors(dataset, config.sid, config.seed)
     pairs, fused = consecutive_pairs(dataset.train), fusion_pairs(config, dataset)
     names: list[SidMethod] = [name for name in get_args(SidMethod) if name in methods or not methods]
-    rows: dict[str, dict[str, Any]] = {
-        name: measure_method(vectors, fused, pairs, dataclasses.replace(config.sid, method=name), config.seed) for name in names
-    }
+    if not methods and config.sid.collaborative_model is None:
+        names.remove("letter")
+    rows: dict[str, dict[str, Any]] = {}
+    for name in names:
+        chosen = with_method(config.sid, name)
+        collaborative = collaborative_vectors(dataclasses.replace(config, sid=chosen), dataset)
+        rows[name] = measure_method(vectors, fused, pairs, chosen, config.seed, collaborative)
     return comparison_table(
         rows, f"{run_file.name_of(config)}: {len(vectors):,} items, codebooks of {' + '.join(map(str, config.sid.sizes))}"
     )
 
 
+def with_method(config: SidConfig, method: SidMethod) -> SidConfig:
+    """The section with another method; one that fuses and aligns nothing asks no baseline.
+
+    Raises:
+        ConfigError: the method needs what the section does not say.
+    """
+    asks = method == "letter" or (method not in ("pq", "opq") and config.collaborative > 0)
+    return dataclasses.replace(config, method=method, collaborative_model=config.collaborative_model if asks else None)
+
+
 def measure_method(
-    vectors: np.ndarray, train_pairs: np.ndarray, pairs: np.ndarray, config: SidConfig, seed: int
+    vectors: np.ndarray,
+    train_pairs: np.ndarray,
+    pairs: np.ndarray,
+    config: SidConfig,
+    seed: int,
+    collaborative: CollaborativeVectors | None = None,
 ) -> dict[str, Any]:
     """Fit a method and resolve its collisions: the figures of `diagnose`, counts of distinct SIDs, and the seconds taken.
 
     Args:
         train_pairs: what the collaborative fusion may see, (pairs, 2).
         pairs: what co-purchase agreement is measured on, (pairs, 2).
+        collaborative: what `letter` aligns with.
     """
     started = time.perf_counter()
-    fitted = fit_quantizer(vectors, config, seed, fuse(vectors, train_pairs, config.fusion))
+    fitted = fit_quantizer(vectors, config, seed, fuse(vectors, train_pairs, config.fusion), collaborative)
     codes = resolve(fitted.codes, vectors, fitted.quantizer, config.collisions)
     seconds = time.perf_counter() - started
     figures = diagnose(fitted.codes, codes, vectors, fitted.quantizer, pairs, config.collisions == "item")

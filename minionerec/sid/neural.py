@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -66,6 +66,22 @@ class NeuralQuantizer:
         return _network(vectors.astype(np.float32), self.encoder, self.skip)
 
 
+class Terms(Protocol):
+    """What a method adds to the loss of an RQ-VAE, weighted; `letter.LetterTerms` says what the arguments are."""
+
+    def begin_epoch(self, books: list[np.ndarray]) -> None:
+        """Look at the centroids of all levels as an epoch begins."""
+
+    def diversity(self, level: int, codes: torch.Tensor, book: torch.Tensor) -> torch.Tensor:
+        """Added to a level's loss."""
+
+    def alignment(self, quantised: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Added to the loss of a batch."""
+
+    def misaligned(self, quantised: np.ndarray) -> float:
+        """Added to the reconstruction error, by which the best epoch is chosen."""
+
+
 @dataclass(frozen=True)
 class _Autoencoder:
     """Encoder and decoder while they are trained; `skip` as in `NeuralQuantizer`."""
@@ -92,12 +108,17 @@ class _Autoencoder:
         return NeuralQuantizer(ResidualQuantizer(books), *layers, self.skip)
 
 
-def fit_rqvae(vectors: np.ndarray, guide: np.ndarray, config: SidConfig, seed: int) -> tuple[NeuralQuantizer, None]:
+def fit_rqvae(
+    vectors: np.ndarray, guide: np.ndarray, config: SidConfig, seed: int, terms: Terms | None = None
+) -> tuple[NeuralQuantizer, None]:
     """RQ-VAE (Zeghidour et al. 2021; for SIDs TIGER, arXiv 2305.05065): an autoencoder around a residual quantizer.
 
     Loss: squared error of the reconstruction, plus per level the codebook's and `commitment` times the encoder's distance to
     the chosen centroid, gradients straight through. Codebooks start from k-means of the first encoding. Training ends by
     itself and the best epoch is kept; unused codes are revived. Encodes the fused vectors, reconstructs the text's.
+
+    Args:
+        terms: what else the loss holds.
     """
     torch.manual_seed(seed)
     dimensions, settings = vectors.shape[1], config.rqvae
@@ -106,7 +127,7 @@ def fit_rqvae(vectors: np.ndarray, guide: np.ndarray, config: SidConfig, seed: i
     with torch.no_grad():
         encoded = encoder(torch.from_numpy(guide)).numpy()
     start, _ = fit_levels(encoded, encoded, config.sizes, [kmeans], config.iterations, seed)
-    return _train(vectors, guide, _Autoencoder(encoder, decoder), start, settings, seed), None
+    return _train(vectors, guide, _Autoencoder(encoder, decoder), start, settings, seed, terms), None
 
 
 def fit_kmeans_plus(vectors: np.ndarray, guide: np.ndarray, config: SidConfig, seed: int) -> tuple[NeuralQuantizer, None]:
@@ -140,8 +161,9 @@ def _train(
     start: ResidualQuantizer,
     settings: RqVaeConfig,
     seed: int,
+    terms: Terms | None = None,
 ) -> NeuralQuantizer:
-    """Train until the error over all vectors stops falling; the quantizer of the best epoch.
+    """Train until the error over all vectors, and what `terms` add to it, stops falling; the quantizer of the best epoch.
 
     Args:
         start: where the codebooks begin.
@@ -158,6 +180,8 @@ def _train(
     for epoch in range(settings.max_epochs):
         used = [torch.zeros(len(book), dtype=torch.bool) for book in codebooks]
         leftovers: list[torch.Tensor] = []
+        if terms:
+            terms.begin_epoch([book.detach().numpy() for book in codebooks])
         for batch in torch.randperm(len(inputs), generator=order).split(settings.batch_size):
             latent = networks.encode(inputs[batch])
             quantised, loss, leftovers = torch.zeros_like(latent), latent.new_zeros(()), []
@@ -172,16 +196,23 @@ def _train(
                     _move(book, averages[level], residual.detach(), codes, settings.ema)
                 else:
                     loss = loss + (residual.detach() - centroid).pow(2).mean()
+                if terms:
+                    loss = loss + terms.diversity(level, codes, book)
                 quantised = quantised + centroid
             # Straight-through: the decoder reads the quantised vectors, but its gradient goes to the encoder.
             through = latent + (quantised - latent).detach()
             loss = (networks.decode(through) - targets[batch]).pow(2).mean() + loss / len(codebooks)
+            if terms:
+                loss = loss + terms.alignment(through, batch)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(trained, _CLIP)
             optimizer.step()
         current = networks.quantizer(codebooks)
-        error = float(((vectors - current.decode(current.encode(vectors, guide))) ** 2).mean())
+        encoded = current.encode(vectors, guide)
+        error = float(((vectors - current.decode(encoded)) ** 2).mean())
+        if terms:
+            error += terms.misaligned(current.latent.decode(encoded))
         if not np.isfinite(error):
             raise TrainingError(
                 f"RQ-VAE training diverged in epoch {epoch + 1}; lower sid.rqvae.learning_rate ({settings.learning_rate})."

@@ -11,6 +11,7 @@ from minionerec.config import SidConfig, SidMethod
 from minionerec.errors import CatalogError, DataError
 from minionerec.sid import joint, product, residual
 from minionerec.sid.codebooks import Quantizer, sample_rows
+from minionerec.sid.collaborative import CollaborativeVectors
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,9 @@ class Fitted:
     codes: np.ndarray
 
 
-# From vectors, guide, configuration and seed to a quantizer, and to codes if the method balances them itself.
-_Method = Callable[[np.ndarray, np.ndarray, SidConfig, int], tuple[Quantizer, np.ndarray | None]]
+# From vectors, guide, configuration and seed to a quantizer, and to codes if the method balances them itself. `letter` also
+# takes collaborative vectors.
+_Method = Callable[..., tuple[Quantizer, np.ndarray | None]]
 
 
 def _rqvae(vectors: np.ndarray, guide: np.ndarray, config: SidConfig, seed: int) -> tuple[Quantizer, np.ndarray | None]:
@@ -43,6 +45,14 @@ def _kmeans_plus(vectors: np.ndarray, guide: np.ndarray, config: SidConfig, seed
     return neural.fit_kmeans_plus(vectors, guide, config, seed)
 
 
+def _letter(
+    vectors: np.ndarray, guide: np.ndarray, config: SidConfig, seed: int, collaborative: CollaborativeVectors | None = None
+) -> tuple[Quantizer, np.ndarray | None]:
+    from minionerec.sid import letter
+
+    return letter.fit_letter(vectors, guide, config, seed, collaborative)
+
+
 def _product(vectors: np.ndarray, _: np.ndarray, config: SidConfig, seed: int) -> tuple[Quantizer, None]:
     return product.fit_product(vectors, config, seed), None
 
@@ -54,12 +64,19 @@ METHODS: dict[SidMethod, _Method] = {
     "rq-kmeans-constrained": residual.fit_residual,
     "rq-vae": _rqvae,
     "rq-kmeans-plus": _kmeans_plus,
+    "letter": _letter,
     "pq": _product,
     "opq": _product,
 }
 
 
-def fit_quantizer(vectors: np.ndarray, config: SidConfig, seed: int, guide: np.ndarray | None = None) -> Fitted:
+def fit_quantizer(
+    vectors: np.ndarray,
+    config: SidConfig,
+    seed: int,
+    guide: np.ndarray | None = None,
+    collaborative: CollaborativeVectors | None = None,
+) -> Fitted:
     """Fit the configured method and encode the catalog with it.
 
     A catalog of more than `config.max_training_vectors` items is fitted to a random sample of that many and then encoded
@@ -71,11 +88,13 @@ def fit_quantizer(vectors: np.ndarray, config: SidConfig, seed: int, guide: np.n
         config: method, codebook sizes and options.
         seed: of the method's random starts.
         guide: vectors that decide the first code instead, same shape, such as `collaborative.fuse` gives.
+        collaborative: the items' collaborative vectors, for `letter`.
 
     Raises:
         DataError: a vector is not finite or all zeros.
         CatalogError: there are fewer items than codes in a level.
-        ConfigError: `pq` or `opq` has fewer dimensions than levels, or the method's package is not installed.
+        ConfigError: `pq` or `opq` has fewer dimensions than levels, the method's package is not installed, or `letter` has no
+            collaborative vectors or some of another length.
         TrainingError: a neural method diverged.
     """
     check_vectors(vectors, config.sizes)
@@ -86,7 +105,8 @@ def fit_quantizer(vectors: np.ndarray, config: SidConfig, seed: int, guide: np.n
         config = dataclasses.replace(config, collisions="keep")  # distinct SIDs within a sample mean nothing
     with threadpool_limits(limits=1):
         sample = np.ascontiguousarray(vectors[rows])
-        quantizer, codes = METHODS[config.method](sample, sample if guide is None else guide[rows], config, seed)
+        further = () if collaborative is None else (collaborative.take(rows),)
+        quantizer, codes = METHODS[config.method](sample, sample if guide is None else guide[rows], config, seed, *further)
         if codes is None or len(rows) < len(vectors):
             codes = quantizer.encode(vectors, guide)
     return Fitted(quantizer, np.ascontiguousarray(codes, dtype=np.int32))

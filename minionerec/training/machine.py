@@ -96,7 +96,7 @@ def check_quantizer_memory(config: SidConfig) -> None:
     Raises:
         ConfigError: weights, gradients and optimiser alone take more.
     """
-    if config.method not in ("rq-vae", "rq-kmeans-plus"):
+    if config.method not in ("rq-vae", "letter", "rq-kmeans-plus"):
         return
     widths = [*config.rqvae.hidden, config.rqvae.latent]
     parameters = 2 * sum(before * after for before, after in itertools.pairwise(widths))  # encoder and decoder
