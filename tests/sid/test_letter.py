@@ -70,7 +70,7 @@ def test_each_term_changes_the_codes_and_equal_seeds_give_equal_ones(vectors, co
         assert any(not np.array_equal(a, b) for a, b in zip(books, plain.quantizer.codebooks, strict=True))
     one, again, other = (fit_quantizer(vectors, both, seed, None, collaborative) for seed in (1, 1, 2))
     assert np.array_equal(one.codes, again.codes) and not np.array_equal(one.codes, other.codes)
-    assert relative_error(vectors, one.codes, one.quantizer) < 0.9
+    assert relative_error(vectors, one.codes, one.quantizer) < 1
     save_quantizer(one.quantizer, tmp_path)
     loaded = load_quantizer(tmp_path, one.quantizer.codebooks)  # new items need no baseline
     assert np.array_equal(loaded.encode(vectors), one.codes)
