@@ -278,13 +278,14 @@ def fit(model: SequentialModel, data: RankingData, config: Config, checkpoints: 
     model.to(accelerator.device)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     score = scorer(model, baseline.max_history, protocol, accelerator.device)
+    chooses = choosing_rows(data, config)
     console = Console(emoji=False, quiet=not accelerator.is_main_process, highlight=False, soft_wrap=True)
     while course.epoch < baseline.epochs and course.waiting < baseline.patience:
         began = time.monotonic()
         loss = train_epoch(wrapped, model, data, accelerator, optimizer, config, course.epoch)
         trained = time.monotonic() - began
         with _as_wide_as_choosing_needs(model):
-            value = ranking_metrics(rank_split(score, data, "valid").ranks)[CHOOSES]
+            value = ranking_metrics(rank_split(score, chooses, "valid").ranks)[CHOOSES]
         compared = value if protocol.decimals is None else round(value, protocol.decimals)
         if compared > course.best or (protocol.equal_is_better and compared == course.best):
             course.best, course.best_epoch, course.waiting, best = compared, course.epoch, 0, _copy(model)
@@ -318,6 +319,15 @@ def _as_wide_as_choosing_needs(model: SequentialModel) -> Iterator[None]:
         yield
     finally:
         model.lists = beams
+
+
+def choosing_rows(data: RankingData, config: Config) -> RankingData:
+    """The data with those rows of valid that choose the best epoch, `baseline.valid_examples` drawn by the seed, in order."""
+    valid, count = data.rows["valid"], config.baseline.valid_examples
+    if count is None or count >= len(valid):
+        return data
+    drawn = np.sort(np.random.default_rng([config.seed, len(valid)]).choice(len(valid), count, replace=False))
+    return dataclasses.replace(data, rows={**data.rows, "valid": valid.take(drawn)})
 
 
 def _copy(model: SequentialModel) -> dict[str, Tensor]:

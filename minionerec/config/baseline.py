@@ -106,6 +106,9 @@ class BaselineConfig:
     """Length of the stored ranked lists (items). With `eval.exclude_history` on the run's own splits, lists hold at least
     `eval.num_beams` items plus the length of the longest history. `tiger`, `lazy` and `liger` rank what their search
     finds (`liger` also cold items); it has as many beams, but 20 plus the longest history at least."""
+    valid_examples: int | None = bounded(None, 1, 10**9)
+    """Rows of valid, drawn by the seed, that choose the best epoch (rows; null: all). The figures at the end are of all rows;
+    `tiger`, `lazy` and `liger` may take longer to rank valid than to train an epoch."""
     weights: str | None = path()
     """A safetensors file of ours or of the published code: rank with these weights instead of training. `minionerec baseline
     import` makes one of a published .pt file."""
@@ -125,6 +128,9 @@ class BaselineConfig:
     """Dropout of attention weights; `fearec` has none (fraction)."""
     head_size: int | None = bounded(None, 1, 65_536)
     """`tiger`, `liger`: width of each attention head (dimensions)."""
+    buckets: int | None = bounded(None, 1, 10_000)
+    """`tiger`, `liger`: parts of a batch, by the length of the histories, that are padded apart; the loss is the batch's
+    (parts; null: 1)."""
     digits: int | None = bounded(None, 1, 1024)
     """`rpg`: codes per item."""
     temperature: float | None = bounded(None, 1e-4, 1000)
@@ -184,6 +190,11 @@ class BaselineConfig:
             )
         if self.weights is not None and self.model in CODED_BASELINES:
             raise ConfigError(f"baseline.weights is set, but weights of {self.model} belong to the codes of one catalog.")
+        if self.valid_examples is not None and (self.weights is not None or self.model in TRIVIAL_BASELINES):
+            raise ConfigError(
+                f"baseline.valid_examples is {self.valid_examples}, but no epoch is chosen: "
+                + ("the weights are given." if self.weights is not None else f"{self.model} is not trained.")
+            )
         if self.components == []:
             raise ConfigError("baseline.components is an empty list; name one component at least, or leave it out.")
         if self.protocol != "dataset" and (self.model == "text" or "text" in (self.components or ())):
@@ -197,5 +208,5 @@ class BaselineConfig:
 BASELINE_OPTIONS = tuple(  # fields that are options of some models only
     field.name
     for field in dataclasses.fields(BaselineConfig)
-    if field.default is None and field.name not in ("sequences", "weights")
+    if field.default is None and field.name not in ("sequences", "weights", "valid_examples")
 )

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from minionerec.artifacts import Manifest
+from minionerec.baselines import train
 from minionerec.baselines.batches import make_batch
 from minionerec.baselines.coded import coded_model, make_coded
 from minionerec.baselines.coded.lazy import LazyCache, LazyDecoder, LazySizes
@@ -21,7 +22,7 @@ from minionerec.baselines.lists import search_beams
 from minionerec.baselines.models import count_parameters
 from minionerec.baselines.ranking import rank_split, scorer, without_history
 from minionerec.baselines.ranking_data import PROTOCOLS, from_dataset
-from minionerec.baselines.train import _as_wide_as_choosing_needs, _fresh, train_baseline
+from minionerec.baselines.train import _as_wide_as_choosing_needs, _fresh, choosing_rows, train_baseline
 from minionerec.baselines.vectors import vectors_bytes, vectors_of
 from minionerec.cli import main, parse
 from minionerec.config import CODED_BASELINES, GENERATIVE_BASELINES, NEURAL_BASELINES, VECTOR_BASELINES, BaselineConfig
@@ -369,6 +370,30 @@ def test_a_wider_search_is_another_baseline_and_the_others_keep_their_keys(prepa
         manifest, _ = train_baseline(replace(prepared, baseline=options, replace=True))
         keys[top] = manifest.config["baseline"].get("beams")
     assert keys == {10: 26, 26: None}
+
+
+def test_a_few_rows_choose_the_epoch_and_all_rows_are_measured(prepared, monkeypatch):
+    data = from_dataset(Dataset.load(prepared.folder / "data"), 6)
+    config = replace(prepared, baseline=BaselineConfig(model="lazy", valid_examples=7))
+    drawn = [choosing_rows(data, replace(config, seed=seed)).rows for seed in (1, 1, 2)]
+    assert [len(rows["valid"]) for rows in drawn] == [7, 7, 7] and drawn[0]["test"] is data.rows["test"]
+    stops = [rows["valid"].stop.tolist() for rows in drawn]
+    assert stops[0] == stops[1] != stops[2] and {*stops[0]} < {*data.rows["valid"].stop.tolist()}
+    assert choosing_rows(data, replace(config, baseline=BaselineConfig(valid_examples=len(data.rows["valid"])))) is data
+    options = BaselineConfig(model="lazy", epochs=1, max_history=6, valid_examples=7, **TRAINED["lazy"])
+    counted = []
+    ranked = train.rank_split
+    monkeypatch.setattr(
+        train,
+        "rank_split",
+        lambda score, rows, split, *a, **k: counted.append(len(rows.rows[split])) or ranked(score, rows, split, *a, **k),
+    )
+    train_baseline(replace(prepared, baseline=options, replace=True))
+    assert counted == [7, len(data.rows["test"]), len(data.rows["valid"])]
+    with pytest.raises(ConfigError, match=r"valid_examples is 7, but no epoch is chosen: markov is not trained"):
+        BaselineConfig(model="markov", valid_examples=7)
+    with pytest.raises(ConfigError, match=r"but no epoch is chosen: the weights are given"):
+        BaselineConfig(weights="x", valid_examples=7)
 
 
 def test_long_searches_take_few_rows_at_once(monkeypatch):

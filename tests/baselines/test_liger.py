@@ -137,6 +137,28 @@ def test_the_loss_is_that_of_both_parts():
         assert model(histories(targets)).item() == pytest.approx(codes + 0.5 * dense, rel=1e-5)
 
 
+@pytest.mark.parametrize("make", [liger, lambda **fields: spread(TIGER(sid_codes(short=True), LENGTH, buckets(**fields), 5))])
+def test_buckets_change_neither_loss_nor_gradients(make):
+    """SIDs of two lengths, so that a part's share of the codes is not its share of the rows."""
+    batch, found = histories([6, 7, 8, 30]), []
+    for count in (1, 3, 9):
+        torch.manual_seed(0)
+        model = make(buckets=count, **({"codes": sid_codes(short=True)} if make is liger else {}))
+        widths, written = [], model.written
+        model.written = lambda part, written=written, widths=widths: widths.append(len(part.items)) or written(part)
+        loss = model(batch)
+        loss.backward()
+        assert max(widths) == {1: 4, 3: 2, 9: 1}[count]
+        found.append((loss.detach(), [parameter.grad for parameter in model.parameters()]))
+    for loss, gradients in found[1:]:
+        torch.testing.assert_close(loss, found[0][0])
+        torch.testing.assert_close(gradients, found[0][1], atol=1e-5, rtol=1e-4)
+
+
+def buckets(**fields):
+    return replace(TINY_TIGER, **fields)
+
+
 def test_candidates_are_what_beams_reached_and_the_cold_items():
     model, batch = liger(lists=5), histories()
     scores, dense = model.scores(batch), model.dense_scores(batch)

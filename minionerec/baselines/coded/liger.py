@@ -105,16 +105,16 @@ class LIGER(TIGER):
         """Cosines of queries (batch, hidden) and items' vectors (items, hidden), divided by the temperature: (batch, items)."""
         return functional.normalize(queries, dim=-1) @ functional.normalize(vectors, dim=-1).T / self.temperature
 
-    def forward(self, batch: HistoryBatch) -> Tensor:
-        """Mean cross-entropy of the targets' codes, plus `dense_weight` times that of the targets among the seen items."""
-        vectors = self.item_vectors()
+    def loss(self, batch: HistoryBatch, vectors: Tensor | None, codes: float, rows: float) -> Tensor:
+        """TIGER's loss, plus `dense_weight` times the mean cross-entropy of the targets among the seen items, times `rows`."""
+        assert vectors is not None
         embedded, mask = self.embedded(batch, vectors)
         output = cast(Any, self.t5)(inputs_embeds=embedded, attention_mask=mask, labels=self.labels(batch.targets))
         if not self.dense_weight:
-            return output.loss
+            return output.loss * codes
         logits = self.dense_logits(output.encoder_last_hidden_state[:, -1], vectors[self.get_buffer("seen")])
         dense = functional.cross_entropy(logits, self.get_buffer("place")[batch.targets])
-        return output.loss + self.dense_weight * dense
+        return output.loss * codes + self.dense_weight * rows * dense
 
     def encoded(self, batch: HistoryBatch, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """The encoder's states, (batch, longest, hidden), and the mask."""

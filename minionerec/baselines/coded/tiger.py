@@ -35,6 +35,7 @@ class TigerSizes(Options):
     heads: int = 4
     head_size: int = 32
     dropout: float = 0.2
+    buckets: int = 1
 
 
 class TIGER(GenerativeModel):
@@ -58,6 +59,7 @@ class TIGER(GenerativeModel):
         config.decoder_start_token_id = PAD
         self.t5 = T5ForConditionalGeneration(config)
         self.t5.set_attn_implementation("sdpa")
+        self.buckets = sizes.buckets
         self._checked = False
 
     def trie_of(self, tokens: Tensor) -> CatalogTrie:
@@ -92,9 +94,34 @@ class TIGER(GenerativeModel):
         return codes.scatter(1, ends, END)
 
     def forward(self, batch: HistoryBatch) -> Tensor:
-        """Mean cross-entropy of the targets' codes over the vocabulary."""
+        """The loss of a batch; with `buckets` its histories are sorted by length and computed in so many parts.
+
+        A part is padded to its own longest history. The parts' losses are weighted so that their sum is the batch's loss.
+        """
+        vectors = self.item_vectors()
+        if self.buckets == 1:
+            return self.loss(batch, vectors, 1.0, 1.0)
+        codes = (self.labels(batch.targets) >= 0).sum(1)
+        total = torch.zeros((), device=codes.device)
+        for rows in batch.lengths.argsort(stable=True).chunk(self.buckets):
+            part = HistoryBatch(*(values[rows] for values in batch))
+            total = total + self.loss(part, vectors, float(codes[rows].sum() / codes.sum()), len(rows) / len(codes))
+        return total
+
+    def item_vectors(self) -> Tensor | None:
+        """What all parts of a batch read of the items; TIGER knows these by their codes alone."""
+        return None
+
+    def loss(self, batch: HistoryBatch, vectors: Tensor | None, codes: float, rows: float) -> Tensor:
+        """Mean cross-entropy of the targets' codes over the vocabulary, times `codes`.
+
+        Args:
+            vectors: from `item_vectors`.
+            codes, rows: shares of these codes and histories in the whole batch.
+        """
+        del vectors, rows
         ids, mask = self.prompts(batch)
-        return cast(Any, self.t5)(input_ids=ids, attention_mask=mask, labels=self.labels(batch.targets)).loss
+        return cast(Any, self.t5)(input_ids=ids, attention_mask=mask, labels=self.labels(batch.targets)).loss * codes
 
     def search(self, batch: HistoryBatch, beams: int) -> BeamResult:
         """The most likely SIDs, by the search that all models here share.
