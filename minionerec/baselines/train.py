@@ -15,8 +15,6 @@ Command: `minionerec baseline --config beauty-sasrec`, or `accelerate launch ...
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,9 +43,8 @@ from minionerec.artifacts import (
 from minionerec.baselines import weights
 from minionerec.baselines.batches import make_batch, partners
 from minionerec.baselines.coded import coded_inputs, make_coded
-from minionerec.baselines.coded.coded_model import GenerativeModel
 from minionerec.baselines.implementation import options_of
-from minionerec.baselines.lists import list_length, search_beams
+from minionerec.baselines.lists import as_wide_as_choosing_needs, choosing_rows, list_length, search_beams
 from minionerec.baselines.models import count_parameters, make
 from minionerec.baselines.models.sequential_model import SequentialModel
 from minionerec.baselines.ranking import TABLE_CUTOFFS, Ranking, Scorer, rank_split, ranking_metrics, scorer
@@ -284,7 +281,7 @@ def fit(model: SequentialModel, data: RankingData, config: Config, checkpoints: 
         began = time.monotonic()
         loss = train_epoch(wrapped, model, data, accelerator, optimizer, config, course.epoch)
         trained = time.monotonic() - began
-        with _as_wide_as_choosing_needs(model):
+        with as_wide_as_choosing_needs(model):
             value = ranking_metrics(rank_split(score, chooses, "valid").ranks)[CHOOSES]
         compared = value if protocol.decimals is None else round(value, protocol.decimals)
         if compared > course.best or (protocol.equal_is_better and compared == course.best):
@@ -302,32 +299,6 @@ def fit(model: SequentialModel, data: RankingData, config: Config, checkpoints: 
         wait_for_everyone()
     model.load_state_dict(best)
     return course, accelerator.num_processes
-
-
-@contextmanager
-def _as_wide_as_choosing_needs(model: SequentialModel) -> Iterator[None]:
-    """Let a generative model search with as many beams as the longest list of the tables has items, and no more.
-
-    Afterwards it searches as wide as its final lists need. That takes several times as long, and an epoch is chosen by a metric
-    of the first places.
-    """
-    if not isinstance(model, GenerativeModel):
-        yield
-        return
-    beams, model.lists = model.lists, min(model.lists, max(TABLE_CUTOFFS))
-    try:
-        yield
-    finally:
-        model.lists = beams
-
-
-def choosing_rows(data: RankingData, config: Config) -> RankingData:
-    """The data with those rows of valid that choose the best epoch, `baseline.valid_examples` drawn by the seed, in order."""
-    valid, count = data.rows["valid"], config.baseline.valid_examples
-    if count is None or count >= len(valid):
-        return data
-    drawn = np.sort(np.random.default_rng([config.seed, len(valid)]).choice(len(valid), count, replace=False))
-    return dataclasses.replace(data, rows={**data.rows, "valid": valid.take(drawn)})
 
 
 def _copy(model: SequentialModel) -> dict[str, Tensor]:

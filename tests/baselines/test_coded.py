@@ -18,11 +18,11 @@ from minionerec.baselines.coded.lazy import LazyCache, LazyDecoder, LazySizes
 from minionerec.baselines.coded.rpg import CODES, RPG, RPGSizes
 from minionerec.baselines.coded.tiger import END, TIGER, TigerSizes
 from minionerec.baselines.implementation import implementation
-from minionerec.baselines.lists import search_beams
+from minionerec.baselines.lists import as_wide_as_choosing_needs, choosing_rows, search_beams
 from minionerec.baselines.models import count_parameters
 from minionerec.baselines.ranking import rank_split, scorer, without_history
 from minionerec.baselines.ranking_data import PROTOCOLS, from_dataset
-from minionerec.baselines.train import _as_wide_as_choosing_needs, _fresh, choosing_rows, train_baseline
+from minionerec.baselines.train import _fresh, train_baseline
 from minionerec.baselines.vectors import vectors_bytes, vectors_of
 from minionerec.cli import main, parse
 from minionerec.config import CODED_BASELINES, GENERATIVE_BASELINES, NEURAL_BASELINES, VECTOR_BASELINES, BaselineConfig
@@ -115,15 +115,15 @@ def test_rpg_has_the_parameters_of_the_formula(digits, width, inner, expected):
 def test_an_epoch_is_chosen_by_a_narrow_search():
     for make in (tiger, lazy):
         model = make(lists=30)
-        with pytest.raises(ZeroDivisionError), _as_wide_as_choosing_needs(model):
+        with pytest.raises(ZeroDivisionError), as_wide_as_choosing_needs(model):
             assert model.search(histories(), model.lists).leaves.shape[1] == 20
             raise ZeroDivisionError
         assert model.search(histories(), model.lists).leaves.shape[1] == 30
     narrow = tiger(lists=5)
-    with _as_wide_as_choosing_needs(narrow):
+    with as_wide_as_choosing_needs(narrow):
         assert narrow.lists == 5
     other = rpg()
-    with _as_wide_as_choosing_needs(other):
+    with as_wide_as_choosing_needs(other):
         assert other.lists == 50  # it searches nothing
 
 
