@@ -1,9 +1,11 @@
 """Shared by all tests: no network, and one thread, since models are tiny and two wait for one another on a busy machine."""
 
+import functools
 import gc
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,6 +71,26 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def _is_fast(file: Path) -> bool:
     return file.suffix == ".py" and "\npytestmark = pytest.mark.fast\n" in file.read_text("utf-8")
+
+
+@functools.cache
+def _forks(file: str) -> bool:
+    return "forked(" in Path(file).read_text("utf-8")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Whole files to each worker, and all that use `launch.forked` to one: its server takes ten seconds to start."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ForkedTogether(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "forked" if _forks(str(config.rootpath / file)) else file
+
+    return ForkedTogether(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -253,22 +253,25 @@ def test_accepted_limits(made, values):
 
 
 @pytest.fixture(scope="module")
-def help_text():
+def help_blocks():
+    """What the help says of each option."""
     with redirect_stdout(StringIO()) as printed:
         assert main(["run", "--help-all"]) == 0
-    return printed.getvalue().split("\noptions:")[1]
+    options = printed.getvalue().split("\noptions:")[1]
+    blocks = re.findall(r"^  --\S.*?(?=^  --|^$|\Z)", options, re.DOTALL | re.MULTILINE)
+    return {re.split("[ ,]", block.removeprefix("  --"), maxsplit=1)[0]: block for block in blocks}
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_help_explains_every_field(help_text, field):
-    block = re.search(rf"^  --{re.escape(field)}[ ,].*?(?=^  --|^$|\Z)", help_text, re.DOTALL | re.MULTILINE)
-    assert block, f"--{field} is not in the help text"
-    words = block[0].split("(type:")[0].split()
+def test_help_explains_every_field(help_blocks, field):
+    assert field in help_blocks, f"--{field} is not in the help text"
+    block = help_blocks[field]
+    words = block.split("(type:")[0].split()
     prose = [word for word in words if not re.match(r"--|[\[{]|[A-Z_]+$|ITEM", word)]
-    assert len(prose) >= 3, block[0]
+    assert len(prose) >= 3, block
     if field in BOUNDS:
-        assert f"; {BOUNDS[field].words})" in block[0] or f"({BOUNDS[field].words})" in block[0]
-    assert "default:" in block[0]
+        assert f"; {BOUNDS[field].words})" in block or f"({BOUNDS[field].words})" in block
+    assert "default:" in block
 
 
 def test_a_preset_may_be_named_like_its_file():

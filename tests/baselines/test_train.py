@@ -62,7 +62,7 @@ def same(first, second):
     [("recbole", "sasrec"), ("wearec", "sasrec"), ("recbole", "fearec-published"), ("recbole", "sasrec-sampled")],
 )
 def test_one_seed_gives_one_result_and_an_interrupted_run_the_same(sequences, tmp_path, protocol, name, monkeypatch):
-    fields = {"model": name, **({"inner_size": None} if name == "sasrec-sampled" else {})}
+    fields = {"model": name, **{"sasrec-sampled": {"inner_size": None}, "fearec-published": {"layers": 1}}.get(name, {})}
     whole, broken = (config_of(sequences, tmp_path / out, protocol, **fields) for out in ("whole", "broken"))
     manifest, fresh = train.train_baseline(whole)
     assert fresh and manifest.metrics["epochs"] == 4 and manifest.metrics[MILLISECONDS] > 0
@@ -86,10 +86,10 @@ def test_one_seed_gives_one_result_and_an_interrupted_run_the_same(sequences, tm
     assert epochs == [2, 3]
     same(result(tmp_path / "whole", name), result(tmp_path / "broken", name))
     assert train.train_baseline(broken)[1] is False
-    other = config_of(sequences, tmp_path / "other", protocol, **fields)
+    other = config_of(sequences, tmp_path / "other", protocol, **fields, epochs=1)
     other.seed = 4
     train.train_baseline(other)
-    assert result(tmp_path / "other", name)[1] != result(tmp_path / "whole", name)[1]
+    assert result(tmp_path / "other", name)[1] != result(tmp_path / "whole", name)[1][:1]
 
 
 def test_a_damaged_checkpoint_is_named(sequences, tmp_path, monkeypatch):

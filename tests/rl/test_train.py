@@ -27,7 +27,7 @@ def prepared(tmp_path_factory):
         "sft_weight": 0.1,
         "sync_reference": 4,
     }
-    made = config(tmp_path_factory.mktemp("rl"), rl=options)
+    made = config(tmp_path_factory.mktemp("rl"), sft={"epochs": 4}, rl=options)
     run(made, ("data", "sid", "sft"))
     made.replace = True  # the tests change settings and train again
     return made

@@ -10,8 +10,6 @@ from minionerec.config import ServeConfig
 from minionerec.serve import server
 from minionerec.serve.app import create_app
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-expect = playwright.expect
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is on this machine")
 READY = "#results[aria-busy=false] #list > li:not(.skeleton)"
@@ -35,8 +33,15 @@ def address(make):
     thread.join(10)
 
 
+def expect(locator):
+    from playwright import sync_api  # not above: where there is no browser, its import would take a second in vain
+
+    return sync_api.expect(locator)
+
+
 @pytest.fixture(scope="module")
 def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with playwright.sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         yield chromium
