@@ -6,7 +6,6 @@ from minionerec.training.network import exchanged, rows, seconds
 from minionerec.training.plan import Devices, Plan
 from tests.training.test_plan import NOTHING, shape
 
-pytestmark = pytest.mark.fast
 SIZE = 1_000_000
 
 
