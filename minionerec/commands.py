@@ -53,13 +53,17 @@ def prepare_pairs(config: Config) -> None:
     pipeline.run(config, ("data", "pairs") if config.pairs.source == "dataset" else ("pairs",))
 
 
-def score(config: Config, merge: list[Path]) -> None:
+def score(config: Config, train: bool, merge: list[Path]) -> None:
     """Run the stage `score`, after those that it needs, and print the table.
 
     Args:
+        train: train a model on the pairs first, or find it trained.
         merge: folders of runs whose models are shown too.
     """
-    pipeline.run(config, ("data", "pairs", "score") if config.pairs.source == "dataset" else ("pairs", "score"))
+    stages = ["data", "pairs"] if config.pairs.source == "dataset" else ["pairs"]
+    if train:
+        stages += ["sid", "yes-no"] if config.yes_no.items == "sid" else ["yes-no"]
+    pipeline.run(config, (*stages, "score"))
     if is_main_process():
         from minionerec.eval.pair_leaderboard import merged, read_leaderboard
         from minionerec.report.pair_table import score_table

@@ -50,6 +50,13 @@ def _pairs(config: Config) -> Iterator[Finished]:
     yield from _on_main(lambda: prepare_pairs.prepare_pairs(config))
 
 
+def _yes_no(config: Config) -> Iterator[Finished]:
+    from minionerec.scoring.train import train_yes_no
+
+    quieten_libraries()
+    yield train_yes_no(config)
+
+
 def _score(config: Config) -> Iterator[Finished]:
     from minionerec.eval.pair_leaderboard import write_leaderboard
     from minionerec.scoring.controls import score_controls
@@ -60,6 +67,10 @@ def _score(config: Config) -> Iterator[Finished]:
         from minionerec.scoring.yes_no import score_zero_shot
 
         yield score_zero_shot(config)
+    if (config.folder / "yes-no" / MANIFEST).is_file():
+        from minionerec.scoring.train import score_trained
+
+        yield score_trained(config)
     yield from _on_main(lambda: write_leaderboard(config))
 
 
@@ -161,6 +172,7 @@ STAGES: dict[str, Callable[[Config], Iterator[Finished]]] = {
     "report": _report,
     "baseline": _baseline,
     "pairs": _pairs,
+    "yes-no": _yes_no,
     "score": _score,
 }
 
@@ -212,6 +224,12 @@ def _early_eval(config: Config, pending: Sequence[str]) -> None:
         early.check_assistant(config, pending)
 
 
+def _early_yes_no(config: Config, pending: Sequence[str]) -> None:
+    from minionerec.scoring.early import check_early
+
+    check_early(config)
+
+
 def _early_baseline(config: Config, pending: Sequence[str]) -> None:
     from minionerec.training import early, machine
 
@@ -228,6 +246,7 @@ EARLY_CHECKS = {
     "d3": _early_d3,
     "eval": _early_eval,
     "baseline": _early_baseline,
+    "yes-no": _early_yes_no,
 }
 
 

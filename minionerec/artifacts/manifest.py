@@ -25,6 +25,7 @@ _STAGES = (
     "d3",
     "baselines",
     "pairs",
+    "yes-no",
 )  # whose artefacts are inputs of others, by the folder's name
 
 

@@ -322,11 +322,12 @@ COMMANDS: dict[str, Command] = {
     "score": Command(
         "scores of labelled pairs in one table: controls and a language model's YES against NO, with intervals",
         commands.score,
-        ("score",),
+        ("score", "yes_no"),
         {
+            "--train": {"action": "store_true", "help": "train a model on the pairs of the train users first (section yes_no)"},
             "--merge": _path(
                 "RUN", "folders of runs whose models are shown too, scored on the same pairs", nargs="+", default=[]
-            )
+            ),
         },
     ),
     "levels": Command(

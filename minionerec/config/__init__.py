@@ -36,6 +36,7 @@ from minionerec.config.serve import ServeConfig
 from minionerec.config.sft import SftConfig, SftMixtureConfig
 from minionerec.config.sid import VECTOR_FIELDS, LetterConfig, RqVaeConfig, SidConfig, SidMethod
 from minionerec.config.tasks import DEFAULT_TASKS, NAMING, RECOMMENDING, RELEASED_TASKS, TASKS, Task, TaskName
+from minionerec.config.yes_no import YesNoConfig
 from minionerec.errors import ConfigError
 
 __all__ = [
@@ -79,6 +80,7 @@ __all__ = [
     "SidMethod",
     "Task",
     "TaskName",
+    "YesNoConfig",
 ]
 
 
@@ -113,6 +115,7 @@ class Config:
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     pairs: PairsConfig = field(default_factory=PairsConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
+    yes_no: YesNoConfig = field(default_factory=YesNoConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
 
     def __post_init__(self) -> None:

@@ -35,6 +35,7 @@ _READS = {  # what each stage reads; validations and rollouts read `eval` too
     "baseline": ("seed", "baseline", "eval"),
     "pairs": ("seed", "pairs"),
     "score": ("seed", "score"),
+    "yes-no": ("seed", "model", "yes_no"),
 }
 _MADE_WITH = {"data": ("data",), "sid": ("sid",), "sft": ("model", "prompts", "sft"), "rl": ("rl",)}  # stages that take long
 # Of a finished model; who fits a mixture to it, evaluates it or trains a baseline otherwise leaves them as they are.
@@ -186,6 +187,8 @@ def _updates(config: Config, stage: str, stored: Mapping[str, Any]) -> dict[str,
         updates["rl"] = _with_holdout(stored.get("rl", now["rl"]), now["rl"])
     before = _TRAINED_BEFORE.get(stage, ())
     trained = [name for name in before if (config.folder / name / "manifest.json").is_file()]
+    if stage == "yes-no" and (config.folder / "sft" / "manifest.json").is_file():
+        del updates["model"]  # that of SFT stays; this stage's manifest has its own
     if trained and stage != "rl":
         updates = {name: value for name, value in updates.items() if name not in _TRAINED_WITH}
     if trained and "mixture" in updates and not mixes_in(now, stage):

@@ -157,6 +157,7 @@ def purchases(dataset: Dataset, config: PairsConfig, seed: int) -> Candidates:
     """
     where = "pairs.rule purchases"
     rows = sequences(dataset)
+    users = pl.concat([dataset.split(name)["user"] for name in SPLITS]).n_unique()
     from_end = pl.col("position").rank("ordinal", descending=True).over("user")
     rows = rows.with_columns(is_candidate=from_end <= config.last_positives)
     history = rows.filter(~pl.col("is_candidate")).group_by("user", maintain_order=True)
@@ -173,7 +174,8 @@ def purchases(dataset: Dataset, config: PairsConfig, seed: int) -> Candidates:
     bought = rows.select("user", "item", label=pl.lit(1, pl.Int8), had=pl.lit(True))
     random = negatives.select("user", item="candidate", label=pl.lit(0, pl.Int8), had=pl.lit(False))
     evidence = pl.concat([bought, random])
-    return qualified(histories, both, evidence, where, {"users_read": rows["user"].n_unique()})
+    figures = {"users_read": rows["user"].n_unique(), "users_with_gaps": users - rows["user"].n_unique()}
+    return qualified(histories, both, evidence, where, figures)
 
 
 def _never_had(owned: pl.DataFrame, items: int, count: int, seed: int) -> pl.DataFrame:
@@ -193,7 +195,8 @@ def _never_had(owned: pl.DataFrame, items: int, count: int, seed: int) -> pl.Dat
 def sequences(dataset: Dataset) -> pl.DataFrame:
     """Every known interaction (user, position, item), users one after the other, each by position.
 
-    If the source gives examples and not the interactions behind them, they are what the examples show.
+    If the source gives examples and not the interactions behind them, they are what the examples show. Users whose examples
+    contradict one another about a position are left out: some of their examples are missing.
     """
     if dataset.interactions is not None:
         return dataset.interactions.select("user", "position", "item")
@@ -202,7 +205,9 @@ def sequences(dataset: Dataset) -> pl.DataFrame:
     places = pl.int_ranges(first, pl.col("position") + 1, dtype=pl.Int32)
     items = pl.concat_list("history", pl.col("target").cast(pl.Int32))
     rows = examples.select("user", position=places, item=items).explode("position", "item")
-    return rows.unique(["user", "position"], keep="first").sort("user", "position")
+    rows = rows.unique(["user", "position", "item"])
+    gaps = rows.filter(pl.struct("user", "position").is_duplicated())
+    return rows.join(gaps, on="user", how="anti").sort("user", "position")
 
 
 def qualified(

@@ -41,7 +41,7 @@ from minionerec.sft.arguments import check_options, training_arguments
 from minionerec.sft.early import check_early
 from minionerec.sft.mixture import Cache
 from minionerec.sft.plan import check_lengths, disk_bytes, plan_of, planned_work, row_tokens_of
-from minionerec.sft.trainer import SETUP_MEMORY_ADVICE, TreeCollator, TreeTrainer, tree_tokens
+from minionerec.sft.trainer import ADVICE, TreeCollator, TreeTrainer, tree_tokens
 from minionerec.sft.trees import BeginEpochs, EpochTrees, Trees, training_trees, validation_trees
 from minionerec.sid.encoder import vector_inputs, vector_origin, vector_settings
 from minionerec.sid.index import SidIndex
@@ -170,7 +170,7 @@ def _train(config: Config, recipe: Recipe, write_curves: WriteCurves | None) -> 
     # Whatever can be refused has been refused: from here on the partial folder of an interrupted run is removed or resumed.
     with recipe.write(resumable=True, collective=True) as draft:
         arguments.output_dir = str(draft.path / CHECKPOINTS)
-        with enough_memory(lambda: SETUP_MEMORY_ADVICE):
+        with enough_memory(lambda: ADVICE.setup):
             trainer = TreeTrainer(
                 model=model,
                 args=arguments,

@@ -145,6 +145,9 @@ def test_examples_alone_tell_the_sequences():
     rows = sequences(data).sort("user", "position")
     assert dict(rows.group_by("user").agg("item").iter_rows()) == SEQUENCES
     assert rule_of(data, PairsConfig()) == "purchases"
+    # A user whose examples say two things about one place is left out.
+    wrong = data.test.with_columns(history=pl.when(pl.col("user") == "long").then([5, 5]).otherwise("history"))
+    assert sequences(replace(data, test=wrong))["user"].unique().sort().to_list() == ["mid", "short"]
 
 
 def test_seeds_and_shares():

@@ -8,11 +8,12 @@ from minionerec.data.pairs import COUNT_SCHEMA, PAIR_SCHEMA, PairSet
 GENRES = ("war", "love", "space", "music")
 
 
-def planted(kind, users=160, items=60, candidates=10, seed=0, unseen=False):
+def planted(kind, users=160, items=60, candidates=10, seed=0, unseen=False, valid_every=10):
     """Users with a history of 6 items and as many candidates as asked for, half of the users test.
 
     Args:
         kind: `genre`: a user likes one genre, and the history is of it. `item`: some items are liked by all. `none`: chance.
+        valid_every: which of the other users are valid: those whose number it divides.
         unseen: candidates of test users are items that no train user has.
     """
     rng = np.random.default_rng(seed)
@@ -20,7 +21,7 @@ def planted(kind, users=160, items=60, candidates=10, seed=0, unseen=False):
     good = rng.random(items) < 0.5
     rows = {"train": [], "valid": [], "test": []}
     for user in range(users):
-        split = "test" if user % 2 else "valid" if user % 10 == 0 else "train"
+        split = "test" if user % 2 else "valid" if user % valid_every == 0 else "train"
         taste = rng.integers(len(GENRES))
         pool = np.arange(items) if not unseen else np.arange(items // 2) + (items // 2 if split == "test" else 0)
         known = pool if split != "test" or not unseen else np.arange(items // 2)
