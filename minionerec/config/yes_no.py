@@ -8,7 +8,7 @@ from minionerec.config.checks import bounded, check_fields
 
 @dataclass
 class YesNoConfig:
-    """Command `score --train`: a causal LM (section `model`) learns to say YES or NO about the pairs of the train users."""
+    """Command `score --train`: the model of section `model` learns to say YES or NO about pairs."""
 
     NOT_IN_KEY: ClassVar[tuple[str, ...]] = ("micro_batch", "row_tokens")  # decide how a step is computed, not its result
 
