@@ -127,8 +127,8 @@ def read_run(folder: Path, label: str | None = None, only: Collection[str] | Non
                 f"made from another {changed} than the run has now, whose settings stand here; run minionerec eval again"
             )
         settings = {stage: manifest.config for stage, manifest in made_from.items()}
-        trainings = [manifest.seconds for stage, manifest in made_from.items() if stage not in ITEM_STAGES]
-        sizes = [manifest.metrics["parameters"] for manifest in made_from.values() if "parameters" in manifest.metrics]
+        trainings = [manifest for stage, manifest in made_from.items() if stage not in ITEM_STAGES]
+        sizes = [manifest.metrics["parameters"] for manifest in trainings if "parameters" in manifest.metrics]
         runs.append(
             replace(
                 run,
@@ -136,7 +136,7 @@ def read_run(folder: Path, label: str | None = None, only: Collection[str] | Non
                 settings={**settings, "eval": evaluation.config},
                 parameters=sizes[-1] if sizes else None,
                 inputs=evaluation.inputs,
-                seconds=sum(trainings) if trainings and name not in TRIVIAL_BASELINES else None,
+                seconds=sum(one.seconds for one in trainings) if trainings and name not in TRIVIAL_BASELINES else None,
                 milliseconds=made_from.get("baseline", evaluation).metrics.get(MILLISECONDS),
                 notes=tuple(notes),
             )

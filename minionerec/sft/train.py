@@ -41,7 +41,7 @@ from minionerec.sft.arguments import check_options, training_arguments
 from minionerec.sft.early import check_early
 from minionerec.sft.mixture import Cache
 from minionerec.sft.plan import check_lengths, disk_bytes, plan_of, planned_work, row_tokens_of
-from minionerec.sft.trainer import ADVICE, TreeCollator, TreeTrainer, tree_tokens
+from minionerec.sft.trainer import ADVICE, Tree, TreeCollator, TreeTrainer, tree_tokens
 from minionerec.sft.trees import BeginEpochs, EpochTrees, Trees, training_trees, validation_trees
 from minionerec.sid.encoder import vector_inputs, vector_origin, vector_settings
 from minionerec.sid.index import SidIndex
@@ -147,7 +147,6 @@ def _train(config: Config, recipe: Recipe, write_curves: WriteCurves | None) -> 
 
     drawn = begun.prompts.config.wording == "several"
     training = trees_of(0 if drawn else None)
-    epochs = EpochTrees(lambda epoch: trees_of(epoch).trees) if drawn else None
     held_out = validation_trees(begun.prompts, sft.max_examples, None if cache is None else cache.valid, sft.task_names)
     longest = max(map(tree_tokens, training.trees)) if sft.micro_tokens is not None else 0
     arguments = training_arguments(sft, config.seed, recipe.folder, len(training.trees), longest)
@@ -163,6 +162,13 @@ def _train(config: Config, recipe: Recipe, write_curves: WriteCurves | None) -> 
     row_tokens = row_tokens_of(sft, model, work_of, devices)
     collator, work = TreeCollator(row_tokens, trie), work_of(row_tokens)
     check_lengths(model, [*training.trees, *held_out], work)
+
+    def later(epoch: int) -> list[Tree]:
+        made = trees_of(epoch)
+        check_lengths(model, made.trees, planned_work(made, arguments, collator))
+        return made.trees
+
+    epochs = EpochTrees(training.trees, later) if drawn else None
     plan = plan_of(Shape.of(model), work, devices)
     plan.show()
     warn_about_memory(plan)

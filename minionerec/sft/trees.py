@@ -122,12 +122,13 @@ class EpochTrees(Sequence[Tree]):
     """The training trees of the epoch at hand, where each epoch has its own: the same examples in other words.
 
     Args:
-        make: the trees of an epoch, from 0, as many in each.
+        first: the trees of epoch 0.
+        make: the trees of a later epoch, as many in each.
     """
 
-    def __init__(self, make: Callable[[int], list[Tree]]) -> None:
+    def __init__(self, first: list[Tree], make: Callable[[int], list[Tree]]) -> None:
         self._make = make
-        self._epoch, self._trees = 0, make(0)
+        self._epoch, self._trees = 0, first
 
     def begin(self, epoch: int) -> None:
         """Go over to an epoch's trees."""

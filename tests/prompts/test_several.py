@@ -77,7 +77,7 @@ def test_each_epoch_has_its_own_trees_of_the_same_examples(prompts):
         made.append(epoch)
         return training_trees(sft, 0, replace(prompts, epoch=epoch)).trees
 
-    trees = EpochTrees(make)
+    trees = EpochTrees(make(0), make)
     first = list(trees)
     callback = BeginEpochs(trees, batch_size=4)
     steps = len(trees) // 4
@@ -98,9 +98,11 @@ def test_a_model_is_trained_in_several_wordings_and_the_mean_over_them_is_measur
         eval={"wordings": "mean", "num_beams": 10, "oracle_examples": 3, "resamples": 50},
     )
     epochs = []
-    monkeypatch.setattr(train, "EpochTrees", lambda make: EpochTrees(lambda epoch: epochs.append(epoch) or make(epoch)))
+    monkeypatch.setattr(
+        train, "EpochTrees", lambda first, make: EpochTrees(first, lambda epoch: epochs.append(epoch) or make(epoch))
+    )
     run(settings, ("data", "sid", "sft"))
-    assert epochs == [0, 1]
+    assert epochs == [1]
     manifest, _ = evaluate(settings, "sft")
     folder = settings.folder / "eval/sft"
     count = len(SEVERAL[RECOMMENDING].questions)
