@@ -36,29 +36,29 @@ def _path(metavar: str, help: str, **more: Any) -> dict[str, Any]:
 
 
 _DRY_RUN: dict[str, dict[str, Any]] = {
-    "--dry-run": {"action": "store_true", "help": "print the plan (steps, tokens, FLOPs, memory per process) and stop"},
+    "--dry-run": {"action": "store_true", "help": "print the plan of the training and stop"},
     "--devices": {
         "type": int,
         "metavar": "COUNT",
-        "help": "with --dry-run: plan for this many devices (of each machine)",
+        "help": "with --dry-run: for so many devices (of each machine)",
         "bounds": Bounds(1, 100_000),
     },
     "--machines": {
         "type": int,
         "metavar": "COUNT",
-        "help": "with --dry-run: plan for this many machines (default 1)",
+        "help": "with --dry-run: for so many machines (default 1)",
         "bounds": Bounds(1, 100_000),
     },
     "--gbit": {
         "type": float,
         "metavar": "SPEED",
-        "help": "with --dry-run: how long a step keeps each machine's link of so many Gbit/s busy",
+        "help": "with --dry-run: speed of each machine's link, Gbit/s",
         "bounds": Bounds(0, 10**6, above=True),
     },
     "--gpu-memory": {
         "type": float,
         "metavar": "GB",
-        "help": "with --dry-run: say whether it fits into devices of this memory",
+        "help": "with --dry-run: memory of a device, to see what fits",
         "bounds": Bounds(0, 10**6, above=True),
     },
 }
