@@ -445,6 +445,14 @@ def levels(**options: Any) -> None:
     calc_level.run(**options)
 
 
+def audit_pair_tables(file: Path) -> None:
+    """Print what tables of AUC say about themselves, one line for each finding."""
+    from minionerec.report.pair_audit import audit, read_tables
+
+    for finding in audit(read_tables(file)):
+        print(f"{finding.audit}, {finding.table}: {finding.text}")
+
+
 def gap(runs: list[Path], out: Path, **options: Any) -> None:
     """Compare runs with the published tables: print the tables, write the pages."""
     from minionerec.report.paper_gap import gap_tables, write_gap_report

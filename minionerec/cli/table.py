@@ -319,6 +319,12 @@ COMMANDS: dict[str, Command] = {
     "pairs prepare": Command(
         "labelled pairs of a history and a candidate, for models that say yes or no", commands.prepare_pairs, ("pairs",)
     ),
+    "pairs audit": Command(
+        "published tables of AUC by data set: figures that cannot be right, or mean little",
+        commands.audit_pair_tables,
+        options={"file": _path("FILE", "a JSON file with columns and tables, see docs/scoring.md")},
+        takes_config=False,
+    ),
     "score": Command(
         "scores of labelled pairs in one table: controls and a language model's YES against NO, with intervals",
         commands.score,
