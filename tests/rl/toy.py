@@ -3,6 +3,7 @@
 The private methods of TRL that tests need are called here and nowhere else.
 """
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,13 @@ from tests.small import listed_examples, random_dataset
 
 G = 4
 STEP = {"prompts_per_step": 6, "micro_batch_prompts": 3, "learning_rate": 1e-3}
+toy_dataset = functools.cache(random_dataset)  # nobody changes it, and each trainer needs it
 FIELDS = {"num_generations": G, "rewards": {"rule": 1.0}, **STEP}
 
 
 def policy_folder(folder: Path) -> Path:
     """Save the policy; TRL reads the reference model from the same place."""
-    dataset, index = random_dataset()
+    dataset, index = toy_dataset()
     sizes = ModelConfig(hidden_size=32, intermediate_size=48, layers=2, heads=2, vocabulary=400)
     model, tokenizer = scratch.create(tokenizer_corpus(dataset), sizes, 0)
     checkpoint.add_sid_tokens(model, tokenizer, index, 0)
@@ -59,7 +61,7 @@ def trainer_of(
         filtered: rollouts leave histories out.
         adjust: changes TRL's arguments.
     """
-    dataset, index = random_dataset()
+    dataset, index = toy_dataset()
     model, tokenizer = checkpoint.load(str(policy))
     trie = CatalogTrie.from_codes(checkpoint.sid_token_ids(tokenizer, index))
     examples = listed_examples(Prompts(dataset, index, tokenizer), "history_sid_to_sid")[:24]
@@ -83,7 +85,7 @@ def trainer_of(
 
 def trie_of(trainer: GRPOTrainer) -> CatalogTrie:
     """The toy's catalog."""
-    return CatalogTrie.from_codes(checkpoint.sid_token_ids(trainer.processing_class, random_dataset()[1]))
+    return CatalogTrie.from_codes(checkpoint.sid_token_ids(trainer.processing_class, toy_dataset()[1]))
 
 
 def rows_of(trainer: GRPOTrainer, prompts: int = 3) -> list[dict[str, Any]]:
