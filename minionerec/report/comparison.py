@@ -52,6 +52,10 @@ class Rival:
 
 
 _BASELINE = "minionerec baseline --config {run} --baseline.model "
+_WITHOUT_RL = (
+    "for stage in 'data prepare' sid sft eval; do minionerec $stage --config {{run}} --name {name} {options}; done; presets "
+    "for Industrial_and_Scientific: bash scripts/rivals.sh industrial-{name}-tiny (or -smollm2, on a GPU)"
+)
 RIVALS = (
     Rival("SFT + RL", ("rl",), PAPER, "minionerec rl --config {run}; minionerec eval --config {run}"),
     Rival(
@@ -61,8 +65,17 @@ RIVALS = (
         "minionerec run --config {run} --name sdpo --rl.objective sdpo --rl.rollouts uniform --rl.add_target true",
     ),
     Rival("D3", ("sft-d3", "rl-d3"), "D3", "minionerec eval --config {run} --eval.assistant sasrec"),
-    Rival("LC-Rec", ("lcrec",), "LCRec", "bash scripts/rivals.sh industrial-lcrec-smollm2"),
-    Rival("BIGRec", ("sft-titles",), "BIGRec", "bash scripts/rivals.sh industrial-bigrec-smollm2"),
+    Rival("LC-Rec", ("lcrec",), "LCRec", _WITHOUT_RL.format(name="lcrec", options="--prompts.wording several")),
+    Rival(
+        "BIGRec",
+        ("sft-titles",),
+        "BIGRec",
+        _WITHOUT_RL.format(
+            name="bigrec",
+            options="--sft.tasks '[history_title_to_title]' --sft.normalise_over vocabulary --sft.best_metric loss "
+            "--sft.valid_examples null --eval.grounding trained",
+        ),
+    ),
     Rival("TIGER", ("tiger",), "TIGER", _BASELINE + "tiger"),
     Rival("LIGER", ("liger",), None, _BASELINE + "liger"),
     Rival("Lazy decoder (OneRec-V2)", ("lazy",), None, _BASELINE + "lazy"),

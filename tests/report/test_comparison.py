@@ -134,6 +134,8 @@ def test_published_cells_stand_beside_ours_and_impossible_ones_are_marked(seeds,
     assert f"{table['D3']['NDCG@5']:.4f}!" in cells and f"{table['MiniOneRec']['NDCG@5']:.4f}" in cells
     assert "Not comparable with ours: 2 train, published 36,259." in screen.caption
     assert f"Not run here: TIGER: minionerec baseline --config {seeds[0]} --baseline.model tiger" in screen.caption
+    [bigrec] = [absent.command for absent in compared.not_run if absent.label == "BIGRec"]
+    assert f"--config {seeds[0]} --name bigrec --sft.tasks" in bigrec and "rivals.sh industrial-bigrec-tiny" in bigrec
     page = render_page(compared, "seed 1")
     assert f'<td class="n flagged">{table["D3"]["NDCG@5"]:.4f}</td>' in page and "--baseline.model tiger" in page
     assert "Impossible: D3, 3 to 5: NDCG falls from @3 to @5" in plain(page)
