@@ -8,17 +8,15 @@ from minionerec.config.checks import bounded, check_fields, cut, path
 from minionerec.config.evaluation import RESAMPLES, RESAMPLES_BOUNDS, Dtype
 from minionerec.errors import ConfigError
 
-_ONLY_WITH_MODEL = (
-    *("dtype", "wording", "system", "before_history", "before_candidate", "suffix", "max_tokens"),
-    *("row_tokens", "batch_users", "shard_users"),
-)
+_ONLY_WITH_MODEL = ("dtype", "wording", "system", "before_history", "before_candidate", "suffix", "max_tokens")
+_SIZES = ("row_tokens", "batch_users", "shard_users")  # decide how scores are computed, not which
 
 
 @dataclass
 class ScoreConfig:
     """Command `score`: a score for every pair of a split, and the table of all scores."""
 
-    NOT_IN_KEY: ClassVar[tuple[str, ...]] = ("ties", "resamples", "model", *_ONLY_WITH_MODEL)
+    NOT_IN_KEY: ClassVar[tuple[str, ...]] = ("ties", "resamples", "model", *_ONLY_WITH_MODEL, *_SIZES)
     """Fields that decide no control: those of the table, and those of the model, whose scores have them in their own keys."""
 
     split: Literal["valid", "test"] = "test"
