@@ -400,7 +400,7 @@ def export_model(
 
 def table_of_baselines(name: list[str], runs: Path, json: Path | None, html: Path | None, **options: Any) -> None:
     """Print a published table next to our rows, or compare all recommenders of some runs."""
-    from minionerec.report import baseline_tables, comparison
+    from minionerec.report import baseline_tables, comparison, comparison_pages
 
     folders = [Path(one) for one in name if (Path(one) / "eval").is_dir()]
     if not folders:
@@ -411,11 +411,11 @@ def table_of_baselines(name: list[str], runs: Path, json: Path | None, html: Pat
         [other, *_] = [one for one in name if Path(one) not in folders]
         raise ConfigError(f"baseline table {other}: no folder of a run with eval/ in it, as the other names are.")
     compared = comparison.compare_runs(folders, **options)
-    _console(200).print(comparison.screen_table(compared))
+    _console(200).print(comparison_pages.screen_table(compared))
     if json is not None:
         write_json(json, compared.as_dict())
     if html is not None:
-        replace_text(html, comparison.render_page(compared, ", ".join(map(str, folders))))
+        replace_text(html, comparison_pages.render_page(compared, ", ".join(map(str, folders))))
     return None
 
 

@@ -22,7 +22,7 @@ from minionerec.errors import ArtifactError
 from minionerec.eval.compare import left_out
 from minionerec.eval.lists import headline_cutoff
 from minionerec.eval.slices import parts_of_dataset, parts_of_lists, parts_of_training
-from minionerec.report import analysis, comparison, diagnosis, paper_gap, plots, run_page
+from minionerec.report import analysis, comparison, comparison_pages, diagnosis, paper_gap, plots, run_page
 from minionerec.report.evaluated import LABELS, SCALES, Evaluated, Scale, compare_evaluated, read_evaluated, same_history
 from minionerec.report.page import chance, environment, signed, write_pages
 from minionerec.report.slices import SlicedMetric, sliced_metric
@@ -356,7 +356,7 @@ def _write_pages(config: Config, manifests: dict[str, Manifest], outdated: dict[
             pages["rl.html"] = render_rl_page(results)
         if results.can_be_compared:
             compared = comparison.compare_runs([config.folder], resamples=config.eval.resamples, seed=config.seed)
-            pages["comparison.html"] = comparison.render_page(compared, run_file.name_of(config), linked=True)
+            pages["comparison.html"] = comparison_pages.render_page(compared, run_file.name_of(config), linked=True)
             write_json(draft.path / "comparison.json", compared.as_dict())
         write_pages(draft.path, pages)
         paper_gap.write_gap_report([config.folder], draft.path, resamples=config.eval.resamples, seed=config.seed)

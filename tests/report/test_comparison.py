@@ -14,7 +14,8 @@ from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import values_per_row
 from minionerec.report import comparison
-from minionerec.report.comparison import compare_runs, kind_of, page_table, render_page, screen_table
+from minionerec.report.comparison import compare_runs, kind_of
+from minionerec.report.comparison_pages import page_table, render_page, screen_table
 from minionerec.report.evaluated import compare_evaluated, read_evaluated
 from minionerec.report.published import METRICS, published
 from minionerec.report.runs import DatasetMatch, read_run
