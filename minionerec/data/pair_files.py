@@ -250,7 +250,9 @@ def _coded(
         "users_without_history": rows.join(known, on="user", how="anti")["user"].n_unique(),
         "rows_shown_again": len(coded) - len(shown),
     }
-    shown = shown.join(known, on="user", how="semi", maintain_order="left").sort(pl.col("row").min().over("user"), "row")
+    shown = shown.join(known, on="user", how="semi", maintain_order="left")
+    # Candidates of one row keep their order: which of them are drawn depends on it.
+    shown = shown.sort(pl.col("row").min().over("user"), "row", maintain_order=True)
     return _Coded(known, shown.select("user", candidate="code", label="label", older=pl.lit(False)), figures)
 
 

@@ -19,6 +19,7 @@ from minionerec.statistics.pair_results import compare, measure
 
 NAME = "leaderboard"
 _FILE = "leaderboard.json"
+_MEASURING = ("split", "users", "ties", "resamples")  # fields of `score` that decide a row's figures, whatever made its scores
 
 
 def write_leaderboard(config: Config) -> tuple[Manifest, bool]:
@@ -35,7 +36,9 @@ def write_leaderboard(config: Config) -> tuple[Manifest, bool]:
         return digests | {f"{FOLDER}/{name}": Manifest.load(config.folder / FOLDER / name).digest for name in names}
 
     folder, replace, wait = config.folder / FOLDER / NAME, config.replace, config.wait
-    recipe = Recipe(f"{FOLDER}/{NAME}", folder, config.section("score"), inputs(), config.seed, None, replace, wait, inputs)
+    recipe = Recipe(
+        f"{FOLDER}/{NAME}", folder, {"score": _measuring(config)}, inputs(), config.seed, None, replace, wait, inputs
+    )
 
     def build() -> None:
         board = _board(config, names, recipe.inputs["pairs"])
@@ -44,6 +47,10 @@ def write_leaderboard(config: Config) -> tuple[Manifest, bool]:
             draft.metrics.update(board["split"], entries=len(board["entries"]))
 
     return recipe.make(build)
+
+
+def _measuring(config: Config) -> dict[str, Any]:
+    return {name: getattr(config.score, name) for name in _MEASURING}
 
 
 def _scored(config: Config) -> list[str]:
@@ -88,7 +95,7 @@ def _board(config: Config, names: Sequence[str], digest: str) -> dict[str, Any]:
         "run": config.name,
         "pairs": digest,
         "rule": manifest.metrics["rule"],
-        "settings": config.section("score")["score"],
+        "settings": _measuring(config),
         "seed": config.seed,
         "split": split,
         "reference": REFERENCE if REFERENCE in scores else None,
@@ -131,7 +138,7 @@ def merged(board: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) ->
         others: leaderboards by the name of their run's folder, for messages.
 
     Raises:
-        DataError: a run has other pairs, or was measured with other settings.
+        DataError: a run has other pairs, or was measured with other `_MEASURING` settings or another seed.
     """
     entries = list(board["entries"])
     for where, other in others.items():
@@ -139,7 +146,8 @@ def merged(board: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) ->
         if different:
             raise DataError(
                 f"{where}: its leaderboard has other {' and '.join(different)} than this run's, so rows cannot stand beside "
-                "each other. Prepare the same pairs (same data, pairs.* and seed) and score them with the same score.*."
+                "each other. Prepare the same pairs (same data, pairs.* and seed) and score them with the same score.split, "
+                "score.users, score.ties and score.resamples."
             )
         entries += [entry for entry in other["entries"] if entry["kind"] != "control"]
     return {**board, "entries": sorted(entries, key=lambda entry: -entry["metrics"]["GAUC"]["value"])}

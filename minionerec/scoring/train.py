@@ -111,11 +111,11 @@ def user_pairs(rows: pl.DataFrame, prompts: PairPrompts) -> list[UserPairs]:
 def _train(config: Config, recipe: Recipe) -> None:
     pairs, index = PairSet.load(config.folder / "pairs"), _index(config)
     _refuse_one_sided(pairs, config)
-    if index is not None and config.sid.collaborative:
+    if index is not None and not config.sid.shipped and (config.sid.fusion or config.sid.method == "letter"):
         log.warning(
-            "sid.collaborative is %g: the semantic IDs were shaped by what test users had one after the other. Set it to 0 for "
-            "IDs of texts alone.",
-            config.sid.collaborative,
+            "sid.%s: the semantic IDs were shaped by what test users had one after the other. Set sid.collaborative to 0, and "
+            "another sid.method than letter, for IDs of texts alone.",
+            "method is letter" if config.sid.method == "letter" else f"collaborative is {config.sid.collaborative:g}",
         )
     expect_no_gpu()
     set_seed(config.seed)
@@ -215,12 +215,14 @@ def score_trained(config: Config) -> tuple[Manifest, bool]:
     """Score the pairs by the run's trained model; every process calls it and takes its share of the users.
 
     Raises:
-        ArtifactError: the model is not trained, or belongs to other pairs.
+        ArtifactError: the model is not trained, or belongs to other pairs or semantic IDs.
     """
     trained = Manifest.load(config.folder / FOLDER)
 
     def inputs() -> dict[str, str]:
         made_from = {"pairs": require(config.folder / "pairs", "minionerec pairs prepare").digest}
+        if trained.config["yes_no"]["items"] == "sid":  # other SIDs may have the same tokens
+            made_from["sid"] = require(config.folder / "sid", "minionerec sid").digest
         return {FOLDER: require(config.folder / FOLDER, "minionerec score --train", made_from=made_from).digest}
 
     recipe = score_recipe(config, FOLDER, inputs=inputs)

@@ -125,12 +125,19 @@ def test_rows_of_another_run_are_merged_if_they_are_of_the_same_pairs(run, tmp_p
     with recipe.write() as draft:
         write_scores(draft, rows, rows["label"].to_numpy() * 2.0 - 1, label="the answer", kind="model", scale="logit")
     other = board_of_again(run)
+    assert set(board["settings"]) == {"split", "users", "ties", "resamples"}  # another run may ask another model
     both = merged(board, {"runs/other": other | {"run": "other"}})
     assert [entry["name"] for entry in both["entries"]] == ["model", *(entry["name"] for entry in board["entries"])]
     with pytest.raises(DataError, match=r"runs/x: its leaderboard has other pairs and settings than this run's"):
         merged(board, {"runs/x": other | {"pairs": "?", "settings": {}}})
     printed = "".join(str(cell) for column in score_table(both, "planted").columns for cell in column.cells)
     assert "the answer" in printed and "1.0000" in printed
+
+
+def test_a_field_without_an_effect_is_refused_and_one_of_any_model_is_not():
+    with pytest.raises(ConfigError, match=r"score.dtype is 'bfloat16', but score.model is not set"):
+        ScoreConfig(dtype="bfloat16")
+    assert ScoreConfig(batch_users=2, row_tokens=64, shard_users=4).model is None  # a trained model is scored with them
 
 
 def test_what_a_reader_must_know_stands_below_the_table(run):

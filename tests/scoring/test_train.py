@@ -179,3 +179,7 @@ def test_the_command_trains_on_semantic_ids(tmp_path, capsys):
     assert "from scratch, trained on pairs, items as sid" in printed and "yes-no: 1 process" in printed
     trained = Manifest.load(tmp_path / "run" / "yes-no")
     assert set(trained.inputs) == {"pairs", "sid"} and train.FOLDER == "yes-no" and ScoreConfig().model is None
+    assert main(["sid", "--config", str(path), "--sid.levels", "2", "--replace"]) == 0
+    capsys.readouterr()
+    assert main(["score", "--config", str(path), "--score.resamples", "60", "--pairs.valid_share", "0.3"]) != 0
+    assert "was made from another sid than the one in this run" in capsys.readouterr().err
