@@ -6,6 +6,7 @@ Rows that are of different examples, of other data, of lists with the history an
 are counted, are refused: one table compares like with like. `comparison_pages.py` draws it.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -389,9 +390,9 @@ def _published_cells(
 def _not_run(
     runs: Sequence[Evaluated], folder: Path, table: Mapping[str, Mapping[str, float]], flagged: Mapping[str, set[str]]
 ) -> list[NotRun]:
-    present = {kind_of(run) for run in runs}
+    present, place = {kind_of(run) for run in runs}, shlex.quote(str(folder))
     return [
-        NotRun(rival.label, rival.command.replace("{run}", str(folder)), _published_cells(table, flagged, rival.kinds[0]))
+        NotRun(rival.label, rival.command.replace("{run}", place), _published_cells(table, flagged, rival.kinds[0]))
         for rival in RIVALS
         if not present & set(rival.kinds)
     ]
