@@ -15,75 +15,21 @@ from typing import Any
 import numpy as np
 
 from minionerec.artifacts import MANIFEST, content_hash
-from minionerec.config import RESAMPLES, TRIVIAL_BASELINES
+from minionerec.config import RESAMPLES, TRIVIAL_BASELINES, EvalConfig
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.compare import values_by_seed
 from minionerec.eval.lists import cutoffs_within
 from minionerec.eval.metrics import interval_cells
 from minionerec.report.evaluated import Evaluated, Scale, naming_files, of_present_inputs, same_history
-from minionerec.report.published import METRICS, PAPER, Finding, audit, impossible, published
+from minionerec.report.published import METRICS, Finding, audit, impossible, published
+from minionerec.report.rivals import LABELS_OF_KINDS, PUBLISHED_ROW, RIVALS, kind_of
 from minionerec.report.runs import distinct_names, match_dataset, read_run
 from minionerec.statistics.differences import differences
 from minionerec.statistics.intervals import across_seeds, mean_over_seeds
 
 _CUTOFFS = (3, 5, 10)  # those of the published tables
-# Fields of `eval` that change no list.
-_MEASURING = ("batch_size", "cuda_graphs", "shard_size", "resamples", "oracle_examples", "assistant_examples", "wordings")
-
-
-@dataclass(frozen=True)
-class Rival:
-    """A recommender that such a table is expected to have.
-
-    Attributes:
-        label: its name for display.
-        kinds: what stands for it, see `kind_of`.
-        published: its row in the published tables; None if they have none.
-        command: makes it; `{run}` stands for the folder of a run with data and semantic IDs.
-    """
-
-    label: str
-    kinds: tuple[str, ...]
-    published: str | None
-    command: str
-
-
-_BASELINE = "minionerec baseline --config {run} --baseline.model "
-_WITHOUT_RL = (
-    "for stage in 'data prepare' sid sft eval; do minionerec $stage --config {{run}} --name {name} {options}; done; presets "
-    "for Industrial_and_Scientific: bash scripts/rivals.sh industrial-{name}-tiny (or -smollm2, on a GPU)"
-)
-RIVALS = (
-    Rival("SFT + RL", ("rl",), PAPER, "minionerec rl --config {run}; minionerec eval --config {run}"),
-    Rival(
-        "S-DPO",
-        ("sdpo",),
-        "S-DPO",
-        "minionerec run --config {run} --name sdpo --rl.objective sdpo --rl.rollouts uniform --rl.add_target true",
-    ),
-    Rival("D3", ("sft-d3", "rl-d3"), "D3", "minionerec eval --config {run} --eval.assistant sasrec"),
-    Rival("LC-Rec", ("lcrec",), "LCRec", _WITHOUT_RL.format(name="lcrec", options="--prompts.wording several")),
-    Rival(
-        "BIGRec",
-        ("sft-titles",),
-        "BIGRec",
-        _WITHOUT_RL.format(
-            name="bigrec",
-            options="--sft.tasks '[history_title_to_title]' --sft.normalise_over vocabulary --sft.best_metric loss "
-            "--sft.valid_examples null --eval.grounding trained",
-        ),
-    ),
-    Rival("TIGER", ("tiger",), "TIGER", _BASELINE + "tiger"),
-    Rival("LIGER", ("liger",), None, _BASELINE + "liger"),
-    Rival("Lazy decoder (OneRec-V2)", ("lazy",), None, _BASELINE + "lazy"),
-    Rival("RPG", ("rpg",), None, _BASELINE + "rpg"),
-    Rival("HSTU", ("hstu",), "HSTU", _BASELINE + "hstu"),
-    Rival("SASRec", ("sasrec", "sasrec-sampled", "sasrec-released"), "SASRec", _BASELINE + "sasrec"),
-    Rival("Caser", ("caser", "caser-released"), "Caser", _BASELINE + "caser"),
-    Rival("GRU4Rec", ("gru4rec", "gru4rec-released"), "GRU4Rec", _BASELINE + "gru4rec"),
-)
-_LABELS = {"sdpo": "SFT + S-DPO", "lcrec": "LC-Rec"}  # of kinds that are no names
-_PUBLISHED_ROW = {kind: rival.published for rival in RIVALS for kind in rival.kinds}
+# Fields of `eval` that change no list, or those of some recommenders only, see `_decoding`.
+_MEASURING = ("shard_size", "resamples", "oracle_examples", *EvalConfig.NOT_IN_KEY)
 
 
 @dataclass(frozen=True)
@@ -181,15 +127,6 @@ class _Group:
     @property
     def first(self) -> Evaluated:
         return next(iter(self.members.values()))
-
-
-def kind_of(run: Evaluated) -> str:
-    """Which recommender this is among `RIVALS`: its name, or what its settings make of it, `sdpo` or `lcrec`."""
-    if run.name == "rl" and run.setting(("rl", "rl", "objective")) == "sdpo":
-        return "sdpo"
-    if run.name == "sft" and run.setting(("sft", "prompts", "wording")) == "several":
-        return "lcrec"
-    return run.name
 
 
 def compare_runs(
@@ -295,8 +232,7 @@ def _grouped(evaluated: Sequence[tuple[str, Evaluated]], left_out: list[str]) ->
     for name, run in evaluated:
         trained = run.name not in TRIVIAL_BASELINES
         settings = {stage: config for stage, config in (run.settings or {}).items() if stage not in ("data", "sid", "eval")}
-        decoding = {name: value for name, value in run.settings["eval"]["eval"].items() if name not in _MEASURING}  # type: ignore[index]
-        key = content_hash([run.name, run.inputs.get("sid"), settings, decoding])
+        key = content_hash([run.name, run.inputs.get("sid"), settings, _decoding(run)])
         group = groups.setdefault(key, _Group(run.label))
         seed = run.seed if trained else None
         if seed not in group.members:
@@ -305,12 +241,20 @@ def _grouped(evaluated: Sequence[tuple[str, Evaluated]], left_out: list[str]) ->
         elif trained:
             left_out.append(f"{name}: {run.label} with seed {seed} is there already, from {group.runs[0]}.")
     for group in groups.values():
-        group.label = _LABELS.get(kind_of(group.first), group.label)
+        group.label = LABELS_OF_KINDS.get(kind_of(group.first), group.label)
     labels = [group.label for group in groups.values()]
     for group in groups.values():
         if labels.count(group.label) > 1:
             group.label += f" ({', '.join(group.runs)})"
     return list(groups.values())
+
+
+def _decoding(run: Evaluated) -> dict[str, Any]:
+    """The settings of an evaluation that decide this recommender's lists."""
+    sections = (run.settings or {})["eval"]
+    helped = ("assistant", "assistant_weight") if "d3" in sections else ()
+    decides = {name: value for name, value in sections["eval"].items() if name not in _MEASURING or name in helped}
+    return {**decides, **sections.get("titles", {})}
 
 
 def _values(group: _Group, first: Evaluated, on: Scale) -> list[dict[str, np.ndarray]]:
@@ -381,7 +325,7 @@ def _compared(
 def _published_cells(
     table: Mapping[str, Mapping[str, float]], flagged: Mapping[str, set[str]], kind: str
 ) -> dict[str, PublishedCell]:
-    row = _PUBLISHED_ROW.get(kind)
+    row = PUBLISHED_ROW.get(kind)
     if row is None or row not in table:
         return {}
     return {name: PublishedCell(table[row][name], name not in flagged.get(row, ())) for name in METRICS}

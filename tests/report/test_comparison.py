@@ -14,10 +14,11 @@ from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import values_per_row
 from minionerec.report import comparison
-from minionerec.report.comparison import compare_runs, kind_of
+from minionerec.report.comparison import compare_runs
 from minionerec.report.comparison_pages import page_table, render_page, screen_table
 from minionerec.report.evaluated import compare_evaluated, read_evaluated
 from minionerec.report.published import METRICS, published
+from minionerec.report.rivals import kind_of
 from minionerec.report.runs import DatasetMatch, read_run
 from minionerec.statistics.intervals import intervals
 from tests.report.run_folder import make_run
@@ -96,6 +97,17 @@ def test_a_seed_that_is_given_twice_counts_once(seeds, tmp_path):
     compared = compare_runs([*seeds, again], resamples=RESAMPLES)
     assert row_of(compared, "sft").seeds == (1, 2, 3)
     assert "again: SFT with seed 2 is there already, from seed-1." in compared.left_out
+
+
+def test_what_only_other_recommenders_read_parts_no_seeds(seeds, tmp_path):
+    other = shutil.copytree(seeds[1], tmp_path / "titles")
+    sections = Manifest.load(other / "eval/sft").config
+    reseal(other / "eval/sft", config={**sections, "eval": {**sections["eval"], "grounding": "trained", "assistant": "sasrec"}})
+    assert row_of(compare_runs([seeds[0], other], resamples=RESAMPLES), "sft").seeds == (1, 2)
+    sections = {**sections, "eval": {**sections["eval"], "num_beams": sections["eval"]["num_beams"] + 1}}
+    reseal(other / "eval/sft", config=sections)
+    apart = [row.seeds for row in compare_runs([seeds[0], other], resamples=RESAMPLES).recommenders if row.name == "sft"]
+    assert sorted(apart) == [(1,), (2,)]
 
 
 def test_recipes_of_one_name_are_told_apart_by_their_runs(seeds, tmp_path):
