@@ -28,7 +28,8 @@ class Control(NamedTuple):
         label: for display.
         score: takes the pairs, the rows to score and the configuration; gives (rows,) float.
         scale: `logit` if the score is the logit of a probability, else `any`.
-        needs: what it cannot do without: `people` (train users), `text`, `vectors` (of the text encoder), or nothing.
+        needs: what it cannot do without: `people` (train users), `labels` (likes and dislikes of theirs), `text`, `vectors` (of
+            the text encoder), or nothing.
     """
 
     label: str
@@ -86,7 +87,7 @@ def _likeness(vectors: Any, rows: pl.DataFrame, finish: Callable[[Any], Any]) ->
 CONTROLS = {
     "random": Control("random", _random, "logit"),
     "popularity": Control("popularity", _popularity, "any", "people"),
-    "like-rate": Control("like-rate of the item", _like_rate, "logit", "people"),
+    "like-rate": Control("like-rate of the item", _like_rate, "logit", "labels"),
     "overlap": Control("words shared with the history", _overlap, "any", "text"),
     "text-vectors": Control("text vectors near the history", _text_vectors, "any", "vectors"),
 }
@@ -95,14 +96,18 @@ REFERENCE = "like-rate"  # the row that others are compared with
 
 def missing(name: str, pairs: PairSet, config: Config) -> str | None:
     """Why a control cannot be had of these pairs, in words; None if it can."""
-    needs = CONTROLS[name].needs
-    if needs == "people" and not pairs.counts["labelled"].sum():
+    needs, section = CONTROLS[name].needs, vector_origin(config)[0]
+    likes, labelled = pairs.counts["likes"].sum(), pairs.counts["labelled"].sum()
+    if needs in ("people", "labels") and not labelled:
         return "no train users to count (pairs.test_share, pairs.train_rows)"
-    if needs in ("text", "vectors") and not (pairs.catalog["text"].str.strip_chars() != "").all():
+    if needs == "labels" and likes in (0, labelled):
+        return f"all labels of the train users are {'likes' if likes else 'dislikes'}"
+    reads_text = needs == "text" or (needs == "vectors" and section.vectors is None)
+    if reads_text and not (pairs.catalog["text"].str.strip_chars() != "").all():
         return "the catalog has items without a text"
     if needs == "vectors":
         try:
-            check_encoder(vector_origin(config)[0])
+            check_encoder(section)
         except ConfigError as error:
             return str(error)
     return None

@@ -22,6 +22,7 @@ from minionerec.training.launch import check_distribution
 
 MEGABYTES = 64  # of the exchange that is timed: larger than what a network buffers, small next to a model
 REPEATS = 3
+PATIENCE = 10.0  # seconds in which a process must see what another has written
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def _check_folder(folder: Path, processes: Sequence[Process], rank: int) -> None
     except OSError as error:
         failure = f"{error.filename}: cannot be written ({error.strerror})"
     failures = gather_object([failure])  # all files are written from here on
-    missing = [other for other in range(len(processes)) if not (folder / f".launch-check-{name}-{other}").is_file()]
+    missing = _unseen([folder / f".launch-check-{name}-{other}" for other in range(len(processes))])
     all_missing = gather_object([missing])  # and all were looked for
     mine.unlink(missing_ok=True)
     places = [f"rank {process.rank} on {process.host}" for process in processes]
@@ -129,6 +130,14 @@ def _check_folder(folder: Path, processes: Sequence[Process], rank: int) -> None
                 f"{place} does not see in {folder.absolute()} what {places[others[0]]} wrote. All machines need one "
                 "shared folder under the same path, such as a network file system."
             )
+
+
+def _unseen(files: Sequence[Path]) -> list[int]:
+    """Which of the files stay away for `PATIENCE` seconds: a network file system may show them late."""
+    end = time.monotonic() + PATIENCE
+    while (unseen := [number for number, file in enumerate(files) if not file.is_file()]) and time.monotonic() < end:
+        time.sleep(0.2)
+    return unseen
 
 
 def _seconds_of_a_sum(device: torch.device) -> float:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -169,6 +171,23 @@ def test_what_cannot_be_had_is_left_out_with_its_reason(run, monkeypatch):
     monkeypatch.setattr(controls, "check_encoder", absent)
     assert missing("text-vectors", pairs, run) == "sid.encoder minilm needs the package"
     assert missing("overlap", pairs, run) is None
+
+
+def test_train_users_who_like_everything_have_no_like_rate(run):
+    """Its logit would be infinite."""
+    pairs = planted("item", users=40)
+    liked = pairs.counts.with_columns(likes=pl.col("labelled"))
+    given = type(pairs)(pairs.catalog, pairs.train, pairs.valid, pairs.test, liked)
+    assert missing("like-rate", given, run) == "all labels of the train users are likes"
+    assert missing("popularity", given, run) is None
+
+
+def test_vectors_from_a_file_need_no_text(run, tmp_path):
+    pairs = planted("item", users=40)
+    silent = type(pairs)(pairs.catalog.with_columns(text=pl.lit("")), pairs.train, pairs.valid, pairs.test, pairs.counts)
+    np.save(tmp_path / "vectors.npy", np.ones((len(pairs.catalog), 2), dtype=np.float32))
+    given = replace(run, sid=replace(run.sid, vectors=str(tmp_path / "vectors.npy")))
+    assert missing("text-vectors", silent, given) is None and missing("overlap", silent, given) is not None
 
 
 def test_empty_and_one_sided_splits_and_scores_that_are_no_numbers(run, tmp_path):

@@ -1,6 +1,7 @@
 """`minionerec launch check`: one world, one folder, a timed exchange."""
 
 import socket
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -37,6 +38,7 @@ def test_too_few_machines(tmp_path):
 
 def exchange(monkeypatch, others):
     """Let a second process answer each exchange with the next of these."""
+    monkeypatch.setattr(launch_check, "PATIENCE", 0.3)
     answers = iter(others)
     monkeypatch.setattr(launch_check, "gather_object", lambda mine: [*mine, next(answers)])
     monkeypatch.setattr(
@@ -58,6 +60,15 @@ def test_a_folder_that_another_machine_cannot_write(tmp_path, monkeypatch):
     exchange(monkeypatch, [TWO[1], "name", "/runs: cannot be written (Read-only file system)", [0]])
     with pytest.raises(ConfigError, match=r"rank 1 on b: /runs: cannot be written \(Read-only file system\). Choose a folder"):
         check_launch(tmp_path)
+
+
+def test_a_file_that_shows_late(tmp_path):
+    late, there = tmp_path / "late", tmp_path / "there"
+    there.touch()
+    timer = threading.Timer(0.1, late.touch)
+    timer.start()
+    assert launch_check._unseen([there, late]) == []
+    timer.join()
 
 
 @pytest.mark.parametrize("several", [pytest.param(machines, marks=pytest.mark.slow), forked])
