@@ -60,12 +60,15 @@ def score(config: Config, train: bool, merge: list[Path]) -> None:
         train: train a model on the pairs first, or find it trained.
         merge: folders of runs whose models are shown too.
     """
+    from minionerec.eval.pair_leaderboard import merged, read_leaderboard
+
+    for run in merge:
+        read_leaderboard(run)  # refused before anything is computed
     stages = ["data", "pairs"] if config.pairs.source == "dataset" else ["pairs"]
     if train:
         stages += ["sid", "yes-no"] if config.yes_no.items == "sid" else ["yes-no"]
     pipeline.run(config, (*stages, "score"))
     if is_main_process():
-        from minionerec.eval.pair_leaderboard import merged, read_leaderboard
         from minionerec.report.pair_table import score_table
 
         board = merged(read_leaderboard(config.folder), {str(run): read_leaderboard(run) for run in merge})
@@ -449,8 +452,12 @@ def audit_pair_tables(file: Path) -> None:
     """Print what tables of AUC say about themselves, one line for each finding."""
     from minionerec.report.pair_audit import audit, read_tables
 
-    for finding in audit(read_tables(file)):
+    tables = read_tables(file)
+    findings = audit(tables)
+    for finding in findings:
         print(f"{finding.audit}, {finding.table}: {finding.text}")
+    if not findings:
+        print(f"{file}: nothing found in {sum(map(len, tables.values.values()))} rows.")
 
 
 def gap(runs: list[Path], out: Path, **options: Any) -> None:

@@ -85,14 +85,17 @@ def refuse_unlisted(rows: pl.DataFrame, catalog: pl.DataFrame, names: Sequence[s
 
 
 def rated(interactions: pl.DataFrame, name: str, problems: Problems) -> pl.DataFrame:
-    """The rows with `rating` and, if there is one, `label` as numbers; a rating that is empty or NaN is unknown, null."""
+    """The rows with `rating` and, if there is one, `label` as numbers; a rating that is empty or NaN is unknown, null,
+    and an infinite one is refused.
+    """
     if "rating" not in interactions.columns:
         interactions = interactions.with_columns(rating=pl.lit("", pl.String))
     for column in ("rating", "label"):
         if column not in interactions.columns:
             continue
         text = pl.col(column).str.strip_chars().str.to_lowercase().replace({"true": "1", "false": "0"})
-        interactions = interactions.with_columns(number=text.cast(pl.Float64, strict=False).fill_nan(None))
+        number = text.cast(pl.Float64, strict=False)
+        interactions = interactions.with_columns(number=pl.when(number.is_finite()).then(number))
         unknown = text.is_in(["", "nan"]) if column == "rating" else pl.lit(False)
         message = f"{braced(name)}, row {{row}}: {column} {{{column}!r}} is not a number."
         interactions = problems.without(interactions, pl.col("number").is_null() & ~unknown, message)

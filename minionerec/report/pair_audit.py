@@ -61,9 +61,12 @@ def read_tables(path: Path) -> Tables:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        columns, tables = [str(name) for name in content["columns"]], dict(content["tables"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        columns, tables = content["columns"], dict(content["tables"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: not a JSON file with columns and tables ({error!r}).") from None
+    _refuse_columns(columns, path)
+    if not any(tables.values()):
+        raise DataError(f"{path}: its tables have no rows. Expected rows of a model and {len(columns)} numbers from 0 to 1.")
     models, values = {}, {}
     for name, rows in tables.items():
         for number, row in enumerate(rows if isinstance(rows, list) else [None], 1):
@@ -76,11 +79,20 @@ def read_tables(path: Path) -> Tables:
     return Tables(columns, models, values)
 
 
+def _refuse_columns(columns: object, path: Path) -> None:
+    """Refuse columns that are no list of distinct names, or that name no data set."""
+    names = columns if isinstance(columns, list) and all(isinstance(name, str) for name in columns) else []
+    if not set(names) - {_OVERALL} or len(set(names)) < len(names):
+        raise DataError(
+            f"{path}: columns is {str(columns)[:100]}; expected a list of distinct names of data sets, then maybe {_OVERALL!r}."
+        )
+
+
 def _fits(figures: object, count: int) -> bool:
     """Whether a row's values are so many numbers from 0 to 1."""
     if not isinstance(figures, list) or len(figures) != count:
         return False
-    return all(isinstance(value, int | float) and 0 <= value <= 1 for value in figures)
+    return all(type(value) in (int, float) and 0 <= value <= 1 for value in figures)
 
 
 def standard_error(rows: int = ROWS) -> float:

@@ -251,7 +251,14 @@ def test_a_damaged_artefact_is_named(tmp_path):
         PairSet.load(path)
 
 
-@pytest.mark.parametrize(("ratings", "message"), [((5,), "are not both likes"), (("good", 3), "rating 'good' is not a number")])
+@pytest.mark.parametrize(
+    ("ratings", "message"),
+    [
+        ((5,), "are not both likes"),
+        (("good", 3), "rating 'good' is not a number"),
+        (("inf", 3), "rating 'inf' is not a number"),
+    ],
+)
 def test_bad_ratings_end_in_one_message(tmp_path, capsys, ratings, message):
     path = rated_csv(tmp_path, ratings)
     assert main(["pairs", "prepare", "--config", str(path)]) == 2

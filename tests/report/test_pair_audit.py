@@ -106,6 +106,13 @@ def test_a_tuned_model_below_its_zero_shot_row_is_named():
         ('{"columns": ["a"], "tables": {"t": [{"model": "m", "values": [56]}]}}', "numbers from 0 to 1"),
         ('{"columns": ["a"], "tables": {"t": [{"values": [0.5]}]}}', "expected a model"),
         ('{"columns": ["a"], "tables": {"t": 3}}', "table 't', row 1"),
+        ('{"columns": ["a"], "tables": {"t": [{"model": "m", "values": [true]}]}}', "numbers from 0 to 1"),
+        ('{"columns": ["a"], "tables": {"t": []}}', "have no rows"),
+        ('{"columns": ["a"], "tables": {}}', "have no rows"),
+        ('{"columns": "ab", "tables": {"t": [{"model": "m", "values": [0.5, 0.6]}]}}', "expected a list of distinct names"),
+        ('{"columns": ["a", "a"], "tables": {"t": [{"model": "m", "values": [0.5, 0.6]}]}}', "distinct names of data sets"),
+        ('{"columns": ["Overall"], "tables": {"t": [{"model": "m", "values": [0.5]}]}}', "distinct names of data sets"),
+        ("[" * 100_000, "not a JSON file with columns and tables"),
     ],
 )
 def test_other_files_are_refused(tmp_path, content, message):
@@ -126,6 +133,9 @@ def test_the_command_prints_one_line_for_each_finding(tmp_path, capsys):
         and "below chance" in printed
     )
     assert main(["pairs", "audit", str(tmp_path / "none.json")]) == 2
+    (tmp_path / "x.json").write_text(json.dumps({"columns": ["Yelp"], "tables": {"t": [{"model": "m", "values": [0.6]}]}}))
+    assert main(["pairs", "audit", str(tmp_path / "x.json")]) == 0
+    assert "x.json: nothing found in 1 rows." in capsys.readouterr().out
 
 
 def test_the_published_tables_have_the_findings_that_are_known():

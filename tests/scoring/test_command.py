@@ -19,5 +19,10 @@ def test_the_command_makes_data_pairs_and_the_table(tmp_path, capsys):
     )
     assert main([*arguments, "--merge", str(tmp_path / "run")]) == 0
     assert capsys.readouterr().out.count("up to date") == 8
-    assert main([*arguments, "--merge", str(tmp_path / "none")]) == 2
+
+
+def test_a_run_to_merge_that_has_no_scores_is_refused_before_anything_is_made(tmp_path, capsys):
+    path = rated_csv(tmp_path)
+    assert main(["score", "--config", str(path), "--merge", str(tmp_path / "none")]) == 2
     assert "Make it first: minionerec score" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
