@@ -59,9 +59,11 @@ def _scored(config: Config) -> list[str]:
     wanted = config.key_fields("score")["score"]
     names = []
     for path in sorted((config.folder / FOLDER).glob(f"*/{MANIFEST}")):
+        if path.parent.name == NAME:
+            continue  # made from the others; a damaged one is made anew
         manifest = Manifest.load(path.parent)
         current = manifest.inputs.get("pairs") == pairs and manifest.config.get("score") == wanted
-        if path.parent.name != NAME and current and manifest.seed == config.seed:
+        if current and manifest.seed == config.seed:
             names.append(path.parent.name)
     if not names:
         raise ArtifactError(f"{config.folder / FOLDER}: nothing is scored here. Run minionerec score.")

@@ -217,7 +217,7 @@ def score_trained(config: Config) -> tuple[Manifest, bool]:
     Raises:
         ArtifactError: the model is not trained, or belongs to other pairs or semantic IDs.
     """
-    trained = Manifest.load(config.folder / FOLDER)
+    trained = require(config.folder / FOLDER, "minionerec score --train")
 
     def inputs() -> dict[str, str]:
         made_from = {"pairs": require(config.folder / "pairs", "minionerec pairs prepare").digest}

@@ -19,6 +19,11 @@ def test_the_command_makes_data_pairs_and_the_table(tmp_path, capsys):
     )
     assert main([*arguments, "--merge", str(tmp_path / "run")]) == 0
     assert capsys.readouterr().out.count("up to date") == 8
+    board = tmp_path / "run" / "scoring" / "leaderboard" / "leaderboard.json"
+    for spoilt in (board, board.with_name("manifest.json")):
+        whole, content = board.read_bytes(), spoilt.read_bytes()
+        spoilt.write_bytes(content[: len(content) // 2])
+        assert main(arguments) == 0 and board.read_bytes() == whole and Manifest.load(board.parent)
 
 
 def test_a_run_to_merge_that_has_no_scores_is_refused_before_anything_is_made(tmp_path, capsys):

@@ -178,6 +178,12 @@ def test_the_command_trains_on_semantic_ids(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "from scratch, trained on pairs, items as sid" in printed and "yes-no: 1 process" in printed
     trained = Manifest.load(tmp_path / "run" / "yes-no")
+    weights = tmp_path / "run" / "yes-no" / "model" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-9])
+    assert main(["score", "--config", str(tmp_path / "run")]) == 2
+    assert "minionerec score --train" in " ".join(capsys.readouterr().err.split())
+    weights.write_bytes(whole)
     assert set(trained.inputs) == {"pairs", "sid"} and train.FOLDER == "yes-no" and ScoreConfig().model is None
     assert main(["sid", "--config", str(path), "--sid.levels", "2", "--replace"]) == 0
     capsys.readouterr()
