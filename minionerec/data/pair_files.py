@@ -15,7 +15,7 @@ import polars as pl
 from minionerec.config import DataConfig
 from minionerec.config.pairs import PairsConfig
 from minionerec.data.bad_rows import Problems, braced
-from minionerec.data.checks import make_catalog
+from minionerec.data.checks import CONTROL, make_catalog
 from minionerec.data.columns import CATEGORIES, DESCRIPTIONS, ITEMS, LABELS, TITLES, USERS
 from minionerec.data.dataset import SplitName
 from minionerec.data.pairs import PAIR_SCHEMA, Drawn, draw, qualified, valid_users
@@ -120,6 +120,8 @@ def read_mind(folder: Path, config: PairsConfig, data: DataConfig, seed: int, pr
     table = read_table(behaviors, str(behaviors), "\t", columns=_BEHAVIORS, problems=problems)
     where = braced(str(behaviors)) + ", row {row}: "
     table = problems.without(table, pl.col("user") == "", where + "the user id is empty.")
+    message = where + "user {user!r} has a tab, line break or other control character."
+    table = problems.without(table, pl.col("user").str.contains(CONTROL), message)
     shown = (
         table.select("row", "user", shown=pl.col("impressions").str.split(" ")).explode("shown").filter(pl.col("shown") != "")
     )

@@ -60,6 +60,7 @@ def test_mind_is_what_was_shown_and_the_first_history(tmp_path):
         ({"behaviors": ["1\tU1\tt\tN99\tN1-1 N3-0"]}, "item 'N99' of user 'U1' is not in"),
         ({"behaviors": ["1\tU1\tN1\tN1-1 N3-0"]}, "row 1: 4 fields, expected 5"),
         ({"behaviors": ["1\t\tt\tN1\tN1-1 N3-0"]}, "row 1: the user id is empty"),
+        ({"behaviors": ["1\tU\x001\tt\tN1\tN1-1 N3-0"]}, "row 1: user 'U\\x001' has a tab, line break or other control"),
         ({"behaviors": ["1\tU1\tt\tN1\tN3-1"]}, "pairs.rule impressions: no user has a history and candidates of both labels"),
         ({"news": [NEWS[0], NEWS[0]]}, "item 'N0' is listed twice"),
         ({"news": ["N0\tsports\tgolf\t\t\t\t\t"]}, "item 'N0' has no title"),
