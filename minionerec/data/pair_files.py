@@ -136,7 +136,7 @@ def read_mind(folder: Path, config: PairsConfig, data: DataConfig, seed: int, pr
     histories = first.select(
         "row", "user", history=pl.col("history").str.split(" ").list.eval(pl.element().filter(pl.element() != ""))
     )
-    coded = _coded(histories, rows, catalog, (behaviors, news), config, data)
+    coded = _coded(histories, rows, catalog, (behaviors, behaviors, news), config, data)
     candidates = qualified(coded.histories, coded.rows, coded.evidence, _WHERE, coded.figures)
     return LabelledFiles(catalog, draw(candidates, config, seed), coded.figures)
 
@@ -153,7 +153,10 @@ def read_recbench(folder: Path, config: PairsConfig, data: DataConfig, seed: int
     catalog = _recbench_items(files["items"], data, problems)
     histories = _recbench_users(files["users"])
     rows = {name: _recbench_rows(files[name], problems) for name in _PAIRS if name in files}
-    shown = {name: _coded(histories, rows[name], catalog, (files[name], files["items"]), config, data) for name in rows}
+    shown = {
+        name: _coded(histories, rows[name], catalog, (files[name], files["users"], files["items"]), config, data)
+        for name in rows
+    }
     figures = {
         f"{name}_{figure}" if len(rows) > 1 else figure: n for name, part in shown.items() for figure, n in part.figures.items()
     }
@@ -225,7 +228,7 @@ def _coded(
     histories: pl.DataFrame,
     rows: pl.DataFrame,
     catalog: pl.DataFrame,
-    files: tuple[Path, Path],
+    files: tuple[Path, Path, Path],
     config: PairsConfig,
     data: DataConfig,
 ) -> _Coded:
@@ -234,12 +237,12 @@ def _coded(
     Args:
         histories: row, user, history (lists of ids).
         rows: row, user, item, label.
-        files: of the rows and of the items, for messages.
+        files: of the rows, of the histories and of the items, for messages.
     """
     codes = catalog.select(item="item_id", code=pl.int_range(pl.len(), dtype=pl.Int32))
     history = histories.select("row", "user", item="history").explode("item").drop_nulls("item")
-    for frame in (rows, history):
-        _refuse_unlisted(frame, codes, files, data)
+    for frame, file in zip((rows, history), files, strict=False):
+        _refuse_unlisted(frame, codes, (file, files[2]), data)
     strangers = rows.join(histories, on="user", how="anti", maintain_order="left").head(1)
     if len(strangers):
         raise DataError(f"{files[0]}, row {strangers['row'][0]}: user {strangers['user'][0]!r} is not among the listed users.")
@@ -264,7 +267,8 @@ def _refuse_unlisted(rows: pl.DataFrame, codes: pl.DataFrame, files: tuple[Path,
     unlisted = rows.join(codes, on="item", how="anti", maintain_order="left").head(1)
     if len(unlisted):
         name = re.sub(r"[\x00-\x1f\x7f]", "?", str(unlisted["item"][0]))
+        row, user = unlisted["row"][0], unlisted["user"][0]
         raise DataError(
-            f"{files[0]}: item {name!r} of user {unlisted['user'][0]!r} is not in {files[1]}. Add the item there, or pass "
+            f"{files[0]}, row {row}: item {name!r} of user {user!r} is not in {files[1]}. Add the item there, or pass "
             "--data.missing_text drop."
         )

@@ -57,7 +57,7 @@ def test_mind_is_what_was_shown_and_the_first_history(tmp_path):
         ({"behaviors": ["1\tU1\tt\tN1\tN3 N4"]}, "behaviors.tsv, row 1: 'N3' is no item with a label"),
         ({"behaviors": ["1\tU1\tt\tN1\tN3-2"]}, "row 1: 'N3-2' is no item with a label"),
         ({"behaviors": ["1\tU1\tt\tN1\tN99-1 N3-0"]}, "item 'N99' of user 'U1' is not in"),
-        ({"behaviors": ["1\tU1\tt\tN99\tN1-1 N3-0"]}, "item 'N99' of user 'U1' is not in"),
+        ({"behaviors": ["1\tU1\tt\tN99\tN1-1 N3-0"]}, "behaviors.tsv, row 1: item 'N99' of user 'U1' is not in"),
         ({"behaviors": ["1\tU1\tN1\tN1-1 N3-0"]}, "row 1: 4 fields, expected 5"),
         ({"behaviors": ["1\t\tt\tN1\tN1-1 N3-0"]}, "row 1: the user id is empty"),
         ({"behaviors": ["1\tU\x001\tt\tN1\tN1-1 N3-0"]}, "row 1: user 'U\\x001' has a tab, line break or other control"),
@@ -132,7 +132,7 @@ def test_recbench_with_splits_is_taken_as_it_is(tmp_path):
         ({"test": ROWS[:4], "finetune": ROWS[2:8]}, "user 'a' is in test.parquet and in finetune.parquet"),
         ({"interactions": [("a", 1, 2)]}, "interactions.parquet, row 1: label '2' is neither 0 nor 1"),
         ({"interactions": [("z", 1, 1)]}, "interactions.parquet, row 1: user 'z' is not among the listed users"),
-        ({"interactions": [("a", 77, 1)]}, "item '77' of user 'a' is not in"),
+        ({"interactions": [("a", 77, 1)]}, "interactions.parquet, row 1: item '77' of user 'a' is not in"),
     ],
 )
 def test_mistakes_in_recbench(tmp_path, tables, message):
@@ -147,6 +147,9 @@ def test_columns_and_lists_are_checked(tmp_path):
     pl.DataFrame({"userId": ["a", "a"], "his": [[0], [1]]}).write_parquet(folder / "users.parquet")
     config = PairsConfig(source="recbench", path="x")
     with pytest.raises(DataError, match=r"users.parquet: user 'a' is listed twice"):
+        read_recbench(folder, config, DataConfig(), 0, Problems())
+    pl.DataFrame({"userId": list("abcd"), "his": [[0], [1], [77], [2]]}).write_parquet(folder / "users.parquet")
+    with pytest.raises(DataError, match=r"users.parquet, row 3: item '77' of user 'c' is not in .*items.parquet"):
         read_recbench(folder, config, DataConfig(), 0, Problems())
     pl.DataFrame({"userId": ["a"], "his": ["0 1"]}).write_parquet(folder / "users.parquet")
     with pytest.raises(DataError, match="expected a column his or history or histories with lists of items"):
