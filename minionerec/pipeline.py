@@ -330,11 +330,11 @@ def use_cache_without_hub(config: Config) -> None:
     """
     from minionerec.model import pretrained
 
-    path, encoder = config.model.path, config.sid.encoder
-    names = [
-        None if path is None or pretrained.is_published(path) else path,
-        None if encoder in ("minilm", "tfidf") else encoder,
+    encoder = config.sid.encoder
+    models = [
+        path for path in (config.model.path, config.score.model) if path is not None and not pretrained.is_published(path)
     ]
+    names = [*models, None if encoder in ("minilm", "tfidf") else encoder]
     if "HF_HUB_OFFLINE" in os.environ or all(name is None or Path(name).exists() for name in names):
         return
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
