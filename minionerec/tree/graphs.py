@@ -260,7 +260,7 @@ class SearchGraphs:
         if torch.is_autocast_enabled(self._device.type):
             return "autocast is on, which keeps copies of the weights"
         if trie.guide is not None:
-            return "the trie is mixed with what belongs to the prompts"
+            return "the trie is mixed with a prior or an assistant, which belongs to the prompts"
         if trie.depth == 1:
             return "the trie has one level, below which no tree token stands"
         if trie.view is not None and (size := rows * sum(map(len, trie.tokens))) > _MOST_LEGAL:

@@ -131,6 +131,5 @@ def test_the_page_of_a_run(tmp_path):
     for words in ("MRR@50", "target popularity", "diversity", "Entropy of the policy", "KL divergence from the SFT model"):
         assert words in page.words
     assert not re.search(r"built-in|object at 0x|Undefined|\bNone\b|\bnan\b", page.words)
-    assert {"index.html", "rl.html", "paper_gap.html", "paper_gap.md", "paper_gap.json", "plotly.min.js", "manifest.json"} == {
-        path.name for path in (tmp_path / "report").iterdir()
-    }
+    pages = {"index.html", "rl.html", "comparison.html", "comparison.json", "paper_gap.html", "paper_gap.md", "paper_gap.json"}
+    assert pages | {"plotly.min.js", "manifest.json"} == {path.name for path in (tmp_path / "report").iterdir()}
