@@ -13,7 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import polars as pl
-import torch
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from minionerec.artifacts import CHECKPOINTS, Manifest, Recipe, check_disk_space, require
@@ -30,6 +29,7 @@ from minionerec.scoring.scored import pairs_of_split, score_recipe, write_scores
 from minionerec.scoring.trainer import BEST_METRIC, PairCollator, UserPairs, YesNoTrainer
 from minionerec.scoring.yes_no import Scorer, score_in_shards, titles
 from minionerec.sid.index import SidIndex
+from minionerec.training.arguments import validated_arguments
 from minionerec.training.checkpoints import MarkComplete, last_checkpoint, write_log
 from minionerec.training.launch import check_precision, launch_of, split_batch
 from minionerec.training.memory import enough_memory
@@ -180,33 +180,20 @@ def training_arguments(config: Config, folder: Path, users: int) -> TrainingArgu
     if users < section.batch_size:
         raise ConfigError(f"yes_no.batch_size is {section.batch_size}, but there are only {users} train users; lower it.")
     interval = users // section.batch_size
-    return TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=micro,
-        per_device_eval_batch_size=micro,
-        gradient_accumulation_steps=accumulation,
+    return validated_arguments(
+        folder,
+        micro,
+        accumulation,
+        interval,
+        BEST_METRIC,
+        config.seed,
         max_steps=interval * section.epochs,
         learning_rate=section.learning_rate,
         weight_decay=section.weight_decay,
         warmup_steps=section.warmup,
         max_grad_norm=section.max_grad_norm,
-        eval_strategy="steps",
-        eval_steps=interval,
-        save_strategy="steps",
-        save_steps=interval,
-        load_best_model_at_end=True,
-        metric_for_best_model=f"eval_{BEST_METRIC}",
-        greater_is_better=True,
         logging_steps=max(1, math.ceil(interval * section.epochs / 100)),
-        logging_first_step=True,
-        dataloader_drop_last=True,
-        restore_callback_states_from_checkpoint=True,  # early stopping resumes its count
-        dataloader_pin_memory=torch.cuda.is_available(),
-        remove_unused_columns=False,
-        use_cpu=not torch.cuda.is_available(),
         bf16=section.bf16,
-        seed=config.seed,
-        data_seed=config.seed,
         report_to="none",
     )
 

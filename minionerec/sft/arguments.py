@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from minionerec.config import SftConfig
 from minionerec.distributed import distributed_state
 from minionerec.errors import ConfigError
+from minionerec.training.arguments import validated_arguments
 from minionerec.training.early import check_trackers
 from minionerec.training.launch import check_precision, micro_batch_within, split_batch
 
@@ -85,35 +86,22 @@ def training_arguments(
         raise ConfigError(f"sft.batch_size is {config.batch_size}, but there are only {trees} trees; lower it.")
     steps = math.ceil(trees // config.batch_size * config.epochs)
     interval = max(1, math.ceil(steps / config.evaluations))
-    return TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=micro,
-        per_device_eval_batch_size=micro,
-        gradient_accumulation_steps=accumulation,
+    return validated_arguments(
+        folder,
+        micro,
+        accumulation,
+        interval,
+        config.best_metric,
+        seed,
         max_steps=steps,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         lr_scheduler_type=config.schedule,
         warmup_steps=config.warmup,
         max_grad_norm=config.max_grad_norm,
-        eval_strategy="steps",
-        eval_steps=interval,
-        save_strategy="steps",
-        save_steps=interval,
-        load_best_model_at_end=True,
-        metric_for_best_model=f"eval_{config.best_metric}",
-        greater_is_better=config.best_metric != "loss",
         logging_steps=max(1, steps // 100),
-        logging_first_step=True,
-        dataloader_drop_last=True,
         dataloader_num_workers=pack_workers(config),
-        restore_callback_states_from_checkpoint=True,  # early stopping resumes its count
-        dataloader_pin_memory=torch.cuda.is_available(),
-        remove_unused_columns=False,
-        use_cpu=not torch.cuda.is_available(),
         bf16=config.bf16,
         activation_checkpointing=config.gradient_checkpointing,
-        seed=seed,
-        data_seed=seed,
         report_to=[*config.report_to] or "none",
     )

@@ -2,13 +2,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from minionerec.artifacts import Manifest
 from minionerec.config import SidConfig
 from minionerec.data.dataset import SPLIT_SCHEMA, Dataset
-from minionerec.errors import ArtifactError, ConfigError
+from minionerec.errors import ConfigError
 from minionerec.pipeline import run
 from minionerec.sid.collaborative import consecutive_pairs, fuse, neighbour_pairs
 from minionerec.sid.index import SidIndex
+from tests.sid.baselines import sids_that_ask_a_baseline
 from tests.small import config
 
 VECTORS = np.eye(4, dtype=np.float32)[:, :3] + 0.1
@@ -53,12 +53,7 @@ def test_neighbours_by_a_baselines_vectors_are_seen_items_nearest_by_cosine():
 def test_sids_ask_the_runs_baseline(tmp_path):
     """Through the stages: a baseline is needed first, changes the SIDs, and is an input of the artefact."""
     made = config(tmp_path, sid={"collaborative_model": "sasrec"}, baseline={"model": "sasrec", "epochs": 1, "hidden_size": 16})
-    run(made, ("data",))
-    with pytest.raises(ArtifactError, match=r"baselines/sasrec: no finished artefact.*minionerec baseline"):
-        run(made, ("sid",))
-    run(made, ("baseline", "sid"))
-    manifest = Manifest.load(made.folder / "sid")
-    assert manifest.inputs["baselines/sasrec"] == Manifest.load(made.folder / "baselines/sasrec").digest
+    sids_that_ask_a_baseline(made)
     asked = SidIndex.load(made.folder / "sid", Dataset.load(made.folder / "data")).codes
     made.sid.collaborative_model, made.replace = None, True
     run(made, ("sid",))

@@ -9,7 +9,7 @@ import torch
 
 from minionerec.artifacts import Manifest
 from minionerec.config import LetterConfig, RqVaeConfig, SidConfig
-from minionerec.errors import ArtifactError, CatalogError, ConfigError
+from minionerec.errors import CatalogError, ConfigError
 from minionerec.pipeline import run
 from minionerec.sid.collaborative import CollaborativeVectors
 from minionerec.sid.collisions import resolve
@@ -17,6 +17,7 @@ from minionerec.sid.diagnose import relative_error
 from minionerec.sid.letter import LetterTerms, even_groups, even_labels
 from minionerec.sid.quantize import fit_quantizer
 from minionerec.sid.store import load_quantizer, save_quantizer
+from tests.sid.baselines import sids_that_ask_a_baseline
 from tests.small import config as small_config
 
 SIZES = [8, 6, 6]
@@ -221,12 +222,7 @@ def test_the_stage_asks_the_runs_baseline_and_its_settings_are_in_the_key(tmp_pa
     fields = {"method": "letter", "collaborative_model": "sasrec", "rqvae": {"hidden": [16], "latent": 16, "max_epochs": 3}}
     fields |= {"letter": {"groups": 2}, "coarse_first": False}
     made = small_config(tmp_path, sid=fields, baseline={"model": "sasrec", "epochs": 1, "hidden_size": 16})
-    run(made, ("data",))
-    with pytest.raises(ArtifactError, match=r"baselines/sasrec: no finished artefact.*minionerec baseline"):
-        run(made, ("sid",))
-    run(made, ("baseline", "sid"))
-    manifest = Manifest.load(made.folder / "sid")
-    assert manifest.inputs["baselines/sasrec"] == Manifest.load(made.folder / "baselines/sasrec").digest
+    manifest = sids_that_ask_a_baseline(made)
     assert manifest.config["sid"]["letter"]["groups"] == 2
     run(made, ("sid",))
     assert Manifest.load(made.folder / "sid").created == manifest.created  # current
