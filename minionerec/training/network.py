@@ -16,15 +16,13 @@ The seconds are bytes over the speed of the link. Training hides a part of the e
 messages take longer than their bytes; neither is counted. benchmarks/network.py compares these bytes with measured ones.
 """
 
-from minionerec.training.plan import Plan, gigabytes
+from minionerec.training.plan import Plan, gigabytes, gradient_bytes
 
 
 def exchanged(plan: Plan) -> dict[str, int]:
     """Bytes that a process, or a machine, sends in an optimiser step, by what they are."""
-    shape, devices = plan.shape, plan.devices
-    half = devices.bf16 and devices.zero2  # DeepSpeed casts the model itself
-    trained = 2 * shape.trainable if half else shape.trainable_bytes
-    passed = trained * (devices.count - 1) // devices.count
+    devices = plan.devices
+    passed = gradient_bytes(plan.shape, devices) * (devices.count - 1) // devices.count
     if devices.zero2:
         return {"gradients": 2 * passed * plan.work.accumulation, "weights": passed}
     return {"gradients": 2 * passed}

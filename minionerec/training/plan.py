@@ -238,11 +238,20 @@ def planned_devices(count: int | None, bf16: bool, checkpointing: bool) -> list[
     return [Devices(count, zero2, bf16, checkpointing) for zero2 in ((True, False) if count > 1 else (False,))]
 
 
+def casts(devices: Devices) -> bool:
+    """Whether weights and gradients are bfloat16 themselves: DeepSpeed casts the model."""
+    return devices.bf16 and devices.zero2
+
+
+def gradient_bytes(shape: Shape, devices: Devices) -> int:
+    """Bytes of all gradients, before they are shared out over the devices."""
+    return 2 * shape.trainable if casts(devices) else shape.trainable_bytes
+
+
 def memory(shape: Shape, work: Work, devices: Devices) -> dict[str, int]:
     """Bytes of one process by what they hold; the header of this file derives them."""
-    half = devices.bf16 and devices.zero2  # DeepSpeed casts the model itself
-    weights = 2 * shape.parameters if half else shape.weight_bytes
-    trained = 2 * shape.trainable if half else shape.trainable_bytes
+    weights = 2 * shape.parameters if casts(devices) else shape.weight_bytes
+    trained = gradient_bytes(shape, devices)
     parts = {"weights": weights}
     if devices.zero2:
         parts["gradients"] = -(-trained // devices.count)
@@ -273,7 +282,7 @@ def _activations(shape: Shape, batch: PackedShape, devices: Devices) -> int:
     else:
         layer = (16 if devices.zero2 else 26) * h + 8 * d + 8 * i + 8 + 4 * shape.heads + 2 * batch.length
     if devices.checkpointing:
-        stream = 2 if devices.bf16 and devices.zero2 else 4  # autocast keeps the residual stream in float32
+        stream = 2 if casts(devices) else 4  # autocast keeps the residual stream in float32
         return batch.positions * (shape.layers * stream * h + layer)
     return batch.positions * shape.layers * layer
 
