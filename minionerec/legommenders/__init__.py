@@ -1,0 +1,1 @@
+"""Content recommenders of three parts: item encoder, user encoder, interaction (Legommenders)."""
