@@ -26,6 +26,7 @@ from minionerec.config.checks import bounded, check_fields, check_name, path
 from minionerec.config.components import mixes_in
 from minionerec.config.data import DataConfig
 from minionerec.config.evaluation import CUTOFFS, DTYPES, RANKING_METRICS, RESAMPLES, EvalConfig, ReportConfig
+from minionerec.config.lego import LegoConfig, LegoPlmConfig
 from minionerec.config.mixture import MixtureConfig
 from minionerec.config.model import ModelConfig
 from minionerec.config.pairs import PairsConfig
@@ -64,6 +65,8 @@ __all__ = [
     "Config",
     "DataConfig",
     "EvalConfig",
+    "LegoConfig",
+    "LegoPlmConfig",
     "LetterConfig",
     "ModelConfig",
     "PairsConfig",
@@ -116,6 +119,7 @@ class Config:
     pairs: PairsConfig = field(default_factory=PairsConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     yes_no: YesNoConfig = field(default_factory=YesNoConfig)
+    lego: LegoConfig = field(default_factory=LegoConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
 
     def __post_init__(self) -> None:

@@ -42,6 +42,7 @@ class ItemFields:
                     f"lego.fields names {name}, but no item of the catalog has it. Leave it out, or prepare data that have it."
                 )
             if int(ids.min()) < 0 or int(ids.max()) >= sizes[name]:
-                raise DataError(f"Field {name}: ids from {int(ids.min())} to {int(ids.max())}; expected 0 to {sizes[name] - 1}.")
+                found = f"{int(ids.min())} to {int(ids.max())}"
+                raise DataError(f"Field {name}: ids from {found}; expected 0 to {sizes[name] - 1}.")
         if self.sentences and len(self.sentences) != self.items:
             raise DataError(f"{len(self.sentences)} sentences for {self.items} items; expected one for each.")
