@@ -32,8 +32,8 @@ from minionerec.baselines.models import make
 from minionerec.baselines.models.bert4rec import BERT4Rec
 from minionerec.baselines.models.gru4rec import GRU4Rec
 from minionerec.baselines.models.sequential_model import SequentialModel
-from minionerec.baselines.ranking_data import from_sequences
 from minionerec.config import BaselineConfig
+from minionerec.training.ranking_data import from_sequences
 
 LENGTH, BATCH = 50, 128
 MODELS = {

@@ -20,14 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
-from rich.console import Console
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from minionerec.artifacts import (
     CHECKPOINTS,
@@ -44,43 +39,25 @@ from minionerec.baselines import weights
 from minionerec.baselines.batches import make_batch, partners
 from minionerec.baselines.coded import coded_inputs, make_coded
 from minionerec.baselines.implementation import options_of
-from minionerec.baselines.lists import as_wide_as_choosing_needs, choosing_rows, list_length, search_beams
+from minionerec.baselines.lists import as_wide_as_choosing_needs, list_length, search_beams
 from minionerec.baselines.models import count_parameters, make
 from minionerec.baselines.models.sequential_model import SequentialModel
-from minionerec.baselines.ranking import TABLE_CUTOFFS, Ranking, Scorer, rank_split, ranking_metrics, scorer
-from minionerec.baselines.ranking_data import RankingData, from_dataset, from_sequences
+from minionerec.baselines.scorer import scorer
 from minionerec.baselines.trivial import WITH_VECTORS, CacheMixture, TrivialRecommender, make_trivial, needs_vectors
 from minionerec.baselines.vectors import vectors_bytes, vectors_of
 from minionerec.config import CODED_BASELINES, GENERATIVE_BASELINES, TRIVIAL_BASELINES, Config
-from minionerec.data.dataset import Dataset, SplitName
-from minionerec.distributed import distributed_state, is_main_process, wait_for_everyone
-from minionerec.errors import ArtifactError, ConfigError
+from minionerec.data.dataset import Dataset
+from minionerec.distributed import distributed_state, is_main_process
+from minionerec.errors import ConfigError
 from minionerec.recommend.cache.vectors import has_vectors, vectors_digest, vectors_of_run
+from minionerec.training.epochs import Course, Epochs, Learner, resume, run_epochs, seed_epoch
 from minionerec.training.launch import check_precision
 from minionerec.training.machine import check_vectors_memory
+from minionerec.training.ranking import TABLE_CUTOFFS, Scorer, frame, rank_split, ranking_metrics
+from minionerec.training.ranking_data import RankingData, choosing_rows, from_dataset, from_sequences
 
 CHOOSES = "NDCG@10"  # the metric on valid that early stopping watches
-_STATE = "state.safetensors"
 _WEIGHTS = "weights.json"  # of `mixture`
-
-
-@dataclasses.dataclass
-class Course:
-    """How far training has come, and what early stopping remembers.
-
-    Attributes:
-        epoch: epochs done.
-        best: the best `CHOOSES` on valid so far, rounded as the protocol compares.
-        best_epoch: the epoch that reached it, from 0.
-        waiting: epochs since then.
-        log: one entry per epoch.
-    """
-
-    epoch: int = 0
-    best: float = -1.0
-    best_epoch: int = -1
-    waiting: int = 0
-    log: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
 
 def load_ranking_data(config: Config) -> RankingData:
@@ -185,24 +162,6 @@ def _train_and_rank(config: Config, data: RankingData, top: int, recipe: Recipe)
             recommender.mixture.weights.save(draft.path / _WEIGHTS)
 
 
-def frame(data: RankingData, split: SplitName, ranking: Ranking) -> pl.DataFrame:
-    """A ranking as a table, one row per example: user, target, rank (0-based; infinite if never recommended), items, and
-    `rank_left_out`, the rank among the items outside the history.
-
-    Items are 0-based, as in a Dataset; -1 is the padding row, which the protocol `wearec` ranks too.
-    """
-    rows = data.rows[split]
-    return pl.DataFrame(
-        {
-            "user": [data.users[user] for user in rows.user],
-            "target": pl.Series(rows.target - 1, dtype=pl.Int32),
-            "rank": pl.Series(ranking.ranks, dtype=pl.Float64),
-            "rank_left_out": pl.Series(ranking.left_out, dtype=pl.Float64),
-            "items": pl.Series([ids - 1 for ids in ranking.lists], dtype=pl.List(pl.Int32)),
-        }
-    )
-
-
 def _fresh(config: Config, data: RankingData) -> SequentialModel | TrivialRecommender:
     """A model with fresh weights, or a trivial recommender that is ready to score."""
     if config.baseline.model in TRIVIAL_BASELINES:
@@ -244,11 +203,6 @@ def _train_into(draft: Draft, model: SequentialModel, data: RankingData, config:
     return scorer(model, config.baseline.max_history, data.protocol, device)
 
 
-def seed_epoch(seed: int, epoch: int, process: int) -> None:
-    """Set torch's random state for one epoch on one device, from the arguments alone."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, epoch, process]).generate_state(1)[0]))
-
-
 def fit(model: SequentialModel, data: RankingData, config: Config, checkpoints: Path) -> tuple[Course, int]:
     """Train until early stopping; afterwards the model has the weights of its best epoch.
 
@@ -269,40 +223,27 @@ def fit(model: SequentialModel, data: RankingData, config: Config, checkpoints: 
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=baseline.learning_rate, weight_decay=baseline.weight_decay, fused=True)
-    course, best = Course(), _copy(model)
-    if (checkpoints / _STATE).is_file():
-        course, best = restore(checkpoints / _STATE, model, optimizer)
+    learner = Learner(model, optimizer, accelerator, checkpoints)
+    begun = resume(learner)
     model.to(accelerator.device)
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    wrapped, prepared = accelerator.prepare(model, optimizer)
+    learner = dataclasses.replace(learner, optimizer=prepared)
     score = scorer(model, baseline.max_history, protocol, accelerator.device)
-    chooses = choosing_rows(data, config)
-    console = Console(emoji=False, quiet=not accelerator.is_main_process, highlight=False, soft_wrap=True)
-    while course.epoch < baseline.epochs and course.waiting < baseline.patience:
-        began = time.monotonic()
-        loss = train_epoch(wrapped, model, data, accelerator, optimizer, config, course.epoch)
-        trained = time.monotonic() - began
+    chooses = choosing_rows(data, baseline.valid_examples, config.seed)
+
+    def validate() -> float:
         with as_wide_as_choosing_needs(model):
-            value = ranking_metrics(rank_split(score, chooses, "valid").ranks)[CHOOSES]
-        compared = value if protocol.decimals is None else round(value, protocol.decimals)
-        if compared > course.best or (protocol.equal_is_better and compared == course.best):
-            course.best, course.best_epoch, course.waiting, best = compared, course.epoch, 0, _copy(model)
-        else:
-            course.waiting += 1
-        course.log.append({"epoch": course.epoch, "loss": loss, f"valid {CHOOSES}": value, "seconds": trained})
-        console.print(
-            f"{baseline.model} epoch {course.epoch}: loss {loss:.4f}, valid {CHOOSES} {value:.4f} (best {course.best:.4f} at "
-            f"{course.best_epoch}), {trained:.1f} s and {time.monotonic() - began - trained:.1f} s for valid"
-        )
-        course.epoch += 1
-        if accelerator.is_main_process:
-            store(checkpoints / _STATE, model, optimizer, course, best)
-        wait_for_everyone()
-    model.load_state_dict(best)
+            return ranking_metrics(rank_split(score, chooses, "valid").ranks)[CHOOSES]
+
+    schedule = Epochs(baseline.model, CHOOSES, baseline.epochs, baseline.patience, protocol.equal_is_better, protocol.decimals)
+    course = run_epochs(
+        learner,
+        begun,
+        schedule,
+        lambda epoch: train_epoch(wrapped, model, data, accelerator, prepared, config, epoch),
+        validate,
+    )
     return course, accelerator.num_processes
-
-
-def _copy(model: SequentialModel) -> dict[str, Tensor]:
-    return {name: values.detach().clone() for name, values in model.state_dict().items()}
 
 
 def train_epoch(
@@ -341,43 +282,3 @@ def train_epoch(
         optimizer.zero_grad()
         total += loss.detach()
     return float(accelerator.reduce(total, "mean")) / len(starts)
-
-
-def store(
-    path: Path, model: SequentialModel, optimizer: torch.optim.Optimizer, course: Course, best: dict[str, Tensor]
-) -> None:
-    """Write a checkpoint in one file, through a temporary name: weights, the best weights, Adam's state, the course."""
-    tensors = {f"model.{name}": values for name, values in model.state_dict().items()}
-    tensors |= {f"best.{name}": values for name, values in best.items()}
-    for number, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"adam.{number}.{name}": values for name, values in state.items()}
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    save_file({name: values.contiguous() for name, values in tensors.items()}, temporary, {"course": json.dumps(vars(course))})
-    temporary.replace(path)
-
-
-def restore(path: Path, model: SequentialModel, optimizer: torch.optim.Optimizer) -> tuple[Course, dict[str, Tensor]]:
-    """Read a checkpoint that `store` wrote into model and optimizer; returns the course and the best weights.
-
-    Raises:
-        ArtifactError: it is damaged.
-    """
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "adam": {}}
-    try:
-        with safe_open(path, "pt") as file:
-            course = Course(**json.loads(file.metadata()["course"]))
-            for name in file.keys():  # noqa: SIM118 - safe_open is no dictionary
-                part, _, rest = name.partition(".")
-                parts[part][rest] = file.get_tensor(name)
-        model.load_state_dict(parts["model"])
-    except (OSError, SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
-        raise ArtifactError(
-            f"{path}: not a checkpoint of this model ({error}). Delete {path.parent.parent} to train from the start."
-        ) from None
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, values in parts["adam"].items():
-        number, _, rest = name.partition(".")
-        state.setdefault(int(number), {})[rest] = values
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return course, parts["best"]

@@ -17,16 +17,16 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from minionerec.baselines.batches import HistoryRows
 from minionerec.baselines.implementation import implementation, options_of
-from minionerec.baselines.ranking import CHUNK, candidates, ranked
-from minionerec.baselines.ranking_data import RankingData
 from minionerec.config import BaselineConfig
 from minionerec.data.dataset import Dataset, SplitName
 from minionerec.data.interactions import interaction_counts
 from minionerec.errors import ConfigError
 from minionerec.recommend import cache
 from minionerec.recommend.cache import Component, Interactions, Mixture
+from minionerec.training.history_rows import HistoryRows
+from minionerec.training.ranking import CHUNK, candidates, ranked
+from minionerec.training.ranking_data import RankingData
 
 
 def popularity(dataset: Dataset, length: int, split: SplitName = "test") -> list[np.ndarray]:

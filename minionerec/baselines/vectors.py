@@ -5,10 +5,10 @@ import torch
 
 from minionerec.baselines.batches import make_batch
 from minionerec.baselines.models.sequential_model import SequentialModel
-from minionerec.baselines.ranking_data import PROTOCOLS, RankingData
 from minionerec.config import BaselineConfig
 from minionerec.data.dataset import SPLITS, SplitName
 from minionerec.data.vectors import BaselineVectors
+from minionerec.training.ranking_data import PROTOCOLS, RankingData
 
 _FLOAT = 4  # bytes
 

@@ -8,7 +8,6 @@ import numpy as np
 
 from minionerec.artifacts import MANIFEST, Manifest
 from minionerec.baselines import trivial
-from minionerec.baselines.ranking_data import from_dataset
 from minionerec.config import FLOORS, PLAIN_FLOORS, BaselineConfig, Config
 from minionerec.data.dataset import SPLITS, Dataset
 from minionerec.data.parquet import read_parquet
@@ -16,6 +15,7 @@ from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.predictions import Prediction, as_predictions
 from minionerec.recommend.cache.vectors import has_vectors, vectors_digest, vectors_of_run
 from minionerec.sid.index import SidIndex
+from minionerec.training.ranking_data import from_dataset
 
 WEIGHTS = "weights.json"  # of `mixture`, next to its predictions
 _MOST_CELLS = (

@@ -13,9 +13,9 @@ from minionerec.config import Config
 from minionerec.data.pairs import PairSet
 from minionerec.errors import ArtifactError, DataError
 from minionerec.scoring.controls import CONTROLS, REFERENCE, missing
-from minionerec.scoring.scored import FOLDER, pairs_of_split, read_scores, scored_pairs
 from minionerec.statistics.pair_metrics import ScoredPairs
 from minionerec.statistics.pair_results import compare, measure
+from minionerec.training.scored_pairs import FOLDER, pairs_of_split, read_scores, scored_pairs
 
 NAME = "leaderboard"
 _FILE = "leaderboard.json"

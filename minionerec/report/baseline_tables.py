@@ -10,13 +10,13 @@ from rich.table import Table
 
 from minionerec.artifacts import MANIFEST, Manifest
 from minionerec.baselines.models import count_parameters, make
-from minionerec.baselines.ranking import TABLE_CUTOFFS
-from minionerec.baselines.ranking_data import PROTOCOLS
 from minionerec.config import NEURAL_BASELINES, RESAMPLES, BaselineConfig
 from minionerec.data.parquet import read_parquet
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.statistics.intervals import Interval, intervals
 from minionerec.statistics.ranking import per_user
+from minionerec.training.ranking import TABLE_CUTOFFS
+from minionerec.training.ranking_data import PROTOCOLS
 
 _SEED = 42
 _LEFT_OUT = "NDCG@10, history left out"

@@ -15,8 +15,8 @@ from minionerec.artifacts import Manifest
 from minionerec.config import Config
 from minionerec.data.pairs import PairSet
 from minionerec.errors import ConfigError
-from minionerec.scoring.scored import pairs_of_split, score_recipe, write_scores
 from minionerec.sid.encoder import check_encoder, item_vectors, vector_inputs, vector_origin, vector_settings
+from minionerec.training.scored_pairs import pairs_of_split, score_recipe, write_scores
 
 SMOOTHING = 5.0  # labels of the average item that each item's like-rate starts with
 

@@ -25,7 +25,6 @@ from minionerec.model import base, checkpoint, pretrained, scratch
 from minionerec.prompts.pairs import NO, YES, PairPrompts, PairWords
 from minionerec.prompts.plain_text import PlainText
 from minionerec.scoring.early import check_early
-from minionerec.scoring.scored import pairs_of_split, score_recipe, write_scores
 from minionerec.scoring.trainer import BEST_METRIC, PairCollator, UserPairs, YesNoTrainer
 from minionerec.scoring.yes_no import Scorer, score_in_shards, titles
 from minionerec.sid.index import SidIndex
@@ -34,6 +33,7 @@ from minionerec.training.checkpoints import MarkComplete, last_checkpoint, write
 from minionerec.training.launch import check_precision, launch_of, split_batch
 from minionerec.training.memory import enough_memory
 from minionerec.training.progress import StepBar
+from minionerec.training.scored_pairs import pairs_of_split, score_recipe, write_scores
 
 log = logging.getLogger(__name__)
 FOLDER = "yes-no"

@@ -27,8 +27,8 @@ from minionerec.errors import ArtifactError, DataError
 from minionerec.model import checkpoint, pretrained
 from minionerec.prompts.pairs import PairPrompts, PairWords, UserPrompts
 from minionerec.prompts.plain_text import PlainText
-from minionerec.scoring.scored import pairs_of_split, score_recipe, write_scores
 from minionerec.training.memory import enough_memory
+from minionerec.training.scored_pairs import pairs_of_split, score_recipe, write_scores
 from minionerec.tree import Branch, pack, tree_logprobs
 
 _MEMORY_ADVICE = ("while pairs were scored", "Lower score.batch_users or score.row_tokens; the scores stay the same.")

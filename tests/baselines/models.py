@@ -3,9 +3,10 @@
 import numpy as np
 import torch
 
-from minionerec.baselines.batches import HistoryRows, make_batch
+from minionerec.baselines.batches import make_batch
 from minionerec.baselines.models import make, model_class
 from minionerec.config import NEURAL_BASELINES, BaselineConfig
+from minionerec.training.history_rows import HistoryRows
 
 ITEMS, LENGTH = 30, 12
 

@@ -18,10 +18,9 @@ from minionerec.baselines.coded.lazy import LazyCache, LazyDecoder, LazySizes
 from minionerec.baselines.coded.rpg import CODES, RPG, RPGSizes
 from minionerec.baselines.coded.tiger import END, TIGER, TigerSizes
 from minionerec.baselines.implementation import implementation
-from minionerec.baselines.lists import as_wide_as_choosing_needs, choosing_rows, search_beams
+from minionerec.baselines.lists import as_wide_as_choosing_needs, search_beams
 from minionerec.baselines.models import count_parameters
-from minionerec.baselines.ranking import rank_split, scorer, without_history
-from minionerec.baselines.ranking_data import PROTOCOLS, from_dataset
+from minionerec.baselines.scorer import scorer
 from minionerec.baselines.train import _fresh, train_baseline
 from minionerec.baselines.vectors import vectors_bytes, vectors_of
 from minionerec.cli import main, parse
@@ -30,6 +29,8 @@ from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.pipeline import run
 from minionerec.training import machine
+from minionerec.training.ranking import rank_split, without_history
+from minionerec.training.ranking_data import PROTOCOLS, choosing_rows, from_dataset
 from minionerec.tree.search import run_search, search_prompts
 from tests import small
 from tests.baselines.models import ITEMS, LENGTH, batch_of, rows_of
@@ -374,12 +375,11 @@ def test_a_wider_search_is_another_baseline_and_the_others_keep_their_keys(prepa
 
 def test_a_few_rows_choose_the_epoch_and_all_rows_are_measured(prepared, monkeypatch):
     data = from_dataset(Dataset.load(prepared.folder / "data"), 6)
-    config = replace(prepared, baseline=BaselineConfig(model="lazy", valid_examples=7))
-    drawn = [choosing_rows(data, replace(config, seed=seed)).rows for seed in (1, 1, 2)]
+    drawn = [choosing_rows(data, 7, seed).rows for seed in (1, 1, 2)]
     assert [len(rows["valid"]) for rows in drawn] == [7, 7, 7] and drawn[0]["test"] is data.rows["test"]
     stops = [rows["valid"].stop.tolist() for rows in drawn]
     assert stops[0] == stops[1] != stops[2] and {*stops[0]} < {*data.rows["valid"].stop.tolist()}
-    assert choosing_rows(data, replace(config, baseline=BaselineConfig(valid_examples=len(data.rows["valid"])))) is data
+    assert choosing_rows(data, len(data.rows["valid"]), 1) is data
     options = BaselineConfig(model="lazy", epochs=1, max_history=6, valid_examples=7, **TRAINED["lazy"])
     counted = []
     ranked = train.rank_split

@@ -13,14 +13,15 @@ from minionerec.baselines.coded import make_coded
 from minionerec.baselines.coded.liger import LIGER, LigerSizes
 from minionerec.baselines.coded.tiger import TIGER, TigerSizes
 from minionerec.baselines.models import count_parameters
-from minionerec.baselines.ranking import rank_split, scorer
-from minionerec.baselines.ranking_data import from_dataset
+from minionerec.baselines.scorer import scorer
 from minionerec.baselines.train import train_baseline
 from minionerec.cli import main
 from minionerec.config import BaselineConfig
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError, DataError
 from minionerec.pipeline import run
+from minionerec.training.ranking import rank_split
+from minionerec.training.ranking_data import from_dataset
 from tests import small
 from tests.baselines.models import ITEMS, LENGTH, batch_of, rows_of
 from tests.baselines.test_coded import HISTORIES, TINY_TIGER, histories, sid_codes, spread

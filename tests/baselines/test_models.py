@@ -19,8 +19,7 @@ from minionerec.baselines.models import count_parameters, make, model_class
 from minionerec.baselines.models.encoder import EncoderModel
 from minionerec.baselines.models.pswrec import BANDS, PSWRec
 from minionerec.baselines.models.sequential_model import SequentialModel
-from minionerec.baselines.ranking import rank_split, scorer
-from minionerec.baselines.ranking_data import from_sequences
+from minionerec.baselines.scorer import scorer
 from minionerec.baselines.trivial import TrivialRecommender
 from minionerec.cli import parse, preset
 from minionerec.config import (
@@ -35,6 +34,8 @@ from minionerec.config import (
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.report.baseline_tables import published_rows
 from minionerec.statistics.ranking import hit_rate, ndcg
+from minionerec.training.ranking import rank_split
+from minionerec.training.ranking_data import from_sequences
 from tests.baselines.models import ITEMS, LENGTH, batch_of, random_rows, rows_of, small, those
 from tests.shared import shared
 

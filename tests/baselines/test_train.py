@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 
 from minionerec.artifacts import CHECKPOINTS, MILLISECONDS, Manifest, read_json
 from minionerec.baselines import train
-from minionerec.baselines.ranking import rank_split
 from minionerec.baselines.trivial import MarkovChain
 from minionerec.cli import main, parse
 from minionerec.config import NEURAL_BASELINES, Config
@@ -18,6 +17,8 @@ from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.evaluate import evaluate
 from minionerec.eval.predictions import read_predictions
 from minionerec.report.runs import load_runs
+from minionerec.training import epochs as loop
+from minionerec.training.ranking import rank_split
 from tests.launch import ROOT, forked, minionerec
 from tests.small import write_config
 
@@ -67,7 +68,7 @@ def test_one_seed_gives_one_result_and_an_interrupted_run_the_same(sequences, tm
     manifest, fresh = train.train_baseline(whole)
     assert fresh and manifest.metrics["epochs"] == 4 and manifest.metrics[MILLISECONDS] > 0
     with monkeypatch.context() as patched:
-        original, stored = train.store, []
+        original, stored = loop.store, []
 
         def stop(*arguments):
             original(*arguments)
@@ -75,15 +76,15 @@ def test_one_seed_gives_one_result_and_an_interrupted_run_the_same(sequences, tm
             if len(stored) == 2:
                 raise KeyboardInterrupt
 
-        patched.setattr(train, "store", stop)
+        patched.setattr(loop, "store", stop)
         with pytest.raises(KeyboardInterrupt):
             train.train_baseline(broken)
     partial = tmp_path / f"broken/baselines/{name}.partial"
     assert (partial / CHECKPOINTS / "state.safetensors").is_file() and not (tmp_path / f"broken/baselines/{name}").exists()
-    epochs = []
-    monkeypatch.setattr(train, "train_epoch", lambda *a, f=train.train_epoch: (epochs.append(a[-1]), f(*a))[1])
+    trained = []
+    monkeypatch.setattr(train, "train_epoch", lambda *a, f=train.train_epoch: (trained.append(a[-1]), f(*a))[1])
     train.train_baseline(broken)
-    assert epochs == [2, 3]
+    assert trained == [2, 3]
     same(result(tmp_path / "whole", name), result(tmp_path / "broken", name))
     assert train.train_baseline(broken)[1] is False
     other = config_of(sequences, tmp_path / "other", protocol, **fields, epochs=1)
@@ -101,7 +102,7 @@ def test_a_damaged_checkpoint_is_named(sequences, tmp_path, monkeypatch):
             path.write_bytes(b"cut")
             raise KeyboardInterrupt
 
-        patched.setattr(train, "store", stop)
+        patched.setattr(loop, "store", stop)
         with pytest.raises(KeyboardInterrupt):
             train.train_baseline(config)
     with pytest.raises(ArtifactError, match=r"state.safetensors: not a checkpoint of this model .* Delete .*sasrec.partial"):
@@ -122,7 +123,7 @@ def test_early_stopping_is_the_protocols(sequences, tmp_path, monkeypatch, proto
     config = config_of(sequences, tmp_path / "run", protocol, epochs=6, patience=2)
     measured, weights = iter(values), []
     monkeypatch.setattr(train, "ranking_metrics", lambda ranks: {"NDCG@10": next(measured)})
-    monkeypatch.setattr(train, "store", lambda *a: weights.append({name: v.clone() for name, v in a[1].state_dict().items()}))
+    monkeypatch.setattr(loop, "store", lambda *a: weights.append({name: v.clone() for name, v in a[1].state_dict().items()}))
     data = train.load_ranking_data(config)
     model = train.make(config.baseline, data.items)
     course, _ = train.fit(model, data, config, tmp_path / "none")

@@ -1,8 +1,6 @@
 import numpy as np
 import pytest
 
-from minionerec.baselines.ranking import rank_split
-from minionerec.baselines.ranking_data import from_dataset, from_sequences
 from minionerec.baselines.trivial import (
     ItemKNN,
     ItemKNNOptions,
@@ -19,6 +17,8 @@ from minionerec.eval.predictions import as_predictions
 from minionerec.eval.slices import EVIDENCE, evidence
 from minionerec.recommend import cache
 from minionerec.recommend.cache import Interactions
+from minionerec.training.ranking import rank_split
+from minionerec.training.ranking_data import from_dataset, from_sequences
 from tests.small import SEQUENCES, leave_one_out, random_dataset
 
 RING = {f"u{user}": [(user * 5 + step + (step * user) % 2) % 12 for step in range(4 + user % 5)] for user in range(20)}

@@ -10,8 +10,8 @@ from minionerec.eval.pair_leaderboard import merged, read_leaderboard, write_lea
 from minionerec.report.pair_table import caption, score_table
 from minionerec.scoring import controls
 from minionerec.scoring.controls import CONTROLS, missing, score_controls
-from minionerec.scoring.scored import pairs_of_split, read_scores, score_recipe, scored_pairs, write_scores
 from minionerec.statistics.pair_metrics import auc
+from minionerec.training.scored_pairs import pairs_of_split, read_scores, score_recipe, scored_pairs, write_scores
 from tests.scoring.data import planted, save
 
 pytestmark = pytest.mark.fast

@@ -7,7 +7,7 @@ import pytest
 
 from minionerec.artifacts import read_json
 from minionerec.cli import main
-from minionerec.scoring.scored import read_scores
+from minionerec.training.scored_pairs import read_scores
 from tests.data.test_pairs import rated_csv
 from tests.launch import forked
 from tests.small import losses

@@ -13,10 +13,10 @@ from minionerec.cli import main
 from minionerec.config import Config, ModelConfig, PairsConfig, ScoreConfig, SidConfig, YesNoConfig
 from minionerec.errors import ArtifactError, ConfigError, DataError, TrainingError
 from minionerec.scoring import train
-from minionerec.scoring.scored import read_scores, scored_pairs
 from minionerec.scoring.train import score_trained, train_yes_no
 from minionerec.scoring.trainer import PairCollator, UserPairs, YesNoTrainer
 from minionerec.statistics.pair_metrics import ScoredPairs, auc, per_user
+from minionerec.training.scored_pairs import read_scores, scored_pairs
 from tests.data.test_pairs import rated_csv
 from tests.scoring.data import planted, save
 from tests.tree.conftest import tiny

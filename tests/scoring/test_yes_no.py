@@ -15,8 +15,8 @@ from minionerec.model import checkpoint, scratch
 from minionerec.prompts.pairs import PairPrompts, PairWords
 from minionerec.prompts.plain_text import PlainText
 from minionerec.scoring import yes_no
-from minionerec.scoring.scored import read_scores
 from minionerec.scoring.yes_no import score_zero_shot, titles, yes_over_no, zero_shot_name
+from minionerec.training.scored_pairs import read_scores
 from minionerec.tree import pack
 from tests.data.test_pairs import rated_csv
 from tests.scoring.data import planted, save

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minionerec.baselines.ranking import candidates, rank_split, ranked, target_ranks
-from minionerec.baselines.ranking_data import PROTOCOLS, RankingData
 from minionerec.errors import TrainingError
+from minionerec.training.ranking import candidates, rank_split, ranked, target_ranks
+from minionerec.training.ranking_data import PROTOCOLS, RankingData
 from tests.baselines.models import rows_of
 
 scores_of = st.lists(
@@ -51,7 +51,7 @@ def test_a_whole_split_is_ranked_in_order():
 
 
 def test_scores_that_are_not_numbers_are_refused():
-    with pytest.raises(TrainingError, match=r"training diverged. Lower baseline.learning_rate"):
+    with pytest.raises(TrainingError, match=r"training diverged. Lower its learning_rate"):
         rank_split(lambda rows: torch.full((len(rows), 6), torch.nan), data_of("dataset"), "test")
 
 

@@ -4,17 +4,17 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import polars as pl
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from minionerec.baselines.batches import HistoryRows, make_batch
-from minionerec.baselines.models.sequential_model import SequentialModel
-from minionerec.baselines.ranking_data import Protocol, RankingData
 from minionerec.data.dataset import SplitName
 from minionerec.distributed import distributed_state
 from minionerec.errors import TrainingError
 from minionerec.statistics.ranking import per_user
+from minionerec.training.history_rows import HistoryRows
+from minionerec.training.ranking_data import Protocol, RankingData
 
 Scorer = Callable[[HistoryRows], Tensor]  # scores of all items and padding, (rows, items + 1); -inf is never recommended
 TABLE_CUTOFFS = (1, 5, 10, 20)  # of the published tables
@@ -36,17 +36,6 @@ class Ranking(NamedTuple):
     left_out: np.ndarray | None = None
 
 
-def scorer(model: SequentialModel, max_history: int, protocol: Protocol, device: torch.device) -> Scorer:
-    """A function that scores rows with a neural baseline, in evaluation mode and without gradient."""
-
-    def score(rows: HistoryRows) -> Tensor:
-        batch = make_batch(rows, layout=model.layout, side=protocol.side, max_history=max_history)
-        with torch.no_grad():
-            return model.eval().scores(batch.to(device)).float()
-
-    return score
-
-
 def candidates(scores: Tensor, rows: HistoryRows, protocol: Protocol) -> Tensor:
     """Scores as the protocol ranks them, with its rules for padding and history. The tensor is changed in place.
 
@@ -54,7 +43,7 @@ def candidates(scores: Tensor, rows: HistoryRows, protocol: Protocol) -> Tensor:
         TrainingError: a score is not a number.
     """
     if scores.isnan().any():
-        raise TrainingError("A baseline's scores are not numbers: its training diverged. Lower baseline.learning_rate.")
+        raise TrainingError("A recommender's scores are not numbers: its training diverged. Lower its learning_rate.")
     if not protocol.ranks_padding:
         scores[:, 0] = -torch.inf
     if protocol.hides_history:
@@ -130,3 +119,21 @@ def rank_split(score: Scorer, data: RankingData, split: SplitName, top: int = 0,
 def ranking_metrics(ranks: np.ndarray) -> dict[str, float]:
     """Mean HR, NDCG and MRR at `TABLE_CUTOFFS` of 0-based ranks, by name."""
     return {name: float(values.mean()) for name, values in per_user(ranks, TABLE_CUTOFFS).items()}
+
+
+def frame(data: RankingData, split: SplitName, ranking: Ranking) -> pl.DataFrame:
+    """A ranking as a table, one row per example: user, target, rank (0-based; infinite if never recommended), items, and
+    `rank_left_out`, the rank among the items outside the history.
+
+    Items are 0-based, as in a Dataset; -1 is the padding row, which the protocol `wearec` ranks too.
+    """
+    rows = data.rows[split]
+    return pl.DataFrame(
+        {
+            "user": [data.users[user] for user in rows.user],
+            "target": pl.Series(rows.target - 1, dtype=pl.Int32),
+            "rank": pl.Series(ranking.ranks, dtype=pl.Float64),
+            "rank_left_out": pl.Series(ranking.left_out, dtype=pl.Float64),
+            "items": pl.Series([ids - 1 for ids in ranking.lists], dtype=pl.List(pl.Int32)),
+        }
+    )

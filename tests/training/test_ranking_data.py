@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from minionerec.baselines.ranking_data import from_dataset, from_sequences, read_sequences
 from minionerec.errors import DataError
+from minionerec.training.ranking_data import from_dataset, from_sequences, read_sequences
 from tests.shared import shared
 from tests.small import SEQUENCES, leave_one_out, random_dataset
 

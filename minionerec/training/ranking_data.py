@@ -1,19 +1,22 @@
-"""The examples that a baseline learns from and is ranked on. Three protocols cut, pad and rank differently; this file says how.
+"""The examples that a recommender without a language model learns from and is ranked on.
+
+Three protocols cut, pad and rank differently; this file says how.
 
 `recbole` and `wearec` read a file of sequences, one user a line: the user's id, then item ids from 1 in time order. `dataset`
 reads the splits of a run, so that a baseline meets exactly the examples of the generative model.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from minionerec.baselines.batches import HistoryRows, Side
+from minionerec.config import Config
 from minionerec.data.dataset import SPLITS, Dataset, SplitName
 from minionerec.data.interactions import training_interactions
 from minionerec.data.sequences import user_sequences
 from minionerec.errors import DataError
+from minionerec.training.history_rows import HistoryRows, Side
 
 
 @dataclass(frozen=True)
@@ -152,3 +155,22 @@ def _training(dataset: Dataset, users: dict[str, int]) -> HistoryRows:
     first = np.flatnonzero(np.diff(owner, prepend=-1))
     stop = np.append(first[1:], len(flat))
     return HistoryRows(flat, first, stop, flat[first], owner[first], first)
+
+
+def longest_history(data: RankingData) -> int:
+    """The most items that a row of valid or test has before its target, those included that no model reads."""
+    return max(int((rows.stop - rows.seen).max()) for split, rows in data.rows.items() if split != "train")
+
+
+def stored_length(top: int, config: Config, data: RankingData) -> int:
+    """Items in the lists that a recommender stores for `eval`: `top`, or more if each history will be taken out of them."""
+    return max(top, config.eval.num_beams + longest_history(data)) if config.eval.exclude_history else top
+
+
+def choosing_rows(data: RankingData, count: int | None, seed: int) -> RankingData:
+    """The data with those rows of valid that choose the best epoch: so many, drawn by the seed, in order; None for all."""
+    valid = data.rows["valid"]
+    if count is None or count >= len(valid):
+        return data
+    drawn = np.sort(np.random.default_rng([seed, len(valid)]).choice(len(valid), count, replace=False))
+    return replace(data, rows={**data.rows, "valid": valid.take(drawn)})
