@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _SHARE = 0.2  # of the latest batch in the running means
+_PATIENCE = 0.25  # of a batch's time that others may take to join the next one
 
 
 class QueueFullError(Exception):
@@ -80,7 +81,7 @@ class Waiting:
 
     Attributes:
         limit: how many may wait.
-        max_wait: how long the oldest waits for others (seconds).
+        max_wait: a batch that is not full begins when no request has come for so long (seconds).
         max_batch: requests of a batch.
         max_beam_rows: beams of a batch; a request with more is a batch alone.
     """
@@ -109,7 +110,9 @@ class Waiting:
         left = set(map(id, jobs))
         self.jobs = [job for job in self.jobs if id(job) not in left]
 
-    def take(self, now: float, at_once: bool = False, expected: float = 0.0) -> tuple[list[Job], list[Job], float | None]:
+    def take(
+        self, now: float, at_once: bool = False, expected: float = 0.0, free_since: float = -math.inf
+    ) -> tuple[list[Job], list[Job], float | None]:
         """What to do now.
 
         The oldest request decides which requests can join it: those of its group. If more wait than fit, those with prompts
@@ -120,6 +123,8 @@ class Waiting:
             at_once: do not wait for others to join.
             expected: how long a batch takes (seconds). A request that has less than that left, and less than half of its time,
                 would be computed in vain: under overload the oldest would all end just so, and none in time.
+            free_since: when the batch before ended. Its clients need a moment to ask again, and a batch of all of them takes
+                less time than two of half the size; so whoever waits, waits from then on.
 
         Returns:
             the batch, in order of arrival, empty if there is nothing to compute yet; the requests that cannot end in time; the
@@ -141,7 +146,10 @@ class Waiting:
             batch.append(job)
             rows += job.beams
         full = full or len(batch) == self.max_batch
-        begins = oldest.arrived + self.max_wait
+        begins = min(
+            max(self.jobs[-1].arrived, free_since) + self.max_wait,
+            max(oldest.arrived, free_since) + max(self.max_wait, _PATIENCE * expected),
+        )
         if not (full or at_once) and now < begins:
             return [], expired, begins - now
         batch.sort(key=lambda job: job.arrived)
@@ -193,6 +201,7 @@ class Worker:
         self._changed = threading.Condition()
         self._stopping, self._idle = False, False
         self._seconds_each, self._seconds_batch = 0.0, 0.0  # running means
+        self._free_since = -math.inf
         self._thread = threading.Thread(target=self._run, name="minionerec-worker", daemon=True)
 
     def start(self) -> None:
@@ -237,7 +246,9 @@ class Worker:
         while True:
             with self._changed:
                 while True:
-                    batch, expired, seconds = self.waiting.take(self.clock(), self._stopping, self._seconds_batch)
+                    batch, expired, seconds = self.waiting.take(
+                        self.clock(), self._stopping, self._seconds_batch, self._free_since
+                    )
                     if batch or expired:
                         break
                     if self._stopping:
@@ -250,6 +261,7 @@ class Worker:
                 self._deliver([(job, Outcome(error=DeadlineError(), waited=now - job.arrived)) for job in expired])
             if batch:
                 self._run_batch(batch)
+                self._free_since = self.clock()
 
     def _run_batch(self, batch: list[Job]) -> None:
         began = self.clock()

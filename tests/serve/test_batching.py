@@ -31,6 +31,25 @@ def test_the_first_request_waits_for_others_but_not_longer_than_it_may():
     assert (names(batch), expired, seconds, queue.jobs) == (["a", "b"], [], None, [])
 
 
+def test_while_others_come_the_first_waits_for_a_quarter_of_a_batch_at_most():
+    queue = waiting(max_batch=9)
+    queue.add([job("a")], now=10.0)
+    queue.add([job("b")], now=13.0)
+    assert queue.take(14.0, expected=24.0) == ([], [], 2.0)  # nobody came for less than 4 s, and 6 s are a quarter
+    queue.add([job("c")], now=15.0)
+    assert queue.take(15.0, expected=24.0) == ([], [], 1.0)
+    assert names(queue.take(16.0, expected=24.0)[0]) == ["a", "b", "c"]
+
+
+def test_who_came_during_a_batch_waits_for_the_clients_of_that_batch():
+    queue = waiting(max_batch=9)
+    queue.add([job("a")], now=10.0)
+    assert queue.take(30.0, expected=40.0, free_since=30.0) == ([], [], 4.0)
+    queue.add([job("b")], now=33.0)
+    assert queue.take(33.0, expected=40.0, free_since=30.0) == ([], [], 4.0)
+    assert names(queue.take(37.0, expected=40.0, free_since=30.0)[0]) == ["a", "b"]
+
+
 def test_a_full_batch_does_not_wait():
     queue = waiting()
     queue.add([job(name) for name in "abcd"], now=0.0)
