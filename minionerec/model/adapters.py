@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from minionerec.config import SftConfig
+from minionerec.config.extras import require_package
 from minionerec.errors import ConfigError
 
 
@@ -59,6 +61,22 @@ def attach(model: PreTrainedModel, config: SftConfig, token_ids: list[int]) -> P
     except ValueError as error:
         raise ConfigError(f"sft.lora_targets {config.lora_targets}: {str(error).splitlines()[0]}") from None
     return adapted
+
+
+def inject(model: torch.nn.Module, names: list[str], *, rank: int, alpha: float, dropout: float) -> None:
+    """Put low-rank adapters beside linear layers of a model, in place, and freeze all its other parameters.
+
+    Args:
+        names: the linear layers, as `named_modules` calls them.
+
+    Raises:
+        ConfigError: PEFT is not installed.
+    """
+    require_package("peft", "training low-rank adapters")
+    import peft
+
+    adapters = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names)
+    peft.inject_adapter_in_model(adapters, model)
 
 
 def merge(model: PreTrainedModel, folder: Path, base: Callable[[], PreTrainedModel]) -> PreTrainedModel:

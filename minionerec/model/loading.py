@@ -1,6 +1,7 @@
 """Reading the files of a causal LM and its tokenizer, which others wrote: whatever would not be read whole is refused."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -8,6 +9,7 @@ import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
     PretrainedConfig,
@@ -33,30 +35,72 @@ def read(path: str | Path, dtype: str, weights: bool) -> tuple[PreTrainedModel, 
     Raises:
         ConfigError: the files are missing, unreadable, of an adapter, quantised, or do not belong together.
     """
-    try:
-        if find_adapter_config_file(str(path)):
-            raise ConfigError(
-                f"{path}: this is a PEFT adapter (adapter_config.json), not a whole model. Merge it into its base: PeftModel"
-                ".from_pretrained(base, folder).merge_and_unload().save_pretrained(new_folder); save the tokenizer there too."
-            )
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        _refuse_quantised(path, config)
+    with _readable(path, weights, "causal LM"):
+        config = _configuration(path)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         _refuse_empty(path, tokenizer)
         options = {"dtype": getattr(torch, dtype), "attn_implementation": attention_of(config), "trust_remote_code": False}
         if weights:
-            return _with_weights(path, options), tokenizer
+            return _with_weights(path, AutoModelForCausalLM, options), tokenizer
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, **options), tokenizer
+
+
+def read_layers(path: str | Path, weights: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Read a sentence encoder, or a causal LM without its head, in float32, and its tokenizer, which pads at the end.
+
+    Args:
+        weights: False gives all parameters on the meta device, with none in memory.
+
+    Raises:
+        ConfigError: as `read`; or it is an encoder with a decoder.
+    """
+    with _readable(path, weights, "sentence encoder or causal LM"):
+        config = _configuration(path)
+        if config.is_encoder_decoder:
+            raise ConfigError(f"{path}: has an encoder and a decoder ({config.model_type}); expected one stack of layers.")
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        _refuse_empty(path, tokenizer)
+        tokenizer.padding_side = "right"
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        options = {"dtype": torch.float32, "attn_implementation": attention_of(config), "trust_remote_code": False}
+        if weights:
+            return _with_weights(path, AutoModel, options, not_needed="pooler."), tokenizer
+        with torch.device("meta"):
+            return AutoModel.from_config(config, **options), tokenizer
+
+
+@contextmanager
+def _readable(path: str | Path, weights: bool, kind: str) -> Iterator[None]:
+    """Whatever goes wrong while reading becomes a ConfigError that names the path."""
+    try:
+        yield
     except MiniOneRecError:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: " * (not isinstance(error, OSError | ValueError)) + " ".join(str(error).split())
         files = "config.json, model.safetensors and tokenizer files" if weights else "config.json and tokenizer files"
         raise ConfigError(
-            f"{path}: not a loadable causal LM ({reason[:300]}). Expected a folder with {files}, or a hub name that can be "
+            f"{path}: not a loadable {kind} ({reason[:300]}). Expected a folder with {files}, or a hub name that can be "
             "reached."
         ) from error
+
+
+def _configuration(path: str | Path) -> PretrainedConfig:
+    """The model's configuration.
+
+    Raises:
+        ConfigError: it is of an adapter, or the weights are quantised.
+    """
+    if find_adapter_config_file(str(path)):
+        raise ConfigError(
+            f"{path}: this is a PEFT adapter (adapter_config.json), not a whole model. Merge it into its base: PeftModel"
+            ".from_pretrained(base, folder).merge_and_unload().save_pretrained(new_folder); save the tokenizer there too."
+        )
+    config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    _refuse_quantised(path, config)
+    return config
 
 
 def attention_of(config: PretrainedConfig) -> str | dict[str, str]:
@@ -84,13 +128,17 @@ def _refuse_empty(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
         raise ConfigError(f"{path}: there are no tokenizer files (tokenizer.json); copy them from the model's original folder.")
 
 
-def _with_weights(path: str | Path, options: Mapping[str, Any]) -> PreTrainedModel:
+def _with_weights(path: str | Path, kind: Any, options: Mapping[str, Any], not_needed: str | None = None) -> PreTrainedModel:
     """The model with all its weights, and nothing but the weights.
+
+    Args:
+        kind: the class of transformers that reads it.
+        not_needed: how the names of weights begin that may be missing.
 
     Raises:
         ConfigError: a weight is missing, has another shape, or has no place in the model.
     """
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = kind.from_pretrained(
         path, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )
     model, info = loaded
@@ -100,6 +148,8 @@ def _with_weights(path: str | Path, options: Mapping[str, Any]) -> PreTrainedMod
             f"{path}: {name} has the shape {tuple(found)} in the weights, but config.json asks for {tuple(expected)}. Take the "
             "config.json of these weights."
         )
+    if not_needed is not None:
+        missing = [name for name in missing if not name.startswith(not_needed)]
     if missing:
         raise ConfigError(
             f"{path}: the weights lack {_listed(missing)}, which would stay random. {_way_out(missing, unexpected)}"

