@@ -92,7 +92,7 @@ class LegoPlmConfig:
     lora_rank: int = bounded(0, 0, 8192)
     """Train low-rank adapters of the layers above `tune_from` instead of their weights; 0 trains the weights (Legommenders:
     32)."""
-    lora_alpha: float = bounded(128, 1e-3, 10**6)
+    lora_alpha: int = bounded(128, 1, 10**6)
     """Scale of the adapters, divided by the rank."""
     lora_dropout: float = bounded(0.1, 0, 1, below=True)
     """Dropout of what the adapters read (fraction)."""

@@ -4,6 +4,8 @@ Each reads users (b, width), candidates (b, c, width) or (1, c, width) for all u
 (b, c). `max` reads several vectors of a user, (b, codes, width), and `din` the history, (b, h, width). x0 stands for [u; v].
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -248,7 +250,7 @@ def interaction(config: LegoConfig, width: int) -> nn.Module:
         experts = (config.experts, config.rank)
         return DcnV2(cross(CrossMatrix) if config.full_rank else cross(CrossExperts, *experts), width, config)
 
-    make = {
+    make: dict[str, Callable[[], nn.Module]] = {
         "dot": Dot,
         "max": Max,
         "dcn": lambda: Dcn(cross(CrossVector), width, config),

@@ -92,7 +92,7 @@ class Transformer(nn.Module):
             type_vocab_size=1,
         )
         self.bert = BertModel(sizes, add_pooling_layer=False)
-        self.bert.embeddings.word_embeddings = nn.Identity()  # reads vectors; its own table would never be trained
+        self.bert.set_input_embeddings(nn.Identity())  # reads vectors; its own table would never be trained
         self.linear = nn.Linear(width, width)
         self.sum = AdditiveAttention(width, config.hidden)
 

@@ -63,7 +63,7 @@ def attach(model: PreTrainedModel, config: SftConfig, token_ids: list[int]) -> P
     return adapted
 
 
-def inject(model: torch.nn.Module, names: list[str], *, rank: int, alpha: float, dropout: float) -> None:
+def inject(model: torch.nn.Module, names: list[str], *, rank: int, alpha: int, dropout: float) -> None:
     """Put low-rank adapters beside linear layers of a model, in place, and freeze all its other parameters.
 
     Args:

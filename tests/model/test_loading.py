@@ -6,9 +6,10 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel, T5Config
 
 from minionerec.errors import ConfigError
-from minionerec.model import checkpoint, scratch
+from minionerec.model import checkpoint, loading, scratch
 from tests.model.test_checkpoint import SIZES, TEXTS
 
 LAYER = "model.layers.0.self_attn."
@@ -144,3 +145,30 @@ def test_an_adapter_is_not_a_model(base, tmp_path):
     for weights in (True, False):
         with pytest.raises(ConfigError, match=r"this is a PEFT adapter .*merge_and_unload"):
             checkpoint.load(tmp_path, weights=weights)
+
+
+def test_layers_without_the_head_are_those_of_the_whole_model(base):
+    layers, tokenizer = loading.read_layers(base, weights=True)
+    whole, _ = checkpoint.load(base)
+    ids = tokenizer(["a red lamp"], return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        torch.testing.assert_close(layers(input_ids=ids).last_hidden_state, whole.model(input_ids=ids).last_hidden_state)
+    assert tokenizer.padding_side == "right" and loading.read_layers(base, weights=False)[0].device.type == "meta"
+
+
+def test_layers_of_an_encoder_with_a_decoder_are_refused(tmp_path):
+    T5Config(num_layers=1).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"has an encoder and a decoder \(t5\)"):
+        loading.read_layers(tmp_path, weights=True)
+
+
+def test_an_encoder_may_lack_its_pooler_but_no_layer(tmp_path, base):
+    model = BertModel(BertConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8, vocab_size=9))
+    weights = {name: weight.contiguous() for name, weight in model.state_dict().items() if not name.startswith("pooler.")}
+    model.config.save_pretrained(tmp_path)
+    checkpoint.load(base)[1].save_pretrained(tmp_path)
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    loading.read_layers(tmp_path, weights=True)
+    save_file({name: weight for name, weight in weights.items() if "layer.1" not in name}, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"the weights lack encoder\.layer\.1"):
+        loading.read_layers(tmp_path, weights=True)

@@ -1,0 +1,149 @@
+"""The item encoder `plm` on tiny random models, a sentence encoder and causal LMs."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+)
+
+from minionerec.config import LegoPlmConfig, ModelConfig
+from minionerec.errors import ConfigError
+from minionerec.legommenders import plm
+from minionerec.legommenders.model import Legommender
+from minionerec.model import loading, scratch
+from tests.legommenders.parts import ITEMS, item_fields, lego
+
+LAYERS = 3
+SIZES = {"hidden_size": 8, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "intermediate_size": 12, "vocab_size": 12}
+MODELS = ("bert", "gpt2", "qwen2")
+_MADE = {
+    "bert": lambda: BertModel(BertConfig(**SIZES, max_position_embeddings=16)),
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=LAYERS, n_head=2, vocab_size=12, n_positions=16)),
+}
+HISTORIES, CANDIDATES = torch.tensor([[0, 3, 1], [2, -1, -1]]), torch.tensor([[1, 2], [5, 4]])
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    words = ["[PAD]", "[UNK]", "[EOS]", "a", "cat", "dog", "the", "lazy", "sat", "moon"]
+    inner = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    inner.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]", eos_token="[EOS]", pad_token="[PAD]")
+    folder = tmp_path_factory.mktemp("plm")
+    torch.manual_seed(0)
+    sizes = ModelConfig(hidden_size=8, intermediate_size=12, layers=LAYERS, heads=2, vocabulary=300)
+    qwen2 = scratch.create(item_fields().sentences, sizes, 0)  # has a tokenizer of its own kind
+    for name, (model, its_tokenizer) in {**{name: (make(), tokenizer) for name, make in _MADE.items()}, "qwen2": qwen2}.items():
+        for weight in model.parameters():  # norms that are not 1, so that a norm too many or too few shows
+            weight.data += 0.1 * torch.randn_like(weight)
+        model.save_pretrained(folder / name)
+        its_tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIONEREC_CACHE", str(tmp_path / "cache"))
+
+
+def model_of(path, user="additive", fields=None, **options):
+    torch.manual_seed(0)
+    settings = LegoPlmConfig(path=str(path), **options)
+    return Legommender(lego("plm", user, "max" if user == "poly" else "dot", plm=settings), fields or item_fields())
+
+
+@pytest.mark.parametrize("first", range(LAYERS))
+@pytest.mark.parametrize("name", MODELS)
+def test_kept_states_and_the_layers_above_are_the_whole_model(folders, name, first):
+    encoder = model_of(folders / name, tune_from=first).item.eval()
+    whole, tokenizer = loading.read_layers(folders / name, weights=True)
+    seen = []
+    encoder.linear.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    encoder(torch.arange(ITEMS))
+    for item, sentence in enumerate(item_fields().sentences):
+        ids = tokenizer(sentence, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            expected = whole.eval()(input_ids=ids).last_hidden_state[0]
+        torch.testing.assert_close(seen[0][item, : ids.shape[1]], expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_without_a_trained_layer_all_states_are_the_models_last(folders, name):
+    encoder = model_of(folders / name).item
+    whole, tokenizer = loading.read_layers(folders / name, weights=True)
+    ids = tokenizer(item_fields().sentences[2], return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        expected = whole.eval()(input_ids=ids).last_hidden_state[0]
+    start = int(encoder.starts[2])
+    torch.testing.assert_close(encoder.rows[start : start + ids.shape[1]], expected, atol=1e-6, rtol=1e-5)
+    assert encoder.layers_above is None and not encoder.state_dict().keys() & {"rows", "starts", "lengths"}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_only_the_layers_above_train(folders, name):
+    model = model_of(folders / name, tune_from=-1)
+    model(HISTORIES, CANDIDATES).sum().backward()
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert all(weight.grad is not None for weight in model.parameters() if weight.requires_grad)
+    assert all(f".{LAYERS - 1}." in name for name in trained if "layers_above" in name)
+    assert len(list(model.slow_parameters())) == sum("layers_above" in name for name in trained) > 0
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_adapters_leave_the_layers_weights_alone_and_start_at_the_model(folders, name):
+    pytest.importorskip("peft")
+    model, plain = model_of(folders / name, tune_from=1, lora_rank=2), model_of(folders / name, tune_from=1)
+    plain.load_state_dict(model.state_dict() | plain.state_dict(), strict=False)
+    slow = [name for name, weight in model.named_parameters() if weight.requires_grad and "layers_above" in name]
+    assert slow and all("lora" in name for name in slow)
+    items = torch.arange(ITEMS)
+    for both in (model.item.linear, model.item.sum, plain.item.linear, plain.item.sum):
+        torch.manual_seed(1)
+        for weight in both.parameters():
+            torch.nn.init.normal_(weight)
+    torch.testing.assert_close(model.eval().item_vectors(items), plain.eval().item_vectors(items), atol=1e-6, rtol=1e-5)
+    model(HISTORIES, CANDIDATES).sum().backward()
+    assert all(weight.grad is not None for weight in model.slow_parameters())
+
+
+@pytest.mark.parametrize("pooling", ["additive", "mean", "last"])
+def test_every_pooling_trains_and_padding_changes_nothing(folders, pooling):
+    model = model_of(folders / "bert", user="poly", pooling=pooling, tune_from=2).eval()
+    vectors = model.item_vectors(torch.arange(ITEMS))
+    for item in range(ITEMS):
+        torch.testing.assert_close(model.item_vectors(torch.tensor([item]))[0], vectors[item], atol=1e-6, rtol=1e-5)
+    model.train()(HISTORIES, CANDIDATES).sum().backward()
+    assert all(weight.grad.isfinite().all() for weight in model.parameters() if weight.requires_grad)
+
+
+def test_states_are_computed_once(folders, monkeypatch):
+    first = model_of(folders / "bert")
+    monkeypatch.setattr(plm, "packed_states", lambda *args: pytest.fail("computed again"))
+    torch.testing.assert_close(model_of(folders / "bert").item.rows, first.item.rows, atol=0, rtol=0)
+    with pytest.raises(pytest.fail.Exception):
+        model_of(folders / "bert", max_tokens=2)
+
+
+@pytest.mark.parametrize("layer", [LAYERS, -LAYERS - 1])
+def test_a_layer_that_the_model_lacks_is_refused(folders, layer):
+    with pytest.raises(ConfigError, match=rf"lego\.plm\.tune_from is {layer}, but .*bert has 3 layers; expected 0 to 2"):
+        model_of(folders / "bert", tune_from=layer)
+
+
+def test_a_model_that_does_not_come_apart_is_refused(folders, monkeypatch):
+    monkeypatch.setattr(plm._Through, "forward", lambda self, states, *args, **kwargs: states)
+    monkeypatch.setattr(plm.LayersAbove, "_give", lambda self, layer, args, kwargs: (args, kwargs))
+    with pytest.raises(ConfigError, match="a BertModel cannot be split at a layer"):
+        model_of(folders / "bert", tune_from=1)
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="not a loadable sentence encoder or causal LM"):
+        model_of(tmp_path)
