@@ -219,6 +219,11 @@ def _early_d3(config: Config, pending: Sequence[str]) -> None:
 def _early_eval(config: Config, pending: Sequence[str]) -> None:
     from minionerec.training import early, machine
 
+    if "rl" in pending and config.rl.prompts == "valid" and config.eval.split == "valid":
+        raise ConfigError(
+            "eval.split is valid, but rl.prompts valid would train RL's model on these rows. Evaluate it on test (eval.split "
+            "test), or train on rl.prompts train or holdout."
+        )
     machine.check_search_memory(config, 0 if "data" in pending else early.rows_of(config.folder, "catalog") or 0)
     if config.eval.assistant is not None and _has_model(config, pending):
         early.check_assistant(config, pending)

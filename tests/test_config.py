@@ -149,6 +149,7 @@ def test_what_must_be_positive(made):
             {"tasks": ["title_to_sid"], "frequency_power": 0.5},
             "sft.frequency_power is 0.5, but no task of sft.tasks",
         ),
+        (Config, {"sft": SftConfig(["sid_to_title"])}, "sft.tasks is [sid_to_title]: none of them asks what comes after"),
         (SftConfig, {"tasks": ["title_to_sid"] * 2}, "sft.tasks names title_to_sid twice"),
         (SftMixtureConfig, {"weights": "fixed"}, "sft.mixture.weights is fixed, but sft.mixture.weight is not set"),
         (SftMixtureConfig, {"weights": "em", "weight": 0.5}, "sft.mixture.weight is 0.5, but sft.mixture.weights is em"),

@@ -84,7 +84,14 @@ __all__ = [
     "Task",
     "TaskName",
     "YesNoConfig",
+    "not_in_key",
 ]
+
+
+def not_in_key(section: str) -> tuple[str, ...]:
+    """The fields of a section that no key has: a result does not depend on them, or its manifest says so in another way."""
+    kind: Any = Config.__dataclass_fields__[section].default_factory if section in Config.__dataclass_fields__ else None
+    return getattr(kind, "NOT_IN_KEY", ())
 
 
 @dataclass
@@ -172,6 +179,11 @@ class Config:
         if self.eval.grounding != "none" and self.model.item_texts:
             raise ConfigError(
                 "eval.grounding asks for states of words, but model.text_input or model.text_output is true. Set them false."
+            )
+        if not any(TASKS[name].answers_with_sid or TASKS[name].reads_history for name in names):
+            raise ConfigError(
+                f"sft.tasks is [{', '.join(names)}]: none of them asks what comes after a history or which SID an item has, so "
+                f"there is nothing to validate the model by. Add {RECOMMENDING} or another task with a history."
             )
         if self.sft.best_metric != "loss" and not any(TASKS[name].answers_with_sid for name in names):
             raise ConfigError(
@@ -298,7 +310,7 @@ class Config:
     def key_fields(self, *names: str) -> dict[str, Any]:
         """The named sections for keys, without each section's `NOT_IN_KEY`: a stage stays current if these fields change."""
         sections = self.section(*names)
-        for name, fields in sections.items():
-            for field_name in getattr(getattr(self, name), "NOT_IN_KEY", ()):
-                del fields[field_name]
-        return sections
+        return {
+            name: {field: value for field, value in values.items() if field not in not_in_key(name)}
+            for name, values in sections.items()
+        }

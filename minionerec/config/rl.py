@@ -239,6 +239,11 @@ class RlConfig:
         """What does not go together with the rows that RL asks about."""
         if self.holdout == "users" and self.holdout_share == 1:
             yield "rl.holdout_share is 1: with rl.holdout users nobody would be left for SFT; choose a share below 1."
+        if self.targets != "row" and self.holdout != "none":
+            yield (
+                f"rl.targets {self.targets} looks targets up in all training rows, those that rl.holdout {self.holdout} keeps "
+                "from SFT, too; leave it at row, or set rl.holdout none."
+            )
         if self.prompts == "train":
             return
         if self.prompts == "holdout" and self.holdout == "none":

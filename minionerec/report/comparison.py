@@ -20,7 +20,7 @@ from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.compare import values_by_seed
 from minionerec.eval.lists import cutoffs_within
 from minionerec.eval.metrics import interval_cells
-from minionerec.report.evaluated import Evaluated, Scale, naming_files, of_present_inputs, same_history
+from minionerec.report.evaluated import Evaluated, Scale, deciding, naming_files, of_present_inputs, same_history
 from minionerec.report.published import METRICS, Finding, audit, impossible, published
 from minionerec.report.rivals import LABELS_OF_KINDS, PUBLISHED_ROW, RIVALS, kind_of
 from minionerec.report.runs import distinct_names, match_dataset, read_run
@@ -231,7 +231,11 @@ def _grouped(evaluated: Sequence[tuple[str, Evaluated]], left_out: list[str]) ->
     groups: dict[str, _Group] = {}
     for name, run in evaluated:
         trained = run.name not in TRIVIAL_BASELINES
-        settings = {stage: config for stage, config in (run.settings or {}).items() if stage not in ("data", "sid", "eval")}
+        settings = {
+            stage: {section: deciding(section, values) for section, values in sections.items()}
+            for stage, sections in (run.settings or {}).items()
+            if stage not in ("data", "sid", "eval")
+        }
         key = content_hash([run.name, run.inputs.get("sid"), settings, _decoding(run)])
         group = groups.setdefault(key, _Group(run.label))
         seed = run.seed if trained else None

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from minionerec.artifacts import Manifest, changed_input, content_hash
-from minionerec.config import BASELINES
+from minionerec.config import BASELINES, not_in_key
 from minionerec.data.dataset import SplitName
 from minionerec.errors import ArtifactError, DataError
 from minionerec.eval.compare import align, compare
@@ -29,7 +29,6 @@ LABELS = {name: baseline.label for name, baseline in BASELINES.items()} | {
     "rl-d3": "SFT + RL, assisted (D3)",
     "sft-titles": "SFT, titles grounded (BIGRec)",
 }
-_RAW_FILES: Setting = ("data", "data", "path")  # where the raw files are stored is no part of a recipe
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,7 @@ class Evaluated:
         milliseconds: what making one list took; None if its manifest does not say.
         ranks_whole_catalog: False if items of the history were left out. A single file is trusted to rank all items.
         notes: what a reader must know about this recommender.
+        stale: the run has another model or other data by now than the lists were made from.
         parts: per question and answer of `eval.slices.parts_of_training` its `share` and a metric on items; empty for a single
             file, whose training data is unknown.
     """
@@ -72,6 +72,7 @@ class Evaluated:
     milliseconds: float | None = None
     ranks_whole_catalog: bool = True
     notes: tuple[str, ...] = ()
+    stale: bool = False
     parts: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
 
     @property
@@ -96,17 +97,26 @@ class Evaluated:
         """
         if self.settings is None:
             return None
-        unrelated = {_RAW_FILES, without}
+        unrelated = {without}
         if without and without[1] == "prompts":  # the recorded words follow from the style
             unrelated.add((without[0], "prompts", "words"))
         values = {
             f"{artefact}.{section}.{field}": value
             for artefact, sections in self.settings.items()
             for section, fields in sections.items()
-            for field, value in fields.items()
+            for field, value in deciding(section, fields).items()
             if (artefact, section, field) not in unrelated
         }
         return content_hash([self.name, values])
+
+
+def deciding(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a recorded section that a result may depend on: not where files lie, nor how a step is cut into parts.
+
+    `eval` and `mixture` keep all: theirs that stand in no key decide some recommenders' lists.
+    """
+    idle = () if section in ("eval", "mixture") else not_in_key(section)
+    return {field: value for field, value in values.items() if field not in idle}
 
 
 def read_evaluated(folder: Path, label: str | None = None) -> Evaluated:

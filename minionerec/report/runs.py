@@ -122,7 +122,8 @@ def read_run(folder: Path, label: str | None = None, only: Collection[str] | Non
             made_from["baseline"] = baselines[name]
         evaluation = Manifest.load(run.path.parent)
         notes = [warning] if warning else []
-        if (changed := changed_input(folder, evaluation)) is not None:
+        changed = changed_input(folder, evaluation)
+        if changed is not None:
             notes.append(
                 f"made from another {changed} than the run has now, whose settings stand here; run minionerec eval again"
             )
@@ -139,6 +140,7 @@ def read_run(folder: Path, label: str | None = None, only: Collection[str] | Non
                 seconds=sum(one.seconds for one in trainings) if trainings and name not in TRIVIAL_BASELINES else None,
                 milliseconds=made_from.get("baseline", evaluation).metrics.get(MILLISECONDS),
                 notes=tuple(notes),
+                stale=changed is not None,
             )
         )
     if not runs:
@@ -194,10 +196,13 @@ def _parts_of_file(lists: RankedLists, catalog: dict[tuple[int, ...], int] | Non
 
 
 def seed_groups(runs: Iterable[Evaluated]) -> list[list[Evaluated]]:
-    """The groups of runs that differ only in their seed, one run per seed. Recommenders without randomness form no group."""
+    """The groups of runs that differ only in their seed, one run per seed.
+
+    Recommenders without randomness form no group, and a stale one joins none: its settings and seed are those of another model.
+    """
     groups: dict[str | None, dict[int | None, Evaluated]] = {}
     for run in runs:
-        if run.settings is not None and run.name not in TRIVIAL_BASELINES:
+        if run.settings is not None and run.name not in TRIVIAL_BASELINES and not run.stale:
             groups.setdefault(run.recipe(), {}).setdefault(run.seed, run)
     return [list(group.values()) for group in groups.values() if len(group) > 1]
 

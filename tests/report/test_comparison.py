@@ -99,6 +99,18 @@ def test_a_seed_that_is_given_twice_counts_once(seeds, tmp_path):
     assert "again: SFT with seed 2 is there already, from seed-1." in compared.left_out
 
 
+def test_how_a_step_is_cut_into_parts_parts_no_seeds(seeds, tmp_path):
+    other = shutil.copytree(seeds[1], tmp_path / "cut")
+    sections = Manifest.load(other / "sft").config
+    config = {**sections, "sft": {**sections["sft"], "micro_batch": 1, "row_tokens": 8}}
+    reseal(other / "sft", config=config)
+    digest = Manifest.load(other / "sft").digest
+    for name in ("sft", "rl"):
+        inputs = Manifest.load(other / "eval" / name).inputs
+        reseal(other / "eval" / name, inputs={**inputs, "sft": digest} if "sft" in inputs else inputs)
+    assert row_of(compare_runs([seeds[0], other], resamples=RESAMPLES), "sft").seeds == (1, 2)
+
+
 def test_what_only_other_recommenders_read_parts_no_seeds(seeds, tmp_path):
     other = shutil.copytree(seeds[1], tmp_path / "titles")
     sections = Manifest.load(other / "eval/sft").config

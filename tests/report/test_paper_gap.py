@@ -187,6 +187,8 @@ def test_only_runs_of_one_recipe_are_seeds(two_seeds):
         ["a, SFT + RL", "b, SFT + RL"],
     ]
     assert seed_groups([runs[2], replace(runs[2], label="again")]) == []  # one seed, twice
+    assert len(seed_groups([runs[2], replace(runs[2], seed=1)])) == 1
+    assert seed_groups([runs[2], replace(runs[2], seed=1, stale=True)]) == []  # lists of a model that is gone
 
 
 def test_baselines_of_other_settings_are_no_seeds(tmp_path):

@@ -164,6 +164,7 @@ def test_the_valid_split_as_rl_data(prompts):
     ("fields", "message"),
     [
         ({"prompts": "holdout"}, "rl.prompts is holdout, but rl.holdout is none"),
+        ({"holdout": "users", "targets": "last_row"}, "looks targets up in all training rows, those"),
         ({"prompts": "valid"}, "the valid split can choose no model: its rows are trained on. Set rl.evaluations 0"),
         ({"prompts": "valid", "evaluations": 0, "tasks": ["title_to_sid"]}, "title_to_sid, which asks about items"),
         ({"prompts": "valid", "evaluations": 0, "rewards": {"collaborative": 1.0}}, "rl.rewards collaborative scores"),

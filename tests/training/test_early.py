@@ -171,6 +171,13 @@ def test_what_cannot_help_is_refused_before_one_is_told_to_train_a_model(folder)
             pipeline._check_ahead(Config(out=str(folder), eval=EvalConfig(assistant="tiger")), (stage,))
 
 
+def test_a_model_that_is_to_learn_the_valid_split_is_not_evaluated_on_it(folder):
+    config = Config(out=str(folder), rl=RlConfig(prompts="valid", evaluations=0), eval=EvalConfig(split="valid"))
+    with pytest.raises(ConfigError, match=r"eval.split is valid, but rl.prompts valid would train RL's model on these rows"):
+        pipeline.EARLY_CHECKS["eval"](config, ("data", "sid", "sft", "rl"))
+    pipeline.EARLY_CHECKS["eval"](config, ("data", "sid", "sft"))
+
+
 def test_the_encoder_of_a_mixture_is_asked_for_only_if_it_is_needed(folder, monkeypatch):
     """A mixture that is fitted holds its vectors."""
     with_data(folder, sids=False)
