@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from minionerec.artifacts import cache_folder, content_hash
 from minionerec.config import LegoConfig, LegoPlmConfig
+from minionerec.distributed import distributed_state
 from minionerec.errors import ConfigError, DataError
 from minionerec.legommenders.fields import ItemFields
 from minionerec.legommenders.items import ItemEncoder
@@ -60,7 +61,9 @@ class PretrainedWords(ItemEncoder):
         if states is None or first < layers:
             model, _ = loading.read_layers(folder, weights=True)
         if states is None:
-            states = packed_states(model.eval(), tokens, first)
+            log.info("Computing the states of %d texts with %s", len(tokens), config.plm.path)
+            states = packed_states(model.eval().to(distributed_state().device), tokens, first)
+            model.cpu()
             if path is not None:
                 write_cache(path, states)
         self.register_buffer("rows", torch.from_numpy(np.array(states)), persistent=False)
@@ -210,10 +213,12 @@ def packed_states(model: PreTrainedModel, tokens: list[list[int]], layer: int) -
         ids = nn.utils.rnn.pad_sequence([torch.tensor(tokens[number]) for number in batch], batch_first=True)
         mask = torch.arange(ids.shape[1]) < lengths[:, None]
         with torch.no_grad():
-            output = model(input_ids=ids, attention_mask=mask.long(), output_hidden_states=not last)
+            output = model(
+                input_ids=ids.to(model.device), attention_mask=mask.long().to(model.device), output_hidden_states=not last
+            )
         states = output.last_hidden_state if last else output.hidden_states[layer]
         for number, row, length in zip(batch, states, lengths.tolist(), strict=True):
-            parts[number] = row[:length].float().numpy()
+            parts[number] = row[:length].float().cpu().numpy()
     return np.concatenate(parts)
 
 
