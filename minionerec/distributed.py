@@ -4,8 +4,11 @@ All is read from the environment, so that `--help` imports no torch.
 """
 
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import psutil
 
@@ -18,6 +21,41 @@ _Result = TypeVar("_Result")
 # How often an idle thread of OpenMP looks for work before it gives up its core. By default GNU's library looks 300,000 times:
 # on a machine with other work it spins for nothing while the thread that it waits for has no core (benchmarks/busy.py).
 SPINS = 1_000
+
+
+EngineName = Literal["processes", "ray"]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Who does work that comes in shards.
+
+    Attributes:
+        name: `processes`, those of the launch, or `ray`.
+        workers: of Ray; None for one per GPU, or per core.
+    """
+
+    name: EngineName = "processes"
+    workers: int | None = None
+
+
+PROCESSES = Engine()
+_engine: ContextVar[Engine] = ContextVar("engine", default=PROCESSES)
+
+
+def chosen_engine() -> Engine:
+    """The engine for work in shards: what `use_engine` says, else the processes of the launch."""
+    return _engine.get()
+
+
+@contextmanager
+def use_engine(engine: Engine) -> Iterator[None]:
+    """Let an engine do all work in shards inside this block. No result depends on it."""
+    token = _engine.set(engine)
+    try:
+        yield
+    finally:
+        _engine.reset(token)
 
 
 def distributed_state() -> "PartialState":

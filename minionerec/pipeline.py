@@ -18,7 +18,15 @@ from minionerec.artifacts import MANIFEST, Manifest
 from minionerec.config import PLAIN_FLOORS, VECTOR_BASELINES, Config, run_file
 from minionerec.config.extras import check_packages
 from minionerec.config.fields import did_you_mean
-from minionerec.distributed import available_cores, expect_no_gpu, is_main_process, other_work, wait_for_everyone
+from minionerec.distributed import (
+    Engine,
+    available_cores,
+    expect_no_gpu,
+    is_main_process,
+    other_work,
+    use_engine,
+    wait_for_everyone,
+)
 from minionerec.errors import ArtifactError, ConfigError
 
 log = logging.getLogger(__name__)
@@ -78,9 +86,7 @@ def _sid(config: Config) -> Iterator[Finished]:
     from minionerec.sid import build
 
     quieten_libraries()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        build.embed_catalog(config)
-    yield from _on_main(lambda: build.build_sids(config))
+    yield build.build_sids(config)
 
 
 def _sft(config: Config) -> Iterator[Finished]:
@@ -414,7 +420,7 @@ def run(config: Config, stages: tuple[str, ...]) -> None:
     for number, stage in enumerate(stages):
         _check_ahead(config, stages[number:])
         started = time.monotonic()
-        with run_file.recording(config, stage):
+        with run_file.recording(config, stage), use_engine(Engine(config.engine, config.engine_workers)):
             for manifest, fresh in STAGES[stage](config):
                 took = f"{time.monotonic() - started:.1f} s" if fresh else "up to date"
                 folder = escape(str(config.folder / manifest.stage))

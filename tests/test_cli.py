@@ -20,7 +20,7 @@ from minionerec.model import checkpoint
 from tests.launch import ENVIRONMENT, ROOT
 from tests.small import write_config
 
-GLOBAL = {"name", "out", "seed", "threads", "replace", "wait"}  # fields of every command
+GLOBAL = {"name", "out", "seed", "threads", "engine", "engine_workers", "replace", "wait"}  # fields of every command
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Artefacts: what a stage leaves on disk, written whole or not at all, and checked before it is used.
 
 `recipe` says what an artefact is made from and writes it, `manifest` is the record of a finished one, `lock` keeps two
-processes apart, `shards` divides long work among processes, `files` hashes and writes single files.
+processes apart, `shards` is the seam for long work, `ray_engine` an engine behind it, `files` hashes and writes single files.
 """
 
 from minionerec.artifacts.files import (
@@ -16,7 +16,7 @@ from minionerec.artifacts.files import (
 )
 from minionerec.artifacts.manifest import MANIFEST, MILLISECONDS, Manifest, changed_input, require, versions
 from minionerec.artifacts.recipe import CHECKPOINTS, ITEM_STAGES, REVISIONS, UNSEEDED, Draft, Recipe, foreign_content
-from minionerec.artifacts.shards import over_shards, shards_of
+from minionerec.artifacts.shards import over_shards, shards_of, sharing
 
 __all__ = [
     "CHECKPOINTS",
@@ -40,6 +40,7 @@ __all__ = [
     "replace_text",
     "require",
     "shards_of",
+    "sharing",
     "versions",
     "write_json",
 ]

@@ -1,16 +1,18 @@
-"""A long piece of work as files of some rows each, written by any number of processes and resumed after an interruption.
+"""The one seam for long work: a list of shards, a function that writes a shard's file, and whoever computes.
 
-A shard's file does not depend on the number of processes. It gets its final name when it is complete, so whoever finds it does
-not write it again.
+A shard's file does not depend on who writes it, nor on how many do. It gets its final name when it is complete, so whoever
+finds it does not write it again. When all are there, one process joins them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from minionerec.distributed import distributed_state, is_main_process, wait_for_everyone
+from minionerec.artifacts import ray_engine
+from minionerec.distributed import chosen_engine, distributed_state, is_main_process, wait_for_everyone
+from minionerec.errors import ArtifactError
 
 
 def shards_of(rows: int, size: int) -> list[range]:
@@ -22,26 +24,68 @@ def shards_of(rows: int, size: int) -> list[range]:
     return [range(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
+def is_there(_: range, path: Path) -> bool:
+    """Whether a shard's file needs no work: it has its final name."""
+    return path.is_file()
+
+
 def over_shards(
-    shards: Sequence[range], file_of: Callable[[range], Path], write: Callable[[range, Path], None], doing: str, unit: str
+    shards: Mapping[Path, range],
+    make: Callable[[range, Path], None],
+    doing: str,
+    unit: str,
+    *,
+    collective: bool = True,
+    intact: Callable[[range, Path], bool] = is_there,
 ) -> None:
-    """Write the missing files of all shards. Every process of a launch calls it, takes its share in turn, and waits for all.
+    """Have the missing files of all shards written, and return when all are there.
+
+    The engine that the command has chosen (`distributed.use_engine`) shares out the work. The processes of a launch take shards
+    in turn and wait for one another; Ray's workers each take the next one as soon as they are free.
 
     Args:
-        shards: ranges of rows, ascending; a process asks for its own in this order.
-        file_of: the file of a shard.
-        write: writes a shard's file through a temporary name.
+        shards: file of each shard and its rows, ascending; whoever takes several asks for them in this order.
+        make: writes a shard's file through a temporary name. It depends on the shard alone, and with Ray it travels to other
+            processes, so it can be pickled.
         doing, unit: of the progress bar, such as `decode test` and `examples`.
+        collective: every process of the launch calls this function; otherwise only one does, which takes all shards.
+        intact: whether a shard's file is there and need not be written.
+
+    Raises:
+        ArtifactError: a process or worker did not finish its share.
     """
-    state = distributed_state()
-    share = shards[state.process_index :: state.num_processes]
-    with _progress(doing, unit, sum(map(len, share))) as advance:
-        for rows in share:
-            path = file_of(rows)
-            if not path.is_file():
-                write(rows, path)
+    engine = chosen_engine()
+    world, place = 1, 0
+    if collective:
+        state = distributed_state()
+        world, place = state.num_processes, state.process_index
+    share = list(shards.items())[place::world]
+    with _progress(doing, unit, sum(len(rows) for _, rows in share)) as advance:
+        missing = []
+        for path, rows in share:
+            if engine.name == "ray" and not intact(rows, path):
+                missing.append((rows, path))
+                continue
+            if not intact(rows, path):
+                make(rows, path)
             advance(len(rows))
-    wait_for_everyone()
+        if missing:
+            ray_engine.write(missing, make, engine.workers, advance)
+    if collective:
+        wait_for_everyone()
+    if is_main_process() and (absent := next((path for path in shards if not path.is_file()), None)) is not None:
+        raise ArtifactError(
+            f"{absent}: missing: a process did not finish its share. Run the same command again; what is stored is not made "
+            "again."
+        )
+
+
+def sharing(shards: int) -> int:
+    """How many processes or workers compute at the same time if all call `over_shards` with so many shards."""
+    engine = chosen_engine()
+    if engine.name == "ray":
+        return ray_engine.worker_count(engine.workers, shards)
+    return distributed_state().num_processes
 
 
 @contextmanager

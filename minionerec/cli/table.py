@@ -4,12 +4,13 @@ import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from minionerec import commands
 from minionerec.config import CUTOFFS, DTYPES, RESAMPLES
 from minionerec.config.checks import Bounds
 from minionerec.config.evaluation import FREQUENT, MOST_BEAMS, RANKING_METRICS, RESAMPLES_BOUNDS
+from minionerec.distributed import EngineName
 
 OWN_KEYS = ("bounds", "writes")  # of an option, next to what `add_argument` takes: see `parser._checked`
 
@@ -196,6 +197,13 @@ _RECOMMEND = {
     "--history": {"metavar": "IDS", "help": f"what the user had, oldest first: {_IDS}"},
     "--users": _path("FILE", "parquet or CSV with the columns user and history, or a folder of such files; needs --out"),
     "--out": _path("DIR", "folder for the lists of --users, as parquet"),
+    "--engine": {"choices": get_args(EngineName), "default": "processes", "help": "who makes the lists of --users"},
+    "--engine-workers": {
+        "type": int,
+        "metavar": "COUNT",
+        "help": "workers of the engine ray (default: one per GPU, or per core)",
+        "bounds": Bounds(1, 10_000),
+    },
     "--k": {"type": int, "metavar": "COUNT", "default": 10, "help": "items per list", "bounds": Bounds(1, MOST_BEAMS)},
     "--stage": {"choices": ("sft", "rl"), "metavar": "NAME", "help": "sft or rl (default: rl if the run has it)"},
     "--allow": {"metavar": "IDS", "help": f"only these items: {_IDS}, or @FILE with one id per line"},

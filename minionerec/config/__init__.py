@@ -38,6 +38,7 @@ from minionerec.config.sft import SftConfig, SftMixtureConfig
 from minionerec.config.sid import VECTOR_FIELDS, LetterConfig, RqVaeConfig, SidConfig, SidMethod
 from minionerec.config.tasks import DEFAULT_TASKS, NAMING, RECOMMENDING, RELEASED_TASKS, TASKS, Task, TaskName
 from minionerec.config.yes_no import YesNoConfig
+from minionerec.distributed import EngineName
 from minionerec.errors import ConfigError
 
 __all__ = [
@@ -107,6 +108,12 @@ class Config:
     threads: int = bounded(2, 1, 1024)
     """CPU threads of the numerical libraries, per process, at most two per core; an OMP_NUM_THREADS in the environment wins
     (threads)."""
+    engine: EngineName = "processes"
+    """Who does the work that comes in shards: large raw data, text embedding, codes of a large catalog, evaluation and lists.
+    `processes`: those of `accelerate launch` or `torchrun`, or the command alone; `ray`: Ray's workers, on this machine or in
+    the cluster that RAY_ADDRESS names (extra `ray`). Results are equal, byte for byte; trainings take no engine."""
+    engine_workers: int | None = bounded(None, 1, 10_000)
+    """Workers of the engine `ray`; null for one per GPU, or per core without GPUs (workers)."""
     replace: bool = False
     """Replace finished stages that were made from other settings or inputs; without it such a command stops and says what
     differs. On the command line `--replace` needs no value."""
@@ -132,6 +139,11 @@ class Config:
     def __post_init__(self) -> None:
         check_name("name", self.name)
         check_fields("", self)
+        if self.engine_workers is not None and self.engine != "ray":
+            raise ConfigError(
+                f"engine_workers is {self.engine_workers}, but engine is {self.engine}, whose processes a launcher counts: "
+                "accelerate launch --num_processes N. Set engine ray, or leave engine_workers out."
+            )
         if self.sft.train != "full" and self.model.init == "from_scratch":
             raise ConfigError(
                 f"sft.train is {self.sft.train}, but model.init is from_scratch: random weights would stay as they are. "
@@ -300,7 +312,7 @@ class Config:
     @property
     def recorded(self) -> dict[str, Any]:
         """Every field that says what a run is, as plain values: all but where it lies and how commands treat and serve it."""
-        others = ("out", "replace", "wait", "serve")
+        others = ("out", "engine", "engine_workers", "replace", "wait", "serve")
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in others}
 
     def section(self, *names: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ _EXTRA_OF = {
     "peft": "lora",
     "plotly": "report",
     "prometheus_client": "serve",
+    "ray": "ray",
     "scipy": "report",
     "sentence_transformers": "train",
     "sklearn": "train",

@@ -8,8 +8,7 @@ import dataclasses
 import itertools
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -39,17 +38,16 @@ class SplitDecoder:
     def __init__(self, recommender: Recommender) -> None:
         """Read the split that the configuration names."""
         self._recommender, self._config = recommender, recommender.config
-        split = recommender.prompts.dataset.split(self._config.split)
-        self._rows = split.rows(named=True)
-        self._several = split["user"].n_unique() < len(split)  # then a prediction names its position in the sequence
+        self._split = recommender.prompts.dataset.split(self._config.split)
+        self._several = self._split["user"].n_unique() < len(self._split)  # then a prediction names its position
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._split)
 
     def predict(self, rows: Sequence[int]) -> Iterator[Prediction]:
         """Predictions for some rows of the split, in their order."""
         for batch in self._batches(rows):
-            examples = [self._rows[row] for row in batch]
+            examples = self._examples(batch)
             lists = self._recommender.recommend([example["history"] for example in examples], k=None)
             for example, recommendation in zip(examples, lists, strict=True):
                 yield self._prediction(example, recommendation)
@@ -76,8 +74,12 @@ class SplitDecoder:
         """The whole catalog scored exactly for some rows of the split, and the beam search replayed on these scores."""
         widths = sorted({*CUTOFFS, self._config.num_beams})
         for batch in self._batches(rows):
-            histories, targets = ([self._rows[row][name] for row in batch] for name in ("history", "target"))
+            examples = self._examples(batch)
+            histories, targets = ([example[name] for example in examples] for name in ("history", "target"))
             yield from search_error.trace(self._recommender, batch, histories, targets, widths, self._config.normalise_over)
+
+    def _examples(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        return self._split[list(rows)].rows(named=True)
 
     def _batches(self, rows: Sequence[int]) -> Iterator[Sequence[int]]:
         for start in range(0, len(rows), self._config.batch_size):
@@ -104,6 +106,27 @@ def timed(predictions: Iterator[Prediction], clock: Clock) -> Iterator[Predictio
         yield prediction
 
 
+@dataclasses.dataclass
+class _Writer:
+    """Writes shards of predictions and traces.
+
+    Attributes:
+        traced: the rows of the split for which the whole catalog is scored exactly.
+    """
+
+    decoder: SplitDecoder
+    traced: set[int]
+    clock: Clock = dataclasses.field(default_factory=Clock)
+
+    def __call__(self, rows: range, path: Path) -> None:
+        with enough_memory(lambda: _MEMORY_ADVICE):
+            # The traces first: a shard under its final name is complete.
+            search_error.write_traces(
+                path.with_suffix(".trace"), self.decoder.trace([row for row in rows if row in self.traced])
+            )
+            write_predictions(path, timed(self.decoder.predict(rows), self.clock))
+
+
 def decode_split(recommender: Recommender, folder: Path, name: str = _PREDICTIONS) -> float | None:
     """Write `predictions.jsonl` and, if `eval.oracle_examples` is above 0, `oracle.jsonl` for a whole split.
 
@@ -113,52 +136,36 @@ def decode_split(recommender: Recommender, folder: Path, name: str = _PREDICTION
         name: of the file with the predictions.
 
     Returns:
-        the milliseconds that one list took in this process; None if all its shards were stored before.
+        the milliseconds that one list took in this process; None if it made none: all were there, or Ray made them.
 
     Raises:
         ArtifactError: a process did not finish its share.
     """
     config = recommender.config
     decoder = SplitDecoder(recommender)
-    shards = shards_of(len(decoder), config.shard_size)
-    traced = set(evenly_spaced(len(decoder), config.oracle_examples))
+    writer = _Writer(decoder, set(evenly_spaced(len(decoder), config.oracle_examples)))
     store = folder / CHECKPOINTS if name == _PREDICTIONS else folder / CHECKPOINTS / Path(name).stem
     store.mkdir(parents=True, exist_ok=True)
-    clock = Clock()
-
-    def write(rows: range, path: Path) -> None:
-        with enough_memory(lambda: _MEMORY_ADVICE):
-            # The traces first: a shard under its final name is complete.
-            search_error.write_traces(path.with_suffix(".trace"), decoder.trace([row for row in rows if row in traced]))
-            write_predictions(path, timed(decoder.predict(rows), clock))
-
-    over_shards(shards, partial(_shard, store), write, f"decode {config.split}", "examples")
+    shards = {
+        store / f"rows-{rows.start:09d}-{rows.stop:09d}.jsonl": rows for rows in shards_of(len(decoder), config.shard_size)
+    }
+    over_shards(shards, writer, f"decode {config.split}", "examples")
     if is_main_process():
-        merge(store, shards, folder, name)
-    return 1000 * clock.seconds / clock.lists if clock.lists else None
+        merge(shards, folder, name)
+    return 1000 * writer.clock.seconds / writer.clock.lists if writer.clock.lists else None
 
 
-def _shard(store: Path, rows: range) -> Path:
-    return store / f"rows-{rows.start:09d}-{rows.stop:09d}.jsonl"
-
-
-def merge(store: Path, shards: Sequence[range], folder: Path, predictions: str = _PREDICTIONS) -> None:
+def merge(shards: Mapping[Path, range], folder: Path, predictions: str = _PREDICTIONS) -> None:
     """Write the predictions and `oracle.jsonl` from the stored shards, in the split's order.
 
     Raises:
-        ArtifactError: a shard is missing, or its number of lines is not its number of rows.
+        ArtifactError: a shard's number of lines is not its number of rows.
     """
     for name, suffix in ((predictions, ".jsonl"), ("oracle.jsonl", ".trace")):
         temporary = folder / f"{name}.tmp"
         with temporary.open("wb") as merged:
-            for rows in shards:
-                path = _shard(store, rows).with_suffix(suffix)
-                if not path.is_file():
-                    raise ArtifactError(
-                        f"{path}: the predictions of rows {rows.start} to {rows.stop - 1} are missing: a process did not "
-                        "finish its share. Run the same command again; shards that are stored are not decoded again."
-                    )
-                with path.open("rb") as shard:
+            for path, rows in shards.items():
+                with path.with_suffix(suffix).open("rb") as shard:
                     lines = sum(1 for _ in shard)
                     if suffix == ".jsonl" and lines != len(rows):
                         raise ArtifactError(

@@ -175,17 +175,14 @@ def write_split(model: PreTrainedModel, prompts: Prompts, folder: Path, config: 
     asked = prompts.title_prompts(prompts.dataset.split(config.split)["history"].to_list(), config.title_tokens)
     store = folder / CHECKPOINTS
     store.mkdir(exist_ok=True)
-    shards = shards_of(len(asked), config.shard_size)
-
-    def file_of(rows: range) -> Path:
-        return store / f"titles-{rows.start:09d}.json"
+    shards = {store / f"titles-{rows.start:09d}.json": rows for rows in shards_of(len(asked), config.shard_size)}
 
     def write(rows: range, path: Path) -> None:
         texts = write_titles(model, prompts.tokenizer, [asked[row] for row in rows], config)
         write_json(path, [one_line(prompts.written_title(text)) for text in texts])
 
-    over_shards(shards, file_of, write, f"titles {config.split}", "examples")
-    return [text for rows in shards for text in read_json(file_of(rows))]
+    over_shards(shards, write, f"titles {config.split}", "examples")
+    return [text for path in shards for text in read_json(path)]
 
 
 def rank_split(

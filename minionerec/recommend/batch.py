@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,14 +31,15 @@ from minionerec.artifacts import (
     folder_digest,
     over_shards,
     shards_of,
+    sharing,
 )
-from minionerec.distributed import distributed_state, is_main_process
+from minionerec.distributed import is_main_process
 from minionerec.errors import ArtifactError, DataError, MiniOneRecError
 from minionerec.recommend.filters import Filters
 from minionerec.recommend.lists import Recommendation
 from minionerec.recommend.recommender import Recommender
 from minionerec.recommend.requests import OnUnknown, Request, Search
-from minionerec.recommend.users import UserFiles
+from minionerec.recommend.users import RowReader, UserFiles
 
 _COUNTS = b"minionerec"  # key of a part's own counts in its file
 _MEASURED = 64  # users of the estimate
@@ -119,6 +120,7 @@ class _Run:
 
     def __init__(self, recommender: Recommender, job: Job, search: Search, files: UserFiles) -> None:
         self._recommender, self._job, self._search, self._files = recommender, job, search, files
+        self._reader: RowReader | None = None  # of this process's share
 
     def write(self, recipe: Recipe, say: Callable[[str], None]) -> None:
         """Write all parts, and the manifest."""
@@ -131,18 +133,10 @@ class _Run:
         with recipe.write(resumable=True, collective=True) as draft:
             store = draft.path / CHECKPOINTS
             store.mkdir(exist_ok=True)
-            parts = self.write_parts(store, shards)
+            parts = {store / f"part-{number:05d}.parquet": rows for number, rows in enumerate(shards)}
+            over_shards(parts, self.write_part, "recommend", "users")
             if is_main_process():
                 _collect(parts, draft)
-
-    def write_parts(self, store: Path, shards: Sequence[range]) -> list[Path]:
-        """Write this process's share of the parts that are missing; returns the paths of all parts."""
-        path_of = {rows: store / f"part-{number:05d}.parquet" for number, rows in enumerate(shards)}
-        state = distributed_state()
-        share = shards[state.process_index :: state.num_processes]
-        tables = self._files.rows(rows for rows in share if not path_of[rows].is_file())
-        over_shards(shards, path_of.__getitem__, partial(self._write_part, tables), "recommend", "users")
-        return list(path_of.values())
 
     def _estimate(self, users: int, shards: int) -> str:
         """What the run will cost, from a measurement of its first users."""
@@ -150,13 +144,13 @@ class _Run:
         text += f", {self._search.num_beams} beams"
         if users <= 4 * _MEASURED:
             return f"{text}."
-        [(_, table)] = self._files.rows(iter([range(_MEASURED)]))
+        table = RowReader(self._files).take(range(_MEASURED))
         requests = self._requests(range(_MEASURED), table)
         self._recommender.answer(requests[:8], self._search)  # the first call of a model takes longer
         started = time.perf_counter()
         self._recommender.answer(_by_length(requests)[0], self._search)
         seconds = (time.perf_counter() - started) / _MEASURED
-        processes = distributed_state().num_processes
+        processes = sharing(shards)
         total = users * seconds / processes
         return (
             f"{text}: about {_duration(total)} ({1e3 * seconds:.1f} ms per user, measured on {_MEASURED}; "
@@ -181,9 +175,10 @@ class _Run:
                     raise type(error)(f"{self._files.path}, row {row + 1}, user {user!r}: {reason}") from None
             raise
 
-    def _write_part(self, tables: Iterator[tuple[range, pa.Table]], rows: range, path: Path) -> None:
-        read, table = next(tables)
-        assert read == rows, "shards are asked for in the order in which they are read"
+    def write_part(self, rows: range, path: Path) -> None:
+        """Write the lists of some users."""
+        self._reader = self._reader or RowReader(self._files)
+        table = self._reader.take(rows)
         requests = self._requests(rows, table)
         ordered, positions = _by_length(requests)
         answers = self._recommender.answer(ordered, self._search)
@@ -227,21 +222,16 @@ def _table(users: pa.Table, lists: list[Recommendation], columns: list[str]) -> 
     return pa.table(own | {name: each[name] for name in columns}).combine_chunks()
 
 
-def _collect(parts: list[Path], draft: Draft) -> None:
+def _collect(parts: Mapping[Path, range], draft: Draft) -> None:
     """Put the parts into the finished folder, and add up their counts.
 
     Raises:
-        ArtifactError: a part is missing or damaged.
+        ArtifactError: a part is damaged.
     """
     totals: dict[str, Any] = dict.fromkeys(COUNTS, 0)
     for path in parts:
         try:
             counts = json.loads((pq.read_schema(path).metadata or {})[_COUNTS])
-        except FileNotFoundError:
-            raise ArtifactError(
-                f"{path}: missing: a process did not finish its share. Run the same command again; parts that are stored are "
-                "not made again."
-            ) from None
         except (pa.ArrowException, KeyError, ValueError) as error:
             raise ArtifactError(f"{path}: damaged ({error}). Delete it and run the same command again.") from None
         for name in COUNTS:

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
+from minionerec.distributed import Engine, use_engine
 from minionerec.errors import ConfigError
 from minionerec.recommend.batch import Job, recommend_users
 from minionerec.recommend.explain import BeamNode, Explanation
@@ -36,6 +37,10 @@ def check(options: dict[str, Any]) -> None:
     for name in others:
         if options[name] not in (None, False):
             raise ConfigError(f"--{name} belongs to --{owner}.")
+    if options["users"] is None and options["engine"] != "processes":
+        raise ConfigError("--engine belongs to --users.")
+    if options["engine_workers"] is not None and options["engine"] != "ray":
+        raise ConfigError("--engine-workers belongs to --engine ray.")
 
 
 def run(console: Console, options: dict[str, Any]) -> None:
@@ -57,7 +62,8 @@ def run(console: Console, options: dict[str, Any]) -> None:
     search["on_unknown"] = "skip" if options["skip_unknown"] else "error"
     if options["users"] is not None:
         job = Job(options["users"], filters, options["k"], **search)
-        _recommend_users(console, recommender, job, options["out"], options["replace"])
+        with use_engine(Engine(options["engine"], options["engine_workers"])):
+            _recommend_users(console, recommender, job, options["out"], options["replace"])
         return
     history = ids_of(options["history"])
     if options["explain"]:

@@ -67,8 +67,11 @@ class ListMaker:
     """Makes lists of items from what a search found, or from popularity."""
 
     def __init__(self, catalog: ItemSets, trie: CatalogTrie, index: SidIndex) -> None:
-        self._catalog, self._trie = catalog, trie
+        self._catalog, self._trie, self._index = catalog, trie, index
         self._sid_of = lru_cache(_MOST_SIDS)(index.text)  # writing one takes longer than all else of an item
+
+    def __reduce__(self) -> tuple[type["ListMaker"], tuple[ItemSets, CatalogTrie, SidIndex]]:
+        return ListMaker, (self._catalog, self._trie, self._index)  # a copy in another process has a cache of its own
 
     def ranked(self, leaves: Sequence[int], scores: Sequence[float], item_filter: ItemFilter) -> list[RecommendedItem]:
         """The items of some SIDs that pass a filter, in the order of the SIDs.

@@ -80,24 +80,7 @@ class UserFiles:
         """Count the rows; a CSV file is read for it."""
         if self.files[0].suffix == ".parquet":
             return sum(pq.ParquetFile(file).metadata.num_rows for file in self.files)
-        return sum(batch.num_rows for batch in self._batches())
-
-    def rows(self, wanted: Iterator[range]) -> Iterator[tuple[range, pa.Table]]:
-        """The rows of some ascending ranges, in one pass over the files; only these rows are kept in memory."""
-        batches = self._batches()
-        held: list[pa.RecordBatch] = []  # consecutive ones, of which the first begins at row `begin` and the last ends at `end`
-        begin = end = 0
-        for rows in wanted:
-            while held and begin + held[0].num_rows <= rows.start:
-                begin += held.pop(0).num_rows
-            while end < rows.stop:
-                batch = next(batches)
-                if not held:
-                    begin = end
-                end += batch.num_rows
-                if end > rows.start:
-                    held.append(batch)
-            yield rows, pa.Table.from_batches(held).slice(rows.start - begin, len(rows))
+        return sum(batch.num_rows for batch in self.batches())
 
     def histories(self, table: pa.Table) -> list[list[str]]:
         """The histories of some rows, as ids.
@@ -107,7 +90,12 @@ class UserFiles:
         """
         return [_history(value) for value in table["history"].to_pylist()]
 
-    def _batches(self) -> Iterator[pa.RecordBatch]:
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """All rows, in their order.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
         for file in self.files:
             try:
                 if file.suffix == ".parquet":
@@ -116,6 +104,38 @@ class UserFiles:
                     yield from _csv(file, self._schema)
             except (pa.ArrowException, OSError) as error:
                 raise DataError(f"{file}: cannot be read ({' '.join(str(error).split())}).") from None
+
+
+class RowReader:
+    """Reads rows of user files; asked for ascending ranges, it passes over the files once and holds little more than one."""
+
+    def __init__(self, files: UserFiles) -> None:
+        self._files = files
+        self._restart()
+
+    def _restart(self) -> None:
+        self._batches = self._files.batches()
+        self._held: list[pa.RecordBatch] = []  # consecutive ones; the first begins at row `_begin`, the last ends at `_end`
+        self._begin = self._end = 0
+
+    def take(self, rows: range) -> pa.Table:
+        """The rows of a range.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        if rows.start < self._begin:
+            self._restart()
+        while self._held and self._begin + self._held[0].num_rows <= rows.start:
+            self._begin += self._held.pop(0).num_rows
+        while self._end < rows.stop:
+            batch = next(self._batches)
+            if not self._held:
+                self._begin = self._end
+            self._end += batch.num_rows
+            if self._end > rows.start:
+                self._held.append(batch)
+        return pa.Table.from_batches(self._held).slice(rows.start - self._begin, len(rows))
 
 
 def _schema(file: Path) -> pa.Schema:

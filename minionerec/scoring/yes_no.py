@@ -10,7 +10,6 @@ Command: `minionerec score --config ml-100k-pairs --score.model smollm2-135m`.
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -152,7 +151,9 @@ def score_in_shards(scorer: Scorer, rows: pl.DataFrame, store: Path) -> tuple[np
     store.mkdir(exist_ok=True)
     grouped = rows.group_by("user", maintain_order=True).agg(pl.col("history").first(), "candidate")
     users = list(zip(grouped["history"].to_list(), grouped["candidate"].to_list(), strict=True))
-    shards = shards_of(len(users), scorer.config.shard_users)
+    shards = {
+        store / f"users-{of.start:07d}-{of.stop:07d}.parquet": of for of in shards_of(len(users), scorer.config.shard_users)
+    }
 
     def write(of: range, path: Path) -> None:
         scored = [(scores, asked.left_out > 0, asked.halved > 0) for scores, asked in scorer.scores(users[of.start : of.stop])]
@@ -163,18 +164,9 @@ def score_in_shards(scorer: Scorer, rows: pl.DataFrame, store: Path) -> tuple[np
         frame.write_parquet(temporary)
         temporary.replace(path)
 
-    over_shards(shards, partial(_shard, store), write, "score", "users")
+    over_shards(shards, write, "score", "users")
     if not is_main_process():
         return np.empty(0), {}
-    parts = []
-    for of in shards:
-        if not (path := _shard(store, of)).is_file():
-            raise ArtifactError(f"{path}: missing: a process did not finish its share. Run the same command again to resume.")
-        parts.append(read_parquet(path, ArtifactError, "Delete it and run the same command again."))
-    every = pl.concat(parts)
+    every = pl.concat([read_parquet(path, ArtifactError, "Delete it and run the same command again.") for path in shards])
     figures = {"users_with_cut_history": int(every["cut"].sum()), "users_with_halved_texts": int(every["halved"].sum())}
     return every["scores"].explode().to_numpy(), figures
-
-
-def _shard(store: Path, users: range) -> Path:
-    return store / f"users-{users.start:07d}-{users.stop:07d}.parquet"

@@ -14,30 +14,35 @@ Command: `minionerec sid --config ml-100k.yaml`
 
 import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minionerec import artifacts, distributed
-from minionerec.artifacts import UNSEEDED, Manifest, Recipe
+from minionerec import artifacts
+from minionerec.artifacts import UNSEEDED, Draft, Manifest, Recipe
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
 from minionerec.data.vectors import baseline_digest
+from minionerec.distributed import is_main_process, wait_for_everyone
 from minionerec.errors import CatalogError, ConfigError
+from minionerec.sid.assign import assign
 from minionerec.sid.collaborative import collaborative_vectors, consecutive_pairs, guide_of
 from minionerec.sid.collisions import resolve
 from minionerec.sid.diagnose import diagnose, shared_codes, structure
-from minionerec.sid.encoder import embed_share, encoder_identity, item_vectors, vector_inputs
+from minionerec.sid.encoder import embed_together, encoder_identity, item_vectors, vector_inputs
 from minionerec.sid.index import SidIndex
-from minionerec.sid.quantize import fit_quantizer
+from minionerec.sid.quantize import Fitted, fit_quantizer, fit_to_sample
 from minionerec.sid.shipped import index_of_tokens, separate, separation
-from minionerec.sid.store import save_quantizer
+from minionerec.sid.store import load_fit, save_fit, save_quantizer
 
 log = logging.getLogger(__name__)
 
+_FITTED, _GUIDE = "fitted", "guide.npy"  # among the checkpoints: the quantizer there is whole; what decides first codes
+
 
 def build_sids(config: Config) -> tuple[Manifest, bool]:
-    """Build `<run>/sid`, or leave it as it is if config, seed and data are unchanged.
+    """Build `<run>/sid`, or leave it as it is if config, seed and data are unchanged. Every process of a launch calls it.
 
     Returns:
         The manifest, and whether the artefact was built by this call.
@@ -54,9 +59,9 @@ def build_sids(config: Config) -> tuple[Manifest, bool]:
         # No other settings decide semantic IDs that came with the data. `keep` is left out: so older runs stay current.
         decisive = {"shipped": True} | ({} if config.sid.collisions == "keep" else {"collisions": config.sid.collisions})
         shipped = sid_recipe(config, {"sid": decisive}, UNSEEDED, lambda: {"data": data_digest(config)})
-        return shipped.make(lambda: _take_shipped(config, shipped))
+        return shipped.make(lambda: _take_shipped(config, shipped) if is_main_process() else None, collective=True)
     recipe = sid_recipe(config, sid_section(config), config.seed, lambda: stage_inputs(config))
-    return recipe.make(lambda: _build(config, recipe))
+    return recipe.make(lambda: _build(config, recipe), collective=True)
 
 
 def sid_section(config: Config) -> dict[str, Any]:
@@ -81,20 +86,55 @@ def sid_recipe(config: Config, sections: Mapping[str, Any], seed: int, inputs: C
 def _build(config: Config, recipe: Recipe) -> None:
     dataset = Dataset.load(config.folder / "data")
     check_catalog(dataset)
-    with recipe.write() as draft:
-        vectors = item_vectors(dataset, config.sid, config.seed)
-        pairs = consecutive_pairs(dataset.train)
-        guide, collaborative = guide_of(config, dataset, vectors), collaborative_vectors(config, dataset)
-        fitted = fit_quantizer(vectors, config.sid, config.seed, guide, collaborative)
-        codes = resolve(fitted.codes, vectors, fitted.quantizer, config.sid.collisions)
-        own_last = config.sid.collisions == "item"
-        codebooks = fitted.quantizer.codebooks[: len(config.sid.sizes) - own_last]
-        sizes = (*map(len, codebooks), *(int(column.max()) + 1 for column in codes.T[len(codebooks) :]))
-        index = SidIndex(codes, sizes, dataset.digest, codebooks, encoder_identity(config.sid, vectors))
-        index.save(draft.path)
-        save_quantizer(fitted.quantizer, draft.path)
-        draft.metrics = diagnose(fitted.codes, codes, vectors, fitted.quantizer, pairs, own_last)
-        log.info("SIDs of %d items; %.1f %% were moved", len(codes), 100 * draft.metrics["moved"])
+    sampled = len(dataset.catalog) > config.sid.max_training_vectors
+    with recipe.write(resumable=sampled, collective=True) as draft:
+        embed_together(dataset.catalog["text"].to_list(), config.sid, config.seed)
+        store = draft.path / artifacts.CHECKPOINTS
+        fitted: Fitted | None = None
+        if is_main_process():
+            vectors = item_vectors(dataset, config.sid, config.seed)
+            if not sampled or not (store / _FITTED).is_file():
+                fitted = _fit(config, dataset, vectors, store if sampled else None)
+        wait_for_everyone()
+        if sampled:
+            if not is_main_process():
+                vectors = item_vectors(dataset, config.sid, config.seed)  # which the main process has cached
+            quantizer, path = load_fit(store), store / _GUIDE
+            guide = np.load(path, mmap_mode="r", allow_pickle=False) if path.is_file() else None
+            fitted = Fitted(quantizer, assign(quantizer, vectors, guide, store))
+        if fitted is not None and is_main_process():
+            _keep(config, dataset, vectors, fitted, draft)
+
+
+def _fit(config: Config, dataset: Dataset, vectors: np.ndarray, store: Path | None) -> Fitted | None:
+    """The quantizer and the codes. With a `store` the quantizer alone, fitted to a sample, is written there.
+
+    An interrupted stage finds it there and does not fit it again.
+    """
+    guide, collaborative = guide_of(config, dataset, vectors), collaborative_vectors(config, dataset)
+    if store is None:
+        return fit_quantizer(vectors, config.sid, config.seed, guide, collaborative)
+    quantizer, _ = fit_to_sample(vectors, config.sid, config.seed, guide, collaborative)
+    store.mkdir(exist_ok=True)
+    save_fit(quantizer, store)
+    if guide is not vectors:
+        np.save(store / _GUIDE, guide, allow_pickle=False)
+    artifacts.replace_text(store / _FITTED, "")
+    return None
+
+
+def _keep(config: Config, dataset: Dataset, vectors: np.ndarray, fitted: Fitted, draft: Draft) -> None:
+    """Make the SIDs distinct, and write them with all that describes them."""
+    codes = resolve(fitted.codes, vectors, fitted.quantizer, config.sid.collisions)
+    own_last = config.sid.collisions == "item"
+    codebooks = fitted.quantizer.codebooks[: len(config.sid.sizes) - own_last]
+    sizes = (*map(len, codebooks), *(int(column.max()) + 1 for column in codes.T[len(codebooks) :]))
+    index = SidIndex(codes, sizes, dataset.digest, codebooks, encoder_identity(config.sid, vectors))
+    index.save(draft.path)
+    save_quantizer(fitted.quantizer, draft.path)
+    pairs = consecutive_pairs(dataset.train)
+    draft.metrics = diagnose(fitted.codes, codes, vectors, fitted.quantizer, pairs, own_last)
+    log.info("SIDs of %d items; %.1f %% were moved", len(codes), 100 * draft.metrics["moved"])
 
 
 def _take_shipped(config: Config, recipe: Recipe) -> None:
@@ -112,23 +152,6 @@ def _take_shipped(config: Config, recipe: Recipe) -> None:
         draft.metrics = shared_codes(index.codes) | structure(index.codes, None, consecutive_pairs(dataset.train))
         if config.sid.collisions != "keep":
             draft.metrics = separation(given, index) | draft.metrics
-
-
-def embed_catalog(config: Config) -> None:
-    """Embed this process's share of the catalog's text into the cache; all processes call it before one calls `build_sids`.
-
-    Raises:
-        ArtifactError: the data stage has not run.
-        ConfigError: the encoder cannot be loaded.
-        DataError: an item has no text, or its vector is not finite.
-    """
-    if config.sid.shipped:
-        return
-    state = distributed.distributed_state()
-    artifacts.require(config.folder / "data", "minionerec data prepare --config YOUR.yaml")
-    texts = Dataset.load(config.folder / "data").catalog["text"].to_list()
-    embed_share(texts, config.sid, config.seed, state.process_index, state.num_processes)
-    distributed.wait_for_everyone()
 
 
 def data_digest(config: Config) -> str:

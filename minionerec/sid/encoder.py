@@ -2,15 +2,16 @@
 
 Vectors are kept between runs in `<cache folder>/embeddings/<hash>.npy`, their SHA-256 next to them, and read memory-mapped; the
 hash covers encoder, its files or package version, the limits and every text, so a changed item text is embedded anew. A model
-embeds in shards of `_SHARD` texts that are kept in `<hash>.shards/` until all are there: in a launch on several devices each
-process embeds its share, and an interrupted run resumes with the missing shards.
+embeds in shards of `_SHARD` texts that are kept in `<hash>.shards/` until all are there: the engine shares them out, and an
+interrupted run resumes with the missing ones.
 """
 
 import dataclasses
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +19,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors import SafetensorError
 
-from minionerec.artifacts import MANIFEST, Manifest, cache_folder, content_hash, file_hash, folder_digest
+from minionerec.artifacts import (
+    MANIFEST,
+    Manifest,
+    cache_folder,
+    content_hash,
+    file_hash,
+    folder_digest,
+    over_shards,
+    shards_of,
+)
 from minionerec.config import VECTOR_FIELDS, Config, SidConfig
 from minionerec.data.dataset import Dataset
 from minionerec.data.pairs import PairSet
-from minionerec.errors import ConfigError, DataError
+from minionerec.errors import ArtifactError, ConfigError, DataError
 from minionerec.sid.foreign_code import refuse_foreign_code
-from minionerec.sid.vector_cache import read_cache, write_cache
+from minionerec.sid.vector_cache import read_cache, store_vectors, write_cache
 
 if TYPE_CHECKING:  # importing it takes seconds
     from sentence_transformers import SentenceTransformer
@@ -166,16 +176,7 @@ def encode(texts: Sequence[str], config: SidConfig, seed: int) -> np.ndarray:
         ConfigError: the encoder is not installed, not found, brings code of its own, or is not a sentence-transformers model in
             safetensors.
     """
-    if texts and not any(text.strip() for text in texts):
-        raise DataError(
-            "No item of the catalog has a text; this source brings none. Give the items' vectors with --sid.vectors FILE.npy "
-            "or use a source with titles."
-        )
-    for item, text in enumerate(texts):
-        if not text.strip():
-            raise DataError(f"Item {item} (row {item} of the catalog) has an empty text; give it a title or drop it.")
-    if not texts:
-        raise DataError("The catalog holds no item; there is nothing to embed.")
+    _check_texts(texts)
     folder = None if config.encoder == "tfidf" else _model_folder(config.encoder)
     cached = _cache_path(texts, folder, config, seed)
     vectors = read_cache(cached, len(texts))
@@ -186,7 +187,12 @@ def encode(texts: Sequence[str], config: SidConfig, seed: int) -> np.ndarray:
         vectors = _normalise(_tfidf(texts, config, seed))
     else:
         distinct, shards = _shards(texts, cached)
-        parts = list(_embed(distinct, shards, folder, config))
+        embedder = _Embedder(distinct, folder, config)
+        if len(shards) == 1:
+            parts = [embedder.vectors(rows) for rows in shards.values()]
+        else:
+            _write_shards(embedder, shards, collective=False)
+            parts = [np.load(path, mmap_mode="r", allow_pickle=False) for path in shards]
         row = {text: number for number, text in enumerate(distinct)}
         vectors = np.concatenate(parts)[[row[text] for text in texts]]
     write_cache(cached, vectors)
@@ -194,19 +200,36 @@ def encode(texts: Sequence[str], config: SidConfig, seed: int) -> np.ndarray:
     return vectors
 
 
-def embed_share(texts: Sequence[str], config: SidConfig, seed: int, process: int, processes: int) -> None:
-    """Embed this process's shards of a catalog into the cache, for `encode` to join: every `processes`-th, from `process` on.
+def _check_texts(texts: Sequence[str]) -> None:
+    """Refuse a catalog without items, and items without text."""
+    if not texts:
+        raise DataError("The catalog holds no item; there is nothing to embed.")
+    empty = next((item for item, text in enumerate(texts) if not text.strip()), None)
+    if empty is None:
+        return
+    if not any(text.strip() for text in texts):
+        raise DataError(
+            "No item of the catalog has a text; this source brings none. Give the items' vectors with --sid.vectors FILE.npy "
+            "or use a source with titles."
+        )
+    raise DataError(f"Item {empty} (row {empty} of the catalog) has an empty text; give it a title or drop it.")
 
-    Does nothing for `tfidf` and own vectors, or if the joined embeddings are there already. Raises as `encode` does.
+
+def embed_together(texts: Sequence[str], config: SidConfig, seed: int) -> None:
+    """Embed the shards of a catalog into the cache, for `encode` to join; every process of a launch calls it.
+
+    Does nothing for `tfidf` and own vectors, if one shard holds all, or if the joined embeddings are there already. Raises as
+    `encode` does.
     """
     if config.vectors is not None or config.encoder == "tfidf":
         return
+    _check_texts(texts)
     folder = _model_folder(config.encoder)
     cached = _cache_path(texts, folder, config, seed)
     if read_cache(cached, len(texts)) is None:
         distinct, shards = _shards(texts, cached)
-        for _ in _embed(distinct, shards[process::processes], folder, config):
-            pass
+        if len(shards) > 1:
+            _write_shards(_Embedder(distinct, folder, config), shards, collective=True)
 
 
 def _cache_path(texts: Sequence[str], folder: Path | None, config: SidConfig, seed: int) -> Path:
@@ -214,12 +237,11 @@ def _cache_path(texts: Sequence[str], folder: Path | None, config: SidConfig, se
     return cache_folder() / "embeddings" / f"{content_hash([identity, list(texts)])}.npy"
 
 
-def _shards(texts: Sequence[str], cached: Path) -> tuple[list[str], list[tuple[slice, Path]]]:
-    """The distinct texts, short ones first, and their shards, each with its file."""
+def _shards(texts: Sequence[str], cached: Path) -> tuple[list[str], dict[Path, range]]:
+    """The distinct texts, short ones first, and the files of their shards."""
     distinct = sorted(dict.fromkeys(texts), key=len)  # a batch's padding changes the last digits: equal texts only once
-    starts = range(0, len(distinct), _SHARD)
     folder = cached.with_suffix(".shards")
-    return distinct, [(slice(start, start + _SHARD), folder / f"{number:05d}.npy") for number, start in enumerate(starts)]
+    return distinct, {folder / f"{number:05d}.npy": rows for number, rows in enumerate(shards_of(len(distinct), _SHARD))}
 
 
 def minilm_folder(option: str, otherwise: str) -> Path:
@@ -269,19 +291,47 @@ def _identity(folder: Path | None, config: SidConfig, seed: int) -> Any:
     return folder_digest(folder)
 
 
-def _embed(distinct: list[str], shards: Sequence[tuple[slice, Path]], folder: Path, config: SidConfig) -> Iterator[np.ndarray]:
-    """The vectors of each shard. Shards that an earlier run or another process has written are read."""
-    model = None
-    for rows, path in shards:
-        texts = distinct[rows]
-        vectors = read_cache(path, len(texts))
-        if vectors is None:
-            model = model or _load_model(folder, config)
-            log.info("Embedding %d texts with %s", len(texts), config.encoder)
-            vectors = _normalise(model.encode(texts, batch_size=_BATCH, show_progress_bar=True, convert_to_numpy=True))
-            if len(distinct) > _SHARD:
-                write_cache(path, vectors)
-        yield vectors
+@dataclasses.dataclass
+class _Embedder:
+    """Embeds rows of the distinct texts; the model is loaded when the first are asked for."""
+
+    distinct: list[str]
+    folder: Path
+    config: SidConfig
+
+    @cached_property
+    def _model(self) -> "SentenceTransformer":
+        return _load_model(self.folder, self.config)
+
+    def vectors(self, rows: range) -> np.ndarray:
+        texts = self.distinct[rows.start : rows.stop]
+        log.info("Embedding %d texts with %s", len(texts), self.config.encoder)
+        bar = len(self.distinct) <= _SHARD  # the shards have one of their own
+        return _normalise(self._model.encode(texts, batch_size=_BATCH, show_progress_bar=bar, convert_to_numpy=True))
+
+    def __call__(self, rows: range, path: Path) -> None:
+        store_vectors(path, self.vectors(rows))
+
+
+def _write_shards(embedder: _Embedder, shards: Mapping[Path, range], *, collective: bool) -> None:
+    """Write the missing and the damaged shards.
+
+    Raises:
+        ArtifactError: the cache cannot be written.
+    """
+    try:
+        over_shards(
+            shards, embedder, "embed", "texts", collective=collective, intact=lambda rows, path: _intact(path, len(rows))
+        )
+    except OSError as error:
+        raise ArtifactError(
+            f"{next(iter(shards)).parent}: cannot be written ({error.strerror}), and a catalog of {len(embedder.distinct):,} "
+            "texts is embedded there in parts. Free some space, or choose another cache with MINIONEREC_CACHE."
+        ) from error
+
+
+def _intact(path: Path, rows: int) -> bool:
+    return read_cache(path, rows) is not None
 
 
 def _load_model(folder: Path, config: SidConfig) -> "SentenceTransformer":

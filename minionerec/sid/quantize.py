@@ -77,10 +77,25 @@ def fit_quantizer(
     guide: np.ndarray | None = None,
     collaborative: CollaborativeVectors | None = None,
 ) -> Fitted:
-    """Fit the configured method and encode the catalog with it.
+    """Fit the configured method and encode the catalog with it. Arguments and errors are those of `fit_to_sample`."""
+    quantizer, codes = fit_to_sample(vectors, config, seed, guide, collaborative)
+    if codes is None:
+        with threadpool_limits(limits=1):
+            codes = quantizer.encode(vectors, None if guide is vectors else guide)
+    return Fitted(quantizer, np.ascontiguousarray(codes, dtype=np.int32))
 
-    A catalog of more than `config.max_training_vectors` items is fitted to a random sample of that many and then encoded
-    in blocks, so that vectors may be memory-mapped and larger than the memory. One thread does the arithmetic whose order
+
+def fit_to_sample(
+    vectors: np.ndarray,
+    config: SidConfig,
+    seed: int,
+    guide: np.ndarray | None = None,
+    collaborative: CollaborativeVectors | None = None,
+) -> tuple[Quantizer, np.ndarray | None]:
+    """Fit the configured method.
+
+    A catalog of more than `config.max_training_vectors` items is fitted to a random sample of that many and is to be encoded
+    afterwards, so that vectors may be memory-mapped and larger than the memory. One thread does the arithmetic whose order
     could change the result, so equal seeds give equal codes with any number of threads and processes.
 
     Args:
@@ -89,6 +104,9 @@ def fit_quantizer(
         seed: of the method's random starts.
         guide: vectors that decide the first code instead, same shape, such as `collaborative.fuse` gives.
         collaborative: the items' collaborative vectors, for `letter`.
+
+    Returns:
+        the quantizer, and the codes of the catalog if the method has chosen them.
 
     Raises:
         DataError: a vector is not finite or all zeros.
@@ -107,9 +125,7 @@ def fit_quantizer(
         sample = np.ascontiguousarray(vectors[rows])
         further = () if collaborative is None else (collaborative.take(rows),)
         quantizer, codes = METHODS[config.method](sample, sample if guide is None else guide[rows], config, seed, *further)
-        if codes is None or len(rows) < len(vectors):
-            codes = quantizer.encode(vectors, guide)
-    return Fitted(quantizer, np.ascontiguousarray(codes, dtype=np.int32))
+    return quantizer, codes if len(rows) == len(vectors) else None
 
 
 _NOT_FINITE, _ZERO, _SCALE = "not finite (NaN or infinite)", "all zeros", "too large or too small to be squared"

@@ -11,7 +11,7 @@ from minionerec.errors import ArtifactError
 from minionerec.sid.codebooks import Quantizer, ResidualQuantizer
 from minionerec.sid.neural import Layers, NeuralQuantizer
 
-_FILE = "quantizer.safetensors"
+_FILE, _CODEBOOKS = "quantizer.safetensors", "codebooks.safetensors"
 _NETWORKS = ("encoder", "decoder")
 
 
@@ -48,6 +48,27 @@ def load_quantizer(folder: Path, codebooks: tuple[np.ndarray, ...]) -> Quantizer
         return NeuralQuantizer(residual, encoder, decoder, bool(arrays["skip"][0]))
     except (OSError, KeyError, SafetensorError) as error:
         raise ArtifactError(f"{folder / _FILE}: not a complete quantizer ({error}). Run the sid stage again.") from None
+
+
+def save_fit(quantizer: Quantizer, folder: Path) -> None:
+    """Write a quantizer with its codebooks into an existing folder, for `load_fit`."""
+    codebooks = {str(level): np.ascontiguousarray(codebook) for level, codebook in enumerate(quantizer.codebooks)}
+    save_file(codebooks, folder / _CODEBOOKS)
+    save_quantizer(quantizer, folder)
+
+
+def load_fit(folder: Path) -> Quantizer:
+    """Read what `save_fit` has written.
+
+    Raises:
+        ArtifactError: a file is missing or damaged.
+    """
+    try:
+        with safe_open(folder / _CODEBOOKS, "numpy") as file:
+            codebooks = tuple(file.get_tensor(str(level)) for level in range(len(file.keys())))
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{folder / _CODEBOOKS}: not complete ({error}). Delete it and run the sid stage again.") from None
+    return load_quantizer(folder, codebooks)
 
 
 def _layers(arrays: dict[str, np.ndarray], name: str) -> Layers:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -40,16 +41,25 @@ def _checksum(path: Path) -> Path:
 
 def write_cache(path: Path, vectors: np.ndarray) -> None:
     """Keep vectors for `read_cache`; a disk that cannot be written costs no more than a warning."""
+    try:
+        store_vectors(path, vectors)
+    except OSError as error:  # the cache only saves time: a full or read-only disk there must not cost the run
+        log.warning("%s: not cached (%s)", path, error)
+
+
+def store_vectors(path: Path, vectors: np.ndarray) -> None:
+    """Write vectors, and first their checksum: whoever finds them under their name finds both.
+
+    Raises:
+        OSError: the disk cannot be written.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:
             np.save(stream, vectors, allow_pickle=False)
-        digest = file_hash(temporary)
+        replace_text(_checksum(path), file_hash(temporary))
         temporary.replace(path)
-        replace_text(_checksum(path), digest)
-    except OSError as error:
-        # The cache only saves time: a full or read-only disk there must not cost the run.
-        log.warning("%s: not cached (%s)", path, error)
-        if temporary.exists():
-            temporary.unlink()
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

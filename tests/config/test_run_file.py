@@ -44,7 +44,11 @@ def test_the_file_is_for_people_too(config):
     assert lines[0].startswith("# What this run's artefacts were made with") and "--config" in lines[0]
     assert lines[1:5] == ["name: Lamps ✓", "seed: 42", "threads: 2", ""] and "sft:" in lines and "  epochs: 2" in lines
     values = load(config.folder)
-    assert set(values) == set(config.recorded) == set(vars(config)) - {"out", "replace", "wait", "serve"}
+    assert (
+        set(values)
+        == set(config.recorded)
+        == set(vars(config)) - {"out", "engine", "engine_workers", "replace", "wait", "serve"}
+    )
     assert os.listdir(config.folder.parent) == ["run"] and sorted(os.listdir(config.folder)) == ["data", RUN_FILE]
 
 

@@ -1,4 +1,5 @@
 import json
+import pickle
 import shutil
 from types import SimpleNamespace
 
@@ -156,17 +157,18 @@ def test_shards_are_merged_in_order_and_not_decoded_twice(tiny, tmp_path, monkey
     assert decoded_rows == [5, 6, 7, 8, 9]
 
 
-def test_a_missing_or_short_shard_is_noticed(tiny, tmp_path):
+def test_a_short_shard_is_noticed(tiny, tmp_path):
     sharded(tiny, tmp_path)
-    shards, store = [range(0, 5), range(5, 10), range(10, 12)], tmp_path / "checkpoints"
-    last = store / "rows-000000010-000000012.jsonl"
-    lines = last.read_text().splitlines(keepends=True)
-    last.write_text(lines[0])
+    last = tmp_path / "checkpoints/rows-000000010-000000012.jsonl"
+    last.write_text(last.read_text().splitlines(keepends=True)[0])
     with pytest.raises(ArtifactError, match="1 predictions for 2 rows"):
-        decode.merge(store, shards, tmp_path)
-    last.unlink()
-    with pytest.raises(ArtifactError, match="rows 10 to 11 are missing"):
-        decode.merge(store, shards, tmp_path)
+        decode.merge({last: range(10, 12)}, tmp_path)
+
+
+def test_what_writes_shards_travels_to_other_processes(tiny):
+    recommender = Recommender(tiny[0], Prompts(DATASET, DISTINCT, tiny[1]), config=EvalConfig(num_beams=6))
+    writer = pickle.loads(pickle.dumps(decode._Writer(decode.SplitDecoder(recommender), {1})))
+    assert list(writer.decoder.predict(range(3))) == list(decode.SplitDecoder(recommender).predict(range(3)))
 
 
 @pytest.mark.parametrize("normalise_over", ["vocabulary", "catalog"])

@@ -5,12 +5,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from minionerec.artifacts import shards, shards_of
+from minionerec.artifacts import over_shards, shards, shards_of
 from minionerec.errors import ArtifactError, CatalogError, ConfigError, DataError
 from minionerec.recommend import batch
 from minionerec.recommend.batch import Job, recommend_users
 from minionerec.recommend.filters import Filters
-from minionerec.recommend.users import UserFiles
+from minionerec.recommend.users import RowReader, UserFiles
 
 DENY = Filters(deny=["i3"])
 
@@ -120,22 +120,20 @@ def test_two_processes_write_what_one_writes(recommender, written, tmp_path, mon
     job = Job(written / "users.parquet", DENY, k=4)
     for rank in (1, 0):
         state = SimpleNamespace(process_index=rank, num_processes=2)
-        for module in (batch, shards):
-            monkeypatch.setattr(module, "distributed_state", lambda state=state: state)
-        search = recommender.widths(4)
-        job_run = batch._Run(recommender, job, search, UserFiles(job.users))
-        job_run.write_parts(tmp_path, shards_of(30, 8))
+        monkeypatch.setattr(shards, "distributed_state", lambda state=state: state)
+        monkeypatch.setattr(shards, "is_main_process", lambda rank=rank: rank == 0)
+        job_run = batch._Run(recommender, job, recommender.widths(4), UserFiles(job.users))
+        parts = {tmp_path / f"part-{number:05d}.parquet": rows for number, rows in enumerate(shards_of(30, 8))}
+        over_shards(parts, job_run.write_part, "recommend", "users")
         assert len(contents(tmp_path)) == (2 if rank else 4)
     assert contents(tmp_path) == contents(written / "lists")
 
 
 def test_a_part_that_is_missing_or_damaged_is_named(recommender, written, tmp_path, monkeypatch):
-    def damaged(self, store, shards):
-        paths = [store / f"part-{number:05d}.parquet" for number in range(2)]
-        paths[0].write_bytes(b"PAR1") if self._job.k == 4 else None
-        return paths
+    def damaged(self, rows, path):
+        path.write_bytes(b"PAR1") if self._job.k == 4 else None
 
-    monkeypatch.setattr(batch._Run, "write_parts", damaged)
+    monkeypatch.setattr(batch._Run, "write_part", damaged)
     for k, message in ((4, "part-00000.parquet: damaged"), (5, "part-00000.parquet: missing: a process did not finish")):
         with pytest.raises(ArtifactError, match=message):
             recommend_users(recommender, Job(written / "users.parquet", DENY, k=k), tmp_path / str(k))
@@ -227,6 +225,7 @@ def test_skipping_ahead_holds_no_rows(tmp_path):
     pl.DataFrame({"user": range(20_000), "history": ["i1"] * 20_000}).write_parquet(tmp_path / "users.parquet")
     files = UserFiles(tmp_path / "users.parquet")
     assert len(files) == 20_000
-    wanted = [range(5, 9), range(9, 11), range(4090, 4100), range(15_000, 15_002), range(19_999, 20_000)]
-    for rows, table in files.rows(iter(wanted)):
-        assert table["user"].to_pylist() == list(rows)
+    wanted = [range(5, 9), range(9, 11), range(4090, 4100), range(15_000, 15_002), range(19_999, 20_000), range(7, 8)]
+    reader = RowReader(files)
+    for rows in wanted:
+        assert reader.take(rows)["user"].to_pylist() == list(rows)

@@ -67,6 +67,8 @@ def test_the_search_is_printed_as_a_tree(asked):
         (["--users", "u.csv"], "--users needs --out DIR"),
         (["--history", "i1", "--out", "x"], "--out belongs to --users"),
         (["--users", "u.csv", "--out", "x", "--json"], "--json belongs to --history"),
+        (["--history", "i1", "--engine", "ray"], "--engine belongs to --users"),
+        (["--users", "u.csv", "--out", "x", "--engine-workers", "2"], "--engine-workers belongs to --engine ray"),
         (["--history", "cup"], "history 0: the catalog has no item 'cup'"),
         (["--history", "i1", "--deny", "@nothing.txt"], "@nothing.txt: cannot be read"),
         (["--history", "i1", "--k", "0"], "--k"),

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import polars as pl
 import pytest
@@ -6,9 +8,10 @@ from minionerec import artifacts
 from minionerec.config import Config, SidConfig
 from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, SPLITS, Dataset
 from minionerec.errors import ArtifactError, CatalogError, ConfigError, DataError
-from minionerec.sid import SidIndex
+from minionerec.sid import SidIndex, assign, build
 from minionerec.sid.append import append_sids
 from minionerec.sid.build import build_sids
+from minionerec.sid.quantize import fit_to_sample
 
 WORDS = ["red", "green", "blue", "steel", "brass", "bolt", "nut", "hose", "rake", "spade"]
 
@@ -144,3 +147,26 @@ def test_items_with_a_last_code_of_their_own(config, dataset, tmp_path):
         dataset.save(draft.path)
     with pytest.raises(ConfigError, match="each new item would need a token of its own"):
         append_sids(larger, config.folder)
+
+
+def test_a_catalog_larger_than_its_sample_resumes_after_the_codes_that_are_stored(config, dataset, monkeypatch):
+    config.sid.max_training_vectors = 24
+    alone, _ = build_sids(config)
+    monkeypatch.setattr(assign, "_SHARD", 16)
+    whole, _ = build_sids(Config(out=config.out, sid=config.sid, replace=True, seed=config.seed))
+    assert whole.digest == alone.digest
+    shutil.rmtree(config.folder / "sid")
+    original, fitted = assign._Assigner.__call__, []
+
+    def killed(self, rows, path):
+        if rows.start == 32:
+            raise KeyboardInterrupt
+        original(self, rows, path)
+
+    monkeypatch.setattr(build, "fit_to_sample", lambda *given: fitted.append(given) or fit_to_sample(*given))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(assign._Assigner, "__call__", killed)
+        build_sids(config)
+    assert len(list(config.folder.glob("sid.partial/checkpoints/codes-*.npy"))) == 2
+    resumed, _ = build_sids(config)
+    assert resumed.digest == whole.digest and len(fitted) == 1 and resumed.files == whole.files

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from minionerec.artifacts import Recipe
+from minionerec.artifacts import Recipe, shards
 from minionerec.config import VECTOR_FIELDS, Config, SidConfig
 from minionerec.errors import ConfigError, DataError
 from minionerec.sid import encoder
@@ -166,13 +166,22 @@ def letters(monkeypatch, tmp_path):
 MANY = [f"{word} {number % 9}" for number, word in enumerate(["a river", "stone", "a tree", "our road"] * 5)]
 
 
+def embed_as(rank, letters):
+    """Embed the share of one of two processes; the second finds the other's missing if it comes first."""
+    state = SimpleNamespace(process_index=rank, num_processes=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "distributed_state", lambda: state)
+        patch.setattr(shards, "is_main_process", lambda: False)
+        encoder.embed_together(MANY, letters, 1)
+
+
 def test_shards_of_several_processes_are_joined(letters, cache):
     alone = encode(MANY, letters, seed=1)
     for path in cache.iterdir():
         path.unlink()
     Letters.asked = []
     for rank in (1, 0):
-        encoder.embed_share(MANY, letters, 1, rank, 2)
+        embed_as(rank, letters)
     assert sorted(Letters.asked) == sorted(set(MANY))  # each text by one process
     assert (encode(MANY, letters, seed=1) == alone).all()
     assert len(Letters.asked) == len(set(MANY)) and sorted(path.suffix for path in cache.iterdir()) == [".npy", ".sha256"]
@@ -182,7 +191,7 @@ def test_an_interrupted_embedding_goes_on_with_the_missing_shards(letters, cache
     whole = encode(MANY, letters, seed=1)
     for path in cache.iterdir():
         path.unlink()
-    encoder.embed_share(MANY, letters, 1, 0, 2)
+    embed_as(0, letters)
     done = set(Letters.asked[len(set(MANY)) :])
     assert 0 < len(done) < len(set(MANY))
     Letters.asked = []

@@ -1,0 +1,80 @@
+"""Whoever writes shards, and however often the work is interrupted, the files are the same."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from minionerec.artifacts import over_shards, shards, shards_of, sharing
+from minionerec.config import Config
+from minionerec.distributed import Engine, use_engine
+from minionerec.errors import ArtifactError, ConfigError
+from tests.artifacts.toy_shards import Squares
+
+EXPECTED = {"0.txt": "0 1 4", "1.txt": "9 16 25", "2.txt": "36 49 64", "3.txt": "81"}
+
+
+def files(folder):
+    return {folder / f"{number}.txt": rows for number, rows in enumerate(shards_of(10, 3))}
+
+
+def written(folder):
+    return {path.name: path.read_text() for path in folder.glob("*.txt")}
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 7])
+def test_any_number_of_processes_writes_the_same_files_once(tmp_path, monkeypatch, processes):
+    made = []
+
+    def make(rows, path):
+        made.append(path.name)
+        Squares()(rows, path)
+
+    for place in reversed(range(processes)):  # the main process comes last and finds all that it waits for
+        state = SimpleNamespace(process_index=place, num_processes=processes)
+        monkeypatch.setattr(shards, "distributed_state", lambda state=state: state)
+        monkeypatch.setattr(shards, "is_main_process", lambda place=place: place == 0)
+        over_shards(files(tmp_path), make, "square", "rows")
+    assert written(tmp_path) == EXPECTED and sorted(made) == sorted(EXPECTED)
+
+
+def test_an_interrupted_work_resumes_and_its_absence_is_named(tmp_path, monkeypatch):
+    def killed(rows, path):
+        if rows.start == 6:
+            raise KeyboardInterrupt
+        Squares()(rows, path)
+
+    with pytest.raises(KeyboardInterrupt):
+        over_shards(files(tmp_path), killed, "square", "rows")
+    assert list(written(tmp_path)) == ["0.txt", "1.txt"] or len(written(tmp_path)) == 2
+    (tmp_path / "0.txt").write_text("damaged")
+    over_shards(
+        files(tmp_path), Squares(), "square", "rows", intact=lambda _, path: path.is_file() and path.read_text() != "damaged"
+    )
+    assert written(tmp_path) == EXPECTED
+    with pytest.raises(ArtifactError, match=r"0\.txt: missing: a process did not finish its share"):
+        over_shards({tmp_path / "absent" / "0.txt": range(1)}, lambda *_: None, "square", "rows")
+
+
+def test_only_ray_has_workers(monkeypatch):
+    with pytest.raises(ConfigError, match="engine_workers is 2, but engine is processes"):
+        Config(engine_workers=2)
+    config = Config(engine="ray", engine_workers=2)
+    assert not {"engine", "engine_workers"} & config.recorded.keys()
+    assert sharing(8) == 1
+    with use_engine(Engine("ray", 3)):
+        assert (sharing(8), sharing(2)) == (3, 2)
+
+
+def test_ray_without_its_package_or_under_a_launcher_is_refused(tmp_path, monkeypatch):
+    from minionerec.artifacts import ray_engine
+    from minionerec.config import extras
+
+    with use_engine(Engine("ray")), monkeypatch.context() as patch:
+        patch.setattr(extras, "find_spec", lambda _: None)
+        with pytest.raises(ConfigError, match=r"engine ray needs ray, not installed here.*minionerec\[ray\]"):
+            over_shards(files(tmp_path), Squares(), "square", "rows")
+        patch.setattr(ray_engine, "require_package", lambda *_: None)
+        patch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(ConfigError, match="start one process, without a launcher"):
+            over_shards(files(tmp_path), Squares(), "square", "rows", collective=False)
+    assert not written(tmp_path)
