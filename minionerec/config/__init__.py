@@ -109,11 +109,9 @@ class Config:
     """CPU threads of the numerical libraries, per process, at most two per core; an OMP_NUM_THREADS in the environment wins
     (threads)."""
     engine: EngineName = "processes"
-    """Who does the work that comes in shards: large raw data, text embedding, codes of a large catalog, evaluation and lists.
-    `processes`: those of `accelerate launch` or `torchrun`, or the command alone; `ray`: Ray's workers, on this machine or in
-    the cluster that RAY_ADDRESS names (extra `ray`). Results are equal, byte for byte; trainings take no engine."""
+    """Who does work in shards: the launch's processes, or Ray (extra `ray`); same result."""
     engine_workers: int | None = bounded(None, 1, 10_000)
-    """Workers of the engine `ray`; null for one per GPU, or per core without GPUs (workers)."""
+    """Workers of `ray`; null: one per GPU, or per core (workers)."""
     replace: bool = False
     """Replace finished stages that were made from other settings or inputs; without it such a command stops and says what
     differs. On the command line `--replace` needs no value."""
