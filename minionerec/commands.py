@@ -60,7 +60,7 @@ def score(config: Config, train: bool, merge: list[Path]) -> None:
         train: train a model on the pairs first, or find it trained.
         merge: folders of runs whose models are shown too.
     """
-    from minionerec.eval.pair_leaderboard import merged, read_leaderboard
+    from minionerec.eval.pair_leaderboard import read_leaderboard
 
     for run in merge:
         read_leaderboard(run)  # refused before anything is computed
@@ -68,11 +68,21 @@ def score(config: Config, train: bool, merge: list[Path]) -> None:
     if train:
         stages += ["sid", "yes-no"] if config.yes_no.items == "sid" else ["yes-no"]
     pipeline.run(config, (*stages, "score"))
-    if is_main_process():
-        from minionerec.report.pair_table import score_table
+    _print_scores(config, merge)
 
-        board = merged(read_leaderboard(config.folder), {str(run): read_leaderboard(run) for run in merge})
-        _console(200).print(score_table(board, run_file.name_of(config)))
+
+def lego(config: Config) -> None:
+    """Train a content recommender, after the stages that it needs, and print its table: the run's pairs, or its lists."""
+    if config.lego.task == "lists":
+        pipeline.run(config, ("data", "sid", "lego"))
+        _print_results(config)
+    else:
+        pipeline.run(config, (*(("data",) if config.pairs.source == "dataset" else ()), "pairs", "lego", "score"))
+        _print_scores(config, [])
+    if is_main_process():
+        from minionerec.report.lego_table import cost_table
+
+        _console(200).print(cost_table(config.folder, config.lego.task))
 
 
 def evaluate(config: Config) -> None:
@@ -127,6 +137,15 @@ def check_launch(out: Path, machines: int | None) -> None:
 def _print_results(config: Config) -> None:
     if is_main_process():
         Console(emoji=False, width=None if sys.stdout.isatty() else 120).print(result_table(config))
+
+
+def _print_scores(config: Config, merge: list[Path]) -> None:
+    if is_main_process():
+        from minionerec.eval.pair_leaderboard import merged, read_leaderboard
+        from minionerec.report.pair_table import score_table
+
+        board = merged(read_leaderboard(config.folder), {str(run): read_leaderboard(run) for run in merge})
+        _console(200).print(score_table(board, run_file.name_of(config)))
 
 
 def _print_page(config: Config) -> None:

@@ -79,6 +79,11 @@ def _score(config: Config) -> Iterator[Finished]:
         from minionerec.scoring.train import score_trained
 
         yield score_trained(config)
+    if trained := sorted(path.parent.name for path in (config.folder / "lego" / "pairs").glob(f"*/{MANIFEST}")):
+        from minionerec.legommenders.train import score_lego
+
+        for title in trained:
+            yield from _on_main(partial(score_lego, config, title))
     yield from _on_main(lambda: write_leaderboard(config))
 
 
@@ -167,6 +172,17 @@ def _baseline(config: Config) -> Iterator[Finished]:
         yield evaluate(config, config.baseline.model)
 
 
+def _lego(config: Config) -> Iterator[Finished]:
+    from minionerec.legommenders.train import train_lego
+
+    quieten_libraries()
+    yield train_lego(config)
+    if config.lego.task == "lists":
+        from minionerec.eval.evaluate import evaluate
+
+        yield evaluate(config, f"lego-{config.lego.title}")
+
+
 STAGES: dict[str, Callable[[Config], Iterator[Finished]]] = {
     "data": _data,
     "sid": _sid,
@@ -177,6 +193,7 @@ STAGES: dict[str, Callable[[Config], Iterator[Finished]]] = {
     "eval": _eval,
     "report": _report,
     "baseline": _baseline,
+    "lego": _lego,
     "pairs": _pairs,
     "yes-no": _yes_no,
     "score": _score,
@@ -341,12 +358,10 @@ def use_cache_without_hub(config: Config) -> None:
     """
     from minionerec.model import pretrained
 
-    encoder = config.sid.encoder
-    models = [
-        path for path in (config.model.path, config.score.model) if path is not None and not pretrained.is_published(path)
-    ]
-    names = [*models, None if encoder in ("minilm", "tfidf") else encoder]
-    if "HF_HUB_OFFLINE" in os.environ or all(name is None or Path(name).exists() for name in names):
+    words = config.lego.plm.path if config.lego.parts.item == "plm" else None
+    asked = (config.model.path, config.score.model, config.sid.encoder, words)
+    names = [name for name in asked if name and name not in ("minilm", "tfidf") and not pretrained.is_published(name)]
+    if "HF_HUB_OFFLINE" in os.environ or all(Path(name).exists() for name in names):
         return
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:

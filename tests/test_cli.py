@@ -119,8 +119,8 @@ def test_unknown_command(fails, command, near):
     [
         ("sft.learning_rte", "Did you mean sft.learning_rate?"),
         ("sft.eopchs", "Did you mean sft.epochs?"),
-        ("epochs", "Did you mean sft.epochs or rl.epochs or baseline.epochs or yes_no.epochs?"),
-        ("model.epochs", "Did you mean sft.epochs or rl.epochs or baseline.epochs or yes_no.epochs?"),
+        ("epochs", "Did you mean sft.epochs or rl.epochs or baseline.epochs or yes_no.epochs or lego.epochs?"),
+        ("model.epochs", "Did you mean sft.epochs or rl.epochs or baseline.epochs or yes_no.epochs or lego.epochs?"),
         ("codebook_size", "Did you mean sid.codebook_size?"),
         ("data.sid.levels", "Did you mean sid.levels?"),
         ("sft.epochs.value", "Did you mean sft.epochs?"),

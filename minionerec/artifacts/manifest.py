@@ -26,6 +26,7 @@ _STAGES = (
     "baselines",
     "pairs",
     "yes-no",
+    "lego",
 )  # whose artefacts are inputs of others, by the folder's name
 
 

@@ -324,6 +324,11 @@ COMMANDS: dict[str, Command] = {
         options=_BASELINE_IMPORT,
         takes_config=False,
     ),
+    "lego": Command(
+        "a content recommender of three parts (Legommenders): item encoder, user encoder, interaction; on lists or on pairs",
+        commands.lego,
+        ("lego", "green"),
+    ),
     "pairs prepare": Command(
         "labelled pairs of a history and a candidate, for models that say yes or no", commands.prepare_pairs, ("pairs",)
     ),

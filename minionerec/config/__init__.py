@@ -26,6 +26,7 @@ from minionerec.config.checks import bounded, check_fields, check_name, path
 from minionerec.config.components import mixes_in
 from minionerec.config.data import DataConfig
 from minionerec.config.evaluation import CUTOFFS, DTYPES, RANKING_METRICS, RESAMPLES, EvalConfig, ReportConfig
+from minionerec.config.green import GreenConfig
 from minionerec.config.lego import LegoConfig, LegoPlmConfig
 from minionerec.config.mixture import MixtureConfig
 from minionerec.config.model import ModelConfig
@@ -66,6 +67,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "EvalConfig",
+    "GreenConfig",
     "LegoConfig",
     "LegoPlmConfig",
     "LetterConfig",
@@ -132,6 +134,7 @@ class Config:
     score: ScoreConfig = field(default_factory=ScoreConfig)
     yes_no: YesNoConfig = field(default_factory=YesNoConfig)
     lego: LegoConfig = field(default_factory=LegoConfig)
+    green: GreenConfig = field(default_factory=GreenConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
 
     def __post_init__(self) -> None:

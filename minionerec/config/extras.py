@@ -9,6 +9,7 @@ from minionerec.errors import ConfigError
 
 # By the name that Python imports. `train` brings what the stages need, `report` what pages and plots of finished runs need.
 _EXTRA_OF = {
+    "codecarbon": "green",
     "datasets": "train",
     "deepspeed": "deepspeed",
     "faiss": "train",
@@ -35,6 +36,7 @@ _NEEDED = {  # by stage; a training draws its curves at the end
     "d3": ("scipy",),
     "eval": ("scipy",),
     "baseline": ("scipy",),
+    "lego": ("scipy",),
     "report": ("plotly", "scipy"),
 }
 

@@ -65,6 +65,8 @@ _ONLY_FOR: dict[str, Collection[str]] = {  # fields that only some parts read
     "heads": _MHA,
     "kernel": ("cnn", "cnn-cat"),
     "fields": tuple(part for part in get_args(ItemPart) if part != "id"),
+    "vocabulary": tuple(part for part in get_args(ItemPart) if part not in ("id", "plm")),
+    "max_words": tuple(part for part in get_args(ItemPart) if part not in ("id", "plm")),
     "flat_tokens": ("flatten",),
     "codes": ("poly",),
     "mlp": tuple(part for part in get_args(InteractionPart) if part not in ("dot", "max")),
@@ -73,6 +75,7 @@ _ONLY_FOR: dict[str, Collection[str]] = {  # fields that only some parts read
     "rank": ("dcnv2",),
     "full_rank": ("dcnv2",),
 }
+_OF_ITEMS = ("fields", "vocabulary", "max_words")  # of these, what item encoders alone read
 _MLP = [1000, 1000, 1000]
 _LORA_DEFAULTS = ("lora_alpha", "lora_dropout")
 
@@ -157,9 +160,37 @@ class LegoConfig:
     history: int = bounded(50, 1, 100_000)
     """Most recent items of a history that are read (items)."""
     plm: LegoPlmConfig = field(default_factory=LegoPlmConfig)
+    task: Literal["lists", "pairs"] = "lists"
+    """What it learns and is measured by: the examples of the run's splits, by ranking the whole catalog (`lists`), or labelled
+    pairs of the stage `pairs`, in one table with the controls of `score` (`pairs`)."""
+    scheme: Literal["auto", "matching", "ranking"] = "auto"
+    """The loss. `matching`: what a user liked against drawn items, cross-entropy. `ranking`: each candidate alone, binary
+    cross-entropy. `auto`: matching for `dot` and `max`, ranking for the others."""
+    negatives: int | None = bounded(None, 1, 10**6)
+    """Items drawn for each one that the user liked, none of which the train data say the user had: in `matching` on pairs first
+    the user's own dislikes, otherwise uniformly. null: 4 (items; Legommenders: 4). `ranking` on pairs draws none."""
+    vocabulary: int = bounded(8000, 300, 10**6)
+    """Words and pieces of words, learnt from the texts of the train items (entries)."""
+    max_words: int = bounded(32, 1, 100_000)
+    """Texts of a field beyond this length are cut (tokens)."""
+    batch_size: int = bounded(64, 1, 10**6)
+    """Examples per optimiser step over all devices (examples)."""
+    learning_rate: float = bounded(1e-3, 1e-12, 1)
+    """Adam's learning rate in the first step; it falls to 0 linearly over `epochs`."""
+    item_lr: float | None = bounded(None, 1e-12, 1)
+    """Learning rate of the layers of the language model that train, if `plm.tune_from` is set; null: `learning_rate`."""
+    epochs: int = bounded(50, 1, 10**6)
+    """Passes over the train examples at most (epochs)."""
+    patience: int = bounded(5, 1, 10**6)
+    """Stop after this many epochs without a better GAUC (`pairs`) or NDCG@10 (`lists`) on valid; the best epoch is kept."""
+    valid_examples: int | None = bounded(None, 1, 10**9)
+    """`lists`: rows of valid, drawn by the seed, that choose the best epoch (rows; null: all)."""
+    top: int = bounded(50, 1, 100_000)
+    """`lists`: length of the stored ranked lists (items); longer if `eval.exclude_history` takes the history out of them."""
 
     def __post_init__(self) -> None:
         check_fields("lego", self)
+        self._check_training()
         if self.mlp == []:
             raise ConfigError("lego.mlp is an empty list; name one width at least.")
         if self.fields == []:
@@ -179,6 +210,40 @@ class LegoConfig:
         item, user, interaction = RECIPES[self.recipe]
         return Parts(self.item or item, self.user or user, self.interaction or interaction)
 
+    @property
+    def title(self) -> str:
+        """What artefacts are called: the recipe, or the three parts if one of them is another than the recipe's."""
+        return self.recipe if self.parts == RECIPES[self.recipe] else "-".join(self.parts)
+
+    @property
+    def loss(self) -> Literal["matching", "ranking"]:
+        """The scheme, chosen."""
+        if self.scheme != "auto":
+            return self.scheme
+        return "matching" if self.parts.interaction in ("dot", "max") else "ranking"
+
+    @property
+    def drawn(self) -> int:
+        """Items drawn for each liked one; 0 if none are."""
+        return 0 if self.task == "pairs" and self.loss == "ranking" else self.negatives or 4
+
+    def _check_training(self) -> None:
+        """Refuse fields of the training that nothing would read."""
+        if self.negatives is not None and not self.drawn:
+            raise ConfigError(
+                f"lego.negatives is {self.negatives}, but ranking on pairs learns from their labels and draws nothing. Leave "
+                "it out, or set lego.scheme matching."
+            )
+        if self.task == "pairs":
+            for name in ("valid_examples", "top"):
+                if (value := getattr(self, name)) != getattr(LegoConfig, name):
+                    raise ConfigError(f"lego.{name} is {value}, but lego.task is pairs: there are no lists. Leave it out.")
+        if self.item_lr is not None and (self.parts.item != "plm" or self.plm.tune_from is None):
+            raise ConfigError(
+                f"lego.item_lr is {self.item_lr:g}, but no layer of a language model trains (lego.item plm with "
+                "lego.plm.tune_from). Leave it out."
+            )
+
     def heads_of(self, part: str) -> int:
         """Attention heads of a part."""
         return self.heads or (16 if part == "fastformer" else 8)
@@ -190,7 +255,8 @@ class LegoConfig:
     def _refuse_unread(self) -> None:
         """Refuse fields that none of the three parts reads."""
         for option in dataclasses.fields(self):
-            if option.name in _ONLY_FOR and not set(self.parts) & set(_ONLY_FOR[option.name]):
+            parts = {self.parts.item} if option.name in _OF_ITEMS else {*self.parts}  # `pooling` is an item and a user part
+            if option.name in _ONLY_FOR and not parts & {*_ONLY_FOR[option.name]}:
                 value = getattr(self, option.name)
                 default = option.default if option.default is not dataclasses.MISSING else _MLP
                 if value != default:

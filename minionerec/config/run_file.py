@@ -36,17 +36,19 @@ _READS = {  # what each stage reads; validations and rollouts read `eval` too
     "pairs": ("seed", "pairs"),
     "score": ("seed", "score"),
     "yes-no": ("seed", "model", "yes_no"),
+    "lego": ("seed", "lego", "green", "eval"),
 }
 _MADE_WITH = {"data": ("data",), "sid": ("sid",), "sft": ("model", "prompts", "sft"), "rl": ("rl",)}  # stages that take long
 # Of a finished model; who fits a mixture to it, evaluates it or trains a baseline otherwise leaves them as they are.
 _TRAINED_WITH = ("seed", "prompts", "eval")
-_TRAINED_BEFORE = {"rl": ("sft",), **dict.fromkeys(("mixture", "d3", "eval", "baseline"), ("sft", "rl"))}  # by stage
+_TRAINED_BEFORE = {"rl": ("sft",), **dict.fromkeys(("mixture", "d3", "eval", "baseline", "lego"), ("sft", "rl"))}  # by stage
 _FOLDERS = {  # of stages that make several artefacts
     "mixture": "mixture/*",
     "d3": "d3/*",
     "eval": "eval/*",
     "baseline": "baselines/*",
     "score": "scoring/*",
+    "lego": "lego/*/*",
 }
 _MOST_DIFFERENCES = 5  # fields named in a line
 

@@ -28,7 +28,15 @@ from minionerec.eval import grounding, search_error
 from minionerec.eval.check_predictions import check_belongs
 from minionerec.eval.decode import decode_split
 from minionerec.eval.exposure import exposure
-from minionerec.eval.listed import floor_vectors_digest, floors, is_stored, listed_predictions
+from minionerec.eval.listed import (
+    LEGO,
+    floor_vectors_digest,
+    floors,
+    is_stored,
+    listed_predictions,
+    stored_artefact,
+    stored_command,
+)
 from minionerec.eval.lists import RankedLists, cutoffs_within, headline_cutoff
 from minionerec.eval.metrics import measure
 from minionerec.eval.metrics_json import Metrics
@@ -54,7 +62,8 @@ def evaluate(config: Config, name: str) -> tuple[Manifest, bool]:
     """Predict a split and measure the predictions, unless the finished artefact is current.
 
     Args:
-        name: of the recommender: `sft`, `rl`, these with `-mixture` or `-d3`, one of `FLOORS` or a baseline of the run.
+        name: of the recommender: `sft`, `rl`, these with `-mixture` or `-d3`, one of `FLOORS`, a baseline of the run, or
+            `lego-` and the title of a content recommender.
 
     Returns:
         the manifest, and whether it was made now.
@@ -213,9 +222,9 @@ def _inputs(config: Config, name: str) -> dict[str, str]:
             if (digest := chosen_weight(config, stage, inputs)[1]) is not None:
                 inputs[f"d3/{stage}"] = digest
     elif is_stored(config, name):
-        command = f"minionerec baseline --baseline.model {name}"
-        baseline = require(config.folder / "baselines" / name, command, made_from={"data": inputs["data"]})
-        inputs[f"baselines/{name}"] = baseline.digest
+        artefact = stored_artefact(name)
+        lists = require(config.folder / artefact, stored_command(name), made_from={"data": inputs["data"]})
+        inputs[artefact] = lists.digest
     elif (digest := floor_vectors_digest(name, config)) is not None:
         inputs["vectors"] = digest
     return inputs
@@ -243,7 +252,9 @@ def measure_predictions(folder: Path, dataset: Dataset, index: SidIndex, config:
 
 
 def evaluable(config: Config) -> list[str]:
-    """The recommenders of a run: floors that it computes itself, baselines, trained models alone, mixed and assisted."""
+    """The recommenders of a run: floors that it computes itself, baselines, content recommenders, and trained models alone,
+    mixed and assisted.
+    """
     folder = config.folder
     baselines = sorted(path.parent.name for path in (folder / "baselines").glob(f"*/{MANIFEST}"))
     trained = [stage for stage in STAGES if (folder / stage / MANIFEST).is_file()]
@@ -253,7 +264,9 @@ def evaluable(config: Config) -> list[str]:
     grounded = [name for name, stage in GROUNDED.items() if config.eval.grounding != "none" and stage in trained]
     if not any(TASKS[task].answers_with_sid for task in config.sft.task_names) and grounded:
         trained = [stage for stage in trained if stage != "sft"]  # it writes titles and no SIDs
-    return [*floors(config), *(name for name in baselines if name not in PLAIN_FLOORS), *trained, *mixed, *helped, *grounded]
+    content = sorted(f"{LEGO}{path.parent.name}" for path in (folder / "lego" / "lists").glob(f"*/{MANIFEST}"))
+    listed = [*(name for name in baselines if name not in PLAIN_FLOORS), *content]
+    return [*floors(config), *listed, *trained, *mixed, *helped, *grounded]
 
 
 def evaluated(folder: Path) -> list[str]:

@@ -18,6 +18,7 @@ from minionerec.sid.index import SidIndex
 from minionerec.training.ranking_data import from_dataset
 
 WEIGHTS = "weights.json"  # of `mixture`, next to its predictions
+LEGO = "lego-"  # begins the names of content recommenders
 _MOST_CELLS = (
     10**9
 )  # rows of valid and test times items: some minutes; larger runs ask for such floors by `minionerec baseline`
@@ -50,8 +51,20 @@ def floors(config: Config) -> list[str]:
     return names
 
 
+def stored_artefact(name: str) -> str:
+    """The artefact in a run that has the lists of a recommender: a baseline's, or of `lego-<title>` a content recommender's."""
+    return f"lego/lists/{name.removeprefix(LEGO)}" if name.startswith(LEGO) else f"baselines/{name}"
+
+
+def stored_command(name: str) -> str:
+    """The command that makes these lists."""
+    if name.startswith(LEGO):
+        return f"minionerec lego --lego.recipe {name.removeprefix(LEGO)}"
+    return f"minionerec baseline --baseline.model {name}"
+
+
 def is_stored(config: Config, name: str) -> bool:
-    """Whether the lists of this recommender are read from a baseline of the run."""
+    """Whether the lists of this recommender are read from a baseline, or a content recommender, of the run."""
     return name not in PLAIN_FLOORS and (name not in FLOORS or (config.folder / "baselines" / name / MANIFEST).is_file())
 
 
@@ -116,14 +129,14 @@ def _of_baseline(name: str, config: Config, needed: int) -> list[np.ndarray]:
     Args:
         needed: items per list from which the longest history can be left out.
     """
-    folder = config.folder / "baselines" / name
-    stored = Manifest.load(folder).config["baseline"]["top"]
+    folder = config.folder / stored_artefact(name)
+    stored = Manifest.load(folder).config["lego" if name.startswith(LEGO) else "baseline"]["top"]
     if config.eval.exclude_history and stored < needed:
         raise ArtifactError(
             f"{folder}: the lists have {stored} items, but {needed} are needed to leave out histories and keep "
-            f"{config.eval.num_beams}. Run minionerec baseline --baseline.model {name} --replace with eval.exclude_history "
+            f"{config.eval.num_beams}. Run {stored_command(name)} --replace with eval.exclude_history "
             "set: it then stores enough."
         )
-    advice = f"Run minionerec baseline --baseline.model {name} again."
+    advice = f"Run {stored_command(name)} again."
     lists = read_parquet(folder / f"{config.eval.split}.parquet", ArtifactError, advice)["items"].to_list()
     return [np.array(items, dtype=np.int64) for items in lists]

@@ -8,13 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import polars as pl
+
 from minionerec.artifacts import MANIFEST, Manifest, Recipe, read_json, require, write_json
 from minionerec.config import Config
 from minionerec.data.pairs import PairSet
 from minionerec.errors import ArtifactError, DataError
 from minionerec.scoring.controls import CONTROLS, REFERENCE, missing
 from minionerec.statistics.pair_metrics import ScoredPairs
-from minionerec.statistics.pair_results import compare, measure
+from minionerec.statistics.pair_results import auc_of, compare, measure
 from minionerec.training.scored_pairs import FOLDER, pairs_of_split, read_scores, scored_pairs
 
 NAME = "leaderboard"
@@ -83,12 +86,17 @@ def _board(config: Config, names: Sequence[str], digest: str) -> dict[str, Any]:
             raise DataError(f"{where}: holds other pairs than {config.folder / 'pairs'}. Run minionerec score again.")
         facts[name], scores[name] = recorded.metrics, scored_pairs(frame)
     entries = [_entry(config, name, scores, facts) for name in names]
+    parts = _parts(pairs, rows)
+    for entry in entries:
+        of_part = {part: auc_of(scores[entry["name"]], own, config.score.resamples, config.seed) for part, own in parts.items()}
+        entry["auc_of"] = {part: None if auc is None else auc._asdict() for part, auc in of_part.items()}
     judged = next(iter(scores.values())).judged
     split = {
         "rows": len(rows),
         "users": len(judged),
         "users_judged": int(judged.sum()),
         "likes": int(rows["label"].sum()),
+        "parts": {part: int(own.sum()) for part, own in parts.items()},
         "rows_older_than_history": manifest.metrics[f"{config.score.split}_older_candidates"]
         if config.score.users is None
         else None,
@@ -104,6 +112,13 @@ def _board(config: Config, names: Sequence[str], digest: str) -> dict[str, Any]:
         "entries": sorted(entries, key=lambda entry: -entry["metrics"]["GAUC"]["value"]),
         "left_out": {name: reason for name in CONTROLS if (reason := missing(name, pairs, config)) is not None},
     }
+
+
+def _parts(pairs: PairSet, rows: pl.DataFrame) -> dict[str, np.ndarray]:
+    """The rows by whether the train pairs have the candidate, as a candidate or in a history."""
+    had = pl.concat([pairs.train["candidate"], pairs.train["history"].explode()]).unique()
+    seen = rows["candidate"].is_in(had.implode()).to_numpy()
+    return {"seen": seen, "unseen": ~seen}
 
 
 def _entry(

@@ -17,6 +17,7 @@ import yaml
 
 from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, Recipe, changed_input, require, write_json
 from minionerec.config import BASELINES, FLOORS, PLAIN_FLOORS, Config, run_file
+from minionerec.config.lego import RECIPES
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError
 from minionerec.eval.compare import left_out
@@ -35,6 +36,7 @@ _TRAINED_ON_REQUEST = [name for name in BASELINES if f"eval/{name}" not in _OPTI
 _BASELINES = (
     *(f"baselines/{name}" for name in BASELINES if name not in PLAIN_FLOORS),
     *(f"eval/{name}" for name in _TRAINED_ON_REQUEST),
+    *(folder for name in RECIPES for folder in (f"lego/lists/{name}", f"eval/lego-{name}")),
 )
 _MIXED = (
     *(folder for way in ("mixture", "d3") for stage in ("sft", "rl") for folder in (f"{way}/{stage}", f"eval/{stage}-{way}")),

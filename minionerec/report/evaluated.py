@@ -10,6 +10,7 @@ import numpy as np
 
 from minionerec.artifacts import Manifest, changed_input, content_hash
 from minionerec.config import BASELINES, not_in_key
+from minionerec.config.lego import RECIPES
 from minionerec.data.dataset import SplitName
 from minionerec.errors import ArtifactError, DataError
 from minionerec.eval.compare import align, compare
@@ -20,6 +21,7 @@ Setting = tuple[str, str, str]  # artefact, section, field
 Scale = Literal["sid", "item"]
 SCALES: tuple[Scale, ...] = ("sid", "item")
 FAMILIES = {"HR": "Hit rate", "NDCG": "NDCG", "MRR": "MRR"}
+_LEGO = {"fastformer": "Fastformer", "dcnv2": "DCNv2", "deepfm": "DeepFM", "recformer": "Flat text (as Recformer)"}
 LABELS = {name: baseline.label for name, baseline in BASELINES.items()} | {
     "sft": "SFT",
     "rl": "SFT + RL",
@@ -28,6 +30,7 @@ LABELS = {name: baseline.label for name, baseline in BASELINES.items()} | {
     "sft-d3": "SFT, assisted (D3)",
     "rl-d3": "SFT + RL, assisted (D3)",
     "sft-titles": "SFT, titles grounded (BIGRec)",
+    **{f"lego-{name}": _LEGO.get(name, name.upper()) for name in RECIPES},
 }
 
 

@@ -26,6 +26,8 @@ def score_table(board: Mapping[str, Any], run: str) -> Table:
     table.add_column("score", no_wrap=True)
     for column in COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
+    if parted := bool(split["parts"]["unseen"]):
+        table.add_column("AUC of candidates\nseen, unseen in train", justify="right", no_wrap=True)
     if board["reference"]:
         table.add_column(f"GAUC minus\n{board['reference']}", justify="right", no_wrap=True)
         table.add_column("p", justify="right")
@@ -34,6 +36,8 @@ def score_table(board: Mapping[str, Any], run: str) -> Table:
         of_run = "" if entry["run"] == board["run"] else f" ({entry['run']})"
         name = entry["label"] if entry["kind"] == "control" else f"[bold]{escape(entry['label'] + of_run)}[/]"
         cells = [_cell(entry["metrics"].get(column), column in _WITH_INTERVAL) for column in COLUMNS]
+        if parted:
+            cells.append("\n".join(_cell(entry["auc_of"][part], False) for part in ("seen", "unseen")))
         table.add_row(name, *cells, *(_against(entry) if board["reference"] else ()))
     return table
 
@@ -65,6 +69,8 @@ def caption(board: Mapping[str, Any]) -> str:
             f"{share:.0%} of the pairs have a candidate from before the newest item of the history, which so shows what the "
             "user did afterwards (pairs.order past_only leaves them out)."
         )
+    if unseen := split["parts"]["unseen"]:
+        lines.append(f"{unseen:,} pairs have a candidate that no train pair has (unseen).")
     if one_label := split["users"] - split["users_judged"]:
         lines.append(f"{one_label:,} users have candidates of one label only: they count in AUC, F1 and LogLoss alone.")
     if board["settings"]["ties"] == "last":

@@ -14,6 +14,7 @@ from minionerec.data.dataset import SPLITS, Dataset
 from minionerec.errors import ConfigError
 from minionerec.eval.check_predictions import check_belongs
 from minionerec.eval.exposure import diversity
+from minionerec.eval.listed import LEGO
 from minionerec.eval.lists import EMPTY, RankedLists, cutoffs_within, headline_cutoff
 from minionerec.eval.metrics import measure
 from minionerec.eval.result_json import read_lists
@@ -106,6 +107,9 @@ def read_run(folder: Path, label: str | None = None, only: Collection[str] | Non
         require(folder / name, command)
     stages = {name: Manifest.load(folder / name) for name in _STAGES if (folder / name / MANIFEST).is_file()}
     baselines = {path.parent.name: Manifest.load(path.parent) for path in (folder / "baselines").glob(f"*/{MANIFEST}")}
+    content = {
+        f"{LEGO}{path.parent.name}": Manifest.load(path.parent) for path in (folder / "lego" / "lists").glob(f"*/{MANIFEST}")
+    }
     dataset = Dataset.load(folder / "data")
     index, counts = SidIndex.load(folder / "sid", dataset), {"items": len(dataset.catalog)}
     counts |= {split: len(dataset.split(split)) for split in SPLITS}
@@ -120,6 +124,8 @@ def read_run(folder: Path, label: str | None = None, only: Collection[str] | Non
         made_from = {stage: stages[stage] for stage in ("data", "sid", *_TRAINED.get(name, ())) if stage in stages}
         if name in baselines:
             made_from["baseline"] = baselines[name]
+        if name in content:
+            made_from["lego"] = content[name]
         evaluation = Manifest.load(run.path.parent)
         notes = [warning] if warning else []
         changed = changed_input(folder, evaluation)
@@ -138,7 +144,7 @@ def read_run(folder: Path, label: str | None = None, only: Collection[str] | Non
                 parameters=sizes[-1] if sizes else None,
                 inputs=evaluation.inputs,
                 seconds=sum(one.seconds for one in trainings) if trainings and name not in TRIVIAL_BASELINES else None,
-                milliseconds=made_from.get("baseline", evaluation).metrics.get(MILLISECONDS),
+                milliseconds=made_from.get("baseline", made_from.get("lego", evaluation)).metrics.get(MILLISECONDS),
                 notes=tuple(notes),
                 stale=changed is not None,
             )

@@ -20,7 +20,7 @@ from minionerec.config import Config, ScoreConfig
 from minionerec.data.dataset import Dataset
 from minionerec.data.pairs import PairSet
 from minionerec.distributed import distributed_state, expect_no_gpu, is_main_process
-from minionerec.errors import ConfigError, DataError
+from minionerec.errors import ConfigError
 from minionerec.model import base, checkpoint, pretrained, scratch
 from minionerec.prompts.pairs import NO, YES, PairPrompts, PairWords
 from minionerec.prompts.plain_text import PlainText
@@ -33,7 +33,7 @@ from minionerec.training.checkpoints import MarkComplete, last_checkpoint, write
 from minionerec.training.launch import check_precision, launch_of, split_batch
 from minionerec.training.memory import enough_memory
 from minionerec.training.progress import StepBar
-from minionerec.training.scored_pairs import pairs_of_split, score_recipe, write_scores
+from minionerec.training.scored_pairs import pairs_of_split, refuse_one_sided, score_recipe, write_scores
 
 log = logging.getLogger(__name__)
 FOLDER = "yes-no"
@@ -110,7 +110,7 @@ def user_pairs(rows: pl.DataFrame, prompts: PairPrompts) -> list[UserPairs]:
 
 def _train(config: Config, recipe: Recipe) -> None:
     pairs, index = PairSet.load(config.folder / "pairs"), _index(config)
-    _refuse_one_sided(pairs, config)
+    refuse_one_sided(pairs, config)
     if index is not None and not config.sid.shipped and (config.sid.fusion or config.sid.method == "letter"):
         log.warning(
             "sid.%s: the semantic IDs were shaped by what test users had one after the other. Set sid.collaborative to 0, and "
@@ -152,16 +152,6 @@ def _train(config: Config, recipe: Recipe) -> None:
             steps=trainer.state.global_step,
             **{f"best_valid_{BEST_METRIC}": trainer.state.best_metric},
         )
-
-
-def _refuse_one_sided(pairs: PairSet, config: Config) -> None:
-    for name in ("train", "valid"):
-        labels = pairs.split(name).group_by("user").agg(pl.col("label").n_unique())
-        if not len(labels.filter(label=2)):
-            raise DataError(
-                f"{config.folder / 'pairs'}: no user of the {name} split has both labels, so nothing can be "
-                f"{'learnt' if name == 'train' else 'chosen by GAUC'}. See pairs.test_share, pairs.valid_share."
-            )
 
 
 def training_arguments(config: Config, folder: Path, users: int) -> TrainingArguments:

@@ -53,6 +53,20 @@ def measure(
     return {name: found[name] for name in metric_names(cutoffs) if name in found}
 
 
+def auc_of(pairs: ScoredPairs, rows: np.ndarray, resamples: int, seed: int) -> Interval | None:
+    """AUC over some of the pairs with its 95 % interval, users as units; None if they do not have both labels.
+
+    Args:
+        rows: which, (rows,) bool.
+    """
+    users, labels = np.unique(pairs.users[rows], return_inverse=True)[1], pairs.labels[rows]
+    if len(np.unique(labels)) < 2:
+        return None
+    values = _pooled(ScoredPairs(users, labels, pairs.scores[rows]), False, resamples, seed)["AUC"]
+    low, high = np.nanpercentile(values[1:], [2.5, 97.5])
+    return Interval(float(values[0]), float(low), float(high))
+
+
 def compare(
     before: ScoredPairs, after: ScoredPairs, *, probability: bool, resamples: int, seed: int, ties: Ties = "expected"
 ) -> dict[str, dict[str, Any]]:

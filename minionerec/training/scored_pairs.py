@@ -43,6 +43,21 @@ def pairs_of_split(pairs: PairSet, config: Config) -> pl.DataFrame:
     return rows
 
 
+def refuse_one_sided(pairs: PairSet, config: Config) -> None:
+    """Refuse pairs that no training could learn from, or be chosen by.
+
+    Raises:
+        DataError: train or valid has no user with both labels.
+    """
+    for name in ("train", "valid"):
+        labels = pairs.split(name).group_by("user").agg(pl.col("label").n_unique())
+        if not len(labels.filter(label=2)):
+            raise DataError(
+                f"{config.folder / 'pairs'}: no user of the {name} split has both labels, so nothing can be "
+                f"{'learnt' if name == 'train' else 'chosen by GAUC'}. See pairs.test_share, pairs.valid_share."
+            )
+
+
 def score_recipe(
     config: Config, name: str, settings: Mapping[str, Any] | None = None, inputs: Callable[[], dict[str, str]] = dict
 ) -> Recipe:

@@ -98,6 +98,7 @@ def test_the_leaderboard_has_every_control_and_is_made_once(run):
         "users_judged": 20,
         "likes": 0,
         "rows_older_than_history": 0,
+        "parts": {"seen": 200, "unseen": 0},
     }
     assert not any(fresh for _, fresh in score_controls(run)) and not write_leaderboard(run)[1]
 

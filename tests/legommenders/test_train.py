@@ -1,0 +1,192 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional
+
+from minionerec.artifacts import CHECKPOINTS, Manifest, read_json
+from minionerec.cli import main
+from minionerec.config import Config, LegoConfig, ScoreConfig, SidConfig
+from minionerec.errors import ArtifactError, ConfigError, DataError
+from minionerec.eval.pair_leaderboard import read_leaderboard, write_leaderboard
+from minionerec.legommenders import train
+from minionerec.legommenders.caches import CachedScores
+from minionerec.legommenders.examples import draw_negatives, histories
+from minionerec.legommenders.train import load_lego, load_task, make_model, score_lego, train_lego
+from minionerec.report.lego_table import cost_rows
+from minionerec.training import epochs as loop
+from tests.legommenders.parts import lego as small
+from tests.scoring.data import planted, save
+from tests.small import write_config
+
+OPTIONS = {"task": "pairs", "scheme": "ranking", "width": 32, "dropout": 0.0, "learning_rate": 1e-2, "epochs": 8}
+
+
+def config_of(folder, **fields):
+    options = {"item": "pooling", "user": "additive", "hidden": 16, "fields": ["title"], **OPTIONS, **fields}
+    lego = LegoConfig(**{name: value for name, value in options.items() if value is not None})
+    return Config(name="planted", out=str(folder), lego=lego, sid=SidConfig(encoder="tfidf"), score=ScoreConfig(resamples=60))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of pairs whose label is a shared genre; the candidates of test users are items that no train user has."""
+    folder = tmp_path_factory.mktemp("lego")
+    save(planted("genre", unseen=True), folder)
+    train_lego(config_of(folder))
+    return folder
+
+
+def test_texts_rank_unseen_items_and_a_table_of_ids_cannot(run):
+    texts = score_lego(config_of(run), "pooling-additive-dot")[0]
+    assert texts.metrics["AUC"] > 0.9 and texts.metrics["scale"] == "logit"
+    ids = config_of(run, item="id", fields=None, epochs=3)
+    train_lego(ids)
+    assert score_lego(ids, "id-additive-dot")[0].metrics["AUC"] < 0.6
+
+
+def test_scores_stand_in_the_table_of_pairs_split_by_what_training_has_seen(run):
+    score_lego(config_of(run), "pooling-additive-dot")
+    write_leaderboard(config_of(run))
+    board = read_leaderboard(run)
+    [entry] = [entry for entry in board["entries"] if entry["name"] == "lego-pooling-additive-dot"]
+    assert entry["label"] == "pooling-additive-dot (pooling/additive/dot, ranking)" and entry["kind"] == "model"
+    assert board["split"]["parts"] == {"seen": 0, "unseen": board["split"]["rows"]}
+    assert entry["auc_of"] == {"seen": None, "unseen": entry["metrics"]["AUC"]}
+    [cost] = [row for row in cost_rows(run, "pairs") if row["title"] == "pooling-additive-dot"]
+    assert cost["auc"] == pytest.approx(entry["metrics"]["AUC"]["value"]) and cost["grams_co2e"] is cost["apc"] is None
+    assert cost["parameters"] > 0 and cost["cpu_seconds"] > 0
+
+
+def test_a_finished_training_is_current_and_resumes_to_the_same_weights(run, tmp_path, monkeypatch):
+    short = {"epochs": 3, "dropout": 0.1}
+    folders = [tmp_path / name for name in ("whole", "broken")]
+    for folder in folders:
+        save(planted("genre", users=40, unseen=True), folder)
+    whole, broken = (config_of(folder, **short) for folder in folders)
+    train_lego(whole)
+    with monkeypatch.context() as patched:
+        original, stored = loop.store, []
+
+        def stop(*arguments):
+            original(*arguments)
+            stored.append(arguments)
+            raise KeyboardInterrupt
+
+        patched.setattr(loop, "store", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_lego(broken)
+    partial = tmp_path / "broken/lego/pairs/pooling-additive-dot.partial"
+    assert (partial / CHECKPOINTS / "state.safetensors").is_file()
+    train_lego(broken)
+    ours, theirs = (folder / "lego/pairs/pooling-additive-dot" for folder in folders)
+    assert (ours / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
+    logs = [[json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()] for folder in (ours, theirs)]
+    courses = [[(entry["loss"], entry["valid GAUC"]) for entry in log] for log in logs]
+    assert courses[0] == courses[1] and len(courses[0]) == 3
+    assert not train_lego(whole)[1]
+    with pytest.raises(ConfigError, match=r"lego.epochs: 3 there, 2 now"):
+        train_lego(config_of(folders[0], **{**short, "epochs": 2}))
+
+
+def test_matching_with_all_negatives_is_the_full_softmax(run):
+    task = load_task(config_of(run))
+    config = config_of(run, scheme="matching", negatives=int(60 - np.diff(task.examples.had.starts).max()))
+    model, examples = make_model(config, task).eval(), task.examples
+    rows = examples.rows["train"].take(np.flatnonzero(examples.labels["train"] == 1)[:5])
+    scores = CachedScores(model, examples.items, torch.device("cpu")).catalog(rows)[:, 1:]
+    for row, user in enumerate(rows.user.tolist()):
+        free = examples.items - len(examples.had[user])
+        drawn = draw_negatives(examples, np.array([user]), free, np.random.default_rng(0))
+        candidates = torch.from_numpy(np.concatenate([rows.target[row : row + 1].astype(np.int64) - 1, drawn[0]]))[None]
+        ours = train._loss(model(histories(rows.take(np.array([row]))), candidates), np.ones(1), config.lego)
+        others = np.setdiff1d(examples.had[user], [rows.target[row] - 1])  # no softmax counts what the user had, too
+        full = scores[row].clone()
+        full[torch.from_numpy(others)] = -torch.inf
+        expected = functional.cross_entropy(full[None], torch.tensor([int(rows.target[row]) - 1]))
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_ranking_learns_from_labels_and_from_drawn_items(run):
+    logits = torch.tensor([[2.0], [-1.0]])
+    on_pairs = train._loss(logits, np.array([1, 0]), config_of(run).lego)
+    torch.testing.assert_close(on_pairs, functional.binary_cross_entropy_with_logits(logits[:, 0], torch.tensor([1.0, 0.0])))
+    drawn = torch.tensor([[2.0, 0.5, -1.0]])
+    on_lists = train._loss(drawn, np.array([1]), config_of(run, task="lists").lego)
+    torch.testing.assert_close(on_lists, functional.binary_cross_entropy_with_logits(drawn, torch.tensor([[1.0, 0.0, 0.0]])))
+
+
+def test_a_damaged_or_foreign_model_is_not_scored(run, tmp_path):
+    folder = tmp_path / "run"
+    save(planted("genre", users=40, seed=1), folder)
+    with pytest.raises(ArtifactError, match=r"Make it first: minionerec lego --lego.task pairs"):
+        score_lego(config_of(folder), "naml")
+    train_lego(config_of(folder, epochs=1))
+    assert load_lego(config_of(folder), "pooling-additive-dot").lego.width == 32
+    save(planted("genre", users=40, seed=2), folder)
+    with pytest.raises(ArtifactError, match="was made from another pairs than the one in this run"):
+        score_lego(config_of(folder), "pooling-additive-dot")
+
+
+def test_what_cannot_be_learnt_is_refused_and_nothing_is_left(tmp_path):
+    pairs = planted("genre", users=40)
+    save(replace(pairs, valid=pairs.valid.filter(label=1)), tmp_path / "one-sided")
+    save(pairs, tmp_path / "run")
+    for config, error, message in (
+        (config_of(tmp_path / "one-sided"), DataError, "no user of the valid split has both labels"),
+        (
+            config_of(tmp_path / "run", fields=["brand"]),
+            DataError,
+            "names brand, which no item of .*pairs has; .*: title",
+        ),
+        (config_of(tmp_path / "run", scheme="matching", negatives=59), DataError, "lego.negatives is 59, but user"),
+        (config_of(tmp_path / "nothing"), ArtifactError, "minionerec pairs prepare"),
+        (config_of(tmp_path / "run", task="lists"), ArtifactError, "minionerec data prepare"),
+    ):
+        with pytest.raises(error, match=message):
+            train_lego(config)
+    assert not [*tmp_path.glob("*/lego/**/*.partial"), *tmp_path.glob("*/lego/*/*/")]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"task": "pairs", "scheme": "ranking", "negatives": 2}, "ranking on pairs learns from their labels"),
+        ({"task": "pairs", "top": 10}, "lego.task is pairs: there are no lists"),
+        ({"item_lr": 1e-4}, "no layer of a language model trains"),
+        ({"item": "id", "user": "pooling", "vocabulary": 500}, "lego.vocabulary is 500, but none of the parts"),
+    ],
+)
+def test_options_that_nothing_would_read_are_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        LegoConfig(**fields)
+
+
+def test_a_name_for_every_cell():
+    assert LegoConfig(recipe="nrms").title == "nrms" and LegoConfig(recipe="nrms", item="attention").title == "nrms"
+    assert LegoConfig(recipe="nrms", item="cnn").title == "cnn-attention-dot"
+    assert small("pooling", "pooling", "pnn").loss == "ranking" and LegoConfig(recipe="miner").loss == "matching"
+
+
+def test_the_command_ranks_the_catalog_beside_the_other_recommenders(tmp_path, capsys):
+    path = str(write_config(tmp_path, lego={"recipe": "bst", "heads": 2, "layers": 1, "width": 16, "history": 6, "epochs": 2}))
+    assert main(["lego", "--config", path, "--green.watts", "40", "--green.grams_per_kwh", "400"]) == 0
+    printed = capsys.readouterr().out
+    run = tmp_path / "run"
+    lists = pl.read_parquet(run / "lego/lists/bst/test.parquet")
+    metrics, manifest = read_json(run / "eval/lego-bst/metrics.json"), Manifest.load(run / "lego/lists/bst")
+    for metric in ("HR@10", "NDCG@10"):  # by the ranks of the stage, and by the lists through the metric code of evaluation
+        assert metrics["item"][metric]["value"] == pytest.approx(manifest.metrics[f"test {metric}"], abs=1e-12)
+    assert manifest.metrics["test AUC"] == pytest.approx(1 - lists["rank"].mean() / 47)
+    assert (
+        "lego-bst" in printed
+        and "Emissions assumed: 40 W, 400 g CO2e per kWh" in printed
+        and "pooling/transformer/dot" in printed
+    )
+    assert load_file(run / "lego/lists/bst/model.safetensors") and manifest.metrics["grams_co2e"] > 0
+    assert main(["lego", "--config", str(run)]) == 0 and "up to date" in capsys.readouterr().out
+    assert main(["baseline", "table", str(run)]) == 0 and "BST" in capsys.readouterr().out
