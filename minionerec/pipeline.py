@@ -326,11 +326,15 @@ def _on_main_each(stage: Callable[[], Iterator[Finished]]) -> Iterator[Finished]
 def set_up(threads: int) -> None:
     """Cap the threads of the numerical libraries, before the first of them is imported, and switch off their chatter.
 
-    More than two threads per core wait for one another: with 128 threads on two cores a training of 30 seconds never ends.
+    More than two threads per core wait for one another: with 128 threads on two cores a training of 30 seconds never ends. An
+    OMP_NUM_THREADS in the environment is the number for all libraries: torch computes with MKL_NUM_THREADS if that is another.
     """
     if threads > 2 * (cores := available_cores()):
         log.warning("threads %d is lowered to %d, the cores of this machine: more would wait for one another.", threads, cores)
         threads = cores
+    chosen = os.environ.get("OMP_NUM_THREADS", "")
+    if chosen.isdecimal():
+        threads = int(chosen)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):
         os.environ.setdefault(name, str(threads))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

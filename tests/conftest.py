@@ -3,6 +3,7 @@
 import functools
 import gc
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def _is_fast(file: Path) -> bool:
 
 @functools.cache
 def _forks(file: str) -> bool:
-    return "forked(" in Path(file).read_text("utf-8")
+    return re.search(r"^from tests\.launch import .*\bforked\b", Path(file).read_text("utf-8"), re.MULTILINE) is not None
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -144,3 +144,14 @@ def test_more_threads_than_the_cores_can_run_are_lowered(monkeypatch, caplog, th
     pipeline.set_up(threads)
     assert os.environ["OMP_NUM_THREADS"] == os.environ["POLARS_MAX_THREADS"] == used
     assert (f"threads {threads} is lowered to 2, the cores of this machine" in caplog.text) == (used != str(threads))
+
+
+def test_a_chosen_number_of_threads_is_that_of_all_libraries(monkeypatch):
+    """Torch takes MKL's: two processes with two threads each once spun for a hundred seconds instead of computing for nine."""
+    names = ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as torch's launcher sets it
+    for name in names:
+        monkeypatch.setenv(name, "")  # restored afterwards
+        monkeypatch.delenv(name)
+    pipeline.set_up(2)
+    assert [os.environ[name] for name in names] == ["1"] * 3
