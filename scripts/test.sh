@@ -2,7 +2,7 @@
 # Installs what is missing and runs the test suite; arguments go to pytest.
 #
 #   bash scripts/test.sh                 all tests but the slow ones, on two workers; each takes whole files (-n N: on N)
-#   bash scripts/test.sh -m slow         the slow ones
+#   bash scripts/test.sh -m slow         the slow ones, and all examples of properties, of which the others draw a third
 #   bash scripts/test.sh -m fast         quick ones that build no model
 #   bash scripts/test.sh tests/x.py -k y some tests; without workers, whose start takes longer than a few tests
 set -euo pipefail

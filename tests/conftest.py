@@ -52,7 +52,11 @@ LONGEST = [
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """No example of the package is fast: their modules import torch."""
+    """All examples of hypothesis with `-m slow`; no example of the package is fast, as their modules import torch."""
+    if config.option.markexpr == "slow":
+        from tests import examples
+
+        examples.ALL = True
     if config.option.markexpr == "fast" and config.args_source is pytest.Config.ArgsSource.TESTPATHS:
         config.args = [str(TESTS)]
 
@@ -94,8 +98,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ForkedTogether(config, log)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first; without a GPU, skip what needs one."""
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marks
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The longest files first; without a GPU, skip what needs one; properties are slow, too, if asked about all examples."""
+    if config.option.markexpr == "slow":
+        for item in items:
+            if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+                item.add_marker("slow")
     on_gpu = [item for item in items if item.get_closest_marker("cuda")]
     if on_gpu and not sys.modules["torch"].cuda.is_available():  # whoever needs a GPU has imported it
         for item in on_gpu:

@@ -219,7 +219,8 @@ class OpenBodies:
             if (self._stopping or began <= latest) and task not in self._cut_off:
                 self._cut_off.add(task)
                 task.cancel()
-        self._timer = loop.call_later(self.seconds / 2, self._look) if self._began else None
+        again = self._began and not self._stopping  # a body that begins later has a look of its own
+        self._timer = loop.call_later(self.seconds / 2, self._look) if again else None
 
 
 def _too_large(settings: ServeConfig) -> RefusedError:

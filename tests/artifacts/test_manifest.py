@@ -5,11 +5,12 @@ import os
 import time
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from minionerec.artifacts import MANIFEST, Manifest, Recipe, file_hash, files, require
 from minionerec.errors import ArtifactError
+from tests.examples import examples
 
 pytestmark = pytest.mark.fast
 
@@ -33,7 +34,7 @@ def artefact(tmp_path_factory):
     return chosen
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_flipped_bit_of_any_file_is_found(artefact, data):
     name = data.draw(st.sampled_from(["model/weights", "log.jsonl", MANIFEST]))

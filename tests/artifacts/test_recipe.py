@@ -31,6 +31,7 @@ from minionerec.artifacts import (
 )
 from minionerec.errors import ArtifactError, ConfigError
 from tests.artifacts.toy_artifact import is_current, names, recipe, write, writing
+from tests.examples import examples
 from tests.launch import ROOT
 
 
@@ -422,14 +423,16 @@ def test_stopped_at_any_step_the_next_run_finishes(tmp_path, case, stride):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+WORDS = st.text(max_size=5)
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=4),
+    st.none() | st.booleans() | st.integers() | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=4),
     max_leaves=10,
 )
 
 
-@given(st.dictionaries(st.text(), VALUES, max_size=5))
+@examples(100)
+@given(st.dictionaries(WORDS, VALUES, max_size=5))
 def test_content_hash_ignores_dictionary_order(values):
     def reverse(value):
         if isinstance(value, dict):

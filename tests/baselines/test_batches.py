@@ -1,14 +1,15 @@
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minionerec.baselines.batches import partners
 from tests.baselines.models import LENGTH, batch_of, rows_of
+from tests.examples import examples
 
 histories = st.lists(st.lists(st.integers(1, 30), max_size=LENGTH), min_size=1, max_size=30)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(histories, st.sampled_from(["packed", "padded"]), st.sampled_from(["left", "right"]))
 def test_every_history_lies_whole_in_one_row_and_ends_at_its_readout(some, layout, side):
     batch = batch_of(rows_of(some), layout, side)
@@ -36,7 +37,7 @@ def test_every_history_lies_whole_in_one_row_and_ends_at_its_readout(some, layou
     assert items[batch.cells().numpy()].tolist() == [item for history in some for item in history]
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(histories)
 def test_packing_leaves_little_room(some):
     some = [history for history in some if history] or [[1]]

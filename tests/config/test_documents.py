@@ -2,7 +2,7 @@ import contextlib
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minionerec import presets
@@ -10,6 +10,7 @@ from minionerec.cli import main
 from minionerec.config.documents import DocumentError, LimitError, _PlainLoader, _value, parse_json, parse_yaml
 from minionerec.errors import DataError
 from minionerec.eval.lists import RankedLists
+from tests.examples import examples
 
 pytestmark = pytest.mark.fast
 
@@ -62,7 +63,7 @@ def test_honest_aliases_and_merges_are_read():
     assert parse_yaml("") is None
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.text(st.sampled_from("[]{}:,-&*!|>'\"#a1 \n"), max_size=40))
 def test_no_text_ends_in_another_error(text):
     with contextlib.suppress(DocumentError):
@@ -79,7 +80,7 @@ WORDS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) |
 KEYS = st.text(max_size=8)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.recursive(WORDS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=8))
 def test_what_yaml_writes_is_read_as_the_loader_in_python_reads_it(values):
     text = yaml.safe_dump(values, allow_unicode=True)

@@ -3,13 +3,14 @@ from collections import Counter
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minionerec.config import DataConfig
 from minionerec.data import prepare, times
 from minionerec.data.filters import Part, encode, k_core, select
 from minionerec.errors import DataError
+from tests.examples import examples
 
 pytestmark = pytest.mark.fast
 
@@ -25,7 +26,7 @@ def slow_k_core(pairs, user_k, item_k):
         left = stays
 
 
-@settings(max_examples=120, deadline=None)
+@examples(120)
 @given(
     pairs=st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=80),
     user_k=st.integers(1, 5),
@@ -36,7 +37,7 @@ def test_k_core_equals_the_naive_loop(pairs, user_k, item_k):
     assert np.flatnonzero(k_core(user, item, user_k, item_k)).tolist() == slow_k_core(pairs, user_k, item_k)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     rows=st.lists(st.tuples(st.sampled_from("uvwxyz"), st.integers(0, 5), st.integers(0, 9)), max_size=60),
     parts=st.integers(1, 4),
@@ -176,7 +177,7 @@ def slow_chronological(rows, parts, max_history):
     return examples[:first], examples[first:second], examples[second:]
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(
     rows=st.lists(st.tuples(st.sampled_from("uvw"), st.sampled_from("abcd"), st.integers(1, 9)), min_size=1, max_size=40),
     parts=st.sampled_from([[8, 1, 1], [1, 1, 1], [3, 0, 1]]),

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from minionerec.data.dataset import SPLIT_SCHEMA
 from minionerec.data.holdout import held_out_rows, is_drawn
 from minionerec.errors import DataError
+from tests.examples import examples
 
 pytestmark = pytest.mark.fast
 
@@ -19,6 +20,7 @@ def training_rows(users):
 SOME = st.lists(st.integers(1, 4), min_size=30, max_size=60)
 
 
+@examples(100)
 @given(SOME, st.integers(0, 99))
 def test_all_rows_of_drawn_users_and_of_no_other(users, seed):
     train = training_rows(users)
@@ -27,6 +29,7 @@ def test_all_rows_of_drawn_users_and_of_no_other(users, seed):
     assert not set(held["user"]) & set(train.join(held, on=["user", "position"], how="anti")["user"])
 
 
+@examples(100)
 @given(SOME, st.integers(0, 99))
 def test_the_last_row_of_each_user_who_has_several(users, seed):
     train = training_rows([*users, 2])
@@ -35,6 +38,7 @@ def test_the_last_row_of_each_user_who_has_several(users, seed):
     assert set(zip(held["user"], held["position"], strict=True)) == expected
 
 
+@examples(100)
 @given(st.text(min_size=1), st.floats(0.01, 1), st.floats(0.01, 1), st.integers(0, 2**32 - 1))
 def test_a_larger_share_draws_the_users_of_a_smaller_one(user, share, other, seed):
     assert is_drawn(user, min(share, other), seed) <= is_drawn(user, max(share, other), seed)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from minionerec.config import Config, DataConfig
@@ -16,6 +16,7 @@ from minionerec.data.bad_rows import Problems
 from minionerec.data.dataset import SPLITS, Dataset
 from minionerec.data.texts import readable_column
 from minionerec.errors import ConfigError, DataError
+from tests.examples import examples
 from tests.shared import shared
 from tests.small import random_dataset
 
@@ -59,7 +60,7 @@ def test_the_real_files_there_and_back(tmp_path, category):
     assert manifest.metrics["texts_with_markup"] == COUNTS[category]["markup"]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10**6), users=st.integers(3, 12), items=st.integers(4, 20))
 def test_round_trips_lose_nothing(tmp_path_factory, seed, users, items):
     dataset, index = random_dataset(users, items, seed)

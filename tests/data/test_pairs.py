@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minionerec.artifacts import Manifest
@@ -15,6 +15,7 @@ from minionerec.data.bad_rows import Problems
 from minionerec.data.dataset import INTERACTION_SCHEMA, SPLITS
 from minionerec.data.pairs import PairSet, draw, purchases, rated, rule_of, sequences
 from minionerec.errors import ArtifactError, ConfigError, DataError
+from tests.examples import examples
 from tests.small import SEQUENCES, leave_one_out, write_config
 
 pytestmark = pytest.mark.fast
@@ -51,7 +52,7 @@ def obvious(data, past_only):
     return found
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(rows=ROWS, past_only=st.booleans())
 def test_rated_equals_the_obvious_loop(rows, past_only):
     data = dataset(rows)
@@ -79,7 +80,7 @@ def test_rated_equals_the_obvious_loop(rows, past_only):
         assert (had, likes, labelled) == (len(of_item), sum(r > 3 for r in of_item), sum(r != 3 for r in of_item))
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(
     rows=ROWS, seed=st.integers(0, 5), per_label=st.integers(1, 3), test_rows=st.integers(1, 12), train_rows=st.integers(0, 9)
 )
@@ -116,7 +117,7 @@ def test_the_walk_draws_whole_users_for_disjoint_splits(rows, seed, per_label, t
     assert all(frames[name].equals(again.splits[name]) for name in SPLITS)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(rows=ROWS, seed=st.integers(0, 3))
 def test_purchases_never_draw_what_the_user_has_had(rows, seed):
     try:

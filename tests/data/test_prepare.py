@@ -4,7 +4,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minionerec.artifacts import MANIFEST, Manifest, Recipe, cache_folder
@@ -12,6 +12,7 @@ from minionerec.config import Config, DataConfig
 from minionerec.data import prepare, sources
 from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, SPLITS, Dataset
 from minionerec.errors import ArtifactError, ConfigError, DataError
+from tests.examples import examples
 
 pytestmark = pytest.mark.fast
 
@@ -48,7 +49,7 @@ def slow_split(rows, max_history, minimum):
     return splits, duplicates, short
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     rows=st.lists(st.tuples(st.sampled_from("xyz"), st.sampled_from("abcdef"), st.integers(0, 5)), max_size=40),
     max_history=st.integers(1, 6),

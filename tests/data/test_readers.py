@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minionerec.config import DataConfig
@@ -17,6 +17,7 @@ from minionerec.data.bad_rows import Problems
 from minionerec.data.checks import Frames
 from minionerec.data.readers import MOVIELENS_GENRES
 from minionerec.errors import DataError
+from tests.examples import examples
 from tests.shared import shared
 
 pytestmark = pytest.mark.fast
@@ -388,7 +389,7 @@ def test_every_reader_gives_words_to_the_encoder(tmp_path, form):
 TITLES = [st.text(st.sampled_from(letters), max_size=6).map(lambda text: f"x{text}") for letters in ('ab",\t', 'ab",\n')]
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(titles=st.one_of(*(st.lists(title, min_size=1, max_size=4) for title in TITLES)), ending=st.sampled_from(["\n", "\r\n"]))
 def test_quoted_fields_of_recbole_files(titles, ending):
     """What pandas would write reads as what it was, with tabs, line breaks and quotes inside."""
@@ -477,7 +478,7 @@ CLICKS = st.lists(
 )
 
 
-@settings(max_examples=5, deadline=None)
+@examples(5)
 @given(clicks=CLICKS, title=st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), max_size=4))
 def test_every_form_of_a_table_reads_alike(clicks, title):
     """csv, gzipped csv, parquet, lines of JSON, RecBole: the same rows give the same interactions and items."""

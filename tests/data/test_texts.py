@@ -4,10 +4,11 @@ import json
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minionerec.data import texts
+from tests.examples import examples
 
 pytestmark = pytest.mark.fast
 
@@ -15,14 +16,14 @@ LETTERS = st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zs", "Zl
 WORDS = st.text(LETTERS, min_size=1).filter(lambda word: word not in texts.MISSING)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(words=st.lists(WORDS, max_size=5), write=st.sampled_from([repr, json.dumps]))
 def test_a_list_as_text_is_its_entries(words, write):
     assert texts.prose(write(words)) == " ".join(words)
     assert texts.prose(write([words, None] if write is json.dumps else [words]), ", ") == ", ".join(words)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(text=st.text(st.characters(codec="utf-8", exclude_characters="&<[\t\r\n"), max_size=20))
 def test_text_without_markup_stays_as_it_is(text):
     column = pl.Series([text])
@@ -31,7 +32,7 @@ def test_text_without_markup_stays_as_it_is(text):
     assert texts.readable_column(column)[0] == ("" if expected in texts.MISSING else expected)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(text=st.text(st.sampled_from("ab<>/&;#x1 pbi'\"[],"), max_size=30))
 def test_what_is_readable_stays_readable(text):
     once = texts.readable_column(pl.Series([text]))

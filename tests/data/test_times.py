@@ -5,7 +5,7 @@ from decimal import Decimal
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minionerec.config import DataConfig
@@ -13,6 +13,7 @@ from minionerec.data import readers, times
 from minionerec.data.bad_rows import Problems
 from minionerec.data.prepare import build_dataset
 from minionerec.errors import DataError
+from tests.examples import examples
 
 pytestmark = pytest.mark.fast
 
@@ -23,7 +24,7 @@ def exact(stamps: pl.Series) -> list[Decimal]:
     return [Decimal(value) / unit for value in stamps.to_physical().to_list()]
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(
     values=st.lists(st.decimals(1_000_000_000, 2_000_000_000, places=9) | st.decimals(1, 9, places=2), min_size=1, max_size=8),
     places=st.integers(0, 9),
@@ -33,7 +34,7 @@ def test_numbers_keep_every_digit(values, places):
     assert exact(times.read(pl.Series([f"{value:f}" for value in values]))) == values
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(
     moments=st.lists(st.datetimes(datetime(1970, 1, 2), datetime(2200, 1, 1)), min_size=1, max_size=6),
     minutes=st.integers(-14 * 60, 14 * 60),

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from minionerec.eval import level_tables
@@ -16,6 +16,7 @@ from minionerec.eval.predictions import Prediction
 from minionerec.eval.result_json import read_released
 from minionerec.statistics.ranking import hit_rate, mrr, ndcg
 from tests.eval import brute
+from tests.examples import examples
 
 CUTOFFS = (1, 2, 3, 5, 10, 50)
 NOT_SIDS = ("", "<a_1>", "hello", "<b_1><a_1>", "<a_1><b_2><c_3><d_4>", "<a_x><b_1>", "<a_1> <b_1>")
@@ -44,7 +45,7 @@ def as_released(records):
     ]  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(released_records())
 def test_the_released_json(tmp_path, records):
     path = tmp_path / "result.json"
@@ -86,7 +87,7 @@ def our_predictions(draw):
     return examples
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(our_predictions())
 def test_tied_items_and_short_lists(predictions):
     records = [(tuple(example.target_sid), [tuple(sid) for sid in example.sids]) for example in predictions]
@@ -101,7 +102,7 @@ def test_tied_items_and_short_lists(predictions):
     assert [row["lost"] for row in metrics.lost] == pytest.approx(brute.lost(records))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(our_predictions())
 def test_calibration_sums_the_probability_of_each_prefix(predictions):
     lists = RankedLists.of(predictions)

@@ -4,7 +4,7 @@ from itertools import pairwise
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minionerec.data.interactions import training_interactions
@@ -30,6 +30,7 @@ from minionerec.sid.index import SidIndex
 from minionerec.statistics.differences import differences
 from tests import small
 from tests.eval.samples import prediction
+from tests.examples import examples
 
 pytestmark = pytest.mark.fast
 
@@ -132,7 +133,7 @@ def evidence_literally(dataset, history, target):
     return "seen item" if any(target in items for items in train.values()) else "cold"
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.lists(st.lists(st.integers(0, 7), min_size=3, max_size=7), min_size=1, max_size=6), st.integers(1, 4))
 def test_what_training_shows_against_the_sequences(sequences, max_history):
     data = small.leave_one_out({f"u{number}": items for number, items in enumerate(sequences)}, 8, max_history)

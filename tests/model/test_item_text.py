@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minionerec.config import Config, EvalConfig, ModelConfig, SftConfig
@@ -28,6 +28,7 @@ from minionerec.tree import (
 )
 from minionerec.tree.leaf_component import branch_logprobs, check_leaves, mixed
 from minionerec.tree.prompt_cache import PromptCache
+from tests.examples import examples
 from tests.small import random_dataset, untrained_model
 
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "layers": 2, "heads": 2, "vocabulary": 300}
@@ -64,7 +65,7 @@ def catalogs(draw):
 
 
 @given(catalogs(), st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=9), min_size=1, max_size=4))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_tokens_that_complete_a_sid_in_trees_and_in_plain_texts(sid_tokens, texts):
     table = ItemTexts(len(sid_tokens), 3, 2)
     table.sid_tokens.copy_(sid_tokens)

@@ -1,12 +1,13 @@
 import string
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minionerec.config import ModelConfig
 from minionerec.model import checkpoint, scratch
 from minionerec.prompts.builder import tokenizer_corpus
+from tests.examples import examples
 from tests.small import random_dataset
 
 DATASET, INDEX = random_dataset()
@@ -24,7 +25,7 @@ def both(tmp_path_factory):
     return tokenizer, checkpoint.load(folder)[1]
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.lists(TEXT | st.sampled_from([INDEX.text(item) for item in range(5)]), max_size=4).map("".join))
 def test_saved_and_loaded_it_gives_the_same_tokens_and_any_text_comes_back(both, text):
     trained, loaded = both

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minionerec.config import ModelConfig, PromptsConfig
@@ -12,6 +12,7 @@ from minionerec.errors import CatalogError, ConfigError, DataError
 from minionerec.model import checkpoint, scratch
 from minionerec.prompts.builder import Prompts, tokenizer_corpus
 from minionerec.sid.index import SidIndex
+from tests.examples import examples
 from tests.small import random_dataset
 
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -34,7 +35,7 @@ def prompts():
     return Prompts(dataset, index, tokenizer)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     fields=st.sampled_from(STYLES),
     limit=st.none() | st.integers(20, 160),

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
@@ -14,6 +14,7 @@ from minionerec.errors import ConfigError
 from minionerec.model import checkpoint, scratch
 from minionerec.prompts.builder import Prompts, tokenizer_corpus
 from minionerec.prompts.plain_text import PlainText
+from tests.examples import examples
 from tests.small import listed_examples, random_dataset
 
 DECOY = "title <a_1><b_2> decoy <|endoftext|> end <|pad|><<a_3>"
@@ -56,7 +57,7 @@ def test_other_texts_stay_as_they_are(prompts, plain):
     assert replace(prompts, dataset=dataset).texts_with_tokens == 0
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.lists(st.sampled_from(["<", ">", "a_1", "<a_1>", "<z_99>", "<|endoftext|>", "<|pad|>", " ", "|", "x"]), max_size=8))
 def test_whatever_a_text_is_made_of_no_token_is_left(prompts, plain, parts):
     text = "".join(parts)

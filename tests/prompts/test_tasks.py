@@ -3,7 +3,7 @@ from dataclasses import replace
 import hypothesis
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minionerec.config import DEFAULT_TASKS, RELEASED_TASKS, TASKS, ModelConfig, PromptsConfig
@@ -12,6 +12,7 @@ from minionerec.model import checkpoint, scratch
 from minionerec.prompts.builder import Prompts, tokenizer_corpus
 from minionerec.prompts.tasks import Words, examples_of
 from minionerec.sft.trees import build_trees, examples_by_task
+from tests.examples import examples
 from tests.small import listed_examples, random_dataset
 
 RELEASED = PromptsConfig(style="alpaca", wording="released", category="industrial and scientific item")
@@ -217,7 +218,7 @@ def test_sft_rl_and_evaluation_use_the_same_prompts(parts, task, prompts):
     assert sorted(tuple(e.prompt) for e in rl) == sorted(evaluation)
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @hypothesis.example(limit=92, style="alpaca", task="history_title_to_title")
 @given(limit=st.integers(24, 160), style=st.sampled_from(["plain", "alpaca"]), task=st.sampled_from(list(TASKS)))
 def test_what_is_too_long_loses_whole_items_or_words(parts, limit, style, task):

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import minionerec
@@ -20,6 +20,7 @@ from minionerec.recommend.recommender import Recommender
 from minionerec.tree import SearchGraphs
 from minionerec.tree.capture import CallRecorder
 from tests import small
+from tests.examples import examples
 
 HISTORY = [0, 5, 7]
 
@@ -127,7 +128,7 @@ def test_alone_and_in_any_batch_a_history_has_the_same_list(make, normalise_over
         assert (alone.exact, alone.beams) == (ours.exact, ours.beams)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(data=st.data())
 def test_filters_are_the_whole_list_without_what_does_not_pass(recommender, data):
     """Against brute force: without a filter all 20 items are listed, and their scores do not depend on the filter."""

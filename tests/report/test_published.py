@@ -20,6 +20,7 @@ from minionerec.report.published import (
     summary,
 )
 from minionerec.statistics.ranking import per_user
+from tests.examples import examples
 from tests.shared import shared
 
 pytestmark = pytest.mark.fast
@@ -77,6 +78,7 @@ def test_the_reward_rows_are_the_shared_ones_and_their_contradictions_are_found(
     assert "sibling, 2 epochs in HR@10 is +13.9 % over it and +4.0 % over the logged row" in sentence
 
 
+@examples(100)
 @given(st.integers(1, 20_000), st.data())
 def test_a_rounded_count_is_never_flagged_and_half_a_hit_is(rows, data):
     hits = data.draw(st.integers(0, rows))
@@ -101,6 +103,7 @@ def test_the_drop_off_tables_to_the_last_digit(tables):
             assert {step: round(share, 4) for step, share in ours[stage].items()} == theirs
 
 
+@examples(100)
 @given(st.lists(st.one_of(st.integers(0, 30).map(float), st.just(float("inf"))), min_size=1, max_size=200))
 def test_real_results_are_never_flagged(ranks):
     row = {name: round(float(values.mean()), 4) for name, values in per_user(ranks, (1, 3, 5, 10, 20)).items()}

@@ -12,6 +12,7 @@ from minionerec.config import Config, RewardName, RlConfig
 from minionerec.errors import ArtifactError, CatalogError
 from minionerec.rl import rewards
 from minionerec.rl.rewards import Context, collaborative, popularity, prefix, ranking, ranking_only, rule, semantic
+from tests.examples import examples
 from tests.launch import ROOT
 from tests.small import random_dataset
 
@@ -71,6 +72,7 @@ def test_the_released_numbers():
     assert advantages(ranking, 16) == [0] * 16
 
 
+@examples(100)
 @given(st.integers(2, 32), st.data())
 def test_only_the_hit_is_rewarded_and_higher_misses_cost_more(size, data):
     hit = data.draw(st.integers(0, size - 1))

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minionerec.config import RlConfig
@@ -16,6 +16,7 @@ from minionerec.rl.objectives import sdpo_loss
 from minionerec.rl.rollouts import uniform_negatives
 from minionerec.rl.step import Step
 from minionerec.tree import CatalogTrie
+from tests.examples import examples
 from tests.rl.toy import G, rows_of, scored_rollouts, trainer_of, trie_of
 
 UNIFORM = {"objective": "sdpo", "add_target": True, "rollouts": "uniform", "rewards": {"rule": 1.0}}
@@ -25,7 +26,7 @@ def trie_of_size(size):
     return CatalogTrie.from_codes(np.stack([np.arange(size) // 8, 100 + np.arange(size) % 8], axis=1))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.integers(2, 8), st.floats(0.1, 3), st.floats(0.1, 49), st.integers(0, 2**20))
 def test_the_loss_is_the_naive_sum_of_exponentials(group, beta, spread, seed):
     rng = np.random.default_rng(seed)
@@ -49,6 +50,7 @@ def test_ratios_of_hundreds_of_nats_do_not_overflow():
     assert sdpo_loss(torch.tensor([[500.0, 0.0, -500.0]]), is_target, 1.0).item() == pytest.approx(0, abs=1e-30)
 
 
+@examples(100)
 @given(st.floats(-20, 20), st.floats(-20, 20), st.floats(0.1, 2))
 def test_one_negative_is_dpo(target, negative, beta):
     """Rafailov et al. 2023, equation 7."""
@@ -83,7 +85,7 @@ def test_every_set_of_negatives_is_equally_likely():
     assert ((pairs - expected).square() / expected).sum() < 36.1  # 14 degrees of freedom, p = .001
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(st.integers(3, 60), st.data())
 def test_barred_sids_are_never_drawn_and_none_comes_twice(size, data):
     trie = trie_of_size(size)

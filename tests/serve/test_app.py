@@ -363,6 +363,7 @@ def test_a_stop_gives_up_once_after_the_time_that_it_has(recommender, held, monk
 
 def test_a_body_that_has_not_arrived_does_not_hold_up_a_stop(recommender):
     app = create_app(recommender)
+    app.frame.bodies.seconds = 600  # else a body that is late for another reason would be refused as well
     opened = asyncio.Event()
 
     async def open_body():

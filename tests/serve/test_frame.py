@@ -4,13 +4,14 @@ import asyncio
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from minionerec.config import ServeConfig
 from minionerec.serve.app import create_app
 from minionerec.serve.limits import RecommendBody, read_json
+from tests.examples import examples
 from tests.serve.conftest import running
 from tests.serve.test_app import HOSTILE, LIMITS, MALFORMED
 
@@ -137,7 +138,7 @@ VALIDATOR = TypeAdapter(RecommendBody)
 
 
 @pytest.mark.fast
-@settings(max_examples=60)
+@examples(60)
 @given(
     st.fixed_dictionaries({"requests": st.lists(REQUEST | JSON, max_size=3) | JSON}) | JSON,
     st.sampled_from(["utf-8", "utf-16"]),

@@ -47,10 +47,9 @@ def serving(application, http):
         bound.close()
 
 
-@pytest.fixture(params=PROTOCOLS)
-def talk(request, monkeypatch):
-    """A function that sends parts of text over one connection and returns all that comes back until it is closed."""
-    monkeypatch.setattr(protocol, "HEADER_SECONDS", 0.5)
+@pytest.fixture(params=PROTOCOLS, scope="module")
+def talk(request):
+    """A function that sends parts of text over a new connection and returns all that comes back until it is closed."""
 
     def talk(*parts):
         with socket.create_connection(address) as connection:
@@ -66,8 +65,10 @@ def talk(request, monkeypatch):
                 pass
             return received
 
-    with serving(tell, PROTOCOLS[request.param]) as (address, _):
-        yield talk
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(protocol, "HEADER_SECONDS", 0.5)
+        with serving(tell, PROTOCOLS[request.param]) as (address, _):
+            yield talk
 
 
 def call(*headers, body=b"", method=b"POST", host=b"Host: x\r\n"):

@@ -11,10 +11,12 @@ from minionerec.prompts.builder import Prompts
 from minionerec.sft.trees import at_most, validation_trees
 from minionerec.statistics.sampling import evenly_spaced
 from minionerec.training.evaluator import RankingEvaluator
+from tests.examples import examples
 from tests.recommend.conftest import SIZES
 from tests.small import losses, random_dataset, untrained_model
 
 
+@examples(100)
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=4), st.integers(1, 40), st.integers(0, 3))
 def test_so_many_of_all_tasks_together_in_their_order(sizes, count, seed):
     examples = {f"task {task}": [(task, number) for number in range(size)] for task, size in enumerate(sizes)}

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minionerec import artifacts
@@ -14,6 +14,7 @@ from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, Dataset
 from minionerec.errors import CatalogError, ConfigError
 from minionerec.sid import SidIndex, append, build
 from minionerec.sid.codebooks import ResidualQuantizer
+from tests.examples import examples
 
 RNG = np.random.default_rng(0)
 VECTORS = RNG.normal(size=(60, 5)).astype(np.float32)
@@ -73,7 +74,7 @@ def test_what_cannot_be_appended(tmp_path):
 
 
 @given(st.integers(0, 2**32 - 1), st.randoms(use_true_random=False))
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_the_order_of_new_items_does_not_matter(seed, random):
     rng = np.random.default_rng(seed)
     quantizer = ResidualQuantizer(tuple(rng.normal(size=(3, 2)).astype(np.float32) for _ in range(3)))

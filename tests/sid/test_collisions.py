@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minionerec.config import SidConfig
@@ -14,6 +14,7 @@ from minionerec.errors import CatalogError
 from minionerec.sid.codebooks import ResidualQuantizer
 from minionerec.sid.collisions import resolve
 from minionerec.sid.quantize import fit_quantizer
+from tests.examples import examples
 from tests.shared import shared
 
 
@@ -36,7 +37,7 @@ def rows(codes: np.ndarray) -> list[tuple[int, ...]]:
 
 
 @given(catalogs())
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_each_item_gets_its_own_sid_and_moves_only_if_it_must(catalog):
     vectors, quantizer = catalog
     before = quantizer.encode(vectors)
@@ -58,7 +59,7 @@ def test_each_item_gets_its_own_sid_and_moves_only_if_it_must(catalog):
 
 
 @given(catalogs(distinct=True), st.randoms(use_true_random=False))
-@settings(max_examples=100, deadline=None)
+@examples(100)
 def test_the_order_of_items_does_not_matter(catalog, random):
     vectors, quantizer = catalog
     order = list(range(len(vectors)))
@@ -69,7 +70,7 @@ def test_the_order_of_items_does_not_matter(catalog, random):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 5))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_moves_within_a_prefix_cost_least(seed, items):
     rng = np.random.default_rng(seed)
     quantizer = ResidualQuantizer((np.zeros((1, 2), dtype=np.float32), rng.normal(size=(6, 2)).astype(np.float32)))
@@ -120,7 +121,7 @@ def test_industrial_catalog_becomes_unique():
 
 
 @given(catalogs(), st.randoms(use_true_random=False))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_suffixes_go_to_those_who_share_and_to_nobody_else(catalog, random):
     vectors, quantizer = catalog
     before = quantizer.encode(vectors)

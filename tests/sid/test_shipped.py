@@ -3,7 +3,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minionerec.artifacts import Manifest, read_json
@@ -13,6 +13,7 @@ from minionerec.data.dataset import Dataset
 from minionerec.errors import CatalogError, ConfigError
 from minionerec.sid.index import SidIndex
 from minionerec.sid.shipped import index_of_tokens, separate, separation
+from tests.examples import examples
 from tests.shared import shared
 from tests.small import random_dataset
 
@@ -108,7 +109,7 @@ def _codes_needed(sids, prefix):
 
 
 @given(indices())
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_only_surplus_items_move_and_only_to_free_codes_of_their_prefix(index):
     before = sids(index)
     first = {sid: item for item, sid in reversed([*enumerate(before)])}
@@ -132,7 +133,7 @@ def test_only_surplus_items_move_and_only_to_free_codes_of_their_prefix(index):
 
 
 @given(indices())
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_a_suffix_goes_to_all_that_share_and_to_nobody_else(index):
     before, separated = sids(index), separate(index, "suffix")
     after, sharing = sids(separated), Counter(before)

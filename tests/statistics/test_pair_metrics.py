@@ -3,12 +3,13 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 from sklearn.metrics import f1_score, label_ranking_average_precision_score, ndcg_score, roc_auc_score
 
 from minionerec.statistics.pair_metrics import ScoredPairs, auc, f1, log_loss, per_user, probabilities
+from tests.examples import examples
 
 pytestmark = pytest.mark.fast
 
@@ -50,7 +51,7 @@ def literal(rows):
     return {name: float(np.mean(figures)) for name, figures in values.items()}
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(users=USERS)
 def test_per_user_metrics_equal_scikit_learn_and_the_mean_over_all_orders(users):
     figures = per_user(pairs_of(users), cutoffs=(1, 5))
@@ -68,7 +69,7 @@ def test_per_user_metrics_equal_scikit_learn_and_the_mean_over_all_orders(users)
         assert {name: values[place] for name, values in figures.items()} == pytest.approx(expected, abs=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(users=USERS)
 def test_a_tied_like_loses_where_dislikes_come_first(users):
     figures = per_user(pairs_of(users), cutoffs=(1, 5), ties="last")
@@ -84,7 +85,7 @@ def test_a_tied_like_loses_where_dislikes_come_first(users):
         assert figures["HitRatio@1"][place] == labels[0]
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(users=USERS, seed=st.integers(0, 9))
 def test_pooled_metrics_equal_scikit_learn_on_resampled_rows(users, seed):
     pairs = pairs_of(users)

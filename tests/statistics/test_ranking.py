@@ -8,12 +8,14 @@ from hypothesis import strategies as st
 
 from minionerec.config import CUTOFFS
 from minionerec.statistics.ranking import gains, hit_rate, hits, ndcg, per_user
+from tests.examples import examples
 
 pytestmark = pytest.mark.fast
 
 RANKS = st.lists(st.one_of(st.integers(0, 80).map(float), st.just(math.inf)), min_size=1, max_size=30).map(np.array)
 
 
+@examples(100)
 @given(RANKS)
 def test_bounds_and_monotone_in_k(target_ranks):
     values = per_user(target_ranks)

@@ -4,20 +4,21 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minionerec.errors import TrainingError
 from minionerec.training.ranking import candidates, rank_split, ranked, target_ranks
 from minionerec.training.ranking_data import PROTOCOLS, RankingData
 from tests.baselines.models import rows_of
+from tests.examples import examples
 
 scores_of = st.lists(
     st.lists(st.sampled_from([-math.inf, -1.0, 0.0, 0.5, 0.5001, 2.0]), min_size=8, max_size=8), min_size=1, max_size=5
 )
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(scores_of, st.integers(1, 10))
 def test_ranks_and_lists_are_those_of_a_stable_sort(values, top):
     scores = torch.tensor(values)

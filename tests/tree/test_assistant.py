@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minionerec.errors import ConstraintError
@@ -19,6 +19,7 @@ from minionerec.tree import (
     score_prefixes,
     search_levels,
 )
+from tests.examples import examples
 from tests.tree.conftest import brute_force, catalogs, paths, random_codes
 from tests.tree.test_prior import random_prompts, random_view
 
@@ -59,7 +60,7 @@ def model_alone(model, prompt, codes, over, allowed):
     return scores
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(
     catalogs(30), st.integers(1, 12), st.sampled_from(KINDS), st.sampled_from(["vocabulary", "catalog"]), st.integers(0, 999)
 )
@@ -91,7 +92,7 @@ def test_lists_and_exact_scores_are_the_closed_form(qwen2, codes, beams, kind, o
             assert result.exact[row]
 
 
-@settings(max_examples=10, deadline=None)
+@examples(10)
 @given(catalogs(20), st.sampled_from(["none", "hidden"]), st.integers(0, 999))
 def test_the_steps_are_d3s_and_telescope_to_the_closed_form(qwen2, codes, kind, seed):
     """Step by step as published: a log p_model(t | prefix) + (1 - a) log (mass of prefix and t / mass of prefix)."""
@@ -141,7 +142,7 @@ def test_the_root_has_the_whole_mass_and_duplicates_add_up(qwen2):
     torch.testing.assert_close(narrowed.mass[0].exp(), torch.tensor([[0.0, 1.0]], dtype=torch.float64))
 
 
-@settings(max_examples=8, deadline=None)
+@examples(8)
 @given(catalogs(), st.integers(1, 8), st.sampled_from(OVER), st.integers(0, 999))
 def test_the_weight_1_is_the_model_and_0_the_assistant(qwen2, codes, beams, over, seed):
     rng = np.random.default_rng(seed)

@@ -3,11 +3,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minionerec.errors import ConstraintError
 from minionerec.tree import NO_TOKEN, Branch, CatalogTrie, pack, tree_logprobs
+from tests.examples import examples
 from tests.tree.conftest import VOCABULARY, paths, random_codes
 from tests.tree.plain_pack import pack as plain_pack
 
@@ -95,7 +96,7 @@ def assert_packed_as_plainly(branches, row_tokens, trie=None):
     return batch
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 120))
 def test_packing_equals_packing_branch_by_branch(seed, trees, row_tokens):
     rng = np.random.default_rng(seed)
@@ -108,7 +109,7 @@ def test_packing_equals_packing_branch_by_branch(seed, trees, row_tokens):
     assert_packed_as_plainly(groups(rng, codes, trees, 4), row_tokens, CatalogTrie.from_codes(codes))
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.integers(0, 10_000), st.integers(1, 5), st.integers(26, 90))
 def test_a_renumbered_batch_is_that_of_the_branches_in_their_new_order(seed, trees, row_tokens):
     rng = np.random.default_rng(seed)
@@ -122,7 +123,7 @@ def test_a_renumbered_batch_is_that_of_the_branches_in_their_new_order(seed, tre
         assert torch.equal(getattr(found, name), value) if torch.is_tensor(value) else getattr(found, name) == value, name
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 90))
 def test_logprobs_equal_one_by_one(qwen2, seed, trees, row_tokens):
     branches = random_branches(np.random.default_rng(seed), trees)
@@ -133,7 +134,7 @@ def test_logprobs_equal_one_by_one(qwen2, seed, trees, row_tokens):
     torch.testing.assert_close(computed.entropies, entropies, atol=2e-5, rtol=0)
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(st.integers(0, 10_000), st.booleans(), st.sampled_from([1.0, 0.7]))
 def test_logprobs_over_the_trie_equal_one_by_one(qwen2, seed, ragged, temperature):
     rng = np.random.default_rng(seed)

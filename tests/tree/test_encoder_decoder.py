@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import (
     BartConfig,
@@ -29,6 +29,7 @@ from minionerec.tree import (
     tree_logprobs,
 )
 from minionerec.tree.self_test import check_exact
+from tests.examples import examples
 from tests.tree.conftest import VOCABULARY, catalogs, paths, random_codes
 from tests.tree.test_prior import random_prior, random_prompts, random_view
 
@@ -79,7 +80,7 @@ def teacher_forced(model, prompt, codes, over="vocabulary", legal=None):
     return torch.tensor(scores)
 
 
-@settings(max_examples=5, deadline=None)
+@examples(5)
 @given(catalogs(15), st.integers(1, 8), st.sampled_from(["vocabulary", "catalog"]), st.integers(0, 999))
 def test_beams_and_exact_scores_are_those_of_plain_forwards(t5, codes, beams, over, seed):
     """Prompts of several lengths, padded on the left, against one forward per prompt and SID."""
@@ -103,7 +104,7 @@ def test_beams_and_exact_scores_are_those_of_plain_forwards(t5, codes, beams, ov
     assert widened.exact.all()
 
 
-@settings(max_examples=6, deadline=None)
+@examples(6)
 @given(catalogs(20), st.sampled_from(["one mask", "masks", "hidden", "listed"]), st.integers(0, 999))
 def test_views_are_respected(plain_t5, codes, kind, seed):
     rng = np.random.default_rng(seed)

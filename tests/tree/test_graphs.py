@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import FalconConfig, FalconForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
@@ -18,6 +18,7 @@ from minionerec.tree.capture import CallRecorder, Recording
 from minionerec.tree.graphs import SearchGraphs
 from minionerec.tree.static_search import STATIC_MODELS, static_search, tree_tokens
 from minionerec.tree.view import View
+from tests.examples import examples
 from tests.tree.conftest import VOCABULARY, catalogs, random_codes, tiny
 from tests.tree.test_prior import random_view
 
@@ -54,7 +55,7 @@ def test_replays_give_the_lists_of_beam_search(model, attention, over):
     assert (graphs.recorded, graphs.replayed, len(graphs)) == (2, 3, 2)
 
 
-@settings(max_examples=10, deadline=None)
+@examples(10)
 @given(
     catalogs(most=30),
     st.lists(st.integers(1, 18), min_size=1, max_size=4),
@@ -161,7 +162,7 @@ def test_a_static_search_runs_without_any_data(kind):
         there.children(1, torch.zeros(3, 4, dtype=torch.long, device="meta"))
 
 
-@settings(max_examples=12, deadline=None)
+@examples(12)
 @given(catalogs(), st.integers(1, 40))
 def test_the_cache_has_room_for_every_tree_token(qwen2, codes, beams):
     """And no more: the search writes all of them."""

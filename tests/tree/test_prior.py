@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minionerec.errors import CatalogError, ConstraintError
@@ -23,6 +23,7 @@ from minionerec.tree import (
     search_levels,
 )
 from minionerec.tree.catalog_logprobs import catalog_logprobs
+from tests.examples import examples
 from tests.tree.conftest import VOCABULARY, brute_force, catalogs, paths, random_codes
 
 
@@ -69,7 +70,7 @@ def random_view(rng, trie, codes, requests, kind):
     return view, allowed & mask
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     catalogs(),
     st.integers(1, 3),
@@ -113,7 +114,7 @@ def test_certificate_never_lies_and_scores_are_the_mixtures(qwen2, codes, reques
             assert result.exact[row]
 
 
-@settings(max_examples=12, deadline=None)
+@examples(12)
 @given(catalogs(), st.integers(1, 8), st.integers(0, 2**20))
 def test_without_a_share_every_byte_is_the_models(qwen2, codes, beams, seed):
     rng = np.random.default_rng(seed)
@@ -202,7 +203,7 @@ def test_levels_are_the_mixtures_prefixes(qwen2):
     torch.testing.assert_close(result.scores, levels[-1].scores, atol=1e-5, rtol=0)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(catalogs(), st.integers(1, 3), st.integers(0, 2**20))
 def test_masses_and_bounds_are_those_of_the_leaves_below(codes, requests, seed):
     rng = np.random.default_rng(seed)
@@ -341,7 +342,7 @@ def test_a_prior_that_does_not_fit_is_refused(qwen2, tmp_path):
         mixed.save(tmp_path / "trie.safetensors")
 
 
-@settings(max_examples=12, deadline=None)
+@examples(12)
 @given(catalogs(), st.integers(1, 3), st.integers(1, 4), st.sampled_from(["none", "masks", "hidden"]), st.integers(0, 2**20))
 def test_scores_of_some_sids_are_those_of_the_oracle(qwen2, codes, requests, count, kind, seed):
     rng = np.random.default_rng(seed)

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LogitsProcessor, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
@@ -18,6 +18,7 @@ from minionerec.tree import (
     score_catalog,
 )
 from minionerec.tree.catalog_logprobs import catalog_logprobs
+from tests.examples import examples
 from tests.tree.conftest import VOCABULARY, brute_force, catalogs, paths, random_codes, tiny
 
 prompt_lengths = st.lists(st.integers(1, 7), min_size=1, max_size=3)
@@ -55,7 +56,7 @@ def test_covering_beam_equals_brute_force(model, attention, levels, normalise_ov
         assert_is_ranking_of(result.tokens[row], result.scores[row], expected, paths(codes)[0], 1e-4)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     catalogs(most=20),
     prompt_lengths,
@@ -76,7 +77,7 @@ def test_covering_beam_equals_brute_force_on_random_tries(qwen2, codes, lengths,
         assert_is_ranking_of(result.tokens[row], result.scores[row], expected[row], paths(codes)[0], tolerance)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     catalogs(),
     prompt_lengths,

@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from minionerec.errors import ArtifactError, CatalogError, ConstraintError
 from minionerec.tree import NO_TOKEN, CatalogTrie, without_padding
+from tests.examples import examples
 from tests.tree.conftest import catalogs, paths
 
 
@@ -25,7 +26,7 @@ def walked(trie):
     return nodes_above
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(catalogs())
 def test_walking_the_trie_gives_exactly_the_distinct_sids(codes):
     trie = CatalogTrie.from_codes(codes)
@@ -40,7 +41,7 @@ def test_walking_the_trie_gives_exactly_the_distinct_sids(codes):
     assert walk[:, -1].tolist() == trie.leaf_of_item.tolist()
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(catalogs(), st.sampled_from([(), (38, 39)]), st.integers(0, 2**20))
 def test_items_of_a_leaf_are_the_rows_with_its_sid(codes, trailing, seed):
     """Short and shared SIDs included, in a narrowed view too."""
@@ -60,6 +61,7 @@ def test_a_leaf_that_is_not_there_is_an_error(leaf):
         trie.items(leaf)
 
 
+@examples(100)
 @given(st.lists(st.integers(0, 50), max_size=5), st.integers(0, 3))
 def test_without_padding_gives_the_tokens_alone(tokens, missing):
     padded = [*tokens, *[NO_TOKEN] * missing]
@@ -67,7 +69,7 @@ def test_without_padding_gives_the_tokens_alone(tokens, missing):
     assert without_padding(torch.tensor(padded, dtype=torch.int64)) == tokens
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(catalogs(), st.lists(st.integers(33, 39), min_size=1, max_size=2))
 def test_trailing_tokens_follow_every_sid_and_are_not_returned(codes, trailing):
     trie = CatalogTrie.from_codes(codes, trailing=trailing)
@@ -78,7 +80,7 @@ def test_trailing_tokens_follow_every_sid_and_are_not_returned(codes, trailing):
         assert [token for token in path if token != NO_TOKEN][-len(trailing) :] == trailing
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(catalogs(), st.integers(0, 2**20), st.integers(1, 4))
 def test_a_view_is_the_trie_of_the_items_that_are_left(codes, seed, requests):
     rng = np.random.default_rng(seed)

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minionerec.errors import CatalogError
 from minionerec.tree import CatalogTrie, Selection, beam_search
+from tests.examples import examples
 from tests.tree.conftest import catalogs, random_codes
 from tests.tree.test_trie import walked
 
@@ -24,7 +25,7 @@ def legal_paths(trie, requests):
     return alone
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(catalogs(), st.integers(0, 2**20), st.integers(1, 4), st.sampled_from([(), (38,)]))
 def test_hidden_and_listed_items_are_the_narrowed_view(codes, seed, requests, trailing):
     """Items of every share of the catalog, named twice or in any order, within a mask or not, against a mask per request."""

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minionerec.errors import ConfigError, DataError
@@ -19,6 +19,7 @@ from minionerec.recommend.cache import (
     make_components,
     own_interactions,
 )
+from tests.examples import examples
 from tests.recommend.cache.literal import Counted
 from tests.small import SEQUENCES, leave_one_out, random_dataset
 
@@ -55,7 +56,7 @@ KINDS = list(literals(Counted([[0]], ITEMS)))
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(sequences=sequences, histories=st.lists(any_history, min_size=1, max_size=4))
-@settings(max_examples=15, deadline=None)
+@examples(15)
 def test_each_component_is_what_its_definition_says(kind, sequences, histories):
     make, options, literal = literals(Counted(sequences, ITEMS))[kind]
     component = make(interactions_of(sequences), **options)
@@ -67,7 +68,7 @@ def test_each_component_is_what_its_definition_says(kind, sequences, histories):
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data(), sequences=sequences)
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_leaving_a_row_out_equals_counting_without_it(kind, data, sequences):
     places = [(user, place) for user, sequence in enumerate(sequences) for place in range(len(sequence))]
     starts = np.cumsum([0, *map(len, sequences)])
@@ -87,7 +88,7 @@ def test_leaving_a_row_out_equals_counting_without_it(kind, data, sequences):
 
 
 @given(data=st.data(), sequences=sequences)
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_buckets_count_what_followed_the_last_item(data, sequences):
     buckets = Buckets(interactions_of(sequences))
     histories = data.draw(st.lists(any_history, min_size=1, max_size=4))

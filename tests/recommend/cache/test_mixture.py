@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
@@ -21,6 +21,7 @@ from minionerec.recommend.cache import (
     mixture,
     target_probabilities,
 )
+from tests.examples import examples
 
 pytestmark = pytest.mark.fast
 
@@ -36,7 +37,7 @@ tables = st.integers(0, 2**32 - 1).map(
 
 
 @given(tables)
-@settings(max_examples=15, deadline=None)
+@examples(15)
 def test_every_step_of_em_raises_the_likelihood(table):
     rng, rows, components, buckets = table
     values = rng.random((rows, components)) * (rng.random((rows, components)) > 0.3) + 1e-9
@@ -54,7 +55,7 @@ def test_every_step_of_em_raises_the_likelihood(table):
 
 
 @given(tables)
-@settings(max_examples=6, deadline=None)
+@examples(6)
 def test_weights_are_where_a_general_optimiser_finds_the_maximum(table):
     rng, rows, components, _ = table
     values = rng.random((rows, components))
