@@ -8,7 +8,7 @@ from minionerec.errors import ConfigError
 
 @dataclass
 class GreenConfig:
-    """What a training of `minionerec lego` emits: from a power meter, or from assumptions that are named beside it.
+    """What a training of `minionerec lego` emits, measured or assumed.
 
     Without any of these fields only CPU seconds are recorded.
     """

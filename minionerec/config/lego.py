@@ -82,7 +82,7 @@ _LORA_DEFAULTS = ("lora_alpha", "lora_dropout")
 
 @dataclass
 class LegoPlmConfig:
-    """The pretrained language model of the item encoder `plm`: its word states, a linear layer, and a sum over the words."""
+    """The pretrained language model of the item encoder `plm`."""
 
     path: str = path("minilm")
     """A sentence encoder or causal LM: `minilm` (all-MiniLM-L6-v2 from an installed package), a folder, a GGUF file,
@@ -117,7 +117,7 @@ class LegoPlmConfig:
 
 @dataclass
 class LegoConfig:
-    """Command `lego`: a content recommender made of an item encoder, a user encoder and an interaction (Legommenders)."""
+    """Command `lego`: a content recommender of item encoder, user encoder and interaction."""
 
     recipe: RecipeName = "naml"
     """A named choice of the three parts; docs/legommenders.md lists them. `item`, `user` and `interaction` change one each."""

@@ -145,6 +145,8 @@ def read_leaderboard(run: Path) -> dict[str, Any]:
     folder = run / FOLDER / NAME
     require(folder, "minionerec score")
     board: dict[str, Any] = read_json(folder / _FILE)
+    if "parts" not in board["split"]:
+        raise ArtifactError(f"{folder}: an earlier version made this table. Run minionerec score --config {run} again.")
     return board
 
 

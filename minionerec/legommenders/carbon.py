@@ -4,6 +4,7 @@ ApC (Legommenders, Liu et al., 2024) is the AUC above chance for the emissions: 
 authors measured CO2E is not published, so figures of different tables are not comparable.
 """
 
+import logging
 import time
 from typing import Any
 
@@ -78,6 +79,7 @@ def _tracker(country: str) -> Any:
 
     if country not in DataSource().get_global_energy_mix_data():
         raise ConfigError(f"green.country {country}: codecarbon does not know it. Set green.watts and green.grams_per_kwh.")
+    logging.getLogger("codecarbon").setLevel(logging.ERROR)  # it has its say before it reads its own option
     tracker = OfflineEmissionsTracker(
         country_iso_code=country, save_to_file=False, tracking_mode="process", log_level="error", allow_multiple_runs=True
     )
