@@ -467,11 +467,28 @@ def levels(**options: Any) -> None:
     calc_level.run(**options)
 
 
-def audit_pair_tables(file: Path) -> None:
-    """Print what tables of AUC say about themselves, one line for each finding."""
-    from minionerec.report.pair_audit import audit, read_tables
+def table_of_pairs(run: list[Path], html: Path | None) -> None:
+    """Print the leaderboards of runs, and what the published tables say about themselves; or write all of it as a page."""
+    from minionerec.eval.pair_leaderboard import read_leaderboard
+    from minionerec.report import pair_page
+    from minionerec.report.pair_table import score_table
 
-    tables = read_tables(file)
+    boards = {str(one): read_leaderboard(one) for one in run}
+    for folder, board in boards.items():
+        _console(200).print(score_table(board, folder))
+    page = pair_page.pair_page(boards)
+    for finding in page.findings:
+        _console().print(f"{finding.audit}, {finding.table}: {finding.text}", markup=False)
+    if html is not None:
+        replace_text(html, pair_page.render(page))
+        _console().print(f"written to {html}", markup=False)
+
+
+def audit_pair_tables(file: Path | None) -> None:
+    """Print what tables of AUC say about themselves, one line for each finding; without a file, those of RecBench's authors."""
+    from minionerec.report.pair_audit import audit, published_tables, read_tables
+
+    tables = published_tables() if file is None else read_tables(file)
     findings = audit(tables)
     for finding in findings:
         print(f"{finding.audit}, {finding.table}: {finding.text}")

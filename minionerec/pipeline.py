@@ -75,10 +75,16 @@ def _score(config: Config) -> Iterator[Finished]:
         from minionerec.scoring.yes_no import score_zero_shot
 
         yield score_zero_shot(config)
-    if (config.folder / "yes-no" / MANIFEST).is_file():
-        from minionerec.scoring.train import score_trained
+    if config.score.encoder is not None:
+        from minionerec.scoring.matching import score_matching
 
-        yield score_trained(config)
+        yield from score_matching(config)
+    if any((config.folder / "yes-no").glob(f"*/{MANIFEST}")):
+        from minionerec.scoring.models import trained_models
+        from minionerec.scoring.trained import score_trained
+
+        for name in trained_models(config)[0]:
+            yield score_trained(config, name)
     if trained := sorted(path.parent.name for path in (config.folder / "lego" / "pairs").glob(f"*/{MANIFEST}")):
         from minionerec.legommenders.train import score_lego
 
@@ -255,7 +261,13 @@ def _early_eval(config: Config, pending: Sequence[str]) -> None:
 def _early_yes_no(config: Config, pending: Sequence[str]) -> None:
     from minionerec.scoring.early import check_early
 
-    check_early(config)
+    check_early(config, pending)
+
+
+def _early_score(config: Config, pending: Sequence[str]) -> None:
+    from minionerec.scoring.early import check_scoring
+
+    check_scoring(config)
 
 
 def _early_baseline(config: Config, pending: Sequence[str]) -> None:
@@ -275,6 +287,7 @@ EARLY_CHECKS = {
     "eval": _early_eval,
     "baseline": _early_baseline,
     "yes-no": _early_yes_no,
+    "score": _early_score,
 }
 
 
@@ -302,6 +315,8 @@ def _check_ahead(config: Config, stages: tuple[str, ...]) -> None:
 
 def _has_finished(config: Config, stage: str, stages: tuple[str, ...]) -> bool:
     """Whether a stage has left all its artefacts, as far as its folders tell; evaluations and baselines are never asked."""
+    if stage == "yes-no":
+        return (config.folder / stage / config.yes_no.name / MANIFEST).is_file()
     if stage not in ("mixture", "d3"):
         return (config.folder / stage / MANIFEST).is_file()
     trained = [name for name in ("sft", "rl") if name in stages or (config.folder / name / MANIFEST).is_file()]
@@ -363,7 +378,7 @@ def use_cache_without_hub(config: Config) -> None:
     from minionerec.model import pretrained
 
     words = config.lego.plm.path if config.lego.parts.item == "plm" else None
-    asked = (config.model.path, config.score.model, config.sid.encoder, words)
+    asked = (config.model.path, config.score.model, config.score.encoder, config.sid.encoder, words)
     names = [name for name in asked if name and name not in ("minilm", "tfidf") and not pretrained.is_published(name)]
     if "HF_HUB_OFFLINE" in os.environ or all(Path(name).exists() for name in names):
         return

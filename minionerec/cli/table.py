@@ -335,7 +335,22 @@ COMMANDS: dict[str, Command] = {
     "pairs audit": Command(
         "published tables of AUC by data set: figures that cannot be right, or mean little",
         commands.audit_pair_tables,
-        options={"file": _path("FILE", "a JSON file with columns and tables, see docs/scoring.md")},
+        options={
+            "file": _path(
+                "FILE",
+                "a JSON file with columns and tables, see docs/scoring.md (default: those of RecBench's authors)",
+                nargs="?",
+            )
+        },
+        takes_config=False,
+    ),
+    "pairs table": Command(
+        "scored pairs of runs beside RecBench's published tables, what is wrong with these, and what was not run",
+        commands.table_of_pairs,
+        options={
+            "run": _path("RUN", "folders of runs that minionerec score has scored", nargs="*"),
+            "--html": _path("FILE", "write a self-contained page to this file", writes=True),
+        },
         takes_config=False,
     ),
     "score": Command(

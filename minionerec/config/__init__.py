@@ -150,6 +150,12 @@ class Config:
                 f"sft.train is {self.sft.train}, but model.init is from_scratch: random weights would stay as they are. "
                 "Set model.init from_pretrained and model.path, or sft.train full."
             )
+        if self.model.init == "from_scratch" and (self.yes_no.train != "full" or self.yes_no.tune_from is not None):
+            name = "train is lora" if self.yes_no.train != "full" else f"tune_from is {self.yes_no.tune_from}"
+            raise ConfigError(
+                f"yes_no.{name}, but model.init is from_scratch: random weights would stay as they are. Set model.init "
+                "from_pretrained and model.path, or leave it out."
+            )
         if self.sft.history_stride > self.data.max_history:
             raise ConfigError(
                 f"sft.history_stride {self.sft.history_stride} is longer than data.max_history {self.data.max_history}: "

@@ -9,7 +9,7 @@ from minionerec.config.checks import bounded, bounded_list, check_fields, path
 from minionerec.errors import ConfigError
 
 PairRule = Literal["rated", "purchases", "impressions"]
-_RULES_OF = {"dataset": ("rated", "purchases"), "mind": ("impressions",), "recbench": ("impressions",)}
+_RULES_OF = {"dataset": ("rated", "purchases"), "csv": ("rated",), "mind": ("impressions",), "recbench": ("impressions",)}
 _ONLY_FOR = {  # fields that only some rules read
     "positive": ("rated",),
     "neutral": ("rated",),
@@ -27,11 +27,11 @@ class PairsConfig:
 
     NOT_IN_KEY: ClassVar[tuple[str, ...]] = ("path",)  # the content of the files decides, wherever they lie
 
-    source: Literal["dataset", "mind", "recbench"] = "dataset"
-    """Where pairs come from: the run's Dataset; MIND's `news.tsv` and `behaviors.tsv`; RecBench's parquet files. The last two
-    need `path`."""
+    source: Literal["dataset", "csv", "mind", "recbench"] = "dataset"
+    """Where pairs come from: the run's Dataset; your own files with a `label` of 0 or 1, or a rating, named as in `data.source
+    csv`; MIND's `news.tsv` and `behaviors.tsv`; RecBench's parquet files. All but the first need `path`."""
     path: str | None = path()
-    """Folder of the files of `mind` or `recbench`."""
+    """Folder of the files, unless pairs come from the Dataset."""
     rule: Literal["auto", "rated", "purchases", "impressions"] = "auto"
     """What decides a label. `rated`: ratings above `positive` are likes, others dislikes; a user's last likes and all dislikes
     are candidates. `purchases`: the last items against random ones. `impressions`: what was shown, clicked or not (`mind`,
@@ -83,7 +83,7 @@ class PairsConfig:
         if self.test_share is not None:
             self._refuse_changed(("test_rows",), "pairs.test_share is set")
         if self.rule != "auto" or self.source != "dataset":
-            self.refuse_unread(self.rule if self.rule != "auto" else "impressions")
+            self.refuse_unread(self.rule if self.rule != "auto" else _RULES_OF[self.source][0])
 
     def refuse_unread(self, rule: str) -> None:
         """Refuse fields that a rule does not read.
@@ -95,6 +95,14 @@ class PairsConfig:
             ConfigError: such a field is set to something else than its default.
         """
         self._refuse_changed([name for name, rules in _ONLY_FOR.items() if rule not in rules], f"the rule is {rule}")
+
+    def refuse_threshold(self, reason: str) -> None:
+        """Refuse what makes a label of a rating, for files that have labels.
+
+        Raises:
+            ConfigError: such a field is set to something else than its default.
+        """
+        self._refuse_changed(("positive", "neutral"), reason)
 
     def refuse_sampling(self, reason: str) -> None:
         """Refuse what decides which users are drawn, for files that have their splits already.

@@ -49,6 +49,7 @@ _FOLDERS = {  # of stages that make several artefacts
     "baseline": "baselines/*",
     "score": "scoring/*",
     "lego": "lego/*/*",
+    "yes-no": "yes-no/*",
 }
 _MOST_DIFFERENCES = 5  # fields named in a line
 

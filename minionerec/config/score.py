@@ -8,7 +8,8 @@ from minionerec.config.checks import bounded, check_fields, cut, path
 from minionerec.config.evaluation import RESAMPLES, RESAMPLES_BOUNDS, Dtype
 from minionerec.errors import ConfigError
 
-_ONLY_WITH_MODEL = ("dtype", "wording", "system", "before_history", "before_candidate", "suffix", "max_tokens")
+_ASKED = ("wording", "system", "suffix")  # fields that decide a prompt, and no text whose vector is made
+_READ = ("before_history", "before_candidate", "max_tokens")  # fields that decide either
 _SIZES = ("row_tokens", "batch_users", "shard_users")  # decide how scores are computed, not which
 
 
@@ -16,8 +17,18 @@ _SIZES = ("row_tokens", "batch_users", "shard_users")  # decide how scores are c
 class ScoreConfig:
     """Command `score`: a score for every pair of a split, and the table of all scores."""
 
-    NOT_IN_KEY: ClassVar[tuple[str, ...]] = ("ties", "resamples", "model", *_ONLY_WITH_MODEL, *_SIZES)
-    """Fields that decide no control: those of the table, and those of the model, whose scores have them in their own keys."""
+    NOT_IN_KEY: ClassVar[tuple[str, ...]] = (
+        "ties",
+        "resamples",
+        "model",
+        "encoder",
+        "pooling",
+        "dtype",
+        *_ASKED,
+        *_READ,
+        *_SIZES,
+    )
+    """Fields that decide no control: those of the table, and those of the models, whose scores have them in their own keys."""
 
     split: Literal["valid", "test"] = "test"
     """Which pairs are scored."""
@@ -31,7 +42,14 @@ class ScoreConfig:
 
     model: str | None = path()
     """A causal LM to ask as it is, by its YES against its NO: a folder, a GGUF file, `smollm2-135m` after `minionerec model get
-    smollm2-135m`, or a hub name; null: controls alone."""
+    smollm2-135m`, or a hub name; null: none is asked."""
+    encoder: str | None = path()
+    """A text encoder: the score is the similarity of a vector of the candidate's title with one of the history's titles.
+    `minilm`, or the folder or hub name of a sentence-transformers model; with `pooling` any causal LM, named as in `model`.
+    null: none."""
+    pooling: Literal["own", "last", "mean"] = "own"
+    """How `encoder` makes a text's vector. `own`: as a sentence encoder does; of a causal LM the last layer's state of the
+    `last` token, or the `mean` over all tokens."""
     dtype: Dtype = "float32"
     """Number format of the model's weights and of what is computed with them, up to the logits."""
     wording: Literal["simple", "chat"] = "simple"
@@ -58,10 +76,14 @@ class ScoreConfig:
 
     def __post_init__(self) -> None:
         check_fields("score", self)
-        if self.model is None:
-            default = {field.name: field.default for field in dataclasses.fields(self)}
-            for name in _ONLY_WITH_MODEL:
+        default = {field.name: field.default for field in dataclasses.fields(self)}
+        causal = self.encoder if self.pooling != "own" else None
+        for names, needed, missing in (
+            (_ASKED, self.model, "score.model is not set: nothing is asked"),
+            (_READ, self.model or self.encoder, "neither score.model nor score.encoder is set: no text is read"),
+            (("pooling",), self.encoder, "score.encoder is not set: no vectors are made"),
+            (("dtype",), self.model or causal, "score.model is not set, and score.encoder is no causal LM"),
+        ):
+            for name in names if needed is None else ():
                 if (value := getattr(self, name)) != default[name]:
-                    raise ConfigError(
-                        f"score.{name} is {cut(value)!r}, but score.model is not set: nothing is asked. Leave it out."
-                    )
+                    raise ConfigError(f"score.{name} is {cut(value)!r}, but {missing}. Leave it out.")

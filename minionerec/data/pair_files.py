@@ -117,6 +117,9 @@ def read_mind(folder: Path, config: PairsConfig, data: DataConfig, seed: int, pr
         *("row", "item_id", "title"), categories.alias("categories"), description="abstract", detail=pl.col("abstract")
     )
     catalog = make_catalog(items, str(news), data, problems)
+    for path, columns in ((behaviors, _BEHAVIORS), (news, _NEWS)):
+        if not path.read_bytes().strip():
+            raise DataError(f"{path}: the file is empty. Expected rows of {', '.join(columns)}, separated by tabs.")
     table = read_table(behaviors, str(behaviors), "\t", columns=_BEHAVIORS, problems=problems)
     where = braced(str(behaviors)) + ", row {row}: "
     table = problems.without(table, pl.col("user") == "", where + "the user id is empty.")
@@ -181,7 +184,7 @@ def _given(parts: Mapping[str, _Coded], valid: Path | None, config: PairsConfig,
         )
     users = rest["user"].unique(maintain_order=True)
     chosen = valid_users(users.to_list(), config.valid_share, np.random.default_rng([seed, 0]))
-    listed = chosen if valid is None else {line.strip() for line in text_lines(valid)}
+    listed = chosen if valid is None else _listed(valid, users, folder)
     is_valid = pl.col("user").is_in(list(listed))
     splits: dict[SplitName, pl.DataFrame] = {"train": rest.filter(~is_valid), "valid": rest.filter(is_valid), "test": test}
     order = [
@@ -189,6 +192,23 @@ def _given(parts: Mapping[str, _Coded], valid: Path | None, config: PairsConfig,
     ]
     evidence = next(iter(parts.values())).evidence.clear() if "finetune" not in parts else parts["finetune"].evidence
     return Drawn(splits, pl.concat(order), dict.fromkeys(splits, 0), evidence.join(splits["train"], on="user", how="semi"))
+
+
+def _listed(valid: Path, users: pl.Series, folder: Path) -> set[str]:
+    """The users that a list names.
+
+    Raises:
+        DataError: none of them is in finetune.parquet.
+    """
+    named = {line.strip() for line in text_lines(valid)} - {""}
+    if named.isdisjoint(users):
+        first = f"the first is {min(named)!r}" if named else "it is empty"
+        raise DataError(
+            f"{valid}: none of its {len(named)} users is in {folder / 'finetune.parquet'} ({first}; there such as "
+            f"{users.head(1).to_list()[0]!r}), so nothing would be valid. Write user ids as they stand there, a line each, or "
+            "remove the list: valid users are then drawn (pairs.valid_share)."
+        )
+    return named
 
 
 def _recbench_items(path: Path, data: DataConfig, problems: Problems) -> pl.DataFrame:
@@ -208,7 +228,11 @@ def _recbench_users(path: Path) -> pl.DataFrame:
         raise DataError(
             f"{path}: columns {', '.join(table.columns[1:])}; expected a column {' or '.join(_HISTORIES)} with lists of items."
         )
+    if len(wrong := table.filter(pl.col(column).list.eval(pl.element().is_null()).list.any()).head(1)):
+        raise DataError(f"{path}, row {wrong['row'][0]}: {column} has an item that is null. Give its id, or leave it out.")
     users = select(table, path, {"user": USERS}).with_columns(history=table[column].cast(pl.List(pl.String)).fill_null([]))
+    if len(nameless := users.filter(user="").head(1)):
+        raise DataError(f"{path}, row {nameless['row'][0]}: the user id is empty. Give it, or remove the row.")
     twice = users.filter(pl.col("user").is_duplicated()).head(1)
     if len(twice):
         raise DataError(f"{path}: user {twice['user'][0]!r} is listed twice. Keep one of the rows.")
@@ -218,6 +242,9 @@ def _recbench_users(path: Path) -> pl.DataFrame:
 def _recbench_rows(path: Path, problems: Problems) -> pl.DataFrame:
     """row, user, item, label."""
     rows = select(read_parquet(path), path, {"user": USERS, "item": _IDS, "label": LABELS})
+    for name in ("user", "item"):
+        message = f"{braced(str(path))}, row {{row}}: the {name} id is empty. Give it, or remove the row."
+        rows = problems.without(rows, pl.col(name) == "", message)
     number = pl.col("label").replace({"true": "1", "false": "0"}).cast(pl.Float64, strict=False)
     message = braced(str(path)) + ", row {row}: label {label!r} is neither 0 nor 1."
     rows = problems.without(rows, ~number.is_in([0.0, 1.0]).fill_null(False), message)

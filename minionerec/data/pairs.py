@@ -102,19 +102,22 @@ def rule_of(dataset: Dataset, config: PairsConfig) -> PairRule:
     return rule
 
 
-def rated(dataset: Dataset, config: PairsConfig) -> Candidates:
+def rated(interactions: pl.DataFrame | None, config: PairsConfig) -> Candidates:
     """Likes and dislikes: a user's last likes and all dislikes are candidates, the likes before are the history.
 
     An item that a user has rated several times has the last of these ratings. Users need both labels, and a like before the
     last `pairs.last_positives`.
 
+    Args:
+        interactions: user, position, item, rating, sorted by user, then position; None if there are none.
+
     Raises:
         DataError: there are no ratings, or no user qualifies; the message says what is missing.
     """
     where = "pairs.rule rated"
-    if dataset.interactions is None or not len(rows := dataset.interactions.drop_nulls("rating")):
+    if interactions is None or not len(rows := interactions.drop_nulls("rating")):
         raise DataError(f"{where}: the data has no ratings. Set pairs.rule purchases, or prepare data that has them.")
-    unrated = len(dataset.interactions) - len(rows)
+    unrated = len(interactions) - len(rows)
     rows = rows.unique(["user", "item"], keep="last", maintain_order=True)
     known = rows.filter(~pl.col("rating").is_in(config.neutral))
     known = known.with_columns(label=(pl.col("rating") > config.positive).cast(pl.Int8))
@@ -134,17 +137,17 @@ def rated(dataset: Dataset, config: PairsConfig) -> Candidates:
     dislikes = candidates.filter(pl.col("label") == 0)
     figures = {
         "rows_without_rating": unrated,
-        "rows_rated_again": len(dataset.interactions) - unrated - len(rows),
+        "rows_rated_again": len(interactions) - unrated - len(rows),
         "rows_neutral": len(rows) - len(known),
         "dislikes": len(dislikes),
         "dislikes_older_than_history": int(dislikes["older"].sum()),
     }
     if config.order == "past_only":
         candidates = candidates.filter(~pl.col("older") | (pl.col("label") == 1))
-    figures["users_read"] = dataset.interactions["user"].n_unique()
+    figures["users_read"] = interactions["user"].n_unique()
     chosen = candidates.select("user", candidate="item", label="label", older="older")
     labels = known.select("user", "item", "label")
-    evidence = dataset.interactions.select("user", "item").unique(maintain_order=True).with_columns(had=pl.lit(True))
+    evidence = interactions.select("user", "item").unique(maintain_order=True).with_columns(had=pl.lit(True))
     evidence = evidence.join(labels, on=["user", "item"], how="left").select("user", "item", "label", "had")
     return qualified(histories.select("user", "history"), chosen, evidence, where, figures)
 

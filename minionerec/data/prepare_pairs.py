@@ -1,6 +1,6 @@
 """Stage `pairs`: labelled pairs of a user's history and a candidate, for models that say yes or no.
 
-Inputs: the run's `data/`, whose ratings, or order, give the labels; or files with labels (`pairs.source` mind, recbench).
+Inputs: the run's `data/`, whose ratings, or order, give the labels; or files with labels (`pairs.source` csv, mind, recbench).
 Outputs: `<run>/pairs/` with `catalog.parquet`, `train.parquet`, `valid.parquet`, `test.parquet`, `counts.parquet` (what
 train users have done with each item), `users.parquet` (the order of the walk), `skipped.txt` if rows were skipped, and
 `manifest.json`.
@@ -9,6 +9,7 @@ splits small data, and an item that was rated or shown several times counts once
 Command: `minionerec pairs prepare --config ml-100k`.
 """
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,20 +20,34 @@ from minionerec.artifacts import Manifest, Recipe, file_hash, require
 from minionerec.config import Config, DataConfig
 from minionerec.config.pairs import PairsConfig
 from minionerec.data.bad_rows import Problems
+from minionerec.data.checks import NEGATIVE
 from minionerec.data.dataset import Dataset
+from minionerec.data.pair_csv import csv_files, read_labelled_csv
 from minionerec.data.pair_files import LabelledFiles, mind_files, read_mind, read_recbench, recbench_files
 from minionerec.data.pairs import Drawn, PairSet, draw, purchases, rated, rule_of
 from minionerec.errors import DataError
 
+log = logging.getLogger(__name__)
+
 
 class _Layout(NamedTuple):
-    """How files with labels are found and read."""
+    """How files with labels are found and read, and by which rule.
 
-    files: Callable[[Path], tuple[Path, ...]]
+    Attributes:
+        obeys: fields of `data` that its reader obeys.
+    """
+
+    files: Callable[[Path, DataConfig], tuple[Path, ...]]
     read: Callable[[Path, PairsConfig, DataConfig, int, Problems], LabelledFiles]
+    rule: str
+    obeys: tuple[str, ...] = ("missing_text", "on_error")
 
 
-_LAYOUTS = {"mind": _Layout(mind_files, read_mind), "recbench": _Layout(recbench_files, read_recbench)}
+_LAYOUTS = {
+    "csv": _Layout(csv_files, read_labelled_csv, "rated", ("missing_text", "on_error", "columns", "category")),
+    "mind": _Layout(lambda folder, _: mind_files(folder), read_mind, "impressions"),
+    "recbench": _Layout(lambda folder, _: recbench_files(folder), read_recbench, "impressions"),
+}
 
 
 def prepare_pairs(config: Config) -> tuple[Manifest, bool]:
@@ -53,8 +68,9 @@ def prepare_pairs(config: Config) -> tuple[Manifest, bool]:
 def pairs_recipe(config: Config) -> Recipe:
     """What the artefact is made from."""
     settings, deciding = config.section("pairs"), config.key_fields("pairs")
-    if config.pairs.source != "dataset":  # the two fields of `data` that its readers obey
-        strictness = {"data": {name: getattr(config.data, name) for name in ("missing_text", "on_error")}}
+    if config.pairs.source != "dataset":
+        obeyed = _LAYOUTS[config.pairs.source].obeys
+        strictness = {"data": {name: getattr(config.data, name) for name in obeyed}}
         settings, deciding = settings | strictness, deciding | strictness
 
     def inputs() -> dict[str, str]:
@@ -68,7 +84,8 @@ def _inputs(config: Config) -> dict[str, str]:
     if config.pairs.source == "dataset":
         return {"data": require(config.folder / "data", "minionerec data prepare --config YOUR.yaml").digest}
     try:
-        return {path.name: file_hash(path) for path in _LAYOUTS[config.pairs.source].files(Path(str(config.pairs.path)))}
+        files = _LAYOUTS[config.pairs.source].files(Path(str(config.pairs.path)), config.data)
+        return {path.name: file_hash(path) for path in files}
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror}). pairs.path names your files.") from None
 
@@ -81,7 +98,7 @@ def _make(config: Config, recipe: Recipe) -> None:
         layout = _LAYOUTS[config.pairs.source]
         folder = Path(str(config.pairs.path))
         catalog, drawn, figures = layout.read(folder, config.pairs, config.data, config.seed, problems)
-        rule = "impressions"
+        rule = layout.rule
     with recipe.write() as draft:
         PairSet(catalog, **drawn.splits, counts=drawn.counts(len(catalog))).save(draft.path)
         drawn.order.write_parquet(draft.path / "users.parquet")
@@ -94,8 +111,22 @@ def _of_dataset(config: Config) -> tuple[pl.DataFrame, Drawn, dict[str, int], st
     """The pairs of the run's Dataset: catalog, what was drawn, figures, and the rule."""
     dataset = Dataset.load(config.folder / "data")
     rule = rule_of(dataset, config.pairs)
-    candidates = rated(dataset, config.pairs) if rule == "rated" else purchases(dataset, config.pairs, config.seed)
+    if rule == "purchases":
+        _warn_about_dropped_labels(config)
+        candidates = purchases(dataset, config.pairs, config.seed)
+    else:
+        candidates = rated(dataset.interactions, config.pairs)
     return dataset.catalog, draw(candidates, config.pairs, config.seed), candidates.figures, rule
+
+
+def _warn_about_dropped_labels(config: Config) -> None:
+    dropped = Manifest.load(config.folder / "data").metrics.get(NEGATIVE, 0)
+    if dropped:
+        log.warning(
+            "data.positive has dropped %d rows from the Dataset, which would be true dislikes; the pairs' dislikes are random "
+            "items. For pairs of them: --pairs.source csv --pairs.path FOLDER, the folder of your files.",
+            dropped,
+        )
 
 
 def _figures(drawn: Drawn) -> dict[str, Any]:

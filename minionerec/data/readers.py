@@ -144,13 +144,19 @@ def read_csv(folder: Path, config: DataConfig, problems: Problems) -> Frames:
             empty or has control characters, or a timestamp that is neither number nor date; an item is listed twice, has no
             title, or is interacted with but not listed.
     """
+    (interactions, items), names = csv_tables(folder, config, problems)
+    return checked(interactions, items, names, config, problems)
+
+
+def csv_tables(folder: Path, config: DataConfig, problems: Problems) -> tuple[Frames, tuple[str, str]]:
+    """The rows of the two files of `read_csv` before they are checked, as `checked` takes them, and the files' names."""
     files = raw_files("csv", folder, config.category)
     mapping = _STEAM.get(files[0].name.split(".")[0], {}) | config.columns
     interactions = _read_any(
         files[0], lambda present: OWN.interactions(present, mapping), (*INTERACTION_NAMES, *mapping.values()), problems
     )
     items = _read_any(files[1], lambda present: OWN.items(present, mapping), (*ITEM_NAMES, *mapping.values()), problems)
-    return checked(interactions, _described(items, with_description=True), (str(files[0]), str(files[1])), config, problems)
+    return (interactions, _described(items, with_description=True)), (str(files[0]), str(files[1]))
 
 
 def _read_any(

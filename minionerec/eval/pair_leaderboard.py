@@ -16,6 +16,7 @@ from minionerec.config import Config
 from minionerec.data.pairs import PairSet
 from minionerec.errors import ArtifactError, DataError
 from minionerec.scoring.controls import CONTROLS, REFERENCE, missing
+from minionerec.scoring.models import row_of, trained_models
 from minionerec.statistics.pair_metrics import ScoredPairs
 from minionerec.statistics.pair_results import auc_of, compare, measure
 from minionerec.training.scored_pairs import FOLDER, pairs_of_split, read_scores, scored_pairs
@@ -60,10 +61,11 @@ def _scored(config: Config) -> list[str]:
     """What is scored in the run from the pairs as they are now, of the split and the users that the configuration names."""
     pairs = require(config.folder / "pairs", "minionerec pairs prepare").digest
     wanted = config.key_fields("score")["score"]
+    outdated = {row_of(name) for name in trained_models(config)[1]}
     names = []
     for path in sorted((config.folder / FOLDER).glob(f"*/{MANIFEST}")):
-        if path.parent.name == NAME:
-            continue  # made from the others; a damaged one is made anew
+        if path.parent.name in (NAME, *outdated):
+            continue  # made from the others, and a damaged one is made anew; or of a model that is not asked any more
         manifest = Manifest.load(path.parent)
         current = manifest.inputs.get("pairs") == pairs and manifest.config.get("score") == wanted
         if current and manifest.seed == config.seed:
@@ -110,7 +112,8 @@ def _board(config: Config, names: Sequence[str], digest: str) -> dict[str, Any]:
         "split": split,
         "reference": REFERENCE if REFERENCE in scores else None,
         "entries": sorted(entries, key=lambda entry: -entry["metrics"]["GAUC"]["value"]),
-        "left_out": {name: reason for name in CONTROLS if (reason := missing(name, pairs, config)) is not None},
+        "left_out": {name: reason for name in CONTROLS if (reason := missing(name, pairs, config)) is not None}
+        | {row_of(name): reason for name, reason in trained_models(config)[1].items()},
     }
 
 

@@ -25,7 +25,7 @@ from minionerec.legommenders.fields import ItemFields
 from minionerec.legommenders.items import ItemEncoder
 from minionerec.legommenders.layers import AdditiveAttention, masked_mean
 from minionerec.model import adapters, loading, pretrained
-from minionerec.sid.encoder import minilm_folder
+from minionerec.sid.sentence_encoders import minilm_folder
 from minionerec.sid.vector_cache import read_cache, write_cache
 
 log = logging.getLogger(__name__)

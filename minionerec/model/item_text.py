@@ -37,6 +37,7 @@ class ItemTextConfig(Qwen2Config):
     Attributes:
         items, levels, dimensions: of the SIDs (items, levels) and of the vectors (items, dimensions).
         text_input: vectors are added at the input.
+        text_replaces: they stand in place of the embedding of the token that completes an item, instead of being added to it.
         text_output: vectors give a second distribution at the output.
     """
 
@@ -45,6 +46,7 @@ class ItemTextConfig(Qwen2Config):
     levels: int = 1
     dimensions: int = 1
     text_input: bool = False
+    text_replaces: bool = False
     text_output: bool = False
 
     @property
@@ -188,7 +190,8 @@ class ItemTextModel(Qwen2Model):
             leaves = paths.completed(input_ids, tokens_before(input_ids, attention_mask, position_ids))
             ends = leaves >= 0
             added = self.text_in(paths.leaf_vectors[leaves[ends]].to(self.text_in.weight.dtype))
-            inputs_embeds = inputs_embeds.index_put(ends.nonzero(as_tuple=True), added.to(inputs_embeds.dtype), accumulate=True)
+            places, added = ends.nonzero(as_tuple=True), added.to(inputs_embeds.dtype)
+            inputs_embeds = inputs_embeds.index_put(places, added, accumulate=not self.config.text_replaces)
             input_ids = None
         return super().forward(
             input_ids=input_ids,
@@ -261,7 +264,12 @@ class ItemTextForCausalLM(Qwen2ForCausalLM):
             states = states[:, -logits_to_keep:] if logits_to_keep else states
         else:
             states = states[logits_to_keep] if logits_to_keep.dtype == torch.bool else states[:, logits_to_keep]
-        return ItemTextOutput(logits=self.lm_head(states), past_key_values=outputs.past_key_values, states=states)
+        return ItemTextOutput(
+            logits=self.lm_head(states),
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            states=states,
+        )
 
     @property
     def has_leaf_component(self) -> bool:
@@ -310,6 +318,7 @@ def with_item_texts(
         model: its weights are copied; all SID tokens are in its vocabulary.
         sid_tokens: (items, levels), as `checkpoint.sid_token_ids` gives them.
         vectors: (items, dimensions) float32; without weights only their shape counts.
+        text_input, text_output: see `ItemTextConfig`.
         seed: of the rotation.
         weights: False makes all parameters on the meta device.
     """

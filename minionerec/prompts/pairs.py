@@ -1,10 +1,10 @@
-"""Prompts that ask whether a user likes one candidate: the only place that builds them.
+"""Prompts that ask whether a user likes one candidate, and texts whose vectors are compared: the only place that builds them.
 
 A user's prompts share everything before the candidate, token by token: what stands before the candidate, the candidate and what
 follows are tokenised apart, and all of a user's prompts are cut alike. Neither a label nor another candidate is in a prompt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -58,11 +58,13 @@ class UserPrompts(NamedTuple):
 
     Attributes:
         tokens: ids of each candidate's prompt, without padding.
+        shared: how many tokens stand before the candidate; they are the same in all prompts.
         left_out: how many of the history's oldest items the model cannot read.
         halved: how often texts were cut to half.
     """
 
     tokens: list[list[int]]
+    shared: int
     left_out: int
     halved: int
 
@@ -111,7 +113,7 @@ class PairPrompts:
             room = None if self.limit is None else self.limit - max(map(len, ends))
             prefix, left_out = self._prefix(history, halved, room)
             if room is None or len(prefix) <= room:
-                return UserPrompts([prefix + end for end in ends], left_out, halved)
+                return UserPrompts([prefix + end for end in ends], len(prefix), left_out, halved)
         length = len(prefix) + max(map(len, ends))
         raise ConfigError(
             f"The prompt of candidate {self.items[candidates[0]][:40]!r} has {length} tokens with one item of the history "
@@ -120,18 +122,11 @@ class PairPrompts:
 
     def _prefix(self, history: Sequence[int], halved: int, room: int | None) -> tuple[list[int], int]:
         """All that stands before the candidate with as many newest items as fit, one at least; and how many are left out."""
-        whole = self._with_newest(history, halved)
-        if room is None or len(whole) <= room:
-            return whole, 0
-        low, high = 1, len(history)  # `low` items are tried last; whether they fit is for the caller to see
-        while low < high:
-            middle = (low + high + 1) // 2
-            fits = len(self._with_newest(history[-middle:], halved)) <= room
-            low, high = (middle, high) if fits else (low, middle - 1)
-        return self._with_newest(history[-low:], halved), len(history) - low
+        kept = _newest_that_fit(history, lambda newest: len(self._with_newest(newest, halved)), room)
+        return self._with_newest(history[len(history) - kept :], halved), len(history) - kept
 
     def _with_newest(self, history: Sequence[int], halved: int) -> list[int]:
-        listed = "\n".join(f"({number}) {self._item(item, halved)}" for number, item in enumerate(history, 1))
+        listed = _numbered([self._item(item, halved) for item in history])
         text = self.words.system + self.words.history + listed + self.words.candidate.rstrip(" ")
         ids: list[int] = self.tokenizer(text)["input_ids"]
         return ids[: len(ids) - appended_tokens(self.tokenizer)]
@@ -148,3 +143,46 @@ class PairPrompts:
         if text not in self._ends:
             self._ends[text] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return self._ends[text]
+
+
+@dataclass(frozen=True)
+class PairTexts:
+    """The texts whose vectors are compared: one of a user's history, one of each item. Neither says what to do.
+
+    Attributes:
+        items: what stands for each item of the catalog, such as its title.
+        length: counts the tokens of a text as the encoder reads it.
+        limit: tokens that the encoder reads at most; None if unlimited.
+    """
+
+    words: PairWords
+    items: Sequence[str]
+    length: Callable[[str], int]
+    limit: int | None = None
+
+    def of_user(self, history: Sequence[int]) -> tuple[str, int]:
+        """The text of a history, and how many of its oldest items the encoder could not read and are left out."""
+        kept = _newest_that_fit(history, lambda newest: self.length(self._text(newest)), self.limit)
+        return self._text(history[len(history) - kept :]), len(history) - kept
+
+    def of_item(self, item: int) -> str:
+        """The text of an item."""
+        return self.words.candidate.lstrip("\n") + self.items[item]
+
+    def _text(self, history: Sequence[int]) -> str:
+        return self.words.history + _numbered([self.items[item] for item in history])
+
+
+def _numbered(items: Sequence[str]) -> str:
+    return "\n".join(f"({number}) {item}" for number, item in enumerate(items, 1))
+
+
+def _newest_that_fit(history: Sequence[int], length: Callable[[Sequence[int]], int], room: int | None) -> int:
+    """How many of a history's newest items fit into so many tokens; 1 even if it does not, for the caller to see."""
+    if room is None or length(history) <= room:
+        return len(history)
+    low, high = 1, len(history)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if length(history[-middle:]) <= room else (low, middle - 1)
+    return low

@@ -1,16 +1,18 @@
 """What published tables of AUC or GAUC by data set say about themselves: figures that cannot be right, or mean little.
 
-A file holds `columns` (data sets, then `Overall`) and `tables`: by name, rows of `model` and `values`. The tables of RecBench's
-authors are in no file of this package; write those that you want to audit into one.
+A file holds `columns` (data sets, then `Overall`) and `tables`: by name, rows of `model` and `values`; perhaps `parameters` by
+model, and `green`: rows of `model`, `items` and AUC, NDCG@5 and ApC as `values`. `recbench.json` holds the tables of RecBench's
+authors.
 """
 
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from importlib import resources
 from itertools import combinations, product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -21,6 +23,7 @@ ROWS = 20_000  # test rows of each data set, half of them likes at best
 RANDOM_NEGATIVES = ("MicroLens", "Steam", "H&M")  # whose dislikes are random items (RecBench's repository)
 _OVERALL = "Overall"
 _ROUNDING = 0.5e-4  # of four decimals
+_PERCENT_ROUNDING = 0.005  # of two decimals
 _NEAR, _MOST = 0.006, 0.9  # columns are near-duplicates if so many rows differ by no more
 _POWER = 2.8  # standard errors that a test finds with 80 % power
 _FINE_TUNED = re.compile(r"-\d+$")  # `BERT-base-1` is `BERT-base`, tuned on the first of several sets
@@ -41,16 +44,31 @@ class Finding(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """Published tables: names of the columns, and by table the models with their values, (rows, columns)."""
+    """Published tables.
+
+    Attributes:
+        columns: names of the columns.
+        models, values: by table the models, and their values (rows, columns).
+        parameters: of a model, as text.
+        green: rows with `model`, `items`, `values` (AUC and NDCG@5 in percent, and ApC) and perhaps `CO2E`.
+    """
 
     columns: list[str]
     models: dict[str, list[str]]
     values: dict[str, np.ndarray]
+    parameters: Mapping[str, str] = {}
+    green: Sequence[Mapping[str, Any]] = ()
 
     @property
     def sets(self) -> list[int]:
         """The columns that are data sets."""
         return [place for place, name in enumerate(self.columns) if name != _OVERALL]
+
+
+def published_tables() -> Tables:
+    """The tables of RecBench's authors, which the package ships."""
+    with resources.as_file(resources.files("minionerec.report") / "recbench.json") as path:
+        return read_tables(path)
 
 
 def read_tables(path: Path) -> Tables:
@@ -62,6 +80,7 @@ def read_tables(path: Path) -> Tables:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         columns, tables = content["columns"], dict(content["tables"])
+        parameters, green = content.get("parameters", {}), content.get("green", {"rows": []})["rows"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: not a JSON file with columns and tables ({error!r}).") from None
     _refuse_columns(columns, path)
@@ -76,7 +95,11 @@ def read_tables(path: Path) -> Tables:
                 raise DataError(f"{where}: expected {wanted}, found {str(row)[:100]}.")
         models[name] = [str(row["model"]) for row in rows]
         values[name] = np.array([row["values"] for row in rows], dtype=float).reshape(len(rows), len(columns))
-    return Tables(columns, models, values)
+    for number, row in enumerate(green if isinstance(green, list) else [None], 1):
+        if not (isinstance(row, dict) and "model" in row and "items" in row and _are_numbers(row.get("values"), 3)):
+            wanted = "model, items, and values of AUC, NDCG@5 and ApC"
+            raise DataError(f"{path}, green, row {number}: expected {wanted}, found {str(row)[:100]}.")
+    return Tables(columns, models, values, parameters, green)
 
 
 def _refuse_columns(columns: object, path: Path) -> None:
@@ -90,9 +113,11 @@ def _refuse_columns(columns: object, path: Path) -> None:
 
 def _fits(figures: object, count: int) -> bool:
     """Whether a row's values are so many numbers from 0 to 1."""
-    if not isinstance(figures, list) or len(figures) != count:
-        return False
-    return all(type(value) in (int, float) and 0 <= value <= 1 for value in figures)
+    return _are_numbers(figures, count) and all(0 <= value <= 1 for value in cast(list[float], figures))
+
+
+def _are_numbers(figures: object, count: int) -> bool:
+    return isinstance(figures, list) and len(figures) == count and all(type(value) in (int, float) for value in figures)
 
 
 def standard_error(rows: int = ROWS) -> float:
@@ -105,9 +130,27 @@ def standard_error(rows: int = ROWS) -> float:
     return math.sqrt((rows + 1) / (12 * half * half))
 
 
+CHANCE = 0.5 - _POWER * standard_error()  # a figure below this is below one half by more than noise
+
+
+def untuned(model: str, known: Collection[str]) -> str:
+    """The model that a row is of, without the number of what it was tuned on.
+
+    >>> untuned("BERT-base-1", ["BERT-base"]), untuned("Llama-3", ["Llama-3"])
+    ('BERT-base', 'Llama-3')
+
+    Args:
+        known: names of models as they are, some of which end in a number.
+    """
+    return model if model in known else _FINE_TUNED.sub("", model)
+
+
 def audit(tables: Tables) -> list[Finding]:
     """All findings, audit by audit."""
-    rules = (wrong_means, near_duplicates, repeated_rows, below_chance, no_spread, random_negatives, worse_than_untrained)
+    rules = (
+        *(wrong_means, near_duplicates, repeated_rows, below_chance, no_spread, random_negatives, worse_than_untrained),
+        carbon,
+    )
     return [finding for rule in rules for finding in rule(tables)]
 
 
@@ -152,15 +195,14 @@ def repeated_rows(tables: Tables) -> Iterator[Finding]:
 
 def below_chance(tables: Tables) -> Iterator[Finding]:
     """Cells below one half by more than noise: such a model knows the answer and says the opposite."""
-    bound = 0.5 - _POWER * standard_error()
     for name, values in tables.values.items():
         low = [
             f"{tables.models[name][row]} on {tables.columns[column]} {values[row, column]:.4f}"
             for row, column in product(range(len(values)), tables.sets)
-            if values[row, column] < bound
+            if values[row, column] < CHANCE
         ]
         if low:
-            yield Finding("below chance", name, f"{len(low)} cells are below {bound:.4f}: {'; '.join(low)}.")
+            yield Finding("below chance", name, f"{len(low)} cells are below {CHANCE:.4f}: {'; '.join(low)}.")
 
 
 def no_spread(tables: Tables) -> Iterator[Finding]:
@@ -189,7 +231,7 @@ def worse_than_untrained(tables: Tables) -> Iterator[Finding]:
         if untrained is None or not name.upper().startswith("SFT"):
             continue
         for model, row in zip(tables.models[name], values, strict=True):
-            base = _FINE_TUNED.sub("", model)
+            base = untuned(model, tables.models[untrained])
             if base not in tables.models[untrained]:
                 continue
             gains = row - tables.values[untrained][tables.models[untrained].index(base)]
@@ -198,3 +240,36 @@ def worse_than_untrained(tables: Tables) -> Iterator[Finding]:
             told = f"{model} gains most on {tables.columns[best]} ({gains[best]:+.4f})"
             lost = ", ".join(f"{tables.columns[column]} ({gains[column]:+.4f})" for column in losses)
             yield Finding("fine-tuned", name, f"{told}" + (f" and is below zero-shot on {lost}." if lost else "."))
+
+
+def apc(auc: float, co2e: float) -> float | None:
+    """AUC per carbon: (AUC - 50) / CO2E x 100 (Green AI benchmark, 2024); None at AUC 50 or less, where its sign means nothing.
+
+    >>> round(apc(62.95, 22), 2), apc(49, 22)
+    (58.86, None)
+
+    Args:
+        auc: in percent.
+        co2e: emissions, in any unit: only ratios of rows that were measured alike mean anything.
+    """
+    return None if auc <= 50 else (auc - 50) / co2e * 100
+
+
+def carbon(tables: Tables) -> Iterator[Finding]:
+    """Rows whose ApC does not follow from their AUC and CO2E; and the CO2E that the others imply, which nobody states."""
+    implied = []
+    for row in tables.green:
+        auc, _, stated_apc = row["values"]
+        name = f"{row['model']}, {row['items']}"
+        if auc <= 50 or stated_apc <= 0:
+            yield Finding("carbon", "green", f"{name}: AUC {auc:.2f} is not above 50, so an ApC means nothing.")
+            continue
+        low, high = ((auc - 50 - slip) / (stated_apc + slip) * 100 for slip in (_PERCENT_ROUNDING, -_PERCENT_ROUNDING))
+        if "CO2E" in row and not low <= row["CO2E"] <= high:
+            expected = apc(auc, row["CO2E"])
+            yield Finding("carbon", "green", f"{name}: ApC is {stated_apc:.2f}, but AUC and CO2E give {expected:.2f}.")
+        elif "CO2E" not in row:
+            implied.append(f"{name} {low:.1f} to {high:.1f}")
+    if implied:
+        text = f"CO2E is not given; ApC and AUC, as rounded, imply {'; '.join(implied)}. Compare within this table alone."
+        yield Finding("carbon", "green", text)

@@ -1,16 +1,36 @@
-"""What the training on pairs refuses before anything is made. Nothing here imports torch."""
+"""What the training on pairs, and the scoring, refuse before anything is made. Nothing here imports torch."""
 
+from collections.abc import Collection
+
+import polars as pl
+
+from minionerec.artifacts import MANIFEST
 from minionerec.config import Config
 from minionerec.errors import ConfigError
+from minionerec.sid.encoder import check_encoder
+from minionerec.sid.sentence_encoders import check_sentence_encoder
 from minionerec.training.machine import check_model_memory
 
 
-def check_early(config: Config) -> None:
-    """Refuse settings that this training cannot have.
+def check_scoring(config: Config) -> None:
+    """Refuse a text encoder that is not there, before anything is scored.
 
     Raises:
-        ConfigError: the model would have item texts, semantic IDs are asked for and the pairs are of no Dataset, or the model
-            does not fit into the memory.
+        ConfigError: `score.encoder` is not installed, or is no sentence encoder and `score.pooling` is `own`.
+    """
+    if config.score.encoder is not None and config.score.pooling == "own":
+        check_sentence_encoder(config.score.encoder, "score.encoder")
+
+
+def check_early(config: Config, pending: Collection[str] = ()) -> None:
+    """Refuse settings that this training cannot have.
+
+    Args:
+        pending: stages that run before; if the pairs are among them, their number is not known yet.
+
+    Raises:
+        ConfigError: the model would have item texts, semantic IDs are asked for and the pairs are of no Dataset, the model does
+            not fit into the memory, the encoder of text vectors is not installed, or a batch holds more users than there are.
     """
     if config.model.item_texts:
         name = "text_input" if config.model.text_input else "text_output"
@@ -21,3 +41,14 @@ def check_early(config: Config) -> None:
             " text."
         )
     check_model_memory(config)
+    if config.yes_no.items == "vector":
+        check_encoder(config.sid)
+    if "pairs" not in pending and (config.folder / "pairs" / MANIFEST).is_file():
+        users = pl.scan_parquet(config.folder / "pairs" / "train.parquet").select(pl.col("user").n_unique()).collect().item()
+        if users < config.yes_no.batch_size:
+            raise few_users(config.yes_no.batch_size, users)
+
+
+def few_users(batch_size: int, users: int) -> ConfigError:
+    """The error of a batch that holds more users than there are."""
+    return ConfigError(f"yes_no.batch_size is {batch_size}, but there are only {users} train users; lower it.")

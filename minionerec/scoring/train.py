@@ -1,43 +1,52 @@
-"""Stage `yes-no`: a causal LM learns to say YES or NO about the pairs of the train users.
+"""Stage `yes-no`: a causal LM learns from the pairs of the train users which candidates a user likes.
 
-Inputs: `<run>/pairs`; `<run>/sid` if items are shown as semantic IDs; the base model (section `model`), from scratch or
-pretrained. Outputs: `<run>/yes-no/model/`, `log.jsonl`, and a manifest. `minionerec score` then has a row of its scores.
-Differs from RecBench: all parameters train, users are shuffled, and each user's pairs are one prefix tree (same loss and
-gradients). Nothing of the run's own SFT is used: its model has seen sequences of the test users.
+Inputs: `<run>/pairs`; `<run>/sid` if items are shown as semantic IDs, text vectors if they are shown by these; the base model
+(section `model`), from scratch or pretrained. Outputs: `<run>/yes-no/<name>/` with `model/`, `adapter/` if one was trained,
+`log.jsonl`, and a manifest; the name says by what items are shown, and whether the model says YES or NO or makes vectors.
+`minionerec score` then has a row of its scores.
+Differs from RecBench: users are shuffled, each user's pairs are one prefix tree (same loss and gradients), new tokens learn
+their rows beside a LoRA, and each user's own history is compared, where RecBench's code gives all users one text.
+Nothing of the run's own SFT is used: its model has seen sequences of the test users.
 Command: `minionerec score --train --config ml-100k-pairs`.
 """
 
 import logging
 import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import polars as pl
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from minionerec.artifacts import CHECKPOINTS, Manifest, Recipe, check_disk_space, require
-from minionerec.config import Config, ScoreConfig
-from minionerec.data.dataset import Dataset
+from minionerec.config import Config
 from minionerec.data.pairs import PairSet
-from minionerec.distributed import distributed_state, expect_no_gpu, is_main_process
-from minionerec.errors import ConfigError
-from minionerec.model import base, checkpoint, pretrained, scratch
-from minionerec.prompts.pairs import NO, YES, PairPrompts, PairWords
-from minionerec.prompts.plain_text import PlainText
-from minionerec.scoring.early import check_early
-from minionerec.scoring.trainer import BEST_METRIC, PairCollator, UserPairs, YesNoTrainer
-from minionerec.scoring.yes_no import Scorer, score_in_shards, titles
-from minionerec.sid.index import SidIndex
+from minionerec.distributed import expect_no_gpu, is_main_process
+from minionerec.model import adapters, checkpoint, pretrained
+from minionerec.prompts.pairs import PairPrompts, PairTexts
+from minionerec.scoring.early import check_early, few_users
+from minionerec.scoring.encoders import CausalEncoder
+from minionerec.scoring.items import WORDS, Shown, index_of, item_inputs, item_sections, starting_model
+from minionerec.scoring.models import FOLDER
+from minionerec.scoring.trainer import (
+    BEST_METRIC,
+    MatchingTrainer,
+    PairCollator,
+    TextCollator,
+    UserPairs,
+    UserTexts,
+    YesNoTrainer,
+)
 from minionerec.training.arguments import validated_arguments
 from minionerec.training.checkpoints import MarkComplete, last_checkpoint, write_log
 from minionerec.training.launch import check_precision, launch_of, split_batch
 from minionerec.training.memory import enough_memory
 from minionerec.training.progress import StepBar
-from minionerec.training.scored_pairs import pairs_of_split, refuse_one_sided, score_recipe, write_scores
+from minionerec.training.scored_pairs import refuse_one_sided
 
 log = logging.getLogger(__name__)
-FOLDER = "yes-no"
-_WORDS = PairWords.of(ScoreConfig())
 
 
 def train_yes_no(config: Config) -> tuple[Manifest, bool]:
@@ -55,102 +64,135 @@ def train_yes_no(config: Config) -> tuple[Manifest, bool]:
 
 
 def _recipe(config: Config) -> Recipe:
-    sections = {**config.section("yes_no", "model"), "words": asdict(_WORDS)}
+    sections = {**config.section("yes_no", "model"), "words": asdict(WORDS), **item_sections(config)}
 
     def inputs() -> dict[str, str]:
         digests = {"pairs": require(config.folder / "pairs", "minionerec pairs prepare").digest}
-        if config.yes_no.items == "sid":
-            digests["sid"] = require(config.folder / "sid", "minionerec sid").digest
+        digests |= item_inputs(config, config.yes_no.items)
         if config.model.init == "from_pretrained" and (identity := pretrained.identity(str(config.model.path))) is not None:
             digests["model"] = identity
         return digests
 
-    folder, replace, wait = config.folder / FOLDER, config.replace, config.wait
+    folder, replace, wait = config.folder / FOLDER / config.yes_no.name, config.replace, config.wait
     deciding = {**sections, **config.key_fields("yes_no", "model")}
-    return Recipe(FOLDER, folder, sections, inputs(), config.seed, deciding, replace, wait, inputs)
-
-
-def _index(config: Config) -> SidIndex | None:
-    """The run's semantic IDs, if items are shown by them."""
-    return SidIndex.load(config.folder / "sid", Dataset.load(config.folder / "data")) if config.yes_no.items == "sid" else None
-
-
-def starting_model(config: Config, pairs: PairSet, index: SidIndex | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The untrained model and its tokenizer, which has the words of the prompts and, with an index, the SID tokens."""
-    texts = [text for name in ("text", "title") for text in pairs.catalog[name].to_list()]
-    words = [*asdict(_WORDS).values(), f"{_WORDS.suffix} {YES}", f"{_WORDS.suffix} {NO}"]
-    corpus = [*texts, *(words * len(pairs.catalog))]
-    if index is not None:
-        return base.base_model(config.model, index, corpus, config.seed, titles=pairs.catalog["title"].to_list())
-    if config.model.init == "from_scratch":
-        return scratch.create(corpus, config.model, config.seed)
-    return checkpoint.load(str(config.model.path), config.model.dtype)
-
-
-def prompts_of(
-    pairs: PairSet, index: SidIndex | None, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> PairPrompts:
-    """The prompts that a model is trained and asked with: items as titles, or as SIDs if there is an index."""
-    if index is None:
-        items = titles(pairs, PlainText(tokenizer))
-    else:
-        checkpoint.sid_token_ids(tokenizer, index)  # refuses a tokenizer that splits them
-        items = ["".join(index.tokens(item)) for item in range(len(index.codes))]
-    return PairPrompts(tokenizer, _WORDS, items, checkpoint.context_of(model), breakable=index is None)
+    return Recipe(f"{FOLDER}/{config.yes_no.name}", folder, sections, inputs(), config.seed, deciding, replace, wait, inputs)
 
 
 def user_pairs(rows: pl.DataFrame, prompts: PairPrompts) -> list[UserPairs]:
-    """The pairs of a split by user, in the order of the rows."""
-    grouped = rows.group_by("user", maintain_order=True).agg(pl.col("history").first(), "candidate", "label")
+    """The pairs of a split by user, in the order of the rows, as prompts that ask for YES or NO."""
+    users = []
+    for number, row in enumerate(_by_user(rows)):
+        asked = prompts.of_user(row["history"], row["candidate"])
+        users.append(UserPairs(number, asked.tokens, row["label"], asked.shared))
+    return users
+
+
+def user_texts(rows: pl.DataFrame, texts: PairTexts, tokens: Callable[[str], list[int]]) -> list[UserTexts]:
+    """The pairs of a split by user, in the order of the rows, as texts whose vectors are compared."""
     return [
-        UserPairs(number, prompts.of_user(row["history"], row["candidate"]).tokens, row["label"])
-        for number, row in enumerate(grouped.iter_rows(named=True))
+        UserTexts(
+            number,
+            tokens(texts.of_user(row["history"])[0]),
+            [tokens(texts.of_item(candidate)) for candidate in row["candidate"]],
+            row["label"],
+        )
+        for number, row in enumerate(_by_user(rows))
     ]
 
 
+def _by_user(rows: pl.DataFrame) -> Iterator[dict[str, Any]]:
+    return rows.group_by("user", maintain_order=True).agg(pl.col("history").first(), "candidate", "label").iter_rows(named=True)
+
+
+class _Task(NamedTuple):
+    """What the scheme decides: who trains, on what, from which collator."""
+
+    trainer: type[YesNoTrainer]
+    train: Sequence[UserPairs | UserTexts]
+    valid: Sequence[UserPairs | UserTexts]
+    collator: PairCollator | TextCollator
+
+
+def _task(config: Config, pairs: PairSet, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, shown: Shown) -> _Task:
+    section = config.yes_no
+    if section.scheme == "matching":
+        encoder = CausalEncoder(model, tokenizer, section.pooling, section.row_tokens)
+        texts = PairTexts(WORDS, shown.items, encoder.length, encoder.limit)
+        train, valid = (user_texts(rows, texts, encoder.tokens) for rows in (pairs.train, pairs.valid))
+        return _Task(MatchingTrainer, train, valid, TextCollator(section.pooling, section.row_tokens))
+    prompts = PairPrompts(tokenizer, WORDS, shown.items, checkpoint.context_of(model), breakable=not shown.tokens)
+    asked, validated = (user_pairs(rows, prompts) for rows in (pairs.train, pairs.valid))
+    collator = PairCollator(prompts.answers(), section.row_tokens, section.next_code, frozenset(shown.tokens))
+    return _Task(YesNoTrainer, asked, validated, collator)
+
+
 def _train(config: Config, recipe: Recipe) -> None:
-    pairs, index = PairSet.load(config.folder / "pairs"), _index(config)
+    pairs = PairSet.load(config.folder / "pairs")
+    index = index_of(config, pairs, config.yes_no.items)
     refuse_one_sided(pairs, config)
-    if index is not None and not config.sid.shipped and (config.sid.fusion or config.sid.method == "letter"):
-        log.warning(
-            "sid.%s: the semantic IDs were shaped by what test users had one after the other. Set sid.collaborative to 0, and "
-            "another sid.method than letter, for IDs of texts alone.",
-            "method is letter" if config.sid.method == "letter" else f"collaborative is {config.sid.collaborative:g}",
-        )
+    if config.yes_no.items == "sid":
+        _warn_about_lookahead(config)
     expect_no_gpu()
     set_seed(config.seed)
     model, tokenizer = starting_model(config, pairs, index)
-    prompts = prompts_of(pairs, index, model, tokenizer)
-    collator = PairCollator(prompts.answers(), config.yes_no.row_tokens)
-    train, valid = user_pairs(pairs.train, prompts), user_pairs(pairs.valid, prompts)
-    arguments = training_arguments(config, recipe.folder, len(train))
+    shown = Shown.of(pairs, index, tokenizer)
+    task = _task(config, pairs, model, tokenizer, shown)
+    arguments = training_arguments(config, recipe.folder, len(task.train))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    check_disk_space(config.folder / FOLDER, 4 * 10 * parameters)  # float32: the model, and three checkpoints with two moments
+    check_disk_space(recipe.folder, 4 * 10 * parameters)  # float32: the model, and three checkpoints with two moments
+    model = _trained_part(config, model, shown.tokens)
     with recipe.write(resumable=True, collective=True) as draft:
         arguments.output_dir = str(draft.path / CHECKPOINTS)
         with enough_memory(lambda: YesNoTrainer.advice.setup):
-            trainer = YesNoTrainer(
+            trainer = task.trainer(
                 model=model,
                 args=arguments,
-                train_dataset=train,
-                eval_dataset=valid,
-                data_collator=collator,
+                train_dataset=task.train,
+                eval_dataset=task.valid,
+                data_collator=task.collator,
                 failed=config.folder / f"{FOLDER}-failed",
                 callbacks=[MarkComplete(), EarlyStoppingCallback(config.yes_no.patience)],
             )
         StepBar.install(trainer, FOLDER)
         if is_main_process():
-            print(f"{FOLDER}: {launch_of(trainer.accelerator)}; {len(train):,} users, {len(pairs.train):,} pairs", flush=True)
+            users = f"{len(task.train):,} users, {len(pairs.train):,} pairs"
+            print(f"{FOLDER}: {launch_of(trainer.accelerator)}; {users}", flush=True)
         trainer.train(resume_from_checkpoint=last_checkpoint(draft.path / CHECKPOINTS))
+        trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         if trainer.is_world_process_zero():
-            checkpoint.save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, draft.path / "model")
+            trained = trainer.accelerator.unwrap_model(trainer.model)
+            whole = adapters.merge(trained, draft.path / "adapter", lambda: starting_model(config, pairs, index)[0])
+            checkpoint.save(whole, tokenizer, draft.path / "model")
             write_log(trainer.state, draft.path / "log.jsonl")
         draft.metrics.update(
             parameters=parameters,
-            users=len(train),
+            trainable=trainable,
+            users=len(task.train),
             pairs=len(pairs.train),
             steps=trainer.state.global_step,
             **{f"best_valid_{BEST_METRIC}": trainer.state.best_metric},
+        )
+
+
+def _trained_part(config: Config, model: PreTrainedModel, tokens: list[int]) -> PreTrainedModel:
+    """The model with what shall not train frozen, and with adapters if they are asked for.
+
+    Args:
+        tokens: of the items, whose rows train in any case.
+    """
+    section = config.yes_no
+    first = adapters.first_tuned(model, section.tune_from, "yes_no")
+    if section.train == "full" and section.tune_from is not None:
+        adapters.freeze_below(model, first, embeddings=not tokens)
+    return adapters.attach(model, section, tokens, "yes_no", first)
+
+
+def _warn_about_lookahead(config: Config) -> None:
+    if not config.sid.shipped and (config.sid.fusion or config.sid.method == "letter"):
+        log.warning(
+            "sid.%s: the semantic IDs were shaped by what test users had one after the other. Set sid.collaborative to 0, and "
+            "another sid.method than letter, for IDs of texts alone.",
+            "method is letter" if config.sid.method == "letter" else f"collaborative is {config.sid.collaborative:g}",
         )
 
 
@@ -168,7 +210,7 @@ def training_arguments(config: Config, folder: Path, users: int) -> TrainingArgu
     check_precision("yes_no.bf16", section.bf16)
     micro, accumulation = split_batch("yes_no.batch_size", section.batch_size, "yes_no.micro_batch", section.micro_batch)
     if users < section.batch_size:
-        raise ConfigError(f"yes_no.batch_size is {section.batch_size}, but there are only {users} train users; lower it.")
+        raise few_users(section.batch_size, users)
     interval = users // section.batch_size
     return validated_arguments(
         folder,
@@ -186,37 +228,3 @@ def training_arguments(config: Config, folder: Path, users: int) -> TrainingArgu
         bf16=section.bf16,
         report_to="none",
     )
-
-
-def score_trained(config: Config) -> tuple[Manifest, bool]:
-    """Score the pairs by the run's trained model; every process calls it and takes its share of the users.
-
-    Raises:
-        ArtifactError: the model is not trained, or belongs to other pairs or semantic IDs.
-    """
-    trained = require(config.folder / FOLDER, "minionerec score --train")
-
-    def inputs() -> dict[str, str]:
-        made_from = {"pairs": require(config.folder / "pairs", "minionerec pairs prepare").digest}
-        if trained.config["yes_no"]["items"] == "sid":  # other SIDs may have the same tokens
-            made_from["sid"] = require(config.folder / "sid", "minionerec sid").digest
-        return {FOLDER: require(config.folder / FOLDER, "minionerec score --train", made_from=made_from).digest}
-
-    recipe = score_recipe(config, FOLDER, inputs=inputs)
-    return recipe.make(lambda: _score_trained(config, trained, recipe), collective=True)
-
-
-def _score_trained(config: Config, trained: Manifest, recipe: Recipe) -> None:
-    pairs = PairSet.load(config.folder / "pairs")
-    rows = pairs_of_split(pairs, config)
-    items = trained.config["yes_no"]["items"]
-    index = SidIndex.load(config.folder / "sid", Dataset.load(config.folder / "data")) if items == "sid" else None
-    model, tokenizer = checkpoint.load(config.folder / FOLDER / "model")
-    prompts = prompts_of(pairs, index, model, tokenizer)
-    with recipe.write(resumable=True, collective=True) as draft:
-        scorer = Scorer(model.to(distributed_state().device).eval(), prompts, config)
-        scores, figures = score_in_shards(scorer, rows, draft.path / CHECKPOINTS)
-        if is_main_process():
-            path = trained.config["model"]["path"]
-            label = f"{'from scratch' if path is None else Path(path).name}, trained on pairs, items as {items}"
-            write_scores(draft, rows, scores, label=label, kind="model", scale="logit", **figures)

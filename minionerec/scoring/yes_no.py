@@ -7,7 +7,6 @@ candidate are computed once, and YES and NO cost no token. The scores are those 
 Command: `minionerec score --config ml-100k-pairs --score.model smollm2-135m`.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,17 +16,18 @@ import polars as pl
 import torch
 from transformers import PreTrainedModel
 
-from minionerec.artifacts import CHECKPOINTS, Manifest, Recipe, content_hash, over_shards, shards_of
+from minionerec.artifacts import CHECKPOINTS, Manifest, Recipe, over_shards, shards_of
 from minionerec.config import Config
 from minionerec.data.pairs import PairSet
 from minionerec.data.parquet import read_parquet
 from minionerec.distributed import distributed_state, is_main_process
-from minionerec.errors import ArtifactError, DataError
+from minionerec.errors import ArtifactError
 from minionerec.model import checkpoint, pretrained
 from minionerec.prompts.pairs import PairPrompts, PairWords, UserPrompts
 from minionerec.prompts.plain_text import PlainText
+from minionerec.scoring.titles import titles
 from minionerec.training.memory import enough_memory
-from minionerec.training.scored_pairs import pairs_of_split, score_recipe, write_scores
+from minionerec.training.scored_pairs import pairs_of_split, row_name, score_recipe, write_scores
 from minionerec.tree import Branch, pack, tree_logprobs
 
 _MEMORY_ADVICE = ("while pairs were scored", "Lower score.batch_users or score.row_tokens; the scores stay the same.")
@@ -53,13 +53,6 @@ def yes_over_no(
     return logprobs[:, 0] - logprobs[:, 1]
 
 
-def zero_shot_name(path: str) -> str:
-    """The row's name: `zero-shot-` and the last part of the model's path, with a digest if signs had to be left out."""
-    last = path.rstrip("/").rpartition("/")[2]
-    plain = re.sub(r"[^A-Za-z0-9.-]+", "-", last).strip("-.")
-    return f"zero-shot-{plain}" if plain == last and "/" not in path else f"zero-shot-{plain}-{content_hash(path)[:6]}"
-
-
 def score_zero_shot(config: Config) -> tuple[Manifest, bool]:
     """Score the pairs by `score.model`; every process calls it and takes its share of the users.
 
@@ -81,7 +74,7 @@ def score_zero_shot(config: Config) -> tuple[Manifest, bool]:
         "max_tokens": config.score.max_tokens,
         **asdict(PairWords.of(config.score)),
     }
-    recipe = score_recipe(config, zero_shot_name(path), {"asked": asked}, inputs)
+    recipe = score_recipe(config, row_name("zero-shot", path), {"asked": asked}, inputs)
     return recipe.make(lambda: _score(config, path, recipe), collective=True)
 
 
@@ -98,21 +91,6 @@ def _score(config: Config, path: str, recipe: Recipe) -> None:
         if is_main_process():
             facts = {"label": f"{Path(path).name}, zero-shot", "kind": "model", "scale": "logit"}
             write_scores(draft, rows, scores, **facts, **figures)
-
-
-def titles(pairs: PairSet, plain: PlainText) -> list[str]:
-    """What prompts show of each item, free of what the tokenizer would read as a special token.
-
-    Raises:
-        DataError: an item has no title.
-    """
-    empty = pairs.catalog.filter(pl.col("title").str.strip_chars() == "").head(1)
-    if len(empty):
-        raise DataError(
-            f"Item {empty['item_id'][0]!r} has no title, and a prompt shows titles. Give it one, or prepare the data with "
-            "--data.missing_text drop."
-        )
-    return [plain(title) for title in pairs.catalog["title"].to_list()]
 
 
 class Scorer:

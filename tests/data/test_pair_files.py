@@ -61,6 +61,7 @@ def test_mind_is_what_was_shown_and_the_first_history(tmp_path):
         ({"behaviors": ["1\tU1\tN1\tN1-1 N3-0"]}, "row 1: 4 fields, expected 5"),
         ({"behaviors": ["1\t\tt\tN1\tN1-1 N3-0"]}, "row 1: the user id is empty"),
         ({"behaviors": ["1\tU\x001\tt\tN1\tN1-1 N3-0"]}, "row 1: user 'U\\x001' has a tab, line break or other control"),
+        ({"behaviors": []}, "behaviors.tsv: the file is empty. Expected rows of impression, user, time, history, impressions"),
         ({"behaviors": ["1\tU1\tt\tN1\tN3-1"]}, "pairs.rule impressions: no user has a history and candidates of both labels"),
         ({"news": [NEWS[0], NEWS[0]]}, "item 'N0' is listed twice"),
         ({"news": ["N0\tsports\tgolf\t\t\t\t\t"]}, "item 'N0' has no title"),
@@ -106,6 +107,34 @@ def test_recbench_without_splits_is_walked(tmp_path, names):
     catalog, drawn, figures = read_recbench(folder, config, DataConfig(), 0, Problems())
     assert [len(drawn.splits[name]) for name in ("train", "valid", "test")] == [4, 0, 4] and figures["users_qualified"] == 4
     assert catalog["item_id"].to_list() == ["0", "1", "2", "3", "4", "5"]
+
+
+def test_a_list_of_valid_users_that_names_nobody_is_refused(tmp_path):
+    folder = recbench(tmp_path, test=ROWS[:4], finetune=ROWS[4:])
+    for listed, told in (
+        ("x\ny\n", r"none of its 2 users is in .*finetune.parquet \(the first is 'x'; there such as 'b'\)"),
+        ("\n", "it is empty"),
+    ):
+        (folder / "valid_user_set_0.1.txt").write_text(listed)
+        with pytest.raises(DataError, match=told):
+            read_recbench(folder, PairsConfig(source="recbench", path=str(folder)), DataConfig(), 0, Problems())
+
+
+@pytest.mark.parametrize(
+    ("rows", "histories", "told"),
+    [
+        ([*ROWS, (None, 1, 1)], None, "interactions.parquet, row 17: the user id is empty"),
+        ([*ROWS, ("a", None, 1)], None, "interactions.parquet, row 17: the item id is empty"),
+        (ROWS, {"userId": ["a", None], "his": [[0], [1]]}, "users.parquet, row 2: the user id is empty"),
+        (ROWS, {"userId": ["a", "b"], "his": [[0], [1, None]]}, "users.parquet, row 2: his has an item that is null"),
+    ],
+)
+def test_ids_that_are_null_are_named(tmp_path, rows, histories, told):
+    folder = recbench(tmp_path, interactions=rows)
+    if histories:
+        pl.DataFrame(histories).write_parquet(folder / "users.parquet")
+    with pytest.raises(DataError, match=told):
+        read_recbench(folder, PairsConfig(source="recbench", path=str(folder)), DataConfig(), 0, Problems())
 
 
 def test_recbench_with_splits_is_taken_as_it_is(tmp_path):

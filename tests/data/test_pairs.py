@@ -59,7 +59,7 @@ def test_rated_equals_the_obvious_loop(rows, past_only):
     expected = obvious(data, past_only)
     config = PairsConfig(order="past_only" if past_only else "reference")
     try:
-        candidates = rated(data, config)
+        candidates = rated(data.interactions, config)
     except DataError as error:
         assert not expected and "pairs.rule rated" in str(error)
         return
@@ -153,7 +153,7 @@ def test_examples_alone_tell_the_sequences():
 
 def test_seeds_and_shares():
     rows = [(user, item, 5 if item % 3 else 1) for user in range(40) for item in range(9)]
-    candidates = rated(dataset(rows), PairsConfig())
+    candidates = rated(dataset(rows).interactions, PairsConfig())
     drawn = draw(candidates, PairsConfig(test_share=0.25, valid_share=0.2), 1)
     assert [drawn.splits[name]["user"].n_unique() for name in SPLITS] == [24, 6, 10]
     assert drawn.order["user"].to_list() != draw(candidates, PairsConfig(), 2).order["user"].to_list()
@@ -175,17 +175,17 @@ def test_seeds_and_shares():
 )
 def test_missing_labels_are_named(rows, changes, message):
     if message is None:  # 3 is a dislike once it is not neutral
-        assert len(rated(dataset(rows), PairsConfig(**changes)).users) == 1
+        assert len(rated(dataset(rows).interactions, PairsConfig(**changes)).users) == 1
         return
     with pytest.raises(DataError) as error:
-        rated(dataset(rows), PairsConfig(**changes))
+        rated(dataset(rows).interactions, PairsConfig(**changes))
     assert "pairs.rule rated" in str(error.value) and message in str(error.value)
 
 
 def test_data_without_ratings_or_of_no_use():
     data = leave_one_out(SEQUENCES, 6, max_history=2)
     with pytest.raises(DataError, match=r"pairs.rule rated: the data has no ratings"):
-        rated(data, PairsConfig(rule="rated"))
+        rated(data.interactions, PairsConfig(rule="rated"))
     with pytest.raises(DataError, match=r"pairs.rule purchases: no user has a history"):
         purchases(data, PairsConfig(rule="purchases", last_positives=9), 0)
     with pytest.raises(ConfigError, match=r"pairs.positive is 4.0, but the rule is purchases"):
@@ -277,9 +277,9 @@ def test_movielens_has_the_figures_of_its_ratings():
     if not (folder / "ml-100k.inter").is_file():
         pytest.skip("MovieLens-100K is not in the cache")
     data, _ = prepare.READERS["ml-100k"].read(folder, DataConfig(), Problems())
-    candidates = rated(data, PairsConfig())
+    candidates = rated(data.interactions, PairsConfig())
     assert (len(candidates.users), candidates.figures["dislikes"]) == (914, 17_466)
     assert candidates.figures["dislikes_older_than_history"] == 17_466 - 2_550
     assert len(draw(candidates, PairsConfig(), 0).splits["test"]) == 8_432
-    late = rated(data, PairsConfig(order="past_only"))
+    late = rated(data.interactions, PairsConfig(order="past_only"))
     assert (len(late.users), late.rows["label"].value_counts(sort=True)["count"].to_list()) == (494, [2_550, 988])

