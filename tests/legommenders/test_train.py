@@ -1,5 +1,8 @@
+import argparse
+import importlib
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -91,6 +94,18 @@ def test_a_finished_training_is_current_and_resumes_to_the_same_weights(run, tmp
     assert not train_lego(whole)[1]
     with pytest.raises(ConfigError, match=r"lego.epochs: 3 there, 2 now"):
         train_lego(config_of(folders[0], **{**short, "epochs": 2}))
+
+
+def test_the_benchmark_of_caches_compares_three_ways_to_the_same_scores(run, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "benchmarks")
+    benchmark = importlib.import_module("lego_cache")
+    options = argparse.Namespace(run=str(run), recipe="pooling-additive-dot", batch=7, runs=1)
+    (_, cached), (_, batches), (_, plain) = (benchmark.measure(side, options) for side in benchmark.SIDES)
+    for other in (batches, plain):
+        assert benchmark.check(cached["scores"], other["scores"]) <= 1e-5
+    plain["scores"][0] += 1
+    with pytest.raises(SystemExit, match="The scores differ"):
+        benchmark.check(cached["scores"], plain["scores"])
 
 
 def test_matching_with_all_negatives_is_the_full_softmax(run):
