@@ -28,17 +28,10 @@ def minionerec(*arguments: str, check: bool = True) -> subprocess.CompletedProce
     return _run([sys.executable, "-m", "minionerec", *arguments], check)
 
 
-def accelerate(processes: int, *arguments: str, check: bool = True, launcher: str = "fresh") -> subprocess.CompletedProcess:
-    """`accelerate launch` on CPUs with gloo.
-
-    Args:
-        launcher: fresh, or forked as by `forked`; its ranks are fresh processes in either case. Without DeepSpeed a rank reads
-            its launcher's command line, which a forked one does not have.
-    """
+def accelerate(processes: int, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
+    """`accelerate launch` on CPUs with gloo."""
     options = ["--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"]
     options += ["--main_process_port", str(_free_port()), *arguments]
-    if launcher == "forked":
-        return forked(1, "-m", "accelerate.commands.launch", *options, check=check)
     return _run([sys.executable, "-m", "accelerate.commands.launch", *options], check)
 
 

@@ -61,9 +61,8 @@ def test_two_machines_are_one_world(alone, copy, options):
 def test_killed_under_zero2_and_resumed_by_two_ranks_or_by_one(alone, copy, options, tmp_path):
     """Both resume with the curve of the run that was left alone, from the last checkpoint, whoever wrote it."""
     made = copy()
-    launch = ("--config_file", "sft/zero2.yaml", "tests/sft/killed.py", "14", *options(made))
-    killed = accelerate(2, *launch, check=False, launcher="forked")
-    assert re.search("exitcode *: 9", killed.stdout + killed.stderr), killed.stdout + killed.stderr
+    killed = forked(2, "tests/sft/killed.py", "14", *options(made), zero2="sft/zero2.yaml", check=False)
+    assert killed.returncode == 9, killed.stdout
     partial = made.folder / "sft.partial"
     steps = [int(path.parent.name.partition("-")[2]) for path in (partial / "checkpoints").glob("*/complete.json")]
     assert max(steps) == 12
