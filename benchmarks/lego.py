@@ -6,7 +6,7 @@ with paired differences. The script trains every recipe in this process, one aft
 interrupted one resumes, so the same command may be given again. A recipe is a name, such as `naml`, or three parts, such as
 `id/additive/dot`.
 
-    python benchmarks/lego.py --config ml-100k-lego --out runs/ml-100k-lego                                    # minutes
+    python benchmarks/lego.py --config ml-100k-lego --out runs/ml-100k-lego --reference lego-id-additive-dot   # minutes
     python benchmarks/lego.py --config industrial-lego --out runs/industrial-lego --data.path FOLDER \
         --baselines sasrec markov --reference sasrec
 
@@ -19,16 +19,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from setting import machine, table
 
 from minionerec import cli, pipeline
 from minionerec.config import Config
 from minionerec.config.lego import RECIPES
-from minionerec.errors import MiniOneRecError
+from minionerec.data.pairs import PairSet
+from minionerec.errors import ConfigError, MiniOneRecError
 from minionerec.eval.pair_leaderboard import read_leaderboard
 from minionerec.report.evaluated import LABELS
 from minionerec.report.lego_table import cost_rows
 from minionerec.report.slices import WHOLE, PartRow, slices_of_run
+from minionerec.statistics.pair_results import compare
+from minionerec.training.scored_pairs import read_scores, scored_pairs
 
 RECIPES_SHOWN = (
     *("naml", "nrms", "lstur", "fastformer", "bst", "pooling/additive/dot", "id/additive/dot"),
@@ -81,23 +85,52 @@ def costs(row: dict[str, Any] | None) -> list[str]:
 COSTS = ("parameters", "minutes", "CPU s", "g CO2e", "ApC")
 
 
-def print_pairs(config: Config) -> None:
-    """The leaderboard of the run, with the costs of recipes."""
+def differences_of_pairs(config: Config, reference: str) -> dict[str, tuple[Any, Any]]:
+    """By score: GAUC minus the reference's, and AUC on unseen candidates minus the reference's, paired over users."""
+    train = PairSet.load(config.folder / "pairs").train
+    had = pl.concat([train["candidate"], train["history"].explode()]).unique()
+    scores = {}
+    for entry in read_leaderboard(config.folder)["entries"]:
+        scores[entry["name"]] = read_scores(config.folder / "scoring" / entry["name"])[1]
+    if reference not in scores:
+        raise ConfigError(f"--reference {reference}: not scored in {config.folder}; expected one of {', '.join(scores)}.")
+    unseen = ~scores[reference]["candidate"].is_in(had.implode())
+    settings: dict[str, Any] = {"probability": False, "resamples": config.score.resamples, "seed": config.seed}
+    changes = {}
+    for name, frame in scores.items():
+        pairs = [
+            (scored_pairs(scores[reference].filter(rows)), scored_pairs(frame.filter(rows))) for rows in (unseen | True, unseen)
+        ]
+        whole, part = (compare(before, after, **settings) for before, after in pairs)
+        changes[name] = (None, None) if name == reference else (whole["GAUC"], part["AUC"])
+    return changes
+
+
+def print_pairs(config: Config, reference: str | None) -> None:
+    """The leaderboard of the run, with the costs of recipes.
+
+    Args:
+        reference: a score that the others are compared with, besides the like-rate.
+    """
     board = read_leaderboard(config.folder)
     spent = {f"lego-{row['title']}": row for row in cost_rows(config.folder, "pairs")}
     split, name = board["split"], board["settings"]["split"]
     print(
         f"\n{split['rows']:,} {name} pairs of {split['users']:,} users; the candidate of {split['parts']['unseen']:,} is unseen"
     )
-    header = ["score", "AUC", "GAUC", f"GAUC minus {board['reference']}", "detectable", "AUC, seen", "AUC, unseen", *COSTS]
+    header = ["score", "AUC", "GAUC", f"GAUC minus {board['reference']}", "detectable", "AUC, seen", "AUC, unseen"]
+    if reference is not None:
+        header += [f"GAUC minus {reference}", f"AUC, unseen, minus {reference}"]
+    changes = {} if reference is None else differences_of_pairs(config, reference)
     rows = []
     for entry in board["entries"]:
         change = entry.get("against_reference", {}).get("GAUC")
         least = "-" if change is None or change["detectable"] is None else f"{change['detectable']:.4f}"
         auc = entry["auc_of"]
         row = [entry["label"], figure(entry["metrics"]["AUC"]), figure(entry["metrics"]["GAUC"]), difference(change), least]
-        rows.append([*row, figure(auc["seen"]), figure(auc["unseen"]), *costs(spent.get(entry["name"]))])
-    table(header, rows)
+        row += [figure(auc["seen"]), figure(auc["unseen"]), *map(difference, changes.get(entry["name"], ()))]
+        rows.append([*row, *costs(spent.get(entry["name"]))])
+    table([*header, *COSTS], rows)
 
 
 def print_lists(config: Config, reference: str | None) -> None:
@@ -134,7 +167,7 @@ def main() -> None:
         "--for-layers", default="", help="fields for interactions with hidden layers, such as '--lego.mlp [256]'"
     )
     parser.add_argument("--baselines", nargs="*", default=[], help="on lists: baselines to train beside")
-    parser.add_argument("--reference", help="on lists: what the others are compared with")
+    parser.add_argument("--reference", help="a recommender, or a score, that the others are compared with")
     parser.add_argument("--no-table", action="store_true", help="train only")
     arguments, fields = parser.parse_known_args()
     try:
@@ -151,7 +184,7 @@ def main() -> None:
         print(f"\n{machine()}")
         if first.lego.task == "pairs":
             pipeline.run(first, ("score",))
-            print_pairs(first)
+            print_pairs(first, arguments.reference)
         else:
             print_lists(first, arguments.reference)
         for note in sorted({row["emissions"] or "" for row in cost_rows(first.folder, first.lego.task)} - {""}):
