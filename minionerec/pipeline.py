@@ -85,10 +85,10 @@ def _score(config: Config) -> Iterator[Finished]:
 
         for name in trained_models(config)[0]:
             yield score_trained(config, name)
-    if trained := sorted(path.parent.name for path in (config.folder / "lego" / "pairs").glob(f"*/{MANIFEST}")):
-        from minionerec.legommenders.train import score_lego
+    if (config.folder / "lego" / "pairs").is_dir():
+        from minionerec.legommenders.train import score_lego, trained_on_pairs
 
-        for title in trained:
+        for title in trained_on_pairs(config):
             yield from _on_main(partial(score_lego, config, title))
     yield from _on_main(lambda: write_leaderboard(config))
 

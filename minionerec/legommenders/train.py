@@ -9,6 +9,7 @@ Command: `minionerec lego --config ml-100k-lego`.
 """
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
-from minionerec.artifacts import CHECKPOINTS, MILLISECONDS, Draft, Manifest, Recipe, check_disk_space, require
+from minionerec.artifacts import CHECKPOINTS, MANIFEST, MILLISECONDS, Draft, Manifest, Recipe, check_disk_space, require
 from minionerec.config import Config, LegoConfig, LegoPlmConfig
 from minionerec.data.dataset import Dataset
 from minionerec.data.pairs import PairSet
@@ -41,6 +42,7 @@ from minionerec.training.ranking import frame, rank_split, ranking_metrics
 from minionerec.training.ranking_data import RankingData, choosing_rows, from_dataset, stored_length
 from minionerec.training.scored_pairs import pairs_of_split, refuse_one_sided, score_recipe, write_scores
 
+log = logging.getLogger(__name__)
 FOLDER = "lego"
 COMMAND = "minionerec lego"
 CHOOSES = {"pairs": "GAUC", "lists": "NDCG@10"}  # the metric on valid that early stopping watches
@@ -323,6 +325,22 @@ def load_lego(config: Config, title: str) -> Trained:
     except (RuntimeError, OSError) as error:
         raise ArtifactError(f"{folder / _MODEL}: not the weights of this recipe ({error}). Run again: {COMMAND}") from None
     return Trained(model, task, lego)
+
+
+def trained_on_pairs(config: Config) -> list[str]:
+    """The titles of the recipes that were trained on the run's pairs as they are now; a warning names the others."""
+    pairs = require(config.folder / "pairs", "minionerec pairs prepare").digest
+    manifests = {
+        path.parent.name: Manifest.load(path.parent) for path in (config.folder / FOLDER / "pairs").glob(f"*/{MANIFEST}")
+    }
+    for title, manifest in manifests.items():
+        if manifest.inputs["pairs"] != pairs:
+            log.warning(
+                "%s/pairs/%s was trained on other pairs than the run has now, so it is not scored. Train it again.",
+                FOLDER,
+                title,
+            )
+    return sorted(title for title, manifest in manifests.items() if manifest.inputs["pairs"] == pairs)
 
 
 def score_lego(config: Config, title: str) -> tuple[Manifest, bool]:

@@ -19,7 +19,7 @@ from minionerec.eval.pair_leaderboard import read_leaderboard, write_leaderboard
 from minionerec.legommenders import train
 from minionerec.legommenders.caches import CachedScores
 from minionerec.legommenders.examples import draw_negatives, histories
-from minionerec.legommenders.train import load_lego, load_task, make_model, score_lego, train_lego
+from minionerec.legommenders.train import load_lego, load_task, make_model, score_lego, train_lego, trained_on_pairs
 from minionerec.report.lego_table import cost_rows
 from minionerec.training import epochs as loop
 from tests.legommenders.parts import lego as small
@@ -135,16 +135,18 @@ def test_ranking_learns_from_labels_and_from_drawn_items(run):
     torch.testing.assert_close(on_lists, functional.binary_cross_entropy_with_logits(drawn, torch.tensor([[1.0, 0.0, 0.0]])))
 
 
-def test_a_damaged_or_foreign_model_is_not_scored(run, tmp_path):
+def test_a_damaged_or_foreign_model_is_not_scored(run, tmp_path, caplog):
     folder = tmp_path / "run"
     save(planted("genre", users=40, seed=1), folder)
     with pytest.raises(ArtifactError, match=r"Make it first: minionerec lego --lego.task pairs"):
         score_lego(config_of(folder), "naml")
     train_lego(config_of(folder, epochs=1))
     assert load_lego(config_of(folder), "pooling-additive-dot").lego.width == 32
+    assert trained_on_pairs(config_of(folder)) == ["pooling-additive-dot"] and not caplog.text
     save(planted("genre", users=40, seed=2), folder)
     with pytest.raises(ArtifactError, match="was made from another pairs than the one in this run"):
         score_lego(config_of(folder), "pooling-additive-dot")
+    assert trained_on_pairs(config_of(folder)) == [] and "was trained on other pairs" in caplog.text
 
 
 def test_what_cannot_be_learnt_is_refused_and_nothing_is_left(tmp_path):
