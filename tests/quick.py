@@ -3,18 +3,22 @@
 import functools
 import os
 import sys
+import types
 
 
 def settle() -> None:
     """Wait for no disk, and let two libraries look for a thing once; call it when they have been imported.
 
-    Accelerate looks for a package in every step, which for a small model is a twentieth of the step; jsonargparse goes through
+    Accelerate looks for a package in every step, which for a small model is a twentieth of the step, and collects all garbage
+    before and after each training, which without a GPU frees nothing that would not be freed soon; jsonargparse goes through
     all options for each option, which is half of the time it takes to parse, and for each command's parser reads the source of
     all sections of the configuration, which is a third of the time it takes to make one.
     """
     os.fsync = lambda descriptor: None  # nothing here must survive a power cut, and each call waits for the disk
     if imports := sys.modules.get("accelerate.utils.imports"):
         imports._is_package_available = functools.cache(imports._is_package_available)
+    if (memory := sys.modules.get("accelerate.utils.memory")) and not sys.modules["torch"].cuda.is_available():
+        memory.gc = types.SimpleNamespace(collect=lambda: 0)
     if subcommands := sys.modules.get("jsonargparse._subcommands"):
         search = subcommands.find_action_and_subcommand
 

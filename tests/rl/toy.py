@@ -3,6 +3,7 @@
 The private methods of TRL that tests need are called here and nowhere else.
 """
 
+import copy
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from trl.trainer.utils import split_tensor_dict
 from minionerec.config import ModelConfig, RlConfig
 from minionerec.model import checkpoint, scratch
 from minionerec.prompts.builder import Prompts, tokenizer_corpus
+from minionerec.prompts.encode import TokenExample
 from minionerec.rl.arguments import grpo_arguments
 from minionerec.rl.monitor import Watch
 from minionerec.rl.rewards import REWARDS
@@ -27,7 +29,9 @@ from tests.small import listed_examples, random_dataset
 
 G = 4
 STEP = {"prompts_per_step": 6, "micro_batch_prompts": 3, "learning_rate": 1e-3}
-toy_dataset = functools.cache(random_dataset)  # nobody changes it, and each trainer needs it
+# Each trainer needs these, and nobody changes them; of the model each gets a copy.
+toy_dataset = functools.cache(random_dataset)
+toy_policy = functools.cache(checkpoint.load)
 FIELDS = {"num_generations": G, "rewards": {"rule": 1.0}, **STEP}
 
 
@@ -42,6 +46,12 @@ def policy_folder(folder: Path) -> Path:
             parameter.mul_(4)
     checkpoint.save(model, tokenizer, folder)
     return folder
+
+
+@functools.cache
+def toy_examples(policy: str) -> list[TokenExample]:
+    """The rows of the data set before rollouts are asked for; nobody changes them."""
+    return listed_examples(Prompts(*toy_dataset(), toy_policy(policy)[1]), "history_sid_to_sid")[:24]
 
 
 def trainer_of(
@@ -62,9 +72,10 @@ def trainer_of(
         adjust: changes TRL's arguments.
     """
     dataset, index = toy_dataset()
-    model, tokenizer = checkpoint.load(str(policy))
+    policy_model, tokenizer = toy_policy(str(policy))
+    model = copy.deepcopy(policy_model)
     trie = CatalogTrie.from_codes(checkpoint.sid_token_ids(tokenizer, index))
-    examples = listed_examples(Prompts(dataset, index, tokenizer), "history_sid_to_sid")[:24]
+    examples = toy_examples(str(policy))
     config = RlConfig(**{**FIELDS, **fields})
     rows = token_rows(examples, trie, dataset if filtered or config.rollouts == "uniform" else None)
     arguments: dict[str, Any] = {

@@ -1,4 +1,3 @@
-import subprocess
 import sys
 import warnings
 from importlib import util
@@ -8,12 +7,13 @@ import pytest
 
 from minionerec.config import RqVaeConfig, SidConfig
 from minionerec.errors import CatalogError, ConfigError, DataError, TrainingError
+from minionerec.sid import product
 from minionerec.sid.collisions import resolve
 from minionerec.sid.diagnose import relative_error
 from minionerec.sid.quantize import METHODS, fit_quantizer
 from minionerec.sid.residual import balanced_labels
 from minionerec.sid.store import load_quantizer, save_quantizer
-from tests.launch import ENVIRONMENT, ROOT
+from tests.launch import forked
 from tests.shared import shared
 
 SMALL = {"codebook_sizes": [8, 6, 5], "iterations": 10, "refinements": 2, "beam": 3}
@@ -37,7 +37,8 @@ def config(method: str, **changes) -> SidConfig:
 
 
 @pytest.mark.parametrize("method", ALL)
-def test_every_method_keeps_the_interface_and_beats_the_mean(method, vectors, tmp_path):
+def test_every_method_keeps_the_interface_and_beats_the_mean(method, vectors, tmp_path, monkeypatch):
+    monkeypatch.setattr(product, "_ROTATIONS", 3)
     fitted = fit_quantizer(vectors, config(method), seed=1)
     assert fitted.codes.shape == (240, 3) and fitted.codes.dtype == np.int32
     assert (fitted.codes >= 0).all() and (fitted.codes < (8, 6, 5)).all()
@@ -81,14 +82,17 @@ def test_other_seed_other_codes(vectors):
 
 def test_codes_are_the_same_in_another_process_with_other_threads(vectors, tmp_path):
     np.save(tmp_path / "vectors.npy", vectors)
-    script = (
-        "import sys, numpy as np; from minionerec.config import SidConfig; from minionerec.sid.quantize import fit_quantizer\n"
+    (tmp_path / "fit.py").write_text(
+        "import sys, numpy as np, torch\n"
+        "from threadpoolctl import threadpool_limits\n"
+        "from minionerec.config import SidConfig\n"
+        "from minionerec.sid.quantize import fit_quantizer\n"
+        "torch.set_num_threads(2)\n"
+        "threadpool_limits(2)\n"
         f"codes = fit_quantizer(np.load(sys.argv[1]), SidConfig(method='rq-kmeans-joint', **{SMALL}), 1).codes\n"
         "np.save(sys.argv[2], codes)"
     )
-    command = [sys.executable, "-c", script, str(tmp_path / "vectors.npy"), str(tmp_path / "codes.npy")]
-    environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "2"}
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=400)
+    forked(1, str(tmp_path / "fit.py"), str(tmp_path / "vectors.npy"), str(tmp_path / "codes.npy"))
     assert (np.load(tmp_path / "codes.npy") == fit_quantizer(vectors, config("rq-kmeans-joint"), 1).codes).all()
 
 
