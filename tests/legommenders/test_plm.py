@@ -2,50 +2,21 @@
 
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import (
-    BertConfig,
-    BertModel,
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedTokenizerFast,
-)
 
-from minionerec.config import LegoPlmConfig, ModelConfig
+from minionerec.config import LegoPlmConfig
 from minionerec.errors import ConfigError
 from minionerec.legommenders import plm
 from minionerec.legommenders.model import Legommender
-from minionerec.model import loading, scratch
+from minionerec.model import loading
+from tests.legommenders.language_models import LAYERS, MODELS, save_models
 from tests.legommenders.parts import ITEMS, item_fields, lego
 
-LAYERS = 3
-SIZES = {"hidden_size": 8, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "intermediate_size": 12, "vocab_size": 12}
-MODELS = ("bert", "gpt2", "qwen2")
-_MADE = {
-    "bert": lambda: BertModel(BertConfig(**SIZES, max_position_embeddings=16)),
-    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=LAYERS, n_head=2, vocab_size=12, n_positions=16)),
-}
 HISTORIES, CANDIDATES = torch.tensor([[0, 3, 1], [2, -1, -1]]), torch.tensor([[1, 2], [5, 4]])
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    words = ["[PAD]", "[UNK]", "[EOS]", "a", "cat", "dog", "the", "lazy", "sat", "moon"]
-    inner = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
-    inner.pre_tokenizer = Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]", eos_token="[EOS]", pad_token="[PAD]")
-    folder = tmp_path_factory.mktemp("plm")
-    torch.manual_seed(0)
-    sizes = ModelConfig(hidden_size=8, intermediate_size=12, layers=LAYERS, heads=2, vocabulary=300)
-    qwen2 = scratch.create(item_fields().sentences, sizes, 0)  # has a tokenizer of its own kind
-    for name, (model, its_tokenizer) in {**{name: (make(), tokenizer) for name, make in _MADE.items()}, "qwen2": qwen2}.items():
-        for weight in model.parameters():  # norms that are not 1, so that a norm too many or too few shows
-            weight.data += 0.1 * torch.randn_like(weight)
-        model.save_pretrained(folder / name)
-        its_tokenizer.save_pretrained(folder / name)
-    return folder
+    return save_models(tmp_path_factory.mktemp("plm"))
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from minionerec.artifacts import CHECKPOINTS, Manifest, read_json
 from minionerec.cli import main
-from minionerec.config import Config, LegoConfig, ScoreConfig, SidConfig
+from minionerec.config import Config, LegoConfig, LegoPlmConfig, ScoreConfig, SidConfig
 from minionerec.errors import ArtifactError, ConfigError, DataError
 from minionerec.eval.pair_leaderboard import read_leaderboard, write_leaderboard
 from minionerec.legommenders import train
@@ -22,6 +22,7 @@ from minionerec.legommenders.examples import draw_negatives, histories
 from minionerec.legommenders.train import load_lego, load_task, make_model, score_lego, train_lego, trained_on_pairs
 from minionerec.report.lego_table import cost_rows
 from minionerec.training import epochs as loop
+from tests.legommenders.language_models import save_models
 from tests.legommenders.parts import lego as small
 from tests.scoring.data import planted, save
 from tests.small import write_config
@@ -65,6 +66,20 @@ def test_scores_stand_in_the_table_of_pairs_split_by_what_training_has_seen(run)
     assert cost["parameters"] > 0 and cost["cpu_seconds"] > 0
 
 
+def interrupted(config, monkeypatch):
+    """Train until the first checkpoint is written."""
+    original = loop.store
+
+    def stop(*arguments):
+        original(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "store", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_lego(config)
+
+
 def test_a_finished_training_is_current_and_resumes_to_the_same_weights(run, tmp_path, monkeypatch):
     short = {"epochs": 3, "dropout": 0.1}
     folders = [tmp_path / name for name in ("whole", "broken")]
@@ -72,17 +87,7 @@ def test_a_finished_training_is_current_and_resumes_to_the_same_weights(run, tmp
         save(planted("genre", users=40, unseen=True), folder)
     whole, broken = (config_of(folder, **short) for folder in folders)
     train_lego(whole)
-    with monkeypatch.context() as patched:
-        original, stored = loop.store, []
-
-        def stop(*arguments):
-            original(*arguments)
-            stored.append(arguments)
-            raise KeyboardInterrupt
-
-        patched.setattr(loop, "store", stop)
-        with pytest.raises(KeyboardInterrupt):
-            train_lego(broken)
+    interrupted(broken, monkeypatch)
     partial = tmp_path / "broken/lego/pairs/pooling-additive-dot.partial"
     assert (partial / CHECKPOINTS / "state.safetensors").is_file()
     train_lego(broken)
@@ -94,6 +99,26 @@ def test_a_finished_training_is_current_and_resumes_to_the_same_weights(run, tmp
     assert not train_lego(whole)[1]
     with pytest.raises(ConfigError, match=r"lego.epochs: 3 there, 2 now"):
         train_lego(config_of(folders[0], **{**short, "epochs": 2}))
+
+
+def test_adapters_of_a_language_model_resume_and_are_scored_with_their_own_learning_rate(tmp_path, monkeypatch):
+    pytest.importorskip("peft")
+    monkeypatch.setenv("MINIONEREC_CACHE", str(tmp_path / "cache"))
+    plm = LegoPlmConfig(path=str(save_models(tmp_path / "plm") / "bert"), tune_from=-1, lora_rank=2)
+    folders = [tmp_path / name for name in ("whole", "broken")]
+    for folder in folders:
+        save(planted("genre", users=40), folder)
+    whole, broken = (config_of(folder, item="plm", plm=plm, epochs=2, item_lr=1e-3) for folder in folders)
+    train_lego(whole)
+    interrupted(broken, monkeypatch)
+    train_lego(broken)
+    ours, theirs = (load_file(folder / "lego/pairs/plm-additive-dot/model.safetensors") for folder in folders)
+    torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
+    fresh = make_model(whole, load_task(whole)).state_dict()
+    changed = {name for name in fresh if not torch.equal(fresh[name], ours[name])}
+    upper = {name for name in changed if "layers_above" in name}
+    assert upper and all("lora" in name for name in upper) and "item.linear.weight" in changed
+    assert score_lego(whole, "plm-additive-dot")[0].metrics["rows"] == len(load_task(whole).examples.rows["test"])
 
 
 def test_the_benchmark_of_caches_compares_three_ways_to_the_same_scores(run, monkeypatch):
