@@ -49,7 +49,7 @@ def quieten_libraries() -> None:
 def _data(config: Config) -> Iterator[Finished]:
     from minionerec.data import prepare
 
-    yield from _on_main(lambda: prepare.prepare_data(config))
+    yield prepare.prepare_data(config)
 
 
 def _pairs(config: Config) -> Iterator[Finished]:

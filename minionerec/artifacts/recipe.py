@@ -87,6 +87,11 @@ class Recipe:
         """The file that says which process is making the artefact."""
         return self.folder.with_name(f"{self.folder.name}.lock")
 
+    @property
+    def was_interrupted(self) -> bool:
+        """Whether checkpoints are there that an interrupted run has left, of this recipe or of another."""
+        return any((_partial(self.folder) / CHECKPOINTS).glob("*"))
+
     def make(self, build: Callable[[], None], *, collective: bool = False) -> tuple[Manifest, bool]:
         """The artefact: the finished one if its recipe is unchanged, else the one that `build` writes.
 
@@ -207,7 +212,7 @@ class Recipe:
         resumable = _has_key(partial, self.key) or not any((partial / CHECKPOINTS).glob("*"))
         if not resumable and (changes := self._changes(_recorded_recipe(partial))):
             raise ConfigError(
-                f"{partial} holds checkpoints of an interrupted training with other settings than this command's:\n{changes}\n"
+                f"{partial} holds checkpoints of an interrupted run with other settings than this command's:\n{changes}\n"
                 "Nothing was changed. To resume it, give its values; otherwise " + advice.format("discard")
             )
 
@@ -222,7 +227,9 @@ class Recipe:
         return "\n".join(f"  {line}" for line in recipe_changes(before, now, indifferent))
 
     @contextmanager
-    def write(self, *, resumable: bool = False, collective: bool = False) -> Iterator[Draft]:
+    def write(
+        self, *, resumable: bool = False, collective: bool = False, hopeless: type[Exception] | tuple[()] = ()
+    ) -> Iterator[Draft]:
         """Write the artefact whole or not at all; an older one in its place is replaced at the end.
 
         Args:
@@ -230,6 +237,7 @@ class Recipe:
                 `CHECKPOINTS` for that purpose is not part of the artefact.
             collective: every process enters; the main process makes the folder, writes the manifest and renames. Otherwise
                 only one process enters.
+            hopeless: errors after which nothing is kept for the next run, since its inputs must be others.
 
         Raises:
             ArtifactError: the disk is full, an input was made anew meanwhile, or somebody deleted the folder or the lock;
@@ -266,7 +274,7 @@ class Recipe:
                 intact = _has_key(partial, self.key)
                 deleted = opened and not planned and not intact
                 # Without its key it cannot be resumed: somebody deleted it, and a library made the folder again.
-                useless = not resumable or (not intact and lock.other_holder(self.lock) is None)
+                useless = not resumable or isinstance(error, hopeless) or (not intact and lock.other_holder(self.lock) is None)
                 if main and useless and partial.exists():
                     shutil.rmtree(partial, ignore_errors=True)
                 if disk_full(error):

@@ -42,6 +42,7 @@ class DataConfig:
         "amazon-2018",
         "amazon-2023",
         "csv",
+        "parquet",
         "recbole",
         "sequences",
         "letter",
@@ -49,7 +50,8 @@ class DataConfig:
         "mimigenrec",
     ] = "ml-100k"
     """Layout of the raw files. `ml-100k`, `ml-1m`, `amazon-2018`, `amazon-2023` and `released` are downloaded if `path` is not
-    given; the other layouts need `path`. data/README.md shows each layout."""
+    given; the other layouts need `path`. data/README.md shows each layout. `parquet`: tables of any size that Spark or another
+    engine has prepared (docs/spark.md)."""
     path: str | None = path()
     """Folder of the raw files; for `sequences` a text file. A relative path starts at the folder in which the command runs."""
     category: str | None = None

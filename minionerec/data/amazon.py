@@ -8,10 +8,8 @@ files; the ids of all items; and the rows of users with enough of them. Item tex
 import contextlib
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -21,7 +19,8 @@ from minionerec.config import DataConfig
 from minionerec.data import times
 from minionerec.data.bad_rows import Problems, braced
 from minionerec.data.checks import CONTROL, MARKUP, NEGATIVE, note_untimed
-from minionerec.data.filters import Part, encode
+from minionerec.data.filters import Part
+from minionerec.data.mapped import store_part
 from minionerec.data.text_lines import csv_lines, json_lines
 from minionerec.data.texts import full_text, has_markup, one_line, readable_column
 from minionerec.errors import DataError
@@ -316,16 +315,9 @@ class _Spread:
         path = self._file(number)
         with pa.OSFile(str(path)) as source:
             frame = pl.DataFrame(pl.from_arrow(pa.ipc.open_stream(source).read_all()))
-        rows, names = encode(frame)
-        coded, listed = path.with_suffix(".rows"), path.with_suffix(".users")
-        rows.write_ipc(coded)
-        names.to_frame().write_ipc(listed)
+        part = store_part(frame, path)
         path.unlink()
-        return Part(partial(_read_part, coded), lambda: _read_part(listed)["user"])
-
-
-def _read_part(path: Path) -> pl.DataFrame:
-    return pl.scan_ipc(path, glob=False).collect()  # `read_ipc` takes brackets in a path for a pattern
+        return part
 
 
 def _flat(column: pl.Series, separator: str) -> pl.Series:
@@ -341,21 +333,3 @@ def _joined(text: str | None, separator: str) -> str:
     except json.JSONDecodeError:
         return text  # a description that merely begins with a bracket
     return separator.join(str(value) for value in values)
-
-
-@contextlib.contextmanager
-def scratch_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder that is removed at the end; what a killed process left there is removed first.
-
-    Raises:
-        DataError: it cannot be written.
-    """
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be written ({error}). Choose another folder with --out DIR.") from None
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

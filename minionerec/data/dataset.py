@@ -13,7 +13,7 @@ from typing import Literal
 import polars as pl
 
 from minionerec.artifacts import content_hash
-from minionerec.data.parquet import read_parquet
+from minionerec.data.parquet import read_parquet, write_parquet
 from minionerec.errors import ArtifactError
 
 SplitName = Literal["train", "valid", "test"]
@@ -78,12 +78,10 @@ class Dataset:
 
     def save(self, folder: Path) -> None:
         """Write the parquet files into an existing folder."""
-        self.catalog.write_parquet(folder / "catalog.parquet")
-        for name in SPLITS:
-            self.split(name).write_parquet(folder / f"{name}.parquet")
-        for optional in _OPTIONAL:
-            if (frame := getattr(self, optional)) is not None:
-                frame.write_parquet(folder / f"{optional}.parquet")
+        frames: dict[str, pl.DataFrame] = {"catalog": self.catalog, **{name: self.split(name) for name in SPLITS}}
+        frames |= {name: frame for name in _OPTIONAL if (frame := getattr(self, name)) is not None}
+        for name, frame in frames.items():
+            write_parquet(folder / f"{name}.parquet", [frame], frame.schema)
 
     @classmethod
     def load(cls, folder: Path) -> "Dataset":

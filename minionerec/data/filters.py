@@ -1,7 +1,7 @@
 """Which interactions stay: time window, repeated rows, iterated k-core, widening window.
 
-Interactions come in parts, all rows of a user in the same part. In memory at a time are one part and the rows of users that
-have enough of them. In a part users are numbers; the names of the users that stay are read again at the end.
+Interactions come in parts, all rows of a user in the same part. One part is in memory at a time, and besides it one bit for
+each row of all parts and a few numbers for each item. In a part users are numbers.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,6 +31,11 @@ class Part:
     rows: Callable[[], pl.DataFrame]
     names: Callable[[], pl.Series]
 
+    def columns(self) -> tuple[np.ndarray, np.ndarray]:
+        """Users and items of the rows, each (rows,)."""
+        rows = self.rows()
+        return rows["user"].to_numpy(), rows["item"].to_numpy()
+
 
 def encode(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
     """Rows and names of a part, from (row, user String, item, time, rating)."""
@@ -44,41 +49,61 @@ def encode(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
 
 @dataclass(frozen=True)
 class Selection:
-    """The interactions that the filters leave, in file order.
+    """The interactions that the filters leave.
 
     Attributes:
-        user: numbers from 0, in order of first appearance, (rows,); `names` has their ids.
-        item, time, rating: (rows,); `rating` is NaN if unknown.
+        masks: which rows of each part stay, eight in a byte.
+        items: the items that stay, ascending.
+        rows: how many interactions stay.
         counts: rows read, and rows dropped by reason.
     """
 
-    user: np.ndarray
-    names: pl.Series
-    item: np.ndarray
-    time: np.ndarray
-    rating: np.ndarray
+    masks: tuple[np.ndarray, ...]
+    items: np.ndarray
+    rows: int
     counts: dict[str, Any]
 
+    def kept(self, number: int, part: Part) -> pl.DataFrame:
+        """The rows of a part that stay: first, user String, item, time, rating.
 
-def k_core(user: np.ndarray, item: np.ndarray, user_k: int, item_k: int) -> np.ndarray:
-    """Which interactions stay when users with fewer than `user_k` and items with fewer than `item_k` go until none is left.
+        `first` is the place in the file of the first row of this user that stays, which orders users. A user's rows stand in
+        the order of time, ties in file order; users in the order of `first`.
+        """
+        rows = part.rows().drop("first")
+        rows = rows.filter(pl.Series(np.unpackbits(self.masks[number], count=len(rows)).astype(bool)))
+        rows = rows.with_columns(first=pl.col("row").min().over("user")).sort("first", "time", "row")
+        return rows.select("first", part.names().gather(rows["user"]).alias("user"), "item", "time", "rating")
+
+
+def k_core(
+    parts: Sequence[Callable[[], tuple[np.ndarray, np.ndarray]]], masks: list[np.ndarray], user_k: int, item_k: int
+) -> None:
+    """Let users with fewer than `user_k` interactions and items with fewer than `item_k` go until none is left.
+
+    Each round counts by user within a part, and by item over all parts. The core is the same in whatever order they go.
 
     Args:
-        user, item: numbers from 0, (rows,).
-
-    Returns:
-        a mask, (rows,).
+        parts: give (rows,) users, numbers from 0 that no other part shares, and (rows,) items, numbers from 0.
+        masks: which rows of each part stay, eight in a byte; changed in place.
     """
-    left = np.arange(len(user))
+    rare = np.zeros(0, bool)
     while True:
-        few_users = np.bincount(user[left]) < user_k if len(left) else np.zeros(0, bool)
-        few_items = np.bincount(item[left]) < item_k if len(left) else np.zeros(0, bool)
-        stays = ~(few_users[user[left]] | few_items[item[left]])
-        if stays.all():
+        counts = np.zeros(len(rare), np.int64)
+        for number, columns in enumerate(parts):
+            user, item = columns()
+            left = np.flatnonzero(np.unpackbits(masks[number], count=len(user)))
+            if rare.any():
+                left = left[~rare[item[left]]]
+            left = left[np.bincount(user[left])[user[left]] >= user_k] if len(left) else left
             mask = np.zeros(len(user), bool)
             mask[left] = True
-            return mask
-        left = left[stays]
+            masks[number] = np.packbits(mask)
+            found = np.bincount(item[left], minlength=len(counts))
+            found[: len(counts)] += counts
+            counts = found
+        rare = (counts > 0) & (counts < item_k)
+        if not rare.any():
+            return
 
 
 def select(parts: Sequence[Part], unit: int, config: DataConfig, where: str) -> Selection:
@@ -94,11 +119,10 @@ def select(parts: Sequence[Part], unit: int, config: DataConfig, where: str) -> 
     start, widened = config.start, 0
     while True:
         selection = _select(parts, unit, config, start)
-        items = len(np.unique(selection.item))
-        if start is None or items >= config.widen_below_items or int(start[:4]) <= EARLIEST_YEAR:
+        if start is None or len(selection.items) >= config.widen_below_items or int(start[:4]) <= EARLIEST_YEAR:
             break
         start, widened = times.year_earlier(start), widened + 1
-    if not len(selection.user):
+    if not selection.rows:
         raise DataError(_emptied(selection.counts, config, start, where))
     if config.widen_below_items:
         selection.counts["window_start"], selection.counts["widened_years"] = start, widened
@@ -112,36 +136,40 @@ def _select(parts: Sequence[Part], unit: int, config: DataConfig, start: str | N
     read = inside = unique = users = 0
     first = last = 0
     seen = np.zeros(0, bool)  # items with an interaction before the k-core
-    frames: list[pl.DataFrame] = []
-    for number, part in enumerate(parts):
+    masks: list[np.ndarray] = []
+    for part in parts:
         rows = part.rows()
         read += len(rows)
         earliest, latest = times.extremes(rows["time"])
         first, last = min(first or earliest, earliest or first), max(last, latest)
+        mask = np.ones(len(rows), bool)
         if low is not None or high is not None:
-            rows = rows.filter(pl.col("time").is_between(_or(low, -(2**63)), _or(high, 2**63 - 1)))
-        inside += len(rows)
+            mask = rows["time"].is_between(_or(low, -(2**63)), _or(high, 2**63 - 1)).to_numpy()
+        inside += int(mask.sum())
         if config.drops_duplicates:
-            rows = rows.filter("first")
-        unique += len(rows)
-        user = rows["user"].to_numpy()
-        counts = np.bincount(user) if len(user) else np.zeros(0, int)
-        users += int((counts > 0).sum())
-        seen = _marked(seen, rows["item"].to_numpy())
-        long_enough = rows.filter(pl.Series(counts[user] >= config.user_k, dtype=pl.Boolean)).drop("first")
-        frames.append(long_enough.with_columns(part=pl.lit(number, pl.UInt32)))
-    rows = pl.concat(frames)
+            mask = mask & rows["first"].to_numpy()
+        unique += int(mask.sum())
+        users += len(np.unique(rows["user"].to_numpy()[mask]))
+        seen = _marked(seen, rows["item"].to_numpy()[mask])
+        masks.append(np.packbits(mask))
+
+    k_core([part.columns for part in parts], masks, config.user_k, config.item_threshold)
     counted = {
         "read": read,
         "dropped_outside_window": read - inside,
         "dropped_duplicates": inside - unique,
         "span": (first, last, unit),
     }
-    selection = _core(rows, parts, config)
-    counted["dropped_short_users"] = users - len(selection.names)
-    counted["dropped_rare_items"] = int(seen.sum()) - len(np.unique(selection.item))
-    counted["dropped_short_user_interactions"] = unique - len(selection.user)
-    return Selection(selection.user, selection.names, selection.item, selection.time, selection.rating, counted)
+    stay, kept_users, kept_rows = np.zeros(len(seen), bool), 0, 0
+    for part, packed in zip(parts, masks, strict=True):
+        user, item = part.columns()
+        left = np.unpackbits(packed, count=len(user)).astype(bool)
+        stay, kept_users, kept_rows = _marked(stay, item[left]), kept_users + len(np.unique(user[left])), kept_rows + left.sum()
+    items = np.flatnonzero(stay)
+    counted["dropped_short_users"] = users - kept_users
+    counted["dropped_rare_items"] = int(seen.sum()) - len(items)
+    counted["dropped_short_user_interactions"] = unique - int(kept_rows)
+    return Selection(tuple(masks), items, int(kept_rows), counted)
 
 
 def _or(bound: int | None, default: int) -> int:
@@ -153,32 +181,6 @@ def _marked(seen: np.ndarray, items: np.ndarray) -> np.ndarray:
         seen = np.concatenate([seen, np.zeros(int(items.max()) + 1 - len(seen), bool)])
     seen[items] = True
     return seen
-
-
-def _core(rows: pl.DataFrame, parts: Sequence[Part], config: DataConfig) -> Selection:
-    """The k-core of the rows of all parts, in file order, with the users' names."""
-    rows = (
-        rows.with_columns(both=pl.struct("part", "user").rank("dense") - 1)
-        if len(parts) > 1
-        else rows.with_columns(both="user")
-    )
-    rows = rows.filter(
-        pl.Series(k_core(rows["both"].to_numpy(), rows["item"].to_numpy(), config.user_k, config.item_threshold))
-    )
-    rows = rows.sort("row")
-    _, where, code = np.unique(rows["both"].to_numpy(), return_index=True, return_inverse=True)
-    order = np.argsort(where)  # users by first appearance
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    first_rows = rows[where[order]].select("part", "user").with_row_index("order")
-    names = [pl.Series("user", [], dtype=pl.String)]
-    places = [np.zeros(0, np.int64)]
-    for (number,), users in first_rows.group_by("part", maintain_order=True):
-        names.append(parts[int(number)].names().gather(users["user"]))
-        places.append(users["order"].to_numpy())
-    ids = pl.concat(names).gather(np.argsort(np.concatenate(places)))
-    rating = rows["rating"].fill_null(float("nan")).to_numpy()
-    return Selection(rank[code], ids, rows["item"].to_numpy(), rows["time"].to_numpy(), rating, {})
 
 
 def _emptied(counts: dict[str, Any], config: DataConfig, start: str | None, where: str) -> str:

@@ -10,14 +10,16 @@ Command: `python data/prepare.py --config ml-100k.yaml`.
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import polars as pl
 
 from minionerec.artifacts import (
+    CHECKPOINTS,
     UNSEEDED,
+    Draft,
     Manifest,
     Recipe,
     cache_folder,
@@ -26,22 +28,26 @@ from minionerec.artifacts import (
 )
 from minionerec.config import Config, DataConfig
 from minionerec.config.checks import for_display
-from minionerec.data import amazon, folders, mimigenrec, readers, recbole, released, row_splits, sequences, sources, times
+from minionerec.data import (
+    amazon,
+    folders,
+    mimigenrec,
+    prepared_tables,
+    readers,
+    recbole,
+    released,
+    row_splits,
+    sequences,
+    sources,
+    times,
+)
+from minionerec.data.assemble import Prepared, Raw, assemble, figures_of, write_assembled
 from minionerec.data.bad_rows import Problems
 from minionerec.data.checks import NEGATIVE, UNTIMED
 from minionerec.data.dataset import SPLITS, Dataset
-from minionerec.data.filters import Part, Selection, encode, select
-from minionerec.data.splits import split
+from minionerec.data.filters import Part, encode
+from minionerec.distributed import decide_on_main, is_main_process
 from minionerec.errors import ArtifactError, DataError
-
-SCRATCH = "data.scratch"  # next to the artefact, while a dump is read
-
-
-class Prepared(NamedTuple):
-    """A dataset, and its figures for the manifest: what is in it, and what was dropped."""
-
-    dataset: Dataset
-    figures: dict[str, Any]
 
 
 class Reader(NamedTuple):
@@ -94,13 +100,15 @@ def _files(data: DataConfig, source: Path) -> tuple[Path, ...]:
     """The raw files that the stage will read."""
     if source.is_file():
         return (source,)
+    if data.source == "parquet":
+        return tuple(path for files in prepared_tables.tables(source) for path in files)
     if data.is_amazon:
         return row_splits.amazon_files(source, data.category) or amazon.files(source, data.category)
     return READERS[data.source].files(source, data)
 
 
 def prepare_data(config: Config) -> tuple[Manifest, bool]:
-    """Write `<run>/data/`, unless it was made from the same files with the same settings.
+    """Write `<run>/data/`, unless it was made from the same files with the same settings. Every process of a launch calls it.
 
     Returns:
         the manifest, and whether the artefact was made anew.
@@ -112,40 +120,74 @@ def prepare_data(config: Config) -> tuple[Manifest, bool]:
         LockedError: another process prepares this run's data.
     """
     # Ask before anything is downloaded. A download cannot change, so a finished one needs neither the cache nor a network.
-    manifest = _of_the_same_settings(config)
+    manifest = decide_on_main(lambda: _of_the_same_settings(config))
     if manifest is not None and config.data.path is None and manifest.config["data"]["path"] is None:
         return manifest, False
-    inputs, source = find_inputs(config)
+    inputs, source = decide_on_main(lambda: find_inputs(config))
     recipe = replace(data_recipe(config, inputs), reread=lambda: _digests(config.data, source))
-    return recipe.make(lambda: _read_and_write(config, source, recipe))
+    return recipe.make(lambda: _read_and_write(config, source, recipe), collective=True)
 
 
 def _read_and_write(config: Config, source: Path, recipe: Recipe) -> None:
     problems = Problems(skip=config.data.on_error == "skip", notes=[folders.contents(source, recipe.inputs)])
-    if config.data.is_amazon and (paths := row_splits.amazon_files(source, config.data.category)):
-        config.data.refuse_filters(f"the splits in {source} are given")
-        prepared = with_figures(row_splits.read_amazon(paths, config.data, problems))
-    elif config.data.is_amazon:
-        check_disk_space(config.folder, sum(path.stat().st_size for path in _files(config.data, source)))
-        with amazon.scratch_folder(config.folder / SCRATCH) as scratch:
-            prepared = _amazon(source, scratch, config.data, problems)
-    else:
-        prepared = READERS[config.data.source].read(source, config.data, problems)
-    with recipe.write() as draft:
-        prepared.dataset.save(draft.path)
-        if problems.messages:
-            (draft.path / "skipped.txt").write_text("\n".join(problems.messages) + "\n", encoding="utf-8")
-        figures = prepared.figures | problems.counts
-        if "interactions_read" in figures:  # those that a reader left out were read too
-            figures["interactions_read"] += sum(problems.counts.get(name, 0) for name in (UNTIMED, NEGATIVE))
-        draft.metrics.update(figures, skipped_rows=len(problems.messages), read_as=problems.notes)
+    given = config.data.is_amazon and bool(row_splits.amazon_files(source, config.data.category))
+    if config.data.source == "parquet" or (config.data.is_amazon and not given):
+        _write_in_parts(config, source, recipe, problems)
+    elif is_main_process():
+        prepared = _read(config.data, source, problems)
+        with recipe.write() as draft:
+            prepared.dataset.save(draft.path)
+            _record(draft, prepared.figures, problems)
+    if is_main_process():
+        for note in problems.notes:
+            print(f"data: {note}", flush=True)
+
+
+def _read(config: DataConfig, source: Path, problems: Problems) -> Prepared:
+    """Read raw files into memory."""
+    if config.is_amazon:
+        config.refuse_filters(f"the splits in {source} are given")
+        return with_figures(row_splits.read_amazon(row_splits.amazon_files(source, config.category), config, problems))
+    return READERS[config.source].read(source, config, problems)
+
+
+def _write_in_parts(config: Config, source: Path, recipe: Recipe, problems: Problems) -> None:
+    """Prepare what need not fit into the memory; every process of a launch takes its share."""
+    check_disk_space(config.folder, sum(path.stat().st_size for path in _files(config.data, source)))
+    tables = config.data.source == "parquet"
+    with recipe.write(resumable=tables, collective=True, hopeless=DataError) as draft:
+        store = draft.path / CHECKPOINTS
+        store.mkdir(exist_ok=True)
+        if tables:
+            raw = prepared_tables.read(source, store, config.data, problems)
+        else:
+            raw = _amazon(source, store, config.data, problems)
+        figures = write_assembled(raw, config.data, store, draft.path)
+        if is_main_process():
+            _record(draft, figures, problems)
+
+
+def _amazon(source: Path, store: Path, config: DataConfig, problems: Problems) -> Raw:
+    paths = amazon.files(source, config.category)
+    dump = decide_on_main(lambda: amazon.read(paths, store, config, problems))
+    if not len(dump.ids):
+        raise DataError(f"{paths[1]}: no item is left after the title rules, of {dump.counts['items_read']:,} read.")
+    return Raw(dump.parts, dump.ids, lambda wanted: dump.catalog(wanted, problems), dump.unit, dump.counts, str(paths[0]))
+
+
+def _record(draft: Draft, figures: Mapping[str, Any], problems: Problems) -> None:
+    """Write what was skipped, and the figures of the manifest."""
+    if problems.messages:
+        (draft.path / "skipped.txt").write_text("\n".join(problems.messages) + "\n", encoding="utf-8")
+    figures = {**figures, **problems.counts}
+    if "interactions_read" in figures:  # those that a reader left out were read too
+        figures["interactions_read"] += sum(problems.counts.get(name, 0) for name in (UNTIMED, NEGATIVE))
+    draft.metrics.update(figures, skipped_rows=len(problems.messages), read_as=problems.notes)
     dropped = {
         name.removeprefix("dropped_").replace("_", " "): figures[name] for name in figures if name.startswith("dropped_")
     }
     if any(dropped.values()):
         problems.notes.append("left out: " + ", ".join(f"{count:,} {what}" for what, count in dropped.items() if count))
-    for note in problems.notes:
-        print(f"data: {note}", flush=True)
 
 
 def _of_the_same_settings(config: Config) -> Manifest | None:
@@ -157,6 +199,8 @@ def _of_the_same_settings(config: Config) -> Manifest | None:
     try:
         inputs = Manifest.load(config.folder / "data").inputs
     except ArtifactError:  # not there, or damaged: it is made anew
+        if data_recipe(config, {}).was_interrupted:  # the recipe with the digests of the files tells whether it resumes
+            return None
         inputs = {}
     return data_recipe(config, inputs).finished()
 
@@ -241,7 +285,7 @@ def _mimigenrec_files(source: Path, config: DataConfig) -> tuple[Path, ...]:
     return mimigenrec.files(source, config.category)
 
 
-# Raw Amazon dumps are read in parts, see `_amazon`. MovieLens may also come as a folder in RecBole's layout.
+# Amazon dumps and prepared tables are read in parts, see `_write_in_parts`. MovieLens may also come in RecBole's layout.
 READERS: dict[str, Reader] = {
     "ml-100k": Reader(_movielens_100k, _recbole_files),
     "ml-1m": Reader(_movielens_1m, _recbole_files),
@@ -252,15 +296,6 @@ READERS: dict[str, Reader] = {
     "released": Reader(_released, _released_files),
     "mimigenrec": Reader(_mimigenrec, _mimigenrec_files),
 }
-
-
-def _amazon(source: Path, scratch: Path, config: DataConfig, problems: Problems) -> Prepared:
-    paths = amazon.files(source, config.category)
-    dump = amazon.read(paths, scratch, config, problems)
-    if not len(dump.ids):
-        raise DataError(f"{paths[1]}: no item is left after the title rules, of {dump.counts['items_read']:,} read.")
-    selection = select(dump.parts, dump.unit, config, str(paths[0]))
-    return _assemble(selection, dump.ids, lambda wanted: dump.catalog(wanted, problems), config, dump.unit, dump.counts)
 
 
 def build_dataset(interactions: pl.DataFrame, items: pl.DataFrame, config: DataConfig, where: str = "these files") -> Prepared:
@@ -305,63 +340,18 @@ def build_dataset(interactions: pl.DataFrame, items: pl.DataFrame, config: DataC
         "dropped_interactions_unlisted": unlisted,
         "dropped_interactions_without_text": len(interactions) - len(listed) - unlisted,
     }
-    selection = select([Part(lambda: rows, lambda: names)], unit, config, where)
-    return _assemble(
-        selection,
-        titled["item_id"],
-        lambda wanted: wanted.to_frame().join(titled, on="item_id", maintain_order="left"),
-        config,
-        unit if timed else None,
-        counts,
-    )
+    part = Part(lambda: rows, lambda: names)
+    return assemble(Raw([part], titled["item_id"], partial(_rows_of, titled), unit if timed else None, counts, where), config)
+
+
+def _rows_of(items: pl.DataFrame, wanted: pl.Series) -> pl.DataFrame:
+    return wanted.to_frame().join(items, on="item_id", maintain_order="left")
 
 
 def _refuse_times(config: DataConfig, where: str) -> None:
     for name, used in (("start", config.start), ("end", config.end), ("split", config.split != "leave-last-two-out")):
         if used:
             raise DataError(f"{where}: has no timestamps, which data.{name} {getattr(config, name)} needs.")
-
-
-def _assemble(
-    selection: Selection,
-    ids: pl.Series,
-    catalog: Callable[[pl.Series], pl.DataFrame],
-    config: DataConfig,
-    unit: int | None,
-    counts: dict[str, int],
-) -> Prepared:
-    """The dataset of the interactions that the filters leave; `unit` is None if there are no times."""
-    item = selection.item
-    if config.item_threshold:  # the k-core counts items too: the catalog holds only items that stay
-        listed = np.unique(item)
-        ids, item = ids.gather(listed), np.searchsorted(listed, item).astype(np.int32)
-    order = np.lexsort((np.arange(len(item)), selection.time, selection.user))
-    user = selection.user[order]
-    begins = np.flatnonzero(np.diff(user, prepend=-1))
-    position = np.arange(len(user)) - np.repeat(begins, np.diff(np.append(begins, len(user))))
-    sequences = pl.DataFrame(
-        {
-            "user": selection.names.gather(user),
-            "position": pl.Series(position, dtype=pl.Int32),
-            "item": pl.Series(item[order], dtype=pl.Int32),
-            "time": selection.time[order],
-            "rating": pl.Series(selection.rating[order], dtype=pl.Float32).fill_nan(None),
-        }
-    )
-    splits = split(sequences, config, unit or 1)
-    if not len(splits["train"]):
-        longest = int(position.max()) + 1
-        raise DataError(
-            f"No training example is left: {counts['interactions_read']:,} interactions read, {len(user):,} kept of "
-            f"{len(begins):,} users; the longest user has {longest}. See data.user_k, data.split and data.missing_text."
-        )
-    stamp = pl.col("time") // unit if unit else pl.lit(None, pl.Int64)
-    interactions = sequences.select("user", "position", "item", timestamp=stamp, rating="rating")
-    if unit is None:
-        splits = {name: frame.with_columns(timestamp=pl.lit(None, pl.Int64)) for name, frame in splits.items()}
-    dropped = {name: value for name, value in selection.counts.items() if name not in ("read", "span")}
-    dataset = Dataset(catalog=catalog(ids), **splits, interactions=interactions)
-    return Prepared(dataset, _figures(dataset) | counts | dropped)
 
 
 def with_figures(dataset: Dataset) -> Prepared:
@@ -373,25 +363,4 @@ def with_figures(dataset: Dataset) -> Prepared:
     if not len(dataset.train):
         rows = ", ".join(f"{len(dataset.split(name)):,} {name}" for name in SPLITS)
         raise DataError(f"No training example is left in the splits of the files: {rows} examples. See data.missing_text.")
-    return Prepared(dataset, _figures(dataset))
-
-
-def _figures(dataset: Dataset) -> dict[str, Any]:
-    frames = [dataset.split(name) for name in SPLITS]
-    users = pl.concat([frame["user"] for frame in frames])
-    lengths = pl.concat([frame["history"].list.len() for frame in frames]).cast(pl.Float64)
-    if dataset.interactions is not None:
-        users = dataset.interactions["user"]
-        items = dataset.interactions["item"]
-        size = {"interactions": len(items)}
-    else:
-        items = pl.concat([*(frame["target"] for frame in frames), *(frame["history"].explode() for frame in frames)])
-        size = {}
-    return {
-        "users": users.n_unique(),
-        "items": len(dataset.catalog),
-        **size,
-        **{name: len(dataset.split(name)) for name in SPLITS},
-        "mean_history": round(float(lengths.sum()) / max(len(lengths), 1), 4),
-        "items_without_interaction": len(dataset.catalog) - items.drop_nulls().n_unique(),
-    }
+    return Prepared(dataset, figures_of(dataset))

@@ -106,11 +106,16 @@ def recbole_items(path: Path, config: DataConfig, problems: Problems) -> pl.Data
     table = read_table(path, str(path), "\t", typed=True, problems=problems)
     wanted = RECBOLE.items(table.columns, config.columns)
     problems.notes.append(note(path.name, table, wanted))
-    return _described(select(table, path, wanted, _ADVICE), with_description=False)
+    return described(select(table, path, wanted, _ADVICE), with_description=False)
 
 
-def _described(items: pl.DataFrame, with_description: bool) -> pl.DataFrame:
-    """The rows of an items file with the year in the title, and `detail` from description, genres and categories."""
+def described(items: pl.DataFrame, with_description: bool) -> pl.DataFrame:
+    """The rows of an items file, for `make_catalog`: the year in the title, `detail` from description, genres and categories.
+
+    Args:
+        items: row, item_id, title, and any of text, `CATALOG_DETAILS`, year, genres and Categories, all text.
+        with_description: whether the description is a part of `detail`.
+    """
     title = pl.col("title")
     if "year" in items.columns:
         year = pl.col("year").str.strip_chars()
@@ -156,7 +161,7 @@ def csv_tables(folder: Path, config: DataConfig, problems: Problems) -> tuple[Fr
         files[0], lambda present: OWN.interactions(present, mapping), (*INTERACTION_NAMES, *mapping.values()), problems
     )
     items = _read_any(files[1], lambda present: OWN.items(present, mapping), (*ITEM_NAMES, *mapping.values()), problems)
-    return (interactions, _described(items, with_description=True)), (str(files[0]), str(files[1]))
+    return (interactions, described(items, with_description=True)), (str(files[0]), str(files[1]))
 
 
 def _read_any(

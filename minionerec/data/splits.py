@@ -18,7 +18,7 @@ def split(sequences: pl.DataFrame, config: DataConfig, unit: int) -> dict[str, p
     """The three splits.
 
     Args:
-        sequences: (user String, order: the user's number, item Int32, time Int64, position Int32), sorted by user, then
+        sequences: (user String, item Int32, time Int64, position Int32), sorted by user, then
             position, without gaps.
         unit: time units per second.
 
@@ -35,15 +35,35 @@ def split(sequences: pl.DataFrame, config: DataConfig, unit: int) -> dict[str, p
         rows = {name: examples[is_in[name]] for name in SPLITS}
     else:
         ordered = examples[np.argsort(time[examples], kind="stable")]
-        if config.split == "chronological":
-            total, count = sum(config.parts), len(ordered)
-            # In integers: 0.8 + 0.1 is not 0.9.
-            cuts = [count * config.parts[0] // total, count * (config.parts[0] + config.parts[1]) // total]
-        else:
-            dates = [times.instant(str(date), name) * unit for name, date in config.split_dates.items()]
-            cuts = np.searchsorted(time[ordered], dates, side="left").tolist()
-        rows = dict(zip(SPLITS, np.split(ordered, cuts), strict=True))
+        rows = dict(zip(SPLITS, np.split(ordered, cuts_of(time[ordered], config, unit)), strict=True))
     return {name: examples_at(sequences, rows[name], config.max_history, unit) for name in SPLITS}
+
+
+def cuts_of(ordered: np.ndarray, config: DataConfig, unit: int) -> list[int]:
+    """Where valid and test begin among all examples in order of time.
+
+    Args:
+        ordered: times of the targets, ascending.
+        unit: time units per second.
+    """
+    if config.split == "chronological":
+        total, count = sum(config.parts), len(ordered)
+        # In integers: 0.8 + 0.1 is not 0.9.
+        return [count * config.parts[0] // total, count * (config.parts[0] + config.parts[1]) // total]
+    dates = [times.instant(str(date), name) * unit for name, date in config.split_dates.items()]
+    return [int(cut) for cut in np.searchsorted(ordered, dates, side="left")]
+
+
+def every_example(sequences: pl.DataFrame, config: DataConfig, unit: int) -> pl.DataFrame:
+    """All examples in order of time, ties by user, then position: the columns of a split, and `time` in its own unit.
+
+    Args:
+        sequences, unit: see `split`.
+    """
+    position, time = sequences["position"].to_numpy(), sequences["time"].to_numpy()
+    rows = np.flatnonzero(position >= 1)
+    rows = rows[np.argsort(time[rows], kind="stable")]
+    return examples_at(sequences, rows, config.max_history, unit).with_columns(time=sequences["time"].gather(rows))
 
 
 def examples_at(sequences: pl.DataFrame, rows: np.ndarray, max_history: int, unit: int) -> pl.DataFrame:

@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from minionerec.artifacts import Manifest
+from minionerec.artifacts import CHECKPOINTS, Manifest
 from minionerec.config import Config, DataConfig
 from minionerec.data import prepare, text_lines
 from minionerec.data.dataset import SPLITS, Dataset
@@ -64,7 +64,7 @@ def dump(folder: Path, reviews=REVIEWS, meta=META, pack=gzip.compress, encode=js
 
 def run(tmp_path: Path, data: DataConfig) -> tuple[Dataset, dict]:
     manifest, made = prepare.prepare_data(Config(out=str(tmp_path / "run"), data=data, replace=True))
-    assert made and not (tmp_path / "run" / prepare.SCRATCH).exists()
+    assert made and not list((tmp_path / "run").glob("data.*"))
     return Dataset.load(tmp_path / "run" / "data"), manifest.metrics
 
 
@@ -303,7 +303,7 @@ def test_missing_and_ambiguous_files(tmp_path):
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
-    scratch = tmp_path / "run" / prepare.SCRATCH
+    scratch = tmp_path / "run/data.partial" / CHECKPOINTS
     scratch.mkdir(parents=True)
     pl.DataFrame({"item_id": ["old"]}).write_parquet(scratch / "meta-99999.parquet")
     dataset, _ = run(tmp_path, dump(tmp_path / "raw"))

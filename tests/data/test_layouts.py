@@ -267,4 +267,4 @@ def test_row_splits_exclude_filters(tmp_path):
 
 def test_every_source_has_a_reader():
     names = set(get_args(get_type_hints(DataConfig)["source"]))
-    assert names == {*prepare.READERS, "amazon-2018", "amazon-2023"}  # Amazon's parts are read one by one
+    assert names == {*prepare.READERS, "amazon-2018", "amazon-2023", "parquet"}  # these three are read in parts
