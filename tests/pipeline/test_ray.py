@@ -11,6 +11,7 @@ from minionerec.recommend.recommender import Recommender
 from tests import small
 from tests.artifacts.test_shards import EXPECTED, files, written
 from tests.artifacts.toy_shards import Squares
+from tests.data import test_prepared_tables as prepared_tables
 
 pytest.importorskip("ray", reason="the extra ray is not installed")
 pytestmark = pytest.mark.slow
@@ -34,6 +35,14 @@ def test_a_worker_that_dies_is_replaced_and_an_error_is_ours(tmp_path):
         over_shards(files(tmp_path), Squares(refuses=6), "square", "rows")
     over_shards(files(tmp_path), Squares(dies_at=6), "square", "rows")
     assert written(tmp_path) == EXPECTED and (tmp_path / "2.died").exists()
+
+
+def test_prepared_tables(tmp_path, monkeypatch):
+    prepared_tables.write(tmp_path / "tables", *prepared_tables.random_tables())
+    prepared_tables.small_blocks(monkeypatch, 50)
+    _, rays = prepared_tables.prepared(tmp_path / "ray", "parquet", tmp_path / "tables", item_k=4)
+    with use_engine(Engine("processes")):
+        assert rays == prepared_tables.prepared(tmp_path / "one", "parquet", tmp_path / "tables", item_k=4)[1]
 
 
 def contents(run):
