@@ -23,12 +23,12 @@ _LOCAL = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "
 class _Worker:
     """Runs in a process of Ray's: holds what `make` holds, such as a model, for all shards that it is given."""
 
-    def __init__(self, make: Callable[[range, Path], None]) -> None:
-        self._make = make
+    def __init__(self, make: Callable[[range, Path], None], intact: Callable[[range, Path], bool]) -> None:
+        self._make, self._intact = make, intact
 
     def write(self, rows: range, path: Path) -> int:
-        """Write a shard's file unless it is there, which another try may have left; returns its number of rows."""
-        if not path.is_file():
+        """Write a shard's file unless another try has left it intact; returns its number of rows."""
+        if not self._intact(rows, path):
             self._make(rows, path)
         return len(rows)
 
@@ -47,6 +47,7 @@ def _devices() -> int:
 def write(
     missing: Sequence[tuple[range, Path]],
     make: Callable[[range, Path], None],
+    intact: Callable[[range, Path], bool],
     workers: int | None,
     advance: Callable[[int], None],
 ) -> None:
@@ -54,7 +55,7 @@ def write(
 
     Args:
         missing: the shards, ascending; a worker is given its own in this order.
-        make: see `shards.over_shards`.
+        make, intact: see `shards.over_shards`.
         workers: how many; None for one per GPU, or per core.
         advance: is told the rows of each finished shard.
 
@@ -70,8 +71,8 @@ def write(
     with _cluster(count) as ray:
         needs = {"num_cpus": 1, "num_gpus": min(1.0, devices / count)}
         actor = ray.remote(_Worker).options(**needs, max_restarts=_RESTARTS, max_task_retries=_RESTARTS)
-        held = ray.put(make)
-        pool = [actor.remote(held) for _ in range(count)]
+        held = ray.put(make), ray.put(intact)
+        pool = [actor.remote(*held) for _ in range(count)]
         waiting = list(missing)
         running: dict[Any, Any] = {}  # what each busy worker will return, and the worker
         try:

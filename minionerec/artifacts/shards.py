@@ -45,8 +45,8 @@ def over_shards(
 
     Args:
         shards: file of each shard and its rows, ascending; whoever takes several asks for them in this order.
-        make: writes a shard's file through a temporary name. It depends on the shard alone, and with Ray it travels to other
-            processes, so it can be pickled.
+        make: writes a shard's file, which depends on the shard alone, through a temporary name. With Ray `make` and `intact`
+            travel to other processes, so both must be picklable.
         doing, unit: of the progress bar, such as `decode test` and `examples`.
         collective: every process of the launch calls this function; otherwise only one does, which takes all shards.
         intact: whether a shard's file is there and need not be written.
@@ -70,7 +70,7 @@ def over_shards(
                 make(rows, path)
             advance(len(rows))
         if missing:
-            ray_engine.write(missing, make, engine.workers, advance)
+            ray_engine.write(missing, make, intact, engine.workers, advance)
     if collective:
         wait_for_everyone()
     if is_main_process() and (absent := next((path for path in shards if not path.is_file()), None)) is not None:
