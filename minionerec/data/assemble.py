@@ -6,6 +6,7 @@ examples; both come in shards. One process then joins the pieces.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -273,11 +274,12 @@ def _by_time(pieces: Sequence[Path], config: DataConfig, unit: int) -> Mapping[s
     times = [map_table(path)["time"].to_numpy() for path in pieces]
     ordered = np.sort(np.concatenate(times))
     edges = [0, *cuts_of(ordered, config, unit), len(ordered)]
-    steps = np.unique(ordered[::_PIECE_ROWS])  # at each begins a bucket, which holds all examples of a time
+    # At each begins a bucket, which holds all examples of a time; the last one ends them.
+    steps = np.append(np.unique(ordered[::_PIECE_ROWS]), ordered[-1:] + 1)
 
     def between(begin: int, end: int) -> Iterator[pl.DataFrame]:
         place = 0
-        for low, high in zip(steps, [*steps[1:], ordered[-1] + 1], strict=True):
+        for low, high in pairwise(steps):
             spans = [np.searchsorted(column, [low, high]) for column in times]
             size = int(sum(stop - start for start, stop in spans))
             if place < end and place + size > begin:

@@ -233,6 +233,8 @@ def read(source: Path, store: Path, config: DataConfig, problems: Problems) -> R
     write_mapped(ordered, store / "items.arrow")
     counts = [_rows(path) for path in found.interactions]
     starts = [0, *accumulate(counts)]
+    if not starts[-1]:
+        raise DataError(f"{source}: interactions has no rows, so nothing can be recommended.")
     if starts[-1] >= 2**32:
         raise DataError(f"{source}: {starts[-1]:,} interactions, expected fewer than 2**32. Split the data by users into runs.")
     shards = [

@@ -184,3 +184,16 @@ def test_columns_and_files_that_break_the_contract_are_named(tmp_path):
         prepared(tmp_path / "run", "parquet", tmp_path)
     with pytest.raises(ConfigError, match=r"data\.positive has no effect"):
         DataConfig(source="parquet", path="x", positive=1)
+
+
+def test_tables_that_leave_nothing_to_learn_from_say_so(tmp_path):
+    interactions, items = random_tables(60)
+    single = interactions.unique("user", keep="first", maintain_order=True)
+    chronological = {"split": "chronological", "user_k": 1}
+    for name, rows, fields, message in (
+        ("empty", interactions[:0], {}, "empty: interactions has no rows"),
+        ("single", single, chronological, r"No training example is left: \d+ interactions read, .* longest user has 1"),
+    ):
+        with pytest.raises(DataError, match=message):
+            prepared(tmp_path / f"{name}-run", "parquet", write(tmp_path / name, rows, items), **fields)
+        assert not list((tmp_path / f"{name}-run").glob("data*"))
