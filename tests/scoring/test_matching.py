@@ -170,10 +170,10 @@ def test_a_folder_that_is_no_sentence_encoder_is_refused(run, model):
 
 def test_what_is_planted_is_learnt_by_matching(tmp_path):
     """A user likes one genre, which the titles name: nothing of it is in a candidate alone."""
-    pairs = planted("genre", users=200, items=16, candidates=6)
+    pairs = planted("genre", users=160, items=16, candidates=6)
     save(pairs, tmp_path / "run")
     section = YesNoConfig(
-        "matching", "text", pooling="mean", epochs=6, patience=6, batch_size=8, micro_batch=8, learning_rate=5e-3, warmup=2
+        "matching", "text", pooling="mean", epochs=5, patience=5, batch_size=8, micro_batch=8, learning_rate=5e-3, warmup=2
     )
     config = Config(name="planted", out=str(tmp_path / "run"), model=SIZES, yes_no=section, score=ScoreConfig(resamples=60))
     assert train_yes_no(config)[0].stage == "yes-no/matching-text"
