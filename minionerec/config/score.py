@@ -67,7 +67,8 @@ class ScoreConfig:
     """Longest prompt. The oldest items of a longer one go first, for all candidates of a user alike, then the second half of
     every title. null: what the model can read (tokens)."""
     row_tokens: int = bounded(1024, 1, 10**7)
-    """Distinct tokens that are computed in one row; one user's may be more (tokens)."""
+    """Distinct tokens that are computed in one row. One prompt may be longer; then each candidate computes the history again
+    (tokens)."""
     batch_users: int = bounded(8, 1, 100_000)
     """Users whose pairs are computed at once (users)."""
     shard_users: int = bounded(64, 1, 10**7)

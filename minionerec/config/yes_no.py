@@ -45,7 +45,8 @@ class YesNoConfig:
     micro_batch: int = bounded(16, 1, 10**6)
     """Users computed at once on one device; the result stays the same (users)."""
     row_tokens: int = bounded(1024, 1, 10**7)
-    """Distinct tokens in one row (tokens)."""
+    """Distinct tokens in one row. In a row that is shorter than a history's prompt, each candidate computes the history again
+    (tokens)."""
     epochs: int = bounded(20, 1, 100_000)
     """Passes over the train users at most (epochs)."""
     patience: int = bounded(4, 1, 10**6)
