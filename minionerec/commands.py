@@ -468,7 +468,7 @@ def levels(**options: Any) -> None:
 
 
 def table_of_pairs(run: list[Path], html: Path | None) -> None:
-    """Print the leaderboards of runs, and what the published tables say about themselves; or write all of it as a page."""
+    """Print the leaderboards of runs, and what the published tables say about themselves; write all of it as a page, too."""
     from minionerec.eval.pair_leaderboard import read_leaderboard
     from minionerec.report import pair_page
     from minionerec.report.pair_table import score_table

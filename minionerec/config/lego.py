@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Literal, NamedTuple, get_args
 
 from minionerec.config.checks import bounded, bounded_list, check_fields, path
@@ -57,6 +58,20 @@ RECIPES: dict[RecipeName, Parts] = {
     "recformer": Parts("flatten", "none", "dot"),
 }
 DIN = ("din", "din-reference")
+
+
+def options_of(title: str) -> str:
+    """The options of the command line that name the recommender of a title, see `LegoConfig.title`.
+
+    >>> options_of("naml"), options_of("cnn-cat-gru-dot")
+    ('--lego.recipe naml', '--lego.item cnn-cat --lego.user gru --lego.interaction dot')
+    """
+    for item, user, interaction in product(get_args(ItemPart), get_args(UserPart), get_args(InteractionPart)):
+        if title == f"{item}-{user}-{interaction}":
+            return f"--lego.item {item} --lego.user {user} --lego.interaction {interaction}"
+    return f"--lego.recipe {title}"
+
+
 _MHA = ("attention", "transformer", "fastformer", "flatten")  # parts with heads
 _SUM = ("cnn", "cnn-cat", "plm", "additive", "poly", *_MHA)  # parts with additive attention
 _ONLY_FOR: dict[str, Collection[str]] = {  # fields that only some parts read

@@ -9,6 +9,7 @@ import numpy as np
 from minionerec.artifacts import MANIFEST, Manifest
 from minionerec.baselines import trivial
 from minionerec.config import FLOORS, PLAIN_FLOORS, BaselineConfig, Config
+from minionerec.config.lego import options_of
 from minionerec.data.dataset import SPLITS, Dataset
 from minionerec.data.parquet import read_parquet
 from minionerec.errors import ArtifactError, ConfigError
@@ -59,7 +60,7 @@ def stored_artefact(name: str) -> str:
 def stored_command(name: str) -> str:
     """The command that makes these lists."""
     if name.startswith(LEGO):
-        return f"minionerec lego --lego.recipe {name.removeprefix(LEGO)}"
+        return f"minionerec lego --lego.task lists {options_of(name.removeprefix(LEGO))}"
     return f"minionerec baseline --baseline.model {name}"
 
 

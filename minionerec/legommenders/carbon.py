@@ -1,8 +1,4 @@
-"""What a training costs: CPU seconds always, and grams of CO2e if the user says how to know them (section `green`).
-
-ApC (Legommenders, Liu et al., 2024) is the AUC above chance for the emissions: (AUC - 50) / CO2E x 100, AUC in percent. How its
-authors measured CO2E is not published, so figures of different tables are not comparable.
-"""
+"""What a training costs: CPU seconds always, and grams of CO2e if the user says how to know them (section `green`)."""
 
 import logging
 import time
@@ -85,12 +81,3 @@ def _tracker(country: str) -> Any:
     )
     tracker.start()
     return tracker
-
-
-def apc(auc: float, grams: float) -> float | None:
-    """(AUC in percent - 50) / grams CO2e x 100; None if the AUC is not above one half, where the sign would mean nothing.
-
-    >>> round(apc(0.6, 2.0)), apc(0.5, 2.0)
-    (500, None)
-    """
-    return None if auc <= 0.5 or grams <= 0 else (100 * auc - 50) / grams * 100

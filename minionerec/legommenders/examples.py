@@ -39,8 +39,8 @@ class Examples:
     Attributes:
         rows: by split; ids from 1, `target` is the candidate.
         labels: by split, (rows,) 1 or 0; all 1 for the examples of a Dataset.
-        had: items that each user had and does not dislike, as the train split says.
-        dislikes: of each user, as the train split says.
+        had: items that each user had, as the train split says: the whole history and what the user liked.
+        dislikes: of each user, as the train split says. MIND shows some items again that the user had.
         users: each user's name, by number.
         items: how many the catalog has.
     """
@@ -73,7 +73,7 @@ def of_pairs(pairs: PairSet, max_history: int) -> Examples:
         frame = pairs.split(split)
         rows[split], labels[split] = _rows_of_pairs(frame, users, max_history, split), frame["label"].to_numpy()
     train, liked = rows["train"], labels["train"] == 1
-    owners, cells = train.cells(train.start)
+    owners, cells = train.cells(train.seen)
     items = np.concatenate([train.flat[cells] - 1, train.target[liked] - 1])
     had = Lists.of(np.concatenate([train.user[owners], train.user[liked]]), items, len(users))
     dislikes = Lists.of(train.user[~liked], train.target[~liked] - 1, len(users))
@@ -142,10 +142,13 @@ def check_negatives(examples: Examples, count: int) -> None:
 
 
 def draw_negatives(examples: Examples, users: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """For each row `count` distinct items that its user did not have: first dislikes, then any, uniformly, (rows, count).
+    """For each row `count` distinct items: first dislikes of its user, then any that the user did not have, uniformly.
 
     Args:
         users: the number of each row's user, (rows,).
+
+    Returns:
+        (rows, count).
     """
     drawn = np.empty((len(users), count), dtype=np.int64)
     for row, user in enumerate(users.tolist()):

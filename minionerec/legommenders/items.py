@@ -116,7 +116,7 @@ class MeanOfFields(ItemEncoder):
 
 
 class Filters(nn.Module):
-    """Each text field through a convolution of its own, each category field through a linear layer; ReLU, mask, dropout."""
+    """Each text field through a convolution of its own and ReLU, each category field through a linear layer; mask, dropout."""
 
     def __init__(self, config: LegoConfig, fields: ItemFields) -> None:
         super().__init__()

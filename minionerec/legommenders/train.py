@@ -29,7 +29,7 @@ from minionerec.config import Config, LegoConfig, LegoPlmConfig
 from minionerec.data.dataset import Dataset
 from minionerec.data.pairs import PairSet
 from minionerec.distributed import distributed_state, is_main_process
-from minionerec.errors import ArtifactError
+from minionerec.errors import ArtifactError, TrainingError
 from minionerec.legommenders.caches import CachedScores
 from minionerec.legommenders.carbon import Meter
 from minionerec.legommenders.catalog_fields import item_fields
@@ -38,7 +38,7 @@ from minionerec.legommenders.model import Legommender
 from minionerec.model import pretrained
 from minionerec.statistics.pair_metrics import ScoredPairs, per_user
 from minionerec.training.epochs import Course, Epochs, Learner, resume, run_epochs, seed_epoch
-from minionerec.training.ranking import frame, rank_split, ranking_metrics
+from minionerec.training.ranking import DIVERGED, frame, rank_split, ranking_metrics
 from minionerec.training.ranking_data import RankingData, choosing_rows, from_dataset, stored_length
 from minionerec.training.scored_pairs import pairs_of_split, refuse_one_sided, score_recipe, write_scores
 
@@ -129,15 +129,20 @@ def _recipe(config: Config) -> Recipe:
             digests = {"pairs": require(config.folder / "pairs", "minionerec pairs prepare").digest}
         else:
             digests = {"data": require(config.folder / "data", "minionerec data prepare").digest}
-        if lego.parts.item == "plm":
-            from minionerec.legommenders.plm import plm_folder
-
-            model = str(plm_folder(lego.plm))
-            digests["plm"] = pretrained.identity(model) or model
-        return digests
+        return digests | _model_digest(lego)
 
     folder, replace_, wait = config.folder / title, config.replace, config.wait
     return Recipe(title, folder, sections, inputs(), config.seed, deciding, replace_, wait, inputs)
+
+
+def _model_digest(lego: LegoConfig) -> dict[str, str]:
+    """What identifies the language model of `plm`; empty without one."""
+    if lego.parts.item != "plm":
+        return {}
+    from minionerec.legommenders.plm import plm_folder
+
+    model = str(plm_folder(lego.plm))
+    return {"plm": pretrained.identity(model) or model}
 
 
 def _train(config: Config, recipe: Recipe) -> None:
@@ -170,10 +175,10 @@ def _train_into(recipe: Recipe, model: Legommender, task: Task, config: Config, 
 
 
 def _costs(course: Course, meter: Meter) -> dict[str, Any]:
-    """What all epochs took together, those of interrupted commands included."""
-    names = ("cpu_seconds", "wall_seconds", "grams_co2e")
-    costs: dict[str, Any] = {name: sum(entry[name] for entry in course.log) for name in names if name in course.log[0]}
-    return costs | ({} if meter.note is None else {"emissions": meter.note})
+    """What all epochs took together, those of interrupted commands included; without emissions if an epoch has none."""
+    names = [name for name in ("cpu_seconds", "wall_seconds", "grams_co2e") if all(name in entry for entry in course.log)]
+    costs: dict[str, Any] = {name: sum(entry[name] for entry in course.log) for name in names}
+    return costs | ({"emissions": meter.note} if "grams_co2e" in costs and meter.note is not None else {})
 
 
 def _rank(model: Legommender, data: RankingData, top: int, draft: Draft) -> None:
@@ -241,7 +246,14 @@ def _validation(model: Legommender, task: Task, config: Config, device: torch.de
         return lambda: ranking_metrics(rank_split(scores.catalog, chooses, "valid").ranks)[CHOOSES["lists"]]
     rows, labels = task.examples.rows["valid"], task.examples.labels["valid"]
     _, users = np.unique(rows.user, return_inverse=True)
-    return lambda: float(per_user(ScoredPairs(users, labels, scores.pairs(rows).astype(float)))["GAUC"].mean())
+
+    def gauc() -> float:
+        logits = scores.pairs(rows).astype(float)
+        if not np.isfinite(logits).all():
+            raise TrainingError(DIVERGED)
+        return float(per_user(ScoredPairs(users, labels, logits))["GAUC"].mean())
+
+    return gauc
 
 
 def train_epoch(
@@ -310,13 +322,18 @@ def load_lego(config: Config, title: str) -> Trained:
     """Read a recipe that was trained on the run's pairs.
 
     Raises:
-        ArtifactError: it is not trained, was trained on other pairs, or is damaged.
+        ArtifactError: it is not trained, was trained on other pairs or another language model, or is damaged.
     """
     folder = config.folder / FOLDER / "pairs" / title
     pairs = require(config.folder / "pairs", "minionerec pairs prepare").digest
     manifest = require(folder, f"{COMMAND} --lego.task pairs", made_from={"pairs": pairs})
     kept = manifest.config["lego"]
     lego = LegoConfig(**{**kept, "plm": LegoPlmConfig(**kept["plm"])})
+    if any(manifest.inputs[name] != digest for name, digest in _model_digest(lego).items()):
+        raise ArtifactError(
+            f"{folder}: was trained on another language model than {lego.plm.path} is now. Put that one back, or train again: "
+            f"{COMMAND} --lego.task pairs --replace"
+        )
     own = replace(config, lego=lego, seed=manifest.seed)
     task = load_task(own)
     model = make_model(own, task)

@@ -8,28 +8,26 @@ from rich.table import Table
 
 from minionerec.artifacts import MANIFEST, Manifest
 from minionerec.config import LegoConfig, LegoPlmConfig
-from minionerec.legommenders.carbon import apc
+from minionerec.statistics.pair_metrics import apc
 
 
-def cost_rows(run: Path, on: str) -> list[dict[str, Any]]:
+def cost_rows(run: Path, task: str) -> list[dict[str, Any]]:
     """One row for every recipe that was trained in a run.
 
     Args:
-        on: `lists` or `pairs`.
+        task: `lists` or `pairs`.
 
     Returns:
         dictionaries with title, parts, parameters, epochs, `minutes`, `cpu_seconds`, `auc` (of the scored pairs, or of the
-        targets among all items; None if nothing is scored), `grams_co2e`, `apc` (None if unknown, or at an AUC up to one half)
-        and `emissions` (how they are known).
+        targets among all items; None if the recipe, as it was trained last, has not been scored), `grams_co2e`, `apc` (None if
+        unknown, or at an AUC up to one half) and `emissions` (how they are known).
     """
     rows = []
-    for path in sorted((run / "lego" / on).glob(f"*/{MANIFEST}")):
+    for path in sorted((run / "lego" / task).glob(f"*/{MANIFEST}")):
         manifest = Manifest.load(path.parent)
         kept, title = manifest.config["lego"], path.parent.name
-        metrics, auc = manifest.metrics, manifest.metrics.get("test AUC")
-        scored = run / "scoring" / f"lego-{title}"
-        if on == "pairs" and (scored / MANIFEST).is_file():
-            auc = Manifest.load(scored).metrics["AUC"]
+        metrics = manifest.metrics
+        auc = metrics["test AUC"] if task == "lists" else _auc_of_pairs(run, title, manifest)
         grams = metrics.get("grams_co2e")
         rows.append(
             {
@@ -48,10 +46,17 @@ def cost_rows(run: Path, on: str) -> list[dict[str, Any]]:
     return rows
 
 
-def cost_table(run: Path, on: str) -> Table:
+def _auc_of_pairs(run: Path, title: str, trained: Manifest) -> float | None:
+    """The AUC of the pairs that this very model has scored."""
+    folder = run / "scoring" / f"lego-{title}"
+    scored = Manifest.load(folder) if (folder / MANIFEST).is_file() else None
+    return scored.metrics["AUC"] if scored and scored.inputs[f"lego/pairs/{title}"] == trained.digest else None
+
+
+def cost_table(run: Path, task: str) -> Table:
     """`cost_rows` for the screen."""
-    rows = cost_rows(run, on)
-    title = f"What training took, {'test pairs' if on == 'pairs' else 'the targets of test among all items'}"
+    rows = cost_rows(run, task)
+    title = f"What training took; AUC of {'the scored pairs' if task == 'pairs' else 'the targets of test among all items'}"
     notes = sorted({row["emissions"] for row in rows if row["emissions"]})
     lines = [f"Emissions {note}." for note in notes]
     if notes:

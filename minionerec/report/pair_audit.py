@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from minionerec.errors import DataError
+from minionerec.statistics.pair_metrics import apc
 
 Rows = Sequence[Mapping[str, object]]
 ROWS = 20_000  # test rows of each data set, half of them likes at best
@@ -242,19 +243,6 @@ def worse_than_untrained(tables: Tables) -> Iterator[Finding]:
             yield Finding("fine-tuned", name, f"{told}" + (f" and is below zero-shot on {lost}." if lost else "."))
 
 
-def apc(auc: float, co2e: float) -> float | None:
-    """AUC per carbon: (AUC - 50) / CO2E x 100 (Green AI benchmark, 2024); None at AUC 50 or less, where its sign means nothing.
-
-    >>> round(apc(62.95, 22), 2), apc(49, 22)
-    (58.86, None)
-
-    Args:
-        auc: in percent.
-        co2e: emissions, in any unit: only ratios of rows that were measured alike mean anything.
-    """
-    return None if auc <= 50 else (auc - 50) / co2e * 100
-
-
 def carbon(tables: Tables) -> Iterator[Finding]:
     """Rows whose ApC does not follow from their AUC and CO2E; and the CO2E that the others imply, which nobody states."""
     implied = []
@@ -266,7 +254,7 @@ def carbon(tables: Tables) -> Iterator[Finding]:
             continue
         low, high = ((auc - 50 - slip) / (stated_apc + slip) * 100 for slip in (_PERCENT_ROUNDING, -_PERCENT_ROUNDING))
         if "CO2E" in row and not low <= row["CO2E"] <= high:
-            expected = apc(auc, row["CO2E"])
+            expected = apc(auc / 100, row["CO2E"])
             yield Finding("carbon", "green", f"{name}: ApC is {stated_apc:.2f}, but AUC and CO2E give {expected:.2f}.")
         elif "CO2E" not in row:
             implied.append(f"{name} {low:.1f} to {high:.1f}")

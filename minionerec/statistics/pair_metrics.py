@@ -188,3 +188,19 @@ def log_loss(pairs: ScoredPairs) -> np.ndarray:
 def probabilities(pairs: ScoredPairs) -> np.ndarray:
     """P(yes) of each row, (rows,)."""
     return expit(pairs.scores)
+
+
+def apc(auc: float, co2e: float) -> float | None:
+    """AUC per carbon, (AUC in percent - 50) / CO2e x 100 (Green AI benchmark, 2024); None at an AUC of one half or less.
+
+    There its sign would mean nothing. How the authors of published figures measured CO2e is not known, so only rows that were
+    measured alike can be compared.
+
+    >>> round(apc(0.6295, 22), 2), apc(0.49, 22)
+    (58.86, None)
+
+    Args:
+        auc: from 0 to 1.
+        co2e: emissions, in any unit.
+    """
+    return (100 * auc - 50) / co2e * 100 if auc > 0.5 and co2e > 0 else None

@@ -19,6 +19,7 @@ from minionerec.training.ranking_data import Protocol, RankingData
 Scorer = Callable[[HistoryRows], Tensor]  # scores of all items and padding, (rows, items + 1); -inf is never recommended
 TABLE_CUTOFFS = (1, 5, 10, 20)  # of the published tables
 CHUNK = 512  # rows at once
+DIVERGED = "A recommender's scores are not numbers: its training diverged. Lower its learning_rate."
 
 
 class Ranking(NamedTuple):
@@ -43,7 +44,7 @@ def candidates(scores: Tensor, rows: HistoryRows, protocol: Protocol) -> Tensor:
         TrainingError: a score is not a number.
     """
     if scores.isnan().any():
-        raise TrainingError("A recommender's scores are not numbers: its training diverged. Lower its learning_rate.")
+        raise TrainingError(DIVERGED)
     if not protocol.ranks_padding:
         scores[:, 0] = -torch.inf
     if protocol.hides_history:

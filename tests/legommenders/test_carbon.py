@@ -6,7 +6,7 @@ import pytest
 from minionerec.config import GreenConfig
 from minionerec.errors import ConfigError
 from minionerec.legommenders import carbon
-from minionerec.legommenders.carbon import Meter, apc
+from minionerec.legommenders.carbon import Meter
 
 
 def test_without_settings_there_are_cpu_seconds_alone():
@@ -66,7 +66,3 @@ def test_codecarbon_is_asked_and_said_to_measure_or_to_assume(monkeypatch, part,
 def test_half_of_the_settings_is_refused(fields, message):
     with pytest.raises(ConfigError, match=message):
         GreenConfig(**fields)
-
-
-def test_apc_has_no_value_where_its_sign_would_mean_nothing():
-    assert apc(0.75, 5.0) == pytest.approx(500) and apc(0.5, 5.0) is None and apc(0.3, 5.0) is None

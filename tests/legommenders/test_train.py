@@ -13,14 +13,15 @@ from torch.nn import functional
 
 from minionerec.artifacts import CHECKPOINTS, Manifest, read_json
 from minionerec.cli import main
-from minionerec.config import Config, LegoConfig, LegoPlmConfig, ScoreConfig, SidConfig
-from minionerec.errors import ArtifactError, ConfigError, DataError
+from minionerec.config import Config, GreenConfig, LegoConfig, LegoPlmConfig, ScoreConfig, SidConfig
+from minionerec.errors import ArtifactError, ConfigError, DataError, TrainingError
 from minionerec.eval.pair_leaderboard import read_leaderboard, write_leaderboard
 from minionerec.legommenders import train
 from minionerec.legommenders.caches import CachedScores
+from minionerec.legommenders.carbon import Meter
 from minionerec.legommenders.examples import draw_negatives, histories
 from minionerec.legommenders.train import load_lego, load_task, make_model, score_lego, train_lego, trained_on_pairs
-from minionerec.report.lego_table import cost_rows
+from minionerec.report.lego_table import _auc_of_pairs, cost_rows
 from minionerec.training import epochs as loop
 from tests.legommenders.language_models import save_models
 from tests.legommenders.parts import lego as small
@@ -64,6 +65,27 @@ def test_scores_stand_in_the_table_of_pairs_split_by_what_training_has_seen(run)
     [cost] = [row for row in cost_rows(run, "pairs") if row["title"] == "pooling-additive-dot"]
     assert cost["auc"] == pytest.approx(entry["metrics"]["AUC"]["value"]) and cost["grams_co2e"] is cost["apc"] is None
     assert cost["parameters"] > 0 and cost["cpu_seconds"] > 0
+    trained = Manifest.load(run / "lego/pairs/pooling-additive-dot")
+    assert _auc_of_pairs(run, "pooling-additive-dot", trained) == cost["auc"]
+    assert _auc_of_pairs(run, "pooling-additive-dot", replace(trained, digest="of a later training")) is None
+
+
+def test_emissions_are_unknown_if_those_of_an_epoch_are():
+    counted = {"cpu_seconds": 2.0, "wall_seconds": 1.0, "grams_co2e": 0.5}
+    both = loop.Course(log=[counted, counted])
+    interrupted = loop.Course(log=[{"cpu_seconds": 3.0, "wall_seconds": 2.0}, counted])
+    with Meter(GreenConfig(watts=50, grams_per_kwh=400)) as meter:
+        assert train._costs(both, meter) == {"cpu_seconds": 4, "wall_seconds": 2, "grams_co2e": 1, "emissions": meter.note}
+        assert train._costs(interrupted, meter) == {"cpu_seconds": 5, "wall_seconds": 3}
+
+
+def test_a_training_that_diverges_is_stopped(run):
+    config = config_of(run)
+    task = load_task(config)
+    model = make_model(config, task)
+    next(model.parameters()).data.fill_(torch.nan)
+    with pytest.raises(TrainingError, match="scores are not numbers: its training diverged"):
+        train._validation(model, task, config, torch.device("cpu"))()
 
 
 def interrupted(config, monkeypatch):
@@ -119,6 +141,10 @@ def test_adapters_of_a_language_model_resume_and_are_scored_with_their_own_learn
     upper = {name for name in changed if "layers_above" in name}
     assert upper and all("lora" in name for name in upper) and "item.linear.weight" in changed
     assert score_lego(whole, "plm-additive-dot")[0].metrics["rows"] == len(load_task(whole).examples.rows["test"])
+    settings = Path(plm.path) / "config.json"
+    settings.write_text(settings.read_text() + " ")
+    with pytest.raises(ArtifactError, match="was trained on another language model than"):
+        load_lego(whole, "plm-additive-dot")
 
 
 def test_the_benchmark_of_caches_compares_three_ways_to_the_same_scores(run, monkeypatch):
