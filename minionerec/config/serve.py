@@ -22,8 +22,9 @@ class ServeConfig:
     open: bool = False
     """Whether other machines may ask. Put a proxy with authentication and TLS in front."""
     max_wait_ms: float = bounded(4.0, 0, 1000)
-    """A batch that is not full begins when no request has come for so long (milliseconds), and at the latest after a quarter of
-    the time that a batch takes. The time begins when the batch before has ended."""
+    """A batch that is not full begins when no request has come for so long (milliseconds). If requests keep coming, it begins
+    after so long, or after a quarter of the time that a batch takes if that is longer. Both times begin when the batch before
+    has ended."""
     max_batch: int = bounded(16, 1, 4096)
     """Requests computed at once; on a GPU more are faster (requests)."""
     max_beam_rows: int = bounded(800, 1, 10**6)
