@@ -270,6 +270,12 @@ def _early_score(config: Config, pending: Sequence[str]) -> None:
     check_scoring(config)
 
 
+def _early_lego(config: Config, pending: Sequence[str]) -> None:
+    from minionerec.legommenders.early import check_early
+
+    check_early(config)
+
+
 def _early_baseline(config: Config, pending: Sequence[str]) -> None:
     from minionerec.training import early, machine
 
@@ -286,6 +292,7 @@ EARLY_CHECKS = {
     "d3": _early_d3,
     "eval": _early_eval,
     "baseline": _early_baseline,
+    "lego": _early_lego,
     "yes-no": _early_yes_no,
     "score": _early_score,
 }

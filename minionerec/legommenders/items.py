@@ -20,10 +20,7 @@ class ItemEncoder(nn.Module):
 
     Attributes:
         width: of the item vectors.
-        cacheable: whether vectors take longer to compute than to look up.
     """
-
-    cacheable = True
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -32,8 +29,6 @@ class ItemEncoder(nn.Module):
 
 class IdTable(ItemEncoder):
     """`id`: a vector of each item's own, which knows nothing of an item without clicks."""
-
-    cacheable = False
 
     def __init__(self, config: LegoConfig, items: int) -> None:
         super().__init__(config.width)

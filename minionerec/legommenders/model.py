@@ -20,7 +20,6 @@ class Legommender(nn.Module):
 
     Attributes:
         reads_texts: the user's vector is read from the history's text, not from item vectors (`flatten`).
-        items_cacheable: computing item vectors takes longer than looking them up.
         users_cacheable: a user has one vector for all candidates; for `din` a user is the history's item vectors.
     """
 
@@ -31,7 +30,6 @@ class Legommender(nn.Module):
         self.user = user_encoder(config, self.item.width)
         self.interaction = interaction(config, self.item.width)
         self.reads_texts = isinstance(self.item, FlatText)
-        self.items_cacheable = self.item.cacheable
         self.users_cacheable = config.parts.interaction not in DIN
 
     def item_vectors(self, items: Tensor) -> Tensor:

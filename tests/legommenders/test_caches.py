@@ -8,7 +8,7 @@ from tests.baselines.models import rows_of
 from tests.legommenders.parts import ITEMS, item_fields, lego
 
 CPU = torch.device("cpu")
-CELLS = [  # every item encoder, every user encoder and every kind of interaction
+CELLS = [  # every item encoder but plm, every user encoder and every kind of interaction
     ("id", "additive", "dot"),
     ("id", "none", "din"),
     ("pooling", "transformer", "dot"),

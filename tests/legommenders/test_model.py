@@ -146,7 +146,6 @@ def test_recipes_of_the_table_build():
 
 
 def test_what_caches_may_hold():
-    assert model_of(lego("pooling")).items_cacheable and not model_of(lego("id")).items_cacheable
     assert model_of(lego("pooling")).users_cacheable and not model_of(lego("id", "none", "din")).users_cacheable
     assert model_of(lego("flatten", "none")).reads_texts and not list(model_of(lego()).slow_parameters())
 
