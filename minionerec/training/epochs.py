@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast, broadcast_object_list
 from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -115,7 +116,9 @@ def run_epochs(
         began = time.monotonic()
         loss = train(course.epoch)
         trained = time.monotonic() - began
-        value = validate()
+        if accelerator.num_processes > 1:
+            share_statistics(model)
+        value = broadcast_object_list([validate()])[0]  # one that differs in the last digit would stop one process alone
         compared = value if schedule.decimals is None else round(value, schedule.decimals)
         if compared > course.best or (schedule.equal_is_better and compared == course.best):
             course.best, course.best_epoch, course.waiting, best = compared, course.epoch, 0, copy_of(model)
@@ -134,6 +137,14 @@ def run_epochs(
         wait_for_everyone()
     model.load_state_dict(best)
     return course
+
+
+def share_statistics(model: nn.Module) -> None:
+    """Give a model the main process's running means and variances, which each process has counted over its own rows."""
+    parameters = {name for name, _ in model.named_parameters()}
+    for name, values in model.state_dict().items():
+        if name not in parameters and values.is_floating_point():
+            values.copy_(broadcast(values, from_process=0))
 
 
 def seed_epoch(seed: int, epoch: int, process: int) -> None:
