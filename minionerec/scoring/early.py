@@ -7,6 +7,7 @@ import polars as pl
 from minionerec.artifacts import MANIFEST
 from minionerec.config import Config
 from minionerec.errors import ConfigError
+from minionerec.model import pretrained
 from minionerec.sid.encoder import check_encoder
 from minionerec.sid.sentence_encoders import check_sentence_encoder
 from minionerec.training.machine import check_model_memory
@@ -18,8 +19,11 @@ def check_scoring(config: Config) -> None:
     Raises:
         ConfigError: `score.encoder` is not installed, or is no sentence encoder and `score.pooling` is `own`.
     """
-    if config.score.encoder is not None and config.score.pooling == "own":
-        check_sentence_encoder(config.score.encoder, "score.encoder")
+    encoder = config.score.encoder
+    if encoder is not None and config.score.pooling == "own":
+        if pretrained.is_published(encoder):
+            raise ConfigError(f"score.encoder {encoder} is a causal LM: set score.pooling to last or mean.")
+        check_sentence_encoder(encoder, "score.encoder")
 
 
 def check_early(config: Config, pending: Collection[str] = ()) -> None:

@@ -11,6 +11,7 @@ from minionerec.eval.pair_leaderboard import read_leaderboard, write_leaderboard
 from minionerec.model import checkpoint, scratch
 from minionerec.prompts.pairs import PairTexts, PairWords
 from minionerec.scoring import encoders, matching
+from minionerec.scoring.early import check_scoring
 from minionerec.scoring.encoders import CausalEncoder, SentenceEncoder
 from minionerec.scoring.matching import score_matching
 from minionerec.scoring.train import train_yes_no
@@ -159,18 +160,19 @@ def test_the_oldest_items_are_left_out_of_a_text_that_is_too_long():
 
 
 def test_a_folder_that_is_no_sentence_encoder_is_refused(run, model):
-    from minionerec.scoring.early import check_scoring
-
-    for refuse in (lambda: check_scoring(replace(run, score=ScoreConfig(encoder=str(model)))),):
-        with pytest.raises(ConfigError, match=r"no modules.json here.* score.pooling last or mean"):
-            refuse()
+    for encoder, told in (
+        (str(model), r"no modules\.json here.* score\.pooling last or mean"),
+        ("smollm2-135m", "is a causal LM"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            check_scoring(replace(run, score=ScoreConfig(encoder=encoder)))
     with pytest.raises(ConfigError, match=r"score\.encoder"):
         SentenceEncoder(str(model / "nothing"), None)
 
 
-def test_what_is_planted_is_learnt_by_matching(tmp_path):
-    """A user likes one genre, which the titles name: nothing of it is in a candidate alone."""
-    pairs = planted("genre", users=160, items=16, candidates=6)
+def test_matching_learns_a_taste_that_titles_name_and_ids_cannot_carry_to_new_items(tmp_path):
+    """A user likes one genre; nothing of it is in a candidate alone, and no train user has the candidates of test."""
+    pairs = planted("genre", users=160, items=32, candidates=6, unseen=True)
     save(pairs, tmp_path / "run")
     section = YesNoConfig(
         "matching", "text", pooling="mean", epochs=5, patience=5, batch_size=8, micro_batch=8, learning_rate=5e-3, warmup=2
@@ -180,3 +182,5 @@ def test_what_is_planted_is_learnt_by_matching(tmp_path):
     scored, _ = score_trained(config, "matching-text")
     assert scored.metrics["label"] == "from scratch, trained to match, items as text" and scored.metrics["GAUC"] > 0.9
     assert scored.stage == "scoring/yes-no-matching-text" and not score_trained(config, "matching-text")[1]
+    train_yes_no(replace(config, yes_no=replace(section, items="id", epochs=2)))
+    assert 0.4 < score_trained(config, "matching-id")[0].metrics["GAUC"] < 0.6
