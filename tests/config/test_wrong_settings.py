@@ -17,12 +17,13 @@ pytestmark = pytest.mark.fast
 
 TYPES = field_types(Config)
 SETTINGS = list(wrong_settings())
+DEFAULTS = Config()
 
 
 def configure(field, value):
     """What reading a file with this one field does."""
     _check_field(field, value, "mine.yaml")
-    section = Config()
+    section = DEFAULTS
     *sections, leaf = field.split(".")
     for name in sections:
         section = getattr(section, name)
