@@ -4,6 +4,7 @@ A shard's file does not depend on who writes it, nor on how many do. It gets its
 finds it does not write it again. When all are there, one process joins them.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,7 +57,7 @@ def over_shards(
     """
     engine = chosen_engine()
     world, place = 1, 0
-    if collective:
+    if collective and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # else preparing data would wait for torch's import
         state = distributed_state()
         world, place = state.num_processes, state.process_index
     share = list(shards.items())[place::world]

@@ -48,7 +48,8 @@ def check_early(config: Config, pending: Collection[str] = ()) -> None:
     if config.yes_no.items == "vector":
         check_encoder(config.sid)
     if "pairs" not in pending and (config.folder / "pairs" / MANIFEST).is_file():
-        users = pl.scan_parquet(config.folder / "pairs" / "train.parquet").select(pl.col("user").n_unique()).collect().item()
+        train = pl.scan_parquet(config.folder / "pairs" / "train.parquet", glob=False)
+        users = train.select(pl.col("user").n_unique()).collect().item()
         if users < config.yes_no.batch_size:
             raise few_users(config.yes_no.batch_size, users)
 

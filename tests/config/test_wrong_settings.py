@@ -48,7 +48,10 @@ def test_every_number_has_bounds_and_its_default_is_within():
     Config()  # the defaults
 
 
-@pytest.mark.parametrize("setting", random.Random(15).sample(SETTINGS, 12), ids=lambda setting: setting.field)
+SHORT = [setting for setting in SETTINGS if len(str(setting.value)) < 2000]  # the parser takes seconds for a list of thousands
+
+
+@pytest.mark.parametrize("setting", random.Random(15).sample(SHORT, 12), ids=lambda setting: setting.field)
 def test_whole_commands_refuse_them(setting, tmp_path, capsys):
     *sections, leaf = setting.field.split(".")
     content = {leaf: setting.value}
