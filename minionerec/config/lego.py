@@ -145,7 +145,7 @@ class LegoConfig:
     interaction: InteractionPart | None = None
     """What scores user and candidate. null: the recipe's."""
     fields: list[str] | None = None
-    """Fields of the catalog that item encoders read, e.g. [title, categories]; null: all that the catalog has."""
+    """Fields of the catalog that item encoders read, e.g. [title, categories]; null: all that train items have."""
     width: int = bounded(64, 1, 65_536)
     """Width of word, item and user vectors (dimensions; Legommenders: 256)."""
     hidden: int = bounded(256, 1, 65_536)

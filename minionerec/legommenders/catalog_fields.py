@@ -50,19 +50,20 @@ def item_fields(catalog: pl.DataFrame, config: LegoConfig, trained: np.ndarray, 
         where: the catalog, for messages.
 
     Raises:
-        DataError: `lego.fields` names one that no item has; the message names those that there are.
+        DataError: `lego.fields` names one that no item of the train data has; the message names those that there are.
     """
     if config.parts.item == "id":
         return ItemFields({}, {}, 1, {}, len(catalog))
     texts = {name: readable_column(catalog[name]).to_list() for name in TEXTS if name in catalog.columns}
     values = {name: read(catalog) for name, read in CATEGORIES.items() if _COLUMN.get(name, name) in catalog.columns}
-    present = [name for name, column in {**texts, **values}.items() if any(column)]
+    known = np.flatnonzero(trained).tolist()
+    present = [name for name, column in {**texts, **values}.items() if any(column[item] for item in known)]
     chosen = present if config.fields is None else config.fields
     for name in chosen:
         if name not in present:
-            known = ", ".join(present) or "none"
             raise DataError(
-                f"lego.fields names {name}, which no item of {where} has; there are: {known}.{did_you_mean(name, present)}"
+                f"lego.fields names {name}, which no train item of {where} has; there are: {', '.join(present) or 'none'}."
+                f"{did_you_mean(name, present)}"
             )
     texts = {name: texts[name] for name in chosen if name in texts}
     values = {name: values[name] for name in chosen if name in values}

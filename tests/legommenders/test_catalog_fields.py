@@ -40,6 +40,7 @@ def test_what_only_unseen_items_have_is_unknown():
     fields = fields_of(np.array([True, True, False, False]))
     assert fields.categories["brand"].tolist() == [[1], [0], [1], [0]] and fields.values["brand"] == 2
     assert fields.categories["genres"][3].tolist() == [0, 0]
+    assert list(fields_of(np.array([False, True, False, False])).categories) == ["genres"]  # the item has no brand
     assert fields.words < fields_of().words  # `table` and `chair` are written in pieces
     assert (fields.texts["title"][2] > 0).sum() > (fields_of().texts["title"][2] > 0).sum()
 
@@ -47,7 +48,7 @@ def test_what_only_unseen_items_have_is_unknown():
 def test_fields_are_chosen_cut_and_refused():
     assert list(fields_of(fields=["genres", "title"], max_words=2).texts) == ["title"]
     assert fields_of(fields=["title"], max_words=2).texts["title"].shape == (4, 2)
-    with pytest.raises(DataError, match=r"names categories, which no item of run/data has; .* title, .*brand, gen"):
+    with pytest.raises(DataError, match=r"names categories, which no train item of run/data has; .* title, .*brand, gen"):
         fields_of(fields=["categories"])
     with pytest.raises(DataError, match=r"names genre, .*Did you mean genres\?"):
         fields_of(fields=["genre"])

@@ -209,7 +209,7 @@ def test_what_cannot_be_learnt_is_refused_and_nothing_is_left(tmp_path):
         (
             config_of(tmp_path / "run", fields=["brand"]),
             DataError,
-            "names brand, which no item of .*pairs has; .*: title",
+            "names brand, which no train item of .*pairs has; .*: title",
         ),
         (config_of(tmp_path / "run", scheme="matching", negatives=59), DataError, "lego.negatives is 59, but user"),
         (config_of(tmp_path / "nothing"), ArtifactError, "minionerec pairs prepare"),
