@@ -1,11 +1,12 @@
 """The one prompt builder: examples of a task as token ids, in the same words for SFT, RL, evaluation and single histories."""
 
+import hashlib
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,16 +19,13 @@ from minionerec.model.checkpoint import sid_token_ids
 from minionerec.prompts import cache
 from minionerec.prompts.encode import Encoder, TokenExample
 from minionerec.prompts.plain_text import PlainText
-from minionerec.prompts.tasks import Example, Words, examples_of, item_texts, question_of
+from minionerec.prompts.tasks import Example, Words, examples_of, item_texts, places_of, question_of
 from minionerec.prompts.wordings import HEADER, wording_of
 from minionerec.sid.index import SidIndex
 from minionerec.tree import NO_TOKEN
 
 _DEFAULT = PromptsConfig()
 WHOLE: Mapping[TaskName, float] = MappingProxyType({})  # shares: of every task all examples
-
-_Item = TypeVar("_Item")
-_WithRow = TypeVar("_WithRow", Example, TokenExample)
 
 
 @dataclass(frozen=True)
@@ -61,14 +59,21 @@ class Prompts:
     epoch: int | None = None
     asked: int = 0
 
-    def examples(self, task: TaskName, split: SplitName, stride: int = 1) -> list[TokenExample]:
-        """All examples of a task, in the order of the split's rows, or of the catalog for a task without history.
+    def places(self, task: TaskName, split: SplitName, rows: np.ndarray | None = None) -> np.ndarray:
+        """The rows of a split, or the items, of which a task has examples, ascending; see `places_of`."""
+        return places_of(task, self.dataset, split, rows)
+
+    def examples(
+        self, task: TaskName, split: SplitName, stride: int = 1, places: np.ndarray | None = None
+    ) -> list[TokenExample]:
+        """The examples of a task, in the order of the split's rows, or of the catalog for a task without history.
 
         They are cached on disk, except with slow tokenizers, whose behaviour has no digest.
 
         Args:
             stride: above 1, a history begins at the next multiple of it in the user's sequence, so that neighbours share their
                 beginning; up to `stride - 1` of its oldest items are left out. RL and evaluation use whole histories.
+            places: some of `places`, ascending; None for all.
 
         Raises:
             ConfigError: an example is too long even with one item or character, or the tokenizer has no chat template.
@@ -76,12 +81,15 @@ class Prompts:
         """
 
         def encoded() -> list[TokenExample]:
-            return self._encoder.examples(list(self._examples(task, split, stride)))
+            return self._encoder.examples(list(self._examples(task, split, stride, places)))
+
+        if places is not None and np.array_equal(places, self.places(task, split)):
+            places = None
 
         tokenizer_digest = cache.tokenizer_digest(self.tokenizer)
         if tokenizer_digest is None:
             return encoded()
-        key = {
+        key: dict[str, Any] = {
             "catalog": cache.frame_digest(self.dataset.catalog),
             "split": [split, cache.frame_digest(self.dataset.split(split))],
             "sids": cache.sids_digest(self.index),
@@ -92,6 +100,8 @@ class Prompts:
             "context": self.context,
             "drawn": [self.epoch, self.asked] if self.config.wording == "several" else None,
         }
+        if places is not None:
+            key["places"] = hashlib.sha256(places.astype(np.int64).tobytes()).hexdigest()
         return cache.cached(key, encoded)
 
     def sample(
@@ -108,18 +118,23 @@ class Prompts:
         Args:
             count: None for all.
             shares: see `share_of`; `count` are drawn from what the shares leave.
-            rows: see `of_rows`; shares are taken of what it leaves.
+            rows: (rows,) bool, the rows that are asked about; shares are taken of what it leaves. None for all.
 
         Raises:
             ConfigError: an example is too long even with one item or character, or the tokenizer has no chat template.
             DataError: a task needs descriptions, and the catalog has none.
         """
-        examples: list[Example] = []
-        for task in tasks:
-            whole = of_rows(list(self._examples(task, split, 1)), rows)
-            examples += share_of(task, whole, shares, seed)
-        random.Random(seed).shuffle(examples)
-        return self._encoder.examples(examples[:count])
+        places = {task: share_of(task, self.places(task, split, rows), shares, seed) for task in tasks}
+        order = list(range(sum(map(len, places.values()))))
+        random.Random(seed).shuffle(order)
+        order = order[:count]
+        examples: dict[int, Example] = {}  # by their number before the shuffle
+        first = 0
+        for task, of_task in places.items():
+            drawn = np.sort([number for number in order if first <= number < first + len(of_task)]).astype(np.int64)
+            examples |= zip(drawn.tolist(), self._examples(task, split, 1, of_task[drawn - first]), strict=True)
+            first += len(of_task)
+        return self._encoder.examples([examples[number] for number in order])
 
     def ask(self, history: Sequence[int]) -> list[int]:
         """The prompt that asks for the next item after a history, exactly as a split's row with this history is asked.
@@ -214,8 +229,8 @@ class Prompts:
     def _words(self) -> Words:
         return Words(self.config, self.epoch, self.asked)
 
-    def _examples(self, task: TaskName, split: SplitName, stride: int) -> Iterator[Example]:
-        return examples_of(task, self.dataset, self.index, split, stride, self._words, self._plain)
+    def _examples(self, task: TaskName, split: SplitName, stride: int, places: np.ndarray | None) -> Iterator[Example]:
+        return examples_of(task, self.dataset, self.index, split, stride, self._words, self._plain, places)
 
     @cached_property
     def _plain(self) -> PlainText:
@@ -226,26 +241,18 @@ class Prompts:
         return Encoder(self.tokenizer, self.config, self.context, self.index.levels)
 
 
-def of_rows(examples: Sequence[_WithRow], rows: np.ndarray | None) -> Sequence[_WithRow]:
-    """The examples of some rows of a split, and those of tasks that show no history.
-
-    Args:
-        rows: (rows,) bool; None for all.
-    """
-    return examples if rows is None else [example for example in examples if example.row is None or rows[example.row]]
-
-
-def share_of(task: TaskName, examples: Sequence[_Item], shares: Mapping[TaskName, float], seed: int) -> Sequence[_Item]:
+def share_of(task: TaskName, places: np.ndarray, shares: Mapping[TaskName, float], seed: int) -> np.ndarray:
     """The share of a task's examples that is used, drawn with the seed and kept in order; at least one example.
 
     Args:
+        places: of all its examples.
         shares: fraction by task, above 0 and at most 1; a task without a share is used whole.
     """
     share = shares.get(task, 1.0)
-    if share >= 1 or not examples:
-        return examples
-    positions = random.Random(f"{seed} {task}").sample(range(len(examples)), max(1, round(share * len(examples))))
-    return [examples[position] for position in sorted(positions)]
+    if share >= 1 or not len(places):
+        return places
+    drawn = random.Random(f"{seed} {task}").sample(range(len(places)), max(1, round(share * len(places))))
+    return places[np.sort(drawn)]
 
 
 def tokenizer_corpus(dataset: Dataset, prompts: PromptsConfig = _DEFAULT, tasks: Sequence[TaskName] = ()) -> list[str]:

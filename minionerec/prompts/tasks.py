@@ -9,7 +9,9 @@ import hashlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
+import numpy as np
 import polars as pl
 
 from minionerec.config import RECOMMENDING, TASKS, PromptsConfig, TaskName
@@ -138,13 +140,15 @@ def examples_of(
     stride: int,
     words: Words,
     plain: Callable[[str], str] = str,
+    places: np.ndarray | None = None,
 ) -> Iterator[Example]:
-    """All examples of a task, in the order of the split's rows, or of the catalog for a task without history.
+    """The examples of a task, in the order of the split's rows, or of the catalog for a task without history.
 
     Args:
         stride: above 1, a history begins at the next multiple of it in the user's sequence, so that neighbours share their
             beginning; up to `stride - 1` of its oldest items are left out.
         plain: makes an item's text safe to tokenise (`PlainText`); by default texts stay as they are.
+        places: of which rows, or items, ascending, some of `places_of`; None for all.
 
     Raises:
         DataError: the task needs descriptions, and the catalog has none.
@@ -152,9 +156,36 @@ def examples_of(
     texts = item_texts(dataset, plain)
     if TASKS[task].needs_descriptions and not any(texts.descriptions):
         raise DataError(f"The task {task} needs descriptions, and the catalog has none; leave it out of the tasks.")
+    if places is None:
+        places = places_of(task, dataset, split)
     if TASKS[task].reads_history:
-        return _of_histories(task, dataset.split(split), texts, index, stride, words)
-    return _of_items(task, texts, index, stride, words)
+        return _of_histories(task, dataset.split(split), places, texts, index, stride, words)
+    return _of_items(task, places, texts, index, stride, words)
+
+
+def places_of(task: TaskName, dataset: Dataset, split: SplitName, rows: np.ndarray | None = None) -> np.ndarray:
+    """The rows of a split of which a task has examples, ascending; of a task without history, the items.
+
+    An item without a title has no example that shows it or answers with it; so has one without a description.
+
+    Args:
+        rows: (rows,) bool, which rows count; a task without history has no rows. None for all.
+    """
+    kind = TASKS[task]
+    answers = _have(kind.asks, dataset)
+    if not kind.reads_history:
+        return np.flatnonzero(answers & _have(kind.shows, dataset))
+    there = answers[dataset.split(split)["target"].to_numpy()]
+    return np.flatnonzero(there if rows is None else there & rows)
+
+
+def _have(kind: str, dataset: Dataset) -> np.ndarray:
+    """Which items have a title or a description, (items,) bool; all have a SID."""
+    if kind == "title":
+        return (dataset.catalog["title"] != "").to_numpy()
+    if kind == "description":
+        return np.array([bool(text) for text in item_texts(dataset).descriptions], dtype=bool)
+    return np.ones(len(dataset.catalog), dtype=bool)
 
 
 def question_of(
@@ -175,14 +206,15 @@ def _around(question: str, slot: str, category: str) -> tuple[str, str]:
     return before, after
 
 
-def _answers(task: TaskName, texts: ItemTexts, index: SidIndex, completion: str) -> list[str]:
-    """The completion about every item, made from the wording's `completion`; empty if an item has no such text."""
+def _answers(task: TaskName, texts: ItemTexts, index: SidIndex, completion: str) -> Callable[[int], str]:
+    """A function of an item that returns the completion about it, made from the wording's `completion`."""
     asks = TASKS[task].asks
-    if asks == "sid":
-        values = [index.text(item) for item in range(len(index.codes))]
-    else:
-        values = texts.titles if asks == "title" else texts.descriptions
-    return [completion.replace("{" + asks + "}", value) if value else "" for value in values]
+
+    def answer(item: int) -> str:
+        value = index.text(item) if asks == "sid" else (texts.titles if asks == "title" else texts.descriptions)[item]
+        return completion.replace("{" + asks + "}", value)
+
+    return cache(answer)
 
 
 def _item_writer(task: TaskName, texts: ItemTexts, index: SidIndex, words: Words) -> Callable[[int], str]:
@@ -215,20 +247,19 @@ def _history_question(task: TaskName, parts: tuple[str, ...], number: int, words
 
 
 def _of_histories(
-    task: TaskName, frame: pl.DataFrame, texts: ItemTexts, index: SidIndex, stride: int, words: Words
+    task: TaskName, frame: pl.DataFrame, places: np.ndarray, texts: ItemTexts, index: SidIndex, stride: int, words: Words
 ) -> Iterator[Example]:
-    answers = _answers(task, texts, index, words.of(task).completion)
-    written = list(map(_item_writer(task, texts, index, words), range(len(index.codes))))
+    answer = _answers(task, texts, index, words.of(task).completion)
+    written = cache(_item_writer(task, texts, index, words))
     groups: dict[tuple[str, int], int] = {}
-    columns = (frame[name].to_list() for name in ("user", "history", "target", "position"))
-    for row, (user, history, target, position) in enumerate(zip(*columns, strict=True)):
-        if not answers[target]:
-            continue
+    chosen = frame if len(places) == len(frame) else frame[places]
+    columns = (chosen[name].to_list() for name in ("user", "history", "target", "position"))
+    for row, user, history, target, position in zip(places.tolist(), *columns, strict=True):
         begin = position - len(history)
         skipped = min(-begin % stride, len(history) - 1)
         yield Example(
-            _history_question(task, tuple(written[item] for item in history[skipped:]), row, words),
-            completion=answers[target],
+            _history_question(task, tuple(written(item) for item in history[skipped:]), row, words),
+            completion=answer(target),
             target=target,
             group=groups.setdefault((user, begin + skipped), len(groups)),
             is_sid=TASKS[task].answers_with_sid,
@@ -236,18 +267,14 @@ def _of_histories(
         )
 
 
-def _of_items(task: TaskName, texts: ItemTexts, index: SidIndex, stride: int, words: Words) -> Iterator[Example]:
+def _of_items(
+    task: TaskName, places: np.ndarray, texts: ItemTexts, index: SidIndex, stride: int, words: Words
+) -> Iterator[Example]:
     wording, shows = words.of(task), TASKS[task].shows
-    answers = _answers(task, texts, index, wording.completion)
-    parts_of_items: list[tuple[str, ...]]
-    if shows == "sid":
-        parts_of_items = [(index.text(item),) for item in range(len(index.codes))]
-    else:
-        shown = texts.titles if shows == "title" else texts.descriptions
-        parts_of_items = [tuple(text.split(" ")) if text else () for text in shown]
-    for item, (parts, answer) in enumerate(zip(parts_of_items, answers, strict=True)):
-        if not parts or not answer:
-            continue
+    answer = _answers(task, texts, index, wording.completion)
+    shown = texts.titles if shows == "title" else texts.descriptions
+    for item in places.tolist():
+        parts = (index.text(item),) if shows == "sid" else tuple(shown[item].split(" "))
         before, after = _around(words.choice(wording.questions, task, item), shows, words.prompts.category)
         question = Question(
             instruction=words.choice(wording.instructions, task, item).replace("{category}", words.prompts.category),
@@ -259,7 +286,7 @@ def _of_items(task: TaskName, texts: ItemTexts, index: SidIndex, stride: int, wo
         )
         yield Example(
             question,
-            completion=answer,
+            completion=answer(item),
             target=item,
             group=item // stride,
             is_sid=TASKS[task].answers_with_sid,

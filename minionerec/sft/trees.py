@@ -1,6 +1,5 @@
 """Examples to prefix trees: what SFT trains on and validates with."""
 
-import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from minionerec.config import RECOMMENDING, TASKS, SftConfig, TaskName
 from minionerec.data.dataset import SplitName
 from minionerec.errors import DataError
-from minionerec.prompts.builder import WHOLE, Prompts, of_rows, share_of
+from minionerec.prompts.builder import Prompts, share_of
 from minionerec.prompts.encode import TokenExample
 from minionerec.sft.mixture import CachedTargets
 from minionerec.sft.trainer import Tree
@@ -21,6 +20,7 @@ from minionerec.statistics.sampling import evenly_spaced
 from minionerec.tree import Branch
 
 ExamplesByTask = Mapping[TaskName, Sequence[TokenExample]]
+PlacesByTask = Mapping[TaskName, np.ndarray]  # ascending rows of a split; items, for a task without history
 
 
 @dataclass(frozen=True)
@@ -40,36 +40,66 @@ def examples_by_task(
     tasks: Sequence[TaskName],
     split: SplitName,
     stride: int = 1,
-    shares: Mapping[TaskName, float] = WHOLE,
-    seed: int = 0,
-    rows: np.ndarray | None = None,
+    choose: Callable[[PlacesByTask], PlacesByTask] | None = None,
 ) -> ExamplesByTask:
-    """The examples of several tasks, or the shares of them that are used.
+    """The examples of several tasks; only those that are used are made.
 
     Args:
         stride: see `Prompts.examples`.
-        shares, seed: see `share_of`.
-        rows: see `of_rows`; shares are taken of what it leaves.
+        choose: from the places of all examples (`Prompts.places`) to those of the examples that are used; None for all.
 
     Raises:
         ConfigError: an example is too long even with one item or character, or the tokenizer has no chat template.
         DataError: a task needs descriptions, and the catalog has none.
     """
-    return {task: share_of(task, of_rows(prompts.examples(task, split, stride), rows), shares, seed) for task in tasks}
+    if choose is None:
+        return {task: prompts.examples(task, split, stride) for task in tasks}
+    places = choose({task: prompts.places(task, split) for task in tasks})
+    return {task: prompts.examples(task, split, stride, of_task) for task, of_task in places.items()}
 
 
-def at_most(examples: ExamplesByTask, count: int | None, seed: int) -> ExamplesByTask:
+def drawn(
+    shares: Mapping[TaskName, float], seed: int, rows: np.ndarray | None = None, count: int | None = None
+) -> Callable[[PlacesByTask], PlacesByTask]:
+    """Chooses the examples of some rows, of these the shares of the tasks, and of these at most so many.
+
+    Args:
+        shares, seed: see `share_of`.
+        rows: (rows,) bool, the rows of the split that are used; None for all.
+        count: see `at_most`.
+    """
+
+    def choose(places: PlacesByTask) -> PlacesByTask:
+        some = {}
+        for task, of_task in places.items():
+            if rows is not None and TASKS[task].reads_history:
+                of_task = of_task[rows[of_task]]
+            some[task] = share_of(task, of_task, shares, seed)
+        return at_most(some, count, seed)
+
+    return choose
+
+
+def at_most(places: PlacesByTask, count: int | None, seed: int) -> PlacesByTask:
     """Some of the examples of all tasks together, drawn with the seed and kept in order.
 
     Args:
         count: how many; None for all.
     """
-    total = sum(map(len, examples.values()))
+    total = sum(map(len, places.values()))
     if count is None or count >= total:
-        return examples
-    drawn = set(random.Random(f"{seed} max_examples").sample(range(total), count))
-    numbers = itertools.count()
-    return {task: [example for example in of_task if next(numbers) in drawn] for task, of_task in examples.items()}
+        return places
+    return _numbered(places, np.sort(random.Random(f"{seed} max_examples").sample(range(total), count)))
+
+
+def _numbered(places: PlacesByTask, numbers: np.ndarray) -> PlacesByTask:
+    """The places with some numbers, ascending, counted over all tasks."""
+    some, first = {}, 0
+    for task, of_task in places.items():
+        begin, end = np.searchsorted(numbers, [first, first + len(of_task)])
+        some[task] = of_task[numbers[begin:end] - first]
+        first += len(of_task)
+    return some
 
 
 def with_answers_in_prompts(examples: ExamplesByTask) -> ExamplesByTask:
@@ -178,8 +208,8 @@ def training_trees(
     seen = dataset if rows is None else replace(dataset, train=dataset.train.filter(rows))
     weights = LossWeights(config, seen, prompts.index.levels)
     stride = config.history_stride
-    examples = examples_by_task(prompts, config.task_names, "train", stride, config.task_shares, seed, rows)
-    examples = at_most(examples, config.max_examples, seed)
+    choose = drawn(config.task_shares, seed, rows, config.max_examples)
+    examples = examples_by_task(prompts, config.task_names, "train", stride, choose)
     if config.answer_in_prompt:
         examples = with_answers_in_prompts(examples)
     return build_trees(examples, stride, weights, cached)
@@ -206,10 +236,15 @@ def validation_trees(
     """
     writes_sids = any(TASKS[task].answers_with_sid for task in tasks)
     asked = [] if writes_sids else [task for task in tasks if TASKS[task].reads_history]
-    trees = build_trees(examples_by_task(prompts, asked or [RECOMMENDING], "valid"), 1, cached=cached).trees
+
+    def spaced(places: PlacesByTask) -> PlacesByTask:
+        total = sum(map(len, places.values()))
+        return places if not total or count is None else _numbered(places, np.array(evenly_spaced(total, count)))
+
+    trees = build_trees(examples_by_task(prompts, asked or [RECOMMENDING], "valid", choose=spaced), 1, cached=cached).trees
     if not trees:
         raise DataError(
             "The valid split of the run's data is empty, so there is nothing to choose the best model by. Prepare the data "
             "again with a valid split (data.split, data.parts)."
         )
-    return [trees[row] for row in evenly_spaced(len(trees), count or len(trees))]
+    return trees

@@ -1,5 +1,6 @@
 """Figures about an index: collisions, use and balance of the codebooks, how well SIDs reflect vectors and clicks."""
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -120,9 +121,21 @@ def nearest_neighbours(vectors: np.ndarray, count: int = _NEIGHBOURS) -> tuple[n
             scores[np.flatnonzero(inside), columns[inside]] = -np.inf
             numbers = np.broadcast_to(np.arange(start, start + len(block)), scores.shape)
             scores, numbers = np.hstack([best[part], scores]), np.hstack([neighbours[part], numbers])
-            top = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+            top = _highest(scores, count)
             best[part], neighbours[part] = np.take_along_axis(scores, top, 1), np.take_along_axis(numbers, top, 1)
     return queries, neighbours
+
+
+def _highest(scores: np.ndarray, count: int) -> np.ndarray:
+    """The columns of the highest scores of each row, highest first, of equal ones the first: (rows, count).
+
+    Only what reaches the count-th highest score is sorted.
+    """
+    least = np.partition(scores, -count, axis=1)[:, -count]
+    rows, columns = np.nonzero(scores >= least[:, None])
+    order = np.lexsort((columns, -scores[rows, columns], rows))
+    begins = np.searchsorted(rows, np.arange(len(scores)))
+    return columns[order][begins[:, None] + np.arange(count)]
 
 
 def perplexity(counts: np.ndarray) -> float:
@@ -153,7 +166,10 @@ def _group_sizes(codes: np.ndarray) -> np.ndarray:
 
 
 def _distinct_rows(vectors: np.ndarray) -> int:
-    return len({row.tobytes() for row in vectors})
+    digests = np.empty((len(vectors), 2), np.uint64)  # in place of the rows, which may be larger than the memory
+    for number, row in enumerate(vectors):
+        digests[number] = np.frombuffer(hashlib.blake2b(row.tobytes(), digest_size=16).digest(), np.uint64)
+    return len(np.unique(digests, axis=0))
 
 
 def _prefix_numbers(codes: np.ndarray) -> np.ndarray:

@@ -7,7 +7,8 @@ Files: `index.json` (the released code's format: item index to token strings), `
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from minionerec.data.dataset import SPLITS, Dataset
 from minionerec.errors import ArtifactError, CatalogError
 
 MANY_SHARED = 0.1  # of a catalog's items; from here on a hit on a SID says clearly less than a hit on an item
+_BLOCK = 65_536  # items of `index.json` that are held as text at once
 MOST_CODES = 2**24  # per level; all of them become tokens, so more is a mistake
 _TOKEN = re.compile(r"<([a-z])_(0|[1-9][0-9]{0,7})>")
 
@@ -93,7 +95,6 @@ class SidIndex:
     codebooks: tuple[np.ndarray, ...] = ()
     encoder: str = ""
     lineage: tuple[dict[str, Any], ...] = ()
-    _items: dict[tuple[int, ...], list[int]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.codes.ndim != 2 or self.codes.shape[1] != len(self.codebook_sizes) or not len(self.codes):
@@ -111,10 +112,13 @@ class SidIndex:
                     if not 0 <= column[item] < size
                     else f"Item {item} has code {column[item]} at level {level}, but none at the level above."
                 )
+
+    @cached_property
+    def _items(self) -> dict[tuple[int, ...], list[int]]:
         items: dict[tuple[int, ...], list[int]] = {}
         for item, row in enumerate(self.codes.tolist()):
             items.setdefault(_shorten(row), []).append(item)
-        object.__setattr__(self, "_items", items)
+        return items
 
     @property
     def levels(self) -> int:
@@ -139,12 +143,18 @@ class SidIndex:
 
     def collisions(self) -> int:
         """How many items share their SID with another item."""
-        return sum(len(group) for group in self._items.values() if len(group) > 1)
+        _, counts = np.unique(self.codes, axis=0, return_counts=True)
+        return int(counts[counts > 1].sum())
 
     def save(self, folder: Path) -> None:
         """Write the three files into an existing folder."""
-        rows = {str(item): self.tokens(item) for item in range(len(self.codes))}
-        (folder / "index.json").write_text(json.dumps(rows) + "\n", encoding="utf-8")
+        with (folder / "index.json").open("w", encoding="utf-8", newline="\n") as stream:
+            stream.write("{")
+            for start in range(0, len(self.codes), _BLOCK):
+                block = range(start, min(start + _BLOCK, len(self.codes)))
+                rows = json.dumps({str(item): self.tokens(item) for item in block})
+                stream.write((", " if start else "") + rows[1:-1])
+            stream.write("}\n")
         arrays = {"codes": np.ascontiguousarray(self.codes, dtype=np.int32)}
         for level, codebook in enumerate(self.codebooks):
             arrays[f"codebook_{level}"] = np.ascontiguousarray(codebook, dtype=np.float32)

@@ -11,7 +11,7 @@ from minionerec.errors import ConfigError, DataError
 from minionerec.model import checkpoint, scratch
 from minionerec.prompts.builder import Prompts, tokenizer_corpus
 from minionerec.prompts.tasks import Words, examples_of
-from minionerec.sft.trees import build_trees, examples_by_task
+from minionerec.sft.trees import build_trees, drawn, examples_by_task
 from tests.examples import examples
 from tests.small import listed_examples, random_dataset
 
@@ -295,14 +295,14 @@ def test_shares_and_truncation_are_counted(parts):
     dataset, index, tokenizer = parts
     prompts, shares = Prompts(dataset, index, tokenizer, PromptsConfig(max_tokens=30)), {"title_to_sid": 0.3}
     for _ in range(2):  # computed, and from the cache
-        examples = examples_by_task(prompts, ["history_sid_to_sid", "title_to_sid"], "train", shares=shares, seed=1)
+        examples = examples_by_task(prompts, ["history_sid_to_sid", "title_to_sid"], "train", choose=drawn(shares, 1))
         built = build_trees(examples, 1)
         trees, statistics = built.trees, built.statistics
         whole = listed_examples(prompts, "history_sid_to_sid")
         assert statistics["history_sid_to_sid"]["truncated"] == sum(example.cut for example in whole) > 0
         assert statistics["title_to_sid"]["examples"] == 9
         assert sum(len(tree) for tree in trees) == len(whole) + 9
-    other = build_trees(examples_by_task(prompts, ["title_to_sid"], "train", shares=shares, seed=2), 1).trees
+    other = build_trees(examples_by_task(prompts, ["title_to_sid"], "train", choose=drawn(shares, 2)), 1).trees
     assert other != [tree for tree in trees if tree in other]
 
 
@@ -311,7 +311,7 @@ def test_rl_draws_the_same_share_of_a_task_as_sft(parts):
     tasks, shares = ["history_sid_to_sid", "title_to_sid"], {"title_to_sid": 0.3}
     prompts = Prompts(dataset, index, tokenizer)
     rl = prompts.sample(tasks, "train", None, 1, shares)
-    sft = build_trees(examples_by_task(prompts, tasks, "train", shares=shares, seed=1), 1).trees
+    sft = build_trees(examples_by_task(prompts, tasks, "train", choose=drawn(shares, 1)), 1).trees
     assert sorted(tuple(example.prompt) for example in rl) == sorted(tuple(branch.prompt) for [branch] in sft)
     assert sum(example.row is None for example in rl) == 9
     assert len(prompts.sample(tasks, "train", 5, 1, shares)) == 5
