@@ -35,6 +35,13 @@ def accelerate(processes: int, *arguments: str, check: bool = True) -> subproces
     return _run([sys.executable, "-m", "accelerate.commands.launch", *options], check)
 
 
+def torchrun(processes: int, restarts: int, *arguments: str) -> subprocess.CompletedProcess:
+    """torch's elastic launcher on this machine; it starts all processes again, so many times, once one has died."""
+    options = ["--nnodes", "1", "--nproc_per_node", str(processes), "--max_restarts", str(restarts)]
+    options += ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{_free_port()}"]
+    return _run([sys.executable, "-m", "torch.distributed.run", *options, *arguments], check=True)
+
+
 def machines(count: int, *arguments: str) -> list[subprocess.CompletedProcess]:
     """`accelerate launch` on each of so many "machines", a process on each; all are this one, and meet at its loopback."""
     port, started = str(_free_port()), []

@@ -1,4 +1,7 @@
-"""The sft stage, killed without warning after a step: python tests/sft/killed.py STEP --config NAME."""
+"""The sft stage, killed without warning after a step: python tests/sft/killed.py STEP --config NAME.
+
+Under torchrun only the second process dies, and only before it is started again.
+"""
 
 import os
 import sys
@@ -13,7 +16,9 @@ STEP = int(sys.argv[1])
 
 class Kill(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
-        if state.global_step == STEP:
+        elastic = "TORCHELASTIC_RUN_ID" in os.environ
+        dies = not elastic or (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == ("1", "0")
+        if state.global_step == STEP and dies:
             os._exit(9)
 
 

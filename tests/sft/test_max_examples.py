@@ -45,7 +45,8 @@ def test_each_example_is_drawn_alike_often():
     assert at_most(examples, 4, 1)["b"].tolist() != at_most(examples, 4, 2)["b"].tolist()
 
 
-def test_only_what_is_drawn_is_made_and_it_is_what_would_have_been_made(monkeypatch):
+def test_only_what_is_drawn_is_made_and_it_is_what_would_have_been_made(monkeypatch, tmp_path):
+    monkeypatch.setenv("MINIONEREC_CACHE", str(tmp_path))
     dataset, index = random_dataset()
     _, tokenizer = untrained_model(dataset, index, SIZES)
     prompts, tasks = Prompts(dataset, index, tokenizer), ["history_sid_to_sid", "title_to_sid"]

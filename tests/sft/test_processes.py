@@ -16,7 +16,7 @@ from minionerec.model import checkpoint, scratch
 from minionerec.pipeline import run
 from minionerec.sft.train import starting_model
 from minionerec.sid.index import SidIndex
-from tests.launch import accelerate, forked, machines
+from tests.launch import accelerate, forked, machines, torchrun
 from tests.small import losses
 
 SIZES = ModelConfig(hidden_size=32, intermediate_size=48, layers=2, heads=2, vocabulary=400)
@@ -79,6 +79,17 @@ def test_killed_under_zero2_and_resumed_by_two_ranks_or_by_one(alone, copy, opti
     assert_same_curve(made.folder / "sft", alone)
     metrics = read_json(made.folder / "sft/manifest.json")["metrics"]
     assert (metrics["devices"], metrics["distributed"]) == (1, "NO")
+
+
+@pytest.mark.slow
+def test_torchrun_starts_all_again_when_one_is_killed(alone, copy, options):
+    """They resume from the last checkpoint, with the curve of the run that was left alone."""
+    made = copy()
+    done = torchrun(2, 1, "tests/sft/killed.py", "14", *options(made), "--sft.micro_batch", "2")
+    assert done.stdout.count("sft: 2 processes on CPUs (DDP)") == 2  # before and after
+    assert_same_curve(made.folder / "sft", alone)
+    metrics = read_json(made.folder / "sft/manifest.json")["metrics"]
+    assert (metrics["devices"], metrics["distributed"]) == (2, "MULTI_CPU")
 
 
 @pytest.mark.slow
