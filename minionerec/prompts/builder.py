@@ -227,10 +227,10 @@ class Prompts:
 
     @property
     def _words(self) -> Words:
-        return Words(self.config, self.epoch, self.asked)
+        return Words(self.config, self.epoch, self.asked, self._plain)
 
     def _examples(self, task: TaskName, split: SplitName, stride: int, places: np.ndarray | None) -> Iterator[Example]:
-        return examples_of(task, self.dataset, self.index, split, stride, self._words, self._plain, places)
+        return examples_of(task, self.dataset, self.index, split, stride, self._words, places)
 
     @cached_property
     def _plain(self) -> PlainText:

@@ -92,11 +92,13 @@ class Words:
         prompts: the section `prompts`, its wording chosen.
         epoch: of a training, from 0, which draws anew in each if `prompts.wording` is `several`; None if nothing is drawn.
         asked: the number of the wording that is asked with if nothing is drawn.
+        plain: makes an item's text safe to tokenise (`PlainText`); by default texts stay as they are.
     """
 
     prompts: PromptsConfig
     epoch: int | None = None
     asked: int = 0
+    plain: Callable[[str], str] = str
 
     def of(self, task: TaskName) -> Wording:
         """The words of a task."""
@@ -139,7 +141,6 @@ def examples_of(
     split: SplitName,
     stride: int,
     words: Words,
-    plain: Callable[[str], str] = str,
     places: np.ndarray | None = None,
 ) -> Iterator[Example]:
     """The examples of a task, in the order of the split's rows, or of the catalog for a task without history.
@@ -147,13 +148,12 @@ def examples_of(
     Args:
         stride: above 1, a history begins at the next multiple of it in the user's sequence, so that neighbours share their
             beginning; up to `stride - 1` of its oldest items are left out.
-        plain: makes an item's text safe to tokenise (`PlainText`); by default texts stay as they are.
         places: of which rows, or items, ascending, some of `places_of`; None for all.
 
     Raises:
         DataError: the task needs descriptions, and the catalog has none.
     """
-    texts = item_texts(dataset, plain)
+    texts = item_texts(dataset, words.plain)
     if TASKS[task].needs_descriptions and not any(texts.descriptions):
         raise DataError(f"The task {task} needs descriptions, and the catalog has none; leave it out of the tasks.")
     if places is None:
