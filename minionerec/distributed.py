@@ -80,6 +80,11 @@ def wait_for_everyone() -> None:
         distributed_state().wait_for_everyone()
 
 
+def place_in_launch() -> tuple[int, int]:
+    """The number of this process in the launch, from 0, and how many processes there are; imports no torch."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def is_main_process() -> bool:
     """Whether this process writes: the launch's first, or the only one."""
     return int(os.environ.get("RANK", "0")) == 0

@@ -4,7 +4,6 @@ A shard's file does not depend on who writes it, nor on how many do. It gets its
 finds it does not write it again. When all are there, one process joins them.
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from minionerec.artifacts import ray_engine
-from minionerec.distributed import chosen_engine, distributed_state, is_main_process, wait_for_everyone
+from minionerec.distributed import chosen_engine, is_main_process, place_in_launch, wait_for_everyone
 from minionerec.errors import ArtifactError
 
 
@@ -56,10 +55,7 @@ def over_shards(
         ArtifactError: a process or worker did not finish its share.
     """
     engine = chosen_engine()
-    world, place = 1, 0
-    if collective and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # else preparing data would wait for torch's import
-        state = distributed_state()
-        world, place = state.num_processes, state.process_index
+    place, world = place_in_launch() if collective else (0, 1)
     share = list(shards.items())[place::world]
     with _progress(doing, unit, sum(len(rows) for _, rows in share)) as advance:
         missing = []
@@ -86,7 +82,7 @@ def sharing(shards: int) -> int:
     engine = chosen_engine()
     if engine.name == "ray":
         return ray_engine.worker_count(engine.workers, shards)
-    return distributed_state().num_processes
+    return place_in_launch()[1]
 
 
 @contextmanager

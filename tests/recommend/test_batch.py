@@ -119,8 +119,7 @@ def test_two_processes_write_what_one_writes(recommender, written, tmp_path, mon
     """Each rank in turn; tests/eval has a real launch of the function that divides the shards."""
     job = Job(written / "users.parquet", DENY, k=4)
     for rank in (1, 0):
-        state = SimpleNamespace(process_index=rank, num_processes=2)
-        monkeypatch.setattr(shards, "distributed_state", lambda state=state: state)
+        monkeypatch.setattr(shards, "place_in_launch", lambda rank=rank: (rank, 2))
         monkeypatch.setattr(shards, "is_main_process", lambda rank=rank: rank == 0)
         job_run = batch._Run(recommender, job, recommender.widths(4), UserFiles(job.users))
         parts = {tmp_path / f"part-{number:05d}.parquet": rows for number, rows in enumerate(shards_of(30, 8))}

@@ -168,9 +168,8 @@ MANY = [f"{word} {number % 9}" for number, word in enumerate(["a river", "stone"
 
 def embed_as(rank, letters):
     """Embed the share of one of two processes; the second finds the other's missing if it comes first."""
-    state = SimpleNamespace(process_index=rank, num_processes=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "distributed_state", lambda: state)
+        patch.setattr(shards, "place_in_launch", lambda: (rank, 2))
         patch.setattr(shards, "is_main_process", lambda: False)
         encoder.embed_together(MANY, letters, 1)
 
