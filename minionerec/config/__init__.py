@@ -145,6 +145,11 @@ class Config:
                 f"engine_workers is {self.engine_workers}, but engine is {self.engine}, whose processes a launcher counts: "
                 "accelerate launch --num_processes N. Set engine ray, or leave engine_workers out."
             )
+        if self.data.columns and self.data.source not in ("csv", "recbole") and self.pairs.source != "csv":
+            raise ConfigError(
+                f"data.columns has no effect on data.source {self.data.source!r}, whose columns have fixed names; "
+                "data.source csv or recbole and pairs.source csv read it. Leave it out."
+            )
         if self.sft.train != "full" and self.model.init == "from_scratch":
             raise ConfigError(
                 f"sft.train is {self.sft.train}, but model.init is from_scratch: random weights would stay as they are. "

@@ -58,10 +58,10 @@ class DataConfig:
     """Which data set of a source: an Amazon category such as `Industrial_and_Scientific`, or the beginning of the file names in
     a folder of several data sets (of `mimigenrec` a subfolder). A folder that holds only one needs no category."""
     columns: dict[ColumnRole, str] = field(default_factory=dict)
-    """What your files call their columns, for `csv` and `recbole`, e.g. {user: visitor, item: sku}. Names: user, item,
-    timestamp, rating, label; id (an item's, where its file calls it otherwise), title, text, description, brand, categories,
-    genres, year. Without it usual names are recognised (data/README.md); `timestamp: ''` says that the files have no times and
-    their rows are in order of time."""
+    """What your files call their columns, for `csv`, `recbole` and `pairs.source csv`, e.g. {user: visitor, item: sku}. Names:
+    user, item, timestamp, rating, label; id (an item's, where its file calls it otherwise), title, text, description, brand,
+    categories, genres, year. Without it usual names are recognised (data/README.md); `timestamp: ''` says that the files have
+    no times and their rows are in order of time."""
     positive: float | None = bounded(None, -1_000_000, 1_000_000)
     """Only rows with at least this label (a column `label` or `click`) or, without such a column, rating are interactions; the
     others are dropped and counted. null: every row is one, and files with labels or ratings at or below 0 are refused."""
@@ -127,8 +127,6 @@ class DataConfig:
             raise ConfigError(
                 f"data.positive has no effect on data.source {self.source!r}: its rows have no label and no rating."
             )
-        if self.columns and self.source not in ("csv", "recbole"):
-            raise ConfigError(f"data.columns has no effect on data.source {self.source!r}, whose columns have fixed names.")
         for role, column in self.columns.items():
             if role not in get_args(ColumnRole):
                 raise ConfigError(f"data.columns names {cut(role)!r}; expected one of {', '.join(get_args(ColumnRole))}.")

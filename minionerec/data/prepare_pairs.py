@@ -83,8 +83,10 @@ def pairs_recipe(config: Config) -> Recipe:
 def _inputs(config: Config) -> dict[str, str]:
     if config.pairs.source == "dataset":
         return {"data": require(config.folder / "data", "minionerec data prepare --config YOUR.yaml").digest}
+    if not (folder := Path(str(config.pairs.path))).is_dir():
+        raise DataError(f"{folder}: not a folder. pairs.path is the folder that holds your files.")
     try:
-        files = _LAYOUTS[config.pairs.source].files(Path(str(config.pairs.path)), config.data)
+        files = _LAYOUTS[config.pairs.source].files(folder, config.data)
         return {path.name: file_hash(path) for path in files}
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror}). pairs.path names your files.") from None

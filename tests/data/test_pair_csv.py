@@ -1,7 +1,7 @@
 import pytest
 
 from minionerec.cli import main
-from minionerec.config import DataConfig, PairsConfig
+from minionerec.config import Config, DataConfig, PairsConfig
 from minionerec.data.bad_rows import Problems
 from minionerec.data.dataset import Dataset
 from minionerec.data.pair_csv import read_labelled_csv
@@ -45,8 +45,21 @@ def test_what_labels_cannot_be(tmp_path):
         read(write(tmp_path, [("a", 1, 1, 2), *ROWS]))
     with pytest.raises(ConfigError, match=r"pairs.positive is 4.0, but .*interactions.csv has a column of labels"):
         read(write(tmp_path), positive=4.0)
-    with pytest.raises(DataError, match="the data has no ratings"):
+    with pytest.raises(DataError, match=r"interactions.csv: has no column label \(0 or 1\), and none of ratings"):
         read(write(tmp_path, [row[:3] for row in ROWS], "user,item,timestamp"))
+    with pytest.raises(DataError, match=r"interactions.csv: every label is 1; expected both 0 \(disliked\) and 1"):
+        read(write(tmp_path, [(*row[:3], 1) for row in ROWS]))
+    with pytest.raises(DataError, match=r"interactions.csv: has no rows below its header"):
+        read(write(tmp_path, []))
+
+
+def test_columns_of_other_names_are_named_without_another_source_of_data(tmp_path, capsys):
+    """`data.columns` was refused unless `data.source` was csv, too, though these files are not the Dataset's."""
+    folder = write(tmp_path, header="user,item,timestamp,verdict")
+    config = Config(data=DataConfig(columns={"label": "verdict"}), pairs=PairsConfig("csv", str(folder)))
+    assert len(read(folder, config.data).drawn.splits["test"])
+    assert main(["pairs", "prepare", "--out", str(tmp_path / "run"), "--pairs.source", "csv", "--pairs.path", "nowhere"]) == 2
+    assert "nowhere: not a folder. pairs.path is" in capsys.readouterr().err
 
 
 def test_the_same_files_serve_pairs_and_the_pipeline_and_no_dislike_is_an_interaction(tmp_path, capsys, caplog):

@@ -156,7 +156,7 @@ def test_an_own_file_keeps_columns_that_mean_nothing_to_itself(tmp_path):
 )
 def test_settings_that_mean_nothing_are_refused(fields, message):
     with pytest.raises(ConfigError, match=message):
-        DataConfig(**{"source": "csv", "path": "x"} | fields)
+        Config(data=DataConfig(**{"source": "csv", "path": "x"} | fields))
 
 
 def test_the_stage_says_what_it_found(tmp_path, capsys):
