@@ -33,6 +33,7 @@ from minionerec.sid.index import SidIndex
 
 _FILES = ("tokens.npy", "offsets.npy", "facts.npy")
 _CODE = (*Path(__file__).parent.glob("*.py"), Path(texts.__file__))  # the latter makes prose of descriptions
+_BLOCK = 1 << 18  # rows of a table that are hashed at once
 _NONE = -(2**62)  # stands for None among the facts
 _FACTS = tuple(field for field in dataclasses.fields(TokenExample) if field.name not in ("prompt", "completion"))
 
@@ -75,10 +76,13 @@ def sids_digest(index: SidIndex) -> str:
 
 
 def frame_digest(frame: pl.DataFrame) -> str:
-    """Identifies the content of a table."""
-    stream = io.BytesIO()
-    frame.rechunk().write_ipc(stream)
-    return hashlib.sha256(stream.getbuffer()).hexdigest()
+    """Identifies the content of a table, which is hashed in blocks."""
+    frame, digest = frame.rechunk(), hashlib.sha256()
+    for start in range(0, max(len(frame), 1), _BLOCK):
+        stream = io.BytesIO()
+        frame[start : start + _BLOCK].write_ipc(stream)
+        digest.update(stream.getbuffer())
+    return digest.hexdigest()
 
 
 def _write(folder: Path, examples: list[TokenExample]) -> None:
