@@ -200,7 +200,7 @@ class MatchingTrainer(YesNoTrainer):
         pairs = fields.pop(_TEXTS)
         vectors = text_vectors(model, TreeBatch(**fields))
         scores = cosine_similarity(vectors[pairs[:, 0]], vectors[pairs[:, 1]])
-        return scores, torch.zeros_like(scores[:0]).sum()
+        return scores, scores.new_zeros(())
 
     def _pair_loss(self, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return cast(torch.Tensor, ((scores - labels.to(scores.dtype)) ** 2).sum())
