@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from minionerec.artifacts import MANIFEST, Manifest
+from minionerec.artifacts.ray_engine import check_engine
 from minionerec.config import PLAIN_FLOORS, VECTOR_BASELINES, Config, run_file
 from minionerec.config.extras import check_packages
 from minionerec.config.fields import did_you_mean
@@ -446,6 +447,8 @@ def run(config: Config, stages: tuple[str, ...]) -> None:
         stages = (*stages[:place], stage, *stages[place:])
     set_up(config.threads)
     use_cache_without_hub(config)
+    if config.engine == "ray":
+        check_engine()
     if "sft" in stages and not (config.folder / "sft" / MANIFEST).is_file():  # a finished one needs its base model no more
         refuse_absent_model(config)
     if "ACCELERATE_MIXED_PRECISION" in os.environ:  # under accelerate launch

@@ -44,6 +44,17 @@ def _devices() -> int:
     return torch.cuda.device_count()
 
 
+def check_engine() -> None:
+    """Refuse Ray where it cannot work.
+
+    Raises:
+        ConfigError: it is not installed, or several processes were launched.
+    """
+    require_package("ray", "engine ray")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("engine is ray, which starts its workers itself: start one process, without a launcher.")
+
+
 def write(
     missing: Sequence[tuple[range, Path]],
     make: Callable[[range, Path], None],
@@ -64,9 +75,7 @@ def write(
         ArtifactError: a worker died again and again.
         MiniOneRecError: what `make` raised.
     """
-    require_package("ray", "engine ray")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("engine is ray, which starts its workers itself: start one process, without a launcher.")
+    check_engine()
     count, devices = worker_count(workers, len(missing)), _devices()
     with _cluster(count) as ray:
         needs = {"num_cpus": 1, "num_gpus": min(1.0, devices / count)}

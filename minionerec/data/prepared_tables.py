@@ -78,9 +78,10 @@ def _files(folder: Path, name: str) -> tuple[Path, ...]:
     several = folder / name
     if (several / "_temporary").exists():
         raise DataError(f"{several}: the job that writes it has not finished: _temporary is there. Run it again.")
-    files = tuple(sorted(several.glob("*.parquet"))) if several.is_dir() else ()
-    if (alone := folder / f"{name}.parquet").is_file():
-        files = (*files, alone)
+    alone = folder / f"{name}.parquet"
+    files = tuple(sorted(several.glob("*.parquet"))) if several.is_dir() else (alone,) * alone.is_file()
+    if several.is_dir() and alone.is_file():
+        raise DataError(f"{folder}: has {name}.parquet and a folder {name}, expected one of them. Move the other away.")
     if not files:
         raise DataError(f"{folder}: expected {name}.parquet, or a folder {name} of *.parquet; found neither. {_ADVICE}")
     return files
@@ -90,7 +91,7 @@ def _schema(path: Path, columns: Mapping[str, str], optional: Mapping[str, str])
     """The columns that are there; refuses a missing one, and one of another type."""
     try:
         schema = pq.read_schema(path)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a name that is not UTF-8
         raise DataError(f"{path}: not a readable parquet file ({' '.join(str(error).split())[:200]}).") from None
     present = []
     for name, kind in {**columns, **optional}.items():
@@ -168,7 +169,7 @@ class _Spread:
             message = f"{where}{column} {{{column}!r}} has a tab, line break or other control character."
             frame = problems.without(frame, pl.col(column).str.contains(CONTROL), message)
         wrong = ~pl.col("timestamp").is_between(_FROM, _TO - 1).fill_null(False)
-        message = "timestamp is {timestamp!r}; expected whole seconds since 1970, above 0 and before the year 5138."
+        message = "timestamp is {timestamp!r}; expected whole seconds since 1970, not milliseconds, above 0 and below 10^11."
         frame = problems.without(frame, wrong, where + message)
         if "rating" not in columns:
             return frame.with_columns(rating=pl.lit(None, pl.Float32))
@@ -187,12 +188,13 @@ def _block(path: Path, columns: Sequence[str], skip: int, count: int) -> pl.Data
             wanted = [n for n in range(len(groups)) if begins[n] < skip + count and begins[n + 1] > skip]
             left = skip - begins[wanted[0]]
             for batch in file.iter_batches(row_groups=wanted, columns=list(columns)):
+                batch.validate(full=True)  # a text that is not UTF-8, which polars would trust
                 if left < batch.num_rows and count:
                     part = batch.slice(left, count)
                     tables.append(pa.Table.from_batches([part]))
                     count -= part.num_rows
                 left = max(left - batch.num_rows, 0)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable parquet file ({' '.join(str(error).split())[:200]}).") from None
     return pl.DataFrame(pl.from_arrow(pa.concat_tables(tables).select(list(columns))))
 

@@ -17,7 +17,7 @@ def check_early(config: Config) -> None:
         if plm.path == "minilm":
             minilm_folder("lego.plm.path", "give --lego.plm.path FOLDER")
         else:
-            pretrained.check_present(plm.path)
+            pretrained.check_present(plm.path, "lego.plm.path")
         if plm.lora_rank:
             require_package("peft", "lego.plm.lora_rank")
     if config.green.country is not None:

@@ -99,3 +99,13 @@ def item_encoder(config: LegoConfig, fields: ItemFields) -> ItemEncoder:
         "flatten": FlatText,
     }
     return make[part](config, fields)
+
+
+def fewest_parameters(config: LegoConfig, fields: ItemFields) -> int:
+    """How many parameters the parts have at least, found without memory for them; those of a language model do not count."""
+    part, width = config.parts.item, config.width
+    rows = {"id": fields.items, "plm": 0}.get(part, fields.words)
+    layer = 0 if part in ("id", "pooling") else width * width * (config.kernel if part.startswith("cnn") else 1)
+    with torch.device("meta"):
+        others = [user_encoder(config, width), interaction(config, width)]
+    return rows * width + layer + sum(weight.numel() for other in others for weight in other.parameters())

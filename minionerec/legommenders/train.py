@@ -34,10 +34,11 @@ from minionerec.legommenders.caches import CachedScores
 from minionerec.legommenders.carbon import Meter
 from minionerec.legommenders.catalog_fields import item_fields
 from minionerec.legommenders.examples import Examples, check_negatives, draw_negatives, histories, of_dataset, of_pairs
-from minionerec.legommenders.model import Legommender
+from minionerec.legommenders.model import Legommender, fewest_parameters
 from minionerec.model import pretrained
 from minionerec.statistics.pair_metrics import ScoredPairs, per_user
 from minionerec.training.epochs import Course, Epochs, Learner, resume, run_epochs, seed_epoch
+from minionerec.training.machine import check_lego_memory
 from minionerec.training.ranking import DIVERGED, frame, rank_split, ranking_metrics
 from minionerec.training.ranking_data import RankingData, choosing_rows, from_dataset, stored_length
 from minionerec.training.scored_pairs import pairs_of_split, refuse_one_sided, score_recipe, write_scores
@@ -93,10 +94,11 @@ def make_model(config: Config, task: Task) -> Legommender:
     """The model with fresh weights, drawn by the seed.
 
     Raises:
-        ConfigError: the parts do not fit, or the language model cannot be read.
+        ConfigError: the parts do not fit, are too large for this machine, or the language model cannot be read.
         DataError: `lego.fields` names one that no item has.
     """
     fields = item_fields(task.catalog, config.lego, task.examples.trained, str(task.where))
+    check_lego_memory(fewest_parameters(config.lego, fields))
     torch.manual_seed(config.seed)
     return Legommender(config.lego, fields)
 

@@ -5,6 +5,7 @@ an artefact: it is complete or not there, one process makes it, and its files ar
 model comes as a GGUF file too, so both ways meet in the same folder. Nothing here imports torch before a file is read.
 """
 
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -77,6 +78,8 @@ PUBLISHED = {
     )
 }
 
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
+
 
 def is_published(path: str | Path) -> bool:
     """Whether a path is the short name of a published model; a folder or file of that name comes first."""
@@ -138,14 +141,23 @@ def cached(path: str | Path) -> Path:
     return Path(path) if file is None else _recipe(_inputs(file)).folder
 
 
-def check_present(path: str | Path) -> None:
-    """Refuse a published model that is not in the cache.
+def check_present(path: str | Path, field: str = "model.path") -> None:
+    """Refuse a published model that is not in the cache, and the path of a folder or file that is not there.
+
+    Args:
+        field: the setting, as the message names it.
 
     Raises:
-        ConfigError: it is not; the message has the command.
+        ConfigError: the published model is not in the cache (the message has the command), or nothing is there and no model of
+            the hub can have such a name.
     """
     if is_published(path):
         _published_folder(str(path))
+    elif not Path(path).exists() and not _HUB_NAME.fullmatch(str(path)):
+        raise ConfigError(
+            f"{field} {path}: no such folder or file. Expected the folder of a model, a GGUF file, or a name of the hub "
+            "(ORGANISATION/MODEL)."
+        )
 
 
 def identity(path: str | Path) -> str | None:

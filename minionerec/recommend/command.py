@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
+from minionerec.artifacts.ray_engine import check_engine
 from minionerec.distributed import Engine, use_engine
 from minionerec.errors import ConfigError
 from minionerec.recommend.batch import Job, recommend_users
@@ -41,6 +42,8 @@ def check(options: dict[str, Any]) -> None:
         raise ConfigError("--engine belongs to --users.")
     if options["engine_workers"] is not None and options["engine"] != "ray":
         raise ConfigError("--engine-workers belongs to --engine ray.")
+    if options["engine"] == "ray":
+        check_engine()
 
 
 def run(console: Console, options: dict[str, Any]) -> None:

@@ -14,15 +14,20 @@ from minionerec.training.machine import check_model_memory
 
 
 def check_scoring(config: Config) -> None:
-    """Refuse a text encoder that is not there, before anything is scored.
+    """Refuse a model or text encoder that is not there, before anything is scored.
 
     Raises:
-        ConfigError: `score.encoder` is not installed, or is no sentence encoder and `score.pooling` is `own`.
+        ConfigError: nothing is at the path of `score.model` or `score.encoder`; or the encoder is not installed, or is no
+            sentence encoder and `score.pooling` is `own`.
     """
     encoder = config.score.encoder
+    if config.score.model is not None:
+        pretrained.check_present(config.score.model, "score.model")
+    if encoder is not None and config.score.pooling == "own" and pretrained.is_published(encoder):
+        raise ConfigError(f"score.encoder {encoder} is a causal LM: set score.pooling to last or mean.")
+    if encoder is not None and encoder != "minilm":
+        pretrained.check_present(encoder, "score.encoder")
     if encoder is not None and config.score.pooling == "own":
-        if pretrained.is_published(encoder):
-            raise ConfigError(f"score.encoder {encoder} is a causal LM: set score.pooling to last or mean.")
         check_sentence_encoder(encoder, "score.encoder")
 
 
@@ -33,8 +38,9 @@ def check_early(config: Config, pending: Collection[str] = ()) -> None:
         pending: stages that run before; if the pairs are among them, their number is not known yet.
 
     Raises:
-        ConfigError: the model would have item texts, semantic IDs are asked for and the pairs are of no Dataset, the model does
-            not fit into the memory, the encoder of text vectors is not installed, or a batch holds more users than there are.
+        ConfigError: the model would have item texts, semantic IDs are asked for and the pairs are of no Dataset, the model is
+            not there or does not fit into the memory, the encoder of text vectors is not installed, or a batch holds more users
+            than there are.
     """
     if config.model.item_texts:
         name = "text_input" if config.model.text_input else "text_output"
@@ -44,6 +50,8 @@ def check_early(config: Config, pending: Collection[str] = ()) -> None:
             f"yes_no.items is sid, but pairs.source is {config.pairs.source}: such items have no semantic IDs. Set yes_no.items"
             " text."
         )
+    if config.model.init == "from_pretrained":
+        pretrained.check_present(str(config.model.path))
     check_model_memory(config)
     if config.yes_no.items == "vector":
         check_encoder(config.sid)

@@ -71,6 +71,18 @@ def check_baseline_memory(config: BaselineConfig, items: int) -> None:
     _check("The baseline", parameters, _TRAINED, "lower baseline.hidden_size or baseline.layers")
 
 
+def check_lego_memory(parameters: int) -> None:
+    """Refuse a content recommender that cannot be trained in this machine's memory.
+
+    Args:
+        parameters: of its parts, without a pretrained language model.
+
+    Raises:
+        ConfigError: weights, gradients and optimiser alone take more.
+    """
+    _check("The content recommender", parameters, _TRAINED, "lower lego.width, lego.hidden or lego.mlp")
+
+
 def check_vectors_memory(config: BaselineConfig, size: int) -> None:
     """Refuse a baseline whose vectors of all items and rows do not fit into this machine's memory, before it is trained.
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from minionerec import pipeline
 from minionerec.artifacts import over_shards, ray_engine, shards, shards_of, sharing
 from minionerec.config import Config
 from minionerec.distributed import Engine, use_engine
@@ -79,6 +80,8 @@ def test_ray_without_its_package_or_under_a_launcher_is_refused(tmp_path, monkey
         patch.setattr(extras, "find_spec", lambda _: None)
         with pytest.raises(ConfigError, match=r"engine ray needs ray, not installed here.*minionerec\[ray\]"):
             over_shards(files(tmp_path), Squares(), "square", "rows")
+        with pytest.raises(ConfigError, match="engine ray needs ray"):  # before the stage, whose draft would stay
+            pipeline.run(Config(out=str(tmp_path / "run"), engine="ray"), ("data",))
         patch.setattr(ray_engine, "require_package", lambda *_: None)
         patch.setenv("WORLD_SIZE", "2")
         with pytest.raises(ConfigError, match="start one process, without a launcher"):

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from minionerec.artifacts import CHECKPOINTS
@@ -176,6 +178,14 @@ def test_columns_and_files_that_break_the_contract_are_named(tmp_path):
     folder = write(tmp_path / "tables", interactions, items)
     (folder / "interactions/part-00001.snappy.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match=r"part-00001\.snappy\.parquet: not a readable parquet file"):
+        prepared(tmp_path / "run", "parquet", folder)
+    texts = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")])
+    columns = [texts, pa.array(["i1"]), pa.array([1])]
+    pq.write_table(pa.table(columns, names=["user", "item_id", "timestamp"]), folder / "interactions/part-00001.snappy.parquet")
+    with pytest.raises(DataError, match=r"part-00001\.snappy\.parquet: not a readable parquet file .*UTF8"):
+        prepared(tmp_path / "run", "parquet", folder)
+    items.write_parquet(folder / "items.parquet")  # an older table next to a new one was read as a part of it
+    with pytest.raises(DataError, match=r"has items\.parquet and a folder items, expected one of them"):
         prepared(tmp_path / "run", "parquet", folder)
     (folder / "items/_temporary").mkdir()
     with pytest.raises(DataError, match="the job that writes it has not finished"):

@@ -16,6 +16,10 @@ pytestmark = pytest.mark.fast
             {"lego": LegoConfig(recipe="plm-nr", plm=LegoPlmConfig("folder", tune_from=-1, lora_rank=2))},
             r"lego\.plm\.lora_rank needs peft",
         ),
+        (
+            {"lego": LegoConfig(recipe="plm-nr", plm=LegoPlmConfig("/no/model"))},
+            r"lego\.plm\.path /no/model: no such folder",
+        ),
         ({"green": GreenConfig("DEU")}, r"green\.country needs codecarbon"),
     ],
 )

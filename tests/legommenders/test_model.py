@@ -10,7 +10,8 @@ import torch
 from minionerec.config.lego import RECIPES, InteractionPart, ItemPart, UserPart
 from minionerec.errors import ConfigError, DataError
 from minionerec.legommenders.fields import ItemFields
-from minionerec.legommenders.model import Legommender
+from minionerec.legommenders.model import Legommender, fewest_parameters
+from minionerec.training.machine import check_lego_memory
 from tests.legommenders.parts import GENRES, ITEMS, WORDS, item_fields, lego
 
 HISTORIES = torch.tensor([[0, 3, 1, -1], [2, -1, -1, -1], [5, 4, 2, 0]])
@@ -143,6 +144,16 @@ def test_recipes_of_the_table_build():
     for name, parts in RECIPES.items():
         if parts.item != "plm":
             assert model_of(lego(*parts))(HISTORIES, CANDIDATES).isfinite().all(), name
+
+
+def test_parameters_are_counted_without_memory_for_them():
+    for name, parts in RECIPES.items():
+        if parts.item != "plm":
+            exact = sum(weight.numel() for weight in model_of(lego(*parts)).parameters())
+            assert 0 < fewest_parameters(lego(*parts), item_fields()) <= exact, name
+    huge = lego("cnn", width=65_536)
+    with pytest.raises(ConfigError, match=r"The content recommender has at least .* this machine has .*lower lego\.width"):
+        check_lego_memory(100 * fewest_parameters(huge, item_fields()))
 
 
 def test_what_caches_may_hold():

@@ -163,9 +163,12 @@ def test_a_folder_that_is_no_sentence_encoder_is_refused(run, model):
     for encoder, told in (
         (str(model), r"no modules\.json here.* score\.pooling last or mean"),
         ("smollm2-135m", "is a causal LM"),
+        ("/no/model", r"score\.encoder /no/model: no such folder or file"),
     ):
         with pytest.raises(ConfigError, match=told):
             check_scoring(replace(run, score=ScoreConfig(encoder=encoder)))
+    with pytest.raises(ConfigError, match=r"score\.model /no/model: no such folder or file"):
+        check_scoring(replace(run, score=ScoreConfig(model="/no/model")))
     with pytest.raises(ConfigError, match=r"score\.encoder"):
         SentenceEncoder(str(model / "nothing"), None)
 
