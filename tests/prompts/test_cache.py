@@ -125,3 +125,11 @@ def test_a_folder_that_cannot_be_written_costs_only_the_cache(prompts, monkeypat
     with pytest.warns(UserWarning, match="tokens are not cached"):
         examples = prompts.examples("title_to_sid", "train")
     assert examples == uncached(prompts, "title_to_sid")
+
+
+def test_a_tables_digest_does_not_depend_on_its_chunks(monkeypatch):
+    monkeypatch.setattr(cache, "_BLOCK", 7)
+    frame = pl.DataFrame({"user": [f"u{number}" for number in range(40)], "history": [list(range(n % 5)) for n in range(40)]})
+    parts = pl.concat([frame[:13], frame[13:]], rechunk=False)
+    assert cache.frame_digest(parts) == cache.frame_digest(frame) != cache.frame_digest(frame[1:])
+    assert len(cache.frame_digest(frame[:0])) == 64
