@@ -126,7 +126,8 @@ def filtered_lists(run: Path) -> dict[str, Any]:
     ids = recommender.items.ids
     allowed = [ids[item] for item in np.flatnonzero(np.random.default_rng(0).random(len(ids)) < 0.5)]
     histories = [[ids[item]] for item in np.random.default_rng(1).integers(0, len(ids), 64)]
-    lists = recommender.recommend(histories, k=10, allow=allowed)
+    recommender.name_items("half", allowed)  # a list for each request, `allow`, would be read for each
+    lists = recommender.recommend(histories, k=10, named=["half"])
     half = set(allowed)
     if any(item.item_id not in half for one in lists for item in one.items):
         raise SystemExit("A list holds an item that its filter hides.")

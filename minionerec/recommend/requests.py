@@ -74,16 +74,22 @@ def read_requests(
     each = [filters] * len(histories) if isinstance(filters, Filters) else list(filters)
     if len(each) != len(histories):
         raise ConfigError(f"There are {len(each)} filters for {len(histories)} histories; expected one each, or one for all.")
+    shared: dict[int, ItemFilter] = {}  # of filters that hold for several histories alike
     requests = []
     for number, (history, wanted) in enumerate(zip(histories, each, strict=True)):
         unknown: list[Item] | None = [] if on_unknown == "skip" else None
         items = catalog.read(history, f"history {number}", unknown)
         newest = items[-max_history:]
         exclude = exclude_history if wanted.exclude_history is None else wanted.exclude_history
+        alike = not exclude and unknown is None
         try:
-            item_filter = catalog.resolve(wanted, items if exclude else [], unknown)
+            item_filter = shared.get(id(wanted)) if alike else None
+            if item_filter is None:
+                item_filter = catalog.resolve(wanted, items if exclude else [], unknown)
         except CatalogError as error:
             raise CatalogError(f"history {number}: {error}") from None
+        if alike:
+            shared[id(wanted)] = item_filter
         requests.append(Request(newest, item_filter, len(items) - len(newest), tuple(unknown or ())))
     return requests
 
