@@ -130,6 +130,8 @@ class DataConfig:
         for role, column in self.columns.items():
             if role not in get_args(ColumnRole):
                 raise ConfigError(f"data.columns names {cut(role)!r}; expected one of {', '.join(get_args(ColumnRole))}.")
+            if not isinstance(column, str):
+                raise ConfigError(f"data.columns.{role} is {cut(column)}; expected the name of a column.")
             check_text(f"data.columns.{role}", column)
             if not column and role != "timestamp":
                 raise ConfigError(f"data.columns {role} is empty; only a timestamp may be, in files without times.")
