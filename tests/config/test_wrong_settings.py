@@ -23,11 +23,11 @@ DEFAULTS = Config()
 def configure(field, value):
     """What reading a file with this one field does."""
     _check_field(field, value, "mine.yaml")
-    section = DEFAULTS
-    *sections, leaf = field.split(".")
-    for name in sections:
-        section = getattr(section, name)
-    dataclasses.replace(section, **{leaf: value})
+    sections, names = [DEFAULTS], field.split(".")
+    for name in names[:-1]:
+        sections.append(getattr(sections[-1], name))
+    for section, name in zip(reversed(sections), reversed(names), strict=True):
+        value = dataclasses.replace(section, **{name: value})  # of the whole configuration at last, which checks its sections
 
 
 def test_each_is_refused_by_its_name():
