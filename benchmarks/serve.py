@@ -94,6 +94,7 @@ def main() -> None:
         asyncio.run(loads(server, histories, options))
     print("\nwithout batching (serve.max_batch 1)")
     with Server([*command, "--serve.max_batch", "1", "--serve.timeout_ms", "60000"]) as server:
+        ask_once(server, histories)
         asyncio.run(saturate(server, histories, [16], options.seconds))
     http_alone(histories, options)
 
@@ -185,7 +186,18 @@ def body_of(histories: list[list[str]], random_numbers: random.Random) -> dict:
 
 
 def ask_once(server: Target, histories: list[list[str]]) -> None:
-    httpx.post(server.url + "/v1/recommend", json={"requests": [{"history": histories[0]}]}, timeout=30).raise_for_status()
+    """One list; waits for the port, which may open a moment after the line that names it."""
+    ends = time.monotonic() + 30
+    while True:
+        try:
+            answer = httpx.post(server.url + "/v1/recommend", json={"requests": [{"history": histories[0]}]}, timeout=30)
+        except httpx.ConnectError:
+            if time.monotonic() > ends:
+                raise
+            time.sleep(0.05)
+            continue
+        answer.raise_for_status()
+        return
 
 
 async def ask(client: aiohttp.ClientSession, body: dict, planned: float, load: Load) -> None:
