@@ -255,8 +255,10 @@ def _early_eval(config: Config, pending: Sequence[str]) -> None:
             "test), or train on rl.prompts train or holdout."
         )
     machine.check_search_memory(config, 0 if "data" in pending else early.rows_of(config.folder, "catalog") or 0)
-    if config.eval.assistant is not None and _has_model(config, pending):
-        early.check_assistant(config, pending)
+    if _has_model(config, pending):
+        early.check_title_assistant(config, pending)
+        if config.eval.assistant is not None:
+            early.check_assistant(config, pending)
 
 
 def _early_yes_no(config: Config, pending: Sequence[str]) -> None:

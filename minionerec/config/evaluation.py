@@ -31,6 +31,9 @@ class EvalConfig:
         "grounding",
         "title_beams",
         "title_tokens",
+        "title_assistant",
+        "title_weight",
+        "title_examples",
     )
     """Fields that decide how a result is computed, not which one, up to rounding, and those that decide some lists alone, which
     have them in their keys all the same (`sft-d3`, `rl-d3`, `sft-titles`, several wordings); `key_fields` leaves them out."""
@@ -83,15 +86,33 @@ class EvalConfig:
     """Beams with which a title is written, over all tokens (BIGRec: 4)."""
     title_tokens: int = bounded(64, 1, 100_000)
     """Most tokens of a written title (tokens; BIGRec: 128)."""
+    title_assistant: BaselineName | None = None
+    """BIGRec's weighing: what the distances of titles are divided by, `popularity` or the scores of a neural baseline of this
+    run, scaled to 1..2 and raised to `title_weight`; null leaves the distances as they are."""
+    title_weight: float | None = bounded(None, 0, 99)
+    """The exponent of `title_assistant`: 0 is the distances alone. Null takes the one with the best NDCG@10 on the valid split,
+    from 0, .01, ..., .99, 1, 2, ..., 99 as in BIGRec (power)."""
+    title_examples: int | None = bounded(512, 1, 10**9)
+    """Examples of the valid split, evenly spaced, for which titles are written to choose `title_weight`; null takes all
+    (examples)."""
 
     def __post_init__(self) -> None:
         check_fields("eval", self)
-        for name in ("title_beams", "title_tokens"):
+        for name in ("title_beams", "title_tokens", "title_assistant"):
             if self.grounding == "none" and getattr(self, name) != getattr(EvalConfig, name):
                 raise ConfigError(f"eval.{name} is set, but it has an effect with eval.grounding only.")
-        for name, default in (("assistant_weight", None), ("assistant_examples", EvalConfig.assistant_examples)):
-            if self.assistant is None and getattr(self, name) != default:
-                raise ConfigError(f"eval.{name} is set, but it has an effect with eval.assistant only.")
+        for assistant, names in (
+            ("assistant", ("assistant_weight", "assistant_examples")),
+            ("title_assistant", ("title_weight", "title_examples")),
+        ):
+            for name in names:
+                if getattr(self, assistant) is None and getattr(self, name) != getattr(EvalConfig, name):
+                    raise ConfigError(f"eval.{name} is set, but it has an effect with eval.{assistant} only.")
+
+    @property
+    def chooses_title_weight(self) -> bool:
+        """Whether `title_weight` is chosen on the valid split."""
+        return self.title_assistant is not None and self.title_weight is None
 
 
 @dataclass

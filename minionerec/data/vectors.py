@@ -4,6 +4,7 @@ The file is `baselines/<model>/vectors.safetensors`. The command `baseline` writ
 the reward `collaborative` the scores of the train split. Both put the baseline's digest into the key of what they make.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,10 @@ class BaselineVectors:
     items: np.ndarray
     bias: np.ndarray
     states: dict[SplitName, np.ndarray]
+
+    def scores(self, split: SplitName, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The scores of all items after rows of a split, (rows, items) float64."""
+        return self.states[split][rows].astype(np.float64) @ self.items.T.astype(np.float64) + self.bias
 
     def save(self, folder: Path) -> None:
         """Write the file into a baseline's folder."""

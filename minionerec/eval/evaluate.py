@@ -22,6 +22,7 @@ from minionerec.artifacts import ITEM_STAGES, MANIFEST, MILLISECONDS, Manifest, 
 from minionerec.config import FLOORS, NAMING, PLAIN_FLOORS, RECOMMENDING, TASKS, Config, EvalConfig
 from minionerec.data.dataset import Dataset
 from minionerec.data.interactions import interaction_counts
+from minionerec.data.vectors import baseline_digest
 from minionerec.distributed import distributed_state, is_main_process
 from minionerec.errors import DataError
 from minionerec.eval import grounding, search_error
@@ -51,7 +52,7 @@ from minionerec.recommend.loading import ASSISTED, GROUNDED, MIXED, STAGES, has_
 from minionerec.recommend.mixing import load_cache
 from minionerec.recommend.recommender import Recommender
 from minionerec.sid.index import SidIndex, collision_warning
-from minionerec.training.early import check_assistant
+from minionerec.training.early import check_assistant, check_title_assistant
 from minionerec.training.fit_assistant import assistant_inputs, chosen_weight
 from minionerec.training.holdout import check_valid_unseen
 
@@ -77,6 +78,8 @@ def evaluate(config: Config, name: str) -> tuple[Manifest, bool]:
     """
     if name in ASSISTED:
         check_assistant(config)
+    if name in GROUNDED:
+        check_title_assistant(config)
     recipe = _recipe(config, name)
     return recipe.make(lambda: _predict(config, name, recipe), collective=True)
 
@@ -92,7 +95,7 @@ def _predict(config: Config, name: str, recipe: Recipe) -> None:
     stage, milliseconds, wordings = stage_of(name), None, 1
     with recipe.write(resumable=stage is not None, collective=True) as draft:
         if name in GROUNDED:
-            _ground(config, GROUNDED[name], dataset, index, draft.path)
+            draft.metrics.update(_ground(config, GROUNDED[name], dataset, index, draft.path))
         elif stage is not None:
             prompts, asking = _asking(config, name, stage, dataset, index, recipe)
             milliseconds = decode_split(asking(0, config.eval), draft.path)
@@ -135,22 +138,27 @@ def _asking(
     return prompts, asking
 
 
-def _ground(config: Config, stage: str, dataset: Dataset, index: SidIndex, folder: Path) -> None:
-    """Let the model write titles, and write the items whose titles are nearest to them."""
+def _ground(config: Config, stage: str, dataset: Dataset, index: SidIndex, folder: Path) -> dict[str, float]:
+    """Let the model write titles, and write the items whose titles are nearest to them. Returns the weight of the distances."""
     model, tokenizer = checkpoint.load(config.folder / stage / "model", config.eval.dtype)
     prompts = Prompts(dataset, index, tokenizer, config.resolved_prompts, checkpoint.context_of(model))
     grounding.catalog_titles(prompts)  # refuses them now, not after hours of writing
     device = distributed_state().device
-    written = grounding.write_split(model.to(device), prompts, folder, config.eval)
-    if is_main_process():
-        embedder = (model, tokenizer)
-        if config.eval.grounding == "base":
-            embedder = checkpoint.load(str(config.model.path), config.eval.dtype)
-        embedder[0].to(device).eval()
-        rankings = grounding.rank_split(written, prompts, embedder, folder, config.eval)
-        ids = dataset.catalog["item_id"].to_list()
-        predictions = as_predictions(dataset.split(config.eval.split), rankings, index, ids)
-        write_predictions(folder / "predictions.jsonl", predictions)
+    written = grounding.write_split(model.to(device), prompts, folder, config.eval, config.eval.split)
+    valid = None
+    if config.eval.chooses_title_weight:
+        valid = grounding.write_split(model, prompts, folder, config.eval, "valid", config.eval.title_examples)
+    if not is_main_process():
+        return {}
+    embedder = (model, tokenizer)
+    if config.eval.grounding == "base":
+        embedder = checkpoint.load(str(config.model.path), config.eval.dtype)
+    embedder[0].to(device).eval()
+    rankings, weight = grounding.rank_split(written, valid, prompts, embedder, folder, config)
+    ids = dataset.catalog["item_id"].to_list()
+    predictions = as_predictions(dataset.split(config.eval.split), rankings, index, ids)
+    write_predictions(folder / "predictions.jsonl", predictions)
+    return {} if config.eval.title_assistant is None else {"weight": weight}
 
 
 def _assistant(config: Config, dataset: Dataset, recipe: Recipe) -> BaselineAssistant:
@@ -161,7 +169,8 @@ def _assistant(config: Config, dataset: Dataset, recipe: Recipe) -> BaselineAssi
 
 def _fitted_to_valid(config: Config) -> tuple[str, ...]:
     """The recommenders that have weights from the valid split."""
-    return (*MIXED, "mixture", *(ASSISTED if config.eval.assistant_weight is None else ()))
+    assisted = ASSISTED if config.eval.assistant_weight is None else ()
+    return (*MIXED, "mixture", *assisted, *(GROUNDED if config.eval.chooses_title_weight else ()))
 
 
 def _recipe(config: Config, name: str) -> Recipe:
@@ -183,7 +192,9 @@ def _recipe(config: Config, name: str) -> Recipe:
             check_valid_unseen(model, "eval.split is valid")
         sections["prompts"] = prompts_section(config.resolved_prompts, [NAMING if name in GROUNDED else RECOMMENDING])
         if name in GROUNDED:
-            fields = ("grounding", "title_beams", "title_tokens")
+            fields = ["grounding", "title_beams", "title_tokens"]
+            if config.eval.title_assistant is not None:
+                fields += ["title_assistant", "title_weight", "title_examples"]
             sections["titles"] = {field: getattr(config.eval, field) for field in fields}
         elif config.eval.wordings == "mean":
             sections["wordings"] = {"asked": "mean"}
@@ -217,6 +228,8 @@ def _inputs(config: Config, name: str) -> dict[str, str]:
         if name in GROUNDED and config.eval.grounding == "base":
             path = str(config.model.path)
             inputs["embeddings"] = pretrained.identity(path) or path
+        if name in GROUNDED and (weighing := config.eval.title_assistant) not in (None, "popularity"):
+            inputs[f"baselines/{weighing}"] = baseline_digest(config.folder, str(weighing), inputs["data"])
         if name in ASSISTED:
             inputs |= assistant_inputs(config, inputs["data"])
             if (digest := chosen_weight(config, stage, inputs)[1]) is not None:

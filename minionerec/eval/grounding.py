@@ -5,12 +5,16 @@ at the last token, after the final norm. All distances are computed, in float64,
 embedding, and their items stand in catalog order. `grounding.json` has the metrics with such items tied in expectation, and
 with each at the best of the tied ranks, as BIGRec has them.
 
-Deviations: the embeddings are made of the title alone in both cases, cut to what the model reads; nothing weighs the distances
-with popularity or a sequential recommender (BIGRec chooses such a weight for each metric).
+The distances may be weighed with popularity or with a sequential recommender (`eval.title_assistant`): an item with distance d
+and score s has d' (1 + s')^-w instead, where ' scales a row's values over the catalog to 0..1. So the nearest title stays first
+whatever its score. The weight w is chosen on the valid split, or set (`eval.title_weight`).
+
+Deviations: the embeddings are made of the title alone in both cases, cut to what the model reads; one weight, that of the best
+NDCG@10, decides the lists, while BIGRec chooses one for each metric (figures with these are in `grounding.json`).
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,15 +25,38 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from minionerec.artifacts import CHECKPOINTS, over_shards, read_json, shards_of, write_json
-from minionerec.config import EvalConfig
+from minionerec.config import BaselineName, Config, EvalConfig
+from minionerec.data.dataset import Dataset, SplitName
+from minionerec.data.interactions import interaction_counts
+from minionerec.data.vectors import load_vectors
 from minionerec.errors import DataError
 from minionerec.eval.lists import cutoffs_within
 from minionerec.model.checkpoint import context_of
 from minionerec.prompts.builder import Prompts
 from minionerec.statistics.ranking import per_user
+from minionerec.statistics.sampling import evenly_spaced
 
 GROUNDING, TITLES = "grounding.json", "titles.json"
+METRIC = "NDCG@10"  # chooses the weight of the lists
+WEIGHTS = (*(hundredth / 100 for hundredth in range(100)), *map(float, range(1, 100)))  # that BIGRec tries
 _BLOCK = 256  # rows whose distances are held at once
+
+Scores = Callable[[pl.DataFrame], np.ndarray]  # of rows of a split: (rows, items), or (1, items) if the same for all
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a model wrote for rows of a split.
+
+    Attributes:
+        split: its name.
+        examples: the rows; the column `row` has their places in the split.
+        texts: (rows,) the titles.
+    """
+
+    split: SplitName
+    examples: pl.DataFrame
+    texts: list[str]
 
 
 @dataclass(frozen=True)
@@ -131,8 +158,44 @@ def write_titles(
         yield from tokenizer.batch_decode(written[:, longest:], skip_special_tokens=True)
 
 
+def scores_of(name: BaselineName, run: Path, dataset: Dataset, split: SplitName) -> Scores:
+    """What the distances of a split's rows are weighed with: training interactions, or the scores of a run's baseline.
+
+    Raises:
+        ArtifactError: the baseline left no vectors, or they belong to other data.
+    """
+    if name == "popularity":
+        counts = interaction_counts(dataset)[None].astype(np.float64)
+        return lambda examples: counts
+    vectors = load_vectors(run, name, dataset, "eval.title_assistant")
+    return lambda examples: vectors.scores(split, examples["row"].to_numpy())
+
+
+def weighed(distances: np.ndarray, scores: np.ndarray, weight: float) -> np.ndarray:
+    """Distances that are the smaller the higher an item's score is, (rows, items); a weight of 0 leaves them as they are.
+
+    Args:
+        distances: (rows, items).
+        scores: (rows, items) or (1, items).
+        weight: the power, 0 or above.
+    """
+    return _scaled(distances) * (1 + _scaled(scores)) ** -weight if weight else distances.copy()
+
+
+def _scaled(values: np.ndarray) -> np.ndarray:
+    """Each row's values from 0, its least, to 1, its greatest; 0 if all are equal."""
+    least, greatest = values.min(axis=1, keepdims=True), values.max(axis=1, keepdims=True)
+    return (values - least) / np.where(greatest > least, greatest - least, 1)
+
+
 def ground(
-    written: np.ndarray, titles: Sequence[str], embedded: np.ndarray, examples: pl.DataFrame, config: EvalConfig
+    written: np.ndarray,
+    titles: Sequence[str],
+    embedded: np.ndarray,
+    examples: pl.DataFrame,
+    config: EvalConfig,
+    scores: Scores | None = None,
+    weight: float = 0,
 ) -> Grounded:
     """Rank the catalog for every row by the distance of its items' titles to what was written.
 
@@ -140,86 +203,153 @@ def ground(
         written: (rows, hidden) embeddings of the texts that the model wrote.
         titles: of all items.
         embedded: (items, hidden) their embeddings; those of equal titles are equal.
-        examples: the split; histories are left out with `eval.exclude_history`.
+        examples: the rows; histories are left out with `eval.exclude_history`.
+        scores: what the distances are weighed with; None for nothing.
+        weight: as `weighed` has it.
     """
+    rankings, best, ties = [], [], []
+    for block, distances in _blocks(written, titles, embedded, examples):
+        near = distances if scores is None else weighed(distances, scores(block), weight)
+        places = _places(near, block, config)
+        best.append(places[0])
+        ties.append(places[1])
+        for row in near:
+            listed = np.isfinite(row).sum()
+            rankings.append(np.argsort(row, kind="stable")[: min(config.num_beams, listed)])
+    return Grounded(rankings, np.concatenate(best), np.concatenate(ties))
+
+
+def measure_weights(
+    written: np.ndarray,
+    titles: Sequence[str],
+    embedded: np.ndarray,
+    examples: pl.DataFrame,
+    config: EvalConfig,
+    scores: Scores,
+    weights: Sequence[float],
+) -> dict[float, dict[str, float]]:
+    """The metrics, items at one distance tied in expectation, of every weight; the other arguments are those of `ground`."""
+    places: dict[float, list[np.ndarray]] = {weight: [] for weight in weights}
+    for block, distances in _blocks(written, titles, embedded, examples):
+        of_block = scores(block)
+        for weight in weights:
+            places[weight].append(_places(weighed(distances, of_block, weight), block, config))
+    cutoffs = cutoffs_within(config.num_beams)
+    joined = {weight: np.concatenate(parts, axis=1) for weight, parts in places.items()}
+    return {weight: _means(per_user(best, cutoffs, ties)) for weight, (best, ties) in joined.items()}
+
+
+def _blocks(
+    written: np.ndarray, titles: Sequence[str], embedded: np.ndarray, examples: pl.DataFrame
+) -> Iterator[tuple[pl.DataFrame, np.ndarray]]:
+    """Some rows and their distances, (rows, items) float64, until all rows had theirs."""
     first, title_of = np.unique(titles, return_index=True, return_inverse=True)[1:]
     vectors = torch.from_numpy(embedded[first]).double()
-    targets, histories = examples["target"].to_numpy(), examples["history"].to_list()
-    rankings, best, ties = [], np.full(len(examples), np.inf), np.ones(len(examples))
     for start in range(0, len(examples), _BLOCK):
         block = torch.from_numpy(written[start : start + _BLOCK]).double()
         # Not by a matrix product: its rounding would make near distances equal, or order them in another way.
         by_title = torch.cdist(block, vectors, compute_mode="donot_use_mm_for_euclid_dist").numpy()
-        distances = by_title[:, title_of]
-        for number, row in enumerate(distances):
-            place, left = start + number, 0
-            if config.exclude_history:
-                left = len(set(histories[place]))
-                row[histories[place]] = np.inf
-            order = np.argsort(row, kind="stable")
-            rankings.append(order[: min(config.num_beams, len(row) - left)])
-            own = row[targets[place]]
-            if np.isfinite(own):
-                best[place], ties[place] = (row < own).sum(), (row == own).sum()
-    return Grounded(rankings, best, ties)
+        yield examples[start : start + _BLOCK], by_title[:, title_of]
 
 
-def write_split(model: PreTrainedModel, prompts: Prompts, folder: Path, config: EvalConfig) -> list[str]:
-    """The titles that a model writes for the rows of a split, (rows,); every process of a launch writes its share.
+def _places(near: np.ndarray, examples: pl.DataFrame, config: EvalConfig) -> np.ndarray:
+    """`best` and `ties` of `Grounded`, (2, rows). With `eval.exclude_history` the histories' distances become infinite."""
+    if config.exclude_history:
+        for row, history in zip(near, examples["history"].to_list(), strict=True):
+            row[history] = np.inf
+    own = near[np.arange(len(near)), examples["target"].to_numpy()][:, None]
+    listed = np.isfinite(own[:, 0])
+    places = np.stack([(near < own).sum(axis=1), (near == own).sum(axis=1)])
+    return np.where(listed, places, [[np.inf], [1.0]])
+
+
+def write_split(
+    model: PreTrainedModel, prompts: Prompts, folder: Path, config: EvalConfig, split: SplitName, most: int | None = None
+) -> Written:
+    """The titles that a model writes for rows of a split; every process of a launch writes its share.
 
     They are stored in shards, so an interrupted evaluation resumes.
 
     Args:
         folder: of the artefact.
+        most: how many rows, evenly spaced; None for all.
     """
-    asked = prompts.title_prompts(prompts.dataset.split(config.split)["history"].to_list(), config.title_tokens)
+    examples = prompts.dataset.split(split).with_row_index("row")
+    examples = examples[evenly_spaced(len(examples), most or len(examples))]
+    asked = prompts.title_prompts(examples["history"].to_list(), config.title_tokens)
     store = folder / CHECKPOINTS
     store.mkdir(exist_ok=True)
-    shards = {store / f"titles-{rows.start:09d}.json": rows for rows in shards_of(len(asked), config.shard_size)}
+    named = f"titles-{split}-{len(asked)}"  # all of valid and a part of it may be asked about
+    shards = {store / f"{named}-{rows.start:09d}.json": rows for rows in shards_of(len(asked), config.shard_size)}
 
     def write(rows: range, path: Path) -> None:
         texts = write_titles(model, prompts.tokenizer, [asked[row] for row in rows], config)
         write_json(path, [one_line(prompts.written_title(text)) for text in texts])
 
-    over_shards(shards, write, f"titles {config.split}", "examples")
-    return [text for path in shards for text in read_json(path)]
+    over_shards(shards, write, f"titles {split}", "examples")
+    return Written(split, examples, [text for path in shards for text in read_json(path)])
 
 
 def rank_split(
-    written: Sequence[str],
+    written: Written,
+    valid: Written | None,
     prompts: Prompts,
     embedder: tuple[PreTrainedModel, PreTrainedTokenizerBase],
     folder: Path,
-    config: EvalConfig,
-) -> list[np.ndarray]:
-    """Per row of a split the nearest items. Writes `titles.json`, what the model wrote, and `grounding.json`.
+    config: Config,
+) -> tuple[list[np.ndarray], float]:
+    """Per row of a split the nearest items, and the weight. Writes `titles.json`, what the model wrote, and `grounding.json`.
 
     Args:
+        valid: what the weight is chosen by; None if it is set, or nothing weighs the distances.
         embedder: the model, and its tokenizer, whose states are the embeddings.
 
     Raises:
+        ArtifactError: a baseline that weighs the distances left no vectors, or they belong to other data.
         DataError: an item has no title.
     """
-    titles, limit = catalog_titles(prompts), context_of(embedder[0])
-    both = embed(*embedder, [*titles, *written], limit, config.batch_size)
-    grounded = ground(both[len(titles) :], titles, both[: len(titles)], prompts.dataset.split(config.split), config)
+    titles, limit, dataset = catalog_titles(prompts), context_of(embedder[0]), prompts.dataset
+    texts = [*titles, *written.texts, *(valid.texts if valid else [])]  # at once: equal texts then have equal embeddings
+    vectors = embed(*embedder, texts, limit, config.eval.batch_size)
+    embedded, of_split, of_valid = np.split(vectors, [len(titles), len(titles) + len(written.texts)])
+    split = (of_split, titles, embedded, written.examples, config.eval)
+    scores, weight = None, config.eval.title_weight or 0.0
+    weighing: dict[str, Any] = {}
+    if (assistant := config.eval.title_assistant) is not None:
+        scores, chosen = scores_of(assistant, config.folder, dataset, written.split), {}
+        if valid is not None:
+            of = scores_of(assistant, config.folder, dataset, valid.split)
+            tried = measure_weights(of_valid, titles, embedded, valid.examples, config.eval, of, WEIGHTS)
+            chosen = {metric: max(WEIGHTS, key=lambda each: (tried[each][metric], -each)) for metric in tried[0]}
+            weight = chosen[METRIC]
+            weighing["valid"] = {"examples": len(valid.texts), METRIC: {str(each): tried[each][METRIC] for each in WEIGHTS}}
+        measured = measure_weights(*split, scores, sorted({0.0, *chosen.values()}))
+        weighing |= {
+            "assistant": assistant,
+            "weight": weight,
+            "without": measured[0],
+            "weight_per_metric": chosen,
+            "with_weight_per_metric": {metric: measured[own][metric] for metric, own in chosen.items()},
+        }
+    grounded = ground(*split, scores, weight)
     known, counts = set(titles), Counter(titles)
     tokens = embedder[1](titles, add_special_tokens=False)["input_ids"]
-    cutoffs = cutoffs_within(config.num_beams)
-    write_json(folder / TITLES, list(written))
+    cutoffs = cutoffs_within(config.eval.num_beams)
+    write_json(folder / TITLES, written.texts)
     write_json(
         folder / GROUNDING,
         {
             "items": len(titles),
             "items_that_share_a_title": sum(count for count in counts.values() if count > 1),
             "titles_cut": 0 if limit is None else sum(len(ids) > limit for ids in tokens),
-            "written_in_catalog": sum(text in known for text in written) / len(written),
-            "written_nothing": sum(not text for text in written),
+            "written_in_catalog": sum(text in known for text in written.texts) / len(written.texts),
+            "written_nothing": sum(not text for text in written.texts),
             "tied_in_expectation": _means(per_user(grounded.best, cutoffs, grounded.ties)),
             "best_of_tied": _means(per_user(grounded.best, cutoffs)),
+            **({"weighing": weighing} if weighing else {}),
         },
     )
-    return grounded.rankings
+    return grounded.rankings, weight
 
 
 def _means(values: dict[str, np.ndarray]) -> dict[str, float]:

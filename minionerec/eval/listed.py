@@ -8,7 +8,7 @@ import numpy as np
 
 from minionerec.artifacts import MANIFEST, Manifest
 from minionerec.baselines import trivial
-from minionerec.config import FLOORS, PLAIN_FLOORS, BaselineConfig, Config
+from minionerec.config import FLOORS, GENERATIVE_BASELINES, PLAIN_FLOORS, BaselineConfig, Config
 from minionerec.config.lego import options_of
 from minionerec.data.dataset import SPLITS, Dataset
 from minionerec.data.parquet import read_parquet
@@ -111,7 +111,8 @@ def listed_predictions(
         histories = examples["history"].to_list()
         rankings = [ranking[~np.isin(ranking, history)] for ranking, history in zip(rankings, histories, strict=True)]
     ids = dataset.catalog["item_id"].to_list()
-    return as_predictions(examples, [ranking[:length] for ranking in rankings], index, ids)
+    exact = name not in GENERATIVE_BASELINES  # their searches certify lists, but the stored ones do not say which
+    return as_predictions(examples, [ranking[:length] for ranking in rankings], index, ids, exact)
 
 
 def _of_floor(name: str, config: Config, dataset: Dataset, length: int, keep: Path | None) -> list[np.ndarray]:

@@ -197,7 +197,11 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> int:
 
 
 def as_predictions(
-    examples: pl.DataFrame, rankings: Iterable[np.ndarray], sid_index: SidIndex, ids: Sequence[str] | None = None
+    examples: pl.DataFrame,
+    rankings: Iterable[np.ndarray],
+    sid_index: SidIndex,
+    ids: Sequence[str] | None = None,
+    exact: bool = True,
 ) -> list[Prediction]:
     """Item rankings as predictions: the ranking's items, their SIDs in the order of first occurrence, minus the rank as score.
 
@@ -206,6 +210,7 @@ def as_predictions(
         rankings: item indices, best first, per row of the split.
         sid_index: the SIDs of the items.
         ids: the catalog's ids of the items; None leaves them out.
+        exact: whether all items were ranked, so that the lists are the exact top; a beam search may have missed some.
 
     Raises:
         CatalogError: an item lies outside the SID index.
@@ -229,7 +234,7 @@ def as_predictions(
                 sids=[list(sid) for sid in sids],
                 items=ranking.tolist(),
                 scores=[-float(rank) for rank in range(len(sids))],
-                exact=True,
+                exact=exact,
                 position=example["position"] if several else None,
                 **({} if ids is None else own_ids(ids, example["target"], example["history"], ranking.tolist())),
             )

@@ -70,9 +70,7 @@ class BaselineAssistant:
                     f"eval.assistant {self.name} knows the histories of the run's {self.split} split only; found one of "
                     f"{len(history)} items that is not among them."
                 )
-        rows = [self.rows[tuple(history)] for history in histories]
-        states = self.vectors.states[self.split][rows].astype(np.float64)
-        scores = states @ self.vectors.items.T.astype(np.float64) + self.vectors.bias
+        scores = self.vectors.scores(self.split, [self.rows[tuple(history)] for history in histories])
         scores -= scores.max(axis=1, keepdims=True)
         return scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
 

@@ -90,6 +90,27 @@ def check_assistant(config: Config, pending: Collection[str] = ()) -> None:
         check_cutoff("the metric by which minionerec d3 chooses", "NDCG@10", config)
 
 
+def check_title_assistant(config: Config, pending: Collection[str] = ()) -> None:
+    """Refuse what cannot weigh the distances of titles, or a weight that cannot be chosen, before any title is written.
+
+    Args:
+        pending: stages that run before it.
+
+    Raises:
+        ConfigError: `eval.title_assistant` names a baseline without vectors; or the weight is to be chosen, and lists are
+            shorter than 10 or the valid split is empty.
+        ArtifactError: the baseline is not trained yet.
+    """
+    if (name := config.eval.title_assistant) is None:
+        return
+    if name != "popularity":
+        check_baseline("eval.title_assistant", name, config, pending)
+    if config.eval.chooses_title_weight:
+        check_cutoff("the metric by which eval.title_weight is chosen", "NDCG@10", config)
+        if "data" not in pending:
+            check_valid_rows(config, "eval.title_weight is chosen on it", "set eval.title_weight")
+
+
 def check_components(config: Config) -> None:
     """Refuse to fit a mixture of nothing, or with scores over the vocabulary.
 

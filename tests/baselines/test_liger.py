@@ -19,6 +19,7 @@ from minionerec.cli import main
 from minionerec.config import BaselineConfig
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError, DataError
+from minionerec.eval.lists import RankedLists
 from minionerec.pipeline import run
 from minionerec.training.ranking import rank_split
 from minionerec.training.ranking_data import from_dataset
@@ -228,6 +229,8 @@ def test_a_run_trains_and_evaluates_it(prepared):
     assert Manifest.load(prepared.folder / "eval" / "liger").metrics["HR@10"] == pytest.approx(
         manifest.metrics["test HR@10"], abs=0.1
     )
+    stored = RankedLists.read(prepared.folder / "eval" / "liger" / "predictions.jsonl")
+    assert not stored.exact.any()  # a beam search may have missed something
     assert not train_baseline(prepared)[1]  # current
     dataset = Dataset.load(prepared.folder / "data")
     model = make_coded(prepared, 26)

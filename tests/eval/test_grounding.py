@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from minionerec.artifacts import Manifest
+from minionerec.baselines import trivial
 from minionerec.config import NAMING, Config, EvalConfig, ModelConfig, PromptsConfig, SftConfig
-from minionerec.errors import ConfigError, DataError
+from minionerec.data.dataset import SPLITS
+from minionerec.data.vectors import BaselineVectors
+from minionerec.errors import ArtifactError, ConfigError, DataError
 from minionerec.eval import grounding
 from minionerec.eval.evaluate import evaluable, evaluate
 from minionerec.eval.lists import RankedLists
@@ -57,6 +60,75 @@ def test_the_ranking_is_that_of_all_distances_with_equal_titles_in_catalog_order
             continue
         alike = [item for item in order if titles[item] == titles[target]]
         assert grounded.ties[row] == len(alike) and grounded.best[row] == order.index(alike[0])
+
+
+def slow_list(vector, embedded, scores, weight, left_out):
+    """The items and how far they are, nearest first, by BIGRec's formula as it is written."""
+    distance = [float(np.linalg.norm(vector.astype(float) - item.astype(float))) for item in embedded]
+    far = {}
+    for item in range(len(embedded)):
+        scaled = (distance[item] - min(distance)) / (max(distance) - min(distance))
+        score = (scores[item] - min(scores)) / (max(scores) - min(scores))
+        far[item] = scaled / (1 + score) ** weight
+    return sorted(((item, far[item]) for item in far if item not in left_out), key=lambda pair: (round(pair[1], 12), pair[0]))
+
+
+@pytest.mark.parametrize("exclude", [False, True], ids=["kept", "left out"])
+@pytest.mark.parametrize("shared", [True, False], ids=["popularity", "scores by row"])
+def test_distances_are_weighed_as_the_formula_says(exclude, shared):
+    rng = np.random.default_rng(1)
+    titles = [f"title {number}" for number in rng.integers(0, 25, 30)]
+    of_title = {title: rng.normal(size=4).astype(np.float32) for title in titles}
+    embedded = np.stack([of_title[title] for title in titles])
+    written = rng.normal(size=(270, 4)).astype(np.float32)  # more than one block
+    histories = [rng.choice(30, 3, replace=False).tolist() for _ in written]
+    targets = rng.integers(0, 30, len(written))
+    scores = rng.integers(0, 6, (1, 30)) if shared else rng.normal(size=(len(written), 30))
+    examples = pl.DataFrame({"target": targets, "history": histories}).with_row_index("row")
+    options, asked = EvalConfig(num_beams=10, exclude_history=exclude), (written, titles, embedded, examples)
+
+    def of_block(block):
+        return scores if shared else scores[block["row"].to_numpy()]
+
+    weights, gains = (0.0, 0.37, 5.0), {}
+    for weight in weights:
+        grounded = grounding.ground(*asked, options, of_block, weight)
+        gains[weight] = []
+        for row, vector in enumerate(written):
+            left_out = set(histories[row]) if exclude else set()
+            slow = slow_list(vector, embedded, scores[0 if shared else row], weight, left_out)
+            assert grounded.rankings[row].tolist() == [item for item, _ in slow[:10]]
+            far = dict(slow)
+            places = [place for place, (_, other) in enumerate(slow) if abs(other - far.get(int(targets[row]), -1)) < 1e-12]
+            gains[weight].append(sum(1 / np.log2(place + 2) for place in places if place < 10) / max(len(places), 1))
+    measured = grounding.measure_weights(*asked, options, of_block, weights)
+    assert [measured[weight]["NDCG@10"] for weight in weights] == pytest.approx([np.mean(gains[weight]) for weight in weights])
+    plain, zero = (grounding.ground(*asked, options, *more) for more in ((), (of_block, 0.0)))
+    assert all((one == other).all() for one, other in zip(plain.rankings, zero.rankings, strict=True))
+
+
+def test_what_is_equal_everywhere_weighs_nothing():
+    distances, scores = np.array([[3.0, 1.0, 2.0]]), np.array([[7.0, 7.0, 7.0]])
+    assert grounding.weighed(distances, scores, 2.0).tolist() == [[1.0, 0.0, 0.5]]
+    assert grounding.weighed(np.ones((1, 3)), np.arange(3.0)[None], 2.0).tolist() == [[0.0, 0.0, 0.0]]
+
+
+def test_distances_are_weighed_with_the_counts_of_popularity_or_the_scores_of_a_baseline(tmp_path):
+    dataset, _ = random_dataset()
+    examples = dataset.valid.with_row_index("row")[[4, 1]]
+    counts = grounding.scores_of("popularity", tmp_path, dataset, "valid")(examples)
+    by_count = np.argsort(-counts[0], kind="stable")
+    assert by_count.tolist() == trivial.popularity(dataset, len(dataset.catalog), "valid")[0].tolist()
+    with pytest.raises(ArtifactError, match=r"eval.title_assistant needs the vectors of a baseline"):
+        grounding.scores_of("sasrec", tmp_path, dataset, "valid")
+    rng = np.random.default_rng(0)
+    items, bias = rng.normal(size=(len(dataset.catalog), 3)), rng.normal(size=len(dataset.catalog))
+    states = {split: rng.normal(size=(len(dataset.split(split)), 3)) for split in SPLITS}
+    (tmp_path / "baselines/sasrec").mkdir(parents=True)
+    BaselineVectors(items, bias, states).save(tmp_path / "baselines/sasrec")
+    scores = grounding.scores_of("sasrec", tmp_path, dataset, "valid")(examples)
+    expected = [[states["valid"][row] @ items[item] + bias[item] for item in range(len(items))] for row in (4, 1)]
+    np.testing.assert_allclose(scores, expected)
 
 
 def test_short_catalogs_lose_the_history_and_nothing_else():
@@ -135,8 +207,16 @@ def test_what_cannot_be_grounded_is_refused(parts):
     ):
         with pytest.raises(ConfigError, match=message):
             Config(**wrong)
-    with pytest.raises(ConfigError, match=r"eval.title_beams is set, but it has an effect with eval.grounding only"):
-        EvalConfig(title_beams=2)
+    for alone in ({"title_beams": 2}, {"title_assistant": "popularity"}):
+        with pytest.raises(
+            ConfigError, match=f"eval.{next(iter(alone))} is set, but it has an effect with eval.grounding only"
+        ):
+            EvalConfig(**alone)
+    for alone in ({"title_weight": 0.5}, {"title_examples": None}):
+        with pytest.raises(ConfigError, match=f"eval.{next(iter(alone))} is set, but .* with eval.title_assistant only"):
+            replace(FREE, **alone)
+    with pytest.raises(ConfigError, match=r"eval.title_weight is -1; it must be from 0 to 99"):
+        replace(FREE, title_assistant="popularity", title_weight=-1)
 
 
 def test_a_model_of_titles_is_validated_on_titles(parts):
@@ -167,5 +247,32 @@ def test_a_run_from_titles_to_the_table(tmp_path):
     assert stored["tied_in_expectation"]["HR@10"] == stored["best_of_tied"]["HR@10"] == pytest.approx(value)
     compared = compare_runs([settings.folder], resamples=50)
     assert [row.label for row in compared.recommenders if row.name == "sft-titles"] == ["SFT, titles grounded (BIGRec)"]
+    _, fresh = evaluate(replace(settings, eval=replace(settings.eval, title_beams=2)), "sft-titles")
+    assert not fresh
+    check_weighing(settings, lists, stored)
     _, fresh = evaluate(replace(settings, eval=replace(settings.eval, title_tokens=6)), "sft-titles")
     assert fresh
+
+
+def check_weighing(settings, plain, before):
+    """A weight that is chosen on valid is that of a search over valid's lists, and the same when it is set."""
+    folder, evaluated = settings.folder / "eval/sft-titles", {}
+    for weight in (None, "chosen", 0):
+        number = evaluated[None][1]["weight"] if weight == "chosen" else weight
+        options = replace(settings.eval, title_assistant="popularity", title_weight=number)
+        if weight is None:
+            options = replace(options, title_examples=15)
+        manifest, fresh = evaluate(replace(settings, eval=options), "sft-titles")
+        stored = json.loads((folder / "grounding.json").read_text())
+        evaluated[weight] = RankedLists.read(folder / "predictions.jsonl"), stored["weighing"], stored
+        assert fresh and manifest.metrics["weight"] == stored["weighing"]["weight"]
+        assert stored["weighing"]["without"] == before["tied_in_expectation"]
+    lists, weighing, stored = evaluated[None]
+    tried = weighing["valid"]["NDCG@10"]
+    assert weighing["valid"]["examples"] == 15 and len(tried) == 199
+    assert tried[str(weighing["weight"])] == max(tried.values())
+    assert weighing["weight"] == min(float(weight) for weight, value in tried.items() if value == max(tried.values()))
+    assert weighing["weight_per_metric"]["NDCG@10"] == weighing["weight"]
+    assert weighing["with_weight_per_metric"]["NDCG@10"] == stored["tied_in_expectation"]["NDCG@10"]
+    assert (lists.items.values == evaluated["chosen"][0].items.values).all()
+    assert (plain.items.values == evaluated[0][0].items.values).all()

@@ -10,6 +10,7 @@ import pytest
 from minionerec import pipeline
 from minionerec.artifacts import MANIFEST, Recipe
 from minionerec.config import (
+    NAMING,
     BaselineConfig,
     Config,
     EvalConfig,
@@ -157,6 +158,36 @@ def test_a_baseline_that_is_to_be_trained_first_must_be_the_one_that_is_needed(f
     other = dataclasses.replace(config, baseline=BaselineConfig(model="sasrec"))
     with pytest.raises(ArtifactError, match=r"baselines/gru4rec: no finished artefact here"):
         early.check_assistant(other, ("baseline",))
+
+
+def weighing_titles(folder, **options):
+    options = EvalConfig(**{"grounding": "trained", "title_assistant": "popularity", **options})
+    return Config(out=str(folder), eval=options, sft=SftConfig(tasks=[NAMING], best_metric="loss", valid_examples=None))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"title_assistant": "tiger"}, "eval.title_assistant tiger writes codes and has no vectors"),
+        ({"title_assistant": "markov"}, "eval.title_assistant markov only counts and has no vectors"),
+        ({"title_assistant": "sasrec"}, "no finished artefact here, but eval.title_assistant needs this baseline"),
+        ({"num_beams": 9}, "by which eval.title_weight is chosen is NDCG@10, but lists end after 9"),
+    ],
+)
+def test_what_cannot_weigh_titles_is_refused_before_any_is_written(folder, options, message):
+    with_data(folder)
+    config = weighing_titles(folder, **options)
+    with pytest.raises((ConfigError, ArtifactError), match=message):
+        pipeline._check_ahead(config, ("sft", "eval"))
+    pipeline._check_ahead(weighing_titles(folder), ("sft", "eval"))
+
+
+def test_a_weight_of_titles_is_not_chosen_on_no_rows(folder):
+    with_data(folder)
+    DATASET.valid.clear().write_parquet(folder / "data/valid.parquet")
+    with pytest.raises(ConfigError, match=r"the valid split is empty, and eval.title_weight is chosen on it"):
+        early.check_title_assistant(weighing_titles(folder))
+    early.check_title_assistant(weighing_titles(folder, num_beams=9, title_weight=0.5))
 
 
 def finished(folder, name, **config):
