@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from minionerec.errors import ConstraintError
 from minionerec.tree.architecture import check_length, check_model
+from minionerec.tree.fewer_kernels import GROUPED, grouped_mask
 
 
 def left_pad(
@@ -43,6 +44,8 @@ def attention_bias(model: PreTrainedModel, allowed: torch.Tensor, longest: int) 
     implementation = model.config.get_text_config(decoder=True)._attn_implementation
     if implementation == "sdpa":
         return allowed
+    if implementation == GROUPED:
+        return grouped_mask(model, allowed)
     if implementation == "eager":  # eager adds the mask to the scores: a boolean would be silently wrong
         dtype = next(model.parameters()).dtype
         return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)

@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from minionerec.tree.capture import CudaRecorder, Outputs, Recorder, Recording
+from minionerec.tree.fewer_kernels import twin
 from minionerec.tree.prompt_cache import Normalise, PromptCache, check_search, plain_head
 from minionerec.tree.search import BeamResult, beam_search, check_widths, widen
 from minionerec.tree.static_search import not_static, static_search
@@ -93,7 +94,7 @@ class _Graph:
             legal = tuple(torch.ones(bucket.rows, len(tokens), dtype=torch.bool, device=trie.device) for tokens in trie.tokens)
         searched = replace(trie, view=View.of_legal(legal) if legal else None)
         _ = searched.fan_outs  # looks at the trie once, and is kept
-        search = partial(static_search, model, input_ids, visible, searched, bucket.num_beams, bucket.normalise_over)
+        search = partial(static_search, twin(model), input_ids, visible, searched, bucket.num_beams, bucket.normalise_over)
 
         def outputs() -> Outputs:
             result = search()

@@ -34,10 +34,11 @@ class PrefixModel(Protocol):
         """Some prompts of the batch, without tree tokens."""
 
 
-# Logits over the vocabulary that are held at once, in float32. 2**24 of them take 64 MiB, and `_vocabulary` holds three copies:
-# the logits, those over the temperature, and what logsumexp makes. At Qwen2.5's 152,000 entries this is 110 rows at a time:
-# little memory, and still enough rows for an efficient matrix product.
-_HEAD_ELEMENTS = 1 << 24
+# Logits over the vocabulary that are held at once, in float32; `_vocabulary` holds up to three copies: the logits, those over
+# the temperature, and their log-probabilities. At Qwen2.5's 152,000 entries 2**24, 64 MiB, are 110 rows at a time: little
+# memory, and on a CPU enough rows for an efficient matrix product. On a GPU the product reads the whole head for each part, so
+# parts are larger there.
+_HEAD_ELEMENTS, _HEAD_ELEMENTS_ON_A_GPU = 1 << 24, 1 << 27
 # Models whose logits are the last hidden state times the head and nothing else: rows of the head can be left out.
 _PLAIN_HEADS = frozenset({"gemma", "llama", "mistral", "qwen2", "qwen2_item_text", "qwen3"})
 
@@ -141,7 +142,7 @@ class PromptCache:
         lengths: (batch,) prompt tokens that are not padding.
         longest: tokens of the longest path that are computed: of the longest prompt and of a SID without its last token.
         last: (batch, 1, hidden or vocabulary), the states of each prompt's last token.
-        head_elements: logits over the vocabulary that are held at once.
+        head_elements: logits over the vocabulary that are held at once; 0 for as many as suit the device.
         static: shapes never depend on what the tensors hold: children are padded to the trie's largest fan-out.
     """
 
@@ -153,8 +154,12 @@ class PromptCache:
     lengths: torch.Tensor
     longest: int
     last: torch.Tensor
-    head_elements: int = _HEAD_ELEMENTS
+    head_elements: int = 0
     static: bool = False
+
+    def __post_init__(self) -> None:
+        """Choose what was not given."""
+        self.head_elements = self.head_elements or (_HEAD_ELEMENTS_ON_A_GPU if self.visible.is_cuda else _HEAD_ELEMENTS)
 
     @classmethod
     def compute(
@@ -296,9 +301,10 @@ class PromptCache:
         rows = max(1, self.head_elements // _vocabulary_size(self.model))
         steps = []
         for some_states, some_tokens in zip(states.flatten(0, 1).split(rows), tokens.flatten(0, 1).split(rows), strict=True):
-            logits = self._logits(some_states).float()
-            logits = logits if temperature == 1.0 else logits / temperature
-            steps.append(logits.gather(-1, some_tokens.clamp(min=0)) - logits.logsumexp(-1, keepdim=True))
+            logits = self._logits(some_states)
+            logits = logits if temperature == 1.0 else logits.float() / temperature
+            # One kernel that reads bfloat16 and computes in float32; logsumexp would be seven, each over all the logits.
+            steps.append(logits.log_softmax(-1, dtype=torch.float32).gather(-1, some_tokens.clamp(min=0)))
         return torch.cat(steps).view(tokens.shape)
 
     def _catalog(
