@@ -6,6 +6,7 @@ kind of rollout. Only a target that was added stands last, whatever its rank is.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,10 @@ from minionerec.config import RlConfig
 from minionerec.errors import ConstraintError
 from minionerec.rl.step import Groups, Step
 from minionerec.tree import (
+    BeamResult,
     CatalogTrie,
     Normalise,
+    SearchGraphs,
     beam_search,
     left_pad,
     sample_with_replacement,
@@ -38,6 +41,7 @@ class Request:
         size: SIDs of a group.
         seeds: (prompts,) the seed of each prompt's draws.
         normalise_over: what the probabilities of plain beams add up over.
+        graphs: of the model, by which its beams are searched; None to launch kernel by kernel.
     """
 
     model: PreTrainedModel
@@ -47,16 +51,22 @@ class Request:
     size: int
     seeds: torch.Tensor
     normalise_over: Normalise
+    graphs: SearchGraphs | None = None
 
     @property
     def prompts(self) -> tuple[PreTrainedModel, torch.Tensor, torch.Tensor]:
         """The positional arguments of the decoders."""
         return self.model, self.ids, self.mask
 
+    def beams(self, number: int, normalise_over: Normalise) -> BeamResult:
+        """The most likely SIDs."""
+        search = partial(beam_search, self.model) if self.graphs is None else self.graphs.beam_search
+        return search(self.ids, self.mask, trie=self.trie, num_beams=number, normalise_over=normalise_over)
+
 
 def _beams(request: Request) -> Groups:
     """The most likely SIDs; no chance is involved."""
-    beams = beam_search(*request.prompts, trie=request.trie, num_beams=request.size, normalise_over=request.normalise_over)
+    beams = request.beams(request.size, request.normalise_over)
     return Groups(beams.leaves, beams.scores)
 
 
@@ -78,7 +88,7 @@ def _mixture(request: Request) -> Groups:
     Both are ranked together, so the beams' probabilities too add up over the catalog.
     """
     best = (request.size + 1) // 2
-    top = beam_search(*request.prompts, trie=request.trie, num_beams=best, normalise_over="catalog")
+    top = request.beams(best, "catalog")
     drawn = sample_without_replacement(*request.prompts, trie=request.trie, num_samples=request.size, seeds=request.seeds)
     # At most `best` of the draws are beams, so enough remain; a stable sort keeps these in the order of drawing.
     repeats = (drawn.leaves[:, :, None] == top.leaves[:, None]).any(-1)
@@ -159,6 +169,13 @@ class Rollouts:
             raise ConstraintError(f"A group needs {config.num_generations} SIDs, but the catalog has only {len(trie)}.")
         self._trie, self._config, self._pad_token, self._seed = trie, config, pad_token, seed
         self._filtered = filtered
+        self._graphs: SearchGraphs | None = None
+
+    def _graphs_of(self, model: PreTrainedModel) -> SearchGraphs | None:
+        """The policy's searches as CUDA graphs, recorded once: its weights change where they are. None without a GPU."""
+        if model.device.type == "cuda" and (self._graphs is None or self._graphs.model is not model):
+            self._graphs = SearchGraphs(model)
+        return self._graphs
 
     def groups(self, rows: Sequence[Mapping[str, Any]], trainer: Any) -> Groups:
         """A group for each row of the dataset, by the policy as it is now."""
@@ -177,7 +194,8 @@ class Rollouts:
             training = model.training
             model.eval()  # dropout would falsify the scores
             try:
-                request = Request(model, ids, mask, trie, self._config.num_generations, seeds, self._config.normalise_over)
+                size, over = self._config.num_generations, self._config.normalise_over
+                request = Request(model, ids, mask, trie, size, seeds, over, self._graphs_of(model))
                 groups = ROLLOUTS[self._config.rollouts](request)
             finally:
                 model.train(training)

@@ -3,9 +3,10 @@ import torch
 
 from minionerec.errors import ConstraintError
 from minionerec.model import checkpoint
-from minionerec.rl.rollouts import add_targets
+from minionerec.rl.rollouts import Rollouts, add_targets
 from minionerec.rl.step import Step
-from minionerec.tree import beam_search
+from minionerec.tree import SearchGraphs, beam_search
+from minionerec.tree.capture import CallRecorder
 from tests.rl.toy import G, rows_of, trainer_of, trie_of
 from tests.small import random_dataset
 
@@ -44,6 +45,23 @@ def test_groups_are_valid_ranked_and_the_same_in_any_batch(policy, tmp_path, kin
         assert [rank[sid] for sid in groups[0]] == sorted(rank[sid] for sid in groups[0])
     if kind == "mixture":
         assert {0, 1} <= {rank[sid] for sid in groups[0]}
+
+
+@pytest.mark.parametrize("filtered", [False, True])
+@pytest.mark.parametrize("kind", ["beams", "mixture"])
+def test_groups_by_graphs_are_those_by_launches(policy, tmp_path, monkeypatch, kind, filtered):
+    """Also after a step has changed the weights where they are. On a GPU graphs are taken, here a stand-in for them."""
+    trainer = trainer_of(policy, tmp_path, rollouts=kind, filtered=filtered)
+    assert trainer.rollout_func._graphs_of(trainer.model) is None  # no GPU
+    rows, graphs = rows_of(trainer, 6), SearchGraphs(trainer.model, CallRecorder())
+    for turn in range(2):
+        launched = rolled(trainer, rows)
+        with monkeypatch.context() as patch:
+            patch.setattr(Rollouts, "_graphs_of", lambda self, model: graphs)
+            assert rolled(trainer, rows) == launched
+        assert (graphs.recorded, graphs.replayed) == (1, turn + 1)
+        with torch.no_grad():
+            trainer.model.get_input_embeddings().weight.mul_(1.2)
 
 
 @pytest.mark.parametrize("kind", ["beams", "stochastic", "sampling", "mixture"])
