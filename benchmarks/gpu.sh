@@ -39,7 +39,7 @@ cd "$root"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TRL_EXPERIMENTAL_SILENCE=1
 
 # Time limits in seconds: 8 minutes together. A busy CPU may take longer over the tiny ones.
-declare -A limits=([tests]=70 [decode]=95 [compiled]=40 [sft_step]=65 [grpo_step]=65 [sft]=60 [rl]=30 [eval]=40 [lists]=15)
+declare -A limits=([tests]=80 [decode]=65 [compiled]=30 [sft_step]=65 [grpo_step]=80 [sft]=75 [rl]=30 [eval]=40 [lists]=15)
 if [ -n "$tiny" ]; then
   for name in "${!limits[@]}"; do limits[$name]=600; done
   if [ -z "$run" ] || [ -z "$model" ]; then
@@ -60,19 +60,20 @@ product() {  # a stage of the product, on the prepared run
   local stage=$1; shift
   limited "$python" -m minionerec "$stage" --config "$run" --out "$out/run" --model.init from_pretrained --model.path "$model" "$@"
 }
-decode=(--seconds 80) sft=() grpo=() training=() policy=()
+decode=(--seconds 55) sft=() grpo=() training=() policy=()
 if [ -n "$tiny" ]; then
   decode=(--device cpu --beams 5 --repeats 2 --seconds 600)
   cells=(tiny:1:20 tiny:3:20) compiled=(tiny:2:32 --backend eager)
   sft=(--examples 64 --hidden 32 --repeats 1 --seconds 0.1 --micro 16 --padded-micro 8 --sides packed)
-  grpo=(--model tiny --prompts 12 --generations 4 --per-step 4 --micro-prompts 2 --steps 1 --repeats 1)
+  grpo=(--model tiny --prompts 12 --generations 4 --per-step 4 --micro-prompts 4 --peer-micro-prompts 2 --steps 1 --repeats 1)
   users=20
 else
   cells=(small:4:200 0.5b:1:200 0.5b:8:200 0.5b:32:200 0.5b:256:100 1.5b:1:200 0.5b:64:200 0.5b:256:200)
   compiled=(0.5b:1:208)  # as long as its bucket, so that graphs and launches compile the same shapes
   sft=(--device cuda --bf16 --model 0.5b --repeats 1 --seconds 2 --micro 512 --row-tokens 512 --padded-micro 128)
   sft+=(--packed-tokens 8192 --sides packed)
-  grpo=(--device cuda --bf16 --model 0.5b --prompts 200 --generations 16 --per-step 16 --micro-prompts 4 --steps 2 --repeats 1)
+  grpo=(--device cuda --bf16 --model 0.5b --prompts 200 --generations 16 --per-step 16 --micro-prompts 16
+        --peer-micro-prompts 4 --steps 3 --repeats 1)  # each side as many prompts at once as are fastest, or fit
   # As the presets have it, but fewer steps: the aim is that every stage runs and learns, not its best model.
   training=(--sft.epochs 2 --sft.evaluations 2 --sft.max_examples 6000 --sft.valid_examples 512)
   policy=(--rl.max_examples 256 --rl.valid_examples 256 --rl.evaluations 1)

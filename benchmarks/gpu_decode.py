@@ -5,12 +5,13 @@ most 12 ms, at batch 8 at most 1.5 times and from 32 on at most 1.3 times a plai
 beams); 5 times faster than `generate` at batch 1 and 20 times at batch 32; 1.5B at batch 1 at most 20 ms; 2,000 requests a
 second at 0.5B, prompts of 100 tokens, batch 256.
 
-Sides: `graphs` (`SearchGraphs`), `launches` (`beam_search`), `generate` (transformers, with a vectorised trie processor, up
-to batch 32), `plain` (one forward). With `--compiled parts` torch.compile first takes norms and feed-forward layers, with
-`whole` the forward of all layers, which takes minutes for each shape: `launches` and `graphs` then show what compiling gives
-on either way. The lists of graphs and launches are compared: in float32 the run stops unless they are equal, in bf16 the JSON
-says how many SIDs agree, as a prompt that is padded to its bucket rounds otherwise. Without a GPU a stand-in takes the place
-of the graphs: the figures then say nothing, the code is the same.
+Sides: `graphs` (`SearchGraphs`), `catalog` (the same, each step normalised over the catalog, as the presets have it; all
+others over the vocabulary, as `generate` does), `launches` (`beam_search`), `generate` (transformers, with a vectorised trie
+processor, up to batch 32), `plain` (one forward). With `--compiled parts` torch.compile first takes norms and feed-forward
+layers, with `whole` the forward of all layers, which takes minutes for each shape: `launches` and `graphs` then show what
+compiling gives on either way. The lists of graphs and launches are compared: in float32 the run stops unless they are equal,
+in bf16 the JSON says how many SIDs agree, as a prompt that is padded to its bucket rounds otherwise. Without a GPU a stand-in
+takes the place of the graphs: the figures then say nothing, the code is the same.
 
     python benchmarks/gpu_decode.py --out decode.json                              # on a GPU, about 2 minutes
     python benchmarks/gpu_decode.py --cells 0.5b:1:208 --compiled parts            # one cell
@@ -46,8 +47,9 @@ from minionerec.tree.capture import CallRecorder
 
 CELLS = "small:4:200 0.5b:1:200 0.5b:8:200 0.5b:32:200 0.5b:64:200 0.5b:256:200 0.5b:256:100 1.5b:1:200"
 MOST_GENERATED = 32  # rows of `generate`, which repeats each prompt's cache for every beam
-SIDES = ("graphs", "launches", "plain", "generate")
-HEADER = "model|batch|prompt|graphs ms|launches ms|plain ms|generate ms|graphs / plain|launches / graphs|generate / graphs"
+SIDES = ("graphs", "catalog", "launches", "plain", "generate")
+TIMES = "graphs ms|catalog ms|launches ms|plain ms|generate ms"
+HEADER = f"model|batch|prompt|{TIMES}|graphs / plain|catalog / plain|launches / graphs|generate / graphs|catalog, requests/s"
 
 
 class Cell(NamedTuple):
@@ -123,6 +125,7 @@ def measure(some: Cell, model: PreTrainedModel, trie: CatalogTrie, arguments: ar
     options = {"trie": trie, "num_beams": beams}
     sides: dict[str, Callable[[], Any]] = {
         "graphs": lambda: graphs.beam_search(ids, **options),
+        "catalog": lambda: graphs.beam_search(ids, **options, normalise_over="catalog"),
         "launches": lambda: beam_search(model, ids, **options),
         "plain": lambda: model(row, use_cache=False, logits_to_keep=1),
     }
@@ -131,7 +134,7 @@ def measure(some: Cell, model: PreTrainedModel, trie: CatalogTrie, arguments: ar
         sides["generate"] = lambda: generate_beams(model, ids, processor, beams, trie.depth)
     measured = {name: timed(run, arguments.repeats, deadline) for name, run in sides.items()}
     results = {name: side.pop("result") for name, side in measured.items()}
-    if not graphs.recorded:
+    if graphs.recorded < 2:
         raise SystemExit("The search could not be recorded; the log above says why.")
     found = {**some._asdict(), "beams": beams, "dtype": str(model.dtype), "compiled": arguments.compiled, **measured}
     found |= agreement(results["graphs"], results["launches"], model.dtype == torch.float32)
@@ -141,7 +144,8 @@ def measure(some: Cell, model: PreTrainedModel, trie: CatalogTrie, arguments: ar
         found["generate_equal"] = torch.equal(sids, ours.tokens) and bool((scores - ours.scores).abs().max() < 1e-3)
         if not found["generate_equal"]:
             raise SystemExit("`generate` gives other lists.")
-    found["requests_per_s"] = 1000 * some.batch / measured["graphs"]["ms"]
+    for side in ("graphs", "catalog"):
+        found[f"requests_per_s_{side}"] = 1000 * some.batch / measured[side]["ms"]
     if some.batch == 1:
         found["profile"] = kernels(sides["graphs"], device)
     return found
@@ -166,8 +170,10 @@ def compile_model(model: PreTrainedModel, arguments: argparse.Namespace) -> None
 def columns(found: dict[str, Any]) -> list[Any]:
     """The table's row of a cell."""
     times = {side: found[side]["ms"] if side in found else float("nan") for side in SIDES}
-    ratios = [times["graphs"] / times["plain"], times["launches"] / times["graphs"], times["generate"] / times["graphs"]]
-    return [found["model"], str(found["batch"]), str(found["prompt"]), *times.values(), *ratios]
+    pairs = (("graphs", "plain"), ("catalog", "plain"), ("launches", "graphs"), ("generate", "graphs"))
+    ratios = [times[slow] / times[fast] for slow, fast in pairs]
+    requests = found["requests_per_s_catalog"]
+    return [found["model"], str(found["batch"]), str(found["prompt"]), *times.values(), *ratios, requests]
 
 
 @torch.no_grad()

@@ -9,8 +9,9 @@ Both sides start from the same weights. The first step is not timed but compared
 loss, gradient norm, gradients and the parameters after the step agree. The next ones are timed from TRL's `on_step_begin` to
 `on_step_end`. Every figure is the median over fresh processes, ours and the peer in turn.
 
-On a GPU (`--device cuda --bf16 --model 0.5b --per-step 16 --micro-prompts 4`) the model has random weights of that shape, of
-which autocast computes in bf16: rollouts then differ in near ties, so the run says how many SIDs agree instead of stopping.
+On a GPU (`--device cuda --bf16 --model 0.5b --per-step 16 --micro-prompts 16 --peer-micro-prompts 4`) the model has random
+weights of that shape, of which autocast computes in bf16: rollouts then differ in near ties, so the run says how many SIDs
+agree instead of stopping.
 
     python benchmarks/grpo_step.py                                                            # Industrial trie
     python benchmarks/grpo_step.py --model tiny --prompts 12 --generations 4 --steps 1        # seconds
@@ -48,6 +49,7 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.models import unwrap_model_for_generation
+from turns import turn
 
 from minionerec.config import RlConfig
 from minionerec.rl.rollouts import Rollouts
@@ -139,16 +141,17 @@ def measure(side: str, options: argparse.Namespace) -> Measured:
     generations, device = options.generations, options.device
     codes, _ = codes_of_run(options.run) if options.run else industrial_codes()
     trie = CatalogTrie.from_codes(codes + SIZES[model]["vocabulary"] * (codes >= 0), device)
-    micro = options.micro_prompts or prompts
+    micro = (options.micro_prompts if side == "ours" else options.peer_micro_prompts or options.micro_prompts) or prompts
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tokenizer = policy_folder(folder, model, int(codes.max()) + 1, device)
-        policy = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
-        generator = torch.Generator().manual_seed(2)
+        policy = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").to(device)
+        generator = torch.Generator(device).manual_seed(2)
         with torch.no_grad():
             for parameter in policy.parameters():  # the reference model stays what the folder holds
-                parameter += 0.01 * torch.randn(parameter.shape, generator=generator)
-        ids = torch.randint(2, SIZES[model]["vocabulary"], (prompts * (steps + 1), prompt), generator=generator)
+                parameter += 0.01 * torch.randn(parameter.shape, generator=generator, device=device)
+        size = (prompts * (steps + 1), prompt)
+        ids = torch.randint(2, SIZES[model]["vocabulary"], size, generator=generator, device=device)
         arguments = GRPOConfig(
             output_dir=str(folder / "out"),
             per_device_train_batch_size=micro * generations,
@@ -188,7 +191,8 @@ def measure(side: str, options: argparse.Namespace) -> Measured:
             callbacks=[watch],
             **({"trie": trie} if ours else {}),
         )
-        trainer.train()
+        with turn():
+            trainer.train()
     first = trainer.state.log_history[0]
     figures = {"seconds": median(watch.times[1:]), "peak": peak_memory(), "loaded": watch.loaded}
     figures |= {"loss": first["loss"], "gradient norm": first["grad_norm"], "kl": first["kl"]}
@@ -235,6 +239,7 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--prompts", type=positive, nargs="+", default=[64, 200, 512], help="their length (tokens)")
     options.add_argument("--per-step", type=positive, default=4, help="prompts per optimiser step")
     options.add_argument("--micro-prompts", type=positive, help="prompts per backward pass (default: all of a step)")
+    options.add_argument("--peer-micro-prompts", type=positive, help="of the peer, whose rows take more memory (the same)")
     options.add_argument("--generations", type=positive, default=16)
     options.add_argument("--steps", type=positive, default=3, help="timed steps in a process")
     options.add_argument("--run", type=Path, help="a run whose SIDs are the catalog (default: shared data, else random SIDs)")
@@ -247,12 +252,14 @@ def main(argv: list[str] | None = None) -> None:
     source = codes_of_run(arguments.run)[1] if arguments.run else industrial_codes()[1]
     print(f"{machine()}; {source}; model {arguments.model}, {arguments.per_step} prompts per step", flush=True)
     flags = ["--bf16"] if arguments.bf16 else []
-    for name in ("model", "per-step", "micro-prompts", "generations", "steps", "run", "device"):
+    for name in ("model", "per-step", "micro-prompts", "peer-micro-prompts", "generations", "steps", "run", "device"):
         value = getattr(arguments, name.replace("-", "_"))
         flags += [f"--{name}", str(value)] if value else []
     rows, kept = [], []
     for prompt in arguments.prompts:
-        found = alternate(__file__, SIDES, [*flags, "--prompts", str(prompt)], arguments.repeats)
+        found = alternate(
+            __file__, SIDES, [*flags, "--prompts", str(prompt)], arguments.repeats, together=arguments.device == "cuda"
+        )
         ours, peer = found["ours"][0], found["peer"][0]
         if arguments.bf16:
             groups = [side[1]["sids"].view(-1, arguments.generations, side[1]["sids"].shape[-1]) for side in found.values()]

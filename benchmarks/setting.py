@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import turns
 from memory import peak_gb
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -102,8 +104,12 @@ def report(arguments: argparse.Namespace, measured: Measured) -> None:
     save_file(tensors, arguments.result, {"figures": json.dumps(figures)})
 
 
-def in_fresh_process(script: str, options: Sequence[str]) -> Measured:
-    """Run a benchmark's script with `--only` and read what it measured."""
+def in_fresh_process(script: str, options: Sequence[str], waits: Mapping[str, str] | None = None) -> Measured:
+    """Run a benchmark's script with `--only` and read what it measured.
+
+    Args:
+        waits: variables of the environment by which the process finds its turn (`turns.environment`).
+    """
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.safetensors"
         root = Path(__file__).resolve().parents[1]
@@ -111,7 +117,12 @@ def in_fresh_process(script: str, options: Sequence[str]) -> Measured:
         environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
         command = [sys.executable, script, *options, "--result", str(result)]
         done = subprocess.run(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+            command,
+            env={**environment, **(waits or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
         )
         if done.returncode:
             raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-3000:]}")
@@ -120,12 +131,24 @@ def in_fresh_process(script: str, options: Sequence[str]) -> Measured:
             return figures, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
 
 
-def alternate(script: str, sides: Sequence[str], options: Sequence[str], repeats: int) -> dict[str, Measured]:
-    """Each side in `repeats` fresh processes, one side after another; medians of the figures, tensors of the last."""
+def alternate(
+    script: str, sides: Sequence[str], options: Sequence[str], repeats: int, together: bool = False
+) -> dict[str, Measured]:
+    """Each side in `repeats` fresh processes, one side after another; medians of the figures, tensors of the last.
+
+    Args:
+        together: all sides get ready at the same time and then measure one after another (`turns.turn`).
+    """
     runs: dict[str, list[Measured]] = {side: [] for side in sides}
     for _ in range(repeats):
-        for side in sides:
-            runs[side].append(in_fresh_process(script, [*options, "--only", side]))
+        if together:
+            with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(len(sides)) as pool:
+                done = [pool.submit(_in_turn, script, [*options, "--only", side], folder, len(sides)) for side in sides]
+                for side, measured in zip(sides, done, strict=True):
+                    runs[side].append(measured.result())
+        else:
+            for side in sides:
+                runs[side].append(in_fresh_process(script, [*options, "--only", side]))
     return {
         side: (
             {name: statistics.median(figures[name] for figures, _ in done) for name in done[0][0]},
@@ -133,6 +156,15 @@ def alternate(script: str, sides: Sequence[str], options: Sequence[str], repeats
         )
         for side, done in runs.items()
     }
+
+
+def _in_turn(script: str, options: Sequence[str], folder: str, sides: int) -> Measured:
+    """`in_fresh_process` at its turn; if it fails, nobody waits for it any longer."""
+    try:
+        return in_fresh_process(script, options, turns.environment(folder, sides))
+    except BaseException:
+        turns.fail(folder)
+        raise
 
 
 def link_parts(run: Path, folder: Path, names: Sequence[str]) -> None:

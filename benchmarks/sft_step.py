@@ -53,6 +53,7 @@ from setting import (
 )
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
+from turns import turn
 
 from minionerec.config import ModelConfig, TaskName
 from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, Dataset
@@ -229,8 +230,9 @@ def measure(side: str, arguments: argparse.Namespace) -> Measured:
                 tokens += computed
             return losses, tokens
 
-        next(step())[0].backward()  # first calls of kernels
-        times, (loss, tokens) = repeat(run, arguments.seconds)
+        with turn():
+            next(step())[0].backward()  # first calls of kernels
+            times, (loss, tokens) = repeat(run, arguments.seconds)
     figures = {"seconds": median(times), "tokens": tokens, "loss": loss, "loaded": loaded, "peak": peak_memory()}
     figures["given"] = sum(len(row["input_ids"]) for row in rows)
     # Of a large model only some values: it goes through a file.
@@ -275,7 +277,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("run", "model"):
         flags += [f"--{name}", str(getattr(arguments, name))] if getattr(arguments, name) else []
     sides = [side for side in SIDES if side in ("ours", "padded", *arguments.sides)]
-    found = alternate(__file__, sides, flags, arguments.repeats)
+    found = alternate(__file__, sides, flags, arguments.repeats, together=arguments.device == "cuda")
     if arguments.out:
         figures = {side: figures for side, (figures, _) in found.items()}
         arguments.out.write_text(json.dumps({"machine": machine(), "sides": figures}, indent=1), encoding="utf-8")

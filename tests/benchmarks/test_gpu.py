@@ -68,7 +68,7 @@ def test_the_table_of_decoding_on_a_cpu(gpu_decode, tmp_path, capsys):
     assert "tiny:1:20: graphs" in printed and "100.0% of the SIDs agree" in printed and "| tiny | 1 | 20 |" in printed
     [row] = json.loads(out.read_text())["cells"]
     assert row["agree"] == 1.0 and row["generate_equal"] is True and row["scores_apart"] < 1e-3
-    assert {"graphs", "launches", "plain", "generate", "profile"} <= row.keys()
+    assert {"graphs", "catalog", "launches", "plain", "generate", "profile"} <= row.keys()
     assert row["graphs"]["ms"] > 0 and row["profile"]["calls"] > 100
     with pytest.raises(argparse.ArgumentTypeError, match="is not MODEL:BATCH:PROMPT"):
         gpu_decode.cell("0.5b:200")

@@ -78,7 +78,8 @@ def test_a_process_of_its_own(script):
 
 def test_grpo_step_equals_stock_trl(script):
     grpo_step = script("grpo_step")
-    sizes = {"model": "tiny", "prompts": [10], "per_step": 2, "generations": 4, "steps": 1, "micro_prompts": None}
+    sizes = {"model": "tiny", "prompts": [10], "per_step": 2, "generations": 4, "steps": 1}
+    sizes |= {"micro_prompts": None, "peer_micro_prompts": 1}
     options = argparse.Namespace(**sizes, run=None, device="cpu", bf16=False)
     ours, peer = (grpo_step.measure(side, options) for side in grpo_step.SIDES)
     assert set(grpo_step.differences(ours, peer)) == set(grpo_step.AGREE)
