@@ -73,7 +73,7 @@ else
   sft=(--device cuda --bf16 --model 0.5b --repeats 1 --seconds 2 --micro 512 --row-tokens 512 --padded-micro 128)
   sft+=(--packed-tokens 8192 --sides packed)
   grpo=(--device cuda --bf16 --model 0.5b --prompts 200 --generations 16 --per-step 16 --micro-prompts 16
-        --peer-micro-prompts 4 --steps 3 --repeats 1)  # each side as many prompts at once as are fastest, or fit
+        --peer-micro-prompts 4 --steps 3 --repeats 1 --profile)  # each side as many prompts at once as are fastest, or fit
   # As the presets have it, but fewer steps: the aim is that every stage runs and learns, not its best model.
   training=(--sft.epochs 2 --sft.evaluations 2 --sft.max_examples 6000 --sft.valid_examples 512)
   policy=(--rl.max_examples 256 --rl.valid_examples 256 --rl.evaluations 1)

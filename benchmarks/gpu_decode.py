@@ -9,9 +9,10 @@ Sides: `graphs` (`SearchGraphs`), `catalog` (the same, each step normalised over
 others over the vocabulary, as `generate` does), `launches` (`beam_search`), `generate` (transformers, with a vectorised trie
 processor, up to batch 32), `plain` (one forward). With `--compiled parts` torch.compile first takes norms and feed-forward
 layers, with `whole` the forward of all layers, which takes minutes for each shape: `launches` and `graphs` then show what
-compiling gives on either way. The lists of graphs and launches are compared: in float32 the run stops unless they are equal,
-in bf16 the JSON says how many SIDs agree, as a prompt that is padded to its bucket rounds otherwise. Without a GPU a stand-in
-takes the place of the graphs: the figures then say nothing, the code is the same.
+compiling gives on either way. `--without twin` records the model as it is (`tree/fewer_kernels.py`). The lists of graphs and
+launches are compared: in float32 the run stops unless they are equal, in bf16 the JSON says how many SIDs agree, as a prompt
+that is padded to its bucket rounds otherwise. Without a GPU a stand-in takes the place of the graphs: the figures then say
+nothing, the code is the same.
 
     python benchmarks/gpu_decode.py --out decode.json                              # on a GPU, about 2 minutes
     python benchmarks/gpu_decode.py --cells 0.5b:1:208 --compiled parts            # one cell
@@ -33,16 +34,18 @@ from setting import (
     codes_of_run,
     generate_beams,
     industrial_codes,
+    kernels_of,
     machine,
     peak_memory,
     positive,
+    profiler,
     random_model,
     repeat,
     table,
 )
 from transformers import PreTrainedModel
 
-from minionerec.tree import BeamResult, CatalogTrie, SearchGraphs, beam_search
+from minionerec.tree import BeamResult, CatalogTrie, SearchGraphs, beam_search, fewer_kernels, graphs
 from minionerec.tree.capture import CallRecorder
 
 CELLS = "small:4:200 0.5b:1:200 0.5b:8:200 0.5b:32:200 0.5b:64:200 0.5b:256:200 0.5b:256:100 1.5b:1:200"
@@ -81,22 +84,13 @@ def timed(run: Callable[[], Any], repeats: int, deadline: float) -> dict[str, An
     return {"ms": 1000 * median(times), "runs": len(times), "first_s": first[0], "peak_gb": peak_memory(), "result": result}
 
 
-def kernels(run: Callable[[], Any], device: str) -> dict[str, Any]:
-    """Where the time of one call goes: the eight kernels that take longest, all of them together, and how many there are."""
-    activity = torch.profiler.ProfilerActivity.CUDA if device == "cuda" else torch.profiler.ProfilerActivity.CPU
-    with torch.profiler.profile(activities=[activity]) as profile:
+def kernels(run: Callable[[], Any]) -> dict[str, Any]:
+    """Where the time of one call goes (`setting.kernels_of`)."""
+    with profiler() as profile:
         run()
-        if device == "cuda":
+        if torch.cuda.is_initialized():
             torch.cuda.synchronize()
-    times = sorted(
-        (
-            (getattr(event, f"self_{'device' if device == 'cuda' else 'cpu'}_time_total"), event)
-            for event in profile.key_averages()
-        ),
-        key=lambda pair: -pair[0],
-    )
-    longest = [{"name": event.key[:80], "ms": spent / 1000, "calls": event.count} for spent, event in times[:8]]
-    return {"ms": sum(spent for spent, _ in times) / 1000, "calls": sum(event.count for _, event in times), "longest": longest}
+    return kernels_of(profile)
 
 
 def agreement(ours: BeamResult, theirs: BeamResult, strict: bool) -> dict[str, float]:
@@ -121,11 +115,11 @@ def measure(some: Cell, model: PreTrainedModel, trie: CatalogTrie, arguments: ar
     floor = some.prompt + (trie.depth - 1) * beams
     ids = torch.randint(0, vocabulary, (some.batch, some.prompt), generator=generator, device=device)
     row = torch.randint(0, vocabulary, (some.batch, floor), generator=generator, device=device)
-    graphs = SearchGraphs(model, None if device == "cuda" else CallRecorder())
+    searches = SearchGraphs(model, None if device == "cuda" else CallRecorder())
     options = {"trie": trie, "num_beams": beams}
     sides: dict[str, Callable[[], Any]] = {
-        "graphs": lambda: graphs.beam_search(ids, **options),
-        "catalog": lambda: graphs.beam_search(ids, **options, normalise_over="catalog"),
+        "graphs": lambda: searches.beam_search(ids, **options),
+        "catalog": lambda: searches.beam_search(ids, **options, normalise_over="catalog"),
         "launches": lambda: beam_search(model, ids, **options),
         "plain": lambda: model(row, use_cache=False, logits_to_keep=1),
     }
@@ -134,9 +128,16 @@ def measure(some: Cell, model: PreTrainedModel, trie: CatalogTrie, arguments: ar
         sides["generate"] = lambda: generate_beams(model, ids, processor, beams, trie.depth)
     measured = {name: timed(run, arguments.repeats, deadline) for name, run in sides.items()}
     results = {name: side.pop("result") for name, side in measured.items()}
-    if graphs.recorded < 2:
+    if searches.recorded < 2:
         raise SystemExit("The search could not be recorded; the log above says why.")
-    found = {**some._asdict(), "beams": beams, "dtype": str(model.dtype), "compiled": arguments.compiled, **measured}
+    found = {
+        **some._asdict(),
+        "beams": beams,
+        "dtype": str(model.dtype),
+        "compiled": arguments.compiled,
+        "without": arguments.without,
+        **measured,
+    }
     found |= agreement(results["graphs"], results["launches"], model.dtype == torch.float32)
     if "generate" in results and model.dtype == torch.float32:
         sids, scores = results["generate"]
@@ -147,7 +148,7 @@ def measure(some: Cell, model: PreTrainedModel, trie: CatalogTrie, arguments: ar
     for side in ("graphs", "catalog"):
         found[f"requests_per_s_{side}"] = 1000 * some.batch / measured[side]["ms"]
     if some.batch == 1:
-        found["profile"] = kernels(sides["graphs"], device)
+        found["profile"] = kernels(sides["graphs"])
     return found
 
 
@@ -165,6 +166,16 @@ def compile_model(model: PreTrainedModel, arguments: argparse.Namespace) -> None
         ]
     for part in parts:
         part.compile(backend=arguments.backend, dynamic=False)
+
+
+def leave_out(part: str | None) -> None:
+    """Record without fused norms, without grouped heads, or without both; for the rest of this process."""
+    if part == "twin":
+        graphs.twin = lambda model: model
+    elif part == "norms":
+        fewer_kernels.rms_epsilon = lambda module: None
+    elif part == "groups":
+        fewer_kernels.heads_per_key = lambda model: {1, 2}  # as if layers differed
 
 
 def columns(found: dict[str, Any]) -> list[Any]:
@@ -185,6 +196,7 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--seconds", type=float, default=100.0, help="cells that have not begun by then are left out")
     options.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     options.add_argument("--compiled", choices=("parts", "whole"), help="compile norms and feed-forward layers, or the forward")
+    options.add_argument("--without", choices=("twin", "norms", "groups"), help="record without (a part of) the twin")
     options.add_argument("--backend", default="inductor", help="of torch.compile")
     options.add_argument("--run", type=Path, help="a run whose SIDs are the catalog (default: shared data, else random SIDs)")
     options.add_argument("--out", type=Path, help="a JSON file for all figures, written after every cell")
@@ -192,8 +204,9 @@ def main(argv: list[str] | None = None) -> None:
     deadline = time.monotonic() + arguments.seconds
     torch.backends.cuda.matmul.allow_tf32 = False
     codes, source = codes_of_run(arguments.run) if arguments.run else industrial_codes()
-    compiled = f"; compiled: {arguments.compiled}" if arguments.compiled else ""
-    print(f"{machine()}; {source}; {arguments.beams} beams{compiled}", flush=True)
+    leave_out(arguments.without)
+    changed = "".join(f"; {name}: {value}" for name in ("compiled", "without") if (value := getattr(arguments, name)))
+    print(f"{machine()}; {source}; {arguments.beams} beams{changed}", flush=True)
     rows: list[dict[str, Any]] = []
     name, model, trie = "", None, None
     for some in arguments.cells:

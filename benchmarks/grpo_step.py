@@ -36,10 +36,12 @@ from setting import (
     codes_of_run,
     generate_beams,
     industrial_codes,
+    kernels_of,
     machine,
     parser,
     peak_memory,
     positive,
+    profiler,
     random_model,
     report,
     table,
@@ -82,9 +84,13 @@ def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
 
 
 class Watch(TrainerCallback):
-    """Seconds of each step; gradients, parameters and rollouts of the first."""
+    """Seconds of each step; gradients, parameters and rollouts of the first; kernels of the last, if asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, profiled: int | None = None) -> None:
+        """`profiled` is the number of the step whose kernels are counted, from 0; it is not timed."""
+        self.profiled = profiled
+        self.profile: torch.profiler.profile | None = None
+        self.kernels: dict[str, Any] = {}
         self.times: list[float] = []
         self.tensors: dict[str, torch.Tensor] = {}
         self.loaded = 0.0
@@ -93,6 +99,9 @@ class Watch(TrainerCallback):
         """Start the clock."""
         self.loaded = self.loaded or peak_memory()
         wait()
+        if state.global_step == self.profiled:
+            self.profile = profiler()
+            self.profile.__enter__()
         self.started = time.perf_counter()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: torch.nn.Module, **_: Any) -> None:
@@ -104,6 +113,10 @@ class Watch(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, model: torch.nn.Module, **_: Any) -> None:
         """Stop the clock; keep the parameters after the first step."""
         wait()
+        if self.profile is not None:
+            self.profile.__exit__(None, None, None)
+            self.kernels = kernels_of(self.profile)
+            return
         self.times.append(time.perf_counter() - self.started)
         if state.global_step == 1:
             self.tensors["after"] = some(parameter.detach() for parameter in model.parameters())
@@ -150,7 +163,7 @@ def measure(side: str, options: argparse.Namespace) -> Measured:
         with torch.no_grad():
             for parameter in policy.parameters():  # the reference model stays what the folder holds
                 parameter += 0.01 * torch.randn(parameter.shape, generator=generator, device=device)
-        size = (prompts * (steps + 1), prompt)
+        size = (prompts * (steps + 1 + options.profile), prompt)
         ids = torch.randint(2, SIZES[model]["vocabulary"], size, generator=generator, device=device)
         arguments = GRPOConfig(
             output_dir=str(folder / "out"),
@@ -159,7 +172,7 @@ def measure(side: str, options: argparse.Namespace) -> Measured:
             steps_per_generation=prompts // micro,
             num_generations=generations,
             max_completion_length=trie.levels,
-            max_steps=steps + 1,
+            max_steps=steps + 1 + options.profile,
             learning_rate=1e-4,
             lr_scheduler_type="constant",
             beta=0.04,
@@ -177,7 +190,7 @@ def measure(side: str, options: argparse.Namespace) -> Measured:
         )
         leaves = torch.arange(len(ids)) % len(trie)  # ours logs hits; the reward does not look at the target
         rows = {"prompt": ids.tolist(), "target": trie.sid(leaves.to(device)).tolist()}
-        watch = Watch()
+        watch = Watch(steps + 1 if options.profile else None)
         ours = side == "ours"
         trainer = (TreeGRPOTrainer if ours else GRPOTrainer)(
             model=policy,
@@ -195,6 +208,7 @@ def measure(side: str, options: argparse.Namespace) -> Measured:
             trainer.train()
     first = trainer.state.log_history[0]
     figures = {"seconds": median(watch.times[1:]), "peak": peak_memory(), "loaded": watch.loaded}
+    figures |= {f"kernels {name}": value for name, value in watch.kernels.items() if name != "longest"}
     figures |= {"loss": first["loss"], "gradient norm": first["grad_norm"], "kl": first["kl"]}
     return figures, watch.tensors
 
@@ -245,13 +259,14 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--run", type=Path, help="a run whose SIDs are the catalog (default: shared data, else random SIDs)")
     options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options.add_argument("--bf16", action="store_true", help="compute in bfloat16 (autocast)")
+    options.add_argument("--profile", action="store_true", help="count the kernels of one more step")
     options.add_argument("--out", type=Path, help="a JSON file for the figures")
     arguments = options.parse_args(argv)
     if arguments.only:
         return report(arguments, measure(arguments.only, arguments))
     source = codes_of_run(arguments.run)[1] if arguments.run else industrial_codes()[1]
     print(f"{machine()}; {source}; model {arguments.model}, {arguments.per_step} prompts per step", flush=True)
-    flags = ["--bf16"] if arguments.bf16 else []
+    flags = [f"--{name}" for name in ("bf16", "profile") if getattr(arguments, name)]
     for name in ("model", "per-step", "micro-prompts", "peer-micro-prompts", "generations", "steps", "run", "device"):
         value = getattr(arguments, name.replace("-", "_"))
         flags += [f"--{name}", str(value)] if value else []
@@ -271,6 +286,8 @@ def main(argv: list[str] | None = None) -> None:
             )
         print(f"prompt {prompt}: loss {ours['loss']:.6g} and {peer['loss']:.6g}, gradient norm {ours['gradient norm']:.6g} and "
               f"{peer['gradient norm']:.6g}, KL {ours['kl']:.4g}; {apart}", flush=True)  # fmt: skip
+        for name, side in (("ours", ours), ("stock TRL", peer)) if arguments.profile else ():
+            print(f"{name}: {side['kernels calls']:,.0f} kernels in a step, {side['kernels ms']:.0f} ms of them", flush=True)
         memory = [f"{side['peak']:.2f} ({side['loaded']:.2f})" for side in (ours, peer)]
         rows.append([prompt, ours["seconds"], peer["seconds"], peer["seconds"] / ours["seconds"], *memory])
         kept.append({"prompt": prompt, "ours": ours, "peer": peer, "apart": apart})

@@ -73,6 +73,21 @@ def repeat(run: Callable[[], Any], seconds: float, most: int = 15) -> tuple[list
     return times, result
 
 
+def profiler() -> torch.profiler.profile:
+    """Counts what runs on the GPU if one was used, else on the CPU."""
+    kinds = torch.profiler.ProfilerActivity
+    return torch.profiler.profile(activities=[kinds.CUDA if torch.cuda.is_initialized() else kinds.CPU])
+
+
+def kernels_of(profile: torch.profiler.profile) -> dict[str, Any]:
+    """How many kernels ran, the milliseconds of all of them, and the eight that took longest."""
+    side = "device" if torch.cuda.is_initialized() else "cpu"
+    events = [(getattr(event, f"self_{side}_time_total") / 1000, event) for event in profile.key_averages()]
+    events.sort(key=lambda pair: -pair[0])
+    longest = [{"name": event.key[:80], "ms": spent, "calls": event.count} for spent, event in events[:8]]
+    return {"ms": sum(spent for spent, _ in events), "calls": sum(event.count for _, event in events), "longest": longest}
+
+
 def positive(text: str) -> int:
     """A whole number above 0, for argparse.
 

@@ -35,7 +35,7 @@ def test_decode_gives_the_peers_lists(script):
     ("name", "flags", "row"),
     [
         ("decode", "--model tiny --batch 1 --settings 9:3", "| 9 | 3 |"),
-        ("grpo_step", "--model tiny --prompts 9 --per-step 1 --generations 3 --steps 1", "| 9 |"),
+        ("grpo_step", "--model tiny --prompts 9 --per-step 1 --generations 3 --steps 1 --profile", "| 9 |"),
         ("catalog_scale", "--model tiny --items 500 --prompt 9 --beams 3", "| 500 |"),
         ("yes_no", "--model tiny --users 3 --candidates 4 --history 5", "| 4 | 5 |"),
         ("sft_step", "--examples 16 --hidden 32 --stride 6 --packed-tokens 64", "| packed-plain |"),
@@ -79,7 +79,7 @@ def test_a_process_of_its_own(script):
 def test_grpo_step_equals_stock_trl(script):
     grpo_step = script("grpo_step")
     sizes = {"model": "tiny", "prompts": [10], "per_step": 2, "generations": 4, "steps": 1}
-    sizes |= {"micro_prompts": None, "peer_micro_prompts": 1}
+    sizes |= {"micro_prompts": None, "peer_micro_prompts": 1, "profile": False}
     options = argparse.Namespace(**sizes, run=None, device="cpu", bf16=False)
     ours, peer = (grpo_step.measure(side, options) for side in grpo_step.SIDES)
     assert set(grpo_step.differences(ours, peer)) == set(grpo_step.AGREE)
