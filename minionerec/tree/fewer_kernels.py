@@ -7,7 +7,8 @@ and can be had for less:
 - Keys and values that several heads share are copied once for each head before attention with a mask. Instead, the queries of
   these heads can stand below one another as more queries of one head: the same products, and nothing is copied.
 
-The twin is for one recording (`tree/graphs.py`) and knows nothing of hooks or later changes of the model's modules.
+The twin is for one recording (`tree/graphs.py`) and knows nothing of hooks or later changes of the model's modules. What
+`torch.compile` made of a module the twin does not have: copies of modules are not compiled.
 """
 
 import copy
@@ -17,7 +18,7 @@ import torch
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 GROUPED = "minionerec_grouped"  # the attention that `grouped_attention` computes, as transformers names it
-_TOLERANCE = 1e-5  # of an RMS norm computed in float32, relative
+_TOLERANCE = 1e-5  # of an RMS norm of numbers and weights of size 1 computed in float32
 _SCALES = (1e-3, 1.0, 1e2)  # of the numbers that a norm is tried on; the smallest square is as small as a norm's epsilon
 
 
@@ -73,7 +74,8 @@ class _FusedNorm(torch.nn.Module):
 def rms_epsilon(module: torch.nn.Module) -> float | None:
     """The epsilon of a module that is an RMS norm and nothing else; None of any other.
 
-    Whether it is one is tried in float32 on numbers of three sizes, not judged by its name: Gemma's adds 1 to its weight.
+    Whether it is one is tried in float32 on numbers of three sizes, not judged by its name: Gemma's adds 1 to its weight. It is
+    tried with random weights: its own may be 0, which hides what it computes, and training may change them after a recording.
     """
     parameters = dict(module.named_parameters())
     epsilon = next(
@@ -84,6 +86,7 @@ def rms_epsilon(module: torch.nn.Module) -> float | None:
     tried: Any = copy.deepcopy(module).float()
     weight = tried.weight
     random = torch.Generator(weight.device).manual_seed(0)
+    weight.normal_(generator=random)
     states = torch.randn(len(_SCALES), 4, len(weight), generator=random, device=weight.device)
     states *= torch.tensor(_SCALES, device=weight.device)[:, None, None]
     ours, theirs = torch.nn.functional.rms_norm(states, weight.shape, weight, epsilon), tried(states)

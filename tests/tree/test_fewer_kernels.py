@@ -13,9 +13,18 @@ from tests.tree.conftest import tiny
 
 
 @torch.no_grad()
+def with_all_weights(model):
+    """No weight of a norm is 1 and no bias 0, as they are in a new model."""
+    random = torch.Generator().manual_seed(7)
+    for parameter in model.parameters():
+        parameter.add_(0.1 * torch.randn(parameter.shape, generator=random))
+    return model
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama", "gemma", "granite", "gpt2"])
 def test_a_twin_computes_what_its_model_computes_and_leaves_it_as_it_is(kind):
-    model = tiny(kind)
+    model = with_all_weights(tiny(kind))
     ids = torch.randint(1, 40, (2, 7), generator=torch.Generator().manual_seed(0))
     allowed = torch.ones(2, 1, 7, 7, dtype=torch.bool).tril()
     allowed[1, :, :, 0] = False  # the second text has a padding token, which sees itself
@@ -45,10 +54,7 @@ def test_layers_that_share_keys_differently_keep_their_attention():
 @pytest.mark.parametrize(("kind", "fused"), [("qwen2", 5), ("qwen3", 9), ("gemma", 0), ("gpt2", 0)])
 def test_rms_norms_are_told_by_what_they_compute(kind, fused):
     """Gemma adds 1 to the weight; GPT-2 has layer norms."""
-    with torch.no_grad():
-        model = tiny(kind)
-        for parameter in model.parameters():
-            parameter.add_(0.1)  # no weight is 1 any more
+    model = tiny(kind)
     assert sum(rms_epsilon(module) is not None for module in model.modules()) == fused
     assert sum(type(module).__name__ == "_FusedNorm" for module in twin(model).modules()) == fused
 
@@ -69,6 +75,15 @@ def test_what_resembles_an_rms_norm_stays():
     biased = LlamaRMSNorm(8)
     biased.bias = torch.nn.Parameter(torch.zeros(8))
     assert rms_epsilon(biased) is None
+
+
+def test_what_a_norm_computes_is_told_whatever_its_weights_are():
+    """Weights of 0 make all norms equal, until training changes them where they are."""
+    root, other = LlamaRMSNorm(8, 1e-5), torch.nn.LayerNorm(8, bias=False)
+    for norm in (root, other):
+        torch.nn.init.zeros_(norm.weight)
+    assert rms_epsilon(root) == 1e-5 and rms_epsilon(other) is None
+    assert not root.weight.any()  # its own weights stay
 
 
 @examples(15)
