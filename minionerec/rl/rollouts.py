@@ -159,21 +159,24 @@ class Rollouts:
         pad_token: fills prompts up on the left.
         filtered: no group holds an item of its row's column `hidden` (item indices), as `eval.exclude_history` asks for.
             Uniform groups hold none in any case.
+        graphs: on a GPU beams are searched by CUDA graphs; the draws are not.
 
     Raises:
         ConstraintError: the catalog holds fewer SIDs than a group of distinct ones needs.
     """
 
-    def __init__(self, trie: CatalogTrie, config: RlConfig, pad_token: int, seed: int, *, filtered: bool = False) -> None:
+    def __init__(
+        self, trie: CatalogTrie, config: RlConfig, pad_token: int, seed: int, *, filtered: bool = False, graphs: bool = True
+    ) -> None:
         if config.rollouts != "sampling" and len(trie) < config.num_generations:
             raise ConstraintError(f"A group needs {config.num_generations} SIDs, but the catalog has only {len(trie)}.")
         self._trie, self._config, self._pad_token, self._seed = trie, config, pad_token, seed
-        self._filtered = filtered
+        self._filtered, self._by_graphs = filtered, graphs
         self._graphs: SearchGraphs | None = None
 
     def _graphs_of(self, model: PreTrainedModel) -> SearchGraphs | None:
-        """The policy's searches as CUDA graphs, recorded once: its weights change where they are. None without a GPU."""
-        if model.device.type == "cuda" and (self._graphs is None or self._graphs.model is not model):
+        """The policy's searches as CUDA graphs, kept from step to step: its weights change where they are. None without them."""
+        if self._by_graphs and model.device.type == "cuda" and (self._graphs is None or self._graphs.model is not model):
             self._graphs = SearchGraphs(model)
         return self._graphs
 

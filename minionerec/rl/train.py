@@ -107,6 +107,7 @@ def _train_policy(config: Config, recipe: Recipe, write_curves: WriteCurves | No
                 functions,
                 seed=config.seed,
                 filtered=config.eval.exclude_history,
+                graphs=config.eval.cuda_graphs == "auto",
                 model=begun.model,
                 args=arguments,
                 train_dataset=rows,
@@ -185,6 +186,7 @@ def make_trainer(
     *,
     seed: int,
     filtered: bool = False,
+    graphs: bool = True,
     **arguments: Any,
 ) -> TreeGRPOTrainer:
     """The trainer of the objective.
@@ -194,6 +196,7 @@ def make_trainer(
         functions: the rewards by name, in the order of `rl.rewards`.
         seed: of what rollouts draw.
         filtered: the rows have a column `hidden`, whose items no group holds.
+        graphs: beams are searched by CUDA graphs on a GPU.
         arguments: of TreeGRPOTrainer.
     """
     arguments["reward_funcs"] = [grouped(name, function, config.num_generations) for name, function in functions.items()]
@@ -206,7 +209,8 @@ def make_trainer(
         return ExactTrainer(rewards=functions, weights=weights, **arguments)
     pad_token = arguments["processing_class"].pad_token_id
     trainer_class = ObjectiveTrainer if config.objective == "grpo" else ListwiseTrainer
-    return trainer_class(config=config, rollout_func=Rollouts(trie, config, pad_token, seed, filtered=filtered), **arguments)
+    rollouts = Rollouts(trie, config, pad_token, seed, filtered=filtered, graphs=graphs)
+    return trainer_class(config=config, rollout_func=rollouts, **arguments)
 
 
 def _check_disk(begun: Begun) -> None:

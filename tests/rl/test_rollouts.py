@@ -1,11 +1,14 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from minionerec.config import RlConfig
 from minionerec.errors import ConstraintError
 from minionerec.model import checkpoint
 from minionerec.rl.rollouts import Rollouts, add_targets
 from minionerec.rl.step import Step
-from minionerec.tree import SearchGraphs, beam_search
+from minionerec.tree import CatalogTrie, SearchGraphs, beam_search
 from minionerec.tree.capture import CallRecorder
 from tests.rl.toy import G, rows_of, trainer_of, trie_of
 from tests.small import random_dataset
@@ -62,6 +65,16 @@ def test_groups_by_graphs_are_those_by_launches(policy, tmp_path, monkeypatch, k
         assert (graphs.recorded, graphs.replayed) == (1, turn + 1)
         with torch.no_grad():
             trainer.model.get_input_embeddings().weight.mul_(1.2)
+
+
+def test_graphs_are_kept_for_a_policy_and_may_be_left_out(monkeypatch):
+    monkeypatch.setattr("minionerec.rl.rollouts.SearchGraphs", lambda model: SimpleNamespace(model=model))
+    trie = CatalogTrie.from_codes(torch.tensor([[1, 3], [2, 3]]))
+    policy, other = (SimpleNamespace(device=torch.device("cuda")) for _ in range(2))
+    rollouts, without = (Rollouts(trie, RlConfig(num_generations=2), 0, 0, graphs=graphs) for graphs in (True, False))
+    kept = rollouts._graphs_of(policy)
+    assert kept.model is policy and rollouts._graphs_of(policy) is kept and rollouts._graphs_of(other).model is other
+    assert without._graphs_of(policy) is None
 
 
 @pytest.mark.parametrize("kind", ["beams", "stochastic", "sampling", "mixture"])
