@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, skip_first_batches
 from trl import GRPOTrainer
 
 from minionerec.config import RlConfig
@@ -55,6 +55,18 @@ def test_short_sids_have_the_logprobs_of_trl(policy, tmp_path):
     labelled = mask[:, -3:].bool()
     torch.testing.assert_close(ours[0][labelled], theirs[0][labelled], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(ours[1][labelled], theirs[1][labelled], atol=1e-4, rtol=1e-4)
+
+
+def test_rows_are_not_searched_for_tensors_to_move(policy, tmp_path, monkeypatch):
+    """Neither from the beginning nor from the middle of an epoch, where a resumed run begins."""
+
+    def search(batch, *_, **__):
+        raise AssertionError("accelerate looks at every token")
+
+    monkeypatch.setattr("accelerate.data_loader.send_to_device", search)
+    loader = ranking_trainer(policy, tmp_path).get_train_dataloader()
+    for batches in (loader, skip_first_batches(loader, 1)):
+        assert isinstance(next(iter(batches))[0]["prompt"], list)
 
 
 def two_micro_batches_at_once(arguments):
