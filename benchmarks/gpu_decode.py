@@ -9,10 +9,10 @@ Sides: `graphs` (`SearchGraphs`), `catalog` (the same, each step normalised over
 others over the vocabulary, as `generate` does), `launches` (`beam_search`), `generate` (transformers, with a vectorised trie
 processor, up to batch 32), `plain` (one forward). With `--compiled parts` torch.compile first takes norms and feed-forward
 layers, with `whole` the forward of all layers, which takes minutes for each shape: `launches` and `graphs` then show what
-compiling gives on either way. `--without twin` records the model as it is (`tree/fewer_kernels.py`). The lists of graphs and
-launches are compared: in float32 the run stops unless they are equal, in bf16 the JSON says how many SIDs agree, as a prompt
-that is padded to its bucket rounds otherwise. Without a GPU a stand-in takes the place of the graphs: the figures then say
-nothing, the code is the same.
+compiling gives on either way. `--without twin` records the model as it is (`tree/fewer_kernels.py`), which `--compiled`
+implies: a twin is not compiled. The lists of graphs and launches are compared: in float32 the run stops unless they are equal,
+in bf16 the JSON says how many SIDs agree, as a prompt that is padded to its bucket rounds otherwise. Without a GPU a stand-in
+takes the place of the graphs: the figures then say nothing, the code is the same.
 
     python benchmarks/gpu_decode.py --out decode.json                              # on a GPU, about 2 minutes
     python benchmarks/gpu_decode.py --cells 0.5b:1:208 --compiled parts            # one cell
@@ -202,6 +202,8 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--out", type=Path, help="a JSON file for all figures, written after every cell")
     arguments = options.parse_args(argv)
     deadline = time.monotonic() + arguments.seconds
+    if arguments.compiled:
+        arguments.without = "twin"
     torch.backends.cuda.matmul.allow_tf32 = False
     codes, source = codes_of_run(arguments.run) if arguments.run else industrial_codes()
     leave_out(arguments.without)

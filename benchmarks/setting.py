@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +27,7 @@ import turns
 from memory import peak_gb
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch.autograd import DeviceType
 from transformers import LogitsProcessor, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from minionerec.statistics.intervals import Interval, beyond_noise
@@ -80,9 +81,13 @@ def profiler() -> torch.profiler.profile:
 
 
 def kernels_of(profile: torch.profiler.profile) -> dict[str, Any]:
-    """How many kernels ran, the milliseconds of all of them, and the eight that took longest."""
-    side = "device" if torch.cuda.is_initialized() else "cpu"
-    events = [(getattr(event, f"self_{side}_time_total") / 1000, event) for event in profile.key_averages()]
+    """How many kernels ran, the milliseconds of all of them, and the eight that took longest; on a CPU, of operations.
+
+    A profile of a GPU also has the host's calls that launch them, which do not count.
+    """
+    side, kind = ("device", DeviceType.CUDA) if torch.cuda.is_initialized() else ("cpu", DeviceType.CPU)
+    ran = [event for event in profile.key_averages() if event.device_type == kind]
+    events = [(getattr(event, f"self_{side}_time_total") / 1000, event) for event in ran]
     events.sort(key=lambda pair: -pair[0])
     longest = [{"name": event.key[:80], "ms": spent, "calls": event.count} for spent, event in events[:8]]
     return {"ms": sum(spent for spent, _ in events), "calls": sum(event.count for _, event in events), "longest": longest}
@@ -159,6 +164,8 @@ def alternate(
         if together:
             with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(len(sides)) as pool:
                 done = [pool.submit(_in_turn, script, [*options, "--only", side], folder, len(sides)) for side in sides]
+                for measured in as_completed(done):
+                    measured.result()  # a side that failed ends before those that waited for it, and says why
                 for side, measured in zip(sides, done, strict=True):
                     runs[side].append(measured.result())
         else:

@@ -86,3 +86,17 @@ def test_lists_that_differ_are_refused(gpu_decode):
     assert gpu_decode.agreement(lists, other, False)["agree"] == 0.0
     with pytest.raises(SystemExit, match=r"other lists: 0.0000 of the SIDs"):
         gpu_decode.agreement(lists, other, True)
+
+
+def test_what_is_compiled_is_recorded_without_a_twin(gpu_decode, monkeypatch, tmp_path):
+    """A twin is not compiled: graphs would show nothing of it."""
+    compiled, recorded = [], []
+    monkeypatch.setattr(gpu_decode.graphs, "twin", gpu_decode.graphs.twin)  # put back what `main` leaves out
+    monkeypatch.setattr(gpu_decode, "compile_model", lambda model, arguments: compiled.append(model))
+    out, search = tmp_path / "compiled.json", gpu_decode.graphs.static_search
+    monkeypatch.setattr(gpu_decode.graphs, "static_search", lambda model, *rest: recorded.append(model) or search(model, *rest))
+    arguments = ["--cells", "tiny:1:20", "--device", "cpu", "--beams", "3", "--repeats", "1", "--out", str(out)]
+    gpu_decode.main([*arguments, "--compiled", "parts"])
+    [model], [row] = compiled, json.loads(out.read_text())["cells"]
+    assert recorded and all(each is model for each in recorded)
+    assert (row["compiled"], row["without"]) == ("parts", "twin")
