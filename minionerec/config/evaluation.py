@@ -52,8 +52,9 @@ class EvalConfig:
     batch_size: int = bounded(32, 1, 100_000)
     """Prompts decoded at once (prompts)."""
     cuda_graphs: Literal["auto", "off"] = "auto"
-    """Whether a search on a GPU, the beams of RL's rollouts with it, is recorded as a CUDA graph, one for each size of batch, and
-    replayed: same lists, far fewer launches. `auto` does it wherever model and search allow it; a CPU has none (docs/gpu.md)."""
+    """Whether a search on a GPU, that of RL's beams included, is recorded as a CUDA graph, one for each size of batch, and
+    replayed: same lists, far fewer launches. `auto` does it wherever model and search allow it; a CPU has none
+    (docs/gpu.md)."""
     exclude_history: bool = False
     """Recommend no item of the example's history: the search runs in a view of the catalog without it, and it is removed from
     the lists of baselines (these are then shorter than `baseline.top`). The exact scores of `oracle_examples` always cover the
