@@ -21,7 +21,8 @@ the width of each.
   once: logits, scaled logits, their gradient, and the softmax; in bf16 also the logits in half that width.
 - SID rows that train alone or with LoRA: PEFT's trainable tokens write them into a copy of the matrix in each forward pass, and
   the copy's gradient is dense. These are two more matrices (V, h), as wide as the weights (measured, tied or not).
-- Rollouts (RL): keys and values of prompts and beams, 2 x layers x key-value width per position.
+- Rollouts (RL): keys and values of prompts and beams, 2 x layers x key-value width per position, in float32 unless DeepSpeed
+  casts the model: autocast covers the training passes, not the decoder.
 
 FLOPs (Kaplan et al., 2020, section 2.1): 2 per parameter and position in the forward pass, 4 in the backward pass, or 2 if the
 weights are frozen (where PEFT trains rows of the head, the gradient of all its rows is computed). Recomputed activations add 2.
@@ -52,7 +53,6 @@ _BUCKET = 500_000_000  # DeepSpeed's reduce_bucket_size (elements)
 _SAMPLE = 16  # micro-batches that are packed to estimate a run's positions
 # A label takes as much memory as some tens of positions. How many depends on the model, so several numbers are tried.
 _POSITIONS_PER_LABEL = (0, 1, 10, 100, 1000)
-_WIDTH = {True: 2, False: 4}  # bytes of a number in bf16 or not
 
 
 @dataclass(frozen=True)
@@ -265,12 +265,12 @@ def memory(shape: Shape, work: Work, devices: Devices) -> dict[str, int]:
             parts["bfloat16 copies"] = 2 * (shape.body + shape.embedding)
     if work.reference:
         parts["reference model"] = weights
-    width = _WIDTH[devices.bf16]
     if shape.token_rows:
         parts["copies for SID rows"] = 2 * shape.embedding * (weights // shape.parameters)
     largest = max(work.largest, key=lambda batch: _activations(shape, batch, devices) + _logits(shape, batch, devices))
     parts["activations"], parts["logits"] = _activations(shape, largest, devices), _logits(shape, largest, devices)
     if work.cached:
+        width = 2 if casts(devices) else 4
         parts["rollouts"] = work.cached * 2 * shape.layers * shape.key_value_width * width
     return parts
 

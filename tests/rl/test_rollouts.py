@@ -77,6 +77,15 @@ def test_graphs_are_kept_for_a_policy_and_may_be_left_out(monkeypatch):
     assert without._graphs_of(policy) is None
 
 
+def test_rollouts_compute_in_the_format_of_the_weights(policy, tmp_path):
+    """With bf16 a launcher wraps the forward of the model in autocast; the decoder calls what is inside."""
+    trainer, seen = trainer_of(policy, tmp_path, rollouts="beams"), []
+    trainer.model.forward = torch.autocast("cpu", torch.bfloat16)(trainer.model.forward)
+    trainer.model.base_model.layers[0].mlp.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    rolled(trainer, rows_of(trainer, 6))
+    assert seen and set(seen) == {torch.float32}
+
+
 @pytest.mark.parametrize("kind", ["beams", "stochastic", "sampling", "mixture"])
 def test_what_evaluation_leaves_out_no_group_holds(policy, tmp_path, kind):
     """As with eval.exclude_history; without it, the same rows bring items of their own history."""

@@ -71,6 +71,16 @@ def test_static_memory_is_that_of_the_zero_paper():
     assert found["reduction bucket"] == 2 * 500_000_000
 
 
+def test_the_cache_of_rollouts_is_as_wide_as_the_weights():
+    """Autocast does not reach the decoder (tests/rl/test_rollouts.py)."""
+    work = dataclasses.replace(NOTHING, cached=10)
+    bytes_of = {
+        devices: memory(shape(0, layers=3, key_value_width=8), work, devices)["rollouts"]
+        for devices in (Devices(1), Devices(1, bf16=True), Devices(2, zero2=True, bf16=True))
+    }
+    assert list(bytes_of.values()) == [2 * 3 * 8 * 10 * 4] * 2 + [2 * 3 * 8 * 10 * 2]
+
+
 def test_static_memory_of_ddp_and_of_one_device():
     whole = shape(1000, weight_bytes=4000, trainable=250, trainable_bytes=1000)
     alone, ddp = memory(whole, NOTHING, Devices()), memory(whole, NOTHING, Devices(2))
