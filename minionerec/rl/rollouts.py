@@ -175,7 +175,7 @@ class Rollouts:
         self._graphs: SearchGraphs | None = None
 
     def _graphs_of(self, model: PreTrainedModel) -> SearchGraphs | None:
-        """The policy's searches as CUDA graphs, kept from step to step: its weights change where they are. None on a CPU."""
+        """The policy's searches as CUDA graphs, kept from step to step: its weights change where they are. None if left out."""
         if self._by_graphs and model.device.type == "cuda" and (self._graphs is None or self._graphs.model is not model):
             self._graphs = SearchGraphs(model)
         return self._graphs

@@ -26,7 +26,7 @@ from minionerec.tree.view import View
 
 log = logging.getLogger(__name__)
 
-MOST_GRAPHS = 32  # a graph of 24 layers is some 4,000 kernels, which take a few MB beside the memory that all graphs share
+MOST_GRAPHS = 32  # a graph of 24 layers is some 2,400 kernels, which take a few MB beside the memory that all graphs share
 _MOST_LEGAL = 1 << 28  # bytes: a filter stands as one byte per node of the trie and row of the batch
 _LENGTH_STEP = 16  # tokens: lengths of prompts are multiples of it
 
