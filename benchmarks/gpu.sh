@@ -6,21 +6,24 @@
 #   bash benchmarks/gpu.sh --run RUN --model MODEL [--out OUT] [PART...]
 #   bash benchmarks/gpu.sh --tiny [--out OUT] [PART...]     the whole script at tiny size on a CPU; it makes RUN and MODEL itself
 #
-# RUN is a run whose stages data and sid are finished, MODEL a folder with a language model; without them parts that need one are
-# left out. PART is one or more of: tests decode compiled sft_step grpo_step sft rl eval lists; all of them by default. PYTHON is
-# the interpreter (python3).
+# RUN is a run whose stages data and sid are finished, MODEL a folder with a language model, or a GGUF file; without them parts
+# that need one are left out. OUT (gpu-results) may be shared by calls with other parts. PART is one or more of: tests decode
+# compiled sft_step grpo_step sft rl eval lists; all of them by default, in this order. rl and eval go on from what sft left in
+# OUT, lists from eval. The variable PYTHON names the interpreter (python3); PYTHON=scripts/python is this checkout's.
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}
 out=gpu-results tiny= run= model= parts=()
+wrong() { echo "$*" >&2; exit 2; }
 while [ $# -gt 0 ]; do
   case $1 in
-    --run) run=$(realpath "$2"); shift ;;
-    --model) model=$(realpath "$2"); shift ;;
-    --out) out=$2; shift ;;
+    --run | --model | --out)
+      [[ ${2:-} != "" && $2 != -* ]] || wrong "$1: needs a path after it; bash benchmarks/gpu.sh --help explains it."
+      printf -v "${1#--}" %s "$2"
+      shift ;;
     --tiny) tiny=1 ;;
-    --help) sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
-    -*) echo "$1: no such option; bash benchmarks/gpu.sh --help lists them." >&2; exit 2 ;;
+    --help | -h) sed -n '2,15s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    -*) wrong "$1: no such option; bash benchmarks/gpu.sh --help lists them." ;;
     *) parts+=("$1") ;;
   esac
   shift
@@ -28,14 +31,39 @@ done
 known=(tests decode compiled sft_step grpo_step sft rl eval lists)
 [ ${#parts[@]} -gt 0 ] || parts=("${known[@]}")
 for name in "${parts[@]}"; do
-  [[ " ${known[*]} " == *" $name "* ]] || { echo "$name: no such part; they are ${known[*]}." >&2; exit 2; }
+  [[ " ${known[*]} " == *" $name "* ]] || wrong "$name: no such part; they are ${known[*]}."
 done
 for name in "${parts[@]}"; do  # several calls may share a folder, each with other parts
-  [ ! -e "$out/$name.log" ] || { echo "$out: holds $name.log already; give another --out." >&2; exit 2; }
+  [ ! -e "$out/$name.log" ] || wrong "$out: holds $name.log already; delete it, or give another --out."
 done
-mkdir -p "$out"
-out=$(realpath "$out")
+if [ -n "$run" ]; then
+  for stage in data sid; do
+    [ -e "$run/$stage/manifest.json" ] || wrong "--run $run: no run with a finished stage $stage; make it first (docs/gpu.md, Prepare)."
+  done
+  run=$(realpath "$run")
+fi
+if [ -n "$model" ]; then
+  [ -e "$model" ] || wrong "--model $model: not found; minionerec model get smollm2-135m prints the folder of one."
+  model=$(realpath "$model")
+fi
+[[ -z $tiny || -n $run || -z $model ]] && [[ -z $tiny || -z $run || -n $model ]] ||
+  wrong "--tiny makes a run and a model itself: give both --run and --model, or neither."
+trained=$([ -e "$out/run/sft/manifest.json" ] && echo 1)
+for name in "${parts[@]}"; do
+  case $name in
+    sft) trained=1 ;;
+    rl | eval | lists)
+      [[ -n $trained || ( -z $tiny && ( -z $run || -z $model ) ) ]] ||
+        wrong "$name: goes on from what the part sft leaves in --out, and $out has nothing of it; name sft before it." ;;
+  esac
+done
+if [[ -e $out && ! -d $out ]]; then wrong "--out $out: not a folder; give another one."; fi
+out=$(realpath -m "$out")
 cd "$root"
+needed=(torch transformers trl datasets polars jsonargparse rich safetensors pytest hypothesis)
+lacks=$("$python" -c 'import importlib.util as u, sys; print(*(n for n in sys.argv[1:] if not u.find_spec(n)))' "${needed[@]}") ||
+  wrong "$python: does not run; PYTHON names the interpreter."
+[ -z "$lacks" ] || wrong "$python lacks $lacks: name another interpreter, such as PYTHON=scripts/python, or install what is missing."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TRL_EXPERIMENTAL_SILENCE=1
 
 # Time limits in seconds: 8 minutes together. A busy CPU may take longer over the tiny ones.
@@ -44,12 +72,13 @@ if [ -n "$tiny" ]; then
   for name in "${!limits[@]}"; do limits[$name]=600; done
   if [ -z "$run" ] || [ -z "$model" ]; then
     if [ ! -e "$out/tiny/model" ]; then  # an earlier call has made it
+      mkdir -p "$out"
       "$python" benchmarks/gpu_tiny.py "$out/tiny" > "$out/tiny.log" 2>&1 || { tail -n 20 "$out/tiny.log"; exit 1; }
     fi
     run=$out/tiny/run model=$out/tiny/model
   fi
 else
-  "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "No GPU here; --tiny needs none." >&2; exit 2; }
+  "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || wrong "No GPU here; --tiny needs none."
   nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
 fi
 
@@ -60,6 +89,7 @@ product() {  # a stage of the product, on the prepared run
   local stage=$1; shift
   limited "$python" -m minionerec "$stage" --config "$run" --out "$out/run" --model.init from_pretrained --model.path "$model" "$@"
 }
+mkdir -p "$out"
 decode=(--seconds 55) sft=() grpo=() training=() policy=()
 if [ -n "$tiny" ]; then
   decode=(--device cpu --beams 5 --repeats 2 --seconds 600)

@@ -31,6 +31,7 @@ import torch
 from setting import (
     SIZES,
     TrieTable,
+    check_places,
     codes_of_run,
     generate_beams,
     industrial_codes,
@@ -201,6 +202,7 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--run", type=Path, help="a run whose SIDs are the catalog (default: shared data, else random SIDs)")
     options.add_argument("--out", type=Path, help="a JSON file for all figures, written after every cell")
     arguments = options.parse_args(argv)
+    check_places(options, arguments)
     deadline = time.monotonic() + arguments.seconds
     if arguments.compiled:
         arguments.without = "twin"

@@ -3,6 +3,7 @@
 python benchmarks/gpu_tiny.py OUT        # OUT/run, OUT/model
 """
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from minionerec.prompts.builder import tokenizer_corpus
 
 
 def main(out: Path) -> None:
-    out.mkdir(parents=True)
+    shutil.rmtree(out / "raw", ignore_errors=True)  # a call that was interrupted may have left a part of it
     write_files(out / "raw")
     values = configuration(out / "raw", out / "run", 0)
     path = out / "tiny.yaml"
@@ -29,7 +30,9 @@ def main(out: Path) -> None:
     run(config, ("data", "sid"))
     sizes = ModelConfig(hidden_size=32, intermediate_size=48, layers=2, heads=2, vocabulary=400)
     model, tokenizer = scratch.create(tokenizer_corpus(Dataset.load(out / "run/data")), sizes, 0)
-    checkpoint.save(model, tokenizer, out / "model")
+    part = out / "model.part"
+    checkpoint.save(model, tokenizer, part)
+    part.rename(out / "model")  # whole or not at all: a later call looks for it
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from setting import (
     Measured,
     TrieTable,
     alternate,
+    check_places,
     codes_of_run,
     generate_beams,
     industrial_codes,
@@ -262,6 +263,10 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--profile", action="store_true", help="count the kernels of one more step")
     options.add_argument("--out", type=Path, help="a JSON file for the figures")
     arguments = options.parse_args(argv)
+    check_places(options, arguments)
+    for name in ("micro_prompts", "peer_micro_prompts"):  # a rest would be left out of the step
+        if (micro := getattr(arguments, name)) and arguments.per_step % micro:
+            options.error(f"argument --{name.replace('_', '-')}: {micro} does not divide --per-step {arguments.per_step}")
     if arguments.only:
         return report(arguments, measure(arguments.only, arguments))
     source = codes_of_run(arguments.run)[1] if arguments.run else industrial_codes()[1]

@@ -114,6 +114,20 @@ def parser(description: str | None, sides: Sequence[str]) -> argparse.ArgumentPa
     return options
 
 
+def check_places(options: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Refuse `--device`, `--run` and `--out` that cannot be used, before anything is measured.
+
+    Raises:
+        SystemExit: there is no GPU, the run has no SIDs, or the file's folder is not there.
+    """
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        options.error("argument --device: cuda, but torch finds no GPU here; --device cpu needs none")
+    if arguments.run and not (arguments.run / "sid/codes.safetensors").is_file():
+        options.error(f"argument --run: {arguments.run} is no run with a finished stage sid")
+    if arguments.out and not arguments.out.parent.is_dir():
+        options.error(f"argument --out: the folder {arguments.out.parent} does not exist")
+
+
 def report(arguments: argparse.Namespace, measured: Measured) -> None:
     """Write the measurement of a process with `--only` to the parent's file, or print it."""
     figures, tensors = measured

@@ -42,6 +42,7 @@ from setting import (
     SIZES,
     Measured,
     alternate,
+    check_places,
     machine,
     parser,
     peak_memory,
@@ -267,6 +268,7 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--bf16", action="store_true", help="weights in bfloat16")
     options.add_argument("--out", type=Path, help="a JSON file for the figures")
     arguments = options.parse_args(argv)
+    check_places(options, arguments)
     if arguments.only:
         return report(arguments, measure(arguments.only, arguments))
     dataset, _ = prepared(arguments.run)

@@ -5,6 +5,7 @@ import importlib
 import json
 import re
 import subprocess
+import sys
 
 import pytest
 
@@ -41,10 +42,42 @@ def test_mistakes_cost_nothing(tmp_path):
         (["--fast"], "--fast: no such option"),
         (["decode", "decoding"], "decoding: no such part; they are tests decode"),
         (["--out", "out"], "out: holds decode.log already"),
+        (["--run"], "--run: needs a path after it"),
+        (["--out", "--tiny"], "--out: needs a path after it"),
+        (["--run", "out"], "--run out: no run with a finished stage data"),
+        (["--model", "none"], "--model none: not found"),
+        (["--tiny", "--model", "out"], "--tiny makes a run and a model itself"),
+        (["--tiny", "--out", "out/decode.log"], "--out out/decode.log: not a folder"),
+        (["--tiny", "--out", "new", "rl", "sft"], "rl: goes on from what the part sft leaves in --out"),
     ):
         done = script(*arguments, cwd=tmp_path)
         assert done.returncode == 2 and message in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_interpreter_that_lacks_packages_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHON", str(tmp_path / "none"))
+    assert "none: does not run; PYTHON names the interpreter." in script("--tiny", cwd=tmp_path).stderr
+    bare = tmp_path / "bare"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
+    bare.chmod(0o755)
+    monkeypatch.setenv("PYTHON", str(bare))
+    done = script("--tiny", cwd=tmp_path)
+    assert done.returncode == 2 and "bare lacks torch transformers" in done.stderr and "PYTHON=scripts/python" in done.stderr
+    assert not (tmp_path / "gpu-results").exists()
+
+
+def test_a_tiny_run_that_was_interrupted_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    gpu_tiny = importlib.import_module("gpu_tiny")
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/items.csv").write_text("item,ti")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu_tiny, "run", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            gpu_tiny.main(tmp_path)
+    gpu_tiny.main(tmp_path)
+    assert (tmp_path / "model/config.json").is_file() and (tmp_path / "run/sid/manifest.json").is_file()
 
 
 def test_calls_of_the_tiny_check_may_share_a_folder(tmp_path, monkeypatch):
@@ -54,10 +87,10 @@ def test_calls_of_the_tiny_check_may_share_a_folder(tmp_path, monkeypatch):
     stub.chmod(0o755)
     monkeypatch.setenv("PYTHON", str(stub))
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
-    for part in ("decode", "lists"):
+    for part in ("decode", "compiled"):
         assert script("--tiny", "--out", str(tmp_path / "out"), part).returncode == 0
-    calls = [line.rpartition("/")[2] for line in (tmp_path / "calls").read_text().splitlines()]
-    assert calls == ["gpu_tiny.py", "gpu_decode.py", "gpu_lists.py"]
+    calls = [line.rpartition("/")[2] for line in (tmp_path / "calls").read_text().splitlines() if line != "-c"]
+    assert calls == ["gpu_tiny.py", "gpu_decode.py", "gpu_decode.py"]
 
 
 def test_the_table_of_decoding_on_a_cpu(gpu_decode, tmp_path, capsys):
@@ -72,6 +105,24 @@ def test_the_table_of_decoding_on_a_cpu(gpu_decode, tmp_path, capsys):
     assert row["graphs"]["ms"] > 0 and row["profile"]["calls"] > 100
     with pytest.raises(argparse.ArgumentTypeError, match="is not MODEL:BATCH:PROMPT"):
         gpu_decode.cell("0.5b:200")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("gpu_decode", ["--device", "cuda"], "torch finds no GPU here; --device cpu needs none"),
+        ("gpu_decode", ["--device", "cpu", "--run", "none"], "none is no run with a finished stage sid"),
+        ("sft_step", ["--out", "none/x.json"], "--out: the folder none does not exist"),
+        ("grpo_step", ["--per-step", "4", "--peer-micro-prompts", "3"], "--peer-micro-prompts: 3 does not divide --per-step 4"),
+        ("grpo_step", ["--per-step", "4", "--micro-prompts", "8"], "--micro-prompts: 8 does not divide --per-step 4"),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused_before_anything_is_measured(name, options, message, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        importlib.import_module(name).main(options)
+    assert message in capsys.readouterr().err
 
 
 def test_lists_that_differ_are_refused(gpu_decode):
