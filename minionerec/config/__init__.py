@@ -209,7 +209,7 @@ class Config:
                 f"sft.tasks is [{', '.join(names)}]: none of them asks what comes after a history or which SID an item has, so "
                 f"there is nothing to validate the model by. Add {RECOMMENDING} or another task with a history."
             )
-        if self.sft.best_metric != "loss" and not any(TASKS[name].answers_with_sid for name in names):
+        if self.sft.best_metric != "loss" and not self.sft.writes_sids:
             raise ConfigError(
                 f"sft.best_metric is {self.sft.best_metric}, but no task of sft.tasks has a SID as its answer, so validations "
                 "would rank by what was never trained. Set sft.best_metric loss."

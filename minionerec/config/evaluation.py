@@ -109,6 +109,12 @@ class EvalConfig:
             for name in names:
                 if getattr(self, assistant) is None and getattr(self, name) != getattr(EvalConfig, name):
                     raise ConfigError(f"eval.{name} is set, but it has an effect with eval.{assistant} only.")
+            weight, examples = names
+            if getattr(self, weight) is not None and getattr(self, examples) != getattr(EvalConfig, examples):
+                raise ConfigError(
+                    f"eval.{examples} is set, but nothing is chosen by them, as eval.{weight} is {getattr(self, weight)}. "
+                    f"Leave it at {getattr(EvalConfig, examples)}, or set eval.{weight} null."
+                )
 
     @property
     def chooses_title_weight(self) -> bool:

@@ -162,7 +162,7 @@ class SftConfig:
             "smoothing": self.smoothing > 0,
             "normalise_over": self.normalise_over == "catalog",
         }
-        if not any(TASKS[task].answers_with_sid for task in self.task_names):
+        if not self.writes_sids:
             for name in (name for name, is_set in of_sids.items() if is_set):
                 raise ConfigError(
                     f"sft.{name} is {getattr(self, name)}, but no task of sft.tasks has a SID as its answer, and text is not "
@@ -193,6 +193,11 @@ class SftConfig:
                 f"{chosen} sft.level_weights is {self.level_weights}: a mixture weighs whole items, not their tokens. Leave it "
                 "out."
             )
+
+    @property
+    def writes_sids(self) -> bool:
+        """Whether a task's answer is a SID; if not, the model learns to write texts alone."""
+        return any(TASKS[task].answers_with_sid for task in self.task_names)
 
     @property
     def validated_examples(self) -> int | None:

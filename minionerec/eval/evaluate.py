@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from minionerec.artifacts import ITEM_STAGES, MANIFEST, MILLISECONDS, Manifest, Recipe, require
-from minionerec.config import FLOORS, NAMING, PLAIN_FLOORS, RECOMMENDING, TASKS, Config, EvalConfig
+from minionerec.config import FLOORS, NAMING, PLAIN_FLOORS, RECOMMENDING, Config, EvalConfig
 from minionerec.data.dataset import Dataset
 from minionerec.data.interactions import interaction_counts
 from minionerec.data.vectors import baseline_digest
@@ -154,6 +154,13 @@ def _ground(config: Config, stage: str, dataset: Dataset, index: SidIndex, folde
     if config.eval.grounding == "base":
         embedder = checkpoint.load(str(config.model.path), config.eval.dtype)
     embedder[0].to(device).eval()
+    if (blank := written.texts.count("")) > len(written.texts) / 2:
+        log.warning(
+            "%s of %s written titles are empty, and tell nothing of the next item. Train the model longer, or see %s.",
+            f"{blank:,}",
+            f"{len(written.texts):,}",
+            grounding.TITLES,
+        )
     rankings, weight = grounding.rank_split(written, valid, prompts, embedder, folder, config)
     ids = dataset.catalog["item_id"].to_list()
     predictions = as_predictions(dataset.split(config.eval.split), rankings, index, ids)
@@ -275,7 +282,7 @@ def evaluable(config: Config) -> list[str]:
     mixed = [name for name, stage in wanted.items() if stage in trained and has_mixture(folder, stage)]
     helped = [name for name, stage in ASSISTED.items() if config.eval.assistant is not None and stage in trained]
     grounded = [name for name, stage in GROUNDED.items() if config.eval.grounding != "none" and stage in trained]
-    if not any(TASKS[task].answers_with_sid for task in config.sft.task_names) and grounded:
+    if grounded and not config.sft.writes_sids:
         trained = [stage for stage in trained if stage != "sft"]  # it writes titles and no SIDs
     content = sorted(f"{LEGO}{path.parent.name}" for path in (folder / "lego" / "lists").glob(f"*/{MANIFEST}"))
     listed = [*(name for name in baselines if name not in PLAIN_FLOORS), *content]

@@ -19,7 +19,7 @@ from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, Recipe, change
 from minionerec.config import BASELINES, FLOORS, PLAIN_FLOORS, Config, run_file
 from minionerec.config.lego import RECIPES
 from minionerec.data.dataset import Dataset
-from minionerec.errors import ArtifactError
+from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.compare import left_out
 from minionerec.eval.lists import headline_cutoff
 from minionerec.eval.slices import parts_of_dataset, parts_of_lists, parts_of_training
@@ -312,6 +312,7 @@ def write_report(config: Config) -> tuple[Manifest, bool]:
 
     Raises:
         ArtifactError, DataError: an input is missing, damaged or malformed.
+        ConfigError: the run's model writes texts and no SIDs, so what the page shows does not exist.
     """
     manifests, outdated = _manifests(config)
     recipe = Recipe(
@@ -333,6 +334,11 @@ def _manifests(config: Config) -> tuple[dict[str, Manifest], dict[str, str]]:
     Left out are mixtures and evaluations, which are cheap to make again, but for the evaluation that a page cannot be without:
     of that one, and of a model, the page says that its input has changed.
     """
+    if not config.sft.writes_sids and not (config.folder / "eval/sft" / MANIFEST).is_file():
+        raise ConfigError(
+            f"{config.folder}: sft.tasks has no task whose answer is a SID, so there is no eval/sft, which the pages need. "
+            f"Its lists stand in a table: minionerec baseline table {config.folder} --html table.html"
+        )
     names = [*_REQUIRED, *(name for name in (*_OPTIONAL, *_MIXED, *_BASELINES) if (config.folder / name / MANIFEST).is_file())]
     commands = {name: ITEM_STAGES.get(name, f"minionerec {name.partition('/')[0]}") for name in names}
     manifests = {name: require(config.folder / name, command) for name, command in commands.items()}

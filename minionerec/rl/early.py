@@ -19,12 +19,18 @@ def check_early(config: Config, pending: Collection[str] = ()) -> None:
 
     Raises:
         ConfigError: a tracker is missing, lists are shorter than the metric that chooses the best model, the model has a second
-            distribution, a step or a group is larger than what there is, or the mixture that validations rank with cannot be
-            fitted.
+            distribution or never writes a SID in SFT, a step or a group is larger than what there is, or the mixture that
+            validations rank with cannot be fitted.
         ArtifactError: a reward needs a baseline that is not trained, or the run's data or SIDs are damaged.
     """
     rl, run = config.rl, config.folder
     check_one_distribution(config.model.text_output)
+    if not config.sft.writes_sids:
+        raise ConfigError(
+            f"sft.tasks is [{', '.join(config.sft.task_names)}]: none of them has a SID as its answer, so RL would start from "
+            "a model that has never written one. Leave RL out (minionerec data prepare, sid, sft, eval), or add "
+            "history_sid_to_sid."
+        )
     check_trackers("rl.report_to", rl.report_to)
     if rl.evaluations:
         check_cutoff("rl.best_metric", rl.best_metric, config)

@@ -31,8 +31,11 @@ def check_trackers(field: str, names: Collection[str]) -> None:
         )
 
 
-def check_cutoff(field: str, metric: str, config: Config) -> None:
+def check_cutoff(field: str, metric: str, config: Config, else_do: str | None = None) -> None:
     """Refuse a metric that looks further down a list than lists are long: NDCG@50 of 10 beams would be NDCG@10.
+
+    Args:
+        else_do: what helps beside more beams; None for a smaller cut-off.
 
     Raises:
         ConfigError: the metric's cut-off is above `eval.num_beams`.
@@ -40,8 +43,8 @@ def check_cutoff(field: str, metric: str, config: Config) -> None:
     name, _, cutoff = metric.partition("@")
     if cutoff and int(cutoff) > config.eval.num_beams:
         raise ConfigError(
-            f"{field} is {metric}, but lists end after {config.eval.num_beams} SIDs (eval.num_beams). Choose a smaller "
-            f"cut-off, such as {name}@1, or more beams."
+            f"{field} is {metric}, but lists end after {config.eval.num_beams} SIDs (eval.num_beams). "
+            f"{else_do or f'Choose a smaller cut-off, such as {name}@1'}, or more beams."
         )
 
 
@@ -87,7 +90,7 @@ def check_assistant(config: Config, pending: Collection[str] = ()) -> None:
         )
     check_baseline("eval.assistant", config.eval.assistant, config, pending)
     if config.eval.assistant_weight is None:
-        check_cutoff("the metric by which minionerec d3 chooses", "NDCG@10", config)
+        check_cutoff("the metric by which minionerec d3 chooses", "NDCG@10", config, "Set eval.assistant_weight")
 
 
 def check_title_assistant(config: Config, pending: Collection[str] = ()) -> None:
@@ -106,7 +109,7 @@ def check_title_assistant(config: Config, pending: Collection[str] = ()) -> None
     if name != "popularity":
         check_baseline("eval.title_assistant", name, config, pending)
     if config.eval.chooses_title_weight:
-        check_cutoff("the metric by which eval.title_weight is chosen", "NDCG@10", config)
+        check_cutoff("the metric by which eval.title_weight is chosen", "NDCG@10", config, "Set eval.title_weight")
         if "data" not in pending:
             check_valid_rows(config, "eval.title_weight is chosen on it", "set eval.title_weight")
 

@@ -215,6 +215,8 @@ def test_what_cannot_be_grounded_is_refused(parts):
     for alone in ({"title_weight": 0.5}, {"title_examples": None}):
         with pytest.raises(ConfigError, match=f"eval.{next(iter(alone))} is set, but .* with eval.title_assistant only"):
             replace(FREE, **alone)
+    with pytest.raises(ConfigError, match=r"title_examples is set, but nothing is chosen by them, as eval.title_weight is 0.5"):
+        replace(FREE, title_assistant="popularity", title_weight=0.5, title_examples=7)
     with pytest.raises(ConfigError, match=r"eval.title_weight is -1; it must be from 0 to 99"):
         replace(FREE, title_assistant="popularity", title_weight=-1)
 
@@ -227,7 +229,7 @@ def test_a_model_of_titles_is_validated_on_titles(parts):
     assert all(branch.is_sid for tree in both for branch in tree)
 
 
-def test_a_run_from_titles_to_the_table(tmp_path):
+def test_a_run_from_titles_to_the_table(tmp_path, caplog, monkeypatch):
     settings = config(
         tmp_path,
         sft={"tasks": [NAMING], "epochs": 2, "evaluations": 1, "row_tokens": 256},
@@ -243,6 +245,8 @@ def test_a_run_from_titles_to_the_table(tmp_path):
     lists, stored = RankedLists.read(folder / "predictions.jsonl"), json.loads((folder / "grounding.json").read_text())
     assert len(json.loads((folder / "titles.json").read_text())) == len(lists) == 40
     assert (stored["items"], stored["items_that_share_a_title"], stored["titles_cut"]) == (48, 0, 0)
+    with pytest.raises(ConfigError, match="there is no eval/sft, which the pages need"):
+        run(settings, ("report",))
     value = values_per_row(lists, (10,), "item")["HR@10"].mean()  # no two titles are equal, so all three agree
     assert stored["tied_in_expectation"]["HR@10"] == stored["best_of_tied"]["HR@10"] == pytest.approx(value)
     compared = compare_runs([settings.folder], resamples=50)
@@ -250,8 +254,9 @@ def test_a_run_from_titles_to_the_table(tmp_path):
     _, fresh = evaluate(replace(settings, eval=replace(settings.eval, title_beams=2)), "sft-titles")
     assert not fresh
     check_weighing(settings, lists, stored)
+    monkeypatch.setattr(grounding, "write_titles", lambda model, tokenizer, prompts, config: ("" for _ in prompts))
     _, fresh = evaluate(replace(settings, eval=replace(settings.eval, title_tokens=6)), "sft-titles")
-    assert fresh
+    assert fresh and "40 of 40 written titles are empty" in caplog.text
 
 
 def check_weighing(settings, plain, before):

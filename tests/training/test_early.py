@@ -171,7 +171,10 @@ def weighing_titles(folder, **options):
         ({"title_assistant": "tiger"}, "eval.title_assistant tiger writes codes and has no vectors"),
         ({"title_assistant": "markov"}, "eval.title_assistant markov only counts and has no vectors"),
         ({"title_assistant": "sasrec"}, "no finished artefact here, but eval.title_assistant needs this baseline"),
-        ({"num_beams": 9}, "by which eval.title_weight is chosen is NDCG@10, but lists end after 9"),
+        (
+            {"num_beams": 9},
+            "by which eval.title_weight is chosen is NDCG@10, but lists end after 9 .* Set eval.title_weight, or",
+        ),
     ],
 )
 def test_what_cannot_weigh_titles_is_refused_before_any_is_written(folder, options, message):
@@ -294,3 +297,12 @@ def test_a_container_has_less_memory_than_its_machine(monkeypatch, tmp_path):
         (tmp_path / "memory.max").write_text(text)
         monkeypatch.setattr(machine, "_LIMITS", (str(tmp_path / "memory.max"),))
         assert machine.machine_memory() == expected or text != "1000000\n"
+
+
+def test_reinforcement_learning_of_a_model_of_titles_is_refused_before_it_is_trained(folder):
+    with pytest.raises(
+        ConfigError, match=r"sft.tasks is \[history_title_to_title\]: none of them has a SID as its answer, so RL"
+    ):
+        pipeline._check_ahead(weighing_titles(folder), ("data", "sid", "sft", "rl", "eval", "report"))
+    with_data(folder)
+    pipeline._check_ahead(weighing_titles(folder), ("sft", "eval"))

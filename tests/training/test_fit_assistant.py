@@ -152,5 +152,7 @@ def test_settings_without_an_assistant_are_refused():
         EvalConfig(assistant_weight=0.5)
     with pytest.raises(ConfigError, match="assistant_examples is set, but"):
         EvalConfig(assistant_examples=None)
+    with pytest.raises(ConfigError, match=r"eval\.assistant_examples is set, but nothing is chosen by them"):
+        EvalConfig(assistant="sasrec", assistant_weight=0.5, assistant_examples=None)
     with pytest.raises(ConfigError, match=r"eval\.assistant_weight is 1.5; it must be from 0 to 1"):
         EvalConfig(assistant="sasrec", assistant_weight=1.5)
