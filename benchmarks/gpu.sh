@@ -13,6 +13,7 @@
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}
+unset PYTHON  # to scripts/python it names the interpreter to build on, which cannot be itself
 out=gpu-results tiny= run= model= parts=()
 wrong() { echo "$*" >&2; exit 2; }
 while [ $# -gt 0 ]; do

@@ -83,7 +83,10 @@ def test_a_tiny_run_that_was_interrupted_is_made_again(tmp_path, monkeypatch):
 def test_calls_of_the_tiny_check_may_share_a_folder(tmp_path, monkeypatch):
     """The run and the model of the first call serve the second."""
     stub = tmp_path / "python"
-    stub.write_text('#!/bin/sh\necho "$1" >> "$CALLS"\ncase $1 in *gpu_tiny.py) mkdir -p "$2/run" "$2/model" ;; esac\n')
+    stub.write_text(
+        '#!/bin/sh\n[ -z "$PYTHON" ] || exit 9  # scripts/python would call itself\n'
+        'echo "$1" >> "$CALLS"\ncase $1 in *gpu_tiny.py) mkdir -p "$2/run" "$2/model" ;; esac\n'
+    )
     stub.chmod(0o755)
     monkeypatch.setenv("PYTHON", str(stub))
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
