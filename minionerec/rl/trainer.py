@@ -251,7 +251,7 @@ class TreeGRPOTrainer(PortableTrainer, GRPOTrainer):
         """TRL's batches, which are lists of rows and stay as they are.
 
         accelerate would look for tensors to move at every token of every prompt, as often as TRL repeats it: with 16 prompts of
-        200 tokens, 16 completions and 4 micro-batches .4 s a step on a CPU core.
+        200 tokens, 16 completions and 4 micro-batches .1 s a step on a CPU core.
         """
         loader = super().get_train_dataloader()
         loader.device = None
