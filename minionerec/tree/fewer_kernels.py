@@ -7,7 +7,7 @@ and can be had for less:
 - Keys and values that several heads share are copied once for each head before attention with a mask. Instead, the queries of
   these heads can stand below one another as more queries of one head: the same products, and nothing is copied.
 
-The twin is for one recording (`tree/graphs.py`) and knows nothing of hooks or later changes of the model's modules. What
+The twin is for recordings (`tree/graphs.py`) and knows nothing of hooks or later changes of the model's modules. What
 `torch.compile` made of a module the twin does not have: copies of modules are not compiled.
 """
 

@@ -9,9 +9,9 @@ rounding.
 import logging
 from collections import OrderedDict
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cached_property, partial
 from threading import Lock
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -53,7 +53,6 @@ class Bucket(NamedTuple):
         trie: `id` of the arrays of its tokens, which its views share and the recording holds.
         normalise_over: what the probabilities of a step add up over.
         filtered: the trie is a view.
-        attention: implementation of the model's attention.
     """
 
     rows: int
@@ -62,7 +61,6 @@ class Bucket(NamedTuple):
     trie: int
     normalise_over: Normalise
     filtered: bool
-    attention: str | None
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ class _Graph:
 
     @classmethod
     def record(cls, model: PreTrainedModel, bucket: Bucket, trie: CatalogTrie, recorder: Recorder) -> "_Graph":
-        """Record the search of a bucket, with prompts of one token."""
+        """Record the search of a bucket on the twin of a model, with prompts of one token."""
         input_ids = torch.zeros(bucket.rows, bucket.length, dtype=torch.long, device=trie.device)
         visible = torch.zeros_like(input_ids, dtype=torch.bool)
         visible[:, -1] = True
@@ -94,7 +92,7 @@ class _Graph:
             legal = tuple(torch.ones(bucket.rows, len(tokens), dtype=torch.bool, device=trie.device) for tokens in trie.tokens)
         searched = replace(trie, view=View.of_legal(legal) if legal else None)
         _ = searched.fan_outs  # looks at the trie once, and is kept
-        search = partial(static_search, twin(model), input_ids, visible, searched, bucket.num_beams, bucket.normalise_over)
+        search = partial(static_search, model, input_ids, visible, searched, bucket.num_beams, bucket.normalise_over)
 
         def outputs() -> Outputs:
             result = search()
@@ -127,7 +125,7 @@ class _Kept(NamedTuple):
 
 
 class _Layout:
-    """Where a model's weights lie: a recording reads these places, whatever becomes of the model.
+    """Where a model's weights lie, and how it attends: recordings are of these, whatever becomes of the model.
 
     Attributes:
         refusal: why searches of the model cannot be recorded; None if they can.
@@ -135,10 +133,16 @@ class _Layout:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.refusal = not_static(model)
+        self._model, self._attention = model, model.config._attn_implementation
         self._modules = [
             (module, [*module._modules.values()], self._places(module), module is not model or not plain_head(model))
             for module in model.modules()
         ]
+
+    @cached_property
+    def twin(self) -> PreTrainedModel:
+        """What is recorded, with the weights that lie there; one for all recordings, since norms are tried to make it."""
+        return twin(self._model)
 
     @staticmethod
     def _places(module: torch.nn.Module) -> list[int]:
@@ -146,8 +150,8 @@ class _Layout:
         return [tensor.data_ptr() for tensor in tensors if tensor is not None]
 
     def holds(self) -> bool:
-        """Whether all modules and weights are where they were, and no hook would have to be called."""
-        return all(
+        """Whether all modules and weights are where they were, attend as they did, and no hook would have to be called."""
+        return self._model.config._attn_implementation == self._attention and all(
             not (called and (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)))
             and [*module._modules.values()] == children
             and self._places(module) == places
@@ -232,10 +236,9 @@ class SearchGraphs:
         if reason := self._refusal(trie, rounded(len(input_ids))):
             self._report(f"A search is not recorded, since {reason}.")
             return None
-        attention = self.model.config._attn_implementation
         length = rounded(input_ids.shape[1], _LENGTH_STEP)
-        bucket = Bucket(rounded(len(input_ids)), length, num_beams, id(trie.tokens), over, trie.view is not None, attention)
-        graph = self._graph(bucket, trie)
+        bucket = Bucket(rounded(len(input_ids)), length, num_beams, id(trie.tokens), over, trie.view is not None)
+        graph = self._graph(bucket, trie, cast(_Layout, self._layout))
         if graph is None:
             return None
         legal: tuple[torch.Tensor, ...] = ()
@@ -268,12 +271,12 @@ class SearchGraphs:
             return f"the filters of {rows} prompts take {size} bytes as masks"
         return None
 
-    def _graph(self, bucket: Bucket, trie: CatalogTrie) -> _Graph | None:
+    def _graph(self, bucket: Bucket, trie: CatalogTrie, layout: _Layout) -> _Graph | None:
         if bucket not in self._graphs:
             try:
                 # The tensors that replays write to must not belong to a caller's inference mode.
                 with torch.inference_mode(False), torch.no_grad():
-                    self._graphs[bucket] = _Kept(trie.tokens, _Graph.record(self.model, bucket, trie, self._recorder))
+                    self._graphs[bucket] = _Kept(trie.tokens, _Graph.record(layout.twin, bucket, trie, self._recorder))
                 self.recorded += 1
             except RuntimeError as error:  # of CUDA, of memory: the ordinary search may still do
                 self._graphs[bucket] = _Kept(trie.tokens, None)
