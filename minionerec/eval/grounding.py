@@ -35,6 +35,7 @@ from minionerec.model.checkpoint import context_of
 from minionerec.prompts.builder import Prompts
 from minionerec.statistics.ranking import per_user
 from minionerec.statistics.sampling import evenly_spaced
+from minionerec.tree import left_pad
 
 GROUNDING, TITLES = "grounding.json", "titles.json"
 METRIC = "NDCG@10"  # chooses the weight of the lists
@@ -138,24 +139,18 @@ def write_titles(
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     for start in range(0, len(prompts), config.batch_size):
         batch = prompts[start : start + config.batch_size]
-        longest = max(map(len, batch))
-        padding = [longest - len(prompt) for prompt in batch]
-        ids = torch.tensor(
-            [[tokenizer.pad_token_id] * pad + list(prompt) for pad, prompt in zip(padding, batch, strict=True)],
-            device=model.device,
-        )
-        mask = torch.arange(longest) >= torch.tensor(padding)[:, None]
+        ids, mask = left_pad(batch, tokenizer.pad_token_id, model.device)
         with torch.no_grad():
             written = cast(Any, model).generate(
                 input_ids=ids,
-                attention_mask=mask.long().to(model.device),
+                attention_mask=mask,
                 num_beams=config.title_beams,
                 max_new_tokens=config.title_tokens,
                 do_sample=False,
                 length_penalty=1.0,
                 early_stopping=False,
             )
-        yield from tokenizer.batch_decode(written[:, longest:], skip_special_tokens=True)
+        yield from tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
 
 
 def scores_of(name: BaselineName, run: Path, dataset: Dataset, split: SplitName) -> Scores:
@@ -179,7 +174,13 @@ def weighed(distances: np.ndarray, scores: np.ndarray, weight: float) -> np.ndar
         scores: (rows, items) or (1, items).
         weight: the power, 0 or above.
     """
-    return _scaled(distances) * (1 + _scaled(scores)) ** -weight if weight else distances.copy()
+    return _weighing(distances, scores)(weight)
+
+
+def _weighing(distances: np.ndarray, scores: np.ndarray) -> Callable[[float], np.ndarray]:
+    """`weighed` for any weight; both are scaled once."""
+    near, raised = _scaled(distances), 1 + _scaled(scores)
+    return lambda weight: near * raised**-weight if weight else distances.copy()
 
 
 def _scaled(values: np.ndarray) -> np.ndarray:
@@ -231,9 +232,9 @@ def measure_weights(
     """The metrics, items at one distance tied in expectation, of every weight; the other arguments are those of `ground`."""
     places: dict[float, list[np.ndarray]] = {weight: [] for weight in weights}
     for block, distances in _blocks(written, titles, embedded, examples):
-        of_block = scores(block)
+        with_weight = _weighing(distances, scores(block))
         for weight in weights:
-            places[weight].append(_places(weighed(distances, of_block, weight), block, config))
+            places[weight].append(_places(with_weight(weight), block, config))
     cutoffs = cutoffs_within(config.num_beams)
     joined = {weight: np.concatenate(parts, axis=1) for weight, parts in places.items()}
     return {weight: _means(per_user(best, cutoffs, ties)) for weight, (best, ties) in joined.items()}
