@@ -306,6 +306,8 @@ class Config:
     def decoding(self) -> dict[str, Any]:
         """The settings that decide the lists of the validations that choose a model."""
         settings = {name: getattr(self.eval, name) for name in ("num_beams", "normalise_over", "exclude_history")}
+        if self.eval.dtype != "float32":  # absent otherwise, as it was before validations took it
+            settings["dtype"] = self.eval.dtype
         return settings | ({"mixture": self.mixture_in_training} if self.mixture.validation else {})
 
     def mixes_in(self, stage: str) -> bool:

@@ -48,7 +48,8 @@ class EvalConfig:
     trained with `sft.normalise_over: catalog` expects."""
     dtype: Dtype = "float32"
     """Number format of the model's weights and of what is computed with them, up to the logits; scores are float32. The short
-    formats take half the memory and are fast on GPUs. They round, so lists differ a little (docs/use.md has figures)."""
+    formats take half the memory and are fast on GPUs, and bfloat16 on CPUs with AMX. They round, so lists differ a little
+    (docs/use.md has figures). Validations by a ranking metric round a copy of the model that is trained in the same way."""
     batch_size: int = bounded(32, 1, 100_000)
     """Prompts decoded at once (prompts)."""
     cuda_graphs: Literal["auto", "off"] = "auto"

@@ -20,13 +20,16 @@ from minionerec.rl.early import check_one_distribution
 from minionerec.rl.rows import training_prompts
 from minionerec.sid.index import SidIndex
 from minionerec.training.plan import Devices, PackedShape, Plan, Shape, Work, planned_devices, sample_batches
+from minionerec.training.rounded_copy import copy_bytes
 from minionerec.training.stage import begin
 from minionerec.tree import Branch, CatalogTrie, pack, without_padding
 from minionerec.tree.architecture import check_length
 from minionerec.tree.leaf_component import leaf_model
 
 
-def planned_work(examples: Sequence[TokenExample], trie: CatalogTrie, arguments: GRPOConfig, config: RlConfig) -> Work:
+def planned_work(
+    examples: Sequence[TokenExample], trie: CatalogTrie, arguments: GRPOConfig, config: RlConfig, validation_copy: int = 0
+) -> Work:
     """What training on these prompts takes.
 
     Rollouts are not known before the policy exists. SIDs drawn at random stand for them; these share less of their beginnings,
@@ -34,6 +37,7 @@ def planned_work(examples: Sequence[TokenExample], trie: CatalogTrie, arguments:
 
     Args:
         trie: the valid SIDs.
+        validation_copy: see `Work` (bytes).
     """
     group, levels = config.num_generations, trie.depth
     micro, accumulation = arguments.per_device_train_batch_size // group, arguments.gradient_accumulation_steps
@@ -71,7 +75,13 @@ def planned_work(examples: Sequence[TokenExample], trie: CatalogTrie, arguments:
         rollout=rolled_out * rounds // config.updates_per_rollout,
         cached=rolled_out * (accumulation if whole_step else 1),
         reference=arguments.beta > 0,
+        validation_copy=validation_copy,
     )
+
+
+def validation_copy(config: Config, model: PreTrainedModel) -> int:
+    """Bytes of the rounded copy of the policy that validations ask; 0 if there is none."""
+    return copy_bytes(model, config.eval.dtype) if config.rl.evaluations else 0
 
 
 def _policy_without_weights(
@@ -117,6 +127,6 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
     examples = training_prompts(config, begun.prompts)
     trie = CatalogTrie.from_codes(begun.prompts.sid_tokens)
     arguments = grpo_arguments(rl, trie.levels, config.seed, config.folder / "rl", len(examples), devices)
-    work, shape = planned_work(examples, trie, arguments, rl), Shape.of(begun.model)
+    work, shape = planned_work(examples, trie, arguments, rl, validation_copy(config, begun.model)), Shape.of(begun.model)
     check_length(begun.model, max(len(example.prompt) for example in examples) + trie.depth - 1, work.longest_row)
     return [plan_of(shape, work, way, rl) for way in planned_devices(devices, rl.bf16, rl.gradient_checkpointing)]

@@ -33,7 +33,7 @@ from minionerec.rl.early import check_early, check_group, check_one_distribution
 from minionerec.rl.exact import ExactTrainer
 from minionerec.rl.monitor import Evaluator, Watch, best, validations
 from minionerec.rl.objectives import KeepReference, ListwiseTrainer, ObjectiveTrainer
-from minionerec.rl.plan import disk_bytes, plan_of, planned_work
+from minionerec.rl.plan import disk_bytes, plan_of, planned_work, validation_copy
 from minionerec.rl.rewards import Reward, build_rewards, reward_sources
 from minionerec.rl.rollouts import Rollouts
 from minionerec.rl.rows import token_rows, training_prompts
@@ -47,6 +47,7 @@ from minionerec.training.machine import warn_about_memory
 from minionerec.training.memory import enough_memory
 from minionerec.training.plan import Shape, launched
 from minionerec.training.progress import StepBar
+from minionerec.training.rounded_copy import RoundedCopy
 from minionerec.training.stage import Begun, WriteCurves, announce, begin, finish
 from minionerec.tree import CatalogTrie
 from minionerec.tree.architecture import check_length
@@ -94,7 +95,8 @@ def _train_policy(config: Config, recipe: Recipe, write_curves: WriteCurves | No
         checkpoints = draft.path / CHECKPOINTS
         keep_tensorboard(config.folder / "tensorboard" / "rl", rl.report_to)
         arguments = grpo_arguments(rl, trie.levels, config.seed, checkpoints, len(rows))
-        work, devices = planned_work(examples, trie, arguments, rl), launched(rl.bf16, rl.gradient_checkpointing)
+        work = planned_work(examples, trie, arguments, rl, validation_copy(config, begun.model))
+        devices = launched(rl.bf16, rl.gradient_checkpointing)
         check_length(begun.model, longest, work.longest_row)
         plan = plan_of(Shape.of(begun.model), work, devices, rl)
         plan.show()
@@ -224,9 +226,11 @@ def _evaluator(begun: Begun, trie: CatalogTrie) -> Evaluator:
     config = begun.config
     if not config.rl.evaluations:
         return dict
-    recommender = Recommender(begun.model.to(distributed_state().device), begun.prompts, trie, config.eval)
+    model = begun.model.to(distributed_state().device)
+    rounded = RoundedCopy.unless_equal(model, config.eval.dtype)
+    recommender = Recommender(model if rounded is None else rounded.model, begun.prompts, trie, config.eval)
     mixed_as = config if config.mixture.validation else None
-    return RankingEvaluator(recommender, config.eval, config.rl.valid_examples, config.rl.best_metric, mixed_as)
+    return RankingEvaluator(recommender, config.eval, config.rl.valid_examples, config.rl.best_metric, mixed_as, rounded)
 
 
 def _train(trainer: TreeGRPOTrainer, watch: Watch, config: RlConfig, last: str | None) -> None:

@@ -40,7 +40,7 @@ from minionerec.recommend.recommender import Recommender
 from minionerec.sft.arguments import check_options, training_arguments
 from minionerec.sft.early import check_early
 from minionerec.sft.mixture import Cache
-from minionerec.sft.plan import check_lengths, disk_bytes, plan_of, planned_work, row_tokens_of
+from minionerec.sft.plan import check_lengths, disk_bytes, plan_of, planned_work, row_tokens_of, validation_copy
 from minionerec.sft.trainer import ADVICE, Tree, TreeCollator, TreeTrainer, tree_tokens
 from minionerec.sft.trees import BeginEpochs, EpochTrees, Trees, training_trees, validation_trees
 from minionerec.sid.encoder import vector_inputs, vector_origin, vector_settings
@@ -53,6 +53,7 @@ from minionerec.training.machine import warn_about_memory
 from minionerec.training.memory import enough_memory
 from minionerec.training.plan import Plan, Shape, Work, launched
 from minionerec.training.progress import StepBar
+from minionerec.training.rounded_copy import RoundedCopy
 from minionerec.training.stage import Begun, WriteCurves, announce, begin, finish
 from minionerec.tree import CatalogTrie
 
@@ -157,7 +158,7 @@ def _train(config: Config, recipe: Recipe, write_curves: WriteCurves | None) -> 
     devices = launched(sft.bf16, sft.gradient_checkpointing)
 
     def work_of(row_tokens: int) -> Work:
-        return planned_work(training, arguments, TreeCollator(row_tokens, trie))
+        return planned_work(training, arguments, TreeCollator(row_tokens, trie), validation_copy(config, model))
 
     row_tokens = row_tokens_of(sft, model, work_of, devices)
     collator, work = TreeCollator(row_tokens, trie), work_of(row_tokens)
@@ -236,9 +237,10 @@ def _evaluator(begun: Begun, model: PreTrainedModel) -> RankingEvaluator | None:
     config = begun.config
     if config.sft.best_metric == "loss":
         return None
-    recommender = Recommender(model.to(distributed_state().device), begun.prompts, config=config.eval)
+    rounded = RoundedCopy.unless_equal(model.to(distributed_state().device), config.eval.dtype)
+    recommender = Recommender(model if rounded is None else rounded.model, begun.prompts, config=config.eval)
     mixed_as = config if config.mixture.validation else None
-    return RankingEvaluator(recommender, config.eval, config.sft.validated_examples, config.sft.best_metric, mixed_as)
+    return RankingEvaluator(recommender, config.eval, config.sft.validated_examples, config.sft.best_metric, mixed_as, rounded)
 
 
 def _figures(begun: Begun, trainer: TreeTrainer, plan: Plan) -> dict[str, Any]:

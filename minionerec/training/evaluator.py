@@ -12,6 +12,7 @@ from minionerec.errors import DataError
 from minionerec.recommend.recommender import Recommender
 from minionerec.statistics.ranking import per_user
 from minionerec.statistics.sampling import evenly_spaced
+from minionerec.training.rounded_copy import RoundedCopy
 
 if TYPE_CHECKING:
     from minionerec.recommend.cache import Mixture
@@ -24,7 +25,8 @@ class RankingEvaluator:
 
     Every process calls it. They share the batches, whose content does not depend on the number of processes, and all get the
     same figures. Lists are as long as `eval.num_beams`: a metric with a larger cut-off would count the whole list and no more.
-    The model must be in evaluation mode.
+    The model must be in evaluation mode. If the recommender asks a rounded copy of it (`eval.dtype`), the copy is brought up to
+    date first.
 
     Attributes:
         primary_metric: chooses the best model.
@@ -40,6 +42,7 @@ class RankingEvaluator:
         examples: int | None,
         primary_metric: str,
         mixed_as: Config | None = None,
+        rounded: RoundedCopy | None = None,
     ) -> None:
         """Choose the examples.
 
@@ -50,6 +53,7 @@ class RankingEvaluator:
             primary_metric: one of `RANKING_METRICS`.
             mixed_as: says what is mixed into the model (`mixture`); None for nothing. The recommender's `config` must then be
                 `config`.
+            rounded: the copy of a trained model that the recommender asks; None if it asks the model itself.
 
         Raises:
             DataError: the valid split is empty.
@@ -62,7 +66,7 @@ class RankingEvaluator:
             )
         rows = evenly_spaced(len(valid), examples or len(valid))
         self.primary_metric = primary_metric
-        self._recommender, self._config = recommender, config
+        self._recommender, self._config, self._rounded = recommender, config, rounded
         self._histories, self._targets = (valid[name].gather(rows).to_list() for name in ("history", "target"))
         self._mixed = None
         if mixed_as is not None:
@@ -72,6 +76,8 @@ class RankingEvaluator:
 
     def __call__(self) -> dict[str, float]:
         """Means of the primary metric and of those of `MONITORED` whose cut-offs the lists reach, by name."""
+        if self._rounded is not None:
+            self._rounded.refresh()
         if self._mixed is None:
             ranks = self._gathered(self._ranks)
         else:

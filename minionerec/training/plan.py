@@ -149,6 +149,7 @@ class Work:
         rollout: positions that rollouts compute per micro-batch, prompts included; if groups are refilled, at most.
         cached: positions that the key-value cache of rollouts holds at once.
         reference: whether a frozen reference model of the same size is computed too.
+        validation_copy: bytes of a rounded copy of the model that validations ask; 0 if they ask the model itself.
         tasks: counts of examples and tokens by task; empty if a training does not count by task.
     """
 
@@ -164,6 +165,7 @@ class Work:
     rollout: int = 0
     cached: int = 0
     reference: bool = False
+    validation_copy: int = 0
     tasks: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
@@ -265,6 +267,8 @@ def memory(shape: Shape, work: Work, devices: Devices) -> dict[str, int]:
             parts["bfloat16 copies"] = 2 * (shape.body + shape.embedding)
     if work.reference:
         parts["reference model"] = weights
+    if work.validation_copy:
+        parts["rounded copy for validations"] = work.validation_copy
     if shape.token_rows:
         parts["copies for SID rows"] = 2 * shape.embedding * (weights // shape.parameters)
     largest = max(work.largest, key=lambda batch: _activations(shape, batch, devices) + _logits(shape, batch, devices))

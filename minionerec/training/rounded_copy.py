@@ -1,0 +1,53 @@
+"""A copy of a model in a shorter number format, for validations in the format in which the run will be evaluated."""
+
+import copy
+
+import torch
+from transformers import PreTrainedModel
+
+
+class RoundedCopy:
+    """A model as `eval.dtype` stores it, brought up to date with the model that is trained whenever it is asked for.
+
+    What a checkpoint holds, weights and stored buffers, is rounded, as `checkpoint.load` rounds it. Tensors that are computed
+    at load, such as rotary frequencies, keep their precision there and here.
+
+    Attributes:
+        model: the copy, in evaluation mode and without gradients. Its tensors stay where they are in memory, so that searches
+            that were recorded as CUDA graphs stay valid.
+    """
+
+    def __init__(self, followed: PreTrainedModel, dtype: str) -> None:
+        """Copy a model.
+
+        Args:
+            followed: is trained further, not changed here.
+            dtype: of the copy, such as `bfloat16`.
+        """
+        self._followed = followed
+        self.model = copy.deepcopy(followed).requires_grad_(False).eval()
+        for tensor in _stored(self.model):
+            tensor.data = tensor.data.to(getattr(torch, dtype))
+
+    @classmethod
+    def unless_equal(cls, followed: PreTrainedModel, dtype: str) -> "RoundedCopy | None":
+        """A copy, or None if the model has the format already."""
+        return None if followed.dtype == getattr(torch, dtype) else cls(followed, dtype)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Take the weights that the followed model has now."""
+        for tensor, now in zip(_stored(self.model), _stored(self._followed), strict=True):
+            tensor.copy_(now)
+
+
+def _stored(model: PreTrainedModel) -> list[torch.Tensor]:
+    """The floating-point tensors of a checkpoint, those themselves and no views; a tied one once."""
+    tensors = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
+    return [tensor for tensor in tensors.values() if tensor.is_floating_point()]
+
+
+def copy_bytes(followed: PreTrainedModel, dtype: str) -> int:
+    """Bytes of the weights of `RoundedCopy.unless_equal`; the model may be on the meta device."""
+    wanted: torch.dtype = getattr(torch, dtype)
+    return 0 if followed.dtype == wanted else followed.num_parameters() * wanted.itemsize
