@@ -154,7 +154,7 @@ class RlConfig:
     report_to: list[str] = field(default_factory=list)
     """Trackers that get every figure in addition to `log.jsonl`, e.g. [tensorboard]; their packages must be installed."""
     bf16: bool = False
-    """Compute in bfloat16 with float32 weights; must agree with the launcher's mixed precision."""
+    """Compute in bfloat16, rollouts too, with float32 weights; must agree with the launcher's mixed precision."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
 

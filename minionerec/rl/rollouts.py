@@ -17,6 +17,7 @@ from trl.models import unwrap_model_for_generation
 from minionerec.config import RlConfig
 from minionerec.errors import ConstraintError
 from minionerec.rl.step import Groups, Step
+from minionerec.training.rounded_copy import RoundedCopy
 from minionerec.tree import (
     BeamResult,
     CatalogTrie,
@@ -161,6 +162,8 @@ class Rollouts:
             Uniform groups hold none in any case.
         graphs: on a GPU beams are searched by CUDA graphs; the draws are not.
 
+    With `rl.bf16` a policy of float32 weights is asked through a copy in bfloat16; under ZeRO-2 the policy itself is bfloat16.
+
     Raises:
         ConstraintError: the catalog holds fewer SIDs than a group of distinct ones needs.
     """
@@ -173,6 +176,17 @@ class Rollouts:
         self._trie, self._config, self._pad_token, self._seed = trie, config, pad_token, seed
         self._filtered, self._by_graphs = filtered, graphs
         self._graphs: SearchGraphs | None = None
+        self._rounded: RoundedCopy | None = None
+
+    def _asked(self, policy: PreTrainedModel) -> PreTrainedModel:
+        """What is asked for groups: the policy, or its copy in bfloat16 with the weights of this step."""
+        if not self._config.bf16 or policy.dtype == torch.bfloat16:
+            return policy
+        if self._rounded is None or self._rounded.followed is not policy:
+            self._rounded = RoundedCopy(policy, "bfloat16")
+        else:
+            self._rounded.refresh()
+        return self._rounded.model
 
     def _graphs_of(self, model: PreTrainedModel) -> SearchGraphs | None:
         """The policy's searches as CUDA graphs, kept from step to step: its weights change where they are. None if left out."""
@@ -198,7 +212,8 @@ class Rollouts:
             model.eval()  # dropout would falsify the scores
             try:
                 size, over = self._config.num_generations, self._config.normalise_over
-                request = Request(model, ids, mask, trie, size, seeds, over, self._graphs_of(model))
+                asked = self._asked(model)
+                request = Request(asked, ids, mask, trie, size, seeds, over, self._graphs_of(asked))
                 groups = ROLLOUTS[self._config.rollouts](request)
             finally:
                 model.train(training)

@@ -21,8 +21,9 @@ the width of each.
   once: logits, scaled logits, their gradient, and the softmax; in bf16 also the logits in half that width.
 - SID rows that train alone or with LoRA: PEFT's trainable tokens write them into a copy of the matrix in each forward pass, and
   the copy's gradient is dense. These are two more matrices (V, h), as wide as the weights (measured, tied or not).
-- Rollouts (RL): keys and values of prompts and beams, 2 x layers x key-value width per position, in float32 unless DeepSpeed
-  casts the model: autocast covers the training passes, not the decoder.
+- Rollouts (RL): keys and values of prompts and beams, 2 x layers x key-value width per position. In bf16 a copy of the model in
+  bfloat16 is asked for them, 2P, unless DeepSpeed has cast the model: autocast covers the training passes, not the decoder.
+- Validations by a ranking metric in a shorter format (`eval.dtype`): a copy of the model in it.
 
 FLOPs (Kaplan et al., 2020, section 2.1): 2 per parameter and position in the forward pass, 4 in the backward pass, or 2 if the
 weights are frozen (where PEFT trains rows of the head, the gradient of all its rows is computed). Recomputed activations add 2.
@@ -274,8 +275,9 @@ def memory(shape: Shape, work: Work, devices: Devices) -> dict[str, int]:
     largest = max(work.largest, key=lambda batch: _activations(shape, batch, devices) + _logits(shape, batch, devices))
     parts["activations"], parts["logits"] = _activations(shape, largest, devices), _logits(shape, largest, devices)
     if work.cached:
-        width = 2 if casts(devices) else 4
-        parts["rollouts"] = work.cached * 2 * shape.layers * shape.key_value_width * width
+        if devices.bf16 and not casts(devices):
+            parts["rounded copy for rollouts"] = 2 * shape.parameters
+        parts["rollouts"] = work.cached * 2 * shape.layers * shape.key_value_width * (2 if devices.bf16 else 4)
     return parts
 
 

@@ -1,4 +1,4 @@
-"""A copy of a model in a shorter number format, for validations in the format in which the run will be evaluated."""
+"""A copy of a model in a shorter number format, for validations in the format of the evaluation and for rollouts of RL."""
 
 import copy
 
@@ -7,12 +7,13 @@ from transformers import PreTrainedModel
 
 
 class RoundedCopy:
-    """A model as `eval.dtype` stores it, brought up to date with the model that is trained whenever it is asked for.
+    """A model as a shorter format stores it, brought up to date with the model that is trained whenever it is asked for.
 
     What a checkpoint holds, weights and stored buffers, is rounded, as `checkpoint.load` rounds it. Tensors that are computed
     at load, such as rotary frequencies, keep their precision there and here.
 
     Attributes:
+        followed: the model that is trained.
         model: the copy, in evaluation mode and without gradients. Its tensors stay where they are in memory, so that searches
             that were recorded as CUDA graphs stay valid.
     """
@@ -24,7 +25,7 @@ class RoundedCopy:
             followed: is trained further, not changed here.
             dtype: of the copy, such as `bfloat16`.
         """
-        self._followed = followed
+        self.followed = followed
         self.model = copy.deepcopy(followed).requires_grad_(False).eval()
         for tensor in _stored(self.model):
             tensor.data = tensor.data.to(getattr(torch, dtype))
@@ -37,7 +38,7 @@ class RoundedCopy:
     @torch.no_grad()
     def refresh(self) -> None:
         """Take the weights that the followed model has now."""
-        for tensor, now in zip(_stored(self.model), _stored(self._followed), strict=True):
+        for tensor, now in zip(_stored(self.model), _stored(self.followed), strict=True):
             tensor.copy_(now)
 
 

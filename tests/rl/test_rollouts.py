@@ -8,6 +8,7 @@ from minionerec.errors import ConstraintError
 from minionerec.model import checkpoint
 from minionerec.rl.rollouts import Rollouts, add_targets
 from minionerec.rl.step import Step
+from minionerec.training.rounded_copy import RoundedCopy
 from minionerec.tree import CatalogTrie, SearchGraphs, beam_search
 from minionerec.tree.capture import CallRecorder
 from tests.rl.toy import G, rows_of, trainer_of, trie_of
@@ -77,13 +78,32 @@ def test_graphs_are_kept_for_a_policy_and_may_be_left_out(monkeypatch):
     assert without._graphs_of(policy) is None
 
 
-def test_rollouts_compute_in_the_format_of_the_weights(policy, tmp_path):
+@pytest.mark.parametrize("bf16", [False, True])
+def test_rollouts_compute_in_the_format_of_the_training(policy, tmp_path, bf16):
     """With bf16 a launcher wraps the forward of the model in autocast; the decoder calls what is inside."""
-    trainer, seen = trainer_of(policy, tmp_path, rollouts="beams"), []
+    trainer, seen = trainer_of(policy, tmp_path, rollouts="beams", bf16=bf16), []
     trainer.model.forward = torch.autocast("cpu", torch.bfloat16)(trainer.model.forward)
     trainer.model.base_model.layers[0].mlp.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     rolled(trainer, rows_of(trainer, 6))
-    assert seen and set(seen) == {torch.float32}
+    assert seen and set(seen) == {torch.bfloat16 if bf16 else torch.float32}
+    assert trainer.model.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["beams", "mixture"])
+def test_rollouts_in_bfloat16_are_those_of_the_rounded_policy_as_it_is_now(policy, tmp_path, kind):
+    trainer = trainer_of(policy, tmp_path, rollouts=kind, bf16=True)
+    rows, seen = rows_of(trainer, 6), []
+    for step in range(2):
+        asked = RoundedCopy(trainer.model, "bfloat16").model
+        expected = Rollouts(trainer.trie, RlConfig(num_generations=G, rollouts=kind), 0, 0)
+        alone = SimpleNamespace(model_wrapped=asked, accelerator=trainer.accelerator, state=SimpleNamespace(global_step=step))
+        wanted = expected.completions(expected.groups(rows[::G], alone))
+        groups = rolled(trainer, rows, step)
+        assert [list(sid) for group in groups for sid in group] == wanted
+        seen.append(groups)
+        with torch.no_grad():
+            trainer.model.get_input_embeddings().weight.mul_(-1.5)
+    assert seen[0] != seen[1]
 
 
 @pytest.mark.parametrize("kind", ["beams", "stochastic", "sampling", "mixture"])

@@ -71,14 +71,20 @@ def test_static_memory_is_that_of_the_zero_paper():
     assert found["reduction bucket"] == 2 * 500_000_000
 
 
-def test_the_cache_of_rollouts_is_as_wide_as_the_weights():
-    """Autocast does not reach the decoder (tests/rl/test_rollouts.py)."""
+def test_rollouts_in_bfloat16_have_a_cache_and_a_copy_in_it():
+    """Autocast does not reach the decoder (tests/rl/test_rollouts.py); DeepSpeed has cast the model already."""
     work = dataclasses.replace(NOTHING, cached=10)
-    bytes_of = {
-        devices: memory(shape(0, layers=3, key_value_width=8), work, devices)["rollouts"]
+    found = [
+        memory(shape(50, layers=3, key_value_width=8), work, devices)
         for devices in (Devices(1), Devices(1, bf16=True), Devices(2, zero2=True, bf16=True))
-    }
-    assert list(bytes_of.values()) == [2 * 3 * 8 * 10 * 4] * 2 + [2 * 3 * 8 * 10 * 2]
+    ]
+    assert [parts["rollouts"] for parts in found] == [2 * 3 * 8 * 10 * 4] + [2 * 3 * 8 * 10 * 2] * 2
+    assert [parts.get("rounded copy for rollouts", 0) for parts in found] == [0, 100, 0]
+
+
+def test_a_rounded_copy_for_validations_is_counted():
+    parts = memory(shape(50), dataclasses.replace(NOTHING, validation_copy=100), Devices(1))
+    assert parts["rounded copy for validations"] == 100
 
 
 def test_static_memory_of_ddp_and_of_one_device():
