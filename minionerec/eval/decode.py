@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from minionerec.statistics.sampling import evenly_spaced
 from minionerec.training.memory import enough_memory
 
 _PREDICTIONS = "predictions.jsonl"
+_TRACE = ".trace"  # ends the file beside a shard that has its traces, empty if none of its rows is traced
 _MEMORY_ADVICE = (
     "while the split was decoded",
     "Lower eval.batch_size; the lists stay the same. If one example alone takes too much, lower eval.num_beams or "
@@ -122,9 +123,14 @@ class _Writer:
         with enough_memory(lambda: _MEMORY_ADVICE):
             # The traces first: a shard under its final name is complete.
             search_error.write_traces(
-                path.with_suffix(".trace"), self.decoder.trace([row for row in rows if row in self.traced])
+                path.with_suffix(_TRACE), self.decoder.trace([row for row in rows if row in self.traced])
             )
             write_predictions(path, timed(self.decoder.predict(rows), self.clock))
+
+
+def _is_whole(_: range, path: Path) -> bool:
+    """Whether a shard has both of its files."""
+    return path.is_file() and path.with_suffix(_TRACE).is_file()
 
 
 def decode_split(recommender: Recommender, folder: Path, name: str = _PREDICTIONS) -> float | None:
@@ -149,27 +155,32 @@ def decode_split(recommender: Recommender, folder: Path, name: str = _PREDICTION
     shards = {
         store / f"rows-{rows.start:09d}-{rows.stop:09d}.jsonl": rows for rows in shards_of(len(decoder), config.shard_size)
     }
-    over_shards(shards, writer, f"decode {config.split}", "examples")
+    over_shards(shards, writer, f"decode {config.split}", "examples", intact=_is_whole)
     if is_main_process():
-        merge(shards, folder, name)
+        merge(shards, folder, writer.traced, name)
     return 1000 * writer.clock.seconds / writer.clock.lists if writer.clock.lists else None
 
 
-def merge(shards: Mapping[Path, range], folder: Path, predictions: str = _PREDICTIONS) -> None:
+def merge(shards: Mapping[Path, range], folder: Path, traced: Collection[int], predictions: str = _PREDICTIONS) -> None:
     """Write the predictions and `oracle.jsonl` from the stored shards, in the split's order.
 
+    Args:
+        traced: the rows of the split that have a trace.
+
     Raises:
-        ArtifactError: a shard's number of lines is not its number of rows.
+        ArtifactError: a file of a shard has not a line for each of its rows, or of its traced rows.
     """
-    for name, suffix in ((predictions, ".jsonl"), ("oracle.jsonl", ".trace")):
+    for name, suffix, what in ((predictions, ".jsonl", "predictions"), ("oracle.jsonl", _TRACE, "traces")):
         temporary = folder / f"{name}.tmp"
         with temporary.open("wb") as merged:
             for path, rows in shards.items():
-                with path.with_suffix(suffix).open("rb") as shard:
+                part = path.with_suffix(suffix)
+                expected = len(rows) if suffix != _TRACE else sum(row in traced for row in rows)
+                with part.open("rb") as shard:
                     lines = sum(1 for _ in shard)
-                    if suffix == ".jsonl" and lines != len(rows):
+                    if lines != expected:
                         raise ArtifactError(
-                            f"{path}: {lines} predictions for {len(rows)} rows. Delete it and run the same command again."
+                            f"{part}: {lines} {what} for {expected} rows. Delete it and run the same command again."
                         )
                     shard.seek(0)
                     shutil.copyfileobj(shard, merged)

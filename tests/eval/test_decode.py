@@ -155,14 +155,19 @@ def test_shards_are_merged_in_order_and_not_decoded_twice(tiny, tmp_path, monkey
     monkeypatch.setattr(decode.SplitDecoder, "predict", lambda self, rows: decoded_rows.extend(rows) or original(self, rows))
     assert sharded(tiny, tmp_path / "resumed") == whole
     assert decoded_rows == [5, 6, 7, 8, 9]
+    (tmp_path / "resumed/checkpoints/rows-000000010-000000012.trace").unlink()  # a shard is its two files
+    assert sharded(tiny, tmp_path / "resumed") == whole
+    assert decoded_rows == [5, 6, 7, 8, 9, 10, 11]
 
 
 def test_a_short_shard_is_noticed(tiny, tmp_path):
     sharded(tiny, tmp_path)
-    last = tmp_path / "checkpoints/rows-000000010-000000012.jsonl"
-    last.write_text(last.read_text().splitlines(keepends=True)[0])
-    with pytest.raises(ArtifactError, match="1 predictions for 2 rows"):
-        decode.merge({last: range(10, 12)}, tmp_path)
+    shards = {tmp_path / "checkpoints/rows-000000005-000000010.jsonl": range(5, 10)}
+    for suffix, message in ((".trace", "1 traces for 2 rows"), (".jsonl", "1 predictions for 5 rows")):
+        part = next(iter(shards)).with_suffix(suffix)
+        part.write_text(part.read_text().splitlines(keepends=True)[0])
+        with pytest.raises(ArtifactError, match=rf"00010\{suffix}: {message}. Delete it"):
+            decode.merge(shards, tmp_path, {0, 3, 6, 9})
 
 
 def test_what_writes_shards_travels_to_other_processes(tiny):
