@@ -14,7 +14,7 @@ NDCG@10, decides the lists, while BIGRec chooses one for each metric (figures wi
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -68,11 +68,13 @@ class Grounded:
         rankings: per row the nearest items, nearest first; equal distances in catalog order.
         best: (rows,) the 0-based rank of the target if it came first among the items at its distance; infinite if left out.
         ties: (rows,) how many items are at its distance.
+        measured: the metrics, items at one distance tied in expectation, of every weight that was asked for.
     """
 
     rankings: list[np.ndarray]
     best: np.ndarray
     ties: np.ndarray
+    measured: dict[float, dict[str, float]]
 
 
 def catalog_titles(prompts: Prompts) -> list[str]:
@@ -197,6 +199,7 @@ def ground(
     config: EvalConfig,
     scores: Scores | None = None,
     weight: float = 0,
+    measured: Collection[float] = (),
 ) -> Grounded:
     """Rank the catalog for every row by the distance of its items' titles to what was written.
 
@@ -207,17 +210,21 @@ def ground(
         examples: the rows; histories are left out with `eval.exclude_history`.
         scores: what the distances are weighed with; None for nothing.
         weight: as `weighed` has it.
+        measured: weights that are measured beside, on the same distances.
     """
-    rankings, best, ties = [], [], []
+    rankings: list[np.ndarray] = []
+    places: dict[float, list[np.ndarray]] = {each: [] for each in (weight, *measured)}
     for block, distances in _blocks(written, titles, embedded, examples):
-        near = distances if scores is None else weighed(distances, scores(block), weight)
-        places = _places(near, block, config)
-        best.append(places[0])
-        ties.append(places[1])
-        for row in near:
-            listed = np.isfinite(row).sum()
-            rankings.append(np.argsort(row, kind="stable")[: min(config.num_beams, listed)])
-    return Grounded(rankings, np.concatenate(best), np.concatenate(ties))
+        with_weight = None if scores is None else _weighing(distances, scores(block))
+        for each, found in places.items():
+            near = distances if with_weight is None else with_weight(each)
+            found.append(_places(near, block, config))
+            if each == weight:
+                for row in near:
+                    listed = np.isfinite(row).sum()
+                    rankings.append(np.argsort(row, kind="stable")[: min(config.num_beams, listed)])
+    best, ties = np.concatenate(places[weight], axis=1)
+    return Grounded(rankings, best, ties, _metrics({each: places[each] for each in measured}, config))
 
 
 def measure_weights(
@@ -235,6 +242,11 @@ def measure_weights(
         with_weight = _weighing(distances, scores(block))
         for weight in weights:
             places[weight].append(_places(with_weight(weight), block, config))
+    return _metrics(places, config)
+
+
+def _metrics(places: dict[float, list[np.ndarray]], config: EvalConfig) -> dict[float, dict[str, float]]:
+    """The means of the metrics for each weight, from the `_places` of all blocks."""
     cutoffs = cutoffs_within(config.num_beams)
     joined = {weight: np.concatenate(parts, axis=1) for weight, parts in places.items()}
     return {weight: _means(per_user(best, cutoffs, ties)) for weight, (best, ties) in joined.items()}
@@ -313,26 +325,27 @@ def rank_split(
     texts = [*titles, *written.texts, *(valid.texts if valid else [])]  # at once: equal texts then have equal embeddings
     vectors = embed(*embedder, texts, limit, config.eval.batch_size)
     embedded, of_split, of_valid = np.split(vectors, [len(titles), len(titles) + len(written.texts)])
-    split = (of_split, titles, embedded, written.examples, config.eval)
     scores, weight = None, config.eval.title_weight or 0.0
     weighing: dict[str, Any] = {}
+    chosen: dict[str, float] = {}
     if (assistant := config.eval.title_assistant) is not None:
-        scores, chosen = scores_of(assistant, config.folder, dataset, written.split), {}
+        scores = scores_of(assistant, config.folder, dataset, written.split)
         if valid is not None:
             of = scores_of(assistant, config.folder, dataset, valid.split)
             tried = measure_weights(of_valid, titles, embedded, valid.examples, config.eval, of, WEIGHTS)
             chosen = {metric: max(WEIGHTS, key=lambda each: (tried[each][metric], -each)) for metric in tried[0]}
             weight = chosen[METRIC]
             weighing["valid"] = {"examples": len(valid.texts), METRIC: {str(each): tried[each][METRIC] for each in WEIGHTS}}
-        measured = measure_weights(*split, scores, sorted({0.0, *chosen.values()}))
+    weights = () if assistant is None else (0.0, *chosen.values())
+    grounded = ground(of_split, titles, embedded, written.examples, config.eval, scores, weight, weights)
+    if assistant is not None:
         weighing |= {
             "assistant": assistant,
             "weight": weight,
-            "without": measured[0],
+            "without": grounded.measured[0],
             "weight_per_metric": chosen,
-            "with_weight_per_metric": {metric: measured[own][metric] for metric, own in chosen.items()},
+            "with_weight_per_metric": {metric: grounded.measured[own][metric] for metric, own in chosen.items()},
         }
-    grounded = ground(*split, scores, weight)
     known, counts = set(titles), Counter(titles)
     tokens = embedder[1](titles, add_special_tokens=False)["input_ids"]
     cutoffs = cutoffs_within(config.eval.num_beams)
