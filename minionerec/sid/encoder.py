@@ -312,6 +312,9 @@ def _tfidf(texts: Sequence[str], config: SidConfig, seed: int) -> np.ndarray:
         raise DataError("The catalog's texts hold fewer than two different words; tfidf cannot tell its items apart.")
     vectorizer = TfidfVectorizer(tokenizer=words, token_pattern=None, sublinear_tf=True)
     matrix = vectorizer.fit_transform(texts)
+    if (matrix.max(axis=0) != matrix.min(axis=0)).nnz == 0:  # scikit-learn would divide by their variance, 0
+        log.warning("All texts of the catalog hold the same words, so tfidf gives all items one vector.")
+        return np.ones((len(texts), 1))
     svd = TruncatedSVD(min(config.tfidf_dimensions, *matrix.shape), random_state=seed)
     vectors = svd.fit(matrix).transform(matrix)  # unlike fit_transform, gives equal rows equal vectors
     rank = int(np.sum(svd.singular_values_ > 1e-6 * svd.singular_values_[0]))

@@ -1,4 +1,5 @@
 import logging
+import warnings
 from collections import Counter
 from dataclasses import asdict, replace
 from importlib import util
@@ -52,6 +53,13 @@ def test_tfidf_reads_only_the_first_words():
 def test_tfidf_needs_two_different_words():
     with pytest.raises(DataError, match="fewer than two different words"):
         encode(["bolt", "Bolt!"], TFIDF, seed=1)
+
+
+def test_texts_of_the_same_words_have_one_vector(caplog):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # scikit-learn divides by the variance, here 0
+        vectors = encode(["red lamp", "Lamp, red!"] * 3, TFIDF, seed=0)
+    assert vectors.tolist() == [[1.0]] * 6 and "tfidf gives all items one vector" in caplog.text
 
 
 def test_second_call_reads_the_cache(calls, cache):
