@@ -122,9 +122,7 @@ class _Writer:
     def __call__(self, rows: range, path: Path) -> None:
         with enough_memory(lambda: _MEMORY_ADVICE):
             # The traces first: a shard under its final name is complete.
-            search_error.write_traces(
-                path.with_suffix(_TRACE), self.decoder.trace([row for row in rows if row in self.traced])
-            )
+            search_error.write_traces(path.with_suffix(_TRACE), self.decoder.trace([row for row in rows if row in self.traced]))
             write_predictions(path, timed(self.decoder.predict(rows), self.clock))
 
 

@@ -6,7 +6,6 @@ Rows that are of different examples, of other data, of lists with the history an
 are counted, are refused: one table compares like with like. `comparison_pages.py` draws it.
 """
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from minionerec.eval.lists import cutoffs_within
 from minionerec.eval.metrics import interval_cells
 from minionerec.report.evaluated import Evaluated, Scale, deciding, naming_files, of_present_inputs, same_history
 from minionerec.report.published import METRICS, Finding, audit, impossible, published
-from minionerec.report.rivals import LABELS_OF_KINDS, PUBLISHED_ROW, RIVALS, kind_of
+from minionerec.report.rivals import LABELS_OF_KINDS, PUBLISHED_ROW, RIVALS, command_of, kind_of
 from minionerec.report.runs import distinct_names, match_dataset, read_run
 from minionerec.statistics.differences import differences
 from minionerec.statistics.intervals import across_seeds, mean_over_seeds
@@ -175,7 +174,7 @@ def compare_runs(
         history=history,
         reference=None if chosen is None else chosen.label,
         recommenders=tuple(sorted(rows, key=lambda row: -row.metrics[gain]["value"] if gain in row.metrics else 1)),
-        not_run=tuple(_not_run(runs, folders[0], table, flagged)),
+        not_run=tuple(_not_run(runs, folders, table, flagged)),
         dataset=match.name,
         comparable=match.comparable,
         note=match.note,
@@ -336,11 +335,14 @@ def _published_cells(
 
 
 def _not_run(
-    runs: Sequence[Evaluated], folder: Path, table: Mapping[str, Mapping[str, float]], flagged: Mapping[str, set[str]]
+    runs: Sequence[Evaluated],
+    folders: Sequence[Path],
+    table: Mapping[str, Mapping[str, float]],
+    flagged: Mapping[str, set[str]],
 ) -> list[NotRun]:
-    present, place = {kind_of(run) for run in runs}, shlex.quote(str(folder))
+    present = {kind_of(run) for run in runs}
     return [
-        NotRun(rival.label, rival.command.replace("{run}", place), _published_cells(table, flagged, rival.kinds[0]))
+        NotRun(rival.label, command_of(rival, folders), _published_cells(table, flagged, rival.kinds[0]))
         for rival in RIVALS
         if not present & set(rival.kinds)
     ]

@@ -1,7 +1,12 @@
 """The recommenders that a comparison should have: what stands for each, its published row, and the command that makes it."""
 
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from minionerec.artifacts import MANIFEST, Manifest
+from minionerec.config import TASKS
 from minionerec.report.evaluated import Evaluated
 from minionerec.report.published import PAPER
 
@@ -15,12 +20,14 @@ class Rival:
         kinds: what stands for it, see `kind_of`.
         published: its row in the published tables; None if they have none.
         command: makes it; `{run}` stands for the folder of a run with data and semantic IDs.
+        of_sids: whether the command goes on from a model, or with settings, of that run that must write SIDs.
     """
 
     label: str
     kinds: tuple[str, ...]
     published: str | None
     command: str
+    of_sids: bool = False
 
 
 _BASELINE = "minionerec baseline --config {run} --baseline.model "
@@ -29,15 +36,16 @@ _WITHOUT_RL = (
     "for Industrial_and_Scientific: bash scripts/rivals.sh industrial-{name}-tiny (or -smollm2, on a GPU)"
 )
 RIVALS = (
-    Rival("SFT + RL", ("rl",), PAPER, "minionerec rl --config {run}; minionerec eval --config {run}"),
+    Rival("SFT + RL", ("rl",), PAPER, "minionerec rl --config {run}; minionerec eval --config {run}", True),
     Rival(
         "S-DPO",
         ("sdpo",),
         "S-DPO",
         "minionerec run --config {run} --name sdpo --rl.objective sdpo --rl.rollouts uniform --rl.add_target true",
+        True,
     ),
-    Rival("D3", ("sft-d3", "rl-d3"), "D3", _BASELINE + "sasrec; minionerec eval --config {run} --eval.assistant sasrec"),
-    Rival("LC-Rec", ("lcrec",), "LCRec", _WITHOUT_RL.format(name="lcrec", options="--prompts.wording several")),
+    Rival("D3", ("sft-d3", "rl-d3"), "D3", _BASELINE + "sasrec; minionerec eval --config {run} --eval.assistant sasrec", True),
+    Rival("LC-Rec", ("lcrec",), "LCRec", _WITHOUT_RL.format(name="lcrec", options="--prompts.wording several"), True),
     Rival(
         "BIGRec",
         ("sft-titles",),
@@ -59,6 +67,29 @@ RIVALS = (
 )
 LABELS_OF_KINDS = {"sdpo": "SFT + S-DPO", "lcrec": "LC-Rec"}  # of kinds that are no names
 PUBLISHED_ROW = {kind: rival.published for rival in RIVALS for kind in rival.kinds}
+
+
+def command_of(rival: Rival, folders: Sequence[Path]) -> str:
+    """The command that makes a rival in the first of some runs; with `of_sids`, in the first whose model writes no texts alone.
+
+    Raises:
+        ArtifactError: the manifest of a run's SFT model is damaged.
+    """
+    fitting = [folder for folder in folders if not (rival.of_sids and _writes_texts_alone(folder))]
+    if fitting:
+        return rival.command.replace("{run}", shlex.quote(str(fitting[0])))
+    return (
+        rival.command.replace("{run}", "RUN")
+        + ", where RUN is another run: sft.tasks of this one has no task whose answer is a SID"
+    )
+
+
+def _writes_texts_alone(folder: Path) -> bool:
+    """Whether a run has an SFT model that was trained on tasks without a SID as the answer."""
+    if not (folder / "sft" / MANIFEST).is_file():
+        return False
+    tasks = Manifest.load(folder / "sft").config["sft"]["tasks"]
+    return tasks != "released" and not any(TASKS[task].answers_with_sid for task in tasks if task in TASKS)
 
 
 def kind_of(run: Evaluated) -> str:

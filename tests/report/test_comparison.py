@@ -9,7 +9,7 @@ import pytest
 
 from minionerec.artifacts import MILLISECONDS, Manifest
 from minionerec.cli import main
-from minionerec.config import BaselineConfig, EvalConfig, RlConfig
+from minionerec.config import BaselineConfig, EvalConfig, RlConfig, SftConfig
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import values_per_row
@@ -164,6 +164,18 @@ def test_published_cells_stand_beside_ours_and_impossible_ones_are_marked(seeds,
     page = render_page(compared, "seed 1")
     assert f'<td class="n flagged">{table["D3"]["NDCG@5"]:.4f}</td>' in page and "--baseline.model tiger" in page
     assert "Impossible: D3, 3 to 5: NDCG falls from @3 to @5" in plain(page)
+
+
+def test_a_model_of_titles_is_not_sent_to_rl(tmp_path):
+    titles = SftConfig(tasks=["history_title_to_title"], normalise_over="vocabulary", best_metric="loss", valid_examples=None)
+    of_titles = make_run(tmp_path / "titles", users=12, rl=False, given={"sft": titles}).folder
+    of_sids = make_run(tmp_path / "sids", users=12, rl=False).folder
+    for folders, place in (([of_titles], "RUN"), ([of_titles, of_sids], of_sids), ([of_sids], of_sids)):
+        commands = {absent.label: absent.command for absent in compare_runs(folders, resamples=RESAMPLES).not_run}
+        assert commands["SFT + RL"].startswith(f"minionerec rl --config {place}; minionerec eval --config {place}")
+        assert f"--config {place} --name lcrec" in commands["LC-Rec"] and f"--config {place} --baseline" in commands["D3"]
+        assert commands["TIGER"] == f"minionerec baseline --config {folders[0]} --baseline.model tiger"
+        assert ("has no task whose answer is a SID" in commands["S-DPO"]) is (place == "RUN")
 
 
 def test_short_lists_have_no_figures_beyond_their_length(tmp_path):
