@@ -157,10 +157,20 @@ def _d3(config: Config) -> Iterator[Finished]:
 
 def _eval(config: Config) -> Iterator[Finished]:
     from minionerec.eval.evaluate import evaluable, evaluate
+    from minionerec.eval.listed import of_other_data, stored_artefact, stored_command
 
     quieten_libraries()
     for recommender in evaluable(config):
-        yield evaluate(config, recommender)
+        if not of_other_data(config.folder, recommender):
+            yield evaluate(config, recommender)
+        elif is_main_process():
+            log.warning(
+                "%s is not evaluated: %s was made from other data than the run has now. Make it again: %s (same --config and "
+                "options).",
+                recommender,
+                config.folder / stored_artefact(recommender),
+                stored_command(recommender),
+            )
 
 
 def _report(config: Config) -> Iterator[Finished]:

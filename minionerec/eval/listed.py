@@ -6,7 +6,7 @@ from typing import cast
 
 import numpy as np
 
-from minionerec.artifacts import MANIFEST, Manifest
+from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, require
 from minionerec.baselines import trivial
 from minionerec.config import FLOORS, GENERATIVE_BASELINES, PLAIN_FLOORS, BaselineConfig, Config
 from minionerec.config.lego import options_of
@@ -62,6 +62,19 @@ def stored_command(name: str) -> str:
     if name.startswith(LEGO):
         return f"minionerec lego --lego.task lists {options_of(name.removeprefix(LEGO))}"
     return f"minionerec baseline --baseline.model {name}"
+
+
+def of_other_data(run: Path, name: str) -> bool:
+    """Whether a recommender's lists are stored in a run and were made from other data than the run has now.
+
+    Raises:
+        ArtifactError: the run has no data, or a manifest is damaged.
+    """
+    folder = run / stored_artefact(name)
+    if not (folder / MANIFEST).is_file():
+        return False
+    data = require(run / "data", ITEM_STAGES["data"]).digest
+    return Manifest.load(folder).inputs.get("data", data) != data
 
 
 def is_stored(config: Config, name: str) -> bool:

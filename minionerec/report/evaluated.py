@@ -14,6 +14,7 @@ from minionerec.config.lego import RECIPES
 from minionerec.data.dataset import SplitName
 from minionerec.errors import ArtifactError, DataError
 from minionerec.eval.compare import align, compare
+from minionerec.eval.listed import of_other_data, stored_command
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics_json import Cell, Metrics
 
@@ -160,11 +161,18 @@ def of_present_inputs(run: Path, names: Sequence[str]) -> tuple[list[str], str |
         ArtifactError: none is left, or a manifest is damaged.
     """
     changed = {name: changed_input(run, Manifest.load(run / "eval" / name)) for name in names}
-    others = ", ".join(f"{name} (made from another {source} than the run has)" for name, source in changed.items() if source)
+    others = ", ".join(
+        f"{name} (made from another {source} than the run has{_first(run, name)})" for name, source in changed.items() if source
+    )
     present = [name for name, source in changed.items() if source is None]
     if not present:
         raise ArtifactError(f"{run / 'eval'}: {others}. Make it anew: minionerec eval --config {run}")
     return present, f"Left out: {others}. minionerec eval makes them anew." if others else None
+
+
+def _first(run: Path, name: str) -> str:
+    """What must be made anew before an evaluation can be, in words after a semicolon; empty if nothing must."""
+    return f"; first {stored_command(name)}" if of_other_data(run, name) else ""
 
 
 def same_history(recommenders: Sequence[Evaluated]) -> str:

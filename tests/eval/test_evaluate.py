@@ -1,11 +1,14 @@
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from minionerec.artifacts import Manifest
 from minionerec.baselines.train import train_baseline
 from minionerec.cli import main
+from minionerec.commands import result_table
 from minionerec.config import BaselineConfig
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError, ConfigError
@@ -15,6 +18,7 @@ from minionerec.eval.listed import floors
 from minionerec.eval.predictions import read_predictions
 from minionerec.pipeline import run
 from minionerec.recommend.cache import BUCKETS, COMPONENTS
+from minionerec.training.fit_assistant import assistant_inputs
 from tests import small
 from tests.launch import forked
 
@@ -57,6 +61,26 @@ def test_two_processes_one_process_and_a_resumed_run_write_the_same_files(tmp_pa
     assert (search["rows"], search["num_beams"]) == (5, 10)
     assert json.loads((tmp_path / "levels.json").read_text())["search"] == search
     assert "Beam width and search error, 5 examples" in capsys.readouterr().out
+
+
+def test_a_baseline_of_other_data_is_named_and_left_out(tmp_path, caplog):
+    config = small.config(tmp_path, baseline={"model": "markov"}, eval={"resamples": 50})
+    run(config, ("data", "sid", "baseline"))
+    config.data.max_history = 5
+    run(config, ("data", "sid", "eval"))
+    advice = "Make it again: minionerec baseline --baseline.model markov (same --config and options)."
+    assert f"markov is not evaluated: {config.folder / 'baselines/markov'} was made from other data" in caplog.text
+    assert advice in caplog.text
+    table = result_table(config)
+    assert [*table.columns[0].cells] == ["popularity", "repeat", "skip", "text", "mixture"]
+    assert (
+        "markov (made from another data than the run has; first minionerec baseline --baseline.model markov)" in table.caption
+    )
+    config.eval = replace(config.eval, assistant="markov")
+    with pytest.raises(ArtifactError, match="baselines/markov: was made from another data"):  # asked for by name
+        assistant_inputs(config, Manifest.load(config.folder / "data").digest)
+    run(config, ("baseline",))
+    assert "markov" in [*result_table(config).columns[0].cells]
 
 
 def test_floors_are_computed_unless_the_run_has_them_stored(tmp_path, monkeypatch, caplog):
