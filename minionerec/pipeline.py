@@ -155,11 +155,26 @@ def _d3(config: Config) -> Iterator[Finished]:
         yield fit_assistant(config, stage)
 
 
+def _of_models(config: Config) -> list[str]:
+    """The settings of an evaluation that ask for further lists of a trained model."""
+    asked = [f"eval.{name}" for name in ("assistant", "title_assistant") if getattr(config.eval, name) is not None]
+    asked += ["eval.grounding"] if config.eval.grounding != "none" else []
+    asked += ["eval.wordings"] if config.eval.wordings != "first" else []
+    return asked + (["mixture.components"] if config.mixture.components else [])
+
+
 def _eval(config: Config) -> Iterator[Finished]:
     from minionerec.eval.evaluate import evaluable, evaluate
     from minionerec.eval.listed import of_other_data, stored_artefact, stored_command
 
     quieten_libraries()
+    if not _has_model(config, ()) and (idle := _of_models(config)) and is_main_process():
+        log.warning(
+            "%s: no trained model here, so %s %s no effect. Train one first: minionerec sft",
+            config.folder,
+            ", ".join(idle),
+            "has" if len(idle) == 1 else "have",
+        )
     for recommender in evaluable(config):
         if not of_other_data(config.folder, recommender):
             yield evaluate(config, recommender)

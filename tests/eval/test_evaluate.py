@@ -9,7 +9,7 @@ from minionerec.artifacts import Manifest
 from minionerec.baselines.train import train_baseline
 from minionerec.cli import main
 from minionerec.commands import result_table
-from minionerec.config import BaselineConfig
+from minionerec.config import NAMING, BaselineConfig
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval import listed
@@ -81,6 +81,20 @@ def test_a_baseline_of_other_data_is_named_and_left_out(tmp_path, caplog):
         assistant_inputs(config, Manifest.load(config.folder / "data").digest)
     run(config, ("baseline",))
     assert "markov" in [*result_table(config).columns[0].cells]
+
+
+def test_settings_of_a_model_that_is_not_there_are_named(tmp_path, caplog):
+    config = small.config(tmp_path, sft={"tasks": ["history_sid_to_sid", NAMING]}, eval={"resamples": 50})
+    run(config, ("data", "sid", "eval"))
+    assert "no effect" not in caplog.text
+    config.eval = replace(config.eval, grounding="trained", title_assistant="popularity")
+    run(config, ("eval",))
+    named = "eval.title_assistant, eval.grounding have no effect. Train one first: minionerec sft"
+    assert f"{config.folder}: no trained model here, so {named}" in caplog.text
+    caplog.clear()
+    config.eval = replace(config.eval, grounding="none", title_assistant=None, assistant="sasrec")
+    run(config, ("eval",))
+    assert "so eval.assistant has no effect" in caplog.text
 
 
 def test_floors_are_computed_unless_the_run_has_them_stored(tmp_path, monkeypatch, caplog):
