@@ -31,8 +31,8 @@ UNSEEDED = 0  # the seed of a stage that makes no random choice: no seed makes i
 CHECKPOINTS = "checkpoints"  # of a resumable stage; removed when the artefact is complete
 _KEY, _RECIPE = "key.txt", "recipe.json"  # in a partial folder: which artefact it will be, and what that is made from
 _SCRATCH = (CHECKPOINTS, _KEY, _RECIPE)  # no part of the artefact
-# Cheap to make from the artefacts of other stages: replaced without a question. No other stage is.
-_DERIVED = ("mixture", "d3", "eval", "report", "sid-inspect", "scoring")
+# Made from the artefacts of other stages, without training a model: replaced without a question. No other stage is.
+_DERIVED = ("mixture", "d3", "eval", "titles", "report", "sid-inspect", "scoring")
 _Look = Callable[[], Manifest | None]
 
 log = logging.getLogger(__name__)

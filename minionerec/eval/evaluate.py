@@ -4,7 +4,8 @@ Inputs: `data/`, `sid/` and `<stage>/model/` of the run; of `<stage>-mixture`, t
 Outputs: `eval/<name>/predictions.jsonl`, `metrics.json` and, if `eval.oracle_examples` is above 0, `oracle.jsonl`. The first
 two are also written for the floors, which train nothing (popularity, repeat, skip, text, mixture; `listed.floors`), and for the
 run's baselines, under their names. The predictions of a model are stored shard by shard: an interrupted evaluation resumes
-where it stopped, and any number of processes writes the same files.
+where it stopped, and any number of processes writes the same files. Titles that a model writes (`eval.grounding`) are kept in
+`titles/<stage>/<split>/titles.json`.
 
 Deviations from the paper: the prompt is the one that the model was trained with; the search masks what the catalog lacks
 instead of adding -1e6; the checkpoint's generation settings play no part; metrics are on SIDs and on items, with intervals.
@@ -18,9 +19,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from minionerec.artifacts import ITEM_STAGES, MANIFEST, MILLISECONDS, Manifest, Recipe, require
+from transformers import PreTrainedModel
+
+from minionerec.artifacts import ITEM_STAGES, MANIFEST, MILLISECONDS, UNSEEDED, Manifest, Recipe, read_json, require, write_json
 from minionerec.config import FLOORS, NAMING, PLAIN_FLOORS, RECOMMENDING, Config, EvalConfig
-from minionerec.data.dataset import Dataset
+from minionerec.data.dataset import Dataset, SplitName
 from minionerec.data.interactions import interaction_counts
 from minionerec.data.vectors import baseline_digest
 from minionerec.distributed import distributed_state, is_main_process
@@ -144,10 +147,10 @@ def _ground(config: Config, stage: str, dataset: Dataset, index: SidIndex, folde
     prompts = Prompts(dataset, index, tokenizer, config.resolved_prompts, checkpoint.context_of(model))
     grounding.catalog_titles(prompts)  # refuses them now, not after hours of writing
     device = distributed_state().device
-    written = grounding.write_split(model.to(device), prompts, folder, config.eval, config.eval.split)
+    written = _written(config, stage, model.to(device), prompts, config.eval.split)
     valid = None
     if config.eval.chooses_title_weight:
-        valid = grounding.write_split(model, prompts, folder, config.eval, "valid", config.eval.title_examples)
+        valid = _written(config, stage, model, prompts, "valid", config.eval.title_examples)
     if not is_main_process():
         return {}
     embedder = (model, tokenizer)
@@ -166,6 +169,49 @@ def _ground(config: Config, stage: str, dataset: Dataset, index: SidIndex, folde
     predictions = as_predictions(dataset.split(config.eval.split), rankings, index, ids)
     write_predictions(folder / "predictions.jsonl", predictions)
     return {} if config.eval.title_assistant is None else {"weight": weight}
+
+
+def _written(
+    config: Config, stage: str, model: PreTrainedModel, prompts: Prompts, split: SplitName, most: int | None = None
+) -> grounding.Written:
+    """The titles that a model writes for rows of a split. Every process calls it.
+
+    They are an artefact of their own, `titles/<stage>/<split>`: what ranks items by them plays no part, and writing is slow.
+
+    Args:
+        most: how many rows, evenly spaced; None for all.
+    """
+    examples = grounding.rows_of(prompts.dataset, split, most)
+    whole = len(examples) == len(prompts.dataset.split(split))
+    artefact = f"titles/{stage}/{split}" + ("" if whole else f"-{len(examples)}")
+    fields = ("title_beams", "title_tokens", "dtype")
+
+    def inputs() -> dict[str, str]:
+        items = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
+        return {**items, stage: require(config.folder / stage, f"minionerec {stage}", made_from=items).digest}
+
+    recipe = Recipe(
+        stage=artefact,
+        folder=config.folder / artefact,
+        config={
+            "eval": {field: getattr(config.eval, field) for field in fields},
+            "prompts": prompts_section(config.resolved_prompts, [NAMING]),
+        },
+        inputs=inputs(),
+        seed=UNSEEDED,
+        replace=config.replace,
+        wait=config.wait,
+        reread=inputs,
+    )
+
+    def write() -> None:
+        with recipe.write(resumable=True, collective=True) as draft:
+            texts = grounding.write_split(model, prompts, draft.path, config.eval, split, examples)
+            if is_main_process():
+                write_json(draft.path / grounding.TITLES, texts)
+
+    recipe.make(write, collective=True)
+    return grounding.Written(split, examples, read_json(recipe.folder / grounding.TITLES))
 
 
 def _assistant(config: Config, dataset: Dataset, recipe: Recipe) -> BaselineAssistant:

@@ -29,6 +29,7 @@ from minionerec.config import BaselineName, Config, EvalConfig
 from minionerec.data.dataset import Dataset, SplitName
 from minionerec.data.interactions import interaction_counts
 from minionerec.data.vectors import load_vectors
+from minionerec.distributed import is_main_process
 from minionerec.errors import DataError
 from minionerec.eval.lists import cutoffs_within
 from minionerec.model.checkpoint import context_of
@@ -276,31 +277,34 @@ def _places(near: np.ndarray, examples: pl.DataFrame, config: EvalConfig) -> np.
     return np.where(listed, places, [[np.inf], [1.0]])
 
 
+def rows_of(dataset: Dataset, split: SplitName, most: int | None = None) -> pl.DataFrame:
+    """Rows of a split, with their places in it in the column `row`: all, or at most `most`, evenly spaced."""
+    examples = dataset.split(split).with_row_index("row")
+    return examples[evenly_spaced(len(examples), most or len(examples))]
+
+
 def write_split(
-    model: PreTrainedModel, prompts: Prompts, folder: Path, config: EvalConfig, split: SplitName, most: int | None = None
-) -> Written:
+    model: PreTrainedModel, prompts: Prompts, folder: Path, config: EvalConfig, split: SplitName, examples: pl.DataFrame
+) -> list[str]:
     """The titles that a model writes for rows of a split; every process of a launch writes its share.
 
     They are stored in shards, so an interrupted evaluation resumes.
 
     Args:
         folder: of the artefact.
-        most: how many rows, evenly spaced; None for all.
+        examples: the rows.
     """
-    examples = prompts.dataset.split(split).with_row_index("row")
-    examples = examples[evenly_spaced(len(examples), most or len(examples))]
     asked = prompts.title_prompts(examples["history"].to_list(), config.title_tokens)
     store = folder / CHECKPOINTS
     store.mkdir(exist_ok=True)
-    named = f"titles-{split}-{len(asked)}"  # all of valid and a part of it may be asked about
-    shards = {store / f"{named}-{rows.start:09d}.json": rows for rows in shards_of(len(asked), config.shard_size)}
+    shards = {store / f"rows-{rows.start:09d}-{rows.stop:09d}.json": rows for rows in shards_of(len(asked), config.shard_size)}
 
     def write(rows: range, path: Path) -> None:
         texts = write_titles(model, prompts.tokenizer, [asked[row] for row in rows], config)
         write_json(path, [one_line(prompts.written_title(text)) for text in texts])
 
     over_shards(shards, write, f"titles {split}", "examples")
-    return Written(split, examples, [text for path in shards for text in read_json(path)])
+    return [text for path in shards for text in read_json(path)] if is_main_process() else []
 
 
 def rank_split(

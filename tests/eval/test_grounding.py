@@ -253,10 +253,12 @@ def test_a_run_from_titles_to_the_table(tmp_path, caplog, monkeypatch):
     assert [row.label for row in compared.recommenders if row.name == "sft-titles"] == ["SFT, titles grounded (BIGRec)"]
     _, fresh = evaluate(replace(settings, eval=replace(settings.eval, title_beams=2)), "sft-titles")
     assert not fresh
-    rows, distances = [], torch.cdist
+    rows, asked, distances, write = [], [], torch.cdist, grounding.write_titles
+    monkeypatch.setattr(grounding, "write_titles", lambda *given: asked.append(len(given[2])) or write(*given))
     monkeypatch.setattr(torch, "cdist", lambda block, *args, **more: rows.append(len(block)) or distances(block, *args, **more))
     check_weighing(settings, lists, stored)
     assert rows == [15, 40, 40, 40]  # once for each row that is weighed: of valid, where a weight is chosen, and of test
+    assert asked == [15]  # the titles of test are there, whatever weighs their distances
     monkeypatch.setattr(grounding, "write_titles", lambda model, tokenizer, prompts, config: ("" for _ in prompts))
     _, fresh = evaluate(replace(settings, eval=replace(settings.eval, title_tokens=6)), "sft-titles")
     assert fresh and "40 of 40 written titles are empty" in caplog.text
