@@ -14,7 +14,7 @@ NDCG@10, decides the lists, while BIGRec chooses one for each metric (figures wi
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -69,7 +69,7 @@ class Grounded:
         rankings: per row the nearest items, nearest first; equal distances in catalog order.
         best: (rows,) the 0-based rank of the target if it came first among the items at its distance; infinite if left out.
         ties: (rows,) how many items are at its distance.
-        measured: the metrics, items at one distance tied in expectation, of every weight that was asked for.
+        measured: the metrics, items at one distance tied in expectation, of every weight.
     """
 
     rankings: list[np.ndarray]
@@ -199,8 +199,7 @@ def ground(
     examples: pl.DataFrame,
     config: EvalConfig,
     scores: Scores | None = None,
-    weight: float = 0,
-    measured: Collection[float] = (),
+    weights: Sequence[float] = (0.0,),
 ) -> Grounded:
     """Rank the catalog for every row by the distance of its items' titles to what was written.
 
@@ -210,22 +209,21 @@ def ground(
         embedded: (items, hidden) their embeddings; those of equal titles are equal.
         examples: the rows; histories are left out with `eval.exclude_history`.
         scores: what the distances are weighed with; None for nothing.
-        weight: as `weighed` has it.
-        measured: weights that are measured beside, on the same distances.
+        weights: as `weighed` has them. The first decides the rankings; all are measured, on the same distances.
     """
     rankings: list[np.ndarray] = []
-    places: dict[float, list[np.ndarray]] = {each: [] for each in (weight, *measured)}
+    places: dict[float, list[np.ndarray]] = {weight: [] for weight in weights}
     for block, distances in _blocks(written, titles, embedded, examples):
         with_weight = None if scores is None else _weighing(distances, scores(block))
-        for each, found in places.items():
-            near = distances if with_weight is None else with_weight(each)
+        for weight, found in places.items():
+            near = distances if with_weight is None else with_weight(weight)
             found.append(_places(near, block, config))
-            if each == weight:
+            if weight == weights[0]:
                 for row in near:
                     listed = np.isfinite(row).sum()
                     rankings.append(np.argsort(row, kind="stable")[: min(config.num_beams, listed)])
-    best, ties = np.concatenate(places[weight], axis=1)
-    return Grounded(rankings, best, ties, _metrics({each: places[each] for each in measured}, config))
+    best, ties = np.concatenate(places[weights[0]], axis=1)
+    return Grounded(rankings, best, ties, _metrics(places, config))
 
 
 def measure_weights(
@@ -340,8 +338,8 @@ def rank_split(
             chosen = {metric: max(WEIGHTS, key=lambda each: (tried[each][metric], -each)) for metric in tried[0]}
             weight = chosen[METRIC]
             weighing["valid"] = {"examples": len(valid.texts), METRIC: {str(each): tried[each][METRIC] for each in WEIGHTS}}
-    weights = () if assistant is None else (0.0, *chosen.values())
-    grounded = ground(of_split, titles, embedded, written.examples, config.eval, scores, weight, weights)
+    weights = (weight,) if assistant is None else (weight, 0.0, *chosen.values())
+    grounded = ground(of_split, titles, embedded, written.examples, config.eval, scores, weights)
     if assistant is not None:
         weighing |= {
             "assistant": assistant,

@@ -92,7 +92,7 @@ def test_distances_are_weighed_as_the_formula_says(exclude, shared):
 
     weights, gains = (0.0, 0.37, 5.0), {}
     for weight in weights:
-        grounded = grounding.ground(*asked, options, of_block, weight)
+        grounded = grounding.ground(*asked, options, of_block, [weight])
         gains[weight] = []
         for row, vector in enumerate(written):
             left_out = set(histories[row]) if exclude else set()
@@ -103,7 +103,7 @@ def test_distances_are_weighed_as_the_formula_says(exclude, shared):
             gains[weight].append(sum(1 / np.log2(place + 2) for place in places if place < 10) / max(len(places), 1))
     measured = grounding.measure_weights(*asked, options, of_block, weights)
     assert [measured[weight]["NDCG@10"] for weight in weights] == pytest.approx([np.mean(gains[weight]) for weight in weights])
-    plain, zero = (grounding.ground(*asked, options, *more) for more in ((), (of_block, 0.0)))
+    plain, zero = (grounding.ground(*asked, options, *more) for more in ((), (of_block, [0.0])))
     assert all((one == other).all() for one, other in zip(plain.rankings, zero.rankings, strict=True))
 
 
