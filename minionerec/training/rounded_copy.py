@@ -1,6 +1,7 @@
 """A copy of a model in a shorter number format, for validations in the format of the evaluation and for rollouts of RL."""
 
 import copy
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -10,7 +11,8 @@ class RoundedCopy:
     """A model as a shorter format stores it, brought up to date with the model that is trained whenever it is asked for.
 
     What a checkpoint holds, weights and stored buffers, is rounded, as `checkpoint.load` rounds it. Tensors that are computed
-    at load, such as rotary frequencies, keep their precision there and here.
+    at load, such as rotary frequencies, keep their precision there and here. Adapters are merged first, as they are for the
+    checkpoint: a rounded sum is not a sum of rounded parts.
 
     Attributes:
         followed: the model that is trained.
@@ -26,7 +28,7 @@ class RoundedCopy:
             dtype: of the copy, such as `bfloat16`.
         """
         self.followed = followed
-        self.model = copy.deepcopy(followed).requires_grad_(False).eval()
+        self.model = _whole_copy(followed).requires_grad_(False).eval()
         for tensor in _stored(self.model):
             tensor.data = tensor.data.to(getattr(torch, dtype))
 
@@ -37,9 +39,23 @@ class RoundedCopy:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take the weights that the followed model has now."""
-        for tensor, now in zip(_stored(self.model), _stored(self.followed), strict=True):
-            tensor.copy_(now)
+        """Take the weights that the followed model has now; with adapters this holds a second whole copy for a moment."""
+        now = _whole_copy(self.followed) if _has_adapters(self.followed) else self.followed
+        for tensor, new in zip(_stored(self.model), _stored(now), strict=True):
+            tensor.copy_(new)
+
+
+def _has_adapters(model: PreTrainedModel) -> bool:
+    return hasattr(model, "peft_config")
+
+
+def _whole_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a model, its adapters merged into its weights."""
+    copied: Any = copy.deepcopy(model)
+    if _has_adapters(model):
+        copied = copied.merge_and_unload()
+        copied.tie_weights()
+    return cast(PreTrainedModel, copied)
 
 
 def _stored(model: PreTrainedModel) -> list[torch.Tensor]:

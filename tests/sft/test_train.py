@@ -272,3 +272,19 @@ def test_the_released_answer_in_the_prompt(parts):
         (branch,), (other,) = tree, given_away
         answer = [] if number < histories else branch.completion
         assert [*other.prompt] == [*branch.prompt, *answer] and other.completion == branch.completion
+
+
+@pytest.mark.parametrize("train", ["full", "lora"])
+def test_validation_in_bfloat16_is_the_evaluation_of_the_saved_model(copy, tmp_path, train):
+    """The copy that is asked follows the model through adapters, too; the trained weights stay float32."""
+    base = tmp_path / "base"
+    checkpoint.save(*scratch.create(["any text of theirs", "lamp chair table"], SIZES, 0), base)
+    made = copy(base=base, train=train, epochs=1, evaluations=2, best_metric="NDCG@10", valid_examples=None, learning_rate=5e-3)
+    made = replace(made, eval=replace(made.eval, dtype="bfloat16", split="valid"))
+    run(made, ("sft", "eval"))
+    best = read_json(made.folder / "sft/manifest.json")["metrics"]["best_valid_NDCG@10"]
+    assert read_json(made.folder / "eval/sft/manifest.json")["config"]["eval"]["dtype"] == "bfloat16"
+    assert read_json(made.folder / "eval/sft/metrics.json")["sid"]["NDCG@10"]["value"] == pytest.approx(best, rel=1e-6)
+    saved, _ = checkpoint.load(made.folder / "sft/model")
+    assert best > 0 and saved.dtype == torch.float32
+    assert not torch.equal(saved.model.embed_tokens.weight, saved.model.embed_tokens.weight.bfloat16().float())
