@@ -227,7 +227,7 @@ def _evaluator(begun: Begun, trie: CatalogTrie) -> Evaluator:
     if not config.rl.evaluations:
         return dict
     model = begun.model.to(distributed_state().device)
-    rounded = RoundedCopy.unless_equal(model, config.eval.dtype)
+    rounded = RoundedCopy.if_shorter(model, config.eval.dtype)
     recommender = Recommender(model if rounded is None else rounded.model, begun.prompts, trie, config.eval)
     mixed_as = config if config.mixture.validation else None
     return RankingEvaluator(recommender, config.eval, config.rl.valid_examples, config.rl.best_metric, mixed_as, rounded)

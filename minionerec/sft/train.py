@@ -237,7 +237,7 @@ def _evaluator(begun: Begun, model: PreTrainedModel) -> RankingEvaluator | None:
     config = begun.config
     if config.sft.best_metric == "loss":
         return None
-    rounded = RoundedCopy.unless_equal(model.to(distributed_state().device), config.eval.dtype)
+    rounded = RoundedCopy.if_shorter(model.to(distributed_state().device), config.eval.dtype)
     recommender = Recommender(model if rounded is None else rounded.model, begun.prompts, config=config.eval)
     mixed_as = config if config.mixture.validation else None
     return RankingEvaluator(recommender, config.eval, config.sft.validated_examples, config.sft.best_metric, mixed_as, rounded)

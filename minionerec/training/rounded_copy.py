@@ -33,9 +33,9 @@ class RoundedCopy:
             tensor.data = tensor.data.to(getattr(torch, dtype))
 
     @classmethod
-    def unless_equal(cls, followed: PreTrainedModel, dtype: str) -> "RoundedCopy | None":
-        """A copy, or None if the model has the format already."""
-        return None if followed.dtype == getattr(torch, dtype) else cls(followed, dtype)
+    def if_shorter(cls, followed: PreTrainedModel, dtype: str) -> "RoundedCopy | None":
+        """A copy, or None if the model's own format takes no more bytes: a longer one would add memory and no precision."""
+        return cls(followed, dtype) if copy_bytes(followed, dtype) else None
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -65,6 +65,6 @@ def _stored(model: PreTrainedModel) -> list[torch.Tensor]:
 
 
 def copy_bytes(followed: PreTrainedModel, dtype: str) -> int:
-    """Bytes of the weights of `RoundedCopy.unless_equal`; the model may be on the meta device."""
-    wanted: torch.dtype = getattr(torch, dtype)
-    return 0 if followed.dtype == wanted else followed.num_parameters() * wanted.itemsize
+    """Bytes of the weights of `RoundedCopy.if_shorter`, 0 without one; the model may be on the meta device."""
+    width: int = getattr(torch, dtype).itemsize
+    return followed.num_parameters() * width if width < followed.dtype.itemsize else 0

@@ -58,7 +58,7 @@ def test_it_is_the_saved_model_loaded_in_that_format(trained, dtype, tmp_path):
 def test_validation_is_the_evaluation_in_that_format(trained, tmp_path):
     model, tokenizer, prompts = trained
     config = EvalConfig(num_beams=20, batch_size=3, split="valid", dtype="bfloat16")
-    rounded = RoundedCopy.unless_equal(model, config.dtype)
+    rounded = RoundedCopy.if_shorter(model, config.dtype)
     evaluator = RankingEvaluator(Recommender(rounded.model, prompts, config=config), config, None, "MRR@5", rounded=rounded)
     first = evaluator()
     train_a_little(model)
@@ -70,7 +70,9 @@ def test_validation_is_the_evaluation_in_that_format(trained, tmp_path):
     assert second == {name: pytest.approx(expected[name].mean()) for name in second} != first
 
 
-def test_no_copy_where_the_format_is_the_same(trained):
+def test_no_copy_where_the_format_is_no_shorter(trained):
     model, *_ = trained
-    assert RoundedCopy.unless_equal(model, "float32") is None and copy_bytes(model, "float32") == 0
+    assert RoundedCopy.if_shorter(model, "float32") is None and copy_bytes(model, "float32") == 0
+    assert RoundedCopy.if_shorter(model.bfloat16(), "float32") is None and RoundedCopy.if_shorter(model, "float16") is None
+    model.float()
     assert copy_bytes(model, "bfloat16") == 2 * sum(parameter.numel() for parameter in model.parameters())
