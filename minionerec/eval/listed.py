@@ -65,13 +65,13 @@ def stored_command(name: str) -> str:
 
 
 def of_other_data(run: Path, name: str) -> bool:
-    """Whether a recommender's lists are stored in a run and were made from other data than the run has now.
+    """Whether a recommender's lists are read from a run's stored ones, and these were made from other data than it has now.
 
     Raises:
         ArtifactError: the run has no data, or a manifest is damaged.
     """
     folder = run / stored_artefact(name)
-    if not (folder / MANIFEST).is_file():
+    if name in PLAIN_FLOORS or not (folder / MANIFEST).is_file():
         return False
     data = require(run / "data", ITEM_STAGES["data"]).digest
     return Manifest.load(folder).inputs.get("data", data) != data
