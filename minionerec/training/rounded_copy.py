@@ -29,8 +29,9 @@ class RoundedCopy:
         """
         self.followed = followed
         self.model = _whole_copy(followed).requires_grad_(False).eval()
-        for tensor in _stored(self.model):
-            tensor.data = tensor.data.to(getattr(torch, dtype))
+        stored, short = {id(tensor) for tensor in _stored(self.model)}, getattr(torch, dtype)
+        # As a cast does it: a module that has computed something of its buffers forgets that (`ItemTexts`).
+        self.model._apply(lambda tensor: tensor.to(short) if id(tensor) in stored else tensor)
 
     @classmethod
     def if_shorter(cls, followed: PreTrainedModel, dtype: str) -> "RoundedCopy | None":

@@ -1,10 +1,11 @@
+import numpy as np
 import pytest
 import torch
 
 from minionerec.config import EvalConfig, ModelConfig
 from minionerec.eval.decode import SplitDecoder
 from minionerec.eval.metrics import ranks
-from minionerec.model import checkpoint, scratch
+from minionerec.model import base, checkpoint, scratch
 from minionerec.model.dropout import add_dropout
 from minionerec.prompts.builder import Prompts, tokenizer_corpus
 from minionerec.recommend.recommender import Recommender
@@ -53,6 +54,23 @@ def test_it_is_the_saved_model_loaded_in_that_format(trained, dtype, tmp_path):
     for name, tensor in model.state_dict().items():
         assert tensor.dtype == torch.float32 and torch.equal(tensor, before[name])
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_item_texts_are_those_of_the_saved_model(tmp_path):
+    """What the model has computed of its float32 vectors is computed again of the rounded ones."""
+    dataset, index = random_dataset()
+    config = ModelConfig(
+        hidden_size=16, intermediate_size=24, layers=1, heads=2, vocabulary=300, text_input=True, text_output=True
+    )
+    vectors = np.random.default_rng(1).normal(size=(30, 12)).astype(np.float32)
+    model, tokenizer = base.base_model(config, index, tokenizer_corpus(dataset), 0, vectors=lambda: vectors)
+    assert model.model.texts.paths.leaf_vectors.dtype == torch.float32
+    rounded = RoundedCopy(model, "bfloat16")
+    checkpoint.save(model, tokenizer, tmp_path)
+    loaded, _ = checkpoint.load(tmp_path, "bfloat16")
+    found, expected = (m.model.texts.paths.leaf_vectors for m in (rounded.model, loaded))
+    assert found.dtype == torch.bfloat16 and torch.equal(found, expected)
+    assert model.model.texts.paths.leaf_vectors.dtype == torch.float32
 
 
 def test_validation_is_the_evaluation_in_that_format(trained, tmp_path):
