@@ -175,6 +175,11 @@ class RlConfig:
         for problem in (*self._conflicts(), *self._prompt_conflicts(), *self._without_effect()):
             raise ConfigError(problem)
 
+    @property
+    def decodes(self) -> bool:
+        """Whether the policy is asked for rollouts."""
+        return self.objective != "exact" and self.rollouts != "uniform"
+
     def _conflicts(self) -> Iterator[str]:
         """Options that contradict each other: refused rather than one of them ignored."""
         ranked = ", ".join(name for name in self.rewards if name.startswith("ranking"))

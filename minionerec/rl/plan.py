@@ -58,8 +58,8 @@ def planned_work(
     sizes = [group * (len(example.prompt) + levels) for example in examples]
     sample, largest = sample_batches(examples, sizes, micro, packed, int(arguments.seed))
     longest_prompt = max(len(example.prompt) for example in examples)
-    decodes = not exact and config.rollouts != "uniform"
-    rolled_out = micro * (longest_prompt + group * (levels - 1)) if decodes else 0  # tokens at once; a last code is not read
+    at_once = micro * (longest_prompt + group * (levels - 1))  # tokens; a last code is not read
+    rolled_out = at_once if config.decodes else 0
     rounds = 1 + config.refill_rounds if config.dynamic_sampling == "refill" else 1
     whole_step = cast(int, arguments.steps_per_generation) > 1  # its rollouts are made at once, see `objective_arguments`
     return Work(

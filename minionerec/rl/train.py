@@ -135,6 +135,8 @@ def rl_recipe(config: Config) -> Recipe:
     }
     if config.rl.evaluations:
         sections["validation"] = config.decoding
+    if config.rl.bf16 and config.rl.decodes:  # absent otherwise, as it was when all rollouts were in the format of the weights
+        sections["precision"] = {"rollouts": "bfloat16"}
     sections |= component_texts(config, "rl")[0]
     return Recipe(
         stage="rl",

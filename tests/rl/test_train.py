@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.evaluate import evaluate
 from minionerec.model import checkpoint
 from minionerec.pipeline import run
-from minionerec.rl.train import check_sft, warn_if_normalised_otherwise
+from minionerec.rl.train import check_sft, rl_recipe, warn_if_normalised_otherwise
 from minionerec.sft.train import sft_recipe
 from minionerec.training.evaluator import MONITORED
 from minionerec.training.fit_mixture import fit_mixture
@@ -63,6 +64,21 @@ def test_zero2_on_two_processes_takes_the_single_process_steps(prepared):
     # Adam divides rounding noise by its own size, so later steps drift apart a little and near ties may swap places.
     for alone, together in zip(*logs, strict=True):
         assert together["entropy"] == pytest.approx(alone["entropy"], rel=2e-2)
+
+
+def test_what_computes_in_a_short_format_is_in_the_key(prepared):
+    """And absent from it otherwise, so that a model of float32 rollouts and validations stays current."""
+    sdpo = {"objective": "sdpo", "rollouts": "uniform", "add_target": True, "rewards": {"rule": 1.0}}
+    for rl, dtype, rollouts, validation in (
+        ({}, "float32", None, None),
+        ({"bf16": True}, "float32", {"rollouts": "bfloat16"}, None),
+        ({}, "bfloat16", None, "bfloat16"),
+        ({"bf16": True, "evaluations": 0}, "bfloat16", {"rollouts": "bfloat16"}, None),
+        ({"bf16": True, **sdpo}, "float32", None, None),  # asks no policy for its groups
+    ):
+        recipe = rl_recipe(replace(prepared, rl=RlConfig(**rl), eval=replace(prepared.eval, dtype=dtype)))
+        assert recipe.config.get("precision") == rollouts
+        assert recipe.config.get("validation", {}).get("dtype") == validation
 
 
 def test_a_model_that_never_improves_stays_the_sft_model(prepared, caplog):
