@@ -14,7 +14,7 @@ NDCG@10, decides the lists, while BIGRec chooses one for each metric (figures wi
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -30,7 +30,7 @@ from minionerec.data.dataset import Dataset, SplitName
 from minionerec.data.interactions import interaction_counts
 from minionerec.data.vectors import load_vectors
 from minionerec.distributed import is_main_process
-from minionerec.errors import DataError
+from minionerec.errors import ArtifactError, DataError
 from minionerec.eval.lists import cutoffs_within
 from minionerec.model.checkpoint import context_of
 from minionerec.prompts.builder import Prompts
@@ -291,6 +291,12 @@ def write_split(
     Args:
         folder: of the artefact.
         examples: the rows.
+
+    Returns:
+        the titles, row by row, in the main process; nothing in others.
+
+    Raises:
+        ArtifactError: a process did not finish its share, or a stored shard has not a title for each of its rows.
     """
     asked = prompts.title_prompts(examples["history"].to_list(), config.title_tokens)
     store = folder / CHECKPOINTS
@@ -302,7 +308,22 @@ def write_split(
         write_json(path, [one_line(prompts.written_title(text)) for text in texts])
 
     over_shards(shards, write, f"titles {split}", "examples")
-    return [text for path in shards for text in read_json(path)] if is_main_process() else []
+    return _joined(shards) if is_main_process() else []
+
+
+def _joined(shards: Mapping[Path, range]) -> list[str]:
+    """The titles of all shards, in the order of the rows."""
+    joined: list[str] = []
+    for path, rows in shards.items():
+        advice = "Delete it and run the same command again."
+        try:
+            texts = read_json(path)
+        except ArtifactError as error:
+            raise ArtifactError(f"{path}: no shard of titles ({error}). {advice}") from None
+        if (count := len(texts) if isinstance(texts, list) else 0) != len(rows):
+            raise ArtifactError(f"{path}: {count} titles for {len(rows)} rows. {advice}")
+        joined += texts
+    return joined
 
 
 def rank_split(

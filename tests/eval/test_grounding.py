@@ -229,6 +229,24 @@ def test_a_model_of_titles_is_validated_on_titles(parts):
     assert all(branch.is_sid for tree in both for branch in tree)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"), [('["one"]', "1 titles for 5 rows"), ("{}", "0 titles for"), ('["cut', "no shard of titles")]
+)
+def test_a_damaged_shard_of_titles_is_named(parts, tmp_path, content, message):
+    """It is there, so it would not be written again; its titles would belong to other rows."""
+    model, prompts = parts
+    examples = grounding.rows_of(prompts.dataset, "test", 12)
+    options = replace(FREE, shard_size=5)
+    whole = grounding.write_split(model, prompts, tmp_path, options, "test", examples)
+    assert len(whole) == 12 and whole == grounding.write_split(model, prompts, tmp_path, options, "test", examples)
+    shard = tmp_path / "checkpoints/rows-000000005-000000010.json"
+    shard.write_text(content)
+    with pytest.raises(ArtifactError, match=rf"{shard.name}: {message}.*Delete it"):
+        grounding.write_split(model, prompts, tmp_path, options, "test", examples)
+    shard.unlink()
+    assert grounding.write_split(model, prompts, tmp_path, options, "test", examples) == whole
+
+
 def test_a_run_from_titles_to_the_table(tmp_path, caplog, monkeypatch):
     settings = config(
         tmp_path,
