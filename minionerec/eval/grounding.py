@@ -169,19 +169,18 @@ def scores_of(name: BaselineName, run: Path, dataset: Dataset, split: SplitName)
     return lambda examples: vectors.scores(split, examples["row"].to_numpy())
 
 
-def weighed(distances: np.ndarray, scores: np.ndarray, weight: float) -> np.ndarray:
-    """Distances that are the smaller the higher an item's score is, (rows, items); a weight of 0 leaves them as they are.
+def weighing(distances: np.ndarray, scores: np.ndarray) -> Callable[[float], np.ndarray]:
+    """For a weight, distances that are the smaller the higher an item's score is, (rows, items); 0 leaves them as they are.
+
+    Both are scaled once for all weights.
 
     Args:
         distances: (rows, items).
         scores: (rows, items) or (1, items).
-        weight: the power, 0 or above.
+
+    Returns:
+        a function of the power, 0 or above.
     """
-    return _weighing(distances, scores)(weight)
-
-
-def _weighing(distances: np.ndarray, scores: np.ndarray) -> Callable[[float], np.ndarray]:
-    """`weighed` for any weight; both are scaled once."""
     near, raised = _scaled(distances), 1 + _scaled(scores)
     return lambda weight: near * raised**-weight if weight else distances.copy()
 
@@ -209,12 +208,12 @@ def ground(
         embedded: (items, hidden) their embeddings; those of equal titles are equal.
         examples: the rows; histories are left out with `eval.exclude_history`.
         scores: what the distances are weighed with; None for nothing.
-        weights: as `weighed` has them. The first decides the rankings; all are measured, on the same distances.
+        weights: as `weighing` takes them. The first decides the rankings; all are measured, on the same distances.
     """
     rankings: list[np.ndarray] = []
     places: dict[float, list[np.ndarray]] = {weight: [] for weight in weights}
     for block, distances in _blocks(written, titles, embedded, examples):
-        with_weight = None if scores is None else _weighing(distances, scores(block))
+        with_weight = None if scores is None else weighing(distances, scores(block))
         for weight, found in places.items():
             near = distances if with_weight is None else with_weight(weight)
             found.append(_places(near, block, config))
@@ -224,24 +223,6 @@ def ground(
                     rankings.append(np.argsort(row, kind="stable")[: min(config.num_beams, listed)])
     best, ties = np.concatenate(places[weights[0]], axis=1)
     return Grounded(rankings, best, ties, _metrics(places, config))
-
-
-def measure_weights(
-    written: np.ndarray,
-    titles: Sequence[str],
-    embedded: np.ndarray,
-    examples: pl.DataFrame,
-    config: EvalConfig,
-    scores: Scores,
-    weights: Sequence[float],
-) -> dict[float, dict[str, float]]:
-    """The metrics, items at one distance tied in expectation, of every weight; the other arguments are those of `ground`."""
-    places: dict[float, list[np.ndarray]] = {weight: [] for weight in weights}
-    for block, distances in _blocks(written, titles, embedded, examples):
-        with_weight = _weighing(distances, scores(block))
-        for weight in weights:
-            places[weight].append(_places(with_weight(weight), block, config))
-    return _metrics(places, config)
 
 
 def _metrics(places: dict[float, list[np.ndarray]], config: EvalConfig) -> dict[float, dict[str, float]]:
@@ -355,7 +336,7 @@ def rank_split(
         scores = scores_of(assistant, config.folder, dataset, written.split)
         if valid is not None:
             of = scores_of(assistant, config.folder, dataset, valid.split)
-            tried = measure_weights(of_valid, titles, embedded, valid.examples, config.eval, of, WEIGHTS)
+            tried = ground(of_valid, titles, embedded, valid.examples, config.eval, of, WEIGHTS).measured
             chosen = {metric: max(WEIGHTS, key=lambda each: (tried[each][metric], -each)) for metric in tried[0]}
             weight = chosen[METRIC]
             weighing["valid"] = {"examples": len(valid.texts), METRIC: {str(each): tried[each][METRIC] for each in WEIGHTS}}

@@ -101,7 +101,7 @@ def test_distances_are_weighed_as_the_formula_says(exclude, shared):
             far = dict(slow)
             places = [place for place, (_, other) in enumerate(slow) if abs(other - far.get(int(targets[row]), -1)) < 1e-12]
             gains[weight].append(sum(1 / np.log2(place + 2) for place in places if place < 10) / max(len(places), 1))
-    measured = grounding.measure_weights(*asked, options, of_block, weights)
+    measured = grounding.ground(*asked, options, of_block, weights).measured
     assert [measured[weight]["NDCG@10"] for weight in weights] == pytest.approx([np.mean(gains[weight]) for weight in weights])
     plain, zero = (grounding.ground(*asked, options, *more) for more in ((), (of_block, [0.0])))
     assert all((one == other).all() for one, other in zip(plain.rankings, zero.rankings, strict=True))
@@ -109,8 +109,8 @@ def test_distances_are_weighed_as_the_formula_says(exclude, shared):
 
 def test_what_is_equal_everywhere_weighs_nothing():
     distances, scores = np.array([[3.0, 1.0, 2.0]]), np.array([[7.0, 7.0, 7.0]])
-    assert grounding.weighed(distances, scores, 2.0).tolist() == [[1.0, 0.0, 0.5]]
-    assert grounding.weighed(np.ones((1, 3)), np.arange(3.0)[None], 2.0).tolist() == [[0.0, 0.0, 0.0]]
+    assert grounding.weighing(distances, scores)(2.0).tolist() == [[1.0, 0.0, 0.5]]
+    assert grounding.weighing(np.ones((1, 3)), np.arange(3.0)[None])(2.0).tolist() == [[0.0, 0.0, 0.0]]
 
 
 def test_distances_are_weighed_with_the_counts_of_popularity_or_the_scores_of_a_baseline(tmp_path):
