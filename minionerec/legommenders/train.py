@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from minionerec.artifacts import CHECKPOINTS, MANIFEST, MILLISECONDS, Draft, Manifest, Recipe, check_disk_space, require
 from minionerec.config import Config, LegoConfig, LegoPlmConfig
+from minionerec.config.lego import options_of
 from minionerec.data.dataset import Dataset
 from minionerec.data.pairs import PairSet
 from minionerec.distributed import distributed_state, is_main_process
@@ -126,6 +127,9 @@ def _recipe(config: Config) -> Recipe:
         data = from_dataset(Dataset.load(config.folder / "data"), lego.history)
         sections["lego"]["top"] = deciding["lego"]["top"] = stored_length(lego.top, config, data)
 
+    if lego.parts.item == "plm" and _identity(lego) is not None:  # the files decide, wherever they lie; of the hub, the name
+        del deciding["lego"]["plm"]["path"]
+
     def inputs() -> dict[str, str]:
         if lego.task == "pairs":
             digests = {"pairs": require(config.folder / "pairs", "minionerec pairs prepare").digest}
@@ -139,12 +143,14 @@ def _recipe(config: Config) -> Recipe:
 
 def _model_digest(lego: LegoConfig) -> dict[str, str]:
     """What identifies the language model of `plm`; empty without one."""
-    if lego.parts.item != "plm":
-        return {}
+    return {"plm": _identity(lego) or lego.plm.path} if lego.parts.item == "plm" else {}
+
+
+def _identity(lego: LegoConfig) -> str | None:
+    """Identifies the files of the language model; None for a name of the hub, whose content is not known."""
     from minionerec.legommenders.plm import plm_folder
 
-    model = str(plm_folder(lego.plm))
-    return {"plm": pretrained.identity(model) or model}
+    return pretrained.identity(plm_folder(lego.plm))
 
 
 def _train(config: Config, recipe: Recipe) -> None:
@@ -331,11 +337,8 @@ def load_lego(config: Config, title: str) -> Trained:
     manifest = require(folder, f"{COMMAND} --lego.task pairs", made_from={"pairs": pairs})
     kept = manifest.config["lego"]
     lego = LegoConfig(**{**kept, "plm": LegoPlmConfig(**kept["plm"])})
-    if any(manifest.inputs[name] != digest for name, digest in _model_digest(lego).items()):
-        raise ArtifactError(
-            f"{folder}: was trained on another language model than {lego.plm.path} is now. Put that one back, or train again: "
-            f"{COMMAND} --lego.task pairs --replace"
-        )
+    if lego.parts.item == "plm":
+        lego = _where_it_lies(lego, config.lego.plm.path, manifest.inputs["plm"], folder)
     own = replace(config, lego=lego, seed=manifest.seed)
     task = load_task(own)
     model = make_model(own, task)
@@ -344,6 +347,28 @@ def load_lego(config: Config, title: str) -> Trained:
     except (RuntimeError, OSError) as error:
         raise ArtifactError(f"{folder / _MODEL}: not the weights of this recipe ({error}). Run again: {COMMAND}") from None
     return Trained(model, task, lego)
+
+
+def _where_it_lies(lego: LegoConfig, path: str, digest: str, folder: Path) -> LegoConfig:
+    """The recipe with the path at which its language model lies now: the one of then, else that of the configuration.
+
+    Args:
+        path: of the configuration.
+        digest: of the model that it was trained on.
+        folder: of the recipe, for the message.
+
+    Raises:
+        ArtifactError: the model lies at neither of them.
+    """
+    for present in dict.fromkeys((lego.plm.path, path)):
+        there = replace(lego, plm=replace(lego.plm, path=present))
+        if _model_digest(there)["plm"] == digest:
+            return there
+    raise ArtifactError(
+        f"{folder}: was trained on another language model than {lego.plm.path} is now. Put that one back, name the folder that "
+        f"it was moved to ({COMMAND} {options_of(folder.name)} --lego.plm.path FOLDER), or train again: {COMMAND} --lego.task "
+        "pairs --replace"
+    )
 
 
 def trained_on_pairs(config: Config) -> list[str]:

@@ -147,6 +147,20 @@ def test_adapters_of_a_language_model_resume_and_are_scored_with_their_own_learn
         load_lego(whole, "plm-additive-dot")
 
 
+def test_a_language_model_that_was_moved_asks_for_no_training_and_is_found_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIONEREC_CACHE", str(tmp_path / "cache"))
+    save(planted("genre", users=40), tmp_path / "run")
+    before = save_models(tmp_path / "plm") / "bert"
+    config = config_of(tmp_path / "run", item="plm", plm=LegoPlmConfig(path=str(before)), epochs=1)
+    train_lego(config)
+    before.rename(tmp_path / "moved")
+    with pytest.raises(ArtifactError, match=r"--lego.item plm .* --lego.plm.path FOLDER"):
+        load_lego(config, "plm-additive-dot")
+    moved = replace(config, lego=replace(config.lego, plm=LegoPlmConfig(path=str(tmp_path / "moved"))))
+    assert not train_lego(moved)[1]
+    assert load_lego(moved, "plm-additive-dot").lego == moved.lego
+
+
 def test_the_benchmark_of_caches_compares_three_ways_to_the_same_scores(run, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "benchmarks")
     benchmark = importlib.import_module("lego_cache")
