@@ -41,13 +41,16 @@ CATEGORIES = {"brand": _brands, "categories": _values("categories"), "genres": _
 _COLUMN = {"genres": "text"}  # of the catalog, where it has another name than the field
 
 
-def item_fields(catalog: pl.DataFrame, config: LegoConfig, trained: np.ndarray, where: str) -> ItemFields:
+def item_fields(
+    catalog: pl.DataFrame, config: LegoConfig, trained: np.ndarray, where: str, pieces: str | None = None
+) -> ItemFields:
     """The fields that a recipe reads.
 
     Args:
         catalog: as a Dataset or a PairSet has it.
         trained: which items the train data have, (items,) bool.
         where: the catalog, for messages.
+        pieces: the tokenizer of a trained recipe, see `ItemFields`; None learns one from the texts.
 
     Raises:
         DataError: `lego.fields` names one that no item of the train data has; the message names those that there are.
@@ -71,8 +74,11 @@ def item_fields(catalog: pl.DataFrame, config: LegoConfig, trained: np.ndarray, 
         parts = [*texts.values(), *([", ".join(item) for item in column] for column in values.values())]
         sentences = tuple(". ".join(part for part in item if part) for item in zip(*parts, strict=True))
         return ItemFields({}, {}, 1, {}, len(catalog), sentences)
-    corpus = [text for column in texts.values() for text, own in zip(column, trained, strict=True) if own]
-    tokenizer = _tokenizer(corpus, config)
+    if pieces is None:
+        corpus = [text for column in texts.values() for text, own in zip(column, trained, strict=True) if own]
+        tokenizer = _tokenizer(corpus, config)
+    else:
+        tokenizer = Tokenizer.from_str(pieces)
     coded = {name: _coded(column, trained) for name, column in values.items()}
     return ItemFields(
         texts={name: _words(tokenizer, column) for name, column in texts.items()},
@@ -80,6 +86,7 @@ def item_fields(catalog: pl.DataFrame, config: LegoConfig, trained: np.ndarray, 
         words=tokenizer.get_vocab_size(),
         values={name: count for name, (_, count) in coded.items()},
         items=len(catalog),
+        pieces=tokenizer.to_str(),
     )
 
 

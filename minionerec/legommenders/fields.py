@@ -18,6 +18,7 @@ class ItemFields:
         values: by field of `categories`, how many category ids there are, 0 included.
         items: how many items the catalog has.
         sentences: one text per item, for encoders that bring their own tokenizer (`plm`); empty if none of them reads it.
+        pieces: the tokenizer of `texts` as JSON; None if they have none.
 
     Raises:
         DataError: a field has other than one row per item, an id out of range, or no item has it.
@@ -29,6 +30,7 @@ class ItemFields:
     values: dict[str, int]
     items: int
     sentences: tuple[str, ...] = ()
+    pieces: str | None = None
 
     def __post_init__(self) -> None:
         sizes = {**dict.fromkeys(self.texts, self.words), **self.values}

@@ -21,6 +21,7 @@ class Legommender(nn.Module):
     Attributes:
         reads_texts: the user's vector is read from the history's text, not from item vectors (`flatten`).
         users_cacheable: a user has one vector for all candidates; for `din` a user is the history's item vectors.
+        pieces: the tokenizer of the items' texts, see `ItemFields`.
     """
 
     def __init__(self, config: LegoConfig, fields: ItemFields) -> None:
@@ -31,6 +32,7 @@ class Legommender(nn.Module):
         self.interaction = interaction(config, self.item.width)
         self.reads_texts = isinstance(self.item, FlatText)
         self.users_cacheable = config.parts.interaction not in DIN
+        self.pieces = fields.pieces
 
     def item_vectors(self, items: Tensor) -> Tensor:
         """The vectors of items (n,), (n, width)."""

@@ -1,8 +1,9 @@
 """Stage `lego`: a content recommender of three parts learns from pairs, or from the examples of the run's splits.
 
 Inputs: `<run>/pairs`, or `<run>/data` (`lego.task`); the language model of `lego.plm`, if the item encoder is one. Outputs:
-`<run>/lego/<task>/<title>/` with `model.safetensors`, `log.jsonl` (one epoch a line) and, on lists, `valid.parquet` and
-`test.parquet`, the ranked catalog as baselines store it. `<run>/scoring/lego-<title>/` has the scores of pairs.
+`<run>/lego/<task>/<title>/` with `model.safetensors`, `pieces.json` (the tokenizer of texts), `log.jsonl` (one epoch a line)
+and, on lists, `valid.parquet` and `test.parquet`, the ranked catalog as baselines store it. `<run>/scoring/lego-<title>/` has
+the scores of pairs.
 Differs from Legommenders (Liu et al., 2024): drawn negatives are distinct and none of the user's items; users are shuffled; of
 equal epochs the first is kept. A training that was interrupted resumes and ends with the same weights.
 Command: `minionerec lego --config ml-100k-lego`.
@@ -48,7 +49,7 @@ log = logging.getLogger(__name__)
 FOLDER = "lego"
 COMMAND = "minionerec lego"
 CHOOSES = {"pairs": "GAUC", "lists": "NDCG@10"}  # the metric on valid that early stopping watches
-_MODEL = "model.safetensors"
+_MODEL, _PIECES = "model.safetensors", "pieces.json"
 
 
 @dataclass(frozen=True)
@@ -91,14 +92,17 @@ def load_task(config: Config) -> Task:
     return task
 
 
-def make_model(config: Config, task: Task) -> Legommender:
+def make_model(config: Config, task: Task, pieces: str | None = None) -> Legommender:
     """The model with fresh weights, drawn by the seed.
+
+    Args:
+        pieces: the tokenizer of a trained recipe, see `ItemFields`; None learns one.
 
     Raises:
         ConfigError: the parts do not fit, are too large for this machine, or the language model cannot be read.
         DataError: `lego.fields` names one that no item has.
     """
-    fields = item_fields(task.catalog, config.lego, task.examples.trained, str(task.where))
+    fields = item_fields(task.catalog, config.lego, task.examples.trained, str(task.where), pieces)
     check_lego_memory(fewest_parameters(config.lego, fields))
     torch.manual_seed(config.seed)
     return Legommender(config.lego, fields)
@@ -177,6 +181,8 @@ def _train_into(recipe: Recipe, model: Legommender, task: Task, config: Config, 
         if is_main_process():
             weights = {name: values.detach().cpu().contiguous() for name, values in model.state_dict().items()}
             save_file(weights, draft.path / _MODEL)
+            if model.pieces is not None:  # so that no other version of the package `tokenizers` numbers the words anew
+                (draft.path / _PIECES).write_text(model.pieces, encoding="utf-8")
             (draft.path / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in course.log))
         if task.data is not None:
             _rank(model, task.data, recipe.config["lego"]["top"], draft)
@@ -341,7 +347,8 @@ def load_lego(config: Config, title: str) -> Trained:
         lego = _where_it_lies(lego, config.lego.plm.path, manifest.inputs["plm"], folder)
     own = replace(config, lego=lego, seed=manifest.seed)
     task = load_task(own)
-    model = make_model(own, task)
+    words = folder / _PIECES
+    model = make_model(own, task, words.read_text(encoding="utf-8") if words.is_file() else None)
     try:
         model.load_state_dict(load_file(folder / _MODEL))
     except (RuntimeError, OSError) as error:

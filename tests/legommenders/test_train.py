@@ -16,7 +16,7 @@ from minionerec.cli import main
 from minionerec.config import Config, GreenConfig, LegoConfig, LegoPlmConfig, ScoreConfig, SidConfig
 from minionerec.errors import ArtifactError, ConfigError, DataError, TrainingError
 from minionerec.eval.pair_leaderboard import read_leaderboard, write_leaderboard
-from minionerec.legommenders import train
+from minionerec.legommenders import catalog_fields, train
 from minionerec.legommenders.caches import CachedScores
 from minionerec.legommenders.carbon import Meter
 from minionerec.legommenders.examples import draw_negatives, histories
@@ -159,6 +159,13 @@ def test_a_language_model_that_was_moved_asks_for_no_training_and_is_found_again
     moved = replace(config, lego=replace(config.lego, plm=LegoPlmConfig(path=str(tmp_path / "moved"))))
     assert not train_lego(moved)[1]
     assert load_lego(moved, "plm-additive-dot").lego == moved.lego
+
+
+def test_a_trained_recipe_keeps_its_word_pieces(run, monkeypatch):
+    monkeypatch.setattr(catalog_fields, "_tokenizer", lambda *arguments: pytest.fail("learnt again"))
+    model, task, _ = load_lego(config_of(run), "pooling-additive-dot")
+    monkeypatch.undo()
+    assert torch.equal(model.item.words.ids, make_model(config_of(run), task).item.words.ids)
 
 
 def test_the_benchmark_of_caches_compares_three_ways_to_the_same_scores(run, monkeypatch):
