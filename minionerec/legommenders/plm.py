@@ -238,6 +238,9 @@ def _stack(folder: str | Path, model: PreTrainedModel) -> nn.ModuleList:
 def _longest(config: LegoPlmConfig, model: PreTrainedModel) -> int:
     """Tokens of a text at most, by the configuration and by the model's positions."""
     limit = getattr(model.config, "max_position_embeddings", None) or config.max_tokens
+    for name, module in model.named_modules():  # those of RoBERTa's kin begin behind the padding token's number
+        if name.endswith("position_embeddings") and (padding := getattr(module, "padding_idx", None)) is not None:
+            limit -= padding + 1
     if config.max_tokens > limit:
         log.warning("lego.plm.max_tokens %d is lowered to %d, the model's limit", config.max_tokens, limit)
     return min(config.max_tokens, limit)

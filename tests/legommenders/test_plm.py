@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import AutoTokenizer, RobertaConfig, RobertaModel
 
 from minionerec.config import LegoPlmConfig
 from minionerec.errors import ConfigError
@@ -100,6 +101,15 @@ def test_states_are_computed_once(folders, monkeypatch):
     torch.testing.assert_close(model_of(folders / "bert").item.rows, first.item.rows, atol=0, rtol=0)
     with pytest.raises(pytest.fail.Exception):
         model_of(folders / "bert", max_tokens=2)
+
+
+def test_positions_that_begin_behind_the_padding_token_leave_room_for_fewer_tokens(folders, tmp_path, caplog):
+    """RoBERTa counts positions from pad + 1, so that 514 of them read 512 tokens."""
+    sizes = {"hidden_size": 8, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "intermediate_size": 12, "vocab_size": 16}
+    RobertaModel(RobertaConfig(**sizes, max_position_embeddings=6, pad_token_id=1)).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(folders / "bert").save_pretrained(tmp_path)
+    encoder = model_of(tmp_path, tune_from=-1).item
+    assert int(encoder.lengths.max()) == 4 and "max_tokens 32 is lowered to 4, the model's limit" in caplog.text
 
 
 @pytest.mark.parametrize("layer", [LAYERS, -LAYERS - 1])
