@@ -26,7 +26,6 @@ from minionerec.distributed import distributed_state
 from minionerec.model import checkpoint
 from minionerec.prompts.record import check_prompts, prompts_section
 from minionerec.recommend.cache.vectors import component_texts
-from minionerec.recommend.recommender import Recommender
 from minionerec.rl.arguments import grpo_arguments, split_prompts
 from minionerec.rl.brake import KlBrake
 from minionerec.rl.early import check_early, check_group, check_one_distribution, hides_history
@@ -47,7 +46,6 @@ from minionerec.training.machine import warn_about_memory
 from minionerec.training.memory import enough_memory
 from minionerec.training.plan import Shape, launched
 from minionerec.training.progress import StepBar
-from minionerec.training.rounded_copy import RoundedCopy
 from minionerec.training.stage import Begun, WriteCurves, announce, begin, finish
 from minionerec.tree import CatalogTrie
 from minionerec.tree.architecture import check_length
@@ -228,11 +226,8 @@ def _evaluator(begun: Begun, trie: CatalogTrie) -> Evaluator:
     config = begun.config
     if not config.rl.evaluations:
         return dict
-    model = begun.model.to(distributed_state().device)
-    rounded = RoundedCopy.if_shorter(model, config.eval.dtype)
-    recommender = Recommender(model if rounded is None else rounded.model, begun.prompts, trie, config.eval)
-    mixed_as = config if config.mixture.validation else None
-    return RankingEvaluator(recommender, config.eval, config.rl.valid_examples, config.rl.best_metric, mixed_as, rounded)
+    examples, metric = config.rl.valid_examples, config.rl.best_metric
+    return RankingEvaluator.in_training(config, begun.model, begun.prompts, examples, metric, trie)
 
 
 def _train(trainer: TreeGRPOTrainer, watch: Watch, config: RlConfig, last: str | None) -> None:

@@ -30,13 +30,11 @@ from minionerec.artifacts import (
 )
 from minionerec.config import DEFAULT_TASKS, RECOMMENDING, Config, TaskName
 from minionerec.data.dataset import Dataset
-from minionerec.distributed import distributed_state
 from minionerec.model import adapters, base, checkpoint, pretrained
 from minionerec.model.dropout import add_dropout
 from minionerec.prompts.builder import tokenizer_corpus
 from minionerec.prompts.record import prompts_section
 from minionerec.recommend.cache.vectors import component_texts, vectors_of_run
-from minionerec.recommend.recommender import Recommender
 from minionerec.sft.arguments import check_options, training_arguments
 from minionerec.sft.early import check_early
 from minionerec.sft.mixture import Cache
@@ -53,7 +51,6 @@ from minionerec.training.machine import warn_about_memory
 from minionerec.training.memory import enough_memory
 from minionerec.training.plan import Plan, Shape, Work, launched
 from minionerec.training.progress import StepBar
-from minionerec.training.rounded_copy import RoundedCopy
 from minionerec.training.stage import Begun, WriteCurves, announce, begin, finish
 from minionerec.tree import CatalogTrie
 
@@ -237,10 +234,7 @@ def _evaluator(begun: Begun, model: PreTrainedModel) -> RankingEvaluator | None:
     config = begun.config
     if config.sft.best_metric == "loss":
         return None
-    rounded = RoundedCopy.if_shorter(model.to(distributed_state().device), config.eval.dtype)
-    recommender = Recommender(model if rounded is None else rounded.model, begun.prompts, config=config.eval)
-    mixed_as = config if config.mixture.validation else None
-    return RankingEvaluator(recommender, config.eval, config.sft.validated_examples, config.sft.best_metric, mixed_as, rounded)
+    return RankingEvaluator.in_training(config, model, begun.prompts, config.sft.validated_examples, config.sft.best_metric)
 
 
 def _figures(begun: Begun, trainer: TreeTrainer, plan: Plan) -> dict[str, Any]:

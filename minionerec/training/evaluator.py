@@ -5,14 +5,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from accelerate.utils import gather_object
+from transformers import PreTrainedModel
 
 from minionerec.config import Config, EvalConfig
 from minionerec.distributed import distributed_state
 from minionerec.errors import DataError
+from minionerec.prompts.builder import Prompts
 from minionerec.recommend.recommender import Recommender
 from minionerec.statistics.ranking import per_user
 from minionerec.statistics.sampling import evenly_spaced
 from minionerec.training.rounded_copy import RoundedCopy
+from minionerec.tree import CatalogTrie
 
 if TYPE_CHECKING:
     from minionerec.recommend.cache import Mixture
@@ -73,6 +76,30 @@ class RankingEvaluator:
             from minionerec.training.mixed_validation import CrossFitted  # needs scipy
 
             self._mixed = CrossFitted(mixed_as, recommender, self._histories, self._targets)
+
+    @classmethod
+    def in_training(
+        cls,
+        config: Config,
+        model: PreTrainedModel,
+        prompts: Prompts,
+        examples: int | None,
+        primary_metric: str,
+        trie: CatalogTrie | None = None,
+    ) -> "RankingEvaluator":
+        """Validates a model that is trained, as `eval` and `mixture.validation` of the configuration say.
+
+        Args:
+            model: is moved to this process's device. If `eval.dtype` is shorter than its weights, a rounded copy is asked.
+            examples, primary_metric: as of the class.
+            trie: of the prompts' SIDs, on that device; None to build it.
+
+        Raises:
+            DataError: the valid split is empty.
+        """
+        rounded = RoundedCopy.if_shorter(model.to(distributed_state().device), config.eval.dtype)
+        recommender = Recommender(model if rounded is None else rounded.model, prompts, trie, config.eval)
+        return cls(recommender, config.eval, examples, primary_metric, config if config.mixture.validation else None, rounded)
 
     def __call__(self) -> dict[str, float]:
         """Means of the primary metric and of those of `MONITORED` whose cut-offs the lists reach, by name."""

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from minionerec.config import EvalConfig, ModelConfig
+from minionerec.config import Config, EvalConfig, ModelConfig
 from minionerec.eval.decode import SplitDecoder
 from minionerec.eval.metrics import ranks
 from minionerec.model import base, checkpoint, scratch
@@ -76,8 +76,7 @@ def test_item_texts_are_those_of_the_saved_model(tmp_path):
 def test_validation_is_the_evaluation_in_that_format(trained, tmp_path):
     model, tokenizer, prompts = trained
     config = EvalConfig(num_beams=20, batch_size=3, split="valid", dtype="bfloat16")
-    rounded = RoundedCopy.if_shorter(model, config.dtype)
-    evaluator = RankingEvaluator(Recommender(rounded.model, prompts, config=config), config, None, "MRR@5", rounded=rounded)
+    evaluator = RankingEvaluator.in_training(Config(eval=config), model, prompts, None, "MRR@5")
     first = evaluator()
     train_a_little(model)
     second = evaluator()
