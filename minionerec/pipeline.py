@@ -165,7 +165,7 @@ def _of_models(config: Config) -> list[str]:
 
 def _eval(config: Config) -> Iterator[Finished]:
     from minionerec.eval.evaluate import evaluable, evaluate
-    from minionerec.eval.listed import of_other_data, stored_artefact, stored_command
+    from minionerec.eval.listed import why_left_out
 
     quieten_libraries()
     if not _has_model(config, ()) and (idle := _of_models(config)) and is_main_process():
@@ -176,16 +176,10 @@ def _eval(config: Config) -> Iterator[Finished]:
             "has" if len(idle) == 1 else "have",
         )
     for recommender in evaluable(config):
-        if not of_other_data(config.folder, recommender):
+        if (reason := why_left_out(config, recommender)) is None:
             yield evaluate(config, recommender)
         elif is_main_process():
-            log.warning(
-                "%s is not evaluated: %s was made from other data than the run has now. Make it again: %s (same --config and "
-                "options).",
-                recommender,
-                config.folder / stored_artefact(recommender),
-                stored_command(recommender),
-            )
+            log.warning("%s is not evaluated. %s", recommender, reason)
 
 
 def _report(config: Config) -> Iterator[Finished]:

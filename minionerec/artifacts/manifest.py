@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from minionerec import __version__
 from minionerec.artifacts.files import content_hash, file_hash, read_json, write_json
@@ -121,16 +121,24 @@ def _check_file(path: Path, size: int, sha256: str) -> None:
 
 
 def changed_input(run: Path, manifest: Manifest) -> str | None:
-    """The first artefact of a run that another one was made from and that is another by now, or gone; None if none is.
+    """The first artefact of a run that another one was made from and that is another by now, gone or damaged; None if none is.
 
     Inputs that are no artefact of the run, such as a file of vectors, do not count.
     """
     for name, digest in manifest.inputs.items():
         if name.partition("/")[0] in _STAGES:
             path = run / name / MANIFEST
-            if not path.is_file() or read_json(path).get("digest") != digest:
+            if not path.is_file() or _digest(path) != digest:
                 return name
     return None
+
+
+def _digest(path: Path) -> str | None:
+    """What a manifest says of its artefact's content; None if it is damaged, so that nothing counts as made from it."""
+    try:
+        return cast(str | None, read_json(path).get("digest"))
+    except (ArtifactError, AttributeError):
+        return None
 
 
 def require(folder: Path, command: str, made_from: Mapping[str, str] | None = None) -> Manifest:
@@ -151,5 +159,8 @@ def require(folder: Path, command: str, made_from: Mapping[str, str] | None = No
         raise ArtifactError(f"{error} The command: {command} (same --config and options).") from None
     for name, digest in (made_from or {}).items():
         if manifest.inputs.get(name, digest) != digest:
-            raise ArtifactError(f"{folder}: was made from another {name} than the one in this run. Make it again: {command}")
+            raise ArtifactError(
+                f"{folder}: was made from another {name} than the one in this run. Make it again: {command} (same --config and "
+                "options)."
+            )
     return manifest

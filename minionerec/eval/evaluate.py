@@ -39,7 +39,7 @@ from minionerec.eval.listed import (
     is_stored,
     listed_predictions,
     stored_artefact,
-    stored_command,
+    stored_lists,
 )
 from minionerec.eval.lists import RankedLists, cutoffs_within, headline_cutoff
 from minionerec.eval.metrics import measure
@@ -288,9 +288,7 @@ def _inputs(config: Config, name: str) -> dict[str, str]:
             if (digest := chosen_weight(config, stage, inputs)[1]) is not None:
                 inputs[f"d3/{stage}"] = digest
     elif is_stored(config, name):
-        artefact = stored_artefact(name)
-        lists = require(config.folder / artefact, stored_command(name), made_from={"data": inputs["data"]})
-        inputs[artefact] = lists.digest
+        inputs[stored_artefact(name)] = stored_lists(config.folder, name, inputs["data"]).digest
     elif (digest := floor_vectors_digest(name, config)) is not None:
         inputs["vectors"] = digest
     return inputs

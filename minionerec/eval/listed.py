@@ -64,22 +64,59 @@ def stored_command(name: str) -> str:
     return f"minionerec baseline --baseline.model {name}"
 
 
-def of_other_data(run: Path, name: str) -> bool:
-    """Whether a recommender's lists are read from a run's stored ones, and these were made from other data than it has now.
+def stored_lists(run: Path, name: str, data_digest: str) -> Manifest:
+    """The manifest of a recommender's stored lists.
 
     Raises:
-        ArtifactError: the run has no data, or a manifest is damaged.
+        ArtifactError: they are not there, they are damaged, or they were made from other data.
     """
-    folder = run / stored_artefact(name)
-    if name in PLAIN_FLOORS or not (folder / MANIFEST).is_file():
-        return False
+    return require(run / stored_artefact(name), stored_command(name), made_from={"data": data_digest})
+
+
+def why_unusable(run: Path, name: str) -> str | None:
+    """Why a recommender's stored lists cannot be read, and what to do: they are damaged, or made from other data.
+
+    None if they can be read, or if none are stored.
+
+    Raises:
+        ArtifactError: the run has no data.
+    """
+    if not _has_stored(run, name):
+        return None
     data = require(run / "data", ITEM_STAGES["data"]).digest
-    return Manifest.load(folder).inputs.get("data", data) != data
+    try:
+        stored_lists(run, name, data)
+    except ArtifactError as error:
+        return str(error)
+    return None
+
+
+def why_left_out(config: Config, name: str) -> str | None:
+    """Why a run's evaluation leaves out a recommender, and what to do: as `why_unusable`, or its stored lists are too short.
+
+    None if it does not.
+
+    Raises:
+        ArtifactError: the run has no data.
+    """
+    reason = why_unusable(config.folder, name)
+    if reason is not None or not config.eval.exclude_history or not _has_stored(config.folder, name):
+        return reason
+    try:
+        _check_length(name, config, Dataset.load(config.folder / "data"))
+    except ArtifactError as error:
+        return str(error)
+    return None
 
 
 def is_stored(config: Config, name: str) -> bool:
     """Whether the lists of this recommender are read from a baseline, or a content recommender, of the run."""
-    return name not in PLAIN_FLOORS and (name not in FLOORS or (config.folder / "baselines" / name / MANIFEST).is_file())
+    return name not in FLOORS or _has_stored(config.folder, name)
+
+
+def _has_stored(run: Path, name: str) -> bool:
+    """Whether a run has stored lists of a recommender that are read: popularity and repeat are always counted anew."""
+    return name not in PLAIN_FLOORS and (run / stored_artefact(name) / MANIFEST).is_file()
 
 
 def _vectors_for(name: str, config: Config, dataset: Dataset) -> np.ndarray | None:
@@ -111,13 +148,13 @@ def listed_predictions(
         ConfigError, DataError: a floor needs item vectors or rows that the run does not have.
     """
     examples, length = dataset.split(config.eval.split), config.eval.num_beams
-    longest = int(cast(int, examples["history"].list.len().max())) if config.eval.exclude_history else 0
+    longest = _longest_hidden(config, dataset)
     if name == "popularity":
         rankings = trivial.popularity(dataset, length + longest, config.eval.split)
     elif name == "repeat":
         rankings = trivial.repeat_last(examples, length)
     elif is_stored(config, name):
-        rankings = _of_baseline(name, config, min(length + longest, len(dataset.catalog)))
+        rankings = _of_baseline(name, config, dataset)
     else:
         rankings = _of_floor(name, config, dataset, length + longest, keep)
     if config.eval.exclude_history:
@@ -138,20 +175,32 @@ def _of_floor(name: str, config: Config, dataset: Dataset, length: int, keep: Pa
     return trivial.floor_lists(recommender, data, config.eval.split, length)
 
 
-def _of_baseline(name: str, config: Config, needed: int) -> list[np.ndarray]:
-    """The lists that a baseline of the run has stored.
+def _longest_hidden(config: Config, dataset: Dataset) -> int:
+    """Items of the longest history that is taken out of a list."""
+    histories = dataset.split(config.eval.split)["history"]
+    return int(cast(int, histories.list.len().max() or 0)) if config.eval.exclude_history else 0
 
-    Args:
-        needed: items per list from which the longest history can be left out.
+
+def _check_length(name: str, config: Config, dataset: Dataset) -> None:
+    """Refuse stored lists from which the longest history cannot be left out.
+
+    Raises:
+        ArtifactError: they are too short for it.
     """
     folder = config.folder / stored_artefact(name)
     stored = Manifest.load(folder).config["lego" if name.startswith(LEGO) else "baseline"]["top"]
+    needed = min(config.eval.num_beams + _longest_hidden(config, dataset), len(dataset.catalog))
     if config.eval.exclude_history and stored < needed:
         raise ArtifactError(
             f"{folder}: the lists have {stored} items, but {needed} are needed to leave out histories and keep "
             f"{config.eval.num_beams}. Run {stored_command(name)} --replace with eval.exclude_history "
             "set: it then stores enough."
         )
-    advice = f"Run {stored_command(name)} again."
-    lists = read_parquet(folder / f"{config.eval.split}.parquet", ArtifactError, advice)["items"].to_list()
+
+
+def _of_baseline(name: str, config: Config, dataset: Dataset) -> list[np.ndarray]:
+    """The lists that a baseline of the run has stored."""
+    _check_length(name, config, dataset)
+    path = config.folder / stored_artefact(name) / f"{config.eval.split}.parquet"
+    lists = read_parquet(path, ArtifactError, f"Run {stored_command(name)} again.")["items"].to_list()
     return [np.array(items, dtype=np.int64) for items in lists]

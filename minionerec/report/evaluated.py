@@ -14,7 +14,7 @@ from minionerec.config.lego import RECIPES
 from minionerec.data.dataset import SplitName
 from minionerec.errors import ArtifactError, DataError
 from minionerec.eval.compare import align, compare
-from minionerec.eval.listed import of_other_data, stored_command
+from minionerec.eval.listed import stored_command, why_unusable
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics_json import Cell, Metrics
 
@@ -172,7 +172,7 @@ def of_present_inputs(run: Path, names: Sequence[str]) -> tuple[list[str], str |
 
 def _first(run: Path, name: str) -> str:
     """What must be made anew before an evaluation can be, in words after a semicolon; empty if nothing must."""
-    return f"; first {stored_command(name)}" if of_other_data(run, name) else ""
+    return f"; first {stored_command(name)}" if why_unusable(run, name) is not None else ""
 
 
 def same_history(recommenders: Sequence[Evaluated]) -> str:

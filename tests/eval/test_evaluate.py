@@ -71,7 +71,7 @@ def test_a_baseline_of_other_data_is_named_and_left_out(tmp_path, caplog):
     config.data.max_history = 5
     run(config, ("data", "sid", "eval"))
     advice = "Make it again: minionerec baseline --baseline.model markov (same --config and options)."
-    assert f"markov is not evaluated: {config.folder / 'baselines/markov'} was made from other data" in caplog.text
+    assert f"markov is not evaluated. {config.folder / 'baselines/markov'}: was made from another data" in caplog.text
     assert advice in caplog.text
     table = result_table(config)
     assert [*table.columns[0].cells] == ["popularity", "repeat", "skip", "text", "mixture"]
@@ -83,6 +83,30 @@ def test_a_baseline_of_other_data_is_named_and_left_out(tmp_path, caplog):
         assistant_inputs(config, Manifest.load(config.folder / "data").digest)
     run(config, ("baseline",))
     assert "markov" in [*result_table(config).columns[0].cells]
+
+
+def test_a_baseline_whose_lists_are_too_short_or_damaged_is_named_and_left_out(tmp_path, caplog, capsys):
+    small.config(tmp_path, baseline={"model": "markov", "top": 12}, eval={"resamples": 50})
+    options = ["--config", str(tmp_path / "small.yaml"), "--eval.num_beams", "10"]
+    for command in (["data", "prepare"], ["sid"], ["baseline"]):
+        assert main([*command, *options]) == 0
+    folder = tmp_path / "run/baselines/markov"
+    assert main(["eval", *options, "--eval.exclude_history", "true"]) == 0
+    assert f"markov is not evaluated. {folder}: the lists have 12 items" in caplog.text
+    assert "Run minionerec baseline --baseline.model markov --replace with eval.exclude_history set" in caplog.text
+    capsys.readouterr()
+    for name in ("test.parquet", "manifest.json"):
+        caplog.clear()
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[:-9])
+        assert main(["eval", *options]) == 0
+        assert f"markov is not evaluated. {folder / name}: " in caplog.text
+        assert "The command: minionerec baseline --baseline.model markov (same --config and options)" in caplog.text
+        (folder / name).write_bytes(whole)
+    # What was evaluated before the damage says so.
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "markov (made from another baselines/markov than the run has; first minionerec baseline" in printed
+    assert (tmp_path / "run/eval/mixture/metrics.json").is_file()
 
 
 def test_settings_of_a_model_that_is_not_there_are_named(tmp_path, caplog):
