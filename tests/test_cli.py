@@ -162,7 +162,9 @@ def test_unknown_and_misplaced_fields(fails, file, field, hint):
         (["--model.dtype", "float16"], "model.dtype is 'float16'. Did you mean bfloat16? Expected one of float32, bfloat16."),
         (["--eval.normalise_over", "catalogue"], "Did you mean catalog? Expected one of vocabulary, catalog."),
         (["--baseline.model", "sasrek"], "baseline.model is 'sasrek'. Did you mean sasrec? Expected one of popularity,"),
-        (["--sid.collaborative_model", "sasrek"], "'sasrek'. Did you mean sasrec? Expected one of popularity,"),
+        (["--sid.collaborative_model", "sasrek"], "'sasrek'. Did you mean sasrec? Expected one of gru4rec,"),
+        (["--eval.assistant", "tiger"], "eval.assistant is 'tiger'. Expected one of gru4rec,"),  # it leaves no vectors
+        (["--eval.title_assistant", "markov"], "eval.title_assistant is 'markov'. Expected one of popularity, gru4rec,"),
         (["--sft.tasks", "[title_to_sad]"], "sft.tasks is ['title_to_sad']. Did you mean title_to_sid? Expected a list,"),
         (["--sft.tasks", "title_to_sid"], "sft.tasks is 'title_to_sid'. Did you mean [title_to_sid]? Expected a list,"),
         (["--sft.tasks+", "title_to_sad"], "sft.tasks is ['title_to_sad']. Did you mean title_to_sid?"),

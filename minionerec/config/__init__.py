@@ -21,6 +21,7 @@ from minionerec.config.baseline import (
     VECTOR_BASELINES,
     BaselineConfig,
     BaselineName,
+    TitleHelperName,
 )
 from minionerec.config.checks import bounded, check_fields, check_name, path
 from minionerec.config.components import mixes_in
@@ -86,6 +87,7 @@ __all__ = [
     "SidMethod",
     "Task",
     "TaskName",
+    "TitleHelperName",
     "YesNoConfig",
     "not_in_key",
 ]

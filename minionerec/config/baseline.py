@@ -67,12 +67,18 @@ VECTOR_BASELINES = ("rpg", "liger")  # those of them that read item vectors
 PLAIN_FLOORS = ("popularity", "repeat")  # have no options and take no time: evaluation never reads them from a stored baseline
 FLOORS = (*PLAIN_FLOORS, "skip", "text", "mixture")  # what every run is held against, as far as its data allow it
 BASELINES = TRIVIAL_BASELINES | NEURAL_BASELINES | CODED_BASELINES
+# Those that leave vectors for other stages: assistants, LETTER's collaborative vectors, the collaborative reward.
+HELPERS = tuple(name for name in NEURAL_BASELINES | CODED_BASELINES if name not in GENERATIVE_BASELINES)
 
 
-if TYPE_CHECKING:
-    BaselineName = str  # a type checker wants the names written out
+if TYPE_CHECKING:  # a type checker wants the names written out
+    BaselineName = str
+    HelperName = str
+    TitleHelperName = str
 else:
     BaselineName = Literal[tuple(BASELINES)]
+    HelperName = Literal[HELPERS]
+    TitleHelperName = Literal[("popularity", *HELPERS)]
 
 
 @dataclass

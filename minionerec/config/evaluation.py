@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-from minionerec.config.baseline import BaselineName
+from minionerec.config.baseline import HelperName, TitleHelperName
 from minionerec.config.checks import Bounds, bounded, check_fields
 from minionerec.errors import ConfigError
 
@@ -68,7 +68,7 @@ class EvalConfig:
     oracle_examples: int = bounded(128, 0, 10**7)
     """Examples, evenly spaced over the split, for which the whole catalog is scored exactly. The scores show what the beam
     search missed, at which level it dropped the target, and how narrower beams would do; 0 for none (examples)."""
-    assistant: BaselineName | None = None
+    assistant: HelperName | None = None
     """D3: a neural baseline of this run that helps the model at every step. The model's lists with it are evaluated as `sft-d3`
     and `rl-d3`, beside those of the model alone; null for none (D3: sasrec)."""
     assistant_weight: float | None = bounded(None, 0, 1)
@@ -88,7 +88,7 @@ class EvalConfig:
     """Beams with which a title is written, over all tokens (BIGRec: 4)."""
     title_tokens: int = bounded(64, 1, 100_000)
     """Most tokens of a written title (tokens; BIGRec: 128)."""
-    title_assistant: BaselineName | None = None
+    title_assistant: TitleHelperName | None = None
     """BIGRec's weighing: what the distances of titles are divided by, `popularity` or the scores of a neural baseline of this
     run, scaled to 1..2 and raised to `title_weight`; null leaves the distances as they are."""
     title_weight: float | None = bounded(None, 0, 99)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal, get_args
 
-from minionerec.config.baseline import BaselineName
+from minionerec.config.baseline import HelperName
 from minionerec.config.checks import bounded, bounded_list, check_fields, check_metric, check_shares, cut
 from minionerec.config.evaluation import RANKING_METRICS
 from minionerec.config.tasks import RECOMMENDING, TASKS, TaskName
@@ -92,7 +92,7 @@ class RlConfig:
     the first wrong one. `semantic`: the cosine between the texts of completion and target. `collaborative`: a sequential
     baseline's standardised score. `popularity`: from 0 for an item nobody bought to -1 for the most popular (paper: ranking
     1)."""
-    collaborative_model: BaselineName = "sasrec"
+    collaborative_model: HelperName = "sasrec"
     """The neural baseline of this run that scores for `collaborative`; `minionerec baseline` trains it."""
     normalise_over: Literal["vocabulary", "catalog"] = "vocabulary"
     """What the probabilities of a token add up over: all tokens (`vocabulary`), or those that continue a SID of the `catalog`.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from minionerec.config.baseline import BaselineName
+from minionerec.config.baseline import HelperName
 from minionerec.config.checks import bounded, bounded_list, check_fields, path
 from minionerec.errors import ConfigError
 
@@ -87,7 +87,7 @@ class SidConfig:
     """How far items are moved to the mean of the items bought right before or after them in the training split, before level 1
     is clustered (fraction from 0, text only, to below 1; not for `pq` and `opq`, which have no first level of that kind, nor
     for `letter`, which has an alignment instead). Items nobody bought keep their text's place."""
-    collaborative_model: BaselineName | None = None
+    collaborative_model: HelperName | None = None
     """The neural baseline of this run that says which items belong together for `collaborative`: those nearest by its item
     vectors, in place of the items bought right before or after; null for these (`minionerec baseline` trains it, before this
     stage). `letter` needs one, for its alignment."""

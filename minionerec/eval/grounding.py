@@ -25,7 +25,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from minionerec.artifacts import CHECKPOINTS, over_shards, read_json, shards_of, write_json
-from minionerec.config import BaselineName, Config, EvalConfig
+from minionerec.config import Config, EvalConfig, TitleHelperName
 from minionerec.data.dataset import Dataset, SplitName
 from minionerec.data.interactions import interaction_counts
 from minionerec.data.vectors import load_vectors
@@ -156,7 +156,7 @@ def write_titles(
         yield from tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
 
 
-def scores_of(name: BaselineName, run: Path, dataset: Dataset, split: SplitName) -> Scores:
+def scores_of(name: TitleHelperName, run: Path, dataset: Dataset, split: SplitName) -> Scores:
     """What the distances of a split's rows are weighed with: training interactions, or the scores of a run's baseline.
 
     Raises:
