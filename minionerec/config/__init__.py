@@ -190,7 +190,7 @@ class Config:
             )
 
     def _check_titles(self) -> None:
-        """Refuse to ground titles of a model that never wrote any, and to choose such a model by what it cannot do."""
+        """Refuse to ground titles of a model that never wrote any, and to rank by SIDs of one that never wrote any."""
         names = self.sft.task_names
         if self.eval.grounding != "none" and NAMING not in names:
             raise ConfigError(
@@ -216,6 +216,12 @@ class Config:
                 f"sft.best_metric is {self.sft.best_metric}, but no task of sft.tasks has a SID as its answer, so validations "
                 "would rank by what was never trained. Set sft.best_metric loss."
             )
+        for name, helper in (("eval.assistant", self.eval.assistant), ("mixture.components", self.mixture.components)):
+            if helper and not self.sft.writes_sids:
+                raise ConfigError(
+                    f"{name} is {helper}, but no task of sft.tasks has a SID as its answer, so SIDs of a model that was never "
+                    f"trained to write any would be weighed with it. Leave it out, or add {RECOMMENDING} to sft.tasks."
+                )
 
     def _check_wordings(self) -> None:
         """Refuse what needs several wordings where there is one, and what needs the trees of all epochs where they differ."""

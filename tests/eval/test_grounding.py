@@ -10,7 +10,7 @@ import torch
 
 from minionerec.artifacts import Manifest
 from minionerec.baselines import trivial
-from minionerec.config import NAMING, Config, EvalConfig, ModelConfig, PromptsConfig, SftConfig
+from minionerec.config import NAMING, Config, EvalConfig, MixtureConfig, ModelConfig, PromptsConfig, SftConfig
 from minionerec.data.dataset import SPLITS
 from minionerec.data.vectors import BaselineVectors
 from minionerec.errors import ArtifactError, ConfigError, DataError
@@ -204,6 +204,8 @@ def test_what_cannot_be_grounded_is_refused(parts):
         ({"eval": replace(FREE, grounding="base"), "sft": naming}, "random weights tell no titles apart"),
         ({"eval": FREE, "sft": naming, "model": ModelConfig(text_input=True)}, "model.text_input or model.text_output is true"),
         ({"sft": replace(naming, best_metric="NDCG@10")}, "validations would rank by what was never trained"),
+        ({"sft": naming, "eval": replace(FREE, assistant="sasrec")}, "eval.assistant is sasrec, but no task of sft.tasks has"),
+        ({"sft": naming, "mixture": MixtureConfig(["markov"])}, r"mixture.components is \['markov'\], but no task"),
     ):
         with pytest.raises(ConfigError, match=message):
             Config(**wrong)
