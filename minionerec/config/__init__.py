@@ -26,7 +26,7 @@ from minionerec.config.baseline import (
 from minionerec.config.checks import bounded, check_fields, check_name, path
 from minionerec.config.components import mixes_in
 from minionerec.config.data import DataConfig
-from minionerec.config.evaluation import CUTOFFS, DTYPES, RANKING_METRICS, RESAMPLES, EvalConfig, ReportConfig
+from minionerec.config.evaluation import CUTOFFS, DTYPES, RANKING_METRICS, RESAMPLES, Dtype, EvalConfig, ReportConfig
 from minionerec.config.green import GreenConfig
 from minionerec.config.lego import LegoConfig, LegoPlmConfig
 from minionerec.config.mixture import MixtureConfig
@@ -310,11 +310,14 @@ class Config:
         """What SFT, RL and their validations ask: `resolved_prompts` without `eval_style`, which changes evaluation only."""
         return self.resolved_prompts.for_training()
 
-    @property
-    def decoding(self) -> dict[str, Any]:
-        """The settings that decide the lists of the validations that choose a model."""
+    def decoding(self, weights: Dtype = "float32") -> dict[str, Any]:
+        """The settings that decide the lists of the validations that choose a model.
+
+        Args:
+            weights: number format of the model that is trained. It is asked in `eval.dtype` only if that is shorter.
+        """
         settings = {name: getattr(self.eval, name) for name in ("num_beams", "normalise_over", "exclude_history")}
-        if self.eval.dtype != "float32":  # absent otherwise, as it was before validations took it
+        if weights == "float32" != self.eval.dtype:  # absent otherwise, as it was before validations took it
             settings["dtype"] = self.eval.dtype
         return settings | ({"mixture": self.mixture_in_training} if self.mixture.validation else {})
 

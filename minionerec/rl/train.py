@@ -132,7 +132,7 @@ def rl_recipe(config: Config) -> Recipe:
         "rollouts": {"exclude_history": config.eval.exclude_history},
     }
     if config.rl.evaluations:
-        sections["validation"] = config.decoding
+        sections["validation"] = config.decoding()
     if config.rl.bf16 and config.rl.decodes:  # absent otherwise, as it was when all rollouts were in the format of the weights
         sections["precision"] = {"rollouts": "bfloat16"}
     sections |= component_texts(config, "rl")[0]

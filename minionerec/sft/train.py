@@ -80,7 +80,7 @@ def sft_recipe(config: Config) -> Recipe:
     prompts = prompts_section(config.prompts_for_training, worded_tasks(config))
     sections = {**config.section("sft", "model"), "prompts": prompts, **holdout_section(config)}
     if config.sft.best_metric != "loss":
-        sections["validation"] = config.decoding
+        sections["validation"] = config.decoding(config.model.dtype)
     if config.model.item_texts:
         sections["item_texts"] = vector_settings(config)
     if config.sft.mixture.weights != "none":

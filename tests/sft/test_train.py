@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from minionerec.artifacts import folder_digest, read_json
-from minionerec.config import ModelConfig, SftConfig
+from minionerec.config import DTYPES, ModelConfig, SftConfig
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError, TrainingError
 from minionerec.model import checkpoint, scratch
@@ -15,6 +15,7 @@ from minionerec.pipeline import run
 from minionerec.prompts.builder import Prompts
 from minionerec.sft import plan as sft_plan
 from minionerec.sft.arguments import training_arguments
+from minionerec.sft.train import sft_recipe
 from minionerec.sft.trainer import TreeCollator, TreeTrainer
 from minionerec.sft.trees import build_trees, examples_by_task, with_answers_in_prompts
 from minionerec.sid.index import SidIndex
@@ -272,6 +273,19 @@ def test_the_released_answer_in_the_prompt(parts):
         (branch,), (other,) = tree, given_away
         answer = [] if number < histories else branch.completion
         assert [*other.prompt] == [*branch.prompt, *answer] and other.completion == branch.completion
+
+
+def test_the_key_has_the_format_of_validations_only_if_it_changes_them(copy, tmp_path):
+    base = tmp_path / "base"
+    checkpoint.save(*scratch.create(["any text of theirs", "lamp chair table"], SIZES, 0), base)
+    made = copy(base=base, best_metric="NDCG@10")
+
+    def keys(weights):
+        model = replace(made.model, dtype=weights)
+        return {sft_recipe(replace(made, model=model, eval=replace(made.eval, dtype=dtype))).key for dtype in DTYPES}
+
+    assert len(keys("float32")) == len(DTYPES)
+    assert len(keys("bfloat16")) == 1  # no format is shorter, so none is validated through a copy
 
 
 @pytest.mark.parametrize("train", ["full", "lora"])

@@ -164,10 +164,10 @@ def test_what_cannot_go_together_is_refused_by_the_configuration():
         MixtureConfig(validation=True)
     with pytest.raises(ConfigError, match=r"mixture.pseudo_counts is 3, but mixture.per_bucket is false"):
         MixtureConfig(components=["markov"], per_bucket=False, pseudo_counts=3)
-    assert "mixture" not in Config().decoding
-    decoding = config_of("x", validation=True).decoding
+    assert "mixture" not in Config().decoding()
+    decoding = config_of("x", validation=True).decoding()
     assert decoding["mixture"]["components"] == COMPONENTS and "validation" not in decoding["mixture"]
-    assert config_of("x", validation=True, valid_examples=7).decoding == decoding  # no training reads it
+    assert config_of("x", validation=True, valid_examples=7).decoding() == decoding  # no training reads it
 
 
 def test_validation_with_the_mixture_is_cross_fitted(make, tmp_path):  # noqa: F811
