@@ -118,6 +118,11 @@ class EvalConfig:
                 )
 
     @property
+    def by_graphs(self) -> bool:
+        """Whether searches on a GPU are recorded."""
+        return self.cuda_graphs == "auto"
+
+    @property
     def chooses_title_weight(self) -> bool:
         """Whether `title_weight` is chosen on the valid split."""
         return self.title_assistant is not None and self.title_weight is None

@@ -115,8 +115,7 @@ class Recommender:
         self.digests = dict(digests or {})
         self.mixture: Mixture | None = None
         self.assistant: BaselineAssistant | None = None
-        on_gpu = self.model.device.type == "cuda"
-        self.graphs = SearchGraphs(self.model) if on_gpu and self.config.cuda_graphs == "auto" else None
+        self.graphs = SearchGraphs.on_gpu(self.model, self.config.by_graphs)
         self._max_history, self._popularity = max_history, popularity
         self._lists_of = ListMaker(self.items, self.trie, prompts.index)
         self._views: dict[tuple[str | None, ...], CatalogTrie] = {}

@@ -190,8 +190,8 @@ class Rollouts:
 
     def _graphs_of(self, model: PreTrainedModel) -> SearchGraphs | None:
         """The policy's searches as CUDA graphs, kept from step to step: its weights change where they are. None if left out."""
-        if self._by_graphs and model.device.type == "cuda" and (self._graphs is None or self._graphs.model is not model):
-            self._graphs = SearchGraphs(model)
+        if self._graphs is None or self._graphs.model is not model:
+            self._graphs = SearchGraphs.on_gpu(model, self._by_graphs)
         return self._graphs
 
     def groups(self, rows: Sequence[Mapping[str, Any]], trainer: Any) -> Groups:

@@ -107,7 +107,7 @@ def _train_policy(config: Config, recipe: Recipe, write_curves: WriteCurves | No
                 functions,
                 seed=config.seed,
                 filtered=config.eval.exclude_history,
-                graphs=config.eval.cuda_graphs == "auto",
+                graphs=config.eval.by_graphs,
                 model=begun.model,
                 args=arguments,
                 train_dataset=rows,

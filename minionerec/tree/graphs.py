@@ -194,6 +194,11 @@ class SearchGraphs:
         self._reported: set[str] = set()
         self.recorded = self.replayed = 0
 
+    @classmethod
+    def on_gpu(cls, model: PreTrainedModel, wanted: bool) -> "SearchGraphs | None":
+        """The searches of a model as CUDA graphs; None if it is on no GPU, or if they are not wanted."""
+        return cls(model) if wanted and model.device.type == "cuda" else None
+
     def __len__(self) -> int:
         """How many recordings are kept."""
         return sum(kept.graph is not None for kept in self._graphs.values())

@@ -69,7 +69,7 @@ def test_groups_by_graphs_are_those_by_launches(policy, tmp_path, monkeypatch, k
 
 
 def test_graphs_are_kept_for_a_policy_and_may_be_left_out(monkeypatch):
-    monkeypatch.setattr("minionerec.rl.rollouts.SearchGraphs", lambda model: SimpleNamespace(model=model))
+    monkeypatch.setattr("minionerec.tree.graphs.CudaRecorder", lambda device: CallRecorder())
     trie = CatalogTrie.from_codes(torch.tensor([[1, 3], [2, 3]]))
     policy, other = (SimpleNamespace(device=torch.device("cuda")) for _ in range(2))
     rollouts, without = (Rollouts(trie, RlConfig(num_generations=2), 0, 0, graphs=graphs) for graphs in (True, False))
