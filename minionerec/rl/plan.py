@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig
 
 from minionerec.config import Config, RlConfig
+from minionerec.config.evaluation import Dtype
 from minionerec.data.dataset import Dataset
 from minionerec.model import checkpoint
 from minionerec.model.base import base_model
@@ -28,7 +29,12 @@ from minionerec.tree.leaf_component import leaf_model
 
 
 def planned_work(
-    examples: Sequence[TokenExample], trie: CatalogTrie, arguments: GRPOConfig, config: RlConfig, validation_copy: int = 0
+    examples: Sequence[TokenExample],
+    trie: CatalogTrie,
+    arguments: GRPOConfig,
+    config: RlConfig,
+    validation_copy: int = 0,
+    validation_dtype: Dtype = "float32",
 ) -> Work:
     """What training on these prompts takes.
 
@@ -38,6 +44,7 @@ def planned_work(
     Args:
         trie: the valid SIDs.
         validation_copy: see `Work` (bytes).
+        validation_dtype: of the copy.
     """
     group, levels = config.num_generations, trie.depth
     micro, accumulation = arguments.per_device_train_batch_size // group, arguments.gradient_accumulation_steps
@@ -76,6 +83,7 @@ def planned_work(
         cached=rolled_out * (accumulation if whole_step else 1),
         reference=arguments.beta > 0,
         validation_copy=validation_copy,
+        shared_copy=config.bf16 and validation_copy > 0 and validation_dtype == "bfloat16",
     )
 
 
@@ -127,6 +135,9 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
     examples = training_prompts(config, begun.prompts)
     trie = CatalogTrie.from_codes(begun.prompts.sid_tokens)
     arguments = grpo_arguments(rl, trie.levels, config.seed, config.folder / "rl", len(examples), devices)
-    work, shape = planned_work(examples, trie, arguments, rl, validation_copy(config, begun.model)), Shape.of(begun.model)
+    work, shape = (
+        planned_work(examples, trie, arguments, rl, validation_copy(config, begun.model), config.eval.dtype),
+        Shape.of(begun.model),
+    )
     check_length(begun.model, max(len(example.prompt) for example in examples) + trie.depth - 1, work.longest_row)
     return [plan_of(shape, work, way, rl) for way in planned_devices(devices, rl.bf16, rl.gradient_checkpointing)]

@@ -17,6 +17,7 @@ from trl.models import unwrap_model_for_generation
 from minionerec.config import RlConfig
 from minionerec.errors import ConstraintError
 from minionerec.rl.step import Groups, Step
+from minionerec.training.evaluator import RankingEvaluator
 from minionerec.training.rounded_copy import RoundedCopy
 from minionerec.tree import (
     BeamResult,
@@ -161,6 +162,7 @@ class Rollouts:
         filtered: no group holds an item of its row's column `hidden` (item indices), as `eval.exclude_history` asks for.
             Uniform groups hold none in any case.
         graphs: on a GPU beams are searched by CUDA graphs; the draws are not.
+        evaluator: of the policy. Its rounded copy and its graphs serve rollouts, too, if they are of the same format.
 
     With `rl.bf16` a policy of float32 weights is asked through a copy in bfloat16; under ZeRO-2 the policy itself is bfloat16.
 
@@ -169,24 +171,33 @@ class Rollouts:
     """
 
     def __init__(
-        self, trie: CatalogTrie, config: RlConfig, pad_token: int, seed: int, *, filtered: bool = False, graphs: bool = True
+        self,
+        trie: CatalogTrie,
+        config: RlConfig,
+        pad_token: int,
+        seed: int,
+        *,
+        filtered: bool = False,
+        graphs: bool = True,
+        evaluator: RankingEvaluator | None = None,
     ) -> None:
         if config.rollouts != "sampling" and len(trie) < config.num_generations:
             raise ConstraintError(f"A group needs {config.num_generations} SIDs, but the catalog has only {len(trie)}.")
         self._trie, self._config, self._pad_token, self._seed = trie, config, pad_token, seed
         self._filtered, self._by_graphs = filtered, graphs
-        self._graphs: SearchGraphs | None = None
-        self._rounded: RoundedCopy | None = None
+        self._graphs = None if evaluator is None else evaluator.graphs
+        self._rounded = None if evaluator is None else evaluator.rounded
 
     def _asked(self, policy: PreTrainedModel) -> PreTrainedModel:
         """What is asked for groups: the policy, or its copy in bfloat16 with the weights of this step."""
         if not self._config.bf16 or policy.dtype == torch.bfloat16:
             return policy
-        if self._rounded is None or self._rounded.followed is not policy:
-            self._rounded = RoundedCopy(policy, "bfloat16")
+        copy = self._rounded
+        if copy is None or copy.followed is not policy or copy.model.dtype != torch.bfloat16:
+            self._rounded = copy = RoundedCopy(policy, "bfloat16")
         else:
-            self._rounded.refresh()
-        return self._rounded.model
+            copy.refresh()
+        return copy.model
 
     def _graphs_of(self, model: PreTrainedModel) -> SearchGraphs | None:
         """The policy's searches as CUDA graphs, kept from step to step: its weights change where they are. None if left out."""

@@ -30,7 +30,7 @@ from minionerec.rl.arguments import grpo_arguments, split_prompts
 from minionerec.rl.brake import KlBrake
 from minionerec.rl.early import check_early, check_group, check_one_distribution, hides_history
 from minionerec.rl.exact import ExactTrainer
-from minionerec.rl.monitor import Evaluator, Watch, best, validations
+from minionerec.rl.monitor import Watch, best, validations
 from minionerec.rl.objectives import KeepReference, ListwiseTrainer, ObjectiveTrainer
 from minionerec.rl.plan import disk_bytes, plan_of, planned_work, validation_copy
 from minionerec.rl.rewards import Reward, build_rewards, reward_sources
@@ -93,13 +93,13 @@ def _train_policy(config: Config, recipe: Recipe, write_curves: WriteCurves | No
         checkpoints = draft.path / CHECKPOINTS
         keep_tensorboard(config.folder / "tensorboard" / "rl", rl.report_to)
         arguments = grpo_arguments(rl, trie.levels, config.seed, checkpoints, len(rows))
-        work = planned_work(examples, trie, arguments, rl, validation_copy(config, begun.model))
+        work = planned_work(examples, trie, arguments, rl, validation_copy(config, begun.model), config.eval.dtype)
         devices = launched(rl.bf16, rl.gradient_checkpointing)
         check_length(begun.model, longest, work.longest_row)
         plan = plan_of(Shape.of(begun.model), work, devices, rl)
         plan.show()
         warn_about_memory(plan)
-        watch = Watch(rl, evaluator, begun.prompts.tokenizer, checkpoints, origin)
+        watch = Watch(rl, dict if evaluator is None else evaluator, begun.prompts.tokenizer, checkpoints, origin)
         with enough_memory(lambda: SETUP_MEMORY_ADVICE):
             trainer = make_trainer(
                 rl,
@@ -108,6 +108,7 @@ def _train_policy(config: Config, recipe: Recipe, write_curves: WriteCurves | No
                 seed=config.seed,
                 filtered=config.eval.exclude_history,
                 graphs=config.eval.by_graphs,
+                evaluator=evaluator,
                 model=begun.model,
                 args=arguments,
                 train_dataset=rows,
@@ -189,6 +190,7 @@ def make_trainer(
     seed: int,
     filtered: bool = False,
     graphs: bool = True,
+    evaluator: RankingEvaluator | None = None,
     **arguments: Any,
 ) -> TreeGRPOTrainer:
     """The trainer of the objective.
@@ -199,6 +201,7 @@ def make_trainer(
         seed: of what rollouts draw.
         filtered: the rows have a column `hidden`, whose items no group holds.
         graphs: beams are searched by CUDA graphs on a GPU.
+        evaluator: of the policy, with which rollouts share what they can; None without validations.
         arguments: of TreeGRPOTrainer.
     """
     arguments["reward_funcs"] = [grouped(name, function, config.num_generations) for name, function in functions.items()]
@@ -211,7 +214,7 @@ def make_trainer(
         return ExactTrainer(rewards=functions, weights=weights, **arguments)
     pad_token = arguments["processing_class"].pad_token_id
     trainer_class = ObjectiveTrainer if config.objective == "grpo" else ListwiseTrainer
-    rollouts = Rollouts(trie, config, pad_token, seed, filtered=filtered, graphs=graphs)
+    rollouts = Rollouts(trie, config, pad_token, seed, filtered=filtered, graphs=graphs, evaluator=evaluator)
     return trainer_class(config=config, rollout_func=rollouts, **arguments)
 
 
@@ -221,11 +224,11 @@ def _check_disk(begun: Begun) -> None:
     check_disk_space(begun.config.folder / "rl", needed)
 
 
-def _evaluator(begun: Begun, trie: CatalogTrie) -> Evaluator:
-    """What measures the policy on valid; never called if `rl.evaluations` is 0."""
+def _evaluator(begun: Begun, trie: CatalogTrie) -> RankingEvaluator | None:
+    """What measures the policy on valid; None if `rl.evaluations` is 0."""
     config = begun.config
     if not config.rl.evaluations:
-        return dict
+        return None
     examples, metric = config.rl.valid_examples, config.rl.best_metric
     return RankingEvaluator.in_training(config, begun.model, begun.prompts, examples, metric, trie)
 

@@ -15,7 +15,7 @@ from minionerec.recommend.recommender import Recommender
 from minionerec.statistics.ranking import per_user
 from minionerec.statistics.sampling import evenly_spaced
 from minionerec.training.rounded_copy import RoundedCopy
-from minionerec.tree import CatalogTrie
+from minionerec.tree import CatalogTrie, SearchGraphs
 
 if TYPE_CHECKING:
     from minionerec.recommend.cache import Mixture
@@ -34,6 +34,7 @@ class RankingEvaluator:
     Attributes:
         primary_metric: chooses the best model.
         greater_is_better: of the primary metric.
+        rounded: the copy that is asked; None if the model itself is. Who asks it, too, brings it up to date first.
     """
 
     greater_is_better = True
@@ -69,7 +70,7 @@ class RankingEvaluator:
             )
         rows = evenly_spaced(len(valid), examples or len(valid))
         self.primary_metric = primary_metric
-        self._recommender, self._config, self._rounded = recommender, config, rounded
+        self._recommender, self._config, self.rounded = recommender, config, rounded
         self._histories, self._targets = (valid[name].gather(rows).to_list() for name in ("history", "target"))
         self._mixed = None
         if mixed_as is not None:
@@ -101,10 +102,15 @@ class RankingEvaluator:
         recommender = Recommender(model if rounded is None else rounded.model, prompts, trie, config.eval)
         return cls(recommender, config.eval, examples, primary_metric, config if config.mixture.validation else None, rounded)
 
+    @property
+    def graphs(self) -> SearchGraphs | None:
+        """The searches of the model, or of its copy, as CUDA graphs; None if they are not recorded."""
+        return self._recommender.graphs
+
     def __call__(self) -> dict[str, float]:
         """Means of the primary metric and of those of `MONITORED` whose cut-offs the lists reach, by name."""
-        if self._rounded is not None:
-            self._rounded.refresh()
+        if self.rounded is not None:
+            self.rounded.refresh()
         if self._mixed is None:
             ranks = self._gathered(self._ranks)
         else:

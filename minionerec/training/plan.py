@@ -23,7 +23,8 @@ the width of each.
   the copy's gradient is dense. These are two more matrices (V, h), as wide as the weights (measured, tied or not).
 - Rollouts (RL): keys and values of prompts and beams, 2 x layers x key-value width per position. In bf16 a copy of the model in
   bfloat16 is asked for them, 2P, unless DeepSpeed has cast the model: autocast covers the training passes, not the decoder.
-- Validations by a ranking metric in a shorter format (`eval.dtype`): a copy of the model in it.
+- Validations by a ranking metric in a shorter format (`eval.dtype`): a copy of the model in it, which rollouts in bfloat16 ask,
+  too, if it is bfloat16.
 
 FLOPs (Kaplan et al., 2020, section 2.1): 2 per parameter and position in the forward pass, 4 in the backward pass, or 2 if the
 weights are frozen (where PEFT trains rows of the head, the gradient of all its rows is computed). Recomputed activations add 2.
@@ -151,6 +152,7 @@ class Work:
         cached: positions that the key-value cache of rollouts holds at once.
         reference: whether a frozen reference model of the same size is computed too.
         validation_copy: bytes of a rounded copy of the model that validations ask; 0 if they ask the model itself.
+        shared_copy: whether rollouts in bfloat16 ask that copy, too.
         tasks: counts of examples and tokens by task; empty if a training does not count by task.
     """
 
@@ -167,6 +169,7 @@ class Work:
     cached: int = 0
     reference: bool = False
     validation_copy: int = 0
+    shared_copy: bool = False
     tasks: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
@@ -275,7 +278,7 @@ def memory(shape: Shape, work: Work, devices: Devices) -> dict[str, int]:
     largest = max(work.largest, key=lambda batch: _activations(shape, batch, devices) + _logits(shape, batch, devices))
     parts["activations"], parts["logits"] = _activations(shape, largest, devices), _logits(shape, largest, devices)
     if work.cached:
-        if devices.bf16 and not casts(devices):
+        if devices.bf16 and not casts(devices) and not work.shared_copy:
             parts["rounded copy for rollouts"] = 2 * shape.parameters
         parts["rollouts"] = work.cached * 2 * shape.layers * shape.key_value_width * (2 if devices.bf16 else 4)
     return parts

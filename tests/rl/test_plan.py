@@ -10,13 +10,13 @@ from tests.rl.test_rows import prompts as prompts  # the fixture
 EXACT = {"objective": "exact", "normalise_over": "catalog", "rewards": {"rule": 1.0}}
 
 
-def planned(prompts, tmp_path, **fields):
+def planned(prompts, tmp_path, copy=(0, "float32"), **fields):
     batch = {"num_generations": 4, "prompts_per_step": 8, "micro_batch_prompts": 4}
     config = RlConfig(**{**batch, **fields})
     examples = sampled(prompts, tasks=TASKS[:1], prompts_per_step=8, micro_batch_prompts=4)
     trie = CatalogTrie.from_codes(prompts.sid_tokens)
     arguments = grpo_arguments(config, trie.levels, 0, tmp_path, len(examples))
-    return examples, trie, planned_work(examples, trie, arguments, config)
+    return examples, trie, planned_work(examples, trie, arguments, config, *copy)
 
 
 def test_a_step_of_rollouts(prompts, tmp_path):
@@ -26,6 +26,14 @@ def test_a_step_of_rollouts(prompts, tmp_path):
     assert (plain.micro, plain.accumulation, plain.reference) == (4, 2, True)
     _, _, more = planned(prompts, tmp_path, sft_weight=0.1)
     assert more.largest[0].predicting > plain.largest[0].predicting
+
+
+@pytest.mark.parametrize(("bf16", "dtype"), [(True, "bfloat16"), (True, "float16"), (False, "bfloat16")])
+def test_rollouts_and_validations_in_bfloat16_share_a_copy(prompts, tmp_path, bf16, dtype):
+    _, _, alone = planned(prompts, tmp_path)
+    _, _, both = planned(prompts, tmp_path, copy=(100, dtype), bf16=bf16)
+    assert (alone.validation_copy, alone.shared_copy) == (0, False)
+    assert (both.validation_copy, both.shared_copy) == (100, bf16 and dtype == "bfloat16")
 
 
 def test_the_exact_objective_computes_the_catalog_and_rolls_nothing_out(prompts, tmp_path):

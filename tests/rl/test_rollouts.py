@@ -1,17 +1,21 @@
+import copy
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from minionerec.config import RlConfig
+from minionerec.config import Config, EvalConfig, RlConfig
 from minionerec.errors import ConstraintError
 from minionerec.model import checkpoint
+from minionerec.prompts.builder import Prompts
+from minionerec.recommend.recommender import Recommender
 from minionerec.rl.rollouts import Rollouts, add_targets
 from minionerec.rl.step import Step
+from minionerec.training.evaluator import RankingEvaluator
 from minionerec.training.rounded_copy import RoundedCopy
 from minionerec.tree import CatalogTrie, SearchGraphs, beam_search
 from minionerec.tree.capture import CallRecorder
-from tests.rl.toy import G, rows_of, trainer_of, trie_of
+from tests.rl.toy import G, rows_of, toy_dataset, toy_policy, trainer_of, trie_of
 from tests.small import random_dataset
 
 
@@ -104,6 +108,33 @@ def test_rollouts_in_bfloat16_are_those_of_the_rounded_policy_as_it_is_now(polic
         with torch.no_grad():
             trainer.model.get_input_embeddings().weight.mul_(-1.5)
     assert seen[0] != seen[1]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_rollouts_and_validations_in_bfloat16_ask_one_copy(policy, dtype):
+    model, tokenizer = toy_policy(str(policy))
+    model = copy.deepcopy(model)
+    prompts = Prompts(*toy_dataset(), tokenizer)
+    evaluator = RankingEvaluator.in_training(Config(eval=EvalConfig(dtype=dtype)), model, prompts, None, "HR@1")
+    trie = CatalogTrie.from_codes(prompts.sid_tokens)
+    rollouts = Rollouts(trie, RlConfig(num_generations=G, bf16=True), 0, 0, evaluator=evaluator)
+    asked = rollouts._asked(model)
+    assert [asked is copied.model for copied in (evaluator.rounded,) if copied] == [dtype == "bfloat16"] * (dtype != "float32")
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(1.5)
+    assert rollouts._asked(model) is asked
+    assert torch.equal(asked.get_input_embeddings().weight, model.get_input_embeddings().weight.bfloat16())
+
+
+def test_rollouts_and_validations_of_the_policy_itself_share_its_graphs(policy):
+    model, tokenizer = toy_policy(str(policy))
+    prompts = Prompts(*toy_dataset(), tokenizer)
+    recommender = Recommender(model, prompts)
+    recommender.graphs = SearchGraphs(model, CallRecorder())
+    evaluator = RankingEvaluator(recommender, recommender.config, None, "HR@1")
+    rollouts = Rollouts(recommender.trie, RlConfig(num_generations=G), 0, 0, evaluator=evaluator)
+    assert rollouts._graphs_of(model) is recommender.graphs
+    assert rollouts._graphs_of(copy.deepcopy(model)) is None  # another model has others; on a CPU, none
 
 
 @pytest.mark.parametrize("kind", ["beams", "stochastic", "sampling", "mixture"])

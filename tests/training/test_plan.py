@@ -83,8 +83,11 @@ def test_rollouts_in_bfloat16_have_a_cache_and_a_copy_in_it():
 
 
 def test_a_rounded_copy_for_validations_is_counted():
-    parts = memory(shape(50), dataclasses.replace(NOTHING, validation_copy=100), Devices(1))
-    assert parts["rounded copy for validations"] == 100
+    work = dataclasses.replace(NOTHING, validation_copy=100, cached=10)
+    parts = memory(shape(50), work, Devices(1, bf16=True))
+    assert parts["rounded copy for validations"] == parts["rounded copy for rollouts"] == 100
+    shared = memory(shape(50), dataclasses.replace(work, shared_copy=True), Devices(1, bf16=True))
+    assert shared == {name: size for name, size in parts.items() if name != "rounded copy for rollouts"}
 
 
 def test_static_memory_of_ddp_and_of_one_device():
