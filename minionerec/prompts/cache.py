@@ -11,10 +11,10 @@ damaged entry is built again. `$MINIONEREC_CACHE/tokens` may be deleted at any t
 import dataclasses
 import hashlib
 import io
+import logging
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ _BLOCK = 1 << 18  # rows of a table that are hashed at once
 _NONE = -(2**62)  # stands for None among the facts
 _FACTS = tuple(field for field in dataclasses.fields(TokenExample) if field.name not in ("prompt", "completion"))
 
+log = logging.getLogger(__name__)
+
 
 def cached(key: Mapping[str, Any], build: Callable[[], list[TokenExample]]) -> list[TokenExample]:
     """What `build` returns, read from the cache if it was built before with the same key.
@@ -57,7 +59,7 @@ def cached(key: Mapping[str, Any], build: Callable[[], list[TokenExample]]) -> l
             _write(folder, examples)
             examples = _read(folder) or examples
         except OSError as error:
-            warnings.warn(f"{folder}: tokens are not cached ({error.strerror}); set MINIONEREC_CACHE.", stacklevel=2)
+            log.warning("%s: tokens are not cached (%s); set MINIONEREC_CACHE.", folder, error.strerror)
     return examples
 
 
