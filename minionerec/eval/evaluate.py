@@ -176,7 +176,9 @@ def _written(
 ) -> grounding.Written:
     """The titles that a model writes for rows of a split. Every process calls it.
 
-    They are an artefact of their own, `titles/<stage>/<split>`: what ranks items by them plays no part, and writing is slow.
+    They are an artefact of their own, `titles/<stage>/<split>`: what ranks items by them plays no part, and writing is slow. An
+    earlier one of other rows, `titles/<stage>/valid-N`, stays: it takes some kilobytes, and serves again once the model and
+    `eval.title_examples` are what they were.
 
     Args:
         most: how many rows, evenly spaced; None for all.
