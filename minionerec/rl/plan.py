@@ -9,7 +9,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig
 
 from minionerec.config import Config, RlConfig
-from minionerec.config.evaluation import Dtype
 from minionerec.data.dataset import Dataset
 from minionerec.model import checkpoint
 from minionerec.model.base import base_model
@@ -20,8 +19,7 @@ from minionerec.rl.arguments import grpo_arguments
 from minionerec.rl.early import check_one_distribution
 from minionerec.rl.rows import training_prompts
 from minionerec.sid.index import SidIndex
-from minionerec.training.plan import Devices, PackedShape, Plan, Shape, Work, planned_devices, sample_batches
-from minionerec.training.rounded_copy import copy_bytes
+from minionerec.training.plan import Devices, PackedShape, Plan, Shape, Validation, Work, planned_devices, sample_batches
 from minionerec.training.stage import begin
 from minionerec.tree import Branch, CatalogTrie, pack, without_padding
 from minionerec.tree.architecture import check_length
@@ -33,8 +31,7 @@ def planned_work(
     trie: CatalogTrie,
     arguments: GRPOConfig,
     config: RlConfig,
-    validation_copy: int = 0,
-    validation_dtype: Dtype = "float32",
+    validation: Validation | None = None,
 ) -> Work:
     """What training on these prompts takes.
 
@@ -43,8 +40,7 @@ def planned_work(
 
     Args:
         trie: the valid SIDs.
-        validation_copy: see `Work` (bytes).
-        validation_dtype: of the copy.
+        validation: see `validation_of`.
     """
     group, levels = config.num_generations, trie.depth
     micro, accumulation = arguments.per_device_train_batch_size // group, arguments.gradient_accumulation_steps
@@ -65,10 +61,11 @@ def planned_work(
     sizes = [group * (len(example.prompt) + levels) for example in examples]
     sample, largest = sample_batches(examples, sizes, micro, packed, int(arguments.seed))
     longest_prompt = max(len(example.prompt) for example in examples)
-    at_once = micro * (longest_prompt + group * (levels - 1))  # tokens; a last code is not read
-    rolled_out = at_once if config.decodes else 0
+    rolled_out = micro * (longest_prompt + group * (levels - 1)) if config.decodes else 0  # tokens; a last code is not read
     rounds = 1 + config.refill_rounds if config.dynamic_sampling == "refill" else 1
     whole_step = cast(int, arguments.steps_per_generation) > 1  # its rollouts are made at once, see `objective_arguments`
+    at_once = accumulation if whole_step else 1
+    over_vocabulary = config.normalise_over == "vocabulary" and config.rollouts in ("beams", "mixture")
     return Work(
         unit="prompts",
         units=len(examples),
@@ -80,16 +77,21 @@ def planned_work(
         sample=sample,
         largest=largest,
         rollout=rolled_out * rounds // config.updates_per_rollout,
-        cached=rolled_out * (accumulation if whole_step else 1),
+        cached=rolled_out * at_once,
         reference=arguments.beta > 0,
-        validation_copy=validation_copy,
-        shared_copy=config.bf16 and validation_copy > 0 and validation_dtype == "bfloat16",
+        head_rows=at_once * micro * group if over_vocabulary and config.decodes else 0,
+        validation=validation,
     )
 
 
-def validation_copy(config: Config, model: PreTrainedModel) -> int:
-    """Bytes of the rounded copy of the policy that validations ask; 0 if there is none."""
-    return copy_bytes(model, config.eval.dtype) if config.rl.evaluations else 0
+def validation_of(config: Config, model: PreTrainedModel, examples: Sequence[TokenExample], levels: int) -> Validation | None:
+    """What validations of the policy hold; None if there are none.
+
+    Args:
+        levels: of a SID.
+    """
+    longest = max(len(example.prompt) for example in examples)
+    return Validation.of(config.eval, model, longest, levels) if config.rl.evaluations else None
 
 
 def _policy_without_weights(
@@ -135,9 +137,7 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
     examples = training_prompts(config, begun.prompts)
     trie = CatalogTrie.from_codes(begun.prompts.sid_tokens)
     arguments = grpo_arguments(rl, trie.levels, config.seed, config.folder / "rl", len(examples), devices)
-    work, shape = (
-        planned_work(examples, trie, arguments, rl, validation_copy(config, begun.model), config.eval.dtype),
-        Shape.of(begun.model),
-    )
+    validation = validation_of(config, begun.model, examples, trie.depth)
+    work, shape = planned_work(examples, trie, arguments, rl, validation), Shape.of(begun.model)
     check_length(begun.model, max(len(example.prompt) for example in examples) + trie.depth - 1, work.longest_row)
     return [plan_of(shape, work, way, rl) for way in planned_devices(devices, rl.bf16, rl.gradient_checkpointing)]

@@ -32,7 +32,7 @@ from minionerec.rl.early import check_early, check_group, check_one_distribution
 from minionerec.rl.exact import ExactTrainer
 from minionerec.rl.monitor import Watch, best, validations
 from minionerec.rl.objectives import KeepReference, ListwiseTrainer, ObjectiveTrainer
-from minionerec.rl.plan import disk_bytes, plan_of, planned_work, validation_copy
+from minionerec.rl.plan import disk_bytes, plan_of, planned_work, validation_of
 from minionerec.rl.rewards import Reward, build_rewards, reward_sources
 from minionerec.rl.rollouts import Rollouts
 from minionerec.rl.rows import token_rows, training_prompts
@@ -93,7 +93,7 @@ def _train_policy(config: Config, recipe: Recipe, write_curves: WriteCurves | No
         checkpoints = draft.path / CHECKPOINTS
         keep_tensorboard(config.folder / "tensorboard" / "rl", rl.report_to)
         arguments = grpo_arguments(rl, trie.levels, config.seed, checkpoints, len(rows))
-        work = planned_work(examples, trie, arguments, rl, validation_copy(config, begun.model), config.eval.dtype)
+        work = planned_work(examples, trie, arguments, rl, validation_of(config, begun.model, examples, trie.depth))
         devices = launched(rl.bf16, rl.gradient_checkpointing)
         check_length(begun.model, longest, work.longest_row)
         plan = plan_of(Shape.of(begun.model), work, devices, rl)

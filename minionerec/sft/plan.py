@@ -21,8 +21,7 @@ from minionerec.sft.trainer import Tree, TreeCollator, tree_tokens
 from minionerec.sft.trees import Trees, training_trees
 from minionerec.sid.index import SidIndex
 from minionerec.training.holdout import sft_rows
-from minionerec.training.plan import Devices, PackedShape, Plan, Shape, Work, planned_devices, sample_batches
-from minionerec.training.rounded_copy import copy_bytes
+from minionerec.training.plan import Devices, PackedShape, Plan, Shape, Validation, Work, planned_devices, sample_batches
 from minionerec.training.stage import begin
 from minionerec.tree import Branch
 from minionerec.tree.architecture import check_length
@@ -33,11 +32,13 @@ ROW_TOKENS = (256, 512, 1024, 2048, 4096)  # what `sft.row_tokens` auto chooses 
 _MASK_BYTES = 3  # per pair of positions of a row: a boolean, and its copy in the half width that attention adds to the scores
 
 
-def planned_work(training: Trees, arguments: TrainingArguments, collator: TreeCollator, validation_copy: int = 0) -> Work:
+def planned_work(
+    training: Trees, arguments: TrainingArguments, collator: TreeCollator, validation: Validation | None = None
+) -> Work:
     """What training on these trees takes.
 
     Args:
-        validation_copy: see `Work` (bytes).
+        validation: see `validation_of`.
     """
     trees = training.trees
     sizes = [sum(len(branch.prompt) + len(branch.completion) for branch in tree) for tree in trees]
@@ -54,14 +55,21 @@ def planned_work(training: Trees, arguments: TrainingArguments, collator: TreeCo
         labels=sum(labels),
         sample=sample,
         largest=largest,
-        validation_copy=validation_copy,
+        validation=validation,
         tasks=training.statistics,
     )
 
 
-def validation_copy(config: Config, model: PreTrainedModel) -> int:
-    """Bytes of the rounded copy of the model that validations ask; 0 if there is none."""
-    return 0 if config.sft.best_metric == "loss" else copy_bytes(model, config.eval.dtype)
+def validation_of(config: Config, model: PreTrainedModel, training: Trees, levels: int) -> Validation | None:
+    """What validations by a ranking metric hold; None if the loss chooses the best model.
+
+    Args:
+        levels: of a SID.
+    """
+    if config.sft.best_metric == "loss":
+        return None
+    longest = max(len(branch.prompt) for tree in training.trees for branch in tree)
+    return Validation.of(config.eval, model, longest, levels)
 
 
 def row_tokens_of(config: SftConfig, model: PreTrainedModel, work_of: WorkOf, devices: Devices) -> int:
@@ -156,8 +164,10 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
     longest = max(map(tree_tokens, training.trees))
     arguments = training_arguments(config.sft, config.seed, config.folder / "sft", len(training.trees), longest, devices)
 
+    validation = validation_of(config, model, training, begun.prompts.index.levels)
+
     def work_of(row_tokens: int) -> Work:
-        return planned_work(training, arguments, TreeCollator(row_tokens), validation_copy(config, model))
+        return planned_work(training, arguments, TreeCollator(row_tokens), validation)
 
     ways = planned_devices(devices, config.sft.bf16, config.sft.gradient_checkpointing)
     plans = [plan_of(Shape.of(model), work_of(row_tokens_of(config.sft, model, work_of, way)), way) for way in ways]

@@ -38,7 +38,7 @@ from minionerec.recommend.cache.vectors import component_texts, vectors_of_run
 from minionerec.sft.arguments import check_options, training_arguments
 from minionerec.sft.early import check_early
 from minionerec.sft.mixture import Cache
-from minionerec.sft.plan import check_lengths, disk_bytes, plan_of, planned_work, row_tokens_of, validation_copy
+from minionerec.sft.plan import check_lengths, disk_bytes, plan_of, planned_work, row_tokens_of, validation_of
 from minionerec.sft.trainer import ADVICE, Tree, TreeCollator, TreeTrainer, tree_tokens
 from minionerec.sft.trees import BeginEpochs, EpochTrees, Trees, training_trees, validation_trees
 from minionerec.sid.encoder import vector_inputs, vector_origin, vector_settings
@@ -154,8 +154,10 @@ def _train(config: Config, recipe: Recipe, write_curves: WriteCurves | None) -> 
         arguments.ddp_find_unused_parameters = False
     devices = launched(sft.bf16, sft.gradient_checkpointing)
 
+    validation = validation_of(config, model, training, begun.prompts.index.levels)
+
     def work_of(row_tokens: int) -> Work:
-        return planned_work(training, arguments, TreeCollator(row_tokens, trie), validation_copy(config, model))
+        return planned_work(training, arguments, TreeCollator(row_tokens, trie), validation)
 
     row_tokens = row_tokens_of(sft, model, work_of, devices)
     collator, work = TreeCollator(row_tokens, trie), work_of(row_tokens)

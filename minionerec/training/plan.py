@@ -23,8 +23,11 @@ the width of each.
   the copy's gradient is dense. These are two more matrices (V, h), as wide as the weights (measured, tied or not).
 - Rollouts (RL): keys and values of prompts and beams, 2 x layers x key-value width per position. In bf16 a copy of the model in
   bfloat16 is asked for them, 2P, unless DeepSpeed has cast the model: autocast covers the training passes, not the decoder.
-- Validations by a ranking metric in a shorter format (`eval.dtype`): a copy of the model in it, which rollouts in bfloat16 ask,
-  too, if it is bfloat16.
+- Validations by a ranking metric: keys and values as of rollouts. In a shorter format (`eval.dtype`) they ask a copy of the
+  model in it, which rollouts in bfloat16 ask, too, if it is bfloat16.
+- Searches that normalise over the vocabulary, of rollouts or validations: logits, as wide as the weights that are asked, and
+  their float32 log-probabilities, of as many rows as there are beams, or as are computed at once (`tree.prompt_cache`). Where
+  searches are CUDA graphs, these, and keys and values, are what the graphs' pool holds from the first search on.
 
 FLOPs (Kaplan et al., 2020, section 2.1): 2 per parameter and position in the forward pass, 4 in the backward pass, or 2 if the
 weights are frozen (where PEFT trains rows of the head, the gradient of all its rows is computed). Recomputed activations add 2.
@@ -32,8 +35,9 @@ The head counts at predicting positions only. Tree masks are dense, so attention
 forward pass (Chowdhery et al., 2022, appendix B).
 
 Left out: the context of CUDA and NCCL (about 1 GB), workspaces of kernels, fragmentation (often a tenth), dropout masks, LoRA's
-own activations, evaluation. Frozen matrices keep less than is counted here. FLOPs of a run are estimated from a sample of its
-micro-batches; memory is the highest of a few micro-batches: of the longest units, of the most labels, and in between.
+own activations, those of searches, and that a graph's batch and prompts are rounded up (by an eighth each). Frozen matrices
+keep less than is counted here. FLOPs of a run are estimated from a sample of its micro-batches; memory is the highest of a few
+micro-batches: of the longest units, of the most labels, and in between.
 """
 
 import os
@@ -48,8 +52,12 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel
 
+from minionerec.config import EvalConfig
+from minionerec.config.evaluation import Dtype
 from minionerec.distributed import distributed_state, is_main_process
+from minionerec.training.rounded_copy import copy_bytes
 from minionerec.tree.architecture import Widths
+from minionerec.tree.prompt_cache import held_logits
 
 _BUCKET = 500_000_000  # DeepSpeed's reduce_bucket_size (elements)
 _SAMPLE = 16  # micro-batches that are packed to estimate a run's positions
@@ -136,6 +144,38 @@ class PackedShape:
 
 
 @dataclass(frozen=True)
+class Validation:
+    """What validations by a ranking metric hold beside the training.
+
+    Attributes:
+        copy: bytes of a rounded copy of the model that they ask; 0 if they ask the model itself.
+        dtype: of the copy.
+        width: bytes of a number of the model that they ask.
+        positions: that the key-value cache of a batch holds.
+        head_rows: rows of logits over the vocabulary that a batch needs at most; 0 if it normalises over the catalog.
+    """
+
+    copy: int
+    dtype: Dtype
+    width: int
+    positions: int
+    head_rows: int
+
+    @classmethod
+    def of(cls, config: EvalConfig, model: PreTrainedModel, longest: int, levels: int) -> "Validation":
+        """Those of a model, which may be on the meta device.
+
+        Args:
+            longest: tokens of the longest prompt.
+            levels: of a SID; a last code is not read.
+        """
+        copy, batch, beams = copy_bytes(model, config.dtype), config.batch_size, config.num_beams
+        width = (getattr(torch, config.dtype) if copy else model.dtype).itemsize
+        head_rows = batch * beams if config.normalise_over == "vocabulary" else 0
+        return cls(copy, config.dtype, width, batch * (longest + beams * (levels - 1)), head_rows)
+
+
+@dataclass(frozen=True)
 class Work:
     """What a training has to compute.
 
@@ -151,8 +191,8 @@ class Work:
         rollout: positions that rollouts compute per micro-batch, prompts included; if groups are refilled, at most.
         cached: positions that the key-value cache of rollouts holds at once.
         reference: whether a frozen reference model of the same size is computed too.
-        validation_copy: bytes of a rounded copy of the model that validations ask; 0 if they ask the model itself.
-        shared_copy: whether rollouts in bfloat16 ask that copy, too.
+        head_rows: rows of logits over the vocabulary that rollouts need at once at most; 0 if they normalise over the catalog.
+        validation: by a ranking metric; None without.
         tasks: counts of examples and tokens by task; empty if a training does not count by task.
     """
 
@@ -168,8 +208,8 @@ class Work:
     rollout: int = 0
     cached: int = 0
     reference: bool = False
-    validation_copy: int = 0
-    shared_copy: bool = False
+    head_rows: int = 0
+    validation: Validation | None = None
     tasks: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
@@ -216,12 +256,14 @@ class Devices:
         zero2: DeepSpeed's ZeRO-2, otherwise DDP; on a single device ZeRO-2 only adds master weights.
         bf16: whether it computes in bfloat16.
         checkpointing: whether the backward pass computes activations again.
+        gpus: whether they are GPUs.
     """
 
     count: int = 1
     zero2: bool = False
     bf16: bool = False
     checkpointing: bool = False
+    gpus: bool = False
 
     @property
     def name(self) -> str:
@@ -234,14 +276,15 @@ class Devices:
 def launched(bf16: bool, checkpointing: bool) -> Devices:
     """The devices of this launch. DeepSpeed means ZeRO-2: training refuses its other stages."""
     zero2 = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
-    return Devices(distributed_state().num_processes, zero2, bf16, checkpointing)
+    state = distributed_state()
+    return Devices(state.num_processes, zero2, bf16, checkpointing, state.device.type == "cuda")
 
 
 def planned_devices(count: int | None, bf16: bool, checkpointing: bool) -> list[Devices]:
-    """What a dry run plans for: `count` devices, under ZeRO-2 and again under DDP; None for the devices of this launch."""
+    """What a dry run plans for: `count` GPUs, under ZeRO-2 and again under DDP; None for the devices of this launch."""
     if count is None:
         return [launched(bf16, checkpointing)]
-    return [Devices(count, zero2, bf16, checkpointing) for zero2 in ((True, False) if count > 1 else (False,))]
+    return [Devices(count, zero2, bf16, checkpointing, gpus=True) for zero2 in ((True, False) if count > 1 else (False,))]
 
 
 def casts(devices: Devices) -> bool:
@@ -271,17 +314,32 @@ def memory(shape: Shape, work: Work, devices: Devices) -> dict[str, int]:
             parts["bfloat16 copies"] = 2 * (shape.body + shape.embedding)
     if work.reference:
         parts["reference model"] = weights
-    if work.validation_copy:
-        parts["rounded copy for validations"] = work.validation_copy
+    validation = work.validation
+    if validation is not None and validation.copy:
+        parts["rounded copy for validations"] = validation.copy
     if shape.token_rows:
         parts["copies for SID rows"] = 2 * shape.embedding * (weights // shape.parameters)
     largest = max(work.largest, key=lambda batch: _activations(shape, batch, devices) + _logits(shape, batch, devices))
     parts["activations"], parts["logits"] = _activations(shape, largest, devices), _logits(shape, largest, devices)
+    asked = 2 if devices.bf16 else 4  # bytes of a number of the model that rollouts ask
+    logits = _logits_of_search(shape, work.head_rows, asked, devices)
     if work.cached:
-        if devices.bf16 and not casts(devices) and not work.shared_copy:
+        shared = validation is not None and validation.copy > 0 and validation.dtype == "bfloat16"
+        if devices.bf16 and not casts(devices) and not shared:
             parts["rounded copy for rollouts"] = 2 * shape.parameters
-        parts["rollouts"] = work.cached * 2 * shape.layers * shape.key_value_width * (2 if devices.bf16 else 4)
+        parts["rollouts"] = work.cached * 2 * shape.layers * shape.key_value_width * asked
+    if validation is not None:
+        asked = 2 if casts(devices) else validation.width
+        parts["validations"] = validation.positions * 2 * shape.layers * shape.key_value_width * asked
+        logits = max(logits, _logits_of_search(shape, validation.head_rows, asked, devices))
+    if logits:
+        parts["logits of searches"] = logits
     return parts
+
+
+def _logits_of_search(shape: Shape, rows: int, width: int, devices: Devices) -> int:
+    """Bytes of logits over the vocabulary, which have this width, and of their log-probabilities."""
+    return held_logits(rows, shape.vocabulary, devices.gpus) * (width + 4) if rows else 0
 
 
 def _activations(shape: Shape, batch: PackedShape, devices: Devices) -> int:

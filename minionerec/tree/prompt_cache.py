@@ -34,13 +34,18 @@ class PrefixModel(Protocol):
         """Some prompts of the batch, without tree tokens."""
 
 
-# Logits over the vocabulary that are held at once, in float32; `_vocabulary` holds up to three copies: the logits, those over
-# the temperature, and their log-probabilities. At Qwen2.5's 152,000 entries 2**24, 64 MiB, are 110 rows at a time: little
-# memory, and on a CPU enough rows for an efficient matrix product. On a GPU the product reads the whole head for each part, so
-# parts are larger there.
+# Logits over the vocabulary that are held at once; `_vocabulary` holds up to three copies: the logits, those over the
+# temperature, which searches leave at 1, and their log-probabilities in float32. At Qwen2.5's 152,000 entries 2**24, 64 MiB,
+# are 110 rows at a time: little memory, and on a CPU enough rows for an efficient matrix product. On a GPU the product reads
+# the whole head for each part, so parts are larger there.
 _HEAD_ELEMENTS, _HEAD_ELEMENTS_ON_A_GPU = 1 << 24, 1 << 27
 # Models whose logits are the last hidden state times the head and nothing else: rows of the head can be left out.
 _PLAIN_HEADS = frozenset({"gemma", "llama", "mistral", "qwen2", "qwen2_item_text", "qwen3"})
+
+
+def held_logits(rows: int, vocabulary: int, on_gpu: bool) -> int:
+    """How many logits over a vocabulary are held at once if so many rows of them are asked for."""
+    return min(rows, max(1, (_HEAD_ELEMENTS_ON_A_GPU if on_gpu else _HEAD_ELEMENTS) // vocabulary)) * vocabulary
 
 
 def plain_head(model: PreTrainedModel) -> bool:

@@ -10,13 +10,13 @@ from tests.rl.test_rows import prompts as prompts  # the fixture
 EXACT = {"objective": "exact", "normalise_over": "catalog", "rewards": {"rule": 1.0}}
 
 
-def planned(prompts, tmp_path, copy=(0, "float32"), **fields):
+def planned(prompts, tmp_path, **fields):
     batch = {"num_generations": 4, "prompts_per_step": 8, "micro_batch_prompts": 4}
     config = RlConfig(**{**batch, **fields})
     examples = sampled(prompts, tasks=TASKS[:1], prompts_per_step=8, micro_batch_prompts=4)
     trie = CatalogTrie.from_codes(prompts.sid_tokens)
     arguments = grpo_arguments(config, trie.levels, 0, tmp_path, len(examples))
-    return examples, trie, planned_work(examples, trie, arguments, config, *copy)
+    return examples, trie, planned_work(examples, trie, arguments, config)
 
 
 def test_a_step_of_rollouts(prompts, tmp_path):
@@ -28,12 +28,18 @@ def test_a_step_of_rollouts(prompts, tmp_path):
     assert more.largest[0].predicting > plain.largest[0].predicting
 
 
-@pytest.mark.parametrize(("bf16", "dtype"), [(True, "bfloat16"), (True, "float16"), (False, "bfloat16")])
-def test_rollouts_and_validations_in_bfloat16_share_a_copy(prompts, tmp_path, bf16, dtype):
-    _, _, alone = planned(prompts, tmp_path)
-    _, _, both = planned(prompts, tmp_path, copy=(100, dtype), bf16=bf16)
-    assert (alone.validation_copy, alone.shared_copy) == (0, False)
-    assert (both.validation_copy, both.shared_copy) == (100, bf16 and dtype == "bfloat16")
+@pytest.mark.parametrize(
+    ("fields", "rows"),
+    [
+        ({}, 16),
+        ({"rollouts": "mixture"}, 16),
+        ({"rollouts": "stochastic"}, 0),  # draws are over the catalog
+        ({"normalise_over": "catalog"}, 0),
+        ({"dynamic_sampling": "filter"}, 32),  # a whole step at once
+    ],
+)
+def test_rollouts_over_the_vocabulary_need_rows_of_the_head(prompts, tmp_path, fields, rows):
+    assert planned(prompts, tmp_path, **fields)[2].head_rows == rows
 
 
 def test_the_exact_objective_computes_the_catalog_and_rolls_nothing_out(prompts, tmp_path):

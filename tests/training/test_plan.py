@@ -6,12 +6,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from minionerec.config import ModelConfig, SftConfig
+from minionerec.config import EvalConfig, ModelConfig, SftConfig
 from minionerec.errors import ConfigError
 from minionerec.model import adapters, checkpoint, scratch
 from minionerec.model.base import base_model
 from minionerec.prompts.builder import tokenizer_corpus
-from minionerec.training.plan import Devices, PackedShape, Plan, Shape, Work, flops, memory, sample_batches
+from minionerec.training.plan import Devices, PackedShape, Plan, Shape, Validation, Work, flops, memory, sample_batches
+from minionerec.training.rounded_copy import copy_bytes
+from minionerec.tree import CatalogTrie, beam_search
 from tests.small import random_dataset, untrained_model
 
 SIZES = ModelConfig(hidden_size=32, intermediate_size=48, layers=2, heads=2, vocabulary=400)
@@ -82,12 +84,33 @@ def test_rollouts_in_bfloat16_have_a_cache_and_a_copy_in_it():
     assert [parts.get("rounded copy for rollouts", 0) for parts in found] == [0, 100, 0]
 
 
-def test_a_rounded_copy_for_validations_is_counted():
-    work = dataclasses.replace(NOTHING, validation_copy=100, cached=10)
+@pytest.mark.parametrize(("dtype", "shared"), [("bfloat16", True), ("float16", False)])
+def test_a_rounded_copy_for_validations_is_counted_once(dtype, shared):
+    work = dataclasses.replace(NOTHING, validation=Validation(100, dtype, 2, 0, 0), cached=10)
     parts = memory(shape(50), work, Devices(1, bf16=True))
-    assert parts["rounded copy for validations"] == parts["rounded copy for rollouts"] == 100
-    shared = memory(shape(50), dataclasses.replace(work, shared_copy=True), Devices(1, bf16=True))
-    assert shared == {name: size for name, size in parts.items() if name != "rounded copy for rollouts"}
+    assert parts["rounded copy for validations"] == 100
+    assert parts.get("rounded copy for rollouts", 0) == (0 if shared else 100)
+
+
+def test_validations_hold_what_their_searches_write():
+    """Keys and values of 32 prompts of 200 tokens with 50 beams at two levels, and logits of 1,600 rows."""
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=301, num_hidden_layers=2, hidden_size=32, intermediate_size=48, **heads))
+    found = Validation.of(EvalConfig(dtype="bfloat16"), model, 200, 3)
+    assert found == Validation(copy_bytes(model, "bfloat16"), "bfloat16", 2, 32 * (200 + 2 * 50), 1600)
+    assert Validation.of(EvalConfig(normalise_over="catalog"), model, 200, 3) == Validation(0, "float32", 4, 9600, 0)
+    parts = memory(Shape.of(model), dataclasses.replace(NOTHING, validation=found), Devices(1))
+    assert parts["validations"] == 9600 * 2 * 2 * 32 * 2 and parts["logits of searches"] == 1600 * 301 * (2 + 4)
+
+
+def test_logits_of_searches_are_in_parts():
+    """Of Qwen2.5's 151,936 tokens 110 rows at once on a CPU, and 883 on a GPU; rollouts and validations never meet."""
+    sizes = shape(1, vocabulary=151_936)
+    work = dataclasses.replace(NOTHING, head_rows=500, cached=1, validation=Validation(0, "float32", 4, 0, 1600))
+    found = [memory(sizes, work, Devices(1, gpus=gpus))["logits of searches"] for gpus in (False, True)]
+    assert found == [110 * 151_936 * 8, 883 * 151_936 * 8]
+    alone = dataclasses.replace(work, validation=None)
+    assert memory(sizes, alone, Devices(1, bf16=True, gpus=True))["logits of searches"] == 500 * 151_936 * 6
 
 
 def test_static_memory_of_ddp_and_of_one_device():
@@ -233,6 +256,16 @@ def test_rows_that_train_cost_two_more_matrices(train, tied):
     frozen = dataclasses.replace(some, token_rows=False)
     assert flops(some, batch, work, Devices()) - flops(frozen, batch, work, Devices()) == 2 * some.embedding
     assert "copies for SID rows" not in memory(frozen, work, Devices())
+
+
+def test_a_search_holds_logits_and_their_logarithms():
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=301, num_key_value_heads=2, **sizes)).eval()
+    trie = CatalogTrie.from_codes(torch.tensor([[a, b, c] for a in (10, 11) for b in (20, 21) for c in (30, 31)]))
+    with Live((8, 301)) as live, torch.no_grad():
+        beam_search(model, torch.ones(2, 5, dtype=torch.long), trie=trie, num_beams=4)
+    work = dataclasses.replace(NOTHING, validation=Validation(0, "float32", 4, 0, 8))
+    assert memory(Shape.of(model), work, Devices())["logits of searches"] == live.most * 8 * 301 * 4
 
 
 def test_the_verdict_leaves_a_tenth():
