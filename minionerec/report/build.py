@@ -1,7 +1,7 @@
 """Stage `report`: HTML pages of a run in one folder, readable without a network.
 
-Inputs: data, sid, sft and eval/sft of the run's folder; if they exist, rl, eval/rl, the floors (eval/popularity and so on) and
-the baselines.
+Inputs: data, sid, sft and eval/sft of the run's folder; if they exist, rl, eval/rl, the floors (eval/popularity and so on), the
+baselines and content recommenders.
 Outputs: `report/index.html`, the run; `report/rl.html`, what RL changed, if there is RL; `report/comparison.{json,html}`, all
 recommenders in one table; `report/paper_gap.{json,md,html}`, the run next to the published tables; `report/plotly.min.js`, the
 script that draws the plots of these pages. Equal inputs give equal bytes: every date and version on the pages is an artefact's.
@@ -17,14 +17,23 @@ import yaml
 
 from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, Recipe, changed_input, require, write_json
 from minionerec.config import BASELINES, FLOORS, PLAIN_FLOORS, Config, run_file
-from minionerec.config.lego import RECIPES
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.compare import left_out
+from minionerec.eval.listed import LEGO, stored_artefact
 from minionerec.eval.lists import headline_cutoff
 from minionerec.eval.slices import parts_of_dataset, parts_of_lists, parts_of_training
 from minionerec.report import analysis, comparison, comparison_pages, diagnosis, paper_gap, plots, run_page
-from minionerec.report.evaluated import LABELS, SCALES, Evaluated, Scale, compare_evaluated, read_evaluated, same_history
+from minionerec.report.evaluated import (
+    LABELS,
+    SCALES,
+    Evaluated,
+    Scale,
+    compare_evaluated,
+    page_order,
+    read_evaluated,
+    same_history,
+)
 from minionerec.report.page import chance, environment, signed, write_pages
 from minionerec.report.slices import SlicedMetric, sliced_metric
 from minionerec.sid.index import SidIndex
@@ -36,13 +45,11 @@ _TRAINED_ON_REQUEST = [name for name in BASELINES if f"eval/{name}" not in _OPTI
 _BASELINES = (
     *(f"baselines/{name}" for name in BASELINES if name not in PLAIN_FLOORS),
     *(f"eval/{name}" for name in _TRAINED_ON_REQUEST),
-    *(folder for name in RECIPES for folder in (f"lego/lists/{name}", f"eval/lego-{name}")),
 )
 _MIXED = (
     *(folder for way in ("mixture", "d3") for stage in ("sft", "rl") for folder in (f"{way}/{stage}", f"eval/{stage}-{way}")),
     "eval/sft-titles",
 )
-_ORDER = ("data", "sid", "sft", "rl", *_BASELINES, *(f"eval/{name}" for name in FLOORS), "eval/sft", "eval/rl", *_MIXED)
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,8 @@ class RunResults:
         """
         folder = config.folder
         dataset = Dataset.load(folder / "data")
-        evaluated = {name: read_evaluated(folder / "eval" / name) for name in LABELS if f"eval/{name}" in manifests}
+        shown = sorted((name.removeprefix("eval/") for name in manifests if name.startswith("eval/")), key=page_order)
+        evaluated = {name: read_evaluated(folder / "eval" / name) for name in shown}
         recommenders, resamples = list(evaluated.values()), config.eval.resamples
         history = same_history(recommenders)
         parts = parts_of_training(recommenders[0].lists, dataset)
@@ -208,14 +216,29 @@ def _versions(manifests: dict[str, Manifest]) -> dict[str, str]:
     return {package: ", ".join(sorted(numbers)) for package, numbers in versions.items()}
 
 
-def _settings(manifests: dict[str, Manifest]) -> dict[str, Any]:
+def _settings(stages: Mapping[str, Manifest]) -> dict[str, Any]:
     """The configuration that each artefact was really made with."""
-    return {name: manifests[name].config for name in _ORDER if name in manifests}
+    return {name: manifest.config for name, manifest in stages.items()}
+
+
+def _content(folder: Path) -> list[str]:
+    """The artefacts of content recommenders that a run may have, recipes first, then cells of parts that were named."""
+    names = {path.parent.name for path in (folder / "eval").glob(f"{LEGO}*/{MANIFEST}")}
+    names |= {f"{LEGO}{path.parent.name}" for path in (folder / "lego" / "lists").glob(f"*/{MANIFEST}")}
+    return [artefact for name in sorted(names, key=page_order) for artefact in (stored_artefact(name), f"eval/{name}")]
+
+
+def _in_order(folder: Path, manifests: Mapping[str, Manifest]) -> dict[str, Manifest]:
+    """The artefacts in the order in which a page tells about them."""
+    floors = (f"eval/{name}" for name in FLOORS)
+    order = ("data", "sid", "sft", "rl", *_BASELINES, *_content(folder), *floors, "eval/sft", "eval/rl", *_MIXED)
+    return {name: manifests[name] for name in order if name in manifests}
 
 
 def render_run_page(results: RunResults) -> str:
     """The page of the run, as HTML text."""
     manifests, index = results.manifests, results.index
+    stages = _in_order(results.config.folder, manifests)
     titles = results.dataset.catalog["title"].to_list()
     evaluated, final = list(results.evaluated.values()), results.trained[-1]
     levels = {recommender.name: recommender.metrics.levels for recommender in results.trained}
@@ -257,8 +280,8 @@ def render_run_page(results: RunResults) -> str:
             examples=run_page.examples(final, index, titles, results.config.report.examples),
             share_in_top=final.metrics.sid["HR@5"]["value"] if "HR@5" in final.metrics.sid else None,
             final=final,
-            stages=[(name, manifests[name], run_page.figures(manifests[name].metrics)) for name in _ORDER if name in manifests],
-            settings=yaml.safe_dump(_settings(manifests), sort_keys=False, allow_unicode=True),
+            stages=[(name, manifest, run_page.figures(manifest.metrics)) for name, manifest in stages.items()],
+            settings=yaml.safe_dump(_settings(stages), sort_keys=False, allow_unicode=True),
             versions=_versions(manifests),
         )
     )
@@ -339,7 +362,8 @@ def _manifests(config: Config) -> tuple[dict[str, Manifest], dict[str, str]]:
             f"{config.folder}: sft.tasks has no task whose answer is a SID, so there is no eval/sft, which the pages need. "
             f"Its lists stand in a table: minionerec baseline table {config.folder} --html table.html"
         )
-    names = [*_REQUIRED, *(name for name in (*_OPTIONAL, *_MIXED, *_BASELINES) if (config.folder / name / MANIFEST).is_file())]
+    others = (*_OPTIONAL, *_MIXED, *_BASELINES, *_content(config.folder))
+    names = [*_REQUIRED, *(name for name in others if (config.folder / name / MANIFEST).is_file())]
     commands = {name: ITEM_STAGES.get(name, f"minionerec {name.partition('/')[0]}") for name in names}
     manifests = {name: require(config.folder / name, command) for name, command in commands.items()}
     outdated = {}

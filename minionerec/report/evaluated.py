@@ -114,6 +114,12 @@ class Evaluated:
         return content_hash([self.name, values])
 
 
+def page_order(name: str) -> tuple[int, str]:
+    """The place of a recommender on a page: those with a label in its order, then the others by name."""
+    names = list(LABELS)
+    return (names.index(name) if name in names else len(names), name)
+
+
 def deciding(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a recorded section that a result may depend on: not where files lie, nor how a step is cut into parts.
 

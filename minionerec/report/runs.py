@@ -19,7 +19,7 @@ from minionerec.eval.lists import EMPTY, RankedLists, cutoffs_within, headline_c
 from minionerec.eval.metrics import measure
 from minionerec.eval.result_json import read_lists
 from minionerec.eval.slices import parts_of_lists, parts_of_training, slice_tables
-from minionerec.report.evaluated import LABELS, Evaluated, read_evaluated
+from minionerec.report.evaluated import LABELS, Evaluated, page_order, read_evaluated
 from minionerec.report.published import published
 from minionerec.report.slices import sliced_metric
 from minionerec.sid.index import SidIndex, collision_warning
@@ -113,7 +113,7 @@ def read_run(folder: Path, label: str | None = None, only: Collection[str] | Non
     dataset = Dataset.load(folder / "data")
     index, counts = SidIndex.load(folder / "sid", dataset), {"items": len(dataset.catalog)}
     counts |= {split: len(dataset.split(split)) for split in SPLITS}
-    names = sorted((path.parent.name for path in (folder / "eval").glob(f"*/{MANIFEST}")), key=_page_order)
+    names = sorted((path.parent.name for path in (folder / "eval").glob(f"*/{MANIFEST}")), key=page_order)
     names = [name for name in names if only is None or name in only]
     warning = collision_warning(index.collisions(), len(index.codes))
     runs = []
@@ -161,11 +161,6 @@ def _load_folder(folder: Path, label: str, resamples: int, seed: int) -> list[Ev
         parts = sliced_metric([run], parts_of_training(run.lists, dataset), resamples=resamples, seed=seed)
         runs.append(replace(run, parts=parts.of(run.label)))
     return runs
-
-
-def _page_order(name: str) -> tuple[int, str]:
-    names = list(LABELS)
-    return (names.index(name) if name in names else len(names), name)
 
 
 def _load_file(

@@ -187,6 +187,19 @@ def test_a_mixture_of_an_older_model_is_not_on_the_page(tmp_path):
     assert "eval/sft-mixture" not in Page(folder / "report/index.html").words
 
 
+def test_content_recommenders_of_named_parts_are_on_the_page(tmp_path):
+    config = make_run(tmp_path / "run", rl=False, users=12)
+    folder, title = config.folder, "id-additive-dot"
+    with Recipe(f"lego/lists/{title}", folder / "lego/lists" / title, config.section("lego"), {}, 0).write():
+        pass
+    shutil.copytree(folder / "eval/popularity", folder / f"eval/lego-{title}")
+    inputs = {name: Manifest.load(folder / name).digest for name in ("data", "sid", f"lego/lists/{title}")}
+    reseal(folder / f"eval/lego-{title}", inputs=inputs)
+    write_report(config)
+    words = Page(folder / "report/index.html").words
+    assert f"lego-{title}" in words and f"lego/lists/{title}" in words
+
+
 def test_only_differences_beyond_noise_are_coloured(full):
     raw = plain((full[0].folder / "report/index.html").read_text(encoding="utf-8"))
     cells = re.findall(
