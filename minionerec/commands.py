@@ -60,14 +60,15 @@ def score(config: Config, train: bool, merge: list[Path]) -> None:
         train: train a model on the pairs first, or find it trained.
         merge: folders of runs whose models are shown too.
     """
-    from minionerec.eval.pair_leaderboard import read_leaderboard
+    from minionerec.eval.pair_leaderboard import check_mergeable, read_leaderboard
 
-    for run in merge:
-        read_leaderboard(run)  # refused before anything is computed
+    boards = {str(run): read_leaderboard(run) for run in merge}
+    check_mergeable(config, boards, prepared=False)  # refused before anything is computed
     stages = ["data", "pairs"] if config.pairs.source == "dataset" else ["pairs"]
+    scoring = ["score"]
     if train:
-        stages += ["sid", "yes-no"] if config.yes_no.items == "sid" else ["yes-no"]
-    pipeline.run(config, (*stages, "score"))
+        scoring = ["sid", "yes-no", "score"] if config.yes_no.items == "sid" else ["yes-no", "score"]
+    pipeline.run(config, (*stages, *scoring), {scoring[0]: lambda: check_mergeable(config, boards, prepared=True)})
     _print_scores(config, merge)
 
 

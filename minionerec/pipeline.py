@@ -7,7 +7,7 @@ import time
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -454,12 +454,15 @@ def refuse_absent_model(config: Config) -> None:
         )
 
 
-def run(config: Config, stages: tuple[str, ...]) -> None:
+def run(config: Config, stages: tuple[str, ...], checks: Mapping[str, Callable[[], None]] | None = None) -> None:
     """Run the named stages and print one line for each artefact: its figures, where it lies, how long it took.
 
     Before an evaluation the weights of the mixture are fitted, if one is asked for (`mixture.components`), and the weight of a
     model next to its assistant is chosen (`eval.assistant`). After several stages a line says how long all took, and the most
     memory that was held.
+
+    Args:
+        checks: by stage, what may refuse the command as soon as the stages before this one have run.
     """
     trains = _has_model(config, stages)
     wanted = {"mixture": config.mixture.components, "d3": config.eval.assistant and config.eval.assistant_weight is None}
@@ -484,6 +487,8 @@ def run(config: Config, stages: tuple[str, ...]) -> None:
         Console(emoji=False, stderr=True, quiet=console.quiet, highlight=False, soft_wrap=True).print(line, markup=False)
     for number, stage in enumerate(stages):
         _check_ahead(config, stages[number:])
+        if checks is not None and stage in checks:
+            checks[stage]()
         started = time.monotonic()
         with run_file.recording(config, stage), use_engine(Engine(config.engine, config.engine_workers)):
             for manifest, fresh in STAGES[stage](config):

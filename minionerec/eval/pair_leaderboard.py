@@ -162,14 +162,35 @@ def merged(board: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) ->
     Raises:
         DataError: a run has other pairs, or was measured with other `_MEASURING` settings or another seed.
     """
+    _refuse_unlike({name: board[name] for name in ("pairs", "settings", "seed")}, others)
     entries = list(board["entries"])
+    for other in others.values():
+        entries += [entry for entry in other["entries"] if entry["kind"] != "control"]
+    return {**board, "entries": sorted(entries, key=lambda entry: -entry["metrics"]["GAUC"]["value"])}
+
+
+def check_mergeable(config: Config, others: Mapping[str, Mapping[str, Any]], prepared: bool) -> None:
+    """Refuse now what `merged` would refuse once everything is scored.
+
+    Args:
+        others: as `merged` takes them.
+        prepared: whether the run has its pairs already; otherwise only settings and seed are compared.
+
+    Raises:
+        DataError: as `merged`.
+    """
+    own = {"settings": _measuring(config), "seed": config.seed}
+    if prepared:
+        own["pairs"] = require(config.folder / "pairs", "minionerec pairs prepare").digest
+    _refuse_unlike(own, others)
+
+
+def _refuse_unlike(own: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse leaderboards that differ from one's own in what `own` holds."""
     for where, other in others.items():
-        different = [name for name in ("pairs", "settings", "seed") if other.get(name) != board[name]]
-        if different:
+        if different := [name for name in own if other.get(name) != own[name]]:
             raise DataError(
                 f"{where}: its leaderboard has other {' and '.join(different)} than this run's, so rows cannot stand beside "
                 "each other. Prepare the same pairs (same data, pairs.* and seed) and score them with the same score.split, "
                 "score.users, score.ties and score.resamples."
             )
-        entries += [entry for entry in other["entries"] if entry["kind"] != "control"]
-    return {**board, "entries": sorted(entries, key=lambda entry: -entry["metrics"]["GAUC"]["value"])}

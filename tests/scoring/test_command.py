@@ -31,3 +31,16 @@ def test_a_run_to_merge_that_has_no_scores_is_refused_before_anything_is_made(tm
     assert main(["score", "--config", str(path), "--merge", str(tmp_path / "none")]) == 2
     assert "Make it first: minionerec score" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_to_merge_of_other_pairs_or_settings_is_refused_before_anything_is_scored(tmp_path, capsys):
+    path = rated_csv(tmp_path)
+    scored = str(tmp_path / "run")
+    assert main(["score", "--config", str(path), "--score.resamples", "60"]) == 0
+    other = ["score", "--config", str(path), "--out", str(tmp_path / "other"), "--merge", scored]
+    assert main([*other, "--score.resamples", "70"]) == 2
+    assert "leaderboard has other settings than this run's" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "other").exists()
+    assert main([*other, "--score.resamples", "60", "--pairs.valid_share", "0.5"]) == 2
+    assert "leaderboard has other pairs than this run's" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "other/pairs").is_dir() and not (tmp_path / "other/scoring").exists()
