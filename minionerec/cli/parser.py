@@ -155,9 +155,24 @@ def read(name: str, arguments: Sequence[str]) -> tuple[Config | None, dict[str, 
     options = {names[option]: _checked(values.pop(names[option]), option, spec) for option, spec in command.options.items()}
     if not command.takes_config:
         return None, options
+    for option, spec in command.options.items():
+        if "alone_reads" in spec and not options[names[option]]:
+            _refuse_section(name, option, spec["alone_reads"], rest)
     for option in ("config", "help_all", "print_config"):
         values.pop(option)
     return Config(**values), options
+
+
+def _refuse_section(name: str, switch: str, section: str, words: Sequence[str]) -> None:
+    """Refuse fields on a command line that the command would not read. Those of a file may be meant for other commands.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for word in words:
+        field = word.partition("=")[0]
+        if field == f"--{section}" or field.startswith(f"--{section}."):
+            raise ConfigError(f"{field} has an effect with {switch} only. Add {switch}, or leave it out.")
 
 
 def _checked(value: Any, option: str, spec: Mapping[str, Any]) -> Any:

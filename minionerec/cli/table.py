@@ -12,7 +12,7 @@ from minionerec.config.checks import Bounds
 from minionerec.config.evaluation import FREQUENT, MOST_BEAMS, RANKING_METRICS, RESAMPLES_BOUNDS
 from minionerec.distributed import EngineName
 
-OWN_KEYS = ("bounds", "writes")  # of an option, next to what `add_argument` takes: see `parser._checked`
+OWN_KEYS = ("bounds", "writes", "alone_reads")  # of an option, next to what `add_argument` takes: see `parser`
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Command:
     sections: tuple[str, ...] = ()
     """Sections of the configuration that `--help` shows; `--help-all` shows all."""
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Its own options and arguments: name to what `add_argument` takes, `bounds` of a number, and
-    `writes` of a file that is written."""
+    """Its own options and arguments: name to what `add_argument` takes, `bounds` of a number, `writes` of a file that is
+    written, and `alone_reads` of a switch without which the command does not read that section of the configuration."""
     takes_config: bool = True
     """Whether the command reads the configuration."""
 
@@ -358,7 +358,11 @@ COMMANDS: dict[str, Command] = {
         commands.score,
         ("score", "yes_no"),
         {
-            "--train": {"action": "store_true", "help": "train a model on the pairs of the train users first (section yes_no)"},
+            "--train": {
+                "action": "store_true",
+                "help": "train a model on the pairs of the train users first (section yes_no)",
+                "alone_reads": "yes_no",
+            },
             "--merge": _path(
                 "RUN", "folders of runs whose models are shown too, scored on the same pairs", nargs="+", default=[]
             ),

@@ -44,3 +44,10 @@ def test_a_run_to_merge_of_other_pairs_or_settings_is_refused_before_anything_is
     assert main([*other, "--score.resamples", "60", "--pairs.valid_share", "0.5"]) == 2
     assert "leaderboard has other pairs than this run's" in " ".join(capsys.readouterr().err.split())
     assert (tmp_path / "other/pairs").is_dir() and not (tmp_path / "other/scoring").exists()
+
+
+def test_settings_of_a_training_without_one_are_refused(tmp_path, capsys):
+    path = rated_csv(tmp_path)
+    assert main(["score", "--config", str(path), "--yes_no.epochs", "2"]) == 2
+    assert "--yes_no.epochs has an effect with --train only" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
