@@ -28,6 +28,7 @@ for _before, _name in zip("abcdefgh", "bcdefghi", strict=True):
         ("a: &a [*a]", "an alias that holds itself, line 1"),
         ("a: &a {b: *a}", "an alias that holds itself, line 1"),
         (BOMB, "more than 20,000 values once aliases are followed"),
+        (f"lego:\n  mlp: {[8] * 1001}", "1,001 entries in one list, line 2; 1,000 at most"),
         ("x" * 1_000_001, "1,000,001 characters; 1,000,000 at most"),
         ("sft:\n  epochs: 1\nsid: {}\nsft:\n  epochs: 2", "'sft' stands twice in one mapping, line 1"),
         ("sft: {epochs: 1, 'epochs': 2}", "'epochs' stands twice in one mapping"),
@@ -42,7 +43,7 @@ def test_yaml_has_limits(text, message, tmp_path, capsys):
 
 
 def test_a_value_on_the_command_line_has_the_same_limits(capsys):
-    for value in ("[" * 100_000, "{a: &a [*a]}", "{epochs: 1, epochs: 2}", "{" + BOMB.replace("\n", ", ") + "}"):
+    for value in ("[" * 100_000, str([8] * 9000), "{a: &a [*a]}", "{epochs: 1, epochs: 2}", "{" + BOMB.replace("\n", ", ") + "}"):
         assert main(["run", "--sft", value]) == 2
         assert "command line: a value is not readable as YAML (" in " ".join(capsys.readouterr().err.split())
     assert main(["run", "--seed", "9" * 5000]) == 2
