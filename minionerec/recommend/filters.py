@@ -1,5 +1,6 @@
 """Which items a request may get: allowed, denied, of a category, of a named set, not yet seen."""
 
+import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,6 +12,7 @@ import polars as pl
 from minionerec.errors import CatalogError, ConfigError, DataError
 
 _MOST_CATEGORIES = 64  # whose masks are kept; one takes a byte per item
+_LONG = 10_000  # allowed items; more, and more than a sixteenth of the catalog, are a mask, whose view is made once
 
 Item = str | int  # an id of the catalog, or an index: a row of the catalog
 
@@ -55,15 +57,15 @@ class ItemFilter:
 
     Attributes:
         listed: the allowed items, ascending; None if the request names none.
-        mask: (items,) bool, of the category and the named sets; None if there is neither.
-        mask_key: equal for equal masks.
+        mask: (items,) bool, of the category, the named sets and a long list of allowed items; None if there are none.
+        mask_key: equal for equal masks: names, and the digest of a long list.
         hidden: the denied items, and those of the history if they are excluded.
         text: the filters in words.
     """
 
     listed: np.ndarray | None = None
     mask: np.ndarray | None = None
-    mask_key: tuple[str | None, ...] = ()
+    mask_key: tuple[str | bytes | None, ...] = ()
     hidden: frozenset[int] = frozenset()
     text: str = ""
 
@@ -193,12 +195,25 @@ class ItemSets:
             del self._categories[next(iter(self._categories))]
         return mask
 
-    def resolve(self, filters: Filters, excluded: Sequence[int], unknown: list[Item] | None) -> ItemFilter:
+    def allowed(self, filters: Filters, unknown: list[Item] | None) -> np.ndarray | None:
+        """The indices of the items that filters allow, ascending; None for all.
+
+        Raises:
+            DataError: one is unknown, and `unknown` is None.
+        """
+        if filters.allow is None:
+            return None
+        return np.unique(np.array(self.read(filters.allow, "filter allow", unknown), dtype=np.int64))
+
+    def resolve(
+        self, filters: Filters, excluded: Sequence[int], unknown: list[Item] | None, listed: np.ndarray | None = None
+    ) -> ItemFilter:
         """The filters of one request in item indices.
 
         Args:
             excluded: indices of the history's items if these are hidden, else nothing.
             unknown: takes the unknown items of the filters; None refuses them.
+            listed: what `allowed` gives for these filters, if it was asked already.
 
         Raises:
             DataError: an item or a category is unknown.
@@ -217,20 +232,25 @@ class ItemSets:
         if filters.category is not None:
             masks.append(self.of_category(filters.category))
             words.append(f"category {filters.category!r} has {int(masks[-1].sum())}")
-        mask = np.logical_and.reduce(masks) if masks else None
-        mask_key = (filters.category, *sorted(set(filters.named))) if masks else ()
+        key: tuple[str | bytes | None, ...] = (filters.category, *sorted(set(filters.named))) if masks else ()
         hidden = set(self.read(filters.deny, "filter deny", unknown))
         words += [f"deny hides {len(hidden)}"] if hidden else []
         if excluded:
             hidden |= set(excluded)
             words.append(f"exclude_history hides {len(set(excluded))}")
-        listed = None
-        if filters.allow is not None:
-            listed = np.unique(np.array(self.read(filters.allow, "filter allow", unknown), dtype=np.int64))
+        listed = self.allowed(filters, unknown) if listed is None else listed
+        if listed is not None:
             words.append(f"allow names {len(listed)}")
+            if len(listed) > max(_LONG, len(self.ids) // 16):
+                masks.append(np.zeros(len(self.ids), dtype=bool))
+                masks[-1][listed] = True
+                key = (hashlib.sha256(listed.tobytes()).digest(), *key)
+                listed = None
+        mask = np.logical_and.reduce(masks) if masks else None
+        if listed is not None:
             listed = listed if mask is None else listed[mask[listed]]
             listed = listed[~np.isin(listed, list(hidden))] if hidden else listed
-        item_filter = ItemFilter(listed, mask, mask_key, frozenset(hidden), ", ".join(words))
+        item_filter = ItemFilter(listed, mask, key, frozenset(hidden), ", ".join(words))
         if not self.count(item_filter):
             raise CatalogError(f"The filters leave no item of the catalog's {len(self.ids)}: {item_filter.text}. Relax one.")
         return item_filter

@@ -380,7 +380,7 @@ class Recommender:
             selections.append(Selection(item_filter.selection, listed, within))
         return self.trie.select(selections)
 
-    def _narrowed(self, mask_key: tuple[str | None, ...], mask: np.ndarray) -> CatalogTrie:
+    def _narrowed(self, mask_key: tuple[str | bytes | None, ...], mask: np.ndarray) -> CatalogTrie:
         """The part of the trie that a mask leaves. The last ones are kept: making one takes time for the whole catalog."""
         view = self._views.pop(mask_key, None)
         self._views[mask_key] = self.trie.narrow(mask) if view is None else view

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from minionerec.config.evaluation import MOST_BEAMS
 from minionerec.errors import CatalogError, ConfigError, DataError
 from minionerec.recommend.filters import Filters, Item, ItemFilter, ItemSets
@@ -75,6 +77,7 @@ def read_requests(
     if len(each) != len(histories):
         raise ConfigError(f"There are {len(each)} filters for {len(histories)} histories; expected one each, or one for all.")
     shared: dict[int, ItemFilter] = {}  # of filters that hold for several histories alike
+    allowed: dict[int, np.ndarray | None] = {}  # by filters
     requests = []
     for number, (history, wanted) in enumerate(zip(histories, each, strict=True)):
         unknown: list[Item] | None = [] if on_unknown == "skip" else None
@@ -85,7 +88,9 @@ def read_requests(
         try:
             item_filter = shared.get(id(wanted)) if alike else None
             if item_filter is None:
-                item_filter = catalog.resolve(wanted, items if exclude else [], unknown)
+                if unknown is None and id(wanted) not in allowed:
+                    allowed[id(wanted)] = catalog.allowed(wanted, None)
+                item_filter = catalog.resolve(wanted, items if exclude else [], unknown, allowed.get(id(wanted)))
         except CatalogError as error:
             raise CatalogError(f"history {number}: {error}") from None
         if alike:

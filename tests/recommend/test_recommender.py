@@ -17,7 +17,7 @@ from minionerec.eval.decode import SplitDecoder
 from minionerec.eval.predictions import read_predictions, write_predictions
 from minionerec.recommend.filters import Filters
 from minionerec.recommend.recommender import Recommender
-from minionerec.tree import SearchGraphs
+from minionerec.tree import CatalogTrie, SearchGraphs
 from minionerec.tree.capture import CallRecorder
 from tests import small
 from tests.examples import examples
@@ -165,6 +165,21 @@ def test_filters_are_the_whole_list_without_what_does_not_pass(recommender, data
         np.testing.assert_allclose([item.score for item in ours.items], [score for _, score in wanted[:k]], atol=1e-5)
         assert [item.place for item in ours.items] == list(range(1, len(ours.items) + 1))
         assert ours.exact and (ours.reason is None) == (len(wanted) >= k)
+
+
+@pytest.mark.parametrize("exclude", [False, True])
+def test_a_long_list_of_allowed_items_has_one_view_for_all_that_have_it(make, exclude, monkeypatch):
+    recommender, histories = make(), [HISTORY, [3, 4], [9, 2, 0]]
+    filters = {"allow": list(range(14)), "deny": [6], "exclude_history": exclude}
+    short = recommender.recommend(histories, **filters)
+    narrowed, original = [], CatalogTrie.narrow
+    monkeypatch.setattr(CatalogTrie, "narrow", lambda trie, mask: narrowed.append(mask) or original(trie, mask))
+    monkeypatch.setattr("minionerec.recommend.filters._LONG", 12)
+    for allow in (range(14), [str(item) for item in recommender.items.ids[13::-1]]):
+        assert recommender.recommend(histories, **{**filters, "allow": allow}) == short
+    assert len(narrowed) == 1
+    other = {item.index for item in recommender.recommend([HISTORY], allow=range(1, 15))[0].items}
+    assert len(narrowed) == 2 and other <= {*range(1, 15)}
 
 
 def test_a_set_can_be_named_again(make):
