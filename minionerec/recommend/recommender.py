@@ -118,7 +118,7 @@ class Recommender:
         self.graphs = SearchGraphs.on_gpu(self.model, self.config.by_graphs)
         self._max_history, self._popularity = max_history, popularity
         self._lists_of = ListMaker(self.items, self.trie, prompts.index)
-        self._views: dict[tuple[str | None, ...], CatalogTrie] = {}
+        self._views: dict[tuple[str | bytes | None, ...], CatalogTrie] = {}
 
     @classmethod
     def load(

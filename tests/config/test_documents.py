@@ -43,7 +43,8 @@ def test_yaml_has_limits(text, message, tmp_path, capsys):
 
 
 def test_a_value_on_the_command_line_has_the_same_limits(capsys):
-    for value in ("[" * 100_000, str([8] * 9000), "{a: &a [*a]}", "{epochs: 1, epochs: 2}", "{" + BOMB.replace("\n", ", ") + "}"):
+    bomb = "{" + BOMB.replace("\n", ", ") + "}"
+    for value in ("[" * 100_000, str([8] * 9000), "{a: &a [*a]}", "{epochs: 1, epochs: 2}", bomb):
         assert main(["run", "--sft", value]) == 2
         assert "command line: a value is not readable as YAML (" in " ".join(capsys.readouterr().err.split())
     assert main(["run", "--seed", "9" * 5000]) == 2
