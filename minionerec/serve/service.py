@@ -1,9 +1,11 @@
 """What the service does with a call, apart from HTTP: read it, let it wait, answer it; load another model."""
 
 import asyncio
+import concurrent.futures
 import logging
 import math
-from collections.abc import Hashable, Sequence
+import threading
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -278,10 +280,12 @@ class Service:
         """Load another model next to the present one, compare it with its golden lists, and let it answer from now on.
 
         Raises:
-            RefusedError: reloads are not allowed, one is running, or the new model is broken; the present one then stays.
+            RefusedError: reloads are not allowed, one is running, the service is being stopped, or the new model is broken;
+                the present one then stays.
         """
         if not self.settings.allow_reload:
             raise RefusedError(403, "forbidden", "Reloading is off; serve.allow_reload true switches it on.")
+        self._accept()
         if self._reloading.locked():
             raise RefusedError(409, "reloading", "Another reload is running. Wait for its answer.", retry_after=5)
         async with self._reloading:
@@ -302,7 +306,34 @@ class Service:
                 raise RefusedError(409, "no_model", "There is no model to go back to.", "rollback")
             return self.previous
         present = self.model
-        return await asyncio.to_thread(self._load, body.run or present.source, body.stage, present)
+        return await self._loaded(partial(self._load, body.run or present.source, body.stage, present))
+
+    async def _loaded(self, load: Callable[[], ServedModel]) -> ServedModel:
+        """What `load` gives, in a thread that ends with the process: a stop would wait for one of the event loop's.
+
+        Raises:
+            RefusedError: a stop has waited long enough.
+        """
+        outcome: concurrent.futures.Future[ServedModel] = concurrent.futures.Future()
+
+        def run() -> None:
+            try:
+                outcome.set_result(load())
+            except BaseException as error:  # noqa: BLE001, whoever waits for it gets it
+                outcome.set_exception(error)
+
+        settled = asyncio.get_running_loop().create_future()
+        loading = asyncio.wrap_future(outcome)
+        loading.add_done_callback(lambda _: _finish(settled))
+        threading.Thread(target=run, name="minionerec-reload", daemon=True).start()
+        self._unsettled.add(settled)
+        try:
+            await settled
+        finally:
+            self._unsettled.discard(settled)
+        if not loading.done():
+            raise self._failed(StoppedError(), None)
+        return loading.result()
 
     def _load(self, folder: str, stage: str | None, present: ServedModel) -> ServedModel:
         weights = present.recommender.model

@@ -513,6 +513,27 @@ def test_a_broken_run_is_not_loaded_and_the_model_before_goes_on(recommender, tm
     assert after.status_code == 200
 
 
+def test_a_stop_does_not_wait_for_a_reload_longer_than_for_other_calls(recommender, monkeypatch):
+    app = create_app(recommender, ServeConfig(allow_reload=True, drain_s=1))
+    released = threading.Event()
+    monkeypatch.setattr(app.state.service, "_load", lambda *arguments: released.wait(60))
+
+    async def scenario():
+        async with running(app) as client:
+            first = asyncio.ensure_future(client.post("/v1/reload", json={}))
+            await until(app.state.service._reloading.locked)
+            app.stop()
+            return await client.post("/v1/reload", json={}), await first
+
+    try:
+        responses = asyncio.run(scenario())  # its end waits for all threads of the event loop
+        assert not released.is_set() and app.state.service.model.recommender is recommender
+    finally:
+        released.set()
+    for response in responses:
+        assert response.status_code == 503 and error_of(response)["code"] == "stopping"
+
+
 def test_a_second_reload_does_not_start_while_one_runs(recommender, monkeypatch):
     app = create_app(recommender, ServeConfig(allow_reload=True))
     released = threading.Event()
