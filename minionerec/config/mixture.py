@@ -13,8 +13,9 @@ ComponentName = Literal["popularity", "markov", "skip", "item-knn", "text"]
 class MixtureConfig:
     """Stage `mixture`: counts and text neighbours, mixed into the lists of a trained model."""
 
-    NOT_IN_KEY: ClassVar[tuple[str, ...]] = ("validation",)
-    """Fields that do not decide the weights; `Config.key_fields` leaves them out."""
+    NOT_IN_KEY: ClassVar[tuple[str, ...]] = ("validation", "choose_by", "ranked_examples")
+    """Fields that do not decide the likeliest weights, which are all that a training reads; `Config.key_fields` leaves them out.
+    The stage `mixture` adds the last two to its own key."""
 
     components: list[ComponentName] = field(default_factory=list)
     """What is mixed in: `popularity`; `markov`, what followed the last item; `skip`, what followed one of the last five items
@@ -29,6 +30,12 @@ class MixtureConfig:
     (examples)."""
     valid_examples: int | None = bounded(None, 1, 10**9)
     """Examples of the valid split, evenly spaced, that the weights are fitted to; null takes all (examples)."""
+    choose_by: Literal["likelihood", "NDCG@10"] = "likelihood"
+    """How much the model weighs beside the rest. `likelihood`: as much as makes the valid targets likeliest. `NDCG@10`: from
+    there its odds are multiplied by 2, 1, .5, .2, .1 or .05, whichever ranks `ranked_examples` best. What makes targets
+    likely can push them down: a model that spreads its probability raises items that nothing else knows."""
+    ranked_examples: int = bounded(1024, 1, 10**9)
+    """Examples of the valid split, evenly spaced, that are searched for each of these, with `choose_by: NDCG@10` (examples)."""
     validation: bool = False
     """The validations of SFT and RL that rank lists rank with the mixture; its weights are then fitted anew at each validation,
     on one half of the examples for the lists of the other. A validation by loss is of the model alone."""
@@ -42,4 +49,9 @@ class MixtureConfig:
                 f"mixture.pseudo_counts is {self.pseudo_counts:g}, but mixture.per_bucket is false: one set of weights for all "
                 "histories has no kinds of history to add examples to. Leave mixture.pseudo_counts out, or set "
                 "mixture.per_bucket true."
+            )
+        if self.choose_by == "likelihood" and self.ranked_examples != MixtureConfig.ranked_examples:
+            raise ConfigError(
+                f"mixture.ranked_examples is {self.ranked_examples}, but mixture.choose_by is likelihood, for which nothing is "
+                "searched. Leave mixture.ranked_examples out, or set mixture.choose_by NDCG@10."
             )

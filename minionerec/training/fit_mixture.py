@@ -4,7 +4,8 @@ Inputs: `data/`, `sid/` and the model of a training stage. Outputs: `mixture/<st
 `text`, the item vectors in `vectors.safetensors`. The weights maximise the likelihood of the valid targets' SIDs: EM, with the
 model as one component, per kind of history (`recommend.cache.mixture`). The model's part is one forward of each prompt and its
 target; nothing is searched. With `eval.exclude_history` all probabilities are over the catalog without the history, and a
-target in it tells nothing.
+target in it tells nothing. With `mixture.choose_by: NDCG@10` the model's odds beside the components are then multiplied by the
+one of `ODDS` that ranks part of the valid split best, searched as the evaluation does it; `odds.json` has what each reached.
 
 Not in the paper. Interpolation with a cache: Grave, Joulin, Usunier, 2016, arXiv:1612.04426; weights by EM: Jelinek and Mercer,
 1980.
@@ -18,15 +19,15 @@ from functools import partial
 import numpy as np
 from safetensors.numpy import save_file
 
-from minionerec.artifacts import ITEM_STAGES, UNSEEDED, Manifest, Recipe, require
+from minionerec.artifacts import ITEM_STAGES, UNSEEDED, Manifest, Recipe, require, write_json
 from minionerec.config import RECOMMENDING, VECTOR_FIELDS, Config
 from minionerec.data.dataset import Dataset
-from minionerec.distributed import distributed_state
+from minionerec.distributed import distributed_state, is_main_process
 from minionerec.errors import DataError
 from minionerec.model import checkpoint
 from minionerec.prompts.builder import Prompts
 from minionerec.prompts.record import check_prompts, prompts_section
-from minionerec.recommend.cache import MODEL, Buckets
+from minionerec.recommend.cache import MODEL, Buckets, Mixture
 from minionerec.recommend.cache.mixture import log_likelihood
 from minionerec.recommend.cache.vectors import vectors_of_run
 from minionerec.recommend.mixing import (
@@ -42,7 +43,12 @@ from minionerec.sid.encoder import depends_on_seed, vector_inputs, vector_origin
 from minionerec.sid.index import SidIndex
 from minionerec.statistics.sampling import evenly_spaced
 from minionerec.training.early import check_components
+from minionerec.training.evaluator import RankingEvaluator
 from minionerec.training.holdout import check_valid_unseen
+
+METRIC = "NDCG@10"
+ODDS = (2.0, 1.0, 0.5, 0.2, 0.1, 0.05)
+TRIED = "odds.json"  # in `mixture/<stage>`
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +61,8 @@ def fit_mixture(config: Config, stage: str) -> tuple[Manifest, bool]:
 
     Returns:
         the manifest, whose `metrics` have the mean weights and the log-likelihoods of the valid targets, in nats per example:
-        under the mixture, and under the model alone; and whether it was made now.
+        under the mixture, and under the model alone; with `choose_by: NDCG@10` also what the model's odds were multiplied by,
+        the NDCG@10 on SIDs with that and without; and whether it was made now.
 
     Raises:
         ArtifactError: an input is missing or was made from other data.
@@ -65,7 +72,12 @@ def fit_mixture(config: Config, stage: str) -> tuple[Manifest, bool]:
     """
     check_components(config)
     recipe = _recipe(config, stage)
-    return recipe.make(lambda: _fit(config, stage, recipe))
+    return recipe.make(lambda: _fit(config, stage, recipe), collective=_searches(config))
+
+
+def _searches(config: Config) -> bool:
+    """Whether lists choose the weights: these are searched by all processes together."""
+    return config.mixture.choose_by != "likelihood"
 
 
 def _recipe(config: Config, stage: str) -> Recipe:
@@ -73,9 +85,14 @@ def _recipe(config: Config, stage: str) -> Recipe:
     model = Manifest.load(config.folder / stage)
     check_prompts(model.config, config.resolved_prompts, str(config.folder / stage))
     check_valid_unseen(model, "The weights of a mixture are fitted on the valid split")
+    read = ["exclude_history", "dtype"]
+    deciding = {**config.key_fields("mixture")["mixture"], "choose_by": config.mixture.choose_by}
+    if _searches(config):
+        read.append("num_beams")
+        deciding["ranked_examples"] = config.mixture.ranked_examples
     sections = {
         **config.section("mixture"),
-        "eval": {"exclude_history": config.eval.exclude_history, "dtype": config.eval.dtype},
+        "eval": {name: getattr(config.eval, name) for name in read},
         "prompts": prompts_section(config.resolved_prompts, [RECOMMENDING]),
     }
     seed = UNSEEDED
@@ -89,7 +106,7 @@ def _recipe(config: Config, stage: str) -> Recipe:
         config=sections,
         inputs=inputs,
         seed=seed,
-        key_fields={**sections, **config.key_fields("mixture")},
+        key_fields={**sections, "mixture": deciding},
         replace=config.replace,
         wait=config.wait,
         reread=partial(_inputs, config, stage),
@@ -116,7 +133,7 @@ def _fit(config: Config, stage: str, recipe: Recipe) -> None:
     histories, targets = (dataset.valid[name].gather(rows).to_list() for name in ("history", "target"))
     components = components_of(config, dataset)
     buckets = Buckets(next(iter(components.values())).interactions)
-    with recipe.write() as draft:
+    with recipe.write(collective=_searches(config)) as draft:
         model, tokenizer = checkpoint.load(str(config.folder / stage / "model"), config.eval.dtype)
         index = SidIndex.load(config.folder / "sid", dataset)
         prompts = Prompts(dataset, index, tokenizer, config.resolved_prompts, checkpoint.context_of(model))
@@ -129,10 +146,30 @@ def _fit(config: Config, stage: str, recipe: Recipe) -> None:
         )
         settings = config.mixture
         cache = fitted(columns, buckets, components, histories, settings.per_bucket, settings.pseudo_counts)
-        cache.weights.save(draft.path / WEIGHTS)
-        if "text" in components:
-            save_file({"vectors": np.ascontiguousarray(vectors_of_run(config, dataset))}, draft.path / VECTORS)
+        ranked = {}
+        if _searches(config):
+            cache, ranked = _best_ranking(recommender, config, cache)
+        if is_main_process():
+            cache.weights.save(draft.path / WEIGHTS)
+            if "text" in components:
+                save_file({"vectors": np.ascontiguousarray(vectors_of_run(config, dataset))}, draft.path / VECTORS)
+            if ranked:
+                write_json(draft.path / TRIED, {METRIC: {str(times): value for times, value in ranked.items()}})
         draft.metrics.update(_figures(columns, cache.weights.values, buckets.of(histories), cache.weights.names))
+        if ranked:
+            best = max(ranked, key=ranked.__getitem__)
+            draft.metrics.update({"odds": best, METRIC: ranked[best], "of the likeliest weights": ranked[1.0]})
+
+
+def _best_ranking(recommender: Recommender, config: Config, cache: Mixture) -> tuple[Mixture, dict[float, float]]:
+    """The cache with the odds of the model that rank best, and the NDCG@10 of all; of equal ones the nearest to the model."""
+    measure = RankingEvaluator(recommender, config.eval, config.mixture.ranked_examples, METRIC)
+    tried = {}
+    for times in ODDS:
+        recommender.mix(cache.with_odds(times))
+        tried[times] = measure()[METRIC]
+    recommender.mix(None)
+    return cache.with_odds(max(tried, key=tried.__getitem__)), tried
 
 
 def _figures(columns: np.ndarray, weights: np.ndarray, buckets: np.ndarray, names: tuple[str, ...]) -> dict[str, float]:

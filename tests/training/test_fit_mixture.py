@@ -13,10 +13,11 @@ from minionerec.config import Config, EvalConfig, MixtureConfig, SidConfig
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.predictions import read_predictions
 from minionerec.pipeline import run
-from minionerec.recommend.cache import MODEL
+from minionerec.recommend.cache import MODEL, Mixture, MixtureWeights
 from minionerec.recommend.recommender import Recommender
 from minionerec.training.early import check_components
 from minionerec.training.evaluator import RankingEvaluator
+from minionerec.training.fit_mixture import ODDS
 from tests.recommend.conftest import make, write_run  # noqa: F401 (a fixture)
 from tests.small import reseal
 
@@ -131,6 +132,28 @@ def test_other_settings_fit_it_again(copied):
     assert after.key != before.key and after.metrics["examples"] <= 7 and {*after.files} == {"weights.json"}
     weights = np.array(read_json(copied / "mixture/sft/weights.json")["weights"])
     assert (weights == weights[0]).all()
+
+
+def test_lists_choose_the_odds_of_the_model(copied):
+    likeliest = np.array(read_json(copied / "mixture/sft/weights.json")["weights"])
+    config = config_of(copied, choose_by="NDCG@10", ranked_examples=9)
+    run(config, ("mixture",))
+    manifest = Manifest.load(copied / "mixture/sft")
+    tried = {float(times): value for times, value in read_json(copied / "mixture/sft/odds.json")["NDCG@10"].items()}
+    best = max(tried, key=lambda times: (tried[times], times))
+    assert tuple(tried) == ODDS and manifest.metrics["odds"] == best and manifest.metrics["NDCG@10"] == tried[best]
+    weights = np.array(read_json(copied / "mixture/sft/weights.json")["weights"])
+    odds, before = (values[:, 0] / values[:, 1:].sum(axis=1) for values in (weights, likeliest))
+    np.testing.assert_allclose(odds, before * best, rtol=1e-12)
+    np.testing.assert_allclose(weights[:, 1] * likeliest[:, 2], weights[:, 2] * likeliest[:, 1], rtol=1e-12)  # among themselves
+    recommender = Recommender.load(copied)  # each figure is that of the evaluation's own search with these weights
+    fitted = MixtureWeights(recommender.mixture.weights.names, likeliest, recommender.mixture.weights.made_from)
+    for times in (1.0, 0.05):
+        recommender.mix(Mixture(recommender.mixture.components, recommender.mixture.buckets, fitted).with_odds(times))
+        assert RankingEvaluator(recommender, config.eval, 9, "NDCG@10")()["NDCG@10"] == tried[times]
+    run(config_of(copied), ("mixture",))
+    assert not (copied / "mixture/sft/odds.json").exists()
+    np.testing.assert_array_equal(np.array(read_json(copied / "mixture/sft/weights.json")["weights"]), likeliest)
 
 
 def test_off_it_leaves_nothing(copied):

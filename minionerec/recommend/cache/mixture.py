@@ -11,7 +11,7 @@ Only the probability of each target is needed. A language model takes part throu
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +194,18 @@ class Mixture:
         sums = weights.values[:, columns].sum(axis=1, keepdims=True)
         # A bucket in which the model has all the weight still needs a distribution, which then counts nothing.
         self._weights = np.where(sums > 0, weights.values[:, columns] / np.where(sums > 0, sums, 1), 1 / len(columns))
+
+    def with_odds(self, times: float) -> "Mixture":
+        """The cache of a model whose odds, p / (1 - p) of its weight p, are multiplied after every history; 1 changes nothing.
+
+        The components keep their proportions to one another.
+        """
+        if times == 1:
+            return self
+        scales = np.where(np.array(self.weights.names) == MODEL, times, 1.0)
+        values = self.weights.values * scales
+        values /= values.sum(axis=1, keepdims=True)
+        return Mixture(self.components, self.buckets, replace(self.weights, values=values))
 
     @classmethod
     def fit(
