@@ -14,8 +14,8 @@ class MixtureConfig:
     """Stage `mixture`: counts and text neighbours, mixed into the lists of a trained model."""
 
     NOT_IN_KEY: ClassVar[tuple[str, ...]] = ("validation", "choose_by", "ranked_examples")
-    """Fields that do not decide the likeliest weights, which are all that a training reads; `Config.key_fields` leaves them out.
-    The stage `mixture` adds the last two to its own key."""
+    """Fields that do not decide the likeliest weights, all that a training reads; `Config.key_fields` leaves them out. The
+    stage `mixture` adds the last two to its own key."""
 
     components: list[ComponentName] = field(default_factory=list)
     """What is mixed in: `popularity`; `markov`, what followed the last item; `skip`, what followed one of the last five items

@@ -187,10 +187,13 @@ def test_what_cannot_go_together_is_refused_by_the_configuration():
         MixtureConfig(validation=True)
     with pytest.raises(ConfigError, match=r"mixture.pseudo_counts is 3, but mixture.per_bucket is false"):
         MixtureConfig(components=["markov"], per_bucket=False, pseudo_counts=3)
+    with pytest.raises(ConfigError, match=r"mixture.ranked_examples is 9, but mixture.choose_by is likelihood"):
+        MixtureConfig(components=["markov"], ranked_examples=9)
     assert "mixture" not in Config().decoding()
     decoding = config_of("x", validation=True).decoding()
     assert decoding["mixture"]["components"] == COMPONENTS and "validation" not in decoding["mixture"]
-    assert config_of("x", validation=True, valid_examples=7).decoding() == decoding  # no training reads it
+    for unread in ({"valid_examples": 7}, {"choose_by": "NDCG@10", "ranked_examples": 7}):  # no training reads these
+        assert config_of("x", validation=True, **unread).decoding() == decoding
 
 
 def test_validation_with_the_mixture_is_cross_fitted(make, tmp_path):  # noqa: F811

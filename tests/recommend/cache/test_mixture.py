@@ -150,6 +150,23 @@ def test_a_model_takes_part_by_the_probabilities_of_the_targets(parts):
     np.testing.assert_allclose((1 - share) * model + share * cache[np.arange(30), targets], whole)
 
 
+@given(st.floats(1e-3, 1e3), st.integers(0, 2**32 - 1))
+@examples(8)
+def test_odds_of_a_model_leave_the_components_to_one_another(parts, times, seed):
+    components, buckets = parts[:2]
+    names = ("markov", MODEL, "popularity")  # in any order
+    values = np.random.default_rng(seed).dirichlet(np.ones(3), BUCKETS)
+    chosen = {name: components[name] for name in ("popularity", "markov")}
+    whole = Mixture(chosen, buckets, MixtureWeights(names, values, made_from(chosen)))
+    changed = whole.with_odds(times)
+    after = changed.weights.values
+    np.testing.assert_allclose(after.sum(axis=1), 1)
+    np.testing.assert_allclose(after[:, 1] / (1 - after[:, 1]), times * values[:, 1] / (1 - values[:, 1]), rtol=1e-6)
+    history = [[1, 2]]
+    np.testing.assert_allclose(changed.probabilities(history), whole.probabilities(history))
+    assert whole.with_odds(1) is whole
+
+
 def test_weights_that_give_the_cache_nothing_leave_a_distribution(parts):
     components, buckets, histories, _ = parts
     values = np.zeros((BUCKETS, 5))
