@@ -146,7 +146,7 @@ def _fit(config: Config, stage: str, recipe: Recipe) -> None:
         )
         settings = config.mixture
         cache = fitted(columns, buckets, components, histories, settings.per_bucket, settings.pseudo_counts)
-        ranked = {}
+        ranked: dict[float, float] = {}
         if _searches(config):
             cache, ranked = _best_ranking(recommender, config, cache)
         if is_main_process():
