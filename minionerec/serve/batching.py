@@ -220,6 +220,11 @@ class Worker:
         if left:
             self._deliver([(job, Outcome(error=StoppedError())) for job in left])
 
+    @property
+    def at_work(self) -> bool:
+        """Whether its thread has not ended."""
+        return self._thread.is_alive()
+
     def submit(self, jobs: Sequence[Job]) -> None:
         """Let requests wait to be computed, all or none.
 

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
@@ -64,7 +65,11 @@ def serve(
 
 
 def run(app: Application, bound: socket.socket, settings: ServeConfig) -> None:
-    """Serve an application at a bound socket."""
+    """Serve an application at a bound socket until the process is told to stop.
+
+    If a thread still computes or loads after that, this ends the process, with status 0: Python would stop the thread in the
+    middle of torch's code, which aborts the process.
+    """
     _log_to_the_screen()
     _allow_connections()
     facts, (host, port) = app.state.service.model.facts, bound.getsockname()[:2]
@@ -81,6 +86,11 @@ def run(app: Application, bound: socket.socket, settings: ServeConfig) -> None:
     gc.freeze()  # what is there now stays: no call waits while it is looked through for garbage
     gc.enable()
     Server(configure(app, settings)).run(sockets=[bound])
+    if app.state.service.at_work:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def configure(app: Application, settings: ServeConfig) -> uvicorn.Config:

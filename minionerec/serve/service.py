@@ -86,6 +86,7 @@ class Service:
         self._gave_up = False
         self._unsettled: set[asyncio.Future[None]] = set()
         self._reloading = asyncio.Lock()
+        self._loader: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin to compute; the event loop that runs now gets the answers."""
@@ -104,6 +105,11 @@ class Service:
         """How long a stop still waits."""
         assert self._ends is not None and self._loop is not None
         return max(0.0, self._ends - self._loop.time())
+
+    @property
+    def at_work(self) -> bool:
+        """Whether a thread computes or loads. After a stop: one that it has not waited for until the end."""
+        return self.worker.at_work or (self._loader is not None and self._loader.is_alive())
 
     def _give_up(self) -> None:
         self._gave_up = True
@@ -309,7 +315,7 @@ class Service:
         return await self._loaded(partial(self._load, body.run or present.source, body.stage, present))
 
     async def _loaded(self, load: Callable[[], ServedModel]) -> ServedModel:
-        """What `load` gives, in a thread that ends with the process: a stop would wait for one of the event loop's.
+        """What `load` gives, in a thread that ends with the process: a stop would wait for one of the event loop's threads.
 
         Raises:
             RefusedError: a stop has waited long enough.
@@ -325,7 +331,8 @@ class Service:
         settled = asyncio.get_running_loop().create_future()
         loading = asyncio.wrap_future(outcome)
         loading.add_done_callback(lambda _: _finish(settled))
-        threading.Thread(target=run, name="minionerec-reload", daemon=True).start()
+        self._loader = threading.Thread(target=run, name="minionerec-reload", daemon=True)
+        self._loader.start()
         self._unsettled.add(settled)
         try:
             await settled

@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import httpx
@@ -17,8 +17,10 @@ import pytest
 from minionerec import commands
 from minionerec.config import Config, ServeConfig
 from minionerec.errors import ConfigError
+from minionerec.recommend.recommender import Recommender
 from minionerec.serve import protocol, server
 from minionerec.serve.app import create_app
+from tests.recommend.conftest import write_run
 
 
 @pytest.fixture
@@ -99,24 +101,58 @@ def test_a_start_is_not_held_up_by_collections_and_calls_are_not_either(recommen
         gc.unfreeze()
 
 
-def _serve_slowly(recommender, settings, bound):
+def _load_for_ever(*arguments):
+    import torch
+
+    while True:
+        torch.ones(300, 300) @ torch.ones(300, 300)
+
+
+def _serve_slowly(run, settings, bound):
+    recommender = Recommender.load(run)
     answer = recommender.answer
     recommender.answer = lambda *arguments: (time.sleep(0.5), answer(*arguments))[1]
-    server.run(create_app(recommender, settings), bound, settings)
+    app = create_app(recommender, settings)
+    app.state.service._load = _load_for_ever
+    server.run(app, bound, settings)
 
 
-def test_a_stop_by_signal_answers_what_has_arrived_and_ends_with_status_0(recommender):
-    settings = ServeConfig(port=0)
+@pytest.fixture
+def process(recommender, tmp_path):
+    """A process that serves slowly and reloads for ever, and a client of it.
+
+    It is a new one: a copy made by fork lacks the threads of polars, and waits for them for ever.
+    """
+    settings = ServeConfig(port=0, drain_s=5, allow_reload=True)
     bound = server.bind(settings)
     url = f"http://127.0.0.1:{bound.getsockname()[1]}"
-    process = multiprocessing.get_context("fork").Process(target=_serve_slowly, args=(recommender, settings, bound))
+    process = multiprocessing.get_context("spawn").Process(
+        target=_serve_slowly, args=(write_run(tmp_path, recommender), settings, bound)
+    )
     process.start()
     bound.close()
-    with httpx.Client(transport=httpx.HTTPTransport(retries=5), base_url=url) as client, ThreadPoolExecutor() as pool:
+    try:
+        with httpx.Client(base_url=url, timeout=60) as client:
+            while process.is_alive():
+                with contextlib.suppress(httpx.ConnectError):
+                    client.get("/health")
+                    break
+                time.sleep(0.1)
+            yield process, client
+    finally:
+        process.kill()
+
+
+def test_a_stop_by_signal_answers_what_has_arrived_and_ends_with_status_0_though_a_model_is_loaded(process):
+    process, client = process
+    with ThreadPoolExecutor() as pool:
+        reloads = [pool.submit(client.post, "/v1/reload", json={}) for _ in range(2)]
+        refused, reloads = wait(reloads, return_when=FIRST_COMPLETED)
+        assert [reload.result().status_code for reload in refused] == [409]  # so the other one is loading
         answer = pool.submit(client.post, "/v1/recommend", json={"requests": [{"history": ["i0"]}]})
         while "minionerec_history_items_total 1.0" not in client.get("/metrics").text:
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGTERM)
-        assert answer.result().status_code == 200
+        assert [call.result().status_code for call in (answer, *reloads)] == [200, 503]
         process.join(10)
     assert process.exitcode == 0
