@@ -65,7 +65,7 @@ def planned_work(
     rounds = 1 + config.refill_rounds if config.dynamic_sampling == "refill" else 1
     whole_step = cast(int, arguments.steps_per_generation) > 1  # its rollouts are made at once, see `objective_arguments`
     at_once = accumulation if whole_step else 1
-    over_vocabulary = config.normalise_over == "vocabulary" and config.rollouts in ("beams", "mixture")
+    over_vocabulary = config.normalise_over == "vocabulary" and config.rollouts == "beams"  # all others rank over the catalog
     return Work(
         unit="prompts",
         units=len(examples),

@@ -32,8 +32,8 @@ def test_a_step_of_rollouts(prompts, tmp_path):
     ("fields", "rows"),
     [
         ({}, 16),
-        ({"rollouts": "mixture"}, 16),
-        ({"rollouts": "stochastic"}, 0),  # draws are over the catalog
+        ({"rollouts": "mixture"}, 0),  # its beams are over the catalog, too, to rank with the draws
+        ({"rollouts": "stochastic"}, 0),
         ({"normalise_over": "catalog"}, 0),
         ({"dynamic_sampling": "filter"}, 32),  # a whole step at once
     ],
