@@ -31,7 +31,7 @@ from minionerec.config.lego import options_of
 from minionerec.data.dataset import Dataset
 from minionerec.data.pairs import PairSet
 from minionerec.distributed import distributed_state, is_main_process
-from minionerec.errors import ArtifactError, TrainingError
+from minionerec.errors import ArtifactError, ConfigError, TrainingError
 from minionerec.legommenders.caches import CachedScores
 from minionerec.legommenders.carbon import Meter
 from minionerec.legommenders.catalog_fields import item_fields
@@ -337,6 +337,7 @@ def load_lego(config: Config, title: str) -> Trained:
 
     Raises:
         ArtifactError: it is not trained, was trained on other pairs or another language model, or is damaged.
+        ConfigError: its language model is not installed, or not in the cache.
     """
     folder = config.folder / FOLDER / "pairs" / title
     pairs = require(config.folder / "pairs", "minionerec pairs prepare").digest
@@ -366,11 +367,18 @@ def _where_it_lies(lego: LegoConfig, path: str, digest: str, folder: Path) -> Le
 
     Raises:
         ArtifactError: the model lies at neither of them.
+        ConfigError: the one of then is not installed, or not in the cache, and the model does not lie at the other path either.
     """
+    absent = None
     for present in dict.fromkeys((lego.plm.path, path)):
         there = replace(lego, plm=replace(lego.plm, path=present))
-        if _model_digest(there)["plm"] == digest:
-            return there
+        try:
+            if _model_digest(there)["plm"] == digest:
+                return there
+        except ConfigError as error:  # its package is not installed, or it is not in the cache
+            absent = error if present == lego.plm.path else absent  # nobody may have asked for the other one
+    if absent is not None:
+        raise absent
     raise ArtifactError(
         f"{folder}: was trained on another language model than {lego.plm.path} is now. Put that one back, name the folder that "
         f"it was moved to ({COMMAND} {options_of(folder.name)} --lego.plm.path FOLDER), or train again: {COMMAND} --lego.task "

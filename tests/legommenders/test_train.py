@@ -156,6 +156,10 @@ def test_a_language_model_that_was_moved_asks_for_no_training_and_is_found_again
     before.rename(tmp_path / "moved")
     with pytest.raises(ArtifactError, match=r"--lego.item plm .* --lego.plm.path FOLDER"):
         load_lego(config, "plm-additive-dot")
+    # A command that does not name it has the default, minilm, which nobody asked for and need not be installed.
+    monkeypatch.setattr("minionerec.sid.sentence_encoders.MINILM", "not-installed")
+    with pytest.raises(ArtifactError, match=f"another language model than {before} is now"):
+        load_lego(config_of(tmp_path / "run"), "plm-additive-dot")
     moved = replace(config, lego=replace(config.lego, plm=LegoPlmConfig(path=str(tmp_path / "moved"))))
     assert not train_lego(moved)[1]
     assert load_lego(moved, "plm-additive-dot").lego == moved.lego
