@@ -86,7 +86,7 @@ def item_fields(
         words=tokenizer.get_vocab_size(),
         values={name: count for name, (_, count) in coded.items()},
         items=len(catalog),
-        pieces=tokenizer.to_str(),
+        pieces=tokenizer.to_str() if texts else None,
     )
 
 

@@ -47,6 +47,7 @@ def test_what_only_unseen_items_have_is_unknown():
 
 def test_fields_are_chosen_cut_and_refused():
     assert list(fields_of(fields=["genres", "title"], max_words=2).texts) == ["title"]
+    assert fields_of(fields=["title"]).pieces and fields_of(fields=["genres"]).pieces is None
     assert fields_of(fields=["title"], max_words=2).texts["title"].shape == (4, 2)
     with pytest.raises(DataError, match=r"names categories, which no train item of run/data has; .* title, .*brand, gen"):
         fields_of(fields=["categories"])
