@@ -121,9 +121,10 @@ def _check_file(path: Path, size: int, sha256: str) -> None:
 
 
 def changed_input(run: Path, manifest: Manifest) -> str | None:
-    """The first artefact of a run that another one was made from and that is another by now, gone or damaged; None if none is.
+    """The first artefact of a run that another one was made from and that is another by now or gone; None if none is.
 
-    Inputs that are no artefact of the run, such as a file of vectors, do not count.
+    One whose manifest cannot be read counts as gone; other files are not looked at. Inputs that are no artefact of the
+    run, such as a file of vectors, do not count.
     """
     for name, digest in manifest.inputs.items():
         if name.partition("/")[0] in _STAGES:

@@ -157,13 +157,13 @@ def read(name: str, arguments: Sequence[str]) -> tuple[Config | None, dict[str, 
         return None, options
     for option, spec in command.options.items():
         if "alone_reads" in spec and not options[names[option]]:
-            _refuse_section(name, option, spec["alone_reads"], rest)
+            _refuse_section(option, spec["alone_reads"], rest)
     for option in ("config", "help_all", "print_config"):
         values.pop(option)
     return Config(**values), options
 
 
-def _refuse_section(name: str, switch: str, section: str, words: Sequence[str]) -> None:
+def _refuse_section(switch: str, section: str, words: Sequence[str]) -> None:
     """Refuse fields on a command line that the command would not read. Those of a file may be meant for other commands.
 
     Raises:

@@ -119,7 +119,8 @@ def test_rollouts_and_validations_in_bfloat16_ask_one_copy(policy, dtype):
     trie = CatalogTrie.from_codes(prompts.sid_tokens)
     rollouts = Rollouts(trie, RlConfig(num_generations=G, bf16=True), 0, 0, evaluator=evaluator)
     asked = rollouts._asked(model)
-    assert [asked is copied.model for copied in (evaluator.rounded,) if copied] == [dtype == "bfloat16"] * (dtype != "float32")
+    assert (evaluator.rounded is None) == (dtype == "float32")
+    assert (evaluator.rounded is not None and asked is evaluator.rounded.model) == (dtype == "bfloat16")
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(1.5)
     assert rollouts._asked(model) is asked
