@@ -27,7 +27,8 @@ the width of each.
   model in it, which rollouts in bfloat16 ask, too, if it is bfloat16.
 - Searches that normalise over the vocabulary, of rollouts or validations: logits, as wide as the weights that are asked, and
   their float32 log-probabilities, of as many rows as there are beams, or as are computed at once (`tree.prompt_cache`). Where
-  searches are CUDA graphs, these, and keys and values, are what the graphs' pool holds from the first search on.
+  searches are CUDA graphs, these, and keys and values, are what the graphs' pool holds from the first search on; rollouts and
+  validations that ask two models have two pools.
 
 FLOPs (Kaplan et al., 2020, section 2.1): 2 per parameter and position in the forward pass, 4 in the backward pass, or 2 if the
 weights are frozen (where PEFT trains rows of the head, the gradient of all its rows is computed). Recomputed activations add 2.
@@ -322,18 +323,19 @@ def memory(shape: Shape, work: Work, devices: Devices) -> dict[str, int]:
     largest = max(work.largest, key=lambda batch: _activations(shape, batch, devices) + _logits(shape, batch, devices))
     parts["activations"], parts["logits"] = _activations(shape, largest, devices), _logits(shape, largest, devices)
     asked = 2 if devices.bf16 else 4  # bytes of a number of the model that rollouts ask
-    logits = _logits_of_search(shape, work.head_rows, asked, devices)
+    logits = [_logits_of_search(shape, work.head_rows, asked, devices)]
+    own_copy = "bfloat16" if devices.bf16 and not casts(devices) else None  # that rollouts ask; None if they ask the model
+    shared = validation is not None and own_copy == (validation.dtype if validation.copy else None)
     if work.cached:
-        shared = validation is not None and validation.copy > 0 and validation.dtype == "bfloat16"
-        if devices.bf16 and not casts(devices) and not shared:
+        if own_copy and not shared:
             parts["rounded copy for rollouts"] = 2 * shape.parameters
         parts["rollouts"] = work.cached * 2 * shape.layers * shape.key_value_width * asked
     if validation is not None:
         asked = 2 if casts(devices) else validation.width
         parts["validations"] = validation.positions * 2 * shape.layers * shape.key_value_width * asked
-        logits = max(logits, _logits_of_search(shape, validation.head_rows, asked, devices))
-    if logits:
-        parts["logits of searches"] = logits
+        logits.append(_logits_of_search(shape, validation.head_rows, asked, devices))
+    if any(logits):
+        parts["logits of searches"] = max(logits) if shared or not devices.gpus else sum(logits)
     return parts
 
 

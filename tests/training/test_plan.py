@@ -104,11 +104,15 @@ def test_validations_hold_what_their_searches_write():
 
 
 def test_logits_of_searches_are_in_parts():
-    """Of Qwen2.5's 151,936 tokens 110 rows at once on a CPU, and 883 on a GPU; rollouts and validations never meet."""
+    """Of Qwen2.5's 151,936 tokens 110 rows at once on a CPU, and 883 on a GPU, where two models have two pools of graphs."""
     sizes = shape(1, vocabulary=151_936)
     work = dataclasses.replace(NOTHING, head_rows=500, cached=1, validation=Validation(0, "float32", 4, 0, 1600))
     found = [memory(sizes, work, Devices(1, gpus=gpus))["logits of searches"] for gpus in (False, True)]
     assert found == [110 * 151_936 * 8, 883 * 151_936 * 8]
+    found = [memory(sizes, work, Devices(1, bf16=True, gpus=gpus))["logits of searches"] for gpus in (False, True)]
+    assert found == [110 * 151_936 * 8, (500 * 6 + 883 * 8) * 151_936]
+    both = dataclasses.replace(work, validation=Validation(100, "bfloat16", 2, 0, 1600))
+    assert memory(sizes, both, Devices(1, bf16=True, gpus=True))["logits of searches"] == 883 * 151_936 * 6
     alone = dataclasses.replace(work, validation=None)
     assert memory(sizes, alone, Devices(1, bf16=True, gpus=True))["logits of searches"] == 500 * 151_936 * 6
 
