@@ -9,13 +9,14 @@ as well.
 
 Each training lives in `OUT/<arm>/seed-<n>/`, data and SIDs in `OUT/items-<digest>/`. The same command resumes: a finished
 training stays, an interrupted one continues from its last checkpoint. All choices are made on valid. The test split is read
-with `--test` only, once, at the end. Figures are on items; a difference is averaged over the seeds for each user, its 95 %
-interval resamples users, and `*` marks what is beyond noise. `OUT/<split>.json` holds the figures. With `--test` that is
-`OUT/rl_arms.json`: copied unchanged to `minionerec/report/rl_arms.json`, it feeds the checklist of the paper-gap report.
+with `--test` only, once, at the end. `--arms` trains only some arms and compares these. Figures are on items; a difference is
+averaged over the seeds for each user, its 95 % interval resamples users, and `*` marks what is beyond noise.
+`OUT/<split>.json` holds the figures. With `--test` and all arms that is `OUT/rl_arms.json`: copied unchanged to
+`minionerec/report/rl_arms.json`, it feeds the checklist of the paper-gap report.
 
     python benchmarks/rl_arms.py --config industrial-tiny --out runs/rl-arms --data.path FOLDER --threads 1        # hours
     python benchmarks/rl_arms.py --config industrial-tiny --out runs/rl-arms --data.path FOLDER --threads 1 \
-        --rl.holdout last --rl.holdout_share 0.5 --rl.prompts holdout                                              # another OUT
+        --rl.holdout last --rl.holdout_share 0.5 --rl.prompts holdout --arms ranking ranking-rl                    # another OUT
     python benchmarks/rl_arms.py ... --test                                                                        # at the end
 
 Fields behind the options hold for all arms.
@@ -177,7 +178,7 @@ def results(lists: Mapping[str, Sequence[RankedLists]], beams: int) -> dict[str,
         lists: by model those of its seeds, on the same examples.
         beams: the length of the lists.
     """
-    first = lists["loss"][0]
+    first = next(iter(lists.values()))[0]
     metrics = [metric for metric in METRICS if int(metric.partition("@")[2]) <= beams]
     cutoffs = sorted({int(metric.partition("@")[2]) for metric in metrics})
     values = {name: values_by_seed(of_model, first, cutoffs) for name, of_model in lists.items()}
@@ -193,13 +194,14 @@ def results(lists: Mapping[str, Sequence[RankedLists]], beams: int) -> dict[str,
         "comparisons": {
             name: differences(means[before], means[after], RESAMPLES, 0, first.units())
             for name, (before, after) in COMPARISONS.items()
+            if before in means and after in means
         },
     }
 
 
 def describe(arguments: argparse.Namespace, common: Sequence[str], examples: int) -> dict[str, Any]:
     """The data, model, compute and machine of the figures."""
-    run = arguments.out / "loss-rl" / "seed-1"
+    run = arguments.out / next(name for name in arguments.arms if ARMS[name].rl) / "seed-1"
     data, sft, rl = (Manifest.load(run / stage).metrics for stage in ("data", "sft", "rl"))
     name = Path(arguments.config).stem
     model = f"{data['train']:,} training rows) with a model of {sft['parameters'] / 1e6:.1f} M parameters"
@@ -238,6 +240,7 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--config", required=True, help="a preset or a YAML file")
     options.add_argument("--out", type=Path, required=True, help="where the runs and the tables are kept")
     options.add_argument("--seeds", type=positive, default=3, help="1, 2, ...")
+    options.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="one with RL at least (default: all)")
     options.add_argument("--dataset", help="what the report calls the data (default: the configuration's name)")
     options.add_argument(
         "--test", dest="split", action="store_const", const="test", default="valid", help="read the test split"
@@ -248,28 +251,33 @@ def main(argv: list[str] | None = None) -> None:
         return plan(arguments, common)
     if arguments.only == "rank":  # its fields are complete, and its seed is among them
         return rank(cli.parse("eval", ["--config", arguments.config, "--out", str(arguments.out), *common]))
+    arguments.arms = [name for name in ARMS if name in arguments.arms]
+    if not any(ARMS[name].rl for name in arguments.arms):
+        options.error(f"--arms {' '.join(arguments.arms)}: name an arm with RL; the others are as long as one with RL costs.")
     try:
         config = configuration(arguments, arguments.out, 1, fields_of(ARMS["ranking-rl"], common))
-        for arm in ARMS.values():
-            configuration(arguments, arguments.out, 1, fields_of(arm, common))
+        for name in arguments.arms:
+            configuration(arguments, arguments.out, 1, fields_of(ARMS[name], common))
         if config.rl.prompts == "valid":
             raise SystemExit("--rl.prompts valid: the arms are chosen and compared on valid. Take --rl.holdout.")
         if config.eval.num_beams < 10:
             raise SystemExit(f"--eval.num_beams {config.eval.num_beams}: the metrics look at 10 places at least.")
-        items = make_items(arguments, fields_of(ARMS["loss"], common))
+        items = make_items(arguments, fields_of(ARMS[arguments.arms[0]], common))
     except MiniOneRecError as error:
         raise SystemExit(str(error)) from None
     flops = planned_flops(arguments, common, items)
     longer = longer_sft(flops, config.sft.epochs, config.sft.evaluations)
     for seed in range(1, arguments.seeds + 1):
-        for name, arm in ARMS.items():
+        for name in arguments.arms:
             print(f"{name}, seed {seed}", flush=True)
-            make(arguments, name, seed, fields_of(arm, common, longer), items)
-    lists = {name: read_lists(arguments, name) for name in (*ARMS, *STARTS)}
-    described = describe(arguments, common, len(lists["loss"][0]))
+            make(arguments, name, seed, fields_of(ARMS[name], common, longer), items)
+    starts = [start for start, arm in STARTS.items() if arm in arguments.arms]
+    lists = {name: read_lists(arguments, name) for name in (*arguments.arms, *starts)}
+    described = describe(arguments, common, len(lists[arguments.arms[0]][0]))
     stored = {**described, "flops": flops, "longer_sft": longer, **results(lists, config.eval.num_beams)}
     show(stored)
-    write_json(arguments.out / (STORED if arguments.split == "test" else f"{arguments.split}.json"), stored)
+    whole = arguments.split == "test" and len(arguments.arms) == len(ARMS)
+    write_json(arguments.out / (STORED if whole else f"{arguments.split}.json"), stored)
 
 
 if __name__ == "__main__":

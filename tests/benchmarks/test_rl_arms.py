@@ -52,6 +52,20 @@ def test_comparisons_are_means_over_users_and_seeds(rl_arms):
             assert change == pytest.approx(np.mean(means[after]) - np.mean(means[before]))
 
 
+def test_some_arms_are_compared_where_both_are_there(rl_arms):
+    some = {name: [lists([1, 3, 12])] for name in ("ranking", "ranking-rl", "ranking-start")}
+    assert {*rl_arms.results(some, 10)["comparisons"]} == {
+        "RL after SFT chosen by ranking, against more SFT",
+        "RL against the SFT it began with, chosen by ranking",
+    }
+
+
+def test_arms_without_rl_have_no_length(rl_arms, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        rl_arms.main(["--config", "industrial-tiny", "--out", str(tmp_path / "out"), "--arms", "loss", "ranking"])
+    assert "--arms loss ranking: name an arm with RL" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
