@@ -61,13 +61,14 @@ FILES = [(stage, name) for stage in ("sft", "rl") for name in ("predictions.json
 
 
 def machine() -> dict[str, str]:
-    """What decides rounding."""
-    cpu = platform.processor()
+    """What decides rounding. Virtual machines call several processors by one name, so their numbers stand here, too."""
+    cpu = {"model name": platform.processor()}
     if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()  # of the first core
+        shown = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        cpu |= {name: shown[name] for name in ("model name", "cpu family", "model", "stepping", "cache size") if name in shown}
     return {
-        "cpu": cpu,
+        "cpu": ", ".join(cpu.values()),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "numpy": np.__version__,

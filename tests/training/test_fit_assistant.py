@@ -125,7 +125,7 @@ def test_another_assistant_needs_another_weight(copied, capsys):
     ("assistant", "message"),
     [
         ("sasrec", "baselines/sasrec: no finished artefact here, but eval.assistant needs this baseline"),
-        ("markov", "only counts"),
+        ("markov", "eval.assistant is 'markov'. Expected one of gru4rec, "),  # it counts, and leaves no vectors
     ],
 )
 def test_an_assistant_that_cannot_help_is_refused_before_anything_is_computed(copied, assistant, message, capsys):
