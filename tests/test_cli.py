@@ -238,6 +238,7 @@ def test_mistakes_on_the_command_line(fails, arguments, message):
         ("presets all", "minionerec presets takes no argument 'all'."),
         ("ml-100k", "ml-100k is a configuration, not a command. Did you mean minionerec run --config ml-100k?"),
         ("--config ml-100k", "name a command before --config, for example: minionerec run --config ml-100k"),
+        ("recommend --run x --allow " + "i" * 4001, "--allow has 4,001 characters; 4,000 at most. Write the ids into a file"),
         ("data --seed 3", "minionerec data needs to know what to do, for example: minionerec data prepare."),
     ],
 )

@@ -190,7 +190,7 @@ def _checked(value: Any, option: str, spec: Mapping[str, Any]) -> Any:
         if spec.get("writes"):
             check_output_file(option, value)
     elif isinstance(value, str):
-        check_text(option, value)
+        check_text(option, value, spec.get("when_long", ""))
     return value
 
 

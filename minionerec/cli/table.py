@@ -12,7 +12,7 @@ from minionerec.config.checks import Bounds
 from minionerec.config.evaluation import FREQUENT, MOST_BEAMS, RANKING_METRICS, RESAMPLES_BOUNDS
 from minionerec.distributed import EngineName
 
-OWN_KEYS = ("bounds", "writes", "alone_reads")  # of an option, next to what `add_argument` takes: see `parser`
+OWN_KEYS = ("bounds", "writes", "alone_reads", "when_long")  # of an option, next to what `add_argument` takes: see `parser`
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,7 @@ _MODEL = {
     "--dtype": {"metavar": "NAME", "help": "number format of the weights, such as bfloat16 (default: as evaluated)"},
 }
 
+_IDS_IN_FILE = "Write the ids into a file, one a line, and name it: @FILE."
 _IDS = "item ids with commas between them, a JSON list of ids"
 _RECOMMEND = {
     "--run": _path("RUN", "folder of a run or of an export", required=True),
@@ -206,8 +207,12 @@ _RECOMMEND = {
     },
     "--k": {"type": int, "metavar": "COUNT", "default": 10, "help": "items per list", "bounds": Bounds(1, MOST_BEAMS)},
     "--stage": {"choices": ("sft", "rl"), "metavar": "NAME", "help": "sft or rl (default: rl if the run has it)"},
-    "--allow": {"metavar": "IDS", "help": f"only these items: {_IDS}, or @FILE with one id per line"},
-    "--deny": {"metavar": "IDS", "help": "none of these items, written like --allow"},
+    "--allow": {
+        "metavar": "IDS",
+        "help": f"only these items: {_IDS}, or @FILE with one id per line",
+        "when_long": _IDS_IN_FILE,
+    },
+    "--deny": {"metavar": "IDS", "help": "none of these items, written like --allow", "when_long": _IDS_IN_FILE},
     "--category": {"metavar": "NAME", "help": "only items of this category"},
     "--exclude-history": {
         "action": argparse.BooleanOptionalAction,

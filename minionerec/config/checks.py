@@ -133,14 +133,17 @@ def _check_unique(name: str, values: list[Any]) -> None:
         raise ConfigError(f"{name} names {cut(twice[0])} twice; name it once.")
 
 
-def check_text(name: str, text: str) -> None:
+def check_text(name: str, text: str, when_long: str = "") -> None:
     """Refuse a text that cannot be written into files: control characters, halves of a character, or thousands of characters.
+
+    Args:
+        when_long: what to do about the last, as a sentence.
 
     Raises:
         ConfigError: the message names the field and the first such character.
     """
     if len(text) > MOST_CHARACTERS:
-        raise ConfigError(f"{name} has {len(text):,} characters; {MOST_CHARACTERS:,} at most.")
+        raise ConfigError(f"{name} has {len(text):,} characters; {MOST_CHARACTERS:,} at most. {when_long}".rstrip())
     for position, character in enumerate("" if text.isprintable() else text):
         if unicodedata.category(character) in ("Cc", "Cs"):
             kind = "is not valid UTF-8" if unicodedata.category(character) == "Cs" else "is a control character"

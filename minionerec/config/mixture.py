@@ -32,8 +32,8 @@ class MixtureConfig:
     """Examples of the valid split, evenly spaced, that the weights are fitted to; null takes all (examples)."""
     choose_by: Literal["likelihood", "NDCG@10"] = "likelihood"
     """How much the model weighs beside the rest. `likelihood`: as much as makes the valid targets likeliest. `NDCG@10`: from
-    there its odds are multiplied by 2, 1, .5, .2, .1 or .05, whichever ranks `ranked_examples` best. What makes targets
-    likely can push them down: a model that spreads its probability raises items that nothing else knows."""
+    there its odds are multiplied by 2, 1, .5, .2, .1 or .05, whichever ranks `ranked_examples` best, by 1 if none is better.
+    What makes targets likely can push them down: a model that spreads its probability raises items that nothing else knows."""
     ranked_examples: int = bounded(1024, 1, 10**9)
     """Examples of the valid split, evenly spaced, that are searched for each of these, with `choose_by: NDCG@10` (examples)."""
     validation: bool = False
@@ -53,5 +53,6 @@ class MixtureConfig:
         if self.choose_by == "likelihood" and self.ranked_examples != MixtureConfig.ranked_examples:
             raise ConfigError(
                 f"mixture.ranked_examples is {self.ranked_examples}, but mixture.choose_by is likelihood, for which nothing is "
-                "searched. Leave mixture.ranked_examples out, or set mixture.choose_by NDCG@10."
+                f"searched. Set mixture.ranked_examples {MixtureConfig.ranked_examples} (the default), or mixture.choose_by "
+                "NDCG@10."
             )

@@ -115,10 +115,11 @@ def check_title_assistant(config: Config, pending: Collection[str] = ()) -> None
 
 
 def check_components(config: Config) -> None:
-    """Refuse to fit a mixture of nothing, or with scores over the vocabulary.
+    """Refuse to fit a mixture of nothing, with scores over the vocabulary, or by lists that are too short for the metric.
 
     Raises:
-        ConfigError: `mixture.components` is empty, or `eval.normalise_over` is not `catalog`.
+        ConfigError: `mixture.components` is empty, `eval.normalise_over` is not `catalog`, or `mixture.choose_by` looks further
+            down a list than lists are long.
     """
     config.check_mixable()
     if not config.mixture.components:
@@ -126,6 +127,7 @@ def check_components(config: Config) -> None:
             "mixture.components is empty, so there is nothing to mix in. Name some, such as --mixture.components "
             "[popularity,markov,skip,item-knn]."
         )
+    check_cutoff("mixture.choose_by", config.mixture.choose_by, config, "Set mixture.choose_by likelihood")
 
 
 def check_mixture(config: Config, pending: Collection[str]) -> None:

@@ -155,21 +155,30 @@ def _fit(config: Config, stage: str, recipe: Recipe) -> None:
                 save_file({"vectors": np.ascontiguousarray(vectors_of_run(config, dataset))}, draft.path / VECTORS)
             if ranked:
                 write_json(draft.path / TRIED, {METRIC: {str(times): value for times, value in ranked.items()}})
-        draft.metrics.update(_figures(columns, cache.weights.values, buckets.of(histories), cache.weights.names))
-        if ranked:
-            best = max(ranked, key=ranked.__getitem__)
+        if ranked:  # first: the summary of a stage shows the first figures
+            best = _best(ranked)
             draft.metrics.update({"odds": best, METRIC: ranked[best], "of the likeliest weights": ranked[1.0]})
+        draft.metrics.update(_figures(columns, cache.weights.values, buckets.of(histories), cache.weights.names))
 
 
 def _best_ranking(recommender: Recommender, config: Config, cache: Mixture) -> tuple[Mixture, dict[float, float]]:
-    """The cache with the odds of the model that rank best, and the NDCG@10 of all; of equal ones the nearest to the model."""
+    """The cache with the odds of the model that rank best, and the NDCG@10 of all."""
     measure = RankingEvaluator(recommender, config.eval, config.mixture.ranked_examples, METRIC)
     tried = {}
     for times in ODDS:
         recommender.mix(cache.with_odds(times))
         tried[times] = measure()[METRIC]
     recommender.mix(None)
-    return cache.with_odds(max(tried, key=tried.__getitem__)), tried
+    return cache.with_odds(_best(tried)), tried
+
+
+def _best(tried: dict[float, float]) -> float:
+    """The odds that rank best; of equal ones the likeliest weights (1), else the nearest to the model.
+
+    >>> _best({2.0: 0.3, 1.0: 0.3, 0.5: 0.2}), _best({2.0: 0.3, 1.0: 0.2, 0.5: 0.3})
+    (1.0, 2.0)
+    """
+    return max(tried, key=lambda times: (tried[times], times == 1, times))
 
 
 def _figures(columns: np.ndarray, weights: np.ndarray, buckets: np.ndarray, names: tuple[str, ...]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from minionerec.cli import main
 from minionerec.config import Config, EvalConfig, MixtureConfig, SidConfig
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.predictions import read_predictions
-from minionerec.pipeline import run
+from minionerec.pipeline import run, summary
 from minionerec.recommend.cache import MODEL, Mixture, MixtureWeights
 from minionerec.recommend.recommender import Recommender
 from minionerec.training.early import check_components
@@ -140,8 +140,9 @@ def test_lists_choose_the_odds_of_the_model(copied):
     run(config, ("mixture",))
     manifest = Manifest.load(copied / "mixture/sft")
     tried = {float(times): value for times, value in read_json(copied / "mixture/sft/odds.json")["NDCG@10"].items()}
-    best = max(tried, key=lambda times: (tried[times], times))
+    best = max(tried, key=lambda times: (tried[times], times == 1, times))
     assert tuple(tried) == ODDS and manifest.metrics["odds"] == best and manifest.metrics["NDCG@10"] == tried[best]
+    assert f"odds {best:.4g}, NDCG@10 {tried[best]:.4g}" in summary(manifest)
     weights = np.array(read_json(copied / "mixture/sft/weights.json")["weights"])
     odds, before = (values[:, 0] / values[:, 1:].sum(axis=1) for values in (weights, likeliest))
     np.testing.assert_allclose(odds, before * best, rtol=1e-12)
@@ -181,13 +182,17 @@ def test_without_valid_examples_it_is_refused_before_anything_is_trained(make, t
 def test_what_cannot_go_together_is_refused_by_the_configuration():
     with pytest.raises(ConfigError, match=r"but eval.normalise_over is vocabulary"):
         check_components(Config(mixture=MixtureConfig(components=["markov"])))  # a run.yaml may hold this: see recording
+    short = config_of("x", choose_by="NDCG@10")
+    short.eval.num_beams = 9
+    with pytest.raises(ConfigError, match=r"mixture.choose_by is NDCG@10, but lists end after 9 SIDs .* or more beams"):
+        check_components(short)
     with pytest.raises(ConfigError, match=r"mixture.components mixes"):
         Config(mixture=MixtureConfig(components=["markov"], validation=True))
     with pytest.raises(ConfigError, match=r"mixture.validation is true, but mixture.components is empty"):
         MixtureConfig(validation=True)
     with pytest.raises(ConfigError, match=r"mixture.pseudo_counts is 3, but mixture.per_bucket is false"):
         MixtureConfig(components=["markov"], per_bucket=False, pseudo_counts=3)
-    with pytest.raises(ConfigError, match=r"mixture.ranked_examples is 9, but mixture.choose_by is likelihood"):
+    with pytest.raises(ConfigError, match=r"mixture.ranked_examples is 9, but mixture.choose_by is likelihood.*examples 1024"):
         MixtureConfig(components=["markov"], ranked_examples=9)
     assert "mixture" not in Config().decoding()
     decoding = config_of("x", validation=True).decoding()
