@@ -144,10 +144,10 @@ def _mixture(config: Config) -> Iterator[Finished]:
 
     quieten_libraries()
     for stage in _trained(config, "mix anything into"):
-        if config.mixture.choose_by == "likelihood":
-            yield from _on_main(partial(fit_mixture, config, stage))
-        else:  # all processes search
+        if config.mixture.searches:
             yield fit_mixture(config, stage)
+        else:
+            yield from _on_main(partial(fit_mixture, config, stage))
 
 
 def _d3(config: Config) -> Iterator[Finished]:

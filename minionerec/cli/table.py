@@ -27,7 +27,8 @@ class Command:
     """Sections of the configuration that `--help` shows; `--help-all` shows all."""
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Its own options and arguments: name to what `add_argument` takes, `bounds` of a number, `writes` of a file that is
-    written, and `alone_reads` of a switch without which the command does not read that section of the configuration."""
+    written, `when_long` of a text: what to do if it is too long, and `alone_reads` of a switch without which the command does
+    not read that section of the configuration."""
     takes_config: bool = True
     """Whether the command reads the configuration."""
 

@@ -40,6 +40,11 @@ class MixtureConfig:
     """The validations of SFT and RL that rank lists rank with the mixture; its weights are then fitted anew at each validation,
     on one half of the examples for the lists of the other. A validation by loss is of the model alone."""
 
+    @property
+    def searches(self) -> bool:
+        """Whether lists choose the weights: all processes search them together."""
+        return self.choose_by != "likelihood"
+
     def __post_init__(self) -> None:
         check_fields("mixture", self)
         if self.validation and not self.components:
@@ -50,7 +55,7 @@ class MixtureConfig:
                 "histories has no kinds of history to add examples to. Leave mixture.pseudo_counts out, or set "
                 "mixture.per_bucket true."
             )
-        if self.choose_by == "likelihood" and self.ranked_examples != MixtureConfig.ranked_examples:
+        if not self.searches and self.ranked_examples != MixtureConfig.ranked_examples:
             raise ConfigError(
                 f"mixture.ranked_examples is {self.ranked_examples}, but mixture.choose_by is likelihood, for which nothing is "
                 f"searched. Set mixture.ranked_examples {MixtureConfig.ranked_examples} (the default), or mixture.choose_by "

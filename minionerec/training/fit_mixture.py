@@ -72,12 +72,7 @@ def fit_mixture(config: Config, stage: str) -> tuple[Manifest, bool]:
     """
     check_components(config)
     recipe = _recipe(config, stage)
-    return recipe.make(lambda: _fit(config, stage, recipe), collective=_searches(config))
-
-
-def _searches(config: Config) -> bool:
-    """Whether lists choose the weights: these are searched by all processes together."""
-    return config.mixture.choose_by != "likelihood"
+    return recipe.make(lambda: _fit(config, stage, recipe), collective=config.mixture.searches)
 
 
 def _recipe(config: Config, stage: str) -> Recipe:
@@ -87,7 +82,7 @@ def _recipe(config: Config, stage: str) -> Recipe:
     check_valid_unseen(model, "The weights of a mixture are fitted on the valid split")
     read = ["exclude_history", "dtype"]
     deciding = {**config.key_fields("mixture")["mixture"], "choose_by": config.mixture.choose_by}
-    if _searches(config):
+    if config.mixture.searches:
         read.append("num_beams")
         deciding["ranked_examples"] = config.mixture.ranked_examples
     sections = {
@@ -133,7 +128,7 @@ def _fit(config: Config, stage: str, recipe: Recipe) -> None:
     histories, targets = (dataset.valid[name].gather(rows).to_list() for name in ("history", "target"))
     components = components_of(config, dataset)
     buckets = Buckets(next(iter(components.values())).interactions)
-    with recipe.write(collective=_searches(config)) as draft:
+    with recipe.write(collective=config.mixture.searches) as draft:
         model, tokenizer = checkpoint.load(str(config.folder / stage / "model"), config.eval.dtype)
         index = SidIndex.load(config.folder / "sid", dataset)
         prompts = Prompts(dataset, index, tokenizer, config.resolved_prompts, checkpoint.context_of(model))
@@ -146,30 +141,29 @@ def _fit(config: Config, stage: str, recipe: Recipe) -> None:
         )
         settings = config.mixture
         cache = fitted(columns, buckets, components, histories, settings.per_bucket, settings.pseudo_counts)
-        ranked: dict[float, float] = {}
-        if _searches(config):
-            cache, ranked = _best_ranking(recommender, config, cache)
+        tried = _ranked(recommender, config, cache) if config.mixture.searches else {}
+        best = _best(tried) if tried else 1.0
+        cache = cache.with_odds(best)
         if is_main_process():
             cache.weights.save(draft.path / WEIGHTS)
             if "text" in components:
                 save_file({"vectors": np.ascontiguousarray(vectors_of_run(config, dataset))}, draft.path / VECTORS)
-            if ranked:
-                write_json(draft.path / TRIED, {METRIC: {str(times): value for times, value in ranked.items()}})
-        if ranked:  # first: the summary of a stage shows the first figures
-            best = _best(ranked)
-            draft.metrics.update({"odds": best, METRIC: ranked[best], "of the likeliest weights": ranked[1.0]})
+            if tried:
+                write_json(draft.path / TRIED, {METRIC: {str(times): value for times, value in tried.items()}})
+        if tried:  # first: the summary of a stage shows the first figures
+            draft.metrics.update({"odds": best, METRIC: tried[best], "of the likeliest weights": tried[1.0]})
         draft.metrics.update(_figures(columns, cache.weights.values, buckets.of(histories), cache.weights.names))
 
 
-def _best_ranking(recommender: Recommender, config: Config, cache: Mixture) -> tuple[Mixture, dict[float, float]]:
-    """The cache with the odds of the model that rank best, and the NDCG@10 of all."""
+def _ranked(recommender: Recommender, config: Config, cache: Mixture) -> dict[float, float]:
+    """The NDCG@10 of lists for each of `ODDS`."""
     measure = RankingEvaluator(recommender, config.eval, config.mixture.ranked_examples, METRIC)
     tried = {}
     for times in ODDS:
         recommender.mix(cache.with_odds(times))
         tried[times] = measure()[METRIC]
     recommender.mix(None)
-    return cache.with_odds(_best(tried)), tried
+    return tried
 
 
 def _best(tried: dict[float, float]) -> float:
