@@ -48,6 +48,8 @@ def positions(sids: np.ndarray, targets: np.ndarray) -> np.ndarray:
 def item_ranks(predictions: Lists) -> tuple[np.ndarray, np.ndarray] | None:
     """Ranks of the target item if the items of one SID are tied: a model that writes SIDs cannot order them.
 
+    A target that a filter has hidden is a miss, although its SID may be listed for another item.
+
     Returns:
         Two arrays (rows,): the best 0-based rank, infinity if the target is not listed, and how many items tie at it and
         the following ranks (1 if nothing ties). The worst rank is best + ties - 1. None if the lists name no items.
@@ -61,7 +63,10 @@ def item_ranks(predictions: Lists) -> tuple[np.ndarray, np.ndarray] | None:
     if lists.sizes is None:
         return ranks(lists, "item"), np.ones(len(lists))
     on_sids = ranks(lists)
-    hit = np.flatnonzero(np.isfinite(on_sids))
+    listed = np.isfinite(on_sids)
+    if lists.items is not None:
+        listed &= np.isfinite(lists.items.positions_of(lists.targets))
+    hit = np.flatnonzero(listed)
     position = on_sids[hit].astype(int)
     best, ties = np.full(len(lists), np.inf), np.ones(len(lists))
     items_so_far = np.cumsum(lists.sizes[hit], axis=1)  # items of each SID and of all before it

@@ -6,7 +6,7 @@ import pytest
 
 from minionerec.config import CUTOFFS
 from minionerec.errors import DataError
-from minionerec.eval.metrics import measure, ranks
+from minionerec.eval.metrics import item_ranks, measure, ranks
 from minionerec.statistics.ranking import hit_rate, ndcg
 from tests.eval.samples import prediction, random_predictions
 
@@ -30,6 +30,18 @@ def test_item_rank_is_of_the_item_not_of_its_sid():
     example = prediction("a", (1, 1), (1, 1), item=7, items=(5, 7))
     assert ranks([example], "sid").tolist() == [0]
     assert ranks([example], "item").tolist() == [1]
+
+
+def test_a_hidden_target_is_no_hit_on_items_though_another_item_has_its_sid():
+    """Items 7 and 8 share a SID, 7 is in the history and left out; some other SID of the list has two items."""
+    shown = dataclasses.replace(prediction("a", (1, 1), (1, 1), (2, 2), item=7, items=(8, 5, 6)), sizes=[1, 2])
+    assert ranks([shown], "sid").tolist() == [0]
+    best, ties = item_ranks([shown])
+    assert (best.tolist(), ties.tolist()) == ([math.inf], [1])
+    on_items = measure([shown], [1, 2], 10).item
+    assert [on_items[f"HR@{k}"][part] for k in (1, 2) for part in ("value", "best", "worst")] == [0] * 6
+    there = dataclasses.replace(shown, items=[7, 8, 5], sizes=[2, 1])
+    assert [ranks_or_ties.tolist() for ranks_or_ties in item_ranks([there])] == [[0], [2]]
 
 
 @pytest.mark.parametrize("on", ["sid", "item"])
