@@ -80,6 +80,7 @@ def planned_work(
         cached=rolled_out * at_once,
         reference=arguments.beta > 0,
         head_rows=at_once * micro * group if over_vocabulary and config.decodes else 0,
+        beams=config.rollouts == "beams",
         validation=validation,
     )
 
@@ -91,7 +92,7 @@ def validation_of(config: Config, model: PreTrainedModel, examples: Sequence[Tok
         levels: of a SID.
     """
     longest = max(len(example.prompt) for example in examples)
-    return Validation.of(config.eval, model, longest, levels) if config.rl.evaluations else None
+    return Validation.of(config, model, longest, levels) if config.rl.evaluations else None
 
 
 def _policy_without_weights(

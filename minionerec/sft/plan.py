@@ -69,7 +69,7 @@ def validation_of(config: Config, model: PreTrainedModel, training: Trees, level
     if config.sft.best_metric == "loss":
         return None
     longest = max(len(branch.prompt) for tree in training.trees for branch in tree)
-    return Validation.of(config.eval, model, longest, levels)
+    return Validation.of(config, model, longest, levels)
 
 
 def row_tokens_of(config: SftConfig, model: PreTrainedModel, work_of: WorkOf, devices: Devices) -> int:

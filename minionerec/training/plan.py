@@ -21,14 +21,16 @@ the width of each.
   once: logits, scaled logits, their gradient, and the softmax; in bf16 also the logits in half that width.
 - SID rows that train alone or with LoRA: PEFT's trainable tokens write them into a copy of the matrix in each forward pass, and
   the copy's gradient is dense. These are two more matrices (V, h), as wide as the weights (measured, tied or not).
-- Rollouts (RL): keys and values of prompts and beams, 2 x layers x key-value width per position. In bf16 a copy of the model in
-  bfloat16 is asked for them, 2P, unless DeepSpeed has cast the model: autocast covers the training passes, not the decoder.
-- Validations by a ranking metric: keys and values as of rollouts. In a shorter format (`eval.dtype`) they ask a copy of the
-  model in it, which rollouts in bfloat16 ask, too, if it is bfloat16.
-- Searches that normalise over the vocabulary, of rollouts or validations: logits, as wide as the weights that are asked, and
-  their float32 log-probabilities, of as many rows as there are beams, or as are computed at once (`tree.prompt_cache`). Where
-  searches are CUDA graphs, these, and keys and values, are what the graphs' pool holds from the first search on; rollouts and
-  validations that ask two models have two pools.
+- Rollouts (RL): in bf16 a copy of the model in bfloat16 is asked for them, 2P, unless DeepSpeed has cast the model: autocast
+  covers the training passes, not the decoder.
+- Validations by a ranking metric: in a shorter format (`eval.dtype`) they ask a copy of the model in it, which rollouts in
+  bfloat16 ask, too, if it is bfloat16.
+- Searches of rollouts and validations: keys and values of prompts and beams, 2 x layers x key-value width per position. If they
+  normalise over the vocabulary, also logits, as wide as the weights that are asked, and their float32 log-probabilities, of as
+  many rows as there are beams, or as are computed at once (`tree.prompt_cache`). One search follows the other, so the larger
+  one counts. But what is recorded as CUDA graphs (beams on a GPU, unless the trie is mixed or `eval.cuda_graphs` is off) stays
+  in the graphs' pool from the first search on: then both count, unless both are recorded and ask one model, whose graphs have
+  one pool.
 
 FLOPs (Kaplan et al., 2020, section 2.1): 2 per parameter and position in the forward pass, 4 in the backward pass, or 2 if the
 weights are frozen (where PEFT trains rows of the head, the gradient of all its rows is computed). Recomputed activations add 2.
@@ -53,7 +55,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel
 
-from minionerec.config import EvalConfig
+from minionerec.config import Config
 from minionerec.config.evaluation import Dtype
 from minionerec.distributed import distributed_state, is_main_process
 from minionerec.training.rounded_copy import copy_bytes
@@ -154,6 +156,8 @@ class Validation:
         width: bytes of a number of the model that they ask.
         positions: that the key-value cache of a batch holds.
         head_rows: rows of logits over the vocabulary that a batch needs at most; 0 if it normalises over the catalog.
+        graphs: whether beams on a GPU are recorded as CUDA graphs (`eval.cuda_graphs`), those of rollouts, too.
+        mixed: whether a cache is mixed in (`mixture.validation`): searches of it are not recorded.
     """
 
     copy: int
@@ -161,19 +165,23 @@ class Validation:
     width: int
     positions: int
     head_rows: int
+    graphs: bool = True
+    mixed: bool = False
 
     @classmethod
-    def of(cls, config: EvalConfig, model: PreTrainedModel, longest: int, levels: int) -> "Validation":
+    def of(cls, config: Config, model: PreTrainedModel, longest: int, levels: int) -> "Validation":
         """Those of a model, which may be on the meta device.
 
         Args:
             longest: tokens of the longest prompt.
             levels: of a SID; a last code is not read.
         """
-        copy, batch, beams = copy_bytes(model, config.dtype), config.batch_size, config.num_beams
-        width = (getattr(torch, config.dtype) if copy else model.dtype).itemsize
-        head_rows = batch * beams if config.normalise_over == "vocabulary" else 0
-        return cls(copy, config.dtype, width, batch * (longest + beams * (levels - 1)), head_rows)
+        lists = config.eval
+        copy, batch, beams = copy_bytes(model, lists.dtype), lists.batch_size, lists.num_beams
+        width = (getattr(torch, lists.dtype) if copy else model.dtype).itemsize
+        head_rows = batch * beams if lists.normalise_over == "vocabulary" else 0
+        positions = batch * (longest + beams * (levels - 1))
+        return cls(copy, lists.dtype, width, positions, head_rows, lists.by_graphs, config.mixture.validation)
 
 
 @dataclass(frozen=True)
@@ -193,6 +201,7 @@ class Work:
         cached: positions that the key-value cache of rollouts holds at once.
         reference: whether a frozen reference model of the same size is computed too.
         head_rows: rows of logits over the vocabulary that rollouts need at once at most; 0 if they normalise over the catalog.
+        beams: whether rollouts are plain beams, which a GPU records as CUDA graphs; draws are not.
         validation: by a ranking metric; None without.
         tasks: counts of examples and tokens by task; empty if a training does not count by task.
     """
@@ -210,6 +219,7 @@ class Work:
     cached: int = 0
     reference: bool = False
     head_rows: int = 0
+    beams: bool = True
     validation: Validation | None = None
     tasks: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
@@ -322,26 +332,42 @@ def memory(shape: Shape, work: Work, devices: Devices) -> dict[str, int]:
         parts["copies for SID rows"] = 2 * shape.embedding * (weights // shape.parameters)
     largest = max(work.largest, key=lambda batch: _activations(shape, batch, devices) + _logits(shape, batch, devices))
     parts["activations"], parts["logits"] = _activations(shape, largest, devices), _logits(shape, largest, devices)
-    asked = 2 if devices.bf16 else 4  # bytes of a number of the model that rollouts ask
-    logits = [_logits_of_search(shape, work.head_rows, asked, devices)]
     own_copy = "bfloat16" if devices.bf16 and not casts(devices) else None  # that rollouts ask; None if they ask the model
-    shared = validation is not None and own_copy == (validation.dtype if validation.copy else None)
+    one_model = validation is not None and own_copy == (validation.dtype if validation.copy else None)
+    searches = []
     if work.cached:
-        if own_copy and not shared:
+        if own_copy and not one_model:
             parts["rounded copy for rollouts"] = 2 * shape.parameters
-        parts["rollouts"] = work.cached * 2 * shape.layers * shape.key_value_width * asked
+        searches.append(_search(shape, devices, 2 if devices.bf16 else 4, work.cached, work.head_rows))
     if validation is not None:
         asked = 2 if casts(devices) else validation.width
-        parts["validations"] = validation.positions * 2 * shape.layers * shape.key_value_width * asked
-        logits.append(_logits_of_search(shape, validation.head_rows, asked, devices))
-    if any(logits):
-        parts["logits of searches"] = max(logits) if shared or not devices.gpus else sum(logits)
+        searches.append(_search(shape, devices, asked, validation.positions, validation.head_rows))
+        if not (devices.gpus and _stay_apart(work, validation, one_model)):
+            searches = [max(searches, key=sum)]
+    if searches:
+        keys_and_values, logits_of_searches = map(sum, zip(*searches, strict=True))
+        parts["keys and values of searches"] = keys_and_values
+        if logits_of_searches:
+            parts["logits of searches"] = logits_of_searches
     return parts
 
 
-def _logits_of_search(shape: Shape, rows: int, width: int, devices: Devices) -> int:
-    """Bytes of logits over the vocabulary, which have this width, and of their log-probabilities."""
-    return held_logits(rows, shape.vocabulary, devices.gpus) * (width + 4) if rows else 0
+def _stay_apart(work: Work, validation: Validation, one_model: bool) -> bool:
+    """Whether the memory of rollouts' searches and of validations' is taken side by side on a GPU, since graphs keep theirs."""
+    recorded = work.beams, not validation.mixed
+    return validation.graphs and any(recorded) and not (one_model and all(recorded))
+
+
+def _search(shape: Shape, devices: Devices, width: int, positions: int, rows: int) -> tuple[int, int]:
+    """Bytes of a search's keys and values, and of its logits over the vocabulary with their log-probabilities.
+
+    Args:
+        width: bytes of a number of the model that is asked.
+        positions: that the key-value cache holds.
+        rows: of logits, at most.
+    """
+    logits = held_logits(rows, shape.vocabulary, devices.gpus) * (width + 4) if rows else 0
+    return positions * 2 * shape.layers * shape.key_value_width * width, logits
 
 
 def _activations(shape: Shape, batch: PackedShape, devices: Devices) -> int:

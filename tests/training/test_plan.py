@@ -6,7 +6,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from minionerec.config import EvalConfig, ModelConfig, SftConfig
+from minionerec.config import Config, EvalConfig, ModelConfig, SftConfig
 from minionerec.errors import ConfigError
 from minionerec.model import adapters, checkpoint, scratch
 from minionerec.model.base import base_model
@@ -80,7 +80,7 @@ def test_rollouts_in_bfloat16_have_a_cache_and_a_copy_in_it():
         memory(shape(50, layers=3, key_value_width=8), work, devices)
         for devices in (Devices(1), Devices(1, bf16=True), Devices(2, zero2=True, bf16=True))
     ]
-    assert [parts["rollouts"] for parts in found] == [2 * 3 * 8 * 10 * 4] + [2 * 3 * 8 * 10 * 2] * 2
+    assert [parts["keys and values of searches"] for parts in found] == [2 * 3 * 8 * 10 * 4] + [2 * 3 * 8 * 10 * 2] * 2
     assert [parts.get("rounded copy for rollouts", 0) for parts in found] == [0, 100, 0]
 
 
@@ -96,11 +96,12 @@ def test_validations_hold_what_their_searches_write():
     """Keys and values of 32 prompts of 200 tokens with 50 beams at two levels, and logits of 1,600 rows."""
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
     model = Qwen2ForCausalLM(Qwen2Config(vocab_size=301, num_hidden_layers=2, hidden_size=32, intermediate_size=48, **heads))
-    found = Validation.of(EvalConfig(dtype="bfloat16"), model, 200, 3)
+    found = Validation.of(Config(name="plan", eval=EvalConfig(dtype="bfloat16")), model, 200, 3)
     assert found == Validation(copy_bytes(model, "bfloat16"), "bfloat16", 2, 32 * (200 + 2 * 50), 1600)
-    assert Validation.of(EvalConfig(normalise_over="catalog"), model, 200, 3) == Validation(0, "float32", 4, 9600, 0)
+    other = Config(name="plan", eval=EvalConfig(normalise_over="catalog", cuda_graphs="off"))
+    assert Validation.of(other, model, 200, 3) == Validation(0, "float32", 4, 9600, 0, graphs=False)
     parts = memory(Shape.of(model), dataclasses.replace(NOTHING, validation=found), Devices(1))
-    assert parts["validations"] == 9600 * 2 * 2 * 32 * 2 and parts["logits of searches"] == 1600 * 301 * (2 + 4)
+    assert parts["keys and values of searches"] == 9600 * 2 * 2 * 32 * 2 and parts["logits of searches"] == 1600 * 301 * (2 + 4)
 
 
 def test_logits_of_searches_are_in_parts():
@@ -115,6 +116,31 @@ def test_logits_of_searches_are_in_parts():
     assert memory(sizes, both, Devices(1, bf16=True, gpus=True))["logits of searches"] == 883 * 151_936 * 6
     alone = dataclasses.replace(work, validation=None)
     assert memory(sizes, alone, Devices(1, bf16=True, gpus=True))["logits of searches"] == 500 * 151_936 * 6
+
+
+@pytest.mark.parametrize(
+    ("rollouts", "validation", "devices", "both"),
+    [
+        ({}, {}, Devices(1), False),  # on a CPU one search follows the other
+        ({}, {}, Devices(1, gpus=True), False),  # one model, whose graphs share a pool
+        ({}, {}, Devices(1, bf16=True, gpus=True), True),  # rollouts ask a copy: two pools
+        ({}, {"graphs": False}, Devices(1, bf16=True, gpus=True), False),  # eval.cuda_graphs off: nothing stays
+        ({"beams": False}, {}, Devices(1, gpus=True), True),  # draws beside the pool of validations
+        ({"beams": False}, {"graphs": False}, Devices(1, gpus=True), False),
+        ({}, {"mixed": True}, Devices(1, gpus=True), True),  # the pool of rollouts beside mixed searches
+        ({"beams": False}, {"mixed": True}, Devices(1, gpus=True), False),  # nothing is recorded
+    ],
+)
+def test_searches_count_together_only_if_graphs_keep_their_memory(rollouts, validation, devices, both):
+    sizes = shape(1, layers=3, key_value_width=8, vocabulary=100)
+    work = dataclasses.replace(
+        NOTHING, cached=10, head_rows=500, validation=Validation(0, "float32", 4, 30, 5, **validation), **rollouts
+    )
+    parts = memory(sizes, work, devices)
+    asked = 2 if devices.bf16 else 4
+    of_rollouts, of_validations = (10 * 2 * 3 * 8 * asked, 500 * 100 * (asked + 4)), (30 * 2 * 3 * 8 * 4, 5 * 100 * 8)
+    expected = tuple(map(sum, zip(of_rollouts, of_validations, strict=True))) if both else of_rollouts
+    assert (parts["keys and values of searches"], parts["logits of searches"]) == expected
 
 
 def test_static_memory_of_ddp_and_of_one_device():
