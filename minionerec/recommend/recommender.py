@@ -5,7 +5,7 @@ evaluated.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
@@ -19,7 +19,7 @@ from minionerec.config.evaluation import Dtype
 from minionerec.data.dataset import SPLITS
 from minionerec.data.interactions import interaction_counts
 from minionerec.distributed import distributed_state, expect_no_gpu
-from minionerec.errors import ConfigError, DataError
+from minionerec.errors import ConfigError, ConstraintError, DataError
 from minionerec.prompts.builder import Prompts
 from minionerec.recommend.assistant import BaselineAssistant
 from minionerec.recommend.explain import Explanation, explain
@@ -264,6 +264,7 @@ class Recommender:
         Raises:
             CatalogError: filters leave a history no item.
             ConfigError: `k`, `num_beams` or `widest` do not go together, or a named set of items does not exist.
+            ConstraintError: the model's scores are not numbers.
             DataError: an item is unknown or is no item.
         """
         search = self.widths(k, num_beams, widest)
@@ -431,6 +432,7 @@ class Recommender:
         Raises:
             DataError: there is no history, or one is empty.
             CatalogError: an item is not in the catalog.
+            ConstraintError: the model's scores are not numbers.
         """
         trie = self.mixed(self.trie if trie is None else trie, histories)
         return self._beam_search(*self.encode(histories), trie, num_beams, self.graphs, normalise_over)
@@ -445,6 +447,11 @@ class Recommender:
         normalise_over: Normalise | None = None,
     ) -> BeamResult:
         over = normalise_over or self.config.normalise_over
-        if graphs is None:
-            return beam_search(self.model, tokens, mask, trie=trie, num_beams=beams, normalise_over=over)
-        return graphs.beam_search(tokens, mask, trie=trie, num_beams=beams, normalise_over=over)
+        search = partial(beam_search, self.model) if graphs is None else graphs.beam_search
+        result = search(tokens, mask, trie=trie, num_beams=beams, normalise_over=over)
+        if bool(result.scores.isnan().any()):  # which sorts as the highest score: the lists would look like any others
+            raise ConstraintError(
+                "The model's scores are not numbers (NaN), so nothing can be ranked by them: its training diverged, or its "
+                "numbers do not fit into float16. Take another checkpoint, or float32 or bfloat16 (eval.dtype)."
+            )
+        return result

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import json
 import shutil
@@ -12,11 +13,12 @@ from hypothesis import strategies as st
 import minionerec
 from minionerec.artifacts import Manifest
 from minionerec.cli import main
-from minionerec.errors import ArtifactError, CatalogError, ConfigError, DataError
+from minionerec.errors import ArtifactError, CatalogError, ConfigError, ConstraintError, DataError
 from minionerec.eval.decode import SplitDecoder
 from minionerec.eval.predictions import read_predictions, write_predictions
 from minionerec.recommend.filters import Filters
 from minionerec.recommend.recommender import Recommender
+from minionerec.training.evaluator import RankingEvaluator
 from minionerec.tree import CatalogTrie, SearchGraphs
 from minionerec.tree.capture import CallRecorder
 from tests import small
@@ -216,6 +218,19 @@ def test_a_narrow_search_is_widened_until_the_list_is_proven(make):
         assert ours.exact and [item.index for item in ours.items] == [item.index for item in best.items]
         assert not before.exact or before == ours
         assert ours.beams == 2 or not before.exact
+
+
+@pytest.mark.parametrize("normalise_over", ["vocabulary", "catalog"])
+def test_scores_that_are_no_numbers_make_no_list(make, normalise_over):
+    """NaN sorts as the highest score: lists, and validations by them, would look like any others."""
+    sound = make(normalise_over=normalise_over)
+    broken = Recommender(copy.deepcopy(sound.model), sound.prompts, config=sound.config)
+    with torch.no_grad():
+        broken.model.model.norm.weight[0] = torch.nan
+    validated = RankingEvaluator(broken, broken.config, 4, "NDCG@10")
+    for ask in (lambda: broken.recommend([HISTORY]), lambda: broken.search([HISTORY], num_beams=3), validated):
+        with pytest.raises(ConstraintError, match=r"scores are not numbers .* \(eval\.dtype\)"):
+            ask()
 
 
 def test_a_short_list_of_a_wide_search_can_be_proven_where_the_long_one_is_not(make):
