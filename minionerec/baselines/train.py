@@ -39,7 +39,7 @@ from minionerec.baselines import weights
 from minionerec.baselines.batches import make_batch, partners
 from minionerec.baselines.coded import coded_inputs, make_coded
 from minionerec.baselines.implementation import options_of
-from minionerec.baselines.lists import as_wide_as_choosing_needs, list_length, search_beams
+from minionerec.baselines.lists import as_wide_as_choosing_needs, leaves_history_out, list_length, search_beams
 from minionerec.baselines.models import count_parameters, make
 from minionerec.baselines.models.sequential_model import SequentialModel
 from minionerec.baselines.scorer import scorer
@@ -53,8 +53,8 @@ from minionerec.recommend.cache.vectors import has_vectors, vectors_digest, vect
 from minionerec.training.epochs import Course, Epochs, Learner, resume, run_epochs, seed_epoch
 from minionerec.training.launch import check_precision
 from minionerec.training.machine import check_vectors_memory
-from minionerec.training.ranking import TABLE_CUTOFFS, Scorer, frame, rank_split, ranking_metrics
-from minionerec.training.ranking_data import RankingData, choosing_rows, from_dataset, from_sequences
+from minionerec.training.ranking import TABLE_CUTOFFS, Scorer, choosing_ranks, frame, rank_split, ranking_metrics
+from minionerec.training.ranking_data import RankingData, choosing_rows, from_dataset, from_sequences, longest_history
 
 CHOOSES = "NDCG@10"  # the metric on valid that early stopping watches
 _WEIGHTS = "weights.json"  # of `mixture`
@@ -121,6 +121,8 @@ def train_baseline(config: Config) -> tuple[Manifest, bool]:
     sections["baseline"]["top"] = top = list_length(config, data)
     if baseline.model in GENERATIVE_BASELINES and (beams := search_beams(config, data)) > max(top, *TABLE_CUTOFFS):
         sections["baseline"]["beams"] = beams  # named only if `top` does not say it
+    if leaves_history_out(config) and baseline.model not in TRIVIAL_BASELINES and baseline.weights is None:
+        sections["baseline"]["chosen_by"] = f"{CHOOSES}, history left out"
     # Digests among the inputs stand for the two files. An option that is not set stays out of the key, so that a new option
     # leaves finished baselines current.
     files = ("sequences", "weights")
@@ -231,9 +233,12 @@ def fit(model: SequentialModel, data: RankingData, config: Config, checkpoints: 
     score = scorer(model, baseline.max_history, protocol, accelerator.device)
     chooses = choosing_rows(data, baseline.valid_examples, config.seed)
 
+    exclude = leaves_history_out(config)
+    left_out = longest_history(data) if exclude else 0
+
     def validate() -> float:
-        with as_wide_as_choosing_needs(model):
-            return ranking_metrics(rank_split(score, chooses, "valid").ranks)[CHOOSES]
+        with as_wide_as_choosing_needs(model, left_out):
+            return ranking_metrics(choosing_ranks(score, chooses, exclude))[CHOOSES]
 
     schedule = Epochs(baseline.model, CHOOSES, baseline.epochs, baseline.patience, protocol.equal_is_better, protocol.decimals)
     course = run_epochs(

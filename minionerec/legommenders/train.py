@@ -41,7 +41,7 @@ from minionerec.model import pretrained
 from minionerec.statistics.pair_metrics import ScoredPairs, per_user
 from minionerec.training.epochs import Course, Epochs, Learner, resume, run_epochs, seed_epoch
 from minionerec.training.machine import check_lego_memory
-from minionerec.training.ranking import DIVERGED, frame, rank_split, ranking_metrics
+from minionerec.training.ranking import DIVERGED, choosing_ranks, frame, rank_split, ranking_metrics
 from minionerec.training.ranking_data import RankingData, choosing_rows, from_dataset, stored_length
 from minionerec.training.scored_pairs import pairs_of_split, refuse_one_sided, score_recipe, write_scores
 
@@ -129,7 +129,9 @@ def _recipe(config: Config) -> Recipe:
     if lego.task == "lists" and config.eval.exclude_history:  # lists from which histories are taken out are stored longer
         require(config.folder / "data", "minionerec data prepare")
         data = from_dataset(Dataset.load(config.folder / "data"), lego.history)
-        sections["lego"]["top"] = deciding["lego"]["top"] = stored_length(lego.top, config, data)
+        added = {"top": stored_length(lego.top, config, data), "chosen_by": f"{CHOOSES['lists']}, history left out"}
+        sections["lego"].update(added)
+        deciding["lego"].update(added)
 
     if lego.parts.item == "plm" and _identity(lego) is not None:  # the files decide, wherever they lie; of the hub, the name
         del deciding["lego"]["plm"]["path"]
@@ -257,7 +259,8 @@ def _validation(model: Legommender, task: Task, config: Config, device: torch.de
     scores = CachedScores(model, task.examples.items, device)
     if task.data is not None:
         chooses = choosing_rows(task.data, config.lego.valid_examples, config.seed)
-        return lambda: ranking_metrics(rank_split(scores.catalog, chooses, "valid").ranks)[CHOOSES["lists"]]
+        exclude = config.eval.exclude_history
+        return lambda: ranking_metrics(choosing_ranks(scores.catalog, chooses, exclude))[CHOOSES["lists"]]
     rows, labels = task.examples.rows["valid"], task.examples.labels["valid"]
     _, users = np.unique(rows.user, return_inverse=True)
 

@@ -117,6 +117,16 @@ def rank_split(score: Scorer, data: RankingData, split: SplitName, top: int = 0,
     )
 
 
+def choosing_ranks(score: Scorer, data: RankingData, exclude_history: bool) -> np.ndarray:
+    """The ranks on valid that choose an epoch, (rows,): by the rule for the history that the lists will be measured with.
+
+    Raises:
+        TrainingError: a score is not a number.
+    """
+    ranking = rank_split(score, data, "valid", left_out=exclude_history)
+    return ranking.ranks if ranking.left_out is None else ranking.left_out
+
+
 def ranking_metrics(ranks: np.ndarray) -> dict[str, float]:
     """Mean HR, NDCG and MRR at `TABLE_CUTOFFS` of 0-based ranks, by name."""
     return {name: float(values.mean()) for name, values in per_user(ranks, TABLE_CUTOFFS).items()}

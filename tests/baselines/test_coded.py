@@ -29,7 +29,7 @@ from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.pipeline import run
 from minionerec.sid import product
-from minionerec.training import machine
+from minionerec.training import machine, ranking
 from minionerec.training.ranking import rank_split, without_history
 from minionerec.training.ranking_data import PROTOCOLS, choosing_rows, from_dataset
 from minionerec.tree.search import run_search, search_prompts
@@ -121,6 +121,8 @@ def test_an_epoch_is_chosen_by_a_narrow_search():
             assert model.search(histories(), model.lists).leaves.shape[1] == 20
             raise ZeroDivisionError
         assert model.search(histories(), model.lists).leaves.shape[1] == 30
+        with as_wide_as_choosing_needs(model, left_out=6):
+            assert model.lists == 26  # 20 remain of every list
     narrow = tiger(lists=5)
     with as_wide_as_choosing_needs(narrow):
         assert narrow.lists == 5
@@ -383,12 +385,13 @@ def test_a_few_rows_choose_the_epoch_and_all_rows_are_measured(prepared, monkeyp
     assert choosing_rows(data, len(data.rows["valid"]), 1) is data
     options = BaselineConfig(model="lazy", epochs=1, max_history=6, valid_examples=7, **TRAINED["lazy"])
     counted = []
-    ranked = train.rank_split
-    monkeypatch.setattr(
-        train,
-        "rank_split",
-        lambda score, rows, split, *a, **k: counted.append(len(rows.rows[split])) or ranked(score, rows, split, *a, **k),
-    )
+    ranked = ranking.rank_split
+    for module in (train, ranking):
+        monkeypatch.setattr(
+            module,
+            "rank_split",
+            lambda score, rows, split, *a, **k: counted.append(len(rows.rows[split])) or ranked(score, rows, split, *a, **k),
+        )
     train_baseline(replace(prepared, baseline=options, replace=True))
     assert counted == [7, len(data.rows["test"]), len(data.rows["valid"])]
     with pytest.raises(ConfigError, match=r"valid_examples is 7, but no epoch is chosen: markov is not trained"):

@@ -203,6 +203,24 @@ def test_a_history_that_is_left_out_does_not_shorten_the_lists(tmp_path):
     assert [prediction.items for prediction in read_predictions(run / "eval/markov/predictions.jsonl")] == expected
 
 
+def test_an_epoch_is_chosen_by_the_rule_for_the_history_that_the_lists_are_measured_with(tmp_path, monkeypatch):
+    path = str(write_config(tmp_path))
+    for command in (["data", "prepare"], ["sid"]):
+        assert main([*command, "--config", path]) == 0
+    options = ["--config", path, "--baseline.epochs", "1", "--baseline.max_history", "6", "--baseline.hidden_size", "16"]
+    measured, chosen_by = [], []
+    monkeypatch.setattr(train, "ranking_metrics", lambda ranks: measured.append(ranks) or {"NDCG@10": 0.5})
+    for exclude in ("false", "true"):
+        config = parse("baseline", [*options, "--eval.exclude_history", exclude, "--replace"])
+        measured.clear()
+        manifest, _ = train.train_baseline(config)
+        chosen_by.append(manifest.config["baseline"].get("chosen_by"))
+        choosing, *_, kept, left_out = measured  # the last two are of valid, by the weights of the only epoch
+        assert (kept != left_out).any()
+        assert np.array_equal(choosing, left_out if exclude == "true" else kept)
+    assert chosen_by == [None, "NDCG@10, history left out"]  # another choice is another baseline
+
+
 def test_tables_print_published_and_own_rows(sequences, tmp_path, capsys):
     runs = tmp_path / "runs"
     train.train_baseline(config_of(sequences, runs / "lastfm-sasrec", "wearec"))
