@@ -1,6 +1,7 @@
 """Predictions of recommenders that list items without a language model: the floors, and the run's baselines."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, require
 from minionerec.baselines import trivial
-from minionerec.config import FLOORS, GENERATIVE_BASELINES, PLAIN_FLOORS, BaselineConfig, Config
+from minionerec.config import FLOORS, GENERATIVE_BASELINES, PLAIN_FLOORS, SID_RANKERS, BaselineConfig, Config
 from minionerec.config.lego import options_of
 from minionerec.data.dataset import SPLITS, Dataset
 from minionerec.data.parquet import read_parquet
@@ -137,7 +138,7 @@ def floor_vectors_digest(name: str, config: Config) -> str | None:
 def listed_predictions(
     name: str, config: Config, dataset: Dataset, index: SidIndex, keep: Path | None = None
 ) -> list[Prediction]:
-    """Predictions for the whole split, in its order. Lists have at most `eval.num_beams` items, like a model's.
+    """Predictions for the whole split, in its order. Lists have at most `eval.num_beams` items, or SIDs if these are ranked.
 
     Args:
         name: one of `FLOORS`, or a baseline of the run.
@@ -162,7 +163,21 @@ def listed_predictions(
         rankings = [ranking[~np.isin(ranking, history)] for ranking, history in zip(rankings, histories, strict=True)]
     ids = dataset.catalog["item_id"].to_list()
     exact = name not in GENERATIVE_BASELINES  # their searches certify lists, but the stored ones do not say which
+    if name in SID_RANKERS:
+        hidden = examples["history"].to_list() if config.eval.exclude_history else [[]] * len(examples)
+        whole = [_whole_sids(ranking, index, length, own) for ranking, own in zip(rankings, hidden, strict=True)]
+        return as_predictions(examples, whole, index, ids, exact, tied=True)
     return as_predictions(examples, [ranking[:length] for ranking in rankings], index, ids, exact)
+
+
+def _whole_sids(ranking: np.ndarray, index: SidIndex, length: int, hidden: Sequence[int]) -> np.ndarray:
+    """All items of a ranking's first SIDs but the hidden ones, each SID's together: a stored list may end amid a SID's items.
+
+    Args:
+        length: how many SIDs, at most.
+    """
+    sids = list(dict.fromkeys(map(tuple, index.codes[ranking].tolist())))[:length]
+    return np.array([item for sid in sids for item in index.items(sid) if item not in hidden], dtype=np.int64)
 
 
 def _of_floor(name: str, config: Config, dataset: Dataset, length: int, keep: Path | None) -> list[np.ndarray]:

@@ -6,6 +6,7 @@
 import dataclasses
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,7 @@ def as_predictions(
     sid_index: SidIndex,
     ids: Sequence[str] | None = None,
     exact: bool = True,
+    tied: bool = False,
 ) -> list[Prediction]:
     """Item rankings as predictions: the ranking's items, their SIDs in the order of first occurrence, minus the rank as score.
 
@@ -211,6 +213,7 @@ def as_predictions(
         sid_index: the SIDs of the items.
         ids: the catalog's ids of the items; None leaves them out.
         exact: whether all items were ranked, so that the lists are the exact top; a beam search may have missed some.
+        tied: whether SIDs were ranked, so that the order of the items of one, which stand together, means nothing.
 
     Raises:
         CatalogError: an item lies outside the SID index.
@@ -224,7 +227,7 @@ def as_predictions(
                 f"Item {outside[0]} of user {example['user']!r} has no SID: the index holds {len(sid_index.codes)} items. "
                 "Run the sid stage for this dataset."
             )
-        sids = dict.fromkeys(map(tuple, sid_index.codes[ranking].tolist()))
+        sids = Counter(map(tuple, sid_index.codes[ranking].tolist()))  # in the order of first occurrence
         predictions.append(
             Prediction(
                 user=example["user"],
@@ -236,6 +239,7 @@ def as_predictions(
                 scores=[-float(rank) for rank in range(len(sids))],
                 exact=exact,
                 position=example["position"] if several else None,
+                sizes=[*sids.values()] if tied and len(sids) < len(ranking) else None,
                 **({} if ids is None else own_ids(ids, example["target"], example["history"], ranking.tolist())),
             )
         )
