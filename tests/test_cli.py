@@ -227,6 +227,8 @@ def test_mistakes_on_the_command_line(fails, arguments, message):
         ("sid append", "minionerec sid append needs --base RUN: folder of the run whose semantic IDs are extended."),
         ("baseline table", "minionerec baseline table needs a name: beauty, lastfm, or the folders of runs"),
         ("baseline table beauty --run x", "minionerec baseline table has no option --run. Did you mean --runs?"),
+        ("baseline table a b --on sids", "--on is 'sids'. Did you mean sid? Expected one of item, sid."),
+        ("pairs table a b --htm x", "minionerec pairs table has no option --htm. Did you mean --html?"),
         ("levels --path", "--path needs a value."),
         ("levels", "minionerec levels needs --path FILE: predictions.jsonl of an eval stage"),
         ("levels --path x --cutoffs 1 a", "--cutoffs is 'a'. Expected a whole number."),

@@ -97,7 +97,8 @@ def check_words(name: str, arguments: Sequence[str]) -> None:
         if not option.startswith("-"):
             if not positions:
                 raise ConfigError(_surplus(name, command, option))
-            option, equals, value = positions.pop(0), "=", option
+            many = command.options[positions[0]].get("nargs") in ("+", "*")
+            option, equals, value = positions[0] if many else positions.pop(0), "=", option
         spec = command.options.get(option)
         missing.discard(option)
         kind = None if spec is None else spec.get("type")
@@ -127,7 +128,7 @@ def check_words(name: str, arguments: Sequence[str]) -> None:
 
 
 def _is_required(option: str, spec: Mapping[str, Any]) -> bool:
-    return bool(spec.get("required")) or not (option.startswith("-") or spec.get("nargs") == "?")
+    return bool(spec.get("required")) or not (option.startswith("-") or spec.get("nargs") in ("?", "*"))
 
 
 def _surplus(name: str, command: Command, word: str) -> str:

@@ -2,6 +2,8 @@
 
 import re
 
+import yaml
+
 from minionerec.artifacts import Manifest
 from minionerec.cli import main
 from minionerec.scoring.controls import CONTROLS
@@ -50,4 +52,6 @@ def test_settings_of_a_training_without_one_are_refused(tmp_path, capsys):
     path = rated_csv(tmp_path)
     assert main(["score", "--config", str(path), "--yes_no.epochs", "2"]) == 2
     assert "--yes_no.epochs has an effect with --train only" in " ".join(capsys.readouterr().err.split())
+    assert main(["score", "--config", str(path), "--yes_no.epochs", "2", "--print_config"]) == 0  # such a file may train later
+    assert yaml.safe_load(capsys.readouterr().out)["yes_no"]["epochs"] == 2
     assert not (tmp_path / "run").exists()
