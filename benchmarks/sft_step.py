@@ -17,7 +17,7 @@ figure is the median over fresh processes, all sides in turn.
 On a GPU (`--device cuda --bf16 --model 0.5b`) the model has random weights of that shape, memory is the GPU's, and in bf16 the
 gradients may differ by a tenth. `--run` takes data and SIDs of a prepared run instead of the shared data.
 
-    python benchmarks/sft_step.py                                              # needs ../shared/data/amazon
+    python benchmarks/sft_step.py                                              # needs ../shared/data/amazon, or --run RUN
     python benchmarks/sft_step.py --examples 64 --hidden 32 --repeats 1        # small
 """
 

@@ -535,12 +535,12 @@ def list_presets() -> None:
     ours, baselines = presets.descriptions()
     width = max(map(len, (*ours, *baselines)))
     for title, descriptions in (
-        ("Presets of `minionerec run` and its stages:", ours),
+        ("Presets of `minionerec run` and its stages, of `score` and of `lego`:", ours),
         ("Presets of `minionerec baseline`:", baselines),
     ):
         print(title)
         print("\n".join(f"  {name:{width}}  {text}" for name, text in descriptions.items()) + "\n")
-    print("Use one: minionerec run --config NAME. Or write a file of your own: --config FILE.yaml")
+    print("Use one: minionerec COMMAND --config NAME. Or write a file of your own: --config FILE.yaml")
 
 
 def print_completion(shell: str) -> None:

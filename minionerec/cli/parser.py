@@ -156,7 +156,9 @@ def read(name: str, arguments: Sequence[str]) -> tuple[Config | None, dict[str, 
     if not command.takes_config:
         return None, options
     for option, spec in command.options.items():
-        if "alone_reads" in spec and not options[names[option]] and not values["print_config"]:  # what is printed has every section
+        if (
+            "alone_reads" in spec and not options[names[option]] and not values["print_config"]
+        ):  # what is printed has every section
             _refuse_section(option, spec["alone_reads"], rest)
     for option in ("config", "help_all", "print_config"):
         values.pop(option)

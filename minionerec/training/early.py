@@ -125,7 +125,7 @@ def check_components(config: Config) -> None:
     if not config.mixture.components:
         raise ConfigError(
             "mixture.components is empty, so there is nothing to mix in. Name some, such as --mixture.components "
-            "[popularity,markov,skip,item-knn]."
+            "'[popularity,markov,skip,item-knn]'."
         )
     check_cutoff("mixture.choose_by", config.mixture.choose_by, config, "Set mixture.choose_by likelihood")
 

@@ -10,7 +10,7 @@ one of `ODDS` that ranks part of the valid split best, searched as the evaluatio
 Not in the paper. Interpolation with a cache: Grave, Joulin, Usunier, 2016, arXiv:1612.04426; weights by EM: Jelinek and Mercer,
 1980.
 
-Command: `minionerec mixture --config NAME --mixture.components [popularity,markov,skip,item-knn]`
+Command: `minionerec mixture --config NAME --mixture.components '[popularity,markov]'`
 """
 
 import logging
