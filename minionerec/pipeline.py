@@ -168,7 +168,7 @@ def _of_models(config: Config) -> list[str]:
 
 def _eval(config: Config) -> Iterator[Finished]:
     from minionerec.eval.evaluate import evaluable, evaluate
-    from minionerec.eval.listed import why_left_out
+    from minionerec.eval.listed import left_out
 
     quieten_libraries()
     if not _has_model(config, ()) and (idle := _of_models(config)) and is_main_process():
@@ -178,11 +178,13 @@ def _eval(config: Config) -> Iterator[Finished]:
             ", ".join(idle),
             "has" if len(idle) == 1 else "have",
         )
-    for recommender in evaluable(config):
-        if (reason := why_left_out(config, recommender)) is None:
+    recommenders = evaluable(config)
+    reasons = left_out(config, recommenders)
+    for recommender in recommenders:
+        if recommender not in reasons:
             yield evaluate(config, recommender)
         elif is_main_process():
-            log.warning("%s is not evaluated. %s", recommender, reason)
+            log.warning("%s is not evaluated. %s", recommender, reasons[recommender])
 
 
 def _report(config: Config) -> Iterator[Finished]:

@@ -1,7 +1,7 @@
 """Predictions of recommenders that list items without a language model: the floors, and the run's baselines."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -92,22 +92,23 @@ def why_unusable(run: Path, name: str) -> str | None:
     return None
 
 
-def why_left_out(config: Config, name: str) -> str | None:
-    """Why a run's evaluation leaves out a recommender, and what to do: as `why_unusable`, or its stored lists are too short.
+def left_out(config: Config, names: Iterable[str]) -> dict[str, str]:
+    """The recommenders that a run's evaluation leaves out, each with the reason and what to do.
 
-    None if it does not.
+    The reason is that of `why_unusable`, or that the stored lists are too short. The run's data are read at most once.
 
     Raises:
         ArtifactError: the run has no data.
     """
-    reason = why_unusable(config.folder, name)
-    if reason is not None or not config.eval.exclude_history or not _has_stored(config.folder, name):
-        return reason
-    try:
-        _check_length(name, config, Dataset.load(config.folder / "data"))
-    except ArtifactError as error:
-        return str(error)
-    return None
+    reasons, needed = {}, None
+    for name in names:
+        reason = why_unusable(config.folder, name)
+        if reason is None and config.eval.exclude_history and _has_stored(config.folder, name):
+            needed = needed or _needed_length(config, Dataset.load(config.folder / "data"))
+            reason = _too_short(name, config, needed)
+        if reason is not None:
+            reasons[name] = reason
+    return reasons
 
 
 def is_stored(config: Config, name: str) -> bool:
@@ -196,26 +197,31 @@ def _longest_hidden(config: Config, dataset: Dataset) -> int:
     return int(cast(int, histories.list.len().max() or 0)) if config.eval.exclude_history else 0
 
 
-def _check_length(name: str, config: Config, dataset: Dataset) -> None:
-    """Refuse stored lists from which the longest history cannot be left out.
+def _needed_length(config: Config, dataset: Dataset) -> int:
+    """Items of a stored list from which any history of the split can be left out."""
+    return min(config.eval.num_beams + _longest_hidden(config, dataset), len(dataset.catalog))
 
-    Raises:
-        ArtifactError: they are too short for it.
-    """
+
+def _too_short(name: str, config: Config, needed: int) -> str | None:
+    """That stored lists have fewer items than needed, and what to do; None if they have enough."""
     folder = config.folder / stored_artefact(name)
     stored = Manifest.load(folder).config["lego" if name.startswith(LEGO) else "baseline"]["top"]
-    needed = min(config.eval.num_beams + _longest_hidden(config, dataset), len(dataset.catalog))
-    if config.eval.exclude_history and stored < needed:
-        raise ArtifactError(
-            f"{folder}: the lists have {stored} items, but {needed} are needed to leave out histories and keep "
-            f"{config.eval.num_beams}. Run {stored_command(name)} --replace with eval.exclude_history "
-            "set: it then stores enough."
-        )
+    if stored >= needed:
+        return None
+    return (
+        f"{folder}: the lists have {stored} items, but {needed} are needed to leave out histories and keep "
+        f"{config.eval.num_beams}. Run {stored_command(name)} --replace with eval.exclude_history set: it then stores enough."
+    )
 
 
 def _of_baseline(name: str, config: Config, dataset: Dataset) -> list[np.ndarray]:
-    """The lists that a baseline of the run has stored."""
-    _check_length(name, config, dataset)
+    """The lists that a baseline of the run has stored.
+
+    Raises:
+        ArtifactError: histories are left out, and the lists are too short for it.
+    """
+    if config.eval.exclude_history and (reason := _too_short(name, config, _needed_length(config, dataset))) is not None:
+        raise ArtifactError(reason)
     path = config.folder / stored_artefact(name) / f"{config.eval.split}.parquet"
     lists = read_parquet(path, ArtifactError, f"Run {stored_command(name)} again.")["items"].to_list()
     return [np.array(items, dtype=np.int64) for items in lists]

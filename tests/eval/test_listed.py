@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 
+from minionerec.artifacts import Manifest, Recipe
 from minionerec.baselines import trivial
 from minionerec.config import Config, EvalConfig
+from minionerec.data.dataset import Dataset
 from minionerec.eval import listed
-from minionerec.eval.listed import listed_predictions
+from minionerec.eval.listed import left_out, listed_predictions
 from minionerec.eval.metrics import values_per_row
 from tests.eval.samples import DATASET, DISTINCT, INDICES
 
@@ -64,3 +66,24 @@ def test_items_of_a_sid_are_tied_in_the_lists_of_what_ranks_sids(monkeypatch, ex
     assert any(prediction.sizes for prediction in tied)
     for name in ("liger", "rpg", "sasrec"):  # these order items
         assert not any(prediction.sizes for prediction in listed_predictions(name, config, DATASET, index))
+
+
+def test_lists_that_are_too_short_for_histories_are_named_after_one_look_at_the_data(tmp_path, monkeypatch):
+    data = Recipe("data", tmp_path / "data", {}, {}, 0)
+    with data.write() as draft:
+        DATASET.save(draft.path)
+    digest = Manifest.load(tmp_path / "data").digest
+    for name, top in (("sasrec", 5), ("gru4rec", 20), ("markov", 5)):
+        with Recipe(
+            f"baselines/{name}", tmp_path / "baselines" / name, {"baseline": {"top": top}}, {"data": digest}, 0
+        ).write():
+            pass
+    loads, load = [], Dataset.load
+    monkeypatch.setattr(Dataset, "load", lambda folder: loads.append(folder) or load(folder))
+    config = Config(out=str(tmp_path), eval=EvalConfig(num_beams=5, exclude_history=True))
+    names = ["popularity", "sasrec", "gru4rec", "markov", "sft"]
+    reasons = left_out(config, names)
+    assert list(reasons) == ["sasrec", "markov"] and len(loads) == 1
+    assert "the lists have 5 items, but" in reasons["markov"] and "--baseline.model markov --replace" in reasons["markov"]
+    assert left_out(Config(out=str(tmp_path), eval=EvalConfig(num_beams=5)), names) == {}
+    assert len(loads) == 1
