@@ -98,6 +98,21 @@ class ItemFilter:
 _EVERYTHING = ItemFilter()
 
 
+@dataclass(frozen=True)
+class Listed:
+    """The items that `Filters` list, in item indices.
+
+    Attributes:
+        allowed: ascending; None for all.
+        denied: those of `deny`.
+        unknown: those that the catalog lacks, if they are skipped.
+    """
+
+    allowed: np.ndarray | None
+    denied: frozenset[int]
+    unknown: tuple[Item, ...]
+
+
 @dataclass
 class ItemSets:
     """A catalog's items by id, by category and by name.
@@ -195,28 +210,28 @@ class ItemSets:
             del self._categories[next(iter(self._categories))]
         return mask
 
-    def allowed(self, filters: Filters, unknown: list[Item] | None) -> np.ndarray | None:
-        """The indices of the items that filters allow, ascending; None for all.
+    def listed(self, filters: Filters, skip_unknown: bool) -> Listed:
+        """The items that filters list; read once for all requests that have these filters.
 
         Raises:
-            DataError: one is unknown, and `unknown` is None.
+            DataError: an item is unknown and not skipped.
         """
-        if filters.allow is None:
-            return None
-        return np.unique(np.array(self.read(filters.allow, "filter allow", unknown), dtype=np.int64))
+        unknown: list[Item] | None = [] if skip_unknown else None
+        denied = frozenset(self.read(filters.deny, "filter deny", unknown))
+        allowed = None
+        if filters.allow is not None:
+            allowed = np.unique(np.array(self.read(filters.allow, "filter allow", unknown), dtype=np.int64))
+        return Listed(allowed, denied, tuple(unknown or ()))
 
-    def resolve(
-        self, filters: Filters, excluded: Sequence[int], unknown: list[Item] | None, listed: np.ndarray | None = None
-    ) -> ItemFilter:
+    def resolve(self, filters: Filters, excluded: Sequence[int], items: Listed) -> ItemFilter:
         """The filters of one request in item indices.
 
         Args:
             excluded: indices of the history's items if these are hidden, else nothing.
-            unknown: takes the unknown items of the filters; None refuses them.
-            listed: what `allowed` gives for these filters, if it was asked already.
+            items: what `listed` gives for these filters.
 
         Raises:
-            DataError: an item or a category is unknown.
+            DataError: a category is unknown.
             ConfigError: a named set does not exist.
             CatalogError: nothing passes.
         """
@@ -233,12 +248,11 @@ class ItemSets:
             masks.append(self.of_category(filters.category))
             words.append(f"category {filters.category!r} has {int(masks[-1].sum())}")
         key: tuple[str | bytes | None, ...] = (filters.category, *sorted(set(filters.named))) if masks else ()
-        hidden = set(self.read(filters.deny, "filter deny", unknown))
+        hidden, listed = items.denied, items.allowed
         words += [f"deny hides {len(hidden)}"] if hidden else []
         if excluded:
-            hidden |= set(excluded)
+            hidden = hidden.union(excluded)
             words.append(f"exclude_history hides {len(set(excluded))}")
-        listed = self.allowed(filters, unknown) if listed is None else listed
         if listed is not None:
             words.append(f"allow names {len(listed)}")
             if len(listed) > max(_LONG, len(self.ids) // 16):
@@ -250,7 +264,7 @@ class ItemSets:
         if listed is not None:
             listed = listed if mask is None else listed[mask[listed]]
             listed = listed[~np.isin(listed, list(hidden))] if hidden else listed
-        item_filter = ItemFilter(listed, mask, key, frozenset(hidden), ", ".join(words))
+        item_filter = ItemFilter(listed, mask, key, hidden, ", ".join(words))
         if not self.count(item_filter):
             raise CatalogError(f"The filters leave no item of the catalog's {len(self.ids)}: {item_filter.text}. Relax one.")
         return item_filter

@@ -4,11 +4,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from minionerec.config.evaluation import MOST_BEAMS
 from minionerec.errors import CatalogError, ConfigError, DataError
-from minionerec.recommend.filters import Filters, Item, ItemFilter, ItemSets
+from minionerec.recommend.filters import Filters, Item, ItemFilter, ItemSets, Listed
 
 OnUnknown = Literal["error", "skip"]
 
@@ -77,25 +75,26 @@ def read_requests(
     if len(each) != len(histories):
         raise ConfigError(f"There are {len(each)} filters for {len(histories)} histories; expected one each, or one for all.")
     shared: dict[int, ItemFilter] = {}  # of filters that hold for several histories alike
-    allowed: dict[int, np.ndarray | None] = {}  # by filters
+    listed: dict[int, Listed] = {}  # by filters
     requests = []
     for number, (history, wanted) in enumerate(zip(histories, each, strict=True)):
         unknown: list[Item] | None = [] if on_unknown == "skip" else None
         items = catalog.read(history, f"history {number}", unknown)
         newest = items[-max_history:]
         exclude = exclude_history if wanted.exclude_history is None else wanted.exclude_history
-        alike = not exclude and unknown is None
+        if id(wanted) not in listed:
+            listed[id(wanted)] = catalog.listed(wanted, on_unknown == "skip")
+        in_filters = listed[id(wanted)]
         try:
-            item_filter = shared.get(id(wanted)) if alike else None
+            item_filter = None if exclude else shared.get(id(wanted))
             if item_filter is None:
-                if unknown is None and id(wanted) not in allowed:
-                    allowed[id(wanted)] = catalog.allowed(wanted, None)
-                item_filter = catalog.resolve(wanted, items if exclude else [], unknown, allowed.get(id(wanted)))
+                item_filter = catalog.resolve(wanted, items if exclude else [], in_filters)
         except CatalogError as error:
             raise CatalogError(f"history {number}: {error}") from None
-        if alike:
+        if not exclude:
             shared[id(wanted)] = item_filter
-        requests.append(Request(newest, item_filter, len(items) - len(newest), tuple(unknown or ())))
+        skipped = (*(unknown or ()), *in_filters.unknown)
+        requests.append(Request(newest, item_filter, len(items) - len(newest), skipped))
     return requests
 
 

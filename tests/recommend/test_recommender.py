@@ -184,6 +184,25 @@ def test_a_long_list_of_allowed_items_has_one_view_for_all_that_have_it(make, ex
     assert len(narrowed) == 2 and other <= {*range(1, 15)}
 
 
+@pytest.mark.parametrize("exclude", [False, True])
+@pytest.mark.parametrize("on_unknown", ["error", "skip"])
+def test_the_items_of_filters_are_read_once_for_all_histories(make, on_unknown, exclude, monkeypatch):
+    recommender, read = make(), []
+    original = recommender.items.read
+    monkeypatch.setattr(
+        recommender.items, "read", lambda items, what, unknown: read.append(what) or original(items, what, unknown)
+    )
+    extra = ["lamp"] if on_unknown == "skip" else []
+    fields = {"allow": [*range(14), *extra], "deny": [6, *extra], "exclude_history": exclude}
+    requests = recommender.read([[0, *extra], [3], [9]], on_unknown=on_unknown, **fields)
+    assert sorted(read) == ["filter allow", "filter deny", "history 0", "history 1", "history 2"]
+    assert [request.skipped for request in requests] == [(*extra, *extra, *extra), (*extra, *extra), (*extra, *extra)]
+    hidden = [{6, *([item] if exclude else [])} for item in (0, 3, 9)]
+    assert [request.item_filter.passing(range(20)) for request in requests] == [
+        [item for item in range(14) if item not in out] for out in hidden
+    ]
+
+
 def test_a_set_can_be_named_again(make):
     recommender = make()
     for ids in (["i3"], ["i4", "i5"]):
