@@ -85,7 +85,7 @@ def commands(page: str) -> list[list[str]]:
     lines += [code.replace("\n", " ") for code in re.findall(r"`([^`]+)`", block.sub("", text))]
     found = []
     for line in lines:
-        if re.search(rf"\bminionerec [a-z]|{'|'.join(ENTRIES)}", line):
+        if re.search(rf"\bminionerec [a-z]|benchmarks/\w+\.py|{'|'.join(ENTRIES)}", line):
             words = shlex.split(re.sub(r"[;|&]+(?= |$)", " ; ", line), comments=True)
             found += [part.split("\0") for part in "\0".join(words).split("\0;\0")]
     return found
@@ -112,6 +112,18 @@ def test_commands_have_the_options_that_pages_give_them(page):
             if option.startswith("--") and len(option) > 2 and option != "--help":
                 value = value if equals else "" if after.startswith("-") else after if "[" in after else after.rstrip("]")
                 check(name, option, value)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_benchmarks_have_the_options_that_pages_give_them(page):
+    common = text_of("benchmarks/setting.py")
+    for words in commands(page):
+        for at, script in enumerate(words):
+            if script.startswith("benchmarks/") and script.endswith(".py"):
+                options = [word[2:].partition("=")[0] for word in words[at + 1 :] if re.match(r"--\S+$", word)]
+                for name in (option for option in options if not known(option)):  # fields go behind the options
+                    written = (f'"{mark}{name}"' for mark in ("--", ""))
+                    assert any(option in text_of(script) + common for option in written), f"{script} --{name}"
 
 
 def check(name: str, option: str, value: str) -> None:

@@ -14,7 +14,7 @@ import yaml
 from rich.console import Console
 
 from minionerec import __version__, presets
-from minionerec.cli.parser import help_text, parse, preset, read
+from minionerec.cli.parser import QUOTE, help_text, parse, preset, read
 from minionerec.cli.table import COMMANDS
 from minionerec.config.checks import cut, exists, for_display
 from minionerec.config.extras import missing_package
@@ -53,6 +53,7 @@ def _overview() -> str:
             "\nStart with: minionerec run --config ml-100k",
             "minionerec COMMAND --help shows the fields of a command, --help-all every field.",
             "minionerec COMMAND --print_config prints the resolved configuration.",
+            QUOTE,
         ]
     )
 

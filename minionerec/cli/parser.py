@@ -40,6 +40,7 @@ def _load(text: str) -> Any:
 
 
 set_loader("yaml", _load, (yaml.YAMLError,))
+QUOTE = "Quote lists and mappings, which a shell would take for patterns: --sft.tasks '[history_sid_to_sid]'"
 SECTIONS = tuple(field.name for field in dataclasses.fields(Config) if dataclasses.is_dataclass(field.type))
 
 
@@ -112,7 +113,7 @@ def _epilog(name: str, whole: bool) -> str | None:
     if not COMMANDS[name].takes_config or whole:
         return None
     others = [section for section in SECTIONS if section not in COMMANDS[name].sections]
-    return f"Further sections: {', '.join(others)}. minionerec {name} --help-all shows their fields too."
+    return f"Further sections: {', '.join(others)}. minionerec {name} --help-all shows their fields too. {QUOTE}"
 
 
 def help_text(name: str, whole: bool = False) -> str:
@@ -156,9 +157,8 @@ def read(name: str, arguments: Sequence[str]) -> tuple[Config | None, dict[str, 
     if not command.takes_config:
         return None, options
     for option, spec in command.options.items():
-        if (
-            "alone_reads" in spec and not options[names[option]] and not values["print_config"]
-        ):  # what is printed has every section
+        unread = not options[names[option]] and not values["print_config"]  # who prints gets what other commands may read
+        if "alone_reads" in spec and unread:
             _refuse_section(option, spec["alone_reads"], rest)
     for option in ("config", "help_all", "print_config"):
         values.pop(option)
