@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The table of labelled pairs of MovieLens-100K (docs/scoring.md): controls, MiniLM's vectors, and models that are trained on
 # tokens of their own for items, on titles (saying YES or NO, and matching) and on semantic IDs. Finished models are kept and an
-# interrupted training resumes, so the same command may be given again. Arguments go to every command, e.g. --score.resamples 200
+# interrupted training resumes, so the same command may be given again. Arguments go to every training, e.g. --score.resamples 200
 # RUNS: the folder of the runs (default runs). RUN_PYTHON: another Python than scripts/python
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
