@@ -140,6 +140,14 @@ def check(name: str, option: str, value: str) -> None:
             check_words("run", [f"{option}={value}"])
 
 
+def test_entry_files_run_the_commands_that_the_table_of_readme_names():
+    for command, entry in re.findall(r"^\| `([a-z ]+)` \| `(\w+/\w+\.py)` \|", text_of("README.md"), re.MULTILINE):
+        assert ENTRIES[entry] == command
+    for entry, command in ENTRIES.items():
+        words = ", ".join(f'"{word}"' for word in command.split())
+        assert entry.endswith(".sh") or f"main([{words}, *sys.argv[1:]])" in text_of(entry), entry
+
+
 def known(field: str) -> bool:
     """Whether the configuration has this field, or a mapping that takes such an entry."""
     return field in FIELDS or str(FIELDS.get(field.rpartition(".")[0])).startswith("dict[")
