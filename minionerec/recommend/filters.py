@@ -202,7 +202,7 @@ class ItemSets:
         # The column lists an item's categories with ", " between them. A category may contain a comma itself.
         listed = ", " + self.catalog["categories"].fill_null("") + ", "
         mask = listed.str.contains(f", {category}, ", literal=True).to_numpy()
-        if not mask.any():
+        if not category or not mask.any():  # the empty text would be found in items without categories
             examples = self.catalog["categories"].drop_nulls().filter(self.catalog["categories"].drop_nulls() != "").head(3)
             raise DataError(f"filter category {category!r}: no item has it. Items have, for example: {examples.to_list()}.")
         self._categories[category] = mask

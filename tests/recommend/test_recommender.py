@@ -16,7 +16,7 @@ from minionerec.cli import main
 from minionerec.errors import ArtifactError, CatalogError, ConfigError, ConstraintError, DataError
 from minionerec.eval.decode import SplitDecoder
 from minionerec.eval.predictions import read_predictions, write_predictions
-from minionerec.recommend.filters import Filters
+from minionerec.recommend.filters import Filters, ItemSets
 from minionerec.recommend.recommender import Recommender
 from minionerec.training.evaluator import RankingEvaluator
 from minionerec.tree import CatalogTrie, SearchGraphs
@@ -201,6 +201,13 @@ def test_the_items_of_filters_are_read_once_for_all_histories(make, on_unknown, 
     assert [request.item_filter.passing(range(20)) for request in requests] == [
         [item for item in range(14) if item not in out] for out in hidden
     ]
+
+
+def test_the_empty_category_is_not_that_of_items_without_one():
+    catalog = pl.DataFrame({"item_id": ["a", "b", "c"], "categories": ["Home, Lamps", "", None]})
+    assert ItemSets(catalog).of_category("Lamps").tolist() == [True, False, False]
+    with pytest.raises(DataError, match=r"category '': no item has it. Items have, for example: \['Home, Lamps'\]"):
+        ItemSets(catalog).of_category("")
 
 
 def test_a_set_can_be_named_again(make):
