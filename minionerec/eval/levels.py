@@ -128,10 +128,11 @@ def calibration(predictions: Lists) -> list[dict[str, Any]] | None:
     Returns:
         Per level: its number `level`; `confidence` and `accuracy`, means over examples; `error`, the expected calibration
         error (mean distance of the two over ten groups of equal size, sorted by confidence); `groups`, each group's
-        confidence and accuracy. None if scores are no log-probabilities (they add up to more than 1, or there are none).
+        confidence and accuracy. None if scores are no log-probabilities: there are none, they add up to more than 1, or all are
+        whole numbers, as minus the rank is.
     """
     lists = RankedLists.of(predictions)
-    if lists.scores is None or lists.width == 0 or not np.isfinite(lists.scores).any():
+    if lists.scores is None or lists.width == 0 or not (np.nan_to_num(lists.scores) % 1).any():
         return None
     confidence = np.zeros(lists.target_sids.shape)
     right = np.zeros(lists.target_sids.shape)

@@ -80,7 +80,7 @@ def our_predictions(draw):
         items = list(range(100, 100 + sum(sizes)))
         hit = brute.rank(target, ranked)
         item = 99 if hit is None else items[sum(sizes[: hit + 1]) - 1]  # the last of its group
-        scores = [-1.0 - position for position in range(len(ranked))]
+        scores = [-1.5 - position for position in range(len(ranked))]
         examples.append(
             Prediction(f"u{user}", [1], item, list(target), [list(s) for s in ranked], items, scores, True, None, sizes)
         )

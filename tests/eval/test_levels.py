@@ -1,11 +1,13 @@
+import dataclasses
 import json
+import math
 
 import pytest
 
 from minionerec.config import CUTOFFS
 from minionerec.errors import DataError
 from minionerec.eval import level_tables
-from minionerec.eval.levels import first_matches
+from minionerec.eval.levels import calibration, first_matches
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import ranks
 from minionerec.statistics.ranking import hit_rate
@@ -87,3 +89,10 @@ def test_names_are_those_of_the_published_replication():
         top = list(theirs["cumulative"]["SFT"]["1"].values())
         assert theirs["drop_off"]["L1 → L1+L2 retention"]["SFT"] == pytest.approx(top[1] / top[0], abs=1e-3)
         assert theirs["drop_off"]["L1+L2 → L1+L2+L3 retention"]["SFT"] == pytest.approx(top[2] / top[1], abs=1e-3)
+
+
+def test_ranks_are_no_log_probabilities_however_short_the_lists():
+    """A list of one item has minus its rank, 0, as score: the logarithm of 1."""
+    assert calibration([prediction("a", (1, 1), (1, 1)), prediction("b", (1, 1), (0, 1))]) is None
+    sure = dataclasses.replace(prediction("a", (1, 1), (1, 1)), scores=[-0.5])
+    assert calibration([sure])[0]["confidence"] == pytest.approx(math.exp(-0.5))

@@ -83,6 +83,8 @@ def test_lists_are_the_closed_form_of_the_model_and_the_baseline(copied):
         np.testing.assert_allclose(prediction.scores, expected[leaves], atol=2e-4)
         np.testing.assert_allclose(prediction.scores, np.sort(expected)[::-1][: len(leaves)], atol=2e-4)
         assert prediction.exact
+    of_d3, of_model = (read_json(copied / "eval" / name / "metrics.json") for name in ("sft-d3", "sft"))
+    assert of_d3["calibration"] is None and of_model["calibration"]
     trace = json.loads((copied / "eval/sft-d3/oracle.jsonl").read_text().splitlines()[0])
     target = leaf_of_sid[tuple(predictions[0].target_sid)]
     listed = [leaf_of_sid[tuple(sid)] for sid in predictions[0].sids]
