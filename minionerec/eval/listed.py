@@ -100,7 +100,8 @@ def left_out(config: Config, names: Iterable[str]) -> dict[str, str]:
     Raises:
         ArtifactError: the run has no data.
     """
-    reasons, needed = {}, None
+    reasons: dict[str, str] = {}
+    needed: int | None = None
     for name in names:
         reason = why_unusable(config.folder, name)
         if reason is None and config.eval.exclude_history and _has_stored(config.folder, name):
