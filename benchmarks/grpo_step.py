@@ -10,8 +10,8 @@ loss, gradient norm, gradients and the parameters after the step agree. The next
 `on_step_end`. Every figure is the median over fresh processes, ours and the peer in turn.
 
 On a GPU (`--device cuda --bf16 --model 0.5b --per-step 16 --micro-prompts 16 --peer-micro-prompts 4`) the model has random
-weights of that shape, of which autocast computes in bf16, but for our rollouts, which are in float32: rollouts then differ in
-near ties, so the run says how many SIDs agree instead of stopping.
+weights of that shape, and both sides compute in bf16, as `rl.bf16` does: rollouts then differ in near ties, so the run says how
+many SIDs agree instead of stopping.
 
     python benchmarks/grpo_step.py                                                            # Industrial trie
     python benchmarks/grpo_step.py --model tiny --prompts 12 --generations 4 --steps 1        # seconds
@@ -199,7 +199,7 @@ def measure(side: str, options: argparse.Namespace) -> Measured:
             train_dataset=Dataset.from_dict(rows),
             processing_class=tokenizer,
             reward_funcs=keep_first(watch, reward),
-            rollout_func=Rollouts(trie, RlConfig(num_generations=generations), 0, 0)
+            rollout_func=Rollouts(trie, RlConfig(num_generations=generations, bf16=options.bf16), 0, 0)
             if ours
             else generate_rollouts(trie, generations),
             callbacks=[watch],
