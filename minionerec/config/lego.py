@@ -1,10 +1,10 @@
 """Section `lego`, and the table of the named recipes of content recommenders."""
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from minionerec.config.checks import bounded, bounded_list, check_fields, path
 from minionerec.errors import ConfigError
@@ -218,6 +218,13 @@ class LegoConfig:
                     f"lego.width {self.width} does not split into the {self.heads_of(part)} heads of {part}; change lego.width "
                     "or lego.heads."
                 )
+
+    @classmethod
+    def of_manifest(cls, kept: Mapping[str, Any]) -> "LegoConfig":
+        """The section that a manifest keeps, without what is no field of it, such as how the epoch of lists was chosen."""
+        names = {option.name for option in dataclasses.fields(cls)}
+        fields = {name: value for name, value in kept.items() if name in names}
+        return cls(**{**fields, "plm": LegoPlmConfig(**kept["plm"])})
 
     @property
     def parts(self) -> Parts:

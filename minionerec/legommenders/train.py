@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from minionerec.artifacts import CHECKPOINTS, MANIFEST, MILLISECONDS, Draft, Manifest, Recipe, check_disk_space, require
-from minionerec.config import Config, LegoConfig, LegoPlmConfig
+from minionerec.config import Config, LegoConfig
 from minionerec.config.lego import options_of
 from minionerec.data.dataset import Dataset
 from minionerec.data.pairs import PairSet
@@ -345,8 +345,7 @@ def load_lego(config: Config, title: str) -> Trained:
     folder = config.folder / FOLDER / "pairs" / title
     pairs = require(config.folder / "pairs", "minionerec pairs prepare").digest
     manifest = require(folder, f"{COMMAND} --lego.task pairs", made_from={"pairs": pairs})
-    kept = manifest.config["lego"]
-    lego = LegoConfig(**{**kept, "plm": LegoPlmConfig(**kept["plm"])})
+    lego = LegoConfig.of_manifest(manifest.config["lego"])
     if lego.parts.item == "plm":
         lego = _where_it_lies(lego, config.lego.plm.path, manifest.inputs["plm"], folder)
     own = replace(config, lego=lego, seed=manifest.seed)

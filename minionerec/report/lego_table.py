@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from minionerec.artifacts import MANIFEST, Manifest
-from minionerec.config import LegoConfig, LegoPlmConfig
+from minionerec.config import LegoConfig
 from minionerec.statistics.pair_metrics import apc
 
 
@@ -25,14 +25,14 @@ def cost_rows(run: Path, task: str) -> list[dict[str, Any]]:
     rows = []
     for path in sorted((run / "lego" / task).glob(f"*/{MANIFEST}")):
         manifest = Manifest.load(path.parent)
-        kept, title = manifest.config["lego"], path.parent.name
+        title = path.parent.name
         metrics = manifest.metrics
         auc = metrics["test AUC"] if task == "lists" else _auc_of_pairs(run, title, manifest)
         grams = metrics.get("grams_co2e")
         rows.append(
             {
                 "title": title,
-                "parts": str(LegoConfig(**{**kept, "plm": LegoPlmConfig(**kept["plm"])}).parts),
+                "parts": str(LegoConfig.of_manifest(manifest.config["lego"]).parts),
                 "parameters": metrics["parameters"],
                 "epochs": metrics["epochs"],
                 "minutes": metrics["wall_seconds"] / 60,

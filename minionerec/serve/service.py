@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from starlette.types import Receive
 
 from minionerec.config import ServeConfig
-from minionerec.errors import CatalogError, MiniOneRecError
+from minionerec.errors import CatalogError, ConstraintError, MiniOneRecError
 from minionerec.recommend.explain import Explanation, explain
 from minionerec.recommend.lists import Recommendation
 from minionerec.recommend.requests import Request, Search
@@ -275,7 +275,7 @@ class Service:
             return RefusedError(504, "deadline", f"No answer within {self.settings.timeout_ms} ms (serve.timeout_ms).", where)
         if isinstance(error, StoppedError):
             return RefusedError(503, "stopping", "The service is being stopped.", where, self.settings.drain_s)
-        if isinstance(error, MiniOneRecError):
+        if isinstance(error, MiniOneRecError) and not isinstance(error, ConstraintError):  # which is the model's fault
             return RefusedError(422, "invalid", str(error), where)
         log.error("a request could not be computed", exc_info=error)
         return RefusedError(500, "internal", "The server failed at this request; its log has the details.", where)

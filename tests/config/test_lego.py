@@ -1,5 +1,7 @@
 """Section `lego`: recipes, parts, and what cannot be combined."""
 
+import dataclasses
+
 import pytest
 
 from minionerec.config import LegoConfig, LegoPlmConfig
@@ -14,6 +16,11 @@ def test_every_recipe_can_be_chosen_by_its_name(name):
 
 def test_a_part_that_is_named_takes_the_recipe_s_place():
     assert str(LegoConfig(recipe="dcn", item="id").parts) == "id/pooling/dcn"
+
+
+def test_a_manifest_may_say_more_than_the_section_has():
+    lego = LegoConfig(recipe="plm-nr", plm=LegoPlmConfig(tune_from=2), top=70)
+    assert LegoConfig.of_manifest(dataclasses.asdict(lego) | {"chosen_by": "NDCG@10, history left out"}) == lego
 
 
 @pytest.mark.parametrize(

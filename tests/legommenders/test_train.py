@@ -283,3 +283,7 @@ def test_the_command_ranks_the_catalog_beside_the_other_recommenders(tmp_path, c
     assert load_file(run / "lego/lists/bst/model.safetensors") and manifest.metrics["grams_co2e"] > 0
     assert main(["lego", "--config", str(run)]) == 0 and "up to date" in capsys.readouterr().out
     assert main(["baseline", "table", str(run)]) == 0 and "BST" in capsys.readouterr().out
+    assert main(["lego", "--config", str(run), "--eval.exclude_history", "true"]) == 2  # its epoch is chosen anew
+    assert "lego.chosen_by: not recorded there" in " ".join(capsys.readouterr().err.split())
+    assert main(["lego", "--config", str(run), "--eval.exclude_history", "true", "--replace"]) == 0
+    assert "pooling/transformer/dot" in capsys.readouterr().out

@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from minionerec.config import ServeConfig
+from minionerec.errors import ConstraintError
 from minionerec.serve.app import create_app
 from minionerec.serve.served import ServedModel
 from tests.serve.conftest import Client, running
@@ -387,7 +388,8 @@ def test_a_body_that_has_not_arrived_does_not_hold_up_a_stop(recommender):
     assert ready.json()["reason"] == "the service is being stopped"
 
 
-def test_a_fault_of_ours_is_500_without_details_and_the_next_call_is_answered(recommender, monkeypatch, caplog):
+@pytest.mark.parametrize("fault", [RuntimeError, ConstraintError])  # the latter: the model's scores are not numbers
+def test_a_fault_of_ours_is_500_without_details_and_the_next_call_is_answered(recommender, monkeypatch, caplog, fault):
     app = create_app(recommender)
     broken = threading.Event()
     answer = recommender.answer
@@ -395,7 +397,7 @@ def test_a_fault_of_ours_is_500_without_details_and_the_next_call_is_answered(re
     def sometimes(requests, search):
         if not broken.is_set():
             broken.set()
-            raise RuntimeError("secret")
+            raise fault("secret")
         return answer(requests, search)
 
     monkeypatch.setattr(recommender, "answer", sometimes)
