@@ -428,7 +428,9 @@ def table_of_baselines(name: list[str], runs: Path, json: Path | None, html: Pat
     folders = [Path(one) for one in name if (Path(one) / "eval").is_dir()]
     if not folders:
         if len(name) > 1 or json or html:
-            raise ConfigError(f"baseline table {' '.join(name)}: several names, --json and --html are for folders of runs.")
+            raise ConfigError(
+                f"baseline table {' '.join(name)}: several names, --json and --html are for runs' folders with eval/ in them."
+            )
         return _console(200).print(baseline_tables.published_table(name[0], runs))
     if len(folders) < len(name):
         [other, *_] = [one for one in name if Path(one) not in folders]

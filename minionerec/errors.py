@@ -34,4 +34,4 @@ class TrainingError(MiniOneRecError):
 
 
 class ConstraintError(MiniOneRecError):
-    """Constrained decoding is impossible: the trie is empty or its tokens are outside the model's vocabulary."""
+    """Constrained decoding is impossible: the trie is empty, its tokens are unknown to the model, or its scores are NaN."""

@@ -237,7 +237,7 @@ def test_the_command_prints_and_writes_it(seeds, tmp_path, capsys):
     )
     for wrong, message in (
         (["beauty", str(seeds[0])], "baseline table beauty: no folder of a run"),
-        (["beauty", "--html", str(page)], "--json and --html are for folders of runs"),
+        (["beauty", "--html", str(page)], "--json and --html are for runs' folders with eval/ in them"),
     ):
         assert main(["baseline", "table", *wrong]) == 2
         assert message in capsys.readouterr().err
