@@ -49,6 +49,8 @@ class Filters:
         for name in ("allow", "deny", "named"):
             if isinstance(getattr(self, name), str):
                 raise ConfigError(f"filter {name} is the text {getattr(self, name)!r}; expected a list.")
+        if not isinstance(self.category, str | None):
+            raise ConfigError(f"filter category is {self.category!r}; expected the name of one category.")
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def read_requests(
 
     Raises:
         CatalogError: filters leave a history no item.
-        ConfigError: `on_unknown` has another value, there is not one filter per history, or a named set does not exist.
+        ConfigError: `on_unknown` has another value, there is not one `Filters` per history, or a named set does not exist.
         DataError: an item is unknown or is no item, or a category is unknown.
     """
     if on_unknown not in ("error", "skip"):
@@ -74,6 +74,8 @@ def read_requests(
     each = [filters] * len(histories) if isinstance(filters, Filters) else list(filters)
     if len(each) != len(histories):
         raise ConfigError(f"There are {len(each)} filters for {len(histories)} histories; expected one each, or one for all.")
+    if strange := [one for one in each if not isinstance(one, Filters)]:
+        raise ConfigError(f"filters holds {strange[0]!r}; expected Filters, such as Filters(deny=['50']).")
     shared: dict[int, ItemFilter] = {}  # of filters that hold for several histories alike
     listed: dict[int, Listed] = {}  # by filters
     requests = []

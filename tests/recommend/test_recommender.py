@@ -304,6 +304,8 @@ def test_unknown_items_are_named_or_skipped(recommender):
         ({"deny": "i0"}, ConfigError, "filter deny is the text 'i0'; expected a list"),
         ({"category": "Chairs"}, DataError, "category 'Chairs': no item has it. Items have, for example"),
         ({"filters": [Filters()], "histories": [[1], [2]]}, ConfigError, "1 filters for 2 histories"),
+        ({"filters": [{"deny": [1]}]}, ConfigError, "filters holds {'deny': .1.}; expected Filters"),
+        ({"category": ["Chairs"]}, ConfigError, "filter category is .'Chairs'.; expected the name of one category"),
         ({"filters": Filters(), "deny": [1]}, ConfigError, "Give filters or deny, not both"),
         ({"deny": range(20)}, CatalogError, "history 0: The filters leave no item of the catalog's 20: deny hides 20"),
         ({"allow": []}, CatalogError, "allow names 0"),
