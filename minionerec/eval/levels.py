@@ -132,12 +132,15 @@ def calibration(predictions: Lists) -> list[dict[str, Any]] | None:
         whole numbers, as minus the rank is.
     """
     lists = RankedLists.of(predictions)
-    if lists.scores is None or lists.width == 0 or not (np.nan_to_num(lists.scores) % 1).any():
+    if lists.scores is None or lists.width == 0:
+        return None
+    scores = lists.scores
+    if not any((np.nan_to_num(scores[rows]) % 1).any() for rows in lists.chunks()):  # the first chunk decides almost always
         return None
     confidence = np.zeros(lists.target_sids.shape)
     right = np.zeros(lists.target_sids.shape)
     for rows in lists.chunks():
-        chance = np.exp(np.nan_to_num(lists.scores[rows].astype(float), nan=-np.inf))  # (rows, width)
+        chance = np.exp(np.nan_to_num(scores[rows].astype(float), nan=-np.inf))  # (rows, width)
         if (chance.sum(axis=1) > 1 + 1e-3).any():
             return None
         prefix = np.zeros(chance.shape, dtype=np.int64)  # one number per prefix: its codes as digits
