@@ -108,8 +108,6 @@ def test_the_page_of_the_package_has_no_link_that_an_index_cannot_follow():
     page = (ROOT / PROJECT["readme"]).read_text()
     links = re.findall(r"\]\(([^)]+)\)", page)
     assert all(link.startswith("https://") for link in links)
-    for command in re.findall(r"^minionerec (\w+)", page, re.MULTILINE):
-        assert command in COMMANDS
     shared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["data-files"]
     for folder, name in re.findall(r'"\$share/(\w+)/([\w.]+)"', page):
         assert f"{folder}/{name}" in shared[f"share/minionerec/{folder}"] and (ROOT / folder / name).is_file()
