@@ -63,10 +63,7 @@ CODED_BASELINES = {  # neural, too, but made from codes of a run's items: its se
     "liger": Baseline("LIGER", "coded.liger.LIGER"),
 }
 GENERATIVE_BASELINES = ("tiger", "lazy", "liger")  # those of them that write SIDs code by code, and so leave no vectors
-SID_RANKERS = (
-    "tiger",
-    "lazy",
-)  # those of them that rank SIDs: items that share one are tied; `liger` tells them apart by texts
+SID_RANKERS = ("tiger", "lazy")  # those of them that tie items that share a SID; `liger` tells these apart by texts
 VECTOR_BASELINES = ("rpg", "liger")  # those of them that read item vectors
 PLAIN_FLOORS = ("popularity", "repeat")  # have no options and take no time: evaluation never reads them from a stored baseline
 FLOORS = (*PLAIN_FLOORS, "skip", "text", "mixture")  # what every run is held against, as far as its data allow it

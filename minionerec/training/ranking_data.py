@@ -163,8 +163,8 @@ def longest_history(data: RankingData) -> int:
 
 
 def stored_length(top: int, config: Config, data: RankingData) -> int:
-    """Items in the lists that a recommender stores for `eval`: `top`, or more if each history will be taken out of them."""
-    return max(top, config.eval.num_beams + longest_history(data)) if config.eval.exclude_history else top
+    """Items in the lists that a recommender stores for an `eval` that takes each history out of them: `top` at least."""
+    return max(top, config.eval.num_beams + longest_history(data))
 
 
 def choosing_rows(data: RankingData, count: int | None, seed: int) -> RankingData:
