@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from generation_defaults import DEFAULTED, DEFAULTS, METRICS, OURS, RESAMPLES, ask
-from setting import change_text, in_process_of_its_own, link_parts, machine, positive, table
+from setting import change_text, in_process_of_its_own, link_parts, machine, options_of_trainings, positive, table
 
 from minionerec import cli, pipeline
 from minionerec.artifacts import Manifest, Recipe, read_json, require, write_json
@@ -214,12 +214,7 @@ def shown_fields(fields: Sequence[str]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    options.add_argument("--config", required=True, help="a preset or a YAML file")
-    options.add_argument("--out", type=Path, required=True, help="where the runs are kept")
-    options.add_argument("--seeds", type=positive, default=3, help="1, 2, ...")
+    options = options_of_trainings(__doc__, "the runs", 3)
     quirks = list(dict.fromkeys([*(mistaken for mistaken, _ in QUIRKS.values()), SAMPLED]))
     options.add_argument("--quirks", nargs="+", help=f"arms with a mistake, some of: {', '.join(quirks)}")
     options.add_argument("--examples", type=positive, default=512, help=f"of the split, evenly spread, for {SAMPLED}")

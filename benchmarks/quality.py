@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from setting import change_text, in_process_of_its_own, link_parts, machine, positive, table
+from setting import change_text, in_process_of_its_own, link_parts, machine, options_of_trainings, table
 
 from minionerec import cli
 from minionerec.artifacts import Manifest, write_json
@@ -298,12 +298,7 @@ def chosen_variants(arguments: argparse.Namespace) -> dict[str, list[str]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    options.add_argument("--config", required=True, help="a preset or a YAML file")
-    options.add_argument("--out", type=Path, required=True, help="where the runs and the tables are kept")
-    options.add_argument("--seeds", type=positive, default=3, help="1, 2, ...")
+    options = options_of_trainings(__doc__, "the runs and the tables", 3)
     options.add_argument("--variants", nargs="+", help=f"some of: {', '.join(VARIANTS)}, or names of --add; default: all")
     options.add_argument("--add", action="append", default=[], metavar="NAME=FIELDS", help="one more variant")
     options.add_argument(

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 from gap_causes import shown_fields
 from quality import configuration, make_items
-from setting import change_text, in_process_of_its_own, link_parts, machine, positive, table
+from setting import change_text, in_process_of_its_own, link_parts, machine, options_of_trainings, table
 
 from minionerec import cli
 from minionerec.artifacts import Manifest, read_json, write_json
@@ -234,12 +234,7 @@ def show(stored: Mapping[str, Any]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    options.add_argument("--config", required=True, help="a preset or a YAML file")
-    options.add_argument("--out", type=Path, required=True, help="where the runs and the tables are kept")
-    options.add_argument("--seeds", type=positive, default=3, help="1, 2, ...")
+    options = options_of_trainings(__doc__, "the runs and the tables", 3)
     options.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="one with RL at least (default: all)")
     options.add_argument("--dataset", help="what the report calls the data (default: the configuration's name)")
     options.add_argument(

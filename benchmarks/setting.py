@@ -104,6 +104,22 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def options_of_trainings(description: str | None, kept: str, seeds: int) -> argparse.ArgumentParser:
+    """The options that tables of trainings share: --config, --out and --seeds; other words are fields of theirs.
+
+    Args:
+        kept: what is kept in --out.
+        seeds: how many, if none are asked for.
+    """
+    options = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    options.add_argument("--config", required=True, help="a preset or a YAML file")
+    options.add_argument("--out", type=Path, required=True, help=f"where {kept} are kept")
+    options.add_argument("--seeds", type=positive, default=seeds, help="1, 2, ...")
+    return options
+
+
 def parser(description: str | None, sides: Sequence[str]) -> argparse.ArgumentParser:
     """The options that all these benchmarks share."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)

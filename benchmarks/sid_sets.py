@@ -35,7 +35,7 @@ import numpy as np
 import polars as pl
 import torch
 from quality import BASE, METRICS, configuration, parts_of_rows, summary
-from setting import change_text, in_process_of_its_own, link_parts, machine, positive, table
+from setting import change_text, in_process_of_its_own, link_parts, machine, options_of_trainings, positive, table
 
 from minionerec.artifacts import Manifest, content_hash, write_json
 from minionerec.data import released
@@ -377,14 +377,9 @@ def show(arguments: argparse.Namespace, found: Mapping[str, Any]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    options.add_argument("--config", required=True, help="a preset or a YAML file")
-    options.add_argument("--out", type=Path, required=True, help="where the runs and the table are kept")
+    options = options_of_trainings(__doc__, "the runs and the table", 1)
     options.add_argument("--sets", type=positive, default=2, help="K, two or more")
     options.add_argument("--models", action="store_true", help="also the mean of K models of a set each")
-    options.add_argument("--seeds", type=positive, default=1, help="of the trainings: 1, 2, ...")
     arguments, given = options.parse_known_args(argv)
     common = [*shlex.split(BASE), *given, "--eval.split", "valid"]
     try:
