@@ -1,9 +1,7 @@
 """The harness of kills, pairs, full disks and wrong settings: what it counts as a fault, and what it tries."""
 
-import importlib
 import json
 import random
-from pathlib import Path
 
 import pytest
 import yaml
@@ -15,19 +13,15 @@ from minionerec.errors import ConfigError
 
 pytestmark = pytest.mark.fast
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+
+@pytest.fixture
+def chaos(script):
+    return script("chaos")
 
 
 @pytest.fixture
-def chaos(monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER)
-    return importlib.import_module("chaos")
-
-
-@pytest.fixture
-def wrong(monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER)
-    return importlib.import_module("wrong_settings")
+def wrong(script):
+    return script("wrong_settings")
 
 
 def test_its_run_is_a_configuration(chaos, tmp_path):

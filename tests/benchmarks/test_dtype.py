@@ -1,20 +1,16 @@
 """The benchmark of number formats, on a run of seconds."""
 
-import importlib
-
 import numpy as np
 import pytest
 
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.predictions import Prediction
-from tests.benchmarks.test_tree import FOLDER
 from tests.recommend.conftest import finished  # noqa: F401, a fixture
 
 
 @pytest.fixture
-def dtype(monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER)
-    return importlib.import_module("dtype")
+def dtype(script):
+    return script("dtype")
 
 
 def lists(*rows):

@@ -1,6 +1,5 @@
 """The table of the released code's mistakes at a tiny size: what it compares, and that it resumes."""
 
-import importlib
 from pathlib import Path
 
 import pytest
@@ -10,13 +9,10 @@ from minionerec.cli import parse
 from minionerec.report import gap_causes as shipped
 from tests.small import write_config
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def gap_causes(monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER)
-    return importlib.import_module("gap_causes")
+def gap_causes(script):
+    return script("gap_causes")
 
 
 def test_every_arm_is_a_configuration_that_differs_from_its_parent(gap_causes):

@@ -1,8 +1,6 @@
 """The released code's constraint, and what generation defaults make of it, on a toy."""
 
-import importlib
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,14 +14,12 @@ from minionerec.tree import CatalogTrie, beam_search, left_pad
 from tests.rl.toy import policy_folder
 from tests.small import config, random_dataset
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 PROMPTS = [[5, 6, 7], [9, 8, 7, 6, 5]]
 
 
 @pytest.fixture
-def defaults(monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER)
-    return importlib.import_module("generation_defaults")
+def defaults(script):
+    return script("generation_defaults")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The check of a GPU: its options, and its table of decoding at tiny size on a CPU."""
 
 import argparse
-import importlib
 import json
 import re
 import subprocess
@@ -13,12 +12,11 @@ from tests.launch import ROOT
 
 
 @pytest.fixture
-def gpu_decode(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return importlib.import_module("gpu_decode")
+def gpu_decode(script):
+    return script("gpu_decode")
 
 
-def script(*arguments, cwd=ROOT):
+def gpu_sh(*arguments, cwd=ROOT):
     return subprocess.run(
         ["bash", ROOT / "benchmarks/gpu.sh", *arguments], capture_output=True, text=True, check=False, cwd=cwd
     )
@@ -35,7 +33,7 @@ def test_its_limits_are_eight_minutes_together():
 
 
 def test_mistakes_cost_nothing(tmp_path):
-    assert "bash benchmarks/gpu.sh --tiny" in script("--help").stdout
+    assert "bash benchmarks/gpu.sh --tiny" in gpu_sh("--help").stdout
     (tmp_path / "out").mkdir()
     (tmp_path / "out/decode.log").write_text("x")
     for arguments, message in (
@@ -50,26 +48,25 @@ def test_mistakes_cost_nothing(tmp_path):
         (["--tiny", "--out", "out/decode.log"], "--out out/decode.log: not a folder"),
         (["--tiny", "--out", "new", "rl", "sft"], "rl: goes on from what the part sft leaves in --out"),
     ):
-        done = script(*arguments, cwd=tmp_path)
+        done = gpu_sh(*arguments, cwd=tmp_path)
         assert done.returncode == 2 and message in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_an_interpreter_that_lacks_packages_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHON", str(tmp_path / "none"))
-    assert "none: does not run; PYTHON names the interpreter." in script("--tiny", cwd=tmp_path).stderr
+    assert "none: does not run; PYTHON names the interpreter." in gpu_sh("--tiny", cwd=tmp_path).stderr
     bare = tmp_path / "bare"
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
     bare.chmod(0o755)
     monkeypatch.setenv("PYTHON", str(bare))
-    done = script("--tiny", cwd=tmp_path)
+    done = gpu_sh("--tiny", cwd=tmp_path)
     assert done.returncode == 2 and "bare lacks torch transformers" in done.stderr and "PYTHON=scripts/python" in done.stderr
     assert not (tmp_path / "gpu-results").exists()
 
 
-def test_a_tiny_run_that_was_interrupted_is_made_again(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    gpu_tiny = importlib.import_module("gpu_tiny")
+def test_a_tiny_run_that_was_interrupted_is_made_again(tmp_path, script):
+    gpu_tiny = script("gpu_tiny")
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw/items.csv").write_text("item,ti")
     with pytest.MonkeyPatch.context() as patch:
@@ -91,7 +88,7 @@ def test_calls_of_the_tiny_check_may_share_a_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHON", str(stub))
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
     for part in ("decode", "compiled"):
-        assert script("--tiny", "--out", str(tmp_path / "out"), part).returncode == 0
+        assert gpu_sh("--tiny", "--out", str(tmp_path / "out"), part).returncode == 0
     calls = [line.rpartition("/")[2] for line in (tmp_path / "calls").read_text().splitlines() if line != "-c"]
     assert calls == ["gpu_tiny.py", "gpu_decode.py", "gpu_decode.py"]
 
@@ -120,11 +117,12 @@ def test_the_table_of_decoding_on_a_cpu(gpu_decode, tmp_path, capsys):
         ("grpo_step", ["--per-step", "4", "--micro-prompts", "8"], "--micro-prompts: 8 does not divide --per-step 4"),
     ],
 )
-def test_options_that_cannot_be_used_are_refused_before_anything_is_measured(name, options, message, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+def test_options_that_cannot_be_used_are_refused_before_anything_is_measured(
+    name, options, message, script, monkeypatch, capsys
+):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(SystemExit):
-        importlib.import_module(name).main(options)
+        script(name).main(options)
     assert message in capsys.readouterr().err
 
 

@@ -3,8 +3,6 @@
 import pytest
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tests.benchmarks.test_tree import script  # noqa: F401  the fixture
-
 EXPECTED = {
     "gemma3": "equal",
     "gemma3n_text": "equal",
@@ -19,12 +17,12 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("kind", EXPECTED)
-def test_a_type_is_equal_or_refused(script, kind):  # noqa: F811
+def test_a_type_is_equal_or_refused(script, kind):
     assert script("model_types").result(kind).outcome == EXPECTED[kind]
 
 
 @pytest.mark.slow
-def test_no_type_is_different(script):  # noqa: F811
+def test_no_type_is_different(script):
     sweep = script("model_types")
     outcomes = {kind: sweep.result(kind) for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
     assert not [result for result in outcomes.values() if result.outcome == "different"]

@@ -1,6 +1,5 @@
 """The table of SFT variants at a tiny size: what it computes, what it refuses, and that it resumes."""
 
-import importlib
 import shlex
 from argparse import Namespace
 from pathlib import Path
@@ -15,13 +14,10 @@ from minionerec.statistics.ranking import gains, hits
 from tests.benchmarks.test_rl_table import lists
 from tests.small import leave_one_out, write_config
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def quality(monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER)
-    return importlib.import_module("quality")
+def quality(script):
+    return script("quality")
 
 
 def test_a_difference_is_a_mean_over_users_and_seeds_on_the_rows_asked_for(quality):

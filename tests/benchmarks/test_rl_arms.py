@@ -1,8 +1,6 @@
 """The four arms at a tiny size: what they are trained with, what is compared, what is refused, and that the table resumes."""
 
-import importlib
 from argparse import Namespace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +11,10 @@ from minionerec.statistics.ranking import gains, hits
 from tests.benchmarks.test_rl_table import lists
 from tests.small import write_config
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def rl_arms(monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER)
-    return importlib.import_module("rl_arms")
+def rl_arms(script):
+    return script("rl_arms")
 
 
 def test_every_arm_is_a_configuration_and_only_arms_with_rl_hold_rows_out(rl_arms, tmp_path):

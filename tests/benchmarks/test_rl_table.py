@@ -1,8 +1,6 @@
 """The table of RL variants at a tiny size: what it computes, what it refuses, and that it resumes."""
 
-import importlib
 import shlex
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,13 +14,10 @@ from minionerec.pipeline import run
 from minionerec.statistics.ranking import gains, hits
 from tests.small import config
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def rl_table(monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER)
-    return importlib.import_module("rl_table")
+def rl_table(script):
+    return script("rl_table")
 
 
 def lists(ranks: list[int], targets: list[int] | None = None) -> RankedLists:

@@ -1,6 +1,5 @@
 """What the benchmarks share: figures of a profile, and sides in processes of their own."""
 
-import importlib
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,13 +8,10 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def setting(monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER)
-    return importlib.import_module("setting")
+def setting(script):
+    return script("setting")
 
 
 def event(key, kind, count, device, host):

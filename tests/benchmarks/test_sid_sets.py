@@ -1,8 +1,6 @@
 """Several SID sets in one model at a tiny size: the dataset, and ranks by the mean over the sets against the literal one."""
 
-import importlib
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,13 +14,10 @@ from minionerec.sid.index import SidIndex, parse_token
 from minionerec.tree import CatalogTrie, score_catalog
 from tests.small import leave_one_out, random_dataset, untrained_model, write_config
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def sid_sets(monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER)
-    return importlib.import_module("sid_sets")
+def sid_sets(script):
+    return script("sid_sets")
 
 
 def test_every_user_and_item_is_there_once_per_set(sid_sets):

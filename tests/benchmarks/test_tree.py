@@ -1,22 +1,13 @@
 """Each benchmark of the tree engine at a tiny size: it runs, both sides give the same, and its checks can fail."""
 
 import argparse
-import importlib
 import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.benchmarks.conftest import FOLDER
 from tests.small import random_dataset
-
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-@pytest.fixture
-def script(monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER)
-    return importlib.import_module
 
 
 def test_decode_gives_the_peers_lists(script):

@@ -3,11 +3,11 @@
 import subprocess
 import sys
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+from tests.benchmarks.conftest import FOLDER
+
 SIDE = """
 import sys, time
 from pathlib import Path
@@ -23,10 +23,9 @@ with turn():
 
 
 @pytest.fixture
-def start(tmp_path, monkeypatch):
+def start(tmp_path, script):
     """Starts sides that share a folder; their windows are written next to it."""
-    monkeypatch.syspath_prepend(FOLDER)
-    import turns
+    turns = script("turns")
 
     shared = tmp_path / "shared"
     shared.mkdir()

@@ -1,20 +1,16 @@
 """The benchmark of lists for many users, with a recommender in memory in place of a process."""
 
-import importlib
-
 import pytest
 
 from minionerec.prompts.builder import Prompts
 from minionerec.recommend.batch import Job, recommend_users
 from minionerec.recommend.recommender import Recommender
-from tests.benchmarks.test_tree import FOLDER
 from tests.recommend.conftest import SIZES
 from tests.small import random_dataset, untrained_model
 
 
-def test_it_counts_users_and_compares_a_killed_run(monkeypatch, tmp_path, capsys):
-    monkeypatch.syspath_prepend(FOLDER)
-    users = importlib.import_module("users")
+def test_it_counts_users_and_compares_a_killed_run(script, monkeypatch, tmp_path, capsys):
+    users = script("users")
     dataset, index = random_dataset()
     model, tokenizer = untrained_model(dataset, index, SIZES)
     recommender = Recommender(model, Prompts(dataset, index, tokenizer))
