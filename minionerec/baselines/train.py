@@ -1,7 +1,7 @@
 """Command `baseline`: train a sequential recommender, choose its best epoch on valid, rank valid and test with it.
 
 Inputs: `data/` of the run, or a file of sequences (`baseline.protocol`). Outputs in `baselines/<model>/`:
-`valid.parquet` and `test.parquet` (user, target, rank, rank without the history, items), `log.jsonl` (one epoch a line) and,
+`valid.parquet` and `test.parquet` (`training.ranking.frame`), `log.jsonl` (one epoch a line) and,
 for neural models, `model.safetensors`; with the run's own splits also `vectors.safetensors` (`data/vectors.py`), unless
 the model writes codes. `mixture` leaves `weights.json`.
 
@@ -53,7 +53,16 @@ from minionerec.recommend.cache.vectors import has_vectors, vectors_digest, vect
 from minionerec.training.epochs import Course, Epochs, Learner, resume, run_epochs, seed_epoch
 from minionerec.training.launch import check_precision
 from minionerec.training.machine import check_vectors_memory
-from minionerec.training.ranking import TABLE_CUTOFFS, Scorer, choosing_ranks, frame, rank_split, ranking_metrics
+from minionerec.training.ranking import (
+    TABLE_CUTOFFS,
+    TIES,
+    Scorer,
+    choosing_ranks,
+    frame,
+    rank_split,
+    ranking_metrics,
+    split_metrics,
+)
 from minionerec.training.ranking_data import RankingData, choosing_rows, from_dataset, from_sequences, longest_history
 
 CHOOSES = "NDCG@10"  # the metric on valid that early stopping watches
@@ -123,6 +132,8 @@ def train_baseline(config: Config) -> tuple[Manifest, bool]:
         sections["baseline"]["beams"] = beams  # named only if `top` does not say it
     if leaves_history_out(config) and baseline.model not in TRIVIAL_BASELINES and baseline.weights is None:
         sections["baseline"]["chosen_by"] = f"{CHOOSES}, history left out"
+    if data.protocol.expects_ties:
+        sections["baseline"] |= TIES
     # Digests among the inputs stand for the two files. An option that is not set stays out of the key, so that a new option
     # leaves finished baselines current.
     files = ("sequences", "weights")
@@ -154,9 +165,7 @@ def _train_and_rank(config: Config, data: RankingData, top: int, recipe: Recipe)
             ranking = rank_split(score, data, split, top, left_out=True)
             if split == "test":
                 milliseconds = 1000 * (time.perf_counter() - began) * distributed_state().num_processes / len(ranking.ranks)
-            assert ranking.left_out is not None
-            for ranks, words in ((ranking.ranks, ""), (ranking.left_out, ", history left out")):
-                draft.metrics.update({f"{split} {name}{words}": value for name, value in ranking_metrics(ranks).items()})
+            draft.metrics.update(split_metrics(ranking, split))
             if is_main_process():
                 frame(data, split, ranking).write_parquet(draft.path / f"{split}.parquet")
         draft.metrics[MILLISECONDS] = round(milliseconds, 3)
@@ -238,7 +247,7 @@ def fit(model: SequentialModel, data: RankingData, config: Config, checkpoints: 
 
     def validate() -> float:
         with as_wide_as_choosing_needs(model, left_out):
-            return ranking_metrics(choosing_ranks(score, chooses, exclude))[CHOOSES]
+            return ranking_metrics(*choosing_ranks(score, chooses, exclude))[CHOOSES]
 
     schedule = Epochs(baseline.model, CHOOSES, baseline.epochs, baseline.patience, protocol.equal_is_better, protocol.decimals)
     course = run_epochs(

@@ -1,6 +1,6 @@
 """Trivial recommenders: they count, and train nothing. A model that does not beat them has learnt nothing.
 
-`popularity` and `repeat_last` rank a Dataset's examples for the eval stage, `floor_lists` does so with any of the classes;
+`popularity` and `repeat_last` rank a Dataset's examples for the eval stage, `floor_ranking` does so with any of the classes;
 `eval.predictions.as_predictions` makes predictions of the rankings. The classes score any `RankingData`, so that a published
 table has its trivial recommenders too. The history stays in the lists unless the protocol hides it.
 
@@ -25,7 +25,7 @@ from minionerec.errors import ConfigError
 from minionerec.recommend import cache
 from minionerec.recommend.cache import Component, Interactions, Mixture
 from minionerec.training.history_rows import HistoryRows
-from minionerec.training.ranking import CHUNK, candidates, ranked
+from minionerec.training.ranking import Ranking, rank_rows
 from minionerec.training.ranking_data import RankingData
 
 
@@ -37,6 +37,27 @@ def popularity(dataset: Dataset, length: int, split: SplitName = "test") -> list
     """
     ranked = np.argsort(-interaction_counts(dataset), kind="stable")[:length]
     return [ranked] * len(dataset.split(split))
+
+
+def popularity_places(dataset: Dataset, split: SplitName, exclude_history: bool) -> tuple[np.ndarray, np.ndarray]:
+    """For each example of the split the best 0-based rank of its target by `interaction_counts`, and how many items tie at it.
+
+    Args:
+        exclude_history: whether the items of each history have no rank.
+
+    Returns:
+        (rows,) float, infinity if the target has no rank; (rows,) int.
+    """
+    counts = interaction_counts(dataset)
+    ascending = np.sort(counts)
+    best, ties = [], []
+    for history, target in dataset.split(split).select("history", "target").iter_rows():
+        hidden = np.unique(np.array(history if exclude_history else [], dtype=np.int64))
+        below, upto = (int(np.searchsorted(ascending, counts[target], side)) for side in ("left", "right"))
+        hides = target in hidden
+        best.append(np.inf if hides else len(counts) - upto - int((counts[hidden] > counts[target]).sum()))
+        ties.append(1 if hides else upto - below - int((counts[hidden] == counts[target]).sum()))
+    return np.array(best, dtype=float), np.array(ties)
 
 
 def repeat_last(examples: pl.DataFrame, length: int) -> list[np.ndarray]:
@@ -233,18 +254,9 @@ def needs_vectors(config: BaselineConfig, available: bool) -> bool:
     return config.model in WITH_VECTORS
 
 
-def floor_lists(recommender: TrivialRecommender, data: RankingData, split: SplitName, length: int) -> list[np.ndarray]:
-    """For each example of the split the best items by a trivial recommender, computed by this process alone.
-
-    Returns:
-        Item indices, at most `length`, per example.
-    """
-    rows = data.rows[split]
-    lists = []
-    for start in range(0, len(rows), CHUNK):
-        part = rows.take(np.arange(start, min(start + CHUNK, len(rows))))
-        lists += ranked(candidates(recommender(part), part, data.protocol), length)
-    return [ids - 1 for ids in lists]
+def floor_ranking(recommender: TrivialRecommender, data: RankingData, split: SplitName, length: int) -> Ranking:
+    """A split as a trivial recommender ranks it, computed by this process alone: lists of at most `length`, ids from 1."""
+    return rank_rows(recommender, data.rows[split], data.protocol, length, left_out=True)
 
 
 def interactions_of(data: RankingData) -> Interactions:

@@ -166,9 +166,10 @@ def _ground(config: Config, stage: str, dataset: Dataset, index: SidIndex, folde
             f"{len(written.texts):,}",
             grounding.TITLES,
         )
-    rankings, weight = grounding.rank_split(written, valid, prompts, embedder, folder, config)
+    grounded, weight = grounding.rank_split(written, valid, prompts, embedder, folder, config)
     ids = dataset.catalog["item_id"].to_list()
-    predictions = as_predictions(dataset.split(config.eval.split), rankings, index, ids)
+    places = (grounded.best, grounded.ties)
+    predictions = as_predictions(dataset.split(config.eval.split), grounded.rankings, index, ids, places=places)
     write_predictions(folder / "predictions.jsonl", predictions)
     return {} if config.eval.title_assistant is None else {"weight": weight}
 

@@ -2,8 +2,8 @@
 
 An item's distance is that of its title to the written one: the Euclidean distance of their embeddings, the last layer's state
 at the last token, after the final norm. All distances are computed, in float64, so the ranking is exact; equal titles have one
-embedding, and their items stand in catalog order. `grounding.json` has the metrics with such items tied in expectation, and
-with each at the best of the tied ranks, as BIGRec has them.
+embedding, and their items are tied. `grounding.json` has the metrics in expectation over ties too, and those with each target
+at the best of its tied ranks, as BIGRec has them.
 
 The distances may be weighed with popularity or with a sequential recommender (`eval.title_assistant`): an item with distance d
 and score s has d' (1 + s')^-w instead, where ' scales a row's values over the catalog to 0..1. So the nearest title stays first
@@ -314,8 +314,8 @@ def rank_split(
     embedder: tuple[PreTrainedModel, PreTrainedTokenizerBase],
     folder: Path,
     config: Config,
-) -> tuple[list[np.ndarray], float]:
-    """Per row of a split the nearest items, and the weight. Writes `titles.json`, what the model wrote, and `grounding.json`.
+) -> tuple[Grounded, float]:
+    """A split, ranked by the nearest titles, and the weight. Writes `titles.json`, what the model wrote, and `grounding.json`.
 
     Args:
         valid: what the weight is chosen by; None if it is set, or nothing weighs the distances.
@@ -367,7 +367,7 @@ def rank_split(
             **({"weighing": weighing} if weighing else {}),
         },
     )
-    return grounded.rankings, weight
+    return grounded, weight
 
 
 def _means(values: dict[str, np.ndarray]) -> dict[str, float]:

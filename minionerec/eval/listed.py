@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+import polars as pl
 
 from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, require
 from minionerec.baselines import trivial
@@ -17,6 +18,7 @@ from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.predictions import Prediction, as_predictions
 from minionerec.recommend.cache.vectors import has_vectors, vectors_digest, vectors_of_run
 from minionerec.sid.index import SidIndex
+from minionerec.training.ranking import TIES, frame
 from minionerec.training.ranking_data import from_dataset
 
 WEIGHTS = "weights.json"  # of `mixture`, next to its predictions
@@ -24,6 +26,8 @@ LEGO = "lego-"  # begins the names of content recommenders
 _MOST_CELLS = (
     10**9
 )  # rows of valid and test times items: some minutes; larger runs ask for such floors by `minionerec baseline`
+
+_Ranked = tuple[list[np.ndarray], tuple[np.ndarray, np.ndarray]]  # lists; the targets' best ranks and ties
 
 log = logging.getLogger(__name__)
 
@@ -65,13 +69,24 @@ def stored_command(name: str) -> str:
     return f"minionerec baseline --baseline.model {name}"
 
 
+def _section(name: str) -> str:
+    """The section of a manifest that has the settings of a recommender's stored lists."""
+    return "lego" if name.startswith(LEGO) else "baseline"
+
+
 def stored_lists(run: Path, name: str, data_digest: str) -> Manifest:
     """The manifest of a recommender's stored lists.
 
     Raises:
-        ArtifactError: they are not there, they are damaged, or they were made from other data.
+        ArtifactError: they are not there, they are damaged, other data made them, or a version without ties.
     """
-    return require(run / stored_artefact(name), stored_command(name), made_from={"data": data_digest})
+    manifest = require(run / stored_artefact(name), stored_command(name), made_from={"data": data_digest})
+    if not TIES.items() <= manifest.config[_section(name)].items():
+        raise ArtifactError(
+            f"{run / stored_artefact(name)}: an earlier version made these lists, which do not say where scores are equal. "
+            f"Make them again: {stored_command(name)} --replace (same --config and options)."
+        )
+    return manifest
 
 
 def why_unusable(run: Path, name: str) -> str | None:
@@ -152,14 +167,16 @@ def listed_predictions(
     """
     examples, length = dataset.split(config.eval.split), config.eval.num_beams
     longest = _longest_hidden(config, dataset)
+    places = None
     if name == "popularity":
         rankings = trivial.popularity(dataset, length + longest, config.eval.split)
+        places = trivial.popularity_places(dataset, config.eval.split, config.eval.exclude_history)
     elif name == "repeat":
         rankings = trivial.repeat_last(examples, length)
     elif is_stored(config, name):
-        rankings = _of_baseline(name, config, dataset)
+        rankings, places = _of_baseline(name, config, dataset)
     else:
-        rankings = _of_floor(name, config, dataset, length + longest, keep)
+        rankings, places = _of_floor(name, config, dataset, length + longest, keep)
     if config.eval.exclude_history:
         histories = examples["history"].to_list()
         rankings = [ranking[~np.isin(ranking, history)] for ranking, history in zip(rankings, histories, strict=True)]
@@ -169,7 +186,7 @@ def listed_predictions(
         hidden = examples["history"].to_list() if config.eval.exclude_history else [[]] * len(examples)
         whole = [_whole_sids(ranking, index, length, own) for ranking, own in zip(rankings, hidden, strict=True)]
         return as_predictions(examples, whole, index, ids, exact, tied=True)
-    return as_predictions(examples, [ranking[:length] for ranking in rankings], index, ids, exact)
+    return as_predictions(examples, [ranking[:length] for ranking in rankings], index, ids, exact, places=places)
 
 
 def _whole_sids(ranking: np.ndarray, index: SidIndex, length: int, hidden: Sequence[int]) -> np.ndarray:
@@ -182,14 +199,15 @@ def _whole_sids(ranking: np.ndarray, index: SidIndex, length: int, hidden: Seque
     return np.array([item for sid in sids for item in index.items(sid) if item not in hidden], dtype=np.int64)
 
 
-def _of_floor(name: str, config: Config, dataset: Dataset, length: int, keep: Path | None) -> list[np.ndarray]:
-    """The lists of a floor with its default options, as `minionerec baseline` would store them."""
+def _of_floor(name: str, config: Config, dataset: Dataset, length: int, keep: Path | None) -> _Ranked:
+    """The lists of a floor with its default options, and the targets' places, as `minionerec baseline` would store them."""
     baseline = BaselineConfig(model=name)
     data = from_dataset(dataset, baseline.max_history)
     recommender = trivial.make_trivial(baseline, data, _vectors_for(name, config, dataset))
     if keep is not None and isinstance(recommender, trivial.CacheMixture):
         recommender.mixture.weights.save(keep / WEIGHTS)
-    return trivial.floor_lists(recommender, data, config.eval.split, length)
+    table = frame(data, config.eval.split, trivial.floor_ranking(recommender, data, config.eval.split, length))
+    return _read_table(table, config)
 
 
 def _longest_hidden(config: Config, dataset: Dataset) -> int:
@@ -206,7 +224,7 @@ def _needed_length(config: Config, dataset: Dataset) -> int:
 def _too_short(name: str, config: Config, needed: int) -> str | None:
     """That stored lists have fewer items than needed, and what to do; None if they have enough."""
     folder = config.folder / stored_artefact(name)
-    stored = Manifest.load(folder).config["lego" if name.startswith(LEGO) else "baseline"]["top"]
+    stored = Manifest.load(folder).config[_section(name)]["top"]
     if stored >= needed:
         return None
     return (
@@ -215,8 +233,8 @@ def _too_short(name: str, config: Config, needed: int) -> str | None:
     )
 
 
-def _of_baseline(name: str, config: Config, dataset: Dataset) -> list[np.ndarray]:
-    """The lists that a baseline of the run has stored.
+def _of_baseline(name: str, config: Config, dataset: Dataset) -> _Ranked:
+    """The lists that a baseline of the run has stored, and the targets' places.
 
     Raises:
         ArtifactError: histories are left out, and the lists are too short for it.
@@ -224,5 +242,11 @@ def _of_baseline(name: str, config: Config, dataset: Dataset) -> list[np.ndarray
     if config.eval.exclude_history and (reason := _too_short(name, config, _needed_length(config, dataset))) is not None:
         raise ArtifactError(reason)
     path = config.folder / stored_artefact(name) / f"{config.eval.split}.parquet"
-    lists = read_parquet(path, ArtifactError, f"Run {stored_command(name)} again.")["items"].to_list()
-    return [np.array(items, dtype=np.int64) for items in lists]
+    return _read_table(read_parquet(path, ArtifactError, f"Run {stored_command(name)} again."), config)
+
+
+def _read_table(table: pl.DataFrame, config: Config) -> _Ranked:
+    """What `training.ranking.frame` says of lists, and of the places by the run's rule for the history."""
+    suffix = "_left_out" if config.eval.exclude_history else ""
+    lists = [np.array(items, dtype=np.int64) for items in table["items"].to_list()]
+    return lists, (table[f"rank{suffix}"].to_numpy(), table[f"ties{suffix}"].to_numpy())

@@ -17,6 +17,7 @@ from minionerec.eval.predictions import Prediction, read_predictions
 
 HEADLINE = 10  # the cut-off that the field reports
 EMPTY = -1  # code of a position beyond the end of a list, and of a recommended text that is no SID
+NO_TIE = (0, 1)  # of a target with which nothing ties
 _BLOCK = 16 << 20  # bytes of text parsed at once: large enough to be fast, and memory stays bounded
 _INDICES = pa.list_(pa.int32())
 _SCHEMA = pa.schema(
@@ -31,6 +32,8 @@ _SCHEMA = pa.schema(
         "exact": pa.bool_(),
         "position": pa.int32(),
         "sizes": _INDICES,
+        "item_tie": _INDICES,
+        "sid_tie": _INDICES,
         "target_id": pa.string(),
         "history_ids": pa.list_(pa.string()),
         "item_ids": pa.list_(pa.string()),
@@ -117,6 +120,7 @@ class RankedLists:
         history_lengths: (rows,) int.
         repeats: (rows,) bool: the target is in the history (its SID, if the file names no items).
         exact: (rows,) bool, or None if the file does not say.
+        item_ties, sid_ties: (rows, 2) int, the field of this name of each `Prediction`, [0, 1] in a row without one.
     """
 
     users: np.ndarray
@@ -132,6 +136,8 @@ class RankedLists:
     history_lengths: np.ndarray
     repeats: np.ndarray
     exact: np.ndarray | None
+    item_ties: np.ndarray
+    sid_ties: np.ndarray
 
     def __len__(self) -> int:
         return len(self.users)
@@ -189,6 +195,8 @@ class RankedLists:
             exact=self.exact is not None and bool(self.exact[row]),
             position=int(self.positions[row]) if self.positions[row] >= 0 else None,
             sizes=None if self.sizes is None else self.sizes[row, :length].tolist(),
+            item_tie=self.item_ties[row].tolist() if self.item_ties[row, 1] > 1 else None,
+            sid_tie=self.sid_ties[row].tolist() if self.sid_ties[row, 1] > 1 else None,
         )
 
     @classmethod
@@ -231,6 +239,8 @@ class RankedLists:
             history_lengths=history.lengths,
             repeats=np.isfinite(history.positions_of(targets)),
             exact=np.array([row.exact for row in predictions]),
+            item_ties=np.array([row.item_tie or NO_TIE for row in predictions], dtype=np.int32),
+            sid_ties=np.array([row.sid_tie or NO_TIE for row in predictions], dtype=np.int32),
         )
 
     @classmethod
@@ -326,6 +336,8 @@ def _arrays(block: bytes) -> dict[str, Any]:
         "lengths": lengths,
         "scores": padded,
         "sizes": _sizes(column["sizes"], filled, item_lengths),
+        "item_ties": _ties(column["item_tie"]),
+        "sid_ties": _ties(column["sid_tie"]),
         "items": (items, item_lengths),
         "history": (history, history_lengths),
         "exact": column["exact"].to_numpy(zero_copy_only=False),
@@ -366,6 +378,16 @@ def _sizes(column: pa.ListArray, filled: np.ndarray, item_lengths: np.ndarray) -
     return sizes
 
 
+def _ties(column: pa.ListArray) -> np.ndarray:
+    """The pairs of a field `item_tie` or `sid_tie`, (rows, 2), `NO_TIE` in lines without it."""
+    ties = np.tile(np.array(NO_TIE, dtype=np.int32), (len(column), 1))
+    values, lengths = _numbers(column.filter(column.is_valid()), np.int32)
+    if (lengths != 2).any() or (values.size and (values[::2].min() < 0 or values[1::2].min() < 2)):
+        raise _Irregular
+    ties[column.is_valid().to_numpy(zero_copy_only=False)] = values.reshape(-1, 2)
+    return ties
+
+
 def _holds_twice(sids: np.ndarray, filled: np.ndarray) -> bool:
     """Whether any list names a SID twice. Each SID becomes one number; equal numbers are neighbours once sorted."""
     key = np.zeros(filled.shape, dtype=np.int64)
@@ -404,7 +426,7 @@ def _joined(parts: list[dict[str, Any]]) -> RankedLists:
         return Ragged(np.concatenate([part[name][0] for part in parts]), np.concatenate([[0], lengths.cumsum()]))
 
     simple = {name: np.concatenate([part.pop(name) for part in parts]) for name in
-              ("users", "positions", "targets", "target_sids", "lengths", "exact")}  # fmt: skip
+              ("users", "positions", "targets", "target_sids", "lengths", "exact", "item_ties", "sid_ties")}  # fmt: skip
     if pl.DataFrame({name: simple[name] for name in ("users", "positions")}).is_duplicated().any():
         raise _Irregular
     sizes = None

@@ -15,11 +15,12 @@ from minionerec.statistics.ranking import per_user
 
 
 def ranks(predictions: Lists, on: Literal["sid", "item"] = "sid") -> np.ndarray:
-    """0-based rank of each example's target, (rows,) float; infinity if the list does not hold it.
+    """0-based place of each example's target in its list, (rows,) float; infinity if the list does not hold it.
+
+    What ties stands in catalog order here; `sid_ranks` and `item_ranks` do not depend on that order.
 
     Args:
-        on: `sid`: items that share the target's SID count as the target. `item`: the rank among the listed items; items of one
-            SID stand in catalog order (`item_ranks` does not depend on that order).
+        on: `sid`: items that share the target's SID count as the target. `item`: the place among the listed items.
 
     Raises:
         DataError: no predictions.
@@ -45,8 +46,29 @@ def positions(sids: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return np.where(match.any(axis=1), match.argmax(axis=1), np.inf)
 
 
+def sid_ranks(predictions: Lists) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks of the target's SID, where items with one score are tied.
+
+    Returns:
+        Two arrays (rows,): the best 0-based rank, infinity if the list does not reach the SID, and how many SIDs tie at it and
+        the following ranks (1 if nothing ties).
+
+    Raises:
+        DataError: no predictions.
+    """
+    lists = RankedLists.of(predictions)
+    return _with_ties(ranks(lists), lists.sid_ties)
+
+
+def _with_ties(places: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Best ranks and ties, from places in the lists (rows,) and the ties that the lists say (rows, 2)."""
+    return np.where(known[:, 1] > 1, known[:, 0], places), known[:, 1].astype(float)
+
+
 def item_ranks(predictions: Lists) -> tuple[np.ndarray, np.ndarray] | None:
-    """Ranks of the target item if the items of one SID are tied: a model that writes SIDs cannot order them.
+    """Ranks of the target item, where items are tied that the recommender cannot order.
+
+    These are the items of one SID for a model that writes SIDs, and items with one score for another.
 
     A target that a filter has hidden is a miss, although its SID may be listed for another item.
 
@@ -61,7 +83,7 @@ def item_ranks(predictions: Lists) -> tuple[np.ndarray, np.ndarray] | None:
     if lists.items is None and lists.sizes is None:
         return None
     if lists.sizes is None:
-        return ranks(lists, "item"), np.ones(len(lists))
+        return _with_ties(ranks(lists, "item"), lists.item_ties)
     on_sids = ranks(lists)
     listed = np.isfinite(on_sids)
     if lists.items is not None:
@@ -76,7 +98,7 @@ def item_ranks(predictions: Lists) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def values_per_row(predictions: Lists, cutoffs: Sequence[int], on: Literal["sid", "item"]) -> dict[str, np.ndarray]:
-    """Each metric's value per example, (rows,), by name; on items the mean over the orders of tied items.
+    """Each metric's value per example, (rows,), by name: the mean over the orders of what is tied.
 
     Args:
         on: whether a SID or an item must be the target's.
@@ -85,7 +107,8 @@ def values_per_row(predictions: Lists, cutoffs: Sequence[int], on: Literal["sid"
         DataError: the lists name no items and `on` is `item`.
     """
     if on == "sid":
-        return per_user(ranks(predictions), cutoffs)
+        best, ties = sid_ranks(predictions)
+        return per_user(best, cutoffs, ties)
     ranks_and_ties = item_ranks(predictions)
     if ranks_and_ties is None:
         raise DataError("these predictions name no items; compare them on SIDs.")
@@ -147,7 +170,7 @@ def measure(predictions: Lists, cutoffs: Sequence[int] | None = None, resamples:
     lists = RankedLists.of(predictions)
     cutoffs = cutoffs_within(lists.span["longest"]) if cutoffs is None else cutoffs
     units = lists.units()
-    values = per_user(ranks(lists), cutoffs)
+    values = values_per_row(lists, cutoffs, "sid")
     return Metrics(
         users=len(lists) if units is None else int(units.max()) + 1,
         rows=len(lists),

@@ -35,11 +35,15 @@ class Prediction:
         position: the target's 0-based position in the user's sequence; None if each user has one prediction.
         sizes: how many of `items` each SID stands for: a model that writes SIDs cannot order the items of one. None if
             `items` is itself an order, or no SID of the list has two items.
+        item_tie: the best 0-based rank of the target among the items, and how many items, itself included, share its score and
+            so this rank and the following ones; the order of these in `items` means nothing. They may reach beyond the list's
+            end, and the target may lie there. None if nothing ties with the target, or no list reaches it.
+        sid_tie: the same of the target's SID among SIDs; None if its place in `sids` is its rank.
         target_id, history_ids, item_ids: the catalog's ids of `target`, `history` and `items`; None if the file has none.
 
     Raises:
-        DataError: SIDs of unequal depth, a SID listed twice, not one score per SID, sizes that do not add up, or not one id per
-            item.
+        DataError: SIDs of unequal depth, a SID listed twice, not one score per SID, sizes that do not add up, a tie that is no
+            pair, or not one id per item.
     """
 
     user: str
@@ -52,6 +56,8 @@ class Prediction:
     exact: bool
     position: int | None = None
     sizes: list[int] | None = None
+    item_tie: list[int] | None = None
+    sid_tie: list[int] | None = None
     target_id: str | None = None
     history_ids: list[str] | None = None
     item_ids: list[str] | None = None
@@ -72,6 +78,9 @@ class Prediction:
                 f"user {self.user!r}: {len(self.sizes)} sizes that add up to {sum(self.sizes)} for {len(self.sids)} sids and "
                 f"{len(self.items)} items; expected one size per SID and their sum to be the number of items."
             )
+        for name, tie in (("item_tie", self.item_tie), ("sid_tie", self.sid_tie)):
+            if tie is not None and (len(tie) != 2 or tie[1] < 2):
+                raise DataError(f"user {self.user!r}: {name} is {tie}, expected a rank and how many tie at it, 2 or more.")
         for name, ids, items in (("history", self.history_ids, self.history), ("item", self.item_ids, self.items)):
             if ids is not None and len(ids) != len(items):
                 raise DataError(f"user {self.user!r}: {len(ids)} {name}_ids for {len(items)} items, expected one each.")
@@ -112,9 +121,12 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "scores": (lambda value: isinstance(value, list) and all(map(_finite, value)), "a list of finite numbers"),
     "exact": (lambda value: isinstance(value, bool), "true or false"),
 }
+_TIE = "a rank and a number of ties"
 _OPTIONAL: dict[str, tuple[Callable[[Any], bool], str]] = {
     "position": (lambda value: value is None or _index(value), "a position in the user's sequence"),
     "sizes": (lambda value: value is None or (_indices(value) and 0 not in value), "a list of numbers of items, at least 1"),
+    "item_tie": (lambda value: value is None or _indices(value), _TIE),
+    "sid_tie": (lambda value: value is None or _indices(value), _TIE),
     "target_id": (lambda value: value is None or isinstance(value, str), "an item's id"),
     "history_ids": (_texts, "a list of items' ids"),
     "item_ids": (_texts, "a list of items' ids"),
@@ -204,6 +216,7 @@ def as_predictions(
     ids: Sequence[str] | None = None,
     exact: bool = True,
     tied: bool = False,
+    places: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> list[Prediction]:
     """Item rankings as predictions: the ranking's items, their SIDs in the order of first occurrence, minus the rank as score.
 
@@ -214,13 +227,16 @@ def as_predictions(
         ids: the catalog's ids of the items; None leaves them out.
         exact: whether all items were ranked, so that the lists are the exact top; a beam search may have missed some.
         tied: whether SIDs were ranked, so that the order of the items of one, which stand together, means nothing.
+        places: the 0-based rank of each row's target, the best one if items tie with it, and how many items share it and the
+            following ones, both (rows,); None if rankings have no ties.
 
     Raises:
         CatalogError: an item lies outside the SID index.
     """
     predictions = []
     several = examples["user"].n_unique() < len(examples)
-    for example, ranking in zip(examples.iter_rows(named=True), rankings, strict=True):
+    best, ties = (np.full(len(examples), np.inf), np.ones(len(examples))) if places is None else places
+    for row, (example, ranking) in enumerate(zip(examples.iter_rows(named=True), rankings, strict=True)):
         outside = [item for item in (*ranking.tolist(), example["target"]) if not 0 <= item < len(sid_index.codes)]
         if outside:
             raise CatalogError(
@@ -240,10 +256,30 @@ def as_predictions(
                 exact=exact,
                 position=example["position"] if several else None,
                 sizes=[*sids.values()] if tied and len(sids) < len(ranking) else None,
+                **_ties(example["target"], ranking, sid_index, best[row], int(ties[row])),
                 **({} if ids is None else own_ids(ids, example["target"], example["history"], ranking.tolist())),
             )
         )
     return predictions
+
+
+def _ties(target: int, ranking: np.ndarray, sid_index: SidIndex, best: float, ties: int) -> dict[str, list[int]]:
+    """The fields `item_tie` and `sid_tie` of a prediction whose target has `best` as best rank, with `ties` items at it.
+
+    If a better item has the target's SID, that item's place is the SID's. Of items that tie beyond the list's end nothing is
+    known, so each counts as a SID.
+    """
+    if ties < 2 or best >= len(ranking):
+        return {}
+    first = int(best)
+    before, equal = ({*map(tuple, sid_index.codes[part].tolist())} for part in (ranking[:first], ranking[first : first + ties]))
+    fields = {"item_tie": [first, ties]}
+    own = tuple(sid_index.codes[target].tolist())
+    if own not in before:
+        sids = len(equal - before) + max(0, first + ties - len(ranking))
+        if sids > 1:
+            fields["sid_tie"] = [len(before), sids]
+    return fields
 
 
 def own_ids(ids: Sequence[str], target: int, history: Sequence[int], items: Sequence[int]) -> dict[str, Any]:

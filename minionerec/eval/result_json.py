@@ -10,7 +10,7 @@ import numpy as np
 
 from minionerec.config.documents import DocumentError, parse_json
 from minionerec.errors import CatalogError, ConfigError, DataError
-from minionerec.eval.lists import EMPTY, RankedLists
+from minionerec.eval.lists import EMPTY, NO_TIE, RankedLists
 from minionerec.sid.index import parse_token
 
 _IN_PROMPT = re.compile(r"<a_\d+>(?:<[b-z]_\d+>)*")
@@ -166,6 +166,8 @@ def read_released(path: Path, catalog: dict[tuple[int, ...], int] | None = None)
         history_lengths=np.array([len(history) for history in histories]),
         repeats=np.array([target in history for target, history in zip(targets, histories, strict=True)]),
         exact=None,
+        item_ties=np.tile(NO_TIE, (len(targets), 1)),
+        sid_ties=np.tile(NO_TIE, (len(targets), 1)),
     )
 
 

@@ -13,7 +13,7 @@ from minionerec.data.dataset import SPLITS, Dataset, SplitName
 from minionerec.data.interactions import interaction_counts, training_interactions
 from minionerec.errors import DataError
 from minionerec.eval.lists import Lists, Ragged, RankedLists
-from minionerec.eval.metrics import interval_cells, ranks
+from minionerec.eval.metrics import interval_cells, sid_ranks
 from minionerec.sid.index import SidIndex
 from minionerec.statistics.differences import differences
 from minionerec.statistics.ranking import per_user
@@ -234,13 +234,13 @@ def slice_tables(
         Per question and answer: `rows`, their `share` of all, and each metric with its 95 % interval. Empty parts are left out.
     """
     lists = RankedLists.of(predictions)
-    target_ranks, units = ranks(lists), lists.units()
+    (best, ties), units = sid_ranks(lists), lists.units()
     return {
         question: {
             answer: {
                 "rows": int(rows.sum()),
                 "share": int(rows.sum()) / len(lists),
-                **interval_cells(per_user(target_ranks[rows], cutoffs), resamples, seed, users_of_part(units, rows)),
+                **interval_cells(per_user(best[rows], cutoffs, ties[rows]), resamples, seed, users_of_part(units, rows)),
             }
             for answer, rows in answers.items()
             if rows.any()

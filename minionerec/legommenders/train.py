@@ -41,7 +41,7 @@ from minionerec.model import pretrained
 from minionerec.statistics.pair_metrics import ScoredPairs, per_user
 from minionerec.training.epochs import Course, Epochs, Learner, resume, run_epochs, seed_epoch
 from minionerec.training.machine import check_lego_memory
-from minionerec.training.ranking import DIVERGED, choosing_ranks, frame, rank_split, ranking_metrics
+from minionerec.training.ranking import DIVERGED, TIES, choosing_ranks, frame, rank_split, ranking_metrics, split_metrics
 from minionerec.training.ranking_data import RankingData, choosing_rows, from_dataset, stored_length
 from minionerec.training.scored_pairs import pairs_of_split, refuse_one_sided, score_recipe, write_scores
 
@@ -126,6 +126,9 @@ def _recipe(config: Config) -> Recipe:
     lego = config.lego
     title = f"{FOLDER}/{lego.task}/{lego.title}"
     sections, deciding = config.section("lego"), config.key_fields("lego")
+    if lego.task == "lists":
+        sections["lego"] |= TIES
+        deciding["lego"] |= TIES
     if lego.task == "lists" and config.eval.exclude_history:  # lists from which histories are taken out are stored longer
         require(config.folder / "data", "minionerec data prepare")
         data = from_dataset(Dataset.load(config.folder / "data"), lego.history)
@@ -206,10 +209,9 @@ def _rank(model: Legommender, data: RankingData, top: int, draft: Draft) -> None
         if split == "test":
             each = 1000 * (time.perf_counter() - began) * distributed_state().num_processes / len(ranking.ranks)
             draft.metrics[MILLISECONDS] = round(each, 3)
-            draft.metrics["test AUC"] = float(1 - np.minimum(ranking.ranks, data.items - 1).mean() / (data.items - 1))
-        assert ranking.left_out is not None
-        for ranks, words in ((ranking.ranks, ""), (ranking.left_out, ", history left out")):
-            draft.metrics.update({f"{split} {name}{words}": value for name, value in ranking_metrics(ranks).items()})
+            middle = ranking.ranks + (ranking.ties - 1) / 2  # of equal scores, half are below the target
+            draft.metrics["test AUC"] = float(1 - np.minimum(middle, data.items - 1).mean() / (data.items - 1))
+        draft.metrics.update(split_metrics(ranking, split))
         if is_main_process():
             frame(data, split, ranking).write_parquet(draft.path / f"{split}.parquet")
 
@@ -260,7 +262,7 @@ def _validation(model: Legommender, task: Task, config: Config, device: torch.de
     if task.data is not None:
         chooses = choosing_rows(task.data, config.lego.valid_examples, config.seed)
         exclude = config.eval.exclude_history
-        return lambda: ranking_metrics(choosing_ranks(scores.catalog, chooses, exclude))[CHOOSES["lists"]]
+        return lambda: ranking_metrics(*choosing_ranks(scores.catalog, chooses, exclude))[CHOOSES["lists"]]
     rows, labels = task.examples.rows["valid"], task.examples.labels["valid"]
     _, users = np.unique(rows.user, return_inverse=True)
 

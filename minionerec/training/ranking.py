@@ -19,6 +19,7 @@ from minionerec.training.ranking_data import Protocol, RankingData
 Scorer = Callable[[HistoryRows], Tensor]  # scores of all items and padding, (rows, items + 1); -inf is never recommended
 TABLE_CUTOFFS = (1, 5, 10, 20)  # of the published tables
 CHUNK = 512  # rows at once
+TIES = {"ties": "in expectation"}  # settings of lists whose table has the ties; earlier versions stored none
 DIVERGED = "A recommender's scores are not numbers: its training diverged. Lower its learning_rate."
 
 
@@ -26,15 +27,21 @@ class Ranking(NamedTuple):
     """How a recommender ranks a split, row by row.
 
     Attributes:
-        ranks: 0-based rank of each target among all candidates, (rows,) float; infinity if it is never recommended.
+        ranks: 0-based rank of each target among all candidates, (rows,) float; infinity if it is never recommended. If
+            candidates tie with it, the best rank that their orders give it.
+        ties: how many candidates share its score, and so this rank and the following ones, itself included, (rows,) float; 1
+            in a protocol whose ids decide.
         lists: the best item ids, best first, at most `top` per row.
         left_out: as `ranks`, if the items of the user's history are no candidates, (rows,) float; a target in the history is
             then never recommended. None if not asked for.
+        left_out_ties: as `ties`, for `left_out`.
     """
 
     ranks: np.ndarray
+    ties: np.ndarray
     lists: list[np.ndarray]
     left_out: np.ndarray | None = None
+    left_out_ties: np.ndarray | None = None
 
 
 def candidates(scores: Tensor, rows: HistoryRows, protocol: Protocol) -> Tensor:
@@ -63,13 +70,22 @@ def _set_history(scores: Tensor, rows: HistoryRows, value: float) -> None:
     scores[torch.from_numpy(row), torch.from_numpy(rows.flat[cell].astype(np.int64))] = value
 
 
-def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
-    """0-based ranks, (rows,) float64: how many candidates have a higher score, or the same score and a lower id."""
+def target_ranks(scores: Tensor, targets: Tensor, expects_ties: bool) -> tuple[np.ndarray, np.ndarray]:
+    """0-based ranks of the targets, and how many candidates tie at each and the following ranks, both (rows,) float64.
+
+    A rank is how many candidates have a higher score. If `expects_ties` is false, those with the same score and a lower id come
+    before the target, too, and nothing ties. A target that scores -inf has rank infinity and ties with nothing.
+    """
     target_scores = scores.gather(1, targets[:, None])
-    higher = (scores > target_scores).sum(1).double()
-    tied_before = scores == target_scores
-    tied_before &= torch.arange(scores.shape[1], device=scores.device) < targets[:, None]
-    return (higher + tied_before.sum(1)).masked_fill(target_scores[:, 0].isneginf(), torch.inf)
+    ranks = (scores > target_scores).sum(1).double()
+    equal = scores == target_scores
+    if expects_ties:
+        ties = equal.sum(1).double()
+    else:
+        ranks += (equal & (torch.arange(scores.shape[1], device=scores.device) < targets[:, None])).sum(1)
+        ties = torch.ones_like(ranks)
+    never = target_scores[:, 0].isneginf()
+    return ranks.masked_fill(never, torch.inf).cpu().numpy(), ties.masked_fill(never, 1).cpu().numpy()
 
 
 def ranked(scores: Tensor, top: int) -> list[np.ndarray]:
@@ -100,41 +116,70 @@ def rank_split(score: Scorer, data: RankingData, split: SplitName, top: int = 0,
     rows = data.rows[split]
     state = distributed_state()
     share = np.array_split(np.arange(len(rows)), state.num_processes)[state.process_index]
-    parts: list[Ranking] = []
-    for start in range(0, len(share), CHUNK):
-        part = rows.take(share[start : start + CHUNK])
-        scores = candidates(score(part), part, data.protocol)
-        targets = torch.from_numpy(part.target.astype(np.int64)).to(scores.device)
-        ranks, lists = target_ranks(scores, targets).cpu().numpy(), ranked(scores, top) if top else []
-        without = target_ranks(without_history(scores, part), targets).cpu().numpy() if left_out else None
-        parts.append(Ranking(ranks, lists, without))
+    parts = _ranked_in_parts(score, rows.take(share), data.protocol, top, left_out)
     if state.num_processes > 1:
         parts = gather_object(parts)
+    return _joined(parts, left_out)
+
+
+def rank_rows(score: Scorer, rows: HistoryRows, protocol: Protocol, top: int = 0, left_out: bool = False) -> Ranking:
+    """As `rank_split`, but this process ranks all of the rows alone."""
+    return _joined(_ranked_in_parts(score, rows, protocol, top, left_out), left_out)
+
+
+def _ranked_in_parts(score: Scorer, rows: HistoryRows, protocol: Protocol, top: int, left_out: bool) -> list[Ranking]:
+    parts: list[Ranking] = []
+    for start in range(0, len(rows), CHUNK):
+        part = rows.take(np.arange(start, min(start + CHUNK, len(rows))))
+        scores = candidates(score(part), part, protocol)
+        targets = torch.from_numpy(part.target.astype(np.int64)).to(scores.device)
+        ranks, ties = target_ranks(scores, targets, protocol.expects_ties)
+        lists = ranked(scores, top) if top else []
+        without = target_ranks(without_history(scores, part), targets, protocol.expects_ties) if left_out else (None, None)
+        parts.append(Ranking(ranks, ties, lists, *without))
+    return parts
+
+
+def _joined(parts: list[Ranking], left_out: bool) -> Ranking:
     return Ranking(
         np.concatenate([part.ranks for part in parts]),
+        np.concatenate([part.ties for part in parts]),
         [ids for part in parts for ids in part.lists],
         np.concatenate([part.left_out for part in parts if part.left_out is not None]) if left_out else None,
+        np.concatenate([part.left_out_ties for part in parts if part.left_out_ties is not None]) if left_out else None,
     )
 
 
-def choosing_ranks(score: Scorer, data: RankingData, exclude_history: bool) -> np.ndarray:
-    """The ranks on valid that choose an epoch, (rows,): by the rule for the history that the lists will be measured with.
+def choosing_ranks(score: Scorer, data: RankingData, exclude_history: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The ranks on valid that choose an epoch, and their ties, (rows,): by the rule for the history of the measured lists.
 
     Raises:
         TrainingError: a score is not a number.
     """
     ranking = rank_split(score, data, "valid", left_out=exclude_history)
-    return ranking.ranks if ranking.left_out is None else ranking.left_out
+    if ranking.left_out is None or ranking.left_out_ties is None:
+        return ranking.ranks, ranking.ties
+    return ranking.left_out, ranking.left_out_ties
 
 
-def ranking_metrics(ranks: np.ndarray) -> dict[str, float]:
-    """Mean HR, NDCG and MRR at `TABLE_CUTOFFS` of 0-based ranks, by name."""
-    return {name: float(values.mean()) for name, values in per_user(ranks, TABLE_CUTOFFS).items()}
+def ranking_metrics(ranks: np.ndarray, ties: np.ndarray) -> dict[str, float]:
+    """Mean HR, NDCG and MRR at `TABLE_CUTOFFS` of 0-based ranks, in expectation over ties, by name."""
+    return {name: float(values.mean()) for name, values in per_user(ranks, TABLE_CUTOFFS, ties).items()}
+
+
+def split_metrics(ranking: Ranking, split: SplitName) -> dict[str, float]:
+    """`ranking_metrics` of a split, with the history kept and with it left out, by name."""
+    assert ranking.left_out is not None and ranking.left_out_ties is not None
+    both = ((ranking.ranks, ranking.ties, ""), (ranking.left_out, ranking.left_out_ties, ", history left out"))
+    return {
+        f"{split} {name}{words}": value for ranks, ties, words in both for name, value in ranking_metrics(ranks, ties).items()
+    }
 
 
 def frame(data: RankingData, split: SplitName, ranking: Ranking) -> pl.DataFrame:
-    """A ranking as a table, one row per example: user, target, rank (0-based; infinite if never recommended), items, and
-    `rank_left_out`, the rank among the items outside the history.
+    """A ranking as a table, one row per example: user, target, rank (0-based; infinite if never recommended), ties (how many
+    candidates share it and the following ranks), items, and `rank_left_out` and `ties_left_out` among the items outside the
+    history.
 
     Items are 0-based, as in a Dataset; -1 is the padding row, which the protocol `wearec` ranks too.
     """
@@ -144,7 +189,9 @@ def frame(data: RankingData, split: SplitName, ranking: Ranking) -> pl.DataFrame
             "user": [data.users[user] for user in rows.user],
             "target": pl.Series(rows.target - 1, dtype=pl.Int32),
             "rank": pl.Series(ranking.ranks, dtype=pl.Float64),
+            "ties": pl.Series(ranking.ties, dtype=pl.Int32),
             "rank_left_out": pl.Series(ranking.left_out, dtype=pl.Float64),
+            "ties_left_out": pl.Series(ranking.left_out_ties, dtype=pl.Int32),
             "items": pl.Series([ids - 1 for ids in ranking.lists], dtype=pl.List(pl.Int32)),
         }
     )

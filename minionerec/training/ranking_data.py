@@ -29,6 +29,7 @@ class Protocol:
         hides_history: the scores of all items in the user's history are set to 0 (to 0 and not to -inf, as published).
         equal_is_better: an epoch as good as the best takes its place.
         decimals: early stopping compares metrics rounded to so many decimals; None compares them as they are.
+        expects_ties: of candidates with one score every order counts alike; else the one with the lower id comes first.
     """
 
     side: Side
@@ -36,12 +37,19 @@ class Protocol:
     hides_history: bool
     equal_is_better: bool
     decimals: int | None
+    expects_ties: bool
 
 
 PROTOCOLS = {
-    "dataset": Protocol("right", ranks_padding=False, hides_history=False, equal_is_better=False, decimals=None),
-    "recbole": Protocol("right", ranks_padding=False, hides_history=False, equal_is_better=True, decimals=4),
-    "wearec": Protocol("left", ranks_padding=True, hides_history=True, equal_is_better=False, decimals=None),
+    "dataset": Protocol(
+        "right", ranks_padding=False, hides_history=False, equal_is_better=False, decimals=None, expects_ties=True
+    ),
+    "recbole": Protocol(
+        "right", ranks_padding=False, hides_history=False, equal_is_better=True, decimals=4, expects_ties=False
+    ),
+    "wearec": Protocol(
+        "left", ranks_padding=True, hides_history=True, equal_is_better=False, decimals=None, expects_ties=False
+    ),
 }
 
 

@@ -274,6 +274,16 @@ def test_rpgs_scores_are_sums_over_its_codes_up_to_a_number_of_the_row():
 
 
 @torch.no_grad()
+def test_items_of_one_row_of_codes_have_one_score_to_the_last_bit():
+    torch.manual_seed(0)
+    codes = np.random.default_rng(0).integers(0, 256, (701, 3))
+    codes[350:700] = codes[:350]  # at other places of the product than their twins
+    model = spread(RPG(codes, LENGTH, TINY_RPG, 50))
+    scores = model.scores(histories())
+    assert torch.equal(scores[:, 351:701], scores[:, 1:351])
+    torch.testing.assert_close(scores, model.states(histories()) @ model.vectors().T, atol=1e-4, rtol=1e-5)
+
+
 def test_rpgs_loss_is_the_mean_of_plain_cross_entropies():
     model, targets = rpg(), [5, 6, 7, 30]
     vectors = model.digit_vectors(histories())

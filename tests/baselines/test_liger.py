@@ -118,6 +118,13 @@ def test_the_dense_part_ranks_as_a_loop_over_items_does(short):
         assert torch.equal(scores[row, 1:].argsort(descending=True)[:5], by_hand.argsort(descending=True)[:5])
 
 
+def test_items_of_one_text_have_one_score_to_the_last_bit():
+    texts = TEXTS.copy()
+    texts[-9:] = texts[:9]
+    scores = liger(texts=texts).dense_scores(histories())
+    assert torch.equal(scores[:, -9:], scores[:, 1:10])
+
+
 def test_its_beams_score_as_plain_forwards_do():
     model = liger(dense_weight=0.0, codes=sid_codes(short=True))
     scores = model.scores(histories())

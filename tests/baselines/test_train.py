@@ -18,6 +18,7 @@ from minionerec.eval.evaluate import evaluate
 from minionerec.eval.predictions import read_predictions
 from minionerec.report.runs import load_runs
 from minionerec.training import epochs as loop
+from minionerec.training import ranking as measuring
 from minionerec.training.ranking import rank_split
 from tests.launch import ROOT, forked, minionerec
 from tests.small import write_config
@@ -122,7 +123,7 @@ def test_a_damaged_checkpoint_is_named(sequences, tmp_path, monkeypatch):
 def test_early_stopping_is_the_protocols(sequences, tmp_path, monkeypatch, protocol, values, best, epochs):
     config = config_of(sequences, tmp_path / "run", protocol, epochs=6, patience=2)
     measured, weights = iter(values), []
-    monkeypatch.setattr(train, "ranking_metrics", lambda ranks: {"NDCG@10": next(measured)})
+    monkeypatch.setattr(train, "ranking_metrics", lambda ranks, ties: {"NDCG@10": next(measured)})
     monkeypatch.setattr(loop, "store", lambda *a: weights.append({name: v.clone() for name, v in a[1].state_dict().items()}))
     data = train.load_ranking_data(config)
     model = train.make(config.baseline, data.items)
@@ -209,7 +210,8 @@ def test_an_epoch_is_chosen_by_the_rule_for_the_history_that_the_lists_are_measu
         assert main([*command, "--config", path]) == 0
     options = ["--config", path, "--baseline.epochs", "1", "--baseline.max_history", "6", "--baseline.hidden_size", "16"]
     measured, chosen_by = [], []
-    monkeypatch.setattr(train, "ranking_metrics", lambda ranks: measured.append(ranks) or {"NDCG@10": 0.5})
+    for module in (train, measuring):
+        monkeypatch.setattr(module, "ranking_metrics", lambda ranks, ties: measured.append(ranks) or {"NDCG@10": 0.5})
     for exclude in ("false", "true"):
         config = parse("baseline", [*options, "--eval.exclude_history", exclude, "--replace"])
         measured.clear()

@@ -5,9 +5,10 @@ from minionerec.baselines.trivial import (
     ItemKNN,
     ItemKNNOptions,
     RepeatLast,
-    floor_lists,
+    floor_ranking,
     make_trivial,
     popularity,
+    popularity_places,
     repeat_last,
 )
 from minionerec.config import BaselineConfig
@@ -30,6 +31,19 @@ def test_popularity_ranks_by_count_then_index_for_every_row():
     assert [ranking.tolist() for ranking in rankings] == [[2, 3, 4, 0, 1, 5]] * 3
     assert popularity(dataset, 2)[0].tolist() == [2, 3]
     assert len(popularity(dataset, 2, split="train")) == len(dataset.train)
+
+
+def test_places_by_popularity_are_those_of_the_scores():
+    dataset = random_dataset(users=30)[0]
+    data = from_dataset(dataset, 20)
+    ranking = floor_ranking(make_trivial(BaselineConfig(model="popularity"), data), data, "test", 3)
+    for exclude, ranks, ties in (
+        (False, ranking.ranks, ranking.ties),
+        (True, ranking.left_out, ranking.left_out_ties),
+    ):
+        best, tied = popularity_places(dataset, "test", exclude)
+        assert (best.tolist(), tied.tolist()) == (ranks.tolist(), ties.tolist())
+    assert (ranking.ties > 1).any() and (ranking.left_out_ties != ranking.ties).any()
 
 
 def test_repeat_last_is_recent_first_and_distinct():
@@ -123,8 +137,8 @@ def test_the_mixture_is_fitted_on_valid_and_takes_what_is_there():
     np.testing.assert_array_equal(counts.mixture.weights.values, fitted.weights.values)
     expected = fitted.probabilities(dataset.test["history"].to_list())
     np.testing.assert_array_equal(counts(data.rows["test"]).numpy()[:, 1:], expected)
-    lists = floor_lists(counts, data, "test", 3)
-    assert [ids.tolist() for ids in lists] == np.argsort(-expected, axis=1, kind="stable")[:, :3].tolist()
+    lists = floor_ranking(counts, data, "test", 3).lists
+    assert [(ids - 1).tolist() for ids in lists] == np.argsort(-expected, axis=1, kind="stable")[:, :3].tolist()
 
 
 def test_text_without_vectors_is_refused(tmp_path):

@@ -1,5 +1,8 @@
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minionerec.artifacts import Manifest, Recipe
 from minionerec.baselines import trivial
@@ -8,7 +11,10 @@ from minionerec.data.dataset import Dataset
 from minionerec.eval import listed
 from minionerec.eval.listed import left_out, listed_predictions
 from minionerec.eval.metrics import values_per_row
+from minionerec.training.ranking import TIES, frame, rank_rows
+from minionerec.training.ranking_data import from_dataset
 from tests.eval.samples import DATASET, DISTINCT, INDICES
+from tests.examples import examples
 
 
 @pytest.mark.parametrize("split", ["valid", "test"])
@@ -45,7 +51,7 @@ def test_items_of_a_sid_are_tied_in_the_lists_of_what_ranks_sids(monkeypatch, ex
     scores = [rng.permutation(len(number)) for _ in histories]  # of each row's SIDs
     of_item = [[row[number[tuple(sid)]] for sid in index.codes.tolist()] for row in scores]
     stored = [np.lexsort((range(20), -np.array(row)))[:13] for row in of_item]
-    monkeypatch.setattr(listed, "_of_baseline", lambda *_: stored)
+    monkeypatch.setattr(listed, "_of_baseline", lambda *_: (stored, None))
     config = Config(eval=EvalConfig(num_beams=5, exclude_history=exclude))
     tied = listed_predictions("tiger", config, DATASET, index)
     for prediction, row, history in zip(tied, of_item, histories, strict=True):
@@ -68,22 +74,53 @@ def test_items_of_a_sid_are_tied_in_the_lists_of_what_ranks_sids(monkeypatch, ex
         assert not any(prediction.sizes for prediction in listed_predictions(name, config, DATASET, index))
 
 
+@examples(30)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([*INDICES]), st.booleans(), st.integers(1, 20))
+def test_targets_of_equal_scores_count_in_expectation(seed, kind, exclude, length):
+    """However early the list is cut: at most `length` items, of which the last ones may tie with others behind the end."""
+    data, index, rng = from_dataset(DATASET, 10), INDICES[kind], np.random.default_rng(seed)
+    rows = data.rows["test"]
+    scores = rng.integers(0, 4, (len(rows), 21)).astype(float)
+    ranking = rank_rows(lambda part: torch.from_numpy(scores.copy()), rows, data.protocol, 20, left_out=True)
+    config = Config(eval=EvalConfig(num_beams=length, exclude_history=exclude))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(listed, "_of_baseline", lambda *_: listed._read_table(frame(data, "test", ranking), config))
+        predictions = listed_predictions("sasrec", config, DATASET, index)
+    k = max(1, length - 1)
+    measured = {on: values_per_row(predictions, (k,), on)[f"HR@{k}"] for on in ("item", "sid")}
+    for row, prediction in enumerate(predictions):
+        left = [item for item in range(20) if not (exclude and item in prediction.history)]
+        of_item = scores[row, 1:]
+        found = []
+        for _ in range(30):
+            order = sorted(rng.permutation(left).tolist(), key=lambda item: -of_item[item])
+            found.append(prediction.target in order[:k])
+        target = prediction.target
+        above = sum(of_item[item] > of_item[target] for item in left)
+        level = sum(of_item[item] == of_item[target] for item in left)
+        expected = np.clip(k - above, 0, level) / level if target in left else 0
+        assert measured["item"][row] == pytest.approx(expected)
+        assert expected not in (0, 1) or set(found) == {bool(expected)}  # the formula is that of random orders
+        if kind == "distinct":
+            assert measured["sid"][row] == measured["item"][row]
+
+
 def test_lists_that_are_too_short_for_histories_are_named_after_one_look_at_the_data(tmp_path, monkeypatch):
     data = Recipe("data", tmp_path / "data", {}, {}, 0)
     with data.write() as draft:
         DATASET.save(draft.path)
     digest = Manifest.load(tmp_path / "data").digest
-    for name, top in (("sasrec", 5), ("gru4rec", 20), ("markov", 5)):
-        with Recipe(
-            f"baselines/{name}", tmp_path / "baselines" / name, {"baseline": {"top": top}}, {"data": digest}, 0
-        ).write():
+    for name, top, ties in (("sasrec", 5, TIES), ("gru4rec", 20, TIES), ("markov", 5, TIES), ("hstu", 20, {})):
+        settings = {"baseline": {"top": top, **ties}}
+        with Recipe(f"baselines/{name}", tmp_path / "baselines" / name, settings, {"data": digest}, 0).write():
             pass
     loads, load = [], Dataset.load
     monkeypatch.setattr(Dataset, "load", lambda folder: loads.append(folder) or load(folder))
     config = Config(out=str(tmp_path), eval=EvalConfig(num_beams=5, exclude_history=True))
-    names = ["popularity", "sasrec", "gru4rec", "markov", "sft"]
+    names = ["popularity", "sasrec", "gru4rec", "markov", "hstu", "sft"]
     reasons = left_out(config, names)
-    assert list(reasons) == ["sasrec", "markov"] and len(loads) == 1
+    assert list(reasons) == ["sasrec", "markov", "hstu"] and len(loads) == 1
+    assert "an earlier version made these lists" in reasons["hstu"] and "--baseline.model hstu --replace" in reasons["hstu"]
     assert "the lists have 5 items, but" in reasons["markov"] and "--baseline.model markov --replace" in reasons["markov"]
-    assert left_out(Config(out=str(tmp_path), eval=EvalConfig(num_beams=5)), names) == {}
+    assert list(left_out(Config(out=str(tmp_path), eval=EvalConfig(num_beams=5)), names)) == ["hstu"]
     assert len(loads) == 1

@@ -38,7 +38,8 @@ def test_blocks_read_what_single_lines_read(tmp_path, monkeypatch, block):
     predictions[3] = dataclasses.replace(predictions[3], sids=[], scores=[], items=[])
     first = predictions[5]
     predictions[5] = dataclasses.replace(first, sizes=[1] * (len(first.sids) - 1) + [len(first.items) - len(first.sids) + 1])
-    predictions[7] = dataclasses.replace(predictions[7], position=4)
+    predictions[7] = dataclasses.replace(predictions[7], position=4, item_tie=[2, 3])
+    predictions[29] = dataclasses.replace(predictions[29], item_tie=[0, 9], sid_tie=[0, 2])
     path = tmp_path / "p.jsonl"
     write_predictions(path, predictions)
     monkeypatch.setattr(module, "_BLOCK", block)

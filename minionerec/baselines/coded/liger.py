@@ -64,6 +64,9 @@ class LIGER(TIGER):
         # The unit of the vectors does not matter: their root mean square becomes 1.
         texts = torch.from_numpy(np.array(vectors, np.float32))
         self.register_buffer("texts", functional.pad(texts / texts.square().mean().sqrt(), (0, 0, 1, 0)), persistent=False)
+        _, first, text_of = np.unique(texts.numpy(), axis=0, return_index=True, return_inverse=True)
+        self.register_buffer("first", torch.from_numpy(first) + 1, persistent=False)  # the first item of each distinct text
+        self.register_buffer("text_of", torch.from_numpy(text_of.reshape(-1)), persistent=False)  # of each item, among these
         seen = torch.from_numpy(np.asarray(trained, np.int64)) + 1
         place = torch.full((len(codes) + 1,), -1)
         place[seen] = torch.arange(len(seen))
@@ -128,10 +131,14 @@ class LIGER(TIGER):
         return search_prompts(T5PromptCache.of_encoded(self.checked_t5(), states, mask.bool(), self.trie), beams)
 
     def dense_scores(self, batch: HistoryBatch) -> Tensor:
-        """Dense logits of all items, cold ones too, (batch, items + 1); -inf of padding."""
+        """Dense logits of all items, cold ones too, (batch, items + 1); -inf of padding.
+
+        Items of one text have one score: a product of its own may round.
+        """
         vectors = self.item_vectors()
         states, _ = self.encoded(batch, vectors)
-        return functional.pad(self.dense_logits(states[:, -1], vectors[1:]), (1, 0), value=-torch.inf)
+        scores = self.dense_logits(states[:, -1], vectors[self.get_buffer("first")])[:, self.get_buffer("text_of")]
+        return functional.pad(scores, (1, 0), value=-torch.inf)
 
     def scores(self, batch: HistoryBatch) -> Tensor:
         """Dense logits of the items whose SIDs the search found and of all cold items, (batch, items + 1), -inf of all others.

@@ -63,6 +63,9 @@ class RPG(CodedModel):
         self.register_buffer(
             "rows", torch.from_numpy(np.concatenate([np.zeros((1, digits), np.int64), rows.astype(np.int64)])), persistent=False
         )
+        distinct, row_of = torch.unique(self.get_buffer("rows"), dim=0, return_inverse=True)
+        self.register_buffer("distinct", distinct, persistent=False)
+        self.register_buffer("row_of", row_of, persistent=False)  # of each item, and of padding, among the distinct rows
         self.gpt2 = GPT2Model(
             GPT2Config(
                 vocab_size=digits * CODES + 2,
@@ -128,7 +131,15 @@ class RPG(CodedModel):
 
     def vectors(self) -> Tensor:
         """(items + 1, digits * hidden): each item's code embeddings at unit length, one after the other; row 0 is padding."""
-        return functional.normalize(self.gpt2.wte(self.get_buffer("rows")), dim=-1).flatten(1)
+        return self._vectors_of(self.get_buffer("rows"))
+
+    def _vectors_of(self, rows: Tensor) -> Tensor:
+        """(rows, digits * hidden) of rows of codes (rows, digits)."""
+        return functional.normalize(self.gpt2.wte(rows), dim=-1).flatten(1)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Scores of all items, (batch, items + 1). Items of one row of codes have one score: a product of its own may round."""
+        return (states @ self._vectors_of(self.get_buffer("distinct")).T)[:, self.get_buffer("row_of")]
 
     def digit_logprobs(self, batch: HistoryBatch) -> Tensor:
         """Log-probability of every code of every digit, (batch, digits, codes)."""

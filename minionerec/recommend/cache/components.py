@@ -299,6 +299,9 @@ class TextNeighbours(Component):
             raise DataError(f"Item vectors of shape {vectors.shape}; expected ({self.items}, dimensions), all finite.")
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         self._unit = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+        # Items of one text have one score: a product of its own may round.
+        self._distinct, text_of = np.unique(self._unit, axis=0, return_inverse=True)
+        self._text_of = text_of.reshape(-1)
         self._has_text = np.append(norms[:, 0] > 0, False)  # the last one is no item
         self.temperature, self.last, self.decay = temperature, last, decay
         self._kernel: np.ndarray | None = None  # rows of `_softmax` so far, if all of them fit
@@ -343,7 +346,7 @@ class TextNeighbours(Component):
     def _computed(self, sources: np.ndarray) -> np.ndarray:
         if self.items == 1:  # has no other item
             return np.zeros((len(sources), 1), np.float32)
-        logits = (self._unit[sources] @ self._unit.T) / self.temperature
+        logits = ((self._unit[sources] @ self._distinct.T) / self.temperature)[:, self._text_of]
         logits[np.arange(len(sources)), sources] = -np.inf
         np.exp(logits - logits.max(axis=1, keepdims=True), out=logits)
         return logits / logits.sum(axis=1, keepdims=True)

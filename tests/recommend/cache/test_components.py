@@ -127,6 +127,17 @@ def test_a_catalog_too_large_for_all_softmaxes_gets_the_same(monkeypatch):
     np.testing.assert_array_equal(TextNeighbours(interactions_of([[0, 1]]), vectors).probabilities(histories), kept)
 
 
+def test_items_of_one_text_have_one_score_to_the_last_bit():
+    vectors = np.random.default_rng(0).normal(size=(701, 33)).astype(np.float32)
+    vectors[350:700] = vectors[:350]  # at other places of the product than their twins
+    text = TextNeighbours(interactions_of([[0, 1]], 701), vectors)
+    scores = text.scores([np.array([700]), np.array([3, 700])])
+    np.testing.assert_array_equal(scores[0, 350:700], scores[0, :350])
+    twins = np.delete(np.arange(350), 3)
+    np.testing.assert_array_equal(scores[1, twins + 350], scores[1, twins])
+    assert scores[1, 3] < scores[1, 353]  # an item is no neighbour of itself, but its twin is
+
+
 def test_a_single_item_has_no_neighbour():
     component = TextNeighbours(Interactions(np.array([0]), np.array([0]), 1), np.ones((1, 2)))
     assert component.probabilities([[0], []]).tolist() == [[1.0], [1.0]]
