@@ -263,7 +263,7 @@ def as_predictions(
     return predictions
 
 
-def _ties(target: int, ranking: np.ndarray, sid_index: SidIndex, best: float, ties: int) -> dict[str, list[int]]:
+def _ties(target: int, ranking: np.ndarray, sid_index: SidIndex, best: float, ties: int) -> dict[str, Any]:
     """The fields `item_tie` and `sid_tie` of a prediction whose target has `best` as best rank, with `ties` items at it.
 
     If a better item has the target's SID, that item's place is the SID's. Of items that tie beyond the list's end nothing is
