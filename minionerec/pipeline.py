@@ -307,6 +307,8 @@ def _early_baseline(config: Config, pending: Sequence[str]) -> None:
     from minionerec.training import early, machine
 
     machine.check_baseline_memory(config.baseline, early.rows_of(config.folder, "catalog") or 0)
+    if config.baseline.sequential is not None and config.baseline.model == "mixture":
+        early.check_baseline("baseline.sequential", config.baseline.sequential, config)
     if config.baseline.model in VECTOR_BASELINES:
         early.check_vectors(config, pending)
 

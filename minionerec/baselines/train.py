@@ -47,8 +47,10 @@ from minionerec.baselines.trivial import WITH_VECTORS, CacheMixture, TrivialReco
 from minionerec.baselines.vectors import vectors_bytes, vectors_of
 from minionerec.config import CODED_BASELINES, GENERATIVE_BASELINES, TRIVIAL_BASELINES, Config
 from minionerec.data.dataset import Dataset
+from minionerec.data.vectors import stored_baseline
 from minionerec.distributed import distributed_state, is_main_process
 from minionerec.errors import ConfigError
+from minionerec.recommend.cache.sequential import scorer_of_run
 from minionerec.recommend.cache.vectors import has_vectors, vectors_digest, vectors_of_run
 from minionerec.training.epochs import Course, Epochs, Learner, resume, run_epochs, seed_epoch
 from minionerec.training.launch import check_precision
@@ -97,7 +99,7 @@ def _item_vectors(config: Config) -> np.ndarray | None:
 
 
 def _inputs(config: Config) -> dict[str, str]:
-    """Digests of the sequences or the run's data, of the item vectors that are read, and of the user's own weights."""
+    """Digests of the sequences or the run's data, of the item vectors and the baseline that are read, and of the user's own weights."""
     baseline = config.baseline
     if baseline.sequences is not None:
         inputs = {"sequences": file_hash(Path(baseline.sequences))}
@@ -105,6 +107,8 @@ def _inputs(config: Config) -> dict[str, str]:
         inputs = {"data": require(config.folder / "data", ITEM_STAGES["data"]).digest}
     if (vectors := _item_vectors(config)) is not None:
         inputs["vectors"] = vectors_digest(vectors)
+    if baseline.sequential is not None:
+        inputs[f"baselines/{baseline.sequential}"] = stored_baseline(config.folder, baseline.sequential, inputs["data"]).digest
     inputs |= coded_inputs(config)
     if baseline.weights is not None:
         inputs["weights"] = weights.digest(Path(baseline.weights))
@@ -176,7 +180,9 @@ def _train_and_rank(config: Config, data: RankingData, top: int, recipe: Recipe)
 def _fresh(config: Config, data: RankingData) -> SequentialModel | TrivialRecommender:
     """A model with fresh weights, or a trivial recommender that is ready to score."""
     if config.baseline.model in TRIVIAL_BASELINES:
-        return make_trivial(config.baseline, data, _item_vectors(config))
+        name = config.baseline.sequential
+        scorer = None if name is None else scorer_of_run(config.folder, name, data.items)
+        return make_trivial(config.baseline, data, _item_vectors(config), scorer)
     torch.manual_seed(config.seed)
     if config.baseline.model in CODED_BASELINES:
         return make_coded(config, search_beams(config, data))

@@ -204,25 +204,33 @@ class MixtureOptions:
     """Options of `CacheMixture`.
 
     Attributes:
-        components: names of `recommend.cache.COMPONENTS`; None for all that the data allow.
+        components: names of `recommend.cache.COMPONENTS`; None for all that the data allow without a trained baseline.
+        sequential: name of the baseline behind the component `sequential`.
     """
 
     components: Sequence[str] | None = None
+    sequential: str | None = None
 
 
 class CacheMixture(DistributionRecommender):
-    """Counts and text neighbours, weighed by EM on the targets of valid, see `recommend.cache.Mixture`.
+    """Counts, text neighbours and perhaps a trained baseline, weighed by EM on the targets of valid, see `recommend.cache.Mixture`.
 
     Raises:
-        ConfigError: `text` is asked for, and there are no item vectors.
+        ConfigError: `text` or `sequential` is asked for, and there are no item vectors or no baseline.
     """
 
     options = MixtureOptions
 
-    def __init__(self, data: RankingData, options: MixtureOptions, vectors: np.ndarray | None = None) -> None:
-        names = options.components or (cache.COUNTS if vectors is None else cache.COMPONENTS)
+    def __init__(
+        self,
+        data: RankingData,
+        options: MixtureOptions,
+        vectors: np.ndarray | None = None,
+        scorer: cache.HistoryScorer | None = None,
+    ) -> None:
+        names = options.components or (cache.COUNTS if vectors is None else cache.UNTRAINED)
         interactions, valid = interactions_of(data), data.rows["valid"]
-        components = cache.make_components(names, interactions, vectors)
+        components = cache.make_components(names, interactions, vectors, scorer)
         self.mixture = Mixture.fit(components, cache.Buckets(interactions), _histories(valid), valid.target - 1)
         super().__init__(data, self.mixture)
 
@@ -230,16 +238,24 @@ class CacheMixture(DistributionRecommender):
 WITH_VECTORS = ("text", "mixture")  # read item vectors
 
 
-def make_trivial(config: BaselineConfig, data: RankingData, vectors: np.ndarray | None = None) -> TrivialRecommender:
+def make_trivial(
+    config: BaselineConfig,
+    data: RankingData,
+    vectors: np.ndarray | None = None,
+    scorer: cache.HistoryScorer | None = None,
+) -> TrivialRecommender:
     """The configured trivial recommender, ready to score.
 
     Args:
         vectors: (items, dimensions) of the catalog, for `WITH_VECTORS`; None if there are none.
+        scorer: the baseline that `config.sequential` names.
 
     Raises:
-        ConfigError: an option that it does not take, a protocol that it does not suit, or missing vectors.
+        ConfigError: an option that it does not take, a protocol that it does not suit, missing vectors or no scorer.
     """
-    further = {"vectors": vectors} if config.model in WITH_VECTORS else {}
+    further: dict[str, Any] = {"vectors": vectors} if config.model in WITH_VECTORS else {}
+    if config.model == "mixture":
+        further["scorer"] = scorer
     return implementation(config.model)(data, options_of(config), **further)
 
 

@@ -6,11 +6,12 @@ here by name, so that reading a configuration, or the labels, does not import to
 """
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from minionerec.config.checks import bounded, check_fields, path
-from minionerec.config.mixture import ComponentName
+from minionerec.config.components import ComponentName
 from minionerec.errors import ConfigError
 
 
@@ -183,6 +184,9 @@ class BaselineConfig:
     """`item-knn`: added to the denominator of the cosine, so that items seen together once count little (users)."""
     components: list[ComponentName] | None = None
     """`mixture`: what it is made of; null for all counts, and `text` if the run has item vectors (docs/baselines.md)."""
+    sequential: BaselineName | None = None
+    """`mixture`: the baseline behind the component `sequential`, trained on the run's own splits before: any neural one that is
+    not made from codes of the items."""
 
     def __post_init__(self) -> None:
         check_fields("baseline", self)
@@ -210,6 +214,12 @@ class BaselineConfig:
                 f"baseline.{field} has text, which needs item vectors, but a file of sequences has no texts (baseline.protocol "
                 f"{self.protocol}). Leave text out, or use the run's own splits."
             )
+        check_sequential("baseline", self.components or (), self.sequential)
+        if self.protocol != "dataset" and self.sequential is not None:
+            raise ConfigError(
+                f"baseline.sequential is {self.sequential}, which is read as it was trained on a run's own splits, but "
+                f"baseline.protocol is {self.protocol}. Leave it and the component sequential out, or use the run's own splits."
+            )
 
 
 BASELINE_OPTIONS = tuple(  # fields that are options of some models only
@@ -217,3 +227,39 @@ BASELINE_OPTIONS = tuple(  # fields that are options of some models only
     for field in dataclasses.fields(BaselineConfig)
     if field.default is None and field.name not in ("sequences", "weights", "valid_examples")
 )
+
+
+def check_sequential(section: str, components: Collection[str], name: str | None) -> None:
+    """Refuse a component `sequential` without a baseline, a baseline that nothing reads, and one that cannot be a component.
+
+    Args:
+        section: `mixture` or `baseline`, for the message.
+        components: that are named.
+        name: of the baseline.
+
+    Raises:
+        ConfigError: one is named without the other, or the baseline has no weights that score every item after any history.
+    """
+    named = "sequential" in components
+    if named and name is None:
+        raise ConfigError(
+            f"{section}.components names sequential, but {section}.sequential is null: which baseline is it? Name one that the "
+            f"run has trained, such as --{section}.sequential sasrec, or leave sequential out of {section}.components."
+        )
+    if name is None:
+        return
+    if not named:
+        raise ConfigError(
+            f"{section}.sequential is {name}, but {section}.components does not name sequential, so nothing would read it. Add "
+            f"sequential to {section}.components, or set {section}.sequential null."
+        )
+    if name in TRIVIAL_BASELINES:
+        raise ConfigError(
+            f"{section}.sequential is {name}, which only counts or compares texts. Name a neural baseline, such as sasrec; counts "
+            f"and texts are components of their own ({section}.components)."
+        )
+    if name in CODED_BASELINES:
+        raise ConfigError(
+            f"{section}.sequential is {name}, which knows items by their codes: its weights alone do not score every item after "
+            "any history. Name a baseline with a table of items, such as sasrec."
+        )

@@ -1,8 +1,12 @@
-"""Which stages read the components of a mixture, and which the item vectors, as settings say: `run.yaml` must keep these."""
+"""The names of a mixture's components; which stages read them, and which the item vectors, as settings say.
+
+`run.yaml` must keep what these stages read.
+"""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
+ComponentName = Literal["popularity", "markov", "skip", "item-knn", "text", "sequential"]
 Values = Mapping[str, Any]  # of `Config.recorded`, or of an older `run.yaml`, which may lack fields
 
 

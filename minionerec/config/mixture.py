@@ -3,25 +3,29 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from minionerec.config.baseline import BaselineName, check_sequential
 from minionerec.config.checks import bounded, check_fields
+from minionerec.config.components import ComponentName
 from minionerec.errors import ConfigError
-
-ComponentName = Literal["popularity", "markov", "skip", "item-knn", "text"]
 
 
 @dataclass
 class MixtureConfig:
-    """Stage `mixture`: counts and text neighbours, mixed into the lists of a trained model."""
+    """Stage `mixture`: counts, text neighbours and a trained baseline, mixed into the lists of a trained model."""
 
-    NOT_IN_KEY: ClassVar[tuple[str, ...]] = ("validation", "choose_by", "ranked_examples")
-    """Fields that do not decide the likeliest weights, all that a training reads; `Config.key_fields` leaves them out. The
-    stage `mixture` adds the last two to its own key."""
+    NOT_IN_KEY: ClassVar[tuple[str, ...]] = ("validation", "choose_by", "ranked_examples", "sequential")
+    """Fields that do not decide the likeliest weights, all that a training reads, and `sequential`, for which the baseline's
+    digest stands among the inputs; `Config.key_fields` leaves them out. The stage `mixture` adds `choose_by` and
+    `ranked_examples` to its own key."""
 
     components: list[ComponentName] = field(default_factory=list)
     """What is mixed in: `popularity`; `markov`, what followed the last item; `skip`, what followed one of the last five items
     within three places; `item-knn`, what the same users bought; `text`, items with a text like that of the last five (vectors
-    of `sid.encoder` or `sid.vectors`). All but `text` count the training interactions; all need
-    `eval.normalise_over: catalog`. An empty list mixes nothing in (paper: none)."""
+    of `sid.encoder` or `sid.vectors`); `sequential`, what a trained baseline says, see `mixture.sequential`. The others count
+    the training interactions; all need `eval.normalise_over: catalog`. An empty list mixes nothing in (paper: none)."""
+    sequential: BaselineName | None = None
+    """The baseline behind the component `sequential`, trained on the run's own splits before (`minionerec baseline
+    --baseline.model sasrec`): any neural one that is not made from codes of the items."""
     per_bucket: bool = True
     """Weights of their own for each of 21 kinds of history, by how often something followed its last item and how spread that
     is; otherwise one set of weights for all histories."""
@@ -47,6 +51,7 @@ class MixtureConfig:
 
     def __post_init__(self) -> None:
         check_fields("mixture", self)
+        check_sequential("mixture", self.components, self.sequential)
         if self.validation and not self.components:
             raise ConfigError("mixture.validation is true, but mixture.components is empty: nothing is mixed in. Name some.")
         if not self.per_bucket and self.pseudo_counts != MixtureConfig.pseudo_counts:

@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from minionerec.artifacts import require
+from minionerec.artifacts import Manifest, require
 from minionerec.data.dataset import SPLITS, Dataset, SplitName
 from minionerec.errors import ArtifactError
 
@@ -50,6 +50,22 @@ def baseline_digest(run: Path, name: str, data_digest: str) -> str:
         ArtifactError: the run has no such baseline, or it was made from other data.
     """
     return require(run / "baselines" / name, _train(name), made_from={"data": data_digest}).digest
+
+
+def stored_baseline(run: Path, name: str, data_digest: str) -> Manifest:
+    """The manifest of a run's baseline whose model is asked about the run's items.
+
+    Raises:
+        ArtifactError: the run has no such baseline, it is damaged, or it was trained on other data or on a file of sequences.
+    """
+    folder = run / "baselines" / name
+    manifest = require(folder, _train(name), made_from={"data": data_digest})
+    if "data" not in manifest.inputs:
+        raise ArtifactError(
+            f"{folder}: was trained on a file of sequences, whose items are not this run's. Train it on the run's own splits: "
+            f"{_train(name)} --replace"
+        )
+    return manifest
 
 
 def load_vectors(run: Path, name: str, dataset: Dataset, needed_by: str) -> BaselineVectors:

@@ -52,7 +52,7 @@ from minionerec.prompts.builder import Prompts
 from minionerec.prompts.record import check_prompts, prompts_section
 from minionerec.recommend.assistant import BaselineAssistant
 from minionerec.recommend.loading import ASSISTED, GROUNDED, MIXED, STAGES, has_mixture
-from minionerec.recommend.mixing import load_cache
+from minionerec.recommend.mixing import load_cache, require_mixture
 from minionerec.recommend.recommender import Recommender
 from minionerec.sid.index import SidIndex, collision_warning
 from minionerec.training.early import check_assistant, check_title_assistant
@@ -281,8 +281,8 @@ def _inputs(config: Config, name: str) -> dict[str, str]:
     if (stage := stage_of(name)) is not None:
         inputs[stage] = require(config.folder / stage, f"minionerec {stage}", made_from=inputs).digest
         if name in MIXED:
-            mixture = require(config.folder / "mixture" / stage, "minionerec mixture", made_from=inputs)
-            inputs[f"mixture/{stage}"] = mixture.digest
+            mixture, baseline = require_mixture(config.folder, stage, inputs)
+            inputs |= {f"mixture/{stage}": mixture.digest, **baseline}
         if name in GROUNDED and config.eval.grounding == "base":
             path = str(config.model.path)
             inputs["embeddings"] = pretrained.identity(path) or path

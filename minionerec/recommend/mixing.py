@@ -1,4 +1,4 @@
-"""A cache mixed into a trained model's lists: what counts and text neighbours give each SID, beside what the model gives it.
+"""A cache mixed into a trained model's lists: what its components give each SID, beside what the model gives it.
 
 After history h a SID has the probability `(1 - l(h)) p_model + l(h) p_cache`, and `p_cache` is a weighted sum of components
 (`recommend.cache`). Where filters leave a part of the catalog, each component is zeroed outside and divided by what remains, as
@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from minionerec.artifacts import require
+from minionerec.artifacts import Manifest, require
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
+from minionerec.data.vectors import stored_baseline
+from minionerec.errors import ArtifactError
 from minionerec.recommend.cache import (
     MODEL,
     Buckets,
@@ -30,6 +32,7 @@ from minionerec.recommend.cache import (
 )
 from minionerec.recommend.cache.interactions import Histories
 from minionerec.recommend.cache.mixture import fit_weights, made_from
+from minionerec.recommend.cache.sequential import scorer_of_run
 from minionerec.recommend.cache.vectors import vectors_of_run
 from minionerec.tree import CatalogTrie, Prior, score_leaves
 
@@ -47,12 +50,38 @@ def components_of(config: Config, dataset: Dataset) -> dict[str, Component]:
     """The components that a configuration names, counted from a dataset.
 
     Raises:
+        ArtifactError: the baseline of `sequential` is missing, damaged or of other data.
         ConfigError: the encoder of `text` cannot be loaded.
         DataError: the dataset has no training interaction, or an item has no text.
     """
-    names = config.mixture.components
+    names, baseline = config.mixture.components, config.mixture.sequential
     vectors = vectors_of_run(config, dataset) if "text" in names else None
-    return dict(make_components(names, Interactions.of_dataset(dataset), vectors))
+    scorer = None if baseline is None else scorer_of_run(config.folder, baseline, len(dataset.catalog))
+    return dict(make_components(names, Interactions.of_dataset(dataset), vectors, scorer))
+
+
+def require_mixture(run: Path, stage: str, inputs: Mapping[str, str]) -> tuple[Manifest, dict[str, str]]:
+    """The manifest of a run's mixture for a model, and the digest of the baseline in it by the artefact's name, if it has one.
+
+    Args:
+        stage: of the model, `sft` or `rl`.
+        inputs: digests of data, SIDs and the model, by name.
+
+    Raises:
+        ArtifactError: the run has no mixture for this model, it is damaged, or it was fitted to another model, other data,
+            other SIDs or another baseline.
+    """
+    manifest = require(run / "mixture" / stage, COMMAND, made_from=inputs)
+    baseline = manifest.config["mixture"].get("sequential")  # earlier versions had none
+    if baseline is None:
+        return manifest, {}
+    name, digest = f"baselines/{baseline}", stored_baseline(run, baseline, inputs["data"]).digest
+    if manifest.inputs[name] != digest:
+        raise ArtifactError(
+            f"{run / 'mixture' / stage}: was fitted with another {name} than the run has now, which was trained again. Fit it "
+            f"again: {COMMAND} (same --config and options)."
+        )
+    return manifest, {name: digest}
 
 
 def load_cache(run: Path, stage: str, dataset: Dataset, inputs: Mapping[str, str]) -> tuple[Mixture, str]:
@@ -63,15 +92,15 @@ def load_cache(run: Path, stage: str, dataset: Dataset, inputs: Mapping[str, str
         inputs: digests of data, SIDs and the model, by name.
 
     Raises:
-        ArtifactError: the run has no mixture for this model, or it is damaged or was fitted to another model, other data or
-            other SIDs.
+        ArtifactError: as `require_mixture`, or what it needs of the baseline does not fit.
     """
     folder = run / "mixture" / stage
-    manifest = require(folder, COMMAND, made_from=inputs)
-    names = manifest.config["mixture"]["components"]
+    manifest, _ = require_mixture(run, stage, inputs)
+    names, baseline = manifest.config["mixture"]["components"], manifest.config["mixture"].get("sequential")
     vectors = load_file(folder / VECTORS)["vectors"] if "text" in names else None
+    scorer = None if baseline is None else scorer_of_run(run, baseline, len(dataset.catalog))
     interactions = Interactions.of_dataset(dataset)
-    components = make_components(names, interactions, vectors)
+    components = make_components(names, interactions, vectors, scorer)
     weights = MixtureWeights.read(folder / WEIGHTS, made_from(components), f"Run {COMMAND} again.")
     return Mixture(components, Buckets(interactions), weights), manifest.digest
 

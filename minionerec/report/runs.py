@@ -134,6 +134,8 @@ def read_run(folder: Path, label: str | None = None, only: Collection[str] | Non
                 f"made from another {changed} than the run has now, whose settings stand here; run minionerec eval again"
             )
         settings = {stage: manifest.config for stage, manifest in made_from.items()}
+        if name == "mixture" and (trained := settings.get("baseline", {}).get("baseline", {}).get("sequential")) is not None:
+            notes.append(f"{LABELS[trained]} is one of its components")
         trainings = [manifest for stage, manifest in made_from.items() if stage not in ITEM_STAGES]
         sizes = [manifest.metrics["parameters"] for manifest in trainings if "parameters" in manifest.metrics]
         runs.append(

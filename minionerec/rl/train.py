@@ -25,6 +25,7 @@ from minionerec.config import RECOMMENDING, Config, RlConfig
 from minionerec.distributed import distributed_state
 from minionerec.model import checkpoint
 from minionerec.prompts.record import check_prompts, prompts_section
+from minionerec.recommend.cache.sequential import component_baseline
 from minionerec.recommend.cache.vectors import component_texts
 from minionerec.rl.arguments import grpo_arguments, split_prompts
 from minionerec.rl.brake import KlBrake
@@ -154,7 +155,8 @@ def _inputs(config: Config) -> dict[str, str]:
     """Digests of data, SIDs, the SFT model, and what rewards and validations read."""
     inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
     inputs["sft"] = require(config.folder / "sft", "minionerec sft", made_from=inputs).digest
-    return inputs | reward_sources(config, inputs["data"]) | component_texts(config, "rl")[1]
+    inputs |= component_texts(config, "rl")[1] | component_baseline(config, "rl", inputs["data"])
+    return inputs | reward_sources(config, inputs["data"])
 
 
 def check_sft(sft: Manifest, config: Config) -> None:

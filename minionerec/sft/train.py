@@ -34,6 +34,7 @@ from minionerec.model import adapters, base, checkpoint, pretrained
 from minionerec.model.dropout import add_dropout
 from minionerec.prompts.builder import tokenizer_corpus
 from minionerec.prompts.record import prompts_section
+from minionerec.recommend.cache.sequential import component_baseline
 from minionerec.recommend.cache.vectors import component_texts, vectors_of_run
 from minionerec.sft.arguments import check_options, training_arguments
 from minionerec.sft.early import check_early
@@ -105,7 +106,7 @@ def _inputs(config: Config) -> dict[str, str]:
     if config.model.init == "from_pretrained" and (identity := pretrained.identity(str(config.model.path))) is not None:
         inputs["model"] = identity
     item_texts = vector_inputs(vector_origin(config)[0]) if config.model.item_texts else {}
-    return inputs | item_texts | component_texts(config, "sft")[1]
+    return inputs | item_texts | component_texts(config, "sft")[1] | component_baseline(config, "sft", inputs["data"])
 
 
 def train_sft(config: Config, write_curves: WriteCurves | None = None) -> tuple[Manifest, bool]:

@@ -137,11 +137,14 @@ def check_mixture(config: Config, pending: Collection[str]) -> None:
         pending: stages that run before it and may change what they have left so far.
 
     Raises:
+        ArtifactError: the baseline of `sequential` is not trained yet.
         ConfigError: no component is named, the valid split is empty, or the encoder of `text` is not there.
     """
     check_components(config)
     if "text" in config.mixture.components:
         check_vectors(config, pending)
+    if config.mixture.sequential is not None:
+        check_baseline("mixture.sequential", config.mixture.sequential, config, pending)
     if "data" not in pending:
         check_valid_rows(config, "the weights of a mixture are fitted to it", "set mixture.components []")
 

@@ -1,11 +1,12 @@
-"""Stage `mixture`: how much of a model's lists comes from counts and text neighbours, fitted on the valid split.
+"""Stage `mixture`: how much of a model's lists comes from counts, text neighbours and a trained baseline, fitted on valid.
 
-Inputs: `data/`, `sid/` and the model of a training stage. Outputs: `mixture/<stage>/weights.json` and, with the component
-`text`, the item vectors in `vectors.safetensors`. The weights maximise the likelihood of the valid targets' SIDs: EM, with the
-model as one component, per kind of history (`recommend.cache.mixture`). The model's part is one forward of each prompt and its
-target; nothing is searched. With `eval.exclude_history` all probabilities are over the catalog without the history, and a
-target in it tells nothing. With `mixture.choose_by: NDCG@10` the model's odds beside the components are then multiplied by the
-one of `ODDS` that ranks part of the valid split best, searched as the evaluation does it; `odds.json` has what each reached.
+Inputs: `data/`, `sid/`, the model of a training stage and, with the component `sequential`, a baseline. Outputs:
+`mixture/<stage>/weights.json` and, with the component `text`, the item vectors in `vectors.safetensors`. The weights maximise
+the likelihood of the valid targets' SIDs: EM, with the model as one component, per kind of history (`recommend.cache.mixture`).
+The model's part is one forward of each prompt and its target; nothing is searched. With `eval.exclude_history` all
+probabilities are over the catalog without the history, and a target in it tells nothing. With `mixture.choose_by: NDCG@10` the
+model's odds beside the components are then multiplied by the one of `ODDS` that ranks part of the valid split best, searched as
+the evaluation does it; `odds.json` has what each reached.
 
 Not in the paper. Interpolation with a cache: Grave, Joulin, Usunier, 2016, arXiv:1612.04426; weights by EM: Jelinek and Mercer,
 1980.
@@ -22,6 +23,7 @@ from safetensors.numpy import save_file
 from minionerec.artifacts import ITEM_STAGES, UNSEEDED, Manifest, Recipe, require, write_json
 from minionerec.config import RECOMMENDING, VECTOR_FIELDS, Config
 from minionerec.data.dataset import Dataset
+from minionerec.data.vectors import stored_baseline
 from minionerec.distributed import distributed_state, is_main_process
 from minionerec.errors import DataError
 from minionerec.model import checkpoint
@@ -109,11 +111,13 @@ def _recipe(config: Config, stage: str) -> Recipe:
 
 
 def _inputs(config: Config, stage: str) -> dict[str, str]:
-    """Digests of data, SIDs and the model."""
+    """Digests of data, SIDs, the model and what the components are made from."""
     inputs = {name: require(config.folder / name, command).digest for name, command in ITEM_STAGES.items()}
     inputs[stage] = require(config.folder / stage, f"minionerec {stage}", made_from=inputs).digest
     if "text" in config.mixture.components:
         inputs |= vector_inputs(vector_origin(config)[0])
+    if (baseline := config.mixture.sequential) is not None:
+        inputs[f"baselines/{baseline}"] = stored_baseline(config.folder, baseline, inputs["data"]).digest
     return inputs
 
 

@@ -31,6 +31,7 @@ class CrossFitted:
             histories, targets: of the examples.
 
         Raises:
+            ArtifactError: the baseline of `sequential` is missing, damaged or of other data.
             ConfigError: the encoder of `text` cannot be loaded.
             DataError: the dataset has no training interaction, or an item has no text.
         """

@@ -123,7 +123,7 @@ def test_the_mixture_is_fitted_on_valid_and_takes_what_is_there():
     counts = make_trivial(BaselineConfig(model="mixture"), data)
     chosen = make_trivial(BaselineConfig(model="mixture", components=["popularity", "markov"]), data, vectors)
     assert [list(made.mixture.components) for made in (with_text, counts, chosen)] == [
-        list(cache.COMPONENTS),
+        list(cache.UNTRAINED),
         list(cache.COUNTS),
         ["popularity", "markov"],
     ]

@@ -12,7 +12,7 @@ from minionerec.eval import search_error
 from minionerec.model.base import base_model
 from minionerec.prompts.builder import tokenizer_corpus
 from minionerec.recommend.assistant import BaselineAssistant
-from minionerec.recommend.cache import MODEL, Buckets, Interactions, Mixture, MixtureWeights, make_components
+from minionerec.recommend.cache import MODEL, Buckets, HistoryScorer, Interactions, Mixture, MixtureWeights, make_components
 from minionerec.recommend.cache.mixture import made_from
 from minionerec.recommend.mixing import cache_prior, component_columns, component_leaves, fitted, model_column
 from minionerec.recommend.recommender import Recommender
@@ -20,14 +20,16 @@ from minionerec.tree import score_catalog
 from tests.recommend.conftest import SIZES
 
 HISTORY = [0, 5, 7]
-NAMES = ("popularity", "markov", "text")
+NAMES = ("popularity", "markov", "text", "sequential")
 
 
 def cache_of(dataset, share=None, seed=0):
     """A mixture with random weights; `share` is the weight of all components together, None for a random one."""
     rng = np.random.default_rng(seed)
     interactions = Interactions.of_dataset(dataset)
-    components = make_components(NAMES, interactions, rng.standard_normal((len(dataset.catalog), 8)).astype(np.float32))
+    vectors, table = (rng.standard_normal((len(dataset.catalog), 8)).astype(np.float32) for _ in range(2))
+    scorer = HistoryScorer("sasrec", "", lambda histories: np.array([table[history].mean(0) @ table.T for history in histories]))
+    components = make_components(NAMES, interactions, vectors, scorer)
     values = rng.random((21, 1 + len(NAMES)))
     if share is not None:
         values[:, 1:] *= share / values[:, 1:].sum(1, keepdims=True)

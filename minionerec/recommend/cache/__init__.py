@@ -1,4 +1,4 @@
-"""What counts and text neighbours know of the next item: distributions over the catalog, without any training.
+"""What counts, text neighbours and a trained baseline know of the next item: distributions over the catalog.
 
 `components` has one class per source of knowledge, `mixture` weighs them. The baselines `skip`, `text` and `mixture`, the
 evaluation, the Recommender and SFT all use these objects, so that a cache means the same everywhere.
@@ -13,10 +13,12 @@ from minionerec.recommend.cache.buckets import BUCKETS, Buckets
 from minionerec.recommend.cache.components import (
     COMPONENTS,
     COUNTS,
+    UNTRAINED,
     Component,
     ItemKNN,
     Markov,
     Popularity,
+    Sequential,
     Skip,
     TextNeighbours,
     make_components,
@@ -31,6 +33,7 @@ from minionerec.recommend.cache.mixture import (
     made_from,
     target_probabilities,
 )
+from minionerec.recommend.cache.sequential import HistoryScorer
 
 __all__ = [
     "BUCKETS",
@@ -38,14 +41,17 @@ __all__ = [
     "COUNTS",
     "MODEL",
     "NOTHING",
+    "UNTRAINED",
     "Buckets",
     "Component",
+    "HistoryScorer",
     "Interactions",
     "ItemKNN",
     "Markov",
     "Mixture",
     "MixtureWeights",
     "Popularity",
+    "Sequential",
     "Skip",
     "TextNeighbours",
     "fit_weights",

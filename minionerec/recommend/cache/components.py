@@ -1,4 +1,4 @@
-"""Distributions over the catalog that are counted or read off item vectors, one class per source of knowledge.
+"""Distributions over the catalog that are counted, read off item vectors or asked of a trained baseline, one class per source.
 
 Let `n(i)` be how often item `i` was bought in training, `c_g(h, i)` how often it followed item `h` by `g` places in the same
 user's sequence, `I` the number of items, and `h_1, h_2, ...` a history, the newest first.
@@ -10,6 +10,7 @@ user's sequence, `I` the number of items, and `h_1, h_2, ...` a history, the new
 | `skip` | sum over k of `decay^(k-1) * s(h_k, i)`, with `s = sum over g of gap_weights[g-1] * c_g` |
 | `item-knn` | sum over the history of cosines of who bought what (Sarwar et al., 2001), the `neighbours` largest of each item |
 | `text` | sum over k of `decay^(k-1) * softmax_i(cos(v_i, v_(h_k)) / temperature)`, over all items but `h_k` itself |
+| `sequential` | `softmax_i` of a trained baseline's scores after the history |
 
 A row of scores divided by its sum is the distribution. A component that knows nothing of a history, so that all its scores are
 0, answers with popularity. Popularity is smoothed: an item that was never bought has a chance of
@@ -23,7 +24,8 @@ the interaction `t` that is the row's target, and leaves out exactly what `t` as
   and no new pair arises between its neighbours;
 * `item-knn`: the interaction itself, so that the item's users are one fewer and its cosines and neighbours are computed anew,
   unless the user bought the item at another place too: a user counts once;
-* `text`: nothing, it counts nothing.
+* `text`: nothing, it counts nothing;
+* `sequential`: refused, for the baseline was trained on the row.
 
 This equals building the component again from the interactions without `t` (popularity, item-kNN), or from the pairs without
 those that end in `t` (transitions), up to the rounding of sums.
@@ -44,6 +46,7 @@ from scipy import sparse
 from minionerec.errors import ConfigError, DataError
 from minionerec.recommend.cache.interactions import NOTHING, Histories, Interactions, lookup, recent
 from minionerec.recommend.cache.neighbours import Neighbours
+from minionerec.recommend.cache.sequential import HistoryScorer
 
 _CELLS = 4_000_000  # of (rows, items) that are computed at once where only targets are asked for: 32 MB
 _KERNEL = 8192  # items up to which the softmax of every item over all others is kept (256 MB at most)
@@ -352,24 +355,71 @@ class TextNeighbours(Component):
         return logits / logits.sum(axis=1, keepdims=True)
 
 
+class Sequential(Component):
+    """What a trained baseline says: the softmax of its scores over the catalog.
+
+    The model computes in float32, the softmax in float64. A history without an item has popularity: baselines are trained on
+    histories that have one.
+    """
+
+    name = "sequential"
+
+    def __init__(self, interactions: Interactions, scorer: HistoryScorer) -> None:
+        super().__init__(interactions)
+        self._scorer = scorer
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The baseline, and the digest of its artefact."""
+        return {"baseline": self._scorer.name, "digest": self._scorer.digest}
+
+    def scores(self, histories: Histories, own: np.ndarray | None = None) -> np.ndarray:
+        """The softmax; `own` may leave nothing out.
+
+        Raises:
+            DataError: a row is to be left out, or a score is not finite.
+        """
+        self._recent(histories, max(map(len, histories), default=0))
+        if (self._own(own, len(histories)) != NOTHING).any():
+            raise DataError(f"{self._scorer.name} was trained on all training rows: none can be left out of what it knows.")
+        scores = np.zeros((len(histories), self.items))
+        rows = [row for row, history in enumerate(histories) if len(history)]
+        if not rows:
+            return scores
+        logits = self._scorer.score([histories[row] for row in rows]).astype(np.float64)
+        if not np.isfinite(logits).all():
+            raise DataError(
+                f"The baseline {self._scorer.name} gives scores that are not finite: its training diverged. Train it again with a "
+                f"lower --baseline.learning_rate: minionerec baseline --baseline.model {self._scorer.name} --replace"
+            )
+        np.exp(logits - logits.max(axis=1, keepdims=True), out=logits)
+        scores[rows] = logits / logits.sum(axis=1, keepdims=True)
+        return scores
+
+
 COUNTS: tuple[str, ...] = ("popularity", "markov", "skip", "item-knn")  # need interactions alone
-COMPONENTS: tuple[str, ...] = (*COUNTS, "text")
+UNTRAINED: tuple[str, ...] = (*COUNTS, "text")
+COMPONENTS: tuple[str, ...] = (*UNTRAINED, "sequential")
 _CLASSES: Mapping[str, type[Component]] = {
-    component.name: component for component in (Popularity, Markov, Skip, ItemKNN, TextNeighbours)
+    component.name: component for component in (Popularity, Markov, Skip, ItemKNN, TextNeighbours, Sequential)
 }
 
 
 def make_components(
-    names: Sequence[str], interactions: Interactions, vectors: np.ndarray | None = None
+    names: Sequence[str],
+    interactions: Interactions,
+    vectors: np.ndarray | None = None,
+    scorer: HistoryScorer | None = None,
 ) -> dict[str, Component]:
     """Components with their default settings, by name, in the order of the names.
 
     Args:
         names: of `COMPONENTS`.
         vectors: (items, dimensions); `text` needs them.
+        scorer: a trained baseline; `sequential` needs it.
 
     Raises:
-        ConfigError: there is no such component, one is named twice, or `text` is asked for without vectors.
+        ConfigError: there is no such component, one is named twice, or what `text` or `sequential` needs is not there.
     """
     if not names or len(set(names)) != len(names) or not set(names) <= set(COMPONENTS):
         raise ConfigError(
@@ -377,7 +427,7 @@ def make_components(
         )
     if "text" in names and vectors is None:
         raise ConfigError("Component text needs item vectors, and there are none.")
-    return {
-        name: TextNeighbours(interactions, vectors) if name == "text" and vectors is not None else _CLASSES[name](interactions)
-        for name in names
-    }
+    if "sequential" in names and scorer is None:
+        raise ConfigError("Component sequential needs a trained baseline, and none is named.")
+    further: Mapping[str, tuple[Any, ...]] = {"text": (vectors,), "sequential": (scorer,)}
+    return {name: _CLASSES[name](interactions, *further.get(name, ())) for name in names}

@@ -8,11 +8,14 @@ from minionerec.recommend.cache import (
     COMPONENTS,
     COUNTS,
     NOTHING,
+    UNTRAINED,
     Buckets,
+    HistoryScorer,
     Interactions,
     ItemKNN,
     Markov,
     Popularity,
+    Sequential,
     Skip,
     TextNeighbours,
     components,
@@ -114,7 +117,7 @@ def test_of_many_targets_each_is_what_the_whole_distribution_says(monkeypatch):
     sequences = [rng.integers(0, 5, 6).tolist() for _ in range(8)]
     histories, targets, own = [s[:5] for s in sequences], np.array([s[5] for s in sequences]), np.arange(8) * 6 + 5
     monkeypatch.setattr(components, "_CELLS", 3 * ITEMS)  # three rows at once
-    for component in make_components(COMPONENTS, interactions_of(sequences), np.array(VECTORS)).values():
+    for component in make_components(UNTRAINED, interactions_of(sequences), np.array(VECTORS)).values():
         expected = component.probabilities(histories, own)[np.arange(8), targets]
         np.testing.assert_allclose(component.target_probabilities(histories, targets, own), expected, atol=1e-15)
 
@@ -138,6 +141,38 @@ def test_items_of_one_text_have_one_score_to_the_last_bit():
     assert scores[1, 3] < scores[1, 353]  # an item is no neighbour of itself, but its twin is
 
 
+def scorer_of(score):
+    return HistoryScorer("sasrec", "of its weights", lambda histories: np.array([score(h) for h in histories], np.float32))
+
+
+def last_item(history):
+    """Scores that would overflow without their maximum taken off."""
+    return [1000.0 - abs(item - int(history[-1])) / len(history) for item in range(ITEMS)]
+
+
+def test_a_trained_baseline_says_the_softmax_of_its_scores():
+    interactions = interactions_of([[0, 1, 1, 3]])
+    component = Sequential(interactions, scorer_of(last_item))
+    histories = [[2], [], np.array([0, 4, 1])]
+    answers = component.probabilities(histories)
+    for row in (0, 2):
+        logits = np.array(last_item(histories[row]), np.float32).astype(float)
+        np.testing.assert_allclose(answers[row], np.exp(logits - 1000) / np.exp(logits - 1000).sum(), rtol=1e-12)
+    assert answers.dtype == np.float64 and answers[0].argmax() == 2
+    np.testing.assert_array_equal(answers[1], Popularity(interactions).probabilities([[]])[0])
+    np.testing.assert_array_equal(component.probabilities([[]]), answers[1:2])
+    np.testing.assert_allclose(component.target_probabilities(histories, np.array([3, 1, 5])), answers[range(3), [3, 1, 5]])
+    np.testing.assert_array_equal(component.probabilities(histories, np.full(3, NOTHING)), answers)
+    with pytest.raises(DataError, match="sasrec was trained on all training rows: none can be left out"):
+        component.probabilities(histories, np.array([NOTHING, NOTHING, 2]))
+    with pytest.raises(DataError, match=r"holds item 6; the catalog has 6"):
+        component.probabilities([[6]])
+    for wrong in (np.nan, np.inf, -np.inf):
+        diverged = Sequential(interactions, scorer_of(lambda history, wrong=wrong: [0.0, wrong, *[1.0] * (ITEMS - 2)]))
+        with pytest.raises(DataError, match=r"baseline sasrec gives scores that are not finite.*minionerec baseline"):
+            diverged.probabilities([[0]])
+
+
 def test_a_single_item_has_no_neighbour():
     component = TextNeighbours(Interactions(np.array([0]), np.array([0]), 1), np.ones((1, 2)))
     assert component.probabilities([[0], []]).tolist() == [[1.0], [1.0]]
@@ -145,8 +180,9 @@ def test_a_single_item_has_no_neighbour():
 
 def test_settings_name_what_an_answer_depends_on():
     interactions = interactions_of([[0, 1, 2]])
-    made = make_components(COMPONENTS, interactions, np.array(VECTORS))
-    assert list(made) == list(COMPONENTS) and COMPONENTS[:-1] == COUNTS
+    made = make_components(COMPONENTS, interactions, np.array(VECTORS), scorer_of(last_item))
+    assert list(made) == list(COMPONENTS) and COMPONENTS[:-2] == COUNTS and COMPONENTS[:-1] == UNTRAINED
+    assert made["sequential"].settings == {"baseline": "sasrec", "digest": "of its weights"}
     assert made["skip"].settings == {"gap_weights": [1.0, 0.5, 0.33], "last": 5, "decay": 0.6}
     other = TextNeighbours(interactions, np.array(VECTORS)[::-1])
     assert made["text"].settings["vectors"] != other.settings["vectors"]
@@ -172,6 +208,8 @@ def test_mistakes_are_named():
         Interactions(np.array([], int), np.array([], int), 6)
     with pytest.raises(ConfigError, match="text needs item vectors"):
         make_components(("popularity", "text"), interactions)
+    with pytest.raises(ConfigError, match="sequential needs a trained baseline"):
+        make_components(("sequential",), interactions, np.array(VECTORS))
     for names in ((), ("markov", "markov"), ("markow",)):
         with pytest.raises(ConfigError, match="expected one or several of popularity"):
             make_components(names, interactions)
