@@ -13,6 +13,7 @@ from minionerec.config import (
     Config,
     DataConfig,
     EvalConfig,
+    MixtureConfig,
     ModelConfig,
     ReportConfig,
     RlConfig,
@@ -208,6 +209,23 @@ def test_what_must_be_positive(made):
         (BaselineConfig, {"dropout": 1.0}, "baseline.dropout is 1.0; it must be from 0 to below 1."),
         (BaselineConfig, {"alpha": 1.1}, "baseline.alpha is 1.1; it must be from 0 to 1."),
         (BaselineConfig, {"shrinkage": -1}, "baseline.shrinkage is -1"),
+        (BaselineConfig, {"components": ["sequential"]}, "components names sequential, but baseline.sequential is null"),
+        (BaselineConfig, {"sequential": "sasrec"}, "baseline.components does not name sequential, so nothing would read it"),
+        (
+            BaselineConfig,
+            {"components": ["sequential"], "sequential": "sasrec", "protocol": "recbole", "sequences": "x"},
+            "sasrec, which is read as it was trained on a run's own splits, but baseline.protocol is recbole",
+        ),
+        (MixtureConfig, {"components": ["sequential"]}, "one that the run has trained, such as --mixture.sequential sasrec"),
+        (
+            MixtureConfig,
+            {"components": ["markov"], "sequential": "gru4rec"},
+            "mixture.sequential is gru4rec, but mixture.components does not name sequential, so nothing would read it. Add",
+        ),
+        *(
+            (MixtureConfig, {"components": ["sequential"], "sequential": name}, f"mixture.sequential is {name}, which {reason}")
+            for name, reason in (("markov", "only counts"), ("rpg", "knows items by their"), ("liger", "knows items by their"))
+        ),
         (Config, {"seed": -1}, "seed is -1; it must be from 0 to 4,294,967,295."),
         (Config, {"seed": 2**32}, "seed is 4294967296;"),
         (Config, {"name": "../../x"}, "name is '../../x'; it names files and folders, so it must have no /"),

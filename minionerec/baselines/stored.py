@@ -1,4 +1,4 @@
-"""A finished baseline, loaded to score any history: the component `sequential` of a mixture (`recommend/cache/sequential.py`)."""
+"""A finished baseline, loaded to score any history, as the component `sequential` asks (`recommend/cache/sequential.py`)."""
 
 import dataclasses
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def load_scores(folder: Path, manifest: Manifest, items: int) -> Callable[[Histo
     names = {field.name for field in dataclasses.fields(BaselineConfig)} - {"weights", "valid_examples"}
     try:
         config = BaselineConfig(**{name: value for name, value in recorded.items() if name in names})
-        with torch.random.fork_rng(devices=()):  # first weights are drawn; a training that validates with them draws on as before
+        with torch.random.fork_rng(devices=()):  # it draws first weights; a training that asks it draws on as before
             model = make(config, items)
     except ConfigError as error:
         raise ArtifactError(f"{folder}: was trained with settings that this version does not take: {error}") from None

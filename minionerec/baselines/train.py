@@ -99,7 +99,7 @@ def _item_vectors(config: Config) -> np.ndarray | None:
 
 
 def _inputs(config: Config) -> dict[str, str]:
-    """Digests of the sequences or the run's data, of the item vectors and the baseline that are read, and of the user's own weights."""
+    """Digests of the sequences or the run's data, of item vectors and a baseline that are read, and of the user's weights."""
     baseline = config.baseline
     if baseline.sequences is not None:
         inputs = {"sequences": file_hash(Path(baseline.sequences))}

@@ -213,7 +213,7 @@ class MixtureOptions:
 
 
 class CacheMixture(DistributionRecommender):
-    """Counts, text neighbours and perhaps a trained baseline, weighed by EM on the targets of valid, see `recommend.cache.Mixture`.
+    """Counts, text neighbours and perhaps a trained baseline, weighed by EM on valid, see `recommend.cache.Mixture`.
 
     Raises:
         ConfigError: `text` or `sequential` is asked for, and there are no item vectors or no baseline.

@@ -295,7 +295,7 @@ COMMANDS: dict[str, Command] = {
         takes_config=False,
     ),
     "mixture": Command(
-        "weights of counts and text neighbours beside a trained model, for eval, recommend and serve",
+        "weights of counts, text neighbours and a baseline beside a trained model, for eval, recommend and serve",
         commands.run_stage("mixture"),
         ("mixture",),
     ),

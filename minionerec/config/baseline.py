@@ -255,11 +255,11 @@ def check_sequential(section: str, components: Collection[str], name: str | None
         )
     if name in TRIVIAL_BASELINES:
         raise ConfigError(
-            f"{section}.sequential is {name}, which only counts or compares texts. Name a neural baseline, such as sasrec; counts "
-            f"and texts are components of their own ({section}.components)."
+            f"{section}.sequential is {name}, which only counts or compares texts. Name a neural baseline, such as sasrec; "
+            f"counts and texts are components of their own ({section}.components)."
         )
     if name in CODED_BASELINES:
         raise ConfigError(
-            f"{section}.sequential is {name}, which knows items by their codes: its weights alone do not score every item after "
-            "any history. Name a baseline with a table of items, such as sasrec."
+            f"{section}.sequential is {name}, which knows items by their codes: its weights alone do not score every item "
+            "after any history. Name a baseline with a table of items, such as sasrec."
         )

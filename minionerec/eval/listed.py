@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 import polars as pl
 
-from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, require
+from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, changed_input, require
 from minionerec.baselines import trivial
 from minionerec.config import FLOORS, GENERATIVE_BASELINES, PLAIN_FLOORS, SID_RANKERS, BaselineConfig, Config
 from minionerec.config.lego import options_of
@@ -78,13 +78,18 @@ def stored_lists(run: Path, name: str, data_digest: str) -> Manifest:
     """The manifest of a recommender's stored lists.
 
     Raises:
-        ArtifactError: they are not there, they are damaged, other data made them, or a version without ties.
+        ArtifactError: they are not there, they are damaged, other data or another baseline made them, or a version without ties.
     """
     manifest = require(run / stored_artefact(name), stored_command(name), made_from={"data": data_digest})
+    again = f"Make them again: {stored_command(name)} --replace (same --config and options)."
     if not TIES.items() <= manifest.config[_section(name)].items():
         raise ArtifactError(
-            f"{run / stored_artefact(name)}: an earlier version made these lists, which do not say where scores are equal. "
-            f"Make them again: {stored_command(name)} --replace (same --config and options)."
+            f"{run / stored_artefact(name)}: an earlier version made these lists, which do not say where scores are equal. {again}"
+        )
+    changed = changed_input(run, manifest)
+    if changed is not None and changed.startswith("baselines/"):  # the mixture of one with counts
+        raise ArtifactError(
+            f"{run / stored_artefact(name)}: these lists were made with another {changed} than the run has now. {again}"
         )
     return manifest
 

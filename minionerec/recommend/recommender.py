@@ -165,7 +165,7 @@ class Recommender:
         return recommender
 
     def mix(self, mixture: "Mixture | None") -> None:
-        """Mix what counts and text neighbours know into the model's distribution from now on; None for the model alone.
+        """Mix what a cache's components know into the model's distribution from now on; None for the model alone.
 
         Raises:
             ConfigError: `config.normalise_over` is not `catalog`, or there is an assistant.

@@ -28,10 +28,10 @@ def check_early(config: Config, pending: Collection[str] = ()) -> None:
         check_vectors(config, pending)
     if config.sft.mixture.weights != "none" and (baseline := config.mixture.sequential) is not None:
         raise ConfigError(
-            f"sft.mixture.weights is {config.sft.mixture.weights}, but mixture.components names sequential: {baseline} was trained "
-            "on every training row, so it would know the answers that the model is to learn beside it; no row can be left out of "
-            "it, as it is left out of counts. Leave sequential (and mixture.sequential) out of the training and mix it in "
-            "afterwards (minionerec mixture), or set sft.mixture.weights none."
+            f"sft.mixture.weights is {config.sft.mixture.weights}, but mixture.components names sequential: {baseline} was "
+            "trained on every training row, so it would know the answers that the model is to learn beside it; no row can be "
+            "left out of it, as it is left out of counts. Leave sequential (and mixture.sequential) out of the training and "
+            "mix it in afterwards (minionerec mixture), or set sft.mixture.weights none."
         )
     if config.mixes_in("sft"):
         check_mixture(config, (*pending, "data"))  # an empty valid split is refused for any training, once the data are there

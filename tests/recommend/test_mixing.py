@@ -28,7 +28,7 @@ def cache_of(dataset, share=None, seed=0):
     rng = np.random.default_rng(seed)
     interactions = Interactions.of_dataset(dataset)
     vectors, table = (rng.standard_normal((len(dataset.catalog), 8)).astype(np.float32) for _ in range(2))
-    scorer = HistoryScorer("sasrec", "", lambda histories: np.array([table[history].mean(0) @ table.T for history in histories]))
+    scorer = HistoryScorer("sasrec", "", lambda histories: np.array([table[some].mean(0) @ table.T for some in histories]))
     components = make_components(NAMES, interactions, vectors, scorer)
     values = rng.random((21, 1 + len(NAMES)))
     if share is not None:

@@ -19,6 +19,7 @@ from minionerec.config import (
     RlConfig,
     RqVaeConfig,
     SftConfig,
+    SftMixtureConfig,
     SidConfig,
 )
 from minionerec.errors import ArtifactError, ConfigError
@@ -235,6 +236,30 @@ def test_the_encoder_of_a_mixture_is_asked_for_only_if_it_is_needed(folder, monk
     finished(folder, "sft")
     with refused:
         pipeline._check_ahead(dataclasses.replace(config, replace=True), ("mixture", "eval"))
+
+
+def test_a_baseline_in_the_mixture_is_asked_for_before_anything_is_trained(folder):
+    """By every stage that mixes it in, and a training through it is refused: it knows all training rows."""
+    with_data(folder)
+    mixture = MixtureConfig(components=["markov", "sequential"], sequential="gru4rec", validation=True)
+    config = Config(out=str(folder), mixture=mixture, eval=EvalConfig(normalise_over="catalog"))
+    trained = dataclasses.replace(config, sft=SftConfig(best_metric="NDCG@10"), rl=RlConfig(prompts_per_step=8))
+    stages = ("data", "sid", "sft", "rl", "mixture", "eval")
+    missing = r"gru4rec: no finished artefact here, but mixture.sequential needs this baseline. First run"
+    for check in (
+        lambda: pipeline.EARLY_CHECKS["mixture"](config, stages[:4]),
+        lambda: check_early_of_sft(trained, stages[:2]),
+        lambda: check_early(trained, stages[:3]),
+    ):
+        with pytest.raises(ArtifactError, match=missing):
+            check()
+    check_early_of_sft(config)  # validated by its loss
+    floor = BaselineConfig(model="mixture", components=["sequential"], sequential="gru4rec")
+    with pytest.raises(ArtifactError, match=r"but baseline.sequential needs this baseline"):
+        pipeline._check_ahead(dataclasses.replace(config, baseline=floor), ("baseline",))
+    through = SftConfig(tasks=["history_sid_to_sid"], normalise_over="catalog", mixture=SftMixtureConfig("em"))
+    with pytest.raises(ConfigError, match=r"names sequential: gru4rec was trained on every training row.*mix it in afterwards"):
+        check_early_of_sft(dataclasses.replace(config, sft=through))
 
 
 def test_the_encoder_that_is_asked_for_is_that_of_the_sids(folder, monkeypatch):

@@ -8,13 +8,20 @@ import numpy as np
 import pytest
 
 from minionerec.artifacts import MANIFEST, Manifest, read_json
+from minionerec.artifacts.manifest import changed_input
+from minionerec.baselines.train import train_baseline
 from minionerec.cli import main
-from minionerec.config import Config, EvalConfig, MixtureConfig, SidConfig
+from minionerec.config import BaselineConfig, Config, EvalConfig, MixtureConfig, SidConfig
 from minionerec.errors import ArtifactError, ConfigError
+from minionerec.eval.evaluate import evaluate
+from minionerec.eval.listed import why_unusable
 from minionerec.eval.predictions import read_predictions
 from minionerec.pipeline import run, summary
 from minionerec.recommend.cache import MODEL, Mixture, MixtureWeights
 from minionerec.recommend.recommender import Recommender
+from minionerec.report.runs import read_run
+from minionerec.rl.train import rl_recipe
+from minionerec.sft.train import sft_recipe
 from minionerec.training.early import check_components
 from minionerec.training.evaluator import RankingEvaluator
 from minionerec.training.fit_mixture import ODDS
@@ -218,6 +225,107 @@ def test_validation_with_the_mixture_is_cross_fitted(make, tmp_path):  # noqa: F
         changed = np.where(cross.halves == half, 1e-6, column)  # what is measured does not decide its own weights
         assert (cross.fit(changed)[half].weights.values == mixture.weights.values).all()
         assert not (cross.fit(changed)[1 - half].weights.values == cross.fit(column)[1 - half].weights.values).all()
+
+
+WITH_BASELINE = ["popularity", "markov", "sequential"]
+
+
+def train(folder, **options):
+    """The run's SASRec."""
+    settings = BaselineConfig(**{"model": "sasrec", "max_history": 4, "hidden_size": 8, "epochs": 1, **options})
+    return train_baseline(Config(out=str(folder), baseline=settings, replace=True))[0]
+
+
+@pytest.fixture(scope="module")
+def with_baseline(evaluated, tmp_path_factory):
+    """The run with a trained baseline in the mixture that was fitted and evaluated."""
+    folder = shutil.copytree(evaluated, tmp_path_factory.mktemp("sequential") / "run")
+    train(folder)
+    run(config_of(folder, components=WITH_BASELINE, sequential="sasrec"), ("eval",))
+    return folder
+
+
+@pytest.fixture
+def copied_with_baseline(with_baseline, tmp_path):
+    return shutil.copytree(with_baseline, tmp_path / "run")
+
+
+def test_a_trained_baseline_is_mixed_in_wherever_the_run_is_asked(with_baseline, capsys):
+    digest = Manifest.load(with_baseline / "baselines/sasrec").digest
+    mixture, evaluation = (Manifest.load(with_baseline / name) for name in ("mixture/sft", "eval/sft-mixture"))
+    assert mixture.inputs["baselines/sasrec"] == evaluation.inputs["baselines/sasrec"] == digest
+    assert sum(mixture.metrics[name] for name in (MODEL, *WITH_BASELINE)) == pytest.approx(1)
+    assert read_json(with_baseline / "mixture/sft/weights.json")["made_from"]["component sequential"]["digest"] == digest
+    recommender = Recommender.load(with_baseline)
+    assert [*recommender.mixture.components] == WITH_BASELINE
+    predictions = list(read_predictions(with_baseline / "eval/sft-mixture/predictions.jsonl"))
+    lists = recommender.recommend([prediction.history_ids for prediction in predictions], k=None)
+    for prediction, ours in zip(predictions, lists, strict=True):
+        assert [item.index for item in ours.items] == prediction.items
+    asked = ["recommend", "--run", str(with_baseline), "--history", "i0,i5,i7,i7,i2,i9", "--k", "3", "--explain", "--json"]
+    assert main(asked) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert [*answer["shares"][0]] == [MODEL, *WITH_BASELINE] and min(shares["sequential"] for shares in answer["shares"]) > 0
+    run(config_of(with_baseline, components=WITH_BASELINE, sequential="sasrec"), ("eval",))
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines() if "up to date" in line} >= {
+        "mixture/sft",
+        "eval/sft-mixture",
+    }
+
+
+def test_a_baseline_that_was_trained_again_makes_mixture_and_evaluation_stale(copied_with_baseline):
+    folder = copied_with_baseline
+    train(folder, epochs=2)
+    for ask in (
+        lambda: Recommender.load(folder),
+        lambda: evaluate(config_of(folder, components=WITH_BASELINE, sequential="sasrec"), "sft-mixture"),
+    ):
+        with pytest.raises(ArtifactError, match=r"fitted with another baselines/sasrec than the run has.*minionerec mixture"):
+            ask()
+    assert changed_input(folder, Manifest.load(folder / "eval/sft-mixture")) == "baselines/sasrec"
+    run(config_of(folder, components=WITH_BASELINE, sequential="sasrec"), ("mixture",))
+    assert Recommender.load(folder).mixture is not None
+    shutil.rmtree(folder / "baselines")
+    with pytest.raises(ArtifactError, match=r"sasrec: no finished artefact here.*minionerec baseline --baseline.model sasrec"):
+        Recommender.load(folder)
+    shutil.rmtree(folder / "mixture")
+    with pytest.raises(ArtifactError, match=r"mixture.sequential needs this baseline. First run.*--baseline.model sasrec"):
+        run(config_of(folder, components=WITH_BASELINE, sequential="sasrec", valid_examples=5), ("mixture",))
+
+
+def test_validations_mix_the_baseline_in_and_their_trainings_hold_its_digest(with_baseline):
+    config = config_of(with_baseline, components=WITH_BASELINE, sequential="sasrec", validation=True)
+    recommender = Recommender.load(with_baseline, mixture=False)
+    recommender.config = config.eval
+    mixed = RankingEvaluator(recommender, config.eval, None, "NDCG@10", config)()
+    assert mixed != RankingEvaluator(recommender, config.eval, None, "NDCG@10")()
+    digest = {"baselines/sasrec": Manifest.load(with_baseline / "baselines/sasrec").digest}
+    by_lists = replace(config, sft=replace(config.sft, best_metric="NDCG@10"))
+    assert digest.items() <= sft_recipe(by_lists).inputs.items() and digest.items() <= rl_recipe(config).inputs.items()
+    assert not digest.keys() & sft_recipe(config).inputs.keys()  # validated by its loss
+    assert "sequential" not in config.decoding()["mixture"]  # models of before stay current
+
+
+def test_the_floor_weighs_a_trained_baseline_too(copied_with_baseline):
+    folder = copied_with_baseline
+    floor = BaselineConfig(model="mixture", components=["markov", "sequential"], sequential="sasrec")
+    config = replace(config_of(folder), baseline=floor)
+    run(config, ("baseline",))
+    manifest = Manifest.load(folder / "baselines/mixture")
+    assert manifest.inputs["baselines/sasrec"] == Manifest.load(folder / "baselines/sasrec").digest
+    assert read_json(folder / "baselines/mixture/weights.json")["components"] == ["markov", "sequential"]
+    [row] = read_run(folder, only=["mixture"])
+    assert "SASRec is one of its components" in row.notes
+    assert train_baseline(config)[1] is False
+    assert why_unusable(folder, "mixture") is None
+    train(folder, epochs=2)
+    assert "were made with another baselines/sasrec than the run has now. Make them again" in why_unusable(folder, "mixture")
+    with pytest.raises(ConfigError, match=r"(?s)baselines/mixture is finished, but was made from something else.*sasrec"):
+        train_baseline(config)
+    assert train_baseline(replace(config, replace=True))[1]
+    shutil.rmtree(folder / "baselines/sasrec")
+    with pytest.raises(ArtifactError, match=r"baseline.sequential needs this baseline. First run"):
+        run(config, ("baseline",))
 
 
 def test_a_finished_run_has_no_leftovers(evaluated):

@@ -389,8 +389,8 @@ class Sequential(Component):
         logits = self._scorer.score([histories[row] for row in rows]).astype(np.float64)
         if not np.isfinite(logits).all():
             raise DataError(
-                f"The baseline {self._scorer.name} gives scores that are not finite: its training diverged. Train it again with a "
-                f"lower --baseline.learning_rate: minionerec baseline --baseline.model {self._scorer.name} --replace"
+                f"The baseline {self._scorer.name} gives scores that are not finite: its training diverged. Train it again "
+                f"with a lower --baseline.learning_rate: minionerec baseline --baseline.model {self._scorer.name} --replace"
             )
         np.exp(logits - logits.max(axis=1, keepdims=True), out=logits)
         scores[rows] = logits / logits.sum(axis=1, keepdims=True)
