@@ -185,8 +185,8 @@ class BaselineConfig:
     components: list[ComponentName] | None = None
     """`mixture`: what it is made of; null for all counts, and `text` if the run has item vectors (docs/baselines.md)."""
     sequential: BaselineName | None = None
-    """`mixture`: the baseline behind the component `sequential`, trained on the run's own splits before: any neural one that is
-    not made from codes of the items."""
+    """`mixture`: the baseline behind the component `sequential`, trained on the run's own splits before. Counting ones and
+    those that know items by codes are refused."""
 
     def __post_init__(self) -> None:
         check_fields("baseline", self)

@@ -11,7 +11,7 @@ from minionerec.errors import ConfigError
 
 @dataclass
 class MixtureConfig:
-    """Stage `mixture`: counts, text neighbours and a trained baseline, mixed into the lists of a trained model."""
+    """Stage `mixture`: counts, text neighbours and a baseline, mixed into the lists of a trained model."""
 
     NOT_IN_KEY: ClassVar[tuple[str, ...]] = ("validation", "choose_by", "ranked_examples", "sequential")
     """Fields that do not decide the likeliest weights, all that a training reads, and `sequential`, for which the baseline's
@@ -25,7 +25,7 @@ class MixtureConfig:
     the training interactions; all need `eval.normalise_over: catalog`. An empty list mixes nothing in (paper: none)."""
     sequential: BaselineName | None = None
     """The baseline behind the component `sequential`, trained on the run's own splits before (`minionerec baseline
-    --baseline.model sasrec`): any neural one that is not made from codes of the items."""
+    --baseline.model sasrec`); null for none. Counting ones and those that know items by codes are refused."""
     per_bucket: bool = True
     """Weights of their own for each of 21 kinds of history, by how often something followed its last item and how spread that
     is; otherwise one set of weights for all histories."""
