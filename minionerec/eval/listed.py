@@ -78,18 +78,18 @@ def stored_lists(run: Path, name: str, data_digest: str) -> Manifest:
     """The manifest of a recommender's stored lists.
 
     Raises:
-        ArtifactError: they are not there, they are damaged, other data or another baseline made them, or a version without ties.
+        ArtifactError: they are missing or damaged, or other data, another baseline or a version without ties made them.
     """
     manifest = require(run / stored_artefact(name), stored_command(name), made_from={"data": data_digest})
-    again = f"Make them again: {stored_command(name)} --replace (same --config and options)."
+    where, again = run / stored_artefact(name), f"{stored_command(name)} --replace (same --config and options)."
     if not TIES.items() <= manifest.config[_section(name)].items():
         raise ArtifactError(
-            f"{run / stored_artefact(name)}: an earlier version made these lists, which do not say where scores are equal. {again}"
+            f"{where}: an earlier version made these lists, which do not say where scores are equal. Make them again: {again}"
         )
     changed = changed_input(run, manifest)
     if changed is not None and changed.startswith("baselines/"):  # the mixture of one with counts
         raise ArtifactError(
-            f"{run / stored_artefact(name)}: these lists were made with another {changed} than the run has now. {again}"
+            f"{where}: these lists were made with another {changed} than the run has now. Make them again: {again}"
         )
     return manifest
 
