@@ -15,7 +15,16 @@ from minionerec.artifacts.files import (
     write_json,
 )
 from minionerec.artifacts.manifest import MANIFEST, MILLISECONDS, Manifest, changed_input, require, versions
-from minionerec.artifacts.recipe import CHECKPOINTS, ITEM_STAGES, REVISIONS, UNSEEDED, Draft, Recipe, foreign_content
+from minionerec.artifacts.recipe import (
+    CHECKPOINTS,
+    ITEM_STAGES,
+    REVISIONS,
+    UNSEEDED,
+    Draft,
+    Recipe,
+    foreign_content,
+    of_another_revision,
+)
 from minionerec.artifacts.shards import over_shards, shards_of, sharing
 
 __all__ = [
@@ -35,6 +44,7 @@ __all__ = [
     "file_hash",
     "folder_digest",
     "foreign_content",
+    "of_another_revision",
     "over_shards",
     "read_json",
     "replace_text",

@@ -39,6 +39,18 @@ _Look = Callable[[], Manifest | None]
 log = logging.getLogger(__name__)
 
 
+def _revision(stage: str) -> str:
+    """The numbers in `REVISIONS` that count for an artefact, as its key ends; empty if there are none."""
+    whole, _, part = stage.partition("/")
+    revision, own = REVISIONS.get(whole, 0), REVISIONS.get(stage, 0) if part else 0
+    return f"{revision}.{own}" if own else str(revision) if revision else ""
+
+
+def of_another_revision(manifest: Manifest) -> bool:
+    """Whether other code than this version's made an artefact, so that its stage would make it anew, with another result."""
+    return manifest.key.partition("-")[2] != _revision(manifest.stage)
+
+
 @dataclasses.dataclass
 class Draft:
     """An artefact being written: put files below `path`, figures into `metrics`."""
@@ -78,9 +90,7 @@ class Recipe:
         """Identifies settings, seed, inputs and the stage's revision."""
         settings = self.config if self.key_fields is None else self.key_fields
         content = content_hash({"config": settings, "seed": self.seed, "inputs": dict(self.inputs)})
-        whole, _, part = self.stage.partition("/")
-        revision, own = REVISIONS.get(whole, 0), REVISIONS.get(self.stage, 0) if part else 0
-        suffix = f"{revision}.{own}" if own else str(revision) if revision else ""
+        suffix = _revision(self.stage)
         return f"{content}-{suffix}" if suffix else content
 
     @property

@@ -1,14 +1,14 @@
 """Predictions of recommenders that list items without a language model: the floors, and the run's baselines."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
 
-from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, changed_input, require
+from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, changed_input, read_json, require
 from minionerec.baselines import trivial
 from minionerec.config import FLOORS, GENERATIVE_BASELINES, PLAIN_FLOORS, SID_RANKERS, BaselineConfig, Config
 from minionerec.config.lego import options_of
@@ -74,6 +74,20 @@ def _section(name: str) -> str:
     return "lego" if name.startswith(LEGO) else "baseline"
 
 
+def _says_ties(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a recommender's stored lists say where scores are equal. `config` is that of their manifest."""
+    return TIES.items() <= config[_section(name)].items()
+
+
+def made_without_ties(run: Path, name: str, evaluation: Manifest) -> bool:
+    """Whether a recommender was evaluated by stored lists of an earlier version, which do not say where scores are equal.
+
+    The run still has these lists; their files are not checked.
+    """
+    source = stored_artefact(name)
+    return source in evaluation.inputs and not _says_ties(name, read_json(run / source / MANIFEST)["config"])
+
+
 def stored_lists(run: Path, name: str, data_digest: str) -> Manifest:
     """The manifest of a recommender's stored lists.
 
@@ -82,7 +96,7 @@ def stored_lists(run: Path, name: str, data_digest: str) -> Manifest:
     """
     manifest = require(run / stored_artefact(name), stored_command(name), made_from={"data": data_digest})
     where, again = run / stored_artefact(name), f"{stored_command(name)} --replace (same --config and options)."
-    if not TIES.items() <= manifest.config[_section(name)].items():
+    if not _says_ties(name, manifest.config):
         raise ArtifactError(
             f"{where}: an earlier version made these lists, which do not say where scores are equal. Make them again: {again}"
         )

@@ -33,6 +33,7 @@ from minionerec.report.evaluated import (
     page_order,
     read_evaluated,
     same_history,
+    why_outdated,
 )
 from minionerec.report.page import chance, environment, signed, write_pages
 from minionerec.report.slices import SlicedMetric, sliced_metric
@@ -59,7 +60,7 @@ class RunResults:
     Attributes:
         config: the run's configuration.
         manifests: its artefacts by name, e.g. `eval/sft`.
-        outdated: evaluations and mixtures that are not shown, by name, each with the input that is another by now.
+        outdated: evaluations and mixtures that are not shown, by name, each with the reason.
         dataset, index: the run's items and their semantic IDs.
         evaluated: its recommenders by name, in the order of the page.
         logs: the training log per stage.
@@ -130,9 +131,9 @@ class RunResults:
 
     @property
     def can_be_compared(self) -> bool:
-        """Whether some evaluation is of the data, SIDs and model that the run has now."""
-        evaluations = (manifest for name, manifest in self.manifests.items() if name.startswith("eval/"))
-        return any(changed_input(self.config.folder, manifest) is None for manifest in evaluations)
+        """Whether some evaluation is of the data, SIDs and model that the run has now, by this version."""
+        reasons = (_outdated(self.config, name, one) for name, one in self.manifests.items() if name.startswith("eval/"))
+        return any(reason is None for reason in reasons)
 
     @property
     def missing(self) -> list[str]:
@@ -369,15 +370,23 @@ def _manifests(config: Config) -> tuple[dict[str, Manifest], dict[str, str]]:
     outdated = {}
     for name in names:
         cheap = name.startswith(("eval/", "mixture/", "d3/")) and name not in _REQUIRED
-        if cheap and (changed := changed_input(config.folder, manifests[name])) is not None:
-            outdated[name] = changed
+        if cheap and (reason := _outdated(config, name, manifests[name])) is not None:
+            outdated[name] = reason
             del manifests[name]
     return manifests, outdated
 
 
+def _outdated(config: Config, name: str, manifest: Manifest) -> str | None:
+    """Why an evaluation or a mixture does not fit what the run has, in words; None if it does."""
+    if name.startswith("eval/"):
+        return why_outdated(config.folder, name.removeprefix("eval/"), manifest)
+    changed = changed_input(config.folder, manifest)
+    return None if changed is None else f"made from another {changed} than the run has"
+
+
 def _inputs(manifests: Mapping[str, Manifest], outdated: Mapping[str, str]) -> dict[str, str]:
     digests = {name: manifest.digest for name, manifest in manifests.items()}
-    return digests | {name: f"not of this {changed}" for name, changed in outdated.items()}
+    return {**digests, **outdated}
 
 
 def _write_pages(config: Config, manifests: dict[str, Manifest], outdated: dict[str, str], recipe: Recipe) -> None:

@@ -7,14 +7,13 @@ from typing import Any, TypeVar
 from minionerec.config import CUTOFFS, Config
 from minionerec.eval.compare import align, shared_cutoffs
 from minionerec.eval.levels import first_matches
-from minionerec.eval.metrics import ranks
+from minionerec.eval.metrics import values_per_row
 from minionerec.eval.metrics_json import Metrics
 from minionerec.eval.slices import Parts, slice_differences
 from minionerec.report.evaluated import FAMILIES, Evaluated
 from minionerec.report.page import chance, signed
 from minionerec.report.table import Cell, Row, Table, difference, interval, percentage, share
 from minionerec.statistics.differences import differences
-from minionerec.statistics.ranking import per_user
 
 Changes = Mapping[str, Mapping[str, Any]]  # metric to RL minus SFT, see `eval.compare.compare`
 
@@ -117,8 +116,8 @@ def slice_changes(sft: Evaluated, rl: Evaluated, parts: Parts, config: Config) -
     if 10 not in shared_cutoffs(sft.lists, rl.lists):
         return []
     order, units = align(sft.lists, rl.lists), sft.lists.units()
-    before = {_SLICED: per_user(ranks(sft.lists), (10,))[_SLICED]}
-    after = {_SLICED: per_user(ranks(rl.lists), (10,))[_SLICED][order]}
+    before = {_SLICED: values_per_row(sft.lists, (10,), "sid")[_SLICED]}
+    after = {_SLICED: values_per_row(rl.lists, (10,), "sid")[_SLICED][order]}
     changes = slice_differences(before, after, parts, units, config.eval.resamples, config.seed)
     slices = []
     for question, answers in changes.items():

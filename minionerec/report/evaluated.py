@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from minionerec.artifacts import Manifest, changed_input, content_hash
+from minionerec.artifacts import Manifest, changed_input, content_hash, of_another_revision
 from minionerec.config import BASELINES, not_in_key
 from minionerec.config.lego import RECIPES
 from minionerec.data.dataset import SplitName
 from minionerec.errors import ArtifactError, DataError
 from minionerec.eval.compare import align, compare
-from minionerec.eval.listed import stored_command, why_unusable
+from minionerec.eval.listed import made_without_ties, stored_command, why_unusable
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics_json import Cell, Metrics
 
@@ -56,7 +56,8 @@ class Evaluated:
         milliseconds: what making one list took; None if its manifest does not say.
         ranks_whole_catalog: False if items of the history were left out. A single file is trusted to rank all items.
         notes: what a reader must know about this recommender.
-        stale: the run has another model or other data by now than the lists were made from.
+        stale: the run has another model or other data by now than the lists were made from, or an earlier version
+            measured them otherwise.
         parts: per question and answer of `eval.slices.parts_of_training` its `share` and a metric on items; empty for a single
             file, whose training data is unknown.
     """
@@ -155,7 +156,7 @@ def read_evaluated(folder: Path, label: str | None = None) -> Evaluated:
 
 
 def of_present_inputs(run: Path, names: Sequence[str]) -> tuple[list[str], str | None]:
-    """Those of a run's evaluations whose data, model or baseline is still the one that the run has.
+    """Those of a run's evaluations that `minionerec eval` would not make anew, see `why_outdated`.
 
     Args:
         names: folders in `eval/` of the run.
@@ -166,14 +167,32 @@ def of_present_inputs(run: Path, names: Sequence[str]) -> tuple[list[str], str |
     Raises:
         ArtifactError: none is left, or a manifest is damaged.
     """
-    changed = {name: changed_input(run, Manifest.load(run / "eval" / name)) for name in names}
-    others = ", ".join(
-        f"{name} (made from another {source} than the run has{_first(run, name)})" for name, source in changed.items() if source
-    )
-    present = [name for name, source in changed.items() if source is None]
+    reasons = {name: why_outdated(run, name, Manifest.load(run / "eval" / name)) for name in names}
+    others = ", ".join(f"{name} ({reason})" for name, reason in reasons.items() if reason)
+    present = [name for name, reason in reasons.items() if reason is None]
     if not present:
         raise ArtifactError(f"{run / 'eval'}: {others}. Make it anew: minionerec eval --config {run}")
     return present, f"Left out: {others}. minionerec eval makes them anew." if others else None
+
+
+def why_outdated(run: Path, name: str, evaluation: Manifest) -> str | None:
+    """Why an evaluation does not say what is evaluated now, in words; None if it does.
+
+    Its data, model or baseline is another by now, or an earlier version measured otherwise.
+
+    Args:
+        name: of the recommender.
+
+    Raises:
+        ArtifactError: the manifest of a baseline is damaged.
+    """
+    if (source := changed_input(run, evaluation)) is not None:
+        reason = f"made from another {source} than the run has"
+    elif of_another_revision(evaluation) or made_without_ties(run, name, evaluation):
+        reason = "made by an earlier version, which measured otherwise"
+    else:
+        return None
+    return reason + _first(run, name)
 
 
 def _first(run: Path, name: str) -> str:

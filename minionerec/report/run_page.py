@@ -251,15 +251,15 @@ def notes(manifests: Mapping[str, Manifest], missing: Sequence[str], outdated: M
     many items share SIDs.
 
     Args:
-        outdated: parts that are left out, each with its input.
+        outdated: parts that are left out, each with the reason.
     """
     warning = collision_warning(index.collisions(), len(index.codes))
     sentences = [f"{warning}."] if warning else []
     sentences += [f"Not in this run, and so not on this page: {', '.join(missing)}."] if missing else []
-    for name, source in outdated.items():
+    for name, reason in outdated.items():
         ways = (way for way in ("mixture", "d3") if name.startswith(f"{way}/") or name.endswith(f"-{way}"))
         again = "".join(f"{way} and minionerec " for way in ways) + "eval"
-        sentences.append(f"Not on this page: {name}, made from another {source} than this folder has. Run minionerec {again}.")
+        sentences.append(f"Not on this page: {name}, {reason}. Run minionerec {again}.")
     for name, manifest in manifests.items():
         for source, digest in manifest.inputs.items():
             if source in manifests and manifests[source].digest != digest:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minionerec.artifacts import ITEM_STAGES, MANIFEST, MILLISECONDS, Manifest, changed_input, require
+from minionerec.artifacts import ITEM_STAGES, MANIFEST, MILLISECONDS, Manifest, require
 from minionerec.config import TRIVIAL_BASELINES
 from minionerec.data.dataset import SPLITS, Dataset
 from minionerec.errors import ConfigError
@@ -19,7 +19,7 @@ from minionerec.eval.lists import EMPTY, RankedLists, cutoffs_within, headline_c
 from minionerec.eval.metrics import measure
 from minionerec.eval.result_json import read_lists
 from minionerec.eval.slices import parts_of_lists, parts_of_training, slice_tables
-from minionerec.report.evaluated import LABELS, Evaluated, page_order, read_evaluated
+from minionerec.report.evaluated import LABELS, Evaluated, page_order, read_evaluated, why_outdated
 from minionerec.report.published import published
 from minionerec.report.slices import sliced_metric
 from minionerec.sid.index import SidIndex, collision_warning
@@ -128,11 +128,9 @@ def read_run(folder: Path, label: str | None = None, only: Collection[str] | Non
             made_from["lego"] = content[name]
         evaluation = Manifest.load(run.path.parent)
         notes = [warning] if warning else []
-        changed = changed_input(folder, evaluation)
-        if changed is not None:
-            notes.append(
-                f"made from another {changed} than the run has now, whose settings stand here; run minionerec eval again"
-            )
+        reason = why_outdated(folder, name, evaluation)
+        if reason is not None:
+            notes.append(f"{reason}; the run's present settings stand here; run minionerec eval again")
         settings = {stage: manifest.config for stage, manifest in made_from.items()}
         if name == "mixture" and (trained := settings.get("baseline", {}).get("baseline", {}).get("sequential")) is not None:
             notes.append(f"{LABELS[trained]} is one of its components")
@@ -148,7 +146,7 @@ def read_run(folder: Path, label: str | None = None, only: Collection[str] | Non
                 seconds=sum(one.seconds for one in trainings) if trainings and name not in TRIVIAL_BASELINES else None,
                 milliseconds=made_from.get("baseline", made_from.get("lego", evaluation)).metrics.get(MILLISECONDS),
                 notes=tuple(notes),
-                stale=changed is not None,
+                stale=reason is not None,
             )
         )
     if not runs:

@@ -214,8 +214,10 @@ def test_another_revision_of_a_stage_makes_its_artefacts_and_partials_anew(tmp_p
     assert [interrupted(), interrupted()] == [False, True]
     monkeypatch.setitem(artifacts.REVISIONS, "toy", 1)
     assert not is_current(tmp_path / "sid", "k") and not interrupted()
+    assert artifacts.of_another_revision(Manifest.load(tmp_path / "sid"))
     write(tmp_path / "sid", "k")
     assert is_current(tmp_path / "sid", "k") and interrupted()
+    assert not artifacts.of_another_revision(Manifest.load(tmp_path / "sid"))
 
 
 @pytest.mark.parametrize("marker", [b"", b"\xff\xfe", None], ids=["empty", "bytes", "missing"])

@@ -284,6 +284,7 @@ def test_items_of_one_row_of_codes_have_one_score_to_the_last_bit():
     torch.testing.assert_close(scores, model.states(histories()) @ model.vectors().T, atol=1e-4, rtol=1e-5)
 
 
+@torch.no_grad()
 def test_rpgs_loss_is_the_mean_of_plain_cross_entropies():
     model, targets = rpg(), [5, 6, 7, 30]
     vectors = model.digit_vectors(histories())

@@ -280,8 +280,12 @@ def test_a_run_from_titles_to_the_table(tmp_path, caplog, monkeypatch):
     assert rows == [15, 40, 40, 40]  # once for each row that is weighed: of valid, where a weight is chosen, and of test
     assert asked == [15]  # the titles of test are there, whatever weighs their distances
     monkeypatch.setattr(grounding, "write_titles", lambda model, tokenizer, prompts, config: ("" for _ in prompts))
+    monkeypatch.setattr(grounding, "catalog_titles", lambda prompts: [f"title {item % 6}" for item in range(48)])
     _, fresh = evaluate(replace(settings, eval=replace(settings.eval, title_tokens=6)), "sft-titles")
     assert fresh and "40 of 40 written titles are empty" in caplog.text
+    lists, stored = RankedLists.read(folder / "predictions.jsonl"), json.loads((folder / "grounding.json").read_text())
+    value = values_per_row(lists, (10,), "item")["HR@10"].mean()  # eight items share each title
+    assert stored["best_of_tied"]["HR@10"] > stored["tied_in_expectation"]["HR@10"] == pytest.approx(value)
 
 
 def check_weighing(settings, plain, before):

@@ -145,6 +145,28 @@ def test_item_rankings_become_predictions():
     assert ranks(predictions, "item").tolist() == [2, 0]
 
 
+@pytest.mark.parametrize(
+    ("ranking", "best", "ties", "item_tie", "sid_tie"),
+    [
+        ([4, 2, 3, 5], 1, 3, [1, 3], [1, 2]),
+        ([0, 1, 4, 3], 2, 2, [2, 2], [1, 2]),  # two items before it, of one SID
+        ([4, 2, 3], 1, 2, [1, 2], None),  # both have the target's SID, which thus ties with none
+        ([2, 3, 4], 1, 2, [1, 2], None),  # a better item has the target's SID
+        ([4, 5, 3], 0, 3, [0, 3], [0, 3]),
+        ([4, 5], 1, 3, [1, 3], [1, 3]),  # two more tie behind the end, the target is one of them
+        ([4, 5], 2, 2, None, None),  # the list does not reach it
+        ([4, 3], 1, 1, None, None),
+        ([4, 5], np.inf, 1, None, None),
+    ],
+)
+def test_what_ties_with_the_target_is_said_of_items_and_of_sids(ranking, best, ties, item_tie, sid_tie):
+    """The target is item 3; items 0 and 1 share a SID, and so do 2 and 3."""
+    index = SidIndex(np.array([[0, 0], [0, 0], [0, 1], [0, 1], [1, 0], [1, 1]], dtype=np.int32), (2, 2), "digest")
+    places = np.array([best]), np.array([ties])
+    (made,) = as_predictions(_examples(3), [np.array(ranking)], index, places=places)
+    assert (made.item_tie, made.sid_tie) == (item_tie, sid_tie)
+
+
 def test_ids_of_the_catalog_are_kept_in_the_file(tmp_path):
     index = SidIndex(np.array([[0, 0], [0, 1]], dtype=np.int32), (2, 2), "digest")
     predictions = as_predictions(_examples(1), [np.array([1, 0])], index, ["lamp", "cup"])

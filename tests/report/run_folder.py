@@ -17,6 +17,7 @@ from minionerec.eval.evaluate import measure_predictions
 from minionerec.eval.predictions import Prediction, as_predictions, write_predictions
 from minionerec.prompts.record import prompts_section
 from minionerec.sid.index import SidIndex
+from minionerec.training.ranking import TIES
 
 NASTY = '<script>alert("x")</script> & <b>bold</b>'
 _FIRST = ("Silent", "Golden", "Last", "Midnight", "Broken", "Electric", "Hidden", "Crimson", "Distant", "Paper")
@@ -106,6 +107,8 @@ def _sections(config: Config, name: str) -> dict[str, Any]:
     stage, _, recommender = name.partition("/")
     sections = {"sft": ("sft", "model"), "baselines": ("baseline",)}
     made = config.section(*sections.get(stage, (stage,)))
+    if stage == "baselines":
+        made["baseline"] |= TIES
     if stage in ("sft", "rl"):
         made["prompts"] = prompts_section(config.prompts_for_training, DEFAULT_TASKS)
     if recommender in ("sft", "rl"):

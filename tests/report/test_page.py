@@ -180,7 +180,7 @@ def test_a_mixture_of_an_older_model_is_not_on_the_page(tmp_path):
     assert "SFT, mixed" not in words
     for name in ("mixture/sft", "eval/sft-mixture"):
         again = "Run minionerec mixture and minionerec eval."
-        assert f"Not on this page: {name}, made from another sft than this folder has. {again}" in words
+        assert f"Not on this page: {name}, made from another sft than the run has. {again}" in words
     assert "eval/sft was made from another sft than the one in this folder: run eval/sft again." in words
     shutil.rmtree(folder / "eval/sft-mixture")
     assert write_report(config)[1]

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from minionerec.artifacts import Manifest
+from minionerec.artifacts import REVISIONS, Manifest
 from minionerec.cli import main
 from minionerec.commands import result_table
 from minionerec.config import BaselineConfig, Config, EvalConfig
@@ -18,10 +18,11 @@ from minionerec.eval.metrics import values_per_row
 from minionerec.eval.slices import parts_of_training
 from minionerec.report.build import write_report
 from minionerec.report.comparison import compare_runs
-from minionerec.report.evaluated import compare_evaluated, read_evaluated
+from minionerec.report.evaluated import compare_evaluated, of_present_inputs, read_evaluated
 from minionerec.report.paper_gap import write_gap_report
 from minionerec.report.runs import load_runs
 from minionerec.report.slices import screen_tables, slices_of_run
+from minionerec.training.ranking import TIES
 from tests.report.run_folder import make_run
 from tests.report.test_page import Page, plain
 from tests.small import reseal
@@ -192,6 +193,30 @@ def test_rows_of_another_model_than_the_run_has_are_left_out(unlike):
     assert "minionerec eval makes them anew" in result_table(unlike).caption
 
 
+def test_rows_that_an_earlier_version_measured_otherwise_are_left_out(tmp_path, monkeypatch):
+    """Equal scores counted in catalog order there. Lists that say nothing of them cannot be evaluated anew, but made anew."""
+    folder = make_run(tmp_path / "run", rl=False, users=12, baseline=BaselineConfig(model="markov")).folder
+    evaluation, baseline = Manifest.load(folder / "eval/markov"), Manifest.load(folder / "baselines/markov")
+    reseal(folder / "eval/markov", inputs={**evaluation.inputs, "baselines/markov": baseline.digest})
+    reseal(folder / "eval/popularity", stage="eval/popularity")
+    assert Manifest.load(folder / "eval/popularity").key.endswith("-2")
+    names = ["markov", "popularity", "repeat", "sft"]
+    monkeypatch.delitem(REVISIONS, "eval/popularity")
+    assert of_present_inputs(folder, names) == (names, None)
+    monkeypatch.setitem(REVISIONS, "eval/popularity", 1)
+    section = {name: value for name, value in baseline.config["baseline"].items() if name not in TIES}
+    reseal(folder / "baselines/markov", config={"baseline": section})
+    present, sentence = of_present_inputs(folder, names)
+    assert present == ["repeat", "sft"]
+    assert "markov (made by an earlier version, which measured otherwise; first minionerec baseline --baseline.m" in sentence
+    assert "popularity (made by an earlier version, which measured otherwise)." in sentence
+    compared = compare_runs([folder], resamples=50)
+    assert sorted(row.name for row in compared.recommenders) == present and sentence in compared.left_out
+    runs = {one.name: one for one in load_runs(folder, "run", resamples=50, seed=0)}
+    assert {name for name, run in runs.items() if run.stale} == {"markov", "popularity"}
+    assert "made by an earlier version" in runs["popularity"].notes[-1]
+
+
 def test_slices_and_the_table_of_a_run_leave_such_rows_out_too(tmp_path):
     folder = make_run(tmp_path / "run", users=12, baseline=BaselineConfig(model="markov")).folder
     assert slices_of_run(folder, resamples=50).outdated is None and not compare_runs([folder], resamples=50).left_out
@@ -203,7 +228,8 @@ def test_slices_and_the_table_of_a_run_leave_such_rows_out_too(tmp_path):
     assert left_out in compared.left_out[0]
     assert sorted(row.name for row in compared.recommenders) == ["markov", "popularity", "repeat", "rl"]
     notes = {one.name: one.notes for one in load_runs(folder, "run", resamples=50, seed=0)}
-    assert "made from another sft than the run has now" in notes.pop("sft")[-1] and not any(notes.values())
+    assert "made from another sft than the run has; the run's present settings stand here" in notes.pop("sft")[-1]
+    assert not any(notes.values())
     for asked in ({"only": ["sft", "markov"]}, {"reference": "sft"}):
         with pytest.raises(ArtifactError, match=r"made from another sft than the run has\). minionerec eval makes them anew"):
             slices_of_run(folder, resamples=50, **asked)
