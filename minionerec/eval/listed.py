@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import polars as pl
 
-from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, changed_input, read_json, require
+from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, changed_input, of_another_revision, require
 from minionerec.baselines import trivial
 from minionerec.config import FLOORS, GENERATIVE_BASELINES, PLAIN_FLOORS, SID_RANKERS, BaselineConfig, Config
 from minionerec.config.lego import options_of
@@ -79,13 +79,23 @@ def _says_ties(name: str, config: Mapping[str, Any]) -> bool:
     return TIES.items() <= config[_section(name)].items()
 
 
-def made_without_ties(run: Path, name: str, evaluation: Manifest) -> bool:
-    """Whether a recommender was evaluated by stored lists of an earlier version, which do not say where scores are equal.
+def why_measured_otherwise(run: Path, name: str, evaluation: Manifest) -> str | None:
+    """Why an evaluation of what the run still has does not count any more, in words; None if it does.
 
-    The run still has these lists; their files are not checked.
+    An earlier version measured otherwise, or the stored lists mix in a baseline that is another by now. Files are not checked.
     """
     source = stored_artefact(name)
-    return source in evaluation.inputs and not _says_ties(name, read_json(run / source / MANIFEST)["config"])
+    lists = Manifest.load(run / source) if source in evaluation.inputs else None
+    if of_another_revision(evaluation) or (lists is not None and not _says_ties(name, lists.config)):
+        return "made by an earlier version, which measured otherwise"
+    changed = lists and _changed_baseline(run, lists)
+    return changed and f"made from lists with another {changed} than the run has"
+
+
+def _changed_baseline(run: Path, lists: Manifest) -> str | None:
+    """The baseline that stored lists mix with counts, if it is another by now or gone."""
+    changed = changed_input(run, lists)
+    return changed if changed is not None and changed.startswith("baselines/") else None
 
 
 def stored_lists(run: Path, name: str, data_digest: str) -> Manifest:
@@ -100,8 +110,7 @@ def stored_lists(run: Path, name: str, data_digest: str) -> Manifest:
         raise ArtifactError(
             f"{where}: an earlier version made these lists, which do not say where scores are equal. Make them again: {again}"
         )
-    changed = changed_input(run, manifest)
-    if changed is not None and changed.startswith("baselines/"):  # the mixture of one with counts
+    if (changed := _changed_baseline(run, manifest)) is not None:
         raise ArtifactError(
             f"{where}: these lists were made with another {changed} than the run has now. Make them again: {again}"
         )

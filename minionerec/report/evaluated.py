@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from minionerec.artifacts import Manifest, changed_input, content_hash, of_another_revision
+from minionerec.artifacts import Manifest, changed_input, content_hash
 from minionerec.config import BASELINES, not_in_key
 from minionerec.config.lego import RECIPES
 from minionerec.data.dataset import SplitName
 from minionerec.errors import ArtifactError, DataError
 from minionerec.eval.compare import align, compare
-from minionerec.eval.listed import made_without_ties, stored_command, why_unusable
+from minionerec.eval.listed import stored_command, why_measured_otherwise, why_unusable
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics_json import Cell, Metrics
 
@@ -178,7 +178,7 @@ def of_present_inputs(run: Path, names: Sequence[str]) -> tuple[list[str], str |
 def why_outdated(run: Path, name: str, evaluation: Manifest) -> str | None:
     """Why an evaluation does not say what is evaluated now, in words; None if it does.
 
-    Its data, model or baseline is another by now, or an earlier version measured otherwise.
+    Its data, model or baseline, or one that its lists mix in, is another by now, or an earlier version measured otherwise.
 
     Args:
         name: of the recommender.
@@ -187,12 +187,10 @@ def why_outdated(run: Path, name: str, evaluation: Manifest) -> str | None:
         ArtifactError: the manifest of a baseline is damaged.
     """
     if (source := changed_input(run, evaluation)) is not None:
-        reason = f"made from another {source} than the run has"
-    elif of_another_revision(evaluation) or made_without_ties(run, name, evaluation):
-        reason = "made by an earlier version, which measured otherwise"
+        reason: str | None = f"made from another {source} than the run has"
     else:
-        return None
-    return reason + _first(run, name)
+        reason = why_measured_otherwise(run, name, evaluation)
+    return None if reason is None else reason + _first(run, name)
 
 
 def _first(run: Path, name: str) -> str:

@@ -19,6 +19,7 @@ from minionerec.eval.predictions import read_predictions
 from minionerec.pipeline import run, summary
 from minionerec.recommend.cache import MODEL, Mixture, MixtureWeights
 from minionerec.recommend.recommender import Recommender
+from minionerec.report.evaluated import why_outdated
 from minionerec.report.runs import read_run
 from minionerec.rl.train import rl_recipe
 from minionerec.sft.train import sft_recipe
@@ -319,6 +320,10 @@ def test_the_floor_weighs_a_trained_baseline_too(copied_with_baseline):
     assert train_baseline(config)[1] is False
     assert why_unusable(folder, "mixture") is None
     train(folder, epochs=2)
+    evaluation = Manifest.load(folder / "eval/mixture")
+    assert "made from lists with another baselines/sasrec than the run has; first" in why_outdated(
+        folder, "mixture", evaluation
+    )
     assert "were made with another baselines/sasrec than the run has now. Make them again" in why_unusable(folder, "mixture")
     with pytest.raises(ConfigError, match=r"(?s)baselines/mixture is finished, but was made from something else.*sasrec"):
         train_baseline(config)
