@@ -74,11 +74,11 @@ class Manifest:
         write_json(folder / MANIFEST, values | {_CHECKSUM: content_hash(values)})
 
     @classmethod
-    def load(cls, folder: Path, editable: Collection[str] = ()) -> "Manifest":
+    def load(cls, folder: Path, editable: Collection[str] | None = ()) -> "Manifest":
         """Read a folder's manifest and check that it is unchanged, and that each file it names has its size and SHA-256.
 
         Args:
-            editable: files that may have been changed or removed.
+            editable: files that may have been changed or removed; None looks at no file.
 
         Raises:
             ArtifactError: no manifest, not a manifest, or the manifest or a file was changed, cut off or removed.
@@ -97,7 +97,7 @@ class Manifest:
         manifest = cls(**values)
         try:
             for name, entry in manifest.files.items():
-                if name not in editable:
+                if editable is not None and name not in editable:
                     _check_file(folder / name, entry["bytes"], entry["sha256"])
         except (AttributeError, KeyError, TypeError):
             raise ArtifactError(

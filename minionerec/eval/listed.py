@@ -85,7 +85,7 @@ def why_measured_otherwise(run: Path, name: str, evaluation: Manifest) -> str | 
     An earlier version measured otherwise, or the stored lists mix in a baseline that is another by now. Files are not checked.
     """
     source = stored_artefact(name)
-    lists = Manifest.load(run / source) if source in evaluation.inputs else None
+    lists = Manifest.load(run / source, editable=None) if source in evaluation.inputs else None
     if of_another_revision(evaluation) or (lists is not None and not _says_ties(name, lists.config)):
         return "made by an earlier version, which measured otherwise"
     changed = lists and _changed_baseline(run, lists)

@@ -17,7 +17,7 @@ from minionerec.eval.evaluate import evaluable, evaluate
 from minionerec.eval.listed import floors
 from minionerec.eval.predictions import read_predictions
 from minionerec.pipeline import run
-from minionerec.recommend.cache import BUCKETS, COMPONENTS
+from minionerec.recommend.cache import BUCKETS, UNTRAINED
 from minionerec.training.fit_assistant import assistant_inputs
 from tests import small
 from tests.launch import forked
@@ -130,7 +130,7 @@ def test_floors_are_computed_unless_the_run_has_them_stored(tmp_path, monkeypatc
     manifest, _ = evaluate(config, "mixture")
     assert manifest.inputs.keys() == {"data", "sid", "vectors"} and "weights.json" in manifest.files
     weights = json.loads((config.folder / "eval/mixture/weights.json").read_text())
-    assert weights["components"] == list(COMPONENTS) and len(weights["weights"]) == BUCKETS
+    assert weights["components"] == list(UNTRAINED) and len(weights["weights"]) == BUCKETS
     assert evaluate(config, "skip")[0].inputs.keys() == {"data", "sid"}
     lists = [p.items for p in read_predictions(config.folder / "eval/mixture/predictions.jsonl")]
 
