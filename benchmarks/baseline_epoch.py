@@ -27,12 +27,12 @@ from rich.table import Table
 from torch import nn
 from torch.nn import functional
 
-from minionerec.baselines.batches import HistoryBatch, make_batch
-from minionerec.baselines.models import make
-from minionerec.baselines.models.bert4rec import BERT4Rec
-from minionerec.baselines.models.gru4rec import GRU4Rec
-from minionerec.baselines.models.sequential_model import SequentialModel
 from minionerec.config import BaselineConfig
+from minionerec.model.sequential import make
+from minionerec.model.sequential.batches import HistoryBatch, make_batch
+from minionerec.model.sequential.bert4rec import BERT4Rec
+from minionerec.model.sequential.gru4rec import GRU4Rec
+from minionerec.model.sequential.sequential_model import SequentialModel
 from minionerec.training.ranking_data import from_sequences
 
 LENGTH, BATCH = 50, 128

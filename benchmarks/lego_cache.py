@@ -23,11 +23,11 @@ import torch
 from setting import Measured, alternate, machine, parser, positive, report, table
 
 from minionerec.config import Config
+from minionerec.data.history_rows import HistoryRows
 from minionerec.legommenders.caches import CachedScores, uncached_pairs
 from minionerec.legommenders.examples import histories
 from minionerec.legommenders.model import Legommender
 from minionerec.legommenders.train import load_lego
-from minionerec.training.history_rows import HistoryRows
 
 SIDES = ("cached", "batches", "plain")
 _TOLERANCE = 1e-5  # of the largest score

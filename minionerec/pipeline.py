@@ -517,7 +517,15 @@ def plan(
         gpu_memory: of each, to say whether it fits (GB).
         machines: plan for this many.
         gbit: speed of each machine's link (Gbit/s), to say how long it is busy in a step.
+
+    Raises:
+        ArtifactError: data, SIDs or the baseline that validations mix in are missing.
+        ConfigError: the training cannot be planned with these settings.
     """
+    if config.mixes_in(stage) and config.mixture.sequential is not None:
+        from minionerec.training.early import check_baseline
+
+        check_baseline("mixture.sequential", config.mixture.sequential, config)
     set_up(config.threads)
     use_cache_without_hub(config)
     if stage == "sft" or not (config.folder / "sft" / "model").is_dir():

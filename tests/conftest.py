@@ -30,7 +30,7 @@ LONGEST = [
     "rl/test_train.py",
     "sft/test_mixture.py",
     "sid/test_quantize.py",
-    "baselines/test_models.py",
+    "model/sequential/test_models.py",
     "baselines/test_liger.py",
     "rl/test_objectives.py",
     "test_presets.py",

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from minionerec.errors import ArtifactError
+from minionerec.model.sequential.weights import SETTINGS
 
-SETTINGS = "settings"  # in the metadata of the safetensors file, as JSON
 _INERT = ("recbole.", "argparse.Namespace", "numpy.")  # objects that hold settings and figures
 _WEIGHTS = ("state_dict", "model_state_dict", "model_state", "model", "net")  # where a larger dictionary keeps them
 _DEPTH = 4  # of nested settings

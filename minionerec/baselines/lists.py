@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from minionerec.baselines.coded.coded_model import GenerativeModel
-from minionerec.baselines.models.sequential_model import SequentialModel
 from minionerec.config import Config
+from minionerec.model.sequential.sequential_model import SequentialModel
 from minionerec.training.ranking import TABLE_CUTOFFS
 from minionerec.training.ranking_data import RankingData, longest_history, stored_length
 

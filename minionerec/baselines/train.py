@@ -35,14 +35,8 @@ from minionerec.artifacts import (
     file_hash,
     require,
 )
-from minionerec.baselines import weights
-from minionerec.baselines.batches import make_batch, partners
 from minionerec.baselines.coded import coded_inputs, make_coded
-from minionerec.baselines.implementation import options_of
 from minionerec.baselines.lists import as_wide_as_choosing_needs, leaves_history_out, list_length, search_beams
-from minionerec.baselines.models import count_parameters, make
-from minionerec.baselines.models.sequential_model import SequentialModel
-from minionerec.baselines.scorer import scorer
 from minionerec.baselines.trivial import WITH_VECTORS, CacheMixture, TrivialRecommender, make_trivial, needs_vectors
 from minionerec.baselines.vectors import vectors_bytes, vectors_of
 from minionerec.config import CODED_BASELINES, GENERATIVE_BASELINES, TRIVIAL_BASELINES, Config
@@ -50,6 +44,11 @@ from minionerec.data.dataset import Dataset
 from minionerec.data.vectors import stored_baseline
 from minionerec.distributed import distributed_state, is_main_process
 from minionerec.errors import ConfigError
+from minionerec.model.sequential import count_parameters, make, weights
+from minionerec.model.sequential.batches import make_batch, partners
+from minionerec.model.sequential.implementation import options_of
+from minionerec.model.sequential.scorer import scorer
+from minionerec.model.sequential.sequential_model import SequentialModel
 from minionerec.recommend.cache.sequential import scorer_of_run
 from minionerec.recommend.cache.vectors import has_vectors, vectors_digest, vectors_of_run
 from minionerec.training.epochs import Course, Epochs, Learner, resume, run_epochs, seed_epoch
@@ -199,7 +198,7 @@ def _train_into(draft: Draft, model: SequentialModel, data: RankingData, config:
     metrics["parameters"] = parameters
     device = distributed_state().device
     if config.baseline.weights is not None:
-        settings = {"max_history": config.baseline.max_history, **dataclasses.asdict(options_of(config.baseline))}
+        settings = {"max_history": config.baseline.max_history, **dataclasses.asdict(options_of(config.baseline, type(model)))}
         if matched := weights.load(model, Path(config.baseline.weights), settings):
             metrics["matched_by_shape"] = matched
         model.to(device)
@@ -217,7 +216,7 @@ def _train_into(draft: Draft, model: SequentialModel, data: RankingData, config:
         weights.save(model, folder / "model.safetensors")
         if size_of_vectors:
             vectors_of(model, data, config.baseline, device).save(folder)
-    return scorer(model, config.baseline.max_history, data.protocol, device)
+    return scorer(model, config.baseline.max_history, data.protocol.side, device)
 
 
 def fit(model: SequentialModel, data: RankingData, config: Config, checkpoints: Path) -> tuple[Course, int]:
@@ -245,7 +244,7 @@ def fit(model: SequentialModel, data: RankingData, config: Config, checkpoints: 
     model.to(accelerator.device)
     wrapped, prepared = accelerator.prepare(model, optimizer)
     learner = dataclasses.replace(learner, optimizer=prepared)
-    score = scorer(model, baseline.max_history, protocol, accelerator.device)
+    score = scorer(model, baseline.max_history, protocol.side, accelerator.device)
     chooses = choosing_rows(data, baseline.valid_examples, config.seed)
 
     exclude = leaves_history_out(config)

@@ -17,14 +17,14 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from minionerec.baselines.implementation import implementation, options_of
-from minionerec.config import BaselineConfig
+from minionerec.config import TRIVIAL_BASELINES, BaselineConfig
 from minionerec.data.dataset import Dataset, SplitName
+from minionerec.data.history_rows import HistoryRows
 from minionerec.data.interactions import interaction_counts
 from minionerec.errors import ConfigError
+from minionerec.model.sequential.implementation import implementation, options_of
 from minionerec.recommend import cache
 from minionerec.recommend.cache import Component, Interactions, Mixture
-from minionerec.training.history_rows import HistoryRows
 from minionerec.training.ranking import Ranking, rank_rows
 from minionerec.training.ranking_data import RankingData
 
@@ -256,7 +256,8 @@ def make_trivial(
     further: dict[str, Any] = {"vectors": vectors} if config.model in WITH_VECTORS else {}
     if config.model == "mixture":
         further["scorer"] = scorer
-    return implementation(config.model)(data, options_of(config), **further)
+    recommender = implementation(TRIVIAL_BASELINES[config.model])
+    return recommender(data, options_of(config, recommender), **further)
 
 
 def needs_vectors(config: BaselineConfig, available: bool) -> bool:

@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 
-from minionerec.baselines.batches import make_batch
-from minionerec.baselines.models.sequential_model import SequentialModel
 from minionerec.config import BaselineConfig
 from minionerec.data.dataset import SPLITS, SplitName
 from minionerec.data.vectors import BaselineVectors
+from minionerec.model.sequential.batches import make_batch
+from minionerec.model.sequential.sequential_model import SequentialModel
 from minionerec.training.ranking_data import PROTOCOLS, RankingData
 
 _FLOAT = 4  # bytes

@@ -1,8 +1,8 @@
 """Section `baseline`, and the one table of the baselines.
 
-To add a baseline, write its class into `minionerec/baselines/models/` and give it a line in `NEURAL_BASELINES`. Everything else
-reads this table: the names that the command line accepts, the labels on pages, `models.make` and the tests. The class stands
-here by name, so that reading a configuration, or the labels, does not import torch.
+To add a baseline, write its class into `minionerec/model/sequential/` and give it a line in `NEURAL_BASELINES`. Everything else
+reads this table: the names that the command line accepts, the labels on pages, those who make a model, and the tests. The class
+stands here by name, so that reading a configuration, or the labels, does not import torch.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ class Baseline(NamedTuple):
 
     Attributes:
         label: its name for display.
-        implementation: its class, as module and name below `minionerec.baselines`. The options that it takes, and what is
-            claimed of it (causal, padding_free, ...), stand on the class.
+        implementation: its class, as module and name below `minionerec`. The options that it takes, and what is claimed of
+            it (causal, padding_free, ...), stand on the class.
     """
 
     label: str
@@ -29,39 +29,39 @@ class Baseline(NamedTuple):
 
 
 TRIVIAL_BASELINES = {  # counted, not trained; every run evaluates those of `FLOORS`
-    "popularity": Baseline("Popularity", "trivial.Popularity"),
-    "repeat": Baseline("Repeat last", "trivial.RepeatLast"),
-    "item-knn": Baseline("Item-kNN", "trivial.ItemKNN"),
-    "markov": Baseline("Markov chain", "trivial.MarkovChain"),
-    "skip": Baseline("Skip transitions", "trivial.SkipTransitions"),
-    "text": Baseline("Text neighbours", "trivial.TextNeighbours"),
-    "mixture": Baseline("Mixture of counts (and text)", "trivial.CacheMixture"),
+    "popularity": Baseline("Popularity", "baselines.trivial.Popularity"),
+    "repeat": Baseline("Repeat last", "baselines.trivial.RepeatLast"),
+    "item-knn": Baseline("Item-kNN", "baselines.trivial.ItemKNN"),
+    "markov": Baseline("Markov chain", "baselines.trivial.MarkovChain"),
+    "skip": Baseline("Skip transitions", "baselines.trivial.SkipTransitions"),
+    "text": Baseline("Text neighbours", "baselines.trivial.TextNeighbours"),
+    "mixture": Baseline("Mixture of counts (and text)", "baselines.trivial.CacheMixture"),
 }
 NEURAL_BASELINES = {
-    "gru4rec": Baseline("GRU4Rec", "models.gru4rec.GRU4Rec"),
-    "gru4rec-released": Baseline("GRU4Rec (MiniOneRec's)", "models.released.ReleasedGRU4Rec"),
-    "caser": Baseline("Caser", "models.caser.Caser"),
-    "caser-released": Baseline("Caser (MiniOneRec's)", "models.released.ReleasedCaser"),
-    "sasrec": Baseline("SASRec", "models.sasrec.SASRec"),
-    "sasrec-sampled": Baseline("SASRec + sampled softmax", "models.sasrec_sampled.SampledSASRec"),
-    "sasrec-released": Baseline("SASRec (MiniOneRec's)", "models.released.ReleasedSASRec"),
-    "bert4rec": Baseline("BERT4Rec", "models.bert4rec.BERT4Rec"),
-    "lightsans": Baseline("LightSANs", "models.lightsans.LightSANs"),
-    "fearec": Baseline("FEARec", "models.fearec.FEARec"),
-    "fearec-published": Baseline("FEARec (as published)", "models.fearec.FEARecPublished"),
-    "hstu": Baseline("HSTU", "models.hstu.HSTU"),
-    "trm4rec": Baseline("TRM4Rec", "models.trm4rec.TRM4Rec"),
-    "wearec": Baseline("WEARec", "models.wearec.WEARec"),
-    "pswrec-v5": Baseline("PSWRec V5", "models.pswrec.PSWRecV5"),
-    "pswrec-v12": Baseline("PSWRec V12", "models.pswrec.PSWRecV12"),
-    "pswrec-v13": Baseline("PSWRec V13", "models.pswrec.PSWRecV13"),
-    "pswrec-v13-without-rotation": Baseline("PSWRec V13 without rotation", "models.pswrec.PSWRecV13WithoutRotation"),
+    "gru4rec": Baseline("GRU4Rec", "model.sequential.gru4rec.GRU4Rec"),
+    "gru4rec-released": Baseline("GRU4Rec (MiniOneRec's)", "model.sequential.released.ReleasedGRU4Rec"),
+    "caser": Baseline("Caser", "model.sequential.caser.Caser"),
+    "caser-released": Baseline("Caser (MiniOneRec's)", "model.sequential.released.ReleasedCaser"),
+    "sasrec": Baseline("SASRec", "model.sequential.sasrec.SASRec"),
+    "sasrec-sampled": Baseline("SASRec + sampled softmax", "model.sequential.sasrec_sampled.SampledSASRec"),
+    "sasrec-released": Baseline("SASRec (MiniOneRec's)", "model.sequential.released.ReleasedSASRec"),
+    "bert4rec": Baseline("BERT4Rec", "model.sequential.bert4rec.BERT4Rec"),
+    "lightsans": Baseline("LightSANs", "model.sequential.lightsans.LightSANs"),
+    "fearec": Baseline("FEARec", "model.sequential.fearec.FEARec"),
+    "fearec-published": Baseline("FEARec (as published)", "model.sequential.fearec.FEARecPublished"),
+    "hstu": Baseline("HSTU", "model.sequential.hstu.HSTU"),
+    "trm4rec": Baseline("TRM4Rec", "model.sequential.trm4rec.TRM4Rec"),
+    "wearec": Baseline("WEARec", "model.sequential.wearec.WEARec"),
+    "pswrec-v5": Baseline("PSWRec V5", "model.sequential.pswrec.PSWRecV5"),
+    "pswrec-v12": Baseline("PSWRec V12", "model.sequential.pswrec.PSWRecV12"),
+    "pswrec-v13": Baseline("PSWRec V13", "model.sequential.pswrec.PSWRecV13"),
+    "pswrec-v13-without-rotation": Baseline("PSWRec V13 without rotation", "model.sequential.pswrec.PSWRecV13WithoutRotation"),
 }
 CODED_BASELINES = {  # neural, too, but made from codes of a run's items: its semantic IDs, or codes of its item vectors
-    "rpg": Baseline("RPG", "coded.rpg.RPG"),
-    "tiger": Baseline("TIGER", "coded.tiger.TIGER"),
-    "lazy": Baseline("Lazy decoder (OneRec-V2)", "coded.lazy.LazyDecoder"),
-    "liger": Baseline("LIGER", "coded.liger.LIGER"),
+    "rpg": Baseline("RPG", "baselines.coded.rpg.RPG"),
+    "tiger": Baseline("TIGER", "baselines.coded.tiger.TIGER"),
+    "lazy": Baseline("Lazy decoder (OneRec-V2)", "baselines.coded.lazy.LazyDecoder"),
+    "liger": Baseline("LIGER", "baselines.coded.liger.LIGER"),
 }
 GENERATIVE_BASELINES = ("tiger", "lazy", "liger")  # those of them that write SIDs code by code, and so leave no vectors
 SID_RANKERS = ("tiger", "lazy")  # those of them that tie items that share a SID; `liger` tells these apart by texts

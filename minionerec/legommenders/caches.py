@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minionerec.data.history_rows import HistoryRows
 from minionerec.legommenders.examples import histories
 from minionerec.legommenders.model import Legommender
-from minionerec.training.history_rows import HistoryRows
 
 PAGE = 512  # items, or users, encoded at once
 _CELLS = 2**16  # pairs of user and item scored at once

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from minionerec.data.dataset import SPLITS, Dataset, SplitName
+from minionerec.data.history_rows import HistoryRows
 from minionerec.data.pairs import PairSet
 from minionerec.errors import DataError
-from minionerec.training.history_rows import HistoryRows
 from minionerec.training.ranking_data import RankingData
 
 

@@ -9,10 +9,10 @@ import yaml
 from rich.table import Table
 
 from minionerec.artifacts import MANIFEST, Manifest
-from minionerec.baselines.models import count_parameters, make
 from minionerec.config import NEURAL_BASELINES, RESAMPLES, BaselineConfig
 from minionerec.data.parquet import read_parquet
 from minionerec.errors import ArtifactError, ConfigError
+from minionerec.model.sequential import count_parameters, make
 from minionerec.statistics.intervals import Interval, intervals
 from minionerec.statistics.ranking import per_user
 from minionerec.training.ranking import TABLE_CUTOFFS

@@ -10,10 +10,10 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from minionerec.data.dataset import SplitName
+from minionerec.data.history_rows import HistoryRows
 from minionerec.distributed import distributed_state
 from minionerec.errors import TrainingError
 from minionerec.statistics.ranking import per_user
-from minionerec.training.history_rows import HistoryRows
 from minionerec.training.ranking_data import Protocol, RankingData
 
 Scorer = Callable[[HistoryRows], Tensor]  # scores of all items and padding, (rows, items + 1); -inf is never recommended

@@ -13,10 +13,10 @@ import numpy as np
 
 from minionerec.config import Config
 from minionerec.data.dataset import SPLITS, Dataset, SplitName
+from minionerec.data.history_rows import SPLITS_SIDE, HistoryRows, Side
 from minionerec.data.interactions import training_interactions
 from minionerec.data.sequences import user_sequences
 from minionerec.errors import DataError
-from minionerec.training.history_rows import HistoryRows, Side
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Protocol:
 
 PROTOCOLS = {
     "dataset": Protocol(
-        "right", ranks_padding=False, hides_history=False, equal_is_better=False, decimals=None, expects_ties=True
+        SPLITS_SIDE, ranks_padding=False, hides_history=False, equal_is_better=False, decimals=None, expects_ties=True
     ),
     "recbole": Protocol(
         "right", ranks_padding=False, hides_history=False, equal_is_better=True, decimals=4, expects_ties=False

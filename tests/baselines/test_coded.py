@@ -12,21 +12,21 @@ from torch.nn import functional
 
 from minionerec.artifacts import Manifest
 from minionerec.baselines import train
-from minionerec.baselines.batches import make_batch
 from minionerec.baselines.coded import coded_model, make_coded
 from minionerec.baselines.coded.lazy import LazyCache, LazyDecoder, LazySizes
 from minionerec.baselines.coded.rpg import CODES, RPG, RPGSizes
 from minionerec.baselines.coded.tiger import END, TIGER, TigerSizes
-from minionerec.baselines.implementation import implementation
 from minionerec.baselines.lists import as_wide_as_choosing_needs, search_beams
-from minionerec.baselines.models import count_parameters
-from minionerec.baselines.scorer import scorer
 from minionerec.baselines.train import _fresh, train_baseline
 from minionerec.baselines.vectors import vectors_bytes, vectors_of
 from minionerec.cli import main, parse
 from minionerec.config import CODED_BASELINES, GENERATIVE_BASELINES, NEURAL_BASELINES, VECTOR_BASELINES, BaselineConfig
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError, ConfigError
+from minionerec.model.sequential import count_parameters
+from minionerec.model.sequential.batches import make_batch
+from minionerec.model.sequential.implementation import implementation
+from minionerec.model.sequential.scorer import scorer
 from minionerec.pipeline import run
 from minionerec.sid import product
 from minionerec.training import machine, ranking
@@ -34,8 +34,8 @@ from minionerec.training.ranking import rank_split, without_history
 from minionerec.training.ranking_data import PROTOCOLS, choosing_rows, from_dataset
 from minionerec.tree.search import run_search, search_prompts
 from tests import small
-from tests.baselines.models import ITEMS, LENGTH, batch_of, rows_of
 from tests.launch import ROOT
+from tests.model.sequential.models import ITEMS, LENGTH, batch_of, rows_of
 
 TINY_TIGER = TigerSizes(hidden_size=16, inner_size=24, layers=2, heads=2, head_size=8, dropout=0.0)
 TINY_LAZY = LazySizes(hidden_size=16, layers=2, heads=2, dropout=0.0)
@@ -335,7 +335,7 @@ def test_a_run_trains_resumes_and_evaluates_them(prepared, name):
     data = from_dataset(Dataset.load(config.folder / "data"), 6)
     model = make_coded(config, 26)
     model.load_state_dict(load_file(folder / "model.safetensors"))
-    ranks = rank_split(scorer(model, 6, data.protocol, torch.device("cpu")), data, "test").ranks
+    ranks = rank_split(scorer(model, 6, data.protocol.side, torch.device("cpu")), data, "test").ranks
     assert np.mean(ranks < 10) == pytest.approx(manifest.metrics["test HR@10"])
     with pytest.raises(ArtifactError, match="needs the vectors of a baseline"):
         from minionerec.data.vectors import load_vectors
@@ -361,7 +361,7 @@ def test_every_metric_has_its_items_once_the_history_is_left_out(prepared):
     counts = {}
     for beams in (20, 26):
         model.lists = beams
-        scores = without_history(scorer(model, 6, data.protocol, torch.device("cpu"))(rows), rows)
+        scores = without_history(scorer(model, 6, data.protocol.side, torch.device("cpu"))(rows), rows)
         counts[beams] = (~scores.isneginf()).sum(1)
     assert (counts[20] < 20).any() and (counts[26] >= 20).all()
 
@@ -474,9 +474,9 @@ def test_rpgs_codes_come_from_the_items_of_the_train_split(monkeypatch):
 
 
 def test_baselines_without_vectors_are_known_before_they_are_imported():
-    names = NEURAL_BASELINES | CODED_BASELINES
-    assert {name for name in names if not implementation(name).has_vectors} == {*GENERATIVE_BASELINES}
-    assert {name for name in CODED_BASELINES if "vectors" in implementation(name).reads} == {*VECTOR_BASELINES}
+    classes = {name: implementation(line) for name, line in (NEURAL_BASELINES | CODED_BASELINES).items()}
+    assert {name for name, model in classes.items() if not model.has_vectors} == {*GENERATIVE_BASELINES}
+    assert {name for name in CODED_BASELINES if "vectors" in classes[name].reads} == {*VECTOR_BASELINES}
 
 
 def test_what_they_cannot_be_trained_on_is_refused(prepared, tmp_path, capsys):

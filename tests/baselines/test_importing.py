@@ -9,13 +9,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from minionerec.baselines import weights
 from minionerec.baselines.importing import import_weights
-from minionerec.baselines.models import make
 from minionerec.cli import main
 from minionerec.config import BaselineConfig
 from minionerec.errors import ArtifactError
-from tests.baselines.models import ITEMS, LENGTH, small
+from minionerec.model.sequential import make, weights
+from tests.model.sequential.models import ITEMS, LENGTH, small
 
 SETTINGS = {"max_history": LENGTH, "hidden_size": 16, "layers": 2, "heads": 2, "inner_size": 32}
 

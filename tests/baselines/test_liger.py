@@ -12,20 +12,20 @@ from minionerec.baselines import coded
 from minionerec.baselines.coded import make_coded
 from minionerec.baselines.coded.liger import LIGER, LigerSizes
 from minionerec.baselines.coded.tiger import TIGER, TigerSizes
-from minionerec.baselines.models import count_parameters
-from minionerec.baselines.scorer import scorer
 from minionerec.baselines.train import train_baseline
 from minionerec.cli import main
 from minionerec.config import BaselineConfig
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ConfigError, DataError
 from minionerec.eval.lists import RankedLists
+from minionerec.model.sequential import count_parameters
+from minionerec.model.sequential.scorer import scorer
 from minionerec.pipeline import run
 from minionerec.training.ranking import rank_split
 from minionerec.training.ranking_data import from_dataset
 from tests import small
-from tests.baselines.models import ITEMS, LENGTH, batch_of, rows_of
 from tests.baselines.test_coded import HISTORIES, TINY_TIGER, histories, sid_codes, spread
+from tests.model.sequential.models import ITEMS, LENGTH, batch_of, rows_of
 
 TEXTS = np.random.default_rng(1).standard_normal((ITEMS, 10)).astype(np.float32)
 COLD = np.array([4, 11, 27])  # numbered from 0
@@ -245,7 +245,7 @@ def test_a_run_trains_and_evaluates_it(prepared):
     assert {*(model.seen - 1).tolist()} == seen and model.texts.shape[0] == len(dataset.catalog) + 1
     model.load_state_dict(load_file(prepared.folder / "baselines" / "liger" / "model.safetensors"))
     data = from_dataset(dataset, 6)
-    ranks = rank_split(scorer(model, 6, data.protocol, torch.device("cpu")), data, "test").ranks
+    ranks = rank_split(scorer(model, 6, data.protocol.side, torch.device("cpu")), data, "test").ranks
     assert np.mean(ranks < 10) == pytest.approx(manifest.metrics["test HR@10"])
 
 

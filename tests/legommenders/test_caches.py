@@ -4,8 +4,8 @@ import torch
 
 from minionerec.legommenders.caches import CachedScores, uncached_pairs
 from minionerec.legommenders.model import Legommender
-from tests.baselines.models import rows_of
 from tests.legommenders.parts import ITEMS, item_fields, lego
+from tests.model.sequential.models import rows_of
 
 CPU = torch.device("cpu")
 CELLS = [  # every item encoder but plm, every user encoder and every kind of interaction

@@ -253,6 +253,9 @@ def test_a_baseline_in_the_mixture_is_asked_for_before_anything_is_trained(folde
     ):
         with pytest.raises(ArtifactError, match=missing):
             check()
+    for stage in ("sft", "rl"):  # nor is it planned
+        with pytest.raises(ArtifactError, match=missing):
+            pipeline.plan(stage, trained, None, None)
     check_early_of_sft(config)  # validated by its loss
     floor = BaselineConfig(model="mixture", components=["sequential"], sequential="gru4rec")
     with pytest.raises(ArtifactError, match=r"but baseline.sequential needs this baseline"):

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from minionerec.errors import TrainingError
 from minionerec.training.ranking import candidates, rank_split, ranked, ranking_metrics, target_ranks
 from minionerec.training.ranking_data import PROTOCOLS, RankingData
-from tests.baselines.models import rows_of
 from tests.examples import examples
+from tests.model.sequential.models import rows_of
 
 scores_of = st.lists(
     st.lists(st.sampled_from([-math.inf, -1.0, 0.0, 0.5, 0.5001, 2.0]), min_size=8, max_size=8), min_size=1, max_size=5

@@ -6,10 +6,10 @@ import numpy as np
 
 from minionerec.artifacts import ITEM_STAGES, require
 from minionerec.baselines.coded.coded_model import CodedModel
-from minionerec.baselines.implementation import implementation, options_of
 from minionerec.config import CODED_BASELINES, Config
 from minionerec.data.dataset import Dataset
 from minionerec.errors import DataError
+from minionerec.model.sequential.implementation import implementation, options_of
 from minionerec.recommend.cache.vectors import vectors_digest, vectors_of_run
 from minionerec.sid.encoder import vector_origin
 from minionerec.sid.index import SidIndex
@@ -27,10 +27,10 @@ def make_coded(config: Config, beams: int) -> CodedModel:
         ConfigError: an option that the model does not take, or a bad value.
         DataError: the items have no vectors, or one that is not finite or all zeros.
     """
-    model: Any = implementation(config.baseline.model)  # a class of CodedModel
+    model = _model_class(config)
     dataset, options, max_history = (
         Dataset.load(config.folder / "data"),
-        options_of(config.baseline),
+        options_of(config.baseline, model),
         config.baseline.max_history,
     )
     if "vectors" not in model.reads:
@@ -52,12 +52,17 @@ def coded_inputs(config: Config) -> dict[str, str]:
     """
     if config.baseline.model not in CODED_BASELINES:
         return {}
-    reads, inputs = implementation(config.baseline.model).reads, {}
+    reads, inputs = _model_class(config).reads, {}
     if "sids" in reads:
         inputs["sid"] = require(config.folder / "sid", ITEM_STAGES["sid"]).digest
     if "vectors" in reads:
         inputs["vectors"] = vectors_digest(_vectors(config, Dataset.load(config.folder / "data")))
     return inputs
+
+
+def _model_class(config: Config) -> type[Any]:
+    """A class of `CodedModel`."""
+    return implementation(CODED_BASELINES[config.baseline.model])
 
 
 def _sid_codes(config: Config, dataset: Dataset) -> np.ndarray:

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minionerec.baselines.batches import HistoryBatch
-from minionerec.baselines.models.sequential_model import Options, SequentialModel
 from minionerec.errors import ConfigError
+from minionerec.model.sequential.batches import HistoryBatch
+from minionerec.model.sequential.sequential_model import Options, SequentialModel
 from minionerec.tree import NO_TOKEN, BeamResult, CatalogTrie
 
 Reads = Literal["sids", "vectors"]

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from minionerec.baselines.batches import HistoryBatch
 from minionerec.baselines.coded.coded_model import GenerativeModel
-from minionerec.baselines.models.sequential_model import Options
 from minionerec.errors import ConfigError
+from minionerec.model.sequential.batches import HistoryBatch
+from minionerec.model.sequential.sequential_model import Options
 from minionerec.tree import NO_TOKEN, BeamResult, CatalogTrie, Normalise
 from minionerec.tree.search import search_prompts
 

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from minionerec.baselines.batches import HistoryBatch
 from minionerec.baselines.coded.tiger import TIGER, TigerSizes
+from minionerec.model.sequential.batches import HistoryBatch
 from minionerec.tree import BeamResult
 from minionerec.tree.encoder_decoder import T5PromptCache
 from minionerec.tree.search import search_prompts

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import GPT2Config, GPT2Model
 
-from minionerec.baselines.batches import HistoryBatch
 from minionerec.baselines.coded.coded_model import CodedModel
-from minionerec.baselines.models.sequential_model import Options
 from minionerec.config import SidConfig
 from minionerec.errors import ConfigError
+from minionerec.model.sequential.batches import HistoryBatch
+from minionerec.model.sequential.sequential_model import Options
 from minionerec.sid.product import fit_product
 
 CODES, DIMENSIONS = 256, 256  # of a digit; of a whitened vector, at most

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
 
-from minionerec.baselines.batches import HistoryBatch
 from minionerec.baselines.coded.coded_model import GenerativeModel
-from minionerec.baselines.models.sequential_model import Options
+from minionerec.model.sequential.batches import HistoryBatch
+from minionerec.model.sequential.sequential_model import Options
 from minionerec.tree import NO_TOKEN, BeamResult, CatalogTrie, beam_search
 from minionerec.tree.self_test import check_exact
 

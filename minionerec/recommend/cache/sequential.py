@@ -4,17 +4,25 @@ The stored vectors of a baseline (`data/vectors.py`) know the histories of the r
 evaluation of other rows ask for others, so the model itself is loaded, with the settings that it was trained with.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from minionerec.artifacts import ITEM_STAGES, require
-from minionerec.config import Config
+from minionerec.artifacts import ITEM_STAGES, Manifest, require
+from minionerec.config import BaselineConfig, Config
+from minionerec.data.history_rows import SPLITS_SIDE, HistoryRows
 from minionerec.data.vectors import stored_baseline
+from minionerec.errors import ArtifactError, ConfigError
+from minionerec.model.sequential import make, weights
+from minionerec.model.sequential.scorer import scorer
 from minionerec.recommend.cache.interactions import Histories
+
+_CHUNK = 512  # histories at once
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -39,13 +47,10 @@ def scorer_of_run(run: Path, name: str, items: int) -> HistoryScorer:
         items: of the run's catalog.
 
     Raises:
-        ArtifactError: the run has no such baseline, it is damaged, or it was trained on other data.
+        ArtifactError: the run has no such baseline, it is damaged, was trained on other data, or does not fit the catalog.
     """
     stored = stored_baseline(run, name, require(run / "data", ITEM_STAGES["data"]).digest)
-    # The models of the baselines stand on a floor above, and import what is counted here. As `config.BASELINES` names their
-    # classes, their room is named here, and imported only now.
-    score = import_module("minionerec.baselines.stored").load_scores(run / "baselines" / name, stored, items)
-    return HistoryScorer(name, stored.digest, score)
+    return HistoryScorer(name, stored.digest, _scores(run / "baselines" / name, stored, items))
 
 
 def component_baseline(config: Config, stage: str, data_digest: str) -> dict[str, str]:
@@ -61,3 +66,48 @@ def component_baseline(config: Config, stage: str, data_digest: str) -> dict[str
     if name is None or not config.mixes_in(stage):
         return {}
     return {f"baselines/{name}": stored_baseline(config.folder, name, data_digest).digest}
+
+
+def _scores(folder: Path, manifest: Manifest, items: int) -> Callable[[Histories], np.ndarray]:
+    """What `HistoryScorer.score` calls.
+
+    The model reads the settings of its own manifest, whatever the run's configuration says by now, and the newest
+    `max_history` items of each history.
+
+    Args:
+        folder: of the baseline, which was trained on a run's own splits.
+        manifest: the folder's.
+        items: of the run's catalog.
+
+    Raises:
+        ArtifactError: the weights do not fit these settings or this catalog.
+    """
+    recorded = manifest.config["baseline"]
+    # A field that another version did not record keeps its default; where files lay does not matter any more.
+    names = {field.name for field in dataclasses.fields(BaselineConfig)} - {"weights", "valid_examples"}
+    try:
+        config = BaselineConfig(**{name: value for name, value in recorded.items() if name in names})
+        with torch.random.fork_rng(devices=()):  # it draws first weights; a training that asks it draws on as before
+            model = make(config, items)
+    except ConfigError as error:
+        raise ArtifactError(f"{folder}: was trained with settings that this version does not take: {error}") from None
+    weights.load(model, folder / "model.safetensors")
+    score = scorer(model, config.max_history, SPLITS_SIDE, _CPU)
+
+    def scores(histories: Histories) -> np.ndarray:
+        parts = [np.empty((0, items), np.float32)]
+        for start in range(0, len(histories), _CHUNK):
+            rows = _rows_of(histories[start : start + _CHUNK], config.max_history)
+            parts.append(score(rows)[:, 1:].numpy())
+        return np.concatenate(parts)
+
+    return scores
+
+
+def _rows_of(histories: Histories, longest: int) -> HistoryRows:
+    """Histories of item indices as rows of ids from 1; targets and users are nobody's."""
+    recent = [np.asarray(history, np.int64)[-longest:] + 1 for history in histories]
+    stop = np.cumsum([len(history) for history in recent])
+    start = stop - [len(history) for history in recent]
+    nobody = np.zeros(len(recent), np.int64)
+    return HistoryRows(np.concatenate(recent), start, stop, nobody, nobody, start)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from minionerec.baselines.batches import HistoryBatch
-from minionerec.baselines.models.encoder import EncoderModel
-from minionerec.baselines.models.layers import Attention, SoftmaxSizes, mask
-from minionerec.baselines.models.trm4rec import rotate_half
 from minionerec.errors import ConfigError
+from minionerec.model.sequential.batches import HistoryBatch
+from minionerec.model.sequential.encoder import EncoderModel
+from minionerec.model.sequential.layers import Attention, SoftmaxSizes, mask
+from minionerec.model.sequential.trm4rec import rotate_half
 
 BANDS = ((3, 1), (7, 2), (15, 4), (31, 8))  # kernel and dilation
 _QUIET = 1e-3  # magnitudes below have no phase in V5 and V12

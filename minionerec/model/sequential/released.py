@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from minionerec.baselines.batches import HistoryBatch
-from minionerec.baselines.models.caser import HEIGHTS
-from minionerec.baselines.models.gru4rec import in_front
-from minionerec.baselines.models.layers import mask
-from minionerec.baselines.models.sequential_model import Options, SequentialModel, at
 from minionerec.errors import ConfigError
+from minionerec.model.sequential.batches import HistoryBatch
+from minionerec.model.sequential.caser import HEIGHTS
+from minionerec.model.sequential.gru4rec import in_front
+from minionerec.model.sequential.layers import mask
+from minionerec.model.sequential.sequential_model import Options, SequentialModel, at
 
 Loss = Literal["bce", "softmax"]
 

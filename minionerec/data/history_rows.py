@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 
 Side = Literal["left", "right"]  # of padding
+SPLITS_SIDE: Side = "right"  # where the histories are those of a run's own splits
 
 
 @dataclass(frozen=True)

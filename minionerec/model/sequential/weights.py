@@ -12,9 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minionerec.artifacts import file_hash
-from minionerec.baselines.importing import SETTINGS
-from minionerec.baselines.models.sequential_model import Renames, SequentialModel
 from minionerec.errors import ArtifactError
+from minionerec.model.sequential.sequential_model import Renames, SequentialModel
 
 # Names that the checkpoints of RecBole and WEARec share, and ours. A model's own (`SequentialModel.renames`) are tried first.
 _SHARED: Renames = (
@@ -35,6 +34,7 @@ _PUBLISHED_SETTINGS = {
     "inner_size": ("inner_size",),
     "alpha": ("alpha",),
 }
+SETTINGS = "settings"  # in the metadata of an imported safetensors file: those of the published code, as JSON
 _WRAPPED = r"^(module|model)\."  # a wrapper for training puts this before every name
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from minionerec.baselines.batches import HistoryBatch
-from minionerec.baselines.models.sequential_model import Options, SequentialModel
+from minionerec.model.sequential.batches import HistoryBatch
+from minionerec.model.sequential.sequential_model import Options, SequentialModel
 
 
 @dataclass(frozen=True)

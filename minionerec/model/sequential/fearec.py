@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from minionerec.baselines.batches import HistoryBatch
-from minionerec.baselines.models.encoder import EncoderModel
-from minionerec.baselines.models.layers import Attention, Sizes, SoftmaxSizes, mask
+from minionerec.model.sequential.batches import HistoryBatch
+from minionerec.model.sequential.encoder import EncoderModel
+from minionerec.model.sequential.layers import Attention, Sizes, SoftmaxSizes, mask
 
 AnySizes = TypeVar("AnySizes", bound=Sizes)
 

@@ -13,13 +13,6 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from minionerec.baselines import models, weights
-from minionerec.baselines.implementation import implementation
-from minionerec.baselines.models import count_parameters, make, model_class
-from minionerec.baselines.models.encoder import EncoderModel
-from minionerec.baselines.models.pswrec import BANDS, PSWRec
-from minionerec.baselines.models.sequential_model import SequentialModel
-from minionerec.baselines.scorer import scorer
 from minionerec.baselines.trivial import TrivialRecommender
 from minionerec.cli import parse, preset
 from minionerec.config import (
@@ -32,11 +25,18 @@ from minionerec.config import (
     BaselineName,
 )
 from minionerec.errors import ArtifactError, ConfigError
+from minionerec.model import sequential
+from minionerec.model.sequential import count_parameters, make, model_class, weights
+from minionerec.model.sequential.encoder import EncoderModel
+from minionerec.model.sequential.implementation import implementation
+from minionerec.model.sequential.pswrec import BANDS, PSWRec
+from minionerec.model.sequential.scorer import scorer
+from minionerec.model.sequential.sequential_model import SequentialModel
 from minionerec.report.baseline_tables import published_rows
 from minionerec.statistics.ranking import hit_rate, ndcg
 from minionerec.training.ranking import rank_split
 from minionerec.training.ranking_data import from_sequences
-from tests.baselines.models import ITEMS, LENGTH, batch_of, random_rows, rows_of, small, those
+from tests.model.sequential.models import ITEMS, LENGTH, batch_of, random_rows, rows_of, small, those
 from tests.shared import shared
 
 NEVER_LEARN = {"wearec": r"gate_param", "trm4rec": r"^z_[ar]$"}
@@ -56,7 +56,7 @@ def test_every_name_of_the_configuration_has_a_class_with_all_claims_and_a_label
     assert len({baseline.label for baseline in BASELINES.values()} - {""}) == len(BASELINES)
     accepted = set()
     for name in BASELINES:
-        baseline = implementation(name)
+        baseline = implementation(BASELINES[name])
         assert issubclass(baseline, TrivialRecommender if name in TRIVIAL_BASELINES else SequentialModel), name
         options = {field.name for field in dataclasses.fields(baseline.options)}
         assert options <= set(BASELINE_OPTIONS), f"{name} takes options that section baseline has not"
@@ -69,7 +69,7 @@ def test_every_name_of_the_configuration_has_a_class_with_all_claims_and_a_label
 
 
 def test_every_model_stands_in_the_table():
-    modules = [import_module(f"{models.__name__}.{module.name}") for module in pkgutil.iter_modules(models.__path__)]
+    modules = [import_module(f"{sequential.__name__}.{module.name}") for module in pkgutil.iter_modules(sequential.__path__)]
     classes = {value for module in modules for value in vars(module).values() if isinstance(value, type)}
     usable = {value for value in classes if issubclass(value, SequentialModel) and hasattr(value, "options")}
     assert usable == {model_class(name) for name in NEURAL_BASELINES}, "give the class a line in config/baseline.py"
@@ -117,7 +117,7 @@ def test_published_weights_reproduce_their_row(name):
     row = next(row for row in published_rows("lastfm")["rows"] if row["preset"] == name)
     expected = {"valid": list(VALID[name]), "test": list(row["published"].values())}
     for split, values in expected.items():
-        ranks = rank_split(scorer(model, config.max_history, data.protocol, torch.device("cpu")), data, split).ranks
+        ranks = rank_split(scorer(model, config.max_history, data.protocol.side, torch.device("cpu")), data, split).ranks
         assert [round(metric(ranks, k), 4) for k in (5, 10, 20) for metric in (hit_rate, ndcg)] == values
 
 

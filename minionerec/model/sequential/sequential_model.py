@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
-from minionerec.baselines.batches import HistoryBatch
+from minionerec.model.sequential.batches import HistoryBatch
 
 Layout = Literal["packed", "padded"]
 Renames = tuple[tuple[str, str], ...]  # pattern and replacement

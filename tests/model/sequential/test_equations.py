@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from minionerec.baselines.models.pswrec import BANDS
-from tests.baselines.models import ITEMS, LENGTH, batch_of, rows_of, small
+from minionerec.model.sequential.pswrec import BANDS
+from tests.model.sequential.models import ITEMS, LENGTH, batch_of, rows_of, small
 
 HIDDEN = 16
 HISTORIES = ([5], [1, 2], [7, 7, 3, 30, 12], list(range(10, 21)), [(5 * i) % ITEMS + 1 for i in range(LENGTH)])

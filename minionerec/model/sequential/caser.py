@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from minionerec.baselines.batches import HistoryBatch
-from minionerec.baselines.models.sequential_model import Options, SequentialModel, initialise
 from minionerec.errors import ConfigError
+from minionerec.model.sequential.batches import HistoryBatch
+from minionerec.model.sequential.sequential_model import Options, SequentialModel, initialise
 
 HEIGHTS = (2, 3, 4)  # items that a horizontal filter covers
 

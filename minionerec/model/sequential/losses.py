@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from minionerec.baselines.batches import HistoryBatch
-from minionerec.baselines.models.sequential_model import SequentialModel
 from minionerec.errors import ConfigError
+from minionerec.model.sequential.batches import HistoryBatch
+from minionerec.model.sequential.sequential_model import SequentialModel
 
 Loss = Literal["softmax", "sampled"]
 NEGATIVES = 256  # eSASRec's

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from minionerec.baselines.batches import HistoryBatch
-from minionerec.baselines.models.sequential_model import Options, at
 from minionerec.errors import ConfigError
+from minionerec.model.sequential.batches import HistoryBatch
+from minionerec.model.sequential.sequential_model import Options, at
 
 # What is added to the score of a key that may not be seen. Finite, as published: a query that sees no key attends to all alike.
 MASKED = -10_000.0

@@ -15,9 +15,9 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
-from minionerec.baselines.batches import HistoryBatch
-from minionerec.baselines.models.layers import Encoder, InputEmbedding, Sizes, mask
-from minionerec.baselines.models.sequential_model import SequentialModel, initialise
+from minionerec.model.sequential.batches import HistoryBatch
+from minionerec.model.sequential.layers import Encoder, InputEmbedding, Sizes, mask
+from minionerec.model.sequential.sequential_model import SequentialModel, initialise
 
 AnySizes = TypeVar("AnySizes", bound=Sizes)
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from minionerec.baselines.models import losses, make
 from minionerec.config import BaselineConfig
 from minionerec.errors import ConfigError
-from tests.baselines.models import ITEMS, batch_of, random_rows, rows_of, small
+from minionerec.model.sequential import losses, make
+from tests.model.sequential.models import ITEMS, batch_of, random_rows, rows_of, small
 
 NAMES = ("sasrec", "sasrec-sampled")
 
@@ -68,7 +68,7 @@ def test_the_draw_follows_the_seed():
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_positions_count_from_the_newest_item(layout, side):
-    from minionerec.baselines.models.sasrec_sampled import from_newest
+    from minionerec.model.sequential.sasrec_sampled import from_newest
 
     batch = batch_of(rows_of([[1, 2, 3], [4], []]), layout, side)
     distances = from_newest(batch).flatten()

@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
-from minionerec.baselines.batches import make_batch
-from minionerec.baselines.models import make, model_class
 from minionerec.config import NEURAL_BASELINES, BaselineConfig
-from minionerec.training.history_rows import HistoryRows
+from minionerec.data.history_rows import HistoryRows
+from minionerec.model.sequential import make, model_class
+from minionerec.model.sequential.batches import make_batch
 
 ITEMS, LENGTH = 30, 12
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from minionerec.baselines.batches import HistoryBatch
-from minionerec.baselines.models.encoder import EncoderModel
-from minionerec.baselines.models.layers import Attention, SoftmaxSizes
-from minionerec.baselines.models.losses import Loss, checked_negatives, trained_by
+from minionerec.model.sequential.batches import HistoryBatch
+from minionerec.model.sequential.encoder import EncoderModel
+from minionerec.model.sequential.layers import Attention, SoftmaxSizes
+from minionerec.model.sequential.losses import Loss, checked_negatives, trained_by
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,13 @@
-"""Neural baselines, made from the configuration."""
+"""Neural sequential recommenders with a table of items, made from the section `baseline` of the configuration."""
 
-from collections.abc import Callable
-from typing import cast
-
-from minionerec.baselines.implementation import implementation, options_of
-from minionerec.baselines.models.sequential_model import SequentialModel
-from minionerec.config import BaselineConfig
+from minionerec.config import NEURAL_BASELINES, BaselineConfig
+from minionerec.model.sequential.implementation import implementation, options_of
+from minionerec.model.sequential.sequential_model import SequentialModel
 
 
 def model_class(name: str) -> type[SequentialModel]:
     """The class of a neural baseline."""
-    return cast(type[SequentialModel], implementation(name))
+    return implementation(NEURAL_BASELINES[name])
 
 
 def make(config: BaselineConfig, items: int) -> SequentialModel:
@@ -19,8 +16,8 @@ def make(config: BaselineConfig, items: int) -> SequentialModel:
     Raises:
         ConfigError: an option that the model does not take, or a bad value.
     """
-    model: Callable[..., SequentialModel] = model_class(config.model)
-    return model(items, config.max_history, options_of(config))
+    model = model_class(config.model)
+    return model(items, config.max_history, options_of(config, model))
 
 
 def count_parameters(model: SequentialModel) -> int:

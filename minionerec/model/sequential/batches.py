@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minionerec.training.history_rows import HistoryRows, Side
+from minionerec.data.history_rows import HistoryRows, Side
 
 
 class HistoryBatch(NamedTuple):

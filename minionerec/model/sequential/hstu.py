@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from minionerec.baselines.batches import HistoryBatch
-from minionerec.baselines.models.layers import check_heads, mask, merge_heads, split_heads
-from minionerec.baselines.models.sequential_model import Options, SequentialModel, at, initialise
+from minionerec.model.sequential.batches import HistoryBatch
+from minionerec.model.sequential.layers import check_heads, mask, merge_heads, split_heads
+from minionerec.model.sequential.sequential_model import Options, SequentialModel, at, initialise
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minionerec.baselines.batches import partners
-from tests.baselines.models import LENGTH, batch_of, rows_of
+from minionerec.model.sequential.batches import partners
 from tests.examples import examples
+from tests.model.sequential.models import LENGTH, batch_of, rows_of
 
 histories = st.lists(st.lists(st.integers(1, 30), max_size=LENGTH), min_size=1, max_size=30)
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from minionerec.baselines.batches import HistoryBatch
-from minionerec.baselines.models.encoder import EncoderModel
-from minionerec.baselines.models.layers import Attention, SoftmaxSizes, layer_norm, split_heads
+from minionerec.model.sequential.batches import HistoryBatch
+from minionerec.model.sequential.encoder import EncoderModel
+from minionerec.model.sequential.layers import Attention, SoftmaxSizes, layer_norm, split_heads
 
 
 @dataclass(frozen=True)

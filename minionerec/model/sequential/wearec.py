@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from minionerec.baselines.batches import HistoryBatch
-from minionerec.baselines.models.encoder import EncoderModel
-from minionerec.baselines.models.layers import Sizes, check_heads, layer_norm, merge_heads, split_heads
-from minionerec.baselines.models.sequential_model import at
 from minionerec.errors import ConfigError
+from minionerec.model.sequential.batches import HistoryBatch
+from minionerec.model.sequential.encoder import EncoderModel
+from minionerec.model.sequential.layers import Sizes, check_heads, layer_norm, merge_heads, split_heads
+from minionerec.model.sequential.sequential_model import at
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from minionerec.baselines.batches import HistoryBatch
-from minionerec.baselines.models.layers import check_heads, mask, merge_heads, split_heads
-from minionerec.baselines.models.losses import Loss, checked_negatives, trained_by
-from minionerec.baselines.models.sequential_model import Options, SequentialModel, at
+from minionerec.model.sequential.batches import HistoryBatch
+from minionerec.model.sequential.layers import check_heads, mask, merge_heads, split_heads
+from minionerec.model.sequential.losses import Loss, checked_negatives, trained_by
+from minionerec.model.sequential.sequential_model import Options, SequentialModel, at
 
 
 @dataclass(frozen=True)
