@@ -1,5 +1,7 @@
 """Neural sequential recommenders with a table of items, made from the section `baseline` of the configuration."""
 
+from collections.abc import Callable
+
 from minionerec.config import NEURAL_BASELINES, BaselineConfig
 from minionerec.model.sequential.implementation import implementation, options_of
 from minionerec.model.sequential.sequential_model import SequentialModel
@@ -16,8 +18,9 @@ def make(config: BaselineConfig, items: int) -> SequentialModel:
     Raises:
         ConfigError: an option that the model does not take, or a bad value.
     """
-    model = model_class(config.model)
-    return model(items, config.max_history, options_of(config, model))
+    chosen = model_class(config.model)
+    model: Callable[..., SequentialModel] = chosen
+    return model(items, config.max_history, options_of(config, chosen))
 
 
 def count_parameters(model: SequentialModel) -> int:
