@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from minionerec.artifacts import MANIFEST, content_hash
-from minionerec.config import RESAMPLES, TRIVIAL_BASELINES, EvalConfig
+from minionerec.config import RESAMPLES, EvalConfig
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.compare import values_by_seed
 from minionerec.eval.lists import cutoffs_within
@@ -229,7 +229,6 @@ def _grouped(evaluated: Sequence[tuple[str, Evaluated]], left_out: list[str]) ->
     """The rows. What is counted and not trained has no seed; of equal ones the first stays."""
     groups: dict[str, _Group] = {}
     for name, run in evaluated:
-        trained = run.name not in TRIVIAL_BASELINES
         settings = {
             stage: {section: deciding(section, values) for section, values in sections.items()}
             for stage, sections in (run.settings or {}).items()
@@ -237,11 +236,11 @@ def _grouped(evaluated: Sequence[tuple[str, Evaluated]], left_out: list[str]) ->
         }
         key = content_hash([run.name, run.inputs.get("sid"), settings, _decoding(run)])
         group = groups.setdefault(key, _Group(run.label))
-        seed = run.seed if trained else None
+        seed = run.seed if run.has_seed else None
         if seed not in group.members:
             group.members[seed] = run
             group.runs.append(name)
-        elif trained:
+        elif run.has_seed:
             left_out.append(f"{name}: {run.label} with seed {seed} is there already, from {group.runs[0]}.")
     for group in groups.values():
         group.label = LABELS_OF_KINDS.get(kind_of(group.first), group.label)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from minionerec.artifacts import Manifest, changed_input, content_hash
-from minionerec.config import BASELINES, not_in_key
+from minionerec.config import BASELINES, TRIVIAL_BASELINES, not_in_key
 from minionerec.config.lego import RECIPES
 from minionerec.data.dataset import SplitName
 from minionerec.errors import ArtifactError, DataError
@@ -84,6 +84,11 @@ class Evaluated:
     def history(self) -> str:
         """Whether items of the history may stand in the lists: `kept`, or `left out`."""
         return "kept" if self.ranks_whole_catalog else "left out"
+
+    @property
+    def has_seed(self) -> bool:
+        """Whether a training stands behind it, so that another seed gives other lists: not behind what only counts."""
+        return self.name not in TRIVIAL_BASELINES or any(stage.startswith("baselines/") for stage in self.settings or {})
 
     def metrics_on(self, scale: Scale) -> Mapping[str, Cell]:
         """The metrics on SIDs or on items, with intervals; those on items are empty if the lists name no items."""

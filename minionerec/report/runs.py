@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -121,19 +121,23 @@ def read_run(folder: Path, label: str | None = None, only: Collection[str] | Non
         own_label = LABELS.get(name, name)
         run = read_evaluated(folder / "eval" / name, own_label if label is None else f"{label}, {own_label}")
         check_belongs(run.lists, dataset, index, run.split or "test", str(run.path))
-        made_from = {stage: stages[stage] for stage in ("data", "sid", *_TRAINED.get(name, ())) if stage in stages}
+        evaluation = Manifest.load(run.path.parent)
+        made_from = {stage: stages[stage] for stage in ITEM_STAGES}
+        helper = _trained_helper(name, evaluation, stages, baselines)
+        if helper is not None and helper in baselines:  # before the model, whose parameters a page shows
+            made_from[f"baselines/{helper}"] = baselines[helper]
+        made_from |= {stage: stages[stage] for stage in _TRAINED.get(name, ()) if stage in stages}
         if name in baselines:
             made_from["baseline"] = baselines[name]
         if name in content:
             made_from["lego"] = content[name]
-        evaluation = Manifest.load(run.path.parent)
         notes = [warning] if warning else []
         reason = why_outdated(folder, name, evaluation)
         if reason is not None:
             notes.append(f"{reason}; the run's present settings stand here; run minionerec eval again")
         settings = {stage: manifest.config for stage, manifest in made_from.items()}
-        if name == "mixture" and (trained := settings.get("baseline", {}).get("baseline", {}).get("sequential")) is not None:
-            notes.append(f"{LABELS[trained]} is one of its components")
+        if name == "mixture" and helper is not None:
+            notes.append(f"{LABELS[helper]} is one of its components")
         trainings = [manifest for stage, manifest in made_from.items() if stage not in ITEM_STAGES]
         sizes = [manifest.metrics["parameters"] for manifest in trainings if "parameters" in manifest.metrics]
         runs.append(
@@ -143,7 +147,9 @@ def read_run(folder: Path, label: str | None = None, only: Collection[str] | Non
                 settings={**settings, "eval": evaluation.config},
                 parameters=sizes[-1] if sizes else None,
                 inputs=evaluation.inputs,
-                seconds=sum(one.seconds for one in trainings) if trainings and name not in TRIVIAL_BASELINES else None,
+                seconds=sum(one.seconds for one in trainings)
+                if trainings and (name not in TRIVIAL_BASELINES or helper)
+                else None,
                 milliseconds=made_from.get("baseline", made_from.get("lego", evaluation)).metrics.get(MILLISECONDS),
                 notes=tuple(notes),
                 stale=reason is not None,
@@ -152,6 +158,24 @@ def read_run(folder: Path, label: str | None = None, only: Collection[str] | Non
     if not runs:
         raise ConfigError(f"--runs {folder}: nothing is evaluated there. Run minionerec eval for it first.")
     return runs
+
+
+def _trained_helper(
+    name: str, evaluation: Manifest, stages: Mapping[str, Manifest], baselines: Mapping[str, Manifest]
+) -> str | None:
+    """The baseline of the run that a recommender asks, as its assistant or as a component of its mixture; None if it asks none.
+
+    Args:
+        name: of the recommender.
+    """
+    if name.endswith("-d3"):
+        return cast(str | None, evaluation.config["eval"]["assistant"])
+    if name == "mixture":
+        mixture = baselines[name].config["baseline"] if name in baselines else {}
+    else:
+        stage = f"mixture/{name.removesuffix('-mixture')}"
+        mixture = stages[stage].config["mixture"] if name.endswith("-mixture") and stage in stages else {}
+    return cast(str | None, mixture.get("sequential"))
 
 
 def _load_folder(folder: Path, label: str, resamples: int, seed: int) -> list[Evaluated]:
@@ -203,7 +227,7 @@ def seed_groups(runs: Iterable[Evaluated]) -> list[list[Evaluated]]:
     """
     groups: dict[str | None, dict[int | None, Evaluated]] = {}
     for run in runs:
-        if run.settings is not None and run.name not in TRIVIAL_BASELINES and not run.stale:
+        if run.settings is not None and run.has_seed and not run.stale:
             groups.setdefault(run.recipe(), {}).setdefault(run.seed, run)
     return [list(group.values()) for group in groups.values() if len(group) > 1]
 

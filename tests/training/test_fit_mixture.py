@@ -317,6 +317,9 @@ def test_the_floor_weighs_a_trained_baseline_too(copied_with_baseline):
     assert read_json(folder / "baselines/mixture/weights.json")["components"] == ["markov", "sequential"]
     [row] = read_run(folder, only=["mixture"])
     assert "SASRec is one of its components" in row.notes
+    trained = Manifest.load(folder / "baselines/sasrec")
+    assert row.has_seed and row.parameters == trained.metrics["parameters"]
+    assert row.seconds == manifest.seconds + trained.seconds
     assert train_baseline(config)[1] is False
     assert why_unusable(folder, "mixture") is None
     train(folder, epochs=2)
