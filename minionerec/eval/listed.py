@@ -88,8 +88,8 @@ def why_measured_otherwise(run: Path, name: str, evaluation: Manifest) -> str | 
     lists = Manifest.load(run / source, editable=None) if source in evaluation.inputs else None
     if of_another_revision(evaluation) or (lists is not None and not _says_ties(name, lists.config)):
         return "made by an earlier version, which measured otherwise"
-    changed = lists and _changed_baseline(run, lists)
-    return changed and f"made from lists with another {changed} than the run has"
+    changed = None if lists is None else _changed_baseline(run, lists)
+    return None if changed is None else f"made from lists with another {changed} than the run has"
 
 
 def _changed_baseline(run: Path, lists: Manifest) -> str | None:
