@@ -39,14 +39,14 @@ from minionerec.baselines.coded import coded_inputs, make_coded
 from minionerec.baselines.lists import as_wide_as_choosing_needs, leaves_history_out, list_length, search_beams
 from minionerec.baselines.trivial import WITH_VECTORS, CacheMixture, TrivialRecommender, make_trivial, needs_vectors
 from minionerec.baselines.vectors import vectors_bytes, vectors_of
-from minionerec.config import CODED_BASELINES, GENERATIVE_BASELINES, TRIVIAL_BASELINES, Config
+from minionerec.config import BASELINES, CODED_BASELINES, GENERATIVE_BASELINES, TRIVIAL_BASELINES, Config
 from minionerec.data.dataset import Dataset
 from minionerec.data.vectors import stored_baseline
 from minionerec.distributed import distributed_state, is_main_process
 from minionerec.errors import ConfigError
 from minionerec.model.sequential import count_parameters, make, weights
 from minionerec.model.sequential.batches import make_batch, partners
-from minionerec.model.sequential.implementation import options_of
+from minionerec.model.sequential.implementation import implementation, options_of
 from minionerec.model.sequential.scorer import scorer
 from minionerec.model.sequential.sequential_model import SequentialModel
 from minionerec.recommend.cache.sequential import scorer_of_run
@@ -126,6 +126,7 @@ def train_baseline(config: Config) -> tuple[Manifest, bool]:
     """
     baseline = config.baseline
     check_precision("baseline.bf16", baseline.bf16)
+    options_of(baseline, implementation(BASELINES[baseline.model]))  # before inputs that only one of them would name
     data = load_ranking_data(config)
     if baseline.weights is not None and baseline.model in TRIVIAL_BASELINES:
         raise ConfigError(f"baseline.weights is set, but {baseline.model} has no weights.")

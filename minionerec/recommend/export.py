@@ -60,8 +60,8 @@ def export(
     trained = require(run / stage, f"minionerec {stage}")
     if has_mixture(run, stage) and not model_alone:
         raise ConfigError(
-            f"{run / 'mixture' / stage}: the lists of this run are of the model mixed with counts. An export cannot hold what "
-            "is counted: its users' interactions. Pass --no-mixture to export the model alone, whose lists are others."
+            f"{run / 'mixture' / stage}: the lists of this run are of the model and what is mixed in. An export cannot hold "
+            "what is counted: its users' interactions. Pass --no-mixture to export the model alone, whose lists are others."
         )
     recommender = Recommender.load(run, stage, dtype="float32", mixture=False)  # golden lists do not depend on `eval.dtype`
     refused = refusals(recommender)

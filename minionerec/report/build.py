@@ -20,7 +20,7 @@ from minionerec.config import BASELINES, FLOORS, PLAIN_FLOORS, Config, run_file
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.compare import left_out
-from minionerec.eval.listed import LEGO, stored_artefact
+from minionerec.eval.listed import LEGO, stored_artefact, stored_command
 from minionerec.eval.lists import headline_cutoff
 from minionerec.eval.slices import parts_of_dataset, parts_of_lists, parts_of_training
 from minionerec.report import analysis, comparison, comparison_pages, diagnosis, paper_gap, plots, run_page
@@ -365,8 +365,7 @@ def _manifests(config: Config) -> tuple[dict[str, Manifest], dict[str, str]]:
         )
     others = (*_OPTIONAL, *_MIXED, *_BASELINES, *_content(config.folder))
     names = [*_REQUIRED, *(name for name in others if (config.folder / name / MANIFEST).is_file())]
-    commands = {name: ITEM_STAGES.get(name, f"minionerec {name.partition('/')[0]}") for name in names}
-    manifests = {name: require(config.folder / name, command) for name, command in commands.items()}
+    manifests = {name: require(config.folder / name, _command(name)) for name in names}
     outdated = {}
     for name in names:
         cheap = name.startswith(("eval/", "mixture/", "d3/")) and name not in _REQUIRED
@@ -374,6 +373,14 @@ def _manifests(config: Config) -> tuple[dict[str, Manifest], dict[str, str]]:
             outdated[name] = reason
             del manifests[name]
     return manifests, outdated
+
+
+def _command(name: str) -> str:
+    """The command that makes an artefact."""
+    stage, _, part = name.partition("/")
+    if stage in ("baselines", "lego"):
+        return stored_command(part if stage == "baselines" else LEGO + part.removeprefix("lists/"))
+    return ITEM_STAGES.get(name, f"minionerec {stage}")
 
 
 def _outdated(config: Config, name: str, manifest: Manifest) -> str | None:

@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from minionerec.artifacts import Manifest, changed_input, content_hash
+from minionerec.artifacts import MANIFEST, Manifest, changed_input, content_hash
 from minionerec.config import BASELINES, TRIVIAL_BASELINES, not_in_key
 from minionerec.config.lego import RECIPES
 from minionerec.data.dataset import SplitName
 from minionerec.errors import ArtifactError, DataError
 from minionerec.eval.compare import align, compare
-from minionerec.eval.listed import stored_command, why_measured_otherwise, why_unusable
+from minionerec.eval.listed import stored_artefact, stored_command, why_measured_otherwise, why_unusable
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics_json import Cell, Metrics
 
@@ -135,22 +135,22 @@ def deciding(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {field: value for field, value in values.items() if field not in idle}
 
 
-def read_evaluated(folder: Path, label: str | None = None) -> Evaluated:
+def read_evaluated(folder: Path, of: str | None = None) -> Evaluated:
     """Read what the eval stage wrote about one recommender.
 
     Args:
         folder: `eval/<recommender>` of a run.
-        label: None for the recommender's own, see `LABELS`.
+        of: stands before the recommender's own label; None for that alone.
 
     Raises:
         ArtifactError: the artefact is damaged, or its metrics are those of another version.
         DataError: the predictions are malformed.
     """
     manifest = Manifest.load(folder)
-    options = manifest.config.get("eval", {})
+    options, own = manifest.config.get("eval", {}), _label(folder, manifest)
     return Evaluated(
         name=folder.name,
-        label=label or LABELS.get(folder.name, folder.name),
+        label=own if of is None else f"{of}, {own}",
         path=folder / "predictions.jsonl",
         lists=RankedLists.read(folder / "predictions.jsonl"),
         metrics=Metrics.read(folder / "metrics.json"),
@@ -158,6 +158,16 @@ def read_evaluated(folder: Path, label: str | None = None) -> Evaluated:
         seed=manifest.seed,
         ranks_whole_catalog=not options.get("exclude_history", False),
     )
+
+
+def _label(folder: Path, evaluation: Manifest) -> str:
+    """A recommender's label; a stored `mixture` also names the trained baseline that it weighs."""
+    name = folder.name
+    label, lists = LABELS.get(name, name), folder.parents[1] / stored_artefact(name)
+    if name != "mixture" or stored_artefact(name) not in evaluation.inputs or not (lists / MANIFEST).is_file():
+        return label
+    component = Manifest.load(lists, editable=None).config["baseline"].get("sequential")  # earlier versions had none
+    return label if component is None else f"{label} with {LABELS[component]}"
 
 
 def of_present_inputs(run: Path, names: Sequence[str]) -> tuple[list[str], str | None]:

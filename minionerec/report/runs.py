@@ -19,7 +19,7 @@ from minionerec.eval.lists import EMPTY, RankedLists, cutoffs_within, headline_c
 from minionerec.eval.metrics import measure
 from minionerec.eval.result_json import read_lists
 from minionerec.eval.slices import parts_of_lists, parts_of_training, slice_tables
-from minionerec.report.evaluated import LABELS, Evaluated, page_order, read_evaluated, why_outdated
+from minionerec.report.evaluated import Evaluated, page_order, read_evaluated, why_outdated
 from minionerec.report.published import published
 from minionerec.report.slices import sliced_metric
 from minionerec.sid.index import SidIndex, collision_warning
@@ -118,8 +118,7 @@ def read_run(folder: Path, label: str | None = None, only: Collection[str] | Non
     warning = collision_warning(index.collisions(), len(index.codes))
     runs = []
     for name in names:
-        own_label = LABELS.get(name, name)
-        run = read_evaluated(folder / "eval" / name, own_label if label is None else f"{label}, {own_label}")
+        run = read_evaluated(folder / "eval" / name, label)
         check_belongs(run.lists, dataset, index, run.split or "test", str(run.path))
         evaluation = Manifest.load(run.path.parent)
         made_from = {stage: stages[stage] for stage in ITEM_STAGES}
@@ -136,8 +135,6 @@ def read_run(folder: Path, label: str | None = None, only: Collection[str] | Non
         if reason is not None:
             notes.append(f"{reason}; the run's present settings stand here; run minionerec eval again")
         settings = {stage: manifest.config for stage, manifest in made_from.items()}
-        if name == "mixture" and helper is not None:
-            notes.append(f"{LABELS[helper]} is one of its components")
         trainings = [manifest for stage, manifest in made_from.items() if stage not in ITEM_STAGES]
         sizes = [manifest.metrics["parameters"] for manifest in trainings if "parameters" in manifest.metrics]
         runs.append(

@@ -11,7 +11,7 @@ import yaml
 
 from minionerec.artifacts import Manifest, Recipe
 from minionerec.commands import result_table
-from minionerec.config import BaselineName, Config, EvalConfig, PromptsConfig, run_file
+from minionerec.config import BaselineConfig, BaselineName, Config, EvalConfig, PromptsConfig, run_file
 from minionerec.errors import ArtifactError
 from minionerec.report.build import write_report
 from minionerec.report.evaluated import LABELS
@@ -275,6 +275,13 @@ def test_sft_and_rl_on_other_users_are_refused(tmp_path):
 def test_several_examples_of_a_user_are_not_called_users(full, altered):
     assert "Next item of 60 users on the test split" in full[2].words
     assert "Next item of 8 examples of 5 users on the test split" in Page(altered / "report/index.html").words
+
+
+def test_a_damaged_baseline_names_its_command(tmp_path):
+    config = make_run(tmp_path, rl=False, users=8, baseline=BaselineConfig(model="markov"))
+    (tmp_path / "baselines/markov/manifest.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"The command: minionerec baseline --baseline.model markov \(same"):
+        write_report(config)
 
 
 def test_damaged_log_is_named(tmp_path):

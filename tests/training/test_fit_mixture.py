@@ -19,7 +19,7 @@ from minionerec.eval.predictions import read_predictions
 from minionerec.pipeline import run, summary
 from minionerec.recommend.cache import MODEL, Mixture, MixtureWeights
 from minionerec.recommend.recommender import Recommender
-from minionerec.report.evaluated import why_outdated
+from minionerec.report.evaluated import read_evaluated, why_outdated
 from minionerec.report.runs import read_run
 from minionerec.rl.train import rl_recipe
 from minionerec.sft.train import sft_recipe
@@ -316,7 +316,9 @@ def test_the_floor_weighs_a_trained_baseline_too(copied_with_baseline):
     assert manifest.inputs["baselines/sasrec"] == Manifest.load(folder / "baselines/sasrec").digest
     assert read_json(folder / "baselines/mixture/weights.json")["components"] == ["markov", "sequential"]
     [row] = read_run(folder, only=["mixture"])
-    assert "SASRec is one of its components" in row.notes
+    assert row.label == read_evaluated(folder / "eval/mixture").label == "Mixture of counts (and text) with SASRec"
+    with pytest.raises(ConfigError, match=r"sasrec does not take it.*--baseline.components null --baseline.sequential null"):
+        train(folder, components=["sequential"], sequential="caser")  # before it is asked for caser
     trained = Manifest.load(folder / "baselines/sasrec")
     assert row.has_seed and row.parameters == trained.metrics["parameters"]
     assert row.seconds == manifest.seconds + trained.seconds

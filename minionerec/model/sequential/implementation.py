@@ -30,10 +30,11 @@ def options_of(config: BaselineConfig, model: type[Any]) -> Any:
     """
     accepted = {field.name for field in dataclasses.fields(model.options)}
     values = {name: getattr(config, name) for name in BASELINE_OPTIONS if getattr(config, name) is not None}
-    for name in values:
-        if name not in accepted:
-            raise ConfigError(
-                f"baseline.{name} is set, but {config.model} does not take it. "
-                f"It takes {', '.join(sorted(accepted)) or 'no option'}."
-            )
+    if refused := [name for name in values if name not in accepted]:
+        null = " ".join(f"--baseline.{name} null" for name in refused)
+        raise ConfigError(
+            f"baseline.{refused[0]} is set, but {config.model} does not take it. "
+            f"It takes {', '.join(sorted(accepted)) or 'no option'}. Leave it out, or pass {null} if it stands in the run.yaml "
+            "of a run, which keeps what another baseline was told."
+        )
     return model.options(**values)
