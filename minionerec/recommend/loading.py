@@ -1,5 +1,6 @@
 """What a recommender is made of, read from a run's folder or from an exported one."""
 
+import logging
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ MIXED = {f"{stage}-mixture": stage for stage in STAGES}  # name of an evaluated 
 ASSISTED = {f"{stage}-d3": stage for stage in STAGES}  # the same of a model with its assistant (`eval.assistant`)
 
 GROUNDED = {"sft-titles": "sft"}  # the same of a model whose written titles are grounded (`eval.grounding`)
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,17 @@ def _of_run(folder: Path, stage: str, dtype: Dtype | None, mixture: bool | None)
     check_prompts(manifest.config, config, str(folder / stage))
     dataset = Dataset.load(folder / "data")
     index = SidIndex.load(folder / "sid", dataset)
-    mixture = has_mixture(folder, stage) if mixture is None else mixture
+    if mixture is None:
+        mixture = has_mixture(folder, stage)
+        if not mixture and (others := [other for other in STAGES if has_mixture(folder, other)]):
+            log.warning(
+                "%s: a mixture was fitted to the model of stage %s; that of stage %s has none, so it ranks alone. Fit one: "
+                "minionerec mixture --config %s",
+                folder,
+                others[-1],
+                stage,
+                folder,
+            )
     lists = _evaluated_with(folder, f"{stage}-mixture" if mixture else stage)
     if mixture and has_mixture(folder, stage):  # its weights were fitted to lists that are made so
         fitted = Manifest.load(folder / "mixture" / stage).config["eval"]

@@ -237,6 +237,13 @@ def train(folder, **options):
     return train_baseline(Config(out=str(folder), baseline=settings, replace=True))[0]
 
 
+def test_a_model_without_the_mixture_that_another_stage_has_says_so(copied, caplog):
+    (copied / "mixture/sft").rename(copied / "mixture/rl")
+    assert Recommender.load(copied, mixture=False).mixture is None and not caplog.text
+    assert Recommender.load(copied).mixture is None
+    assert "fitted to the model of stage rl; that of stage sft has none, so it ranks alone. Fit one:" in caplog.text
+
+
 @pytest.fixture(scope="module")
 def with_baseline(evaluated, tmp_path_factory):
     """The run with a trained baseline in the mixture that was fitted and evaluated."""
