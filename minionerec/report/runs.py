@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 
@@ -122,8 +122,8 @@ def read_run(folder: Path, label: str | None = None, only: Collection[str] | Non
         check_belongs(run.lists, dataset, index, run.split or "test", str(run.path))
         evaluation = Manifest.load(run.path.parent)
         made_from = {stage: stages[stage] for stage in ITEM_STAGES}
-        helper = _trained_helper(name, evaluation, stages, baselines)
-        if helper is not None and helper in baselines:  # before the model, whose parameters a page shows
+        helper = _trained_helper(name, evaluation, baselines)
+        if helper is not None:  # before the model, whose parameters a page shows
             made_from[f"baselines/{helper}"] = baselines[helper]
         made_from |= {stage: stages[stage] for stage in _TRAINED.get(name, ()) if stage in stages}
         if name in baselines:
@@ -157,22 +157,18 @@ def read_run(folder: Path, label: str | None = None, only: Collection[str] | Non
     return runs
 
 
-def _trained_helper(
-    name: str, evaluation: Manifest, stages: Mapping[str, Manifest], baselines: Mapping[str, Manifest]
-) -> str | None:
-    """The baseline of the run that a recommender asks, as its assistant or as a component of its mixture; None if it asks none.
+def _trained_helper(name: str, evaluation: Manifest, baselines: Mapping[str, Manifest]) -> str | None:
+    """The other baseline of the run that a recommender was made with: its assistant, or a component of its mixture.
 
     Args:
         name: of the recommender.
+
+    Returns:
+        the baseline's name; None if there is none, or the run has it no more.
     """
-    if name.endswith("-d3"):
-        return cast(str | None, evaluation.config["eval"]["assistant"])
-    if name == "mixture":
-        mixture = baselines[name].config["baseline"] if name in baselines else {}
-    else:
-        stage = f"mixture/{name.removesuffix('-mixture')}"
-        mixture = stages[stage].config["mixture"] if name.endswith("-mixture") and stage in stages else {}
-    return cast(str | None, mixture.get("sequential"))
+    inputs = baselines[name].inputs if name in baselines else evaluation.inputs
+    helpers = (artefact.removeprefix("baselines/") for artefact in inputs if artefact.startswith("baselines/"))
+    return next((helper for helper in helpers if helper in baselines), None)
 
 
 def _load_folder(folder: Path, label: str, resamples: int, seed: int) -> list[Evaluated]:
