@@ -94,16 +94,25 @@ class Clock:
     lists: int = 0
     seconds: float = 0.0
 
+    @property
+    def milliseconds(self) -> float | None:
+        """What one list took; None if none has been made."""
+        return 1000 * self.seconds / self.lists if self.lists else None
+
+    def add(self, lists: int, seconds: float) -> None:
+        """Count further lists."""
+        self.lists += lists
+        self.seconds += seconds
+
 
 def timed(predictions: Iterator[Prediction], clock: Clock) -> Iterator[Prediction]:
     """The same predictions one by one; the clock runs while the next is being made, and not while one is used."""
     while True:
         began = time.perf_counter()
         prediction = next(predictions, None)
-        clock.seconds += time.perf_counter() - began
+        clock.add(prediction is not None, time.perf_counter() - began)
         if prediction is None:
             return
-        clock.lists += 1
         yield prediction
 
 
@@ -156,7 +165,7 @@ def decode_split(recommender: Recommender, folder: Path, name: str = _PREDICTION
     over_shards(shards, writer, f"decode {config.split}", "examples", intact=_is_whole)
     if is_main_process():
         merge(shards, folder, writer.traced, name)
-    return 1000 * writer.clock.seconds / writer.clock.lists if writer.clock.lists else None
+    return writer.clock.milliseconds
 
 
 def merge(shards: Mapping[Path, range], folder: Path, traced: Collection[int], predictions: str = _PREDICTIONS) -> None:

@@ -30,7 +30,7 @@ from minionerec.distributed import distributed_state, is_main_process
 from minionerec.errors import DataError
 from minionerec.eval import grounding, search_error
 from minionerec.eval.check_predictions import check_belongs
-from minionerec.eval.decode import decode_split
+from minionerec.eval.decode import Clock, decode_split
 from minionerec.eval.exposure import exposure
 from minionerec.eval.listed import (
     LEGO,
@@ -98,7 +98,8 @@ def _predict(config: Config, name: str, recipe: Recipe) -> None:
     stage, milliseconds, wordings = stage_of(name), None, 1
     with recipe.write(resumable=stage is not None, collective=True) as draft:
         if name in GROUNDED:
-            draft.metrics.update(_ground(config, GROUNDED[name], dataset, index, draft.path))
+            weight, milliseconds = _ground(config, GROUNDED[name], dataset, index, draft.path)
+            draft.metrics.update(weight)
         elif stage is not None:
             prompts, asking = _asking(config, name, stage, dataset, index, recipe)
             milliseconds = decode_split(asking(0, config.eval), draft.path)
@@ -143,8 +144,15 @@ def _asking(
     return prompts, asking
 
 
-def _ground(config: Config, stage: str, dataset: Dataset, index: SidIndex, folder: Path) -> dict[str, float]:
-    """Let the model write titles, and write the items whose titles are nearest to them. Returns the weight of the distances."""
+def _ground(
+    config: Config, stage: str, dataset: Dataset, index: SidIndex, folder: Path
+) -> tuple[dict[str, float], float | None]:
+    """Let the model write titles, and write the items whose titles are nearest to them.
+
+    Returns:
+        the weight of the distances, as a figure, if they are weighed; and the milliseconds that a list took, its title and its
+        ranking, None if unknown.
+    """
     model, tokenizer = checkpoint.load(config.folder / stage / "model", config.eval.dtype)
     prompts = Prompts(dataset, index, tokenizer, config.resolved_prompts, checkpoint.context_of(model))
     grounding.catalog_titles(prompts)  # refuses them now, not after hours of writing
@@ -154,7 +162,7 @@ def _ground(config: Config, stage: str, dataset: Dataset, index: SidIndex, folde
     if config.eval.chooses_title_weight:
         valid = _written(config, stage, model, prompts, "valid", config.eval.title_examples)
     if not is_main_process():
-        return {}
+        return {}, None
     embedder = (model, tokenizer)
     if config.eval.grounding == "base":
         embedder = checkpoint.load(str(config.model.path), config.eval.dtype)
@@ -166,12 +174,15 @@ def _ground(config: Config, stage: str, dataset: Dataset, index: SidIndex, folde
             f"{len(written.texts):,}",
             grounding.TITLES,
         )
-    grounded, weight = grounding.rank_split(written, valid, prompts, embedder, folder, config)
+    clock = Clock()
+    grounded, weight = grounding.rank_split(written, valid, prompts, embedder, folder, config, clock)
+    ranking = clock.milliseconds
     ids = dataset.catalog["item_id"].to_list()
     places = (grounded.best, grounded.ties)
     predictions = as_predictions(dataset.split(config.eval.split), grounded.rankings, index, ids, places=places)
     write_predictions(folder / "predictions.jsonl", predictions)
-    return {} if config.eval.title_assistant is None else {"weight": weight}
+    took = None if ranking is None or written.milliseconds is None else written.milliseconds + ranking
+    return {} if config.eval.title_assistant is None else {"weight": weight}, took
 
 
 def _written(
@@ -211,12 +222,16 @@ def _written(
 
     def write() -> None:
         with recipe.write(resumable=True, collective=True) as draft:
-            texts = grounding.write_split(model, prompts, draft.path, config.eval, split, examples)
+            clock = Clock()
+            texts = grounding.write_split(model, prompts, draft.path, config.eval, split, examples, clock)
             if is_main_process():
                 write_json(draft.path / grounding.TITLES, texts)
+                if clock.milliseconds is not None:
+                    draft.metrics[MILLISECONDS] = round(clock.milliseconds, 3)
 
-    recipe.make(write, collective=True)
-    return grounding.Written(split, examples, read_json(recipe.folder / grounding.TITLES))
+    manifest, _ = recipe.make(write, collective=True)
+    texts = read_json(recipe.folder / grounding.TITLES)
+    return grounding.Written(split, examples, texts, manifest.metrics.get(MILLISECONDS))
 
 
 def _assistant(config: Config, dataset: Dataset, recipe: Recipe) -> BaselineAssistant:

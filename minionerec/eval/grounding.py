@@ -13,6 +13,7 @@ Deviations: the embeddings are made of the title alone in both cases, cut to wha
 NDCG@10, decides the lists, while BIGRec chooses one for each metric (figures with these are in `grounding.json`).
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from minionerec.data.interactions import interaction_counts
 from minionerec.data.vectors import load_vectors
 from minionerec.distributed import is_main_process
 from minionerec.errors import ArtifactError, DataError
+from minionerec.eval.decode import Clock
 from minionerec.eval.lists import cutoffs_within
 from minionerec.model.checkpoint import context_of
 from minionerec.prompts.builder import Prompts
@@ -54,11 +56,13 @@ class Written:
         split: its name.
         examples: the rows; the column `row` has their places in the split.
         texts: (rows,) the titles.
+        milliseconds: what writing one took; None if unknown.
     """
 
     split: SplitName
     examples: pl.DataFrame
     texts: list[str]
+    milliseconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -263,7 +267,13 @@ def rows_of(dataset: Dataset, split: SplitName, most: int | None = None) -> pl.D
 
 
 def write_split(
-    model: PreTrainedModel, prompts: Prompts, folder: Path, config: EvalConfig, split: SplitName, examples: pl.DataFrame
+    model: PreTrainedModel,
+    prompts: Prompts,
+    folder: Path,
+    config: EvalConfig,
+    split: SplitName,
+    examples: pl.DataFrame,
+    clock: Clock,
 ) -> list[str]:
     """The titles that a model writes for rows of a split; every process of a launch writes its share.
 
@@ -272,6 +282,7 @@ def write_split(
     Args:
         folder: of the artefact.
         examples: the rows.
+        clock: runs while this process writes titles; with Ray, whose workers write them, it does not.
 
     Returns:
         the titles, row by row, in the main process; nothing in others.
@@ -285,8 +296,11 @@ def write_split(
     shards = {store / f"rows-{rows.start:09d}-{rows.stop:09d}.json": rows for rows in shards_of(len(asked), config.shard_size)}
 
     def write(rows: range, path: Path) -> None:
+        began = time.perf_counter()
         texts = write_titles(model, prompts.tokenizer, [asked[row] for row in rows], config)
-        write_json(path, [one_line(prompts.written_title(text)) for text in texts])
+        titles = [one_line(prompts.written_title(text)) for text in texts]
+        clock.add(len(titles), time.perf_counter() - began)
+        write_json(path, titles)
 
     over_shards(shards, write, f"titles {split}", "examples")
     return _joined(shards) if is_main_process() else []
@@ -314,12 +328,14 @@ def rank_split(
     embedder: tuple[PreTrainedModel, PreTrainedTokenizerBase],
     folder: Path,
     config: Config,
+    clock: Clock,
 ) -> tuple[Grounded, float]:
     """A split, ranked by the nearest titles, and the weight. Writes `titles.json`, what the model wrote, and `grounding.json`.
 
     Args:
         valid: what the weight is chosen by; None if it is set, or nothing weighs the distances.
         embedder: the model, and its tokenizer, whose states are the embeddings.
+        clock: runs while the split's lists are made, and not while the weight is chosen.
 
     Raises:
         ArtifactError: a baseline that weighs the distances left no vectors, or they belong to other data.
@@ -327,6 +343,7 @@ def rank_split(
     """
     titles, limit, dataset = catalog_titles(prompts), context_of(embedder[0]), prompts.dataset
     texts = [*titles, *written.texts, *(valid.texts if valid else [])]  # at once: equal texts then have equal embeddings
+    began = time.perf_counter()
     vectors = embed(*embedder, texts, limit, config.eval.batch_size)
     embedded, of_split, of_valid = np.split(vectors, [len(titles), len(titles) + len(written.texts)])
     scores, weight = None, config.eval.title_weight or 0.0
@@ -335,13 +352,16 @@ def rank_split(
     if (assistant := config.eval.title_assistant) is not None:
         scores = scores_of(assistant, config.folder, dataset, written.split)
         if valid is not None:
+            chooses = time.perf_counter()
             of = scores_of(assistant, config.folder, dataset, valid.split)
             tried = ground(of_valid, titles, embedded, valid.examples, config.eval, of, WEIGHTS).measured
             chosen = {metric: max(WEIGHTS, key=lambda each: (tried[each][metric], -each)) for metric in tried[0]}
             weight = chosen[METRIC]
             weighing["valid"] = {"examples": len(valid.texts), METRIC: {str(each): tried[each][METRIC] for each in WEIGHTS}}
+            began += time.perf_counter() - chooses
     weights = (weight,) if assistant is None else (weight, 0.0, *chosen.values())
     grounded = ground(of_split, titles, embedded, written.examples, config.eval, scores, weights)
+    clock.add(len(grounded.rankings), time.perf_counter() - began)
     if assistant is not None:
         weighing |= {
             "assistant": assistant,

@@ -48,6 +48,7 @@ class Compared:
         name, kind: of the recommender, see `kind_of`.
         runs, seeds: where its lists are, and the seed of each.
         parameters: of the model; None if it has none, or they are unknown.
+        helper_parameters: of the baseline that helps it, such as D3's assistant; None without one.
         minutes: all trainings behind it, mean over the seeds, as the manifests have them: one that was interrupted counts from
             its last start. None if nothing was trained.
         milliseconds: what making a list took, mean over the seeds; None if unknown.
@@ -63,6 +64,7 @@ class Compared:
     runs: tuple[str, ...]
     seeds: tuple[int | None, ...]
     parameters: int | None
+    helper_parameters: int | None
     minutes: float | None
     milliseconds: float | None
     metrics: Mapping[str, Mapping[str, Any]]
@@ -316,6 +318,7 @@ def _compared(
         runs=tuple(group.runs),
         seeds=tuple(group.members),
         parameters=group.first.parameters,
+        helper_parameters=group.first.helper_parameters,
         minutes=float(np.mean(seconds)) / 60 if seconds else None,
         milliseconds=float(np.mean(milliseconds)) if milliseconds else None,
         metrics=metrics,

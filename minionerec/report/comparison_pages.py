@@ -23,7 +23,7 @@ def _published_row(cells: Mapping[str, PublishedCell]) -> tuple[Cell, ...]:
 def _rows_of(row: Compared, reference: str | None) -> list[Row]:
     """A recommender as rows of the page's table: its values, how seeds differ, the difference, the published values."""
     costs = (
-        NO_VALUE if row.parameters is None else Cell(f"{row.parameters:,}"),
+        NO_VALUE if row.parameters is None else Cell(" + ".join(f"{count:,}" for count in _parameters(row))),
         NO_VALUE if row.minutes is None else Cell(f"{row.minutes:.1f}"),
         NO_VALUE if row.milliseconds is None else number(row.milliseconds),
     )
@@ -42,6 +42,11 @@ def _rows_of(row: Compared, reference: str | None) -> list[Row]:
     if row.published:
         rows.append(Row((row.label, "published"), (*none, *_published_row(row.published))))
     return rows
+
+
+def _parameters(row: Compared) -> list[int]:
+    """Of the model, then of the baseline that helps it."""
+    return [count for count in (row.parameters, row.helper_parameters) if count is not None]
 
 
 def _with_chance(change: Mapping[str, Any]) -> Cell:

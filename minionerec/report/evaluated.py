@@ -51,6 +51,7 @@ class Evaluated:
         settings: the configuration of each artefact that the predictions come from (`data`, `sft`, ..., `eval`), by section;
             None for a single file.
         parameters: parameters of the model; None if unknown.
+        helper_parameters: parameters of the baseline that helps it, such as D3's assistant; None if there is none.
         inputs: digests of what the evaluation was made from, by artefact; empty for a single file.
         seconds: all trainings behind it, one after the other; None if nothing was trained, or it is unknown.
         milliseconds: what making one list took; None if its manifest does not say.
@@ -72,6 +73,7 @@ class Evaluated:
     seed: int | None = None
     settings: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None
     parameters: int | None = None
+    helper_parameters: int | None = None
     inputs: Mapping[str, str] = field(default_factory=dict)
     seconds: float | None = None
     milliseconds: float | None = None

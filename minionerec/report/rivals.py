@@ -44,7 +44,13 @@ RIVALS = (
         "minionerec run --config {run} --name sdpo --rl.objective sdpo --rl.rollouts uniform --rl.add_target true",
         True,
     ),
-    Rival("D3", ("sft-d3", "rl-d3"), "D3", _BASELINE + "sasrec; minionerec eval --config {run} --eval.assistant sasrec", True),
+    Rival(
+        "D3",
+        ("sft-d3", "rl-d3", "sdpo-d3", "lcrec-d3"),
+        "D3",
+        _BASELINE + "sasrec; minionerec eval --config {run} --eval.assistant sasrec",
+        True,
+    ),
     Rival("LC-Rec", ("lcrec",), "LCRec", _WITHOUT_RL.format(name="lcrec", options="--prompts.wording several"), True),
     Rival(
         "BIGRec",
@@ -65,7 +71,11 @@ RIVALS = (
     Rival("Caser", ("caser", "caser-released"), "Caser", _BASELINE + "caser"),
     Rival("GRU4Rec", ("gru4rec", "gru4rec-released"), "GRU4Rec", _BASELINE + "gru4rec"),
 )
-LABELS_OF_KINDS = {"sdpo": "SFT + S-DPO", "lcrec": "LC-Rec"}  # of kinds that are no names
+LABELS_OF_KINDS = {  # of kinds that are no names
+    f"{kind}{suffix}": f"{label}{addition}"
+    for kind, label in (("sdpo", "SFT + S-DPO"), ("lcrec", "LC-Rec"))
+    for suffix, addition in (("", ""), ("-mixture", ", mixed"), ("-d3", ", assisted (D3)"))
+}
 PUBLISHED_ROW = {kind: rival.published for rival in RIVALS for kind in rival.kinds}
 
 
@@ -93,9 +103,13 @@ def _writes_texts_alone(folder: Path) -> bool:
 
 
 def kind_of(run: Evaluated) -> str:
-    """Which recommender this is among `RIVALS`: its name, or what its settings make of it, `sdpo` or `lcrec`."""
-    if run.name == "rl" and run.setting(("rl", "rl", "objective")) == "sdpo":
-        return "sdpo"
-    if run.name == "sft" and run.setting(("sft", "prompts", "wording")) == "several":
-        return "lcrec"
-    return run.name
+    """Which recommender this is among `RIVALS`: its name, or that with `sdpo` or `lcrec` for a stage whose settings make it so.
+
+    `rl-d3` of a model that S-DPO trained is `sdpo-d3`.
+    """
+    stage, dash, how = run.name.partition("-")
+    if stage == "rl" and run.setting(("rl", "rl", "objective")) == "sdpo":
+        stage = "sdpo"
+    if stage == "sft" and how != "titles" and run.setting(("sft", "prompts", "wording")) == "several":
+        stage = "lcrec"
+    return stage + dash + how

@@ -123,7 +123,7 @@ def read_run(folder: Path, label: str | None = None, only: Collection[str] | Non
         evaluation = Manifest.load(run.path.parent)
         made_from = {stage: stages[stage] for stage in ITEM_STAGES}
         helper = _trained_helper(name, evaluation, baselines)
-        if helper is not None:  # before the model, whose parameters a page shows
+        if helper is not None:  # before the model, whose parameters stand first on a page
             made_from[f"baselines/{helper}"] = baselines[helper]
         made_from |= {stage: stages[stage] for stage in _TRAINED.get(name, ()) if stage in stages}
         if name in baselines:
@@ -137,12 +137,14 @@ def read_run(folder: Path, label: str | None = None, only: Collection[str] | Non
         settings = {stage: manifest.config for stage, manifest in made_from.items()}
         trainings = [manifest for stage, manifest in made_from.items() if stage not in ITEM_STAGES]
         sizes = [manifest.metrics["parameters"] for manifest in trainings if "parameters" in manifest.metrics]
+        helped = helper is not None and len(sizes) > 1  # counts that weigh a baseline have no parameters of their own
         runs.append(
             replace(
                 run,
                 counts=counts,
                 settings={**settings, "eval": evaluation.config},
                 parameters=sizes[-1] if sizes else None,
+                helper_parameters=sizes[0] if helped else None,
                 inputs=evaluation.inputs,
                 seconds=sum(one.seconds for one in trainings)
                 if trainings and (name not in TRIVIAL_BASELINES or helper)

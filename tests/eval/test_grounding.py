@@ -8,13 +8,14 @@ import polars as pl
 import pytest
 import torch
 
-from minionerec.artifacts import Manifest
+from minionerec.artifacts import MILLISECONDS, Manifest
 from minionerec.baselines import trivial
 from minionerec.config import NAMING, Config, EvalConfig, MixtureConfig, ModelConfig, PromptsConfig, SftConfig
 from minionerec.data.dataset import SPLITS
 from minionerec.data.vectors import BaselineVectors
 from minionerec.errors import ArtifactError, ConfigError, DataError
 from minionerec.eval import grounding
+from minionerec.eval.decode import Clock
 from minionerec.eval.evaluate import evaluable, evaluate
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import values_per_row
@@ -239,14 +240,14 @@ def test_a_damaged_shard_of_titles_is_named(parts, tmp_path, content, message):
     model, prompts = parts
     examples = grounding.rows_of(prompts.dataset, "test", 12)
     options = replace(FREE, shard_size=5)
-    whole = grounding.write_split(model, prompts, tmp_path, options, "test", examples)
-    assert len(whole) == 12 and whole == grounding.write_split(model, prompts, tmp_path, options, "test", examples)
+    whole = grounding.write_split(model, prompts, tmp_path, options, "test", examples, Clock())
+    assert len(whole) == 12 and whole == grounding.write_split(model, prompts, tmp_path, options, "test", examples, Clock())
     shard = tmp_path / "checkpoints/rows-000000005-000000010.json"
     shard.write_text(content)
     with pytest.raises(ArtifactError, match=rf"{shard.name}: {message}.*Delete it"):
-        grounding.write_split(model, prompts, tmp_path, options, "test", examples)
+        grounding.write_split(model, prompts, tmp_path, options, "test", examples, Clock())
     shard.unlink()
-    assert grounding.write_split(model, prompts, tmp_path, options, "test", examples) == whole
+    assert grounding.write_split(model, prompts, tmp_path, options, "test", examples, Clock()) == whole
 
 
 def test_a_run_from_titles_to_the_table(tmp_path, caplog, monkeypatch):
@@ -270,7 +271,9 @@ def test_a_run_from_titles_to_the_table(tmp_path, caplog, monkeypatch):
     value = values_per_row(lists, (10,), "item")["HR@10"].mean()  # no two titles are equal, so all three agree
     assert stored["tied_in_expectation"]["HR@10"] == stored["best_of_tied"]["HR@10"] == pytest.approx(value)
     compared = compare_runs([settings.folder], resamples=50)
-    assert [row.label for row in compared.recommenders if row.name == "sft-titles"] == ["SFT, titles grounded (BIGRec)"]
+    [row] = [row for row in compared.recommenders if row.name == "sft-titles"]
+    assert row.label == "SFT, titles grounded (BIGRec)" and row.milliseconds == manifest.metrics[MILLISECONDS]
+    assert row.milliseconds > Manifest.load(settings.folder / "titles/sft/test").metrics[MILLISECONDS] > 0  # and the ranking
     _, fresh = evaluate(replace(settings, eval=replace(settings.eval, title_beams=2)), "sft-titles")
     assert not fresh
     rows, asked, distances, write = [], [], torch.cdist, grounding.write_titles

@@ -145,6 +145,38 @@ def test_a_model_of_sdpo_is_no_grpo(tmp_path):
     assert "S-DPO" not in {absent.label for absent in compared.not_run}
 
 
+def assisted(folder, stage, parameters):
+    """Give a run lists of `stage` with the assistant SASRec: those of the model itself."""
+    reseal(folder / "baselines/sasrec", metrics={"parameters": parameters}, seconds=90.0)
+    helped = shutil.copytree(folder / "eval" / stage, folder / f"eval/{stage}-d3")
+    inputs = Manifest.load(helped).inputs
+    reseal(helped, inputs={**inputs, "baselines/sasrec": Manifest.load(folder / "baselines/sasrec").digest})
+
+
+def test_d3_costs_what_the_model_and_its_assistant_cost(seeds, tmp_path):
+    folder = shutil.copytree(seeds[0], tmp_path / "run")
+    for stage in ("sft", "rl"):
+        assisted(folder, stage, 339_264)
+    compared = compare_runs([folder], resamples=RESAMPLES)
+    alone, helped = row_of(compared, "rl"), row_of(compared, "rl-d3")
+    assert (helped.label, helped.parameters, helped.helper_parameters) == ("SFT + RL, assisted (D3)", 1_900_000, 339_264)
+    assert alone.helper_parameters is None and helped.minutes == pytest.approx(alone.minutes + 1.5)
+    cells = {row.headings[0]: row.cells[0].text for row in page_table(compared).rows if row.headings[1] == "here"}
+    assert cells["SFT + RL, assisted (D3)"] == "1,900,000 + 339,264" and cells["SFT + RL"] == "1,900,000"
+    assert cells["SASRec"] == "339,264"
+
+
+def test_an_assisted_model_of_sdpo_is_no_assisted_grpo(tmp_path):
+    rl = RlConfig(objective="sdpo", add_target=True)
+    sasrec = BaselineConfig(model="sasrec")
+    folder = make_run(tmp_path / "run", users=12, given={"rl": rl}, baseline=sasrec).folder
+    assisted(folder, "rl", 339_264)
+    assert {run.name: kind_of(run) for run in read_run(folder)}["rl-d3"] == "sdpo-d3"
+    compared = compare_runs([folder], resamples=RESAMPLES)
+    assert row_of(compared, "rl-d3").label == "SFT + S-DPO, assisted (D3)"
+    assert "D3" not in {absent.label for absent in compared.not_run}
+
+
 def test_published_cells_stand_beside_ours_and_impossible_ones_are_marked(seeds, monkeypatch):
     match = DatasetMatch("Industrial_and_Scientific", False, "2 train, published 36,259")
     monkeypatch.setattr(comparison, "match_dataset", lambda run, dataset: match)
