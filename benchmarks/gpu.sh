@@ -61,14 +61,17 @@ done
 if [[ -e $out && ! -d $out ]]; then wrong "--out $out: not a folder; give another one."; fi
 out=$(realpath -m "$out")
 cd "$root"
-needed=(torch transformers trl datasets polars jsonargparse rich safetensors pytest hypothesis)
+needed=(torch transformers trl datasets polars jsonargparse rich safetensors psutil plotly scipy sklearn pytest hypothesis)
+if [[ $model == *.gguf ]] || { [ -n "$model" ] && compgen -G "$model/*.gguf" > /dev/null; }; then needed+=(gguf); fi
 lacks=$("$python" -c 'import importlib.util as u, sys; print(*(n for n in sys.argv[1:] if not u.find_spec(n)))' "${needed[@]}") ||
   wrong "$python: does not run; PYTHON names the interpreter."
-[ -z "$lacks" ] || wrong "$python lacks $lacks: name another interpreter, such as PYTHON=scripts/python, or install what is missing."
+[ -z "$lacks" ] || wrong "$python lacks ${lacks/sklearn/scikit-learn}: name another interpreter, such as PYTHON=scripts/python, or install what is missing."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TRL_EXPERIMENTAL_SILENCE=1
 
-# Time limits in seconds: 8 minutes together. A busy CPU may take longer over the tiny ones.
-declare -A limits=([tests]=80 [decode]=65 [compiled]=30 [sft_step]=65 [grpo_step]=80 [sft]=75 [rl]=30 [eval]=40 [lists]=15)
+# Time limits in seconds: with what a part may take to end, and 12 s for the checks before the first, 8 minutes together. A busy
+# CPU may take longer over the tiny ones.
+declare -A limits=([tests]=80 [decode]=60 [compiled]=28 [sft_step]=55 [grpo_step]=70 [sft]=58 [rl]=32 [eval]=42 [lists]=25)
+grace=2  # seconds that a part has to end when its time is over
 if [ -n "$tiny" ]; then
   for name in "${!limits[@]}"; do limits[$name]=600; done
   if [ -z "$run" ] || [ -z "$model" ]; then
@@ -84,14 +87,14 @@ else
 fi
 
 limited() {  # a command and all that it starts, which end when the part's time is over
-  timeout --kill-after=5 "${limits[$name]}" "$@"
+  timeout --kill-after="$grace" "${limits[$name]}" "$@"
 }
 product() {  # a stage of the product, on the prepared run
   local stage=$1; shift
   limited "$python" -m minionerec "$stage" --config "$run" --out "$out/run" --model.init from_pretrained --model.path "$model" "$@"
 }
 mkdir -p "$out"
-decode=(--seconds 55) sft=() grpo=() training=() policy=()
+decode=(--seconds 50) sft=() grpo=() training=() policy=() measured=()
 if [ -n "$tiny" ]; then
   decode=(--device cpu --beams 5 --repeats 2 --seconds 600)
   cells=(tiny:1:20 tiny:3:20) compiled=(tiny:2:32 --backend eager)
@@ -105,10 +108,11 @@ else
   sft+=(--packed-tokens 8192 --sides packed)
   grpo=(--device cuda --bf16 --model 0.5b --prompts 200 --generations 16 --per-step 16 --micro-prompts 16
         --peer-micro-prompts 4 --steps 3 --repeats 1 --profile)  # each side as many prompts at once as are fastest, or fit
-  # As the presets have it, but fewer steps: the aim is that every stage runs and learns, not its best model.
-  training=(--sft.epochs 2 --sft.evaluations 2 --sft.max_examples 6000 --sft.valid_examples 512)
-  policy=(--rl.max_examples 256 --rl.valid_examples 256 --rl.evaluations 1)
-  users=1024
+  # As the presets have it, but fewer steps and checkpoints: the aim is that every stage runs and learns, not its best model.
+  training=(--sft.epochs 2 --sft.evaluations 2 --sft.max_examples 5000 --sft.valid_examples 512 --sft.row_tokens auto)
+  policy=(--rl.max_examples 256 --rl.valid_examples 256 --rl.evaluations 1 --rl.checkpoints 1)
+  measured=(--eval.resamples 200 --eval.oracle_examples 0)
+  users=512
 fi
 if [ -n "$run" ]; then decode+=(--run "$run"); sft+=(--run "$run"); grpo+=(--run "$run"); fi
 
@@ -124,7 +128,7 @@ part() {  # what one part runs
     grpo_step) limited "$python" benchmarks/grpo_step.py "${grpo[@]}" --out "$out/grpo_step.json" ;;
     sft) product sft ${training[@]+"${training[@]}"} ;;
     rl) product rl ${training[@]+"${training[@]}"} ${policy[@]+"${policy[@]}"} ;;
-    eval) product eval ${training[@]+"${training[@]}"} ${policy[@]+"${policy[@]}"} ;;
+    eval) product eval ${training[@]+"${training[@]}"} ${policy[@]+"${policy[@]}"} ${measured[@]+"${measured[@]}"} ;;
     lists) limited "$python" benchmarks/gpu_lists.py "$out/run" --users "$users" --out "$out/lists.json" ;;
   esac
 }

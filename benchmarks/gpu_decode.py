@@ -5,14 +5,14 @@ most 12 ms, at batch 8 at most 1.5 times and from 32 on at most 1.3 times a plai
 beams); 5 times faster than `generate` at batch 1 and 20 times at batch 32; 1.5B at batch 1 at most 20 ms; 2,000 requests a
 second at 0.5B, prompts of 100 tokens, batch 256.
 
-Sides: `graphs` (`SearchGraphs`), `catalog` (the same, each step normalised over the catalog, as the presets have it; all
-others over the vocabulary, as `generate` does), `launches` (`beam_search`), `generate` (transformers, with a vectorised trie
-processor, up to batch 32), `plain` (one forward). With `--compiled parts` torch.compile first takes norms and feed-forward
-layers, with `whole` the forward of all layers, which takes minutes for each shape: `launches` and `graphs` then show what
-compiling gives on either way. `--without twin` records the model as it is (`tree/fewer_kernels.py`), which `--compiled`
-implies: a twin is not compiled. The lists of graphs and launches are compared: in float32 the run stops unless they are equal,
-in bf16 the JSON says how many SIDs agree, as a prompt that is padded to its bucket rounds otherwise. Without a GPU a stand-in
-takes the place of the graphs: the figures then say nothing, the code is the same.
+Sides: `graphs` (`SearchGraphs`), `catalog` (the same, each step normalised over the catalog, as the presets of SmolLM2 and of
+small models have it; all others over the vocabulary, as `generate` and the presets of Qwen2.5 do), `launches` (`beam_search`),
+`generate` (transformers, with a vectorised trie processor, up to batch 32), `plain` (one forward). With `--compiled parts`
+torch.compile first takes norms and feed-forward layers, with `whole` the forward of all layers, which takes minutes for each
+shape: `launches` and `graphs` then show what compiling gives on either way. `--without twin` records the model as it is
+(`tree/fewer_kernels.py`), which `--compiled` implies: a twin is not compiled. The lists of graphs and launches are compared: in
+float32 the run stops unless they are equal, in bf16 the JSON says how many SIDs agree, as a prompt that is padded to its bucket
+rounds otherwise. Without a GPU a stand-in takes the place of the graphs: the figures then say nothing, the code is the same.
 
     python benchmarks/gpu_decode.py --out decode.json                              # on a GPU, about 2 minutes
     python benchmarks/gpu_decode.py --cells 0.5b:1:208 --compiled parts            # one cell
@@ -20,13 +20,13 @@ takes the place of the graphs: the figures then say nothing, the code is the sam
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 from setting import (
     SIZES,
@@ -43,6 +43,7 @@ from setting import (
     random_model,
     repeat,
     table,
+    write_json,
 )
 from transformers import PreTrainedModel
 
@@ -189,12 +190,18 @@ def columns(found: dict[str, Any]) -> list[Any]:
 
 
 @torch.no_grad()
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, age: float = 0.0) -> None:
+    """Measure.
+
+    Args:
+        age: of the process, spent on imports (seconds); it counts as a part of `--seconds`.
+    """
+    began = time.monotonic() - age
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--cells", type=cell, nargs="+", default=[cell(text) for text in CELLS.split()], metavar="CELL")
     options.add_argument("--beams", type=positive, default=50)
     options.add_argument("--repeats", type=positive, default=5)
-    options.add_argument("--seconds", type=float, default=100.0, help="cells that have not begun by then are left out")
+    options.add_argument("--seconds", type=float, default=100.0, help="of the process; cells that begin later are left out")
     options.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     options.add_argument("--compiled", choices=("parts", "whole"), help="compile norms and feed-forward layers, or the forward")
     options.add_argument("--without", choices=("twin", "norms", "groups"), help="record without (a part of) the twin")
@@ -203,7 +210,7 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--out", type=Path, help="a JSON file for all figures, written after every cell")
     arguments = options.parse_args(argv)
     check_places(options, arguments)
-    deadline = time.monotonic() + arguments.seconds
+    deadline = began + arguments.seconds
     if arguments.compiled:
         arguments.without = "twin"
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -228,9 +235,7 @@ def main(argv: list[str] | None = None) -> None:
         rows.append(measure(some, model, trie, arguments, deadline))
         times = ", ".join(f"{side} {rows[-1][side]['ms']:.1f} ms" for side in SIDES if side in rows[-1])
         print(f"{':'.join(map(str, some))}: {times}; {rows[-1]['agree']:.1%} of the SIDs agree", flush=True)
-        if arguments.out:
-            text = {"machine": machine(), "catalog": source, "cells": rows}
-            arguments.out.write_text(json.dumps(text, indent=1), encoding="utf-8")
+        write_json(arguments.out, {"catalog": source, "cells": rows})
     table(HEADER.split("|"), [columns(row) for row in rows])
     for row in rows:
         if "profile" in row:
@@ -240,4 +245,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(age=time.time() - psutil.Process().create_time())

@@ -18,7 +18,6 @@ many SIDs agree instead of stopping.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -46,6 +45,7 @@ from setting import (
     random_model,
     report,
     table,
+    write_json,
 )
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -277,8 +277,16 @@ def main(argv: list[str] | None = None) -> None:
         flags += [f"--{name}", str(value)] if value else []
     rows, kept = [], []
     for prompt in arguments.prompts:
+        ended: dict[str, Any] = {"prompt": prompt}
+
+        def keep(side: str, figures: dict[str, Any], ended: dict[str, Any] = ended) -> None:
+            """Print and write a side's figures before the other one ends."""
+            ended[side] = figures
+            print(f"prompt {ended['prompt']}, {side}: {figures['seconds']:.3g} s, {figures['peak']:.2f} GB", flush=True)
+            write_json(arguments.out, {"prompts": [*kept, ended]})
+
         found = alternate(
-            __file__, SIDES, [*flags, "--prompts", str(prompt)], arguments.repeats, together=arguments.device == "cuda"
+            __file__, SIDES, [*flags, "--prompts", str(prompt)], arguments.repeats, arguments.device == "cuda", keep
         )
         ours, peer = found["ours"][0], found["peer"][0]
         if arguments.bf16:
@@ -296,8 +304,7 @@ def main(argv: list[str] | None = None) -> None:
         memory = [f"{side['peak']:.2f} ({side['loaded']:.2f})" for side in (ours, peer)]
         rows.append([prompt, ours["seconds"], peer["seconds"], peer["seconds"] / ours["seconds"], *memory])
         kept.append({"prompt": prompt, "ours": ours, "peer": peer, "apart": apart})
-        if arguments.out:
-            arguments.out.write_text(json.dumps({"machine": machine(), "prompts": kept}, indent=1), encoding="utf-8")
+        write_json(arguments.out, {"prompts": kept})
     table(["prompt", "ours s", "stock TRL s", "times faster", "ours peak GB (before)", "TRL peak GB (before)"], rows)
 
 

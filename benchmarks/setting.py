@@ -144,6 +144,12 @@ def check_places(options: argparse.ArgumentParser, arguments: argparse.Namespace
         options.error(f"argument --out: the folder {arguments.out.parent} does not exist")
 
 
+def write_json(path: Path | None, figures: dict[str, Any]) -> None:
+    """Write what has been measured so far, with the machine, unless no file is asked for."""
+    if path is not None:
+        path.write_text(json.dumps({"machine": machine(), **figures}, indent=1), encoding="utf-8")
+
+
 def report(arguments: argparse.Namespace, measured: Measured) -> None:
     """Write the measurement of a process with `--only` to the parent's file, or print it."""
     figures, tensors = measured
@@ -182,25 +188,32 @@ def in_fresh_process(script: str, options: Sequence[str], waits: Mapping[str, st
 
 
 def alternate(
-    script: str, sides: Sequence[str], options: Sequence[str], repeats: int, together: bool = False
+    script: str,
+    sides: Sequence[str],
+    options: Sequence[str],
+    repeats: int,
+    together: bool = False,
+    keep: Callable[[str, dict[str, Any]], None] = lambda side, figures: None,
 ) -> dict[str, Measured]:
     """Each side in `repeats` fresh processes, one side after another; medians of the figures, tensors of the last.
 
     Args:
         together: all sides get ready at the same time and then measure one after another (`turns.turn`).
+        keep: takes a side's figures as soon as one of its processes has ended; a later one that is cut off does not cost them.
     """
     runs: dict[str, list[Measured]] = {side: [] for side in sides}
     for _ in range(repeats):
         if together:
             with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(len(sides)) as pool:
-                done = [pool.submit(_in_turn, script, [*options, "--only", side], folder, len(sides)) for side in sides]
-                for measured in as_completed(done):
-                    measured.result()  # a side that failed ends before those that waited for it, and says why
-                for side, measured in zip(sides, done, strict=True):
-                    runs[side].append(measured.result())
+                done = {pool.submit(_in_turn, script, [*options, "--only", side], folder, len(sides)): side for side in sides}
+                for process in as_completed(done):  # a side that failed ends before those that waited for it, and says why
+                    measured = process.result()
+                    runs[done[process]].append(measured)
+                    keep(done[process], measured[0])
         else:
             for side in sides:
                 runs[side].append(in_fresh_process(script, [*options, "--only", side]))
+                keep(side, runs[side][-1][0])
     return {
         side: (
             {name: statistics.median(figures[name] for figures, _ in done) for name in done[0][0]},

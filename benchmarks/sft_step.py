@@ -31,6 +31,7 @@ from ast import literal_eval
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -51,6 +52,7 @@ from setting import (
     repeat,
     report,
     table,
+    write_json,
 )
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
@@ -279,10 +281,16 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("run", "model"):
         flags += [f"--{name}", str(getattr(arguments, name))] if getattr(arguments, name) else []
     sides = [side for side in SIDES if side in ("ours", "padded", *arguments.sides)]
-    found = alternate(__file__, sides, flags, arguments.repeats, together=arguments.device == "cuda")
-    if arguments.out:
-        figures = {side: figures for side, (figures, _) in found.items()}
-        arguments.out.write_text(json.dumps({"machine": machine(), "sides": figures}, indent=1), encoding="utf-8")
+    ended: dict[str, dict[str, Any]] = {}
+
+    def keep(side: str, figures: dict[str, Any]) -> None:
+        """Print and write a side's figures before the next one ends."""
+        ended[side] = figures
+        print(f"{side}: {figures['seconds']:.3g} s, {figures['tokens']:,} tokens, {figures['peak']:.2f} GB", flush=True)
+        write_json(arguments.out, {"sides": ended})
+
+    found = alternate(__file__, sides, flags, arguments.repeats, arguments.device == "cuda", keep)
+    write_json(arguments.out, {"sides": {side: figures for side, (figures, _) in found.items()}})
     ours = found["ours"][0]
     print(f"Tokens of the examples one by one: {ours['given']:,.0f}; loss {ours['loss']:.6f}")
     rows = []

@@ -2,12 +2,16 @@
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from minionerec.cli import parse
+from minionerec.config.run_file import recording
 from tests.launch import ROOT
 
 
@@ -26,7 +30,12 @@ def test_its_limits_are_eight_minutes_together():
     text = (ROOT / "benchmarks/gpu.sh").read_text()
     [limits] = re.findall(r"declare -A limits=\((.*)\)", text)
     [known] = re.findall(r"known=\((.*)\)", text)
-    assert sum(map(int, re.findall(r"=(\d+)", limits))) <= 480
+    [grace] = re.findall(r"grace=(\d+)", text)
+    seconds = dict(re.findall(r"\[(\w+)\]=(\d+)", limits))
+    checks = 12  # before the first part
+    assert checks + sum(int(limit) + int(grace) for limit in seconds.values()) <= 480
+    [decode] = re.findall(r"decode=\(--seconds (\d+)\)", text)
+    assert int(decode) + 10 <= int(seconds["decode"])  # the last cell begins by then
     assert set(re.findall(r"\[(\w+)\]", limits)) == set(known.split())
     page = (ROOT / "docs/gpu.md").read_text()
     assert all(f"`{name}`" in page for name in known.split())
@@ -91,6 +100,130 @@ def test_calls_of_the_tiny_check_may_share_a_folder(tmp_path, monkeypatch):
         assert gpu_sh("--tiny", "--out", str(tmp_path / "out"), part).returncode == 0
     calls = [line.rpartition("/")[2] for line in (tmp_path / "calls").read_text().splitlines() if line != "-c"]
     assert calls == ["gpu_tiny.py", "gpu_decode.py", "gpu_decode.py"]
+
+
+@pytest.fixture
+def calls(tmp_path, monkeypatch):
+    """What the script runs on a GPU, as lists of words, from an interpreter that only notes them; and the prepared run."""
+    config = parse("run", ["--config", "industrial-smollm2", "--out", str(tmp_path / "run")])
+    for stage in ("data", "sid"):
+        with recording(config, stage):
+            (tmp_path / "run" / stage).mkdir(parents=True)
+            (tmp_path / "run" / stage / "manifest.json").write_text("{}")
+    (tmp_path / "model").mkdir()
+    for name, text in (("python", '[ "$1" = -c ] || { printf "%s\\t" "$@" && echo; } >> "$CALLS"'), ("nvidia-smi", "exit 0")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PYTHON", str(tmp_path / "python"))
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    done = gpu_sh("--run", "run", "--model", "model", "--out", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [line.split("\t")[:-1] for line in (tmp_path / "calls").read_text().splitlines()]
+
+
+class Parsed(Exception):  # noqa: N818 (nothing has gone wrong)
+    """What a script does first with its options."""
+
+
+def test_what_runs_on_a_gpu_is_what_the_real_parsers_take(calls, script, monkeypatch, tmp_path):
+    """`--tiny` passes other options, and no GPU is at hand to notice a field that has another name by now."""
+    tests, decode, compiled, sft_step, grpo_step, *product, lists = calls
+    assert tests[:4] == ["-m", "pytest", "-m", "cuda"]
+    assert [(ROOT / path).is_file() for path in tests if path.startswith("tests/")] == [True] * 3
+
+    def stop(*_):
+        raise Parsed
+
+    for (path, *options), first in (
+        (decode, "codes_of_run"),
+        (compiled, "codes_of_run"),
+        (sft_step, "prepared"),
+        (grpo_step, "codes_of_run"),
+        (lists, "metrics"),
+    ):
+        module = script(path.removeprefix("benchmarks/").removesuffix(".py"))
+        monkeypatch.setattr(module, "check_places", lambda *_: None, raising=False)  # there is no GPU
+        monkeypatch.setattr(module, first, stop)
+        with pytest.raises(Parsed):
+            module.main(options)
+
+    configs = []
+    for (*python, stage), options in ((words[:3], words[3:]) for words in product):
+        assert python == ["-m", "minionerec"]
+        configs.append((stage, parse(stage, options)))
+    assert [stage for stage, _ in configs] == ["sft", "rl", "eval"]
+    for _, config in configs:
+        assert (config.folder, config.model.path) == (tmp_path / "out/run", str(tmp_path / "model"))
+        assert (config.sft.row_tokens, config.sft.max_examples, config.sft.normalise_over) == ("auto", 5000, "catalog")
+    (_, policy), (_, measured) = configs[1:]
+    assert policy.rl == measured.rl and policy.rl.checkpoints == 1  # of 1.6 GB each, in 8 steps
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_side_that_is_cut_off_costs_no_other(together, script, monkeypatch, tmp_path, capsys):
+    """What has been measured by then is printed and written."""
+    setting, sft_step, grpo_step = map(script, ("setting", "sft_step", "grpo_step"))
+    figures = {"seconds": 2.0, "tokens": 5, "peak": 1.0}
+
+    def measured(path, options, *_):
+        if "ours" not in options:
+            raise SystemExit("cut off")
+        return figures, {}
+
+    monkeypatch.setattr(setting, "in_fresh_process", measured)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: together)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(sft_step, "prepared", lambda run: (SimpleNamespace(train=[], catalog=[]), None))
+    monkeypatch.setattr(grpo_step, "industrial_codes", lambda: (None, "a catalog"))
+    monkeypatch.setattr(setting, "as_completed", lambda processes: processes)  # in order: the second fails after the first
+    for module, kept in ((sft_step, {"sides": {"ours": figures}}), (grpo_step, {"prompts": [{"prompt": 64, "ours": figures}]})):
+        out = tmp_path / f"{module.__name__}.json"
+        with pytest.raises(SystemExit, match="cut off"):
+            module.main(["--repeats", "1", "--out", str(out), "--device", "cuda" if together else "cpu"])
+        written = json.loads(out.read_text())
+        assert written.pop("machine") and written == kept
+        assert "ours: 2 s" in capsys.readouterr().out
+
+
+def test_the_age_of_the_process_is_a_part_of_the_time(gpu_decode, monkeypatch, capsys):
+    """Imports take a quarter of a part's limit on a new machine."""
+    gpu_decode.main(["--cells", "tiny:1:20", "--device", "cpu", "--seconds", "50"], age=51.0)
+    assert "tiny:1:20: left out, the time is over" in capsys.readouterr().out
+
+
+def test_a_gguf_file_needs_its_reader(tmp_path, monkeypatch):
+    (tmp_path / "python").write_text('#!/bin/sh\nshift 2; echo "$@"\n')  # lacks everything
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setenv("PYTHON", str(tmp_path / "python"))
+    (tmp_path / "folder").mkdir()
+    for name in ("model.gguf", "folder/model.gguf"):
+        (tmp_path / name).touch()
+    for model, lacks in (("model.gguf", True), ("folder", True), ("python", False)):
+        message = gpu_sh("--model", model, cwd=tmp_path).stderr
+        assert "scipy scikit-learn" in message and ("hypothesis gguf" in message) is lacks
+
+
+def test_lists_are_written_after_each_pass(script, tmp_path, monkeypatch, capsys):
+    gpu_lists = script("gpu_lists")
+    histories = SimpleNamespace(to_list=lambda: [[1], [2], [3]])
+    answer = SimpleNamespace(items=[SimpleNamespace(index=1)])
+    recommender = SimpleNamespace(
+        prompts=SimpleNamespace(dataset=SimpleNamespace(test={"history": histories})),
+        config=SimpleNamespace(batch_size=2),
+        graphs=SimpleNamespace(recorded=2, replayed=3),
+        recommend=lambda histories, k: asked.append(len(histories)) or [answer] * len(histories),
+    )
+    asked: list[int] = []
+    kept: list[dict] = []
+    monkeypatch.setattr(gpu_lists.Recommender, "load", lambda run, dtype: recommender)
+    monkeypatch.setattr(gpu_lists, "write_json", lambda path, figures: kept.append(json.loads(json.dumps(figures))))
+    gpu_lists.main([str(tmp_path), "--users", "3"])
+    assert asked == [3, 3, 2, 3]  # graphs record every bucket; launches need their kernels only
+    assert [sorted(one.get("lists", {}).keys() & {"graphs", "launches", "same_lists"}) for one in kept] == [
+        [], ["graphs"], ["graphs", "launches"], ["graphs", "launches", "same_lists"]
+    ]  # fmt: skip
+    assert "100.0% of the lists are equal" in capsys.readouterr().out
 
 
 def test_the_table_of_decoding_on_a_cpu(gpu_decode, tmp_path, capsys):
