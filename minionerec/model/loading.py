@@ -33,10 +33,16 @@ def read(path: str | Path, dtype: str, weights: bool) -> tuple[PreTrainedModel, 
     """Read a model and its tokenizer from a folder or, by name, from the hub; see `checkpoint.load`.
 
     Raises:
-        ConfigError: the files are missing, unreadable, of an adapter, quantised, or do not belong together.
+        ConfigError: the files are missing, unreadable, of an adapter, of a T5, quantised, or do not belong together.
     """
     with _readable(path, weights, "causal LM"):
         config = _configuration(path)
+        if config.is_encoder_decoder and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise ConfigError(
+                f"{path}: has an encoder and a decoder ({config.model_type}), but SFT and RL train causal language models, "
+                "such as Qwen2.5. A T5 that writes semantic IDs is TIGER, which is trained from scratch: minionerec baseline "
+                "--baseline.model tiger."
+            )
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         _refuse_empty(path, tokenizer)
         options = {"dtype": getattr(torch, dtype), "attn_implementation": attention_of(config), "trust_remote_code": False}

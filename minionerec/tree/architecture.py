@@ -74,12 +74,19 @@ def exactness(model: PreTrainedModel) -> Exactness:
 
 
 def check_model(model: PreTrainedModel) -> None:
-    """Refuse a model whose layers do not follow a tree mask.
+    """Refuse a model whose layers do not follow a tree mask, or whose prompts are read by an encoder.
 
     Raises:
-        ConstraintError: it has such layers; the message names their kind.
+        ConstraintError: it has such layers; the message names their kind. Or it is an encoder-decoder.
     """
-    if reason := exactness(model).refusal:
+    reason = exactness(model).refusal
+    if reason is not None and getattr(model.config, "is_encoder_decoder", False):
+        raise ConstraintError(
+            f"A {type(model).__name__} is an encoder-decoder. Searches and exact scores take a T5; log-probabilities on trees, "
+            "by which SFT and RL train, are for decoder-only models. A T5 that writes semantic IDs is trained without trees: "
+            "minionerec baseline --baseline.model tiger."
+        )
+    if reason is not None:
         raise ConstraintError(
             f"A {type(model).__name__} cannot be computed on trees, as training and search do: {reason}. Take a decoder whose "
             "layers are attention that follows a mask, such as Qwen2, Qwen3 or Llama; docs/models.md lists them."

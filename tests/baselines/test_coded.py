@@ -1,6 +1,7 @@
 """TIGER, the lazy decoder and RPG against slow versions of themselves, and on a run."""
 
 import os
+import shutil
 import subprocess
 from dataclasses import replace
 
@@ -29,7 +30,7 @@ from minionerec.model.sequential.implementation import implementation
 from minionerec.model.sequential.scorer import scorer
 from minionerec.pipeline import run
 from minionerec.sid import product
-from minionerec.training import machine, ranking
+from minionerec.training import epochs, machine, ranking
 from minionerec.training.ranking import rank_split, without_history
 from minionerec.training.ranking_data import PROTOCOLS, choosing_rows, from_dataset
 from minionerec.tree.search import run_search, search_prompts
@@ -85,13 +86,20 @@ def histories(targets=None):
 
 @pytest.mark.parametrize(
     ("vocabulary", "layers", "width", "inner", "heads", "head", "expected"),
-    [(1025, 4, 128, 1024, 6, 64, 4_590_848), (562, 4, 128, 1024, 6, 64, 4_531_584), (1026, 6, 128, 1024, 6, 64, 6_820_480)],
+    [
+        (1025, 4, 128, 1024, 6, 64, 4_590_848),
+        (562, 4, 128, 1024, 6, 64, 4_531_584),  # Industrial's SIDs
+        (967, 4, 128, 1024, 6, 64, 4_583_424),  # LETTER's SIDs of Beauty
+        (1026, 6, 128, 1024, 6, 64, 6_820_480),  # LIGER's
+        (1025, 4, 384, 1024, 6, 64, 13_771_776),  # RQ-VAE-Recommender's width
+    ],
 )
 def test_tiger_has_the_parameters_of_the_formula(vocabulary, layers, width, inner, heads, head, expected):
     codes = np.zeros((vocabulary - 4, 3), dtype=np.int64)  # two tokens besides codes; two levels of one code
     codes[:, 0] = np.arange(len(codes))
     sizes = TigerSizes(hidden_size=width, inner_size=inner, layers=layers, heads=heads, head_size=head)
-    model = TIGER(codes, 20, sizes, 10)
+    with torch.device("meta"):
+        model = TIGER(codes, 20, sizes, 10)
     each = 4 * width * heads * head + 2 * width * inner
     formula = vocabulary * width + layers * (each + 2 * width) + layers * (each + 4 * width * heads * head + 3 * width)
     assert count_parameters(model) == formula + 64 * heads + 2 * width == expected
@@ -105,10 +113,14 @@ def test_the_lazy_decoder_has_the_parameters_of_the_formula():
     assert count_parameters(LazyDecoder(codes, s, LazySizes(), 10)) == expected == 1_414_656
 
 
-@pytest.mark.parametrize(("digits", "width", "inner", "expected"), [(16, 128, 512, 1_191_936), (16, 448, 1024, 8_528_384)])
+@pytest.mark.parametrize(
+    ("digits", "width", "inner", "expected"),
+    [(16, 128, 512, 1_191_936), (16, 448, 1024, 8_528_384), (32, 448, 1024, 13_581_824)],
+)
 def test_rpg_has_the_parameters_of_the_formula(digits, width, inner, expected):
     codes = np.zeros((4, digits), dtype=np.int64)
-    model = RPG(codes, 50, RPGSizes(hidden_size=width, inner_size=inner), 10)
+    with torch.device("meta"):
+        model = RPG(codes, 50, RPGSizes(hidden_size=width, inner_size=inner), 10)
     k, d, f = digits, width, inner
     formula = (k * CODES + 2) * d + 50 * d + 2 * (4 * d * d + 9 * d + 2 * d * f + f) + 2 * d + k * (d * d + d)
     assert count_parameters(model) == formula == expected
@@ -173,6 +185,26 @@ def test_tigers_loss_is_the_mean_over_the_targets_codes():
         loss = model(histories(targets))
     by_hand = [tiger_by_hand(model, history, item) for history, item in zip(HISTORIES, targets, strict=True)]
     assert loss.item() == pytest.approx(-sum(by_hand) / 12, rel=1e-5)
+
+
+def test_tigers_loss_has_the_gradients_of_transformers_own():
+    """Histories of several lengths and SIDs of two, in one padded batch or in parts, against plain T5s of one row each."""
+    targets, rows = [5, 6, 7, 30], []
+    plain, codes = tiger(short=True).t5, tiger(short=True).tokens
+    for history, target in zip(HISTORIES, targets, strict=True):
+        prompt, answer = ([token for token in codes[items].flatten().tolist() if token >= 0] for items in (history, [target]))
+        rows.append(plain(input_ids=torch.tensor([prompt]), labels=torch.tensor([answer])).loss * len(answer))
+    (sum(rows) / int((codes[targets] >= 0).sum())).backward()
+    tables = ["shared.weight"]
+    tables += [f"{half}.block.0.layer.0.SelfAttention.relative_attention_bias.weight" for half in ("encoder", "decoder")]
+    for parts in (1, 3):
+        model = tiger(short=True)
+        model.buckets = parts
+        model(histories(targets)).backward()
+        for name in tables:
+            ours, theirs = (t5.get_parameter(name).grad for t5 in (model.t5, plain))
+            assert theirs.abs().max() > 0
+            torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
 
 
 def test_narrow_beams_of_tiger_and_the_lazy_decoder_list_no_more_than_they_found():
@@ -321,11 +353,29 @@ TRAINED = {
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_a_run_trains_resumes_and_evaluates_them(prepared, name):
+def test_a_run_trains_resumes_and_evaluates_them(prepared, name, tmp_path, monkeypatch):
     options = BaselineConfig(model=name, epochs=2, max_history=6, top=10, learning_rate=1e-2, **TRAINED[name])
     config = replace(prepared, baseline=options)
+    for stage in ("data", "sid"):
+        shutil.copytree(config.folder / stage, tmp_path / stage)
+    train_baseline(replace(config, out=str(tmp_path)))  # in one go
+    with monkeypatch.context() as patched:
+
+        def stop(*arguments, store=epochs.store):
+            store(*arguments)
+            raise KeyboardInterrupt
+
+        patched.setattr(epochs, "store", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_baseline(config)
+    trained, train_epoch = [], train.train_epoch
+    monkeypatch.setattr(train, "train_epoch", lambda *arguments: trained.append(arguments[-1]) or train_epoch(*arguments))
     run(config, ("baseline",))
+    assert trained == [1]
     folder = config.folder / "baselines" / name
+    for file in ("model.safetensors", "test.parquet", "valid.parquet"):
+        assert (folder / file).read_bytes() == (tmp_path / "baselines" / name / file).read_bytes()
+    assert len((folder / "log.jsonl").read_text().splitlines()) == 2
     manifest = Manifest.load(folder)
     assert {"data", "sid"} <= manifest.inputs.keys() and not (folder / "vectors.safetensors").exists()
     assert Manifest.load(config.folder / "eval" / name).metrics["HR@10"] == pytest.approx(

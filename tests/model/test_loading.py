@@ -156,6 +156,13 @@ def test_layers_without_the_head_are_those_of_the_whole_model(base):
     assert tokenizer.padding_side == "right" and loading.read_layers(base, weights=False)[0].device.type == "meta"
 
 
+@pytest.mark.parametrize("weights", [True, False])
+def test_a_t5_is_no_base_model_but_a_baseline(tmp_path, weights):
+    T5Config(num_layers=1).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"\(t5\), but SFT and RL train causal .* TIGER, .* --baseline\.model tiger\.$"):
+        checkpoint.load(tmp_path, weights=weights)
+
+
 def test_layers_of_an_encoder_with_a_decoder_are_refused(tmp_path):
     T5Config(num_layers=1).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"has an encoder and a decoder \(t5\)"):

@@ -5,21 +5,26 @@ import shutil
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 
 from minionerec.artifacts import Manifest, read_json
+from minionerec.baselines.train import train_baseline
 from minionerec.cli import main
 from minionerec.config import BaselineConfig, Config, EvalConfig
 from minionerec.data.dataset import Dataset
 from minionerec.data.vectors import load_vectors
 from minionerec.errors import ArtifactError, ConfigError, DataError
+from minionerec.eval.evaluate import evaluate
 from minionerec.eval.predictions import read_predictions
 from minionerec.pipeline import run
+from minionerec.prompts.builder import Prompts
 from minionerec.recommend.assistant import BaselineAssistant
 from minionerec.recommend.recommender import Recommender
 from minionerec.tree import score_catalog
-from tests.recommend.conftest import make  # noqa: F401 (a fixture)
-from tests.small import reseal
+from tests.eval.samples import DATASET, INDICES
+from tests.recommend.conftest import SIZES, make, write_run  # noqa: F401 (a fixture)
+from tests.small import reseal, untrained_model
 from tests.training.test_fit_mixture import untrained_run
 
 
@@ -80,8 +85,8 @@ def test_lists_are_the_closed_form_of_the_model_and_the_baseline(copied):
         shares = np.bincount(trie.leaf_of_item.numpy(), np.exp(logprobs[row]), minlength=len(trie))
         expected = 0.7 * model + 0.3 * np.log(shares)
         leaves = [leaf_of_sid[tuple(sid)] for sid in prediction.sids]
-        np.testing.assert_allclose(prediction.scores, expected[leaves], atol=2e-4)
-        np.testing.assert_allclose(prediction.scores, np.sort(expected)[::-1][: len(leaves)], atol=2e-4)
+        np.testing.assert_allclose(prediction.scores, expected[leaves], atol=1e-5)
+        np.testing.assert_allclose(prediction.scores, np.sort(expected)[::-1][: len(leaves)], atol=1e-5)
         assert prediction.exact
     of_d3, of_model = (read_json(copied / "eval" / name / "metrics.json") for name in ("sft-d3", "sft"))
     assert of_d3["calibration"] is None and of_model["calibration"]
@@ -107,6 +112,21 @@ def test_the_weight_1_is_the_model_and_0_the_baseline(copied):
         np.testing.assert_allclose([shares[tuple(sid)] for sid in prediction.sids], ranked, rtol=1e-5)
 
 
+@pytest.mark.parametrize("exclude", [False, True], ids=["kept", "left out"])
+def test_the_weight_0_lists_what_the_baseline_has_stored(tmp_path, exclude):
+    """Where every item has a SID of its own; ties stand by id in both."""
+    index = INDICES["distinct"]
+    model, tokenizer = untrained_model(DATASET, index, SIZES)
+    write_run(tmp_path, Recommender(model, Prompts(DATASET, index, tokenizer, Config().resolved_prompts)))
+    config = config_of(tmp_path, assistant_weight=0.0, exclude_history=exclude, num_beams=20)
+    train_baseline(config)
+    evaluate(config, "sft-d3")
+    stored = pl.read_parquet(tmp_path / "baselines/gru4rec/test.parquet")["items"].to_list()
+    for items, prediction in zip(stored, read_predictions(tmp_path / "eval/sft-d3/predictions.jsonl"), strict=True):
+        ranked = sorted(zip(prediction.scores, prediction.items, strict=True), key=lambda pair: (-pair[0], pair[1]))
+        assert [item for _, item in ranked] == [item for item in items if not (exclude and item in prediction.history)]
+
+
 def test_the_history_is_left_out_and_the_rest_adds_up_to_one(copied):
     run(config_of(copied, assistant_weight=0.0, exclude_history=True), ("eval",))
     for prediction in read_predictions(copied / "eval/sft-d3/predictions.jsonl"):
@@ -117,8 +137,6 @@ def test_the_history_is_left_out_and_the_rest_adds_up_to_one(copied):
 def test_another_assistant_needs_another_weight(copied, capsys):
     config = config_of(copied)
     shutil.copytree(copied / "baselines/gru4rec", copied / "baselines/sasrec")
-    from minionerec.eval.evaluate import evaluate
-
     with pytest.raises(ArtifactError, match=r"for the assistant gru4rec.*minionerec d3 --eval\.assistant sasrec"):
         evaluate(replace(config, eval=replace(config.eval, assistant="sasrec")), "sft-d3")
 

@@ -82,7 +82,7 @@ def brute_force(model, prompt, codes, normalise_over="vocabulary", trailing=()):
     scores = []
     for path in generated:
         with torch.no_grad():
-            logits = model(torch.tensor([[*prompt, *path]])).logits[0].float()
+            logits = model(torch.tensor([[*prompt, *path]])).logits[0].double()
         score = 0.0
         for step, token in enumerate(path):
             row = logits[len(prompt) - 1 + step]

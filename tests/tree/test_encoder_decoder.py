@@ -21,6 +21,7 @@ from minionerec.tree import (
     CatalogTrie,
     Prior,
     beam_search,
+    left_pad,
     pack,
     sample_without_replacement,
     score_catalog,
@@ -28,12 +29,14 @@ from minionerec.tree import (
     search_levels,
     tree_logprobs,
 )
+from minionerec.tree.prompt_cache import PromptCache
 from minionerec.tree.self_test import check_exact
 from tests.examples import examples
 from tests.tree.conftest import VOCABULARY, catalogs, paths, random_codes
 from tests.tree.test_prior import random_prior, random_prompts, random_view
 
 SIZES = {"vocab_size": VOCABULARY, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+HALVES = ("encoder", "decoder")
 START = {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}
 
 
@@ -229,6 +232,27 @@ def test_encoder_decoders_with_other_positions_and_training_on_trees_are_refused
             beam_search(model, prompt, trie=trie, num_beams=1)
     batch = pack([Branch([2, 3], [4, 5])], row_tokens=8)
     with pytest.raises(
-        ConstraintError, match="cannot be computed on trees, as training and search do: it is an encoder-decoder"
+        ConstraintError, match=r"Searches and exact scores take a T5; .* decoder-only .* --baseline\.model tiger"
     ):
         tree_logprobs(plain_t5, batch)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_the_tree_has_the_gradients_of_transformers_own_loss(attention):
+    """Embeddings and both tables of distances, through the tree's mask, which holds the model's own bias."""
+    model = tiny_t5(attention)
+    ids, mask = left_pad([[5, 6, 7], [8, 9]], 0, torch.device("cpu"))
+    codes = torch.tensor([[2, 4], [2, 5], [3, 4]])  # the second and the third are what the prompts are followed by
+    names = ("shared.weight", *(f"{half}.block.0.layer.0.SelfAttention.relative_attention_bias.weight" for half in HALVES))
+    tables = [model.get_parameter(name) for name in names]
+    loss = model(input_ids=ids, attention_mask=mask, labels=codes[1:]).loss
+    prompts = PromptCache.compute(model, ids, mask, CatalogTrie.from_codes(codes), "vocabulary")
+    firsts = prompts.child_logprobs(0, torch.zeros(2, 1, dtype=torch.long), prompts.last)[2][:, 0]
+    both = torch.tensor([[2, 3]]).expand(2, -1)  # siblings in one row, whose distances the mask corrects
+    states = prompts.extend(both, 0, torch.eye(2).bool().expand(2, -1, -1))
+    seconds = prompts.child_logprobs(1, both - 2, states)[2]
+    logprobs = torch.stack([firsts[0, 0], seconds[0, 0, 1], firsts[1, 1], seconds[1, 1, 0]])
+    torch.testing.assert_close(-logprobs.mean(), loss, atol=1e-6, rtol=1e-6)
+    for ours, theirs in zip(torch.autograd.grad(-logprobs.mean(), tables), torch.autograd.grad(loss, tables), strict=True):
+        assert theirs.abs().max() > 0
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
