@@ -1,4 +1,4 @@
-"""The fields of the configuration by their dotted names, such as `sft.epochs`: types in words, and checks of single values."""
+"""The fields of the configuration by their dotted names, such as `sft.epochs`: types in words, checks and changes of values."""
 
 import dataclasses
 import difflib
@@ -8,6 +8,7 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from minionerec.config.checks import Bounds, cut, finite
+from minionerec.errors import ConfigError
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
 _LONGEST_WORD = 100  # characters; no field and no value has as many
@@ -36,6 +37,46 @@ def field_bounds(config: type) -> Mapping[str, Bounds]:
         elif dataclasses.is_dataclass(hints[field.name]):
             bounds |= {f"{field.name}.{name}": inner for name, inner in field_bounds(hints[field.name]).items()}
     return bounds
+
+
+def value_of(config: Any, name: str) -> Any:
+    """The value of a field by its dotted name."""
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def with_values(config: Any, values: Mapping[str, Any]) -> Any:
+    """A configuration, or a section of it, with other values of some fields, checked as any is.
+
+    Args:
+        values: by dotted name; all are set at once, so that fields which need one another may change together.
+
+    Raises:
+        ConfigError: a value is out of its bounds, or contradicts another.
+    """
+    own = {name: value for name, value in values.items() if "." not in name}
+    for section in dict.fromkeys(name.partition(".")[0] for name in values if "." in name):
+        inner = {name.removeprefix(f"{section}."): value for name, value in values.items() if name.startswith(f"{section}.")}
+        own[section] = with_values(getattr(config, section), inner)
+    return dataclasses.replace(config, **own)
+
+
+def made_of(config: type, values: Mapping[str, Any]) -> Any:
+    """A configuration, or a section of it, of nested plain values; a field that they lack has its default.
+
+    Raises:
+        ConfigError: they name an unknown field, a value is out of its bounds, or contradicts another.
+    """
+    kinds = get_type_hints(config)
+    if unknown := [name for name in values if name not in kinds]:
+        raise ConfigError(f"{unknown[0]} is no field of the configuration.{did_you_mean(unknown[0], kinds)}")
+    return config(
+        **{
+            name: made_of(kinds[name], value) if dataclasses.is_dataclass(kinds[name]) else value
+            for name, value in values.items()
+        }
+    )
 
 
 def nearest(name: str, candidates: Collection[str], cutoff: float = 0.6) -> str | None:

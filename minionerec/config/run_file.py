@@ -16,6 +16,7 @@ from minionerec.config import Config
 from minionerec.config.components import mixes_in, reads_vectors
 from minionerec.config.differences import differences
 from minionerec.config.documents import DocumentError, parse_yaml
+from minionerec.config.fields import made_of
 from minionerec.config.sid import VECTOR_FIELDS
 from minionerec.distributed import is_main_process
 from minionerec.errors import ArtifactError, ConfigError, LockedError
@@ -77,6 +78,16 @@ def load(folder: Path) -> dict[str, Any]:
         if not isinstance(values.get(name, {}), dict):
             raise _damaged(path, f"{name} is a section, found {values[name]!r}")
     return values
+
+
+def configuration(folder: Path) -> Config:
+    """The configuration in a run's `run.yaml`, as `--config FOLDER` reads it.
+
+    Raises:
+        ConfigError: there is no such file, it is damaged, or it holds what this version does not take.
+    """
+    config: Config = made_of(Config, {**load(folder), "out": str(folder)})
+    return config
 
 
 def name_of(config: Config) -> str:

@@ -21,7 +21,7 @@ from minionerec.eval.lists import cutoffs_within
 from minionerec.eval.metrics import interval_cells
 from minionerec.report.evaluated import Evaluated, Scale, deciding, naming_files, of_present_inputs, same_history
 from minionerec.report.published import METRICS, Finding, audit, impossible, published
-from minionerec.report.rivals import LABELS_OF_KINDS, PUBLISHED_ROW, RIVALS, command_of, kind_of
+from minionerec.report.rivals import LABELS_OF_KINDS, PUBLISHED_ROW, RIVALS, RunFolder, how_to, kind_of
 from minionerec.report.runs import distinct_names, match_dataset, read_run
 from minionerec.statistics.differences import differences
 from minionerec.statistics.intervals import across_seeds, mean_over_seeds
@@ -74,10 +74,13 @@ class Compared:
 
 @dataclass(frozen=True)
 class NotRun:
-    """A recommender that the table lacks, the command that makes it, and its published cells."""
+    """A recommender that the table lacks, the command that makes it (`note`: why there is none, see `HowTo`), and its published
+    cells.
+    """
 
     label: str
-    command: str
+    command: str | None
+    note: str
     published: Mapping[str, PublishedCell]
 
 
@@ -342,9 +345,8 @@ def _not_run(
     table: Mapping[str, Mapping[str, float]],
     flagged: Mapping[str, set[str]],
 ) -> list[NotRun]:
-    present = {kind_of(run) for run in runs}
+    present, places = {kind_of(run) for run in runs}, [RunFolder(folder) for folder in folders]
+    absent = [(rival, how_to(rival, places)) for rival in RIVALS if not present & set(rival.kinds)]
     return [
-        NotRun(rival.label, command_of(rival, folders), _published_cells(table, flagged, rival.kinds[0]))
-        for rival in RIVALS
-        if not present & set(rival.kinds)
+        NotRun(rival.label, how.command, how.note, _published_cells(table, flagged, rival.kinds[0])) for rival, how in absent
     ]

@@ -92,7 +92,8 @@ def screen_table(comparison: Comparison) -> ScreenTable:
     lines = remarks(comparison)
     if any("flagged" in (cell.tone for cell in row.cells) for row in page.rows):
         lines.append("! after a published value: it cannot be right.")
-    lines += [f"Not run here: {absent.label}: {absent.command}" for absent in comparison.not_run]
+    for absent in comparison.not_run:
+        lines.append(f"Not run here: {absent.label}: {'; '.join(filter(None, (absent.command, absent.note)))}")
     table.caption = escape("\n".join(lines))
     for name in page.headings:
         table.add_column(name, overflow="fold")

@@ -12,6 +12,7 @@ import polars as pl
 from minionerec.artifacts import Recipe
 from minionerec.baselines.trivial import popularity, repeat_last
 from minionerec.config import DEFAULT_TASKS, RECOMMENDING, BaselineConfig, Config, EvalConfig, SidConfig
+from minionerec.config.run_file import recording
 from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, Dataset
 from minionerec.eval.evaluate import measure_predictions
 from minionerec.eval.predictions import Prediction, as_predictions, write_predictions
@@ -135,7 +136,8 @@ def make_run(
     rng = np.random.default_rng(0)
     config = Config(name="demo", out=str(folder), sid=SidConfig(codebook_size=8), eval=EvalConfig(resamples=200))
     config = dataclasses.replace(config, **(given or {}))
-    data = dataset(users, items, rng)
+    with recording(config, "data"):
+        data = dataset(users, items, rng)
     codes = np.array([(i // 64, i // 8 % 8, i % 8) for i in rng.permutation(min(items, 512))], dtype=np.int32)
     if collide == "all":
         codes[:] = codes[0]

@@ -191,8 +191,6 @@ def test_published_cells_stand_beside_ours_and_impossible_ones_are_marked(seeds,
     assert f"{table['D3']['NDCG@5']:.4f}!" in cells and f"{table['MiniOneRec']['NDCG@5']:.4f}" in cells
     assert "Not comparable with ours: 2 train, published 36,259." in screen.caption
     assert f"Not run here: TIGER: minionerec baseline --config {seeds[0]} --baseline.model tiger" in screen.caption
-    [bigrec] = [absent.command for absent in compared.not_run if absent.label == "BIGRec"]
-    assert f"--config {seeds[0]} --name bigrec --sft.tasks" in bigrec and "rivals.sh industrial-bigrec-tiny" in bigrec
     page = render_page(compared, "seed 1")
     assert f'<td class="n flagged">{table["D3"]["NDCG@5"]:.4f}</td>' in page and "--baseline.model tiger" in page
     assert "Impossible: D3, 3 to 5: NDCG falls from @3 to @5" in plain(page)
@@ -202,12 +200,17 @@ def test_a_model_of_titles_is_not_sent_to_rl(tmp_path):
     titles = SftConfig(tasks=["history_title_to_title"], normalise_over="vocabulary", best_metric="loss", valid_examples=None)
     of_titles = make_run(tmp_path / "titles", users=12, rl=False, given={"sft": titles}).folder
     of_sids = make_run(tmp_path / "sids", users=12, rl=False).folder
-    for folders, place in (([of_titles], "RUN"), ([of_titles, of_sids], of_sids), ([of_sids], of_sids)):
+    for folders in ([of_titles, of_sids], [of_sids]):
         commands = {absent.label: absent.command for absent in compare_runs(folders, resamples=RESAMPLES).not_run}
-        assert commands["SFT + RL"].startswith(f"minionerec rl --config {place}; minionerec eval --config {place}")
-        assert f"--config {place} --name lcrec" in commands["LC-Rec"] and f"--config {place} --baseline" in commands["D3"]
+        assert commands["SFT + RL"] == f"minionerec rl --config {of_sids}; minionerec eval --config {of_sids}"
+        assert f"--config {of_sids} --name demo-sdpo" in commands["S-DPO"] and f"{of_sids} --baseline" in commands["D3"]
         assert commands["TIGER"] == f"minionerec baseline --config {folders[0]} --baseline.model tiger"
-        assert ("has no task whose answer is a SID" in commands["S-DPO"]) is (place == "RUN")
+    compared = compare_runs([of_titles], resamples=RESAMPLES)
+    without = {absent.label: absent.note for absent in compared.not_run if absent.command is None}
+    assert {*without} == {"SFT + RL", "S-DPO", "D3"} and all(str(of_titles) in note for note in without.values())
+    assert "none of them has a SID as its answer" in without["S-DPO"]
+    assert f"Not run here: S-DPO: not in {of_titles}: sft.tasks is" in screen_table(compared).caption
+    assert "none of them has a SID as its answer" in plain(render_page(compared, "titles"))
 
 
 def test_short_lists_have_no_figures_beyond_their_length(tmp_path):

@@ -8,10 +8,8 @@ from minionerec.artifacts import ITEM_STAGES, require
 from minionerec.baselines.coded.coded_model import CodedModel
 from minionerec.config import CODED_BASELINES, Config
 from minionerec.data.dataset import Dataset
-from minionerec.errors import DataError
 from minionerec.model.sequential.implementation import implementation, options_of
-from minionerec.recommend.cache.vectors import vectors_digest, vectors_of_run
-from minionerec.sid.encoder import vector_origin
+from minionerec.recommend.cache.vectors import check_texts, vectors_digest, vectors_of_run
 from minionerec.sid.index import SidIndex
 from minionerec.sid.quantize import check_vectors
 
@@ -76,11 +74,7 @@ def _vectors(config: Config, dataset: Dataset) -> np.ndarray:
     Raises:
         DataError: there are no texts to embed, and no file of vectors; or a vector is not finite or all zeros.
     """
-    if vector_origin(config)[0].vectors is None and not any(text.strip() for text in dataset.catalog["text"]):
-        raise DataError(
-            f"baseline.model {config.baseline.model} reads item vectors, but the catalog has no texts to make them of. Name a "
-            "file of vectors (--sid.vectors FILE.npy), or choose another baseline, such as tiger or sasrec."
-        )
+    check_texts(config, dataset)
     vectors = vectors_of_run(config, dataset)
     check_vectors(vectors)
     return vectors

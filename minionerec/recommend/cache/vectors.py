@@ -7,6 +7,7 @@ import numpy as np
 
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
+from minionerec.errors import DataError
 from minionerec.sid.encoder import item_vectors, vector_dimensions, vector_inputs, vector_origin, vector_settings
 
 
@@ -17,6 +18,19 @@ def has_vectors(config: Config, dataset: Dataset) -> bool:
     """
     section, _ = vector_origin(config)
     return section.vectors is not None or (not section.shipped and any(text.strip() for text in dataset.catalog["text"]))
+
+
+def check_texts(config: Config, dataset: Dataset) -> None:
+    """Refuse a baseline that reads item vectors in a run that has neither a file of them nor texts to make them of.
+
+    Raises:
+        DataError: there are none.
+    """
+    if vector_origin(config)[0].vectors is None and not any(text.strip() for text in dataset.catalog["text"]):
+        raise DataError(
+            f"baseline.model {config.baseline.model} reads item vectors, but the catalog has no texts to make them of. Name a "
+            "file of vectors (--sid.vectors FILE.npy), or choose another baseline, such as tiger or sasrec."
+        )
 
 
 def vectors_of_run(config: Config, dataset: Dataset) -> np.ndarray:

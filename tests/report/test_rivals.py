@@ -1,0 +1,153 @@
+"""The commands for recommenders that a comparison lacks: every one is taken by the real parser and by what it would start."""
+
+import subprocess
+from dataclasses import replace
+
+import polars as pl
+import pytest
+
+from minionerec.cli import COMMANDS, parse
+from minionerec.config import BASELINE_OPTIONS, CODED_BASELINES, NAMING, run_file
+from minionerec.report.rivals import LCREC_SHARES, LCREC_TASKS, RIVALS, RunFolder, how_to
+from minionerec.rl.early import check_early
+from tests.small import random_dataset
+
+PRESETS = {  # in whose runs the table can be printed, and what they cannot have
+    "industrial-tiny": set(),
+    "industrial-smollm2": set(),
+    "office-tiny": set(),
+    "ml-100k": set(),
+    "industrial-text": {"SFT + RL", "S-DPO", "D3"},
+    "ml-100k-text": {"SFT + RL", "S-DPO", "D3"},
+    "beauty-tiny": {"LC-Rec", "BIGRec", "LIGER", "RPG"},
+    "industrial-sdpo": set(),
+    "industrial-bigrec-tiny": {"SFT + RL", "S-DPO", "D3"},
+    "industrial-tiger": set(),  # whose head_size no other baseline takes
+}
+
+
+def run_of(folder, preset, *options):
+    """A run that has its data and its configuration, as far as commands look at them."""
+    config = parse("run", ["--config", preset, *options, "--out", str(folder)])
+    dataset, _ = random_dataset()
+    if config.data.source == "letter":
+        catalog = dataset.catalog.with_columns(title=pl.col("item_id"), text=pl.lit(""))
+    else:
+        catalog = dataset.catalog.with_columns(title=pl.lit("A film"), text=pl.lit("A film"))
+    with run_file.recording(config, "data"):
+        (folder / "data").mkdir()
+        replace(dataset, catalog=catalog).save(folder / "data")
+    return RunFolder(folder)
+
+
+def lines_of(texts):
+    """The command lines that a shell starts for each of some texts: names of commands with their options."""
+    shell = 'minionerec() { printf "%s\\x1f" "$@"; echo; }\n' + "\n".join(f"{text}; printf '\\x1e'" for text in texts)
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
+    return [[split(line) for line in part.splitlines()] for part in done.stdout.split("\x1e")[:-1]]
+
+
+def split(line):
+    words = line.removesuffix("\x1f").split("\x1f")
+    name = next(name for name in (" ".join(words[:2]), words[0]) if name in COMMANDS)
+    return name, words[len(name.split()) :]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_command_is_one_that_is_taken(preset, tmp_path):
+    run = run_of(tmp_path / "my run", preset)  # a shell must not cut its name
+    assert run.config == parse("run", ["--config", str(run.folder)])
+    hows = {rival.label: how_to(rival, [run]) for rival in RIVALS}
+    without = {label: how.note for label, how in hows.items() if how.command is None}
+    assert {*without} == PRESETS[preset] and all(note.startswith(f"not in {run.folder}: ") for note in without.values())
+    lines = [line for lines in lines_of(how.command for how in hows.values() if how.command) for line in lines]
+    assert {options[1] for _, options in lines} == {str(run.folder)}
+    like = {}  # commands that differ in the stage of a loop, or in the baseline's name, are parsed once
+    for name, options in lines:
+        of_model = options[-2:] if "--baseline.model" in options else []
+        like.setdefault((name == "baseline", *(word for word in options if word not in of_model)), (name, options))
+    for name, options in like.values():
+        config = parse(name, options)
+        if name == "baseline" and config.baseline.model != run.config.baseline.model:
+            assert {getattr(config.baseline, option) for option in BASELINE_OPTIONS} == {None}  # those of the run's baseline
+        if config.name.endswith(("-rl", "-sdpo")) or name == "rl":
+            check_early(config, ("data", "sid", "sft"))
+
+
+def lines_for(run, label):
+    """The commands for one rival."""
+    [rival] = [rival for rival in RIVALS if rival.label == label]
+    [lines] = lines_of([how_to(rival, [run]).command])
+    return lines
+
+
+def test_what_the_commands_train(tmp_path):
+    run = run_of(tmp_path / "run", "industrial-text")
+    for label, tasks in (("BIGRec", [NAMING]), ("LC-Rec", ["history_sid_to_sid", "title_to_sid"])):
+        lines = lines_for(run, label)
+        assert [name for name, _ in lines] == ["data prepare", "sid", "sft", "eval"]
+        config = parse(*lines[-1])
+        assert set(tasks) <= set(config.sft.tasks) and not config.model.item_texts and not config.mixture.components
+        assert config.folder != run.folder and config.data == run.config.data
+        assert config.eval.grounding == ("trained" if label == "BIGRec" else "none")
+    assert "description_to_sid" not in config.sft.tasks  # the catalog has no descriptions
+    lcrec = parse("run", ["--config", "industrial-lcrec-tiny"]).sft
+    assert {*LCREC_TASKS} == {*lcrec.tasks} and lcrec.task_shares == LCREC_SHARES
+
+
+def test_d3_trains_what_is_not_there(tmp_path):
+    run = run_of(tmp_path / "run", "industrial-tiger")
+    sft, baseline, evaluation = lines_for(run, "D3")
+    assert sft == ("sft", ["--config", str(run.folder)]) and evaluation[0] == "eval"
+    assert evaluation[1][2:] == ["--eval.assistant", "sasrec"]
+    config = parse(*baseline)
+    assert config.baseline.model == "sasrec" and config.baseline.head_size is None
+    for stage in ("sft", "baselines/sasrec"):
+        (run.folder / stage).mkdir(parents=True)
+        (run.folder / stage / "manifest.json").touch()
+    assert lines_for(run, "D3") == [evaluation]
+
+
+def test_a_run_has_one_rl_model(tmp_path):
+    grpo, sdpo = run_of(tmp_path / "grpo", "industrial-tiny"), run_of(tmp_path / "sdpo", "industrial-sdpo")
+    for run, label, other, objective in ((grpo, "SFT + RL", "S-DPO", "sdpo"), (sdpo, "S-DPO", "SFT + RL", "grpo")):
+        own = ["--config", str(run.folder)]
+        assert lines_for(run, label) == [("sft", own), ("rl", own), ("eval", own)]
+        config = parse(*lines_for(run, other)[-1])
+        assert config.rl.objective == objective and config.folder != run.folder
+
+
+def test_a_new_run_trains_the_baseline_that_its_sids_need(tmp_path):
+    letter = ("--sid.shipped", "false", "--sid.method", "letter", "--sid.collaborative_model", "sasrec")
+    run = run_of(tmp_path / "run", "industrial-tiny", *letter, "--baseline.hidden_size", "32")
+    lines = lines_for(run, "S-DPO")
+    assert [name for name, _ in lines] == ["data prepare", "baseline", "sid", "sft", "rl", "eval"]
+    config = parse(*lines[1])
+    assert (config.baseline.model, config.baseline.hidden_size) == ("sasrec", 32)
+
+
+def test_presets_are_named_for_their_own_data_alone(tmp_path):
+    [bigrec] = [rival for rival in RIVALS if rival.label == "BIGRec"]
+    runs = {name: run_of(tmp_path / name, name) for name in ("industrial-tiny", "office-tiny")}
+    assert how_to(bigrec, [runs["industrial-tiny"]]).note == (
+        "or by a preset: bash scripts/rivals.sh industrial-bigrec-tiny (on a GPU industrial-bigrec-smollm2)"
+    )
+    assert how_to(bigrec, [runs["office-tiny"]]).note == ""
+
+
+def test_another_run_may_have_what_one_cannot(tmp_path):
+    text, plain = run_of(tmp_path / "text", "industrial-text"), run_of(tmp_path / "plain", "industrial-tiny")
+    [d3] = [rival for rival in RIVALS if rival.label == "D3"]
+    assert str(plain.folder) in how_to(d3, [text, plain]).command
+    assert "an assistant weighs what is written code by code" in how_to(d3, [text]).note
+
+
+def test_a_folder_without_a_configuration_has_no_commands(tmp_path):
+    (tmp_path / "old").mkdir()
+    for rival in RIVALS:
+        how = how_to(rival, [RunFolder(tmp_path / "old")])
+        assert how.command is None and "holds no run.yaml" in how.note
+
+
+def test_every_coded_baseline_is_among_them():
+    assert {*CODED_BASELINES} <= {kind for rival in RIVALS for kind in rival.kinds}
