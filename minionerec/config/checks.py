@@ -72,8 +72,8 @@ def cut(value: object) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text):,} characters)"
 
 
-def bounded(default: float | None, low: float, high: float, *, above: bool = False, below: bool = False) -> Any:
-    """A dataclass field for a number and its bounds; see `Bounds`. None, where the field takes it, needs no bounds."""
+def bounded(default: float | str | None, low: float, high: float, *, above: bool = False, below: bool = False) -> Any:
+    """A dataclass field for a number and its bounds; see `Bounds`. None and `auto`, if the field takes them, need no bounds."""
     return dataclasses.field(default=default, metadata={"bounds": Bounds(low, high, above, below)})
 
 

@@ -19,6 +19,7 @@ RewardName = Literal[
     "collaborative",
     "popularity",
 ]
+_PRETRAINED_BRAKE = 0.1  # nats; what `kl_brake` auto means for a pretrained model: docs/rl.md says why
 _OF_THE_TARGET = ("listwise", "sdpo")  # objectives that compare the target with the rest of its group
 # What an unbiased gradient from a group drawn without replacement takes, see `importance_advantages`.
 _UNBIASED = {
@@ -79,9 +80,10 @@ class RlConfig:
     """Peak learning rate of AdamW (paper: 1e-5 for a 1.5B model)."""
     warmup: float = bounded(0.03, 0, 1, below=True)
     """Share of the steps with rising learning rate, before its cosine decay (fraction; paper: 0.03)."""
-    kl_brake: float | None = bounded(None, 0, 10**6, above=True)
+    kl_brake: float | Literal["auto"] | None = bounded("auto", 0, 10**6, above=True)
     """Multiply a step's learning rate by `kl_brake` / KL where the step's mean KL per token to the SFT model exceeds it; null
-    for never. It holds back a rate that is too high for the model; needs `beta` above 0 (nats; paper: none)."""
+    for never. It holds back a rate that is too high for the model; needs `beta` above 0. `auto`: 0.1 for a pretrained model
+    (`model.init` of SFT), null for one from scratch (nats; paper: none)."""
     max_grad_norm: float = bounded(0.3, 0, 10**6)
     """Gradient clipping; 0 for none (L2 norm; paper: 0.3)."""
     beta: float = bounded(1e-3, 0, 1000)
@@ -180,6 +182,18 @@ class RlConfig:
         """Whether the policy is asked for rollouts."""
         return self.objective != "exact" and self.rollouts != "uniform"
 
+    def kl_limit(self, pretrained: bool) -> float | None:
+        """The KL above which steps are braked (nats); None for no brake.
+
+        Args:
+            pretrained: SFT began with a pretrained model.
+        """
+        if self.kl_brake != "auto":
+            return self.kl_brake
+        # S-DPO's own loss drives the policy away from the reference model; without beta nobody measures how far it is.
+        watched = self.beta > 0 and self.objective != "sdpo"
+        return _PRETRAINED_BRAKE if pretrained and watched else None
+
     def _conflicts(self) -> Iterator[str]:
         """Options that contradict each other: refused rather than one of them ignored."""
         ranked = ", ".join(name for name in self.rewards if name.startswith("ranking"))
@@ -233,10 +247,11 @@ class RlConfig:
                 f"rl.updates_per_rollout is {self.updates_per_rollout}, but {other} has no ratio to the policy that rolled "
                 "out, so further updates would be those of another policy; leave it at 1."
             )
-        if self.kl_brake is not None and self.beta == 0 and self.objective != "sdpo":
+        brake = None if self.kl_brake == "auto" else self.kl_brake
+        if brake is not None and self.beta == 0 and self.objective != "sdpo":
             yield "rl.kl_brake watches the KL, which is measured only with rl.beta above 0; set it, or rl.kl_brake null."
-        if self.kl_brake is not None and self.max_kl is not None and self.kl_brake >= self.max_kl:
-            yield f"rl.kl_brake is {self.kl_brake:g}, but at rl.max_kl {self.max_kl:g} training stops; choose a lower brake."
+        if brake is not None and self.max_kl is not None and brake >= self.max_kl:
+            yield f"rl.kl_brake is {brake:g}, but at rl.max_kl {self.max_kl:g} training stops; choose a lower brake."
         if self.sync_reference is not None and self.beta == 0 and self.objective != "sdpo":
             yield "rl.sync_reference moves the reference model of the KL, but rl.beta is 0, so there is none."
 

@@ -77,7 +77,8 @@ def _train_policy(config: Config, recipe: Recipe, write_curves: WriteCurves | No
     rl = config.rl
     check_early(config)
     split_prompts(rl)  # this too refuses before anything is loaded
-    check_sft(Manifest.load(config.folder / "sft"), config)
+    sft = Manifest.load(config.folder / "sft")
+    check_sft(sft, config)
     origin = config.folder / "sft" / "model"  # TRL reads the reference model from the same folder
     begun = begin(config, "rl", lambda dataset, index: checkpoint.load(str(origin)))
     _check_disk(begun)
@@ -107,6 +108,7 @@ def _train_policy(config: Config, recipe: Recipe, write_curves: WriteCurves | No
                 trie,
                 functions,
                 seed=config.seed,
+                pretrained=_is_pretrained(sft),
                 filtered=config.eval.exclude_history,
                 graphs=config.eval.by_graphs,
                 evaluator=evaluator,
@@ -128,8 +130,11 @@ def rl_recipe(config: Config) -> Recipe:
     Raises:
         ArtifactError: an input is missing, or was made from other data or SIDs.
     """
+    inputs = _inputs(config)
+    # The brake as it is, not as it is asked for: that of a model from scratch is null, as it was before there was `auto`.
+    brake = {"kl_brake": config.rl.kl_limit(_is_pretrained(Manifest.load(config.folder / "sft")))}
     sections = {
-        **config.section("rl"),
+        "rl": config.section("rl")["rl"] | brake,
         "prompts": prompts_section(config.prompts_for_training, [RECOMMENDING, *config.rl.tasks]),
         "rollouts": {"exclude_history": config.eval.exclude_history},
     }
@@ -142,9 +147,9 @@ def rl_recipe(config: Config) -> Recipe:
         stage="rl",
         folder=config.folder / "rl",
         config=sections,
-        inputs=_inputs(config),
+        inputs=inputs,
         seed=config.seed,
-        key_fields={**sections, **config.key_fields("rl")},
+        key_fields={**sections, "rl": config.key_fields("rl")["rl"] | brake},
         replace=config.replace,
         wait=config.wait,
         reread=partial(_inputs, config),
@@ -172,6 +177,11 @@ def check_sft(sft: Manifest, config: Config) -> None:
     warn_if_normalised_otherwise(sft, config.rl)
 
 
+def _is_pretrained(sft: Manifest) -> bool:
+    """Whether SFT began with a pretrained model."""
+    return bool(sft.config["model"]["init"] == "from_pretrained")
+
+
 def warn_if_normalised_otherwise(sft: Manifest, config: RlConfig) -> None:
     """Warn if SFT normalised its probabilities over another set of tokens than RL does."""
     of_sft = sft.config["sft"]["normalise_over"]
@@ -190,6 +200,7 @@ def make_trainer(
     functions: dict[str, Reward],
     *,
     seed: int,
+    pretrained: bool = False,
     filtered: bool = False,
     graphs: bool = True,
     evaluator: RankingEvaluator | None = None,
@@ -201,6 +212,7 @@ def make_trainer(
         trie: the valid SIDs, on the model's device.
         functions: the rewards by name, in the order of `rl.rewards`.
         seed: of what rollouts draw.
+        pretrained: SFT began with a pretrained model, see `RlConfig.kl_limit`.
         filtered: the rows have a column `hidden`, whose items no group holds.
         graphs: beams are searched by CUDA graphs on a GPU.
         evaluator: of the policy, with which rollouts share what they can; None without validations.
@@ -208,8 +220,8 @@ def make_trainer(
     """
     arguments["reward_funcs"] = [grouped(name, function, config.num_generations) for name, function in functions.items()]
     arguments |= {"trie": trie, "normalise_over": config.normalise_over}
-    if config.kl_brake is not None:
-        arguments["brake"] = KlBrake(config.kl_brake)
+    if (limit := config.kl_limit(pretrained)) is not None:
+        arguments["brake"] = KlBrake(limit)
     if config.objective == "exact":
         weights = list(config.rewards.values())
         arguments |= {"sft_weight": config.sft_weight, "entropy_bonus": config.entropy_bonus}

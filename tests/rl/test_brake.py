@@ -94,6 +94,33 @@ def test_a_brake_that_never_acts_changes_no_bit(policy, tmp_path):
     assert torch.equal(*results)
 
 
+SDPO = {"objective": "sdpo", "rollouts": "uniform", "add_target": True, "rewards": {"rule": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "pretrained", "limit"),
+    [
+        ({}, True, 0.1),
+        ({}, False, None),  # what RL of models from scratch gave stays as it was
+        ({"beta": 0.0}, True, None),  # nobody measures the KL
+        (SDPO, True, None),  # it is meant to move away
+        ({"objective": "exact", "rewards": {"rule": 1.0}, "normalise_over": "catalog"}, True, 0.1),
+        ({"kl_brake": None}, True, None),
+        ({"kl_brake": 0.5}, False, 0.5),
+    ],
+)
+def test_the_default_follows_the_model(fields, pretrained, limit):
+    assert RlConfig(**fields).kl_limit(pretrained) == limit
+
+
+def test_the_default_holds_a_pretrained_model_and_leaves_one_from_scratch_alone(policy, tmp_path):
+    """At a rate that is far too high."""
+    free, _ = trained(policy, tmp_path / "scratch", learning_rate=5e-3)
+    held, _ = trained(policy, tmp_path / "pretrained", learning_rate=5e-3, pretrained=True)
+    assert "kl_brake" not in free[0] and min(row["kl_brake"] for row in held) < 0.5
+    assert max(row["kl"] for row in free) > 3 * max(row["kl"] for row in held)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -81,6 +81,20 @@ def test_what_computes_in_a_short_format_is_in_the_key(prepared):
         assert recipe.config.get("validation", {}).get("dtype") == validation
 
 
+def test_the_key_has_the_brake_as_it_is(prepared):
+    """A model from scratch of before there was a default stays current; a pretrained one is asked about."""
+    before = rl_recipe(replace(prepared, rl=replace(prepared.rl, kl_brake=None)))
+    now = rl_recipe(prepared)
+    assert (before.key, now.config["rl"]["kl_brake"]) == (now.key, None)
+    sft = Manifest.load(prepared.folder / "sft")
+    try:
+        reseal(prepared.folder / "sft", config={**sft.config, "model": {**sft.config["model"], "init": "from_pretrained"}})
+        braked = rl_recipe(prepared)
+    finally:
+        sft.save(prepared.folder / "sft")
+    assert braked.config["rl"]["kl_brake"] == braked.key_fields["rl"]["kl_brake"] == 0.1
+
+
 def test_a_model_that_never_improves_stays_the_sft_model(prepared, caplog):
     """Steps of almost nothing change no list: the SFT model, validated before the first, is not beaten by equals."""
     was = prepared.rl.learning_rate, prepared.rl.patience

@@ -60,6 +60,7 @@ def trainer_of(
     kind: type[GRPOTrainer] | None = None,
     *,
     filtered: bool = False,
+    pretrained: bool = False,
     watch: Watch | None = None,
     adjust: Callable[[GRPOConfig], GRPOConfig] = lambda arguments: arguments,
     **fields: Any,
@@ -69,6 +70,7 @@ def trainer_of(
     Args:
         kind: a class to make instead, with our rollouts and rewards: TreeGRPOTrainer, or TRL's own.
         filtered: rollouts leave histories out.
+        pretrained: the policy counts as a pretrained model.
         adjust: changes TRL's arguments.
     """
     dataset, index = toy_dataset()
@@ -86,7 +88,8 @@ def trainer_of(
     }
     functions = {name: REWARDS[name] for name in config.rewards}
     if kind is None:
-        return make_trainer(config, trie, functions, seed=0, filtered=filtered, watch=watch, **arguments)
+        options = {"seed": 0, "pretrained": pretrained, "filtered": filtered, "watch": watch}
+        return make_trainer(config, trie, functions, **options, **arguments)
     arguments["reward_funcs"] = [grouped(name, reward, G) for name, reward in functions.items()]
     arguments["rollout_func"] = Rollouts(trie, config, tokenizer.pad_token_id, 0, filtered=filtered)
     if issubclass(kind, TreeGRPOTrainer):
