@@ -5,8 +5,8 @@ most 12 ms, at batch 8 at most 1.5 times and from 32 on at most 1.3 times a plai
 beams); 5 times faster than `generate` at batch 1 and 20 times at batch 32; 1.5B at batch 1 at most 20 ms; 2,000 requests a
 second at 0.5B, prompts of 100 tokens, batch 256.
 
-Sides: `graphs` (`SearchGraphs`), `catalog` (the same, each step normalised over the catalog, as the presets of SmolLM2 and of
-small models have it; all others over the vocabulary, as `generate` and the presets of Qwen2.5 do), `launches` (`beam_search`),
+Sides: `graphs` (`SearchGraphs`), `catalog` (the same, each step normalised over the catalog, as the presets of SmolLM2 and most
+of small models have it; all others over the vocabulary, as `generate` and those of Qwen2.5 do), `launches` (`beam_search`),
 `generate` (transformers, with a vectorised trie processor, up to batch 32), `plain` (one forward). With `--compiled parts`
 torch.compile first takes norms and feed-forward layers, with `whole` the forward of all layers, which takes minutes for each
 shape: `launches` and `graphs` then show what compiling gives on either way. `--without twin` records the model as it is
