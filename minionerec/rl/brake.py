@@ -14,6 +14,8 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from minionerec.config import RlConfig
+
 log = logging.getLogger(__name__)
 
 LOGGED = "kl_brake"  # the factor's name in the log
@@ -36,6 +38,16 @@ class KlBrake(TrainerCallback):
         self._limit = limit
         self._kl: list[float] = []  # of the micro-batches of this step so far
         self._acted = False  # in the step before
+
+    @classmethod
+    def of(cls, config: RlConfig, pretrained: bool) -> "KlBrake | None":
+        """The brake that `rl.kl_brake` asks for, if it asks for one.
+
+        Args:
+            pretrained: SFT began with a pretrained model.
+        """
+        limit = config.kl_limit(pretrained)
+        return None if limit is None else cls(limit)
 
     @property
     def factor(self) -> float:

@@ -108,7 +108,6 @@ def _train_policy(config: Config, recipe: Recipe, write_curves: WriteCurves | No
                 trie,
                 functions,
                 seed=config.seed,
-                pretrained=_is_pretrained(sft),
                 filtered=config.eval.exclude_history,
                 graphs=config.eval.by_graphs,
                 evaluator=evaluator,
@@ -117,6 +116,7 @@ def _train_policy(config: Config, recipe: Recipe, write_curves: WriteCurves | No
                 train_dataset=rows,
                 processing_class=begun.prompts.tokenizer,
                 watch=watch,
+                brake=KlBrake.of(rl, _is_pretrained(sft)),
             )
         announce(begun, trainer, f"{work.micro} prompts x {work.accumulation} micro-batches per process and step")
         _train(trainer, watch, rl, last_checkpoint(checkpoints))
@@ -200,7 +200,6 @@ def make_trainer(
     functions: dict[str, Reward],
     *,
     seed: int,
-    pretrained: bool = False,
     filtered: bool = False,
     graphs: bool = True,
     evaluator: RankingEvaluator | None = None,
@@ -212,7 +211,6 @@ def make_trainer(
         trie: the valid SIDs, on the model's device.
         functions: the rewards by name, in the order of `rl.rewards`.
         seed: of what rollouts draw.
-        pretrained: SFT began with a pretrained model, see `RlConfig.kl_limit`.
         filtered: the rows have a column `hidden`, whose items no group holds.
         graphs: beams are searched by CUDA graphs on a GPU.
         evaluator: of the policy, with which rollouts share what they can; None without validations.
@@ -220,8 +218,6 @@ def make_trainer(
     """
     arguments["reward_funcs"] = [grouped(name, function, config.num_generations) for name, function in functions.items()]
     arguments |= {"trie": trie, "normalise_over": config.normalise_over}
-    if (limit := config.kl_limit(pretrained)) is not None:
-        arguments["brake"] = KlBrake(limit)
     if config.objective == "exact":
         weights = list(config.rewards.values())
         arguments |= {"sft_weight": config.sft_weight, "entropy_bonus": config.entropy_bonus}

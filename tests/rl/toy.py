@@ -18,6 +18,7 @@ from minionerec.model import checkpoint, scratch
 from minionerec.prompts.builder import Prompts, tokenizer_corpus
 from minionerec.prompts.encode import TokenExample
 from minionerec.rl.arguments import grpo_arguments
+from minionerec.rl.brake import KlBrake
 from minionerec.rl.monitor import Watch
 from minionerec.rl.rewards import REWARDS
 from minionerec.rl.rollouts import Rollouts
@@ -88,8 +89,8 @@ def trainer_of(
     }
     functions = {name: REWARDS[name] for name in config.rewards}
     if kind is None:
-        options = {"seed": 0, "pretrained": pretrained, "filtered": filtered, "watch": watch}
-        return make_trainer(config, trie, functions, **options, **arguments)
+        arguments |= {"watch": watch, "brake": KlBrake.of(config, pretrained)}
+        return make_trainer(config, trie, functions, seed=0, filtered=filtered, **arguments)
     arguments["reward_funcs"] = [grouped(name, reward, G) for name, reward in functions.items()]
     arguments["rollout_func"] = Rollouts(trie, config, tokenizer.pad_token_id, 0, filtered=filtered)
     if issubclass(kind, TreeGRPOTrainer):
