@@ -1,5 +1,7 @@
 """What a neural baseline leaves for other stages: vectors that score any item after any history of the run's splits.
 
+`logprobs_of_scores` turns a baseline's scores into a distribution over the catalog, wherever one is asked for.
+
 The file is `baselines/<model>/vectors.safetensors`. The command `baseline` writes it; the stage `sid` reads the item vectors,
 the reward `collaborative` the scores of the train split. Both put the baseline's digest into the key of what they make.
 """
@@ -14,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from minionerec.artifacts import Manifest, require
 from minionerec.data.dataset import SPLITS, Dataset, SplitName
-from minionerec.errors import ArtifactError
+from minionerec.errors import ArtifactError, DataError
 
 _FILE = "vectors.safetensors"
 
@@ -41,6 +43,33 @@ class BaselineVectors:
         """Write the file into a baseline's folder."""
         states = {str(split): values for split, values in self.states.items()}
         save_file({"items": self.items, "bias": self.bias, **states}, folder / _FILE)
+
+
+def logprobs_of_scores(scores: np.ndarray, name: str) -> np.ndarray:
+    """The softmax of a baseline's scores over the catalog, in logarithms.
+
+    >>> np.exp(logprobs_of_scores(np.log([[1.0, 3.0]]), "sasrec")).round(4).tolist()
+    [[0.25, 0.75]]
+
+    Args:
+        scores: (rows, items).
+        name: of the baseline, for the message.
+
+    Returns:
+        (rows, items) float64 in nats.
+
+    Raises:
+        DataError: a score is not finite.
+    """
+    if not np.isfinite(scores).all():
+        raise DataError(
+            f"The baseline {name} gives scores that are not finite: its training diverged. Train it again with a lower "
+            f"--baseline.learning_rate: {_train(name)} --replace"
+        )
+    logprobs = scores.astype(np.float64)
+    logprobs -= logprobs.max(axis=1, keepdims=True)
+    logprobs -= np.log(np.exp(logprobs).sum(axis=1, keepdims=True))
+    return logprobs
 
 
 def baseline_digest(run: Path, name: str, data_digest: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from minionerec.data.dataset import Dataset, SplitName
-from minionerec.data.vectors import BaselineVectors, load_vectors
+from minionerec.data.vectors import BaselineVectors, load_vectors, logprobs_of_scores
 from minionerec.errors import DataError
 from minionerec.tree import Assistant, CatalogTrie
 
@@ -62,7 +62,7 @@ class BaselineAssistant:
         """The softmax of the baseline's scores over the catalog, (histories, items) float64 in nats.
 
         Raises:
-            DataError: a history is not one of the split's.
+            DataError: a history is not one of the split's, or a score is not finite.
         """
         for history in histories:
             if tuple(history) not in self.rows:
@@ -71,14 +71,13 @@ class BaselineAssistant:
                     f"{len(history)} items that is not among them."
                 )
         scores = self.vectors.scores(self.split, [self.rows[tuple(history)] for history in histories])
-        scores -= scores.max(axis=1, keepdims=True)
-        return scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+        return logprobs_of_scores(scores, self.name)
 
     def of(self, histories: Sequence[Sequence[int]], trie: CatalogTrie) -> Assistant:
         """What a search after these histories takes.
 
         Raises:
-            DataError: a history is not one of the split's.
+            DataError: as `logprobs`.
         """
         items = torch.from_numpy(self.logprobs(histories)).to(trie.device)
         return Assistant.of_items(trie, items, torch.full((len(histories),), self.weight, device=trie.device))

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from minionerec.data.vectors import BaselineVectors, load_vectors
-from minionerec.errors import ArtifactError
+from minionerec.data.vectors import BaselineVectors, load_vectors, logprobs_of_scores
+from minionerec.errors import ArtifactError, DataError
 from tests.small import SEQUENCES, leave_one_out
 
 pytestmark = pytest.mark.fast
@@ -47,3 +47,17 @@ def test_vectors_of_other_data_are_refused(tmp_path, folder):
     vectors(leave_one_out({"a": [0, 1, 2, 3]}, 6, 20)).save(folder)
     with pytest.raises(ArtifactError, match=r"1 train rows, but the run has 4"):
         load_vectors(tmp_path, "sasrec", dataset, "A test")
+
+
+def test_scores_as_log_probabilities():
+    scores = np.array([[1000.0, 999.0], [-2.0, -2.0]], np.float32)
+    before = scores.copy()
+    logprobs = logprobs_of_scores(scores, "sasrec")
+    assert logprobs.dtype == np.float64
+    np.testing.assert_allclose(np.exp(logprobs), [[1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1))], [0.5, 0.5]], rtol=1e-12)
+    np.testing.assert_array_equal(scores, before)
+    for wrong in (np.nan, np.inf, -np.inf):
+        with pytest.raises(
+            DataError, match=r"sasrec gives scores that are not finite.*minionerec baseline --baseline.model sasrec"
+        ):
+            logprobs_of_scores(np.array([[0.0, wrong]]), "sasrec")

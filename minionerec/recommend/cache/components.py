@@ -43,6 +43,7 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy import sparse
 
+from minionerec.data.vectors import logprobs_of_scores
 from minionerec.errors import ConfigError, DataError
 from minionerec.recommend.cache.interactions import NOTHING, Histories, Interactions, lookup, recent
 from minionerec.recommend.cache.neighbours import Neighbours
@@ -386,14 +387,8 @@ class Sequential(Component):
         rows = [row for row, history in enumerate(histories) if len(history)]
         if not rows:
             return scores
-        logits = self._scorer.score([histories[row] for row in rows]).astype(np.float64)
-        if not np.isfinite(logits).all():
-            raise DataError(
-                f"The baseline {self._scorer.name} gives scores that are not finite: its training diverged. Train it again "
-                f"with a lower --baseline.learning_rate: minionerec baseline --baseline.model {self._scorer.name} --replace"
-            )
-        np.exp(logits - logits.max(axis=1, keepdims=True), out=logits)
-        scores[rows] = logits / logits.sum(axis=1, keepdims=True)
+        logits = self._scorer.score([histories[row] for row in rows])
+        scores[rows] = np.exp(logprobs_of_scores(logits, self._scorer.name))
         return scores
 
 
