@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from minionerec.errors import ConstraintError
-from minionerec.tree.prior import check_shapes, legal_leaves, of_nodes, per_request
+from minionerec.tree.guide import Guide, below_nodes, check_shapes, highest, legal_leaves, of_nodes, per_request
 
 if TYPE_CHECKING:
     from minionerec.tree.trie import CatalogTrie
@@ -25,7 +25,7 @@ _TOLERANCE = 1e-3  # of the logarithm of a row's sum
 
 
 @dataclass(frozen=True)
-class Assistant:
+class Assistant(Guide):
     """What helps the model, for each request of a batch its own. `CatalogTrie.mixed` takes it.
 
     Attributes:
@@ -34,7 +34,6 @@ class Assistant:
         weight: (batch,) floating, 0 to 1: the model's. 1 is the model alone, 0 ranks as the assistant does.
     """
 
-    leaves: torch.Tensor
     weight: torch.Tensor
 
     @classmethod
@@ -53,18 +52,6 @@ class Assistant:
             weight: (batch,) floating, the model's.
         """
         return cls(_log_sums(items, trie.leaf_of_item.long(), len(trie)), weight)
-
-    def select(self, rows: torch.Tensor) -> "Assistant":
-        """The assistant of some requests.
-
-        Args:
-            rows: their numbers, (requests,).
-        """
-        return Assistant(self.leaves[rows], self.weight[rows])
-
-    def to(self, device: torch.device | str) -> "Assistant":
-        """The assistant on another device."""
-        return Assistant(self.leaves.to(device), self.weight.to(device))
 
     def within(self, trie: "CatalogTrie") -> "Assistant":
         """The assistant over what a view leaves: -inf outside, the rest adds up to 1; float64.
@@ -123,20 +110,12 @@ class PrefixAssistant:
     @cached_property
     def largest(self) -> tuple[torch.Tensor, ...]:
         """Per level, (batch, nodes) float64: the highest log-probability of a leaf below each node, -inf for none."""
-        levels = [self.assistant.leaves]
-        for level in reversed(range(1, self.trie.depth)):
-            parents = self.trie.parents(level)
-            above = levels[0].new_full((len(levels[0]), len(self.trie.tokens[level - 1])), -torch.inf)
-            levels.insert(0, above.scatter_reduce(1, parents.expand_as(levels[0]), levels[0], "amax"))
-        return tuple(levels)
+        return below_nodes(self.trie, self.assistant.leaves, highest)
 
     @cached_property
     def mass(self) -> tuple[torch.Tensor, ...]:
         """Per level, (batch, nodes) float64: log-probability of all leaves below each node together, -inf for none."""
-        levels = [self.assistant.leaves]
-        for level in reversed(range(1, self.trie.depth)):
-            levels.insert(0, _log_sums(levels[0], self.trie.parents(level), len(self.trie.tokens[level - 1])))
-        return tuple(levels)
+        return below_nodes(self.trie, self.assistant.leaves, _log_sums)
 
     def bounds(self, level: int, scores: torch.Tensor, nodes: torch.Tensor | None = None) -> torch.Tensor:
         """What no SID below a node exceeds; at the last level the SID's own score. Arguments as of `masses`.
@@ -168,15 +147,9 @@ class PrefixAssistant:
 
 
 def _log_sums(values: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:
-    """Logarithm of the sums of exponentials by group, (batch, groups); -inf for a group without a finite value.
-
-    Args:
-        values: (batch, members).
-        groups: (members,) the group of each.
-        count: of the groups.
-    """
+    """Logarithm of the sum of each group's exponentials; see `highest`."""
+    top = highest(values, groups, count)
+    shift = top.masked_fill(top == -torch.inf, 0)
     groups = groups.expand_as(values)
-    highest = values.new_full((len(values), count), -torch.inf).scatter_reduce(1, groups, values, "amax")
-    shift = highest.masked_fill(highest == -torch.inf, 0)
     sums = torch.zeros_like(shift).scatter_add(1, groups, (values - shift.gather(1, groups)).exp())
     return sums.log() + shift

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from minionerec.errors import ConstraintError
+from minionerec.tree.guide import Guide, below_nodes, check_shapes, highest, legal_leaves, of_nodes, per_request
 
 if TYPE_CHECKING:
     from minionerec.tree.trie import CatalogTrie
@@ -21,7 +22,7 @@ _TOLERANCE = 1e-3  # of a row's sum: float32 rows of a million SIDs add up to 1 
 
 
 @dataclass(frozen=True)
-class Prior:
+class Prior(Guide):
     """What is mixed into the model's distribution, for each request of a batch its own. `CatalogTrie.mixed` takes it.
 
     Attributes:
@@ -31,7 +32,6 @@ class Prior:
         share: (batch,) floating, the weight of the prior, 0 to 1.
     """
 
-    leaves: torch.Tensor
     share: torch.Tensor
 
     @classmethod
@@ -50,18 +50,6 @@ class Prior:
         """
         leaves = items.new_zeros(len(items), len(trie))
         return cls(leaves.index_add_(1, trie.leaf_of_item.long(), items), share)
-
-    def select(self, rows: torch.Tensor) -> "Prior":
-        """The prior of some requests.
-
-        Args:
-            rows: their numbers, (requests,).
-        """
-        return Prior(self.leaves[rows], self.share[rows])
-
-    def to(self, device: torch.device | str) -> "Prior":
-        """The prior on another device."""
-        return Prior(self.leaves.to(device), self.share.to(device))
 
     def within(self, trie: "CatalogTrie") -> "Prior":
         """The prior over what a view leaves: zero outside, divided by its sum inside; float64.
@@ -115,33 +103,12 @@ class Prior:
             )
 
 
-def check_shapes(owner: str, trie: "CatalogTrie", requests: int, **values: torch.Tensor) -> None:
-    """Refuse what cannot be weighed in a search of the trie.
-
-    Args:
-        owner: what the values belong to, as a sentence begins with it.
-        requests: prompts of the batch.
-        values: first (requests, SIDs), then (requests,), by name.
-
-    Raises:
-        ConstraintError: one is not floating, has another shape, or lies on another device than the trie.
-    """
-    wanted = ((requests, len(trie)), (requests,))
-    for (name, tensor), shape in zip(values.items(), wanted, strict=True):
-        if not tensor.is_floating_point() or tuple(tensor.shape) != shape or tensor.device != trie.device:
-            raise ConstraintError(
-                f"{owner}'s {name} must be floating, of shape {shape}, on {trie.device}; found {tensor.dtype} of shape "
-                f"{tuple(tensor.shape)} on {tensor.device}."
-            )
-
-
 @dataclass(frozen=True)
 class PrefixPrior:
     """A prior on the prefixes of a trie.
 
-    The leaves below a node are consecutive, and so are those below its children: one pass from the leaves up gives the sum and
-    the largest of them for every node. In float64, and without differences of running sums: a node of mass 1e-20 next to one of
-    mass 1 keeps its digits.
+    Sums of the leaves below a node are in float64, and no differences of running sums: a node of mass 1e-20 next to one of mass
+    1 keeps its digits.
 
     Attributes:
         trie: the valid SIDs, or a view.
@@ -157,20 +124,12 @@ class PrefixPrior:
     def largest(self) -> tuple[torch.Tensor, ...]:
         """Per level, (batch, nodes) float32: logarithm of the largest weighted leaf below each node, -inf for none."""
         # The logarithm is taken once, at the leaves: a bound is then the very number that the best leaf below it gets.
-        levels = [self.weighted.log().float()]
-        for level in reversed(range(1, self.trie.depth)):
-            above = levels[0].new_full((len(self.weighted), len(self.trie.tokens[level - 1])), -torch.inf)
-            levels.insert(0, above.scatter_reduce(1, self.trie.parents(level).expand_as(levels[0]), levels[0], "amax"))
-        return tuple(levels)
+        return below_nodes(self.trie, self.weighted.log().float(), highest)
 
     @cached_property
     def mass(self) -> tuple[torch.Tensor, ...]:
         """Per level, (batch, nodes) float32: logarithm of the sum of the weighted leaves below each node, -inf for 0."""
-        levels = [self.weighted]
-        for level in reversed(range(1, self.trie.depth)):
-            above = levels[0].new_zeros(len(self.weighted), len(self.trie.tokens[level - 1]))
-            levels.insert(0, above.scatter_add(1, self.trie.parents(level).expand_as(levels[0]), levels[0]))
-        return tuple(level.log().float() for level in levels)
+        return tuple(level.log().float() for level in below_nodes(self.trie, self.weighted, _sums))
 
     def bounds(self, level: int, scores: torch.Tensor, nodes: torch.Tensor | None = None) -> torch.Tensor:
         """What no SID below a node exceeds; at the last level the SID's own log-probability. Arguments as of `masses`."""
@@ -194,22 +153,6 @@ class PrefixPrior:
         return torch.logaddexp(model, of_nodes(weighted, nodes)).masked_fill(scores == -torch.inf, -torch.inf)
 
 
-def of_nodes(values: torch.Tensor, nodes: torch.Tensor | None) -> torch.Tensor:
-    """The values of some nodes of a level.
-
-    Args:
-        values: (batch, nodes of the level).
-        nodes: (batch, ...) their numbers; None for all in their order.
-    """
-    return values if nodes is None else values.gather(1, nodes.flatten(1)).view(nodes.shape)
-
-
-def per_request(values: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """One value per request, (batch,), so that it counts for each of the request's scores, (batch, ...)."""
-    return values.view(-1, *[1] * (scores.dim() - 1))
-
-
-def legal_leaves(trie: "CatalogTrie", requests: int) -> torch.Tensor:
-    """Which leaves each request of a batch may reach in a view, (requests, SIDs) bool."""
-    assert trie.view is not None
-    return trie.view.legal(trie.depth - 1, len(trie), requests)
+def _sums(values: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:
+    """The sum of each group's values; see `highest`."""
+    return values.new_zeros(len(values), count).scatter_add(1, groups.expand_as(values), values)
