@@ -298,7 +298,7 @@ def test_rpgs_scores_are_sums_over_its_codes_up_to_a_number_of_the_row():
     model = rpg()
     scores, logprobs = model.scores(histories())[:, 1:], model.digit_logprobs(histories())
     torch.testing.assert_close(logprobs.exp().sum(2), torch.ones(4, 3), atol=1e-5, rtol=0)
-    codes = model.rows[1:] - torch.arange(3) * CODES - 1
+    codes = model.distinct[model.row_of][1:] - torch.arange(3) * CODES - 1
     gathered = torch.stack([logprobs[:, digit, codes[:, digit]] for digit in range(3)]).mean(0)
     difference = scores - gathered
     torch.testing.assert_close(difference, difference[:, :1].expand_as(difference), atol=1e-5, rtol=1e-5)
@@ -323,7 +323,7 @@ def test_rpgs_loss_is_the_mean_of_plain_cross_entropies():
     losses = []
     for digit in range(3):
         table = functional.normalize(model.gpt2.wte.weight[1 + digit * CODES : 1 + (digit + 1) * CODES], dim=-1)
-        labels = model.rows[targets, digit] - 1 - digit * CODES
+        labels = model.distinct[model.row_of][targets, digit] - 1 - digit * CODES
         losses.append(functional.cross_entropy(vectors[:, digit] @ table.T / 0.1, labels))
     assert model(histories(targets)).item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
 

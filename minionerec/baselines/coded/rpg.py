@@ -59,13 +59,12 @@ class RPG(CodedModel):
             raise ConfigError(f"baseline.hidden_size {width} does not split into {sizes.heads} heads (baseline.heads).")
         self.digits, self.temperature = digits, sizes.temperature
         self.codes_per_digit = CODES
-        rows = codes + CODES * np.arange(digits) + 1  # row 0 is padding; the last row is the release's end, which nothing reads
-        self.register_buffer(
-            "rows", torch.from_numpy(np.concatenate([np.zeros((1, digits), np.int64), rows.astype(np.int64)])), persistent=False
-        )
-        distinct, row_of = torch.unique(self.get_buffer("rows"), dim=0, return_inverse=True)
-        self.register_buffer("distinct", distinct, persistent=False)
-        self.register_buffer("row_of", row_of, persistent=False)  # of each item, and of padding, among the distinct rows
+        # Row 0 of wte is padding; its last row is the release's end, which nothing reads.
+        rows = np.concatenate([np.zeros((1, digits), np.int64), codes.astype(np.int64) + CODES * np.arange(digits) + 1])
+        distinct, row_of = np.unique(rows, axis=0, return_inverse=True)
+        self.register_buffer("distinct", torch.from_numpy(distinct), persistent=False)  # rows of codes, as rows of wte
+        # Of each item, and of padding, the number of its row among the distinct ones.
+        self.register_buffer("row_of", torch.from_numpy(row_of.reshape(-1)), persistent=False)
         self.gpt2 = GPT2Model(
             GPT2Config(
                 vocab_size=digits * CODES + 2,
@@ -114,7 +113,7 @@ class RPG(CodedModel):
         """GPT-2's state after each history, (batch, hidden)."""
         longest = max(int(batch.lengths.max()), 1)
         items = batch.items[:, :longest]
-        embedded = self.gpt2.wte(self.get_buffer("rows")[items]).mean(2)
+        embedded = self.gpt2.wte(self._rows_of(items)).mean(2)
         states = self.gpt2(inputs_embeds=embedded, attention_mask=(items > 0).long().index_fill(1, items.new_zeros(1), 1))
         rows = torch.arange(len(items), device=items.device)
         return states.last_hidden_state[rows, batch.lengths.clamp(min=1) - 1]
@@ -131,15 +130,19 @@ class RPG(CodedModel):
 
     def vectors(self) -> Tensor:
         """(items + 1, digits * hidden): each item's code embeddings at unit length, one after the other; row 0 is padding."""
-        return self._vectors_of(self.get_buffer("rows"))
+        return self._distinct_vectors()[self.get_buffer("row_of")]
 
-    def _vectors_of(self, rows: Tensor) -> Tensor:
-        """(rows, digits * hidden) of rows of codes (rows, digits)."""
-        return functional.normalize(self.gpt2.wte(rows), dim=-1).flatten(1)
+    def _distinct_vectors(self) -> Tensor:
+        """(distinct rows, digits * hidden) of the distinct rows of codes."""
+        return functional.normalize(self.gpt2.wte(self.get_buffer("distinct")), dim=-1).flatten(1)
+
+    def _rows_of(self, items: Tensor) -> Tensor:
+        """The rows of wte of items' codes, (..., digits)."""
+        return self.get_buffer("distinct")[self.get_buffer("row_of")[items]]
 
     def logits(self, states: Tensor) -> Tensor:
         """Scores of all items, (batch, items + 1). Items of one row of codes have one score: a product of its own may round."""
-        return (states @ self._vectors_of(self.get_buffer("distinct")).T)[:, self.get_buffer("row_of")]
+        return (states @ self._distinct_vectors().T)[:, self.get_buffer("row_of")]
 
     def digit_logprobs(self, batch: HistoryBatch) -> Tensor:
         """Log-probability of every code of every digit, (batch, digits, codes)."""
@@ -149,5 +152,5 @@ class RPG(CodedModel):
     def forward(self, batch: HistoryBatch) -> Tensor:
         """Mean over the digits of the cross-entropy of the target's code."""
         first = torch.arange(self.digits, device=batch.targets.device) * self.codes_per_digit + 1
-        targets = self.get_buffer("rows")[batch.targets] - first
+        targets = self._rows_of(batch.targets) - first
         return -self.digit_logprobs(batch).gather(2, targets[..., None]).mean()
