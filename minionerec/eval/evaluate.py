@@ -297,7 +297,9 @@ def _inputs(config: Config, name: str) -> dict[str, str]:
         inputs[stage] = require(config.folder / stage, f"minionerec {stage}", made_from=inputs).digest
         if name in MIXED:
             mixture, baseline = require_mixture(config.folder, stage, inputs)
-            inputs |= {f"mixture/{stage}": mixture.digest, **baseline}
+            inputs[f"mixture/{stage}"] = mixture.digest
+            if baseline is not None:
+                inputs[baseline.stage] = baseline.digest
         if name in GROUNDED and config.eval.grounding == "base":
             path = str(config.model.path)
             inputs["embeddings"] = pretrained.identity(path) or path

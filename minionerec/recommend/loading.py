@@ -83,7 +83,8 @@ def _of_run(folder: Path, stage: str, dtype: Dtype | None, mixture: bool | None)
             )
     lists = _evaluated_with(folder, f"{stage}-mixture" if mixture else stage)
     if mixture and has_mixture(folder, stage):  # its weights were fitted to lists that are made so
-        fitted = Manifest.load(folder / "mixture" / stage).config["eval"]
+        # Its files are checked once, where the weights are read (`load_cache`).
+        fitted = Manifest.load(folder / "mixture" / stage, editable=None).config["eval"]
         lists = replace(lists, normalise_over="catalog", exclude_history=fitted["exclude_history"], dtype=fitted["dtype"])
     lists = _in_dtype(lists, dtype)
     model, tokenizer = checkpoint.load(str(folder / stage / "model"), lists.dtype)

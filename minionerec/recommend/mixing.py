@@ -32,7 +32,7 @@ from minionerec.recommend.cache import (
 )
 from minionerec.recommend.cache.interactions import Histories
 from minionerec.recommend.cache.mixture import fit_weights, made_from
-from minionerec.recommend.cache.sequential import scorer_of_run
+from minionerec.recommend.cache.sequential import checked_scorer, scorer_of_run
 from minionerec.recommend.cache.vectors import vectors_of_run
 from minionerec.tree import CatalogTrie, Prior, score_leaves
 
@@ -60,8 +60,8 @@ def components_of(config: Config, dataset: Dataset) -> dict[str, Component]:
     return dict(make_components(names, Interactions.of_dataset(dataset), vectors, scorer))
 
 
-def require_mixture(run: Path, stage: str, inputs: Mapping[str, str]) -> tuple[Manifest, dict[str, str]]:
-    """The manifest of a run's mixture for a model, and the digest of the baseline in it by the artefact's name, if it has one.
+def require_mixture(run: Path, stage: str, inputs: Mapping[str, str]) -> tuple[Manifest, Manifest | None]:
+    """The manifests of a run's mixture for a model, and of the trained baseline in it, None if it has none.
 
     Args:
         stage: of the model, `sft` or `rl`.
@@ -74,14 +74,14 @@ def require_mixture(run: Path, stage: str, inputs: Mapping[str, str]) -> tuple[M
     manifest = require(run / "mixture" / stage, COMMAND, made_from=inputs)
     baseline = manifest.config["mixture"].get("sequential")  # earlier versions had none
     if baseline is None:
-        return manifest, {}
-    name, digest = f"baselines/{baseline}", stored_baseline(run, baseline, inputs["data"]).digest
-    if manifest.inputs[name] != digest:
+        return manifest, None
+    name, stored = f"baselines/{baseline}", stored_baseline(run, baseline, inputs["data"])
+    if manifest.inputs[name] != stored.digest:
         raise ArtifactError(
             f"{run / 'mixture' / stage}: was fitted with another {name} than the run has now, which was trained again. Fit it "
             f"again: {COMMAND} (same --config and options)."
         )
-    return manifest, {name: digest}
+    return manifest, stored
 
 
 def load_cache(run: Path, stage: str, dataset: Dataset, inputs: Mapping[str, str]) -> tuple[Mixture, str]:
@@ -95,10 +95,13 @@ def load_cache(run: Path, stage: str, dataset: Dataset, inputs: Mapping[str, str
         ArtifactError: as `require_mixture`, or what it needs of the baseline does not fit.
     """
     folder = run / "mixture" / stage
-    manifest, _ = require_mixture(run, stage, inputs)
-    names, baseline = manifest.config["mixture"]["components"], manifest.config["mixture"].get("sequential")
+    manifest, baseline = require_mixture(run, stage, inputs)
+    settings = manifest.config["mixture"]
+    names = settings["components"]
     vectors = load_file(folder / VECTORS)["vectors"] if "text" in names else None
-    scorer = None if baseline is None else scorer_of_run(run, baseline, len(dataset.catalog))
+    scorer = None
+    if baseline is not None:
+        scorer = checked_scorer(run / "baselines" / settings["sequential"], baseline, len(dataset.catalog))
     interactions = Interactions.of_dataset(dataset)
     components = make_components(names, interactions, vectors, scorer)
     weights = MixtureWeights.read(folder / WEIGHTS, made_from(components), f"Run {COMMAND} again.")

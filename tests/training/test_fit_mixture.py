@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
 from minionerec.artifacts import MANIFEST, Manifest, read_json
-from minionerec.artifacts.manifest import changed_input
+from minionerec.artifacts.manifest import _check_file, changed_input
 from minionerec.baselines.train import train_baseline
 from minionerec.cli import main
 from minionerec.config import BaselineConfig, Config, EvalConfig, MixtureConfig, SidConfig
@@ -279,6 +280,19 @@ def test_a_trained_baseline_is_mixed_in_wherever_the_run_is_asked(with_baseline,
         "mixture/sft",
         "eval/sft-mixture",
     }
+
+
+def test_a_recommender_checks_each_file_once(with_baseline, monkeypatch):
+    checked = Counter()
+
+    def count(path, size, sha256):
+        checked[path] += 1
+        _check_file(path, size, sha256)
+
+    monkeypatch.setattr("minionerec.artifacts.manifest._check_file", count)
+    assert Recommender.load(with_baseline).mixture is not None
+    assert {*checked.values()} == {1}
+    assert {with_baseline / name for name in ("data/train.parquet", "baselines/sasrec/model.safetensors")} <= checked.keys()
 
 
 def test_a_baseline_that_was_trained_again_makes_mixture_and_evaluation_stale(copied_with_baseline):

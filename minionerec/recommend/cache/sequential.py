@@ -41,7 +41,7 @@ class HistoryScorer:
 
 
 def scorer_of_run(run: Path, name: str, items: int) -> HistoryScorer:
-    """A baseline of a run, on the CPU.
+    """A baseline of a run, on the CPU, after a check of its files and of the data's.
 
     Args:
         items: of the run's catalog.
@@ -50,7 +50,21 @@ def scorer_of_run(run: Path, name: str, items: int) -> HistoryScorer:
         ArtifactError: the run has no such baseline, it is damaged, was trained on other data, or does not fit the catalog.
     """
     stored = stored_baseline(run, name, require(run / "data", ITEM_STAGES["data"]).digest)
-    return HistoryScorer(name, stored.digest, _scores(run / "baselines" / name, stored, items))
+    return checked_scorer(run / "baselines" / name, stored, items)
+
+
+def checked_scorer(folder: Path, manifest: Manifest, items: int) -> HistoryScorer:
+    """A baseline whose files were checked, on the CPU.
+
+    Args:
+        folder: of the baseline.
+        manifest: as `stored_baseline` gives it.
+        items: of the run's catalog.
+
+    Raises:
+        ArtifactError: the baseline does not fit the catalog, or has settings that this version does not take.
+    """
+    return HistoryScorer(folder.name, manifest.digest, _scores(folder, manifest, items))
 
 
 def component_baseline(config: Config, stage: str, data_digest: str) -> dict[str, str]:
