@@ -308,7 +308,7 @@ def _early_baseline(config: Config, pending: Sequence[str]) -> None:
 
     machine.check_baseline_memory(config.baseline, early.rows_of(config.folder, "catalog") or 0)
     if config.baseline.sequential is not None and config.baseline.model == "mixture":
-        early.check_baseline("baseline.sequential", config.baseline.sequential, config)
+        early.check_baseline("baseline.sequential", config.baseline.sequential, config, pending)
     if config.baseline.model in VECTOR_BASELINES:
         early.check_vectors(config, pending)
 
@@ -519,13 +519,16 @@ def plan(
         gbit: speed of each machine's link (Gbit/s), to say how long it is busy in a step.
 
     Raises:
-        ArtifactError: data, SIDs or the baseline that validations mix in are missing.
+        ArtifactError: data or SIDs are missing, or the baseline that validations mix in cannot be asked.
         ConfigError: the training cannot be planned with these settings.
     """
-    if config.mixes_in(stage) and config.mixture.sequential is not None:
-        from minionerec.training.early import check_baseline
+    from minionerec.sft.early import check_trained_mixture
+    from minionerec.training.early import check_component_baseline
 
-        check_baseline("mixture.sequential", config.mixture.sequential, config)
+    if stage == "sft":
+        check_trained_mixture(config)
+    if config.mixes_in(stage):
+        check_component_baseline(config)
     set_up(config.threads)
     use_cache_without_hub(config)
     if stage == "sft" or not (config.folder / "sft" / "model").is_dir():

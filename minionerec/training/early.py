@@ -6,8 +6,9 @@ from pathlib import Path
 
 from pyarrow import parquet
 
-from minionerec.artifacts import MANIFEST
+from minionerec.artifacts import MANIFEST, Manifest
 from minionerec.config import GENERATIVE_BASELINES, TASKS, TRIVIAL_BASELINES, Config, TaskName
+from minionerec.data.vectors import stored_baseline
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.sid.encoder import check_encoder, vector_origin
 
@@ -49,16 +50,16 @@ def check_cutoff(field: str, metric: str, config: Config, else_do: str | None = 
 
 
 def check_baseline(field: str, name: str, config: Config, pending: Collection[str] = ()) -> None:
-    """Refuse a setting that needs the vectors of a baseline if the run does not have them.
+    """Refuse a setting that asks a trained baseline of the run, if the run has none that can be asked.
 
     Args:
         field: the setting, as the message names it.
         name: of the baseline.
-        pending: stages that run before the vectors are read; `baseline` trains `baseline.model`.
+        pending: stages that run before it is asked: `baseline` trains `baseline.model`, `data` may change what it must be of.
 
     Raises:
         ConfigError: this baseline has no vectors.
-        ArtifactError: it is not trained yet.
+        ArtifactError: it is not trained yet, it is damaged, or it was trained on other data or on a file of sequences.
     """
     if name in TRIVIAL_BASELINES:
         raise ConfigError(f"{field} {name} only counts and has no vectors. Choose a neural baseline, e.g. sasrec.")
@@ -72,6 +73,8 @@ def check_baseline(field: str, name: str, config: Config, pending: Collection[st
             f"{run / 'baselines' / name}: no finished artefact here, but {field} needs this baseline. First run, with the same "
             f"--config and options: minionerec data prepare, then minionerec baseline --baseline.model {name}"
         )
+    if "data" not in pending and (run / "data" / MANIFEST).is_file():
+        stored_baseline(run, name, Manifest.load(run / "data", editable=None).digest)
 
 
 def check_assistant(config: Config, pending: Collection[str] = ()) -> None:
@@ -82,7 +85,7 @@ def check_assistant(config: Config, pending: Collection[str] = ()) -> None:
 
     Raises:
         ConfigError: `eval.assistant` is null, or names a baseline without vectors, or lists are shorter than 10.
-        ArtifactError: the baseline is not trained yet.
+        ArtifactError: as `check_baseline`.
     """
     if config.eval.assistant is None:
         raise ConfigError(
@@ -102,7 +105,7 @@ def check_title_assistant(config: Config, pending: Collection[str] = ()) -> None
     Raises:
         ConfigError: `eval.title_assistant` names a baseline without vectors; or the weight is to be chosen, and lists are
             shorter than 10 or the valid split is empty.
-        ArtifactError: the baseline is not trained yet.
+        ArtifactError: as `check_baseline`.
     """
     if (name := config.eval.title_assistant) is None:
         return
@@ -137,16 +140,38 @@ def check_mixture(config: Config, pending: Collection[str]) -> None:
         pending: stages that run before it and may change what they have left so far.
 
     Raises:
-        ArtifactError: the baseline of `sequential` is not trained yet.
-        ConfigError: no component is named, the valid split is empty, or the encoder of `text` is not there.
+        ArtifactError: as `check_mixed_in`.
+        ConfigError: as `check_mixed_in`, or the valid split is empty.
+    """
+    check_mixed_in(config, pending)
+    if "data" not in pending:
+        check_valid_rows(config, "the weights of a mixture are fitted to it", "set mixture.components []")
+
+
+def check_mixed_in(config: Config, pending: Collection[str]) -> None:
+    """Refuse components that cannot be mixed in, before anything is trained.
+
+    Args:
+        pending: stages that run before and may change what they have left so far.
+
+    Raises:
+        ArtifactError: the baseline of `sequential` cannot be asked, see `check_baseline`.
+        ConfigError: no component is named, or the encoder of `text` is not there.
     """
     check_components(config)
     if "text" in config.mixture.components:
         check_vectors(config, pending)
+    check_component_baseline(config, pending)
+
+
+def check_component_baseline(config: Config, pending: Collection[str] = ()) -> None:
+    """Refuse a mixture whose trained baseline cannot be asked; raises as `check_baseline`.
+
+    Args:
+        pending: stages that run before it is asked.
+    """
     if config.mixture.sequential is not None:
         check_baseline("mixture.sequential", config.mixture.sequential, config, pending)
-    if "data" not in pending:
-        check_valid_rows(config, "the weights of a mixture are fitted to it", "set mixture.components []")
 
 
 def check_valid_rows(config: Config, why: str, else_do: str) -> None:

@@ -1,6 +1,7 @@
 """What a later stage would refuse is refused before the stages before it take their time."""
 
 import dataclasses
+import itertools
 import shutil
 import sys
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from minionerec import pipeline
-from minionerec.artifacts import MANIFEST, Recipe
+from minionerec.artifacts import MANIFEST, Manifest, Recipe
 from minionerec.config import (
     NAMING,
     BaselineConfig,
@@ -27,7 +28,7 @@ from minionerec.rl.early import check_early, check_group
 from minionerec.sft.early import check_early as check_early_of_sft
 from minionerec.sid import sentence_encoders
 from minionerec.training import early, machine
-from tests.small import random_dataset
+from tests.small import random_dataset, reseal
 
 pytestmark = pytest.mark.fast
 
@@ -238,31 +239,69 @@ def test_the_encoder_of_a_mixture_is_asked_for_only_if_it_is_needed(folder, monk
         pipeline._check_ahead(dataclasses.replace(config, replace=True), ("mixture", "eval"))
 
 
+def with_baseline_in_the_mixture(folder):
+    """Settings of a run whose mixture asks a baseline, and whose trainings are validated with it."""
+    mixture = MixtureConfig(components=["markov", "sequential"], sequential="gru4rec", validation=True)
+    ranked = {"sft": SftConfig(best_metric="NDCG@10"), "rl": RlConfig(prompts_per_step=8)}
+    return Config(out=str(folder), mixture=mixture, eval=EvalConfig(normalise_over="catalog"), **ranked)
+
+
+def asking(config):
+    """What asks for the baseline: the checks of three stages before the data are there and after, and the plans of two."""
+    stages = ("data", "sid", "sft", "rl", "mixture", "eval")
+    after = [
+        lambda first: pipeline.EARLY_CHECKS["mixture"](config, stages[first:4]),
+        lambda first: check_early_of_sft(config, stages[first:2]),
+        lambda first: check_early(config, stages[first:3]),
+    ]
+    plans = [lambda stage=stage: pipeline.plan(stage, config, None, None) for stage in ("sft", "rl")]
+    return [lambda ask=ask: ask(0) for ask in after], [lambda ask=ask: ask(1) for ask in after], plans
+
+
 def test_a_baseline_in_the_mixture_is_asked_for_before_anything_is_trained(folder):
     """By every stage that mixes it in, and a training through it is refused: it knows all training rows."""
     with_data(folder)
-    mixture = MixtureConfig(components=["markov", "sequential"], sequential="gru4rec", validation=True)
-    config = Config(out=str(folder), mixture=mixture, eval=EvalConfig(normalise_over="catalog"))
-    trained = dataclasses.replace(config, sft=SftConfig(best_metric="NDCG@10"), rl=RlConfig(prompts_per_step=8))
-    stages = ("data", "sid", "sft", "rl", "mixture", "eval")
+    config = with_baseline_in_the_mixture(folder)
     missing = r"gru4rec: no finished artefact here, but mixture.sequential needs this baseline. First run"
-    for check in (
-        lambda: pipeline.EARLY_CHECKS["mixture"](config, stages[:4]),
-        lambda: check_early_of_sft(trained, stages[:2]),
-        lambda: check_early(trained, stages[:3]),
-    ):
+    for check in itertools.chain(*asking(config)):
         with pytest.raises(ArtifactError, match=missing):
             check()
-    for stage in ("sft", "rl"):  # nor is it planned
-        with pytest.raises(ArtifactError, match=missing):
-            pipeline.plan(stage, trained, None, None)
-    check_early_of_sft(config)  # validated by its loss
+    check_early_of_sft(dataclasses.replace(config, sft=SftConfig()))  # validated by its loss
     floor = BaselineConfig(model="mixture", components=["sequential"], sequential="gru4rec")
     with pytest.raises(ArtifactError, match=r"but baseline.sequential needs this baseline"):
         pipeline._check_ahead(dataclasses.replace(config, baseline=floor), ("baseline",))
     through = SftConfig(tasks=["history_sid_to_sid"], normalise_over="catalog", mixture=SftMixtureConfig("em"))
-    with pytest.raises(ConfigError, match=r"names sequential: gru4rec was trained on every training row.*mix it in afterwards"):
-        check_early_of_sft(dataclasses.replace(config, sft=through))
+    trained = dataclasses.replace(config, sft=through)
+    for check in (lambda: check_early_of_sft(trained), lambda: pipeline.plan("sft", trained, None, None)):
+        with pytest.raises(ConfigError, match=r"names sequential: gru4rec was trained on every .*mix it in afterwards"):
+            check()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"data": "another"}, r"gru4rec: was made from another data than .*minionerec baseline --baseline.model gru4rec"),
+        ({"sequences": "0"}, r"gru4rec: was trained on a file of sequences"),
+    ],
+)
+def test_a_baseline_of_other_data_is_refused_before_anything_is_trained(folder, inputs, message):
+    """Unless the stage `data` is still to run: the data may be those of the baseline then."""
+    with_data(folder)
+    (folder / "data" / MANIFEST).unlink()
+    finished(folder, "data")
+    DATASET.save(folder / "data")
+    config, baseline = with_baseline_in_the_mixture(folder), folder / "baselines/gru4rec"
+    with Recipe("baselines/gru4rec", baseline, {}, inputs, 0).write():
+        pass
+    before, after, plans = asking(config)
+    for check in before:
+        check()
+    for check in (*after, *plans):
+        with pytest.raises(ArtifactError, match=message):
+            check()
+    reseal(baseline, inputs={"data": Manifest.load(folder / "data").digest})
+    for check in after:
+        check()
 
 
 def test_the_encoder_that_is_asked_for_is_that_of_the_sids(folder, monkeypatch):
