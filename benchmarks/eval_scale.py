@@ -61,6 +61,7 @@ def write(folder: Path, examples: int, seed: int = 0) -> None:
                 "items": [item for sid in picked for item in groups[sids[sid]]],
                 "sizes": [len(groups[sids[sid]]) for sid in picked],
                 "exact": bool(rng.random() < 0.3),
+                "score_kind": "log-probability",
             }
             listed = ",".join([texts[sid] for sid in picked])
             rest = f'"target_sid":{texts[target]},"sids":[{listed}],"scores":{scores}}}\n'

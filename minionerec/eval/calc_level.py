@@ -13,7 +13,7 @@ from minionerec.config import CUTOFFS, RESAMPLES
 from minionerec.config.evaluation import RESAMPLES_BOUNDS
 from minionerec.errors import ConfigError, DataError
 from minionerec.eval.level_plot import draw_levels
-from minionerec.eval.levels import right_so_far
+from minionerec.eval.levels import right_so_far, why_uncalibrated
 from minionerec.eval.lists import RankedLists, cutoffs_within
 from minionerec.eval.metrics import measure
 from minionerec.eval.result_json import read_catalog, read_lists
@@ -22,7 +22,8 @@ _MEASURED = ("exact", "invalid", "sid", "item", "per_user", "detectable", "lost"
 
 
 def level_report(lists: RankedLists, cutoffs: Sequence[int], resamples: int, seed: int) -> dict[str, Any]:
-    """The content of `levels.json`: numbers of users and rows, lengths of the lists, the three level tables, and the metrics.
+    """The content of `levels.json`: numbers of users and rows, lengths of the lists, the three level tables, the metrics, and
+    why there is no calibration (null if there is one).
 
     Cut-offs beyond the longest list are left out. If that leaves none, the longest list's length is the only cut-off.
 
@@ -37,6 +38,7 @@ def level_report(lists: RankedLists, cutoffs: Sequence[int], resamples: int, see
         "lengths": metrics.lengths,
         **metrics.levels,
         **{name: getattr(metrics, name) for name in _MEASURED},
+        "uncalibrated": why_uncalibrated(lists),
     }
 
 
@@ -85,7 +87,9 @@ def _print(report: Mapping[str, Any], console: Console) -> None:
     for row in report["lost"]:
         lost.add_row(str(row["level"]), f"{row['lost']:.4f}", _rank(row["rank"]))
     console.print(lost)
-    if report["calibration"]:
+    if report["calibration"] is None:
+        console.print(f"No calibration: {report['uncalibrated']}.", highlight=False, soft_wrap=True)
+    else:
         calibration = Table("Level", "confidence", "accuracy", "calibration error", title="Calibration", title_justify="left")
         for row in report["calibration"]:
             calibration.add_row(str(row["level"]), *(f"{row[name]:.4f}" for name in ("confidence", "accuracy", "error")))

@@ -18,7 +18,7 @@ from minionerec.config import CUTOFFS
 from minionerec.distributed import is_main_process
 from minionerec.errors import ArtifactError
 from minionerec.eval import search_error
-from minionerec.eval.predictions import Prediction, own_ids, write_predictions
+from minionerec.eval.predictions import Prediction, ScoreKind, own_ids, write_predictions
 from minionerec.recommend.lists import Recommendation
 from minionerec.recommend.recommender import Recommender
 from minionerec.statistics.sampling import evenly_spaced
@@ -40,6 +40,8 @@ class SplitDecoder:
         """Read the split that the configuration names."""
         self._recommender, self._config = recommender, recommender.config
         self._split = recommender.prompts.dataset.split(self._config.split)
+        helper = recommender.assistant
+        self._score_kind: ScoreKind = "log-probability" if helper is None or helper.weight == 1 else "weighed logarithm"
         self._several = self._split["user"].n_unique() < len(self._split)  # then a prediction names its position
 
     def __len__(self) -> int:
@@ -66,6 +68,7 @@ class SplitDecoder:
             items=items,
             scores=[group[0].score for group in by_sid],
             exact=recommendation.exact,
+            score_kind=self._score_kind,
             position=example["position"] if self._several else None,
             sizes=[len(group) for group in by_sid] if len(items) > len(by_sid) else None,
             **own_ids(self._recommender.items.ids, example["target"], example["history"], items),

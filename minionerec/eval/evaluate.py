@@ -115,8 +115,6 @@ def _predict(config: Config, name: str, recipe: Recipe) -> None:
             if stage is not None and (warning := collision_warning(index.collisions(), len(index.codes))) is not None:
                 log.warning("%s", warning)
             metrics = measure_predictions(draft.path, dataset, index, config)
-            if name in ASSISTED and recipe.config["d3"]["weight"] < 1:  # weighed logarithms, which are no probabilities
-                metrics = dataclasses.replace(metrics, calibration=None)
             metrics.write(draft.path / "metrics.json")
             draft.metrics.update({metric: cell["value"] for metric, cell in metrics.headline.items()})
             if wordings > 1:

@@ -128,21 +128,15 @@ def calibration(predictions: Lists) -> list[dict[str, Any]] | None:
     Returns:
         Per level: its number `level`; `confidence` and `accuracy`, means over examples; `error`, the expected calibration
         error (mean distance of the two over ten groups of equal size, sorted by confidence); `groups`, each group's
-        confidence and accuracy. None if scores are no log-probabilities: there are none, they add up to more than 1, or all are
-        whole numbers, as minus the rank is.
+        confidence and accuracy. None if scores are no log-probabilities, see `why_uncalibrated`.
     """
     lists = RankedLists.of(predictions)
-    if lists.scores is None or lists.width == 0:
-        return None
-    scores = lists.scores
-    if not any((np.nan_to_num(scores[rows]) % 1).any() for rows in lists.chunks()):  # the first chunk decides almost always
+    if lists.scores is None or why_uncalibrated(lists) is not None:
         return None
     confidence = np.zeros(lists.target_sids.shape)
     right = np.zeros(lists.target_sids.shape)
     for rows in lists.chunks():
-        chance = np.exp(np.nan_to_num(scores[rows].astype(float), nan=-np.inf))  # (rows, width)
-        if (chance.sum(axis=1) > 1 + 1e-3).any():
-            return None
+        chance = np.exp(np.nan_to_num(lists.scores[rows].astype(float), nan=-np.inf))  # (rows, width)
         prefix = np.zeros(chance.shape, dtype=np.int64)  # one number per prefix: its codes as digits
         for level in range(lists.levels):
             codes = lists.sids[rows, :, level].astype(np.int64) + 1  # 0 for a code that a short SID lacks
@@ -154,6 +148,20 @@ def calibration(predictions: Lists) -> list[dict[str, Any]] | None:
             favourite = lists.sids[rows][np.arange(len(chance)), position, : level + 1]
             right[rows, level] = (favourite == lists.target_sids[rows, : level + 1]).all(axis=1)
     return [{"level": level + 1, **calibrated(confidence[:, level], right[:, level])} for level in range(lists.levels)]
+
+
+def why_uncalibrated(lists: RankedLists) -> str | None:
+    """Why some lists have no `calibration`; None if they have one."""
+    if lists.scores is None:
+        return "the file has no scores"
+    if lists.width == 0:
+        return "the lists are empty"
+    if lists.score_kind is None:
+        return (
+            "the file does not say whether its scores are log-probabilities, because an earlier version wrote it; delete the "
+            "folder of the evaluation and run minionerec eval again"
+        )
+    return None if lists.score_kind == "log-probability" else f"scores are {lists.score_kind}s, no log-probabilities"
 
 
 def _favourite(group: np.ndarray, chance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

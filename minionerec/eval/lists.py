@@ -4,7 +4,7 @@ import dataclasses
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Union, get_args
 
 import numpy as np
 import polars as pl
@@ -13,7 +13,7 @@ import pyarrow.json
 
 from minionerec.config import CUTOFFS
 from minionerec.errors import DataError
-from minionerec.eval.predictions import Prediction, read_predictions
+from minionerec.eval.predictions import Prediction, ScoreKind, read_predictions
 
 HEADLINE = 10  # the cut-off that the field reports
 EMPTY = -1  # code of a position beyond the end of a list, and of a recommended text that is no SID
@@ -30,6 +30,7 @@ _SCHEMA = pa.schema(
         "items": _INDICES,
         "scores": pa.list_(pa.float64()),
         "exact": pa.bool_(),
+        "score_kind": pa.string(),
         "position": pa.int32(),
         "sizes": _INDICES,
         "item_tie": _INDICES,
@@ -114,6 +115,7 @@ class RankedLists:
             if a recommended text is no SID.
         lengths: (rows,) int, length of each list.
         scores: (rows, width) float32, NaN beyond a list's end; None if the file has none.
+        score_kind: what the scores are; None if the file has none, or not every line says it, and the same.
         sizes: (rows, width) int, how many items share each SID and are tied, 0 beyond a list's end; None if nothing is tied.
         items: recommended items; None if the file names none.
         history: item indices, oldest first; None if the file names none.
@@ -130,6 +132,7 @@ class RankedLists:
     sids: np.ndarray
     lengths: np.ndarray
     scores: np.ndarray | None
+    score_kind: ScoreKind | None
     sizes: np.ndarray | None
     items: Ragged | None
     history: Ragged | None
@@ -193,6 +196,7 @@ class RankedLists:
             items=self.items[row].tolist(),
             scores=self.scores[row, :length].tolist(),
             exact=self.exact is not None and bool(self.exact[row]),
+            score_kind=self.score_kind,
             position=int(self.positions[row]) if self.positions[row] >= 0 else None,
             sizes=None if self.sizes is None else self.sizes[row, :length].tolist(),
             item_tie=self.item_ties[row].tolist() if self.item_ties[row, 1] > 1 else None,
@@ -233,6 +237,7 @@ class RankedLists:
             sids=sids,
             lengths=lengths,
             scores=scores,
+            score_kind=_common({row.score_kind for row in predictions}),
             sizes=sizes,
             items=Ragged.of([row.items for row in predictions]),
             history=history,
@@ -335,6 +340,7 @@ def _arrays(block: bytes) -> dict[str, Any]:
         "sids": sids,
         "lengths": lengths,
         "scores": padded,
+        "score_kinds": _score_kinds(column["score_kind"]),
         "sizes": _sizes(column["sizes"], filled, item_lengths),
         "item_ties": _ties(column["item_tie"]),
         "sid_ties": _ties(column["sid_tie"]),
@@ -342,6 +348,19 @@ def _arrays(block: bytes) -> dict[str, Any]:
         "history": (history, history_lengths),
         "exact": column["exact"].to_numpy(zero_copy_only=False),
     }
+
+
+def _score_kinds(column: pa.StringArray) -> set[ScoreKind | None]:
+    """What the lines of a block say that their scores are; None among them for a line that does not say it."""
+    kinds = {*column.unique().to_pylist()}
+    if not kinds <= {None, *get_args(ScoreKind)}:
+        raise _Irregular
+    return kinds
+
+
+def _common(kinds: set[ScoreKind | None]) -> ScoreKind | None:
+    """What all lines of a file say that their scores are; None if they do not, as after a shard of an earlier version."""
+    return kinds.pop() if len(kinds) == 1 else None
 
 
 def _are_ids(ids: pa.ListArray, items: pa.ListArray) -> bool:
@@ -439,6 +458,7 @@ def _joined(parts: list[dict[str, Any]]) -> RankedLists:
         **simple,
         sids=_pad([part.pop("sids") for part in parts], EMPTY),
         scores=scores,
+        score_kind=_common(set().union(*(part["score_kinds"] for part in parts))),
         sizes=sizes,
         items=items,
         history=history,

@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import polars as pl
@@ -17,6 +17,9 @@ import polars as pl
 from minionerec.config.documents import parse_json
 from minionerec.errors import CatalogError, DataError
 from minionerec.sid.index import SidIndex
+
+ScoreKind = Literal["log-probability", "weighed logarithm", "minus rank"]
+"""What scores are: log-probabilities of SIDs in nats, D3's weighed logarithms, or minus the 0-based rank."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +33,9 @@ class Prediction:
         target_sid: its codes, one per level; a SID with fewer codes than the longest ends in -1.
         sids: recommended SIDs, best first, distinct, each as long as `target_sid`, short ones ending in -1 as well.
         items: recommended item indices, best first.
-        scores: one per SID, descending; in nats if a language model made them.
+        scores: one per SID, descending.
         exact: whether the list is provably the exact top of the catalog.
+        score_kind: what the scores are; None in the files of earlier versions, which did not say.
         position: the target's 0-based position in the user's sequence; None if each user has one prediction.
         sizes: how many of `items` each SID stands for: a model that writes SIDs cannot order the items of one. None if
             `items` is itself an order, or no SID of the list has two items.
@@ -54,6 +58,7 @@ class Prediction:
     items: list[int]
     scores: list[float]
     exact: bool
+    score_kind: ScoreKind | None = None
     position: int | None = None
     sizes: list[int] | None = None
     item_tie: list[int] | None = None
@@ -122,7 +127,9 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "exact": (lambda value: isinstance(value, bool), "true or false"),
 }
 _TIE = "a rank and a number of ties"
+_KINDS = get_args(ScoreKind)
 _OPTIONAL: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "score_kind": (lambda value: value is None or value in _KINDS, f"one of {', '.join(_KINDS)}"),
     "position": (lambda value: value is None or _index(value), "a position in the user's sequence"),
     "sizes": (lambda value: value is None or (_indices(value) and 0 not in value), "a list of numbers of items, at least 1"),
     "item_tie": (lambda value: value is None or _indices(value), _TIE),
@@ -254,6 +261,7 @@ def as_predictions(
                 items=ranking.tolist(),
                 scores=[-float(rank) for rank in range(len(sids))],
                 exact=exact,
+                score_kind="minus rank",
                 position=example["position"] if several else None,
                 sizes=[*sids.values()] if tied and len(sids) < len(ranking) else None,
                 **_ties(example["target"], ranking, sid_index, best[row], int(ties[row])),

@@ -160,6 +160,7 @@ def read_released(path: Path, catalog: dict[tuple[int, ...], int] | None = None)
         sids=sids,
         lengths=np.full(len(targets), width),
         scores=None,
+        score_kind=None,
         sizes=sizes,
         items=None,
         history=None,

@@ -23,7 +23,7 @@ def prediction(
     user: str, target: tuple[int, ...], *sids: tuple[int, ...], item: int = 0, items: tuple[int, ...] = ()
 ) -> Prediction:
     scores = [-float(rank) for rank in range(len(sids))]
-    return Prediction(user, [1, 2], item, list(target), [list(sid) for sid in sids], list(items), scores, True)
+    return Prediction(user, [1, 2], item, list(target), [list(sid) for sid in sids], list(items), scores, True, "minus rank")
 
 
 def random_predictions(users: int = 40, levels: int = 3, length: int = 60, codes: int = 3, seed: int = 0) -> list[Prediction]:

@@ -82,7 +82,18 @@ def our_predictions(draw):
         item = 99 if hit is None else items[sum(sizes[: hit + 1]) - 1]  # the last of its group
         scores = [-1.5 - position for position in range(len(ranked))]
         examples.append(
-            Prediction(f"u{user}", [1], item, list(target), [list(s) for s in ranked], items, scores, True, None, sizes)
+            Prediction(
+                user=f"u{user}",
+                history=[1],
+                target=item,
+                target_sid=list(target),
+                sids=[list(sid) for sid in ranked],
+                items=items,
+                scores=scores,
+                exact=True,
+                score_kind="log-probability",
+                sizes=sizes,
+            )
         )
     return examples
 

@@ -1,15 +1,15 @@
 import dataclasses
 import json
-import math
 
 import pytest
 
 from minionerec.config import CUTOFFS
 from minionerec.errors import DataError
 from minionerec.eval import level_tables
-from minionerec.eval.levels import calibration, first_matches
+from minionerec.eval.levels import calibration, first_matches, why_uncalibrated
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import ranks
+from minionerec.eval.predictions import write_predictions
 from minionerec.statistics.ranking import hit_rate
 from tests.eval.samples import prediction, random_predictions
 from tests.shared import shared
@@ -91,8 +91,21 @@ def test_names_are_those_of_the_published_replication():
         assert theirs["drop_off"]["L1+L2 → L1+L2+L3 retention"]["SFT"] == pytest.approx(top[2] / top[1], abs=1e-3)
 
 
-def test_ranks_are_no_log_probabilities_however_short_the_lists():
-    """A list of one item has minus its rank, 0, as score: the logarithm of 1."""
-    assert calibration([prediction("a", (1, 1), (1, 1)), prediction("b", (1, 1), (0, 1))]) is None
-    sure = dataclasses.replace(prediction("a", (1, 1), (1, 1)), scores=[-0.5])
-    assert calibration([sure])[0]["confidence"] == pytest.approx(math.exp(-0.5))
+def test_what_the_file_says_of_its_scores_decides_and_not_their_values(tmp_path):
+    def lists_of(*kinds):
+        rows = [dataclasses.replace(prediction(str(row), (1, 1), (1, 1)), score_kind=kind) for row, kind in enumerate(kinds)]
+        write_predictions(tmp_path / "p.jsonl", rows)
+        return RankedLists.read(tmp_path / "p.jsonl")
+
+    sure = lists_of("log-probability", "log-probability")  # of a catalog of one SID: the logarithm is 0, as minus the rank is
+    assert why_uncalibrated(sure) is None and calibration(sure)[0]["confidence"] == 1
+    for kinds, reason in (
+        (["minus rank", "minus rank"], "scores are minus ranks, no log-probabilities"),
+        (["weighed logarithm"], "scores are weighed logarithms, no log-probabilities"),
+        ([None], "an earlier version wrote it; delete the folder of the evaluation and run minionerec eval again"),
+        (["log-probability", None], "an earlier version wrote it"),  # some of its shards, before it was interrupted
+    ):
+        lists = lists_of(*kinds)
+        assert reason in why_uncalibrated(lists) and calibration(lists) is None
+    assert why_uncalibrated(dataclasses.replace(sure, scores=None)) == "the file has no scores"
+    assert why_uncalibrated(RankedLists.of([prediction("a", (1, 1))])) == "the lists are empty"

@@ -36,6 +36,7 @@ def assert_equal(first, second):
 def test_blocks_read_what_single_lines_read(tmp_path, monkeypatch, block):
     predictions = random_predictions(users=30, length=7)
     predictions[3] = dataclasses.replace(predictions[3], sids=[], scores=[], items=[])
+    predictions[4] = dataclasses.replace(predictions[4], score_kind=None)
     first = predictions[5]
     predictions[5] = dataclasses.replace(first, sizes=[1] * (len(first.sids) - 1) + [len(first.items) - len(first.sids) + 1])
     predictions[7] = dataclasses.replace(predictions[7], position=4, item_tie=[2, 3])
@@ -80,6 +81,7 @@ def test_codes_after_the_end_of_a_sid_are_named_by_line(tmp_path, field, sid):
         ("SIZES", "line 2: user 'u1': 1 sizes that add up to 3"),
         ("IDS", "line 2: user 'u1': 1 item_ids for 30 items"),
         ("NO ID", "line 2: field history_ids is"),
+        ("KIND", 'line 2: field score_kind is "nats", expected one of log-probability, weighed logarithm, minus rank'),
     ],
 )
 def test_what_the_fast_path_refuses_is_named_by_line(tmp_path, bad, message):
@@ -97,6 +99,7 @@ def test_what_the_fast_path_refuses_is_named_by_line(tmp_path, bad, message):
         "SIZES": {"sizes": [3]},
         "IDS": {"item_ids": ["lamp"]},
         "NO ID": {"history_ids": ["lamp", None]},
+        "KIND": {"score_kind": "nats"},
     }
     lines[1] = json.dumps(row | changes[bad]) if bad in changes else bad
     path.write_text("\n".join(lines) + "\n")
@@ -134,6 +137,6 @@ def test_lists_of_unequal_width_are_compared_as_far_as_both_reach():
 
 
 def test_a_user_with_several_rows_is_told_by_position():
-    rows = [Prediction("a", [1], 1, [1], [[1]], [1], [0.0], True, position) for position in (3, 4)]
+    rows = [Prediction("a", [1], 1, [1], [[1]], [1], [0.0], True, position=position) for position in (3, 4)]
     lists = RankedLists.of(rows)
     assert lists.units().tolist() == [0, 0] and RankedLists.of([prediction("a", (1,))]).units() is None

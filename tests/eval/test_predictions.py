@@ -140,7 +140,7 @@ def _examples(*targets: int) -> pl.DataFrame:
 def test_item_rankings_become_predictions():
     index = SidIndex(np.array([[0, 0], [0, 1], [0, 0], [1, 1]], dtype=np.int32), (2, 2), "digest")
     predictions = as_predictions(_examples(2, 3), [np.array([0, 1, 2]), np.array([3])], index)
-    assert predictions[0] == Prediction("u0", [0], 2, [0, 0], [[0, 0], [0, 1]], [0, 1, 2], [0.0, -1.0], True)
+    assert predictions[0] == Prediction("u0", [0], 2, [0, 0], [[0, 0], [0, 1]], [0, 1, 2], [0.0, -1.0], True, "minus rank")
     assert ranks(predictions, "sid").tolist() == [0, 0]
     assert ranks(predictions, "item").tolist() == [2, 0]
 

@@ -65,6 +65,7 @@ def model_predictions(
                 items=[item for sid in sids for item in index.items(sid)],
                 scores=(-0.1 * np.arange(len(sids)) - 3).tolist(),
                 exact=bool(rng.random() < 0.97),
+                score_kind="log-probability",
                 sizes=sizes if max(sizes) > 1 else None,
             )
         )

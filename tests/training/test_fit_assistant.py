@@ -69,7 +69,7 @@ def test_the_chosen_weight_is_the_best_of_valid_and_the_lists_have_it(evaluated)
     assert "d3" not in alone.config and not {"baselines/gru4rec", "d3/sft"} & alone.inputs.keys()
 
 
-def test_lists_are_the_closed_form_of_the_model_and_the_baseline(copied):
+def test_lists_are_the_closed_form_of_the_model_and_the_baseline(copied, capsys):
     config = config_of(copied, assistant_weight=0.7)
     run(config, ("eval",))
     dataset = Dataset.load(copied / "data")
@@ -90,6 +90,14 @@ def test_lists_are_the_closed_form_of_the_model_and_the_baseline(copied):
         assert prediction.exact
     of_d3, of_model = (read_json(copied / "eval" / name / "metrics.json") for name in ("sft-d3", "sft"))
     assert of_d3["calibration"] is None and of_model["calibration"]
+    kinds = {"sft-d3": "weighed logarithm", "sft": "log-probability", "popularity": "minus rank"}
+    for name, kind in kinds.items():
+        path = copied / "eval" / name / "predictions.jsonl"
+        assert {prediction.score_kind for prediction in read_predictions(path)} == {kind}
+        capsys.readouterr()
+        assert main(["levels", "--path", str(path), "--out", str(copied / "levels")]) == 0
+        said = f"No calibration: scores are {kind}s, no log-probabilities." in capsys.readouterr().out
+        assert said == (kind != "log-probability") == (read_json(copied / "levels/levels.json")["calibration"] is None)
     trace = json.loads((copied / "eval/sft-d3/oracle.jsonl").read_text().splitlines()[0])
     target = leaf_of_sid[tuple(predictions[0].target_sid)]
     listed = [leaf_of_sid[tuple(sid)] for sid in predictions[0].sids]
