@@ -522,6 +522,7 @@ def plan(
         ArtifactError: data or SIDs are missing, or the baseline that validations mix in cannot be asked.
         ConfigError: the training cannot be planned with these settings.
     """
+    set_up(config.threads)
     from minionerec.sft.early import check_trained_mixture
     from minionerec.training.early import check_component_baseline
 
@@ -529,7 +530,6 @@ def plan(
         check_trained_mixture(config)
     if config.mixes_in(stage):
         check_component_baseline(config)
-    set_up(config.threads)
     use_cache_without_hub(config)
     if stage == "sft" or not (config.folder / "sft" / "model").is_dir():
         refuse_absent_model(config)
