@@ -1,11 +1,14 @@
 """The published tables of baselines, next to our rows; `comparison` has the table of a run."""
 
+import shlex
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from rich.markup import escape
 from rich.table import Table
 
 from minionerec.artifacts import MANIFEST, Manifest
@@ -13,6 +16,7 @@ from minionerec.config import NEURAL_BASELINES, RESAMPLES, BaselineConfig
 from minionerec.data.parquet import read_parquet
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.model.sequential import count_parameters, make
+from minionerec.report.published import verdict
 from minionerec.statistics.intervals import Interval, intervals
 from minionerec.statistics.ranking import per_user
 from minionerec.training.ranking import TABLE_CUTOFFS
@@ -41,9 +45,20 @@ def _cell(interval: Interval, digits: int = 4) -> str:
     return f"{interval.value:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
 
 
-def _target(row: dict[str, Any], metric: str) -> str:
-    values = [f"{row[part][metric]:.4f}" for part in ("published", "again") if metric in row.get(part, {})]
-    return " / ".join(values) or "-"
+def _targets(row: dict[str, Any], metric: str) -> list[float]:
+    """The published value, then that of the later run; either may be missing."""
+    return [row[part][metric] for part in ("published", "again") if metric in row.get(part, {})]
+
+
+def _ours(interval: Interval, targets: list[float]) -> str:
+    """Our value, and below it what it says of each published one, see `verdict`."""
+    words = " / ".join(verdict(interval.low, interval.high, target) for target in targets)
+    return _lines(_cell(interval), words)
+
+
+def _lines(*texts: str) -> str:
+    """Some texts below each other, without the empty ones; a dash for none."""
+    return "\n".join(filter(None, texts)) or "-"
 
 
 def _preset(name: str) -> BaselineConfig:
@@ -68,38 +83,61 @@ def published_table(name: str, runs: Path) -> Table:
     protocol = PROTOCOLS[_preset(contents["rows"][0]["preset"]).protocol]
     history = "scores of the history set to 0" if protocol.hides_history else "history kept"
     caption = (
-        "Published / a later run of the same code. Ours: test, with 95 % bootstrap intervals over users. "
+        "Published, and below it a later run of the same code. Ours: test, with 95 % bootstrap intervals over users, which "
+        "contain the published value (within noise) or lie below or above it; a second word is on the later run. "
         f"{history.capitalize()}, but for the column that says otherwise."
     )
-    table = Table(title=contents["title"], caption=caption, title_justify="left", caption_justify="left")
+    results = {row["preset"]: _read_results(runs / row["preset"]) for row in contents["rows"]}
+    absent = {row["preset"]: row["name"] for row in contents["rows"] if not results[row["preset"]][0]}
+    caption = "\n".join([caption, *_not_run(absent, runs)])
+    table = Table(
+        title=contents["title"], caption=escape(caption), title_justify="left", caption_justify="left", show_lines=True
+    )
     table.add_column("row", overflow="fold")
-    table.add_column("parameters\npublished", justify="right")
-    table.add_column("ours", justify="right")
+    table.add_column("parameters\npublished\nours", justify="right", no_wrap=True)
     for metric in metrics:
         table.add_column(f"{metric}\npublished", justify="right", no_wrap=True)
         table.add_column("ours [95 %]", justify="right", no_wrap=True)
     table.add_column("NDCG@10, history\nleft out, ours [95 %]", justify="right", no_wrap=True)
-    table.add_column("best epoch\npublished", justify="right")
-    table.add_column("ours", justify="right")
-    table.add_column("s/epoch", justify="right")
+    table.add_column("best epoch\npublished\nours", justify="right", no_wrap=True)
+    table.add_column("s/epoch", justify="right", no_wrap=True)
     for row in contents["rows"]:
         parameters = _our_parameters(row["preset"], contents["items"])
-        cells = [
-            row["name"],
-            f"{row['parameters']:,}" if "parameters" in row else "-",
-            f"{parameters:,}" if parameters else "-",
-        ]
-        results, manifest = _read_results(runs / row["preset"])
-        for metric in metrics:
-            cells += [_target(row, metric), _cell(results[metric]) if results else "not run"]
-        cells.append(_cell(results[_LEFT_OUT]) if _LEFT_OUT in results else "-")
-        figures = manifest.metrics if manifest else {}
-        epoch, seconds = figures.get("best_epoch"), figures.get("seconds_per_epoch")
-        if manifest and manifest.config["baseline"]["weights"] is not None:
-            epoch = "given weights"  # ranked, not trained here
-        cells += [str(value) if value is not None else "-" for value in (row.get("best_epoch"), epoch)]
-        table.add_row(*cells, f"{seconds:.1f}" if seconds is not None else "-")
+        table.add_row(row["name"], _two(row.get("parameters"), parameters), *_cells(row, *results[row["preset"]], metrics))
     return table
+
+
+def _cells(
+    row: dict[str, Any], ours: dict[str, Interval], manifest: Manifest | None, metrics: tuple[str, ...]
+) -> Iterator[str]:
+    """A row from its first metric on."""
+    for metric in metrics:
+        targets = _targets(row, metric)
+        yield _lines(*(f"{target:.4f}" for target in targets))
+        yield _ours(ours[metric], targets) if ours else "not run"
+    yield _cell(ours[_LEFT_OUT]) if _LEFT_OUT in ours else "-"
+    figures = manifest.metrics if manifest else {}
+    given = manifest is not None and manifest.config["baseline"]["weights"] is not None  # ranked, not trained here
+    yield _two(row.get("best_epoch"), "given weights" if given else figures.get("best_epoch"))
+    seconds = figures.get("seconds_per_epoch")
+    yield f"{seconds:.1f}" if seconds is not None else "-"
+
+
+def _two(published: int | None, ours: int | str | None) -> str:
+    """A published count and ours below it."""
+    return "\n".join("-" if value is None else f"{value:,}" if isinstance(value, int) else value for value in (published, ours))
+
+
+def _not_run(absent: dict[str, str], runs: Path) -> list[str]:
+    """Lines on the rows without a run, named by their presets, and the command that makes them."""
+    if not absent:
+        return []
+    out = f"{shlex.quote(str(runs))}/$preset"
+    return [
+        f"Not run: {', '.join(absent.values())}.",
+        f"for preset in {' '.join(absent)}; do minionerec baseline --config $preset --out {out}; done",
+        f"(reads {_preset(next(iter(absent))).sequences}; --baseline.sequences FILE names another)",
+    ]
 
 
 def _read_results(run: Path) -> tuple[dict[str, Interval], Manifest | None]:

@@ -23,6 +23,7 @@ from minionerec.report.published import (
     replication_levels,
     reward_rows,
     summary,
+    verdict,
 )
 from minionerec.report.runs import PAIRED, DatasetMatch, match_dataset, seed_groups
 from minionerec.statistics.intervals import across_seeds
@@ -152,13 +153,6 @@ class GapReport:
     datasets: list[GapDataset]
 
 
-def _verdict(metric: Mapping[str, float], target: float) -> str:
-    """Whether our interval lies below or above a published number, or contains it."""
-    if metric["low"] <= target <= metric["high"]:
-        return "within noise"
-    return "below" if metric["high"] < target else "above"
-
-
 def _gap_run(run: Evaluated, match: DatasetMatch) -> GapRun:
     entry = published()["datasets"].get(match.name)
     targets = entry["published"][PAPER] if entry else {}
@@ -170,7 +164,7 @@ def _gap_run(run: Evaluated, match: DatasetMatch) -> GapRun:
         metric: dict[str, Any] = {**run.metrics.sid[name], "detectable": run.metrics.detectable[name]}
         if name in targets and name not in flagged:
             metric |= {key: value for key, value in gap(targets[name], metric["value"]).items() if key != "ours"}
-            metric["verdict"] = _verdict(metric, targets[name]) if match.comparable else "not comparable"
+            metric["verdict"] = verdict(metric["low"], metric["high"], targets[name]) if match.comparable else "not comparable"
         metrics[name] = metric
     gaps = {name: metric for name, metric in metrics.items() if "relative" in metric}
     return GapRun(

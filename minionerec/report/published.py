@@ -170,6 +170,17 @@ def gap(paper: float, ours: float) -> dict[str, float]:
     return {"paper": paper, "ours": ours, "gap": round(ours - paper, 4), "relative": round((ours - paper) / paper, 3)}
 
 
+def verdict(low: float, high: float, target: float) -> str:
+    """Whether our interval lies below or above a published number, or contains it.
+
+    >>> verdict(0.03, 0.05, 0.05), verdict(0.03, 0.05, 0.051)
+    ('within noise', 'below')
+    """
+    if low <= target <= high:
+        return "within noise"
+    return "below" if high < target else "above"
+
+
 def discrepancy(paper: Row, ours: Row, skip: Sequence[str] = ()) -> dict[str, dict[str, float]]:
     """The discrepancy table over the metrics that both have; `skip` names cells that cannot serve as targets."""
     return {name: gap(paper[name], ours[name]) for name in METRICS if name in paper and name in ours and name not in skip}
