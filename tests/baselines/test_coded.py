@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,12 +22,19 @@ from minionerec.baselines.lists import as_wide_as_choosing_needs, search_beams
 from minionerec.baselines.train import _fresh, train_baseline
 from minionerec.baselines.vectors import vectors_bytes, vectors_of
 from minionerec.cli import main, parse
-from minionerec.config import CODED_BASELINES, GENERATIVE_BASELINES, NEURAL_BASELINES, VECTOR_BASELINES, BaselineConfig
+from minionerec.config import (
+    BASELINES,
+    CODED_BASELINES,
+    GENERATIVE_BASELINES,
+    NEURAL_BASELINES,
+    VECTOR_BASELINES,
+    BaselineConfig,
+)
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.model.sequential import count_parameters
 from minionerec.model.sequential.batches import make_batch
-from minionerec.model.sequential.implementation import implementation
+from minionerec.model.sequential.implementation import implementation, options_of
 from minionerec.model.sequential.scorer import scorer
 from minionerec.pipeline import run
 from minionerec.sid import product
@@ -546,23 +554,68 @@ def test_what_they_cannot_be_trained_on_is_refused(prepared, tmp_path, capsys):
         LazyDecoder(sid_codes(), 5, LazySizes(hidden_size=10), 10)
 
 
-def test_the_script_gives_vectors_to_rpg_and_liger_alone():
-    command = ["bash", str(ROOT / "scripts/rivals.sh"), "industrial-tiger", "industrial-rpg", "industrial-liger"]
-    command += ["--", "--seed", "3"]
-    environment = {**os.environ, "RUN_PYTHON": "echo", "VECTORS": "my vectors.npy"}
-    lines = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.splitlines()
-    stages = ("data prepare", "sid", "baseline")
-    presets = {"tiger": "", "rpg": " --sid.vectors my vectors.npy", "liger": " --sid.vectors my vectors.npy"}
-    assert lines == [
-        f"-m minionerec {stage} --config industrial-{name} --out runs/industrial-{name}{vectors} --seed 3"
-        for name, vectors in presets.items()
-        for stage in stages
-    ]
+STAGES = {  # that scripts/rivals.sh starts, by preset
+    "industrial-sdpo": ("run",),
+    "industrial-d3": ("data prepare", "sid", "sft", "baseline", "eval"),
+    "industrial-letter-tiger": (
+        "data prepare",
+        "baseline --baseline.model sasrec --baseline.hidden_size 32",
+        "sid",
+        "baseline",
+    ),
+    **dict.fromkeys(
+        [f"industrial-{name}-{size}" for name in ("lcrec", "bigrec") for size in ("tiny", "smollm2")],
+        ("data prepare", "sid", "sft", "eval"),
+    ),
+    **dict.fromkeys(
+        [*(f"industrial-{name}" for name in ("tiger", "lazy", "rpg", "liger")), "beauty-tiger", "beauty-lazy"],
+        ("data prepare", "sid", "baseline"),
+    ),
+}
+
+
+def started(*words, **environment):
+    """The lines that scripts/rivals.sh starts."""
+    command = ["bash", str(ROOT / "scripts/rivals.sh"), *words]
+    given = {**os.environ, "RUN_PYTHON": "echo", **environment}
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=given).stdout.splitlines()
+
+
+def test_the_script_starts_every_rival_s_stages():
+    """And gives vectors to those alone that read them."""
+    reads = {"industrial-rpg", "industrial-liger", "industrial-letter-tiger"}
+    expected = {
+        preset: [
+            f"-m minionerec {stage} --config {preset} --out runs/{preset} --data.path my files"
+            + " --sid.vectors my vectors.npy" * (preset in reads)
+            + " --seed 3"
+            for stage in stages
+        ]
+        for preset, stages in STAGES.items()
+    }
+    lines = started(*STAGES, "--", "--seed", "3", DATA="my files", VECTORS="my vectors.npy")
+    assert lines == [line for stages in expected.values() for line in stages]
+    assert {line.split()[line.split().index("--config") + 1] for line in started()} == {
+        preset for preset in STAGES if preset.startswith("industrial") and "smollm2" not in preset
+    }
+
+
+@pytest.mark.parametrize("preset", ["industrial-d3", "industrial-letter-tiger", "beauty-tiger", "beauty-lazy"])
+def test_what_the_script_starts_is_taken(preset):
+    for line in started(preset):
+        words = line.split()[2:]
+        name = "data prepare" if words[0] == "data" else words[0]
+        config = parse(name, words[len(name.split()) :])
+        if name == "baseline":  # an option that its model does not take is refused
+            options_of(config.baseline, implementation(BASELINES[config.baseline.model]))
+    assert config.name == preset and config.folder == Path("runs") / preset
+    if preset == "industrial-letter-tiger":
+        assert config.baseline.model == "tiger" and config.sid.method == "letter"
 
 
 def test_the_script_refuses_what_is_no_rival():
     for arguments, message in (
-        (["beauty-sasrec"], "beauty-sasrec is not industrial-sdpo, -tiger, -lazy, -rpg, -liger, -lcrec-"),
+        (["beauty-sasrec"], "beauty-sasrec is not industrial-sdpo, -d3, -tiger, -letter-tiger, -lazy, -rpg, -liger, -lcrec-"),
         (["industrial-tiger", "beauty-sasrec"], "beauty-sasrec is not"),  # before the first one is trained
         (["industrial-tiger", "--baseline.epochs", "1"], "go behind --: scripts/rivals.sh PRESET -- --baseline.epochs"),
     ):
