@@ -17,7 +17,6 @@ from minionerec.config.baseline import (
     GENERATIVE_BASELINES,
     NEURAL_BASELINES,
     PLAIN_FLOORS,
-    SID_RANKERS,
     TRIVIAL_BASELINES,
     VECTOR_BASELINES,
     BaselineConfig,
@@ -60,7 +59,6 @@ __all__ = [
     "RECOMMENDING",
     "RELEASED_TASKS",
     "RESAMPLES",
-    "SID_RANKERS",
     "TASKS",
     "TRIVIAL_BASELINES",
     "VECTOR_BASELINES",
@@ -232,6 +230,11 @@ class Config:
             raise ConfigError(
                 f"eval.wordings is mean, but prompts.wording is {self.resolved_prompts.wording}, which has one for each task. "
                 "Set prompts.wording several, which the model must be trained with, or eval.wordings first."
+            )
+        if self.eval.wordings == "mean" and self.eval.grounding != "none" and not self.sft.writes_sids:
+            raise ConfigError(
+                "eval.wordings is mean, but no task of sft.tasks has a SID as its answer, and titles (eval.grounding) are "
+                f"written in the first wording. Set eval.wordings first, or add {RECOMMENDING} to sft.tasks."
             )
         if several and self.sft.micro_tokens is not None:
             raise ConfigError(

@@ -64,7 +64,6 @@ CODED_BASELINES = {  # neural, too, but made from codes of a run's items: its se
     "liger": Baseline("LIGER", "baselines.coded.liger.LIGER"),
 }
 GENERATIVE_BASELINES = ("tiger", "lazy", "liger")  # those of them that write SIDs code by code, and so leave no vectors
-SID_RANKERS = ("tiger", "lazy")  # those of them that tie items that share a SID; `liger` tells these apart by texts
 VECTOR_BASELINES = ("rpg", "liger")  # those of them that read item vectors
 PLAIN_FLOORS = ("popularity", "repeat")  # have no options and take no time: evaluation never reads them from a stored baseline
 FLOORS = (*PLAIN_FLOORS, "skip", "text", "mixture")  # what every run is held against, as far as its data allow it
@@ -113,7 +112,8 @@ class BaselineConfig:
     top: int = bounded(50, 1, 100_000)
     """Length of the stored ranked lists (items). With `eval.exclude_history` on the run's own splits, lists hold at least
     `eval.num_beams` items plus the length of the longest history. `tiger`, `lazy` and `liger` rank what their search
-    finds (`liger` also cold items); it has as many beams, but 20 plus the longest history at least."""
+    finds (`liger` also cold items); it has as many beams, but 20 plus the longest history at least. Their evaluation
+    searches anew, with `eval.num_beams`."""
     valid_examples: int | None = bounded(None, 1, 10**9)
     """Rows of valid, drawn by the seed, that choose the best epoch (rows; null: all). The figures at the end are of all rows;
     `tiger`, `lazy` and `liger` may take longer to rank valid than to train an epoch."""

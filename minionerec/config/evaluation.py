@@ -45,7 +45,7 @@ class EvalConfig:
     paper: 50)."""
     normalise_over: Literal["vocabulary", "catalog"] = "vocabulary"
     """What a step's probabilities add up over in the scores: all tokens, as in the paper, or the legal next ones, as a model
-    trained with `sft.normalise_over: catalog` expects."""
+    trained with `sft.normalise_over: catalog` expects. Of `tiger`, `lazy` and `liger`, too."""
     dtype: Dtype = "float32"
     """Number format of the model's weights and of what is computed with them, up to the logits; scores are float32. The short
     formats take half the memory and are fast on GPUs, and bfloat16 on CPUs with AMX. They round, so lists differ a little
@@ -54,20 +54,21 @@ class EvalConfig:
     """Prompts decoded at once (prompts)."""
     cuda_graphs: Literal["auto", "off"] = "auto"
     """Whether a search on a GPU, that of RL's beams included, is recorded as a CUDA graph, one for each size of batch, and
-    replayed: same lists, far fewer launches. `auto` does it wherever model and search allow it; a CPU has none
-    (docs/gpu.md)."""
+    replayed: same lists, far fewer launches. `auto` does it wherever model and search allow it; a CPU has none, nor has
+    any baseline (docs/gpu.md)."""
     exclude_history: bool = False
-    """Recommend no item of the example's history: the search runs in a view of the catalog without it, and it is removed from
-    the lists of baselines (these are then shorter than `baseline.top`). The exact scores of `oracle_examples` always cover the
-    whole catalog (paper: false)."""
+    """Recommend no item of the example's history: a search runs in a view of the catalog without it, and it is removed from
+    the lists of baselines that search nothing (these are then shorter than `baseline.top`). The exact scores of
+    `oracle_examples` always cover the whole catalog (paper: false)."""
     shard_size: int = bounded(512, 1, 10**7)
     """Examples decoded and stored at a time. An interrupted evaluation resumes after the last stored shard; processes take
     shards in turn, so the result does not depend on their number (examples)."""
     resamples: int = bounded(RESAMPLES, RESAMPLES_BOUNDS.low, RESAMPLES_BOUNDS.high)
     """Bootstrap resamples of the 95 % intervals, users as units (count)."""
     oracle_examples: int = bounded(128, 0, 10**7)
-    """Examples, evenly spaced over the split, for which the whole catalog is scored exactly. The scores show what the beam
-    search missed, at which level it dropped the target, and how narrower beams would do; 0 for none (examples)."""
+    """Examples, evenly spaced over the split, for which a model that writes SIDs scores the whole catalog exactly. The scores
+    show what the beam search missed, at which level it dropped the target, and how narrower beams would do; 0 for none
+    (examples)."""
     assistant: HelperName | None = None
     """D3: a neural baseline of this run that helps the model at every step. The model's lists with it are evaluated as `sft-d3`
     and `rl-d3`, beside those of the model alone; null for none (D3: sasrec)."""
@@ -79,7 +80,7 @@ class EvalConfig:
 
     wordings: Literal["first", "mean"] = "first"
     """With `prompts.wording: several`: `mean` asks a model with each of the wordings, too, and stores the mean of their metrics
-    (`wordings.json`); the lists that all tables show are those of the first (LC-Rec: mean)."""
+    (`wordings.json`); the lists that all tables show, and written titles, are those of the first (LC-Rec: mean)."""
 
     grounding: Literal["none", "base", "trained"] = "none"
     """BIGRec: the SFT model writes the next item's title freely, and items are ranked by the distance of their titles to it

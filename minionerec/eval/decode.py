@@ -1,4 +1,4 @@
-"""A model's predictions for a split, decoded and stored in shards.
+"""Predictions for a split, decoded and stored in shards.
 
 A shard is a file of some rows. Its rows do not depend on the number of processes, so any number of them writes the same files,
 and an interrupted evaluation resumes after the shards that are complete.
@@ -8,19 +8,21 @@ import dataclasses
 import itertools
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from minionerec.artifacts import CHECKPOINTS, over_shards, shards_of
-from minionerec.config import CUTOFFS
+from minionerec.config import CUTOFFS, EvalConfig
+from minionerec.data.dataset import Dataset
 from minionerec.distributed import is_main_process
 from minionerec.errors import ArtifactError
 from minionerec.eval import search_error
 from minionerec.eval.predictions import Prediction, ScoreKind, own_ids, write_predictions
 from minionerec.recommend.lists import Recommendation
 from minionerec.recommend.recommender import Recommender
+from minionerec.sid.index import SidIndex
 from minionerec.statistics.sampling import evenly_spaced
 from minionerec.training.memory import enough_memory
 
@@ -33,15 +35,22 @@ _MEMORY_ADVICE = (
 )
 
 
-class SplitDecoder:
-    """Asks a recommender about the rows of a split, as its `config` says."""
+class Decoder:
+    """Asks what makes lists about the rows of a split; a subclass knows what that is.
 
-    def __init__(self, recommender: Recommender) -> None:
+    Attributes:
+        config: which split, and how lists are made.
+        index: of the run.
+        score_kind: of the lists of SIDs.
+    """
+
+    score_kind: ScoreKind = "log-probability"
+
+    def __init__(self, config: EvalConfig, dataset: Dataset, index: SidIndex) -> None:
         """Read the split that the configuration names."""
-        self._recommender, self._config = recommender, recommender.config
-        self._split = recommender.prompts.dataset.split(self._config.split)
-        helper = recommender.assistant
-        self._score_kind: ScoreKind = "log-probability" if helper is None or helper.weight == 1 else "weighed logarithm"
+        self.config, self.index = config, index
+        self._split = dataset.split(config.split)
+        self._ids = dataset.catalog["item_id"].to_list()
         self._several = self._split["user"].n_unique() < len(self._split)  # then a prediction names its position
 
     def __len__(self) -> int:
@@ -50,13 +59,25 @@ class SplitDecoder:
     def predict(self, rows: Sequence[int]) -> Iterator[Prediction]:
         """Predictions for some rows of the split, in their order."""
         for batch in self._batches(rows):
-            examples = self._examples(batch)
-            lists = self._recommender.recommend([example["history"] for example in examples], k=None)
-            for example, recommendation in zip(examples, lists, strict=True):
-                yield self._prediction(example, recommendation)
+            yield from self._predictions(batch, self._split[list(batch)].rows(named=True))
+
+    def trace(self, rows: Sequence[int]) -> Iterator[search_error.Trace]:
+        """The whole catalog scored exactly for some rows of the split, and the beam search replayed on these scores."""
+        widths = sorted({*CUTOFFS, self.config.num_beams})
+        for batch in self._batches(rows):
+            yield from self._traces(batch, self._split[list(batch)].rows(named=True), widths)
+
+    def _predictions(self, rows: Sequence[int], examples: Sequence[dict[str, Any]]) -> Iterator[Prediction]:
+        raise TypeError(f"{type(self).__name__} does not define _predictions().")
+
+    def _traces(
+        self, rows: Sequence[int], examples: Sequence[dict[str, Any]], widths: Sequence[int]
+    ) -> Iterable[search_error.Trace]:
+        raise TypeError(f"{type(self).__name__} does not define _traces().")
 
     def _prediction(self, example: dict[str, Any], recommendation: Recommendation) -> Prediction:
-        codes = self._recommender.prompts.index.codes
+        """The prediction of a list of SIDs, whose items are tied."""
+        codes = self.index.codes
         items = [item.index for item in recommendation.items]
         by_sid = [list(group) for _, group in itertools.groupby(recommendation.items, key=attrgetter("sid"))]
         return Prediction(
@@ -68,26 +89,37 @@ class SplitDecoder:
             items=items,
             scores=[group[0].score for group in by_sid],
             exact=recommendation.exact,
-            score_kind=self._score_kind,
+            score_kind=self.score_kind,
             position=example["position"] if self._several else None,
             sizes=[len(group) for group in by_sid] if len(items) > len(by_sid) else None,
-            **own_ids(self._recommender.items.ids, example["target"], example["history"], items),
+            **own_ids(self._ids, example["target"], example["history"], items),
         )
 
-    def trace(self, rows: Sequence[int]) -> Iterator[search_error.Trace]:
-        """The whole catalog scored exactly for some rows of the split, and the beam search replayed on these scores."""
-        widths = sorted({*CUTOFFS, self._config.num_beams})
-        for batch in self._batches(rows):
-            examples = self._examples(batch)
-            histories, targets = ([example[name] for example in examples] for name in ("history", "target"))
-            yield from search_error.trace(self._recommender, batch, histories, targets, widths, self._config.normalise_over)
-
-    def _examples(self, rows: Sequence[int]) -> list[dict[str, Any]]:
-        return self._split[list(rows)].rows(named=True)
-
     def _batches(self, rows: Sequence[int]) -> Iterator[Sequence[int]]:
-        for start in range(0, len(rows), self._config.batch_size):
-            yield rows[start : start + self._config.batch_size]
+        for start in range(0, len(rows), self.config.batch_size):
+            yield rows[start : start + self.config.batch_size]
+
+
+class SplitDecoder(Decoder):
+    """Asks a recommender about the rows of a split, as its `config` says."""
+
+    def __init__(self, recommender: Recommender) -> None:
+        """Read the split that the configuration names."""
+        super().__init__(recommender.config, recommender.prompts.dataset, recommender.prompts.index)
+        self._recommender = recommender
+        if recommender.assistant is not None and recommender.assistant.weight < 1:
+            self.score_kind = "weighed logarithm"
+
+    def _predictions(self, rows: Sequence[int], examples: Sequence[dict[str, Any]]) -> Iterator[Prediction]:
+        lists = self._recommender.recommend([example["history"] for example in examples], k=None)
+        for example, recommendation in zip(examples, lists, strict=True):
+            yield self._prediction(example, recommendation)
+
+    def _traces(
+        self, rows: Sequence[int], examples: Sequence[dict[str, Any]], widths: Sequence[int]
+    ) -> Iterable[search_error.Trace]:
+        histories, targets = ([example[name] for example in examples] for name in ("history", "target"))
+        return search_error.trace(self._recommender, rows, histories, targets, widths, self.config.normalise_over)
 
 
 @dataclasses.dataclass
@@ -127,7 +159,7 @@ class _Writer:
         traced: the rows of the split for which the whole catalog is scored exactly.
     """
 
-    decoder: SplitDecoder
+    decoder: Decoder
     traced: set[int]
     clock: Clock = dataclasses.field(default_factory=Clock)
 
@@ -143,7 +175,7 @@ def _is_whole(_: range, path: Path) -> bool:
     return path.is_file() and path.with_suffix(_TRACE).is_file()
 
 
-def decode_split(recommender: Recommender, folder: Path, name: str = _PREDICTIONS) -> float | None:
+def decode_split(decoder: Decoder, folder: Path, name: str = _PREDICTIONS) -> float | None:
     """Write `predictions.jsonl` and, if `eval.oracle_examples` is above 0, `oracle.jsonl` for a whole split.
 
     Every process calls it and takes its share of the shards; the main process merges them.
@@ -157,8 +189,7 @@ def decode_split(recommender: Recommender, folder: Path, name: str = _PREDICTION
     Raises:
         ArtifactError: a process did not finish its share.
     """
-    config = recommender.config
-    decoder = SplitDecoder(recommender)
+    config = decoder.config
     writer = _Writer(decoder, set(evenly_spaced(len(decoder), config.oracle_examples)))
     store = folder / CHECKPOINTS if name == _PREDICTIONS else folder / CHECKPOINTS / Path(name).stem
     store.mkdir(parents=True, exist_ok=True)

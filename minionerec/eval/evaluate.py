@@ -3,9 +3,10 @@
 Inputs: `data/`, `sid/` and `<stage>/model/` of the run; of `<stage>-mixture`, the model with its cache, `mixture/<stage>/` too.
 Outputs: `eval/<name>/predictions.jsonl`, `metrics.json` and, if `eval.oracle_examples` is above 0, `oracle.jsonl`. The first
 two are also written for the floors, which train nothing (popularity, repeat, skip, text, mixture; `listed.floors`), and for the
-run's baselines, under their names. The predictions of a model are stored shard by shard: an interrupted evaluation resumes
-where it stopped, and any number of processes writes the same files. Titles that a model writes (`eval.grounding`) are kept in
-`titles/<stage>/<split>/titles.json`.
+run's baselines, under their names. Baselines that write SIDs (tiger, lazy, liger) are asked as language models are, see
+`eval/coded.py`; of others the stored lists are read. The predictions of a model are stored shard by shard: an interrupted
+evaluation resumes where it stopped, and any number of processes writes the same files. Titles that a model writes
+(`eval.grounding`) are kept in `titles/<stage>/<split>/titles.json`.
 
 Deviations from the paper: the prompt is the one that the model was trained with; the search masks what the catalog lacks
 instead of adding -1e6; the checkpoint's generation settings play no part; metrics are on SIDs and on items, with intervals.
@@ -22,7 +23,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from minionerec.artifacts import ITEM_STAGES, MANIFEST, MILLISECONDS, UNSEEDED, Manifest, Recipe, read_json, require, write_json
-from minionerec.config import FLOORS, NAMING, PLAIN_FLOORS, RECOMMENDING, Config, EvalConfig
+from minionerec.config import FLOORS, GENERATIVE_BASELINES, NAMING, PLAIN_FLOORS, RECOMMENDING, Config, EvalConfig
 from minionerec.data.dataset import Dataset, SplitName
 from minionerec.data.interactions import interaction_counts
 from minionerec.data.vectors import baseline_digest
@@ -30,7 +31,8 @@ from minionerec.distributed import distributed_state, is_main_process
 from minionerec.errors import DataError
 from minionerec.eval import grounding, search_error
 from minionerec.eval.check_predictions import check_belongs
-from minionerec.eval.decode import Clock, decode_split
+from minionerec.eval.coded import CodedDecoder, inputs_of
+from minionerec.eval.decode import Clock, SplitDecoder, decode_split
 from minionerec.eval.exposure import exposure
 from minionerec.eval.listed import (
     LEGO,
@@ -96,23 +98,26 @@ def _predict(config: Config, name: str, recipe: Recipe) -> None:
         )
     index = SidIndex.load(config.folder / "sid", dataset)
     stage, milliseconds, wordings = stage_of(name), None, 1
-    with recipe.write(resumable=stage is not None, collective=True) as draft:
-        if name in GROUNDED:
+    decoded = stage is not None or name in GENERATIVE_BASELINES
+    with recipe.write(resumable=decoded, collective=True) as draft:
+        if name in GENERATIVE_BASELINES:
+            milliseconds = decode_split(CodedDecoder.load(config, name, dataset, index), draft.path)
+        elif name in GROUNDED:
             weight, milliseconds = _ground(config, GROUNDED[name], dataset, index, draft.path)
             draft.metrics.update(weight)
         elif stage is not None:
             prompts, asking = _asking(config, name, stage, dataset, index, recipe)
-            milliseconds = decode_split(asking(0, config.eval), draft.path)
+            milliseconds = decode_split(SplitDecoder(asking(0, config.eval)), draft.path)
             wordings = prompts.wordings if config.eval.wordings == "mean" else 1
             for wording in range(1, wordings):
                 untraced = dataclasses.replace(config.eval, oracle_examples=0)
-                decode_split(asking(wording, untraced), draft.path, file_of_wording(wording))
+                decode_split(SplitDecoder(asking(wording, untraced)), draft.path, file_of_wording(wording))
         elif is_main_process():
             write_predictions(draft.path / "predictions.jsonl", listed_predictions(name, config, dataset, index, draft.path))
         if is_main_process():
             if config.eval.split == "valid" and name in _fitted_to_valid(config):
                 log.warning("%s: its weights were fitted to the valid split, so its figures on it flatter.", name)
-            if stage is not None and (warning := collision_warning(index.collisions(), len(index.codes))) is not None:
+            if decoded and (warning := collision_warning(index.collisions(), len(index.codes))) is not None:
                 log.warning("%s", warning)
             metrics = measure_predictions(draft.path, dataset, index, config)
             metrics.write(draft.path / "metrics.json")
@@ -145,12 +150,14 @@ def _asking(
 def _ground(
     config: Config, stage: str, dataset: Dataset, index: SidIndex, folder: Path
 ) -> tuple[dict[str, float], float | None]:
-    """Let the model write titles, and write the items whose titles are nearest to them.
+    """Let the model write titles, in the first wording, and write the items whose titles are nearest to them.
 
     Returns:
         the weight of the distances, as a figure, if they are weighed; and the milliseconds that a list took, its title and its
         ranking, None if unknown.
     """
+    if config.eval.wordings == "mean" and is_main_process():
+        log.warning("Titles are written in the first wording; eval.wordings mean is for lists of SIDs.")
     model, tokenizer = checkpoint.load(config.folder / stage / "model", config.eval.dtype)
     prompts = Prompts(dataset, index, tokenizer, config.resolved_prompts, checkpoint.context_of(model))
     grounding.catalog_titles(prompts)  # refuses them now, not after hours of writing
@@ -253,6 +260,8 @@ def _recipe(config: Config, name: str) -> Recipe:
     """
     inputs = _inputs(config, name)
     sections = config.section("eval")
+    if name in GENERATIVE_BASELINES:
+        sections["lists"] = {"from": "weights"}  # an earlier version took the lists that training had left
     if name in ASSISTED:
         weight, _ = chosen_weight(config, ASSISTED[name], inputs)
         sections["d3"] = {"assistant": config.eval.assistant, "weight": weight}
@@ -308,7 +317,8 @@ def _inputs(config: Config, name: str) -> dict[str, str]:
             if (digest := chosen_weight(config, stage, inputs)[1]) is not None:
                 inputs[f"d3/{stage}"] = digest
     elif is_stored(config, name):
-        inputs[stored_artefact(name)] = stored_lists(config.folder, name, inputs["data"]).digest
+        made_from = {"data": inputs["data"], **(inputs_of(config, name) if name in GENERATIVE_BASELINES else {})}
+        inputs[stored_artefact(name)] = stored_lists(config.folder, name, made_from).digest
     elif (digest := floor_vectors_digest(name, config)) is not None:
         inputs["vectors"] = digest
     return inputs

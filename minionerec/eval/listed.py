@@ -1,7 +1,7 @@
 """Predictions of recommenders that list items without a language model: the floors, and the run's baselines."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +10,7 @@ import polars as pl
 
 from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, changed_input, of_another_revision, require
 from minionerec.baselines import trivial
-from minionerec.config import FLOORS, GENERATIVE_BASELINES, PLAIN_FLOORS, SID_RANKERS, BaselineConfig, Config
+from minionerec.config import FLOORS, GENERATIVE_BASELINES, PLAIN_FLOORS, BaselineConfig, Config
 from minionerec.config.lego import options_of
 from minionerec.data.dataset import SPLITS, Dataset
 from minionerec.data.parquet import read_parquet
@@ -98,13 +98,16 @@ def _changed_baseline(run: Path, lists: Manifest) -> str | None:
     return changed if changed is not None and changed.startswith("baselines/") else None
 
 
-def stored_lists(run: Path, name: str, data_digest: str) -> Manifest:
+def stored_lists(run: Path, name: str, made_from: Mapping[str, str]) -> Manifest:
     """The manifest of a recommender's stored lists.
+
+    Args:
+        made_from: digests of what they must have been made from, by the name of the input.
 
     Raises:
         ArtifactError: they are missing or damaged, or other data, another baseline or a version without ties made them.
     """
-    manifest = require(run / stored_artefact(name), stored_command(name), made_from={"data": data_digest})
+    manifest = require(run / stored_artefact(name), stored_command(name), made_from=made_from)
     where, again = run / stored_artefact(name), f"{stored_command(name)} --replace (same --config and options)."
     if not _says_ties(name, manifest.config):
         raise ArtifactError(
@@ -123,13 +126,14 @@ def why_unusable(run: Path, name: str) -> str | None:
     None if they can be read, or if none are stored.
 
     Raises:
-        ArtifactError: the run has no data.
+        ArtifactError: the run has no data, or no semantic IDs for a baseline that writes codes.
     """
     if not _has_stored(run, name):
         return None
-    data = require(run / "data", ITEM_STAGES["data"]).digest
+    stages = ITEM_STAGES if name in GENERATIVE_BASELINES else ("data",)
+    made_from = {stage: require(run / stage, ITEM_STAGES[stage]).digest for stage in stages}
     try:
-        stored_lists(run, name, data)
+        stored_lists(run, name, made_from)
     except ArtifactError as error:
         return str(error)
     return None
@@ -147,7 +151,8 @@ def left_out(config: Config, names: Iterable[str]) -> dict[str, str]:
     needed: int | None = None
     for name in names:
         reason = why_unusable(config.folder, name)
-        if reason is None and config.eval.exclude_history and _has_stored(config.folder, name):
+        cut = config.eval.exclude_history and name not in GENERATIVE_BASELINES  # which search a view of the catalog
+        if reason is None and cut and _has_stored(config.folder, name):
             needed = needed or _needed_length(config, Dataset.load(config.folder / "data"))
             reason = _too_short(name, config, needed)
         if reason is not None:
@@ -183,10 +188,10 @@ def floor_vectors_digest(name: str, config: Config) -> str | None:
 def listed_predictions(
     name: str, config: Config, dataset: Dataset, index: SidIndex, keep: Path | None = None
 ) -> list[Prediction]:
-    """Predictions for the whole split, in its order. Lists have at most `eval.num_beams` items, or SIDs if these are ranked.
+    """Predictions for the whole split, in its order. Lists have at most `eval.num_beams` items.
 
     Args:
-        name: one of `FLOORS`, or a baseline of the run.
+        name: one of `FLOORS`, a content recommender, or a baseline of the run that scores every item.
         keep: a folder for the weights of `mixture`; None keeps them nowhere.
 
     Raises:
@@ -209,22 +214,7 @@ def listed_predictions(
         histories = examples["history"].to_list()
         rankings = [ranking[~np.isin(ranking, history)] for ranking, history in zip(rankings, histories, strict=True)]
     ids = dataset.catalog["item_id"].to_list()
-    exact = name not in GENERATIVE_BASELINES  # their searches certify lists, but the stored ones do not say which
-    if name in SID_RANKERS:
-        hidden = examples["history"].to_list() if config.eval.exclude_history else [[]] * len(examples)
-        whole = [_whole_sids(ranking, index, length, own) for ranking, own in zip(rankings, hidden, strict=True)]
-        return as_predictions(examples, whole, index, ids, exact, tied=True)
-    return as_predictions(examples, [ranking[:length] for ranking in rankings], index, ids, exact, places=places)
-
-
-def _whole_sids(ranking: np.ndarray, index: SidIndex, length: int, hidden: Sequence[int]) -> np.ndarray:
-    """All items of a ranking's first SIDs but the hidden ones, each SID's together: a stored list may end amid a SID's items.
-
-    Args:
-        length: how many SIDs, at most.
-    """
-    sids = list(dict.fromkeys(map(tuple, index.codes[ranking].tolist())))[:length]
-    return np.array([item for sid in sids for item in index.items(sid) if item not in hidden], dtype=np.int64)
+    return as_predictions(examples, [ranking[:length] for ranking in rankings], index, ids, places=places)
 
 
 def _of_floor(name: str, config: Config, dataset: Dataset, length: int, keep: Path | None) -> _Ranked:

@@ -6,7 +6,6 @@
 import dataclasses
 import json
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -222,7 +221,6 @@ def as_predictions(
     sid_index: SidIndex,
     ids: Sequence[str] | None = None,
     exact: bool = True,
-    tied: bool = False,
     places: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> list[Prediction]:
     """Item rankings as predictions: the ranking's items, their SIDs in the order of first occurrence, minus the rank as score.
@@ -232,8 +230,7 @@ def as_predictions(
         rankings: item indices, best first, per row of the split.
         sid_index: the SIDs of the items.
         ids: the catalog's ids of the items; None leaves them out.
-        exact: whether all items were ranked, so that the lists are the exact top; a beam search may have missed some.
-        tied: whether SIDs were ranked, so that the order of the items of one, which stand together, means nothing.
+        exact: whether all items were ranked, so that the lists are the exact top.
         places: the 0-based rank of each row's target, the best one if items tie with it, and how many items share it and the
             following ones, both (rows,); None if rankings have no ties.
 
@@ -244,31 +241,49 @@ def as_predictions(
     several = examples["user"].n_unique() < len(examples)
     best, ties = (np.full(len(examples), np.inf), np.ones(len(examples))) if places is None else places
     for row, (example, ranking) in enumerate(zip(examples.iter_rows(named=True), rankings, strict=True)):
-        outside = [item for item in (*ranking.tolist(), example["target"]) if not 0 <= item < len(sid_index.codes)]
-        if outside:
-            raise CatalogError(
-                f"Item {outside[0]} of user {example['user']!r} has no SID: the index holds {len(sid_index.codes)} items. "
-                "Run the sid stage for this dataset."
-            )
-        sids = Counter(map(tuple, sid_index.codes[ranking].tolist()))  # in the order of first occurrence
-        predictions.append(
-            Prediction(
-                user=example["user"],
-                history=example["history"],
-                target=example["target"],
-                target_sid=sid_index.codes[example["target"]].tolist(),
-                sids=[list(sid) for sid in sids],
-                items=ranking.tolist(),
-                scores=[-float(rank) for rank in range(len(sids))],
-                exact=exact,
-                score_kind="minus rank",
-                position=example["position"] if several else None,
-                sizes=[*sids.values()] if tied and len(sids) < len(ranking) else None,
-                **_ties(example["target"], ranking, sid_index, best[row], int(ties[row])),
-                **({} if ids is None else own_ids(ids, example["target"], example["history"], ranking.tolist())),
-            )
-        )
+        named = example if several else {**example, "position": None}
+        predictions.append(as_prediction(named, ranking, sid_index, ids, exact, (best[row], int(ties[row]))))
     return predictions
+
+
+def as_prediction(
+    example: dict[str, Any],
+    ranking: np.ndarray,
+    sid_index: SidIndex,
+    ids: Sequence[str] | None,
+    exact: bool,
+    place: tuple[float, int],
+) -> Prediction:
+    """One of `as_predictions`.
+
+    Args:
+        example: a row of a split; its position None if each user has one row.
+        place: the target's best 0-based rank, and how many items share it and the following ones.
+
+    Raises:
+        CatalogError: an item lies outside the SID index.
+    """
+    outside = [item for item in (*ranking.tolist(), example["target"]) if not 0 <= item < len(sid_index.codes)]
+    if outside:
+        raise CatalogError(
+            f"Item {outside[0]} of user {example['user']!r} has no SID: the index holds {len(sid_index.codes)} items. "
+            "Run the sid stage for this dataset."
+        )
+    sids = dict.fromkeys(map(tuple, sid_index.codes[ranking].tolist()))  # in the order of first occurrence
+    return Prediction(
+        user=example["user"],
+        history=example["history"],
+        target=example["target"],
+        target_sid=sid_index.codes[example["target"]].tolist(),
+        sids=[list(sid) for sid in sids],
+        items=ranking.tolist(),
+        scores=[-float(rank) for rank in range(len(sids))],
+        exact=exact,
+        score_kind="minus rank",
+        position=example["position"],
+        **_ties(example["target"], ranking, sid_index, *place),
+        **({} if ids is None else own_ids(ids, example["target"], example["history"], ranking.tolist())),
+    )
 
 
 def _ties(target: int, ranking: np.ndarray, sid_index: SidIndex, best: float, ties: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.levels import calibrated
 from minionerec.recommend.recommender import Recommender
 from minionerec.statistics.ranking import gains, hits
-from minionerec.tree import Normalise, score_prefixes
+from minionerec.tree import CatalogTrie, Normalise, score_prefixes
 from minionerec.tree.leaf_component import leaf_model
 
 _CUTOFFS = (1, 10)
@@ -103,11 +103,33 @@ def trace(
     if guide is not None:  # a search orders prefixes by a bound of what is below them
         keys = [guide.bounds(level, of_model) for level, of_model in enumerate(scores)]
         scores = [guide.masses(level, of_model) for level, of_model in enumerate(scores)]
+    return traced(trie, scores, keys, rows, targets, widths)
+
+
+def traced(
+    trie: CatalogTrie,
+    scores: Sequence[torch.Tensor],
+    keys: Sequence[torch.Tensor],
+    rows: Sequence[int],
+    targets: Sequence[int],
+    widths: Sequence[int],
+) -> list[Trace]:
+    """The traces of a batch of examples whose exact scores are known.
+
+    Args:
+        trie: of all SIDs.
+        scores: per level, (examples, prefixes) log-probabilities.
+        keys: per level, (examples, prefixes) what the search orders by.
+        rows, targets, widths: see `trace`.
+    """
     # Per level, (examples, prefixes):
     level_scores, level_keys = ([level.double().cpu().numpy() for level in some] for some in (scores, keys))
     nodes = [torch.arange(len(tokens), device=trie.device) for tokens in trie.tokens]
     parents = [trie.parent(level, numbers).cpu().numpy() for level, numbers in enumerate(nodes)]
-    paths = trie.walk(recommender.prompts.sid_tokens[targets].to(trie.device)).tolist()
+    path = [trie.leaf_of_item[torch.tensor(targets, device=trie.device)].long()]
+    for level in reversed(range(1, trie.depth)):
+        path.insert(0, trie.parent(level, path[0]))
+    paths = torch.stack(path, dim=1).tolist()
     return [
         _trace_one(
             row, [level[number] for level in level_scores], [level[number] for level in level_keys], parents, path, widths

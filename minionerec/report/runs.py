@@ -138,6 +138,8 @@ def read_run(folder: Path, label: str | None = None, only: Collection[str] | Non
         trainings = [manifest for stage, manifest in made_from.items() if stage not in ITEM_STAGES]
         sizes = [manifest.metrics["parameters"] for manifest in trainings if "parameters" in manifest.metrics]
         helped = helper is not None and len(sizes) > 1  # counts that weigh a baseline have no parameters of their own
+        # Stored lists were timed as they were made, those that the evaluation makes itself then.
+        timed = [evaluation.metrics, *(made_from[one].metrics for one in ("baseline", "lego") if one in made_from)]
         runs.append(
             replace(
                 run,
@@ -149,7 +151,7 @@ def read_run(folder: Path, label: str | None = None, only: Collection[str] | Non
                 seconds=sum(one.seconds for one in trainings)
                 if trainings and (name not in TRIVIAL_BASELINES or helper)
                 else None,
-                milliseconds=made_from.get("baseline", made_from.get("lego", evaluation)).metrics.get(MILLISECONDS),
+                milliseconds=next((one[MILLISECONDS] for one in timed if MILLISECONDS in one), None),
                 notes=tuple(notes),
                 stale=reason is not None,
             )

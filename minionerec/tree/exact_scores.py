@@ -1,14 +1,17 @@
 """The exact score of every SID and of every prefix of the catalog, in tree passes over the trie."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
 from minionerec.errors import ConstraintError
 from minionerec.tree.architecture import Widths
-from minionerec.tree.prompt_cache import Normalise, PromptCache, plain_head
+from minionerec.tree.prompt_cache import Normalise, PrefixModel, PromptCache, plain_head
 from minionerec.tree.trie import CatalogTrie
+
+PASS_BYTES = 1 << 30  # what a pass may take unless another number is given
 
 
 def _chunks(trie: CatalogTrie, most: int) -> Iterator[list[tuple[int, int]]]:
@@ -32,34 +35,58 @@ def _chunks(trie: CatalogTrie, most: int) -> Iterator[list[tuple[int, int]]]:
 
 
 def chunk_size(prompts: PromptCache, memory: int) -> int:
+    """How many tree tokens per prompt one pass of a transformers model may hold; arguments and errors of `tokens_of_a_pass`."""
+    config = prompts.model.config.get_text_config(decoder=True)
+    width = next(prompts.model.parameters()).element_size()
+    logits = 0
+    if not plain_head(prompts.model):
+        logits = config.vocab_size * width  # `extend` returns logits over the vocabulary
+    elif prompts.normalise_over == "catalog":
+        logits = max(map(len, prompts.trie.alphabets)) * 8  # logits of a level's alphabet, at most float32, and a copy
+    sizes = Layers(config.num_hidden_layers, config.hidden_size, Widths.of(config), width)
+    return tokens_of_a_pass(prompts, sizes, logits, memory)
+
+
+class Layers(NamedTuple):
+    """Sizes of a stack of attention layers.
+
+    Attributes:
+        count: layers.
+        hidden: width of the residual.
+        widths: of one layer.
+        bytes: of a number.
+    """
+
+    count: int
+    hidden: int
+    widths: Widths
+    bytes: int
+
+
+def tokens_of_a_pass(prompts: PrefixModel, layers: Layers, logits: int, memory: int) -> int:
     """How many tree tokens per prompt one pass may hold.
 
     Counts what grows with the tokens: keys and values, activations of one layer, mask and attention scores, logits of the
-    children; an estimate from above for transformers' sdpa attention.
+    children; an estimate from above for sdpa attention.
 
     Args:
+        layers: of the model that computes the tokens.
+        logits: what a token's logits take (bytes).
         memory: budget of the pass, without the prompts' own cache; three quarters are for what is counted here, one for
             logits over the vocabulary (bytes).
 
     Raises:
         ConstraintError: not even one path of the trie fits.
     """
-    config, trie = prompts.model.config.get_text_config(decoder=True), prompts.trie
-    width = next(prompts.model.parameters()).element_size()
-    sizes = Widths.of(config)
-
+    trie, sizes = prompts.trie, layers.widths
     # Bytes per tree token, however many there are:
     # Keys and values (2) of every layer; twice (2), as the cache is concatenated anew when tokens are added.
-    cached = 2 * 2 * config.num_hidden_layers * sizes.key_value * width
+    cached = 2 * 2 * layers.count * sizes.key_value * layers.bytes
     # One layer's activations: at most 8 of the hidden width (residual, norms, inputs and outputs of both blocks), 4 of the
     # inner width (gate, its activation, up, product), 4 of all heads together (queries, rotated, output, contiguous copy).
-    active = (8 * config.hidden_size + 4 * sizes.feed_forward + 4 * sizes.attention) * width
+    active = (8 * layers.hidden + 4 * sizes.feed_forward + 4 * sizes.attention) * layers.bytes
     # Of each child: node number, token and the token clamped (3 x 8), the float32 log-probability in up to 4 stages (4 x 4).
-    each = cached + active + 40 * max(trie.fan_outs)
-    if not plain_head(prompts.model):
-        each += config.vocab_size * width  # `extend` returns logits over the vocabulary
-    elif prompts.normalise_over == "catalog":
-        each += max(map(len, trie.alphabets)) * 8  # logits of a level's alphabet, at most float32, and a copy
+    each = cached + active + 40 * max(trie.fan_outs) + logits
 
     # Bytes per pair of a tree token and a token that it may see: float32 attention scores of every head before and after the
     # softmax (2 x 4), and the mask as ancestors, joined with the prompt, and in the form that attention takes (up to 8).
@@ -87,7 +114,7 @@ def score_catalog(
     *,
     trie: CatalogTrie,
     normalise_over: Normalise = "vocabulary",
-    memory: int = 1 << 30,
+    memory: int = PASS_BYTES,
 ) -> torch.Tensor:
     """The exact score of every SID of the catalog, which beam search is measured against.
 
@@ -129,7 +156,7 @@ def score_prefixes(
     *,
     trie: CatalogTrie,
     normalise_over: Normalise = "vocabulary",
-    memory: int = 1 << 30,
+    memory: int = PASS_BYTES,
     written: bool = False,
 ) -> list[torch.Tensor]:
     """The exact score of every prefix of every SID.
@@ -163,14 +190,25 @@ def score_prefixes(
         ConstraintError: the budget does not hold one path of the trie, or model, prompts and trie do not fit together
             (`PromptCache.compute` lists the cases).
     """
-    # 1. Compute the prompts, and from their last tokens the scores of the first level.
     prompts = PromptCache.compute(model, input_ids, attention_mask, trie, normalise_over, written)
     prompts.head_elements = min(prompts.head_elements, memory // 4 // 12)  # 12 bytes: three float32 copies of the logits
-    batch, device = len(input_ids), input_ids.device
+    return prefix_scores(prompts, lambda: chunk_size(prompts, memory))
+
+
+@torch.no_grad()
+def prefix_scores(prompts: PrefixModel, most: Callable[[], int]) -> list[torch.Tensor]:
+    """`score_prefixes` on prompts that are already computed, of any model that offers what a `PromptCache` does.
+
+    Args:
+        most: how many tree tokens per prompt one pass may hold; asked only if there are any.
+    """
+    # 1. From the prompts' last tokens the scores of the first level.
+    trie = prompts.trie
+    batch, device = len(prompts.visible), prompts.visible.device
     scores = [torch.empty(batch, len(tokens), device=device) for tokens in trie.tokens]
     root = torch.zeros(batch, 1, dtype=torch.long, device=device)
     scores[0][:] = prompts.child_logprobs(0, root, prompts.last)[2][:, 0]
-    for ranges in _chunks(trie, chunk_size(prompts, memory)) if trie.depth > 1 else ():
+    for ranges in _chunks(trie, most()) if trie.depth > 1 else ():
         # 2. Compute a chunk of inner nodes as tree tokens of one row, level by level. Nodes of other chunks are not needed: a
         #    chunk holds all ancestors of its nodes, so the cache is emptied after each.
         ancestors = node_ancestors(trie, ranges)
@@ -191,7 +229,7 @@ def score_prefixes(
             )  # (nodes, children), those outside a view too
             below = slice(int(trie.offsets[level + 1][low]), int(trie.offsets[level + 1][high]))
             scores[level + 1][:, below] = (scores[level][:, low:high, None] + steps)[:, is_child]
-    guide = prompts.trie.prefixes()
+    guide = trie.prefixes()
     return scores if guide is None else [guide.masses(level, model_scores) for level, model_scores in enumerate(scores)]
 
 

@@ -33,6 +33,9 @@ class PrefixModel(Protocol):
     def select(self, rows: torch.Tensor) -> "PrefixModel":
         """Some prompts of the batch, without tree tokens."""
 
+    def drop_tree_tokens(self) -> None:
+        """Drop all tree tokens; the prompts stay."""
+
 
 # Logits over the vocabulary that are held at once; `_vocabulary` holds up to three copies: the logits, those over the
 # temperature, which searches leave at 1, and their log-probabilities in float32. At Qwen2.5's 152,000 entries 2**24, 64 MiB,

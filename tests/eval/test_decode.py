@@ -1,7 +1,6 @@
 import json
 import pickle
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -137,7 +136,7 @@ def sharded(tiny, folder, **fields):
     """The two files of a model's evaluation in shards of 5 rows."""
     folder.mkdir(exist_ok=True)
     config = EvalConfig(**{"num_beams": 6, "batch_size": 2, "shard_size": 5, "oracle_examples": 4, **fields})
-    decode.decode_split(Recommender(tiny[0], Prompts(DATASET, DISTINCT, tiny[1]), config=config), folder)
+    decode.decode_split(decode.SplitDecoder(Recommender(tiny[0], Prompts(DATASET, DISTINCT, tiny[1]), config=config)), folder)
     return (folder / "predictions.jsonl").read_bytes(), (folder / "oracle.jsonl").read_bytes()
 
 
@@ -195,10 +194,10 @@ def test_memory_that_runs_out_says_what_helps(tmp_path, monkeypatch):
 
     monkeypatch.setattr(decode.SplitDecoder, "predict", no_memory)
     monkeypatch.setattr(decode.SplitDecoder, "trace", lambda *_: iter(()))
-    monkeypatch.setattr(decode.SplitDecoder, "__init__", lambda self, *_: None)
+    monkeypatch.setattr(decode.SplitDecoder, "__init__", lambda self, config: setattr(self, "config", config))
     monkeypatch.setattr(decode.SplitDecoder, "__len__", lambda self: 3)
     with pytest.raises(TrainingError, match=r"Out of memory while the split was decoded.*Lower eval.batch_size"):
-        decode.decode_split(SimpleNamespace(config=EvalConfig()), tmp_path)
+        decode.decode_split(decode.SplitDecoder(EvalConfig()), tmp_path)
     assert not list(tmp_path.rglob("rows-*.jsonl"))
 
 

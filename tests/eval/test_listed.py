@@ -43,37 +43,6 @@ def test_lists_leave_out_the_history_if_it_is_excluded():
     assert not any(p.items for p in listed_predictions("repeat", config, DATASET, DISTINCT))
 
 
-@pytest.mark.parametrize("exclude", [False, True], ids=["kept", "left out"])
-def test_items_of_a_sid_are_tied_in_the_lists_of_what_ranks_sids(monkeypatch, exclude):
-    """As the stage `baseline` stores them: items by the score of their SID, those of one in catalog order, cut anywhere."""
-    index, histories, rng = INDICES["shared"], DATASET.test["history"].to_list(), np.random.default_rng(0)
-    number = {tuple(sid): place for place, sid in enumerate(np.unique(index.codes, axis=0).tolist())}
-    scores = [rng.permutation(len(number)) for _ in histories]  # of each row's SIDs
-    of_item = [[row[number[tuple(sid)]] for sid in index.codes.tolist()] for row in scores]
-    stored = [np.lexsort((range(20), -np.array(row)))[:13] for row in of_item]
-    monkeypatch.setattr(listed, "_of_baseline", lambda *_: (stored, None))
-    config = Config(eval=EvalConfig(num_beams=5, exclude_history=exclude))
-    tied = listed_predictions("tiger", config, DATASET, index)
-    for prediction, row, history in zip(tied, of_item, histories, strict=True):
-        left = [item for item in range(20) if not (exclude and item in history)]
-        best = sorted({row[item] for item in left}, reverse=True)[:5]
-        groups = [[item for item in left if row[item] == score] for score in best]
-        assert prediction.items == [item for group in groups for item in group]
-        assert prediction.sids == [index.codes[group[0]].tolist() for group in groups]
-        assert (prediction.sizes or [1] * 5) == [len(group) for group in groups]
-    for values, prediction, row, history in zip(
-        values_per_row(tied, (3,), "item")["HR@3"], tied, of_item, histories, strict=True
-    ):
-        left = [item for item in range(20) if not (exclude and item in history)]
-        target = prediction.target
-        above = sum(row[item] > row[target] for item in left)
-        level = sum(row[item] == row[target] for item in left)
-        assert values == (pytest.approx(sum(above + place < 3 for place in range(level)) / level) if target in left else 0)
-    assert any(prediction.sizes for prediction in tied)
-    for name in ("liger", "rpg", "sasrec"):  # these order items
-        assert not any(prediction.sizes for prediction in listed_predictions(name, config, DATASET, index))
-
-
 @examples(30)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([*INDICES]), st.booleans(), st.integers(1, 20))
 def test_targets_of_equal_scores_count_in_expectation(seed, kind, exclude, length):

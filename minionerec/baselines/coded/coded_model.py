@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from minionerec.errors import ConfigError
 from minionerec.model.sequential.batches import HistoryBatch
 from minionerec.model.sequential.sequential_model import Options, SequentialModel
-from minionerec.tree import NO_TOKEN, BeamResult, CatalogTrie
+from minionerec.tree import NO_TOKEN, BeamResult, CatalogTrie, Normalise
+from minionerec.tree.prompt_cache import PrefixModel
+from minionerec.tree.search import search_prompts
 
 Reads = Literal["sids", "vectors"]
 _ROWS = 64  # histories that are searched at once, at most
@@ -87,9 +89,40 @@ class GenerativeModel(CodedModel):
             )
         return trie
 
-    def search(self, batch: HistoryBatch, beams: int) -> BeamResult:
-        """The most likely SIDs after each history, by beam search."""
-        raise TypeError(f"{type(self).__name__} does not define search().")
+    @property
+    def reranks(self) -> bool:
+        """Whether what a search finds is ranked anew, by `reranked`."""
+        return False
+
+    def read(self, batch: HistoryBatch, trie: CatalogTrie, normalise_over: Normalise = "vocabulary") -> PrefixModel:
+        """Histories that the model has read, ready for a search or for exact scores.
+
+        Args:
+            trie: the model's own, or a view of it.
+        """
+        raise TypeError(f"{type(self).__name__} does not define read().")
+
+    def search(
+        self, batch: HistoryBatch, beams: int, trie: CatalogTrie | None = None, normalise_over: Normalise = "vocabulary"
+    ) -> BeamResult:
+        """The most likely SIDs after each history, with the certificate, by the search that all models here share.
+
+        Args:
+            trie: a view of the model's own, such as `model.trie.without(hidden)`; None hides nothing.
+        """
+        return search_prompts(self.read(batch, self.trie if trie is None else trie, normalise_over), beams)
+
+    def prefix_scores(self, batch: HistoryBatch, normalise_over: Normalise = "vocabulary") -> list[Tensor]:
+        """The exact score of every prefix of every SID; see `tree.score_prefixes`."""
+        raise TypeError(f"{type(self).__name__} does not define prefix_scores().")
+
+    def reranked(self, batch: HistoryBatch, scores: Tensor) -> Tensor:
+        """What the items that a search found are ranked by in the end, (batch, items + 1), -inf of those that are not ranked.
+
+        Args:
+            scores: `item_scores` of what was found.
+        """
+        raise TypeError(f"{type(self).__name__} does not define reranked().")
 
     @property
     def trie(self) -> CatalogTrie:
@@ -100,16 +133,19 @@ class GenerativeModel(CodedModel):
 
     def scores(self, batch: HistoryBatch) -> Tensor:
         """Log-probability of the items whose SIDs the search found, (batch, items + 1), -inf of all others and of padding."""
-        trie, beams = self.trie, min(self.lists, len(self._trie))
+        beams = min(self.lists, len(self._trie))
         scores = batch.items.new_full((len(batch.items), self.items + 1), -torch.inf, dtype=torch.float32)
         rows = min(_ROWS, max(1, _PAIRS // beams**2))
         for start in range(0, len(scores), rows):
             part = HistoryBatch(*(values[start : start + rows] for values in batch))
-            found = self.search(part, beams)
-            leaves = scores.new_full((len(found.leaves), len(trie) + 1), -torch.inf)
-            leaves.scatter_(1, torch.where(found.leaves < 0, len(trie), found.leaves), found.scores)
-            scores[start : start + rows, 1:] = leaves[:, trie.leaf_of_item.long()]
+            scores[start : start + rows] = self.item_scores(self.search(part, beams))
         return scores
+
+    def item_scores(self, found: BeamResult) -> Tensor:
+        """Log-probability of the items whose SIDs a search found, (batch, items + 1), -inf of all others and of padding."""
+        leaves = found.scores.new_full((len(found.leaves), len(self.trie) + 1), -torch.inf)
+        leaves.scatter_(1, torch.where(found.leaves < 0, len(self.trie), found.leaves), found.scores)
+        return torch.nn.functional.pad(leaves[:, self.trie.leaf_of_item.long()], (1, 0), value=-torch.inf)
 
 
 def token_ids(codes: np.ndarray, first: int) -> tuple[np.ndarray, int]:

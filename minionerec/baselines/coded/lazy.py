@@ -14,8 +14,10 @@ tables for context and decoder, an inner width of four times the hidden one, N(0
 user pathways, behaviours other than purchases, reinforcement learning. Adam with a constant rate, as for all baselines here.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -26,8 +28,9 @@ from minionerec.baselines.coded.coded_model import GenerativeModel
 from minionerec.errors import ConfigError
 from minionerec.model.sequential.batches import HistoryBatch
 from minionerec.model.sequential.sequential_model import Options
-from minionerec.tree import NO_TOKEN, BeamResult, CatalogTrie, Normalise
-from minionerec.tree.search import search_prompts
+from minionerec.tree import NO_TOKEN, CatalogTrie, Normalise
+from minionerec.tree.architecture import Widths
+from minionerec.tree.exact_scores import PASS_BYTES, Layers, prefix_scores, tokens_of_a_pass
 
 _EPS = 1e-6
 
@@ -101,9 +104,17 @@ class LazyDecoder(GenerativeModel):
             loss = loss + losses.mean()
         return loss
 
-    def search(self, batch: HistoryBatch, beams: int) -> BeamResult:
-        """The most likely SIDs, by the search that all models here share."""
-        return search_prompts(LazyCache.compute(self, batch, self.trie), beams)
+    def read(self, batch: HistoryBatch, trie: CatalogTrie, normalise_over: Normalise = "vocabulary") -> "LazyCache":
+        """Histories as context, and the start vector behind them."""
+        return LazyCache.compute(self, batch, trie, normalise_over)
+
+    def prefix_scores(self, batch: HistoryBatch, normalise_over: Normalise = "vocabulary") -> list[Tensor]:
+        """The exact score of every prefix of every SID."""
+        prompts = self.read(batch, self.trie, normalise_over)
+        width, block = self.start.shape[0], cast(_Block, self.blocks[0])
+        layers = Layers(len(self.blocks), width, Widths(block.heads, width, width, 4 * width), self.start.element_size())
+        logits = 4 * 4 * max(after - before for before, after in itertools.pairwise(self.bounds))  # float32, in up to 4 stages
+        return prefix_scores(prompts, lambda: tokens_of_a_pass(prompts, layers, logits, PASS_BYTES))
 
 
 class _Block(nn.Module):

@@ -24,9 +24,9 @@ from torch.nn import functional
 
 from minionerec.baselines.coded.tiger import TIGER, TigerSizes
 from minionerec.model.sequential.batches import HistoryBatch
-from minionerec.tree import BeamResult
+from minionerec.tree import CatalogTrie, Normalise
 from minionerec.tree.encoder_decoder import T5PromptCache
-from minionerec.tree.search import search_prompts
+from minionerec.tree.prompt_cache import PromptCache
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,10 @@ class LIGER(TIGER):
         return cast(Any, self.t5).encoder(inputs_embeds=embedded, attention_mask=mask).last_hidden_state, mask
 
     @torch.no_grad()
-    def search(self, batch: HistoryBatch, beams: int) -> BeamResult:
-        """The most likely SIDs, by the search that all models here share; raises as `TIGER.search` does."""
+    def read(self, batch: HistoryBatch, trie: CatalogTrie, normalise_over: Normalise = "vocabulary") -> PromptCache:
+        """Histories that the encoder has read; raises as `TIGER.read` does."""
         states, mask = self.encoded(batch, self.item_vectors())
-        return search_prompts(T5PromptCache.of_encoded(self.checked_t5(), states, mask.bool(), self.trie), beams)
+        return T5PromptCache.of_encoded(self.checked_t5(), states, mask.bool(), trie, normalise_over)
 
     def dense_scores(self, batch: HistoryBatch) -> Tensor:
         """Dense logits of all items, cold ones too, (batch, items + 1); -inf of padding.
@@ -146,7 +146,14 @@ class LIGER(TIGER):
         With `dense_weight` 0 those of the search, as TIGER has them.
         """
         found = super().scores(batch)
-        if not self.dense_weight:
-            return found
+        return self.reranked(batch, found) if self.reranks else found
+
+    @property
+    def reranks(self) -> bool:
+        """Whether the dense part ranks what a search finds."""
+        return bool(self.dense_weight)
+
+    def reranked(self, batch: HistoryBatch, scores: Tensor) -> Tensor:
+        """Dense logits of the items that were found and of all cold items, (batch, items + 1), -inf of all others."""
         cold = self.get_buffer("place") < 0
-        return self.dense_scores(batch).masked_fill(found.isneginf() & ~cold, -torch.inf)
+        return self.dense_scores(batch).masked_fill(scores.isneginf() & ~cold, -torch.inf)

@@ -18,7 +18,9 @@ from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
 from minionerec.baselines.coded.coded_model import GenerativeModel
 from minionerec.model.sequential.batches import HistoryBatch
 from minionerec.model.sequential.sequential_model import Options
-from minionerec.tree import NO_TOKEN, BeamResult, CatalogTrie, beam_search
+from minionerec.tree import NO_TOKEN, CatalogTrie, Normalise
+from minionerec.tree.exact_scores import PASS_BYTES, chunk_size, prefix_scores
+from minionerec.tree.prompt_cache import PromptCache
 from minionerec.tree.self_test import check_exact
 
 PAD, END, FIRST = 0, 1, 2  # token ids; padding is also what the decoder starts with
@@ -123,13 +125,19 @@ class TIGER(GenerativeModel):
         ids, mask = self.prompts(batch)
         return cast(Any, self.t5)(input_ids=ids, attention_mask=mask, labels=self.labels(batch.targets)).loss * codes
 
-    def search(self, batch: HistoryBatch, beams: int) -> BeamResult:
-        """The most likely SIDs, by the search that all models here share.
+    @torch.no_grad()
+    def read(self, batch: HistoryBatch, trie: CatalogTrie, normalise_over: Normalise = "vocabulary") -> PromptCache:
+        """Histories that the encoder has read.
 
         Raises:
             ConstraintError: the tree gives other numbers than plain forwards.
         """
-        return beam_search(self.checked_t5(), *self.prompts(batch), trie=self.trie, num_beams=beams)
+        return PromptCache.compute(self.checked_t5(), *self.prompts(batch), trie, normalise_over)
+
+    def prefix_scores(self, batch: HistoryBatch, normalise_over: Normalise = "vocabulary") -> list[Tensor]:
+        """The exact score of every prefix of every SID."""
+        prompts = self.read(batch, self.trie, normalise_over)
+        return prefix_scores(prompts, lambda: chunk_size(prompts, PASS_BYTES))
 
     def checked_t5(self) -> PreTrainedModel:
         """The T5, after a look at whether its tree gives what plain forwards give."""

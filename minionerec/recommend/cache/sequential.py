@@ -5,7 +5,8 @@ evaluation of other rows ask for others, so the model itself is loaded, with the
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,15 +97,9 @@ def _scores(folder: Path, manifest: Manifest, items: int) -> Callable[[Histories
     Raises:
         ArtifactError: the weights do not fit these settings or this catalog.
     """
-    recorded = manifest.config["baseline"]
-    # A field that another version did not record keeps its default; where files lay does not matter any more.
-    names = {field.name for field in dataclasses.fields(BaselineConfig)} - {"weights", "valid_examples"}
-    try:
-        config = BaselineConfig(**{name: value for name, value in recorded.items() if name in names})
-        with torch.random.fork_rng(devices=()):  # it draws first weights; a training that asks it draws on as before
-            model = make(config, items)
-    except ConfigError as error:
-        raise ArtifactError(f"{folder}: was trained with settings that this version does not take: {error}") from None
+    config = settings_of(folder, manifest)
+    with _other_version(folder), torch.random.fork_rng(devices=()):  # a training that asks it draws on as before
+        model = make(config, items)
     weights.load(model, folder / "model.safetensors")
     score = scorer(model, config.max_history, SPLITS_SIDE, _CPU)
 
@@ -116,6 +111,27 @@ def _scores(folder: Path, manifest: Manifest, items: int) -> Callable[[Histories
         return np.concatenate(parts)
 
     return scores
+
+
+def settings_of(folder: Path, manifest: Manifest) -> BaselineConfig:
+    """The settings that a baseline was trained with, whatever the run's configuration says by now.
+
+    Raises:
+        ArtifactError: this version does not take them.
+    """
+    recorded = manifest.config["baseline"]
+    # A field that another version did not record keeps its default; where files lay does not matter any more.
+    names = {field.name for field in dataclasses.fields(BaselineConfig)} - {"weights", "valid_examples"}
+    with _other_version(folder):
+        return BaselineConfig(**{name: value for name, value in recorded.items() if name in names})
+
+
+@contextmanager
+def _other_version(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        raise ArtifactError(f"{folder}: was trained with settings that this version does not take: {error}") from None
 
 
 def _rows_of(histories: Histories, longest: int) -> HistoryRows:
