@@ -51,13 +51,13 @@ class Layers(NamedTuple):
     """Sizes of a stack of attention layers.
 
     Attributes:
-        count: layers.
+        number: of layers.
         hidden: width of the residual.
         widths: of one layer.
         bytes: of a number.
     """
 
-    count: int
+    number: int
     hidden: int
     widths: Widths
     bytes: int
@@ -81,7 +81,7 @@ def tokens_of_a_pass(prompts: PrefixModel, layers: Layers, logits: int, memory: 
     trie, sizes = prompts.trie, layers.widths
     # Bytes per tree token, however many there are:
     # Keys and values (2) of every layer; twice (2), as the cache is concatenated anew when tokens are added.
-    cached = 2 * 2 * layers.count * sizes.key_value * layers.bytes
+    cached = 2 * 2 * layers.number * sizes.key_value * layers.bytes
     # One layer's activations: at most 8 of the hidden width (residual, norms, inputs and outputs of both blocks), 4 of the
     # inner width (gate, its activation, up, product), 4 of all heads together (queries, rotated, output, contiguous copy).
     active = (8 * layers.hidden + 4 * sizes.feed_forward + 4 * sizes.attention) * layers.bytes

@@ -10,7 +10,7 @@ from scipy import stats
 from transformers import TrainerState
 
 from minionerec.artifacts import Manifest
-from minionerec.config import RECOMMENDING, TASKS, Config, EvalConfig, ModelConfig, PromptsConfig, SftConfig
+from minionerec.config import NAMING, RECOMMENDING, TASKS, Config, EvalConfig, ModelConfig, PromptsConfig, SftConfig
 from minionerec.errors import ConfigError
 from minionerec.eval.evaluate import evaluate
 from minionerec.eval.lists import RankedLists
@@ -129,5 +129,10 @@ def test_a_model_is_trained_in_several_wordings_and_the_mean_over_them_is_measur
 def test_settings_that_contradict_several_wordings():
     with pytest.raises(ConfigError, match=r"eval.wordings is mean, but prompts.wording is plain"):
         Config(eval=EvalConfig(wordings="mean"))
+    titles = {"sft": SftConfig(tasks=[NAMING], best_metric="loss"), "eval": EvalConfig(wordings="mean", grounding="base")}
+    with pytest.raises(
+        ConfigError, match=r"wordings is mean, but no task .* has a SID as its answer, and titles .* first wording"
+    ):
+        Config(prompts=DRAWN, model=ModelConfig(init="from_pretrained", path="x"), **titles)
     with pytest.raises(ConfigError, match=r"sft.micro_tokens asks for the longest"):
         Config(prompts=DRAWN, sft=SftConfig(micro_tokens=4096))
