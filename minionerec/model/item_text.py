@@ -174,6 +174,31 @@ class ItemTextModel(Qwen2Model):
         self.text_in = nn.Linear(config.dimensions, config.hidden_size, bias=False) if config.text_input else None
         self.post_init()
 
+    def static_embeddings(self, input_ids: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+        """The embeddings that `forward` gives prompts, in shapes that depend on no tensor's data; the host waits for nothing.
+
+        Every token's vector is projected, most of which are zeros: more work than `forward` has, but for a CUDA graph the only
+        way (`tree/static_search.py`).
+
+        Args:
+            input_ids: (rows, length) token ids.
+            visible: (rows, length) bool, False on padding, which may hold any ids and stands on the left.
+
+        Returns:
+            (rows, length, hidden).
+        """
+        embeddings: torch.Tensor = self.embed_tokens(input_ids)
+        if self.text_in is None:
+            return embeddings
+        before = tokens_before(input_ids, None, None)
+        before = before.masked_fill(~visible.gather(1, before.clamp(min=0)), -1)
+        leaves = self.texts.paths.completed(input_ids, before)
+        vectors = self.texts.paths.leaf_vectors
+        added = self.text_in(torch.cat([vectors, vectors.new_zeros(1, vectors.shape[1])])[leaves].to(self.text_in.weight.dtype))
+        if self.config.text_replaces:
+            return torch.where(leaves[..., None] >= 0, added.to(embeddings.dtype), embeddings)
+        return embeddings + added.to(embeddings.dtype)
+
     def forward(
         self,
         input_ids: torch.Tensor | None = None,

@@ -85,14 +85,16 @@ def planned_work(
     )
 
 
-def validation_of(config: Config, model: PreTrainedModel, examples: Sequence[TokenExample], levels: int) -> Validation | None:
+def validation_of(
+    config: Config, model: PreTrainedModel, examples: Sequence[TokenExample], sids: tuple[int, int]
+) -> Validation | None:
     """What validations of the policy hold; None if there are none.
 
     Args:
-        levels: of a SID.
+        sids: how many there are at most, and the levels of one.
     """
     longest = max(len(example.prompt) for example in examples)
-    return Validation.of(config, model, longest, levels) if config.rl.evaluations else None
+    return Validation.of(config, model, longest, sids) if config.rl.evaluations else None
 
 
 def _policy_without_weights(
@@ -138,7 +140,7 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
     examples = training_prompts(config, begun.prompts)
     trie = CatalogTrie.from_codes(begun.prompts.sid_tokens)
     arguments = grpo_arguments(rl, trie.levels, config.seed, config.folder / "rl", len(examples), devices)
-    validation = validation_of(config, begun.model, examples, trie.depth)
+    validation = validation_of(config, begun.model, examples, begun.prompts.index.codes.shape)
     work, shape = planned_work(examples, trie, arguments, rl, validation), Shape.of(begun.model)
     check_length(begun.model, max(len(example.prompt) for example in examples) + trie.depth - 1, work.longest_row)
     return [plan_of(shape, work, way, rl) for way in planned_devices(devices, rl.bf16, rl.gradient_checkpointing)]

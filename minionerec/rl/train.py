@@ -95,7 +95,8 @@ def _train_policy(config: Config, recipe: Recipe, write_curves: WriteCurves | No
         checkpoints = draft.path / CHECKPOINTS
         keep_tensorboard(config.folder / "tensorboard" / "rl", rl.report_to)
         arguments = grpo_arguments(rl, trie.levels, config.seed, checkpoints, len(rows))
-        work = planned_work(examples, trie, arguments, rl, validation_of(config, begun.model, examples, trie.depth))
+        validation = validation_of(config, begun.model, examples, begun.prompts.index.codes.shape)
+        work = planned_work(examples, trie, arguments, rl, validation)
         devices = launched(rl.bf16, rl.gradient_checkpointing)
         check_length(begun.model, longest, work.longest_row)
         plan = plan_of(Shape.of(begun.model), work, devices, rl)

@@ -60,16 +60,16 @@ def planned_work(
     )
 
 
-def validation_of(config: Config, model: PreTrainedModel, training: Trees, levels: int) -> Validation | None:
+def validation_of(config: Config, model: PreTrainedModel, training: Trees, sids: tuple[int, int]) -> Validation | None:
     """What validations by a ranking metric hold; None if the loss chooses the best model.
 
     Args:
-        levels: of a SID.
+        sids: how many there are at most, and the levels of one.
     """
     if config.sft.best_metric == "loss":
         return None
     longest = max(len(branch.prompt) for tree in training.trees for branch in tree)
-    return Validation.of(config, model, longest, levels)
+    return Validation.of(config, model, longest, sids)
 
 
 def row_tokens_of(config: SftConfig, model: PreTrainedModel, work_of: WorkOf, devices: Devices) -> int:
@@ -164,7 +164,7 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
     longest = max(map(tree_tokens, training.trees))
     arguments = training_arguments(config.sft, config.seed, config.folder / "sft", len(training.trees), longest, devices)
 
-    validation = validation_of(config, model, training, begun.prompts.index.levels)
+    validation = validation_of(config, model, training, begun.prompts.index.codes.shape)
 
     def work_of(row_tokens: int) -> Work:
         return planned_work(training, arguments, TreeCollator(row_tokens), validation)

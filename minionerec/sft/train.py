@@ -155,7 +155,7 @@ def _train(config: Config, recipe: Recipe, write_curves: WriteCurves | None) -> 
         arguments.ddp_find_unused_parameters = False
     devices = launched(sft.bf16, sft.gradient_checkpointing)
 
-    validation = validation_of(config, model, training, begun.prompts.index.levels)
+    validation = validation_of(config, model, training, begun.prompts.index.codes.shape)
 
     def work_of(row_tokens: int) -> Work:
         return planned_work(training, arguments, TreeCollator(row_tokens, trie), validation)

@@ -28,9 +28,11 @@ the width of each.
 - Searches of rollouts and validations: keys and values of prompts and beams, 2 x layers x key-value width per position. If they
   normalise over the vocabulary, also logits, as wide as the weights that are asked, and their float32 log-probabilities, of as
   many rows as there are beams, or as are computed at once (`tree.prompt_cache`). One search follows the other, so the larger
-  one counts. But what is recorded as CUDA graphs (beams on a GPU, unless the trie is mixed or `eval.cuda_graphs` is off) stays
-  in the graphs' pool from the first search on: then both count, unless both are recorded and ask one model, whose graphs have
-  one pool.
+  one counts. But what is recorded as CUDA graphs (beams on a GPU, unless `eval.cuda_graphs` is off) stays in the graphs' pool
+  from the first search on: then both count, unless both are recorded and ask one model, whose graphs have one pool.
+- What is mixed into validations, for every prompt and SID: of a cache (`mixture.validation`) four numbers of 8 bytes, as it is
+  asked for, as a recording reads it, times its share and its logarithm, and that in 4 bytes; of the model's second distribution
+  (`model.text_output`) one of 8 bytes less; of both, while they are added, seven of 8 bytes and one of 4 (tests count them).
 
 FLOPs (Kaplan et al., 2020, section 2.1): 2 per parameter and position in the forward pass, 4 in the backward pass, or 2 if the
 weights are frozen (where PEFT trains rows of the head, the gradient of all its rows is computed). Recomputed activations add 2.
@@ -60,12 +62,15 @@ from minionerec.config.evaluation import Dtype
 from minionerec.distributed import distributed_state, is_main_process
 from minionerec.training.rounded_copy import copy_bytes
 from minionerec.tree.architecture import Widths
+from minionerec.tree.leaf_component import leaf_model
 from minionerec.tree.prompt_cache import held_logits
 
 _BUCKET = 500_000_000  # DeepSpeed's reduce_bucket_size (elements)
 _SAMPLE = 16  # micro-batches that are packed to estimate a run's positions
 # A label takes as much memory as some tens of positions. How many depends on the model, so several numbers are tried.
 _POSITIONS_PER_LABEL = (0, 1, 10, 100, 1000)
+# Bytes per prompt and SID of what is mixed into searches, by whether a cache is, and the model's own second distribution.
+_MIXED_IN = {(False, False): 0, (True, False): 4 * 8 + 4, (False, True): 3 * 8 + 4, (True, True): 7 * 8 + 4}
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,7 @@ class Validation:
         positions: that the key-value cache of a batch holds.
         head_rows: rows of logits over the vocabulary that a batch needs at most; 0 if it normalises over the catalog.
         graphs: whether beams on a GPU are recorded as CUDA graphs (`eval.cuda_graphs`), those of rollouts, too.
-        mixed: whether a cache is mixed in (`mixture.validation`): searches of it are not recorded.
+        mixed_in: bytes of what is mixed into the model's distribution; 0 if nothing is.
     """
 
     copy: int
@@ -166,22 +171,23 @@ class Validation:
     positions: int
     head_rows: int
     graphs: bool = True
-    mixed: bool = False
+    mixed_in: int = 0
 
     @classmethod
-    def of(cls, config: Config, model: PreTrainedModel, longest: int, levels: int) -> "Validation":
+    def of(cls, config: Config, model: PreTrainedModel, longest: int, sids: tuple[int, int]) -> "Validation":
         """Those of a model, which may be on the meta device.
 
         Args:
             longest: tokens of the longest prompt.
-            levels: of a SID; a last code is not read.
+            sids: how many there are at most, and the levels of one; a last code is not read.
         """
-        lists = config.eval
+        lists, (count, levels) = config.eval, sids
         copy, batch, beams = copy_bytes(model, lists.dtype), lists.batch_size, lists.num_beams
         width = (getattr(torch, lists.dtype) if copy else model.dtype).itemsize
         head_rows = batch * beams if lists.normalise_over == "vocabulary" else 0
         positions = batch * (longest + beams * (levels - 1))
-        return cls(copy, lists.dtype, width, positions, head_rows, lists.by_graphs, config.mixture.validation)
+        mixed_in = batch * count * _MIXED_IN[config.mixture.validation, leaf_model(model) is not None]
+        return cls(copy, lists.dtype, width, positions, head_rows, lists.by_graphs, mixed_in)
 
 
 @dataclass(frozen=True)
@@ -349,13 +355,14 @@ def memory(shape: Shape, work: Work, devices: Devices) -> dict[str, int]:
         parts["keys and values of searches"] = keys_and_values
         if logits_of_searches:
             parts["logits of searches"] = logits_of_searches
+    if validation is not None and validation.mixed_in:
+        parts["what is mixed into searches"] = validation.mixed_in
     return parts
 
 
 def _stay_apart(work: Work, validation: Validation, one_model: bool) -> bool:
     """Whether the memory of rollouts' searches and of validations' is taken side by side on a GPU, since graphs keep theirs."""
-    recorded = work.beams, not validation.mixed
-    return validation.graphs and any(recorded) and not (one_model and all(recorded))
+    return validation.graphs and not (one_model and work.beams)
 
 
 def _search(shape: Shape, devices: Devices, width: int, positions: int, rows: int) -> tuple[int, int]:

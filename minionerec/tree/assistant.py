@@ -64,9 +64,9 @@ class Assistant(Guide):
             leaves = leaves.masked_fill(~legal_leaves(trie, len(leaves)), -torch.inf)
         return Assistant(leaves.log_softmax(1), self.weight.double())
 
-    def prefixes(self, trie: "CatalogTrie") -> "PrefixAssistant | None":
-        """What a search of the trie takes; None if every request is the model's alone."""
-        return PrefixAssistant(trie, self.within(trie)) if bool((self.weight < 1).any()) else None
+    def prefixes(self, trie: "CatalogTrie", look: bool = True) -> "PrefixAssistant | None":
+        """What a search of the trie takes; None if the host looks and every request is the model's alone."""
+        return None if look and not bool((self.weight < 1).any()) else PrefixAssistant(trie, self.within(trie))
 
     def check(self, trie: "CatalogTrie", requests: int, normalise_over: str) -> None:
         """Refuse a search that this assistant does not fit.

@@ -1,23 +1,28 @@
 """Beam searches whose kernels are launched all at once: one recording for each size of batch, kept while it is used.
 
 A search is recorded the first time that its bucket comes: rows of the batch and length of the prompts, both rounded up, beams,
-trie, what steps add up over, filtered or not. Later searches of the bucket copy their prompts into the recording's tensors and
-replay it. A prompt is filled up on the left, a batch with rows whose lists nobody reads: neither changes a list, but for
-rounding.
+trie, what steps add up over, filtered or not, what is mixed in. Later searches of the bucket copy their prompts, filters and
+mixtures into the recording's tensors and replay it. A prompt is filled up on the left, a batch with rows whose lists nobody
+reads: neither changes a list, but for rounding.
 """
 
 import logging
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
+from itertools import chain, repeat
+from operator import is_, itemgetter
 from threading import Lock
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from transformers import PreTrainedModel
 
 from minionerec.tree.capture import CudaRecorder, Outputs, Recorder, Recording
 from minionerec.tree.fewer_kernels import twin
+from minionerec.tree.guide import Guide
+from minionerec.tree.leaf_component import check_leaf_component, leaf_model
 from minionerec.tree.prompt_cache import Normalise, PromptCache, check_search, plain_head
 from minionerec.tree.search import BeamResult, beam_search, check_widths, widen
 from minionerec.tree.static_search import not_static, static_search
@@ -27,7 +32,8 @@ from minionerec.tree.view import View
 log = logging.getLogger(__name__)
 
 MOST_GRAPHS = 32  # a graph of 24 layers is some 2,400 kernels, which take a few MB beside the memory that all graphs share
-_MOST_LEGAL = 1 << 28  # bytes: a filter stands as one byte per node of the trie and row of the batch
+# Bytes: a filter stands as one byte per node of the trie and row of the batch, what is mixed in as eight per SID and row.
+_MOST_OF_REQUESTS = 1 << 28
 _LENGTH_STEP = 16  # tokens: lengths of prompts are multiples of it
 
 
@@ -53,6 +59,7 @@ class Bucket(NamedTuple):
         trie: `id` of the arrays of its tokens, which its views share and the recording holds.
         normalise_over: what the probabilities of a step add up over.
         filtered: the trie is a view.
+        guide: the kind of what is mixed in; None if nothing is.
     """
 
     rows: int
@@ -61,6 +68,7 @@ class Bucket(NamedTuple):
     trie: int
     normalise_over: Normalise
     filtered: bool
+    guide: type[Guide] | None
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ class _Graph:
     Attributes:
         input_ids: (rows, length).
         visible: (rows, length) bool, False on padding.
-        trie: the whole one, or a view of `legal`.
+        trie: the whole one, or a view of `legal`; mixed, or not, with tensors that are written to, too.
         legal: per level, (rows, nodes) bool; empty without filters.
         recording: its outputs are the fields of a `BeamResult`.
     """
@@ -90,8 +98,9 @@ class _Graph:
         legal: tuple[torch.Tensor, ...] = ()
         if bucket.filtered:
             legal = tuple(torch.ones(bucket.rows, len(tokens), dtype=torch.bool, device=trie.device) for tokens in trie.tokens)
-        searched = replace(trie, view=View.of_legal(legal) if legal else None)
-        _ = searched.fan_outs  # looks at the trie once, and is kept
+        guide = None if trie.guide is None else trie.guide.zeros(bucket.rows)
+        searched = replace(trie, view=View.of_legal(legal) if legal else None, guide=guide)
+        _ = searched.fan_outs, searched.highest_token  # look at the trie once, and are kept
         search = partial(static_search, model, input_ids, visible, searched, bucket.num_beams, bucket.normalise_over)
 
         def outputs() -> Outputs:
@@ -100,14 +109,20 @@ class _Graph:
 
         return cls(input_ids, visible, searched, legal, recorder.record(outputs))
 
-    def search(self, input_ids: torch.Tensor, visible: torch.Tensor, legal: tuple[torch.Tensor, ...]) -> BeamResult:
-        """Replay with other prompts; what rows and columns are not filled hold is masked or not read."""
+    def search(self, input_ids: torch.Tensor, visible: torch.Tensor, trie: CatalogTrie) -> BeamResult:
+        """Replay with other prompts; what rows and columns are not filled hold is masked or not read.
+
+        Args:
+            trie: as recorded, with the filters and what is mixed in of these prompts.
+        """
         rows, length = input_ids.shape
         self.input_ids[:rows, -length:] = input_ids
         self.visible[:rows, :-length] = False
         self.visible[:rows, -length:] = visible
-        for here, wanted in zip(self.legal, legal, strict=True):
-            here[:rows] = wanted
+        for level, here in enumerate(self.legal):
+            here[:rows] = cast(View, trie.view).legal(level, here.shape[1], rows)
+        if self.trie.guide is not None:
+            self.trie.guide.fill(cast(Guide, trie.guide))
         self.recording.replay()
         return BeamResult(*(output[:rows].clone() for output in self.recording.outputs))
 
@@ -124,6 +139,19 @@ class _Kept(NamedTuple):
     graph: _Graph | None
 
 
+_PARTS, _HOOKS = itemgetter("_modules", "_parameters", "_buffers"), itemgetter("_forward_hooks", "_forward_pre_hooks")
+
+
+def _parts(modules: Iterable[dict[str, Any]]) -> Iterator[Any]:
+    """The children, parameters and buffers of modules, which are given by their attributes."""
+    return chain.from_iterable(map(dict.values, chain.from_iterable(map(_PARTS, modules))))
+
+
+def _hooked(modules: list[dict[str, Any]]) -> bool:
+    """Whether modules, which are given by their attributes, have hooks or a forward that is wrapped."""
+    return any(chain.from_iterable(map(_HOOKS, modules))) or any(map(dict.__contains__, modules, repeat("forward")))
+
+
 class _Layout:
     """Where a model's weights lie, and how it attends: recordings are of these, whatever becomes of the model.
 
@@ -134,28 +162,37 @@ class _Layout:
     def __init__(self, model: PreTrainedModel) -> None:
         self.refusal = not_static(model)
         self._model, self._attention = model, model.config._attn_implementation
-        self._modules = [
-            (module, [*module._modules.values()], self._places(module), module is not model or not plain_head(model))
-            for module in model.modules()
-        ]
+        self._leaf_trie = getattr(model, "leaf_trie", None)
+        self._modules = [*model.modules()]  # itself the first
+        self._first_called = int(plain_head(model))
+        self._parts = [*_parts(map(vars, self._modules))]
+        self._tensors = [part for part in self._parts if isinstance(part, torch.Tensor)]
+        self._places = [*map(torch.Tensor.data_ptr, self._tensors)]
 
     @cached_property
     def twin(self) -> PreTrainedModel:
         """What is recorded, with the weights that lie there; one for all recordings, since norms are tried to make it."""
         return twin(self._model)
 
-    @staticmethod
-    def _places(module: torch.nn.Module) -> list[int]:
-        tensors = (*module._parameters.values(), *module._buffers.values())
-        return [tensor.data_ptr() for tensor in tensors if tensor is not None]
+    @property
+    def hooked(self) -> bool:
+        """Whether a hook, or a wrapping of a module's forward, would have to be called."""
+        return _hooked([*map(vars, self._modules[self._first_called :])])
 
     def holds(self) -> bool:
-        """Whether all modules and weights are where they were, attend as they did, and no hook would have to be called."""
-        return self._model.config._attn_implementation == self._attention and all(
-            not (called and (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)))
-            and [*module._modules.values()] == children
-            and self._places(module) == places
-            for module, children, places, called in self._modules
+        """Whether all modules and weights are where they were, attend as they did, and no hook would have to be called.
+
+        It is asked before each search, of hundreds of modules, while a GPU waits: so it has no loop of its own.
+        """
+        inside = [*map(vars, self._modules)]
+        parts = [*_parts(inside)]
+        return (
+            self._model.config._attn_implementation == self._attention
+            and len(parts) == len(self._parts)
+            and all(map(is_, parts, self._parts))
+            and [*map(torch.Tensor.data_ptr, self._tensors)] == self._places  # a tensor may get other memory (`tensor.data = `)
+            and getattr(self._model, "leaf_trie", None) is self._leaf_trie  # made anew if the text vectors change
+            and not _hooked(inside[self._first_called :])
         )
 
 
@@ -220,6 +257,7 @@ class SearchGraphs:
         """
         check_widths(num_beams, widest)
         checked = check_search(self.model, input_ids, attention_mask, trie, normalise_over)
+        check_leaf_component(checked.model, trie, normalise_over)
         with self._lock:
             result = self._replayed(input_ids, checked.visible, trie, num_beams, normalise_over)
         over = normalise_over
@@ -242,38 +280,37 @@ class SearchGraphs:
             self._report(f"A search is not recorded, since {reason}.")
             return None
         length = rounded(input_ids.shape[1], _LENGTH_STEP)
-        bucket = Bucket(rounded(len(input_ids)), length, num_beams, id(trie.tokens), over, trie.view is not None)
+        guide = None if trie.guide is None else type(trie.guide)
+        bucket = Bucket(rounded(len(input_ids)), length, num_beams, id(trie.tokens), over, trie.view is not None, guide)
         graph = self._graph(bucket, trie, cast(_Layout, self._layout))
         if graph is None:
             return None
-        legal: tuple[torch.Tensor, ...] = ()
-        if trie.view is not None:
-            legal = tuple(trie.view.legal(level, len(nodes), len(input_ids)) for level, nodes in enumerate(trie.tokens))
         self._recorder.begin()
-        result = graph.search(input_ids, visible, legal)
+        result = graph.search(input_ids, visible, trie)
         self._recorder.end()
         self.replayed += 1
-        return result
+        # What a model itself mixes in is computed in the recording, where nobody can refuse it for not being numbers.
+        diverged = leaf_model(self.model) is not None and bool(result.scores.isnan().any())
+        return None if diverged else result
 
     def _refusal(self, trie: CatalogTrie, rows: int) -> str | None:
         """Why a search is not recorded, as the end of a sentence; recordings of weights that have moved are dropped."""
         if self._layout is None or not self._layout.holds():
             self._graphs.clear()
             self._layout = _Layout(self.model)
+            if self._layout.refusal is None and self._layout.hooked:
+                return "a hook of the model, or a wrapping of a module's forward, would be left out"
         if self._layout.refusal is not None:
             return self._layout.refusal
-        if not self._layout.holds():
-            return "a hook of the model, or a wrapping of a module's forward, would be left out"
         if self.model.device != self._device:
             return f"the model has moved to {self.model.device}"
         if torch.is_autocast_enabled(self._device.type):
             return "autocast is on, which keeps copies of the weights"
-        if trie.guide is not None:
-            return "the trie is mixed with a prior or an assistant, which belongs to the prompts"
         if trie.depth == 1:
             return "the trie has one level, below which no tree token stands"
-        if trie.view is not None and (size := rows * sum(map(len, trie.tokens))) > _MOST_LEGAL:
-            return f"the filters of {rows} prompts take {size} bytes as masks"
+        legal, mixed = trie.view is not None, trie.guide is not None
+        if (size := rows * (legal * sum(map(len, trie.tokens)) + mixed * 8 * len(trie))) > _MOST_OF_REQUESTS:
+            return f"the filters of {rows} prompts, and what is mixed in for them, take {size} bytes"
         return None
 
     def _graph(self, bucket: Bucket, trie: CatalogTrie, layout: _Layout) -> _Graph | None:

@@ -35,6 +35,16 @@ class Guide:
         """The guide on another device."""
         return self._with_each(lambda values: values.to(device))
 
+    def zeros(self, requests: int) -> Self:
+        """A guide of the same kind to be filled, for so many requests; in float64, which searches compute in."""
+        return self._with_each(lambda values: values.new_zeros(requests, *values.shape[1:], dtype=torch.float64))
+
+    def fill(self, other: "Guide") -> None:
+        """Write another guide of the same kind over the first requests."""
+        for field in fields(self):
+            values = getattr(other, field.name)
+            getattr(self, field.name)[: len(values)] = values
+
     def _with_each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         return replace(self, **{field.name: change(getattr(self, field.name)) for field in fields(self)})
 

@@ -11,7 +11,7 @@ import torch
 
 from minionerec.errors import ConstraintError
 from minionerec.tree.assistant import Assistant
-from minionerec.tree.prior import Prior
+from minionerec.tree.prior import Prior, check_over_catalog
 from minionerec.tree.trie import NO_TOKEN, CatalogTrie
 
 if TYPE_CHECKING:
@@ -84,38 +84,63 @@ def mixed(written: torch.Tensor, dense: torch.Tensor, gate: torch.Tensor) -> tor
     return torch.logaddexp(sigmoid(-gate) + written, sigmoid(gate) + dense)
 
 
-def with_leaf_component(model: Any, trie: CatalogTrie, states: torch.Tensor, normalise_over: str) -> CatalogTrie:
-    """The trie for searches after some prompts: with the model's second distribution as a prior; as it is for other models.
-
-    If the trie is mixed already, say with a cache of weight l, the result is (1 - l) ((1 - g) p_LM + g p_leaf) + l p_cache.
+def check_leaf_component(model: Any, trie: CatalogTrie, normalise_over: str) -> None:
+    """Refuse a search that cannot follow the model's second distribution; a model that has none takes any.
 
     Args:
         model: without PEFT's wrapping.
         trie: the valid SIDs, or a view, mixed or not.
-        states: (prompts, hidden), of each prompt's last token.
         normalise_over: what the steps of the search add up over.
 
     Raises:
-        ConstraintError: the model has a second distribution, but for other SIDs, or steps do not add up over the catalog, or
-            there is an assistant, too.
+        ConstraintError: the distribution is of other SIDs, steps do not add up over the catalog, or there is an assistant, too.
     """
     if leaf_model(model) is None:
-        return trie
+        return
     check_leaves(model, trie)
-    logprobs, gate = model.leaf_component(states)
-    own = Prior(logprobs.double().exp(), gate.double().sigmoid())
     if isinstance(trie.guide, Assistant):
         raise ConstraintError(
             "The model has a second distribution over the catalog (model.text_output), and an assistant weighs what is written "
             "code by code only. Leave the assistant out (eval.assistant null), or train with model.text_output false."
         )
-    if trie.guide is None:
-        mixed_in = own
-    else:
-        own, other = own.within(trie), trie.guide.within(trie)  # each over what a view leaves, before they are added
-        kept = 1 - other.share
-        share = 1 - kept * (1 - own.share)
-        leaves = (kept * own.share)[:, None] * own.leaves + other.share[:, None] * other.leaves
-        mixed_in = Prior(leaves / torch.where(share > 0, share, 1.0)[:, None], share)
-    mixed_in.check(trie, len(states), normalise_over)
-    return trie.mixed(mixed_in)
+    check_over_catalog(normalise_over)
+
+
+def with_leaf_component(model: Any, trie: CatalogTrie, states: torch.Tensor, normalise_over: str) -> CatalogTrie:
+    """`mixed_with_own`, checked.
+
+    Args:
+        normalise_over: what the steps of the search add up over.
+
+    Raises:
+        ConstraintError: as `check_leaf_component`, or the distribution holds no numbers.
+    """
+    check_leaf_component(model, trie, normalise_over)
+    mixed_trie = mixed_with_own(model, trie, states)
+    if mixed_trie is not trie and mixed_trie.guide is not None:
+        mixed_trie.guide.check(trie, len(states), normalise_over)
+    return mixed_trie
+
+
+def mixed_with_own(model: Any, trie: CatalogTrie, states: torch.Tensor) -> CatalogTrie:
+    """The trie for searches after some prompts: with the model's second distribution as a prior; as it is for other models.
+
+    If the trie is mixed already, say with a cache of weight l, the result is (1 - l) ((1 - g) p_LM + g p_leaf) + l p_cache.
+    The host looks at no tensor: what `check_leaf_component` refuses does not come here.
+
+    Args:
+        model: without PEFT's wrapping.
+        trie: the valid SIDs, or a view, mixed or not.
+        states: (prompts, hidden), of each prompt's last token.
+    """
+    if leaf_model(model) is None:
+        return trie
+    logprobs, gate = model.leaf_component(states)
+    own = Prior(logprobs.double().exp(), gate.double().sigmoid())
+    if not isinstance(trie.guide, Prior):
+        return trie.mixed(own)
+    own, other = own.within(trie), trie.guide.within(trie)  # each over what a view leaves, before they are added
+    kept = 1 - other.share
+    share = 1 - kept * (1 - own.share)
+    leaves = (kept * own.share)[:, None] * own.leaves + other.share[:, None] * other.leaves
+    return trie.mixed(Prior(leaves / torch.where(share > 0, share, 1.0)[:, None], share))

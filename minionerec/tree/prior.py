@@ -65,9 +65,9 @@ class Prior(Guide):
         leaves = leaves / torch.where(total > 0, total, 1.0)[:, None]
         return Prior(leaves, torch.where(total > 0, self.share.double(), 0.0))
 
-    def prefixes(self, trie: "CatalogTrie") -> "PrefixPrior | None":
-        """What a search of the trie takes; None if every request is the model's alone."""
-        if not bool((self.share > 0).any()):
+    def prefixes(self, trie: "CatalogTrie", look: bool = True) -> "PrefixPrior | None":
+        """What a search of the trie takes; None if the host looks and every request is the model's alone."""
+        if look and not bool((self.share > 0).any()):
             return None
         prior = self.within(trie)
         return PrefixPrior(trie, torch.log1p(-prior.share).float(), prior.leaves * prior.share[:, None])
@@ -84,11 +84,7 @@ class Prior(Guide):
             ConstraintError: the model's steps add up over the vocabulary, or the prior has another shape, holds numbers that
                 are no probabilities, or lies on another device than the trie.
         """
-        if normalise_over != "catalog":
-            raise ConstraintError(
-                f"A prior needs normalise_over 'catalog'; found {normalise_over!r}. Over the vocabulary the model's "
-                "probabilities of the SIDs do not add up to 1, so what is mixed would be no distribution."
-            )
+        check_over_catalog(normalise_over)
         check_shapes("A prior", trie, requests, leaves=self.leaves, share=self.share)
         if not bool(((self.share >= 0) & (self.share <= 1)).all()):
             raise ConstraintError(f"A prior's share must be from 0 to 1; found {self.share.tolist()}.")
@@ -101,6 +97,19 @@ class Prior(Guide):
                 f"A prior's probabilities must not be negative and add up to 1; those of request {request} add up to "
                 f"{float(sums[request]):.6g}, the lowest is {float(self.leaves[request].min()):.6g}."
             )
+
+
+def check_over_catalog(normalise_over: str) -> None:
+    """Refuse to mix where the model's steps add up over something else than the catalog.
+
+    Raises:
+        ConstraintError: they do.
+    """
+    if normalise_over != "catalog":
+        raise ConstraintError(
+            f"A prior needs normalise_over 'catalog'; found {normalise_over!r}. Over the vocabulary the model's "
+            "probabilities of the SIDs do not add up to 1, so what is mixed would be no distribution."
+        )
 
 
 @dataclass(frozen=True)

@@ -259,7 +259,12 @@ class PromptCache:
         return self.write(tokens.clamp(min=0), attention_bias(self.model, allowed, self.longest), positions)
 
     def write(
-        self, input_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, last_only: bool = False
+        self,
+        input_ids: torch.Tensor,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        last_only: bool = False,
+        embeddings: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Write tokens to the cache.
 
@@ -268,15 +273,17 @@ class PromptCache:
             mask: as the model's attention reads it: (batch, tokens) of prompts, or (batch, 1, tokens, tokens in the cache).
             positions: (batch, tokens).
             last_only: only the last token's states are wanted.
+            embeddings: (batch, tokens, hidden) of the tokens, computed before; None leaves them to the model.
 
         Returns:
             their states, (batch, tokens or 1, hidden or vocabulary).
         """
         arguments = {"attention_mask": mask, "position_ids": positions, "past_key_values": self.cache, "use_cache": True}
+        arguments |= {"input_ids": input_ids} if embeddings is None else {"inputs_embeds": embeddings}
         if plain_head(self.model):
-            hidden = self.model.base_model(input_ids=input_ids, **arguments).last_hidden_state
+            hidden = self.model.base_model(**arguments).last_hidden_state
             return hidden[:, -1:] if last_only else hidden
-        return self.model(input_ids=input_ids, logits_to_keep=int(last_only), **arguments).logits
+        return self.model(logits_to_keep=int(last_only), **arguments).logits
 
     def child_logprobs(
         self, level: int, nodes: torch.Tensor, states: torch.Tensor, temperature: float = 1.0

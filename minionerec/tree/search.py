@@ -83,11 +83,21 @@ def run_search(
     seeds: torch.Tensor | None = None,
     temperature: float = 1.0,
     levels: list[SearchLevel] | None = None,
+    look: bool = True,
 ) -> SearchResult:
-    """The `width` best leaves by score or, given a seed per prompt, by perturbed score; `levels` takes what each level kept."""
+    """The `width` best leaves by score or, given a seed per prompt, by perturbed score.
+
+    Args:
+        prompts: computed.
+        width: of the search.
+        seeds: (batch,), of the perturbations; None for none.
+        temperature: divides the logits.
+        levels: takes what each level kept.
+        look: the host may look at what is mixed in, and leave it out where it weighs nothing.
+    """
     trie, device = prompts.trie, prompts.visible.device
     batch = len(prompts.visible)
-    guide = trie.prefixes()
+    guide = trie.prefixes(look)
 
     # 1. Begin with one beam, the trie's root. Its states are what the prompt's last token gives.
     nodes = torch.zeros(batch, 1, dtype=torch.long, device=device)  # (batch, beams), -1 where a beam is missing

@@ -13,13 +13,15 @@ from transformers.cache_utils import DynamicLayer
 
 from minionerec.tree.architecture import looks_at_the_row
 from minionerec.tree.forward import attention_bias
+from minionerec.tree.leaf_component import mixed_with_own
 from minionerec.tree.prompt_cache import Normalise, PromptCache
 from minionerec.tree.search import BeamResult, ranked, run_search
 from minionerec.tree.trie import CatalogTrie
 
 # Models whose forward was read and runs without a look at its tensors, and whose layers keep keys and values by `Cache.update`
-# alone. tests/tree/test_graphs.py holds each of them to it.
-STATIC_MODELS = frozenset({"gemma", "gpt2", "granite", "llama", "mistral", "qwen2", "qwen3"})
+# alone. tests/tree/test_graphs.py holds each of them to it. One with text vectors looks for the items of a prompt; it has
+# `static_embeddings` beside its forward, which do not.
+STATIC_MODELS = frozenset({"gemma", "gpt2", "granite", "llama", "mistral", "qwen2", "qwen2_item_text", "qwen3"})
 
 
 def not_static(model: PreTrainedModel) -> str | None:
@@ -85,7 +87,7 @@ def static_prompts(
         model: that `not_static` has nothing against.
         input_ids: (batch, length).
         visible: (batch, length) bool, False on padding, which stands on the left.
-        trie: the valid SIDs, or a view of `View.of_legal`.
+        trie: the valid SIDs, or a view of `View.of_legal`, mixed or not.
         over: `normalise_over`.
         tokens: that are written in all, prompts and tree tokens.
     """
@@ -98,7 +100,11 @@ def static_prompts(
     pairs = torch.ones(length, length, dtype=torch.bool, device=input_ids.device)
     allowed = (pairs.tril() & visible[:, None, None, :]) | torch.eye(length, dtype=torch.bool, device=input_ids.device)
     positions = (visible.long().cumsum(-1) - 1).clamp(min=0)
-    prompts.last = prompts.write(input_ids, attention_bias(model, allowed, trie.depth), positions, last_only=True)
+    embed = getattr(model.base_model, "static_embeddings", None)
+    embeddings = None if embed is None else embed(input_ids, visible)
+    bias = attention_bias(model, allowed, trie.depth)
+    prompts.last = prompts.write(input_ids, bias, positions, last_only=True, embeddings=embeddings)
+    prompts.trie = mixed_with_own(model, trie, prompts.last[:, 0])
     return prompts
 
 
@@ -108,4 +114,4 @@ def static_search(
     """What `beam_search` gives; arguments as of `static_prompts`."""
     tokens = input_ids.shape[1] + tree_tokens(trie, num_beams)
     prompts = static_prompts(model, input_ids, visible, trie, over, tokens)
-    return ranked(trie, run_search(prompts, num_beams), num_beams)
+    return ranked(trie, run_search(prompts, num_beams, look=False), num_beams)

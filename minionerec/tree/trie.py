@@ -205,7 +205,8 @@ class CatalogTrie:
     def parents(self, level: int) -> torch.Tensor:
         """The number of the node above each node of a level, whatever a view leaves of them: (nodes,) int64."""
         counts = self.offsets[level].diff()
-        return torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+        # Told the number of nodes, a GPU's host need not wait for it.
+        return torch.arange(len(counts), device=counts.device).repeat_interleave(counts, output_size=len(self.tokens[level]))
 
     @cached_property
     def fan_outs(self) -> tuple[int, ...]:
@@ -296,7 +297,7 @@ class CatalogTrie:
                 f"An item filter must be boolean, of shape ({items},) or (requests, {items}); "
                 f"found {mask.dtype} of shape {tuple(mask.shape)}."
             )
-        return replace(self, view=mask_view(self, mask[None] if mask.dim() == 1 else mask))
+        return self._like(mask_view(self, mask[None] if mask.dim() == 1 else mask), self.guide)
 
     def without(self, hidden: Sequence[Sequence[int]]) -> "CatalogTrie":
         """A view that leaves items out, for each request of a batch its own; it costs what the lists cost, not the catalog.
@@ -327,7 +328,7 @@ class CatalogTrie:
                 else than a view with one mask, or this is a view already.
         """
         self._refuse_view()
-        return replace(self, view=view_of(self, selections))
+        return self._like(view_of(self, selections), self.guide)
 
     def mixed(self, guide: Prior | Assistant) -> "CatalogTrie":
         """The trie, or view, for searches of the mixture of the model's distribution over the catalog and another one.
@@ -340,11 +341,21 @@ class CatalogTrie:
         >>> trie = CatalogTrie.from_codes(np.array([[10, 13], [10, 14], [11, 13]]))
         >>> mixed = trie.mixed(Prior(torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([0.3])))  # for 1 request
         """
-        return replace(self, guide=guide)
+        return self._like(self.view, guide)
 
-    def prefixes(self) -> PrefixPrior | PrefixAssistant | None:
-        """What is mixed in, by prefix; None if nothing is, or if it weighs nothing for every request."""
-        return None if self.guide is None else self.guide.prefixes(self)
+    def _like(self, view: View | None, guide: Prior | Assistant | None) -> "CatalogTrie":
+        """The trie with another view and guide, and with what is known of its arrays: a GPU's host would wait to read them."""
+        other = replace(self, view=view, guide=guide)
+        vars(other).update(fan_outs=self.fan_outs, highest_token=self.highest_token)
+        return other
+
+    def prefixes(self, look: bool = True) -> PrefixPrior | PrefixAssistant | None:
+        """What is mixed in, by prefix; None if nothing is.
+
+        Args:
+            look: the host looks at what is mixed in: None, too, if it weighs nothing for every request.
+        """
+        return None if self.guide is None else self.guide.prefixes(self, look)
 
     def _refuse_view(self) -> None:
         if self.view is not None:  # two SID filters would keep a SID whose items pass one filter each
@@ -381,7 +392,7 @@ class CatalogTrie:
         if view is not None and view.requests > 1:
             view = view.select(rows, list(map(len, self.tokens)))
         guide = None if self.guide is None else self.guide.select(rows)
-        return self if view is self.view and guide is None else replace(self, view=view, guide=guide)
+        return self if view is self.view and guide is None else self._like(view, guide)
 
     def to(self, device: torch.device | str) -> "CatalogTrie":
         """The trie on another device."""

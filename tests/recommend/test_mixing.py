@@ -16,7 +16,8 @@ from minionerec.recommend.cache import MODEL, Buckets, HistoryScorer, Interactio
 from minionerec.recommend.cache.mixture import made_from
 from minionerec.recommend.mixing import cache_prior, component_columns, component_leaves, fitted, model_column
 from minionerec.recommend.recommender import Recommender
-from minionerec.tree import score_catalog
+from minionerec.tree import SearchGraphs, score_catalog
+from minionerec.tree.capture import CallRecorder
 from tests.recommend.conftest import SIZES
 
 HISTORY = [0, 5, 7]
@@ -89,6 +90,35 @@ def test_lists_and_their_shares_are_those_of_the_mixture(mixed, filters, passing
         np.testing.assert_allclose([*shares.values()], parts[:, leaf] / expected[leaf], atol=1e-5)
     for path in explanation.root.walk():
         assert path[-1].score == pytest.approx(sum(node.logprob for node in path), abs=1e-4)
+
+
+class RandomAssistant(BaselineAssistant):
+    """Random log-probabilities of the items, equal for equal histories."""
+
+    def logprobs(self, histories):
+        scores = np.array([np.random.default_rng(sum(history)).standard_normal(20) for history in histories])
+        return scores - np.log(np.exp(scores).sum(1, keepdims=True))
+
+
+@pytest.mark.parametrize("kind", ["cache", "cache and texts", "assistant"])
+def test_recorded_searches_make_the_same_lists(kind, make, mixed, with_texts, monkeypatch):
+    """As on a GPU, with a stand-in for its graphs; only the first search of a list is recorded."""
+    recommender = {"cache": mixed, "cache and texts": with_texts, "assistant": make(normalise_over="catalog")}[kind]
+    if kind == "assistant":
+        recommender.assist(RandomAssistant("sasrec", None, "test", {}, 0.6))
+    graphs = SearchGraphs(recommender.model, CallRecorder())
+    histories = [HISTORY, [3], [1, 2, 3, 4, 5, 6]]
+    filters = [*(some for some, _ in FILTERS), {"deny": ["i9"], "widest": 16}]
+    for some in filters:
+        expected, ours = [], []
+        for lists, searched in ((expected, None), (ours, graphs)):
+            monkeypatch.setattr(recommender, "graphs", searched)
+            lists += recommender.recommend(histories, k=5, num_beams=6, **some)
+        for one, other in zip(ours, expected, strict=True):
+            assert (one.exact, one.beams) == (other.exact, other.beams)
+            assert [item.index for item in one.items] == [item.index for item in other.items]
+            np.testing.assert_allclose([item.score for item in one.items], [item.score for item in other.items], atol=1e-5)
+    assert (graphs.recorded, graphs.replayed) == (2, len(filters))  # without filters, and with any
 
 
 @pytest.fixture(scope="module")

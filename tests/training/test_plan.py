@@ -1,12 +1,13 @@
 import dataclasses
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from minionerec.config import Config, EvalConfig, ModelConfig, SftConfig
+from minionerec.config import Config, EvalConfig, MixtureConfig, ModelConfig, SftConfig
 from minionerec.errors import ConfigError
 from minionerec.model import adapters, checkpoint, scratch
 from minionerec.model.base import base_model
@@ -14,7 +15,9 @@ from minionerec.prompts.builder import tokenizer_corpus
 from minionerec.training.plan import Devices, PackedShape, Plan, Shape, Validation, Work, flops, memory, sample_batches
 from minionerec.training.rounded_copy import copy_bytes
 from minionerec.tree import CatalogTrie, beam_search
+from minionerec.tree.static_search import static_search
 from tests.small import random_dataset, untrained_model
+from tests.tree import test_graphs_mixed as mixed
 
 SIZES = ModelConfig(hidden_size=32, intermediate_size=48, layers=2, heads=2, vocabulary=400)
 
@@ -96,10 +99,10 @@ def test_validations_hold_what_their_searches_write():
     """Keys and values of 32 prompts of 200 tokens with 50 beams at two levels, and logits of 1,600 rows."""
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
     model = Qwen2ForCausalLM(Qwen2Config(vocab_size=301, num_hidden_layers=2, hidden_size=32, intermediate_size=48, **heads))
-    found = Validation.of(Config(name="plan", eval=EvalConfig(dtype="bfloat16")), model, 200, 3)
+    found = Validation.of(Config(name="plan", eval=EvalConfig(dtype="bfloat16")), model, 200, (70, 3))
     assert found == Validation(copy_bytes(model, "bfloat16"), "bfloat16", 2, 32 * (200 + 2 * 50), 1600)
     other = Config(name="plan", eval=EvalConfig(normalise_over="catalog", cuda_graphs="off"))
-    assert Validation.of(other, model, 200, 3) == Validation(0, "float32", 4, 9600, 0, graphs=False)
+    assert Validation.of(other, model, 200, (70, 3)) == Validation(0, "float32", 4, 9600, 0, graphs=False)
     parts = memory(Shape.of(model), dataclasses.replace(NOTHING, validation=found), Devices(1))
     assert parts["keys and values of searches"] == 9600 * 2 * 2 * 32 * 2 and parts["logits of searches"] == 1600 * 301 * (2 + 4)
 
@@ -118,6 +121,48 @@ def test_logits_of_searches_are_in_parts():
     assert memory(sizes, alone, Devices(1, bf16=True, gpus=True))["logits of searches"] == 500 * 151_936 * 6
 
 
+class Live(TorchDispatchMode):
+    """The most bytes of floating tensors of one shape that are alive at once."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.now, self.most, self.known = shape, 0, 0, set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else [made]:
+            floating = torch.is_tensor(tensor) and tensor.is_floating_point()
+            pointer = tensor.untyped_storage().data_ptr() if floating else 0
+            if pointer and tuple(sorted(tensor.shape)) == self.shape and pointer not in self.known:
+                self.known.add(pointer)
+                self.now += tensor.untyped_storage().nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(tensor.untyped_storage(), self.free, pointer, tensor.untyped_storage().nbytes())
+        return made
+
+    def free(self, pointer, size):
+        self.known.discard(pointer)
+        self.now -= size
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("kind", "guide"), [("plain", None), ("plain", "prior"), ("output", None), ("both", "prior")])
+def test_what_is_mixed_in_is_counted_as_searches_hold_it(kind, guide):
+    model, rng = mixed.model_of(kind), np.random.default_rng(0)
+    trie = mixed.static_trie(guide and mixed.random_guide(rng, guide, 2), 2)
+    settings = {"eval": EvalConfig(batch_size=2, normalise_over="catalog", oracle_examples=0)}
+    if guide:
+        settings["mixture"] = MixtureConfig(components=["popularity"], validation=True)
+    found = Validation.of(Config(name="plan", **settings), model, 16, (len(trie), 3))
+    ids, _ = mixed.prompts_of(rng, (16, 16))
+    with Live((2, len(trie))) as live:
+        static_search(model, ids, torch.ones(2, 16, dtype=torch.bool), trie, 4, "catalog")
+    before = 2 * 8 * 2 * len(trie) if guide else 0  # what was asked for, and the tensor of the recording
+    assert found.mixed_in == live.most + before
+    parts = memory(Shape.of(model), dataclasses.replace(NOTHING, validation=found), Devices(1, gpus=True))
+    assert parts.get("what is mixed into searches", 0) == found.mixed_in
+
+
 @pytest.mark.parametrize(
     ("rollouts", "validation", "devices", "both"),
     [
@@ -127,8 +172,6 @@ def test_logits_of_searches_are_in_parts():
         ({}, {"graphs": False}, Devices(1, bf16=True, gpus=True), False),  # eval.cuda_graphs off: nothing stays
         ({"beams": False}, {}, Devices(1, gpus=True), True),  # draws beside the pool of validations
         ({"beams": False}, {"graphs": False}, Devices(1, gpus=True), False),
-        ({}, {"mixed": True}, Devices(1, gpus=True), True),  # the pool of rollouts beside mixed searches
-        ({"beams": False}, {"mixed": True}, Devices(1, gpus=True), False),  # nothing is recorded
     ],
 )
 def test_searches_count_together_only_if_graphs_keep_their_memory(rollouts, validation, devices, both):
@@ -245,29 +288,6 @@ def test_memory_is_that_of_the_worst_micro_batch_whether_of_positions_or_of_labe
     assert worst["both"] > worst["labels"] and worst["prompts labels both"] == worst["both"]
 
 
-class Live(TorchDispatchMode):
-    """The most tensors of one shape that are alive at once."""
-
-    def __init__(self, shape):
-        super().__init__()
-        self.shape, self.now, self.most, self.known = shape, 0, 0, set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        made = function(*args, **(kwargs or {}))
-        for tensor in made if isinstance(made, tuple | list) else [made]:
-            pointer = tensor.untyped_storage().data_ptr() if torch.is_tensor(tensor) else 0
-            if pointer and tuple(sorted(tensor.shape)) == self.shape and pointer not in self.known:
-                self.known.add(pointer)
-                self.now += 1
-                self.most = max(self.most, self.now)
-                weakref.finalize(tensor.untyped_storage(), self.free, pointer)
-        return made
-
-    def free(self, pointer):
-        self.known.discard(pointer)
-        self.now -= 1
-
-
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("train", ["sid_rows", "lora"])
 def test_rows_that_train_cost_two_more_matrices(train, tied):
@@ -282,7 +302,7 @@ def test_rows_that_train_cost_two_more_matrices(train, tied):
     batch = PackedShape(1, 4, 1)
     some = Shape.of(model)
     work = Work("trees", 1, 1, 1, 1, 1, 1, (batch,), (batch,))
-    assert memory(some, work, Devices())["copies for SID rows"] == live.most * 301 * 32 * 4
+    assert memory(some, work, Devices())["copies for SID rows"] == live.most
     frozen = dataclasses.replace(some, token_rows=False)
     assert flops(some, batch, work, Devices()) - flops(frozen, batch, work, Devices()) == 2 * some.embedding
     assert "copies for SID rows" not in memory(frozen, work, Devices())

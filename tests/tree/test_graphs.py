@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import FalconConfig, FalconForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from minionerec.errors import ConstraintError
-from minionerec.tree import BeamResult, CatalogTrie, Prior, beam_search, left_pad
+from minionerec.tree import BeamResult, CatalogTrie, beam_search, left_pad
 from minionerec.tree.capture import CallRecorder, Recording
 from minionerec.tree.fewer_kernels import twin
 from minionerec.tree.graphs import SearchGraphs
@@ -107,7 +107,8 @@ class Watch(TorchDispatchMode):
         tensors = [value for value in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
         from_host = name == "lift_fresh" and tensors[0].dim() > 0  # on a GPU such a tensor would be copied from the host
         picked = name in ("index", "index_put", "index_put_") and any(index.dtype == torch.bool for index in tensors[1:])
-        if any(name.startswith(refused) for refused in self.REFUSED) or from_host or picked:
+        told = name == "repeat_interleave" and kwargs and kwargs.get("output_size") is not None  # how many there will be
+        if (any(name.startswith(refused) for refused in self.REFUSED) and not told) or from_host or picked:
             raise AssertionError(f"{func} makes the host wait, or gives a shape that depends on data")
         result = func(*args, **(kwargs or {}))
         outputs = [value for value in torch.utils._pytree.tree_leaves(result) if isinstance(value, torch.Tensor)]
@@ -149,7 +150,7 @@ def mistral():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", sorted(STATIC_MODELS))
+@pytest.mark.parametrize("kind", sorted(STATIC_MODELS - {"qwen2_item_text"}))  # of which test_graphs_mixed.py has it
 def test_a_static_search_runs_without_any_data(kind):
     """On the device `meta` no tensor holds data: nothing can be read, and nothing be mixed with tensors of the host."""
     trie = catalog(ragged=True)
@@ -321,10 +322,9 @@ def test_searches_that_are_not_recorded(qwen2, caplog, monkeypatch):
     caplog.set_level(logging.WARNING, "minionerec.tree.graphs")
     trie, (ids, mask) = catalog(), random_prompts(np.random.default_rng(0), [5, 7])
     graphs = SearchGraphs(qwen2, CallRecorder())
-    prior = Prior(torch.full((2, len(trie)), 1 / len(trie)), torch.tensor([0.2, 0.5]))
     one_level = CatalogTrie.from_codes(np.array([[1], [2], [3]]))
-    monkeypatch.setattr("minionerec.tree.graphs._MOST_LEGAL", 100)
-    cases = {"mixed with a prior": trie.mixed(prior), "one level": one_level, "bytes as masks": trie.without([[0], []])}
+    monkeypatch.setattr("minionerec.tree.graphs._MOST_OF_REQUESTS", 100)
+    cases = {"one level": one_level, "the filters of 2 prompts": trie.without([[0], []])}
     for searched in cases.values():
         options = {"trie": searched, "num_beams": 6, "normalise_over": "catalog"}
         assert_same(graphs.beam_search(ids, mask, **options), beam_search(qwen2, ids, mask, **options), 0)
@@ -333,7 +333,7 @@ def test_searches_that_are_not_recorded(qwen2, caplog, monkeypatch):
         assert_same(graphs.beam_search(ids, mask, **options), beam_search(qwen2, ids, mask, **options), 0)
     assert graphs.recorded == 0
     said = reasons(caplog)
-    assert len(said) == 4
+    assert len(said) == 3
     for reason, line in zip([*cases, "autocast is on"], said, strict=True):
         assert reason in line
 
@@ -384,7 +384,7 @@ def test_threads_take_turns(qwen2):
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("over", OVER)
-@pytest.mark.parametrize("kind", sorted(STATIC_MODELS - {"mistral"}))
+@pytest.mark.parametrize("kind", sorted(STATIC_MODELS - {"mistral", "qwen2_item_text"}))
 def test_real_graphs_give_the_lists_of_beam_search(kind, over):
     """Several buckets that share a pool, replayed in turns, with filters and without; weights that change in between."""
     rng, model = np.random.default_rng(0), tiny(kind).cuda()
