@@ -193,11 +193,10 @@ class ItemTextModel(Qwen2Model):
         before = tokens_before(input_ids, None, None)
         before = before.masked_fill(~visible.gather(1, before.clamp(min=0)), -1)
         leaves = self.texts.paths.completed(input_ids, before)
-        vectors = self.texts.paths.leaf_vectors
-        added = self.text_in(torch.cat([vectors, vectors.new_zeros(1, vectors.shape[1])])[leaves].to(self.text_in.weight.dtype))
-        if self.config.text_replaces:
-            return torch.where(leaves[..., None] >= 0, added.to(embeddings.dtype), embeddings)
-        return embeddings + added.to(embeddings.dtype)
+        missing = leaves[..., None] < 0
+        vectors = self.texts.paths.leaf_vectors[leaves.clamp(min=0)].masked_fill(missing, 0)
+        added = self.text_in(vectors.to(self.text_in.weight.dtype)).to(embeddings.dtype)
+        return torch.where(missing, embeddings, added if self.config.text_replaces else embeddings + added)
 
     def forward(
         self,
