@@ -120,7 +120,7 @@ part() {  # what one part runs
   case $1 in
     tests)
       limited "$python" -m pytest -m cuda -q -p no:cacheprovider --junitxml "$out/tests.xml" \
-        tests/tree/test_graphs.py tests/tree/test_on_gpu.py tests/pipeline/test_on_gpu.py ;;
+        tests/tree/test_graphs.py tests/tree/test_graphs_mixed.py tests/tree/test_on_gpu.py tests/pipeline/test_on_gpu.py ;;
     decode) limited "$python" benchmarks/gpu_decode.py --cells "${cells[@]}" "${decode[@]}" --out "$out/decode.json" ;;
     compiled)
       limited "$python" benchmarks/gpu_decode.py --compiled parts "${decode[@]}" --out "$out/compiled.json" --cells "${compiled[@]}" ;;
