@@ -37,6 +37,7 @@ LONGEST = [
     "recommend/test_bundle.py",
     "sft/test_train.py",
     "baselines/test_coded.py",
+    "eval/test_coded.py",
     "tree/test_search.py",
     "test_cli.py",
     "report/test_paper_gap.py",

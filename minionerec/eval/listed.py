@@ -14,7 +14,8 @@ from minionerec.config import FLOORS, GENERATIVE_BASELINES, PLAIN_FLOORS, Baseli
 from minionerec.config.lego import options_of
 from minionerec.data.dataset import SPLITS, Dataset
 from minionerec.data.parquet import read_parquet
-from minionerec.errors import ArtifactError, ConfigError
+from minionerec.errors import ArtifactError, ConfigError, MiniOneRecError
+from minionerec.eval.coded import inputs_of
 from minionerec.eval.predictions import Prediction, as_predictions
 from minionerec.recommend.cache.vectors import has_vectors, vectors_digest, vectors_of_run
 from minionerec.sid.index import SidIndex
@@ -142,7 +143,8 @@ def why_unusable(run: Path, name: str) -> str | None:
 def left_out(config: Config, names: Iterable[str]) -> dict[str, str]:
     """The recommenders that a run's evaluation leaves out, each with the reason and what to do.
 
-    The reason is that of `why_unusable`, or that the stored lists are too short. The run's data are read at most once.
+    The reason is that of `why_unusable`, that the stored lists are too short, or that a model cannot be asked. The run's data
+    are read at most once for the lengths.
 
     Raises:
         ArtifactError: the run has no data.
@@ -150,7 +152,7 @@ def left_out(config: Config, names: Iterable[str]) -> dict[str, str]:
     reasons: dict[str, str] = {}
     needed: int | None = None
     for name in names:
-        reason = why_unusable(config.folder, name)
+        reason = why_unusable(config.folder, name) or _why_not_asked(config, name)
         cut = config.eval.exclude_history and name not in GENERATIVE_BASELINES  # which search a view of the catalog
         if reason is None and cut and _has_stored(config.folder, name):
             needed = needed or _needed_length(config, Dataset.load(config.folder / "data"))
@@ -158,6 +160,17 @@ def left_out(config: Config, names: Iterable[str]) -> dict[str, str]:
         if reason is not None:
             reasons[name] = reason
     return reasons
+
+
+def _why_not_asked(config: Config, name: str) -> str | None:
+    """Why a stored baseline that writes codes cannot be asked: what it reads of the items is another now, or not to be had."""
+    if name not in GENERATIVE_BASELINES or not _has_stored(config.folder, name):
+        return None
+    try:
+        stored_lists(config.folder, name, inputs_of(config, name))
+    except MiniOneRecError as error:
+        return str(error)
+    return None
 
 
 def is_stored(config: Config, name: str) -> bool:

@@ -14,7 +14,7 @@ from minionerec.baselines.coded.liger import LIGER
 from minionerec.baselines.coded.tiger import TIGER
 from minionerec.baselines.train import train_baseline
 from minionerec.config import BaselineConfig, EvalConfig
-from minionerec.errors import ArtifactError, ConstraintError
+from minionerec.errors import ArtifactError, ConfigError, ConstraintError
 from minionerec.eval import coded
 from minionerec.eval.coded import CodedDecoder
 from minionerec.eval.evaluate import evaluate
@@ -203,6 +203,13 @@ def test_what_belongs_to_other_sids_or_vectors_is_refused(trained, monkeypatch):
     monkeypatch.setattr(coded, "coded_inputs", lambda config: {"vectors": "another"})
     with pytest.raises(ArtifactError, match=r"liger: was made from another vectors .* --baseline\.model liger"):
         evaluate(trained, "liger")
+    assert "was made from another vectors" in left_out(trained, ["tiger", "liger"])["liger"]  # `minionerec eval` goes on
+
+    def none(config):
+        raise ConfigError("no encoder here")
+
+    monkeypatch.setattr(coded, "coded_inputs", none)
+    assert left_out(trained, ["liger", "sft"]) == {"liger": "no encoder here"}
     monkeypatch.undo()
     manifest = Manifest.load(trained.folder / "baselines/tiger")
     reseal(trained.folder / "baselines/tiger", inputs={**manifest.inputs, "sid": "another"})
