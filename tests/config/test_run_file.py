@@ -339,3 +339,13 @@ def test_each_stage_of_a_pipeline_is_recorded(config, monkeypatch):
         pipeline.run(replace(config, seed=9, data=DataConfig(max_history=3)), ("data", "sid", "sft"))
     values = load(config.folder)
     assert (values["data"]["max_history"], values["seed"]) == (3, 42)
+
+
+def test_a_runs_configuration_is_read_without_a_command_line(config):
+    with recording(config, "data"):
+        pass
+    assert run_file.configuration(config.folder) == config == parse("run", ["--config", str(config.folder)])
+    path = config.folder / RUN_FILE
+    path.write_text(path.read_text().replace("learning_rate: 1.0e-05", "learning_rat: 1.0e-05"))
+    with pytest.raises(ConfigError, match=r"learning_rat is no field .* Did you mean learning_rate\?"):
+        run_file.configuration(config.folder)

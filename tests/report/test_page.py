@@ -11,7 +11,7 @@ import yaml
 
 from minionerec.artifacts import Manifest, Recipe
 from minionerec.commands import result_table
-from minionerec.config import BaselineConfig, BaselineName, Config, EvalConfig, PromptsConfig, run_file
+from minionerec.config import BaselineConfig, BaselineName, Config, EvalConfig, PromptsConfig
 from minionerec.errors import ArtifactError
 from minionerec.report.build import write_report
 from minionerec.report.evaluated import LABELS
@@ -336,8 +336,6 @@ def test_an_rl_model_that_is_the_sft_model_changed_nothing(tmp_path):
 
 def test_pages_have_the_name_of_the_run_not_of_the_command(tmp_path):
     config = make_run(tmp_path, users=8)
-    with run_file.recording(config, "data"):
-        pass
     write_report(dataclasses.replace(config, name="preset"))  # as with --config preset --out RUN
     for name in ("index", "rl"):
         words = Page(tmp_path / f"report/{name}.html").words
