@@ -76,8 +76,8 @@ def _section(name: str) -> str:
 
 
 def _says_ties(name: str, config: Mapping[str, Any]) -> bool:
-    """Whether a recommender's stored lists say where scores are equal. `config` is that of their manifest."""
-    return TIES.items() <= config[_section(name)].items()
+    """Whether a recommender's stored lists say where scores are equal, if they are read. `config` is that of their manifest."""
+    return name in GENERATIVE_BASELINES or TIES.items() <= config[_section(name)].items()  # these are asked, not read
 
 
 def why_measured_otherwise(run: Path, name: str, evaluation: Manifest) -> str | None:

@@ -8,8 +8,9 @@ from minionerec.artifacts import Manifest, Recipe
 from minionerec.baselines import trivial
 from minionerec.config import Config, EvalConfig
 from minionerec.data.dataset import Dataset
+from minionerec.errors import ArtifactError
 from minionerec.eval import listed
-from minionerec.eval.listed import left_out, listed_predictions
+from minionerec.eval.listed import left_out, listed_predictions, stored_lists
 from minionerec.eval.metrics import values_per_row
 from minionerec.training.ranking import TIES, frame, rank_rows
 from minionerec.training.ranking_data import from_dataset
@@ -93,3 +94,13 @@ def test_lists_that_are_too_short_for_histories_are_named_after_one_look_at_the_
     assert "the lists have 5 items, but" in reasons["markov"] and "--baseline.model markov --replace" in reasons["markov"]
     assert list(left_out(Config(out=str(tmp_path), eval=EvalConfig(num_beams=5)), names)) == ["hstu"]
     assert len(loads) == 1
+
+
+def test_lists_that_are_not_read_need_not_say_ties(tmp_path):
+    """A TIGER of an earlier version is asked by its weights; training it again would change nothing."""
+    for name in ("tiger", "hstu"):
+        with Recipe(f"baselines/{name}", tmp_path / "baselines" / name, {"baseline": {"top": 5}}, {"data": "its"}, 0).write():
+            pass
+    assert stored_lists(tmp_path, "tiger", {"data": "its"}).stage == "baselines/tiger"
+    with pytest.raises(ArtifactError, match=r"hstu: an earlier version made these lists"):
+        stored_lists(tmp_path, "hstu", {"data": "its"})
