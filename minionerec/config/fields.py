@@ -62,21 +62,31 @@ def with_values(config: Any, values: Mapping[str, Any]) -> Any:
     return dataclasses.replace(config, **own)
 
 
-def made_of(config: type, values: Mapping[str, Any]) -> Any:
+def made_of(config: type, values: Mapping[str, Any], section: str = "") -> Any:
     """A configuration, or a section of it, of nested plain values; a field that they lack has its default.
 
+    Args:
+        values: as YAML reads them.
+        section: its name, for messages; empty for the whole configuration.
+
     Raises:
-        ConfigError: they name an unknown field, a value is out of its bounds, or contradicts another.
+        ConfigError: they name an unknown field, a value is not of its field's type or out of its bounds, or it contradicts
+            another.
     """
     kinds = get_type_hints(config)
-    if unknown := [name for name in values if name not in kinds]:
-        raise ConfigError(f"{unknown[0]} is no field of the configuration.{did_you_mean(unknown[0], kinds)}")
-    return config(
-        **{
-            name: made_of(kinds[name], value) if dataclasses.is_dataclass(kinds[name]) else value
-            for name, value in values.items()
-        }
-    )
+    made = {}
+    for field, value in values.items():
+        name = f"{section}.{field}" if section else field
+        if (kind := kinds.get(field)) is None:
+            raise ConfigError(f"{name} is no field of the configuration.{did_you_mean(field, kinds)}")
+        if not fits(value, kind):
+            raise ConfigError(wrong_value(name, value, kind))
+        if dataclasses.is_dataclass(kind):
+            value = made_of(kinds[field], value, name)
+        elif isinstance(value, str) and float in (kind, *get_args(kind)) and _is_number(value):
+            value = float(value)  # YAML reads 1e-4 as text
+        made[field] = value
+    return config(**made)
 
 
 def nearest(name: str, candidates: Collection[str], cutoff: float = 0.6) -> str | None:

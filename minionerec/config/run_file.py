@@ -86,7 +86,11 @@ def configuration(folder: Path) -> Config:
     Raises:
         ConfigError: there is no such file, it is damaged, or it holds what this version does not take.
     """
-    config: Config = made_of(Config, {**load(folder), "out": str(folder)})
+    values = {**load(folder), "out": str(folder)}
+    try:
+        config: Config = made_of(Config, values)
+    except ConfigError as error:
+        raise ConfigError(f"{folder / RUN_FILE}: {error}") from None
     return config
 
 

@@ -347,5 +347,28 @@ def test_a_runs_configuration_is_read_without_a_command_line(config):
     assert run_file.configuration(config.folder) == config == parse("run", ["--config", str(config.folder)])
     path = config.folder / RUN_FILE
     path.write_text(path.read_text().replace("learning_rate: 1.0e-05", "learning_rat: 1.0e-05"))
-    with pytest.raises(ConfigError, match=r"learning_rat is no field .* Did you mean learning_rate\?"):
+    with pytest.raises(ConfigError, match=r"run.yaml: sft.learning_rat is no field .* Did you mean learning_rate\?"):
         run_file.configuration(config.folder)
+
+
+@pytest.mark.parametrize(
+    ("was", "by_hand", "message"),
+    [
+        ("kl_brake: auto", "kl_brake: 1e-1", None),  # which YAML reads as text
+        ("kl_brake: auto", "kl_brake: soon", r"run.yaml: rl.kl_brake is .*soon.* Expected a number, or auto, or null"),
+        ("seed: 42", "seed: many", r"run.yaml: seed is .*many.* Expected a whole number"),
+        ("kl_brake: auto", "kl_brake: 100", r"run.yaml: rl.kl_brake is 100, but at rl.max_kl"),
+    ],
+)
+def test_a_runs_configuration_that_was_written_by_hand(config, was, by_hand, message):
+    with recording(config, "data"):
+        pass
+    path = config.folder / RUN_FILE
+    text = path.read_text()
+    assert text.count(was) == 1
+    path.write_text(text.replace(was, by_hand))
+    if message is None:
+        assert run_file.configuration(config.folder).rl.kl_brake == 0.1
+    else:
+        with pytest.raises(ConfigError, match=message):
+            run_file.configuration(config.folder)
