@@ -123,7 +123,7 @@ def read_run(folder: Path, label: str | None = None, only: Collection[str] | Non
         evaluation = Manifest.load(run.path.parent)
         made_from = {stage: stages[stage] for stage in ITEM_STAGES}
         helper = _trained_helper(name, evaluation, baselines)
-        if helper is not None:  # before the model, whose parameters stand first on a page
+        if helper is not None:
             made_from[f"baselines/{helper}"] = baselines[helper]
         made_from |= {stage: stages[stage] for stage in _TRAINED.get(name, ()) if stage in stages}
         if name in baselines:
@@ -135,9 +135,10 @@ def read_run(folder: Path, label: str | None = None, only: Collection[str] | Non
         if reason is not None:
             notes.append(f"{reason}; the run's present settings stand here; run minionerec eval again")
         settings = {stage: manifest.config for stage, manifest in made_from.items()}
-        trainings = [manifest for stage, manifest in made_from.items() if stage not in ITEM_STAGES]
-        sizes = [manifest.metrics["parameters"] for manifest in trainings if "parameters" in manifest.metrics]
-        helped = helper is not None and len(sizes) > 1  # counts that weigh a baseline have no parameters of their own
+        trainings = {stage: manifest for stage, manifest in made_from.items() if stage not in ITEM_STAGES}
+        sizes = {stage: one.metrics["parameters"] for stage, one in trainings.items() if "parameters" in one.metrics}
+        of_helper = sizes.pop(f"baselines/{helper}", None)
+        own = [*sizes.values()]  # counts that weigh a baseline have none, so its parameters are theirs
         # Stored lists were timed as they were made, those that the evaluation makes itself then.
         timed = [evaluation.metrics, *(made_from[one].metrics for one in ("baseline", "lego") if one in made_from)]
         runs.append(
@@ -145,10 +146,10 @@ def read_run(folder: Path, label: str | None = None, only: Collection[str] | Non
                 run,
                 counts=counts,
                 settings={**settings, "eval": evaluation.config},
-                parameters=sizes[-1] if sizes else None,
-                helper_parameters=sizes[0] if helped else None,
+                parameters=own[-1] if own else of_helper,
+                helper_parameters=of_helper if own else None,
                 inputs=evaluation.inputs,
-                seconds=sum(one.seconds for one in trainings)
+                seconds=sum(one.seconds for one in trainings.values())
                 if trainings and (name not in TRIVIAL_BASELINES or helper)
                 else None,
                 milliseconds=next((one[MILLISECONDS] for one in timed if MILLISECONDS in one), None),

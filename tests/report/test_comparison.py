@@ -164,6 +164,9 @@ def test_d3_costs_what_the_model_and_its_assistant_cost(seeds, tmp_path):
     cells = {row.headings[0]: row.cells[0].text for row in page_table(compared).rows if row.headings[1] == "here"}
     assert cells["SFT + RL, assisted (D3)"] == "1,900,000 + 339,264" and cells["SFT + RL"] == "1,900,000"
     assert cells["SASRec"] == "339,264"
+    reseal(folder / "baselines/sasrec", metrics={})  # of a version that did not count them
+    helped = row_of(compare_runs([folder], resamples=RESAMPLES), "rl-d3")
+    assert (helped.parameters, helped.helper_parameters) == (1_900_000, None)
 
 
 def test_an_assisted_model_of_sdpo_is_no_assisted_grpo(tmp_path):
