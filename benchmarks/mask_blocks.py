@@ -5,7 +5,7 @@ dense mask computes all of them. Counted on a CPU, in the rows that training pac
 
 - SFT: micro-batches of 32 trees, histories alone and the three default tasks, in rows of 512 to 4,096 (`sft.row_tokens`);
 - GRPO: 16 prompts x 16 SIDs in the rows of `TreeGRPOTrainer`, with the prompts of the data and with random ones of 200 tokens.
-  SIDs drawn at random stand for rollouts; these share more of their beginnings.
+  SIDs drawn at random stand for rollouts. Real rollouts share more of their beginnings, so their rows are shorter.
 
 Shares are of the multiplications of a forward pass; a backward pass has twice as many of both kinds. The head is left out,
 which makes attention's share larger than it is. "Saved at best" is attention in empty blocks: it takes for granted that a block

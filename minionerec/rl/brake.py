@@ -79,7 +79,8 @@ class KlBrake(TrainerCallback):
         if factor < 1 and not self._acted and state.is_world_process_zero:
             log.warning(
                 "rl, step %d of %d: the KL divergence from the SFT model is %.4g, above rl.kl_brake %g: from here on such "
-                "steps have a lower learning rate, this one %.3g times the schedule's (kl_brake in the log).",
+                "steps have a lower learning rate, this one %.3g times the schedule's (kl_brake in the log). If most steps are "
+                "such, lower rl.learning_rate.",
                 *(state.global_step, state.max_steps, self._limit / factor, self._limit, factor),
             )
         self._acted = factor < 1

@@ -46,6 +46,7 @@ def test_the_rate_falls_as_the_kl_of_the_whole_step_rises(brake, caplog):
     assert rate(brake) == pytest.approx(0.05 * 0.5 / 2)
     end(brake)
     assert "KL divergence from the SFT model is 2, above rl.kl_brake 0.5" in caplog.text
+    assert "If most steps are such, lower rl.learning_rate." in caplog.text
     caplog.clear()
     brake.watch([5.0])
     assert rate(brake) == pytest.approx(0.025 * 0.1)
