@@ -151,17 +151,22 @@ def _mixture(config: Config) -> Iterator[Finished]:
 
 
 def _d3(config: Config) -> Iterator[Finished]:
-    from minionerec.training.fit_assistant import fit_assistant
+    from minionerec.training.fit_assistant import TITLES, fit_assistant
 
     quieten_libraries()
-    for stage in _trained(config, "help"):
-        yield fit_assistant(config, stage)
+    trained = _trained(config, "help")
+    for stage in trained:
+        if stage != "sft" or config.sft.writes_sids:
+            yield fit_assistant(config, stage)
+    if config.eval.title_trie and "sft" in trained:
+        yield fit_assistant(config, TITLES)
 
 
 def _of_models(config: Config) -> list[str]:
     """The settings of an evaluation that ask for further lists of a trained model."""
     asked = [f"eval.{name}" for name in ("assistant", "title_assistant") if getattr(config.eval, name) is not None]
     asked += ["eval.grounding"] if config.eval.grounding != "none" else []
+    asked += ["eval.title_trie"] if config.eval.title_trie else []
     asked += ["eval.wordings"] if config.eval.wordings != "first" else []
     return asked + (["mixture.components"] if config.mixture.components else [])
 

@@ -192,10 +192,19 @@ class Config:
     def _check_titles(self) -> None:
         """Refuse to ground titles of a model that never wrote any, and to rank by SIDs of one that never wrote any."""
         names = self.sft.task_names
-        if self.eval.grounding != "none" and NAMING not in names:
+        for name, asked, none in (
+            ("eval.grounding", self.eval.grounding, "none"),
+            ("eval.title_trie", str(self.eval.title_trie).lower(), "false"),
+        ):
+            if asked != none and NAMING not in names:
+                raise ConfigError(
+                    f"{name} is {asked}, but sft.tasks does not name {NAMING}, so the model has never written a title after a "
+                    f"history. Add it to sft.tasks, or set {name} {none}."
+                )
+        if self.eval.title_trie and self.model.item_texts:
             raise ConfigError(
-                f"eval.grounding is {self.eval.grounding}, but sft.tasks does not name {NAMING}, so the model has never "
-                "written a title after a history. Add it to sft.tasks, or set eval.grounding none."
+                "eval.title_trie searches titles word by word, but model.text_input or model.text_output is true: that model "
+                "reads and writes items as SIDs. Set them false, or eval.title_trie false."
             )
         if self.eval.grounding == "base" and self.model.init == "from_scratch":
             raise ConfigError(
@@ -216,11 +225,13 @@ class Config:
                 f"sft.best_metric is {self.sft.best_metric}, but no task of sft.tasks has a SID as its answer, so validations "
                 "would rank by what was never trained. Set sft.best_metric loss."
             )
-        for name, helper in (("eval.assistant", self.eval.assistant), ("mixture.components", self.mixture.components)):
+        alone = None if self.eval.title_trie else self.eval.assistant
+        for name, helper in (("eval.assistant", alone), ("mixture.components", self.mixture.components)):
             if helper and not self.sft.writes_sids:
+                titles = " With eval.title_trie it helps to write titles." if name == "eval.assistant" else ""
                 raise ConfigError(
                     f"{name} is {helper}, but no task of sft.tasks has a SID as its answer, so SIDs of a model that was never "
-                    f"trained to write any would be weighed with it. Leave it out, or add {RECOMMENDING} to sft.tasks."
+                    f"trained to write any would be weighed with it. Leave it out, or add {RECOMMENDING} to sft.tasks.{titles}"
                 )
 
     def _check_wordings(self) -> None:

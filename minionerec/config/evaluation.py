@@ -34,9 +34,12 @@ class EvalConfig:
         "title_assistant",
         "title_weight",
         "title_examples",
+        "title_trie",
+        "length_penalty",
     )
     """Fields that decide how a result is computed, not which one, up to rounding, and those that decide some lists alone, which
-    have them in their keys all the same (`sft-d3`, `rl-d3`, `sft-titles`, several wordings); `key_fields` leaves them out."""
+    have them in their keys all the same (`sft-d3`, `rl-d3`, `sft-titles` and those that begin so, several wordings);
+    `key_fields` leaves them out."""
 
     split: Literal["valid", "test"] = "test"
     """Which targets are predicted."""
@@ -71,7 +74,7 @@ class EvalConfig:
     (examples)."""
     assistant: HelperName | None = None
     """D3: a neural baseline of this run that helps the model at every step. The model's lists with it are evaluated as `sft-d3`
-    and `rl-d3`, beside those of the model alone; null for none (D3: sasrec)."""
+    and `rl-d3`, with `title_trie` as `sft-titles-d3`, beside those of the model alone; null for none (D3: sasrec)."""
     assistant_weight: float | None = bounded(None, 0, 1)
     """The model's weight a in D3's score of a step, a log p_model + (1 - a) log p_assistant: 1 is the model alone, 0 the
     assistant. Null takes the one that `minionerec d3` chose on the valid split (fraction)."""
@@ -88,7 +91,8 @@ class EvalConfig:
     title_beams: int = bounded(4, 1, 1000)
     """Beams with which a title is written, over all tokens (BIGRec: 4)."""
     title_tokens: int = bounded(64, 1, 100_000)
-    """Most tokens of a written title (tokens; BIGRec: 128)."""
+    """Most tokens of a title that is written freely. Its prompt leaves room for them, and with `title_trie` for as many
+    (tokens; BIGRec: 128)."""
     title_assistant: TitleHelperName | None = None
     """BIGRec's weighing: what the distances of titles are divided by, `popularity` or the scores of a neural baseline of this
     run, scaled to 1..2 and raised to `title_weight`; null leaves the distances as they are."""
@@ -98,12 +102,25 @@ class EvalConfig:
     title_examples: int | None = bounded(512, 1, 10**9)
     """Examples of the valid split, evenly spaced, for which titles are written to choose `title_weight`; null takes all
     (examples)."""
+    title_trie: bool = False
+    """BIGRec's second row and D3 on titles: the SFT model is searched over the titles of the catalog, token by token, with
+    `num_beams` (`sft-titles-trie`; D3: 10 beams). A title takes dozens of tokens, so this is many times slower than SIDs."""
+    length_penalty: float = bounded(0.0, 0, 10)
+    """With `title_trie`: scores are divided by the title's tokens, the end included, to this power. 0 is the log-probability
+    (D3), 1 its mean over the tokens, as transformers generates (BIGRec). SIDs of one length all lose alike, so theirs have
+    none (power)."""
 
     def __post_init__(self) -> None:
         check_fields("eval", self)
         for name in ("title_beams", "title_tokens", "title_assistant"):
-            if self.grounding == "none" and getattr(self, name) != getattr(EvalConfig, name):
+            used = self.grounding != "none" or (name == "title_tokens" and self.title_trie)
+            if not used and getattr(self, name) != getattr(EvalConfig, name):
                 raise ConfigError(f"eval.{name} is set, but it has an effect with eval.grounding only.")
+        if self.length_penalty and not self.title_trie:
+            raise ConfigError(
+                f"eval.length_penalty is {self.length_penalty}, but it has an effect with eval.title_trie only: SIDs have one "
+                "length, so it would rank them as they are. Leave it 0, or set eval.title_trie true."
+            )
         for assistant, names in (
             ("assistant", ("assistant_weight", "assistant_examples")),
             ("title_assistant", ("title_weight", "title_examples")),

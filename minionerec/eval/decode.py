@@ -6,6 +6,7 @@ and an interrupted evaluation resumes after the shards that are complete.
 
 import dataclasses
 import itertools
+import math
 import shutil
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -13,15 +14,18 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from minionerec.artifacts import CHECKPOINTS, over_shards, shards_of
 from minionerec.config import CUTOFFS, EvalConfig
 from minionerec.data.dataset import Dataset
 from minionerec.distributed import is_main_process
 from minionerec.errors import ArtifactError
 from minionerec.eval import search_error
-from minionerec.eval.predictions import Prediction, ScoreKind, own_ids, write_predictions
+from minionerec.eval.predictions import Prediction, ScoreKind, as_predictions, own_ids, write_predictions
 from minionerec.recommend.lists import Recommendation
 from minionerec.recommend.recommender import Recommender
+from minionerec.recommend.titles import TitleRecommender
 from minionerec.sid.index import SidIndex
 from minionerec.statistics.sampling import evenly_spaced
 from minionerec.training.memory import enough_memory
@@ -120,6 +124,31 @@ class SplitDecoder(Decoder):
     ) -> Iterable[search_error.Trace]:
         histories, targets = ([example[name] for example in examples] for name in ("history", "target"))
         return search_error.trace(self._recommender, rows, histories, targets, widths, self.config.normalise_over)
+
+
+class TitleDecoder(Decoder):
+    """Asks a recommender that ranks titles. Items of one title are tied, whatever their SIDs."""
+
+    def __init__(self, recommender: TitleRecommender) -> None:
+        """Read the split that the recommender's configuration names."""
+        super().__init__(recommender.config, recommender.prompts.dataset, recommender.prompts.index)
+        self._recommender, self._title_of = recommender, recommender.trie.leaf_of_item.tolist()
+
+    def _predictions(self, rows: Sequence[int], examples: Sequence[dict[str, Any]]) -> Iterator[Prediction]:
+        lists = self._recommender.recommend([example["history"] for example in examples], k=None)
+        for row, example, recommendation in zip(rows, examples, lists, strict=True):
+            items, target = [item.index for item in recommendation.items], example["target"]
+            tied = [place for place, item in enumerate(items) if self._title_of[item] == self._title_of[target]]
+            places = (tied[0], len(tied)) if target in items else (math.inf, 1)
+            [prediction] = as_predictions(
+                self._split[row : row + 1],
+                [np.array(items, dtype=np.int64)],
+                self.index,
+                self._ids,
+                recommendation.exact,
+                places=(np.array(places[:1]), np.array(places[1:])),
+            )
+            yield dataclasses.replace(prediction, position=example["position"] if self._several else None)
 
 
 @dataclasses.dataclass

@@ -32,7 +32,7 @@ from minionerec.errors import DataError
 from minionerec.eval import grounding, search_error
 from minionerec.eval.check_predictions import check_belongs
 from minionerec.eval.coded import CodedDecoder, inputs_of
-from minionerec.eval.decode import Clock, SplitDecoder, decode_split
+from minionerec.eval.decode import Clock, SplitDecoder, TitleDecoder, decode_split
 from minionerec.eval.exposure import exposure
 from minionerec.eval.listed import (
     LEGO,
@@ -52,10 +52,12 @@ from minionerec.eval.wordings import file_of_wording, measure_wordings
 from minionerec.model import checkpoint, pretrained
 from minionerec.prompts.builder import Prompts
 from minionerec.prompts.record import check_prompts, prompts_section
+from minionerec.prompts.titles import catalog_titles, check_whole, check_written
 from minionerec.recommend.assistant import BaselineAssistant
-from minionerec.recommend.loading import ASSISTED, GROUNDED, MIXED, STAGES, has_mixture
+from minionerec.recommend.loading import ASSISTED, GROUNDED, MIXED, STAGES, TITLED, has_mixture
 from minionerec.recommend.mixing import load_cache, require_mixture
 from minionerec.recommend.recommender import Recommender
+from minionerec.recommend.titles import TitleRecommender
 from minionerec.sid.index import SidIndex, collision_warning
 from minionerec.training.early import check_assistant, check_title_assistant
 from minionerec.training.fit_assistant import assistant_inputs, chosen_weight
@@ -68,8 +70,8 @@ def evaluate(config: Config, name: str) -> tuple[Manifest, bool]:
     """Predict a split and measure the predictions, unless the finished artefact is current.
 
     Args:
-        name: of the recommender: `sft`, `rl`, these with `-mixture` or `-d3`, one of `FLOORS`, a baseline of the run, or
-            `lego-` and the title of a content recommender.
+        name: of the recommender: `sft`, `rl`, these with `-mixture` or `-d3`, `sft-titles`, it with `-trie` or `-d3`, one of
+            `FLOORS`, a baseline of the run, or `lego-` and the title of a content recommender.
 
     Returns:
         the manifest, and whether it was made now.
@@ -105,6 +107,8 @@ def _predict(config: Config, name: str, recipe: Recipe) -> None:
         elif name in GROUNDED:
             weight, milliseconds = _ground(config, GROUNDED[name], dataset, index, draft.path)
             draft.metrics.update(weight)
+        elif name in TITLED:
+            milliseconds = _search_titles(config, name, dataset, index, recipe, draft.path)
         elif stage is not None:
             prompts, asking = _asking(config, name, stage, dataset, index, recipe)
             milliseconds = decode_split(SplitDecoder(asking(0, config.eval)), draft.path)
@@ -147,6 +151,26 @@ def _asking(
     return prompts, asking
 
 
+def _search_titles(config: Config, name: str, dataset: Dataset, index: SidIndex, recipe: Recipe, folder: Path) -> float | None:
+    """Search the titles of the catalog, asked for in the first wording. Returns the milliseconds that a list took."""
+    model, prompts = _writer(config, "sft", dataset, index)
+    check_whole(prompts)
+    # The exact scores of all titles would take a forward pass of every token of every title, for each example.
+    options = dataclasses.replace(config.eval, oracle_examples=0)
+    recommender = TitleRecommender(model.to(distributed_state().device), prompts, options)
+    if name in ASSISTED:
+        recommender.assist(_assistant(config, dataset, recipe))
+    return decode_split(TitleDecoder(recommender), folder)
+
+
+def _writer(config: Config, stage: str, dataset: Dataset, index: SidIndex) -> tuple[PreTrainedModel, Prompts]:
+    """A trained model that is asked for titles, and its prompts."""
+    if config.eval.wordings == "mean" and is_main_process():
+        log.warning("Titles are written in the first wording; eval.wordings mean is for lists of SIDs.")
+    model, tokenizer = checkpoint.load(config.folder / stage / "model", config.eval.dtype)
+    return model, Prompts(dataset, index, tokenizer, config.resolved_prompts, checkpoint.context_of(model))
+
+
 def _ground(
     config: Config, stage: str, dataset: Dataset, index: SidIndex, folder: Path
 ) -> tuple[dict[str, float], float | None]:
@@ -156,11 +180,10 @@ def _ground(
         the weight of the distances, as a figure, if they are weighed; and the milliseconds that a list took, its title and its
         ranking, None if unknown.
     """
-    if config.eval.wordings == "mean" and is_main_process():
-        log.warning("Titles are written in the first wording; eval.wordings mean is for lists of SIDs.")
-    model, tokenizer = checkpoint.load(config.folder / stage / "model", config.eval.dtype)
-    prompts = Prompts(dataset, index, tokenizer, config.resolved_prompts, checkpoint.context_of(model))
-    grounding.catalog_titles(prompts)  # refuses them now, not after hours of writing
+    model, prompts = _writer(config, stage, dataset, index)
+    tokenizer = prompts.tokenizer
+    catalog_titles(prompts, "eval.grounding")  # refuses them now, not after hours of writing
+    check_written(prompts, config.eval.title_tokens)
     device = distributed_state().device
     written = _written(config, stage, model.to(device), prompts, config.eval.split)
     valid = None
@@ -263,17 +286,18 @@ def _recipe(config: Config, name: str) -> Recipe:
     if name in GENERATIVE_BASELINES:
         sections["lists"] = {"from": "weights"}  # an earlier version took the lists that training had left
     if name in ASSISTED:
-        weight, _ = chosen_weight(config, ASSISTED[name], inputs)
+        weight, _ = chosen_weight(config, name.removesuffix("-d3"), inputs)
         sections["d3"] = {"assistant": config.eval.assistant, "weight": weight}
     if (stage := stage_of(name)) is not None:
         model = Manifest.load(config.folder / stage)
         check_prompts(model.config, config.resolved_prompts, str(config.folder / stage))
         if config.eval.split == "valid":
             check_valid_unseen(model, "eval.split is valid")
-        sections["prompts"] = prompts_section(config.resolved_prompts, [NAMING if name in GROUNDED else RECOMMENDING])
-        if name in GROUNDED:
-            fields = ["grounding", "title_beams", "title_tokens"]
-            if config.eval.title_assistant is not None:
+        by_title = name in GROUNDED or name in TITLED
+        sections["prompts"] = prompts_section(config.resolved_prompts, [NAMING if by_title else RECOMMENDING])
+        if by_title:
+            fields = ["length_penalty", "title_tokens"] if name in TITLED else ["grounding", "title_beams", "title_tokens"]
+            if name in GROUNDED and config.eval.title_assistant is not None:
                 fields += ["title_assistant", "title_weight", "title_examples"]
             sections["titles"] = {field: getattr(config.eval, field) for field in fields}
         elif config.eval.wordings == "mean":
@@ -314,8 +338,9 @@ def _inputs(config: Config, name: str) -> dict[str, str]:
             inputs[f"baselines/{weighing}"] = baseline_digest(config.folder, str(weighing), inputs["data"])
         if name in ASSISTED:
             inputs |= assistant_inputs(config, inputs["data"])
-            if (digest := chosen_weight(config, stage, inputs)[1]) is not None:
-                inputs[f"d3/{stage}"] = digest
+            asked = name.removesuffix("-d3")
+            if (digest := chosen_weight(config, asked, inputs)[1]) is not None:
+                inputs[f"d3/{asked}"] = digest
     elif is_stored(config, name):
         made_from = {"data": inputs["data"], **(inputs_of(config, name) if name in GENERATIVE_BASELINES else {})}
         inputs[stored_artefact(name)] = stored_lists(config.folder, name, made_from).digest
@@ -354,22 +379,26 @@ def evaluable(config: Config) -> list[str]:
     trained = [stage for stage in STAGES if (folder / stage / MANIFEST).is_file()]
     wanted = MIXED if config.mixture.components else {}
     mixed = [name for name, stage in wanted.items() if stage in trained and has_mixture(folder, stage)]
-    helped = [name for name, stage in ASSISTED.items() if config.eval.assistant is not None and stage in trained]
     grounded = [name for name, stage in GROUNDED.items() if config.eval.grounding != "none" and stage in trained]
-    if grounded and not config.sft.writes_sids:
+    titled = [name for name in TITLED if config.eval.title_trie and "sft" in trained]
+    if (grounded or titled) and not config.sft.writes_sids:
         trained = [stage for stage in trained if stage != "sft"]  # it writes titles and no SIDs
+    helped = [name for name, stage in ASSISTED.items() if name in titled or (name not in TITLED and stage in trained)]
+    helped = helped if config.eval.assistant is not None else []
+    titled = [name for name in titled if name not in ASSISTED]
     content = sorted(f"{LEGO}{path.parent.name}" for path in (folder / "lego" / "lists").glob(f"*/{MANIFEST}"))
     listed = [*(name for name in baselines if name not in PLAIN_FLOORS), *content]
-    return [*floors(config), *listed, *trained, *mixed, *helped, *grounded]
+    return [*floors(config), *listed, *trained, *mixed, *helped, *grounded, *titled]
 
 
 def evaluated(folder: Path) -> list[str]:
     """The recommenders with a finished evaluation in a run's folder: floors first, then baselines, trained models last."""
-    order = {name: number for number, name in enumerate((*FLOORS, "", *STAGES, *MIXED, *ASSISTED, *GROUNDED))}
+    order = {name: number for number, name in enumerate((*FLOORS, "", *STAGES, *MIXED, *ASSISTED, *GROUNDED, *TITLED))}
     names = [path.parent.name for path in (folder / "eval").glob(f"*/{MANIFEST}")]
     return sorted(names, key=lambda name: (order.get(name, order[""]), name))
 
 
 def stage_of(name: str) -> str | None:
-    """The training stage whose model makes a recommender's lists, alone, mixed, assisted or grounded; None if no model does."""
-    return (MIXED | ASSISTED | GROUNDED).get(name, name if name in STAGES else None)
+    """The training stage whose model makes a recommender's lists, alone, mixed, assisted, by titles; None if none does."""
+    titled = dict.fromkeys(TITLED, "sft")
+    return (MIXED | ASSISTED | GROUNDED | titled).get(name, name if name in STAGES else None)

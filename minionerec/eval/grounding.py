@@ -31,11 +31,12 @@ from minionerec.data.dataset import Dataset, SplitName
 from minionerec.data.interactions import interaction_counts
 from minionerec.data.vectors import load_vectors
 from minionerec.distributed import is_main_process
-from minionerec.errors import ArtifactError, DataError
+from minionerec.errors import ArtifactError
 from minionerec.eval.decode import Clock
 from minionerec.eval.lists import cutoffs_within
 from minionerec.model.checkpoint import context_of
 from minionerec.prompts.builder import Prompts
+from minionerec.prompts.titles import catalog_titles, one_line
 from minionerec.statistics.ranking import per_user
 from minionerec.statistics.sampling import evenly_spaced
 from minionerec.tree import left_pad
@@ -80,29 +81,6 @@ class Grounded:
     best: np.ndarray
     ties: np.ndarray
     measured: dict[float, dict[str, float]]
-
-
-def catalog_titles(prompts: Prompts) -> list[str]:
-    """The titles of all items, as prompts show them.
-
-    Raises:
-        DataError: an item has no title, so nothing could be nearest to it.
-    """
-    titles = [one_line(title) for title in prompts.titles]
-    if "" in titles:
-        item = titles.index("")
-        missing = titles.count("")
-        raise DataError(
-            f"{missing} of {len(titles)} items have no title, the first is item {item} "
-            f"({prompts.dataset.catalog['item_id'][item]!r}). eval.grounding ranks items by their titles: give every item one, "
-            "or set eval.grounding none."
-        )
-    return titles
-
-
-def one_line(text: str) -> str:
-    """A text without line breaks and repeated spaces."""
-    return " ".join(text.split())
 
 
 def embed(
@@ -290,7 +268,7 @@ def write_split(
     Raises:
         ArtifactError: a process did not finish its share, or a stored shard has not a title for each of its rows.
     """
-    asked = prompts.title_prompts(examples["history"].to_list(), config.title_tokens)
+    asked = [prompt.tokens for prompt in prompts.title_prompts(examples["history"].to_list(), config.title_tokens)]
     store = folder / CHECKPOINTS
     store.mkdir(exist_ok=True)
     shards = {store / f"rows-{rows.start:09d}-{rows.stop:09d}.json": rows for rows in shards_of(len(asked), config.shard_size)}
@@ -341,7 +319,7 @@ def rank_split(
         ArtifactError: a baseline that weighs the distances left no vectors, or they belong to other data.
         DataError: an item has no title.
     """
-    titles, limit, dataset = catalog_titles(prompts), context_of(embedder[0]), prompts.dataset
+    titles, limit, dataset = catalog_titles(prompts, "eval.grounding"), context_of(embedder[0]), prompts.dataset
     texts = [*titles, *written.texts, *(valid.texts if valid else [])]  # at once: equal texts then have equal embeddings
     began = time.perf_counter()
     vectors = embed(*embedder, texts, limit, config.eval.batch_size)
@@ -379,6 +357,7 @@ def rank_split(
         {
             "items": len(titles),
             "items_that_share_a_title": sum(count for count in counts.values() if count > 1),
+            "titles_too_long_to_write": sum(len(answer) - 1 > config.eval.title_tokens for answer in prompts.title_answers),
             "titles_cut": 0 if limit is None else sum(len(ids) > limit for ids in tokens),
             "written_in_catalog": sum(text in known for text in written.texts) / len(written.texts),
             "written_nothing": sum(not text for text in written.texts),

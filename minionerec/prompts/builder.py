@@ -166,7 +166,18 @@ class Prompts:
         """The titles of all items, as prompts show them."""
         return item_texts(self.dataset, self._plain).titles
 
-    def title_prompts(self, histories: Sequence[Sequence[int]], room: int) -> list[list[int]]:
+    @cached_property
+    def title_answers(self) -> list[list[int]]:
+        """The titles of all items as answers of training, uncut: token ids, the end token last."""
+        completion = wording_of(NAMING, self.config).completion
+        return self._encoder.texts([completion.replace("{title}", title) for title in self.titles])
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens of the longest example, prompt and answer together; None if unlimited."""
+        return self._encoder.limit
+
+    def title_prompts(self, histories: Sequence[Sequence[int]], room: int) -> list[HistoryPrompt]:
         """The prompts that ask for the title of the next item, shown the titles of a history.
 
         Args:
@@ -177,7 +188,7 @@ class Prompts:
             ConfigError: a prompt is too long even with one character, or the tokenizer has no chat template.
         """
         questions = [question_of(history, self.index, self._words, NAMING, self.titles) for history in histories]
-        return [tokens for tokens, _ in self._encoder.prompts(questions, room)]
+        return [HistoryPrompt(tokens, cut) for tokens, cut in self._encoder.prompts(questions, room)]
 
     def written_title(self, answer: str) -> str:
         """The title in an answer to such a prompt: without the words around it, such as quotes, and safe to tokenise."""

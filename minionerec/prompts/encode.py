@@ -47,6 +47,9 @@ class Encoder:
         context: tokens that the model can read, prompt and completion together; None if unlimited.
         levels: tokens of the longest SID.
 
+    Attributes:
+        limit: tokens of the longest example, prompt and completion together; None if unlimited.
+
     Raises:
         ConfigError: the style is chat, and the tokenizer has no chat template.
     """
@@ -54,7 +57,7 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: PromptsConfig, context: int | None, levels: int) -> None:
         self._tokenizer, self._config, self._levels = tokenizer, config, levels
         self._render, self._appended = _renderer(config.style, tokenizer), appended_tokens(tokenizer)
-        self._limit = min((limit for limit in (context, config.max_tokens) if limit is not None), default=None)
+        self.limit = min((limit for limit in (context, config.max_tokens) if limit is not None), default=None)
 
     def examples(self, examples: Sequence[Example]) -> list[TokenExample]:
         """Prompts and completions of the examples, in their order.
@@ -65,10 +68,7 @@ class Encoder:
         if not examples:
             return []
         prompts = self._tokens([self.text(example.question) for example in examples])
-        # Only the plain style continues the prompt's text; after a header or a chat turn a leading space would be wrong.
-        plain = self._config.style == "plain"
-        answers = [example.completion if plain else example.completion.lstrip() for example in examples]
-        completions = self._tokenizer(answers, add_special_tokens=False)["input_ids"]
+        completions = self._answers([example.completion for example in examples])
         encoded = []
         for example, prompt, completion in zip(examples, prompts, completions, strict=True):
             if not example.is_sid:
@@ -77,14 +77,25 @@ class Encoder:
                 raise self._no_tokens(example.completion if prompt else example.question.text())
             # A prompt must not tell how long its answer is, so every SID reserves the room of the longest.
             reserved = self._levels if example.is_sid else len(completion)
-            cut = self._limit is not None and len(prompt) + reserved > self._limit
-            if self._limit is not None and cut:
+            cut = self.limit is not None and len(prompt) + reserved > self.limit
+            if self.limit is not None and cut:
                 if not example.is_sid:
-                    completion = completion[: max(self._limit // 2, 1)]
+                    completion = completion[: max(self.limit // 2, 1)]
                     reserved = len(completion)
-                prompt, _ = self._shortened(example.question, self._limit - reserved, f"Item {example.target}")
+                prompt, _ = self._shortened(example.question, self.limit - reserved, f"Item {example.target}")
             encoded.append(TokenExample(prompt, completion, example.target, example.group, example.is_sid, example.row, cut))
         return encoded
+
+    def texts(self, completions: Sequence[str]) -> list[list[int]]:
+        """Answers that are texts, each as it is trained unless it is cut: with the end token behind it."""
+        return [[*tokens, self._tokenizer.eos_token_id] for tokens in self._answers(completions)]
+
+    def _answers(self, completions: Sequence[str]) -> list[list[int]]:
+        # Only the plain style continues the prompt's text; after a header or a chat turn a leading space would be wrong.
+        plain = self._config.style == "plain"
+        answers = [completion if plain else completion.lstrip() for completion in completions]
+        ids: list[list[int]] = self._tokenizer(answers, add_special_tokens=False)["input_ids"]
+        return ids
 
     def prompts(self, questions: Sequence[Question], room: int | None = None) -> list[tuple[list[int], int]]:
         """The prompts of questions whose answer is not known yet, each with how many oldest items were left out.
@@ -100,8 +111,8 @@ class Encoder:
             if not prompt:
                 raise self._no_tokens(question.text())
             parts = len(question.parts)
-            if self._limit is not None and len(prompt) + room > self._limit:
-                prompt, parts = self._shortened(question, self._limit - room, "A history")
+            if self.limit is not None and len(prompt) + room > self.limit:
+                prompt, parts = self._shortened(question, self.limit - room, "A history")
             prompts.append((prompt, len(question.parts) - parts))
         return prompts
 
@@ -135,11 +146,11 @@ class Encoder:
             prompt, _ = _longest_fit(partial(with_at_most, 1), len(words), room)
             if len(prompt) > room:
                 prompt, _ = _longest_fit(partial(with_at_most, 1, 1), len(words[0]), room)
-        if len(prompt) > room and self._limit is not None:
-            bound = "prompts.max_tokens is" if self._limit == self._config.max_tokens else "the model reads"
+        if len(prompt) > room and self.limit is not None:
+            bound = "prompts.max_tokens is" if self.limit == self._config.max_tokens else "the model reads"
             raise ConfigError(
-                f"{asker}, prompt {question.text(1)[:40]!r}...: {len(prompt) + self._limit - room} tokens with one "
-                f"{'character' if question.breakable else 'item'} left of it, {bound} {self._limit}. Take a model that reads "
+                f"{asker}, prompt {question.text(1)[:40]!r}...: {len(prompt) + self.limit - room} tokens with one "
+                f"{'character' if question.breakable else 'item'} left of it, {bound} {self.limit}. Take a model that reads "
                 "more, a shorter prompts.style, or shorten the item's text."
             )
         return prompt, parts

@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 
 STAGES = ("sft", "rl")  # the training stages, in their order
 MIXED = {f"{stage}-mixture": stage for stage in STAGES}  # name of an evaluated model with its mixture, and its stage
-ASSISTED = {f"{stage}-d3": stage for stage in STAGES}  # the same of a model with its assistant (`eval.assistant`)
-
+# The same of a model with its assistant (`eval.assistant`); without `-d3`, the name of its weight in `d3/` of a run.
+ASSISTED = {**{f"{stage}-d3": stage for stage in STAGES}, "sft-titles-d3": "sft"}
 GROUNDED = {"sft-titles": "sft"}  # the same of a model whose written titles are grounded (`eval.grounding`)
+TITLED = ("sft-titles-trie", "sft-titles-d3")  # of an SFT model that is searched over the catalog's titles (`eval.title_trie`)
 
 log = logging.getLogger(__name__)
 

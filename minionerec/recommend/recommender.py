@@ -20,7 +20,7 @@ from minionerec.data.dataset import SPLITS
 from minionerec.data.interactions import interaction_counts
 from minionerec.distributed import distributed_state, expect_no_gpu
 from minionerec.errors import ConfigError, ConstraintError, DataError
-from minionerec.prompts.builder import Prompts
+from minionerec.prompts.builder import HistoryPrompt, Prompts
 from minionerec.recommend.assistant import BaselineAssistant
 from minionerec.recommend.explain import Explanation, explain
 from minionerec.recommend.filters import FilterFields, Filters, Item, ItemFilter, ItemSets
@@ -345,7 +345,7 @@ class Recommender:
         """The lists of one search, which may be a wider one than `search` begins with."""
         k = search.k
         histories = [request.history for request in requests]
-        prompts = self.prompts.history_prompts(histories)
+        prompts = self.ask(histories)
         view = self.mixed(self.view([request.item_filter for request in requests]), histories)
         tokens, mask = left_pad([prompt.tokens for prompt in prompts], self.prompts.tokenizer.pad_token_id, self.model.device)
         # Of wider searches each has another size: recording it would cost more than it saves.
@@ -389,6 +389,10 @@ class Recommender:
             del self._views[next(iter(self._views))]
         return self._views[mask_key]
 
+    def ask(self, histories: Sequence[Sequence[int]]) -> list[HistoryPrompt]:
+        """The prompts that ask what comes after some histories."""
+        return self.prompts.history_prompts(histories)
+
     def encode(self, histories: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """The prompts of some histories as the model reads them.
 
@@ -404,7 +408,7 @@ class Recommender:
         """
         if not len(histories):
             raise DataError("There is no history to recommend for; expected at least one list of item indices.")
-        prompts = [prompt.tokens for prompt in self.prompts.history_prompts(histories)]
+        prompts = [prompt.tokens for prompt in self.ask(histories)]
         return left_pad(prompts, self.prompts.tokenizer.pad_token_id, self.model.device)
 
     def search(

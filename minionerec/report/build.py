@@ -50,6 +50,9 @@ _BASELINES = (
 _MIXED = (
     *(folder for way in ("mixture", "d3") for stage in ("sft", "rl") for folder in (f"{way}/{stage}", f"eval/{stage}-{way}")),
     "eval/sft-titles",
+    "eval/sft-titles-trie",
+    "d3/sft-titles",
+    "eval/sft-titles-d3",
 )
 
 

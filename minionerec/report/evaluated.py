@@ -31,6 +31,8 @@ LABELS = {name: baseline.label for name, baseline in BASELINES.items()} | {
     "sft-d3": "SFT, assisted (D3)",
     "rl-d3": "SFT + RL, assisted (D3)",
     "sft-titles": "SFT, titles grounded (BIGRec)",
+    "sft-titles-trie": "SFT, titles of the catalog (BIGRec)",
+    "sft-titles-d3": "SFT, titles of the catalog, assisted (D3)",
     **{f"lego-{name}": _LEGO.get(name, name.upper()) for name in RECIPES},
 }
 
@@ -40,7 +42,7 @@ class Evaluated:
     """One recommender's predictions with their metrics.
 
     Attributes:
-        name: `sft`, `rl`, these with `-mixture` or `-d3`, `sft-titles`, a baseline's name, or `file`.
+        name: `sft`, `rl`, these with `-mixture` or `-d3`, `sft-titles`, it with `-trie` or `-d3`, a baseline's name, or `file`.
         label: its name on a page; unique within a page.
         path: the predictions file.
         lists: the predictions.

@@ -52,7 +52,7 @@ _PLAIN_MODEL = {
 _MODEL_ALONE = {
     f"eval.{name}": getattr(EvalConfig, name)
     for name in EvalConfig.NOT_IN_KEY
-    if name.startswith(("assistant", "title_")) or name == "grounding"
+    if name.startswith(("assistant", "title_")) or name in ("grounding", "length_penalty")
 }
 _SDPO = {"objective": "sdpo", "rollouts": "uniform", "add_target": True, "rewards": {"rule": 1.0}}
 _OF_GRPO = (  # or of a reward that a group drawn uniformly does not have
@@ -280,9 +280,9 @@ def _helpers(run: RunFolder, changed: Config) -> Iterator[str]:
 RIVALS = (
     Rival("SFT + RL", ("rl",), PAPER, _rl),
     Rival("S-DPO", ("sdpo",), "S-DPO", _sdpo),
-    Rival("D3", ("sft-d3", "rl-d3", "sdpo-d3", "lcrec-d3"), "D3", _d3),
+    Rival("D3", ("sft-d3", "rl-d3", "sdpo-d3", "lcrec-d3", "sft-titles-d3"), "D3", _d3),
     Rival("LC-Rec", ("lcrec",), "LCRec", _lcrec, "industrial-lcrec"),
-    Rival("BIGRec", ("sft-titles",), "BIGRec", _bigrec, "industrial-bigrec"),
+    Rival("BIGRec", ("sft-titles", "sft-titles-trie"), "BIGRec", _bigrec, "industrial-bigrec"),
     Rival("TIGER", ("tiger",), "TIGER", _baseline("tiger")),
     Rival("LIGER", ("liger",), None, _baseline("liger")),
     Rival("Lazy decoder (OneRec-V2)", ("lazy",), None, _baseline("lazy")),
@@ -327,6 +327,6 @@ def kind_of(run: Evaluated) -> str:
     stage, dash, how = run.name.partition("-")
     if stage == "rl" and run.setting(("rl", "rl", "objective")) == "sdpo":
         stage = "sdpo"
-    if stage == "sft" and how != "titles" and run.setting(("sft", "prompts", "wording")) == "several":
+    if stage == "sft" and not how.startswith("titles") and run.setting(("sft", "prompts", "wording")) == "several":
         stage = "lcrec"
     return stage + dash + how

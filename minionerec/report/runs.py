@@ -25,7 +25,7 @@ from minionerec.report.slices import sliced_metric
 from minionerec.sid.index import SidIndex, collision_warning
 
 PAIRED = ("HR@1", "HR@10", "HR@50", "NDCG@10")
-_STAGES = ("data", "sid", "sft", "rl", "mixture/sft", "mixture/rl", "d3/sft", "d3/rl")
+_STAGES = ("data", "sid", "sft", "rl", "mixture/sft", "mixture/rl", "d3/sft", "d3/rl", "d3/sft-titles")
 _TRAINED = {
     "sft": ("sft",),
     "rl": ("sft", "rl"),
@@ -34,6 +34,8 @@ _TRAINED = {
     "sft-d3": ("sft", "d3/sft"),
     "rl-d3": ("sft", "rl", "d3/rl"),
     "sft-titles": ("sft",),
+    "sft-titles-trie": ("sft",),
+    "sft-titles-d3": ("sft", "d3/sft-titles"),
 }
 
 

@@ -34,6 +34,7 @@ from minionerec.model import adapters, base, checkpoint, pretrained
 from minionerec.model.dropout import add_dropout
 from minionerec.prompts.builder import tokenizer_corpus
 from minionerec.prompts.record import prompts_section
+from minionerec.prompts.titles import check_trained
 from minionerec.recommend.cache.sequential import component_baseline
 from minionerec.recommend.cache.vectors import component_texts, vectors_of_run
 from minionerec.sft.arguments import check_options, training_arguments
@@ -135,6 +136,7 @@ def _train(config: Config, recipe: Recipe, write_curves: WriteCurves | None) -> 
     if sft.answer_in_prompt:
         log.warning("sft.answer_in_prompt is true: prompts about an item end with their own answer, as in the released code.")
     begun = begin(config, "sft", partial(starting_model, config))
+    check_trained(begun.prompts, sft.task_names)
     model = _prepared(begun)
     trie = _loss_trie(begun)
     cache = None if sft.mixture.weights == "none" else Cache.make(config, begun.prompts.dataset, begun.prompts.index)

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from minionerec.artifacts import ITEM_STAGES, UNSEEDED, Manifest, Recipe, read_json, require, write_json
-from minionerec.config import RECOMMENDING, Config
+from minionerec.config import NAMING, RECOMMENDING, Config
 from minionerec.data.dataset import Dataset
 from minionerec.data.vectors import baseline_digest
 from minionerec.distributed import distributed_state, is_main_process
@@ -22,8 +22,10 @@ from minionerec.errors import ArtifactError, ConfigError
 from minionerec.model import checkpoint
 from minionerec.prompts.builder import Prompts
 from minionerec.prompts.record import check_prompts, prompts_section
+from minionerec.prompts.titles import check_whole
 from minionerec.recommend.assistant import COMMAND, WEIGHT, BaselineAssistant
 from minionerec.recommend.recommender import Recommender
+from minionerec.recommend.titles import TitleRecommender
 from minionerec.sid.index import SidIndex
 from minionerec.training.early import check_assistant
 from minionerec.training.evaluator import RankingEvaluator
@@ -35,15 +37,18 @@ WEIGHTS = tuple(tenth / 10 for tenth in range(11))
 log = logging.getLogger(__name__)
 
 
-def fit_assistant(config: Config, stage: str) -> tuple[Manifest, bool]:
+TITLES = "sft-titles"  # the SFT model, searched over titles
+
+
+def fit_assistant(config: Config, asked: str) -> tuple[Manifest, bool]:
     """Choose the weight for a trained model, unless the finished artefact is current.
 
     Args:
-        stage: `sft` or `rl`.
+        asked: `sft` or `rl`, or `sft-titles` for the SFT model over the titles of the catalog (`eval.title_trie`).
 
     Returns:
-        the manifest, whose `metrics` have the weight and the NDCG@10 on SIDs of the valid examples with it, with the model
-        alone and with the assistant alone; and whether it was made now.
+        the manifest, whose `metrics` have the weight and the NDCG@10 on SIDs, or on titles, of the valid examples with it, with
+        the model alone and with the assistant alone; and whether it was made now.
 
     Raises:
         ArtifactError: an input is missing or was made from other data.
@@ -53,14 +58,19 @@ def fit_assistant(config: Config, stage: str) -> tuple[Manifest, bool]:
         LockedError: another process chooses this weight.
     """
     check_assistant(config)
-    recipe = _recipe(config, stage)
-    return recipe.make(lambda: _fit(config, stage, recipe), collective=True)
+    recipe = _recipe(config, asked)
+    return recipe.make(lambda: _fit(config, asked, recipe), collective=True)
 
 
-def chosen_weight(config: Config, stage: str, inputs: dict[str, str]) -> tuple[float, str | None]:
+def _stage(asked: str) -> str:
+    return "sft" if asked == TITLES else asked
+
+
+def chosen_weight(config: Config, asked: str, inputs: dict[str, str]) -> tuple[float, str | None]:
     """The model's weight for an evaluation, and the digest of the artefact that it comes from; None if the user set it.
 
     Args:
+        asked: as `fit_assistant` takes it.
         inputs: digests of data, SIDs, the model and the baseline, by name.
 
     Raises:
@@ -68,7 +78,7 @@ def chosen_weight(config: Config, stage: str, inputs: dict[str, str]) -> tuple[f
     """
     if config.eval.assistant_weight is not None:
         return config.eval.assistant_weight, None
-    folder = config.folder / "d3" / stage
+    folder = config.folder / "d3" / asked
     command = f"{COMMAND} --eval.assistant {config.eval.assistant}"
     manifest = require(folder, command, made_from=inputs)
     if (of := manifest.config["eval"]["assistant"]) != config.eval.assistant:
@@ -97,7 +107,8 @@ def _inputs(config: Config, stage: str) -> dict[str, str]:
     return inputs | assistant_inputs(config, inputs["data"])
 
 
-def _recipe(config: Config, stage: str) -> Recipe:
+def _recipe(config: Config, asked: str) -> Recipe:
+    stage = _stage(asked)
     inputs = _inputs(config, stage)
     model = Manifest.load(config.folder / stage)
     check_prompts(model.config, config.resolved_prompts, str(config.folder / stage))
@@ -105,11 +116,13 @@ def _recipe(config: Config, stage: str) -> Recipe:
     fields = ("num_beams", "normalise_over", "exclude_history", "dtype", "assistant", "assistant_examples")
     sections = {
         "eval": {name: getattr(config.eval, name) for name in fields},
-        "prompts": prompts_section(config.resolved_prompts, [RECOMMENDING]),
+        "prompts": prompts_section(config.resolved_prompts, [NAMING if asked == TITLES else RECOMMENDING]),
     }
+    if asked == TITLES:
+        sections["titles"] = {name: getattr(config.eval, name) for name in ("length_penalty", "title_tokens")}
     return Recipe(
-        stage=f"d3/{stage}",
-        folder=config.folder / "d3" / stage,
+        stage=f"d3/{asked}",
+        folder=config.folder / "d3" / asked,
         config=sections,
         inputs=inputs,
         seed=UNSEEDED,
@@ -119,14 +132,19 @@ def _recipe(config: Config, stage: str) -> Recipe:
     )
 
 
-def _fit(config: Config, stage: str, recipe: Recipe) -> None:
+def _fit(config: Config, asked: str, recipe: Recipe) -> None:
     dataset = Dataset.load(config.folder / "data")
     index = SidIndex.load(config.folder / "sid", dataset)
     assistant = BaselineAssistant.load(config.folder, str(config.eval.assistant), dataset, "valid", 1.0)
     with recipe.write(collective=True) as draft:
-        model, tokenizer = checkpoint.load(str(Path(config.folder) / stage / "model"), config.eval.dtype)
+        model, tokenizer = checkpoint.load(str(Path(config.folder) / _stage(asked) / "model"), config.eval.dtype)
         prompts = Prompts(dataset, index, tokenizer, config.resolved_prompts, checkpoint.context_of(model))
-        recommender = Recommender(model.to(distributed_state().device), prompts, config=config.eval)
+        model = model.to(distributed_state().device)
+        if asked == TITLES:
+            check_whole(prompts)
+            recommender: Recommender = TitleRecommender(model, prompts, config.eval)
+        else:
+            recommender = Recommender(model, prompts, config=config.eval)
         measure = RankingEvaluator(recommender, config.eval, config.eval.assistant_examples, METRIC)
         tried = {}
         for weight in WEIGHTS:

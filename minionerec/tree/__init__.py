@@ -8,6 +8,7 @@ from minionerec.tree.batch import Branch, TreeBatch, TreeLogprobs, pack, tree_lo
 from minionerec.tree.exact_scores import score_catalog, score_leaves, score_prefixes
 from minionerec.tree.forward import left_pad
 from minionerec.tree.graphs import SearchGraphs
+from minionerec.tree.length_penalty import LengthPenalty
 from minionerec.tree.prior import Prior
 from minionerec.tree.prompt_cache import Normalise
 from minionerec.tree.sampling import SampleResult, sample_with_replacement, sample_without_replacement
@@ -21,6 +22,7 @@ __all__ = [
     "BeamResult",
     "Branch",
     "CatalogTrie",
+    "LengthPenalty",
     "Normalise",
     "Prior",
     "SampleResult",

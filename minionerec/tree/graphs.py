@@ -23,6 +23,8 @@ from minionerec.tree.capture import CudaRecorder, Outputs, Recorder, Recording
 from minionerec.tree.fewer_kernels import twin
 from minionerec.tree.guide import Guide
 from minionerec.tree.leaf_component import check_leaf_component, leaf_model
+from minionerec.tree.length_penalty import LengthPenalty
+from minionerec.tree.long_paths import LONG
 from minionerec.tree.prompt_cache import Normalise, PromptCache, check_search, plain_head
 from minionerec.tree.search import BeamResult, beam_search, check_widths, widen
 from minionerec.tree.static_search import not_static, static_search
@@ -98,7 +100,7 @@ class _Graph:
         legal: tuple[torch.Tensor, ...] = ()
         if bucket.filtered:
             legal = tuple(torch.ones(bucket.rows, len(tokens), dtype=torch.bool, device=trie.device) for tokens in trie.tokens)
-        guide = None if trie.guide is None else trie.guide.zeros(bucket.rows)
+        guide = trie.guide.zeros(bucket.rows) if isinstance(trie.guide, Guide) else None
         searched = replace(trie, view=View.of_legal(legal) if legal else None, guide=guide)
         _ = searched.fan_outs, searched.highest_token  # look at the trie once, and are kept
         search = partial(static_search, model, input_ids, visible, searched, bucket.num_beams, bucket.normalise_over)
@@ -121,7 +123,7 @@ class _Graph:
         self.visible[:rows, -length:] = visible
         for level, here in enumerate(self.legal):
             here[:rows] = cast(View, trie.view).legal(level, here.shape[1], rows)
-        if self.trie.guide is not None:
+        if isinstance(self.trie.guide, Guide):
             self.trie.guide.fill(cast(Guide, trie.guide))
         self.recording.replay()
         return BeamResult(*(output[:rows].clone() for output in self.recording.outputs))
@@ -280,7 +282,7 @@ class SearchGraphs:
             self._report(f"A search is not recorded, since {reason}.")
             return None
         length = rounded(input_ids.shape[1], _LENGTH_STEP)
-        guide = None if trie.guide is None else type(trie.guide)
+        guide = type(trie.guide) if isinstance(trie.guide, Guide) else None
         bucket = Bucket(rounded(len(input_ids)), length, num_beams, id(trie.tokens), over, trie.view is not None, guide)
         graph = self._graph(bucket, trie, cast(_Layout, self._layout))
         if graph is None:
@@ -308,6 +310,10 @@ class SearchGraphs:
             return "autocast is on, which keeps copies of the weights"
         if trie.depth == 1:
             return "the trie has one level, below which no tree token stands"
+        if trie.depth > LONG:
+            return f"the trie has {trie.depth} levels, most of whose tree tokens a search can forget"
+        if isinstance(trie.guide, LengthPenalty):
+            return "a length penalty divides its scores"
         legal, mixed = trie.view is not None, trie.guide is not None
         if (size := rows * (legal * sum(map(len, trie.tokens)) + mixed * 8 * len(trie))) > _MOST_OF_REQUESTS:
             return f"the filters of {rows} prompts, and what is mixed in for them, take {size} bytes"

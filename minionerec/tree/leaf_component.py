@@ -11,6 +11,7 @@ import torch
 
 from minionerec.errors import ConstraintError
 from minionerec.tree.assistant import Assistant
+from minionerec.tree.length_penalty import LengthPenalty
 from minionerec.tree.prior import Prior, check_over_catalog
 from minionerec.tree.trie import NO_TOKEN, CatalogTrie
 
@@ -98,10 +99,10 @@ def check_leaf_component(model: Any, trie: CatalogTrie, normalise_over: str) -> 
     if leaf_model(model) is None:
         return
     check_leaves(model, trie)
-    if isinstance(trie.guide, Assistant):
+    if isinstance(trie.guide, Assistant | LengthPenalty):
         raise ConstraintError(
-            "The model has a second distribution over the catalog (model.text_output), and an assistant weighs what is written "
-            "code by code only. Leave the assistant out (eval.assistant null), or train with model.text_output false."
+            "The model has a second distribution over the catalog (model.text_output), and an assistant, or a length penalty, "
+            "weighs what is written code by code only. Leave it out, or train with model.text_output false."
         )
     check_over_catalog(normalise_over)
 

@@ -190,10 +190,12 @@ class PromptCache:
                 model's vocabulary, the trie is a view of another number of requests, its SIDs cannot be normalised over the
                 catalog, or its prior does not fit (`Prior.check` lists the cases).
         """
-        from minionerec.tree.encoder_decoder import T5PromptCache  # which builds on this class
+        from minionerec.tree.encoder_decoder import T5PromptCache  # these build on this class
+        from minionerec.tree.long_paths import LONG, LongPathCache
 
         checked = check_search(model, input_ids, attention_mask, trie, normalise_over)
-        kind = T5PromptCache if is_encoder_decoder(checked.model) else cls
+        kind: type[PromptCache] = LongPathCache if trie.depth > LONG else cls
+        kind = T5PromptCache if is_encoder_decoder(checked.model) else kind
         prompts = kind.begin(checked, input_ids, trie, normalise_over)
         if not written:
             prompts.trie = with_leaf_component(checked.model, trie, prompts.last[:, 0], normalise_over)
@@ -219,7 +221,7 @@ class PromptCache:
         """
         self.drop_tree_tokens()
         self.cache.batch_select_indices(rows)
-        return PromptCache(
+        return type(self)(
             self.model,
             self.trie.requests(rows),
             self.normalise_over,

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from minionerec.errors import ConstraintError
 from minionerec.tree.assistant import Assistant
 from minionerec.tree.hashed_gumbel import combine, gumbel
+from minionerec.tree.length_penalty import LengthPenalty
 from minionerec.tree.prompt_cache import PromptCache
 from minionerec.tree.search import fill, run_search
 from minionerec.tree.trie import CatalogTrie
@@ -155,10 +156,10 @@ def sample_with_replacement(
 def _check_sampling(
     input_ids: torch.Tensor, trie: CatalogTrie, num_samples: int, seeds: torch.Tensor, temperature: float
 ) -> None:
-    if isinstance(trie.guide, Assistant):
+    if isinstance(trie.guide, Assistant | LengthPenalty):
         raise ConstraintError(
-            "What a model and its assistant score together is no distribution over the catalog, so nothing can be drawn from "
-            "it. Search for beams, or draw from the model alone."
+            "What a model scores with an assistant, or over lengths, is no distribution over the catalog, so nothing can be "
+            "drawn from it. Search for beams, or draw from the model alone."
         )
     if num_samples < 1:
         raise ConstraintError(f"num_samples is {num_samples}; at least 1 is needed.")

@@ -13,6 +13,7 @@ from safetensors.torch import save
 
 from minionerec.errors import ArtifactError, CatalogError, ConstraintError
 from minionerec.tree.assistant import Assistant, PrefixAssistant
+from minionerec.tree.length_penalty import LengthPenalty, PrefixLengths
 from minionerec.tree.prior import PrefixPrior, Prior
 from minionerec.tree.trie_arrays import NO_TOKEN, trie_arrays
 from minionerec.tree.view import Selection, View, mask_view, view_of
@@ -61,8 +62,8 @@ class CatalogTrie:
         trailing: how many tokens at the end of each path are not part of the SID (newline, end of sequence).
         prefixed: some SID is the beginning of another, with nothing that trails it.
         view: which nodes each request of a batch may reach; None if every node is legal.
-        guide: what searches follow besides the model: a prior that is mixed into its distribution, or an assistant that is
-            weighed with it; None for the model alone.
+        guide: what searches follow besides the model: a prior that is mixed into its distribution, an assistant that is
+            weighed with it, or a length penalty that divides its scores; None for the model alone.
     """
 
     tokens: tuple[torch.Tensor, ...]
@@ -72,7 +73,7 @@ class CatalogTrie:
     trailing: int = 0
     prefixed: bool = False
     view: View | None = None
-    guide: Prior | Assistant | None = None
+    guide: Prior | Assistant | LengthPenalty | None = None
 
     @classmethod
     def from_codes(
@@ -330,26 +331,26 @@ class CatalogTrie:
         self._refuse_view()
         return self._like(view_of(self, selections), self.guide)
 
-    def mixed(self, guide: Prior | Assistant) -> "CatalogTrie":
+    def mixed(self, guide: Prior | Assistant | LengthPenalty) -> "CatalogTrie":
         """The trie, or view, for searches of the mixture of the model's distribution over the catalog and another one.
 
         Beam search, sampling and exact scores follow `(1 - share) * p_model + share * p_prior`; they need
         `normalise_over="catalog"`. With the share 0 they give what the model alone gives.
         With an `Assistant` beam search and exact scores follow D3's weighed logarithms instead, over the catalog or the
-        vocabulary.
+        vocabulary; with a `LengthPenalty` scores over a power of the length.
 
         >>> trie = CatalogTrie.from_codes(np.array([[10, 13], [10, 14], [11, 13]]))
         >>> mixed = trie.mixed(Prior(torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([0.3])))  # for 1 request
         """
         return self._like(self.view, guide)
 
-    def _like(self, view: View | None, guide: Prior | Assistant | None) -> "CatalogTrie":
+    def _like(self, view: View | None, guide: Prior | Assistant | LengthPenalty | None) -> "CatalogTrie":
         """The trie with another view and guide, and with what is known of its arrays: a GPU's host would wait to read them."""
         other = replace(self, view=view, guide=guide)
         vars(other).update(fan_outs=self.fan_outs, highest_token=self.highest_token)
         return other
 
-    def prefixes(self, look: bool = True) -> PrefixPrior | PrefixAssistant | None:
+    def prefixes(self, look: bool = True) -> PrefixPrior | PrefixAssistant | PrefixLengths | None:
         """What is mixed in, by prefix; None if nothing is.
 
         Args:

@@ -22,6 +22,7 @@ from minionerec.eval.metrics import values_per_row
 from minionerec.model import checkpoint, scratch
 from minionerec.pipeline import run
 from minionerec.prompts.builder import Prompts, tokenizer_corpus
+from minionerec.prompts.titles import catalog_titles
 from minionerec.report.comparison import compare_runs
 from minionerec.sft.trees import validation_trees
 from tests.small import config, listed_examples, random_dataset
@@ -141,7 +142,7 @@ def test_short_catalogs_lose_the_history_and_nothing_else():
 
 def test_equal_texts_have_equal_embeddings_however_they_are_batched_and_titles_find_themselves(parts):
     model, prompts = parts
-    titles = grounding.catalog_titles(prompts)
+    titles = catalog_titles(prompts, "eval.grounding")
     whole = grounding.embed(model, prompts.tokenizer, [*titles, *titles[::-1], ""], None, 64)
     assert (whole[: len(titles)] == whole[len(titles) : -1][::-1]).all()
     single = grounding.embed(model, prompts.tokenizer, titles, None, 1)
@@ -167,7 +168,7 @@ def test_a_title_longer_than_the_model_reads_loses_its_end(parts):
 
 def test_a_batch_writes_what_single_prompts_and_a_plain_greedy_loop_write(parts):
     model, prompts = parts
-    asked = prompts.title_prompts(prompts.dataset.test["history"].to_list()[:5], 6)
+    asked = [prompt.tokens for prompt in prompts.title_prompts(prompts.dataset.test["history"].to_list()[:5], 6)]
     batched, single = (
         list(grounding.write_titles(model, prompts.tokenizer, asked, replace(FREE, batch_size=n))) for n in (5, 1)
     )
@@ -184,9 +185,10 @@ def test_a_batch_writes_what_single_prompts_and_a_plain_greedy_loop_write(parts)
 def test_rows_are_asked_as_in_training_and_no_prompt_knows_how_long_its_answer_is(parts):
     _, prompts = parts
     histories = prompts.dataset.test["history"].to_list()
-    assert prompts.title_prompts(histories, 6) == [example.prompt for example in listed_examples(prompts, NAMING, "test")]
+    asked = [prompt.tokens for prompt in prompts.title_prompts(histories, 6)]
+    assert asked == [example.prompt for example in listed_examples(prompts, NAMING, "test")]
     short = replace(prompts, config=PromptsConfig(max_tokens=40))
-    assert max(map(len, short.title_prompts(histories, 6))) <= 34
+    assert max(len(prompt.tokens) for prompt in short.title_prompts(histories, 6)) <= 34
     released = replace(prompts, config=PromptsConfig(wording="released"))
     assert released.written_title(' "gel pen" \n') == "gel pen" and prompts.written_title(" gel pen <a_1>") == "gel pen < a_1>"
 
@@ -198,7 +200,7 @@ def test_what_cannot_be_grounded_is_refused(parts):
     titles[4] = " "
     untitled = replace(prompts, dataset=replace(prompts.dataset, catalog=catalog.with_columns(title=pl.Series(titles))))
     with pytest.raises(DataError, match=r"1 of 30 items have no title, the first is item 4 \('i4'\)"):
-        grounding.catalog_titles(untitled)
+        catalog_titles(untitled, "eval.grounding")
     naming = SftConfig(tasks=[NAMING])
     for wrong, message in (
         ({"eval": FREE}, f"sft.tasks does not name {NAMING}"),
@@ -283,7 +285,7 @@ def test_a_run_from_titles_to_the_table(tmp_path, caplog, monkeypatch):
     assert rows == [15, 40, 40, 40]  # once for each row that is weighed: of valid, where a weight is chosen, and of test
     assert asked == [15]  # the titles of test are there, whatever weighs their distances
     monkeypatch.setattr(grounding, "write_titles", lambda model, tokenizer, prompts, config: ("" for _ in prompts))
-    monkeypatch.setattr(grounding, "catalog_titles", lambda prompts: [f"title {item % 6}" for item in range(48)])
+    monkeypatch.setattr(grounding, "catalog_titles", lambda *given: [f"title {item % 6}" for item in range(48)])
     _, fresh = evaluate(replace(settings, eval=replace(settings.eval, title_tokens=6)), "sft-titles")
     assert fresh and "40 of 40 written titles are empty" in caplog.text
     lists, stored = RankedLists.read(folder / "predictions.jsonl"), json.loads((folder / "grounding.json").read_text())

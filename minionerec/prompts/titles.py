@@ -1,0 +1,128 @@
+"""Titles that a model shall write: every item has one, and each fits where it is trained and written."""
+
+import logging
+from collections.abc import Sequence
+
+from minionerec.config import TASKS, TaskName
+from minionerec.distributed import is_main_process
+from minionerec.errors import ConfigError, DataError
+from minionerec.prompts.builder import Prompts
+
+log = logging.getLogger(__name__)
+
+
+def one_line(text: str) -> str:
+    """A text without line breaks and repeated spaces."""
+    return " ".join(text.split())
+
+
+def catalog_titles(prompts: Prompts, needed_by: str) -> list[str]:
+    """The titles of all items, as prompts show them.
+
+    Args:
+        needed_by: the field that ranks items by their titles.
+
+    Raises:
+        DataError: an item has no title, so no list could hold it.
+    """
+    titles = [one_line(title) for title in prompts.titles]
+    if "" in titles:
+        item = titles.index("")
+        raise DataError(
+            f"{titles.count('')} of {len(titles)} items have no title, the first is item {item} "
+            f"({prompts.dataset.catalog['item_id'][item]!r}). {needed_by} ranks items by their titles: give every item one, or "
+            f"leave {needed_by} out."
+        )
+    return titles
+
+
+def check_written(prompts: Prompts, room: int) -> int:
+    """Say which titles are too long to be written freely.
+
+    Args:
+        room: most tokens of a written title (`eval.title_tokens`).
+
+    Returns:
+        how many items have a longer one.
+
+    Raises:
+        ConfigError: all titles are longer, or a title of so many tokens leaves no room for a prompt.
+    """
+    if prompts.limit is not None and room >= prompts.limit:
+        raise ConfigError(
+            f"eval.title_tokens is {room}, but prompt and title together may have {prompts.limit} tokens (prompts.max_tokens, "
+            "or what the model reads), so no prompt is left. Lower eval.title_tokens."
+        )
+    lengths = [len(answer) - 1 for answer in prompts.title_answers]  # the end token need not be written
+    if prompts.context is not None:
+        _report(prompts, lengths, prompts.context, "more tokens than the model reads", "lose their end when they are compared")
+    needed = f"Raise eval.title_tokens to {max(lengths)}."
+    return _report(prompts, lengths, room, "more tokens than eval.title_tokens", "can never be written whole", needed)
+
+
+def check_whole(prompts: Prompts) -> None:
+    """Refuse titles that cannot be searched whole.
+
+    Raises:
+        DataError: an item has no title, or one that leaves no room for a prompt.
+    """
+    catalog_titles(prompts, "eval.title_trie")
+    lengths = [len(answer) for answer in prompts.title_answers]
+    item = lengths.index(max(lengths))
+    if prompts.context is not None and lengths[item] >= prompts.context:
+        raise DataError(
+            f"The title of item {item} ({prompts.dataset.catalog['item_id'][item]!r}) has {lengths[item]} tokens with its end, "
+            f"but the model reads {prompts.context}, so no prompt is left beside it. Take a model that "
+            "reads more, or shorten it."
+        )
+
+
+def check_trained(prompts: Prompts, tasks: Sequence[TaskName]) -> int:
+    """Say which titles are too long to be learnt to their end, if a task answers with titles.
+
+    An answer is cut, to half of what an example may have, only if its prompt does not fit beside it.
+
+    Returns:
+        how many items have a longer one; 0 without such a task or such a limit.
+
+    Raises:
+        ConfigError: all titles are longer, and the tasks ask for no SIDs.
+    """
+    if prompts.limit is None or not any(TASKS[task].asks == "title" for task in tasks):
+        return 0
+    lengths = [len(answer) for answer in prompts.title_answers]
+    return _report(
+        prompts,
+        lengths,
+        prompts.limit // 2,
+        "more tokens, the end included, than half of an example (prompts.max_tokens, or what the model reads)",
+        "lose their end wherever the prompt needs the room, so that the model does not learn it",
+        f"Raise prompts.max_tokens to {2 * max(lengths)}, or take a model that reads more.",
+        some_are_right=any(TASKS[task].answers_with_sid for task in tasks),
+    )
+
+
+def _report(
+    prompts: Prompts,
+    lengths: Sequence[int],
+    most: int,
+    what: str,
+    why: str,
+    advice: str = "Shorten them.",
+    some_are_right: bool = False,
+) -> int:
+    """Warn of titles that are longer than `most` tokens, and refuse if all are; returns their number.
+
+    Args:
+        some_are_right: there is something else to learn, so all may be longer.
+    """
+    long = [item for item, length in enumerate(lengths) if length > most]
+    if not long:
+        return 0
+    first = f"the first is item {long[0]} ({prompts.dataset.catalog['item_id'][long[0]]!r}) with {lengths[long[0]]}"
+    found = f"The titles of {len(long):,} of {len(lengths):,} items have {what}, {most}; {first}. They {why}."
+    if len(long) == len(lengths) and not some_are_right:
+        raise ConfigError(f"{found} No title is left that could be right. {advice}")
+    if is_main_process():
+        log.warning("%s %s", found, advice)
+    return len(long)

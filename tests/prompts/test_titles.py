@@ -1,0 +1,73 @@
+"""Titles that are too long, or missing, are said before anything is trained or written."""
+
+from dataclasses import replace
+
+import polars as pl
+import pytest
+
+from minionerec.config import DEFAULT_TASKS, NAMING, ModelConfig, PromptsConfig
+from minionerec.errors import ConfigError, DataError
+from minionerec.prompts.builder import Prompts
+from minionerec.prompts.titles import catalog_titles, check_trained, check_whole, check_written
+from tests.small import random_dataset, untrained_model
+
+LONG = "a very long title " * 8
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    dataset, index = random_dataset()
+    tokenizer = untrained_model(dataset, index, ModelConfig(hidden_size=8, layers=1, heads=2))[1]
+    return titled(Prompts(dataset, index, tokenizer), {4: LONG})
+
+
+def titled(prompts, titles):
+    changed = [titles.get(item, title) for item, title in enumerate(prompts.dataset.catalog["title"].to_list())]
+    catalog = prompts.dataset.catalog.with_columns(title=pl.Series(changed))
+    return replace(prompts, dataset=replace(prompts.dataset, catalog=catalog))
+
+
+def test_titles_that_cannot_be_written_whole_are_counted(prompts, caplog):
+    tokens = len(prompts.title_answers[4]) - 1
+    assert check_written(prompts, tokens) == 0 and not caplog.text
+    assert check_written(prompts, tokens - 1) == 1
+    assert f"The titles of 1 of 30 items have more tokens than eval.title_tokens, {tokens - 1}" in caplog.text
+    assert f"the first is item 4 ('i4') with {tokens}" in caplog.text
+    assert f"can never be written whole. Raise eval.title_tokens to {tokens}." in caplog.text
+    with pytest.raises(ConfigError, match=r"30 of 30 items have more tokens than eval.title_tokens, 1;.*No title is left"):
+        check_written(prompts, 1)
+    with pytest.raises(ConfigError, match=r"eval.title_tokens is 64, but prompt and title together may have 64 tokens"):
+        check_written(replace(prompts, context=64), 64)
+    caplog.clear()
+    assert check_written(replace(prompts, context=tokens - 1), tokens - 2) == 1
+    assert f"have more tokens than the model reads, {tokens - 1}" in caplog.text
+
+
+def test_titles_that_training_may_cut_are_counted(prompts, caplog):
+    tokens = len(prompts.title_answers[4])
+    assert check_trained(prompts, [NAMING]) == 0  # nothing is cut without a limit
+    limited = replace(prompts, config=PromptsConfig(max_tokens=2 * tokens))
+    assert check_trained(limited, [NAMING]) == 0
+    limited = replace(prompts, config=PromptsConfig(max_tokens=2 * tokens - 2))
+    assert check_trained(limited, ["history_sid_to_sid", "title_to_sid"]) == 0  # no answer is a title
+    assert not caplog.text and check_trained(limited, [NAMING]) == 1
+    assert f"{tokens - 1}; the first is item 4 ('i4') with {tokens}. They lose their end" in caplog.text
+    assert f"Raise prompts.max_tokens to {2 * tokens}," in caplog.text
+    none = replace(prompts, config=PromptsConfig(max_tokens=2))
+    with pytest.raises(ConfigError, match="No title is left that could be right"):
+        check_trained(none, [NAMING])
+    assert check_trained(none, DEFAULT_TASKS) == 30  # SIDs are learnt all the same
+
+
+def test_titles_that_leave_no_prompt_or_are_missing_are_refused(prompts):
+    tokens = len(prompts.title_answers[4])
+    check_whole(replace(prompts, context=tokens + 1))
+    with pytest.raises(
+        DataError, match=rf"The title of item 4 \('i4'\) has {tokens} tokens with its end, but the model reads {tokens},"
+    ):
+        check_whole(replace(prompts, context=tokens))
+    untitled = titled(prompts, {2: " ", 9: ""})
+    message = r"2 of 30 items have no title, the first is item 2 \('i2'\)\. eval.title_trie ranks"
+    with pytest.raises(DataError, match=message):
+        check_whole(untitled)
+    assert catalog_titles(titled(prompts, {4: " two\n lines "}), "eval.grounding")[4] == "two lines"
