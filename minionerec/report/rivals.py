@@ -239,7 +239,7 @@ def _bigrec(run: RunFolder) -> list[str]:
         "sft.valid_examples": None,
         "sft.train": "full" if config.sft.train == "sid_rows" else config.sft.train,
         **_PLAIN_MODEL,
-        **_MODEL_ALONE,
+        **{field: value for field, value in _MODEL_ALONE.items() if field not in ("eval.title_beams", "eval.title_tokens")},
         "prompts.wording": None if config.prompts.wording == "several" else config.prompts.wording,
         "eval.wordings": "first",
         "eval.grounding": "trained" if from_scratch else "base",

@@ -91,6 +91,8 @@ def test_what_the_commands_train(tmp_path):
         assert config.folder != run.folder and config.data == run.config.data
         assert config.eval.grounding == ("trained" if label == "BIGRec" else "none")
     assert "description_to_sid" not in config.sft.tasks  # the catalog has no descriptions
+    longer = run_of(tmp_path / "titles", "industrial-bigrec-tiny")
+    assert "--eval.title_tokens" not in lines_for(longer, "BIGRec")[-1][1]  # it says itself how long a title may be
     lcrec = parse("run", ["--config", "industrial-lcrec-tiny"]).sft
     assert {*LCREC_TASKS} == {*lcrec.tasks} and lcrec.task_shares == LCREC_SHARES
 
