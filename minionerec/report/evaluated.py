@@ -133,10 +133,11 @@ def page_order(name: str) -> tuple[int, str]:
 def deciding(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a recorded section that a result may depend on: not where files lie, nor how a step is cut into parts.
 
-    `eval` and `mixture` keep all: theirs that stand in no key decide some recommenders' lists.
+    `eval` and `mixture` keep all: theirs that stand in no key decide some recommenders' lists. A field that is null is left
+    out, since an earlier version, which did not have it, trained the same.
     """
     idle = () if section in ("eval", "mixture") else not_in_key(section)
-    return {field: value for field, value in values.items() if field not in idle}
+    return {field: value for field, value in values.items() if field not in idle and value is not None}
 
 
 def read_evaluated(folder: Path, of: str | None = None) -> Evaluated:

@@ -111,6 +111,15 @@ def test_how_a_step_is_cut_into_parts_parts_no_seeds(seeds, tmp_path):
     assert row_of(compare_runs([seeds[0], other], resamples=RESAMPLES), "sft").seeds == (1, 2)
 
 
+def test_a_null_field_that_an_earlier_version_did_not_have_parts_no_seeds(seeds, tmp_path):
+    other = shutil.copytree(seeds[1], tmp_path / "later")
+    sections = Manifest.load(other / "sft").config
+    reseal(other / "sft", config={**sections, "sft": {**sections["sft"], "new_option": None}})
+    digest = Manifest.load(other / "sft").digest
+    reseal(other / "eval/sft", inputs={**Manifest.load(other / "eval/sft").inputs, "sft": digest})
+    assert row_of(compare_runs([seeds[0], other], resamples=RESAMPLES), "sft").seeds == (1, 2)
+
+
 def test_what_only_other_recommenders_read_parts_no_seeds(seeds, tmp_path):
     other = shutil.copytree(seeds[1], tmp_path / "titles")
     sections = Manifest.load(other / "eval/sft").config
