@@ -260,10 +260,10 @@ def _refuse_untitled(dataset: Dataset) -> None:
 
 
 def _new_run(run: RunFolder, suffix: str, stages: Sequence[str], changes: Changes) -> str:
-    """All stages of a new run, with the baselines that its settings need, as one line."""
+    """All stages of a new run, with the baselines that its settings need, as one line; it ends with a stage that fails."""
     changed = with_values(run.config, {**changes, "name": f"{run.config.name}-{suffix}", "out": None})
     words = ["'data prepare'", *_helpers(run, changed), "sid", *stages]
-    return f"for stage in {' '.join(words)}; do {run.command('$stage', changes, changed.name)}; done"
+    return f"for stage in {' '.join(words)}; do {run.command('$stage', changes, changed.name)} || break; done"
 
 
 def _helpers(run: RunFolder, changed: Config) -> Iterator[str]:
@@ -306,7 +306,7 @@ def how_to(rival: Rival, runs: Sequence[RunFolder]) -> HowTo:
     for run in runs:
         try:
             preset = _preset_of(rival, run.config)
-            return HowTo("; ".join(rival.commands(run)), preset)
+            return HowTo(" && ".join(rival.commands(run)), preset)
         except MiniOneRecError as error:
             reasons.append(f"not in {run.folder}: {error}")
     return HowTo(None, reasons[0])

@@ -214,7 +214,7 @@ def test_a_model_of_titles_is_not_sent_to_rl(tmp_path):
     of_sids = make_run(tmp_path / "sids", users=12, rl=False).folder
     for folders in ([of_titles, of_sids], [of_sids]):
         commands = {absent.label: absent.command for absent in compare_runs(folders, resamples=RESAMPLES).not_run}
-        assert commands["SFT + RL"] == f"minionerec rl --config {of_sids}; minionerec eval --config {of_sids}"
+        assert commands["SFT + RL"] == f"minionerec rl --config {of_sids} && minionerec eval --config {of_sids}"
         assert f"--config {of_sids} --name demo-sdpo" in commands["S-DPO"] and f"{of_sids} --baseline" in commands["D3"]
         assert commands["TIGER"] == f"minionerec baseline --config {folders[0]} --baseline.model tiger"
     compared = compare_runs([of_titles], resamples=RESAMPLES)

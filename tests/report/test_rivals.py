@@ -40,9 +40,14 @@ def run_of(folder, preset, *options):
     return RunFolder(folder)
 
 
-def lines_of(texts):
-    """The command lines that a shell starts for each of some texts: names of commands with their options."""
-    shell = 'minionerec() { printf "%s\\x1f" "$@"; echo; }\n' + "\n".join(f"{text}; printf '\\x1e'" for text in texts)
+def lines_of(texts, fails="none"):
+    """The command lines that a shell starts for each of some texts: names of commands with their options.
+
+    Args:
+        fails: a command that ends with an error.
+    """
+    shell = f'minionerec() {{ printf "%s\\x1f" "$@"; echo; [ "$1" != {fails} ]; }}\n'
+    shell += "\n".join(f"{text}; printf '\\x1e'" for text in texts)
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
     return [[split(line) for line in part.splitlines()] for part in done.stdout.split("\x1e")[:-1]]
 
@@ -117,6 +122,15 @@ def test_a_run_has_one_rl_model(tmp_path):
         assert lines_for(run, label) == [("sft", own), ("rl", own), ("eval", own)]
         config = parse(*lines_for(run, other)[-1])
         assert config.rl.objective == objective and config.folder != run.folder
+
+
+def test_what_follows_a_stage_that_fails_is_not_started(tmp_path):
+    """An evaluation without the model would count as one, and a run would go on without its SIDs."""
+    run = run_of(tmp_path / "run", "industrial-tiny")
+    hows = [how_to(rival, [run]).command for rival in RIVALS if rival.label in ("D3", "SFT + RL", "S-DPO")]
+    assert all({name for name, _ in lines} == {"sft"} for lines in lines_of(hows[:1] + hows[2:], fails="sft"))
+    [new] = lines_of(hows[1:2], fails="sid")
+    assert [name for name, _ in new] == ["data prepare", "sid"]
 
 
 def test_a_new_run_trains_the_baseline_that_its_sids_need(tmp_path):
