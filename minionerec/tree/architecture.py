@@ -255,7 +255,9 @@ class Widths:
             heads: int = layer.num_attention_heads
             key_value_heads: int = getattr(layer, "num_key_value_heads", None) or heads
             head: int = getattr(layer, "head_dim", None) or layer.hidden_size // heads
-            inner: int | list[int] = getattr(layer, "intermediate_size", None) or 4 * layer.hidden_size
+            inner: int | list[int] = (
+                getattr(layer, "intermediate_size", None) or getattr(layer, "d_ff", None) or 4 * layer.hidden_size
+            )  # T5 calls it d_ff
             inner = max(inner) if isinstance(inner, list | tuple) else inner  # Gemma-3n has one per layer
             sizes.append((heads, heads * head, key_value_heads * head, inner))
         return cls(*map(max, zip(*sizes, strict=True)))

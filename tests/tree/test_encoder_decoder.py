@@ -29,6 +29,7 @@ from minionerec.tree import (
     search_levels,
     tree_logprobs,
 )
+from minionerec.tree.architecture import Widths
 from minionerec.tree.prompt_cache import PromptCache
 from minionerec.tree.self_test import check_exact
 from tests.examples import examples
@@ -49,6 +50,10 @@ def tiny_t5(attention="sdpa", **options):
         for stack in (model.encoder, model.decoder):
             stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight.normal_(std=2)
     return model
+
+
+def test_the_widths_by_which_memory_is_counted_are_those_of_its_layers():
+    assert Widths.of(T5Config(**{**SIZES, "d_ff": 100})) == Widths(heads=2, attention=16, key_value=16, feed_forward=100)
 
 
 @pytest.fixture(scope="module", params=["sdpa", "eager", "unscaled"])
