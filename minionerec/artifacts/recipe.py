@@ -28,6 +28,7 @@ ITEM_STAGES = {"data": "minionerec data prepare", "sid": "minionerec sid"}  # in
 # `eval` is the number of all in `eval/`, `baselines/sasrec` that of one of the baselines; both count. 0 if not named.
 REVISIONS = {"data": 2, "sid": 1, "eval": 2, "report": 2, "sid-inspect": 1, "scoring/leaderboard": 1}
 REVISIONS |= dict.fromkeys(("eval/popularity", "eval/skip", "eval/text", "eval/mixture", "eval/sft-titles"), 1)
+REVISIONS |= dict.fromkeys(("eval/tiger", "eval/lazy", "eval/liger"), 1)
 UNSEEDED = 0  # the seed of a stage that makes no random choice: no seed makes its artefact stale
 CHECKPOINTS = "checkpoints"  # of a resumable stage; removed when the artefact is complete
 _KEY, _RECIPE = "key.txt", "recipe.json"  # in a partial folder: which artefact it will be, and what that is made from

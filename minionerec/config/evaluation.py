@@ -48,7 +48,8 @@ class EvalConfig:
     paper: 50)."""
     normalise_over: Literal["vocabulary", "catalog"] = "vocabulary"
     """What a step's probabilities add up over in the scores: all tokens, as in the paper, or the legal next ones, as a model
-    trained with `sft.normalise_over: catalog` expects. Of `tiger`, `lazy` and `liger`, too."""
+    trained with `sft.normalise_over: catalog` expects. It holds for the baselines that write SIDs (`tiger`, `lazy`, `liger`),
+    too."""
     dtype: Dtype = "float32"
     """Number format of the model's weights and of what is computed with them, up to the logits; scores are float32. The short
     formats take half the memory and are fast on GPUs, and bfloat16 on CPUs with AMX. They round, so lists differ a little

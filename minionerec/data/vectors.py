@@ -64,7 +64,7 @@ def logprobs_of_scores(scores: np.ndarray, name: str) -> np.ndarray:
     if not np.isfinite(scores).all():
         raise DataError(
             f"The baseline {name} gives scores that are not finite: its training diverged. Train it again with a lower "
-            f"--baseline.learning_rate: {_train(name)} --replace"
+            f"--baseline.learning_rate: {training_command(name)} --replace"
         )
     logprobs = scores.astype(np.float64)
     logprobs -= logprobs.max(axis=1, keepdims=True)
@@ -78,7 +78,7 @@ def baseline_digest(run: Path, name: str, data_digest: str) -> str:
     Raises:
         ArtifactError: the run has no such baseline, or it was made from other data.
     """
-    return require(run / "baselines" / name, _train(name), made_from={"data": data_digest}).digest
+    return require(run / "baselines" / name, training_command(name), made_from={"data": data_digest}).digest
 
 
 def stored_baseline(run: Path, name: str, data_digest: str) -> Manifest:
@@ -88,11 +88,11 @@ def stored_baseline(run: Path, name: str, data_digest: str) -> Manifest:
         ArtifactError: the run has no such baseline, it is damaged, or it was trained on other data or on a file of sequences.
     """
     folder = run / "baselines" / name
-    manifest = require(folder, _train(name), made_from={"data": data_digest})
+    manifest = require(folder, training_command(name), made_from={"data": data_digest})
     if "data" not in manifest.inputs:
         raise ArtifactError(
             f"{folder}: was trained on a file of sequences, whose items are not this run's. Train it on the run's own splits: "
-            f"{_train(name)} --replace"
+            f"{training_command(name)} --replace"
         )
     return manifest
 
@@ -117,14 +117,15 @@ def load_vectors(run: Path, name: str, dataset: Dataset, needed_by: str) -> Base
             "leaves none. Choose a neural one, e.g. sasrec."
         ) from None
     except (OSError, KeyError, SafetensorError) as error:
-        raise ArtifactError(f"{path}: not a baseline's vectors ({error}). Run again: {_train(name)}") from None
+        raise ArtifactError(f"{path}: not a baseline's vectors ({error}). Run again: {training_command(name)}") from None
     rows = {"items": (len(vectors.items), len(dataset.catalog))}
     rows |= {f"{split} rows": (len(vectors.states[split]), len(dataset.split(split))) for split in SPLITS}
     for what, (count, expected) in rows.items():
         if count != expected:
-            raise ArtifactError(f"{path}: {count} {what}, but the run has {expected}. Run again: {_train(name)}")
+            raise ArtifactError(f"{path}: {count} {what}, but the run has {expected}. Run again: {training_command(name)}")
     return vectors
 
 
-def _train(name: str) -> str:
+def training_command(name: str) -> str:
+    """The command that trains a run's baseline."""
     return f"minionerec baseline --baseline.model {name}"

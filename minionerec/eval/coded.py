@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from minionerec.artifacts import Manifest
+from minionerec.artifacts import Manifest, require
 from minionerec.baselines.coded import coded_inputs, make_coded
 from minionerec.baselines.coded.coded_model import GenerativeModel
 from minionerec.config import Config, EvalConfig
 from minionerec.data.dataset import Dataset
 from minionerec.data.history_rows import SPLITS_SIDE, HistoryRows
+from minionerec.data.vectors import training_command
 from minionerec.distributed import distributed_state, is_main_process
+from minionerec.errors import ArtifactError
 from minionerec.eval import search_error
 from minionerec.eval.decode import Decoder
 from minionerec.eval.predictions import Prediction, as_prediction
@@ -30,7 +32,7 @@ from minionerec.model.sequential.batches import HistoryBatch, make_batch
 from minionerec.recommend.cache.sequential import settings_of
 from minionerec.recommend.filters import ItemFilter, ItemSets
 from minionerec.recommend.lists import ListMaker, Recommendation
-from minionerec.recommend.recommender import checked_numbers
+from minionerec.recommend.recommender import check_numbers
 from minionerec.sid.index import SidIndex
 from minionerec.training.ranking import ranked, target_ranks, without_history
 from minionerec.training.ranking_data import from_dataset
@@ -67,11 +69,11 @@ class CodedDecoder(Decoder):
             ArtifactError: it was trained with settings that this version does not take.
             ConfigError, DataError: it reads item vectors, and they cannot be had.
         """
-        trained = _as_trained(config, name)
+        trained = _as_trained(config, _stored(config, name))
         model: Any = make_coded(trained, config.eval.num_beams)
         weights.load(model, config.folder / "baselines" / name / "model.safetensors")
         if model.reranks and config.eval.oracle_examples and is_main_process():
-            log.warning("%s orders lists by cosines, so eval.oracle_examples has no search of it to replay.", name)
+            log.info("%s orders lists by cosines, so eval.oracle_examples has no search of it to replay.", name)
         model = model.to(getattr(torch, config.eval.dtype)).to(distributed_state().device)
         return cls(model, config.eval, dataset, index)
 
@@ -83,7 +85,8 @@ class CodedDecoder(Decoder):
         if self.config.exclude_history:
             hidden = [frozenset(example["history"]) for example in examples]
             trie = trie.without([sorted(items) for items in hidden])
-        found = checked_numbers(self.model.search(batch, beams, trie, self.config.normalise_over))
+        found = self.model.search(batch, beams, trie, self.config.normalise_over)
+        check_numbers(found.scores)
         if self.model.reranks:
             yield from self._reranked(part, batch, found, examples)
             return
@@ -97,7 +100,8 @@ class CodedDecoder(Decoder):
         self, part: HistoryRows, batch: HistoryBatch, found: BeamResult, examples: Sequence[dict[str, Any]]
     ) -> Iterator[Prediction]:
         """Predictions of a model that ranks anew what a search found."""
-        scores = self.model.reranked(batch, self.model.item_scores(found)).float()
+        scores = self.model.reranked(batch, self.model.item_scores(found))
+        check_numbers(scores)  # those of a cold item play no part in the search
         if self.config.exclude_history:  # a SID stays if it has other items, and cold items come from no search
             scores = without_history(scores, part)
         best, ties = target_ranks(scores, batch.targets, expects_ties=True)
@@ -122,13 +126,25 @@ def inputs_of(config: Config, name: str) -> Mapping[str, str]:
     """Digests of what the codes of a finished baseline come from, as the run has it now, by name.
 
     Raises:
-        ArtifactError: the run has no semantic IDs, or the baseline was trained with settings that this version does not take.
+        ArtifactError: the run has no semantic IDs, or no such baseline; or this was trained with other item vectors than the
+            run has now, or with settings that this version does not take.
         ConfigError, DataError: it reads item vectors, and they cannot be had.
     """
-    return coded_inputs(_as_trained(config, name))
+    stored = _stored(config, name)
+    inputs = coded_inputs(_as_trained(config, stored))
+    if "vectors" in inputs and inputs["vectors"] != stored.inputs.get("vectors"):
+        raise ArtifactError(
+            f"{config.folder / stored.stage}: was trained with other item vectors than the run has now. Name those that it was "
+            f"trained with (--sid.vectors FILE.npy), or train it again: {training_command(name)} --replace"
+        )
+    return inputs
 
 
-def _as_trained(config: Config, name: str) -> Config:
+def _stored(config: Config, name: str) -> Manifest:
+    """The manifest of a finished baseline."""
+    return require(config.folder / "baselines" / name, training_command(name))
+
+
+def _as_trained(config: Config, stored: Manifest) -> Config:
     """The configuration with the settings that a finished baseline was trained with."""
-    folder = config.folder / "baselines" / name
-    return replace(config, baseline=settings_of(folder, Manifest.load(folder)))
+    return replace(config, baseline=settings_of(config.folder / stored.stage, stored))

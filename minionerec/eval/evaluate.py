@@ -283,8 +283,6 @@ def _recipe(config: Config, name: str) -> Recipe:
     """
     inputs = _inputs(config, name)
     sections = config.section("eval")
-    if name in GENERATIVE_BASELINES:
-        sections["lists"] = {"from": "weights"}  # an earlier version took the lists that training had left
     if name in ASSISTED:
         weight, _ = chosen_weight(config, name.removesuffix("-d3"), inputs)
         sections["d3"] = {"assistant": config.eval.assistant, "weight": weight}

@@ -14,6 +14,7 @@ from minionerec.config import FLOORS, GENERATIVE_BASELINES, PLAIN_FLOORS, Baseli
 from minionerec.config.lego import options_of
 from minionerec.data.dataset import SPLITS, Dataset
 from minionerec.data.parquet import read_parquet
+from minionerec.data.vectors import training_command
 from minionerec.errors import ArtifactError, ConfigError, MiniOneRecError
 from minionerec.eval.coded import inputs_of
 from minionerec.eval.predictions import Prediction, as_predictions
@@ -67,7 +68,7 @@ def stored_command(name: str) -> str:
     """The command that makes these lists."""
     if name.startswith(LEGO):
         return f"minionerec lego --lego.task lists {options_of(name.removeprefix(LEGO))}"
-    return f"minionerec baseline --baseline.model {name}"
+    return training_command(name)
 
 
 def _section(name: str) -> str:
@@ -77,7 +78,7 @@ def _section(name: str) -> str:
 
 def _says_ties(name: str, config: Mapping[str, Any]) -> bool:
     """Whether a recommender's stored lists say where scores are equal, if they are read. `config` is that of their manifest."""
-    return name in GENERATIVE_BASELINES or TIES.items() <= config[_section(name)].items()  # these are asked, not read
+    return name in GENERATIVE_BASELINES or TIES.items() <= config[_section(name)].items()
 
 
 def why_measured_otherwise(run: Path, name: str, evaluation: Manifest) -> str | None:
@@ -100,7 +101,7 @@ def _changed_baseline(run: Path, lists: Manifest) -> str | None:
 
 
 def stored_lists(run: Path, name: str, made_from: Mapping[str, str]) -> Manifest:
-    """The manifest of a recommender's stored lists.
+    """The manifest of a recommender's stored lists or, of a baseline that writes codes, of the weights that are asked anew.
 
     Args:
         made_from: digests of what they must have been made from, by the name of the input.
@@ -122,7 +123,7 @@ def stored_lists(run: Path, name: str, made_from: Mapping[str, str]) -> Manifest
 
 
 def why_unusable(run: Path, name: str) -> str | None:
-    """Why a recommender's stored lists cannot be read, and what to do: they are damaged, or made from other data.
+    """Why a recommender's stored lists or weights cannot be read, and what to do: they are damaged, or made from other data.
 
     None if they can be read, or if none are stored.
 
@@ -153,7 +154,7 @@ def left_out(config: Config, names: Iterable[str]) -> dict[str, str]:
     needed: int | None = None
     for name in names:
         reason = why_unusable(config.folder, name) or _why_not_asked(config, name)
-        cut = config.eval.exclude_history and name not in GENERATIVE_BASELINES  # which search a view of the catalog
+        cut = config.eval.exclude_history and name not in GENERATIVE_BASELINES  # their searches leave it out
         if reason is None and cut and _has_stored(config.folder, name):
             needed = needed or _needed_length(config, Dataset.load(config.folder / "data"))
             reason = _too_short(name, config, needed)

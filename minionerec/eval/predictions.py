@@ -33,7 +33,8 @@ class Prediction:
         sids: recommended SIDs, best first, distinct, each as long as `target_sid`, short ones ending in -1 as well.
         items: recommended item indices, best first.
         scores: one per SID, descending.
-        exact: whether the list is provably the exact top of the catalog.
+        exact: whether the list is provably the exact top of the catalog; of `liger`, whether its candidates provably are
+            (docs/rivals.md).
         score_kind: what the scores are; None in the files of earlier versions, which did not say.
         position: the target's 0-based position in the user's sequence; None if each user has one prediction.
         sizes: how many of `items` each SID stands for: a model that writes SIDs cannot order the items of one. None if

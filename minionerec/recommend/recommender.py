@@ -453,18 +453,18 @@ class Recommender:
         over = normalise_over or self.config.normalise_over
         search = partial(beam_search, self.model) if graphs is None else graphs.beam_search
         result = search(tokens, mask, trie=trie, num_beams=beams, normalise_over=over)
-        return checked_numbers(result)
+        check_numbers(result.scores)
+        return result
 
 
-def checked_numbers(result: BeamResult) -> BeamResult:
-    """The result of a search whose scores are numbers.
+def check_numbers(scores: torch.Tensor) -> None:
+    """Refuse scores that are not numbers.
 
     Raises:
         ConstraintError: some are not.
     """
-    if bool(result.scores.isnan().any()):  # which sorts as the highest score: the lists would look like any others
+    if bool(scores.isnan().any()):  # which sorts as the highest score: the lists would look like any others
         raise ConstraintError(
             "The model's scores are not numbers (NaN), so nothing can be ranked by them: its training diverged, or its "
             "numbers do not fit into float16. Take another checkpoint, or float32 or bfloat16 (eval.dtype)."
         )
-    return result

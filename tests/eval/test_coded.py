@@ -18,11 +18,12 @@ from minionerec.errors import ArtifactError, ConfigError, ConstraintError
 from minionerec.eval import coded
 from minionerec.eval.coded import CodedDecoder
 from minionerec.eval.evaluate import evaluate
-from minionerec.eval.listed import left_out
+from minionerec.eval.listed import left_out, why_measured_otherwise
 from minionerec.eval.metrics import item_ranks
 from minionerec.eval.predictions import read_predictions
 from minionerec.eval.search_error import read_traces
 from minionerec.pipeline import run
+from minionerec.training.ranking import TIES
 from tests import small
 from tests.baselines.test_coded import TINY_LAZY, TINY_TIGER, TRAINED, spread
 from tests.baselines.test_liger import TINY as TINY_LIGER
@@ -161,12 +162,21 @@ def test_short_formats_other_processes_and_numbers_that_are_none():
             if name != "liger":
                 np.testing.assert_allclose(sorted(one.scores), sorted(other.scores), rtol=0.1, atol=0.5)
             assert len(one.items) == len(other.items)
+        if name == "liger":  # 20 items, two of them with one text, whose cosines would round to fewer numbers
+            dense = rounded.model.dense_scores(rounded._batch(rounded._rows))
+            assert dense.dtype == torch.float32 and all(len(row.unique()) == 1 + 19 for row in dense)
     travelled = pickle.loads(pickle.dumps(decoder(model_of("tiger"))))
     assert list(travelled.predict(ROWS)) == list(decoder(model_of("tiger")).predict(ROWS))
     broken = model_of("lazy")
     broken.outputs.data.fill_(torch.nan)
     with pytest.raises(ConstraintError, match=r"are not numbers \(NaN\)"):
         list(decoder(broken).predict(ROWS))
+    broken = model_of("liger")
+    broken.texts[1 + COLD[0]] = torch.nan  # of an item that is in no history: the search does not see it
+    broken.text_of[COLD[0]], broken.first[-1] = len(broken.first) - 1, 1 + COLD[0]
+    unread = [row for row in ROWS if COLD[0] not in HISTORIES[row]]
+    with pytest.raises(ConstraintError, match=r"are not numbers \(NaN\)"):
+        list(decoder(broken).predict(unread))
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +192,7 @@ def trained(tmp_path_factory):
 
 
 def test_a_run_evaluates_them_as_it_does_a_language_model(trained, caplog):
+    caplog.set_level("INFO")
     manifest, fresh = evaluate(trained, "tiger")  # though the section `baseline` is of another model
     folder = trained.folder / "eval/tiger"
     predictions, traces = read_predictions(folder / "predictions.jsonl"), read_traces(folder / "oracle.jsonl")
@@ -189,6 +200,8 @@ def test_a_run_evaluates_them_as_it_does_a_language_model(trained, caplog):
     assert fresh and len(traces) == 3 and metrics["search"]["rows"] == 3 and metrics["calibration"]
     assert metrics["exact"] == np.mean([one.exact for one in predictions]) and manifest.metrics["milliseconds_per_list"] > 0
     assert {len(one.sids) for one in predictions} == {10} and not evaluate(trained, "tiger")[1]
+    reseal(trained.folder / "baselines/tiger", digest="of another training")
+    assert evaluate(trained, "tiger")[1] and read_predictions(folder / "predictions.jsonl") == predictions
     left = replace(trained, eval=replace(trained.eval, exclude_history=True, num_beams=40))
     assert not left_out(left, ["tiger", "liger"])  # they search what is left, whatever was stored
     for name in ("tiger", "liger"):
@@ -199,11 +212,27 @@ def test_a_run_evaluates_them_as_it_does_a_language_model(trained, caplog):
     assert not (trained.folder / "eval/liger/oracle.jsonl").exists()
 
 
+def test_lists_and_trainings_of_an_earlier_version(trained):
+    """Its evaluations took the lists that training had left, so they count no more; its trainings do, whatever these say."""
+    folder = trained.folder / "baselines/tiger"
+    before = Manifest.load(folder)
+    section = {name: value for name, value in before.config["baseline"].items() if name not in TIES}
+    reseal(folder, config={**before.config, "baseline": section})
+    assert not left_out(trained, ["tiger"])
+    evaluation, _ = evaluate(trained, "tiger")
+    assert why_measured_otherwise(trained.folder, "tiger", evaluation) is None
+    reseal(trained.folder / "eval/tiger", key=evaluation.key.rpartition(".")[0])
+    evaluation = Manifest.load(trained.folder / "eval/tiger")
+    assert "by an earlier version, which measured otherwise" in why_measured_otherwise(trained.folder, "tiger", evaluation)
+    assert evaluate(trained, "tiger")[1]
+    reseal(folder, config=before.config)
+
+
 def test_what_belongs_to_other_sids_or_vectors_is_refused(trained, monkeypatch):
     monkeypatch.setattr(coded, "coded_inputs", lambda config: {"vectors": "another"})
-    with pytest.raises(ArtifactError, match=r"liger: was made from another vectors .* --baseline\.model liger"):
+    with pytest.raises(ArtifactError, match=r"liger: was trained with other item vectors .*--baseline\.model liger --replace"):
         evaluate(trained, "liger")
-    assert "was made from another vectors" in left_out(trained, ["tiger", "liger"])["liger"]  # `minionerec eval` goes on
+    assert "was trained with other item vectors" in left_out(trained, ["tiger", "liger"])["liger"]  # `minionerec eval` goes on
 
     def none(config):
         raise ConfigError("no encoder here")
@@ -216,3 +245,5 @@ def test_what_belongs_to_other_sids_or_vectors_is_refused(trained, monkeypatch):
     assert "was made from another sid than the one in this run" in left_out(trained, ["tiger", "liger"])["tiger"]
     with pytest.raises(ArtifactError, match=r"tiger: was made from another sid"):
         evaluate(trained, "tiger")
+    with pytest.raises(ArtifactError, match=r"lazy: no finished artefact here\. Make it first: minionerec baseline"):
+        evaluate(trained, "lazy")

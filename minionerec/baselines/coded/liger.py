@@ -105,8 +105,12 @@ class LIGER(TIGER):
         return self.dropout(self.norm(total)), mask
 
     def dense_logits(self, queries: Tensor, vectors: Tensor) -> Tensor:
-        """Cosines of queries (batch, hidden) and items' vectors (items, hidden), divided by the temperature: (batch, items)."""
-        return functional.normalize(queries, dim=-1) @ functional.normalize(vectors, dim=-1).T / self.temperature
+        """Cosines of queries (batch, hidden) and items' vectors (items, hidden), divided by the temperature: (batch, items).
+
+        In float32, whatever the model's format: the cosines of many items would round to one number of 8 bits.
+        """
+        directions = functional.normalize(vectors.float(), dim=-1)
+        return functional.normalize(queries.float(), dim=-1) @ directions.T / self.temperature
 
     def loss(self, batch: HistoryBatch, vectors: Tensor | None, codes: float, rows: float) -> Tensor:
         """TIGER's loss, plus `dense_weight` times the mean cross-entropy of the targets among the seen items, times `rows`."""
