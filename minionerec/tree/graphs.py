@@ -72,6 +72,11 @@ class Bucket(NamedTuple):
     filtered: bool
     guide: type[Guide] | None
 
+    @property
+    def written_to(self) -> tuple[Any, ...]:
+        """What searches must have in common to share tensors for filters and what is mixed in."""
+        return self.rows, self.trie, self.filtered, self.guide
+
 
 @dataclass(frozen=True)
 class _Graph:
@@ -80,53 +85,61 @@ class _Graph:
     Attributes:
         input_ids: (rows, length).
         visible: (rows, length) bool, False on padding.
-        trie: the whole one, or a view of `legal`; mixed, or not, with tensors that are written to, too.
-        legal: per level, (rows, nodes) bool; empty without filters.
+        trie: as `_to_write` gives it.
         recording: its outputs are the fields of a `BeamResult`.
     """
 
     input_ids: torch.Tensor
     visible: torch.Tensor
     trie: CatalogTrie
-    legal: tuple[torch.Tensor, ...]
     recording: Recording
 
     @classmethod
     def record(cls, model: PreTrainedModel, bucket: Bucket, trie: CatalogTrie, recorder: Recorder) -> "_Graph":
-        """Record the search of a bucket on the twin of a model, with prompts of one token."""
+        """Record the search of a bucket on the twin of a model, with prompts of one token.
+
+        Args:
+            trie: as `_to_write` gives it for the bucket.
+        """
         input_ids = torch.zeros(bucket.rows, bucket.length, dtype=torch.long, device=trie.device)
         visible = torch.zeros_like(input_ids, dtype=torch.bool)
         visible[:, -1] = True
-        legal: tuple[torch.Tensor, ...] = ()
-        if bucket.filtered:
-            legal = tuple(torch.ones(bucket.rows, len(tokens), dtype=torch.bool, device=trie.device) for tokens in trie.tokens)
-        guide = trie.guide.zeros(bucket.rows) if isinstance(trie.guide, Guide) else None
-        searched = replace(trie, view=View.of_legal(legal) if legal else None, guide=guide)
-        _ = searched.fan_outs, searched.highest_token  # look at the trie once, and are kept
-        search = partial(static_search, model, input_ids, visible, searched, bucket.num_beams, bucket.normalise_over)
+        search = partial(static_search, model, input_ids, visible, trie, bucket.num_beams, bucket.normalise_over)
 
         def outputs() -> Outputs:
             result = search()
             return tuple(getattr(result, field.name) for field in fields(BeamResult))
 
-        return cls(input_ids, visible, searched, legal, recorder.record(outputs))
+        return cls(input_ids, visible, trie, recorder.record(outputs))
 
     def search(self, input_ids: torch.Tensor, visible: torch.Tensor, trie: CatalogTrie) -> BeamResult:
         """Replay with other prompts; what rows and columns are not filled hold is masked or not read.
 
         Args:
-            trie: as recorded, with the filters and what is mixed in of these prompts.
+            trie: as recorded, but with the filters of these prompts and what is mixed in for them.
         """
         rows, length = input_ids.shape
         self.input_ids[:rows, -length:] = input_ids
         self.visible[:rows, :-length] = False
         self.visible[:rows, -length:] = visible
-        for level, here in enumerate(self.legal):
-            here[:rows] = cast(View, trie.view).legal(level, here.shape[1], rows)
+        if self.trie.view is not None:
+            for level, legal in enumerate(self.trie.view.masks or ()):
+                legal[:rows] = cast(View, trie.view).legal(level, legal.shape[1], rows)
         if isinstance(self.trie.guide, Guide):
             self.trie.guide.fill(cast(Guide, trie.guide))
         self.recording.replay()
         return BeamResult(*(output[:rows].clone() for output in self.recording.outputs))
+
+
+def _to_write(trie: CatalogTrie, rows: int) -> CatalogTrie:
+    """The trie with tensors to which searches of so many rows write their filters, if it has any, and what is mixed in."""
+    view = None
+    if trie.view is not None:
+        view = View.of_legal(tuple(torch.ones(rows, len(nodes), dtype=torch.bool, device=trie.device) for nodes in trie.tokens))
+    guide = trie.guide.zeros(rows) if isinstance(trie.guide, Guide) else None
+    written = replace(trie, view=view, guide=guide)
+    _ = written.fan_outs, written.highest_token  # look at the trie once, and are kept: a recording must not look
+    return written
 
 
 class _Kept(NamedTuple):
@@ -166,7 +179,7 @@ class _Layout:
         self._model, self._attention = model, model.config._attn_implementation
         self._leaf_trie = getattr(model, "leaf_trie", None)
         self._modules = [*model.modules()]  # itself the first
-        self._first_called = int(plain_head(model))
+        self._first_called = int(plain_head(model))  # whose forward a search leaves out: it calls what is inside
         self._parts = [*_parts(map(vars, self._modules))]
         self._tensors = [part for part in self._parts if isinstance(part, torch.Tensor)]
         self._places = [*map(torch.Tensor.data_ptr, self._tensors)]
@@ -291,7 +304,7 @@ class SearchGraphs:
         result = graph.search(input_ids, visible, trie)
         self._recorder.end()
         self.replayed += 1
-        # What a model itself mixes in is computed in the recording, where nobody can refuse it for not being numbers.
+        # The ordinary search refuses a model whose second distribution is no numbers; a recording cannot look at it.
         diverged = leaf_model(self.model) is not None and bool(result.scores.isnan().any())
         return None if diverged else result
 
@@ -324,7 +337,8 @@ class SearchGraphs:
             try:
                 # The tensors that replays write to must not belong to a caller's inference mode.
                 with torch.inference_mode(False), torch.no_grad():
-                    self._graphs[bucket] = _Kept(trie.tokens, _Graph.record(layout.twin, bucket, trie, self._recorder))
+                    graph = _Graph.record(layout.twin, bucket, self._written_to(bucket, trie), self._recorder)
+                self._graphs[bucket] = _Kept(trie.tokens, graph)
                 self.recorded += 1
             except RuntimeError as error:  # of CUDA, of memory: the ordinary search may still do
                 self._graphs[bucket] = _Kept(trie.tokens, None)
@@ -335,6 +349,13 @@ class SearchGraphs:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(bucket)
         return self._graphs[bucket].graph
+
+    def _written_to(self, bucket: Bucket, trie: CatalogTrie) -> CatalogTrie:
+        """What `_to_write` gives for a bucket; recordings share it where they can, since one search follows the other."""
+        for other, kept in self._graphs.items():
+            if kept.graph is not None and other.written_to == bucket.written_to:
+                return kept.graph.trie
+        return _to_write(trie, bucket.rows)
 
     def _report(self, reason: str) -> None:
         """Log a reason once."""

@@ -19,8 +19,8 @@ from minionerec.tree.search import BeamResult, ranked, run_search
 from minionerec.tree.trie import CatalogTrie
 
 # Models whose forward was read and runs without a look at its tensors, and whose layers keep keys and values by `Cache.update`
-# alone. tests/tree/test_graphs.py holds each of them to it. One with text vectors looks for the items of a prompt; it has
-# `static_embeddings` beside its forward, which do not.
+# alone. tests/tree/test_graphs.py holds each of them to it. The forward of one with text vectors does look, for the items of
+# a prompt: its embeddings are computed by `static_embeddings` instead.
 STATIC_MODELS = frozenset({"gemma", "gpt2", "granite", "llama", "mistral", "qwen2", "qwen2_item_text", "qwen3"})
 
 

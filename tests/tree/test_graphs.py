@@ -232,7 +232,15 @@ def test_weights_that_change_in_place_are_seen_and_moved_ones_are_recorded_again
     search(4)
     model.forward = model.forward  # as a launcher wraps it; a search calls what is inside
     search(4)
-    assert len(graphs) == 1
+    assert (len(graphs), graphs.replayed) == (1, 6)
+    hook = model.model.layers[0].register_forward_hook(lambda *_: None)
+    search(4)
+    assert (len(graphs), graphs.replayed) == (0, 6)
+    hook.remove()
+    search(5)
+    model.set_attn_implementation("eager")
+    search(6)
+    assert (len(graphs), graphs.replayed) == (1, 8)
 
 
 class Failing:

@@ -117,6 +117,22 @@ def test_rows_that_are_not_filled_change_nothing(machine):
     assert (graphs.recorded, graphs.replayed) == (1, 3)
 
 
+def test_recordings_of_as_many_rows_share_what_is_written_to_for_each_request(machine):
+    """Each search writes its own filters and mixtures there, whichever recording was replayed before."""
+    rng, model = np.random.default_rng(0), tiny()
+    graphs = machine.graphs(model)
+    for turn in range(2):
+        for lengths in ((5, 9), (20, 30), (5, 9, 3)):
+            for guide in ("prior", "assistant"):
+                ids, mask = machine.prompts(rng, lengths)
+                options = machine.options(rng, guide, "hidden", len(lengths)) | {"num_beams": 6 + turn}
+                assert_same(graphs.beam_search(ids, mask, **options), beam_search(model, ids, mask, **options))
+    kept = [kept.graph for kept in graphs._graphs.values()]
+    assert len(kept) == 12
+    for tensors in ([graph.trie.guide.leaves for graph in kept], [graph.trie.view.masks[0] for graph in kept]):
+        assert len({tensor.data_ptr() for tensor in tensors}) == 4  # two numbers of rows, two kinds of guides
+
+
 def test_an_assistant_over_the_vocabulary_and_guides_of_no_weight(machine):
     rng, model = np.random.default_rng(0), tiny()
     graphs, (ids, mask) = machine.graphs(model), machine.prompts(rng, (5, 9))
