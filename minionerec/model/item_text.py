@@ -250,7 +250,8 @@ class ItemTextForCausalLM(Qwen2ForCausalLM):
         super(Qwen2ForCausalLM, self).__init__(config)
         self.model = ItemTextModel(config)
         self.vocab_size = config.vocab_size
-        self.checked_tokens: tuple[torch.Tensor, ...] | None = None  # of the trie that was found to have the same SIDs
+        # Of `leaf_trie`, and of the trie that was found to have the same SIDs (`tree.leaf_component.check_leaves`).
+        self.checked_tokens: tuple[tuple[torch.Tensor, ...] | None, tuple[torch.Tensor, ...] | None] = (None, None)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.text_output:
             self.text_out = nn.Linear(config.hidden_size, config.dimensions, bias=False)

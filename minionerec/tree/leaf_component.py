@@ -31,15 +31,16 @@ def check_leaves(model: Any, trie: CatalogTrie) -> None:
     Raises:
         ConstraintError: it holds other SIDs than those that the model was trained with.
     """
-    own: CatalogTrie = model.leaf_trie
-    if getattr(model, "checked_tokens", None) is trie.tokens:  # views and mixtures of a trie share its arrays
+    own: CatalogTrie = model.leaf_trie  # another one if the model's SIDs were loaded anew
+    checked, others = getattr(model, "checked_tokens", (None, None))
+    if checked is own.tokens and others is trie.tokens:  # views and mixtures of a trie share its arrays
         return
     if len(own) != len(trie) or own.levels != trie.levels or not torch.equal(own.sids, trie.sids.to(own.device)):
         raise ConstraintError(
             f"The model has the text vectors of a catalog of {len(own)} SIDs, but the trie holds {len(trie)} SIDs, or others. "
             "Train the model with this catalog (minionerec sft), or set model.text_output false."
         )
-    model.checked_tokens = trie.tokens
+    model.checked_tokens = own.tokens, trie.tokens
 
 
 def branch_logprobs(

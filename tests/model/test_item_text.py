@@ -195,6 +195,14 @@ def test_another_catalog_is_refused(model_and_prompts):
     check_leaves(model, trie)
     with pytest.raises(ConstraintError, match=r"text vectors of a catalog of \d+ SIDs, but the trie holds"):
         check_leaves(model, CatalogTrie.from_codes(prompts.sid_tokens[:-1]))
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    others = state["model.texts.sid_tokens"].clone()
+    others[:, 0] = others[:, 0].flip(0)
+    model.load_state_dict(state | {"model.texts.sid_tokens": others})  # the trie that was found to fit does not fit any more
+    with pytest.raises(ConstraintError, match="text vectors of a catalog"):
+        check_leaves(model, trie)
+    model.load_state_dict(state)
+    check_leaves(model, trie)
 
 
 def test_unit_vectors():
