@@ -149,7 +149,8 @@ def tokens_before(
 ) -> torch.Tensor:
     """The column of the token before each in its text: (rows, length) int64, -1 for none.
 
-    In a plain text it stands in the column before. In a prefix tree it is the token that the mask shows at the position before.
+    In a plain text it stands in the column before, unless that is padding. In a prefix tree it is the token that the mask shows
+    at the position before.
 
     Args:
         attention_mask: None, of the padding (rows, length), or of the tree (rows, 1, length, length), bool or added to scores.
@@ -157,7 +158,10 @@ def tokens_before(
     """
     rows, length = input_ids.shape
     if attention_mask is None or attention_mask.dim() == 2 or position_ids is None:
-        return torch.arange(-1, length - 1, device=input_ids.device).expand(rows, -1)
+        before = torch.arange(-1, length - 1, device=input_ids.device).expand(rows, -1)
+        if attention_mask is not None and attention_mask.dim() == 2:
+            before = before.masked_fill(~attention_mask[:, :length].bool().roll(1, 1), -1)
+        return before
     allowed = attention_mask[:, 0] if attention_mask.dtype == torch.bool else attention_mask[:, 0] == 0
     before = allowed & (position_ids[:, None, :] == position_ids[:, :, None] - 1)
     return torch.where(before.any(-1), before.int().argmax(-1), -1)
@@ -190,9 +194,7 @@ class ItemTextModel(Qwen2Model):
         embeddings: torch.Tensor = self.embed_tokens(input_ids)
         if self.text_in is None:
             return embeddings
-        before = tokens_before(input_ids, None, None)
-        before = before.masked_fill(~visible.gather(1, before.clamp(min=0)), -1)
-        leaves = self.texts.paths.completed(input_ids, before)
+        leaves = self.texts.paths.completed(input_ids, tokens_before(input_ids, visible, None))
         missing = leaves[..., None] < 0
         vectors = self.texts.paths.leaf_vectors[leaves.clamp(min=0)].masked_fill(missing, 0)
         added = self.text_in(vectors.to(self.text_in.weight.dtype)).to(embeddings.dtype)

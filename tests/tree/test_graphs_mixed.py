@@ -204,11 +204,13 @@ def test_items_of_prompts_are_found_as_the_model_finds_them():
         ids, mask = left_pad([[*sid[1:], *CODES[7].tolist(), 5], *(prompts_of(rng, (9, 4))[0].tolist())], 0)
         kept, inner.layers = inner.layers, torch.nn.ModuleList()  # leaves the embeddings, as the last norm has them
         expected = inner(input_ids=ids, attention_mask=mask).last_hidden_state
-        filler = torch.full((len(ids), 3), sid[0])
-        wider = inner.static_embeddings(torch.cat([filler, ids], 1), torch.cat([torch.zeros(len(ids), 3), mask], 1).bool())
-        found = inner.norm(wider[:, 3:])
+        wider, visible = (torch.nn.functional.pad(part, (3, 0)) for part in (ids, mask))
+        wider = wider.masked_fill(visible == 0, sid[0])
+        static = inner.norm(inner.static_embeddings(wider, visible.bool()))
+        ordinary = inner(input_ids=wider, attention_mask=visible).last_hidden_state
         inner.layers = kept
-        torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=1e-5)
+        for found in (static, ordinary):
+            torch.testing.assert_close(found[:, 3:][mask.bool()], expected[mask.bool()], atol=1e-5, rtol=1e-5)
 
 
 def test_text_vectors_and_weights_that_change_are_seen(machine):
