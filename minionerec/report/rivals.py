@@ -178,7 +178,8 @@ def _trained(run: RunFolder) -> list[str]:
 
 
 def _d3(run: RunFolder) -> list[str]:
-    helper, changes = baseline_changes(run.config, _ASSISTANT), {"eval.assistant": _ASSISTANT}
+    helper = baseline_changes(run.config, _ASSISTANT)
+    changes: dict[str, Any] = {"eval.assistant": _ASSISTANT}
     if not run.config.sft.writes_sids and NAMING in run.config.sft.task_names:
         changes["eval.title_trie"] = True  # titles, as D3 has them
     changed = with_values(run.config, {**helper, **changes})
