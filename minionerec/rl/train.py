@@ -180,7 +180,7 @@ def check_sft(sft: Manifest, config: Config) -> None:
 
 def _is_pretrained(sft: Manifest) -> bool:
     """Whether SFT began with a pretrained model."""
-    return bool(sft.config["model"]["init"] == "from_pretrained")
+    return bool(sft.config.get("model", {}).get("init") == "from_pretrained")
 
 
 def warn_if_normalised_otherwise(sft: Manifest, config: RlConfig) -> None:
