@@ -7,6 +7,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -421,20 +422,28 @@ def export_model(
 # Tables of results
 
 
-def table_of_baselines(name: list[str], runs: Path, json: Path | None, html: Path | None, **options: Any) -> None:
+def table_of_baselines(name: list[str], runs: Path | None, json: Path | None, html: Path | None, **options: Any) -> None:
     """Print a published table next to our rows, or compare all recommenders of some runs."""
     from minionerec.report import baseline_tables, comparison, comparison_pages
 
     folders = [Path(one) for one in name if (Path(one) / "eval").is_dir()]
+    others = [one for one in name if Path(one) not in folders]
+    published = [one for one in others if one in baseline_tables.PUBLISHED_METRICS]
+    if published and len(name) > 1:
+        raise ConfigError(f"baseline table {' '.join(name)}: {published[0]} is a table of its own; ask for it alone.")
+    if folders and others:
+        raise ConfigError(f"baseline table {others[0]}: no folder of a run with eval/ in it, as the other names are.")
     if not folders:
-        if len(name) > 1 or json or html:
-            raise ConfigError(
-                f"baseline table {' '.join(name)}: several names, --json and --html are for runs' folders with eval/ in them."
-            )
-        return _console(200).print(baseline_tables.published_table(name[0], runs))
-    if len(folders) < len(name):
-        [other, *_] = [one for one in name if Path(one) not in folders]
-        raise ConfigError(f"baseline table {other}: no folder of a run with eval/ in it, as the other names are.")
+        if len(name) > 1:
+            raise ConfigError(f"baseline table {' '.join(name)}: none of these is a run's folder with eval/ in it.")
+        usual = signature(comparison.compare_runs).parameters
+        given = [f"--{option}" for option, value in options.items() if value != usual[option].default]
+        given += [f"--{option}" for option, value in (("json", json), ("html", html)) if value is not None]
+        if published and given:
+            raise ConfigError(f"baseline table {name[0]} takes no {', '.join(given)}: that is for folders of runs. Leave it out.")
+        return _console(200).print(baseline_tables.published_table(name[0], runs or Path("runs")))
+    if runs is not None:
+        raise ConfigError("--runs is for the tables beauty and lastfm; name the folders of the runs alone.")
     compared = comparison.compare_runs(folders, **options)
     _console(200).print(comparison_pages.screen_table(compared))
     if json is not None:

@@ -146,6 +146,6 @@ def other_work(threads: int) -> str | None:
     if running + threads <= 1.25 * cores:
         return None
     return (
-        f"This machine is busy: its load is {load:.1f} on {cores} cores, and this run adds {threads} "
+        f"This machine is busy: its load is {load:.1f} on {cores} core{'s' if cores > 1 else ''}, and this run adds {threads} "
         f"thread{'s' if threads > 1 else ''}. Expect about {(load + threads) / cores:.1f} times the time of a quiet machine."
     )

@@ -121,7 +121,7 @@ _EXPORT_MODEL: dict[str, dict[str, Any]] = {
 }
 _BASELINE_TABLE = {
     "name": {"nargs": "+", "help": "beauty, lastfm, or the folders of runs with evaluated recommenders"},
-    "--runs": _path("DIR", "of beauty and lastfm: folder of the presets' runs", default=Path("runs")),
+    "--runs": _path("DIR", "of beauty and lastfm: folder of the presets' runs (default: runs)"),
     "--reference": {
         "metavar": "NAME",
         "help": "of runs: the recommender that the others are compared with (default: rl, else sft)",

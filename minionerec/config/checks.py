@@ -8,9 +8,10 @@ called. `--help` shows the bounds, `fields.field_bounds` is the table of all.
 import dataclasses
 import math
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import NoneType
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from minionerec.errors import ConfigError
 
@@ -49,14 +50,17 @@ class Bounds(NamedTuple):
             return f"above {low} and {'below' if self.below else 'at most'} {high}"
         return f"from {low} to {'below ' if self.below else ''}{high}"
 
-    def check(self, name: str, value: float) -> None:
+    def check(self, name: str, value: float, instead: Sequence[str] = ()) -> None:
         """Refuse a value outside.
+
+        Args:
+            instead: words that may stand for a number, such as `null`.
 
         Raises:
             ConfigError: the message names the field, the value, and what is allowed.
         """
         if not self.allow(value):
-            raise ConfigError(f"{name} is {cut(value)}; it must be {self.words}.")
+            raise ConfigError(f"{name} is {cut(value)}; it must be {', or '.join([self.words, *instead])}.")
 
 
 def _short(value: float) -> str:
@@ -107,12 +111,18 @@ def check_fields(section: str, values: Any) -> None:
             setattr(values, field.name, value := checked_path(name, value))
         if (bounds := field.metadata.get("bounds")) is not None and not (value is None or isinstance(value, str)):  # auto
             for entry, number in _numbers(name, value, field.metadata.get("most", 1)):
-                bounds.check(entry, number)
+                bounds.check(entry, number, _words(field.type) if entry == name else ())
         for text in value if isinstance(value, list) else value.values() if isinstance(value, dict) else [value]:
             if isinstance(text, str):
                 check_text(name, text)
         if isinstance(value, list):
             _check_unique(name, value)
+
+
+def _words(kind: Any) -> list[str]:
+    """The words that a field takes in place of a number: those of a `Literal`, and `null` for None."""
+    words = [word for part in get_args(kind) if get_origin(part) is Literal for word in get_args(part)]
+    return [*words, *(["null"] if NoneType in get_args(kind) else [])]
 
 
 def _numbers(name: str, value: Any, most: int) -> Iterator[tuple[str, float]]:

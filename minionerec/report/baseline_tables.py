@@ -24,7 +24,7 @@ from minionerec.training.ranking_data import PROTOCOLS
 
 _SEED = 42
 _LEFT_OUT = "NDCG@10, history left out"
-_PUBLISHED_METRICS = {"beauty": ("HR@10", "NDCG@10", "MRR@10"), "lastfm": ("HR@10", "NDCG@10")}
+PUBLISHED_METRICS = {"beauty": ("HR@10", "NDCG@10", "MRR@10"), "lastfm": ("HR@10", "NDCG@10")}
 
 
 def published_rows(name: str) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def published_table(name: str, runs: Path) -> Table:
         ArtifactError: a run's folder is damaged.
     """
     contents = published_rows(name)
-    metrics = _PUBLISHED_METRICS[name]
+    metrics = PUBLISHED_METRICS[name]
     protocol = PROTOCOLS[_preset(contents["rows"][0]["preset"]).protocol]
     history = "scores of the history set to 0" if protocol.hides_history else "history kept"
     caption = (

@@ -103,12 +103,14 @@ class RunFolder:
             changes: of fields.
             name: of the new run.
         """
-        options = [f"--config {shlex.quote(str(self.folder))}"]
-        if name is not None:
-            options.append(f"--name {shlex.quote(name)}")
-        return " ".join(["minionerec", words, *options, *self.options(changes or {})])
+        return f"minionerec {words} {self.options(changes or {}, name)}"
 
-    def options(self, changes: Changes) -> list[str]:
+    def options(self, changes: Changes, name: str | None = None) -> str:
+        """The options of such a command."""
+        named = [] if name is None else [f"--name {shlex.quote(name)}"]
+        return " ".join([f"--config {shlex.quote(str(self.folder))}", *named, *self.changed(changes)])
+
+    def changed(self, changes: Changes) -> list[str]:
         """The options for those of some fields that the run has otherwise; a baseline is always named."""
         changed = [field for field, value in changes.items() if value != value_of(self.config, field)]
         named = [field for field in changes if field in changed or field == "baseline.model"]
@@ -263,10 +265,15 @@ def _refuse_untitled(dataset: Dataset) -> None:
 
 
 def _new_run(run: RunFolder, suffix: str, stages: Sequence[str], changes: Changes) -> str:
-    """All stages of a new run, with the baselines that its settings need, as one line; it ends with a stage that fails."""
+    """All stages of a new run, with the baselines that its settings need, as one line; it ends with a stage that fails.
+
+    The options stand once, in an array (not named `options`, which zsh keeps): zsh does not split a variable of
+    several words, as a loop over stages would need it.
+    """
     changed = with_values(run.config, {**changes, "name": f"{run.config.name}-{suffix}", "out": None})
-    words = ["'data prepare'", *_helpers(run, changed), "sid", *stages]
-    return f"for stage in {' '.join(words)}; do {run.command('$stage', changes, changed.name)} || break; done"
+    words = ["data prepare", *_helpers(run, changed), "sid", *stages]
+    stages_of_it = " && ".join(f'minionerec {word} "${{run[@]}}"' for word in words)
+    return f"run=({run.options(changes, changed.name)}); {stages_of_it}"
 
 
 def _helpers(run: RunFolder, changed: Config) -> Iterator[str]:
@@ -277,7 +284,7 @@ def _helpers(run: RunFolder, changed: Config) -> Iterator[str]:
         if run.has(f"baselines/{name}"):
             recorded = Manifest.load(run.folder / "baselines" / name).config["baseline"]
             changes |= {f"baseline.{option}": recorded.get(option) for option in BASELINE_OPTIONS}
-        yield shlex.quote(" ".join(["baseline", *run.options({**changes, "baseline.model": name})]))
+        yield " ".join(["baseline", *run.changed({**changes, "baseline.model": name})])
 
 
 RIVALS = (

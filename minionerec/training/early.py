@@ -69,9 +69,10 @@ def check_baseline(field: str, name: str, config: Config, pending: Collection[st
         return
     run = config.folder
     if not (run / "baselines" / name / MANIFEST).is_file():
+        before = "" if (run / "data" / MANIFEST).is_file() else "minionerec data prepare, then "
         raise ArtifactError(
             f"{run / 'baselines' / name}: no finished artefact here, but {field} needs this baseline. First run, with the same "
-            f"--config and options: minionerec data prepare, then minionerec baseline --baseline.model {name}"
+            f"--config and options: {before}minionerec baseline --baseline.model {name}"
         )
     if "data" not in pending and (run / "data" / MANIFEST).is_file():
         stored_baseline(run, name, Manifest.load(run / "data", editable=None).digest)

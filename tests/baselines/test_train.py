@@ -248,6 +248,12 @@ def test_tables_print_published_and_own_rows(sequences, tmp_path, capsys):
     [
         (["table"], "baseline table needs a name: beauty, lastfm, or the folders of runs"),
         (["table", "nothing"], "baseline table nothing: no such table"),
+        (["table", "nothing", "never"], "baseline table nothing never: none of these is a run's folder with eval/ in it"),
+        (["table", "beauty", "lastfm"], "beauty is a table of its own; ask for it alone"),
+        (
+            ["table", "beauty", "--reference", "rl", "--seed", "1", "--json", "x.json"],
+            "baseline table beauty takes no --reference, --seed, --json: that is for folders of runs",
+        ),
         (["table", "beauty", "--rums", "x"], "baseline table has no option --rums. Did you mean --runs?"),
         (["--baseline.protocol", "wearec"], "baseline.protocol 'wearec' needs baseline.sequences"),
         (["--baseline.sequences", "x.txt"], "baseline.protocol is dataset"),

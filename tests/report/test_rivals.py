@@ -46,7 +46,8 @@ def lines_of(texts, fails="none"):
     Args:
         fails: a command that ends with an error.
     """
-    shell = f'minionerec() {{ printf "%s\\x1f" "$@"; echo; [ "$1" != {fails} ]; }}\n'
+    shell = "IFS=\n"  # no variable is split into words, as in zsh
+    shell += f'minionerec() {{ printf "%s\\x1f" "$@"; echo; [ "$1" != {fails} ]; }}\n'
     shell += "\n".join(f"{text}; printf '\\x1e'" for text in texts)
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
     return [[split(line) for line in part.splitlines()] for part in done.stdout.split("\x1e")[:-1]]
