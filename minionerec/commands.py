@@ -440,7 +440,9 @@ def table_of_baselines(name: list[str], runs: Path | None, json: Path | None, ht
         given = [f"--{option}" for option, value in options.items() if value != usual[option].default]
         given += [f"--{option}" for option, value in (("json", json), ("html", html)) if value is not None]
         if published and given:
-            raise ConfigError(f"baseline table {name[0]} takes no {', '.join(given)}: that is for folders of runs. Leave it out.")
+            raise ConfigError(
+                f"baseline table {name[0]} takes no {', '.join(given)}: that is for folders of runs. Leave it out."
+            )
         return _console(200).print(baseline_tables.published_table(name[0], runs or Path("runs")))
     if runs is not None:
         raise ConfigError("--runs is for the tables beauty and lastfm; name the folders of the runs alone.")

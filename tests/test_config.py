@@ -155,7 +155,11 @@ def test_what_must_be_positive(made):
         (SftConfig, {"tasks": ["title_to_sid"] * 2}, "sft.tasks names title_to_sid twice"),
         (SftMixtureConfig, {"weights": "fixed"}, "sft.mixture.weights is fixed, but sft.mixture.weight is not set"),
         (SftMixtureConfig, {"weights": "em", "weight": 0.5}, "sft.mixture.weight is 0.5, but sft.mixture.weights is em"),
-        (SftMixtureConfig, {"weights": "fixed", "weight": 1.0}, "sft.mixture.weight is 1.0; it must be above 0 and below 1, or null."),
+        (
+            SftMixtureConfig,
+            {"weights": "fixed", "weight": 1.0},
+            "sft.mixture.weight is 1.0; it must be above 0 and below 1, or null.",
+        ),
         (
             Config,
             {"sft": SftConfig(["history_sid_to_sid"], mixture=SftMixtureConfig("em"), normalise_over="catalog")},

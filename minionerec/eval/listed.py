@@ -164,7 +164,14 @@ def left_out(config: Config, names: Iterable[str]) -> dict[str, str]:
 
 
 def _why_not_asked(config: Config, name: str) -> str | None:
-    """Why a stored baseline that writes codes cannot be asked: what it reads of the items is another now, or not to be had."""
+    """Why a model cannot be asked: it never learnt to write SIDs, or what a baseline that writes codes reads of the items is
+    another now, or not to be had.
+    """
+    if name == "sft" and not config.sft.writes_sids:
+        return (
+            f"Its tasks [{', '.join(config.sft.task_names)}] have no SID as an answer, so it has never written one; it writes "
+            "titles. Evaluate these: --eval.title_trie true, or --eval.grounding trained (or base)."
+        )
     if name not in GENERATIVE_BASELINES or not _has_stored(config.folder, name):
         return None
     try:

@@ -3,14 +3,14 @@
 import logging
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, require
-from minionerec.config import EvalConfig, PromptsConfig, run_file
+from minionerec.config import TASKS, EvalConfig, PromptsConfig, TaskName, run_file
 from minionerec.config.evaluation import Dtype
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError, ConfigError
@@ -65,6 +65,8 @@ def has_mixture(folder: Path, stage: str) -> bool:
 def _of_run(folder: Path, stage: str, dtype: Dtype | None, mixture: bool | None) -> Parts:
     inputs = {name: require(folder / name, command).digest for name, command in ITEM_STAGES.items()}
     manifest = require(folder / stage, f"minionerec {stage}", made_from=inputs)
+    if stage == "sft":
+        _refuse_without_sids(folder, manifest.config["sft"]["tasks"])
     trained = manifest.config["prompts"]
     # A field that another version did not record keeps its default here, and the check names it.
     config = PromptsConfig(**{field.name: trained[field.name] for field in fields(PromptsConfig) if field.name in trained})
@@ -97,6 +99,20 @@ def _of_run(folder: Path, stage: str, dtype: Dtype | None, mixture: bool | None)
 
     cache, digest = load_cache(folder, stage, dataset, digests)
     return Parts(model, prompts, None, lists, None, None, {**digests, f"mixture/{stage}": digest}, cache)
+
+
+def _refuse_without_sids(folder: Path, tasks: list[TaskName] | Literal["released"]) -> None:
+    """Refuse a model that was trained on texts alone: lists of SIDs that it never learnt to write would look like any others.
+
+    Raises:
+        ConfigError: no task has a SID as its answer.
+    """
+    if tasks != "released" and not any(TASKS[task].answers_with_sid for task in tasks):
+        raise ConfigError(
+            f"{folder / 'sft'}: was trained on [{', '.join(tasks)}], none of which has a SID as its answer, so it cannot list "
+            "items by their SIDs. Train it with history_sid_to_sid, too, or see the lists of its titles: minionerec eval "
+            f"--config {folder} --eval.title_trie true"
+        )
 
 
 def _of_bundle(folder: Path, stage: str | None, dtype: Dtype | None) -> Parts:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from minionerec.artifacts import Manifest, Recipe
 from minionerec.baselines import trivial
-from minionerec.config import Config, EvalConfig
+from minionerec.config import NAMING, Config, EvalConfig, SftConfig
 from minionerec.data.dataset import Dataset
 from minionerec.errors import ArtifactError
 from minionerec.eval import listed
@@ -93,6 +93,8 @@ def test_lists_that_are_too_short_for_histories_are_named_after_one_look_at_the_
     assert "an earlier version made these lists" in reasons["hstu"] and "--baseline.model hstu --replace" in reasons["hstu"]
     assert "the lists have 5 items, but" in reasons["markov"] and "--baseline.model markov --replace" in reasons["markov"]
     assert list(left_out(Config(out=str(tmp_path), eval=EvalConfig(num_beams=5)), names)) == ["hstu"]
+    titles = Config(out=str(tmp_path), sft=SftConfig(tasks=[NAMING], best_metric="loss"))
+    assert "have no SID as an answer" in left_out(titles, ["sft"])["sft"]  # its lists would look like any others
     assert len(loads) == 1
 
 

@@ -382,6 +382,9 @@ def test_what_does_not_belong_together_is_refused(finished, tmp_path):
     with pytest.raises(ArtifactError, match="rl: was made from another sid than the one in this run"):
         Recommender.load(folder)
     trained = Manifest.load(folder / "sft").config
+    small.reseal(folder / "sft", config={**trained, "sft": {**trained["sft"], "tasks": ["history_title_to_title"]}})
+    with pytest.raises(ConfigError, match=r"was trained on \[history_title_to_title\], none of which has a SID as its answer"):
+        Recommender.load(folder, "sft")
     small.reseal(folder / "sft", config={**trained, "prompts": {**trained["prompts"], "words": "0" * 64}})
     with pytest.raises(ConfigError, match=r"sft was trained with other prompts \(words"):
         Recommender.load(folder, "sft")
