@@ -67,7 +67,8 @@ def write_run(folder: Path, recommender: "Recommender") -> Path:
 
     write("data", {}, prompts.dataset.save)
     write("sid", {"sid": asdict(SidConfig(encoder="tfidf"))}, prompts.index.save)
-    write("sft", {"prompts": prompts_section(prompts.config, ["history_sid_to_sid"])}, save_model)
+    prompted = prompts_section(prompts.config, ["history_sid_to_sid"])
+    write("sft", {"sft": {"tasks": ["history_sid_to_sid"]}, "prompts": prompted}, save_model)
     write("eval/sft", {"eval": asdict(recommender.config)}, lambda path: None)
     return folder
 
