@@ -285,8 +285,10 @@ def test_the_command_prints_and_writes_it(seeds, tmp_path, capsys):
         encoding="utf-8"
     )
     for wrong, message in (
-        (["beauty", str(seeds[0])], "baseline table beauty: no folder of a run"),
-        (["beauty", "--html", str(page)], "--json and --html are for runs' folders with eval/ in them"),
+        (["beauty", str(seeds[0])], "beauty is a table of its own; ask for it alone"),
+        (["beauty", "--html", str(page)], "baseline table beauty takes no --html: that is for folders of runs"),
+        (["nowhere", str(seeds[0])], "baseline table nowhere: no folder of a run with eval/ in it"),
+        ([str(seeds[0]), "--runs", str(tmp_path)], "--runs is for the tables beauty and lastfm"),
     ):
         assert main(["baseline", "table", *wrong]) == 2
         assert message in capsys.readouterr().err
