@@ -89,6 +89,7 @@ def test_the_cache_holds_what_is_open(searched):
     assert max(held) < 0.75 * sum(added) and len(held) == trie.depth - 1
 
 
+@pytest.mark.parametrize("searched", ["qwen2"], indirect=True)
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("assisted", [False, True], ids=["alone", "assisted"])
 def test_what_the_certificate_says_is_exact_is_the_top_of_the_formula(searched, power, assisted):
@@ -124,6 +125,7 @@ def test_what_the_certificate_says_is_exact_is_the_top_of_the_formula(searched, 
         assert torch.equal(plain.leaves, divided.leaves) and torch.equal(plain.exact, divided.exact)
 
 
+@pytest.mark.parametrize("searched", ["qwen2"], indirect=True)
 def test_what_cannot_be_recorded_or_drawn_from_is_searched_as_it_is_or_refused(searched):
     model, _, trie, _ = searched
     ids, mask = left_pad(PROMPTS, 0)
@@ -138,6 +140,7 @@ def test_what_cannot_be_recorded_or_drawn_from_is_searched_as_it_is_or_refused(s
         sample_with_replacement(model, ids, mask, trie=penalised, num_samples=1, seeds=torch.tensor([1, 2, 3]))
 
 
+@pytest.mark.parametrize("searched", ["qwen2"], indirect=True)
 def test_a_penalty_ranks_within_a_view_and_moves_with_its_requests(searched):
     model, codes, trie, alone = searched
     ids, mask = left_pad(PROMPTS, 0)
