@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from minionerec.errors import ConstraintError
-from minionerec.tree.guide import Guide, below_nodes, check_shapes, highest, legal_leaves, of_nodes, per_request
+from minionerec.tree.guide import Guide, PrefixGuide, below_nodes, check_shapes, highest, legal_leaves, of_nodes, per_request
 
 if TYPE_CHECKING:
     from minionerec.tree.trie import CatalogTrie
@@ -96,15 +96,16 @@ class Assistant(Guide):
 
 
 @dataclass(frozen=True)
-class PrefixAssistant:
-    """An assistant on the prefixes of a trie; it offers what `prior.PrefixPrior` does.
+class PrefixAssistant(PrefixGuide):
+    """An assistant on the prefixes of a trie. A prefix has D3's score, the sum of its steps.
+
+    A bound holds as the model's part only falls along a path, and no leaf has more of the assistant's part than the best one
+    below.
 
     Attributes:
-        trie: the valid SIDs, or a view.
         assistant: over what the view leaves.
     """
 
-    trie: "CatalogTrie"
     assistant: Assistant
 
     @cached_property
@@ -117,32 +118,12 @@ class PrefixAssistant:
         """Per level, (batch, nodes) float64: log-probability of all leaves below each node together, -inf for none."""
         return below_nodes(self.trie, self.assistant.leaves, _log_sums)
 
-    def bounds(self, level: int, scores: torch.Tensor, nodes: torch.Tensor | None = None) -> torch.Tensor:
-        """What no SID below a node exceeds; at the last level the SID's own score. Arguments as of `masses`.
-
-        The model's part only falls along a path, and no leaf has more of the assistant's part than the best one below.
-        """
-        return self._weighed(self.largest[level], scores, nodes)
-
-    def masses(self, level: int, scores: torch.Tensor, nodes: torch.Tensor | None = None) -> torch.Tensor:
-        """D3's score of a prefix: the sum of its steps.
-
-        Args:
-            level: of the nodes.
-            scores: (batch, ...) the model's log-probability of each, -inf where there is no node.
-            nodes: (batch, ...) their numbers; None for all nodes of the level in their order.
-
-        Returns:
-            float32 in nats, in the shape of `scores`; -inf where there is no node.
-        """
-        return self._weighed(self.mass[level], scores, nodes)
-
-    def _weighed(self, of_assistant: torch.Tensor, scores: torch.Tensor, nodes: torch.Tensor | None) -> torch.Tensor:
+    def _weighed(self, of_guide: torch.Tensor, scores: torch.Tensor, nodes: torch.Tensor | None) -> torch.Tensor:
         missing = scores == -torch.inf
         weight = per_request(self.assistant.weight, scores)
         # Where there is no node, and there alone, a part may be -inf, which times 0 is no number. A request of weight 1 keeps
         # the model's float32 scores to the bit: they fit into float64.
-        of_model, of_assistant = (part.masked_fill(missing, 0) for part in (scores.double(), of_nodes(of_assistant, nodes)))
+        of_model, of_assistant = (part.masked_fill(missing, 0) for part in (scores.double(), of_nodes(of_guide, nodes)))
         return (weight * of_model + (1 - weight) * of_assistant).float().masked_fill(missing, -torch.inf)
 
 

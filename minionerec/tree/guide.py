@@ -1,7 +1,8 @@
-"""What a search follows besides the model: the part that a prior (`prior.py`) and an assistant (`assistant.py`) share."""
+"""What a search follows besides the model, and what a prior, an assistant and a length penalty (files of these names) share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -47,6 +48,48 @@ class Guide:
 
     def _with_each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         return replace(self, **{field.name: change(getattr(self, field.name)) for field in fields(self)})
+
+
+@dataclass(frozen=True)
+class PrefixGuide:
+    """A guide on the prefixes of a trie: what searches ask it for in place of the model's scores.
+
+    Attributes:
+        trie: the valid SIDs, or a view.
+    """
+
+    trie: "CatalogTrie"
+
+    @cached_property
+    def largest(self) -> tuple[torch.Tensor, ...]:
+        """Per level, (batch, nodes): the most that the guide has for a leaf below each node, as a logarithm, -inf for none."""
+        raise TypeError(f"{type(self).__name__} does not define largest.")
+
+    @cached_property
+    def mass(self) -> tuple[torch.Tensor, ...]:
+        """Per level, (batch, nodes): what the guide has for all leaves below each node together, as a logarithm."""
+        raise TypeError(f"{type(self).__name__} does not define mass.")
+
+    def bounds(self, level: int, scores: torch.Tensor, nodes: torch.Tensor | None = None) -> torch.Tensor:
+        """What no SID below a node exceeds; at the last level the SID's own score. Arguments as of `masses`."""
+        return self._weighed(self.largest[level], scores, nodes)
+
+    def masses(self, level: int, scores: torch.Tensor, nodes: torch.Tensor | None = None) -> torch.Tensor:
+        """Score of a prefix, by all SIDs below it together.
+
+        Args:
+            level: of the nodes.
+            scores: (batch, ...) the model's log-probability of each, -inf where there is no node.
+            nodes: (batch, ...) their numbers; None for all nodes of the level in their order.
+
+        Returns:
+            float32 in nats, in the shape of `scores`; -inf where there is no node, or nothing is probable below it.
+        """
+        return self._weighed(self.mass[level], scores, nodes)
+
+    def _weighed(self, of_guide: torch.Tensor, scores: torch.Tensor, nodes: torch.Tensor | None) -> torch.Tensor:
+        """The model's scores and the guide's values (batch, nodes of the level) as one; the other arguments as of `masses`."""
+        raise TypeError(f"{type(self).__name__} does not define _weighed().")
 
 
 def check_shapes(owner: str, trie: "CatalogTrie", requests: int, **values: torch.Tensor) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from minionerec.tree.assistant import Assistant, PrefixAssistant
-from minionerec.tree.guide import below_nodes, highest, of_nodes
+from minionerec.tree.guide import PrefixGuide, below_nodes, highest, of_nodes
 
 if TYPE_CHECKING:
     from minionerec.tree.trie import CatalogTrie
@@ -76,16 +76,14 @@ class LengthPenalty:
 
 
 @dataclass(frozen=True)
-class PrefixLengths:
-    """A length penalty on the prefixes of a trie; it offers what `prior.PrefixPrior` does.
+class PrefixLengths(PrefixGuide):
+    """A length penalty on the prefixes of a trie. A prefix has its score over the power of the longest length below it.
 
     Attributes:
-        trie: the valid SIDs, or a view.
-        penalty: of its leaves.
+        penalty: of the trie's leaves.
         assistant: what helps the model; None for the model alone.
     """
 
-    trie: "CatalogTrie"
     penalty: LengthPenalty
     assistant: PrefixAssistant | None
 
@@ -95,23 +93,12 @@ class PrefixLengths:
         return below_nodes(self.trie, (self.penalty.lengths**self.penalty.power)[None], highest)
 
     def bounds(self, level: int, scores: torch.Tensor, nodes: torch.Tensor | None = None) -> torch.Tensor:
-        """What no SID below a node exceeds; at the last level the SID's own score. Arguments as of `masses`."""
-        whole = scores if self.assistant is None else self.assistant.bounds(level, scores, nodes)
-        return self._divided(level, whole, nodes)
+        """See `PrefixGuide.bounds`; the assistant's, if there is one, divided."""
+        return self._divided(level, scores if self.assistant is None else self.assistant.bounds(level, scores, nodes), nodes)
 
     def masses(self, level: int, scores: torch.Tensor, nodes: torch.Tensor | None = None) -> torch.Tensor:
-        """Score of a prefix, over the power of the longest length below it.
-
-        Args:
-            level: of the nodes.
-            scores: (batch, ...) the model's log-probability of each, -inf where there is no node.
-            nodes: (batch, ...) their numbers; None for all nodes of the level in their order.
-
-        Returns:
-            float32 in nats, in the shape of `scores`; -inf where there is no node.
-        """
-        whole = scores if self.assistant is None else self.assistant.masses(level, scores, nodes)
-        return self._divided(level, whole, nodes)
+        """See `PrefixGuide.masses`; the assistant's, if there is one, divided."""
+        return self._divided(level, scores if self.assistant is None else self.assistant.masses(level, scores, nodes), nodes)
 
     def _divided(self, level: int, scores: torch.Tensor, nodes: torch.Tensor | None) -> torch.Tensor:
         divisors = self.divisors[level].expand(len(scores), -1)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from minionerec.errors import ConstraintError
-from minionerec.tree.guide import Guide, below_nodes, check_shapes, highest, legal_leaves, of_nodes, per_request
+from minionerec.tree.guide import Guide, PrefixGuide, below_nodes, check_shapes, highest, legal_leaves, of_nodes, per_request
 
 if TYPE_CHECKING:
     from minionerec.tree.trie import CatalogTrie
@@ -113,19 +113,17 @@ def check_over_catalog(normalise_over: str) -> None:
 
 
 @dataclass(frozen=True)
-class PrefixPrior:
-    """A prior on the prefixes of a trie.
+class PrefixPrior(PrefixGuide):
+    """A prior on the prefixes of a trie. A prefix has its log-probability in the mixture, that of all SIDs below it together.
 
     Sums of the leaves below a node are in float64, and no differences of running sums: a node of mass 1e-20 next to one of mass
     1 keeps its digits.
 
     Attributes:
-        trie: the valid SIDs, or a view.
         model_weight: (batch,) float32, logarithm of the model's share, in nats.
         weighted: (batch, SIDs) float64, the prior's share times each SID's probability; 0 outside a view.
     """
 
-    trie: "CatalogTrie"
     model_weight: torch.Tensor
     weighted: torch.Tensor
 
@@ -140,26 +138,9 @@ class PrefixPrior:
         """Per level, (batch, nodes) float32: logarithm of the sum of the weighted leaves below each node, -inf for 0."""
         return tuple(level.log().float() for level in below_nodes(self.trie, self.weighted, _sums))
 
-    def bounds(self, level: int, scores: torch.Tensor, nodes: torch.Tensor | None = None) -> torch.Tensor:
-        """What no SID below a node exceeds; at the last level the SID's own log-probability. Arguments as of `masses`."""
-        return self._mixed(self.largest[level], scores, nodes)
-
-    def masses(self, level: int, scores: torch.Tensor, nodes: torch.Tensor | None = None) -> torch.Tensor:
-        """Log-probability of a prefix in the mixture, which is that of all SIDs below it together.
-
-        Args:
-            level: of the nodes.
-            scores: (batch, ...) the model's log-probability of each, -inf where there is no node.
-            nodes: (batch, ...) their numbers; None for all nodes of the level in their order.
-
-        Returns:
-            float32 in nats, in the shape of `scores`; -inf where there is no node, or nothing is probable below it.
-        """
-        return self._mixed(self.mass[level], scores, nodes)
-
-    def _mixed(self, weighted: torch.Tensor, scores: torch.Tensor, nodes: torch.Tensor | None) -> torch.Tensor:
+    def _weighed(self, of_guide: torch.Tensor, scores: torch.Tensor, nodes: torch.Tensor | None) -> torch.Tensor:
         model = scores + per_request(self.model_weight, scores)
-        return torch.logaddexp(model, of_nodes(weighted, nodes)).masked_fill(scores == -torch.inf, -torch.inf)
+        return torch.logaddexp(model, of_nodes(of_guide, nodes)).masked_fill(scores == -torch.inf, -torch.inf)
 
 
 def _sums(values: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:

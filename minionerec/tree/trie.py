@@ -12,9 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from minionerec.errors import ArtifactError, CatalogError, ConstraintError
-from minionerec.tree.assistant import Assistant, PrefixAssistant
-from minionerec.tree.length_penalty import LengthPenalty, PrefixLengths
-from minionerec.tree.prior import PrefixPrior, Prior
+from minionerec.tree.assistant import Assistant
+from minionerec.tree.guide import PrefixGuide
+from minionerec.tree.length_penalty import LengthPenalty
+from minionerec.tree.prior import Prior
 from minionerec.tree.trie_arrays import NO_TOKEN, trie_arrays
 from minionerec.tree.view import Selection, View, mask_view, view_of
 
@@ -350,7 +351,7 @@ class CatalogTrie:
         vars(other).update(fan_outs=self.fan_outs, highest_token=self.highest_token)
         return other
 
-    def prefixes(self, look: bool = True) -> PrefixPrior | PrefixAssistant | PrefixLengths | None:
+    def prefixes(self, look: bool = True) -> PrefixGuide | None:
         """What is mixed in, by prefix; None if nothing is.
 
         Args:
