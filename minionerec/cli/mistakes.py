@@ -15,7 +15,7 @@ from minionerec import presets
 from minionerec.cli.table import COMMANDS, Command
 from minionerec.config import Config
 from minionerec.config.checks import cut, exists
-from minionerec.config.documents import MOST_BYTES, DocumentError, parse_yaml
+from minionerec.config.documents import MOST_BYTES, DocumentError, no_fields, parse_yaml
 from minionerec.config.fields import allowed, did_you_mean, field_types, fits, nearest, quoted, wrong_value
 from minionerec.errors import ConfigError
 
@@ -67,8 +67,7 @@ def check_file(path: Path) -> None:
     except (UnicodeDecodeError, OSError, DocumentError) as error:
         raise ConfigError(f"{path}: not readable as YAML ({error}).") from None
     if not isinstance(values, dict):
-        kind = "nothing" if values is None else "a list" if isinstance(values, list) else "one text"
-        raise ConfigError(f"{path}: expected fields and sections such as `name: mine`, found {kind}.")
+        raise ConfigError(f"{path}: {no_fields(values)}.")
     for name, value in values.items():
         _check_field(str(name), value, str(path))
 

@@ -111,6 +111,16 @@ def _size(node: yaml.Node, sizes: dict[int, int | None]) -> int:
     return size
 
 
+def no_fields(value: object) -> str:
+    """What is wrong with the value of a configuration that is no mapping.
+
+    >>> no_fields([1])
+    'expected fields and sections such as `name: mine`, found a list'
+    """
+    kind = "nothing" if value is None else "a list" if isinstance(value, list) else "one text"
+    return f"expected fields and sections such as `name: mine`, found {kind}"
+
+
 def parse_json(text: str, distinct: bool = False) -> Any:
     """The value of a JSON text.
 

@@ -15,7 +15,7 @@ import yaml
 from minionerec.config import Config
 from minionerec.config.components import mixes_in, reads_vectors
 from minionerec.config.differences import differences
-from minionerec.config.documents import DocumentError, parse_yaml
+from minionerec.config.documents import DocumentError, no_fields, parse_yaml
 from minionerec.config.fields import made_of
 from minionerec.config.sid import VECTOR_FIELDS
 from minionerec.distributed import is_main_process
@@ -72,8 +72,10 @@ def load(folder: Path) -> dict[str, Any]:
         values = parse_yaml(text)
     except (UnicodeDecodeError, DocumentError) as error:
         raise _damaged(path, f"not readable as YAML: {error}") from None
-    if not text.endswith(_END) or not isinstance(values, dict):
+    if not text.endswith(_END) and not isinstance(values, list):  # no beginning of a run's file is a list
         raise _damaged(path, "its end is missing")
+    if not isinstance(values, dict):
+        raise _damaged(path, no_fields(values))
     for name in _sections():
         if not isinstance(values.get(name, {}), dict):
             raise _damaged(path, f"{name} is a section, found {values[name]!r}")

@@ -252,7 +252,9 @@ DAMAGE = {
     "empty": (lambda _: "", "its end is missing"),
     "no YAML": (lambda text: text.replace("sft:", "sft: ["), "not readable as YAML"),
     "a section that is none": (lambda text: text + "rl: 3\n...\n", "not readable as YAML|rl is a section, found 3"),
-    "a list": (lambda _: "- 1\n...\n", "its end is missing"),
+    "a list": (lambda _: "- 1\n...\n", "expected fields and sections such as `name: mine`, found a list"),
+    "a list that was written by hand": (lambda _: "- 1\n", "expected fields and sections such as `name: mine`, found a list"),
+    "a text": (lambda _: "ml-100k\n...\n", "expected fields and sections such as `name: mine`, found one text"),
 }
 
 
