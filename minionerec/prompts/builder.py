@@ -190,6 +190,12 @@ class Prompts:
         questions = [question_of(history, self.index, self._words, NAMING, self.titles) for history in histories]
         return [HistoryPrompt(tokens, cut) for tokens, cut in self._encoder.prompts(questions, room)]
 
+    @cached_property
+    def shortest_title_prompt(self) -> int:
+        """Tokens that every prompt which asks for a title can be cut to, whatever the history."""
+        titles = sorted(set(self.titles))
+        return self._encoder.shortest([question_of([0], self.index, self._words, NAMING, [title]) for title in titles])
+
     def written_title(self, answer: str) -> str:
         """The title in an answer to such a prompt: without the words around it, such as quotes, and safe to tokenise."""
         before, _, after = wording_of(NAMING, self.config).completion.partition("{title}")

@@ -116,6 +116,11 @@ class Encoder:
             prompts.append((prompt, len(question.parts) - parts))
         return prompts
 
+    def shortest(self, questions: Sequence[Question]) -> int:
+        """Tokens of the longest of these prompts if each is cut to one item, or to one character of it."""
+        texts = {self.text(question, *((1, 1, 1) if question.breakable else (1,))) for question in questions}
+        return max(map(len, self._tokens(sorted(texts))))
+
     def text(self, question: Question, *limits: int) -> str:
         """A whole prompt, with at most so many parts of the question, words of a part and characters of a word."""
         return self._render(question.instruction, question.text(*limits))

@@ -46,18 +46,45 @@ def check_written(prompts: Prompts, room: int) -> int:
         how many items have a longer one.
 
     Raises:
-        ConfigError: all titles are longer, or a title of so many tokens leaves no room for a prompt.
+        ConfigError: all titles are longer, or a title of `room` tokens leaves no room for a prompt.
     """
-    if prompts.limit is not None and room >= prompts.limit:
+    if prompts.limit is not None and room + (shortest := prompts.shortest_title_prompt) > prompts.limit:
         raise ConfigError(
             f"eval.title_tokens is {room}, but prompt and title together may have {prompts.limit} tokens (prompts.max_tokens, "
-            "or what the model reads), so no prompt is left. Lower eval.title_tokens."
+            f"or what the model reads), and a prompt can be cut to {shortest} at best. "
+            + (
+                f"Lower eval.title_tokens to {prompts.limit - shortest}."
+                if shortest < prompts.limit
+                else f"Nothing fits beside it: that takes {_training(prompts, shortest + 1)}."
+            )
         )
     lengths = [len(answer) - 1 for answer in prompts.title_answers]  # the end token need not be written
     if prompts.context is not None:
         _report(prompts, lengths, prompts.context, "more tokens than the model reads", "lose their end when they are compared")
-    needed = f"Raise eval.title_tokens to {max(lengths)}."
-    return _report(prompts, lengths, room, "more tokens than eval.title_tokens", "can never be written whole", needed)
+    what, why = "more tokens than eval.title_tokens", "can never be written whole"
+    return _report(prompts, lengths, room, what, why, _raise(prompts, room, lengths) if max(lengths) > room else "")
+
+
+def _raise(prompts: Prompts, room: int, lengths: Sequence[int]) -> str:
+    """What to do if `eval.title_tokens`, which is `room`, is less than the longest title has."""
+    longest = max(lengths)
+    needed = longest + prompts.shortest_title_prompt
+    if prompts.limit is None or needed <= prompts.limit:
+        return f"Raise eval.title_tokens to {longest}."
+    most = prompts.limit - prompts.shortest_title_prompt
+    helps = most > room and most >= min(lengths)
+    advice = f"Raise eval.title_tokens to {most}, the most that leaves a prompt. " if helps else ""
+    return f"{advice}For all titles it must be {longest}, which takes {_training(prompts, needed)}."
+
+
+def _training(prompts: Prompts, tokens: int) -> str:
+    """What lets prompt and title together have so many tokens, which are more than `prompts.limit`."""
+    needed = "a training"
+    if prompts.context is not None and prompts.context < tokens:
+        needed += f" of a model that reads {tokens} tokens"
+    if prompts.config.max_tokens is not None and prompts.config.max_tokens < tokens:
+        needed += f" with prompts.max_tokens {tokens}"
+    return needed
 
 
 def check_whole(prompts: Prompts) -> None:
@@ -91,13 +118,14 @@ def check_trained(prompts: Prompts, tasks: Sequence[TaskName]) -> int:
     if prompts.limit is None or not any(TASKS[task].asks == "title" for task in tasks):
         return 0
     lengths = [len(answer) for answer in prompts.title_answers]
+    whole = 2 * max(lengths)
     return _report(
         prompts,
         lengths,
         prompts.limit // 2,
         "more tokens, the end included, than half of an example (prompts.max_tokens, or what the model reads)",
         "lose their end wherever the prompt needs the room, so that the model does not learn it",
-        f"Raise prompts.max_tokens to {2 * max(lengths)}, or take a model that reads more.",
+        f"To learn all whole takes {_training(prompts, whole)}." if whole > prompts.limit else "",
         some_are_right=any(TASKS[task].answers_with_sid for task in tasks),
     )
 
