@@ -273,6 +273,8 @@ def _early_d3(config: Config, pending: Sequence[str]) -> None:
     early.check_assistant(config, pending)
     if "data" not in pending:
         early.check_valid_rows(config, "the weight of an assistant is chosen on it", "set eval.assistant null")
+    if config.eval.title_trie:
+        _check_titles(config, pending)
 
 
 def _early_eval(config: Config, pending: Sequence[str]) -> None:
@@ -288,6 +290,22 @@ def _early_eval(config: Config, pending: Sequence[str]) -> None:
         early.check_title_assistant(config, pending)
         if config.eval.assistant is not None:
             early.check_assistant(config, pending)
+    _check_titles(config, pending)
+
+
+def _check_titles(config: Config, pending: Sequence[str]) -> None:
+    """Refuse titles that the SFT model, if there is or will be one, cannot write or be searched for."""
+    if config.eval.grounding == "none" and not config.eval.title_trie:
+        return
+    if "sft" in pending:
+        from minionerec.training.early import check_titles
+
+        check_titles(config, pending)
+    elif (config.folder / "sft" / MANIFEST).is_file():
+        from minionerec.eval import evaluate  # imports torch
+
+        quieten_libraries()
+        evaluate.check_titles(config)
 
 
 def _early_yes_no(config: Config, pending: Sequence[str]) -> None:

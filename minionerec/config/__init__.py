@@ -201,6 +201,12 @@ class Config:
                     f"{name} is {asked}, but sft.tasks does not name {NAMING}, so the model has never written a title after a "
                     f"history. Add it to sft.tasks, or set {name} {none}."
                 )
+        limit, written = self.prompts.max_tokens, self.eval.title_tokens
+        if self.eval.grounding != "none" and limit is not None and written >= limit:
+            raise ConfigError(
+                f"eval.title_tokens is {written}, but prompts.max_tokens is {limit}, which prompt and written title have "
+                "together, so no prompt is left. Lower eval.title_tokens."
+            )
         if self.eval.title_trie and self.model.item_texts:
             raise ConfigError(
                 "eval.title_trie searches titles word by word, but model.text_input or model.text_output is true: that model "

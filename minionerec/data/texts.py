@@ -15,6 +15,8 @@ from html.entities import html5
 
 import polars as pl
 
+from minionerec.errors import DataError
+
 # What programs write where there is no value. Only these very spellings: `none` or `Nan` may be a title.
 MISSING = frozenset({"[]", "{}", "''", '""', "nan", "NaN", "None", "null", "NULL", "<NA>", "(no genres listed)"})
 _ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|[a-zA-Z][a-zA-Z0-9]*);")
@@ -163,3 +165,21 @@ def listed(text: str) -> str:
         separator = next((mark for mark in ("|", ",") if mark in text), " ")
         parts = [part.strip(" '\"[]") for part in text.split(separator)]
     return without_markup(", ".join(part for part in parts if part))
+
+
+def check_titled(catalog: pl.DataFrame, needed_by: str) -> None:
+    """Refuse a catalog that cannot be ranked by its titles.
+
+    Args:
+        needed_by: the field that ranks items by them.
+
+    Raises:
+        DataError: an item has no title, so no list could hold it.
+    """
+    untitled = (catalog["title"].str.strip_chars() == "").arg_true()
+    if len(untitled):
+        raise DataError(
+            f"{len(untitled)} of {len(catalog)} items have no title, the first is item {untitled[0]} "
+            f"({catalog['item_id'][untitled[0]]!r}). {needed_by} ranks items by their titles: give every item one, or leave "
+            f"{needed_by} out."
+        )

@@ -52,7 +52,7 @@ from minionerec.eval.wordings import file_of_wording, measure_wordings
 from minionerec.model import checkpoint, pretrained
 from minionerec.prompts.builder import Prompts
 from minionerec.prompts.record import check_prompts, prompts_section
-from minionerec.prompts.titles import catalog_titles, check_whole, check_written
+from minionerec.prompts.titles import check_whole, check_written
 from minionerec.recommend.assistant import BaselineAssistant
 from minionerec.recommend.loading import ASSISTED, GROUNDED, MIXED, STAGES, TITLED, has_mixture
 from minionerec.recommend.mixing import load_cache, require_mixture
@@ -151,10 +151,31 @@ def _asking(
     return prompts, asking
 
 
+def check_titles(config: Config) -> None:
+    """Refuse titles that the run's SFT model cannot write or be searched for, before hours are spent on other recommenders.
+
+    The model's weights are not read.
+
+    Raises:
+        ArtifactError: data, semantic IDs or the model are missing or damaged, or do not belong together.
+        ConfigError: `eval.title_tokens` leaves no room for a prompt, or for no title.
+        DataError: an item has no title, or one that leaves no room for a prompt.
+    """
+    _inputs(config, "sft")  # refuses what is missing or damaged
+    dataset = Dataset.load(config.folder / "data")
+    model, tokenizer = checkpoint.load(config.folder / "sft" / "model", weights=False)
+    index = SidIndex.load(config.folder / "sid", dataset)
+    prompts = Prompts(dataset, index, tokenizer, config.resolved_prompts, checkpoint.context_of(model))
+    if config.eval.grounding != "none":
+        check_written(prompts, config.eval.title_tokens, warns=False)
+    if config.eval.title_trie:
+        check_whole(prompts, config.eval.title_tokens)
+
+
 def _search_titles(config: Config, name: str, dataset: Dataset, index: SidIndex, recipe: Recipe, folder: Path) -> float | None:
     """Search the titles of the catalog, asked for in the first wording. Returns the milliseconds that a list took."""
     model, prompts = _writer(config, "sft", dataset, index)
-    check_whole(prompts)
+    check_whole(prompts, config.eval.title_tokens)
     # The exact scores of all titles would take a forward pass of every token of every title, for each example.
     options = dataclasses.replace(config.eval, oracle_examples=0)
     recommender = TitleRecommender(model.to(distributed_state().device), prompts, options)
@@ -182,7 +203,6 @@ def _ground(
     """
     model, prompts = _writer(config, stage, dataset, index)
     tokenizer = prompts.tokenizer
-    catalog_titles(prompts, "eval.grounding")  # refuses them now, not after hours of writing
     check_written(prompts, config.eval.title_tokens)
     device = distributed_state().device
     written = _written(config, stage, model.to(device), prompts, config.eval.split)

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 
 from minionerec.config import TASKS, TaskName
+from minionerec.data.texts import check_titled
 from minionerec.distributed import is_main_process
 from minionerec.errors import ConfigError, DataError
 from minionerec.prompts.builder import Prompts
@@ -25,44 +26,55 @@ def catalog_titles(prompts: Prompts, needed_by: str) -> list[str]:
     Raises:
         DataError: an item has no title, so no list could hold it.
     """
-    titles = [one_line(title) for title in prompts.titles]
-    if "" in titles:
-        item = titles.index("")
-        raise DataError(
-            f"{titles.count('')} of {len(titles)} items have no title, the first is item {item} "
-            f"({prompts.dataset.catalog['item_id'][item]!r}). {needed_by} ranks items by their titles: give every item one, or "
-            f"leave {needed_by} out."
-        )
-    return titles
+    check_titled(prompts.dataset.catalog, needed_by)
+    return [one_line(title) for title in prompts.titles]
 
 
-def check_written(prompts: Prompts, room: int) -> int:
+def check_written(prompts: Prompts, room: int, warns: bool = True) -> int:
     """Say which titles are too long to be written freely.
 
     Args:
         room: most tokens of a written title (`eval.title_tokens`).
+        warns: False only refuses.
 
     Returns:
         how many items have a longer one.
 
     Raises:
         ConfigError: all titles are longer, or a title of `room` tokens leaves no room for a prompt.
+        DataError: an item has no title.
+    """
+    catalog_titles(prompts, "eval.grounding")
+    _check_room(prompts, room, room)
+    lengths = [len(answer) - 1 for answer in prompts.title_answers]  # the end token need not be written
+    if prompts.context is not None:
+        what, why = "more tokens than the model reads", "lose their end when they are compared"
+        _report(prompts, lengths, prompts.context, what, why, warns=warns)
+    what, why = "more tokens than eval.title_tokens", "can never be written whole"
+    return _report(
+        prompts, lengths, room, what, why, _raise(prompts, room, lengths) if max(lengths) > room else "", warns=warns
+    )
+
+
+def _check_room(prompts: Prompts, title_tokens: int, room: int) -> None:
+    """Refuse an `eval.title_tokens` beside which a prompt may find no place.
+
+    Args:
+        room: tokens that prompts leave for a title, `title_tokens` or fewer.
+
+    Raises:
+        ConfigError: there are too many of them.
     """
     if prompts.limit is not None and room + (shortest := prompts.shortest_title_prompt) > prompts.limit:
         raise ConfigError(
-            f"eval.title_tokens is {room}, but prompt and title together may have {prompts.limit} tokens (prompts.max_tokens, "
-            f"or what the model reads), and a prompt can be cut to {shortest} at best. "
+            f"eval.title_tokens is {title_tokens}, but prompt and title together may have {prompts.limit} tokens "
+            f"(prompts.max_tokens, or what the model reads), and a prompt can be cut to {shortest} at best. "
             + (
                 f"Lower eval.title_tokens to {prompts.limit - shortest}."
                 if shortest < prompts.limit
                 else f"Nothing fits beside it: that takes {_training(prompts, shortest + 1)}."
             )
         )
-    lengths = [len(answer) - 1 for answer in prompts.title_answers]  # the end token need not be written
-    if prompts.context is not None:
-        _report(prompts, lengths, prompts.context, "more tokens than the model reads", "lose their end when they are compared")
-    what, why = "more tokens than eval.title_tokens", "can never be written whole"
-    return _report(prompts, lengths, room, what, why, _raise(prompts, room, lengths) if max(lengths) > room else "")
 
 
 def _raise(prompts: Prompts, room: int, lengths: Sequence[int]) -> str:
@@ -87,21 +99,26 @@ def _training(prompts: Prompts, tokens: int) -> str:
     return needed
 
 
-def check_whole(prompts: Prompts) -> None:
+def check_whole(prompts: Prompts, title_tokens: int) -> None:
     """Refuse titles that cannot be searched whole.
+
+    Args:
+        title_tokens: `eval.title_tokens`.
 
     Raises:
         DataError: an item has no title, or one that leaves no room for a prompt.
+        ConfigError: `title_tokens` leaves none.
     """
     catalog_titles(prompts, "eval.title_trie")
     lengths = [len(answer) for answer in prompts.title_answers]
-    item = lengths.index(max(lengths))
-    if prompts.context is not None and lengths[item] >= prompts.context:
+    item, shortest = lengths.index(max(lengths)), prompts.shortest_title_prompt
+    if prompts.context is not None and lengths[item] + shortest > prompts.context:
         raise DataError(
             f"The title of item {item} ({prompts.dataset.catalog['item_id'][item]!r}) has {lengths[item]} tokens with its end, "
-            f"but the model reads {prompts.context}, so no prompt is left beside it. Take a model that "
-            "reads more, or shorten it."
+            f"and a prompt can be cut to {shortest} at best, but the model reads {prompts.context}. Take a model that reads "
+            "more, or shorten the title."
         )
+    _check_room(prompts, title_tokens, min(lengths[item], title_tokens))
 
 
 def check_trained(prompts: Prompts, tasks: Sequence[TaskName]) -> int:
@@ -138,11 +155,13 @@ def _report(
     why: str,
     advice: str = "Shorten them.",
     some_are_right: bool = False,
+    warns: bool = True,
 ) -> int:
     """Warn of titles that are longer than `most` tokens, and refuse if all are; returns their number.
 
     Args:
         some_are_right: there is something else to learn, so all may be longer.
+        warns: False only refuses.
     """
     long = [item for item, length in enumerate(lengths) if length > most]
     if not long:
@@ -151,6 +170,6 @@ def _report(
     found = f"The titles of {len(long):,} of {len(lengths):,} items have {what}, {most}; {first}. They {why}."
     if len(long) == len(lengths) and not some_are_right:
         raise ConfigError(f"{found} No title is left that could be right. {advice}")
-    if is_main_process():
+    if warns and is_main_process():
         log.warning("%s %s", found, advice)
     return len(long)

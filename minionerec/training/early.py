@@ -8,6 +8,8 @@ from pyarrow import parquet
 
 from minionerec.artifacts import MANIFEST, Manifest
 from minionerec.config import GENERATIVE_BASELINES, TASKS, TRIVIAL_BASELINES, Config, TaskName
+from minionerec.data.parquet import read_parquet
+from minionerec.data.texts import check_titled
 from minionerec.data.vectors import stored_baseline
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.sid.encoder import check_encoder, vector_origin
@@ -116,6 +118,22 @@ def check_title_assistant(config: Config, pending: Collection[str] = ()) -> None
         check_cutoff("the metric by which eval.title_weight is chosen", "NDCG@10", config, "Set eval.title_weight")
         if "data" not in pending:
             check_valid_rows(config, "eval.title_weight is chosen on it", "set eval.title_weight")
+
+
+def check_titles(config: Config, pending: Collection[str] = ()) -> None:
+    """Refuse a catalog that cannot be ranked by its titles, before a model is trained to write them.
+
+    Args:
+        pending: stages that run before it.
+
+    Raises:
+        DataError: `eval.grounding` or `eval.title_trie` asks for titles, and an item has none.
+    """
+    asked = {"eval.grounding": config.eval.grounding != "none", "eval.title_trie": config.eval.title_trie}
+    needed_by = next((field for field, is_set in asked.items() if is_set), None)
+    if needed_by is not None and "data" not in pending and rows_of(config.folder, "catalog"):
+        path = config.folder / "data" / "catalog.parquet"
+        check_titled(read_parquet(path, ArtifactError, "Run minionerec data prepare again."), needed_by)
 
 
 def check_components(config: Config) -> None:

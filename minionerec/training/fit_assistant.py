@@ -141,7 +141,7 @@ def _fit(config: Config, asked: str, recipe: Recipe) -> None:
         prompts = Prompts(dataset, index, tokenizer, config.resolved_prompts, checkpoint.context_of(model))
         model = model.to(distributed_state().device)
         if asked == TITLES:
-            check_whole(prompts)
+            check_whole(prompts, config.eval.title_tokens)
             recommender: Recommender = TitleRecommender(model, prompts, config.eval)
         else:
             recommender = Recommender(model, prompts, config=config.eval)

@@ -1,5 +1,6 @@
 """The rows of a model that is searched over titles, in a run that nobody trained: BIGRec's second row, and D3 on titles."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 from minionerec.artifacts import Manifest, read_json
 from minionerec.config import NAMING, BaselineConfig, Config, EvalConfig, ModelConfig, SftConfig
 from minionerec.data.dataset import Dataset
-from minionerec.errors import ConfigError
+from minionerec.errors import ConfigError, DataError
+from minionerec.eval import evaluate as evaluation
 from minionerec.eval.evaluate import evaluable, evaluate
 from minionerec.eval.predictions import read_predictions
+from minionerec.model import checkpoint
 from minionerec.pipeline import run
 from minionerec.recommend.recommender import Recommender
 from minionerec.report.runs import read_run
@@ -20,6 +23,7 @@ from tests.training.test_fit_mixture import untrained_run
 
 TITLES = SftConfig(tasks=[NAMING], best_metric="loss")
 TRIE = EvalConfig(num_beams=12, batch_size=5, resamples=40, title_trie=True)
+TOO_LONG = r"has \d+ tokens with its end, and a prompt .* the model reads 20\."
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +89,26 @@ def test_another_penalty_makes_the_rows_anew_and_nothing_else_does(settings):
     ):
         changed = replace(settings, eval=replace(settings.eval, **{"assistant_examples": 512, **changes}))
         assert evaluate(changed, name)[1] is expected
+
+
+@pytest.mark.parametrize(
+    ("stage", "asked", "message"),
+    [
+        ("eval", {"title_trie": True}, TOO_LONG),
+        ("eval", {"grounding": "trained"}, r"eval.title_tokens is 64, but prompt and title together may have 20 tokens"),
+        ("d3", {"title_trie": True, "assistant": "gru4rec"}, TOO_LONG),
+    ],
+)
+def test_titles_that_leave_no_prompt_are_refused_before_anything_begins(settings, tmp_path, monkeypatch, stage, asked, message):
+    folder = tmp_path / "run"
+    shutil.copytree(settings.folder, folder, ignore=shutil.ignore_patterns("eval", "d3"))
+    monkeypatch.setattr(checkpoint, "context_of", lambda model: 20)
+    changed = replace(settings, out=str(folder), eval=EvalConfig(num_beams=12, resamples=40, **asked))
+    with pytest.raises((ConfigError, DataError), match=message):
+        run(changed, (stage,))
+    assert not (folder / "eval").exists() and not (folder / "d3").exists()
+    monkeypatch.undo()
+    evaluation.check_titles(changed)
 
 
 def test_what_cannot_be_searched_is_refused():

@@ -104,14 +104,23 @@ def test_titles_that_training_may_cut_are_counted(prompts, caplog):
 
 
 def test_titles_that_leave_no_prompt_or_are_missing_are_refused(prompts):
-    tokens = len(prompts.title_answers[4])
-    check_whole(replace(prompts, context=tokens + 1))
+    tokens, shortest = len(prompts.title_answers[4]), prompts.shortest_title_prompt
+    needed = tokens + shortest
+    check_whole(replace(prompts, context=needed), 64)
     with pytest.raises(
-        DataError, match=rf"The title of item 4 \('i4'\) has {tokens} tokens with its end, but the model reads {tokens},"
+        DataError,
+        match=rf"The title of item 4 \('i4'\) has {tokens} tokens with its end, .* cut to {shortest} .* reads {needed - 1}\.",
     ):
-        check_whole(replace(prompts, context=tokens))
+        check_whole(replace(prompts, context=needed - 1), 64)
+    limited = replace(prompts, config=PromptsConfig(max_tokens=needed - 1))
+    check_whole(limited, tokens - 1)  # nothing bounds what is read, so longer titles go beyond the limit of prompts
+    for title_tokens in (tokens, 999):
+        with pytest.raises(ConfigError, match=rf"title_tokens is {title_tokens}, .* Lower eval.title_tokens to {tokens - 1}\."):
+            check_whole(limited, title_tokens)
     untitled = titled(prompts, {2: " ", 9: ""})
     message = r"2 of 30 items have no title, the first is item 2 \('i2'\)\. eval.title_trie ranks"
     with pytest.raises(DataError, match=message):
-        check_whole(untitled)
+        check_whole(untitled, 64)
+    with pytest.raises(DataError, match=r"eval\.grounding ranks"):
+        check_written(untitled, 64)
     assert catalog_titles(titled(prompts, {4: " two\n lines "}), "eval.grounding")[4] == "two lines"

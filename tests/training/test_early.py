@@ -4,8 +4,10 @@ import dataclasses
 import itertools
 import shutil
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
+import polars as pl
 import pytest
 
 from minionerec import pipeline
@@ -17,13 +19,14 @@ from minionerec.config import (
     EvalConfig,
     MixtureConfig,
     ModelConfig,
+    PromptsConfig,
     RlConfig,
     RqVaeConfig,
     SftConfig,
     SftMixtureConfig,
     SidConfig,
 )
-from minionerec.errors import ArtifactError, ConfigError
+from minionerec.errors import ArtifactError, ConfigError, DataError
 from minionerec.rl.early import check_early, check_group
 from minionerec.sft.early import check_early as check_early_of_sft
 from minionerec.sid import sentence_encoders
@@ -193,6 +196,25 @@ def test_a_weight_of_titles_is_not_chosen_on_no_rows(folder):
     with pytest.raises(ConfigError, match=r"the valid split is empty, and eval.title_weight is chosen on it"):
         early.check_title_assistant(weighing_titles(folder))
     early.check_title_assistant(weighing_titles(folder, num_beams=9, title_weight=0.5))
+
+
+@pytest.mark.parametrize("titles", [{"grounding": "trained"}, {"title_trie": True}], ids=["grounding", "title_trie"])
+def test_a_catalog_without_titles_is_refused_before_a_model_is_trained_to_write_them(folder, titles):
+    with_data(folder)
+    config = weighing_titles(folder, title_assistant=None, **{"grounding": "none", **titles})
+    stages = ("sid", "sft", "eval")
+    pipeline._check_ahead(config, stages)
+    DATASET.catalog.with_columns(title=pl.lit(" ")).write_parquet(folder / "data/catalog.parquet")
+    with pytest.raises(DataError, match=rf"30 of 30 items .* eval\.{next(iter(titles))} ranks items by their titles"):
+        pipeline._check_ahead(config, stages)
+    pipeline._check_ahead(config, ("data", *stages))  # which may come from other texts
+    pipeline._check_ahead(weighing_titles(folder, grounding="none", title_assistant=None), stages)
+
+
+def test_written_titles_leave_room_for_a_prompt(folder):
+    for limit, fits in ((64, False), (65, True)):
+        with nullcontext() if fits else pytest.raises(ConfigError, match=r"title_tokens is 64, but prompts.max_tokens is 64,"):
+            dataclasses.replace(weighing_titles(folder), prompts=PromptsConfig(max_tokens=limit))
 
 
 def finished(folder, name, **config):
