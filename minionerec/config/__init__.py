@@ -18,13 +18,12 @@ from minionerec.config.baseline import (
     NEURAL_BASELINES,
     PLAIN_FLOORS,
     TRIVIAL_BASELINES,
-    VECTOR_BASELINES,
     BaselineConfig,
     BaselineName,
     TitleHelperName,
 )
 from minionerec.config.checks import bounded, check_fields, check_name, path
-from minionerec.config.components import mixes_in
+from minionerec.config.components import VECTOR_BASELINES, mixes_in
 from minionerec.config.data import DataConfig
 from minionerec.config.evaluation import CUTOFFS, DTYPES, RANKING_METRICS, RESAMPLES, Dtype, EvalConfig, ReportConfig
 from minionerec.config.green import GreenConfig

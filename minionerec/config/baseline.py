@@ -64,7 +64,6 @@ CODED_BASELINES = {  # neural, too, but made from codes of a run's items: its se
     "liger": Baseline("LIGER", "baselines.coded.liger.LIGER"),
 }
 GENERATIVE_BASELINES = ("tiger", "lazy", "liger")  # those of them that write SIDs code by code, and so leave no vectors
-VECTOR_BASELINES = ("rpg", "liger")  # those of them that read item vectors
 PLAIN_FLOORS = ("popularity", "repeat")  # have no options and take no time: evaluation never reads them from a stored baseline
 FLOORS = (*PLAIN_FLOORS, "skip", "text", "mixture")  # what every run is held against, as far as its data allow it
 BASELINES = TRIVIAL_BASELINES | NEURAL_BASELINES | CODED_BASELINES

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 ComponentName = Literal["popularity", "markov", "skip", "item-knn", "text", "sequential"]
+VECTOR_BASELINES = ("rpg", "liger")  # those of `CODED_BASELINES` that read item vectors
 Values = Mapping[str, Any]  # of `Config.recorded`, or of an older `run.yaml`, which may lack fields
 
 
@@ -39,7 +40,7 @@ def reads_vectors(values: Values, stage: str) -> bool:
     if stage == "baseline":
         chosen = baseline.get("components")
         of_mixture = file if chosen is None else "text" in chosen
-        return bool(baseline.get("model") == "text" or (baseline.get("model") == "mixture" and of_mixture))
+        return baseline.get("model") in ("text", *VECTOR_BASELINES) or bool(baseline.get("model") == "mixture" and of_mixture)
     item_texts = stage == "sft" and bool(model.get("text_input") or model.get("text_output"))
     return {
         "sft": item_texts or (by_text and mixes_in(values, stage)),

@@ -361,7 +361,7 @@ def _inputs(config: Config, name: str) -> dict[str, str]:
                 inputs[f"d3/{asked}"] = digest
     elif is_stored(config, name):
         made_from = {"data": inputs["data"], **(inputs_of(config, name) if name in GENERATIVE_BASELINES else {})}
-        inputs[stored_artefact(name)] = stored_lists(config.folder, name, made_from).digest
+        inputs[stored_artefact(name)] = stored_lists(config.folder, name, made_from, config).digest
     elif (digest := floor_vectors_digest(name, config)) is not None:
         inputs["vectors"] = digest
     return inputs

@@ -10,7 +10,7 @@ import polars as pl
 
 from minionerec.artifacts import ITEM_STAGES, MANIFEST, Manifest, changed_input, of_another_revision, require
 from minionerec.baselines import trivial
-from minionerec.config import FLOORS, GENERATIVE_BASELINES, PLAIN_FLOORS, BaselineConfig, Config
+from minionerec.config import FLOORS, GENERATIVE_BASELINES, PLAIN_FLOORS, BaselineConfig, Config, run_file
 from minionerec.config.lego import options_of
 from minionerec.data.dataset import SPLITS, Dataset
 from minionerec.data.parquet import read_parquet
@@ -18,7 +18,7 @@ from minionerec.data.vectors import training_command
 from minionerec.errors import ArtifactError, ConfigError, MiniOneRecError
 from minionerec.eval.coded import inputs_of
 from minionerec.eval.predictions import Prediction, as_predictions
-from minionerec.recommend.cache.vectors import has_vectors, vectors_digest, vectors_of_run
+from minionerec.recommend.cache.vectors import has_vectors, present_digest, vectors_digest, vectors_of_run
 from minionerec.sid.index import SidIndex
 from minionerec.training.ranking import TIES, frame
 from minionerec.training.ranking_data import from_dataset
@@ -84,14 +84,18 @@ def _says_ties(name: str, config: Mapping[str, Any]) -> bool:
 def why_measured_otherwise(run: Path, name: str, evaluation: Manifest) -> str | None:
     """Why an evaluation of what the run still has does not count any more, in words; None if it does.
 
-    An earlier version measured otherwise, or the stored lists mix in a baseline that is another by now. Files are not checked.
+    An earlier version measured otherwise, the stored lists mix in a baseline that is another by now, or the item vectors that
+    were read are others by now. Files are not checked.
     """
     source = stored_artefact(name)
     lists = Manifest.load(run / source, editable=None) if source in evaluation.inputs else None
     if of_another_revision(evaluation) or (lists is not None and not _says_ties(name, lists.config)):
         return "made by an earlier version, which measured otherwise"
-    changed = None if lists is None else _changed_baseline(run, lists)
-    return None if changed is None else f"made from lists with another {changed} than the run has"
+    if lists is not None and (changed := _changed_baseline(run, lists)) is not None:
+        return f"made from lists with another {changed} than the run has"
+    if _of_other_vectors(lists or evaluation, _own_configuration(run)):
+        return "made with other item vectors than the run has"
+    return None
 
 
 def _changed_baseline(run: Path, lists: Manifest) -> str | None:
@@ -100,14 +104,36 @@ def _changed_baseline(run: Path, lists: Manifest) -> str | None:
     return changed if changed is not None and changed.startswith("baselines/") else None
 
 
-def stored_lists(run: Path, name: str, made_from: Mapping[str, str]) -> Manifest:
+def _own_configuration(run: Path) -> Config | None:
+    """The configuration in a run's `run.yaml`; None if there is none that this version reads."""
+    try:
+        return run_file.configuration(run)
+    except ConfigError:
+        return None
+
+
+def _of_other_vectors(made: Manifest, config: Config | None) -> bool:
+    """Whether an artefact was made with other item vectors than its run has; False if those are not at hand.
+
+    Args:
+        made: of a baseline or an evaluation.
+        config: says which the run has; None if that is not known.
+    """
+    if config is None or "vectors" not in made.inputs:
+        return False
+    return present_digest(config, Dataset.load(config.folder / "data")) not in (None, made.inputs["vectors"])
+
+
+def stored_lists(run: Path, name: str, made_from: Mapping[str, str], config: Config | None = None) -> Manifest:
     """The manifest of a recommender's stored lists or, of a baseline that writes codes, of the weights that are asked anew.
 
     Args:
         made_from: digests of what they must have been made from, by the name of the input.
+        config: says which item vectors the run has; None if that is not known.
 
     Raises:
-        ArtifactError: they are missing or damaged, or other data, another baseline or a version without ties made them.
+        ArtifactError: they are missing or damaged, or other data, vectors, another baseline or a version without ties made
+            them.
     """
     manifest = require(run / stored_artefact(name), stored_command(name), made_from=made_from)
     where, again = run / stored_artefact(name), f"{stored_command(name)} --replace (same --config and options)."
@@ -119,13 +145,22 @@ def stored_lists(run: Path, name: str, made_from: Mapping[str, str]) -> Manifest
         raise ArtifactError(
             f"{where}: these lists were made with another {changed} than the run has now. Make them again: {again}"
         )
+    if _of_other_vectors(manifest, config):
+        raise ArtifactError(
+            f"{where}: was made with other item vectors than the run has now. Name those that it was made with (--sid.vectors "
+            f"FILE.npy), or make it again: {again}"
+        )
     return manifest
 
 
-def why_unusable(run: Path, name: str) -> str | None:
-    """Why a recommender's stored lists or weights cannot be read, and what to do: they are damaged, or made from other data.
+def why_unusable(run: Path, name: str, config: Config | None = None) -> str | None:
+    """Why a recommender's stored lists or weights cannot be read, and what to do: they are damaged, or made from other data
+    or item vectors.
 
     None if they can be read, or if none are stored.
+
+    Args:
+        config: says which item vectors the run has; None for its own configuration.
 
     Raises:
         ArtifactError: the run has no data, or no semantic IDs for a baseline that writes codes.
@@ -135,7 +170,7 @@ def why_unusable(run: Path, name: str) -> str | None:
     stages = ITEM_STAGES if name in GENERATIVE_BASELINES else ("data",)
     made_from = {stage: require(run / stage, ITEM_STAGES[stage]).digest for stage in stages}
     try:
-        stored_lists(run, name, made_from)
+        stored_lists(run, name, made_from, config or _own_configuration(run))
     except ArtifactError as error:
         return str(error)
     return None
@@ -153,7 +188,7 @@ def left_out(config: Config, names: Iterable[str]) -> dict[str, str]:
     reasons: dict[str, str] = {}
     needed: int | None = None
     for name in names:
-        reason = why_unusable(config.folder, name) or _why_not_asked(config, name)
+        reason = why_unusable(config.folder, name, config) or _why_not_asked(config, name)
         cut = config.eval.exclude_history and name not in GENERATIVE_BASELINES  # their searches leave it out
         if reason is None and cut and _has_stored(config.folder, name):
             needed = needed or _needed_length(config, Dataset.load(config.folder / "data"))

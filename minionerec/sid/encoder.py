@@ -111,6 +111,24 @@ def item_vectors(dataset: Dataset | PairSet, config: SidConfig, seed: int) -> np
     return vectors
 
 
+def present_vectors(dataset: Dataset, config: SidConfig, seed: int) -> np.ndarray | None:
+    """`item_vectors` if they are at hand, in the user's file or in the cache folder: no text is embedded, no hub asked.
+
+    Returns:
+        (items, dimensions) float32, perhaps memory-mapped; None if they are not at hand.
+    """
+    try:
+        if config.vectors is not None:
+            return item_vectors(dataset, config, seed)
+        if config.encoder not in ("minilm", "tfidf") and not Path(config.encoder).is_dir():
+            return None
+        folder = None if config.encoder == "tfidf" else model_folder(config.encoder)
+    except (ConfigError, DataError):  # whoever needs them says what is wrong
+        return None
+    texts = dataset.catalog["text"].to_list()
+    return read_cache(_cache_path(texts, folder, config, seed), len(texts))
+
+
 def vector_dimensions(dataset: Dataset, config: SidConfig, seed: int) -> int:
     """How many dimensions `item_vectors` has; a model embeds a single text to tell. Raises as `item_vectors` does."""
     if config.vectors is not None or config.encoder == "tfidf":  # memory-mapped, or words that are counted in seconds

@@ -9,6 +9,7 @@ import yaml
 from minionerec import pipeline
 from minionerec.cli import main, parse
 from minionerec.config import (
+    VECTOR_BASELINES,
     BaselineConfig,
     Config,
     DataConfig,
@@ -151,6 +152,7 @@ def test_a_mixture_that_is_only_fitted_does_not_say_that_the_model_was_validated
         ("sft", {"model": ModelConfig(text_input=True)}),
         ("rl", {"mixture": MixtureConfig(["text"], validation=True)}),
         ("baseline", {"baseline": BaselineConfig(model="text")}),
+        *(("baseline", {"baseline": BaselineConfig(model=name)}) for name in VECTOR_BASELINES),
         ("baseline", {"baseline": BaselineConfig(model="mixture", components=["text"])}),
     ],
 )

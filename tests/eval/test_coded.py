@@ -2,13 +2,15 @@
 
 import json
 import pickle
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from minionerec.artifacts import Manifest
+from minionerec.artifacts import Manifest, Recipe
 from minionerec.baselines.coded.lazy import LazyDecoder
 from minionerec.baselines.coded.liger import LIGER
 from minionerec.baselines.coded.tiger import TIGER
@@ -23,6 +25,7 @@ from minionerec.eval.metrics import item_ranks
 from minionerec.eval.predictions import read_predictions
 from minionerec.eval.search_error import read_traces
 from minionerec.pipeline import run
+from minionerec.report.evaluated import why_outdated
 from minionerec.training.ranking import TIES
 from tests import small
 from tests.baselines.test_coded import TINY_LAZY, TINY_TIGER, TRAINED, spread
@@ -226,6 +229,42 @@ def test_lists_and_trainings_of_an_earlier_version(trained):
     assert "by an earlier version, which measured otherwise" in why_measured_otherwise(trained.folder, "tiger", evaluation)
     assert evaluate(trained, "tiger")[1]
     reseal(folder, config=before.config)
+
+
+def test_an_evaluation_is_outdated_once_the_run_has_other_item_vectors(trained):
+    """Of a baseline that must be trained again before, this is said, and `minionerec eval` leaves it out."""
+    folder, file = trained.folder, Path(trained.sid.vectors)
+    baseline = Manifest.load(folder / "baselines/liger")
+    made_from = {name: baseline.inputs[name] for name in ("data", "vectors")}
+    with Recipe("baselines/rpg", folder / "baselines/rpg", {"baseline": {"top": 50, **TIES}}, made_from, 0).write():
+        pass
+    names = {
+        "liger": evaluate(trained, "liger")[0],
+        "tiger": evaluate(trained, "tiger")[0],
+        "text": evaluate(trained, "text")[0],
+        "rpg": replace(
+            baseline, key="of-2", stage="eval/rpg", inputs={"baselines/rpg": Manifest.load(folder / "baselines/rpg").digest}
+        ),
+    }
+
+    def outdated():
+        return {name: reason for name, one in names.items() if (reason := why_outdated(folder, name, one)) is not None}
+
+    assert not outdated() and not left_out(trained, names)
+    vectors = np.load(file)
+    try:
+        np.save(file, vectors[::-1])
+        others = "made with other item vectors than the run has"
+        first = "; first minionerec baseline --baseline.model "
+        assert outdated() == {"liger": f"{others}{first}liger", "text": others, "rpg": f"{others}{first}rpg"}
+        reasons = left_out(trained, names)
+        assert {*reasons} == {"liger", "rpg"} and "was made with other item vectors than the run has now" in reasons["rpg"]
+        assert "--baseline.model rpg --replace" in reasons["rpg"]
+        file.unlink()  # nobody knows whether they would be others
+        assert not outdated() and "no such file" in left_out(trained, names)["liger"]
+    finally:
+        np.save(file, vectors)
+        shutil.rmtree(folder / "baselines/rpg")
 
 
 def test_what_belongs_to_other_sids_or_vectors_is_refused(trained, monkeypatch):

@@ -14,7 +14,8 @@ from minionerec.artifacts import Recipe, shards
 from minionerec.config import VECTOR_FIELDS, Config, SidConfig
 from minionerec.errors import ConfigError, DataError
 from minionerec.sid import encoder, sentence_encoders
-from minionerec.sid.encoder import encode
+from minionerec.sid.encoder import encode, item_vectors, present_vectors
+from minionerec.sid.sentence_encoders import model_folder
 from tests.small import random_dataset
 
 TFIDF = SidConfig(encoder="tfidf", tfidf_dimensions=8)
@@ -219,6 +220,25 @@ def test_the_dimensions_of_a_model_take_one_text(monkeypatch, tmp_path):
     empty = replace(dataset, catalog=dataset.catalog.with_columns(pl.lit(" ").alias("text")))
     with pytest.raises(DataError, match="No item of the catalog has a text"):
         encoder.vector_dimensions(empty, SidConfig(encoder=str(tmp_path)), 0)
+
+
+def test_only_vectors_that_are_at_hand_are_looked_at(calls, tmp_path, monkeypatch):
+    dataset, _ = random_dataset()
+    assert present_vectors(dataset, TFIDF, 0) is None and not calls
+    embedded = item_vectors(dataset, TFIDF, 0)
+    assert (present_vectors(dataset, TFIDF, 0) == embedded).all() and len(calls) == 1
+    assert present_vectors(dataset, TFIDF, 1) is None  # another seed gives others
+    np.save(tmp_path / "own.npy", embedded)
+    np.save(tmp_path / "short.npy", embedded[1:])
+    for name, there in (("own", True), ("short", False), ("gone", False)):
+        vectors = present_vectors(dataset, SidConfig(vectors=str(tmp_path / f"{name}.npy")), 0)
+        assert (vectors == embedded).all() if there else vectors is None
+    monkeypatch.setattr(sentence_encoders.util, "find_spec", lambda name: None)  # the package of minilm is not installed
+    monkeypatch.setattr(
+        encoder, "model_folder", lambda name: pytest.fail("the hub is asked") if "/" in name else model_folder(name)
+    )
+    assert present_vectors(dataset, SidConfig(), 0) is None
+    assert present_vectors(dataset, SidConfig(encoder="some/model"), 0) is None
 
 
 def test_the_vectors_of_a_run_are_those_of_its_sids(tmp_path):

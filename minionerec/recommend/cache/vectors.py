@@ -8,7 +8,14 @@ import numpy as np
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
 from minionerec.errors import DataError
-from minionerec.sid.encoder import item_vectors, vector_dimensions, vector_inputs, vector_origin, vector_settings
+from minionerec.sid.encoder import (
+    item_vectors,
+    present_vectors,
+    vector_dimensions,
+    vector_inputs,
+    vector_origin,
+    vector_settings,
+)
 
 
 def has_vectors(config: Config, dataset: Dataset) -> bool:
@@ -46,6 +53,12 @@ def vectors_of_run(config: Config, dataset: Dataset) -> np.ndarray:
         DataError: the items have no texts, or the file does not fit the catalog.
     """
     return item_vectors(dataset, *vector_origin(config))
+
+
+def present_digest(config: Config, dataset: Dataset) -> str | None:
+    """`vectors_digest` of `vectors_of_run` if these are at hand; None if texts would have to be embedded for it."""
+    vectors = present_vectors(dataset, *vector_origin(config))
+    return None if vectors is None else vectors_digest(vectors)
 
 
 def shape_of_vectors(config: Config, dataset: Dataset) -> np.ndarray:
