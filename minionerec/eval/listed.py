@@ -210,7 +210,7 @@ def _why_not_asked(config: Config, name: str) -> str | None:
     if name not in GENERATIVE_BASELINES or not _has_stored(config.folder, name):
         return None
     try:
-        stored_lists(config.folder, name, inputs_of(config, name))
+        inputs_of(config, name)
     except MiniOneRecError as error:
         return str(error)
     return None
