@@ -54,7 +54,7 @@ from minionerec.prompts.builder import Prompts
 from minionerec.prompts.record import check_prompts, prompts_section
 from minionerec.prompts.titles import check_whole, check_written
 from minionerec.recommend.assistant import BaselineAssistant
-from minionerec.recommend.loading import ASSISTED, GROUNDED, MIXED, STAGES, TITLED, has_mixture
+from minionerec.recommend.loading import ASSISTED, GROUNDED, MIXED, STAGES, TITLED, has_mixture, weight_of
 from minionerec.recommend.mixing import load_cache, require_mixture
 from minionerec.recommend.recommender import Recommender
 from minionerec.recommend.titles import TitleRecommender
@@ -304,7 +304,7 @@ def _recipe(config: Config, name: str) -> Recipe:
     inputs = _inputs(config, name)
     sections = config.section("eval")
     if name in ASSISTED:
-        weight, _ = chosen_weight(config, name.removesuffix("-d3"), inputs)
+        weight, _ = chosen_weight(config, weight_of(name), inputs)
         sections["d3"] = {"assistant": config.eval.assistant, "weight": weight}
     if (stage := stage_of(name)) is not None:
         model = Manifest.load(config.folder / stage)
@@ -356,9 +356,8 @@ def _inputs(config: Config, name: str) -> dict[str, str]:
             inputs[f"baselines/{weighing}"] = baseline_digest(config.folder, str(weighing), inputs["data"])
         if name in ASSISTED:
             inputs |= assistant_inputs(config, inputs["data"])
-            asked = name.removesuffix("-d3")
-            if (digest := chosen_weight(config, asked, inputs)[1]) is not None:
-                inputs[f"d3/{asked}"] = digest
+            if (digest := chosen_weight(config, weight_of(name), inputs)[1]) is not None:
+                inputs[f"d3/{weight_of(name)}"] = digest
     elif is_stored(config, name):
         made_from = {"data": inputs["data"], **(inputs_of(config, name) if name in GENERATIVE_BASELINES else {})}
         inputs[stored_artefact(name)] = stored_lists(config.folder, name, made_from, config).digest
