@@ -215,6 +215,14 @@ def test_a_run_evaluates_them_as_it_does_a_language_model(trained, caplog):
     assert not (trained.folder / "eval/liger/oracle.jsonl").exists()
 
 
+def test_the_command_says_how_good_lists_are_once(trained, capsys):
+    """Those that the training left are of a wider search, so two figures of one name would differ."""
+    run(replace(trained, baseline=BaselineConfig(model="tiger", epochs=1, max_history=6, **TRAINED["tiger"])), ("baseline",))
+    training, evaluation = (line for line in capsys.readouterr().out.splitlines() if "tiger" in line.split(" ")[0])
+    assert "parameters " in training and "milliseconds_per_list" in training and "@" not in training
+    assert evaluation.startswith("eval/tiger") and evaluation.count("HR@1 ") == 1
+
+
 def test_lists_and_trainings_of_an_earlier_version(trained):
     """Its evaluations took the lists that training had left, so they count no more; its trainings do, whatever these say."""
     folder = trained.folder / "baselines/tiger"
