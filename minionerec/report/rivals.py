@@ -14,11 +14,12 @@ from typing import Any
 import yaml
 
 from minionerec.artifacts import MANIFEST, Manifest
+from minionerec.baselines.coded import check_coded
 from minionerec.config import (
     BASELINE_OPTIONS,
+    CODED_BASELINES,
     NAMING,
     TASKS,
-    VECTOR_BASELINES,
     BaselineConfig,
     Config,
     EvalConfig,
@@ -29,7 +30,6 @@ from minionerec.config.fields import value_of, with_values
 from minionerec.data.dataset import Dataset
 from minionerec.errors import DataError, MiniOneRecError
 from minionerec.prompts.tasks import item_texts
-from minionerec.recommend.cache.vectors import check_texts
 from minionerec.report.evaluated import Evaluated
 from minionerec.report.published import PAPER
 from minionerec.rl.early import check_early
@@ -158,8 +158,8 @@ def _baseline(model: str) -> Callable[[RunFolder], list[str]]:
     def commands(run: RunFolder) -> list[str]:
         changes = baseline_changes(run.config, model)
         changed = with_values(run.config, changes)
-        if model in VECTOR_BASELINES:
-            check_texts(changed, run.dataset)
+        if model in CODED_BASELINES:
+            check_coded(changed, run.dataset)
         return [run.command("baseline", changes)]
 
     return commands

@@ -221,7 +221,7 @@ def test_a_model_of_titles_is_not_sent_to_rl(tmp_path):
         assert commands["TIGER"] == f"minionerec baseline --config {folders[0]} --baseline.model tiger"
     compared = compare_runs([of_titles], resamples=RESAMPLES)
     without = {absent.label: absent.note for absent in compared.not_run if absent.command is None}
-    assert {*without} == {"SFT + RL", "S-DPO"} and all(str(of_titles) in note for note in without.values())
+    assert {*without} == {"SFT + RL", "S-DPO", "RPG"} and all(str(of_titles) in note for note in without.values())
     assert "none of them has a SID as its answer" in without["S-DPO"]
     assert f"Not run here: S-DPO: not in {of_titles}: sft.tasks is" in screen_table(compared).caption
     assert "none of them has a SID as its answer" in plain(render_page(compared, "titles"))

@@ -10,7 +10,7 @@ from minionerec.cli import COMMANDS, parse
 from minionerec.config import BASELINE_OPTIONS, CODED_BASELINES, NAMING, run_file
 from minionerec.report.rivals import LCREC_SHARES, LCREC_TASKS, RIVALS, RunFolder, how_to
 from minionerec.rl.early import check_early
-from tests.small import random_dataset
+from tests.small import leave_one_out
 
 PRESETS = {  # in whose runs the table can be printed, and what they cannot have
     "industrial-tiny": set(),
@@ -26,10 +26,10 @@ PRESETS = {  # in whose runs the table can be printed, and what they cannot have
 }
 
 
-def run_of(folder, preset, *options):
-    """A run that has its data and its configuration, as far as commands look at them."""
+def run_of(folder, preset, *options, users=33):
+    """A run that has its data and its configuration, as far as commands look at them. It trains on 8 * users + 2 items."""
     config = parse("run", ["--config", preset, *options, "--out", str(folder)])
-    dataset, _ = random_dataset()
+    dataset = leave_one_out({str(user): [8 * user + step for step in range(12)] for user in range(users)}, 8 * users + 4, 20)
     if config.data.source == "letter":
         catalog = dataset.catalog.with_columns(title=pl.col("item_id"), text=pl.lit(""))
     else:
@@ -150,6 +150,15 @@ def test_presets_are_named_for_their_own_data_alone(tmp_path):
         "or by a preset: bash scripts/rivals.sh industrial-bigrec-tiny (on a GPU industrial-bigrec-smollm2)"
     )
     assert how_to(bigrec, [runs["office-tiny"]]).note == ""
+
+
+def test_a_baseline_that_needs_more_items_is_not_suggested(tmp_path):
+    """What has enough items in its catalog may have too few in its train split."""
+    [rpg] = [rival for rival in RIVALS if rival.label == "RPG"]
+    few, enough = (run_of(tmp_path / str(users), "industrial-tiny", users=users) for users in (31, 32))
+    assert len(few.dataset.catalog) == 252
+    assert "fits 256 codes per digit to the items of the train split, but it has only 250 items" in how_to(rpg, [few]).note
+    assert str(enough.folder) in how_to(rpg, [few, enough]).command
 
 
 def test_another_run_may_have_what_one_cannot(tmp_path):

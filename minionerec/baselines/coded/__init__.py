@@ -22,7 +22,7 @@ def make_coded(config: Config, beams: int) -> CodedModel:
 
     Raises:
         ArtifactError: the run has no semantic IDs, or they belong to other data.
-        ConfigError: an option that the model does not take, or a bad value.
+        ConfigError: an option that the model does not take, a bad value, or too few items.
         DataError: the items have no vectors, or one that is not finite or all zeros.
     """
     model = _model_class(config)
@@ -33,7 +33,7 @@ def make_coded(config: Config, beams: int) -> CodedModel:
     )
     if "vectors" not in model.reads:
         return model(_sid_codes(config, dataset), max_history, options, beams)
-    trained = dataset.train["target"].append(dataset.train["history"].explode().drop_nulls()).unique().sort().to_numpy()
+    trained = _trained(dataset)
     if "sids" not in model.reads:
         codes = model.codes_of(_vectors(config, dataset), trained, options, config.seed)
         return model(codes, max_history, options, beams)
@@ -41,12 +41,26 @@ def make_coded(config: Config, beams: int) -> CodedModel:
     return model(codes, max_history, options, beams, _vectors(config, dataset), trained)
 
 
+def check_coded(config: Config, dataset: Dataset) -> None:
+    """Refuse a baseline that the run's items cannot have, before their texts are embedded.
+
+    Raises:
+        ConfigError: it needs more items.
+        DataError: it reads item vectors, and there are no texts to embed, and no file of vectors.
+    """
+    model = _model_class(config)
+    if "vectors" in model.reads:
+        check_texts(config, dataset)
+        if "sids" not in model.reads:  # its codes are fitted to these items
+            model.check_items(len(_trained(dataset)))
+
+
 def coded_inputs(config: Config) -> dict[str, str]:
     """Digests of what the codes come from, by name; empty for other baselines.
 
     Raises:
         ArtifactError: the run has no semantic IDs.
-        ConfigError, DataError: the items have no vectors.
+        ConfigError, DataError: the items have no vectors, or are too few.
     """
     if config.baseline.model not in CODED_BASELINES:
         return {}
@@ -63,6 +77,11 @@ def _model_class(config: Config) -> type[Any]:
     return implementation(CODED_BASELINES[config.baseline.model])
 
 
+def _trained(dataset: Dataset) -> np.ndarray:
+    """The items of the train split, ascending."""
+    return dataset.train["target"].append(dataset.train["history"].explode().drop_nulls()).unique().sort().to_numpy()
+
+
 def _sid_codes(config: Config, dataset: Dataset) -> np.ndarray:
     require(config.folder / "sid", ITEM_STAGES["sid"])
     return SidIndex.load(config.folder / "sid", dataset).codes
@@ -72,9 +91,10 @@ def _vectors(config: Config, dataset: Dataset) -> np.ndarray:
     """The run's item vectors, checked.
 
     Raises:
+        ConfigError: the baseline needs more items.
         DataError: there are no texts to embed, and no file of vectors; or a vector is not finite or all zeros.
     """
-    check_texts(config, dataset)
+    check_coded(config, dataset)
     vectors = vectors_of_run(config, dataset)
     check_vectors(vectors)
     return vectors

@@ -37,6 +37,14 @@ class CodedModel(SequentialModel):
         self.items, self.max_history, self.lists = len(codes), max_history, lists
 
     @classmethod
+    def check_items(cls, trained: int) -> None:
+        """Refuse too few items, for a model whose codes are made of item vectors (`codes_of`).
+
+        Args:
+            trained: how many the train split has.
+        """
+
+    @classmethod
     def codes_of(cls, vectors: np.ndarray, trained: np.ndarray, options: Any, seed: int) -> np.ndarray:
         """Codes of item vectors, (items, digits), for a model that reads these.
 

@@ -83,17 +83,26 @@ class RPG(CodedModel):
         self.bias = nn.Parameter(torch.zeros(digits, width))
 
     @classmethod
+    def check_items(cls, trained: int) -> None:
+        """Refuse to fit the codes of a digit to fewer items than it has codes.
+
+        Raises:
+            ConfigError: too few items in the train split.
+        """
+        if trained < CODES:
+            raise ConfigError(
+                f"baseline.model rpg fits {CODES} codes per digit to the items of the train split, but it has only "
+                f"{trained} items. Choose another baseline, such as sasrec."
+            )
+
+    @classmethod
     def codes_of(cls, vectors: np.ndarray, trained: np.ndarray, options: RPGSizes, seed: int) -> np.ndarray:
         """OPQ codes of whitened vectors, (items, digits) int64.
 
         Raises:
             ConfigError: too few items in the train split, or vectors with fewer dimensions than digits.
         """
-        if len(trained) < CODES:
-            raise ConfigError(
-                f"baseline.model rpg fits {CODES} codes per digit to the items of the train split, but it has only "
-                f"{len(trained)} items. Choose another baseline, such as sasrec."
-            )
+        cls.check_items(len(trained))
         points = np.ascontiguousarray(vectors, dtype=np.float64)
         dimensions = min(DIMENSIONS, points.shape[1], len(trained) - 1)
         if dimensions < options.digits:
