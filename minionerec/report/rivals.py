@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from minionerec.artifacts import MANIFEST, Manifest
+from minionerec.artifacts import MANIFEST, Manifest, changed_input
 from minionerec.baselines.coded import check_coded
 from minionerec.config import (
     BASELINE_OPTIONS,
@@ -28,7 +28,7 @@ from minionerec.config import (
 )
 from minionerec.config.fields import value_of, with_values
 from minionerec.data.dataset import Dataset
-from minionerec.errors import DataError, MiniOneRecError
+from minionerec.errors import ArtifactError, DataError, MiniOneRecError
 from minionerec.prompts.tasks import item_texts
 from minionerec.report.evaluated import Evaluated
 from minionerec.report.published import PAPER
@@ -94,6 +94,20 @@ class RunFolder:
     def has(self, artefact: str) -> bool:
         """Whether the run has finished an artefact."""
         return (self.folder / artefact / MANIFEST).is_file()
+
+    def usable(self, artefact: str) -> bool:
+        """Whether the run has finished an artefact that is whole, and was made of its own data as they are."""
+        try:
+            manifest = Manifest.load(self.folder / artefact)
+        except ArtifactError:
+            return False
+        return "data" in manifest.inputs and changed_input(self.folder, manifest) is None
+
+    def training(self, artefact: str, words: str, changes: Changes | None = None) -> list[str]:
+        """The command that makes an artefact, as `command` gives it, unless a usable one is there; another one is replaced."""
+        if self.usable(artefact):
+            return []
+        return [self.command(words, changes) + " --replace" * self.has(artefact)]
 
     def command(self, words: str, changes: Changes | None = None, name: str | None = None) -> str:
         """A command line in this run, or in a new one with its configuration.
@@ -174,11 +188,6 @@ def baseline_changes(config: Config, model: str) -> dict[str, Any]:
     return changes
 
 
-def _trained(run: RunFolder) -> list[str]:
-    """The command of the SFT model that the next one goes on from, unless it is there."""
-    return [] if run.has("sft") else [run.command("sft")]
-
-
 def _d3(run: RunFolder) -> list[str]:
     helper = baseline_changes(run.config, _ASSISTANT)
     changes: dict[str, Any] = {"eval.assistant": _ASSISTANT}
@@ -188,8 +197,8 @@ def _d3(run: RunFolder) -> list[str]:
     check_assistant(changed, ("baseline",))
     if changed.eval.assistant_weight is None:
         check_valid_rows(run.config, "the weight of an assistant is chosen on it", "set eval.assistant_weight")
-    assistant = [] if run.has(f"baselines/{_ASSISTANT}") else [run.command("baseline", helper)]
-    return [*_trained(run), *assistant, run.command("eval", changes)]
+    assistant = run.training(f"baselines/{_ASSISTANT}", "baseline", helper)
+    return [*run.training("sft", "sft"), *assistant, run.command("eval", changes)]
 
 
 def _rl(run: RunFolder) -> list[str]:
@@ -208,7 +217,7 @@ def _by_rl(run: RunFolder, kind: str, changes: Changes) -> list[str]:
     config = run.config
     if (config.rl.objective == "sdpo") == (kind == "sdpo"):
         check_early(config)
-        return [*_trained(run), run.command("rl"), run.command("eval")]
+        return [*run.training("sft", "sft"), run.command("rl"), run.command("eval")]
     check_early(with_values(config, changes))
     return [_new_run(run, kind, ("sft", "rl", "eval"), {**changes, **_MODEL_ALONE})]
 

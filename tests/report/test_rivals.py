@@ -1,11 +1,13 @@
 """The commands for recommenders that a comparison lacks: every one is taken by the real parser and by what it would start."""
 
+import shutil
 import subprocess
 from dataclasses import replace
 
 import polars as pl
 import pytest
 
+from minionerec.artifacts import Manifest, Recipe
 from minionerec.cli import COMMANDS, parse
 from minionerec.config import BASELINE_OPTIONS, CODED_BASELINES, NAMING, run_file
 from minionerec.report.rivals import LCREC_SHARES, LCREC_TASKS, RIVALS, RunFolder, how_to
@@ -103,17 +105,34 @@ def test_what_the_commands_train(tmp_path):
     assert {*LCREC_TASKS} == {*lcrec.tasks} and lcrec.task_shares == LCREC_SHARES
 
 
-def test_d3_trains_what_is_not_there(tmp_path):
+def test_d3_trains_what_is_not_there_or_cannot_be_used(tmp_path):
     run = run_of(tmp_path / "run", "industrial-tiger")
     sft, baseline, evaluation = lines_for(run, "D3")
     assert sft == ("sft", ["--config", str(run.folder)]) and evaluation[0] == "eval"
     assert evaluation[1][2:] == ["--eval.assistant", "sasrec"]
     config = parse(*baseline)
     assert config.baseline.model == "sasrec" and config.baseline.head_size is None
+
+    def make(stage, inputs):
+        recipe = Recipe(stage, run.folder / stage, {}, inputs, 0, replace=True)
+        with recipe.write():
+            pass
+
+    dataset = run.dataset
+    shutil.rmtree(run.folder / "data")
+    with Recipe("data", run.folder / "data", {}, {}, 0).write() as draft:
+        dataset.save(draft.path)
+    own = {"data": Manifest.load(run.folder / "data").digest}
     for stage in ("sft", "baselines/sasrec"):
-        (run.folder / stage).mkdir(parents=True)
-        (run.folder / stage / "manifest.json").touch()
+        make(stage, own)
     assert lines_for(run, "D3") == [evaluation]
+    replaced = (baseline[0], [*baseline[1], "--replace"])  # else the command would ask
+    for inputs in ({"data": "other data's"}, {"sequences": "of a file"}):
+        make("baselines/sasrec", inputs)
+        assert lines_for(run, "D3") == [replaced, evaluation]
+    make("baselines/sasrec", own)
+    make("sft", {"data": "other data's"})
+    assert lines_for(run, "D3") == [("sft", [*sft[1], "--replace"]), evaluation]
 
 
 def test_a_run_has_one_rl_model(tmp_path):
