@@ -63,6 +63,7 @@ from minionerec.training.ranking import (
     rank_split,
     ranking_metrics,
     split_metrics,
+    without_histories,
 )
 from minionerec.training.ranking_data import RankingData, choosing_rows, from_dataset, from_sequences, longest_history
 
@@ -135,7 +136,7 @@ def train_baseline(config: Config) -> tuple[Manifest, bool]:
     if baseline.model in GENERATIVE_BASELINES and (beams := search_beams(config, data)) > max(top, *TABLE_CUTOFFS):
         sections["baseline"]["beams"] = beams  # named only if `top` does not say it
     if leaves_history_out(config) and baseline.model not in TRIVIAL_BASELINES and baseline.weights is None:
-        sections["baseline"]["chosen_by"] = f"{CHOOSES}, history left out"
+        sections["baseline"]["chosen_by"] = without_histories(CHOOSES)
     if data.protocol.expects_ties:
         sections["baseline"] |= TIES
     # Digests among the inputs stand for the two files. An option that is not set stays out of the key, so that a new option

@@ -41,7 +41,16 @@ from minionerec.model import pretrained
 from minionerec.statistics.pair_metrics import ScoredPairs, per_user
 from minionerec.training.epochs import Course, Epochs, Learner, resume, run_epochs, seed_epoch
 from minionerec.training.machine import check_lego_memory
-from minionerec.training.ranking import DIVERGED, TIES, choosing_ranks, frame, rank_split, ranking_metrics, split_metrics
+from minionerec.training.ranking import (
+    DIVERGED,
+    TIES,
+    choosing_ranks,
+    frame,
+    rank_split,
+    ranking_metrics,
+    split_metrics,
+    without_histories,
+)
 from minionerec.training.ranking_data import RankingData, choosing_rows, from_dataset, stored_length
 from minionerec.training.scored_pairs import pairs_of_split, refuse_one_sided, score_recipe, write_scores
 
@@ -132,7 +141,7 @@ def _recipe(config: Config) -> Recipe:
     if lego.task == "lists" and config.eval.exclude_history:  # lists from which histories are taken out are stored longer
         require(config.folder / "data", "minionerec data prepare")
         data = from_dataset(Dataset.load(config.folder / "data"), lego.history)
-        added = {"top": stored_length(lego.top, config, data), "chosen_by": f"{CHOOSES['lists']}, history left out"}
+        added = {"top": stored_length(lego.top, config, data), "chosen_by": without_histories(CHOOSES["lists"])}
         sections["lego"].update(added)
         deciding["lego"].update(added)
 

@@ -19,11 +19,11 @@ from minionerec.model.sequential import count_parameters, make
 from minionerec.report.published import verdict
 from minionerec.statistics.intervals import Interval, intervals
 from minionerec.statistics.ranking import per_user
-from minionerec.training.ranking import TABLE_CUTOFFS
+from minionerec.training.ranking import TABLE_CUTOFFS, without_histories
 from minionerec.training.ranking_data import PROTOCOLS
 
 _SEED = 42
-_LEFT_OUT = "NDCG@10, history left out"
+_LEFT_OUT = without_histories("NDCG@10")
 PUBLISHED_METRICS = {"beauty": ("HR@10", "NDCG@10", "MRR@10"), "lastfm": ("HR@10", "NDCG@10")}
 
 

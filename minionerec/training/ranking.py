@@ -170,10 +170,19 @@ def ranking_metrics(ranks: np.ndarray, ties: np.ndarray) -> dict[str, float]:
 def split_metrics(ranking: Ranking, split: SplitName) -> dict[str, float]:
     """`ranking_metrics` of a split, with the history kept and with it left out, by name."""
     assert ranking.left_out is not None and ranking.left_out_ties is not None
-    both = ((ranking.ranks, ranking.ties, ""), (ranking.left_out, ranking.left_out_ties, ", history left out"))
-    return {
-        f"{split} {name}{words}": value for ranks, ties, words in both for name, value in ranking_metrics(ranks, ties).items()
-    }
+    kept = ranking_metrics(ranking.ranks, ranking.ties)
+    left_out = ranking_metrics(ranking.left_out, ranking.left_out_ties)
+    both = {**kept, **{without_histories(name): value for name, value in left_out.items()}}
+    return {f"{split} {name}": value for name, value in both.items()}
+
+
+def without_histories(metric: str) -> str:
+    """The name of a metric of lists from which the history is left out.
+
+    >>> without_histories("NDCG@10")
+    'NDCG@10, history left out'
+    """
+    return f"{metric}, history left out"
 
 
 def frame(data: RankingData, split: SplitName, ranking: Ranking) -> pl.DataFrame:
