@@ -30,9 +30,10 @@ the width of each.
   many rows as there are beams, or as are computed at once (`tree.prompt_cache`). One search follows the other, so the larger
   one counts. But what is recorded as CUDA graphs (beams on a GPU, unless `eval.cuda_graphs` is off) stays in the graphs' pool
   from the first search on: then both count, unless both are recorded and ask one model, whose graphs have one pool.
-- What is mixed into validations, for every prompt and SID: of a cache (`mixture.validation`) four numbers of 8 bytes, as it is
-  asked for, as a recording reads it, times its share and its logarithm, and that in 4 bytes; of the model's second distribution
-  (`model.text_output`) one of 8 bytes less; of both, while they are added, seven of 8 bytes and one of 4 (tests count them).
+- What is mixed into validations, for every prompt and SID: of a cache (`mixture.validation`) three numbers of 8 bytes, as it is
+  asked for, times its share and its logarithm, and that in 4 bytes; of the model's second distribution (`model.text_output`) as
+  many; of both, while they are added, six of 8 bytes and one of 4 (tests count them). What is recorded as CUDA graphs reads a
+  cache from a tensor of its own, of 8 bytes.
 
 FLOPs (Kaplan et al., 2020, section 2.1): 2 per parameter and position in the forward pass, 4 in the backward pass, or 2 if the
 weights are frozen (where PEFT trains rows of the head, the gradient of all its rows is computed). Recomputed activations add 2.
@@ -70,7 +71,7 @@ _SAMPLE = 16  # micro-batches that are packed to estimate a run's positions
 # A label takes as much memory as some tens of positions. How many depends on the model, so several numbers are tried.
 _POSITIONS_PER_LABEL = (0, 1, 10, 100, 1000)
 # Bytes per prompt and SID of what is mixed into searches, by whether a cache is, and the model's own second distribution.
-_MIXED_IN = {(False, False): 0, (True, False): 4 * 8 + 4, (False, True): 3 * 8 + 4, (True, True): 7 * 8 + 4}
+_MIXED_IN = {(False, False): 0, (True, False): 3 * 8 + 4, (False, True): 3 * 8 + 4, (True, True): 6 * 8 + 4}
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,7 @@ class Validation:
         head_rows: rows of logits over the vocabulary that a batch needs at most; 0 if it normalises over the catalog.
         graphs: whether beams on a GPU are recorded as CUDA graphs (`eval.cuda_graphs`), those of rollouts, too.
         mixed_in: bytes of what is mixed into the model's distribution; 0 if nothing is.
+        mixed_again: bytes of the tensor from which recorded searches read a cache; 0 without one.
     """
 
     copy: int
@@ -172,6 +174,7 @@ class Validation:
     head_rows: int
     graphs: bool = True
     mixed_in: int = 0
+    mixed_again: int = 0
 
     @classmethod
     def of(cls, config: Config, model: PreTrainedModel, longest: int, sids: tuple[int, int]) -> "Validation":
@@ -187,7 +190,8 @@ class Validation:
         head_rows = batch * beams if lists.normalise_over == "vocabulary" else 0
         positions = batch * (longest + beams * (levels - 1))
         mixed_in = batch * count * _MIXED_IN[config.mixture.validation, leaf_model(model) is not None]
-        return cls(copy, lists.dtype, width, positions, head_rows, lists.by_graphs, mixed_in)
+        mixed_again = batch * count * 8 * config.mixture.validation
+        return cls(copy, lists.dtype, width, positions, head_rows, lists.by_graphs, mixed_in, mixed_again)
 
 
 @dataclass(frozen=True)
@@ -356,7 +360,8 @@ def memory(shape: Shape, work: Work, devices: Devices) -> dict[str, int]:
         if logits_of_searches:
             parts["logits of searches"] = logits_of_searches
     if validation is not None and validation.mixed_in:
-        parts["what is mixed into searches"] = validation.mixed_in
+        again = validation.mixed_again if devices.gpus and validation.graphs else 0
+        parts["what is mixed into searches"] = validation.mixed_in + again
     return parts
 
 

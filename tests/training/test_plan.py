@@ -149,18 +149,25 @@ class Live(TorchDispatchMode):
 @pytest.mark.parametrize(("kind", "guide"), [("plain", None), ("plain", "prior"), ("output", None), ("both", "prior")])
 def test_what_is_mixed_in_is_counted_as_searches_hold_it(kind, guide):
     model, rng = mixed.model_of(kind), np.random.default_rng(0)
-    trie = mixed.static_trie(guide and mixed.random_guide(rng, guide, 2), 2)
+    prior = guide and dataclasses.replace(mixed.random_guide(rng, guide, 2), share=torch.tensor([0.3, 0.7]))
+    trie, of_recording = mixed.TRIE.mixed(prior) if guide else mixed.TRIE, mixed.static_trie(prior, 2)
     settings = {"eval": EvalConfig(batch_size=2, normalise_over="catalog", oracle_examples=0)}
     if guide:
         settings["mixture"] = MixtureConfig(components=["popularity"], validation=True)
     found = Validation.of(Config(name="plan", **settings), model, 16, (len(trie), 3))
     ids, _ = mixed.prompts_of(rng, (16, 16))
-    with Live((2, len(trie))) as live:
-        static_search(model, ids, torch.ones(2, 16, dtype=torch.bool), trie, 4, "catalog")
-    before = 2 * 8 * 2 * len(trie) if guide else 0  # what was asked for, and the tensor of the recording
-    assert found.mixed_in == live.most + before
-    parts = memory(Shape.of(model), dataclasses.replace(NOTHING, validation=found), Devices(1, gpus=True))
-    assert parts.get("what is mixed into searches", 0) == found.mixed_in
+    once = 8 * 2 * len(trie) if guide else 0  # what was asked for, and as much again in the tensor of a recording
+    seen, options = torch.ones_like(ids) > 0, {"trie": trie, "num_beams": 4, "normalise_over": "catalog"}
+    for search, devices, graphs, before in (
+        (lambda: beam_search(model, ids, **options), Devices(1), True, once),
+        (lambda: beam_search(model, ids, **options), Devices(1, gpus=True), False, once),
+        (lambda: static_search(model, ids, seen, of_recording, 4, "catalog"), Devices(1, gpus=True), True, 2 * once),
+    ):
+        with Live((2, len(trie))) as live:
+            search()
+        work = dataclasses.replace(NOTHING, validation=dataclasses.replace(found, graphs=graphs))
+        parts = memory(Shape.of(model), work, devices)
+        assert parts.get("what is mixed into searches", 0) == live.most + before
 
 
 @pytest.mark.parametrize(
