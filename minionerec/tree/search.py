@@ -225,7 +225,8 @@ def beam_search(
     a score only falls as a SID grows. A list is therefore proven exact if its last score is no lower than the best prefix that
     was ever pruned: no SID below that prefix can enter the list. Over a mixed trie, a prefix counts for the highest score that
     a SID below it can have, and the same holds. (In bfloat16 the scores are those of this computation, which rounds; another
-    batch rounds otherwise.)
+    batch rounds otherwise.) The lists of a model whose numbers are NaN are given as they are, with NaN scores: `Recommender`
+    refuses them, and trainings notice that they diverged and say what is left to go on from.
 
     >>> from transformers import Qwen2Config, Qwen2ForCausalLM
     >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_key_value_heads": 2}
