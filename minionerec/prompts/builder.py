@@ -162,7 +162,7 @@ class Prompts:
         return [HistoryPrompt(tokens, cut) for tokens, cut in self._encoder.prompts(questions)]
 
     @cached_property
-    def titles(self) -> list[str]:
+    def titles(self) -> Sequence[str]:
         """The titles of all items, as prompts show them."""
         return item_texts(self.dataset, self._plain).titles
 

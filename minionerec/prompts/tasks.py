@@ -80,8 +80,8 @@ class ItemTexts:
         descriptions: one line of prose per item, whatever form the files keep it in; empty if an item has none.
     """
 
-    titles: list[str]
-    descriptions: list[str]
+    titles: Sequence[str]
+    descriptions: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def question_of(
         history: item indices, oldest first, at least one.
         titles: of all items, for a task that shows them.
     """
-    written = _item_writer(task, ItemTexts(list(titles), []), index, words)
+    written = _item_writer(task, ItemTexts(titles, ()), index, words)
     return _history_question(task, tuple(written(item) for item in history), 0, words)
 
 
