@@ -1,6 +1,7 @@
 """Splits that come as interactions, one a row: the files of Amazon 2023, and RecBole's split files without lists of items.
 
-A row of the valid or test file is an example; its history is what its user did before, in any of the files.
+A row of the valid or test file is an example; its history is what its user did before, in any of the files. So a user's rows
+of train must not be later than those of valid, nor these later than those of test: histories would show what came later.
 """
 
 import re
@@ -81,7 +82,8 @@ def by_rows(
         paths: the three files, and with `listed_in` the file of the items, for messages.
 
     Raises:
-        DataError: a row is wrong, unless skipped; an item is not listed, unless `data.missing_text` drops such rows.
+        DataError: a row is wrong, unless skipped; an item is not listed, unless `data.missing_text` drops such rows; a user's
+            row of one file is later than a row of the next.
     """
     frames = []
     for number, (table, path) in enumerate(zip(tables, paths, strict=True)):
@@ -98,7 +100,9 @@ def by_rows(
     listed = rows.join(codes, on="item_id", how="inner", maintain_order="left")
     problems.count("dropped_interactions_unlisted", len(rows) - len(listed))
     # A user's rows in order of time; the files settle it where times are equal or unknown.
-    sequences = listed.sort("user", "split", "timestamp", maintain_order=True).select(
+    listed = listed.sort("user", "split", "timestamp", maintain_order=True)
+    _refuse_later(listed, paths)
+    sequences = listed.select(
         *("user", "split", "item", "rating"),
         position=pl.int_range(pl.len(), dtype=pl.Int32).over("user"),
         time="timestamp",
@@ -111,3 +115,21 @@ def by_rows(
     )
     interactions = sequences.select("user", "position", "item", timestamp=pl.col("time") // finest, rating="rating")
     return Dataset(catalog, train, valid, test, interactions=interactions)
+
+
+def _refuse_later(rows: pl.DataFrame, paths: Sequence[Path]) -> None:
+    """Refuse splits that do not follow time within a user, as splits that are drawn at random do not.
+
+    Args:
+        rows: of all files, by user, then file, then time.
+
+    Raises:
+        DataError: naming both rows.
+    """
+    before = rows.select(pl.all().shift(1).over("user").name.prefix("before ")).hstack(rows)
+    for row in before.filter(pl.col("timestamp") < pl.col("before timestamp")).head(1).iter_rows(named=True):
+        raise DataError(
+            f"{paths[row['split']]}, row {row['row']}: is earlier than row {row['before row']} of "
+            f"{paths[row['before split']].name}, of the same user {row['user']!r}, so histories would show what came later. "
+            "Cut each user's rows by time, or give all rows in one file and let data.split cut them."
+        )

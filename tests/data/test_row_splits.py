@@ -87,6 +87,28 @@ def test_recboles_split_files_with_one_interaction_a_row(tmp_path):
     assert examples(prepared(tmp_path, "recbole")[0]) == EXPECTED
 
 
+def test_splits_that_do_not_follow_time_are_refused(tmp_path):
+    """As RecBole draws them with `RS`: the history of a test row would hold what its user did later."""
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    rows = {"train": [("A", 1), ("B", 5), ("C", 6)], "valid": [("A", 7)], "test": [("B", 3)]}
+    (raw / "x.item").write_text("item_id:token\ttitle:token_seq\n" + "".join(f"{item}\tT {item}\n" for item in "ABC"))
+
+    def write(time: int) -> None:
+        for split, lines in (rows | {"test": [("B", time)]}).items():
+            text = "user_id:token\titem_id:token\ttimestamp:float\nv\tA\t9\n" + "".join(f"u\t{i}\t{t}\n" for i, t in lines)
+            (raw / f"x.{split}.inter").write_text(text)
+
+    for time in (3, 6):
+        write(time)
+        with pytest.raises(
+            DataError, match=r"test\.inter, row 3: is earlier than row 3 of x\.valid\.inter, of the same user 'u'"
+        ):
+            prepared(tmp_path, "recbole")
+    write(7)  # equal times are in the order of the files
+    assert examples(prepared(tmp_path, "recbole")[0])["test"][0] == ("u", ["A", "B", "C", "A"], "B", 4)
+
+
 RATINGS = {"2018": "B000000001,U{0},5.0,{1}\n", "2014": "U{0},B000000001,5.0,{1}\n"}
 
 
