@@ -98,8 +98,8 @@ class DataConfig:
     """First day of the test split for `date` (a month or day, UTC)."""
     missing_text: Literal["error", "drop"] = "error"
     """For an item without a title, or an interaction with an unlisted item: stop with an error, or drop it (the item with its
-    interactions) and count it. Title rules always drop and count such items. In lists of ids and in the released code's files
-    nothing is missing: an item has its id or a title of its own."""
+    interactions, or the rows of given splits whose lists name it) and count it. Title rules always drop and count such items.
+    In lists of ids and in the released code's files nothing is missing: an item has its id or a title of its own."""
     on_error: Literal["stop", "skip"] = "stop"
     """For a row that cannot be read: stop and name it, or skip it. Skipped rows are counted, and listed in `skipped.txt`."""
 

@@ -22,6 +22,7 @@ _LISTED_VALUES = 5
 UNTIMED = "dropped_interactions_without_time"
 NEGATIVE = "dropped_interactions_not_positive"
 MARKUP = "texts_with_markup"
+UNLISTED = "dropped_interactions_unlisted"
 
 
 def checked(
@@ -198,6 +199,13 @@ def make_catalog(items: pl.DataFrame, name: str, config: DataConfig, problems: P
     if "text" in texts:
         text = pl.when(pl.col("text") != "").then("text").otherwise(text)
     return items.select("item_id", "title", text.alias("text"), *details)
+
+
+def titled(catalog: pl.DataFrame, problems: Problems) -> pl.DataFrame:
+    """The items of `make_catalog` that have a title; under `data.missing_text` drop the others are left out and counted."""
+    stays = catalog.filter(pl.col("title") != "")
+    problems.count("dropped_items_without_text", len(catalog) - len(stays))
+    return stays
 
 
 def placed(table: pl.DataFrame, path: Path, problems: Problems) -> pl.DataFrame:

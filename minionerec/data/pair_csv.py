@@ -12,7 +12,7 @@ import polars as pl
 from minionerec.config import DataConfig
 from minionerec.config.pairs import PairsConfig
 from minionerec.data.bad_rows import Problems, braced
-from minionerec.data.checks import checked
+from minionerec.data.checks import UNLISTED, checked, titled
 from minionerec.data.folders import raw_files
 from minionerec.data.pair_files import LabelledFiles
 from minionerec.data.pairs import draw, rated
@@ -57,9 +57,12 @@ def read_labelled_csv(folder: Path, config: PairsConfig, data: DataConfig, seed:
         _refuse_one_label(interactions["rating"], names[0])
         config = dataclasses.replace(config, positive=0.5, neutral=[])
     kept = dataclasses.replace(data, positive=_ANY) if "rating" in interactions.columns else data
-    rows, catalog = checked(interactions, items, names, kept, problems)
+    rows, listed = checked(interactions, items, names, kept, problems)
+    catalog = titled(listed, problems)
     codes = catalog.select("item_id", item=pl.int_range(pl.len(), dtype=pl.Int32))
-    rows = rows.join(codes, on="item_id", maintain_order="left").sort("user", "timestamp", maintain_order=True)
+    known = rows.join(codes, on="item_id", maintain_order="left")
+    problems.count(UNLISTED, len(rows) - len(known))
+    rows = known.sort("user", "timestamp", maintain_order=True)
     rows = rows.with_columns(position=pl.int_range(pl.len(), dtype=pl.Int32).over("user"))
     candidates = rated(rows.select("user", "position", "item", "rating"), config)
     return LabelledFiles(catalog, draw(candidates, config, seed), candidates.figures)

@@ -15,7 +15,7 @@ import polars as pl
 from minionerec.config import DataConfig
 from minionerec.config.pairs import PairsConfig
 from minionerec.data.bad_rows import Problems, braced
-from minionerec.data.checks import CONTROL, make_catalog
+from minionerec.data.checks import CONTROL, UNLISTED, make_catalog, titled
 from minionerec.data.columns import CATEGORIES, DESCRIPTIONS, ITEMS, LABELS, TITLES, USERS
 from minionerec.data.dataset import SplitName
 from minionerec.data.pairs import PAIR_SCHEMA, Drawn, draw, qualified, valid_users
@@ -116,7 +116,7 @@ def read_mind(folder: Path, config: PairsConfig, data: DataConfig, seed: int, pr
     items = items.select(
         *("row", "item_id", "title"), categories.alias("categories"), description="abstract", detail=pl.col("abstract")
     )
-    catalog = make_catalog(items, str(news), data, problems)
+    catalog = titled(make_catalog(items, str(news), data, problems), problems)
     for path, columns in ((behaviors, _BEHAVIORS), (news, _NEWS)):
         if not path.read_bytes().strip():
             raise DataError(f"{path}: the file is empty. Expected rows of {', '.join(columns)}, separated by tabs.")
@@ -217,7 +217,7 @@ def _recbench_items(path: Path, data: DataConfig, problems: Problems) -> pl.Data
     optional = {"description": DESCRIPTIONS, "categories": CATEGORIES}
     wanted |= {role: names for role, names in optional.items() if set(names) & set(table.columns)}
     items = select(table, path, wanted)
-    return make_catalog(items.with_columns(detail=pl.lit("")), str(path), data, problems)
+    return titled(make_catalog(items.with_columns(detail=pl.lit("")), str(path), data, problems), problems)
 
 
 def _recbench_users(path: Path) -> pl.DataFrame:
@@ -273,14 +273,15 @@ def _coded(
     strangers = rows.join(histories, on="user", how="anti", maintain_order="left").head(1)
     if len(strangers):
         raise DataError(f"{files[0]}, row {strangers['row'][0]}: user {strangers['user'][0]!r} is not among the listed users.")
-    listed = history.join(codes, on="item", maintain_order="left").group_by("user", maintain_order=True)
-    known = listed.agg(history=pl.col("code").tail(config.history))
+    listed = history.join(codes, on="item", maintain_order="left")
+    known = listed.group_by("user", maintain_order=True).agg(history=pl.col("code").tail(config.history))
     coded = rows.join(codes, on="item", maintain_order="left")
     shown = coded.group_by("user", "code", maintain_order=True).agg(pl.col("label").max(), pl.col("row").first())
     figures = {
         "users_read": rows["user"].n_unique(),
         "users_without_history": rows.join(known, on="user", how="anti")["user"].n_unique(),
         "rows_shown_again": len(coded) - len(shown),
+        UNLISTED: len(rows) - len(coded) + len(history) - len(listed),
     }
     shown = shown.join(known, on="user", how="semi", maintain_order="left")
     # Candidates of one row keep their order: which of them are drawn depends on it.

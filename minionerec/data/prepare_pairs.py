@@ -106,7 +106,8 @@ def _make(config: Config, recipe: Recipe) -> None:
         drawn.order.write_parquet(draft.path / "users.parquet")
         if problems.messages:
             (draft.path / "skipped.txt").write_text("\n".join(problems.messages) + "\n", encoding="utf-8")
-        draft.metrics.update(_figures(drawn), **figures, rule=rule, items=len(catalog), skipped_rows=len(problems.messages))
+        figures = {**_figures(drawn), **figures, **problems.counts}
+        draft.metrics.update(figures, rule=rule, items=len(catalog), skipped_rows=len(problems.messages))
 
 
 def _of_dataset(config: Config) -> tuple[pl.DataFrame, Drawn, dict[str, int], str]:

@@ -12,7 +12,7 @@ import polars as pl
 
 from minionerec.config import DataConfig
 from minionerec.data.bad_rows import Problems, braced
-from minionerec.data.checks import PLACED, make_catalog, placed, positive_rows, rated
+from minionerec.data.checks import PLACED, make_catalog, placed, positive_rows, rated, titled
 from minionerec.data.columns import RECBOLE
 from minionerec.data.dataset import CATALOG_DETAILS, SPLIT_SCHEMA, SPLITS, Dataset
 from minionerec.data.folders import SPLIT_FILES, one_file, raw_files
@@ -51,13 +51,13 @@ def read_splits(folder: Path, config: DataConfig, problems: Problems) -> Dataset
         DataError: a file or column is missing, or a row names an item that is not listed (unless skipped).
     """
     *paths, item = files(folder, config.category)
-    catalog = make_catalog(recbole_items(item, config, problems), str(item), config, problems)
+    catalog = titled(make_catalog(recbole_items(item, config, problems), str(item), config, problems), problems)
     if not _lists_items(paths[0]):
         tables = [read_table(path, str(path), "\t", typed=True, problems=problems) for path in paths]
         columns = [RECBOLE.interactions(table.columns, config.columns) for table in tables]
         rows = [select(table, path, wanted) for table, path, wanted in zip(tables, paths, columns, strict=True)]
         return by_rows(rows, paths, catalog, item, config, problems)
-    return Dataset(catalog, *read_split_files(paths, catalog, config.max_history, problems))
+    return Dataset(catalog, *read_split_files(paths, catalog, config, problems))
 
 
 def _lists_items(path: Path) -> bool:
@@ -67,22 +67,23 @@ def _lists_items(path: Path) -> bool:
 
 
 def read_split_files(
-    paths: Sequence[Path], catalog: pl.DataFrame, max_history: int, problems: Problems
+    paths: Sequence[Path], catalog: pl.DataFrame, config: DataConfig, problems: Problems
 ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """The train, valid and test examples of three files (user_id, item_id_list, item_id; timestamp and position may be
-    missing).
+    missing). A row that names an item without a title or an unlisted one is left out and counted if `data.missing_text` drops
+    such items.
 
     Raises:
         DataError: a column is missing; labels say that a row may be no interaction; or a row is wrong, unless skipped.
     """
     item_index = dict(zip(catalog["item_id"].to_list(), range(len(catalog)), strict=True))
     reached: dict[str, int] = {}  # a user's last position so far
-    train, valid, test = (_read_split(path, item_index, reached, max_history, problems) for path in paths)
+    train, valid, test = (_read_split(path, item_index, reached, config, problems) for path in paths)
     return train, valid, test
 
 
 def _read_split(
-    path: Path, item_index: dict[str, int], reached: dict[str, int], max_history: int, problems: Problems
+    path: Path, item_index: dict[str, int], reached: dict[str, int], config: DataConfig, problems: Problems
 ) -> pl.DataFrame:
     table = read_table(path, str(path), "\t", typed=True, problems=problems)
     added: dict[str, tuple[str, ...]] = {name: (name,) for name in (*PLACED, "label") if name in table.columns}
@@ -98,6 +99,9 @@ def _read_split(
     for row in table.iter_rows(named=True):
         items = row["history"].split()
         unknown = next((item for item in (*items, row["target"]) if item not in item_index), None)
+        if unknown is not None and config.missing_text == "drop":
+            problems.count("dropped_examples_unlisted", 1)
+            continue
         if unknown is not None:
             problems.add(f"{path}, row {row['row']}: item {unknown!r} is not among the listed items.")
             continue
@@ -105,7 +109,7 @@ def _read_split(
         if position is None:
             position = max(len(items), reached.get(row["user"], -1) + 1)
         reached[row["user"]] = position
-        history = [item_index[item] for item in items[-max_history:]]
+        history = [item_index[item] for item in items[-config.max_history :]]
         rows.append((row["user"], history, item_index[row["target"]], row["timestamp"], position))
     return pl.DataFrame(rows, schema=SPLIT_SCHEMA, orient="row")
 

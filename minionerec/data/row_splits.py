@@ -15,7 +15,7 @@ from minionerec.config import DataConfig
 from minionerec.data import times
 from minionerec.data.amazon import FIELDS, described
 from minionerec.data.bad_rows import Problems
-from minionerec.data.checks import checked_rows, refuse_unlisted
+from minionerec.data.checks import UNLISTED, checked_rows, refuse_unlisted
 from minionerec.data.dataset import SPLITS, Dataset
 from minionerec.data.splits import examples_at
 from minionerec.data.tables import opened, read_table, select
@@ -98,7 +98,7 @@ def by_rows(
     )
     codes = catalog.select("item_id", item=pl.int_range(pl.len(), dtype=pl.Int32))
     listed = rows.join(codes, on="item_id", how="inner", maintain_order="left")
-    problems.count("dropped_interactions_unlisted", len(rows) - len(listed))
+    problems.count(UNLISTED, len(rows) - len(listed))
     # A user's rows in order of time; the files settle it where times are equal or unknown.
     listed = listed.sort("user", "split", "timestamp", maintain_order=True)
     _refuse_later(listed, paths)

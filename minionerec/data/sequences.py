@@ -10,7 +10,7 @@ import polars as pl
 from minionerec.config import DataConfig
 from minionerec.config.documents import parse_json
 from minionerec.data.bad_rows import Problems
-from minionerec.data.checks import Frames, make_catalog
+from minionerec.data.checks import Frames, make_catalog, titled
 from minionerec.data.dataset import CATALOG_DETAILS, CATALOG_SCHEMA, Dataset
 from minionerec.data.folders import SPLIT_FILES, one_file
 from minionerec.data.recbole import read_split_files
@@ -61,9 +61,9 @@ def read_letter_splits(folder: Path, config: DataConfig, problems: Problems) -> 
     if (listing := _Listing.of(path)) is None:
         stem = _stem(path)
         raise DataError(f"{folder}: neither {stem}.index.json nor {stem}.item.json; the splits need one that lists the items.")
-    items = listing.catalog(config, problems)
+    items = titled(listing.catalog(config, problems), problems)
     problems.notes.append(f"splits of {', '.join(split.name for split in paths)}; not read: {path.name}")
-    return Dataset(items, *read_split_files(paths, items, config.max_history, problems))
+    return Dataset(items, *read_split_files(paths, items, config, problems))
 
 
 def letter_splits(path: Path) -> tuple[Path, ...]:

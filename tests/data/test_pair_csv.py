@@ -40,6 +40,19 @@ def test_ratings_serve_if_there_are_no_labels(tmp_path):
     assert sorted(drawn.splits["test"].filter(user="a")["candidate"]) == [0, 3, 4, 5]
 
 
+def test_items_without_title_are_left_out_with_their_rows(tmp_path):
+    write(tmp_path)
+    items = tmp_path / "items.csv"
+    items.write_text(items.read_text().replace("Film 3", "nan"))
+    with pytest.raises(DataError, match=r"items.csv, row 5: item '3' has no title"):
+        read(tmp_path)
+    problems, config = Problems(), PairsConfig("csv", str(tmp_path), test_share=1.0)
+    catalog, drawn, _ = read_labelled_csv(tmp_path, config, DataConfig(missing_text="drop"), 0, problems)
+    assert catalog["item_id"].to_list() == ["0", "1", "2", "4", "5"]
+    assert sorted(catalog["item_id"].gather(drawn.splits["test"].filter(user="a")["candidate"])) == ["0", "4", "5"]
+    assert problems.counts["dropped_items_without_text"] == 1 and problems.counts["dropped_interactions_unlisted"] == 2
+
+
 def test_what_labels_cannot_be(tmp_path):
     with pytest.raises(DataError, match=r"interactions.csv, row 2: label '2' is neither 0 nor 1"):
         read(write(tmp_path, [("a", 1, 1, 2), *ROWS]))

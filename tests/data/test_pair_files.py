@@ -1,6 +1,7 @@
 import polars as pl
 import pytest
 
+from minionerec.artifacts import Manifest
 from minionerec.cli import main
 from minionerec.config import DataConfig, PairsConfig
 from minionerec.data.bad_rows import Problems
@@ -46,6 +47,7 @@ def test_mind_is_what_was_shown_and_the_first_history(tmp_path):
         "users_read": 4,
         "users_without_history": 1,
         "rows_shown_again": 2,
+        "dropped_interactions_unlisted": 0,
         "users_qualified": 2,
         "users_with_one_label": 1,
     }
@@ -196,3 +198,11 @@ def test_the_command_reads_files_without_a_dataset(tmp_path, capsys):
     assert "input behaviors.tsv: changed" in capsys.readouterr().err
     assert main(["pairs", "prepare", *arguments, "--replace", "--data.missing_text", "drop"]) == 0
     assert rows_of(PairSet.load(tmp_path / "run" / "pairs").test, "U1") == [(3, 0), (4, 1)]
+    assert Manifest.load(tmp_path / "run" / "pairs").metrics["dropped_interactions_unlisted"] == 1
+    mind(
+        raw, ["1\tU1\tt\tN1\tN2-1 N3-0 N4-1", *BEHAVIORS[2:]], [NEWS[0], NEWS[1], NEWS[2].replace("Headline 2", ""), *NEWS[3:]]
+    )
+    assert main(["pairs", "prepare", *arguments, "--replace", "--data.missing_text", "drop"]) == 0
+    pairs, figures = PairSet.load(tmp_path / "run" / "pairs"), Manifest.load(tmp_path / "run" / "pairs").metrics
+    assert "" not in pairs.catalog["title"].to_list() and rows_of(pairs.test, "U1") == [(2, 0), (3, 1)]  # N3 and N4
+    assert figures["dropped_items_without_text"] == figures["dropped_interactions_unlisted"] == 1

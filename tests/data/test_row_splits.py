@@ -109,6 +109,30 @@ def test_splits_that_do_not_follow_time_are_refused(tmp_path):
     assert examples(prepared(tmp_path, "recbole")[0])["test"][0] == ("u", ["A", "B", "C", "A"], "B", 4)
 
 
+@pytest.mark.parametrize("lists", [False, True])
+def test_items_without_title_leave_given_splits_as_well(tmp_path, lists):
+    """With `missing_text: drop` they stayed in the catalog, with an empty title."""
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "x.item").write_text("item_id:token\ttitle:token_seq\nA\tT A\nB\tnan\nC\tT C\nD\tT D\n")
+    header = (
+        "user_id:token\titem_id_list:token_seq\titem_id:token" if lists else "user_id:token\titem_id:token\ttimestamp:float"
+    )
+    rows = {"train": "u\tA C\tA\nu\tA B\tC", "valid": "u\tA C A\tD", "test": "u\tA\tB\nu\tA C A D\tC"}
+    if not lists:
+        rows = {"train": "u\tA\t1\nu\tB\t2\nu\tC\t3\nu\tA\t4", "valid": "u\tD\t5", "test": "u\tC\t6\nu\tB\t7"}
+    for split, text in rows.items():
+        (raw / f"x.{split}.inter").write_text(f"{header}\n{text}\n")
+    with pytest.raises(DataError, match=r"x\.item, row 3: item 'B' has no title"):
+        prepared(tmp_path, "recbole")
+    dataset, figures = prepared(tmp_path, "recbole", missing_text="drop")
+    assert dataset.catalog["item_id"].to_list() == ["A", "C", "D"]
+    assert examples(dataset)["train"][-1] == ("u", ["A", "C"], "A", 2)
+    assert examples(dataset)["test"] == [("u", ["A", "C", "A", "D"], "C", 4)]
+    name = "dropped_examples_unlisted" if lists else "dropped_interactions_unlisted"
+    assert figures[name] == 2 and figures["dropped_items_without_text"] == 1
+
+
 RATINGS = {"2018": "B000000001,U{0},5.0,{1}\n", "2014": "U{0},B000000001,5.0,{1}\n"}
 
 
