@@ -64,6 +64,8 @@ def sid_tokens(path: Path) -> dict[str, list[str]]:
     """
     values = read_json_object(path)
     for item, tokens in values.items():
+        if not item or re.search(CONTROL, item):
+            raise DataError(f"{path}, item {item!r}: the item id is empty or has a tab, line break or other control character.")
         if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) and token for token in tokens):
             raise DataError(f"{path}, item {item!r}: found {str(tokens)[:60]}, expected a list of tokens like <a_17>.")
     return values

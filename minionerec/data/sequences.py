@@ -1,5 +1,6 @@
 """Readers of layouts that hold sequences of item ids: LETTER's JSON files and one line per user. Neither has times."""
 
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import polars as pl
 from minionerec.config import DataConfig
 from minionerec.config.documents import parse_json
 from minionerec.data.bad_rows import Problems
-from minionerec.data.checks import Frames, make_catalog, titled
+from minionerec.data.checks import CONTROL, Frames, make_catalog, titled
 from minionerec.data.dataset import CATALOG_DETAILS, CATALOG_SCHEMA, Dataset
 from minionerec.data.folders import SPLIT_FILES, one_file
 from minionerec.data.recbole import read_split_files
@@ -26,7 +27,8 @@ def read_letter(folder: Path, config: DataConfig, problems: Problems) -> Frames:
     an item's title is its id and its text is empty.
 
     Raises:
-        DataError: a file is missing or not of this form; or a user's items are no list or not in the index, unless skipped.
+        DataError: a file is missing or not of this form; or a user's items are no list or not in the index, or an id is empty
+            or has a control character, unless skipped.
     """
     path = one_file(folder, ".inter.json", config.category)
     listing = _Listing.of(path)
@@ -39,6 +41,9 @@ def read_letter(folder: Path, config: DataConfig, problems: Problems) -> Frames:
         unknown = None if listing is None else next((item for item in sequence if item not in listing.items), None)
         if listing is not None and unknown is not None:
             problems.add(f"{path}, user {user!r}: item {unknown!r} is not in {listing.path}.")
+            continue
+        if wrong := _wrong_id(user, sequence):
+            problems.add(f"{path}, user {user!r}: {wrong}.")
             continue
         sequences[user] = sequence
     items = _untitled(_all_items(sequences)) if listing is None else listing.catalog(config, problems)
@@ -126,7 +131,8 @@ def read_sequences(path: Path, problems: Problems | None = None) -> Frames:
     There are no texts: an item's title is its id, its text is empty. Items are numbered in numerical order.
 
     Raises:
-        DataError: not a text file; or a user without items or on two lines, unless skipped. The message names the line.
+        DataError: not a text file; or a user without items or on two lines, or an id with a control character, unless skipped.
+            The message names the line.
     """
     sequences = user_sequences(path, problems)
     return _interactions(sequences), _untitled(_all_items(sequences))
@@ -136,7 +142,7 @@ def user_sequences(path: Path, problems: Problems | None = None) -> dict[str, li
     """The users of such a file with their items, both in the file's order; blank lines are left out.
 
     Raises:
-        DataError: not a text file; or a user without items or on two lines, unless skipped.
+        DataError: not a text file; or a user without items or on two lines, or an id with a control character, unless skipped.
     """
     problems = problems or Problems()
     sequences: dict[str, list[str]] = {}
@@ -146,9 +152,23 @@ def user_sequences(path: Path, problems: Problems | None = None) -> dict[str, li
             problems.add(f"{path}, line {number}: user {user!r} has no items; expected a user id and item ids.")
         elif user in sequences:
             problems.add(f"{path}, line {number}: user {user!r} has a line above already. Join the two.")
+        elif user and (wrong := _wrong_id(user, items)):
+            problems.add(f"{path}, line {number}: {wrong}.")
         elif user:
             sequences[user] = items
     return sequences
+
+
+def _wrong_id(user: str, items: list[str]) -> str:
+    """What is wrong with the ids of a user's sequence; empty if nothing is."""
+    if user and all(items) and not re.search(CONTROL, "".join([user, *items])):  # nearly always
+        return ""
+    for what, ident in (("user id", user), *(("item id", item) for item in items)):
+        if not ident:
+            return f"the {what} is empty"
+        if re.search(CONTROL, ident):
+            return f"{what} {ident!r} has a tab, line break or other control character"
+    return ""
 
 
 def _interactions(sequences: dict[str, list[str]]) -> pl.DataFrame:

@@ -16,6 +16,7 @@ from minionerec.data import readers, sequences, tables, text_lines
 from minionerec.data.bad_rows import Problems
 from minionerec.data.checks import Frames
 from minionerec.data.readers import MOVIELENS_GENRES
+from minionerec.data.released import sid_tokens
 from minionerec.errors import DataError
 from tests.examples import examples
 from tests.shared import shared
@@ -312,6 +313,24 @@ def test_bad_users_of_letter_and_sequences_are_skipped_and_listed(tmp_path):
         *("user '1'", "user '2'"),
         *("line 2", "line 3"),
     ]
+
+
+def test_ids_of_letter_and_sequences_are_checked(tmp_path):
+    """An empty one, or one with a tab, got into the Dataset, from which no line-based layout could be written."""
+    for content, message in (
+        ('{"": ["1", "2"]}', "user '': the user id is empty"),
+        ('{"u": ["1", ""]}', "user 'u': the item id is empty"),
+        ('{"u\\t1": ["1"]}', r"user 'u\\t1': user id 'u\\t1' has a tab, line break"),
+        ('{"u": ["1", "2\\n"]}', r"user 'u': item id '2\\n' has a tab, line break"),
+    ):
+        with pytest.raises(DataError, match=r"Toys\.inter\.json, " + message):
+            read_letter(write(tmp_path, Toys__inter__json=content))
+    with pytest.raises(DataError, match=r"S\.txt, line 2: item id '4\\x00' has a tab, line break or other control character"):
+        read_sequences(write(tmp_path, S__txt="1 2 3\n2 3 4\0\n") / "S.txt")
+    for item in ("", "a\tb"):
+        path = write(tmp_path, Toys__index__json=json.dumps({"1": ["<a_0>"], item: ["<a_1>"]})) / "Toys.index.json"
+        with pytest.raises(DataError, match=r"Toys\.index\.json, item '.*': the item id is empty or has a tab"):
+            sid_tokens(path)
 
 
 @pytest.mark.parametrize(
