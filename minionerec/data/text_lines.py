@@ -8,7 +8,9 @@ import ast
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 
 import polars as pl
@@ -20,11 +22,14 @@ from minionerec.data.tables import fields_of_any_length
 from minionerec.errors import DataError
 
 _BOM = b"\xef\xbb\xbf"  # some programs begin a file of UTF-8 with it
+_HALF = re.compile(rb"\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])")  # half of a character, which polars makes NUL
 CHUNK = 8 << 20  # bytes of text; larger ones leave the processor cache and are slower
 
 
 def json_lines(path: Path, fields: Sequence[str], problems: Problems) -> Iterator[pl.DataFrame]:
     """The named fields of every line, as text (lists and objects as JSON, null if missing), with `row`, the line's number.
+
+    A number that is whole has no point: the id 3.0 is `3`.
 
     Raises:
         DataError: the file is missing or a truncated archive; or a line is neither JSON nor a Python literal, unless skipped.
@@ -32,7 +37,7 @@ def json_lines(path: Path, fields: Sequence[str], problems: Problems) -> Iterato
     schema = pl.Schema(dict.fromkeys(fields, pl.String()))
     for first, lines, block in _blocks(path):
         try:
-            frame = pl.read_ndjson(io.BytesIO(block), schema=schema)
+            frame = None if _HALF.search(block) else pl.read_ndjson(io.BytesIO(block), schema=schema)
         except pl.exceptions.PolarsError:
             frame = None
         if frame is not None and len(frame) == lines:  # otherwise there are blank lines, and rows would be misnumbered
@@ -163,4 +168,15 @@ def _line(line: bytes) -> dict[str, object]:
 
 
 def _text(value: object) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return value if value is None or isinstance(value, str) else json.dumps(_plain(value), ensure_ascii=False, default=str)
+
+
+def _plain(value: object) -> object:
+    """A value with whole numbers as polars writes them, so that an id does not depend on the lines around it."""
+    if isinstance(value, float) and value.is_integer():
+        return int(Decimal(repr(value)))
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    return value

@@ -483,6 +483,28 @@ def test_json_that_means_two_things_is_refused(tmp_path):
         read_letter(tmp_path)
 
 
+VALUES = ("3.0", "1e3", "1e23", "2.5", "12345678901234567890", "[1, 2.0]", '{"a": 1.0}', "true", '"3.0"', '"\\ud83d\\ude00"')
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_a_value_in_a_line_of_json_does_not_depend_on_the_lines_around_it(tmp_path, value):
+    """A chunk with a blank line is parsed line by line: there the user 3.0 was another one than in the other chunks."""
+    path = tmp_path / "x.jsonl"
+    seen = []
+    for rest in ("", "\n\n"):
+        path.write_text(f'{{"user": {value}}}\n{{"user": "a"}}\n{rest}')
+        seen.append(pl.concat(list(text_lines.json_lines(path, ["user"], Problems())))["user"].to_list())
+    assert seen[0] == seen[1] and len(seen[0]) == 2
+
+
+def test_half_a_character_in_a_line_of_json_is_named(tmp_path):
+    """It became a NUL in the title unless its chunk had a blank line."""
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"title": "a"}\n{"title": "cut \\ud83d here"}\n')
+    with pytest.raises(DataError, match=r"x\.jsonl, line 2: .*half of a character, \\ud83d"):
+        list(text_lines.json_lines(path, ["title"], Problems()))
+
+
 def test_the_real_office_texts_of_letter_files(tmp_path):
     """The released item.json next to sequences, as MIMIGenRec's folders have it: no list is embedded."""
     path = shared("data/amazon/index/Office_Products.item.json")
