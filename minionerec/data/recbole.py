@@ -124,7 +124,7 @@ def write(dataset: Dataset, name: str, folder: Path) -> None:
     Raises:
         DataError: an item id has a blank, which RecBole's lists of items cannot hold.
     """
-    blank = dataset.catalog.filter(pl.col("item_id").str.contains(" ")).head(1)
+    blank = dataset.catalog.filter(pl.col("item_id").str.contains(r"\s")).head(1)  # of any kind, as RecBole splits lists there
     if len(blank):
         raise DataError(f"item id {blank['item_id'][0]!r} has a blank, which RecBole's lists of items cannot hold. Rename it.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -149,5 +149,9 @@ def write(dataset: Dataset, name: str, folder: Path) -> None:
 
 
 def _write(frame: pl.DataFrame, header: str, path: Path) -> None:
+    # Who reads it unquotes a field that begins and ends with a quote: such a one is quoted once more.
+    text = pl.col(pl.String)
+    quoted = pl.lit('"') + text.str.replace_all('"', '""', literal=True) + pl.lit('"')
+    frame = frame.with_columns(pl.when(~text.str.contains(r'(?s)^".*"$')).then(text).otherwise(quoted))
     body = frame.write_csv(separator="\t", include_header=False, quote_style="never", null_value="")
     path.write_text(f"{header}\n{body}", encoding="utf-8", newline="\n")
