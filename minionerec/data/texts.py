@@ -21,7 +21,7 @@ from minionerec.errors import DataError
 MISSING = frozenset({"[]", "{}", "''", '""', "nan", "NaN", "None", "null", "NULL", "<NA>", "(no genres listed)"})
 _ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|[a-zA-Z][a-zA-Z0-9]*);")
 _ESCAPES = 3  # shops escape twice, some three times: &amp;amp;quot;
-_UNSEEN = re.compile(r"<!--.*?-->|<(script|style)\b[^>]*>.*?(?:</\1\s*>|\Z)", re.DOTALL | re.IGNORECASE)
+_UNSEEN = re.compile(r"<!--.*?-->|<(script|style)\b[^>]{0,1000}>.*?(?:</\1\s*>|\Z)", re.DOTALL | re.IGNORECASE)
 # Tags by name, so that `a < b`, `<3` and semantic IDs such as <a_17> stay.
 _BLOCK = (
     "address|article|aside|blockquote|body|br|caption|center|dd|div|dl|dt|fieldset|figcaption|figure|footer|form|frame|h[1-6]|"
@@ -100,8 +100,15 @@ def without_markup(text: str) -> str:
     plain = text
     for _ in range(_ESCAPES):
         plain = _ENTITY.sub(_character, plain)
-    plain = _INLINE_TAG.sub("", _BLOCK_TAG.sub(" ", _UNSEEN.sub(" ", plain)))
+    plain = _INLINE_TAG.sub("", _BLOCK_TAG.sub(" ", _without_unseen(plain)))
     return text if plain == text else " ".join(plain.split())
+
+
+def _without_unseen(text: str) -> str:
+    """Text without comments and scripts. A comment that never ends is none: with thousands, each would be read to the end."""
+    end = max(text.rfind("-->"), 0)
+    hidden = text[:end] + text[end:].replace("<!--", "<\0!--")
+    return _UNSEEN.sub(" ", hidden).replace("<\0!--", "<!--")
 
 
 def _character(entity: re.Match[str]) -> str:
