@@ -232,13 +232,14 @@ def _reviews(path: Path, fields: Fields, config: DataConfig, problems: Problems)
     else:
         frames = json_lines(path, names, problems)
     where = braced(str(path)) + ", line {row}: "
+    number = pl.col(fields.rating).cast(pl.Float32, strict=False)  # NaN is no rating: polars has it above all others
     for frame in frames:
         frame = frame.select(
             "row",
             user=pl.col(fields.user).fill_null(""),
             asin=pl.col(fields.item).fill_null(""),
             time=times.whole_number(pl.col(fields.time)),
-            rating=pl.col(fields.rating).cast(pl.Float32, strict=False),
+            rating=pl.when(number.is_finite()).then(number),
             raw=fields.time,
             raw_rating=fields.rating,
         )
@@ -249,7 +250,7 @@ def _reviews(path: Path, fields: Fields, config: DataConfig, problems: Problems)
         message = f"{where}{fields.time} {{raw!r}} is not a number; expected a whole one, the time since 1970."
         frame = problems.without(frame, pl.col("time").is_null(), message)
         message = f"{where}{fields.rating} {{raw_rating!r}} is not a number."
-        unread = pl.col("rating").is_null() & (pl.col("raw_rating").fill_null("") != "")
+        unread = pl.col("rating").is_null() & ~pl.col("raw_rating").fill_null("").is_in(["", "NaN", "nan"])
         frame = problems.without(frame, unread, message)
         timed = frame.filter(pl.col("time") > 0)
         note_untimed(len(frame) - len(timed), str(path), problems)

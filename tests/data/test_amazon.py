@@ -118,6 +118,17 @@ def test_unknown_times_low_ratings_and_markup_are_counted(tmp_path):
     }  # v gave two stars
 
 
+def test_a_rating_that_is_nan_is_unknown(tmp_path):
+    """It counted as higher than `positive`, whatever that was; an infinite one passed as well."""
+    reviews = [*REVIEWS, review("v", "A", 7) | {"overall": float("nan")}]
+    data = dump(tmp_path / "raw", reviews)
+    assert run(tmp_path, data)[0].interactions["rating"].null_count() == 1
+    _, metrics = run(tmp_path, DataConfig(**{**vars(data), "positive": 3.0}))
+    assert metrics["dropped_interactions_not_positive"] == 4
+    with pytest.raises(DataError, match=r"line 13: overall 'Infinity' is not a number"):
+        run(tmp_path, dump(tmp_path / "raw", [*REVIEWS, review("v", "A", 7) | {"overall": float("inf")}]))
+
+
 def test_the_released_keeps_repeated_rows_and_uses_user_k_for_items(tmp_path):
     data = dump(tmp_path / "raw")
     chosen = {"filters": "released", "item_k": None, "split": "chronological", "parts": [1, 0, 0]}
