@@ -108,6 +108,11 @@ def read(folder: Path, config: DataConfig, problems: Problems) -> Dataset:
         splits[name] = list(_examples(paths[name], texts, item_index, reached, config.max_history, problems))
     if "item2id" in paths:
         catalog = catalog.with_columns(pl.col("item_id").replace(_item_names(paths["item2id"], problems)))
+        for name in catalog.filter(pl.col("item_id").is_duplicated())["item_id"].head(1):
+            raise DataError(
+                f"{paths['item2id']}: two items would be called {name!r}, one by a line of this file, the other because it has "
+                "no line and keeps its number. Give every item a line."
+            )
     train, valid, test = (pl.DataFrame(splits[name], schema=SPLIT_SCHEMA, orient="row") for name in SPLITS)
     return Dataset(catalog, train, valid, test, sids=sid_frame([tokens[item] for item in texts]))
 

@@ -202,6 +202,13 @@ def test_lines_that_name_items_are_checked(tmp_path, mapping, message):
     assert len(problems.messages) == 1
 
 
+def test_an_item_without_a_name_must_not_have_that_of_another(tmp_path):
+    folder = layout(tmp_path)
+    (folder / "index" / "Toys.item2id").write_text("1\t0\n")  # item 1 has no line
+    with pytest.raises(DataError, match=r"Toys\.item2id: two items would be called '1'.*Give every item a line"):
+        read(folder, "released")
+
+
 def test_broken_lines_of_the_info_file_are_skipped_with_their_rows(tmp_path):
     folder = layout(tmp_path, [ROW, ROW | {"history_item_title": "['Lamp']", "history_item_id": "[0]",
                                            "history_item_sid": "['<a_1><b_2>']"}],
