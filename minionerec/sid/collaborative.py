@@ -28,12 +28,21 @@ def fusion_pairs(config: Config, dataset: Dataset) -> np.ndarray:
 
     Raises:
         ArtifactError: the baseline left no vectors, or they belong to other data.
+        DataError: a vector is not finite.
     """
     name = config.sid.collaborative_model
     if name is None:
         return consecutive_pairs(dataset.train)
-    vectors = load_vectors(config.folder, name, dataset, "sid.collaborative_model").items
-    return neighbour_pairs(vectors, _seen_items(dataset))
+    return neighbour_pairs(_learnt(config, name, dataset), _seen_items(dataset))
+
+
+def _learnt(config: Config, name: str, dataset: Dataset) -> np.ndarray:
+    """The item vectors of a baseline; of the items that it has seen all are finite."""
+    vectors, items = load_vectors(config.folder, name, dataset, "sid.collaborative_model").items, _seen_items(dataset)
+    if not np.isfinite(vectors[items]).all():
+        item = int(items[~np.isfinite(vectors[items]).all(axis=1)][0])
+        raise DataError(f"The vector of item {item} (row {item} of the catalog) by {name} is not finite; train it again.")
+    return vectors
 
 
 @dataclass(frozen=True)
@@ -63,13 +72,9 @@ def collaborative_vectors(config: Config, dataset: Dataset) -> CollaborativeVect
     name = config.sid.collaborative_model
     if config.sid.method != "letter" or name is None:
         return None
-    vectors = load_vectors(config.folder, name, dataset, "sid.collaborative_model").items
-    items = _seen_items(dataset)
+    vectors, items = _learnt(config, name, dataset), _seen_items(dataset)
     if len(items) < 2:
         raise DataError(f"The train split holds {len(items)} items, but sid.method letter compares an item with others.")
-    if not np.isfinite(vectors[items]).all():
-        item = int(items[~np.isfinite(vectors[items]).all(axis=1)][0])
-        raise DataError(f"The vector of item {item} (row {item} of the catalog) by {name} is not finite; train it again.")
     seen = np.zeros(len(vectors), dtype=bool)
     seen[items] = True
     return CollaborativeVectors(vectors, seen)
@@ -85,6 +90,7 @@ def guide_of(config: Config, dataset: Dataset, vectors: np.ndarray) -> np.ndarra
 
     Raises:
         ArtifactError: the baseline left no vectors, or they belong to other data.
+        DataError: one of the baseline's vectors is not finite.
     """
     if not config.sid.fusion:
         return vectors

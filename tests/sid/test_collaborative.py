@@ -2,14 +2,16 @@ import numpy as np
 import polars as pl
 import pytest
 
-from minionerec.config import SidConfig
+from minionerec.config import Config, SidConfig
 from minionerec.data.dataset import SPLIT_SCHEMA, Dataset
-from minionerec.errors import ConfigError
+from minionerec.data.vectors import BaselineVectors
+from minionerec.errors import ConfigError, DataError
 from minionerec.pipeline import run
-from minionerec.sid.collaborative import consecutive_pairs, fuse, neighbour_pairs
+from minionerec.sid import collaborative
+from minionerec.sid.collaborative import collaborative_vectors, consecutive_pairs, fuse, guide_of, neighbour_pairs
 from minionerec.sid.index import SidIndex
 from tests.sid.baselines import sids_that_ask_a_baseline
-from tests.small import config
+from tests.small import config, random_dataset
 
 VECTORS = np.eye(4, dtype=np.float32)[:, :3] + 0.1
 
@@ -48,6 +50,18 @@ def test_neighbours_by_a_baselines_vectors_are_seen_items_nearest_by_cosine():
     assert neighbour_pairs(vectors, seen, 1).tolist() == [[0, 1], [1, 0], [2, 4], [4, 2]]
     np.testing.assert_array_equal(neighbour_pairs(vectors, seen, 2, block=3), neighbour_pairs(vectors, seen, 2))
     assert len(neighbour_pairs(vectors, seen)) == 4 * 3 and len(neighbour_pairs(vectors, seen[:1])) == 0
+
+
+def test_a_baseline_that_diverged_is_refused(monkeypatch):
+    """All items' neighbours were then the first items of the catalog."""
+    dataset, _ = random_dataset()
+    items = np.full((len(dataset.catalog), 4), np.nan, dtype=np.float32)
+    monkeypatch.setattr(collaborative, "load_vectors", lambda *_: BaselineVectors(items, items[:, 0], {}))
+    for fields in ({}, {"method": "letter"}):
+        made = Config(sid=SidConfig(collaborative_model="sasrec", **fields))
+        with pytest.raises(DataError, match=r"The vector of item 0 .* by sasrec is not finite; train it again"):
+            guide_of(made, dataset, VECTORS)
+            collaborative_vectors(made, dataset)
 
 
 def test_sids_ask_the_runs_baseline(tmp_path):
