@@ -297,9 +297,11 @@ class Service:
         async with self._reloading:
             try:
                 model = await self._other_model(body)
-            except MiniOneRecError as error:
+            except (MiniOneRecError, OSError) as error:  # OSError: a path too long, a folder that must not be read
                 self.metrics.reloads.labels("refused").inc()
-                raise RefusedError(422, "invalid", f"{error} The model before keeps answering.") from None
+                folder = body.run or self.model.source
+                reason = f"{folder}: cannot be read ({error.strerror})." if isinstance(error, OSError) else error
+                raise RefusedError(422, "invalid", f"{reason} The model before keeps answering.") from None
             self.model, self.previous = model, self.model
             self.metrics.reloads.labels("rolled back" if body.rollback else "loaded").inc()
             return model.facts

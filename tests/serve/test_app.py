@@ -505,13 +505,19 @@ def test_a_broken_run_is_not_loaded_and_the_model_before_goes_on(recommender, tm
 
     async def scenario():
         async with running(app) as client:
-            bodies = [{"run": str(tmp_path)}, {"rollback": True}, {"run": 5}, {"rollback": True, "run": "x"}]
+            bodies = [
+                {"run": str(tmp_path)},
+                {"rollback": True},
+                {"run": 5},
+                {"rollback": True, "run": "x"},
+                {"run": "x" * 5000},
+            ]
             responses = [await client.post("/v1/reload", json=body) for body in bodies]
             return responses, await client.post("/v1/recommend", json=BODY)
 
     responses, after = asyncio.run(scenario())
-    assert [response.status_code for response in responses] == [422, 409, 422, 422]
-    assert "The model before keeps answering" in error_of(responses[0])["message"]
+    assert [response.status_code for response in responses] == [422, 409, 422, 422, 422]
+    assert all("The model before keeps answering" in error_of(responses[number])["message"] for number in (0, 4))
     assert after.status_code == 200
 
 
