@@ -111,8 +111,12 @@ RECBOLE = Layout(
 
 
 def note(path_name: str, frame: pl.DataFrame, columns: Mapping[str, tuple[str, ...]]) -> str:
-    """How a file was read, for display: `ratings.csv: user = userId, ...; not read: tag`."""
-    used = {role: next((name for name in options if name in frame.columns), "") for role, options in columns.items()}
+    """How a file was read, for display: `ratings.csv: user = userId, ...; not read: tag`.
+
+    Args:
+        frame: as `tables.numbered` gives it.
+    """
+    used = {role: next((name for name in options if name in frame.columns[1:]), "") for role, options in columns.items()}
     roles = ", ".join(f"{'item' if role == 'item_id' else role} = {name}" for role, name in used.items() if name)
-    others = [name for name in frame.columns if name not in (*used.values(), "row")]
+    others = [name for name in frame.columns[1:] if name not in used.values()]
     return f"{path_name}: {roles}" + (f"; not read: {', '.join(others)}" if others else "")

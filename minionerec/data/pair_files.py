@@ -229,7 +229,7 @@ def _recbench_users(path: Path) -> pl.DataFrame:
             f"{path}: columns {', '.join(table.columns[1:])}; expected a column {' or '.join(_HISTORIES)} with lists of items."
         )
     if len(wrong := table.filter(pl.col(column).list.eval(pl.element().is_null()).list.any()).head(1)):
-        raise DataError(f"{path}, row {wrong['row'][0]}: {column} has an item that is null. Give its id, or leave it out.")
+        raise DataError(f"{path}, row {wrong.item(0, 0)}: {column} has an item that is null. Give its id, or leave it out.")
     users = select(table, path, {"user": USERS}).with_columns(history=table[column].cast(pl.List(pl.String)).fill_null([]))
     if len(nameless := users.filter(user="").head(1)):
         raise DataError(f"{path}, row {nameless['row'][0]}: the user id is empty. Give it, or remove the row.")

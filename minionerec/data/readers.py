@@ -91,7 +91,7 @@ def read_recbole(folder: Path, config: DataConfig, problems: Problems) -> Frames
     """
     files = raw_files("recbole", folder, config.category)
     table = read_table(files[0], str(files[0]), "\t", typed=True, problems=problems)
-    wanted = RECBOLE.interactions(table.columns, config.columns)
+    wanted = RECBOLE.interactions(table.columns[1:], config.columns)
     problems.notes.append(note(files[0].name, table, wanted))
     interactions = select(table, files[0], wanted, _ADVICE)
     return checked(interactions, recbole_items(files[1], config, problems), (str(files[0]), str(files[1])), config, problems)
@@ -104,7 +104,7 @@ def recbole_items(path: Path, config: DataConfig, problems: Problems) -> pl.Data
         DataError: the file is malformed, or lacks the item id or the title.
     """
     table = read_table(path, str(path), "\t", typed=True, problems=problems)
-    wanted = RECBOLE.items(table.columns, config.columns)
+    wanted = RECBOLE.items(table.columns[1:], config.columns)
     problems.notes.append(note(path.name, table, wanted))
     return described(select(table, path, wanted, _ADVICE), with_description=False)
 
@@ -184,11 +184,11 @@ def _read_any(
         sample = next(
             json_lines(path, tuple(dict.fromkeys(names)), Problems(skip=True, log=False)), pl.DataFrame(schema=["row"])
         )
-        present = [column.name for column in sample if column.null_count() < len(column)]
+        present = [column.name for column in sample[:, 1:] if column.null_count() < len(column)]
         used = {next((name for name in options if name in present), "") for options in roles(present).values()} - {""}
         frames = list(json_lines(path, sorted(used), problems))
         table = pl.concat(frames) if frames else sample.clear()
-    wanted = roles(table.columns)
+    wanted = roles(table.columns[1:])
     problems.notes.append(note(path.name, table, wanted))
     return select(table, path, wanted, _ADVICE)
 

@@ -54,7 +54,7 @@ def read_splits(folder: Path, config: DataConfig, problems: Problems) -> Dataset
     catalog = titled(make_catalog(recbole_items(item, config, problems), str(item), config, problems), problems)
     if not _lists_items(paths[0]):
         tables = [read_table(path, str(path), "\t", typed=True, problems=problems) for path in paths]
-        columns = [RECBOLE.interactions(table.columns, config.columns) for table in tables]
+        columns = [RECBOLE.interactions(table.columns[1:], config.columns) for table in tables]
         rows = [select(table, path, wanted) for table, path, wanted in zip(tables, paths, columns, strict=True)]
         return by_rows(rows, paths, catalog, item, config, problems)
     return Dataset(catalog, *read_split_files(paths, catalog, config, problems))

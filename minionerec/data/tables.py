@@ -41,7 +41,7 @@ def read_table(
     typed: bool = False,
     problems: Problems | None = None,
 ) -> pl.DataFrame:
-    """All fields as text, with the column `row`; blank lines are left out.
+    """All fields as text, `numbered`; blank lines are left out.
 
     In comma-separated files a quote opens a quoted field, which must be closed. In RecBole's files (`typed`) a field that
     begins and ends with a quote is unquoted, and any other quote stands for itself (`6" pipe`). Other files have no quotes.
@@ -103,10 +103,19 @@ def read_table(
         problems.add(_wrong_width(name, row, header))
     skipped, first = {row.number for row in wrong}, 1 if columns else 2
     numbers = [number for number in range(first, first + table.num_rows + len(skipped)) if number not in skipped]
-    frame = pl.DataFrame(pl.from_arrow(table)).insert_column(0, pl.Series("row", numbers, dtype=pl.UInt32))
+    frame = pl.DataFrame(pl.from_arrow(table))
     if typed:
-        frame = frame.with_columns(_unquoted(pl.exclude("row")))
-    return frame.filter(~pl.all_horizontal(pl.exclude("row") == ""))
+        frame = frame.with_columns(_unquoted(pl.all()))
+    blank = frame.select(pl.all_horizontal(pl.all() == "")).to_series()
+    return numbered(frame, numbers).filter(~blank)
+
+
+def numbered(frame: pl.DataFrame, numbers: Sequence[int] | pl.Series) -> pl.DataFrame:
+    """A file's rows with their numbers as first column. It is called `row`, or longer if the file has a column of that name."""
+    name = "row"
+    while name in frame.columns:
+        name += "_"
+    return frame.select(pl.Series(name, numbers, dtype=pl.UInt32), pl.all())
 
 
 def opened(path: Path) -> Path | bytes:
@@ -191,12 +200,13 @@ def text_lines(path: Path) -> list[str]:
 
 
 def read_parquet(path: Path) -> pl.DataFrame:
-    """A parquet file with its own types, and the column `row`, from 1; `select` makes text of the columns that are wanted.
+    """A parquet file with its own types, `numbered` from 1; `select` makes text of the columns that are wanted.
 
     Raises:
         DataError: not a parquet file.
     """
-    return parquet.read_parquet(path, DataError, "Fetch or write it again.").with_row_index("row", offset=1)
+    frame = parquet.read_parquet(path, DataError, "Fetch or write it again.")
+    return numbered(frame, range(1, len(frame) + 1))
 
 
 def _as_text(column: pl.Series, where: str) -> pl.Series:
@@ -269,19 +279,19 @@ def _refuse_bad_bytes(source: Path | bytes, name: str, dialect: dict[str, Any]) 
 def select(
     frame: pl.DataFrame, path: Path, wanted: Mapping[str, tuple[str, ...]], advice: str = "Rename or add it."
 ) -> pl.DataFrame:
-    """The row number and, per wanted name, the first column that is there, as text.
+    """The number `row` and, per wanted name, the first column that is there, as text.
 
     Args:
+        frame: as `numbered` gives it.
         advice: what to do if a column is missing.
 
     Raises:
         DataError: none of a name's columns is there, or one has no text.
     """
-    columns = [frame["row"]]
+    columns, present = [frame.to_series(0).rename("row")], frame.columns[1:]
     for name, options in wanted.items():
-        column = next((option for option in options if option in frame.columns), None)
+        column = next((option for option in options if option in present), None)
         if column is None:
-            present = [column for column in frame.columns if column != "row"]
             expected = " or ".join(options[:_OPTIONS]) + (" or another usual name" if len(options) > _OPTIONS else "")
             raise DataError(f"{path}: columns {', '.join(present)}; expected a column {expected}. {advice}")
         columns.append(_as_text(frame[column], str(path)).rename(name))

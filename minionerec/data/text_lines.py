@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from minionerec.config.documents import parse_json
 from minionerec.data.bad_rows import Problems
-from minionerec.data.tables import fields_of_any_length
+from minionerec.data.tables import fields_of_any_length, numbered
 from minionerec.errors import DataError
 
 _BOM = b"\xef\xbb\xbf"  # some programs begin a file of UTF-8 with it
@@ -27,7 +27,7 @@ CHUNK = 8 << 20  # bytes of text; larger ones leave the processor cache and are 
 
 
 def json_lines(path: Path, fields: Sequence[str], problems: Problems) -> Iterator[pl.DataFrame]:
-    """The named fields of every line, as text (lists and objects as JSON, null if missing), with `row`, the line's number.
+    """The named fields of every line, as text (lists and objects as JSON, null if missing), `numbered` by line.
 
     A number that is whole has no point: the id 3.0 is `3`.
 
@@ -44,7 +44,7 @@ def json_lines(path: Path, fields: Sequence[str], problems: Problems) -> Iterato
             numbers: Sequence[int] | pl.Series = pl.int_range(first, first + lines, dtype=pl.UInt32, eager=True)
         else:
             frame, numbers = _one_by_one(block, first, path, schema, problems)
-        yield frame.insert_column(0, pl.Series("row", numbers, dtype=pl.UInt32))
+        yield numbered(frame, numbers)
 
 
 def csv_lines(
@@ -87,7 +87,7 @@ def csv_lines(
             continue
         table = "\n".join(lines).encode()
         frame = pl.read_csv(table, has_header=False, new_columns=header, infer_schema=False, truncate_ragged_lines=False)
-        yield frame.select(fields).insert_column(0, pl.Series("row", numbers, dtype=pl.UInt32))
+        yield numbered(frame.select(fields), numbers)
 
 
 def _requoted(line: str, header: Sequence[str]) -> str:

@@ -474,6 +474,28 @@ def test_long_fields(tmp_path):
         read_csv(folder)
 
 
+@pytest.mark.parametrize("form", ["csv", "parquet", "jsonl", "recbole"])
+def test_a_column_may_be_called_row(tmp_path, form):
+    """It ended in a traceback, as rows are numbered under this name."""
+    table = pl.DataFrame({"user": ["u", "u"], "item": ["a", "b"], "row": [20, 10], "row_": ["", "x"]})
+    items = pl.DataFrame({"row": [7, 8], "item": ["a", "b"], "title": ["A", "B"]})
+    if form == "recbole":
+        typed = [{name: f"{name}:token" for name in frame.columns} for frame in (table, items)]
+        for frame, names, ending in ((table, typed[0], "inter"), (items, typed[1], "item")):
+            frame.rename(names).write_csv(tmp_path / f"x.{ending}", separator="\t")
+        read, mapping = readers.read_recbole, {"user": "user", "item": "item", "timestamp": "row"}
+    else:
+        for name, frame in (("interactions", table), ("items", items)):
+            path = tmp_path / f"{name}.{form}"
+            {"csv": frame.write_csv, "parquet": frame.write_parquet, "jsonl": frame.write_ndjson}[form](path)
+        read, mapping = readers.read_csv, {"timestamp": "row"}
+    config = DataConfig(source="recbole" if form == "recbole" else "csv", path=str(tmp_path), columns=mapping)
+    assert read(tmp_path, config, Problems())[0].select("item_id", "timestamp").rows() == [("a", 20), ("b", 10)]
+    config.columns["timestamp"] = "row_"
+    with pytest.raises(DataError, match=r"row [12]: timestamp '' is not a number"):
+        read(tmp_path, config, Problems())
+
+
 def test_json_that_means_two_things_is_refused(tmp_path):
     write(tmp_path, X__inter__json='{"0": [1], "0": [2]}')
     with pytest.raises(DataError, match="'0' stands twice in one object"):
