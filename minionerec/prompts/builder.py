@@ -219,8 +219,9 @@ class Prompts:
         """The SIDs of all items as token ids, (items, levels); see `sid_token_ids`.
 
         Raises:
-            CatalogError: the tokenizer lacks a SID token, or splits one.
+            CatalogError: the tokenizer lacks a SID token, or splits one; or a SID is the beginning of another.
         """
+        self.index.check_ends()
         return sid_token_ids(self.tokenizer, self.index)
 
     @property

@@ -146,6 +146,24 @@ class SidIndex:
         _, counts = np.unique(self.codes, axis=0, return_counts=True)
         return int(counts[counts > 1].sum())
 
+    def check_ends(self) -> None:
+        """Refuse SIDs that nothing ends, for what writes a SID without an end token.
+
+        Raises:
+            CatalogError: the SID of an item is the beginning of another's, so the other could never have a higher score.
+        """
+        if (self.codes >= 0).all():
+            return
+        for item, row in enumerate(self.codes.tolist()):
+            sid = _shorten(row)
+            short = next((self._items[sid[:end]][0] for end in range(1, len(sid)) if sid[:end] in self._items), None)
+            if short is not None:
+                raise CatalogError(
+                    f"The SID of item {short}, {self.text(short)}, is the beginning of that of item {item}, {self.text(item)}. "
+                    "A model ends an answer with its last code, so the longer one could never come first. Give the shorter one "
+                    "a further code where these SIDs come from, or let minionerec make SIDs (--sid.shipped false)."
+                )
+
     def save(self, folder: Path) -> None:
         """Write the three files into an existing folder."""
         with (folder / "index.json").open("w", encoding="utf-8", newline="\n") as stream:

@@ -75,6 +75,13 @@ def test_an_unknown_item_is_refused(prompts, item):
         prompts.ask([3, item])
 
 
+def test_a_sid_that_another_begins_with_is_refused(prompts):
+    codes = prompts.index.codes.copy()
+    codes[0], codes[1] = [0, 0, -1], [0, 0, 1]
+    with pytest.raises(CatalogError, match=r"SID of item 0, <a_0><b_0>, is the beginning of that of item 1"):
+        _ = replace(prompts, index=replace(prompts.index, codes=codes)).sid_tokens
+
+
 def test_an_empty_history_is_refused(prompts):
     with pytest.raises(DataError, match=r"The history is empty\. Give at least one item index"):
         prompts.ask([])

@@ -90,6 +90,13 @@ def test_a_shorter_sid_ends_in_minus_one(tmp_path):
     assert json.loads((tmp_path / "index.json").read_text())["0"] == ["<a_0>", "<b_1>"]
 
 
+def test_a_sid_that_is_the_beginning_of_another_is_named():
+    """TIGER's suffix for the second item of two: the first would always be ranked before it."""
+    SidIndex(np.array([[0, 1, -1], [0, 0, 1], [1, -1, -1]]), (2, 2, 2), "").check_ends()
+    with pytest.raises(CatalogError, match=r"SID of item 2, <a_0><b_1>, is the beginning of that of item 1, <a_0><b_1><c_0>"):
+        SidIndex(np.array([[1, 1, 1], [0, 1, 0], [0, 1, -1]]), (2, 2, 2), "").check_ends()
+
+
 def test_a_code_after_a_missing_one_is_refused():
     with pytest.raises(CatalogError, match="Item 0 has code 1 at level 2, but none at the level above"):
         SidIndex(np.array([[0, -1, 1]], dtype=np.int32), (2, 2, 2), "digest")
