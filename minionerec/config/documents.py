@@ -6,6 +6,7 @@ becomes a billion values) or end in a RecursionError, and Python writes no whole
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -147,8 +148,8 @@ def parse_json(text: str, distinct: bool = False) -> Any:
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise DocumentError(f"{next(name for name in names if names.count(name) > 1)!r} stands twice in one object")
+        times = Counter(name for name, _ in pairs)
+        raise DocumentError(f"{next(name for name in times if times[name] > 1)!r} stands twice in one object")
     return values
 
 

@@ -7,6 +7,7 @@ from minionerec.config.evaluation import MOST_BEAMS
 from minionerec.errors import ConfigError
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+MOST_REQUESTS = 10_000  # of a call
 MOST_NAMED = 100  # sets of items; each takes a byte per item of the catalog
 
 
@@ -37,7 +38,7 @@ class ServeConfig:
     """How long a stop waits for the answers of requests that have arrived (seconds)."""
     max_body: int = bounded(2**20, 1024, 2**30)
     """Size of a call (bytes)."""
-    max_requests: int = bounded(64, 1, 10_000)
+    max_requests: int = bounded(64, 1, MOST_REQUESTS)
     """Requests of a call (requests)."""
     max_history: int = bounded(1000, 1, 10**6)
     """Items of a history that a request may send (items)."""

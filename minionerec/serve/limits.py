@@ -1,6 +1,7 @@
 """What a client may send: the shape of each body, the limits, and the one form of every error."""
 
 import json
+from collections import Counter
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -10,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import to_json
 
 from minionerec.config import ServeConfig
-from minionerec.config.serve import MOST_NAMED
+from minionerec.config.serve import MOST_NAMED, MOST_REQUESTS
 from minionerec.recommend.filters import Filters
 
 JSON_TYPE = b"application/json"
@@ -65,8 +66,8 @@ def read_json(body: bytes) -> Any:
 def _object(fields: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(fields)
     if len(content) < len(fields):
-        names = [name for name, _ in fields]
-        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        times = Counter(name for name, _ in fields)
+        twice = next(name for name in times if times[name] > 1)
         raise RefusedError(422, "malformed", f"the field {twice[:_MOST_SHOWN]!r} is there twice in one object.", "the body")
     return content
 
@@ -93,13 +94,14 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+# Of a list the first mistake is named: 500,000 of them would hold up all other calls for seconds.
 class FiltersBody(_Body):
     """What a list may hold; `minionerec.recommend.filters.Filters` describes the fields."""
 
-    allow: list[Text] | None = None
-    deny: list[Text] = Field(default_factory=list)
+    allow: list[Text] | None = Field(None, fail_fast=True)
+    deny: list[Text] = Field(default_factory=list, fail_fast=True)
     category: Text | None = None
-    named: list[Text] = Field(default_factory=list)
+    named: list[Text] = Field(default_factory=list, fail_fast=True)
     exclude_history: bool | None = None
 
     @cached_property
@@ -114,7 +116,7 @@ _NO_FILTERS = FiltersBody()  # one for all requests without any: nothing changes
 class RequestBody(_Body):
     """One history: items' ids, oldest first."""
 
-    history: list[Text]
+    history: list[Text] = Field(fail_fast=True)
     k: int = 10
     filters: FiltersBody = Field(default_factory=lambda: _NO_FILTERS)
     num_beams: int | None = None
@@ -124,7 +126,7 @@ class RequestBody(_Body):
 class RecommendBody(_Body):
     """The body of `/v1/recommend`."""
 
-    requests: list[RequestBody]
+    requests: list[RequestBody] = Field(max_length=MOST_REQUESTS)
 
     @classmethod
     def read(cls, content: Any) -> "RecommendBody | None":

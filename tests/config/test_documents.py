@@ -1,4 +1,5 @@
 import contextlib
+import time
 
 import pytest
 import yaml
@@ -104,6 +105,15 @@ def test_what_yaml_writes_is_read_as_the_loader_in_python_reads_it(values):
 def test_json_has_limits(text, message):
     with pytest.raises(ValueError, match=message):
         parse_json(text, distinct=True)
+
+
+def test_a_name_twice_among_many_is_found_at_once():
+    """With a million users in a file, one of them twice, nobody would have seen the message."""
+    text = "{" + ", ".join(f'"{number}": 1' for number in [*range(100_000), 99_999]) + "}"
+    began = time.process_time()
+    with pytest.raises(DocumentError, match="'99999' stands twice"):
+        parse_json(text, distinct=True)
+    assert time.process_time() - began < 5
 
 
 def test_honest_json_is_read():
