@@ -17,7 +17,7 @@ _TYPED = {"ms": 3, "us": 6, "ns": 9}  # decimal places of a second
 _FLOAT_END = 9e12  # a larger float64 times a million is no Int64
 
 _NUMBER = r"^\+?\d+(?:\.\d*)?$"
-_CLOCK = r"(?<clock>\d{1,2}:\d{2}(?::\d{2})?)(?:[.,](?<digits>\d+))? *(?<zone>Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?"
+_CLOCK = r"(?<clock>\d{1,2}:\d{2}(?::\d{2})?)(?:[.,](?<digits>\d+))? *(?<zone>Z|UTC|GMT|[+-](?:[01]\d|2[0-3])(?::?[0-5]\d)?)?"
 # Dates in capitals, each form with how its day is written. A month as a number comes first only if AM or PM follows: 03/04/2019
 # alone may be either day.
 _FORMS = (

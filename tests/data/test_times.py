@@ -66,7 +66,18 @@ def test_dates_of_public_data(text, moment):
 
 
 def test_what_is_no_time_is_null():
-    texts = ["", "nan", "inf", "1e30", "yesterday", "2019-13-01", "03/04/2019", "2019-01-01 25:00", "5 6"]
+    texts = [
+        "",
+        "nan",
+        "inf",
+        "1e30",
+        "yesterday",
+        "2019-13-01",
+        "03/04/2019",
+        "2019-01-01 25:00",
+        "2019-01-01 12:00+99:99",
+        "5 6",
+    ]
     assert times.read(pl.Series(texts)).to_list() == [None] * len(texts)
 
 
