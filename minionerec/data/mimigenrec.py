@@ -18,6 +18,7 @@ from minionerec.config.documents import parse_json
 from minionerec.data.bad_rows import Problems
 from minionerec.data.dataset import CATALOG_SCHEMA, SPLIT_SCHEMA, SPLITS, Dataset
 from minionerec.data.released import sid_frame, sid_tokens
+from minionerec.data.sequences import in_numerical_order
 from minionerec.data.texts import readable_column
 from minionerec.errors import DataError
 
@@ -68,7 +69,7 @@ def read(path: Path, config: DataConfig, problems: Problems) -> Dataset:
     """
     index, *splits = files(path, config.category)
     tokens = sid_tokens(index)
-    items = sorted(tokens, key=lambda item: (0, int(item), "") if item.isdecimal() else (1, 0, item))
+    items = in_numerical_order(tokens)
     by_sid: dict[str, list[int]] = {}
     for number, item in enumerate(items):
         by_sid.setdefault("".join(tokens[item]), []).append(number)

@@ -185,8 +185,18 @@ def _all_items(sequences: dict[str, list[str]]) -> dict[str, None]:
 
 def _untitled(item_ids: Iterable[str]) -> pl.DataFrame:
     """Items in numerical order; their ids take the place of titles, and they have no texts."""
-    ordered = sorted(item_ids, key=lambda item: (0, int(item), "") if item.isdecimal() else (1, 0, item))
+    ordered = in_numerical_order(item_ids)
     return pl.DataFrame({"item_id": ordered, "title": ordered, "text": ""}, schema=CATALOG_SCHEMA)
+
+
+def in_numerical_order(item_ids: Iterable[str]) -> list[str]:
+    """Ids that are numbers, ascending, then all others by their characters.
+
+    >>> in_numerical_order(["b", "10", "9", "a"])
+    ['9', '10', 'a', 'b']
+    """
+    # Python reads no number of thousands of digits.
+    return sorted(item_ids, key=lambda item: (0, int(item), "") if item.isdecimal() and len(item) < 500 else (1, 0, item))
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

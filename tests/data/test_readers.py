@@ -293,6 +293,8 @@ def test_sequences(tmp_path):
     interactions, items = read_sequences(path)
     assert interactions.select("user", "item_id").rows() == [("1", "3"), ("1", "10"), ("1", "2"), ("2", "3")]
     assert items["item_id"].to_list() == ["2", "3", "10"]
+    long = "7" * 5000  # more digits than Python reads as a number
+    assert read_sequences(write(tmp_path, S__txt=f"1 {long} x 3\n") / "S.txt")[1]["item_id"].to_list() == ["3", long, "x"]
     for content, message in (
         ("1 2\n3\n", "line 2: user '3' has no items"),
         ("1 2\n1 3\n", "line 2: user '1' has a line above"),
