@@ -19,7 +19,7 @@ from minionerec.errors import DataError
 
 # What programs write where there is no value. Only these very spellings: `none` or `Nan` may be a title.
 MISSING = frozenset({"[]", "{}", "''", '""', "nan", "NaN", "None", "null", "NULL", "<NA>", "(no genres listed)"})
-_ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|[a-zA-Z][a-zA-Z0-9]*);")
+_ENTITY = re.compile(r"&(?:#\d{1,99}|#[xX][0-9a-fA-F]{1,99}|[a-zA-Z][a-zA-Z0-9]*);")  # Python reads no thousands of digits
 _ESCAPES = 3  # shops escape twice, some three times: &amp;amp;quot;
 _UNSEEN = re.compile(r"<!--.*?-->|<(script|style)\b[^>]{0,1000}>.*?(?:</\1\s*>|\Z)", re.DOTALL | re.IGNORECASE)
 # Tags by name, so that `a < b`, `<3` and semantic IDs such as <a_17> stay.

@@ -51,6 +51,7 @@ def test_what_is_readable_stays_readable(text):
         ("&copy2010 R&notes; &unknown; a<b <3 x<y>z", "&copy2010 R&notes; &unknown; a<b <3 x<y>z"),
         ("<a_1><b_2> decoy", "<a_1><b_2> decoy"),
         ("<!-- old --> new <style>p {}", "new"),
+        (f"&#{'9' * 5000}; a", f"&#{'9' * 5000}; a"),
         ("<script>a <!-- b</script> c <!-- d --> e <!-- f", "c e <!-- f"),
         ("['a' 'b'\n 'c']", "a b c"),  # a numpy array
         ("['nan', None, 'x']", "x"),
