@@ -98,7 +98,7 @@ class _Body(BaseModel):
 class FiltersBody(_Body):
     """What a list may hold; `minionerec.recommend.filters.Filters` describes the fields."""
 
-    allow: list[Text] | None = Field(None, fail_fast=True)
+    allow: list[Text] | None = Field(default=None, fail_fast=True)
     deny: list[Text] = Field(default_factory=list, fail_fast=True)
     category: Text | None = None
     named: list[Text] = Field(default_factory=list, fail_fast=True)
