@@ -199,7 +199,7 @@ def encode(texts: Sequence[str], config: SidConfig, seed: int) -> np.ndarray:
         log.info("Text embeddings of %d items read from %s", len(texts), cached)
         return vectors
     if folder is None:
-        vectors = _normalise(_tfidf(texts, config, seed))
+        vectors = _normalise(_tfidf(texts, config, seed), texts)
     else:
         distinct, shards = _shards(texts, cached)
         embedder = _Embedder(distinct, folder, config)
@@ -283,7 +283,8 @@ class _Embedder:
         texts = self.distinct[rows.start : rows.stop]
         log.info("Embedding %d texts with %s", len(texts), self.config.encoder)
         bar = len(self.distinct) <= _SHARD  # the shards have one of their own
-        return _normalise(self._model.encode(texts, batch_size=_BATCH, show_progress_bar=bar, convert_to_numpy=True))
+        vectors = self._model.encode(texts, batch_size=_BATCH, show_progress_bar=bar, convert_to_numpy=True)
+        return _normalise(vectors, texts)
 
     def __call__(self, rows: range, path: Path) -> None:
         store_vectors(path, self.vectors(rows))
@@ -341,11 +342,14 @@ def _tfidf(texts: Sequence[str], config: SidConfig, seed: int) -> np.ndarray:
     return vectors[:, :rank]
 
 
-def _normalise(vectors: np.ndarray) -> np.ndarray:
+def _normalise(vectors: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    """The vectors of these texts with L2 norm 1, float32."""
     vectors = np.asarray(vectors, dtype=np.float32)
     if not np.isfinite(vectors).all():
-        item = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
-        raise DataError(f"The encoder's vector of item {item} is not finite; choose another encoder or a higher precision.")
+        text = texts[int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])]  # not an item: distinct texts are embedded
+        raise DataError(
+            f"The encoder's vector of the text {text[:60]!r} is not finite; choose another encoder or a higher precision."
+        )
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     # A shorter SVD row is rounding, not text.
     return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 1e-6)
