@@ -1,7 +1,8 @@
 """Resumable downloads, checked before they get their final name, and archives unpacked member by member.
 
 A download grows in `NAME.part`, with the server's validator (ETag or date) next to it. The next attempt asks for the rest, on
-the condition that the file is still the same; a server that cannot do that sends the whole file again.
+the condition that the file is still the same; a server that cannot do that sends the whole file again. One process fetches a
+file; any other waits and finds it.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from urllib.request import Request, urlopen
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from minionerec.artifacts.lock import hold
 from minionerec.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -56,11 +58,18 @@ def download(file: KnownFile, folder: Path) -> Path:
         UnreachableError: the server cannot be reached or refuses, after several attempts, or a web page answers in its place.
             The bytes so far stay in `NAME.part`.
         DataError: the download is not the expected file (it is removed), or it would fill the disk.
+        ArtifactError: nothing can be written there.
     """
     target = folder / file.name
     if is_intact(target, file):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
+    with hold(target.with_name(target.name + ".lock"), f"the download of {file.name}", wait=True):
+        fetched = target.is_file() and not _problem(target, file)  # by whoever held the lock before
+        return target if fetched else _downloaded(file, target)
+
+
+def _downloaded(file: KnownFile, target: Path) -> Path:
     part, idle = target.with_name(target.name + ".part"), 0
     while True:
         before = part.stat().st_size if part.is_file() else 0

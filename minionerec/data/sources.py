@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from minionerec.config import DataConfig
 from minionerec.data.download import KnownFile, UnreachableError, download, download_wheel, is_intact, unpack, verify
-from minionerec.errors import ConfigError, DataError
+from minionerec.errors import ArtifactError, ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -211,9 +211,9 @@ def fetch(name: str, cache: Path, own_files: Path | None = None) -> Path:
         if name == "ml-100k" and not (folder / source.files[0].name).is_file():
             return folder
         return folder / source.files[0].name if archive else folder
-    except OSError as error:
+    except (OSError, ArtifactError) as error:  # ArtifactError: the lock cannot be written
         raise DataError(
-            f"{folder}: cannot write the download here ({error}). Set MINIONEREC_CACHE to another folder."
+            f"{folder}: cannot write the download here ({error.__cause__ or error}). Set MINIONEREC_CACHE to another folder."
         ) from error
 
 

@@ -6,12 +6,15 @@ import io
 import logging
 import subprocess
 import threading
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from minionerec.artifacts import lock
 from minionerec.config import DataConfig
 from minionerec.data import download as module
 from minionerec.data import sources
@@ -37,6 +40,7 @@ class Server:
         sized: whether it says how many bytes come.
         etag: identifies the version.
         content_range: what a partial answer says of itself; None is the truth.
+        half_sent, goes_on: if they are there, the server says that half is sent, and waits before it sends the rest.
     """
 
     def __init__(self) -> None:
@@ -46,6 +50,8 @@ class Server:
         self.sized = True
         self.etag = '"1"'
         self.content_range: str | None = None
+        self.half_sent: threading.Event | None = None
+        self.goes_on = threading.Event()
         self.asked: list[str | None] = []
         outer = self
 
@@ -69,6 +75,12 @@ class Server:
                 self.send_header("ETag", outer.etag)
                 self.end_headers()
                 end = begin + outer.cut.pop(0) if outer.cut else len(content)
+                if outer.half_sent is not None:
+                    half = (begin + end) // 2
+                    self.wfile.write(content[begin:half])
+                    outer.half_sent.set()
+                    outer.goes_on.wait(30)
+                    begin = half
                 self.wfile.write(content[begin:end])
 
             def log_message(self, *_: object) -> None:
@@ -98,6 +110,20 @@ def test_whole_and_then_from_the_cache(server, tmp_path):
     assert download(file, tmp_path).read_bytes() == CONTENT
     download(file, tmp_path)
     assert server.asked == [None] and names(tmp_path) == ["file.bin"]
+
+
+def test_two_that_fetch_the_same_file_do_it_once(server, tmp_path):
+    """The second emptied the file that the first was writing; the first then took it, half of it zeros, for whole."""
+    server.half_sent, server.ranges = threading.Event(), False
+    file = KnownFile("file.bin", None, None, server.url)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(download, file, tmp_path)
+        assert server.half_sent.wait(30)
+        second = pool.submit(download, file, tmp_path)
+        time.sleep(0.3)
+        server.goes_on.set()
+        assert first.result() == second.result() == tmp_path / "file.bin"
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT and len(server.asked) == 1 and names(tmp_path) == ["file.bin"]
 
 
 def test_a_broken_connection_is_taken_up_where_it_ended(server, tmp_path):
@@ -306,10 +332,18 @@ def test_a_folder_of_several_files(server, tmp_path, monkeypatch):
     assert len(list(folder.rglob("*.*"))) == 6
 
 
-def test_a_cache_that_cannot_be_written(tmp_path):
+def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match="MINIONEREC_CACHE"):
         sources.fetch("ml-1m", tmp_path / "file" / "cache")
+
+    def full(path: Path, text: str) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(lock, "_create_exclusively", full)
+    monkeypatch.setattr(lock.os, "link", lambda source, target: full(target, ""))
+    with pytest.raises(DataError, match=r"ml-1m: cannot write the download here \(.*denied.*Set MINIONEREC_CACHE"):
+        sources.fetch("ml-1m", tmp_path)
 
 
 def test_what_a_configuration_needs():
