@@ -73,7 +73,7 @@ def read(path: Path, config: DataConfig, problems: Problems) -> Dataset:
     by_sid: dict[str, list[int]] = {}
     for number, item in enumerate(items):
         by_sid.setdefault("".join(tokens[item]), []).append(number)
-    titles: dict[str, list[str]] = {}
+    titles: dict[str, dict[str, None]] = {}
     train, valid, test = (
         _examples(name, split, by_sid, titles, config.max_history, problems) for name, split in zip(SPLITS, splits, strict=True)
     )
@@ -85,11 +85,11 @@ def _examples(
     name: str,
     path: Path,
     by_sid: Mapping[str, Sequence[int]],
-    titles: dict[str, list[str]],
+    titles: dict[str, dict[str, None]],
     max_history: int,
     problems: Problems,
 ) -> pl.DataFrame:
-    """The examples of one file; `titles` collects the titles that it names, by SID."""
+    """The examples of one file; `titles` collects the titles that it names, by SID, in their order."""
     rows = []
     for number, record in enumerate(_records(path), 1):
         question, answer = (record.get(field) if isinstance(record, dict) else None for field in ("input", "output"))
@@ -99,8 +99,7 @@ def _examples(
         answer = answer.strip()
         if named := _TITLE_OF.fullmatch(question) or _WITH_TITLE.fullmatch(question):
             sid, title = (named[1], answer) if named.re is _TITLE_OF else (answer, named[1])
-            if title not in titles.setdefault(sid, []):
-                titles[sid].append(title)
+            titles.setdefault(sid, {})[title] = None
             continue
         sids = [*_SID.findall(question), answer]
         if len(sids) < 2 or not _SID.fullmatch(answer):
@@ -126,11 +125,11 @@ def _records(path: Path) -> list[Any]:
     return values
 
 
-def _catalog(items: Sequence[str], by_sid: Mapping[str, Sequence[int]], titles: Mapping[str, Sequence[str]]) -> pl.DataFrame:
+def _catalog(items: Sequence[str], by_sid: Mapping[str, Sequence[int]], titles: Mapping[str, dict[str, None]]) -> pl.DataFrame:
     """Items with their titles; an item whose title no record names is called by its id."""
     named = list(items)
     for sid, numbers in by_sid.items():
-        candidates = titles.get(sid, [])
+        candidates = [*titles.get(sid, {})]
         if len(candidates) == len(numbers):  # in the order of the items, as MIMIGenRec writes them
             for number, title in zip(numbers, candidates, strict=True):
                 named[number] = title
