@@ -26,7 +26,7 @@ from minionerec.errors import ArtifactError, ConfigError, LockedError, MiniOneRe
 ITEM_STAGES = {"data": "minionerec data prepare", "sid": "minionerec sid"}  # inputs of all later stages, and their commands
 # A change of the code that changes a stage's result raises the stage's number here, so that older artefacts are made anew.
 # `eval` is the number of all in `eval/`, `baselines/sasrec` that of one of the baselines; both count. 0 if not named.
-REVISIONS = {"data": 2, "sid": 1, "eval": 2, "report": 2, "sid-inspect": 1, "scoring/leaderboard": 1}
+REVISIONS = {"data": 3, "pairs": 1, "sid": 1, "eval": 2, "report": 2, "sid-inspect": 1, "scoring/leaderboard": 1}
 REVISIONS |= dict.fromkeys(("eval/popularity", "eval/skip", "eval/text", "eval/mixture", "eval/sft-titles"), 1)
 REVISIONS |= dict.fromkeys(("eval/tiger", "eval/lazy", "eval/liger"), 1)
 UNSEEDED = 0  # the seed of a stage that makes no random choice: no seed makes its artefact stale
