@@ -126,10 +126,12 @@ def _refuse_later(rows: pl.DataFrame, paths: Sequence[Path]) -> None:
     Raises:
         DataError: naming both rows.
     """
-    before = rows.select(pl.all().shift(1).over("user").name.prefix("before ")).hstack(rows)
-    for row in before.filter(pl.col("timestamp") < pl.col("before timestamp")).head(1).iter_rows(named=True):
+    same_user = pl.col("user") == pl.col("user").shift()
+    later = rows.select(same_user & (pl.col("timestamp") < pl.col("timestamp").shift())).to_series().arg_true()
+    if len(later):
+        before, row = rows[later[0] - 1 : later[0] + 1].iter_rows(named=True)
         raise DataError(
-            f"{paths[row['split']]}, row {row['row']}: is earlier than row {row['before row']} of "
-            f"{paths[row['before split']].name}, of the same user {row['user']!r}, so histories would show what came later. "
-            "Cut each user's rows by time, or give all rows in one file and let data.split cut them."
+            f"{paths[row['split']]}, row {row['row']}: is earlier than row {before['row']} of {paths[before['split']].name}, of "
+            f"the same user {row['user']!r}, so histories would show what came later. Cut each user's rows by time, or give all "
+            "rows in one file and let data.split cut them."
         )

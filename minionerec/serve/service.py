@@ -300,7 +300,7 @@ class Service:
             except (MiniOneRecError, OSError) as error:  # OSError: a path too long, a folder that must not be read
                 self.metrics.reloads.labels("refused").inc()
                 folder = body.run or self.model.source
-                reason = f"{folder}: cannot be read ({error.strerror})." if isinstance(error, OSError) else error
+                reason = f"{folder}: cannot be read ({error.strerror or error})." if isinstance(error, OSError) else error
                 raise RefusedError(422, "invalid", f"{reason} The model before keeps answering.") from None
             self.model, self.previous = model, self.model
             self.metrics.reloads.labels("rolled back" if body.rollback else "loaded").inc()
