@@ -5,6 +5,7 @@ import html
 import json
 import re
 import threading
+from unittest.mock import Mock
 
 import pytest
 
@@ -519,6 +520,19 @@ def test_a_broken_run_is_not_loaded_and_the_model_before_goes_on(recommender, tm
     assert [response.status_code for response in responses] == [422, 409, 422, 422, 422]
     assert all("The model before keeps answering" in error_of(responses[number])["message"] for number in (0, 4))
     assert after.status_code == 200
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "denied"), OSError("denied")])
+def test_a_reload_that_the_system_refuses_says_why(recommender, monkeypatch, error):
+    app = create_app(recommender, ServeConfig(allow_reload=True))
+    monkeypatch.setattr(app.state.service, "_load", Mock(side_effect=error))  # libraries raise some without a number
+
+    async def scenario():
+        async with running(app) as client:
+            return await client.post("/v1/reload", json={"run": "other"})
+
+    message = error_of(asyncio.run(scenario()))["message"]
+    assert message == "other: cannot be read (denied). The model before keeps answering."
 
 
 def test_a_stop_does_not_wait_for_a_reload_longer_than_for_other_calls(recommender, monkeypatch):
