@@ -173,21 +173,27 @@ def _acquire(path: Path, what: str, wait: bool) -> str:
         if not wait:
             raise LockedError(_refusal(path, what, holder))
         if not announced:
-            print(f"{what}: waiting for process {holder.pid} on {holder.host}, which makes it since {holder.since}", flush=True)
+            print(
+                f"{what}: waiting for process {holder.pid} on {holder.host}, which makes it since {holder.since}."
+                + _perhaps_dead(path, holder),
+                flush=True,
+            )
             announced = True
         time.sleep(_POLL)
 
 
 def _refusal(path: Path, what: str, holder: Holder) -> str:
-    unknown = (
-        ""
-        if holder.machine == _machine()
-        else f" This machine cannot tell whether that process still runs; if it does not, delete {path}."
-    )
     return (
         f"{what}: process {holder.pid} on {holder.host} has been making it since {holder.since}. Nothing was changed. Wait for "
-        f"it with --wait, or choose another folder with --out DIR.{unknown}"
+        f"it with --wait, or choose another folder with --out DIR.{_perhaps_dead(path, holder)}"
     )
+
+
+def _perhaps_dead(path: Path, holder: Holder) -> str:
+    """What to do if the holder is on another machine and died, a sentence after a blank; empty if it lives on this one."""
+    if holder.machine == _machine():
+        return ""
+    return f" This machine cannot tell whether that process still runs; if it does not, delete {path}."
 
 
 def _create(path: Path, holder: Holder) -> bool:

@@ -135,12 +135,15 @@ def test_a_process_of_another_user_that_the_system_hides_counts_as_alive(tmp_pat
         pass
 
 
-def test_another_machine_is_believed_and_the_message_says_what_to_delete(tmp_path):
+def test_another_machine_is_believed_and_the_message_says_what_to_delete(tmp_path, monkeypatch, capsys):
     path = tmp_path / "sft.lock"
     held_by(path, machine="elsewhere", host="elsewhere", pid=2**22 - 1)
     with pytest.raises(LockedError, match=rf"on elsewhere.*cannot tell whether.*delete {path}"), lock.hold(path, "sft"):
         pass
     assert path.is_file()
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: path.unlink())  # as its reader does
+    with lock.hold(path, "sft", wait=True):
+        assert f"if it does not, delete {path}." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", ["", "\0\0\0", '{"pid": '])
