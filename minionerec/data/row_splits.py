@@ -131,7 +131,7 @@ def _refuse_later(rows: pl.DataFrame, paths: Sequence[Path]) -> None:
     if len(later):
         before, row = rows[later[0] - 1 : later[0] + 1].iter_rows(named=True)
         raise DataError(
-            f"{paths[row['split']]}, row {row['row']}: is earlier than row {before['row']} of {paths[before['split']].name}, of "
-            f"the same user {row['user']!r}, so histories would show what came later. Cut each user's rows by time, or give all "
-            "rows in one file and let data.split cut them."
+            f"{paths[row['split']]}, row {row['row']}: is earlier than row {before['row']} of {paths[before['split']].name}, "
+            f"of the same user {row['user']!r}, so histories would show what came later. Cut each user's rows by time, or give "
+            "all rows in one file and let data.split cut them."
         )
