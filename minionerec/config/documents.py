@@ -35,10 +35,13 @@ class _Distinct:
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping of a node."""
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge"]
-        twice = [key for number, key in enumerate(keys) if key in keys[:number]]
-        if twice:
-            raise LimitError(f"{twice[0][:60]!r} stands twice in one mapping, line {node.start_mark.line + 1}")
+        first: dict[str, int] = {}  # key to its line
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                line = key.start_mark.line + 1
+                if key.value in first:
+                    raise LimitError(f"{key.value[:60]!r} stands twice in one mapping, lines {first[key.value]} and {line}")
+                first[key.value] = line
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)  # type: ignore[misc]
         return mapping
 

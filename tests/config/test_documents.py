@@ -31,7 +31,7 @@ for _before, _name in zip("abcdefgh", "bcdefghi", strict=True):
         (BOMB, "more than 20,000 values once aliases are followed"),
         (f"lego:\n  mlp: {[8] * 1001}", "1,001 entries in one list, line 2; 1,000 at most"),
         ("x" * 1_000_001, "1,000,001 characters; 1,000,000 at most"),
-        ("sft:\n  epochs: 1\nsid: {}\nsft:\n  epochs: 2", "'sft' stands twice in one mapping, line 1"),
+        ("sft:\n  epochs: 1\nsid: {}\nsft:\n  epochs: 2", "'sft' stands twice in one mapping, lines 1 and 4"),
         ("sft: {epochs: 1, 'epochs': 2}", "'epochs' stands twice in one mapping"),
     ],
 )
