@@ -237,8 +237,9 @@ def test_missing_text_is_dropped_on_request_only(tmp_path):
     data = own_files(tmp_path / "raw")
     (tmp_path / "raw" / "items.csv").write_text("item,title\na,A\nb,B\nc,\n")
     config = Config(out=str(tmp_path / "run"), data=data)
-    with pytest.raises(DataError, match="row 4: item 'c' has no title"):
-        prepare.prepare_data(config)
+    for on_error in ("stop", "skip"):
+        with pytest.raises(DataError, match="row 4: item 'c' has no title"):
+            prepare.prepare_data(replace(config, data=replace(data, on_error=on_error)))
     manifest, _ = prepare.prepare_data(replace(config, data=replace(data, missing_text="drop")))
     assert manifest.metrics["dropped_items_without_text"] == 1 and manifest.metrics["dropped_interactions_without_text"] == 2
 
