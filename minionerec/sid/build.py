@@ -32,7 +32,7 @@ from minionerec.sid.collisions import resolve
 from minionerec.sid.diagnose import diagnose, shared_codes, structure
 from minionerec.sid.encoder import embed_together, encoder_identity, item_vectors, vector_inputs
 from minionerec.sid.index import SidIndex
-from minionerec.sid.quantize import Fitted, fit_quantizer, fit_to_sample
+from minionerec.sid.quantize import Fitted, check_codebooks, fit_quantizer, fit_to_sample
 from minionerec.sid.shipped import index_of_tokens, separate, separation
 from minionerec.sid.store import load_fit, save_fit, save_quantizer
 
@@ -86,6 +86,7 @@ def sid_recipe(config: Config, sections: Mapping[str, Any], seed: int, inputs: C
 def _build(config: Config, recipe: Recipe) -> None:
     dataset = Dataset.load(config.folder / "data")
     check_catalog(dataset)
+    check_codebooks(len(dataset.catalog), config.sid.sizes)  # before texts are embedded, which takes long
     sampled = len(dataset.catalog) > config.sid.max_training_vectors
     with recipe.write(resumable=sampled, collective=True) as draft:
         embed_together(dataset.catalog["text"].to_list(), config.sid, config.seed)

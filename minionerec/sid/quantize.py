@@ -1,7 +1,7 @@
 """Quantizers: from vectors to codes, one codebook per level. `fit_quantizer` fits any of them; all have the same interface."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,7 +115,8 @@ def fit_to_sample(
             collaborative vectors or some of another length.
         TrainingError: a neural method diverged.
     """
-    check_vectors(vectors, config.sizes)
+    check_vectors(vectors)
+    check_codebooks(len(vectors), config.sizes)
     rows = sample_rows(len(vectors), config.max_training_vectors, seed)
     if guide is vectors:
         guide = None
@@ -128,16 +129,38 @@ def fit_to_sample(
     return quantizer, codes if len(rows) == len(vectors) else None
 
 
+def check_codebooks(items: int, sizes: Sequence[int]) -> None:
+    """Refuse a catalog that is too small for its codebooks.
+
+    Args:
+        sizes: codes per level.
+
+    Raises:
+        CatalogError: there is one item only, or fewer items than codes in a level.
+    """
+    if items == 1:
+        raise CatalogError(
+            "The catalog has one item only, and a level has two codes at least: there is nothing to choose from. Look at the "
+            "data (minionerec data describe) and its filters (data.user_k, data.item_k)."
+        )
+    for level, size in enumerate(sizes):
+        if items < size:
+            sizes_text = " + ".join(map(str, sizes))
+            raise CatalogError(
+                f"{items:,} items are fewer than the {size:,} codes of level {level + 1} (codebooks: {sizes_text}). "
+                "Lower --sid.codebook_size, or set the levels one by one with --sid.codebook_sizes."
+            )
+
+
 _NOT_FINITE, _ZERO, _SCALE = "not finite (NaN or infinite)", "all zeros", "too large or too small to be squared"
 
 
-def check_vectors(vectors: np.ndarray, sizes: tuple[int, ...] = (), block: int = 65536) -> None:
+def check_vectors(vectors: np.ndarray, block: int = 65536) -> None:
     """Refuse vectors that cannot be quantised.
 
     Raises:
         DataError: this is no float matrix, or a row is not finite, all zeros, or too long or short to be squared; the message
             names the first such rows.
-        CatalogError: there are fewer rows than codes in a level.
     """
     if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating):
         raise DataError(f"Item vectors are {vectors.dtype} of shape {vectors.shape}; expected float32 (items, dimensions).")
@@ -164,16 +187,4 @@ def check_vectors(vectors: np.ndarray, sizes: tuple[int, ...] = (), block: int =
                     if fault == _SCALE
                     else "Give these items more text, drop them, or choose another encoder (--sid.encoder)."
                 )
-            )
-    if len(vectors) == 1:
-        raise CatalogError(
-            "The catalog has one item only, and a level has two codes at least: there is nothing to choose from. Look at the "
-            "data (minionerec data describe) and its filters (data.user_k, data.item_k)."
-        )
-    for level, size in enumerate(sizes):
-        if len(vectors) < size:
-            sizes_text = " + ".join(map(str, sizes))
-            raise CatalogError(
-                f"{len(vectors):,} items are fewer than the {size:,} codes of level {level + 1} (codebooks: {sizes_text}). "
-                "Lower --sid.codebook_size, or set the levels one by one with --sid.codebook_sizes."
             )

@@ -127,7 +127,8 @@ def test_own_vectors_that_are_wrong(config, dataset, tmp_path, content, error, m
     assert not [*config.folder.glob("sid*")]
 
 
-def test_fewer_items_than_codes(config, dataset):
+def test_fewer_items_than_codes_are_refused_before_texts_are_embedded(config, dataset, monkeypatch):
+    monkeypatch.setattr("minionerec.sid.build.embed_together", lambda *_: pytest.fail("texts were embedded"))
     config.sid.codebook_sizes = [8, 64]
     with pytest.raises(CatalogError, match=r"40 items are fewer than the 64 codes of level 2 \(codebooks: 8 \+ 64\)"):
         build_sids(config)
