@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from minionerec.config import TASKS, TaskName
 from minionerec.data.texts import check_titled
@@ -48,12 +49,12 @@ def check_written(prompts: Prompts, room: int, warns: bool = True) -> int:
     _check_room(prompts, room, room)
     lengths = [len(answer) - 1 for answer in prompts.title_answers]  # the end token need not be written
     if prompts.context is not None:
-        what, why = "more tokens than the model reads", "lose their end when they are compared"
-        _report(prompts, lengths, prompts.context, what, why, warns=warns)
-    what, why = "more tokens than eval.title_tokens", "can never be written whole"
-    return _report(
-        prompts, lengths, room, what, why, _raise(prompts, room, lengths) if max(lengths) > room else "", warns=warns
-    )
+        cut = _too_long(
+            prompts, lengths, prompts.context, "more tokens than the model reads", "lose their end when they are compared"
+        )
+        _report(cut, "Shorten them.", warns=warns)
+    long = _too_long(prompts, lengths, room, "more tokens than eval.title_tokens", "can never be written whole")
+    return _report(long, _raise(prompts, room, lengths) if long.number else "", warns=warns)
 
 
 def _check_room(prompts: Prompts, title_tokens: int, room: int) -> None:
@@ -136,40 +137,50 @@ def check_trained(prompts: Prompts, tasks: Sequence[TaskName]) -> int:
         return 0
     lengths = [len(answer) for answer in prompts.title_answers]
     whole = 2 * max(lengths)
-    return _report(
+    long = _too_long(
         prompts,
         lengths,
         prompts.limit // 2,
         "more tokens, the end included, than half of an example (prompts.max_tokens, or what the model reads)",
         "lose their end wherever the prompt needs the room, so that the model does not learn it",
-        f"To learn all whole takes {_training(prompts, whole)}." if whole > prompts.limit else "",
-        some_are_right=any(TASKS[task].answers_with_sid for task in tasks),
     )
+    advice = f"To learn all whole takes {_training(prompts, whole)}." if whole > prompts.limit else ""
+    return _report(long, advice, some_are_right=any(TASKS[task].answers_with_sid for task in tasks))
 
 
-def _report(
-    prompts: Prompts,
-    lengths: Sequence[int],
-    most: int,
-    what: str,
-    why: str,
-    advice: str = "Shorten them.",
-    some_are_right: bool = False,
-    warns: bool = True,
-) -> int:
-    """Warn of titles that are longer than `most` tokens, and refuse if all are; returns their number.
+class _TooLong(NamedTuple):
+    """Titles that are longer than a limit.
 
-    Args:
-        some_are_right: there is something else to learn, so all may be longer.
-        warns: False only refuses.
+    Attributes:
+        number: how many.
+        all: whether these are all titles.
+        found: sentences that say so; empty for none.
     """
+
+    number: int
+    all: bool
+    found: str
+
+
+def _too_long(prompts: Prompts, lengths: Sequence[int], most: int, what: str, why: str) -> _TooLong:
+    """Those of some titles that have more than `most` tokens, which is `what`, and `why` that matters."""
     long = [item for item, length in enumerate(lengths) if length > most]
     if not long:
-        return 0
+        return _TooLong(0, False, "")
     first = f"the first is item {long[0]} ({prompts.dataset.catalog['item_id'][long[0]]!r}) with {lengths[long[0]]}"
     found = f"The titles of {len(long):,} of {len(lengths):,} items have {what}, {most}; {first}. They {why}."
-    if len(long) == len(lengths) and not some_are_right:
-        raise ConfigError(f"{found} No title is left that could be right. {advice}")
-    if warns and is_main_process():
-        log.warning("%s %s", found, advice)
-    return len(long)
+    return _TooLong(len(long), len(long) == len(lengths), found)
+
+
+def _report(long: _TooLong, advice: str, some_are_right: bool = False, warns: bool = True) -> int:
+    """Warn of titles that are too long, and refuse if all are; returns their number.
+
+    Args:
+        some_are_right: there is something else to learn, so all may be too long.
+        warns: False only refuses.
+    """
+    if long.all and not some_are_right:
+        raise ConfigError(f"{long.found} No title is left that could be right. {advice}")
+    if long.number and warns and is_main_process():
+        log.warning("%s %s", long.found, advice)
+    return long.number
