@@ -7,7 +7,7 @@ becomes a billion values) or end in a RecursionError, and Python writes no whole
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import yaml
@@ -151,9 +151,18 @@ def parse_json(text: str, distinct: bool = False) -> Any:
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        times = Counter(name for name, _ in pairs)
-        raise DocumentError(f"{next(name for name in times if times[name] > 1)!r} stands twice in one object")
+        raise DocumentError(f"{first_twice(name for name, _ in pairs)!r} stands twice in one object")
     return values
+
+
+def first_twice(names: Iterable[str]) -> str:
+    """The first of some names, one of which stands there more than once, that does; in linear time.
+
+    >>> first_twice(["a", "b", "c", "b"])
+    'b'
+    """
+    times = Counter(names)
+    return next(name for name in times if times[name] > 1)
 
 
 def _check_halves(values: Any) -> None:

@@ -1,7 +1,6 @@
 """What a client may send: the shape of each body, the limits, and the one form of every error."""
 
 import json
-from collections import Counter
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -11,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import to_json
 
 from minionerec.config import ServeConfig
+from minionerec.config.documents import first_twice
 from minionerec.config.serve import MOST_NAMED, MOST_REQUESTS
 from minionerec.recommend.filters import Filters
 
@@ -66,8 +66,7 @@ def read_json(body: bytes) -> Any:
 def _object(fields: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(fields)
     if len(content) < len(fields):
-        times = Counter(name for name, _ in fields)
-        twice = next(name for name in times if times[name] > 1)
+        twice = first_twice(name for name, _ in fields)
         raise RefusedError(422, "malformed", f"the field {twice[:_MOST_SHOWN]!r} is there twice in one object.", "the body")
     return content
 
