@@ -68,7 +68,9 @@ def coded_inputs(config: Config) -> dict[str, str]:
     if "sids" in reads:
         inputs["sid"] = require(config.folder / "sid", ITEM_STAGES["sid"]).digest
     if "vectors" in reads:
-        inputs["vectors"] = vectors_digest(_vectors(config, Dataset.load(config.folder / "data")))
+        dataset = Dataset.load(config.folder / "data")
+        check_coded(config, dataset)
+        inputs["vectors"] = vectors_digest(_vectors(config, dataset))
     return inputs
 
 
@@ -91,10 +93,9 @@ def _vectors(config: Config, dataset: Dataset) -> np.ndarray:
     """The run's item vectors, checked.
 
     Raises:
-        ConfigError: the baseline needs more items.
         DataError: there are no texts to embed, and no file of vectors; or a vector is not finite or all zeros.
     """
-    check_coded(config, dataset)
+    check_texts(config, dataset)
     vectors = vectors_of_run(config, dataset)
     check_vectors(vectors)
     return vectors
