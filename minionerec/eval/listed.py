@@ -93,7 +93,7 @@ def why_measured_otherwise(run: Path, name: str, evaluation: Manifest) -> str | 
         return "made by an earlier version, which measured otherwise"
     if lists is not None and (changed := _changed_baseline(run, lists)) is not None:
         return f"made from lists with another {changed} than the run has"
-    if _of_other_vectors(lists or evaluation, _own_configuration(run)):
+    if _of_other_vectors(run, lists or evaluation):
         return "made with other item vectors than the run has"
     return None
 
@@ -112,14 +112,14 @@ def _own_configuration(run: Path) -> Config | None:
         return None
 
 
-def _of_other_vectors(made: Manifest, config: Config | None) -> bool:
+def _of_other_vectors(run: Path, made: Manifest, config: Config | None = None) -> bool:
     """Whether an artefact was made with other item vectors than its run has; False if those are not at hand.
 
     Args:
         made: of a baseline or an evaluation.
-        config: says which the run has; None if that is not known.
+        config: says which the run has; None for its own configuration.
     """
-    if config is None or "vectors" not in made.inputs:
+    if "vectors" not in made.inputs or (config := config or _own_configuration(run)) is None:
         return False
     return present_digest(config, Dataset.load(config.folder / "data")) not in (None, made.inputs["vectors"])
 
@@ -129,7 +129,7 @@ def stored_lists(run: Path, name: str, made_from: Mapping[str, str], config: Con
 
     Args:
         made_from: digests of what they must have been made from, by the name of the input.
-        config: says which item vectors the run has; None if that is not known.
+        config: says which item vectors the run has; None for its own configuration.
 
     Raises:
         ArtifactError: they are missing or damaged, or other data, vectors, another baseline or a version without ties made
@@ -145,7 +145,7 @@ def stored_lists(run: Path, name: str, made_from: Mapping[str, str], config: Con
         raise ArtifactError(
             f"{where}: these lists were made with another {changed} than the run has now. Make them again: {again}"
         )
-    if _of_other_vectors(manifest, config):
+    if _of_other_vectors(run, manifest, config):
         raise ArtifactError(
             f"{where}: was made with other item vectors than the run has now. Name those that it was made with (--sid.vectors "
             f"FILE.npy), or make it again: {again}"
@@ -170,7 +170,7 @@ def why_unusable(run: Path, name: str, config: Config | None = None) -> str | No
     stages = ITEM_STAGES if name in GENERATIVE_BASELINES else ("data",)
     made_from = {stage: require(run / stage, ITEM_STAGES[stage]).digest for stage in stages}
     try:
-        stored_lists(run, name, made_from, config or _own_configuration(run))
+        stored_lists(run, name, made_from, config)
     except ArtifactError as error:
         return str(error)
     return None
