@@ -52,7 +52,7 @@ from minionerec.eval.wordings import file_of_wording, measure_wordings
 from minionerec.model import checkpoint, pretrained
 from minionerec.prompts.builder import Prompts
 from minionerec.prompts.record import check_prompts, prompts_section
-from minionerec.prompts.titles import check_whole, check_written
+from minionerec.prompts.titles import check_evaluated, check_whole, check_written
 from minionerec.recommend.assistant import BaselineAssistant
 from minionerec.recommend.loading import ASSISTED, GROUNDED, MIXED, STAGES, TITLED, has_mixture, weight_of
 from minionerec.recommend.mixing import load_cache, require_mixture
@@ -166,10 +166,7 @@ def check_titles(config: Config) -> None:
     model, tokenizer = checkpoint.load(config.folder / "sft" / "model", weights=False)
     index = SidIndex.load(config.folder / "sid", dataset)
     prompts = Prompts(dataset, index, tokenizer, config.resolved_prompts, checkpoint.context_of(model))
-    if config.eval.grounding != "none":
-        check_written(prompts, config.eval.title_tokens, warns=False)
-    if config.eval.title_trie:
-        check_whole(prompts, config.eval.title_tokens)
+    check_evaluated(prompts, config.eval)
 
 
 def _search_titles(config: Config, name: str, dataset: Dataset, index: SidIndex, recipe: Recipe, folder: Path) -> float | None:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from minionerec.config import TASKS, TaskName
+from minionerec.config import TASKS, EvalConfig, TaskName
 from minionerec.data.texts import check_titled
 from minionerec.distributed import is_main_process
 from minionerec.errors import ConfigError, DataError
@@ -120,6 +120,19 @@ def check_whole(prompts: Prompts, title_tokens: int) -> None:
             "more, or shorten the title."
         )
     _check_room(prompts, title_tokens, min(lengths[item], title_tokens))
+
+
+def check_evaluated(prompts: Prompts, config: EvalConfig) -> None:
+    """Refuse titles that an evaluation with these options cannot write or search.
+
+    Raises:
+        ConfigError: `eval.title_tokens` leaves no room for a prompt, or for no title.
+        DataError: an item has no title, or one that leaves no room for a prompt.
+    """
+    if config.grounding != "none":
+        check_written(prompts, config.title_tokens, warns=False)
+    if config.title_trie:
+        check_whole(prompts, config.title_tokens)
 
 
 def check_trained(prompts: Prompts, tasks: Sequence[TaskName]) -> int:

@@ -15,6 +15,7 @@ from minionerec.errors import ConstraintError
 from minionerec.model import adapters
 from minionerec.model.base import base_model
 from minionerec.prompts.builder import tokenizer_corpus
+from minionerec.prompts.titles import check_evaluated
 from minionerec.recommend.cache.vectors import shape_of_vectors
 from minionerec.sft.arguments import check_options, training_arguments
 from minionerec.sft.trainer import Tree, TreeCollator, tree_tokens
@@ -147,7 +148,9 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
 
     Raises:
         ArtifactError: data or SIDs are missing.
-        ConfigError: the batch does not split over the devices, or the model's configuration cannot be read.
+        ConfigError: the batch does not split over the devices, the model's configuration cannot be read, or titles that `eval`
+            asks for can never be written.
+        DataError: an item has no title, or one that leaves no room for a prompt, and `eval` searches titles.
     """
 
     def load_without_weights(dataset: Dataset, index: SidIndex) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -157,6 +160,7 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
 
     check_options(config.sft, devices)
     begun = begin(config, "sft", load_without_weights)
+    check_evaluated(replace(begun.prompts, config=config.resolved_prompts), config.eval)
     model = adapters.attach(begun.model, config.sft, begun.prompts.sid_token_set)
     rows = sft_rows(config, begun.prompts.dataset)
     drawn = begun.prompts.config.wording == "several"

@@ -34,7 +34,7 @@ from minionerec.model import adapters, base, checkpoint, pretrained
 from minionerec.model.dropout import add_dropout
 from minionerec.prompts.builder import tokenizer_corpus
 from minionerec.prompts.record import prompts_section
-from minionerec.prompts.titles import check_trained
+from minionerec.prompts.titles import check_evaluated, check_trained
 from minionerec.recommend.cache.sequential import component_baseline
 from minionerec.recommend.cache.vectors import component_texts, vectors_of_run
 from minionerec.sft.arguments import check_options, training_arguments
@@ -121,7 +121,8 @@ def train_sft(config: Config, write_curves: WriteCurves | None = None) -> tuple[
         ConfigError: the options contradict one another or the launch, or they would replace a model trained with others.
         ConstraintError: the loss asks for the trie's children, but some SID is the beginning of another; or a prompt is longer
             than the model's window.
-        DataError: the valid split is empty, or a task needs descriptions that the catalog lacks.
+        DataError: the valid split is empty, a task needs descriptions that the catalog lacks, or titles that `eval` asks for
+            cannot be written or searched.
         LockedError: another process trains this run's model.
         TrainingError: a loss or a gradient is not finite, or the memory does not suffice.
     """
@@ -136,6 +137,7 @@ def _train(config: Config, recipe: Recipe, write_curves: WriteCurves | None) -> 
     if sft.answer_in_prompt:
         log.warning("sft.answer_in_prompt is true: prompts about an item end with their own answer, as in the released code.")
     begun = begin(config, "sft", partial(starting_model, config))
+    check_evaluated(replace(begun.prompts, config=config.resolved_prompts), config.eval)  # not after hours of training
     check_trained(begun.prompts, sft.task_names)
     model = _prepared(begun)
     trie = _loss_trie(begun)

@@ -27,6 +27,8 @@ from minionerec.sid.index import SidIndex
 from minionerec.sid.quantize import check_vectors
 from minionerec.sid.store import load_quantizer, save_quantizer
 
+_LEAST_FITTING = 0.75  # of the old items; half fit by chance
+
 
 def append_sids(config: Config, base: Path) -> tuple[Manifest, bool]:
     """Extend the SIDs of the run `base` to the catalog of this run.
@@ -39,7 +41,8 @@ def append_sids(config: Config, base: Path) -> tuple[Manifest, bool]:
     Raises:
         ArtifactError: a stage has not run, or its files are damaged.
         CatalogError: an old item is missing, or no SID is free.
-        ConfigError: the vectors come from another encoder than the base's, or `sid.collisions` differs or is `item`.
+        ConfigError: the vectors come from another encoder than the base's, or do not fit its SIDs, or `sid.collisions`
+            differs or is `item`.
     """
     data_digest(config)  # refuses missing data first
     artifacts.require(base / "data", "minionerec data prepare --config BASE.yaml")
@@ -84,6 +87,7 @@ def _append(config: Config, base: Path, recipe: Recipe) -> None:
             "nothing. Use the base's encoder, or build the index anew with minionerec sid."
         )
     check_vectors(vectors)
+    _check_fit(vectors[old_rows], base_index, quantizer, base)
     with recipe.write() as draft:
         pairs = consecutive_pairs(dataset.train)
         encoded = quantizer.encode(vectors, guide_of(config, dataset, vectors))
@@ -96,6 +100,31 @@ def _append(config: Config, base: Path, recipe: Recipe) -> None:
         levels = encoded.shape[1]
         encoded[old_rows] = base_index.codes[:, :levels]
         draft.metrics = {"appended": len(codes) - len(old_rows)} | diagnose(encoded, codes, vectors, quantizer, pairs)
+
+
+def _check_fit(vectors: np.ndarray, index: SidIndex, quantizer: Quantizer, folder: Path) -> None:
+    """Refuse vectors that the old SIDs were not made of: another model's have the same name if they have as many dimensions.
+
+    What an item's SID stands for lies nearer to the item's vector than what the other SIDs stand for on average. For vectors
+    that have nothing to do with the SIDs that holds for half of the items.
+
+    Args:
+        vectors: of the old items, (old items, dimensions).
+        index: the old items' SIDs.
+        quantizer: which made them.
+        folder: the old run, for the message.
+    """
+    meant = quantizer.decode(index.codes[:, : len(quantizer.codebook_sizes)])
+    # |v - m|^2 without |v|^2, which is the same on both sides
+    own = (meant**2).sum(axis=1) - 2 * (vectors * meant).sum(axis=1)
+    others = (meant**2).sum(axis=1).mean() - 2 * vectors @ meant.mean(axis=0)
+    fitting = float((own <= others + 1e-9).mean())
+    if fitting < _LEAST_FITTING:
+        raise ConfigError(
+            f"The vectors do not fit the SIDs in {folder / 'sid'}: only {fitting:.0%} of its items are nearer to what their "
+            "SID stands for than to what SIDs stand for on average; with the vectors that made the SIDs nearly all are. Use "
+            "those, row for row in the new catalog's order, or build the index anew with minionerec sid."
+        )
 
 
 def extend(

@@ -18,6 +18,9 @@ from minionerec.model import checkpoint
 from minionerec.pipeline import run
 from minionerec.recommend.recommender import Recommender
 from minionerec.report.runs import read_run
+from minionerec.sft.plan import plans
+from minionerec.sft.train import train_sft
+from minionerec.training import stage
 from tests.recommend.conftest import make  # noqa: F401 (a fixture)
 from tests.training.test_fit_mixture import untrained_run
 
@@ -92,23 +95,37 @@ def test_another_penalty_makes_the_rows_anew_and_nothing_else_does(settings):
 
 
 @pytest.mark.parametrize(
-    ("stage", "asked", "message"),
+    ("name", "asked", "message"),
     [
         ("eval", {"title_trie": True}, TOO_LONG),
         ("eval", {"grounding": "trained"}, r"eval.title_tokens is 64, but prompt and title together may have 20 tokens"),
         ("d3", {"title_trie": True, "assistant": "gru4rec"}, TOO_LONG),
     ],
 )
-def test_titles_that_leave_no_prompt_are_refused_before_anything_begins(settings, tmp_path, monkeypatch, stage, asked, message):
+def test_titles_that_leave_no_prompt_are_refused_before_anything_begins(settings, tmp_path, monkeypatch, name, asked, message):
     folder = tmp_path / "run"
     shutil.copytree(settings.folder, folder, ignore=shutil.ignore_patterns("eval", "d3"))
     monkeypatch.setattr(checkpoint, "context_of", lambda model: 20)
     changed = replace(settings, out=str(folder), eval=EvalConfig(num_beams=12, resamples=40, **asked))
     with pytest.raises((ConfigError, DataError), match=message):
-        run(changed, (stage,))
+        run(changed, (name,))
     assert not (folder / "eval").exists() and not (folder / "d3").exists()
     monkeypatch.undo()
     evaluation.check_titles(changed)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"), [({"title_trie": True}, TOO_LONG), ({"grounding": "trained"}, "together may have 20")]
+)
+def test_they_are_refused_before_a_training(settings, tmp_path, monkeypatch, asked, message):
+    folder = tmp_path / "run"
+    shutil.copytree(settings.folder, folder, ignore=shutil.ignore_patterns("eval", "d3", "sft", "baselines"))
+    monkeypatch.setattr(stage, "context_of", lambda model: 20)
+    changed = replace(settings, out=str(folder), eval=EvalConfig(num_beams=12, resamples=40, **asked))
+    for begin in (train_sft, plans):
+        with pytest.raises((ConfigError, DataError), match=message):
+            begin(changed)
+    assert not [*folder.glob("sft*")]
 
 
 def test_what_cannot_be_searched_is_refused():

@@ -73,6 +73,20 @@ def test_what_cannot_be_appended(tmp_path):
     assert not (narrow.folder / "sid").exists()
 
 
+@pytest.mark.parametrize("method", ["rq-kmeans-joint", "rq-vae", "opq"])
+def test_vectors_of_another_model_are_refused(tmp_path, method):
+    old = write_run(tmp_path / "old", list(range(40)), method=method)
+    build.build_sids(old)
+    new = write_run(tmp_path / "new", list(range(41)), method=method)
+    np.save(new.sid.vectors, np.random.default_rng(1).normal(size=(41, 5)).astype(np.float32))
+    with pytest.raises(ConfigError, match=r"The vectors do not fit the SIDs in .*sid: only \d+% of its items"):
+        append.append_sids(new, old.folder)
+    np.save(new.sid.vectors, VECTORS[[*range(1, 41), 0]])  # the right ones in another order
+    with pytest.raises(ConfigError, match="The vectors do not fit"):
+        append.append_sids(new, old.folder)
+    assert not (new.folder / "sid").exists()
+
+
 @given(st.integers(0, 2**32 - 1), st.randoms(use_true_random=False))
 @examples(30)
 def test_the_order_of_new_items_does_not_matter(seed, random):
