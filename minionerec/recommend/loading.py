@@ -98,6 +98,12 @@ def _of_run(folder: Path, stage: str, dtype: Dtype | None, mixture: bool | None)
         # Its files are checked once, where the weights are read (`load_cache`).
         fitted = Manifest.load(folder / "mixture" / stage, editable=None).config["eval"]
         lists = replace(lists, normalise_over="catalog", exclude_history=fitted["exclude_history"], dtype=fitted["dtype"])
+    if (assistant := _settings(folder).get("assistant")) is not None:
+        log.warning(
+            "%s: eval.assistant is %s, which has vectors for the rows of the splits only; the lists are of the model alone.",
+            folder,
+            assistant,
+        )
     lists = _in_dtype(lists, dtype)
     model, tokenizer = checkpoint.load(str(folder / stage / "model"), lists.dtype)
     prompts = Prompts(dataset, index, tokenizer, config, checkpoint.context_of(model))
@@ -157,11 +163,15 @@ def _in_dtype(lists: EvalConfig, dtype: str | None) -> EvalConfig:
     return replace(lists, **changes)
 
 
+def _settings(folder: Path) -> dict[str, Any]:
+    """The section `eval` of a run's `run.yaml`; empty without one."""
+    section: dict[str, Any] = run_file.load(folder).get("eval", {}) if (folder / run_file.RUN_FILE).is_file() else {}
+    return section
+
+
 def _evaluated_with(folder: Path, name: str) -> EvalConfig:
     """How a run's lists are made: as the evaluation of this name made them, else as its `run.yaml` says, else by default."""
-    values: dict[str, Any] = {}
-    if (folder / run_file.RUN_FILE).is_file():
-        values = run_file.load(folder).get("eval", {})
+    values = _settings(folder)
     if (folder / "eval" / name / MANIFEST).is_file():
         values = Manifest.load(folder / "eval" / name).config["eval"]
     return EvalConfig(**{field.name: values[field.name] for field in fields(EvalConfig) if field.name in values})

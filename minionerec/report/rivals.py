@@ -315,7 +315,7 @@ LABELS_OF_KINDS = {  # of kinds that are no names
     f"{kind}{suffix}": f"{label}{addition}"
     for kind, label in (("sdpo", "SFT + S-DPO"), ("lcrec", "LC-Rec"))
     for suffix, addition in (("", ""), ("-mixture", ", mixed"), ("-d3", ", assisted (D3)"))
-}
+} | {"letter-tiger": "LETTER-TIGER"}
 PUBLISHED_ROW = {kind: rival.published for rival in RIVALS for kind in rival.kinds}
 
 
@@ -341,8 +341,10 @@ def _preset_of(rival: Rival, config: Config) -> str:
 def kind_of(run: Evaluated) -> str:
     """Which recommender this is among `RIVALS`: its name, or that with `sdpo` or `lcrec` for a stage whose settings make it so.
 
-    `rl-d3` of a model that S-DPO trained is `sdpo-d3`.
+    `rl-d3` of a model that S-DPO trained is `sdpo-d3`. TIGER on SIDs of LETTER is `letter-tiger`, which has no published row.
     """
+    if run.name == "tiger" and run.setting(("sid", "sid", "method")) == "letter":
+        return "letter-tiger"
     stage, dash, how = run.name.partition("-")
     if stage == "rl" and run.setting(("rl", "rl", "objective")) == "sdpo":
         stage = "sdpo"

@@ -9,7 +9,7 @@ import pytest
 
 from minionerec.artifacts import MILLISECONDS, Manifest
 from minionerec.cli import main
-from minionerec.config import BaselineConfig, EvalConfig, RlConfig, SftConfig
+from minionerec.config import BaselineConfig, EvalConfig, LetterConfig, RlConfig, SftConfig, SidConfig
 from minionerec.errors import ArtifactError, ConfigError
 from minionerec.eval.lists import RankedLists
 from minionerec.eval.metrics import values_per_row
@@ -18,7 +18,7 @@ from minionerec.report.comparison import compare_runs
 from minionerec.report.comparison_pages import page_table, render_page, screen_table
 from minionerec.report.evaluated import compare_evaluated, read_evaluated
 from minionerec.report.published import METRICS, published
-from minionerec.report.rivals import kind_of
+from minionerec.report.rivals import PUBLISHED_ROW, kind_of
 from minionerec.report.runs import DatasetMatch, read_run
 from minionerec.statistics.intervals import intervals
 from tests.report.run_folder import make_run
@@ -292,3 +292,19 @@ def test_the_command_prints_and_writes_it(seeds, tmp_path, capsys):
     ):
         assert main(["baseline", "table", *wrong]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["letter", "rq-vae"])
+def test_tiger_on_sids_of_letter_is_no_tiger(tmp_path, method):
+    sid = SidConfig(
+        method=method,
+        codebook_size=8,
+        letter=LetterConfig(groups=2),
+        collaborative_model="sasrec" if method == "letter" else None,
+    )
+    make_run(tmp_path / "run", users=12, rl=False, given={"sid": sid}, baseline=BaselineConfig(model="tiger"))
+    compared = compare_runs([tmp_path / "run"], resamples=RESAMPLES)
+    row, letters = row_of(compared, "tiger"), method == "letter"
+    assert row.label == ("LETTER-TIGER" if letters else "TIGER")
+    assert (PUBLISHED_ROW.get(row.kind) is None) == letters
+    assert ("TIGER" in {absent.label for absent in compared.not_run}) == letters

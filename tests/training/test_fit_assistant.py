@@ -69,6 +69,11 @@ def test_the_chosen_weight_is_the_best_of_valid_and_the_lists_have_it(evaluated)
     assert "d3" not in alone.config and not {"baselines/gru4rec", "d3/sft"} & alone.inputs.keys()
 
 
+def test_recommend_says_that_it_leaves_the_assistant_out(evaluated, caplog):
+    Recommender.load(evaluated, "sft")
+    assert "eval.assistant is gru4rec, which has vectors for the rows of the splits only" in caplog.text
+
+
 def test_lists_are_the_closed_form_of_the_model_and_the_baseline(copied, capsys):
     config = config_of(copied, assistant_weight=0.7)
     run(config, ("eval",))
