@@ -1,5 +1,6 @@
 """TIGER, the lazy decoder and RPG against slow versions of themselves, and on a run."""
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -229,8 +230,12 @@ def replace_lists(model, lists):
 
 
 @torch.no_grad()
-def lazy_by_hand(model, history, item):
-    """Log-probability of an item's SID, each code from the whole sequence anew, as training computes it."""
+def lazy_by_hand(model, history, item, over="vocabulary"):
+    """Log-probability of an item's SID, each code from the whole sequence anew, as training computes it.
+
+    Args:
+        over: `vocabulary` means all codes of a level, `catalog` those that some SID has behind the codes so far.
+    """
     batch = batch_of(rows_of([history]))
     context, visible = model.context(batch)
     answer = [token for token in model.tokens[item].tolist() if token >= 0]
@@ -241,6 +246,10 @@ def lazy_by_hand(model, history, item):
         for block in model.blocks:
             x, _ = block(x, context, visible, causal)
         logits = model.level_logits(level, x[:, -1])[0]
+        if over == "catalog":
+            sids = model.tokens[1:].tolist()
+            legal = sorted({sid[level] - model.bounds[level] for sid in sids if sid[:level] == answer[:level]})
+            logits = torch.full_like(logits, -torch.inf).index_copy(0, torch.tensor(legal), logits[legal])
         total += float(logits.log_softmax(-1)[token - model.bounds[level]])
     return total
 
@@ -262,14 +271,41 @@ def test_the_lazy_loss_is_the_sum_over_the_levels():
     assert loss.item() == pytest.approx(-sum(by_hand) / 4, rel=1e-5)
 
 
-def test_each_levels_probabilities_add_up_and_views_and_widening_hold():
+def test_each_levels_probabilities_add_up():
+    """After every prefix, where every code goes on some SID: over all codes of the level, so over the catalog, too."""
+    codes = np.array(list(itertools.product(range(4), range(3), range(3))))
+    torch.manual_seed(0)
+    model, batch = spread(LazyDecoder(codes, LENGTH, TINY_LAZY, 50)), histories()
+    cache, sums = LazyCache.compute(model, batch, model.trie), []
+    child_logprobs = cache.child_logprobs
+
+    def listen(*arguments):
+        children = child_logprobs(*arguments)
+        sums.append(children[2].exp().sum(-1))
+        return children
+
+    cache.child_logprobs = listen
+    whole = run_search(cache, len(model.trie))
+    assert [some.shape for some in sums] == [(4, 1), (4, 4), (4, 12)]
+    for some in [*sums, whole.scores.exp().sum(1)]:
+        torch.testing.assert_close(some, torch.ones_like(some), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_over_the_catalog_the_lazy_decoder_scores_as_whole_sequences_do(short):
+    """And the catalog adds up to 1, though few codes go on a SID."""
+    model, batch = lazy(short), histories()
+    found = run_search(LazyCache.compute(model, batch, model.trie, "catalog"), len(model.trie))
+    scores = found.scores.gather(1, found.leaves.argsort(1))  # in the order of the leaves
+    torch.testing.assert_close(scores.exp().sum(1), torch.ones(4), atol=1e-5, rtol=0)
+    leaves = model.trie.leaf_of_item.long()
+    for row, history in enumerate(HISTORIES[:3]):
+        expected = torch.tensor([lazy_by_hand(model, history, item, "catalog") for item in range(1, ITEMS + 1)])
+        torch.testing.assert_close(scores[row, leaves], expected, atol=2e-5, rtol=1e-5)
+
+
+def test_views_and_widening_hold():
     model, batch = lazy(), histories()
-    cache = LazyCache.compute(model, batch, model.trie)
-    for level in range(3):
-        logits = model.level_logits(level, cache.last)
-        assert logits.shape[-1] == model.bounds[level + 1] - model.bounds[level]
-    catalog = run_search(LazyCache.compute(model, batch, model.trie, "catalog"), len(model.trie))
-    torch.testing.assert_close(catalog.scores.exp().sum(1), torch.ones(4), atol=1e-5, rtol=0)
     view = model.trie.without([[2], [3, 4], [], [10]])
     narrowed = search_prompts(LazyCache.compute(model, batch, view), 50)
     whole = search_prompts(LazyCache.compute(model, batch, model.trie), 50)
