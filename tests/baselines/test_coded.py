@@ -1,5 +1,6 @@
 """TIGER, the lazy decoder and RPG against slow versions of themselves, and on a run."""
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -29,22 +31,33 @@ from minionerec.config import (
     NEURAL_BASELINES,
     VECTOR_BASELINES,
     BaselineConfig,
+    Config,
+    EvalConfig,
+    SidConfig,
 )
 from minionerec.data.dataset import Dataset
+from minionerec.data.vectors import load_vectors, logprobs_of_scores
 from minionerec.errors import ArtifactError, ConfigError
+from minionerec.eval.predictions import read_predictions
 from minionerec.model.sequential import count_parameters
 from minionerec.model.sequential.batches import make_batch
 from minionerec.model.sequential.implementation import implementation, options_of
 from minionerec.model.sequential.scorer import scorer
 from minionerec.pipeline import run
+from minionerec.prompts.builder import Prompts
+from minionerec.recommend.recommender import Recommender
+from minionerec.report.runs import read_run
 from minionerec.sid import product
+from minionerec.sid.index import SidIndex
 from minionerec.training import epochs, machine, ranking
 from minionerec.training.ranking import rank_split, without_history
 from minionerec.training.ranking_data import PROTOCOLS, choosing_rows, from_dataset
+from minionerec.tree import score_catalog
 from minionerec.tree.search import run_search, search_prompts
 from tests import small
 from tests.launch import ROOT
 from tests.model.sequential.models import ITEMS, LENGTH, batch_of, rows_of
+from tests.recommend.conftest import SIZES, write_run
 
 TINY_TIGER = TigerSizes(hidden_size=16, inner_size=24, layers=2, heads=2, head_size=8, dropout=0.0)
 TINY_LAZY = LazySizes(hidden_size=16, layers=2, heads=2, dropout=0.0)
@@ -229,8 +242,12 @@ def replace_lists(model, lists):
 
 
 @torch.no_grad()
-def lazy_by_hand(model, history, item):
-    """Log-probability of an item's SID, each code from the whole sequence anew, as training computes it."""
+def lazy_by_hand(model, history, item, over="vocabulary"):
+    """Log-probability of an item's SID, each code from the whole sequence anew, as training computes it.
+
+    Args:
+        over: `vocabulary` means all codes of a level, `catalog` those that some SID has behind the codes so far.
+    """
     batch = batch_of(rows_of([history]))
     context, visible = model.context(batch)
     answer = [token for token in model.tokens[item].tolist() if token >= 0]
@@ -241,6 +258,10 @@ def lazy_by_hand(model, history, item):
         for block in model.blocks:
             x, _ = block(x, context, visible, causal)
         logits = model.level_logits(level, x[:, -1])[0]
+        if over == "catalog":
+            sids = model.tokens[1:].tolist()
+            legal = sorted({sid[level] - model.bounds[level] for sid in sids if sid[:level] == answer[:level]})
+            logits = torch.full_like(logits, -torch.inf).index_copy(0, torch.tensor(legal), logits[legal])
         total += float(logits.log_softmax(-1)[token - model.bounds[level]])
     return total
 
@@ -262,14 +283,41 @@ def test_the_lazy_loss_is_the_sum_over_the_levels():
     assert loss.item() == pytest.approx(-sum(by_hand) / 4, rel=1e-5)
 
 
-def test_each_levels_probabilities_add_up_and_views_and_widening_hold():
+def test_each_levels_probabilities_add_up():
+    """After every prefix, where every code goes on some SID: over all codes of the level, so over the catalog, too."""
+    codes = np.array(list(itertools.product(range(4), range(3), range(3))))
+    torch.manual_seed(0)
+    model, batch = spread(LazyDecoder(codes, LENGTH, TINY_LAZY, 50)), histories()
+    cache, sums = LazyCache.compute(model, batch, model.trie), []
+    child_logprobs = cache.child_logprobs
+
+    def listen(*arguments):
+        children = child_logprobs(*arguments)
+        sums.append(children[2].exp().sum(-1))
+        return children
+
+    cache.child_logprobs = listen
+    whole = run_search(cache, len(model.trie))
+    assert [some.shape for some in sums] == [(4, 1), (4, 4), (4, 12)]
+    for some in [*sums, whole.scores.exp().sum(1)]:
+        torch.testing.assert_close(some, torch.ones_like(some), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_over_the_catalog_the_lazy_decoder_scores_as_whole_sequences_do(short):
+    """And the catalog adds up to 1, though few codes go on a SID."""
+    model, batch = lazy(short), histories()
+    found = run_search(LazyCache.compute(model, batch, model.trie, "catalog"), len(model.trie))
+    scores = found.scores.gather(1, found.leaves.argsort(1))  # in the order of the leaves
+    torch.testing.assert_close(scores.exp().sum(1), torch.ones(4), atol=1e-5, rtol=0)
+    leaves = model.trie.leaf_of_item.long()
+    for row, history in enumerate(HISTORIES[:3]):
+        expected = torch.tensor([lazy_by_hand(model, history, item, "catalog") for item in range(1, ITEMS + 1)])
+        torch.testing.assert_close(scores[row, leaves], expected, atol=2e-5, rtol=1e-5)
+
+
+def test_views_and_widening_hold():
     model, batch = lazy(), histories()
-    cache = LazyCache.compute(model, batch, model.trie)
-    for level in range(3):
-        logits = model.level_logits(level, cache.last)
-        assert logits.shape[-1] == model.bounds[level + 1] - model.bounds[level]
-    catalog = run_search(LazyCache.compute(model, batch, model.trie, "catalog"), len(model.trie))
-    torch.testing.assert_close(catalog.scores.exp().sum(1), torch.ones(4), atol=1e-5, rtol=0)
     view = model.trie.without([[2], [3, 4], [], [10]])
     narrowed = search_prompts(LazyCache.compute(model, batch, view), 50)
     whole = search_prompts(LazyCache.compute(model, batch, model.trie), 50)
@@ -396,9 +444,55 @@ def test_a_run_trains_resumes_and_evaluates_them(prepared, name, tmp_path, monke
     ranks = rank_split(scorer(model, 6, data.protocol.side, torch.device("cpu")), data, "test").ranks
     assert np.mean(ranks < 10) == pytest.approx(manifest.metrics["test HR@10"])
     with pytest.raises(ArtifactError, match="needs the vectors of a baseline"):
-        from minionerec.data.vectors import load_vectors
-
         load_vectors(config.folder, name, Dataset.load(config.folder / "data"), "eval.assistant")
+
+
+@pytest.fixture
+def rpgs_run(tmp_path, monkeypatch):
+    """A run with RPG, and with a language model that nobody trained; items 1 and 2 have one vector, and so one row of codes.
+
+    Its 33 users have 266 items in the train split, as RPG needs 256.
+    """
+    monkeypatch.setattr(product, "_ROTATIONS", 1)
+    dataset = small.leave_one_out({str(user): [8 * user + step for step in range(12)] for user in range(33)}, 268, 6)
+    index = SidIndex(np.array(list(np.ndindex(7, 7, 6))[:268], np.int32), (7, 7, 6), dataset.digest)
+    model, tokenizer = small.untrained_model(dataset, index, SIZES)
+    vectors = np.random.default_rng(0).standard_normal((268, 8)).astype(np.float32)
+    vectors[2] = vectors[1]
+    np.save(tmp_path / "vectors.npy", vectors)
+    sid = SidConfig(vectors=str(tmp_path / "vectors.npy"))
+    write_run(tmp_path, Recommender(model, Prompts(dataset, index, tokenizer, Config().resolved_prompts)), sid)
+    options = BaselineConfig(
+        model="rpg", epochs=1, hidden_size=8, inner_size=8, layers=1, heads=2, digits=2, max_history=6, top=30
+    )
+    evaluation = EvalConfig(assistant="rpg", assistant_weight=0.5, num_beams=10, resamples=40, oracle_examples=0)
+    config = Config(out=str(tmp_path), sid=sid, baseline=options, eval=evaluation)
+    run(config, ("baseline",))
+    return config
+
+
+def test_rpg_in_a_run_leaves_the_vectors_of_its_lists_and_assists(rpgs_run):
+    """Equal scores stand in either order, as a product of other numbers at once may round."""
+    folder, dataset = rpgs_run.folder, Dataset.load(rpgs_run.folder / "data")
+    assert "vectors" in Manifest.load(folder / "baselines/rpg").inputs
+    vectors = load_vectors(folder, "rpg", dataset, "a test")
+    for split in ("valid", "test"):
+        stored = pl.read_parquet(folder / f"baselines/rpg/{split}.parquet")["items"].to_list()
+        scores = vectors.scores(split, np.arange(33))
+        assert len(stored) == 33 and {len({*items}) for items in stored} == {30}
+        listed = np.take_along_axis(scores, np.array(stored), axis=1)
+        np.testing.assert_allclose(listed, -np.sort(-scores, axis=1)[:, :30], atol=1e-5)
+        assert (np.ptp(listed, axis=1) > 0.1).all()  # else nearly any items would do
+        np.testing.assert_allclose(scores[:, 1], scores[:, 2], rtol=1e-12)
+    run(rpgs_run, ("eval",))
+    assert {"sft", "sft-d3", "rpg"} <= {row.name for row in read_run(folder)}
+    assert Manifest.load(folder / "eval/sft-d3").config["d3"] == {"assistant": "rpg", "weight": 0.5}
+    recommender = Recommender.load(folder, "sft")
+    for row, prediction in enumerate([*read_predictions(folder / "eval/sft-d3/predictions.jsonl")][:3]):
+        model = score_catalog(recommender.model, *recommender.encode([prediction.history]), trie=recommender.trie)[0].numpy()
+        assistant = logprobs_of_scores(scores[[row]], "rpg")[0]
+        expected = 0.5 * model[recommender.trie.leaf_of_item.numpy()] + 0.5 * assistant
+        np.testing.assert_allclose(prediction.scores, expected[prediction.items], atol=1e-5)
 
 
 def test_short_stored_lists_do_not_cut_the_metrics_short(prepared):

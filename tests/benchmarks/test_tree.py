@@ -47,6 +47,18 @@ def test_tables(script, monkeypatch, capsys, name, flags, row):
     assert capsys.readouterr().out.splitlines()[-1].startswith(row)
 
 
+def test_tiger_gives_generates_lists_and_ends_with_an_error_if_it_is_too_slow(script, capsys, monkeypatch):
+    """So small that its time says nothing: either it does not count, or no time would do."""
+    tiger, tiny = script("tiger"), ["--users", "2", "--beams", "3", "--repeats", "1", "--faster"]
+    tiger.main([*tiny, "0"])
+    assert "| ours, CPU ms a user | generate | times faster |" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"The search is \S+ times as fast as generate, not 1e\+09 times\."):
+        tiger.main([*tiny, "1e9"])
+    monkeypatch.setattr(tiger, "AGREE", -1.0)
+    with pytest.raises(SystemExit, match="The lists differ, or a score by"):
+        tiger.main([*tiny, "0"])
+
+
 def test_filters_compares_its_views(script, capsys):
     filters = script("filters")
     filters.main(["--items", "500", "--requests", "3", "--denied", "40", "--beams", "5", "--repeats", "1"])

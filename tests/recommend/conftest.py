@@ -49,8 +49,8 @@ def recommender(make):
     return make()
 
 
-def write_run(folder: Path, recommender: "Recommender") -> Path:
-    """A finished run whose model is a recommender's, which nobody trained."""
+def write_run(folder: Path, recommender: "Recommender", sid: SidConfig | None = None) -> Path:
+    """A finished run whose model is a recommender's, which nobody trained; its SIDs say of item vectors what `sid` does."""
     from minionerec.model import checkpoint
 
     prompts, digests = recommender.prompts, {}
@@ -66,7 +66,7 @@ def write_run(folder: Path, recommender: "Recommender") -> Path:
         (path / "model/README.md").write_text("# a model\n\n## Use\n\nit\n\n## Licence\n\nNone at all.\n")
 
     write("data", {}, prompts.dataset.save)
-    write("sid", {"sid": asdict(SidConfig(encoder="tfidf"))}, prompts.index.save)
+    write("sid", {"sid": asdict(sid or SidConfig(encoder="tfidf"))}, prompts.index.save)
     prompted = prompts_section(prompts.config, ["history_sid_to_sid"])
     write("sft", {"sft": {"tasks": ["history_sid_to_sid"]}, "prompts": prompted}, save_model)
     write("eval/sft", {"eval": asdict(recommender.config)}, lambda path: None)

@@ -14,6 +14,7 @@ from transformers import (
     UMT5ForConditionalGeneration,
 )
 
+from minionerec.artifacts import read_json
 from minionerec.errors import ConstraintError
 from minionerec.tree import (
     NO_TOKEN,
@@ -33,6 +34,7 @@ from minionerec.tree.architecture import Widths
 from minionerec.tree.prompt_cache import PromptCache
 from minionerec.tree.self_test import check_exact
 from tests.examples import examples
+from tests.shared import shared
 from tests.tree.conftest import VOCABULARY, catalogs, paths, random_codes
 from tests.tree.test_prior import random_prior, random_prompts, random_view
 
@@ -44,7 +46,7 @@ START = {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}
 def tiny_t5(attention="sdpa", **options):
     """A T5 whose scores, and whose biases of distances, differ by more than rounding."""
     torch.manual_seed(0)
-    model = T5ForConditionalGeneration(T5Config(**SIZES, **START, **options)).eval()
+    model = T5ForConditionalGeneration(T5Config(**{**SIZES, **START, **options})).eval()
     model.set_attn_implementation(attention)
     with torch.no_grad():
         for stack in (model.encoder, model.decoder):
@@ -128,38 +130,50 @@ def test_views_are_respected(plain_t5, codes, kind, seed):
         )
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_lists_are_those_of_transformers_generate(attention):
-    """Its beam search over the same trie, on six prompts of several lengths padded on the left."""
-    model = tiny_t5(attention)
-    rng = np.random.default_rng(0)
-    codes = 2 + random_codes(rng, 60, 3, 6)  # 0 and 1 would begin and end what generate writes
-    trie = CatalogTrie.from_codes(codes)
-    sids, _ = paths(codes)
-    _, ids, mask = random_prompts(rng, 6)
-    beams = 8
-
-    def allowed(_, generated):
-        path = tuple(generated[1:].tolist())
-        return sorted({sid[len(path)] for sid in sids if sid[: len(path)] == path})
-
+def check_against_generate(model, codes, ids, mask, beams):
+    """Our lists are those of transformers' beam search over the same trie, and the scores differ by 1e-5 at most."""
+    continued = {}
+    for sid in codes.tolist():
+        for level, code in enumerate(sid):
+            continued.setdefault((*sid[:level],), set()).add(code)
     output = model.generate(
         ids,
         attention_mask=mask,
-        prefix_allowed_tokens_fn=allowed,
+        prefix_allowed_tokens_fn=lambda _, generated: sorted(continued[(*generated[1:].tolist(),)]),
         num_beams=beams,
         num_return_sequences=beams,
         do_sample=False,
         length_penalty=0.0,
-        max_new_tokens=3,
-        min_new_tokens=3,
+        max_new_tokens=codes.shape[1],
+        min_new_tokens=codes.shape[1],
         return_dict_in_generate=True,
         output_scores=True,
     )
-    ours = beam_search(model, ids, mask, trie=trie, num_beams=beams)
-    theirs = output.sequences[:, 1:].view(6, beams, 3)
-    torch.testing.assert_close(ours.scores, output.sequences_scores.view(6, beams), atol=1e-5, rtol=0)
-    assert torch.equal(ours.tokens, theirs)
+    ours = beam_search(model, ids, mask, trie=CatalogTrie.from_codes(codes), num_beams=beams)
+    torch.testing.assert_close(ours.scores, output.sequences_scores.view(len(ids), beams), atol=1e-5, rtol=0)
+    assert torch.equal(ours.tokens, output.sequences[:, 1:].view(len(ids), beams, -1))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_lists_are_those_of_transformers_generate(attention):
+    """On six prompts of several lengths padded on the left."""
+    rng = np.random.default_rng(0)
+    codes = 2 + random_codes(rng, 60, 3, 6)  # 0 and 1 would begin and end what generate writes
+    _, ids, mask = random_prompts(rng, 6)
+    assert not mask.all()
+    check_against_generate(tiny_t5(attention), codes, ids, mask, beams=20)
+
+
+def test_lists_of_beauty_are_those_of_transformers_generate():
+    """LETTER's catalog of 12,101 items in SIDs of four codes, its sizes for TIGER, random weights, histories of 16 users."""
+    index, users = (read_json(shared(f"data/letter/Beauty.{name}.json")) for name in ("index", "inter"))
+    numbers = {code: 2 + number for number, code in enumerate(sorted({code for sid in index.values() for code in sid}))}
+    codes = np.array([[numbers[code] for code in index[str(item)]] for item in range(len(index))])
+    chosen = range(100, 116)  # neighbours in their lists lie 1e-3 or more apart: no rounding orders them
+    ids, mask = left_pad([codes[users[str(user)][-10:]].flatten().tolist() for user in chosen], 0, torch.device("cpu"))
+    assert len(codes) == 12_101 and not mask.all()
+    sizes = {"d_model": 128, "d_kv": 64, "d_ff": 1024, "num_layers": 4, "num_heads": 6}
+    check_against_generate(tiny_t5(**sizes, vocab_size=2 + len(numbers)), codes, ids, mask, beams=20)
 
 
 def test_a_row_does_not_depend_on_its_batch(plain_t5):
