@@ -11,6 +11,7 @@ programs hardly count.
 """
 
 import argparse
+import math
 import time
 from collections.abc import Callable
 
@@ -24,12 +25,23 @@ AGREE = 1e-5
 FASTER = 1.5
 
 
+def bound(text: str) -> float:
+    """A finite number, 0 or more.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not 0 <= (value := float(text)) < math.inf:
+        raise ValueError(text)
+    return value
+
+
 def main(argv: list[str] | None = None) -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--users", type=positive, default=16)
     options.add_argument("--beams", type=positive, default=20)
     options.add_argument("--repeats", type=positive, default=3)
-    options.add_argument("--faster", type=float, default=FASTER, help="than generate, so many times; less is an error")
+    options.add_argument("--faster", type=bound, default=FASTER, help="than generate, so many times; less is an error")
     arguments = options.parse_args(argv)
     torch.set_num_threads(1)
     codes, catalog = industrial_codes()

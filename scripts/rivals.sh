@@ -5,9 +5,9 @@
 # Presets: industrial-sdpo industrial-d3 industrial-tiger industrial-letter-tiger industrial-lazy industrial-rpg industrial-liger
 # industrial-lcrec-tiny industrial-bigrec-tiny (all, if none is named); for a GPU industrial-lcrec-smollm2 and
 # industrial-bigrec-smollm2 (first: minionerec model get smollm2-135m); with DATA a folder of LETTER's files, in a call of their
-# own, beauty-tiger and beauty-lazy. Without DATA the released files are downloaded. VECTORS: a .npy file of item vectors for industrial-rpg, -liger and
-# -letter-tiger, instead of embedding the texts.
-# RUNS: the folder of the runs (default runs); another seed (-- --seed N) needs another one. RUN_PYTHON: another Python than scripts/python
+# own, beauty-tiger and beauty-lazy. Without DATA the released files are downloaded. VECTORS: a .npy file of item vectors for
+# industrial-rpg, -liger and -letter-tiger, instead of embedding the texts. RUNS: the folder of the runs (default runs); another
+# seed (-- --seed N) needs another one. RUN_PYTHON: another Python than scripts/python
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 all=(industrial-{sdpo,d3,tiger,letter-tiger,lazy,rpg,liger,lcrec-tiny,bigrec-tiny})

@@ -166,7 +166,7 @@ def check_titles(config: Config) -> None:
     model, tokenizer = checkpoint.load(config.folder / "sft" / "model", weights=False)
     index = SidIndex.load(config.folder / "sid", dataset)
     prompts = Prompts(dataset, index, tokenizer, config.resolved_prompts, checkpoint.context_of(model))
-    check_evaluated(prompts, config.eval)
+    check_evaluated(prompts, config.resolved_prompts, config.eval)
 
 
 def _search_titles(config: Config, name: str, dataset: Dataset, index: SidIndex, recipe: Recipe, folder: Path) -> float | None:

@@ -2,9 +2,10 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
-from minionerec.config import TASKS, EvalConfig, TaskName
+from minionerec.config import TASKS, EvalConfig, PromptsConfig, TaskName
 from minionerec.data.texts import check_titled
 from minionerec.distributed import is_main_process
 from minionerec.errors import ConfigError, DataError
@@ -73,7 +74,8 @@ def _check_room(prompts: Prompts, title_tokens: int, room: int) -> None:
             + (
                 f"Lower eval.title_tokens to {prompts.limit - shortest}."
                 if shortest < prompts.limit
-                else f"Nothing fits beside it: that takes {_training(prompts, shortest + 1)}."
+                else f"Nothing fits beside it: that takes {_training(prompts, shortest + 1)}, or an evaluation without titles "
+                "(eval.grounding none, eval.title_trie false)."
             )
         )
 
@@ -117,18 +119,24 @@ def check_whole(prompts: Prompts, title_tokens: int) -> None:
         raise DataError(
             f"The title of item {item} ({prompts.dataset.catalog['item_id'][item]!r}) has {lengths[item]} tokens with its end, "
             f"and a prompt can be cut to {shortest} at best, but the model reads {prompts.context}. Take a model that reads "
-            "more, or shorten the title."
+            "more, shorten the title, or set eval.title_trie false."
         )
     _check_room(prompts, title_tokens, min(lengths[item], title_tokens))
 
 
-def check_evaluated(prompts: Prompts, config: EvalConfig) -> None:
+def check_evaluated(prompts: Prompts, asked: PromptsConfig, config: EvalConfig) -> None:
     """Refuse titles that an evaluation with these options cannot write or search.
+
+    Args:
+        prompts: of the model; what they have tokenised is used again where evaluation asks as they do.
+        asked: the section `prompts` that evaluation asks with, its wording chosen.
 
     Raises:
         ConfigError: `eval.title_tokens` leaves no room for a prompt, or for no title.
         DataError: an item has no title, or one that leaves no room for a prompt.
     """
+    if asked != prompts.config:
+        prompts = replace(prompts, config=asked)
     if config.grounding != "none":
         check_written(prompts, config.title_tokens, warns=False)
     if config.title_trie:

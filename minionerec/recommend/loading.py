@@ -100,7 +100,7 @@ def _of_run(folder: Path, stage: str, dtype: Dtype | None, mixture: bool | None)
         lists = replace(lists, normalise_over="catalog", exclude_history=fitted["exclude_history"], dtype=fitted["dtype"])
     if (assistant := _settings(folder).get("assistant")) is not None:
         log.warning(
-            "%s: eval.assistant is %s, which has vectors for the rows of the splits only; the lists are of the model alone.",
+            "%s: eval.assistant is %s, which has vectors for the rows of the splits only; the lists leave it out.",
             folder,
             assistant,
         )

@@ -28,7 +28,7 @@ from minionerec.config import (
 )
 from minionerec.config.fields import value_of, with_values
 from minionerec.data.dataset import Dataset
-from minionerec.errors import ArtifactError, DataError, MiniOneRecError
+from minionerec.errors import ArtifactError, ConfigError, DataError, MiniOneRecError
 from minionerec.prompts.tasks import item_texts
 from minionerec.report.evaluated import Evaluated
 from minionerec.report.published import PAPER
@@ -179,6 +179,12 @@ def _baseline(model: str) -> Callable[[RunFolder], list[str]]:
     return commands
 
 
+def _tiger(run: RunFolder) -> list[str]:
+    if run.config.sid.method == "letter" and not run.config.sid.shipped:
+        raise ConfigError("on SIDs of LETTER it is LETTER-TIGER; TIGER needs a run with SIDs of another method.")
+    return _baseline("tiger")(run)
+
+
 def baseline_changes(config: Config, model: str) -> dict[str, Any]:
     """What a run's section `baseline` must say for another baseline than the last: its options are that one's alone."""
     changes: dict[str, Any] = {"baseline.model": model}
@@ -302,7 +308,7 @@ RIVALS = (
     Rival("D3", ("sft-d3", "rl-d3", "sdpo-d3", "lcrec-d3", "sft-titles-d3"), "D3", _d3),
     Rival("LC-Rec", ("lcrec",), "LCRec", _lcrec, "industrial-lcrec"),
     Rival("BIGRec", ("sft-titles", "sft-titles-trie"), "BIGRec", _bigrec, "industrial-bigrec"),
-    Rival("TIGER", ("tiger",), "TIGER", _baseline("tiger")),
+    Rival("TIGER", ("tiger",), "TIGER", _tiger),
     Rival("LIGER", ("liger",), None, _baseline("liger")),
     Rival("Lazy decoder (OneRec-V2)", ("lazy",), None, _baseline("lazy")),
     Rival("RPG", ("rpg",), None, _baseline("rpg")),

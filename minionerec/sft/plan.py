@@ -160,7 +160,7 @@ def plans(config: Config, devices: int | None = None) -> list[Plan]:
 
     check_options(config.sft, devices)
     begun = begin(config, "sft", load_without_weights)
-    check_evaluated(replace(begun.prompts, config=config.resolved_prompts), config.eval)
+    check_evaluated(begun.prompts, config.resolved_prompts, config.eval)
     model = adapters.attach(begun.model, config.sft, begun.prompts.sid_token_set)
     rows = sft_rows(config, begun.prompts.dataset)
     drawn = begun.prompts.config.wording == "several"

@@ -137,7 +137,7 @@ def _train(config: Config, recipe: Recipe, write_curves: WriteCurves | None) -> 
     if sft.answer_in_prompt:
         log.warning("sft.answer_in_prompt is true: prompts about an item end with their own answer, as in the released code.")
     begun = begin(config, "sft", partial(starting_model, config))
-    check_evaluated(replace(begun.prompts, config=config.resolved_prompts), config.eval)  # not after hours of training
+    check_evaluated(begun.prompts, config.resolved_prompts, config.eval)  # not after hours of training
     check_trained(begun.prompts, sft.task_names)
     model = _prepared(begun)
     trie = _loss_trie(begun)

@@ -16,18 +16,18 @@ from minionerec import artifacts
 from minionerec.artifacts import Manifest, Recipe
 from minionerec.config import Config
 from minionerec.data.dataset import Dataset
-from minionerec.errors import CatalogError, ConfigError
+from minionerec.errors import ArtifactError, CatalogError, ConfigError
 from minionerec.sid.build import check_catalog, data_digest, sid_recipe, sid_section, stage_inputs
 from minionerec.sid.codebooks import Quantizer
 from minionerec.sid.collaborative import consecutive_pairs, guide_of
 from minionerec.sid.collisions import Sid, nearest_unused, occupy
-from minionerec.sid.diagnose import diagnose
+from minionerec.sid.diagnose import ERROR, diagnose, relative_error
 from minionerec.sid.encoder import encoder_identity, item_vectors
 from minionerec.sid.index import SidIndex
 from minionerec.sid.quantize import check_vectors
 from minionerec.sid.store import load_quantizer, save_quantizer
 
-_LEAST_FITTING = 0.75  # of the old items; half fit by chance
+_SAME_ERROR = 0.01  # relative; encoders differ by less between machines
 
 
 def append_sids(config: Config, base: Path) -> tuple[Manifest, bool]:
@@ -87,7 +87,7 @@ def _append(config: Config, base: Path, recipe: Recipe) -> None:
             "nothing. Use the base's encoder, or build the index anew with minionerec sid."
         )
     check_vectors(vectors)
-    _check_fit(vectors[old_rows], base_index, quantizer, base)
+    _check_fit(vectors, old_rows, base_index, quantizer, base, identity)
     with recipe.write() as draft:
         pairs = consecutive_pairs(dataset.train)
         encoded = quantizer.encode(vectors, guide_of(config, dataset, vectors))
@@ -102,28 +102,29 @@ def _append(config: Config, base: Path, recipe: Recipe) -> None:
         draft.metrics = {"appended": len(codes) - len(old_rows)} | diagnose(encoded, codes, vectors, quantizer, pairs)
 
 
-def _check_fit(vectors: np.ndarray, index: SidIndex, quantizer: Quantizer, folder: Path) -> None:
-    """Refuse vectors that the old SIDs were not made of: another model's have the same name if they have as many dimensions.
+def _check_fit(vectors: np.ndarray, rows: np.ndarray, index: SidIndex, quantizer: Quantizer, base: Path, identity: str) -> None:
+    """Refuse vectors that the old SIDs were not made of: another file's or model's may have the same name and dimensions.
 
-    What an item's SID stands for lies nearer to the item's vector than what the other SIDs stand for on average. For vectors
-    that have nothing to do with the SIDs that holds for half of the items.
+    The base's manifest says how far its vectors lie from what their SIDs stand for; the same vectors lie as far.
 
     Args:
-        vectors: of the old items, (old items, dimensions).
-        index: the old items' SIDs.
-        quantizer: which made them.
-        folder: the old run, for the message.
+        vectors: of the new catalog, (items, dimensions).
+        rows: of the old items in it, (old items,).
+        index, quantizer: of the base.
+        identity: where the vectors come from, in words.
     """
-    meant = quantizer.decode(index.codes[:, : len(quantizer.codebook_sizes)])
-    # |v - m|^2 without |v|^2, which is the same on both sides
-    own = (meant**2).sum(axis=1) - 2 * (vectors * meant).sum(axis=1)
-    others = (meant**2).sum(axis=1).mean() - 2 * vectors @ meant.mean(axis=0)
-    fitting = float((own <= others + 1e-9).mean())
-    if fitting < _LEAST_FITTING:
+    recorded = Manifest.load(base / "sid").metrics.get(ERROR)
+    if recorded is None:
+        raise ArtifactError(
+            f"{base / 'sid'}: its manifest does not say {ERROR}, so nothing tells whether the vectors are its own."
+        )
+    error = relative_error(vectors, index.codes[:, : len(quantizer.codebook_sizes)], quantizer, rows)
+    if abs(error - recorded) > _SAME_ERROR * max(recorded, 1e-6):
         raise ConfigError(
-            f"The vectors do not fit the SIDs in {folder / 'sid'}: only {fitting:.0%} of its items are nearer to what their "
-            "SID stands for than to what SIDs stand for on average; with the vectors that made the SIDs nearly all are. Use "
-            "those, row for row in the new catalog's order, or build the index anew with minionerec sid."
+            f"The vectors ({identity}) are not those that the SIDs in {base / 'sid'} were made of: the squared distance of its "
+            f"{len(rows):,} items to what their SIDs stand for is {error:.4g} of the variance, and it was {recorded:.4g}. Use "
+            "the same sid.vectors or sid.encoder, with the rows of a file in the new catalog's order, or build the index anew "
+            "with minionerec sid."
         )
 
 

@@ -1,6 +1,7 @@
 """Figures about an index: collisions, use and balance of the codebooks, how well SIDs reflect vectors and clicks."""
 
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from scipy.special import xlogy
 
 from minionerec.sid.codebooks import Quantizer
 
+ERROR = "reconstruction_error"  # in the manifest, see `diagnose`
 _NEIGHBOURS = 10
 _QUERIES = 5000  # items whose neighbours are searched, evenly spaced in a larger catalog
 _BLOCK = 512  # queries at once
@@ -46,7 +48,7 @@ def diagnose(
         "collision_rate_before": float(np.mean(groups_before > 1)),
         "collision_rate": shared["collision_rate"],
         "reconstruction_error_before": relative_error(vectors, codes_before, quantizer),
-        "reconstruction_error": relative_error(vectors, codes[:, :levels], quantizer),
+        ERROR: relative_error(vectors, codes[:, :levels], quantizer),
         "moved": float(np.mean((codes_before[:, :levels] != codes[:, :levels]).any(axis=1))),
         "largest_group_before": int(groups_before.max()),
         "largest_group": shared["largest_group"],
@@ -148,14 +150,27 @@ def perplexity(counts: np.ndarray) -> float:
     return float(np.exp(-xlogy(share, share).sum()))
 
 
-def relative_error(vectors: np.ndarray, codes: np.ndarray, quantizer: Quantizer, block: int = 65536) -> float:
-    """Squared distance of the vectors to what their codes stand for, relative to that to their mean."""
-    mean = np.mean(vectors, axis=0, dtype=np.float64)
+def relative_error(
+    vectors: np.ndarray, codes: np.ndarray, quantizer: Quantizer, rows: np.ndarray | None = None, block: int = 65536
+) -> float:
+    """Squared distance of vectors to what their codes stand for, relative to that to their mean.
+
+    Args:
+        vectors: (all items, dimensions), read block by block.
+        codes: (items, levels).
+        rows: (items,) the rows of `vectors` that the codes are of; None for all, in their order.
+    """
+    places = np.arange(len(vectors)) if rows is None else rows
+
+    def blocks() -> Iterator[tuple[int, np.ndarray]]:
+        for start in range(0, len(places), block):
+            yield start, np.asarray(vectors[places[start : start + block]], dtype=np.float64)
+
+    mean = sum(part.sum(axis=0) for _, part in blocks()) / max(len(places), 1)
     variance = error = 0.0
-    for start in range(0, len(vectors), block):
-        rows = np.asarray(vectors[start : start + block], dtype=np.float64)
-        variance += float(((rows - mean) ** 2).sum())
-        error += float(((rows - quantizer.decode(codes[start : start + block])) ** 2).sum())
+    for start, part in blocks():
+        variance += float(((part - mean) ** 2).sum())
+        error += float(((part - quantizer.decode(codes[start : start + block])) ** 2).sum())
     return error / variance if variance else 0.0
 
 
