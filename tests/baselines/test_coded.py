@@ -656,6 +656,7 @@ STAGES = {  # that scripts/rivals.sh starts, by preset
         "baseline --baseline.model sasrec --baseline.hidden_size 32",
         "sid",
         "baseline",
+        "eval",
     ),
     **dict.fromkeys(
         [f"industrial-{name}-{size}" for name in ("lcrec", "bigrec") for size in ("tiny", "smollm2")],
