@@ -93,12 +93,13 @@ def _of_run(folder: Path, stage: str, dtype: Dtype | None, mixture: bool | None)
                 stage,
                 folder,
             )
-    lists = _evaluated_with(folder, f"{stage}-mixture" if mixture else stage)
+    settings = _settings(folder)
+    lists = _evaluated_with(folder, f"{stage}-mixture" if mixture else stage, settings)
     if mixture and has_mixture(folder, stage):  # its weights were fitted to lists that are made so
         # Its files are checked once, where the weights are read (`load_cache`).
         fitted = Manifest.load(folder / "mixture" / stage, editable=None).config["eval"]
         lists = replace(lists, normalise_over="catalog", exclude_history=fitted["exclude_history"], dtype=fitted["dtype"])
-    if (assistant := _settings(folder).get("assistant")) is not None:
+    if (assistant := settings.get("assistant")) is not None:
         log.warning(
             "%s: eval.assistant is %s, which has vectors for the rows of the splits only; the lists leave it out.",
             folder,
@@ -169,9 +170,8 @@ def _settings(folder: Path) -> dict[str, Any]:
     return section
 
 
-def _evaluated_with(folder: Path, name: str) -> EvalConfig:
-    """How a run's lists are made: as the evaluation of this name made them, else as its `run.yaml` says, else by default."""
-    values = _settings(folder)
+def _evaluated_with(folder: Path, name: str, values: dict[str, Any]) -> EvalConfig:
+    """As the evaluation of this name made a run's lists, else as its `run.yaml` says (`values`), else by default."""
     if (folder / "eval" / name / MANIFEST).is_file():
         values = Manifest.load(folder / "eval" / name).config["eval"]
     return EvalConfig(**{field.name: values[field.name] for field in fields(EvalConfig) if field.name in values})

@@ -71,10 +71,10 @@ def append_sids(config: Config, base: Path) -> tuple[Manifest, bool]:
         }
 
     recipe = sid_recipe(config, sid_section(config), config.seed, inputs)
-    return recipe.make(lambda: _append(config, base, recipe))
+    return recipe.make(lambda: _append(config, base, old, recipe))
 
 
-def _append(config: Config, base: Path, recipe: Recipe) -> None:
+def _append(config: Config, base: Path, old: Manifest, recipe: Recipe) -> None:
     dataset, base_dataset = Dataset.load(config.folder / "data"), Dataset.load(base / "data")
     check_catalog(dataset)
     base_index = SidIndex.load(base / "sid", base_dataset)
@@ -87,7 +87,8 @@ def _append(config: Config, base: Path, recipe: Recipe) -> None:
             "nothing. Use the base's encoder, or build the index anew with minionerec sid."
         )
     check_vectors(vectors)
-    _check_fit(vectors, old_rows, base_index, quantizer, base, identity)
+    error = relative_error(vectors, base_index.codes[:, : len(quantizer.codebook_sizes)], quantizer, old_rows)
+    _check_fit(error, old, base, identity)
     with recipe.write() as draft:
         pairs = consecutive_pairs(dataset.train)
         encoded = quantizer.encode(vectors, guide_of(config, dataset, vectors))
@@ -102,27 +103,26 @@ def _append(config: Config, base: Path, recipe: Recipe) -> None:
         draft.metrics = {"appended": len(codes) - len(old_rows)} | diagnose(encoded, codes, vectors, quantizer, pairs)
 
 
-def _check_fit(vectors: np.ndarray, rows: np.ndarray, index: SidIndex, quantizer: Quantizer, base: Path, identity: str) -> None:
+def _check_fit(error: float, old: Manifest, base: Path, identity: str) -> None:
     """Refuse vectors that the old SIDs were not made of: another file's or model's may have the same name and dimensions.
 
     The base's manifest says how far its vectors lie from what their SIDs stand for; the same vectors lie as far.
 
     Args:
-        vectors: of the new catalog, (items, dimensions).
-        rows: of the old items in it, (old items,).
-        index, quantizer: of the base.
+        error: of the old items' vectors and SIDs, see `relative_error`.
+        old: the manifest of the base's SIDs.
         identity: where the vectors come from, in words.
     """
-    recorded = Manifest.load(base / "sid").metrics.get(ERROR)
+    recorded = old.metrics.get(ERROR)
     if recorded is None:
         raise ArtifactError(
-            f"{base / 'sid'}: its manifest does not say {ERROR}, so nothing tells whether the vectors are its own."
+            f"{base / 'sid'}: its manifest does not say {ERROR}, so nothing tells whether the vectors are its own. "
+            "Build the index anew with minionerec sid."
         )
-    error = relative_error(vectors, index.codes[:, : len(quantizer.codebook_sizes)], quantizer, rows)
     if abs(error - recorded) > _SAME_ERROR * max(recorded, 1e-6):
         raise ConfigError(
             f"The vectors ({identity}) are not those that the SIDs in {base / 'sid'} were made of: the squared distance of its "
-            f"{len(rows):,} items to what their SIDs stand for is {error:.4g} of the variance, and it was {recorded:.4g}. Use "
+            f"items to what their SIDs stand for is {error:.4g} of the variance, and it was {recorded:.4g}. Use "
             "the same sid.vectors or sid.encoder, with the rows of a file in the new catalog's order, or build the index anew "
             "with minionerec sid."
         )
