@@ -12,6 +12,9 @@ from minionerec.tree.prompt_cache import Normalise, PrefixModel, PromptCache, pl
 from minionerec.tree.trie import CatalogTrie
 
 PASS_BYTES = 1 << 30  # what a pass may take unless another number is given
+# The most tree tokens per prompt of a pass on a CPU. Each sees only those above it, but all of a pass are compared with one
+# another, so attention costs the square of their number; smaller passes compute few tokens twice (`benchmarks/oracle.py`).
+CPU_TOKENS = 256
 
 
 def _chunks(trie: CatalogTrie, most: int) -> Iterator[list[tuple[int, int]]]:
@@ -64,7 +67,7 @@ class Layers(NamedTuple):
 
 
 def tokens_of_a_pass(prompts: PrefixModel, layers: Layers, logits: int, memory: int) -> int:
-    """How many tree tokens per prompt one pass may hold.
+    """How many tree tokens per prompt one pass may hold, on a CPU `CPU_TOKENS` at most.
 
     Counts what grows with the tokens: keys and values, activations of one layer, mask and attention scores, logits of the
     children; an estimate from above for sdpa attention.
@@ -104,7 +107,7 @@ def tokens_of_a_pass(prompts: PrefixModel, layers: Layers, logits: int, memory: 
             f"A memory budget of {memory} bytes is too small for exact scores; {least} are needed at least. "
             "Raise `memory` or score fewer prompts at once."
         )
-    return most
+    return max(path, min(most, CPU_TOKENS)) if prompts.visible.device.type == "cpu" else most
 
 
 def score_catalog(

@@ -59,6 +59,16 @@ def test_tiger_gives_generates_lists_and_ends_with_an_error_if_it_is_too_slow(sc
         tiger.main([*tiny, "0"])
 
 
+def test_oracle_compares_passes_and_ends_with_an_error_if_their_scores_differ(script, capsys, monkeypatch):
+    oracle, tiny = script("oracle"), ["--items", "60", "--repeats", "1", "--tokens", "64"]
+    oracle.main(tiny)
+    rows = [row.split(" | ")[:2] for row in capsys.readouterr().out.splitlines()[3:]]
+    assert [tokens for _, tokens in rows] == ["budget", "64"] * 2
+    monkeypatch.setattr(oracle, "AGREE", -1.0)
+    with pytest.raises(SystemExit, match="T5, Beauty's shape: scores in passes of budget tokens differ by 0"):
+        oracle.main(tiny)
+
+
 def test_filters_compares_its_views(script, capsys):
     filters = script("filters")
     filters.main(["--items", "500", "--requests", "3", "--denied", "40", "--beams", "5", "--repeats", "1"])
