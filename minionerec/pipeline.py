@@ -127,7 +127,7 @@ def _trained(config: Config, use: str) -> list[str]:
     Raises:
         ArtifactError: none has.
     """
-    from minionerec.recommend.loading import STAGES as TRAININGS
+    from minionerec.recommend.variants import STAGES as TRAININGS
 
     trained = [stage for stage in TRAININGS if (config.folder / stage / MANIFEST).is_file()]
     if not trained:

@@ -54,10 +54,11 @@ from minionerec.prompts.builder import Prompts
 from minionerec.prompts.record import check_prompts, prompts_section
 from minionerec.prompts.titles import check_evaluated, check_whole, check_written
 from minionerec.recommend.assistant import BaselineAssistant
-from minionerec.recommend.loading import ASSISTED, GROUNDED, MIXED, STAGES, TITLED, has_mixture, weight_of
+from minionerec.recommend.loading import has_mixture
 from minionerec.recommend.mixing import load_cache, require_mixture
 from minionerec.recommend.recommender import Recommender
 from minionerec.recommend.titles import TitleRecommender
+from minionerec.recommend.variants import ASSISTED, GROUNDED, MIXED, STAGES, TITLED, VARIANTS, stage_of, weights_of
 from minionerec.sid.index import SidIndex, collision_warning
 from minionerec.training.early import check_assistant, check_title_assistant
 from minionerec.training.fit_assistant import assistant_inputs, chosen_weight
@@ -301,7 +302,7 @@ def _recipe(config: Config, name: str) -> Recipe:
     inputs = _inputs(config, name)
     sections = config.section("eval")
     if name in ASSISTED:
-        weight, _ = chosen_weight(config, weight_of(name), inputs)
+        weight, _ = chosen_weight(config, str(weights_of(name)), inputs)
         sections["d3"] = {"assistant": config.eval.assistant, "weight": weight}
     if (stage := stage_of(name)) is not None:
         model = Manifest.load(config.folder / stage)
@@ -353,8 +354,9 @@ def _inputs(config: Config, name: str) -> dict[str, str]:
             inputs[f"baselines/{weighing}"] = baseline_digest(config.folder, str(weighing), inputs["data"])
         if name in ASSISTED:
             inputs |= assistant_inputs(config, inputs["data"])
-            if (digest := chosen_weight(config, weight_of(name), inputs)[1]) is not None:
-                inputs[f"d3/{weight_of(name)}"] = digest
+            weights = str(weights_of(name))
+            if (digest := chosen_weight(config, weights, inputs)[1]) is not None:
+                inputs[weights] = digest
     elif is_stored(config, name):
         made_from = {"data": inputs["data"], **(inputs_of(config, name) if name in GENERATIVE_BASELINES else {})}
         inputs[stored_artefact(name)] = stored_lists(config.folder, name, made_from, config).digest
@@ -407,12 +409,6 @@ def evaluable(config: Config) -> list[str]:
 
 def evaluated(folder: Path) -> list[str]:
     """The recommenders with a finished evaluation in a run's folder: floors first, then baselines, trained models last."""
-    order = {name: number for number, name in enumerate((*FLOORS, "", *STAGES, *MIXED, *ASSISTED, *GROUNDED, *TITLED))}
+    order = {name: number for number, name in enumerate((*FLOORS, "", *STAGES, *VARIANTS))}
     names = [path.parent.name for path in (folder / "eval").glob(f"*/{MANIFEST}")]
     return sorted(names, key=lambda name: (order.get(name, order[""]), name))
-
-
-def stage_of(name: str) -> str | None:
-    """The training stage whose model makes a recommender's lists, alone, mixed, assisted, by titles; None if none does."""
-    titled = dict.fromkeys(TITLED, "sft")
-    return (MIXED | ASSISTED | GROUNDED | titled).get(name, name if name in STAGES else None)

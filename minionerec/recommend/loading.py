@@ -18,18 +18,12 @@ from minionerec.model import checkpoint
 from minionerec.prompts.builder import Prompts
 from minionerec.prompts.record import check_prompts
 from minionerec.recommend import bundle
+from minionerec.recommend.variants import STAGES
 from minionerec.sid.index import SidIndex
 from minionerec.tree import CatalogTrie
 
 if TYPE_CHECKING:
     from minionerec.recommend.cache import Mixture
-
-STAGES = ("sft", "rl")  # the training stages, in their order
-MIXED = {f"{stage}-mixture": stage for stage in STAGES}  # name of an evaluated model with its mixture, and its stage
-# The same of a model with its assistant (`eval.assistant`); `weight_of` has its weight.
-ASSISTED = {**{f"{stage}-d3": stage for stage in STAGES}, "sft-titles-d3": "sft"}
-GROUNDED = {"sft-titles": "sft"}  # the same of a model whose written titles are grounded (`eval.grounding`)
-TITLED = ("sft-titles-trie", "sft-titles-d3")  # of an SFT model that is searched over the catalog's titles (`eval.title_trie`)
 
 log = logging.getLogger(__name__)
 
@@ -55,15 +49,6 @@ def load_parts(folder: Path, stage: str | None, dtype: Dtype | None, mixture: bo
     if mixture:
         raise ConfigError(f"{folder}: an exported folder holds a model alone, without the interactions that a mixture counts.")
     return _of_bundle(folder, stage, dtype)
-
-
-def weight_of(name: str) -> str:
-    """The name in `d3/` of a run of the weight that one of `ASSISTED` has beside its assistant.
-
-    >>> weight_of("sft-d3"), weight_of("sft-titles-d3")
-    ('sft', 'sft-titles')
-    """
-    return name.removesuffix("-d3")
 
 
 def has_mixture(folder: Path, stage: str) -> bool:

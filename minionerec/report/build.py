@@ -23,6 +23,7 @@ from minionerec.eval.compare import left_out
 from minionerec.eval.listed import LEGO, stored_artefact, stored_command
 from minionerec.eval.lists import headline_cutoff
 from minionerec.eval.slices import parts_of_dataset, parts_of_lists, parts_of_training
+from minionerec.recommend.variants import VARIANTS, weights_of
 from minionerec.report import analysis, comparison, comparison_pages, diagnosis, paper_gap, plots, run_page
 from minionerec.report.evaluated import (
     LABELS,
@@ -47,13 +48,7 @@ _BASELINES = (
     *(f"baselines/{name}" for name in BASELINES if name not in PLAIN_FLOORS),
     *(f"eval/{name}" for name in _TRAINED_ON_REQUEST),
 )
-_MIXED = (
-    *(folder for way in ("mixture", "d3") for stage in ("sft", "rl") for folder in (f"{way}/{stage}", f"eval/{stage}-{way}")),
-    "eval/sft-titles",
-    "eval/sft-titles-trie",
-    "d3/sft-titles",
-    "eval/sft-titles-d3",
-)
+_VARIANTS = [artefact for name in VARIANTS for artefact in (weights_of(name), f"eval/{name}") if artefact is not None]
 
 
 @dataclass(frozen=True)
@@ -235,7 +230,7 @@ def _content(folder: Path) -> list[str]:
 def _in_order(folder: Path, manifests: Mapping[str, Manifest]) -> dict[str, Manifest]:
     """The artefacts in the order in which a page tells about them."""
     floors = (f"eval/{name}" for name in FLOORS)
-    order = ("data", "sid", "sft", "rl", *_BASELINES, *_content(folder), *floors, "eval/sft", "eval/rl", *_MIXED)
+    order = ("data", "sid", "sft", "rl", *_BASELINES, *_content(folder), *floors, "eval/sft", "eval/rl", *_VARIANTS)
     return {name: manifests[name] for name in order if name in manifests}
 
 
@@ -366,7 +361,7 @@ def _manifests(config: Config) -> tuple[dict[str, Manifest], dict[str, str]]:
             f"{config.folder}: sft.tasks has no task whose answer is a SID, so there is no eval/sft, which the pages need. "
             f"Its lists stand in a table: minionerec baseline table {config.folder} --html table.html"
         )
-    others = (*_OPTIONAL, *_MIXED, *_BASELINES, *_content(config.folder))
+    others = (*_OPTIONAL, *_VARIANTS, *_BASELINES, *_content(config.folder))
     names = [*_REQUIRED, *(name for name in others if (config.folder / name / MANIFEST).is_file())]
     manifests = {name: require(config.folder / name, _command(name)) for name in names}
     outdated = {}

@@ -1,5 +1,6 @@
 """The runs that the paper-gap report compares: the evaluated recommenders of run folders, and single predictions files."""
 
+import itertools
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -19,24 +20,14 @@ from minionerec.eval.lists import EMPTY, RankedLists, cutoffs_within, headline_c
 from minionerec.eval.metrics import measure
 from minionerec.eval.result_json import read_lists
 from minionerec.eval.slices import parts_of_lists, parts_of_training, slice_tables
+from minionerec.recommend.variants import STAGES, VARIANTS, trained_parts
 from minionerec.report.evaluated import Evaluated, page_order, read_evaluated, why_outdated
 from minionerec.report.published import published
 from minionerec.report.slices import sliced_metric
 from minionerec.sid.index import SidIndex, collision_warning
 
 PAIRED = ("HR@1", "HR@10", "HR@50", "NDCG@10")
-_STAGES = ("data", "sid", "sft", "rl", "mixture/sft", "mixture/rl", "d3/sft", "d3/rl", "d3/sft-titles")
-_TRAINED = {
-    "sft": ("sft",),
-    "rl": ("sft", "rl"),
-    "sft-mixture": ("sft", "mixture/sft"),
-    "rl-mixture": ("sft", "rl", "mixture/rl"),
-    "sft-d3": ("sft", "d3/sft"),
-    "rl-d3": ("sft", "rl", "d3/rl"),
-    "sft-titles": ("sft",),
-    "sft-titles-trie": ("sft",),
-    "sft-titles-d3": ("sft", "d3/sft-titles"),
-}
+_ARTEFACTS = (*ITEM_STAGES, *STAGES, *itertools.chain.from_iterable(map(trained_parts, VARIANTS)))
 
 
 class DatasetMatch(NamedTuple):
@@ -107,7 +98,7 @@ def read_run(folder: Path, label: str | None = None, only: Collection[str] | Non
     """
     for name, command in ITEM_STAGES.items():
         require(folder / name, command)
-    stages = {name: Manifest.load(folder / name) for name in _STAGES if (folder / name / MANIFEST).is_file()}
+    stages = {name: Manifest.load(folder / name) for name in dict.fromkeys(_ARTEFACTS) if (folder / name / MANIFEST).is_file()}
     baselines = {path.parent.name: Manifest.load(path.parent) for path in (folder / "baselines").glob(f"*/{MANIFEST}")}
     content = {
         f"{LEGO}{path.parent.name}": Manifest.load(path.parent) for path in (folder / "lego" / "lists").glob(f"*/{MANIFEST}")
@@ -127,7 +118,7 @@ def read_run(folder: Path, label: str | None = None, only: Collection[str] | Non
         helper = _trained_helper(name, evaluation, baselines)
         if helper is not None:
             made_from[f"baselines/{helper}"] = baselines[helper]
-        made_from |= {stage: stages[stage] for stage in _TRAINED.get(name, ()) if stage in stages}
+        made_from |= {part: stages[part] for part in trained_parts(name) if part in stages}
         if name in baselines:
             made_from["baseline"] = baselines[name]
         if name in content:

@@ -66,11 +66,11 @@ def _stage(asked: str) -> str:
     return "sft" if asked == TITLES else asked
 
 
-def chosen_weight(config: Config, asked: str, inputs: dict[str, str]) -> tuple[float, str | None]:
+def chosen_weight(config: Config, weights: str, inputs: dict[str, str]) -> tuple[float, str | None]:
     """The model's weight for an evaluation, and the digest of the artefact that it comes from; None if the user set it.
 
     Args:
-        asked: as `fit_assistant` takes it.
+        weights: the artefact's name, as `weights_of` gives it.
         inputs: digests of data, SIDs, the model and the baseline, by name.
 
     Raises:
@@ -78,7 +78,7 @@ def chosen_weight(config: Config, asked: str, inputs: dict[str, str]) -> tuple[f
     """
     if config.eval.assistant_weight is not None:
         return config.eval.assistant_weight, None
-    folder = config.folder / "d3" / asked
+    folder = config.folder / weights
     command = f"{COMMAND} --eval.assistant {config.eval.assistant}"
     manifest = require(folder, command, made_from=inputs)
     if (of := manifest.config["eval"]["assistant"]) != config.eval.assistant:
