@@ -22,6 +22,8 @@ from minionerec.training.fit_assistant import assistant_inputs
 from tests import small
 from tests.launch import forked
 
+PREDICTED = ("predictions.jsonl", "oracle.jsonl")
+
 
 def test_the_stage_needs_its_inputs_and_is_skipped_when_current(tmp_path):
     config = small.config(tmp_path)
@@ -42,20 +44,22 @@ def test_the_stage_needs_its_inputs_and_is_skipped_when_current(tmp_path):
 
 
 def test_two_processes_one_process_and_a_resumed_run_write_the_same_files(tmp_path, capsys):
-    config = small.config(tmp_path, eval={"shard_size": 8, "oracle_examples": 5}, sft={"epochs": 1})
-    run(config, ("data", "sid", "sft", "eval"))
+    tiger = {"model": "tiger", "epochs": 1, "hidden_size": 16, "inner_size": 16, "layers": 1, "heads": 2, "head_size": 8}
+    config = small.config(tmp_path, eval={"shard_size": 8, "oracle_examples": 5}, sft={"epochs": 1}, baseline=tiger)
+    run(config, ("data", "sid", "sft", "baseline", "eval"))
     folder = tmp_path / "run/eval/sft"
-    names = ("predictions.jsonl", "oracle.jsonl", "metrics.json")
-    first = {name: (folder / name).read_bytes() for name in names}
+    files = [folder.parent / f"{name}/{file}" for name in ("tiger", "sft") for file in (*PREDICTED, "metrics.json")]
+    written = {file: file.read_bytes() for file in files}
     shutil.rmtree(tmp_path / "run/eval")
     forked(2, "eval/predict.py", "--config", str(tmp_path / "small.yaml"))
-    assert {name: (folder / name).read_bytes() for name in names} == first
+    assert {file: file.read_bytes() for file in files} == written
+    first = {name: written[folder / name] for name in (*PREDICTED, "metrics.json")}
     shutil.rmtree(folder)
     killed = forked(2, "tests/eval/killed.py", "--config", str(tmp_path / "small.yaml"), check=False)
     assert killed.returncode == 9, killed.stdout
     assert 1 <= len(list((tmp_path / "run/eval/sft.partial/checkpoints").glob("*.jsonl"))) <= 2  # of five shards
     assert evaluate(config, "sft")[1]  # by one process
-    assert {name: (folder / name).read_bytes() for name in names} == first
+    assert {name: (folder / name).read_bytes() for name in first} == first
     assert main(["levels", "--path", str(folder / "predictions.jsonl"), "--out", str(tmp_path)]) == 0
     search = json.loads(first["metrics.json"])["search"]
     assert (search["rows"], search["num_beams"]) == (5, 10)
