@@ -23,6 +23,7 @@ from minionerec.training.plan import Devices, PackedShape, Plan, Shape, Validati
 from minionerec.training.stage import begin
 from minionerec.tree import Branch, CatalogTrie, pack, without_padding
 from minionerec.tree.architecture import check_length
+from minionerec.tree.catalog_logprobs import Rows
 from minionerec.tree.leaf_component import leaf_model
 
 
@@ -45,14 +46,14 @@ def planned_work(
     group, levels = config.num_generations, trie.depth
     micro, accumulation = arguments.per_device_train_batch_size // group, arguments.gradient_accumulation_steps
     sids = [without_padding(sid) for sid in trie.sids.tolist()]
-    inner_nodes = sum(len(tokens) for tokens in trie.tokens[:-1])
     chance = random.Random(int(arguments.seed))
     exact = config.objective == "exact"
 
     def packed(batch: Sequence[TokenExample]) -> PackedShape:
         longest = max(len(example.prompt) for example in batch)
         if exact:  # the whole catalog after each prompt, see `tree.catalog_logprobs`
-            return PackedShape(len(batch), longest + inner_nodes, len(batch) * (inner_nodes + 1))
+            parts, nodes = Rows.of(trie, longest).tokens.shape
+            return PackedShape(len(batch) * parts, longest + nodes, len(batch) * parts * (nodes + 1))
         branches = [Branch(example.prompt, sid) for example in batch for sid in chance.sample(sids, min(group, len(sids)))]
         if config.sft_weight:
             branches += [Branch(example.prompt, example.completion) for example in batch]

@@ -1,17 +1,25 @@
-"""Log-probabilities of the whole catalog with gradients: every prefix of every SID is a token of one tree."""
+"""Log-probabilities of the whole catalog with gradients: every prefix of every SID is a token behind its prompt.
 
-from typing import cast
+All tokens of a row are compared with one another, though each sees only its prompt and those above it. So the prefixes are cut
+into several rows, each with the prompt before it: what attention costs then grows with their number and not with its square.
+"""
+
+from typing import NamedTuple, cast
 
 import torch
 from accelerate.utils import extract_model_from_parallel
 from transformers import PreTrainedModel
 
 from minionerec.errors import ConstraintError
-from minionerec.tree.exact_scores import node_ancestors
+from minionerec.tree.exact_scores import inner_chunks, node_ancestors
 from minionerec.tree.forward import attention_bias, left_pad
 from minionerec.tree.trie import NO_TOKEN, CatalogTrie
 
-MOST_PREFIXES = 20_000  # inner nodes of the trie: the mask alone then takes 20,000**2 bytes, 400 MB, a prompt
+MOST_PREFIXES = 20_000  # inner nodes of the trie: the logits over 2,000 tokens alone then take 160 MB a prompt
+# About as many inner nodes stand in a row: `ROW_PREFIXES`, or `PER_PROMPT_TOKEN` for each token of the longest prompt if these
+# are more. Every row repeats the prompt, which so adds a quarter to what is computed, or less.
+ROW_PREFIXES = 256
+PER_PROMPT_TOKEN = 4
 
 
 def catalog_logprobs(
@@ -20,7 +28,7 @@ def catalog_logprobs(
     """Each SID's log-probability after each prompt, normalised over the catalog: each row's probabilities add up to 1.
 
     Gives the numbers of `score_catalog` with `normalise_over="catalog"`, but with gradients, in one forward of the prompts and
-    of all inner nodes of the trie. Meant for small catalogs.
+    of all inner nodes of the trie (`Rows`). Meant for small catalogs.
 
     >>> from transformers import Qwen2Config, Qwen2ForCausalLM
     >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_key_value_heads": 2}
@@ -46,52 +54,104 @@ def catalog_logprobs(
     """
     trie.check_normalisable()
     trie.check_whole()
-    sizes = [len(level) for level in trie.tokens[:-1]]
-    if sum(sizes) > MOST_PREFIXES:
+    inner_nodes = sum(len(level) for level in trie.tokens[:-1])
+    if inner_nodes > MOST_PREFIXES:
         raise ConstraintError(
-            f"The catalog has {sum(sizes)} prefixes, more than the {MOST_PREFIXES} that are computed as one tree; use "
+            f"The catalog has {inner_nodes} prefixes, more than the {MOST_PREFIXES} that are computed after each prompt; use "
             "rollouts (rl.objective: grpo)."
         )
     if not all(prompts):
         raise ConstraintError("Prompts must not be empty.")
     device, count = trie.device, len(prompts)
     ids, seen = left_pad(prompts, 0, device)
-    length = ids.shape[1]
+    length, lengths = ids.shape[1], seen.sum(1)
+    rows = Rows.of(trie, length)
+    parts, nodes = rows.tokens.shape
 
-    # 1. One row per prompt: its tokens, then all inner nodes of the trie, level by level. Leaves are left out, as nothing
-    #    follows them. An ended SID's node gets some token; its only child, the same end, is given log-probability 0 below.
-    inner = [tokens.long().clamp(min=0) for tokens in trie.tokens[:-1]]
-    input_ids = torch.cat([ids, *(tokens.expand(count, -1) for tokens in inner)], dim=1)
-    depths = torch.cat([torch.full((size,), level, device=device) for level, size in enumerate(sizes)] or [ids.new_empty(0)])
-    lengths = seen.sum(1, keepdim=True)
-    positions = torch.cat([(seen.cumsum(1) - 1).clamp(min=0), lengths + depths], dim=1)
+    # 1. Rows of a prompt's tokens and then a part of the inner nodes, all parts of a prompt one after the other.
+    def each_part(values: torch.Tensor) -> torch.Tensor:
+        return values.repeat_interleave(parts, dim=0)
+
+    def each_prompt(values: torch.Tensor) -> torch.Tensor:
+        return values.repeat(count, *[1] * (values.dim() - 1))
+
+    input_ids = torch.cat([each_part(ids), each_prompt(rows.tokens)], dim=1)
+    after = each_part(lengths)[:, None] + each_prompt(rows.depths)
+    positions = torch.cat([each_part((seen.cumsum(1) - 1).clamp(min=0)), after], dim=1)
 
     # 2. The mask: the prompt is causal, and its padding sees itself alone; a node sees the prompt and its ancestors.
-    allowed = torch.zeros(count, 1, *[input_ids.shape[1]] * 2, dtype=torch.bool, device=device)
+    allowed = torch.zeros(count * parts, 1, *[length + nodes] * 2, dtype=torch.bool, device=device)
     causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    allowed[:, 0, :length, :length] = (causal & seen.bool()[:, None]) | torch.eye(length, dtype=torch.bool, device=device)
-    allowed[:, 0, length:, :length] = seen.bool()[:, None]
-    if sizes:
-        allowed[:, 0, length:, length:] = node_ancestors(trie, [(0, size) for size in sizes])
+    itself = torch.eye(length, dtype=torch.bool, device=device)
+    allowed[:, 0, :length, :length] = each_part((causal & seen.bool()[:, None]) | itself)
+    allowed[:, 0, length:, :length] = each_part(seen.bool())[:, None]
+    allowed[:, 0, length:, length:] = each_prompt(rows.ancestors)
     unwrapped = cast(PreTrainedModel, extract_model_from_parallel(model))
     logits = model(
         input_ids=input_ids,
         attention_mask=attention_bias(unwrapped, allowed, int(lengths.max()) + trie.depth - 1),
         position_ids=positions,
-        logits_to_keep=sum(sizes) + 1,  # the last prompt token, which is the root, and the inner nodes
+        logits_to_keep=nodes + 1,  # of each row the last prompt token, which is the root, and the inner nodes
         use_cache=False,
     ).logits
+    logits = logits.unflatten(0, (count, parts)).flatten(1, 2)
 
     # 3. From the top level down: a node's log-probability is its parent's plus its own among its siblings.
-    scores, begin = torch.zeros(count, 1, device=device), 0
+    scores = torch.zeros(count, 1, device=device)
     for level, tokens in enumerate(trie.tokens):
         parents = trie.parent(level, torch.arange(len(tokens), device=device))
-        parent_places = begin + parents  # among the logits, which hold the root and then the levels
-        begin += scores.shape[1]
+        parent_places = rows.places[level][parents]
         legal = logits[:, parent_places, tokens.long().clamp(min=0)].float() / temperature
         steps = _sibling_log_softmax(legal, parents, scores.shape[1]).masked_fill(tokens == NO_TOKEN, 0.0)
         scores = scores.gather(1, parents.expand(count, -1)) + steps
     return scores
+
+
+class Rows(NamedTuple):
+    """How the inner nodes of a trie are cut into rows of one length.
+
+    A node stands behind all that are above it, so these may stand in several rows. Leaves are left out: nothing follows them.
+
+    Attributes:
+        tokens: (rows, nodes) the nodes' tokens; some token at an ended SID's node and in empty places.
+        depths: (rows, nodes) their levels, from 0.
+        ancestors: (rows, nodes, nodes) bool, True where a node sees a node: itself and those above it.
+        places: per level of the trie, of each node above it its place among the logits, a row after the other, which begin with
+            the root's; the root's alone for the first level.
+    """
+
+    tokens: torch.Tensor
+    depths: torch.Tensor
+    ancestors: torch.Tensor
+    places: list[torch.Tensor]
+
+    @classmethod
+    def of(cls, trie: CatalogTrie, length: int) -> "Rows":
+        """Cut them.
+
+        Args:
+            length: of the longest prompt (tokens).
+        """
+        sizes, device = [len(level) for level in trie.tokens[:-1]], trie.device
+        wanted = max(1, round(sum(sizes) / max(ROW_PREFIXES, PER_PROMPT_TOKEN * length)))
+        # Of a row's nodes up to depth - 2 stand in the row before, too, and as many places may stay empty.
+        most = -(-sum(sizes) // wanted) + 2 * (trie.depth - 1) * (wanted > 1)
+        chunks = list(inner_chunks(trie, most)) if sizes else [[]]
+        nodes = max(sum(high - low for low, high in ranges) for ranges in chunks)
+        tokens, depths = (torch.zeros(len(chunks), nodes, dtype=torch.long, device=device) for _ in range(2))
+        ancestors = torch.eye(nodes, dtype=torch.bool, device=device).repeat(len(chunks), 1, 1)
+        places = [torch.zeros(size, dtype=torch.long, device=device) for size in (1, *sizes)]
+        for row, ranges in enumerate(chunks):
+            begin = 0
+            for level, (low, high) in enumerate(ranges):
+                after = begin + high - low
+                tokens[row, begin:after] = trie.tokens[level][low:high].clamp(min=0)
+                depths[row, begin:after] = level
+                places[level + 1][low:high] = torch.arange(begin, after, device=device) + row * (nodes + 1) + 1
+                begin = after
+            if ranges:
+                ancestors[row, :begin, :begin] = node_ancestors(trie, ranges)
+        return cls(tokens, depths, ancestors, places)
 
 
 def _sibling_log_softmax(logits: torch.Tensor, parents: torch.Tensor, count: int) -> torch.Tensor:

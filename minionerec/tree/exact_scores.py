@@ -17,7 +17,7 @@ PASS_BYTES = 1 << 30  # what a pass may take unless another number is given
 CPU_TOKENS = 256
 
 
-def _chunks(trie: CatalogTrie, most: int) -> Iterator[list[tuple[int, int]]]:
+def inner_chunks(trie: CatalogTrie, most: int) -> Iterator[list[tuple[int, int]]]:
     """Cut the inner nodes into chunks: a run of the lowest ones with all that is above them, at most `most` nodes together.
 
     If a run ends inside a subtree, the nodes above it are in both chunks. Yields per inner level the range of node numbers.
@@ -211,7 +211,7 @@ def prefix_scores(prompts: PrefixModel, most: Callable[[], int]) -> list[torch.T
     scores = [torch.empty(batch, len(tokens), device=device) for tokens in trie.tokens]
     root = torch.zeros(batch, 1, dtype=torch.long, device=device)
     scores[0][:] = prompts.child_logprobs(0, root, prompts.last)[2][:, 0]
-    for ranges in _chunks(trie, most()) if trie.depth > 1 else ():
+    for ranges in inner_chunks(trie, most()) if trie.depth > 1 else ():
         # 2. Compute a chunk of inner nodes as tree tokens of one row, level by level. Nodes of other chunks are not needed: a
         #    chunk holds all ancestors of its nodes, so the cache is emptied after each.
         ancestors = node_ancestors(trie, ranges)

@@ -3,11 +3,13 @@
 import argparse
 import subprocess
 
+import numpy as np
 import pytest
 import torch
 
 from tests.benchmarks.conftest import FOLDER
 from tests.small import random_dataset
+from tests.tree.conftest import random_codes
 
 
 def test_decode_gives_the_peers_lists(script):
@@ -67,6 +69,19 @@ def test_oracle_compares_passes_and_ends_with_an_error_if_their_scores_differ(sc
     monkeypatch.setattr(oracle, "AGREE", -1.0)
     with pytest.raises(SystemExit, match="T5, Beauty's shape: scores in passes of budget tokens differ by 0"):
         oracle.main(tiny)
+
+
+def test_catalog_logprobs_compares_rows_and_ends_with_an_error_if_their_gradients_differ(script, capsys, monkeypatch):
+    benchmark = script("catalog_logprobs")
+    monkeypatch.setattr(benchmark, "industrial_codes", lambda: (random_codes(np.random.default_rng(0), 300, 3, 8), "random"))
+    monkeypatch.setattr(benchmark.catalog_logprobs, "PER_PROMPT_TOKEN", 0)
+    benchmark.main(["--repeats", "1", "--prefixes", "16"])
+    rows = [row.split(" | ")[0] for row in capsys.readouterr().out.splitlines()[-2:]]
+    assert rows[0].startswith("| 1 of ") and int(rows[1].split()[1]) > 1
+    assert benchmark.catalog_logprobs.ROW_PREFIXES == 256
+    monkeypatch.setattr(benchmark, "AGREE", -1.0)
+    with pytest.raises(SystemExit, match=r"In 1 rows log-probabilities differ by 0\.0e"):
+        benchmark.main(["--repeats", "1", "--prefixes", "16"])
 
 
 def test_filters_compares_its_views(script, capsys):

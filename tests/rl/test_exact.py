@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,8 +14,10 @@ from minionerec.tree import (
     sample_without_replacement,
     score_catalog,
 )
-from minionerec.tree.catalog_logprobs import catalog_logprobs
+from minionerec.tree import catalog_logprobs as catalog_logprobs_module
+from minionerec.tree.catalog_logprobs import Rows, catalog_logprobs
 from tests.rl.toy import trainer_of
+from tests.tree.conftest import random_codes
 
 PROMPTS = [[5, 6, 7], [9, 8, 7, 6, 5]]
 
@@ -34,6 +37,31 @@ def test_logprobs_are_the_oracles(trainer):
         found, score_catalog(model, ids, mask, trie=trie, normalise_over="catalog"), atol=1e-4, rtol=1e-5
     )
     torch.testing.assert_close(found.exp().sum(1), torch.ones(2), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_prefixes_in_several_rows_give_what_one_row_gives(trainer, depth, monkeypatch):
+    """The same log-probabilities and gradients; a node's ancestors stand in its row, and nothing else is seen."""
+    model, codes = trainer.model, random_codes(np.random.default_rng(depth), 200, depth, 6, ragged=depth > 1)
+    trie = CatalogTrie.from_codes(codes)
+    inner, found = sum(map(len, trie.tokens[:-1])), {}
+    weights = torch.randn(len(PROMPTS), len(trie), generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(catalog_logprobs_module, "PER_PROMPT_TOKEN", 0)
+    for most in (10, 40, 10**9):
+        monkeypatch.setattr(catalog_logprobs_module, "ROW_PREFIXES", most)
+        rows = Rows.of(trie, 5)
+        assert len(rows.tokens) <= max(1, round(inner / most))
+        assert (rows.ancestors.sum(-1) <= depth).all()
+        model.zero_grad()
+        logprobs = catalog_logprobs(model, PROMPTS, trie=trie)
+        (logprobs * weights).sum().backward()
+        gradients = {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+        found[most] = len(rows.tokens), logprobs.detach(), gradients
+    assert [rows for rows, _, _ in found.values()] == {1: [1, 1, 1], 2: [1, 1, 1], 4: [10, 3, 1]}[depth]
+    for _, logprobs, gradients in found.values():
+        torch.testing.assert_close(logprobs, found[10**9][1], atol=2e-5, rtol=0)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, found[10**9][2][name], atol=1e-4, rtol=1e-4)
 
 
 def test_logprobs_of_short_sids_are_the_oracles(trainer):

@@ -3,7 +3,7 @@ import pytest
 from minionerec.config import RlConfig
 from minionerec.rl.arguments import grpo_arguments
 from minionerec.rl.plan import planned_work
-from minionerec.tree import CatalogTrie
+from minionerec.tree import CatalogTrie, catalog_logprobs
 from tests.rl.test_rows import TASKS, sampled
 from tests.rl.test_rows import prompts as prompts  # the fixture
 
@@ -42,13 +42,19 @@ def test_rollouts_over_the_vocabulary_need_rows_of_the_head(prompts, tmp_path, f
     assert planned(prompts, tmp_path, **fields)[2].head_rows == rows
 
 
-def test_the_exact_objective_computes_the_catalog_and_rolls_nothing_out(prompts, tmp_path):
+def test_the_exact_objective_computes_the_catalog_and_rolls_nothing_out(prompts, tmp_path, monkeypatch):
     examples, trie, exact = planned(prompts, tmp_path, **EXACT)
     longest = max(len(example.prompt) for example in examples)
     prefixes = len({tuple(sid[:level]) for sid in trie.sids.tolist() for level in (1, 2)})
     assert exact.rollout == exact.cached == 0
     assert (exact.largest[0].rows, exact.largest[0].length) == (4, longest + prefixes)
     assert exact.largest[0].predicting == 4 * (prefixes + 1)
+    monkeypatch.setattr(catalog_logprobs, "ROW_PREFIXES", 5)  # so the prefixes are cut into several rows
+    monkeypatch.setattr(catalog_logprobs, "PER_PROMPT_TOKEN", 0)
+    parts, nodes = catalog_logprobs.Rows.of(trie, longest).tokens.shape
+    assert parts > 1 and parts * nodes >= prefixes
+    rows = planned(prompts, tmp_path, **EXACT)[2].largest[0]
+    assert (rows.rows, rows.length, rows.predicting) == (4 * parts, longest + nodes, 4 * parts * (nodes + 1))
 
 
 def test_groups_without_signal_are_looked_for_a_step_at_a_time(prompts, tmp_path):
