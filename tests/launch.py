@@ -36,10 +36,14 @@ def accelerate(processes: int, *arguments: str, check: bool = True) -> subproces
 
 
 def torchrun(processes: int, restarts: int, *arguments: str) -> subprocess.CompletedProcess:
-    """torch's elastic launcher on this machine; it starts all processes again, so many times, once one has died."""
+    """torch's elastic launcher on this machine; it starts all processes again, so many times, once one has died.
+
+    Its own store is not shared with them: they would find the addresses of those that have died there (docs/scale.md).
+    """
     options = ["--nnodes", "1", "--nproc_per_node", str(processes), "--max_restarts", str(restarts)]
     options += ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{_free_port()}"]
-    return _run([sys.executable, "-m", "torch.distributed.run", *options, *arguments], check=True)
+    command = ["env", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1", sys.executable, "-m", "torch.distributed.run"]
+    return _run([*command, *options, *arguments], check=True)
 
 
 def machines(count: int, *arguments: str) -> list[subprocess.CompletedProcess]:

@@ -1,6 +1,7 @@
 """What a launch decides: how many processes run, how a batch splits over them, in which precision they compute."""
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -12,13 +13,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 
-from minionerec.distributed import distributed_state
+from minionerec.distributed import distributed_state, is_main_process
 from minionerec.errors import ConfigError
 
 # Read before transformers, whose TrainingArguments overwrite the variable with their own value.
 _LAUNCHED_PRECISION = os.environ.get("ACCELERATE_MIXED_PRECISION")
 _TENSORBOARD = "TENSORBOARD_LOGGING_DIR"
 _CHOSEN_TENSORBOARD = os.environ.get(_TENSORBOARD)  # by the user, not by an earlier stage of this process
+
+log = logging.getLogger(__name__)
 
 
 def split_batch(total_field: str, total: int, micro_field: str, micro: int, devices: int | None = None) -> tuple[int, int]:
@@ -79,6 +82,8 @@ _MACHINES = {"NO": "one GPU", "MULTI_CPU": "CPUs (DDP)", "MULTI_GPU": "GPUs (DDP
 def check_distribution(kind: str, processes: int, stage: int | None = None) -> str:
     """Describe a launch for the log. Accelerate may silently run less than the launcher asked for; that is refused.
 
+    The main process warns of a launcher that could not start all processes again, though it is asked to.
+
     Args:
         kind: accelerate's distributed type, such as DEEPSPEED or MULTI_GPU.
         processes: how many train together.
@@ -103,6 +108,15 @@ def check_distribution(kind: str, processes: int, stage: int | None = None) -> s
         raise ConfigError(
             f"The launcher's configuration asks for stage {stage} of DeepSpeed's ZeRO, but checkpoints are made for stage 2 "
             "only. Set zero_stage: 2, as sft/zero2.yaml does."
+        )
+    # The launcher's store outlives its processes, and those that are started again read the addresses of the dead from it
+    # (github.com/pytorch/pytorch/issues/135712; seen with torch 2.13).
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+    if restarts and processes > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and is_main_process():
+        log.warning(
+            "The launcher would start all processes again %d time(s) if one dies, but they would not find each other. Launch "
+            "with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment of torchrun and --rdzv_backend c10d.",
+            restarts,
         )
     machine = "the CPU" if kind == "NO" and not torch.cuda.is_available() else _MACHINES.get(kind, kind)
     return f"{processes} process{'es' if processes > 1 else ''} on {machine}{', not distributed' * (kind == 'NO')}"

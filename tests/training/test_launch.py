@@ -167,6 +167,22 @@ def test_a_launch_that_became_less_is_refused(monkeypatch):
     assert check_distribution("NO", 1) == "1 process on the CPU, not distributed"
 
 
+def test_a_launcher_that_cannot_start_its_processes_again_is_warned_of(monkeypatch, caplog):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for store, restarts, warned in (("True", "0", False), ("False", "3", False), ("True", "3", True)):
+        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", store)
+        monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
+        caplog.clear()
+        assert check_distribution("MULTI_CPU", 2) == "2 processes on CPUs (DDP)"
+        assert (
+            "3 time(s) if one dies, but they would not find each other. Launch with TORCH_DISABLE_SHARE" in caplog.text
+        ) == warned
+    monkeypatch.setenv("RANK", "1")
+    caplog.clear()
+    check_distribution("MULTI_CPU", 2)
+    assert not caplog.text
+
+
 def test_micro_batches_within_a_budget():
     assert micro_batch_within("a", 100, 10, 12, 128) == 6  # ten trees would fit, but twelve do not split into tens
     assert micro_batch_within("a", 100, 10, 12, 3) == 3
