@@ -19,12 +19,15 @@ from minionerec.tree import CatalogTrie, catalog_logprobs
 
 AGREE = 1e-4
 LENGTHS = (40, 25, 33, 12)
+LEAST = catalog_logprobs.PER_PROMPT_TOKEN * max(LENGTHS)
 ONE_ROW = 10**9
 
 
 def main(argv: list[str] | None = None) -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--prefixes", type=positive, nargs="+", default=[1024, 512, 256, 128], help="of a row, about")
+    options.add_argument(
+        "--prefixes", type=positive, nargs="+", default=[1024, 512, 256, LEAST], help=f"of a row, about; {LEAST} at least"
+    )
     options.add_argument("--repeats", type=positive, default=3)
     arguments = options.parse_args(argv)
     torch.set_num_threads(1)
@@ -52,7 +55,8 @@ def main(argv: list[str] | None = None) -> None:
     rows = []
     for most, times in seconds.items():
         catalog_logprobs.ROW_PREFIXES = most
-        parts, nodes = catalog_logprobs.Rows.of(trie, max(LENGTHS)).tokens.shape
+        number = catalog_logprobs.number_of_rows(trie, max(LENGTHS))
+        parts, nodes = catalog_logprobs.PrefixRows.of(trie, number).tokens.shape
         logprobs, gradient = (abs(own - one).max().item() for own, one in zip(found[most], found[ONE_ROW], strict=True))
         gradient /= found[ONE_ROW][1].abs().max().item()
         if not (logprobs <= AGREE and gradient <= AGREE):

@@ -4,7 +4,7 @@ A row names the model and the tokens of a pass per prompt; `budget` is as many a
 earlier versions took on a CPU, too. Both models have random weights: TIGER's T5 on random SIDs of Beauty's shape (12,101
 items, four levels), and a Qwen2 of the 2-core size on Industrial's shipped SIDs if the shared data are there, else on random
 ones. Times are CPU seconds of one thread for one prompt, the shortest of all repeats; the repeats of all rows alternate. It
-ends with an error if the scores of two rows of a model differ by more than 1e-4.
+ends with an error if scores of a row differ from those of `budget` by more than 1e-4.
 
     python benchmarks/oracle.py       # two minutes
 """

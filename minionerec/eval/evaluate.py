@@ -58,7 +58,7 @@ from minionerec.recommend.loading import has_mixture
 from minionerec.recommend.mixing import load_cache, require_mixture
 from minionerec.recommend.recommender import Recommender
 from minionerec.recommend.titles import TitleRecommender
-from minionerec.recommend.variants import ASSISTED, GROUNDED, MIXED, STAGES, TITLED, VARIANTS, stage_of, weights_of
+from minionerec.recommend.variants import ASSISTED, GROUNDED, MIXED, STAGES, TITLED, VARIANTS, WEIGHTS, stage_of
 from minionerec.sid.index import SidIndex, collision_warning
 from minionerec.training.early import check_assistant, check_title_assistant
 from minionerec.training.fit_assistant import assistant_inputs, chosen_weight
@@ -302,7 +302,7 @@ def _recipe(config: Config, name: str) -> Recipe:
     inputs = _inputs(config, name)
     sections = config.section("eval")
     if name in ASSISTED:
-        weight, _ = chosen_weight(config, str(weights_of(name)), inputs)
+        weight, _ = chosen_weight(config, WEIGHTS[name], inputs)
         sections["d3"] = {"assistant": config.eval.assistant, "weight": weight}
     if (stage := stage_of(name)) is not None:
         model = Manifest.load(config.folder / stage)
@@ -344,7 +344,7 @@ def _inputs(config: Config, name: str) -> dict[str, str]:
         inputs[stage] = require(config.folder / stage, f"minionerec {stage}", made_from=inputs).digest
         if name in MIXED:
             mixture, baseline = require_mixture(config.folder, stage, inputs)
-            inputs[f"mixture/{stage}"] = mixture.digest
+            inputs[WEIGHTS[name]] = mixture.digest
             if baseline is not None:
                 inputs[baseline.stage] = baseline.digest
         if name in GROUNDED and config.eval.grounding == "base":
@@ -354,7 +354,7 @@ def _inputs(config: Config, name: str) -> dict[str, str]:
             inputs[f"baselines/{weighing}"] = baseline_digest(config.folder, str(weighing), inputs["data"])
         if name in ASSISTED:
             inputs |= assistant_inputs(config, inputs["data"])
-            weights = str(weights_of(name))
+            weights = WEIGHTS[name]
             if (digest := chosen_weight(config, weights, inputs)[1]) is not None:
                 inputs[weights] = digest
     elif is_stored(config, name):

@@ -12,6 +12,11 @@ VARIANTS = {
     **GROUNDED,
     **dict.fromkeys(TITLED, "sft"),
 }
+# The artefact with the weights that the parts have, in a mixture or with an assistant.
+WEIGHTS = {
+    **{name: f"mixture/{stage}" for name, stage in MIXED.items()},
+    **{name: f"d3/{name.removesuffix('-d3')}" for name in ASSISTED},
+}
 
 
 def stage_of(name: str) -> str | None:
@@ -23,24 +28,12 @@ def stage_of(name: str) -> str | None:
     return VARIANTS.get(name, name if name in STAGES else None)
 
 
-def weights_of(name: str) -> str | None:
-    """The artefact of a run with the weights that a recommender's parts have in a mixture or with an assistant; None without.
-
-    >>> weights_of("rl-mixture"), weights_of("sft-titles-d3"), weights_of("sft")
-    ('mixture/rl', 'd3/sft-titles', None)
-    """
-    if name in MIXED:
-        return f"mixture/{MIXED[name]}"
-    return f"d3/{name.removesuffix('-d3')}" if name in ASSISTED else None
-
-
 def trained_parts(name: str) -> tuple[str, ...]:
-    """The artefacts of a run whose training a recommender takes part of: its model's stages, then its weights.
+    """The artefacts of the trainings behind a recommender: its model's stages, then its weights.
 
     >>> trained_parts("rl-d3"), trained_parts("sft-titles"), trained_parts("popularity")
     (('sft', 'rl', 'd3/rl'), ('sft',), ())
     """
     if (stage := stage_of(name)) is None:
         return ()
-    weights = weights_of(name)
-    return STAGES[: STAGES.index(stage) + 1] + (() if weights is None else (weights,))
+    return STAGES[: STAGES.index(stage) + 1] + ((WEIGHTS[name],) if name in WEIGHTS else ())

@@ -23,7 +23,7 @@ from minionerec.eval.compare import left_out
 from minionerec.eval.listed import LEGO, stored_artefact, stored_command
 from minionerec.eval.lists import headline_cutoff
 from minionerec.eval.slices import parts_of_dataset, parts_of_lists, parts_of_training
-from minionerec.recommend.variants import VARIANTS, weights_of
+from minionerec.recommend.variants import VARIANTS, WEIGHTS
 from minionerec.report import analysis, comparison, comparison_pages, diagnosis, paper_gap, plots, run_page
 from minionerec.report.evaluated import (
     LABELS,
@@ -48,7 +48,7 @@ _BASELINES = (
     *(f"baselines/{name}" for name in BASELINES if name not in PLAIN_FLOORS),
     *(f"eval/{name}" for name in _TRAINED_ON_REQUEST),
 )
-_VARIANTS = [artefact for name in VARIANTS for artefact in (weights_of(name), f"eval/{name}") if artefact is not None]
+_VARIANTS = [artefact for name in VARIANTS for artefact in (WEIGHTS.get(name), f"eval/{name}") if artefact is not None]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from minionerec.rl.rewards import Context, Reward
 from minionerec.rl.step import Rows
 from minionerec.rl.trainer import TreeGRPOTrainer
 from minionerec.tree import CatalogTrie, without_padding
-from minionerec.tree.catalog_logprobs import catalog_logprobs
+from minionerec.tree.catalog_logprobs import PrefixRows, catalog_logprobs
 
 
 def expected_reward(logprobs: torch.Tensor, rewards: torch.Tensor) -> torch.Tensor:
@@ -83,6 +83,7 @@ class ExactTrainer(TreeGRPOTrainer):
         super().__init__(trie=trie, **arguments)
         self.rewards, self.weights, self.sft_weight = rewards, weights, sft_weight
         self.entropy_bonus = entropy_bonus
+        self._cut: dict[int, PrefixRows] = {}  # the trie in rows, which policy and reference read at every step
         self._sids = [without_padding(sid) for sid in trie.sids.tolist()]
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
@@ -93,7 +94,7 @@ class ExactTrainer(TreeGRPOTrainer):
         rows = inputs["rows"]
         prompts = [list(row["prompt"]) for row in rows]
         with self.accelerator.autocast():
-            logprobs = catalog_logprobs(model, prompts, trie=self.trie, temperature=self.temperature)
+            logprobs = catalog_logprobs(model, prompts, trie=self.trie, temperature=self.temperature, cut=self._cut)
         figures: dict[str, torch.Tensor] = {}  # by the name in the log, (prompts,)
         expected = torch.zeros(len(rows), device=logprobs.device)
         for (name, reward), weight in zip(self.rewards.items(), self.weights, strict=True):
@@ -109,7 +110,9 @@ class ExactTrainer(TreeGRPOTrainer):
         if self.beta:
             reference_model = cast(torch.nn.Module, self.ref_model)
             with torch.no_grad(), self.accelerator.autocast():
-                reference = catalog_logprobs(reference_model, prompts, trie=self.trie, temperature=self.temperature)
+                reference = catalog_logprobs(
+                    reference_model, prompts, trie=self.trie, temperature=self.temperature, cut=self._cut
+                )
             divergence = exact_kl(logprobs, reference)
             figures["kl"] = divergence / self.trie.depth  # the objectives over rollouts log a mean over tokens
             loss = loss + self.beta * divergence

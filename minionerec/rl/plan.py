@@ -23,7 +23,7 @@ from minionerec.training.plan import Devices, PackedShape, Plan, Shape, Validati
 from minionerec.training.stage import begin
 from minionerec.tree import Branch, CatalogTrie, pack, without_padding
 from minionerec.tree.architecture import check_length
-from minionerec.tree.catalog_logprobs import Rows
+from minionerec.tree.catalog_logprobs import PrefixRows, number_of_rows
 from minionerec.tree.leaf_component import leaf_model
 
 
@@ -51,9 +51,8 @@ def planned_work(
 
     def packed(batch: Sequence[TokenExample]) -> PackedShape:
         longest = max(len(example.prompt) for example in batch)
-        if exact:  # the whole catalog after each prompt, see `tree.catalog_logprobs`
-            parts, nodes = Rows.of(trie, longest).tokens.shape
-            return PackedShape(len(batch) * parts, longest + nodes, len(batch) * parts * (nodes + 1))
+        if exact:
+            return _whole_catalog(trie, len(batch), longest)
         branches = [Branch(example.prompt, sid) for example in batch for sid in chance.sample(sids, min(group, len(sids)))]
         if config.sft_weight:
             branches += [Branch(example.prompt, example.completion) for example in batch]
@@ -61,6 +60,9 @@ def planned_work(
 
     sizes = [group * (len(example.prompt) + levels) for example in examples]
     sample, largest = sample_batches(examples, sizes, micro, packed, int(arguments.seed))
+    if exact:  # a longer prompt may take fewer rows, and so less memory: any may be the longest of the costliest batch
+        at_most = {length: number for number, length in enumerate(sorted(len(one.prompt) for one in examples), 1)}
+        largest = tuple(_whole_catalog(trie, min(micro, number), length) for length, number in at_most.items())
     longest_prompt = max(len(example.prompt) for example in examples)
     rolled_out = micro * (longest_prompt + group * (levels - 1)) if config.decodes else 0  # tokens; a last code is not read
     rounds = 1 + config.refill_rounds if config.dynamic_sampling == "refill" else 1
@@ -84,6 +86,12 @@ def planned_work(
         beams=config.rollouts == "beams",
         validation=validation,
     )
+
+
+def _whole_catalog(trie: CatalogTrie, prompts: int, longest: int) -> PackedShape:
+    """A micro-batch of the objective `exact`: the whole catalog after each prompt, see `tree.catalog_logprobs`."""
+    rows, nodes = PrefixRows.of(trie, number_of_rows(trie, longest)).tokens.shape
+    return PackedShape(prompts * rows, longest + nodes, prompts * rows * (nodes + 1))
 
 
 def validation_of(

@@ -70,7 +70,7 @@ def chosen_weight(config: Config, weights: str, inputs: dict[str, str]) -> tuple
     """The model's weight for an evaluation, and the digest of the artefact that it comes from; None if the user set it.
 
     Args:
-        weights: the artefact's name, as `weights_of` gives it.
+        weights: the artefact's name, of `WEIGHTS` in recommend/variants.py.
         inputs: digests of data, SIDs, the model and the baseline, by name.
 
     Raises:

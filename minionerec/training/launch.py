@@ -82,7 +82,8 @@ _MACHINES = {"NO": "one GPU", "MULTI_CPU": "CPUs (DDP)", "MULTI_GPU": "GPUs (DDP
 def check_distribution(kind: str, processes: int, stage: int | None = None) -> str:
     """Describe a launch for the log. Accelerate may silently run less than the launcher asked for; that is refused.
 
-    The main process warns of a launcher that could not start all processes again, though it is asked to.
+    The main process warns of an elastic launcher (`torchrun`, or `accelerate launch` with `--max_restarts`) that is to start
+    all processes again if one dies and could not.
 
     Args:
         kind: accelerate's distributed type, such as DEEPSPEED or MULTI_GPU.
@@ -115,7 +116,7 @@ def check_distribution(kind: str, processes: int, stage: int | None = None) -> s
     if restarts and processes > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and is_main_process():
         log.warning(
             "The launcher would start all processes again %d time(s) if one dies, but they would not find each other. Launch "
-            "with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment of torchrun and --rdzv_backend c10d.",
+            "with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the launcher's environment and --rdzv_backend c10d.",
             restarts,
         )
     machine = "the CPU" if kind == "NO" and not torch.cuda.is_available() else _MACHINES.get(kind, kind)

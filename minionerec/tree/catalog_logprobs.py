@@ -15,20 +15,26 @@ from minionerec.tree.exact_scores import inner_chunks, node_ancestors
 from minionerec.tree.forward import attention_bias, left_pad
 from minionerec.tree.trie import NO_TOKEN, CatalogTrie
 
-MOST_PREFIXES = 20_000  # inner nodes of the trie: the logits over 2,000 tokens alone then take 160 MB a prompt
+MOST_PREFIXES = 20_000  # inner nodes of the trie: with a vocabulary of 2,000 the logits alone then take 160 MB a prompt
 # About as many inner nodes stand in a row: `ROW_PREFIXES`, or `PER_PROMPT_TOKEN` for each token of the longest prompt if these
-# are more. Every row repeats the prompt, which so adds a quarter to what is computed, or less.
+# are more. Every row repeats the prompt, which so adds a quarter to what is computed, or less. Measured on a CPU
+# (`benchmarks/catalog_logprobs.py`), on a GPU not.
 ROW_PREFIXES = 256
 PER_PROMPT_TOKEN = 4
 
 
 def catalog_logprobs(
-    model: torch.nn.Module, prompts: list[list[int]], *, trie: CatalogTrie, temperature: float = 1.0
+    model: torch.nn.Module,
+    prompts: list[list[int]],
+    *,
+    trie: CatalogTrie,
+    temperature: float = 1.0,
+    cut: "dict[int, PrefixRows] | None" = None,
 ) -> torch.Tensor:
     """Each SID's log-probability after each prompt, normalised over the catalog: each row's probabilities add up to 1.
 
     Gives the numbers of `score_catalog` with `normalise_over="catalog"`, but with gradients, in one forward of the prompts and
-    of all inner nodes of the trie (`Rows`). Meant for small catalogs.
+    of all inner nodes of the trie (`PrefixRows`). Meant for small catalogs.
 
     >>> from transformers import Qwen2Config, Qwen2ForCausalLM
     >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_key_value_heads": 2}
@@ -43,6 +49,7 @@ def catalog_logprobs(
         prompts: token ids.
         trie: the valid SIDs, on the model's device.
         temperature: divides the logits.
+        cut: the rows that earlier calls have cut this trie into, by their number; this call adds its own. None cuts anew.
 
     Returns:
         (prompts, SIDs) float32 in nats, in the order of `trie.sids`.
@@ -65,7 +72,11 @@ def catalog_logprobs(
     device, count = trie.device, len(prompts)
     ids, seen = left_pad(prompts, 0, device)
     length, lengths = ids.shape[1], seen.sum(1)
-    rows = Rows.of(trie, length)
+    number = number_of_rows(trie, length)
+    cut = {} if cut is None else cut
+    if number not in cut:
+        cut[number] = PrefixRows.of(trie, number)
+    rows = cut[number]
     parts, nodes = rows.tokens.shape
 
     # 1. Rows of a prompt's tokens and then a part of the inner nodes, all parts of a prompt one after the other.
@@ -107,7 +118,12 @@ def catalog_logprobs(
     return scores
 
 
-class Rows(NamedTuple):
+def number_of_rows(trie: CatalogTrie, length: int) -> int:
+    """How many rows the inner nodes are cut into behind prompts of which the longest has `length` tokens."""
+    return max(1, round(sum(map(len, trie.tokens[:-1])) / max(ROW_PREFIXES, PER_PROMPT_TOKEN * length)))
+
+
+class PrefixRows(NamedTuple):
     """How the inner nodes of a trie are cut into rows of one length.
 
     A node stands behind all that are above it, so these may stand in several rows. Leaves are left out: nothing follows them.
@@ -126,17 +142,12 @@ class Rows(NamedTuple):
     places: list[torch.Tensor]
 
     @classmethod
-    def of(cls, trie: CatalogTrie, length: int) -> "Rows":
-        """Cut them.
-
-        Args:
-            length: of the longest prompt (tokens).
-        """
+    def of(cls, trie: CatalogTrie, number: int) -> "PrefixRows":
+        """Cut them into so many rows, or fewer."""
         sizes, device = [len(level) for level in trie.tokens[:-1]], trie.device
-        wanted = max(1, round(sum(sizes) / max(ROW_PREFIXES, PER_PROMPT_TOKEN * length)))
-        # Of a row's nodes up to depth - 2 stand in the row before, too, and as many places may stay empty.
-        most = -(-sum(sizes) // wanted) + 2 * (trie.depth - 1) * (wanted > 1)
-        chunks = list(inner_chunks(trie, most)) if sizes else [[]]
+        # Of a row's nodes depth - 2 at most stand in the row before, too, and as many places at most stay empty.
+        most = -(-sum(sizes) // number) + 2 * (trie.depth - 1) * (number > 1)
+        chunks = list(inner_chunks(trie, most)) or [[]]
         nodes = max(sum(high - low for low, high in ranges) for ranges in chunks)
         tokens, depths = (torch.zeros(len(chunks), nodes, dtype=torch.long, device=device) for _ in range(2))
         ancestors = torch.eye(nodes, dtype=torch.bool, device=device).repeat(len(chunks), 1, 1)

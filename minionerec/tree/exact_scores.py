@@ -20,8 +20,11 @@ CPU_TOKENS = 256
 def inner_chunks(trie: CatalogTrie, most: int) -> Iterator[list[tuple[int, int]]]:
     """Cut the inner nodes into chunks: a run of the lowest ones with all that is above them, at most `most` nodes together.
 
-    If a run ends inside a subtree, the nodes above it are in both chunks. Yields per inner level the range of node numbers.
+    If a run ends inside a subtree, the nodes above it are in both chunks. Yields per inner level the range of node numbers;
+    nothing if no node is an inner one.
     """
+    if trie.depth == 1:
+        return
     lowest = trie.depth - 2
     above = [torch.arange(len(trie.tokens[lowest]), device=trie.device)]  # per level from below: the lowest nodes' ancestors
     for level in range(lowest, 0, -1):
@@ -138,7 +141,8 @@ def score_catalog(
         trie: the valid SIDs, on the model's device; a view narrowed to one filter, or to one per prompt; mixed with a prior
             or an assistant, or not.
         normalise_over: `vocabulary` normalises each step over the full vocabulary, `catalog` over the legal next tokens.
-        memory: what a pass may take beyond the model, the prompts and the result (bytes).
+        memory: what a pass may take beyond the model, the prompts and the result (bytes); on a CPU it has `CPU_TOKENS` tokens
+            at most.
 
     Returns:
         (batch, SIDs) scores in nats, in the order of `trie.sids`; -inf outside a view. Of a trie mixed with a prior, the
@@ -181,7 +185,8 @@ def score_prefixes(
             or an assistant, or not.
         normalise_over: `vocabulary` normalises each step over the full vocabulary, `catalog` over the legal next tokens.
         memory: what a pass may take beyond the model, the prompts and the result; a quarter is for logits over the vocabulary,
-            at least one row of them, the rest for what `chunk_size` counts (bytes).
+            at least one row of them, the rest for what `chunk_size` counts (bytes). On a CPU a pass has `CPU_TOKENS` tokens at
+            most.
         written: what the model writes code by code, without a second distribution of its own (`tree/leaf_component.py`).
 
     Returns:
@@ -211,7 +216,7 @@ def prefix_scores(prompts: PrefixModel, most: Callable[[], int]) -> list[torch.T
     scores = [torch.empty(batch, len(tokens), device=device) for tokens in trie.tokens]
     root = torch.zeros(batch, 1, dtype=torch.long, device=device)
     scores[0][:] = prompts.child_logprobs(0, root, prompts.last)[2][:, 0]
-    for ranges in inner_chunks(trie, most()) if trie.depth > 1 else ():
+    for ranges in inner_chunks(trie, most() if trie.depth > 1 else 0):
         # 2. Compute a chunk of inner nodes as tree tokens of one row, level by level. Nodes of other chunks are not needed: a
         #    chunk holds all ancestors of its nodes, so the cache is emptied after each.
         ancestors = node_ancestors(trie, ranges)

@@ -66,8 +66,13 @@ def test_oracle_compares_passes_and_ends_with_an_error_if_their_scores_differ(sc
     oracle.main(tiny)
     rows = [row.split(" | ")[:2] for row in capsys.readouterr().out.splitlines()[3:]]
     assert [tokens for _, tokens in rows] == ["budget", "64"] * 2
-    monkeypatch.setattr(oracle, "AGREE", -1.0)
-    with pytest.raises(SystemExit, match="T5, Beauty's shape: scores in passes of budget tokens differ by 0"):
+    right = oracle.exact_scores.prefix_scores
+
+    def wrong(prompts, most):
+        return [scores + 0.001 * (most() == 64) for scores in right(prompts, most)]
+
+    monkeypatch.setattr(oracle.exact_scores, "prefix_scores", wrong)
+    with pytest.raises(SystemExit, match=r"T5, Beauty's shape: scores in passes of 64 tokens differ by 1\.0e-03"):
         oracle.main(tiny)
 
 
@@ -79,8 +84,15 @@ def test_catalog_logprobs_compares_rows_and_ends_with_an_error_if_their_gradient
     rows = [row.split(" | ")[0] for row in capsys.readouterr().out.splitlines()[-2:]]
     assert rows[0].startswith("| 1 of ") and int(rows[1].split()[1]) > 1
     assert benchmark.catalog_logprobs.ROW_PREFIXES == 256
-    monkeypatch.setattr(benchmark, "AGREE", -1.0)
-    with pytest.raises(SystemExit, match=r"In 1 rows log-probabilities differ by 0\.0e"):
+    right, whole = benchmark.catalog_logprobs.catalog_logprobs, benchmark.ONE_ROW
+
+    def steeper(*arguments, **options):
+        """In several rows the same values, but twice the gradient."""
+        found = right(*arguments, **options)
+        return found if whole == benchmark.catalog_logprobs.ROW_PREFIXES else 2 * found - found.detach()
+
+    monkeypatch.setattr(benchmark.catalog_logprobs, "catalog_logprobs", steeper)
+    with pytest.raises(SystemExit, match=r"In [2-9]\d* rows log-probabilities differ by \S+ and a gradient by 1\.0e\+00"):
         benchmark.main(["--repeats", "1", "--prefixes", "16"])
 
 

@@ -13,6 +13,7 @@ from minionerec.artifacts import Manifest, Recipe
 from minionerec.commands import result_table
 from minionerec.config import BaselineConfig, BaselineName, Config, EvalConfig, PromptsConfig
 from minionerec.errors import ArtifactError
+from minionerec.recommend.variants import STAGES, VARIANTS
 from minionerec.report.build import write_report
 from minionerec.report.evaluated import LABELS
 from minionerec.report.page import PLOTLY_FILE
@@ -343,4 +344,4 @@ def test_pages_have_the_name_of_the_run_not_of_the_command(tmp_path):
 
 
 def test_every_baseline_has_a_label():
-    assert set(get_args(BaselineName)) < set(LABELS)
+    assert {*get_args(BaselineName), *STAGES, *VARIANTS} < set(LABELS)

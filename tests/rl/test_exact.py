@@ -15,7 +15,7 @@ from minionerec.tree import (
     score_catalog,
 )
 from minionerec.tree import catalog_logprobs as catalog_logprobs_module
-from minionerec.tree.catalog_logprobs import Rows, catalog_logprobs
+from minionerec.tree.catalog_logprobs import PrefixRows, catalog_logprobs, number_of_rows
 from tests.rl.toy import trainer_of
 from tests.tree.conftest import random_codes
 
@@ -42,22 +42,25 @@ def test_logprobs_are_the_oracles(trainer):
 @pytest.mark.parametrize("depth", [1, 2, 4])
 def test_prefixes_in_several_rows_give_what_one_row_gives(trainer, depth, monkeypatch):
     """The same log-probabilities and gradients; a node's ancestors stand in its row, and nothing else is seen."""
-    model, codes = trainer.model, random_codes(np.random.default_rng(depth), 200, depth, 6, ragged=depth > 1)
+    model, codes = trainer.model, random_codes(np.random.default_rng(depth), 200, depth, {2: 90}.get(depth, 6), depth > 1)
     trie = CatalogTrie.from_codes(codes)
-    inner, found = sum(map(len, trie.tokens[:-1])), {}
+    found = {}
     weights = torch.randn(len(PROMPTS), len(trie), generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(catalog_logprobs_module, "PER_PROMPT_TOKEN", 0)
     for most in (10, 40, 10**9):
         monkeypatch.setattr(catalog_logprobs_module, "ROW_PREFIXES", most)
-        rows = Rows.of(trie, 5)
-        assert len(rows.tokens) <= max(1, round(inner / most))
+        rows = PrefixRows.of(trie, number_of_rows(trie, 5))
+        assert len(rows.tokens) <= number_of_rows(trie, 5)
         assert (rows.ancestors.sum(-1) <= depth).all()
         model.zero_grad()
-        logprobs = catalog_logprobs(model, PROMPTS, trie=trie)
+        cut: dict = {}
+        logprobs = catalog_logprobs(model, PROMPTS, trie=trie, cut=cut)
+        assert [len(rows.tokens), *cut] == [len(cut[number_of_rows(trie, 5)].tokens), number_of_rows(trie, 5)]
+        torch.testing.assert_close(catalog_logprobs(model, PROMPTS, trie=trie, cut=cut), logprobs, atol=0, rtol=0)
         (logprobs * weights).sum().backward()
         gradients = {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
         found[most] = len(rows.tokens), logprobs.detach(), gradients
-    assert [rows for rows, _, _ in found.values()] == {1: [1, 1, 1], 2: [1, 1, 1], 4: [10, 3, 1]}[depth]
+    assert [rows for rows, _, _ in found.values()] == {1: [1, 1, 1], 2: [7, 2, 1], 4: [10, 3, 1]}[depth]
     for _, logprobs, gradients in found.values():
         torch.testing.assert_close(logprobs, found[10**9][1], atol=2e-5, rtol=0)
         for name, gradient in gradients.items():

@@ -1,6 +1,7 @@
 import pytest
 
 from minionerec.config import RlConfig
+from minionerec.rl import plan
 from minionerec.rl.arguments import grpo_arguments
 from minionerec.rl.plan import planned_work
 from minionerec.tree import CatalogTrie, catalog_logprobs
@@ -42,19 +43,30 @@ def test_rollouts_over_the_vocabulary_need_rows_of_the_head(prompts, tmp_path, f
     assert planned(prompts, tmp_path, **fields)[2].head_rows == rows
 
 
+def rows_of(trie, length):
+    return catalog_logprobs.PrefixRows.of(trie, catalog_logprobs.number_of_rows(trie, length)).tokens.shape
+
+
 def test_the_exact_objective_computes_the_catalog_and_rolls_nothing_out(prompts, tmp_path, monkeypatch):
     examples, trie, exact = planned(prompts, tmp_path, **EXACT)
     longest = max(len(example.prompt) for example in examples)
     prefixes = len({tuple(sid[:level]) for sid in trie.sids.tolist() for level in (1, 2)})
     assert exact.rollout == exact.cached == 0
-    assert (exact.largest[0].rows, exact.largest[0].length) == (4, longest + prefixes)
-    assert exact.largest[0].predicting == 4 * (prefixes + 1)
+    assert (exact.largest[-1].rows, exact.largest[-1].length) == (4, longest + prefixes)
+    assert exact.largest[-1].predicting == 4 * (prefixes + 1)
     monkeypatch.setattr(catalog_logprobs, "ROW_PREFIXES", 5)  # so the prefixes are cut into several rows
     monkeypatch.setattr(catalog_logprobs, "PER_PROMPT_TOKEN", 0)
-    parts, nodes = catalog_logprobs.Rows.of(trie, longest).tokens.shape
+    parts, nodes = rows_of(trie, longest)
     assert parts > 1 and parts * nodes >= prefixes
-    rows = planned(prompts, tmp_path, **EXACT)[2].largest[0]
-    assert (rows.rows, rows.length, rows.predicting) == (4 * parts, longest + nodes, 4 * parts * (nodes + 1))
+    largest = planned(prompts, tmp_path, **EXACT)[2].largest[-1]
+    assert (largest.rows, largest.length, largest.predicting) == (4 * parts, longest + nodes, 4 * parts * (nodes + 1))
+    # A longer prompt may take fewer rows and less memory, so each length may be that of the costliest batch.
+    monkeypatch.setattr(catalog_logprobs, "number_of_rows", lambda trie, length: 1 if length == longest else 4)
+    monkeypatch.setattr(plan, "number_of_rows", catalog_logprobs.number_of_rows)
+    shapes = planned(prompts, tmp_path, **EXACT)[2].largest
+    lengths = sorted({len(example.prompt) for example in examples})
+    assert len(shapes) == len(lengths) > 1
+    assert shapes[-1].positions == 4 * (longest + prefixes) < max(shape.positions for shape in shapes)
 
 
 def test_groups_without_signal_are_looked_for_a_step_at_a_time(prompts, tmp_path):

@@ -87,6 +87,7 @@ def test_torchrun_starts_all_again_when_one_is_killed(alone, copy, options):
     made = copy()
     done = torchrun(2, 1, "tests/sft/killed.py", "14", *options(made), "--sft.micro_batch", "2")
     assert done.stdout.count("sft: 2 processes on CPUs (DDP)") == 2  # before and after
+    assert "would not find each other" not in done.stdout + done.stderr
     assert_same_curve(made.folder / "sft", alone)
     metrics = read_json(made.folder / "sft/manifest.json")["metrics"]
     assert (metrics["devices"], metrics["distributed"]) == (2, "MULTI_CPU")
