@@ -443,6 +443,10 @@ def table_of_baselines(name: list[str], runs: Path | None, json: Path | None, ht
             raise ConfigError(
                 f"baseline table {name[0]} takes no {', '.join(given)}: that is for folders of runs. Leave it out."
             )
+        if not published and (Path(name[0]) / run_file.RUN_FILE).is_file():
+            raise ConfigError(
+                f"baseline table {name[0]}: nothing is evaluated in this run. First minionerec eval --config {name[0]}"
+            )
         return _console(200).print(baseline_tables.published_table(name[0], runs or Path("runs")))
     if runs is not None:
         raise ConfigError("--runs is for the tables beauty and lastfm; name the folders of the runs alone.")

@@ -147,6 +147,7 @@ def test_unknown_and_misplaced_fields(fails, file, field, hint):
         (["--name", ""], "name is empty; it names files and folders."),
         (["--name"], "--name needs a value: text."),
         (["--replace", "maybe"], "minionerec run takes no argument 'maybe'."),
+        (["--replace", "true", "--wait", "false", "no"], "minionerec run takes no argument 'no'."),
         (["--replace=maybe"], "command line: replace is 'maybe'. Expected true or false."),
         (["--model.layers", "null"], "command line: model.layers is null. Expected a whole number."),
         (["--sid.levels", "2.5"], "command line: sid.levels is 2.5. Expected a whole number."),
@@ -298,6 +299,17 @@ def test_command_line_over_file_over_defaults_in_any_order(file):
         assert (config.threads, config.sft.learning_rate) == (1, 1e-4)  # file
         assert config.sft.batch_size == Config().sft.batch_size  # default
     assert parse("run", ["--seed=3", f"--config={path}"]).seed == 3
+
+
+def test_switches_may_have_a_value():
+    for words, expected in (
+        (["--replace"], (True, False)),
+        (["--replace", "true", "--wait"], (True, True)),
+        (["--replace", "false", "--wait", "true", "--seed", "3"], (False, True)),
+        (["--replace=false"], (False, False)),
+    ):
+        config = parse("sid", words)
+        assert (config.replace, config.wait) == expected
 
 
 def test_lists_and_nulls(file):

@@ -14,6 +14,8 @@ from minionerec.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 MILLISECONDS = "milliseconds_per_list"  # a figure of baselines and evaluations: what making one list took
+# Made from the artefacts of other stages, without training a model: replaced without a question. No other stage is.
+DERIVED = ("mixture", "d3", "eval", "titles", "report", "sid-inspect", "scoring")
 _PACKAGES = ("torch", "transformers", "trl", "accelerate", "polars", "scikit-learn", "numpy")
 _CHECKSUM = "checksum"  # of all other fields, in the file only
 _STAGES = (
@@ -158,10 +160,11 @@ def require(folder: Path, command: str, made_from: Mapping[str, str] | None = No
         manifest = Manifest.load(folder)
     except ArtifactError as error:
         raise ArtifactError(f"{error} The command: {command} (same --config and options).") from None
+    replacing = "" if manifest.stage.partition("/")[0] in DERIVED else " --replace"
     for name, digest in (made_from or {}).items():
         if manifest.inputs.get(name, digest) != digest:
             raise ArtifactError(
-                f"{folder}: was made from another {name} than the one in this run. Make it again: {command} (same --config and "
-                "options)."
+                f"{folder}: was made from another {name} than the one in this run. Make it again: "
+                f"{command}{replacing} (same --config and options)."
             )
     return manifest

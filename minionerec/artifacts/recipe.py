@@ -18,7 +18,7 @@ from typing import Any
 
 from minionerec.artifacts import lock
 from minionerec.artifacts.files import content_hash, disk_full, file_hash, no_space, read_json, remove, share, sync, write_json
-from minionerec.artifacts.manifest import MANIFEST, Manifest, versions
+from minionerec.artifacts.manifest import DERIVED, MANIFEST, Manifest, versions
 from minionerec.config.differences import leaves, recipe_changes
 from minionerec.distributed import decide_on_main, is_main_process, wait_for_everyone
 from minionerec.errors import ArtifactError, ConfigError, LockedError, MiniOneRecError
@@ -33,8 +33,6 @@ UNSEEDED = 0  # the seed of a stage that makes no random choice: no seed makes i
 CHECKPOINTS = "checkpoints"  # of a resumable stage; removed when the artefact is complete
 _KEY, _RECIPE = "key.txt", "recipe.json"  # in a partial folder: which artefact it will be, and what that is made from
 _SCRATCH = (CHECKPOINTS, _KEY, _RECIPE)  # no part of the artefact
-# Made from the artefacts of other stages, without training a model: replaced without a question. No other stage is.
-_DERIVED = ("mixture", "d3", "eval", "titles", "report", "sid-inspect", "scoring")
 _Look = Callable[[], Manifest | None]
 
 log = logging.getLogger(__name__)
@@ -212,7 +210,7 @@ class Recipe:
 
     def _refuse_to_replace(self) -> None:
         advice = "pass --replace to {} it, or keep both: choose another --name or --out."
-        if self.stage.partition("/")[0] in _DERIVED:
+        if self.stage.partition("/")[0] in DERIVED:
             return
         if changes := self._changes(_manifest_values(self.folder)):
             raise ConfigError(

@@ -20,7 +20,8 @@ from minionerec.config.fields import allowed, did_you_mean, field_types, fits, n
 from minionerec.errors import ConfigError
 
 FLAGS = ("--help-all", "--print_config")  # of every command that takes a configuration, next to --help
-SWITCHES = ("--replace", "--wait")  # fields that need no value on the command line
+SWITCHES = ("--replace", "--wait")  # fields that need no value on the command line, but may have one of these
+SWITCHED = ("true", "false")
 _TYPES = field_types(Config)
 _MAPPINGS = {name for name, kind in _TYPES.items() if typing.get_origin(kind) is dict}  # such as rl.rewards
 
@@ -111,6 +112,8 @@ def check_words(name: str, arguments: Sequence[str]) -> None:
         elif spec is None and not (command.takes_config and option in ("--config", *FLAGS)):
             raise ConfigError(f"minionerec {name} has no option {option}.{did_you_mean(option, command.options, 0.5)}")
         if option in flags and not equals:
+            if option in SWITCHES and command.takes_config and words and words[0] in SWITCHED:
+                words.pop(0)
             continue
         if spec is not None and "nargs" in spec and not equals:
             values = list(itertools.takewhile(lambda word: not word.startswith("--"), words))

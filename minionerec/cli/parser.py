@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_set
 
 from minionerec import presets
 from minionerec.cli.help import Formatter, WholeFormatter, metavar
-from minionerec.cli.mistakes import SWITCHES, check_file, check_words
+from minionerec.cli.mistakes import SWITCHED, SWITCHES, check_file, check_words
 from minionerec.cli.table import COMMANDS, OWN_KEYS
 from minionerec.config import Config, run_file
 from minionerec.config.checks import check_output_file, check_text, checked_path
@@ -131,11 +131,12 @@ def read(name: str, arguments: Sequence[str]) -> tuple[Config | None, dict[str, 
     """
     command = COMMANDS[name]
     files, rest = [], []
-    remaining = iter(arguments)
-    for argument in remaining:
+    remaining = list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
         option, equals, value = argument.partition("=")
         if option == "--config" and command.takes_config:
-            source = value if equals else next(remaining, "")
+            source = value if equals or not remaining else remaining.pop(0)
             path = preset(source)
             check_file(path)
             files.append(f"--config={path}")
@@ -143,7 +144,8 @@ def read(name: str, arguments: Sequence[str]) -> tuple[Config | None, dict[str, 
                 files.append(f"--out={source}")  # a new name asks for a new run with the same configuration
         else:
             flag = argument in SWITCHES and command.takes_config
-            rest.append(f"{argument}=true" if flag else argument)
+            switched = remaining.pop(0) if flag and remaining and remaining[0] in SWITCHED else "true"
+            rest.append(f"{argument}={switched}" if flag else argument)
     commands_parser = parser(name)
     try:
         values = commands_parser.instantiate(commands_parser.parse_args(files + rest)).as_dict()

@@ -322,12 +322,17 @@ def _on_training(log: Sequence[Mapping[str, Any]]) -> list[str]:
     if with_signal := _logged(log, "groups_with_signal"):
         without = 1 - sum(with_signal) / len(with_signal)
         sentences.append(f"On average {without:.0%} of the beam groups carried no signal: all their rewards were equal.")
-    for name, words in (("entropy", "nats of entropy per token"), ("first_codes", "different first codes per group")):
+    # The objective `exact` logs an entropy, too, and rolls nothing out.
+    of_training = (
+        ("entropy", "The policy has", "nats of entropy per token"),
+        ("first_codes", "Rollouts have", "different first codes per group"),
+    )
+    for name, whose, words in of_training:
         values = _logged(log, name)
         if len(values) > 1:
             tenth = max(1, len(values) // 10)
             first, last = (sum(part) / tenth for part in (values[:tenth], values[-tenth:]))
-            sentences.append(f"Rollouts have {first:.3f} {words} in the first tenth of training, and {last:.3f} in the last.")
+            sentences.append(f"{whose} {first:.3f} {words} in the first tenth of training, and {last:.3f} in the last.")
     return sentences
 
 

@@ -187,11 +187,13 @@ def warn_if_normalised_otherwise(sft: Manifest, config: RlConfig) -> None:
     """Warn if SFT normalised its probabilities over another set of tokens than RL does."""
     of_sft = sft.config["sft"]["normalise_over"]
     if of_sft != config.normalise_over:
+        advice = f"Train SFT with sft.normalise_over {config.normalise_over}"
+        if config.objective != "exact":  # which is over the catalog
+            advice = f"Set rl.normalise_over {of_sft}"
         log.warning(
             "The SFT model was trained with sft.normalise_over %s, but rl.normalise_over is %s: its probabilities mean "
-            "something else here, and the KL is measured from a model that nobody trained. Set rl.normalise_over %s unless "
-            "you mean it.",
-            *(of_sft, config.normalise_over, of_sft),
+            "something else here, and the KL is measured from a model that nobody trained. %s unless you mean it.",
+            *(of_sft, config.normalise_over, advice),
         )
 
 

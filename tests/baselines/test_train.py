@@ -243,6 +243,15 @@ def test_tables_print_published_and_own_rows(sequences, tmp_path, capsys):
     assert f"{value:.4f} [" in printed[line] and "given weights" in printed[line + 1]
 
 
+def test_a_table_of_a_run_without_evaluations_names_the_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/run.yaml").write_text("name: a\n")
+    assert main(["baseline", "table", "mine"]) == 2
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "mine: nothing is evaluated in this run. First minionerec eval --config mine" in printed
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

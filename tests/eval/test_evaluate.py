@@ -74,7 +74,7 @@ def test_a_baseline_of_other_data_is_named_and_left_out(tmp_path, caplog):
     run(config, ("baseline",))
     config.data.max_history = 5
     run(config, ("data", "sid", "eval"))
-    advice = "Make it again: minionerec baseline --baseline.model markov (same --config and options)."
+    advice = "Make it again: minionerec baseline --baseline.model markov --replace (same --config and options)."
     assert f"markov is not evaluated. {config.folder / 'baselines/markov'}: was made from another data" in caplog.text
     assert advice in caplog.text
     table = result_table(config)

@@ -209,5 +209,5 @@ def test_a_model_of_another_index(undisturbed, tmp_path, capsys):
     assert main(["rl", "--config", path]) == 2
     assert main(["eval", "--config", path]) == 2
     errors = capsys.readouterr().err
-    assert errors.count("sft: was made from another sid than the one in this run. Make it again: minionerec sft") == 2
+    assert errors.count("sft: was made from another sid than the one in this run. Make it again: minionerec sft --replace") == 2
     assert "Traceback" not in errors

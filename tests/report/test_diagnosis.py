@@ -50,7 +50,7 @@ def part(answer, value):
 def test_the_reading_names_what_is_beyond_noise():
     log = [{"step": 1, "kl": 0.1, "entropy": 2.0}, {"step": 2, "kl": 0.05, "entropy": 1.5}]
     text = " ".join(reading(NOTHING, NOTHING, differences(0.02, -0.03), [], [], log))
-    assert "Rollouts have 2.000 nats of entropy per token in the first tenth of training, and 1.500 in the last." in text
+    assert "The policy has 2.000 nats of entropy per token in the first tenth of training, and 1.500 in the last." in text
     assert "better than SFT beyond noise at HR@1." in text and "worse than SFT beyond noise at HR@50." in text
     assert "4 metrics were tested. If RL changed nothing, about one test in twenty would still" in text
     assert "over-sharpened" in text and "0.0500 at the end, 0.1000 at most" in text

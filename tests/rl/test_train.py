@@ -116,6 +116,10 @@ def test_another_space_than_sft_was_trained_in(prepared, caplog):
     assert not caplog.text
     warn_if_normalised_otherwise(sft, RlConfig(normalise_over="catalog"))
     assert "trained with sft.normalise_over vocabulary, but rl.normalise_over is catalog" in caplog.text
+    assert "Set rl.normalise_over vocabulary unless you mean it." in caplog.text
+    caplog.clear()
+    warn_if_normalised_otherwise(sft, RlConfig(objective="exact", normalise_over="catalog", rewards={"rule": 1.0}))
+    assert "Train SFT with sft.normalise_over catalog unless you mean it." in caplog.text  # `exact` takes nothing else
 
 
 @pytest.mark.parametrize(
