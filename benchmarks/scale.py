@@ -79,7 +79,7 @@ def settings(folder: Path, interactions: int) -> dict[str, Any]:
         "model": {"hidden_size": 64, "intermediate_size": 128, "layers": 4, "heads": 4, "vocabulary": 1000},
         "sft": {
             "tasks": ["history_sid_to_sid"],
-            "max_examples": max(interactions // 100, 100),
+            "max_examples": max(interactions // 100, 256),  # two batches at least
             "epochs": 1,
             "evaluations": 1,
             "batch_size": 128,

@@ -10,6 +10,7 @@ import pytest
 
 from minionerec.artifacts import read_json
 from minionerec.eval.lists import RankedLists
+from minionerec.eval.metrics import item_ranks
 from minionerec.statistics.ranking import gains, hits
 from tests.benchmarks.test_rl_table import lists
 from tests.small import leave_one_out, write_config
@@ -106,7 +107,7 @@ def test_a_table_and_again(quality, tmp_path, capfd):
     assert alone["lazy"]["all"]["HR@10"]["change"]["value"] < 0
     assert len(list((tmp_path / "out").glob("items-*"))) == 1
     ranked = tmp_path / "out/base/seed-2/valid/eval/sft/predictions.jsonl"
-    values = gains(quality.item_ranks(RankedLists.read(ranked))[0], 10)
+    values = gains(item_ranks(RankedLists.read(ranked))[0], 10)
     assert alone["base"]["all"]["NDCG@10"]["seeds"][1] == pytest.approx(values.mean())
     made = sorted((tmp_path / "out").glob("*/seed-*/**/manifest.json"))
     times = [file.stat().st_mtime_ns for file in made]
