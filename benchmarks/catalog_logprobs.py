@@ -10,6 +10,7 @@ probabilities differ from those of one row by more than 1e-4, or a gradient by m
 
 import argparse
 import time
+from unittest import mock
 
 import torch
 from setting import industrial_codes, machine, positive, table
@@ -41,21 +42,20 @@ def main(argv: list[str] | None = None) -> None:
     weights = torch.rand(len(prompts), len(trie))
     seconds: dict[int, list[float]] = {most: [] for most in (ONE_ROW, *arguments.prefixes)}
     found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-    usual = catalog_logprobs.ROW_PREFIXES
     for _ in range(arguments.repeats):
         for most in seconds:
-            catalog_logprobs.ROW_PREFIXES = most
             model.zero_grad()
             start = time.process_time()
-            logprobs = catalog_logprobs.catalog_logprobs(model, prompts, trie=trie)
+            with mock.patch.object(catalog_logprobs, "ROW_PREFIXES", most):
+                logprobs = catalog_logprobs.catalog_logprobs(model, prompts, trie=trie)
             (logprobs * weights).sum().backward()
             seconds[most].append(time.process_time() - start)
             gradients = [one.grad.flatten() for one in model.parameters() if one.grad is not None]
             found[most] = logprobs.detach(), torch.cat(gradients)
     rows = []
     for most, times in seconds.items():
-        catalog_logprobs.ROW_PREFIXES = most
-        number = catalog_logprobs.number_of_rows(trie, max(LENGTHS))
+        with mock.patch.object(catalog_logprobs, "ROW_PREFIXES", most):
+            number = catalog_logprobs.number_of_rows(trie, max(LENGTHS))
         parts, nodes = catalog_logprobs.PrefixRows.of(trie, number).tokens.shape
         logprobs, gradient = (abs(own - one).max().item() for own, one in zip(found[most], found[ONE_ROW], strict=True))
         gradient /= found[ONE_ROW][1].abs().max().item()
@@ -63,7 +63,6 @@ def main(argv: list[str] | None = None) -> None:
             raise SystemExit(f"In {parts} rows log-probabilities differ by {logprobs:.1e} and a gradient by {gradient:.1e}.")
         ratio = min(seconds[ONE_ROW]) / min(times)
         rows.append([f"{parts} of {nodes}", f"{min(times):.2f}", f"{ratio:.1f}", f"{logprobs:.1e}", f"{gradient:.1e}"])
-    catalog_logprobs.ROW_PREFIXES = usual
     print(f"{catalog}, {sum(map(len, trie.tokens[:-1]))} prefixes")
     table(["rows and prefixes", "CPU seconds a step", "times faster", "log-probabilities", "gradient"], rows)
 

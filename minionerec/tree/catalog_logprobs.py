@@ -71,12 +71,37 @@ def catalog_logprobs(
         raise ConstraintError("Prompts must not be empty.")
     device, count = trie.device, len(prompts)
     ids, seen = left_pad(prompts, 0, device)
-    length, lengths = ids.shape[1], seen.sum(1)
-    number = number_of_rows(trie, length)
+    number = number_of_rows(trie, ids.shape[1])
     cut = {} if cut is None else cut
     if number not in cut:
         cut[number] = PrefixRows.of(trie, number)
     rows = cut[number]
+    logits = _logits(model, ids, seen, rows, trie.depth)
+    # From the top level down: a node's log-probability is its parent's plus its own among its siblings.
+    scores = torch.zeros(count, 1, device=device)
+    for level, tokens in enumerate(trie.tokens):
+        parents = trie.parent(level, torch.arange(len(tokens), device=device))
+        parent_places = rows.places[level][parents]
+        legal = logits[:, parent_places, tokens.long().clamp(min=0)].float() / temperature
+        steps = _sibling_log_softmax(legal, parents, scores.shape[1]).masked_fill(tokens == NO_TOKEN, 0.0)
+        scores = scores.gather(1, parents.expand(count, -1)) + steps
+    return scores
+
+
+def number_of_rows(trie: CatalogTrie, length: int) -> int:
+    """How many rows the inner nodes are cut into behind prompts of which the longest has `length` tokens."""
+    return max(1, round(sum(map(len, trie.tokens[:-1])) / max(ROW_PREFIXES, PER_PROMPT_TOKEN * length)))
+
+
+def _logits(model: torch.nn.Module, ids: torch.Tensor, seen: torch.Tensor, rows: "PrefixRows", depth: int) -> torch.Tensor:
+    """Logits of the root and of the inner nodes after each prompt, (prompts, places, vocabulary).
+
+    Args:
+        ids, seen: (prompts, length) left-padded prompts and their mask.
+        rows: of the trie.
+        depth: levels of the trie.
+    """
+    (count, length), lengths, device = ids.shape, seen.sum(1), ids.device
     parts, nodes = rows.tokens.shape
 
     # 1. Rows of a prompt's tokens and then a part of the inner nodes, all parts of a prompt one after the other.
@@ -100,27 +125,12 @@ def catalog_logprobs(
     unwrapped = cast(PreTrainedModel, extract_model_from_parallel(model))
     logits = model(
         input_ids=input_ids,
-        attention_mask=attention_bias(unwrapped, allowed, int(lengths.max()) + trie.depth - 1),
+        attention_mask=attention_bias(unwrapped, allowed, int(lengths.max()) + depth - 1),
         position_ids=positions,
         logits_to_keep=nodes + 1,  # of each row the last prompt token, which is the root, and the inner nodes
         use_cache=False,
     ).logits
-    logits = logits.unflatten(0, (count, parts)).flatten(1, 2)
-
-    # 3. From the top level down: a node's log-probability is its parent's plus its own among its siblings.
-    scores = torch.zeros(count, 1, device=device)
-    for level, tokens in enumerate(trie.tokens):
-        parents = trie.parent(level, torch.arange(len(tokens), device=device))
-        parent_places = rows.places[level][parents]
-        legal = logits[:, parent_places, tokens.long().clamp(min=0)].float() / temperature
-        steps = _sibling_log_softmax(legal, parents, scores.shape[1]).masked_fill(tokens == NO_TOKEN, 0.0)
-        scores = scores.gather(1, parents.expand(count, -1)) + steps
-    return scores
-
-
-def number_of_rows(trie: CatalogTrie, length: int) -> int:
-    """How many rows the inner nodes are cut into behind prompts of which the longest has `length` tokens."""
-    return max(1, round(sum(map(len, trie.tokens[:-1])) / max(ROW_PREFIXES, PER_PROMPT_TOKEN * length)))
+    return cast(torch.Tensor, logits.unflatten(0, (count, parts)).flatten(1, 2))
 
 
 class PrefixRows(NamedTuple):

@@ -94,6 +94,7 @@ def test_catalog_logprobs_compares_rows_and_ends_with_an_error_if_their_gradient
     monkeypatch.setattr(benchmark.catalog_logprobs, "catalog_logprobs", steeper)
     with pytest.raises(SystemExit, match=r"In [2-9]\d* rows log-probabilities differ by \S+ and a gradient by 1\.0e\+00"):
         benchmark.main(["--repeats", "1", "--prefixes", "16"])
+    assert benchmark.catalog_logprobs.ROW_PREFIXES == 256
 
 
 def test_filters_compares_its_views(script, capsys):
