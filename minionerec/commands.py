@@ -443,7 +443,8 @@ def table_of_baselines(name: list[str], runs: Path | None, json: Path | None, ht
             raise ConfigError(
                 f"baseline table {name[0]} takes no {', '.join(given)}: that is for folders of runs. Leave it out."
             )
-        if not published and (Path(name[0]) / run_file.RUN_FILE).is_file():
+        # A run of a published table's protocol has no data of its own to evaluate on.
+        if not published and (Path(name[0]) / run_file.RUN_FILE).is_file() and (Path(name[0]) / "data").is_dir():
             raise ConfigError(
                 f"baseline table {name[0]}: nothing is evaluated in this run. First minionerec eval --config {name[0]}"
             )

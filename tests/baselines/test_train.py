@@ -245,11 +245,14 @@ def test_tables_print_published_and_own_rows(sequences, tmp_path, capsys):
 
 def test_a_table_of_a_run_without_evaluations_names_the_command(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/data").mkdir(parents=True)
     (tmp_path / "mine/run.yaml").write_text("name: a\n")
     assert main(["baseline", "table", "mine"]) == 2
     printed = " ".join(capsys.readouterr().err.split())
     assert "mine: nothing is evaluated in this run. First minionerec eval --config mine" in printed
+    (tmp_path / "mine/data").rmdir()  # as in a run of a published table's protocol, which `eval` refuses
+    assert main(["baseline", "table", "mine"]) == 2
+    assert "mine: no such table, and no run's folder with eval/ in it" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(
